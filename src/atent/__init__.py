@@ -1,0 +1,37 @@
+"""Train networks that hold under attack, measure how well they hold, and prove what can be proved.
+
+    from atent import Threat, load
+    from atent.attacks import PGD
+    from atent.methods import ATENT
+    from atent.train import fit
+
+Importing the package imports nothing heavy: its rooms come when they are named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+try:
+    __version__ = version("atent")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "unknown"
+
+_ROOMS = ("attacks", "data", "evaluate", "losses", "methods", "models", "optim", "plots", "run", "train")
+_NAMES = {"Threat": "atent.threat", "load": "atent.train"}
+
+__all__ = ["Threat", "__version__", "load", *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"atent.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'atent' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

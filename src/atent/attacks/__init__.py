@@ -1,0 +1,11 @@
+"""Attacks: each one file, a frozen dataclass of its settings; see `atent.attacks.base.Attack` for the contract."""
+
+from atent.attacks.base import Attack, Outcome
+from atent.attacks.fgsm import FGSM
+from atent.attacks.langevin import Langevin, Sampler, sampler
+from atent.attacks.pgd import PGD
+
+ATTACKS: dict[str, type[Attack]] = {"FGSM": FGSM, "PGD": PGD, "Langevin": Langevin}
+"""Name -> class; recipes, the command line and the contract tests read it."""
+
+__all__ = ["ATTACKS", "FGSM", "PGD", "Attack", "Langevin", "Outcome", "Sampler", "sampler"]

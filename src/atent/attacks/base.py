@@ -1,0 +1,281 @@
+"""What every attack shares: the contract, the counting model, the ascent loop, restarts and input checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atent.guard import Mode, guard
+from atent.losses import margin
+from atent.rng import Batch, Draws, PerSample
+from atent.threat import Threat, per_sample
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Outcome(NamedTuple):
+    """What an attack did to n samples."""
+
+    x_adv: Tensor
+    """Adversarial inputs, the shape of x."""
+    success: Tensor
+    """bool (n,): the model misclassifies x_adv, recomputed on that very tensor with true labels."""
+    norm: Tensor
+    """float64 (n,): distance to x in the threat's norm."""
+    forwards: Tensor
+    """int64 (n,): forward passes that each sample took part in."""
+    backwards: Tensor
+    """int64 (n,): backward passes that each sample took part in."""
+
+
+class Oracle:
+    """The model as an attack sees it: logits and input gradients, each pass counted per sample."""
+
+    def __init__(self, model: nn.Module, forwards: Tensor, backwards: Tensor, *, check: bool) -> None:
+        self.model, self.check = model, check
+        self.forwards, self.backwards = forwards, backwards
+        self.rows: Tensor | None = None
+
+    def take(self, rows: Tensor) -> Oracle:
+        """The same model and the same counters, for some of the samples."""
+        part = Oracle(self.model, self.forwards, self.backwards, check=False)
+        part.rows = rows if self.rows is None else self.rows[rows]
+        return part
+
+    def _count(self, counter: Tensor) -> None:
+        if self.rows is None:
+            counter += 1
+        else:
+            counter.index_add_(0, self.rows, torch.ones_like(self.rows))
+
+    def _verified(self, logits: Tensor, y: Tensor) -> Tensor:
+        if self.check:
+            check_logits(logits, y)
+            self.check = False
+        self._count(self.forwards)
+        return logits
+
+    @torch.no_grad()
+    def logits(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logits (n, classes) without a graph."""
+        return self._verified(self.model(x), y)
+
+    def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Input gradient of each sample's loss (the loss is summed over the batch), and the losses (n,)."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            values = loss(self._verified(self.model(x), y), y)
+            if not values.requires_grad:
+                raise ValueError(
+                    "the model has no gradient with respect to its input: a layer detaches or rounds it;"
+                    " use an attack that needs no gradients"
+                )
+            (grad,) = torch.autograd.grad(values.sum(), x)
+        self._count(self.backwards)
+        return grad, values.detach()
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The contract of an attack; a concrete one has a ``threat`` field and a ``search`` method."""
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
+        raise TypeError(f"{type(self).__name__} is a contract: use one of the attacks in atent.attacks")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int = 0,
+        ids: Tensor | None = None,
+        rng: torch.Generator | None = None,
+        mode: Mode = "eval",
+    ) -> Tensor:
+        """Adversarial inputs (n, ...) for inputs ``x`` in the box and true labels ``y`` (n,).
+
+        With ``seed`` and ``ids`` (sample numbers, default 0 .. n-1) each sample draws from its own stream;
+        with ``rng`` one stream serves the batch and the input checks are left out, as in training. The model
+        is seen in ``mode`` and comes back as it was found. ValueError for inputs that no attack can use.
+        """
+        return self._guarded(model, x, y, seed, ids, rng, mode, verdict=False)[0]
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        seed: int = 0,
+        ids: Tensor | None = None,
+        rng: torch.Generator | None = None,
+        mode: Mode = "eval",
+    ) -> Outcome:
+        """As the call, with the verdict, the distances and the passes of each sample."""
+        x_adv, success, forwards, backwards = self._guarded(model, x, y, seed, ids, rng, mode, verdict=True)
+        threat: Threat = self.threat  # type: ignore[attr-defined]
+        return Outcome(x_adv, success, threat.distance(x_adv, threat.clamp(x)), forwards, backwards)
+
+    def _guarded(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        seed: int,
+        ids: Tensor | None,
+        rng: torch.Generator | None,
+        mode: Mode,
+        *,
+        verdict: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        threat: Threat = self.threat  # type: ignore[attr-defined]
+        n = len(x)
+        draws: Draws
+        if rng is None:
+            check_batch(x, y, threat.box)
+            ids = torch.arange(n, device=x.device) if ids is None else ids.to(x.device)
+            check_ids(ids, n)
+            draws, inner = PerSample(seed, ids, type(self).__name__), seed
+        else:
+            draws = Batch(rng)
+            inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+        counters = torch.zeros(2, n, dtype=torch.int64, device=x.device)
+        if n == 0:
+            return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
+        with guard(model, mode=mode, seed=inner):
+            oracle = Oracle(model, *counters, check=rng is None)
+            x_adv = self.search(oracle, threat.clamp(x.detach()), y, draws).detach()
+            success = oracle.logits(x_adv, y).argmax(1) != y if verdict else torch.empty(0)
+        return x_adv, success, *counters
+
+
+def ascend(
+    oracle: Oracle,
+    x_adv: Tensor,
+    y: Tensor,
+    *,
+    steps: int,
+    loss: Loss,
+    move: Callable[[Tensor, Tensor, int], Tensor],
+    keep: str = "last",
+) -> Tensor:
+    """Climb the loss: ``x_adv = move(x_adv, gradient, k)`` for k = 0 .. steps-1.
+
+    ``keep="best"`` returns for each sample the iterate after the start with the highest loss, at the price of
+    one more forward; ``"last"`` returns the last one.
+    """
+    best, best_value = x_adv, torch.full(y.shape, -math.inf, dtype=x_adv.dtype, device=x_adv.device)
+
+    def remember(values: Tensor) -> None:
+        nonlocal best, best_value
+        better = values > best_value
+        best = torch.where(per_sample(better, x_adv), x_adv, best)
+        best_value = torch.where(better, values.to(best_value.dtype), best_value)
+
+    for k in range(steps):
+        grad, values = oracle.gradient(x_adv, y, loss)
+        if keep == "best" and k:
+            remember(values)
+        x_adv = move(x_adv, grad, k)
+    if keep == "best":
+        remember(loss(oracle.logits(x_adv, y), y))
+        return best
+    return x_adv
+
+
+def worst_of(
+    restarts: int,
+    once: Callable[[Oracle, Tensor, Tensor, Draws, int], Tensor],
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    draws: Draws,
+) -> Tensor:
+    """Repeat a search on the samples that still stand; per sample the result with the largest margin wins."""
+    x_adv = once(oracle, x, y, draws, 0)
+    if restarts == 1:
+        return x_adv
+    best = margin(oracle.logits(x_adv, y), y)
+    for restart in range(1, restarts):
+        rows = (best <= 0).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        part = oracle.take(rows)
+        candidate = once(part, x[rows], y[rows], draws.take(rows), restart)
+        score = margin(part.logits(candidate, y[rows]), y[rows])
+        better = score > best[rows]
+        x_adv = x_adv.index_copy(0, rows, torch.where(per_sample(better, x), candidate, x_adv[rows]))
+        best = best.index_copy(0, rows, torch.maximum(score, best[rows]))
+    return x_adv
+
+
+def check_batch(x: Tensor, y: Tensor, box: tuple[float, float]) -> None:
+    """ValueError, in one line, for inputs or labels that no attack can use."""
+    if not x.is_floating_point():
+        raise ValueError(f"inputs must be floats in [{box[0]:g}, {box[1]:g}], got {x.dtype}: divide pixels by 255")
+    if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(
+            f"labels must be {len(x)} integers, one per input, got {y.dtype} of shape {tuple(y.shape)}"
+        )
+    if not len(x):
+        return
+    if x.dim() < 2:
+        raise ValueError(f"inputs must be (n, d) or (n, c, h, w), got shape {tuple(x.shape)}")
+    if not torch.isfinite(x).all():
+        raise ValueError("inputs hold NaN or infinity: clean the data first")
+    low, high = float(x.min()), float(x.max())
+    slack = 1e-5 * (box[1] - box[0])
+    if low < box[0] - slack or high > box[1] + slack:
+        raise ValueError(
+            f"inputs lie in [{low:.4g}, {high:.4g}], outside the box [{box[0]:g}, {box[1]:g}]: attack raw pixels"
+            " and let the model normalise them (atent.models.Normalize as its first layer)"
+        )
+    if int(y.min()) < 0:
+        raise ValueError(f"labels must be 0 or more, got {int(y.min())}")
+
+
+def check_ids(ids: Tensor, n: int) -> None:
+    """ValueError unless ``ids`` are n integers in [0, 2^48)."""
+    if ids.shape != (n,) or ids.dtype != torch.int64:
+        raise ValueError(f"ids must be {n} int64 sample numbers, got {ids.dtype} of shape {tuple(ids.shape)}")
+    if n and (int(ids.min()) < 0 or int(ids.max()) >= 2**48):
+        raise ValueError(f"ids must lie in [0, 2^48), got {int(ids.min())} to {int(ids.max())}")
+
+
+def check_logits(logits: Tensor, y: Tensor) -> None:
+    """ValueError, in one line, for a model output that cannot be logits for these labels."""
+    if logits.dim() != 2 or len(logits) != len(y):
+        raise ValueError(
+            f"the model must return logits (n, classes), got shape {tuple(logits.shape)} for {len(y)} inputs"
+        )
+    if int(y.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"label {int(y.max())} is out of range: the model has {logits.shape[1]} outputs (0 to"
+            f" {logits.shape[1] - 1})"
+        )
+    z = logits.detach().float()
+    if not torch.isfinite(z).all():
+        raise ValueError("the model returned NaN or infinite logits: check its weights and its input range")
+    if logits.shape[1] > 1 and bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
+        raise ValueError(
+            "the model returns probabilities (each row is >= 0 and sums to 1): remove its softmax, attacks need logits"
+        )
+
+
+def check_number(name: str, value: float, low: float, *, above: bool = False) -> None:
+    """ValueError unless ``value`` is finite and >= ``low`` (> ``low`` with ``above``)."""
+    if isinstance(value, bool) or not math.isfinite(value) or value < low or (above and value == low):
+        raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {value}")
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} {value!r} is not known: use one of {', '.join(allowed)}")

@@ -1,0 +1,29 @@
+"""The fast gradient sign method and its l2 form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from atent.attacks.base import Attack, Oracle, ascend
+from atent.losses import cross_entropy
+from atent.rng import Draws
+from atent.threat import Threat
+
+
+@dataclass(frozen=True)
+class FGSM(Attack):
+    """One step of length eps along the steepest ascent of the cross-entropy (Goodfellow et al. 2015).
+
+    linf: x + eps sign(g); l2: x + eps g / ||g||_2; then the box. One forward, one backward.
+    """
+
+    threat: Threat
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        threat, eps = self.threat, float(self.threat.eps)
+        return ascend(
+            oracle, x, y, steps=1, loss=cross_entropy,
+            move=lambda z, grad, k: threat.project(z + eps * threat.ascent(grad), x),
+        )  # fmt: skip

@@ -1,0 +1,192 @@
+"""Langevin ascent on the inputs: the sampler of ATENT, and ATENT as an attack."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from atent.attacks.base import Attack, Oracle, ascend, check_choice, check_number, worst_of
+from atent.attacks.starts import Start, check_start, start
+from atent.losses import cross_entropy
+from atent.rng import Draws
+from atent.sgld import effective_noise, langevin_step, noise_for
+from atent.threat import Threat, unit
+
+Variant = Literal["released", "published"]
+Projection = Literal["never", "last", "every"]
+Gradient = Literal["raw", "unit", "sign"]
+Pull = Literal["free", "scaled"]
+
+# (gradient, pull scaling, projection, start) by variant and norm; see `sampler`.
+_VARIANTS: dict[tuple[str, str], tuple[Gradient, Pull, Projection, Start]] = {
+    ("released", "l2"): ("unit", "free", "never", "sphere"),
+    ("released", "linf"): ("sign", "free", "last", "corner"),
+    ("published", "l2"): ("raw", "scaled", "never", "sphere"),
+    ("published", "linf"): ("sign", "scaled", "every", "corner"),
+}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A fully resolved Langevin chain over inputs: nothing left to default.
+
+    x^{k+1} = clamp(project(x^k + step_size * d(g_k) + pull * (x - x^k) + noise * sqrt(2 step_size) * N(0, I)))
+    """
+
+    threat: Threat
+    steps: int
+    step_size: float
+    pull: float
+    """Factor of (x - x^k), the step size included where the variant scales by it."""
+    noise: float
+    start: Start
+    projection: Projection
+    gradient: Gradient
+
+    def begin(self, x: Tensor, draws: Draws, restart: int = 0) -> Tensor:
+        """x^0, not clamped to the box, as in the authors' code."""
+        return start(self.threat, self.start, x, draws, restart)
+
+    def move(self, z: Tensor, x: Tensor, grad: Tensor, k: int, draws: Draws, restart: int = 0) -> Tensor:
+        """x^{k+1} from x^k = ``z``, the anchor ``x`` and the gradient of each sample's own loss at ``z``."""
+        direction = {"raw": lambda g: g, "unit": unit, "sign": Tensor.sign}[self.gradient](grad)
+        normal = draws.normal(z, use="noise", restart=restart, step=k) if self.noise else None
+        z = langevin_step(
+            z, direction, x, step_size=self.step_size, pull=self.pull, noise=self.noise, normal=normal
+        )
+        if self.projection == "every" or (self.projection == "last" and k == self.steps - 1):
+            z = self.threat.project_ball(z, x)
+        return self.threat.clamp(z)
+
+    @property
+    def effective_noise(self) -> float:
+        """Standard deviation per pixel of the noise that one step adds."""
+        return effective_noise(self.step_size, self.noise)
+
+    def describe(self) -> dict[str, object]:
+        """The settings in use, as plain values."""
+        return {**asdict(self), "effective_noise": self.effective_noise}
+
+
+def sampler(
+    threat: Threat,
+    *,
+    variant: Variant = "released",
+    steps: int = 10,
+    step_size: float | None = None,
+    gamma: float | None = None,
+    noise: float | None = None,
+    effective_noise: float | None = None,
+    start: Start | None = None,
+    projection: Projection | None = None,
+    gradient: Gradient | None = None,
+    pull: Pull | None = None,
+) -> Sampler:
+    """Resolve the settings of ATENT's inner chain; a variant fills what is None, any field overrides it.
+
+    ``released`` (the authors' code): l2 has the unit gradient, the pull gamma (x - x^k) not multiplied by the step
+    size, no projection, a start on the sphere; linf has the sign, no pull, projection after the last step, a start
+    in a corner. ``published`` (Eq. 7): l2 has the raw gradient of each sample's loss and the pull multiplied by the
+    step size, no projection; linf, whose exact text is not at hand, is read here as the sign with projection after
+    every step. Every variant clamps to the box after each step.
+
+    Defaults: step size 2 eps / steps (l2, supplement A.2) or 2.5 eps / steps (linf), gamma 0.05 (l2) or 0 (linf),
+    noise 1e-3. ``effective_noise`` is sqrt(2 step_size) * noise and excludes ``noise``. ValueError for values out of
+    range, or for a start or a projection that the norm does not know.
+    """
+    check_choice("variant", variant, ("released", "published"))
+    check_number("steps", steps, 1)
+    d_gradient, d_pull, d_projection, d_start = _VARIANTS[variant, threat.norm]
+    gradient, pull = gradient or d_gradient, pull or d_pull
+    projection, start = projection or d_projection, start or d_start
+    check_choice("gradient", gradient, ("raw", "unit", "sign"))
+    check_choice("pull", pull, ("free", "scaled"))
+    check_choice("projection", projection, ("never", "last", "every"))
+    check_start(threat, start)
+    if step_size is None:
+        step_size = (2.0 if threat.norm == "l2" else 2.5) * float(threat.eps) / steps
+    check_number("step_size", step_size, 0)
+    if gamma is None:
+        gamma = 0.05 if threat.norm == "l2" else 0.0
+    check_number("gamma", gamma, 0)
+    if noise is not None and effective_noise is not None:
+        raise ValueError(
+            f"noise {noise:g} and effective_noise {effective_noise:g} exclude each other: give one of them"
+            " (effective_noise = sqrt(2 step_size) * noise)"
+        )
+    if effective_noise is not None:
+        check_number("effective_noise", effective_noise, 0)
+        noise = noise_for(step_size, effective_noise)
+    noise = 1e-3 if noise is None else noise
+    check_number("noise", noise, 0)
+    factor = gamma * (step_size if pull == "scaled" else 1.0)
+    if factor > 2:
+        raise ValueError(
+            f"a pull of {factor:g} per step makes the chain diverge (it must stay at or below 2): lower gamma"
+        )
+    return Sampler(threat, steps, step_size, factor, noise, start, projection, gradient)
+
+
+SAMPLER_FIELDS = (
+    "variant", "steps", "step_size", "gamma", "noise", "effective_noise",
+    "start", "projection", "gradient", "pull",
+)  # fmt: skip
+"""The keywords of `sampler`, which the attack and the method have as fields."""
+
+
+@dataclass(frozen=True)
+class Langevin(Attack):
+    """ATENT as an attack (supplement A.3): the training chain, judged at its last iterate.
+
+    The chain is the one that `sampler` describes; as an attack it always projects at its last step, also where the
+    variant never does. ``steps`` forwards and backwards per restart.
+    """
+
+    threat: Threat
+    steps: int = 20
+    """Number of Langevin steps."""
+    step_size: float | None = None
+    """eta': length of a step; left out: 2 eps / steps (l2), 2.5 eps / steps (linf)."""
+    gamma: float | None = None
+    """Pull towards the clean input; left out: 0.05 (l2), 0 (linf)."""
+    noise: float | None = None
+    """Thermal noise, the square root of the temperature; left out: 1e-3."""
+    effective_noise: float | None = None
+    """sqrt(2 step_size) * noise, instead of noise."""
+    variant: Variant = "released"
+    """released (the authors' code) or published (the paper's Eq. 7)."""
+    start: Start | None = None
+    projection: Literal["last", "every"] | None = None
+    gradient: Gradient | None = None
+    pull: Pull | None = None
+    restarts: int = 1
+    """Number of chains; the worst result counts."""
+
+    def __post_init__(self) -> None:
+        check_number("restarts", self.restarts, 1)
+        if self.projection == "never":
+            raise ValueError("an attack must end in the ball: use projection 'last' or 'every'")
+        _ = self.sampler
+
+    @property
+    def sampler(self) -> Sampler:
+        """The resolved chain."""
+        chain = sampler(self.threat, **{name: getattr(self, name) for name in SAMPLER_FIELDS})
+        return replace(chain, projection="last") if chain.projection == "never" else chain
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        chain = self.sampler
+
+        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int) -> Tensor:
+            return ascend(
+                oracle,
+                chain.begin(x, draws, restart),
+                y,
+                steps=chain.steps,
+                loss=cross_entropy,
+                move=lambda z, grad, k: chain.move(z, x, grad, k, draws, restart),
+            )
+
+        return worst_of(self.restarts, once, oracle, x, y, draws)

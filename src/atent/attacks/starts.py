@@ -1,0 +1,49 @@
+"""Where an attack begins."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from atent.attacks.base import check_choice
+from atent.rng import Draws
+from atent.threat import Threat, per_sample, unit
+
+Start = Literal["zero", "uniform", "corner", "sphere", "cube"]
+
+# A corner is a point of the linf sphere; the other sphere is round.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "linf": ("zero", "uniform", "corner", "cube"),
+    "l2": ("zero", "uniform", "sphere", "cube"),
+}
+
+
+def check_start(threat: Threat, kind: str) -> None:
+    """ValueError where a start is not defined for the threat's norm."""
+    check_choice(f"start (for {threat.norm})", kind, ALLOWED[threat.norm])
+
+
+def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) -> Tensor:
+    """A starting point for each sample of ``x``; not clamped to the box.
+
+    zero      x itself
+    uniform   uniform in the ball
+    corner    x + eps * (+-1 per coordinate), linf
+    sphere    uniform on the sphere of radius eps, l2
+    cube      x + U(-eps, eps)^d, in l2 far outside the ball: the start of the published l2 evaluation
+    """
+    eps = float(threat.eps)
+    if kind == "zero":
+        return x
+    if kind == "cube" or (kind == "uniform" and threat.norm == "linf"):
+        return x + eps * (2.0 * draws.uniform(x, use="start", restart=restart) - 1.0)
+    if kind == "corner":
+        return x + eps * (draws.uniform(x, use="start", restart=restart) - 0.5).sign()
+    direction = unit(draws.normal(x, use="start", restart=restart))
+    if kind == "sphere":
+        return x + eps * direction
+    dim = math.prod(x.shape[1:])
+    share = draws.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1) ** (1.0 / dim)
+    return x + per_sample(eps * share, x) * direction

@@ -1,0 +1,92 @@
+"""Augmentations of whole image batches, on the device they lie on, with draws of their own per image.
+
+Each takes float (n, c, h, w) and a generator of the same device (None: torch's global one), returns a tensor
+of the same shape, type and device, in the same box provided that the box holds 0, and never waits for the
+device. Raises ValueError where x is not a float image batch.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample, pad
+
+from atent.data.checks import lookup
+
+PADDING = 4
+DEGREES = 5.0
+
+Augmentation = Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+def _images(x: Tensor) -> None:
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(f"augmentation got {x.dtype} {tuple(x.shape)}; wanted a float batch (n, c, h, w)")
+
+
+def _coins(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randint(2, (len(x),), generator=generator, device=x.device).bool()
+
+
+def none(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """x itself; nothing is drawn."""
+    return x
+
+
+def flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Each image mirrored left to right with probability 1/2."""
+    _images(x)
+    return torch.where(_coins(x, generator)[:, None, None, None], x.flip(3), x)
+
+
+def crop_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Each image padded with 4 zeros, cropped back at one of 9 x 9 offsets, and mirrored half the time.
+
+    The usual CIFAR augmentation (He et al., arXiv:1512.03385, section 4.2). Draws: offsets (n, 2), row then
+    column, then the coins (n,).
+    """
+    _images(x)
+    n, c, h, w = x.shape
+    offset = torch.randint(2 * PADDING + 1, (n, 2), generator=generator, device=x.device)
+    mirrored = _coins(x, generator)[:, None]
+    rows = offset[:, :1] + torch.arange(h, device=x.device)
+    along = torch.arange(w, device=x.device)
+    columns = offset[:, 1:] + torch.where(mirrored, w - 1 - along, along)
+    image = torch.arange(n, device=x.device)[:, None, None, None]
+    channel = torch.arange(c, device=x.device)[None, :, None, None]
+    return pad(x, [PADDING] * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def rotate_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Each image turned about its centre by an angle uniform in [-5, 5) degrees, and mirrored half the time.
+
+    Bilinear, with zeros outside. Draws: angles (n,), then the coins (n,).
+    """
+    _images(x)
+    n, _, h, w = x.shape
+    uniform = torch.rand(n, generator=generator, device=x.device, dtype=x.dtype)
+    angle = (2 * uniform - 1) * math.radians(DEGREES)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    # The grid runs from -1 to 1 along both sides, so a turn of an oblong image needs the ratio of its sides.
+    turn = torch.stack([cos, -sin * (h / w), zero, sin * (w / h), cos, zero], dim=1).view(n, 2, 3)
+    grid = affine_grid(turn, list(x.shape), align_corners=False)
+    turned = grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False).to(x.dtype)
+    # The four weights can add up to more than 1 by rounding, and attacks refuse what leaves the box.
+    low = x.amin((1, 2, 3), keepdim=True).clamp(max=0.0)
+    high = x.amax((1, 2, 3), keepdim=True).clamp(min=0.0)
+    turned = turned.clamp(low, high)
+    return torch.where(_coins(x, generator)[:, None, None, None], turned.flip(3), turned)
+
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": none,
+    "flip": flip,
+    "crop-flip": crop_flip,
+    "rotate-flip": rotate_flip,
+}
+
+
+def augment(name: str) -> Augmentation:
+    """The augmentation of that name. Raises ValueError with the nearest one where there is none."""
+    return lookup(AUGMENTATIONS, name, "augmentation")

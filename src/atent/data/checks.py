@@ -1,0 +1,61 @@
+"""Questions put to data and settings that came from outside. Each failure is a ValueError of one line."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+def lookup(registry: Mapping[str, T], name: str, what: str) -> T:
+    """registry[name]. Raises ValueError with the nearest name and all allowed ones."""
+    if name in registry:
+        return registry[name]
+    near = get_close_matches(str(name).lower(), registry, n=1, cutoff=0.5)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown {what} {name!r};{hint} allowed: {', '.join(registry)}")
+
+
+def labels(file: object, y: np.ndarray, n: int, classes: int | None = None) -> None:
+    """y must be n whole numbers, from 0 and below `classes`. `file` is named in the ValueError."""
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise ValueError(f"{file}: labels are {y.dtype} of shape {y.shape}; wanted integers of shape (n,)")
+    if len(y) != n:
+        raise ValueError(f"{file}: {len(y)} labels for {n} images")
+    if n == 0:
+        raise ValueError(f"{file}: no records; at least one is needed")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or (classes is not None and high >= classes):
+        limit = "0 upwards" if classes is None else f"0 to {classes - 1}"
+        raise ValueError(f"{file}: labels run from {low} to {high}; allowed are {limit}")
+
+
+def every_class(file: object, y: np.ndarray, classes: int) -> None:
+    """Each class must have a sample in y, and there must be at least two. The ValueError names `file`."""
+    if classes < 2:
+        raise ValueError(f"{file}: {classes} class; at least 2 are needed")
+    # Compared without counting up to `classes`: a stray label of 10**9 must not ask for gigabytes.
+    seen = np.unique(y)
+    if len(seen) < classes:
+        empty = next(label for label in range(classes) if label >= len(seen) or seen[label] != label)
+        raise ValueError(f"{file}: class {empty} of 0 to {classes - 1} has no training sample")
+
+
+def floats(file: object, x: np.ndarray, box: tuple[float, float]) -> None:
+    """x must be finite and inside the box. `file` is named in the ValueError."""
+    finite = np.isfinite(x)
+    if not finite.all():
+        raise ValueError(f"{file}: {int((~finite).sum())} values are NaN or infinite; all must be finite")
+    low, high = float(x.min()), float(x.max())
+    if low < box[0] or high > box[1]:
+        raise ValueError(
+            f"{file}: values run from {low:g} to {high:g}; floats must be in [{box[0]:g}, {box[1]:g}]"
+        )
+
+
+def count(name: str, value: int | None) -> None:
+    """A number of samples in the settings: None, or 1 upwards."""
+    if value is not None and value < 1:
+        raise ValueError(f"data.{name} is {value}; it must be 1 or more")

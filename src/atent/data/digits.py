@@ -1,0 +1,39 @@
+"""The embedded default: 1797 handwritten digits of 8 x 8 pixels that come with scikit-learn."""
+
+import hashlib
+
+import numpy as np
+
+from atent.data.files import record
+from atent.data.split import Source, halves
+
+TEST = 500
+TEST_SEED = 20210
+KNOWN = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+
+
+def digits(root: str | None = None) -> Source:
+    """Digits 0 to 9, x (n, 1, 8, 8) uint8 in 0..16 with scale 16; `root` is not used.
+
+    The source has no official test set: a stratified split by a constant seed gives 1297 training and 500
+    test images, the same for every `split_seed`. ids are positions in `sklearn.datasets.load_digits`.
+    UCI, Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), its test part.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x, y = bunch.images.astype(np.uint8)[:, None], bunch.target
+    train, test = halves(x, y, 16.0, TEST, TEST_SEED)
+    digest = hashlib.sha256(x.tobytes() + y.astype(np.uint8).tobytes()).hexdigest()
+    return Source(
+        classes=10,
+        train=train,
+        test=test,
+        validation=200,
+        about={
+            "source": "UCI optical recognition of handwritten digits, as in sklearn.datasets.load_digits",
+            "files": {"load_digits": record(digest, KNOWN)},
+            "test": f"stratified split by the constant seed {TEST_SEED}; the source has no official one",
+            "class_names": [str(label) for label in range(10)],
+        },
+    )

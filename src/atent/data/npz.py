@@ -1,0 +1,70 @@
+"""The user's own arrays: one .npz file."""
+
+import io
+import zipfile
+import zlib
+
+import numpy as np
+
+from atent.data import checks
+from atent.data.files import MEND, data_root, read, record
+from atent.data.split import Source, split
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+def _images(name: str, x: np.ndarray) -> np.ndarray:
+    """x as (n, c, h, w), uint8 or float32. Raises ValueError where it is none of the allowed kinds."""
+    if x.ndim not in (3, 4) or 0 in x.shape:
+        raise ValueError(f"{name}: shape {x.shape}; allowed are (n, h, w) and (n, c, h, w)")
+    if x.ndim == 4 and x.shape[1] > 4 and x.shape[3] in (1, 3, 4):
+        raise ValueError(f"{name}: shape {x.shape} has its channels last; wanted (n, c, h, w)")
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise ValueError(f"{name}: {x.dtype}; allowed are uint8 (0 to 255) and floats in [0, 1]")
+    if x.dtype != np.uint8:
+        checks.floats(name, x, (0.0, 1.0))
+        x = x.astype(np.float32)
+    return x[:, None] if x.ndim == 3 else x
+
+
+def npz(root: str | None = None) -> Source:
+    """Images from a file with x_train, y_train, x_test and y_test; `root` is the path of the file.
+
+    x: (n, c, h, w) or (n, h, w), channels first only; uint8, divided by 255, or floats in [0, 1].
+    y: (n,) integers from 0; the number of classes is the largest training label plus one, each present.
+    ids are positions in x_train or x_test. Nothing in the file is unpickled.
+    Raises FileNotFoundError, or ValueError where an array is absent or not as described.
+    """
+    path = data_root(root)
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "not there"
+        raise FileNotFoundError(f"npz: wanted an .npz file, {path} is {kind}; {MEND} to the file's path")
+    content, digest = read(path)
+    if not content.startswith(b"PK"):
+        raise ValueError(f"{path}: not an .npz file (it does not begin like a zip archive)")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            lacking = [key for key in KEYS if key not in archive]
+            if lacking:
+                raise ValueError(f"{', '.join(lacking)} not in the file, which holds {', '.join(archive)}")
+            arrays = {key: archive[key] for key in KEYS}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    x, x_test = (_images(f"{path}: {key}", arrays[key]) for key in ("x_train", "x_test"))
+    y, y_test = arrays["y_train"], arrays["y_test"]
+    if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
+        raise ValueError(
+            f"{path}: x_test holds {x_test.dtype} {x_test.shape[1:]}; x_train has {x.dtype} {x.shape[1:]}"
+        )
+    checks.labels(f"{path}: y_train", y, len(x))
+    classes = int(y.max()) + 1
+    checks.every_class(f"{path}: y_train", y, classes)
+    checks.labels(f"{path}: y_test", y_test, len(x_test), classes)
+    scale = 255.0 if x.dtype == np.uint8 else None
+    return Source(
+        classes=classes,
+        train=split(x, y, scale),
+        test=split(x_test, y_test, scale),
+        validation=min(1000, max(1, len(x) // 10)),
+        about={"source": path.name, "files": {path.name: record(digest, None)}, "test": "x_test"},
+    )

@@ -1,0 +1,150 @@
+"""A labelled set of samples as three tensors, and a data set as three such sets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples that stay in their compact form, on any device, until a batch is asked for.
+
+    x: uint8 (n, c, h, w) with a `scale`, or float32 (n, c, h, w) / (n, d) with `scale=None`.
+    y: int64 (n,), classes from 0.
+    ids: int64 (n,), the position of each sample in its source (order of the train or test files). They
+        survive splitting, limiting and shuffling, so they may exceed len(self) - 1.
+    scale: a pixel is x / scale: 255 for images, 16 for digits; None where x is already in pixel units.
+
+    Raises ValueError where lengths, dimensions or types disagree.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    scale: float | None
+
+    def __post_init__(self) -> None:
+        wanted = torch.float32 if self.scale is None else torch.uint8
+        if self.x.dtype != wanted:
+            raise ValueError(f"x is {self.x.dtype}; with scale={self.scale} it must be {wanted}")
+        if self.x.dim() not in (2, 4):
+            raise ValueError(f"x has shape {tuple(self.x.shape)}; allowed are (n, d) and (n, c, h, w)")
+        for name, values in (("y", self.y), ("ids", self.ids)):
+            if values.dtype != torch.int64 or values.shape != self.x.shape[:1]:
+                raise ValueError(
+                    f"{name} is {values.dtype} {tuple(values.shape)}; wanted torch.int64 ({len(self.x)},)"
+                )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device | str) -> "Split":
+        """The same samples on `device`."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device), ids=self.ids.to(device))
+
+    def batch(self, index: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Samples at `index` ((b,) int64) as float32 (b, ...) in pixel units and int64 (b,), on x's device.
+
+        Every value is the float32 quotient of float32(x) and scale, bit for bit, on every device.
+        An index that already lies on the device costs no host sync.
+        """
+        index = self._index(index)
+        x, y = self.x.index_select(0, index), self.y.index_select(0, index)
+        if self.scale is None:
+            return x, y
+        # CUDA kernels turn division by a Python number into multiplication by its rounded reciprocal, which
+        # can miss the quotient by a bit; by a tensor on the device they truly divide, and cast on the way.
+        return x / torch.full((), self.scale, dtype=torch.float32, device=x.device), y
+
+    def take(self, index: Tensor | Sequence[int]) -> "Split":
+        """The samples at `index` ((b,) int64), in that order."""
+        index = self._index(index)
+        parts = {name: getattr(self, name).index_select(0, index) for name in ("x", "y", "ids")}
+        return replace(self, **parts)
+
+    def first(self, n: int) -> "Split":
+        """The first n samples, or all where there are fewer. Raises ValueError where n is negative."""
+        if n < 0:
+            raise ValueError(f"cannot take the first {n} samples; n must be 0 or more")
+        return replace(self, x=self.x[:n], y=self.y[:n], ids=self.ids[:n])
+
+    def _index(self, index: Tensor | Sequence[int]) -> Tensor:
+        return torch.as_tensor(index, dtype=torch.int64, device=self.x.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set ready for training.
+
+    name: its key in `SOURCES`. classes: number of labels. shape: of one sample, without the batch.
+    box: lowest and highest value a coordinate may take, in pixel units.
+    train, validation, test: disjoint; validation was carved from the source's training part.
+    about: plain JSON: source, files with sha256 and whether they are the known ones, counts, split, class
+        names and what is missing.
+    """
+
+    name: str
+    classes: int
+    shape: tuple[int, ...]
+    box: tuple[float, float]
+    train: Split
+    validation: Split
+    test: Split
+    about: dict
+
+    def to(self, device: torch.device | str) -> "Data":
+        """The same data with its three splits on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a loader in `SOURCES` returns: the two parts as their files have them, before any carving.
+
+    validation: the source's default number of validation samples.
+    about: plain JSON, completed by `load` with counts and split.
+    """
+
+    classes: int
+    train: Split
+    test: Split
+    validation: int
+    box: tuple[float, float] = (0.0, 1.0)
+    about: dict = field(default_factory=dict)
+
+
+def split(x: np.ndarray, y: np.ndarray, scale: float | None, ids: np.ndarray | None = None) -> Split:
+    """A Split from numpy arrays (n, ...) and (n,); ids count from 0 where none are given."""
+    ids = np.arange(len(y)) if ids is None else ids
+    x = np.require(x, np.float32 if scale is None else np.uint8, ["C", "W"])
+    y, ids = (np.require(values, np.int64, ["C", "W"]) for values in (y, ids))
+    return Split(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(ids), scale)
+
+
+def stratified(y: np.ndarray, n: int, seed: tuple[int, ...], keep: int = 0) -> np.ndarray:
+    """Positions, ascending, of n samples drawn at random so that every class gives its share, to one sample.
+
+    y: (N,) labels from 0. n: at most N less `keep` per class. seed: numbers in [0, 2**32).
+    keep: samples that every class holds back. Largest remainders round the shares; lower classes win ties.
+    """
+    # The stream of RandomState is frozen across numpy releases; that of the newer Generator is not.
+    random = np.random.RandomState(seed)
+    spare = np.maximum(np.bincount(y) - keep, 0)
+    quota, rest = np.divmod(n * spare, spare.sum())
+    quota[np.argsort(-rest, kind="stable")[: n - quota.sum()]] += 1
+    chosen = [random.permutation(np.flatnonzero(y == label))[:k] for label, k in enumerate(quota)]
+    return np.sort(np.concatenate(chosen))
+
+
+def halves(x: np.ndarray, y: np.ndarray, scale: float | None, test: int, seed: int) -> tuple[Split, Split]:
+    """Train and test parts of a source that has no official ones, stratified, with `test` test samples.
+
+    The seed is the source's own constant, so that no setting of the user ever moves the test set.
+    """
+    there = stratified(y, test, (seed,), keep=1)
+    here = np.setdiff1d(np.arange(len(y)), there)
+    return split(x[here], y[here], scale, here), split(x[there], y[there], scale, there)

@@ -1,0 +1,67 @@
+"""The context that hands a model back as it was found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+Mode = Literal["eval", "train", "as-is"]
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    tensors = [*model.parameters(), *model.buffers()]
+    return sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
+
+
+@contextmanager
+def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> Iterator[nn.Module]:
+    """Lend a model out: inside, its parameters are frozen and it is in ``mode``; after, it is as before.
+
+    Restored on success and on exception: the mode of each module, each parameter's ``requires_grad`` and
+    ``.grad``, each buffer (batch-norm statistics included), and the global random states (Python, numpy,
+    torch, the model's CUDA devices). ``seed`` seeds the torch generators inside, so that a random model
+    behaves the same at each call.
+    """
+    modes = [(m, m.training) for m in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    buffers = [
+        (m, name, b, b.detach().clone(), b._version)
+        for m in model.modules()
+        for name, b in m._buffers.items()
+        if b is not None
+    ]
+    devices = _cuda_devices(model)
+    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = [torch.cuda.get_rng_state(d) for d in devices]
+    try:
+        if mode != "as-is":
+            model.train(mode == "train")
+        # Frozen parameters cannot collect gradients, also where somebody's forward calls backward().
+        for p, _, _ in parameters:
+            p.requires_grad_(False)
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield model
+    finally:
+        for m, training in modes:
+            m.training = training
+        for p, requires_grad, grad in parameters:
+            p.requires_grad_(requires_grad)
+            p.grad = grad
+        with torch.no_grad():
+            for m, name, b, value, version in buffers:
+                m._buffers[name] = b
+                # Untouched buffers are left alone: a graph that is still alive may have saved them.
+                if b._version != version:
+                    b.copy_(value)
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        for d, state in zip(devices, cuda):
+            torch.cuda.set_rng_state(state, d)

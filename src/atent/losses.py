@@ -1,0 +1,68 @@
+"""Losses per sample: logits (n, classes) and labels (n,) in, (n,) out.
+
+Half-precision logits are raised to float32 first: an exponential of bfloat16 is not worth having.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log softmax(z)_y."""
+    return F.cross_entropy(_wide(logits), y, reduction="none")
+
+
+def _true_and_best_other(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    own = z.gather(1, y[:, None]).squeeze(1)
+    return own, z.scatter(1, y[:, None], float("-inf")).amax(1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max over i != y of z_i - z_y: positive exactly where the sample is misclassified (Carlini-Wagner)."""
+    own, other = _true_and_best_other(_wide(logits), y)
+    return other - own
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, (max_{i != y} z_i - z_y) / (z_(1) - z_(3)); Croce and Hein 2020, Eq. 6.
+
+    Unchanged by shifts and positive rescalings of the logits. Needs 3 classes or more (ValueError).
+    """
+    z = _wide(logits)
+    if z.shape[1] < 3:
+        raise ValueError(f"the DLR loss needs at least 3 classes, got {z.shape[1]}: use the margin loss")
+    own, other = _true_and_best_other(z, y)
+    top = z.topk(3, dim=1).values
+    return (other - own) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def kl(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(softmax(reference) || softmax(logits)); both (n, classes)."""
+    return F.kl_div(
+        F.log_softmax(_wide(logits), 1), F.log_softmax(_wide(reference), 1), reduction="none", log_target=True
+    ).sum(1)
+
+
+def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log p_y - log(1 - max_{i != y} p_i); the BCE of MART, Wang et al. 2020, Eq. 7."""
+    log_p = F.log_softmax(_wide(logits), 1)
+    own, other = _true_and_best_other(log_p, y)
+    # log(1 - p) through log p: exact also where p is near 1, kept finite where p rounds to 1.
+    return -own - torch.log(-torch.expm1(other.clamp_max(-1e-7)))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+}
+"""The losses of logits and labels that an attack may climb, by name."""

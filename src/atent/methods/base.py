@@ -1,0 +1,60 @@
+"""The contract of a training method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Metrics = dict[str, Tensor]
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A frozen dataclass of settings with four functions; a concrete method overrides what it needs.
+
+    All see a batch ``x`` (n, ...) in pixel units and labels ``y`` (n,). ``progress`` runs from 0 to 1 over the
+    training; ``rng`` is the batch's own generator; ``ids`` are the samples' numbers in the training set; ``state`` is
+    what `init` made. Metrics are tensors on the device: a scalar is a mean over the batch, a vector (n,) one value per
+    sample (the loop gives its quantiles). Nothing here waits for the device.
+    """
+
+    def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
+        """Running or per-sample state, saved with the checkpoint; none by default."""
+        return {}
+
+    def adversary(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
+        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
+    ) -> Any:  # fmt: skip
+        """What the loss needs to know of the adversary; the model comes back as it was found."""
+        return None
+
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """The scalar to descend, and metrics."""
+        raise TypeError(f"{type(self).__name__} is a contract: use one of the methods in atent.methods")
+
+    def backward(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        progress: float = 1.0, weight: float = 1.0, state: State | None = None,
+    ) -> Metrics:  # fmt: skip
+        """Add ``weight`` times the gradient of the loss to each parameter's ``.grad``."""
+        aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
+        loss, metrics = self.loss(model, x, y, aux, progress=progress, state=state)
+        (loss * weight).backward()
+        return {"loss": loss.detach(), **metrics}
+
+
+def correct(logits: Tensor, y: Tensor) -> Tensor:
+    """Share of right answers, a scalar on the device."""
+    return (logits.detach().argmax(1) == y).double().mean()
+
+
+def warm(eps_warmup: float, progress: float) -> float:
+    """The factor of eps at ``progress``: linear from 0 to 1 over the first ``eps_warmup`` share of the training."""
+    return min(1.0, progress / eps_warmup) if eps_warmup > 0 else 1.0

@@ -1,0 +1,38 @@
+"""Batch-norm statistics when one forward pass stands for two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def tracked(model: nn.Module) -> list[_BatchNorm]:
+    """The batch-norm layers whose running statistics a train-mode forward would move."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+
+
+@contextmanager
+def two_updates(layers: list[_BatchNorm]) -> Iterator[None]:
+    """Inside, one forward moves the running statistics as two forwards of the same batch would.
+
+    With momentum m two updates are one with 1 - (1 - m)^2; with ``momentum=None`` (the cumulative average) after n
+    batches they are one with 2 / (n + 2). ``num_batches_tracked`` counts one more.
+    """
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            if layer.momentum is None:
+                layer.momentum = 2.0 / (int(layer.num_batches_tracked) + 2)
+            else:
+                layer.momentum = 1.0 - (1.0 - layer.momentum) ** 2
+        yield
+        with torch.no_grad():
+            for layer in layers:
+                layer.num_batches_tracked += 1
+    finally:
+        for layer, momentum in zip(layers, momenta):
+            layer.momentum = momentum

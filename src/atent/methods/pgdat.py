@@ -1,0 +1,62 @@
+"""Adversarial training with projected gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import check_number
+from atent.attacks.pgd import PGD
+from atent.attacks.starts import Start
+from atent.losses import cross_entropy
+from atent.methods.base import Method, Metrics, State, correct, warm
+from atent.threat import Threat
+
+
+@dataclass(frozen=True)
+class PGDAT(Method):
+    """min over w of the mean of max over the ball of the cross-entropy (Madry et al. 2018; supplement, Algorithm 2).
+
+    The inner maximum is PGD with a gradient per sample: the supplement's Algorithm 2 prints a batch average, which
+    would move every sample in one direction. The adversary sees the model in ``mode`` (eval by default), the loss in
+    train mode.
+    """
+
+    threat: Threat
+    steps: int = 10
+    """Number of gradient steps."""
+    step_size: float | None = None
+    """Length of a step in pixel units; left out: 2.5 eps / steps."""
+    start: Start = "uniform"
+    """Where the adversary begins: zero, uniform, corner (linf), sphere (l2) or cube."""
+    keep: Literal["last", "best"] = "last"
+    """Which iterate to train on: the last, or the one with the highest loss."""
+    mode: Literal["eval", "train"] = "eval"
+    """Mode in which the adversary sees the model."""
+    eps_warmup: float = 0.0
+    """Share of the training over which eps grows linearly from 0."""
+
+    def __post_init__(self) -> None:
+        check_number("eps_warmup", self.eps_warmup, 0)
+        _ = self.attack(1.0)
+
+    def attack(self, progress: float) -> PGD:
+        """The adversary at ``progress``; a given step size shrinks with eps."""
+        factor = warm(self.eps_warmup, progress)
+        step = None if self.step_size is None else self.step_size * factor
+        return PGD(self.threat.scaled(factor), self.steps, step, 1, self.start, keep=self.keep)
+
+    def adversary(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
+        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
+    ) -> Tensor:  # fmt: skip
+        return self.attack(progress)(model, x, y, rng=rng, mode=self.mode)
+
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
+    ) -> tuple[Tensor, Metrics]:
+        logits = model(aux)
+        return cross_entropy(logits, y).mean(), {"robust": correct(logits, y)}

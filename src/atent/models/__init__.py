@@ -1,0 +1,100 @@
+"""Networks by name. Every one takes floats in [0, 1] of shape (n, c, h, w) and gives (n, classes) logits."""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from numbers import Integral
+
+from torch import nn
+
+from atent.run import unknown
+
+from .digits_cnn import digits_cnn
+from .lenet5 import lenet5
+from .normalize import Normalize
+from .reference import check_output, from_reference
+from .resnet import resnet18, resnet20, resnet110
+from .small_cnn import small_cnn
+from .wrn import wrn_28_4, wrn_28_10, wrn_34_10
+
+__all__ = [
+    "MODELS", "ModelSettings", "Normalize", "build", "check_output", "from_reference", "has_dropout", "make",
+    "native_shape",
+]  # fmt: skip
+
+# build() reads signatures: keywords `classes`, `shape` (its default is the native one), `dropout` if it drops
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    function.__name__: function
+    for function in (
+        small_cnn,
+        lenet5,
+        resnet18,
+        resnet20,
+        resnet110,
+        wrn_28_4,
+        wrn_28_10,
+        wrn_34_10,
+        digits_cnn,
+    )
+}
+
+
+def build(
+    name: str,
+    *,
+    classes: int = 10,
+    shape: Sequence[int] | None = None,
+    dropout: float | None = None,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> nn.Module:
+    """The network `name` of `MODELS`, in train mode, with fresh weights from torch's global generator.
+
+    `classes` is at least 2. `shape` is the (c, h, w) of one input, default `native_shape(name)`.
+    `dropout` in [0, 1), default the network's own, goes only to networks that have such a field.
+    `normalize` is (mean, std), per channel in pixel units: then the model is a `Sequential` of
+    `normalize` and `network`, and its state-dict keys begin with these two names; without it the network
+    comes bare. Builds on the device of `torch.device(...)` as a context, also on "meta".
+
+    Raises ValueError, in one line, for an unknown name, a shape or a number of classes that the network
+    cannot take, a dropout out of range or on a network without one, and a normalisation that does not fit
+    the channels.
+    """
+    function = _find(name)
+    if not isinstance(classes, Integral) or classes < 2:
+        raise ValueError(f"classes must be an integer of at least 2, got {classes!r}")
+    shape = native_shape(name) if shape is None else tuple(shape)
+    if len(shape) != 3 or not all(isinstance(side, Integral) and side > 0 for side in shape):
+        raise ValueError(f"shape must be three positive integers (c, h, w), got {shape}")
+    settings = {}
+    if dropout is not None:
+        if not has_dropout(name):
+            able = ", ".join(other for other in MODELS if has_dropout(other))
+            raise ValueError(f"{name} has no dropout; these have: {able}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        settings["dropout"] = dropout
+    layer = None if normalize is None else Normalize(*normalize)
+    if layer is not None and len(layer.mean) != shape[0]:
+        raise ValueError(f"normalize is for {len(layer.mean)} channels, the input has {shape[0]}")
+    network = function(classes=classes, shape=shape, **settings)
+    return network if layer is None else nn.Sequential(OrderedDict(normalize=layer, network=network))
+
+
+def native_shape(name: str) -> tuple[int, int, int]:
+    """The (c, h, w) that the network `name` was made for. Raises ValueError for an unknown name."""
+    return inspect.signature(_find(name)).parameters["shape"].default
+
+
+def has_dropout(name: str) -> bool:
+    """Whether the network `name` has a dropout field. Raises ValueError for an unknown name."""
+    return "dropout" in inspect.signature(_find(name)).parameters
+
+
+def _find(name: str) -> Callable[..., nn.Module]:
+    if name in MODELS:
+        return MODELS[name]
+    raise ValueError(unknown("model", name, MODELS))
+
+
+# The settings build on `build`.
+from .settings import ModelSettings, make  # noqa: E402

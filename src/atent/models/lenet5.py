@@ -1,0 +1,27 @@
+"""The two-convolution MNIST network of Madry et al."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+
+def lenet5(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
+    """LeNet5 of Madry et al. 2018, the paper's MNIST l_2 network: (n, c, h, w) to (n, classes) logits.
+
+    5x5 convolutions with padding 2, 32-pool-64-pool, then fully connected 1024-classes. 3,274,634
+    parameters for (1, 28, 28) and 10 classes. The names in the state dict are those of advertorch's
+    LeNet5Madry. Raises ValueError where h or w is below 4.
+    """
+    c, h, w = shape
+    rows, columns = h // 4, w // 4
+    if min(rows, columns) < 1:
+        raise ValueError(f"lenet5 takes inputs of at least 4 x 4 pixels, got shape {tuple(shape)}")
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(c, 32, 5, padding=2), relu1=nn.ReLU(), maxpool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(32, 64, 5, padding=2), relu2=nn.ReLU(), maxpool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * rows * columns, 1024), relu3=nn.ReLU(),
+            fc2=nn.Linear(1024, classes),
+        )
+    )  # fmt: skip

@@ -1,0 +1,34 @@
+"""Normalisation as a layer, so that threats and attacks live in pixel units."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """Maps x of shape (n, c, h, w) to (x - mean) / std, per channel.
+
+    `mean` and `std` hold c floats each, in the units of x (pixels in [0, 1]). They are buffers of shape
+    (c, 1, 1): they travel with the state dict and are never trained. Raises ValueError where their
+    lengths differ or are 0, a value is not finite, or a std is not above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+        if not mean or len(mean) != len(std):
+            raise ValueError(f"normalize wants one mean and one std per channel, got {mean} and {std}")
+        if not all(map(math.isfinite, mean + std)):
+            raise ValueError(f"normalize wants finite numbers, got mean {mean} and std {std}")
+        if min(std) <= 0:
+            raise ValueError(f"normalize wants every std above 0, got {std}")
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std

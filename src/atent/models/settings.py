@@ -1,0 +1,47 @@
+"""What the user says about the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from atent.models import build
+from atent.models.reference import from_reference
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network; checked by `make`."""
+
+    name: str = "small_cnn"
+    """A network of the house (see `atent.models.MODELS`), or your own as module:function."""
+    dropout: float | None = None
+    """Dropout rate in [0, 1), for networks that have such a field; left out: the network's own."""
+    mean: tuple[float, ...] | None = None
+    """Per-channel mean that the model's first layer takes off; with std."""
+    std: tuple[float, ...] | None = None
+    """Per-channel standard deviation that the model's first layer divides by; with mean."""
+    weights: str | None = None
+    """Weights to begin from: a run folder or a .safetensors file of the same network."""
+
+
+def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed: int = 0) -> nn.Module:
+    """The network that the settings describe, with weights drawn from ``seed``; initial weights are not loaded here.
+
+    The global random state comes back as it was. ValueError, in one line, for what `build` and `from_reference`
+    refuse, for one of mean and std without the other, and for house-only settings on the user's own network.
+    """
+    if (settings.mean is None) != (settings.std is None):
+        raise ValueError("model.mean and model.std go together: give both or neither")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if ":" in settings.name:
+            if settings.dropout is not None or settings.mean is not None:
+                raise ValueError(f"dropout, mean and std are for the house's networks: set them inside {settings.name}")
+            return from_reference(settings.name)
+        normalize = None if settings.mean is None else (settings.mean, settings.std)
+        return build(
+            settings.name, classes=classes, shape=shape, dropout=settings.dropout, normalize=normalize
+        )

@@ -1,0 +1,109 @@
+"""Wide residual networks (Zagoruyko and Komodakis 2016), pre-activation, as TRADES uses them."""
+
+from collections import OrderedDict
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from .init import kaiming_fan_out
+
+
+class WideBlock(nn.Module):
+    """BN-ReLU-conv twice, dropout before the second; a bare 1x1 convolution where the width changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        # Identity, so that who looks for dropout layers finds only those that drop
+        self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.convShortcut = None
+        if inputs != outputs:
+            self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = relu(self.bn1(x))
+        skip = x if self.convShortcut is None else self.convShortcut(active)
+        out = self.drop(relu(self.bn2(self.conv1(active))))
+        return skip + self.conv2(out)
+
+
+class WideResNet(nn.Module):
+    """WRN-`depth`-`widen` with `dropout` in its blocks: (n, channels, h, w) to (n, classes) logits.
+
+    `depth` is 6 k + 4 with k blocks in each of three stages of width 16, 32, 64 times `widen`; `widen` is
+    at least 2; `dropout` is a probability in [0, 1). Raises ValueError for another depth or widening.
+    """
+
+    def __init__(self, depth: int, widen: int, *, channels: int = 3, classes: int = 10, dropout: float = 0.0):
+        super().__init__()
+        # at widen 1 the first stage would keep its width, and take its shortcut from before the activation
+        if depth < 10 or depth % 6 != 4 or widen < 2:
+            raise ValueError(f"a WideResNet has depth 6 k + 4 and widen of at least 2, got {depth}, {widen}")
+        count = (depth - 4) // 6
+        narrow, *widths = 16, 16 * widen, 32 * widen, 64 * widen
+        self.conv1 = nn.Conv2d(channels, narrow, 3, padding=1, bias=False)
+        self.block1 = _stage(count, narrow, widths[0], 1, dropout)
+        self.block2 = _stage(count, widths[0], widths[1], 2, dropout)
+        self.block3 = _stage(count, widths[1], widths[2], 2, dropout)
+        self.bn1 = nn.BatchNorm2d(widths[2])
+        self.fc = nn.Linear(widths[2], classes)
+        kaiming_fan_out(self)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(relu(self.bn1(x)).mean((2, 3)))
+
+
+def _stage(count, inputs, outputs, stride, dropout) -> nn.Sequential:
+    first = WideBlock(inputs, outputs, stride, dropout)
+    rest = [WideBlock(outputs, outputs, 1, dropout) for _ in range(count - 1)]
+    # the extra level gives the published names, such as block1.layer.0.conv1.weight
+    return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))
+
+
+def _wrn(name, depth, widen, shape, classes, dropout) -> WideResNet:
+    c, h, w = shape
+    if min(h, w) < 8:
+        raise ValueError(f"{name} takes inputs of at least 8 x 8 pixels, got shape {tuple(shape)}")
+    return WideResNet(depth, widen, channels=c, classes=classes, dropout=dropout)
+
+
+def wrn_28_4(
+    *, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0
+) -> WideResNet:
+    """WRN-28-4: as `wrn_34_10`, with 4 blocks per stage and widths 64-128-256.
+
+    5,849,050 parameters for (3, 32, 32) and 10 classes.
+    """
+    return _wrn("wrn_28_4", 28, 4, shape, classes, dropout)
+
+
+def wrn_28_10(
+    *, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0
+) -> WideResNet:
+    """WRN-28-10: as `wrn_34_10`, with 4 blocks per stage.
+
+    36,479,194 parameters for (3, 32, 32) and 10 classes.
+    """
+    return _wrn("wrn_28_10", 28, 10, shape, classes, dropout)
+
+
+def wrn_34_10(
+    *, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0
+) -> WideResNet:
+    """WRN-34-10, the CIFAR l_inf network of Madry et al. 2018, TRADES and the paper.
+
+    (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError; `dropout` in [0, 1). Five
+    blocks in each stage, widths 160-320-640. For (3, 32, 32) and 10 classes:
+
+        conv1 432; stages 2,102,112 + 8,812,480 + 35,237,760; bn1 1,280; fc 6,410
+
+    which is 46,160,474 parameters. The names in the state dict are those of the TRADES file. Checkpoints
+    that TRADES published carry 2,102,112 parameters more, under `sub_block1`: a copy of the first stage
+    that its forward pass never calls. It is left out here, so drop those keys before loading.
+    """
+    return _wrn("wrn_34_10", 34, 10, shape, classes, dropout)

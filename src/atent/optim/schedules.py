@@ -1,0 +1,60 @@
+"""Learning-rate schedules: a factor of the base rate as a pure function of where the training is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Settings of the schedule; ValueError for values out of range."""
+
+    kind: Literal["constant", "step", "multistep", "cosine"] = "constant"
+    """constant; step (x factor every `every`); multistep (x factor at each milestone); cosine (to 0 at the end)."""
+    unit: Literal["epoch", "step"] = "epoch"
+    """Whether the schedule moves, and `every`, `milestones` and `warmup` count, by epoch or by step."""
+    every: int = 0
+    """Period of the step schedule."""
+    milestones: tuple[int, ...] = ()
+    """Epochs (or steps), counted from 0, from which each factor of the multistep schedule holds."""
+    factor: float = 0.1
+    """Factor of the step and multistep schedules."""
+    warmup: int = 0
+    """Epochs (or steps) over which the rate first grows linearly."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("constant", "step", "multistep", "cosine"):
+            raise ValueError(f"schedule {self.kind!r} is not known: use constant, step, multistep or cosine")
+        if self.unit not in ("epoch", "step"):
+            raise ValueError(f"schedule unit {self.unit!r} is not known: use epoch or step")
+        if self.kind == "step" and self.every < 1:
+            raise ValueError(f"the step schedule needs every >= 1, got {self.every}")
+        if self.kind == "multistep" and (not self.milestones or list(self.milestones) != sorted(self.milestones)):
+            raise ValueError(f"the multistep schedule needs ascending milestones, got {self.milestones}")
+        if not self.factor > 0:
+            raise ValueError(f"factor must be above 0, got {self.factor}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be at least 0, got {self.warmup}")
+
+
+def lr_factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """Factor of the learning rate at ``step`` (counted from 0 over the whole training).
+
+    By epoch it holds for a whole epoch; by step it moves at every step. The cosine is
+    (1 + cos(pi t / T)) / 2 with t and T counted after the warm-up.
+    """
+    by_epoch = schedule.unit == "epoch"
+    now = step // steps_per_epoch if by_epoch else step
+    end = epochs if by_epoch else epochs * steps_per_epoch
+    if now < schedule.warmup:
+        return (now + 1) / schedule.warmup
+    if schedule.kind == "step":
+        return schedule.factor ** (now // schedule.every)
+    if schedule.kind == "multistep":
+        return schedule.factor ** sum(now >= m for m in schedule.milestones)
+    if schedule.kind == "cosine":
+        span = max(1, end - schedule.warmup)
+        return (1 + math.cos(math.pi * (now - schedule.warmup) / span)) / 2
+    return 1.0

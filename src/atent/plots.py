@@ -1,0 +1,249 @@
+"""Every figure, from plain results to a matplotlib Figure, without pyplot and its global state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .run import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), told apart by colour-blind readers; yellow last, since it is weak on white
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+_COLOUR = {"natural": PALETTE[0], "robust": PALETTE[1]}
+_STYLE = {"train": (0, (4, 2)), "validation": "-"}
+_TEXT = 12
+_GREY = "#555555"
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a figure as .png (two pixels per screen pixel) or .svg; the same figure gives the same bytes.
+
+    Raises ValueError for another suffix, OSError of one line if the file cannot be written (`run.atomic`).
+    """
+    import matplotlib
+
+    kind = Path(path).suffix.lower().lstrip(".")
+    if kind not in ("png", "svg"):
+        raise ValueError(f"a figure is saved as .png or .svg, not as {Path(path).name!r}")
+    metadata = {"Date": None} if kind == "svg" else None
+    with matplotlib.rc_context({"svg.hashsalt": "atent"}), atomic(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=200, metadata=metadata, facecolor="white")
+
+
+def curves(rows: Sequence[dict] | dict[str, Sequence[dict]], *, title: str | None = None) -> Figure:
+    """Natural and robust accuracy (%) against epoch, in training (dashed) and validation (solid).
+
+    `rows`: the rows of metrics.jsonl, or {run name: rows} for one panel per run, with a shared y axis. Keys
+    of a row: `epoch` (from 1) and, as fractions in [0, 1], each optional or None, `train_natural`,
+    `train_robust`, `validation_natural`, `validation_robust`; `validation_natural_low` / `_high` and the same
+    for robust draw a band. The last row with a true `best` is marked. Raises ValueError if a run has no
+    rows or no accuracies, a row no epoch, or a value is not a fraction.
+    """
+    runs = rows if isinstance(rows, dict) else {None: rows}
+    if not runs:
+        raise ValueError("no runs to draw")
+    columns = 2 if len(runs) == 4 else min(len(runs), 3)
+    lines = math.ceil(len(runs) / columns)
+    figure = _figure(9, 1.2 + 3.8 * lines)
+    panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+    handles: dict[str, Any] = {}
+    for panel, (name, run) in zip(panels, runs.items(), strict=False):
+        note = _panel(panel, name, list(run), handles)
+        # three panels in a row leave no room for the note in one line
+        note = note.replace(": ", ":\n") if columns == 3 else note
+        heading = title if name is None else name
+        panel.set_title("\n".join(line for line in (heading, note) if line), loc="left", fontsize=_TEXT)
+    for i, panel in enumerate(panels):
+        if i >= len(runs):
+            panel.remove()
+        elif i % columns == 0:
+            panel.set_ylabel("accuracy (%)")
+    if title and None not in runs:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=_TEXT + 2)
+    order = [key for key in (*_labels(), "95 % interval", "best epoch") if key in handles]
+    figure.legend([handles[key] for key in order], order, loc="outside lower center", ncols=3,
+                  frameon=False, fontsize=_TEXT - 1)
+    return figure
+
+
+def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -> Figure:
+    """Accuracy (%) under each attack as grouped bars, one colour per model, with 95 % intervals.
+
+    `table`: {model: {attack: share}}, a share as `run.share` gives it (fractions `value`, `low`, `high`);
+    a model may lack an attack. Raises ValueError if there is nothing to draw or a value is no fraction.
+    """
+    attacks = list(dict.fromkeys(attack for row in table.values() for attack in row))
+    if not attacks:
+        raise ValueError("no accuracies to draw: the table is empty")
+    figure = _figure(9, 5)
+    axes = figure.subplots()
+    _axes(axes)
+    axes.grid(axis="x", visible=False)
+    width = 0.84 / len(table)
+    size = max(7, min(_TEXT - 1, 160 / (len(table) * len(attacks))))
+    for i, (model, row) in enumerate(table.items()):
+        places = [j for j, attack in enumerate(attacks) if attack in row]
+        x = [j + (i - (len(table) - 1) / 2) * width for j in places]
+        value, low, high = (
+            [100 * _fraction(row[attacks[j]], key, f"{model}, {attacks[j]}") for j in places]
+            for key in ("value", "low", "high")
+        )
+        below = [max(0.0, v - end) for v, end in zip(value, low, strict=True)]
+        above = [max(0.0, end - v) for v, end in zip(value, high, strict=True)]
+        axes.bar(x, value, 0.92 * width, label=model, color=PALETTE[i % len(PALETTE)],
+                 hatch=None if i < len(PALETTE) else "//", yerr=[below, above],
+                 error_kw={"ecolor": "#333333", "capsize": min(4, 30 * width), "elinewidth": 1.2})
+        for place, v, end in zip(x, value, high, strict=True):
+            axes.text(place, end + 1.2, f"{v:.1f}", ha="center", va="bottom", fontsize=size)
+        for j, attack in enumerate(attacks):
+            if attack not in row:
+                # an empty place would read as zero
+                axes.text(j + (i - (len(table) - 1) / 2) * width, 1.2, "not\nrun", ha="center", va="bottom",
+                          fontsize=size - 1, color=_GREY)
+    axes.set_xticks(range(len(attacks)), attacks)
+    if len(attacks) > 5:
+        axes.tick_params(axis="x", rotation=30)
+    axes.set_ylim(0, 108)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("accuracy (%)")
+    if title:
+        axes.set_title(title, fontsize=_TEXT + 2, loc="left")
+    counts = {cell.get("n") for row in table.values() for cell in row.values()}
+    count = counts.pop() if len(counts) == 1 else None
+    note = "error bars: 95 % intervals" + (f", n = {count:,}" if count else "")
+    legend = figure.legend(loc="outside lower center", ncols=min(4, len(table)), frameon=False,
+                           fontsize=_TEXT - 1, title=note)
+    legend.get_title().set(color=_GREY, fontsize=_TEXT - 2)
+    return figure
+
+
+def images(x: Any, labels: Sequence[str] | None = None, *, columns: int = 8,
+           title: str | None = None) -> Figure:
+    """A grid of images (n, c, h, w), c = 1 or 3, floats in [0, 1], array or tensor, with captions.
+
+    Raises ValueError for another shape or range, no images, or labels of another number than images.
+    """
+    import numpy
+
+    # bfloat16 has no numpy type
+    x = x.detach().cpu().float().numpy() if hasattr(x, "detach") else numpy.asarray(x, dtype=float)
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.size == 0:
+        raise ValueError(f"images are (n, c, h, w) with c = 1 or 3 and n > 0, not {tuple(x.shape)}")
+    # written so that NaN fails too
+    if not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(f"images lie in [0, 1], not in [{x.min():.3g}, {x.max():.3g}]")
+    if labels is not None and len(labels) != len(x):
+        raise ValueError(f"{len(x)} images but {len(labels)} labels")
+    columns = min(columns, len(x))
+    lines = math.ceil(len(x) / columns)
+    # a lone picture at full width would be a poster
+    side = min(9 / columns, 2.2)
+    figure = _figure(side * columns, lines * (side * x.shape[2] / x.shape[3] + 0.35))
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for i, panel in enumerate(panels):
+        panel.set_axis_off()
+        if i < len(x):
+            picture = x[i].transpose(1, 2, 0)
+            panel.imshow(picture[..., 0] if x.shape[1] == 1 else picture, cmap="gray", vmin=0, vmax=1,
+                         interpolation="nearest")
+            if labels is not None:
+                panel.set_title(str(labels[i]), fontsize=_TEXT - 3)
+    if title:
+        figure.suptitle(title, fontsize=_TEXT + 1)
+    return figure
+
+
+def _labels() -> dict[str, tuple[str, str]]:
+    return {f"{kind}, {split}": (split, kind) for kind in _COLOUR for split in _STYLE}
+
+
+def _panel(axes: Axes, name: str | None, rows: list[dict], handles: dict[str, Any]) -> str:
+    """Draws one run, adds what it drew to `handles` for the legend; returns the note on its best epoch."""
+    from matplotlib.ticker import MaxNLocator
+
+    run = f"run {name!r}: " if name is not None else ""
+    if not rows:
+        raise ValueError(f"{run}no rows to draw")
+    for i, row in enumerate(rows):
+        if not isinstance(row.get("epoch"), int):
+            raise ValueError(f"{run}row {i + 1} has no epoch")
+    _axes(axes)
+    drawn = {}
+    for label, (split, kind) in _labels().items():
+        epochs, values = _series(rows, f"{split}_{kind}", run)
+        if not epochs:
+            continue
+        # a few points are easily taken for a line that is not there
+        marker = "o" if len(epochs) <= 12 else None
+        width = 2 if split == "validation" else 1.5
+        (drawn[label],) = axes.plot(epochs, values, color=_COLOUR[kind], linestyle=_STYLE[split], label=label,
+                                    linewidth=width, marker=marker, markersize=5, clip_on=False,
+                                    markerfacecolor="white" if split == "train" else _COLOUR[kind])
+    if not drawn:
+        raise ValueError(f"{run}no accuracies in the rows")
+    for label, line in drawn.items():
+        handles.setdefault(label, line)
+    for kind in _COLOUR:
+        both = [row for row in rows
+                if all(row.get(f"validation_{kind}_{end}") is not None for end in ("low", "high"))]
+        if both:
+            epochs, low = _series(both, f"validation_{kind}_low", run)
+            _, high = _series(both, f"validation_{kind}_high", run)
+            band = axes.fill_between(epochs, low, high, color=_COLOUR[kind], alpha=0.18, linewidth=0)
+            handles.setdefault("95 % interval", band)
+    if len({row["epoch"] for row in rows}) == 1:
+        axes.set_xlim(rows[0]["epoch"] - 1, rows[0]["epoch"] + 1)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    return _best(axes, rows, handles)
+
+
+def _best(axes: Axes, rows: list[dict], handles: dict[str, Any]) -> str:
+    best = next((row for row in reversed(rows) if row.get("best")), None)
+    if best is None:
+        return ""
+    handles["best epoch"] = axes.axvline(best["epoch"], color=_GREY, linestyle=":", linewidth=1.5)
+    found = []
+    for kind, colour in _COLOUR.items():
+        value = best.get(f"validation_{kind}")
+        if value is not None:
+            axes.plot(best["epoch"], 100 * value, marker="*", markersize=13, color=colour,
+                      markeredgecolor="white", linestyle="none", zorder=5, clip_on=False, label="_best")
+            found.append(f"{kind} {100 * value:.1f} %")
+    return f"best epoch {best['epoch']}" + (": " + ", ".join(found) if found else "")
+
+
+def _series(rows: list[dict], key: str, run: str) -> tuple[list[int], list[float]]:
+    present = [row for row in rows if row.get(key) is not None]
+    return ([row["epoch"] for row in present],
+            [100 * _fraction(row, key, f"{run}epoch {row['epoch']}") for row in present])
+
+
+def _fraction(row: dict, key: str, where: str) -> float:
+    value = row.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{where}: {key} is {value}, expected a fraction in [0, 1]")
+    return value
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def _axes(axes: Axes) -> None:
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=_TEXT - 1)
+    axes.xaxis.label.set_size(_TEXT)
+    axes.yaxis.label.set_size(_TEXT)

@@ -1,0 +1,141 @@
+"""Random draws for attacks: one stream per sample for judging, one stream per batch for training.
+
+``PerSample`` is counter-based: each number is a function of (seed, sample id, attack, use, restart, step) and
+of its place in the sample, computed by Philox-4x32-10 (Salmon et al. 2011). No state is kept, so results do not
+depend on batch size, order, sharding or resumption. ``Batch`` draws from one ``torch.Generator`` at full speed.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_LOW = 0xFFFFFFFF
+
+
+class Draws(Protocol):
+    """What an attack asks for: numbers of the shape, dtype and device of ``like`` (n, ...)."""
+
+    def uniform(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor: ...
+    def normal(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor: ...
+    def integers(
+        self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0
+    ) -> Tensor: ...
+    def take(self, index: Tensor) -> Draws: ...
+
+
+def philox(counter: Any, key: tuple[int, int]) -> Any:
+    """Philox-4x32-10: four words of 32 bits from four counter words and two keys.
+
+    Words are int64 tensors, or plain integers, in [0, 2^32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # int64 products wrap modulo 2^64, which leaves both 32-bit halves right.
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _LOW) ^ c1 ^ k0,
+            p1 & _LOW,
+            ((p0 >> 32) & _LOW) ^ c3 ^ k1,
+            p0 & _LOW,
+        )
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """Streams keyed by (seed, id): ``ids`` is int64 (n,), each in [0, 2^48); ``attack`` separates the attacks."""
+
+    seed: int
+    ids: Tensor
+    attack: str = ""
+
+    def words(self, count: int, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
+        """Random words in [0, 2^32), int64, shape (n, count)."""
+        ids = self.ids[:, None]
+        block = torch.arange(-(-count // 4), device=ids.device)[None, :]
+        zero = torch.zeros_like(ids) + torch.zeros_like(block)
+        counter = (
+            block + zero,
+            (step & _LOW) + zero,
+            (ids & _LOW) + zero,
+            (((ids >> 32) & 0xFFFF) | ((restart & 0xFFFF) << 16)) + zero,
+        )
+        tag = zlib.crc32(f"{self.attack}/{use}".encode())
+        key = (self.seed & _LOW, (tag ^ (self.seed >> 32)) & _LOW)
+        return torch.stack(philox(counter, key), dim=2).flatten(1)[:, :count]
+
+    def _unit(self, count: int, *, use: str, restart: int, step: int) -> Tensor:
+        # 23 bits and a half: strictly inside (0, 1), also after rounding to float32.
+        words = self.words(count, use=use, restart=restart, step=step)
+        return ((words >> 9).double() + 0.5) * 2.0**-23
+
+    def uniform(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
+        """Uniform on (0, 1)."""
+        u = self._unit(like[0].numel(), use=use, restart=restart, step=step)
+        return u.to(like.dtype).view_as(like)
+
+    def normal(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
+        """Standard normal, by Box and Muller's transform of pairs of uniforms."""
+        count = like[0].numel()
+        half = -(-count // 2)
+        u = self._unit(2 * half, use=use, restart=restart, step=step).to(like.dtype)
+        size, angle = (-2.0 * u[:, :half].log()).sqrt(), (2.0 * math.pi) * u[:, half:]
+        z = torch.cat([size * angle.cos(), size * angle.sin()], dim=1)[:, :count]
+        return z.reshape(like.shape)
+
+    def integers(
+        self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0
+    ) -> Tensor:
+        """Integers in [0, high), int64; ``shape`` begins with n. Bias below high / 2^32."""
+        words = self.words(math.prod(shape[1:]), use=use, restart=restart, step=step)
+        return ((words * high) >> 32).reshape(shape)
+
+    def take(self, index: Tensor) -> PerSample:
+        """The streams of some of the samples."""
+        return PerSample(self.seed, self.ids[index], self.attack)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One generator for the whole batch: fast, and dependent on the order of the calls."""
+
+    rng: torch.Generator
+
+    def uniform(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
+        """Uniform on [0, 1)."""
+        return torch.rand(like.shape, generator=self.rng, dtype=like.dtype, device=like.device)
+
+    def normal(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
+        """Standard normal."""
+        return torch.randn(like.shape, generator=self.rng, dtype=like.dtype, device=like.device)
+
+    def integers(
+        self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0
+    ) -> Tensor:
+        """Integers in [0, high), int64."""
+        return torch.randint(high, shape, generator=self.rng, device=self.rng.device)
+
+    def take(self, index: Tensor) -> Batch:
+        """Itself: a batch stream has no samples."""
+        return self
+
+
+def fold(*keys: int | str) -> int:
+    """A 63-bit seed from several keys, the same on every machine: seeds of seeds."""
+    seed = 0
+    for key in keys:
+        word = zlib.crc32(key.encode()) if isinstance(key, str) else int(key)
+        counter = tuple(v & _LOW for v in (word, word >> 32, seed, seed >> 32))
+        a, b, _, _ = philox(counter, (0x61746E74, 0x666F6C64))
+        seed = (a | (b << 32)) & (2**63 - 1)
+    return seed

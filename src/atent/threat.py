@@ -1,0 +1,118 @@
+"""Threats: which changes of an input an adversary may make, and the geometry that every attack shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Norm = Literal["linf", "l2"]
+NORMS: tuple[str, ...] = ("linf", "l2")
+
+
+def radius(value: float | str, name: str = "eps") -> float:
+    """A radius from a number or a fraction such as ``"8/255"``; ValueError unless finite and >= 0."""
+    try:
+        number = float(Fraction(value.strip())) if isinstance(value, str) else float(value)
+    except (ValueError, ZeroDivisionError, TypeError):
+        raise ValueError(f"{name} {value!r} is not a number: give one such as 0.3 or '8/255'") from None
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return number
+
+
+def per_sample(v: Tensor, like: Tensor) -> Tensor:
+    """Shape a vector of n values so that it broadcasts over the n samples of ``like``."""
+    return v.reshape(-1, *[1] * (like.dim() - 1))
+
+
+def l2_norm(d: Tensor) -> Tensor:
+    """The l2 norm of each sample, shape (n,), safe against overflow of the squares."""
+    return torch.linalg.vector_norm(d.flatten(1), dim=1)
+
+
+@dataclass(frozen=True)
+class Threat:
+    """The ball ``{x' : |x' - x| <= eps}`` in a norm, inside the box of legal inputs.
+
+    Inputs are in pixel units, that is in ``box`` (images: [0, 1]); a model normalises inside itself.
+    ValueError for an unknown norm, an ``eps`` that is negative or not a number, or an empty box.
+    """
+
+    norm: Norm
+    """Norm of the perturbation: linf or l2."""
+    eps: float | str
+    """Radius in pixel units; a fraction such as 8/255 is understood."""
+    box: tuple[float, float] = (0.0, 1.0)
+    """Smallest and largest legal value of an input coordinate."""
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(NORMS)}")
+        object.__setattr__(self, "eps", radius(self.eps))
+        low, high = (float(v) for v in self.box)
+        if not low < high:
+            raise ValueError(f"box must be (low, high) with low < high, got {self.box}")
+        object.__setattr__(self, "box", (low, high))
+
+    def scaled(self, factor: float) -> Threat:
+        """The same threat with ``factor * eps``."""
+        return Threat(self.norm, float(self.eps) * factor, self.box)
+
+    def clamp(self, x: Tensor) -> Tensor:
+        """Nearest point of the box."""
+        return x.clamp(*self.box)
+
+    def project_ball(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
+        """Nearest point of the ball around ``x``, box ignored; ``eps`` (n,) gives each sample its own radius."""
+        d = x_adv - x
+        if self.norm == "linf":
+            limit = self.eps if eps is None else per_sample(eps, x)
+            return x + d.clamp(-limit, limit)
+        # The floor keeps 0/0 away: a zero perturbation stays zero, and eps = 0 gives x bit for bit.
+        norm = l2_norm(d).clamp_min(torch.finfo(d.dtype).tiny)
+        shrink = ((self.eps if eps is None else eps) / norm).clamp_max(1.0)
+        return x + d * per_sample(shrink, d)
+
+    def project(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
+        """Ball first, then box: for ``x`` in the box the clamp never leaves the ball. Shapes (n, ...)."""
+        return self.clamp(self.project_ball(x_adv, x, eps))
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        """Direction of steepest ascent of unit length: the sign (linf) or g / ||g||_2 per sample (l2).
+
+        A zero gradient gives a zero direction, not NaN.
+        """
+        return grad.sign() if self.norm == "linf" else unit(grad)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Norm of each perturbation, measured in float64, shape (n,)."""
+        d = (x_adv.double() - x.double()).flatten(1)
+        return d.abs().amax(1) if self.norm == "linf" else torch.linalg.vector_norm(d, dim=1)
+
+    def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Per sample: in the box, and within ``eps`` as near as float32 can say, shape (n,), bool.
+
+        Tolerance: 6e-8 per pixel (linf), a relative 1e-6 and 6e-8 sqrt(dim) (l2), measured in float64.
+        """
+        low, high = self.box
+        flat = x_adv.flatten(1)
+        inside = ((flat >= low) & (flat <= high)).all(1)
+        eps = float(self.eps)
+        limit = eps + 6e-8 if self.norm == "linf" else eps * (1 + 1e-6) + 6e-8 * math.sqrt(flat.shape[1])
+        # Half a unit in the last place grows with the box: the bound above is for coordinates up to 1.
+        limit += 6e-8 * max(0.0, max(abs(low), abs(high)) - 1.0)
+        return inside & (self.distance(x_adv, x) <= limit)
+
+
+def unit(grad: Tensor) -> Tensor:
+    """g / ||g||_2 per sample, zero where g is zero. Scaled by the largest entry, so tiny gradients survive."""
+    flat = grad.flatten(1)
+    largest = flat.abs().amax(1, keepdim=True)
+    scaled = flat / torch.where(largest > 0, largest, torch.ones_like(largest))
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return (scaled / norm.clamp_min(torch.finfo(grad.dtype).tiny)).view_as(grad)

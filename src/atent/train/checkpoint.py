@@ -1,0 +1,108 @@
+"""What a run keeps on disk: weights as safetensors, and everything that an exact resume needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent import run as folder
+from atent.models import ModelSettings, make
+
+STATE = "state.pt"
+
+
+def save_weights(path: Path, model: nn.Module | dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Parameters and buffers as safetensors, ``about`` (plain JSON) in the metadata; written atomically."""
+    from safetensors.torch import save_file
+
+    tensors = model.state_dict() if isinstance(model, nn.Module) else model
+    # safetensors refuses views and channels-last tensors.
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with folder.atomic(path) as temporary:
+        save_file(plain, temporary, metadata={"atent": json.dumps(about)})
+
+
+def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> dict[str, Any]:
+    """Load weights from a run folder (``which``: best or last) or a .safetensors file; returns its metadata.
+
+    float16 files are raised to the model's own type. FileNotFoundError or ValueError, in one line, where the file is
+    absent, damaged, or of another architecture.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if path.is_dir():
+        path = path / (folder.BEST if which == "best" else f"{folder.LAST}/model.safetensors")
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: give a run folder or a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("atent", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
+    own = model.state_dict()
+    differences = [
+        *(f"{k} is missing" for k in own if k not in tensors),
+        *(f"{k} is not in the model" for k in tensors if k not in own),
+        *(
+            f"{k} has shape {tuple(tensors[k].shape)}, the model {tuple(own[k].shape)}"
+            for k in own
+            if k in tensors and tensors[k].shape != own[k].shape
+        ),
+    ]
+    if differences:
+        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+        raise ValueError(f"{path} holds another architecture: {differences[0]}{more}; build the model it was made with")
+    model.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
+    return about
+
+
+def load(run: str | Path, *, which: str = "best", device: str = "cpu") -> nn.Module:
+    """The model of a run folder, with its best (or ``which="last"``) weights, in eval mode.
+
+    FileNotFoundError or ValueError, in one line, where the folder is no run or the model cannot be built.
+    """
+    run = Path(run)
+    if not (run / folder.CONFIG).is_file():
+        raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
+    config = folder.read_json(run / folder.CONFIG)
+    model = model_of(config, run)
+    load_weights(model, run, which=which)
+    return model.to(device).eval()
+
+
+def model_of(config: dict[str, Any], run: Path) -> nn.Module:
+    """The untrained model that a run's configuration describes."""
+    settings = config.get("model") or {}
+    if not settings.get("name"):
+        raise ValueError(
+            f"{run} was trained from a Python object: build the model yourself and call atent.train.load_weights(model, run)"
+        )
+    about = config["data"]["about"]
+    known = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    known["weights"] = None
+    return make(ModelSettings(**known), classes=about["classes"], shape=tuple(about["shape"]))
+
+
+def save_state(run: Path, state: dict[str, Any]) -> None:
+    """Everything of a resume in one file, so that no crash leaves half of it."""
+    (run / folder.LAST).mkdir(exist_ok=True)
+    with folder.atomic(run / folder.LAST / STATE) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(run: Path, device: torch.device) -> dict[str, Any]:
+    """What `save_state` wrote; FileNotFoundError or ValueError in one line."""
+    path = run / folder.LAST / STATE
+    if not path.is_file():
+        raise FileNotFoundError(f"nothing to resume in {run}: it has no {folder.LAST}/{STATE}")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is damaged ({reason}): start the training again under another name") from None

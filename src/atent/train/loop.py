@@ -1,0 +1,300 @@
+"""The training loop. Read `fit` from top to bottom: it is the whole of it.
+
+All randomness of a step is a function of (seed, step): the order of an epoch, the augmentation, the adversary's draws
+and dropout. So a checkpoint needs no random states, and a run that was killed and resumed equals the unbroken one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent import run as folder
+from atent.attacks import ATTACKS, Attack
+from atent.attacks.spec import parse
+from atent.data import Data, augment
+from atent.evaluate import evaluate
+from atent.methods import Method
+from atent.models import check_output
+from atent.optim import Optimizer, Schedule, build, lr_factor
+from atent.progress import bar
+from atent.rng import fold
+from atent.train.checkpoint import load_state, load_weights, save_state, save_weights
+from atent.train.interrupt import Interrupted, stop_requests
+from atent.train.meter import Meter
+from atent.train.settings import TrainSettings, pick_device
+
+# Steps between two looks at the loss: each look waits for the device.
+_LOOK = 50
+
+
+class Diverged(ValueError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training gives back."""
+
+    model: nn.Module
+    """The user's network with the best epoch's weights, in eval mode."""
+    history: list[dict[str, Any]]
+    """One row per epoch, as in metrics.jsonl."""
+    best: dict[str, Any]
+    """The row of the best epoch."""
+    run: Path | None
+    """The run folder, where there is one."""
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    method: Method,
+    *,
+    optimizer: Optimizer | None = None,
+    schedule: Schedule | None = None,
+    settings: TrainSettings | None = None,
+    augmentation: str = "none",
+    run: str | Path | None = None,
+    config: dict[str, Any] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> Fitted:
+    """Train ``model`` on ``data`` by ``method`` and keep the epoch that is best on the validation split.
+
+    ``data`` is a `Data` (see `atent.data.from_tensors` for your own arrays). With ``run``, a new folder, everything is
+    written there: config.json, metrics.jsonl, best.safetensors and last/. ``resume=True`` goes on from an existing one,
+    exactly. ``report`` is called with each epoch's row. The global random state comes back as it was.
+
+    Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
+    folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
+    """
+    optimizer, schedule = optimizer or Optimizer(), schedule or Schedule()
+    settings = settings or TrainSettings()
+    device = pick_device(settings.device)
+    if settings.precision == "bfloat16" and device.type != "cuda":
+        raise ValueError("precision bfloat16 is for CUDA: on a CPU it is many times slower than float32")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    threat = getattr(method, "threat", None)
+    if threat is not None and threat.box != data.box:
+        raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
+    check_output(model, data.shape, data.classes)
+    layout = torch.channels_last if settings.channels_last and len(data.shape) == 3 else torch.contiguous_format
+    model.to(device, memory_format=layout if len(data.shape) == 3 else torch.contiguous_format)
+    data, move = data.to(device), augment(augmentation)
+    probe = _Probe(data, settings, threat)
+    n, steps = len(data.train), -(-len(data.train) // settings.batch_size)
+    weights = build(optimizer, model)
+    state = method.init(n, data.shape, device)
+    amp = torch.autocast(device.type, torch.bfloat16) if settings.precision == "bfloat16" else nullcontext()
+    rng = torch.Generator(device)
+
+    config = config or describe(model, data, method, optimizer, schedule, settings, augmentation)
+    mark = {"config": _fingerprint(config), "epoch": 0, "step": 0}
+    history, best, best_weights, meter = [], None, None, Meter()
+    path = Path(run) if run is not None else None
+    if resume:
+        if path is None:
+            raise ValueError("resume needs the run folder to go on from: give run=...")
+        saved = load_state(path, device)
+        if saved["mark"]["config"] != mark["config"]:
+            raise ValueError(f"{path} was trained with other settings: resume with those of its {folder.CONFIG}")
+        mark = saved["mark"]
+        model.load_state_dict(saved["model"])
+        weights.load_state_dict(saved["optimizer"])
+        state, meter = saved["method"], Meter.restore(saved["meter"])
+        folder.keep_jsonl(path / folder.METRICS, lambda row: row["epoch"] <= mark["epoch"])
+        history = folder.read_jsonl(path / folder.METRICS)
+        best = next((row for row in reversed(history) if row["best"]), None)
+    elif path is not None:
+        folder.create(path)
+        folder.write_json(path / folder.CONFIG, config)
+
+    def save(epoch: int, step: int) -> None:
+        if path is not None:
+            mark.update(epoch=epoch, step=step)
+            save_state(
+                path,
+                {
+                    "mark": mark, "model": model.state_dict(), "optimizer": weights.state_dict(),
+                    "method": state, "meter": meter.state(),
+                },
+            )  # fmt: skip
+
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), stop_requests() as asked:
+        for epoch in range(mark["epoch"], settings.epochs):
+            rng.manual_seed(fold(settings.seed, "order", epoch))
+            order = torch.randperm(n, generator=rng, device=device)
+            first, mark["step"] = mark["step"], 0
+            begun = saved_at = time.perf_counter()
+            model.train()
+            with bar(steps, f"epoch {epoch + 1}/{settings.epochs}", enabled=progress) as advance:
+                advance(first, "")
+                for step in range(first, steps):
+                    now = epoch * steps + step
+                    for group in weights.param_groups:
+                        group["lr"] = optimizer.lr * lr_factor(schedule, now, steps, settings.epochs)
+                    index = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+                    rng.manual_seed(fold(settings.seed, "step", now))
+                    torch.manual_seed(fold(settings.seed, "model", now))
+                    x, y = data.train.batch(index)
+                    x = move(x, rng).contiguous(memory_format=layout)
+                    metrics: dict[str, Tensor] = {}
+
+                    def closure(x: Tensor = x, y: Tensor = y, index: Tensor = index, now: int = now) -> Tensor:
+                        weights.zero_grad()
+                        with amp:
+                            metrics.update(
+                                method.backward(
+                                    model, x, y, rng=rng, ids=index, progress=now / (settings.epochs * steps),
+                                    state=state,
+                                )
+                            )  # fmt: skip
+                        return metrics["loss"]
+
+                    weights.step(closure)
+                    meter.add(metrics, len(y))
+                    look = step % _LOOK == 0 or step + 1 == steps
+                    if look and not meter.finite():
+                        raise Diverged(
+                            f"the loss is not finite at epoch {epoch + 1}, step {step + 1}: lower optimizer.lr"
+                            f" (now {weights.param_groups[0]['lr']:g}) or warm eps up;"
+                            f" {'what was saved before stays in ' + str(path) if path else 'nothing was written'}"
+                        )
+                    advance(1, f"loss {float(meter.sums['loss']) / meter.count:.3f}" if look else "")
+                    due = time.perf_counter() - saved_at >= 60 * settings.save_minutes
+                    if asked() or (due and step + 1 < steps):
+                        if meter.finite():
+                            save(epoch, step + 1)
+                        saved_at = time.perf_counter()
+                    if asked():
+                        raise Interrupted(_how_to_resume(path, epoch, step))
+            row = {
+                "epoch": epoch + 1,
+                "lr": weights.param_groups[0]["lr"],
+                "seconds": round(time.perf_counter() - begun, 3),
+                **meter.summary(),
+            }
+            meter = Meter()
+            if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs:
+                row |= probe.measure(model, progress=progress)
+            row["best"] = best is None or probe.score(row) > probe.score(best)
+            if row["best"]:
+                best = row
+                if path is not None:
+                    save_weights(path / folder.BEST, model, {"epoch": epoch + 1, **_short(config)})
+                else:
+                    best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            history.append(row)
+            if path is not None:
+                folder.append_jsonl(path / folder.METRICS, row)
+                (path / folder.LAST).mkdir(exist_ok=True)
+                save_weights(path / folder.LAST / "model.safetensors", model, {"epoch": epoch + 1, **_short(config)})
+            save(epoch + 1, 0)
+            mark["step"] = 0
+            if report:
+                report(row)
+    assert best is not None
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+    elif path is not None:
+        load_weights(model, path)
+    return Fitted(model.eval(), history, best, path)
+
+
+class _Probe:
+    """Natural and robust accuracy on the validation split and on as many training samples, without augmentation."""
+
+    def __init__(self, data: Data, settings: TrainSettings, threat: Any) -> None:
+        limit = settings.validate_limit or len(data.validation)
+        self.parts = {"train": data.train.first(limit), "validation": data.validation.first(limit)}
+        spec = settings.validate_attack.strip()
+        wanted = spec.lower() != "none" and (threat is not None or "eps" in spec)
+        self.attacks: dict[str, Attack] = {"robust": parse(spec, threat, ATTACKS)} if wanted else {}
+        self.seed = settings.seed
+        select = settings.select
+        if select == "robust" and not wanted:
+            raise ValueError("select robust needs a robust validation: give validate_attack an attack with norm and eps")
+        self.select = select if select != "auto" else ("robust" if wanted and threat is not None else "natural")
+
+    def measure(self, model: nn.Module, *, progress: bool) -> dict[str, float]:
+        row: dict[str, float] = {}
+        total = sum(len(p) for p in self.parts.values()) * len(self.attacks)
+        with bar(total, "validation", enabled=progress) as advance:
+            for name, part in self.parts.items():
+                x, y = part.batch(torch.arange(len(part), device=part.x.device))
+                found = evaluate(model, x, y, self.attacks, seed=self.seed, ids=part.ids, advance=advance)
+                shares = {"natural": found.natural, **{k: v["robust"] for k, v in found.attacks.items()}}
+                for kind, share in shares.items():
+                    row[f"{name}_{kind}"] = share["value"]
+                    if name == "validation":
+                        row |= {f"{name}_{kind}_low": share["low"], f"{name}_{kind}_high": share["high"]}
+        return row
+
+    def score(self, row: dict[str, Any]) -> tuple[float, float]:
+        """What the best epoch has most of; ties go to the other accuracy, then to the earlier epoch."""
+        if self.select == "last":
+            return row["epoch"], 0.0
+        kinds = ("robust", "natural") if self.select == "robust" else ("natural", "robust")
+        first, second = (row.get(f"validation_{kind}", -1.0) for kind in kinds)
+        return first, second if self.select == "robust" else 0.0
+
+
+def describe(
+    model: nn.Module, data: Data, method: Method, optimizer: Optimizer, schedule: Schedule, settings: TrainSettings,
+    augmentation: str,
+) -> dict[str, Any]:  # fmt: skip
+    """A run's configuration from the settings alone, where no recipe gave one."""
+    return {
+        "recipe": None,
+        "data": {"augment": augmentation, "about": about_data(data)},
+        "model": {"name": None, "class": type(model).__qualname__},
+        "method": about_method(method),
+        "optimizer": asdict(optimizer),
+        "schedule": asdict(schedule),
+        "train": asdict(settings),
+        "provenance": folder.provenance(seed=settings.seed, device=pick_device(settings.device)),
+    }
+
+
+def about_data(data: Data) -> dict[str, Any]:
+    """Plain facts of a data set: what a model for it must know, and where it came from."""
+    return {"classes": data.classes, "shape": list(data.shape), "box": list(data.box), **data.about}
+
+
+def about_method(method: Method) -> dict[str, Any]:
+    """A method's name and fields, and for ATENT the chain that its variant resolves to."""
+    out = {"name": type(method).__name__, **(asdict(method) if is_dataclass(method) else {})}
+    if hasattr(method, "chain"):
+        out["resolved"] = method.chain().describe()
+    return out
+
+
+def _fingerprint(config: dict[str, Any]) -> str:
+    """The settings that a resumed run must share, as text."""
+    parts = {k: v for k, v in config.items() if k in ("data", "model", "method", "optimizer", "schedule")}
+    train = {k: v for k, v in config["train"].items() if k not in ("save_minutes", "threads", "device")}
+    return folder.dumps({**parts, "train": train})
+
+
+def _short(config: dict[str, Any]) -> dict[str, Any]:
+    """What a weights file should say of itself."""
+    data = config["data"]["about"]
+    return {
+        "recipe": config.get("recipe"), "model": config["model"], "classes": data["classes"],
+        "shape": data["shape"], "box": data["box"], "provenance": config["provenance"],
+    }  # fmt: skip
+
+
+def _how_to_resume(path: Path | None, epoch: int, step: int) -> str:
+    where = f"interrupted at epoch {epoch + 1}, step {step + 1}"
+    return f"{where}: go on with `atent train --resume {path}`" if path else f"{where}; without a run folder nothing is kept"

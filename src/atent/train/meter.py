@@ -1,0 +1,52 @@
+"""Running metrics of an epoch, kept on the device until somebody looks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+QUANTILES = {"q10": 0.1, "median": 0.5, "q90": 0.9}
+
+
+class Meter:
+    """Scalars are averaged over samples; vectors (one value per sample) are kept for their quantiles."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: dict[str, Tensor] = {}
+        self.values: dict[str, list[Tensor]] = {}
+
+    def add(self, metrics: dict[str, Tensor], n: int) -> None:
+        """The metrics of a batch of n samples."""
+        self.count += n
+        for name, value in metrics.items():
+            if value.dim():
+                self.values.setdefault(name, []).append(value.detach().float())
+            else:
+                total = value.detach().double() * n
+                self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+    def finite(self) -> bool:
+        """Whether the loss so far is a number; waits for the device."""
+        return "loss" not in self.sums or bool(torch.isfinite(self.sums["loss"]))
+
+    def summary(self) -> dict[str, float]:
+        """Means, and the 10, 50 and 90 % quantiles of vectors as ``name_q10``, ``name_median``, ``name_q90``."""
+        out = {name: float(total) / self.count for name, total in self.sums.items()}
+        for name, parts in self.values.items():
+            ordered = torch.cat(parts).sort().values
+            for suffix, q in QUANTILES.items():
+                out[f"{name}_{suffix}"] = float(ordered[round(q * (len(ordered) - 1))])
+        return out
+
+    def state(self) -> dict[str, object]:
+        """What `restore` takes."""
+        return {"count": self.count, "sums": self.sums, "values": {k: torch.cat(v) for k, v in self.values.items()}}
+
+    @classmethod
+    def restore(cls, state: dict) -> Meter:
+        """The meter as it was saved."""
+        meter = cls()
+        meter.count, meter.sums = state["count"], dict(state["sums"])
+        meter.values = {k: [v] for k, v in state["values"].items()}
+        return meter

@@ -1,0 +1,442 @@
+import contextlib
+import pickle
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from atent.models import MODELS, Normalize, build, check_output, from_reference, has_dropout, native_shape
+from atent.models.wrn import WideResNet
+
+COUNTS = {
+    "small_cnn": 312_202,
+    "lenet5": 3_274_634,
+    "resnet18": 11_173_962,
+    "resnet20": 272_474,
+    "resnet110": 1_730_714,
+    "wrn_28_4": 5_849_050,
+    "wrn_28_10": 36_479_194,
+    "wrn_34_10": 46_160_474,
+    "digits_cnn": 42_602,
+}
+LARGE = ("wrn_28_10", "wrn_34_10")
+SMALL = [name for name in COUNTS if name not in LARGE]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def meta(name, **settings):
+    with torch.device("meta"):
+        return build(name, **settings)
+
+
+@contextlib.contextmanager
+def refuses(*parts):
+    with pytest.raises(ValueError, match=r".") as error:
+        yield
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 250
+    for part in parts:
+        assert part in text
+
+
+# -- the registry
+
+
+def test_every_model_is_pinned():
+    assert set(MODELS) == set(COUNTS)
+    assert all(function.__doc__ for function in MODELS.values())
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_count(name):
+    model = meta(name)
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
+    assert f"{COUNTS[name]:,}" in MODELS[name].__doc__
+    assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_output_shape_and_gradient_reach_on_meta(name):
+    c, h, w = native_shape(name)
+    model = meta(name, classes=7)
+    with torch.device("meta"):
+        logits = model(torch.rand(3, c, h, w))
+    assert logits.shape == (3, 7)
+    logits.sum().backward()
+    # a layer that the forward pass never calls breaks distributed training
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_forward(name):
+    model = build(name).eval()
+    with torch.no_grad():
+        logits = model(torch.rand(1, *native_shape(name)))
+    assert logits.shape == (1, 10)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_forward_of_the_large(name):
+    model = build(name).eval()
+    with torch.no_grad():
+        logits = model(torch.rand(1, *native_shape(name)))
+    assert logits.shape == (1, 10)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("small_cnn", (3, 32, 32)),
+        ("small_cnn", (1, 16, 20)),
+        ("lenet5", (3, 32, 32)),
+        ("lenet5", (2, 4, 7)),
+        ("resnet18", (1, 28, 28)),
+        ("resnet20", (4, 8, 8)),
+        ("resnet110", (1, 9, 15)),
+        ("wrn_28_4", (1, 28, 28)),
+        ("wrn_34_10", (3, 8, 64)),
+        ("digits_cnn", (3, 12, 4)),
+        ("digits_cnn", (1, 28, 28)),
+    ],
+)
+def test_other_shapes(name, shape):
+    with torch.device("meta"):
+        assert build(name, shape=list(shape), classes=3)(torch.rand(2, *shape)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_samples_do_not_meet_in_eval_mode(name):
+    model = build(name).double().eval()
+    if name == "small_cnn":
+        nn.init.normal_(model.classifier.fc3.weight)
+    x = torch.rand(2, *native_shape(name), dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[1:], model(x[1:]), rtol=1e-9, atol=1e-9)
+
+
+def test_models_pickle():
+    for name in ("small_cnn", "resnet20", "wrn_28_4", "digits_cnn"):
+        model = pickle.loads(pickle.dumps(build(name)))
+        assert isinstance(model, nn.Module)
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "lenet5", "resnet20", "wrn_28_4", "digits_cnn"])
+def test_state_dict_round_trip(name, tmp_path):
+    c = native_shape(name)[0]
+    norm = ([0.4] * c, [0.2] * c)
+    model = build(name, normalize=norm)
+    model(torch.rand(2, *native_shape(name)))  # moves the batch-norm buffers
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    torch.manual_seed(1)
+    other = build(name, normalize=norm)
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    x = torch.rand(1, *native_shape(name))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), other.eval()(x))
+
+
+# -- starts
+
+
+def test_small_cnn_start():
+    model = build("small_cnn")
+    assert not model.classifier.fc3.weight.any()
+    assert not model.classifier.fc3.bias.any()
+    conv = model.feature_extractor.conv4
+    assert conv.weight.std().item() == pytest.approx((2 / (32 * 9 * 2)) ** 0.5, rel=0.02)
+    assert not conv.bias.any()
+    assert not model(torch.rand(2, 1, 28, 28)).any()
+
+
+@pytest.mark.parametrize(("name", "outputs"), [("resnet20", 64), ("wrn_28_4", 256)])
+def test_residual_start(name, outputs):
+    last = [m for m in build(name).modules() if isinstance(m, nn.Conv2d)][-1]
+    assert last.out_channels == outputs
+    assert last.weight.std().item() == pytest.approx((2 / (9 * outputs)) ** 0.5, rel=0.02)
+
+
+def test_published_names():
+    wrn = meta("wrn_34_10").state_dict()
+    assert {"block1.layer.0.convShortcut.weight", "block3.layer.4.bn2.bias", "fc.bias"} <= set(wrn)
+    assert not any("sub_block1" in key for key in wrn)
+    small = meta("small_cnn").state_dict()
+    assert {"feature_extractor.conv4.bias", "classifier.fc1.weight", "classifier.fc3.bias"} <= set(small)
+
+
+# -- normalisation
+
+
+def test_normalize_is_the_first_layer():
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+    torch.manual_seed(0)
+    plain = build("resnet20").eval()
+    torch.manual_seed(0)
+    model = build("resnet20", normalize=(mean, std)).eval()
+    x = torch.rand(2, 3, 32, 32)
+    by_hand = torch.stack([(x[:, i] - mean[i]) / std[i] for i in range(3)], dim=1)
+    torch.testing.assert_close(model.normalize(x), by_hand, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        assert torch.equal(model(x), plain(model.normalize(x)))
+    assert next(iter(model.children())) is model.normalize
+    assert {"normalize.mean", "normalize.std"} < set(model.state_dict())
+    assert {f"network.{key}" for key in plain.state_dict()} < set(model.state_dict())
+    assert sum(p.numel() for p in model.parameters()) == COUNTS["resnet20"]
+
+
+def test_normalize_on_meta():
+    assert meta("lenet5", normalize=((0.1,), (0.3,))).normalize.mean.is_meta
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "part"),
+    [
+        ((0.5,), (0.0,), "above 0"),
+        ((0.5,), (-1.0,), "above 0"),
+        ((0.5,), (0.5, 0.5), "per channel"),
+        ((), (), "per channel"),
+        ((float("nan"),), (1.0,), "finite"),
+    ],
+)
+def test_normalize_errors(mean, std, part):
+    with refuses(part):
+        Normalize(mean, std)
+
+
+def test_normalize_wants_the_channels_of_the_input():
+    with refuses("1 channels", "3"):
+        build("resnet20", normalize=((0.5,), (0.5,)))
+
+
+# -- dropout
+
+
+def test_which_models_drop():
+    assert [name for name in MODELS if has_dropout(name)] == [n for n in MODELS if n[:3] in ("sma", "wrn")]
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "wrn_28_4"])
+def test_dropout_in_train_and_not_in_eval(name):
+    model = build(name, dropout=0.3)
+    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.3}
+    if name == "small_cnn":
+        nn.init.normal_(model.classifier.fc3.weight)
+    x = torch.rand(2, *native_shape(name))
+    with torch.no_grad():
+        assert not torch.equal(model(x), model(x))
+        model.eval()
+        assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize(("name", "native"), [("small_cnn", {0.5}), ("wrn_28_4", set())])
+def test_dropout_defaults(name, native):
+    def rates(model):
+        return {m.p for m in model.modules() if isinstance(m, nn.Dropout)}
+
+    assert rates(meta(name)) == native
+    assert rates(meta(name, dropout=0)) == set()
+
+
+def test_wrn_dropout_sits_before_the_second_convolution():
+    model = WideResNet(10, 2, dropout=0.999999)
+    block = model.block1.layer[0]
+    x = torch.rand(2, 16, 8, 8)
+    with torch.no_grad():
+        only_skip = block.convShortcut(torch.relu(block.bn1(x)))
+        torch.testing.assert_close(block(x), only_skip)
+        assert not torch.allclose(block.eval()(x), only_skip, atol=1e-2)
+
+
+@pytest.mark.parametrize(("depth", "widen"), [(4, 2), (29, 10), (28, 1)])
+def test_wrn_depth(depth, widen):
+    with refuses(str(depth), str(widen)):
+        WideResNet(depth, widen)
+
+
+# -- errors of build
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "parts"),
+    [
+        ("resnet_20", {}, ["'resnet_20'", "did you mean 'resnet20'", *COUNTS]),
+        ("zzz", {}, ["'zzz'; known:", *COUNTS]),
+        ("small_cnn", {"shape": (1, 8, 8)}, ["16 x 16", "(1, 8, 8)"]),
+        ("lenet5", {"shape": (1, 28, 3)}, ["4 x 4", "(1, 28, 3)"]),
+        ("digits_cnn", {"shape": (1, 8, 6)}, ["divisible by 4", "(1, 8, 6)"]),
+        ("resnet18", {"shape": (3, 7, 32)}, ["resnet18", "8 x 8"]),
+        ("resnet20", {"shape": (3, 7, 32)}, ["resnet20", "8 x 8"]),
+        ("resnet110", {"shape": (3, 32, 1)}, ["resnet110", "8 x 8"]),
+        ("wrn_28_4", {"shape": (3, 4, 4)}, ["wrn_28_4", "8 x 8"]),
+        ("wrn_28_10", {"shape": (3, 4, 4)}, ["wrn_28_10", "8 x 8"]),
+        ("wrn_34_10", {"shape": (3, 4, 4)}, ["wrn_34_10", "8 x 8"]),
+        ("resnet20", {"shape": (32, 32)}, ["(c, h, w)", "(32, 32)"]),
+        ("resnet20", {"shape": (0, 32, 32)}, ["(c, h, w)"]),
+        ("resnet20", {"shape": (3, 32.0, 32)}, ["(c, h, w)"]),
+        ("resnet20", {"classes": 1}, ["classes", "1"]),
+        ("resnet20", {"classes": "ten"}, ["classes", "'ten'"]),
+        ("resnet20", {"dropout": 0.1}, ["resnet20 has no dropout", "small_cnn, wrn_28_4"]),
+        ("small_cnn", {"dropout": 1.0}, ["[0, 1)", "1.0"]),
+        ("small_cnn", {"dropout": -0.1}, ["[0, 1)", "-0.1"]),
+        ("wrn_34_10", {"dropout": float("nan")}, ["[0, 1)", "nan"]),
+    ],
+)
+def test_errors(name, settings, parts):
+    with refuses(*parts):
+        build(name, **settings)
+
+
+def test_native_shape():
+    assert native_shape("lenet5") == (1, 28, 28)
+    assert native_shape("digits_cnn") == (1, 8, 8)
+    with refuses("did you mean 'lenet5'"):
+        native_shape("lenet")
+
+
+# -- the user's own network
+
+OWN = """
+from torch import nn
+import own_net_neighbour
+
+def make():
+    import own_net_late
+    return own_net_late.net()
+
+def broken():
+    raise RuntimeError("no weights\\nsecond line")
+
+def leaves():
+    raise SystemExit(3)
+
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 2)
+    @staticmethod
+    def wide():
+        return nn.Linear(4, 20)
+
+def number():
+    return 7
+
+def nothing():
+    pass
+
+ready = nn.Linear(4, 3)
+seven = 7
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_net.py").write_text(OWN)
+    (tmp_path / "own_net_neighbour.py").write_text("")
+    (tmp_path / "own_net_late.py").write_text("from torch import nn\nnet = lambda: nn.Linear(4, 5)\n")
+    (tmp_path / "own_net_raises.py").write_text("1 / 0\n")
+    (tmp_path / "own_net_syntax.py").write_text("def (\n")
+    (tmp_path / "own_net_lacks.py").write_text("import surely_not_installed\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    yield
+    assert sys.path == before
+    for name in [name for name in sys.modules if name.startswith("own_net")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(("reference", "outputs"), [("make", 5), ("ready", 3), ("Net", 2), ("Net.wide", 20)])
+def test_from_reference(own, reference, outputs):
+    model = from_reference(f"own_net:{reference}")
+    assert isinstance(model, nn.Module)
+    assert model(torch.zeros(1, 4)).shape == (1, outputs)
+
+
+def test_from_reference_takes_a_module_as_it_is(own):
+    assert from_reference("own_net:ready") is from_reference("own_net:ready")
+
+
+@pytest.mark.parametrize(
+    ("reference", "parts"),
+    [
+        ("own_net", ["module:function", "'own_net'"]),
+        ("own_net:", ["module:function"]),
+        (":make", ["module:function"]),
+        (".own_net:make", ["module:function"]),
+        ("own_netz:make", ["no module named 'own_netz'"]),
+        ("own_net_neighbour.deeper:make", ["no module named 'own_net_neighbour.deeper'"]),
+        ("own_net:absent", ["'own_net'", "no attribute 'absent'"]),
+        ("own_net:Net.narrow", ["no attribute 'Net.narrow'"]),
+        ("own_net:broken", ["own_net:broken raised RuntimeError: no weights"]),
+        ("own_net:leaves", ["raised SystemExit: 3"]),
+        ("own_net:number", ["returned", "int", "nn.Module"]),
+        ("own_net:nothing", ["None", "nn.Module"]),
+        ("own_net:seven", ["int", "nn.Module"]),
+        ("own_net_raises:make", ["importing own_net_raises raised ZeroDivisionError"]),
+        ("own_net_syntax:make", ["raised SyntaxError"]),
+        ("own_net_lacks:make", ["importing own_net_lacks raised ModuleNotFoundError"]),
+    ],
+)
+def test_from_reference_errors(own, reference, parts):
+    with refuses(*parts):
+        from_reference(reference)
+
+
+# -- the shape of the output
+
+
+class Probe(nn.Module):
+    """Remembers what it was called with, and gives what it was told to."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+        self.inner = nn.Dropout()
+
+    def forward(self, x):
+        self.seen = (tuple(x.shape), self.training, self.inner.training, torch.is_grad_enabled())
+        if isinstance(self.output, Exception):
+            raise self.output
+        return self.output
+
+
+def test_check_output_passes_and_restores():
+    model = Probe(torch.zeros(2, 10)).train()
+    model.inner.eval()
+    check_output(model, (1, 8, 8), 10)
+    assert model.seen == ((2, 1, 8, 8), False, False, False)
+    assert model.training
+    assert not model.inner.training
+    check_output(build("resnet20", classes=4).double(), (3, 32, 32), 4)
+
+
+@pytest.mark.parametrize(
+    ("output", "parts"),
+    [
+        (torch.zeros(2, 7), ["the model gives 7 outputs, the data has 10 classes: "]),
+        (torch.zeros(2, 10, 1, 1), ["(2, 10, 1, 1)", "(2, 10)"]),
+        (torch.zeros(10), ["(10,)", "(2, 10)"]),
+        (torch.zeros(1, 10), ["(1, 10)", "(2, 10)"]),
+        ((torch.zeros(2, 10),), ["tuple", "tensor"]),
+        (None, ["None", "tensor"]),
+        (RuntimeError("mat1 and mat2\nmore"), ["(1, 8, 8)", "RuntimeError: mat1 and mat2"]),
+    ],
+)
+def test_check_output_errors(output, parts):
+    model = Probe(output)
+    model.inner.eval()
+    with refuses(*parts):
+        check_output(model, (1, 8, 8), 10)
+    assert model.training
+    assert not model.inner.training

@@ -1,0 +1,179 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from atent import plots, run
+
+
+def rows(epochs=20, best=12):
+    result = []
+    for epoch in range(1, epochs + 1):
+        t = 1 - math.exp(-epoch / 6)
+        row = {"epoch": epoch, "loss": 1.0, "train_natural": 0.9 * t, "train_robust": 0.6 * t,
+               "validation_natural": 0.8 * t, "validation_robust": 0.5 * t}
+        for kind in ("natural", "robust"):
+            cell = run.share(round(1000 * row[f"validation_{kind}"]), 1000)
+            row[f"validation_{kind}_low"], row[f"validation_{kind}_high"] = cell["low"], cell["high"]
+        if epoch in (3, best):
+            row["best"] = True
+        result.append(row)
+    return result
+
+
+def lines(axes):
+    return {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_curves_draws_what_the_rows_say():
+    data = rows()
+    figure = plots.curves(data)
+    assert isinstance(figure, Figure)
+    (axes,) = figure.axes
+    drawn = lines(axes)
+    assert list(drawn) == ["natural, train", "natural, validation", "robust, train", "robust, validation"]
+    for label, line in drawn.items():
+        kind, split = label.split(", ")
+        assert list(line.get_xdata()) == list(range(1, 21))
+        assert list(line.get_ydata()) == pytest.approx([100 * row[f"{split}_{kind}"] for row in data])
+    colours = {label: to_hex(line.get_color()) for label, line in drawn.items()}
+    assert colours["natural, train"] == colours["natural, validation"] != colours["robust, train"]
+    assert drawn["natural, validation"].get_linestyle() == "-" != drawn["natural, train"].get_linestyle()
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_ylim()) == ("epoch", "accuracy (%)", (0, 100))
+    assert len(axes.collections) == 2
+    assert legend(figure) == [*drawn, "95 % interval", "best epoch"]
+
+
+def test_curves_marks_the_last_best_epoch():
+    data = rows(best=12)
+    (axes,) = plots.curves(data, title="digits").axes
+    stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
+    assert [star.get_xdata()[0] for star in stars] == [12, 12]
+    assert [star.get_ydata()[0] for star in stars] == pytest.approx(
+        [100 * data[11]["validation_natural"], 100 * data[11]["validation_robust"]])
+    assert axes.get_title(loc="left") == "digits\nbest epoch 12: natural 69.2 %, robust 43.2 %"
+
+
+def test_curves_leaves_out_what_is_missing():
+    data = [{"epoch": e, "train_natural": 0.5, "validation_robust": 0.2 if e % 5 == 0 else None}
+            for e in range(1, 11)]
+    figure = plots.curves(data)
+    drawn = lines(figure.axes[0])
+    assert list(drawn) == ["natural, train", "robust, validation"]
+    assert list(drawn["robust, validation"].get_xdata()) == [5, 10]
+    assert legend(figure) == list(drawn)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_curves_gives_each_run_its_panel(count):
+    data = {f"run {i}": rows(5 + i, best=4) for i in range(count)}
+    figure = plots.curves(data, title="runs")
+    assert len(figure.axes) == count
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == list(data)
+    assert all(axes.get_ylim() == (0, 100) for axes in figure.axes)
+    lengths = [len(lines(axes)["robust, train"].get_xdata()) for axes in figure.axes]
+    assert lengths == [5 + i for i in range(count)]
+    assert figure.axes[0].get_ylabel() == "accuracy (%)"
+
+
+@pytest.mark.parametrize(("data", "message"), [
+    ([], "no rows"),
+    ({}, "no runs"),
+    ({"a": rows(), "b": []}, "run 'b': no rows"),
+    ([{"epoch": 1, "loss": 2.0}], "no accuracies"),
+    ([{"train_natural": 0.5}], "row 1 has no epoch"),
+    ([{"epoch": 7, "train_natural": 51.3}], r"epoch 7: train_natural is 51\.3"),
+    ([{"epoch": 7, "train_natural": math.nan}], "train_natural is nan"),
+])
+def test_curves_refuses(data, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        plots.curves(data)
+    assert "\n" not in str(caught.value)
+
+
+TABLE = {"standard": {"none": run.share(950, 1000), "AutoAttack": run.share(0, 1000)},
+         "ATENT": {"none": run.share(830, 1000)}}
+
+
+def test_accuracies_draws_bars_and_intervals():
+    figure = plots.accuracies(TABLE, title="CIFAR-10")
+    (axes,) = figure.axes
+    bars = [bar for bar in axes.containers if hasattr(bar, "patches")]
+    assert [[patch.get_height() for patch in bar] for bar in bars] == [[95.0, 0.0], [83.0]]
+    for bar, cells in zip(bars, ([TABLE["standard"]["none"], TABLE["standard"]["AutoAttack"]],
+                                 [TABLE["ATENT"]["none"]]), strict=True):
+        ends = [segment[:, 1] for segment in bar.errorbar.lines[2][0].get_segments()]
+        assert np.allclose(ends, [[100 * cell["low"], 100 * cell["high"]] for cell in cells])
+    assert axes.get_ylabel() == "accuracy (%)"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["none", "AutoAttack"]
+    assert {"95.0", "0.0", "83.0", "not\nrun"} == {text.get_text() for text in axes.texts}
+    assert legend(figure) == ["standard", "ATENT"]
+    assert figure.legends[0].get_title().get_text() == "error bars: 95 % intervals, n = 1,000"
+
+
+@pytest.mark.parametrize("table", [{}, {"a": {}}, {"a": {"none": {"value": 95, "low": 90, "high": 99}}}])
+def test_accuracies_refuses(table):
+    with pytest.raises(ValueError, match=r"empty|fraction"):
+        plots.accuracies(table)
+
+
+def test_images_shows_the_pixels():
+    x = torch.rand(5, 3, 4, 6)
+    figure = plots.images(x, list("abcde"), columns=3)
+    shown = [axes for axes in figure.axes if axes.get_images()]
+    assert [axes.get_title() for axes in shown] == list("abcde")
+    assert np.array_equal(shown[4].get_images()[0].get_array(), x[4].permute(1, 2, 0).numpy())
+    grey = plots.images(np.full((1, 1, 2, 2), 0.5)).axes[0].get_images()[0]
+    assert (grey.get_array().shape, grey.get_clim()) == ((2, 2), (0, 1))
+
+
+@pytest.mark.parametrize("x", [torch.rand(3, 8, 8), torch.rand(1, 2, 8, 8), torch.rand(0, 3, 8, 8),
+                               2 * torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), math.nan)])
+def test_images_refuses(x):
+    with pytest.raises(ValueError, match="images"):
+        plots.images(x)
+    with pytest.raises(ValueError, match="2 labels"):
+        plots.images(torch.rand(1, 1, 2, 2), ["a", "b"])
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_saved_bytes_are_the_same_twice(tmp_path, suffix):
+    contents = []
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.{suffix}"
+        plots.save(plots.curves({"ATENT": rows(6), "standard": rows(6)}), path)
+        contents.append(path.read_bytes())
+    assert contents[0] == contents[1]
+    assert b"<dc:date>" not in contents[0]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_save_refuses_other_kinds(tmp_path):
+    with pytest.raises(ValueError, match=r"\.png or \.svg"):
+        plots.save(Figure(), tmp_path / "a.pdf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_save_keeps_the_earlier_figure(tmp_path, monkeypatch):
+    path = tmp_path / run.CURVES
+    path.write_text("old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.os, "fsync", full)
+    with pytest.raises(OSError, match="the earlier file is intact"):
+        plots.save(Figure(), path)
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_palette_is_of_distinct_colours():
+    assert len({to_hex(colour) for colour in plots.PALETTE}) == len(plots.PALETTE) == 8
