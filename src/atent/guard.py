@@ -30,12 +30,8 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     """
     modes = [(m, m.training) for m in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers = [
-        (m, name, b, b.detach().clone(), b._version)
-        for m in model.modules()
-        for name, b in m._buffers.items()
-        if b is not None
-    ]
+    registered = [(m, dict(m._buffers)) for m in model.modules()]
+    buffers = [(b, b.detach().clone(), b._version) for b in model.buffers()]
     devices = _cuda_devices(model)
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda = [torch.cuda.get_rng_state(d) for d in devices]
@@ -46,7 +42,11 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         for p, _, _ in parameters:
             p.requires_grad_(False)
         if seed is not None:
-            torch.manual_seed(seed)
+            # Not torch.manual_seed: it would seed devices that are not restored.
+            torch.default_generator.manual_seed(seed)
+            for d in devices:
+                with torch.cuda.device(d):
+                    torch.cuda.manual_seed(seed)
         yield model
     finally:
         for m, training in modes:
@@ -54,9 +54,11 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         for p, requires_grad, grad in parameters:
             p.requires_grad_(requires_grad)
             p.grad = grad
+        for m, before in registered:
+            m._buffers.clear()
+            m._buffers.update(before)
         with torch.no_grad():
-            for m, name, b, value, version in buffers:
-                m._buffers[name] = b
+            for b, value, version in buffers:
                 # Untouched buffers are left alone: a graph that is still alive may have saved them.
                 if b._version != version:
                     b.copy_(value)

@@ -55,9 +55,10 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """-log p_y - log(1 - max_{i != y} p_i); the BCE of MART, Wang et al. 2020, Eq. 7."""
     log_p = F.log_softmax(_wide(logits), 1)
-    own, other = _true_and_best_other(log_p, y)
-    # log(1 - p) through log p: exact also where p is near 1, kept finite where p rounds to 1.
-    return -own - torch.log(-torch.expm1(other.clamp_max(-1e-7)))
+    own = log_p.gather(1, y[:, None]).squeeze(1)
+    other = log_p.scatter(1, y[:, None], float("-inf")).argmax(1)
+    # 1 - p is the sum of all the others' probabilities: exact, and finite where p rounds to 1.
+    return -own - log_p.scatter(1, other[:, None], float("-inf")).logsumexp(1)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -55,6 +55,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        # safetensors writes for the owner alone; every other file of a run is readable as the umask says
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
@@ -62,6 +64,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if not _is_write_failure(error):
             raise
         raise _write_error(path, temporary, error) from error
+
+
+def _umask() -> int:
+    """The process's umask, which Python only shows by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
@@ -417,8 +426,12 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:
-    """One line for a bad name: "unknown model 'resnt20': did you mean 'resnet20'? (known: ...)"."""
+    """One line for a bad name: "unknown model 'resnt20': did you mean 'resnet20'? (known: ...)".
+
+    A list of more than twenty names is left out where one of them is near.
+    """
     names = list(names)
     meant = nearest(name, names)
     hint = f": did you mean {meant!r}?" if meant else ""
-    return f"unknown {kind} {name!r}{hint} (known: {', '.join(names) or 'none'})"
+    known = "" if meant and len(names) > 20 else f" (known: {', '.join(names) or 'none'})"
+    return f"unknown {kind} {name!r}{hint}{known}"

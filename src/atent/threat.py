@@ -18,7 +18,7 @@ def radius(value: float | str, name: str = "eps") -> float:
     """A radius from a number or a fraction such as ``"8/255"``; ValueError unless finite and >= 0."""
     try:
         number = float(Fraction(value.strip())) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError, TypeError):
+    except (ValueError, ZeroDivisionError, TypeError, OverflowError):
         raise ValueError(f"{name} {value!r} is not a number: give one such as 0.3 or '8/255'") from None
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name} must be finite and at least 0, got {value}")
@@ -31,8 +31,8 @@ def per_sample(v: Tensor, like: Tensor) -> Tensor:
 
 
 def l2_norm(d: Tensor) -> Tensor:
-    """The l2 norm of each sample, shape (n,), safe against overflow of the squares."""
-    return torch.linalg.vector_norm(d.flatten(1), dim=1)
+    """The l2 norm of each sample, shape (n,), summed in float64: no overflow of the squares, no drift with dim."""
+    return torch.linalg.vector_norm(d.flatten(1), dim=1, dtype=torch.float64).to(d.dtype)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Threat:
             raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(NORMS)}")
         object.__setattr__(self, "eps", radius(self.eps))
         low, high = (float(v) for v in self.box)
-        if not low < high:
-            raise ValueError(f"box must be (low, high) with low < high, got {self.box}")
+        if not (low < high and math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"box must be (low, high), finite, with low < high, got {self.box}")
         object.__setattr__(self, "box", (low, high))
 
     def scaled(self, factor: float) -> Threat:
@@ -70,6 +70,7 @@ class Threat:
     def project_ball(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Nearest point of the ball around ``x``, box ignored; ``eps`` (n,) gives each sample its own radius."""
         d = x_adv - x
+        eps = None if eps is None else eps.to(d.dtype)
         if self.norm == "linf":
             limit = self.eps if eps is None else per_sample(eps, x)
             return x + d.clamp(-limit, limit)
@@ -97,15 +98,16 @@ class Threat:
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Per sample: in the box, and within ``eps`` as near as float32 can say, shape (n,), bool.
 
-        Tolerance: 6e-8 per pixel (linf), a relative 1e-6 and 6e-8 sqrt(dim) (l2), measured in float64.
+        Tolerance: 6e-8 per pixel (linf), a relative 1e-6 and 6e-8 sqrt(dim) (l2), measured in float64; in a box
+        that reaches beyond 1, 6e-8 times its largest absolute value.
         """
         low, high = self.box
         flat = x_adv.flatten(1)
         inside = ((flat >= low) & (flat <= high)).all(1)
         eps = float(self.eps)
-        limit = eps + 6e-8 if self.norm == "linf" else eps * (1 + 1e-6) + 6e-8 * math.sqrt(flat.shape[1])
-        # Half a unit in the last place grows with the box: the bound above is for coordinates up to 1.
-        limit += 6e-8 * max(0.0, max(abs(low), abs(high)) - 1.0)
+        # Half a unit in the last place of a coordinate, which grows with the box.
+        pixel = 6e-8 * max(1.0, abs(low), abs(high))
+        limit = eps + pixel if self.norm == "linf" else eps * (1 + 1e-6) + pixel * math.sqrt(flat.shape[1])
         return inside & (self.distance(x_adv, x) <= limit)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -121,7 +122,7 @@ class Attack:
         """As the call, with the verdict, the distances and the passes of each sample."""
         x_adv, success, forwards, backwards = self._guarded(model, x, y, seed, ids, rng, mode, verdict=True)
         threat: Threat = self.threat  # type: ignore[attr-defined]
-        return Outcome(x_adv, success, threat.distance(x_adv, threat.clamp(x)), forwards, backwards)
+        return Outcome(x_adv, success, threat.distance(x_adv, threat.clamp(x.detach())), forwards, backwards)
 
     def _guarded(
         self,
@@ -136,10 +137,12 @@ class Attack:
         verdict: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         threat: Threat = self.threat  # type: ignore[attr-defined]
-        n = len(x)
         draws: Draws
         if rng is None:
             check_batch(x, y, threat.box)
+            check_seed(seed)
+        n, y = len(x), y.long()
+        if rng is None:
             ids = torch.arange(n, device=x.device) if ids is None else ids.to(x.device)
             check_ids(ids, n)
             draws, inner = PerSample(seed, ids, type(self).__name__), seed
@@ -148,7 +151,7 @@ class Attack:
             inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
         counters = torch.zeros(2, n, dtype=torch.int64, device=x.device)
         if n == 0:
-            return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
+            return x.detach().clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
         with guard(model, mode=mode, seed=inner):
             oracle = Oracle(model, *counters, check=rng is None)
             x_adv = self.search(oracle, threat.clamp(x.detach()), y, draws).detach()
@@ -220,14 +223,14 @@ def check_batch(x: Tensor, y: Tensor, box: tuple[float, float]) -> None:
     """ValueError, in one line, for inputs or labels that no attack can use."""
     if not x.is_floating_point():
         raise ValueError(f"inputs must be floats in [{box[0]:g}, {box[1]:g}], got {x.dtype}: divide pixels by 255")
+    if x.dim() < 2:
+        raise ValueError(f"inputs must be (n, d) or (n, c, h, w), got shape {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(
             f"labels must be {len(x)} integers, one per input, got {y.dtype} of shape {tuple(y.shape)}"
         )
     if not len(x):
         return
-    if x.dim() < 2:
-        raise ValueError(f"inputs must be (n, d) or (n, c, h, w), got shape {tuple(x.shape)}")
     if not torch.isfinite(x).all():
         raise ValueError("inputs hold NaN or infinity: clean the data first")
     low, high = float(x.min()), float(x.max())
@@ -241,6 +244,12 @@ def check_batch(x: Tensor, y: Tensor, box: tuple[float, float]) -> None:
         raise ValueError(f"labels must be 0 or more, got {int(y.min())}")
 
 
+def check_seed(seed: int) -> None:
+    """ValueError unless ``seed`` is a whole number in [-2^63, 2^64), what torch's generators take."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be a whole number of at most 64 bits, got {seed!r}")
+
+
 def check_ids(ids: Tensor, n: int) -> None:
     """ValueError unless ``ids`` are n integers in [0, 2^48)."""
     if ids.shape != (n,) or ids.dtype != torch.int64:
@@ -251,6 +260,8 @@ def check_ids(ids: Tensor, n: int) -> None:
 
 def check_logits(logits: Tensor, y: Tensor) -> None:
     """ValueError, in one line, for a model output that cannot be logits for these labels."""
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"the model must return logits (n, classes), got a {type(logits).__name__}")
     if logits.dim() != 2 or len(logits) != len(y):
         raise ValueError(
             f"the model must return logits (n, classes), got shape {tuple(logits.shape)} for {len(y)} inputs"
@@ -269,8 +280,10 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
         )
 
 
-def check_number(name: str, value: float, low: float, *, above: bool = False) -> None:
-    """ValueError unless ``value`` is finite and >= ``low`` (> ``low`` with ``above``)."""
+def check_number(name: str, value: float, low: float, *, above: bool = False, whole: bool = False) -> None:
+    """ValueError unless ``value`` is a finite number, >= ``low`` (> ``low`` with ``above``), an integer if ``whole``."""
+    if not isinstance(value, Integral if whole else Real):
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
     if isinstance(value, bool) or not math.isfinite(value) or value < low or (above and value == low):
         raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {value}")
 

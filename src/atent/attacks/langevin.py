@@ -97,7 +97,7 @@ def sampler(
     range, or for a start or a projection that the norm does not know.
     """
     check_choice("variant", variant, ("released", "published"))
-    check_number("steps", steps, 1)
+    check_number("steps", steps, 1, whole=True)
     d_gradient, d_pull, d_projection, d_start = _VARIANTS[variant, threat.norm]
     gradient, pull = gradient or d_gradient, pull or d_pull
     projection, start = projection or d_projection, start or d_start
@@ -165,7 +165,7 @@ class Langevin(Attack):
     """Number of chains; the worst result counts."""
 
     def __post_init__(self) -> None:
-        check_number("restarts", self.restarts, 1)
+        check_number("restarts", self.restarts, 1, whole=True)
         if self.projection == "never":
             raise ValueError("an attack must end in the ball: use projection 'last' or 'every'")
         _ = self.sampler

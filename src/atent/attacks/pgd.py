@@ -39,8 +39,8 @@ class PGD(Attack):
     """Which iterate to return: the last, or the one with the highest loss (one forward more)."""
 
     def __post_init__(self) -> None:
-        check_number("steps", self.steps, 1)
-        check_number("restarts", self.restarts, 1)
+        check_number("steps", self.steps, 1, whole=True)
+        check_number("restarts", self.restarts, 1, whole=True)
         if self.step_size is not None:
             check_number("step_size", self.step_size, 0)
         check_start(self.threat, self.start)

@@ -20,7 +20,7 @@ def parse(text: str, threat: Threat | None, attacks: dict[str, type[Attack]]) ->
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ValueError(f"attack {text!r} is not understood: {_SYNTAX}") from None
     name, keywords = (tree.func, tree.keywords) if isinstance(tree, ast.Call) else (tree, [])
     if not isinstance(name, ast.Name) or (isinstance(tree, ast.Call) and tree.args):
@@ -33,6 +33,8 @@ def parse(text: str, threat: Threat | None, attacks: dict[str, type[Attack]]) ->
     for keyword in keywords:
         if keyword.arg not in (*known, "norm", "eps"):
             raise ValueError(unknown(f"field of {name.id}", str(keyword.arg), [*known, "norm", "eps"]))
+        if keyword.arg in values:
+            raise ValueError(f"attack {text!r} gives {keyword.arg} twice")
         values[keyword.arg] = _value(keyword.value, text)
     norm, eps = values.pop("norm", threat and threat.norm), values.pop("eps", threat and threat.eps)
     if norm is None or eps is None:
@@ -50,19 +52,42 @@ def _value(node: ast.expr, text: str) -> Any:
     """A literal, a bare word (taken as text) or a fraction of two numbers; no code is run."""
     if isinstance(node, ast.Name):
         return {"true": True, "false": False, "none": None}.get(node.id, node.id)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        return f"{ast.unparse(node.left)}/{ast.unparse(node.right)}"
     try:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            return ast.literal_eval(node.left) / ast.literal_eval(node.right)
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
         raise ValueError(f"attack {text!r}: {ast.unparse(node)} is not a plain value: {_SYNTAX}") from None
 
 
-def spell(attack: Attack) -> str:
-    """The text of an attack: its name and every field that differs from the default, the threat left out."""
+def spell(attack: Attack, *, threat: bool = False) -> str:
+    """The text of an attack: its name and every field that differs from the default; norm and eps with ``threat``."""
     fields = [
         f"{f.name}={getattr(attack, f.name)}"
         for f in dataclasses.fields(attack)
         if f.name != "threat" and getattr(attack, f.name) != f.default
     ]
+    if threat:
+        against: Threat = attack.threat  # type: ignore[attr-defined]
+        fields += [f"norm={against.norm}", f"eps={against.eps}"]
     return type(attack).__name__ + (f"({', '.join(fields)})" if fields else "")
+
+
+def label(attack: Attack) -> str:
+    """A short name for tables: PGD-20, PGD-40 x 5 (restarts), ATENT-20 for Langevin, FGSM."""
+    name = {"Langevin": "ATENT"}.get(type(attack).__name__, type(attack).__name__)
+    steps, restarts = getattr(attack, "steps", None), getattr(attack, "restarts", 1)
+    return name + (f"-{steps}" if steps else "") + (f" x {restarts}" if restarts > 1 else "")
+
+
+def labelled(attacks: list[Attack]) -> dict[str, Attack]:
+    """Attacks by label, by their full text and radius where two labels agree; ValueError for the same attack twice."""
+    out: dict[str, Attack] = {}
+    short = [label(a) for a in attacks]
+    for name, attack in zip(short, attacks):
+        threat = attack.threat  # type: ignore[attr-defined]
+        full = name if short.count(name) == 1 else f"{spell(attack)} {threat.norm} {threat.eps:g}"
+        if full in out:
+            raise ValueError(f"attack {full} is listed twice: leave one out")
+        out[full] = attack
+    return out

@@ -40,7 +40,8 @@ def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) 
     if kind == "cube" or (kind == "uniform" and threat.norm == "linf"):
         return x + eps * (2.0 * draws.uniform(x, use="start", restart=restart) - 1.0)
     if kind == "corner":
-        return x + eps * (draws.uniform(x, use="start", restart=restart) - 0.5).sign()
+        # A comparison, not a sign: a generator's uniform can be exactly 0.5, which has none.
+        return x + eps * (2.0 * (draws.uniform(x, use="start", restart=restart) > 0.5).to(x.dtype) - 1.0)
     direction = unit(draws.normal(x, use="start", restart=restart))
     if kind == "sphere":
         return x + eps * direction

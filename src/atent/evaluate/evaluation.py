@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, check_batch, check_ids, check_logits
+from atent.attacks.base import Attack, check_batch, check_ids, check_logits, check_number
 from atent.attacks.spec import spell
 from atent.guard import guard
 from atent.progress import Advance
@@ -65,13 +65,14 @@ def evaluate(
 
     ``x`` (n, ...) floats in the attacks' box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1),
     which key the random draws together with ``seed``. A sample that is wrong without an attack counts as fooled by
-    all. ``attacks`` maps names to attacks; a list is named by their text. ``advance(samples, text)`` is told of
-    progress. The model is judged in eval mode and comes back as it was. ValueError for inputs, labels or outputs that
+    all. ``attacks`` maps names to attacks; a list is named by their text, with norm and eps where the text alone is not
+    unique. ``advance(samples, text)`` is told of progress. The model is judged in eval mode and comes back as it was. ValueError for inputs, labels or outputs that
     cannot be judged, and for no samples.
     """
     if not len(x):
         raise ValueError("no samples to evaluate: give at least one")
-    named = dict(attacks) if isinstance(attacks, Mapping) else {spell(a): a for a in attacks}
+    check_number("batch", batch, 1, whole=True)
+    named = dict(attacks) if isinstance(attacks, Mapping) else _named(attacks)
     ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
     check_ids(ids, len(x))
     boxes = {a.threat.box for a in named.values()} or {(float("-inf"), float("inf"))}  # type: ignore[attr-defined]
@@ -99,7 +100,7 @@ def evaluate(
             "settings": {k: v for k, v in asdict(attack).items() if k != "threat"},
             "robust": share(len(rows) - int(hit.sum()), len(x)),
             "fooled": ids[rows[hit]].tolist(),
-            "distance_median": float(torch.cat(distance).median()) if distance else None,
+            "distance_median": float(torch.cat(distance).median()) if len(rows) else None,
             "forwards": int(passes[0]),
             "backwards": int(passes[1]),
             "seconds": round(time.perf_counter() - begun, 3),
@@ -112,3 +113,8 @@ def evaluate(
         attacks=results,
         wrong=ids[~right].tolist(),
     )
+
+
+def _named(attacks: Sequence[Attack]) -> dict[str, Attack]:
+    texts = [spell(a) for a in attacks]
+    return {t if texts.count(t) == 1 else spell(a, threat=True): a for t, a in zip(texts, attacks)}

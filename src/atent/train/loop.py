@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import parse
 from atent.data import Data, augment
 from atent.evaluate import evaluate
-from atent.methods import Method
+from atent.methods import ATENT, Method
 from atent.models import check_output
 from atent.optim import Optimizer, Schedule, build, lr_factor
 from atent.progress import bar
 from atent.rng import fold
+from atent.threat import Threat
 from atent.train.checkpoint import load_state, load_weights, save_state, save_weights
 from atent.train.interrupt import Interrupted, stop_requests
 from atent.train.meter import Meter
@@ -62,6 +63,7 @@ def fit(
     schedule: Schedule | None = None,
     settings: TrainSettings | None = None,
     augmentation: str = "none",
+    threat: Threat | None = None,
     run: str | Path | None = None,
     config: dict[str, Any] | None = None,
     resume: bool = False,
@@ -72,7 +74,8 @@ def fit(
 
     ``data`` is a `Data` (see `atent.data.from_tensors` for your own arrays). With ``run``, a new folder, everything is
     written there: config.json, metrics.jsonl, best.safetensors and last/. ``resume=True`` goes on from an existing one,
-    exactly. ``report`` is called with each epoch's row. The global random state comes back as it was.
+    exactly. ``threat`` is what the robust validation judges by where the method has none of its own. ``report`` is called
+    with each epoch's row. The global random state comes back as it was.
 
     Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
     folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
@@ -84,14 +87,15 @@ def fit(
         raise ValueError("precision bfloat16 is for CUDA: on a CPU it is many times slower than float32")
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    threat = getattr(method, "threat", None)
+    own = getattr(method, "threat", None)
+    threat = own or threat
     if threat is not None and threat.box != data.box:
         raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
     check_output(model, data.shape, data.classes)
     layout = torch.channels_last if settings.channels_last and len(data.shape) == 3 else torch.contiguous_format
     model.to(device, memory_format=layout if len(data.shape) == 3 else torch.contiguous_format)
     data, move = data.to(device), augment(augmentation)
-    probe = _Probe(data, settings, threat)
+    probe = _Probe(data, settings, threat, robust=own is not None)
     n, steps = len(data.train), -(-len(data.train) // settings.batch_size)
     weights = build(optimizer, model)
     state = method.init(n, data.shape, device)
@@ -214,17 +218,17 @@ def fit(
 class _Probe:
     """Natural and robust accuracy on the validation split and on as many training samples, without augmentation."""
 
-    def __init__(self, data: Data, settings: TrainSettings, threat: Any) -> None:
+    def __init__(self, data: Data, settings: TrainSettings, threat: Threat | None, *, robust: bool) -> None:
         limit = settings.validate_limit or len(data.validation)
         self.parts = {"train": data.train.first(limit), "validation": data.validation.first(limit)}
         spec = settings.validate_attack.strip()
-        wanted = spec.lower() != "none" and (threat is not None or "eps" in spec)
+        wanted = spec.lower() != "none" and threat is not None
         self.attacks: dict[str, Attack] = {"robust": parse(spec, threat, ATTACKS)} if wanted else {}
         self.seed = settings.seed
         select = settings.select
         if select == "robust" and not wanted:
-            raise ValueError("select robust needs a robust validation: give validate_attack an attack with norm and eps")
-        self.select = select if select != "auto" else ("robust" if wanted and threat is not None else "natural")
+            raise ValueError("select robust needs a robust validation: give validate_attack, and a threat")
+        self.select = select if select != "auto" else ("robust" if wanted and robust else "natural")
 
     def measure(self, model: nn.Module, *, progress: bool) -> dict[str, float]:
         row: dict[str, float] = {}
@@ -256,39 +260,40 @@ def describe(
     """A run's configuration from the settings alone, where no recipe gave one."""
     return {
         "recipe": None,
-        "data": {"augment": augmentation, "about": about_data(data)},
+        "data": {"augment": augmentation},
         "model": {"name": None, "class": type(model).__qualname__},
-        "method": about_method(method),
+        "method": {"name": type(method).__name__, **asdict(method)},
         "optimizer": asdict(optimizer),
         "schedule": asdict(schedule),
         "train": asdict(settings),
+        "about": facts(model, data, method),
         "provenance": folder.provenance(seed=settings.seed, device=pick_device(settings.device)),
     }
 
 
-def about_data(data: Data) -> dict[str, Any]:
-    """Plain facts of a data set: what a model for it must know, and where it came from."""
-    return {"classes": data.classes, "shape": list(data.shape), "box": list(data.box), **data.about}
-
-
-def about_method(method: Method) -> dict[str, Any]:
-    """A method's name and fields, and for ATENT the chain that its variant resolves to."""
-    out = {"name": type(method).__name__, **(asdict(method) if is_dataclass(method) else {})}
-    if hasattr(method, "chain"):
-        out["resolved"] = method.chain().describe()
+def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
+    """What the settings imply: the data as loaded, the number of parameters, ATENT's resolved chain."""
+    out: dict[str, Any] = {
+        "data": {"classes": data.classes, "shape": list(data.shape), "box": list(data.box), **data.about},
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    if isinstance(method, ATENT):
+        out["chain"] = method.chain().describe()
     return out
 
 
 def _fingerprint(config: dict[str, Any]) -> str:
-    """The settings that a resumed run must share, as text."""
-    parts = {k: v for k, v in config.items() if k in ("data", "model", "method", "optimizer", "schedule")}
+    """The settings that a resumed run must share, as text; where it runs and how often it saves may change."""
+    parts = {k: config[k] for k in ("model", "method", "optimizer", "schedule")}
     train = {k: v for k, v in config["train"].items() if k not in ("save_minutes", "threads", "device")}
-    return folder.dumps({**parts, "train": train})
+    data = {k: v for k, v in config["data"].items() if k != "root"}
+    files = config["about"]["data"].get("files")
+    return folder.dumps({**parts, "train": train, "data": data, "files": files})
 
 
 def _short(config: dict[str, Any]) -> dict[str, Any]:
     """What a weights file should say of itself."""
-    data = config["data"]["about"]
+    data = config["about"]["data"]
     return {
         "recipe": config.get("recipe"), "model": config["model"], "classes": data["classes"],
         "shape": data["shape"], "box": data["box"], "provenance": config["provenance"],

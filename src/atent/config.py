@@ -1,0 +1,280 @@
+"""From a recipe and the command line to the plain settings that the rooms define.
+
+Recipes are TOML. Their values are checked by pydantic against the rooms' dataclasses; the command line is made by
+tyro from the same dataclasses, with the recipe's values as defaults. Nothing here imports torch until a job is built.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import tomllib
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from atent.run import unknown
+
+if typing.TYPE_CHECKING:
+    from atent.train.pipeline import Job
+
+_SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
+_HEAD = ("about", "aims", "baseline")
+
+
+class UsageError(ValueError):
+    """A recipe or a command line that cannot be used; each line of the message is one error."""
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(f.name[:-5] for f in resources.files("atent.recipes").iterdir() if f.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The tables of a recipe, by name or by the path of a .toml file; UsageError in one line."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"no recipe file {name}: give a path that exists, or one of the names of `atent recipes`")
+        text = path.read_text()
+    elif name in recipe_names():
+        text = (resources.files("atent.recipes") / f"{name}.toml").read_text()
+    else:
+        raise UsageError(unknown("recipe", name, recipe_names()))
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {name} is not valid TOML: {error}") from None
+    for key in tables:
+        if key not in (*_HEAD, *_SECTIONS):
+            raise UsageError(f"recipe {name}: {unknown('table', key, (*_SECTIONS, *_HEAD))}")
+    return tables
+
+
+def job(tables: dict[str, Any], recipe: str | None) -> Job:
+    """The job that a recipe's tables describe; UsageError with a line for every value that is wrong, by its path."""
+    from atent.data import DataSettings
+    from atent.methods import METHODS
+    from atent.models import ModelSettings
+    from atent.optim import Optimizer, Schedule
+    from atent.train.pipeline import EvaluateSettings, Job, TrainSettings
+
+    types: dict[str, type] = {
+        "data": DataSettings, "model": ModelSettings, "optimizer": Optimizer, "schedule": Schedule,
+        "train": TrainSettings, "evaluate": EvaluateSettings,
+    }  # fmt: skip
+    method = dict(tables.get("method", {}))
+    name = method.pop("name", None)
+    if name is None:
+        raise UsageError(f"method.name is missing: use one of {', '.join(METHODS)}")
+    if name not in METHODS:
+        raise UsageError(f"method.name: {unknown('method', name, METHODS)}")
+    types["method"] = METHODS[name]
+    built, errors = {}, []
+    for section, cls in types.items():
+        values = method if section == "method" else tables.get(section, {})
+        found = _unknown_fields(cls, values, section)
+        if found:
+            errors += found
+            continue
+        built[section], wrong = _validated(cls, values, section)
+        errors += wrong
+    if errors:
+        raise UsageError("\n".join(errors))
+    return Job(recipe=recipe, **built)
+
+
+def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
+    if not isinstance(values, dict):
+        return [f"{path} must be a table, got {values!r}"]
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    errors = []
+    for key, value in values.items():
+        if key not in names:
+            errors.append(f"{path}.{key}: {unknown('field', key, names)}")
+        elif dataclasses.is_dataclass(hints[key]):
+            errors += _unknown_fields(hints[key], value, f"{path}.{key}")
+    return errors
+
+
+def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[str]]:
+    """The dataclass, or a line for each value of the wrong type or out of range."""
+    import pydantic
+
+    try:
+        # As JSON, strictly: "5" is no number and true is no 1, but a list may be a tuple.
+        return pydantic.TypeAdapter(cls).validate_json(json.dumps(values), strict=True), []
+    except pydantic.ValidationError as error:
+        lines: dict[str, str] = {}
+        for e in error.errors():
+            # The branches of a union each report; the path without their names is the field's.
+            where = ".".join(str(p) for p in e["loc"] if not re.search(r"[\[\]-]|^(float|str|int|none)$", str(p)))
+            message = e["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            got = "" if e["type"] in ("value_error", "missing") else f", got {e['input']!r}"
+            lines.setdefault(where, f"{path}{'.' + where if where else ''}: {message}{got}")
+        return None, list(lines.values())
+
+
+# ---- the command line ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """What `atent train` takes beside the settings of the job."""
+
+    name: str | None = None
+    """Name of the run folder; left out: the recipe's name, numbered where it is taken."""
+    runs: str = "runs"
+    """Folder that holds the run folders."""
+    resume: str | None = None
+    """Go on with this run folder, with its own settings."""
+    baseline: bool = False
+    """Train the same network plainly as well, print both, and fail unless the robust model is better for certain."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """What `atent evaluate` takes."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder to judge: the path that training printed."""
+    attacks: tuple[str, ...] | None = None
+    """Attacks, each written as a call, such as "PGD(steps=40, step_size=0.01, restarts=5)"; left out: the recipe's."""
+    which: typing.Literal["best", "last"] = "best"
+    """Weights of the best epoch or of the last."""
+    weights: str | None = None
+    """A .safetensors file of the same network, instead of the run's own weights."""
+    limit: int | None = None
+    """Number of test images, the first ones; left out: as the recipe."""
+    seed: int | None = None
+    """Seed of the attacks' draws; left out: as the recipe."""
+    batch: int | None = None
+    """Images per batch; left out: as the recipe."""
+    root: str | None = None
+    """Folder that holds the data; left out: as the run had it."""
+    device: str = "auto"
+    """auto, cpu, cuda ..."""
+    out: str | None = None
+    """JSON file to write; left out: evaluation.json in the run folder, numbered where it is taken."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def parse_train(args: list[str]) -> tuple[Job | None, TrainOptions]:
+    """The job and the options of `atent train ...`; no job with --resume. UsageError in one line."""
+    args = _spelled(args)
+    if any(a == "--resume" or a.startswith("--resume=") for a in args):
+        return None, _cli(TrainOptions, args, "atent train", "Train by a recipe, or go on with a run.")
+    name = next((a for a in args if not a.startswith("-")), None) if args and not args[0].startswith("-") else None
+    if name is None:
+        if args and args[0] in ("-h", "--help"):
+            # Without a recipe the fields of the method are not known: show those of the default one.
+            name = "digits-linf-atent"
+            args = [name, *args]
+        else:
+            raise UsageError("which recipe? `atent train RECIPE`; `atent recipes` lists them")
+    tables = read_recipe(name)
+    args = _switched(tables, args[1:])
+    default = job(tables, name if not name.endswith(".toml") else Path(name).stem)
+    fields: list[Any] = [
+        (section, Annotated[type(getattr(default, section)), tyro.conf.FlagConversionOff], getattr(default, section))
+        for section in _SECTIONS
+    ]
+    command = dataclasses.make_dataclass(
+        "command",
+        [(name, kind, dataclasses.field(default=value)) for name, kind, value in fields],
+        bases=(TrainOptions,),
+        frozen=True,
+    )
+    start = command(baseline=bool(tables.get("baseline", False)))
+    about = f"Train by the recipe {name}: {tables.get('about', 'no description')}."
+    parsed = _cli(command, args, f"atent train {name}", about, start)
+    made = dataclasses.replace(default, **{section: getattr(parsed, section) for section in _SECTIONS})
+    return made, TrainOptions(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(TrainOptions)})
+
+
+def parse_evaluate(args: list[str]) -> EvaluateOptions:
+    """The options of `atent evaluate RUN ...`; UsageError in one line."""
+    return _cli(EvaluateOptions, _spelled(args), "atent evaluate", "Judge a run on its test set.")
+
+
+def _spelled(args: list[str]) -> list[str]:
+    """Bare section names mean their `name`, and values are spelled as Python has them."""
+    short = {f"--{s}": f"--{s}.name" for s in ("method", "model", "data", "optimizer")}
+    words = {"true": "True", "false": "False", "none": "None", "null": "None"}
+    out = []
+    for a in args:
+        head, eq, tail = a.partition("=") if a.startswith("--") else (a, "", "")
+        out += [short.get(head, head), words.get(tail, tail)] if eq else [words.get(short.get(a, a), short.get(a, a))]
+    return out
+
+
+def _switched(tables: dict[str, Any], args: list[str]) -> list[str]:
+    """Handle --method.name: another method keeps the recipe's fields that it knows; returns the other arguments."""
+    if "--method.name" not in args:
+        return args
+    from atent.methods import METHODS
+
+    at = args.index("--method.name")
+    if at + 1 == len(args):
+        raise UsageError(f"--method.name needs a value: one of {', '.join(METHODS)}")
+    name = args[at + 1]
+    if name not in METHODS:
+        raise UsageError(f"--method.name: {unknown('method', name, METHODS)}")
+    known = {f.name for f in dataclasses.fields(METHODS[name])}
+    old = tables["method"]
+    tables["method"] = {"name": name, **({k: v for k, v in old.items() if k in known} if name != old["name"] else old)}
+    return args[:at] + args[at + 2 :]
+
+
+def _cli(cls: type, args: list[str], prog: str, description: str, default: Any = None) -> Any:
+    """Parse by tyro; what it prints of an error in a box is raised as one line instead."""
+    caught = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(caught):
+            parsed, left = tyro.cli(
+                cls, args=args, prog=prog, description=description, use_underscores=True,
+                return_unknown_args=True, **({} if default is None else {"default": default}),
+            )  # fmt: skip
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(_one_line(caught.getvalue())) from None
+    for word in left:
+        if word.startswith("-"):
+            raise UsageError(unknown("option", word.partition("=")[0], _options(cls)))
+    if left:
+        raise UsageError(f"{left[0]!r} is one argument too many: options begin with --")
+    return parsed
+
+
+def _options(cls: type, prefix: str = "--") -> list[str]:
+    """Every option of a command, for suggestions."""
+    out = []
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        kind = hints[f.name]
+        out += _options(kind, f"{prefix}{f.name}.") if dataclasses.is_dataclass(kind) else [prefix + f.name]
+    return out
+
+
+def _one_line(box: str) -> str:
+    """The first sentence of tyro's error box."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│╭╮╰╯─ \t") for line in text.splitlines()]
+    body = [line for line in lines[1:] if line]
+    stop = next((i for i, l in enumerate(body) if l.startswith(("Argument helptext", "For full helptext"))), len(body))
+    return " ".join(body[:stop]).removeprefix("Error parsing ")

@@ -1,0 +1,1 @@
+"""One small TOML file per experiment; see `atent recipes`."""
