@@ -273,7 +273,7 @@ def test_wrn_depth(depth, widen):
     ("name", "settings", "parts"),
     [
         ("resnet_20", {}, ["'resnet_20'", "did you mean 'resnet20'", *COUNTS]),
-        ("zzz", {}, ["'zzz'; known:", *COUNTS]),
+        ("zzz", {}, ["'zzz' (known:", *COUNTS]),
         ("small_cnn", {"shape": (1, 8, 8)}, ["16 x 16", "(1, 8, 8)"]),
         ("lenet5", {"shape": (1, 28, 3)}, ["4 x 4", "(1, 28, 3)"]),
         ("digits_cnn", {"shape": (1, 8, 6)}, ["divisible by 4", "(1, 8, 6)"]),

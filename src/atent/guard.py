@@ -31,7 +31,7 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     modes = [(m, m.training) for m in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     registered = [(m, dict(m._buffers)) for m in model.modules()]
-    buffers = [(b, b.detach().clone(), b._version) for b in model.buffers()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
     devices = _cuda_devices(model)
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda = [torch.cuda.get_rng_state(d) for d in devices]
@@ -57,11 +57,10 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         for m, before in registered:
             m._buffers.clear()
             m._buffers.update(before)
-        with torch.no_grad():
-            for b, value, version in buffers:
-                # Untouched buffers are left alone: a graph that is still alive may have saved them.
-                if b._version != version:
-                    b.copy_(value)
+        # Batch-norm moves its statistics without a new version, so all are written back; through .data, because a
+        # graph that is still alive may have saved them and would see a new version.
+        for b, value in buffers:
+            b.data.copy_(value)
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
         torch.set_rng_state(cpu)

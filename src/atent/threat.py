@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -70,13 +70,13 @@ class Threat:
     def project_ball(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Nearest point of the ball around ``x``, box ignored; ``eps`` (n,) gives each sample its own radius."""
         d = x_adv - x
-        eps = None if eps is None else eps.to(d.dtype)
+        limit: Any = self.eps if eps is None else eps.to(d.dtype)
         if self.norm == "linf":
-            limit = self.eps if eps is None else per_sample(eps, x)
+            limit = limit if eps is None else per_sample(limit, x)
             return x + d.clamp(-limit, limit)
         # The floor keeps 0/0 away: a zero perturbation stays zero, and eps = 0 gives x bit for bit.
         norm = l2_norm(d).clamp_min(torch.finfo(d.dtype).tiny)
-        shrink = ((self.eps if eps is None else eps) / norm).clamp_max(1.0)
+        shrink = (limit / norm).clamp_max(1.0)
         return x + d * per_sample(shrink, d)
 
     def project(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:

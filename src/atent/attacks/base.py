@@ -138,6 +138,7 @@ class Attack:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         threat: Threat = self.threat  # type: ignore[attr-defined]
         draws: Draws
+        x = x.detach()
         if rng is None:
             check_batch(x, y, threat.box)
             check_seed(seed)
@@ -151,10 +152,10 @@ class Attack:
             inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
         counters = torch.zeros(2, n, dtype=torch.int64, device=x.device)
         if n == 0:
-            return x.detach().clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
+            return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
         with guard(model, mode=mode, seed=inner):
             oracle = Oracle(model, *counters, check=rng is None)
-            x_adv = self.search(oracle, threat.clamp(x.detach()), y, draws).detach()
+            x_adv = self.search(oracle, threat.clamp(x), y, draws).detach()
             success = oracle.logits(x_adv, y).argmax(1) != y if verdict else torch.empty(0)
         return x_adv, success, *counters
 
@@ -281,7 +282,7 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
 
 
 def check_number(name: str, value: float, low: float, *, above: bool = False, whole: bool = False) -> None:
-    """ValueError unless ``value`` is a finite number, >= ``low`` (> ``low`` with ``above``), an integer if ``whole``."""
+    """ValueError unless ``value`` is finite, >= ``low`` (> ``low`` with ``above``), and an integer if ``whole``."""
     if not isinstance(value, Integral if whole else Real):
         raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
     if isinstance(value, bool) or not math.isfinite(value) or value < low or (above and value == low):

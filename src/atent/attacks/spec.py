@@ -61,7 +61,7 @@ def _value(node: ast.expr, text: str) -> Any:
 
 
 def spell(attack: Attack, *, threat: bool = False) -> str:
-    """The text of an attack: its name and every field that differs from the default; norm and eps with ``threat``."""
+    """The text of an attack: its name and each field that differs from the default; norm and eps with ``threat``."""
     fields = [
         f"{f.name}={getattr(attack, f.name)}"
         for f in dataclasses.fields(attack)

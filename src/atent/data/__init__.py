@@ -10,6 +10,8 @@ A new source is one file with a loader `(root) -> Source`, and one line in `SOUR
 from collections.abc import Callable
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
@@ -20,9 +22,9 @@ from atent.data.mnist import fashion_mnist, mnist
 from atent.data.moons import moons
 from atent.data.npz import npz
 from atent.data.settings import DataSettings
-from atent.data.split import Data, Source, Split, stratified
+from atent.data.split import Data, Source, Split, split, stratified
 
-__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Source", "Split", "augment", "load"]
+__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Source", "Split", "augment", "from_tensors", "load"]
 
 SOURCES: dict[str, Callable[[str | None], Source]] = {
     "digits": digits,
@@ -54,7 +56,11 @@ def load(settings: DataSettings) -> Data:
         checks.count(name, getattr(settings, name))
     if not 0 <= settings.split_seed < 2**32:
         raise ValueError(f"data.split_seed is {settings.split_seed}; it must be 0 to 2**32 - 1")
-    source = loader(settings.root)
+    return carve(loader(settings.root), settings)
+
+
+def carve(source: Source, settings: DataSettings) -> Data:
+    """The three splits of a source by the settings, see `load`; the name is only recorded."""
     shape = tuple(source.train.x.shape[1:])
     if settings.augment != "none" and len(shape) != 3:
         raise ValueError(f"data.augment is {settings.augment!r}; {settings.name} has no images: use 'none'")
@@ -92,3 +98,47 @@ def load(settings: DataSettings) -> Data:
             "test_limit": settings.test_limit,
         },
     )
+
+
+def from_tensors(
+    x_train: Tensor,
+    y_train: Tensor,
+    x_test: Tensor,
+    y_test: Tensor,
+    *,
+    validation: int | None = None,
+    split_seed: int = 0,
+    box: tuple[float, float] = (0.0, 1.0),
+    name: str = "tensors",
+) -> Data:
+    """Your own tensors as a data set: x (n, c, h, w) or (n, d), uint8 (divided by 255) or floats in ``box``.
+
+    y: (n,) integers from 0, each class present in training. A validation set of ``validation`` samples (default 10 %
+    of the training set, at most 1000) is carved from the training set by class share, seeded by ``split_seed``.
+    Raises ValueError, in one line, for shapes, types, labels or values that cannot be used.
+    """
+    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    a = {key: torch.as_tensor(value).cpu().numpy() for key, value in arrays.items()}
+    for key in ("x_train", "x_test"):
+        if a[key].ndim not in (2, 4) or 0 in a[key].shape:
+            raise ValueError(f"{key}: shape {a[key].shape}; allowed are (n, d) and (n, c, h, w)")
+        if a[key].dtype != np.uint8:
+            if a[key].dtype.kind != "f":
+                raise ValueError(f"{key}: {a[key].dtype}; allowed are uint8 and floats in [{box[0]:g}, {box[1]:g}]")
+            checks.floats(key, a[key], box)
+    if a["x_train"].shape[1:] != a["x_test"].shape[1:] or a["x_train"].dtype != a["x_test"].dtype:
+        raise ValueError(f"x_test is {x_test.dtype} {tuple(x_test.shape)}; x_train is {x_train.dtype} {tuple(x_train.shape)}")
+    checks.labels("y_train", a["y_train"], len(x_train))
+    classes = int(a["y_train"].max()) + 1
+    checks.every_class("y_train", a["y_train"], classes)
+    checks.labels("y_test", a["y_test"], len(x_test), classes)
+    scale = 255.0 if a["x_train"].dtype == np.uint8 else None
+    source = Source(
+        classes=classes,
+        train=split(a["x_train"], a["y_train"], scale),
+        test=split(a["x_test"], a["y_test"], scale),
+        validation=min(1000, max(1, len(x_train) // 10)),
+        box=(0.0, 1.0) if scale else box,
+        about={"source": "tensors", "files": {}, "test": "x_test"},
+    )
+    return carve(source, DataSettings(name=name, validation=validation, split_seed=split_seed))

@@ -1,10 +1,11 @@
 """Questions put to data and settings that came from outside. Each failure is a ValueError of one line."""
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import TypeVar
 
 import numpy as np
+
+from atent.run import unknown
 
 T = TypeVar("T")
 
@@ -13,9 +14,7 @@ def lookup(registry: Mapping[str, T], name: str, what: str) -> T:
     """registry[name]. Raises ValueError with the nearest name and all allowed ones."""
     if name in registry:
         return registry[name]
-    near = get_close_matches(str(name).lower(), registry, n=1, cutoff=0.5)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {what} {name!r};{hint} allowed: {', '.join(registry)}")
+    raise ValueError(unknown(what, str(name), registry))
 
 
 def labels(file: object, y: np.ndarray, n: int, classes: int | None = None) -> None:

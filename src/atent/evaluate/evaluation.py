@@ -65,9 +65,9 @@ def evaluate(
 
     ``x`` (n, ...) floats in the attacks' box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1),
     which key the random draws together with ``seed``. A sample that is wrong without an attack counts as fooled by
-    all. ``attacks`` maps names to attacks; a list is named by their text, with norm and eps where the text alone is not
-    unique. ``advance(samples, text)`` is told of progress. The model is judged in eval mode and comes back as it was. ValueError for inputs, labels or outputs that
-    cannot be judged, and for no samples.
+    all. ``attacks`` maps names to attacks; a list is named by their text, with norm and eps where the text alone is
+    not unique. ``advance(samples, text)`` is told of progress. The model is judged in eval mode and comes back as it
+    was. ValueError for inputs, labels or outputs that cannot be judged, for no samples, and for one attack twice.
     """
     if not len(x):
         raise ValueError("no samples to evaluate: give at least one")
@@ -117,4 +117,8 @@ def evaluate(
 
 def _named(attacks: Sequence[Attack]) -> dict[str, Attack]:
     texts = [spell(a) for a in attacks]
-    return {t if texts.count(t) == 1 else spell(a, threat=True): a for t, a in zip(texts, attacks)}
+    names = [t if texts.count(t) == 1 else spell(a, threat=True) for t, a in zip(texts, attacks)]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"attack {twice[0]} is listed twice: leave one out, or give a mapping from names to attacks")
+    return dict(zip(names, attacks))

@@ -14,7 +14,7 @@ from atent.attacks.langevin import SAMPLER_FIELDS, Gradient, Projection, Pull, S
 from atent.attacks.starts import Start
 from atent.guard import guard
 from atent.losses import cross_entropy
-from atent.methods.base import Method, Metrics, State, correct, warm
+from atent.methods.base import Method, Metrics, State, check_warmup, correct, warm
 from atent.methods.batchnorm import tracked, two_updates
 from atent.rng import Batch
 from atent.threat import Threat
@@ -82,7 +82,7 @@ class ATENT(Method):
         check_choice("dropout", self.dropout, ("shared", "fresh"))
         check_choice("mode", self.mode, ("train", "eval"))
         check_choice("objective", self.objective, ("free-energy",))
-        check_number("eps_warmup", self.eps_warmup, 0)
+        check_warmup(self.eps_warmup)
         _ = self.chain()
 
     def chain(self, progress: float = 1.0) -> Sampler:
@@ -106,7 +106,8 @@ class ATENT(Method):
     ) -> list[Tensor]:  # fmt: skip
         """The iterates [x^1, ..., x^K]; the model comes back as it was found."""
         chain, draws = self.chain(progress), Batch(rng)
-        inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+        # From a copy of the stream: `backward` must draw the same start and noise.
+        inner = int(torch.randint(2**62, (), generator=rng.clone_state(), device=rng.device))
         iterates = []
         with guard(model, mode=self.mode, seed=inner):
             z = chain.begin(x, draws)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atent.attacks.base import check_number
+
 Metrics = dict[str, Tensor]
 State = dict[str, Tensor]
 
@@ -53,6 +55,13 @@ class Method:
 def correct(logits: Tensor, y: Tensor) -> Tensor:
     """Share of right answers, a scalar on the device."""
     return (logits.detach().argmax(1) == y).double().mean()
+
+
+def check_warmup(eps_warmup: float) -> None:
+    """ValueError unless ``eps_warmup`` is a share of the training, in [0, 1]."""
+    check_number("eps_warmup", eps_warmup, 0)
+    if eps_warmup > 1:
+        raise ValueError(f"eps_warmup is a share of the training, in [0, 1], got {eps_warmup}")
 
 
 def warm(eps_warmup: float, progress: float) -> float:

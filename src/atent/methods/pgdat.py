@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_number
+from atent.attacks.base import check_choice
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
 from atent.losses import cross_entropy
-from atent.methods.base import Method, Metrics, State, correct, warm
+from atent.methods.base import Method, Metrics, State, check_warmup, correct, warm
 from atent.threat import Threat
 
 
@@ -40,7 +40,8 @@ class PGDAT(Method):
     """Share of the training over which eps grows linearly from 0."""
 
     def __post_init__(self) -> None:
-        check_number("eps_warmup", self.eps_warmup, 0)
+        check_choice("mode", self.mode, ("eval", "train"))
+        check_warmup(self.eps_warmup)
         _ = self.attack(1.0)
 
     def attack(self, progress: float) -> PGD:

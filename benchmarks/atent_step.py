@@ -1,0 +1,279 @@
+"""What one training step of ATENT costs, beside the authors' structure: time and activation memory.
+
+Three ways to the same gradient, from the same start and the same noise:
+
+authors      per step a forward and a full backward at x^k (weight gradients are made and thrown away), then
+             a second forward at x^{k+1} whose mean loss is folded into mu; K graphs live until mu goes
+             backward. Without the clean forward that the authors' program makes and never uses.
+inputs only  the same, but the inner backward differentiates with respect to the input alone.
+accumulated  `ATENT.backward`: one forward at x^k serves both gradients, K + 1 forwards, one live graph.
+
+Before anything is timed, all three run on copies of one network and must agree in loss, weight gradient and
+batch-norm statistics to 1e-4 (relative, float32): no term is dropped. Dropout is active and shared: the
+gradient pass at x^k sees the mask of its loss pass (in the first two by replaying the random state).
+SmallCNN's last layer, zero by design, is redrawn: with it no input has a gradient.
+
+Times come in pairs (rounds): each round runs all three, in an order that turns, and its ratios are taken
+within the round, so that a slow spell of the machine hits all sides. Reported are medians and 10/90 %
+quantiles of the ratios.
+
+Memory is the largest sum of bytes, at any moment of a step, of the tensors that autograd holds for backward.
+`torch.autograd.graph.saved_tensors_hooks` wraps each saved tensor in a handle; a handle that autograd lets go
+of is taken off the sum by `weakref.finalize`. A storage that several operations save counts once; weights do
+not count. This is the part that grows with K, not the process's peak: workspaces and the allocator's slack
+are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from atent import Threat
+from atent.methods import ATENT
+from atent.models import build, native_shape
+from atent.progress import bar
+from atent.rng import Batch
+from atent.run import provenance, write_json
+
+THREATS = {"resnet20": Threat("l2", 1.0), "small_cnn": Threat("linf", 0.3)}
+TOLERANCE = 1e-4
+ACCEPT = 1.9
+"""Least ratio authors / accumulated on resnet20, on a quiet machine."""
+
+Step = Callable[[ATENT, nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+
+
+def authors(
+    method: ATENT, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, *, full: bool = True
+) -> Tensor:
+    """mu, its gradient in ``.grad``, by two passes per iterate and K live graphs."""
+    chain, draws = method.chain(), Batch(rng)
+    reduction = "sum" if chain.gradient == "raw" else "mean"
+    z, mask, mu = chain.begin(x, draws), None, torch.zeros(())
+    for k in range(chain.steps):
+        zk = z.detach().requires_grad_()
+        if mask is not None:
+            torch.set_rng_state(mask)
+        loss = F.cross_entropy(model(zk), y, reduction=reduction)
+        if full:
+            loss.backward()
+            slope = zk.grad
+        else:
+            (slope,) = torch.autograd.grad(loss, zk)
+        z = chain.move(zk.detach(), x, slope, k, draws)
+        mask = torch.get_rng_state()
+        mu = (1 - method.alpha) * mu + method.alpha * F.cross_entropy(model(z), y)
+    model.zero_grad()
+    mu.backward()
+    return mu.detach()
+
+
+def inputs_only(method: ATENT, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+    return authors(method, model, x, y, rng, full=False)
+
+
+def accumulated(method: ATENT, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
+    return method.backward(model, x, y, rng=rng)["loss"]
+
+
+STEPS: dict[str, Step] = {"authors": authors, "inputs only": inputs_only, "accumulated": accumulated}
+
+
+def problem(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """The network in train mode, and a batch of its native shape."""
+    torch.manual_seed(0)
+    model = build(name).train()
+    if name == "small_cnn":
+        last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+        nn.init.normal_(last.weight, std=0.1)
+    return model, torch.rand(batch, *native_shape(name)), torch.randint(10, (batch,))
+
+
+def once(
+    step: Step, method: ATENT, model: nn.Module, x: Tensor, y: Tensor, seed: int
+) -> tuple[Tensor, float]:
+    """The loss and the seconds of one step from zeroed gradients; the seed fixes start, noise and masks."""
+    model.zero_grad()
+    torch.manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
+    begun = time.perf_counter()
+    loss = step(method, model, x, y, rng)
+    return loss, time.perf_counter() - begun
+
+
+def check(method: ATENT, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Largest relative differences from the authors' structure; AssertionError above the tolerance."""
+    found = {}
+    for name, step in STEPS.items():
+        own = copy.deepcopy(model)
+        loss, _ = once(step, method, own, x, y, seed=1)
+        grad = torch.cat([p.grad.flatten() for p in own.parameters()])
+        buffers = torch.cat([torch.ones(1), *(b.flatten() for b in own.buffers() if b.is_floating_point())])
+        found[name] = {"loss": loss.reshape(1), "gradient": grad, "buffers": buffers}
+    worst = {}
+    for part, base in found["authors"].items():
+        for name in ("inputs only", "accumulated"):
+            gap = float((found[name][part] - base).norm() / base.norm())
+            if not gap <= TOLERANCE:
+                raise AssertionError(f"{name} and authors differ by {gap:.2g} in {part} (relative)")
+            worst[part] = max(gap, worst.get(part, 0.0))
+    return worst
+
+
+def peak(run: Callable[[], object], model: nn.Module) -> int:
+    """Most bytes that autograd held at once while ``run()`` ran; see the head of this file."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    holders: Counter[int] = Counter()
+    now = top = 0
+
+    class Handle:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+    def release(key: int, size: int) -> None:
+        nonlocal now
+        holders[key] -= 1
+        if not holders[key]:
+            now -= size
+
+    def pack(tensor: Tensor) -> Handle:
+        nonlocal now, top
+        handle, storage = Handle(tensor), tensor.untyped_storage()
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key not in weights and size:
+            # the address stays taken as long as the handle holds the tensor
+            if not holders[key]:
+                now += size
+                top = max(top, now)
+            holders[key] += 1
+            weakref.finalize(handle, release, key, size)
+        return handle
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda handle: handle.tensor):
+        run()
+    return top
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Median and 10/90 % quantiles."""
+    cuts = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
+    return {"median": statistics.median(values), "q10": cuts[0], "q90": cuts[-1]}
+
+
+def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
+    model, x, y = problem(name, args.batch)
+    method = ATENT(THREATS[name], steps=args.steps)
+    differences = check(method, model, x, y)
+    seconds: dict[str, list[float]] = {kind: [] for kind in STEPS}
+    with bar(args.pairs + 1, name, enabled=sys.stderr.isatty()) as advance:
+        for round_ in range(args.pairs + 1):
+            kinds = list(STEPS)
+            turn = round_ % len(kinds)
+            for kind in kinds[turn:] + kinds[:turn]:
+                _, took = once(STEPS[kind], method, model, x, y, seed=round_)
+                # the first round warms caches and is not counted
+                if round_:
+                    seconds[kind].append(took)
+            advance(1, "")
+    ratios = {
+        kind: summary([a / c for a, c in zip(seconds[kind], seconds["accumulated"], strict=True)])
+        for kind in ("authors", "inputs only")
+    }
+    small, labels = x[: args.memory_batch], y[: args.memory_batch]
+    memory = {}
+    for kind in ("authors", "accumulated"):
+        for steps in args.memory_steps:
+            other = ATENT(THREATS[name], steps=steps)
+            memory.setdefault(kind, {})[str(steps)] = peak(
+                lambda kind=kind, other=other: once(STEPS[kind], other, model, small, labels, seed=0), model
+            )
+    flat = memory["accumulated"].values()
+    if max(flat) > 1.01 * min(flat):
+        raise AssertionError(f"the accumulated step's memory grows with the steps: {memory['accumulated']}")
+    return {
+        "model": name,
+        "threat": {"norm": method.threat.norm, "eps": method.threat.eps},
+        "shape": list(x.shape[1:]),
+        "dropout": "active, shared masks"
+        if any(isinstance(m, nn.Dropout) for m in model.modules())
+        else "none",
+        "differences": differences,
+        "seconds": seconds,
+        "median_seconds": {kind: statistics.median(v) for kind, v in seconds.items()},
+        "ratio_to_accumulated": ratios,
+        "saved_bytes": memory,
+    }
+
+
+def table(results: list[dict]) -> str:
+    lines = [
+        f"{'model':<12}{'step':<14}{'seconds':>9}{'ratio':>8}{'10 %':>7}{'90 %':>7}   saved MB at K steps"
+    ]
+    for result in results:
+        for kind, median in result["median_seconds"].items():
+            ratio = result["ratio_to_accumulated"].get(kind)
+            cells = (
+                "".join(f"{v:.2f}".rjust(w) for v, w in zip(ratio.values(), (8, 7, 7))) if ratio else " " * 22
+            )
+            memory = result["saved_bytes"].get(kind, {})
+            held = ", ".join(f"{size / 1e6:.1f} at {steps}" for steps, size in memory.items())
+            lines.append(f"{result['model']:<12}{kind:<14}{median:>9.3f}{cells}   {held}")
+    return "\n".join(lines)
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--models", nargs="+", choices=THREATS, default=list(THREATS), help="networks to time"
+    )
+    parser.add_argument("--batch", type=positive, default=128, help="samples in the timed step")
+    parser.add_argument("--steps", type=positive, default=10, help="K, Langevin steps in the timed step")
+    parser.add_argument("--pairs", type=positive, default=7, help="rounds, after one that is not counted")
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="threads of torch")
+    parser.add_argument("--memory-batch", type=positive, default=16, help="samples in the memory measure")
+    parser.add_argument(
+        "--memory-steps", type=positive, nargs="+", default=[5, 20], help="values of K in the memory measure"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    results = [measure(name, args) for name in args.models]
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    if args.out:
+        content = {
+            "benchmark": "atent_step",
+            "settings": settings,
+            "results": results,
+            "provenance": provenance(seed=0, device="cpu"),
+        }
+        write_json(args.out, content)
+    print(table(results))
+    for result in results:
+        if result["model"] == "resnet20":
+            ratio = result["ratio_to_accumulated"]["authors"]["median"]
+            verdict = "reached" if ratio >= ACCEPT else "missed"
+            print(f"acceptance, authors / accumulated >= {ACCEPT} on resnet20: {ratio:.2f}, {verdict}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Small tensors: more threads than one only get in each other's way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def all_digits():
+    """Scikit-learn's digits, float64 (1797, 1, 8, 8) in [0, 1], and labels."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return torch.tensor(bunch.images / 16.0).unsqueeze(1), torch.tensor(bunch.target).long()
+
+
+@pytest.fixture
+def batch(all_digits):
+    """batch(n, dtype): n digits that `conv_net` was not trained on."""
+
+    def make(n=9, dtype=torch.float64):
+        x, y = all_digits
+        return x[1000 : 1000 + n].to(dtype, copy=True), y[1000 : 1000 + n].clone()
+
+    return make
+
+
+def _network(norm):
+    layers = [nn.Conv2d(1, 8, 3, padding=1), *([nn.BatchNorm2d(8)] if norm else []), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 10)).double()
+
+
+@pytest.fixture(scope="session")
+def _weights(all_digits):
+    states = {}
+    x, y = (t[:600] for t in all_digits)
+    for norm in (False, True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            net = _network(norm)
+        step = torch.optim.Adam(net.parameters(), lr=0.03)
+        for _ in range(40):
+            step.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            step.step()
+        states[norm] = net.state_dict()
+    return states
+
+
+@pytest.fixture
+def conv_net(_weights):
+    """conv_net(dtype, norm): a trained small network on digits, a fresh copy, in eval mode."""
+
+    def make(dtype=torch.float64, norm=False):
+        net = _network(norm)
+        net.load_state_dict(_weights[norm])
+        return net.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture
+def two_class():
+    """two_class(n, d, dtype): linear model, x well inside [0, 1], labels that it gets right, and by norm each
+    sample's exact distance to the decision boundary."""
+
+    def make(n=24, d=10, dtype=torch.float64):
+        g = torch.Generator().manual_seed(17)
+        w = torch.randn(d, generator=g, dtype=torch.float64)
+        x = 0.4 + 0.2 * torch.rand(n, d, generator=g, dtype=torch.float64)
+        b = -(x @ w).median()
+        x, b = x.to(dtype), b + 1e-3
+        net = nn.Linear(d, 2).to(dtype)
+        with torch.no_grad():
+            net.weight.copy_(torch.stack([-w / 2, w / 2]))
+            net.bias.copy_(torch.stack([-b / 2, b / 2]))
+        score = x.double() @ w + b
+        distance = {"linf": score.abs() / w.abs().sum(), "l2": score.abs() / w.norm()}
+        return net, x, (score > 0).long(), distance
+
+    return make

@@ -1,0 +1,488 @@
+"""The contract, for every attack in the registry: a new one is in the table as soon as it is registered."""
+
+import copy
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from atent.attacks import ATTACKS
+from atent.attacks.starts import ALLOWED
+from atent.threat import NORMS, Threat
+
+EPS = {"linf": 0.1, "l2": 0.7}
+DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+
+
+def starts(norm, **more):
+    return [{"start": s, **more} for s in ALLOWED[norm]]
+
+
+# Settings beside the defaults, by attack and norm.
+SETTINGS = {
+    "PGD": lambda norm: [
+        *starts(norm, steps=3),
+        {"steps": 3, "restarts": 3},
+        {"steps": 4, "keep": "best", "loss": "margin", "restarts": 2},
+        {"steps": 3, "loss": "dlr", "step_size": 0.02, "keep": "best"},
+    ],
+    "Langevin": lambda norm: [
+        *starts(norm, steps=3),
+        {"steps": 3, "variant": "published"},
+        {"steps": 3, "variant": "published", "step_size": 0.05, "gamma": 2.0, "noise": 0.2},
+        {"steps": 3, "projection": "every", "effective_noise": 0.1, "restarts": 3},
+        {"steps": 3, "gradient": "raw", "pull": "scaled", "step_size": 0.5, "noise": 0.5},
+    ],
+}
+# No draws at all: the seed does not matter.
+PLAIN = [("FGSM", {}), ("PGD", {"start": "zero", "steps": 3})]
+
+TABLE = [
+    pytest.param(name, norm, setting, id=" ".join([name, norm, *(f"{k}={v}" for k, v in setting.items())]))
+    for name in ATTACKS
+    for norm in NORMS
+    for setting in [{}, *SETTINGS.get(name, lambda norm: [])(norm)]
+]
+CASE = pytest.mark.parametrize(("name", "norm", "setting"), TABLE)
+DEFAULTS = pytest.mark.parametrize(
+    ("name", "norm"), [pytest.param(name, norm, id=f"{name} {norm}") for name in ATTACKS for norm in NORMS]
+)
+
+
+def build(name, norm, setting, eps=None):
+    return ATTACKS[name](threat=Threat(norm, EPS[norm] if eps is None else eps), **setting)
+
+
+def draws_nothing(name, setting):
+    return (name, setting) in PLAIN
+
+
+def bits(t):
+    return t.view(torch.int32 if t.dtype == torch.float32 else torch.int64)
+
+
+def excess(norm, x_adv, x, eps):
+    """How far beyond its stated tolerance each sample is, in float64: at most 0."""
+    d = (x_adv.double() - x.double()).flatten(1)
+    if norm == "linf":
+        return d.abs().amax(1) - (eps + 6e-8)
+    return (d * d).sum(1).sqrt() - (eps * (1 + 1e-6) + 6e-8 * math.sqrt(d.shape[1]))
+
+
+def assert_inside(norm, x_adv, x, eps):
+    assert x_adv.shape == x.shape
+    assert x_adv.dtype == x.dtype
+    assert not x_adv.requires_grad
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert (excess(norm, x_adv, x, eps) <= 0).all()
+
+
+@CASE
+@DTYPE
+def test_in_the_box_within_the_radius_and_judged_truly(name, norm, setting, dtype, conv_net, batch):
+    model, (x, y) = conv_net(dtype, norm=True), batch(9, dtype)
+    y[4] = (y[4] + 1) % 10  # a true label that the model does not give
+    attack, keep = build(name, norm, setting), x.clone()
+    out = attack.run(model, x, y, seed=3)
+    assert torch.equal(x, keep)
+    assert_inside(norm, out.x_adv, x, EPS[norm])
+    assert attack.threat.contains(out.x_adv, x).all()
+    assert ((out.x_adv - x).flatten(1).abs().amax(1) > 0).any()
+    with torch.no_grad():
+        assert torch.equal(out.success, model(out.x_adv).argmax(1) != y)
+    assert out.success.dtype == torch.bool
+    assert out.success[4]
+    assert out.norm.dtype == torch.float64
+    d = (out.x_adv.double() - x.double()).flatten(1)
+    slow = d.abs().amax(1) if norm == "linf" else (d * d).sum(1).sqrt()
+    assert out.norm.tolist() == pytest.approx(slow.tolist(), rel=1e-12)
+    assert torch.equal(attack(model, x, y, seed=3), out.x_adv)
+
+
+def test_the_table_is_no_formality(conv_net, batch):
+    # some samples fall at these radii and some stand
+    for norm in NORMS:
+        for dtype in (torch.float32, torch.float64):
+            x, y = batch(40, dtype)
+            fooled = ATTACKS["PGD"](Threat(norm, EPS[norm])).run(conv_net(dtype, norm=True), x, y).success
+            assert 5 < int(fooled.sum()) < 35
+
+
+class Restless(nn.Module):
+    """Draws from every global generator, moves buffers, and can break at a given call."""
+
+    def __init__(self, body, fails_at=None):
+        super().__init__()
+        self.body, self.fails_at, self.seen = body, fails_at, 0
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(1))
+
+    def forward(self, x):
+        self.seen += 1
+        self.calls += 1
+        self.last = x.detach().sum()[None]
+        if self.fails_at is not None and self.seen >= self.fails_at:
+            raise ArithmeticError("broke in the middle")
+        return self.body(x) + 1e-3 * (torch.rand(()) + random.random() + np.random.rand())  # noqa: NPY002
+
+
+def state_of(model):
+    return {
+        "modes": [m.training for m in model.modules()],
+        "parameters": [p.detach().clone() for p in model.parameters()],
+        "requires": [p.requires_grad for p in model.parameters()],
+        "grads": [p.grad for p in model.parameters()],
+        "grad values": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "buffers": list(model.buffers()),
+        "buffer values": [b.clone() for b in model.buffers()],
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002
+    }
+
+
+def assert_as_found(model, before):
+    after = state_of(model)
+    for key in ("modes", "requires", "python"):
+        assert after[key] == before[key], key
+    for key in ("grads", "buffers"):
+        assert all(a is b for a, b in zip(after[key], before[key])), key
+    for key in ("parameters", "grad values", "buffer values", "numpy"):
+        assert len(after[key]) == len(before[key])
+        for a, b in zip(after[key], before[key]):
+            assert (a is None and b is None) or np.array_equal(a, b), key
+    assert torch.equal(after["torch"], before["torch"])
+
+
+@CASE
+@pytest.mark.parametrize("fails_at", [None, 1, 2], ids=["whole", "fails at 1", "fails at 2"])
+def test_the_model_comes_back_as_found(name, norm, setting, fails_at, conv_net, batch):
+    x, y = batch(4)
+    model = Restless(conv_net(norm=True)).train()
+    model.body[0].eval()
+    model(x).sum().backward()
+    model.body[0].bias.grad = None
+    model.body[1].weight.requires_grad_(False)
+    model.seen, model.fails_at = 0, fails_at
+    for mode in ("eval", "train"):
+        before = state_of(model)
+        if fails_at is None:
+            build(name, norm, setting).run(model, x, y, mode=mode)
+        else:
+            model.seen = 0
+            with pytest.raises(ArithmeticError, match="broke in the middle"):
+                build(name, norm, setting).run(model, x, y, mode=mode)
+        assert model.seen >= (fails_at or 2)
+        assert_as_found(model, before)
+
+
+@CASE
+def test_without_gradients_outside_too(name, norm, setting, conv_net, batch):
+    x, y = batch(3)
+    model, attack = conv_net(), build(name, norm, setting)
+    expected = attack(model, x, y)
+    with torch.no_grad():
+        assert torch.equal(attack(model, x, y), expected)
+    out = attack.run(model, x.clone().requires_grad_(), y)
+    assert torch.equal(out.x_adv, expected)
+    assert not any(t.requires_grad for t in out)
+
+
+@CASE
+@DTYPE
+def test_the_same_seed_and_ids_give_the_same_bits(name, norm, setting, dtype, conv_net, batch):
+    model, (x, y) = conv_net(dtype), batch(6, dtype)
+    attack, ids = build(name, norm, setting), torch.tensor([5, 0, 2**40, 7, 8, 1])
+    first = attack(model, x, y, seed=1, ids=ids)
+    torch.rand(7)
+    assert torch.equal(bits(attack(model, x, y, seed=1, ids=ids)), bits(first))
+    assert torch.equal(attack(model, x, y, seed=1), attack(model, x, y, seed=1, ids=torch.arange(6)))
+    same = draws_nothing(name, setting)
+    assert torch.equal(attack(model, x, y, seed=2, ids=ids), first) == same
+    assert torch.equal(attack(model, x, y, seed=1, ids=ids + 1), first) == same
+
+
+@CASE
+@DTYPE
+def test_batch_size_and_order_do_not_matter(name, norm, setting, dtype, conv_net, batch):
+    model, (x, y) = conv_net(dtype), batch(9, dtype)
+    attack, ids = build(name, norm, setting), 100 + torch.arange(9)
+    whole = attack.run(model, x, y, seed=4, ids=ids)
+    order = torch.tensor([3, 8, 0, 5, 1, 7, 2, 6, 4])
+    for rows, size in ((order, 9), (torch.arange(9), 7), (order[:4], 1)):
+        parts = [attack.run(model, x[r], y[r], seed=4, ids=ids[r]) for r in rows.split(size)]
+        for i, field in enumerate(whole._fields):
+            got, expected = torch.cat([p[i] for p in parts]), getattr(whole, field)[rows]
+            if field in ("success", "forwards", "backwards"):
+                assert torch.equal(got, expected), field
+            elif dtype == torch.float64:
+                assert (got - expected).abs().max() <= 1e-9, field
+
+
+@CASE
+@DTYPE
+def test_eps_zero_returns_x_bit_for_bit(name, norm, setting, dtype, conv_net, batch):
+    if "effective_noise" in setting:
+        setting = {**setting, "step_size": 0.01}  # there is no noise level for it at step size 0
+    (x, y), model = batch(6, dtype), conv_net(dtype)
+    y[2] = (y[2] + 1) % 10
+    outside = x + 1e-7 * torch.where(x > 0.5, 1.0, -1.0).to(dtype)
+    for start in (x, outside):
+        out = build(name, norm, setting, eps=0).run(model, start, y)
+        assert torch.equal(bits(out.x_adv), bits(start.clamp(0, 1)))
+        assert torch.equal(out.success, model(start.clamp(0, 1)).argmax(1) != y)
+        assert out.norm.tolist() == [0.0] * 6
+
+
+@CASE
+def test_rounding_outside_the_box_is_clamped(name, norm, setting, conv_net, batch):
+    x, y = batch(4)
+    outside = torch.where(x == 0, -1e-7, torch.where(x == 1, 1 + 1e-7, x))
+    assert outside.min() < 0
+    assert outside.max() > 1
+    attack, model = build(name, norm, setting), conv_net()
+    assert torch.equal(attack(model, outside, y), attack(model, x, y))
+    assert torch.equal(attack.run(model, outside, y).norm, attack.run(model, x, y).norm)
+
+
+class Counted(nn.Module):
+    """Counts the passes of each sample, known by its first coordinate, which stays within its own n-th."""
+
+    def __init__(self, n, d):
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.n, self.weight = n, nn.Parameter(torch.randn(d - 1, 4, generator=g, dtype=torch.float64))
+        self.forwards, self.backwards = torch.zeros(n).long(), torch.zeros(n).long()
+
+    def forward(self, x):
+        rows = (x.detach()[:, 0] * self.n).floor().long()
+        one = torch.ones_like(rows)
+        self.forwards.index_add_(0, rows, one)
+        z = torch.tanh(x[:, 1:] - 0.5) @ self.weight
+        if z.requires_grad:
+
+            def count(grad):
+                self.backwards.index_add_(0, rows, one)
+
+            z.register_hook(count)
+        return z + 0.0 * x[:, :1]
+
+
+@CASE
+def test_passes_are_counted_exactly(name, norm, setting):
+    n, d, eps = 10, 9, 0.004
+    x = torch.rand(n, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x[:, 0] = (torch.arange(n) + 0.5) / n
+    if "noise" in setting or "effective_noise" in setting:
+        setting = {**setting, "noise": 1e-3, "step_size": 1e-3}
+        setting.pop("effective_noise", None)
+    model = Counted(n, d)
+    y = model(x).argmax(1)
+    y[[1, 4, 5]] = (y[[1, 4, 5]] + 1) % 4  # these fall at once, the others stand
+    model.forwards.zero_()
+    out = build(name, norm, setting, eps).run(model, x, y)
+    assert 0 < int(out.success.sum()) < n
+    assert torch.equal(out.forwards, model.forwards)
+    assert torch.equal(out.backwards, model.backwards)
+    assert out.forwards.dtype == out.backwards.dtype == torch.int64
+    assert (out.forwards > 0).all()
+
+
+KNOWN_PASSES = [
+    ("FGSM", {}, 1, 1),
+    ("PGD", {"steps": 7}, 7, 7),
+    ("PGD", {"steps": 7, "keep": "best"}, 8, 7),
+    ("Langevin", {"steps": 7}, 7, 7),
+    # each restart is judged by one more forward
+    ("PGD", {"steps": 7, "restarts": 3}, 24, 21),
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "forwards", "backwards"), KNOWN_PASSES)
+def test_passes_are_as_many_as_stated(name, setting, forwards, backwards, conv_net, batch):
+    model, (x, y) = conv_net(), batch(20)
+    x, y = x[model(x).argmax(1) == y], y[model(x).argmax(1) == y]
+    out = build(name, "linf", setting, eps=1e-6).run(model, x, y)
+    assert not out.success.any()
+    assert out.forwards.tolist() == [forwards + 1] * len(x)  # and one for the verdict
+    assert out.backwards.tolist() == [backwards] * len(x)
+
+
+@CASE
+@DTYPE
+def test_one_stream_for_the_batch(name, norm, setting, dtype, conv_net, batch):
+    model, (x, y) = conv_net(dtype), batch(5, dtype)
+    attack, rng = build(name, norm, setting), torch.Generator().manual_seed(6)
+    first, second = attack(model, x, y, rng=rng), attack(model, x, y, rng=rng)
+    again = attack(model, x, y, rng=torch.Generator().manual_seed(6))
+    assert_inside(norm, first, x, EPS[norm])
+    assert torch.equal(bits(first), bits(again))
+    assert torch.equal(first, second) == draws_nothing(name, setting)
+
+
+@CASE
+def test_a_random_model_is_the_same_at_each_call(name, norm, setting, conv_net, batch):
+    (x, y), body = batch(4), conv_net()
+    model = nn.Sequential(body[:-1], nn.Dropout(0.3), body[-1]).train()
+    attack = build(name, norm, setting)
+    first = attack(model, x, y, seed=1, mode="train")
+    assert torch.equal(attack(model, x, y, seed=1, mode="train"), first)
+
+
+@CASE
+def test_an_empty_batch(name, norm, setting, conv_net, batch):
+    x, y = (t[:0] for t in batch(2, torch.float32))
+    attack, model = build(name, norm, setting), conv_net(torch.float32)
+    out = attack.run(model, x, y)
+    assert out.x_adv.shape == (0, 1, 8, 8)
+    assert out.x_adv.dtype == torch.float32
+    assert [tuple(t.shape) for t in out[1:]] == [(0,)] * 4
+    assert attack(model, x, y, rng=torch.Generator()).shape == (0, 1, 8, 8)
+
+
+@CASE
+@DTYPE
+def test_flat_inputs(name, norm, setting, dtype, two_class):
+    if setting.get("loss") == "dlr":
+        setting = {**setting, "loss": "ce"}
+    model, x, y, distance = two_class(dtype=dtype)
+    eps = 1.2 * float(distance[norm].median())
+    out = build(name, norm, setting, eps).run(model, x, y)
+    assert_inside(norm, out.x_adv, x, eps)
+    assert not out.success[distance[norm] > 1.01 * eps].any()
+
+
+@DEFAULTS
+def test_labels_of_any_integer_type(name, norm, conv_net, batch):
+    model, (x, y) = conv_net(), batch(3)
+    attack = build(name, norm, {})
+    assert torch.equal(attack(model, x, y.to(torch.int32)), attack(model, x, y))
+
+
+def changed(index, value):
+    def change(x):
+        x = x.clone()
+        x[index] = value
+        return x
+
+    return change
+
+
+BAD = {
+    "uint8": ({"x": lambda x: (x * 255).to(torch.uint8)}, r"floats in \[0, 1\], got torch.uint8: divide"),
+    "raw pixels": ({"x": lambda x: x * 255}, r"inputs lie in \[0, 255\], outside the box \[0, 1\]"),
+    "0.1 above": ({"x": changed((0, 0, 0, 0), 1.1)}, r"inputs lie in \[0, 1.1\], outside the box \[0, 1\]"),
+    "0.1 below": ({"x": changed((0, 0, 0, 0), -0.1)}, r"inputs lie in \[-0.1, 1\], outside"),
+    "nan": ({"x": changed((1, 0, 2, 2), math.nan)}, "NaN or infinity"),
+    "inf": ({"x": changed((1, 0, 2, 2), math.inf)}, "NaN or infinity"),
+    "one dimension": ({"x": lambda x: x[:, 0, 0, 0]}, r"got shape \(4,\)"),
+    "no dimension": ({"x": lambda x: x[0, 0, 0, 0]}, r"got shape \(\)"),
+    "float labels": ({"y": lambda y: y.float()}, r"4 integers, one per input, got torch.float32 of shape"),
+    "bool labels": ({"y": lambda y: y > 3}, "got torch.bool"),
+    "one-hot labels": ({"y": lambda y: nn.functional.one_hot(y, 10)}, r"of shape \(4, 10\)"),
+    "labels missing": ({"y": lambda y: y[:2]}, r"4 integers, one per input, got torch.int64 of shape \(2,\)"),
+    "label below 0": ({"y": changed(0, -1)}, "labels must be 0 or more, got -1"),
+    "label too large": ({"y": changed(0, 10)}, r"label 10 is out of range: the model has 10 outputs"),
+    "ids missing": ({"ids": torch.arange(3)}, r"4 int64 sample numbers, got torch.int64 of shape \(3,\)"),
+    "ids of floats": ({"ids": torch.arange(4.0)}, "got torch.float32"),
+    "ids negative": ({"ids": torch.arange(4) - 1}, r"ids must lie in \[0, 2\^48\), got -1 to 2"),
+    "ids too large": ({"ids": torch.arange(4) + 2**48}, "got 281474976710656 to"),
+    "seed": ({"seed": 0.5}, "seed must be a whole number of at most 64 bits, got 0.5"),
+    "seed too large": ({"seed": 2**64}, "got 18446744073709551616"),
+    "softmax": ({"model": lambda m: nn.Sequential(m, nn.Softmax(1))}, "returns probabilities"),
+    "nan logits": ({"model": lambda m: Through(m, lambda z: z * math.nan)}, "NaN or infinite logits"),
+    "no classes": ({"model": lambda m: Through(m, lambda z: z[:, 0])}, r"got shape \(4,\) for 4 inputs"),
+    "a row only": ({"model": lambda m: Through(m, lambda z: z[:1])}, r"got shape \(1, 10\) for 4 inputs"),
+    "a tuple": ({"model": lambda m: Through(m, lambda z: (z, z))}, "must return logits .* got a tuple"),
+}
+
+
+class Through(nn.Module):
+    def __init__(self, body, change):
+        super().__init__()
+        self.body, self.change = body, change
+
+    def forward(self, x):
+        return self.change(self.body(x))
+
+
+@DEFAULTS
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_refused_in_one_line(name, norm, kind, conv_net, batch):
+    change, text = BAD[kind]
+    (x, y), model = batch(4), conv_net()
+    assert x.max() == 1
+    x, y = change.get("x", lambda v: v)(x), change.get("y", lambda v: v)(y)
+    model = change.get("model", lambda v: v)(model).train()
+    before = state_of(model)
+    keywords = {k: v for k, v in change.items() if k in ("ids", "seed")}
+    with pytest.raises(ValueError, match=text) as error:
+        build(name, norm, {})(model, x, y, **keywords)
+    assert "\n" not in str(error.value)
+    assert_as_found(model, before)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_model_without_an_input_gradient_is_refused(name, conv_net, batch):
+    model = conv_net()
+    x, y = batch(4)
+    with pytest.raises(ValueError, match="no gradient with respect to its input: a layer detaches") as error:
+        build(name, "linf", {})(Through(model, lambda z: z.detach()), x, y)
+    assert "\n" not in str(error.value)
+
+
+BAD_SETTINGS = [
+    ("PGD", "linf", {"steps": 0}, "steps must be at least 1, got 0"),
+    ("PGD", "linf", {"steps": 2.5}, "steps must be a whole number, got 2.5"),
+    ("PGD", "linf", {"steps": "10"}, "steps must be a whole number, got '10'"),
+    ("PGD", "linf", {"steps": True}, "steps must be at least 1, got True"),
+    ("PGD", "linf", {"restarts": 0}, "restarts must be at least 1, got 0"),
+    ("PGD", "linf", {"step_size": -0.1}, "step_size must be at least 0, got -0.1"),
+    ("PGD", "linf", {"step_size": math.nan}, "step_size must be at least 0, got nan"),
+    ("PGD", "linf", {"step_size": "big"}, "step_size must be a number, got 'big'"),
+    ("PGD", "linf", {"start": "sphere"}, r"start \(for linf\) 'sphere' is not known: use one of zero"),
+    ("PGD", "l2", {"start": "corner"}, r"start \(for l2\) 'corner' is not known"),
+    ("PGD", "l2", {"loss": "cw"}, "loss 'cw' is not known: use one of ce, margin, dlr"),
+    ("PGD", "l2", {"keep": "first"}, "keep 'first' is not known"),
+    ("Langevin", "l2", {"projection": "never"}, "an attack must end in the ball"),
+    ("Langevin", "l2", {"projection": "often"}, "projection 'often' is not known"),
+    ("Langevin", "l2", {"variant": "mine"}, "variant 'mine' is not known: use one of released, published"),
+    ("Langevin", "l2", {"gradient": "big"}, "gradient 'big' is not known"),
+    ("Langevin", "l2", {"pull": "hard"}, "pull 'hard' is not known"),
+    ("Langevin", "linf", {"start": "sphere"}, r"start \(for linf\) 'sphere'"),
+    ("Langevin", "l2", {"steps": 0}, "steps must be at least 1, got 0"),
+    ("Langevin", "l2", {"steps": 1.5}, "steps must be a whole number, got 1.5"),
+    ("Langevin", "l2", {"restarts": 0}, "restarts must be at least 1, got 0"),
+    ("Langevin", "l2", {"noise": -1.0}, "noise must be at least 0, got -1"),
+    ("Langevin", "l2", {"gamma": -1.0}, "gamma must be at least 0, got -1"),
+    ("Langevin", "l2", {"step_size": math.inf}, "step_size must be at least 0, got inf"),
+    ("Langevin", "l2", {"noise": 0.1, "effective_noise": 0.2}, "noise 0.1 and effective_noise 0.2 exclude"),
+    ("Langevin", "l2", {"effective_noise": 0.1, "step_size": 0.0}, "needs a step size above 0, got 0"),
+    ("Langevin", "l2", {"gamma": 2.5}, "a pull of 2.5 per step makes the chain diverge"),
+]
+
+
+@pytest.mark.parametrize(("name", "norm", "setting", "text"), BAD_SETTINGS)
+def test_bad_settings_are_refused_in_one_line(name, norm, setting, text):
+    with pytest.raises(ValueError, match=text) as error:
+        build(name, norm, setting)
+    assert "\n" not in str(error.value)
+
+
+def test_dlr_on_two_classes_names_the_mend(two_class):
+    model, x, y, _ = two_class()
+    with pytest.raises(ValueError, match="at least 3 classes, got 2: use the margin loss"):
+        build("PGD", "linf", {"loss": "dlr"})(model, x, y)
+
+
+def test_attacks_are_frozen_and_comparable():
+    for name in ATTACKS:
+        for norm in NORMS:
+            attack = build(name, norm, {})
+            assert attack == copy.deepcopy(attack)
+            with pytest.raises(AttributeError):
+                attack.threat = None

@@ -1,0 +1,307 @@
+"""The command line, as a user meets it: what works, and what each mistake says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import atent
+from atent import run as folder
+from atent.cli import main
+
+QUICK = [
+    "--train.epochs", "2", "--data.limit", "128", "--data.test_limit", "60", "--train.validate_limit", "30",
+    "--method.steps", "2", "--evaluate.attacks", "FGSM", "PGD(steps=3)", "--train.device", "cpu", "--quiet",
+]  # fmt: skip
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ATENT_DATA_ROOT", raising=False)
+    return tmp_path
+
+
+def said(capsys, *args):
+    """Exit status, standard output and standard error of a command."""
+    status = main(list(args))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def refused(capsys, *args, status=2, lines=1):
+    """The error of a command that must fail: so many lines, no traceback."""
+    got, _, err = said(capsys, *args)
+    assert got == status, err
+    told = err.strip().splitlines()
+    assert len(told) == lines, err
+    assert all(line.startswith("atent: ") for line in told)
+    return err
+
+
+# ---- the whole path
+
+
+def test_train_evaluate_load(here, capsys):
+    status, out, err = said(capsys, "train", "digits-linf-atent", "--no_baseline", *QUICK)
+    assert status == 0, err
+    path = here / "runs" / "digits-linf-atent"
+    assert "run folder: runs/digits-linf-atent" in out
+    assert "effective 0.06" not in out
+    assert "(effective " in out
+    assert "Not measured by AutoAttack" in out
+    names = {p.name for p in path.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "best.safetensors", "last", "curves.png", "evaluation.json"}
+    found = json.loads((path / "evaluation.json").read_text())
+    assert found["n"] == 60
+    assert found["data"] == {"name": "digits", "split": "test", "n": 60, "of": 500}
+    assert set(found["attacks"]) == {"FGSM", "PGD-3"}
+    assert found["provenance"]["version"] == atent.__version__
+    config = json.loads((path / "config.json").read_text())
+    assert config["train"]["epochs"] == 2
+    assert config["data"]["limit"] == 128
+
+    model = atent.load(path)
+    assert not model.training
+    assert model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+    before = (path / "evaluation.json").read_bytes()
+    status, out, err = said(capsys, "evaluate", str(path), "--attacks", "PGD(steps=2, eps=0)", "--quiet")
+    assert status == 0, err
+    assert (path / "evaluation.json").read_bytes() == before
+    again = json.loads((path / "evaluation-2.json").read_text())
+    assert again["attacks"]["PGD-2"]["robust"]["k"] == again["natural"]["k"] == found["natural"]["k"]
+
+    # A second training never touches the first.
+    assert said(capsys, "train", "digits-linf-atent", "--no_baseline", *QUICK)[0] == 0
+    assert (here / "runs" / "digits-linf-atent-2").is_dir()
+    assert (path / "evaluation.json").read_bytes() == before
+
+
+def test_the_same_command_twice_gives_the_same_weights(here, capsys):
+    for name in ("a", "b"):
+        assert said(capsys, "train", "digits-linf-atent", "--no_baseline", "--name", name, *QUICK)[0] == 0
+    a, b = (atent.load(here / "runs" / name).state_dict() for name in ("a", "b"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_demo_can_lose(here, capsys):
+    """Two epochs of ATENT are not enough to beat plain training for certain: exit 1, and it says so."""
+    status, out, _ = said(capsys, "train", "digits-linf-atent", *QUICK)
+    assert status == 1
+    assert "NOT shown to be more robust" in out
+    assert (here / "runs" / "digits-linf-atent-standard" / "evaluation.json").is_file()
+
+
+def test_another_method_keeps_what_it_knows(here, capsys):
+    quick = [a for a in QUICK]
+    status, _, err = said(
+        capsys, "train", "digits-linf-atent", "--method", "PGDAT", "--no_baseline", "--name", "p", *quick
+    )
+    assert status == 0, err
+    method = folder.read_json(here / "runs" / "p" / "config.json")["method"]
+    assert method["name"] == "PGDAT"
+    assert method["threat"]["eps"] == 0.15
+    assert method["eps_warmup"] == 0.2
+
+
+def test_resume_from_the_command_line(here, capsys, monkeypatch):
+    from atent.methods import ATENT
+    from atent.train import Interrupted
+
+    assert said(capsys, "train", "digits-linf-atent", "--no_baseline", "--name", "whole", *QUICK)[0] == 0
+    original, calls = ATENT.backward, []
+
+    def stopping(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(ATENT, "backward", stopping)
+    err = refused(capsys, "train", "digits-linf-atent", "--no_baseline", "--name", "broken", *QUICK, status=1)
+    assert "atent train --resume runs/broken" in err
+    assert Interrupted.__name__ not in err
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    status, out, err = said(capsys, "train", "--resume", "runs/broken", "--quiet")
+    assert status == 0, err
+    a, b = (atent.load(here / "runs" / name).state_dict() for name in ("whole", "broken"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_your_own_network(here, capsys):
+    (here / "mynet.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "def seven():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))\n"
+    )
+    status, _, err = said(
+        capsys, "train", "digits-linf-atent", "--no_baseline", "--model", "mynet:build", "--name", "mine", *QUICK
+    )
+    assert status == 0, err
+    assert atent.load("runs/mine")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    err = refused(capsys, "train", "digits-linf-atent", "--no_baseline", "--model", "mynet:seven", *QUICK)
+    assert "7 outputs" in err
+    assert "10 classes" in err
+
+
+def test_a_recipe_of_your_own(here, capsys):
+    (here / "mine.toml").write_text(
+        '[data]\nname = "moons"\nlimit = 128\n[model]\nname = "net:build"\n'
+        '[method]\nname = "ATENT"\nsteps = 2\nthreat = { norm = "l2", eps = "1/5", box = [-2.0, 3.0] }\n'
+        '[train]\nepochs = 1\ndevice = "cpu"\n[evaluate]\nattacks = ["FGSM"]\nlimit = 50\n'
+    )
+    (here / "net.py").write_text("from torch import nn\nbuild = lambda: nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2))\n")
+    status, out, err = said(capsys, "train", "mine.toml", "--quiet")
+    assert status == 0, err
+    assert (here / "runs" / "mine" / "evaluation.json").is_file()
+    assert "l2 eps 0.2" in out
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["trian"], ["unknown command 'trian'", "did you mean 'train'"]),
+        (["train"], ["which recipe"]),
+        (["train", "digit-linf-atent"], ["did you mean 'digits-linf-atent'"]),
+        (["train", "absent.toml"], ["no recipe file absent.toml"]),
+        (["train", "digits-linf-atent", "--method.stepz", "5"], ["--method.stepz", "did you mean '--method.steps'"]),
+        (["train", "digits-linf-atent", "--method.steps", "five"], ["--method.steps", "five"]),
+        (["train", "digits-linf-atent", "--method.steps", "2.5"], ["--method.steps", "2.5"]),
+        (["train", "digits-linf-atent", "--method.steps", "0"], ["steps must be", "got 0"]),
+        (["train", "digits-linf-atent", "--method.threat.eps", "-1"], ["eps must be", "-1"]),
+        (["train", "digits-linf-atent", "--method.threat.eps", "8/0"], ["eps '8/0' is not a number"]),
+        (["train", "digits-linf-atent", "--method.threat.norm", "l3"], ["l3"]),
+        (["train", "digits-linf-atent", "--method.start", "sphere"], ["sphere", "corner"]),
+        (["train", "digits-linf-atent", "--method", "PGDATT"], ["did you mean 'PGDAT'"]),
+        (["train", "digits-linf-atent", "--model", "resnt20"], ["did you mean 'resnet20'"]),
+        (["train", "digits-linf-atent", "--data", "minst"], ["did you mean 'mnist'"]),
+        (["train", "digits-linf-atent", "extra"], ["'extra'"]),
+        (["train", "digits-linf-atent", "--evaluate.attacks", "PGD(stepz=3)"], ["did you mean 'steps'"]),
+        (["train", "digits-linf-atent", "--evaluate.attacks", "PDG"], ["did you mean 'PGD'"]),
+        (["train", "digits-linf-atent", "--train.device", "cuda:77"], ["cuda:77"]),
+        (["train", "mnist-linf-atent"], ["mnist", "--data.root", "ATENT_DATA_ROOT"]),
+        (["train", "digits-linf-atent", "--model.weights", "nowhere"], ["no weights at nowhere"]),
+        (["train", "--resume", "nowhere"], ["nowhere is not a run folder"]),
+        (["evaluate", "nowhere"], ["nowhere is not a run folder"]),
+        (["recipes", "nothing"], ["unknown recipe 'nothing'"]),
+    ],
+)
+def test_mistakes_are_one_line(here, capsys, args, parts):
+    err = refused(capsys, *args)
+    for part in parts:
+        assert part in err
+    assert not (here / "runs").exists()
+
+
+def test_missing_arguments_of_evaluate(here, capsys):
+    assert "RUN" in refused(capsys, "evaluate").upper()
+
+
+def test_every_error_of_a_recipe_is_named_by_its_path(here, capsys):
+    (here / "bad.toml").write_text(
+        '[method]\nname = "ATENT"\nsteps = "5"\nthreat = { norm = "l3", eps = 0.1 }\n[train]\nepochs = 0\n[data]\nnmae = "x"\n'
+    )
+    err = refused(capsys, "train", "bad.toml", lines=4)
+    for part in ("method.steps: ", "method.threat.norm: ", "epochs must be at least 1", "data.nmae: ", "'name'"):
+        assert part in err
+    (here / "torn.toml").write_text("[method\n")
+    assert "not valid TOML" in refused(capsys, "train", "torn.toml")
+    (here / "table.toml").write_text("[metod]\n")
+    assert "did you mean 'method'" in refused(capsys, "train", "table.toml")
+    (here / "none.toml").write_text("[train]\nepochs = 1\n")
+    assert "method.name is missing" in refused(capsys, "train", "none.toml")
+
+
+def test_an_existing_run_is_refused(here, capsys):
+    (here / "runs" / "mine").mkdir(parents=True)
+    (here / "runs" / "mine" / "precious").write_text("x")
+    err = refused(capsys, "train", "digits-linf-atent", "--no_baseline", "--name", "mine", *QUICK)
+    assert "choose another --name" in err
+    assert [p.name for p in (here / "runs" / "mine").iterdir()] == ["precious"]
+
+
+def test_a_diverging_run_exits_1(here, capsys):
+    err = refused(
+        capsys, "train", "digits-linf-atent", "--no_baseline", "--optimizer.lr", "1e38", *QUICK, status=1
+    )
+    assert "not finite" in err
+
+
+def test_debug_shows_the_traceback(here, capsys):
+    status, _, err = said(capsys, "train", "digits-linf-atent", "--method.steps", "0", "--debug")
+    assert status == 1
+    assert "Traceback" in err
+
+
+# ---- help, version, recipes
+
+
+def test_help_lists_what_works(capsys):
+    status, out, _ = said(capsys, "--help")
+    assert status == 0
+    assert {"train", "evaluate", "recipes"} <= set(out.split())
+    assert said(capsys)[1] == out
+    assert said(capsys, "--version")[1] == f"atent {atent.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [["train"], ["train", "mnist-l2-atent"], ["evaluate"], ["recipes"]])
+def test_help_of_each_command(command, capsys):
+    status, out, _ = said(capsys, *command, "--help")
+    assert status == 0
+    assert len(out) > 80
+
+
+def test_help_of_train_shows_the_recipes_values(capsys):
+    _, out, _ = said(capsys, "train", "mnist-l2-atent", "--help")
+    text = " ".join(out.split())
+    assert "--method.steps" in text
+    assert "(default: 0.125)" in text
+    assert "Name of the run folder" in text
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["recipes"], ["recipes", "digits-l2-atent"]])
+def test_light_commands_do_not_import_torch(args):
+    code = f"import sys; from atent.cli import main; main({args!r}); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_library_needs_nothing_of_the_command_line():
+    code = (
+        "import sys\n"
+        "for name in ('tyro', 'pydantic', 'rich', 'matplotlib'): sys.modules[name] = None\n"
+        "import torch, atent\n"
+        "from atent import Threat\n"
+        "from atent.methods import ATENT\n"
+        "from atent.data import load, DataSettings\n"
+        "from atent.train import fit, TrainSettings\n"
+        "data = load(DataSettings(limit=64, validation=20))\n"
+        "net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+        "fit(net, data, ATENT(Threat('linf', 0.1), steps=2), settings=TrainSettings(epochs=1, device='cpu'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_python_m_atent():
+    done = subprocess.run([sys.executable, "-m", "atent", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"atent {atent.__version__}\n"
+
+
+def test_recipes_lists_them_all(capsys):
+    from atent.config import recipe_names
+
+    _, out, _ = said(capsys, "recipes")
+    for name in recipe_names():
+        assert name in out
+    _, text, _ = said(capsys, "recipes", "mnist-l2-atent")
+    assert "step_size = 0.125" in text

@@ -1,0 +1,208 @@
+import json
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from atent.attacks import FGSM, PGD, Attack, Langevin
+from atent.evaluate import evaluate, predict
+from atent.run import dumps, share
+from atent.threat import Threat
+
+
+@pytest.fixture
+def known(two_class):
+    """A linear model, 24 samples of which 4 have the other label, and the distances of the rest."""
+    model, x, y, distance = two_class()
+    wrong = [2, 3, 11, 20]
+    y[wrong] = 1 - y[wrong]
+    return model, x, y, {k: v.clone() for k, v in distance.items()}, wrong
+
+
+def between(values, rank):
+    """A radius between two of the sorted distances: ``rank`` samples are nearer."""
+    ordered = sorted(values)
+    return math.sqrt(ordered[rank - 1] * ordered[rank])
+
+
+def test_shares_match_counts_by_hand(known):
+    model, x, y, distance, wrong = known
+    right = [i for i in range(24) if i not in wrong]
+    ids = 500 + 3 * torch.arange(24)
+    linf, l2 = (between([distance[k][i].item() for i in right], r) for k, r in (("linf", 7), ("l2", 11)))
+    fooled = {
+        "a": [i for i in right if distance["linf"][i] < linf],
+        "b": [i for i in right if distance["l2"][i] < l2],
+    }
+    assert [len(v) for v in fooled.values()] == [7, 11]
+    attacks = {"a": FGSM(Threat("linf", linf)), "b": PGD(Threat("l2", l2), steps=30, step_size=2 * l2)}
+    got = evaluate(model, x, y, attacks, ids=ids, seed=8)
+    assert (got.n, got.seed) == (24, 8)
+    assert got.natural == share(20, 24)
+    assert got.wrong == ids[wrong].tolist()
+    for name, hit in fooled.items():
+        assert sorted(got.attacks[name]["fooled"]) == ids[hit].tolist()
+        assert got.attacks[name]["robust"] == share(20 - len(hit), 24)
+    assert got.worst == share(20 - len({*fooled["a"], *fooled["b"]}), 24)
+    # one forward and one backward for each right sample, and one forward for the verdict
+    assert (got.attacks["a"]["forwards"], got.attacks["a"]["backwards"]) == (40, 20)
+    assert (got.attacks["b"]["forwards"], got.attacks["b"]["backwards"]) == (31 * 20, 30 * 20)
+    assert got.attacks["a"]["distance_median"] == pytest.approx(linf, rel=1e-9)
+    assert got.attacks["b"]["threat"] == {"norm": "l2", "eps": l2, "box": (0.0, 1.0)}
+    assert got.attacks["b"]["settings"]["steps"] == 30
+    assert got.attacks["a"]["attack"] == "FGSM"
+    for found in (got.natural, got.worst):
+        assert found["low"] < found["value"] < found["high"]
+
+
+@dataclass(frozen=True)
+class Half(Attack):
+    """FGSM, on the samples whose first pixels are bright, or on the others."""
+
+    threat: Threat
+    bright: bool
+
+    def search(self, oracle, x, y, draws):
+        chosen = (x.flatten(1)[:, :20].mean(1) > 0.28) == self.bright
+        return torch.where(chosen[:, None, None, None], FGSM(self.threat).search(oracle, x, y, draws), x)
+
+
+def test_the_worst_case_is_the_union_over_attacks(conv_net, batch):
+    x, y = batch(60)
+    threat = Threat("linf", 0.05)
+    attacks = {"bright": Half(threat, True), "dark": Half(threat, False)}
+    whole = evaluate(conv_net(), x, y, {"fgsm": FGSM(threat)})
+    got = evaluate(conv_net(), x, y, attacks)
+    every = [r["robust"]["k"] for r in got.attacks.values()]
+    fooled = set(got.wrong).union(*(r["fooled"] for r in got.attacks.values()))
+    assert got.worst["k"] == 60 - len(fooled)
+    assert got.worst["k"] < min(every)
+    assert max(every) < got.natural["k"] < 60
+    assert got.worst == whole.worst == whole.attacks["fgsm"]["robust"]
+    for result in got.attacks.values():
+        assert not set(result["fooled"]) & set(got.wrong)
+
+
+def without_time(evaluation):
+    plain = json.loads(dumps(evaluation.to_json()))
+    for result in plain["attacks"].values():
+        assert result.pop("seconds") >= 0
+        # the last bits may depend on the batch size
+        result["distance_median"] = pytest.approx(result["distance_median"], rel=1e-9)
+    return plain
+
+
+def test_the_batch_size_and_the_order_do_not_matter(conv_net, batch):
+    x, y = batch(30)
+    linf, l2 = Threat("linf", 0.05), Threat("l2", 0.4)
+    attacks = [PGD(linf, steps=3, restarts=2), Langevin(l2, steps=3, noise=0.2)]
+    ids = 9 * torch.arange(30)
+    whole = without_time(evaluate(conv_net(), x, y, attacks, ids=ids))
+    for size in (1, 7, 30):
+        assert without_time(evaluate(conv_net(), x, y, attacks, ids=ids, batch=size)) == whole
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    mixed = evaluate(conv_net(), x[order], y[order], attacks, ids=ids[order])
+    assert sorted(mixed.wrong) == whole["wrong"]
+    for name, result in mixed.attacks.items():
+        assert sorted(result["fooled"]) == whole["attacks"][name]["fooled"]
+    other = evaluate(conv_net(), x, y, attacks, ids=ids, seed=1)
+    assert [r["fooled"] for r in other.attacks.values()] != [r["fooled"] for r in whole["attacks"].values()]
+
+
+def test_a_list_is_named_by_its_text_and_two_threats_do_not_collide(known):
+    model, x, y, _, _ = known
+    a, b, c = PGD(Threat("linf", 0.01), steps=3), PGD(Threat("l2", 0.02), steps=3), FGSM(Threat("l2", 0.02))
+    got = evaluate(model, x, y, [a, b, c])
+    first, second, third = got.attacks
+    assert first == "PGD(steps=3, norm=linf, eps=0.01)"
+    assert second == "PGD(steps=3, norm=l2, eps=0.02)"
+    assert third == "FGSM"
+    assert [r["threat"]["norm"] for r in got.attacks.values()] == ["linf", "l2", "l2"]
+    with pytest.raises(ValueError, match=r"attack PGD\(steps=3, norm=linf, eps=0.01\) is listed twice"):
+        evaluate(model, x, y, [a, a])
+
+
+def test_the_model_is_judged_in_eval_mode_and_comes_back_as_found(conv_net, batch):
+    x, y = batch(20)
+    model = conv_net(norm=True)
+    expected = model(x).argmax(1)
+    model.train()
+    model[0].eval()
+    modes = [m.training for m in model.modules()]
+    buffers = [b.clone() for b in model.buffers()]
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    rng = torch.get_rng_state()
+    assert torch.equal(predict(model, x, y), expected)
+    got = evaluate(model, x, y, [PGD(Threat("linf", 0.05), steps=3)])
+    assert got.wrong == (expected != y).nonzero().squeeze(1).tolist()
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers))
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    assert [p.grad is None for p in model.parameters()] == [False] + [True] * 5
+    assert all(p.requires_grad for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_the_result_is_plain_json(conv_net, batch):
+    x, y = batch(12, torch.float32)
+    got = evaluate(conv_net(torch.float32), x, y, [PGD(Threat("linf", "8/255")), FGSM(Threat("l2", 1))])
+    plain = json.loads(dumps(got.to_json()))
+    assert plain["n"] == 12
+    assert plain["attacks"]["FGSM"]["threat"] == {"norm": "l2", "eps": 1.0, "box": [0.0, 1.0]}
+    assert set(plain["attacks"]["FGSM"]) == {
+        "attack", "threat", "settings", "robust", "fooled", "distance_median", "forwards", "backwards",
+        "seconds",
+    }  # fmt: skip
+
+
+def test_nothing_right_is_a_result_too(known):
+    model, x, y, _, wrong = known
+    got = evaluate(model, x[wrong], y[wrong], [FGSM(Threat("linf", 0.1))])
+    plain = json.loads(dumps(got.to_json()))
+    assert plain["natural"] == plain["worst"] == plain["attacks"]["FGSM"]["robust"] == share(0, 4)
+    assert plain["attacks"]["FGSM"]["fooled"] == []
+    assert plain["attacks"]["FGSM"]["distance_median"] is None
+    assert plain["attacks"]["FGSM"]["forwards"] == 0
+
+
+def test_no_attacks_is_natural_accuracy(known):
+    model, x, y, _, _ = known
+    got = evaluate(model, x, y, [])
+    assert got.natural == got.worst == share(20, 24)
+    assert got.attacks == {}
+
+
+def test_progress_is_told(known):
+    model, x, y, _, _ = known
+    told = []
+    attacks = {"one": FGSM(Threat("linf", 0.1)), "two": FGSM(Threat("l2", 0.1))}
+    evaluate(model, x, y, attacks, batch=8, advance=lambda n, text: told.append((n, text)))
+    assert told == [(8, "one"), (8, "one"), (4, "one"), (8, "two"), (8, "two"), (4, "two")]
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"x": lambda x: x[:0], "y": lambda y: y[:0]}, "no samples to evaluate"),
+    ({"x": lambda x: x * 255}, r"inputs lie in .* outside the box \[0, 1\]"),
+    ({"x": lambda x: x * math.nan}, "NaN or infinity"),
+    ({"y": lambda y: y[:3]}, "labels must be 24 integers"),
+    ({"y": lambda y: y + 7}, "label 8 is out of range: the model has 2 outputs"),
+    ({"ids": torch.arange(3)}, "ids must be 24 int64"),
+    ({"batch": 0}, "batch must be at least 1, got 0"),
+    ({"batch": -5}, "batch must be at least 1, got -5"),
+    ({"model": lambda m: nn.Sequential(m, nn.Softmax(1))}, "returns probabilities"),
+])  # fmt: skip
+@pytest.mark.parametrize("attacks", [[FGSM(Threat("linf", 0.1))], []], ids=["attacked", "natural"])
+def test_what_cannot_be_judged_is_refused_in_one_line(change, text, attacks, known):
+    if not attacks and "outside the box" in text:
+        pytest.skip("without an attack there is no box")
+    model, x, y, _, _ = known
+    x, y, model = (change.get(k, lambda v: v)(v) for k, v in (("x", x), ("y", y), ("model", model)))
+    with pytest.raises(ValueError, match=text) as error:
+        evaluate(model, x, y, attacks, **{k: v for k, v in change.items() if k in ("ids", "batch")})
+    assert "\n" not in str(error.value)
+
+
+def test_predict_of_nothing():
+    assert predict(nn.Linear(3, 2), torch.zeros(0, 3), torch.zeros(0).long()).shape == (0,)

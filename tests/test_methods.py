@@ -1,0 +1,514 @@
+"""The contract of a training method, for each entry of the registry; PGDAT and Standard the slow way."""
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from atent import Threat
+from atent.methods import METHODS, PGDAT, Method, Standard
+from atent.methods.base import correct, warm
+
+N, CLASSES = 8, 5
+EPS = {"l2": 0.8, "linf": 0.2}
+
+# What makes a method's draws vanish, so that a batch can be cut in two; absent: the method has no draws.
+WITHOUT_DRAWS = {"PGDAT": {"start": "zero"}, "ATENT": {"start": "zero", "noise": 0.0}}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(name, norm="linf", **given):
+    """A method of the registry with a small budget."""
+    cls = METHODS[name]
+    names = {f.name for f in dataclasses.fields(cls)}
+    if "threat" in names:
+        given = {"threat": Threat(norm, EPS[norm]), **given}
+    if "steps" in names:
+        given = {"steps": 3, **given}
+    return cls(**given)
+
+
+CASES = [
+    pytest.param(name, norm, id=f"{name}-{norm}")
+    for name, cls in METHODS.items()
+    for norm in (("linf", "l2") if "threat" in {f.name for f in dataclasses.fields(cls)} else ("linf",))
+]
+
+
+def network(norm=False, dropout=0.0, seed=3):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(24, CLASSES),
+    ).double()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.rand(N, 1, 6, 6, dtype=torch.float64))
+    return model.train()
+
+
+def batch(n=N, seed=5):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 1, 6, 6, generator=rng, dtype=torch.float64), torch.randint(
+        CLASSES, (n,), generator=rng
+    )
+
+
+def stream(seed=11):
+    return torch.Generator().manual_seed(seed)
+
+
+def gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def distance(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+def run(method, model, x, y, seed=11, grad=None, **given):
+    """Metrics and the gradient, on a copy of the model with ``grad`` in all .grad; dropout draws the same."""
+    model = copy.deepcopy(model)
+    for p in model.parameters():
+        p.grad = None if grad is None else torch.full_like(p, grad)
+    torch.manual_seed(21)
+    state = method.init(100, tuple(x.shape[1:]), x.device)
+    metrics = method.backward(model, x, y, rng=stream(seed), ids=torch.arange(len(x)), state=state, **given)
+    return metrics, gradient(model)
+
+
+# -- the contract
+
+
+def test_the_registry_names_its_classes():
+    for name, cls in METHODS.items():
+        assert cls.__name__ == name
+        assert issubclass(cls, Method)
+        assert cls.__doc__
+        assert cls.__dataclass_params__.frozen
+        assert {"init", "adversary", "loss", "backward"} <= set(dir(cls))
+        names = [f.name for f in dataclasses.fields(cls)]
+        assert "threat" not in names or names[0] == "threat"
+        for function in ("adversary", "loss", "backward"):
+            ours, contract = (inspect.signature(getattr(c, function)).parameters for c in (cls, Method))
+            assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+                (p.name, p.kind, p.default) for p in contract.values()
+            ]
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_is_a_frozen_value(name, norm):
+    method = make(name, norm)
+    assert method == make(name, norm)
+    assert hash(method) == hash(make(name, norm))
+    for field in dataclasses.fields(method):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(method, field.name, None)
+    assert method.init(10, (1, 6, 6), torch.device("cpu")) is not method.init(
+        10, (1, 6, 6), torch.device("cpu")
+    )
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize("batchnorm", [False, True], ids=["plain", "bn"])
+def test_backward_adds_weight_times_the_gradient(name, norm, batchnorm):
+    method, (x, y) = make(name, norm), batch()
+    model = network(batchnorm, 0.3)
+    metrics, full = run(method, model, x, y)
+    weighted, found = run(method, model, x, y, grad=-3.0, weight=0.25)
+    assert full.norm() > 0
+    assert distance(found + 3.0, 0.25 * full) <= 1e-12
+    torch.testing.assert_close(weighted["loss"], metrics["loss"], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_the_same_draws_give_the_same_bits(name, norm):
+    method, model, (x, y) = make(name, norm), network(True, 0.3), batch()
+    (a, one), (b, two) = (run(method, model, x, y) for _ in range(2))
+    assert torch.equal(one, two)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_micro_batches_sum_to_the_batch(name, norm):
+    method, model, (x, y) = make(name, norm, **WITHOUT_DRAWS.get(name, {})), network(), batch()
+    metrics, full = run(method, model, x, y)
+    if not torch.equal(full, run(method, model, x, y, seed=12)[1]):
+        pytest.skip("the method draws, and two halves draw other numbers than the whole")
+    parts = [run(method, model, x[rows], y[rows], weight=w) for rows, w in _cuts()]
+    assert distance(sum(g for _, g in parts), full) <= 1e-12
+    loss = sum(w * m["loss"] for (m, _), (_, w) in zip(parts, _cuts(), strict=True))
+    assert float(loss) == pytest.approx(float(metrics["loss"]), rel=1e-12)
+
+
+def _cuts():
+    return [(slice(0, 3), 3 / N), (slice(3, N), (N - 3) / N)]
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "raises"])
+def test_adversary_leaves_the_model_as_found(name, norm, fails):
+    method, model, (x, y) = make(name, norm), network(True, 0.3), batch()
+    model[1].eval()
+    model[3].weight.requires_grad_(False)
+    model[7].weight.grad = torch.ones_like(model[7].weight)
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    flags = [(p.requires_grad, p.grad) for p in model.parameters()]
+    clean, random_state, calls = x.clone(), torch.get_rng_state(), []
+
+    def hook(_module, _args):
+        calls.append(1)
+        if fails and len(calls) == 2:
+            raise RuntimeError("stop")
+
+    handle = model.register_forward_pre_hook(hook)
+    state = method.init(100, (1, 6, 6), x.device)
+    # a method without an adversary never gets to its second forward
+    with contextlib.suppress(RuntimeError):
+        method.adversary(model, x, y, rng=stream(), ids=torch.arange(N), state=state)
+    assert len(calls) == 2 or not fails or name == "Standard"
+    handle.remove()
+    assert [m.training for m in model.modules()] == modes
+    for p, (flag, grad) in zip(model.parameters(), flags, strict=True):
+        assert p.requires_grad == flag
+        assert p.grad is grad
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert torch.equal(x, clean)
+    assert not x.requires_grad
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_adversary_takes_its_draws_from_its_own_generator_alone(name, norm):
+    given = {"mode": "train"} if "mode" in METHODS[name].__dataclass_fields__ else {}
+    method, model, (x, y) = make(name, norm, **given), network(True, 0.3), batch()
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = method.init(N, (1, 6, 6), x.device)
+        found.append(method.adversary(model, x, y, rng=stream(), ids=torch.arange(N), state=state))
+    one, two = (tree if isinstance(tree, list) else [tree] for tree in found)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_backward_leaves_the_input_and_the_modes(name, norm):
+    method, model, (x, y) = make(name, norm), network(True, 0.3), batch()
+    clean, modes = x.clone(), [m.training for m in model.modules()]
+    weights = [p.clone() for p in model.parameters()]
+    method.backward(model, x, y, rng=stream(), ids=torch.arange(N), state=method.init(N, (1, 6, 6), x.device))
+    assert torch.equal(x, clean)
+    assert not x.requires_grad
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
+    assert all(p.requires_grad for p in model.parameters())
+
+
+class Syncs(TorchDispatchMode):
+    """Counts the operations that make a GPU's host wait."""
+
+    WAIT = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.WAIT:
+            self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_metrics_are_tensors_and_nobody_waits_for_the_device(name, norm):
+    model, (x, y) = network(True, 0.3), batch()
+    many = {"steps": 9} if "steps" in {f.name for f in dataclasses.fields(METHODS[name])} else {}
+    counts = []
+    for given in ({}, many):
+        method = make(name, norm, **given)
+        with Syncs() as syncs:
+            metrics = method.backward(model, x, y, rng=stream(), ids=torch.arange(N))
+        counts.append(len(syncs.seen))
+    # one per batch is the seed of the network's own draws inside an attack; none per step
+    assert counts[0] == counts[1] <= 1
+    assert "loss" in metrics
+    assert metrics["loss"].shape == ()
+    for value in metrics.values():
+        assert isinstance(value, torch.Tensor)
+        assert value.device == x.device
+        assert value.shape in ((), (N,))
+        assert not value.requires_grad
+        assert torch.isfinite(value).all()
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_the_metrics_say_what_loss_says(name, norm):
+    method, model, (x, y) = make(name, norm), network(), batch()
+    state = method.init(N, (1, 6, 6), x.device)
+    aux = method.adversary(model, x, y, rng=stream(), state=state)
+    loss, metrics = method.loss(model, x, y, aux, state=state)
+    found, grad = run(method, model, x, y)
+    assert float(found["loss"]) == pytest.approx(loss.item(), rel=1e-12)
+    for key, value in metrics.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-15)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    assert distance(grad, expected) <= 1e-12
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_no_two_methods_give_the_same_gradient(norm):
+    model, (x, y) = network(True), batch()
+    grads = {name: run(make(name, norm), model, x, y)[1] for name in METHODS}
+    for a, b in itertools.combinations(grads, 2):
+        assert distance(grads[a], grads[b]) > 1e-2, (a, b)
+
+
+@pytest.mark.parametrize("name", [n for n, c in METHODS.items() if "eps_warmup" in c.__dataclass_fields__])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_warm_up_begins_at_the_clean_batch_and_ends_at_the_full_eps(name, norm):
+    model, (x, y) = network(), batch()
+    method, clean = make(name, norm, eps_warmup=0.5), run(Standard(), model, x, y)
+    start = run(method, model, x, y, progress=0.0)
+    # ATENT's running average of three equal losses falls short of 1 by (1 - alpha)^3
+    factor = sum(method.weights()) if hasattr(method, "weights") else 1.0
+    assert float(start[0]["loss"]) == pytest.approx(factor * float(clean[0]["loss"]), rel=1e-10)
+    assert distance(start[1], factor * clean[1]) <= 1e-10
+    full = run(make(name, norm), model, x, y)[1]
+    for progress in (0.5, 1.0):
+        assert torch.equal(run(method, model, x, y, progress=progress)[1], full)
+    assert distance(run(method, model, x, y, progress=0.25)[1], full) > 1e-3
+    for bad in (-0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="eps_warmup"):
+            make(name, norm, eps_warmup=bad)
+
+
+def test_the_contract_itself_is_no_method():
+    with pytest.raises(TypeError, match="contract"):
+        Method().backward(network(), *batch(), rng=stream())
+
+
+def test_warm():
+    assert [warm(0.5, p) for p in (0.0, 0.25, 0.5, 1.0)] == [0.0, 0.5, 1.0, 1.0]
+    assert warm(0.0, 0.0) == 1.0
+    logits = torch.eye(4)
+    assert float(correct(logits, torch.tensor([0, 1, 3, 3]))) == 0.75
+
+
+# -- Standard
+
+
+@pytest.mark.parametrize("batchnorm", [False, True], ids=["plain", "bn"])
+def test_standard_is_cross_entropy(batchnorm):
+    model, (x, y) = network(batchnorm, 0.3), batch()
+    metrics, grad = run(Standard(), model, x, y)
+    torch.manual_seed(21)
+    logits = model(x)
+    loss = -F.log_softmax(logits, 1)[torch.arange(N), y].mean()
+    loss.backward()
+    assert distance(grad, gradient(model)) <= 1e-13
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-13)
+    assert float(metrics["natural"]) == float((logits.argmax(1) == y).double().mean())
+
+
+# -- PGDAT
+
+
+def slow_pgd(model, x, y, rng, norm, eps, steps, *, step_size=None, start="uniform"):
+    """PGD one sample at a time, as Madry et al. state it, in eval mode; the iterates [x^0, ..., x^K]."""
+    step_size = 2.5 * eps / steps if step_size is None else step_size
+    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own draws
+    z = x.clone()
+    if start == "uniform" and norm == "linf":
+        z = x + eps * (2 * torch.rand(x.shape, generator=rng, dtype=x.dtype) - 1)
+    elif start == "uniform":
+        u = torch.randn(x.shape, generator=rng, dtype=x.dtype)
+        r = torch.rand(len(x), 1, generator=rng, dtype=x.dtype)
+        z = torch.stack([
+            x[i] + eps * r[i] ** (1 / x[i].numel()) * u[i] / u[i].norm() for i in range(len(x))
+        ])  # fmt: skip
+    z = z.clamp(0, 1)
+    iterates = [z]
+    was = model.training
+    model.eval()
+    for _ in range(steps):
+        new = []
+        for i in range(len(x)):
+            zi = z[i : i + 1].clone().requires_grad_()
+            F.cross_entropy(model(zi), y[i : i + 1]).backward()
+            g = zi.grad[0]
+            if norm == "linf":
+                zi = z[i] + step_size * g.sign()
+                zi = torch.minimum(torch.maximum(zi, x[i] - eps), x[i] + eps)
+            else:
+                zi = z[i] + step_size * g / g.norm()
+                d = zi - x[i]
+                zi = x[i] + d * min(1.0, eps / float(d.norm()))
+            new.append(zi.clamp(0, 1))
+        z = torch.stack(new)
+        iterates.append(z)
+    model.train(was)
+    for p in model.parameters():
+        p.grad = None
+    return iterates
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("batchnorm", [False, True], ids=["plain", "bn"])
+@pytest.mark.parametrize("given", [{}, {"start": "zero"}, {"step_size": 0.07}], ids=str)
+def test_pgdat_equals_a_slow_transcription(norm, batchnorm, given):
+    model, (x, y) = network(batchnorm, 0.3), batch()
+    theirs = copy.deepcopy(model)
+    torch.manual_seed(21)
+    metrics = PGDAT(Threat(norm, EPS[norm]), steps=4, **given).backward(model, x, y, rng=stream())
+    torch.manual_seed(21)
+    last = slow_pgd(theirs, x, y, stream(), norm, EPS[norm], 4, **given)[-1]
+    logits = theirs(last)
+    loss = F.cross_entropy(logits, y)
+    loss.backward()
+    assert distance(gradient(model), gradient(theirs)) <= 1e-10
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-10)
+    assert float(metrics["robust"]) == float((logits.argmax(1) == y).double().mean())
+    for a, b in zip(model.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgdat_keeps_the_iterate_with_the_highest_loss(norm):
+    model, (x, y) = network(True), batch(n=32)
+    # a step far too long, so that the last iterate is not the best for all
+    given = {"steps": 5, "step_size": 3 * EPS[norm]}
+    seen = []
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    best = PGDAT(Threat(norm, EPS[norm]), keep="best", **given).adversary(model, x, y, rng=stream())
+    handle.remove()
+    assert len(seen) == 6
+    copied = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        losses = torch.stack([F.cross_entropy(copied(z), y, reduction="none") for z in seen[1:]])
+        found = F.cross_entropy(copied(best), y, reduction="none")
+    assert torch.equal(found, losses.amax(0))
+    assert torch.equal(best, torch.stack(seen[1:])[losses.argmax(0), torch.arange(len(x))])
+    assert (losses.argmax(0) != 4).any()
+    last = PGDAT(Threat(norm, EPS[norm]), keep="last", **given).adversary(model, x, y, rng=stream())
+    assert torch.equal(last, seen[-1])
+
+
+def test_pgdat_never_keeps_the_start():
+    class Peak(nn.Module):
+        """The loss of class 0 is highest in the middle of the box."""
+
+        def forward(self, x):
+            d = (x - 0.5).flatten(1).pow(2).sum(1)
+            return torch.stack([d, torch.zeros_like(d)], 1)
+
+    model, x, y = (
+        Peak(),
+        torch.full((N, 1, 3, 3), 0.5, dtype=torch.float64),
+        torch.zeros(N, dtype=torch.int64),
+    )
+    # each step jumps over the middle to the sphere, below every start inside it
+    best = PGDAT(Threat("l2", 0.3), steps=3, step_size=0.6, keep="best").adversary(model, x, y, rng=stream())
+    torch.testing.assert_close((best - x).flatten(1).norm(dim=1), torch.full((N,), 0.3, dtype=torch.float64))
+
+
+def test_pgdat_shrinks_a_given_step_with_eps():
+    method = PGDAT(Threat("l2", 1.0), steps=5, step_size=0.2, eps_warmup=0.5)
+    for progress, factor in [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)]:
+        attack = method.attack(progress)
+        assert (attack.threat.eps, attack.resolved_step) == pytest.approx((factor, 0.2 * factor))
+    assert PGDAT(Threat("l2", 1.0), steps=5, eps_warmup=0.5).attack(0.25).resolved_step == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("keep", "forwards"), [("last", 6), ("best", 7)])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgdat_makes_no_pass_more_than_it_needs(norm, keep, forwards):
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.forwards, self.backwards = network(True), 0, 0
+
+        def forward(self, x):
+            self.forwards += 1
+            out = self.net(x)
+            if out.requires_grad:
+                out.register_hook(self.back)
+            return out
+
+        def back(self, grad):
+            self.backwards += 1
+
+    model = Counted()
+    PGDAT(Threat(norm, EPS[norm]), steps=5, keep=keep).backward(model, *batch(), rng=stream())
+    assert (model.forwards, model.backwards) == (forwards, 6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("start", ["zero", "uniform"])
+def test_pgdat_stays_in_the_ball_and_the_box(norm, start):
+    model, (x, y) = network(True), batch()
+    threat = Threat(norm, EPS[norm])
+    assert threat.contains(PGDAT(threat, start=start).adversary(model, x, y, rng=stream()), x).all()
+
+
+def test_pgdat_modes_differ_with_batchnorm():
+    model, (x, y) = network(True), batch()
+    a, b = (
+        PGDAT(Threat("l2", 0.8), mode=mode).adversary(model, x, y, rng=stream()) for mode in ("eval", "train")
+    )
+    assert float((a - b).abs().max()) > 1e-3
+
+
+def test_pgdat_in_train_mode_moves_batchnorm_once_per_batch():
+    model, (x, y) = network(True), batch()
+    before = {k: v.clone() for k, v in model[1].named_buffers()}
+    last = PGDAT(Threat("l2", 0.8), mode="train").adversary(model, x, y, rng=stream())
+    assert all(torch.equal(v, before[k]) for k, v in model[1].named_buffers())
+    theirs = copy.deepcopy(model)
+    PGDAT(Threat("l2", 0.8), mode="train").backward(model, x, y, rng=stream())
+    theirs(last)
+    for a, b in zip(model.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+def test_the_adversarys_loss_is_above_the_clean_one():
+    model, (x, y) = network(), batch()
+    clean = run(Standard(), model, x, y)[0]["loss"]
+    for norm in EPS:
+        assert run(PGDAT(Threat(norm, EPS[norm])), model, x, y)[0]["loss"] > clean
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"steps": 0}, {"step_size": -1.0}, {"step_size": math.nan}, {"start": "corner"}, {"start": "nowhere"},
+        {"keep": "first"}, {"mode": "as-is"}, {"mode": "foo"}, {"eps_warmup": -0.5}, {"eps_warmup": 2.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_pgdat_refuses_bad_settings_in_one_line(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))) as error:
+        PGDAT(Threat("l2", 1.0), **bad)
+    assert "\n" not in str(error.value)

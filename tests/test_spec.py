@@ -1,0 +1,142 @@
+import dataclasses
+
+import pytest
+
+from atent.attacks import ATTACKS, FGSM, PGD, Langevin
+from atent.attacks.spec import label, labelled, parse, spell
+from atent.threat import NORMS, Threat
+
+LINF, L2 = Threat("linf", "8/255"), Threat("l2", 0.5)
+
+SPOKEN = {
+    "FGSM": [{}],
+    "PGD": [
+        {}, {"steps": 40, "step_size": 0.01, "restarts": 5}, {"loss": "dlr", "keep": "best", "start": "cube"},
+    ],
+    "Langevin": [
+        {}, {"variant": "published", "noise": 1e-9, "gamma": 0.0}, {"effective_noise": 0.12, "steps": 7},
+        {"projection": "every", "gradient": "raw", "pull": "scaled", "start": "zero", "restarts": 2},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_is_spelled_is_parsed(name, norm):
+    threat = Threat(norm, "8/255", (-1, 2))
+    for settings in SPOKEN.get(name, [{}]):
+        attack = ATTACKS[name](threat=threat, **settings)
+        assert parse(spell(attack), threat, ATTACKS) == attack
+        other = Threat("l2", 3.0, (-1, 2))
+        assert parse(spell(attack, threat=True), other, ATTACKS) == attack
+        assert "\n" not in spell(attack)
+
+
+def test_the_spelling_leaves_out_what_is_default():
+    assert spell(FGSM(LINF)) == "FGSM"
+    assert spell(PGD(LINF, steps=20)) == "PGD"
+    assert spell(PGD(LINF, steps=40, step_size=0.01, restarts=5)) == (
+        "PGD(steps=40, step_size=0.01, restarts=5)"
+    )
+    assert spell(PGD(L2, start="cube"), threat=True) == "PGD(start=cube, norm=l2, eps=0.5)"
+
+
+def test_values():
+    assert parse("FGSM", LINF, ATTACKS) == FGSM(LINF)
+    assert parse(" PGD() ", LINF, ATTACKS) == PGD(LINF)
+    assert parse("PGD(start='cube', loss=margin)", LINF, ATTACKS) == PGD(LINF, start="cube", loss="margin")
+    assert parse("PGD(step_size=2/255, steps=10)", LINF, ATTACKS).step_size == 2 / 255
+    assert parse("PGD(step_size=none)", LINF, ATTACKS).step_size is None
+    assert parse("PGD(step_size=None)", LINF, ATTACKS).step_size is None
+    assert parse("Langevin(noise=1e-9)", LINF, ATTACKS).noise == 1e-9
+
+
+def test_the_text_can_replace_the_threat():
+    assert parse("PGD(eps=4/255)", LINF, ATTACKS).threat == Threat("linf", "4/255")
+    assert parse("PGD(eps='4/255')", LINF, ATTACKS).threat == Threat("linf", 4 / 255)
+    wide = Threat("linf", 0.1, (0, 2))
+    assert parse("PGD(norm=l2, eps=1)", wide, ATTACKS).threat == Threat("l2", 1, (0, 2))
+    assert parse("PGD(norm='l2', eps=0.5)", None, ATTACKS) == PGD(L2)
+
+
+BAD = [
+    ("", "is not understood: write it as a call"),
+    ("PGD(", "is not understood"),
+    ("PGD(steps=3", "is not understood"),
+    ("PGD(20)", "is not understood"),
+    ("PGD-20", "is not understood"),
+    ("PGD; FGSM", "is not understood"),
+    ("[PGD]", "is not understood"),
+    ("atent.PGD()", "is not understood"),
+    ("PGD\0", "is not understood"),
+    ("(" * 500, "is not understood"),
+    ("PGG(steps=3)", "unknown attack 'PGG': did you mean 'PGD'?"),
+    ("pgd", "unknown attack 'pgd': did you mean 'PGD'?"),
+    ("PGD(stepsize=0.1)", "unknown field of PGD 'stepsize': did you mean 'step_size'?"),
+    ("PGD(threat=1)", "unknown field of PGD 'threat'"),
+    ("PGD(**{'steps': 3})", "unknown field of PGD"),
+    ("PGD(steps=1, steps=2)", "gives steps twice"),
+    ("PGD(steps=0)", "steps must be at least 1, got 0"),
+    ("PGD(steps=2.5)", "steps must be a whole number, got 2.5"),
+    ("PGD(steps=many)", "steps must be a whole number, got 'many'"),
+    ("PGD(step_size=1/0)", "is not a plain value"),
+    ("PGD(step_size=a/b)", "is not a plain value"),
+    ("PGD(steps=3*7)", "is not a plain value"),
+    ("PGD(steps={[]: 1})", "is not a plain value"),
+    ("PGD(start=left)", "start (for linf) 'left' is not known"),
+    ("PGD(norm=l7)", "unknown norm 'l7'"),
+    ("PGD(eps=-1)", "eps must be finite and at least 0, got -1"),
+    ("PGD(eps=wide)", "eps 'wide' is not a number"),
+    ("Langevin(noise=1, effective_noise=1)", "exclude each other"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD)
+def test_bad_text_is_refused_in_one_line(text, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared below
+        parse(text, LINF, ATTACKS)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_threat_must_come_from_somewhere():
+    for text in ("PGD", "PGD(norm=l2)", "PGD(eps=1)"):
+        with pytest.raises(ValueError, match="has no threat: add norm='linf'"):
+            parse(text, None, ATTACKS)
+
+
+@pytest.mark.parametrize("code", [
+    "PGD(steps=open('{p}', 'w').write('x'))",
+    "open('{p}', 'w')",
+    "PGD(steps=[open('{p}', 'w') for i in 'a'])",
+    "__import__('pathlib').Path('{p}').touch()",
+    "PGD(step_size=__import__('pathlib').Path('{p}').touch()/2)",
+    "PGD(steps=(lambda: open('{p}', 'w'))())",
+])  # fmt: skip
+def test_no_code_is_run(code, tmp_path):
+    path = tmp_path / "touched"
+    text = code.replace("{p}", str(path))
+    exec(text.replace("PGD(", "dict("))  # it would do harm
+    assert path.exists()
+    path.unlink()
+    with pytest.raises(ValueError, match=r"is not understood|is not a plain value|unknown attack"):
+        parse(text, LINF, ATTACKS)
+    assert not path.exists()
+
+
+def test_labels():
+    assert label(FGSM(LINF)) == "FGSM"
+    assert label(PGD(LINF)) == "PGD-20"
+    assert label(PGD(LINF, steps=40, restarts=5)) == "PGD-40 x 5"
+    assert label(Langevin(LINF)) == "ATENT-20"
+    attacks = [PGD(LINF), PGD(L2), FGSM(LINF)]
+    named = labelled(attacks)
+    assert list(named.values()) == attacks
+    assert list(named) == ["PGD linf 0.0313725", "PGD l2 0.5", "FGSM"]
+    with pytest.raises(ValueError, match="is listed twice"):
+        labelled([PGD(LINF), PGD(LINF)])
+
+
+def test_every_attack_takes_a_threat_first():
+    for cls in ATTACKS.values():
+        assert dataclasses.fields(cls)[0].name == "threat"

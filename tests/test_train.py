@@ -1,0 +1,444 @@
+"""The loop: what it promises about resuming, selecting, stopping and failing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from atent import run as folder
+from atent.data import DataSettings, from_tensors, load
+from atent.methods import ATENT, PGDAT, Standard
+from atent.models import build
+from atent.optim import Optimizer, Schedule, lr_factor
+from atent.threat import Threat
+from atent.train import Diverged, Interrupted, TrainSettings, fit, load_weights
+from atent.train import load as load_run
+
+LINF = Threat("linf", 0.1)
+
+
+class Net(nn.Module):
+    """Batch-norm and dropout: everything that an inexact resume would betray."""
+
+    def __init__(self, classes=10):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Dropout(0.3), nn.Linear(128, classes),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return Net()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load(DataSettings(limit=192, validation=60))
+
+
+def settings(**changes):
+    quick = {"epochs": 3, "batch_size": 64, "validate_limit": 40, "validate_attack": "PGD(steps=2)", "device": "cpu"}
+    return TrainSettings(**{**quick, **changes})
+
+
+def train(data, path=None, method=None, model=None, **changes):
+    kept = {k: changes.pop(k) for k in ("resume", "report", "optimizer", "schedule", "augmentation") if k in changes}
+    return fit(
+        model or network(), data, method or ATENT(LINF, steps=2), optimizer=kept.pop("optimizer", Optimizer(lr=0.05)),
+        settings=settings(**changes), run=path, progress=False, **kept,
+    )  # fmt: skip
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+# ---- the run folder
+
+
+def test_a_run_folder_is_complete(digits, tmp_path):
+    seen = []
+    fitted = train(digits, tmp_path / "run", report=seen.append)
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {folder.CONFIG, folder.METRICS, folder.BEST, folder.LAST} <= names
+    rows = folder.read_jsonl(tmp_path / "run" / folder.METRICS)
+    assert rows == seen == fitted.history
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    wanted = {
+        "loss", "lr", "robust", "distance_q10", "distance_median", "distance_q90", "train_natural", "train_robust",
+        "validation_natural", "validation_robust", "validation_robust_low", "validation_robust_high", "best", "seconds",
+    }  # fmt: skip
+    assert all(wanted <= set(row) for row in rows)
+    config = folder.read_json(tmp_path / "run" / folder.CONFIG)
+    assert config["method"]["name"] == "ATENT"
+    assert config["about"]["chain"]["effective_noise"] == pytest.approx((2 * 0.125) ** 0.5 * 1e-3)
+    assert config["provenance"]["seed"] == 0
+
+
+def test_distance_quantiles_are_those_of_the_batches(digits):
+    """linf, projection at every step: nobody is farther than eps, and most are at it."""
+    row = train(digits, epochs=1, method=ATENT(LINF, steps=3, projection="every")).history[0]
+    assert 0 < row["distance_q10"] <= row["distance_median"] <= row["distance_q90"] <= 0.1 + 1e-6
+
+
+def test_the_best_epoch_is_the_best_of_validation(digits):
+    fitted = train(digits, epochs=4)
+    scores = [(row["validation_robust"], row["validation_natural"], -row["epoch"]) for row in fitted.history]
+    assert fitted.best["epoch"] == -max(scores)[2]
+    flagged = [row["epoch"] for row in fitted.history if row["best"]]
+    assert flagged[-1] == fitted.best["epoch"]
+
+
+def test_the_best_weights_come_back(digits, tmp_path):
+    """The model that is returned has the accuracy that the best row says."""
+    from atent.evaluate import evaluate
+
+    fitted = train(digits, tmp_path / "run", epochs=4)
+    part = digits.validation.first(40)
+    x, y = part.batch(torch.arange(len(part)))
+    assert evaluate(fitted.model, x, y, []).natural["value"] == fitted.best["validation_natural"]
+    other = network(1)
+    about = load_weights(other, tmp_path / "run")
+    assert about["epoch"] == fitted.best["epoch"]
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), fitted.model.state_dict().values()))
+
+
+def test_select_last_and_natural(digits):
+    assert train(digits, select="last").best["epoch"] == 3
+    natural = train(digits, select="natural")
+    assert natural.best["validation_natural"] == max(r["validation_natural"] for r in natural.history)
+
+
+def test_plain_training_is_selected_by_natural_accuracy_and_judged_under_a_threat(digits):
+    fitted = fit(
+        network(), digits, Standard(), threat=LINF, settings=settings(), optimizer=Optimizer(lr=0.05), progress=False
+    )
+    assert all("validation_robust" in row for row in fitted.history)
+    assert fitted.best["validation_natural"] == max(r["validation_natural"] for r in fitted.history)
+
+
+def test_the_users_random_state_is_left_alone(digits):
+    model = network()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    train(digits, model=model, epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_same_seed_same_run_other_seed_other_run(digits):
+    a, b, c = (without_times(train(digits, epochs=2, seed=s).history) for s in (0, 0, 1))
+    assert a == b
+    assert a != c
+
+
+# ---- resuming
+
+
+@pytest.mark.parametrize("method", [ATENT(LINF, steps=2), PGDAT(LINF, steps=2), Standard()], ids=lambda m: type(m).__name__)
+def test_resumed_after_an_interrupt_equals_unbroken(digits, tmp_path, method, monkeypatch):
+    """Stopped by SIGINT in the middle of the second epoch; weights, metrics and the best epoch agree bit for bit."""
+    whole = train(digits, tmp_path / "whole", method)
+    original, calls = type(method).backward, []
+
+    def interrupting(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(method), "backward", interrupting)
+    with pytest.raises(Interrupted, match="epoch 2, step 2.*--resume"):
+        train(digits, tmp_path / "broken", method)
+    assert len(calls) == 5
+    monkeypatch.undo()
+    resumed = train(digits, tmp_path / "broken", method, model=network(7), resume=True)
+    assert without_times(resumed.history) == without_times(whole.history)
+    for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
+        assert torch.equal(a, b)
+    for name in (folder.BEST, f"{folder.LAST}/model.safetensors"):
+        one, two = network(1), network(2)
+        load_weights(one, tmp_path / "whole" / name)
+        load_weights(two, tmp_path / "broken" / name)
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values()))
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+from test_train import *
+from atent.methods import ATENT
+original, calls = ATENT.backward, []
+def dying(self, *args, **kwargs):
+    calls.append(1)
+    if len(calls) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *args, **kwargs)
+ATENT.backward = dying
+torch.set_num_threads(1)
+train(load(DataSettings(limit=192, validation=60)), {path!r}, save_minutes=0)
+"""
+
+
+def test_resumed_after_a_kill_equals_unbroken(digits, tmp_path):
+    """SIGKILL in the middle of an epoch, between two checkpoints inside it."""
+    code = KILLED.format(here=os.path.dirname(__file__), path=str(tmp_path / "killed"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    whole = train(digits, tmp_path / "whole")
+    resumed = train(digits, tmp_path / "killed", model=network(3), resume=True)
+    assert without_times(resumed.history) == without_times(whole.history)
+    for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_resume_after_the_end_changes_nothing(digits, tmp_path):
+    first = train(digits, tmp_path / "run")
+    again = train(digits, tmp_path / "run", model=network(9), resume=True)
+    assert again.history == first.history
+    assert again.best["epoch"] == first.best["epoch"]
+
+
+def test_resume_refuses_other_settings(digits, tmp_path):
+    train(digits, tmp_path / "run", epochs=1)
+    with pytest.raises(ValueError, match="other settings"):
+        train(digits, tmp_path / "run", epochs=1, batch_size=32, resume=True)
+
+
+def test_resume_needs_something_to_resume(digits, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        train(digits, tmp_path / "none", resume=True)
+    with pytest.raises(ValueError, match="run folder"):
+        train(digits, resume=True)
+
+
+def test_a_damaged_state_is_one_line(digits, tmp_path):
+    train(digits, tmp_path / "run", epochs=1)
+    (tmp_path / "run" / folder.LAST / "state.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(ValueError, match="is damaged") as caught:
+        train(digits, tmp_path / "run", epochs=1, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+# ---- failing well
+
+
+def test_a_diverging_loss_stops_and_keeps_what_was_saved(digits, tmp_path):
+    train(digits, tmp_path / "good", epochs=1)
+    with pytest.raises(Diverged, match="not finite at epoch") as caught:
+        train(digits, tmp_path / "bad", optimizer=Optimizer(lr=1e38), method=Standard())
+    assert "\n" not in str(caught.value)
+    state = tmp_path / "bad" / folder.LAST / "state.pt"
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        assert all(torch.isfinite(v).all() for v in saved["model"].values() if v.is_floating_point())
+
+
+def test_an_existing_run_folder_is_refused_and_untouched(digits, tmp_path):
+    train(digits, tmp_path / "run", epochs=1)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    with pytest.raises(FileExistsError, match="exists"):
+        train(digits, tmp_path / "run", epochs=1)
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(digits, tmp_path, monkeypatch):
+    import atent.train.loop as loop
+
+    saves = []
+    original = loop.save_state
+
+    def failing(run, state):
+        saves.append(1)
+        if len(saves) == 2:
+            with folder.atomic(run / folder.LAST / "state.pt") as temporary:
+                temporary.write_bytes(b"half")
+                raise OSError(28, "No space left on device", str(temporary))
+        original(run, state)
+
+    monkeypatch.setattr(loop, "save_state", failing)
+    with pytest.raises(OSError, match="No space left") as caught:
+        train(digits, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert not list((tmp_path / "run" / folder.LAST).glob(".*"))
+    resumed = train(digits, tmp_path / "run", resume=True, model=network(4))
+    assert without_times(resumed.history) == without_times(train(digits, tmp_path / "whole").history)
+
+
+def test_a_second_interrupt_is_immediate(digits):
+    from atent.train.interrupt import stop_requests
+
+    with stop_requests() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+
+def test_bad_input_is_one_line(digits):
+    cases = [
+        (dict(model=Net(classes=7)), "7 outputs"),
+        (dict(method=ATENT(Threat("linf", 0.1, (-1.0, 1.0)), steps=2)), "box"),
+        (dict(precision="bfloat16"), "bfloat16"),
+        (dict(device="cuda:99"), "device"),
+        (dict(validate_attack="PGD(stepz=3)"), "stepz"),
+        (dict(augmentation="mirror"), "mirror"),
+    ]
+    for changes, part in cases:
+        with pytest.raises(ValueError, match=part) as caught:
+            train(digits, **changes)
+        assert "\n" not in str(caught.value)
+    for field in ("epochs", "batch_size", "validate_every", "threads"):
+        with pytest.raises(ValueError, match=f"{field} must be at least 1"):
+            settings(**{field: 0})
+    frozen = network().requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable parameters"):
+        train(digits, model=frozen)
+
+
+# ---- pieces
+
+
+def test_augmentation_reaches_the_method(digits):
+    shifted = train(digits, epochs=1, method=Standard(), augmentation="crop-flip").history
+    plain = train(digits, epochs=1, method=Standard()).history
+    assert shifted[0]["loss"] != plain[0]["loss"]
+
+
+def test_gradients_only_reach_trainable_parameters(digits):
+    model = network()
+    model.body[0].requires_grad_(False)
+    before = model.body[0].weight.clone()
+    fitted = train(digits, model=model, epochs=1)
+    assert torch.equal(fitted.model.body[0].weight, before)
+
+
+def test_schedules():
+    def rates(schedule, epochs=4, steps=2):
+        return [round(lr_factor(schedule, s, steps, epochs), 6) for s in range(epochs * steps)]
+
+    assert rates(Schedule()) == [1] * 8
+    assert rates(Schedule("step", every=2, factor=0.5)) == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]
+    assert rates(Schedule("multistep", milestones=(1, 3))) == [1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
+    assert rates(Schedule("multistep", unit="step", milestones=(3,))) == [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1]
+    cosine = rates(Schedule("cosine", unit="step"))
+    assert cosine[0] == 1
+    assert cosine[4] == 0.5
+    assert cosine == sorted(cosine, reverse=True)
+    assert rates(Schedule("cosine")) == [1, 1, 0.853553, 0.853553, 0.5, 0.5, 0.146447, 0.146447]
+    assert rates(Schedule(warmup=2))[:6] == [0.5, 0.5, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"kind": "step"}, {"kind": "multistep"}, {"kind": "multistep", "milestones": (3, 1)}, {"factor": 0}, {"warmup": -1}]
+)
+def test_bad_schedules(bad):
+    with pytest.raises(ValueError) as caught:
+        Schedule(**bad)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"name": "sgdd"}, {"lr": 0}, {"momentum": 1.0}, {"weight_decay": -1}, {"nesterov": True, "momentum": 0.0}]
+)
+def test_bad_optimizers(bad):
+    with pytest.raises(ValueError) as caught:
+        Optimizer(**bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_sgd_in_the_loop_is_torchs_sgd(digits):
+    """One epoch against a loop written out by hand, with the loop's own order and draws."""
+    from atent.rng import fold
+
+    fitted = train(digits, epochs=1, method=Standard(), select="last", optimizer=Optimizer(lr=0.1, weight_decay=1e-3))
+    model = network().train()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    rng = torch.Generator().manual_seed(fold(0, "order", 0))
+    order = torch.randperm(len(digits.train), generator=rng)
+    for step, index in enumerate(order.split(64)):
+        torch.manual_seed(fold(0, "model", step))
+        x, y = digits.train.batch(index)
+        sgd.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        sgd.step()
+    for a, b in zip(model.state_dict().values(), fitted.model.state_dict().values()):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_your_own_network_and_data(tmp_path):
+    """The example of the README: a user's module and tensors in, a robust model out."""
+    torch.manual_seed(0)
+    x, y = torch.rand(300, 1, 8, 8), torch.arange(300) % 3
+    x[torch.arange(300), 0, y, y] = 1.0
+    data = from_tensors(x[:200], y[:200], x[200:], y[200:], validation=40)
+    assert len(data.train) == 160
+    assert data.classes == 3
+    mine = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    fitted = fit(
+        mine, data, ATENT(Threat("l2", 0.3), steps=3), settings=TrainSettings(epochs=3, device="cpu"), progress=False,
+        run=tmp_path / "mine",
+    )  # fmt: skip
+    assert fitted.model is mine
+    assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
+    with pytest.raises(ValueError, match="load_weights"):
+        load_run(tmp_path / "mine")
+    assert load_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), tmp_path / "mine")["epoch"] == fitted.best["epoch"]
+
+
+def test_vectors_are_data_too():
+    data = load(DataSettings("moons", limit=200))
+    mine = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
+    threat = Threat("linf", 0.1, data.box)
+    fitted = fit(mine, data, ATENT(threat, steps=3), settings=TrainSettings(epochs=2, device="cpu"), progress=False)
+    assert fitted.history[-1]["validation_natural"] > 0.6
+
+
+def test_weights_of_another_architecture_are_named(digits, tmp_path):
+    train(digits, tmp_path / "run", epochs=1)
+    with pytest.raises(ValueError, match="another architecture: .* is missing") as caught:
+        load_weights(build("digits_cnn"), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        load_weights(network(), tmp_path / "absent.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes((tmp_path / "run" / folder.BEST).read_bytes()[:50])
+    with pytest.raises(ValueError, match="not a whole safetensors"):
+        load_weights(network(), tmp_path / "torn.safetensors")
+
+
+def test_half_precision_weights_are_raised(digits, tmp_path):
+    from safetensors.torch import save_file
+
+    model = network()
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file(halves, tmp_path / "half.safetensors")
+    other = network(1)
+    assert load_weights(other, tmp_path / "half.safetensors") == {}
+    assert all(p.dtype == torch.float32 for p in other.parameters())
+    assert torch.equal(other.body[0].weight, model.body[0].weight.half().float())
+
+
+def test_channels_last_agrees_up_to_rounding(digits, tmp_path):
+    a = train(digits, epochs=1, method=Standard()).history[0]
+    b = train(digits, tmp_path / "run", epochs=1, method=Standard(), channels_last=True).history[0]
+    assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+
+
+def test_metrics_are_json(digits, tmp_path):
+    train(digits, tmp_path / "run", epochs=1)
+    for line in (tmp_path / "run" / folder.METRICS).read_text().splitlines():
+        assert isinstance(json.loads(line), dict)
