@@ -8,6 +8,8 @@ thrown away and mu goes backward once.
 Left out, as the package says: the early break on a small batch gradient and the unused clean forward.
 """
 
+import copy
+
 import torch
 from torch.nn import functional as F
 
@@ -77,8 +79,9 @@ def step(model, x, y, rng, s):
     ``rng`` draws the start (uniform for a corner, normal for a sphere), then one normal per step if there is
     noise. With dropout "shared" the gradient pass at x^k, k >= 1, replays the random state of the loss pass
     at x^k; with "fresh" it draws on. With mode "eval" the gradient passes, and only they, see the network in
-    eval mode.
+    eval mode, with the statistics that it had before the batch.
     """
+    sampled = copy.deepcopy(model).eval() if s["mode"] == "eval" else model
     alpha, mu = s["alpha"], torch.zeros((), dtype=x.dtype)
     z, replay = _begin(s, x, rng), None
     iterates = [z]
@@ -86,11 +89,8 @@ def step(model, x, y, rng, s):
         zk = z.clone().detach().requires_grad_(True)
         if s["dropout"] == "shared" and replay is not None:
             torch.set_rng_state(replay)
-        if s["mode"] == "eval":
-            model.eval()
-        loss = F.cross_entropy(model(zk), y, reduction="sum" if s["gradient"] == "raw" else "mean")
+        loss = F.cross_entropy(sampled(zk), y, reduction="sum" if s["gradient"] == "raw" else "mean")
         loss.backward()
-        model.train()
         z = _move(s, z, x, zk.grad, k, rng)
         iterates.append(z)
         replay = torch.get_rng_state()

@@ -133,6 +133,10 @@ def compare(
     assert len(seen_by_oracle) == 2 * steps
     if mode == "train" and dropout == "shared":
         assert len(seen) == steps + 1
+    elif mode == "eval":
+        # the chain comes first, then the loss passes
+        assert len(seen) == 2 * steps
+        seen = [*seen[:steps], seen[-1]]
     else:
         # the gradient pass at x^k follows the loss pass at x^k
         assert len(seen) == 2 * steps
@@ -228,6 +232,44 @@ def test_many_batches_keep_batchnorm_together():
     for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     assert all(m.momentum is None for m in ours.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_eval_mode_is_adversary_and_loss_with_batchnorm_too():
+    ours = network(lambda: Residual(0.1, 0.4))
+    theirs = copy.deepcopy(ours)
+    method, (x, y) = ATENT(Threat("l2", 1.0), steps=4, mode="eval"), batch()
+    torch.manual_seed(3)
+    method.backward(ours, x, y, rng=stream())
+    torch.manual_seed(3)
+    Method.backward(method, theirs, x, y, rng=stream())
+    assert distance(gradient(ours), gradient(theirs)) <= 1e-12
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_chain_leaves_frozen_batchnorm_frozen():
+    """Fine-tuning with the statistics held: mode train means as the loop has the network."""
+    model = network(NETWORKS["residual-bn"])
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eval()
+    before = [b.clone() for b in model.buffers()]
+    method, (x, y) = ATENT(Threat("l2", 1.0), steps=3), batch()
+    iterates = method.adversary(model, x, y, rng=stream())
+    with recorded(model) as seen:
+        method.backward(model, x, y, rng=stream())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+    for a, b in zip(iterates, seen[1:], strict=True):
+        assert distance(a, b) <= 1e-15
+
+
+def test_warmup_shrinks_a_scaled_pull_with_the_step():
+    method = ATENT(Threat("l2", 1.0), variant="published", gamma=0.5, eps_warmup=0.5, effective_noise=0.1)
+    full, half, none = method.chain(1.0), method.chain(0.25), method.chain(0.0)
+    assert half.threat.eps == pytest.approx(0.5)
+    assert half.pull == pytest.approx(full.pull / 2)
+    assert half.noise == full.noise
+    assert none.step_size == 0
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

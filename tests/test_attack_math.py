@@ -219,6 +219,17 @@ def test_keep_best_never_returns_the_start(norm):
     assert (size(norm, x_adv - x) > 0.09).all()
 
 
+@NORM
+def test_keep_best_counts_the_first_step_too(norm):
+    # one step of 0.1 lands 0.01 behind the peak, the next goes back
+    away = 0.09 if norm == "linf" else 0.09 / math.sqrt(5)
+    x, y = torch.full((1, 5), 0.55 - away, dtype=torch.float64), torch.zeros(1).long()
+    model = Recorded(Peak())
+    x_adv = PGD(Threat(norm, 0.3), steps=2, step_size=0.1, start="zero", keep="best")(model, x, y)
+    assert torch.equal(x_adv, model.seen[1])
+    assert size(norm, x_adv - 0.55).item() == pytest.approx(0.01, abs=1e-9)
+
+
 # -- Langevin
 
 
@@ -381,6 +392,18 @@ def test_cubes_are_uniform_in_each_coordinate(norm, kind):
     d = begin(norm, kind, 10, 0.3)
     assert d.abs().max() < 0.3
     assert stats.kstest((d.flatten() / 0.6 + 0.5).numpy(), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("norm", "kind"), [
+    ("linf", "uniform"), ("linf", "corner"), ("l2", "uniform"), ("l2", "sphere"), ("l2", "cube"),
+])  # fmt: skip
+def test_restarts_begin_elsewhere(norm, kind):
+    x, draws = torch.full((500, 4), 0.5, dtype=torch.float64), PerSample(5, torch.arange(500), "A")
+    a, b = (start(Threat(norm, 0.3), kind, x, draws, restart) - x for restart in (0, 1))
+    assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()) < 4 / math.sqrt(2000)
+    if (norm, kind) == ("l2", "uniform"):
+        radii = torch.stack([size("l2", a), size("l2", b)])
+        assert abs(torch.corrcoef(radii)[0, 1].item()) < 4 / math.sqrt(500)
 
 
 def test_a_zero_start_is_x():

@@ -132,6 +132,16 @@ def test_inside_the_parameters_are_frozen_and_collect_nothing():
     assert [p.requires_grad for p in model.parameters()] == [True, True, True, False]
 
 
+def test_gradients_that_are_cleared_or_replaced_come_back():
+    model = lived_in()
+    before = snapshot(model)
+    with guard(model):
+        model.zero_grad()
+        model.norm.bias.grad = torch.ones(4)
+        model.out.weight.grad = torch.ones(3, 4)
+    assert_as_found(model, before)
+
+
 def test_statistics_that_moved_in_place_are_copied_back():
     model = nn.BatchNorm1d(4)
     before = {k: v.clone() for k, v in model.state_dict().items()}

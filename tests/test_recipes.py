@@ -77,7 +77,7 @@ def test_every_recipe_is_whole(name):
     assert 20 < len(tables["about"]) < 150
     assert tables["about"].isascii()
     assert isinstance(tables["aims"], list)
-    threat = threat_of(j.method, (0.0, 1.0), j.evaluate)
+    threat = threat_of(getattr(j.method, "threat", None), (0.0, 1.0), j.evaluate)
     attacks = labelled([parse(text, threat, ATTACKS) for text in j.evaluate.attacks])
     assert len(attacks) == len(j.evaluate.attacks)
     assert j.evaluate.limit >= 200

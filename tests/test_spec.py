@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 
 import pytest
@@ -116,7 +117,8 @@ def test_a_threat_must_come_from_somewhere():
 def test_no_code_is_run(code, tmp_path):
     path = tmp_path / "touched"
     text = code.replace("{p}", str(path))
-    exec(text.replace("PGD(", "dict("))  # it would do harm
+    with contextlib.suppress(TypeError):
+        exec(text.replace("PGD(", "dict("))  # it would do harm
     assert path.exists()
     path.unlink()
     with pytest.raises(ValueError, match=r"is not understood|is not a plain value|unknown attack"):

@@ -210,9 +210,10 @@ def test_ascent_of_a_zero_gradient_is_zero(norm):
 
 
 def test_distance_is_measured_in_float64():
-    x = torch.full((1, 10000), 0.1)
-    z = torch.full((1, 10000), 0.1 + 1e-4)
-    exact = (z[0, 0].double() - x[0, 0].double()).item()
+    x = torch.full((1, 10000), 1.0)
+    z = torch.full((1, 10000), 0.1)
+    assert (z - x)[0, 0].double() != z[0, 0].double() - x[0, 0].double()  # float32 cannot hold it
+    exact = (x[0, 0].double() - z[0, 0].double()).item()
     far = Threat("l2", 1).distance(z, x)
     assert far.dtype == torch.float64
     assert far.item() == pytest.approx(100 * exact, rel=1e-13)

@@ -101,7 +101,7 @@ def train(args: list[str]) -> int:
     models = {type(job.method).__name__: done.evaluation}
     status = 0
     if options.baseline:
-        threat = threat_of(job.method, (0.0, 1.0), job.evaluate)
+        threat = threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate)
         if threat is None:
             raise ValueError("--baseline compares under a threat: choose a robust method, or give evaluate.norm and eps")
         plain_path = folder.free_name(path.parent, f"{path.name}-standard")

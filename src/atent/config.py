@@ -267,7 +267,7 @@ def _options(cls: type, prefix: str = "--") -> list[str]:
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         kind = hints[f.name]
-        out += _options(kind, f"{prefix}{f.name}.") if dataclasses.is_dataclass(kind) else [prefix + f.name]
+        out += _options(typing.cast(type, kind), f"{prefix}{f.name}.") if dataclasses.is_dataclass(kind) else [prefix + f.name]
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ def save(figure: Figure, path: str | Path) -> None:
         figure.savefig(temporary, format=kind, dpi=200, metadata=metadata, facecolor="white")
 
 
-def curves(rows: Sequence[dict] | dict[str, Sequence[dict]], *, title: str | None = None) -> Figure:
+def curves(rows: Sequence[dict] | Mapping[str, Sequence[dict]], *, title: str | None = None) -> Figure:
     """Natural and robust accuracy (%) against epoch, in training (dashed) and validation (solid).
 
     `rows`: the rows of metrics.jsonl, or {run name: rows} for one panel per run, with a shared y axis. Keys
@@ -46,7 +46,7 @@ def curves(rows: Sequence[dict] | dict[str, Sequence[dict]], *, title: str | Non
     for robust draw a band. The last row with a true `best` is marked. Raises ValueError if a run has no
     rows or no accuracies, a row no epoch, or a value is not a fraction.
     """
-    runs = rows if isinstance(rows, dict) else {None: rows}
+    runs = rows if isinstance(rows, Mapping) else {None: rows}
     if not runs:
         raise ValueError("no runs to draw")
     columns = 2 if len(runs) == 4 else min(len(runs), 3)
@@ -245,5 +245,5 @@ def _axes(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=_TEXT - 1)
-    axes.xaxis.label.set_size(_TEXT)
-    axes.yaxis.label.set_size(_TEXT)
+    axes.xaxis.label.set_fontsize(_TEXT)
+    axes.yaxis.label.set_fontsize(_TEXT)

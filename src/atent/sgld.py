@@ -28,13 +28,16 @@ def langevin_step(
 ) -> Tensor:
     """The step above; all tensors have the shape of ``z``.
 
-    ``normal`` holds standard normal draws and may be left out where ``noise`` is 0; ``anchor`` may be left
-    out where ``pull`` is 0.
+    ``normal`` holds standard normal draws. ValueError for noise without ``normal`` or a pull without ``anchor``.
     """
     out = z.add(direction, alpha=step_size)
     if pull:
+        if anchor is None:
+            raise ValueError(f"a pull of {pull:g} needs an anchor")
         out = out.add_(anchor - z, alpha=pull)
     if noise:
+        if normal is None:
+            raise ValueError(f"noise of {noise:g} needs standard normal draws")
         out = out.add_(normal, alpha=effective_noise(step_size, noise))
     return out
 

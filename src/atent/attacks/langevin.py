@@ -51,7 +51,7 @@ class Sampler:
 
     def move(self, z: Tensor, x: Tensor, grad: Tensor, k: int, draws: Draws, restart: int = 0) -> Tensor:
         """x^{k+1} from x^k = ``z``, the anchor ``x`` and the gradient of each sample's own loss at ``z``."""
-        direction = {"raw": lambda g: g, "unit": unit, "sign": Tensor.sign}[self.gradient](grad)
+        direction = unit(grad) if self.gradient == "unit" else grad.sign() if self.gradient == "sign" else grad
         normal = draws.normal(z, use="noise", restart=restart, step=k) if self.noise else None
         z = langevin_step(
             z, direction, x, step_size=self.step_size, pull=self.pull, noise=self.noise, normal=normal
@@ -99,8 +99,10 @@ def sampler(
     check_choice("variant", variant, ("released", "published"))
     check_number("steps", steps, 1, whole=True)
     d_gradient, d_pull, d_projection, d_start = _VARIANTS[variant, threat.norm]
-    gradient, pull = gradient or d_gradient, pull or d_pull
-    projection, start = projection or d_projection, start or d_start
+    gradient = d_gradient if gradient is None else gradient
+    pull = d_pull if pull is None else pull
+    projection = d_projection if projection is None else projection
+    start = d_start if start is None else start
     check_choice("gradient", gradient, ("raw", "unit", "sign"))
     check_choice("pull", pull, ("free", "scaled"))
     check_choice("projection", projection, ("never", "last", "every"))

@@ -41,7 +41,7 @@ def parse(text: str, threat: Threat | None, attacks: dict[str, type[Attack]]) ->
         raise ValueError(f"attack {text!r} has no threat: add norm='linf' (or 'l2') and eps=...")
     box = threat.box if threat else (0.0, 1.0)
     try:
-        return cls(threat=Threat(norm, eps, box), **values)
+        return cls(threat=Threat(norm, eps, box), **values)  # type: ignore[call-arg]
     except TypeError as error:
         raise ValueError(f"attack {text!r}: {error}") from None
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,8 +38,8 @@ class ATENT(Method):
     gradient of the next step and the weight gradient of this iterate. That takes K + 1 forwards instead of 2K and one
     live graph instead of K, with the same gradient to rounding; batch-norm statistics take both updates at once. It
     holds where both passes see the same network: ``mode="train"`` and ``dropout="shared"`` (one mask per iterate).
-    ``dropout="fresh"`` draws two masks in two passes, as the authors did; ``mode="eval"`` runs the chain on the
-    network in eval mode. The chain sees the network in train mode by default, as published.
+    ``dropout="fresh"`` draws two masks in two passes, as the authors did; ``mode="eval"`` first runs the chain on the
+    network in eval mode. By default the chain sees the network as the loop has it, in train mode, as published.
 
     What the update descends is the free energy noise^2 log Z(w), ``objective="free-energy"``.
     """
@@ -69,7 +70,7 @@ class ATENT(Method):
     dropout: Literal["shared", "fresh"] = "shared"
     """One dropout mask per iterate (shared), or one for each of its two passes (fresh)."""
     mode: Literal["train", "eval"] = "train"
-    """Mode in which the chain sees the model."""
+    """Mode in which the chain sees the model: as the loop trains it (train), or in eval mode."""
     objective: Literal["free-energy"] = "free-energy"
     """What is descended: the free energy, which is the paper's algorithm."""
     eps_warmup: float = 0.0
@@ -87,14 +88,13 @@ class ATENT(Method):
 
     def chain(self, progress: float = 1.0) -> Sampler:
         """The resolved chain at ``progress``: while eps warms up, step size and radius shrink together."""
-        full = sampler(self.threat, **{name: getattr(self, name) for name in SAMPLER_FIELDS})
+        fields = {name: getattr(self, name) for name in SAMPLER_FIELDS}
+        full = sampler(self.threat, **fields)
         factor = warm(self.eps_warmup, progress)
         if factor == 1.0:
             return full
-        return Sampler(
-            full.threat.scaled(factor), full.steps, full.step_size * factor, full.pull, full.noise,
-            full.start, full.projection, full.gradient,
-        )  # fmt: skip
+        fields |= {"step_size": full.step_size * factor, "noise": full.noise, "effective_noise": None}
+        return sampler(self.threat.scaled(factor), **fields)
 
     def weights(self) -> list[float]:
         """c_0 .. c_K: the share of each iterate's loss in the running average."""
@@ -109,7 +109,7 @@ class ATENT(Method):
         # From a copy of the stream: `backward` must draw the same start and noise.
         inner = int(torch.randint(2**62, (), generator=rng.clone_state(), device=rng.device))
         iterates = []
-        with guard(model, mode=self.mode, seed=inner):
+        with guard(model, mode="eval" if self.mode == "eval" else "as-is", seed=inner):
             z = chain.begin(x, draws)
             for k in range(chain.steps):
                 z = chain.move(z, x, _input_gradient(model, z, y), k, draws)
@@ -130,35 +130,49 @@ class ATENT(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        chain, draws, shares = self.chain(progress), Batch(rng), self.weights()
+        shares = self.weights()
         parameters = [p for p in model.parameters() if p.requires_grad]
-        norms = tracked(model)
-        one_pass = self.mode == "train" and self.dropout == "shared"
         mu = torch.zeros((), device=x.device)
-        z = chain.begin(x, draws)
+
+        def descend(k: int, losses: Tensor, grads: Sequence[Tensor | None]) -> None:
+            nonlocal mu
+            mu = mu + shares[k] * losses.detach().mean()
+            _accumulate(parameters, grads, weight * shares[k] / len(x))
+
+        def second_pass(k: int, z: Tensor) -> Tensor:
+            logits = model(z)
+            losses = cross_entropy(logits, y)
+            descend(k, losses, torch.autograd.grad(losses.sum(), parameters, allow_unused=True))
+            return logits
+
+        if self.mode == "eval":
+            iterates = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
+            for k, z in enumerate(iterates, 1):
+                logits = second_pass(k, z)
+            return {"loss": mu, **self._metrics(logits, z, x, y)}
+
+        chain, draws, norms = self.chain(progress), Batch(rng), tracked(model)
+        z = chain.begin(x, draws).detach()
         for k in range(chain.steps + 1):
-            z = z.detach()
-            if one_pass:
-                middle = 0 < k < chain.steps
-                with two_updates(norms) if middle else nullcontext():
-                    z.requires_grad_(k < chain.steps)
-                    logits = model(z)
-                losses = cross_entropy(logits, y)
-                wanted = ([z] if k < chain.steps else []) + (parameters if k else [])
-                grads = list(torch.autograd.grad(losses.sum(), wanted, allow_unused=True))
-                slope = grads.pop(0) if k < chain.steps else None
-            else:
+            last = k == chain.steps
+            if self.dropout == "fresh":
+                # The authors' order: the loss pass at x^k comes before the gradient pass at x^k.
                 if k:
-                    logits = model(z)
-                    losses = cross_entropy(logits, y)
-                    grads = list(torch.autograd.grad(losses.sum(), parameters, allow_unused=True))
-                if k < chain.steps:
-                    with guard(model, mode="eval") if self.mode == "eval" else nullcontext():
-                        slope = _input_gradient(model, z, y)
-            if k:
-                mu = mu + shares[k] * losses.detach().mean()
-                _accumulate(parameters, grads, weight * shares[k] / len(x))
-            if k < chain.steps:
+                    logits = second_pass(k, z)
+                if not last:
+                    slope = _input_gradient(model, z, y)
+            else:
+                # The first iterate has no loss pass and the last no gradient pass; the others stand for both.
+                with two_updates(norms) if 0 < k and not last else nullcontext():
+                    logits = model(z.requires_grad_(not last))
+                losses = cross_entropy(logits, y)
+                wanted = ([] if last else [z]) + (parameters if k else [])
+                grads = list(torch.autograd.grad(losses.sum(), wanted, allow_unused=True))
+                if not last:
+                    slope = grads.pop(0)
+                if k:
+                    descend(k, losses, grads)
+            if not last:
                 z = chain.move(z.detach(), x, slope, k, draws)
         return {"loss": mu, **self._metrics(logits, z, x, y)}
 
@@ -173,7 +187,7 @@ def _input_gradient(model: nn.Module, z: Tensor, y: Tensor) -> Tensor:
         return torch.autograd.grad(cross_entropy(model(z), y).sum(), z)[0]
 
 
-def _accumulate(parameters: list[nn.Parameter], grads: list[Tensor | None], share: float) -> None:
+def _accumulate(parameters: list[nn.Parameter], grads: Sequence[Tensor | None], share: float) -> None:
     """p.grad += share * g, without a graph; a parameter that the loss does not reach keeps what it has."""
     pairs = [(p, g) for p, g in zip(parameters, grads) if g is not None]
     old = [(p.grad, g) for p, g in pairs if p.grad is not None]

@@ -35,7 +35,7 @@ class PGDAT(Method):
     keep: Literal["last", "best"] = "last"
     """Which iterate to train on: the last, or the one with the highest loss."""
     mode: Literal["eval", "train"] = "eval"
-    """Mode in which the adversary sees the model."""
+    """Mode in which the adversary sees the model: in eval mode, or as the loop trains it (train)."""
     eps_warmup: float = 0.0
     """Share of the training over which eps grows linearly from 0."""
 
@@ -54,7 +54,7 @@ class PGDAT(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> Tensor:  # fmt: skip
-        return self.attack(progress)(model, x, y, rng=rng, mode=self.mode)
+        return self.attack(progress)(model, x, y, rng=rng, mode="eval" if self.mode == "eval" else "as-is")
 
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None

@@ -45,7 +45,7 @@ def from_reference(reference: str) -> nn.Module:
 
 
 def check_output(
-    model: nn.Module, shape: tuple[int, int, int], classes: int, device: torch.device | str = "cpu"
+    model: nn.Module, shape: tuple[int, ...], classes: int, device: torch.device | str = "cpu"
 ) -> None:
     """Raise ValueError, in one line, unless `model` maps (2, *shape) to (2, classes).
 

@@ -41,7 +41,7 @@ def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed:
             if settings.dropout is not None or settings.mean is not None:
                 raise ValueError(f"dropout, mean and std are for the house's networks: set them inside {settings.name}")
             return from_reference(settings.name)
-        normalize = None if settings.mean is None else (settings.mean, settings.std)
+        normalize = None if settings.mean is None or settings.std is None else (settings.mean, settings.std)
         return build(
             settings.name, classes=classes, shape=shape, dropout=settings.dropout, normalize=normalize
         )

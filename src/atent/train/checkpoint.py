@@ -84,7 +84,7 @@ def model_of(config: dict[str, Any], run: Path) -> nn.Module:
             f"{run} was trained from a Python object: build the model yourself and call atent.train.load_weights(model, run)"
         )
     about = config["about"]["data"]
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     known["weights"] = None
     return make(ModelSettings(**known), classes=about["classes"], shape=tuple(about["shape"]))
 

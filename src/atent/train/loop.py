@@ -93,7 +93,9 @@ def fit(
         raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
     check_output(model, data.shape, data.classes)
     layout = torch.channels_last if settings.channels_last and len(data.shape) == 3 else torch.contiguous_format
-    model.to(device, memory_format=layout if len(data.shape) == 3 else torch.contiguous_format)
+    model.to(device)
+    if layout is torch.channels_last:
+        model.to(memory_format=layout)  # type: ignore[call-overload]
     data, move = data.to(device), augment(augmentation)
     probe = _Probe(data, settings, threat, robust=own is not None)
     n, steps = len(data.train), -(-len(data.train) // settings.batch_size)
@@ -103,8 +105,11 @@ def fit(
     rng = torch.Generator(device)
 
     config = config or describe(model, data, method, optimizer, schedule, settings, augmentation)
-    mark = {"config": _fingerprint(config), "epoch": 0, "step": 0}
-    history, best, best_weights, meter = [], None, None, Meter()
+    mark: dict[str, Any] = {"config": _fingerprint(config), "epoch": 0, "step": 0}
+    history: list[dict[str, Any]] = []
+    best: dict[str, Any] | None = None
+    best_weights: dict[str, Tensor] | None = None
+    meter = Meter()
     path = Path(run) if run is not None else None
     if resume:
         if path is None:
@@ -165,7 +170,7 @@ def fit(
                             )  # fmt: skip
                         return metrics["loss"]
 
-                    weights.step(closure)
+                    weights.step(closure)  # type: ignore[arg-type]
                     meter.add(metrics, len(y))
                     look = step % _LOOK == 0 or step + 1 == steps
                     if look and not meter.finite():

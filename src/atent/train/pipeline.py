@@ -82,11 +82,11 @@ class Finished:
     """The content of evaluation.json."""
 
 
-def threat_of(method: Method, box: tuple[float, float], settings: EvaluateSettings) -> Threat | None:
-    """The threat to judge by: the method's own, norm and eps replaced where the settings say so."""
-    own: Threat | None = getattr(method, "threat", None)
-    norm = settings.norm or (own and own.norm)
-    eps = settings.eps if settings.eps is not None else (own and own.eps)
+def threat_of(own: Threat | None, box: tuple[float, float], settings: EvaluateSettings) -> Threat | None:
+    """The threat to judge by: the method's ``own``, norm and eps replaced where the settings say so."""
+    norm, eps = settings.norm or (own.norm if own else None), settings.eps
+    if eps is None and own is not None:
+        eps = own.eps
     return None if norm is None or eps is None else Threat(norm, eps, box)
 
 
@@ -104,7 +104,7 @@ def run_job(
     Raises what the rooms raise: ValueError, FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
     """
     data = load_data(job.data)
-    threat = threat_of(job.method, data.box, job.evaluate)
+    threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     attacks = labelled([parse(text, threat, ATTACKS) for text in job.evaluate.attacks])
     model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
     if job.model.weights is not None and not resume:
@@ -189,9 +189,8 @@ def evaluate_run(
     known = {**own, **{k: v for k, v in changes.items() if v is not None}}
     settings = EvaluateSettings(**{**known, "attacks": tuple(known["attacks"])})
     data = load_data(DataSettings(**{**config["data"], **({"root": root} if root else {})}))
-    method = config["method"].get("threat") or {}
-    norm, eps = settings.norm or method.get("norm"), settings.eps if settings.eps is not None else method.get("eps")
-    threat = None if norm is None or eps is None else Threat(norm, eps, data.box)
+    method = config["method"].get("threat")
+    threat = threat_of(Threat(method["norm"], method["eps"], data.box) if method else None, data.box, settings)
     named = labelled([parse(text, threat, ATTACKS) for text in settings.attacks])
     content = judge(model.to(pick_device(device)).eval(), data, named, settings, progress=progress)
     source = str(weights) if weights else which
@@ -203,7 +202,8 @@ def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
     from atent import plots
 
     drawn = {name: [row for row in rows if "validation_natural" in row] for name, rows in runs.items()}
-    plots.save(plots.curves(drawn if len(drawn) > 1 else next(iter(drawn.values()))), path / folder.CURVES)
+    figure = plots.curves(drawn) if len(drawn) > 1 else plots.curves(next(iter(drawn.values())))
+    plots.save(figure, path / folder.CURVES)
 
 
 def _method_line(config: dict[str, Any]) -> str:
