@@ -101,9 +101,7 @@ def problem(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, torch.rand(batch, *native_shape(name)), torch.randint(10, (batch,))
 
 
-def once(
-    step: Step, method: ATENT, model: nn.Module, x: Tensor, y: Tensor, seed: int
-) -> tuple[Tensor, float]:
+def once(step: Step, method: ATENT, model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, float]:
     """The loss and the seconds of one step from zeroed gradients; the seed fixes start, noise and masks."""
     model.zero_grad()
     torch.manual_seed(seed)
@@ -206,9 +204,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
         "model": name,
         "threat": {"norm": method.threat.norm, "eps": method.threat.eps},
         "shape": list(x.shape[1:]),
-        "dropout": "active, shared masks"
-        if any(isinstance(m, nn.Dropout) for m in model.modules())
-        else "none",
+        "dropout": "active, shared masks" if any(isinstance(m, nn.Dropout) for m in model.modules()) else "none",
         "differences": differences,
         "seconds": seconds,
         "median_seconds": {kind: statistics.median(v) for kind, v in seconds.items()},
@@ -218,15 +214,11 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
 
 
 def table(results: list[dict]) -> str:
-    lines = [
-        f"{'model':<12}{'step':<14}{'seconds':>9}{'ratio':>8}{'10 %':>7}{'90 %':>7}   saved MB at K steps"
-    ]
+    lines = [f"{'model':<12}{'step':<14}{'seconds':>9}{'ratio':>8}{'10 %':>7}{'90 %':>7}   saved MB at K steps"]
     for result in results:
         for kind, median in result["median_seconds"].items():
             ratio = result["ratio_to_accumulated"].get(kind)
-            cells = (
-                "".join(f"{v:.2f}".rjust(w) for v, w in zip(ratio.values(), (8, 7, 7))) if ratio else " " * 22
-            )
+            cells = "".join(f"{v:.2f}".rjust(w) for v, w in zip(ratio.values(), (8, 7, 7))) if ratio else " " * 22
             memory = result["saved_bytes"].get(kind, {})
             held = ", ".join(f"{size / 1e6:.1f} at {steps}" for steps, size in memory.items())
             lines.append(f"{result['model']:<12}{kind:<14}{median:>9.3f}{cells}   {held}")
@@ -242,9 +234,7 @@ def positive(text: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--models", nargs="+", choices=THREATS, default=list(THREATS), help="networks to time"
-    )
+    parser.add_argument("--models", nargs="+", choices=THREATS, default=list(THREATS), help="networks to time")
     parser.add_argument("--batch", type=positive, default=128, help="samples in the timed step")
     parser.add_argument("--steps", type=positive, default=10, help="K, Langevin steps in the timed step")
     parser.add_argument("--pairs", type=positive, default=7, help="rounds, after one that is not counted")

@@ -115,9 +115,7 @@ def distance(a, b):
     return float((a - b).norm() / b.norm())
 
 
-def compare(
-    make, steps, variant="released", norm="l2", n=8, dropout="fresh", mode="train", iterates=1e-15, **given
-):
+def compare(make, steps, variant="released", norm="l2", n=8, dropout="fresh", mode="train", iterates=1e-15, **given):
     """One step of both on copies of one network, from the same draws; all differences asserted."""
     x, y = batch(n)
     ours = network(make)
@@ -213,9 +211,7 @@ def test_fresh_and_shared_masks_differ_with_dropout_and_agree_without():
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize(
-    "make", [lambda: Residual(0.1, 0.4), NETWORKS["residual-bn-none"]], ids=["dropout", "none"]
-)
+@pytest.mark.parametrize("make", [lambda: Residual(0.1, 0.4), NETWORKS["residual-bn-none"]], ids=["dropout", "none"])
 def test_eval_mode_chain_equals_the_transcription(make, norm):
     ours, _ = compare(make, 5, norm=norm, mode="eval")
     assert all(m.training for m in ours.modules())
@@ -363,9 +359,7 @@ def test_a_parameter_reached_only_at_some_iterates_gets_its_share():
     torch.manual_seed(0)
     model = Odd().double()
     x, y = batch()
-    ATENT(Threat("l2", 1.0), steps=2, start="zero", step_size=0.0, noise=0.0).backward(
-        model, x, y, rng=stream()
-    )
+    ATENT(Threat("l2", 1.0), steps=2, start="zero", step_size=0.0, noise=0.0).backward(model, x, y, rng=stream())
     assert model.calls == 3
     # at rest only the third forward, x^2 of weight alpha, takes the branch
     loss = 0.9 * F.cross_entropy(model.fc(x.flatten(1)) + model.branch(x.flatten(1)), y)
@@ -403,9 +397,7 @@ def test_a_network_without_input_gradient_gives_no_nan(norm, variant):
     model = network(NETWORKS["residual-bn"])
     nn.init.zeros_(model.fc.weight)
     with recorded(model) as seen:
-        metrics = ATENT(Threat(norm, EPS[norm]), steps=5, variant=variant).backward(
-            model, *batch(), rng=stream()
-        )
+        metrics = ATENT(Threat(norm, EPS[norm]), steps=5, variant=variant).backward(model, *batch(), rng=stream())
     assert all(torch.isfinite(z).all() for z in seen)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     assert all(torch.isfinite(v).all() for v in metrics.values())
@@ -472,9 +464,7 @@ def peak(run, model):
     return top
 
 
-@pytest.mark.parametrize(
-    "given", [{}, {"dropout": "fresh"}, {"mode": "eval"}], ids=["shared", "fresh", "eval"]
-)
+@pytest.mark.parametrize("given", [{}, {"dropout": "fresh"}, {"mode": "eval"}], ids=["shared", "fresh", "eval"])
 def test_one_graph_alive_whatever_the_number_of_steps(given):
     model, (x, y) = network(lambda: Residual(0.1, 0.4)), batch()
 
@@ -663,9 +653,7 @@ def test_adversary_leaves_everything_as_found(mode, fails):
 
 
 @pytest.mark.parametrize("start", ["zero", "sphere"])
-@pytest.mark.parametrize(
-    "given", [{}, {"dropout": "fresh"}, {"mode": "eval"}], ids=["shared", "fresh", "eval"]
-)
+@pytest.mark.parametrize("given", [{}, {"dropout": "fresh"}, {"mode": "eval"}], ids=["shared", "fresh", "eval"])
 def test_backward_leaves_input_modes_and_momenta(start, given):
     model, (x, y) = network(lambda: Residual(None, 0.4)), batch()
     clean, modes = x.clone(), [m.training for m in model.modules()]

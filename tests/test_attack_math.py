@@ -289,9 +289,7 @@ def test_langevin_defaults():
     published = sampler(Threat("l2", 1.0), steps=10, variant="published")
     assert (published.pull, published.gradient) == (0.05 * 0.2, "raw")
     assert sampler(Threat("linf", 1.0), variant="published").projection == "every"
-    assert sampler(Threat("l2", 1.0), step_size=0.02175, effective_noise=0.1203).noise == pytest.approx(
-        0.577, abs=3e-4
-    )
+    assert sampler(Threat("l2", 1.0), step_size=0.02175, effective_noise=0.1203).noise == pytest.approx(0.577, abs=3e-4)
     # as an attack it projects, whatever the variant
     assert Langevin(Threat("l2", 1.0)).sampler.projection == "last"
 

@@ -74,6 +74,19 @@ def test_train_evaluate_load(here, capsys):
     again = json.loads((path / "evaluation-2.json").read_text())
     assert again["attacks"]["PGD-2"]["robust"]["k"] == again["natural"]["k"] == found["natural"]["k"]
 
+    err = refused(capsys, "evaluate", str(path), "--out", str(path / "evaluation.json"), "--quiet")
+    assert "never overwritten" in err
+
+    from atent.train import export
+
+    small = export(path, here / "small")
+    assert (small / "best.safetensors").stat().st_size < 0.6 * (path / "best.safetensors").stat().st_size
+    assert said(capsys, "evaluate", "small", "--quiet")[0] == 0
+    halves = json.loads((small / "evaluation.json").read_text())
+    assert abs(halves["natural"]["k"] - found["natural"]["k"]) <= 2
+    with pytest.raises(FileExistsError):
+        export(path, here / "small")
+
     # A second training never touches the first.
     assert said(capsys, "train", "digits-linf-atent", "--no_baseline", *QUICK)[0] == 0
     assert (here / "runs" / "digits-linf-atent-2").is_dir()
@@ -128,8 +141,7 @@ def test_resume_from_the_command_line(here, capsys, monkeypatch):
     assert "atent train --resume runs/broken" in err
     assert Interrupted.__name__ not in err
     monkeypatch.undo()
-    monkeypatch.chdir(here)
-    status, out, err = said(capsys, "train", "--resume", "runs/broken", "--quiet")
+    status, _, err = said(capsys, "train", "--resume", "runs/broken", "--quiet")
     assert status == 0, err
     a, b = (atent.load(here / "runs" / name).state_dict() for name in ("whole", "broken"))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -156,7 +168,9 @@ def test_a_recipe_of_your_own(here, capsys):
         '[method]\nname = "ATENT"\nsteps = 2\nthreat = { norm = "l2", eps = "1/5", box = [-2.0, 3.0] }\n'
         '[train]\nepochs = 1\ndevice = "cpu"\n[evaluate]\nattacks = ["FGSM"]\nlimit = 50\n'
     )
-    (here / "net.py").write_text("from torch import nn\nbuild = lambda: nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2))\n")
+    (here / "net.py").write_text(
+        "from torch import nn\nbuild = lambda: nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2))\n"
+    )
     status, out, err = said(capsys, "train", "mine.toml", "--quiet")
     assert status == 0, err
     assert (here / "runs" / "mine" / "evaluation.json").is_file()
@@ -208,7 +222,8 @@ def test_missing_arguments_of_evaluate(here, capsys):
 
 def test_every_error_of_a_recipe_is_named_by_its_path(here, capsys):
     (here / "bad.toml").write_text(
-        '[method]\nname = "ATENT"\nsteps = "5"\nthreat = { norm = "l3", eps = 0.1 }\n[train]\nepochs = 0\n[data]\nnmae = "x"\n'
+        '[method]\nname = "ATENT"\nsteps = "5"\nthreat = { norm = "l3", eps = 0.1 }\n'
+        '[train]\nepochs = 0\n[data]\nnmae = "x"\n'
     )
     err = refused(capsys, "train", "bad.toml", lines=4)
     for part in ("method.steps: ", "method.threat.norm: ", "epochs must be at least 1", "data.nmae: ", "'name'"):
@@ -230,9 +245,7 @@ def test_an_existing_run_is_refused(here, capsys):
 
 
 def test_a_diverging_run_exits_1(here, capsys):
-    err = refused(
-        capsys, "train", "digits-linf-atent", "--no_baseline", "--optimizer.lr", "1e38", *QUICK, status=1
-    )
+    err = refused(capsys, "train", "digits-linf-atent", "--no_baseline", "--optimizer.lr", "1e38", *QUICK, status=1)
     assert "not finite" in err
 
 

@@ -391,9 +391,7 @@ def test_bad_idx(tmp_path, replaced, parts):
     fails(ValueError, *parts, name="mnist", root=str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[:-20], lambda b: b[:60] + b"\xff" * 40 + b[100:], lambda b: b"no gzip"]
-)
+@pytest.mark.parametrize("damage", [lambda b: b[:-20], lambda b: b[:60] + b"\xff" * 40 + b[100:], lambda b: b"no gzip"])
 def test_damaged_gzip(tmp_path, damage):
     write_idx(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte.gz"
@@ -422,9 +420,7 @@ def test_cifar_is_found_and_read(tmp_path, folder, suffix):
 
 def test_cifar_counts_what_is_missing(tmp_path):
     write_cifar(tmp_path)
-    (tmp_path / "missing.csv").write_text(
-        "file,position,label\ndata_batch_2,5,8\ntest_batch,7,8\ntest_batch,9,7\n"
-    )
+    (tmp_path / "missing.csv").write_text("file,position,label\ndata_batch_2,5,8\ntest_batch,7,8\ntest_batch,9,7\n")
     about = load(DataSettings("cifar10", root=str(tmp_path))).about
     assert about["missing"] == {"records": 3, "train": 1, "test": 2, "classes": {"horse": 1, "ship": 2}}
     (tmp_path / "missing.csv").write_text("file,position,label\ndata_batch_2,5,12\n")
@@ -453,9 +449,7 @@ def test_cifar_class_without_records(tmp_path):
     fails(ValueError, "class 5", name="cifar10", root=str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda b: b[:-30], lambda b: b[:200], lambda b: b"", lambda b: b"plain bytes"]
-)
+@pytest.mark.parametrize("damage", [lambda b: b[:-30], lambda b: b[:200], lambda b: b"", lambda b: b"plain bytes"])
 def test_damaged_xz(tmp_path, damage):
     write_cifar(tmp_path, ".bin.xz")
     path = tmp_path / "test_batch.bin.xz"
@@ -779,9 +773,7 @@ def test_real_files(real, name):
     assert counts(data.test) == test
     assert len(data.validation) == 1000
     assert data.about["verified"]
-    assert torch.equal(
-        torch.cat([data.train.ids, data.validation.ids]).sort().values, torch.arange(sum(train))
-    )
+    assert torch.equal(torch.cat([data.train.ids, data.validation.ids]).sort().values, torch.arange(sum(train)))
     assert torch.equal(data.test.ids, torch.arange(sum(test)))
     x, _ = data.validation.batch(torch.arange(1000))
     assert x.min() == 0

@@ -38,9 +38,7 @@ def snapshot(model):
         "values": [p.detach().clone() for p in model.parameters()],
         "grads": [(p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()],
         "buffers": [
-            (name, b, None if b is None else b.clone())
-            for m in model.modules()
-            for name, b in m._buffers.items()
+            (name, b, None if b is None else b.clone()) for m in model.modules() for name, b in m._buffers.items()
         ],
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002

@@ -71,9 +71,7 @@ def network(norm=False, dropout=0.0, seed=3):
 
 def batch(n=N, seed=5):
     rng = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 1, 6, 6, generator=rng, dtype=torch.float64), torch.randint(
-        CLASSES, (n,), generator=rng
-    )
+    return torch.rand(n, 1, 6, 6, generator=rng, dtype=torch.float64), torch.randint(CLASSES, (n,), generator=rng)
 
 
 def stream(seed=11):
@@ -126,9 +124,7 @@ def test_is_a_frozen_value(name, norm):
     for field in dataclasses.fields(method):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(method, field.name, None)
-    assert method.init(10, (1, 6, 6), torch.device("cpu")) is not method.init(
-        10, (1, 6, 6), torch.device("cpu")
-    )
+    assert method.init(10, (1, 6, 6), torch.device("cpu")) is not method.init(10, (1, 6, 6), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
@@ -475,9 +471,7 @@ def test_pgdat_stays_in_the_ball_and_the_box(norm, start):
 
 def test_pgdat_modes_differ_with_batchnorm():
     model, (x, y) = network(True), batch()
-    a, b = (
-        PGDAT(Threat("l2", 0.8), mode=mode).adversary(model, x, y, rng=stream()) for mode in ("eval", "train")
-    )
+    a, b = (PGDAT(Threat("l2", 0.8), mode=mode).adversary(model, x, y, rng=stream()) for mode in ("eval", "train"))
     assert float((a - b).abs().max()) > 1e-3
 
 

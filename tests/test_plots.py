@@ -13,8 +13,14 @@ def rows(epochs=20, best=12):
     result = []
     for epoch in range(1, epochs + 1):
         t = 1 - math.exp(-epoch / 6)
-        row = {"epoch": epoch, "loss": 1.0, "train_natural": 0.9 * t, "train_robust": 0.6 * t,
-               "validation_natural": 0.8 * t, "validation_robust": 0.5 * t}
+        row = {
+            "epoch": epoch,
+            "loss": 1.0,
+            "train_natural": 0.9 * t,
+            "train_robust": 0.6 * t,
+            "validation_natural": 0.8 * t,
+            "validation_robust": 0.5 * t,
+        }
         for kind in ("natural", "robust"):
             cell = run.share(round(1000 * row[f"validation_{kind}"]), 1000)
             row[f"validation_{kind}_low"], row[f"validation_{kind}_high"] = cell["low"], cell["high"]
@@ -57,13 +63,13 @@ def test_curves_marks_the_last_best_epoch():
     stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
     assert [star.get_xdata()[0] for star in stars] == [12, 12]
     assert [star.get_ydata()[0] for star in stars] == pytest.approx(
-        [100 * data[11]["validation_natural"], 100 * data[11]["validation_robust"]])
+        [100 * data[11]["validation_natural"], 100 * data[11]["validation_robust"]]
+    )
     assert axes.get_title(loc="left") == "digits\nbest epoch 12: natural 69.2 %, robust 43.2 %"
 
 
 def test_curves_leaves_out_what_is_missing():
-    data = [{"epoch": e, "train_natural": 0.5, "validation_robust": 0.2 if e % 5 == 0 else None}
-            for e in range(1, 11)]
+    data = [{"epoch": e, "train_natural": 0.5, "validation_robust": 0.2 if e % 5 == 0 else None} for e in range(1, 11)]
     figure = plots.curves(data)
     drawn = lines(figure.axes[0])
     assert list(drawn) == ["natural, train", "robust, validation"]
@@ -83,23 +89,28 @@ def test_curves_gives_each_run_its_panel(count):
     assert figure.axes[0].get_ylabel() == "accuracy (%)"
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    ([], "no rows"),
-    ({}, "no runs"),
-    ({"a": rows(), "b": []}, "run 'b': no rows"),
-    ([{"epoch": 1, "loss": 2.0}], "no accuracies"),
-    ([{"train_natural": 0.5}], "row 1 has no epoch"),
-    ([{"epoch": 7, "train_natural": 51.3}], r"epoch 7: train_natural is 51\.3"),
-    ([{"epoch": 7, "train_natural": math.nan}], "train_natural is nan"),
-])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "no rows"),
+        ({}, "no runs"),
+        ({"a": rows(), "b": []}, "run 'b': no rows"),
+        ([{"epoch": 1, "loss": 2.0}], "no accuracies"),
+        ([{"train_natural": 0.5}], "row 1 has no epoch"),
+        ([{"epoch": 7, "train_natural": 51.3}], r"epoch 7: train_natural is 51\.3"),
+        ([{"epoch": 7, "train_natural": math.nan}], "train_natural is nan"),
+    ],
+)
 def test_curves_refuses(data, message):
     with pytest.raises(ValueError, match=message) as caught:
         plots.curves(data)
     assert "\n" not in str(caught.value)
 
 
-TABLE = {"standard": {"none": run.share(950, 1000), "AutoAttack": run.share(0, 1000)},
-         "ATENT": {"none": run.share(830, 1000)}}
+TABLE = {
+    "standard": {"none": run.share(950, 1000), "AutoAttack": run.share(0, 1000)},
+    "ATENT": {"none": run.share(830, 1000)},
+}
 
 
 def test_accuracies_draws_bars_and_intervals():
@@ -107,8 +118,9 @@ def test_accuracies_draws_bars_and_intervals():
     (axes,) = figure.axes
     bars = [bar for bar in axes.containers if hasattr(bar, "patches")]
     assert [[patch.get_height() for patch in bar] for bar in bars] == [[95.0, 0.0], [83.0]]
-    for bar, cells in zip(bars, ([TABLE["standard"]["none"], TABLE["standard"]["AutoAttack"]],
-                                 [TABLE["ATENT"]["none"]]), strict=True):
+    for bar, cells in zip(
+        bars, ([TABLE["standard"]["none"], TABLE["standard"]["AutoAttack"]], [TABLE["ATENT"]["none"]]), strict=True
+    ):
         ends = [segment[:, 1] for segment in bar.errorbar.lines[2][0].get_segments()]
         assert np.allclose(ends, [[100 * cell["low"], 100 * cell["high"]] for cell in cells])
     assert axes.get_ylabel() == "accuracy (%)"
@@ -134,8 +146,16 @@ def test_images_shows_the_pixels():
     assert (grey.get_array().shape, grey.get_clim()) == ((2, 2), (0, 1))
 
 
-@pytest.mark.parametrize("x", [torch.rand(3, 8, 8), torch.rand(1, 2, 8, 8), torch.rand(0, 3, 8, 8),
-                               2 * torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), math.nan)])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.rand(3, 8, 8),
+        torch.rand(1, 2, 8, 8),
+        torch.rand(0, 3, 8, 8),
+        2 * torch.ones(1, 1, 2, 2),
+        torch.full((1, 1, 2, 2), math.nan),
+    ],
+)
 def test_images_refuses(x):
     with pytest.raises(ValueError, match="images"):
         plots.images(x)

@@ -143,23 +143,45 @@ class Settings:
 
 def test_json_keeps_what_was_meant(tmp_path):
     path = tmp_path / "a.json"
-    run.write_json(path, {
-        "z": 0.1, "a": (1, 2), "path": Path("x/y"), "eps": Fraction(8, 255), "none": None, "yes": True,
-        "float32": np.float32(0.1), "tensor": torch.tensor([0.1, 0.2]), "int": np.int64(3), "class": {0: 1},
-        "flag": np.bool_(True), "attack": Settings(Fraction(1, 2), 3), "float64": np.float64(0.1),
-    })
+    run.write_json(
+        path,
+        {
+            "z": 0.1,
+            "a": (1, 2),
+            "path": Path("x/y"),
+            "eps": Fraction(8, 255),
+            "none": None,
+            "yes": True,
+            "float32": np.float32(0.1),
+            "tensor": torch.tensor([0.1, 0.2]),
+            "int": np.int64(3),
+            "class": {0: 1},
+            "flag": np.bool_(True),
+            "attack": Settings(Fraction(1, 2), 3),
+            "float64": np.float64(0.1),
+        },
+    )
     read = run.read_json(path)
     assert read == {
-        "z": 0.1, "a": [1, 2], "path": str(Path("x/y")), "eps": "8/255", "none": None, "yes": True,
-        "float32": 0.1, "tensor": [0.1, 0.2], "int": 3, "class": {"0": 1}, "flag": True,
-        "attack": {"eps": "1/2", "steps": 3}, "float64": 0.1,
+        "z": 0.1,
+        "a": [1, 2],
+        "path": str(Path("x/y")),
+        "eps": "8/255",
+        "none": None,
+        "yes": True,
+        "float32": 0.1,
+        "tensor": [0.1, 0.2],
+        "int": 3,
+        "class": {"0": 1},
+        "flag": True,
+        "attack": {"eps": "1/2", "steps": 3},
+        "float64": 0.1,
     }
     assert list(read)[:2] == ["z", "a"]
     assert path.read_text().startswith('{\n  "z": 0.1,\n')
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, np.float32("nan"), np.float64("-inf"),
-                                 torch.tensor(math.nan)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, np.float32("nan"), np.float64("-inf"), torch.tensor(math.nan)])
 def test_nan_is_refused_by_its_key_path(tmp_path, bad):
     path = tmp_path / "a.json"
     run.write_json(path, 1)
@@ -168,12 +190,15 @@ def test_nan_is_refused_by_its_key_path(tmp_path, bad):
     assert run.read_json(path) == 1
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    ({"a": {1, 2}}, "a is a set"),
-    ({"a": {(1, 2): 3}}, "a has the key"),
-    ({1: 2, "1": 3}, "twice"),
-    (object(), "the value is a object"),
-])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"a": {1, 2}}, "a is a set"),
+        ({"a": {(1, 2): 3}}, "a has the key"),
+        ({1: 2, "1": 3}, "twice"),
+        (object(), "the value is a object"),
+    ],
+)
 def test_what_json_lacks_is_refused(tmp_path, bad, message):
     with pytest.raises(ValueError, match=message):
         run.write_json(tmp_path / "a.json", bad)
@@ -271,8 +296,19 @@ def fresh_checkout():
 def test_provenance_is_json_and_complete(fresh_checkout):
     found = run.provenance(seed=3, device=torch.device("cpu"))
     assert json.loads(json.dumps(found)) == found
-    assert list(found) == ["version", "commit", "dirty", "python", "torch", "numpy", "device", "device_name",
-                           "threads", "seed", "time"]
+    assert list(found) == [
+        "version",
+        "commit",
+        "dirty",
+        "python",
+        "torch",
+        "numpy",
+        "device",
+        "device_name",
+        "threads",
+        "seed",
+        "time",
+    ]
     assert (found["seed"], found["device"], found["torch"]) == (3, "cpu", torch.__version__)
     assert found["device_name"]
     assert len(found["time"]) == len("2026-01-01T00:00:00+00:00")
@@ -352,17 +388,19 @@ def test_interval_is_clopper_pearson(k, n, level):
 
 
 def test_interval_at_the_ends_in_closed_form():
-    assert run.interval(0, 10) == pytest.approx((0, 1 - 0.025 ** 0.1))
-    assert run.interval(10, 10) == pytest.approx((0.025 ** 0.1, 1))
+    assert run.interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1))
+    assert run.interval(10, 10) == pytest.approx((0.025**0.1, 1))
     assert run.share(np.int64(5), 10) == {
-        "value": 0.5, "low": pytest.approx(0.1870860, abs=1e-6), "high": pytest.approx(0.8129140, abs=1e-6),
-        "k": 5, "n": 10,
+        "value": 0.5,
+        "low": pytest.approx(0.1870860, abs=1e-6),
+        "high": pytest.approx(0.8129140, abs=1e-6),
+        "k": 5,
+        "n": 10,
     }
     assert type(run.share(np.int64(5), 10)["k"]) is int
 
 
-@pytest.mark.parametrize(("k", "n", "level"), [(2, 1, 0.95), (-1, 1, 0.95), (0, 0, 0.95), (0.5, 1, 0.95),
-                                               (0, 1, 1)])
+@pytest.mark.parametrize(("k", "n", "level"), [(2, 1, 0.95), (-1, 1, 0.95), (0, 0, 0.95), (0.5, 1, 0.95), (0, 1, 1)])
 def test_interval_refuses(k, n, level):
     with pytest.raises(ValueError, match=r"must|needs"):
         run.interval(k, n, level)
@@ -373,15 +411,18 @@ def test_unknown_names_the_nearest():
     assert run.nearest("ResNt20", names) == "resnet20"
     assert run.nearest("zzz", names) is None
     assert run.unknown("model", "resnt20", iter(names)) == (
-        "unknown model 'resnt20': did you mean 'resnet20'? (known: resnet18, resnet20, small_cnn)")
+        "unknown model 'resnt20': did you mean 'resnet20'? (known: resnet18, resnet20, small_cnn)"
+    )
     assert run.unknown("model", "zzz", []) == "unknown model 'zzz' (known: none)"
 
 
 def test_import_is_cheap():
     # loaded as a lone file, so that only this room is on trial
-    code = ("import importlib.util as u, sys; s = u.spec_from_file_location('room', sys.argv[1]); "
-            "m = u.module_from_spec(s); sys.modules['room'] = m; s.loader.exec_module(m); "
-            "print({'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules))")
+    code = (
+        "import importlib.util as u, sys; s = u.spec_from_file_location('room', sys.argv[1]); "
+        "m = u.module_from_spec(s); sys.modules['room'] = m; s.loader.exec_module(m); "
+        "print({'torch', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules))"
+    )
     command = [sys.executable, "-c", code, run.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -36,9 +36,7 @@ def test_what_is_spelled_is_parsed(name, norm):
 def test_the_spelling_leaves_out_what_is_default():
     assert spell(FGSM(LINF)) == "FGSM"
     assert spell(PGD(LINF, steps=20)) == "PGD"
-    assert spell(PGD(LINF, steps=40, step_size=0.01, restarts=5)) == (
-        "PGD(steps=40, step_size=0.01, restarts=5)"
-    )
+    assert spell(PGD(LINF, steps=40, step_size=0.01, restarts=5)) == ("PGD(steps=40, step_size=0.01, restarts=5)")
     assert spell(PGD(L2, start="cube"), threat=True) == "PGD(start=cube, norm=l2, eps=0.5)"
 
 
@@ -134,7 +132,9 @@ def test_labels():
     attacks = [PGD(LINF), PGD(L2), FGSM(LINF)]
     named = labelled(attacks)
     assert list(named.values()) == attacks
-    assert list(named) == ["PGD linf 0.0313725", "PGD l2 0.5", "FGSM"]
+    assert list(named) == ["PGD-20 linf 8/255", "PGD-20 l2 0.5", "FGSM"]
+    weak = PGD(LINF, step_size=0.001)
+    assert list(labelled([PGD(LINF), weak])) == [spell(PGD(LINF), threat=True), spell(weak, threat=True)]
     with pytest.raises(ValueError, match="is listed twice"):
         labelled([PGD(LINF), PGD(LINF)])
 

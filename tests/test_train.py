@@ -145,7 +145,9 @@ def test_same_seed_same_run_other_seed_other_run(digits):
 # ---- resuming
 
 
-@pytest.mark.parametrize("method", [ATENT(LINF, steps=2), PGDAT(LINF, steps=2), Standard()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method", [ATENT(LINF, steps=2), PGDAT(LINF, steps=2), Standard()], ids=lambda m: type(m).__name__
+)
 def test_resumed_after_an_interrupt_equals_unbroken(digits, tmp_path, method, monkeypatch):
     """Stopped by SIGINT in the middle of the second epoch; weights, metrics and the best epoch agree bit for bit."""
     whole = train(digits, tmp_path / "whole", method)
@@ -158,7 +160,7 @@ def test_resumed_after_an_interrupt_equals_unbroken(digits, tmp_path, method, mo
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(type(method), "backward", interrupting)
-    with pytest.raises(Interrupted, match="epoch 2, step 2.*--resume"):
+    with pytest.raises(Interrupted, match=r"epoch 2, step 2.*--resume"):
         train(digits, tmp_path / "broken", method)
     assert len(calls) == 5
     monkeypatch.undo()
@@ -285,8 +287,7 @@ def test_a_second_interrupt_is_immediate(digits):
         time.sleep(0.01)
         assert asked()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_bad_input_is_one_line(digits):
@@ -344,10 +345,17 @@ def test_schedules():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"kind": "step"}, {"kind": "multistep"}, {"kind": "multistep", "milestones": (3, 1)}, {"factor": 0}, {"warmup": -1}]
+    "bad",
+    [
+        {"kind": "step"},
+        {"kind": "multistep"},
+        {"kind": "multistep", "milestones": (3, 1)},
+        {"factor": 0},
+        {"warmup": -1},
+    ],
 )
 def test_bad_schedules(bad):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=r"needs|must") as caught:
         Schedule(**bad)
     assert "\n" not in str(caught.value)
 
@@ -356,7 +364,7 @@ def test_bad_schedules(bad):
     "bad", [{"name": "sgdd"}, {"lr": 0}, {"momentum": 1.0}, {"weight_decay": -1}, {"nesterov": True, "momentum": 0.0}]
 )
 def test_bad_optimizers(bad):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=r"needs|must|did you mean") as caught:
         Optimizer(**bad)
     assert "\n" not in str(caught.value)
 
@@ -397,7 +405,9 @@ def test_your_own_network_and_data(tmp_path):
     assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]
     with pytest.raises(ValueError, match="load_weights"):
         load_run(tmp_path / "mine")
-    assert load_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), tmp_path / "mine")["epoch"] == fitted.best["epoch"]
+    assert (
+        load_weights(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), tmp_path / "mine")["epoch"] == fitted.best["epoch"]
+    )
 
 
 def test_vectors_are_data_too():
@@ -410,7 +420,7 @@ def test_vectors_are_data_too():
 
 def test_weights_of_another_architecture_are_named(digits, tmp_path):
     train(digits, tmp_path / "run", epochs=1)
-    with pytest.raises(ValueError, match="another architecture: .* is missing") as caught:
+    with pytest.raises(ValueError, match=r"another architecture: .* is missing") as caught:
         load_weights(build("digits_cnn"), tmp_path / "run")
     assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match="no weights"):

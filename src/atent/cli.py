@@ -89,7 +89,9 @@ def train(args: list[str]) -> int:
         saved = folder.read_json(path / folder.CONFIG)
         sections = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
         if any(section not in saved for section in sections) or not saved["model"].get("name"):
-            raise ValueError(f"{path} was not trained by `atent train`: resume it with atent.train.fit(..., resume=True)")
+            raise ValueError(
+                f"{path} was not trained by `atent train`: resume it with atent.train.fit(..., resume=True)"
+            )
         job = config.job({s: saved[s] for s in sections}, saved["recipe"])
     else:
         assert job is not None
@@ -103,7 +105,9 @@ def train(args: list[str]) -> int:
     if options.baseline:
         threat = threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate)
         if threat is None:
-            raise ValueError("--baseline compares under a threat: choose a robust method, or give evaluate.norm and eps")
+            raise ValueError(
+                "--baseline compares under a threat: choose a robust method, or give evaluate.norm and eps"
+            )
         plain_path = folder.free_name(path.parent, f"{path.name}-standard")
         print("\nBeside it, trained plainly: the same data, split, network, epochs, optimizer and schedule.")
         plain = run_job(baseline(job, threat), plain_path, progress=not options.quiet, report=_epoch_line, say=print)
@@ -132,24 +136,28 @@ def _epoch_line(row: dict[str, Any]) -> None:
 
 
 def _table(models: dict[str, dict[str, Any]]) -> None:
-    """Accuracies with their intervals, a row a model."""
+    """Accuracies with their intervals: a row an attack, a column a model."""
     from rich.console import Console
     from rich.table import Table
 
+    from atent.attacks.spec import show
+    from atent.threat import Threat
+
     first = next(iter(models.values()))
-    where = first["data"]
-    threats = {(a["threat"]["norm"], a["threat"]["eps"]) for a in first["attacks"].values()}
-    radius = ", ".join(f"{norm} eps {eps:g}" for norm, eps in sorted(threats))
-    table = Table(title=f"{where['name']}, {where['n']} of {where['of']} test images, {radius}: accuracy, 95 % interval")
-    table.add_column("model")
-    for name in ("natural", *first["attacks"]):
+    where, attacks = first["data"], first["attacks"]
+    threats = dict.fromkeys(show(Threat(**a["threat"])) for a in attacks.values())
+    title = f"{where['name']}, {where['n']} of {where['of']} test images"
+    table = Table(title=f"{title}, {', '.join(threats)}", title_justify="left")
+    table.add_column("accuracy, 95 % interval")
+    for name in models:
         table.add_column(name, justify="right")
-    for name, found in models.items():
-        shares = [found["natural"], *(a["robust"] for a in found["attacks"].values())]
-        table.add_row(name, *(_share(s) for s in shares))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    if not any(a["attack"].startswith("AutoAttack") for a in first["attacks"].values()):
-        print("Not measured by AutoAttack: stronger attacks may lower these figures.")
+    table.add_row("natural", *(_share(found["natural"]) for found in models.values()))
+    for attack in attacks:
+        table.add_row(attack, *(_share(found["attacks"][attack]["robust"]) for found in models.values()))
+    if len(attacks) > 1 and len(threats) == 1:
+        table.add_row("worst of these", *(_share(found["worst"]) for found in models.values()), style="bold")
+    Console().print(table)
+    print("Not measured by AutoAttack: a stronger attack may lower these figures.")
 
 
 def _share(share: dict[str, Any]) -> str:
@@ -179,13 +187,15 @@ def evaluate(args: list[str]) -> int:
     options = config.parse_evaluate(args)
     from atent.train.pipeline import evaluate_run
 
-    path = Path(options.run)
+    path, out = Path(options.run), Path(options.out) if options.out else None
+    if out is not None and out.exists():
+        raise FileExistsError(f"{out} exists: choose another --out, an earlier result is never overwritten")
     found = evaluate_run(
         path, attacks=options.attacks, which=options.which, root=options.root, device=options.device,
         limit=options.limit, seed=options.seed, batch=options.batch, progress=not options.quiet,
         weights=Path(options.weights) if options.weights else None,
     )  # fmt: skip
-    out = Path(options.out) if options.out else _free_file(path / folder.EVALUATION)
+    out = out or _free_file(path / folder.EVALUATION)
     folder.write_json(out, found)
     _table({path.name: found})
     print(f"\nwritten: {out}")

@@ -267,7 +267,11 @@ def _options(cls: type, prefix: str = "--") -> list[str]:
     hints = typing.get_type_hints(cls)
     for f in dataclasses.fields(cls):
         kind = hints[f.name]
-        out += _options(typing.cast(type, kind), f"{prefix}{f.name}.") if dataclasses.is_dataclass(kind) else [prefix + f.name]
+        out += (
+            _options(typing.cast(type, kind), f"{prefix}{f.name}.")
+            if dataclasses.is_dataclass(kind)
+            else [prefix + f.name]
+        )
     return out
 
 
@@ -276,5 +280,5 @@ def _one_line(box: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│╭╮╰╯─ \t") for line in text.splitlines()]
     body = [line for line in lines[1:] if line]
-    stop = next((i for i, l in enumerate(body) if l.startswith(("Argument helptext", "For full helptext"))), len(body))
-    return " ".join(body[:stop]).removeprefix("Error parsing ")
+    ends = (i for i, line in enumerate(body) if line.startswith(("Argument helptext", "For full helptext")))
+    return " ".join(body[: next(ends, len(body))]).removeprefix("Error parsing ")

@@ -68,8 +68,9 @@ def curves(rows: Sequence[dict] | Mapping[str, Sequence[dict]], *, title: str | 
     if title and None not in runs:
         figure.suptitle(title, x=0.01, ha="left", fontsize=_TEXT + 2)
     order = [key for key in (*_labels(), "95 % interval", "best epoch") if key in handles]
-    figure.legend([handles[key] for key in order], order, loc="outside lower center", ncols=3,
-                  frameon=False, fontsize=_TEXT - 1)
+    figure.legend(
+        [handles[key] for key in order], order, loc="outside lower center", ncols=3, frameon=False, fontsize=_TEXT - 1
+    )
     return figure
 
 
@@ -97,16 +98,30 @@ def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -
         )
         below = [max(0.0, v - end) for v, end in zip(value, low, strict=True)]
         above = [max(0.0, end - v) for v, end in zip(value, high, strict=True)]
-        axes.bar(x, value, 0.92 * width, label=model, color=PALETTE[i % len(PALETTE)],
-                 hatch=None if i < len(PALETTE) else "//", yerr=[below, above],
-                 error_kw={"ecolor": "#333333", "capsize": min(4, 30 * width), "elinewidth": 1.2})
+        axes.bar(
+            x,
+            value,
+            0.92 * width,
+            label=model,
+            color=PALETTE[i % len(PALETTE)],
+            hatch=None if i < len(PALETTE) else "//",
+            yerr=[below, above],
+            error_kw={"ecolor": "#333333", "capsize": min(4, 30 * width), "elinewidth": 1.2},
+        )
         for place, v, end in zip(x, value, high, strict=True):
             axes.text(place, end + 1.2, f"{v:.1f}", ha="center", va="bottom", fontsize=size)
         for j, attack in enumerate(attacks):
             if attack not in row:
                 # an empty place would read as zero
-                axes.text(j + (i - (len(table) - 1) / 2) * width, 1.2, "not\nrun", ha="center", va="bottom",
-                          fontsize=size - 1, color=_GREY)
+                axes.text(
+                    j + (i - (len(table) - 1) / 2) * width,
+                    1.2,
+                    "not\nrun",
+                    ha="center",
+                    va="bottom",
+                    fontsize=size - 1,
+                    color=_GREY,
+                )
     axes.set_xticks(range(len(attacks)), attacks)
     if len(attacks) > 5:
         axes.tick_params(axis="x", rotation=30)
@@ -118,14 +133,14 @@ def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -
     counts = {cell.get("n") for row in table.values() for cell in row.values()}
     count = counts.pop() if len(counts) == 1 else None
     note = "error bars: 95 % intervals" + (f", n = {count:,}" if count else "")
-    legend = figure.legend(loc="outside lower center", ncols=min(4, len(table)), frameon=False,
-                           fontsize=_TEXT - 1, title=note)
+    legend = figure.legend(
+        loc="outside lower center", ncols=min(4, len(table)), frameon=False, fontsize=_TEXT - 1, title=note
+    )
     legend.get_title().set(color=_GREY, fontsize=_TEXT - 2)
     return figure
 
 
-def images(x: Any, labels: Sequence[str] | None = None, *, columns: int = 8,
-           title: str | None = None) -> Figure:
+def images(x: Any, labels: Sequence[str] | None = None, *, columns: int = 8, title: str | None = None) -> Figure:
     """A grid of images (n, c, h, w), c = 1 or 3, floats in [0, 1], array or tensor, with captions.
 
     Raises ValueError for another shape or range, no images, or labels of another number than images.
@@ -151,8 +166,9 @@ def images(x: Any, labels: Sequence[str] | None = None, *, columns: int = 8,
         panel.set_axis_off()
         if i < len(x):
             picture = x[i].transpose(1, 2, 0)
-            panel.imshow(picture[..., 0] if x.shape[1] == 1 else picture, cmap="gray", vmin=0, vmax=1,
-                         interpolation="nearest")
+            panel.imshow(
+                picture[..., 0] if x.shape[1] == 1 else picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+            )
             if labels is not None:
                 panel.set_title(str(labels[i]), fontsize=_TEXT - 3)
     if title:
@@ -183,16 +199,24 @@ def _panel(axes: Axes, name: str | None, rows: list[dict], handles: dict[str, An
         # a few points are easily taken for a line that is not there
         marker = "o" if len(epochs) <= 12 else None
         width = 2 if split == "validation" else 1.5
-        (drawn[label],) = axes.plot(epochs, values, color=_COLOUR[kind], linestyle=_STYLE[split], label=label,
-                                    linewidth=width, marker=marker, markersize=5, clip_on=False,
-                                    markerfacecolor="white" if split == "train" else _COLOUR[kind])
+        (drawn[label],) = axes.plot(
+            epochs,
+            values,
+            color=_COLOUR[kind],
+            linestyle=_STYLE[split],
+            label=label,
+            linewidth=width,
+            marker=marker,
+            markersize=5,
+            clip_on=False,
+            markerfacecolor="white" if split == "train" else _COLOUR[kind],
+        )
     if not drawn:
         raise ValueError(f"{run}no accuracies in the rows")
     for label, line in drawn.items():
         handles.setdefault(label, line)
     for kind in _COLOUR:
-        both = [row for row in rows
-                if all(row.get(f"validation_{kind}_{end}") is not None for end in ("low", "high"))]
+        both = [row for row in rows if all(row.get(f"validation_{kind}_{end}") is not None for end in ("low", "high"))]
         if both:
             epochs, low = _series(both, f"validation_{kind}_low", run)
             _, high = _series(both, f"validation_{kind}_high", run)
@@ -215,16 +239,28 @@ def _best(axes: Axes, rows: list[dict], handles: dict[str, Any]) -> str:
     for kind, colour in _COLOUR.items():
         value = best.get(f"validation_{kind}")
         if value is not None:
-            axes.plot(best["epoch"], 100 * value, marker="*", markersize=13, color=colour,
-                      markeredgecolor="white", linestyle="none", zorder=5, clip_on=False, label="_best")
+            axes.plot(
+                best["epoch"],
+                100 * value,
+                marker="*",
+                markersize=13,
+                color=colour,
+                markeredgecolor="white",
+                linestyle="none",
+                zorder=5,
+                clip_on=False,
+                label="_best",
+            )
             found.append(f"{kind} {100 * value:.1f} %")
     return f"best epoch {best['epoch']}" + (": " + ", ".join(found) if found else "")
 
 
 def _series(rows: list[dict], key: str, run: str) -> tuple[list[int], list[float]]:
     present = [row for row in rows if row.get(key) is not None]
-    return ([row["epoch"] for row in present],
-            [100 * _fraction(row, key, f"{run}epoch {row['epoch']}") for row in present])
+    return (
+        [row["epoch"] for row in present],
+        [100 * _fraction(row, key, f"{run}epoch {row['epoch']}") for row in present],
+    )
 
 
 def _fraction(row: dict, key: str, where: str) -> float:

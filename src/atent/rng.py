@@ -93,9 +93,7 @@ class PerSample:
         z = torch.cat([size * angle.cos(), size * angle.sin()], dim=1)[:, :count]
         return z.reshape(like.shape)
 
-    def integers(
-        self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0
-    ) -> Tensor:
+    def integers(self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Integers in [0, high), int64; ``shape`` begins with n. Bias below high / 2^32."""
         words = self.words(math.prod(shape[1:]), use=use, restart=restart, step=step)
         return ((words * high) >> 32).reshape(shape)
@@ -119,9 +117,7 @@ class Batch:
         """Standard normal."""
         return torch.randn(like.shape, generator=self.rng, dtype=like.dtype, device=like.device)
 
-    def integers(
-        self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0
-    ) -> Tensor:
+    def integers(self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Integers in [0, high), int64."""
         return torch.randint(high, shape, generator=self.rng, device=self.rng.device)
 

@@ -32,8 +32,15 @@ CURVES = "curves.png"
 _WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter|\(os error \d+\)")
 
 # a commit hook sets these, and git would then answer for the repository of the hook
-_GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR",
-               "GIT_PREFIX", "GIT_NAMESPACE")
+_GIT_PLACES = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_COMMON_DIR",
+    "GIT_PREFIX",
+    "GIT_NAMESPACE",
+)
 
 
 # ---- files that are whole or not there -------------------------------------------------------------------
@@ -368,8 +375,15 @@ def _git(folder: Path, *arguments: str) -> str | None:
     environment = {key: value for key, value in os.environ.items() if key not in _GIT_PLACES}
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=5,
-                              stdin=subprocess.DEVNULL, env=environment)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=5,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout if done.returncode == 0 else None

@@ -156,6 +156,8 @@ class Attack:
         with guard(model, mode=mode, seed=inner):
             oracle = Oracle(model, *counters, check=rng is None)
             x_adv = self.search(oracle, threat.clamp(x), y, draws).detach()
+            # The verdict is checked like the first pass: NaN logits would count as fooled.
+            oracle.check = rng is None
             success = oracle.logits(x_adv, y).argmax(1) != y if verdict else torch.empty(0)
         return x_adv, success, *counters
 
@@ -227,9 +229,7 @@ def check_batch(x: Tensor, y: Tensor, box: tuple[float, float]) -> None:
     if x.dim() < 2:
         raise ValueError(f"inputs must be (n, d) or (n, c, h, w), got shape {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
-        raise ValueError(
-            f"labels must be {len(x)} integers, one per input, got {y.dtype} of shape {tuple(y.shape)}"
-        )
+        raise ValueError(f"labels must be {len(x)} integers, one per input, got {y.dtype} of shape {tuple(y.shape)}")
     if not len(x):
         return
     if not torch.isfinite(x).all():

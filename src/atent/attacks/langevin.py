@@ -53,9 +53,7 @@ class Sampler:
         """x^{k+1} from x^k = ``z``, the anchor ``x`` and the gradient of each sample's own loss at ``z``."""
         direction = unit(grad) if self.gradient == "unit" else grad.sign() if self.gradient == "sign" else grad
         normal = draws.normal(z, use="noise", restart=restart, step=k) if self.noise else None
-        z = langevin_step(
-            z, direction, x, step_size=self.step_size, pull=self.pull, noise=self.noise, normal=normal
-        )
+        z = langevin_step(z, direction, x, step_size=self.step_size, pull=self.pull, noise=self.noise, normal=normal)
         if self.projection == "every" or (self.projection == "last" and k == self.steps - 1):
             z = self.threat.project_ball(z, x)
         return self.threat.clamp(z)

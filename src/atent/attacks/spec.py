@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from atent.attacks.base import Attack
@@ -80,14 +82,28 @@ def label(attack: Attack) -> str:
     return name + (f"-{steps}" if steps else "") + (f" x {restarts}" if restarts > 1 else "")
 
 
-def labelled(attacks: list[Attack]) -> dict[str, Attack]:
-    """Attacks by label, by their full text and radius where two labels agree; ValueError for the same attack twice."""
-    out: dict[str, Attack] = {}
-    short = [label(a) for a in attacks]
-    for name, attack in zip(short, attacks):
-        threat = attack.threat  # type: ignore[attr-defined]
-        full = name if short.count(name) == 1 else f"{spell(attack)} {threat.norm} {threat.eps:g}"
-        if full in out:
-            raise ValueError(f"attack {full} is listed twice: leave one out")
-        out[full] = attack
-    return out
+def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
+    """Attacks by label; with norm and eps where labels agree, by their full text where even those do.
+
+    ValueError for one attack twice.
+    """
+    levels = [
+        [label(a) for a in attacks],
+        [f"{label(a)} {show(a.threat)}" for a in attacks],  # type: ignore[attr-defined]
+        [spell(a, threat=True) for a in attacks],
+    ]
+    names = []
+    for i in range(len(attacks)):
+        unique = [level[i] for level in levels if level.count(level[i]) == 1]
+        if not unique:
+            raise ValueError(f"attack {levels[-1][i]} is listed twice: leave one out, or name both in a mapping")
+        names.append(unique[0])
+    return dict(zip(names, attacks))
+
+
+def show(threat: Threat) -> str:
+    """A threat for people: "linf 8/255", "l2 0.5"."""
+    eps = float(threat.eps)
+    grey = round(255 * eps)
+    text = f"{grey}/255" if 1 <= grey <= 32 and math.isclose(eps, grey / 255, rel_tol=1e-9) else f"{eps:g}"
+    return f"{threat.norm} {text}"

@@ -127,7 +127,9 @@ def from_tensors(
                 raise ValueError(f"{key}: {a[key].dtype}; allowed are uint8 and floats in [{box[0]:g}, {box[1]:g}]")
             checks.floats(key, a[key], box)
     if a["x_train"].shape[1:] != a["x_test"].shape[1:] or a["x_train"].dtype != a["x_test"].dtype:
-        raise ValueError(f"x_test is {x_test.dtype} {tuple(x_test.shape)}; x_train is {x_train.dtype} {tuple(x_train.shape)}")
+        raise ValueError(
+            f"x_test is {x_test.dtype} {tuple(x_test.shape)}; x_train is {x_train.dtype} {tuple(x_train.shape)}"
+        )
     checks.labels("y_train", a["y_train"], len(x_train))
     classes = int(a["y_train"].max()) + 1
     checks.every_class("y_train", a["y_train"], classes)

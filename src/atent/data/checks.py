@@ -49,9 +49,7 @@ def floats(file: object, x: np.ndarray, box: tuple[float, float]) -> None:
         raise ValueError(f"{file}: {int((~finite).sum())} values are NaN or infinite; all must be finite")
     low, high = float(x.min()), float(x.max())
     if low < box[0] or high > box[1]:
-        raise ValueError(
-            f"{file}: values run from {low:g} to {high:g}; floats must be in [{box[0]:g}, {box[1]:g}]"
-        )
+        raise ValueError(f"{file}: values run from {low:g} to {high:g}; floats must be in [{box[0]:g}, {box[1]:g}]")
 
 
 def count(name: str, value: int | None) -> None:

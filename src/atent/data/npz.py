@@ -53,9 +53,7 @@ def npz(root: str | None = None) -> Source:
     x, x_test = (_images(f"{path}: {key}", arrays[key]) for key in ("x_train", "x_test"))
     y, y_test = arrays["y_train"], arrays["y_test"]
     if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
-        raise ValueError(
-            f"{path}: x_test holds {x_test.dtype} {x_test.shape[1:]}; x_train has {x.dtype} {x.shape[1:]}"
-        )
+        raise ValueError(f"{path}: x_test holds {x_test.dtype} {x_test.shape[1:]}; x_train has {x.dtype} {x.shape[1:]}")
     checks.labels(f"{path}: y_train", y, len(x))
     classes = int(y.max()) + 1
     checks.every_class(f"{path}: y_train", y, classes)

@@ -34,9 +34,7 @@ class Split:
             raise ValueError(f"x has shape {tuple(self.x.shape)}; allowed are (n, d) and (n, c, h, w)")
         for name, values in (("y", self.y), ("ids", self.ids)):
             if values.dtype != torch.int64 or values.shape != self.x.shape[:1]:
-                raise ValueError(
-                    f"{name} is {values.dtype} {tuple(values.shape)}; wanted torch.int64 ({len(self.x)},)"
-                )
+                raise ValueError(f"{name} is {values.dtype} {tuple(values.shape)}; wanted torch.int64 ({len(self.x)},)")
 
     def __len__(self) -> int:
         return len(self.y)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack, check_batch, check_ids, check_logits, check_number
-from atent.attacks.spec import spell
+from atent.attacks.spec import labelled, spell
 from atent.guard import guard
 from atent.progress import Advance
 from atent.run import share
@@ -65,14 +65,14 @@ def evaluate(
 
     ``x`` (n, ...) floats in the attacks' box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1),
     which key the random draws together with ``seed``. A sample that is wrong without an attack counts as fooled by
-    all. ``attacks`` maps names to attacks; a list is named by their text, with norm and eps where the text alone is
-    not unique. ``advance(samples, text)`` is told of progress. The model is judged in eval mode and comes back as it
-    was. ValueError for inputs, labels or outputs that cannot be judged, for no samples, and for one attack twice.
+    all. ``attacks`` maps names to attacks; a list is named by `labelled`. ``advance(samples, text)`` is told of
+    progress, n samples per attack. The model is judged in eval mode and comes back as it was. ValueError for inputs,
+    labels or outputs that cannot be judged, for no samples, and for one attack twice.
     """
     if not len(x):
         raise ValueError("no samples to evaluate: give at least one")
     check_number("batch", batch, 1, whole=True)
-    named = dict(attacks) if isinstance(attacks, Mapping) else _named(attacks)
+    named = dict(attacks) if isinstance(attacks, Mapping) else labelled(attacks)
     ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
     check_ids(ids, len(x))
     boxes = {a.threat.box for a in named.values()} or {(float("-inf"), float("inf"))}  # type: ignore[attr-defined]
@@ -83,6 +83,8 @@ def evaluate(
     standing = right.clone()
     results = {}
     for name, attack in named.items():
+        if advance:
+            advance(len(x) - len(rows), name)
         begun, fooled, distance, passes = time.perf_counter(), [], [], torch.zeros(2, dtype=torch.int64)
         for part in rows.split(batch):
             outcome = attack.run(model, x[part], y[part], seed=seed, ids=ids[part])
@@ -113,12 +115,3 @@ def evaluate(
         attacks=results,
         wrong=ids[~right].tolist(),
     )
-
-
-def _named(attacks: Sequence[Attack]) -> dict[str, Attack]:
-    texts = [spell(a) for a in attacks]
-    names = [t if texts.count(t) == 1 else spell(a, threat=True) for t, a in zip(texts, attacks)]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"attack {twice[0]} is listed twice: leave one out, or give a mapping from names to attacks")
-    return dict(zip(names, attacks))

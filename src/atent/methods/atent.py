@@ -163,7 +163,7 @@ class ATENT(Method):
                     slope = _input_gradient(model, z, y)
             else:
                 # The first iterate has no loss pass and the last no gradient pass; the others stand for both.
-                with two_updates(norms) if 0 < k and not last else nullcontext():
+                with two_updates(norms) if k > 0 and not last else nullcontext():
                     logits = model(z.requires_grad_(not last))
                 losses = cross_entropy(logits, y)
                 wanted = ([] if last else [z]) + (parameters if k else [])

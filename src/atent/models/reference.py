@@ -44,9 +44,7 @@ def from_reference(reference: str) -> nn.Module:
     return made
 
 
-def check_output(
-    model: nn.Module, shape: tuple[int, ...], classes: int, device: torch.device | str = "cpu"
-) -> None:
+def check_output(model: nn.Module, shape: tuple[int, ...], classes: int, device: torch.device | str = "cpu") -> None:
     """Raise ValueError, in one line, unless `model` maps (2, *shape) to (2, classes).
 
     One forward pass of zeros on `device`, where the model must already be, in eval mode and without

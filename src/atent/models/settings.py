@@ -42,6 +42,4 @@ def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed:
                 raise ValueError(f"dropout, mean and std are for the house's networks: set them inside {settings.name}")
             return from_reference(settings.name)
         normalize = None if settings.mean is None or settings.std is None else (settings.mean, settings.std)
-        return build(
-            settings.name, classes=classes, shape=shape, dropout=settings.dropout, normalize=normalize
-        )
+        return build(settings.name, classes=classes, shape=shape, dropout=settings.dropout, normalize=normalize)

@@ -5,9 +5,7 @@ from collections import OrderedDict
 from torch import nn
 
 
-def small_cnn(
-    *, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28), dropout: float = 0.5
-) -> nn.Sequential:
+def small_cnn(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28), dropout: float = 0.5) -> nn.Sequential:
     """SmallCNN of Zhang et al. 2019 (TRADES), the paper's MNIST l_inf network.
 
     (n, c, h, w) to (n, classes) logits. 3x3 convolutions without padding, 32-32-pool-64-64-pool, then

@@ -72,9 +72,7 @@ def _wrn(name, depth, widen, shape, classes, dropout) -> WideResNet:
     return WideResNet(depth, widen, channels=c, classes=classes, dropout=dropout)
 
 
-def wrn_28_4(
-    *, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0
-) -> WideResNet:
+def wrn_28_4(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0) -> WideResNet:
     """WRN-28-4: as `wrn_34_10`, with 4 blocks per stage and widths 64-128-256.
 
     5,849,050 parameters for (3, 32, 32) and 10 classes.
@@ -82,9 +80,7 @@ def wrn_28_4(
     return _wrn("wrn_28_4", 28, 4, shape, classes, dropout)
 
 
-def wrn_28_10(
-    *, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0
-) -> WideResNet:
+def wrn_28_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0) -> WideResNet:
     """WRN-28-10: as `wrn_34_10`, with 4 blocks per stage.
 
     36,479,194 parameters for (3, 32, 32) and 10 classes.
@@ -92,9 +88,7 @@ def wrn_28_10(
     return _wrn("wrn_28_10", 28, 10, shape, classes, dropout)
 
 
-def wrn_34_10(
-    *, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0
-) -> WideResNet:
+def wrn_34_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0) -> WideResNet:
     """WRN-34-10, the CIFAR l_inf network of Madry et al. 2018, TRADES and the paper.
 
     (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError; `dropout` in [0, 1). Five

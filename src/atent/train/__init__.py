@@ -1,8 +1,8 @@
 """The one training loop, its checkpoints, and loading what it made."""
 
-from atent.train.checkpoint import load, load_weights
+from atent.train.checkpoint import export, load, load_weights
 from atent.train.interrupt import Interrupted
 from atent.train.loop import Diverged, Fitted, fit
 from atent.train.settings import TrainSettings
 
-__all__ = ["Diverged", "Fitted", "Interrupted", "TrainSettings", "fit", "load", "load_weights"]
+__all__ = ["Diverged", "Fitted", "Interrupted", "TrainSettings", "export", "fit", "load", "load_weights"]

@@ -81,12 +81,35 @@ def model_of(config: dict[str, Any], run: Path) -> nn.Module:
     settings = config.get("model") or {}
     if not settings.get("name"):
         raise ValueError(
-            f"{run} was trained from a Python object: build the model yourself and call atent.train.load_weights(model, run)"
+            f"{run} was trained from a Python object: build the model yourself and call"
+            " atent.train.load_weights(model, run)"
         )
     about = config["about"]["data"]
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     known["weights"] = None
     return make(ModelSettings(**known), classes=about["classes"], shape=tuple(about["shape"]))
+
+
+def export(run: str | Path, out: str | Path) -> Path:
+    """A small copy of a run to keep or to send: configuration, metrics, and the best weights as float16.
+
+    The copy is a run folder for `load` and `atent evaluate`; it cannot be resumed. Batch-norm counters and other
+    integers stay as they are. FileExistsError where ``out`` is in use, ValueError where a weight overflows float16.
+    """
+    run = Path(run)
+    if not (run / folder.CONFIG).is_file():
+        raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
+    model = model_of(folder.read_json(run / folder.CONFIG), run)
+    about = load_weights(model, run)
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    lost = next((k for k, v in halves.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
+    if lost:
+        raise ValueError(f"{lost} is too large for float16: keep {run / folder.BEST} itself")
+    out = folder.create(out)
+    for name in (folder.CONFIG, folder.METRICS):
+        folder.write_atomic(out / name, (run / name).read_bytes())
+    save_weights(out / folder.BEST, halves, about)
+    return out
 
 
 def save_state(run: Path, state: dict[str, Any]) -> None:

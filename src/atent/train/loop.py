@@ -74,8 +74,8 @@ def fit(
 
     ``data`` is a `Data` (see `atent.data.from_tensors` for your own arrays). With ``run``, a new folder, everything is
     written there: config.json, metrics.jsonl, best.safetensors and last/. ``resume=True`` goes on from an existing one,
-    exactly. ``threat`` is what the robust validation judges by where the method has none of its own. ``report`` is called
-    with each epoch's row. The global random state comes back as it was.
+    exactly. ``threat`` is what the robust validation judges by where the method has none of its own. ``report`` is
+    called with each epoch's row. The global random state comes back as it was.
 
     Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
     folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
@@ -159,7 +159,7 @@ def fit(
                     x = move(x, rng).contiguous(memory_format=layout)
                     metrics: dict[str, Tensor] = {}
 
-                    def closure(x: Tensor = x, y: Tensor = y, index: Tensor = index, now: int = now) -> Tensor:
+                    def closure(x=x, y=y, index=index, now=now, metrics=metrics) -> Tensor:  # type: ignore[no-untyped-def]
                         weights.zero_grad()
                         with amp:
                             metrics.update(
@@ -307,4 +307,8 @@ def _short(config: dict[str, Any]) -> dict[str, Any]:
 
 def _how_to_resume(path: Path | None, epoch: int, step: int) -> str:
     where = f"interrupted at epoch {epoch + 1}, step {step + 1}"
-    return f"{where}: go on with `atent train --resume {path}`" if path else f"{where}; without a run folder nothing is kept"
+    return (
+        f"{where}: go on with `atent train --resume {path}`"
+        if path
+        else f"{where}; without a run folder nothing is kept"
+    )

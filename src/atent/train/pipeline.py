@@ -152,9 +152,7 @@ def judge(
     part = data.test.first(settings.limit or len(data.test)).to(device)
     x, y = part.batch(torch.arange(len(part), device=device))
     with bar(len(part) * len(attacks), "test", enabled=progress) as advance:
-        found = evaluate(
-            model, x, y, attacks, seed=settings.seed, ids=part.ids, batch=settings.batch, advance=advance
-        )
+        found = evaluate(model, x, y, attacks, seed=settings.seed, ids=part.ids, batch=settings.batch, advance=advance)
     return {
         "data": {"name": data.name, "split": "test", "n": len(part), "of": data.about["available"]["test"]},
         **found.to_json(),
