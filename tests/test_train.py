@@ -160,7 +160,7 @@ def test_resumed_after_an_interrupt_equals_unbroken(digits, tmp_path, method, mo
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(type(method), "backward", interrupting)
-    with pytest.raises(Interrupted, match=r"epoch 2, step 2.*--resume"):
+    with pytest.raises(Interrupted, match=r"epoch 2, step 2.*resume=True"):
         train(digits, tmp_path / "broken", method)
     assert len(calls) == 5
     monkeypatch.undo()

@@ -186,7 +186,7 @@ def fit(
                             save(epoch, step + 1)
                         saved_at = time.perf_counter()
                     if asked():
-                        raise Interrupted(_how_to_resume(path, epoch, step))
+                        raise Interrupted(_how_to_resume(config, path, epoch, step))
             row = {
                 "epoch": epoch + 1,
                 "lr": weights.param_groups[0]["lr"],
@@ -305,10 +305,12 @@ def _short(config: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _how_to_resume(path: Path | None, epoch: int, step: int) -> str:
+def _how_to_resume(config: dict[str, Any], path: Path | None, epoch: int, step: int) -> str:
     where = f"interrupted at epoch {epoch + 1}, step {step + 1}"
-    return (
-        f"{where}: go on with `atent train --resume {path}`"
-        if path
-        else f"{where}; without a run folder nothing is kept"
+    if path is None:
+        return f"{where}; without a run folder nothing is kept"
+    # Only a run that names its network can be built again from its folder.
+    again = (
+        f"`atent train --resume {path}`" if config["model"].get("name") else f"fit(..., run={str(path)!r}, resume=True)"
     )
+    return f"{where}: go on with {again}"
