@@ -57,6 +57,16 @@ def test_curves_draws_what_the_rows_say():
     assert legend(figure) == [*drawn, "95 % interval", "best epoch"]
 
 
+def test_curves_show_what_robustness_lost_after_the_best_epoch():
+    data = rows(epochs=6, best=4)
+    for row, value in zip(data, (0.1, 0.2, 0.3, 0.5, 0.45, 0.44), strict=True):
+        row["validation_robust"] = value
+    texts = [t.get_text() for t in plots.curves(data).axes[0].texts]
+    assert "gap 6.0" in texts
+    data[-1]["validation_robust"] = 0.5
+    assert not [t for t in plots.curves(data).axes[0].texts if "gap" in t.get_text()]
+
+
 def test_curves_marks_the_last_best_epoch():
     data = rows(best=12)
     (axes,) = plots.curves(data, title="digits").axes

@@ -61,7 +61,7 @@ def train(data, path=None, method=None, model=None, **changes):
 
 
 def without_times(rows):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "memory_mb")} for row in rows]
 
 
 # ---- the run folder
@@ -78,6 +78,7 @@ def test_a_run_folder_is_complete(digits, tmp_path):
     wanted = {
         "loss", "lr", "robust", "distance_q10", "distance_median", "distance_q90", "train_natural", "train_robust",
         "validation_natural", "validation_robust", "validation_robust_low", "validation_robust_high", "best", "seconds",
+        "memory_mb",
     }  # fmt: skip
     assert all(wanted <= set(row) for row in rows)
     config = folder.read_json(tmp_path / "run" / folder.CONFIG)
@@ -336,6 +337,7 @@ def test_schedules():
     assert rates(Schedule("step", every=2, factor=0.5)) == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]
     assert rates(Schedule("multistep", milestones=(1, 3))) == [1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]
     assert rates(Schedule("multistep", unit="step", milestones=(3,))) == [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1]
+    assert rates(Schedule("multistep", milestones=(1, 3), factors=(0.3, 0.1))) == [1, 1, 0.3, 0.3, 0.3, 0.3, 0.1, 0.1]
     cosine = rates(Schedule("cosine", unit="step"))
     assert cosine[0] == 1
     assert cosine[4] == 0.5
@@ -351,6 +353,7 @@ def test_schedules():
         {"kind": "multistep"},
         {"kind": "multistep", "milestones": (3, 1)},
         {"factor": 0},
+        {"kind": "multistep", "milestones": (1, 2), "factors": (0.1,)},
         {"warmup": -1},
     ],
 )
@@ -379,7 +382,7 @@ def test_sgd_in_the_loop_is_torchs_sgd(digits):
     rng = torch.Generator().manual_seed(fold(0, "order", 0))
     order = torch.randperm(len(digits.train), generator=rng)
     for step, index in enumerate(order.split(64)):
-        torch.manual_seed(fold(0, "model", step))
+        torch.manual_seed(fold(0, "model", step, 0))
         x, y = digits.train.batch(index)
         sgd.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()

@@ -142,8 +142,15 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
 
     from atent.attacks.spec import show
     from atent.threat import Threat
+    from atent.train.compare import caveat
 
     first = next(iter(models.values()))
+    models = {
+        title: values
+        for name, found in models.items()
+        for title, values in ((name, found), (f"{name}, last epoch", found.get("last")))
+        if values
+    }
     where, attacks = first["data"], first["attacks"]
     threats = dict.fromkeys(show(Threat(**a["threat"])) for a in attacks.values())
     title = f"{where['name']}, {where['n']} of {where['of']} test images"
@@ -157,7 +164,9 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
     if len(attacks) > 1 and len(threats) == 1:
         table.add_row("worst of these", *(_share(found["worst"]) for found in models.values()), style="bold")
     Console().print(table)
-    print("Not measured by AutoAttack: a stronger attack may lower these figures.")
+    note = caveat(attacks)
+    if note:
+        print(note)
 
 
 def _share(share: dict[str, Any]) -> str:
@@ -212,6 +221,43 @@ def _free_file(path: Path) -> Path:
     return free
 
 
+# ---- compare ---------------------------------------------------------------------------------------------
+
+
+def compare(args: list[str]) -> int:
+    """`atent compare RECIPE RECIPE ...`."""
+    import shlex
+
+    from atent import config
+
+    options, jobs, overrides = config.parse_compare(args)
+    from atent.train import compare as room
+
+    seeds = tuple(range(options.first_seed, options.first_seed + options.seeds))
+    plan = room.Plan(jobs, seeds, overrides, shlex.join(["atent", "compare", *args]))
+    path, found = room.compare(
+        plan, runs=options.runs, name=options.name, at_once=options.jobs, build=config.job,
+        progress=not options.quiet, say=lambda line: print(line, flush=True),
+    )  # fmt: skip
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    headings, rows = room.layout(found)
+    table = Table()
+    table.add_column("recipe")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for name, entries in rows:
+        cells = (Text(f"{e.text}\n{e.interval}".rstrip(), style="bold" if e.best else "") for e in entries)
+        table.add_row(name, *cells)
+    print()
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    print("\n".join(room.caption(found)))
+    print(f"\nresult folder: {path}")
+    return 0
+
+
 # ---- recipes ---------------------------------------------------------------------------------------------
 
 
@@ -246,6 +292,7 @@ def recipes(args: list[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train, "train a model by a recipe, judge it on the test set, leave a run folder"),
     "evaluate": (evaluate, "judge a run's model under attacks, with 95 % intervals"),
+    "compare": (compare, "train several recipes alike over several seeds, into one table with intervals"),
     "recipes": (recipes, "list the recipes, or print one"),
 }
 

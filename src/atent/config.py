@@ -173,6 +173,32 @@ class EvaluateOptions:
     """No progress bar."""
 
 
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """What `atent compare` takes beside the settings of the jobs."""
+
+    recipes: tyro.conf.Positional[tuple[str, ...]]
+    """Recipes to compare, two or more, by name or as .toml files. Any setting of `atent train`, such as --train.epochs
+    5 or --data.limit 500, may follow and holds for all."""
+    seeds: int = 3
+    """Number of seeds: every recipe is trained once with each."""
+    first_seed: int = 0
+    """The first seed; the others follow it."""
+    name: str | None = None
+    """Name of the result folder; left out: compare, numbered where it is taken. The same command again goes on."""
+    runs: str = "runs"
+    """Folder that holds the result folder."""
+    jobs: int = 1
+    """Trainings at once; each then gets its share of the CPU cores."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 1), ("first_seed", 0), ("jobs", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
 def parse_train(args: list[str]) -> tuple[Job | None, TrainOptions]:
     """The job and the options of `atent train ...`; no job with --resume. UsageError in one line."""
     args = _spelled(args)
@@ -204,6 +230,47 @@ def parse_train(args: list[str]) -> tuple[Job | None, TrainOptions]:
     parsed = _cli(command, args, f"atent train {name}", about, start)
     made = dataclasses.replace(default, **{section: getattr(parsed, section) for section in _SECTIONS})
     return made, TrainOptions(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(TrainOptions)})
+
+
+def parse_compare(args: list[str]) -> tuple[CompareOptions, dict[str, Job], tuple[str, ...]]:
+    """The options of `atent compare ...`, each recipe's job, and the words that override their settings.
+
+    UsageError, in one line, for what `parse_train` refuses, fewer than two recipes, and one recipe twice.
+    """
+    known = [f"--{f.name}" for f in dataclasses.fields(CompareOptions) if f.name != "recipes"]
+    own: list[str] = []
+    overrides: list[str] = []
+    into = own
+    for word in _spelled(args):
+        if word.startswith("--") or word == "-h":
+            option = word.partition("=")[0]
+            into = overrides if "." in option else own
+            if option in ("--train.seed", "--train-seed"):
+                raise UsageError("--train.seed is given by the comparison: use --first_seed and --seeds")
+            plain = option.replace("-", "_").replace("__", "--", 1)
+            if into is own and plain not in (*known, "--no_quiet", "--help", "_h"):
+                raise UsageError(unknown("option", option, [*known, *(f"--{s}" for s in _SECTIONS)]))
+        into.append(word)
+    options = _cli(CompareOptions, own, "atent compare", "Train recipes alike, over several seeds, into one table.")
+    if len(options.recipes) < 2:
+        raise UsageError("a comparison needs two recipes or more: `atent compare RECIPE RECIPE ... [OPTIONS]`")
+    jobs: dict[str, Job] = {}
+    names: dict[str | None, str] = {}
+    for recipe in options.recipes:
+        try:
+            made, _ = parse_train([recipe, *overrides])
+        except UsageError as error:
+            raise UsageError("\n".join(f"{recipe}: {line}" for line in str(error).splitlines())) from None
+        assert made is not None
+        if made.recipe in names:
+            first = names[made.recipe]
+            raise UsageError(
+                f"recipe {recipe} is given twice: leave one out" if first == recipe else
+                f"recipes {first} and {recipe} have the same name: rename one of the files"
+            )  # fmt: skip
+        names[made.recipe] = recipe
+        jobs[recipe] = made
+    return options, jobs, tuple(overrides)
 
 
 def parse_evaluate(args: list[str]) -> EvaluateOptions:

@@ -252,7 +252,32 @@ def _best(axes: Axes, rows: list[dict], handles: dict[str, Any]) -> str:
                 label="_best",
             )
             found.append(f"{kind} {100 * value:.1f} %")
+    _gap(axes, best, rows[-1])
     return f"best epoch {best['epoch']}" + (": " + ", ".join(found) if found else "")
+
+
+def _gap(axes: Axes, best: dict, last: dict) -> None:
+    """What robust accuracy lost between the best epoch and the last: robust overfitting, Rice et al. 2020."""
+    top, end = best.get("validation_robust"), last.get("validation_robust")
+    if top is None or end is None or last["epoch"] == best["epoch"] or top - end < 0.005:
+        return
+    axes.annotate(
+        "",
+        (last["epoch"], 100 * end),
+        (last["epoch"], 100 * top),
+        arrowprops={"arrowstyle": "<->", "color": _GREY, "shrinkA": 0, "shrinkB": 0},
+        annotation_clip=False,
+    )
+    axes.annotate(
+        f"gap {100 * (top - end):.1f}",
+        (last["epoch"], 50 * (top + end)),
+        (6, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=_TEXT - 2,
+        color=_GREY,
+        annotation_clip=False,
+    )
 
 
 def _series(rows: list[dict], key: str, run: str) -> tuple[list[int], list[float]]:

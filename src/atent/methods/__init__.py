@@ -2,10 +2,19 @@
 
 from atent.methods.atent import ATENT
 from atent.methods.base import Method
+from atent.methods.gaussian import Gaussian
+from atent.methods.mma import MMA
 from atent.methods.pgdat import PGDAT
+from atent.methods.smoothadv import SmoothAdv
 from atent.methods.standard import Standard
+from atent.methods.trades import TRADES
+from atent.methods.trades_smoothing import TRADESSmoothing
 
-METHODS: dict[str, type[Method]] = {"Standard": Standard, "PGDAT": PGDAT, "ATENT": ATENT}
+METHODS: dict[str, type[Method]] = {
+    method.__name__: method for method in (Standard, Gaussian, PGDAT, ATENT, TRADES, TRADESSmoothing, SmoothAdv, MMA)
+}
 """Name -> class; recipes, the command line and the contract tests read it."""
 
-__all__ = ["ATENT", "METHODS", "PGDAT", "Method", "Standard"]
+__all__ = [
+    "ATENT", "METHODS", "MMA", "PGDAT", "TRADES", "Gaussian", "Method", "SmoothAdv", "Standard", "TRADESSmoothing",
+]  # fmt: skip

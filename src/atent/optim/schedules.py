@@ -21,6 +21,8 @@ class Schedule:
     """Epochs (or steps), counted from 0, from which each factor of the multistep schedule holds."""
     factor: float = 0.1
     """Factor of the step and multistep schedules."""
+    factors: tuple[float, ...] = ()
+    """Factor of the base rate from each milestone on; left out: factor, factor^2, ..."""
     warmup: int = 0
     """Epochs (or steps) over which the rate first grows linearly."""
 
@@ -33,8 +35,10 @@ class Schedule:
             raise ValueError(f"the step schedule needs every >= 1, got {self.every}")
         if self.kind == "multistep" and (not self.milestones or list(self.milestones) != sorted(self.milestones)):
             raise ValueError(f"the multistep schedule needs ascending milestones, got {self.milestones}")
-        if not self.factor > 0:
-            raise ValueError(f"factor must be above 0, got {self.factor}")
+        if not self.factor > 0 or not all(f > 0 for f in self.factors):
+            raise ValueError(f"factors must be above 0, got {self.factors or self.factor}")
+        if self.factors and len(self.factors) != len(self.milestones):
+            raise ValueError(f"factors needs one per milestone, {len(self.milestones)}, got {len(self.factors)}")
         if self.warmup < 0:
             raise ValueError(f"warmup must be at least 0, got {self.warmup}")
 
@@ -53,7 +57,8 @@ def lr_factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) 
     if schedule.kind == "step":
         return schedule.factor ** (now // schedule.every)
     if schedule.kind == "multistep":
-        return schedule.factor ** sum(now >= m for m in schedule.milestones)
+        passed = sum(now >= m for m in schedule.milestones)
+        return ([1.0, *schedule.factors])[passed] if schedule.factors else schedule.factor**passed
     if schedule.kind == "cosine":
         span = max(1, end - schedule.warmup)
         return (1 + math.cos(math.pi * (now - schedule.warmup) / span)) / 2

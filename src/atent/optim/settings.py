@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import torch
 from torch import nn
 
+from atent.optim.entropy_sgd import EntropySGD
+from atent.optim.sgld import SGLD
 from atent.run import unknown
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The Langevin walk of Entropy-SGD around the weights; the defaults are the supplement's A.1 and Algorithm 1."""
+
+    inner_steps: int = 5
+    """L: Langevin steps per step of the weights; 0 is plain SGD."""
+    gamma: float = 1e-3
+    """Pull towards the weights that the walk started from."""
+    scoping: float = 0.0
+    """Growth of gamma: gamma (1 + scoping)^t after t steps."""
+    inner_lr: float = 0.1
+    """eta': length of a Langevin step."""
+    inner_momentum: float = 0.0
+    """Nesterov momentum inside the walk, 0.9 in Chaudhari's code."""
+    noise: float = 1e-4
+    """Thermal noise, the square root of the temperature."""
+    alpha: float = 0.75
+    """Weight of the newest point in the exponential average."""
+    average: Literal["exponential", "ergodic"] = "exponential"
+    """Average of the walk: exponential, or the ergodic mean."""
+    scale: Literal["gamma", "none"] = "gamma"
+    """Outer gradient: gamma (w - mu) as Algorithm 1, or w - mu as the published code (none)."""
+    inner_batches: Literal["same", "next"] = "same"
+    """Batches of the walk: the same one L times (Algorithm 1), or the next L (Chaudhari)."""
 
 
 @dataclass(frozen=True)
@@ -16,15 +45,17 @@ class Optimizer:
     """Settings of the optimizer; ValueError for values out of range."""
 
     name: str = "SGD"
-    """SGD or Adam."""
+    """SGD, Adam, EntropySGD or SGLD."""
     lr: float = 0.1
     """Learning rate at the start, before the schedule."""
     momentum: float = 0.9
-    """Momentum of SGD (Adam has its own averages)."""
+    """Momentum of SGD and EntropySGD."""
     nesterov: bool = False
-    """Nesterov momentum (SGD)."""
+    """Nesterov momentum (SGD, EntropySGD)."""
     weight_decay: float = 0.0
     """L2 penalty added to the gradient."""
+    walk: Walk = field(default_factory=Walk)
+    """The walk of EntropySGD; SGLD takes its noise."""
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
@@ -37,9 +68,16 @@ class Optimizer:
             raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
+        if self.name not in ("EntropySGD", "SGLD") and self.walk != Walk():
+            raise ValueError(f"optimizer.walk is for EntropySGD and SGLD, not for {self.name}: leave it out")
+        # What the optimizer itself refuses is refused here, before anything is trained.
+        OPTIMIZERS[self.name](self, [nn.Parameter(torch.zeros(1))], 0)
 
 
-def _sgd(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+Parameters = Iterable[nn.Parameter]
+
+
+def _sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters,
         lr=settings.lr,
@@ -49,19 +87,37 @@ def _sgd(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim
     )
 
 
-def _adam(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def _adam(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
-OPTIMIZERS: dict[str, Callable[[Optimizer, Iterable[nn.Parameter]], torch.optim.Optimizer]] = {
+def _entropy_sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
+    return EntropySGD(
+        parameters,
+        settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        seed=seed,
+        **asdict(settings.walk),
+    )
+
+
+def _sgld(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
+    return SGLD(parameters, settings.lr, noise=settings.walk.noise, weight_decay=settings.weight_decay, seed=seed)
+
+
+OPTIMIZERS: dict[str, Callable[[Optimizer, Parameters, int], torch.optim.Optimizer]] = {
     "SGD": _sgd,
     "Adam": _adam,
+    "EntropySGD": _entropy_sgd,
+    "SGLD": _sgld,
 }
 
 
-def build(settings: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over the model's trainable parameters; ValueError where there are none."""
+def build(settings: Optimizer, model: nn.Module, *, seed: int = 0) -> torch.optim.Optimizer:
+    """The optimizer over the model's trainable parameters; ``seed`` keys its own noise. ValueError where none train."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model has no trainable parameters: set requires_grad on some of them")
-    return OPTIMIZERS[settings.name](settings, parameters)
+    return OPTIMIZERS[settings.name](settings, parameters, seed)

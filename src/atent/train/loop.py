@@ -6,6 +6,8 @@ and dropout. So a checkpoint needs no random states, and a run that was killed a
 
 from __future__ import annotations
 
+import itertools
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -98,8 +100,11 @@ def fit(
         model.to(memory_format=layout)  # type: ignore[call-overload]
     data, move = data.to(device), augment(augmentation)
     probe = _Probe(data, settings, threat, robust=own is not None)
-    n, steps = len(data.train), -(-len(data.train) // settings.batch_size)
-    weights = build(optimizer, model)
+    weights = build(optimizer, model, seed=settings.seed)
+    n, batches = len(data.train), -(-len(data.train) // settings.batch_size)
+    # An optimizer may use up several batches per step (Entropy-SGD).
+    share = getattr(weights, "batches_per_step", 1)
+    steps = -(-batches // share)
     state = method.init(n, data.shape, device)
     amp = torch.autocast(device.type, torch.bfloat16) if settings.precision == "bfloat16" else nullcontext()
     rng = torch.Generator(device)
@@ -139,6 +144,30 @@ def fit(
                 },
             )  # fmt: skip
 
+    def closure(order: Tensor, now: int, part: range) -> Callable[[], Tensor]:
+        """The gradient for one optimizer step: each call takes the next of its batches, in turn."""
+        calls = itertools.count()
+
+        def gradient() -> Tensor:
+            call = next(calls)
+            position = part[call % len(part)]
+            index = order[position * settings.batch_size : (position + 1) * settings.batch_size]
+            # A batch that comes again within a step comes with the same augmentation, and with new draws.
+            rng.manual_seed(fold(settings.seed, "augment", now, position))
+            x, y = data.train.batch(index)
+            x = move(x, rng).contiguous(memory_format=layout)
+            rng.manual_seed(fold(settings.seed, "step", now, call))
+            torch.manual_seed(fold(settings.seed, "model", now, call))
+            weights.zero_grad()
+            with amp:
+                metrics = method.backward(
+                    model, x, y, rng=rng, ids=index, progress=now / (settings.epochs * steps), state=state
+                )
+            meter.add(metrics, len(y))
+            return metrics["loss"]
+
+        return gradient
+
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), stop_requests() as asked:
         for epoch in range(mark["epoch"], settings.epochs):
             rng.manual_seed(fold(settings.seed, "order", epoch))
@@ -152,26 +181,7 @@ def fit(
                     now = epoch * steps + step
                     for group in weights.param_groups:
                         group["lr"] = optimizer.lr * lr_factor(schedule, now, steps, settings.epochs)
-                    index = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-                    rng.manual_seed(fold(settings.seed, "step", now))
-                    torch.manual_seed(fold(settings.seed, "model", now))
-                    x, y = data.train.batch(index)
-                    x = move(x, rng).contiguous(memory_format=layout)
-                    metrics: dict[str, Tensor] = {}
-
-                    def closure(x=x, y=y, index=index, now=now, metrics=metrics) -> Tensor:  # type: ignore[no-untyped-def]
-                        weights.zero_grad()
-                        with amp:
-                            metrics.update(
-                                method.backward(
-                                    model, x, y, rng=rng, ids=index, progress=now / (settings.epochs * steps),
-                                    state=state,
-                                )
-                            )  # fmt: skip
-                        return metrics["loss"]
-
-                    weights.step(closure)  # type: ignore[arg-type]
-                    meter.add(metrics, len(y))
+                    weights.step(closure(order, now, range(step * share, min((step + 1) * share, batches))))  # type: ignore[arg-type]
                     look = step % _LOOK == 0 or step + 1 == steps
                     if look and not meter.finite():
                         raise Diverged(
@@ -191,6 +201,7 @@ def fit(
                 "epoch": epoch + 1,
                 "lr": weights.param_groups[0]["lr"],
                 "seconds": round(time.perf_counter() - begun, 3),
+                "memory_mb": _peak_memory(device),
                 **meter.summary(),
             }
             meter = Meter()
@@ -303,6 +314,19 @@ def _short(config: dict[str, Any]) -> dict[str, Any]:
         "recipe": config.get("recipe"), "model": config["model"], "classes": data["classes"],
         "shape": data["shape"], "box": data["box"], "provenance": config["provenance"],
     }  # fmt: skip
+
+
+def _peak_memory(device: torch.device) -> float | None:
+    """MiB: the most that torch has allocated on a GPU, or that this process has held; None where nobody counts."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
 def _how_to_resume(config: dict[str, Any], path: Path | None, epoch: int, step: int) -> str:

@@ -44,6 +44,8 @@ class EvaluateSettings:
     """Images per batch."""
     seed: int = 0
     """Seed of the attacks' draws."""
+    last: bool = True
+    """Judge the last epoch's weights as well, where another epoch is the best."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "batch"):
@@ -130,6 +132,15 @@ def run_job(
     draw_curves(path, {job.recipe or type(job.method).__name__: fitted.history})
     content = judge(fitted.model, data, attacks, job.evaluate, progress=progress)
     content = {"run": path.name, "epoch": fitted.best["epoch"], **content}
+    if job.evaluate.last and fitted.history[-1]["epoch"] != fitted.best["epoch"]:
+        # Robust overfitting (Rice et al. 2020) shows in the difference; neither is chosen by the test set.
+        load_weights(model, path, which="last")
+        last = judge(model, data, attacks, job.evaluate, progress=progress)
+        robust = {name: {"robust": found["robust"]} for name, found in last["attacks"].items()}
+        content["last"] = {
+            "epoch": fitted.history[-1]["epoch"], "natural": last["natural"], "attacks": robust, "worst": last["worst"],
+        }  # fmt: skip
+        load_weights(model, path)
     folder.write_json(path / folder.EVALUATION, content)
     return Finished(path, fitted, content)
 

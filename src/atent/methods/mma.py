@@ -1,0 +1,169 @@
+"""Max-margin adversarial training (Ding, Sharma, Lui and Huang 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import Oracle, ascend, check_choice, check_number
+from atent.attacks.bisection import bisect
+from atent.attacks.starts import Start, check_start, start
+from atent.guard import guard
+from atent.losses import cross_entropy
+from atent.methods.base import Method, Metrics, State, correct
+from atent.rng import Batch
+from atent.threat import Threat, per_sample
+
+REACH = 1.05
+"""How far the boundary is looked for, in units of d_max: a little beyond the hinge, as the authors do."""
+
+_EPS_MIN = {"linf": 0.005, "l2": 0.5}
+
+
+def soft_logit_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """log sum over i != y of exp(z_i), minus z_y; negative exactly where p_y > 1/2. Shape (n,)."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    own = z.gather(1, y[:, None])
+    return z.scatter(1, y[:, None], float("-inf")).logsumexp(1) - own.squeeze(1)
+
+
+@dataclass(frozen=True)
+class MMA(Method):
+    """Push each sample's decision boundary away, up to d_max (Ding et al. 2020, Algorithms 1 and 2).
+
+    ``clean_weight`` times the mean cross-entropy at x, plus the rest times the mean of
+        the cross-entropy at x                  where the sample is wrong,
+        the cross-entropy at x + delta*         where it is right and its margin d is below d_max (the hinge),
+        0                                       where it is right and farther from the boundary.
+    d_max is the threat's eps. x + delta* lies on the boundary, at length d along the direction that AN-PGD found: PGD
+    on the soft logit margin (SLM) within the sample's own eps, then bisection on [0, 1.05 d_max] for the SLM's zero.
+    The sample's next eps is d, but at least ``eps_min``; all begin there. Delta* is held fixed in the gradient.
+
+    As the authors' code: right means SLM < 0 in the train-mode clean pass (p_y > 1/2, which asks for more than the
+    largest logit where there are three classes or more); the loss at the boundary is the cross-entropy, which the
+    paper puts in the place of the SLM for stability (``margin_loss="slm"`` is the form that its theory starts from);
+    of the two train-mode passes, one sees the clean batch, the other the boundary points of all right samples, the
+    hinged ones included (they count in batch-norm), and the clean inputs of the wrong ones.
+
+    Deviations from their code. Attack and bisection see the model in eval mode (the bisection ran in train mode, with
+    a graph, and moved batch-norm ten-odd times). AN-PGD runs on the whole batch, so that nothing waits for the device:
+    a wrong sample's bisection ends near 0, hence at ``eps_min``, where they wrote 0. The direction is delta / ||delta||
+    as in the paper, where the code divides by eps. The boundary point is clamped to the box, also at the end; d is the
+    length before that clamp. PGD projects onto the ball, then the box; ``start`` is uniform in the ball, theirs in l2
+    a random image pulled into the ball. A zero gradient moves nothing.
+
+    ``steps + bisection`` forwards and ``steps`` backwards for the adversary, two of each for the loss (one backward
+    with ``clean_weight=0``). A wrong sample's margin counts as 0.
+    """
+
+    threat: Threat
+    """Its norm is the margin's, its eps is d_max: samples with a larger margin are left alone."""
+    steps: int = 10
+    """Number of gradient steps."""
+    bisection: int = 10
+    """Number of points at which the bisection asks for the class; at least 5."""
+    step_scale: float = 2.5
+    """Length of a step: step_scale * eps / steps, with each sample's own eps."""
+    start: Start = "uniform"
+    """Where the adversary begins: zero, uniform, corner (linf), sphere (l2) or cube."""
+    eps_min: float | None = None
+    """First and smallest eps of a sample; left out: 0.005 (linf), 0.5 (l2), as on CIFAR-10, at most d_max."""
+    clean_weight: float = 1 / 3
+    """Weight of the clean cross-entropy, in [0, 1); 0 is the paper's OMMA."""
+    margin_loss: Literal["ce", "slm"] = "ce"
+    """Loss at the boundary point: cross-entropy or soft logit margin."""
+
+    def __post_init__(self) -> None:
+        if not float(self.threat.eps) > 0:
+            raise ValueError("the threat's eps is MMA's d_max and must be above 0, got 0")
+        check_number("steps", self.steps, 1, whole=True)
+        # Fewer, and a sample without a boundary in reach could end below d_max: 1.05 / 2^4 > 0.05.
+        check_number("bisection", self.bisection, 5, whole=True)
+        check_number("step_scale", self.step_scale, 0)
+        check_start(self.threat, self.start)
+        if self.eps_min is not None:
+            check_number("eps_min", self.eps_min, 0, above=True)
+            if self.eps_min > self.d_max:
+                raise ValueError(f"eps_min must be at most d_max, the threat's eps {self.d_max:g}, got {self.eps_min}")
+        check_number("clean_weight", self.clean_weight, 0)
+        if self.clean_weight >= 1:
+            raise ValueError(f"clean_weight must lie in [0, 1), got {self.clean_weight}")
+        check_choice("margin_loss", self.margin_loss, ("ce", "slm"))
+
+    @property
+    def d_max(self) -> float:
+        """The hinge: the margin up to which a sample is pushed."""
+        return float(self.threat.eps)
+
+    @property
+    def resolved_eps_min(self) -> float:
+        """The first and smallest eps in use."""
+        return min(_EPS_MIN[self.threat.norm], self.d_max) if self.eps_min is None else self.eps_min
+
+    def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
+        """``eps``: each training sample's current eps, float64 (n_train,)."""
+        return {"eps": torch.full((n_train,), self.resolved_eps_min, dtype=torch.float64, device=device)}
+
+    def adversary(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
+        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
+    ) -> list[Tensor]:  # fmt: skip
+        """[boundary points (n, ...), margins (n,)]; with ``state`` and ``ids`` the samples' eps are brought up to date.
+
+        Without either of them, all samples take ``eps_min``.
+        """
+        threat, x, y = self.threat, self.threat.clamp(x.detach()), y.long()
+        if state is None or ids is None:
+            eps = x.new_full((len(x),), self.resolved_eps_min)
+        else:
+            eps = state["eps"][ids].to(x.dtype)
+        inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+        # A start grows with its radius: draw it in the unit ball and shrink it to each sample's own.
+        begin = start(Threat(threat.norm, 1.0, threat.box), self.start, x, Batch(rng)) - x
+        z = threat.clamp(x + per_sample(eps, x) * begin)
+        step = per_sample(self.step_scale / self.steps * eps, x)
+        with guard(model, mode="eval", seed=inner):
+            oracle = Oracle(model, *torch.zeros(2, len(x), dtype=torch.int64, device=x.device), check=False)
+            z = ascend(
+                oracle, z, y, steps=self.steps, loss=soft_logit_margin,
+                move=lambda z, grad, k: threat.project(z + step * threat.ascent(grad), x, eps=eps),
+            )  # fmt: skip
+            length = threat.distance(z, x).to(x.dtype)
+            # The floor keeps 0/0 away: a sample that did not move has no direction, and never crosses.
+            direction = (z - x) / per_sample(length.clamp_min(torch.finfo(x.dtype).tiny), x)
+
+            def at(t: Tensor) -> Tensor:
+                return threat.clamp(x + per_sample(t, x) * direction)
+
+            reach = torch.full_like(length, REACH * self.d_max)
+            margin = bisect(
+                lambda t: soft_logit_margin(oracle.logits(at(t), y), y) >= 0,
+                torch.minimum(length, reach), reach, self.bisection,
+            )  # fmt: skip
+        if state is not None and ids is not None:
+            now = margin.to(state["eps"].dtype).clamp_min(self.resolved_eps_min)
+            state["eps"].index_copy_(0, ids.to(now.device), now)
+        return [at(margin).detach(), margin]
+
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
+    ) -> tuple[Tensor, Metrics]:
+        boundary, margin = aux
+        # Without its loss the clean pass still tells right from wrong, and moves batch-norm.
+        with torch.set_grad_enabled(self.clean_weight > 0):
+            logits = model(x)
+        right = soft_logit_margin(logits.detach(), y) < 0
+        pushed = model(torch.where(per_sample(right, x), boundary, x))
+        wrong_loss = cross_entropy(pushed, y)
+        right_loss = wrong_loss if self.margin_loss == "ce" else soft_logit_margin(pushed, y)
+        hinged = torch.where(margin < self.d_max, right_loss, torch.zeros_like(right_loss))
+        loss = (1 - self.clean_weight) * torch.where(right, hinged, wrong_loss).mean()
+        if self.clean_weight > 0:
+            loss = loss + self.clean_weight * cross_entropy(logits, y).mean()
+        return loss, {
+            "natural": correct(logits, y),
+            "margin": torch.where(right, margin, torch.zeros_like(margin)),
+        }

@@ -1,0 +1,164 @@
+"""Adversarial training of a smoothed classifier (Salman et al. 2019)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack, Oracle, check_choice, check_number
+from atent.attacks.pgd import PGD
+from atent.attacks.starts import Start
+from atent.losses import cross_entropy
+from atent.methods.base import Method, Metrics, State, check_warmup, correct, warm
+from atent.rng import Batch, Draws
+from atent.threat import Threat, l2_norm, per_sample, unit
+
+
+class Averaged(nn.Module):
+    """Log of the mean softmax over m noisy copies of each input: the smoothed classifier, seen through m draws.
+
+    ``noise`` is (n m, ...), a sample's copies side by side; inputs (n, ...) to log-probabilities (n, classes), whose
+    cross-entropy is Salman et al.'s J. One batched forward for all copies; logarithms throughout, so that no small
+    probability is lost (their code clamps the mean at 1e-20, where its gradient stops).
+    """
+
+    def __init__(self, model: nn.Module, noise: Tensor) -> None:
+        super().__init__()
+        self.model, self.noise = model, noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        copies = len(self.noise) // len(x)
+        logits = self.model(x.repeat_interleave(copies, 0) + self.noise)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.log_softmax(logits, 1).unflatten(0, (len(x), copies)).logsumexp(1) - math.log(copies)
+
+
+@dataclass(frozen=True)
+class SmoothDDN(Attack):
+    """The decoupled direction and norm search (Rony et al. 2019) with a largest norm, as Salman et al. train with it.
+
+    The norm begins at eps, shrinks by ``shrink`` after a success and grows by it after a failure; the direction takes
+    steps of the unit gradient, from nearly 1 down to 0.01 on a cosine. The result is the smallest adversarial
+    perturbation met, pulled into the ball (which may undo it), and x itself where none was met. ``steps`` forwards,
+    ``steps - 1`` backwards: the authors' last gradient moves nothing that is looked at.
+    """
+
+    threat: Threat
+    steps: int
+    shrink: float
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        low, high = self.threat.box
+        farthest = l2_norm(torch.maximum(x - low, high - x))
+        size = torch.full_like(farthest, float(self.threat.eps))
+        z, best, smallest = x, x, farthest
+        fooled = torch.zeros_like(y, dtype=torch.bool)
+
+        def climb(logits: Tensor, y: Tensor) -> Tensor:
+            # One forward for the gradient and for the verdict on the same point.
+            nonlocal fooled
+            fooled = logits.detach().argmax(1) != y
+            return cross_entropy(logits, y)
+
+        for k in range(self.steps):
+            if k + 1 < self.steps:
+                grad, _ = oracle.gradient(z, y, climb)
+            else:
+                climb(oracle.logits(z, y), y)
+            norm = l2_norm(z - x)
+            better = fooled & (norm < smallest)
+            best = torch.where(per_sample(better, x), z, best)
+            smallest = torch.where(better, norm, smallest)
+            if k + 1 < self.steps:
+                rate = 0.01 + 0.99 * (1 + math.cos(math.pi * (k + 1) / self.steps)) / 2
+                size = torch.where(fooled, size * (1 - self.shrink), size * (1 + self.shrink)).minimum(farthest)
+                z = self.threat.clamp(x + per_sample(size, x) * unit(z - x + rate * unit(grad)))
+        return self.threat.project(best, x)
+
+
+@dataclass(frozen=True)
+class SmoothAdv(Method):
+    """Cross-entropy under Gaussian noise around an adversarial input of the smoothed classifier (Salman et al. 2019).
+
+    The adversary maximises J(x') = -log( mean over i of softmax(f(x' + delta_i))_y ), delta_i ~ N(0, sigma^2), over
+    the l2 ball; the loss is the mean over the m copies of the cross-entropy at x_adv + delta_i. The same m draws serve
+    all steps of the attack and the loss, as in the paper's pseudocode: its code's ``--train-multi-noise``. Noisy
+    copies are not clamped to the box. The adversary sees the model in eval mode, the loss in train mode.
+
+    PGD begins at x and steps by 2 eps / steps, as the code does (it has a random start and ignores it). DDN is Rony
+    et al.'s search on J, its norm beginning at eps and bounded by it.
+
+    Deviations from their code: a batch of n inputs makes one step with n m copies (they cut it into m parts and make m
+    steps); PGD projects onto the ball, then the box (they clamp first); a zero gradient moves nothing (they draw a
+    random one); DDN calls a point adversarial by the mean softmax (they by the majority of the copies), and its
+    perturbations are not rounded to 256 levels; eps warms up with the progress, from 0 (they by whole epochs).
+    """
+
+    threat: Threat
+    """Radius and box of the adversary, before the noise; l2 only."""
+    sigma: float = 0.12
+    """Standard deviation of the Gaussian noise, in pixel units."""
+    samples: int = 2
+    """m: number of noise draws per input."""
+    attack: Literal["pgd", "ddn"] = "pgd"
+    """Adversary: projected gradient descent (pgd), or decoupled direction and norm (ddn)."""
+    steps: int = 10
+    """Number of steps of the adversary."""
+    step_size: float | None = None
+    """Length of a PGD step in pixel units; left out: 2 eps / steps. DDN sets its own."""
+    start: Start = "zero"
+    """Where PGD begins: zero, uniform, sphere or cube. DDN begins at zero."""
+    shrink: float = 0.05
+    """Factor by which DDN changes its norm: (1 - shrink) after a success, (1 + shrink) after a failure."""
+    eps_warmup: float = 0.0
+    """Share of the training over which eps grows linearly from 0."""
+
+    def __post_init__(self) -> None:
+        if self.threat.norm != "l2":
+            raise ValueError(f"SmoothAdv needs an l2 threat (Gaussian smoothing is about l2), got {self.threat.norm}")
+        check_number("sigma", self.sigma, 0)
+        check_number("samples", self.samples, 1, whole=True)
+        check_choice("attack", self.attack, ("pgd", "ddn"))
+        # DDN looks at x first: with one step it would see nothing else.
+        check_number("steps", self.steps, 2 if self.attack == "ddn" else 1, whole=True)
+        if self.attack == "ddn" and (self.step_size is not None or self.start != "zero"):
+            raise ValueError("step_size and start are PGD's: leave them out with attack 'ddn'")
+        check_number("shrink", self.shrink, 0)
+        if self.shrink >= 1:
+            raise ValueError(f"shrink must lie in [0, 1), got {self.shrink}")
+        check_warmup(self.eps_warmup)
+        _ = self.adversary_at(1.0)
+
+    def adversary_at(self, progress: float) -> Attack:
+        """The adversary at ``progress``; a given step size shrinks with eps."""
+        factor = warm(self.eps_warmup, progress)
+        threat = self.threat.scaled(factor)
+        if self.attack == "ddn":
+            return SmoothDDN(threat, self.steps, self.shrink)
+        step = 2 * float(self.threat.eps) / self.steps if self.step_size is None else self.step_size
+        return PGD(threat, self.steps, step * factor, 1, self.start)
+
+    def adversary(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
+        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
+    ) -> list[Tensor]:  # fmt: skip
+        """[adversarial inputs (n, ...), noise (n m, ...)]; the noise is drawn first, and only where sigma > 0."""
+        noise = x.detach().repeat_interleave(self.samples, 0)
+        noise = self.sigma * Batch(rng).normal(noise) if self.sigma > 0 else torch.zeros_like(noise)
+        return [self.adversary_at(progress)(Averaged(model, noise), x, y, rng=rng), noise]
+
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
+    ) -> tuple[Tensor, Metrics]:
+        x_adv, noise = aux
+        labels = y.repeat_interleave(self.samples)
+        logits = model(x_adv.repeat_interleave(self.samples, 0) + noise)
+        return cross_entropy(logits, labels).mean(), {
+            "robust": correct(logits, labels),
+            "distance": self.threat.distance(x_adv, x),
+        }

@@ -1,0 +1,111 @@
+"""TRADES: cross-entropy of the clean batch, plus the distance of the answers to clean and perturbed inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack, Oracle, ascend, check_number
+from atent.losses import cross_entropy, kl
+from atent.methods.base import Method, Metrics, State, check_warmup, correct, warm
+from atent.rng import Draws
+from atent.threat import Threat
+
+
+@dataclass(frozen=True)
+class TRADES(Method):
+    """min over w of the mean of CE(f(x), y) + beta max over the ball of KL(f(x) || f(x')) (Zhang et al. 2019).
+
+    The adversary sees the network in eval mode. It starts at x + start_noise N(0, I), not clamped, and takes
+    ``steps`` steps x' <- project(x' + step_size * d(g)), g the gradient of the KL with the clean logits held constant;
+    d is the sign (linf) or the unit gradient of each sample (l2). A zero gradient moves nothing. The loss sees the
+    network as the loop trains it (train mode): first the clean batch, then the perturbed one, in two passes, so that
+    batch-norm takes each by its own statistics. The gradient runs through both arguments of the KL.
+
+    Passes: 1 clean and ``steps`` perturbed ones in eval mode, 1 clean and 1 perturbed one in train mode, that is
+    ``steps + 3`` forwards. The authors' code passes the clean batch anew for each KL, ``2 steps + 3`` in all; without
+    dropout the gradient is the same, but batch-norm statistics there take the clean batch twice, before and after the
+    perturbed one, and here once. With dropout, the two terms of the loss here share the clean batch's mask.
+
+    Other deviations, in l2: the authors' step is 2 eps / steps, they clamp to the box before the ball, here after, and
+    replace a zero gradient by a random one. ``beta = 0`` is `Standard`: there is no adversary, and batch-norm
+    statistics see the clean batch alone.
+
+    Metrics: accuracy at clean (``natural``) and perturbed inputs (``robust``), and the two parts of the loss, the
+    cross-entropy (``natural_loss``) and the mean KL without its factor (``robust_loss``); without an adversary the
+    robust ones are absent.
+    """
+
+    threat: Threat
+    """Ball of the adversary: linf or l2."""
+    steps: int = 10
+    """Number of gradient steps on the KL divergence."""
+    step_size: float | None = None
+    """Length of a step in pixel units; left out: 2.5 eps / steps."""
+    beta: float = 6.0
+    """Weight of the KL divergence, 1/lambda in the paper, at least 0; 0 is plain training."""
+    start_noise: float = 0.001
+    """Standard deviation of the Gaussian start around the clean input, in pixel units, above 0."""
+    eps_warmup: float = 0.0
+    """Share of the training over which eps, and a given step size with it, grows linearly from 0."""
+
+    def __post_init__(self) -> None:
+        check_number("steps", self.steps, 1, whole=True)
+        if self.step_size is not None:
+            check_number("step_size", self.step_size, 0)
+        check_number("beta", self.beta, 0)
+        # At x itself the KL is at its minimum: the gradient there is rounding, and its sign a full step of it.
+        check_number("start_noise", self.start_noise, 0, above=True)
+        check_warmup(self.eps_warmup)
+
+    def attack(self, progress: float) -> Ascent:
+        """The adversary at ``progress``; a given step size shrinks with eps, the start does not."""
+        factor = warm(self.eps_warmup, progress)
+        threat = self.threat.scaled(factor)
+        step = 2.5 * float(threat.eps) / self.steps if self.step_size is None else self.step_size * factor
+        return Ascent(threat, self.steps, step, self.start_noise)
+
+    def adversary(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
+        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
+    ) -> Tensor | None:  # fmt: skip
+        """x', or None where beta is 0; the model comes back as it was found."""
+        return self.attack(progress)(model, x, y, rng=rng) if self.beta > 0 else None
+
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
+    ) -> tuple[Tensor, Metrics]:
+        natural = model(x)
+        fit = cross_entropy(natural, y).mean()
+        metrics = {"natural": correct(natural, y), "natural_loss": fit.detach()}
+        if self.beta == 0:
+            return fit, metrics
+        robust = model(aux)
+        gap = kl(robust, natural).mean()
+        metrics |= {"robust": correct(robust, y), "robust_loss": gap.detach()}
+        return fit + self.beta * gap, metrics
+
+
+@dataclass(frozen=True)
+class Ascent(Attack):
+    """Climb KL(f(x) || f(x')) from x + start_noise N(0, I): the inner maximum of `TRADES`, all settings resolved."""
+
+    threat: Threat
+    steps: int
+    step_size: float
+    start_noise: float
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        threat, step = self.threat, self.step_size
+        clean = oracle.logits(x, y)
+        return ascend(
+            oracle,
+            x + self.start_noise * draws.normal(x, use="start"),
+            y,
+            steps=self.steps,
+            loss=lambda logits, _: kl(logits, clean),
+            move=lambda z, grad, k: threat.project(z + step * threat.ascent(grad), x),
+        )

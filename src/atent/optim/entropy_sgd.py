@@ -1,0 +1,213 @@
+"""Entropy-SGD: descent on the local entropy of the loss, sampled by Langevin steps on the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.sgd import sgd
+
+from atent.attacks.base import check_choice, check_number
+from atent.optim.sgld import Closure, merge_group, normals
+from atent.sgld import langevin_step
+
+# One walk moves all parameters, so these cannot differ between groups; the other settings can.
+_SHARED = ("inner_steps", "average", "scale", "inner_batches", "seed", "t")
+
+
+class EntropySGD(torch.optim.Optimizer):
+    """SGD on the local entropy -T log int exp(-(L(w') + gamma/2 ||w - w'||^2) / T) dw', with T = noise^2.
+
+    Its gradient is E[gamma (w - w')]. One outer step is Algorithm 1 of the supplement of Jagatap et al. 2022 (Chaudhari
+    et al. 2017), with w' = mu = w at its start, ``inner_steps`` times
+
+        w' <- w' + inner_lr (-grad L(w') + gamma_t (w - w')) + sqrt(2 inner_lr) noise N(0, I)
+        mu <- (1 - alpha) mu + alpha w'
+
+    then a step of torch's SGD (momentum, Nesterov, weight decay) at w with gradient gamma_t (w - mu). Two misprints
+    of line 6 are mended: the gradient is taken at w', and the pull goes towards the anchor w. With
+    ``average="ergodic"`` mu is sum eta'_k w'_k / sum eta'_k, which is the plain mean, since eta' is constant inside
+    an outer step. ``inner_steps=0`` is torch.optim.SGD itself, bit for bit.
+
+    Scale: line 11 has the factor gamma, and ``scale="gamma"`` keeps it. A short walk moves by about inner_lr times the
+    gradient, so a plain step then has the size lr gamma inner_lr: lr = 0.1 at gamma = 1e-3 barely trains. The code
+    that Chaudhari et al. published, and that Jagatap et al. ran, steps along w - mu: ``scale="none"``. That code
+    further has weight 0.25 on the newest w' (``alpha=0.25``; their paper says 0.75), Nesterov momentum in the walk
+    (``inner_momentum=0.9``, from rest at each outer step), a gamma that never grows, since t stays 0
+    (``scoping=0``), and, not offered here, weight decay in the walk and one closure call more per step, whose gradient
+    is dropped. Their paper's noise lacks the factor sqrt(2), their code has it, and so has this.
+
+    Scoping: gamma_t = gamma (1 + scoping)^t, t counting outer steps, held at 1 / inner_lr. There a step's pull ends on
+    the anchor and gamma (w - w') is the plain gradient; beyond twice that the walk would diverge.
+
+    Batches: the closure zeroes ``.grad``, leaves the gradient there and returns the loss; one outer step calls it
+    `calls_per_step` times. Whether it brings the same batch each time or the next one is the loop's to do:
+    ``inner_batches`` says which is wanted, and `batches_per_step` how many one step uses up. `step` returns the loss
+    of the first call, the one at w. After it ``.grad`` holds the outer gradient.
+
+    The noise is a function of (seed, t, inner step), and t and the seed are in the state dict: a resumed run is the
+    unbroken one, and the global random state is left alone. If the closure raises, weights, momentum and t are as
+    before. A parameter without gradient in a call stays where it is in that call. ValueError for values out of range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        inner_steps: int = 5,
+        gamma: float = 1e-3,
+        scoping: float = 0.0,
+        inner_lr: float = 0.1,
+        inner_momentum: float = 0.0,
+        noise: float = 1e-4,
+        alpha: float = 0.75,
+        average: Literal["exponential", "ergodic"] = "exponential",
+        scale: Literal["gamma", "none"] = "gamma",
+        inner_batches: Literal["same", "next"] = "same",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
+                "inner_steps": inner_steps, "gamma": gamma, "scoping": scoping, "inner_lr": inner_lr,
+                "inner_momentum": inner_momentum, "noise": noise, "alpha": alpha, "average": average, "scale": scale,
+                "inner_batches": inner_batches, "seed": seed, "t": 0,
+            },
+        )  # fmt: skip
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        merge_group(self, param_group, shared=_SHARED)
+        _check(param_group)
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A state saved by torch.optim.SGD has the momentum and lacks the rest: go on from it with our settings.
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    @property
+    def calls_per_step(self) -> int:
+        """How often one `step` calls the closure: ``inner_steps``, and once where that is 0."""
+        return max(1, self.param_groups[0]["inner_steps"])
+
+    @property
+    def batches_per_step(self) -> int:
+        """How many batches one `step` uses up: 1 for ``inner_batches="same"``, else one per call."""
+        return self.calls_per_step if self.param_groups[0]["inner_batches"] == "next" else 1
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor:  # type: ignore[override]
+        """One outer step; the loss at the weights before it. ValueError without a closure."""
+        if closure is None:
+            raise ValueError("EntropySGD.step needs a closure: it takes the gradient at several points")
+        if self.param_groups[0]["inner_steps"]:
+            loss = self._walk(closure)
+        else:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._descend(group)
+            group["t"] += 1
+        return loss
+
+    def _walk(self, closure: Closure) -> Tensor:
+        """Walk by Langevin steps, return to the anchor, and leave the outer gradient in ``.grad``."""
+        groups, first = self.param_groups, self.param_groups[0]
+        gammas = [scoped(g["gamma"], g["scoping"], g["t"], g["inner_lr"]) for g in groups]
+        anchors = {p: p.clone() for g in groups for p in g["params"]}
+        means: dict[Tensor, Tensor] = {}
+        speeds: dict[Tensor, Tensor] = {}
+        losses: list[Tensor] = []
+        try:
+            for k in range(first["inner_steps"]):
+                with torch.enable_grad():
+                    losses.append(closure().detach())
+                draws = normals(groups, first["seed"], "entropy-sgd", first["t"], k)
+                for group, gamma in zip(groups, gammas):
+                    eta, inertia = group["inner_lr"], group["inner_momentum"]
+                    for p in group["params"]:
+                        normal = next(draws)
+                        if p.grad is None:
+                            continue
+                        means.setdefault(p, anchors[p].clone())
+                        ahead = p.grad
+                        if inertia:
+                            speeds[p] = inertia * speeds[p] + p.grad if p in speeds else p.grad.clone()
+                            ahead = p.grad.add(speeds[p], alpha=inertia)
+                        p.copy_(
+                            langevin_step(
+                                p, -ahead, anchors[p], step_size=eta, pull=eta * gamma, noise=group["noise"],
+                                normal=normal,
+                            )
+                        )  # fmt: skip
+                    moved = [p for p in group["params"] if p in means]
+                    share = group["alpha"] if group["average"] == "exponential" else 1 / (k + 1)
+                    torch._foreach_lerp_([means[p] for p in moved], moved, share)
+        finally:
+            for p, w in anchors.items():
+                p.copy_(w)
+        for group, gamma in zip(groups, gammas):
+            for p in group["params"]:
+                if p in means:
+                    p.grad = (p - means[p]).mul_(gamma if group["scale"] == "gamma" else 1.0)
+        return losses[0]
+
+    def _descend(self, group: dict[str, Any]) -> None:
+        # torch's own function, so that without inner steps the bits are torch.optim.SGD's on every device.
+        params = [p for p in group["params"] if p.grad is not None]
+        heavy = group["momentum"] != 0
+        buffers = [self.state[p].get("momentum_buffer") if heavy else None for p in params]
+        sgd(
+            params, [p.grad for p in params], buffers, weight_decay=group["weight_decay"], momentum=group["momentum"],
+            lr=group["lr"], dampening=0.0, nesterov=group["nesterov"], maximize=False,
+            has_sparse_grad=any(p.grad.is_sparse for p in params),
+        )  # fmt: skip
+        if heavy:
+            for p, buffer in zip(params, buffers):
+                self.state[p]["momentum_buffer"] = buffer
+
+
+def scoped(gamma: float, scoping: float, t: int, inner_lr: float) -> float:
+    """gamma (1 + scoping)^t, held at 1 / inner_lr."""
+    # The exponent is cut where math.exp would overflow; the hold has long taken over there.
+    grown = gamma * math.exp(min(700.0, t * math.log1p(scoping)))
+    return min(grown, max(gamma, 1 / inner_lr))
+
+
+def _check(group: dict[str, Any]) -> None:
+    """ValueError for settings out of range."""
+    for name in ("lr", "inner_lr", "alpha"):
+        check_number(name, group[name], 0, above=True)
+    for name in ("momentum", "inner_momentum", "weight_decay", "gamma", "scoping", "noise"):
+        check_number(name, group[name], 0)
+    for name in ("inner_steps", "seed"):
+        check_number(name, group[name], 0, whole=True)
+    for name in ("momentum", "inner_momentum"):
+        if group[name] >= 1:
+            raise ValueError(f"{name} must lie in [0, 1), got {group[name]}")
+    if group["alpha"] > 1:
+        raise ValueError(f"alpha must lie in (0, 1], got {group['alpha']}")
+    if not isinstance(group["nesterov"], bool):
+        raise ValueError(f"nesterov must be true or false, got {group['nesterov']!r}")
+    if group["nesterov"] and not group["momentum"]:
+        raise ValueError("nesterov needs a momentum above 0")
+    check_choice("average", group["average"], ("exponential", "ergodic"))
+    check_choice("scale", group["scale"], ("gamma", "none"))
+    check_choice("inner_batches", group["inner_batches"], ("same", "next"))
+    if group["inner_steps"] and group["scale"] == "gamma" and not group["gamma"]:
+        raise ValueError("gamma = 0 with scale 'gamma' never moves the weights: give a gamma, or scale 'none'")
+    if group["gamma"] * group["inner_lr"] > 1:
+        raise ValueError(
+            f"gamma * inner_lr must be at most 1, or a step pulls past the anchor,"
+            f" got {group['gamma']:g} * {group['inner_lr']:g}"
+        )

@@ -1,0 +1,416 @@
+"""`atent compare`: what may be compared, what is trained again and what is not, and how its figures are made."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import atent
+from atent import config, run
+from atent.cli import main
+from atent.train import compare as room
+from atent.train.compare import Cell, accuracy, caveat, measure, winner
+
+TINY = """
+[data]
+name = "digits"
+limit = 64
+test_limit = 40
+[model]
+name = "digits_cnn"
+[method]
+{method}
+[train]
+epochs = {epochs}
+batch_size = 64
+validate_limit = 20
+validate_attack = "PGD(steps=1)"
+device = "cpu"
+threads = 1
+[evaluate]
+attacks = ["PGD(steps=1)", "FGSM"]
+norm = "linf"
+eps = {eps}
+"""
+METHODS = {
+    "plain": 'name = "Standard"',
+    "pgd": 'name = "PGDAT"\nsteps = 1\nthreat = { norm = "linf", eps = 0.1 }',
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ATENT_DATA_ROOT", raising=False)
+    for name in METHODS:
+        recipe(name)
+    return tmp_path
+
+
+def recipe(name, method=None, epochs=1, eps=0.1, more=""):
+    text = TINY.format(method=METHODS[method or name], epochs=epochs, eps=eps)
+    Path(f"{name}.toml").write_text(text + more)
+
+
+def said(capsys, *args):
+    status = main(["compare", "plain.toml", "pgd.toml", "--quiet", *args])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def refused(capsys, *args, status=2):
+    """The one-line error of a command that must fail."""
+    got = main(["compare", *args])
+    _, err = capsys.readouterr()
+    assert got == status, err
+    assert len(err.strip().splitlines()) == 1, err
+    assert err.startswith("atent: ")
+    return err
+
+
+def times(path):
+    """When each file of the runs was written."""
+    return {p: p.stat().st_mtime_ns for p in path.glob("*-seed*/**/*") if p.is_file()}
+
+
+# ---- the whole path
+
+
+def test_compare_trains_once_and_reuses(here, capsys):
+    status, out, err = said(capsys, "--seeds", "2", "--jobs", "2")
+    assert status == 0, err
+    path = here / "runs" / "compare"
+    assert {p.name for p in path.iterdir() if p.is_dir()} == {f"{m}-seed{k}" for m in METHODS for k in (0, 1)}
+    assert all((path / f"{m}-seed{k}.log").stat().st_size for m in METHODS for k in (0, 1))
+    found = json.loads((path / "comparison.json").read_text())
+    assert [(r["recipe"], r["method"]) for r in found["rows"]] == [("plain", "Standard"), ("pgd", "PGDAT")]
+    assert found["seeds"] == [0, 1]
+    assert (found["data"]["name"], found["data"]["n"]) == ("digits", 40)
+    assert found["command"] == "atent compare plain.toml pgd.toml --quiet --seeds 2 --jobs 2"
+    assert found["provenance"]["version"] == atent.__version__
+    for row in found["rows"]:
+        assert list(row["attacks"]) == ["PGD-1", "FGSM"]
+        seeds = row["seeds"]
+        made = [json.loads((path / s["run"] / "evaluation.json").read_text()) for s in seeds]
+        assert [s["natural"] for s in seeds] == [m["natural"] for m in made]
+        assert [s["attacks"]["FGSM"] for s in seeds] == [m["attacks"]["FGSM"]["robust"] for m in made]
+        assert row["natural"]["mean"] == pytest.approx(sum(m["natural"]["k"] for m in made) / 80)
+        assert row["natural"]["low"] <= row["natural"]["mean"] <= row["natural"]["high"]
+        assert all(s["seconds_per_epoch"] > 0 and s["best_epoch"] == 1 for s in seeds)
+        assert all(s["memory_mb"] > 1 for s in seeds)
+        assert json.loads((path / seeds[1]["run"] / "config.json").read_text())["train"]["seed"] == 1
+    text = (path / "comparison.md").read_text()
+    for part in ("| plain (Standard) |", "FGSM (%)", "digits, 40 of", "2 seeds (0, 1)", "linf 0.1", "t-interval"):
+        assert part in text
+    for part in ("natural (%)", "s / epoch", "peak MiB", "result folder: runs/compare"):
+        assert part in out
+    assert room.caveat({}) in text
+    assert room.caveat({}) in out
+    assert (path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+    # The same again trains nothing; neither does a narrower machine or another place of the data.
+    before = times(path)
+    status, out, err = said(capsys, "--seeds", "2", "--data.root", ".", "--train.threads", "2")
+    assert status == 0, err
+    assert "4 runs, 4 finished before" in out
+    assert times(path) == before
+    assert not (here / "runs" / "compare-2").exists()
+
+    # Where the earlier comparison was named, other settings are refused; nothing was touched.
+    named = ["plain.toml", "pgd.toml", "--name", "compare", "--seeds", "2"]
+    err = refused(capsys, *named, "--optimizer.lr", "0.5")
+    assert "optimizer.lr" in err
+    assert "0.5" in err
+    assert "another --name" in err
+    assert "seed 1" in refused(capsys, *named, "--seeds", "1")
+    assert "no comparison" in refused(capsys, *named[:3], "plain-seed0", *named[4:], "--runs", str(path))
+    saved = run.read_json(path / "pgd-seed1" / "config.json")
+    saved["method"]["steps"] = 7
+    (path / "pgd-seed1" / "config.json").write_text(json.dumps(saved))
+    err = refused(capsys, *named)
+    assert "pgd-seed1 was trained with other settings (method.steps 7, not 1)" in err
+
+
+def test_compare_goes_on_after_an_interruption(here, capsys):
+    args = ["--seeds", "1", "--train.epochs", "50", "--name", "mine"]
+    path = here / "runs" / "mine"
+    state = path / "plain-seed0" / "last" / "state.pt"
+
+    def stop():
+        end = time.monotonic() + 120
+        while not state.exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    status, _, err = said(capsys, *args)
+    thread.join()
+    assert status == 1
+    assert len(err.strip().splitlines()) == 1
+    assert "0 of 2 runs finished" in err
+    assert "the same command again goes on" in err
+    done = len((path / "plain-seed0" / "metrics.jsonl").read_text().splitlines())
+    assert 1 <= done < 50
+    assert not (path / "comparison.json").exists()
+    torn = path / "plain-seed0" / "config.json"
+    before = torn.stat().st_mtime_ns
+
+    # A run that was killed before it had anything to go on from begins anew.
+    (path / "pgd-seed0").mkdir()
+    (path / "pgd-seed0" / ".config.1234.tmp.json").write_text("{")
+    status, out, err = said(capsys, *args)
+    assert status == 0, err
+    assert "2 runs, 1 started before" in out
+    assert torn.stat().st_mtime_ns == before
+    assert len((path / "plain-seed0" / "metrics.jsonl").read_text().splitlines()) == 50
+    assert "1 seed (0)" in out
+    assert "no standard deviation" in out
+    row = json.loads((path / "comparison.json").read_text())["rows"][0]
+    share = row["seeds"][0]["natural"]
+    assert row["natural"] == {"mean": share["value"], "sd": None, "low": share["low"], "high": share["high"]}
+    assert all(torch.isfinite(v).all() for v in atent.load(path / "plain-seed0").state_dict().values())
+
+
+@pytest.fixture
+def fake(here, monkeypatch):
+    """fake(script): what stands in the place of python for the runs."""
+
+    def use(script):
+        path = here / "python"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return use
+
+
+def test_a_failing_run_stops_the_others(here, capsys, fake):
+    fake(
+        'case "$*" in *pgd.toml*) sleep 0.5; echo "atent: the loss is not finite" >&2; exit 1;; *) exec sleep 60;; esac'
+    )
+    begun = time.perf_counter()
+    err = refused(capsys, "plain.toml", "pgd.toml", "--quiet", "--jobs", "2", status=1)
+    assert time.perf_counter() - begun < 30
+    assert "pgd-seed0 failed: the loss is not finite" in err
+    assert "pgd-seed0.log" in err
+    assert "goes on" in err
+    fake("kill -9 $$")
+    assert "was ended by SIGKILL" in refused(capsys, "plain.toml", "pgd.toml", "--quiet", status=1)
+    fake("exit 0")
+    assert "ended without a result" in refused(capsys, "plain.toml", "pgd.toml", "--quiet", status=1)
+
+
+def test_what_the_runs_are_told(here, capsys, fake, monkeypatch):
+    monkeypatch.setattr(room, "_cores", lambda: 7)
+    Path("pgd.toml").write_text(Path("pgd.toml").read_text().replace("threads = 1\n", ""))
+    fake('echo "$@"; sleep 0.5; exit 1')
+    refused(capsys, "plain.toml", "pgd.toml", "--first_seed", "4", "--jobs", "2", "--optimizer.lr", "1", status=1)
+    told = {m: (here / "runs" / "compare" / f"{m}-seed4.log").read_text().strip() for m in METHODS}
+    for name, text in told.items():
+        start = (
+            f"-m atent train {name}.toml --runs runs/compare --name {name}-seed4 --train.seed 4 --no_baseline --quiet"
+        )
+        assert text.startswith(start + " --optimizer.lr 1")
+    assert "--train.threads" not in told["plain"]
+    assert told["pgd"].endswith("--train.threads 3")
+
+
+def test_two_commands_do_not_share_a_folder(here, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    (here / "runs" / "mine").mkdir(parents=True)
+    handle = os.open(here / "runs" / "mine", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert "is at work in" in refused(capsys, "plain.toml", "pgd.toml", "--name", "mine")
+    os.close(handle)
+    assert list((here / "runs" / "mine").iterdir()) == []
+
+
+# ---- what may be compared
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        ([], ["two recipes"]),
+        (["plain.toml"], ["two recipes"]),
+        (["plain.toml", "plain.toml"], ["plain.toml is given twice"]),
+        (["plain.toml", "sub/plain.toml"], ["the same name"]),
+        (["plain.toml", "pgd.toml", "--seeds", "0"], ["seeds must be at least 1, got 0"]),
+        (["plain.toml", "pgd.toml", "--jobs", "0"], ["jobs must be at least 1, got 0"]),
+        (["plain.toml", "pgd.toml", "--first_seed", "-1"], ["first_seed must be at least 0"]),
+        (["plain.toml", "pgd.toml", "--seedz", "2"], ["--seedz", "did you mean '--seeds'"]),
+        (["plain.toml", "pgd.toml", "--train.epoch", "2"], ["plain.toml", "did you mean '--train.epochs'"]),
+        (["plain.toml", "pgd.toml", "--train.seed", "2"], ["--first_seed"]),
+        (["plain.toml", "pgd.toml", "--resume", "x"], ["--resume"]),
+        (["plain.toml", "pgd.toml", "--method.steps", "2"], ["plain.toml", "--method.steps"]),
+        (["plain.toml", "pgd.toml", "--evaluate.attacks", "PDG"], ["did you mean 'PGD'"]),
+        (["plain.toml", "pgd.toml", "--name", "a/b"], ["without slashes"]),
+        (["plain.toml", "pgdd.toml"], ["no recipe file pgdd.toml"]),
+    ],
+)
+def test_mistakes_are_one_line(here, capsys, args, parts):
+    Path("sub").mkdir()
+    recipe("sub/plain", "plain")
+    err = refused(capsys, *args)
+    for part in parts:
+        assert part in err
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"epochs": 3}, ["train.epochs (1 and 3)", "--train.epochs 1"]),
+        ({"eps": 0.2}, ["evaluate.eps (0.1 and 0.2)", "--evaluate.eps 0.1"]),
+        ({"more": "limit = 30\nseed = 2"}, ["evaluate.limit (1000 and 30), evaluate.seed (0 and 2)"]),
+    ],
+)
+def test_a_mismatch_names_field_values_and_mend(here, capsys, change, parts):
+    recipe("other", "pgd", **change)
+    err = refused(capsys, "plain.toml", "other.toml")
+    for part in ("recipes plain.toml and other.toml differ in ", *parts):
+        assert part in err
+    assert not (here / "runs").exists()
+
+
+def jobs(*args):
+    return config.parse_compare(list(args))[1]
+
+
+def test_agreement_is_of_settings_not_of_text(here):
+    pgd = Path("pgd.toml").read_text()
+    Path("a.toml").write_text(pgd.replace('"FGSM"', '"PGD( steps = 20 )", "FGSM"').replace("eps = 0.1\n", ""))
+    Path("b.toml").write_text(pgd.replace('"FGSM"', '"FGSM()", "PGD(steps=20)"').replace('norm = "linf"\n', ""))
+    room.agree(jobs("a.toml", "b.toml", "--data.augment", "flip"))
+    Path("c.toml").write_text(pgd.replace('"FGSM"', '"FGSM", "PGD(steps=20, eps=0.2)"'))
+    with pytest.raises(ValueError, match=r"'PGD\( steps = 20 \)' FGSM and 'PGD\(steps=1\)' FGSM 'PGD\(steps=20, eps"):
+        room.agree(jobs("a.toml", "c.toml"))
+    # The mend works, also where the first recipe lacks the value.
+    Path("d.toml").write_text(Path("plain.toml").read_text().replace('norm = "linf"\neps = 0.1\n', ""))
+    with pytest.raises(ValueError, match=r"by --evaluate.norm linf --evaluate.eps 0\.1$"):
+        room.agree(jobs("d.toml", "pgd.toml"))
+    room.agree(jobs("d.toml", "pgd.toml", "--evaluate.norm", "linf", "--evaluate.eps", "0.1"))
+
+
+def test_help_is_light():
+    code = "import sys; from atent.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "compare" in done.stdout
+
+
+def test_help_of_compare(capsys):
+    assert main(["compare", "--help"]) == 0
+    out = capsys.readouterr().out
+    for option in ("--seeds", "--first_seed", "--jobs", "--name"):
+        assert option in out
+
+
+# ---- the figures
+
+
+def test_measure_against_hand_numbers():
+    assert measure([3.0]) == Cell(3.0, None, None, None)
+    cell = measure([1.0, 2.0, 3.0])
+    assert (cell.mean, cell.sd) == (2.0, 1.0)
+    # t(2 degrees, 0.975) = 4.302653
+    assert cell.high - 2 == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert 2 - cell.low == pytest.approx(cell.high - 2)
+
+
+def shares(*counts, n=100):
+    return [run.share(k, n) for k in counts]
+
+
+def test_accuracy_takes_the_wider_interval_end_by_end():
+    one = accuracy(shares(80))
+    assert (one.mean, one.sd) == (0.8, None)
+    assert (one.low, one.high) == run.interval(80, 100)
+    # Equal seeds: the t-interval is a point, the counts' remain.
+    same = accuracy(shares(80, 80, 80))
+    assert (same.mean, same.sd) == (pytest.approx(0.8), pytest.approx(0))
+    assert (same.low, same.high) == run.interval(240, 300)
+    # Seeds far apart: the t-interval is the wider one, and ends at the box.
+    far = accuracy(shares(60, 80, 100))
+    assert far.sd == pytest.approx(0.2)
+    assert far.low == pytest.approx(0.8 - 4.302653 * 0.2 / 3**0.5, rel=1e-6)
+    assert far.high == 1.0
+    # Near the edge the two ends come from different intervals: t reaches to 0.98 + 0.0088 only.
+    low, high = run.interval(147, 150)
+    mixed = accuracy(shares(49, 49, 49, n=50))
+    assert (mixed.low, mixed.high) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ([(0.8, 0.9), (0.6, 0.7)], 0),
+        ([(0.6, 0.7), (0.1, 0.2), (0.8, 0.9)], 2),
+        ([(0.8, 0.9), (0.7, 0.85)], None),
+        ([(0.8, 0.9), (0.8, 0.9)], None),
+        ([(0.8, 0.9), (0.7, 0.8)], None),
+        ([(0.8, 0.9), (0.1, 0.2), (0.79, 0.81)], None),
+        ([(0.5, 1.0), (0.6, 0.7)], None),
+        ([(0.8, 0.8), (0.7, 0.79)], 0),
+    ],
+)
+def test_only_a_certain_best_is_marked(ends, expected):
+    assert winner([Cell((low + high) / 2, 0.1, low, high) for low, high in ends]) == expected
+
+
+def test_no_interval_no_mark():
+    assert winner([Cell(2.0, None, None, None), Cell(1.0, None, None, None)]) is None
+
+
+def made_up(*naturals):
+    """The content of comparison.json for rows with these cells, one attack, and no other interest."""
+    cells = [Cell(m, 0.01, low, high) for m, low, high in naturals]
+    best = winner(cells)
+    where = {"device": "cpu", "device_name": "a chip", "threads": 2, "commit": "abc", "dirty": False}
+    one = {"mean": 1.0, "sd": None, "low": None, "high": None}
+    rows = [
+        {
+            "recipe": f"r{i}", "method": "Standard", "threat": None, "natural": vars(cell), "worst": vars(cell),
+            "attacks": {"FGSM": vars(cell), "PGD-2": vars(cell)}, "seconds_per_epoch": one, "memory_mb": None,
+            "best_epoch": one, "seeds": [{"provenance": where}],
+            "best": {"natural": best == i, "worst": best == i, "attacks": {"FGSM": best == i, "PGD-2": False}},
+        }
+        for i, cell in enumerate(cells)
+    ]  # fmt: skip
+    return {
+        "command": "atent compare r0 r1", "data": {"name": "digits", "n": 40, "of": 500}, "model": "m", "epochs": 2,
+        "batch_size": 64, "seeds": [0, 1], "threats": ["linf 0.1"], "at_once": 2, "interval": room.INTERVAL,
+        "caveat": None, "rows": rows,
+    }  # fmt: skip
+
+
+def test_markdown_marks_the_certain_best_alone():
+    text = room.markdown(made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6)))
+    table = text.splitlines()
+    assert table[0] == (
+        "| recipe | natural (%) | FGSM (%) | PGD-2 (%) | worst of these (%) | s / epoch | peak MiB | best epoch |"
+    )
+    assert table[2] == (
+        "| r0 (Standard) | **90.0 +- 1.0** [88.0, 92.0] | **90.0 +- 1.0** [88.0, 92.0] | 90.0 +- 1.0 [88.0, 92.0]"
+        " | **90.0 +- 1.0** [88.0, 92.0] | 1.00 | - | 1.0 |"
+    )
+    assert "**" not in table[3]
+    for part in ("a chip (cpu, 2 threads), 2 runs at once", "Commit: abc", "2 epochs, batches of 64"):
+        assert part in text
+    assert "AutoAttack" not in text
+    assert "**" not in room.markdown(made_up((0.9, 0.88, 0.92), (0.89, 0.87, 0.91)))
+
+
+def test_the_caveat_goes_with_autoattack():
+    assert caveat({"FGSM": {"attack": "FGSM"}}) == (
+        "Not measured by AutoAttack: a stronger attack may lower these figures."
+    )
+    assert caveat({"a": {"attack": "FGSM"}, "AutoAttack": {"attack": "AutoAttack(version=plus)"}}) is None
