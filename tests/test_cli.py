@@ -141,6 +141,7 @@ def test_resume_from_the_command_line(here, capsys, monkeypatch):
     assert "atent train --resume runs/broken" in err
     assert Interrupted.__name__ not in err
     monkeypatch.undo()
+    monkeypatch.chdir(here)
     status, _, err = said(capsys, "train", "--resume", "runs/broken", "--quiet")
     assert status == 0, err
     a, b = (atent.load(here / "runs" / name).state_dict() for name in ("whole", "broken"))

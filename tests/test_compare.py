@@ -334,19 +334,19 @@ def test_accuracy_takes_the_wider_interval_end_by_end():
     one = accuracy(shares(80))
     assert (one.mean, one.sd) == (0.8, None)
     assert (one.low, one.high) == run.interval(80, 100)
-    # Equal seeds: the t-interval is a point, the counts' remain.
+    # Equal seeds: the t-interval is a point, and three looks at the same 100 images are worth one.
     same = accuracy(shares(80, 80, 80))
     assert (same.mean, same.sd) == (pytest.approx(0.8), pytest.approx(0))
-    assert (same.low, same.high) == run.interval(240, 300)
+    assert (same.low, same.high) == run.interval(80, 100)
     # Seeds far apart: the t-interval is the wider one, and ends at the box.
     far = accuracy(shares(60, 80, 100))
     assert far.sd == pytest.approx(0.2)
     assert far.low == pytest.approx(0.8 - 4.302653 * 0.2 / 3**0.5, rel=1e-6)
     assert far.high == 1.0
-    # Near the edge the two ends come from different intervals: t reaches to 0.98 + 0.0088 only.
-    low, high = run.interval(147, 150)
-    mixed = accuracy(shares(49, 49, 49, n=50))
-    assert (mixed.low, mixed.high) == (low, high)
+    # Near the edge the two ends come from different intervals: the counts' low one, t's high one is cut at 1.
+    mixed = accuracy(shares(50, 49, 48, n=50))
+    assert mixed.low == run.interval(49, 50)[0]
+    assert mixed.high == 1.0
 
 
 @pytest.mark.parametrize(
