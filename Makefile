@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: train test test-slow lint clean
 
 train: .venv/installed
-	$(BIN)/atent demo
+	$(BIN)/atent train digits-linf-atent --baseline
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
