@@ -145,12 +145,6 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
     from atent.train.compare import caveat
 
     first = next(iter(models.values()))
-    models = {
-        title: values
-        for name, found in models.items()
-        for title, values in ((name, found), (f"{name}, last epoch", found.get("last")))
-        if values
-    }
     where, attacks = first["data"], first["attacks"]
     threats = dict.fromkeys(show(Threat(**a["threat"])) for a in attacks.values())
     title = f"{where['name']}, {where['n']} of {where['of']} test images"
@@ -164,6 +158,11 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
     if len(attacks) > 1 and len(threats) == 1:
         table.add_row("worst of these", *(_share(found["worst"]) for found in models.values()), style="bold")
     Console().print(table)
+    for name, found in models.items():
+        last = found.get("last")
+        if last:
+            best, end = (f"epoch {e['epoch']} {100 * e['worst']['value']:.1f} %" for e in (found, last))
+            print(f"{name}, under the worst of these: best {best}, last {end}")
     note = caveat(attacks)
     if note:
         print(note)
