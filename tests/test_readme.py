@@ -1,11 +1,16 @@
 """The README says what is so: its recipes are all there, its example runs, its figures and files exist."""
 
+import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from atent import load
 from atent.config import read_recipe, recipe_names
+from atent.data import DataSettings
+from atent.data import load as load_data
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -42,3 +47,27 @@ def test_the_commands_parse():
     for _, _, *args in lines:
         job, options = parse_train(args)
         assert (job is None) == (options.resume is not None)
+
+
+def test_figures_are_those_of_the_results():
+    """What the README says of MNIST and of the step is what the commands wrote."""
+    found = json.loads((ROOT / "results/mnist-linf-atent-laptop/evaluation.json").read_text())
+    shares = [found["natural"], *(a["robust"] for a in found["attacks"].values())]
+    cells = [f"{100 * s['value']:.1f} % [{100 * s['low']:.1f}, {100 * s['high']:.1f}]" for s in shares]
+    assert f"| {' | '.join(cells)} |" in TEXT
+    assert f"First {found['data']['n']:,} test images" in TEXT
+    for result in json.loads((ROOT / "results/atent_step.json").read_text())["results"]:
+        ratios = [result["ratio_to_accumulated"][kind] for kind in ("authors", "inputs only")]
+        cells = [f"{r['median']:.2f} [{r['q10']:.2f}, {r['q90']:.2f}]" for r in ratios]
+        assert " | ".join(cells) in TEXT
+
+
+def test_the_kept_weights_load_and_classify():
+    """The float16 weights in results/ are a whole run folder; on real images where they are to be had."""
+    model = load(ROOT / "results/mnist-linf-atent-laptop")
+    assert sum(p.numel() for p in model.parameters()) == 312_202
+    if not os.environ.get("ATENT_DATA_ROOT") or not (Path(os.environ["ATENT_DATA_ROOT"]) / "mnist").is_dir():
+        pytest.skip("ATENT_DATA_ROOT holds no mnist")
+    part = load_data(DataSettings("mnist")).test.first(200)
+    x, y = part.batch(range(200))
+    assert (model(x).argmax(1) == y).double().mean() > 0.97
