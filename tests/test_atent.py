@@ -10,6 +10,7 @@ import numpy as np
 import oracle_atent as oracle
 import pytest
 import torch
+from kit import distance, gradient, stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -91,10 +92,6 @@ def batch(n=8, seed=5):
     return x, torch.randint(5, (n,), generator=rng)
 
 
-def stream(seed=11):
-    return torch.Generator().manual_seed(seed)
-
-
 @contextmanager
 def recorded(model):
     """The inputs that the model sees."""
@@ -104,15 +101,6 @@ def recorded(model):
         yield seen
     finally:
         handle.remove()
-
-
-def gradient(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-
-def distance(a, b):
-    """||a - b|| / ||b||."""
-    return float((a - b).norm() / b.norm())
 
 
 def compare(make, steps, variant="released", norm="l2", n=8, dropout="fresh", mode="train", iterates=1e-15, **given):

@@ -16,7 +16,7 @@ import atent
 from atent import config, run
 from atent.cli import main
 from atent.train import compare as room
-from atent.train.compare import Cell, accuracy, caveat, measure, winner
+from atent.train.comparison import INTERVAL, Cell, accuracy, caveat, markdown, measure, winner
 
 TINY = """
 [data]
@@ -387,13 +387,13 @@ def made_up(*naturals):
     ]  # fmt: skip
     return {
         "command": "atent compare r0 r1", "data": {"name": "digits", "n": 40, "of": 500}, "model": "m", "epochs": 2,
-        "batch_size": 64, "seeds": [0, 1], "threats": ["linf 0.1"], "at_once": 2, "interval": room.INTERVAL,
+        "batch_size": 64, "seeds": [0, 1], "threats": ["linf 0.1"], "at_once": 2, "interval": INTERVAL,
         "caveat": None, "rows": rows,
     }  # fmt: skip
 
 
 def test_markdown_marks_the_certain_best_alone():
-    text = room.markdown(made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6)))
+    text = markdown(made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6)))
     table = text.splitlines()
     assert table[0] == (
         "| recipe | natural (%) | FGSM (%) | PGD-2 (%) | worst of these (%) | s / epoch | peak MiB | best epoch |"
@@ -406,7 +406,7 @@ def test_markdown_marks_the_certain_best_alone():
     for part in ("a chip (cpu, 2 threads), 2 runs at once", "Commit: abc", "2 epochs, batches of 64"):
         assert part in text
     assert "AutoAttack" not in text
-    assert "**" not in room.markdown(made_up((0.9, 0.88, 0.92), (0.89, 0.87, 0.91)))
+    assert "**" not in markdown(made_up((0.9, 0.88, 0.92), (0.89, 0.87, 0.91)))
 
 
 def test_the_caveat_goes_with_autoattack():

@@ -9,15 +9,14 @@ import math
 
 import pytest
 import torch
+from kit import N, Syncs, batch, distance, gradient, network, stream
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from atent import Threat
 from atent.methods import METHODS, PGDAT, Method, Standard
 from atent.methods.base import correct, warm
 
-N, CLASSES = 8, 5
 EPS = {"l2": 0.8, "linf": 0.2}
 
 # What makes a method's draws vanish, so that a batch can be cut in two; absent: the method has no draws.
@@ -65,41 +64,6 @@ def defined(name, norm):
 CASES = [
     pytest.param(name, norm, id=f"{name}-{norm}") for name in METHODS for norm in ("linf", "l2") if defined(name, norm)
 ]
-
-
-def network(norm=False, dropout=0.0, seed=3):
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1),
-        nn.BatchNorm2d(6) if norm else nn.Identity(),
-        nn.ReLU(),
-        nn.Conv2d(6, 6, 3, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(24, CLASSES),
-    ).double()
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.rand(N, 1, 6, 6, dtype=torch.float64))
-    return model.train()
-
-
-def batch(n=N, seed=5):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 1, 6, 6, generator=rng, dtype=torch.float64), torch.randint(CLASSES, (n,), generator=rng)
-
-
-def stream(seed=11):
-    return torch.Generator().manual_seed(seed)
-
-
-def gradient(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-def distance(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def run(method, model, x, y, seed=11, grad=None, **given):
@@ -237,21 +201,6 @@ def test_backward_leaves_the_input_and_the_modes(name, norm):
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
     assert all(p.requires_grad for p in model.parameters())
-
-
-class Syncs(TorchDispatchMode):
-    """Counts the operations that make a GPU's host wait."""
-
-    WAIT = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in self.WAIT:
-            self.seen.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from kit import Syncs, distance, gradient, stream
+from kit import batch as _batch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from atent import Threat
 from atent.attacks.bisection import bisect
@@ -19,6 +20,10 @@ N, CLASSES, TRAIN, STEPS = 12, 4, 40, 4
 # Below some margins and above others, so that all three cases of the loss occur (asserted below).
 D_MAX = {"linf": 0.12, "l2": 0.45}
 EPS_MIN = {"linf": 0.03, "l2": 0.15}
+
+
+def batch(n=N, seed=5):
+    return _batch(n, seed, side=5, classes=CLASSES)
 
 
 def network(seed=3, dropout=0.0):
@@ -39,11 +44,6 @@ def network(seed=3, dropout=0.0):
     return model.train()
 
 
-def batch(n=N, seed=5):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 1, 5, 5, generator=rng, dtype=torch.float64), torch.randint(CLASSES, (n,), generator=rng)
-
-
 def make(norm, **given):
     return MMA(Threat(norm, D_MAX[norm]), **{"steps": STEPS, "eps_min": EPS_MIN[norm], **given})
 
@@ -57,18 +57,6 @@ def fresh(method, varied=True):
     if varied:
         state["eps"][IDS] = torch.linspace(method.resolved_eps_min, REACH * method.d_max, N, dtype=torch.float64)
     return state
-
-
-def stream(seed=11):
-    return torch.Generator().manual_seed(seed)
-
-
-def gradient(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-def distance(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 # -- the slow way
@@ -409,21 +397,6 @@ def test_makes_no_pass_more_than_it_needs(clean_weight, last):
     assert graphs == [True] * STEPS + [False] * 6 + [last == 2, True]
     assert modes == [False] * (STEPS + 6) + [True, True]
     assert len(back) == STEPS + last
-
-
-class Syncs(TorchDispatchMode):
-    """Counts the operations that make a GPU's host wait."""
-
-    WAIT = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in self.WAIT:
-            self.seen.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def test_nobody_waits_for_the_device():

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from kit import batch as _batch
+from kit import distance, gradient, stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,6 +18,10 @@ from atent.methods.standard import Standard
 
 N, CLASSES, EPS, STEPS = 7, 4, 0.8, 5
 THREAT = Threat("l2", EPS)
+
+
+def batch(n=N, seed=5):
+    return _batch(n, seed, side=5, classes=CLASSES)
 
 
 def network(seed=3, dropout=0.0):
@@ -33,23 +39,6 @@ def network(seed=3, dropout=0.0):
         step.step()
     step.zero_grad()
     return model.train()
-
-
-def batch(n=N, seed=5):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 1, 5, 5, generator=rng, dtype=torch.float64), torch.randint(CLASSES, (n,), generator=rng)
-
-
-def stream(seed=11):
-    return torch.Generator().manual_seed(seed)
-
-
-def gradient(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-def distance(a, b):
-    return float((a - b).norm() / b.norm())
 
 
 def run(method, model, x, y, **given):

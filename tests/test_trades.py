@@ -9,6 +9,8 @@ import math
 
 import pytest
 import torch
+from kit import N, batch, distance, gradient, stream
+from kit import network as _network
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,7 +21,6 @@ from atent.methods.standard import Standard
 from atent.methods.trades import TRADES
 from atent.methods.trades_smoothing import TRADESSmoothing
 
-N, CLASSES = 8, 5
 EPS = {"l2": 0.8, "linf": 0.2}
 SIGMA = 0.12
 
@@ -42,41 +43,6 @@ CASES = [
 KL_CASES = CASES[1:]
 
 
-def network(norm=True, dropout=0.0, seed=3):
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1),
-        nn.BatchNorm2d(6) if norm else nn.Identity(),
-        nn.ReLU(),
-        nn.Conv2d(6, 6, 3, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(24, CLASSES),
-    ).double()
-    with torch.no_grad():
-        for _ in range(3):
-            model(torch.rand(N, 1, 6, 6, dtype=torch.float64))
-    return model.train()
-
-
-def batch(n=N, seed=5):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 1, 6, 6, generator=rng, dtype=torch.float64), torch.randint(CLASSES, (n,), generator=rng)
-
-
-def stream(seed=11):
-    return torch.Generator().manual_seed(seed)
-
-
-def gradient(model):
-    return torch.cat([p.grad.flatten() for p in model.parameters()])
-
-
-def distance(a, b):
-    return float((a - b).norm() / b.norm())
-
-
 def run(method, model, x, y, seed=11, **given):
     """Metrics, the gradient and the buffers, on a copy of the model; dropout draws the same."""
     model = copy.deepcopy(model)
@@ -84,6 +50,10 @@ def run(method, model, x, y, seed=11, **given):
     torch.manual_seed(21)
     metrics = method.backward(model, x, y, rng=stream(seed), ids=torch.arange(len(x)), **given)
     return metrics, gradient(model), list(model.buffers())
+
+
+def network(norm=True, dropout=0.0, seed=3):
+    return _network(norm, dropout, seed)
 
 
 def same_buffers(ours, theirs):

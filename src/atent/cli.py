@@ -142,7 +142,7 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
 
     from atent.attacks.spec import show
     from atent.threat import Threat
-    from atent.train.compare import caveat
+    from atent.train.comparison import caveat
 
     first = next(iter(models.values()))
     where, attacks = first["data"], first["attacks"]
@@ -231,6 +231,7 @@ def compare(args: list[str]) -> int:
 
     options, jobs, overrides = config.parse_compare(args)
     from atent.train import compare as room
+    from atent.train.comparison import caption, layout
 
     seeds = tuple(range(options.first_seed, options.first_seed + options.seeds))
     plan = room.Plan(jobs, seeds, overrides, shlex.join(["atent", "compare", *args]))
@@ -242,7 +243,7 @@ def compare(args: list[str]) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    headings, rows = room.layout(found)
+    headings, rows = layout(found)
     table = Table()
     table.add_column("recipe")
     for heading in headings:
@@ -252,7 +253,7 @@ def compare(args: list[str]) -> int:
         table.add_row(name, *cells)
     print()
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    print("\n".join(room.caption(found)))
+    print("\n".join(caption(found)))
     print(f"\nresult folder: {path}")
     return 0
 

@@ -1,0 +1,162 @@
+"""The table of a comparison: means, spreads and intervals over seeds, and what may be called best."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from atent import run as folder
+
+FIGURE = "comparison.png"
+
+INTERVAL = (
+    "mean +- standard deviation over the seeds; in brackets 95 % intervals: of the t-interval over the seeds and the"
+    " exact binomial interval at the size of one test set, which all seeds share, the wider one at each end"
+)
+
+
+# ---- the numbers -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value over the seeds; with one seed no ``sd``, and no interval but an accuracy's."""
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+def measure(values: Sequence[float]) -> Cell:
+    """Mean, sample standard deviation (n - 1) and 95 % t-interval of one value per seed."""
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return Cell(mean, None, None, None)
+    from scipy.special import stdtrit
+
+    sd = statistics.stdev(values)
+    half = float(stdtrit(len(values) - 1, 0.975)) * sd / math.sqrt(len(values))
+    return Cell(mean, sd, mean - half, mean + half)
+
+
+def accuracy(shares: Sequence[Mapping[str, Any]]) -> Cell:
+    """The same of one share per seed; the interval is the wider, end by end, of the t- and the binomial one.
+
+    The seeds are judged on the same images: counts that agree over seeds tell no more of the test set than one of them,
+    so the binomial interval is that of the mean count at one seed's n.
+    """
+    cell = measure([share["value"] for share in shares])
+    n = min(share["n"] for share in shares)
+    low, high = folder.interval(round(cell.mean * n), n)
+    if cell.low is not None and cell.high is not None:
+        low, high = max(0.0, min(low, cell.low)), min(1.0, max(high, cell.high))
+    return replace(cell, low=low, high=high)
+
+
+def winner(cells: Sequence[Cell]) -> int | None:
+    """The row whose interval lies above every other row's, or None where there is none for certain."""
+    for i, cell in enumerate(cells):
+        others = [c.high for j, c in enumerate(cells) if j != i]
+        if cell.low is not None and all(high is not None and cell.low > high for high in others):
+            return i
+    return None
+
+
+def caveat(attacks: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """What must stand beside robust accuracies (the `attacks` of an evaluation) that no AutoAttack measured."""
+    if any(a["attack"].startswith("AutoAttack") for a in attacks.values()):
+        return None
+    return "Not measured by AutoAttack: a stronger attack may lower these figures."
+
+
+# ---- the table -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell as it is shown."""
+
+    text: str
+    interval: str = ""
+    best: bool = False
+
+
+def layout(found: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Entry]]]]:
+    """Headings, and for each recipe its entries, from the content of comparison.json."""
+    attacks = list(found["rows"][0]["attacks"])
+    # With one attack, or over several threats, there is no worst one that says more.
+    worst = len(attacks) > 1 and len(found["threats"]) == 1
+    shares = ["natural", *attacks, *(["worst of these"] if worst else [])]
+    headings = [*(f"{name} (%)" for name in shares), "s / epoch", "peak MiB", "best epoch"]
+    rows = []
+    for row in found["rows"]:
+        best = row["best"]
+        entries = [_entry(row["natural"], 100, best=best["natural"])]
+        entries += [_entry(row["attacks"][a], 100, best=best["attacks"][a]) for a in attacks]
+        if worst:
+            entries.append(_entry(row["worst"], 100, best=best["worst"]))
+        entries += [_entry(row["seconds_per_epoch"], digits=2), _entry(row["memory_mb"], digits=0)]
+        entries.append(_entry(row["best_epoch"]))
+        rows.append((f"{row['recipe']} ({row['method']})", entries))
+    return headings, rows
+
+
+def _entry(cell: dict[str, Any] | None, scale: float = 1, *, digits: int = 1, best: bool | None = None) -> Entry:
+    """``best`` is None where a column is no accuracy: no interval is shown there."""
+    if cell is None:
+        return Entry("-")
+    text = f"{scale * cell['mean']:.{digits}f}"
+    if cell["sd"] is not None:
+        text += f" +- {scale * cell['sd']:.{digits}f}"
+    if best is None:
+        return Entry(text)
+    return Entry(text, f"[{scale * cell['low']:.{digits}f}, {scale * cell['high']:.{digits}f}]", best)
+
+
+def caption(found: dict[str, Any]) -> list[str]:
+    """What the figures are of, line by line: sentences."""
+    data, seeds = found["data"], found["seeds"]
+    made = [seed["provenance"] for row in found["rows"] for seed in row["seeds"]]
+    machines = dict.fromkeys(f"{p['device_name']} ({p['device']}, {p['threads']} threads)" for p in made)
+    commits = dict.fromkeys(f"{p['commit'] or 'unknown'}{' with changes' if p['dirty'] else ''}" for p in made)
+    several = f", {found['at_once']} runs at once" if found["at_once"] > 1 else ""
+    lines = [
+        f"{data['name']}, {data['n']} of {data['of']} test images; {found['model']}, {found['epochs']} epochs, batches"
+        f" of {found['batch_size']}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))});"
+        f" judged under {', '.join(found['threats'])}.",
+        f"Figures: {found['interval']}. Bold: above the interval of every other row.",
+        f"Hardware: {'; '.join(machines)}{several}. Seconds: median over the epochs. Commit: {', '.join(commits)}.",
+    ]
+    return [*lines, found["caveat"]] if found["caveat"] else lines
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table and its caption."""
+    headings, rows = layout(found)
+    lines = ["| recipe | " + " | ".join(headings) + " |", "|---|" + "---:|" * len(headings)]
+    for name, entries in rows:
+        cells = [(f"**{e.text}**" if e.best else e.text) + (f" {e.interval}" if e.interval else "") for e in entries]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *caption(found), "", f"`{found['command']}`", ""])
+
+
+def draw(path: Path, found: dict[str, Any]) -> None:
+    """comparison.png: each accuracy with its interval, by recipe."""
+    from atent import plots
+
+    table = {
+        row["recipe"]: {
+            name: {"value": cell["mean"], "low": cell["low"], "high": cell["high"]}
+            for name, cell in {"natural": row["natural"], **row["attacks"]}.items()
+        }
+        for row in found["rows"]
+    }
+    data, seeds = found["data"], len(found["seeds"])
+    title = f"{data['name']}, {data['n']} test images, {', '.join(found['threats'])}"
+    title += f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
+    plots.save(plots.accuracies(table, title=title), path / FIGURE)

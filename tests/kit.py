@@ -1,0 +1,63 @@
+"""What the tests of the training methods share: small float64 networks, batches, streams and distances."""
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+N, CLASSES = 8, 5
+
+
+def network(norm=False, dropout=0.0, seed=3):
+    """A small convolutional network that has seen three batches, in train mode; ``norm`` gives it batch-norm."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(24, CLASSES),
+    ).double()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.rand(N, 1, 6, 6, dtype=torch.float64))
+    return model.train()
+
+
+def batch(n=N, seed=5, side=6, classes=CLASSES):
+    """Inputs in [0, 1] of shape (n, 1, side, side), and labels."""
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, 1, side, side, generator=rng, dtype=torch.float64)
+    return x, torch.randint(classes, (n,), generator=rng)
+
+
+def stream(seed=11):
+    """The generator of a step."""
+    return torch.Generator().manual_seed(seed)
+
+
+def gradient(model):
+    """The gradients of all parameters that have one, in one vector."""
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def distance(a, b):
+    """||a - b|| / ||b||."""
+    return float((a - b).norm() / b.norm())
+
+
+class Syncs(TorchDispatchMode):
+    """Counts the operations that make a GPU's host wait."""
+
+    WAIT = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.WAIT:
+            self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
