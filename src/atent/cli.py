@@ -245,7 +245,7 @@ def compare(args: list[str]) -> int:
 
     headings, rows = layout(found)
     table = Table()
-    table.add_column("recipe")
+    table.add_column("recipe", overflow="fold")
     for heading in headings:
         table.add_column(heading, justify="right")
     for name, entries in rows:

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 import re
+import sys
 import tomllib
 import typing
 from importlib import resources
@@ -303,7 +304,11 @@ def _switched(tables: dict[str, Any], args: list[str]) -> list[str]:
         raise UsageError(f"--method.name: {unknown('method', name, METHODS)}")
     known = {f.name for f in dataclasses.fields(METHODS[name])}
     old = tables["method"]
-    tables["method"] = {"name": name, **({k: v for k, v in old.items() if k in known} if name != old["name"] else old)}
+    if name != old["name"]:
+        dropped = [k for k in old if k not in known and k != "name"]
+        if dropped:
+            print(f"atent: {name} has no {', '.join(dropped)}: left out of the recipe's method", file=sys.stderr)
+        tables["method"] = {"name": name, **{k: v for k, v in old.items() if k in known}}
     return args[:at] + args[at + 2 :]
 
 
