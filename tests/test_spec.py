@@ -128,6 +128,7 @@ def test_labels():
     assert label(FGSM(LINF)) == "FGSM"
     assert label(PGD(LINF)) == "PGD-20"
     assert label(PGD(LINF, steps=40, restarts=5)) == "PGD-40 x 5"
+    assert label(PGD(LINF, steps=100, restarts=5, loss="margin")) == "PGD-100 x 5 margin"
     assert label(Langevin(LINF)) == "ATENT-20"
     attacks = [PGD(LINF), PGD(L2), FGSM(LINF)]
     named = labelled(attacks)

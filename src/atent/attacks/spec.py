@@ -76,10 +76,12 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
 
 
 def label(attack: Attack) -> str:
-    """A short name for tables: PGD-20, PGD-40 x 5 (restarts), ATENT-20 for Langevin, FGSM."""
+    """A short name for tables: PGD-20, PGD-40 x 5 (restarts), PGD-100 margin (loss), ATENT-20 for Langevin, FGSM."""
     name = {"Langevin": "ATENT"}.get(type(attack).__name__, type(attack).__name__)
     steps, restarts = getattr(attack, "steps", None), getattr(attack, "restarts", 1)
-    return name + (f"-{steps}" if steps else "") + (f" x {restarts}" if restarts > 1 else "")
+    loss = getattr(attack, "loss", "ce")
+    name += f"-{steps}" if steps else ""
+    return name + (f" x {restarts}" if restarts > 1 else "") + (f" {loss}" if loss != "ce" else "")
 
 
 def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
