@@ -56,6 +56,14 @@ def test_figures_are_those_of_the_results():
     cells = [f"{100 * s['value']:.1f} % [{100 * s['low']:.1f}, {100 * s['high']:.1f}]" for s in shares]
     assert f"| {' | '.join(cells)} |" in TEXT
     assert f"First {found['data']['n']:,} test images" in TEXT
+    harder = json.loads((ROOT / "results/mnist-linf-atent-laptop/evaluation-margin.json").read_text())
+    for share in (harder["worst"], *(a["robust"] for a in harder["attacks"].values())):
+        assert f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]" in TEXT
+    for name in ("mma", "pgdat"):
+        found = json.loads((ROOT / f"results/mma-digits-l2/{name}.json").read_text())
+        for share in (found["attacks"]["PGD-20"]["robust"], found["worst"]):
+            cell = f"{100 * share['value']:.1f} %[{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+            assert cell.replace(" ", "") in TEXT.replace(" ", "").replace("\n", "")
     for result in json.loads((ROOT / "results/atent_step.json").read_text())["results"]:
         ratios = [result["ratio_to_accumulated"][kind] for kind in ("authors", "inputs only")]
         cells = [f"{r['median']:.2f} [{r['q10']:.2f}, {r['q90']:.2f}]" for r in ratios]
