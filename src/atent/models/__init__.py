@@ -64,7 +64,10 @@ def build(
         raise ValueError(f"classes must be an integer of at least 2, got {classes!r}")
     shape = native_shape(name) if shape is None else tuple(shape)
     if len(shape) != 3 or not all(isinstance(side, Integral) and side > 0 for side in shape):
-        raise ValueError(f"shape must be three positive integers (c, h, w), got {shape}")
+        raise ValueError(
+            f"shape must be three positive integers (c, h, w), got {shape}: for inputs that are no images give your own"
+            " network, as module:function"
+        )
     settings = {}
     if dropout is not None:
         if not has_dropout(name):
