@@ -474,6 +474,26 @@ def test_bad_settings_are_refused_in_one_line(name, norm, setting, text):
     assert "\n" not in str(error.value)
 
 
+def test_a_budget_attack_needs_a_budget(conv_net, batch):
+    with pytest.raises(ValueError, match="FGSM needs a finite eps, got inf: only minimum-norm attacks"):
+        ATTACKS["FGSM"](Threat("linf", math.inf))(conv_net(), *batch(3))
+
+
+def test_gradients_are_averaged_over_draws(conv_net, batch):
+    from atent.attacks.base import Oracle
+    from atent.losses import cross_entropy
+
+    model, (x, y) = nn.Sequential(nn.Dropout(0.3), conv_net()).train(), batch(4)
+    counters = torch.zeros(2, 4, dtype=torch.int64)
+    torch.manual_seed(0)
+    grad, values = Oracle(model, *counters, check=True).averaging(5).gradient(x, y, cross_entropy)
+    torch.manual_seed(0)
+    single = [Oracle(model, *torch.zeros_like(counters), check=False).gradient(x, y, cross_entropy) for _ in range(5)]
+    assert torch.allclose(grad, sum(g for g, _ in single) / 5, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(values, sum(v for _, v in single) / 5, rtol=1e-12)
+    assert counters.tolist() == [[5] * 4] * 2
+
+
 def test_dlr_on_two_classes_names_the_mend(two_class):
     model, x, y, _ = two_class()
     with pytest.raises(ValueError, match="at least 3 classes, got 2: use the margin loss"):

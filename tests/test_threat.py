@@ -226,11 +226,12 @@ def test_fractions_and_numbers():
     assert radius("0.3") == 0.3
     assert radius(0) == 0.0
     assert isinstance(Threat("l2", 1).eps, float)
+    assert Threat("l2", "inf") == Threat("l2", math.inf)
     assert Threat("l2", 0.5).scaled(0.5) == Threat("l2", 0.25)
     assert Threat("linf", 1, (0, 2)).scaled(3).box == (0.0, 2.0)
 
 
-@pytest.mark.parametrize("eps", ["one", "1/0", "nan", "", "1e400", None, math.nan, math.inf, -0.1, "-1/255"])
+@pytest.mark.parametrize("eps", ["one", "1/0", "nan", "", "1e400", None, math.nan, -math.inf, -0.1, "-1/255"])
 def test_a_bad_radius_is_refused_in_one_line(eps):
     with pytest.raises(ValueError, match="eps") as error:
         Threat("linf", eps)

@@ -29,6 +29,7 @@ class Draws(Protocol):
         self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0
     ) -> Tensor: ...
     def take(self, index: Tensor) -> Draws: ...
+    def named(self, name: str) -> Draws: ...
 
 
 def philox(counter: Any, key: tuple[int, int]) -> Any:
@@ -102,6 +103,10 @@ class PerSample:
         """The streams of some of the samples."""
         return PerSample(self.seed, self.ids[index], self.attack)
 
+    def named(self, name: str) -> PerSample:
+        """Streams of their own for a part of the attack."""
+        return PerSample(self.seed, self.ids, f"{self.attack}/{name}")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -123,6 +128,10 @@ class Batch:
 
     def take(self, index: Tensor) -> Batch:
         """Itself: a batch stream has no samples."""
+        return self
+
+    def named(self, name: str) -> Batch:
+        """Itself: one stream serves all."""
         return self
 
 

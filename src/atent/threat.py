@@ -46,14 +46,15 @@ class Threat:
     norm: Norm
     """Norm of the perturbation: linf or l2."""
     eps: float | str
-    """Radius in pixel units; a fraction such as 8/255 is understood."""
+    """Radius in pixel units; a fraction such as 8/255 is understood. "inf": no limit, for minimum-norm attacks."""
     box: tuple[float, float] = (0.0, 1.0)
     """Smallest and largest legal value of an input coordinate."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(NORMS)}")
-        object.__setattr__(self, "eps", radius(self.eps))
+        endless = self.eps in ("inf", math.inf)
+        object.__setattr__(self, "eps", math.inf if endless else radius(self.eps))
         low, high = (float(v) for v in self.box)
         if not (low < high and math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"box must be (low, high), finite, with low < high, got {self.box}")

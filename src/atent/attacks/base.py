@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,18 +35,28 @@ class Outcome(NamedTuple):
 
 
 class Oracle:
-    """The model as an attack sees it: logits and input gradients, each pass counted per sample."""
+    """The model as an attack sees it: logits and input gradients, each pass counted per sample.
 
-    def __init__(self, model: nn.Module, forwards: Tensor, backwards: Tensor, *, check: bool) -> None:
-        self.model, self.check = model, check
+    ``draws`` above 1 averages every gradient over as many passes: expectation over transformation, for random models
+    (Athalye et al. 2018).
+    """
+
+    def __init__(self, model: nn.Module, forwards: Tensor, backwards: Tensor, *, check: bool, draws: int = 1) -> None:
+        self.model, self.check, self.draws = model, check, draws
         self.forwards, self.backwards = forwards, backwards
         self.rows: Tensor | None = None
 
     def take(self, rows: Tensor) -> Oracle:
         """The same model and the same counters, for some of the samples."""
-        part = Oracle(self.model, self.forwards, self.backwards, check=False)
+        part = Oracle(self.model, self.forwards, self.backwards, check=False, draws=self.draws)
         part.rows = rows if self.rows is None else self.rows[rows]
         return part
+
+    def averaging(self, draws: int) -> Oracle:
+        """The same model and counters, every gradient averaged over ``draws`` passes."""
+        same = Oracle(self.model, self.forwards, self.backwards, check=self.check, draws=draws)
+        same.rows = self.rows
+        return same
 
     def _count(self, counter: Tensor) -> None:
         if self.rows is None:
@@ -68,6 +78,13 @@ class Oracle:
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Input gradient of each sample's loss (the loss is summed over the batch), and the losses (n,)."""
+        grad, values = self._gradient(x, y, loss)
+        for _ in range(1, self.draws):
+            more, value = self._gradient(x, y, loss)
+            grad, values = grad + more, values + value
+        return (grad, values) if self.draws == 1 else (grad / self.draws, values / self.draws)
+
+    def _gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             values = loss(self._verified(self.model(x), y), y)
@@ -84,6 +101,12 @@ class Oracle:
 @dataclass(frozen=True)
 class Attack:
     """The contract of an attack; a concrete one has a ``threat`` field and a ``search`` method."""
+
+    minimum_norm: ClassVar[bool] = False
+    """The attack looks for the smallest change: ``search`` returns the smallest adversarial point that it found, x
+    where it found none, and the threat's eps may be infinite; x is returned where the norm exceeds eps."""
+    needs_gradient: ClassVar[bool] = True
+    """The attack differentiates the model."""
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
@@ -139,6 +162,10 @@ class Attack:
         threat: Threat = self.threat  # type: ignore[attr-defined]
         draws: Draws
         x = x.detach()
+        if not self.minimum_norm and math.isinf(float(threat.eps)):
+            raise ValueError(
+                f"{type(self).__name__} needs a finite eps, got inf: only minimum-norm attacks work without a budget"
+            )
         if rng is None:
             check_batch(x, y, threat.box)
             check_seed(seed)
@@ -155,7 +182,10 @@ class Attack:
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
         with guard(model, mode=mode, seed=inner):
             oracle = Oracle(model, *counters, check=rng is None)
-            x_adv = self.search(oracle, threat.clamp(x), y, draws).detach()
+            clean = threat.clamp(x)
+            x_adv = self.search(oracle, clean, y, draws).detach()
+            if self.minimum_norm:
+                x_adv = torch.where(per_sample(threat.contains(x_adv, clean), x), x_adv, clean)
             # The verdict is checked like the first pass: NaN logits would count as fooled.
             oracle.check = rng is None
             success = oracle.logits(x_adv, y).argmax(1) != y if verdict else torch.empty(0)
