@@ -108,6 +108,11 @@ class Attack:
     needs_gradient: ClassVar[bool] = True
     """The attack differentiates the model."""
 
+    @property
+    def passes(self) -> int:
+        """The most forwards and backwards together that one sample can cost, the verdict's forward included."""
+        raise TypeError(f"{type(self).__name__} is a contract: use one of the attacks in atent.attacks")
+
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
         raise TypeError(f"{type(self).__name__} is a contract: use one of the attacks in atent.attacks")
@@ -250,6 +255,11 @@ def worst_of(
         x_adv = x_adv.index_copy(0, rows, torch.where(per_sample(better, x), candidate, x_adv[rows]))
         best = best.index_copy(0, rows, torch.maximum(score, best[rows]))
     return x_adv
+
+
+def restarted(passes: int, restarts: int) -> int:
+    """Passes of a search of ``passes`` under `worst_of`, with the verdict's."""
+    return passes * restarts + (restarts if restarts > 1 else 0) + 1
 
 
 def check_batch(x: Tensor, y: Tensor, box: tuple[float, float]) -> None:

@@ -21,6 +21,10 @@ class FGSM(Attack):
 
     threat: Threat
 
+    @property
+    def passes(self) -> int:
+        return 3
+
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         threat, eps = self.threat, float(self.threat.eps)
         return ascend(

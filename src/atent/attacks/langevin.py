@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, check_choice, check_number, worst_of
+from atent.attacks.base import Attack, Oracle, ascend, check_choice, check_number, restarted, worst_of
 from atent.attacks.starts import Start, check_start, start
 from atent.losses import cross_entropy
 from atent.rng import Draws
@@ -175,6 +175,10 @@ class Langevin(Attack):
         """The resolved chain."""
         chain = sampler(self.threat, **{name: getattr(self, name) for name in SAMPLER_FIELDS})
         return replace(chain, projection="last") if chain.projection == "never" else chain
+
+    @property
+    def passes(self) -> int:
+        return restarted(2 * self.steps, self.restarts)
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         chain = self.sampler

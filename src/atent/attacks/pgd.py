@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, check_choice, check_number, worst_of
+from atent.attacks.base import Attack, Oracle, ascend, check_choice, check_number, restarted, worst_of
 from atent.attacks.starts import Start, check_start, start
 from atent.losses import LOSSES
 from atent.rng import Draws
@@ -51,6 +51,10 @@ class PGD(Attack):
     def resolved_step(self) -> float:
         """The step size in use."""
         return 2.5 * float(self.threat.eps) / self.steps if self.step_size is None else self.step_size
+
+    @property
+    def passes(self) -> int:
+        return restarted(2 * self.steps + (self.keep == "best"), self.restarts)
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         threat, step = self.threat, self.resolved_step
