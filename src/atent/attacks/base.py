@@ -88,14 +88,33 @@ class Oracle:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             values = loss(self._verified(self.model(x), y), y)
-            if not values.requires_grad:
-                raise ValueError(
-                    "the model has no gradient with respect to its input: a layer detaches or rounds it;"
-                    " use an attack that needs no gradients"
-                )
+            _check_graph(values)
             (grad,) = torch.autograd.grad(values.sum(), x)
         self._count(self.backwards)
         return grad, values.detach()
+
+    def jacobian(self, x: Tensor, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Input gradients (n, m, ...) of z_k - z_y for the ``classes`` k (n, m), and the logits (n, C).
+
+        One forward, and one backward per column of ``classes``.
+        """
+        grads, logits = self._jacobian(x, y, classes)
+        for _ in range(1, self.draws):
+            more, value = self._jacobian(x, y, classes)
+            grads, logits = grads + more, logits + value
+        return (grads, logits) if self.draws == 1 else (grads / self.draws, logits / self.draws)
+
+    def _jacobian(self, x: Tensor, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        grads = []
+        with torch.enable_grad():
+            logits = self._verified(self.model(x), y)
+            _check_graph(logits)
+            differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
+            for column in differences.unbind(1):
+                grads.append(torch.autograd.grad(column.sum(), x, retain_graph=len(grads) + 1 < classes.shape[1])[0])
+                self._count(self.backwards)
+        return torch.stack(grads, 1), logits.detach()
 
 
 @dataclass(frozen=True)
@@ -318,6 +337,14 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
     if logits.shape[1] > 1 and bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
         raise ValueError(
             "the model returns probabilities (each row is >= 0 and sums to 1): remove its softmax, attacks need logits"
+        )
+
+
+def _check_graph(values: Tensor) -> None:
+    if not values.requires_grad:
+        raise ValueError(
+            "the model has no gradient with respect to its input: a layer detaches or rounds it;"
+            " use an attack that needs no gradients"
         )
 
 
