@@ -549,6 +549,17 @@ def test_bad_settings_are_refused_in_one_line(bad):
     assert any(name in text.replace("step size", "step_size") for name in bad)
 
 
+def test_the_temperature_is_the_noise_squared():
+    method = ATENT(Threat("l2", 1.0), temperature=0.25, eps_warmup=0.5)
+    assert [method.chain(p).noise for p in (0.25, 1.0)] == [0.5, 0.5]
+    warming = ATENT(Threat("l2", 1.0), noise=0.5, eps_warmup=0.5)
+    assert all(method.chain(p) == warming.chain(p) for p in (0.25, 1.0))
+    with pytest.raises(ValueError, match=r"noise 0\.1 and temperature 0\.2 exclude each other"):
+        ATENT(Threat("l2", 1.0), noise=0.1, temperature=0.2)
+    with pytest.raises(ValueError, match="temperature must be at least 0, got -1"):
+        ATENT(Threat("l2", 1.0), temperature=-1.0)
+
+
 def test_both_noises_are_named():
     with pytest.raises(ValueError, match=r"noise 0\.577 and effective_noise 0\.12 exclude each other"):
         ATENT(Threat("l2", 1.0), noise=0.577, effective_noise=0.12)

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from atent.attacks import FGSM, PGD, Langevin, sampler
+from atent.attacks import FGSM, IFGS, PGD, Langevin, sampler
 from atent.attacks.starts import start
 from atent.losses import cross_entropy, margin
 from atent.rng import Batch, PerSample
@@ -47,6 +47,10 @@ def exact(norm, eps):
         "PGD margin": PGD(threat, steps=60, step_size=2 * eps, loss="margin", keep="best"),
         "PGD cube": PGD(threat, steps=60, step_size=2 * eps, start="cube"),
         "PGD zero": PGD(threat, steps=5, start="zero"),
+        "PGD gaussian": PGD(threat, steps=60, step_size=2 * eps, start="gaussian", start_noise=eps),
+        "PGD momentum": PGD(threat, steps=60, step_size=2 * eps, momentum=0.9),
+        "PGD momentum zero": PGD(threat, steps=5, step_size=eps / 5, momentum=1.0, start="zero"),
+        "IFGS": IFGS(threat, steps=5),
         "Langevin": Langevin(threat, steps=60, step_size=2 * eps, projection="every", **calm),
         "Langevin zero": Langevin(threat, steps=5, start="zero", **calm),
     }
@@ -71,6 +75,34 @@ def test_the_closed_form_worst_case_of_a_linear_model(norm, name, two_class):
     assert (x_adv - best).abs().max() <= 1e-6
 
 
+@NORM
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("begin", ["gaussian", "uniform"])
+def test_the_divergence_of_a_linear_model_is_greatest_at_either_end(norm, keep, begin, two_class):
+    # it grows with the distance of the logits from the clean ones, whichever way the start has set out
+    model, x, y, distance = two_class()
+    eps = float(distance[norm].median())
+    w = model.weight[1] - model.weight[0]
+    dual = w.abs().sum() if norm == "linf" else w.norm()
+    x_adv = PGD(Threat(norm, eps), steps=60, step_size=2 * eps, loss="kl", keep=keep, start=begin)(model, x, y)
+    with torch.no_grad():
+        moved = margin(model(x_adv), y) - margin(model(x), y)
+    assert (moved.abs() - eps * dual).abs().max() <= 1e-9
+    assert 0 < int((moved > 0).sum()) < len(moved)
+
+
+class Third(nn.Module):
+    """A third class that is never near, for losses that need three."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        z = self.body(x)
+        return torch.cat([z, torch.full_like(z[:, :1], -10.0)], 1)
+
+
 def usual(norm, eps):
     """Attacks as people run them: they need a little more than the exact distance."""
     threat = Threat(norm, eps)
@@ -81,6 +113,16 @@ def usual(norm, eps):
         "PGD": PGD(threat),
         "PGD restarts": PGD(threat, steps=30, restarts=2, start="cube", keep="best"),
         "PGD margin": PGD(threat, steps=20, loss="margin"),
+        "PGD dlr": PGD(threat, loss="dlr"),
+        # half the starts set out away from the boundary, and stay there
+        "PGD kl": PGD(threat, loss="kl", restarts=12),
+        "PGD kl gaussian": PGD(threat, loss="kl", start="gaussian", restarts=12),
+        **{
+            f"PGD {loss} momentum": PGD(threat, loss=loss, momentum=1.0, restarts=12 if loss == "kl" else 1)
+            for loss in ("ce", "margin", "dlr", "kl")
+        },
+        "MI-FGSM": PGD(threat, steps=10, step_size=eps / 10, momentum=1.0, start="zero"),
+        "IFGS": IFGS(threat),
         "Langevin": Langevin(threat, **calm),
         "Langevin published": Langevin(threat, variant="published", **calm, **unit),
     }
@@ -90,6 +132,7 @@ def usual(norm, eps):
 @pytest.mark.parametrize("name", list(usual("l2", 1.0)))
 def test_a_sample_flips_if_and_only_if_eps_exceeds_its_distance(norm, name, two_class):
     model, x, y, distance = two_class()
+    model = Third(model)
     for i, far in enumerate(distance[norm][:8].tolist()):
         for factor, flips in ((1.05, True), (0.95, False)):
             attack, one = usual(norm, factor * far)[name], slice(i, i + 1)
@@ -182,6 +225,107 @@ def test_pgd_moves_are_the_formula(norm, linear):
         step = g.sign() if norm == "linf" else g / g.norm(dim=1, keepdim=True)
         z = project(norm, z + 2.5 * eps / steps * step, x, eps).clamp(0, 1)
     assert (x_adv - z).abs().max() <= 1e-12
+
+
+@NORM
+@pytest.mark.parametrize("mu", [0.75, 1.0])
+def test_momentum_is_the_formula(norm, mu, linear):
+    net, x, y = linear
+    model, eps, steps = Recorded(net), 0.4, 6
+    x_adv = PGD(Threat(norm, eps), steps=steps, momentum=mu)(model, x, y, seed=9, ids=IDS)
+    plain = PGD(Threat(norm, eps), steps=steps)(net, x, y, seed=9, ids=IDS)
+    z, g = model.seen[0], torch.zeros_like(x)
+    for k in range(steps):
+        assert (model.seen[k] - z).abs().max() <= 1e-12
+        grad = softmax_gradient(net.weight.data, net.bias.data, z, y)
+        g = torch.stack([mu * g[i] + grad[i] / sum(abs(v) for v in grad[i]) for i in range(len(x))])
+        step = g.sign() if norm == "linf" else g / g.norm(dim=1, keepdim=True)
+        z = project(norm, z + 2.5 * eps / steps * step, x, eps).clamp(0, 1)
+    assert (x_adv - z).abs().max() <= 1e-12
+    assert (x_adv - plain).abs().max() > 0.01
+
+
+@NORM
+def test_momentum_begins_anew_at_each_start(norm, linear):
+    net, x, y = linear
+    model, eps, steps = Recorded(net), 0.05, 3
+    PGD(Threat(norm, eps), steps=steps, momentum=5.0, restarts=2)(model, x, y, seed=9, ids=IDS)
+    rows = margin(net(model.seen[steps]), y) <= 0
+    assert 3 < int(rows.sum()) < len(x)
+    first, second = model.seen[steps + 1 : steps + 3]
+    g = softmax_gradient(net.weight.data, net.bias.data, first, y[rows])
+    step = g.sign() if norm == "linf" else g / g.norm(dim=1, keepdim=True)
+    expected = project(norm, first + 2.5 * eps / steps * step, x[rows], eps).clamp(0, 1)
+    assert (second - expected).abs().max() <= 1e-12
+
+
+@NORM
+def test_momentum_is_blind_to_the_size_of_the_gradient(norm, linear):
+    net, x, y = linear
+    net, x, attack = net.float(), x.float(), PGD(Threat(norm, 0.4), steps=4, loss="margin", momentum=1.0)
+    expected = attack(net, x, y)
+    with torch.no_grad():
+        # down to where float32 loses its digits
+        for p in net.parameters():
+            p.mul_(2.0**-120)
+    assert (attack(net, x, y) - expected).abs().max() <= 1e-4
+
+
+@NORM
+@pytest.mark.parametrize("kind", ["uniform", "gaussian"])
+def test_the_divergence_is_climbed_by_the_formula(norm, kind, linear):
+    net, x, y = linear
+    model, eps, steps = Recorded(net), 0.4, 6
+    attack = PGD(
+        Threat(norm, eps), steps=steps, loss="kl", start=kind, **({"start_noise": 0.3} if kind != "uniform" else {})
+    )
+    x_adv = attack(model, x, y, seed=9, ids=IDS)
+    clean, *seen = model.seen
+    assert torch.equal(clean, x)
+    z = seen[0]
+    if kind == "gaussian":
+        assert torch.equal(z, x + 0.3 * PerSample(9, IDS, "PGD").normal(x, use="start"))
+        assert z.min() < 0
+        assert z.max() > 1
+    for k in range(steps):
+        assert (seen[k] - z).abs().max() <= 1e-12
+        # d KL(p || q) / d logits of q = q - p
+        p, q = (torch.softmax(v @ net.weight.data.T + net.bias.data, 1) for v in (x, z))
+        g = (q - p) @ net.weight.data
+        step = g.sign() if norm == "linf" else g / g.norm(dim=1, keepdim=True)
+        z = project(norm, z + 2.5 * eps / steps * step, x, eps).clamp(0, 1)
+    assert (x_adv - z).abs().max() <= 1e-12
+    assert torch.equal(attack(net, x, (y + 1) % 3, seed=9, ids=IDS), x_adv)  # no label is asked for
+
+
+@NORM
+def test_restarts_of_the_divergence_keep_each_samples_own_clean_answer(norm, conv_net, batch):
+    x, y = batch(40)
+    attack = PGD(Threat(norm, {"linf": 0.1, "l2": 0.7}[norm]), steps=3, loss="kl", restarts=3)
+    net = conv_net()
+    whole = attack.run(net, x, y)
+    assert 3 < int(whole.success.sum()) < 37
+    for i in range(0, 40, 7):
+        one = attack(net, x[i : i + 1], y[i : i + 1], ids=torch.tensor([i]))
+        assert (one - whole.x_adv[i : i + 1]).abs().max() <= 1e-9
+
+
+@NORM
+def test_ifgs_is_the_formula(norm, linear):
+    net, x, y = linear
+    model, eps = Recorded(net), 0.4
+    x_adv = IFGS(Threat(norm, eps), steps=6)(model, x, y)
+    z = x
+    assert len(model.seen) == 6
+    for seen in model.seen:
+        assert (seen - z).abs().max() <= 1e-12
+        g = softmax_gradient(net.weight.data, net.bias.data, z, y)
+        step = g.sign() if norm == "linf" else g / g.norm(dim=1, keepdim=True)
+        z = project(norm, z + 1.25 * eps / 6 * step, x, eps).clamp(0, 1)
+    assert (x_adv - z).abs().max() <= 1e-12
+    # one step of eps is FGSM
+    one = IFGS(Threat(norm, eps), steps=1, step_size=eps)(net, x, y)
+    assert torch.equal(one, FGSM(Threat(norm, eps))(net, x, y))
 
 
 class Peak(nn.Module):
@@ -290,6 +434,8 @@ def test_langevin_defaults():
     assert (published.pull, published.gradient) == (0.05 * 0.2, "raw")
     assert sampler(Threat("linf", 1.0), variant="published").projection == "every"
     assert sampler(Threat("l2", 1.0), step_size=0.02175, effective_noise=0.1203).noise == pytest.approx(0.577, abs=3e-4)
+    assert sampler(Threat("l2", 1.0), temperature=0.25).noise == 0.5
+    assert sampler(Threat("l2", 1.0), temperature=0.0).noise == 0.0
     # as an attack it projects, whatever the variant
     assert Langevin(Threat("l2", 1.0)).sampler.projection == "last"
 
@@ -329,7 +475,9 @@ def test_a_zero_gradient_moves_nothing_and_makes_no_nan(norm, dtype):
     assert torch.equal(FGSM(threat)(Flat(), x, y), x)
     assert torch.equal(PGD(threat, start="zero")(Flat(), x, y), x)
     assert torch.equal(Langevin(threat, start="zero", noise=0.0)(Flat(), x, y), x)
-    for loss in ("ce", "margin", "dlr"):
+    assert torch.equal(IFGS(threat)(Flat(), x, y), x)
+    assert torch.equal(PGD(threat, start="zero", momentum=1.0)(Flat(), x, y), x)
+    for loss in ("ce", "margin", "dlr", "kl"):
         assert torch.isfinite(PGD(threat, loss=loss)(Flat(), x, y)).all()
     assert torch.isfinite(Langevin(threat, noise=1.0)(Flat(), x, y)).all()
 

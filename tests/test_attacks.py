@@ -28,13 +28,19 @@ SETTINGS = {
         {"steps": 3, "restarts": 3},
         {"steps": 4, "keep": "best", "loss": "margin", "restarts": 2},
         {"steps": 3, "loss": "dlr", "step_size": 0.02, "keep": "best"},
+        {"steps": 3, "loss": "kl"},
+        {"steps": 3, "loss": "kl", "start": "gaussian", "start_noise": 0.01, "restarts": 3, "keep": "best"},
+        {"steps": 4, "momentum": 1.0, "start": "zero"},
+        {"steps": 4, "momentum": 0.7, "loss": "kl", "restarts": 2},
     ],
+    "IFGS": lambda norm: [{"steps": 3, "step_size": 0.05}],
     "Langevin": lambda norm: [
         *starts(norm, steps=3),
         {"steps": 3, "variant": "published"},
         {"steps": 3, "variant": "published", "step_size": 0.05, "gamma": 2.0, "noise": 0.2},
         {"steps": 3, "projection": "every", "effective_noise": 0.1, "restarts": 3},
         {"steps": 3, "gradient": "raw", "pull": "scaled", "step_size": 0.5, "noise": 0.5},
+        {"steps": 3, "temperature": 0.04},
     ],
 }
 # Cheaper settings than the defaults, for attacks whose own would take minutes here.
@@ -42,7 +48,13 @@ QUICK = {}
 # The fewest classes that an attack works with, where that is more than 2.
 CLASSES = {}
 # No draws at all: the seed does not matter.
-PLAIN = [("FGSM", {}), ("PGD", {"start": "zero", "steps": 3})]
+PLAIN = [
+    ("FGSM", {}),
+    ("IFGS", {}),
+    ("IFGS", {"steps": 3, "step_size": 0.05}),
+    ("PGD", {"start": "zero", "steps": 3}),
+    ("PGD", {"steps": 4, "momentum": 1.0, "start": "zero"}),
+]
 
 # The norms of an attack, where not both.
 ONLY = {}
@@ -284,9 +296,10 @@ def test_passes_are_counted_exactly(name, norm, setting):
     n, d, eps = 10, 9, 0.004
     x = torch.rand(n, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     x[:, 0] = (torch.arange(n) + 0.5) / n
-    if "noise" in setting or "effective_noise" in setting:
+    if {"noise", "effective_noise", "temperature"} & setting.keys():
         setting = {**setting, "noise": 1e-3, "step_size": 1e-3}
         setting.pop("effective_noise", None)
+        setting.pop("temperature", None)
     model = Counted(n, d)
     y = model(x).argmax(1)
     y[[1, 4, 5]] = (y[[1, 4, 5]] + 1) % 4  # these fall at once, the others stand
@@ -307,6 +320,11 @@ KNOWN_PASSES = [
     ("FGSM", {}, 1, 1),
     ("PGD", {"steps": 7}, 7, 7),
     ("PGD", {"steps": 7, "keep": "best"}, 8, 7),
+    ("IFGS", {"steps": 7}, 7, 7),
+    # the clean logits are asked for once
+    ("PGD", {"steps": 7, "loss": "kl"}, 8, 7),
+    ("PGD", {"steps": 7, "loss": "kl", "restarts": 3}, 25, 21),
+    ("PGD", {"steps": 7, "momentum": 1.0}, 7, 7),
     ("Langevin", {"steps": 7}, 7, 7),
     # each restart is judged by one more forward
     ("PGD", {"steps": 7, "restarts": 3}, 24, 21),
@@ -465,6 +483,13 @@ BAD_SETTINGS = [
     ("PGD", "l2", {"start": "corner"}, r"start \(for l2\) 'corner' is not known"),
     ("PGD", "l2", {"loss": "cw"}, "loss 'cw' is not known: use one of ce, margin, dlr"),
     ("PGD", "l2", {"keep": "first"}, "keep 'first' is not known"),
+    ("PGD", "l2", {"loss": "kl", "start": "zero"}, "loss 'kl' is at its minimum at x, .* use start 'uniform'"),
+    ("PGD", "linf", {"momentum": -0.5}, "momentum must be at least 0, got -0.5"),
+    ("PGD", "linf", {"momentum": math.inf}, "momentum must be at least 0, got inf"),
+    ("PGD", "linf", {"start": "gaussian", "start_noise": 0.0}, "start_noise must be above 0, got 0"),
+    ("PGD", "linf", {"start_noise": 0.1}, "start_noise is for start 'gaussian', got start 'uniform': leave"),
+    ("IFGS", "linf", {"steps": 0}, "steps must be at least 1, got 0"),
+    ("IFGS", "l2", {"step_size": math.nan}, "step_size must be at least 0, got nan"),
     ("Langevin", "l2", {"projection": "never"}, "an attack must end in the ball"),
     ("Langevin", "l2", {"projection": "often"}, "projection 'often' is not known"),
     ("Langevin", "l2", {"variant": "mine"}, "variant 'mine' is not known: use one of released, published"),
@@ -478,6 +503,9 @@ BAD_SETTINGS = [
     ("Langevin", "l2", {"gamma": -1.0}, "gamma must be at least 0, got -1"),
     ("Langevin", "l2", {"step_size": math.inf}, "step_size must be at least 0, got inf"),
     ("Langevin", "l2", {"noise": 0.1, "effective_noise": 0.2}, "noise 0.1 and effective_noise 0.2 exclude"),
+    ("Langevin", "l2", {"noise": 0.1, "temperature": 0.2}, "noise 0.1 and temperature 0.2 exclude each other"),
+    ("Langevin", "l2", {"effective_noise": 0.1, "temperature": 0.2}, "effective_noise 0.1 and temperature 0.2 exclude"),
+    ("Langevin", "l2", {"temperature": -1.0}, "temperature must be at least 0, got -1"),
     ("Langevin", "l2", {"effective_noise": 0.1, "step_size": 0.0}, "needs a step size above 0, got 0"),
     ("Langevin", "l2", {"gamma": 2.5}, "a pull of 2.5 per step makes the chain diverge"),
 ]

@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 
-from atent.attacks import ATTACKS, FGSM, PGD, Langevin
+from atent.attacks import ATTACKS, FGSM, IFGS, PGD, Langevin
 from atent.attacks.spec import label, labelled, parse, spell
 from atent.threat import NORMS, Threat
 
@@ -13,9 +13,12 @@ SPOKEN = {
     "FGSM": [{}],
     "PGD": [
         {}, {"steps": 40, "step_size": 0.01, "restarts": 5}, {"loss": "dlr", "keep": "best", "start": "cube"},
+        {"loss": "kl", "start": "gaussian", "start_noise": 0.01}, {"momentum": 0.75},
     ],
+    "IFGS": [{}, {"steps": 3, "step_size": 0.01}],
     "Langevin": [
         {}, {"variant": "published", "noise": 1e-9, "gamma": 0.0}, {"effective_noise": 0.12, "steps": 7},
+        {"temperature": 0.25},
         {"projection": "every", "gradient": "raw", "pull": "scaled", "start": "zero", "restarts": 2},
     ],
 }  # fmt: skip
@@ -129,6 +132,9 @@ def test_labels():
     assert label(PGD(LINF)) == "PGD-20"
     assert label(PGD(LINF, steps=40, restarts=5)) == "PGD-40 x 5"
     assert label(PGD(LINF, steps=100, restarts=5, loss="margin")) == "PGD-100 x 5 margin"
+    assert label(PGD(LINF, loss="kl")) == "PGD-20 kl"
+    assert label(PGD(LINF, momentum=0.75, restarts=2, loss="margin")) == "PGD-20 x 2 margin momentum 0.75"
+    assert label(IFGS(LINF)) == "IFGS-10"
     assert label(Langevin(LINF)) == "ATENT-20"
     attacks = [PGD(LINF), PGD(L2), FGSM(LINF)]
     named = labelled(attacks)

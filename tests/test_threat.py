@@ -207,6 +207,9 @@ def test_ascent_of_a_zero_gradient_is_zero(norm):
     step = Threat(norm, 1.0).ascent(grad)
     assert step.tolist() == [[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     assert torch.equal(unit(torch.zeros(2, 3)), torch.zeros(2, 3))
+    for scale in (1e-40, 1.0, 1e38):
+        g = torch.tensor([[0.5, -0.25, 0.25], [0.0, 1.0, 0.0]]) * scale
+        torch.testing.assert_close(unit(g, 1), torch.tensor([[0.5, -0.25, 0.25], [0.0, 1.0, 0.0]]), rtol=1e-4, atol=0)
 
 
 def test_distance_is_measured_in_float64():

@@ -112,10 +112,10 @@ class Threat:
         return inside & (self.distance(x_adv, x) <= limit)
 
 
-def unit(grad: Tensor) -> Tensor:
-    """g / ||g||_2 per sample, zero where g is zero. Scaled by the largest entry, so tiny gradients survive."""
+def unit(grad: Tensor, order: float = 2) -> Tensor:
+    """g / ||g||_order per sample, zero where g is zero. Scaled by the largest entry, so tiny gradients survive."""
     flat = grad.flatten(1)
     largest = flat.abs().amax(1, keepdim=True)
     scaled = flat / torch.where(largest > 0, largest, torch.ones_like(largest))
-    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(scaled, order, dim=1, keepdim=True)
     return (scaled / norm.clamp_min(torch.finfo(grad.dtype).tiny)).view_as(grad)

@@ -2,10 +2,11 @@
 
 from atent.attacks.base import Attack, Outcome
 from atent.attacks.fgsm import FGSM
+from atent.attacks.ifgs import IFGS
 from atent.attacks.langevin import Langevin, Sampler, sampler
 from atent.attacks.pgd import PGD
 
-ATTACKS: dict[str, type[Attack]] = {"FGSM": FGSM, "PGD": PGD, "Langevin": Langevin}
+ATTACKS: dict[str, type[Attack]] = {"FGSM": FGSM, "IFGS": IFGS, "PGD": PGD, "Langevin": Langevin}
 """Name -> class; recipes, the command line and the contract tests read it."""
 
-__all__ = ["ATTACKS", "FGSM", "PGD", "Attack", "Langevin", "Outcome", "Sampler", "sampler"]
+__all__ = ["ATTACKS", "FGSM", "IFGS", "PGD", "Attack", "Langevin", "Outcome", "Sampler", "sampler"]

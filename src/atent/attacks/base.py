@@ -252,14 +252,18 @@ def ascend(
 
 def worst_of(
     restarts: int,
-    once: Callable[[Oracle, Tensor, Tensor, Draws, int], Tensor],
+    once: Callable[..., Tensor],
     oracle: Oracle,
     x: Tensor,
     y: Tensor,
     draws: Draws,
+    *more: Tensor,
 ) -> Tensor:
-    """Repeat a search on the samples that still stand; per sample the result with the largest margin wins."""
-    x_adv = once(oracle, x, y, draws, 0)
+    """Repeat a search on the samples that still stand; per sample the result with the largest margin wins.
+
+    A search is ``once(oracle, x, y, draws, restart, *more)``; ``more`` are further tensors of one row per sample.
+    """
+    x_adv = once(oracle, x, y, draws, 0, *more)
     if restarts == 1:
         return x_adv
     best = margin(oracle.logits(x_adv, y), y)
@@ -268,7 +272,7 @@ def worst_of(
         if not len(rows):
             break
         part = oracle.take(rows)
-        candidate = once(part, x[rows], y[rows], draws.take(rows), restart)
+        candidate = once(part, x[rows], y[rows], draws.take(rows), restart, *(t[rows] for t in more))
         score = margin(part.logits(candidate, y[rows]), y[rows])
         better = score > best[rows]
         x_adv = x_adv.index_copy(0, rows, torch.where(per_sample(better, x), candidate, x_adv[rows]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -77,6 +78,7 @@ def sampler(
     gamma: float | None = None,
     noise: float | None = None,
     effective_noise: float | None = None,
+    temperature: float | None = None,
     start: Start | None = None,
     projection: Projection | None = None,
     gradient: Gradient | None = None,
@@ -91,8 +93,9 @@ def sampler(
     every step. Every variant clamps to the box after each step.
 
     Defaults: step size 2 eps / steps (l2, supplement A.2) or 2.5 eps / steps (linf), gamma 0.05 (l2) or 0 (linf),
-    noise 1e-3. ``effective_noise`` is sqrt(2 step_size) * noise and excludes ``noise``. ValueError for values out of
-    range, or for a start or a projection that the norm does not know.
+    noise 1e-3. In the place of ``noise``, ``effective_noise`` gives sqrt(2 step_size) * noise, or ``temperature``
+    gives noise^2. ValueError for more than one of the three, for values out of range, or for a start or a projection
+    that the norm does not know.
     """
     check_choice("variant", variant, ("released", "published"))
     check_number("steps", steps, 1, whole=True)
@@ -111,11 +114,16 @@ def sampler(
     if gamma is None:
         gamma = 0.05 if threat.norm == "l2" else 0.0
     check_number("gamma", gamma, 0)
-    if noise is not None and effective_noise is not None:
+    levels = {"noise": noise, "effective_noise": effective_noise, "temperature": temperature}
+    given = [f"{name} {value}" for name, value in levels.items() if value is not None]
+    if len(given) > 1:
         raise ValueError(
-            f"noise {noise:g} and effective_noise {effective_noise:g} exclude each other: give one of them"
-            " (effective_noise = sqrt(2 step_size) * noise)"
+            f"{' and '.join(given)} exclude each other: give one of them"
+            " (effective_noise = sqrt(2 step_size) * noise, temperature = noise^2)"
         )
+    if temperature is not None:
+        check_number("temperature", temperature, 0)
+        noise = math.sqrt(temperature)
     if effective_noise is not None:
         check_number("effective_noise", effective_noise, 0)
         noise = noise_for(step_size, effective_noise)
@@ -130,7 +138,7 @@ def sampler(
 
 
 SAMPLER_FIELDS = (
-    "variant", "steps", "step_size", "gamma", "noise", "effective_noise",
+    "variant", "steps", "step_size", "gamma", "noise", "effective_noise", "temperature",
     "start", "projection", "gradient", "pull",
 )  # fmt: skip
 """The keywords of `sampler`, which the attack and the method have as fields."""
@@ -155,6 +163,8 @@ class Langevin(Attack):
     """Thermal noise, the square root of the temperature; left out: 1e-3."""
     effective_noise: float | None = None
     """sqrt(2 step_size) * noise, instead of noise."""
+    temperature: float | None = None
+    """T = noise^2 of exp(loss / T), instead of noise."""
     variant: Variant = "released"
     """released (the authors' code) or published (the paper's Eq. 7)."""
     start: Start | None = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from atent.attacks.base import Attack, Oracle, ascend, check_choice, check_number, restarted, worst_of
-from atent.attacks.starts import Start, check_start, start
-from atent.losses import LOSSES
+from atent.attacks.starts import ALLOWED, Start, start
+from atent.losses import LOSSES, kl
 from atent.rng import Draws
-from atent.threat import Threat
+from atent.threat import Threat, unit
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,15 @@ class PGD(Attack):
     """x <- project(x + step_size * ascent(g)), Madry et al. 2018; steepest ascent is the sign (linf) or the unit
     gradient (l2).
 
-    All starts but ``cube`` are clamped to the box; ``cube`` takes its first gradient where it falls, outside the
-    l2 ball and perhaps the box, as the published l2 evaluation of ATENT does. ``steps`` forwards and backwards per
-    restart; with more than one restart, only samples that still stand go on.
+    The starts ``cube`` and ``gaussian`` take their first gradient where they fall, perhaps outside the ball and the
+    box: cube, x + U(-eps, eps)^d, as the published l2 evaluation of ATENT does, and gaussian, x + start_noise N(0, I),
+    as TRADES does. All others are clamped to the box. ``steps`` forwards and backwards per restart; with more than one
+    restart, only samples that still stand go on.
+
+    ``loss="kl"`` climbs KL(softmax(f(x)) || softmax(f(x'))), the inner maximum of TRADES (Zhang et al. 2019): it knows
+    no labels, and asks for the clean logits once, one forward more. With ``momentum`` mu above 0 the direction is that
+    of the running sum g <- mu g + grad / ||grad||_1, per sample, from g = 0 at each start (MI-FGSM, Dong et al. 2018,
+    Eq. 6, who begin at x and take mu = 1 and steps of eps / steps).
     """
 
     threat: Threat
@@ -31,21 +38,32 @@ class PGD(Attack):
     """Length of a step in pixel units; left out: 2.5 eps / steps."""
     restarts: int = 1
     """Number of starts; the worst result counts."""
-    start: Start = "uniform"
-    """zero, uniform, corner (linf), sphere (l2) or cube."""
-    loss: Literal["ce", "margin", "dlr"] = "ce"
-    """Loss to climb: cross-entropy, margin or difference of logits ratio."""
+    start: Start | Literal["gaussian"] = "uniform"
+    """zero, uniform, corner (linf), sphere (l2), cube or gaussian."""
+    loss: Literal["ce", "margin", "dlr", "kl"] = "ce"
+    """Loss to climb: cross-entropy, margin, difference of logits ratio, or divergence from the clean answer."""
     keep: Literal["last", "best"] = "last"
     """Which iterate to return: the last, or the one with the highest loss (one forward more)."""
+    momentum: float = 0.0
+    """mu: share of the past gradients that each step keeps; 0: none."""
+    start_noise: float = 0.001
+    """Standard deviation of the gaussian start in pixel units, above 0."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
         check_number("restarts", self.restarts, 1, whole=True)
         if self.step_size is not None:
             check_number("step_size", self.step_size, 0)
-        check_start(self.threat, self.start)
-        check_choice("loss", self.loss, tuple(LOSSES))
+        check_choice(f"start (for {self.threat.norm})", self.start, (*ALLOWED[self.threat.norm], "gaussian"))
+        check_choice("loss", self.loss, (*LOSSES, "kl"))
         check_choice("keep", self.keep, ("last", "best"))
+        check_number("momentum", self.momentum, 0)
+        check_number("start_noise", self.start_noise, 0, above=True)
+        if self.start != "gaussian" and self.start_noise != PGD.start_noise:
+            raise ValueError(f"start_noise is for start 'gaussian', got start {self.start!r}: leave start_noise out")
+        if self.loss == "kl" and self.start == "zero":
+            # The gradient there is rounding, and its sign a full step of it.
+            raise ValueError("loss 'kl' is at its minimum at x, where start 'zero' begins: use start 'uniform'")
 
     @property
     def resolved_step(self) -> float:
@@ -54,21 +72,34 @@ class PGD(Attack):
 
     @property
     def passes(self) -> int:
-        return restarted(2 * self.steps + (self.keep == "best"), self.restarts)
+        return restarted(2 * self.steps + (self.keep == "best"), self.restarts) + (self.loss == "kl")
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         threat, step = self.threat, self.resolved_step
+        reference = (oracle.logits(x, y),) if self.loss == "kl" else ()
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int) -> Tensor:
-            begin = start(threat, self.start, x, draws, restart)
+        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int, *clean: Tensor) -> Tensor:
+            if self.start == "gaussian":
+                begin = x + self.start_noise * draws.normal(x, use="start", restart=restart)
+            else:
+                begin = start(threat, self.start, x, draws, restart)
+                begin = begin if self.start == "cube" else threat.clamp(begin)
+            past = torch.zeros_like(x)
+
+            def move(z: Tensor, grad: Tensor, k: int) -> Tensor:
+                nonlocal past
+                if self.momentum:
+                    grad = past = self.momentum * past + unit(grad, 1)
+                return threat.project(z + step * threat.ascent(grad), x)
+
             return ascend(
                 oracle,
-                begin if self.start == "cube" else threat.clamp(begin),
+                begin,
                 y,
                 steps=self.steps,
-                loss=LOSSES[self.loss],
-                move=lambda z, grad, k: threat.project(z + step * threat.ascent(grad), x),
+                loss=(lambda logits, _: kl(logits, *clean)) if clean else LOSSES[self.loss],
+                move=move,
                 keep=self.keep,
             )
 
-        return worst_of(self.restarts, once, oracle, x, y, draws)
+        return worst_of(self.restarts, once, oracle, x, y, draws, *reference)

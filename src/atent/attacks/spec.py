@@ -76,12 +76,15 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
 
 
 def label(attack: Attack) -> str:
-    """A short name for tables: PGD-20, PGD-40 x 5 (restarts), PGD-100 margin (loss), ATENT-20 for Langevin, FGSM."""
+    """A short name for tables: PGD-20, PGD-40 x 5 (restarts), PGD-100 margin (loss), PGD-10 momentum 1, FGSM, ATENT-20
+    for Langevin."""
     name = {"Langevin": "ATENT"}.get(type(attack).__name__, type(attack).__name__)
     steps, restarts = getattr(attack, "steps", None), getattr(attack, "restarts", 1)
     loss = getattr(attack, "loss", "ce")
     name += f"-{steps}" if steps else ""
-    return name + (f" x {restarts}" if restarts > 1 else "") + (f" {loss}" if loss != "ce" else "")
+    name += (f" x {restarts}" if restarts > 1 else "") + (f" {loss}" if loss != "ce" else "")
+    momentum = getattr(attack, "momentum", None)
+    return name + (f" momentum {momentum:g}" if momentum != getattr(type(attack), "momentum", None) else "")
 
 
 def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:

@@ -55,6 +55,8 @@ class ATENT(Method):
     """Thermal noise, the square root of the temperature; left out: 1e-3."""
     effective_noise: float | None = None
     """Standard deviation of one step's noise, sqrt(2 step_size) * noise; instead of noise."""
+    temperature: float | None = None
+    """Temperature of the chain, noise^2; instead of noise."""
     alpha: float = 0.9
     """Weight of the newest iterate in the running average of the loss, in (0, 1]."""
     variant: Variant = "released"
@@ -93,7 +95,8 @@ class ATENT(Method):
         factor = warm(self.eps_warmup, progress)
         if factor == 1.0:
             return full
-        fields |= {"step_size": full.step_size * factor, "noise": full.noise, "effective_noise": None}
+        fields |= {"step_size": full.step_size * factor, "noise": full.noise}
+        fields |= {"effective_noise": None, "temperature": None}
         return sampler(self.threat.scaled(factor), **fields)
 
     def weights(self) -> list[float]:

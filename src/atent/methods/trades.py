@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, Oracle, ascend, check_number
+from atent.attacks.base import check_number
+from atent.attacks.pgd import PGD
 from atent.losses import cross_entropy, kl
 from atent.methods.base import Method, Metrics, State, check_warmup, correct, warm
-from atent.rng import Draws
 from atent.threat import Threat
 
 
@@ -61,12 +61,12 @@ class TRADES(Method):
         check_number("start_noise", self.start_noise, 0, above=True)
         check_warmup(self.eps_warmup)
 
-    def attack(self, progress: float) -> Ascent:
+    def attack(self, progress: float) -> PGD:
         """The adversary at ``progress``; a given step size shrinks with eps, the start does not."""
         factor = warm(self.eps_warmup, progress)
         threat = self.threat.scaled(factor)
         step = 2.5 * float(threat.eps) / self.steps if self.step_size is None else self.step_size * factor
-        return Ascent(threat, self.steps, step, self.start_noise)
+        return PGD(threat, self.steps, step, start="gaussian", loss="kl", start_noise=self.start_noise)
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
@@ -87,25 +87,3 @@ class TRADES(Method):
         gap = kl(robust, natural).mean()
         metrics |= {"robust": correct(robust, y), "robust_loss": gap.detach()}
         return fit + self.beta * gap, metrics
-
-
-@dataclass(frozen=True)
-class Ascent(Attack):
-    """Climb KL(f(x) || f(x')) from x + start_noise N(0, I): the inner maximum of `TRADES`, all settings resolved."""
-
-    threat: Threat
-    steps: int
-    step_size: float
-    start_noise: float
-
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        threat, step = self.threat, self.step_size
-        clean = oracle.logits(x, y)
-        return ascend(
-            oracle,
-            x + self.start_noise * draws.normal(x, use="start"),
-            y,
-            steps=self.steps,
-            loss=lambda logits, _: kl(logits, clean),
-            move=lambda z, grad, k: threat.project(z + step * threat.ascent(grad), x),
-        )

@@ -1,0 +1,46 @@
+"""The iterative fast gradient sign method and its l2 form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.pgd import PGD
+from atent.rng import Draws
+from atent.threat import Threat
+
+
+@dataclass(frozen=True)
+class IFGS(Attack):
+    """x^0 = x, x^{k+1} = project(x^k + step_size * sign(g_k)), g_k the gradient of the cross-entropy at x^k: the basic
+    iterative method, Kurakin et al. 2017, Eq. 2; supplement of Jagatap et al. 2022, B.4.
+
+    In l2 the unit gradient takes the place of the sign. It is `PGD` from x itself: no draws, no restarts, the last
+    iterate. ``steps`` forwards and backwards.
+    """
+
+    threat: Threat
+    steps: int = 10
+    """Number of gradient steps."""
+    step_size: float | None = None
+    """Length of a step in pixel units; left out: 1.25 eps / steps. Kurakin et al. step by one level of grey, 1/255, and
+    take as many steps as the lesser of 1.25 eps and eps + 4, eps counted in such levels."""
+
+    def __post_init__(self) -> None:
+        check_number("steps", self.steps, 1, whole=True)
+        if self.step_size is not None:
+            check_number("step_size", self.step_size, 0)
+
+    @property
+    def resolved_step(self) -> float:
+        """The step size in use."""
+        return 1.25 * float(self.threat.eps) / self.steps if self.step_size is None else self.step_size
+
+    @property
+    def passes(self) -> int:
+        return 2 * self.steps + 1
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return PGD(self.threat, self.steps, self.resolved_step, start="zero").search(oracle, x, y, draws)
