@@ -42,9 +42,23 @@ SETTINGS = {
         {"steps": 3, "gradient": "raw", "pull": "scaled", "step_size": 0.5, "noise": 0.5},
         {"steps": 3, "temperature": 0.04},
     ],
+    "FAB": lambda norm: [
+        {"steps": 4, "targets": 3},
+        # steps so long that restarts matter, which they rarely do on networks as plain as these
+        {"steps": 2, "targets": 2, "restarts": 6, "eta": 2.0, "alpha_max": 0.3, "beta": 0.5},
+        {"steps": 3, "restarts": 4, "eta": 2.0, "alpha_max": 0.5},
+        {"steps": 12, "targets": 3, "stop_at_eps": True},
+    ],
+    "Square": lambda norm: [
+        {"queries": 15, "loss": "ce", "restarts": 2},
+        {"queries": 70, "p_init": 0.3},
+    ],
 }
 # Cheaper settings than the defaults, for attacks whose own would take minutes here.
-QUICK = {}
+QUICK = {
+    "FAB": {"steps": 5},
+    "Square": {"queries": 30},
+}
 # The fewest classes that an attack works with, where that is more than 2.
 CLASSES = {}
 # No draws at all: the seed does not matter.
@@ -54,6 +68,9 @@ PLAIN = [
     ("IFGS", {"steps": 3, "step_size": 0.05}),
     ("PGD", {"start": "zero", "steps": 3}),
     ("PGD", {"steps": 4, "momentum": 1.0, "start": "zero"}),
+    ("FAB", {}),
+    ("FAB", {"steps": 4, "targets": 3}),
+    ("FAB", {"steps": 12, "targets": 3, "stop_at_eps": True}),
 ]
 
 # The norms of an attack, where not both.
@@ -326,6 +343,14 @@ KNOWN_PASSES = [
     ("PGD", {"steps": 7, "loss": "kl", "restarts": 3}, 25, 21),
     ("PGD", {"steps": 7, "momentum": 1.0}, 7, 7),
     ("Langevin", {"steps": 7}, 7, 7),
+    # the clean logits; two forwards per step, and a backward for each of nine wrong classes
+    ("FAB", {"steps": 7}, 15, 63),
+    ("FAB", {"steps": 7, "restarts": 3, "stop_at_eps": True}, 43, 189),
+    # five runs, one backward per step
+    ("FAB", {"steps": 7, "targets": 5}, 71, 35),
+    ("FAB", {"steps": 7, "targets": 20}, 127, 63),
+    ("Square", {"queries": 70}, 71, 0),
+    ("Square", {"queries": 70, "restarts": 2}, 144, 0),
     # each restart is judged by one more forward
     ("PGD", {"steps": 7, "restarts": 3}, 24, 21),
 ]
@@ -490,6 +515,18 @@ BAD_SETTINGS = [
     ("PGD", "linf", {"start_noise": 0.1}, "start_noise is for start 'gaussian', got start 'uniform': leave"),
     ("IFGS", "linf", {"steps": 0}, "steps must be at least 1, got 0"),
     ("IFGS", "l2", {"step_size": math.nan}, "step_size must be at least 0, got nan"),
+    ("FAB", "l2", {"steps": 0}, "steps must be at least 1, got 0"),
+    ("FAB", "l2", {"restarts": 1.5}, "restarts must be a whole number, got 1.5"),
+    ("FAB", "l2", {"targets": 0}, "targets must be at least 1, got 0"),
+    ("FAB", "linf", {"alpha_max": 1.5}, "alpha_max must be at most 1, got 1.5"),
+    ("FAB", "linf", {"alpha_max": -0.1}, "alpha_max must be at least 0, got -0.1"),
+    ("FAB", "linf", {"beta": 2}, "beta must be at most 1, got 2"),
+    ("FAB", "linf", {"eta": 0.9}, "eta must be at least 1, got 0.9"),
+    ("Square", "linf", {"queries": 0}, "queries must be at least 1, got 0"),
+    ("Square", "linf", {"restarts": 0}, "restarts must be at least 1, got 0"),
+    ("Square", "l2", {"p_init": 0}, "p_init must be above 0, got 0"),
+    ("Square", "l2", {"p_init": 1.2}, "p_init must be at most 1, got 1.2"),
+    ("Square", "l2", {"loss": "dlr"}, "loss 'dlr' is not known: use one of margin, ce"),
     ("Langevin", "l2", {"projection": "never"}, "an attack must end in the ball"),
     ("Langevin", "l2", {"projection": "often"}, "projection 'often' is not known"),
     ("Langevin", "l2", {"variant": "mine"}, "variant 'mine' is not known: use one of released, published"),

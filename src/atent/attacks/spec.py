@@ -79,10 +79,11 @@ def label(attack: Attack) -> str:
     """A short name for tables: PGD-20, PGD-40 x 5 (restarts), PGD-100 margin (loss), PGD-10 momentum 1, FGSM, ATENT-20
     for Langevin."""
     name = {"Langevin": "ATENT"}.get(type(attack).__name__, type(attack).__name__)
-    steps, restarts = getattr(attack, "steps", None), getattr(attack, "restarts", 1)
-    loss = getattr(attack, "loss", "ce")
+    steps, restarts = getattr(attack, "steps", getattr(attack, "queries", None)), getattr(attack, "restarts", 1)
+    loss, usual = getattr(attack, "loss", "ce"), getattr(type(attack), "loss", "ce")
+    name += "-T" if getattr(attack, "targets", None) else ""
     name += f"-{steps}" if steps else ""
-    name += (f" x {restarts}" if restarts > 1 else "") + (f" {loss}" if loss != "ce" else "")
+    name += (f" x {restarts}" if restarts > 1 else "") + (f" {loss}" if loss != usual else "")
     momentum = getattr(attack, "momentum", None)
     return name + (f" momentum {momentum:g}" if momentum != getattr(type(attack), "momentum", None) else "")
 

@@ -1,0 +1,149 @@
+"""Fast adaptive boundary attack: steps onto the linearised decision boundary, drawn back towards the clean input."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.hyperplane import to_hyperplane
+from atent.attacks.starts import start
+from atent.rng import Draws
+from atent.threat import Threat, l2_norm, per_sample
+
+# Rows of a pass, as input numbers: so small networks are busy, and large ones see no more rows than the caller's batch.
+_ROWS = 2**16
+# Steps between two looks at who is done, where samples may stop.
+_CHECK = 10
+# Radius of a random start where neither a found point nor eps gives one, as in the authors' code; in a box of width 1.
+_FREE = {"linf": 0.3, "l2": 1.0}
+
+
+@dataclass(frozen=True)
+class FAB(Attack):
+    """Croce and Hein 2020 (FAB), in the form that is part of AutoAttack: looks for the smallest adversarial change.
+
+    At z the differences of logits z_l - z_y are replaced by their tangents; the nearest of these hyperplanes is the
+    goal. With d the step from z onto it inside the box and d0 that from x (`to_hyperplane`),
+
+        z <- clamp((1 - alpha) (z + eta d) + alpha (x + eta d0)),  alpha = min(|d| / (|d| + |d0|), alpha_max).
+
+    A z that is misclassified is kept if none before was nearer, and drawn back: z <- x + beta (z - x). The first
+    restart begins at x, the others at random in the ball of half the best norm so far, at most eps / 2 (the authors'
+    code: on its surface, of radius eps / 2). As in AutoAttack, no bisection follows.
+
+    Without ``targets`` every wrong class is linearised: per step 2 forwards and one backward per wrong class. With
+    ``targets`` (FAB-T) so many runs, one for each of the most likely wrong classes of x, at most all that there are:
+    2 forwards and 1 backward per step and run. The runs of a sample go side by side, as rows of one batch: samples
+    are taken in groups such that a pass sees no more rows than the caller's batch has, or 2^16 input numbers.
+    """
+
+    minimum_norm: ClassVar[bool] = True
+
+    threat: Threat
+    steps: int = 100
+    """Number of steps of a run."""
+    restarts: int = 1
+    """Number of starts; the smallest change counts."""
+    targets: int | None = None
+    """Number of wrong classes that get a run of their own (FAB-T); left out: one run that looks at all of them."""
+    alpha_max: float = 0.1
+    """Largest share of the step from x; between 0 and 1."""
+    eta: float = 1.05
+    """How far a step goes, in units of the way to the hyperplane; at least 1."""
+    beta: float = 0.9
+    """Share of the change that stays when a misclassified point is drawn back; between 0 and 1."""
+    stop_at_eps: bool = False
+    """Stop with a sample soon after a point within eps is found: as many successes, larger norms, fewer passes."""
+
+    def __post_init__(self) -> None:
+        check_number("steps", self.steps, 1, whole=True)
+        check_number("restarts", self.restarts, 1, whole=True)
+        if self.targets is not None:
+            check_number("targets", self.targets, 1, whole=True)
+        check_number("eta", self.eta, 1)
+        for name in ("alpha_max", "beta"):
+            check_number(name, getattr(self, name), 0)
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} must be at most 1, got {getattr(self, name)}")
+
+    @property
+    def passes(self) -> int:
+        """Without ``targets``: of a model with 10 classes."""
+        return 2 + self.restarts * self.steps * (2 + 9 if self.targets is None else 3 * self.targets)
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        logits = oracle.logits(x, y)
+        wrong = logits.scatter(1, y[:, None], -math.inf).argsort(1, descending=True)[:, :-1]
+        # (n, runs, classes per run)
+        others = wrong[:, None] if self.targets is None else wrong[:, : self.targets, None]
+        found = x.clone()
+        rows = (logits.argmax(1) == y).nonzero().squeeze(1)
+        at_once = max(1, max(len(x), _ROWS // x[0].numel()) // max(1, others.shape[1]))
+        for part in rows.split(at_once) if len(rows) and others.shape[1:].numel() else ():
+            found[part] = self._chase(oracle.take(part), x[part], y[part], others[part], draws.take(part))
+        return found
+
+    def _chase(self, oracle: Oracle, x: Tensor, y: Tensor, others: Tensor, draws: Draws) -> Tensor:
+        """The smallest change of samples that are classified rightly, x where none was found."""
+        runs, eps = others.shape[1], float(self.threat.eps)
+        found, best = x.clone(), x.new_full((len(x),), math.inf)
+        alive = torch.arange(len(x), device=x.device)
+
+        def rows(t: Tensor) -> Tensor:
+            return t.repeat_interleave(runs, 0)
+
+        part, clean, true, goals = oracle.take(rows(alive)), rows(x), rows(y), others.flatten(0, 1)
+        for restart in range(self.restarts):
+            z = clean if restart == 0 else self._random(clean, best[alive], draws.take(alive), restart)
+            for k in range(self.steps):
+                if self.stop_at_eps and (k or restart) and k % _CHECK == 0:
+                    far = best[alive] > eps
+                    alive, keep = alive[far], rows(far)
+                    if not len(alive):
+                        return found
+                    z, clean, true, goals = z[keep], clean[keep], true[keep], goals[keep]
+                    part = oracle.take(rows(alive))
+                z = self._step(part, z, clean, true, goals)
+                fooled = part.logits(z, true).argmax(1) != true
+                size = torch.where(fooled, self._norm(z - clean), math.inf)
+                nearest, run = size.view(-1, runs).min(1)
+                better = nearest < best[alive]
+                z_nearest = z[run + runs * torch.arange(len(alive), device=x.device)]
+                found[alive] = torch.where(per_sample(better, x), z_nearest, found[alive])
+                best[alive] = torch.minimum(nearest, best[alive])
+                z = torch.where(per_sample(fooled, z), clean + self.beta * (z - clean), z)
+        return found
+
+    def _step(self, oracle: Oracle, z: Tensor, x: Tensor, y: Tensor, others: Tensor) -> Tensor:
+        """One step from ``z``, which is anchored at ``x``, onto the nearest of the linearised boundaries."""
+        slopes, logits = oracle.jacobian(z, y, others)
+        values = logits.gather(1, others) - logits.gather(1, y[:, None])
+        dual = torch.linalg.vector_norm(slopes.flatten(2), 1 if self.threat.norm == "linf" else 2, dim=2)
+        nearest = (values.abs() / dual.clamp_min(torch.finfo(dual.dtype).tiny)).argmin(1, keepdim=True)
+        index = nearest.view(-1, *[1] * x.dim()).expand(-1, 1, *x.shape[1:])
+        w, gap = slopes.gather(1, index).squeeze(1), -values.gather(1, nearest).squeeze(1)
+        gap_x = gap + (w * (z - x)).flatten(1).sum(1)
+        d = to_hyperplane(self.threat, torch.cat([z, x]), torch.cat([w, w]), torch.cat([gap, gap_x]))
+        d_z, d_x = d.chunk(2)
+        size_z, size_x = self._norm(d).clamp_min(1e-8).chunk(2)
+        alpha = per_sample((size_z / (size_z + size_x)).clamp_max(self.alpha_max), x)
+        return self.threat.clamp((1 - alpha) * (z + self.eta * d_z) + alpha * (x + self.eta * d_x))
+
+    def _random(self, x: Tensor, best: Tensor, draws: Draws, restart: int) -> Tensor:
+        """A random start for each run; ``x`` has the rows of the runs, ``best`` and ``draws`` those of the samples."""
+        runs = len(x) // len(best)
+        ball, origin = Threat(self.threat.norm, 1.0), torch.zeros_like(x[::runs])
+        change = [start(ball, "uniform", origin, draws.named(f"run {run}"), restart) for run in range(runs)]
+        low, high = self.threat.box
+        radius = best.clamp_max(float(self.threat.eps)) / 2
+        radius = torch.where(radius.isfinite(), radius, _FREE[self.threat.norm] / 2 * (high - low))
+        far = per_sample(radius.repeat_interleave(runs), x)
+        return self.threat.clamp(x + far * torch.stack(change, dim=1).flatten(0, 1))
+
+    def _norm(self, d: Tensor) -> Tensor:
+        return d.flatten(1).abs().amax(1) if self.threat.norm == "linf" else l2_norm(d)

@@ -1,0 +1,41 @@
+"""The way to a hyperplane inside the box: exact, for a whole batch at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from atent.threat import Threat
+
+
+def to_hyperplane(threat: Threat, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
+    """Per sample the smallest d with <w, d> = gap and x + d in the box; shapes (n, ...), (n, ...) and (n,).
+
+    Smallest in the threat's norm; its eps plays no part. Where the box does not reach the hyperplane, d leads to the
+    point of the box that comes nearest to it in <w, d>; coordinates without weight stay. ``x`` is in the box.
+
+    Croce and Hein 2020 (FAB), appendix: every coordinate moves in its own useful direction until it meets the box,
+    by |d_i| = min(mu v_i, room_i) with v = 1 (linf) or |w| (l2), and <w, d> grows with mu in straight pieces that
+    end where a coordinate meets the box. Sorted ends and two running sums say on which piece the gap is closed.
+    """
+    flat, weight = x.flatten(1), w.flatten(1)
+    # Multiples of (w, gap) mean the same hyperplane: the largest weight becomes 1, so that no square underflows.
+    largest = weight.abs().amax(1, keepdim=True)
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    weight, gap = weight / scale, gap[:, None] / scale
+    sign = torch.where(gap < 0, -weight, weight).sign()
+    size, gap = weight.abs(), gap.abs()
+    low, high = threat.box
+    room = torch.where(sign > 0, high - flat, flat - low)
+    rate = torch.ones_like(size) if threat.norm == "linf" else size
+    # Without weight nothing is gained on any piece: such a coordinate may end on the first.
+    ends, order = torch.where(size > 0, room / rate, torch.zeros_like(room)).sort(1)
+    gain, full = (size * rate).gather(1, order), (size * room).gather(1, order)
+    rising = gain.flip(1).cumsum(1).flip(1)
+    met = full.cumsum(1) - full
+    piece = torch.searchsorted(met + ends * rising, gap).clamp_max(flat.shape[1] - 1)
+    left, slope = gap - met.gather(1, piece), rising.gather(1, piece)
+    mu = torch.where(slope > 0, left / slope, torch.zeros_like(left)).clamp_min(0.0)
+    out_of_reach = gap >= full.sum(1, keepdim=True)
+    d = torch.where(out_of_reach, room, torch.minimum(mu * rate, room))
+    return (sign * d).view_as(x)
