@@ -1,4 +1,5 @@
 import contextlib
+import math
 import pickle
 import sys
 
@@ -20,6 +21,9 @@ COUNTS = {
     "wrn_28_10": 36_479_194,
     "wrn_34_10": 46_160_474,
     "digits_cnn": 42_602,
+    "kw_small": 166_406,
+    "kw_resnet": 4_214_850,
+    "dm_large": 17_190_602,
 }
 LARGE = ("wrn_28_10", "wrn_34_10")
 SMALL = [name for name in COUNTS if name not in LARGE]
@@ -111,6 +115,12 @@ def test_forward_of_the_large(name):
         ("wrn_34_10", (3, 8, 64)),
         ("digits_cnn", (3, 12, 4)),
         ("digits_cnn", (1, 28, 28)),
+        ("kw_small", (3, 32, 32)),
+        ("kw_small", (1, 7, 4)),
+        ("kw_resnet", (1, 28, 28)),
+        ("kw_resnet", (2, 4, 11)),
+        ("dm_large", (1, 28, 28)),
+        ("dm_large", (2, 5, 8)),
     ],
 )
 def test_other_shapes(name, shape):
@@ -167,6 +177,36 @@ def test_residual_start(name, outputs):
     last = [m for m in build(name).modules() if isinstance(m, nn.Conv2d)][-1]
     assert last.out_channels == outputs
     assert last.weight.std().item() == pytest.approx((2 / (9 * outputs)) ** 0.5, rel=0.02)
+
+
+def test_the_start_of_kw_resnet():
+    convolutions = [m for m in build("kw_resnet").modules() if isinstance(m, nn.Conv2d)]
+    assert not any(m.bias.any() for m in convolutions)
+    assert max(convolutions, key=lambda m: m.weight.numel()).weight.std().item() == pytest.approx(
+        (2 / (9 * 64)) ** 0.5, rel=0.02
+    )
+
+
+def by_hand(model, shapes):
+    """Parameters of each kernel (outputs, inputs, k, k) or matrix, with its biases, in the order of the model."""
+    assert [tuple(p.shape) for name, p in model.named_parameters() if name.endswith("weight")] == shapes
+    return sum(math.prod(shape) + shape[0] for shape in shapes)
+
+
+def test_the_layers_of_certified_training():
+    conv = [(16, 1, 4, 4), (32, 16, 4, 4)]
+    assert by_hand(meta("kw_small"), [*conv, (100, 32 * 7 * 7), (10, 100)]) == COUNTS["kw_small"]
+    conv = [(64, 3, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3), (128, 128, 3, 3), (128, 128, 3, 3)]
+    assert by_hand(meta("dm_large"), [*conv, (512, 128 * 16 * 16), (10, 512)]) == COUNTS["dm_large"]
+    assert [m.stride for m in meta("dm_large").modules() if isinstance(m, nn.Conv2d)] == [
+        (s, s) for s in (1, 1, 2, 1, 1)
+    ]
+
+    def block(inputs, outputs, first, skip):
+        return [(outputs, inputs, first, first), (outputs, outputs, 3, 3), (outputs, inputs, skip, skip)]
+
+    conv = [(16, 3, 3, 3), *block(16, 16, 3, 1), *block(16, 16, 3, 1), *block(16, 32, 4, 2), *block(32, 64, 4, 2)]
+    assert by_hand(meta("kw_resnet"), [*conv, (1000, 64 * 8 * 8), (10, 1000)]) == COUNTS["kw_resnet"]
 
 
 def test_published_names():
@@ -283,6 +323,8 @@ def test_wrn_depth(depth, widen):
         ("wrn_28_4", {"shape": (3, 4, 4)}, ["wrn_28_4", "8 x 8"]),
         ("wrn_28_10", {"shape": (3, 4, 4)}, ["wrn_28_10", "8 x 8"]),
         ("wrn_34_10", {"shape": (3, 4, 4)}, ["wrn_34_10", "8 x 8"]),
+        ("kw_small", {"shape": (1, 3, 28)}, ["kw_small", "4 x 4", "(1, 3, 28)"]),
+        ("kw_resnet", {"shape": (1, 8, 2)}, ["kw_resnet", "4 x 4", "(1, 8, 2)"]),
         ("resnet20", {"shape": (32, 32)}, ["(c, h, w)", "(32, 32)"]),
         ("resnet20", {"shape": (0, 32, 32)}, ["(c, h, w)"]),
         ("resnet20", {"shape": (3, 32.0, 32)}, ["(c, h, w)"]),

@@ -10,6 +10,8 @@ from torch import nn
 from atent.run import unknown
 
 from .digits_cnn import digits_cnn
+from .dm_large import dm_large
+from .kw import kw_resnet, kw_small
 from .lenet5 import lenet5
 from .normalize import Normalize
 from .reference import check_output, from_reference
@@ -35,6 +37,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         wrn_28_10,
         wrn_34_10,
         digits_cnn,
+        kw_small,
+        kw_resnet,
+        dm_large,
     )
 }
 
