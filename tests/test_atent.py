@@ -394,40 +394,6 @@ def test_a_network_without_input_gradient_gives_no_nan(norm, variant):
 # -- cost
 
 
-class Counted(nn.Module):
-    """Counts the forward and backward passes through its output."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.forwards, self.backwards = net, 0, 0
-
-    def forward(self, x):
-        self.forwards += 1
-        out = self.net(x)
-        if out.requires_grad:
-            out.register_hook(self._back)
-        return out
-
-    def _back(self, grad):
-        self.backwards += 1
-
-
-@pytest.mark.parametrize(
-    ("given", "forwards", "backwards"),
-    [
-        ({}, lambda k: k + 1, lambda k: k + 1),
-        ({"dropout": "fresh"}, lambda k: 2 * k, lambda k: 2 * k),
-        ({"mode": "eval"}, lambda k: 2 * k, lambda k: 2 * k),
-    ],
-    ids=["accumulated", "fresh", "eval"],
-)
-@pytest.mark.parametrize("steps", [1, 6])
-def test_passes(given, forwards, backwards, steps):
-    model = Counted(network(NETWORKS["residual-bn"]))
-    ATENT(Threat("l2", 1.0), steps=steps, **given).backward(model, *batch(), rng=stream())
-    assert (model.forwards, model.backwards) == (forwards(steps), backwards(steps))
-
-
 def peak(run, model):
     """Most bytes of saved activations alive at once during run(); parameters do not count."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}

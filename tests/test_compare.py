@@ -102,6 +102,8 @@ def test_compare_trains_once_and_reuses(here, capsys):
         assert [s["natural"] for s in seeds] == [m["natural"] for m in made]
         assert [s["attacks"]["FGSM"] for s in seeds] == [m["attacks"]["FGSM"]["robust"] for m in made]
         assert row["natural"]["mean"] == pytest.approx(sum(m["natural"]["k"] for m in made) / 80)
+        # the only epoch is the last one, and the best
+        assert row["last"] == row["worst"]
         assert row["natural"]["low"] <= row["natural"]["mean"] <= row["natural"]["high"]
         assert all(s["seconds_per_epoch"] > 0 and s["best_epoch"] == 1 for s in seeds)
         assert all(s["memory_mb"] > 1 for s in seeds)
@@ -407,6 +409,38 @@ def test_markdown_marks_the_certain_best_alone():
         assert part in text
     assert "AutoAttack" not in text
     assert "**" not in markdown(made_up((0.9, 0.88, 0.92), (0.89, 0.87, 0.91)))
+
+
+def test_the_last_epoch_stands_beside_the_best():
+    found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
+    for row, cell in zip(found["rows"], (Cell(0.85, 0.07, 0.7, 0.95), None), strict=True):
+        row["last"] = cell and vars(cell)
+    table = markdown(found).splitlines()
+    assert "| worst of these (%) | at the last epoch (%) | s / epoch |" in table[0]
+    assert "| 85.0 +- 7.0 [70.0, 95.0] | 1.00 |" in table[2]
+    assert "| 50.0 +- 1.0 [40.0, 60.0] | - | 1.00 |" in table[3]
+    found["rows"] = found["rows"][:1]
+    for threats in (["linf 0.1"], ["linf 0.1", "l2 1"]):
+        found["threats"] = threats
+        assert ("at the last epoch" in markdown(found)) == (len(threats) == 1)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "last", "expected"), [(2, None, 0.9), (1, {"worst": {"value": 0.7}}, 0.7), (1, None, None)],
+    ids=["the best", "judged", "not judged"],
+)  # fmt: skip
+def test_the_last_epochs_figure_of_a_run(here, epoch, last, expected):
+    made = room.Run("pgd.toml", next(iter(jobs("pgd.toml", "plain.toml").values())), here / "r")
+    made.path.mkdir()
+    row = {"seconds": 1.0, "memory_mb": None}
+    for n in (1, 2):
+        run.append_jsonl(made.path / run.METRICS, {"epoch": n, **row})
+    evaluation = {
+        "natural": {}, "attacks": {}, "worst": {"value": 0.9}, "epoch": epoch, "provenance": {},
+        **({"last": last} if last else {}),
+    }  # fmt: skip
+    found = room._of_run(made, evaluation)["last"]
+    assert (found and found["value"]) == expected
 
 
 def test_the_caveat_goes_with_autoattack():

@@ -115,6 +115,7 @@ def test_one_epoch(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a minute or two on an idle core
 @pytest.mark.parametrize("name", [n for n in recipe_names() if heavy(n)])
 def test_one_epoch_of_the_large_ones(name):
     one_epoch(name)

@@ -15,7 +15,7 @@ from atent.attacks.langevin import SAMPLER_FIELDS, Gradient, Projection, Pull, S
 from atent.attacks.starts import Start
 from atent.guard import guard
 from atent.losses import cross_entropy
-from atent.methods.base import Method, Metrics, State, check_warmup, correct, warm
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.methods.batchnorm import tracked, two_updates
 from atent.rng import Batch
 from atent.threat import Threat
@@ -86,7 +86,10 @@ class ATENT(Method):
         check_choice("mode", self.mode, ("train", "eval"))
         check_choice("objective", self.objective, ("free-energy",))
         check_warmup(self.eps_warmup)
-        _ = self.chain()
+        check_budget(self.threat)
+        chain = self.chain()
+        if chain.gradient != "raw":
+            check_reach(self.threat, chain.step_size, f"with steps={self.steps} a step_size of")
 
     def chain(self, progress: float = 1.0) -> Sampler:
         """The resolved chain at ``progress``: while eps warms up, step size and radius shrink together."""
@@ -169,11 +172,12 @@ class ATENT(Method):
                 with two_updates(norms) if k > 0 and not last else nullcontext():
                     logits = model(z.requires_grad_(not last))
                 losses = cross_entropy(logits, y)
-                wanted = ([] if last else [z]) + (parameters if k else [])
+                # Where alpha is 1, or so near that the share underflows, the older iterates weigh nothing.
+                wanted = ([] if last else [z]) + (parameters if shares[k] else [])
                 grads = list(torch.autograd.grad(losses.sum(), wanted, allow_unused=True))
                 if not last:
                     slope = grads.pop(0)
-                if k:
+                if shares[k]:
                     descend(k, losses, grads)
             if not last:
                 z = chain.move(z.detach(), x, slope, k, draws)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import check_number
+from atent.threat import Threat
 
 Metrics = dict[str, Tensor]
 State = dict[str, Tensor]
@@ -55,6 +57,20 @@ class Method:
 def correct(logits: Tensor, y: Tensor) -> Tensor:
     """Share of right answers, a scalar on the device."""
     return (logits.detach().argmax(1) == y).double().mean()
+
+
+def check_budget(threat: Threat) -> None:
+    """ValueError unless the threat's eps is finite: an adversary that trains stays in a ball."""
+    if math.isinf(float(threat.eps)):
+        raise ValueError("a training method needs a finite eps, got inf: give the radius to train for")
+
+
+def check_reach(threat: Threat, length: float, told: str) -> None:
+    """ValueError for a length that float32 loses beside the larger half of the box's values; 0 passes."""
+    top = max(map(abs, threat.box))
+    # Half the spacing of the numbers from top / 2 on: added to one of them, anything shorter gives the same number.
+    if 0 < length < 2.0**-25 * top:
+        raise ValueError(f"{told} {length:.3g} is lost in float32 beside a pixel of {top:g}: make it longer")
 
 
 def check_warmup(eps_warmup: float) -> None:

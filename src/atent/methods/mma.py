@@ -13,7 +13,7 @@ from atent.attacks.bisection import bisect
 from atent.attacks.starts import Start, check_start, start
 from atent.guard import guard
 from atent.losses import cross_entropy
-from atent.methods.base import Method, Metrics, State, correct
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, correct
 from atent.rng import Batch
 from atent.threat import Threat, per_sample
 
@@ -64,9 +64,9 @@ class MMA(Method):
     steps: int = 10
     """Number of gradient steps."""
     bisection: int = 10
-    """Number of points at which the bisection asks for the class; at least 5."""
+    """Number of points at which the bisection asks for the class, 5 to 53; beyond 24 float32 gains nothing."""
     step_scale: float = 2.5
-    """Length of a step: step_scale * eps / steps, with each sample's own eps."""
+    """Length of a step: step_scale * eps / steps, with each sample's own eps; above 0."""
     start: Start = "uniform"
     """Where the adversary begins: zero, uniform, corner (linf), sphere (l2) or cube."""
     eps_min: float | None = None
@@ -79,15 +79,21 @@ class MMA(Method):
     def __post_init__(self) -> None:
         if not float(self.threat.eps) > 0:
             raise ValueError("the threat's eps is MMA's d_max and must be above 0, got 0")
+        check_budget(self.threat)
         check_number("steps", self.steps, 1, whole=True)
         # Fewer, and a sample without a boundary in reach could end below d_max: 1.05 / 2^4 > 0.05.
         check_number("bisection", self.bisection, 5, whole=True)
-        check_number("step_scale", self.step_scale, 0)
+        if self.bisection > 53:
+            raise ValueError(f"bisection must be at most 53 (no float halves more often), got {self.bisection}")
+        # Without steps the direction is the start's, and from start zero there is none.
+        check_number("step_scale", self.step_scale, 0, above=True)
         check_start(self.threat, self.start)
         if self.eps_min is not None:
             check_number("eps_min", self.eps_min, 0, above=True)
             if self.eps_min > self.d_max:
                 raise ValueError(f"eps_min must be at most d_max, the threat's eps {self.d_max:g}, got {self.eps_min}")
+        step = self.step_scale * self.resolved_eps_min / self.steps
+        check_reach(self.threat, step, f"with steps={self.steps} and eps_min={self.resolved_eps_min:g} a step of")
         check_number("clean_weight", self.clean_weight, 0)
         if self.clean_weight >= 1:
             raise ValueError(f"clean_weight must lie in [0, 1), got {self.clean_weight}")

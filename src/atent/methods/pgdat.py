@@ -12,7 +12,7 @@ from atent.attacks.base import check_choice
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
 from atent.losses import cross_entropy
-from atent.methods.base import Method, Metrics, State, check_warmup, correct, warm
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.threat import Threat
 
 
@@ -42,7 +42,8 @@ class PGDAT(Method):
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, ("eval", "train"))
         check_warmup(self.eps_warmup)
-        _ = self.attack(1.0)
+        check_budget(self.threat)
+        check_reach(self.threat, self.attack(1.0).resolved_step, f"with steps={self.steps} a step_size of")
 
     def attack(self, progress: float) -> PGD:
         """The adversary at ``progress``; a given step size shrinks with eps."""

@@ -14,7 +14,7 @@ from atent.attacks.base import Attack, Oracle, check_choice, check_number
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
 from atent.losses import cross_entropy
-from atent.methods.base import Method, Metrics, State, check_warmup, correct, warm
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.rng import Batch, Draws
 from atent.threat import Threat, l2_norm, per_sample, unit
 
@@ -131,8 +131,13 @@ class SmoothAdv(Method):
         check_number("shrink", self.shrink, 0)
         if self.shrink >= 1:
             raise ValueError(f"shrink must lie in [0, 1), got {self.shrink}")
+        if self.attack == "pgd" and self.shrink != SmoothAdv.shrink:
+            raise ValueError("shrink is DDN's: leave it out with attack 'pgd', or use attack 'ddn'")
         check_warmup(self.eps_warmup)
-        _ = self.adversary_at(1.0)
+        check_budget(self.threat)
+        adversary = self.adversary_at(1.0)
+        if isinstance(adversary, PGD):
+            check_reach(self.threat, adversary.resolved_step, f"with steps={self.steps} a step_size of")
 
     def adversary_at(self, progress: float) -> Attack:
         """The adversary at ``progress``; a given step size shrinks with eps."""

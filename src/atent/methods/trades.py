@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atent.attacks.base import check_number
 from atent.attacks.pgd import PGD
 from atent.losses import cross_entropy, kl
-from atent.methods.base import Method, Metrics, State, check_warmup, correct, warm
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.threat import Threat
 
 
@@ -26,9 +26,14 @@ class TRADES(Method):
     batch-norm takes each by its own statistics. The gradient runs through both arguments of the KL.
 
     Passes: 1 clean and ``steps`` perturbed ones in eval mode, 1 clean and 1 perturbed one in train mode, that is
-    ``steps + 3`` forwards. The authors' code passes the clean batch anew for each KL, ``2 steps + 3`` in all; without
-    dropout the gradient is the same, but batch-norm statistics there take the clean batch twice, before and after the
-    perturbed one, and here once. With dropout, the two terms of the loss here share the clean batch's mask.
+    ``steps + 3`` forwards and ``steps + 2`` backwards. None can be spared: the adversary takes its gradients at
+    x'_0 .. x'_(steps-1), so nobody has seen the last iterate before the loss does; the clean batch passes once in each
+    mode, since batch-norm and dropout give other logits in each; and one pass of both batches side by side, which costs
+    as much as two, would mix their batch-norm statistics. For a network with neither, where both modes are one, the
+    second clean pass repeats the first. The authors' code passes the clean batch anew for each KL, ``2 steps + 3`` in
+    all; without dropout the gradient is the same, but batch-norm statistics there take the clean batch twice, before
+    and after the perturbed one, and here once. With dropout, the two terms of the loss here share the clean batch's
+    mask.
 
     Other deviations, in l2: the authors' step is 2 eps / steps, they clamp to the box before the ball, here after, and
     replace a zero gradient by a random one. ``beta = 0`` is `Standard`: there is no adversary, and batch-norm
@@ -59,7 +64,10 @@ class TRADES(Method):
         check_number("beta", self.beta, 0)
         # At x itself the KL is at its minimum: the gradient there is rounding, and its sign a full step of it.
         check_number("start_noise", self.start_noise, 0, above=True)
+        check_reach(self.threat, self.start_noise, "start_noise")
         check_warmup(self.eps_warmup)
+        check_budget(self.threat)
+        check_reach(self.threat, self.attack(1.0).resolved_step, f"with steps={self.steps} a step_size of")
 
     def attack(self, progress: float) -> PGD:
         """The adversary at ``progress``; a given step size shrinks with eps, the start does not."""

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from atent.attacks.base import check_number
 from atent.optim.entropy_sgd import EntropySGD
 from atent.optim.sgld import SGLD
 from atent.run import unknown
@@ -60,14 +61,14 @@ class Optimizer:
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise ValueError(unknown("optimizer", self.name, OPTIMIZERS))
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}")
+        check_number("lr", self.lr, 0, above=True)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0, got {self.weight_decay}")
+        check_number("weight_decay", self.weight_decay, 0)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
+        if self.nesterov and self.name not in ("SGD", "EntropySGD"):
+            raise ValueError(f"nesterov is for SGD and EntropySGD, not for {self.name}: leave it out")
         if self.name not in ("EntropySGD", "SGLD") and self.walk != Walk():
             raise ValueError(f"optimizer.walk is for EntropySGD and SGLD, not for {self.name}: leave it out")
         # What the optimizer itself refuses is refused here, before anything is trained.

@@ -57,7 +57,11 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> 
     ]
     if differences:
         more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
-        raise ValueError(f"{path} holds another architecture: {differences[0]}{more}; build the model it was made with")
+        made = (about.get("model") or {}).get("name")
+        told = f" ({made}, {about.get('classes')} classes, inputs {tuple(about.get('shape', ()))})" if made else ""
+        raise ValueError(
+            f"{path} holds another architecture: {differences[0]}{more}; build the model it was made with{told}"
+        )
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return about
 

@@ -382,7 +382,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for given, job in plan.jobs.items():
         seeds, threat = made[given], getattr(job.method, "threat", None)
-        memory = [s["memory_mb"] for s in seeds]
+        memory, last = [s["memory_mb"] for s in seeds], [s["last"] for s in seeds]
         rows.append(
             {
                 "recipe": job.recipe,
@@ -391,6 +391,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
                 "natural": accuracy([s["natural"] for s in seeds]),
                 "attacks": {a: accuracy([s["attacks"][a] for s in seeds]) for a in attacks},
                 "worst": accuracy([s["worst"] for s in seeds]),
+                "last": None if None in last else accuracy(last),
                 "seconds_per_epoch": measure([s["seconds_per_epoch"] for s in seeds]),
                 "memory_mb": None if None in memory else measure(memory),
                 "best_epoch": measure([s["best_epoch"] for s in seeds]),
@@ -427,6 +428,8 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
 
 def _of_run(run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
     rows = folder.read_jsonl(run.path / folder.METRICS)
+    # Where the last epoch is the best there is one judgement of both.
+    last = evaluation if evaluation["epoch"] == rows[-1]["epoch"] else evaluation.get("last", {})
     memory = [row["memory_mb"] for row in rows if row.get("memory_mb") is not None]
     return {
         "seed": run.job.train.seed,
@@ -434,6 +437,7 @@ def _of_run(run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
         "natural": evaluation["natural"],
         "attacks": {name: attack["robust"] for name, attack in evaluation["attacks"].items()},
         "worst": evaluation["worst"],
+        "last": last.get("worst"),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in rows),
         "memory_mb": max(memory, default=None),
         "best_epoch": evaluation["epoch"],

@@ -91,7 +91,9 @@ def layout(found: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Entry
     attacks = list(found["rows"][0]["attacks"])
     # With one attack, or over several threats, there is no worst one that says more.
     worst = len(attacks) > 1 and len(found["threats"]) == 1
-    shares = ["natural", *attacks, *(["worst of these"] if worst else [])]
+    last = len(found["threats"]) == 1 and any(row.get("last") for row in found["rows"])
+    # Beside what the best epoch holds: their difference is the robust overfitting of Rice et al. 2020.
+    shares = ["natural", *attacks, *(["worst of these"] if worst else []), *(["at the last epoch"] if last else [])]
     headings = [*(f"{name} (%)" for name in shares), "s / epoch", "peak MiB", "best epoch"]
     rows = []
     for row in found["rows"]:
@@ -100,6 +102,8 @@ def layout(found: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Entry
         entries += [_entry(row["attacks"][a], 100, best=best["attacks"][a]) for a in attacks]
         if worst:
             entries.append(_entry(row["worst"], 100, best=best["worst"]))
+        if last:
+            entries.append(_entry(row.get("last"), 100, best=False))
         entries += [_entry(row["seconds_per_epoch"], digits=2), _entry(row["memory_mb"], digits=0)]
         entries.append(_entry(row["best_epoch"]))
         rows.append((f"{row['recipe']} ({row['method']})", entries))
@@ -146,13 +150,18 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def draw(path: Path, found: dict[str, Any]) -> None:
-    """comparison.png: each accuracy with its interval, by recipe."""
+    """comparison.png: each accuracy with its interval, by recipe; the worst one at the best and at the last epoch."""
     from atent import plots
+
+    def shown(row: dict[str, Any]) -> dict[str, Any]:
+        cells = {"natural": row["natural"], **row["attacks"]}
+        if row.get("last") and len(found["threats"]) == 1:
+            cells |= {"worst": row["worst"], "worst,\nlast epoch": row["last"]}
+        return cells
 
     table = {
         row["recipe"]: {
-            name: {"value": cell["mean"], "low": cell["low"], "high": cell["high"]}
-            for name, cell in {"natural": row["natural"], **row["attacks"]}.items()
+            name: {"value": cell["mean"], "low": cell["low"], "high": cell["high"]} for name, cell in shown(row).items()
         }
         for row in found["rows"]
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from atent import run as folder
 from atent.attacks import ATTACKS, Attack
@@ -110,7 +112,7 @@ def run_job(
     attacks = labelled([parse(text, threat, ATTACKS) for text in job.evaluate.attacks])
     model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
     if job.model.weights is not None and not resume:
-        load_weights(model, job.model.weights)
+        _begin_from(model, Path(job.model.weights))
     config = {
         **job.sections(),
         "about": facts(model, data, job.method),
@@ -213,6 +215,21 @@ def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
     drawn = {name: [row for row in rows if "validation_natural" in row] for name, rows in runs.items()}
     figure = plots.curves(drawn) if len(drawn) > 1 else plots.curves(next(iter(drawn.values())))
     plots.save(figure, path / folder.CURVES)
+
+
+def _begin_from(model: nn.Module, path: Path) -> None:
+    """Load the weights to begin with; where the run that a recipe makes is absent, the error names its command."""
+    if path.suffix != ".safetensors" and not (path / folder.BEST).is_file():
+        command = None
+        if (path / folder.CONFIG).is_file():
+            command = f"atent train --resume {path}"
+        elif (resources.files("atent.recipes") / f"{path.name}.toml").is_file():
+            command = f"atent train {path.name}" + ("" if path.parent == Path("runs") else f" --runs {path.parent}")
+        if command:
+            raise FileNotFoundError(
+                f"no weights in {path} yet: run `{command}` first, or give others by --model.weights"
+            )
+    load_weights(model, path)
 
 
 def _method_line(config: dict[str, Any]) -> str:

@@ -1,0 +1,185 @@
+"""What cannot train is refused before anything is written: in one line that says what was seen and how to mend it."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from atent.cli import main
+from atent.config import job, read_recipe
+from atent.methods import METHODS
+from atent.models import build
+from atent.train.checkpoint import save_weights
+
+# A recipe, one setting or several that it cannot have, and what the error must say.
+BAD = [
+    ("digits-linf-pgdat", {"method.steps": 0}, "steps must be at least 1, got 0"),
+    ("digits-linf-pgdat", {"method.step_size": -0.1}, "step_size must be at least 0, got -0.1"),
+    ("digits-linf-pgdat", {"method.step_size": 1e-9}, "a step_size of 1e-09 is lost in float32 beside a pixel of 1"),
+    ("digits-linf-pgdat", {"method.steps": 10**9}, "with steps=1000000000 a step_size of 3.75e-10 is lost in float32"),
+    ("digits-linf-pgdat", {"method.threat.eps": 1e-9}, "with steps=10 a step_size of 2.5e-10 is lost in float32"),
+    ("digits-linf-pgdat", {"method.threat.eps": "inf"}, "a training method needs a finite eps, got inf"),
+    ("digits-linf-pgdat", {"method.threat.eps": "-1"}, "eps must be finite and at least 0, got -1"),
+    ("digits-linf-pgdat", {"method.start": "sphere"}, "sphere"),
+    ("digits-linf-pgdat", {"method.eps_warmup": 1.5}, "eps_warmup is a share of the training, in [0, 1], got 1.5"),
+    ("digits-l2-gaussian", {"method.sigma": -0.1}, "sigma must be at least 0, got -0.1"),
+    ("digits-linf-trades", {"method.beta": -1.0}, "beta must be at least 0, got -1"),
+    ("digits-linf-trades", {"method.start_noise": 0.0}, "start_noise must be above 0, got 0"),
+    ("digits-linf-trades", {"method.start_noise": 1e-9}, "start_noise 1e-09 is lost in float32 beside a pixel of 1"),
+    ("digits-linf-trades", {"method.steps": 10**9}, "with steps=1000000000 a step_size of"),
+    ("digits-linf-trades", {"method.threat.eps": "inf"}, "a training method needs a finite eps, got inf"),
+    ("digits-l2-trades", {"method.eps_warmup": -0.1}, "eps_warmup must be at least 0, got -0.1"),
+    ("digits-l2-trades-smoothing", {"method.sigma": -1.0}, "sigma must be at least 0, got -1"),
+    ("digits-l2-trades-smoothing", {"method.beta": -1.0}, "beta must be at least 0, got -1"),
+    ("digits-l2-trades-smoothing", {"method.steps": 10**9}, "with steps=1000000000 a step_size of"),
+    ("digits-l2-trades-smoothing", {"method.threat.eps": "inf"}, "a training method needs a finite eps, got inf"),
+    ("digits-l2-trades-smoothing", {"method.threat.norm": "linf"}, "TRADESSmoothing is for the l2 ball, got linf"),
+    ("digits-l2-smoothadv", {"method.sigma": -0.5}, "sigma must be at least 0, got -0.5"),
+    ("digits-l2-smoothadv", {"method.samples": 0}, "samples must be at least 1, got 0"),
+    ("digits-l2-smoothadv", {"method.shrink": 0.1}, "shrink is DDN's: leave it out with attack 'pgd'"),
+    ("digits-l2-smoothadv", {"method.steps": 10**9}, "with steps=1000000000 a step_size of"),
+    ("digits-l2-smoothadv", {"method.threat.norm": "linf"}, "SmoothAdv needs an l2 threat"),
+    ("digits-l2-smoothadv", {"method.threat.eps": "inf"}, "a training method needs a finite eps, got inf"),
+    ("digits-l2-smoothadv-ddn", {"method.step_size": 0.1}, "step_size and start are PGD's: leave them out with attack"),
+    ("digits-l2-smoothadv-ddn", {"method.start": "uniform"}, "step_size and start are PGD's: leave them out"),
+    ("digits-l2-smoothadv-ddn", {"method.steps": 1}, "steps must be at least 2, got 1"),
+    ("digits-l2-smoothadv-ddn", {"method.threat.eps": "inf"}, "a training method needs a finite eps, got inf"),
+    ("digits-l2-mma", {"method.threat.eps": 0.0}, "eps is MMA's d_max and must be above 0, got 0"),
+    ("digits-l2-mma", {"method.threat.eps": "inf"}, "a training method needs a finite eps, got inf"),
+    ("digits-l2-mma", {"method.eps_min": 2.0}, "eps_min must be at most d_max, the threat's eps 1.5, got 2"),
+    ("digits-l2-mma", {"method.steps": 10**8}, "with steps=100000000 and eps_min=0.1 a step of 2.5e-09 is lost"),
+    ("digits-l2-mma", {"method.eps_min": 1e-8}, "with steps=10 and eps_min=1e-08 a step of 2.5e-09 is lost"),
+    ("digits-l2-mma", {"method.step_scale": 0.0}, "step_scale must be above 0, got 0"),
+    ("digits-l2-mma", {"method.bisection": 4}, "bisection must be at least 5, got 4"),
+    ("digits-l2-mma", {"method.bisection": 54}, "bisection must be at most 53 (no float halves more often), got 54"),
+    ("digits-l2-mma", {"method.clean_weight": 1.0}, "clean_weight must lie in [0, 1), got 1"),
+    ("digits-l2-atent", {"method.noise": 0.1, "method.effective_noise": 0.2}, "exclude each other: give one of them"),
+    ("digits-l2-atent", {"method.noise": 0.1, "method.temperature": 0.2}, "exclude each other: give one of them"),
+    ("digits-l2-atent", {"method.temperature": -1.0}, "temperature"),
+    ("digits-l2-atent", {"method.alpha": 1.1}, "alpha must lie in (0, 1], got 1.1"),
+    ("digits-l2-atent", {"method.gamma": -1.0}, "gamma must be at least 0, got -1"),
+    ("digits-l2-atent", {"method.gamma": 2.5}, "a pull of 2.5 per step makes the chain diverge"),
+    ("digits-l2-atent", {"method.start": "corner"}, "start (for l2) 'corner' is not known: use one of zero"),
+    ("digits-linf-atent", {"method.steps": 10**9}, "with steps=1000000000 a step_size of"),
+    ("digits-linf-atent", {"method.threat.eps": "inf"}, "a training method needs a finite eps, got inf"),
+    ("digits-linf-standard", {"optimizer.lr": 0.0}, "lr must be above 0, got 0"),
+    ("digits-linf-standard", {"optimizer.lr": float("inf")}, "lr must be above 0, got inf"),
+    ("digits-linf-standard", {"optimizer.weight_decay": -1.0}, "weight_decay must be at least 0, got -1"),
+    ("digits-linf-standard", {"optimizer.momentum": 1.0}, "momentum must lie in [0, 1), got 1"),
+    ("digits-linf-standard", {"optimizer.nesterov": True, "optimizer.momentum": 0.0}, "nesterov needs a momentum"),
+    ("digits-linf-standard", {"optimizer.name": "Adam", "optimizer.nesterov": True}, "nesterov is for SGD and Entropy"),
+    ("digits-linf-standard", {"optimizer.walk.noise": 0.1}, "optimizer.walk is for EntropySGD and SGLD, not for SGD"),
+    ("digits-l2-entropy-sgd", {"optimizer.walk.gamma": -1.0}, "gamma must be at least 0, got -1"),
+    ("digits-l2-entropy-sgd", {"optimizer.walk.inner_steps": -1}, "inner_steps must be at least 0, got -1"),
+    ("digits-l2-entropy-sgd", {"optimizer.walk.alpha": 0.0}, "alpha must be above 0, got 0"),
+    ("digits-l2-entropy-sgd", {"optimizer.walk.gamma": 1e3}, "a step pulls past the anchor"),
+]  # fmt: skip
+IDS = [f"{recipe} {' '.join(f'{k}={v}' for k, v in given.items())}" for recipe, given, _ in BAD]
+
+
+def changed(settings, given):
+    """The dataclass with the fields at these paths replaced, all at once."""
+    inner = {}
+    for path, value in given.items():
+        name, _, rest = path.partition(".")
+        inner.setdefault(name, {})[rest] = value
+    return dataclasses.replace(
+        settings, **{n: v[""] if "" in v else changed(getattr(settings, n), v) for n, v in inner.items()}
+    )
+
+
+@pytest.mark.parametrize(("recipe", "given", "text"), BAD, ids=IDS)
+def test_in_python(recipe, given, text):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the text is compared below
+        changed(job(read_recipe(recipe), recipe), given)
+    assert text in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("recipe", "given", "text"), BAD, ids=IDS)
+def test_on_the_command_line(recipe, given, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    status = main(["train", recipe, *(word for k, v in given.items() for word in (f"--{k}", str(v)))])
+    told = capsys.readouterr().err.strip()
+    assert status == 2
+    assert "\n" not in told
+    assert told.startswith("atent: ")
+    assert text in told
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_method_that_takes_settings_has_its_refusals_here():
+    tried = {
+        type(job(read_recipe(recipe), recipe).method).__name__ for recipe, given, _ in BAD if "method" in str(given)
+    }
+    assert set(METHODS) - tried == {"Standard"}
+
+
+def test_what_is_only_nearly_senseless_is_allowed():
+    linf = job(read_recipe("digits-linf-pgdat"), None)
+    for given in ({"method.step_size": 0.0}, {"method.step_size": 4e-8}, {"method.threat.eps": 0.0}):
+        changed(linf, given)
+    # in a small box, small steps count
+    small = dataclasses.replace(linf.method.threat, eps=1e-9, box=(-1e-3, 1e-3))
+    dataclasses.replace(linf.method, threat=small)
+    x = torch.tensor(1.0)
+    assert x - 4e-8 < x
+    assert x - 2.9e-8 == x
+
+
+# -- weights to begin from
+
+QUICK = ["--train.epochs", "1", "--data.limit", "64", "--train.device", "cpu", "--quiet"]
+
+
+def refused(capsys, *args):
+    status = main(["train", *args])
+    told = capsys.readouterr().err.strip()
+    assert (status, told.count("\n")) == (2, 0), told
+    return told
+
+
+@pytest.mark.parametrize("recipe", ["digits-finetune-atent", "digits-finetune-pgdat"])
+def test_fine_tuning_names_the_training_that_comes_first(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    told = refused(capsys, recipe, *QUICK)
+    assert "no weights in runs/digits-linf-standard" in told
+    assert "run `atent train digits-linf-standard` first, or give others by --model.weights" in told
+    told = refused(capsys, recipe, "--model.weights", "other/digits-l2-standard", *QUICK)
+    assert "run `atent train digits-l2-standard --runs other` first" in told
+    assert "no weights at nowhere: give a run folder or a .safetensors file" in refused(
+        capsys, recipe, "--model.weights", "nowhere", *QUICK
+    )
+    (tmp_path / "runs" / "digits-linf-standard").mkdir(parents=True)
+    (tmp_path / "runs" / "digits-linf-standard" / "config.json").write_text("{}")
+    assert "run `atent train --resume runs/digits-linf-standard` first" in refused(capsys, recipe, *QUICK)
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["digits-linf-standard"]
+
+
+def test_weights_of_another_architecture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    about = {"model": {"name": "lenet5"}, "classes": 10, "shape": [1, 28, 28]}
+    save_weights(tmp_path / "lenet.safetensors", build("lenet5"), about)
+    told = refused(capsys, "digits-finetune-pgdat", "--model.weights", "lenet.safetensors", *QUICK)
+    assert "lenet.safetensors holds another architecture" in told
+    assert "build the model it was made with (lenet5, 10 classes, inputs (1, 28, 28))" in told
+    save_weights(tmp_path / "unnamed.safetensors", build("lenet5"), {})
+    told = refused(capsys, "digits-finetune-pgdat", "--model.weights", "unnamed.safetensors", *QUICK)
+    assert told.endswith("build the model it was made with")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_fine_tuning_begins_from_the_weights(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    few = ["--evaluate.attacks", "FGSM", "--evaluate.limit", "20", "--train.validate_limit", "20"]
+    assert main(["train", "digits-linf-standard", "--no_baseline", *few, *QUICK]) == 0
+    rate = ["--optimizer.lr", "1e-12", "--method.steps", "1"]
+    assert main(["train", "digits-finetune-pgdat", *rate, *few, *QUICK]) == 0, capsys.readouterr().err
+    from atent.train import load
+
+    first, second = (load(tmp_path / "runs" / n) for n in ("digits-linf-standard", "digits-finetune-pgdat"))
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+    config = json.loads((tmp_path / "runs" / "digits-finetune-pgdat" / "config.json").read_text())
+    assert config["model"]["weights"] == "runs/digits-linf-standard"
