@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import atent
-from atent import config, run
+from atent import config, plots, run
 from atent.cli import main
 from atent.train import compare as room
-from atent.train.comparison import INTERVAL, Cell, accuracy, caveat, markdown, measure, winner
+from atent.train.comparison import INTERVAL, Cell, accuracy, caveat, draw, markdown, measure, winner
 
 TINY = """
 [data]
@@ -411,7 +411,10 @@ def test_markdown_marks_the_certain_best_alone():
     assert "**" not in markdown(made_up((0.9, 0.88, 0.92), (0.89, 0.87, 0.91)))
 
 
-def test_the_last_epoch_stands_beside_the_best():
+BARE = {"epoch": 1, "validation_natural": 0.5}
+
+
+def test_the_last_epoch_stands_beside_the_best(monkeypatch, tmp_path):
     found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
     for row, cell in zip(found["rows"], (Cell(0.85, 0.07, 0.7, 0.95), None), strict=True):
         row["last"] = cell and vars(cell)
@@ -419,6 +422,11 @@ def test_the_last_epoch_stands_beside_the_best():
     assert "| worst of these (%) | at the last epoch (%) | s / epoch |" in table[0]
     assert "| 85.0 +- 7.0 [70.0, 95.0] | 1.00 |" in table[2]
     assert "| 50.0 +- 1.0 [40.0, 60.0] | - | 1.00 |" in table[3]
+    drawn = []
+    monkeypatch.setattr(plots, "accuracies", lambda table, title: drawn.append(table) or plots.curves([BARE]))
+    draw(tmp_path, found)
+    ends = [{k: v["value"] for k, v in row.items() if k.startswith("worst")} for row in drawn[0].values()]
+    assert ends == [{"worst,\nbest epoch": 0.9, "worst,\nlast epoch": 0.85}, {"worst,\nbest epoch": 0.5}]
     found["rows"] = found["rows"][:1]
     for threats in (["linf 0.1"], ["linf 0.1", "l2 1"]):
         found["threats"] = threats

@@ -91,8 +91,7 @@ def layout(found: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Entry
     attacks = list(found["rows"][0]["attacks"])
     # With one attack, or over several threats, there is no worst one that says more.
     worst = len(attacks) > 1 and len(found["threats"]) == 1
-    last = len(found["threats"]) == 1 and any(row.get("last") for row in found["rows"])
-    # Beside what the best epoch holds: their difference is the robust overfitting of Rice et al. 2020.
+    last = _has_last(found)
     shares = ["natural", *attacks, *(["worst of these"] if worst else []), *(["at the last epoch"] if last else [])]
     headings = [*(f"{name} (%)" for name in shares), "s / epoch", "peak MiB", "best epoch"]
     rows = []
@@ -108,6 +107,11 @@ def layout(found: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Entry
         entries.append(_entry(row["best_epoch"]))
         rows.append((f"{row['recipe']} ({row['method']})", entries))
     return headings, rows
+
+
+def _has_last(found: dict[str, Any]) -> bool:
+    """Whether the last epoch stands beside the best: their difference is the overfitting of Rice et al. 2020."""
+    return len(found["threats"]) == 1 and any(row.get("last") for row in found["rows"])
 
 
 def _entry(cell: dict[str, Any] | None, scale: float = 1, *, digits: int = 1, best: bool | None = None) -> Entry:
@@ -153,11 +157,13 @@ def draw(path: Path, found: dict[str, Any]) -> None:
     """comparison.png: each accuracy with its interval, by recipe; the worst one at the best and at the last epoch."""
     from atent import plots
 
+    last = _has_last(found)
+
     def shown(row: dict[str, Any]) -> dict[str, Any]:
         cells = {"natural": row["natural"], **row["attacks"]}
-        if row.get("last") and len(found["threats"]) == 1:
-            cells |= {"worst": row["worst"], "worst,\nlast epoch": row["last"]}
-        return cells
+        if last:
+            cells |= {"worst,\nbest epoch": row["worst"], "worst,\nlast epoch": row.get("last")}
+        return {name: cell for name, cell in cells.items() if cell}
 
     table = {
         row["recipe"]: {
