@@ -327,11 +327,14 @@ def test_passes_are_counted_exactly(name, norm, setting):
     assert torch.equal(out.backwards, model.backwards)
     most = build(name, norm, setting, eps).passes
     assert (out.forwards + out.backwards).max() <= most
-    if not ATTACKS[name].minimum_norm:
+    if not ATTACKS[name].minimum_norm and name not in SPARING:
         assert (out.forwards + out.backwards).max() == most
     assert out.forwards.dtype == out.backwards.dtype == torch.int64
     assert (out.forwards > 0).all()
 
+
+# They leave out queries that cannot change anything.
+SPARING = ("Square", "AutoAttack")
 
 KNOWN_PASSES = [
     ("FGSM", {}, 1, 1),
@@ -349,8 +352,9 @@ KNOWN_PASSES = [
     # five runs, one backward per step
     ("FAB", {"steps": 7, "targets": 5}, 71, 35),
     ("FAB", {"steps": 7, "targets": 20}, 127, 63),
-    ("Square", {"queries": 70}, 71, 0),
-    ("Square", {"queries": 70, "restarts": 2}, 144, 0),
+    # the start and the query
+    ("Square", {"queries": 1}, 2, 0),
+    ("Square", {"queries": 1, "restarts": 2}, 6, 0),
     # each restart is judged by one more forward
     ("PGD", {"steps": 7, "restarts": 3}, 24, 21),
 ]

@@ -1,0 +1,239 @@
+"""The moves of the square attack: random windows of an image, one search for linf and one for l2."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atent.rng import Draws
+from atent.threat import Threat, l2_norm, per_sample
+
+# Queries whose random numbers are drawn in one call: each call's words are 8 bytes of scratch.
+_BLOCK = 256
+# How many queries ahead a sample looks for one that can change something.
+_AHEAD = 32
+
+
+def as_image(shape: Sequence[int]) -> tuple[int, int, int]:
+    """(c, h, w) of a sample: its own shape, or that of a vector read as an image."""
+    if len(shape) == 3:
+        return shape[0], shape[1], shape[2]
+    d = math.prod(shape)
+    side = math.isqrt(d)
+    return (1, side, side) if side * side == d else (1, 1, d)
+
+
+def window_side(share: float, h: int, w: int, least: int) -> int:
+    """Side of a square that covers about the share of an image, at least ``least`` and never more than its sides."""
+    return min(max(round(math.sqrt(share * h * w)), least), h, w)
+
+
+def _uniforms(x: Tensor, queries: int, each: int, draws: Draws, restart: int) -> Tensor:
+    """``each`` uniform numbers per query and sample, float32 (n, queries, each)."""
+    blocks = []
+    for step, first in enumerate(range(0, queries, _BLOCK)):
+        like = torch.empty(len(x), min(_BLOCK, queries - first) * each, dtype=torch.float32, device=x.device)
+        blocks.append(draws.uniform(like, use="query", restart=restart, step=step).view(len(x), -1, each))
+    return torch.cat(blocks, dim=1)
+
+
+def _places(u: Tensor, sides: Tensor, h: int, w: int) -> Tensor:
+    """Windows as numbers, row by row, int64 (n, queries): uniform over all that lie inside the image."""
+    count = (h - sides + 1) * (w - sides + 1)
+    # A product of a number below 1 can round up to the count itself.
+    return torch.minimum((u * count).long(), count - 1)
+
+
+def _coins(x: Tensor, shape: tuple[int, ...], draws: Draws, use: str, restart: int) -> Tensor:
+    """Fair coins, bool (n, *shape)."""
+    return (draws.uniform(x.new_empty(len(x), math.prod(shape)), use=use, restart=restart) > 0.5).view(-1, *shape)
+
+
+def _last_time(keys: Tensor) -> Tensor:
+    """For each entry of a row the place of the one before it with the same key, -1 where there is none."""
+    ordered, order = keys.sort(dim=1, stable=True)
+    again = F.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
+    before = F.pad(order[:, :-1], (1, 0))
+    return torch.empty_like(order).scatter_(1, order, torch.where(again, before, -1))
+
+
+@dataclass(frozen=True)
+class Squares:
+    """linf, Algorithm 2: every pixel is at x + eps or x - eps, and a query sets a window to one of them.
+
+    Queries that cannot change anything are passed over: those that set a window to what it holds, and those that were
+    tried before on the same point. A model that answers the same each time leads to the same result without them.
+    """
+
+    low: Tensor
+    high: Tensor
+    sides: Tensor
+    """Side of the window of each query."""
+    places: Tensor
+    signs: Tensor
+    """bool (n, queries, c)."""
+    before: Tensor
+    """int64 (n, queries): the last query that proposed the same."""
+
+    @classmethod
+    def draw(cls, threat: Threat, x: Tensor, shares: Sequence[float], draws: Draws, restart: int) -> Squares:
+        """The queries for images ``x`` (n, c, h, w), one for each share."""
+        _, c, h, w = x.shape
+        eps = float(threat.eps)
+        sides = torch.tensor([window_side(share, h, w, 1) for share in shares], device=x.device)
+        u = _uniforms(x, len(shares), 1 + c, draws, restart)
+        places, signs = _places(u[..., 0], sides, h, w), u[..., 1:] > 0.5
+        if c <= 16:
+            bits = (signs * 2 ** torch.arange(c, device=x.device)).sum(2)
+            before = _last_time(((sides * h * w) + places) * 2**c + bits)
+        else:
+            before = torch.full_like(places, -1)
+        return cls(threat.clamp(x - eps), threat.clamp(x + eps), sides, places, signs, before)
+
+    def take(self, rows: Tensor) -> Squares:
+        """For some of the samples."""
+        mine = (self.places, self.signs, self.before)
+        return Squares(self.low[rows], self.high[rows], self.sides, *(t[rows] for t in mine))
+
+    def start(self, draws: Draws, restart: int) -> Tensor:
+        """Vertical stripes: one sign for each column and channel."""
+        _, c, _, w = self.low.shape
+        return torch.where(_coins(self.low, (c, 1, w), draws, "stripes", restart), self.high, self.low)
+
+    def next(self, best: Tensor, at: Tensor, changed: Tensor) -> Tensor:
+        """The first query from ``at`` (n,) on that can change ``best``, which is as the query ``changed`` (n,) left
+        it; or the last one within sight."""
+        _, c, _, w = best.shape
+        ahead = torch.arange(_AHEAD, device=at.device)
+        queries = (at[:, None] + ahead).clamp_max(len(self.sides) - 1)
+        side = self.sides[queries]
+        place, across = self.places.gather(1, queries), w - side + 1
+        top, left = place // across, place % across
+        # Sums over all rectangles from the corner tell how many pixels of a window are at x + eps.
+        sums = F.pad((best == self.high).float().cumsum(2).cumsum(3), (1, 0, 1, 0)).flatten(2)
+
+        def corner(i: Tensor, j: Tensor) -> Tensor:
+            return sums.gather(2, (i * (w + 1) + j)[:, None].expand(-1, c, -1))
+
+        up = corner(top + side, left + side) - corner(top, left + side) - corner(top + side, left) + corner(top, left)
+        sign = self.signs.gather(1, queries[..., None].expand(-1, -1, c)).transpose(1, 2)
+        held = (up == torch.where(sign, (side * side)[:, None], 0)).all(1)
+        idle = held | (self.before.gather(1, queries) >= changed[:, None])
+        return (at + idle.long().cumprod(1).sum(1).clamp_max(_AHEAD - 1)).clamp_max(len(self.sides) - 1)
+
+    def propose(self, best: Tensor, query: Tensor, k: int) -> Tensor:
+        """The point of each sample's own query (n,), in pass k."""
+        _, _, h, w = best.shape
+        side = self.sides[query]
+        place = self.places.gather(1, query[:, None]).squeeze(1)
+        top, left = place // (w - side + 1), place % (w - side + 1)
+
+        def covered(first: Tensor, length: int) -> Tensor:
+            i = torch.arange(length, device=best.device)
+            return (i >= first[:, None]) & (i < (first + side)[:, None])
+
+        window = covered(top, h)[:, None, :, None] & covered(left, w)[:, None, None, :]
+        up = self.signs[torch.arange(len(query), device=query.device), query][:, :, None, None]
+        return torch.where(window, torch.where(up, self.high, self.low), best)
+
+
+def _hill(h: int, w: int) -> Tensor:
+    """A hill in the middle of a rectangle: the sum of 1 / (k + 1)^2 over all k from the distance to the middle on."""
+    i, j = torch.arange(h)[:, None], torch.arange(w)[None, :]
+    away = torch.maximum((i - h // 2).abs(), (j - w // 2).abs())
+    terms = 1.0 / torch.arange(1, max(h, w) // 2 + 2, dtype=torch.float64) ** 2
+    return terms.flip(0).cumsum(0).flip(0)[away]
+
+
+def eta(side: int, like: Tensor) -> Tensor:
+    """The pattern of the l2 attack, shape (side, side), of length 1: a hill above a valley (Eq. 2)."""
+    half = side // 2
+    hills = [_hill(half, side), _hill(side - half, side)]
+    upper, lower = (hill / hill.norm() if hill.numel() else hill for hill in hills)
+    pattern = torch.cat([upper, -lower])
+    return (pattern / pattern.norm()).to(like)
+
+
+@dataclass(frozen=True)
+class Masses:
+    """l2, Algorithm 3: a query gives to a window the mass of another one and what is left of eps."""
+
+    threat: Threat
+    x: Tensor
+    sides: tuple[int, ...]
+    """Side of the window of each query."""
+    patterns: dict[int, Tensor]
+    """The pattern eta of each side, flat, upright and transposed: (2, side * side)."""
+    windows: Tensor
+    sources: Tensor
+    coins: Tensor
+    """bool (n, queries, 1 + c): whether the pattern is transposed, and its sign in each channel."""
+
+    @classmethod
+    def draw(cls, threat: Threat, x: Tensor, shares: Sequence[float], draws: Draws, restart: int) -> Masses:
+        """The queries for images ``x`` (n, c, h, w), one for each share."""
+        _, c, h, w = x.shape
+        least = [window_side(share, h, w, 3) for share in shares]
+        sides = tuple(min(side + 1 - side % 2, h, w) for side in least)
+        u, each = _uniforms(x, len(shares), 3 + c, draws, restart), torch.tensor(sides, device=x.device)
+        windows, sources = (_places(u[..., i], each, h, w) for i in (0, 1))
+        upright = {side: eta(side, x) for side in set(sides)}
+        patterns = {side: torch.stack([p.flatten(), p.T.flatten()]) for side, p in upright.items()}
+        return cls(threat, x, sides, patterns, windows, sources, u[..., 2:] > 0.5)
+
+    def take(self, rows: Tensor) -> Masses:
+        """For some of the samples."""
+        mine = (self.windows, self.sources, self.coins)
+        return Masses(self.threat, self.x[rows], self.sides, self.patterns, *(t[rows] for t in mine))
+
+    def start(self, draws: Draws, restart: int) -> Tensor:
+        """A grid of patterns eta of length eps; each is transposed at random, with a random sign for each channel."""
+        n, c, h, w = self.x.shape
+        side = max(min(h, w) // 5, 1)
+        down, across = h // side, w // side
+        up = _coins(self.x, (c, down, 1, across, 1), draws, "tile signs", restart)
+        turned = _coins(self.x, (1, down, 1, across, 1), draws, "tile turns", restart)
+        pattern = eta(side, self.x)
+        tile = torch.where(turned, pattern.T[:, None], pattern[:, None])
+        grid = torch.where(up, tile, -tile).reshape(n, c, down * side, across * side)
+        top, left = (h - down * side) // 2, (w - across * side) // 2
+        delta = torch.zeros_like(self.x)
+        delta[:, :, top : top + down * side, left : left + across * side] = grid
+        return self._full(delta)
+
+    def _full(self, delta: Tensor) -> Tensor:
+        """x plus delta at length eps, in the box."""
+        length = float(self.threat.eps) / (l2_norm(delta) + 1e-12)
+        return self.threat.clamp(self.x + delta * per_sample(length, delta))
+
+    def next(self, best: Tensor, at: Tensor, changed: Tensor) -> Tensor:
+        """Every query counts."""
+        return at
+
+    def _cells(self, places: Tensor, k: int) -> Tensor:
+        """Positions (n, c, side * side) of the windows in the flat image."""
+        _, c, _, w = self.x.shape
+        side, cells = self.sides[k], torch.arange(self.sides[k], device=places.device)
+        place, across = places[:, k, None], w - side + 1
+        rows, columns = place // across + cells, place % across + cells
+        return (rows[:, :, None] * w + columns[:, None, :]).flatten(1)[:, None].expand(-1, c, -1)
+
+    def propose(self, best: Tensor, query: Tensor, k: int) -> Tensor:
+        """The points of query k, at which all samples are."""
+        delta = (best - self.x).flatten(2)
+        window, source = self._cells(self.windows, k), self._cells(self.sources, k)
+        (upright, lying), coins = self.patterns[self.sides[k]], self.coins[:, k, :, None]
+        shape = torch.where(coins[:, :1], lying, upright)
+        spare = (float(self.threat.eps) ** 2 - delta.square().sum((1, 2), keepdim=True)).clamp_min(0.0) / len(delta[0])
+        held = delta.gather(2, window)
+        emptied = delta.scatter(2, window, 0.0)
+        # Where the windows overlap, the mass counts once.
+        mass = held.square().sum(2, keepdim=True) + emptied.gather(2, source).square().sum(2, keepdim=True)
+        new = torch.where(coins[:, 1:], shape, -shape) + held / (held.norm(dim=2, keepdim=True) + 1e-12)
+        new = new / (new.norm(dim=2, keepdim=True) + 1e-12) * (spare + mass).sqrt()
+        return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best))
