@@ -53,14 +53,41 @@ SETTINGS = {
         {"queries": 15, "loss": "ce", "restarts": 2},
         {"queries": 70, "p_init": 0.3},
     ],
+    "APGD": lambda norm: [
+        *starts(norm, steps=3),
+        {"steps": 12, "restarts": 3},
+        {"steps": 5, "loss": "dlr", "rho": 0.5, "eot": 2},
+        {"steps": 5, "loss": "margin", "eot": 2, "restarts": 2},
+        {"steps": 7, "loss": "dlr-targeted", "targets": 3},
+        {"steps": 3, "loss": "dlr-targeted", "targets": 2, "restarts": 2},
+    ],
+    "AutoAttack": lambda norm: [{"version": "rand", "steps": 2, "eot": 2}],
+    "EoT": lambda norm: [{"attack": "FGSM", "draws": 3}],
 }
+# The minimum-norm attacks draw nothing: every setting is in PLAIN too.
+MINIMUM_NORM = {
+    "CarliniWagner": [{"confidence": 0.3}, {"steps": 12, "search_steps": 2, "initial_const": 5.0, "abort_early": False}],
+    "DeepFool": [{"classes": 3, "overshoot": 0.1}],
+    "DDN": [{"init_norm": 0.3, "gamma": 0.1}, {"levels": 256}],
+    "FMN": [{"step_size": 0.3, "final_step_size": 0.1, "gamma": 0.1, "final_gamma": 0.05}],
+    "ALMA": [{"constraint": "margin", "penalty": "p3"}, {"first_step": 0.3, "final_rate": 0.2, "tolerance": 0.0}],
+}
+SETTINGS |= {name: lambda norm, more=more: more for name, more in MINIMUM_NORM.items()}
 # Cheaper settings than the defaults, for attacks whose own would take minutes here.
 QUICK = {
     "FAB": {"steps": 5},
     "Square": {"queries": 30},
+    "APGD": {"steps": 8},
+    "AutoAttack": {"steps": 4, "targets": 3, "queries": 20},
+    "EoT": {"attack": "PGD(steps=3)", "draws": 2},
+    "CarliniWagner": {"steps": 20, "search_steps": 3, "step_size": 0.05, "initial_const": 0.5},
+    "DeepFool": {"steps": 6},
+    "DDN": {"steps": 15},
+    "FMN": {"steps": 15},
+    "ALMA": {"steps": 20, "alpha": 0.5},
 }
 # The fewest classes that an attack works with, where that is more than 2.
-CLASSES = {}
+CLASSES = {"AutoAttack": 4, "ALMA": 3}
 # No draws at all: the seed does not matter.
 PLAIN = [
     ("FGSM", {}),
@@ -71,10 +98,16 @@ PLAIN = [
     ("FAB", {}),
     ("FAB", {"steps": 4, "targets": 3}),
     ("FAB", {"steps": 12, "targets": 3, "stop_at_eps": True}),
+    ("APGD", {"start": "zero", "steps": 3}),
+    ("EoT", {"attack": "FGSM", "draws": 3}),
+    *((name, setting) for name, more in MINIMUM_NORM.items() for setting in [{}, *more]),
 ]
 
 # The norms of an attack, where not both.
-ONLY = {}
+ONLY = {
+    "Transfer": (),  # it sees the model once: tests of its own
+    "CarliniWagner": ("l2",), "DDN": ("l2",), "ALMA": ("l2",),
+}  # fmt: skip
 BOTH = [(name, norm) for name in ATTACKS for norm in NORMS if norm in ONLY.get(name, NORMS)]
 
 TABLE = [
@@ -357,6 +390,17 @@ KNOWN_PASSES = [
     ("Square", {"queries": 1, "restarts": 2}, 6, 0),
     # each restart is judged by one more forward
     ("PGD", {"steps": 7, "restarts": 3}, 24, 21),
+    # the last point is only judged
+    ("APGD", {"steps": 7}, 8, 7),
+    ("APGD", {"steps": 7, "eot": 3}, 24, 21),
+    # the first run and the others together are judged; the clean logits name the targets
+    ("APGD", {"steps": 7, "restarts": 3}, 26, 21),
+    ("APGD", {"steps": 7, "loss": "dlr-targeted"}, 75, 63),
+    ("APGD", {"steps": 7, "loss": "dlr-targeted", "targets": 20}, 75, 63),
+    ("EoT", {"attack": "PGD(steps=7)", "draws": 4}, 28, 28),
+    # the clean logits, and after each part a look at who stands
+    ("AutoAttack", {"version": "rand", "steps": 7, "eot": 3}, 1 + 2 * (24 + 1), 2 * 21),
+    ("AutoAttack", {"steps": 7, "targets": 9, "queries": 1}, 1 + (8 + 1) + (75 + 1) + (127 + 1) + (2 + 1), 7 + 63 + 63),
 ]
 
 
@@ -406,7 +450,7 @@ def test_an_empty_batch(name, norm, setting, conv_net, batch):
 @CASE
 @DTYPE
 def test_flat_inputs(name, norm, setting, dtype, two_class):
-    if setting.get("loss") == "dlr":
+    if setting.get("loss") in ("dlr", "dlr-targeted"):
         setting = {**setting, "loss": "ce"}
     if CLASSES.get(name, 2) > 2:
         pytest.skip(f"{name} needs {CLASSES[name]} classes; its test of flat inputs is its own")
@@ -531,6 +575,26 @@ BAD_SETTINGS = [
     ("Square", "l2", {"p_init": 0}, "p_init must be above 0, got 0"),
     ("Square", "l2", {"p_init": 1.2}, "p_init must be at most 1, got 1.2"),
     ("Square", "l2", {"loss": "dlr"}, "loss 'dlr' is not known: use one of margin, ce"),
+    ("APGD", "linf", {"steps": 0}, "steps must be at least 1, got 0"),
+    ("APGD", "linf", {"restarts": 1.5}, "restarts must be a whole number, got 1.5"),
+    ("APGD", "linf", {"targets": 0}, "targets must be at least 1, got 0"),
+    ("APGD", "linf", {"eot": 0}, "eot must be at least 1, got 0"),
+    ("APGD", "linf", {"rho": 1.5}, "rho is a share of steps and must be at most 1, got 1.5"),
+    ("APGD", "linf", {"rho": -0.5}, "rho must be at least 0, got -0.5"),
+    ("APGD", "linf", {"loss": "cw"}, "loss 'cw' is not known: use one of ce, margin, dlr, dlr-targeted"),
+    ("APGD", "linf", {"start": "sphere"}, r"start \(for linf\) 'sphere' is not known"),
+    ("AutoAttack", "linf", {"version": "plus"}, "version 'plus' is not known: use one of standard, rand"),
+    ("AutoAttack", "l2", {"queries": 0}, "queries must be at least 1, got 0"),
+    ("EoT", "linf", {"draws": 0}, "draws must be at least 1, got 0"),
+    ("EoT", "linf", {"attack": "Square"}, "EoT averages gradients, and Square uses none: run it by itself"),
+    ("EoT", "linf", {"attack": "AutoAttack"}, "EoT needs an attack that is one search .*, got AutoAttack: use PGD"),
+    ("EoT", "linf", {"attack": "APGD(eot=5)"}, r"EoT needs an attack that is one search .*, got APGD\(eot=5\)"),
+    ("EoT", "linf", {"attack": "EoT"}, "EoT needs an attack that is one search with single gradients, got EoT"),
+    ("EoT", "linf", {"attack": "PGD(eps=0.5)"}, "has a threat of its own: give norm and eps to the attack around"),
+    ("EoT", "linf", {"attack": "PGX"}, "unknown attack 'PGX'"),
+    ("Transfer", "linf", {}, "Transfer needs a source: a run folder, module:function or, from Python, a module"),
+    ("Transfer", "linf", {"source": 3}, "Transfer needs a source"),
+    ("Transfer", "linf", {"source": "x", "attack": "PGD(norm=l2)"}, "has a threat of its own"),
     ("Langevin", "l2", {"projection": "never"}, "an attack must end in the ball"),
     ("Langevin", "l2", {"projection": "often"}, "projection 'often' is not known"),
     ("Langevin", "l2", {"variant": "mine"}, "variant 'mine' is not known: use one of released, published"),

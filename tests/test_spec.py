@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 
-from atent.attacks import ATTACKS, FGSM, IFGS, PGD, Langevin
+from atent.attacks import ALMA, ATTACKS, DDN, FGSM, FMN, IFGS, PGD, CarliniWagner, DeepFool, Langevin
 from atent.attacks.spec import label, labelled, parse, spell
 from atent.threat import NORMS, Threat
 
@@ -16,6 +16,15 @@ SPOKEN = {
         {"loss": "kl", "start": "gaussian", "start_noise": 0.01}, {"momentum": 0.75},
     ],
     "IFGS": [{}, {"steps": 3, "step_size": 0.01}],
+    "CarliniWagner": [{}, {"steps": 100, "confidence": 0.5, "abort_early": False}],
+    "DeepFool": [{}, {"classes": 3}],
+    "DDN": [{}, {"steps": 100, "levels": 256}],
+    "FMN": [{}, {"steps": 100, "final_step_size": 0.05}],
+    "ALMA": [{}, {"steps": 100, "alpha": 0.5, "penalty": "p3", "constraint": "margin"}],
+    "APGD": [{}, {"loss": "dlr-targeted", "targets": 3, "rho": 0.5}, {"loss": "dlr", "eot": 5, "start": "zero"}],
+    "AutoAttack": [{}, {"version": "rand", "eot": 3}, {"steps": 5, "targets": 3, "queries": 10}],
+    "EoT": [{}, {"attack": "PGD(steps=3, loss=dlr)", "draws": 4}, {"attack": "FGSM"}],
+    "Transfer": [{"source": "runs/mine"}, {"source": "mine.net:build", "attack": "APGD(loss='dlr-targeted')"}],
     "Langevin": [
         {}, {"variant": "published", "noise": 1e-9, "gamma": 0.0}, {"effective_noise": 0.12, "steps": 7},
         {"temperature": 0.25},
@@ -24,9 +33,14 @@ SPOKEN = {
 }  # fmt: skip
 
 
+L2_ONLY = ("CarliniWagner", "DDN", "ALMA")
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_what_is_spelled_is_parsed(name, norm):
+    if name in L2_ONLY:
+        norm = "l2"
     threat = Threat(norm, "8/255", (-1, 2))
     for settings in SPOKEN.get(name, [{}]):
         attack = ATTACKS[name](threat=threat, **settings)
@@ -136,6 +150,11 @@ def test_labels():
     assert label(PGD(LINF, momentum=0.75, restarts=2, loss="margin")) == "PGD-20 x 2 margin momentum 0.75"
     assert label(IFGS(LINF)) == "IFGS-10"
     assert label(Langevin(LINF)) == "ATENT-20"
+    assert label(CarliniWagner(L2, steps=100)) == "CW-9x100"
+    assert label(DDN(L2)) == "DDN-1000"
+    assert label(FMN(LINF, steps=30)) == "FMN-30"
+    assert label(ALMA(L2)) == "ALMA-1000"
+    assert label(DeepFool(L2)) == "DeepFool-50"
     attacks = [PGD(LINF), PGD(L2), FGSM(LINF)]
     named = labelled(attacks)
     assert list(named.values()) == attacks

@@ -45,6 +45,22 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return (other - own) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Targeted difference of logits ratio, -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), for target classes t (n,);
+    Croce and Hein 2020, Eq. 7.
+
+    Unchanged by shifts and positive rescalings of the logits. Needs 4 classes or more (ValueError).
+    """
+    z = _wide(logits)
+    if z.shape[1] < 4:
+        raise ValueError(
+            f"the targeted DLR loss needs at least 4 classes, got {z.shape[1]}: use the margin loss or cross-entropy"
+        )
+    own, aim = z.gather(1, torch.stack([y, target], 1)).unbind(1)
+    top = z.topk(4, dim=1).values
+    return (aim - own) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+
+
 def kl(logits: Tensor, reference: Tensor) -> Tensor:
     """KL(softmax(reference) || softmax(logits)); both (n, classes)."""
     return F.kl_div(

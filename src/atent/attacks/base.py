@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atent.guard import Mode, guard
 from atent.losses import margin
+from atent.precision import Lowered, SearchDtype, full_precision
 from atent.rng import Batch, Draws, PerSample
 from atent.threat import Threat, per_sample
 
@@ -45,6 +46,7 @@ class Oracle:
         self.model, self.check, self.draws = model, check, draws
         self.forwards, self.backwards = forwards, backwards
         self.rows: Tensor | None = None
+        self.least: tuple[int, str] = (0, "")
 
     def take(self, rows: Tensor) -> Oracle:
         """The same model and the same counters, for some of the samples."""
@@ -55,7 +57,13 @@ class Oracle:
     def averaging(self, draws: int) -> Oracle:
         """The same model and counters, every gradient averaged over ``draws`` passes."""
         same = Oracle(self.model, self.forwards, self.backwards, check=self.check, draws=draws)
-        same.rows = self.rows
+        same.rows, same.least = self.rows, self.least
+        return same
+
+    def demanding(self, classes: int, why: str) -> Oracle:
+        """The same model and counters; a checked first pass raises ValueError with fewer classes, ``why`` in it."""
+        same = self.averaging(self.draws)
+        same.least = classes, why
         return same
 
     def _count(self, counter: Tensor) -> None:
@@ -67,6 +75,9 @@ class Oracle:
     def _verified(self, logits: Tensor, y: Tensor) -> Tensor:
         if self.check:
             check_logits(logits, y)
+            least, why = self.least
+            if logits.shape[1] < least:
+                raise ValueError(f"{why}, got {logits.shape[1]} classes")
             self.check = False
         self._count(self.forwards)
         return logits
@@ -78,20 +89,38 @@ class Oracle:
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Input gradient of each sample's loss (the loss is summed over the batch), and the losses (n,)."""
-        grad, values = self._gradient(x, y, loss)
-        for _ in range(1, self.draws):
-            more, value = self._gradient(x, y, loss)
-            grad, values = grad + more, values + value
-        return (grad, values) if self.draws == 1 else (grad / self.draws, values / self.draws)
+        grad, values, _ = self.look(x, y, loss)
+        return grad, values
 
-    def _gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    def look(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """As `gradient`, and the logits (n, classes) of the same passes."""
+        grad, values, logits = self._look(x, y, loss)
+        for _ in range(1, self.draws):
+            more, value, z = self._look(x, y, loss)
+            grad, values, logits = grad + more, values + value, logits + z
+        if self.draws == 1:
+            return grad, values, logits
+        return grad / self.draws, values / self.draws, logits / self.draws
+
+    @torch.no_grad()
+    def value(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Each sample's loss (n,) and logits (n, classes) without a graph, averaged as gradients are."""
+        logits = self.logits(x, y)
+        values = loss(logits, y)
+        for _ in range(1, self.draws):
+            z = self.logits(x, y)
+            values, logits = values + loss(z, y), logits + z
+        return (values, logits) if self.draws == 1 else (values / self.draws, logits / self.draws)
+
+    def _look(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            values = loss(self._verified(self.model(x), y), y)
+            logits = self._verified(self.model(x), y)
+            values = loss(logits, y)
             _check_graph(values)
             (grad,) = torch.autograd.grad(values.sum(), x)
         self._count(self.backwards)
-        return grad, values.detach()
+        return grad, values.detach(), logits.detach()
 
     def jacobian(self, x: Tensor, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Input gradients (n, m, ...) of z_k - z_y for the ``classes`` k (n, m), and the logits (n, C).
@@ -106,7 +135,7 @@ class Oracle:
 
     def _jacobian(self, x: Tensor, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
-        grads = []
+        grads: list[Tensor] = []
         with torch.enable_grad():
             logits = self._verified(self.model(x), y)
             _check_graph(logits)
@@ -128,6 +157,11 @@ class Attack:
     """The attack differentiates the model."""
 
     @property
+    def stream(self) -> str:
+        """The name that keys the attack's random draws."""
+        return type(self).__name__
+
+    @property
     def passes(self) -> int:
         """The most forwards and backwards together that one sample can cost, the verdict's forward included."""
         raise TypeError(f"{type(self).__name__} is a contract: use one of the attacks in atent.attacks")
@@ -135,6 +169,24 @@ class Attack:
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
         raise TypeError(f"{type(self).__name__} is a contract: use one of the attacks in atent.attacks")
+
+    def parts(self) -> dict[str, Attack]:
+        """The attacks that a composite one runs in turn, by name, each on what stands after those before; {}: none."""
+        return {}
+
+    def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """What the part of that name finds, x where a minimum-norm one finds nothing within eps.
+
+        ``draws`` are the composite's; the part has streams of its own in them, so that it finds the same in the
+        composite's ``search`` and alone.
+        """
+        return self.parts()[part].bounded(oracle, x, y, draws.named(part))
+
+    def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """`search`, with x where a minimum-norm attack finds nothing within eps."""
+        threat: Threat = self.threat  # type: ignore[attr-defined]
+        x_adv = self.search(oracle, x, y, draws)
+        return torch.where(per_sample(threat.contains(x_adv, x), x), x_adv, x) if self.minimum_norm else x_adv
 
     def __call__(
         self,
@@ -165,9 +217,17 @@ class Attack:
         ids: Tensor | None = None,
         rng: torch.Generator | None = None,
         mode: Mode = "eval",
+        part: str | None = None,
+        search_dtype: SearchDtype | None = None,
     ) -> Outcome:
-        """As the call, with the verdict, the distances and the passes of each sample."""
-        x_adv, success, forwards, backwards = self._guarded(model, x, y, seed, ids, rng, mode, verdict=True)
+        """As the call, with the verdict, the distances and the passes of each sample.
+
+        ``part`` runs that part of a composite attack only. ``search_dtype`` searches under autocast (float32 models);
+        the verdict is given in the model's own precision on the returned tensor, without autocast and TF32.
+        """
+        x_adv, success, forwards, backwards = self._guarded(
+            model, x, y, seed, ids, rng, mode, verdict=True, part=part, search_dtype=search_dtype
+        )
         threat: Threat = self.threat  # type: ignore[attr-defined]
         return Outcome(x_adv, success, threat.distance(x_adv, threat.clamp(x.detach())), forwards, backwards)
 
@@ -182,6 +242,8 @@ class Attack:
         mode: Mode,
         *,
         verdict: bool,
+        part: str | None = None,
+        search_dtype: SearchDtype | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         threat: Threat = self.threat  # type: ignore[attr-defined]
         draws: Draws
@@ -197,7 +259,7 @@ class Attack:
         if rng is None:
             ids = torch.arange(n, device=x.device) if ids is None else ids.to(x.device)
             check_ids(ids, n)
-            draws, inner = PerSample(seed, ids, type(self).__name__), seed
+            draws, inner = PerSample(seed, ids, self.stream), seed
         else:
             draws = Batch(rng)
             inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
@@ -205,14 +267,17 @@ class Attack:
         if n == 0:
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
         with guard(model, mode=mode, seed=inner):
-            oracle = Oracle(model, *counters, check=rng is None)
+            seen = model if search_dtype is None else Lowered(model, search_dtype)
+            oracle = Oracle(seen, *counters, check=rng is None)
             clean = threat.clamp(x)
-            x_adv = self.search(oracle, clean, y, draws).detach()
-            if self.minimum_norm:
-                x_adv = torch.where(per_sample(threat.contains(x_adv, clean), x), x_adv, clean)
+            if part is None:
+                x_adv = self.bounded(oracle, clean, y, draws).detach()
+            else:
+                x_adv = self.search_part(part, oracle, clean, y, draws).detach()
             # The verdict is checked like the first pass: NaN logits would count as fooled.
-            oracle.check = rng is None
-            success = oracle.logits(x_adv, y).argmax(1) != y if verdict else torch.empty(0)
+            oracle.model, oracle.check = model, rng is None
+            with full_precision(x.device):
+                success = oracle.logits(x_adv, y).argmax(1) != y if verdict else torch.empty(0)
         return x_adv, success, *counters
 
 
@@ -278,6 +343,14 @@ def worst_of(
         x_adv = x_adv.index_copy(0, rows, torch.where(per_sample(better, x), candidate, x_adv[rows]))
         best = best.index_copy(0, rows, torch.maximum(score, best[rows]))
     return x_adv
+
+
+def side_by_side(x: Tensor, runs: int) -> int:
+    """How many samples may have ``runs`` rows each in one pass: no more rows than ``x`` has, or than 2^16 numbers make.
+
+    So small networks are busy, and large ones see no more rows than the caller's batch.
+    """
+    return max(1, max(len(x), 2**16 // max(1, x[0].numel())) // max(1, runs))
 
 
 def restarted(passes: int, restarts: int) -> int:

@@ -9,14 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.base import Attack, Oracle, check_number, side_by_side
 from atent.attacks.hyperplane import to_hyperplane
 from atent.attacks.starts import start
 from atent.rng import Draws
 from atent.threat import Threat, l2_norm, per_sample
 
-# Rows of a pass, as input numbers: so small networks are busy, and large ones see no more rows than the caller's batch.
-_ROWS = 2**16
 # Steps between two looks at who is done, where samples may stop.
 _CHECK = 10
 # Radius of a random start where neither a found point nor eps gives one, as in the authors' code; in a box of width 1.
@@ -83,8 +81,7 @@ class FAB(Attack):
         others = wrong[:, None] if self.targets is None else wrong[:, : self.targets, None]
         found = x.clone()
         rows = (logits.argmax(1) == y).nonzero().squeeze(1)
-        at_once = max(1, max(len(x), _ROWS // x[0].numel()) // max(1, others.shape[1]))
-        for part in rows.split(at_once) if len(rows) and others.shape[1:].numel() else ():
+        for part in rows.split(side_by_side(x, others.shape[1])) if len(rows) and others.shape[1:].numel() else ():
             found[part] = self._chase(oracle.take(part), x[part], y[part], others[part], draws.take(part))
         return found
 

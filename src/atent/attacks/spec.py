@@ -15,6 +15,9 @@ from atent.threat import Threat
 _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5) or FGSM"
 
 
+_APGD = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr-targeted": "APGD-T", "margin": "APGD-margin"}
+
+
 def parse(text: str, threat: Threat | None, attacks: dict[str, type[Attack]]) -> Attack:
     """The attack that ``text`` names, against ``threat``; ``norm=`` and ``eps=`` in the text replace its own.
 
@@ -50,22 +53,47 @@ def parse(text: str, threat: Threat | None, attacks: dict[str, type[Attack]]) ->
         raise ValueError(f"attack {text!r}: {error}") from None
 
 
+def nested(text: str, threat: Threat) -> Attack:
+    """The attack that ``text`` names, as part of another against ``threat``; ValueError under another threat."""
+    from atent.attacks import ATTACKS
+
+    attack = parse(text, threat, ATTACKS)
+    if attack.threat != threat:  # type: ignore[attr-defined]
+        raise ValueError(f"attack {text!r} has a threat of its own: give norm and eps to the attack around it")
+    return attack
+
+
 def _value(node: ast.expr, text: str) -> Any:
-    """A literal, a bare word (taken as text) or a fraction of two numbers; no code is run."""
+    """A literal, a bare word or two with a dash (taken as text) or a fraction of two numbers; no code is run."""
     if isinstance(node, ast.Name):
         return {"true": True, "false": False, "none": None}.get(node.id, node.id)
     try:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub):
+            return "-".join(word.id for word in (node.left, node.right))  # type: ignore[attr-defined]
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             return ast.literal_eval(node.left) / ast.literal_eval(node.right)
         return ast.literal_eval(node)
-    except (ValueError, TypeError, ArithmeticError, RecursionError):
+    except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError):
         raise ValueError(f"attack {text!r}: {ast.unparse(node)} is not a plain value: {_SYNTAX}") from None
+
+
+def _written(value: Any) -> str:
+    """A value as `_value` reads it; a module, which no text can give, by the name of its class."""
+    if isinstance(value, str):
+        return value if value.isidentifier() else repr(value)
+    return type(value).__name__ if hasattr(value, "forward") else str(value)
+
+
+def plain(attack: Attack) -> dict[str, Any]:
+    """The fields of an attack but its threat, as plain values: a module by the name of its class."""
+    fields = ((f.name, getattr(attack, f.name)) for f in dataclasses.fields(attack) if f.name != "threat")
+    return {name: _written(value) if hasattr(value, "forward") else value for name, value in fields}
 
 
 def spell(attack: Attack, *, threat: bool = False) -> str:
     """The text of an attack: its name and each field that differs from the default; norm and eps with ``threat``."""
     fields = [
-        f"{f.name}={getattr(attack, f.name)}"
+        f"{f.name}={_written(getattr(attack, f.name))}"
         for f in dataclasses.fields(attack)
         if f.name != "threat" and getattr(attack, f.name) != f.default
     ]
@@ -77,12 +105,21 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
 
 def label(attack: Attack) -> str:
     """A short name for tables: PGD-20, PGD-40 x 5 (restarts), PGD-100 margin (loss), PGD-10 momentum 1, FGSM, ATENT-20
-    for Langevin."""
-    name = {"Langevin": "ATENT"}.get(type(attack).__name__, type(attack).__name__)
+    for Langevin, APGD-CE, APGD-T, APGD-DLR-50 (steps other than 100), AutoAttack rand, EoT PGD-20, Transfer PGD-40, CW-9x1000."""
+    cls = type(attack).__name__
+    if hasattr(attack, "inner"):
+        return f"{cls} {label(attack.inner)}"
+    if attack.parts():
+        version = getattr(attack, "version", "standard")
+        return cls + ("" if version == "standard" else f" {version}")
+    name = {"Langevin": "ATENT", "CarliniWagner": "CW"}.get(cls, cls)
     steps, restarts = getattr(attack, "steps", getattr(attack, "queries", None)), getattr(attack, "restarts", 1)
     loss, usual = getattr(attack, "loss", "ce"), getattr(type(attack), "loss", "ce")
+    if cls == "APGD":
+        return _APGD[loss] + (f"-{steps}" if steps != 100 else "") + (f" x {restarts}" if restarts > 1 else "")
     name += "-T" if getattr(attack, "targets", None) else ""
-    name += f"-{steps}" if steps else ""
+    searches = getattr(attack, "search_steps", None)
+    name += (f"-{searches}x{steps}" if searches else f"-{steps}") if steps else ""
     name += (f" x {restarts}" if restarts > 1 else "") + (f" {loss}" if loss != usual else "")
     momentum = getattr(attack, "momentum", None)
     return name + (f" momentum {momentum:g}" if momentum != getattr(type(attack), "momentum", None) else "")

@@ -11,12 +11,12 @@ from atent.attacks.base import check_choice
 from atent.rng import Draws
 from atent.threat import Threat, per_sample, unit
 
-Start = Literal["zero", "uniform", "corner", "sphere", "cube"]
+Start = Literal["zero", "uniform", "corner", "sphere", "boundary", "cube"]
 
 # A corner is a point of the linf sphere; the other sphere is round.
 ALLOWED: dict[str, tuple[str, ...]] = {
-    "linf": ("zero", "uniform", "corner", "cube"),
-    "l2": ("zero", "uniform", "sphere", "cube"),
+    "linf": ("zero", "uniform", "corner", "boundary", "cube"),
+    "l2": ("zero", "uniform", "sphere", "boundary", "cube"),
 }
 
 
@@ -32,6 +32,7 @@ def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) 
     uniform   uniform in the ball
     corner    x + eps * (+-1 per coordinate), linf
     sphere    uniform on the sphere of radius eps, l2
+    boundary  linf: U(-1, 1)^d divided by its largest entry, times eps; l2: as sphere; the start of Auto-PGD
     cube      x + U(-eps, eps)^d, in l2 far outside the ball: the start of the published l2 evaluation
     """
     eps = float(threat.eps)
@@ -42,8 +43,10 @@ def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) 
     if kind == "corner":
         # A comparison, not a sign: a generator's uniform can be exactly 0.5, which has none.
         return x + eps * (2.0 * (draws.uniform(x, use="start", restart=restart) > 0.5).to(x.dtype) - 1.0)
+    if kind == "boundary" and threat.norm == "linf":
+        return x + eps * unit(2.0 * draws.uniform(x, use="start", restart=restart) - 1.0, math.inf)
     direction = unit(draws.normal(x, use="start", restart=restart))
-    if kind == "sphere":
+    if kind in ("sphere", "boundary"):
         return x + eps * direction
     dim = math.prod(x.shape[1:])
     share = draws.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1) ** (1.0 / dim)

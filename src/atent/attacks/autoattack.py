@@ -1,0 +1,87 @@
+"""AutoAttack: four attacks without free parameters, each on what the ones before left standing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from atent.attacks.apgd import APGD
+from atent.attacks.base import Attack, Oracle, check_choice, check_number, worst_of
+from atent.attacks.fab import FAB
+from atent.attacks.square import Square
+from atent.rng import Draws
+from atent.threat import Threat
+
+_FEW = {
+    "standard": (4, "APGD-T needs at least 4 classes"),
+    "rand": (3, "APGD-DLR needs at least 3 classes"),
+}
+
+
+@dataclass(frozen=True)
+class AutoAttack(Attack):
+    """The ensemble of Croce and Hein 2020, in the versions of the authors' code.
+
+    ``standard``, for models without randomness: APGD on cross-entropy, targeted APGD, targeted FAB, Square.
+    ``rand``, for random models: APGD on cross-entropy and on the DLR loss, gradients averaged over ``eot`` draws.
+
+    A sample that the model misclassifies is not attacked, and a part only attacks the samples that the parts before
+    it left standing, which one forward per part decides. FAB stops with a sample once a point within eps is found.
+    ValueError in the first pass for models of fewer than 4 classes (rand: 3): `APGD` with cross-entropy, `FAB` and
+    `Square` work there.
+    """
+
+    threat: Threat
+    version: Literal["standard", "rand"] = "standard"
+    """standard, or rand for random models."""
+    steps: int = 100
+    """Steps of APGD and FAB; published: 100."""
+    targets: int = 9
+    """Target classes of APGD-T and FAB-T, at most all wrong ones; published: 9."""
+    queries: int = 5000
+    """Queries of Square; published: 5,000."""
+    eot: int = 20
+    """Draws that a gradient of rand is averaged over; published: 20."""
+
+    def __post_init__(self) -> None:
+        check_choice("version", self.version, tuple(_FEW))
+        for name in ("steps", "targets", "queries", "eot"):
+            check_number(name, getattr(self, name), 1, whole=True)
+
+    def parts(self) -> dict[str, Attack]:
+        threat, steps, targets = self.threat, self.steps, self.targets
+        if self.version == "rand":
+            return {
+                "APGD-CE": APGD(threat, steps, eot=self.eot),
+                "APGD-DLR": APGD(threat, steps, eot=self.eot, loss="dlr"),
+            }
+        return {
+            "APGD-CE": APGD(threat, steps),
+            "APGD-T": APGD(threat, steps, loss="dlr-targeted", targets=targets),
+            "FAB-T": FAB(threat, steps, targets=targets, stop_at_eps=True),
+            "Square": Square(threat, self.queries),
+        }
+
+    @property
+    def passes(self) -> int:
+        # A part's own figure has a verdict in it, which here is the look at who still stands; one more on x, and one
+        # at the end.
+        return sum(part.passes for part in self.parts().values()) + 2
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        names = list(self.parts())
+
+        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, k: int) -> Tensor:
+            # The first candidate is x itself: what is wrong without an attack is not attacked.
+            return self.search_part(names[k - 1], oracle, x, y, draws) if k else x
+
+        return worst_of(1 + len(names), once, self._demanding(oracle), x, y, draws)
+
+    def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return super().search_part(part, self._demanding(oracle), x, y, draws)
+
+    def _demanding(self, oracle: Oracle) -> Oracle:
+        least, why = _FEW[self.version]
+        return oracle.demanding(least, f"AutoAttack cannot run: {why} (use APGD(loss=ce), FAB and Square)")

@@ -1,0 +1,58 @@
+"""Expectation over transformation: any gradient attack of the house, on gradients averaged over draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.spec import nested
+from atent.rng import Draws
+from atent.threat import Threat
+
+
+@dataclass(frozen=True)
+class EoT(Attack):
+    """The ``attack`` with every gradient (and its loss) averaged over ``draws`` passes, for models that draw at random
+    (Athalye et al. 2018). With one draw it is the attack itself, bit for bit.
+
+    The model draws from torch's generators, which are seeded for every call; judge it in a mode in which it does draw.
+    ValueError for an attack without gradients, for one that averages by itself (``eot`` above 1) or that is made of
+    others, and for one under another threat.
+    """
+
+    threat: Threat
+    attack: str = "PGD(steps=20)"
+    """The attack, as text."""
+    draws: int = 20
+    """Passes that a gradient is averaged over."""
+
+    def __post_init__(self) -> None:
+        check_number("draws", self.draws, 1, whole=True)
+        inner = self.inner
+        if not inner.needs_gradient:
+            raise ValueError(f"EoT averages gradients, and {self.attack} uses none: run it by itself")
+        if inner.parts() or hasattr(inner, "inner") or getattr(inner, "eot", 1) > 1:
+            raise ValueError(
+                f"EoT needs an attack that is one search with single gradients, got {self.attack}: use PGD(...), or"
+                " AutoAttack(version=rand) by itself"
+            )
+
+    @property
+    def inner(self) -> Attack:
+        """The attack that is averaged."""
+        return nested(self.attack, self.threat)
+
+    @property
+    def stream(self) -> str:
+        return self.inner.stream
+
+    @property
+    def passes(self) -> int:
+        # Half of the passes are gradients, at most; each costs two, and comes draws times.
+        most = self.inner.passes
+        return most + 2 * (self.draws - 1) * (most // 2)
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return self.inner.bounded(oracle.averaging(self.draws), x, y, draws)

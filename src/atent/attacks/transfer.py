@@ -1,0 +1,79 @@
+"""Transfer: adversarial inputs of one model, tried on another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack, Oracle
+from atent.attacks.spec import nested
+from atent.guard import guard
+from atent.rng import Draws
+from atent.threat import Threat
+
+
+@dataclass(frozen=True)
+class Transfer(Attack):
+    """The ``attack`` on the ``source`` model; its results are judged on the attacked model, which gives no gradients
+    and no answers before (Papernot et al. 2016). With the attacked model as the source it is the attack itself, bit
+    for bit.
+
+    The source is seen in eval mode and comes back as it was; its passes are not counted. A source named by text is
+    loaded at the first use, and goes to the inputs' device and type; a module is taken as it is. ValueError without a
+    source, for a source that is neither, and for an attack under another threat.
+    """
+
+    needs_gradient: ClassVar[bool] = False
+
+    threat: Threat
+    attack: str = "PGD(steps=40)"
+    """The attack on the source, as text."""
+    source: str | nn.Module = ""
+    """The source: a run folder or module:function, or from Python a module."""
+
+    def __post_init__(self) -> None:
+        if self.source == "" or not isinstance(self.source, str | nn.Module):
+            raise ValueError("Transfer needs a source: a run folder, module:function or, from Python, a module")
+        _ = self.inner
+
+    @property
+    def inner(self) -> Attack:
+        """The attack on the source."""
+        return nested(self.attack, self.threat)
+
+    @property
+    def stream(self) -> str:
+        return self.inner.stream
+
+    @property
+    def passes(self) -> int:
+        return 1
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The source, loaded."""
+        return load_source(self.source) if isinstance(self.source, str) else self.source
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        model = self.model.to(x) if isinstance(self.source, str) else self.model
+        counters = torch.zeros(2, len(x), dtype=torch.int64, device=x.device)
+        with guard(model):
+            return self.inner.bounded(Oracle(model, *counters, check=True), x, y, draws)
+
+
+def load_source(text: str) -> nn.Module:
+    """The model of a run folder, or what ``module:function`` returns; ValueError, in one line, for neither."""
+    if Path(text).exists():
+        from atent.train import load
+
+        return load(text)
+    if ":" in text:
+        from atent.models.external import load_external
+
+        return load_external(text)
+    raise ValueError(f"source {text!r} is neither a run folder nor module:function: give one of them")
