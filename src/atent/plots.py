@@ -140,6 +140,78 @@ def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -
     return figure
 
 
+def certified(
+    models: Mapping[str, Sequence[float]], *, marks: Mapping[float, str] | None = None, title: str | None = None
+) -> Figure:
+    """Certified accuracy (%) against the l2 radius, one step curve with its 95 % band per model.
+
+    `models`: {name: one radius per test image}, in pixel units, within which its right class is proved; negative
+    where the class is wrong or nothing is proved. `marks`: {radius: label} draws dotted vertical lines. Raises
+    ValueError if there is nothing to draw or a radius is not finite.
+    """
+    from .run import interval
+
+    if not models or not all(len(radii) for radii in models.values()):
+        raise ValueError("no certificates to draw: give the radii of one model at least")
+    figure = _figure(9, 5.4)
+    axes = figure.subplots()
+    _axes(axes)
+    end = 0.0
+    for i, (name, radii) in enumerate(models.items()):
+        if not all(math.isfinite(r) for r in radii):
+            raise ValueError(f"{name}: radii must be finite numbers, -1 where the class is wrong")
+        n, proved = len(radii), sorted(r for r in radii if r >= 0)
+        # The share is left-continuous: it falls just beyond each radius, so a step holds up to its right end.
+        places = [0.0, *proved]
+        counts = [len(proved), *range(len(proved), 0, -1)]
+        if proved:
+            places.append(proved[-1])
+            counts.append(0)
+            end = max(end, proved[-1])
+        known = {k: interval(k, n) for k in set(counts)}
+        colour = PALETTE[i % len(PALETTE)]
+        axes.plot(
+            places,
+            [100 * k / n for k in counts],
+            drawstyle="steps-pre",
+            color=colour,
+            linewidth=2,
+            linestyle="-" if i < len(PALETTE) else "--",
+            label=f"{name} (n = {n:,})",
+        )
+        axes.fill_between(
+            places,
+            [100 * known[k][0] for k in counts],
+            [100 * known[k][1] for k in counts],
+            step="pre",
+            color=colour,
+            alpha=0.15,
+            linewidth=0,
+        )
+    for place, label in (marks or {}).items():
+        axes.axvline(place, color=_GREY, linestyle=":", linewidth=1.5)
+        axes.annotate(
+            label, (place, 100), (4, -2), textcoords="offset points", va="top", fontsize=_TEXT - 2, color=_GREY
+        )
+        end = max(end, place)
+    axes.set_xlim(0, 1.05 * end if end else 1)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("certified l2 radius (pixel units)")
+    axes.set_ylabel("certified accuracy (%)")
+    if title:
+        axes.set_title(title, fontsize=_TEXT + 2, loc="left")
+    legend = figure.legend(
+        loc="outside lower center",
+        # as many columns as the longest name leaves room for
+        ncols=max(1, min(3, len(models), 100 // (max(map(len, models)) + 16))),
+        frameon=False,
+        fontsize=_TEXT - 1,
+        title="bands: 95 % intervals of the test sample",
+    )
+    legend.get_title().set(color=_GREY, fontsize=_TEXT - 2)
+    return figure
+
+
 def images(x: Any, labels: Sequence[str] | None = None, *, columns: int = 8, title: str | None = None) -> Figure:
     """A grid of images (n, c, h, w), c = 1 or 3, floats in [0, 1], array or tensor, with captions.
 

@@ -409,6 +409,20 @@ def interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return _lower(k, n, tail), 1 - _lower(n - k, n, tail)
 
 
+def lower_limit(k: int, n: int, alpha: float) -> float:
+    """The exact one-sided lower limit of a share (Clopper-Pearson, 1934): the share lies below it with probability at
+    most ``alpha``, from k successes in n trials.
+
+    Raises ValueError unless n > 0, 0 <= k <= n, both are whole, and 0 < alpha < 1.
+    """
+    k, n = _whole("k", k), _whole("n", n)
+    if n <= 0 or not 0 <= k <= n:
+        raise ValueError(f"a limit needs n > 0 samples and k in 0..n, not k = {k} with n = {n}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
+    return _lower(k, n, alpha)
+
+
 def share(k: int, n: int) -> dict:
     """k of n as {"value", "low", "high", "k", "n"}, with the 95 % interval. Raises as `interval`."""
     low, high = interval(k, n)

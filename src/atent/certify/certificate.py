@@ -1,0 +1,314 @@
+"""Smoothing certificates of many samples: a file that grows row by row, its shards, and what the rows add up to."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import check_batch, check_ids, check_number, check_seed
+from atent.certify.smoothing import (
+    ABSTAIN,
+    Smoothed,
+    certificates,
+    check_draws,
+    check_radius,
+    largest_radius,
+    linf_radius,
+    predictions,
+)
+from atent.guard import guard
+from atent.progress import Advance
+from atent.run import dumps, read_json, share, write_atomic, write_json
+
+
+class Row(NamedTuple):
+    """One sample; the first six columns are those of Cohen et al.'s files."""
+
+    idx: int
+    """Sample number."""
+    label: int
+    """True class."""
+    predict: int
+    """Class that CERTIFY proves, -1 where it abstains."""
+    radius: float
+    """l2 radius around the sample within which that class cannot change; 0 where it abstains."""
+    correct: int
+    """1 where predict is the label."""
+    time: float
+    """Seconds, an equal share where samples were certified together."""
+    natural: int
+    """Class of the base model without noise."""
+    smoothed: int
+    """Class of the smoothed model by PREDICT from the n draws of the estimate, -1 where it abstains."""
+
+
+_HEADER = "\t".join(Row._fields) + "\n"
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a certificate costs and promises; ValueError for numbers that can never certify."""
+
+    sigma: float
+    """Standard deviation of the noise, in pixel units."""
+    n0: int = 100
+    """Draws that choose the class."""
+    n: int = 100_000
+    """Draws that estimate its share."""
+    alpha: float = 0.001
+    """Probability, per sample, that the certificate is wrong."""
+    seed: int = 0
+    """Seed of the noise."""
+
+    def __post_init__(self) -> None:
+        check_number("sigma", self.sigma, 0, above=True)
+        check_draws(self.n0, self.n, self.alpha, self.sigma)
+        check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The certificates of n samples of ``dim`` values each."""
+
+    rows: tuple[Row, ...]
+    draws: Draws
+    dim: int
+
+    def certified(self, radius: float) -> dict[str, Any]:
+        """Share of the samples whose class is right and proved within the l2 ``radius``, with a 95 % interval.
+
+        The interval speaks of the sampling of the test set. Each certificate may besides be wrong with probability
+        alpha, so of n certificates alpha n at most are expected to be.
+        """
+        return share(sum(r.correct and r.radius >= radius for r in self.rows), len(self.rows))
+
+    def to_json(self, radii: Sequence[float] | None = None) -> dict[str, Any]:
+        """The content of certificate.json; ``radii`` left out: 0 and the multiples of sigma that n draws reach.
+
+        Three accuracies, which the literature calls by one name: ``natural`` of the base model without noise;
+        ``smoothed``, the smoothed model's own, abstentions counted as wrong (PREDICT); ``certified``, at l2 radii.
+        """
+        draws, rows = self.draws, self.rows
+        most = largest_radius(draws.n, draws.alpha, draws.sigma)
+        if radii is None:
+            radii = [k * draws.sigma for k in range(int(most / draws.sigma) + 1)]
+        for radius in radii:
+            check_radius(radius, draws.n, draws.alpha, draws.sigma, dim=self.dim)
+        proved = sorted(r.radius if r.correct else 0.0 for r in rows)
+        return {
+            "method": "smoothing",
+            "norm": "l2",
+            "n": len(rows),
+            "draws": asdict(draws),
+            "natural": share(sum(r.natural == r.label for r in rows), len(rows)),
+            "smoothed": share(sum(r.smoothed == r.label for r in rows), len(rows)),
+            "certified": [
+                {"radius": float(r), "linf_radius": linf_radius(float(r), self.dim), "share": self.certified(float(r))}
+                for r in radii
+            ],
+            "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
+            "radius_mean": sum(proved) / len(rows),
+            "radius_median": proved[(len(rows) - 1) // 2],
+            "largest_radius": most,
+            "seconds_per_image": sum(r.time for r in rows) / len(rows),
+        }
+
+    def radii(self) -> list[float]:
+        """The radius of each sample whose class is right, -1 for the others: what `plots.certified` draws."""
+        return [r.radius if r.correct else -1.0 for r in self.rows]
+
+
+def certify_run(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    draws: Draws,
+    *,
+    ids: Tensor | None = None,
+    path: str | Path | None = None,
+    about: dict[str, Any] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    batch: int | None = None,
+    advance: Advance | None = None,
+) -> Certificate:
+    """Certify samples one group after the other, and go on where an earlier call stopped.
+
+    ``x`` (n, ...), true labels ``y`` (n,), sample numbers ``ids`` (n,), each once. ``path``: a file to which every
+    finished row is appended (tabs between columns, a header), beside a .json that says how it was made; the rows that
+    it holds already are taken as they are, so the same call continues an interrupted one, and gives the same rows but
+    for ``time``. ``about``: plain values that must agree as well, such as the model's fingerprint. ``shard`` (i, k)
+    takes the samples i::k; each shard has a file of its own, see `merge`. ``batch`` and ``advance`` as in `Smoothed`.
+    ValueError for inputs that cannot be judged, and for a file that was made another way.
+    """
+    if not len(x):
+        raise ValueError("no samples to certify: give at least one")
+    check_batch(x, y, (-math.inf, math.inf))
+    ids = torch.arange(len(x)) if ids is None else ids.cpu()
+    check_ids(ids, len(x))
+    if len(ids.unique()) != len(ids):
+        raise ValueError("ids must be different sample numbers: two equal ones would share their noise and their row")
+    mine = slice(*check_shard(shard, len(x)))
+    x, y, ids = x[mine], y[mine], ids[mine]
+    done: dict[int, Row] = {}
+    if path is not None:
+        path = Path(path)
+        claim(path, {"draws": asdict(draws), "about": about or {}})
+        done = {row.idx: row for row in read_rows(path)}
+    smoothed = Smoothed(model, draws.sigma)
+    left = [i for i, number in enumerate(ids.tolist()) if number not in done]
+    if advance and len(left) < len(ids):
+        advance((len(ids) - len(left)) * (draws.n0 + draws.n), "")
+    # As many samples at once as fill a few forwards, and no more, so that little is lost by an interruption.
+    group = max(1, 4 * (batch or 1000) // draws.n)
+    for begin in range(0, len(left), group):
+        part = torch.tensor(left[begin : begin + group])
+        rows = _rows(smoothed, x[part.to(x.device)], y[part.to(y.device)], ids[part], draws, batch, advance)
+        if path is not None:
+            _append(path, rows)
+        done |= {row.idx: row for row in rows}
+    return Certificate(tuple(done[i] for i in sorted(ids.tolist())), draws, math.prod(x.shape[1:]))
+
+
+def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = None) -> Certificate:
+    """One certificate from the files of several shards, made alike.
+
+    ValueError where the files were made differently, two of them disagree on a sample, or one of ``ids`` is missing.
+    """
+    if not paths:
+        raise ValueError("no shards to merge: give the files that `--shard i/k` wrote")
+    first = _made(Path(paths[0]))
+    rows: dict[int, Row] = {}
+    for path in map(Path, paths):
+        if _made(path) != first:
+            raise ValueError(f"{path} was made otherwise than {paths[0]}: merge shards of one command only")
+        for row in read_rows(path):
+            if row.idx in rows and row._replace(time=0.0) != rows[row.idx]._replace(time=0.0):
+                raise ValueError(
+                    f"{path} says another thing of sample {row.idx} than an earlier shard: certify it again"
+                )
+            rows[row.idx] = row
+    wanted = sorted(rows if ids is None else ids)
+    missing = [i for i in wanted if i not in rows]
+    if missing or not wanted:
+        raise ValueError(
+            f"{len(missing)} of {len(wanted)} samples are in no shard, such as {missing[:3]}: run the shards that are"
+            " not finished"
+        )
+    return Certificate(tuple(rows[i] for i in wanted), Draws(**first["draws"]), dim)
+
+
+def check_shard(shard: tuple[int, int], n: int) -> tuple[int, int, int]:
+    """(i, n, k), the slice of shard i of k; ValueError unless 0 <= i < k <= n."""
+    i, k = shard
+    if not 0 <= i < k:
+        raise ValueError(f"shard must be i/k with 0 <= i < k, got {i}/{k}: the shards of 4 are 0/4 to 3/4")
+    if k > n:
+        raise ValueError(f"{k} shards of {n} samples leave one empty: take at most {n}")
+    return i, n, k
+
+
+# ---- files -----------------------------------------------------------------------------------------------
+
+
+def sidecar(path: Path) -> Path:
+    """Where the settings of a file of rows, and in the end its summary, lie."""
+    return path.with_suffix(".json")
+
+
+def made_alike(path: Path, made: dict[str, Any]) -> bool:
+    """Whether the certificate at ``path`` is absent, or was made with these draws and about these things."""
+    return not sidecar(path).exists() or dumps(_made(path)) == dumps(made)
+
+
+def claim(path: Path, made: dict[str, Any]) -> None:
+    """Say how the rows of ``path`` are made; ValueError where they were made otherwise."""
+    if not sidecar(path).exists():
+        if path.exists():
+            raise ValueError(f"{path} has no {sidecar(path).name} that says how it was made: choose another file")
+        write_json(sidecar(path), {"made": made, "complete": False})
+    elif not made_alike(path, made):
+        old, new = _flat(_made(path)), _flat(made)
+        key = next(k for k in (*old, *new) if old.get(k) != new.get(k))
+        raise ValueError(
+            f"{path} was made with {key} {old.get(key)}, not {new.get(key)}: choose another file, or the old value"
+        )
+
+
+def _made(path: Path) -> dict[str, Any]:
+    if not sidecar(path).is_file():
+        raise FileNotFoundError(
+            f"{path} has no {sidecar(path).name} that says how it was made: give a certificate's .csv"
+        )
+    return read_json(sidecar(path))["made"]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The rows of a file; an absent one has none, and a torn last line, left by a kill, is cut off.
+
+    ValueError, with the line number, for a broken line elsewhere.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    head, _, tail = path.read_text().rpartition("\n")
+    if tail:
+        write_atomic(path, head + "\n" if head else "")
+    lines = head.split("\n") if head else []
+    if lines and lines[0].split("\t") != list(Row._fields):
+        raise ValueError(f"{path}, line 1: expected the columns {' '.join(Row._fields)}, found {lines[0]!r}")
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            kinds = (int, int, int, float, int, float, int, int)
+            rows.append(Row(*(kind(cell) for kind, cell in zip(kinds, line.split("\t"), strict=True))))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: not a row of a certificate: {line!r}") from None
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """A whole file of rows, atomically."""
+    write_atomic(path, _HEADER + "".join(map(_line, rows)))
+
+
+def _line(row: Row) -> str:
+    return "\t".join(repr(cell) for cell in row) + "\n"
+
+
+def _append(path: Path, rows: list[Row]) -> None:
+    with open(path, "a") as file:
+        file.write(("" if file.tell() else _HEADER) + "".join(map(_line, rows)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rows(
+    smoothed: Smoothed, x: Tensor, y: Tensor, ids: Tensor, draws: Draws, batch: int | None, advance: Advance | None
+) -> list[Row]:
+    begun = time.perf_counter()
+    with torch.no_grad(), guard(smoothed.model, mode="eval", seed=draws.seed):
+        natural = smoothed.model(x).argmax(1)
+    found = smoothed.two_votes(x, draws.n0, draws.n, seed=draws.seed, ids=ids, batch=batch, advance=advance)
+    classes, radii = certificates(*found, draws.sigma, draws.alpha)
+    plain = predictions(found[1], draws.alpha)
+    table = (v.tolist() for v in (ids, y, classes, radii, classes == y, natural, plain))
+    seconds = round((time.perf_counter() - begun) / len(x), 6)
+    return [
+        Row(i, label, got, radius, int(right), seconds, base, vote)
+        for i, label, got, radius, right, base, vote in zip(*table)
+    ]

@@ -1,0 +1,238 @@
+"""From a run folder to its certificate: model and test images in, certificate.csv and certificate.json out."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atent import run as folder
+from atent.attacks.spec import show
+from atent.certify import METHODS, Certificate, Draws, certify_run, merge, verified
+from atent.certify.certificate import check_shard, claim, made_alike, sidecar, write_rows
+from atent.certify.smoothing import check_radius
+from atent.evaluate import predict
+from atent.progress import Advance, bar
+from atent.threat import Norm, Threat, radius
+from atent.train.subject import Subject, subject
+
+CERTIFICATE = "certificate.csv"
+
+# Thermal noise below a grey level trains no network for smoothing.
+_GREY_LEVEL = 1 / 255
+
+
+def certify_folder(
+    path: Path,
+    *,
+    method: str = "smoothing",
+    sigma: float | None = None,
+    n0: int = 100,
+    n: int = 100_000,
+    alpha: float = 0.001,
+    seed: int = 0,
+    limit: int | None = 200,
+    radii: Sequence[float | str] | None = None,
+    norm: Norm | None = None,
+    shard: str | None = None,
+    merged: bool = False,
+    which: str = "best",
+    root: str | None = None,
+    device: str = "auto",
+    batch: int | None = None,
+    progress: bool = True,
+) -> tuple[Path, dict[str, Any], Certificate | None]:
+    """Certify the first ``limit`` test images of a run: the .json written, its content, and the rows of smoothing.
+
+    ``method`` "smoothing" draws noise (`certify_run`); "ibp", "crown-ibp", "crown" and "dual" compute bounds
+    (`verified`) within ``radii`` under the run's norm or ``norm``, left out: the run's eps. The same call goes on
+    where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
+    gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged`` joins the
+    shards. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
+    """
+    if method not in ("smoothing", *METHODS):
+        raise ValueError(folder.unknown("method", method, ("smoothing", *METHODS)))
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    who = subject(str(path), root=root, which=which, device=device)
+    who = replace(who, settings=replace(who.settings, limit=limit))
+    goals = None if radii is None else [radius(r, "radius") for r in radii]
+    if method != "smoothing":
+        if shard or merged or sigma is not None:
+            raise ValueError(f"method {method} draws no noise: leave --sigma, --shard and --merge out")
+        return *_bounded(who, method, _threats(who, norm, goals), progress), None
+    if norm not in (None, "l2"):
+        raise ValueError(
+            f"Gaussian smoothing certifies in l2, not in {norm}: leave --norm out, or use a --method of bounds"
+        )
+    draws = Draws(sigma_of(path) if sigma is None else sigma, n0, n, alpha, seed)
+    for goal in goals or ():
+        check_radius(goal, draws.n, draws.alpha, draws.sigma)
+    return _smoothed(who, draws, goals, shard, merged, batch, progress)
+
+
+def layout(content: dict[str, Any]) -> tuple[str, list[tuple[str, dict[str, Any]]], list[str]]:
+    """A certificate for people: a title, (name, share) rows, and the lines below them."""
+    images, rows = content["images"], [("natural, the network itself", content["natural"])]
+    title = f"{content['run']}: {images['name']}, {content['n']} of {images['of']} test images"
+    seconds = [f"{content['seconds_per_image']:.3g} s per image"] if "seconds_per_image" in content else []
+    if content["method"] != "smoothing":
+        for found in content["certified"]:
+            rows.append((f"verified by {content['method']}, {show(Threat(**found['threat']))}", found["share"]))
+            seconds.append(f"{found['seconds_per_image']:.3g} s per image")
+        return title, rows, seconds
+    draws = content["draws"]
+    rows.append(("natural, the smoothed network", content["smoothed"]))
+    for found in content["certified"]:
+        linf = 255 * found["linf_radius"]
+        rows.append((f"certified at l2 {found['radius']:g} (linf {linf:.3g}/255)", found["share"]))
+    below = [
+        f"sigma {draws['sigma']:g}, n {draws['n']:,}, n0 {draws['n0']}, alpha {draws['alpha']:g} per image, seed"
+        f" {draws['seed']}; n draws reach l2 {content['largest_radius']:.4g}",
+        f"abstained {content['abstained']['k']} of {content['n']}; mean radius {content['radius_mean']:.4g}, median"
+        f" {content['radius_median']:.4g}, 0 where wrong",
+    ]
+    return title, rows, below + seconds
+
+
+def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[float | str] | None = None) -> None:
+    """Certified accuracy against radius, one curve per run; the asked ``radii`` are marked."""
+    from atent import plots
+
+    names = [Path(run).name for run in found]
+    curves = {name if names.count(name) == 1 else run: c.radii() for name, (run, c) in zip(names, found.items()) if c}
+    marks = {r: f"l2 {r:g}" for r in (radius(r, "radius") for r in radii or ())}
+    plots.save(plots.certified(curves, marks=marks), out)
+
+
+def sigma_of(path: Path) -> float:
+    """The noise that a run was trained with; ValueError where there was none to smooth by."""
+    config = folder.read_json(path / folder.CONFIG)
+    trained = (config.get("method") or {}).get("sigma") or 0.0
+    chain = (config.get("about") or {}).get("chain") or {}
+    found = float(trained or chain.get("effective_noise") or 0.0)
+    if found < _GREY_LEVEL:
+        raise ValueError(
+            f"{path} was trained without noise to smooth by: give --sigma, and expect little of a network that never"
+            " saw noise"
+        )
+    return found
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of every weight and buffer: rows of other weights are never mixed."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _about(who: Subject) -> dict[str, Any]:
+    """What a certificate is about, whatever its numbers of images and draws."""
+    return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
+
+
+def _head(who: Subject, n: int) -> dict[str, Any]:
+    of = who.data.about["available"]["test"]
+    return {**who.about, "images": {"name": who.data.name, "split": "test", "n": n, "of": of}}
+
+
+def _smoothed(
+    who: Subject, draws: Draws, goals: list[float] | None, shard: str | None, merged: bool, batch: int | None,
+    progress: bool,
+) -> tuple[Path, dict[str, Any], Certificate]:  # fmt: skip
+    x, y, ids = who.test()
+    about = _about(who)
+    made = {"draws": asdict(draws), "about": about}
+    if merged:
+        table = _free(who.place / CERTIFICATE, made)
+        files = [f for f in sorted(who.place.glob("certificate*.shard-*-of-*.csv")) if made_alike(f, made)]
+        found = merge([*files, *([table] if table.exists() else [])], x[0].numel(), ids.tolist())
+        claim(table, made)
+        write_rows(table, found.rows)
+    else:
+        index = _shard(shard)
+        name = CERTIFICATE if shard is None else f"certificate.shard-{index[0]}-of-{index[1]}.csv"
+        table = _free(who.place / name, made)
+        i, n, k = check_shard(index, len(x))
+        with bar(len(range(i, n, k)) * (draws.n0 + draws.n), who.name, enabled=progress) as advance:
+            found = certify_run(
+                who.model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=batch, advance=advance
+            )
+    content = {**_head(who, len(found.rows)), **found.to_json(goals), "shard": shard}
+    content |= {"provenance": folder.provenance(seed=draws.seed, device=x.device), "made": made, "complete": True}
+    folder.write_json(sidecar(table), content)
+    return sidecar(table), content, found
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    i, slash, k = text.partition("/")
+    if not (slash and i.isdigit() and k.isdigit()):
+        raise ValueError(f"shard must be i/k, such as 0/4 for the first of four, got {text!r}")
+    return int(i), int(k)
+
+
+def _free(path: Path, made: dict[str, Any]) -> Path:
+    """``path``, or the first numbered one, that is absent or was made alike: earlier results stay as they are."""
+    stem, dot, tail = path.name.partition(".")
+    number, free = 1, path
+    while not made_alike(free, made):
+        number += 1
+        free = path.with_name(f"{stem}-{number}{dot}{tail}")
+    return free
+
+
+def _threats(who: Subject, norm: Norm | None, goals: list[float] | None) -> list[Threat]:
+    own = who.threat
+    kind = norm or (own.norm if own else None)
+    if goals is None and own is not None and own.norm == kind:
+        goals = [float(own.eps)]
+    if kind is None or goals is None:
+        raise ValueError(f"{who.name} has no radius of its own in that norm: give --norm and --radius")
+    return [Threat(kind, r, who.data.box) for r in goals]
+
+
+def _bounded(who: Subject, method: str, threats: list[Threat], progress: bool) -> tuple[Path, dict[str, Any]]:
+    x, y, ids = who.test()
+    natural = predict(who.model, x, y) == y
+    results = []
+    with bar(len(x) * len(threats), who.name, enabled=progress) as advance:
+        for threat in threats:
+            begun = time.perf_counter()
+            proved = _verified(who.model, x, y, threat, method, advance)
+            results.append(
+                {
+                    "threat": asdict(threat),
+                    "share": folder.share(int(proved.sum()), len(x)),
+                    "verified": ids[proved].tolist(),
+                    "seconds_per_image": (time.perf_counter() - begun) / len(x),
+                }
+            )
+    about = _about(who) | {"method": method, "threats": [asdict(t) for t in threats], "n": len(x)}
+    content = {
+        **_head(who, len(x)), "method": method, "n": len(x), "natural": folder.share(int(natural.sum()), len(x)),
+        "certified": results, "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
+    }  # fmt: skip
+    out = sidecar(_free(who.place / CERTIFICATE, about))
+    folder.write_json(out, content)
+    return out, content
+
+
+def _verified(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, threat: Threat, method: Any, advance: Advance
+) -> torch.Tensor:
+    out = []
+    for a, b in zip(x.split(50), y.split(50)):
+        with torch.no_grad():
+            out.append(verified(model, a, b, threat, method))
+        advance(len(a), f"{method} {threat.norm} {float(threat.eps):g}")
+    return torch.cat(out)

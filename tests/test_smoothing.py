@@ -1,0 +1,537 @@
+"""Randomised smoothing: honest intervals, known radii, invariance, files that go on, and what is refused."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from atent import Threat, plots
+from atent.certify import ABSTAIN, Certificate, Draws, Smoothed, certify_run, draws_needed, largest_radius, merge
+from atent.certify.certificate import Row, read_rows
+from atent.certify.smoothing import block_seed, certificates, linf_radius, predictions
+from atent.cli import main
+from atent.rng import fold
+from atent.run import interval
+
+SIGMA = 0.5
+
+
+class Half(nn.Module):
+    """Class 1 where w . x > 0: under noise its probability is Phi(w . x / sigma), its exact radius |w . x|."""
+
+    def __init__(self, dim):
+        super().__init__()
+        w = torch.randn(dim, generator=torch.Generator().manual_seed(1))
+        self.w = nn.Parameter(w / w.norm())
+
+    def forward(self, x):
+        z = x @ self.w
+        return torch.stack([-z, z], 1)
+
+    def points(self, margins):
+        """Points at the given signed distances from the boundary, elsewhere at random along it."""
+        x = torch.randn(len(margins), len(self.w), generator=torch.Generator().manual_seed(2))
+        w = self.w.detach()
+        return x - (x @ w)[:, None] * w + margins[:, None] * w
+
+
+# ---- honesty
+
+
+def test_wrong_certificates_are_as_rare_as_alpha_promises():
+    """One point, 5,000 trials: its true radius is known, and an honest bound at alpha exceeds it in alpha of them."""
+    trials, alpha, margin = 5000, 0.05, 0.4
+    model = Half(2)
+    x = model.points(torch.tensor([margin])).expand(trials, 2).contiguous()
+    classes, radii = Smoothed(model, SIGMA).certify(x, n0=20, n=100, alpha=alpha, batch=20_000)
+    wrong = int(((classes == 0) | (radii > margin)).sum())
+    assert wrong <= stats.binom.ppf(0.999, trials, alpha)
+    # Not by giving nothing away: the exact interval at n = 100 misses in 3 % to 5 % of the trials.
+    assert wrong >= 0.02 * trials
+    assert (classes == 1).double().mean() > 0.98
+
+
+def test_the_radius_of_a_linear_model_is_never_exceeded_by_more_than_alpha_and_nearly_reached():
+    n, alpha = 1000, 0.01
+    model = Half(16)
+    margins = torch.linspace(0.8, 2.0, 400) * SIGMA
+    margins[::2] *= -1
+    classes, radii = Smoothed(model, SIGMA).certify(model.points(margins), n0=50, n=n, alpha=alpha, batch=20_000)
+    exact = margins.abs().double()
+    wrong = (classes != (margins > 0).long()) | (radii > exact)
+    assert int(wrong.sum()) <= stats.binom.ppf(0.999, len(margins), alpha)
+    allowed = exact.clamp_max(largest_radius(n, alpha, SIGMA))
+    assert (radii / allowed).median() >= 0.85
+
+
+def test_an_attack_inside_the_radius_does_not_change_the_prediction(conv_net, batch):
+    x, _ = batch(24, torch.float32)
+    smoothed = Smoothed(conv_net(torch.float32), SIGMA)
+    classes, radii = smoothed.certify(x, n0=50, n=1000, alpha=0.001)
+    sure = (classes != ABSTAIN) & (radii > 0.1)
+    assert int(sure.sum()) >= 8
+    x, classes, radii = x[sure], classes[sure], radii[sure].float()
+
+    def attacked(limit):
+        rng, z = torch.Generator().manual_seed(3), x.clone()
+        for _ in range(25):
+            z.requires_grad_()
+            copies = z.repeat_interleave(32, 0)
+            noisy = copies + SIGMA * torch.randn(copies.shape, generator=rng)
+            p = smoothed.model(noisy).softmax(1).unflatten(0, (len(z), 32)).mean(1)
+            (grad,) = torch.autograd.grad(-p.gather(1, classes[:, None]).log().sum(), z)
+            step = grad / grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+            d = z.detach() + 0.2 * limit.view(-1, 1, 1, 1) * step - x
+            z = x + d * (limit / d.flatten(1).norm(dim=1)).clamp_max(1.0).view(-1, 1, 1, 1)
+        return smoothed.predict(z.detach(), 2000, 0.001, seed=9)
+
+    inside, far = attacked(0.999 * radii), attacked(6 * radii)
+    assert int(((inside != classes) & (inside != ABSTAIN)).sum()) == 0
+    assert int(((far != classes) & (far != ABSTAIN)).sum()) >= len(x) // 4
+
+
+def test_certificates_and_predictions_are_those_of_the_paper():
+    """Against a transcription with scipy.stats: the beta quantile, and the two-sided binomial test."""
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(300, [0.5, 0.4, 0.06, 0.04], size=60)
+    counts[0], counts[1], counts[2] = (300, 0, 0, 0), (0, 0, 0, 300), (150, 150, 0, 0)
+    chosen = rng.multinomial(20, [0.6, 0.3, 0.1, 0.0], size=60)
+    chosen[1] = (0, 0, 0, 20)
+    classes, radii = certificates(torch.tensor(chosen), torch.tensor(counts), 0.3, 0.02)
+    voted = predictions(torch.tensor(counts), 0.02)
+    seen = set()
+    for i in range(60):
+        top = int(np.argmax(chosen[i]))
+        k = int(counts[i, top])
+        low = float(stats.beta.ppf(0.02, k, 300 - k + 1)) if k else 0.0
+        want = (top, 0.3 * stats.norm.ppf(low)) if low > 0.5 else (ABSTAIN, 0.0)
+        assert int(classes[i]) == want[0]
+        assert float(radii[i]) == pytest.approx(want[1], rel=1e-9, abs=1e-12)
+        order = np.argsort(-counts[i], kind="stable")
+        a, b = (int(counts[i, j]) for j in order[:2])
+        test = stats.binomtest(a, a + b, 0.5).pvalue
+        assert int(voted[i]) == (int(order[0]) if test <= 0.02 else ABSTAIN)
+        seen |= {want[0] == ABSTAIN, test <= 0.02}
+    assert seen == {True, False}
+    assert (classes.dtype, radii.dtype) == (torch.int64, torch.float64)
+
+
+def test_it_abstains_where_the_draws_do_not_decide():
+    model = Half(3)
+    x = model.points(torch.tensor([0.0, 3.0]))
+    smoothed = Smoothed(model, SIGMA)
+    classes, radii = smoothed.certify(x, n0=30, n=200)
+    assert classes.tolist() == [ABSTAIN, 1]
+    assert radii[0] == 0
+    assert float(radii[1]) == pytest.approx(largest_radius(200, 0.001, SIGMA))
+    assert smoothed.predict(x, 200).tolist() == [ABSTAIN, 1]
+
+
+def test_the_choice_and_the_estimate_share_no_draw():
+    """CERTIFY picks the class with draws of its own: with the same ones the estimate would be biased upwards."""
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(x.clone())
+            return x
+
+    Smoothed(Spy(), 1.0).certify(torch.zeros(1, 3), n0=100, n=200)
+    first, *rest = seen
+    rest = torch.cat(rest)
+    assert len(first) == 100
+    assert len(rest) == 200
+    assert not any((row == rest).all(1).any() for row in first)
+
+
+# ---- noise
+
+
+def test_the_noise_is_gaussian_of_the_right_size_and_never_the_same():
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(x.clone())
+            return x
+
+    Smoothed(Spy(), 0.25).votes(torch.full((20, 8), 0.5), 1000, batch=700)
+    z = (torch.cat(seen).double() - 0.5) / 0.25
+    assert z.shape == (20_000, 8)
+    assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
+    assert torch.corrcoef(z.T).triu(1).abs().max() < 0.04
+    assert len(z.unique(dim=0)) == len(z)
+
+
+def test_the_blocks_of_a_sample_never_share_a_seed():
+    stream = fold(0, "smoothing", 7)
+    blocks = [*range(20_000), *range(2**31, 2**31 + 20_000)]
+    # A CPU generator looks at the low 32 bits only.
+    assert len({block_seed(stream, b) & 0xFFFFFFFF for b in blocks}) == len(blocks)
+
+
+@pytest.mark.parametrize("size", [37, 100, 250, 10_000])
+def test_counts_do_not_depend_on_batch_order_or_shard(conv_net, batch, size):
+    x, _ = batch(6, torch.float32)
+    ids = torch.tensor([5, 9, 2**40, 0, 77, 3])
+    smoothed = Smoothed(conv_net(torch.float32, norm=True), SIGMA)
+    whole = smoothed.votes(x, 330, seed=4, ids=ids)
+    assert (whole.sum(1) == 330).all()
+    assert torch.equal(smoothed.votes(x, 330, seed=4, ids=ids, batch=size), whole)
+    order = torch.tensor([3, 1, 5, 0, 2, 4])
+    assert torch.equal(smoothed.votes(x[order], 330, seed=4, ids=ids[order], batch=size), whole[order])
+    shards = [smoothed.votes(x[i::2], 330, seed=4, ids=ids[i::2], batch=size) for i in range(2)]
+    assert torch.equal(torch.stack(shards, 1).flatten(0, 1), whole)
+    # The draws of a small n begin those of a larger one, and other keys give other draws.
+    assert (smoothed.votes(x, 130, seed=4, ids=ids, batch=size) <= whole).all()
+    assert not torch.equal(smoothed.votes(x, 330, seed=5, ids=ids), whole)
+    assert not torch.equal(smoothed.votes(x, 330, seed=4, ids=ids + 1), whole)
+
+
+def test_a_model_in_train_mode_is_judged_in_eval_mode_and_comes_back_as_it_was(batch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 10))
+    x, _ = batch(4, torch.float32)
+    want = Smoothed(model.eval(), SIGMA).votes(x, 200)
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    assert torch.equal(Smoothed(model, SIGMA).votes(x, 200), want)
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# ---- what a number of draws can do
+
+
+def test_the_arithmetic_of_the_paper():
+    assert draws_needed(0.435, 0.12, 0.001) == 47_808
+    reach = [largest_radius(n, 0.001, 0.12) for n in (100_000, 10_000, 1000)]
+    assert [round(r, 3) for r in reach] == [0.457, 0.384, 0.296]
+    assert round(255 * linf_radius(0.435, 3072), 2) == 2.0
+    assert draws_needed(0, 0.12, 0.001) == 10
+    assert largest_radius(9, 0.001, 0.12) == 0 < largest_radius(10, 0.001, 0.12)
+    # At alpha = 2^-k, k draws show exactly 1/2, and abstain.
+    assert largest_radius(5, 2.0**-5, 1.0) == 0
+    assert draws_needed(0, 1.0, 2.0**-5) == 6
+
+
+@pytest.mark.parametrize("sigma", [0.12, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0, 2.5, 3.6])
+def test_draws_needed_is_the_smallest_number(share, sigma):
+    n = draws_needed(share * sigma, sigma, 0.01)
+    assert largest_radius(n, 0.01, sigma) >= share * sigma
+    assert n == 1 or largest_radius(n - 1, 0.01, sigma) < share * sigma or largest_radius(n - 1, 0.01, sigma) == 0
+
+
+def test_what_cannot_be_certified_is_refused_with_the_numbers():
+    smoothed, x = Smoothed(Half(3), 0.12), torch.zeros(1, 3)
+    with pytest.raises(ValueError, match=r"0\.435 cannot be certified: n = 1,000 .* 0\.2956 .* n >= 47,808"):
+        smoothed.certify(x, n=1000, radius=0.435)
+    with pytest.raises(ValueError, match=r"larger sigma$"):
+        smoothed.certify(x, n=1000, radius=1.0)
+    with pytest.raises(ValueError, match=r"n = 9 .* 0\.4642, not above 1/2; give n >= 10"):
+        smoothed.certify(x, n0=5, n=9)
+    with pytest.raises(ValueError, match=r"n = 10 draws always abstain .* give n >= 11"):
+        smoothed.predict(x, 10)
+    assert smoothed.predict(x + 5, 11).shape == (1,)
+    with pytest.raises(ValueError, match="give sigma >= "):
+        draws_needed(1.0, 0.12, 0.001)
+    # Reachable ones pass, as numbers, fractions and threats.
+    for radius in (0.29, "1/4", Threat("l2", 0.29)):
+        smoothed.certify(x, n=1000, radius=radius)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda s, x: Smoothed(s.model, 0.0), "sigma must be above 0, got 0"),
+        (lambda s, x: Smoothed(s.model, -1.0), "sigma must be above 0, got -1"),
+        (lambda s, x: Smoothed(s.model, math.nan), "sigma must be above 0, got nan"),
+        (lambda s, x: s.certify(x, alpha=0.0), "alpha must be above 0, got 0"),
+        (lambda s, x: s.certify(x, alpha=1.0), r"alpha must lie in \(0, 1\), got 1"),
+        (lambda s, x: s.predict(x, alpha=2.0), r"alpha must lie in \(0, 1\), got 2"),
+        (lambda s, x: s.certify(x, n0=100, n=99), "n must be at least n0, got n = 99 and n0 = 100"),
+        (lambda s, x: s.certify(x, n0=0), "n0 must be at least 1, got 0"),
+        (lambda s, x: s.certify(x, n=1e5), "n must be a whole number, got 100000.0"),
+        (lambda s, x: s.certify(x, radius=Threat("linf", 0.1)), r"certifies in l2, got a radius in linf: .* 0\.1732"),
+        (lambda s, x: s.certify(x, radius=-1), "radius must be finite and at least 0"),
+        (lambda s, x: s.votes(x, 5, batch=0), "batch must be at least 1"),
+        (lambda s, x: s.votes(x, 5, seed=0.5), "seed must be a whole number"),
+        (lambda s, x: s.votes(x, 5, ids=torch.tensor([1, 2])), "ids must be 1 int64"),
+        (lambda s, x: s.votes(x.half(), 5), "must be float32 or float64, got torch.float16"),
+        (lambda s, x: s.votes(x.int(), 5), "inputs must be floats"),
+        (lambda s, x: s.votes(x / 0, 5), "NaN"),
+        (lambda s, x: s.votes(x[:0], 5), "no samples"),
+        (lambda s, x: Smoothed(nn.Flatten(0), 1.0).votes(x, 5), r"logits \(n, classes\), got shape \(15,\)"),
+        (lambda s, x: Smoothed(Nan(), 1.0).votes(x, 5), "NaN or infinite logits"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(call, says):
+    with pytest.raises(ValueError, match=says) as error:
+        call(Smoothed(Half(3), 0.5), torch.zeros(1, 3))
+    assert "\n" not in str(error.value)
+
+
+class Nan(nn.Module):
+    def forward(self, x):
+        return x * math.nan
+
+
+# ---- files
+
+
+DRAWS = Draws(SIGMA, n0=20, n=150, alpha=0.01, seed=3)
+
+
+def same(a, b):
+    """Two lists of rows, but for the seconds."""
+    return [r._replace(time=0) for r in a] == [r._replace(time=0) for r in b]
+
+
+@pytest.fixture
+def task(conv_net, batch):
+    x, y = batch(11, torch.float32)
+    return conv_net(torch.float32), x, y, torch.arange(100, 111)
+
+
+def test_rows_are_those_of_certify_and_predict(task, tmp_path):
+    model, x, y, ids = task
+    found = certify_run(model, x, y, DRAWS, ids=ids, path=tmp_path / "certificate.csv")
+    smoothed = Smoothed(model, SIGMA)
+    classes, radii = smoothed.certify(x, 20, 150, 0.01, seed=3, ids=ids)
+    plain = smoothed.predict(x, 150, 0.01, seed=3, ids=ids)
+    for i, row in enumerate(found.rows):
+        assert (row.idx, row.label, row.predict, row.radius) == (100 + i, int(y[i]), int(classes[i]), float(radii[i]))
+        assert row.correct == int(row.predict == row.label)
+        assert (row.smoothed, row.natural) == (int(plain[i]), int(model(x[i : i + 1]).argmax()))
+    assert read_rows(tmp_path / "certificate.csv") == list(found.rows)
+    head = (tmp_path / "certificate.csv").read_text().splitlines()[0]
+    assert head.split("\t")[:6] == ["idx", "label", "predict", "radius", "correct", "time"]
+
+
+def test_an_interrupted_run_goes_on_to_the_same_rows(task, tmp_path):
+    model, x, y, ids = task
+    want = certify_run(model, x, y, DRAWS, ids=ids, batch=100).rows
+
+    class Stop(Exception):
+        pass
+
+    path, drawn = tmp_path / "certificate.csv", 0
+
+    def advance(amount, text):
+        nonlocal drawn
+        drawn += amount
+        if drawn > 7 * 170:
+            raise Stop
+
+    with pytest.raises(Stop):
+        certify_run(model, x, y, DRAWS, ids=ids, path=path, batch=100, advance=advance)
+    kept = read_rows(path)
+    assert 0 < len(kept) < len(x)
+    with open(path, "a") as file:
+        file.write("107\t3\t3\t0.1")
+    calls = []
+    found = certify_run(model, x, y, DRAWS, ids=ids, path=path, advance=lambda n, text: calls.append(n))
+    assert same(found.rows, want)
+    assert list(found.rows[: len(kept)]) == kept
+    assert sum(calls) == len(x) * 170
+    assert len(read_rows(path)) == len(x)
+    # More images continue the file, other draws and another model do not.
+    with pytest.raises(ValueError, match=r"made with draws\.seed 3, not 4"):
+        certify_run(model, x, y, Draws(SIGMA, 20, 150, 0.01, seed=4), ids=ids, path=path)
+    with pytest.raises(ValueError, match=r"made with about\.weights None, not abc"):
+        certify_run(model, x, y, DRAWS, ids=ids, path=path, about={"weights": "abc"})
+
+
+def test_shards_merge_into_the_whole(task, tmp_path):
+    model, x, y, ids = task
+    want = certify_run(model, x, y, DRAWS, ids=ids).rows
+    paths = [tmp_path / f"{i}.csv" for i in range(3)]
+    for i, path in enumerate(paths):
+        part = certify_run(model, x, y, DRAWS, ids=ids, path=path, shard=(i, 3))
+        assert [row.idx for row in part.rows] == ids[i::3].tolist()
+    assert same(merge(paths, 64).rows, want)
+    assert same(merge(paths, 64, ids.tolist()).rows, want)
+    with pytest.raises(ValueError, match="4 of 11 samples are in no shard"):
+        merge(paths[1:], 64, ids.tolist())
+    other = tmp_path / "other.csv"
+    certify_run(model, x, y, Draws(SIGMA, 20, 160, 0.01), ids=ids, path=other, shard=(0, 3))
+    with pytest.raises(ValueError, match="made otherwise"):
+        merge([*paths, other], 64)
+    text = paths[0].read_text().replace("100\t", "101\t", 1)
+    paths[0].write_text(text)
+    with pytest.raises(ValueError, match="another thing of sample 101"):
+        merge(paths, 64)
+    paths[0].write_text(text.replace("101\t", "x\t", 1))
+    with pytest.raises(ValueError, match="line 2: not a row"):
+        merge(paths, 64)
+    for shard in ((3, 3), (-1, 3), (0, 12)):
+        with pytest.raises(ValueError, match="shard"):
+            certify_run(model, x, y, DRAWS, ids=ids, shard=shard)
+
+
+def test_the_summary_tells_three_accuracies_apart():
+    draws = Draws(0.5, n0=10, n=1000, alpha=0.001)
+    rows = [
+        # label, predict, radius, natural, smoothed
+        (1, 1, 0.6, 1, 1),
+        (1, 1, 0.2, 0, 1),
+        (1, -1, 0.0, 1, 1),
+        (1, 0, 0.9, 1, 0),
+        (1, -1, 0.0, 0, -1),
+    ]
+    made = tuple(Row(i, a, b, r, int(a == b), 2.0, c, d) for i, (a, b, r, c, d) in enumerate(rows))
+    found = Certificate(made, draws, dim=64).to_json([0, 0.2, 0.5])
+    assert (found["natural"]["k"], found["smoothed"]["k"], found["abstained"]["k"]) == (3, 3, 2)
+    assert [c["share"]["k"] for c in found["certified"]] == [2, 2, 1]
+    low, high = interval(1, 5)
+    assert found["certified"][2] == {
+        "radius": 0.5, "linf_radius": 0.0625, "share": {"value": 0.2, "low": low, "high": high, "k": 1, "n": 5},
+    }  # fmt: skip
+    assert found["radius_mean"] == pytest.approx(0.16)
+    assert (found["radius_median"], found["seconds_per_image"], found["n"]) == (0.0, 2.0, 5)
+    assert found["draws"] == {"sigma": 0.5, "n0": 10, "n": 1000, "alpha": 0.001, "seed": 0}
+    with pytest.raises(ValueError, match=r"radius 1\.3 cannot be certified"):
+        Certificate(made, draws, dim=64).to_json([1.3])
+    assert [c["radius"] for c in Certificate(made, draws, dim=64).to_json()["certified"]] == [0, 0.5, 1.0]
+
+
+# ---- the figure
+
+
+def test_the_figure_falls_just_beyond_each_radius():
+    figure = plots.certified({"a": [0.1, 0.3, -1.0, 0.3], "b": [-1.0, -1.0]}, marks={0.2: "l2 0.2"})
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("certified l2 radius (pixel units)", "certified accuracy (%)")
+    line = axes.get_lines()[0]
+    places, values = line.get_xdata(), line.get_ydata()
+    assert line.get_drawstyle() == "steps-pre"
+
+    def at(r):
+        # steps-pre: a value holds from the place before it, which it leaves out, up to its own
+        return values[int(np.searchsorted(places, r))]
+
+    for r, want in ((0.0, 75), (0.05, 75), (0.1, 75), (0.1001, 50), (0.3, 50)):
+        assert at(r) == want
+    assert values[-1] == 0
+    assert set(axes.get_lines()[1].get_ydata()) == {0}
+    texts = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert texts == ["a (n = 4)", "b (n = 2)"]
+    for bad in ({}, {"a": []}, {"a": [math.nan]}):
+        with pytest.raises(ValueError, match=r"radii|certificates"):
+            plots.certified(bad)
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    args = ["--train.epochs", "2", "--data.limit", "200", "--evaluate.attacks", "FGSM", "--evaluate.limit", "20"]
+    quick = ["--runs", str(root), "--train.device", "cpu", "--quiet", "--train.validate_limit", "20"]
+    assert main(["train", "digits-l2-gaussian", *args, *quick]) == 0
+    return root / "digits-l2-gaussian"
+
+
+def test_the_command_certifies_resumes_shards_and_merges(run, capsys, tmp_path):
+    def said(*args):
+        status = main(["certify", str(run), *args, "--quiet", "--device", "cpu"])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    common = ["--n", "300", "--n0", "20"]
+    figure = tmp_path / "c.png"
+    status, out, err = said(*common, "--limit", "6", "--radius", "0.1", "1/8", "--plot", str(figure))
+    assert status == 0, err
+    assert figure.stat().st_size > 10_000
+    assert "natural, the network itself" in out
+    assert "natural, the smoothed network" in out
+    assert "certified at l2 0.125" in out
+    found = json.loads((run / "certificate.json").read_text())
+    # the noise that the network was trained with
+    assert found["draws"]["sigma"] == json.loads((run / "config.json").read_text())["method"]["sigma"]
+    assert (found["n"], found["complete"], found["provenance"]["seed"]) == (6, True, 0)
+    before = read_rows(run / "certificate.csv")
+
+    # More images go on in the same file.
+    assert said(*common, "--limit", "9")[0] == 0
+    rows = read_rows(run / "certificate.csv")
+    assert rows[:6] == before
+    assert len(rows) == 9
+
+    # Other draws get a file of their own; its shards merge into the same rows.
+    other = [*common, "--limit", "9", "--seed", "1"]
+    status, _, err = said(*other, "--merge")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "shard" in err
+    for i in range(2):
+        assert said(*other, "--shard", f"{i}/2")[0] == 0
+    assert said(*other, "--merge")[0] == 0
+    merged = read_rows(run / "certificate-2.csv")
+    assert [r.idx for r in merged] == [r.idx for r in rows]
+    assert said(*other)[0] == 0
+    assert read_rows(run / "certificate-2.csv") == merged
+    assert json.loads((run / "certificate-2.json").read_text())["n"] == 9
+
+
+def test_the_command_verifies_by_bounds(run, capsys):
+    from atent import load
+    from atent.certify import verified
+    from atent.data import DataSettings
+    from atent.data import load as load_data
+
+    args = ["certify", str(run), "--method", "crown", "--norm", "linf", "--radius", "0.01", "--limit", "40", "--quiet"]
+    assert main(args) == 0
+    out, _ = capsys.readouterr()
+    found = json.loads(Path(re.search(r"written: (.*\.json)", out)[1]).read_text())
+    part = load_data(DataSettings("digits")).test.first(40)
+    x, y = part.batch(range(40))
+    with torch.no_grad():
+        proved = verified(load(run), x, y, Threat("linf", 0.01), "crown")
+    assert 0 < int(proved.sum()) < 40
+    assert found["certified"][0]["share"]["k"] == int(proved.sum())
+    assert found["certified"][0]["verified"] == part.ids[proved].tolist()
+    assert found["certified"][0]["seconds_per_image"] > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--radius", "0.435"], "n >= "),
+        (["--sigma", "-1"], "sigma must be above 0"),
+        (["--norm", "linf"], "certifies in l2, not in linf"),
+        (["--shard", "2/2"], "shard must be i/k"),
+        (["--shard", "two"], "shard must be i/k, such as 0/4"),
+        (["--method", "crown", "--sigma", "0.1"], "draws no noise"),
+        (["--method", "crown", "--radius", "0.1", "--norm", "l2", "--plot", "x.png"], "leave it out"),
+        (["--limit", "0"], "limit must be at least 1"),
+        (["--alpha", "1.5"], r"alpha must lie in \(0, 1\)"),
+        (["--metod", "crown"], "did you mean '--method'"),
+    ],
+)
+def test_the_command_refuses_in_one_line(run, capsys, args, says):
+    assert main(["certify", str(run), "--n", "300", *args, "--quiet"]) == 2
+    _, err = capsys.readouterr()
+    assert err.count("\n") == 1
+    assert re.search(says, err)
+
+
+def test_a_run_without_noise_needs_a_sigma(run, tmp_path, capsys):
+    config = json.loads((run / "config.json").read_text())
+    config["method"] = {"name": "Standard"}
+    for name in ("best.safetensors", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    args = ["certify", str(tmp_path), "--n", "100", "--n0", "10", "--limit", "2", "--quiet"]
+    assert main(args) == 2
+    assert "give --sigma" in capsys.readouterr().err
+    assert main([*args, "--sigma", "0.2"]) == 0
