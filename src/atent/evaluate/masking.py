@@ -1,0 +1,244 @@
+"""Why to believe a robust accuracy: checks that find masked gradients, weak attacks and broken set-ups.
+
+After Carlini et al. 2019 (On Evaluating Adversarial Robustness), Tramer et al. 2020 (On Adaptive Attacks to
+Adversarial Example Defenses) and the flags of AutoAttack (Croce and Hein 2020).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks import FGSM, PGD, Attack, Langevin, Square
+from atent.attacks.spec import label
+from atent.evaluate import gradients
+from atent.evaluate.probe import Probe, gained, probe, weaker
+from atent.progress import Advance
+from atent.threat import Threat
+
+QUERIES = 200
+"""Queries of the black-box attack."""
+COSTLY = 2500
+"""Passes per sample above which the attack that is judged is not run again."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One reason to believe a robust accuracy, or, failed, not to."""
+
+    name: str
+    passed: bool
+    figure: str
+    """The measured number, in words, with n."""
+    why: str
+    """What a failure means and what to do, in one line."""
+
+
+def _tally(verdicts: list[Tensor]) -> str:
+    return f"{' / '.join(str(int(v.sum())) for v in verdicts)} of {len(verdicts[0])} stand"
+
+
+def _never_rises(verdicts: list[Tensor]) -> bool:
+    return not any(weaker(after, before) for before, after in itertools.pairwise(verdicts))
+
+
+def eps_zero(p: Probe) -> gradients.Verdict:
+    """Without a budget the attack changes nothing: every sample that is right stays right."""
+    stands = p.stands(PGD(p.threat.scaled(0), steps=1))
+    return bool(stands.all()), f"{_tally([stands])} at eps 0"
+
+
+def eps_whole_box(p: Probe) -> gradients.Verdict:
+    """With the whole box as budget any input can become any other: at most half of chance may stand."""
+    width = p.threat.box[1] - p.threat.box[0]
+    eps = width if p.threat.norm == "linf" else width * math.sqrt(p.x[0].numel())
+    stands = p.stands(PGD(replace(p.threat, eps=eps), steps=40))
+    return int(stands.sum()) <= p.n / (2 * p.logits.shape[1]), f"{_tally([stands])} at eps {eps:.3g}, the whole box"
+
+
+def eps_monotone(p: Probe) -> gradients.Verdict:
+    """A larger budget fools no fewer."""
+    verdicts = [p.stands(PGD(p.threat.scaled(factor))) for factor in (0.5, 1, 2)]
+    return _never_rises(verdicts), f"{_tally(verdicts)} at 0.5 / 1 / 2 eps"
+
+
+def steps_monotone(p: Probe) -> gradients.Verdict:
+    """More steps fool no fewer."""
+    verdicts = [p.stands(PGD(p.threat, steps=steps)) for steps in (5, 20, 50)]
+    return _never_rises(verdicts), f"{_tally(verdicts)} after 5 / 20 / 50 steps"
+
+
+def restarts(p: Probe) -> gradients.Verdict:
+    """More restarts fool no fewer, and not many more: on a smooth loss the start matters little."""
+    one, more = (p.stands(PGD(p.threat, restarts=count)) for count in (1, 3))
+    return not weaker(more, one) and not gained(one, more)[1], f"{_tally([one, more])} after 1 / 3 restarts"
+
+
+def iterative(p: Probe) -> gradients.Verdict:
+    """Many steps are at least as strong as one."""
+    one, many = p.stands(FGSM(p.threat)), p.stands(PGD(p.threat))
+    return not weaker(many, one), f"{_tally([one, many])} under FGSM / PGD-20"
+
+
+def black_box(p: Probe) -> gradients.Verdict:
+    """An attack with gradients is at least as strong as one without."""
+    blind, sighted = p.stands(Square(p.threat, queries=QUERIES)), p.stands(PGD(p.threat))
+    return not weaker(sighted, blind), f"{_tally([blind, sighted])} under Square with {QUERIES} queries / PGD-20"
+
+
+def loss(p: Probe) -> gradients.Verdict:
+    """The cross-entropy, which depends on the scale of the logits, is as good to climb as the margin, which does not
+    saturate."""
+    ce, free = (p.stands(PGD(p.threat, loss=name)) for name in ("ce", "margin"))
+    return not weaker(ce, free), f"{_tally([ce, free])} under PGD-20 on the cross-entropy / the margin"
+
+
+def step_budget(p: Probe) -> gradients.Verdict:
+    """Steps x step size cross the ball, and the samples that stand were indeed moved far."""
+    name, length = label(p.attack), step_of(p.attack)
+    if length is None:
+        return True, f"{name} has no steps of a fixed length: nothing to judge"
+    steps, eps = p.attack.steps, float(p.threat.eps)  # type: ignore[attr-defined]
+    path = steps * length / eps
+    stands, distance = p.run(p.attack)
+    reached = float(distance[stands].median()) / eps if bool(stands.any()) else None
+    text = f"{steps} steps of {length:.3g} make {path:.3g} eps"
+    if reached is not None:
+        text += f"; the median sample that stands was moved {reached:.2f} eps (n = {int(stands.sum())})"
+    return path >= 1 - 1e-9 and (reached is None or reached >= 0.5), text
+
+
+def step_of(attack: Attack) -> float | None:
+    """Length of a step in the threat's norm, or None for an attack whose steps have no fixed length."""
+    attack = getattr(attack, "inner", attack)
+    if isinstance(attack, Langevin):
+        return None if attack.sampler.gradient == "raw" else attack.sampler.step_size
+    return getattr(attack, "resolved_step", None) if hasattr(attack, "steps") else None
+
+
+def attack_strength(p: Probe) -> gradients.Verdict:
+    """The attack that is judged misses little of what the attacks of the other checks find within the same budget."""
+    name = label(p.attack)
+    if p.attack.passes > COSTLY:
+        return True, f"{name} takes up to {p.attack.passes} passes per sample: not run again"
+    stands = p.stands(p.attack)
+    lost, many = gained(stands, p.stands_all())
+    return not many, f"{_tally([stands])} under {name}; other attacks of these checks fool {lost} of them"
+
+
+CHECKS: dict[str, tuple[Callable[[Probe], gradients.Verdict], str]] = {
+    "logits": (
+        gradients.logits,
+        "probabilities flatten every loss: remove the softmax or sigmoid, attacks need logits",
+    ),
+    "repeatable": (
+        gradients.repeatable,
+        "the model is random: average gradients and verdicts over many draws (EOT), or certify it by smoothing",
+    ),
+    "independent": (
+        gradients.independent,
+        "a sample's verdict depends on its neighbours, as with batch-norm in train mode: use stored statistics",
+    ),
+    "zero-gradient": (
+        gradients.zero_gradient,
+        "gradient attacks are blind there: replace rounding layers in the backward pass (BPDA), or use Square",
+    ),
+    "saturation": (
+        gradients.saturation,
+        "float32 rounds the cross-entropy's gradient to zero: attack with the margin or DLR loss, or rescale logits",
+    ),
+    "finite-differences": (
+        gradients.finite_differences,
+        "autograd does not tell how the model changes (staircase, sawtooth, false backward): use Square or BPDA",
+    ),
+    "eps-zero": (
+        eps_zero,
+        "accuracy changes without an attack: the model is random or differs between calls; mend this first",
+    ),
+    "eps-whole-box": (
+        eps_whole_box,
+        "an attack without limits fails, so it is broken or blind: trust no robust accuracy from it",
+    ),
+    "eps-monotone": (
+        eps_monotone,
+        "a larger ball holds the smaller one, so the attack gets lost: more steps, other losses, Square",
+    ),
+    "steps-monotone": (
+        steps_monotone,
+        "more steps make the attack weaker: its gradients mislead; use attacks without gradients and keep='best'",
+    ),
+    "restarts": (
+        restarts,
+        "the verdict hangs on the starting point: the loss is rugged; use many restarts and Square",
+    ),
+    "iterative": (
+        iterative,
+        "one step beats many: the sign of masked gradients; believe the lowest accuracy and use Square",
+    ),
+    "black-box": (
+        black_box,
+        "an attack without gradients beats one with them: gradients are masked; believe Square and AutoAttack",
+    ),
+    "loss": (
+        loss,
+        "the margin beats the cross-entropy: logits are saturated or the loss misleads; attack with margin or DLR",
+    ),
+    "step-budget": (
+        step_budget,
+        "the attack cannot cross the ball: raise steps or step_size to steps x step_size = 2.5 eps",
+    ),
+    "attack-strength": (
+        attack_strength,
+        "the robust accuracy is too high: add steps, restarts and the margin loss, or use AutoAttack",
+    ),
+}
+"""Name -> check, and what a failure means; in the order in which they are run."""
+
+
+def masking_checks(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    attack: Attack | None = None,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch: int = 250,
+    advance: Advance | None = None,
+) -> list[Check]:
+    """Every check of `CHECKS` on a model, in that order; a failed one is a warning.
+
+    ``x`` (n, ...) floats in the threat's box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1)
+    that key the draws together with ``seed``. At most 100 samples are looked at, spread evenly, and of these the ones
+    that the model gets right. ``attack`` is the attack that was relied on (default: PGD with 20 steps): "step-budget"
+    and "attack-strength" judge it, all others judge the model with attacks of their own. Comparisons of attacks
+    are paired by sample: a check fails where a sign test on the samples that differ falls below 1 %, or where a
+    stronger attack fools more than 5 % on top at the lower end of the 95 % interval.
+
+    The model is judged in eval mode and comes back as it was. A check that raises, as where the model has no gradient,
+    fails with the reason as its figure. ``advance(checks, text)`` is told of progress, 1 per check, `len(CHECKS)` in
+    all. ValueError for inputs or labels that cannot be judged, for an eps of 0 or infinity, for an attack under another
+    threat, and for a model that gets no sample right.
+    """
+    sample = probe(model, x, y, threat, PGD(threat) if attack is None else attack, seed, ids, batch)
+    results = []
+    for name, (check, why) in CHECKS.items():
+        if advance:
+            advance(0, name)
+        try:
+            passed, figure = check(sample)
+        except torch.OutOfMemoryError:  # says nothing of the model
+            raise
+        except Exception as error:  # somebody's forward may raise anything, and the other checks still count
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            passed, figure = False, f"not measured: {reason}"
+        results.append(Check(name, passed, figure, why))
+        if advance:
+            advance(1, name)
+    return results

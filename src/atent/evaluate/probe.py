@@ -1,0 +1,137 @@
+"""What the masking checks share: a few samples that the model gets right, attacks run once each, paired comparisons."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack, Loss, Oracle, check_batch, check_ids, check_logits, check_number, check_seed
+from atent.guard import guard
+from atent.run import share
+from atent.threat import Threat
+
+SAMPLES = 100
+"""The most samples that the checks look at, spread evenly over those given."""
+LEVEL = 0.01
+"""Probability below which a paired difference is no chance."""
+SLACK = 0.05
+"""Share of the samples that a stronger attack may fool on top, at the lower end of the 95 % interval."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A model on n samples that it classifies rightly, under a threat; each attack is run once and remembered."""
+
+    model: nn.Module
+    threat: Threat
+    attack: Attack
+    """The attack whose settings are judged."""
+    x: Tensor
+    """Inputs (n, ...) in the box, rightly classified."""
+    y: Tensor
+    """True labels (n,)."""
+    ids: Tensor
+    """Sample numbers (n,), int64."""
+    logits: Tensor
+    """Logits (n, classes) without an attack."""
+    seed: int
+    batch: int
+    _done: dict[str, tuple[Attack, Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        return len(self.x)
+
+    def run(self, attack: Attack) -> tuple[Tensor, Tensor]:
+        """Which samples stand (bool) and how far each was moved (float64), both (n,)."""
+        if repr(attack) not in self._done:
+            outcomes = [
+                attack.run(self.model, self.x[part], self.y[part], seed=self.seed, ids=self.ids[part])
+                for part in torch.arange(self.n, device=self.x.device).split(self.batch)
+            ]
+            stands = ~torch.cat([o.success for o in outcomes])
+            self._done[repr(attack)] = attack, stands, torch.cat([o.norm for o in outcomes])
+        return self._done[repr(attack)][1:]
+
+    def stands(self, attack: Attack) -> Tensor:
+        """Which samples the model still gets right, bool (n,)."""
+        return self.run(attack)[0]
+
+    def stands_all(self) -> Tensor:
+        """Which samples stand under every attack that was run within the threat, bool (n,)."""
+        runs = [stands for attack, stands, _ in self._done.values() if attack.threat == self.threat]  # type: ignore[attr-defined]
+        return torch.stack(runs).all(0)
+
+    def gradient(self, loss: Loss) -> Tensor:
+        """Input gradient of each sample's loss, the shape of x, in the precision in which the model is judged."""
+        return gradient(self.model, self.x, self.y, loss, seed=self.seed, batch=self.batch)
+
+
+def probe(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, attack: Attack, seed: int, ids: Tensor | None, batch: int
+) -> Probe:
+    """The probe for at most `SAMPLES` of the samples; ValueError, in one line, for what cannot be judged."""
+    if not 0 < float(threat.eps) < math.inf:
+        raise ValueError(f"masking checks need a finite eps above 0, got {threat.eps}")
+    if attack.threat != threat:  # type: ignore[attr-defined]
+        raise ValueError(f"the attack's threat is {attack.threat}, the checks' is {threat}: give both the same one")  # type: ignore[attr-defined]
+    if not len(x):
+        raise ValueError("no samples to check: give at least one")
+    check_number("batch", batch, 1, whole=True)
+    check_seed(seed)
+    check_batch(x, y, threat.box)
+    ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
+    check_ids(ids, len(x))
+    count = min(SAMPLES, len(x))
+    few = torch.arange(count, device=x.device) * len(x) // count
+    x, y, ids = threat.clamp(x[few].detach()), y[few].long(), ids[few]
+    logits = forward(model, x, seed=seed, batch=batch)
+    if not looks_like_probabilities(logits):  # those are a failed check, not an error
+        check_logits(logits, y)
+    right = (logits.argmax(1) == y).nonzero().squeeze(1)
+    if not len(right):
+        raise ValueError(f"the model gets none of {count} samples right: nothing to check")
+    return Probe(model, threat, attack, x[right], y[right], ids[right], logits[right], seed, batch)
+
+
+@torch.no_grad()
+def forward(model: nn.Module, x: Tensor, *, seed: int, batch: int) -> Tensor:
+    """Logits in eval mode; a random model draws the same numbers at each call."""
+    with guard(model, mode="eval", seed=seed):
+        return torch.cat([model(part) for part in x.split(batch)])
+
+
+def gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, seed: int, batch: int) -> Tensor:
+    """Input gradient of each sample's loss in eval mode; ValueError where the model has none."""
+    with guard(model, mode="eval", seed=seed):
+        oracle = Oracle(model, *torch.zeros(2, 1, dtype=torch.int64, device=x.device), check=False)
+        return torch.cat([oracle.gradient(a, b, loss)[0] for a, b in zip(x.split(batch), y.split(batch))])
+
+
+def looks_like_probabilities(logits: object) -> bool:
+    """Whether every output lies in [0, 1], as after a softmax or a sigmoid."""
+    return isinstance(logits, Tensor) and logits.dim() == 2 and bool(((logits >= 0) & (logits <= 1)).all())
+
+
+def sign_test(more: int, fewer: int) -> float:
+    """P(at least ``more`` heads in more + fewer tosses of a fair coin): the one-sided paired test of two verdicts."""
+    n = more + fewer
+    return sum(math.comb(n, k) for k in range(more, n + 1)) / 2**n
+
+
+def weaker(attack: Tensor, rival: Tensor) -> bool:
+    """Whether more samples stand under an attack than under a rival that it should match, beyond chance.
+
+    ``attack`` and ``rival`` are verdicts on the same samples, bool (n,), true where one stands. Only samples on which
+    they differ count.
+    """
+    return sign_test(int((attack & ~rival).sum()), int((rival & ~attack).sum())) < LEVEL
+
+
+def gained(before: Tensor, after: Tensor) -> tuple[int, bool]:
+    """Samples that stood ``before`` and do not stand ``after`` more attacks, and whether they are too many."""
+    lost = int((before & ~after).sum())
+    return lost, share(lost, len(before))["low"] > SLACK
