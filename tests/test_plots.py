@@ -207,3 +207,118 @@ def test_a_failing_save_keeps_the_earlier_figure(tmp_path, monkeypatch):
 
 def test_palette_is_of_distinct_colours():
     assert len({to_hex(colour) for colour in plots.PALETTE}) == len(plots.PALETTE) == 8
+
+
+# ---- security curves and adversarial images
+
+
+def sweep_rows(counts, norm="linf", n=200, natural=190):
+    """counts: {attack: {radius: (standing, standing under smaller radii too)}}"""
+    return [
+        {
+            "attack": attack,
+            "norm": norm,
+            "radius": radius,
+            "natural": run.share(natural, n),
+            "robust": run.share(alone, n),
+            "monotone": run.share(both, n),
+        }
+        for attack, found in counts.items()
+        for radius, (alone, both) in found.items()
+    ]
+
+
+def test_security_draws_each_attack_from_the_natural_accuracy_on():
+    counts = {"PGD-20": {0.1: (150, 150), 0.2: (80, 80)}, "ATENT-20": {0.2: (120, 90), 0.1: (100, 100)}}
+    figure = plots.security(sweep_rows(counts), title="digits")
+    (axes,) = figure.axes
+    drawn = lines(axes)
+    assert list(drawn) == ["PGD-20", "ATENT-20", "ATENT-20, with smaller radii"]
+    assert list(drawn["PGD-20"].get_xdata()) == [0, 0.1, 0.2]
+    assert list(drawn["PGD-20"].get_ydata()) == pytest.approx([95, 75, 40])
+    assert list(drawn["ATENT-20"].get_ydata()) == pytest.approx([95, 50, 60])
+    dashed = drawn["ATENT-20, with smaller radii"]
+    assert list(dashed.get_ydata()) == pytest.approx([50, 45])
+    assert dashed.get_linestyle() != "-"
+    assert to_hex(dashed.get_color()) == to_hex(drawn["ATENT-20"].get_color()) != to_hex(drawn["PGD-20"].get_color())
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("linf radius (pixel units)", "robust accuracy (%)")
+    assert axes.get_ylim() == (0, 100)
+    band = axes.collections[0].get_paths()[0].vertices
+    low, high = (100 * run.share(80, 200)[key] for key in ("low", "high"))
+    ends = band[band[:, 0] == 0.2][:, 1]
+    assert (ends.min(), ends.max()) == (pytest.approx(low), pytest.approx(high))
+    assert legend(figure) == list(drawn)
+    assert "95 % intervals, n = 200" in figure.legends[0].get_title().get_text()
+
+
+def test_security_writes_grey_levels_as_such():
+    figure = plots.security(sweep_rows({"PGD-20": {0: (190, 190), 2 / 255: (150, 150), 8 / 255: (80, 80)}}))
+    (axes,) = figure.axes
+    assert list(lines(axes)["PGD-20"].get_xdata()) == pytest.approx([0, 2, 8])
+    assert axes.get_xlabel() == "linf radius (1/255 of the pixel range)"
+
+
+def test_security_refuses_what_it_cannot_draw():
+    mixed = sweep_rows({"a": {0.1: (1, 1)}}) + sweep_rows({"b": {0.1: (1, 1)}}, norm="l2")
+    with pytest.raises(ValueError, match="of one norm, got l2, linf: draw one for each"):
+        plots.security(mixed)
+    with pytest.raises(ValueError, match="of one norm, got no rows"):
+        plots.security([])
+    rows = sweep_rows({"a": {0.1: (1, 1)}})
+    rows[0]["robust"]["value"] = 40
+    with pytest.raises(ValueError, match=r"a at 0.1: value is 40, expected a fraction"):
+        plots.security(rows)
+
+
+def test_adversarial_shows_original_result_and_difference():
+    x = torch.full((2, 1, 4, 4), 0.5)
+    d = torch.zeros_like(x)
+    d[0, 0, 0, 0], d[1, 0, 0, 0] = 0.1, -0.05
+    figure = plots.adversarial(x, x + d, torch.tensor([3, 5]), torch.tensor([8, 5]))
+    assert [axes.get_title() for axes in figure.axes] == [
+        "class 3", "seen as 8", "difference x 5", "class 5", "seen as 5", "difference x 5",
+    ]  # fmt: skip
+    first = [axes.images[0].get_array()[0, 0] for axes in figure.axes]
+    assert first == pytest.approx([0.5, 0.6, 1.0, 0.5, 0.45, 0.25])
+    assert figure.axes[2].images[0].get_array()[1, 1] == 0.5
+    plots.adversarial(x[:1], x[:1], [3], [3])
+
+
+# ---- minimum-norm curves
+
+
+def test_minimum_norm_draws_steps_that_fall_at_the_radii():
+    found = {"DDN-100": ([0.0, 0.2, 0.5], [0.9, 0.4, 0.0]), "FMN-100": ([0.0, 0.3], [0.9, 0.5])}
+    figure = plots.minimum_norm(found, norm="linf", title="digits")
+    (axes,) = figure.axes
+    drawn = lines(axes)
+    assert list(drawn) == list(found) == legend(figure)
+    for name, line in drawn.items():
+        radii, accuracy = found[name]
+        assert line.get_drawstyle() == "steps-post"
+        assert list(line.get_xdata()) == pytest.approx([*radii, 0.525])
+        assert list(line.get_ydata()) == pytest.approx([100 * v for v in [*accuracy, accuracy[-1]]])
+    assert len({to_hex(line.get_color()) for line in drawn.values()}) == 2
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("linf radius (pixel units)", "robust accuracy (%)")
+    assert (axes.get_xlim(), axes.get_ylim()) == ((0, pytest.approx(0.525)), (0, 100))
+    assert axes.get_title(loc="left") == "digits"
+    assert plots.minimum_norm({"nothing found": ([0.0], [1.0])}).axes[0].get_xlim() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({}, "no curves"),
+        ({"a": ([], [])}, "a: 0 radii and 0 accuracies"),
+        ({"a": ([0.0, 1.0], [1.0])}, "a: 2 radii and 1 accuracies"),
+        ({"a": ([0.5, 1.0], [1.0, 0.0])}, "a: radii must be finite and rise from 0"),
+        ({"a": ([0.0, 0.0], [1.0, 0.0])}, "a: radii must be finite and rise from 0"),
+        ({"a": ([0.0, math.inf], [1.0, 0.0])}, "a: radii must be finite and rise from 0"),
+        ({"a": ([0.0, 1.0], [0.5, 0.6])}, "a: the accuracy must not rise"),
+        ({"a": ([0.0], [95])}, "a: accuracy is 95"),
+    ],
+)
+def test_minimum_norm_refuses(found, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        plots.minimum_norm(found)
+    assert "\n" not in str(caught.value)

@@ -152,24 +152,41 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
     table.add_column("accuracy, 95 % interval")
     for name in models:
         table.add_column(name, justify="right")
+    cascade = len(models) == 1 and first["cascade"]
+    if cascade:
+        table.add_column("attacked", justify="right")
+        table.add_column("seconds", justify="right")
     table.add_row("natural", *(_share(found["natural"]) for found in models.values()))
-    for attack in attacks:
-        table.add_row(attack, *(_share(found["attacks"][attack]["robust"]) for found in models.values()))
-    if len(attacks) > 1 and len(threats) == 1:
+    for attack, result in attacks.items():
+        if cascade:
+            for part, told in result.get("parts", {}).items():
+                table.add_row(f"  after its {part}", *_cells(told), style="dim")
+            table.add_row(f"after {attack}", *_cells(result))
+        else:
+            table.add_row(attack, *(_share(found["attacks"][attack]["robust"]) for found in models.values()))
+    if len(attacks) > 1 and len(threats) == 1 and not cascade:
         table.add_row("worst of these", *(_share(found["worst"]) for found in models.values()), style="bold")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
     for name, found in models.items():
         last = found.get("last")
         if last:
             best, end = (f"epoch {e['epoch']} {100 * e['worst']['value']:.1f} %" for e in (found, last))
             print(f"{name}, under the worst of these: best {best}, last {end}")
+        if found["hint"]:
+            print(f"hint: {found['hint']}")
     note = caveat(attacks)
     if note:
         print(note)
 
 
+def _cells(result: dict[str, Any]) -> tuple[str, str, str]:
+    return _share(result["robust"]), f"{result['attacked']:,}", f"{result['seconds']:.1f}"
+
+
 def _share(share: dict[str, Any]) -> str:
-    return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    from atent.run import percent
+
+    return percent(share)
 
 
 def _verdict(robust: dict[str, Any], plain: dict[str, Any]) -> int:
@@ -188,26 +205,82 @@ def _verdict(robust: dict[str, Any], plain: dict[str, Any]) -> int:
 
 
 def evaluate(args: list[str]) -> int:
-    """`atent evaluate RUN`."""
+    """`atent evaluate RUN|FILE|MODULE:FUNCTION`."""
     from atent import config
     from atent import run as folder
 
     options = config.parse_evaluate(args)
-    from atent.train.pipeline import evaluate_run
+    from atent.train.judgement import assess, summary
+    from atent.train.subject import subject
 
-    path, out = Path(options.run), Path(options.out) if options.out else None
-    if out is not None and out.exists():
-        raise FileExistsError(f"{out} exists: choose another --out, an earlier result is never overwritten")
-    found = evaluate_run(
-        path, attacks=options.attacks, which=options.which, root=options.root, device=options.device,
-        limit=options.limit, seed=options.seed, batch=options.batch, progress=not options.quiet,
-        weights=Path(options.weights) if options.weights else None,
+    if options.out is not None:
+        _refuse_taken(Path(options.out), "--out")
+    judged = subject(**options.subject(), attacks=options.attacks)
+    place = judged.place / f"{judged.stem}{folder.EVALUATION}"
+    out = Path(options.out) if options.out else _free_file(place)
+    found = assess(
+        judged, cascade=options.cascade, radii=options.radii, checks=options.checks or options.strict,
+        search_dtype=options.search_dtype, partial=out.with_suffix(".partial.jsonl"), progress=not options.quiet,
     )  # fmt: skip
-    out = out or _free_file(path / folder.EVALUATION)
+    out = out if options.out else _free_file(place)
     folder.write_json(out, found)
-    _table({path.name: found})
-    print(f"\nwritten: {out}")
-    return 0
+    _table({judged.name: found})
+    written = [out]
+    if options.radii:
+        from atent import plots
+
+        written.append(_free_file(out.with_name(f"{judged.stem}security.png")))
+        plots.save(plots.security(found["sweep"]), written[-1])
+        _radii(found["sweep"])
+    print("\n" + "\n".join(summary(found)))
+    warned = _checks(found["checks"]) if "checks" in found else False
+    print(f"\nwritten: {', '.join(map(str, written))}")
+    return 1 if warned and options.strict else 0
+
+
+def _radii(rows: list[dict[str, Any]]) -> None:
+    """Robust accuracies: a row a radius, a column an attack."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="each attack alone, by radius", title_justify="left")
+    table.add_column("accuracy, 95 % interval")
+    names = dict.fromkeys(row["attack"] for row in rows)
+    for name in names:
+        table.add_column(name, justify="right")
+    for threat in dict.fromkeys(row["threat"] for row in rows):
+        cells = {row["attack"]: _share(row["robust"]) for row in rows if row["threat"] == threat}
+        table.add_row(threat, *(cells.get(name, "") for name in names))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    for row in rows:
+        if row["robust"]["k"] > row["monotone"]["k"]:
+            print(
+                f"{row['attack']} at {row['threat']}: {_share(row['monotone'])} with what it fooled at smaller radii,"
+                " so it is too weak at this one"
+            )
+
+
+def _checks(checks: list[dict[str, Any]]) -> bool:
+    """The table of the checks; whether one of them warns."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="checks for masked gradients and weak attacks", title_justify="left")
+    for heading in ("check", "", "figure"):
+        table.add_column(heading, overflow="fold")
+    failed = [check for check in checks if not check["passed"]]
+    for check in checks:
+        table.add_row(check["name"], "pass" if check["passed"] else "warn", check["figure"])
+    print()
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    for check in failed:
+        print(f"{check['name']}: {check['why']}")
+    return bool(failed)
+
+
+def _refuse_taken(path: Path, option: str) -> None:
+    if path.exists():
+        raise FileExistsError(f"{path} exists: choose another {option}, an earlier result is never overwritten")
 
 
 def _free_file(path: Path) -> Path:
@@ -218,6 +291,78 @@ def _free_file(path: Path) -> Path:
         number += 1
         free = path.with_stem(f"{path.stem}-{number}")
     return free
+
+
+# ---- certify ---------------------------------------------------------------------------------------------
+
+
+def certify(args: list[str]) -> int:
+    """`atent certify RUN [RUN ...]`."""
+    from atent import config
+
+    o = config.parse_certify(args)
+    from atent.train.certificate import certify_folder, draw, layout
+
+    if o.plot and o.method != "smoothing":
+        raise ValueError(f"--plot draws the radii of smoothing: method {o.method} proves single radii, leave it out")
+    done = {}
+    for run in dict.fromkeys(o.runs):
+        done[run] = certify_folder(
+            Path(run), method=o.method, sigma=o.sigma, n0=o.n0, n=o.n, alpha=o.alpha, seed=o.seed, limit=o.limit,
+            radii=o.radius, norm=o.norm, shard=o.shard, merged=o.merge, which=o.which, root=o.root, device=o.device,
+            batch=o.batch, progress=not o.quiet,
+        )  # fmt: skip
+    from rich.console import Console
+    from rich.table import Table
+
+    for out, content, _ in done.values():
+        title, rows, below = layout(content)
+        table = Table()
+        table.add_column("accuracy, 95 % interval")
+        table.add_column("", justify="right")
+        for name, share in rows:
+            table.add_row(name, _share(share))
+        print(title)
+        Console().print(table)
+        print("\n".join(below))
+        print(f"written: {out}\n")
+    if o.plot:
+        draw({run: rows for run, (_, _, rows) in done.items()}, o.plot, o.radius)
+        print(f"written: {o.plot}")
+    return 0
+
+
+# ---- attack ----------------------------------------------------------------------------------------------
+
+
+def attack(args: list[str]) -> int:
+    """`atent attack RUN|FILE|MODULE:FUNCTION`."""
+    from atent import config
+
+    options = config.parse_attack(args)
+    from atent import plots
+    from atent.evaluate.craft import save
+    from atent.train.judgement import adversarial
+    from atent.train.subject import subject
+
+    out, png = Path(options.out), Path(options.png) if options.png else None
+    for path, option, kind in ((out, "--out", ".npz"), (png, "--png", ".png")):
+        if path is not None:
+            _refuse_taken(path, option)
+            if path.suffix != kind:
+                raise ValueError(f"{option} {path}: the name must end in {kind}")
+    judged = subject(**options.subject(), attacks=(options.attack,))
+    made, about = adversarial(judged, progress=not options.quiet)
+    save(out, made, about)
+    if png is not None:
+        shown = (made["success"] & (made["norm"] > 0)).nonzero().squeeze(1)[:8]
+        rows = shown if len(shown) else slice(8)
+        title = f"{judged.name}, {about['attack']}, {about['threat']['norm']} {about['threat']['eps']}"
+        plots.save(plots.adversarial(*(made[k][rows] for k in ("x", "x_adv", "y", "predicted")), title=title), png)
+    fooled, n = int(made["success"].sum()), len(made["y"])
+    print(f"{about['attack']}: {fooled} of {n} images are misclassified after it, natural errors included")
+    print(f"written: {', '.join(str(p) for p in (out, png) if p)}")
+    return 0
 
 
 # ---- compare ---------------------------------------------------------------------------------------------
@@ -291,7 +436,9 @@ def recipes(args: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (train, "train a model by a recipe, judge it on the test set, leave a run folder"),
-    "evaluate": (evaluate, "judge a run's model under attacks, with 95 % intervals"),
+    "evaluate": (evaluate, "judge a model under attacks, with 95 % intervals: a run's, or your own"),
+    "attack": (attack, "attack a model's test images and keep the results, as arrays and as a picture"),
+    "certify": (certify, "prove how far a run's test images can be moved: smoothing, or bounds"),
     "compare": (compare, "train several recipes alike over several seeds, into one table with intervals"),
     "recipes": (recipes, "list the recipes, or print one"),
 }

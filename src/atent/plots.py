@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,6 +141,51 @@ def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -
     return figure
 
 
+def minimum_norm(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, norm: str = "l2", title: str | None = None
+) -> Figure:
+    """Robust accuracy (%) against the radius, one falling step line per attack.
+
+    `curves`: {attack: (radii, accuracy)} as `evaluate.norms.curve` gives them: radii in pixel units that rise from 0,
+    fractions in [0, 1] that do not rise; each holds until the next radius. `norm` names the radius. Raises ValueError
+    for no curves, or one that is empty, does not begin at 0, or goes the wrong way.
+    """
+    if not curves:
+        raise ValueError("no curves to draw")
+    end = max((radii[-1] for radii, _ in curves.values() if len(radii)), default=0.0)
+    figure = _figure(9, 5)
+    axes = figure.subplots()
+    _axes(axes)
+    for i, (attack, (radii, accuracy)) in enumerate(curves.items()):
+        if not len(radii) or len(radii) != len(accuracy):
+            raise ValueError(
+                f"{attack}: {len(radii)} radii and {len(accuracy)} accuracies, expected as many, at least 1"
+            )
+        if radii[0] != 0 or any(b <= a for a, b in pairwise(radii)) or not math.isfinite(radii[-1]):
+            raise ValueError(f"{attack}: radii must be finite and rise from 0")
+        values = [100 * _fraction({"accuracy": v}, "accuracy", attack) for v in accuracy]
+        if any(b > a for a, b in pairwise(values)):
+            raise ValueError(f"{attack}: the accuracy must not rise with the radius")
+        axes.step(
+            # the last value holds as far as the picture goes
+            [*radii, 1.05 * end],
+            [*values, values[-1]],
+            where="post",
+            label=attack,
+            color=PALETTE[i % len(PALETTE)],
+            linestyle=("-", (0, (5, 2)), (0, (1, 1.5)))[i // len(PALETTE) % 3],
+            linewidth=2,
+        )
+    axes.set_xlim(0, 1.05 * end if end else 1)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel(f"{norm} radius (pixel units)")
+    axes.set_ylabel("robust accuracy (%)")
+    if title:
+        axes.set_title(title, fontsize=_TEXT + 2, loc="left")
+    figure.legend(loc="outside lower center", ncols=min(4, len(curves)), frameon=False, fontsize=_TEXT - 1)
+    return figure
+
+
 def certified(
     models: Mapping[str, Sequence[float]], *, marks: Mapping[float, str] | None = None, title: str | None = None
 ) -> Figure:
@@ -245,6 +291,73 @@ def images(x: Any, labels: Sequence[str] | None = None, *, columns: int = 8, tit
                 panel.set_title(str(labels[i]), fontsize=_TEXT - 3)
     if title:
         figure.suptitle(title, fontsize=_TEXT + 1)
+    return figure
+
+
+def adversarial(x: Any, x_adv: Any, y: Any, seen: Any, *, title: str | None = None) -> Figure:
+    """Original, adversarial and difference of each image, two images a row, captioned with their classes.
+
+    `x`, `x_adv`: (n, c, h, w) tensors, c = 1 or 3, floats in [0, 1]; `y`, `seen` (n,): true classes, and the model's
+    classes of `x_adv`. The differences are magnified by one factor, that of the largest, around mid-grey. Raises
+    ValueError as `images`.
+    """
+    import torch
+
+    d = (x_adv - x).detach().cpu().float()
+    largest = float(d.abs().max()) if d.numel() else 0.0
+    factor = 0.5 / largest if largest else 1.0
+    panels = [x.detach().cpu().float(), x_adv.detach().cpu().float(), (0.5 + factor * d).clamp(0, 1)]
+    captions = [
+        caption
+        for true, found in zip(y, seen, strict=True)
+        for caption in (f"class {int(true)}", f"seen as {int(found)}", f"difference x {factor:.3g}")
+    ]
+    return images(torch.stack(panels, 1).flatten(0, 1), captions, columns=6 if len(x) > 1 else 3, title=title)
+
+
+def security(rows: Sequence[dict], *, title: str | None = None) -> Figure:
+    """Robust accuracy (%) against the radius of the threat, one line per attack, with bands of 95 % intervals.
+
+    `rows` as `evaluate.sweep` gives them: attack, norm, radius, natural, robust and monotone (shares). A line begins at
+    radius 0 with the natural accuracy. Where what smaller radii fooled is more than a radius fools itself, a dashed
+    line counts it too. Radii that are whole grey levels are written as such. Raises ValueError for no rows, for rows of
+    several norms, and for values that are no fractions.
+    """
+    norms = sorted({row["norm"] for row in rows})
+    if len(norms) != 1:
+        raise ValueError(f"a security curve is of one norm, got {', '.join(norms) or 'no rows'}: draw one for each")
+    grey = all(abs(255 * row["radius"] - round(255 * row["radius"])) < 1e-6 for row in rows)
+    unit = 255 if grey else 1
+    figure = _figure(8, 5.2)
+    axes = figure.subplots()
+    _axes(axes)
+    for i, name in enumerate(dict.fromkeys(row["attack"] for row in rows)):
+        own = sorted((row for row in rows if row["attack"] == name), key=lambda row: row["radius"])
+        begin = [] if own[0]["radius"] == 0 else [{"radius": 0.0, "robust": own[0]["natural"]}]
+        x = [unit * row["radius"] for row in (*begin, *own)]
+        value, low, high = (
+            [100 * _fraction(row["robust"], key, f"{name} at {row['radius']:g}") for row in (*begin, *own)]
+            for key in ("value", "low", "high")
+        )
+        colour = PALETTE[i % len(PALETTE)]
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(x, value, color=colour, marker="o", markersize=5, linewidth=2, label=name, clip_on=False)
+        counted = [100 * _fraction(row["monotone"], "value", name) for row in own]
+        if any(a < b for a, b in zip(counted, value[len(begin) :], strict=True)):
+            axes.plot(
+                x[len(begin) :], counted, color=colour, linestyle=(0, (4, 2)), label=f"{name}, with smaller radii"
+            )
+    axes.set_ylim(0, 100)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{norms[0]} radius ({'1/255 of the pixel range' if grey else 'pixel units'})")
+    axes.set_ylabel("robust accuracy (%)")
+    if title:
+        axes.set_title(title, fontsize=_TEXT + 1, loc="left")
+    legend = figure.legend(
+        loc="outside lower center", ncols=3, frameon=False, fontsize=_TEXT - 1,
+        title=f"bands: 95 % intervals, n = {rows[0]['robust']['n']:,}",
+    )  # fmt: skip
+    legend.get_title().set(color=_GREY, fontsize=_TEXT - 2)
     return figure
 
 

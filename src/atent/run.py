@@ -430,6 +430,11 @@ def share(k: int, n: int) -> dict:
     return {"value": k / n, "low": low, "high": high, "k": k, "n": n}
 
 
+def percent(share: dict) -> str:
+    """A share for people: "98.2 % [96.6, 99.2]"."""
+    return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+
+
 def _lower(k: int, n: int, tail: float) -> float:
     # betaincinv is nan at k = 0
     if k == 0:

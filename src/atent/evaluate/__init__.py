@@ -1,6 +1,7 @@
 """How well a model holds: accuracy under attacks, with intervals, and the checks that say why to believe it."""
 
-from atent.evaluate.evaluation import Evaluation, evaluate, predict
+from atent.evaluate.evaluation import Evaluation, evaluate, predict, rounds
 from atent.evaluate.masking import CHECKS, Check, masking_checks
+from atent.evaluate.sweep import sweep
 
-__all__ = ["CHECKS", "Check", "Evaluation", "evaluate", "masking_checks", "predict"]
+__all__ = ["CHECKS", "Check", "Evaluation", "evaluate", "masking_checks", "predict", "rounds", "sweep"]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack, check_batch, check_ids, check_logits, check_number
-from atent.attacks.spec import labelled, spell
+from atent.attacks.spec import labelled, plain, spell
+from atent.evaluate.hints import normalisation_hint
+from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
+from atent.evaluate.outcomes import bits, marks, spans
 from atent.guard import guard
+from atent.precision import Lowered, SearchDtype, full_precision
 from atent.progress import Advance
 from atent.run import share
 
@@ -28,26 +33,53 @@ class Evaluation:
     worst: dict[str, Any]
     """Share of the samples that are right on the clean input and under every attack."""
     attacks: dict[str, dict[str, Any]]
-    """By name: attack, threat, settings, robust (a share), fooled (ids), distance (median), forwards, backwards,
-    seconds."""
+    """By name, in the order in which they ran: attack (as text), threat, settings; attacked, the number of samples that
+    it met; robust, the share of all n that stand after it (in a cascade after those before it too, otherwise after it
+    alone); fooled (ids); distance (q10, median and q90 over the fooled samples, in the threat's norm; None without
+    any), forwards, backwards, seconds. A composite attack has parts: the same from attacked on, by name of the part,
+    each on what stands after the parts before it."""
     wrong: list[int]
     """Ids of the samples that are misclassified without an attack."""
+    cascade: bool = False
+    """Each attack met only the samples that stood after those before it."""
+    search_dtype: str | None = None
+    """Type of the autocast that the attacks searched under; verdicts are in the model's own."""
+    hint: str | None = None
+    """One line on a mistake that the figures suggest."""
+    outcomes: dict[str, Any] = field(default_factory=dict)
+    """One character per sample: ids ("0-499"), natural (1 right, 0 wrong), by attack f fooled, s stood, - not tried;
+    `atent.evaluate.outcomes.per_sample` reads it."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; an infinite eps becomes "inf", which `Threat` reads."""
+        return _finite(asdict(self))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_finite(inner) for inner in value)
+    return "inf" if value == float("inf") else value
 
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> Tensor:
-    """Predicted classes (n,) in eval mode; the model comes back as it was. ValueError where it gives no logits."""
+    """Predicted classes (n,) in eval mode and full precision; the model comes back as it was. ValueError where it gives
+    no logits."""
     out = []
-    with guard(model, mode="eval"):
+    with guard(model, mode="eval"), full_precision(x.device):
         for i in range(0, len(x), batch):
             logits = model(x[i : i + batch])
             check_logits(logits, y[i : i + batch])
             out.append(logits.argmax(1))
     return torch.cat(out) if out else y.new_zeros(0)
+
+
+def rounds(attacks: Mapping[str, Attack] | Sequence[Attack]) -> int:
+    """How often `evaluate` goes over the samples: once for each attack, for a composite one once for each part."""
+    each = attacks.values() if isinstance(attacks, Mapping) else attacks
+    return sum(len(attack.parts()) or 1 for attack in each)
 
 
 def evaluate(
@@ -59,59 +91,150 @@ def evaluate(
     seed: int = 0,
     ids: Tensor | None = None,
     batch: int = 250,
+    resume: str | Path | None = None,
+    cascade: bool = True,
+    search_dtype: SearchDtype | None = None,
     advance: Advance | None = None,
 ) -> Evaluation:
-    """Attack the rightly classified samples with every attack and count who stands.
+    """Attack the rightly classified samples and count who stands.
 
     ``x`` (n, ...) floats in the attacks' box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1),
     which key the random draws together with ``seed``. A sample that is wrong without an attack counts as fooled by
-    all. ``attacks`` maps names to attacks; a list is named by `labelled`. ``advance(samples, text)`` is told of
-    progress, n samples per attack. The model is judged in eval mode and comes back as it was. ValueError for inputs,
-    labels or outputs that cannot be judged, for no samples, and for one attack twice.
+    all. ``attacks`` maps names to attacks; a list is named by `labelled`. The model is judged in eval mode and comes
+    back as it was.
+
+    Labels must be the true ones: an attack against predicted labels pushes a misclassified sample away from its wrong
+    class, perhaps into the right one, and counts natural errors as robust.
+
+    With ``cascade`` the attacks run from cheap to dear (by `Attack.passes`, ties in the order given), and only samples
+    that still stand meet the next one: the last figure is the worst case, at the least cost. Without it every attack
+    meets every rightly classified sample, and each figure is that of one attack alone. `worst` is the same in both, as
+    every sample draws from its own streams.
+
+    A composite attack (one with `parts`) runs part by part, with the share that stands after each; on a model without
+    randomness the verdict on each sample is that of the attack as one.
+
+    ``resume`` names a JSONL file: every batch is written there, and the same call, after a kill, goes on from it (the
+    batch size may differ) to the Evaluation of an unbroken one. It stays when all is done; then the same call reads
+    all of it. It is for one model, inputs, labels, ids, attacks, seed, settings and version.
+
+    ``search_dtype`` ("bfloat16", "float16") searches under autocast: faster on an accelerator, and never the verdict:
+    clean and adversarial inputs are judged in the model's own type without autocast and TF32. A search in low precision
+    may miss a sample that float32 would fool, so the default is None, on every device.
+
+    ``advance(samples, text)`` is told of progress, n samples for each of `rounds`, with the running robust accuracy.
+
+    ValueError for inputs, labels or outputs that cannot be judged, for no samples, for one attack twice, and for a
+    resume file of another evaluation.
     """
     if not len(x):
         raise ValueError("no samples to evaluate: give at least one")
     check_number("batch", batch, 1, whole=True)
     named = dict(attacks) if isinstance(attacks, Mapping) else labelled(attacks)
+    if cascade:
+        named = dict(sorted(named.items(), key=lambda item: item[1].passes))
+    if search_dtype is not None:
+        Lowered(model, search_dtype)  # refuses what cannot be lowered, also where nothing is attacked
     ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
     check_ids(ids, len(x))
     boxes = {a.threat.box for a in named.values()} or {(float("-inf"), float("inf"))}  # type: ignore[attr-defined]
     for box in boxes:
         check_batch(x, y, box)
-    right = predict(model, x, y, batch=batch) == y
-    rows = right.nonzero().squeeze(1)
-    standing = right.clone()
-    results = {}
+    settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype}
+    ledger = Ledger(resume, fingerprint(model, x, y, ids, named, **settings)) if resume is not None else Ledger()
+    trial = _Trial(model, x, y, ids, seed, batch, search_dtype, ledger, advance)
+    right = (predict(model, x, y, batch=batch) == y).cpu()
+    hint = normalisation_hint(right, x, lambda z: predict(model, z, y, batch=batch), y)
+    standing, results, outcomes = right.clone(), {}, {}
     for name, attack in named.items():
-        if advance:
-            advance(len(x) - len(rows), name)
-        begun, fooled, distance, passes = time.perf_counter(), [], [], torch.zeros(2, dtype=torch.int64)
-        for part in rows.split(batch):
-            outcome = attack.run(model, x[part], y[part], seed=seed, ids=ids[part])
-            fooled.append(outcome.success)
-            distance.append(outcome.norm)
-            passes += torch.stack([outcome.forwards.sum(), outcome.backwards.sum()]).cpu()
-            if advance:
-                advance(len(part), name)
-        hit = torch.cat(fooled) if fooled else right.new_zeros(0)
-        standing[rows[hit]] = False
-        threat = attack.threat  # type: ignore[attr-defined]
-        results[name] = {
-            "attack": spell(attack),
-            "threat": asdict(threat),
-            "settings": {k: v for k, v in asdict(attack).items() if k != "threat"},
-            "robust": share(len(rows) - int(hit.sum()), len(x)),
-            "fooled": ids[rows[hit]].tolist(),
-            "distance_median": float(torch.cat(distance).median()) if len(rows) else None,
-            "forwards": int(passes[0]),
-            "backwards": int(passes[1]),
-            "seconds": round(time.perf_counter() - begun, 3),
-        }
+        results[name], outcomes[name], after = trial.attack(name, attack, standing if cascade else right)
+        standing &= after
     return Evaluation(
         n=len(x),
         seed=seed,
-        natural=share(len(rows), len(x)),
+        natural=share(int(right.sum()), len(x)),
         worst=share(int(standing.sum()), len(x)),
         attacks=results,
-        wrong=ids[~right].tolist(),
+        wrong=ids.cpu()[~right].tolist(),
+        cascade=cascade,
+        search_dtype=search_dtype,
+        hint=hint,
+        outcomes={"ids": spans(ids.tolist()), "natural": bits(right), "attacks": outcomes},
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """What every attack of an evaluation meets."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    seed: int
+    batch: int
+    search_dtype: SearchDtype | None
+    ledger: Ledger
+    advance: Advance | None
+
+    def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor]:
+        """The result of an attack on the samples that stand ``before`` (n,), their marks, and who stands after it."""
+        standing, whole, parts = before.clone(), NOTHING, {}
+        for part in attack.parts() or [None]:
+            met = self._meet(name, attack, part, standing)
+            standing[met.rows[met.fooled]] = False
+            whole = whole.then(met)
+            if part is not None:
+                parts[part] = self._told(met, standing)
+        result = {
+            "attack": spell(attack),
+            "threat": asdict(attack.threat),  # type: ignore[attr-defined]
+            "settings": plain(attack),
+            # A sample that several parts met was attacked once.
+            **self._told(whole, standing) | {"attacked": int(before.sum())},
+        }
+        return result | ({"parts": parts} if parts else {}), marks(before, before & ~standing), standing
+
+    def _meet(self, name: str, attack: Attack, part: str | None, standing: Tensor) -> Met:
+        rows = standing.nonzero().squeeze(1)
+        met = self.ledger.met(name, part, rows)
+        text = name if part is None else f"{name}, {part}"
+        self._tell(len(standing) - len(rows) + len(met.rows), text, len(rows) - int(met.fooled.sum()))
+        for some in rows[len(met.rows) :].split(self.batch):
+            if not len(some):
+                continue
+            begun, at = time.perf_counter(), some.to(self.x.device)
+            outcome = attack.run(
+                self.model, self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part,
+                search_dtype=self.search_dtype,
+            )  # fmt: skip
+            new = Met(
+                some, outcome.success.cpu(), outcome.norm.double().cpu(), int(outcome.forwards.sum()),
+                int(outcome.backwards.sum()), time.perf_counter() - begun,
+            )  # fmt: skip
+            self.ledger.add(name, part, new)
+            met = met.then(new)
+            self._tell(len(some), text, len(rows) - int(met.fooled.sum()))
+        return met
+
+    def _tell(self, samples: int, text: str, standing: int) -> None:
+        if self.advance:
+            self.advance(samples, f"{text} {100 * standing / len(self.x):.1f} %")
+
+    def _told(self, met: Met, standing: Tensor) -> dict[str, Any]:
+        return {
+            "attacked": len(met.rows),
+            "robust": share(int(standing.sum()), len(self.x)),
+            "fooled": self.ids.cpu()[met.rows[met.fooled]].tolist(),
+            "distance": _quantiles(met.distance[met.fooled]),
+            "forwards": met.forwards,
+            "backwards": met.backwards,
+            "seconds": round(met.seconds, 3),
+        }
+
+
+def _quantiles(distance: Tensor) -> dict[str, float] | None:
+    if not len(distance):
+        return None
+    values = distance.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=distance.dtype)).tolist()
+    return dict(zip(("q10", "median", "q90"), values))

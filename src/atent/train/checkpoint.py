@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent import run as folder
-from atent.models import ModelSettings, make
+from atent.models import MODELS, ModelSettings, make
 
 STATE = "state.pt"
 
@@ -26,25 +26,30 @@ def save_weights(path: Path, model: nn.Module | dict[str, Tensor], about: dict[s
         save_file(plain, temporary, metadata={"atent": json.dumps(about)})
 
 
+def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata and the tensors of a .safetensors file; FileNotFoundError or ValueError in one line."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: give a run folder or a .safetensors file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("atent", "{}"))
+            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
+
+
 def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> dict[str, Any]:
     """Load weights from a run folder (``which``: best or last) or a .safetensors file; returns its metadata.
 
     float16 files are raised to the model's own type. FileNotFoundError or ValueError, in one line, where the file is
     absent, damaged, or of another architecture.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if path.is_dir():
         path = path / (folder.BEST if which == "best" else f"{folder.LAST}/model.safetensors")
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: give a run folder or a .safetensors file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("atent", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
+    about, tensors = read_weights(path)
     own = model.state_dict()
     differences = [
         *(f"{k} is missing" for k in own if k not in tensors),
@@ -92,6 +97,30 @@ def model_of(config: dict[str, Any], run: Path) -> nn.Module:
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     known["weights"] = None
     return make(ModelSettings(**known), classes=about["classes"], shape=tuple(about["shape"]))
+
+
+def load_file(
+    path: str | Path, name: str | None = None, *, classes: int, shape: tuple[int, ...]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of the house with the weights of a .safetensors file, in eval mode, and the file's metadata.
+
+    ``name`` is that of the network, or the user's own as module:function; left out, the file must name one of the
+    house's, as those that training wrote do. The layer that normalises is there where the file has one.
+    FileNotFoundError or ValueError, in one line, for a missing or unknown name, and as `load_weights`.
+    """
+    path = Path(path)
+    about, tensors = read_weights(path)
+    # A file must not choose whose code is run.
+    name = name or next((n for n in [(about.get("model") or {}).get("name")] if n in MODELS), None)
+    if name is None:
+        raise ValueError(f"{path} does not say what network it holds: name it by --model, one of {', '.join(MODELS)}")
+    settings = ModelSettings(name=name)
+    if "normalize.mean" in tensors and ":" not in name:
+        channels = tensors["normalize.mean"].numel()
+        settings = ModelSettings(name=name, mean=(0.0,) * channels, std=(1.0,) * channels)
+    model = make(settings, classes=classes, shape=shape)
+    load_weights(model, path)
+    return model.eval(), about
 
 
 def export(run: str | Path, out: str | Path) -> Path:

@@ -252,7 +252,9 @@ class _Probe:
         with bar(total, "validation", enabled=progress) as advance:
             for name, part in self.parts.items():
                 x, y = part.batch(torch.arange(len(part), device=part.x.device))
-                found = evaluate(model, x, y, self.attacks, seed=self.seed, ids=part.ids, advance=advance)
+                found = evaluate(
+                    model, x, y, self.attacks, seed=self.seed, ids=part.ids, cascade=False, advance=advance
+                )
                 shares = {"natural": found.natural, **{k: v["robust"] for k, v in found.attacks.items()}}
                 for kind, share in shares.items():
                     row[f"{name}_{kind}"] = share["value"]

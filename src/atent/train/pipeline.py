@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from atent import run as folder
-from atent.attacks import ATTACKS, Attack
+from atent.attacks import ATTACKS
 from atent.attacks.spec import labelled, parse
-from atent.data import Data, DataSettings
+from atent.data import DataSettings
 from atent.data import load as load_data
-from atent.evaluate import evaluate
 from atent.methods import Method, Standard
 from atent.models import ModelSettings, make
 from atent.optim import Optimizer, Schedule
-from atent.progress import bar
 from atent.rng import fold
-from atent.threat import Norm, Threat
-from atent.train.checkpoint import load_weights, model_of
+from atent.threat import Threat
+from atent.train.checkpoint import load_weights
+from atent.train.judgement import judge
 from atent.train.loop import Fitted, facts, fit
 from atent.train.settings import TrainSettings, pick_device
+from atent.train.subject import EvaluateSettings, threat_of
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """How the finished model is judged on the test set."""
-
-    attacks: tuple[str, ...] = ("FGSM", "PGD(steps=20)", "Langevin(steps=20)")
-    """Attacks, each written as a call, such as PGD(steps=40, step_size=0.01, restarts=5)."""
-    norm: Norm | None = None
-    """Norm of the threat; left out: the method's."""
-    eps: float | str | None = None
-    """Radius of the threat; left out: the method's."""
-    limit: int | None = 1000
-    """Number of test images, the first ones; none: all."""
-    batch: int = 250
-    """Images per batch."""
-    seed: int = 0
-    """Seed of the attacks' draws."""
-    last: bool = True
-    """Judge the last epoch's weights as well, where another epoch is the best."""
-
-    def __post_init__(self) -> None:
-        for name in ("limit", "batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -84,14 +57,6 @@ class Finished:
     fitted: Fitted
     evaluation: dict[str, Any]
     """The content of evaluation.json."""
-
-
-def threat_of(own: Threat | None, box: tuple[float, float], settings: EvaluateSettings) -> Threat | None:
-    """The threat to judge by: the method's ``own``, norm and eps replaced where the settings say so."""
-    norm, eps = settings.norm or (own.norm if own else None), settings.eps
-    if eps is None and own is not None:
-        eps = own.eps
-    return None if norm is None or eps is None else Threat(norm, eps, box)
 
 
 def run_job(
@@ -150,62 +115,6 @@ def run_job(
 def baseline(job: Job, threat: Threat) -> Job:
     """The same data, split, network, epochs, optimizer and judgement, trained plainly."""
     return replace(job, method=Standard(), evaluate=replace(job.evaluate, norm=threat.norm, eps=threat.eps))
-
-
-def judge(
-    model: torch.nn.Module,
-    data: Data,
-    attacks: Mapping[str, Attack],
-    settings: EvaluateSettings,
-    *,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Evaluate on the first test images; plain values with provenance."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    part = data.test.first(settings.limit or len(data.test)).to(device)
-    x, y = part.batch(torch.arange(len(part), device=device))
-    with bar(len(part) * len(attacks), "test", enabled=progress) as advance:
-        found = evaluate(model, x, y, attacks, seed=settings.seed, ids=part.ids, batch=settings.batch, advance=advance)
-    return {
-        "data": {"name": data.name, "split": "test", "n": len(part), "of": data.about["available"]["test"]},
-        **found.to_json(),
-        "provenance": folder.provenance(seed=settings.seed, device=device),
-    }
-
-
-def evaluate_run(
-    path: Path,
-    *,
-    attacks: tuple[str, ...] | None = None,
-    which: str = "best",
-    root: str | None = None,
-    device: str = "auto",
-    limit: int | None = None,
-    seed: int | None = None,
-    batch: int | None = None,
-    weights: Path | None = None,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Judge a finished run again: its recipe's attacks or others, under its own threat and on its own test set.
-
-    ``weights`` replaces the run's by those of a .safetensors file. What is left out is as the run had it.
-    """
-    if not (path / folder.CONFIG).is_file():
-        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed")
-    config = folder.read_json(path / folder.CONFIG)
-    model = model_of(config, path)
-    about = load_weights(model, weights or path, which=which)
-    own = config["evaluate"]
-    changes = {"limit": limit, "seed": seed, "batch": batch, "attacks": attacks}
-    known = {**own, **{k: v for k, v in changes.items() if v is not None}}
-    settings = EvaluateSettings(**{**known, "attacks": tuple(known["attacks"])})
-    data = load_data(DataSettings(**{**config["data"], **({"root": root} if root else {})}))
-    method = config["method"].get("threat")
-    threat = threat_of(Threat(method["norm"], method["eps"], data.box) if method else None, data.box, settings)
-    named = labelled([parse(text, threat, ATTACKS) for text in settings.attacks])
-    content = judge(model.to(pick_device(device)).eval(), data, named, settings, progress=progress)
-    source = str(weights) if weights else which
-    return {"run": path.name, "weights": source, "epoch": about.get("epoch"), **content}
 
 
 def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:

@@ -1,0 +1,60 @@
+"""Adversarial inputs to keep: for a file, a picture, or another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack, check_ids, check_number
+from atent.evaluate.evaluation import predict
+from atent.progress import Advance
+from atent.run import atomic, dumps
+
+
+def craft(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    *,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch: int = 250,
+    advance: Advance | None = None,
+) -> dict[str, Tensor]:
+    """Attack every sample, also those that are misclassified without an attack; all on the CPU.
+
+    ``x`` (n, ...) floats in the attack's box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1).
+    Gives x_adv and x (n, ...), y, ids, success (bool, the model misclassifies x_adv), predicted (its class of x_adv)
+    and norm (float64, the distance of x_adv to x in the threat's norm), each (n,). ValueError as `Attack.run`, and for
+    no samples.
+    """
+    if not len(x):
+        raise ValueError("no samples to attack: give at least one")
+    check_number("batch", batch, 1, whole=True)
+    ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
+    check_ids(ids, len(x))
+    found = []
+    for some in torch.arange(len(x), device=x.device).split(batch):
+        found.append(attack.run(model, x[some], y[some], seed=seed, ids=ids[some])[:3])
+        if advance:
+            advance(len(some), "")
+    x_adv, success, norm = (torch.cat(parts) for parts in zip(*found))
+    predicted = predict(model, x_adv, y, batch=batch)
+    made = {"x_adv": x_adv, "x": x, "y": y, "ids": ids, "success": success, "predicted": predicted, "norm": norm}
+    return {name: tensor.detach().cpu() for name, tensor in made.items()}
+
+
+def save(path: str | Path, made: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """An .npz of the tensors under their names, and of ``about`` as JSON text under "provenance"; written whole or not.
+
+    numpy.load reads it without pickle: `json.loads(str(file["provenance"]))`. Raises OSError of one line.
+    """
+    import numpy
+
+    arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in made.items()}
+    with atomic(path) as temporary:
+        numpy.savez_compressed(temporary, provenance=numpy.array(dumps(about)), **arrays)

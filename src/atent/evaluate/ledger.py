@@ -1,0 +1,147 @@
+"""The file that lets a killed evaluation go on: a line for every batch that an attack has met."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atent import __version__
+from atent.attacks.base import Attack
+from atent.attacks.spec import spell
+from atent.evaluate.outcomes import bits, spans, unspan
+from atent.run import append_jsonl, read_jsonl
+
+_KIND = "atent evaluation, unfinished"
+
+
+class Met(NamedTuple):
+    """What an attack, or a part of one, did to m samples; on the CPU."""
+
+    rows: Tensor
+    """int64 (m,): places of the samples in the evaluation."""
+    fooled: Tensor
+    """bool (m,)"""
+    distance: Tensor
+    """float64 (m,): in the norm of the attack's threat."""
+    forwards: int
+    backwards: int
+    seconds: float
+
+    def then(self, more: Met) -> Met:
+        """Both, one after the other."""
+        tensors = [torch.cat([a, b]) for a, b in zip(self[:3], more[:3])]
+        counts = self.forwards + more.forwards, self.backwards + more.backwards, self.seconds + more.seconds
+        return Met(tensors[0], tensors[1], tensors[2], *counts)
+
+
+NOTHING = Met(torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), 0, 0, 0.0)
+
+
+class Ledger:
+    """What was met so far, in memory and, with a path, in a file that survives a kill.
+
+    ``fingerprint`` says what is evaluated; ValueError, in one line, for a file with another one or of another kind.
+    """
+
+    def __init__(self, path: str | Path | None = None, fingerprint: Mapping[str, Any] | None = None) -> None:
+        self.path = path if path is None else Path(path)
+        self._met: dict[tuple[str, str | None], Met] = {}
+        if self.path is None:
+            return
+        lines = read_jsonl(self.path) if self.path.is_file() else []
+        wanted = {"kind": _KIND, **(fingerprint or {})}
+        # Written with the first batch, so that what is refused leaves no file.
+        self._head = None if lines else wanted
+        if not lines:
+            return
+        head, *rows = lines
+        if head.get("kind") != _KIND:
+            raise ValueError(f"{self.path} holds no unfinished evaluation: give another file to resume from")
+        differs = [key for key, value in wanted.items() if head.get(key) != value]
+        if differs:
+            raise ValueError(
+                f"{self.path} belongs to an evaluation with other {', '.join(differs)}: remove it, or give"
+                " another file to resume from"
+            )
+        for row in rows:
+            met = Met(
+                torch.tensor(unspan(row["rows"])).long(),
+                torch.tensor([mark == "1" for mark in row["fooled"]]),
+                torch.tensor(row["distance"], dtype=torch.float64),
+                *(row[key] for key in Met._fields[3:]),
+            )
+            self._remember((row["attack"], row["part"]), met)
+
+    def met(self, attack: str, part: str | None, rows: Tensor) -> Met:
+        """What is known of ``rows``, their first ones."""
+        met = self._met.get((attack, part), NOTHING)
+        if not torch.equal(met.rows, rows[: len(met.rows)]):
+            raise ValueError(f"{self.path} tells of other samples than {attack} would meet here: remove it")
+        return met
+
+    def add(self, attack: str, part: str | None, met: Met) -> None:
+        """Write down one more batch."""
+        self._remember((attack, part), met)
+        if self.path is not None:
+            if self._head is not None:
+                append_jsonl(self.path, self._head)
+                self._head = None
+            row = met._asdict() | {"rows": spans(met.rows.tolist()), "fooled": bits(met.fooled)}
+            append_jsonl(self.path, {"attack": attack, "part": part, **row})
+
+    def _remember(self, key: tuple[str, str | None], met: Met) -> None:
+        self._met[key] = self._met.get(key, NOTHING).then(met)
+
+
+def fingerprint(
+    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, attacks: Mapping[str, Attack], **settings: Any
+) -> dict[str, Any]:
+    """What an evaluation depends on, as short hashes and plain values; batch size and device are left out."""
+    return {
+        "model": _hash(*_contents(model)),
+        "inputs": _hash(x),
+        "labels": _hash(y),
+        "ids": _hash(ids),
+        "attacks": [
+            # An attack may carry a model of its own, as one that transfers does.
+            [name, spell(a, threat=True), list(_box(a)), *(_hash(*_contents(v)) for v in _models(a))]
+            for name, a in attacks.items()
+        ],
+        **settings,
+        "version": __version__,
+    }
+
+
+def _models(attack: Attack) -> list[nn.Module]:
+    values = (getattr(attack, f.name) for f in dataclasses.fields(attack))
+    return [value for value in values if isinstance(value, nn.Module)]
+
+
+def _contents(model: nn.Module) -> Iterator[str | Tensor]:
+    """The kinds of a model's modules, its parameters and its buffers."""
+    for name, module in model.named_modules():
+        yield f"{name} {type(module).__qualname__}"
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield name
+        yield tensor
+
+
+def _box(attack: Attack) -> tuple[float, float]:
+    return attack.threat.box  # type: ignore[attr-defined]
+
+
+def _hash(*parts: str | Tensor) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            found.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            found.update(part.encode() + b"\0")
+    return found.hexdigest()[:16]

@@ -1,0 +1,50 @@
+"""What happened to each sample, in few characters: one per sample and attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FOOLED, STOOD, NOT_TRIED = "f", "s", "-"
+_WORDS = {FOOLED: "fooled", STOOD: "stood", NOT_TRIED: "not tried"}
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Whole numbers from 0, in their order, with runs of successors drawn together: 0 1 2 7 5 as "0-2 7 5"."""
+    out: list[list[int]] = []
+    for number in numbers:
+        if out and number == out[-1][1] + 1:
+            out[-1][1] = number
+        else:
+            out.append([number, number])
+    return " ".join(str(low) if low == high else f"{low}-{high}" for low, high in out)
+
+
+def unspan(text: str) -> list[int]:
+    """The numbers that `spans` wrote."""
+    ends = [word.split("-") for word in text.split()]
+    return [number for end in ends for number in range(int(end[0]), int(end[-1]) + 1)]
+
+
+def marks(tried: Tensor, fooled: Tensor) -> str:
+    """One character per sample: f fooled, s stood, - not tried; bool (n,) each."""
+    codes = torch.where(tried, torch.where(fooled, 0, 1), 2).tolist()
+    return "".join((FOOLED, STOOD, NOT_TRIED)[code] for code in codes)
+
+
+def bits(values: Tensor) -> str:
+    """One character per sample, 1 or 0."""
+    return "".join("1" if v else "0" for v in values.tolist())
+
+
+def per_sample(outcomes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The `outcomes` of an evaluation as one row per sample: its id, whether it is right without an attack, and what
+    each attack did: fooled, stood or not tried."""
+    rows = []
+    for i, number in enumerate(unspan(outcomes["ids"])):
+        attacks = {name: _WORDS[text[i]] for name, text in outcomes["attacks"].items()}
+        rows.append({"id": number, "right": outcomes["natural"][i] == "1", "attacks": attacks})
+    return rows

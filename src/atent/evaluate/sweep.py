@@ -1,0 +1,106 @@
+"""Robust accuracy against the radius of the threat: security curves."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack
+from atent.attacks.spec import label, show
+from atent.evaluate.evaluation import evaluate
+from atent.evaluate.outcomes import STOOD
+from atent.precision import SearchDtype
+from atent.progress import Advance
+from atent.run import share
+from atent.threat import Threat, radius
+
+
+def at_radii(
+    attacks: Mapping[str, Attack] | Sequence[Attack], radii: Sequence[float | str]
+) -> dict[tuple[str, float], Attack]:
+    """Each attack at each radius, by (name, radius), radii ascending.
+
+    Only eps changes: a step size that is left out grows with it, one that is set stays. ValueError, in one line, for no
+    attacks, no radii, a radius twice, one that is no number of at least 0, and for two attacks of one name.
+    """
+    if not isinstance(attacks, Mapping):
+        names = [label(attack) for attack in attacks]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two attacks are called {twice}: name them in a mapping, or leave one out")
+        attacks = dict(zip(names, attacks))
+    values = sorted(radius(r, "radius") for r in radii)
+    if not attacks or not values:
+        raise ValueError("a sweep needs one attack and one radius at least")
+    again = next((a for a, b in itertools.pairwise(values) if a == b), None)
+    if again is not None:
+        raise ValueError(f"radius {again:g} is given twice: leave one out")
+    return {
+        (name, r): replace(attack, threat=replace(attack.threat, eps=r))  # type: ignore[attr-defined, call-arg]
+        for name, attack in attacks.items()
+        for r in values
+    }
+
+
+def sweep(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attacks: Mapping[str, Attack] | Sequence[Attack],
+    radii: Sequence[float | str],
+    *,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch: int = 250,
+    resume: str | Path | None = None,
+    search_dtype: SearchDtype | None = None,
+    advance: Advance | None = None,
+) -> list[dict[str, Any]]:
+    """Robust accuracy at each of ``radii`` (numbers or fractions such as "8/255") under each attack alone.
+
+    One row per attack and radius, radii ascending: attack (its name), norm, radius, threat (as text), natural, robust
+    and monotone (shares with 95 % intervals), seconds. ``robust`` is what the attack at this very radius left standing;
+    ``monotone`` counts a sample as fooled if this or any smaller radius fooled it, as the smaller ball lies in the
+    larger one. Where the two differ, the attack was too weak at the larger radius.
+
+    The model is judged as by `evaluate`, whose other arguments these are; ``resume`` needs a file of its own.
+    ``advance`` is told of n samples for each radius and each of `rounds`. ValueError as `at_radii` and `evaluate`.
+    """
+    jobs = at_radii(attacks, radii)
+    named = {f"{name}, {show(_threat(attack))}": attack for (name, _), attack in jobs.items()}
+    if len(named) < len(jobs):
+        # Radii that agree in six digits look alike.
+        named = {f"{name}, {r!r}": attack for (name, r), attack in jobs.items()}
+    found = evaluate(
+        model, x, y, named, seed=seed, ids=ids, batch=batch, resume=resume, cascade=False, search_dtype=search_dtype,
+        advance=advance,
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    standing: dict[str, Tensor] = {}
+    for (name, r), (key, attack) in zip(jobs, named.items()):
+        stood = torch.tensor([mark == STOOD for mark in found.outcomes["attacks"][key]])
+        standing[name] = stood & standing.get(name, stood)
+        result = found.attacks[key]
+        rows.append(
+            {
+                "attack": name,
+                "norm": _threat(attack).norm,
+                "radius": r,
+                "threat": show(_threat(attack)),
+                "natural": found.natural,
+                "robust": result["robust"],
+                "monotone": share(int(standing[name].sum()), len(x)),
+                "seconds": result["seconds"],
+            }
+        )
+    return rows
+
+
+def _threat(attack: Attack) -> Threat:
+    return attack.threat  # type: ignore[attr-defined]

@@ -1,0 +1,140 @@
+"""Judging a model on a test set, and telling what was found."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from atent import run as folder
+from atent.attacks import Attack
+from atent.attacks.spec import show, spell
+from atent.data import Data
+from atent.evaluate import evaluate, masking_checks, rounds, sweep
+from atent.evaluate.craft import craft
+from atent.evaluate.sweep import at_radii
+from atent.precision import SearchDtype
+from atent.progress import bar
+from atent.threat import Threat
+from atent.train.subject import EvaluateSettings, Subject
+
+
+def judge(
+    model: nn.Module,
+    data: Data,
+    attacks: Mapping[str, Attack],
+    settings: EvaluateSettings,
+    *,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluate on the first test images, each attack alone; plain values with provenance."""
+    return assess(Subject("", model, data, None, dict(attacks), settings, {}, Path()), cascade=False, progress=progress)
+
+
+def assess(
+    subject: Subject,
+    *,
+    cascade: bool = True,
+    radii: Sequence[float | str] = (),
+    checks: bool = False,
+    search_dtype: SearchDtype | None = None,
+    partial: Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """The content of evaluation.json: what `evaluate` finds, with ``radii`` the rows of `sweep` as ``sweep``, and with
+    ``checks`` those of `masking_checks` as ``checks``.
+
+    ``partial`` names a file that a killed evaluation goes on from, and which is removed when all is done; the sweep has
+    another beside it. Raises as these functions do.
+    """
+    x, y, ids = subject.test()
+    settings = subject.settings
+    if checks and subject.threat is None:
+        raise ValueError("the checks need a threat: give --norm and --eps")
+    norms = sorted({a.threat.norm for a in subject.attacks.values()})  # type: ignore[attr-defined]
+    if radii and len(norms) > 1:
+        raise ValueError(f"--radii are of one norm, the attacks have {' and '.join(norms)}: leave some out")
+    if radii:
+        at_radii(subject.attacks, radii)  # refuses bad ones before the long work
+    how: dict[str, Any] = {"seed": settings.seed, "ids": ids, "batch": settings.batch, "search_dtype": search_dtype}
+    parts = [partial, partial.with_suffix(".sweep" + partial.suffix)] if partial else [None, None]
+    times = rounds(subject.attacks)
+    with bar(len(x) * times, "test", enabled=progress) as advance:
+        found = evaluate(
+            subject.model, x, y, subject.attacks, cascade=cascade, resume=parts[0], advance=advance, **how
+        )  # fmt: skip
+    content: dict[str, Any] = {
+        **subject.about,
+        "data": {
+            "name": subject.data.name, "split": "test", "n": len(x), "of": subject.data.about["available"]["test"],
+        },
+        **found.to_json(),
+    }  # fmt: skip
+    if radii:
+        with bar(len(x) * times * len(radii), "radii", enabled=progress) as advance:
+            content["sweep"] = sweep(
+                subject.model, x, y, subject.attacks, radii, resume=parts[1], advance=advance, **how
+            )  # fmt: skip
+    if checks:
+        assert subject.threat is not None
+        own = [a for a in subject.attacks.values() if a.threat == subject.threat]  # type: ignore[attr-defined]
+        strongest = max(own, key=lambda attack: attack.passes, default=None)
+        made = masking_checks(
+            subject.model, x, y, subject.threat, attack=strongest, seed=settings.seed, ids=ids, batch=settings.batch
+        )  # fmt: skip
+        content["checks"] = [asdict(check) for check in made]
+    content["provenance"] = folder.provenance(seed=settings.seed, device=x.device)
+    for path in parts:
+        if path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+    return content
+
+
+def summary(found: dict[str, Any]) -> list[str]:
+    """What must stand beside a robust accuracy, a line each: threat, samples, both accuracies, versions, seed."""
+    about, where = found["provenance"], found["data"]
+    threats = {name: Threat(**a["threat"]) for name, a in found["attacks"].items()}
+    shown = dict.fromkeys(f"{show(t)} (eps {float(t.eps):.6g})" for t in threats.values())
+    changed = ", changed since" if about["dirty"] else ""
+    commit = f", commit {about['commit'][:12]}{changed}" if about["commit"] else ""
+    device = about["device"] + (f" ({about['device_name']})" if about["device_name"] != about["device"] else "")
+    lines = [
+        f"threat   {', '.join(shown) or 'none'}",
+        f"samples  {_which(where)} test images of {where['name']}",
+        f"natural  {folder.percent(found['natural'])}",
+    ]
+    if len({(t.norm, t.eps) for t in threats.values()}) == 1:
+        lines.append(f"robust   {folder.percent(found['worst'])} under the worst of {', '.join(threats)}")
+    searched = f", search in {found['search_dtype']}" if found["search_dtype"] else ""
+    return [
+        *lines,
+        f"version  atent {about['version']}{commit}; torch {about['torch']} on {device}{searched}",
+        f"seed     {found['seed']}",
+    ]
+
+
+def _which(where: dict[str, Any]) -> str:
+    return f"all {where['n']}" if where["n"] == where["of"] else f"the first {where['n']} of {where['of']}"
+
+
+def adversarial(subject: Subject, *, progress: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The subject's one attack on its first test images: the tensors of `craft`, and what they are, as plain values."""
+    (name, attack), x, y, ids = next(iter(subject.attacks.items())), *subject.test()
+    settings = subject.settings
+    with bar(len(x), name, enabled=progress) as advance:
+        made = craft(
+            subject.model, x, y, attack, seed=settings.seed, ids=ids, batch=settings.batch, advance=advance
+        )  # fmt: skip
+    about = {
+        **subject.about,
+        "data": {"name": subject.data.name, "split": "test", "n": len(x)},
+        "attack": spell(attack),
+        "threat": {**asdict(attack.threat), "eps": str(attack.threat.eps)},  # type: ignore[attr-defined]
+        "provenance": folder.provenance(seed=settings.seed, device=x.device),
+    }
+    return made, about

@@ -1,0 +1,176 @@
+"""What is judged: the model of a run folder, weights in a file, or somebody's own network; on which data and how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent import run as folder
+from atent.attacks import ATTACKS, Attack
+from atent.attacks.spec import labelled, parse
+from atent.data import SOURCES, Data, DataSettings
+from atent.data import load as load_data
+from atent.models import check_output, from_reference
+from atent.threat import Norm, Threat
+from atent.train.checkpoint import load_file, load_weights, model_of
+from atent.train.settings import pick_device
+
+STRONG = ("PGD(steps=20)", "AutoAttack")
+"""What judges a model that has no recipe: a cheap attack, and on what it leaves the strong one."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How the finished model is judged on the test set."""
+
+    attacks: tuple[str, ...] = ("FGSM", "PGD(steps=20)", "Langevin(steps=20)")
+    """Attacks, each written as a call, such as PGD(steps=40, step_size=0.01, restarts=5)."""
+    norm: Norm | None = None
+    """Norm of the threat; left out: the method's."""
+    eps: float | str | None = None
+    """Radius of the threat; left out: the method's."""
+    limit: int | None = 1000
+    """Number of test images, the first ones; none: all."""
+    batch: int = 250
+    """Images per batch."""
+    seed: int = 0
+    """Seed of the attacks' draws."""
+    last: bool = True
+    """Judge the last epoch's weights as well, where another epoch is the best."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def threat_of(own: Threat | None, box: tuple[float, float], settings: EvaluateSettings) -> Threat | None:
+    """The threat to judge by: the method's ``own``, norm and eps replaced where the settings say so."""
+    norm, eps = settings.norm or (own.norm if own else None), settings.eps
+    if eps is None and own is not None:
+        eps = own.eps
+    return None if norm is None or eps is None else Threat(norm, eps, box)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model to judge, what it is judged on, and where the result goes."""
+
+    name: str
+    """For tables."""
+    model: nn.Module
+    """In eval mode, on its device."""
+    data: Data
+    threat: Threat | None
+    attacks: dict[str, Attack]
+    settings: EvaluateSettings
+    about: dict[str, Any]
+    """Where the model comes from: the head of the result."""
+    place: Path
+    """The folder for results."""
+    stem: str = ""
+    """What the names of the results' files begin with."""
+
+    def test(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The first test images x, in the model's own float type, their labels y and their numbers, on its device."""
+        first = next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        device, dtype = (first.device, first.dtype) if first is not None else (torch.device("cpu"), torch.float32)
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"the model is {dtype}: judge it in float32, by model.float() (a search may be in half)")
+        part = self.data.test.first(self.settings.limit or len(self.data.test)).to(device)
+        x, y = part.batch(torch.arange(len(part), device=device))
+        return x.to(dtype), y, part.ids
+
+
+def subject(
+    target: str,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    root: str | None = None,
+    norm: Norm | None = None,
+    eps: float | str | None = None,
+    attacks: Sequence[str] | None = None,
+    which: str = "best",
+    weights: str | None = None,
+    device: str = "auto",
+    limit: int | None = None,
+    seed: int | None = None,
+    batch: int | None = None,
+) -> Subject:
+    """What ``target`` names, ready to be judged: a run folder, a .safetensors file, or module:function.
+
+    A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. The others
+    need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are `STRONG` if left out. A
+    file needs ``model`` unless it says what it holds. Numbers that are left out are the run's, or those of
+    `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or
+    is of no use to such a target.
+    """
+    named = None if attacks is None else tuple(attacks)
+    changes = {"norm": norm, "eps": eps, "attacks": named, "limit": limit, "seed": seed, "batch": batch}
+    given = {k: v for k, v in changes.items() if v is not None}
+    path = Path(target)
+    own = path.suffix == ".safetensors" or (":" in target and not path.is_dir())
+    if not own and not (path / folder.CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed, a .safetensors file"
+            " or module:function"
+        )
+    useless, why = {"--model": model, "--data": data}, "a run brings its own"
+    if own:
+        useless, why = {"--which": None if which == "best" else which, "--weights": weights}, "it is for a run folder"
+    for option, value in useless.items():
+        if value is not None:
+            raise ValueError(f"{option} {value} is of no use for {target}: {why}")
+    made = _other(target, given, model, data, root) if own else _run(path, given, root, which, weights)
+    return replace(made, model=made.model.to(pick_device(device)).eval())
+
+
+def _run(path: Path, given: dict[str, Any], root: str | None, which: str, weights: str | None) -> Subject:
+    config = folder.read_json(path / folder.CONFIG)
+    model = model_of(config, path)
+    about = load_weights(model, weights or path, which=which)
+    known = {**config["evaluate"], **given}
+    settings = EvaluateSettings(**{**known, "attacks": tuple(known["attacks"])})
+    data = load_data(DataSettings(**{**config["data"], **({"root": root} if root else {})}))
+    method = config["method"].get("threat")
+    threat = threat_of(Threat(method["norm"], method["eps"], data.box) if method else None, data.box, settings)
+    head = {"run": path.name, "weights": str(weights) if weights else which, "epoch": about.get("epoch")}
+    return Subject(path.name, model, data, threat, _parsed(settings, threat), settings, head, path)
+
+
+def _other(target: str, given: dict[str, Any], model: str | None, data: str | None, root: str | None) -> Subject:
+    if data is None:
+        raise ValueError(f"--data is missing: on which test set is {target} judged? one of {', '.join(SOURCES)}")
+    settings = EvaluateSettings(**{"attacks": STRONG, **given})
+    loaded = load_data(DataSettings(data, root))
+    threat = threat_of(None, loaded.box, settings)
+    if threat is None and not all("eps=" in text for text in settings.attacks):
+        missing = [f"--{name}" for name in ("norm", "eps") if name not in given]
+        raise ValueError(
+            f"{' and '.join(missing)} missing: which threat is {target} judged under? such as --norm linf --eps 8/255"
+        )
+    attacks = _parsed(settings, threat)
+    path = Path(target)
+    if path.suffix == ".safetensors":
+        net, about = load_file(path, model, classes=loaded.classes, shape=loaded.shape)
+        head = {"weights": target, "model": model or about["model"]["name"], "epoch": about.get("epoch")}
+        place, stem = path.parent, f"{path.stem}-"
+    else:
+        if model is not None:
+            raise ValueError(f"--model {model} is of no use for {target}: it is for a .safetensors file")
+        net, head = from_reference(target), {"model": target}
+        place, stem = Path(), re.sub(r"\W+", "-", target) + "-"
+    check_output(net, loaded.shape, loaded.classes, next((p.device for p in net.parameters()), "cpu"))
+    return Subject(target, net, loaded, threat, attacks, settings, head, place, stem)
+
+
+def _parsed(settings: EvaluateSettings, threat: Threat | None) -> dict[str, Attack]:
+    return labelled([parse(text, threat, ATTACKS) for text in settings.attacks])

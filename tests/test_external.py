@@ -1,0 +1,154 @@
+"""What `atent evaluate` and `atent attack` are pointed at: a run folder, a .safetensors file, module:function."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from atent.attacks import ATTACKS, PGD
+from atent.models import build
+from atent.train.judgement import assess
+from atent.train.subject import STRONG, subject
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def wide():
+    return build().double()
+
+def half():
+    return build().half()
+
+def seven():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+
+def nothing():
+    return None
+
+number = 3
+"""
+ASK = {"data": "digits", "norm": "linf", "eps": "1/10", "attacks": ["FGSM"]}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "strange.py").write_text(NET)
+    return tmp_path
+
+
+@pytest.fixture
+def kept(here):
+    """Weights of a house network, without and with its normalisation."""
+    torch.manual_seed(1)
+    plain = build("digits_cnn", classes=10, shape=(1, 8, 8))
+    save_file(plain.state_dict(), here / "plain.safetensors")
+    scaled = build("digits_cnn", classes=10, shape=(1, 8, 8), normalize=((0.3,), (0.4,)))
+    save_file({k: v.contiguous() for k, v in scaled.state_dict().items()}, here / "scaled.safetensors")
+    return {"plain": plain.eval(), "scaled": scaled.eval()}
+
+
+def test_your_own_network(here):
+    found = subject("strange:build", **ASK, limit=20)
+    assert not found.model.training
+    assert (found.name, found.about, found.stem) == ("strange:build", {"model": "strange:build"}, "strange-build-")
+    assert (found.threat.norm, found.threat.eps) == ("linf", 0.1)
+    assert list(found.attacks) == ["FGSM"]
+    x, y, ids = found.test()
+    assert x.shape == (20, 1, 8, 8)
+    content = assess(found, progress=False)
+    torch.manual_seed(0)
+    same = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert content["natural"]["k"] == int((same(x).argmax(1) == y).sum())
+    assert content["model"] == "strange:build"
+    assert content["data"] == {"name": "digits", "split": "test", "n": 20, "of": 500}
+    assert len(ids) == 20
+
+
+def test_a_model_in_float64_is_judged_in_float64(here):
+    x, _, _ = subject("strange:wide", **ASK).test()
+    assert x.dtype == torch.float64
+    assert assess(subject("strange:wide", **ASK, limit=10), progress=False)["n"] == 10
+    with pytest.raises(ValueError, match=r"the model is torch.float16: judge it in float32"):
+        subject("strange:half", **ASK).test()
+
+
+@pytest.mark.parametrize("name", ["plain", "scaled"])
+def test_a_file_of_weights(name, here, kept):
+    found = subject(f"{name}.safetensors", model="digits_cnn", **ASK, limit=30)
+    assert found.stem == f"{name}-"
+    x, _, _ = found.test()
+    with torch.no_grad():
+        assert torch.equal(found.model(x), kept[name](x))
+    assert found.about == {"weights": f"{name}.safetensors", "model": "digits_cnn", "epoch": None}
+
+
+def test_a_file_may_say_what_it_holds_but_not_whose_code_to_run(here, kept):
+    from atent.train.checkpoint import save_weights
+
+    save_weights(here / "told.safetensors", kept["plain"], {"epoch": 4, "model": {"name": "digits_cnn"}})
+    assert subject("told.safetensors", **ASK).about["epoch"] == 4
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    save_weights(here / "own.safetensors", net, {"model": {"name": "strange:build"}})
+    with pytest.raises(ValueError, match="does not say what network it holds"):
+        subject("own.safetensors", **ASK)
+    found = subject("own.safetensors", model="strange:build", **ASK)
+    assert torch.equal(found.model[1].weight.cpu(), net[1].weight)
+
+
+@pytest.mark.parametrize(("target", "change", "parts"), [
+    ("nowhere", {}, ["nowhere is not a run folder", "module:function"]),
+    ("nowhere:build", {}, ["no module named 'nowhere'"]),
+    ("strange:absent", {}, ["no attribute 'absent'"]),
+    ("strange:number", {}, ["of type int"]),
+    ("strange:nothing", {}, ["returned None"]),
+    ("strange:seven", {}, ["7 outputs", "10 classes"]),
+    ("strange:", {}, ["module:function"]),
+    ("strange:build", {"data": None}, ["--data is missing", "strange:build", "digits, mnist"]),
+    ("strange:build", {"data": "digitz"}, ["did you mean 'digits'"]),
+    ("strange:build", {"norm": None}, ["--norm missing", "--norm linf --eps 8/255"]),
+    ("strange:build", {"norm": None, "eps": None}, ["--norm and --eps missing"]),
+    ("strange:build", {"eps": "8/x"}, ["eps '8/x' is not a number"]),
+    ("strange:build", {"model": "resnet20"}, ["--model resnet20 is of no use for strange:build"]),
+    ("strange:build", {"which": "last"}, ["--which last is of no use", "run folder"]),
+    ("strange:build", {"weights": "a.safetensors"}, ["--weights a.safetensors is of no use"]),
+    ("strange:build", {"limit": 0}, ["limit must be at least 1, got 0"]),
+    ("strange:build", {"attacks": ["PDG"]}, ["did you mean 'PGD'"]),
+    ("strange:build", {"device": "cuda:77"}, ["device 'cuda:77'"]),
+    ("absent.safetensors", {"model": "resnet20"}, ["no weights at absent.safetensors"]),
+    ("plain.safetensors", {}, ["does not say what network it holds", "--model", "resnet20"]),
+    ("plain.safetensors", {"model": "resnt20"}, ["did you mean 'resnet20'"]),
+    ("plain.safetensors", {"model": "lenet5"}, ["holds another architecture"]),
+    ("plain.safetensors", {"model": "small_cnn"}, ["small_cnn"]),
+    ("torn.safetensors", {"model": "digits_cnn"}, ["not a whole safetensors file"]),
+])  # fmt: skip
+def test_mistakes_are_one_line(target, change, parts, here, kept):
+    (here / "torn.safetensors").write_bytes((here / "plain.safetensors").read_bytes()[:100])
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        subject(target, **{**ASK, **change})
+    for part in parts:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_attacks_may_bring_their_own_threats(here):
+    found = subject("strange:build", data="digits", attacks=["PGD(steps=3, norm=l2, eps=0.5)"])
+    assert found.threat is None
+    assert found.attacks["PGD-3"].threat.norm == "l2"
+    with pytest.raises(ValueError, match="the checks need a threat"):
+        assess(found, checks=True, progress=False)
+
+
+def test_left_out_attacks_are_strong_ones(here):
+    found = subject("strange:build", **{**ASK, "attacks": None})
+    assert found.settings.attacks == STRONG
+    first, second = found.attacks.values()
+    assert isinstance(first, PGD)
+    assert isinstance(second, ATTACKS["AutoAttack"])
+    assert first.passes < second.passes
