@@ -66,11 +66,17 @@ SETTINGS = {
 }
 # The minimum-norm attacks draw nothing: every setting is in PLAIN too.
 MINIMUM_NORM = {
-    "CarliniWagner": [{"confidence": 0.3}, {"steps": 12, "search_steps": 2, "initial_const": 5.0, "abort_early": False}],
+    "CarliniWagner": [
+        {"confidence": 0.3},
+        {"steps": 12, "search_steps": 2, "initial_const": 5.0, "abort_early": False},
+    ],
     "DeepFool": [{"classes": 3, "overshoot": 0.1}],
     "DDN": [{"init_norm": 0.3, "gamma": 0.1}, {"levels": 256}],
     "FMN": [{"step_size": 0.3, "final_step_size": 0.1, "gamma": 0.1, "final_gamma": 0.05}],
-    "ALMA": [{"constraint": "margin", "penalty": "p3"}, {"first_step": 0.3, "final_rate": 0.2, "tolerance": 0.0}],
+    "ALMA": [
+        {"constraint": "margin", "penalty": "p3", "steps": 50},
+        {"first_step": 0.3, "final_rate": 0.2, "tolerance": 0.0},
+    ],
 }
 SETTINGS |= {name: lambda norm, more=more: more for name, more in MINIMUM_NORM.items()}
 # Cheaper settings than the defaults, for attacks whose own would take minutes here.

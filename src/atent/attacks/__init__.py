@@ -25,7 +25,6 @@ ATTACKS: dict[str, type[Attack]] = {
 """Name -> class; recipes, the command line and the contract tests read it."""
 
 __all__ = [
-    "ALMA", "CarliniWagner", "DDN", "DeepFool", "FMN",
-    "APGD", "ATTACKS", "FAB", "FGSM", "IFGS", "PGD", "Attack", "AutoAttack", "EoT", "Langevin", "Outcome", "Sampler",
-    "Square", "Transfer", "sampler",
+    "ALMA", "APGD", "ATTACKS", "DDN", "FAB", "FGSM", "FMN", "IFGS", "PGD", "Attack", "AutoAttack", "CarliniWagner",
+    "DeepFool", "EoT", "Langevin", "Outcome", "Sampler", "Square", "Transfer", "sampler",
 ]  # fmt: skip

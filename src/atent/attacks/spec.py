@@ -105,7 +105,8 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
 
 def label(attack: Attack) -> str:
     """A short name for tables: PGD-20, PGD-40 x 5 (restarts), PGD-100 margin (loss), PGD-10 momentum 1, FGSM, ATENT-20
-    for Langevin, APGD-CE, APGD-T, APGD-DLR-50 (steps other than 100), AutoAttack rand, EoT PGD-20, Transfer PGD-40, CW-9x1000."""
+    for Langevin, APGD-CE, APGD-T, APGD-DLR-50 (steps other than 100), AutoAttack rand, EoT PGD-20, Transfer PGD-40,
+    CW-9x1000 for CarliniWagner."""
     cls = type(attack).__name__
     if hasattr(attack, "inner"):
         return f"{cls} {label(attack.inner)}"

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack, Oracle, check_choice, check_number
+from atent.attacks.ddn import decoupled
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.rng import Batch, Draws
-from atent.threat import Threat, l2_norm, per_sample, unit
+from atent.threat import Threat
 
 
 class Averaged(nn.Module):
@@ -53,32 +54,9 @@ class SmoothDDN(Attack):
     shrink: float
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        low, high = self.threat.box
-        farthest = l2_norm(torch.maximum(x - low, high - x))
-        size = torch.full_like(farthest, float(self.threat.eps))
-        z, best, smallest = x, x, farthest
-        fooled = torch.zeros_like(y, dtype=torch.bool)
-
-        def climb(logits: Tensor, y: Tensor) -> Tensor:
-            # One forward for the gradient and for the verdict on the same point.
-            nonlocal fooled
-            fooled = logits.detach().argmax(1) != y
-            return cross_entropy(logits, y)
-
-        for k in range(self.steps):
-            if k + 1 < self.steps:
-                grad, _ = oracle.gradient(z, y, climb)
-            else:
-                climb(oracle.logits(z, y), y)
-            norm = l2_norm(z - x)
-            better = fooled & (norm < smallest)
-            best = torch.where(per_sample(better, x), z, best)
-            smallest = torch.where(better, norm, smallest)
-            if k + 1 < self.steps:
-                rate = 0.01 + 0.99 * (1 + math.cos(math.pi * (k + 1) / self.steps)) / 2
-                size = torch.where(fooled, size * (1 - self.shrink), size * (1 + self.shrink)).minimum(farthest)
-                z = self.threat.clamp(x + per_sample(size, x) * unit(z - x + rate * unit(grad)))
-        return self.threat.project(best, x)
+        eps = float(self.threat.eps)
+        found = decoupled(oracle, x, y, threat=self.threat, steps=self.steps, first=eps, gamma=self.shrink)
+        return self.threat.project(found, x)
 
 
 @dataclass(frozen=True)

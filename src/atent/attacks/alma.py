@@ -1,0 +1,154 @@
+"""Augmented Lagrangian adversarial attack (Rony et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from atent.attacks.base import Attack, Oracle, check_choice, check_number
+from atent.attacks.bisection import bisect
+from atent.attacks.smallest import Look, check_l2, check_share, walk
+from atent.losses import margin
+from atent.rng import Draws
+from atent.threat import Threat, l2_norm, per_sample, unit
+
+
+def penalty_slope(g: Tensor, rho: Tensor, multiplier: Tensor, cubic: bool) -> Tensor:
+    """dP/dg of the penalty-Lagrangian functions of Birgin et al. 2005, with multiplier m.
+
+    Where g >= 0, P3 = m g + m rho g^2, and P2 = P3 + rho^2 g^3 / 6 (``cubic``); where g < 0, both are
+    m g / (1 - rho g).
+    """
+    above = multiplier * (1 + 2 * rho * g)
+    if cubic:
+        above = above + (rho * g) ** 2 / 2
+    return torch.where(g >= 0, above, multiplier / (1 - rho * g.clamp_max(0)) ** 2)
+
+
+@dataclass(frozen=True)
+class ALMA(Attack):
+    """The smallest l2 perturbation d by an augmented Lagrangian, Rony et al. 2021 (ICCV), Algorithm 1.
+
+    Untargeted. Descends ||d||_2 + P(g, rho, multiplier) with the constraint g < 0, where g is the true class's logit
+    minus the best other one's plus ``tolerance``, over the gap between the first and the third logit. The multiplier
+    follows dP/dg as a running average at every step; rho grows every ``check_steps`` steps where neither an
+    adversarial point was met nor g fell. Steps are RMSProp with momentum, its learning rate set per sample by the
+    length of the first step and falling from the first success on. ``steps`` forwards, ``steps - 1`` backwards.
+
+    As the authors' code: the squared gradients' average begins at 1, and its weight and the momentum are ``alpha``.
+    Deviations: where the gradient at x is zero nothing moves (they draw a direction); where the box does not allow a
+    first step of ``first_step``, its length without the box counts (theirs searches for ever).
+    """
+
+    minimum_norm: ClassVar[bool] = True
+
+    threat: Threat
+    """l2 only; a perturbation longer than eps is not returned."""
+    steps: int = 1000
+    """Number of points looked at, x included."""
+    alpha: float = 0.9
+    """Weight of the past in all running averages, in [0, 1); the authors take 0.5 for 100 steps."""
+    penalty: Literal["p2", "p3"] = "p2"
+    """Penalty-Lagrangian function: p2, the paper's choice, or p3, which lacks its cubic term."""
+    constraint: Literal["dlr", "margin"] = "dlr"
+    """g: difference of logits ratio (3 classes or more), or the plain difference of logits."""
+    rho_init: float = 1.0
+    """First penalty parameter."""
+    multiplier_init: float = 1.0
+    """First multiplier."""
+    check_steps: int = 10
+    """Steps between looks at the constraint's improvement."""
+    tau: float = 0.95
+    """Share of its former value below which g must fall to count as improved."""
+    gamma: float = 1.2
+    """Factor by which rho grows, at least 1."""
+    first_step: float = 0.1
+    """Length (l2) that the learning rate gives the first gradient, in pixel units."""
+    final_rate: float = 0.01
+    """Share of the first learning rate that is left at the end, in (0, 1]."""
+    tolerance: float = 1e-4
+    """Difference of logits by which a point must be misclassified to count: rounding does not turn it."""
+
+    def __post_init__(self) -> None:
+        check_l2("ALMA", self.threat, "FMN or DeepFool")
+        # x comes first: with one step the attack would see nothing else.
+        check_number("steps", self.steps, 2, whole=True)
+        check_share("alpha", self.alpha)
+        check_choice("penalty", self.penalty, ("p2", "p3"))
+        check_choice("constraint", self.constraint, ("dlr", "margin"))
+        check_number("rho_init", self.rho_init, 0, above=True)
+        check_number("multiplier_init", self.multiplier_init, 0, above=True)
+        check_number("check_steps", self.check_steps, 1, whole=True)
+        check_number("tau", self.tau, 0)
+        check_number("gamma", self.gamma, 1)
+        check_number("first_step", self.first_step, 0, above=True)
+        check_number("final_rate", self.final_rate, 0, above=True)
+        if self.final_rate > 1:
+            raise ValueError(f"final_rate must be at most 1, got {self.final_rate}")
+        check_number("tolerance", self.tolerance, 0)
+
+    @property
+    def passes(self) -> int:
+        return 2 * self.steps
+
+    def _constraint(self, logits: Tensor, y: Tensor) -> Tensor:
+        above = self.tolerance - margin(logits, y)
+        if self.constraint == "margin":
+            return above
+        top = logits.to(above.dtype).topk(3, dim=1).values
+        return above / (top[:, 0] - top[:, 2] + 1e-8)
+
+    def _rate(self, x: Tensor, descent: Tensor) -> Tensor:
+        """Per sample the factor of ``descent`` that moves x by ``first_step`` inside the box."""
+        direction = unit(descent)
+
+        def far(t: Tensor) -> Tensor:
+            return l2_norm(self.threat.clamp(x - per_sample(t, x) * direction) - x) > self.first_step
+
+        free = torch.full(x.shape[:1], self.first_step, dtype=x.dtype, device=x.device)
+        high = free
+        for _ in range(30):
+            high = torch.where(far(high), high, 2 * high)
+        t = torch.where(far(high), bisect(far, high / 2, high, 40), free)
+        norm = l2_norm(descent)
+        return torch.where(norm > 0, t / norm.clamp_min(torch.finfo(x.dtype).tiny), 0)
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        alpha, cubic = self.alpha, self.penalty == "p2"
+        rho = torch.full(y.shape, self.rho_init, dtype=x.dtype, device=x.device)
+        multiplier = torch.full_like(rho, self.multiplier_init)
+        rate = before = torch.zeros_like(rho)
+        found = torch.zeros_like(y, dtype=torch.bool)
+        found_at = torch.full_like(rho, self.steps + 1)
+        square, momentum = torch.ones_like(x), torch.zeros_like(x)
+
+        def move(look: Look, k: int) -> Tensor:
+            nonlocal rho, multiplier, rate, before, found, found_at, square, momentum
+            g = look.values.to(x.dtype)
+            if k and (k + 1) % self.check_steps == 0:
+                rho = torch.where(found | (g < self.tau * before), rho, self.gamma * rho)
+            if k == 0 or (k + 1) % self.check_steps == 0:
+                before = g
+            if k:
+                slope = penalty_slope(g, rho, multiplier, cubic)
+                multiplier = (alpha * multiplier + (1 - alpha) * slope).clamp(1e-6, 1e12)
+            found_at = torch.where(look.fooled & ~found, float(k), found_at)
+            found = found | look.fooled
+            # The first term is the gradient of ||z - x||_2, zero at x.
+            descent = unit(look.z - x) + per_sample(penalty_slope(g, rho, multiplier, cubic), x) * look.grad
+            if k == 0:
+                rate = self._rate(x, descent)
+            square = alpha * square + (1 - alpha) * descent**2
+            momentum = alpha * momentum + descent / (square.sqrt() + 1e-8)
+            decay = self.final_rate ** ((k - found_at).clamp_min(0) / (self.steps - found_at))
+            return self.threat.clamp(look.z - per_sample(rate * decay, x) * momentum)
+
+        if self.constraint == "dlr":
+            why = "ALMA's difference of logits ratio needs 3 classes or more: use constraint='margin'"
+            oracle = oracle.demanding(3, why)
+        return walk(
+            oracle, x, y, norm="l2", steps=self.steps, loss=self._constraint, move=move, confidence=self.tolerance
+        )

@@ -1,0 +1,92 @@
+"""Decoupled direction and norm (Rony et al. 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.smallest import Look, annealed, check_l2, check_share, farthest, walk
+from atent.losses import cross_entropy
+from atent.rng import Draws
+from atent.threat import Threat, per_sample, unit
+
+
+def decoupled(
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    steps: int,
+    first: float,
+    gamma: float,
+    levels: int | None = None,
+) -> Tensor:
+    """The smallest adversarial point that the search of Rony et al. 2019, Algorithm 1, meets; the radius is ignored.
+
+    The norm begins at ``first``, shrinks by ``gamma`` after a success, grows by it after a failure and stays below
+    the farthest corner of the box; the direction takes steps of the unit gradient of the cross-entropy, from nearly 1
+    down to 0.01 on a cosine. ``steps`` forwards, ``steps - 1`` backwards.
+    """
+    low, high = threat.box
+    limit = farthest(threat, x)
+    size = torch.full_like(limit, first)
+
+    def move(look: Look, k: int) -> Tensor:
+        nonlocal size
+        rate = annealed(1.0, 0.01, (k + 1) / steps)
+        size = torch.where(look.fooled, size * (1 - gamma), size * (1 + gamma)).minimum(limit)
+        z = threat.clamp(x + per_sample(size, x) * unit(look.z - x + rate * unit(look.grad)))
+        if levels is not None:
+            z = low + (high - low) * ((z - low) / (high - low) * (levels - 1)).round() / (levels - 1)
+        return z
+
+    return walk(oracle, x, y, norm="l2", steps=steps, loss=cross_entropy, move=move)
+
+
+@dataclass(frozen=True)
+class DDN(Attack):
+    """The smallest l2 perturbation by decoupled direction and norm, Rony et al. 2019, Algorithm 1.
+
+    Untargeted. Each step adds the unit gradient of the cross-entropy to the perturbation, then sets its length to a
+    norm that follows the verdicts. ``steps`` forwards, ``steps - 1`` backwards: the authors' last gradient moves
+    nothing that is looked at. Deviations: a zero gradient moves nothing (they draw a random direction); the cosine is
+    read at (k + 1) / steps, as their scheduler does where it steps first.
+    """
+
+    minimum_norm: ClassVar[bool] = True
+
+    threat: Threat
+    """l2 only; a perturbation longer than eps is not returned."""
+    steps: int = 1000
+    """Number of points looked at, x included; the paper reports 100, 300 and 1000."""
+    init_norm: float = 1.0
+    """Norm of the first perturbation, in pixel units."""
+    gamma: float = 0.05
+    """Factor by which the norm changes: (1 - gamma) after a success, (1 + gamma) after a failure; in [0, 1)."""
+    levels: int | None = None
+    """Grey values of the box to which every point is rounded, 256 for images of 8 bits; left out: no rounding. The
+    point is rounded, not the perturbation, which is the same where x has these values."""
+
+    def __post_init__(self) -> None:
+        check_l2("DDN", self.threat, "FMN or DeepFool")
+        # x comes first: with one step the attack would see nothing else.
+        check_number("steps", self.steps, 2, whole=True)
+        check_number("init_norm", self.init_norm, 0, above=True)
+        check_share("gamma", self.gamma)
+        if self.levels is not None:
+            check_number("levels", self.levels, 2, whole=True)
+
+    @property
+    def passes(self) -> int:
+        return 2 * self.steps
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        return decoupled(
+            oracle, x, y, threat=self.threat, steps=self.steps, first=self.init_norm, gamma=self.gamma,
+            levels=self.levels,
+        )  # fmt: skip

@@ -1,0 +1,115 @@
+"""What the minimum-norm attacks share: a walk from x that remembers the smallest adversarial point on its way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atent.attacks.base import Loss, Oracle, check_number
+from atent.losses import margin
+from atent.threat import Norm, Threat, l2_norm, per_sample
+
+
+class Look(NamedTuple):
+    """What a walk sees at the point where it stands; n samples."""
+
+    z: Tensor
+    """The point, the shape of x."""
+    grad: Tensor
+    """Gradient of each sample's loss at z, the shape of x."""
+    values: Tensor
+    """Loss, (n,)."""
+    fooled: Tensor
+    """bool (n,): z is adversarial."""
+    norm: Tensor
+    """Distance from x to z in the threat's norm, (n,)."""
+    smallest: Tensor
+    """The smallest distance of an adversarial point so far, z included; inf where there is none, (n,)."""
+
+
+def length(norm: Norm, d: Tensor) -> Tensor:
+    """The norm of each sample, (n,), in the dtype of ``d``."""
+    return l2_norm(d) if norm == "l2" else d.flatten(1).abs().amax(1)
+
+
+def farthest(threat: Threat, x: Tensor) -> Tensor:
+    """Distance from ``x`` to the farthest corner of the box, (n,): no perturbation is longer."""
+    low, high = threat.box
+    return length(threat.norm, torch.maximum(x - low, high - x))
+
+
+def annealed(first: float, last: float, share: float) -> float:
+    """A cosine from ``first`` (share 0) to ``last`` (share 1)."""
+    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
+
+
+def wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """bool (n,): misclassified, as verdicts are given."""
+    return logits.argmax(1) != y
+
+
+def beyond(logits: Tensor, y: Tensor, confidence: float = 0.0) -> Tensor:
+    """bool (n,): misclassified by a margin of logits above ``confidence``, and beyond doubt.
+
+    The smallest perturbation ends where two logits agree, and kernels round differently with the batch size: a margin
+    of less than 64 units in the last place of the largest logit counts as none, so that the verdict on the point
+    that is returned is the one on which the search went.
+    """
+    gap = margin(logits, y)
+    doubt = 64 * torch.finfo(gap.dtype).eps * logits.abs().amax(1)
+    return gap > doubt.clamp_min(confidence)
+
+
+def keep_smaller(best: Tensor, smallest: Tensor, z: Tensor, norm: Tensor, fooled: Tensor) -> tuple[Tensor, Tensor]:
+    """``best`` and ``smallest``, replaced by ``z`` and ``norm`` where z is adversarial and nearer."""
+    better = fooled & (norm < smallest)
+    return torch.where(per_sample(better, z), z, best), torch.where(better, norm, smallest)
+
+
+def walk(
+    oracle: Oracle,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: Norm,
+    steps: int,
+    loss: Loss,
+    move: Callable[[Look, int], Tensor],
+    confidence: float = 0.0,
+) -> Tensor:
+    """Look at ``steps`` points, x first, then ``z = move(look, k)`` for k = 0 .. steps-2; the smallest adversarial one.
+
+    x itself where none was met, or where x is adversarial. One forward per point serves the verdict and the gradient;
+    the last point needs no gradient: ``steps`` forwards, ``steps - 1`` backwards.
+    """
+    z, best = x, x
+    smallest = torch.full(y.shape, math.inf, dtype=x.dtype, device=x.device)
+    for k in range(steps):
+        last = k + 1 == steps
+        if last:
+            logits = oracle.logits(z, y)
+        else:
+            grad, values, logits = oracle.look(z, y, loss)
+        distance = length(norm, z - x)
+        fooled = beyond(logits, y, confidence) if k else wrong(logits, y)
+        best, smallest = keep_smaller(best, smallest, z, distance, fooled)
+        if not last:
+            z = move(Look(z, grad, values, fooled, distance, smallest), k)
+    return best
+
+
+def check_l2(name: str, threat: Threat, instead: str) -> None:
+    """ValueError unless the threat is l2."""
+    if threat.norm != "l2":
+        raise ValueError(f"{name} needs an l2 threat, got {threat.norm}: use {instead}")
+
+
+def check_share(name: str, value: float) -> None:
+    """ValueError unless ``value`` lies in [0, 1)."""
+    check_number(name, value, 0)
+    if value >= 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value}")

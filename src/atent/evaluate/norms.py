@@ -1,0 +1,69 @@
+"""What the smallest adversarial norms of n samples say: robust accuracy at every radius, and quantiles."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atent.attacks.base import Outcome
+
+
+class Curve(NamedTuple):
+    """Robust accuracy against the radius, a falling step function."""
+
+    radii: list[float]
+    """0 and every distinct finite norm, rising, in pixel units."""
+    accuracy: list[float]
+    """Share of the samples that stand at each radius, in [0, 1]; it holds until the next one."""
+
+
+def found_norms(outcome: Outcome) -> Tensor:
+    """Distance of each sample's adversarial point, inf where the attack found none; float64 (n,)."""
+    return torch.where(outcome.success, outcome.norm, math.inf)
+
+
+def robust_accuracy(norms: Tensor, radii: Tensor) -> Tensor:
+    """Share of the samples whose norm exceeds each radius; ``norms`` (n,), inf where not fooled, radii (m,), out (m,).
+
+    An adversary with that radius finds the others: a sample of norm r falls at r. Misclassified samples have norm 0.
+    ValueError for no samples, and for norms that are negative or NaN.
+    """
+    ordered = _sorted(norms)
+    fallen = torch.searchsorted(ordered, radii.to(ordered), right=True)
+    return 1 - fallen.double() / len(ordered)
+
+
+def curve(norms: Tensor) -> Curve:
+    """`robust_accuracy` at 0, the natural accuracy, and at every radius where it falls. ValueError as there."""
+    ordered = _sorted(norms)
+    radii = torch.cat([ordered.new_zeros(1), ordered[ordered.isfinite()]]).unique()
+    return Curve(radii.tolist(), robust_accuracy(norms, radii).tolist())
+
+
+def quantile(norms: Tensor, share: float) -> float:
+    """The smallest radius at which at least ``share`` of the samples, in (0, 1], fall; inf if there is none.
+
+    No interpolation: with inf among the norms there is nothing between. ValueError as in `robust_accuracy`, and for a
+    share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie in (0, 1], got {share}: 0.5 is the median")
+    ordered = _sorted(norms)
+    # Rounded first: 0.1 * 30 is a little more than 3.
+    return float(ordered[math.ceil(round(share * len(ordered), 9)) - 1])
+
+
+def median(norms: Tensor) -> float:
+    """The radius at which half of the samples fall, the lower one of two; inf where fewer do."""
+    return quantile(norms, 0.5)
+
+
+def _sorted(norms: Tensor) -> Tensor:
+    if norms.dim() != 1 or not len(norms):
+        raise ValueError(f"norms must be one number per sample, got shape {tuple(norms.shape)}")
+    if not bool((norms >= 0).all()):
+        raise ValueError("norms must be at least 0, and inf where an attack found nothing: some are negative or NaN")
+    return norms.double().sort().values
