@@ -1,0 +1,191 @@
+"""Affine layers as bounds need them: z -> W z + b with W, |W|, its squares and W^T as functions, never as a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Entrywise = Callable[[Tensor], Tensor]
+
+
+def plain(w: Tensor) -> Tensor:
+    """W itself, beside ``torch.abs`` for |W| and ``torch.square`` for its squared entries."""
+    return w
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The map z -> W z + b of one sample. Weights are read at each call, so training moves them."""
+
+    apply: Callable[[Tensor, Entrywise], Tensor]
+    """(z (n, ...), f) -> f(W) z (n, ...), f applied to each entry of W: `plain`, ``torch.abs`` or ``torch.square``."""
+    transpose: Callable[[Tensor, torch.Size], Tensor]
+    """(a (n, s, ...), shape of one input) -> W^T a (n, s, *shape)."""
+    offset: Callable[[int], Tensor | None]
+    """(number of dimensions of one output sample) -> b, broadcastable to the output; None: no b."""
+    mixes: bool = True
+    """Whether an output may depend on several inputs; False: W has one entry per row and per column."""
+
+
+def linear(m: nn.Linear) -> Affine:
+    """x W^T + b on the last dimension."""
+    return Affine(lambda z, of: F.linear(z, of(m.weight)), lambda a, shape: a @ m.weight, lambda dims: m.bias)
+
+
+def conv(m: nn.Conv2d) -> Affine:
+    """A convolution, its transpose by ``conv_transpose2d``. ValueError for padding that is not zeros and symmetric."""
+    if m.padding_mode != "zeros":
+        raise ValueError(f"padding_mode {m.padding_mode!r}: use zeros")
+    padding = _symmetric(m)
+
+    def apply(z: Tensor, of: Entrywise) -> Tensor:
+        return F.conv2d(z, of(m.weight), None, m.stride, padding, m.dilation, m.groups)
+
+    def transpose(a: Tensor, shape: torch.Size) -> Tensor:
+        rows = a.flatten(0, 1)
+        rest = _rest(shape, a, m.kernel_size, m.stride, padding, m.dilation)
+        back = F.conv_transpose2d(rows, m.weight, None, m.stride, padding, rest, m.groups, m.dilation)
+        return back.unflatten(0, a.shape[:2])
+
+    return Affine(apply, transpose, lambda dims: None if m.bias is None else m.bias.view(-1, 1, 1))
+
+
+def average(m: nn.AvgPool2d) -> Affine:
+    """Average pooling, as a convolution of each channel with 1 / k^2. ValueError for windows of changing size."""
+    kernel, padding = _two(m.kernel_size), _two(m.padding)
+    stride = _two(m.stride)
+    if m.ceil_mode or (any(padding) and not m.count_include_pad):
+        raise ValueError("windows of changing size: use ceil_mode=False and count_include_pad=True")
+    value = 1 / (m.divisor_override or kernel[0] * kernel[1])
+
+    def weight(like: Tensor) -> Tensor:
+        return torch.full((1, 1, *kernel), value, dtype=like.dtype, device=like.device)
+
+    def apply(z: Tensor, of: Entrywise) -> Tensor:
+        out = F.conv2d(z.flatten(0, 1).unsqueeze(1), of(weight(z)), None, stride, padding)
+        return out.squeeze(1).unflatten(0, z.shape[:2])
+
+    def transpose(a: Tensor, shape: torch.Size) -> Tensor:
+        rows = a.flatten(0, 2).unsqueeze(1)
+        rest = _rest(shape, a, kernel, stride, padding, (1, 1))
+        back = F.conv_transpose2d(rows, weight(a), None, stride, padding, rest)
+        return back.squeeze(1).unflatten(0, a.shape[:3])
+
+    return Affine(apply, transpose, _no_offset)
+
+
+def mean(keepdim: bool) -> Affine:
+    """The mean over height and width: global average pooling."""
+
+    def apply(z: Tensor, of: Entrywise) -> Tensor:
+        share = torch.full((), 1 / (z.shape[-1] * z.shape[-2]), dtype=z.dtype, device=z.device)
+        return of(share) * z.sum((-2, -1), keepdim=keepdim)
+
+    def transpose(a: Tensor, shape: torch.Size) -> Tensor:
+        a = a if keepdim else a[..., None, None]
+        return (a / (shape[-1] * shape[-2])).expand(*a.shape[:2], *shape)
+
+    return Affine(apply, transpose, _no_offset)
+
+
+def flatten(width: int | None = None) -> Affine:
+    """One vector per sample; ``width``: the length that the network's own code states."""
+
+    def apply(z: Tensor, of: Entrywise) -> Tensor:
+        flat = z.flatten(1)
+        if width is not None and flat.shape[1] != width:
+            raise ValueError(f"the network reshapes {flat.shape[1]} values per sample into rows of {width}")
+        return flat
+
+    return Affine(apply, lambda a, shape: a.reshape(*a.shape[:2], *shape), _no_offset, mixes=False)
+
+
+def batch_norm(m: Any) -> Affine:
+    """``nn.BatchNorm1d`` or 2d in eval mode: running statistics. ValueError for one that keeps none."""
+    if m.running_mean is None or m.running_var is None:
+        raise ValueError("batch statistics in eval mode: use track_running_stats=True")
+
+    def scale() -> Tensor:
+        root = torch.sqrt(m.running_var + m.eps)
+        return 1 / root if m.weight is None else m.weight / root
+
+    def shift() -> Tensor:
+        moved = -m.running_mean * scale()
+        return moved if m.bias is None else m.bias + moved
+
+    def channels(v: Tensor, dims: int) -> Tensor:
+        return v.view(-1, *[1] * (dims - 1))
+
+    return Affine(
+        lambda z, of: z * of(_fitting(channels(scale(), z.dim() - 1), z)),
+        lambda a, shape: a * channels(scale(), len(shape)),
+        lambda dims: channels(shift(), dims),
+        mixes=False,
+    )
+
+
+def scaled(constant: Callable[[], Tensor]) -> Affine:
+    """z times a constant of the network, entry by entry."""
+    return Affine(
+        lambda z, of: z * of(_fitting(constant(), z)),
+        lambda a, shape: a * _one_sample(constant(), len(shape)),
+        _no_offset,
+        mixes=False,
+    )
+
+
+def shifted(constant: Callable[[], Tensor]) -> Affine:
+    """z plus a constant of the network."""
+
+    def apply(z: Tensor, of: Entrywise) -> Tensor:
+        _fitting(constant(), z)
+        return z
+
+    return Affine(apply, lambda a, shape: a, lambda dims: _one_sample(constant(), dims), mixes=False)
+
+
+def _no_offset(dims: int) -> None:
+    return None
+
+
+def _fitting(constant: Tensor, z: Tensor) -> Tensor:
+    """The constant for one sample; ValueError where it would stretch z (n, ...) or run across its samples."""
+    constant = _one_sample(constant, z.dim() - 1)
+    if torch.broadcast_shapes(constant.shape, z.shape[1:]) != z.shape[1:]:
+        raise ValueError(f"values of shape {tuple(z.shape[1:])} meet constants of shape {tuple(constant.shape)}")
+    return constant
+
+
+def _one_sample(constant: Tensor, dims: int) -> Tensor:
+    """The constant without leading dimensions of 1, which broadcast over the batch."""
+    while constant.dim() > dims and constant.shape[0] == 1:
+        constant = constant[0]
+    if constant.dim() > dims:
+        raise ValueError(
+            f"a constant of shape {tuple(constant.shape)} runs across samples: bounds treat them one by one"
+        )
+    return constant
+
+
+def _two(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _symmetric(m: nn.Conv2d) -> tuple[int, int]:
+    if not isinstance(m.padding, str):
+        return _two(m.padding)
+    total = [0 if m.padding == "valid" else d * (k - 1) for d, k in zip(m.dilation, m.kernel_size)]
+    if any(side % 2 for side in total):
+        raise ValueError("padding 'same' with an even kernel pads one side more: use an odd kernel")
+    return total[0] // 2, total[1] // 2
+
+
+def _rest(shape, a, kernel, stride, padding, dilation) -> list[int]:
+    """The rows and columns at the end that no window reaches: the output padding of the transpose."""
+    sides = zip(shape[-2:], a.shape[-2:], kernel, stride, padding, dilation)
+    return [side - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for side, out, k, s, p, d in sides]

@@ -1,0 +1,259 @@
+"""Bounds of a network's logits and margins over a threat, and what they verify."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import check_batch, check_choice, check_number
+from atent.certify import interval
+from atent.certify.graph import CURVED, Graph, Node, read, refuse_training
+from atent.certify.interval import Box
+from atent.certify.linear import Form, Relaxation, back, form, least, relax
+from atent.certify.region import Region, region
+from atent.precision import full_precision
+from atent.threat import Threat
+
+Method = Literal["ibp", "crown-ibp", "crown", "dual"]
+METHODS: tuple[str, ...] = ("ibp", "crown-ibp", "crown", "dual")
+CHUNK = 1024
+
+
+def bounds(
+    model: nn.Module | Graph,
+    x: Tensor,
+    threat: Threat,
+    method: Method = "crown",
+    *,
+    chunk: int = CHUNK,
+    check: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """(lower, upper), each (n, classes): what every logit stays between for all inputs within the threat of ``x``.
+
+    ``x`` is (n, ...), in the box, of the model's dtype; the region is the ball cut to the box (`region.Region`).
+    ``model`` is in eval mode, or the `read` of one, which saves the tracing. Methods:
+
+    - ``ibp``: interval arithmetic (Gowal et al. 2018); in l2 the first layer uses the norms of its rows;
+    - ``crown-ibp``: linear bounds from the logits back to the input, with the relaxations of each ReLU from intervals
+      (Zhang et al. 2019, Eq. 12, their bound alone without the mixture of training);
+    - ``crown``: the relaxations from linear bounds of every layer too (Zhang et al. 2018). A linear bound alone can be
+      looser than an interval, so the better of the two is kept for every value. Only values whose sign the interval
+      leaves open are bounded again, which costs a host sync per ``chunk``;
+    - ``dual``: as crown with the lower slope u/(u-l) of each ReLU and nothing kept from intervals: the dual network of
+      Wong and Kolter 2018 (Theorem 1; theirs does not cut the ball to the box).
+
+    ``chunk``: values of hidden layers that crown and dual bound at once, summed over samples; it sets the memory.
+    Computed in the model's dtype without TF32 or autocast, and widened by the estimated rounding of that dtype
+    (`interval.rounding`): for certainty give ``model.double()`` and ``x.double()``. Where a sum overflows the bound is
+    infinite. Differentiable in the weights; use ``torch.no_grad()`` where no gradient is wanted. Without ``check`` the
+    checks of the data, which make a GPU's host wait, are left out.
+
+    ValueError, in one line, for an unknown method, an unsupported layer, a model in train mode, an infinite eps, and
+    inputs that the model cannot take.
+    """
+    graph, place = prepare(model, x, None, threat, method, chunk, check)
+    with full_precision(x.device):
+        boxes, relaxations = _hidden(graph, place, method, chunk)
+        box = boxes[graph.output]
+        if method == "ibp":
+            return box.lower, box.upper
+        eye = torch.eye(box.lower.shape[1], dtype=x.dtype, device=x.device)
+        start = form(graph.output, torch.cat([eye, -eye])[None])
+        below = least(graph, back(graph, start, boxes, relaxations.__getitem__), boxes, place)
+        lower, minus_upper = below.expand(len(x), -1).chunk(2, 1)
+        upper = -minus_upper
+        if method == "crown":
+            lower, upper = torch.fmax(lower, box.lower), torch.fmin(upper, box.upper)
+        return lower, upper
+
+
+def margins(
+    model: nn.Module | Graph,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    method: Method = "crown",
+    *,
+    chunk: int = CHUNK,
+    check: bool = True,
+) -> Tensor:
+    """Lower bounds (n, classes) of z_y - z_j over the threat, 0 for j = y; ``y`` (n,) integers.
+
+    Bounded as differences (Wong and Kolter 2018; Gowal et al. 2018, section 3), not as differences of bounds: all
+    affine layers after the last ReLU are merged with e_y - e_j, in ``ibp`` too. ``-margins`` are the worst-case logits
+    of certified training. Otherwise as `bounds`; ValueError also for labels that are no classes of the model.
+    """
+    graph, place = prepare(model, x, y, threat, method, chunk, check)
+    with full_precision(x.device):
+        boxes, relaxations = _hidden(graph, place, method, chunk)
+        classes = boxes[graph.output].lower.shape[1]
+        if check and len(y) and int(y.max()) >= classes:
+            raise ValueError(f"label {int(y.max())} is out of range: the model has {classes} outputs")
+        return differences(graph, y, place, method, boxes, relaxations)
+
+
+def differences(
+    graph: Graph, y: Tensor, place: Region, method: str, boxes: list[Box], relaxations: dict[int, Relaxation]
+) -> Tensor:
+    """The `margins`, once the hidden layers' boxes and relaxations are known."""
+    like = boxes[graph.output].lower
+    eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
+    own = eye[y.long()]
+    start = back(graph, form(graph.output, own[:, None] - eye), boxes)
+    result = None
+    if method in ("ibp", "crown"):
+        result = least(graph, start, boxes, place)
+    if method != "ibp":
+        linear = least(graph, back(graph, start, boxes, relaxations.__getitem__), boxes, place)
+        result = linear if result is None else torch.fmax(linear, result)
+    return torch.where(own > 0, 0, result)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def verified(
+    model: nn.Module | Graph,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    method: Method = "crown",
+    *,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """bool (n,): proved that no input within the threat of ``x`` is classified as anything but ``y``.
+
+    All `margins` against other classes are above 0. False says nothing about the sample.
+    """
+    below = margins(model, x, y, threat, method, chunk=chunk)
+    return (below > 0).sum(1) == below.shape[1] - 1
+
+
+def prepare(model, x, y, threat, method, chunk, check) -> tuple[Graph, Region]:
+    """The network as a graph and the region of each sample; ValueError for what bounds cannot take."""
+    check_choice("method", method, METHODS)
+    check_number("chunk", chunk, 1, whole=True)
+    if math.isinf(float(threat.eps)):
+        raise ValueError("bounds need a finite eps, got inf")
+    graph = model if isinstance(model, Graph) else read(model)
+    refuse_training(graph.model, allowed=graph.training)
+    if check:
+        check_batch(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y, threat.box)
+    own = next((p.dtype for p in graph.model.parameters() if p.is_floating_point()), x.dtype)
+    if x.dtype != own or own not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"bounds need inputs and weights of one dtype, float32 or float64, got {x.dtype} and {own}:"
+            " use x.to(dtype) and model.to(dtype)"
+        )
+    return graph, region(x.detach(), threat)
+
+
+def _hidden(graph: Graph, place: Region, method: str, chunk: int) -> tuple[list[Box], dict[int, Relaxation]]:
+    """The boxes of all nodes, and the relaxations of the curved ones, from the input on."""
+    boxes: list[Box] = []
+    relaxations: dict[int, Relaxation] = {}
+    tight: set[int] = set()
+    for number, node in enumerate(graph.nodes):
+        if node.kind == "input":
+            boxes.append(interval.start(place))
+            continue
+        if node.kind in CURVED and method != "ibp":
+            source = node.inputs[0]
+            if (
+                method in ("crown", "dual")
+                and source not in tight
+                and _improvable(graph, source, boxes, place, method == "crown")
+            ):
+                boxes[source] = _tighten(graph, node, boxes, relaxations, place, method == "crown", chunk)
+                tight.add(source)
+            relaxations[number] = relax(node, boxes[source], adaptive=method != "dual")
+        try:
+            boxes.append(interval.step(node, [boxes[k] for k in node.inputs], place.eps))
+        except (RuntimeError, IndexError) as error:
+            first = str(error).strip().splitlines()[0]
+            shape = tuple(place.centre.shape)
+            raise ValueError(f"the model cannot take inputs of shape {shape}: {node.name}: {first}") from None
+    if boxes[graph.output].lower.dim() != 2:
+        shape = tuple(boxes[graph.output].lower.shape)
+        raise ValueError(f"the model must return logits (n, classes), got shape {shape}")
+    return boxes, relaxations
+
+
+def _improvable(graph: Graph, number: int, boxes: list[Box], place: Region, keep: bool) -> bool:
+    """Whether a linear bound can beat the node's interval: not right behind a ReLU, and not where that is exact."""
+    behind = graph.nodes[number]
+    while behind.kind == "affine" and not behind.op.mixes:
+        behind = graph.nodes[behind.inputs[0]]
+    # In l2 one layer is exact for the ball, not for what the box leaves of it.
+    exact = boxes[number].mixes < (1 if place.norm == "l2" and keep else interval.INEXACT)
+    return behind.kind not in CURVED and not exact
+
+
+def _tighten(
+    graph: Graph,
+    node: Node,
+    boxes: list[Box],
+    relaxations: dict[int, Relaxation],
+    place: Region,
+    keep: bool,
+    chunk: int,
+) -> Box:
+    """The box of the input of ``node`` by linear bounds; ``keep`` the better of the two, and what is settled."""
+    source = node.inputs[0]
+    box = boxes[source]
+    shape, n = box.lower.shape[1:], len(box.lower)
+    width = shape.numel()
+    if keep and node.kind == "relu":
+        pairs = _open(((box.lower < 0) & (box.upper > 0)).flatten(1), chunk)
+    else:
+        pairs = _all(n, width, chunk, box.lower.device)
+    found, rows, columns = [], [], []
+    for samples, units, unit in pairs:
+        # The part up to the nearest ReLUs is the same for all samples: once for each unit, not for each pair.
+        hot = torch.zeros(len(units), width, dtype=box.lower.dtype, device=box.lower.device)
+        hot = hot.scatter(1, units[:, None], 1.0)
+        shared = back(graph, form(source, hot.view(1, -1, *shape)), boxes)
+        each = _spread(shared, unit)
+        linear = back(graph, each, boxes, lambda k, s=samples: tuple(t[s] for t in relaxations[k]))  # type: ignore[misc]
+        found.append(least(graph, linear, boxes, place.take(samples)))
+        rows.append(samples)
+        columns.append(units[unit])
+    if not found:
+        return box
+    where, below = (torch.cat(rows), torch.cat(columns)), torch.cat(found)
+    old_lower, old_upper = box.lower.flatten(1), box.upper.flatten(1)
+    lower, upper = old_lower.index_put(where, below[:, 0]), old_upper.index_put(where, -below[:, 1])
+    if keep:
+        lower, upper = torch.fmax(lower, old_lower), torch.fmin(upper, old_upper)
+    return replace(box, lower=lower.view_as(box.lower), upper=upper.view_as(box.upper))
+
+
+def _spread(shared: Form, unit: Tensor) -> Form:
+    """Functions of (1, units) as pairs (sample, unit): each function and its negative, (pairs, 2)."""
+
+    def both(t: Tensor) -> Tensor:
+        return torch.stack([t[0, unit], -t[0, unit]], 1)
+
+    return Form({k: both(a) for k, a in shared.pending.items()}, both(shared.constant), both(shared.size).abs())
+
+
+Pairs = Iterator[tuple[Tensor, Tensor, Tensor]]
+"""Chunks of pairs (sample, unit): the samples, the units that occur, and which of these each pair has."""
+
+
+def _all(n: int, width: int, chunk: int, device: torch.device) -> Pairs:
+    """Every unit of every sample; no host sync."""
+    for units in torch.arange(width, device=device).split(max(1, chunk // max(n, 1))):
+        samples = torch.arange(n, device=device).repeat(len(units))
+        yield samples, units, torch.arange(len(units), device=device).repeat_interleave(n)
+
+
+def _open(mask: Tensor, chunk: int) -> Pairs:
+    """The pairs that ``mask`` (n, units) marks, unit by unit."""
+    for pairs in mask.T.nonzero().split(chunk):
+        if len(pairs):
+            units, unit = pairs[:, 0].unique_consecutive(return_inverse=True)
+            yield pairs[:, 1], units, unit

@@ -1,0 +1,292 @@
+"""A network as a list of plain nodes in the order of evaluation, read once by symbolic tracing."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+from atent.certify import affine
+
+Kind = Literal["input", "affine", "sum", "relu", "maxpool"]
+CURVED: tuple[Kind, ...] = ("relu", "maxpool")
+SUPPORTED = (
+    "Linear, Conv2d, ReLU, Flatten, AvgPool2d, MaxPool2d, AdaptiveAvgPool2d(1), BatchNorm, Identity, Dropout,"
+    " sums, and constants that are added or multiplied"
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step of the network."""
+
+    kind: Kind
+    """What it does; a sum has two inputs, the input none, every other kind one."""
+    name: str
+    """The layer's name in the model, for messages."""
+    inputs: tuple[int, ...]
+    """Positions of the nodes that it reads: all before its own."""
+    op: Any = None
+    """`Affine` for affine nodes, the ``nn.MaxPool2d`` for max-pooling."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes of a network; node 0 is the input. It holds the layers, not their weights: training moves it along."""
+
+    model: nn.Module
+    """The network that was read."""
+    nodes: tuple[Node, ...]
+    """In the order of evaluation."""
+    output: int
+    """Position of the logits."""
+    training: bool = False
+    """Whether the model may be in train mode: see `read`."""
+
+
+class _Shape:
+    """A size of the batch, asked for by the network's code: only good for reshaping."""
+
+
+@dataclass(frozen=True)
+class _Constant:
+    get: Callable[[], Tensor]
+
+
+def read(model: nn.Module, *, training: bool = False) -> Graph:
+    """The nodes of ``model``, from its forward pass traced with ``torch.fx``; no data flows and nothing is copied.
+
+    ``training``, for certified training: the model may be in train mode if that changes nothing, that is without
+    batch-norm and dropout. ValueError, in one line, for a model in train mode otherwise, a layer or an operation that
+    no bound knows, one with a hook, and a forward pass that branches on its input.
+    """
+    refuse_training(model, allowed=training)
+    # A layer on its own would be traced into its insides; in a Sequential it is a layer like any other.
+    root = nn.Sequential(model)
+    try:
+        traced = _Tracer().trace(root)
+    except Exception as error:
+        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise ValueError(
+            f"bounds cannot read the network's forward pass, which must not branch on x: {first[0]}"
+        ) from None
+    nodes: list[Node] = []
+    found: dict[fx.Node, int | _Shape | _Constant] = {}
+    output = -1
+    for step in traced.nodes:
+        if step.op == "placeholder":
+            nodes.append(Node("input", "input", ()))
+            found[step] = 0
+        elif step.op == "get_attr":
+            found[step] = _Constant(_fetch(root, str(step.target)))
+        elif step.op == "output":
+            output = _position(step.args[0], found, "the output")
+        else:
+            found[step] = _translate(step, root, nodes, found)
+    return Graph(model, tuple(nodes), output, training)
+
+
+def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
+    """ValueError where any part of the model is in train mode: its dropout and batch-norm are no fixed functions.
+
+    ``allowed``: only where one of these is.
+    """
+    for name, module in model.named_modules():
+        if not module.training or (allowed and not _changes(module)):
+            continue
+        part = f"{name} ({type(module).__name__})" if name else "the model"
+        if allowed:
+            raise ValueError(
+                f"{part} is no fixed function in train mode, so bounds cannot train it: use a network without"
+                " batch-norm and dropout, such as digits_cnn, kw_small, kw_resnet, dm_large, or small_cnn with dropout 0"
+            )
+        raise ValueError(f"{part} is in train mode, bounds are for eval mode: call model.eval() first")
+
+
+def _changes(module: nn.Module) -> bool:
+    """Whether the layer's output in train mode depends on chance or on the other samples."""
+    dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+    return dropout or isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def _translate(step: fx.Node, root: nn.Module, nodes: list[Node], found: dict) -> int | _Shape:
+    if step.op == "call_module":
+        module = root.get_submodule(str(step.target))
+        name = f"{str(step.target).partition('.')[2] or 'the model'} ({type(module).__name__})"
+        known = _layer(module, name)
+        in_place = getattr(module, "inplace", False)
+    else:
+        target = step.target
+        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+        in_place = bool(name.endswith("_") or step.kwargs.get("inplace", False))
+        name = name.rstrip("_")
+        if name == "getattr" and step.args[1] in ("shape", "ndim"):
+            return _Shape()
+        if name == "size" or (name == "getitem" and isinstance(_seen(step.args[0], found), _Shape)):
+            return _Shape()
+        operands: list[Any] = [_seen(a, found) for a in step.args]
+        if name in ("add", "iadd") and len(operands) == 2 and all(type(o) is int for o in operands) and not step.kwargs:
+            nodes.append(Node("sum", name, (operands[0], operands[1])))
+            return len(nodes) - 1
+        known = _operation(name, operands, step, found)
+    # Arithmetic may have its constant first.
+    before = next((found[a] for a in step.args if isinstance(a, fx.Node) and type(found[a]) is int), None)
+    if type(before) is not int:
+        raise ValueError(f"{name} does not act on the network's activations: bounds support {SUPPORTED}")
+    if in_place and known and any(user > step for source in step.all_input_nodes for user in source.users):
+        raise ValueError(f"{name} changes in place what the network reads again later: use inplace=False")
+    for kind, op in known:
+        nodes.append(Node(kind, name, (before,), op))
+        before = len(nodes) - 1
+    return before
+
+
+Known = list[tuple[Kind, Any]]
+"""The nodes, one after the other, that a layer becomes; none for an identity."""
+
+
+def _layer(module: nn.Module, name: str) -> Known:
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(f"{name} has a forward hook, which bounds cannot see: remove it")
+    kind = _known(module)
+    if kind is None:
+        raise ValueError(f"{name} is not supported by bounds: use {SUPPORTED}")
+    try:
+        return _LAYERS[kind](module)
+    except ValueError as error:
+        raise ValueError(f"{name} has {error}") from None
+
+
+def _known(module: nn.Module) -> type[nn.Module] | None:
+    """The layer of torch that it is; a subclass with a forward of its own is another layer."""
+    return next((k for k in _LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
+
+
+class _Tracer(fx.Tracer):
+    """Looks into every module that is no layer of torch, nor a subclass of one that bounds know."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _known(m) is not None or super().is_leaf_module(m, module_qualified_name)
+
+
+def _pool(module: nn.MaxPool2d) -> Known:
+    if module.ceil_mode or module.return_indices:
+        raise ValueError("ceil_mode or return_indices: leave both out")
+    return [("maxpool", module)]
+
+
+def _global(module: nn.AdaptiveAvgPool2d) -> Known:
+    if module.output_size not in (1, (1, 1)):
+        raise ValueError(f"output size {module.output_size}: use 1, the mean over the image")
+    return [("affine", affine.mean(True))]
+
+
+def _flat(module: nn.Flatten) -> Known:
+    if (module.start_dim, module.end_dim) != (1, -1):
+        raise ValueError("start_dim or end_dim: leave both out")
+    return [("affine", affine.flatten())]
+
+
+def _nothing(module: nn.Module) -> Known:
+    return []
+
+
+_LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
+    nn.Linear: lambda m: [("affine", affine.linear(m))],
+    nn.Conv2d: lambda m: [("affine", affine.conv(m))],
+    nn.AvgPool2d: lambda m: [("affine", affine.average(m))],
+    nn.BatchNorm1d: lambda m: [("affine", affine.batch_norm(m))],
+    nn.BatchNorm2d: lambda m: [("affine", affine.batch_norm(m))],
+    nn.ReLU: lambda m: [("relu", None)],
+    nn.MaxPool2d: _pool,
+    nn.AdaptiveAvgPool2d: _global,
+    nn.Flatten: _flat,
+    nn.Identity: _nothing,
+    nn.Dropout: _nothing,
+    nn.Dropout2d: _nothing,
+}
+
+
+def _operation(name: str, operands: list, step: fx.Node, found: dict) -> Known:
+    """A function or a tensor's method in the network's code."""
+    options: dict[str, Any] = dict(step.kwargs)
+    constants = [o.get for o in operands if isinstance(o, _Constant)]
+    if len(operands) == 2 and len(constants) == 1 and not options:
+        arithmetic = _arithmetic(name, constants[0], constant_first=isinstance(operands[0], _Constant))
+        if arithmetic:
+            return arithmetic
+    rest: tuple[Any, ...] = tuple(step.args[1:])
+    if name == "relu" and not rest:
+        return [("relu", None)]
+    if name in ("dropout", "dropout2d") and _option(step, 2, "training", True) is False:
+        return []
+    if name == "flatten" and _option(step, 1, "start_dim", 0) == 1 and _option(step, 2, "end_dim", -1) == -1:
+        return [("affine", affine.flatten())]
+    if name in ("view", "reshape"):
+        sizes = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
+        if len(sizes) == 2 and isinstance(sizes[1], int):
+            rows, width = _seen(sizes[0], found), None if sizes[1] == -1 else sizes[1]
+            if isinstance(rows, _Shape) or (sizes[0] == -1 and width):
+                return [("affine", affine.flatten(width))]
+    if name == "mean" and sorted(d % 4 for d in _dims(_option(step, 1, "dim", ()))) == [2, 3]:
+        return [("affine", affine.mean(bool(_option(step, 2, "keepdim", False))))]
+    if name == "adaptive_avg_pool2d" and _option(step, 1, "output_size", None) in (1, (1, 1), [1, 1]):
+        return [("affine", affine.mean(True))]
+    if name in ("avg_pool2d", "max_pool2d"):
+        layer: Any = nn.AvgPool2d if name == "avg_pool2d" else nn.MaxPool2d
+        return _layer(layer(*rest, **options), name)
+    raise ValueError(f"{name} in the code of {_owner(step)} is not supported by bounds: use {SUPPORTED}")
+
+
+def _arithmetic(name: str, constant: Callable[[], Tensor], *, constant_first: bool) -> Known:
+    if name in ("add", "iadd"):
+        return [("affine", affine.shifted(constant))]
+    if name in ("mul", "imul"):
+        return [("affine", affine.scaled(constant))]
+    if name in ("sub", "isub") and constant_first:
+        return [("affine", affine.scaled(lambda: torch.tensor(-1.0))), ("affine", affine.shifted(constant))]
+    if name in ("sub", "isub"):
+        return [("affine", affine.shifted(lambda: -constant()))]
+    if name in ("truediv", "div", "itruediv") and not constant_first:
+        return [("affine", affine.scaled(lambda: 1 / constant()))]
+    return []
+
+
+def _owner(step: fx.Node) -> str:
+    """The module whose forward pass holds the step."""
+    stack = list(step.meta.get("nn_module_stack", {}).values())
+    path, kind = stack[-1] if stack else ("", nn.Module)
+    return f"{path.partition('.')[2] or 'the model'} ({kind.__name__})"
+
+
+def _fetch(root: nn.Module, path: str) -> Callable[[], Tensor]:
+    return lambda: operator.attrgetter(path)(root)
+
+
+def _seen(argument: Any, found: dict) -> Any:
+    if isinstance(argument, fx.Node):
+        return found[argument]
+    if isinstance(argument, (int, float)) and not isinstance(argument, bool):
+        number = float(argument)
+        # A tensor without dimensions on the CPU meets any device and any dtype.
+        return _Constant(lambda: torch.tensor(number, dtype=torch.float64))
+    return argument
+
+
+def _position(argument: Any, found: dict, name: str) -> int:
+    place = _seen(argument, found)
+    if type(place) is not int:
+        raise ValueError(f"{name} must be one tensor of logits that depends on the input, got {argument}")
+    return place
+
+
+def _option(step: fx.Node, place: int, name: str, default: Any) -> Any:
+    return step.args[place] if len(step.args) > place else step.kwargs.get(name, default)
+
+
+def _dims(dim: Any) -> tuple[int, ...]:
+    return (dim,) if isinstance(dim, int) else tuple(dim)

@@ -1,0 +1,85 @@
+"""Where the inputs may lie: each sample's ball, cut to the box of legal inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atent.threat import Norm, Threat
+
+# Newton's steps on a concave, piecewise linear function, from below; any number of them is sound.
+NEWTON = 12
+
+
+@dataclass(frozen=True)
+class Region:
+    """``{x' : |x' - x| <= eps, x' in the box}`` for n samples, and the exact minimum of linear functions over it."""
+
+    norm: Norm
+    """Norm of the ball."""
+    eps: float
+    """Its radius."""
+    centre: Tensor
+    """x, clamped to the box, shape (n, ...)."""
+    lower: Tensor
+    """Least value of each coordinate in the region, the shape of ``centre``."""
+    upper: Tensor
+    """Largest value of each coordinate."""
+
+    def take(self, rows: Tensor) -> Region:
+        """The regions of the samples ``rows``."""
+        return Region(self.norm, self.eps, self.centre[rows], self.lower[rows], self.upper[rows])
+
+    def minimum(self, a: Tensor) -> Tensor:
+        """min <a, x'> over the region: ``a`` (n, s, ...) or, one for all samples, (1, s, ...) gives (n, s).
+
+        linf: the box of both, in closed form. l2: the Lagrangian dual
+        ``max over m >= 0 of min over x' in the box of <a, x'> + m/2 (|x' - x|^2 - eps^2)``, which has no gap; 1/m^2 is
+        found by Newton's method, and every m gives a lower bound. Differentiable in ``a``: at the optimal m the
+        derivative is the minimiser (envelope theorem).
+        """
+        a, centre = a.flatten(2), self.centre.flatten(1)
+        if self.norm == "linf":
+            middle, half = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
+            return _dot(a, middle.flatten(1)) - _dot(a.abs(), half.flatten(1))
+        step, gap = self._minimiser(a.detach())
+        return _dot(a, centre) + (a * step).sum(2) + gap
+
+    @torch.no_grad()
+    def _minimiser(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The step x' - x (n, s, d) that minimises the Lagrangian at the best m found, and the value of m's term."""
+        centre = self.centre.flatten(1)[:, None]
+        room = torch.where(a > 0, centre - self.lower.flatten(1)[:, None], self.upper.flatten(1)[:, None] - centre)
+        # Entries are divided by the largest, so that squares of small ones do not vanish.
+        largest = a.abs().amax(2)
+        size, limit = a.abs() / torch.where(largest > 0, largest, 1)[..., None], self.eps**2
+        # |x' - x|^2 as a function of t^2, with t = 1/m: sum of min(|a| t, room)^2, concave in t^2.
+        square = limit / size.square().sum(2).clamp_min(1)
+        for _ in range(NEWTON):
+            free = size * square.sqrt()[..., None] < room
+            slope = torch.where(free, size, 0).square().sum(2)
+            rest = (limit - torch.where(free, 0, room).square().sum(2)).clamp_min(0)
+            square = torch.where(slope > 0, rest / slope, square)
+        t = square.sqrt()
+        length = torch.minimum(size * t[..., None], room)
+        # Where every coordinate that matters is at its bound the ball does not: m = 0.
+        bounded = ((length >= room) | (size == 0)).all(2)
+        gap = (length.square().sum(2) - limit) / (2 * t.clamp_min(torch.finfo(a.dtype).tiny))
+        return -a.sign() * length, torch.where(bounded, 0, largest * gap)
+
+    def magnitude(self, a: Tensor) -> Tensor:
+        """<|a|, max |x'|> without a graph, (n, s): what the rounding of `minimum` is measured against."""
+        with torch.no_grad():
+            return _dot(a.flatten(2).abs(), torch.maximum(self.lower.abs(), self.upper.abs()).flatten(1))
+
+
+def region(x: Tensor, threat: Threat) -> Region:
+    """The region of each sample of ``x`` (n, ...); ``x`` is clamped to the box first, as attacks do."""
+    eps, centre = float(threat.eps), threat.clamp(x)
+    return Region(threat.norm, eps, centre, threat.clamp(centre - eps), threat.clamp(centre + eps))
+
+
+def _dot(a: Tensor, v: Tensor) -> Tensor:
+    return (a @ v[..., None]).squeeze(-1)
