@@ -174,7 +174,7 @@ CHECKS: dict[str, tuple[Callable[[Probe], gradients.Verdict], str]] = {
     ),
     "restarts": (
         restarts,
-        "the verdict hangs on the starting point: the loss is rugged; use many restarts and Square",
+        "the verdict hangs on the starting point: one start is not enough; use many restarts and AutoAttack",
     ),
     "iterative": (
         iterative,
