@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,21 @@ def test_the_commands_parse():
     for _, _, *args in lines:
         job, options = parse_train(args)
         assert (job is None) == (options.resume is not None)
+
+
+def test_the_commands_that_judge_parse():
+    from atent.attacks import ATTACKS
+    from atent.attacks.spec import parse
+    from atent.config import parse_attack, parse_evaluate
+    from atent.threat import Threat
+
+    lines = [line.removeprefix("$ ") for line in TEXT.splitlines()]
+    found = [shlex.split(line) for line in lines if line.startswith(("atent evaluate ", "atent attack "))]
+    assert {words[1] for words in found} == {"evaluate", "attack"}
+    for _, command, *args in found:
+        options = parse_evaluate(args) if command == "evaluate" else parse_attack(args)
+        for text in options.attacks if command == "evaluate" else [options.attack]:
+            parse(text, Threat("linf", 0.1), ATTACKS)
 
 
 def test_figures_are_those_of_the_results():
