@@ -385,7 +385,7 @@ def test_a_killed_evaluate_goes_on(run_of, capsys, monkeypatch):
 
     def stopping(self, *args, **kwargs):
         calls.append(1)
-        if len(calls) == 6:
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
@@ -393,14 +393,17 @@ def test_a_killed_evaluate_goes_on(run_of, capsys, monkeypatch):
     err = refused(capsys, "evaluate", "run", *CHEAP, "--batch", "16", status=1)
     assert "interrupted" in err
     partial = run_of / "evaluation.partial.jsonl"
-    assert len(partial.read_text().splitlines()) == 6
+    assert len(partial.read_text().splitlines()) == 1 + 3
     err = refused(capsys, "evaluate", "run", *CHEAP, "--batch", "16", "--seed", "1")
     assert "evaluation.partial.jsonl belongs to an evaluation with other seed: remove it" in err
     before = len(calls)
     assert said(capsys, "evaluate", "run", *CHEAP, "--batch", "16")[0] == 0
-    assert len(calls) - before < 6
+    again = len(calls) - before
+    assert again > 0
     assert not partial.exists()
     whole, resumed = (folder.read_json(p) for p in ("whole.json", run_of / "evaluation.json"))
+    batches = sum(-(-result["attacked"] // 16) for result in whole["attacks"].values())
+    assert again == batches - 3
     for found in (whole, resumed):
         found.pop("provenance")
         for result in found["attacks"].values():
@@ -521,7 +524,10 @@ def test_attack_keeps_arrays_and_draws_them(run_of, capsys):
     # the same attack on the same samples, as evaluate runs it
     assert said(capsys, "evaluate", "run", "--attacks", "PGD(steps=5)", "--limit", "30", "--quiet")[0] == 0
     found = folder.read_json(run_of / "evaluation.json")
-    assert sorted(found["wrong"] + found["attacks"]["PGD-5"]["fooled"]) == sorted(made["ids"][made["success"]].tolist())
+    # evaluate leaves natural errors alone, and an attack may turn one into a right answer
+    fooled = set(made["ids"][made["success"]].tolist()) - set(found["wrong"])
+    assert fooled == set(found["attacks"]["PGD-5"]["fooled"])
+    assert fooled
 
 
 @pytest.mark.parametrize(
