@@ -14,6 +14,7 @@ from atent.attacks.carlini_wagner import CarliniWagner
 from atent.attacks.ddn import DDN
 from atent.attacks.deepfool import DeepFool
 from atent.attacks.fmn import FMN
+from atent.attacks.smallest import beyond
 from atent.evaluate import norms as nm
 from atent.threat import Threat
 
@@ -227,6 +228,24 @@ def test_a_constant_model_has_no_adversarial_point(norm, name, batch):
     out = quick(norm)[name].run(model, x, y % 9)
     assert torch.equal(out.x_adv, x)
     assert out.success.all()
+
+
+def test_a_margin_that_rounding_could_turn_is_none():
+    y = torch.zeros(4, dtype=torch.long)
+    logits = torch.tensor([[100.0, 100.0], [100.0, 100.0005], [100.0, 100.002], [1.0, 1.00002]])
+    assert beyond(logits, y).tolist() == [False, False, True, True]
+    assert beyond(logits.double(), y).tolist() == [False, True, True, True]
+    assert beyond(logits, y, 0.01).tolist() == [False] * 4
+    # but x itself is judged as verdicts are
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2))
+        model.bias.copy_(torch.tensor([100.0, 100.0005]))
+    x = torch.full((1, 2), 0.5)
+    for attack in (DDN(FREE["l2"], steps=5), DeepFool(FREE["l2"]), CarliniWagner(FREE["l2"], steps=5, search_steps=2)):
+        out = attack.run(model, x, y[:1])
+        assert out.success.all()
+        assert torch.equal(out.x_adv, x)
 
 
 # -- slow transcriptions: one sample, plain loops

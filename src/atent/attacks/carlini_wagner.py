@@ -76,7 +76,7 @@ class CarliniWagner(Attack):
             z, norm = self._descend(oracle, x, y, c, begin)
             won = norm.isfinite()
             best, smallest = keep_smaller(best, smallest, z, norm, won)
-            lower, upper = torch.where(won, lower, lower.maximum(c)), torch.where(won, upper.minimum(c), upper)
+            lower, upper = torch.where(won, lower, c), torch.where(won, c, upper)
             c = torch.where(upper.isinf(), 10 * c, (lower + upper) / 2)
         return best
 
