@@ -216,6 +216,18 @@ def test_the_known_distance_of_a_linear_model(norm, targets, two_class):
 
 
 @NORM
+def test_the_nearest_tangent_is_nearest_in_the_norm(norm):
+    # class 1 is 0.2 away in both norms, class 2 is 0.15 away in linf and 0.3 in l2
+    model, x = nn.Linear(4, 3, bias=False).double(), torch.full((1, 4), 0.5).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0], [0.5, 0.5, 0.5, 0.5]]))
+        model.register_forward_hook(lambda module, inputs, logits: logits - torch.tensor([0, 0.7, 1.3]))
+    x_adv = FAB(ENDLESS[norm], steps=1)(model, x, torch.tensor([0]))
+    expected = 1.05 * torch.tensor([0.15] * 4 if norm == "linf" else [0.2, 0, 0, 0])
+    assert torch.allclose(x_adv - x, expected.double(), atol=1e-7)
+
+
+@NORM
 def test_the_known_distance_where_the_box_is_in_the_way(norm):
     rng = np.random.default_rng(2)
     w, x = (
