@@ -36,6 +36,4 @@ def to_hyperplane(threat: Threat, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
     piece = torch.searchsorted(met + ends * rising, gap).clamp_max(flat.shape[1] - 1)
     left, slope = gap - met.gather(1, piece), rising.gather(1, piece)
     mu = torch.where(slope > 0, left / slope, torch.zeros_like(left)).clamp_min(0.0)
-    out_of_reach = gap >= full.sum(1, keepdim=True)
-    d = torch.where(out_of_reach, room, torch.minimum(mu * rate, room))
-    return (sign * d).view_as(x)
+    return (sign * torch.minimum(mu * rate, room)).view_as(x)
