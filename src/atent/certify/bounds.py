@@ -237,7 +237,8 @@ def _spread(shared: Form, unit: Tensor) -> Form:
     def both(t: Tensor) -> Tensor:
         return torch.stack([t[0, unit], -t[0, unit]], 1)
 
-    return Form({k: both(a) for k, a in shared.pending.items()}, both(shared.constant), both(shared.size).abs())
+    size = shared.size[0, unit][:, None].expand(-1, 2)
+    return Form({k: both(a) for k, a in shared.pending.items()}, both(shared.constant), size)
 
 
 Pairs = Iterator[tuple[Tensor, Tensor, Tensor]]
