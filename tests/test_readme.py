@@ -86,6 +86,21 @@ def test_figures_are_those_of_the_results():
         assert " | ".join(cells) in TEXT
 
 
+@pytest.mark.parametrize("name", ["digits-linf", "digits-l2"])
+def test_comparisons_are_those_of_the_results(name):
+    """A row of the README for each recipe, and the claim that stands above them."""
+    rows = json.loads((ROOT / f"results/{name}/comparison.json").read_text())["rows"]
+    for row in rows:
+        natural, weak, worst = row["natural"], row["attacks"]["PGD-20"], row["worst"]
+        cells = [f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in (natural, weak, worst)]
+        interval = f"[{100 * worst['low']:.1f}, {100 * worst['high']:.1f}]"
+        assert f"| `{row['recipe']}` | {' | '.join(cells)} {interval} |" in TEXT
+    plain = next(row["worst"]["high"] for row in rows if row["recipe"] == f"{name}-standard")
+    trained = [row for row in rows if row["threat"] is not None and row["method"] not in ("Standard", "Gaussian")]
+    assert len(trained) >= 4
+    assert all(row["worst"]["low"] > plain for row in trained)
+
+
 def test_the_kept_weights_load_and_classify():
     """The float16 weights in results/ are a whole run folder; on real images where they are to be had."""
     model = load(ROOT / "results/mnist-linf-atent-laptop")

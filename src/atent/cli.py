@@ -390,7 +390,7 @@ def compare(args: list[str]) -> int:
 
     headings, rows = layout(found)
     table = Table()
-    table.add_column("recipe", overflow="fold")
+    table.add_column("recipe", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right")
     for name, entries in rows:

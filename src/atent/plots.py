@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +29,52 @@ def save(figure: Figure, path: str | Path) -> None:
 
     Raises ValueError for another suffix, OSError of one line if the file cannot be written (`run.atomic`).
     """
-    import matplotlib
-
     kind = Path(path).suffix.lower().lstrip(".")
     if kind not in ("png", "svg"):
         raise ValueError(f"a figure is saved as .png or .svg, not as {Path(path).name!r}")
+    with atomic(path) as temporary:
+        _write(figure, temporary, kind)
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG for a page: its text stays text, in the reader's own sans-serif, and is drawn as it is written,
+    without mathematics between dollar signs. The same figure gives the same bytes."""
+    import warnings
+
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        # the reader's font draws what ours lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        _write(figure, out, "svg", text="none")
+    return out.getvalue()
+
+
+def narrow(figure: Figure, height: float) -> Figure:
+    """The same figure, 5.2 inches wide and ``height`` inches high, its legend in at most two columns: on a phone its text
+    can be read."""
+    figure.set_size_inches(5.2, height)
+    for old in list(figure.legends):
+        labels, title = [text.get_text() for text in old.get_texts()], old.get_title()
+        # two columns have room for 24 letters each
+        legend = figure.legend(
+            old.legend_handles, labels, loc="outside lower center", ncols=2 if max(map(len, labels)) <= 24 else 1,
+            frameon=False, fontsize=_TEXT - 1, title=title.get_text() or None,
+        )  # fmt: skip
+        legend.get_title().set(color=title.get_color(), fontsize=title.get_fontsize())
+        old.remove()
+    return figure
+
+
+def _write(figure: Figure, out: Path | io.BytesIO, kind: str, text: str = "path") -> None:
+    import matplotlib
+
     metadata = {"Date": None} if kind == "svg" else None
-    with matplotlib.rc_context({"svg.hashsalt": "atent"}), atomic(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=200, metadata=metadata, facecolor="white")
+    with matplotlib.rc_context({"svg.hashsalt": "atent", "svg.fonttype": text}):
+        figure.savefig(out, format=kind, dpi=200, metadata=metadata, facecolor="white")
 
 
 def curves(rows: Sequence[dict] | Mapping[str, Sequence[dict]], *, title: str | None = None) -> Figure:
@@ -75,6 +114,73 @@ def curves(rows: Sequence[dict] | Mapping[str, Sequence[dict]], *, title: str | 
     return figure
 
 
+def together(runs: Mapping[str, Sequence[dict]]) -> Figure:
+    """Validation accuracy (%) of several runs against epoch, one line per run: natural above, robust below.
+
+    `runs`: {name: rows of metrics.jsonl}, keys as in `curves`; a panel that no run has values for is left out. Raises
+    ValueError where there is nothing to draw or a value is no fraction.
+    """
+    found = {}
+    for kind in ("natural", "robust"):
+        lines = {name: _series(list(rows), f"validation_{kind}", f"run {name!r}: ") for name, rows in runs.items()}
+        lines = {name: series for name, series in lines.items() if series[0]}
+        if lines:
+            found[kind] = lines
+    if not found:
+        raise ValueError("no validation accuracies to draw")
+    names = [name for name in runs if any(name in lines for lines in found.values())]
+    figure = _figure(9, 1.2 + 3 * len(found))
+    handles: dict[str, Any] = {}
+    for axes, (kind, lines) in zip(figure.subplots(len(found), squeeze=False, sharex=True).flat, found.items()):
+        _axes(axes)
+        for name, (epochs, values) in lines.items():
+            (handles[name],) = axes.plot(
+                epochs, values, linewidth=2, marker="o" if len(epochs) <= 12 else None, markersize=4, clip_on=False,
+                **_look(names.index(name)),
+            )  # fmt: skip
+        axes.set_ylim(0, 100)
+        axes.set_ylabel(f"{kind} accuracy (%)")
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside lower center", ncols=2, frameon=False, fontsize=_TEXT - 1
+    )
+    return figure
+
+
+def dots(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
+    """Accuracies (%) as dots with their intervals, one line per model, from the top.
+
+    `table`: {model: {kind: share}}, a share with the fractions `value` and, optional or None, `low` and `high`; a model
+    may lack a kind, such as "robust". Raises ValueError where there is nothing to draw or a value is no fraction.
+    """
+    kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
+    if not kinds:
+        raise ValueError("no accuracies to draw: the table is empty")
+    figure = _figure(9, 1.4 + 0.5 * len(table))
+    axes = figure.subplots()
+    _axes(axes)
+    for i, kind in enumerate(kinds):
+        places, spans = [], []
+        for j, (model, row) in enumerate(table.items()):
+            if kind in row:
+                cell = {end: row[kind].get(end) for end in ("value", "low", "high")}
+                cell = {end: row[kind]["value"] if value is None else value for end, value in cell.items()}
+                spans.append([100 * _fraction(cell, end, f"{model}, {kind}") for end in ("value", "low", "high")])
+                places.append(j + 0.24 * (i - (len(kinds) - 1) / 2))
+        axes.hlines(places, [s[1] for s in spans], [s[2] for s in spans], color=PALETTE[i % len(PALETTE)], linewidth=2)
+        axes.plot(
+            [s[0] for s in spans], places, linestyle="none", marker="os^Dv"[i % 5], markersize=7, label=kind,
+            color=PALETTE[i % len(PALETTE)], clip_on=False,
+        )  # fmt: skip
+    axes.set_yticks(range(len(table)), list(table))
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("accuracy (%), with its 95 % interval")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=_TEXT - 1)
+    return figure
+
+
 def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -> Figure:
     """Accuracy (%) under each attack as grouped bars, one colour per model, with 95 % intervals.
 
@@ -84,7 +190,8 @@ def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -
     attacks = list(dict.fromkeys(attack for row in table.values() for attack in row))
     if not attacks:
         raise ValueError("no accuracies to draw: the table is empty")
-    figure = _figure(9, 5)
+    many = len(table) > 4
+    figure = _figure(11, 6.5) if many else _figure(9, 5)
     axes = figure.subplots()
     _axes(axes)
     axes.grid(axis="x", visible=False)
@@ -110,7 +217,16 @@ def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -
             error_kw={"ecolor": "#333333", "capsize": min(4, 30 * width), "elinewidth": 1.2},
         )
         for place, v, end in zip(x, value, high, strict=True):
-            axes.text(place, end + 1.2, f"{v:.1f}", ha="center", va="bottom", fontsize=size)
+            # side by side, numbers over many bars would run into each other
+            axes.text(
+                place,
+                end + 1.2,
+                f"{v:.1f}",
+                ha="center",
+                va="bottom",
+                fontsize=size,
+                rotation=90 * many,
+            )
         for j, attack in enumerate(attacks):
             if attack not in row:
                 # an empty place would read as zero
@@ -126,7 +242,7 @@ def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -
     axes.set_xticks(range(len(attacks)), attacks)
     if len(attacks) > 5:
         axes.tick_params(axis="x", rotation=30)
-    axes.set_ylim(0, 108)
+    axes.set_ylim(0, 118 if many else 108)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("accuracy (%)")
     if title:
@@ -135,7 +251,7 @@ def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -
     count = counts.pop() if len(counts) == 1 else None
     note = "error bars: 95 % intervals" + (f", n = {count:,}" if count else "")
     legend = figure.legend(
-        loc="outside lower center", ncols=min(4, len(table)), frameon=False, fontsize=_TEXT - 1, title=note
+        loc="outside lower center", ncols=_columns(table), frameon=False, fontsize=_TEXT - 1, title=note
     )
     legend.get_title().set(color=_GREY, fontsize=_TEXT - 2)
     return figure
@@ -172,9 +288,8 @@ def minimum_norm(
             [*values, values[-1]],
             where="post",
             label=attack,
-            color=PALETTE[i % len(PALETTE)],
-            linestyle=("-", (0, (5, 2)), (0, (1, 1.5)))[i // len(PALETTE) % 3],
             linewidth=2,
+            **_look(i),
         )
     axes.set_xlim(0, 1.05 * end if end else 1)
     axes.set_ylim(0, 100)
@@ -182,7 +297,7 @@ def minimum_norm(
     axes.set_ylabel("robust accuracy (%)")
     if title:
         axes.set_title(title, fontsize=_TEXT + 2, loc="left")
-    figure.legend(loc="outside lower center", ncols=min(4, len(curves)), frameon=False, fontsize=_TEXT - 1)
+    figure.legend(loc="outside lower center", ncols=_columns(curves), frameon=False, fontsize=_TEXT - 1)
     return figure
 
 
@@ -248,8 +363,7 @@ def certified(
         axes.set_title(title, fontsize=_TEXT + 2, loc="left")
     legend = figure.legend(
         loc="outside lower center",
-        # as many columns as the longest name leaves room for
-        ncols=max(1, min(3, len(models), 100 // (max(map(len, models)) + 16))),
+        ncols=_columns(models),
         frameon=False,
         fontsize=_TEXT - 1,
         title="bands: 95 % intervals of the test sample",
@@ -303,16 +417,23 @@ def adversarial(x: Any, x_adv: Any, y: Any, seen: Any, *, title: str | None = No
     """
     import torch
 
-    d = (x_adv - x).detach().cpu().float()
-    largest = float(d.abs().max()) if d.numel() else 0.0
-    factor = 0.5 / largest if largest else 1.0
-    panels = [x.detach().cpu().float(), x_adv.detach().cpu().float(), (0.5 + factor * d).clamp(0, 1)]
+    difference, factor = magnified(x, x_adv)
+    panels = [x.detach().cpu().float(), x_adv.detach().cpu().float(), difference]
     captions = [
         caption
         for true, found in zip(y, seen, strict=True)
         for caption in (f"class {int(true)}", f"seen as {int(found)}", f"difference x {factor:.3g}")
     ]
     return images(torch.stack(panels, 1).flatten(0, 1), captions, columns=6 if len(x) > 1 else 3, title=title)
+
+
+def magnified(x: Any, x_adv: Any) -> tuple[Any, float]:
+    """What changed between two tensors of one shape, around mid-grey 0.5, and the factor by which it is magnified: that
+    which brings the largest change of all to 0 or 1."""
+    d = (x_adv - x).detach().cpu().float()
+    largest = float(d.abs().max()) if d.numel() else 0.0
+    factor = 0.5 / largest if largest else 1.0
+    return (0.5 + factor * d).clamp(0, 1), factor
 
 
 def security(rows: Sequence[dict], *, title: str | None = None) -> Figure:
@@ -359,6 +480,11 @@ def security(rows: Sequence[dict], *, title: str | None = None) -> Figure:
     )  # fmt: skip
     legend.get_title().set(color=_GREY, fontsize=_TEXT - 2)
     return figure
+
+
+def _look(i: int) -> dict[str, Any]:
+    """Colour and dashes of the line number i, told apart beyond the palette."""
+    return {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", (0, (5, 2)), (0, (1, 1.5)))[i // len(PALETTE) % 3]}
 
 
 def _labels() -> dict[str, tuple[str, str]]:
@@ -478,6 +604,11 @@ def _fraction(row: dict, key: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{where}: {key} is {value}, expected a fraction in [0, 1]")
     return value
+
+
+def _columns(names: Collection[str]) -> int:
+    """As many columns of a legend as the longest name leaves room for, at most 4."""
+    return max(1, min(4, len(names), 120 // (max(map(len, names), default=0) + 10)))
 
 
 def _figure(width: float, height: float) -> Figure:
