@@ -32,9 +32,12 @@ from atent.progress import bar
 from atent.run import provenance, read_json, share, write_json
 
 
-def ours(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, threat: Threat, tally: dict[str, Any]) -> int:
+def ours(
+    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, threat: Threat, tally: dict[str, Any], *, last: bool
+) -> int:
     """Run, add what each part took to ``tally``, and return how many stand."""
-    found = evaluate(model, x, y, {"AutoAttack": AutoAttack(threat)}, ids=ids, batch=len(x))
+    attack = {"AutoAttack": AutoAttack(threat)}
+    found = evaluate(model, x, y, attack, ids=ids, batch=len(x), channels_last=last)
     for name, part in found.attacks["AutoAttack"]["parts"].items():
         entry = tally.setdefault(name, {"seconds": 0.0, "forwards": 0, "backwards": 0, "standing": 0})
         for key in ("seconds", "forwards", "backwards"):
@@ -54,6 +57,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--n", type=positive, default=200, help="test images, the first ones")
     parser.add_argument("--slices", type=positive, default=4, help="slices of the images, timed in turn")
+    parser.add_argument("--channels-last", action="store_true", help="ours shows the model images in that format")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
@@ -75,7 +79,7 @@ def main() -> int:
             for name in ("ours", "port") if i % 2 == 0 else ("port", "ours"):
                 begun, cpu = time.perf_counter(), time.process_time()
                 if name == "ours":
-                    standing[name] += ours(model, x, y, part.ids[rows], threat, tally)
+                    standing[name] += ours(model, x, y, part.ids[rows], threat, tally, last=args.channels_last)
                 else:
                     standing[name] += port(model, x, y, threat)
                 seconds[name].append(time.process_time() - cpu)
@@ -98,7 +102,7 @@ def main() -> int:
     if args.out:
         write_json(args.out, {
             "benchmark": "autoattack", "run": args.run.name, "n": len(part), "norm": threat.norm,
-            "eps": float(threat.eps), "threads": args.threads, "slices": args.slices, "cpu_seconds": seconds,
+            "eps": float(threat.eps), "threads": args.threads, "slices": args.slices, "channels_last": args.channels_last, "cpu_seconds": seconds,
             "wall_seconds": wall,
             "ratio": {"total": total, **summary(ratios)}, "parts": tally,
             "robust": {name: share(k, len(part)) for name, k in standing.items()},

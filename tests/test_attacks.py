@@ -443,6 +443,24 @@ def test_a_random_model_is_the_same_at_each_call(name, norm, setting, conv_net, 
 
 
 @CASE
+def test_channels_last_changes_speed_only(name, norm, setting, conv_net, batch):
+    """The model sees that memory format, and float64 results agree to rounding."""
+    seen = []
+
+    def look(module, inputs):
+        seen.append(inputs[0].stride(1) == 1 and inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    (x, y), model, attack = batch(4), conv_net(), build(name, norm, setting)
+    plain = attack.run(model, x, y)
+    model.register_forward_pre_hook(look)
+    other = attack.run(model, x, y, channels_last=True)
+    assert seen
+    assert all(seen)
+    assert torch.equal(other.success, plain.success)
+    assert (other.x_adv - plain.x_adv).abs().max() <= 1e-8
+
+
+@CASE
 def test_an_empty_batch(name, norm, setting, conv_net, batch):
     x, y = (t[:0] for t in batch(2, torch.float32))
     attack, model = build(name, norm, setting), conv_net(torch.float32)

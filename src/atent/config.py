@@ -175,6 +175,8 @@ class SubjectOptions:
     """Seed of the attacks' draws; left out: as the recipe, or 0."""
     batch: int | None = None
     """Images per batch; left out: as the recipe, or 250."""
+    channels_last: Annotated[bool | None, tyro.conf.FlagConversionOff] = None
+    """Images in the channels-last memory format: often faster for convolutions; left out: as the recipe, or false."""
     root: str | None = None
     """Folder that holds the data (npz: the file); left out: as the run had it."""
     device: str = "auto"

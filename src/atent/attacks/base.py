@@ -42,23 +42,42 @@ class Oracle:
     (Athalye et al. 2018).
     """
 
-    def __init__(self, model: nn.Module, forwards: Tensor, backwards: Tensor, *, check: bool, draws: int = 1) -> None:
-        self.model, self.check, self.draws = model, check, draws
+    def __init__(
+        self,
+        model: nn.Module,
+        forwards: Tensor,
+        backwards: Tensor,
+        *,
+        check: bool,
+        draws: int = 1,
+        channels_last: bool = False,
+    ) -> None:
+        self.model, self.check, self.draws, self.channels_last = model, check, draws, channels_last
         self.forwards, self.backwards = forwards, backwards
         self.rows: Tensor | None = None
         self.least: tuple[int, str] = (0, "")
 
     def take(self, rows: Tensor) -> Oracle:
         """The same model and the same counters, for some of the samples."""
-        part = Oracle(self.model, self.forwards, self.backwards, check=False, draws=self.draws)
+        part = self._like(check=False, draws=self.draws)
         part.rows = rows if self.rows is None else self.rows[rows]
         return part
 
     def averaging(self, draws: int) -> Oracle:
         """The same model and counters, every gradient averaged over ``draws`` passes."""
-        same = Oracle(self.model, self.forwards, self.backwards, check=self.check, draws=draws)
+        same = self._like(check=self.check, draws=draws)
         same.rows, same.least = self.rows, self.least
         return same
+
+    def _like(self, *, check: bool, draws: int) -> Oracle:
+        return Oracle(
+            self.model, self.forwards, self.backwards, check=check, draws=draws, channels_last=self.channels_last
+        )
+
+    def _pass(self, x: Tensor) -> Tensor:
+        if self.channels_last and x.dim() == 4:
+            x = x.to(memory_format=torch.channels_last)
+        return self.model(x)
 
     def demanding(self, classes: int, why: str) -> Oracle:
         """The same model and counters; a checked first pass raises ValueError with fewer classes, ``why`` in it."""
@@ -85,7 +104,7 @@ class Oracle:
     @torch.no_grad()
     def logits(self, x: Tensor, y: Tensor) -> Tensor:
         """Logits (n, classes) without a graph."""
-        return self._verified(self.model(x), y)
+        return self._verified(self._pass(x), y)
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Input gradient of each sample's loss (the loss is summed over the batch), and the losses (n,)."""
@@ -115,7 +134,7 @@ class Oracle:
     def _look(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self._verified(self.model(x), y)
+            logits = self._verified(self._pass(x), y)
             values = loss(logits, y)
             _check_graph(values)
             (grad,) = torch.autograd.grad(values.sum(), x)
@@ -137,7 +156,7 @@ class Oracle:
         x = x.detach().requires_grad_()
         grads: list[Tensor] = []
         with torch.enable_grad():
-            logits = self._verified(self.model(x), y)
+            logits = self._verified(self._pass(x), y)
             _check_graph(logits)
             differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
             for column in differences.unbind(1):
@@ -219,15 +238,19 @@ class Attack:
         mode: Mode = "eval",
         part: str | None = None,
         search_dtype: SearchDtype | None = None,
+        channels_last: bool = False,
     ) -> Outcome:
         """As the call, with the verdict, the distances and the passes of each sample.
 
         ``part`` runs that part of a composite attack only. ``search_dtype`` searches under autocast (float32 models);
         the verdict is given in the model's own precision on the returned tensor, without autocast and TF32.
+        ``channels_last`` shows the model images in that memory format: the same numbers to rounding, faster or slower
+        as the network and the machine have it.
         """
         x_adv, success, forwards, backwards = self._guarded(
-            model, x, y, seed, ids, rng, mode, verdict=True, part=part, search_dtype=search_dtype
-        )
+            model, x, y, seed, ids, rng, mode, verdict=True, part=part, search_dtype=search_dtype,
+            channels_last=channels_last,
+        )  # fmt: skip
         threat: Threat = self.threat  # type: ignore[attr-defined]
         return Outcome(x_adv, success, threat.distance(x_adv, threat.clamp(x.detach())), forwards, backwards)
 
@@ -244,6 +267,7 @@ class Attack:
         verdict: bool,
         part: str | None = None,
         search_dtype: SearchDtype | None = None,
+        channels_last: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         threat: Threat = self.threat  # type: ignore[attr-defined]
         draws: Draws
@@ -268,7 +292,7 @@ class Attack:
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
         with guard(model, mode=mode, seed=inner):
             seen = model if search_dtype is None else Lowered(model, search_dtype)
-            oracle = Oracle(seen, *counters, check=rng is None)
+            oracle = Oracle(seen, *counters, check=rng is None, channels_last=channels_last)
             clean = threat.clamp(x)
             if part is None:
                 x_adv = self.bounded(oracle, clean, y, draws).detach()

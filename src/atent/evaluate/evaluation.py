@@ -94,6 +94,7 @@ def evaluate(
     resume: str | Path | None = None,
     cascade: bool = True,
     search_dtype: SearchDtype | None = None,
+    channels_last: bool = False,
     advance: Advance | None = None,
 ) -> Evaluation:
     """Attack the rightly classified samples and count who stands.
@@ -120,7 +121,8 @@ def evaluate(
 
     ``search_dtype`` ("bfloat16", "float16") searches under autocast: faster on an accelerator, and never the verdict:
     clean and adversarial inputs are judged in the model's own type without autocast and TF32. A search in low precision
-    may miss a sample that float32 would fool, so the default is None, on every device.
+    may miss a sample that float32 would fool, so the default is None, on every device. ``channels_last`` is that of
+    `Attack.run`: only speed.
 
     ``advance(samples, text)`` is told of progress, n samples for each of `rounds`, with the running robust accuracy.
 
@@ -140,9 +142,9 @@ def evaluate(
     boxes = {a.threat.box for a in named.values()} or {(float("-inf"), float("inf"))}  # type: ignore[attr-defined]
     for box in boxes:
         check_batch(x, y, box)
-    settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype}
+    settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last}
     ledger = Ledger(resume, fingerprint(model, x, y, ids, named, **settings)) if resume is not None else Ledger()
-    trial = _Trial(model, x, y, ids, seed, batch, search_dtype, ledger, advance)
+    trial = _Trial(model, x, y, ids, seed, batch, search_dtype, channels_last, ledger, advance)
     right = (predict(model, x, y, batch=batch) == y).cpu()
     hint = normalisation_hint(right, x, lambda z: predict(model, z, y, batch=batch), y)
     standing, results, outcomes = right.clone(), {}, {}
@@ -174,6 +176,7 @@ class _Trial:
     seed: int
     batch: int
     search_dtype: SearchDtype | None
+    channels_last: bool
     ledger: Ledger
     advance: Advance | None
 
@@ -206,7 +209,7 @@ class _Trial:
             begun, at = time.perf_counter(), some.to(self.x.device)
             outcome = attack.run(
                 self.model, self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part,
-                search_dtype=self.search_dtype,
+                search_dtype=self.search_dtype, channels_last=self.channels_last,
             )  # fmt: skip
             new = Met(
                 some, outcome.success.cpu(), outcome.norm.double().cpu(), int(outcome.forwards.sum()),

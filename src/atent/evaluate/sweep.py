@@ -60,6 +60,7 @@ def sweep(
     batch: int = 250,
     resume: str | Path | None = None,
     search_dtype: SearchDtype | None = None,
+    channels_last: bool = False,
     advance: Advance | None = None,
 ) -> list[dict[str, Any]]:
     """Robust accuracy at each of ``radii`` (numbers or fractions such as "8/255") under each attack alone.
@@ -79,7 +80,7 @@ def sweep(
         named = {f"{name}, {r!r}": attack for (name, r), attack in jobs.items()}
     found = evaluate(
         model, x, y, named, seed=seed, ids=ids, batch=batch, resume=resume, cascade=False, search_dtype=search_dtype,
-        advance=advance,
+        channels_last=channels_last, advance=advance,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     standing: dict[str, Tensor] = {}

@@ -60,7 +60,10 @@ def assess(
         raise ValueError(f"--radii are of one norm, the attacks have {' and '.join(norms)}: leave some out")
     if radii:
         at_radii(subject.attacks, radii)  # refuses bad ones before the long work
-    how: dict[str, Any] = {"seed": settings.seed, "ids": ids, "batch": settings.batch, "search_dtype": search_dtype}
+    how: dict[str, Any] = {
+        "seed": settings.seed, "ids": ids, "batch": settings.batch, "search_dtype": search_dtype,
+        "channels_last": settings.channels_last,
+    }  # fmt: skip
     parts = [partial, partial.with_suffix(".sweep" + partial.suffix)] if partial else [None, None]
     times = rounds(subject.attacks)
     with bar(len(x) * times, "test", enabled=progress) as advance:
