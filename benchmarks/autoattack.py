@@ -102,8 +102,8 @@ def main() -> int:
     if args.out:
         write_json(args.out, {
             "benchmark": "autoattack", "run": args.run.name, "n": len(part), "norm": threat.norm,
-            "eps": float(threat.eps), "threads": args.threads, "slices": args.slices, "channels_last": args.channels_last,
-            "cpu_seconds": seconds,
+            "eps": float(threat.eps), "threads": args.threads, "slices": args.slices,
+            "channels_last": args.channels_last, "cpu_seconds": seconds,
             "wall_seconds": wall,
             "ratio": {"total": total, **summary(ratios)}, "parts": tally,
             "robust": {name: share(k, len(part)) for name, k in standing.items()},
