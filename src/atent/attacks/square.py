@@ -30,9 +30,9 @@ class Square(Attack):
     when it is misclassified.
 
     linf (Algorithm 2) starts with vertical stripes of +-eps, and sets a window to x + eps or x - eps, a random sign
-    for each channel. l2 (Algorithm 3) starts with a grid of patterns eta, and gives to a window the mass of another
-    one and what is left of eps, shaped as eta (transposed at random, a random sign for each channel) plus what the
-    window held.
+    for each channel. Queries that cannot change anything are counted, but not asked: see `Squares`. l2 (Algorithm 3)
+    starts with a grid of patterns eta, and gives to a window the mass of another one and what is left of eps, shaped
+    as eta (transposed at random, a random sign for each channel) plus what the window held.
 
     Places are uniform over all windows inside the image, as in the paper; the authors' code never takes the last row
     or column. The grid covers the middle of the image with as many tiles of side // 5 as there is room for; theirs
@@ -44,7 +44,7 @@ class Square(Attack):
 
     threat: Threat
     queries: int = 5000
-    """Number of windows tried; the start is one forward more."""
+    """Number of windows tried, at most one forward each; the start is one more."""
     p_init: float = 0.8
     """Share of the image that the first windows cover; above 0, at most 1."""
     restarts: int = 1
@@ -95,13 +95,12 @@ class Square(Attack):
                 if len(on) < len(rows):
                     moves, oracle, rows, y = moves.take(on), oracle.take(on), rows[on], y[on]
                     best, value, fallen, at, changed = best[on], value[on], fallen[on], at[on], changed[on]
-            live = ~fallen & (at < self.queries)
             query = moves.next(best, at, changed)
             z = moves.propose(best, query, k)
             score, wrong = judge(z)
-            better = ((score > value) | wrong) & live
+            better = ((score > value) | wrong) & ~fallen
             best = torch.where(per_sample(better, z), z, best)
-            value, fallen = torch.where(better, score, value), fallen | (wrong & live)
+            value, fallen = torch.where(better, score, value), fallen | wrong
             at, changed = query + 1, torch.where(better, query, changed)
         result[rows] = best
         return result.view(x.shape)

@@ -44,9 +44,7 @@ def _uniforms(x: Tensor, queries: int, each: int, draws: Draws, restart: int) ->
 
 def _places(u: Tensor, sides: Tensor, h: int, w: int) -> Tensor:
     """Windows as numbers, row by row, int64 (n, queries): uniform over all that lie inside the image."""
-    count = (h - sides + 1) * (w - sides + 1)
-    # A product of a number below 1 can round up to the count itself.
-    return torch.minimum((u * count).long(), count - 1)
+    return (u * ((h - sides + 1) * (w - sides + 1))).long()
 
 
 def _coins(x: Tensor, shape: tuple[int, ...], draws: Draws, use: str, restart: int) -> Tensor:
