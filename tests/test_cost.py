@@ -7,12 +7,25 @@ weight gradients; where one forward can serve two gradients it does; and what is
 
 import pytest
 import torch
-from kit import N, batch, network, stream
+from kit import CLASSES, N, batch, network, stream
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from atent import Threat
-from atent.methods import ATENT, METHODS, MMA, PGDAT, TRADES, Gaussian, SmoothAdv, Standard, TRADESSmoothing
+from atent.methods import (
+    ATENT,
+    CROWNIBP,
+    METHODS,
+    MMA,
+    PGDAT,
+    TRADES,
+    Dual,
+    Gaussian,
+    SmoothAdv,
+    Standard,
+    TRADESSmoothing,
+)  # fmt: skip
 from atent.optim import EntropySGD
 
 BOTH, L2 = ("linf", "l2"), ("l2",)
@@ -108,8 +121,53 @@ def test_a_batch_costs_no_more_than_the_equations_need(cls, norm, given, formula
     assert all(p.grad is not None for p in model.parameters())
 
 
+# Methods by bounds read the layers, not the forward pass: what passes the first layer is counted, forwards (also by its
+# absolute weights) and, for the linear bounds, back to front. C classes, U units that are neither of the first layer
+# nor logits, P projections.
+BY_BOUNDS = [
+    # the clean batch, the middles and the half-widths of the intervals
+    (CROWNIBP, {}, "(1 + 2) + 2*(1 + 2)"),
+    (CROWNIBP, {"kappa_end": 0.0}, "1 + 2*(1 + 2)"),
+    # and each margin back to the input
+    (CROWNIBP, {"beta_end": 1.0}, "(1 + 2) + 2*(1 + 2) + C*(1 + 2)"),
+    # the mixture asks for the intervals twice
+    (CROWNIBP, {"beta_end": 0.5}, "(1 + 2) + 2*2*(1 + 2) + C*(1 + 2)"),
+    (CROWNIBP, {"kappa_end": 1.0}, "(1 + 2) + 2"),
+    (CROWNIBP, {"eps_start": 1.0, "eps_end": 1.0, "threat": Threat("linf", 0.0)}, "1 + 2"),
+    # each unit from below and from above
+    (Dual, {}, "1 + 2*(1 + 2) + 2*U*(1 + 2) + C*(1 + 2)"),
+    # the projections, and the value at the centre
+    (Dual, {"projections": 7}, "1 + 2*(1 + 2) + (P + 1)*(1 + 2) + C*(1 + 2)"),
+]
+
+
+class First(TorchDispatchMode):
+    """Counts the rows that pass a convolution of the first layer's shape; a backward that reaches weights twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name == "convolution" and args[1].shape == (6, 1, 3, 3):
+            self.rows += len(args[0])
+        if name == "convolution_backward" and args[2].shape == (6, 1, 3, 3):
+            self.rows += len(args[0]) * (2 if args[-1][1] else 1)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("cls", "given", "formula"), BY_BOUNDS)
+def test_bounds_cost_no_more_than_the_equations_need(cls, given, formula):
+    model, (x, y) = network(), batch()
+    method = cls(**{"threat": Threat("linf", 0.2), **given})
+    with First() as first:
+        method.backward(model, x, y, rng=stream())
+    assert first.rows / N == value(formula, C=CLASSES, U=24, P=given.get("projections"))
+
+
 def test_every_method_has_its_cost_here():
-    missing = set(METHODS) - {cls.__name__ for cls, *_ in TABLE}
+    missing = set(METHODS) - {cls.__name__ for cls, *_ in [*TABLE, *BY_BOUNDS]}
     assert not missing, f"add the formula of {', '.join(sorted(missing))} to the table"
 
 

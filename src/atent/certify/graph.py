@@ -101,8 +101,8 @@ def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
         part = f"{name} ({type(module).__name__})" if name else "the model"
         if allowed:
             raise ValueError(
-                f"{part} is no fixed function in train mode, so bounds cannot train it: use a network without"
-                " batch-norm and dropout, such as digits_cnn, kw_small, kw_resnet, dm_large, or small_cnn with dropout 0"
+                f"{part} is no fixed function in train mode, so bounds cannot train it: use one without batch-norm and"
+                " dropout, such as digits_cnn, kw_small, kw_resnet, dm_large, or small_cnn with dropout 0"
             )
         raise ValueError(f"{part} is in train mode, bounds are for eval mode: call model.eval() first")
 

@@ -2,6 +2,8 @@
 
 from atent.methods.atent import ATENT
 from atent.methods.base import Method
+from atent.methods.crown_ibp import CROWNIBP
+from atent.methods.dual import Dual
 from atent.methods.gaussian import Gaussian
 from atent.methods.mma import MMA
 from atent.methods.pgdat import PGDAT
@@ -11,10 +13,12 @@ from atent.methods.trades import TRADES
 from atent.methods.trades_smoothing import TRADESSmoothing
 
 METHODS: dict[str, type[Method]] = {
-    method.__name__: method for method in (Standard, Gaussian, PGDAT, ATENT, TRADES, TRADESSmoothing, SmoothAdv, MMA)
+    method.__name__: method
+    for method in (Standard, Gaussian, PGDAT, ATENT, TRADES, TRADESSmoothing, SmoothAdv, MMA, CROWNIBP, Dual)
 }
 """Name -> class; recipes, the command line and the contract tests read it."""
 
 __all__ = [
-    "ATENT", "METHODS", "MMA", "PGDAT", "TRADES", "Gaussian", "Method", "SmoothAdv", "Standard", "TRADESSmoothing",
+    "ATENT", "CROWNIBP", "METHODS", "MMA", "PGDAT", "TRADES", "Dual", "Gaussian", "Method", "SmoothAdv", "Standard",
+    "TRADESSmoothing",
 ]  # fmt: skip

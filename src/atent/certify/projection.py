@@ -1,0 +1,85 @@
+"""Margins with l1 norms from random projections, to train by: estimates that prove nothing (Wong et al. 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from atent.certify import interval
+from atent.certify.affine import plain
+from atent.certify.bounds import CHUNK, differences, prepare
+from atent.certify.graph import Graph
+from atent.certify.interval import INEXACT, Box
+from atent.certify.linear import Relaxation, relax
+from atent.certify.region import Region
+from atent.precision import full_precision
+from atent.threat import Threat
+
+
+def estimated_margins(
+    model: nn.Module | Graph, x: Tensor, y: Tensor, threat: Threat, projections: int, rng: torch.Generator
+) -> Tensor:
+    """About `margins` by the method dual, (n, classes), at the cost of ``projections`` + 1 forwards of the batch.
+
+    In the dual network each ReLU is the line s z + s |l| / 2, give or take s |l| / 2, so a value lies within
+    c +- |g|_1, where c is the value at the centre and g its gradients in the input's and the ReLUs' errors. The l1
+    norms of hidden layers are estimated by the median of |<g, r>| over vectors r of standard Cauchy draws, which pass
+    through the network beside c (Wong et al. 2018, Algorithm 1). The draws are shared by the batch. The first layer and
+    the margins are exact, as the hidden layers' relaxations allow. Deviation: one projection of all terms of g, where
+    theirs estimates the norm of each layer's terms by one of its own.
+
+    linf only. Not sound: an estimate may be too small. Differentiable in the weights, without host syncs and without
+    checks of the data. ValueError for another norm, a network with max-pooling, and what `margins` refuses otherwise.
+    """
+    if threat.norm != "linf":
+        raise ValueError(
+            f"Cauchy projections estimate the dual norms of linf, got {threat.norm}: leave projections out"
+        )
+    graph, place = prepare(model, x, y, threat, "dual", CHUNK, False)
+    with full_precision(x.device):
+        boxes, relaxations = hidden(graph, place, projections, rng)
+        return differences(graph, y, place, "dual", boxes, relaxations)
+
+
+def hidden(
+    graph: Graph, place: Region, projections: int, rng: torch.Generator
+) -> tuple[list[Box], dict[int, Relaxation]]:
+    """The boxes and relaxations of all nodes; ``centres`` (n, ...) and ``rays`` (n, projections, ...) go along."""
+    boxes: list[Box] = []
+    relaxations: dict[int, Relaxation] = {}
+    centres: list[Tensor] = []
+    rays: list[Tensor] = []
+
+    def drawn(error: Tensor) -> Tensor:
+        cauchy = torch.empty(projections, *error.shape[1:], dtype=error.dtype, device=error.device)
+        return cauchy.cauchy_(generator=rng) * error[:, None]
+
+    for number, node in enumerate(graph.nodes):
+        source = node.inputs[0] if node.inputs else 0
+        if node.kind == "input":
+            boxes.append(interval.start(place))
+            centres.append((place.upper + place.lower) / 2)
+            rays.append(drawn((place.upper - place.lower) / 2))
+            continue
+        if node.kind == "maxpool":
+            raise ValueError(f"projections need a network of ReLUs alone, got {node.name}: leave projections out")
+        if node.kind == "affine":
+            centre = node.op.apply(centres[source], plain)
+            offset = node.op.offset(centre.dim() - 1)
+            centres.append(centre if offset is None else centre + offset)
+            rays.append(node.op.apply(rays[source].flatten(0, 1), plain).unflatten(0, rays[source].shape[:2]))
+        elif node.kind == "sum":
+            centres.append(centres[source] + centres[node.inputs[1]])
+            rays.append(rays[source] + rays[node.inputs[1]])
+        else:
+            if boxes[source].mixes == INEXACT:
+                radius = rays[source].abs().median(1).values
+                boxes[source] = replace(boxes[source], lower=centres[source] - radius, upper=centres[source] + radius)
+            relaxations[number] = relax(node, boxes[source], adaptive=False)
+            _, slope, lift = relaxations[number]
+            centres.append(slope * centres[source] + lift / 2)
+            rays.append(slope[:, None] * rays[source] + drawn(lift / 2))
+        boxes.append(interval.step(node, [boxes[k] for k in node.inputs], place.eps))
+    return boxes, relaxations

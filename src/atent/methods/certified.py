@@ -1,0 +1,44 @@
+"""What the methods that train by bounds share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import check_number
+from atent.certify.graph import Graph, read
+from atent.losses import cross_entropy
+from atent.methods.base import Metrics, correct
+
+
+def mixed_loss(
+    model: nn.Module, x: Tensor, y: Tensor, kappa: float, bound: Callable[[Graph], Tensor] | None
+) -> tuple[Tensor, Metrics]:
+    """kappa CE(f(x), y) + (1 - kappa) CE(-margins, y), means over the batch, and metrics.
+
+    ``bound`` gives the margins' lower bounds (n, classes) of the network as a graph; None, where eps is 0, is the plain
+    cross-entropy. Metrics: accuracy at the clean inputs (``natural``), and the share of the samples whose bounds are
+    all above 0 (``verified``). ValueError for a network with batch-norm or dropout in train mode.
+    """
+    graph = read(model, training=True)
+    with torch.set_grad_enabled(kappa > 0 or bound is None):
+        logits = model(x)
+    natural = correct(logits, y)
+    if bound is None:
+        return cross_entropy(logits, y).mean(), {"natural": natural, "verified": natural}
+    with torch.set_grad_enabled(kappa < 1):
+        below = bound(graph)
+    # The entry of the true class is 0 itself.
+    verified = ((below.detach() > 0).sum(1) == below.shape[1] - 1).double().mean()
+    # 0 times a bound that overflowed would be NaN, so a part without weight is left out.
+    parts = [weight * cross_entropy(z, y).mean() for weight, z in ((kappa, logits), (1 - kappa, -below)) if weight > 0]
+    return sum(parts[1:], parts[0]), {"natural": natural, "verified": verified}
+
+
+def check_share(name: str, value: float) -> None:
+    """ValueError unless ``value`` lies in [0, 1]."""
+    check_number(name, value, 0)
+    if value > 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
