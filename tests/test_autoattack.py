@@ -253,7 +253,6 @@ def test_a_run_folder_is_a_source(tmp_path):
 
 
 def test_a_function_is_a_source(tmp_path, monkeypatch, conv_net, batch):
-    pytest.importorskip("atent.models.external")
     (tmp_path / "somewhere_else.py").write_text(
         "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"

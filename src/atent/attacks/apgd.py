@@ -161,7 +161,7 @@ class APGD(Attack):
                 better = torch.where(fooled, score > best_margin, values > best_value)
                 best = torch.where(per_sample(better, x), point, best)
                 best_grad = torch.where(per_sample(better, x), grad, best_grad)
-                best_value = torch.where(better, values, best_value)
+                best_value = torch.maximum(values, best_value)
                 best_margin = torch.where(better, score, best_margin)
             if k in checks:
                 stuck = ~halved & (at_check >= best_value)

@@ -67,13 +67,14 @@ class Transfer(Attack):
 
 
 def load_source(text: str) -> nn.Module:
-    """The model of a run folder, or what ``module:function`` returns; ValueError, in one line, for neither."""
-    if Path(text).exists():
+    """The model of a run folder, or what ``module:function`` names; ValueError, in one line, for neither."""
+    # Training imports the attacks.
+    if Path(text).is_dir():
         from atent.train import load
 
         return load(text)
     if ":" in text:
-        from atent.models.external import load_external
+        from atent.models import from_reference
 
-        return load_external(text)
+        return from_reference(text)
     raise ValueError(f"source {text!r} is neither a run folder nor module:function: give one of them")
