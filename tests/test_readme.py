@@ -101,6 +101,18 @@ def test_comparisons_are_those_of_the_results(name):
     assert all(row["worst"]["low"] > plain for row in trained)
 
 
+def test_parity_is_that_of_the_results():
+    """No attack is weaker than its peer, and AutoAttack's figures are the file's."""
+    found = json.loads((ROOT / "results/parity.json").read_text())
+    rows = [row for result in found["results"] for row in result["rows"]]
+    assert not any(row["weaker"] for row in rows)
+    assert f"{len({(row['ours'], row['peer']) for row in rows})} pairings" in TEXT
+    whole = [row for row in rows if row["ours"] == "AutoAttack"]
+    ours, peer = ([round(100 * row[key]["value"]) for row in whole] for key in ("ours_robust", "peer_robust"))
+    told = "leaves {}, {}, {} and {} % where pyautoattack leaves {}, {}, {} and {} %".format(*ours, *peer)
+    assert told in " ".join(TEXT.split())
+
+
 def test_the_kept_weights_load_and_classify():
     """The float16 weights in results/ are a whole run folder; on real images where they are to be had."""
     model = load(ROOT / "results/mnist-linf-atent-laptop")
