@@ -113,6 +113,15 @@ def test_parity_is_that_of_the_results():
     assert told in " ".join(TEXT.split())
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("autoattack-*.json")), ids=lambda path: path.stem)
+def test_the_cost_of_autoattack_is_that_of_the_results(path):
+    found = json.loads(path.read_text())
+    seconds = {name: sum(values) for name, values in found["cpu_seconds"].items()}
+    cells = [str(found["n"]), f"{seconds['ours']:.0f} s", f"{seconds['port']:.0f} s", f"{found['ratio']['total']:.2f}"]
+    standing = " / ".join(f"{100 * found['robust'][name]['value']:.1f} %" for name in ("ours", "port"))
+    assert f"| {' | '.join(cells)} | {standing} |" in TEXT
+
+
 def test_the_kept_weights_load_and_classify():
     """The float16 weights in results/ are a whole run folder; on real images where they are to be had."""
     model = load(ROOT / "results/mnist-linf-atent-laptop")
