@@ -109,6 +109,9 @@ def test_parity_is_that_of_the_results():
     assert f"{len({(row['ours'], row['peer']) for row in rows})} pairings" in TEXT
     whole = [row for row in rows if row["ours"] == "AutoAttack"]
     ours, peer = ([round(100 * row[key]["value"]) for row in whole] for key in ("ours_robust", "peer_robust"))
+    spent = [sum(row[key] for row in whole) for key in ("ours_seconds", "peer_seconds")]
+    assert f"took {spent[0]:.0f} s where the port took {spent[1]:.0f} s" in TEXT
+    assert f"{spent[1] / spent[0]:.2f} times" in TEXT
     told = "leaves {}, {}, {} and {} % where pyautoattack leaves {}, {}, {} and {} %".format(*ours, *peer)
     assert told in " ".join(TEXT.split())
 

@@ -403,6 +403,28 @@ def compare(args: list[str]) -> int:
     return 0
 
 
+# ---- report ----------------------------------------------------------------------------------------------
+
+
+def report(args: list[str]) -> int:
+    """`atent report RUN [RUN ...]`."""
+    from atent import config
+
+    options = config.parse_report(args)
+    from atent.report import report as page
+    from atent.run import write_atomic
+
+    if options.out is not None:
+        _refuse_taken(Path(options.out), "--out")
+    text = page(options.runs, images=options.images, root=options.root, progress=not options.quiet)
+    # The same folder given twice is one.
+    place = Path(options.runs[0]) if len(set(map(Path, options.runs))) == 1 else Path()
+    out = Path(options.out) if options.out is not None else _free_file(place / "report.html")
+    write_atomic(out, text)
+    print(f"written: {out}")
+    return 0
+
+
 # ---- recipes ---------------------------------------------------------------------------------------------
 
 
@@ -440,6 +462,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "attack": (attack, "attack a model's test images and keep the results, as arrays and as a picture"),
     "certify": (certify, "prove how far a run's test images can be moved: smoothing, or bounds"),
     "compare": (compare, "train several recipes alike over several seeds, into one table with intervals"),
+    "report": (report, "write one HTML page on runs, for a screen, a phone or paper"),
     "recipes": (recipes, "list the recipes, or print one"),
 }
 

@@ -377,6 +377,39 @@ def parse_certify(args: list[str]) -> CertifyOptions:
     return options
 
 
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """What `atent report` takes."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run folders, one or more: the paths that training printed; or result folders of atent compare."""
+    out: str | None = None
+    """HTML file to write; left out: report.html in the folder where there is one, in this folder for several, numbered
+    where it is taken."""
+    images: int = 8
+    """Test images of each run to show under attack, the first ones; 0: none. It needs the run's weights and data, and
+    the page says why where they are not to be had."""
+    root: str | None = None
+    """Folder that holds the data (npz: the file); left out: as the run had it."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def parse_report(args: list[str]) -> ReportOptions:
+    """The options of `atent report RUN ...`; UsageError in one line."""
+    about = (
+        "Write one HTML file on a run, for a screen, a phone or paper: what was trained, the robust accuracy that may"
+        " be claimed, each attack with its 95 % interval, training curves, radii, certificates, images under attack,"
+        " checks, settings and provenance. Several runs stand side by side. The file holds everything and connects to"
+        " nothing. No figure is measured anew: the page names what was not measured, and the command that measures it."
+        " Exit status: 0 done, 1 failed, 2 not understood."
+    )
+    options = _cli(ReportOptions, _spelled(args, {}), "atent report", about)
+    if not options.runs:
+        raise UsageError("which run? `atent report RUN [RUN ...]` takes the paths that training printed")
+    return options
+
+
 def parse_evaluate(args: list[str]) -> EvaluateOptions:
     """The options of `atent evaluate RUN ...`; UsageError in one line."""
     about = (

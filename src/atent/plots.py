@@ -54,14 +54,15 @@ def svg(figure: Figure) -> bytes:
 
 
 def narrow(figure: Figure, height: float) -> Figure:
-    """The same figure, 5.2 inches wide and ``height`` inches high, its legend in at most two columns: on a phone its text
-    can be read."""
+    """The same figure, 5.2 inches wide and ``height`` inches high, its legend in at most two columns: on a phone its
+    text can be read."""
     figure.set_size_inches(5.2, height)
     for old in list(figure.legends):
+        handles = [handle for handle in old.legend_handles if handle is not None]
         labels, title = [text.get_text() for text in old.get_texts()], old.get_title()
         # two columns have room for 24 letters each
         legend = figure.legend(
-            old.legend_handles, labels, loc="outside lower center", ncols=2 if max(map(len, labels)) <= 24 else 1,
+            handles, labels, loc="outside lower center", ncols=2 if max(map(len, labels)) <= 24 else 1,
             frameon=False, fontsize=_TEXT - 1, title=title.get_text() or None,
         )  # fmt: skip
         legend.get_title().set(color=title.get_color(), fontsize=title.get_fontsize())
@@ -167,13 +168,17 @@ def dots(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
                 cell = {end: row[kind].get(end) for end in ("value", "low", "high")}
                 cell = {end: row[kind]["value"] if value is None else value for end, value in cell.items()}
                 spans.append([100 * _fraction(cell, end, f"{model}, {kind}") for end in ("value", "low", "high")])
-                places.append(j + 0.24 * (i - (len(kinds) - 1) / 2))
+                places.append(j + 0.08 + 0.3 * (i + 0.5) / len(kinds))
         axes.hlines(places, [s[1] for s in spans], [s[2] for s in spans], color=PALETTE[i % len(PALETTE)], linewidth=2)
         axes.plot(
             [s[0] for s in spans], places, linestyle="none", marker="os^Dv"[i % 5], markersize=7, label=kind,
             color=PALETTE[i % len(PALETTE)], clip_on=False,
         )  # fmt: skip
-    axes.set_yticks(range(len(table)), list(table))
+    # above its line a name has the whole width
+    for j, model in enumerate(table):
+        axes.text(0.8, j - 0.22, model, va="center", fontsize=_TEXT - 1)
+    axes.set_yticks([j - 0.5 for j in range(len(table))], [])
+    axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy (%), with its 95 % interval")

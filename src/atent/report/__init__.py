@@ -1,0 +1,5 @@
+"""One self-contained HTML page from run folders: what was trained, how it was judged, and what may be claimed of it."""
+
+from atent.report.compose import report
+
+__all__ = ["report"]

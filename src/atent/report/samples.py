@@ -1,0 +1,137 @@
+"""Images to look at: the first test images of a run, what an attack made of them, and what the model says of both."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atent import plots
+from atent.attacks import ATTACKS
+from atent.attacks.spec import parse, spell
+from atent.guard import guard
+from atent.report.collect import Run
+from atent.threat import Threat
+from atent.train.judgement import adversarial
+from atent.train.subject import subject
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image, and what the model says of it."""
+
+    png: bytes
+    label: str
+    """The class that the model sees in it."""
+    confidence: float
+    """The softmax of that class."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A test image before and after an attack."""
+
+    number: int
+    """Its number in the test set's source."""
+    label: str
+    """The true class."""
+    original: Seen
+    adversarial: Seen
+    difference: bytes
+    """PNG: the change, magnified, around mid-grey."""
+    distance: float
+    """Of the two images, in the threat's norm."""
+    right: bool
+    """The original is classified rightly."""
+    fooled: bool
+    """The adversarial image is misclassified."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Samples of one attack."""
+
+    attack: str
+    threat: Threat
+    factor: float
+    """By which the differences are magnified."""
+    samples: tuple[Sample, ...]
+
+
+def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = True) -> Gallery | str:
+    """The first ``count`` test images under the strongest attack with gradients that the run was judged by, on the best
+    epoch's weights; or, in words, why there are none."""
+    text, threat = _attack(run)
+    if count < 1:
+        return "No images were asked for (--images 0)."
+    if threat is None:
+        return "The run has no threat: give evaluate.norm and evaluate.eps to have it attacked."
+    try:
+        judged = subject(
+            str(run.path), root=root, norm=threat.norm, eps=str(threat.eps), attacks=(text,), limit=count
+        )  # fmt: skip
+        x, _, ids = judged.test()
+        if x.dim() != 4 or x.shape[1] not in (1, 3):
+            return f"The data are no pictures: each sample has the shape {tuple(x.shape[1:])}."
+        made, _ = adversarial(judged, progress=progress)
+    except (ValueError, OSError, ImportError, KeyError, TypeError, RuntimeError) as error:
+        # The rest of the page stands without them.
+        reason = f"the configuration has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        return f"The images could not be made: {reason}"
+    low, high = judged.data.box
+    before, after = ((made[k].float() - low) / (high - low) for k in ("x", "x_adv"))
+    changes, factor = plots.magnified(before, after)
+    names = [str(name) for name in judged.data.about.get("class_names") or range(judged.data.classes)]
+    (clean, sure), (attacked, sure_of_it) = (_told(judged.model, made[k].to(x)) for k in ("x", "x_adv"))
+    samples = [
+        Sample(
+            int(ids[i]), names[y],
+            Seen(_png(before[i]), names[clean[i]], sure[i]), Seen(_png(after[i]), names[attacked[i]], sure_of_it[i]),
+            _png(changes[i]), float(made["norm"][i]), right=clean[i] == y, fooled=bool(made["success"][i]),
+        )
+        for i, y in enumerate(made["y"].tolist())
+    ]  # fmt: skip
+    (attack,) = judged.attacks.values()
+    return Gallery(spell(attack), threat, factor, tuple(samples))
+
+
+def _attack(run: Run) -> tuple[str, Threat | None]:
+    """The attack to show, as text, and its threat."""
+    found: dict[str, Any] = run.judged or {"attacks": {}, "cascade": False}
+    known = []
+    for told in found["attacks"].values():
+        # An ensemble takes minutes; what gives no gradients is no picture of the network's weakness.
+        if told["backwards"] and "parts" not in told:
+            threat = Threat(**told["threat"])
+            try:
+                parse(told["attack"], threat, ATTACKS)
+            except ValueError:
+                continue  # an attack that holds a network cannot be written as text
+            known.append((told["robust"]["k"], told["attack"], threat))
+    if known:
+        # In a cascade each met what the ones before had left, from cheap to dear.
+        return known[-1][1:] if found.get("cascade") else min(known, key=lambda item: item[0])[1:]
+    given = next((told["threat"] for told in found["attacks"].values()), None) or run.config["method"].get("threat")
+    return "PGD(steps=40)", Threat(**given) if given else None
+
+
+@torch.no_grad()
+def _told(model: nn.Module, x: Tensor) -> tuple[list[int], list[float]]:
+    """The class that the model sees in each image, and its softmax."""
+    with guard(model, mode="eval"):
+        found = model(x).double().softmax(1).max(1)
+    return found.indices.tolist(), found.values.tolist()
+
+
+def _png(image: Tensor) -> bytes:
+    """An image (c, h, w) in [0, 1], c = 1 or 3, pixel by pixel."""
+    from matplotlib.image import imsave
+
+    pixels = (255 * image.clamp(0, 1)).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    out = io.BytesIO()
+    imsave(out, np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))), format="png")
+    return out.getvalue()

@@ -1,0 +1,115 @@
+"""Results in words: what was trained, against what, and what a picture shows to those who do not see it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from atent.attacks.spec import show
+from atent.methods import METHODS
+from atent.threat import Threat
+
+
+def percent(value: float) -> str:
+    """A fraction for people: "31.6 %"."""
+    return f"{100 * value:.1f} %"
+
+
+def threat(told: dict[str, Any]) -> str:
+    """What an adversary may do, from a threat as plain values."""
+    t = Threat(**told)
+    if t.eps == math.inf:
+        return f"{t.norm} without a limit: the smallest change that fools is looked for"
+    low, high = t.box
+    of = {
+        "linf": f"each pixel value may change by up to {float(t.eps):.4g}",
+        "l2": f"changes of Euclidean length up to {float(t.eps):.4g}",
+    }[t.norm]
+    return f"{show(t)}: {of}, with pixel values from {low:g} to {high:g}"
+
+
+def method(name: str) -> str:
+    """What a training method does: the first paragraph of its documentation; nothing for an unknown one."""
+    if name not in METHODS:
+        return ""
+    return " ".join(inspect.cleandoc(METHODS[name].__doc__ or "").split("\n\n")[0].split()).replace("`", "").rstrip(":")
+
+
+def meanings(name: str) -> dict[str, str]:
+    """What each field of a training method is, from the line below it in its source."""
+    if name not in METHODS:
+        return {}
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(METHODS[name]))).body[0]
+    except (OSError, SyntaxError):
+        return {}
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
+    return {
+        field.target.id: " ".join(doc.value.value.split())
+        for field, doc in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
+    }  # fmt: skip
+
+
+def value(v: Any) -> str:
+    """A setting for people."""
+    if v is None:
+        return "left out"
+    if isinstance(v, bool):
+        return "yes" if v else "no"
+    if isinstance(v, float):
+        return f"{v:.6g}"
+    if isinstance(v, list | tuple):
+        return ", ".join(map(value, v)) or "none"
+    if isinstance(v, dict):
+        return ", ".join(f"{key} {value(inner)}" for key, inner in v.items()) or "none"
+    return str(v)
+
+
+def short(names: Iterable[str], most: int = 40) -> dict[str, str]:
+    """Names as figures have room for them: the ends of the longer ones, numbered so that none are alike."""
+    return {name: name if len(name) <= most else f"{i}: ...{name[-most:]}" for i, name in enumerate(names, start=1)}
+
+
+def images(data: dict[str, Any]) -> str:
+    """Which test images an evaluation took."""
+    return f"all {data['n']:,}" if data["n"] == data["of"] else f"the first {data['n']:,} of {data['of']:,}"
+
+
+def course(rows: Sequence[dict[str, Any]]) -> str:
+    """Training curves in numbers."""
+    parts = []
+    for split in ("validation", "train"):
+        for kind in ("natural", "robust"):
+            known = [row for row in rows if row.get(f"{split}_{kind}") is not None]
+            if known:
+                first, last = known[0], known[-1]
+                parts.append(
+                    f"{split} {kind} from {percent(first[f'{split}_{kind}'])} (epoch {first['epoch']}) to"
+                    f" {percent(last[f'{split}_{kind}'])} (epoch {last['epoch']})"
+                )
+    best = next((row for row in reversed(rows) if row.get("best")), None)
+    if best:
+        at = [f"{k} {percent(best[f'validation_{k}'])}" for k in ("natural", "robust") if f"validation_{k}" in best]
+        parts.append(f"best epoch {best['epoch']}, validation " + ", ".join(at))
+    return "Accuracy against epoch: " + "; ".join(parts) + "."
+
+
+def security(rows: Sequence[dict[str, Any]]) -> str:
+    """A sweep of radii in numbers."""
+    names = dict.fromkeys(row["attack"] for row in rows)
+    lines = [
+        f"{name} " + ", ".join(f"{percent(r['robust']['value'])} at {r['threat']}" for r in rows if r["attack"] == name)
+        for name in names
+    ]
+    return (
+        f"Robust accuracy against radius, {percent(rows[0]['natural']['value'])} without an attack: "
+        + "; ".join(lines)
+        + "."
+    )
