@@ -86,7 +86,7 @@ def test_figures_are_those_of_the_results():
         assert " | ".join(cells) in TEXT
 
 
-@pytest.mark.parametrize("name", ["digits-linf", "digits-l2"])
+@pytest.mark.parametrize("name", ["digits-linf", "digits-l2", "mnist5k-linf"])
 def test_comparisons_are_those_of_the_results(name):
     """A row of the README for each recipe, and the claim that stands above them."""
     rows = json.loads((ROOT / f"results/{name}/comparison.json").read_text())["rows"]
