@@ -23,10 +23,11 @@ from atent_step import positive, summary
 from scipy.special import betaincinv, ndtri
 from torch import Tensor, nn
 
-from atent.certify import Smoothed
+from atent.certify import Smoothed, verified
 from atent.models import build, native_shape
 from atent.progress import bar
 from atent.run import provenance, write_json
+from atent.threat import Threat
 
 ALPHA = 0.001
 
@@ -100,14 +101,33 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
     return {"model": name, "rows": rows}
 
 
+def bounds_speed(name: str, args: argparse.Namespace, clock: Callable[[], float]) -> dict[str, object]:
+    """Images per second whose margins each method bounds, all classes of a batch in one pass."""
+    model, x = problem(name, args.bounded)
+    y, threat = torch.zeros(len(x), dtype=torch.int64), Threat("linf", 0.01)
+    out: dict[str, object] = {"model": name}
+    for method in ("ibp", "crown-ibp", "crown"):
+        rates = []
+        for round_ in range(args.rounds + 1):
+            begun = clock()
+            with torch.no_grad():
+                verified(model, x, y, threat, method)
+            if round_:
+                rates.append(len(x) / (clock() - begun))
+        out[method] = summary(rates)
+    return out
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["digits_cnn", "small_cnn"], help="networks to time")
+    parser.add_argument("--bounds", nargs="*", default=["digits_cnn", "kw_small"], help="networks whose bounds to time")
     parser.add_argument("--images", type=positive, default=4, help="images per run")
     parser.add_argument("--n0", type=positive, default=100, help="draws that choose the class")
     parser.add_argument("--n", type=positive, default=10_000, help="draws that estimate its share")
     parser.add_argument("--sigma", type=float, default=0.25, help="standard deviation of the noise")
     parser.add_argument("--batch", type=positive, help="draws per forward of atent; left out: its default")
+    parser.add_argument("--bounded", type=positive, default=50, help="images per call of the bounds")
     parser.add_argument("--rounds", type=positive, default=5, help="rounds, after one that is not counted")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
@@ -123,6 +143,11 @@ def main() -> int:
                 f"{row['draws_per_second']['median']:>11.0f}{ratio['median']:>9.2f}"
                 f"   [{ratio['q10']:.2f}, {ratio['q90']:.2f}]"
             )
+    clock = time.process_time if args.threads == 1 else time.perf_counter
+    speeds = [bounds_speed(name, args, clock) for name in args.bounds]
+    for row in speeds:
+        rates = ", ".join(f"{m} {row[m]['median']:.3g}" for m in ("ibp", "crown-ibp", "crown"))
+        print(f"{row['model']}: images per second by {rates}")
     if args.out:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         content = {
@@ -130,6 +155,7 @@ def main() -> int:
             "settings": settings,
             "clock": "cpu" if args.threads == 1 else "wall",
             "results": results,
+            "images_per_second": speeds,
         }
         write_json(args.out, {**content, "provenance": provenance(seed=0, device="cpu")})
     return 0

@@ -503,6 +503,40 @@ def test_the_command_verifies_by_bounds(run, capsys):
     assert found["certified"][0]["seconds_per_image"] > 0
 
 
+def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
+    table = tmp_path / "t.md"
+    common = ["certify", str(run), "--limit", "12", "--table", str(table), "--quiet", "--device", "cpu"]
+    assert main([*common, "--n", "300", "--n0", "20", "--radius", "0.05", "0.125"]) == 0
+    alone = json.loads(table.with_suffix(".json").read_text())["rows"]
+    # On 64 pixels the l2 ball of 1/8 holds the linf ball of 1/64: one column for both.
+    assert main([*common, "--method", "crown", "--norm", "linf", "--radius", "1/64"]) == 0
+    rows = json.loads(table.with_suffix(".json").read_text())["rows"]
+    assert rows[0] == alone[0]
+    assert [r["how"].split(",")[0] for r in rows] == ["smoothing", "crown"]
+    assert (rows[1]["smoothed"], rows[1]["trained"]) == (None, "Gaussian")
+    lines = table.read_text().splitlines()
+    assert [h.strip() for h in lines[0].split("|")[5:-2]] == [
+        "l2 0.05 = linf 1.59/255 (%)", "l2 0.125 = linf 3.98/255 (%)",
+    ]  # fmt: skip
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in lines[2:4]]
+    proved = [r["certified"][-1]["share"] for r in rows]
+    assert cells[0][5].startswith(f"{100 * proved[0]['value']:.1f} [")
+    assert cells[1][4] == "-"
+    assert cells[1][5] == f"{100 * proved[1]['value']:.1f} [{100 * proved[1]['low']:.1f}, " + (
+        f"{100 * proved[1]['high']:.1f}] linf only"
+    )
+    # The same command again replaces its row; another number of images does not mix.
+    assert main([*common, "--method", "crown", "--norm", "linf", "--radius", "1/64"]) == 0
+    assert len(json.loads(table.with_suffix(".json").read_text())["rows"]) == 2
+    before = table.read_text()
+    assert main([*common, "--limit", "13", "--method", "ibp", "--norm", "linf", "--radius", "1/64"]) == 2
+    err = capsys.readouterr().err
+    assert (err.count("\n"), "same --limit" in err) == (1, True)
+    assert table.read_text() == before
+    assert main(["certify", str(run), "--table", "t.csv", "--limit", "2", "--quiet"]) == 2
+    assert "ends in .md" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -302,7 +302,9 @@ def certify(args: list[str]) -> int:
 
     o = config.parse_certify(args)
     from atent.train.certificate import certify_folder, draw, layout
+    from atent.train.certified import add, check_table, row
 
+    check_table(o.table)
     if o.plot and o.method != "smoothing":
         raise ValueError(f"--plot draws the radii of smoothing: method {o.method} proves single radii, leave it out")
     done = {}
@@ -329,6 +331,9 @@ def certify(args: list[str]) -> int:
     if o.plot:
         draw({run: rows for run, (_, _, rows) in done.items()}, o.plot, o.radius)
         print(f"written: {o.plot}")
+    if o.table:
+        beside = add(Path(o.table), [row(content) for _, content, _ in done.values()])
+        print(f"written: {o.table}, {beside}")
     return 0
 
 

@@ -157,8 +157,8 @@ class SubjectOptions:
     training wrote it, --model; or your own network as module:function, with --data. The function takes no arguments
     and returns an nn.Module from inputs in [0, 1] to logits."""
     data: str | None = None
-    """Data set whose test images are used: digits, mnist, fashion-mnist, cifar10, moons, npz or folder. Not for a run,
-    which brings its own."""
+    """Data set whose test images are used: digits, mnist, fashion-mnist, cifar10, moons, two-class, npz or folder. Not
+    for a run, which brings its own."""
     model: str | None = None
     """Network that a .safetensors file holds the weights of, such as resnet20; or module:function."""
     norm: typing.Literal["linf", "l2"] | None = None
@@ -364,6 +364,9 @@ class CertifyOptions:
     """auto, cpu, cuda ..."""
     plot: str | None = None
     """Draw certified accuracy against radius, one curve per run, into this .png or .svg file."""
+    table: str | None = None
+    """Write what was proved, a row per run, into this .md file and the .json beside it; rows that it holds stay, so
+    that smoothing and bounds of several commands meet in one table."""
     quiet: bool = False
     """No progress bar."""
 

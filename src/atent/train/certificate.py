@@ -139,9 +139,11 @@ def _about(who: Subject) -> dict[str, Any]:
     return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
 
 
-def _head(who: Subject, n: int) -> dict[str, Any]:
+def _head(who: Subject, n: int, shape: Sequence[int]) -> dict[str, Any]:
     of = who.data.about["available"]["test"]
-    return {**who.about, "images": {"name": who.data.name, "split": "test", "n": n, "of": of}}
+    method = folder.read_json(who.place / folder.CONFIG).get("method") or {}
+    images = {"name": who.data.name, "split": "test", "n": n, "of": of, "shape": list(shape)}
+    return {**who.about, "trained": method.get("name"), "images": images}
 
 
 def _smoothed(
@@ -166,7 +168,7 @@ def _smoothed(
             found = certify_run(
                 who.model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=batch, advance=advance
             )
-    content = {**_head(who, len(found.rows)), **found.to_json(goals), "shard": shard}
+    content = {**_head(who, len(found.rows), x.shape[1:]), **found.to_json(goals), "shard": shard}
     content |= {"provenance": folder.provenance(seed=draws.seed, device=x.device), "made": made, "complete": True}
     folder.write_json(sidecar(table), content)
     return sidecar(table), content, found
@@ -219,8 +221,9 @@ def _bounded(who: Subject, method: str, threats: list[Threat], progress: bool) -
             )
     about = _about(who) | {"method": method, "threats": [asdict(t) for t in threats], "n": len(x)}
     content = {
-        **_head(who, len(x)), "method": method, "n": len(x), "natural": folder.share(int(natural.sum()), len(x)),
-        "certified": results, "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
+        **_head(who, len(x), x.shape[1:]), "method": method, "n": len(x),
+        "natural": folder.share(int(natural.sum()), len(x)), "certified": results,
+        "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     }  # fmt: skip
     out = sidecar(_free(who.place / CERTIFICATE, about))
     folder.write_json(out, content)
