@@ -80,6 +80,7 @@ def train(args: list[str]) -> int:
 
     job, options = config.parse_train(args)
     from atent import run as folder
+    from atent.methods.awp import title
     from atent.train.pipeline import baseline, run_job, threat_of
 
     if options.resume is not None:
@@ -100,7 +101,7 @@ def train(args: list[str]) -> int:
     done = run_job(
         job, path, resume=options.resume is not None, progress=not options.quiet, report=_epoch_line, say=print
     )
-    models = {type(job.method).__name__: done.evaluation}
+    models = {title(job.method): done.evaluation}
     status = 0
     if options.baseline:
         threat = threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate)
@@ -114,7 +115,7 @@ def train(args: list[str]) -> int:
         models["Standard"] = plain.evaluation
         from atent.train.pipeline import draw_curves
 
-        draw_curves(path, {type(job.method).__name__: done.fitted.history, "Standard": plain.fitted.history})
+        draw_curves(path, {title(job.method): done.fitted.history, "Standard": plain.fitted.history})
     print()
     _table(models)
     if options.baseline:
@@ -312,7 +313,7 @@ def certify(args: list[str]) -> int:
         done[run] = certify_folder(
             Path(run), method=o.method, sigma=o.sigma, n0=o.n0, n=o.n, alpha=o.alpha, seed=o.seed, limit=o.limit,
             radii=o.radius, norm=o.norm, shard=o.shard, merged=o.merge, which=o.which, root=o.root, device=o.device,
-            batch=o.batch, progress=not o.quiet,
+            batch=o.batch, compiled=o.compile, progress=not o.quiet,
         )  # fmt: skip
     from rich.console import Console
     from rich.table import Table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import re
@@ -82,7 +83,7 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
         raise UsageError(f"method.name is missing: use one of {', '.join(METHODS)}")
     if name not in METHODS:
         raise UsageError(f"method.name: {unknown('method', name, METHODS)}")
-    types["method"] = METHODS[name]
+    types["method"] = _method_type(METHODS[name])
     built, errors = {}, []
     for section, cls in types.items():
         values = method if section == "method" else tables.get(section, {})
@@ -94,7 +95,42 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
         errors += wrong
     if errors:
         raise UsageError("\n".join(errors))
-    return Job(recipe=recipe, **built)
+    return Job(recipe=recipe, **{**built, "method": _method(built["method"])})
+
+
+@functools.cache
+def _method_type(cls: type) -> type:
+    """The settings of a method as a recipe has them: with a table ``awp`` where AWP goes around it."""
+    from atent.methods.awp import AROUND, Perturbation
+
+    if cls.__name__ not in AROUND:
+        return cls
+    awp = ("awp", Perturbation, dataclasses.field(default=Perturbation()))
+    space = {"__doc__": cls.__doc__}
+    return dataclasses.make_dataclass(cls.__name__, [awp], bases=(cls,), frozen=True, namespace=space)
+
+
+def _method(settings: Any) -> Any:
+    """The method that such settings ask for."""
+    from atent.methods import AWP
+
+    if not hasattr(settings, "awp"):
+        return settings
+    fields = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "awp"}
+    inner = type(settings).__mro__[1](**fields)
+    return AWP(inner, settings.awp.gamma, settings.awp.warmup) if settings.awp.gamma else inner
+
+
+def _method_settings(method: Any) -> Any:
+    """The settings that make ``method``."""
+    from atent.methods import AWP
+    from atent.methods.awp import Perturbation
+
+    inner, awp = method, {}
+    if isinstance(method, AWP):
+        inner, awp = method.method, {"awp": Perturbation(method.gamma, method.warmup)}
+    fields = {f.name: getattr(inner, f.name) for f in dataclasses.fields(inner)}
+    return _method_type(type(inner))(**fields, **awp)
 
 
 def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
@@ -267,9 +303,9 @@ def parse_train(args: list[str]) -> tuple[Job | None, TrainOptions]:
     tables = read_recipe(name)
     args = _switched(tables, args[1:])
     default = job(tables, name if not name.endswith(".toml") else Path(name).stem)
+    starts = {s: getattr(default, s) for s in _SECTIONS} | {"method": _method_settings(default.method)}
     fields: list[Any] = [
-        (section, Annotated[type(getattr(default, section)), tyro.conf.FlagConversionOff], getattr(default, section))
-        for section in _SECTIONS
+        (section, Annotated[type(start), tyro.conf.FlagConversionOff], start) for section, start in starts.items()
     ]
     command = dataclasses.make_dataclass(
         "command",
@@ -280,7 +316,8 @@ def parse_train(args: list[str]) -> tuple[Job | None, TrainOptions]:
     start = command(baseline=bool(tables.get("baseline", False)))
     about = f"Train by the recipe {name}: {tables.get('about', 'no description')}."
     parsed = _cli(command, args, f"atent train {name}", about, start)
-    made = dataclasses.replace(default, **{section: getattr(parsed, section) for section in _SECTIONS})
+    chosen = {section: getattr(parsed, section) for section in _SECTIONS}
+    made = dataclasses.replace(default, **{**chosen, "method": _method(parsed.method)})
     return made, TrainOptions(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(TrainOptions)})
 
 
@@ -358,6 +395,8 @@ class CertifyOptions:
     """Weights of the best epoch or of the last."""
     batch: int | None = None
     """Noisy images per forward; left out: 200 on the CPU, else 4,000."""
+    compile: bool = False
+    """Fuse the network by torch.compile first: worth its minute for a larger network (smoothing)."""
     root: str | None = None
     """Folder that holds the data; left out: as the run had it."""
     device: str = "auto"
@@ -458,7 +497,7 @@ def _switched(tables: dict[str, Any], args: list[str]) -> list[str]:
     name = args[at + 1]
     if name not in METHODS:
         raise UsageError(f"--method.name: {unknown('method', name, METHODS)}")
-    known = {f.name for f in dataclasses.fields(METHODS[name])}
+    known = {f.name for f in dataclasses.fields(_method_type(METHODS[name]))}
     old = tables["method"]
     if name != old["name"]:
         dropped = [k for k in old if k not in known and k != "name"]

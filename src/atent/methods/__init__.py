@@ -1,6 +1,7 @@
 """Training methods: each one file, a frozen dataclass of its settings; see `atent.methods.base.Method`."""
 
 from atent.methods.atent import ATENT
+from atent.methods.awp import AWP
 from atent.methods.base import Method
 from atent.methods.crown_ibp import CROWNIBP
 from atent.methods.dual import Dual
@@ -19,6 +20,6 @@ METHODS: dict[str, type[Method]] = {
 """Name -> class; recipes, the command line and the contract tests read it."""
 
 __all__ = [
-    "ATENT", "CROWNIBP", "METHODS", "MMA", "PGDAT", "TRADES", "Dual", "Gaussian", "Method", "SmoothAdv", "Standard",
-    "TRADESSmoothing",
+    "ATENT", "AWP", "CROWNIBP", "METHODS", "MMA", "PGDAT", "TRADES", "Dual", "Gaussian", "Method", "SmoothAdv",
+    "Standard", "TRADESSmoothing",
 ]  # fmt: skip

@@ -132,10 +132,25 @@ class ATENT(Method):
             mu = (1 - self.alpha) * mu + self.alpha * cross_entropy(logits, y).mean()
         return mu, self._metrics(logits, aux[-1], x, y)
 
-    def backward(
+    def descend(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, weight: float = 1.0,
+        state: State | None = None,
+    ) -> Metrics:  # fmt: skip
+        """One pass at each iterate that weighs; one live graph at a time."""
+        return self._gradient(model, x, y, aux, None, progress=progress, weight=weight)[1]
+
+    def attack_and_descend(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
-    ) -> Metrics:  # fmt: skip
+    ) -> tuple[Any, Metrics]:  # fmt: skip
+        """The accumulating pass: the iterates, and the gradient that they leave on the way."""
+        return self._gradient(model, x, y, None, rng, progress=progress, weight=weight)
+
+    def _gradient(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, rng: torch.Generator | None, *, progress: float,
+        weight: float,
+    ) -> tuple[Any, Metrics]:  # fmt: skip
+        """The gradient at the iterates ``aux``; without any, at those of a chain drawn from ``rng``."""
         shares = self.weights()
         parameters = [p for p in model.parameters() if p.requires_grad]
         mu = torch.zeros((), device=x.device)
@@ -151,16 +166,19 @@ class ATENT(Method):
             descend(k, losses, torch.autograd.grad(losses.sum(), parameters, allow_unused=True))
             return logits
 
-        if self.mode == "eval":
-            iterates = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
-            for k, z in enumerate(iterates, 1):
+        if rng is not None and self.mode == "eval":
+            aux = self.adversary(model, x, y, rng=rng, progress=progress)
+        if aux is not None or rng is None:
+            for k, z in enumerate(aux, 1):
                 logits = second_pass(k, z)
-            return {"loss": mu, **self._metrics(logits, z, x, y)}
+            return aux, {"loss": mu, **self._metrics(logits, z, x, y)}
 
         chain, draws, norms = self.chain(progress), Batch(rng), tracked(model)
-        z = chain.begin(x, draws).detach()
+        z, iterates = chain.begin(x, draws).detach(), []
         for k in range(chain.steps + 1):
             last = k == chain.steps
+            if k:
+                iterates.append(z.detach())
             if self.dropout == "fresh":
                 # The authors' order: the loss pass at x^k comes before the gradient pass at x^k.
                 if k:
@@ -181,7 +199,7 @@ class ATENT(Method):
                     descend(k, losses, grads)
             if not last:
                 z = chain.move(z.detach(), x, slope, k, draws)
-        return {"loss": mu, **self._metrics(logits, z, x, y)}
+        return iterates, {"loss": mu, **self._metrics(logits, z, x, y)}
 
     def _metrics(self, logits: Tensor, z: Tensor, x: Tensor, y: Tensor) -> Metrics:
         """Robust training accuracy at the last iterate, and ||x^K - x|| per sample in the threat's norm."""

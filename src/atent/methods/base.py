@@ -48,10 +48,26 @@ class Method:
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
         """Add ``weight`` times the gradient of the loss to each parameter's ``.grad``."""
-        aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
+        return self.attack_and_descend(
+            model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
+        )[1]  # fmt: skip
+
+    def descend(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, weight: float = 1.0,
+        state: State | None = None,
+    ) -> Metrics:  # fmt: skip
+        """`backward` from where the adversary has been: ``weight`` times the gradient of the loss at ``aux``."""
         loss, metrics = self.loss(model, x, y, aux, progress=progress, state=state)
         (loss * weight).backward()
         return {"loss": loss.detach(), **metrics}
+
+    def attack_and_descend(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        progress: float = 1.0, weight: float = 1.0, state: State | None = None,
+    ) -> tuple[Any, Metrics]:  # fmt: skip
+        """`backward`, and what the adversary found, for those who want the gradient there again."""
+        aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
+        return aux, self.descend(model, x, y, aux, progress=progress, weight=weight, state=state)
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:

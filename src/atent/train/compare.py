@@ -26,6 +26,7 @@ from typing import Any
 from atent import run as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, show, spell
+from atent.methods.awp import title
 from atent.progress import bar
 from atent.threat import Threat
 from atent.train.checkpoint import STATE
@@ -386,7 +387,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
         rows.append(
             {
                 "recipe": job.recipe,
-                "method": type(job.method).__name__,
+                "method": title(job.method),
                 "threat": threat and asdict(threat),
                 "natural": accuracy([s["natural"] for s in seeds]),
                 "attacks": {a: accuracy([s["attacks"][a] for s in seeds]) for a in attacks},

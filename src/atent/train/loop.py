@@ -23,7 +23,8 @@ from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import parse
 from atent.data import Data, augment
 from atent.evaluate import evaluate
-from atent.methods import ATENT, Method
+from atent.methods import ATENT, AWP, Method
+from atent.methods.awp import plain
 from atent.models import check_output
 from atent.optim import Optimizer, Schedule, build, lr_factor
 from atent.progress import bar
@@ -280,7 +281,7 @@ def describe(
         "recipe": None,
         "data": {"augment": augmentation},
         "model": {"name": None, "class": type(model).__qualname__},
-        "method": {"name": type(method).__name__, **asdict(method)},
+        "method": plain(method),
         "optimizer": asdict(optimizer),
         "schedule": asdict(schedule),
         "train": asdict(settings),
@@ -295,8 +296,9 @@ def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
         "data": {"classes": data.classes, "shape": list(data.shape), "box": list(data.box), **data.about},
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    if isinstance(method, ATENT):
-        out["chain"] = method.chain().describe()
+    inner = method.method if isinstance(method, AWP) else method
+    if isinstance(inner, ATENT):
+        out["chain"] = inner.chain().describe()
     return out
 
 

@@ -16,6 +16,7 @@ from atent.attacks.spec import labelled, parse
 from atent.data import DataSettings
 from atent.data import load as load_data
 from atent.methods import Method, Standard
+from atent.methods.awp import plain, title
 from atent.models import ModelSettings, make
 from atent.optim import Optimizer, Schedule
 from atent.rng import fold
@@ -45,8 +46,8 @@ class Job:
     def sections(self) -> dict[str, Any]:
         """The settings as plain values, in a recipe's form."""
         names = ("data", "model", "optimizer", "schedule", "train", "evaluate")
-        method = {"name": type(self.method).__name__, **asdict(self.method)}
-        return {"recipe": self.recipe, "method": method, **{name: asdict(getattr(self, name)) for name in names}}
+        sections = {name: asdict(getattr(self, name)) for name in names}
+        return {"recipe": self.recipe, "method": plain(self.method), **sections}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def run_job(
         augmentation=job.data.augment, threat=threat, run=path, config=config, resume=resume, progress=progress,
         report=report,
     )  # fmt: skip
-    draw_curves(path, {job.recipe or type(job.method).__name__: fitted.history})
+    draw_curves(path, {job.recipe or title(job.method): fitted.history})
     content = judge(fitted.model, data, attacks, job.evaluate, progress=progress)
     content = {"run": path.name, "epoch": fitted.best["epoch"], **content}
     if job.evaluate.last and fitted.history[-1]["epoch"] != fitted.best["epoch"]:
@@ -150,4 +151,6 @@ def _method_line(config: dict[str, Any]) -> str:
             f", K {chain['steps']}, step {chain['step_size']:g}, pull {chain['pull']:g}, noise {chain['noise']:g}"
             f" (effective {chain['effective_noise']:.4g} per step), projection {chain['projection']}"
         )
+    if "awp" in method:
+        line += f", weights perturbed by {method['awp']['gamma']:g} (AWP)"
     return line

@@ -1,0 +1,173 @@
+"""Adversarial weight perturbation: a method around a method (Wu, Xia and Wang 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import check_number
+from atent.methods.base import Method, Metrics, State
+from atent.threat import Threat
+
+AROUND = ("PGDAT", "TRADES", "ATENT", "MART")
+"""The methods, by name, that AWP goes around."""
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """How a recipe asks for AWP: ``awp = { gamma = 0.005 }`` among the settings of a method."""
+
+    gamma: float = 0.0
+    """Length of AWP's weight perturbation, as a share of each layer's weights (Wu et al. 2020: 0.005); 0: none."""
+    warmup: float = 0.0
+    """Share of the training before AWP begins."""
+
+    def __post_init__(self) -> None:
+        _check(self.gamma, self.warmup)
+        if self.warmup and not self.gamma:
+            raise ValueError("awp.warmup is of no use without awp.gamma: give one, such as 0.005")
+
+
+@dataclass(frozen=True)
+class AWP(Method):
+    """min over w of max over v of the mean loss of ``method`` at w + v, ||v_l|| <= gamma ||w_l|| in each layer l.
+
+    Three parts (Wu et al. 2020, Algorithm 1, with one step of v as in the experiments): ``method`` attacks at w; v goes
+    along the gradient of its loss at what the attack found, v_l = gamma ||w_l|| g_l / ||g_l||; the gradient that the
+    optimizer gets is that at w + v, of the same loss on the same adversary. w is put back, bit for bit, before
+    `backward` returns, also after an exception. Layers are the parameters with two dimensions or more: biases and the
+    scales of normalisation layers stay. A layer whose gradient is zero stays as well. Before the share ``warmup`` of
+    the training is over, and with ``gamma = 0``, this is ``method`` itself, bit for bit.
+
+    For PGDAT, TRADES and MART the loss is that of one batch x', as published. For ATENT it is the running average mu^K
+    over the iterates x^1 .. x^K of the chain at w (with ``outer_loss="kl"`` or data-entropy, whatever ATENT descends):
+    v goes along the gradient that ATENT would have descended, which its accumulating pass yields beside the iterates,
+    and a second pass over the same iterates gives the gradient at w + v. The chain is not run again: the inputs are
+    attacked at w, as by the others.
+
+    Passes: one forward and one backward to the weights more than PGDAT; two of each more than TRADES, the clean and the
+    perturbed batch; K more than ATENT. Batch-norm statistics see the passes at w + v alone, as published; so of ATENT's
+    two updates per iterate they keep one. Dropout draws new masks at w + v.
+
+    Deviations: the authors let the optimizer step from w + v and subtract v then. For SGD that is the same step, except
+    that its weight decay acts on w + v there and on w here. Their v comes from a step of a copy of the network; layer
+    by layer its length cancels, and it is the gradient's direction: no copy is needed. A micro-batch is perturbed along
+    its own gradient, so that micro-batches do not add up to the batch.
+
+    `adversary` and `loss` are those of ``method``; metrics too, at w + v, with ``sharpness``: by how much v raises the
+    loss.
+    """
+
+    method: Method
+    """The method around which the weights are perturbed: PGDAT, TRADES, ATENT or MART."""
+    gamma: float = 5e-3
+    """Length of the perturbation as a share of each layer's norm, at least 0; 0 is ``method`` itself."""
+    warmup: float = 0.0
+    """Share of the training before the perturbation begins, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _check(self.gamma, self.warmup)
+        if type(self.method).__name__ not in AROUND:
+            raise ValueError(
+                f"AWP goes around {', '.join(AROUND)}, got {type(self.method).__name__}: leave it out there"
+            )
+
+    @property
+    def threat(self) -> Threat:
+        """That of ``method``."""
+        return self.method.threat  # type: ignore[attr-defined]
+
+    def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
+        return self.method.init(n_train, shape, device)
+
+    def adversary(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
+        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
+    ) -> Any:  # fmt: skip
+        return self.method.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
+
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
+    ) -> tuple[Tensor, Metrics]:
+        return self.method.loss(model, x, y, aux, progress=progress, state=state)
+
+    def backward(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        progress: float = 1.0, weight: float = 1.0, state: State | None = None,
+    ) -> Metrics:  # fmt: skip
+        if self.gamma == 0 or progress < self.warmup:
+            return self.method.backward(
+                model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
+            )  # fmt: skip
+        layers = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+        with _aside(model):
+            aux, flat = self.method.attack_and_descend(
+                model, x, y, rng=rng, ids=ids, progress=progress, state=state
+            )  # fmt: skip
+            slopes = {p: p.grad for p in layers if p.grad is not None}
+        with _ascended(list(slopes), list(slopes.values()), self.gamma):
+            metrics = self.method.descend(model, x, y, aux, progress=progress, weight=weight, state=state)
+        return metrics | {"sharpness": metrics["loss"] - flat["loss"]}
+
+
+@contextmanager
+def _aside(model: nn.Module) -> Iterator[None]:
+    """Inside, gradients gather from nothing; after, gradients and buffers are as they were before."""
+    grads = [(p, p.grad) for p in model.parameters()]
+    buffers = [(b.data, b.detach().clone()) for b in model.buffers()]
+    try:
+        for p, _ in grads:
+            p.grad = None
+        yield
+    finally:
+        for p, grad in grads:
+            p.grad = grad
+        if buffers:
+            torch._foreach_copy_([b for b, _ in buffers], [value for _, value in buffers])
+
+
+@contextmanager
+def _ascended(layers: list[Tensor], slopes: list[Tensor], gamma: float) -> Iterator[None]:
+    """Inside, each layer is w + gamma ||w|| g / ||g||; after, it is w again. ``slopes``, the g, are used up."""
+    if not layers:
+        yield
+        return
+    with torch.no_grad():
+        before = [p.detach().clone() for p in layers]
+        # The unit first: at a gradient of nothing 0 / tiny is 0, and no product overflows.
+        torch._foreach_div_(slopes, [n.clamp_min(torch.finfo(n.dtype).tiny) for n in torch._foreach_norm(slopes)])
+        lengths = torch._foreach_mul(torch._foreach_norm(before), gamma)
+        torch._foreach_mul_(slopes, list(lengths))
+    try:
+        with torch.no_grad():
+            torch._foreach_add_(layers, slopes)
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(layers, before)
+
+
+def _check(gamma: float, warmup: float) -> None:
+    check_number("gamma (of AWP)", gamma, 0)
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup (of AWP) is a share of the training, in [0, 1), got {warmup}")
+
+
+# ---- in a recipe's form ------------------------------------------------------------------------------------
+
+
+def plain(method: Method) -> dict[str, Any]:
+    """A method's settings as plain values with its ``name``, in a recipe's form; AWP's are a table ``awp`` in it."""
+    inner, around = (method.method, method) if isinstance(method, AWP) else (method, None)
+    awp = {"awp": {"gamma": around.gamma, "warmup": around.warmup}} if around else {}
+    return {"name": type(inner).__name__, **asdict(inner), **awp}
+
+
+def title(method: Method) -> str:
+    """A method's name for tables: TRADES, or TRADES-AWP."""
+    return f"{type(method.method).__name__}-AWP" if isinstance(method, AWP) else type(method).__name__

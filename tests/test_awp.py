@@ -1,0 +1,350 @@
+"""AWP: the published code as an oracle, the identity at gamma 0, and weights that come back whatever happens."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from kit import N, Syncs, batch, distance, gradient, network, stream
+from torch import nn
+
+from atent import Threat
+from atent.config import UsageError, job, parse_train, read_recipe
+from atent.methods import ATENT, AWP, METHODS, MMA, PGDAT, TRADES, Standard
+from atent.methods.awp import AROUND, plain, title
+
+EPS = {"l2": 0.8, "linf": 0.2}
+GAMMA = 0.05
+
+
+def inner(name, norm="linf", **given):
+    return METHODS[name](Threat(norm, EPS[norm]), steps=3, **given)
+
+
+CASES = [
+    pytest.param(name, norm, given, id=" ".join([name, norm, *map(str, given.values())]))
+    for name, norms, given in [
+        ("PGDAT", ("linf", "l2"), {}),
+        ("TRADES", ("linf", "l2"), {}),
+        ("ATENT", ("linf", "l2"), {}),
+        ("ATENT", ("l2",), {"mode": "eval"}),
+        ("ATENT", ("linf",), {"dropout": "fresh"}),
+    ]
+    for norm in norms
+]
+
+
+def run(method, model, seed=11, weight=1.0, progress=1.0, grad=None):
+    """Metrics, and a copy of the model with its gradients."""
+    model, (x, y) = copy.deepcopy(model), batch()
+    for p in model.parameters():
+        p.grad = None if grad is None else torch.full_like(p, grad)
+    torch.manual_seed(21)
+    metrics = method.backward(
+        model, x, y, rng=stream(seed), ids=torch.arange(N), weight=weight, progress=progress
+    )  # fmt: skip
+    return metrics, model
+
+
+# ---- against the authors' structure
+
+
+def theirs(method, model, gamma):
+    """One step as the authors' code has it: a proxy with its own SGD, the difference of its weights scaled layer by
+    layer, added to the model, gradient there, subtracted again. The adversary and the loss are the method's own."""
+    x, y = batch()
+    aux = method.adversary(model, x, y, rng=stream())
+    proxy = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(proxy.parameters(), lr=0.01)
+    optimizer.zero_grad()
+    (-method.loss(proxy, x, y, aux)[0]).backward()
+    optimizer.step()
+    change = {}
+    for (name, new), (_, old) in zip(proxy.state_dict().items(), model.state_dict().items(), strict=True):
+        if "weight" in name and old.dim() > 1:
+            step = new - old
+            change[name] = gamma * old.norm() / (step.norm() + 1e-20) * step
+    for name, p in model.named_parameters():
+        if name in change:
+            p.data.add_(change[name])
+    loss, _ = method.loss(model, x, y, aux)
+    model.zero_grad()
+    loss.backward()
+    for name, p in model.named_parameters():
+        if name in change:
+            p.data.sub_(change[name])
+    return loss, model, change
+
+
+@pytest.mark.parametrize(("name", "norm", "given"), CASES)
+@pytest.mark.parametrize("batchnorm", [False, True], ids=["plain", "bn"])
+def test_equals_the_published_step(name, norm, given, batchnorm):
+    model, method = network(batchnorm), inner(name, norm, **given)
+    metrics, ours = run(AWP(method, GAMMA), model)
+    loss, other, change = theirs(method, copy.deepcopy(model), GAMMA)
+    assert len(change) == 3
+    assert distance(gradient(ours), gradient(other)) <= 1e-9
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-10)
+    for a, b in zip(ours.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    # the perturbation matters
+    assert distance(gradient(run(method, model)[1]), gradient(other)) > 1e-2
+
+
+def test_the_ascent_is_of_length_gamma_in_each_layer():
+    model, method, (x, y) = network(True), inner("PGDAT"), batch()
+    layers = [p for p in model.parameters() if p.dim() > 1]
+    before, seen = [p.detach().clone() for p in model.parameters()], []
+
+    def hook(module, args):
+        if module.training:
+            seen.append([p.detach().clone() for p in model.parameters()])
+
+    handle = model.register_forward_pre_hook(hook)
+    AWP(method, 0.03).backward(model, x, y, rng=stream())
+    handle.remove()
+    # in train mode: the loss at w, and the loss at w + v
+    flat, raised = seen
+    assert all(torch.equal(a, b) for a, b in zip(flat, before, strict=True))
+    moved = [(b - a, a) for a, b in zip(before, raised, strict=True)]
+    assert [bool(d.any()) for d, _ in moved] == [p.dim() > 1 for p in model.parameters()]
+    for d, w in moved:
+        if w.dim() > 1:
+            assert float(d.norm()) == pytest.approx(0.03 * float(w.norm()), rel=1e-10)
+    assert len(layers) == 3
+
+
+@pytest.mark.parametrize("name", ["PGDAT", "TRADES", "ATENT"])
+def test_sharpness_is_what_the_perturbation_adds(name):
+    """It is positive, and to first order gamma times the sum over layers of ||w|| ||g||."""
+    model, method, gamma = network(), inner(name), 1e-6
+    flat, plainly = run(method, model)
+    metrics, _ = run(AWP(method, gamma), model)
+    slope = sum(float(p.detach().norm() * p.grad.norm()) for p in plainly.parameters() if p.dim() > 1)
+    assert float(metrics["sharpness"]) == pytest.approx(gamma * slope, rel=1e-3)
+    assert float(metrics["loss"]) - float(flat["loss"]) == pytest.approx(float(metrics["sharpness"]), rel=1e-6)
+
+
+# ---- the contract
+
+
+@pytest.mark.parametrize(("name", "norm", "given"), CASES)
+def test_gamma_zero_and_warm_up_are_the_inner_method_bit_for_bit(name, norm, given):
+    model, method = network(True, 0.3), inner(name, norm, **given)
+    metrics, plainly = run(method, model, weight=0.3)
+    for awp, progress in ((AWP(method, 0.0), 1.0), (AWP(method, GAMMA, warmup=0.5), 0.49)):
+        found, same = run(awp, model, weight=0.3, progress=progress)
+        expected = plainly if progress == 1.0 else run(method, model, weight=0.3, progress=progress)[1]
+        assert torch.equal(gradient(same), gradient(expected))
+        assert all(torch.equal(a, b) for a, b in zip(same.buffers(), expected.buffers(), strict=True))
+        assert metrics.keys() == found.keys()
+    assert "sharpness" in run(AWP(method, GAMMA, warmup=0.5), model, progress=0.5)[0]
+
+
+@pytest.mark.parametrize(("name", "norm", "given"), CASES)
+def test_backward_adds_weight_times_the_gradient_and_repeats(name, norm, given):
+    model, method = network(True, 0.3), AWP(inner(name, norm, **given), GAMMA)
+    _, full = run(method, model)
+    _, again = run(method, model)
+    _, found = run(method, model, grad=-3.0, weight=0.25)
+    assert torch.equal(gradient(full), gradient(again))
+    assert distance(gradient(found) + 3.0, 0.25 * gradient(full)) <= 1e-12
+
+
+@pytest.mark.parametrize(("name", "norm", "given"), CASES)
+@pytest.mark.parametrize("fails", ["never", "at w", "at w + v"])
+def test_the_weights_come_back_bit_for_bit(name, norm, given, fails):
+    model, (x, y) = network(True, 0.3).float(), (t.float() if t.is_floating_point() else t for t in batch())
+    frozen = model[3].weight.requires_grad_(False)
+    frozen_bias = model[7].bias
+    frozen_bias.grad = torch.ones_like(frozen_bias)
+    method = AWP(inner(name, norm, **given), GAMMA)
+    weights = [p.detach().clone() for p in model.parameters()]
+    buffers = [b.clone() for b in model.buffers()]
+    modes, away = [m.training for m in model.modules()], []
+
+    def hook(module, args):
+        off = not torch.equal(module[0].weight, weights[0])
+        away.append(off)
+        if (fails == "at w" and len(away) == 3) or (fails == "at w + v" and off):
+            raise RuntimeError("stop")
+
+    handle = model.register_forward_pre_hook(hook)
+    if fails == "never":
+        method.backward(model, x, y, rng=stream())
+        assert any(away)
+        assert not torch.equal(gradient(model)[-5:], torch.ones(5))
+    else:
+        with pytest.raises(RuntimeError, match="stop"):
+            method.backward(model, x, y, rng=stream())
+        # as before the batch: nobody has been told of a gradient
+        assert all(p.grad is None for p in model.parameters() if p is not frozen_bias)
+        assert torch.equal(frozen_bias.grad, torch.ones(5))
+        if fails == "at w":
+            assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
+    handle.remove()
+    assert frozen.grad is None
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
+    assert [m.training for m in model.modules()] == modes
+
+
+def test_a_layer_without_a_gradient_stays_and_nothing_is_nan():
+    model = network()
+    with torch.no_grad():
+        model[7].weight.zero_()  # so no gradient reaches the layers before
+    _, after = run(AWP(inner("PGDAT"), GAMMA), model)
+    assert all(torch.isfinite(p.grad).all() for p in after.parameters())
+    assert not after[0].weight.grad.any()
+
+
+@pytest.mark.parametrize(("name", "norm", "given"), CASES)
+def test_nobody_waits_for_the_device(name, norm, given):
+    model, (x, y) = network(True, 0.3), batch()
+    with Syncs() as syncs:
+        metrics = AWP(inner(name, norm, **given), GAMMA).backward(model, x, y, rng=stream())
+    # the seed of the network's own draws inside an attack
+    assert len(syncs.seen) <= 1
+    assert all(isinstance(v, torch.Tensor) and not v.requires_grad for v in metrics.values())
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.forwards = network(True), 0
+
+    def forward(self, x):
+        self.forwards += 1
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "before", "more"),
+    [
+        ("PGDAT", {}, 3 + 1, 1),
+        ("TRADES", {}, 1 + 3 + 2, 2),
+        # the accumulating pass yields iterates and gradient together; then one pass at each iterate
+        ("ATENT", {}, 3 + 1, 3),
+        ("ATENT", {"alpha": 1.0}, 3 + 1, 3),
+        ("ATENT", {"dropout": "fresh"}, 6, 3),
+        ("ATENT", {"mode": "eval"}, 6, 3),
+    ],
+)
+def test_forwards(name, given, before, more):
+    (x, y), method = batch(), inner(name, **given)
+    for made, expected in ((method, before), (AWP(method, GAMMA), before + more)):
+        model = Counted()
+        made.backward(model, x, y, rng=stream())
+        assert model.forwards == expected
+
+
+def test_a_step_of_sgd_is_the_published_one_up_to_its_weight_decay():
+    """Step at w + v, then subtract v: without weight decay the same weights as stepping from w."""
+    model, method = network(), inner("PGDAT")
+    _, ours = run(AWP(method, GAMMA), model)
+    _, other, change = theirs(method, copy.deepcopy(model), GAMMA)
+    for name, p in other.named_parameters():
+        p.data.add_(change.get(name, 0.0))
+    for m in (ours, other):
+        torch.optim.SGD(m.parameters(), lr=0.1).step()
+    for (name, p), q in zip(other.named_parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(p - change.get(name, 0.0), q, rtol=1e-9, atol=1e-12)
+
+
+def test_bad_settings_are_one_line():
+    threat = Threat("linf", 0.1)
+    for bad in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="gamma"):
+            AWP(PGDAT(threat), bad)
+    for bad in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="share of the training"):
+            AWP(PGDAT(threat), warmup=bad)
+    for method in (Standard(), MMA(threat), AWP(PGDAT(threat))):
+        with pytest.raises(ValueError, match="AWP goes around PGDAT, TRADES, ATENT"):
+            AWP(method)
+    assert all(name in METHODS or name == "MART" for name in AROUND)
+
+
+# ---- recipes and the command line
+
+
+def test_a_recipe_asks_for_it_within_its_method():
+    tables = read_recipe("digits-linf-trades")
+    bare = job(tables, "x").method
+    assert isinstance(bare, TRADES)
+    tables["method"]["awp"] = {"gamma": 0.004, "warmup": 0.25}
+    made = job(tables, "x")
+    assert made.method == AWP(bare, 0.004, 0.25)
+    assert made.method.threat == bare.threat
+    told = made.sections()["method"]
+    assert told == {"name": "TRADES", **dataclasses.asdict(bare), "awp": {"gamma": 0.004, "warmup": 0.25}}
+    assert told == plain(made.method)
+    assert title(made.method) == "TRADES-AWP"
+    assert title(bare) == "TRADES"
+    # what a run folder keeps makes the same job again
+    assert job(made.sections() | {"recipe": None}, "x").method == made.method
+    tables["method"]["awp"] = {"gamma": 0.0}
+    assert job(tables, "x").method == bare
+    assert "awp" not in job(tables, "x").sections()["method"]
+
+
+@pytest.mark.parametrize("recipe", ["digits-linf-pgdat", "digits-linf-trades", "digits-linf-atent"])
+def test_the_command_line_puts_it_around_any_of_them(recipe):
+    bare, _ = parse_train([recipe])
+    made, _ = parse_train([recipe, "--method.awp.gamma", "0.01", "--method.awp.warmup", "0.1", "--method.steps", "4"])
+    assert made.method == AWP(dataclasses.replace(bare.method, steps=4), 0.01, 0.1)
+    assert type(bare.method).__name__ in AROUND
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["digits-linf-pgdat", "--method.awp.gamma", "-1"], ["gamma (of AWP) must be at least 0, got -1"]),
+        (["digits-linf-pgdat", "--method.awp.warmup", "0.1"], ["of no use without awp.gamma"]),
+        (["digits-linf-standard", "--method.awp.gamma", "0.1"], ["--method.awp.gamma"]),
+        (["digits-linf-mma", "--method.awp.gamma", "0.1"], ["--method.awp.gamma"]),
+        (["digits-linf-pgdat", "--method", "AWP"], ["unknown method 'AWP'"]),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(args, parts, capsys):
+    from atent.cli import main
+
+    assert main(["train", *args]) == 2
+    err = capsys.readouterr().err
+    assert len(err.strip().splitlines()) == 1
+    assert all(part in err for part in parts), err
+
+
+def test_a_mistake_in_a_recipe_is_named_by_its_path():
+    tables = read_recipe("digits-linf-pgdat")
+    tables["method"]["awp"] = {"gama": 0.1}
+    with pytest.raises(UsageError, match=r"method.awp.gama.*did you mean 'gamma'"):
+        job(tables, "x")
+    tables["method"]["awp"] = {"gamma": "much"}
+    with pytest.raises(UsageError, match=r"method.awp.gamma: .*'much'"):
+        job(tables, "x")
+
+
+def test_another_method_keeps_it_where_it_can():
+    made, _ = parse_train(["digits-linf-pgdat", "--method", "TRADES", "--method.awp.gamma", "0.01"])
+    assert isinstance(made.method, AWP)
+    assert isinstance(made.method.method, TRADES)
+    assert isinstance(parse_train(["digits-linf-pgdat", "--method", "Standard"])[0].method, Standard)
+
+
+def test_it_trains_and_its_folder_says_so(tmp_path):
+    """Two epochs of the loop: it resumes, and the run folder names it."""
+    from atent import run as folder
+    from atent.data import DataSettings, load
+    from atent.models import build
+    from atent.train import TrainSettings, fit
+
+    data = load(DataSettings(limit=128, validation=30))
+    quick = TrainSettings(epochs=1, batch_size=64, validate_limit=20, validate_attack="none", device="cpu")
+    method = AWP(ATENT(Threat("linf", 0.1), steps=2))
+    torch.manual_seed(0)
+    fitted = fit(build("digits_cnn"), data, method, settings=quick, run=tmp_path / "run", progress=False)
+    assert fitted.history[0]["sharpness"] > 0
+    config = folder.read_json(tmp_path / "run" / folder.CONFIG)
+    assert config["method"]["name"] == "ATENT"
+    assert config["method"]["awp"] == {"gamma": 0.005, "warmup": 0.0}
+    assert config["about"]["chain"]["steps"] == 2
