@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -73,6 +74,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
         for b in dict.fromkeys((1000, 400, args.batch or 200))
     }
     runs["atent"] = lambda: smoothed.certify(x, args.n0, args.n, ALPHA, batch=args.batch)
+    if args.compile:
+        fused = Smoothed(cast(nn.Module, torch.compile(model)), args.sigma)
+        runs["atent, compiled"] = lambda: fused.certify(x, args.n0, args.n, ALPHA, batch=args.batch)
     votes = smoothed.votes(x, args.n).double() / args.n
     for i, (top, _, share) in enumerate(usual(model, x, args.sigma, args.n0, args.n, 1000)):
         if top >= 0:
@@ -128,6 +132,7 @@ def main() -> int:
     parser.add_argument("--sigma", type=float, default=0.25, help="standard deviation of the noise")
     parser.add_argument("--batch", type=positive, help="draws per forward of atent; left out: its default")
     parser.add_argument("--bounded", type=positive, default=50, help="images per call of the bounds")
+    parser.add_argument("--compile", action="store_true", help="time atent with the network compiled as well")
     parser.add_argument("--rounds", type=positive, default=5, help="rounds, after one that is not counted")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--out", type=Path, help="JSON file for the result")

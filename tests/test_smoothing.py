@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -483,6 +484,19 @@ def test_the_command_certifies_resumes_shards_and_merges(run, capsys, tmp_path):
     assert json.loads((run / "certificate-2.json").read_text())["n"] == 9
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+def test_a_compiled_network_certifies_the_same(run):
+    args = ["certify", str(run), "--n", "300", "--n0", "20", "--limit", "5", "--quiet", "--device", "cpu"]
+    tables = []
+    for more in ([], ["--compile"]):
+        for old in run.glob("certificate*"):
+            old.unlink()
+        assert main([*args, *more]) == 0
+        tables.append([row._replace(time=0.0) for row in read_rows(run / "certificate.csv")])
+    assert tables[0] == tables[1]
+
+
 def test_the_command_verifies_by_bounds(run, capsys):
     from atent import load
     from atent.certify import verified
@@ -547,6 +561,7 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
         (["--shard", "two"], "shard must be i/k, such as 0/4"),
         (["--method", "crown", "--sigma", "0.1"], "draws no noise"),
         (["--method", "crown", "--radius", "0.1", "--norm", "l2", "--plot", "x.png"], "leave it out"),
+        (["--method", "crown", "--compile"], "--compile out"),
         (["--limit", "0"], "limit must be at least 1"),
         (["--alpha", "1.5"], r"alpha must lie in \(0, 1\)"),
         (["--metod", "crown"], "did you mean '--method'"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from atent.certify.smoothing import check_radius
 from atent.evaluate import predict
 from atent.progress import Advance, bar
 from atent.threat import Norm, Threat, radius
+from atent.train.settings import pick_device
 from atent.train.subject import Subject, subject
 
 CERTIFICATE = "certificate.csv"
@@ -46,6 +48,7 @@ def certify_folder(
     root: str | None = None,
     device: str = "auto",
     batch: int | None = None,
+    compiled: bool = False,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any], Certificate | None]:
     """Certify the first ``limit`` test images of a run: the .json written, its content, and the rows of smoothing.
@@ -54,7 +57,8 @@ def certify_folder(
     (`verified`) within ``radii`` under the run's norm or ``norm``, left out: the run's eps. The same call goes on
     where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
     gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged`` joins the
-    shards. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
+    shards. ``compiled``: smoothing with the network fused by ``torch.compile``, the same up to rounding. Raises what
+    the rooms raise: ValueError and FileNotFoundError in one line.
     """
     if method not in ("smoothing", *METHODS):
         raise ValueError(folder.unknown("method", method, ("smoothing", *METHODS)))
@@ -64,8 +68,8 @@ def certify_folder(
     who = replace(who, settings=replace(who.settings, limit=limit))
     goals = None if radii is None else [radius(r, "radius") for r in radii]
     if method != "smoothing":
-        if shard or merged or sigma is not None:
-            raise ValueError(f"method {method} draws no noise: leave --sigma, --shard and --merge out")
+        if shard or merged or compiled or sigma is not None:
+            raise ValueError(f"method {method} draws no noise: leave --sigma, --shard, --merge and --compile out")
         return *_bounded(who, method, _threats(who, norm, goals), progress), None
     if norm not in (None, "l2"):
         raise ValueError(
@@ -74,7 +78,9 @@ def certify_folder(
     draws = Draws(sigma_of(path) if sigma is None else sigma, n0, n, alpha, seed)
     for goal in goals or ():
         check_radius(goal, draws.n, draws.alpha, draws.sigma)
-    return _smoothed(who, draws, goals, shard, merged, batch, progress)
+    if compiled and pick_device(device).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or leave it out")
+    return _smoothed(who, draws, goals, shard, merged, batch, compiled, progress)
 
 
 def layout(content: dict[str, Any]) -> tuple[str, list[tuple[str, dict[str, Any]]], list[str]]:
@@ -148,7 +154,7 @@ def _head(who: Subject, n: int, shape: Sequence[int]) -> dict[str, Any]:
 
 def _smoothed(
     who: Subject, draws: Draws, goals: list[float] | None, shard: str | None, merged: bool, batch: int | None,
-    progress: bool,
+    compiled: bool, progress: bool,
 ) -> tuple[Path, dict[str, Any], Certificate]:  # fmt: skip
     x, y, ids = who.test()
     about = _about(who)
@@ -164,9 +170,10 @@ def _smoothed(
         name = CERTIFICATE if shard is None else f"certificate.shard-{index[0]}-of-{index[1]}.csv"
         table = _free(who.place / name, made)
         i, n, k = check_shard(index, len(x))
+        model = cast(nn.Module, torch.compile(who.model)) if compiled else who.model
         with bar(len(range(i, n, k)) * (draws.n0 + draws.n), who.name, enabled=progress) as advance:
             found = certify_run(
-                who.model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=batch, advance=advance
+                model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=batch, advance=advance
             )
     content = {**_head(who, len(found.rows), x.shape[1:]), **found.to_json(goals), "shard": shard}
     content |= {"provenance": folder.provenance(seed=draws.seed, device=x.device), "made": made, "complete": True}
