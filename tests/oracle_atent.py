@@ -99,3 +99,44 @@ def step(model, x, y, rng, s):
         p.grad = None
     mu.backward()
     return mu.detach(), iterates
+
+
+def data_entropy(model, x, y, rng, s, noise, burn_in, chains=1):
+    """The data-entropy gradient the slow way, flat over the parameters, the mean loss, and the chain's losses.
+
+    K passes move the copies of the batch, on the network as a copy holds it. Then each image's E[grad L] and
+    Cov(L, grad L) are written out, sample by sample, from one gradient per image and sample; the losses are those of
+    the chain's network, the gradients those of ``model`` (s["mode"] tells them apart). ``rng`` draws as in `step`.
+    """
+    sampled = copy.deepcopy(model).train(s["mode"] == "train")
+    many, labels = torch.cat([x] * chains), torch.cat([y] * chains)
+    z = _begin(s, many, rng)
+    iterates, losses = [], []
+    for k in range(s["steps"]):
+        zk = z.clone().requires_grad_(True)
+        (g,) = torch.autograd.grad(F.cross_entropy(sampled(zk), labels, reduction="sum"), zk)
+        z = _move(s, z, many, g, k, rng)
+        iterates.append(z)
+        losses.append(F.cross_entropy(sampled(z), labels, reduction="none").detach())
+    parameters = list(model.parameters())
+    n = len(x)
+    slopes = [[] for _ in range(n)]
+    seen = [[] for _ in range(n)]
+    own = []
+    for z, at in zip(iterates[burn_in:], losses[burn_in:], strict=True):
+        each = F.cross_entropy(model(z), labels, reduction="none")
+        own.append(each.detach())
+        for row in range(len(many)):
+            grads = torch.autograd.grad(each[row], parameters, retain_graph=True)
+            slopes[row % n].append(torch.cat([g.flatten() for g in grads]))
+            seen[row % n].append(at[row])
+    total = torch.zeros_like(slopes[0][0])
+    for image in range(n):
+        m = len(slopes[image])
+        mean_slope = sum(slopes[image]) / m
+        mean_loss = sum(seen[image]) / m
+        covariance = torch.zeros_like(mean_slope)
+        for value, slope in zip(seen[image], slopes[image], strict=True):
+            covariance += (value - mean_loss) * (slope - mean_slope) / (m - 1)
+        total += (mean_slope + covariance / noise**2) / n
+    return total, torch.stack(own).mean()

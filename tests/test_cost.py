@@ -29,6 +29,7 @@ from atent.methods import (
 from atent.optim import EntropySGD
 
 BOTH, L2 = ("linf", "l2"), ("l2",)
+SAMPLED = {"objective": "data-entropy", "gradient": "raw", "projection": "every", "noise": 0.3}
 
 # Method, what it is given, the norms that it is defined for, and the cost as its sum of parts: K steps, B points of
 # the bisection, M draws of the noise, L steps of the weights' walk.
@@ -50,6 +51,14 @@ TABLE = [
     # two masks, or two modes, are two networks: no pass serves both gradients
     (ATENT, {"dropout": "fresh"}, BOTH, "K*(1 + 1) + K*(1 + 2)"),
     (ATENT, {"mode": "eval"}, BOTH, "K*(1 + 1) + K*(1 + 2)"),
+    # the last iterate's loss, and a second pass once all are known; iterates before the burn-in need none
+    (ATENT, {**SAMPLED, "burn_in": 0}, BOTH, "K*(1 + 1) + 1 + K*(1 + 2)"),
+    (ATENT, {**SAMPLED, "burn_in": 1, "mode": "eval", "chains": 2}, BOTH, "2*(K*(1 + 1) + 1 + (K - 1)*(1 + 2))"),
+    # the free energy of the divergence: the clean batch passes once each way
+    (ATENT, {"outer_loss": "kl"}, BOTH, "(1 + 2) + (1 + 1) + (K - 1)*(1 + 2) + (1 + 2)"),
+    (ATENT, {"outer_loss": "kl", "mode": "eval"}, BOTH, "1 + (1 + 2) + K*(1 + 1) + K*(1 + 2)"),
+    # iterates before the burn-in give an input gradient alone
+    (ATENT, {"burn_in": 1}, BOTH, "2*(1 + 1) + (K - 2)*(1 + 2) + (1 + 2)"),
     # the clean answer in eval mode, K gradients, and both batches in train mode
     (TRADES, {}, BOTH, "1 + K*(1 + 1) + 2*(1 + 2)"),
     (TRADES, {"beta": 0.0}, BOTH, "1 + 2"),

@@ -16,9 +16,16 @@ def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(z)_y."""
-    return F.cross_entropy(_wide(logits), y, reduction="none")
+def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+    """-log softmax(z)_y; with ``smoothing`` s in [0, 1), s of the target is spread evenly over all classes:
+    -(1 - s) log softmax(z)_y - s / classes * sum_i log softmax(z)_i (Szegedy et al. 2016)."""
+    return F.cross_entropy(_wide(logits), y, reduction="none", label_smoothing=smoothing)
+
+
+def check_smoothing(smoothing: float) -> None:
+    """ValueError unless ``smoothing`` is a share that leaves something of the label, in [0, 1)."""
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {smoothing}")
 
 
 def _true_and_best_other(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

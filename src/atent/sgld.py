@@ -12,7 +12,9 @@ p(z) ~ exp((log p(z) - gamma/2 ||z - anchor||^2) / noise^2): the temperature is 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -57,3 +59,39 @@ def noise_for(step_size: float, effective: float) -> float:
     if step_size <= 0:
         raise ValueError(f"an effective noise of {effective} needs a step size above 0, got {step_size}")
     return effective / math.sqrt(2.0 * step_size)
+
+
+def data_entropy_coefficients(losses: Tensor, temperature: float, weights: Sequence[float] | None = None) -> Tensor:
+    """Coefficients a (m, n) with which sum_k a_ki grad L_ki estimates the gradient of image i's data-entropy loss.
+
+    L_DE(w) = E_p[L] with p ~ exp((L - gamma/2 ||x' - x||^2) / T) has the gradient E_p[grad L] + Cov_p(L, grad L) / T
+    (the supplement of Jagatap et al. 2022, B.1, drops the normaliser of p and prints E_p[grad L (1 + L)], at T = 1).
+    ``losses`` (m, n) are those of m samples of p for each of n images, ``temperature`` is T. With weights c that sum
+    to 1,
+
+        a_ki = c_k (1 + (L_ki - sum_j c_j L_ji) / (T (1 - sum_j c_j^2))).
+
+    The last factor makes the covariance unbiased where the samples are independent, as m / (m - 1) does for equal
+    weights; along one chain they are not, and their covariance comes out too small. A column sums to 1, and losses that
+    all move by a constant give the same coefficients. ``weights`` (m,) are normalised here; left out: equal ones. The
+    coefficients carry no gradient: multiply them into the losses of a second pass, sum, and differentiate.
+
+    ValueError for fewer than two samples, a temperature that is not above 0 (without noise nothing is sampled), and
+    weights that are negative, of another number than the samples, or all on one of them.
+    """
+    if losses.dim() != 2 or len(losses) < 2:
+        raise ValueError(f"a covariance needs losses (m, n) of m >= 2 samples, got shape {tuple(losses.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"the temperature must be above 0, got {temperature}: without noise nothing is sampled")
+    # Plain numbers: nobody waits for the device.
+    shares = [1.0] * len(losses) if weights is None else [float(w) for w in weights]
+    if len(shares) != len(losses) or not all(w >= 0 for w in shares) or not sum(shares) > 0:
+        raise ValueError(f"weights must be {len(losses)} numbers of at least 0, one for each sample, got {shares}")
+    total = sum(shares)
+    shares = [w / total for w in shares]
+    spread = 1 - sum(w * w for w in shares)
+    if spread < 1e-12:
+        raise ValueError("all the weight is on one sample, which has no covariance: spread it over two at least")
+    c = torch.tensor(shares, dtype=torch.float64, device=losses.device)[:, None]
+    wide = losses.detach().double()
+    return (c * (1 + (wide - (c * wide).sum(0)) / (temperature * spread))).to(losses.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,25 @@ from atent.attacks.base import check_choice, check_number
 from atent.attacks.langevin import SAMPLER_FIELDS, Gradient, Projection, Pull, Sampler, Variant, sampler
 from atent.attacks.starts import Start
 from atent.guard import guard
-from atent.losses import cross_entropy
+from atent.losses import check_smoothing, cross_entropy, kl
+from atent.methods import base
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.methods.batchnorm import tracked, two_updates
+from atent.methods.calibration import Calibration, calibrate
 from atent.rng import Batch
+from atent.sgld import data_entropy_coefficients
 from atent.threat import Threat
+
+_SCHEDULED = ("gamma", "noise", "effective_noise", "temperature")
+
+
+class Samples(NamedTuple):
+    """The adversary of the data-entropy objective: iterates, and what the chain saw of their losses."""
+
+    iterates: list[Tensor]
+    """[x^1, ..., x^K], each (chains n, ...)."""
+    losses: list[Tensor]
+    """Their losses per sample, each (chains n,)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,28 @@ class ATENT(Method):
     ``dropout="fresh"`` draws two masks in two passes, as the authors did; ``mode="eval"`` first runs the chain on the
     network in eval mode. By default the chain sees the network as the loop has it, in train mode, as published.
 
-    What the update descends is the free energy noise^2 log Z(w), ``objective="free-energy"``.
+    What the update descends by default, ``objective="free-energy"``, is T log Z(w), T = noise^2 and
+    Z = int exp((L - gamma/2 ||x' - x||^2) / T) dx': its gradient is E_p[grad L], and mu^K is a running estimate of it.
+    ``objective="data-entropy"`` descends what the paper sets out to, L_DE(w) = E_p[L], where p depends on w as well:
+    grad L_DE = E_p[grad L] + Cov_p(L, grad L) / T, image by image (`atent.sgld.data_entropy_coefficients`; the
+    supplement's derivation loses the normaliser of p, its algorithm the whole second term). Where the loss is linear in
+    x', T log Z exceeds the clean loss by ||grad_x L||^2 / (2 gamma) and L_DE by twice as much: the same at half of
+    gamma. The iterates after ``burn_in`` weigh the same. The mean that the covariance is taken about is known only at
+    the end, so the iterates are kept and the weights' pass comes second: 2K + 1 - burn_in forwards for each chain. The
+    losses are those that the chain saw; batch-norm statistics take the second pass alone, and ``dropout`` is fresh. p
+    is cut to the box, and with projection "every" to the ball. Chains that do not sample p are refused: no noise, sign
+    or unit gradients, projection at the last step alone.
+
+    ``outer_loss="kl"`` puts L(x') = KL(f(x) || f(x')) in the place of the cross-entropy, in the chain and in mu^K, and
+    w descends CE(f(x), y) + beta mu^K: TRADES with its maximum replaced by the objective. The gradient runs through
+    both arguments, the chain holds f(x) constant; the clean batch has a pass of its own, in each mode.
+
+    gamma, noise, effective_noise and temperature may be schedules over the training: "0.5..0.1" is linear from start to
+    end, "0.5..0.1@0.3" arrives after 30 %. eps has eps_warmup.
+
+    Metrics: accuracy (``robust``) and distance at the last iterates; with ``kl`` also ``natural``, ``natural_loss`` and
+    ``robust_loss`` (mu^K); with data-entropy ``tilt``, the standard deviation of L / T over an image's samples: at 0
+    both objectives have one gradient, far above 1 few samples carry the weight and the estimate is noisy.
     """
 
     threat: Threat
@@ -49,13 +84,13 @@ class ATENT(Method):
     """K: number of Langevin steps."""
     step_size: float | None = None
     """eta': length of a Langevin step; left out: 2 eps / steps (l2), 2.5 eps / steps (linf)."""
-    gamma: float | None = None
-    """Pull towards the clean input; left out: 0.05 (l2), 0 (linf)."""
-    noise: float | None = None
-    """Thermal noise, the square root of the temperature; left out: 1e-3."""
-    effective_noise: float | None = None
+    gamma: float | str | None = None
+    """Pull towards the clean input; left out: 0.05 (l2), 0 (linf). A schedule such as 0.5..0.1 is understood."""
+    noise: float | str | None = None
+    """Thermal noise, the square root of the temperature; left out: 1e-3. Or a schedule."""
+    effective_noise: float | str | None = None
     """Standard deviation of one step's noise, sqrt(2 step_size) * noise; instead of noise."""
-    temperature: float | None = None
+    temperature: float | str | None = None
     """Temperature of the chain, noise^2; instead of noise."""
     alpha: float = 0.9
     """Weight of the newest iterate in the running average of the loss, in (0, 1]."""
@@ -73,10 +108,24 @@ class ATENT(Method):
     """One dropout mask per iterate (shared), or one for each of its two passes (fresh)."""
     mode: Literal["train", "eval"] = "train"
     """Mode in which the chain sees the model: as the loop trains it (train), or in eval mode."""
-    objective: Literal["free-energy"] = "free-energy"
-    """What is descended: the free energy, which is the paper's algorithm."""
+    objective: Literal["free-energy", "data-entropy"] = "free-energy"
+    """What is descended: the free energy, which is the paper's algorithm, or the mean loss under p, its stated aim."""
     eps_warmup: float = 0.0
     """Share of the training over which eps grows linearly from 0."""
+    burn_in: int | None = None
+    """Number of first iterates without weight, the others weighing the same; left out: steps // 2 for data-entropy, and
+    the weights of alpha for free-energy."""
+    chains: int = 1
+    """Number of chains of each image; a chain costs what a batch does."""
+    outer_loss: Literal["ce", "kl"] = "ce"
+    """The loss L of chain and average: cross-entropy, or the divergence from the clean answer as in TRADES."""
+    beta: float = 6.0
+    """Weight of the average beside the clean batch's cross-entropy, with outer_loss kl."""
+    label_smoothing: float = 0.0
+    """Share of the label spread over all classes in every cross-entropy, the chain's too; in [0, 1)."""
+    calibrated: bool | Literal["gamma", "noise"] = False
+    """Let the training find gamma (true) or noise on its first batches, so that the median distance is eps; on the
+    command line also --method.calibrate."""
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, 0, above=True)
@@ -84,16 +133,62 @@ class ATENT(Method):
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
         check_choice("dropout", self.dropout, ("shared", "fresh"))
         check_choice("mode", self.mode, ("train", "eval"))
-        check_choice("objective", self.objective, ("free-energy",))
+        check_choice("objective", self.objective, ("free-energy", "data-entropy"))
+        check_choice("outer_loss", self.outer_loss, ("ce", "kl"))
+        check_number("beta", self.beta, 0)
+        check_number("chains", self.chains, 1, whole=True)
+        check_smoothing(self.label_smoothing)
+        if self.burn_in is not None:
+            check_number("burn_in", self.burn_in, 0, whole=True)
+            if self.burn_in >= self.steps:
+                raise ValueError(f"burn_in must stay below steps={self.steps}, got {self.burn_in}")
+        check_choice("calibrated", str(self.calibrated), ("False", "True", "gamma", "noise"))
         check_warmup(self.eps_warmup)
         check_budget(self.threat)
         chain = self.chain()
         if chain.gradient != "raw":
             check_reach(self.threat, chain.step_size, f"with steps={self.steps} a step_size of")
+        first = self.chain(0.0)
+        if self.objective == "data-entropy":
+            self._check_samples(chain, min(chain.noise, first.noise))
+        if self.outer_loss == "kl" and chain.start == "zero" and (chain.noise == 0 or chain.gradient != "raw"):
+            raise ValueError("outer_loss 'kl' has no gradient at the clean input: use another start than 'zero'")
+
+    def _check_samples(self, chain: Sampler, noise: float) -> None:
+        """ValueError, with the reason, for a chain that does not sample p."""
+        if noise == 0:
+            raise ValueError(
+                "objective 'data-entropy' needs noise above 0: without it the chain climbs, it samples no p"
+            )
+        if chain.gradient != "raw":
+            raise ValueError(
+                f"objective 'data-entropy' needs gradient 'raw', got {chain.gradient!r}: steps of one length"
+                " for all gradients do not sample p"
+            )
+        if chain.projection == "last":
+            raise ValueError(
+                "objective 'data-entropy' needs projection 'never' or 'every', got 'last': one projected iterate among"
+                " free ones is no sample of their p"
+            )
+        if self.chains * (self.steps - self._skipped) < 2:
+            raise ValueError(
+                "objective 'data-entropy' needs 2 samples or more for a covariance, got 1: lower burn_in, or raise"
+                " steps or chains"
+            )
+
+    @property
+    def _skipped(self) -> int:
+        """How many of the first iterates have no weight."""
+        if self.burn_in is not None:
+            return self.burn_in
+        return self.steps // 2 if self.objective == "data-entropy" else 0
 
     def chain(self, progress: float = 1.0) -> Sampler:
         """The resolved chain at ``progress``: while eps warms up, step size and radius shrink together."""
         fields = {name: getattr(self, name) for name in SAMPLER_FIELDS}
+        fields |= {
+            name: base.scheduled(name, fields[name], progress) for name in _SCHEDULED if fields[name] is not None
+        }  # fmt: skip
         full = sampler(self.threat, **fields)
         factor = warm(self.eps_warmup, progress)
         if factor == 1.0:
@@ -103,34 +198,73 @@ class ATENT(Method):
         return sampler(self.threat.scaled(factor), **fields)
 
     def weights(self) -> list[float]:
-        """c_0 .. c_K: the share of each iterate's loss in the running average."""
+        """c_0 .. c_K: the share of each iterate's loss in the average."""
+        if self.objective == "data-entropy" or self.burn_in is not None:
+            return [0.0] * (self._skipped + 1) + [1 / (self.steps - self._skipped)] * (self.steps - self._skipped)
         return [0.0, *(self.alpha * (1 - self.alpha) ** (self.steps - k) for k in range(1, self.steps + 1))]
+
+    def calibrate(
+        self, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
+        setting: Literal["gamma", "noise"] = "gamma", batch: int = 256, seed: int = 0,
+    ) -> Calibration:  # fmt: skip
+        """Find the ``setting``, gamma or noise, whose median ||x^K - x|| is ``target``; left out: the threat's eps.
+
+        ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in portions of ``batch``, as in training: in train mode
+        batch-norm joins the samples of a portion. Distances are in the threat's norm, at full eps, with one set of
+        draws for all values, keyed by ``seed``. gamma is looked for up to a pull of 1 per step, noise up to the width
+        of the box per step. The answer holds for the model as it is: gradients grow and shrink as it trains.
+
+        The model comes back as it was found. ValueError, with the range seen, for a target that the chain does not
+        reach, and for a setting that is a schedule or that projection makes moot.
+        """
+        return calibrate(self, model, x, y, target, setting=setting, batch=batch, seed=seed)
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
-    ) -> list[Tensor]:  # fmt: skip
-        """The iterates [x^1, ..., x^K]; the model comes back as it was found."""
+    ) -> list[Tensor] | Samples:  # fmt: skip
+        """The iterates [x^1, ..., x^K], for data-entropy as `Samples`; the model comes back as it was found."""
         chain, draws = self.chain(progress), Batch(rng)
+        self._refuse_uncalibrated()
+        clean, x, y = x, self._copies(x), self._copies(y)
+        keep = self.objective == "data-entropy"
         # From a copy of the stream: `backward` must draw the same start and noise.
         inner = int(torch.randint(2**62, (), generator=rng.clone_state(), device=rng.device))
-        iterates = []
+        found = Samples([], [])
         with guard(model, mode="eval" if self.mode == "eval" else "as-is", seed=inner):
+            with torch.no_grad():
+                reference = model(clean) if self.outer_loss == "kl" else None
             z = chain.begin(x, draws)
             for k in range(chain.steps):
-                z = chain.move(z, x, _input_gradient(model, z, y), k, draws)
-                iterates.append(z)
-        return iterates
+                slope, losses = self._input_gradient(model, z, y, reference)
+                z = chain.move(z, x, slope, k, draws)
+                found.iterates.append(z)
+                if keep and k:
+                    found.losses.append(losses)
+            if keep:
+                with torch.no_grad():
+                    found.losses.append(self._losses(model(z), y, reference))
+        return found if keep else found.iterates
 
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        """mu^K over the iterates, with their K graphs alive: the definition; `backward` accumulates it instead."""
-        mu = x.new_zeros(())
-        for z in aux:
+        """The scalar to descend, with the graphs of all iterates alive: the definition; `backward` accumulates it.
+
+        For data-entropy its value is the estimate of L_DE, and its gradient the one with the covariance.
+        """
+        clean = model(x) if self.outer_loss == "kl" else None
+        value = surrogate = x.new_zeros(())
+        for z, share, factors in self._weighed(aux, progress):
             logits = model(z)
-            mu = (1 - self.alpha) * mu + self.alpha * cross_entropy(logits, y).mean()
-        return mu, self._metrics(logits, aux[-1], x, y)
+            losses = self._losses(logits, self._copies(y), clean)
+            value = value + share * losses.mean()
+            if factors is not None:
+                surrogate = surrogate + share * (losses * factors).mean()
+        if self.objective == "data-entropy":
+            value = value.detach() + surrogate - surrogate.detach()
+        metrics = self._metrics(logits, z, x, y) | self._tilt(aux, progress)
+        return self._total(value, clean, y), metrics | self._clean_metrics(value, clean, y)
 
     def descend(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, weight: float = 1.0,
@@ -154,67 +288,153 @@ class ATENT(Method):
         shares = self.weights()
         parameters = [p for p in model.parameters() if p.requires_grad]
         mu = torch.zeros((), device=x.device)
+        many, labels = self._copies(x), self._copies(y)
+        # What of the gradient passes through the clean answer is gathered there, and goes to the weights once.
+        clean: Tensor | None = None
+        reference: Tensor | None = None
+        targets: list[Tensor] = list(parameters)
+        outer = self.beta if self.outer_loss == "kl" else 1.0
 
-        def descend(k: int, losses: Tensor, grads: Sequence[Tensor | None]) -> None:
+        def see_clean() -> None:
+            nonlocal clean, reference
+            if self.outer_loss == "kl":
+                clean = model(x)
+                reference = clean.detach().requires_grad_()
+                targets.append(reference)
+
+        def descend(share: float, losses: Tensor, grads: Sequence[Tensor | None]) -> None:
             nonlocal mu
-            mu = mu + shares[k] * losses.detach().mean()
-            _accumulate(parameters, grads, weight * shares[k] / len(x))
+            mu = mu + share * losses.detach().mean()
+            _accumulate(targets, grads, weight * outer * share / len(many))
 
-        def second_pass(k: int, z: Tensor) -> Tensor:
+        def second_pass(share: float, z: Tensor, factors: Tensor | None = None) -> Tensor:
             logits = model(z)
-            losses = cross_entropy(logits, y)
-            descend(k, losses, torch.autograd.grad(losses.sum(), parameters, allow_unused=True))
+            losses = self._losses(logits, labels, reference)
+            weighed = losses if factors is None else losses * factors
+            descend(share, losses, torch.autograd.grad(weighed.sum(), targets, allow_unused=True))
             return logits
 
-        if rng is not None and self.mode == "eval":
+        def finish(logits: Tensor, z: Tensor) -> Metrics:
+            if clean is not None and reference is not None:
+                fit = cross_entropy(clean, y, self.label_smoothing).mean()
+                back = reference.grad if reference.grad is not None else torch.zeros_like(reference)
+                grads = torch.autograd.grad(
+                    [fit, clean], parameters, [torch.full_like(fit, weight), back], allow_unused=True
+                )
+                _accumulate(targets, grads, 1.0)
+            total = self._total(mu, clean, y).detach()
+            return {"loss": total, **self._metrics(logits, z, x, y), **self._clean_metrics(mu, clean, y)}
+
+        if rng is not None and (self.mode == "eval" or self.objective == "data-entropy"):
             aux = self.adversary(model, x, y, rng=rng, progress=progress)
         if aux is not None or rng is None:
-            for k, z in enumerate(aux, 1):
-                logits = second_pass(k, z)
-            return aux, {"loss": mu, **self._metrics(logits, z, x, y)}
+            see_clean()
+            for z, share, factors in self._weighed(aux, progress):
+                logits = second_pass(share, z, factors)
+            return aux, finish(logits, z) | self._tilt(aux, progress)
 
+        self._refuse_uncalibrated()
         chain, draws, norms = self.chain(progress), Batch(rng), tracked(model)
-        z, iterates = chain.begin(x, draws).detach(), []
+        see_clean()
+        z, iterates = chain.begin(many, draws).detach(), []
         for k in range(chain.steps + 1):
             last = k == chain.steps
             if k:
                 iterates.append(z.detach())
             if self.dropout == "fresh":
                 # The authors' order: the loss pass at x^k comes before the gradient pass at x^k.
-                if k:
-                    logits = second_pass(k, z)
+                if k > self._skipped:
+                    logits = second_pass(shares[k], z)
                 if not last:
-                    slope = _input_gradient(model, z, y)
+                    slope, _ = self._input_gradient(model, z, labels, reference)
             else:
-                # The first iterate has no loss pass and the last no gradient pass; the others stand for both.
-                with two_updates(norms) if k > 0 and not last else nullcontext():
+                # The first iterates have no loss pass and the last no gradient pass; the others stand for both.
+                with two_updates(norms) if k > self._skipped and not last else nullcontext():
                     logits = model(z.requires_grad_(not last))
-                losses = cross_entropy(logits, y)
+                losses = self._losses(logits, labels, reference)
                 # Where alpha is 1, or so near that the share underflows, the older iterates weigh nothing.
-                wanted = ([] if last else [z]) + (parameters if shares[k] else [])
+                wanted = ([] if last else [z]) + (targets if shares[k] else [])
                 grads = list(torch.autograd.grad(losses.sum(), wanted, allow_unused=True))
                 if not last:
                     slope = grads.pop(0)
                 if shares[k]:
-                    descend(k, losses, grads)
+                    descend(shares[k], losses, grads)
             if not last:
-                z = chain.move(z.detach(), x, slope, k, draws)
-        return iterates, {"loss": mu, **self._metrics(logits, z, x, y)}
+                z = chain.move(z.detach(), many, slope, k, draws)
+        return iterates, finish(logits, z)
+
+    def _refuse_uncalibrated(self) -> None:
+        if self.calibrated:
+            raise ValueError(
+                "a calibrated method is resolved before the first batch: use the method of"
+                " calibrate(model, x, y), or fit, which does so"
+            )
+
+    def _copies(self, x: Tensor) -> Tensor:
+        """The batch once for each chain, (chains n, ...)."""
+        return x if self.chains == 1 else torch.cat([x] * self.chains)
+
+    def _losses(self, logits: Tensor, y: Tensor, reference: Tensor | None) -> Tensor:
+        """L per sample (chains n,); ``reference`` (n, classes) is the clean answer that kl compares with."""
+        if reference is None:
+            return cross_entropy(logits, y, self.label_smoothing)
+        return kl(logits, self._copies(reference))
+
+    def _input_gradient(
+        self, model: nn.Module, z: Tensor, y: Tensor, reference: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient of each sample's loss at ``z``, and the losses."""
+        z = z.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self._losses(model(z), y, None if reference is None else reference.detach())
+            return torch.autograd.grad(losses.sum(), z)[0], losses.detach()
+
+    def _weighed(self, aux: Any, progress: float) -> list[tuple[Tensor, float, Tensor | None]]:
+        """Each iterate that weighs, its share, and the factors of its samples' gradients, None for 1."""
+        skipped, shares = self._skipped, self.weights()
+        if self.objective == "free-energy":
+            return [(z, share, None) for z, share in zip(aux[skipped:], shares[skipped + 1 :], strict=True)]
+        losses = self._by_image(aux)
+        factors = (data_entropy_coefficients(losses, self._temperature(progress)) * len(losses)).view(
+            self.steps - skipped, -1
+        )
+        return list(zip(aux.iterates[skipped:], shares[skipped + 1 :], factors, strict=True))
+
+    def _by_image(self, aux: Samples) -> Tensor:
+        """Losses after the burn-in, (samples of an image, n)."""
+        kept = torch.stack(aux.losses[self._skipped :])
+        return kept.view(len(kept) * self.chains, -1)
+
+    def _temperature(self, progress: float) -> float:
+        return self.chain(progress).noise ** 2
+
+    def _total(self, mu: Tensor, clean: Tensor | None, y: Tensor) -> Tensor:
+        if clean is None:
+            return mu
+        return cross_entropy(clean, y, self.label_smoothing).mean() + self.beta * mu
 
     def _metrics(self, logits: Tensor, z: Tensor, x: Tensor, y: Tensor) -> Metrics:
         """Robust training accuracy at the last iterate, and ||x^K - x|| per sample in the threat's norm."""
-        return {"robust": correct(logits, y), "distance": self.threat.distance(z.detach(), x)}
+        return {
+            "robust": correct(logits, self._copies(y)),
+            "distance": self.threat.distance(z.detach(), self._copies(x)),
+        }
+
+    def _clean_metrics(self, mu: Tensor, clean: Tensor | None, y: Tensor) -> Metrics:
+        if clean is None:
+            return {}
+        fit = cross_entropy(clean.detach(), y, self.label_smoothing).mean()
+        return {"natural": correct(clean, y), "natural_loss": fit, "robust_loss": mu.detach()}
+
+    def _tilt(self, aux: Any, progress: float) -> Metrics:
+        if self.objective == "free-energy":
+            return {}
+        return {"tilt": self._by_image(aux).std(0) / self._temperature(progress)}
 
 
-def _input_gradient(model: nn.Module, z: Tensor, y: Tensor) -> Tensor:
-    z = z.detach().requires_grad_()
-    with torch.enable_grad():
-        return torch.autograd.grad(cross_entropy(model(z), y).sum(), z)[0]
-
-
-def _accumulate(parameters: list[nn.Parameter], grads: Sequence[Tensor | None], share: float) -> None:
-    """p.grad += share * g, without a graph; a parameter that the loss does not reach keeps what it has."""
-    pairs = [(p, g) for p, g in zip(parameters, grads) if g is not None]
+def _accumulate(targets: Sequence[Tensor], grads: Sequence[Tensor | None], share: float) -> None:
+    """p.grad += share * g, without a graph; a tensor that the loss does not reach keeps what it has."""
+    pairs = [(p, g) for p, g in zip(targets, grads) if g is not None]
     old = [(p.grad, g) for p, g in pairs if p.grad is not None]
     if old:
         torch._foreach_add_([a for a, _ in old], [g for _, g in old], alpha=share)

@@ -98,4 +98,28 @@ def check_warmup(eps_warmup: float) -> None:
 
 def warm(eps_warmup: float, progress: float) -> float:
     """The factor of eps at ``progress``: linear from 0 to 1 over the first ``eps_warmup`` share of the training."""
-    return min(1.0, progress / eps_warmup) if eps_warmup > 0 else 1.0
+    return ramp(progress, 0.0, eps_warmup)
+
+
+def ramp(progress: float, start: float = 0.0, end: float = 1.0) -> float:
+    """The share of the way from ``start`` to ``end``, 0 before and 1 after; a jump where the two are one."""
+    return float(progress >= end) if start == end else min(1.0, max(0.0, (progress - start) / (end - start)))
+
+
+def scheduled(name: str, value: float | str, progress: float) -> float:
+    """A setting at ``progress``: a number stays; "0.5..0.1" goes linearly from 0.5 to 0.1 over the training, and
+    "0.5..0.1@0.3" over its first 30 %. ValueError for other texts."""
+    if not isinstance(value, str):
+        return value
+    ways, _, share = value.partition("@")
+    first, dots, last = ways.partition("..")
+    try:
+        low, high, end = float(first), float(last), float(share) if "@" in value else 1.0
+    except ValueError:
+        dots = ""
+    if not dots or not 0 < end <= 1:
+        raise ValueError(
+            f"{name} {value!r} is no schedule: write a number, START..END such as 0.5..0.1, or 0.5..0.1@0.3 to be"
+            " there after 30 % of the training"
+        )
+    return low + ramp(progress, 0.0, end) * (high - low)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from atent.certify.bounds import margins
 from atent.certify.graph import Graph
-from atent.methods.base import Method, Metrics, State, check_budget
+from atent.methods.base import Method, Metrics, State, check_budget, ramp
 from atent.methods.certified import check_share, mixed_loss
 from atent.threat import Threat
 
@@ -62,8 +62,7 @@ class CROWNIBP(Method):
 
     def schedule(self, progress: float) -> tuple[float, float, float]:
         """The factor of eps, kappa and beta at ``progress``."""
-        start, end = self.eps_start, self.eps_end
-        way = float(progress >= end) if start == end else min(1.0, max(0.0, (progress - start) / (end - start)))
+        way = ramp(progress, self.eps_start, self.eps_end)
         kappa = self.kappa_start + way * (self.kappa_end - self.kappa_start)
         return way, kappa, self.beta_start + way * (self.beta_end - self.beta_start)
 

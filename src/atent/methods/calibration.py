@@ -1,0 +1,130 @@
+"""Which gamma, or which noise, keeps ATENT's samples near the radius that is wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import check_choice, check_number
+from atent.sgld import noise_for
+
+if TYPE_CHECKING:
+    from atent.methods.atent import ATENT
+
+Setting = Literal["gamma", "noise"]
+
+# The median may miss the radius by this share of it.
+_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `ATENT.calibrate` found. Distances are ||x^K - x|| in the threat's norm, one of each sample and chain."""
+
+    method: ATENT
+    """The method with the value found."""
+    setting: Setting
+    """What was looked for: gamma or noise."""
+    value: float
+    """What was found."""
+    target: float
+    """The radius that was wanted."""
+    median: float
+    """Median distance that the value achieves, within 1 % of the target."""
+    q10: float
+    """10 % quantile of the distances."""
+    q90: float
+    """90 % quantile of the distances."""
+    n: int
+    """Number of inputs that it was measured on."""
+
+    def describe(self) -> dict[str, object]:
+        """Everything but the method, as plain values."""
+        names = ("setting", "value", "target", "median", "q10", "q90", "n")
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.setting} {self.value:.4g}: median distance {self.median:.3g}"
+            f" (10 % {self.q10:.3g}, 90 % {self.q90:.3g}) for a radius of {self.target:g}, on {self.n} images"
+        )
+
+
+def calibrate(
+    method: ATENT, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
+    setting: Setting = "gamma", batch: int = 256, seed: int = 0,
+) -> Calibration:  # fmt: skip
+    """See `ATENT.calibrate`."""
+    check_choice("setting", setting, ("gamma", "noise"))
+    check_number("batch", batch, 1, whole=True)
+    target = float(method.threat.eps) if target is None else target
+    check_number("target", target, 0, above=True)
+    if len(x) == 0:
+        raise ValueError("calibration needs inputs, got none: give x of shape (n, ...) with n at least 1")
+    given = getattr(method, setting)
+    if isinstance(given, str):
+        raise ValueError(f"{setting} {given!r} is a schedule: calibrate a constant one, or leave it out")
+    method = replace(method, calibrated=False)
+    chain = method.chain()
+    if chain.projection != "never" and target >= float(chain.threat.eps):
+        raise ValueError(
+            f"projection {chain.projection!r} cuts the samples at eps {chain.threat.eps:g}, so nothing is left to find"
+            f" for a radius of {target:g}: use projection 'never', or a smaller radius"
+        )
+    if chain.step_size == 0:
+        raise ValueError("a step_size of 0 moves nothing: calibrate a chain with a step above 0")
+
+    def made(value: float) -> ATENT:
+        if setting == "gamma":
+            return replace(method, gamma=value)
+        return replace(method, noise=value, effective_noise=None, temperature=None)
+
+    def quantiles(value: float) -> tuple[float, float, float]:
+        # The same draws for each value, so that the median moves with the value alone.
+        rng = torch.Generator(x.device).manual_seed(seed)
+        found = []
+        for part, labels in zip(x.split(batch), y.split(batch), strict=True):
+            # The chain is one for both objectives; this one asks for no losses.
+            walk = replace(made(value), objective="free-energy").adversary(model, part, labels, rng=rng)
+            found.append(method.threat.distance(walk[-1], torch.cat([part] * method.chains)))  # type: ignore[arg-type]
+        distances = torch.cat(found)
+        levels = torch.tensor([0.1, 0.5, 0.9], dtype=distances.dtype, device=x.device)
+        low, median, high = torch.quantile(distances, levels).tolist()
+        if not low <= median <= high < float("inf"):
+            raise ValueError(
+                f"with {setting} {value:g} the chain leaves no finite distance: look at the model's losses"
+            )
+        return low, median, high
+
+    # Above a pull of 1 per step the chain overshoots its anchor; noise as wide as the box leaves nothing of the image.
+    low_pixel, high_pixel = chain.threat.box
+    per_gamma = replace(method, gamma=1e-3).chain().pull / 1e-3
+    top = 1.0 / per_gamma if setting == "gamma" else noise_for(chain.step_size, high_pixel - low_pixel)
+    # The value is top s^4: bisection in s finds small values as well as large ones.
+    ends = (0.01, 1.0)
+    medians = [quantiles(top * s**4)[1] for s in ends]
+    if not min(medians) <= target <= max(medians):
+        other = "noise" if setting == "gamma" else "gamma"
+        raise ValueError(
+            f"no {setting} brings the median distance to {target:g}: it goes from {medians[0]:.3g} at {setting}"
+            f" {top * ends[0] ** 4:.2g} to {medians[1]:.3g} at {top:.3g}; change steps, step_size, start or {other}"
+        )
+    grows = medians[1] > medians[0]
+    inner, outer = ends
+    for _ in range(40):
+        middle = (inner + outer) / 2
+        value = top * middle**4
+        found = quantiles(value)
+        if abs(found[1] - target) <= _TOLERANCE * target:
+            return Calibration(made(value), setting, value, float(target), found[1], found[0], found[2], len(x))
+        if (found[1] < target) == grows:
+            inner = middle
+        else:
+            outer = middle
+    raise ValueError(
+        f"the median distance jumps past {target:g} at {setting} {value:.3g}, to {found[1]:.3g}: take more inputs, or"
+        " another step_size"
+    )
