@@ -473,6 +473,8 @@ def parse_attack(args: list[str]) -> AttackOptions:
 
 
 _SHORT = {f"--{s}": f"--{s}.name" for s in ("method", "model", "data", "optimizer")}
+# The field cannot have the name of the function that it asks for.
+_SHORT["--method.calibrate"] = "--method.calibrated"
 
 
 def _spelled(args: list[str], short: dict[str, str] = _SHORT) -> list[str]:

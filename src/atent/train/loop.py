@@ -30,6 +30,7 @@ from atent.optim import Optimizer, Schedule, build, lr_factor
 from atent.progress import bar
 from atent.rng import fold
 from atent.threat import Threat
+from atent.train import calibration
 from atent.train.checkpoint import load_state, load_weights, save_state, save_weights
 from atent.train.interrupt import Interrupted, stop_requests
 from atent.train.meter import Meter
@@ -72,13 +73,15 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     report: Callable[[dict[str, Any]], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Fitted:
     """Train ``model`` on ``data`` by ``method`` and keep the epoch that is best on the validation split.
 
     ``data`` is a `Data` (see `atent.data.from_tensors` for your own arrays). With ``run``, a new folder, everything is
     written there: config.json, metrics.jsonl, best.safetensors and last/. ``resume=True`` goes on from an existing one,
     exactly. ``threat`` is what the robust validation judges by where the method has none of its own. ``report`` is
-    called with each epoch's row. The global random state comes back as it was.
+    called with each epoch's row, ``say`` with a line on what a calibrated method found before the first batch. The
+    global random state comes back as it was.
 
     Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
     folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
@@ -112,6 +115,14 @@ def fit(
 
     config = config or describe(model, data, method, optimizer, schedule, settings, augmentation)
     mark: dict[str, Any] = {"config": _fingerprint(config), "epoch": 0, "step": 0}
+    if not resume:
+        with amp:
+            found = calibration.look(method, model, data, settings, move)
+        if found is not None:
+            say(f"found   {found}")
+            mark["calibration"] = found.describe()
+            chain = found.method.chain().describe()
+            config = {**config, "about": {**config["about"], "chain": chain, "calibration": found.describe()}}
     history: list[dict[str, Any]] = []
     best: dict[str, Any] | None = None
     best_weights: dict[str, Tensor] | None = None
@@ -133,6 +144,7 @@ def fit(
     elif path is not None:
         folder.create(path)
         folder.write_json(path / folder.CONFIG, config)
+    method = calibration.adopt(method, mark.get("calibration"))
 
     def save(epoch: int, step: int) -> None:
         if path is not None:

@@ -95,7 +95,7 @@ def run_job(
     fitted = fit(
         model, data, job.method, optimizer=job.optimizer, schedule=job.schedule, settings=job.train,
         augmentation=job.data.augment, threat=threat, run=path, config=config, resume=resume, progress=progress,
-        report=report,
+        report=report, say=say,
     )  # fmt: skip
     draw_curves(path, {job.recipe or title(job.method): fitted.history})
     content = judge(fitted.model, data, attacks, job.evaluate, progress=progress)
@@ -151,6 +151,8 @@ def _method_line(config: dict[str, Any]) -> str:
             f", K {chain['steps']}, step {chain['step_size']:g}, pull {chain['pull']:g}, noise {chain['noise']:g}"
             f" (effective {chain['effective_noise']:.4g} per step), projection {chain['projection']}"
         )
+    if method.get("calibrated"):
+        line += f", {'noise' if method['calibrated'] == 'noise' else 'gamma'} to be calibrated"
     if "awp" in method:
         line += f", weights perturbed by {method['awp']['gamma']:g} (AWP)"
     return line

@@ -1,0 +1,52 @@
+"""A method that asks to be calibrated, resolved once on the first batches of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent.data import Data
+from atent.methods import ATENT, AWP, Method
+from atent.methods.calibration import Calibration
+from atent.rng import fold
+from atent.train.settings import TrainSettings
+
+# Batches to look at: the first ones of the first epoch, as the training will see them.
+_BATCHES = 2
+
+
+def look(
+    method: Method, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor]
+) -> Calibration | None:
+    """What `ATENT.calibrate` finds for the untrained model at the threat's eps; None where nobody asks for it."""
+    asked = method.method if isinstance(method, AWP) else method
+    if not isinstance(asked, ATENT) or not asked.calibrated:
+        return None
+    rng = torch.Generator(data.train.x.device).manual_seed(fold(settings.seed, "order", 0))
+    order = torch.randperm(len(data.train), generator=rng, device=rng.device)
+    size, parts = settings.batch_size, []
+    for position in range(min(_BATCHES, -(-len(order) // size))):
+        rng.manual_seed(fold(settings.seed, "augment", 0, position))
+        x, y = data.train.batch(order[position * size : (position + 1) * size])
+        parts.append((move(x, rng), y))
+    setting = "noise" if asked.calibrated == "noise" else "gamma"
+    x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return asked.calibrate(
+        model.train(), x, y, setting=setting, batch=size, seed=fold(settings.seed, "calibrate")
+    )  # fmt: skip
+
+
+def adopt(method: Method, found: dict[str, Any] | None) -> Method:
+    """The method with the value that `Calibration.describe` tells of; itself for None."""
+    if found is None:
+        return method
+    if isinstance(method, AWP):
+        return replace(method, method=adopt(method.method, found))
+    given: dict[str, Any] = {"calibrated": False, found["setting"]: found["value"]}
+    if found["setting"] == "noise":
+        given |= {"effective_noise": None, "temperature": None}
+    return replace(method, **given)
