@@ -201,8 +201,9 @@ class SubjectOptions:
     """Norm of the threat; left out: the run's."""
     eps: str | None = None
     """Radius of the threat in pixel units, such as 0.3 or 8/255; left out: the run's."""
-    which: typing.Literal["best", "last"] = "best"
-    """Weights of a run's best epoch or of its last."""
+    which: typing.Literal["best", "last", "raw", "ema", "swa"] = "best"
+    """Weights of a run's best epoch or of its last; of a run that averages them, raw, ema or swa: the best epoch of
+    each kind."""
     weights: str | None = None
     """A .safetensors file of the same network, instead of the run's own weights."""
     limit: int | None = None

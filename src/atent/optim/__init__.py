@@ -1,8 +1,9 @@
 """Optimizers by name, and learning-rate schedules as pure functions of the step."""
 
+from atent.optim.average import Average
 from atent.optim.entropy_sgd import EntropySGD
 from atent.optim.schedules import Schedule, lr_factor
 from atent.optim.settings import OPTIMIZERS, Optimizer, Walk, build
 from atent.optim.sgld import SGLD
 
-__all__ = ["OPTIMIZERS", "SGLD", "EntropySGD", "Optimizer", "Schedule", "Walk", "build", "lr_factor"]
+__all__ = ["OPTIMIZERS", "SGLD", "Average", "EntropySGD", "Optimizer", "Schedule", "Walk", "build", "lr_factor"]

@@ -41,14 +41,15 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> dict[str, Any]:
-    """Load weights from a run folder (``which``: best or last) or a .safetensors file; returns its metadata.
+    """Load weights from a run folder or a .safetensors file; returns its metadata. ``which``: best, last, or of a run
+    that averages its weights the best epoch of each kind, raw, ema or swa.
 
     float16 files are raised to the model's own type. FileNotFoundError or ValueError, in one line, where the file is
     absent, damaged, or of another architecture.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / (folder.BEST if which == "best" else f"{folder.LAST}/model.safetensors")
+        path = path / (f"{folder.LAST}/model.safetensors" if which == "last" else f"{which}.safetensors")
     about, tensors = read_weights(path)
     own = model.state_dict()
     differences = [
@@ -72,7 +73,7 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> 
 
 
 def load(run: str | Path, *, which: str = "best", device: str = "cpu") -> nn.Module:
-    """The model of a run folder, with its best (or ``which="last"``) weights, in eval mode.
+    """The model of a run folder, with its best weights (or ``which`` of `load_weights`), in eval mode.
 
     FileNotFoundError or ValueError, in one line, where the folder is no run or the model cannot be built.
     """

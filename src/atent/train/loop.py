@@ -10,7 +10,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,13 @@ from atent.evaluate import evaluate
 from atent.methods import ATENT, AWP, Method
 from atent.methods.awp import plain
 from atent.models import check_output
-from atent.optim import Optimizer, Schedule, build, lr_factor
+from atent.optim import Average, Optimizer, Schedule, build, lr_factor
 from atent.progress import bar
 from atent.rng import fold
 from atent.threat import Threat
 from atent.train import calibration
 from atent.train.checkpoint import load_state, load_weights, save_state, save_weights
+from atent.train.clock import Clock
 from atent.train.interrupt import Interrupted, stop_requests
 from atent.train.meter import Meter
 from atent.train.settings import TrainSettings, pick_device
@@ -109,7 +110,11 @@ def fit(
     # An optimizer may use up several batches per step (Entropy-SGD).
     share = getattr(weights, "batches_per_step", 1)
     steps = -(-batches // share)
+    clock = Clock(settings.epochs, steps, settings.minutes)
     state = method.init(n, data.shape, device)
+    mean = None
+    if settings.average != "none":
+        mean = Average(model, settings.average, decay=settings.average_decay, start=settings.average_start)
     amp = torch.autocast(device.type, torch.bfloat16) if settings.precision == "bfloat16" else nullcontext()
     rng = torch.Generator(device)
 
@@ -124,7 +129,7 @@ def fit(
             chain = found.method.chain().describe()
             config = {**config, "about": {**config["about"], "chain": chain, "calibration": found.describe()}}
     history: list[dict[str, Any]] = []
-    best: dict[str, Any] | None = None
+    shelf = _Shelf(probe, settings)
     best_weights: dict[str, Tensor] | None = None
     meter = Meter()
     path = Path(run) if run is not None else None
@@ -138,9 +143,13 @@ def fit(
         model.load_state_dict(saved["model"])
         weights.load_state_dict(saved["optimizer"])
         state, meter = saved["method"], Meter.restore(saved["meter"])
+        clock.elapsed = mark.get("elapsed", 0.0)
+        if mean:
+            mean.restore(saved["average"])
         folder.keep_jsonl(path / folder.METRICS, lambda row: row["epoch"] <= mark["epoch"])
         history = folder.read_jsonl(path / folder.METRICS)
-        best = next((row for row in reversed(history) if row["best"]), None)
+        for row in history:
+            shelf.add(row)
     elif path is not None:
         folder.create(path)
         folder.write_json(path / folder.CONFIG, config)
@@ -148,16 +157,19 @@ def fit(
 
     def save(epoch: int, step: int) -> None:
         if path is not None:
-            mark.update(epoch=epoch, step=step)
+            mark.update(epoch=epoch, step=step, elapsed=clock.seconds())
             save_state(
                 path,
                 {
                     "mark": mark, "model": model.state_dict(), "optimizer": weights.state_dict(),
-                    "method": state, "meter": meter.state(),
+                    "method": state, "meter": meter.state(), "average": mean.state() if mean else None,
                 },
             )  # fmt: skip
 
-    def closure(order: Tensor, now: int, part: range) -> Callable[[], Tensor]:
+    def lent(kind: str) -> AbstractContextManager[None]:
+        return mean.applied() if mean and kind == "average" else nullcontext()
+
+    def closure(order: Tensor, now: int, done: float, part: range) -> Callable[[], Tensor]:
         """The gradient for one optimizer step: each call takes the next of its batches, in turn."""
         calls = itertools.count()
 
@@ -173,29 +185,40 @@ def fit(
             torch.manual_seed(fold(settings.seed, "model", now, call))
             weights.zero_grad()
             with amp:
-                metrics = method.backward(
-                    model, x, y, rng=rng, ids=index, progress=now / (settings.epochs * steps), state=state
-                )
+                metrics = method.backward(model, x, y, rng=rng, ids=index, progress=done, state=state)
             meter.add(metrics, len(y))
             return metrics["loss"]
 
         return gradient
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), stop_requests() as asked:
-        for epoch in range(mark["epoch"], settings.epochs):
+        saved_at = time.perf_counter()
+        for epoch in itertools.count(mark["epoch"]):
+            # A step that was saved after the time was over still has its epoch to end.
+            if clock.over(epoch) and not mark["step"]:
+                break
             rng.manual_seed(fold(settings.seed, "order", epoch))
             order = torch.randperm(n, generator=rng, device=device)
             first, mark["step"] = mark["step"], 0
-            begun = saved_at = time.perf_counter()
+            begun = time.perf_counter()
             model.train()
-            with bar(steps, f"epoch {epoch + 1}/{settings.epochs}", enabled=progress) as advance:
+            clock.start()
+            step = first - 1
+            of = f"/{settings.epochs}" if settings.minutes is None else f" ({clock.progress(0):.0%} of the time)"
+            with bar(steps, f"epoch {epoch + 1}{of}", enabled=progress) as advance:
                 advance(first, "")
                 for step in range(first, steps):
                     now = epoch * steps + step
+                    done = clock.progress(now)
                     for group in weights.param_groups:
-                        group["lr"] = optimizer.lr * lr_factor(schedule, now, steps, settings.epochs)
-                    weights.step(closure(order, now, range(step * share, min((step + 1) * share, batches))))  # type: ignore[arg-type]
-                    look = step % _LOOK == 0 or step + 1 == steps
+                        at = clock.position(now, done)
+                        group["lr"] = optimizer.lr * lr_factor(schedule, at, steps, settings.epochs)
+                    part = range(step * share, min((step + 1) * share, batches))
+                    weights.step(closure(order, now, done, part))  # type: ignore[arg-type]
+                    if mean:
+                        mean.after_step(clock.progress(now + 1))
+                    ended = step + 1 == steps or clock.spent()
+                    look = step % _LOOK == 0 or ended
                     if look and not meter.finite():
                         raise Diverged(
                             f"the loss is not finite at epoch {epoch + 1}, step {step + 1}: lower optimizer.lr"
@@ -204,12 +227,17 @@ def fit(
                         )
                     advance(1, f"loss {float(meter.sums['loss']) / meter.count:.3f}" if look else "")
                     due = time.perf_counter() - saved_at >= 60 * settings.save_minutes
-                    if asked() or (due and step + 1 < steps):
+                    if asked() or (due and not ended):
+                        clock.stop()
                         if meter.finite():
                             save(epoch, step + 1)
                         saved_at = time.perf_counter()
+                        clock.start()
                     if asked():
                         raise Interrupted(_how_to_resume(config, path, epoch, step))
+                    if ended:
+                        break
+            clock.stop()
             row = {
                 "epoch": epoch + 1,
                 "lr": weights.param_groups[0]["lr"],
@@ -217,25 +245,40 @@ def fit(
                 "memory_mb": _peak_memory(device),
                 **meter.summary(),
             }
+            if settings.minutes is not None:
+                row |= {"passes": round(epoch + (step + 1) / steps, 3), "elapsed": round(clock.elapsed, 3)}
             meter = Meter()
-            if (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs:
+            if mean:
+                mean.after_epoch(clock.progress((epoch + 1) * steps))
+            measured = clock.due(epoch + 1, settings.validate_every, settings.validations, _last_look(history))
+            if measured:
                 row |= probe.measure(model, progress=progress)
-            row["best"] = best is None or probe.score(row) > probe.score(best)
-            if row["best"]:
-                best = row
-                if path is not None:
-                    save_weights(path / folder.BEST, model, {"epoch": epoch + 1, **_short(config)})
-                else:
-                    best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            if measured and mean and mean.count:
+                with mean.applied():
+                    row |= {f"average_{k}": v for k, v in probe.measure(model, progress=progress).items()}
+            about = {"epoch": epoch + 1, **_short(config)}
+            for name, kind in shelf.add(row).items():
+                with lent(kind):
+                    if path is not None:
+                        save_weights(path / f"{name}.safetensors", model, {**about, "weights": kind})
+                    elif name == "best":
+                        best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
             history.append(row)
             if path is not None:
                 folder.append_jsonl(path / folder.METRICS, row)
+            # Many epochs may fit between two measurements in a given time: not each is worth a checkpoint.
+            if path is not None and (measured or settings.minutes is None):
                 (path / folder.LAST).mkdir(exist_ok=True)
-                save_weights(path / folder.LAST / "model.safetensors", model, {"epoch": epoch + 1, **_short(config)})
-            save(epoch + 1, 0)
+                save_weights(path / folder.LAST / "model.safetensors", model, about)
+                if mean and mean.count:
+                    with mean.applied():
+                        save_weights(path / folder.LAST / f"{settings.average}.safetensors", model, about)
+                save(epoch + 1, 0)
+                saved_at = time.perf_counter()
             mark["step"] = 0
-            if report:
+            if report and (measured or settings.minutes is None):
                 report(row)
+    best = shelf.best
     assert best is not None
     if best_weights is not None:
         model.load_state_dict(best_weights)
@@ -275,13 +318,51 @@ class _Probe:
                         row |= {f"{name}_{kind}_low": share["low"], f"{name}_{kind}_high": share["high"]}
         return row
 
-    def score(self, row: dict[str, Any]) -> tuple[float, float]:
+    def score(self, row: dict[str, Any], prefix: str = "") -> tuple[float, float]:
         """What the best epoch has most of; ties go to the other accuracy, then to the earlier epoch."""
         if self.select == "last":
             return row["epoch"], 0.0
         kinds = ("robust", "natural") if self.select == "robust" else ("natural", "robust")
-        first, second = (row.get(f"validation_{kind}", -1.0) for kind in kinds)
+        first, second = (row.get(f"{prefix}validation_{kind}", -1.0) for kind in kinds)
         return first, second if self.select == "robust" else 0.0
+
+
+class _Shelf:
+    """The best epoch so far: of the raw weights, of the averaged ones, and over those that may be the best."""
+
+    def __init__(self, probe: _Probe, settings: TrainSettings) -> None:
+        self.probe, self.average = probe, settings.average
+        self.allowed = ("raw", "average") if settings.select_weights == "both" else (settings.select_weights,)
+        self.tops: dict[str, tuple[float, float]] = {}
+        self.best: dict[str, Any] | None = None
+
+    def add(self, row: dict[str, Any]) -> dict[str, str]:
+        """Marks the row; what is now to be kept: {"best", "raw", "ema" or "swa": of which weights}."""
+        scores = {"raw": self.probe.score(row)}
+        if "average_validation_natural" in row:
+            scores["average"] = self.probe.score(row, "average_")
+        candidates = [kind for kind in self.allowed if kind in scores]
+        if self.probe.select == "last":
+            candidates.reverse()  # who averages wants the average in the end
+        kept = {}
+        row["best"] = False
+        for kind in candidates:
+            if "best" not in self.tops or scores[kind] > self.tops["best"]:
+                self.tops["best"], self.best, row["best"], kept["best"] = scores[kind], row, True, kind
+        if self.average == "none":
+            return kept
+        if row["best"]:
+            row["best_weights"] = kept["best"]
+        for kind, score in scores.items():
+            if kind not in self.tops or score > self.tops[kind]:
+                self.tops[kind] = score
+                kept["raw" if kind == "raw" else self.average] = kind
+        return kept
+
+
+def _last_look(history: list[dict[str, Any]]) -> float:
+    """Seconds of training at the last measurement."""
+    return next((row.get("elapsed", 0.0) for row in reversed(history) if "validation_natural" in row), 0.0)
 
 
 def describe(

@@ -99,7 +99,8 @@ def run_job(
     )  # fmt: skip
     draw_curves(path, {job.recipe or title(job.method): fitted.history})
     content = judge(fitted.model, data, attacks, job.evaluate, progress=progress)
-    content = {"run": path.name, "epoch": fitted.best["epoch"], **content}
+    kept = {"average": fitted.best["best_weights"] == "average"} if "best_weights" in fitted.best else {}
+    content = {"run": path.name, "epoch": fitted.best["epoch"], **kept, **content}
     if job.evaluate.last and fitted.history[-1]["epoch"] != fitted.best["epoch"]:
         # Robust overfitting (Rice et al. 2020) shows in the difference; neither is chosen by the test set.
         load_weights(model, path, which="last")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+from atent.optim.average import check_average
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,9 @@ class TrainSettings:
     """How long, in which portions, on what, and which epoch to keep; ValueError for values out of range."""
 
     epochs: int = 10
-    """Passes over the training set."""
+    """Passes over the training set; with minutes, the length that the schedules are written for."""
+    minutes: float | None = None
+    """Time that the steps of the training may take, instead of epochs; schedules are stretched to fit."""
     batch_size: int = 128
     """Samples per step."""
     seed: int = 0
@@ -34,16 +39,35 @@ class TrainSettings:
     """Validation images, and as many training images, measured at each epoch; 0: all of the validation set."""
     validate_every: int = 1
     """Epochs between measurements; the last epoch is always measured."""
+    validations: int = 20
+    """With minutes, in place of validate_every: how many measurements, evenly spread over the time."""
+    average: Literal["none", "ema", "swa"] = "none"
+    """Also average the weights: ema (exponentially, at each step) or swa (the mean of the epochs)."""
+    average_decay: float = 0.995
+    """Share of the old average that a step of ema keeps; less in the first steps."""
+    average_start: float = 0.0
+    """Share of the training before the average begins."""
+    select_weights: Literal["both", "raw", "average"] = "both"
+    """Which weights may be the best: the raw ones, the averaged ones, or both."""
     save_minutes: float = 5.0
     """Minutes between checkpoints inside an epoch (each epoch's end has one); 0: at every step."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every"):
+        for name in ("epochs", "batch_size", "validate_every", "validations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("validate_limit", "save_minutes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        check_average(self.average_decay, self.average_start)
+        if self.average not in ("none", "ema", "swa"):
+            raise ValueError(f"average {self.average!r} is not known: use none, ema or swa")
+        if self.select_weights not in ("both", "raw", "average"):
+            raise ValueError(f"select_weights {self.select_weights!r} is not known: use both, raw or average")
+        if self.average == "none" and self.select_weights == "average":
+            raise ValueError("select_weights average needs an average: give average ema or swa")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
         if self.select not in ("auto", "robust", "natural", "last"):

@@ -1,0 +1,88 @@
+"""Averages of the weights over the training: exponential (EMA), or the mean of the epochs (SWA)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import check_choice, check_number
+
+
+class Average:
+    """An average of a model's parameters and buffers, beside the model, from the share ``start`` of the training on.
+
+    ``ema`` takes in the weights of every step: mean <- d mean + (1 - d) w, d = min(decay, (1 + t) / (10 + t)) after t
+    updates, so that a young mean forgets the first weights fast. ``swa`` is the mean over the weights at the end of
+    each epoch (Izmailov et al. 2018, with one epoch per cycle). The first update of either copies the weights.
+
+    Batch-norm statistics are averaged with the weights; Izmailov et al. measure them anew in a pass over the training
+    set, which is spared here. Integers, such as batch counters, are those of the last update. An update is one
+    ``_foreach`` call and waits for nothing.
+    """
+
+    def __init__(self, model: nn.Module, kind: str, *, decay: float = 0.995, start: float = 0.0) -> None:
+        check_choice("average", kind, ("ema", "swa"))
+        check_average(decay, start)
+        self.kind, self.decay, self.start, self.count = kind, decay, start, 0
+        tensors = [*model.parameters(), *model.buffers()]
+        self._floats = [t.data for t in tensors if t.is_floating_point()]
+        self._others = [t.data for t in tensors if not t.is_floating_point()]
+        self._mean = [t.clone() for t in self._floats]
+        self._last = [t.clone() for t in self._others]
+
+    def after_step(self, progress: float) -> None:
+        """Take in the weights of a step."""
+        if self.kind == "ema" and progress >= self.start:
+            self._update(1.0 - min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 1.0)
+
+    def after_epoch(self, progress: float) -> None:
+        """Take in the weights of an epoch."""
+        if self.kind == "swa" and progress >= self.start:
+            self._update(1.0 / (self.count + 1))
+
+    def _update(self, share: float) -> None:
+        with torch.no_grad():
+            if share == 1.0:
+                _copy(self._mean, self._floats)
+            else:
+                torch._foreach_lerp_(self._mean, self._floats, share)
+            _copy(self._last, self._others)
+        self.count += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights; after, also after an exception, its own again, bit for bit."""
+        own = [t.clone() for t in (*self._floats, *self._others)]
+        try:
+            _copy([*self._floats, *self._others], [*self._mean, *self._last])
+            yield
+        finally:
+            _copy([*self._floats, *self._others], own)
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes."""
+        return {"count": self.count, "mean": self._mean, "last": self._last}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.count = state["count"]
+        _copy(self._mean, state["mean"])
+        _copy(self._last, state["last"])
+
+
+def check_average(decay: float, start: float) -> None:
+    """ValueError for values out of range."""
+    check_number("average_decay", decay, 0)
+    if decay >= 1:
+        raise ValueError(f"average_decay must lie in [0, 1), got {decay}")
+    if not 0 <= start < 1:
+        raise ValueError(f"average_start is a share of the training, in [0, 1), got {start}")
+
+
+def _copy(to: list[Tensor], values: list[Tensor]) -> None:
+    if to:
+        torch._foreach_copy_(to, values)
