@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atent.attacks.base import check_choice
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
-from atent.losses import cross_entropy
+from atent.losses import check_smoothing, cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.threat import Threat
 
@@ -38,10 +38,13 @@ class PGDAT(Method):
     """Mode in which the adversary sees the model: in eval mode, or as the loop trains it (train)."""
     eps_warmup: float = 0.0
     """Share of the training over which eps grows linearly from 0."""
+    label_smoothing: float = 0.0
+    """Share of the label spread over all classes in the loss; the adversary has hard labels, in [0, 1)."""
 
     def __post_init__(self) -> None:
         check_choice("mode", self.mode, ("eval", "train"))
         check_warmup(self.eps_warmup)
+        check_smoothing(self.label_smoothing)
         check_budget(self.threat)
         check_reach(self.threat, self.attack(1.0).resolved_step, f"with steps={self.steps} a step_size of")
 
@@ -61,4 +64,4 @@ class PGDAT(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
         logits = model(aux)
-        return cross_entropy(logits, y).mean(), {"robust": correct(logits, y)}
+        return cross_entropy(logits, y, self.label_smoothing).mean(), {"robust": correct(logits, y)}

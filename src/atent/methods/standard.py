@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from atent.losses import cross_entropy
+from atent.losses import check_smoothing, cross_entropy
 from atent.methods.base import Method, Metrics, State, correct
 
 
@@ -15,8 +15,14 @@ from atent.methods.base import Method, Metrics, State, correct
 class Standard(Method):
     """Mean cross-entropy of the clean batch: the baseline without an adversary."""
 
+    label_smoothing: float = 0.0
+    """Share of the label spread over all classes in the loss, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.label_smoothing)
+
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
         logits = model(x)
-        return cross_entropy(logits, y).mean(), {"natural": correct(logits, y)}
+        return cross_entropy(logits, y, self.label_smoothing).mean(), {"natural": correct(logits, y)}

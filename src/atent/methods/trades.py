@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import check_number
 from atent.attacks.pgd import PGD
-from atent.losses import cross_entropy, kl
+from atent.losses import check_smoothing, cross_entropy, kl
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.threat import Threat
 
@@ -56,6 +56,8 @@ class TRADES(Method):
     """Standard deviation of the Gaussian start around the clean input, in pixel units, above 0."""
     eps_warmup: float = 0.0
     """Share of the training over which eps, and a given step size with it, grows linearly from 0."""
+    label_smoothing: float = 0.0
+    """Share of the label spread over all classes in the clean batch's cross-entropy, in [0, 1)."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
@@ -66,6 +68,7 @@ class TRADES(Method):
         check_number("start_noise", self.start_noise, 0, above=True)
         check_reach(self.threat, self.start_noise, "start_noise")
         check_warmup(self.eps_warmup)
+        check_smoothing(self.label_smoothing)
         check_budget(self.threat)
         check_reach(self.threat, self.attack(1.0).resolved_step, f"with steps={self.steps} a step_size of")
 
@@ -87,7 +90,7 @@ class TRADES(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
         natural = model(x)
-        fit = cross_entropy(natural, y).mean()
+        fit = cross_entropy(natural, y, self.label_smoothing).mean()
         metrics = {"natural": correct(natural, y), "natural_loss": fit.detach()}
         if self.beta == 0:
             return fit, metrics

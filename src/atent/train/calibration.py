@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from atent.data import Data
 from atent.methods import ATENT, AWP, Method
-from atent.methods.calibration import Calibration
+from atent.methods.calibration import Calibration, Setting
 from atent.rng import fold
 from atent.train.settings import TrainSettings
 
@@ -33,7 +33,7 @@ def look(
         rng.manual_seed(fold(settings.seed, "augment", 0, position))
         x, y = data.train.batch(order[position * size : (position + 1) * size])
         parts.append((move(x, rng), y))
-    setting = "noise" if asked.calibrated == "noise" else "gamma"
+    setting: Setting = "noise" if asked.calibrated == "noise" else "gamma"
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return asked.calibrate(
         model.train(), x, y, setting=setting, batch=size, seed=fold(settings.seed, "calibrate")

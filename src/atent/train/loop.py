@@ -146,8 +146,10 @@ def fit(
         clock.elapsed = mark.get("elapsed", 0.0)
         if mean:
             mean.restore(saved["average"])
-        folder.keep_jsonl(path / folder.METRICS, lambda row: row["epoch"] <= mark["epoch"])
-        history = folder.read_jsonl(path / folder.METRICS)
+        # A run that was stopped within its first epoch has none.
+        if (path / folder.METRICS).is_file():
+            folder.keep_jsonl(path / folder.METRICS, lambda row: row["epoch"] <= mark["epoch"])
+            history = folder.read_jsonl(path / folder.METRICS)
         for row in history:
             shelf.add(row)
     elif path is not None:
