@@ -24,6 +24,7 @@ COUNTS = {
     "kw_small": 166_406,
     "kw_resnet": 4_214_850,
     "dm_large": 17_190_602,
+    "two_class": 16_720,
 }
 LARGE = ("wrn_28_10", "wrn_34_10")
 SMALL = [name for name in COUNTS if name not in LARGE]
@@ -72,10 +73,9 @@ def test_parameter_count(name):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_output_shape_and_gradient_reach_on_meta(name):
-    c, h, w = native_shape(name)
     model = meta(name, classes=7)
     with torch.device("meta"):
-        logits = model(torch.rand(3, c, h, w))
+        logits = model(torch.rand(3, *native_shape(name)))
     assert logits.shape == (3, 7)
     logits.sum().backward()
     # a layer that the forward pass never calls breaks distributed training
@@ -121,6 +121,7 @@ def test_forward_of_the_large(name):
         ("kw_resnet", (2, 4, 11)),
         ("dm_large", (1, 28, 28)),
         ("dm_large", (2, 5, 8)),
+        ("two_class", (5,)),
     ],
 )
 def test_other_shapes(name, shape):
@@ -326,6 +327,8 @@ def test_wrn_depth(depth, widen):
         ("kw_small", {"shape": (1, 3, 28)}, ["kw_small", "4 x 4", "(1, 3, 28)"]),
         ("kw_resnet", {"shape": (1, 8, 2)}, ["kw_resnet", "4 x 4", "(1, 8, 2)"]),
         ("resnet20", {"shape": (32, 32)}, ["(c, h, w)", "(32, 32)"]),
+        ("two_class", {"shape": (1, 2, 2)}, ["(d,)", "(1, 2, 2)"]),
+        ("two_class", {"normalize": ((0.5,), (0.5,))}, ["normalize", "two_class"]),
         ("resnet20", {"shape": (0, 32, 32)}, ["(c, h, w)"]),
         ("resnet20", {"shape": (3, 32.0, 32)}, ["(c, h, w)"]),
         ("resnet20", {"classes": 1}, ["classes", "1"]),

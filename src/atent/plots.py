@@ -487,6 +487,92 @@ def security(rows: Sequence[dict], *, title: str | None = None) -> Figure:
     return figure
 
 
+def regions(
+    panels: Mapping[str, Mapping[str, Any]],
+    across: Sequence[float],
+    up: Sequence[float],
+    x: Any,
+    y: Any,
+    *,
+    eps: float,
+    classes: Sequence[str] = ("class 0", "class 1"),
+) -> Figure:
+    """Decision regions of two classes in the plane, a panel for each network, with each point's linf ball as a square.
+
+    `panels`: {title: {"regions": classes (len(up), len(across)) seen at the lattice of `across` and `up`, "stands":
+    bool (n,), whether the network is right on the whole ball}}. `x` (n, 2), `y` (n,) 0 or 1, arrays; `eps` the radius,
+    in the coordinates' units. Balls that do not stand are drawn strongly, the others faintly; class 1 has triangles.
+    Raises ValueError for no panels, or where the sizes disagree.
+    """
+    import numpy
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import ListedColormap
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
+
+    if not panels:
+        raise ValueError("no panels to draw")
+    columns = 2 if len(panels) > 1 else 1
+    lines = math.ceil(len(panels) / columns)
+    figure = _figure(5.6 * columns, 0.8 + 5.4 * lines)
+    places = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
+    colours, size = PALETTE[:2], 2 * eps
+    for axes, (title, panel) in zip(places, panels.items(), strict=False):
+        seen, stands = numpy.asarray(panel["regions"]), numpy.asarray(panel["stands"], dtype=bool)
+        if seen.shape != (len(up), len(across)) or stands.shape != (len(x),) or len(x) != len(y):
+            raise ValueError(
+                f"{title}: regions {seen.shape} on a lattice of {(len(up), len(across))}, {len(stands)} verdicts for"
+                f" {len(x)} points with {len(y)} classes"
+            )
+        tint = ListedColormap([_tint(colour) for colour in colours])
+        axes.pcolormesh(across, up, seen, cmap=tint, vmin=0, vmax=1, shading="nearest", rasterized=True)
+        axes.contour(across, up, seen, levels=[0.5], colors=[_GREY], linewidths=1.2)
+        for kind in (0, 1):
+            for firm in (True, False):
+                chosen = numpy.flatnonzero((numpy.asarray(y) == kind) & (stands == firm))
+                boxes = [Rectangle((x[i][0] - eps, x[i][1] - eps), size, size) for i in chosen]
+                axes.add_collection(
+                    PatchCollection(
+                        boxes, facecolor="none", edgecolor=colours[kind], linewidth=0.5 if firm else 0.9,
+                        alpha=0.25 if firm else 0.9,
+                    )
+                )  # fmt: skip
+            own = numpy.asarray(x)[numpy.asarray(y) == kind]
+            axes.plot(
+                own[:, 0], own[:, 1], linestyle="none", marker="o^"[kind], markersize=3, color=colours[kind],
+                markeredgecolor="white", markeredgewidth=0.3,
+            )  # fmt: skip
+        axes.set_xlim(across[0], across[-1])
+        axes.set_ylim(up[0], up[-1])
+        axes.set_aspect("equal")
+        axes.tick_params(labelsize=_TEXT - 2)
+        axes.set_title(title, fontsize=_TEXT - 1, loc="left")
+    for axes in places[len(panels) :]:
+        axes.remove()
+    for i in range(len(panels)):
+        if i % columns == 0:
+            places[i].set_ylabel("second coordinate", fontsize=_TEXT)
+        if i + columns >= len(panels):
+            places[i].set_xlabel("first coordinate", fontsize=_TEXT)
+    handles = [
+        Line2D([], [], linestyle="none", marker="o^"[kind], color=colours[kind], label=classes[kind]) for kind in (0, 1)
+    ]
+    square = {"linestyle": "none", "marker": "s", "markersize": 11, "markerfacecolor": "none", "color": _GREY}
+    handles += [
+        Line2D([], [], **square, alpha=0.9, markeredgewidth=1.4, label=f"ball of radius {eps:g}, not right throughout"),
+        Line2D([], [], **square, alpha=0.35, markeredgewidth=0.8, label="ball, right throughout"),
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns * 2, frameon=False, fontsize=_TEXT - 1)
+    return figure
+
+
+def _tint(colour: str) -> tuple[float, ...]:
+    """The colour, mixed with four parts of white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.8 + 0.2 * part for part in to_rgb(colour))
+
+
 def _look(i: int) -> dict[str, Any]:
     """Colour and dashes of the line number i, told apart beyond the palette."""
     return {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", (0, (5, 2)), (0, (1, 1.5)))[i // len(PALETTE) % 3]}

@@ -23,6 +23,7 @@ from atent.data.moons import moons
 from atent.data.npz import npz
 from atent.data.settings import DataSettings
 from atent.data.split import Data, Source, Split, split, stratified
+from atent.data.two_class import two_class
 
 __all__ = ["AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Source", "Split", "augment", "from_tensors", "load"]
 
@@ -32,6 +33,7 @@ SOURCES: dict[str, Callable[[str | None], Source]] = {
     "fashion-mnist": fashion_mnist,
     "cifar10": cifar10,
     "moons": moons,
+    "two-class": two_class,
     "npz": npz,
     "folder": folder,
 }

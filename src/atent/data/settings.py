@@ -8,10 +8,12 @@ class DataSettings:
     """Which data set, where it lies, how it is split and augmented. Checked by `atent.data.load`."""
 
     name: str = "digits"
-    """Data set: digits, mnist, fashion-mnist, cifar10, moons, npz (your arrays) or folder (your images)."""
+    """Data set: digits, mnist, fashion-mnist, cifar10, moons, two-class (MNIST's 5 and 8 in the plane, by t-SNE),
+    npz (your arrays) or folder (your images)."""
 
     root: str | None = None
-    """Folder that holds the data (npz: the file itself). Default: $ATENT_DATA_ROOT, else ./data."""
+    """Folder that holds the data (npz: the file itself; two-class: that of MNIST, or the file of the points). Default:
+    $ATENT_DATA_ROOT, else ./data."""
 
     validation: int | None = None
     """Images carved from the training set to select models on. Default: 200 for digits, 1000 for MNIST,

@@ -1,4 +1,5 @@
-"""Networks by name. Every one takes floats in [0, 1] of shape (n, c, h, w) and gives (n, classes) logits."""
+"""Networks by name. Every one takes floats in [0, 1] of shape (n, c, h, w) and gives (n, classes) logits; `two_class`
+takes points (n, d) of any range."""
 
 import inspect
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from .normalize import Normalize
 from .reference import check_output, from_reference
 from .resnet import resnet18, resnet20, resnet110
 from .small_cnn import small_cnn
+from .two_class import two_class
 from .wrn import wrn_28_4, wrn_28_10, wrn_34_10
 
 __all__ = [
@@ -40,6 +42,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         kw_small,
         kw_resnet,
         dm_large,
+        two_class,
     )
 }
 
@@ -54,7 +57,7 @@ def build(
 ) -> nn.Module:
     """The network `name` of `MODELS`, in train mode, with fresh weights from torch's global generator.
 
-    `classes` is at least 2. `shape` is the (c, h, w) of one input, default `native_shape(name)`.
+    `classes` is at least 2. `shape` is the (c, h, w) of one input ((d,) for `two_class`), default `native_shape(name)`.
     `dropout` in [0, 1), default the network's own, goes only to networks that have such a field.
     `normalize` is (mean, std), per channel in pixel units: then the model is a `Sequential` of
     `normalize` and `network`, and its state-dict keys begin with these two names; without it the network
@@ -68,11 +71,15 @@ def build(
     if not isinstance(classes, Integral) or classes < 2:
         raise ValueError(f"classes must be an integer of at least 2, got {classes!r}")
     shape = native_shape(name) if shape is None else tuple(shape)
-    if len(shape) != 3 or not all(isinstance(side, Integral) and side > 0 for side in shape):
-        raise ValueError(
-            f"shape must be three positive integers (c, h, w), got {shape}: for inputs that are no images give your own"
-            " network, as module:function"
+    flat = len(native_shape(name)) == 1
+    if len(shape) != (1 if flat else 3) or not all(isinstance(side, Integral) and side > 0 for side in shape):
+        wanted = "one positive integer (d,)" if flat else "three positive integers (c, h, w)"
+        mend = (
+            "images take another network"
+            if flat
+            else "for inputs that are no images give your own network, as module:function"
         )
+        raise ValueError(f"shape must be {wanted}, got {shape}: {mend}")
     settings = {}
     if dropout is not None:
         if not has_dropout(name):
@@ -81,6 +88,8 @@ def build(
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         settings["dropout"] = dropout
+    if normalize is not None and flat:
+        raise ValueError(f"normalize is for images, {name} takes points: scale them in the data")
     layer = None if normalize is None else Normalize(*normalize)
     if layer is not None and len(layer.mean) != shape[0]:
         raise ValueError(f"normalize is for {len(layer.mean)} channels, the input has {shape[0]}")
@@ -88,8 +97,8 @@ def build(
     return network if layer is None else nn.Sequential(OrderedDict(normalize=layer, network=network))
 
 
-def native_shape(name: str) -> tuple[int, int, int]:
-    """The (c, h, w) that the network `name` was made for. Raises ValueError for an unknown name."""
+def native_shape(name: str) -> tuple[int, ...]:
+    """The (c, h, w), or (d,), that the network `name` was made for. Raises ValueError for an unknown name."""
     return inspect.signature(_find(name)).parameters["shape"].default
 
 

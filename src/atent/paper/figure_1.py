@@ -1,0 +1,462 @@
+"""Figure 1: decision regions in the plane, over seeds, with the adversaries' clamp mended and as released."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent import plots
+from atent import run as folder
+from atent.attacks.base import Oracle
+from atent.attacks.spec import show
+from atent.data import Data, DataSettings
+from atent.data import load as load_data
+from atent.data.two_class import cached
+from atent.guard import guard
+from atent.methods import ATENT, PGDAT, TRADES, Method, Standard
+from atent.methods.base import Metrics, State
+from atent.models import ModelSettings
+from atent.optim import Optimizer, Schedule
+from atent.rng import Batch
+from atent.threat import Threat
+from atent.train import TrainSettings, load
+from atent.train.checkpoint import STATE
+from atent.train.comparison import accuracy, measure
+from atent.train.pipeline import Job, run_job
+from atent.train.subject import EvaluateSettings
+
+NAME = "figure-1"
+GRID = "grid.json"
+
+_UNIT = (0.0, 1.0)
+_SIDE = 41
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the experiment is run."""
+
+    epochs: int
+    seeds: int
+    digits: bool
+    """MNIST's digits 5 and 8 where there are any; otherwise two half-moons."""
+    limit: int | None = None
+    """Training points, as in the data's settings."""
+    test_limit: int | None = None
+    """Test points, likewise."""
+
+
+SCALES = {
+    "smoke": Scale(epochs=3, seeds=1, digits=False, limit=320, test_limit=300),
+    # The network is so small that a laptop runs all of the paper's experiment.
+    "laptop": Scale(epochs=30, seeds=10, digits=True),
+    "paper": Scale(epochs=30, seeds=10, digits=True),
+}
+
+PUBLISHED = {
+    "atent": {"natural": 93.02, "robust": 73.17},
+    "trades": {"natural": 88.55, "robust": 72.63},
+    "pgdat": {"natural": 86.23, "robust": 72.09},
+    "standard": {"natural": 94.63, "robust": 68.52},
+}
+"""The titles of the paper's four panels, per cent; each is one training without a seed."""
+
+LABELS = {
+    "atent": "ATENT",
+    "trades": "TRADES",
+    "pgdat": "PGD",
+    "standard": "plain",
+    "trades-unit": "TRADES, clamped to [0, 1]",
+    "pgdat-unit": "PGD, clamped to [0, 1]",
+}
+
+
+class Stopped(Exception):
+    """The deadline passed; what was done is saved."""
+
+
+@dataclass(frozen=True)
+class Elsewhere(Method):
+    """A method whose adversary clamps every step to a box that the data are not in: the released experiment's mistake.
+
+    The released notebook hands PGD and TRADES coordinates between -10 and 10 and leaves their clamp at [0, 1]. The ball
+    is that around the point, the clamp comes last, so an adversary of a point far from the unit square is the same
+    point of its edge, whatever the gradient. `atent.attacks.PGD` cannot do so, since it refuses points outside the box.
+    """
+
+    threat: Threat
+    """The threat that the network is judged by, in the data's box."""
+    inner: PGDAT | TRADES
+    """The method; its threat has the other box."""
+
+    def adversary(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
+        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x' (n, 2) in the other box, often outside the ball; the model comes back as it was found."""
+        counters = torch.zeros(2, len(x), dtype=torch.int64, device=x.device)
+        with guard(model, mode="eval"):
+            oracle = Oracle(model, *counters, check=False)
+            return self.inner.attack(progress).search(oracle, x, y, Batch(rng)).detach()
+
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
+    ) -> tuple[Tensor, Metrics]:
+        return self.inner.loss(model, x, y, aux, progress=progress, state=state)
+
+
+def methods(threat: Threat) -> dict[str, Method]:
+    """The figure's four methods, and TRADES and PGD as released; 40 steps of eps / 10 everywhere.
+
+    ATENT begins at the point itself, with noise 1e-9, and projects at its last step only: as released.
+    """
+    step = float(threat.eps) / 10
+    unit = replace(threat, box=_UNIT)
+    return {
+        "atent": ATENT(threat, 40, step, gamma=0.0, noise=1e-9, alpha=0.9, start="zero", projection="last"),
+        "trades": TRADES(threat, 40, step, beta=8.0),
+        "pgdat": PGDAT(threat, 40, step, start="corner"),
+        "standard": Standard(),
+        "trades-unit": Elsewhere(threat, TRADES(unit, 40, step, beta=8.0)),
+        "pgdat-unit": Elsewhere(threat, PGDAT(unit, 40, step, start="corner")),
+    }
+
+
+def jobs(scale: Scale, data: DataSettings, threat: Threat) -> dict[str, Job]:
+    """One job per row, seed 0: SGD at 0.01, a tenth of it from epoch 25 on, batches of 32, the last epoch kept."""
+    step = float(threat.eps) / 10
+    return {
+        name: Job(
+            recipe=None,
+            method=method,
+            data=data,
+            model=ModelSettings(name="two_class"),
+            optimizer=Optimizer(lr=0.01, momentum=0.9),
+            # Milestones count from 0: the 25th epoch is the first at the lower rate.
+            schedule=Schedule(kind="multistep", milestones=(24,), factor=0.1),
+            train=TrainSettings(epochs=scale.epochs, batch_size=32, select="last", validate_limit=0, device="cpu"),
+            evaluate=EvaluateSettings(
+                attacks=(
+                    f"PGD(steps=40, step_size={step:g})",
+                    f"PGD(steps=40, step_size={step:g}, restarts=10)",
+                    f"PGD(steps=40, step_size={step:g}, restarts=10, loss=margin)",
+                ),
+                norm=threat.norm, eps=threat.eps, limit=None, batch=1000,
+            ),
+        )
+        for name, method in methods(threat).items()
+    }  # fmt: skip
+
+
+def run_figure_1(
+    scale: str,
+    *,
+    out: str | Path,
+    runs: str | Path,
+    seeds: int | None = None,
+    deadline: float | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train and judge what is missing, and write figure-1.json, .md and, once seed 0 is there, .png into ``out``.
+
+    ``scale`` is smoke (two half-moons, 3 epochs, one seed), laptop or paper (both the paper's points, network and
+    epochs, 10 seeds); without MNIST the half-moons stand in, at a rescaled radius, and the result says so. ``seeds``
+    replaces the number of seeds. Run folders lie in runs/figure-1/; finished ones are used again. Once
+    `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files tell what is done, and
+    the same call goes on. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
+    Raises ValueError, in one line, for an unknown scale, a number of seeds below 1, or a run folder of other settings.
+    """
+    if scale not in SCALES:
+        raise ValueError(folder.unknown("scale", scale, SCALES))
+    plan = SCALES[scale]
+    count = plan.seeds if seeds is None else seeds
+    if count < 1:
+        raise ValueError(f"seeds must be at least 1, got {count}")
+    out, place = Path(out), Path(runs) / NAME / scale
+    settings, threat = _data(plan, Path(runs) / NAME, say)
+    plans = jobs(plan, settings, threat)
+    threads = torch.get_num_threads()
+    # Kernels of a few microseconds only lose by being shared out.
+    torch.set_num_threads(1)
+    try:
+        for seed in range(count):
+            for name, job in plans.items():
+                _make(replace(job, train=replace(job.train, seed=seed)), _path(place, name, seed), deadline, say)
+    except Stopped:
+        say(f"{NAME}: stopped at the time limit; the same command goes on")
+    finally:
+        torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    folder.write_json(out / f"{NAME}.json", _content(scale, plans, place, count, load_data(settings), threat))
+    # What is returned and told is what is stored.
+    content = folder.read_json(out / f"{NAME}.json")
+    folder.write_atomic(out / f"{NAME}.md", markdown(content))
+    _draw(out / f"{NAME}.png", content, place, load_data(settings), threat)
+    return content
+
+
+def exhaustive(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, side: int = _SIDE) -> Tensor:
+    """bool (n,): whether every point of a side x side grid over each point's linf ball, cut by the box, is rightly
+    classified. In the plane this is nearly the exact answer, and no gradient can mislead it."""
+    line = torch.linspace(-1, 1, side, dtype=x.dtype)
+    grid = float(threat.eps) * torch.cartesian_prod(line, line)
+    stands = []
+    with guard(model), torch.no_grad():
+        for some, label in zip(x.split(64), y.split(64)):
+            points = threat.clamp(some[:, None] + grid)
+            right = model(points.flatten(0, 1)).argmax(1).view(len(some), -1) == label[:, None]
+            stands.append(right.all(1))
+    return torch.cat(stands)
+
+
+def out_of_reach(x: Tensor, eps: float, box: tuple[float, float] = _UNIT) -> Tensor:
+    """bool (n,): points whose linf ball of radius eps does not meet the box: an adversary clamped to it leaves it."""
+    return (x - x.clamp(*box)).abs().amax(1) > eps
+
+
+# ---- one run ---------------------------------------------------------------------------------------------
+
+
+def _data(plan: Scale, place: Path, say: Callable[[str], None]) -> tuple[DataSettings, Threat]:
+    """The data's settings, and the threat in their box: eps 1 for the digits, 0.2 for the half-moons."""
+    if plan.digits:
+        try:
+            points = cached(place)
+        except FileNotFoundError as error:
+            say(f"{NAME}: {error}; two half-moons stand in")
+        else:
+            settings = DataSettings(name="two-class", root=str(points), limit=plan.limit, test_limit=plan.test_limit)
+            return settings, Threat("linf", 1.0, load_data(settings).box)
+    settings = DataSettings(name="moons", limit=plan.limit, test_limit=plan.test_limit)
+    return settings, Threat("linf", 0.2, load_data(settings).box)
+
+
+def _path(place: Path, name: str, seed: int) -> Path:
+    return place / f"{name}-seed{seed}"
+
+
+def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], None]) -> None:
+    """Train and judge the run at ``path``, go on with it, or leave it where it is finished."""
+    _check(job, path)
+    if (path / folder.EVALUATION).is_file():
+        _grid(path, job)
+        return
+
+    def stop(row: Any = None) -> None:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise Stopped
+
+    stop()
+    started = (path / folder.LAST / STATE).is_file()
+    if not started and path.exists():
+        # A kill before the first epoch's end leaves nothing to go on from.
+        for file in sorted(path.rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()
+    begun = time.perf_counter()
+    run_job(job, path, resume=started, progress=False, report=stop)
+    _grid(path, job)
+    found = folder.read_json(path / folder.EVALUATION)
+    say(
+        f"{path.name}: natural {folder.percent(found['natural'])}, worst of PGD {folder.percent(found['worst'])},"
+        f" {time.perf_counter() - begun:.0f} s"
+    )
+
+
+def _check(job: Job, path: Path) -> None:
+    """ValueError where the run folder was made with other settings."""
+    if (path / folder.CONFIG).is_file():
+        saved, wanted = folder.read_json(path / folder.CONFIG), json.loads(folder.dumps(job.sections()))
+        for section in ("method", "data", "model", "optimizer", "schedule", "train", "evaluate"):
+            # A setting that came later is at its default; where the points lie may change.
+            if any(v != wanted[section].get(k) for k, v in saved[section].items() if k != "root"):
+                raise ValueError(f"{path} was trained with other {section} settings: give another folder for the runs")
+
+
+def _grid(path: Path, job: Job) -> dict[str, Any]:
+    """The share of test points that stand the exhaustive search, computed once."""
+    if (path / GRID).is_file():
+        return folder.read_json(path / GRID)["robust"]
+    data = load_data(job.data)
+    threat = Threat(job.evaluate.norm or "linf", job.evaluate.eps or 0.0, data.box)
+    x, y = data.test.batch(range(len(data.test)))
+    stands = exhaustive(load(path), x, y, threat)
+    robust = folder.share(int(stands.sum()), len(y))
+    folder.write_json(path / GRID, {"side": _SIDE, "robust": robust, "provenance": folder.provenance(device="cpu")})
+    return robust
+
+
+# ---- the result ------------------------------------------------------------------------------------------
+
+
+def _content(
+    scale: str, plans: Mapping[str, Job], place: Path, count: int, data: Data, threat: Threat
+) -> dict[str, Any]:
+    found = {name: _finished(place, name, count, job) for name, job in plans.items()}
+    rows = []
+    for name, made in found.items():
+        measures = {key: asdict(accuracy([m[key] for m in made])) for key in made[0]["keys"]} if made else None
+        rows.append(
+            {
+                "name": name,
+                "label": LABELS[name],
+                "method": plans[name].sections()["method"],
+                "published": PUBLISHED.get(name) if data.name == "two-class" else None,
+                "ours": measures,
+                "seconds_per_training": asdict(measure([m["seconds"] for m in made])) if made else None,
+                "seeds": [{k: v for k, v in m.items() if k != "keys"} for m in made],
+            }
+        )
+    x = data.train.batch(range(len(data.train)))[0]
+    away = out_of_reach(x, float(threat.eps))
+    job = next(iter(plans.values()))
+    return {
+        "name": NAME,
+        "title": "Figure 1: decision regions in the plane",
+        "scale": scale,
+        "complete": all(len(made) == count for made in found.values()),
+        "command": f"atent reproduce {NAME} --scale {scale}",
+        "data": {**data.about, "box": data.box, "threat": show(threat), "eps": float(threat.eps)},
+        "protocol": {
+            "published": "PGD-40, one uniform start, steps of eps / 10",
+            "strong": "the worst of PGD-40, PGD-40 with 10 restarts, and the same on the margin",
+            "grid": f"every point of a {_SIDE} x {_SIDE} grid over the ball",
+            "attacks": job.evaluate.attacks,
+            "epochs": job.train.epochs, "batch_size": job.train.batch_size, "selection": "last epoch",
+            "validation": "held out of the training points for the curves, not to select",
+        },
+        "seeds": count,
+        "out_of_reach": {
+            "what": "training points whose ball misses [0, 1]^2", **folder.share(int(away.sum()), len(away)),
+        },
+        "rows": rows,
+        "gaps": _gaps(found),
+        "provenance": folder.provenance(device="cpu"),
+    }  # fmt: skip
+
+
+def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, Any]]:
+    """What the finished runs of a row say, by seed."""
+    out = []
+    for seed in range(count):
+        path = _path(place, name, seed)
+        if not (path / folder.EVALUATION).is_file():
+            continue
+        evaluation = folder.read_json(path / folder.EVALUATION)
+        shares = {
+            "natural": evaluation["natural"],
+            "published": evaluation["attacks"]["PGD-40"]["robust"],
+            "strong": evaluation["worst"],
+            "grid": _grid(path, job),
+        }
+        seconds = sum(row["seconds"] for row in folder.read_jsonl(path / folder.METRICS))
+        out.append(
+            {
+                "seed": seed, "run": path.name, **shares, "keys": list(shares), "seconds": seconds,
+                "provenance": evaluation["provenance"],
+            }
+        )  # fmt: skip
+    return out
+
+
+def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """ATENT's lead over each row, in points, paired by seed: the spread is that of the training alone, since all are
+    judged on the same points."""
+    ours = {m["seed"]: m for m in found["atent"]}
+    out = []
+    for name, made in found.items():
+        pairs = [(ours[m["seed"]], m) for m in made if m["seed"] in ours]
+        if name == "atent" or not pairs:
+            continue
+        lead = {
+            key: asdict(measure([100 * (a[key]["value"] - b[key]["value"]) for a, b in pairs]))
+            for key in made[0]["keys"]
+        }
+        told = PUBLISHED.get(name)
+        published = told and {key: PUBLISHED["atent"][key] - told[key] for key in told}
+        out.append({"over": name, "seeds": len(pairs), "published": published, "ours": lead})
+    return out
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The table with its caption."""
+    data, protocol = content["data"], content["protocol"]
+    heads = ["published natural", "published robust", "natural", "PGD-40", "strong", "grid", "s / training"]
+    lines = ["| trained by | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for row in content["rows"]:
+        told = row["published"]
+        cells = [f"{told[key]:.2f}" if told else "-" for key in ("natural", "robust")]
+        if row["ours"]:
+            cells += [_cell(row["ours"][key]) for key in ("natural", "published", "strong", "grid")]
+            cells.append(f"{row['seconds_per_training']['mean']:.0f}")
+        else:
+            cells += ["not reached"] * 5
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    lines += ["", "| ATENT's lead over | published, robust | PGD-40 | strong | grid |", "|---|" + "---:|" * 4]
+    for gap in content["gaps"]:
+        told = gap["published"]
+        shown = [_points(gap["ours"][key]) for key in ("published", "strong", "grid")]
+        told_text = f"{told['robust']:+.2f}" if told and data["name"] == "two-class" else "-"
+        lines.append(f"| {LABELS[gap['over']]} | {told_text} | " + " | ".join(shown) + " |")
+    away, made = content["out_of_reach"], content["provenance"]
+    done = min(len(row["seeds"]) for row in content["rows"])
+    lines += [
+        "",
+        f"Per cent of {data['counts']['test']} test points; mean +- standard deviation over {content['seeds']} seeds"
+        f"{'' if content['complete'] else f', of which {done} are finished in every row'}; in brackets 95 %: the wider,"
+        " end by end, of the t-interval over the seeds and the binomial one of the test points. The lead is paired by"
+        " seed, with the t-interval of the training alone.",
+        f"{data['source']}; {data['counts']['train']} training points, {data['counts']['validation']} held out;"
+        f" {data['threat']}, box [{data['box'][0]:g}, {data['box'][1]:g}], {protocol['epochs']} epochs,"
+        f" {protocol['selection']}. PGD-40: {protocol['published']}. Strong: {protocol['strong']}. Grid:"
+        f" {protocol['grid']}.",
+        f"{folder.percent(away)} of the training points are further from [0, 1]^2 than eps: the released clamp gives"
+        " them an adversary outside their own ball.",
+        f"Scale {content['scale']}; atent {made['version']}, commit {made['commit']}"
+        f"{' with changes' * bool(made['dirty'])}; {made['device_name']}, one thread; `{content['command']}`.",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    spread = "" if cell["sd"] is None else f" +- {100 * cell['sd']:.1f}"
+    return f"{100 * cell['mean']:.1f}{spread} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
+
+
+def _points(cell: Mapping[str, Any]) -> str:
+    if cell["sd"] is None:
+        return f"{cell['mean']:+.1f}"
+    return f"{cell['mean']:+.1f} +- {cell['sd']:.1f} [{cell['low']:+.1f}, {cell['high']:+.1f}]"
+
+
+def _draw(path: Path, content: Mapping[str, Any], place: Path, data: Data, threat: Threat) -> None:
+    """The four panels of seed 0, once they are all trained."""
+    rows = {row["name"]: row for row in content["rows"] if row["name"] in PUBLISHED}
+    if not all(any(m["seed"] == 0 for m in row["seeds"]) for row in rows.values()):
+        return
+    x, y = data.test.batch(range(len(data.test)))
+    eps = float(threat.eps)
+    low, high = x.amin(0) - 1.5 * eps, x.amax(0) + 1.5 * eps
+    across, up = (torch.arange(float(low[i]), float(high[i]), eps / 10) for i in range(2))
+    points = torch.cartesian_prod(across, up)
+    panels = {}
+    for name, row in rows.items():
+        model = load(_path(place, name, 0))
+        with torch.no_grad():
+            regions = model(points).argmax(1).view(len(across), len(up)).T
+        first = next(m for m in row["seeds"] if m["seed"] == 0)
+        title = (
+            f"{row['label']}: natural {100 * first['natural']['value']:.1f} %, PGD-40"
+            f" {100 * first['published']['value']:.1f} %, grid {100 * first['grid']['value']:.1f} %"
+        )
+        panels[title] = {"regions": regions.numpy(), "stands": exhaustive(model, x, y, threat).numpy()}
+    names = [str(name) for name in data.about["class_names"]]
+    words = [f"digit {name}" if name.isdigit() else name for name in names]
+    figure = plots.regions(panels, across.numpy(), up.numpy(), x.numpy(), y.numpy(), eps=eps, classes=words)
+    plots.save(figure, path)
