@@ -434,6 +434,28 @@ def report(args: list[str]) -> int:
     return 0
 
 
+# ---- reproduce -------------------------------------------------------------------------------------------
+
+
+def reproduce(args: list[str]) -> int:
+    """`atent reproduce TABLE`."""
+    import shlex
+
+    from atent import config
+
+    o = config.parse_reproduce(args)
+    limit = o.seconds()
+    from atent.paper.reproduce import reproduce as make
+
+    written = make(
+        o.what, o.scale, build=config.job, read=config.read_recipe, seeds=o.seeds, time_limit=limit, out=o.out,
+        runs=o.runs, only=o.only, progress=not o.quiet, say=lambda line: print(line, flush=True),
+        command=shlex.join(["atent", "reproduce", *args]),
+    )  # fmt: skip
+    print(f"written: {', '.join(map(str, written))}")
+    return 0
+
+
 # ---- recipes ---------------------------------------------------------------------------------------------
 
 
@@ -471,6 +493,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "attack": (attack, "attack a model's test images and keep the results, as arrays and as a picture"),
     "certify": (certify, "prove how far a run's test images can be moved: smoothing, or bounds"),
     "compare": (compare, "train several recipes alike over several seeds, into one table with intervals"),
+    "reproduce": (reproduce, "make the paper's tables and figures again: its figures beside ours"),
     "report": (report, "write one HTML page on runs, for a screen, a phone or paper"),
     "recipes": (recipes, "list the recipes, or print one"),
 }

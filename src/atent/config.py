@@ -421,6 +421,55 @@ def parse_certify(args: list[str]) -> CertifyOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReproduceOptions:
+    """What `atent reproduce` takes."""
+
+    what: tyro.conf.Positional[str]
+    """table-s1, table-s2, table-s3, table-s4, figure-s1, figure-1, finetune, mnist or all."""
+    scale: typing.Literal["smoke", "laptop", "paper"] = "smoke"
+    """smoke: digits, minutes, shows that every part runs; laptop: 5,000 MNIST images and small networks, hours of CPU;
+    paper: the paper's networks, data and epochs, which need an accelerator."""
+    seeds: int | None = None
+    """Trainings of each row; left out: 1, on the laptop 3, for figure-1 its own number."""
+    time_limit: str | None = None
+    """Stop cleanly after this time, such as 9m, 90s or 1h30m; exit status 1, and the same command goes on."""
+    out: str = "results"
+    """Folder for the tables and figures; those of one scale only."""
+    runs: str = "runs/reproduce"
+    """Folder that holds the trained networks and what was measured of them; finished ones are used again."""
+    only: tuple[str, ...] = ()
+    """Train and measure these rows alone, by the key that table-*.json gives them, such as atent."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def seconds(self) -> float | None:
+        """The time limit; UsageError in one line."""
+        if self.time_limit is None:
+            return None
+        parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", self.time_limit.strip())
+        total = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1))) if parts else 0
+        if total < 1:
+            raise UsageError(f"--time-limit {self.time_limit!r} is no time: write it as 9m, 90s or 1h30m")
+        return float(total)
+
+
+def parse_reproduce(args: list[str]) -> ReproduceOptions:
+    """The options of `atent reproduce ...`; UsageError in one line."""
+    about = (
+        "Train what a table of the paper needs, measure it under the published protocol and a sound one, and write the"
+        " table: the paper's figure beside ours with its interval, protocol, scale, number of images, hardware and"
+        " commit. Finished networks and measures are used again, so a long table survives short allocations. Exit"
+        " status: 0 done, 1 failed or out of time, 2 not understood."
+    )
+    words = ["--time_limit" + a[12:] if a.startswith("--time-limit") else a for a in args]
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        raise UsageError(
+            "which table? `atent reproduce table-s1`, or figure-1, mnist, all: see `atent reproduce --help`"
+        )
+    return _cli(ReproduceOptions, words, "atent reproduce", about)
+
+
+@dataclasses.dataclass(frozen=True)
 class ReportOptions:
     """What `atent report` takes."""
 

@@ -573,6 +573,77 @@ def _tint(colour: str) -> tuple[float, ...]:
     return tuple(0.8 + 0.2 * part for part in to_rgb(colour))
 
 
+def cost(
+    lines: Mapping[str, tuple[Sequence[tuple[float, float]], tuple[float, float]]], others: Mapping[str, float]
+) -> Figure:
+    """Seconds per epoch against the Langevin steps K, with the fitted line of each, and levels of other methods.
+
+    `lines`: {name: (points (K, seconds), (slope, intercept))}; `others`: {name: seconds}, drawn as dashed levels.
+    Raises ValueError where there is no line.
+    """
+    if not lines:
+        raise ValueError("no times to draw")
+    figure = _figure(8, 5.2)
+    axes = figure.subplots()
+    _axes(axes)
+    most = max(k for points, _ in lines.values() for k, _ in points)
+    for i, (name, (points, (slope, intercept))) in enumerate(lines.items()):
+        colour = PALETTE[i % len(PALETTE)]
+        axes.plot([0, most], [intercept, intercept + slope * most], color=colour, linewidth=1.5)
+        axes.plot(*zip(*points), color=colour, marker="o", markersize=7, linestyle="none", label=name)
+    for i, (name, seconds) in enumerate(others.items(), start=len(lines)):
+        axes.axhline(seconds, color=PALETTE[i % len(PALETTE)], linestyle=(0, (4, 2)), label=name)
+    axes.set_xlim(0, 1.05 * most)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("Langevin steps K")
+    axes.set_ylabel("seconds per epoch")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=_TEXT - 1)
+    return figure
+
+
+def characteristics(rows: Sequence[dict], *, decay: int | None = None, title: str | None = None) -> Figure:
+    """Benign and robust accuracy (%) against epoch, in training (dashed), on the test set (solid) and on the validation
+    split (dotted).
+
+    `rows`: `epoch` and, as fractions, each optional, `train_natural`, `train_robust` and the same for `test` and
+    `validation`; `test_natural_low` / `_high` and the same for robust draw a band. `decay`: the first epoch at a lower
+    rate, marked. Raises ValueError for no rows or values that are no fractions.
+    """
+    if not rows:
+        raise ValueError("no rows to draw")
+    figure = _figure(9, 5.4)
+    axes = figure.subplots()
+    _axes(axes)
+    dashes: dict[str, Any] = {"train": (0, (4, 2)), "test": "-", "validation": (0, (1, 1.5))}
+    for kind, colour in _COLOUR.items():
+        for split, style in dashes.items():
+            epochs, values = _series(list(rows), f"{split}_{kind}", "")
+            if epochs:
+                name = f"{'benign' if kind == 'natural' else kind}, {split}"
+                axes.plot(
+                    epochs, values, color=colour, linestyle=style, linewidth=2 if split == "test" else 1.5, label=name,
+                    marker="o" if len(epochs) <= 12 and split == "test" else None, markersize=4, clip_on=False,
+                )  # fmt: skip
+        both = [row for row in rows if row.get(f"test_{kind}_low") is not None]
+        if both:
+            epochs, low = _series(both, f"test_{kind}_low", "")
+            _, high = _series(both, f"test_{kind}_high", "")
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+    if decay is not None:
+        axes.axvline(decay, color=_GREY, linestyle=":", linewidth=1.5, label="lower rate from here")
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy (%)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if title:
+        axes.set_title(title, fontsize=_TEXT, loc="left")
+    legend = figure.legend(
+        loc="outside lower center", ncols=3, frameon=False, fontsize=_TEXT - 1, title="bands: 95 % intervals"
+    )
+    legend.get_title().set(color=_GREY, fontsize=_TEXT - 2)
+    return figure
+
+
 def _look(i: int) -> dict[str, Any]:
     """Colour and dashes of the line number i, told apart beyond the palette."""
     return {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", (0, (5, 2)), (0, (1, 1.5)))[i // len(PALETTE) % 3]}

@@ -190,8 +190,11 @@ def _plan_differs(saved: dict[str, Any], plan: Plan, build: Build) -> str:
     return ""
 
 
-def _differs(saved: dict[str, Any], job: Job, build: Build) -> str:
-    """The first setting in which a saved configuration differs from ``job``: "train.epochs 1, not 2"; "" for none."""
+def _differs(saved: dict[str, Any], job: Job, build: Build, aside: tuple[str, ...] = ()) -> str:
+    """The first setting in which a saved configuration differs from ``job``: "train.epochs 1, not 2"; "" for none.
+
+    The sections ``aside`` do not count.
+    """
     sections = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
     try:
         old = _flat(build({s: saved[s] for s in sections}, saved["recipe"]))
@@ -199,7 +202,7 @@ def _differs(saved: dict[str, Any], job: Job, build: Build) -> str:
         return f"not to be read: {str(error).splitlines()[0]}"
     new = _flat(job)
     for key in [*new, *(k for k in old if k not in new)]:
-        if old.get(key) != new.get(key):
+        if key.partition(".")[0] not in aside and old.get(key) != new.get(key):
             return f"{key} {_word(old.get(key))}, not {_word(new.get(key))}"
     return ""
 
@@ -219,8 +222,11 @@ def _flat(job: Job) -> dict[str, Any]:
     return {"method.name": plain["method"]["name"], **dict(walk(plain, ""))}
 
 
-def state(run: Run, build: Build) -> str:
-    """new, started or finished; ValueError, in one line, where the folder holds something else."""
+def state(run: Run, build: Build, aside: tuple[str, ...] = ()) -> str:
+    """new, started or finished; ValueError, in one line, where the folder holds something else.
+
+    Settings of the sections ``aside`` may differ.
+    """
     path = run.path
     if not path.exists():
         return "new"
@@ -229,7 +235,7 @@ def state(run: Run, build: Build) -> str:
         if path.is_dir() and all(p.name.startswith(".") for p in path.iterdir()):
             return "new"
         raise FileExistsError(f"{path} exists and is no run folder: choose another --name")
-    differs = _differs(folder.read_json(path / folder.CONFIG), run.job, build)
+    differs = _differs(folder.read_json(path / folder.CONFIG), run.job, build, aside)
     if differs:
         raise ValueError(f"{path} was trained with other settings ({differs}): choose another --name")
     if (path / folder.EVALUATION).is_file():

@@ -1,0 +1,294 @@
+"""Train what a table needs, measure each network once, and go on where an earlier command stopped.
+
+A network is a run folder, runs/SCALE/NAME-seedK; beside its weights, measures.json keeps what was measured of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from atent import run as folder
+from atent.attacks import ATTACKS
+from atent.attacks.spec import parse
+from atent.certify import Draws, certify_run
+from atent.evaluate import evaluate
+from atent.paper.scales import Scale
+from atent.paper.tables import Measure, Table, Training
+from atent.progress import Advance, bar
+from atent.train.certificate import certify_folder, fingerprint
+from atent.train.compare import Build, Run, state
+from atent.train.interrupt import Interrupted
+from atent.train.pipeline import Job, Say, run_job
+from atent.train.subject import Subject, subject
+
+MEASURES = "measures.json"
+
+# Few enough that a time limit is kept, and that little is lost by a kill.
+_STRONG_BATCH = 50
+
+Read = Callable[[str], dict[str, Any]]
+"""read(recipe): its tables."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and for how long the work is done."""
+
+    scale: Scale
+    runs: Path
+    build: Build
+    read: Read
+    deadline: float | None = None
+    """Of `time.monotonic`; None: no limit."""
+    progress: bool = False
+    say: Say = lambda line: None
+    asked: Callable[[], bool] = lambda: False
+    """Whether Ctrl-C or SIGTERM came."""
+
+    def check(self) -> None:
+        """Interrupted once the time is up or somebody asked to stop."""
+        if self.late():
+            raise Interrupted("time is up: the same command goes on")
+        if self.asked():
+            raise Interrupted("interrupted: the same command goes on")
+
+    def late(self) -> bool:
+        """Whether the time is up."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def path(self, training: Training, seed: int) -> Path:
+        """The run folder of a training."""
+        return self.runs / self.scale.name / f"{training.name}-seed{seed}"
+
+
+# ---- networks ----------------------------------------------------------------------------------------------
+
+
+def job(bench: Bench, training: Training, seed: int) -> Job:
+    """The job of a training: its recipe with the scale's changes and its own. ValueError as the recipes raise it."""
+    tables = bench.read(training.recipe)
+    for changes in (bench.scale.changes, training.changes):
+        for section, values in changes.items():
+            tables[section] = {**tables.get(section, {}), **values}
+    tables["train"] = {**tables.get("train", {}), "seed": seed}
+    # What the networks are judged by is the table's business.
+    tables["evaluate"] = {**tables.get("evaluate", {}), "attacks": [], "limit": 1000, "last": False}
+    if training.after is not None:
+        tables["model"] = {**tables.get("model", {}), "weights": str(bench.path(training.after, seed))}
+    return bench.build(tables, training.recipe)
+
+
+def run_of(bench: Bench, training: Training, seed: int) -> Run:
+    """The run of a training, as `atent compare` has it."""
+    return Run(training.recipe, job(bench, training, seed), bench.path(training, seed))
+
+
+def stage(run: Run, build: Build) -> str:
+    """new, started or finished; how the network is judged does not count, so that a run made by hand may be used."""
+    try:
+        return state(run, build, aside=("evaluate",))
+    except (ValueError, FileExistsError) as error:
+        raise type(error)(str(error).replace("choose another --name", "choose other --runs")) from None
+
+
+def train(
+    bench: Bench, training: Training, seed: int, look: Callable[[Path, dict[str, Any]], None] | None = None
+) -> Path:
+    """The finished run of a training, made if it is not there; Interrupted, with the state saved, when time is up.
+
+    ``look`` is called with the run folder and the row of each epoch.
+    """
+    run = run_of(bench, training, seed)
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    with _turn(bench, run.path):
+        found = stage(run, bench.build)
+        if found == "finished":
+            return run.path
+        bench.check()
+        if found == "new" and run.path.exists():
+            shutil.rmtree(run.path)
+        begun = time.monotonic()
+        bench.say(f"train    {run.path.name}" + (" (goes on)" if found == "started" else ""))
+        report = None if look is None else lambda row: look(run.path, row)
+        try:
+            with alarm(bench.deadline):
+                run_job(run.job, run.path, resume=found == "started", progress=bench.progress, report=report)
+        except Interrupted:
+            bench.check()
+            raise Interrupted("interrupted: the same command goes on") from None
+        bench.say(f"         {time.monotonic() - begun:.0f} s")
+    return run.path
+
+
+@contextmanager
+def alarm(deadline: float | None) -> Iterator[None]:
+    """Ask the training loop to save and stop at ``deadline``, as SIGTERM would."""
+    if deadline is None:
+        yield
+        return
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), signal.raise_signal, (signal.SIGTERM,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _turn(bench: Bench, path: Path) -> Iterator[None]:
+    """Hold a run against other commands; one that is held is waited for."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR)
+    try:
+        told = False
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    bench.say(f"wait     {path.name} is in use by another command")
+                told = True
+                bench.check()
+                time.sleep(0.2)
+        yield
+    finally:
+        os.close(handle)
+
+
+# ---- measures ----------------------------------------------------------------------------------------------
+
+
+def measured(path: Path) -> dict[str, Any]:
+    """What was measured of a run, by `Measure.key`."""
+    return folder.read_json(path / MEASURES) if (path / MEASURES).is_file() else {}
+
+
+def measure(bench: Bench, path: Path, wanted: Sequence[Measure]) -> None:
+    """Measure what is not measured yet of the run at ``path``.
+
+    Interrupted when time is up; the same call goes on.
+    """
+    with _turn(bench, path):
+        left = {m.key: m for m in wanted if m.key not in measured(path)}
+        if not left:
+            return
+        who = subject(str(path), attacks=())
+        for key, m in left.items():
+            bench.check()
+            begun = time.monotonic()
+            found = _MEASURES[m.kind](bench, who, m)
+            found["provenance"] = folder.provenance(seed=0, device=who.test()[0].device)
+            folder.write_json(path / MEASURES, {**measured(path), key: found})
+            value = found.get("share") or found["certified"]
+            bench.say(f"measure  {path.name}, {key}: {folder.percent(value)}, {time.monotonic() - begun:.0f} s")
+
+
+def _accuracy(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
+    x, y, ids = _first(who, m).test()
+    attacks = {"attack": parse(m.attack, None, ATTACKS)} if m.kind == "attack" else {}
+    strong = any(attack.parts() for attack in attacks.values())
+    part = who.place / f"measure-{_short(m)}.jsonl"
+    with bar(len(x) * (4 if strong else 1), who.name, enabled=bench.progress) as advance:
+        found = evaluate(
+            who.model, x, y, attacks, ids=ids, batch=_STRONG_BATCH if strong else 250, cascade=False,
+            resume=part if attacks else None, advance=_watched(bench, advance),
+        )  # fmt: skip
+    with suppress(FileNotFoundError):
+        part.unlink()
+    if not attacks:
+        return {"share": found.natural}
+    result = found.attacks["attack"]
+    return {"share": result["robust"], **{k: result[k] for k in ("attack", "threat", "seconds")}}
+
+
+def _smoothing(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
+    x, y, ids = _first(who, m).test()
+    draws = Draws(m.sigma, n=m.draws)
+    about = {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
+    total = len(x) * (draws.n0 + draws.n)
+    with bar(total, who.name, enabled=bench.progress) as advance:
+        found = certify_run(
+            who.model, x, y, draws, ids=ids, path=who.place / f"certificate-{_short(m)}.csv", about=about,
+            advance=_watched(bench, advance),
+        )  # fmt: skip
+    content = found.to_json([float(m.radius)])
+    (at,) = content["certified"]
+    shares = {"natural": content["natural"], "smoothed": content["smoothed"], "certified": at["share"]}
+    return {**shares, "seconds": content["seconds_per_image"], "draws": asdict(draws), "radius": at["radius"]}
+
+
+def _bounds(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
+    _, content, _ = certify_folder(
+        who.place, method=m.method, radii=[m.radius], norm="linf", limit=m.n, progress=bench.progress
+    )
+    (at,) = content["certified"]
+    return {"natural": content["natural"], "certified": at["share"], "seconds": at["seconds_per_image"]}
+
+
+_MEASURES: dict[str, Callable[[Bench, Subject, Measure], dict[str, Any]]] = {
+    "natural": _accuracy, "attack": _accuracy, "smoothing": _smoothing, "bounds": _bounds,
+}  # fmt: skip
+
+
+def _short(m: Measure) -> str:
+    """A name for files of a measure."""
+    return hashlib.sha256(m.key.encode()).hexdigest()[:10]
+
+
+def _first(who: Subject, m: Measure) -> Subject:
+    return replace(who, settings=replace(who.settings, limit=m.n))
+
+
+def _watched(bench: Bench, advance: Advance) -> Advance:
+    def watched(amount: int, text: str = "") -> None:
+        advance(amount, text)
+        bench.check()
+
+    return watched
+
+
+# ---- a table -----------------------------------------------------------------------------------------------
+
+
+def make(bench: Bench, table: Table, seeds: Sequence[int], only: Sequence[str] = ()) -> None:
+    """Train and measure everything of a table, or of its rows ``only``, seed by seed."""
+    for seed in seeds:
+        for training, wanted in needed(table, only).items():
+            name = next(t for t in table.trainings() if t.name == training)
+            measure(bench, train(bench, name, seed), wanted)
+
+
+def needed(table: Table, only: Sequence[str] = ()) -> Mapping[str, list[Measure]]:
+    """What is measured of each training, in the order of training; those that another begins with may have none."""
+    out: dict[str, list[Measure]] = {}
+
+    def add(training: Training) -> list[Measure]:
+        if training.after is not None:
+            add(training.after)
+        return out.setdefault(training.name, [])
+
+    for row in table.rows():
+        if only and row.key not in only:
+            continue
+        for cell in row.cells.values():
+            if cell.training is not None and cell.measure is not None:
+                kept = add(cell.training)
+                if cell.measure.key not in [m.key for m in kept]:
+                    kept.append(cell.measure)
+    return out

@@ -1,0 +1,254 @@
+"""`atent reproduce`: from the name of a table to its files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from atent import run as folder
+from atent.paper import engine, result, timing, training_curves
+from atent.paper.engine import Bench, Read
+from atent.paper.scales import SCALES
+from atent.paper.tables import NAMES, TABLES, Table
+from atent.train.compare import Build
+from atent.train.comparison import measure
+from atent.train.interrupt import Interrupted, stop_requests
+from atent.train.pipeline import Say
+
+
+def reproduce(
+    what: str,
+    scale: str,
+    *,
+    build: Build,
+    read: Read,
+    seeds: int | None = None,
+    time_limit: float | None = None,
+    out: str | Path = "results",
+    runs: str | Path = "runs/reproduce",
+    only: Sequence[str] = (),
+    progress: bool = True,
+    say: Say = lambda line: None,
+    command: str = "",
+) -> list[Path]:
+    """Make ``what``, one of `NAMES` or "all", at ``scale``, and return the files written in ``out``.
+
+    Networks are trained and measured once, in ``runs``, and used again by other tables and later calls. After
+    ``time_limit`` seconds, Ctrl-C or SIGTERM everything is saved, what is measured is written, and Interrupted says
+    that the same command goes on. ``only`` names rows of a table to train and measure. ValueError, in one line, for
+    names that are not known, and where ``out`` holds a result of another scale.
+    """
+    begun = time.monotonic()
+    if scale not in SCALES:
+        raise ValueError(folder.unknown("scale", scale, SCALES))
+    if what != "all" and what not in NAMES:
+        raise ValueError(folder.unknown("table", what, (*NAMES, "all")))
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    size, out, names = SCALES[scale], Path(out), NAMES if what == "all" else (what,)
+    if only:
+        _check_rows(what, [row.key for row in TABLES[what](size).rows()] if what in TABLES else [], only)
+    for name in names:
+        _check_place(out / f"{name}.json", scale)
+    chosen = tuple(range(size.seeds if seeds is None else seeds))
+    written: list[Path] = []
+    with stop_requests() as asked:
+        bench = Bench(
+            size, Path(runs), build, read, None if time_limit is None else begun + time_limit, progress, say, asked
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            say(f"{name}, scale {scale}")
+            stopped = None
+            try:
+                if name == "figure-1":
+                    written += _figure_1(bench, out, seeds)
+                    continue
+                _MAKE.get(name, _make_table)(bench, name, chosen, only)
+            except Interrupted as stop:
+                stopped = stop
+            if name != "figure-1":
+                written += _WRITE.get(name, _write_table)(bench, name, chosen, out, command)
+            if stopped is not None:
+                raise stopped
+    return written
+
+
+def _check_rows(what: str, rows: Sequence[str], only: Sequence[str]) -> None:
+    if not rows:
+        raise ValueError(f"--only names rows of one of {', '.join(TABLES)}, not of {what}: leave it out")
+    for row in only:
+        if row not in rows:
+            raise ValueError(folder.unknown(f"row of {what}", row, rows))
+
+
+def _check_place(path: Path, scale: str) -> None:
+    if path.is_file():
+        held = folder.read_json(path).get("scale")
+        if held != scale:
+            raise ValueError(f"{path} holds scale {held}: choose another --out, such as {path.parent / scale}")
+
+
+# ---- tables of trained networks ------------------------------------------------------------------------------
+
+
+def _make_table(bench: Bench, name: str, seeds: Sequence[int], only: Sequence[str]) -> None:
+    engine.make(bench, TABLES[name](bench.scale), seeds, only)
+
+
+def _write_table(bench: Bench, name: str, seeds: Sequence[int], out: Path, command: str) -> list[Path]:
+    table = TABLES[name](bench.scale)
+    content = {**result.collect(bench, table, seeds), "command": command}
+    return _write(content, out, result.markdown(content), _DRAW.get(name, _draw_bars)(content, table))
+
+
+def _write(content: dict[str, Any], out: Path, text: str, figure: Any) -> list[Path]:
+    from atent import plots
+
+    name = content["name"]
+    folder.write_json(out / f"{name}.json", content)
+    folder.write_atomic(out / f"{name}.md", text)
+    files = [out / f"{name}.md", out / f"{name}.json"]
+    if figure is not None:
+        plots.save(figure, out / f"{name}.png")
+        files.append(out / f"{name}.png")
+    return files
+
+
+def _draw_bars(content: dict[str, Any], table: Table) -> Any:
+    """Each accuracy with its interval, by row; only ours."""
+    from atent import plots
+
+    shown: dict[str, dict[str, dict[str, Any]]] = {}
+    for block in content["blocks"]:
+        labels = {column["key"]: column["label"].removesuffix(" (%)") for column in block["columns"]}
+        for row in block["rows"]:
+            cells = {
+                labels[key]: c["ours"] for key, c in row["cells"].items() if c["ours"] and c["ours"]["unit"] == "%"
+            }
+            if cells:
+                label = row["label"] if len(content["blocks"]) == 1 else f"{row['label']}, {block['title']}"
+                shown[label] = cells
+    return plots.dots(shown) if shown else None
+
+
+def _draw_sweep(content: dict[str, Any], table: Table) -> Any:
+    """Table S3 against the radius, a line for each attack."""
+    from atent import plots
+    from atent.threat import radius
+
+    ((block,), (described,)) = (content["blocks"], table.blocks)
+    rows = []
+    for row, cells in zip(block["rows"], described.rows, strict=True):
+        natural = row["cells"]["natural"]["ours"]
+        for key, c in row["cells"].items():
+            attack = cells.cells[key].measure
+            if key == "natural" or natural is None or c["ours"] is None or attack is None:
+                continue
+            r = radius(attack.attack.rpartition("eps=")[2].removesuffix(")"))
+            share = {end: c["ours"][end] for end in ("value", "low", "high", "n")}
+            name = f"{row['label'].partition(',')[0]}, n = {share['n']:,}"
+            rows.append(
+                {"attack": name, "norm": "linf", "radius": r, "natural": natural, "robust": share, "monotone": share}
+            )
+    return plots.security(rows, title=f"{content['title']}, scale {content['scale']}") if rows else None
+
+
+_DRAW: dict[str, Callable[[dict[str, Any], Table], Any]] = {"table-s3": _draw_sweep}
+
+
+# ---- Table S4 ------------------------------------------------------------------------------------------------
+
+
+def _make_times(bench: Bench, name: str, seeds: Sequence[int], only: Sequence[str]) -> None:
+    for norm in timing.NORMS:
+        timing.timed(bench, norm)
+
+
+def _write_times(bench: Bench, name: str, seeds: Sequence[int], out: Path, command: str) -> list[Path]:
+    found = {norm: timing.kept(bench, norm) for norm in timing.NORMS}
+    labels = {"atent-10": "ATENT (K = 10)", "atent-5": "ATENT (K = 5)", "trades": "TRADES", "pgdat": "PGD"}
+    labels |= {f"atent-{k}": f"ATENT (K = {k})" for k in timing.K}
+    rounds, batches = bench.scale.timed
+    protocol = f"mean +- sd of {rounds} interleaved rounds of {batches} batches, scaled to an epoch"
+    rows = []
+    for key, label in labels.items():
+        cells = {}
+        for norm, times in found.items():
+            mine = None
+            if times is not None:
+                mine = result.ours(
+                    measure(times["rows"][key]["seconds"]), unit="s", n=None, seeds=[0], protocol=protocol,
+                    scale=bench.scale.name, provenance=[times["provenance"]],
+                )  # fmt: skip
+            cells[norm] = result.cell("table-s4", key, norm, mine, result.NOT_YET)
+        rows.append({"key": key, "label": label, "published": _printed("table-s4", key), "made": None, "cells": cells})
+    columns = [
+        {"key": norm, "label": f"{norm} (s / epoch)", "protocol": protocol if norm == "l2" else f"{protocol}"}
+        for norm in found
+    ]
+    done = {norm: times for norm, times in found.items() if times is not None}
+    content = {
+        **result.head(bench, name, "Table S4: seconds per epoch"),
+        "blocks": [{"title": "", "columns": columns, "rows": rows}],
+        "fit": {norm: times["fit"] for norm, times in done.items()},
+        "ratio": {norm: timing.ratio(times) for norm, times in done.items()},
+        "timings": done,
+    }
+    content = {**result.finish(content, [0]), "command": command}
+    content["interval"] = "mean +- standard deviation over the rounds"
+    extra = []
+    for norm, times in done.items():
+        line, row = times["fit"], times["rows"]["atent-10"]
+        extra += [
+            "",
+            f"{norm}: {row['model']}, batches of {row['batch_size']}, {row['batches_per_epoch']} per epoch; ATENT costs"
+            f" {line['slope']:.4g} K + {line['intercept']:.4g} s per epoch (R^2 = {line['r2']:.4f} over K ="
+            f" {', '.join(map(str, line['K']))}); K = 10 by K = 5: {timing.ratio(times):.2f} times",
+        ]
+    figure = timing.figure(list(done.values())) if done else None
+    return _write(content, out, result.markdown(content, extra), figure)
+
+
+def _printed(table: str, row: str) -> dict[str, str] | None:
+    from atent.paper.published import published
+
+    source = published()[table].rows.get(row)
+    return {key: getattr(source, key) for key in ("label", "network", "settings", "source")} if source else None
+
+
+# ---- the figures ---------------------------------------------------------------------------------------------
+
+
+def _make_curves(bench: Bench, name: str, seeds: Sequence[int], only: Sequence[str]) -> None:
+    training_curves.make(bench, seeds)
+
+
+def _write_curves(bench: Bench, name: str, seeds: Sequence[int], out: Path, command: str) -> list[Path]:
+    found = training_curves.collect(bench, seeds)
+    content = {**training_curves.content(bench, found, seeds), "command": command}
+    figure = training_curves.figure(content) if found["epochs"] else None
+    return _write(content, out, training_curves.markdown(content), figure)
+
+
+def _figure_1(bench: Bench, out: Path, seeds: int | None) -> list[Path]:
+    """Figure 1 has an experiment of its own."""
+    from atent.paper.figure_1 import run_figure_1
+
+    content = run_figure_1(
+        bench.scale.name, out=out, runs=bench.runs, seeds=seeds, deadline=bench.deadline, say=bench.say
+    )
+    bench.check()
+    if not content["complete"]:
+        raise Interrupted("figure-1 is not complete: the same command goes on")
+    return [path for path in (out / f"figure-1.{kind}" for kind in ("md", "json", "png")) if path.is_file()]
+
+
+_MAKE: dict[str, Callable[[Bench, str, Sequence[int], Sequence[str]], None]] = {
+    "table-s4": _make_times, "figure-s1": _make_curves,
+}  # fmt: skip
+_WRITE: dict[str, Callable[[Bench, str, Sequence[int], Path, str], list[Path]]] = {
+    "table-s4": _write_times, "figure-s1": _write_curves,
+}  # fmt: skip

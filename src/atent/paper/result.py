@@ -1,0 +1,216 @@
+"""What a table of ours says: the published figure beside ours, cell by cell, as plain values and as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from atent.paper.engine import Bench, measured, run_of, stage
+from atent.paper.published import published, value
+from atent.paper.tables import Cell, Row, Table
+from atent.train.comparison import INTERVAL, accuracy, measure
+from atent.train.comparison import Cell as Spread
+
+NOT_REACHED = "not reached"
+NOT_YET = "not measured yet"
+
+
+def collect(bench: Bench, table: Table, seeds: Sequence[int]) -> dict[str, Any]:
+    """The content of a table's JSON, from the finished runs; what is not measured yet says so, and so does what this
+    scale cannot reach."""
+    content: dict[str, Any] = {**head(bench, table.name, table.title), "blocks": []}
+    for block in table.blocks:
+        columns = [asdict(column) for column in block.columns]
+        rows = [_row(bench, row, block.columns, seeds) for row in block.rows]
+        content["blocks"].append({"title": block.title, "columns": columns, "rows": rows})
+    return finish(content, seeds)
+
+
+def head(bench: Bench, name: str, title: str) -> dict[str, Any]:
+    """What every result of a scale begins with."""
+    return {"name": name, "title": title, "scale": bench.scale.name, "about": bench.scale.about}
+
+
+def finish(content: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """The content with what its cells have in common: completeness, seeds, machines, commits; plain values."""
+    cells = [cell for block in content["blocks"] for row in block["rows"] for cell in row["cells"].values()]
+    ours = [cell["ours"] for cell in cells if cell["ours"] is not None]
+    content |= {
+        "seeds": list(seeds),
+        "complete": all(cell["ours"] is not None or cell["why"] != NOT_YET for cell in cells)
+        and all(cell["seeds"] == list(seeds) for cell in ours if cell["unit"] == "%"),
+        "interval": INTERVAL if len(seeds) > 1 else "95 % intervals, exact binomial; one seed: no standard deviation",
+        "hardware": list(dict.fromkeys(h for cell in ours for h in cell["hardware"])),
+        "commit": list(dict.fromkeys(c for cell in ours for c in cell["commit"])),
+    }
+    return json.loads(json.dumps(content, default=asdict, allow_nan=False))
+
+
+def ours(
+    spread: Spread, *, unit: str, n: int | None, seeds: Sequence[int], protocol: str, scale: str,
+    provenance: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """A cell of ours: nothing stands there without what it was measured by."""
+    return {
+        "value": spread.mean, "sd": spread.sd, "low": spread.low, "high": spread.high, "unit": unit, "n": n,
+        "seeds": list(seeds), "protocol": protocol, "scale": scale,
+        "hardware": list(dict.fromkeys(machine(p) for p in provenance)),
+        "commit": list(dict.fromkeys(commit(p) for p in provenance)),
+    }  # fmt: skip
+
+
+def cell(table: str, row: str, column: str | None, mine: dict[str, Any] | None, why: str = "") -> dict[str, Any]:
+    """The published figure, as text, beside ours, or the reason why there is none."""
+    printed = value(table, row, column) if column else None
+    return {"published": str(printed) if printed else None, "ours": mine, "why": "" if mine else why}
+
+
+def _row(bench: Bench, row: Row, columns: Sequence[Any], seeds: Sequence[int]) -> dict[str, Any]:
+    protocols = {column.key: column.protocol for column in columns}
+    cells = {key: _cell(bench, row, key, c, protocols[key], seeds) for key, c in row.cells.items()}
+    trained = next((c.training for c in row.cells.values() if c.training is not None), None)
+    made = None
+    if trained is not None:
+        job = run_of(bench, trained, seeds[0]).job
+        made = {
+            "recipe": trained.recipe, "run": trained.name, "network": job.model.name,
+            "method": type(job.method).__name__, "epochs": job.train.epochs, "data": job.data.name,
+        }  # fmt: skip
+    printed = None
+    if row.published is not None:
+        source = published()[row.published[0]].rows[row.published[1]]
+        printed = {key: getattr(source, key) for key in ("label", "network", "settings", "source")}
+    return {"key": row.key, "label": row.label, "published": printed, "made": made, "cells": cells}
+
+
+def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Sequence[int]) -> dict[str, Any]:
+    table, line = row.published or ("", "")
+    beside = c.published if row.published else None
+    if c.training is None or c.measure is None:
+        return cell(table, line, beside, None, f"{NOT_REACHED}: {c.why}")
+    found = []
+    for seed in seeds:
+        run = run_of(bench, c.training, seed)
+        content = measured(run.path).get(c.measure.key) if stage(run, bench.build) == "finished" else None
+        if content is not None:
+            found.append((seed, content))
+    if not found:
+        return cell(table, line, beside, None, NOT_YET)
+    values = [content[c.measure.show] for _, content in found]
+    spread = measure(values) if c.measure.show == "seconds" else accuracy(values)
+    n = c.measure.n if c.measure.show == "seconds" else min(v["n"] for v in values)
+    told = c.measure.attack or protocol
+    mine = ours(
+        spread, unit=c.measure.unit, n=n, seeds=[seed for seed, _ in found],
+        protocol=f"{told}; {protocol}" if c.measure.attack and protocol else told, scale=bench.scale.name,
+        provenance=[content["provenance"] for _, content in found],
+    )  # fmt: skip
+    return cell(table, line, beside, mine)
+
+
+def machine(p: Mapping[str, Any]) -> str:
+    """The hardware of a provenance."""
+    return f"{p['device_name']} ({p['device']}" + (f", {p['threads']} threads)" if p["device"] == "cpu" else ")")
+
+
+def commit(p: Mapping[str, Any]) -> str:
+    """The commit of a provenance."""
+    return f"{(p['commit'] or 'unknown')[:12]}{' with changes' if p['dirty'] else ''}"
+
+
+# ---- Markdown ----------------------------------------------------------------------------------------------
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """A cell of ours for people; its interval in brackets."""
+    mine = found["ours"]
+    if mine is None:
+        return NOT_REACHED if found["why"].startswith(NOT_REACHED) else found["why"]
+    scale, digits = (100, 1) if mine["unit"] == "%" else (1, 2)
+    if mine["unit"] != "%" and mine["value"] < 1:
+        digits = 4
+    out = f"{scale * mine['value']:.{digits}f}"
+    if mine["sd"] is not None:
+        out += f" +- {scale * mine['sd']:.{digits}f}"
+    if mine["unit"] == "%" and mine["low"] is not None:
+        out += f" [{scale * mine['low']:.1f}, {scale * mine['high']:.1f}]"
+    return out
+
+
+def markdown(content: Mapping[str, Any], extra: Sequence[str] = ()) -> str:
+    """The whole table with its captions; ``extra`` lines come before the hardware."""
+    lines = [f"# {content['title']}", ""]
+    if not content["complete"]:
+        lines += ["Not complete: the same command goes on.", ""]
+    for block in content["blocks"]:
+        if block["title"]:
+            lines += [f"## {block['title']}", ""]
+        lines += [*grid(block), ""]
+    lines += [f"Scale {content['scale']}: {content['about']}.", ""]
+    lines += [*captions(content), *extra, ""]
+    if content.get("command"):
+        lines += [f"`{content['command']}`", ""]
+    return "\n".join(lines)
+
+
+def grid(block: Mapping[str, Any]) -> list[str]:
+    """A block as a Markdown table: beside each column of ours the paper's, where it prints one."""
+    printed = {
+        column["key"]: any(row["cells"][column["key"]]["published"] for row in block["rows"])
+        for column in block["columns"]
+    }
+    headings = ["row", "the paper's network", "ours"]
+    for column in block["columns"]:
+        headings += ([f"{column['label']}, paper"] if printed[column["key"]] else []) + [column["label"]]
+    lines = ["| " + " | ".join(headings) + " |", "|---|---|---|" + "---:|" * (len(headings) - 3)]
+    for row in block["rows"]:
+        source, made = row["published"], row["made"]
+        told = ", ".join(filter(None, (source["network"], source["settings"]))) if source else "-"
+        cells = [row["label"], told, f"{made['network']}, {made['epochs']} epochs" if made else "-"]
+        for column in block["columns"]:
+            found = row["cells"][column["key"]]
+            cells += ([found["published"] or "-"] if printed[column["key"]] else []) + [text(found)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def captions(content: Mapping[str, Any]) -> list[str]:
+    """What the figures are, line by line."""
+    lines = []
+    counts: dict[str, set[int]] = {}
+    for block in content["blocks"]:
+        for row in block["rows"]:
+            for key, found in row["cells"].items():
+                if found["ours"] and found["ours"]["n"]:
+                    label = next(c["label"] for c in block["columns"] if c["key"] == key)
+                    counts.setdefault(label, set()).add(found["ours"]["n"])
+    if counts:
+        by_n: dict[str, list[str]] = {}
+        for label, n in counts.items():
+            by_n.setdefault(" or ".join(f"{v:,}" for v in sorted(n)), []).append(label.removesuffix(" (%)"))
+        lines.append("Test images: " + "; ".join(f"{n} for {', '.join(labels)}" for n, labels in by_n.items()) + ".")
+    told = {c["label"]: c["protocol"] for block in content["blocks"] for c in block["columns"] if c["protocol"]}
+    if told:
+        lines.append("Protocols: " + "; ".join(f"{label.removesuffix(' (%)')}: {p}" for label, p in told.items()) + ".")
+    seeds = content["seeds"]
+    many = "s" if len(seeds) > 1 else ""
+    lines.append(f"{len(seeds)} seed{many} ({', '.join(map(str, seeds))}). Figures: {content['interval']}.")
+    reasons = dict.fromkeys(
+        f"{row['label']}: {found['why'].removeprefix(NOT_REACHED + ': ')}"
+        for block in content["blocks"]
+        for row in block["rows"]
+        for found in row["cells"].values()
+        if found["why"].startswith(NOT_REACHED)
+    )
+    if reasons:
+        lines.append("Not reached: " + "; ".join(reasons) + ".")
+    sources = dict.fromkeys(
+        row["published"]["source"] for block in content["blocks"] for row in block["rows"] if row["published"]
+    )
+    lines.append(f"The paper's figures: {'; '.join(sources)}; single trainings, no intervals.")
+    if content["hardware"]:
+        lines.append(f"Hardware: {'; '.join(content['hardware'])}. Commit: {', '.join(content['commit'])}.")
+    # Markdown joins lines that no blank line parts.
+    return [part for line in lines for part in (line, "")][:-1]

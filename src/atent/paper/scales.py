@@ -1,0 +1,85 @@
+"""How much of the paper is made: on digits in minutes, on 5,000 MNIST images in an hour, or as published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size of everything: data and networks by the names of recipes, radii, and what is spent on measuring."""
+
+    name: str
+    about: str
+    """What stands in for the paper's data, networks and radii: said beside every table."""
+    small: str
+    """What the names of the recipes begin with."""
+    mnist: str
+    """The same for the MNIST tables."""
+    seeds: int
+    """Trainings of each row, unless the command says other."""
+    images: int
+    """Test images, the first ones, under attacks of few steps."""
+    strong: int
+    """Test images under AutoAttack."""
+    certified: int
+    """Test images of a smoothing certificate."""
+    draws: int
+    """Draws of noise per image."""
+    l2: tuple[float, float]
+    """Table S1's radii: half the radius of training, and all of it."""
+    noisy: float
+    """Radius of training and of attack of Table S1's second block, 0.435 in the paper."""
+    smoothing: float
+    """The l2 radius that Table S2 certifies, 0.435 in the paper."""
+    sigma: float
+    """Noise of the smoothed classifier, 0.12 in the paper."""
+    bounded: str
+    """The linf radius that lies within the ball of ``smoothing``, 2/255 in the paper."""
+    linf: float | str
+    """Radius of linf training."""
+    sweep: tuple[float | str, ...]
+    """Table S3's radii: 1/4, 1/2, 1 and 3/2 of that of training."""
+    mnist_linf: float
+    mnist_l2: float
+    changes: dict[str, Any] = field(default_factory=dict)
+    """What is changed in every recipe, by section and field."""
+    timed: tuple[int, int] = (5, 10)
+    """Table S4: rounds, and batches per round."""
+
+
+SMOKE = Scale(
+    name="smoke",
+    about=(
+        "scikit-learn's digits (8 x 8) and a small network after 4 epochs stand in for the paper's data and networks,"
+        " and all radii are rescaled: this shows that every part runs, and measures no claim"
+    ),
+    small="digits", mnist="digits", seeds=1, images=100, strong=16, certified=32, draws=10_000,
+    l2=(0.5, 1.0), noisy=1.0, smoothing=0.376, sigma=0.12, bounded="12/255",
+    linf=0.15, sweep=(0.0375, 0.075, 0.15, 0.225), mnist_linf=0.15, mnist_l2=1.0,
+    changes={"train": {"epochs": 4, "batch_size": 16, "validate_limit": 50}}, timed=(3, 2),
+)  # fmt: skip
+
+LAPTOP = Scale(
+    name="laptop",
+    about=(
+        "5,000 training images of MNIST and a small network stand in for the paper's data and networks, and all radii"
+        " are rescaled: the order of methods can be compared with the paper's, the figures cannot"
+    ),
+    small="mnist5k", mnist="mnist5k", seeds=3, images=1_000, strong=50, certified=1_000, draws=1_000,
+    l2=(1.0, 2.0), noisy=0.55, smoothing=0.549, sigma=0.25, bounded="5/255",
+    linf=0.3, sweep=(0.075, 0.15, 0.3, 0.45), mnist_linf=0.3, mnist_l2=2.0,
+    timed=(5, 8),
+)  # fmt: skip
+
+PAPER = Scale(
+    name="paper",
+    about="the paper's data, networks, radii and epochs, as far as they are stated",
+    small="cifar10", mnist="mnist", seeds=1, images=10_000, strong=1_000, certified=500, draws=100_000,
+    l2=(0.5, 1.0), noisy=0.435, smoothing=0.435, sigma=0.12, bounded="2/255",
+    linf=0.031, sweep=("2/255", "4/255", 0.031, "12/255"), mnist_linf=0.3, mnist_l2=2.0,
+    timed=(5, 20),
+)  # fmt: skip
+
+SCALES = {scale.name: scale for scale in (SMOKE, LAPTOP, PAPER)}

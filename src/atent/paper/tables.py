@@ -1,0 +1,416 @@
+"""What each table of the paper is made of: rows, the recipe behind each, and how each cell is measured.
+
+A table is data: `tables(scale)` names for every cell a training and a measure, or the reason why this scale has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from atent.paper.published import published
+from atent.paper.scales import Scale
+
+NAMES = ("table-s1", "table-s2", "table-s3", "table-s4", "figure-s1", "figure-1", "finetune", "mnist")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network: a recipe, and what is changed in it. Trainings of one name and scale are the same run."""
+
+    recipe: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    """By section and field, on top of the recipe and of the scale's own changes."""
+    label: str = ""
+    """What its run folder is called; left out: the recipe's name."""
+    after: Training | None = None
+    """The training, of the same seed, whose best weights this one begins with."""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.recipe
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured of a trained network, on the first ``n`` test images."""
+
+    kind: Literal["natural", "attack", "smoothing", "bounds"]
+    n: int
+    attack: str = ""
+    """attack: as text, with norm and eps."""
+    sigma: float = 0.0
+    """smoothing: noise in pixel units."""
+    draws: int = 0
+    """smoothing: draws per image."""
+    radius: float | str = 0.0
+    """smoothing: the l2 radius; bounds: the linf one."""
+    method: str = ""
+    """bounds: which."""
+    show: Literal["share", "natural", "smoothed", "certified", "seconds"] = "share"
+    """Which figure of it stands in the cell."""
+
+    @property
+    def key(self) -> str:
+        """Measures with one key are measured once."""
+        return {
+            "natural": f"natural, first {self.n}",
+            "attack": f"{self.attack}, first {self.n}",
+            "smoothing": f"smoothing, sigma {self.sigma:g}, {self.draws} draws, l2 {self.radius}, first {self.n}",
+            "bounds": f"{self.method}, linf {self.radius}, first {self.n}",
+        }[self.kind]
+
+    @property
+    def unit(self) -> str:
+        return "s" if self.show == "seconds" else "%"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of ours."""
+
+    key: str
+    label: str
+    protocol: str
+    """How its cells are measured, in words."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is measured of which network, and what the paper prints there."""
+
+    training: Training | None
+    measure: Measure | None
+    published: str | None = None
+    """The column of the published row that stands beside it."""
+    why: str = ""
+    """Why this scale has no training or measure here."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row: ``published`` names it in published.toml (table, row), None where the paper has no such row."""
+
+    key: str
+    label: str
+    cells: dict[str, Cell]
+    """By column."""
+    published: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that share their columns."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of `atent reproduce`, at one scale."""
+
+    name: str
+    title: str
+    blocks: tuple[Block, ...]
+
+    def rows(self) -> list[Row]:
+        return [row for block in self.blocks for row in block.rows]
+
+    def trainings(self) -> list[Training]:
+        """Each once, what another begins with before it."""
+        found: dict[str, Training] = {}
+
+        def add(training: Training | None) -> None:
+            if training is not None:
+                add(training.after)
+                found.setdefault(training.name, training)
+
+        for row in self.rows():
+            for cell in row.cells.values():
+                add(cell.training)
+        return list(found.values())
+
+
+# ---- the tables ------------------------------------------------------------------------------------------
+
+_ONE_NETWORK = "this scale has one network: see the row of ResNet-20"
+
+
+def table_s1(s: Scale) -> Table:
+    """CIFAR-10 under l2 attack: the published step, the released code's shorter one, and AutoAttack."""
+    half, full = s.l2
+    first = (
+        _NATURAL,
+        *(
+            column
+            for key, r in (("half", half), ("full", full))
+            for column in _three(key, r)
+        ),
+    )  # fmt: skip
+    second = (_NATURAL, *_three("small", s.noisy))
+
+    def row(key: str, recipe: str, label: str, radii: dict[str, float]) -> Row:
+        training = Training(f"{s.small}-l2-{recipe}")
+        cells = {"natural": Cell(training, Measure("natural", s.images), "natural")}
+        for at, r in radii.items():
+            for protocol, text, n in _protocols(s, r):
+                published = at if protocol == "published" else None
+                cells[f"{at}-{protocol}"] = Cell(training, Measure("attack", n, attack=text), published)
+        return Row(key, label, cells, ("table-s1", key))
+
+    both = {"half": half, "full": full}
+    return Table(
+        "table-s1",
+        "Table S1: CIFAR-10 under l2 attack",
+        (
+            Block(
+                f"Trained at l2 {full:g}",
+                first,
+                (
+                    row("pgdat", "pgdat", "PGD-AT", both),
+                    row("mma", "mma", "MMA", both),
+                    row("atent", "atent", "l2 ATENT", both),
+                ),
+            ),
+            Block(
+                f"Trained for smoothing, attacked at l2 {s.noisy:g}",
+                second,
+                (
+                    row("trades-smoothing", "trades-smoothing", "TRADES smoothing", {"small": s.noisy}),
+                    row("atent-smoothing", "atent-smoothing", "l2 ATENT with noise", {"small": s.noisy}),
+                ),
+            ),
+        ),
+    )
+
+
+def table_s2(s: Scale) -> Table:
+    """The smoothed classifier: its clean accuracy, which the paper calls certified, and the certificate itself."""
+    smoothing = f"{s.draws:,} draws of noise {s.sigma:g}, alpha 0.001"
+    columns = (
+        Column("base", "natural, the network itself (%)", "no noise"),
+        Column("natural", "natural, smoothed (%)", f"PREDICT of Cohen et al. 2019, {smoothing}; abstentions are wrong"),
+        Column(
+            "certified",
+            f"certified at l2 {s.smoothing:g} (%)",
+            f"CERTIFY of Cohen et al. 2019, {smoothing}; rows of bounds: verified at linf {s.bounded}, which lies"
+            " within that ball",
+        ),
+        Column("seconds", "seconds per image", "of the certificate"),
+    )
+
+    def smoothed(key: str, recipe: str, label: str, *, printed: bool = True, network: str | None = None) -> Row:
+        training = Training(f"{s.small}-l2-{recipe}")
+        why = ""
+        if network is not None:
+            if s.name == "paper":
+                training = Training(training.recipe, {"model": {"name": network}}, f"{training.recipe}-{network}")
+            else:
+                why = _ONE_NETWORK
+
+        def cell(show: Any, beside: str | None) -> Cell:
+            made = Measure("smoothing", s.certified, sigma=s.sigma, draws=s.draws, radius=s.smoothing, show=show)
+            return Cell(None if why else training, None if why else made, beside if printed else None, why)
+
+        cells = {
+            "base": cell("natural", None), "natural": cell("smoothed", "natural"),
+            "certified": cell("certified", "certified"), "seconds": cell("seconds", None),
+        }  # fmt: skip
+        return Row(key, label, cells, ("table-s2", key) if printed else None)
+
+    def bounded(key: str, label: str, method: str) -> Row:
+        recipe = f"{s.small}-linf-{key}-2" if s.name == "paper" else f"{s.small}-linf-{key}-s2"
+        training = Training(recipe)
+
+        def cell(show: Any, beside: str | None) -> Cell:
+            return Cell(training, Measure("bounds", s.certified, method=method, radius=s.bounded, show=show), beside)
+
+        none = Cell(None, None, None, "bounds verify the network itself: there is no smoothed one")
+        cells = {
+            "base": cell("natural", "natural"), "natural": none, "certified": cell("certified", "certified"),
+            "seconds": cell("seconds", None),
+        }  # fmt: skip
+        return Row(key, label, cells, ("table-s2", key))
+
+    rows = (
+        bounded("crown-ibp", "CROWN-IBP", "crown-ibp"),
+        bounded("dual", "the dual bound of Wong et al.", "dual"),
+        smoothed("gaussian", "gaussian", "Gaussian noise", printed=False),
+        smoothed("smoothadv", "smoothadv", "SmoothAdv", network="resnet110" if s.name == "paper" else None),
+        smoothed("trades-smoothing-110", "trades-smoothing", "TRADES smoothing, ResNet-110", network="resnet110"),
+        smoothed("trades-smoothing", "trades-smoothing", "TRADES smoothing"),
+        smoothed("atent-smoothing", "atent-smoothing", "ATENT, noise per step"),
+        *(
+            (smoothed("atent-mended", "atent-smoothing-mended", "ATENT, noise over the chain", printed=False),)
+            if s.name != "paper"
+            else ()
+        ),
+    )
+    return Table("table-s2", "Table S2: CIFAR-10 after randomised smoothing", (Block("", columns, rows),))
+
+
+def table_s3(s: Scale) -> Table:
+    """ATENT as an attack beside PGD, and AutoAttack, on the network that linf ATENT trained."""
+    training = Training(f"{s.small}-linf-atent")
+    steps = "step 0.003" if s.name == "paper" else "steps of 2.5 eps / 20"
+    step = ", step_size=0.003" if s.name == "paper" else ""
+    keys = ("2", "4", "8", "12")
+    columns = (
+        Column("natural", "natural (%)", "no attack"),
+        *(Column(k, f"linf {r} (%)", "") for k, r in zip(keys, s.sweep)),
+    )
+
+    def row(key: str, label: str, text: Callable[[float | str], str], n: int) -> Row:
+        cells = {"natural": Cell(training, Measure("natural", n))}
+        for k, r in zip(keys, s.sweep):
+            cells[k] = Cell(training, Measure("attack", n, attack=text(r)), k)
+        return Row(key, label, cells, ("table-s3", key) if key != "autoattack" else None)
+
+    rows = (
+        row("pgd", f"PGD-20, {steps}", lambda r: f"PGD(steps=20{step}, norm=linf, eps={r})", s.images),
+        row("langevin", f"ATENT-20, {steps}", lambda r: f"Langevin(steps=20{step}, norm=linf, eps={r})", s.images),
+        row("autoattack", "AutoAttack", lambda r: f"AutoAttack(norm=linf, eps={r})", s.strong),
+    )
+    return Table("table-s3", "Table S3: ATENT as an attack", (Block("", columns, rows),))
+
+
+def finetune(s: Scale) -> Table:
+    """A benign network, fine-tuned for a few epochs at a low rate, beside ATENT from scratch."""
+    benign = Training(f"{s.small}-pretrain" if s.name == "paper" else f"{s.small}-linf-standard")
+    eps = "8/255" if s.name == "paper" else s.linf
+    columns = _against("linf", eps, 20, ", step_size=0.003" if s.name == "paper" else "", s)
+
+    def row(key: str, label: str, training: Training, published: str | None) -> Row:
+        return Row(key, label, _cells(training, columns), ("finetune", published) if published else None)
+
+    def tuned(kind: str) -> Training:
+        return Training(f"{s.small}-finetune-{kind}", after=benign)
+
+    rows = (
+        row("benign", "benign, before fine-tuning", benign, None),
+        row("atent", "ATENT, fine-tuned", tuned("atent"), "atent"),
+        row("pgdat", "PGD-AT, fine-tuned", tuned("pgdat"), "pgdat"),
+        row("scratch", "ATENT, from scratch", Training(f"{s.small}-linf-atent"), "scratch"),
+    )
+    return Table("finetune", "Fine-tuning a benign network", (Block("", tuple(c for c, _, _ in columns), rows),))
+
+
+def mnist(s: Scale) -> Table:
+    """MNIST in linf and l2, with plain SGD and Entropy-SGD."""
+    plain = "mnist-sgd" if s.name == "paper" else f"{s.mnist}-linf-standard"
+    entropy = "mnist-entropy-sgd" if s.name == "paper" else f"{s.mnist}-linf-entropy-sgd"
+    blocks = []
+    for norm, eps in (("linf", s.mnist_linf), ("l2", s.mnist_l2)):
+        size = 0.01 if norm == "linf" else 0.125
+        step = f", step_size={size}" if s.name == "paper" else ""
+        start = ", start=cube" if norm == "l2" else ""
+        columns = _against(norm, eps, 40, step + start, s)
+        recipes = {
+            "sgd": plain, "entropy-sgd": entropy, "pgdat": f"{s.mnist}-{norm}-pgdat",
+            "trades": f"{s.mnist}-{norm}-trades", "mma": f"{s.mnist}-{norm}-mma", "atent": f"{s.mnist}-{norm}-atent",
+        }  # fmt: skip
+        labels = {
+            "sgd": "SGD", "entropy-sgd": "Entropy-SGD", "pgdat": "PGD-AT", "trades": "TRADES", "mma": "MMA",
+            "atent": "ATENT",
+        }  # fmt: skip
+        rows = []
+        for key, recipe in recipes.items():
+            name = (f"mnist-{norm}", key) if key in published()[f"mnist-{norm}"].rows else None
+            why = UNMADE.get(recipe, "")
+            rows.append(
+                Row(f"{norm}-{key}", labels[key], _cells(None if why else Training(recipe), columns, why), name)
+            )
+        blocks.append(Block(f"{norm} {eps:g}", tuple(c for c, _, _ in columns), tuple(rows)))
+    return Table("mnist", "MNIST in linf and l2", tuple(blocks))
+
+
+TABLES: dict[str, Callable[[Scale], Table]] = {
+    "table-s1": table_s1, "table-s2": table_s2, "table-s3": table_s3, "finetune": finetune, "mnist": mnist,
+}  # fmt: skip
+"""The tables that are rows of trained networks; Table S4 and the figures are made in files of their own."""
+
+UNMADE = {
+    "mnist-linf-mma": "no recipe: settings of linf MMA on MNIST with the paper's network are stated nowhere",
+}
+"""Recipes that a table would need and that there are not, with the reason."""
+
+UNREACHED = {
+    ("mnist-linf", "mart"): "MART is not in the house",
+    ("cifar10-linf", "mart"): "MART is not in the house",
+    ("cifar10-linf", "mma"): "no table of the supplement; no recipe for linf MMA on CIFAR-10",
+    ("cifar10-linf", "standard"): "no table of the supplement; the benign row of `finetune` is that network",
+    ("cifar10-linf", "atent"): "no table of the supplement; `table-s3` judges that network",
+    ("cifar10-linf", "trades"): "no table of the supplement; `atent train cifar10-linf-trades` makes it",
+    ("cifar10-linf", "pgdat"): "no table of the supplement; `atent train cifar10-linf-pgdat` makes it",
+}
+"""Published rows that no command here stands a figure beside, with the reason."""
+
+# Made in files of their own: every row of these is claimed there.
+ELSEWHERE = ("table-s4", "figure-s1", "figure-1")
+
+
+def claimed() -> set[tuple[str, str, str]]:
+    """Every published cell (table, row, column) that a table at the paper's scale stands a figure of ours beside."""
+    from atent.paper.scales import PAPER
+
+    return {
+        (*row.published, cell.published)
+        for make in TABLES.values()
+        for row in make(PAPER).rows()
+        if row.published is not None
+        for cell in row.cells.values()
+        if cell.published is not None
+    }
+
+
+# ---- columns that several tables share ---------------------------------------------------------------------
+
+_NATURAL = Column("natural", "natural (%)", "no attack")
+
+
+def _three(key: str, radius: float) -> tuple[Column, ...]:
+    at = f"l2 {radius:g}"
+    return (
+        Column(f"{key}-published", f"PGD-10, {at}, published step (%)", "start cube, step 2.5 eps / 10"),
+        Column(f"{key}-weak", f"PGD-10, {at}, released step (%)", "start cube, step 0.5 eps / 10, as the code"),
+        Column(f"{key}-autoattack", f"AutoAttack, {at} (%)", "standard"),
+    )
+
+
+def _protocols(s: Scale, radius: float) -> list[tuple[str, str, int]]:
+    """(column, attack, images) of Table S1's three protocols."""
+    return [
+        ("published", f"PGD(steps=10, start=cube, norm=l2, eps={radius})", s.images),
+        ("weak", f"PGD(steps=10, start=cube, step_size={0.05 * radius:g}, norm=l2, eps={radius})", s.images),
+        ("autoattack", f"AutoAttack(norm=l2, eps={radius})", s.strong),
+    ]
+
+
+def _against(norm: str, eps: float | str, steps: int, more: str, s: Scale) -> list[tuple[Column, Measure, str | None]]:
+    """Natural accuracy, PGD as published, PGD with restarts on another loss, and AutoAttack, at one radius."""
+    at = f"norm={norm}, eps={eps}"
+    return [
+        (_NATURAL, Measure("natural", s.images), "natural"),
+        (
+            Column("robust", f"PGD-{steps} (%)", f"{norm} {eps}, one start{more.replace('=', ' ')}"),
+            Measure("attack", s.images, attack=f"PGD(steps={steps}{more}, {at})"),
+            "robust",
+        ),
+        (
+            Column("autoattack", "AutoAttack (%)", f"{norm} {eps}, standard"),
+            Measure("attack", s.strong, attack=f"AutoAttack({at})"),
+            None,
+        ),
+    ]
+
+
+def _cells(
+    training: Training | None, columns: list[tuple[Column, Measure, str | None]], why: str = ""
+) -> dict[str, Cell]:
+    return {
+        column.key: Cell(training, None if training is None else measure, beside, why)
+        for column, measure, beside in columns
+    }

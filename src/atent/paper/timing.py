@@ -1,0 +1,183 @@
+"""Table S4: what an epoch costs, all methods interleaved on one machine, and how it grows with K."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atent import run as folder
+from atent.data import augment
+from atent.data import load as load_data
+from atent.methods import Method
+from atent.models import make
+from atent.optim import build as build_optimizer
+from atent.paper.engine import Bench, job
+from atent.paper.tables import Training
+from atent.progress import bar
+from atent.train.pipeline import Job
+from atent.train.settings import pick_device
+
+K = (2, 5, 10, 15, 20)
+"""Langevin steps of the fit; the paper prints 10 and 5."""
+NORMS = ("l2", "linf")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Seconds = slope K + intercept, by least squares, and the share of the variance that it explains."""
+
+    slope: float
+    intercept: float
+    r2: float
+
+
+def fit(steps: Sequence[float], seconds: Sequence[float]) -> Fit:
+    """The line through (K, seconds); ValueError for fewer than three points."""
+    if len(steps) < 3:
+        raise ValueError(f"a fit needs three points or more, got {len(steps)}")
+    k, s = statistics.fmean(steps), statistics.fmean(seconds)
+    slope = sum((a - k) * (b - s) for a, b in zip(steps, seconds)) / sum((a - k) ** 2 for a in steps)
+    rest = sum((b - s - slope * (a - k)) ** 2 for a, b in zip(steps, seconds))
+    total = sum((b - s) ** 2 for b in seconds)
+    return Fit(slope, s - slope * k, 1 - rest / total if total else 1.0)
+
+
+def recipes(bench: Bench, norm: str) -> dict[str, tuple[str, int | None]]:
+    """(recipe, K or None for the recipe's own steps) of each row, by its name."""
+    start = f"{bench.scale.small}-{norm}"
+    trades = f"{start}-trades" if (bench.scale.name, norm) != ("paper", "l2") else f"{start}-trades-smoothing"
+    rows: dict[str, tuple[str, int | None]] = {f"atent-{k}": (f"{start}-atent", k) for k in K}
+    return {**rows, "trades": (trades, None), "pgdat": (f"{start}-pgdat", None)}
+
+
+def timed(bench: Bench, norm: str) -> dict[str, Any]:
+    """Seconds per epoch of every row, one figure per round, kept in timing-NORM.json of the scale's runs.
+
+    Each round runs all rows on the same batches, in an order that turns, so that a slow spell of the machine hits all;
+    the first round is not counted. An epoch is the mean time of a batch (augmentation, adversary, gradient, step) times
+    the number of batches; validation and checkpoints are left out, as in the published figures. Raises Interrupted when
+    time is up: nothing is kept of it, since rounds of different hours are not interleaved.
+    """
+    found = kept(bench, norm)
+    if found is not None:
+        return found
+    rounds, batches = bench.scale.timed
+    bench.check()
+    bench.say(f"time     {norm}: {', '.join(recipes(bench, norm))}, {rounds} rounds of {batches} batches")
+    like = job(bench, Training(f"{bench.scale.small}-{norm}-atent"), 0)
+    rigs = {name: _Rig(bench, recipe, k, like) for name, (recipe, k) in recipes(bench, norm).items()}
+    seconds: dict[str, list[float]] = {name: [] for name in rigs}
+    with bar((rounds + 1) * len(rigs), f"seconds, {norm}", enabled=bench.progress) as advance:
+        for turn in range(rounds + 1):
+            order = list(rigs)
+            at = turn % len(order)
+            for name in order[at:] + order[:at]:
+                took = rigs[name].run(batches, turn)
+                if turn:
+                    seconds[name].append(took)
+                advance(1, name)
+                bench.check()
+    line = fit(K, [statistics.fmean(seconds[f"atent-{k}"]) for k in K])
+    found = {
+        "norm": norm, "rounds": rounds, "batches": batches,
+        "rows": {name: {**rig.about, "seconds": seconds[name]} for name, rig in rigs.items()},
+        "fit": {"K": list(K), "slope": line.slope, "intercept": line.intercept, "r2": line.r2},
+        "provenance": folder.provenance(seed=0, device=next(iter(rigs.values())).device),
+    }  # fmt: skip
+    path = _path(bench, norm)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_json(path, found)
+    return found
+
+
+def kept(bench: Bench, norm: str) -> dict[str, Any] | None:
+    """What an earlier command timed at this scale, None where there is none."""
+    path = _path(bench, norm)
+    if path.is_file():
+        found = folder.read_json(path)
+        if (found["rounds"], found["batches"]) == bench.scale.timed:
+            return found
+    return None
+
+
+def _path(bench: Bench, norm: str) -> Path:
+    return bench.runs / bench.scale.name / f"timing-{norm}.json"
+
+
+class _Rig:
+    """One row: its network, data and optimizer, ready to be timed."""
+
+    def __init__(self, bench: Bench, recipe: str, steps: int | None, like: Job) -> None:
+        made = job(bench, Training(recipe), 0)
+        # One network, one data set and one size of batch for all rows, or their times say nothing of the methods.
+        made = replace(
+            made, model=like.model, data=like.data, train=replace(made.train, batch_size=like.train.batch_size)
+        )
+        method: Method = made.method if steps is None else replace(made.method, steps=steps)  # type: ignore[call-arg]
+        self.device = pick_device(made.train.device)
+        data = load_data(made.data).to(self.device)
+        self.data, self.size = data.train, made.train.batch_size
+        self.move = augment(made.data.augment)
+        self.model = make(replace(made.model, weights=None), classes=data.classes, shape=data.shape).to(self.device)
+        self.method, self.state = method, method.init(len(data.train), data.shape, self.device)
+        self.optimizer = build_optimizer(replace(made.optimizer, lr=1e-4), self.model, seed=0)
+        self.per_epoch = -(-len(data.train) // self.size)
+        self.about = {
+            "recipe": recipe, "method": type(method).__name__, "steps": getattr(method, "steps", None),
+            "model": made.model.name, "batch_size": self.size, "batches_per_epoch": self.per_epoch,
+        }  # fmt: skip
+
+    def run(self, batches: int, turn: int) -> float:
+        """Seconds of an epoch at the pace of this round's batches."""
+        self.model.train()
+        self._wait()
+        begun = time.perf_counter()
+        for i in range(batches):
+            at = (torch.arange(self.size) + self.size * (batches * turn + i)) % len(self.data)
+            rng = torch.Generator(self.device).manual_seed(turn * batches + i)
+            self.optimizer.step(self._closure(at.to(self.device), rng))  # type: ignore[arg-type]
+        self._wait()
+        return (time.perf_counter() - begun) / batches * self.per_epoch
+
+    def _closure(self, index: Tensor, rng: torch.Generator) -> Any:
+        def gradient() -> Tensor:
+            x, y = self.data.batch(index)
+            self.optimizer.zero_grad()
+            metrics = self.method.backward(
+                self.model, self.move(x, rng), y, rng=rng, ids=index, progress=1.0, state=self.state
+            )
+            return metrics["loss"]
+
+        return gradient
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def figure(found: Sequence[dict[str, Any]]) -> Any:
+    """Seconds per epoch against K, a line for each norm, and what the other methods cost."""
+    from atent import plots
+
+    lines, others = {}, {}
+    for timing in found:
+        rows, line = timing["rows"], timing["fit"]
+        name = f"ATENT, {timing['norm']} (R^2 {line['r2']:.4f})"
+        points = [(k, rows[f"atent-{k}"]["seconds"]) for k in line["K"]]
+        lines[name] = ([(k, statistics.fmean(s)) for k, s in points], (line["slope"], line["intercept"]))
+        for other in ("trades", "pgdat"):
+            others[f"{rows[other]['method']}, {timing['norm']}"] = statistics.fmean(rows[other]["seconds"])
+    return plots.cost(lines, others)
+
+
+def ratio(found: dict[str, Any]) -> float:
+    """Seconds at K = 10 by seconds at K = 5: 2 where the cost is proportional to K; 1.98 and 1.97 in the paper."""
+    ten, five = (statistics.fmean(found["rows"][f"atent-{k}"]["seconds"]) for k in (10, 5))
+    return ten / five

@@ -1,0 +1,206 @@
+"""Figure S1: benign and robust accuracy of linf ATENT, in training and on the test set, against epoch.
+
+The test curve is a diagnostic of the published figure: it is written beside the run and chooses nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atent import run as folder
+from atent.attacks import ATTACKS
+from atent.attacks.spec import parse, show
+from atent.evaluate import evaluate
+from atent.paper.engine import Bench, run_of, stage, train
+from atent.paper.published import value
+from atent.paper.result import commit, head, machine
+from atent.paper.tables import Training
+from atent.threat import Threat
+from atent.train.comparison import accuracy
+from atent.train.subject import subject
+
+NAME = "figure-s1"
+TEST = "test.jsonl"
+
+
+def training(bench: Bench) -> Training:
+    """linf ATENT with a step of the rate near the end, as published (epoch 76), so that what follows can be seen."""
+    small = bench.scale.small
+    if bench.scale.name == "paper":
+        # The published curve goes on for a few epochs after the decay.
+        return Training(f"{small}-linf-atent", {"train": {"epochs": 90}}, f"{NAME}-{small}")
+    epochs, decay, more = {"smoke": (4, 2, {}), "laptop": (16, 10, {"limit": 1000})}[bench.scale.name]
+    changes: dict[str, Any] = {
+        "data": more,
+        "schedule": {"kind": "multistep", "unit": "epoch", "milestones": [decay], "factor": 0.1},
+        "train": {"epochs": epochs},
+    }
+    return Training(f"{small}-linf-atent", changes, f"{NAME}-{small}")
+
+
+def make(bench: Bench, seeds: Sequence[int]) -> None:
+    """Train one network per seed, and measure each epoch's weights on the test set; Interrupted when time is up."""
+    for seed in seeds:
+        path = train(bench, training(bench), seed, look=lambda run, row: _look(bench, run, row))
+        missing = _epochs(path / folder.METRICS) - _epochs(path / TEST)
+        if missing:
+            bench.say(f"note     {path.name}: stopped before the test accuracy of epoch {sorted(missing)} was measured")
+
+
+def collect(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
+    """Per epoch, each of train, validation and test, natural and robust: mean, spread and interval over the seeds."""
+    made = training(bench)
+    found = [
+        (seed, bench.path(made, seed)) for seed in seeds if stage(run_of(bench, made, seed), bench.build) == "finished"
+    ]
+    rows: dict[int, dict[str, list[Any]]] = {}
+    rates: dict[int, float] = {}
+    provenance = []
+    for _, path in found:
+        for row in folder.read_jsonl(path / folder.METRICS):
+            rates[row["epoch"]] = row["lr"]
+            into = rows.setdefault(row["epoch"], {})
+            for key in ("train_natural", "train_robust", "validation_natural", "validation_robust"):
+                if key in row:
+                    into.setdefault(key, []).append(row[key])
+        for row in _tests(path):
+            provenance.append(row["provenance"])
+            into = rows.setdefault(row["epoch"], {})
+            for kind in ("natural", "robust"):
+                into.setdefault(f"test_{kind}", []).append(row[kind])
+    epochs = []
+    for epoch, values in sorted(rows.items()):
+        told: dict[str, Any] = {"epoch": epoch, "lr": rates.get(epoch)}
+        for key, each in values.items():
+            if key.startswith("test"):
+                cell = accuracy(each)
+                told |= {key: cell.mean, f"{key}_low": cell.low, f"{key}_high": cell.high, f"{key}_sd": cell.sd}
+            else:
+                told[key] = sum(each) / len(each)
+        epochs.append(told)
+    decayed = [b["epoch"] for a, b in itertools.pairwise(epochs) if (b["lr"] or 0) < 0.5 * (a["lr"] or 0)]
+    return {
+        "recipe": made.recipe,
+        "seeds": [seed for seed, _ in found],
+        "decay": decayed[0] if decayed else None,
+        "epochs": epochs,
+        "about": _about(found[0][1]) if found else None,
+        "provenance": provenance,
+    }
+
+
+def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
+    """Measure the epoch's weights on the test set; they are on the disk by now."""
+    if row["epoch"] in _epochs(path / TEST):
+        return
+    who = subject(str(path), attacks=(), which="last", limit=bench.scale.images)
+    x, y, ids = who.test()
+    assert who.threat is not None
+    attack = parse("PGD(steps=10)", who.threat, ATTACKS)
+    with torch.random.fork_rng(devices=[]):
+        found = evaluate(who.model, x, y, {"robust": attack}, ids=ids, cascade=False)
+    told = {"epoch": row["epoch"], "natural": found.natural, "robust": found.attacks["robust"]["robust"]}
+    told["provenance"] = folder.provenance(seed=0, device=x.device)
+    folder.append_jsonl(path / TEST, told)
+
+
+def _about(path: Path) -> dict[str, Any]:
+    config = folder.read_json(path / folder.CONFIG)
+    method = config["method"]["threat"]
+    return {
+        "data": config["about"]["data"]["name"], "counts": config["about"]["data"]["counts"],
+        "model": config["model"]["name"], "threat": show(Threat(**method)), "attack": "PGD-10",
+    }  # fmt: skip
+
+
+def _epochs(path: Path) -> set[int]:
+    return {row["epoch"] for row in folder.read_jsonl(path)} if path.is_file() else set()
+
+
+def _tests(path: Path) -> list[dict[str, Any]]:
+    """The test rows, one per epoch."""
+    return (
+        list({row["epoch"]: row for row in folder.read_jsonl(path / TEST)}.values()) if (path / TEST).is_file() else []
+    )
+
+
+def content(bench: Bench, found: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
+    """The content of figure-s1.json."""
+    provenance = found.pop("provenance")
+    peak = max((e for e in found["epochs"] if "test_robust" in e), key=lambda e: e["test_robust"], default=None)
+    last = found["epochs"][-1] if found["epochs"] else None
+    return {
+        **found,
+        **head(bench, NAME, "Figure S1: training curves of linf ATENT"),
+        "about": found["about"],
+        "about_scale": bench.scale.about,
+        "complete": found["seeds"] == list(seeds),
+        "published": {"epoch of the decay and of the peak": str(value(NAME, "atent", "epoch"))},
+        "peak": peak and {k: peak[k] for k in ("epoch", "test_robust", "test_robust_low", "test_robust_high")},
+        "last": last and {k: last.get(k) for k in ("epoch", "test_robust", "test_robust_low", "test_robust_high")},
+        "images": bench.scale.images,
+        "hardware": list(dict.fromkeys(machine(p) for p in provenance)),
+        "commit": list(dict.fromkeys(commit(p) for p in provenance)),
+    }
+
+
+def figure(content: dict[str, Any]) -> Any:
+    """The four published curves, and the validation curve that chooses the epoch, with the decay marked."""
+    from atent import plots
+
+    about = content["about"]
+    title = f"{about['data']}, {about['model']}, {about['threat']}, {about['attack']}, {_seeds(content)}"
+    return plots.characteristics(content["epochs"], decay=content["decay"], title=title)
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """A table of the epochs, and what the figure says of the published one."""
+    lines = [f"# {content['title']}", ""]
+    if not content["complete"]:
+        lines += ["Not complete: the same command goes on.", ""]
+    if content["epochs"]:
+        keys = ("train_natural", "test_natural", "train_robust", "test_robust")
+        lines += ["| epoch | rate | benign, train (%) | benign, test (%) | robust, train (%) | robust, test (%) |"]
+        lines += ["|---:|---:|---:|---:|---:|---:|"]
+        for epoch in content["epochs"]:
+            cells = [_text(epoch, key) for key in keys]
+            lines.append(f"| {epoch['epoch']} | {epoch['lr']:g} | {' | '.join(cells)} |")
+        about, peak, last = content["about"], content["peak"], content["last"]
+        lines += ["", f"![Benign and robust accuracy against epoch]({NAME}.png)", ""]
+        if peak:
+            lines += [
+                f"Robust test accuracy is highest at epoch {peak['epoch']} ({_text(peak, 'test_robust')}) and"
+                f" {_text(last, 'test_robust')} at the last, {last['epoch']}; the rate falls at epoch"
+                f" {content['decay']}. The paper: decayed at epoch 76, where it peaks.", "",
+            ]  # fmt: skip
+        lines += [
+            f"{about['data']}, {about['counts']['train']:,} training images, {about['model']}, {about['threat']};"
+            f" {about['attack']} on the first {content['images']:,} test images, with 95 % intervals, and on as many"
+            f" training images as the recipe validates on; {_seeds(content)}. The test curve is a diagnostic: epochs"
+            " are chosen on the validation split.", "",
+        ]  # fmt: skip
+    lines += [f"Scale {content['scale']}: {content['about_scale']}.", ""]
+    if content["hardware"]:
+        lines += [f"Hardware: {'; '.join(content['hardware'])}. Commit: {', '.join(content['commit'])}.", ""]
+    if content.get("command"):
+        lines += [f"`{content['command']}`", ""]
+    return "\n".join(lines)
+
+
+def _text(row: dict[str, Any], key: str) -> str:
+    if row.get(key) is None:
+        return "-"
+    out = f"{100 * row[key]:.1f}"
+    if row.get(f"{key}_low") is not None:
+        out += f" [{100 * row[f'{key}_low']:.1f}, {100 * row[f'{key}_high']:.1f}]"
+    return out
+
+
+def _seeds(content: dict[str, Any]) -> str:
+    n = len(content["seeds"])
+    return f"mean of {n} seeds" if n > 1 else "one seed"
