@@ -22,11 +22,12 @@ from .two_class import two_class
 from .wrn import wrn_28_4, wrn_28_10, wrn_34_10
 
 __all__ = [
-    "MODELS", "ModelSettings", "Normalize", "build", "check_output", "from_reference", "has_dropout", "make",
-    "native_shape",
+    "MODELS", "ModelSettings", "Normalize", "build", "check_output", "from_reference", "has_activation", "has_dropout",
+    "make", "native_shape",
 ]  # fmt: skip
 
-# build() reads signatures: keywords `classes`, `shape` (its default is the native one), `dropout` if it drops
+# build() reads signatures: keywords `classes`, `shape` (its default is the native one), `dropout` if it drops, and
+# `activation` if that can be chosen
 MODELS: dict[str, Callable[..., nn.Module]] = {
     function.__name__: function
     for function in (
@@ -53,19 +54,21 @@ def build(
     classes: int = 10,
     shape: Sequence[int] | None = None,
     dropout: float | None = None,
+    activation: str | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> nn.Module:
     """The network `name` of `MODELS`, in train mode, with fresh weights from torch's global generator.
 
     `classes` is at least 2. `shape` is the (c, h, w) of one input ((d,) for `two_class`), default `native_shape(name)`.
     `dropout` in [0, 1), default the network's own, goes only to networks that have such a field.
+    `activation` is relu, softplus or tanh, default relu, for networks that have such a field.
     `normalize` is (mean, std), per channel in pixel units: then the model is a `Sequential` of
     `normalize` and `network`, and its state-dict keys begin with these two names; without it the network
     comes bare. Builds on the device of `torch.device(...)` as a context, also on "meta".
 
     Raises ValueError, in one line, for an unknown name, a shape or a number of classes that the network
-    cannot take, a dropout out of range or on a network without one, and a normalisation that does not fit
-    the channels.
+    cannot take, a dropout or an activation that is unknown, out of range or on a network without one, and a
+    normalisation that does not fit the channels.
     """
     function = _find(name)
     if not isinstance(classes, Integral) or classes < 2:
@@ -80,7 +83,12 @@ def build(
             else "for inputs that are no images give your own network, as module:function"
         )
         raise ValueError(f"shape must be {wanted}, got {shape}: {mend}")
-    settings = {}
+    settings: dict[str, float | str] = {}
+    if activation is not None:
+        if not has_activation(name):
+            able = ", ".join(other for other in MODELS if has_activation(other))
+            raise ValueError(f"the activation of {name} cannot be chosen; these let you: {able}")
+        settings["activation"] = activation
     if dropout is not None:
         if not has_dropout(name):
             able = ", ".join(other for other in MODELS if has_dropout(other))
@@ -105,6 +113,11 @@ def native_shape(name: str) -> tuple[int, ...]:
 def has_dropout(name: str) -> bool:
     """Whether the network `name` has a dropout field. Raises ValueError for an unknown name."""
     return "dropout" in inspect.signature(_find(name)).parameters
+
+
+def has_activation(name: str) -> bool:
+    """Whether the activation of the network `name` can be chosen. Raises ValueError for an unknown name."""
+    return "activation" in inspect.signature(_find(name)).parameters
 
 
 def _find(name: str) -> Callable[..., nn.Module]:

@@ -19,6 +19,8 @@ class ModelSettings:
     """A network of the house (see `atent.models.MODELS`), or your own as module:function."""
     dropout: float | None = None
     """Dropout rate in [0, 1), for networks that have such a field; left out: the network's own."""
+    activation: str | None = None
+    """relu, softplus or tanh, for networks where it can be chosen (digits_cnn); left out: relu."""
     mean: tuple[float, ...] | None = None
     """Per-channel mean that the model's first layer takes off; with std."""
     std: tuple[float, ...] | None = None
@@ -38,8 +40,13 @@ def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if ":" in settings.name:
-            if settings.dropout is not None or settings.mean is not None:
-                raise ValueError(f"dropout, mean and std are for the house's networks: set them inside {settings.name}")
+            if any(value is not None for value in (settings.dropout, settings.activation, settings.mean)):
+                raise ValueError(
+                    f"dropout, activation, mean and std are for the house's networks: set them inside {settings.name}"
+                )
             return from_reference(settings.name)
         normalize = None if settings.mean is None or settings.std is None else (settings.mean, settings.std)
-        return build(settings.name, classes=classes, shape=shape, dropout=settings.dropout, normalize=normalize)
+        return build(
+            settings.name, classes=classes, shape=shape, dropout=settings.dropout, activation=settings.activation,
+            normalize=normalize,
+        )  # fmt: skip

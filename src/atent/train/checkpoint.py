@@ -115,10 +115,13 @@ def load_file(
     name = name or next((n for n in [(about.get("model") or {}).get("name")] if n in MODELS), None)
     if name is None:
         raise ValueError(f"{path} does not say what network it holds: name it by --model, one of {', '.join(MODELS)}")
-    settings = ModelSettings(name=name)
+    made = about.get("model") or {}
+    # Weights do not show it.
+    activation = made.get("activation") if name == made.get("name") else None
+    settings = ModelSettings(name=name, activation=activation)
     if "normalize.mean" in tensors and ":" not in name:
         channels = tensors["normalize.mean"].numel()
-        settings = ModelSettings(name=name, mean=(0.0,) * channels, std=(1.0,) * channels)
+        settings = ModelSettings(name=name, activation=activation, mean=(0.0,) * channels, std=(1.0,) * channels)
     model = make(settings, classes=classes, shape=shape)
     load_weights(model, path)
     return model.eval(), about

@@ -1,0 +1,23 @@
+"""The activations that a network of the house may be built with."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from atent.run import unknown
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "softplus": partial(nn.Softplus, beta=5.0),
+    "tanh": nn.Tanh,
+}
+"""By name; relu has a kink at 0, the others have bounded second derivatives. softplus is log(1 + exp(5 z)) / 5: at
+sharpness 1 it lets so little through that the small networks here do not begin to learn."""
+
+
+def activations(name: str) -> Callable[[], nn.Module]:
+    """What makes a layer of it; ValueError for an unknown name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(unknown("activation", name, ACTIVATIONS))
+    return ACTIVATIONS[name]

@@ -1,0 +1,87 @@
+"""The network as the theory room looks at it: a copy in float64, frozen, in eval mode, fast where it is small."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+_ENTRIES = 2**21
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """A float64 copy in eval mode whose parameters need no gradient, on the CPU."""
+    return copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
+
+
+def dense(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The same function with small convolutions written as matrices, which float64 on a CPU does much faster.
+
+    For plain chains (nested ``nn.Sequential``); another network, and a convolution of more than two million entries,
+    stays as it is. The matrices are linear in the kernels: a direction of the weights goes through as weights do.
+    """
+    flat: list[nn.Module] = []
+    _unfold(model, flat)
+    size: tuple[int, ...] = tuple(shape)
+    out: list[nn.Module] = []
+    for layer in flat:
+        if isinstance(layer, nn.Conv2d) and len(size) == 3:
+            try:
+                after = tuple(layer(torch.zeros(1, *size, dtype=layer.weight.dtype)).shape[1:])
+            except RuntimeError:
+                return model
+            if math.prod(size) * math.prod(after) <= _ENTRIES:
+                out.append(_matrix(layer, size, after))
+            else:
+                out.append(layer)
+            size = after
+        elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+            size = tuple(layer(torch.zeros(1, *size, dtype=torch.float64)).shape[1:])
+            out.append(layer)
+        elif isinstance(layer, nn.Flatten):
+            size = (math.prod(size),)
+            out.append(layer)
+        elif isinstance(layer, nn.Linear):
+            size = (layer.out_features,)
+            out.append(layer)
+        elif isinstance(layer, _SAME) or not list(layer.parameters()):
+            out.append(layer)
+        else:
+            return model
+    return nn.Sequential(*out).eval()
+
+
+_SAME = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity, nn.Dropout)
+
+
+def _unfold(module: nn.Module, into: list[nn.Module]) -> None:
+    if type(module) is nn.Sequential:
+        for child in module:
+            _unfold(child, into)
+    else:
+        into.append(module)
+
+
+class _Matrix(nn.Module):
+    """A convolution as a matrix."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, after: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+        self.after = after
+
+    def forward(self, z: Tensor) -> Tensor:
+        return nn.functional.linear(z.flatten(1), self.weight, self.bias).view(len(z), *self.after)
+
+
+@torch.no_grad()
+def _matrix(layer: nn.Conv2d, size: tuple[int, ...], after: tuple[int, ...]) -> _Matrix:
+    like = layer.weight
+    eye = torch.eye(math.prod(size), dtype=like.dtype).view(-1, *size)
+    offset = torch.zeros(math.prod(after), dtype=like.dtype)
+    if layer.bias is not None:
+        offset = layer.bias.detach().repeat_interleave(math.prod(after[1:]))
+    columns = layer(eye).flatten(1) - offset
+    return _Matrix(columns.T.contiguous(), offset, after)
