@@ -16,7 +16,7 @@ import atent
 from atent import config, plots, run
 from atent.cli import main
 from atent.train import compare as room
-from atent.train.comparison import INTERVAL, Cell, accuracy, caveat, draw, markdown, measure, winner
+from atent.train.comparison import INTERVAL, Cell, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
 
 TINY = """
 [data]
@@ -449,6 +449,82 @@ def test_the_last_epochs_figure_of_a_run(here, epoch, last, expected):
     }  # fmt: skip
     found = room._of_run(made, evaluation)["last"]
     assert (found and found["value"]) == expected
+
+
+# ---- by the clock
+
+
+def test_a_budget_of_time(here, capsys):
+    """Each training gets the same time, and the table says how many epochs it came to."""
+    recipe("pgd", epochs=3)
+    args = ["--train.validations", "2", "--seeds", "1"]
+    status, _, err = said(capsys, *args, "--train.epochs", "1", "--name", "epochs")
+    assert status == 0, err
+    status, _, err = said(capsys, *args, "--budget", "2s", "--name", "time", "--beside", "runs/epochs")
+    assert status == 0, err
+    path = here / "runs" / "time"
+    found = json.loads((path / "comparison.json").read_text())
+    assert found["minutes"] == pytest.approx(2 / 60)
+    plain, pgd = found["rows"]
+    # an epoch of one batch each: plain training comes farther in the same time
+    assert plain["passes"]["mean"] > pgd["passes"]["mean"] > 3
+    for row in found["rows"]:
+        (seed,) = row["seeds"]
+        rows = run.read_jsonl(path / seed["run"] / run.METRICS)
+        assert rows[-1]["elapsed"] == pytest.approx(2.0, abs=0.5)
+        assert seed["passes"] == rows[-1]["passes"]
+        assert row["minutes"]["mean"] == pytest.approx(2 / 60, abs=1 / 60)
+        assert sum("validation_natural" in r for r in rows) == 2
+    told = (path / "comparison.md").read_text()
+    assert "0.0333333 minutes of training each" in told
+    assert "| epochs |" in told.splitlines()[0]
+    assert all((here / "runs" / name / "pareto.png").read_bytes().startswith(b"\x89PNG") for name in ("epochs", "time"))
+    # the same again trains nothing
+    before = times(path)
+    status, _, err = said(capsys, *args, "--budget", "2s", "--name", "time", "--beside", "runs/epochs")
+    assert status == 0, err
+    assert times(path) == before
+    assert "train.minutes" in refused(capsys, "plain.toml", "pgd.toml", *args, "--budget", "3s", "--name", "time")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("10m", 600), ("90s", 90), ("1h30m", 5400), ("2m30s", 150), ("45", 45), ("1h", 3600)]
+)
+def test_times_are_written_as_people_do(text, expected):
+    assert config.seconds(text, "--budget") == expected
+
+
+@pytest.mark.parametrize("text", ["", "0s", "10 minutes", "-5m", "1.5h", "m"])
+def test_what_is_no_time_is_refused(here, capsys, text):
+    assert "is no time: write it as 10m" in refused(capsys, "plain.toml", "pgd.toml", f"--budget={text}")
+
+
+def test_beside_needs_a_finished_comparison(here, capsys):
+    err = refused(capsys, "plain.toml", "pgd.toml", "--beside", "runs/nothing")
+    assert "--beside the folder of a finished comparison" in err
+    assert not (here / "runs").exists()
+
+
+def test_epochs_may_differ_where_time_is_equal(here):
+    recipe("pgd", epochs=3)
+    with pytest.raises(ValueError, match=r"train\.epochs \(1 and 3\)"):
+        room.agree(jobs("plain.toml", "pgd.toml"))
+    room.agree(jobs("plain.toml", "pgd.toml", "--budget", "1m"))
+
+
+def test_the_pareto_plot_shows_what_the_rows_say(monkeypatch, tmp_path):
+    found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
+    timed = {**found, "minutes": 10.0}
+    seen = []
+    monkeypatch.setattr(plots, "pareto", lambda panels, robust: seen.append((panels, robust)) or plots.curves([BARE]))
+    draw_pareto(tmp_path, [found, timed])
+    ((panels, robust),) = seen
+    assert list(panels) == ["digits, linf 0.1, 2 epochs each", "digits, linf 0.1, 10 minutes each"]
+    share = {"value": 0.9, "low": 0.88, "high": 0.92}
+    assert panels["digits, linf 0.1, 2 epochs each"]["r0"] == {"natural": share, "robust": share}
+    assert robust == "robust accuracy (%), worst of FGSM, PGD-2"
+    draw_pareto(tmp_path, [{**found, "threats": ["linf 0.1", "l2 1"]}])
+    assert len(seen) == 1
 
 
 def test_the_caveat_goes_with_autoattack():

@@ -287,6 +287,57 @@ def test_adversarial_shows_original_result_and_difference():
 # ---- minimum-norm curves
 
 
+def cell(value, low=None, high=None):
+    return {"value": value, "low": low, "high": high}
+
+
+def test_pareto_fills_whom_nobody_beats():
+    table = {
+        "plain": {"natural": cell(0.95, 0.93, 0.97), "robust": cell(0.02, 0.01, 0.04)},
+        "good": {"natural": cell(0.9, 0.88, 0.92), "robust": cell(0.5, 0.45, 0.55)},
+        "beaten": {"natural": cell(0.89), "robust": cell(0.5)},
+        "cautious": {"natural": cell(0.8), "robust": cell(0.6)},
+    }
+    figure = plots.pareto({"epochs": table, "time": {"good": table["good"], "late": table["cautious"]}})
+    first, second = figure.axes
+    assert [a.get_title(loc="left") for a in (first, second)] == ["epochs", "time"]
+    drawn = {line.get_label(): line for line in first.lines if line.get_label() in table}
+    assert {n: (line.get_xdata()[0], line.get_ydata()[0]) for n, line in drawn.items()} == {
+        n: (100 * row["natural"]["value"], 100 * row["robust"]["value"]) for n, row in table.items()
+    }
+    assert [n for n, line in drawn.items() if line.get_markerfacecolor() == "white"] == ["beaten"]
+    steps = next(line for line in first.lines if line.get_drawstyle() == "steps-pre")
+    assert steps.get_xydata().tolist() == [[80.0, 60.0], [90.0, 50.0], [95.0, 2.0]]
+    # the same model looks the same in both panels, and no two look alike
+    look = lambda line: (line.get_color(), line.get_marker())  # noqa: E731
+    again = {line.get_label(): line for line in second.lines}
+    assert look(again["good"]) == look(drawn["good"])
+    assert len({look(line) for line in [*drawn.values(), again["late"]]}) == 5
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == [*table, "late"]
+
+
+def test_pareto_labels_do_not_overlap(tmp_path):
+    """Twenty names as long as a recipe's: legend and axes keep apart, and all is on the page."""
+    names = [f"mnist5k-linf-trades-awp-{i}" for i in range(20)]
+    table = {n: {"natural": cell(0.5 + 0.02 * i), "robust": cell(0.5 - 0.02 * i)} for i, n in enumerate(names)}
+    for panels in ({"one": table}, {"one": table, "two": table}):
+        figure = plots.pareto(panels)
+        figure.savefig(tmp_path / "a.png")
+        boxes = [t.get_window_extent() for t in figure.legends[0].get_texts()]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+        assert all(not a.overlaps(axes.get_tightbbox()) for a in boxes for axes in figure.axes)
+        assert all(figure.bbox.x0 <= b.x0 and b.x1 <= figure.bbox.x1 and b.y0 >= 0 for b in boxes)
+        titles = [axes.get_tightbbox() for axes in figure.axes]
+        assert not any(a.overlaps(b) for i, a in enumerate(titles) for b in titles[:i])
+
+
+def test_pareto_refuses_what_it_cannot_draw():
+    with pytest.raises(ValueError, match="no models"):
+        plots.pareto({"a": {}})
+    with pytest.raises(ValueError, match=r"x, robust.*fraction"):
+        plots.pareto({"a": {"x": {"natural": cell(0.5), "robust": cell(50)}}})
+
+
 def test_minimum_norm_draws_steps_that_fall_at_the_radii():
     found = {"DDN-100": ([0.0, 0.2, 0.5], [0.9, 0.4, 0.0]), "FMN-100": ([0.0, 0.3], [0.9, 0.5])}
     figure = plots.minimum_norm(found, norm="linf", title="digits")

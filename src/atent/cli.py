@@ -390,7 +390,7 @@ def compare(args: list[str]) -> int:
     seeds = tuple(range(options.first_seed, options.first_seed + options.seeds))
     plan = room.Plan(jobs, seeds, overrides, shlex.join(["atent", "compare", *args]))
     path, found = room.compare(
-        plan, runs=options.runs, name=options.name, at_once=options.jobs, build=config.job,
+        plan, runs=options.runs, name=options.name, at_once=options.jobs, build=config.job, beside=options.beside,
         progress=not options.quiet, say=lambda line: print(line, flush=True),
     )  # fmt: skip
     from rich.console import Console

@@ -83,7 +83,7 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
         raise UsageError(f"method.name is missing: use one of {', '.join(METHODS)}")
     if name not in METHODS:
         raise UsageError(f"method.name: {unknown('method', name, METHODS)}")
-    types["method"] = _method_type(METHODS[name])
+    types["method"] = _method_type(name)
     built, errors = {}, []
     for section, cls in types.items():
         values = method if section == "method" else tables.get(section, {})
@@ -99,15 +99,17 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
 
 
 @functools.cache
-def _method_type(cls: type) -> type:
+def _method_type(name: str) -> type:
     """The settings of a method as a recipe has them: with a table ``awp`` where AWP goes around it."""
+    from atent.methods import METHODS
     from atent.methods.awp import AROUND, Perturbation
 
-    if cls.__name__ not in AROUND:
+    cls = METHODS[name]
+    if name not in AROUND:
         return cls
     awp = ("awp", Perturbation, dataclasses.field(default=Perturbation()))
     space = {"__doc__": cls.__doc__}
-    return dataclasses.make_dataclass(cls.__name__, [awp], bases=(cls,), frozen=True, namespace=space)
+    return dataclasses.make_dataclass(name, [awp], bases=(cls,), frozen=True, namespace=space)
 
 
 def _method(settings: Any) -> Any:
@@ -130,7 +132,7 @@ def _method_settings(method: Any) -> Any:
     if isinstance(method, AWP):
         inner, awp = method.method, {"awp": Perturbation(method.gamma, method.warmup)}
     fields = {f.name: getattr(inner, f.name) for f in dataclasses.fields(inner)}
-    return _method_type(type(inner))(**fields, **awp)
+    return _method_type(type(inner).__name__)(**fields, **awp)
 
 
 def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
@@ -279,6 +281,11 @@ class CompareOptions:
     """Folder that holds the result folder."""
     jobs: int = 1
     """Trainings at once; each then gets its share of the CPU cores."""
+    budget: str | None = None
+    """Give each training this time, such as 10m, 90s or 1h30m, instead of equal epochs: the time of its steps, with
+    schedules stretched to fit. The table says how many epochs each came to."""
+    beside: str | None = None
+    """Result folder of an earlier comparison, to be drawn beside this one in pareto.png."""
     quiet: bool = False
     """No progress bar."""
 
@@ -286,6 +293,15 @@ class CompareOptions:
         for name, least in (("seeds", 1), ("first_seed", 0), ("jobs", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def seconds(text: str, option: str) -> float:
+    """A time such as 10m, 90s or 1h30m (a bare number is seconds) in seconds, above 0; UsageError in one line."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    total = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1))) if parts else 0
+    if total < 1:
+        raise UsageError(f"{option} {text!r} is no time: write it as 10m, 90s or 1h30m")
+    return float(total)
 
 
 def parse_train(args: list[str]) -> tuple[Job | None, TrainOptions]:
@@ -342,6 +358,8 @@ def parse_compare(args: list[str]) -> tuple[CompareOptions, dict[str, Job], tupl
                 raise UsageError(unknown("option", option, [*known, *(f"--{s}" for s in _SECTIONS)]))
         into.append(word)
     options = _cli(CompareOptions, own, "atent compare", "Train recipes alike, over several seeds, into one table.")
+    if options.budget is not None:
+        overrides += ["--train.minutes", f"{seconds(options.budget, '--budget') / 60:.9g}"]
     if len(options.recipes) < 2:
         raise UsageError("a comparison needs two recipes or more: `atent compare RECIPE RECIPE ... [OPTIONS]`")
     jobs: dict[str, Job] = {}
@@ -549,7 +567,7 @@ def _switched(tables: dict[str, Any], args: list[str]) -> list[str]:
     name = args[at + 1]
     if name not in METHODS:
         raise UsageError(f"--method.name: {unknown('method', name, METHODS)}")
-    known = {f.name for f in dataclasses.fields(_method_type(METHODS[name]))}
+    known = {f.name for f in dataclasses.fields(_method_type(name))}
     old = tables["method"]
     if name != old["name"]:
         dropped = [k for k in old if k not in known and k != "name"]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 _COLOUR = {"natural": PALETTE[0], "robust": PALETTE[1]}
+_MARKERS = "os^DvPX"
 _STYLE = {"train": (0, (4, 2)), "validation": "-"}
 _TEXT = 12
 _GREY = "#555555"
@@ -260,6 +261,66 @@ def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -
     )
     legend.get_title().set(color=_GREY, fontsize=_TEXT - 2)
     return figure
+
+
+def pareto(
+    panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]], *, robust: str = "robust accuracy (%)"
+) -> Figure:
+    """Natural against robust accuracy (%), a point per model with its 95 % intervals, and the Pareto front in grey.
+
+    `panels`: {title: {model: {"natural": share, "robust": share}}}, a share with the fractions `value` and, optional or
+    None, `low` and `high`; one panel beside the other with common axes, and a model looks the same in each. Models that
+    none of their panel beats in one accuracy without losing in the other are filled, the rest hollow. `robust` names
+    the upright axis. Raises ValueError where there is nothing to draw or a value is no fraction.
+    """
+    names = list(dict.fromkeys(name for table in panels.values() for name in table))
+    if not names:
+        raise ValueError("no models to draw")
+    columns = _columns(names)
+    figure = _figure(9 if len(panels) == 1 else 6.5 * len(panels), 5.2 + 0.26 * math.ceil(len(names) / columns))
+    places = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True).flat
+    handles: dict[str, Any] = {}
+    for axes, (title, table) in zip(places, panels.items(), strict=True):
+        _axes(axes)
+        spans = {
+            name: [_span(row[kind], f"{name}, {kind}") for kind in ("natural", "robust")] for name, row in table.items()
+        }
+        at = {name: (x[0], y[0]) for name, (x, y) in spans.items()}
+        front = sorted(p for p in set(at.values()) if not any(_beats(q, p) for q in at.values()))
+        # whatever lies below and left of these steps is beaten
+        axes.step([x for x, _ in front], [y for _, y in front], where="pre", color="#999999", linewidth=1.2, zorder=1)
+        for name, (x, y) in spans.items():
+            i = names.index(name)
+            colour = PALETTE[i % len(PALETTE)]
+            bars = {
+                key: [[max(0.0, value - low)], [max(0.0, high - value)]]
+                for key, (value, low, high) in (("xerr", x), ("yerr", y))
+            }
+            axes.errorbar(x[0], y[0], **bars, color=colour, elinewidth=1, alpha=0.55, zorder=2)
+            (handles[name],) = axes.plot(
+                x[0], y[0], linestyle="none", marker=_MARKERS[i % len(_MARKERS)], markersize=9, color=colour, zorder=3,
+                markerfacecolor=colour if at[name] in front else "white", markeredgewidth=1.8, label=name,
+            )  # fmt: skip
+        axes.set_xlabel("natural accuracy (%)")
+        axes.set_title(title, loc="left", fontsize=_TEXT)
+    figure.axes[0].set_ylabel(robust)
+    legend = figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False,
+        fontsize=_TEXT - 1, title="bars: 95 % intervals; filled: on the Pareto front",
+    )  # fmt: skip
+    legend.get_title().set(color=_GREY, fontsize=_TEXT - 2)
+    return figure
+
+
+def _span(share: Mapping[str, Any], where: str) -> list[float]:
+    """Value and ends of its interval in %, the value itself where there is none."""
+    ends = {end: share["value"] if share.get(end) is None else share[end] for end in ("value", "low", "high")}
+    return [100 * _fraction(ends, end, where) for end in ends]
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether one is at least as good in both, and better in one."""
+    return one != other and one[0] >= other[0] and one[1] >= other[1]
 
 
 def minimum_norm(

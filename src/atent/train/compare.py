@@ -1,4 +1,4 @@
-"""Several methods on the same data, split, network and epochs, once per seed, in one table.
+"""Several methods on the same data, split, network and epochs (or time), once per seed, in one table.
 
 Each training is a process of its own, so that its memory and its time are its own. What is finished stays: the same
 command again reuses finished runs and resumes started ones.
@@ -30,7 +30,7 @@ from atent.methods.awp import title
 from atent.progress import bar
 from atent.threat import Threat
 from atent.train.checkpoint import STATE
-from atent.train.comparison import INTERVAL, accuracy, caveat, draw, markdown, measure, winner
+from atent.train.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
 from atent.train.interrupt import Interrupted, stop_requests
 from atent.train.pipeline import Job, Say, threat_of
 
@@ -90,8 +90,8 @@ class Run:
 def agree(jobs: Mapping[str, Job]) -> None:
     """ValueError, in one line with the mend, unless the jobs may be compared.
 
-    Data settings (root and augment aside), network, epochs, batch size, and the judgement's attacks, threat, number of
-    images and seed must be the same.
+    Data settings (root and augment aside), network, epochs (or minutes), batch size, and the judgement's attacks,
+    threat, number of images and seed must be the same.
     """
     (first, one), *others = jobs.items()
     for name, other in others:
@@ -112,7 +112,9 @@ def _common(job: Job) -> dict[str, Any]:
     return {
         **{f"data.{k}": v for k, v in asdict(job.data).items() if k not in ("root", "augment")},
         **{f"model.{k}": v for k, v in asdict(job.model).items()},
-        "train.epochs": job.train.epochs,
+        # By the clock, epochs are only what a schedule is written for.
+        "train.epochs": job.train.epochs if job.train.minutes is None else None,
+        "train.minutes": job.train.minutes,
         "train.batch_size": job.train.batch_size,
         "evaluate.norm": threat and threat.norm,
         "evaluate.eps": threat and threat.eps,
@@ -272,15 +274,24 @@ def compare(
     name: str | None = None,
     at_once: int = 1,
     build: Build,
+    beside: str | Path | None = None,
     progress: bool = True,
     say: Say = lambda line: None,
 ) -> tuple[Path, dict[str, Any]]:
     """Train what is not trained yet, ``at_once`` runs at a time, and write the table; its folder and content.
 
+    ``beside`` is the folder of an earlier comparison that the Pareto plot shows as well: equal epochs, say, beside
+    equal time.
+
     Raises ValueError and FileExistsError of one line before anything is trained; ChildProcessError where a run fails
     and Interrupted after Ctrl-C: the other runs are stopped, with their state saved, and the same command goes on.
     """
     agree(plan.jobs)
+    other = None
+    if beside is not None:
+        if not (Path(beside) / RESULT).is_file():
+            raise FileNotFoundError(f"{beside} holds no {RESULT}: give --beside the folder of a finished comparison")
+        other = folder.read_json(Path(beside) / RESULT)
     path = place(runs, name, plan, build)
     path.mkdir(parents=True, exist_ok=True)
     with _alone(path) as inherited:
@@ -298,6 +309,7 @@ def compare(
         folder.write_json(path / RESULT, found)
         folder.write_atomic(path / TABLE, markdown(found))
         draw(path, found)
+        draw_pareto(path, [other, found] if other else [found])
     return path, found
 
 
@@ -402,6 +414,8 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
                 "seconds_per_epoch": measure([s["seconds_per_epoch"] for s in seeds]),
                 "memory_mb": None if None in memory else measure(memory),
                 "best_epoch": measure([s["best_epoch"] for s in seeds]),
+                "passes": measure([s["passes"] for s in seeds]),
+                "minutes": measure([s["minutes"] for s in seeds]),
                 "seeds": seeds,
             }
         )
@@ -420,6 +434,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
         "data": evaluation["data"],
         "model": job.model.name,
         "epochs": job.train.epochs,
+        "minutes": job.train.minutes,
         "batch_size": job.train.batch_size,
         "seeds": plan.seeds,
         "threats": list(dict.fromkeys(show(Threat(**a["threat"])) for a in evaluation["attacks"].values())),
@@ -448,5 +463,7 @@ def _of_run(run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
         "seconds_per_epoch": statistics.median(row["seconds"] for row in rows),
         "memory_mb": max(memory, default=None),
         "best_epoch": evaluation["epoch"],
+        "passes": rows[-1].get("passes", rows[-1]["epoch"]),
+        "minutes": sum(row["seconds"] for row in rows) / 60,
         "provenance": evaluation["provenance"],
     }

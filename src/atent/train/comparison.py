@@ -12,6 +12,7 @@ from typing import Any
 from atent import run as folder
 
 FIGURE = "comparison.png"
+PARETO = "pareto.png"
 
 INTERVAL = (
     "mean +- standard deviation over the seeds; in brackets 95 % intervals: of the t-interval over the seeds and the"
@@ -93,7 +94,9 @@ def layout(found: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Entry
     worst = len(attacks) > 1 and len(found["threats"]) == 1
     last = _has_last(found)
     shares = ["natural", *attacks, *(["worst of these"] if worst else []), *(["at the last epoch"] if last else [])]
+    timed = found.get("minutes") is not None
     headings = [*(f"{name} (%)" for name in shares), "s / epoch", "peak MiB", "best epoch"]
+    headings += ["epochs"] if timed else []
     rows = []
     for row in found["rows"]:
         best = row["best"]
@@ -105,6 +108,8 @@ def layout(found: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Entry
             entries.append(_entry(row.get("last"), 100, best=False))
         entries += [_entry(row["seconds_per_epoch"], digits=2), _entry(row["memory_mb"], digits=0)]
         entries.append(_entry(row["best_epoch"]))
+        if timed:
+            entries.append(_entry(row["passes"]))
         rows.append((f"{row['recipe']} ({row['method']})", entries))
     return headings, rows
 
@@ -134,13 +139,21 @@ def caption(found: dict[str, Any]) -> list[str]:
     commits = dict.fromkeys(f"{p['commit'] or 'unknown'}{' with changes' if p['dirty'] else ''}" for p in made)
     several = f", {found['at_once']} runs at once" if found["at_once"] > 1 else ""
     lines = [
-        f"{data['name']}, {data['n']} of {data['of']} test images; {found['model']}, {found['epochs']} epochs, batches"
+        f"{data['name']}, {data['n']} of {data['of']} test images; {found['model']}, {_length(found)}, batches"
         f" of {found['batch_size']}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))});"
         f" judged under {', '.join(found['threats'])}.",
         f"Figures: {found['interval']}. Bold: above the interval of every other row.",
         f"Hardware: {'; '.join(machines)}{several}. Seconds: median over the epochs. Commit: {', '.join(commits)}.",
     ]
     return [*lines, found["caveat"]] if found["caveat"] else lines
+
+
+def _length(found: dict[str, Any]) -> str:
+    if found.get("minutes") is None:
+        return f"{found['epochs']} epochs"
+    return (
+        f"{found['minutes']:g} minutes of training each (its steps alone; validation and checkpoints are not counted)"
+    )
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -175,3 +188,27 @@ def draw(path: Path, found: dict[str, Any]) -> None:
     title = f"{data['name']}, {data['n']} test images, {', '.join(found['threats'])}"
     title += f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
     plots.save(plots.accuracies(table, title=title), path / FIGURE)
+
+
+def draw_pareto(path: Path, comparisons: Sequence[dict[str, Any]]) -> None:
+    """pareto.png: natural against worst-case accuracy, a panel for each comparison; none for several threats."""
+    from atent import plots
+
+    panels: dict[str, dict[str, Any]] = {}
+    for found in comparisons:
+        if len(found["threats"]) != 1:
+            return
+        minutes, names = found.get("minutes"), list(found["rows"][0]["attacks"])
+        length = f"{found['epochs']} epochs each" if minutes is None else f"{minutes:g} minutes each"
+        title = f"{found['data']['name']}, {found['threats'][0]}, {length}"
+        while title in panels:
+            title += " "
+        panels[title] = {
+            row["recipe"]: {
+                kind: {"value": row[key]["mean"], "low": row[key]["low"], "high": row[key]["high"]}
+                for kind, key in (("natural", "natural"), ("robust", "worst"))
+            }
+            for row in found["rows"]
+        }
+    told = names[0] if len(names) == 1 else f"worst of {', '.join(names)}"
+    plots.save(plots.pareto(panels, robust=f"robust accuracy (%), {told}"), path / PARETO)
