@@ -575,7 +575,8 @@ def regions(
         raise ValueError("no panels to draw")
     columns = 2 if len(panels) > 1 else 1
     lines = math.ceil(len(panels) / columns)
-    figure = _figure(5.6 * columns, 0.8 + 5.4 * lines)
+    tall = (up[-1] - up[0]) / (across[-1] - across[0])
+    figure = _figure(5.6 * columns, 1.0 + (5.0 * tall + 0.5) * lines)
     places = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     colours, size = PALETTE[:2], 2 * eps
     for axes, (title, panel) in zip(places, panels.items(), strict=False):
@@ -600,8 +601,8 @@ def regions(
                 )  # fmt: skip
             own = numpy.asarray(x)[numpy.asarray(y) == kind]
             axes.plot(
-                own[:, 0], own[:, 1], linestyle="none", marker="o^"[kind], markersize=3, color=colours[kind],
-                markeredgecolor="white", markeredgewidth=0.3,
+                own[:, 0], own[:, 1], linestyle="none", marker="o^"[kind], markersize=4, color=colours[kind],
+                markeredgecolor="white", markeredgewidth=0.4, zorder=3,
             )  # fmt: skip
         axes.set_xlim(across[0], across[-1])
         axes.set_ylim(up[0], up[-1])

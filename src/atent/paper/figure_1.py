@@ -24,6 +24,7 @@ from atent.methods import ATENT, PGDAT, TRADES, Method, Standard
 from atent.methods.base import Metrics, State
 from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
+from atent.paper.published import published
 from atent.rng import Batch
 from atent.threat import Threat
 from atent.train import TrainSettings, load
@@ -61,10 +62,8 @@ SCALES = {
 }
 
 PUBLISHED = {
-    "atent": {"natural": 93.02, "robust": 73.17},
-    "trades": {"natural": 88.55, "robust": 72.63},
-    "pgdat": {"natural": 86.23, "robust": 72.09},
-    "standard": {"natural": 94.63, "robust": 68.52},
+    row: {column: figure.value for column, figure in printed.values.items()}
+    for row, printed in published()["figure-1"].rows.items()
 }
 """The titles of the paper's four panels, per cent; each is one training without a seed."""
 
@@ -324,7 +323,7 @@ def _content(
         "command": f"atent reproduce {NAME} --scale {scale}",
         "data": {**data.about, "box": data.box, "threat": show(threat), "eps": float(threat.eps)},
         "protocol": {
-            "published": "PGD-40, one uniform start, steps of eps / 10",
+            "published": "one uniform start, steps of eps / 10",
             "strong": "the worst of PGD-40, PGD-40 with 10 restarts, and the same on the margin",
             "grid": f"every point of a {_SIDE} x {_SIDE} grid over the ball",
             "attacks": job.evaluate.attacks,
@@ -388,7 +387,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     """The table with its caption."""
     data, protocol = content["data"], content["protocol"]
     heads = ["published natural", "published robust", "natural", "PGD-40", "strong", "grid", "s / training"]
-    lines = ["| trained by | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    lines = [f"# {content['title']}", ""]
+    lines += ["| trained by | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for row in content["rows"]:
         told = row["published"]
         cells = [f"{told[key]:.2f}" if told else "-" for key in ("natural", "robust")]
@@ -404,11 +404,14 @@ def markdown(content: Mapping[str, Any]) -> str:
         shown = [_points(gap["ours"][key]) for key in ("published", "strong", "grid")]
         told_text = f"{told['robust']:+.2f}" if told and data["name"] == "two-class" else "-"
         lines.append(f"| {LABELS[gap['over']]} | {told_text} | " + " | ".join(shown) + " |")
+    if all(any(m["seed"] == 0 for m in row["seeds"]) for row in content["rows"]):
+        lines += ["", f"![Decision regions of four networks, with each test point's ball]({NAME}.png)"]
     away, made = content["out_of_reach"], content["provenance"]
     done = min(len(row["seeds"]) for row in content["rows"])
     lines += [
         "",
-        f"Per cent of {data['counts']['test']} test points; mean +- standard deviation over {content['seeds']} seeds"
+        f"Per cent of {data['counts']['test']} test points; mean +- standard deviation over {content['seeds']}"
+        f" seed{'s' if content['seeds'] > 1 else ''}"
         f"{'' if content['complete'] else f', of which {done} are finished in every row'}; in brackets 95 %: the wider,"
         " end by end, of the t-interval over the seeds and the binomial one of the test points. The lead is paired by"
         " seed, with the t-interval of the training alone.",
@@ -458,5 +461,5 @@ def _draw(path: Path, content: Mapping[str, Any], place: Path, data: Data, threa
         panels[title] = {"regions": regions.numpy(), "stands": exhaustive(model, x, y, threat).numpy()}
     names = [str(name) for name in data.about["class_names"]]
     words = [f"digit {name}" if name.isdigit() else name for name in names]
-    figure = plots.regions(panels, across.numpy(), up.numpy(), x.numpy(), y.numpy(), eps=eps, classes=words)
+    figure = plots.regions(panels, across.tolist(), up.tolist(), x.numpy(), y.numpy(), eps=eps, classes=words)
     plots.save(figure, path)
