@@ -16,11 +16,14 @@ from atent import Threat
 from atent.methods import (
     ATENT,
     CROWNIBP,
+    FGSMRS,
+    MART,
     METHODS,
     MMA,
     PGDAT,
     TRADES,
     Dual,
+    Free,
     Gaussian,
     SmoothAdv,
     Standard,
@@ -28,7 +31,7 @@ from atent.methods import (
 )  # fmt: skip
 from atent.optim import EntropySGD
 
-BOTH, L2 = ("linf", "l2"), ("l2",)
+BOTH, L2, LINF = ("linf", "l2"), ("l2",), ("linf",)
 SAMPLED = {"objective": "data-entropy", "gradient": "raw", "projection": "every", "noise": 0.3}
 
 # Method, what it is given, the norms that it is defined for, and the cost as its sum of parts: K steps, B points of
@@ -69,6 +72,13 @@ TABLE = [
     (SmoothAdv, {"samples": 3}, L2, "M*(K*(1 + 1) + 1 + 2)"),
     # the search's last point is only looked at
     (SmoothAdv, {"samples": 3, "attack": "ddn"}, L2, "M*((K - 1)*(1 + 1) + 1 + 1 + 2)"),
+    # the step's gradient, and the loss
+    (FGSMRS, {}, LINF, "(1 + 1) + 1 + 2"),
+    (FGSMRS, {"mode": "eval", "start": "zero"}, LINF, "(1 + 1) + 1 + 2"),
+    # one pass for both gradients
+    (Free, {}, LINF, "1 + 2"),
+    # K gradients, and both batches in train mode
+    (MART, {}, LINF, "K*(1 + 1) + 2*(1 + 2)"),
     # gradients, the bisection, the clean batch and the boundary points
     (MMA, {"bisection": 6}, BOTH, "K*(1 + 1) + B + 2*(1 + 2)"),
     (MMA, {"bisection": 6, "margin_loss": "slm"}, BOTH, "K*(1 + 1) + B + 2*(1 + 2)"),

@@ -106,7 +106,7 @@ def one_epoch(name):
 
 
 def heavy(name):
-    return made(name).model.name.startswith(("wrn", "dm_large", "kw_resnet"))
+    return made(name).model.name.startswith(("wrn", "dm_large", "kw_resnet", "resnet18", "preact"))
 
 
 @pytest.mark.parametrize("name", [n for n in recipe_names() if not heavy(n)])

@@ -344,6 +344,9 @@ def test_schedules():
     assert cosine == sorted(cosine, reverse=True)
     assert rates(Schedule("cosine")) == [1, 1, 0.853553, 0.853553, 0.5, 0.5, 0.146447, 0.146447]
     assert rates(Schedule(warmup=2))[:6] == [0.5, 0.5, 1, 1, 1, 1]
+    assert rates(Schedule("cyclic", unit="step")) == [0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25]
+    early = rates(Schedule("cyclic", unit="step", peak=0.25))
+    assert early == [0, 0.5, 1, *(round(k / 6, 6) for k in (5, 4, 3, 2, 1))]
 
 
 @pytest.mark.parametrize(
@@ -355,6 +358,9 @@ def test_schedules():
         {"factor": 0},
         {"kind": "multistep", "milestones": (1, 2), "factors": (0.1,)},
         {"warmup": -1},
+        {"kind": "cyclic"},
+        {"kind": "cyclic", "unit": "step", "warmup": 2},
+        {"kind": "cyclic", "unit": "step", "peak": 1.0},
     ],
 )
 def test_bad_schedules(bad):

@@ -24,7 +24,15 @@ class Method:
     training; ``rng`` is the batch's own generator; ``ids`` are the samples' numbers in the training set; ``state`` is
     what `init` made. Metrics are tensors on the device: a scalar is a mean over the batch, a vector (n,) one value per
     sample (the loop gives its quantiles). Nothing here waits for the device.
+
+    ``replays`` is how often in a row the loop brings each batch, with an optimizer's step each time. ``single_step``
+    says that the adversary takes one gradient per batch: such methods may overfit catastrophically, and the loop
+    watches them (`atent.train.watch`).
     """
+
+    # Without annotations: no fields of the dataclasses that inherit them.
+    replays = 1
+    single_step = False
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         """Running or per-sample state, saved with the checkpoint; none by default."""
@@ -79,6 +87,15 @@ def check_budget(threat: Threat) -> None:
     """ValueError unless the threat's eps is finite: an adversary that trains stays in a ball."""
     if math.isinf(float(threat.eps)):
         raise ValueError("a training method needs a finite eps, got inf: give the radius to train for")
+
+
+def check_linf(method: Method, threat: Threat) -> None:
+    """ValueError unless the threat is linf, for methods whose paper knows no other."""
+    if threat.norm != "linf":
+        raise ValueError(
+            f"{type(method).__name__} is for the linf ball, got {threat.norm}: give a threat with norm linf, or use"
+            " PGDAT"
+        )
 
 
 def check_reach(threat: Threat, length: float, told: str) -> None:

@@ -15,6 +15,7 @@ from .dm_large import dm_large
 from .kw import kw_resnet, kw_small
 from .lenet5 import lenet5
 from .normalize import Normalize
+from .preact_resnet import preact_resnet18
 from .reference import check_output, from_reference
 from .resnet import resnet18, resnet20, resnet110
 from .small_cnn import small_cnn
@@ -36,6 +37,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         resnet18,
         resnet20,
         resnet110,
+        preact_resnet18,
         wrn_28_4,
         wrn_28_10,
         wrn_34_10,

@@ -11,8 +11,9 @@ from typing import Literal
 class Schedule:
     """Settings of the schedule; ValueError for values out of range."""
 
-    kind: Literal["constant", "step", "multistep", "cosine"] = "constant"
-    """constant; step (x factor every `every`); multistep (x factor at each milestone); cosine (to 0 at the end)."""
+    kind: Literal["constant", "step", "multistep", "cosine", "cyclic"] = "constant"
+    """constant; step (x factor every `every`); multistep (x factor at each milestone); cosine (to 0 at the end);
+    cyclic (linearly from 0 to the base rate at `peak`, and back to 0 at the end)."""
     unit: Literal["epoch", "step"] = "epoch"
     """Whether the schedule moves, and `every`, `milestones` and `warmup` count, by epoch or by step."""
     every: int = 0
@@ -25,10 +26,12 @@ class Schedule:
     """Factor of the base rate from each milestone on; left out: factor, factor^2, ..."""
     warmup: int = 0
     """Epochs (or steps) over which the rate first grows linearly."""
+    peak: float = 0.5
+    """Share of the training at which the cyclic schedule is at the base rate, above 0 and below 1."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("constant", "step", "multistep", "cosine"):
-            raise ValueError(f"schedule {self.kind!r} is not known: use constant, step, multistep or cosine")
+        if self.kind not in ("constant", "step", "multistep", "cosine", "cyclic"):
+            raise ValueError(f"schedule {self.kind!r} is not known: use constant, step, multistep, cosine or cyclic")
         if self.unit not in ("epoch", "step"):
             raise ValueError(f"schedule unit {self.unit!r} is not known: use epoch or step")
         if self.kind == "step" and self.every < 1:
@@ -41,13 +44,19 @@ class Schedule:
             raise ValueError(f"factors needs one per milestone, {len(self.milestones)}, got {len(self.factors)}")
         if self.warmup < 0:
             raise ValueError(f"warmup must be at least 0, got {self.warmup}")
+        if not 0 < self.peak < 1:
+            raise ValueError(f"peak must lie between 0 and 1, got {self.peak}")
+        # By epoch the whole first one would stand still, at rate 0.
+        if self.kind == "cyclic" and (self.unit == "epoch" or self.warmup):
+            raise ValueError("the cyclic schedule needs unit step, and no warmup: it begins at 0 itself")
 
 
 def lr_factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
     """Factor of the learning rate at ``step`` (counted from 0 over the whole training).
 
     By epoch it holds for a whole epoch; by step it moves at every step. The cosine is
-    (1 + cos(pi t / T)) / 2 with t and T counted after the warm-up.
+    (1 + cos(pi t / T)) / 2 with t and T counted after the warm-up. The cyclic one is a triangle, t / (peak T) up to
+    the peak and (T - t) / (T - peak T) after it, one cycle in all (Smith 2017, as Wong et al. 2020 use it).
     """
     by_epoch = schedule.unit == "epoch"
     now = step // steps_per_epoch if by_epoch else step
@@ -62,4 +71,6 @@ def lr_factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) 
     if schedule.kind == "cosine":
         span = max(1, end - schedule.warmup)
         return (1 + math.cos(math.pi * (now - schedule.warmup) / span)) / 2
+    if schedule.kind == "cyclic":
+        return min(now / (schedule.peak * end), (end - now) / ((1 - schedule.peak) * end))
     return 1.0

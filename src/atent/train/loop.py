@@ -36,6 +36,7 @@ from atent.train.clock import Clock
 from atent.train.interrupt import Interrupted, stop_requests
 from atent.train.meter import Meter
 from atent.train.settings import TrainSettings, pick_device
+from atent.train.watch import STOP, watch
 
 # Steps between two looks at the loss: each look waits for the device.
 _LOOK = 50
@@ -57,6 +58,8 @@ class Fitted:
     """The row of the best epoch."""
     run: Path | None
     """The run folder, where there is one."""
+    stopped: str | None = None
+    """Why the training ended before its time, in one line; None where it did not."""
 
 
 def fit(
@@ -81,8 +84,9 @@ def fit(
     ``data`` is a `Data` (see `atent.data.from_tensors` for your own arrays). With ``run``, a new folder, everything is
     written there: config.json, metrics.jsonl, best.safetensors and last/. ``resume=True`` goes on from an existing one,
     exactly. ``threat`` is what the robust validation judges by where the method has none of its own. ``report`` is
-    called with each epoch's row, ``say`` with a line on what a calibrated method found before the first batch. The
-    global random state comes back as it was.
+    called with each epoch's row, ``say`` with a line on what a calibrated method found before the first batch, and
+    with the warnings of the watch (`atent.train.watch`), which may end the training early. The global random state
+    comes back as it was.
 
     Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
     folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
@@ -105,11 +109,12 @@ def fit(
         model.to(memory_format=layout)  # type: ignore[call-overload]
     data, move = data.to(device), augment(augmentation)
     probe = _Probe(data, settings, threat, robust=own is not None)
+    watcher = watch(method, data, settings, threat)
     weights = build(optimizer, model, seed=settings.seed)
     n, batches = len(data.train), -(-len(data.train) // settings.batch_size)
     # An optimizer may use up several batches per step (Entropy-SGD).
     share = getattr(weights, "batches_per_step", 1)
-    steps = -(-batches // share)
+    steps = -(-batches // share) * method.replays
     clock = Clock(settings.epochs, steps, settings.minutes)
     state = method.init(n, data.shape, device)
     mean = None
@@ -132,6 +137,7 @@ def fit(
     shelf = _Shelf(probe, settings)
     best_weights: dict[str, Tensor] | None = None
     meter = Meter()
+    stopped: str | None = None
     path = Path(run) if run is not None else None
     if resume:
         if path is None:
@@ -152,6 +158,10 @@ def fit(
             history = folder.read_jsonl(path / folder.METRICS)
         for row in history:
             shelf.add(row)
+            if watcher and "watch_robust" in row:
+                watcher.judge(row)
+        if watcher and history and history[-1].get("watch") == STOP:
+            stopped = watcher.line(history[-1])
     elif path is not None:
         folder.create(path)
         folder.write_json(path / folder.CONFIG, config)
@@ -179,8 +189,8 @@ def fit(
             call = next(calls)
             position = part[call % len(part)]
             index = order[position * settings.batch_size : (position + 1) * settings.batch_size]
-            # A batch that comes again within a step comes with the same augmentation, and with new draws.
-            rng.manual_seed(fold(settings.seed, "augment", now, position))
+            # A batch that comes again, within a step or as a replay, has the same augmentation, and new draws.
+            rng.manual_seed(fold(settings.seed, "augment", now - now % method.replays, position))
             x, y = data.train.batch(index)
             x = move(x, rng).contiguous(memory_format=layout)
             rng.manual_seed(fold(settings.seed, "step", now, call))
@@ -197,7 +207,7 @@ def fit(
         saved_at = time.perf_counter()
         for epoch in itertools.count(mark["epoch"]):
             # A step that was saved after the time was over still has its epoch to end.
-            if clock.over(epoch) and not mark["step"]:
+            if stopped or (clock.over(epoch) and not mark["step"]):
                 break
             rng.manual_seed(fold(settings.seed, "order", epoch))
             order = torch.randperm(n, generator=rng, device=device)
@@ -215,7 +225,8 @@ def fit(
                     for group in weights.param_groups:
                         at = clock.position(now, done)
                         group["lr"] = optimizer.lr * lr_factor(schedule, at, steps, settings.epochs)
-                    part = range(step * share, min((step + 1) * share, batches))
+                    block = step // method.replays
+                    part = range(block * share, min((block + 1) * share, batches))
                     weights.step(closure(order, now, done, part))  # type: ignore[arg-type]
                     if mean:
                         mean.after_step(clock.progress(now + 1))
@@ -258,6 +269,11 @@ def fit(
             if measured and mean and mean.count:
                 with mean.applied():
                     row |= {f"average_{k}": v for k, v in probe.measure(model, progress=progress).items()}
+            if watcher and (measured or settings.minutes is None):
+                line = watcher.look(row, model)
+                stopped = line if row["watch"] == STOP else None
+                if line:
+                    say(line)
             about = {"epoch": epoch + 1, **_short(config)}
             for name, kind in shelf.add(row).items():
                 with lent(kind):
@@ -286,7 +302,7 @@ def fit(
         model.load_state_dict(best_weights)
     elif path is not None:
         load_weights(model, path)
-    return Fitted(model.eval(), history, best, path)
+    return Fitted(model.eval(), history, best, path, stopped)
 
 
 class _Probe:
@@ -340,6 +356,9 @@ class _Shelf:
 
     def add(self, row: dict[str, Any]) -> dict[str, str]:
         """Marks the row; what is now to be kept: {"best", "raw", "ema" or "swa": of which weights}."""
+        if row.get("watch") == STOP:  # whatever it is selected by, a collapsed epoch is not the best
+            row["best"] = False
+            return {}
         scores = {"raw": self.probe.score(row)}
         if "average_validation_natural" in row:
             scores["average"] = self.probe.score(row, "average_")

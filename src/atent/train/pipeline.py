@@ -101,6 +101,8 @@ def run_job(
     content = judge(fitted.model, data, attacks, job.evaluate, progress=progress)
     kept = {"average": fitted.best["best_weights"] == "average"} if "best_weights" in fitted.best else {}
     content = {"run": path.name, "epoch": fitted.best["epoch"], **kept, **content}
+    if fitted.stopped:
+        content["stopped"] = fitted.stopped
     if job.evaluate.last and fitted.history[-1]["epoch"] != fitted.best["epoch"]:
         # Robust overfitting (Rice et al. 2020) shows in the difference; neither is chosen by the test set.
         load_weights(model, path, which="last")

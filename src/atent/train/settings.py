@@ -49,11 +49,19 @@ class TrainSettings:
     """Share of the training before the average begins."""
     select_weights: Literal["both", "raw", "average"] = "both"
     """Which weights may be the best: the raw ones, the averaged ones, or both."""
+    watch: Literal["auto", "on", "off"] = "auto"
+    """Watch for catastrophic overfitting, and stop at it; auto: for methods of a single step, such as FGSMRS, Free."""
+    watch_limit: int = 200
+    """Validation images that the watch attacks after each epoch."""
+    watch_steps: int = 10
+    """Steps of the watch's PGD."""
+    watch_drop: float = 0.2
+    """Fall of the accuracy under that PGD, and not under the training's attack, that stops; half of it warns."""
     save_minutes: float = 5.0
     """Minutes between checkpoints inside an epoch (each epoch's end has one); 0: at every step."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every", "validations"):
+        for name in ("epochs", "batch_size", "validate_every", "validations", "watch_limit", "watch_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("validate_limit", "save_minutes"):
@@ -68,6 +76,10 @@ class TrainSettings:
             raise ValueError(f"select_weights {self.select_weights!r} is not known: use both, raw or average")
         if self.average == "none" and self.select_weights == "average":
             raise ValueError("select_weights average needs an average: give average ema or swa")
+        if self.watch not in ("auto", "on", "off"):
+            raise ValueError(f"watch {self.watch!r} is not known: use auto, on or off")
+        if not 0 < self.watch_drop <= 1:
+            raise ValueError(f"watch_drop must be above 0 and at most 1, got {self.watch_drop}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
         if self.select not in ("auto", "robust", "natural", "last"):

@@ -1,0 +1,82 @@
+"""FGSM with a random start: adversarial training for the price of two passes (Wong, Rice and Kolter 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import check_choice, check_number
+from atent.attacks.pgd import PGD
+from atent.losses import cross_entropy
+from atent.methods.base import (
+    Method,
+    Metrics,
+    State,
+    check_budget,
+    check_linf,
+    check_reach,
+    check_warmup,
+    correct,
+    warm,
+)
+from atent.threat import Threat
+
+
+@dataclass(frozen=True)
+class FGSMRS(Method):
+    """min over w of the mean of CE(f(x + delta)), delta from one step (Wong, Rice and Kolter 2020, Algorithm 3).
+
+    delta ~ U(-eps, eps)^d, clamped to the box; then delta <- clip(delta + step_size sign(grad CE(f(x + delta))),
+    -eps, eps), and the box again. The step of 1.25 eps is the paper's for CIFAR-10. Longer ones (2 eps), and
+    ``start="zero"``, plain FGSM, tend to overfit catastrophically: within an epoch the network learns to fool the one
+    step, and falls to any attack of several. The loop watches for that (`atent.train.watch`).
+
+    The adversary sees the network as the loop trains it (``mode="train"``): the paper does not say, its authors' code
+    never leaves train mode. There batch-norm's running statistics also take in the adversary's own pass; here, as with
+    all methods of the house, the adversary leaves no trace, and they see the perturbed batch alone. One forward and
+    one backward for the adversary, as many for the loss.
+    """
+
+    single_step = True
+
+    threat: Threat
+    """Ball of the adversary, linf."""
+    step_size: float | None = None
+    """Length of the step in pixel units; left out: 1.25 eps."""
+    start: Literal["uniform", "zero"] = "uniform"
+    """uniform in the ball; zero is plain FGSM (Goodfellow et al. 2015), for comparison."""
+    mode: Literal["eval", "train"] = "train"
+    """Mode in which the adversary sees the model: in eval mode, or as the loop trains it (train)."""
+    eps_warmup: float = 0.0
+    """Share of the training over which eps, and the step with it, grows linearly from 0."""
+
+    def __post_init__(self) -> None:
+        check_linf(self, self.threat)
+        check_budget(self.threat)
+        if self.step_size is not None:
+            check_number("step_size", self.step_size, 0)
+        check_choice("start", self.start, ("uniform", "zero"))
+        check_choice("mode", self.mode, ("eval", "train"))
+        check_warmup(self.eps_warmup)
+        check_reach(self.threat, self.attack(1.0).resolved_step, "a step_size of")
+
+    def attack(self, progress: float) -> PGD:
+        """The adversary at ``progress``."""
+        factor = warm(self.eps_warmup, progress)
+        step = 1.25 * float(self.threat.eps) if self.step_size is None else self.step_size
+        return PGD(self.threat.scaled(factor), 1, step * factor, start=self.start)
+
+    def adversary(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
+        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
+    ) -> Tensor:  # fmt: skip
+        return self.attack(progress)(model, x, y, rng=rng, mode="eval" if self.mode == "eval" else "as-is")
+
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
+    ) -> tuple[Tensor, Metrics]:
+        logits = model(aux)
+        return cross_entropy(logits, y).mean(), {"robust": correct(logits, y)}

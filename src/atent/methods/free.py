@@ -1,0 +1,92 @@
+"""Free adversarial training: one backward serves the weights and the perturbation (Shafahi et al. 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import check_number
+from atent.losses import cross_entropy
+from atent.methods.base import Method, Metrics, State, check_budget, check_linf, check_reach, correct
+from atent.threat import Threat
+
+
+@dataclass(frozen=True)
+class Free(Method):
+    """CE(f(x + delta)) descended by the weights and climbed by delta, at once (Shafahi et al. 2019, Algorithm 1).
+
+    Every batch comes ``replays`` times. Each time one forward and one backward give the gradients with respect to the
+    weights and to the input; the weights take the optimizer's step, and delta <- clip(delta + step_size sign(g), -eps,
+    eps). Delta begins at 0 and is never reset: the next batch meets what the last one left, by position in the batch
+    (``state["delta"]``, which grows to the largest batch). So an epoch has ``replays`` times as many steps, each at the
+    price of plain training; the paper divides the number of epochs by ``replays``, and a recipe has to do so itself.
+
+    The network is in the mode in which the loop trains it, as published. Algorithm 1 knows no box; here the network
+    sees x + delta clamped to it, and delta itself, which other images will meet, is clipped by eps alone (Wong et al.
+    2020 clip it to the box of the image that it just met). The first pass of a training, and one without ``state``,
+    is plain. Where a batch is split, its parts all begin at delta's first rows.
+    """
+
+    single_step = True
+
+    threat: Threat
+    """Ball of the adversary, linf."""
+    replays: int = 8
+    """m: how often each batch comes, at least 1."""
+    step_size: float | None = None
+    """Length of delta's step in pixel units; left out: eps, as published."""
+
+    def __post_init__(self) -> None:
+        check_linf(self, self.threat)
+        check_budget(self.threat)
+        check_number("replays", self.replays, 1, whole=True)
+        if self.step_size is not None:
+            check_number("step_size", self.step_size, 0)
+        check_reach(self.threat, self.resolved_step, "a step_size of")
+
+    @property
+    def resolved_step(self) -> float:
+        """The step size in use."""
+        return float(self.threat.eps) if self.step_size is None else self.step_size
+
+    def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
+        """``delta``: the perturbation by position in the batch, (0, ...) before the first."""
+        return {"delta": torch.zeros(0, *shape, device=device)}
+
+    def adversary(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
+        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x + delta in the box; the network is not asked."""
+        return self.threat.clamp(x.detach() + _rows(state, x))
+
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
+    ) -> tuple[Tensor, Metrics]:
+        logits = model(aux)
+        return cross_entropy(logits, y).mean(), {"robust": correct(logits, y)}
+
+    def backward(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        progress: float = 1.0, weight: float = 1.0, state: State | None = None,
+    ) -> Metrics:  # fmt: skip
+        """As `Method.backward`; the same pass moves ``state["delta"]``."""
+        z = self.adversary(model, x, y, rng=rng, state=state).requires_grad_()
+        metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)
+        if state is not None and z.grad is not None:
+            eps = float(self.threat.eps)
+            moved = _rows(state, x) + self.resolved_step * self.threat.ascent(z.grad)
+            state["delta"][: len(x)] = moved.clamp(-eps, eps)
+        return metrics
+
+
+def _rows(state: State | None, x: Tensor) -> Tensor:
+    """The perturbation of the batch's positions; zeros are added where the batch is longer than all before."""
+    if state is None:
+        return torch.zeros_like(x)
+    delta = state["delta"].to(x.dtype)
+    state["delta"] = torch.cat([delta, x.new_zeros(max(0, len(x) - len(delta)), *x.shape[1:])])
+    return state["delta"][: len(x)]

@@ -1,0 +1,74 @@
+"""CIFAR residual networks with pre-activation blocks (He et al. 2016b)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from .init import kaiming_fan_out
+
+
+class PreActBlock(nn.Module):
+    """BN-ReLU-conv twice; a bare 1x1 convolution of the first activation where the size changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.shortcut = None
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = relu(self.bn1(x))
+        skip = x if self.shortcut is None else self.shortcut(active)
+        return skip + self.conv2(relu(self.bn2(self.conv1(active))))
+
+
+class PreActResNet(nn.Module):
+    """A 3x3 stem, one stage of blocks per width (each but the first halves h and w), BN-ReLU, mean, one linear layer.
+
+    `channels` of the input, `widths` and `blocks` per stage, number of `classes`. Takes
+    (n, channels, h, w), gives (n, classes) logits.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int], blocks: Sequence[int], classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
+        self.stages = len(widths)
+        inputs = widths[0]
+        for number, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
+            first = PreActBlock(inputs, width, stride=1 if number == 1 else 2)
+            rest = [PreActBlock(width, width, stride=1) for _ in range(count - 1)]
+            self.add_module(f"layer{number}", nn.Sequential(first, *rest))
+            inputs = width
+        self.bn = nn.BatchNorm2d(inputs)
+        self.linear = nn.Linear(inputs, classes)
+        kaiming_fan_out(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        for number in range(1, self.stages + 1):
+            x = getattr(self, f"layer{number}")(x)
+        return self.linear(relu(self.bn(x)).mean((2, 3)))
+
+
+def preact_resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> PreActResNet:
+    """PreActResNet-18 in its CIFAR form, the network of Wong et al. 2020, Rice et al. 2020 and Wu et al. 2020.
+
+    (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError. Stem of stride 1 without pooling,
+    widths 64-128-256-512, 2 blocks each; as He et al. 2016b, section 5, a batch-norm and a ReLU after the last block.
+    For (3, 32, 32) and 10 classes:
+
+        conv1 1,728; stages 147,968 + 525,184 + 2,098,944 + 8,392,192; bn 1,024; linear 5,130
+
+    which is 11,172,170 parameters. The file of kuangliu's pytorch-cifar lacks that last batch-norm and ReLU, and so has
+    11,171,146. The names in the state dict are those of that family of files; the convolutions start from He's normal
+    distribution (there PyTorch's uniform default).
+    """
+    c, h, w = shape
+    if min(h, w) < 8:
+        raise ValueError(f"preact_resnet18 takes inputs of at least 8 x 8 pixels, got shape {tuple(shape)}")
+    return PreActResNet(c, (64, 128, 256, 512), (2, 2, 2, 2), classes)

@@ -1,0 +1,413 @@
+"""FGSM-RS, Free and MART against slow transcriptions, and the watch for catastrophic overfitting."""
+
+import copy
+import math
+
+import pytest
+import torch
+from kit import N, batch, distance, gradient, network, stream
+from torch import nn
+from torch.nn import functional as F
+
+from atent import Threat
+from atent import run as folder
+from atent.data import DataSettings, load
+from atent.methods import FGSMRS, MART, PGDAT, TRADES, Free, Standard
+from atent.optim import Optimizer, Schedule
+from atent.train import TrainSettings, fit, watch
+from atent.train.watch import OK, STOP, WARNING, Watch
+
+EPS = 0.2
+LINF = Threat("linf", EPS)
+
+
+def same_buffers(ours, theirs):
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+# -- FGSM-RS
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("step_size", [None, 0.07])
+@pytest.mark.parametrize("start", ["uniform", "zero"])
+def test_fgsm_rs_is_its_algorithm(mode, step_size, start):
+    model, (x, y) = network(True, 0.0), batch()
+    slow = copy.deepcopy(model)
+    method = FGSMRS(LINF, step_size, start, mode)
+    metrics = method.backward(model, x, y, rng=stream())
+
+    rng = stream()
+    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own draws
+    delta = EPS * (2 * torch.rand(x.shape, generator=rng, dtype=x.dtype) - 1) * (start == "uniform")
+    delta = (x + delta).clamp(0, 1) - x
+    probe = copy.deepcopy(slow).train(mode == "train")
+    delta.requires_grad_()
+    F.cross_entropy(probe(x + delta), y).backward()
+    delta = (delta.detach() + (step_size or 1.25 * EPS) * delta.grad.sign()).clamp(-EPS, EPS)
+    logits = slow((x + delta).clamp(0, 1))
+    loss = F.cross_entropy(logits, y)
+    loss.backward()
+    assert distance(gradient(model), gradient(slow)) <= 1e-12
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-12)
+    assert float(metrics["robust"]) == float((logits.argmax(1) == y).double().mean())
+    same_buffers(model, slow)
+
+
+def test_without_a_start_it_is_fgsm():
+    """A step of 1.25 eps, cut at eps, from x: every pixel that has a gradient moves by eps."""
+    model, (x, y) = network(True), batch()
+    x = 0.4 + 0.2 * x
+    moved = FGSMRS(LINF, start="zero").adversary(model, x, y, rng=stream()) - x
+    assert torch.allclose(moved.abs(), torch.full_like(moved, EPS))
+
+
+# -- Free
+
+
+def test_free_is_algorithm_1_over_batches_that_come_again():
+    """Two batches of 8 and one of 5, four replays each, with SGD and batch-norm: weights and delta step by step."""
+    replays, model = 4, network(True, 0.0)
+    slow = copy.deepcopy(model)
+    method, steps = Free(LINF, replays), [torch.optim.SGD(m.parameters(), 0.05, momentum=0.9) for m in (model, slow)]
+    state = method.init(100, (1, 6, 6), torch.device("cpu"))
+    delta = torch.zeros(N, 1, 6, 6, dtype=torch.float64)
+    for n, seed in ((N, 1), (N, 2), (5, 3), (N, 4)):
+        x, y = batch(n, seed)
+        for _ in range(replays):
+            steps[0].zero_grad()
+            metrics = method.backward(model, x, y, rng=stream(), ids=torch.arange(n), state=state)
+            steps[0].step()
+
+            steps[1].zero_grad()
+            z = (x + delta[:n]).clamp(0, 1).requires_grad_()
+            loss = F.cross_entropy(slow(z), y)
+            loss.backward()
+            delta[:n] = (delta[:n] + EPS * z.grad.sign()).clamp(-EPS, EPS)
+            steps[1].step()
+            assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-11)
+            torch.testing.assert_close(state["delta"], delta, rtol=0, atol=0)
+    assert distance(gradient(model), gradient(slow)) <= 1e-10
+    for p, q in zip(model.parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+    same_buffers(model, slow)
+
+
+def test_the_state_grows_to_the_largest_batch_and_keeps_what_it_has():
+    method, model = Free(LINF), network()
+    state = method.init(100, (1, 6, 6), torch.device("cpu"))
+    for n in (3, N, 2):
+        method.backward(model, *batch(n), rng=stream(), state=state)
+    assert state["delta"].shape == (N, 1, 6, 6)
+    assert float(state["delta"].abs().max()) == EPS
+
+
+def test_a_replay_is_not_plain_training_and_the_first_pass_is():
+    method, model, (x, y) = Free(LINF), network(), batch()
+    state = method.init(100, (1, 6, 6), torch.device("cpu"))
+    grads = []
+    for _ in range(2):
+        model.zero_grad()
+        method.backward(model, x, y, rng=stream(), state=state)
+        grads.append(gradient(model).clone())
+    model.zero_grad()
+    Standard().backward(model, x, y, rng=stream())
+    assert distance(grads[0], gradient(model)) <= 1e-14
+    assert distance(grads[1], gradient(model)) > 1e-2
+
+
+class Seen(nn.Module):
+    """Remembers the batches that pass in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), []
+
+    def forward(self, x):
+        if self.training:
+            self.seen.append(x.detach().clone())
+        return self.net(x)
+
+
+def quick(**changes):
+    base = {"epochs": 2, "batch_size": 64, "validate_limit": 20, "validate_attack": "none", "device": "cpu"}
+    return TrainSettings(**{**base, "watch": "off", **changes})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load(DataSettings(limit=210, validation=60))
+
+
+def test_the_loop_brings_each_batch_as_often_as_the_method_asks(digits):
+    model = Seen()
+    fitted = fit(
+        model, digits, Free(Threat("linf", 0.05), 3), settings=quick(epochs=1), optimizer=Optimizer(lr=0.1),
+        schedule=Schedule("cyclic", unit="step"), augmentation="crop-flip", progress=False,
+    )  # fmt: skip
+    sizes = [len(x) for x in model.seen]
+    assert sizes == [n for n in (64, 64, 64, 18) for _ in range(3)]
+    for k in range(0, 12, 3):
+        first, *others = model.seen[k : k + 3]
+        # the same augmentation, and deltas of at most eps on both sides
+        assert all(0 < float((first - x).abs().max()) <= 0.1 + 1e-6 for x in others)
+    assert float((model.seen[0][:18] - model.seen[9]).abs().max()) > 0.5
+    # twelve steps of a triangle: the last has one of six still to go
+    assert fitted.history[0]["lr"] == pytest.approx(0.1 / 6)
+
+
+def test_a_killed_free_run_goes_on_in_the_midst_of_its_replays(digits, tmp_path):
+    import os
+    import signal
+
+    from atent.train import Interrupted
+
+    method, kept = Free(Threat("linf", 0.05), 3), {"optimizer": Optimizer(lr=0.05), "progress": False}
+
+    class Killed(Seen):
+        def forward(self, x):
+            if self.training and len(self.seen) == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    begin = Seen().state_dict()
+    models = [Seen(), Killed(), Seen()]
+    for model in models:
+        model.load_state_dict(begin)
+    whole = fit(models[0], digits, method, settings=quick(), **kept)
+    with pytest.raises(Interrupted):
+        fit(models[1], digits, method, settings=quick(), run=tmp_path / "run", config=None, **kept)
+    assert len(models[1].seen) == 5
+    description = folder.read_json(tmp_path / "run" / folder.CONFIG)
+    resumed = fit(
+        models[2], digits, method, settings=quick(), run=tmp_path / "run", config=description, resume=True, **kept
+    )
+    assert len(models[2].seen) == len(models[0].seen) - 5
+    weights = zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)
+
+
+# -- MART
+
+
+@pytest.mark.parametrize("beta", [6.0, 0.0])
+@pytest.mark.parametrize("batchnorm", [False, True], ids=["plain", "bn"])
+def test_mart_is_its_equation(beta, batchnorm):
+    """The attack as the authors' code runs it; the loss sample by sample, from probabilities."""
+    model, (x, y) = network(batchnorm), batch()
+    slow, steps, size = copy.deepcopy(model), 3, 0.06
+    metrics = MART(LINF, steps, size, beta).backward(model, x, y, rng=stream())
+
+    rng = stream()
+    torch.randint(2**62, (), generator=rng)
+    z = x + 0.001 * torch.randn(x.shape, generator=rng, dtype=x.dtype)
+    slow.eval()
+    for _ in range(steps):
+        z.requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(slow(z), y), [z])
+        z = z.detach() + size * g.sign()
+        z = torch.minimum(torch.maximum(z, x - EPS), x + EPS).clamp(0, 1)
+    slow.train()
+    p, q = slow(x).softmax(1), slow(z).softmax(1)
+    boosted = robust = 0.0
+    for i in range(N):
+        others = [k for k in range(q.shape[1]) if k != y[i]]
+        boosted = boosted - q[i, y[i]].log() - (1 - max(q[i, k] for k in others)).log()
+        divergence = sum(p[i, k] * (p[i, k] / q[i, k]).log() for k in range(q.shape[1]))
+        robust = robust + divergence * (1 - p[i, y[i]])
+    loss = (boosted + beta * robust) / N
+    loss.backward()
+    assert distance(gradient(model), gradient(slow)) <= 1e-11
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-11)
+    assert float(metrics["boosted_loss"]) == pytest.approx(boosted.item() / N, rel=1e-11)
+    assert float(metrics["robust_loss"]) == pytest.approx(robust.item() / N, rel=1e-11)
+    same_buffers(model, slow)
+
+
+def test_mart_gradient_is_the_finite_difference():
+    """x' held fixed, for one weight of each layer; in train mode with batch-norm."""
+    model, (x, y) = network(True), batch()
+    method = MART(LINF, steps=2)
+    x_adv = method.adversary(model, x, y, rng=stream())
+    loss, _ = method.loss(model, x, y, x_adv)
+    loss.backward()
+    h = 1e-6
+    for p in model.parameters():
+        value = p.grad.flatten()[0]
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                p.view(-1)[0].add_(sign * h)
+                ends.append(float(method.loss(model, x, y, x_adv)[0]))
+                p.view(-1)[0].sub_(sign * h)
+        assert (ends[0] - ends[1]) / (2 * h) == pytest.approx(float(value), rel=1e-5, abs=1e-8)
+
+
+def test_mart_warms_up():
+    model, (x, y) = network(), batch()
+    half, whole = MART(LINF, eps_warmup=0.5), MART(LINF)
+    assert torch.equal(half.adversary(model, x, y, rng=stream(), progress=0.0), x)
+    for progress, other in ((0.25, MART(Threat("linf", EPS / 2))), (0.5, whole), (1.0, whole)):
+        ours = half.adversary(model, x, y, rng=stream(), progress=progress)
+        assert torch.equal(ours, other.adversary(model, x, y, rng=stream()))
+
+
+def test_mart_is_finite_where_the_network_is_certain():
+    """float32, probabilities that round to 0 and 1, right and wrong."""
+    net, x = nn.Linear(2, 3), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[400.0, -400.0], [-400.0, 400.0], [0.0, 0.0]]))
+    method = MART(Threat("linf", 0.1), steps=1)
+    metrics = method.backward(net, x, torch.tensor([0, 0]), rng=stream())
+    assert all(torch.isfinite(v).all() for v in metrics.values())
+    assert torch.isfinite(net.weight.grad).all()
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize("cls", [FGSMRS, Free, MART])
+def test_l2_is_refused_in_one_line(cls):
+    with pytest.raises(ValueError, match=f"^{cls.__name__} is for the linf ball, got l2: .* PGDAT$"):
+        cls(Threat("l2", 1.0))
+    with pytest.raises(ValueError, match="finite"):
+        cls(Threat("linf", "inf"))
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "part"),
+    [
+        (FGSMRS, {"step_size": -0.1}, "step_size"),
+        (FGSMRS, {"start": "corner"}, "start"),
+        (FGSMRS, {"mode": "test"}, "mode"),
+        (FGSMRS, {"step_size": 1e-12}, "float32"),
+        (Free, {"replays": 0}, "replays"),
+        (Free, {"step_size": -1.0}, "step_size"),
+        (MART, {"steps": 0}, "steps"),
+        (MART, {"beta": -1.0}, "beta"),
+        (MART, {"start_noise": 0.0}, "start_noise"),
+    ],
+)
+def test_bad_settings(cls, given, part):
+    with pytest.raises(ValueError, match=part) as caught:
+        cls(LINF, **given)
+    assert "\n" not in str(caught.value)
+
+
+# -- the watch
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdicts"),
+    [
+        # PGD accuracy falls at once while the training's attack does not notice
+        ([(0.5, 0.6), (0.55, 0.62), (0.05, 0.9)], [OK, OK, STOP]),
+        # in two steps of less than the limit, the fall is counted from the best
+        ([(0.5, 0.6), (0.38, 0.7), (0.27, 0.8)], [OK, WARNING, STOP]),
+        # both fall: a training that diverges, or a harder eps, is another matter
+        ([(0.5, 0.6), (0.1, 0.2), (0.1, 0.1)], [OK, OK, OK]),
+        # what the training's attack lost is taken off
+        ([(0.5, 0.6), (0.1, 0.5)], [OK, STOP]),
+        ([(0.5, 0.6), (0.25, 0.5)], [OK, WARNING]),
+        # noise of a few images
+        ([(0.5, 0.6), (0.42, 0.6), (0.45, 0.6)], [OK, OK, OK]),
+        # a method that does not tell its own accuracy
+        ([(0.5, None), (0.1, None)], [OK, STOP]),
+    ],
+)
+def test_the_verdict(digits, rows, verdicts):
+    watcher = Watch(digits, TrainSettings(), LINF)
+    found = []
+    for epoch, (pgd, own) in enumerate(rows, 1):
+        row = {"epoch": epoch, "watch_robust": pgd, **({} if own is None else {"robust": own})}
+        row["watch"] = watcher.judge(row)
+        found.append(row["watch"])
+        if row["watch"] != OK:
+            line = watcher.line(row)
+            assert f"epoch {epoch}: {100 * pgd:.1f} %" in line
+            assert "\n" not in line
+            assert ("training's own attack" in line) == (own is not None)
+    assert found == verdicts
+
+
+def test_who_is_watched(digits):
+    settings = TrainSettings()
+    assert watch.watch(FGSMRS(LINF), digits, settings, LINF) is not None
+    assert watch.watch(Free(LINF), digits, settings, LINF) is not None
+    for method in (PGDAT(LINF), TRADES(LINF), MART(LINF), Standard()):
+        assert watch.watch(method, digits, settings, LINF) is None
+    assert watch.watch(FGSMRS(LINF), digits, TrainSettings(watch="off"), LINF) is None
+    assert watch.watch(PGDAT(LINF), digits, TrainSettings(watch="on"), LINF) is not None
+    with pytest.raises(ValueError, match="needs a method with a threat, got Standard"):
+        watch.watch(Standard(), digits, TrainSettings(watch="on"), LINF)
+    for name, bad in (("", "yes"), ("_limit", 0), ("_steps", 0), ("_drop", 0.0), ("_drop", math.nan)):
+        with pytest.raises(ValueError, match="watch"):
+            TrainSettings(**{f"watch{name}": bad})
+
+
+def test_the_probe_is_pgd_on_the_first_validation_images(digits):
+    from atent.attacks import PGD
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model.train()
+    settings = TrainSettings(watch_limit=40, watch_steps=3, seed=5)
+    found = Watch(digits, settings, Threat("linf", 0.05)).measure(model)
+    part = digits.validation.first(40)
+    x, y = part.batch(torch.arange(40))
+    x_adv = PGD(Threat("linf", 0.05), 3)(model, x, y, seed=5, ids=part.ids)
+    right = (model(x).argmax(1) == y) & (model(x_adv).argmax(1) == y)
+    assert found == float(right.double().mean())
+    assert model.training
+
+
+def rigged(monkeypatch, values):
+    """The probe's answers, epoch by epoch."""
+    left = list(values)
+    monkeypatch.setattr(Watch, "measure", lambda self, model: left.pop(0))
+
+
+@pytest.mark.parametrize("select", ["auto", "natural", "last"])
+def test_a_collapse_warns_stops_and_keeps_the_best_weights(digits, monkeypatch, tmp_path, select):
+    rigged(monkeypatch, [0.5, 0.6, 0.49, 0.02])
+    said, path = [], tmp_path / "run"
+    kept = {"optimizer": Optimizer(lr=0.05), "progress": False, "say": said.append, "run": path}
+    settings = quick(epochs=9, watch="auto", select=select, validate_attack="PGD(steps=2)")
+    method = FGSMRS(Threat("linf", 0.03))
+    torch.manual_seed(0)
+    model = Seen()
+    fitted = fit(model, digits, method, settings=settings, **kept)
+    rows = fitted.history
+    assert [row["watch"] for row in rows] == [OK, OK, WARNING, STOP]
+    assert [row["watch_robust"] for row in rows] == [0.5, 0.6, 0.49, 0.02]
+    assert [line.split()[0] for line in said] == ["warning", "stopped"]
+    assert fitted.stopped == said[1]
+    assert fitted.best["epoch"] < 4
+    assert not rows[3]["best"]
+    if select == "last":
+        assert fitted.best["epoch"] == 3
+    again = Seen()
+    from atent.train import load_weights
+
+    assert load_weights(again, path)["epoch"] == fitted.best["epoch"]
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), fitted.model.parameters(), strict=True))
+    # to go on with a stopped run changes nothing
+    config = folder.read_json(path / folder.CONFIG)
+    resumed = fit(Seen(), digits, method, settings=settings, config=config, resume=True, **kept)
+    assert resumed.history == rows
+    assert resumed.stopped == fitted.stopped
+    assert len(said) == 2
+
+
+def test_nothing_is_said_where_all_is_well_and_multi_step_methods_are_not_asked(digits, monkeypatch):
+    rigged(monkeypatch, [0.5, 0.6])
+    said = []
+    kept = {"optimizer": Optimizer(lr=0.05), "progress": False, "say": said.append}
+    fitted = fit(Seen(), digits, FGSMRS(Threat("linf", 0.03)), settings=quick(watch="auto"), **kept)
+    assert [row["watch"] for row in fitted.history] == [OK, OK]
+    assert fitted.stopped is None
+    fitted = fit(Seen(), digits, PGDAT(Threat("linf", 0.03), 2), settings=quick(watch="auto"), **kept)
+    assert not any("watch" in row for row in fitted.history)
+    assert not said
