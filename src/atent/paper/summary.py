@@ -1,0 +1,91 @@
+"""The README's table of results, from the files of `atent reproduce`: python -m atent.paper.summary README.md."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from atent import run as folder
+from atent.paper.result import grid
+from atent.paper.scales import SCALES
+from atent.paper.tables import NAMES
+
+BEGIN = "<!-- results: made by python -m atent.paper.summary README.md, do not edit -->"
+END = "<!-- end of results -->"
+
+# One line each in the README: what the whole tables hold besides is in the files that it names.
+_SHOWN = {
+    "table-s1": None,
+    "table-s2": ("natural", "certified"),
+    "table-s3": None,
+    "table-s4": None,
+    "finetune": None,
+    "mnist": None,
+}
+
+
+def block(results: Path) -> str:
+    """The marked block of the README from results/SCALE/*.json, without smoke: that measures no claim."""
+    lines = [BEGIN, ""]
+    for scale in (s for s in SCALES if s != "smoke"):
+        found = [p for p in (results / scale / f"{name}.json" for name in NAMES) if p.is_file()]
+        contents = {p: folder.read_json(p) for p in found}
+        tables = {p: c for p, c in contents.items() if "blocks" in c and c["name"] in _SHOWN}
+        if not tables:
+            continue
+        first = next(iter(tables.values()))
+        lines += [f"Scale `{scale}`: {first['about']}.", ""]
+        for path, content in tables.items():
+            lines += _table(path.relative_to(results.parent), content)
+    return "\n".join([*lines, END])
+
+
+def refresh(text: str, results: Path) -> str:
+    """A README with its block made anew; ValueError where it has no marks."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"the README needs one line {BEGIN!r} and, below it, one line {END!r}")
+    head, _, rest = text.partition(BEGIN)
+    return head + block(results) + rest.partition(END)[2]
+
+
+def _table(path: Path, content: Mapping[str, Any]) -> list[str]:
+    seeds, n = content["seeds"], _images(content)
+    told = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}" + (f", {n} test images" if n else "")
+    state = "" if content["complete"] else "; not complete"
+    lines = [f"**{content['title']}** ({told}{state}; [all of it]({path.with_suffix('.md').as_posix()}))", ""]
+    for part in content["blocks"]:
+        keep = _SHOWN[content["name"]]
+        lines += [*([part["title"], ""] if part["title"] else []), *grid(_only(part, keep)), ""]
+    return lines
+
+
+def _only(part: Mapping[str, Any], keep: Sequence[str] | None) -> dict[str, Any]:
+    columns = [c for c in part["columns"] if keep is None or c["key"] in keep]
+    return {**part, "columns": columns}
+
+
+def _images(content: Mapping[str, Any]) -> str:
+    counts = {
+        c["ours"]["n"]
+        for part in content["blocks"]
+        for row in part["rows"]
+        for c in row["cells"].values()
+        if c["ours"] and c["ours"]["n"]
+    }
+    return " or ".join(f"{n:,}" for n in sorted(counts))
+
+
+def main(args: Sequence[str]) -> int:
+    """Rewrite the block of the README that is named."""
+    if len(args) != 1:
+        print("usage: python -m atent.paper.summary README.md", file=sys.stderr)
+        return 2
+    path = Path(args[0])
+    folder.write_atomic(path, refresh(path.read_text(), path.parent / "results"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
