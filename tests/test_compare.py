@@ -522,7 +522,7 @@ def test_the_pareto_plot_shows_what_the_rows_say(monkeypatch, tmp_path):
     assert list(panels) == ["digits, linf 0.1, 2 epochs each", "digits, linf 0.1, 10 minutes each"]
     share = {"value": 0.9, "low": 0.88, "high": 0.92}
     assert panels["digits, linf 0.1, 2 epochs each"]["r0"] == {"natural": share, "robust": share}
-    assert robust == "robust accuracy (%), worst of FGSM, PGD-2"
+    assert robust == "robust accuracy (%), worst of 2 attacks"
     draw_pareto(tmp_path, [{**found, "threats": ["linf 0.1", "l2 1"]}])
     assert len(seen) == 1
 

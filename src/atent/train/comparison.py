@@ -210,5 +210,5 @@ def draw_pareto(path: Path, comparisons: Sequence[dict[str, Any]]) -> None:
             }
             for row in found["rows"]
         }
-    told = names[0] if len(names) == 1 else f"worst of {', '.join(names)}"
+    told = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
     plots.save(plots.pareto(panels, robust=f"robust accuracy (%), {told}"), path / PARETO)
