@@ -11,7 +11,7 @@ from atent import run as folder
 from atent.threat import Threat
 
 # Radii closer than this share of each other are one column: 0.549 is what l2 smoothing says of linf 5/255.
-_SAME = 1e-3
+_SAME = 2e-3
 
 
 def row(content: dict[str, Any]) -> dict[str, Any]:
