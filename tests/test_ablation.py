@@ -1,0 +1,61 @@
+"""The ablation's recipes: each differs from its neighbour by one part, and none comes twice."""
+
+import importlib.util
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from atent.config import job, read_recipe
+
+spec = importlib.util.spec_from_file_location("ablation", Path(__file__).parent.parent / "benchmarks" / "ablation.py")
+ablation = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ablation)
+
+SMALL, LARGE = "digits-linf-atent", "digits-linf-atent-plus"
+
+
+def made(also=()):
+    return ablation.variants((SMALL, LARGE), read_recipe(SMALL), read_recipe(LARGE), list(also))
+
+
+def test_each_part_is_added_to_the_one_and_taken_from_the_other():
+    found = made()
+    parts = ["projection", "awp", "average"]
+    assert list(found) == [
+        SMALL,
+        *(f"{SMALL}-with-{p}" for p in parts),
+        *(f"{LARGE}-without-{p}" for p in parts),
+        LARGE,
+    ]
+    jobs = {name: job(tables, name) for name, tables in found.items()}
+    small, large = jobs[SMALL], jobs[LARGE]
+    assert jobs[f"{SMALL}-with-awp"].method == type(large.method)(small.method, large.method.gamma)
+    assert jobs[f"{LARGE}-without-awp"].method == large.method.method
+    assert jobs[f"{SMALL}-with-average"].train == large.train
+    assert jobs[f"{LARGE}-without-average"].train == small.train
+    assert jobs[f"{LARGE}-without-projection"].method.method == small.method
+    assert len({str(j.sections() | {"recipe": ""}) for j in jobs.values()}) == len(jobs)
+
+
+def test_with_two_parts_both_ways_are_one():
+    small = {"method": {"name": "PGDAT"}, "train": {"epochs": 1}}
+    large = {"method": {"name": "PGDAT", "steps": 3}, "train": {"epochs": 2}}
+    found = ablation.variants(("a", "b"), small, large, [])
+    assert found == {
+        "a": small, "a-with-steps": large | {"train": {"epochs": 1}}, "a-with-epochs": small | {"train": {"epochs": 2}},
+        "b": large,
+    }  # fmt: skip
+    assert ablation.variants(("a", "b"), small, small | {"train": {"epochs": 2}}, []).keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize(("text", "value"), [("label_smoothing=0.1", 0.1), ("outer_loss=kl", "kl")])
+def test_another_part_comes_on_top(text, value):
+    key = text.partition("=")[0]
+    name = f"{LARGE}-with-{key}-{value}"
+    assert getattr(job(made([f"method.{text}"])[name], name).method.method, key) == value
+
+
+def test_what_is_written_is_what_is_meant():
+    for name, tables in made(["method.outer_loss=kl"]).items():
+        assert tomllib.loads(ablation.toml(tables)) == tables, name
