@@ -412,6 +412,53 @@ def compare(args: list[str]) -> int:
     return 0
 
 
+# ---- theory ----------------------------------------------------------------------------------------------
+
+
+def theory(args: list[str]) -> int:
+    """`atent theory RUN`."""
+    from atent import config
+    from atent.run import write_json
+
+    o = config.parse_theory(args)
+    from atent.train import theory as room
+
+    if o.out is not None:
+        _refuse_taken(Path(o.out), "--out")
+    say = (lambda _part: None) if o.quiet else (lambda part: print(f"checking: {part}", file=sys.stderr, flush=True))
+    judged, found = room.of_run(
+        o.target, data=o.data, model=o.model, root=o.root, which=o.which, limit=o.limit, gamma=o.gamma,
+        temperature=o.temperature, radius=o.radius, chains=o.chains, steps=o.steps, samples=o.samples, seed=o.seed,
+        recipes=config.chains, say=say,
+    )  # fmt: skip
+    out = Path(o.out) if o.out is not None else _free_file(judged.place / f"{judged.stem}{room.THEORY}")
+    write_json(out, found)
+    written = [out, *room.draw(found, out)]
+    _theory_table(found["rows"], room.figure)
+    print("\n".join(room.summary(found)))
+    for warning in found["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"written: {', '.join(map(str, written))}")
+    return 0
+
+
+def _theory_table(rows: list[dict[str, Any]], figure: Callable[[dict[str, Any]], str]) -> None:
+    """A line a row: the statement, the verdict, the figure, and why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title_justify="left")
+    for heading in ("", "statement and what was checked", "verdict", "figure, 95 %", "n"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        told = f"{row['claim']}\n[dim]{row['checked'].replace('[', '(').replace(']', ')')}[/dim]"
+        value = figure(row)
+        why = "\n".join(part for part in (f"{row['what']} {value}" if value else "", row["reason"]) if part)
+        n = "" if row["n"] is None else f"{row['n']:,}"
+        table.add_row(row["statement"], told, f"{row['verdict']}\n[dim]{row['basis']}[/dim]", why, n)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
 # ---- report ----------------------------------------------------------------------------------------------
 
 
@@ -495,6 +542,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "compare": (compare, "train several recipes alike over several seeds, into one table with intervals"),
     "reproduce": (reproduce, "make the paper's tables and figures again: its figures beside ours"),
     "report": (report, "write one HTML page on runs, for a screen, a phone or paper"),
+    "theory": (theory, "check the statements of the paper's theory on a network and its data"),
     "recipes": (recipes, "list the recipes, or print one"),
 }
 

@@ -520,6 +520,68 @@ def parse_report(args: list[str]) -> ReportOptions:
     return options
 
 
+@dataclasses.dataclass(frozen=True)
+class TheoryOptions:
+    """What `atent theory` takes."""
+
+    target: tyro.conf.Positional[str]
+    """A run folder, a .safetensors file, or module:function that builds a network."""
+    data: str | None = None
+    """Data set, such as digits or mnist; left out: the run's own."""
+    model: str | None = None
+    """Network that a .safetensors file holds, where it does not say."""
+    root: str | None = None
+    """Folder that holds the data; left out: as the run had it."""
+    which: typing.Literal["best", "last"] = "best"
+    """Weights of the best epoch or of the last."""
+    limit: int = 50
+    """Number of test images, the first ones; at least 4."""
+    gamma: float = 10.0
+    """Pull of the density on images, in the paper's scaling (per unit of step size); above 0."""
+    temperature: float | None = None
+    """T of the density; left out: gamma radius^2 / d, at which the Gaussian part alone reaches the radius."""
+    radius: float | None = None
+    """l2 radius that samples should reach; left out: the run's eps (linf: times sqrt(d)), or 1."""
+    chains: int = 12
+    """Chains for each mean, at least 3."""
+    steps: int = 500
+    """Kept steps of each chain with Metropolis' correction; the plain ones take six times as many."""
+    samples: int = 20_000
+    """Points at which Lemma B.1 is looked at."""
+    seed: int = 0
+    """Seed of every draw."""
+    out: str | None = None
+    """File to write; left out: theory.json in the run folder, numbered where it is taken. Pictures go beside it."""
+    quiet: bool = False
+    """Do not say which part is at work."""
+
+
+def parse_theory(args: list[str]) -> TheoryOptions:
+    """The options of `atent theory RUN ...`; UsageError in one line."""
+    about = (
+        "Check the statements of the paper's theory on a network and its data, each with the number of samples and an"
+        " error bar: the lemma's constants, the normaliser, the gradients of both objectives, the sampler and its"
+        " mixing, Entropy-SGD, PGD as ATENT without noise, and chains batch by batch. Statements that the supplement"
+        " misprints stand as printed and mended. Sampled checks prove nothing, and say so. Exit status: 0 done, 1"
+        " failed, 2 not understood."
+    )
+    return _cli(TheoryOptions, _spelled(args, {}), "atent theory", about)
+
+
+def chains() -> dict[str, tuple[Any, bool]]:
+    """{recipe: (resolved Langevin chain, whether the network is smooth)} of the package's recipes for ATENT."""
+    found = {}
+    for name in recipe_names():
+        tables = read_recipe(name)
+        if tables.get("method", {}).get("name") == "ATENT":
+            made = job(tables, name)
+            smooth = made.model.activation in ("softplus", "tanh")
+            # AWP goes around the method whose chain this is.
+            method: Any = getattr(made.method, "method", made.method)
+            found[name] = (method.chain(), smooth)
+    return found
+
+
 def parse_evaluate(args: list[str]) -> EvaluateOptions:
     """The options of `atent evaluate RUN ...`; UsageError in one line."""
     about = (

@@ -706,6 +706,35 @@ def characteristics(rows: Sequence[dict], *, decay: int | None = None, title: st
     return figure
 
 
+def lines(curve: Mapping[str, Any]) -> Figure:
+    """Lines over numbers: `curve` has `title`, `x` and `y` (names of the axes), `log` ("", "x", "y" or "xy"), and
+    `lines`, {label: (xs, ys)}; optional are `mark`, a place for a dotted upright line, and `error`, half widths of bars
+    on the first line. Raises ValueError where there is nothing to draw.
+    """
+    if not curve["lines"]:
+        raise ValueError("no lines to draw")
+    figure = _figure(8, 5)
+    axes = figure.subplots()
+    _axes(axes)
+    for i, (label, (x, y)) in enumerate(curve["lines"].items()):
+        bars = curve.get("error") if i == 0 else None
+        axes.errorbar(
+            x, y, yerr=bars, label=label, linewidth=2, capsize=3, marker="o" if len(x) <= 30 else None, markersize=4,
+            **_look(i),
+        )  # fmt: skip
+    if "x" in curve["log"]:
+        axes.set_xscale("log")
+    if "y" in curve["log"]:
+        axes.set_yscale("log")
+    if curve.get("mark") is not None:
+        axes.axvline(curve["mark"], color=_GREY, linestyle=":", linewidth=1.5)
+    axes.set_xlabel(curve["x"])
+    axes.set_ylabel(curve["y"])
+    axes.set_title(curve["title"], fontsize=_TEXT, loc="left")
+    figure.legend(loc="outside lower center", ncols=_columns(curve["lines"]), frameon=False, fontsize=_TEXT - 1)
+    return figure
+
+
 def _look(i: int) -> dict[str, Any]:
     """Colour and dashes of the line number i, told apart beyond the palette."""
     return {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", (0, (5, 2)), (0, (1, 1.5)))[i // len(PALETTE) % 3]}

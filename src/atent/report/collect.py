@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Run:
     """Each finished certificate by its file name."""
     unfinished: tuple[str, ...] = ()
     """Certificates that were begun."""
+    theories: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Each theory*.json by its file name."""
 
     @property
     def headline(self) -> str | None:
@@ -104,10 +106,10 @@ def _run(path: Path, name: str) -> Run:
         )
     metrics = path / folder.METRICS
     rows = _sound(metrics, _metrics, folder.read_jsonl) if metrics.is_file() else []
-    files, proofs = (
+    files, proofs, theories = (
         # the plain name first, then by number
         sorted(path.glob(f"{stem}*.json"), key=lambda file: (len(file.name), file.name))
-        for stem in ("evaluation", "certificate")
+        for stem in ("evaluation", "certificate", "theory")
     )
     # Shards are parts of a certificate, which --merge joins.
     proofs = [file for file in proofs if ".shard-" not in file.name]
@@ -117,6 +119,7 @@ def _run(path: Path, name: str) -> Run:
         {file.name: _sound(file, _evaluation) for file in files},
         {file.name: _proved(file, found) for file, found in contents.items() if found["complete"]},
         tuple(file.name for file, found in contents.items() if not found["complete"]),
+        {file.name: _sound(file, _theory) for file in theories},
     )  # fmt: skip
 
 
@@ -180,6 +183,20 @@ def _certificate(found: Any) -> None:
         for row in found["certified"]:
             _share(row["share"])
         found["method"], found["images"]["of"]
+
+
+def _theory(found: Any) -> None:
+    for row in found["rows"]:
+        row["statement"], row["claim"], row["checked"], row["verdict"], row["reason"], row["note"], row["what"]
+        for key in ("value", "error", "n"):
+            if not isinstance(row[key], int | float | None):
+                raise ValueError(f"{key} {row[key]!r} is not a number")
+    for curve in found["curves"].values():
+        curve["title"], curve["x"], curve["y"], curve["log"]
+        for xs, ys in curve["lines"].values():
+            len(xs), len(ys)
+    found["n"], found["dim"], found["settings"], found["seconds"].values(), found["data"]["name"]
+    found["provenance"]["version"], found["provenance"]["dirty"], found["warnings"]
 
 
 def _comparison(found: Any) -> None:

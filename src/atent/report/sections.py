@@ -14,6 +14,7 @@ from atent.report.collect import Run, threats
 from atent.report.page import Cell, Html, Inside, command, facts, figure, picture, table, tag
 from atent.report.samples import Gallery, Sample, Seen
 from atent.threat import Threat
+from atent.train import theory as theories
 from atent.train.certificate import layout
 from atent.train.comparison import caveat
 
@@ -30,6 +31,7 @@ def of_run(run: Run, shown: Gallery | str) -> list[Html]:
         section("Certified accuracy", certificates(run)),
         section("Test images under attack", images(shown)),
         section("Checks for masked gradients and weak attacks", checks(run)),
+        section("The theory, checked", theory(run)) if _has_theory(run) else Html(""),
         section("Settings", settings(run)),
         section("How and where it was made", environment(run)),
     ]
@@ -386,6 +388,38 @@ def checks(run: Run) -> list[Html]:
     if out:
         return out
     return [_missing("Not made yet. To make them:"), command("atent", "evaluate", str(run.path), "--checks", "true")]
+
+
+def _has_theory(run: Run) -> bool:
+    return bool(run.theories) or run.config["method"].get("name") == "ATENT"
+
+
+def theory(run: Run) -> list[Html]:
+    """Each statement of the theory on this network: its verdict, the figure behind it, and why."""
+    if not run.theories:
+        return [_missing("Not checked yet. To check it:"), command("atent", "theory", str(run.path))]
+    out: list[Html] = []
+    for name, found in run.theories.items():
+        out += [tag("p", warning, class_="warning") for warning in found["warnings"]]
+        rows = [
+            [
+                row["statement"],
+                [row["claim"], tag("div", row["checked"], class_="note")],
+                tag("span", row["verdict"], class_="pass" if row["verdict"] == "holds" else "warn"),
+                Cell([theories.figure(row), tag("div", row["what"], class_="note")], row["value"]),
+                Cell("" if row["n"] is None else f"{row['n']:,}", row["n"]),
+                [row["reason"], tag("div", row["note"], class_="note")],
+            ]
+            for row in found["rows"]
+        ]
+        headings = ("", "statement, and what was checked", "verdict", "figure, 95 %", "n", "why, and what it is worth")
+        out.append(table(headings, rows, label=f"theory, {name}"))
+        for curve in found["curves"].values():
+            ends = [f"{label}: {curve['y']} {ys[0]:.3g} to {ys[-1]:.3g}" for label, (_, ys) in curve["lines"].items()]
+            out.append(figure(plots.lines(curve), f"{curve['title']}. {'; '.join(ends)}.", curve["title"]))
+        told = "; ".join(line.rstrip(".") for line in theories.summary(found))
+        out.append(tag("p", f"{name}: {told}.", class_="note"))
+    return out
 
 
 def _verdict(passed: bool) -> Html:

@@ -112,7 +112,7 @@ def split_rhat(draws: Tensor) -> float:
 
 def autocorrelation(draws: Tensor, lags: int | None = None) -> Tensor:
     """Autocorrelation (lags + 1,) of draws (chains, steps), averaged over chains around their common mean."""
-    chains, steps = draws.shape
+    steps = draws.shape[1]
     centred = (draws - draws.mean()).double()
     spectrum = torch.fft.rfft(centred, n=2 * steps).abs().square()
     products = torch.fft.irfft(spectrum, n=2 * steps)[:, :steps].mean(0) / steps

@@ -67,7 +67,8 @@ def of_chain(model: nn.Module, shape: tuple[int, ...]) -> Constants:
 
     Products of layer norms: through an affine layer A the Lipschitz constant l of the features and s of their Jacobian
     grow by ||A||; through an activation with |f'| <= r and |f''| <= k they become r l and r s + k l m, where m bounds
-    the change of one feature (the rows of A). A last linear layer is joined with the cross-entropy (`of_linear_softmax`).
+    the change of one feature (the rows of A). A last linear layer is joined with the cross-entropy, as in
+    `of_linear_softmax`.
     Convolutions are bounded on the torus that holds their padded input, over all frequencies.
 
     ValueError, naming the layer, for a network that is no chain of Linear, Conv2d, Flatten, Normalize, Identity,
@@ -201,8 +202,8 @@ def curvature(
             if not bool(torch.isfinite(size).all()):
                 bad = int((~torch.isfinite(size)).sum())
                 raise ValueError(
-                    f"{bad} of {len(z)} Hessian-vector products are not finite: the loss has no second derivative there,"
-                    " or the weights or inputs are not finite"
+                    f"{bad} of {len(z)} Hessian-vector products are not finite: the loss has no second derivative"
+                    " there, or the weights or inputs are not finite"
                 )
             found = torch.maximum(found, size)
             v = torch.where((size > 0).view(column), product, v)

@@ -44,8 +44,8 @@ def check_gamma(gamma: float) -> None:
     """ValueError unless gamma > 0."""
     if not (math.isfinite(gamma) and gamma > 0):
         raise ValueError(
-            f"gamma must be above 0, got {gamma}: cross-entropy is at least 0, so without a pull exp(L / T) is at least 1"
-            " everywhere, its integral is infinite, and there is no density to normalise"
+            f"gamma must be above 0, got {gamma}: cross-entropy is at least 0, so without a pull exp(L / T) is at least"
+            " 1 everywhere, its integral is infinite, and there is no density to normalise"
         )
 
 

@@ -131,7 +131,8 @@ def with_batchnorm(model: nn.Module, x: Tensor) -> nn.Module:
     for name, values in seen.items():
         layer = nn.BatchNorm2d(values.shape[1]).to(values.dtype).eval().requires_grad_(False)
         var, centre = torch.var_mean(values, (0, 2, 3), correction=0)
-        assert layer.running_mean is not None and layer.running_var is not None
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
         layer.running_mean.copy_(centre)
         layer.running_var.copy_(var)
         layer.bias.copy_(centre)

@@ -136,7 +136,7 @@ def temperature_matters(density: Entropic, seed: int = 0) -> list[Row]:
     return [
         agree(
             "T4", "grad L_DE = E[grad L] + Cov(L, grad L), without the temperature",
-            f"{problem.name}, gamma {density.gamma:g}, T {density.temperature:g}: quadrature against central differences",
+            f"{problem.name}, gamma {density.gamma:g}, T {density.temperature:g}: quadrature, central differences",
             off(m.exact(1.0), true), 1e-6, n=len(grid.points),
         )
     ]  # fmt: skip
@@ -188,7 +188,7 @@ def least_bound(highest: float, temperature: float = 1.0) -> float:
 
 
 def bounds(trials: int = 2000, seed: int = 0) -> list[Row]:
-    """T5 on random laws: losses in [0, R] with gradients of norm at most Lbar on random weights, worst cases among them.
+    """T5 on random laws: losses in [0, R] with gradients of norm at most Lbar, worst cases among them.
 
     The bound is about L and grad L under p alone, so it is looked at for random discrete p: any p, any temperature.
     """

@@ -60,28 +60,28 @@ def sample(
     count = dict.fromkeys(worst, 0)
     kept = []
     done = 0
+    column = (-1, *[1] * (x.dim() - 1))
+
+    def unit(like: Tensor) -> Tensor:
+        v = torch.randn(like.shape, generator=rng, dtype=x.dtype)
+        return v / v.flatten(1).norm(dim=1).view(column)
+
+    def length(count: int, high: float) -> Tensor:
+        share = torch.rand(count, generator=rng, dtype=x.dtype)
+        return (math.log(1e-3) + share * math.log(high / 1e-3)).exp().view(column)
+
     while done < n:
         m = min(chunk, max((n - done) // 2, 1))
         pick = torch.randint(len(x), (m,), generator=rng)
         base, label = x[pick], y[pick]
-        column = (-1, *[1] * (x.dim() - 1))
-
-        def unit() -> Tensor:
-            v = torch.randn(base.shape, generator=rng, dtype=x.dtype)
-            return v / v.flatten(1).norm(dim=1).view(column)
-
-        def length(low: float, high: float) -> Tensor:
-            u = torch.rand(m, generator=rng, dtype=x.dtype)
-            return (math.log(low) + u * math.log(high / low)).exp().view(column)
-
         on_ray = (torch.rand(m, generator=rng) < 0.5).view(column)
         scale = 1.5 * torch.rand(m, generator=rng, dtype=x.dtype).view(column)
-        u = torch.where(on_ray, scale * base, base) + length(1e-3, 30.0) * unit()
+        u = torch.where(on_ray, scale * base, base) + length(m, 30.0) * unit(base)
         gu = gradients(model, u, label, chunk)
         size = gu.flatten(1).norm(dim=1)
         along = (torch.rand(m, generator=rng) < 0.5).view(column) & (size > 0).view(column)
-        ahead = torch.where(along, gu / size.clamp_min(1e-300).view(column), unit())
-        v = u + length(1e-3, 10.0) * ahead
+        ahead = torch.where(along, gu / size.clamp_min(1e-300).view(column), unit(base))
+        v = u + length(m, 10.0) * ahead
         gv = gradients(model, v, label, chunk)
         energy = [-gu + gamma * (u - base), -gv + gamma * (v - base)]
         norm = base.flatten(1).norm(dim=1)
@@ -224,7 +224,8 @@ def integrability(seed: int = 0) -> list[Row]:
     ratio = measured / above
     wrong = int(((ratio > 1 + 1e-9) | (measured < -1e-9)).sum())
     first = bounded(
-        "T3", INTEGRABLE, f"{cases} logistic losses on the line: 0 <= T log(Z/Z_0) <= L(x) + L sqrt(dT/gamma) + L^2/(2 gamma)",
+        "T3", INTEGRABLE,
+        f"{cases} logistic losses on the line: 0 <= T log(Z/Z_0) <= L(x) + L sqrt(dT/gamma) + L^2/(2 gamma)",
         float(ratio.max()), wrong, cases, basis="quadrature",
     )  # fmt: skip
     # Without a pull: the integral over [-R, R] grows at least as 2R.
@@ -236,8 +237,8 @@ def integrability(seed: int = 0) -> list[Row]:
     grown = min(total / (2 * float(size)) for total, size in zip(totals, sizes, strict=True))
     second = Row(
         "T3", "without a pull (gamma = 0) there is no density", "a logistic loss cut at 5: the integral of exp(L) over"
-        " [-R, R] beside 2R, R = 10, 100, 1000", "holds" if grown >= 1 else "fails", "smallest integral / 2R", grown, None,
-        len(sizes), "quadrature", "cross-entropy is at least 0, so exp(L/T) >= 1 and the integral is at least the volume",
+        " [-R, R] beside 2R, R = 10, 100, 1000", "holds" if grown >= 1 else "fails", "smallest integral / 2R", grown,
+        None, len(sizes), "quadrature", "cross-entropy is at least 0, so exp(L/T) >= 1 and Z the volume",
     )  # fmt: skip
     return [first, second]
 

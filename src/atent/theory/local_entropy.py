@@ -1,4 +1,4 @@
-"""Entropy-SGD's objective and its algorithm: the local entropy (T7), Algorithm 1 and Eq. S3 as printed and mended (T8, T9)."""
+"""Entropy-SGD: the local entropy (T7), Algorithm 1 and Eq. S3 as printed and mended (T8, T9)."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def _optimizer(seed: int, copies: int = 2000, steps: int = 600) -> list[Row]:
             "T7", "Entropy-SGD's outer gradient is E[gamma (w - w')]",
             f"one step of the house's EntropySGD, {steps} inner steps, {copies} copies: gamma {gamma:g}, T"
             f" {noise**2:g}, inner step {eta:g}; quadrature gives {true:.4f}",
-            "holds" if abs(value - true) <= error * 3.3 / 1.96 + start else "fails", "mean outer gradient", value, error,
-            copies, "sampled", f"off by {value - true:+.4f}; the walk's start and step leave up to {start:.4f}",
+            "holds" if abs(value - true) <= error * 3.3 / 1.96 + start else "fails", "mean outer gradient", value,
+            error, copies, "sampled", f"off by {value - true:+.4f}; the walk's start and step leave up to {start:.4f}",
         )
     ]  # fmt: skip
 
@@ -157,7 +157,7 @@ def algorithm(chains: int = 40_000, steps: int = 400, seed: int = 0) -> list[Row
         out.append(
             Row(
                 "T8", f"{LINE_6}, {name}",
-                f"L = {a:g}/2 w'^2, w {w:g}, gamma {gamma:g}, T {noise**2:g}, {chains:,} chains of {steps} steps of {eta:g}",
+                f"L = {a:g}/2 w'^2, w {w:g}, gamma {gamma:g}, T {noise**2:g}, {chains:,} chains, {steps} steps {eta:g}",
                 "holds" if good else "fails", "mean of w'", mean, error, chains, "sampled",
                 f"the density has mean {true_mean:.4f} and variance {true_var:.4f}; the chain has variance {var:.4f}"
                 + ("" if at_walker else f", its closed form mean w (1 - a/gamma) = {w * (1 - a / gamma):.4f}"),
@@ -183,7 +183,7 @@ def grad_p(chains: int = 20_000, seed: int = 0) -> list[Row]:
         expected = 1 / (1 - eta / 2)
         good = abs(var - expected) <= error * 3.3 / 1.96
         told = f"the step leaves {expected:.4f}" if log else (
-            f"grad p vanishes in the tails, so the chain walks off: it would be {1 + 2 * eta * steps:g} without any drift"
+            f"grad p vanishes in the tails, so the chain walks off: without drift it is {1 + 2 * eta * steps:g}"
         )  # fmt: skip
         out.append(
             Row(

@@ -1,4 +1,4 @@
-"""The sampler: its stationary law where that is known (T14), how far it has mixed (T12), and the conditions of theory."""
+"""The sampler: its stationary law where that is known (T14), how far it has mixed, and what theory asks for (T12)."""
 
 from __future__ import annotations
 
@@ -190,8 +190,8 @@ def mixing_rows(found: Mixing, steps: int, named: str) -> list[Row]:
     left = max(found.curve[min(steps, len(found.curve) - 1)], found.losses[min(steps, len(found.losses) - 1)])
     out.append(
         Row(
-            "T12", MIXING, f"{told}; K = {steps}", "holds" if left < 0.05 else "fails", f"autocorrelation at lag {steps}",
-            left, None, found.images * found.chains * (found.steps // 2), "sampled",
+            "T12", MIXING, f"{told}; K = {steps}", "holds" if left < 0.05 else "fails",
+            f"autocorrelation at lag {steps}", left, None, found.images * found.chains * (found.steps // 2), "sampled",
             f"one independent draw takes {found.time:.0f} steps (the slowest quantity and image); {why}",
         )
     )  # fmt: skip
@@ -203,7 +203,8 @@ def mixing_rows(found: Mixing, steps: int, named: str) -> list[Row]:
                 "T14", "the unadjusted chain's E[L] is that of p but for O(eta')", told,
                 "holds" if abs(away) <= error * 1.7 + 0.05 * abs(found.unbiased.value) else "fails",
                 "E[L] by Langevin less E[L] by Metropolis-Langevin", away, error, found.chains * (found.steps // 2),
-                "sampled", f"{found.biased.value:.4f} and {found.unbiased.value:.4f}, first image; 5 % are left to the step",
+                "sampled",
+                f"{found.biased.value:.4f} and {found.unbiased.value:.4f}, first image; 5 % are left to the step",
             )
         )  # fmt: skip
     else:
@@ -238,8 +239,11 @@ class Conditions:
     """(1 - pull)^K: what is left of the start after K steps where the loss is flat."""
 
 
-def conditions(recipe: str, chain: Sampler, smooth: bool, curvature: float) -> Conditions:
-    """The conditions for one recipe, with beta = ``curvature`` (a lower estimate flatters it).
+def conditions(
+    recipe: str, chain: Sampler, smooth: bool, curvature: float, *, clamped: bool = True
+) -> Conditions:  # fmt: skip
+    """The conditions for one recipe, with beta = ``curvature`` (a lower estimate flatters it). Every chain of the
+    house is ``clamped`` to the box after each step.
 
     M = beta + gamma and m = gamma/4 by Lemma B.1. The theorem is for the plain recursion x - eta grad F + noise: raw
     gradients, a pull scaled by the step, neither projection nor box. It asks for M-smoothness and (m, b)-dissipativity,
@@ -255,7 +259,7 @@ def conditions(recipe: str, chain: Sampler, smooth: bool, curvature: float) -> C
         "pull above 0": gamma > 0,
         "noise above 0": temperature > 0,
         "no projection": chain.projection == "never",
-        "no box": not all(map(math.isfinite, chain.threat.box)),
+        "no box": not clamped,
         "smooth network": smooth,
         "step size": allowed is not None and eta <= allowed,
         "inverse temperature": gamma > 0 and 0 < temperature <= gamma / 8,
@@ -266,7 +270,7 @@ def conditions(recipe: str, chain: Sampler, smooth: bool, curvature: float) -> C
 
 
 def convergence_rows(found: Mapping[str, Conditions]) -> list[Row]:
-    """A row a recipe: not applicable where the recursion is not the theorem's, fails where only numbers are against it."""
+    """A row a recipe: not applicable where the recursion is another one, fails where only numbers are against it."""
     out = []
     for name, c in found.items():
         form = ("raw gradient", "pull above 0", "noise above 0", "no projection", "no box", "smooth network")

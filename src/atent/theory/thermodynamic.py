@@ -1,8 +1,8 @@
 """T log Z and the gradients on images, where no grid reaches: thermodynamic integration over chains (T4, T6).
 
-With the loss switched on by lambda from 0 to 1, d/d lambda T log Z_lambda = E_lambda[L], and at lambda = 0 the density is
-a Gaussian whose log Z is known. Chains at Gauss-Legendre nodes of lambda give the integral (Kirkwood 1935; Gelman and
-Meng 1998).
+With the loss switched on by lambda from 0 to 1, d/d lambda T log Z_lambda = E_lambda[L], and at lambda = 0 the density
+is a Gaussian whose log Z is known. Chains at Gauss-Legendre nodes of lambda give the integral (Kirkwood 1935; Gelman
+and Meng 1998).
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def compare(
 
 
 def _steepest(model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module, float, float]:
-    """The loss's weight gradient at ``x``, normalised, as a network with it for weights; its norm; that of the weights."""
+    """The loss's weight gradient at ``x``, normalised, as a network with such weights; its norm; the weights' norm."""
     ahead = copy.deepcopy(model).requires_grad_(True)
     own = list(ahead.parameters())
     with torch.enable_grad():
@@ -176,16 +176,16 @@ class _Moved(nn.Module):
 def rows(found: Gradients, density: Entropic, named: str, bound: float | None = None) -> list[Row]:
     """The lines of T4 and T6 on images; without a figure where the chains have not converged."""
     told = (
-        f"{named}: {found.chains} Metropolis-Langevin chains of {found.steps} steps a node, gamma {density.gamma:.4g}, T"
-        f" {density.temperature:.4g}; difference of the objective over a stretch of the weights against the integral of"
-        " the formula along it"
+        f"{named}: {found.chains} Metropolis-Langevin chains of {found.steps} steps a node, gamma {density.gamma:.4g},"
+        f" T {density.temperature:.4g}; difference of the objective over a stretch of the weights against the integral"
+        " of the formula along it"
     )
     cases = (
         ("T6", UPDATE, found.free, found.plain), ("T4", EXACT, found.entropy, found.exact),
         ("T4", PRINTED, found.entropy, found.printed),
     )  # fmt: skip
     ready = found.worst.rhat <= 1.05 and found.least >= 100
-    why = f"R-hat up to {found.worst.rhat:.3g} (at most 1.05 wanted), effective size from {found.least:.0f} (at least 100)"
+    why = f"R-hat up to {found.worst.rhat:.4g} (1.05 wanted), effective size from {found.least:.0f} (100 wanted)"
     if not ready:
         return [skipped(statement, claim, told, why, converged=False) for statement, claim, _, _ in cases]
     out = []
@@ -204,7 +204,7 @@ def rows(found: Gradients, density: Entropic, named: str, bound: float | None = 
     inside = level >= -3 * error and (bound is None or level <= bound + 3 * error)
     out.append(
         Row(
-            "T3", "0 <= T log(Z/Z_0) <= L(x) + L sqrt(dT/gamma) + L^2/(2 gamma)", f"{named}: by thermodynamic integration",
+            "T3", "0 <= T log(Z/Z_0) <= L(x) + L sqrt(dT/gamma) + L^2/(2 gamma)", f"{named}: thermodynamic integration",
             "not applicable" if bound is None else "holds" if inside else "fails", "T log(Z/Z_0)", level, 1.96 * error,
             found.chains * found.steps, "sampled",
             "no proved Lipschitz constant" if bound is None else f"the upper bound is {bound:.4g}",

@@ -1,0 +1,118 @@
+"""The theory checked on a trained network: what `atent theory` measures and writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atent import plots
+from atent import run as folder
+from atent.data import DataSettings
+from atent.data import load as load_data
+from atent.theory.check import Recipes, Settings, check
+from atent.train.subject import Subject, subject
+
+THEORY = "theory.json"
+
+
+def of_run(
+    target: str,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    root: str | None = None,
+    which: str = "best",
+    limit: int = 50,
+    gamma: float = 10.0,
+    temperature: float | None = None,
+    radius: float | None = None,
+    chains: int = 12,
+    steps: int = 500,
+    samples: int = 20_000,
+    seed: int = 0,
+    recipes: Recipes | None = None,
+    say: Callable[[str], None] = lambda _text: None,
+) -> tuple[Subject, dict[str, Any]]:
+    """What ``target`` names (a run folder, a .safetensors file or module:function) and the content of its theory.json.
+
+    ``data``: of a run it may be another data set of the same shape. ``radius``: l2 radius of the samples; left out: the
+    run's eps, times sqrt(d) in linf, or 1 without a threat. The first ``limit`` test images. ``recipes`` as `check`
+    takes them. ValueError and FileNotFoundError, in one line, as `subject` and `check`, and for data of another shape.
+    """
+    path = Path(target)
+    own = path.suffix == ".safetensors" or (":" in target and not path.is_dir())
+    judged = subject(
+        target, model=model, data=data if own else None, root=root, attacks=["FGSM(norm=l2, eps=1)"] if own else None,
+        which=which, limit=limit, device="cpu",
+    )  # fmt: skip
+    if not own and data is not None and data != judged.data.name:
+        other = load_data(DataSettings(name=data, root=root))
+        if other.shape != judged.data.shape or other.classes != judged.data.classes:
+            raise ValueError(
+                f"--data {data} has inputs {other.shape} and {other.classes} classes, the run {judged.data.shape} and"
+                f" {judged.data.classes}: give data of the same form, or leave it out"
+            )
+        used = other
+    else:
+        used = judged.data
+    part = used.test.first(limit)
+    x, y = part.batch(torch.arange(len(part)))
+    if radius is None:
+        threat = None if own else judged.threat
+        radius = 1.0
+        if threat is not None:
+            radius = float(threat.eps) * (math.sqrt(x[0].numel()) if threat.norm == "linf" else 1.0)
+    k = 10
+    if not own:
+        k = int((folder.read_json(path / folder.CONFIG).get("method") or {}).get("steps") or k)
+    settings = Settings(
+        gamma=gamma, temperature=temperature, radius=radius, samples=samples, chains=chains, steps=steps, k=k, seed=seed
+    )
+    found = check(
+        judged.model, x, y, settings, name=judged.name, box=used.box, recipes=recipes, say=say
+    )  # fmt: skip
+    content = {
+        **judged.about,
+        "data": {"name": used.name, "split": "test", "n": len(x), "of": used.about["available"]["test"]},
+        **found,
+        "provenance": folder.provenance(seed=seed, device="cpu"),
+    }
+    return judged, content
+
+
+def draw(content: dict[str, Any], out: Path) -> list[Path]:
+    """The curves as pictures beside ``out``: theory-zoom.png and so on; their paths."""
+    paths = []
+    for name, curve in content["curves"].items():
+        path = out.with_name(f"{out.stem}-{name}.png")
+        plots.save(plots.lines(curve), path)
+        paths.append(path)
+    return paths
+
+
+def summary(content: dict[str, Any]) -> list[str]:
+    """What must stand beside the table: counts, settings, versions, seed."""
+    verdicts = [row["verdict"] for row in content["rows"]]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+    s, about = content["settings"], content["provenance"]
+    commit = f", commit {about['commit'][:12]}{', changed since' if about['dirty'] else ''}" if about["commit"] else ""
+    return [
+        f"lines    {len(verdicts)}: {counts}",
+        f"data     the first {content['n']} test images of {content['data']['name']}, d = {content['dim']}",
+        f"density  gamma {s['gamma']:g}, T {s['temperature']:.4g} (samples near l2 radius {s['radius']:g})",
+        f"seed     {s['seed']}; {sum(content['seconds'].values()):.0f} s",
+        f"version  atent {about['version']}{commit}; torch {about['torch']}",
+        "Sampled checks and quadrature show where a statement fails, and prove nothing: docs/theory.md has the proofs.",
+    ]
+
+
+def figure(row: dict[str, Any]) -> str:
+    """A row's value with its error, for people: "0.973" or "0.604 +- 0.004"."""
+    if row["value"] is None:
+        return ""
+    error = "" if row["error"] is None else f" +- {row['error']:.2g}"
+    return f"{row['value']:.4g}{error}"
