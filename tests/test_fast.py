@@ -313,22 +313,20 @@ def test_bad_settings(cls, given, part):
         ([(0.5, 0.6), (0.25, 0.5)], [OK, WARNING]),
         # noise of a few images
         ([(0.5, 0.6), (0.42, 0.6), (0.45, 0.6)], [OK, OK, OK]),
-        # a method that does not tell its own accuracy
-        ([(0.5, None), (0.1, None)], [OK, STOP]),
     ],
 )
 def test_the_verdict(digits, rows, verdicts):
-    watcher = Watch(digits, TrainSettings(), LINF)
+    watcher = Watch(FGSMRS(LINF), digits, TrainSettings(), LINF)
     found = []
     for epoch, (pgd, own) in enumerate(rows, 1):
-        row = {"epoch": epoch, "watch_robust": pgd, **({} if own is None else {"robust": own})}
+        row = {"epoch": epoch, "watch_robust": pgd, "watch_training": own}
         row["watch"] = watcher.judge(row)
         found.append(row["watch"])
         if row["watch"] != OK:
             line = watcher.line(row)
             assert f"epoch {epoch}: {100 * pgd:.1f} %" in line
             assert "\n" not in line
-            assert ("training's own attack" in line) == (own is not None)
+            assert line.split(" became ")[1].startswith(f"{100 * own:.1f} %")
     assert found == verdicts
 
 
@@ -347,26 +345,31 @@ def test_who_is_watched(digits):
             TrainSettings(**{f"watch{name}": bad})
 
 
-def test_the_probe_is_pgd_on_the_first_validation_images(digits):
-    from atent.attacks import PGD
+def test_the_probe_is_pgd_and_the_trainings_attack_on_the_first_validation_images(digits):
+    from atent.attacks import FGSM, PGD
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     model.train()
+    threat = Threat("linf", 0.05)
     settings = TrainSettings(watch_limit=40, watch_steps=3, seed=5)
-    found = Watch(digits, settings, Threat("linf", 0.05)).measure(model)
     part = digits.validation.first(40)
     x, y = part.batch(torch.arange(40))
-    x_adv = PGD(Threat("linf", 0.05), 3)(model, x, y, seed=5, ids=part.ids)
-    right = (model(x).argmax(1) == y) & (model(x_adv).argmax(1) == y)
-    assert found == float(right.double().mean())
+    own = {FGSMRS(threat): PGD(threat, 1, 1.25 * 0.05), Free(threat): FGSM(threat), PGDAT(threat, 7): PGD(threat, 7)}
+    for method, attack in own.items():
+        found = Watch(method, digits, settings, threat).measure(model)
+        for name, by in (("watch_robust", PGD(threat, 3)), ("watch_training", attack)):
+            x_adv = by(model, x, y, seed=5, ids=part.ids)
+            right = (model(x).argmax(1) == y) & (model(x_adv).argmax(1) == y)
+            assert found[name] == float(right.double().mean())
     assert model.training
 
 
 def rigged(monkeypatch, values):
-    """The probe's answers, epoch by epoch."""
+    """The probe's answers, epoch by epoch, and a training's attack that notices nothing."""
     left = list(values)
-    monkeypatch.setattr(Watch, "measure", lambda self, model: left.pop(0))
+    told = lambda self, model: {"watch_robust": left.pop(0), "watch_training": 0.7}  # noqa: E731
+    monkeypatch.setattr(Watch, "measure", told)
 
 
 @pytest.mark.parametrize("select", ["auto", "natural", "last"])
