@@ -289,6 +289,6 @@ def needed(table: Table, only: Sequence[str] = ()) -> Mapping[str, list[Measure]
         for cell in row.cells.values():
             if cell.training is not None and cell.measure is not None:
                 kept = add(cell.training)
-                if cell.measure.key not in [m.key for m in kept]:
-                    kept.append(cell.measure)
+                each = [m for m in (cell.measure, cell.also) if m is not None]
+                kept += [m for m in each if m.key not in [k.key for k in kept]]
     return out

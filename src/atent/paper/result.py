@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -107,6 +108,11 @@ def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Seque
         protocol=f"{told}; {protocol}" if c.measure.attack and protocol else told, scale=bench.scale.name,
         provenance=[content["provenance"] for _, content in found],
     )  # fmt: skip
+    if c.also is not None:
+        runs = (run_of(bench, c.training, seed).path for seed, _ in found)
+        same = [content["share"]["value"] for content in (measured(p).get(c.also.key) for p in runs) if content]
+        # Fewer images may be easier ones: what a weaker attack leaves of the very same ones tells.
+        mine["same_images"] = {"attack": c.also.attack, "value": statistics.fmean(same)} if same else None
     return cell(table, line, beside, mine)
 
 
@@ -136,6 +142,8 @@ def text(found: Mapping[str, Any]) -> str:
         out += f" +- {scale * mine['sd']:.{digits}f}"
     if mine["unit"] == "%" and mine["low"] is not None:
         out += f" [{scale * mine['low']:.1f}, {scale * mine['high']:.1f}]"
+    if mine.get("same_images"):
+        out += f", PGD there {100 * mine['same_images']['value']:.1f}"
     return out
 
 
@@ -186,6 +194,8 @@ def captions(content: Mapping[str, Any]) -> list[str]:
                 if found["ours"] and found["ours"]["n"]:
                     label = next(c["label"] for c in block["columns"] if c["key"] == key)
                     counts.setdefault(label, set()).add(found["ours"]["n"])
+    if len({n for each in counts.values() for n in each}) > 1:
+        lines.append('"PGD there": on the images of the same cell, since fewer images may be easier ones.')
     if counts:
         by_n: dict[str, list[str]] = {}
         for label, n in counts.items():

@@ -45,6 +45,8 @@ class Scale:
     mnist_l2: float
     changes: dict[str, Any] = field(default_factory=dict)
     """What is changed in every recipe, by section and field."""
+    cheaper: str = ""
+    """AutoAttack's settings where they are not the standard ones."""
     timed: tuple[int, int] = (5, 10)
     """Table S4: rounds, and batches per round."""
 
@@ -58,7 +60,7 @@ SMOKE = Scale(
     small="digits", mnist="digits", seeds=1, images=100, strong=16, certified=32, draws=10_000,
     l2=(0.5, 1.0), noisy=1.0, smoothing=0.376, sigma=0.12, bounded="12/255",
     linf=0.15, sweep=(0.0375, 0.075, 0.15, 0.225), mnist_linf=0.15, mnist_l2=1.0,
-    changes={"train": {"epochs": 4, "batch_size": 16, "validate_limit": 50}}, timed=(3, 2),
+    changes={"train": {"epochs": 4, "batch_size": 16, "validate_limit": 50}}, cheaper="queries=500", timed=(3, 2),
 )  # fmt: skip
 
 LAPTOP = Scale(

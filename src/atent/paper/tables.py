@@ -6,7 +6,7 @@ A table is data: `tables(scale)` names for every cell a training and a measure, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from atent.paper.published import published
@@ -86,6 +86,8 @@ class Cell:
     """The column of the published row that stands beside it."""
     why: str = ""
     """Why this scale has no training or measure here."""
+    also: Measure | None = None
+    """A weaker attack on the same images, where the columns beside it are of more images."""
 
 
 @dataclass(frozen=True)
@@ -147,18 +149,20 @@ def table_s1(s: Scale) -> Table:
         *(
             column
             for key, r in (("half", half), ("full", full))
-            for column in _three(key, r)
+            for column in _three(s, key, r)
         ),
     )  # fmt: skip
-    second = (_NATURAL, *_three("small", s.noisy))
+    second = (_NATURAL, *_three(s, "small", s.noisy))
 
     def row(key: str, recipe: str, label: str, radii: dict[str, float]) -> Row:
         training = Training(f"{s.small}-l2-{recipe}")
         cells = {"natural": Cell(training, Measure("natural", s.images), "natural")}
         for at, r in radii.items():
+            same = Measure("attack", s.strong, attack=_protocols(s, r)[0][1])
             for protocol, text, n in _protocols(s, r):
                 published = at if protocol == "published" else None
-                cells[f"{at}-{protocol}"] = Cell(training, Measure("attack", n, attack=text), published)
+                also = same if protocol == "autoattack" else None
+                cells[f"{at}-{protocol}"] = Cell(training, Measure("attack", n, attack=text), published, also=also)
         return Row(key, label, cells, ("table-s1", key))
 
     both = {"half": half, "full": full}
@@ -263,16 +267,20 @@ def table_s3(s: Scale) -> Table:
         *(Column(k, f"linf {r} (%)", "") for k, r in zip(keys, s.sweep)),
     )
 
+    def pgd(r: float | str) -> str:
+        return f"PGD(steps=20{step}, norm=linf, eps={r})"
+
     def row(key: str, label: str, text: Callable[[float | str], str], n: int) -> Row:
         cells = {"natural": Cell(training, Measure("natural", n))}
         for k, r in zip(keys, s.sweep):
-            cells[k] = Cell(training, Measure("attack", n, attack=text(r)), k)
+            also = Measure("attack", n, attack=pgd(r)) if key == "autoattack" else None
+            cells[k] = Cell(training, Measure("attack", n, attack=text(r)), k, also=also)
         return Row(key, label, cells, ("table-s3", key) if key != "autoattack" else None)
 
     rows = (
-        row("pgd", f"PGD-20, {steps}", lambda r: f"PGD(steps=20{step}, norm=linf, eps={r})", s.images),
+        row("pgd", f"PGD-20, {steps}", pgd, s.images),
         row("langevin", f"ATENT-20, {steps}", lambda r: f"Langevin(steps=20{step}, norm=linf, eps={r})", s.images),
-        row("autoattack", "AutoAttack", lambda r: f"AutoAttack(norm=linf, eps={r})", s.strong),
+        row("autoattack", f"AutoAttack, {_version(s)}", lambda r: _autoattack(s, "linf", r), s.strong),
     )
     return Table("table-s3", "Table S3: ATENT as an attack", (Block("", columns, rows),))
 
@@ -295,7 +303,7 @@ def finetune(s: Scale) -> Table:
         row("pgdat", "PGD-AT, fine-tuned", tuned("pgdat"), "pgdat"),
         row("scratch", "ATENT, from scratch", Training(f"{s.small}-linf-atent"), "scratch"),
     )
-    return Table("finetune", "Fine-tuning a benign network", (Block("", tuple(c for c, _, _ in columns), rows),))
+    return Table("finetune", "Fine-tuning a benign network", (Block("", tuple(c for c, _ in columns), rows),))
 
 
 def mnist(s: Scale) -> Table:
@@ -323,7 +331,7 @@ def mnist(s: Scale) -> Table:
             rows.append(
                 Row(f"{norm}-{key}", labels[key], _cells(None if why else Training(recipe), columns, why), name)
             )
-        blocks.append(Block(f"{norm} {eps:g}", tuple(c for c, _, _ in columns), tuple(rows)))
+        blocks.append(Block(f"{norm} {eps:g}", tuple(c for c, _ in columns), tuple(rows)))
     return Table("mnist", "MNIST in linf and l2", tuple(blocks))
 
 
@@ -371,12 +379,12 @@ def claimed() -> set[tuple[str, str, str]]:
 _NATURAL = Column("natural", "natural (%)", "no attack")
 
 
-def _three(key: str, radius: float) -> tuple[Column, ...]:
+def _three(s: Scale, key: str, radius: float) -> tuple[Column, ...]:
     at = f"l2 {radius:g}"
     return (
         Column(f"{key}-published", f"PGD-10, {at}, published step (%)", "start cube, step 2.5 eps / 10"),
         Column(f"{key}-weak", f"PGD-10, {at}, released step (%)", "start cube, step 0.5 eps / 10, as the code"),
-        Column(f"{key}-autoattack", f"AutoAttack, {at} (%)", "standard"),
+        Column(f"{key}-autoattack", f"AutoAttack, {at} (%)", _version(s)),
     )
 
 
@@ -385,32 +393,36 @@ def _protocols(s: Scale, radius: float) -> list[tuple[str, str, int]]:
     return [
         ("published", f"PGD(steps=10, start=cube, norm=l2, eps={radius})", s.images),
         ("weak", f"PGD(steps=10, start=cube, step_size={0.05 * radius:g}, norm=l2, eps={radius})", s.images),
-        ("autoattack", f"AutoAttack(norm=l2, eps={radius})", s.strong),
+        ("autoattack", _autoattack(s, "l2", radius), s.strong),
     ]
 
 
-def _against(norm: str, eps: float | str, steps: int, more: str, s: Scale) -> list[tuple[Column, Measure, str | None]]:
-    """Natural accuracy, PGD as published, PGD with restarts on another loss, and AutoAttack, at one radius."""
-    at = f"norm={norm}, eps={eps}"
+def _autoattack(s: Scale, norm: str, eps: float | str) -> str:
+    return f"AutoAttack({s.cheaper + ', ' if s.cheaper else ''}norm={norm}, eps={eps})"
+
+
+def _version(s: Scale) -> str:
+    return f"with {s.cheaper.replace('=', ' ')}" if s.cheaper else "standard"
+
+
+def _against(norm: str, eps: float | str, steps: int, more: str, s: Scale) -> list[tuple[Column, Cell]]:
+    """Natural accuracy, PGD as published and AutoAttack, at one radius: columns, and cells that lack a network."""
+    pgd = f"PGD(steps={steps}{more}, norm={norm}, eps={eps})"
+    strong = Measure("attack", s.strong, attack=_autoattack(s, norm, eps))
     return [
-        (_NATURAL, Measure("natural", s.images), "natural"),
+        (_NATURAL, Cell(None, Measure("natural", s.images), "natural")),
         (
             Column("robust", f"PGD-{steps} (%)", f"{norm} {eps}, one start{more.replace('=', ' ')}"),
-            Measure("attack", s.images, attack=f"PGD(steps={steps}{more}, {at})"),
-            "robust",
+            Cell(None, Measure("attack", s.images, attack=pgd), "robust"),
         ),
         (
-            Column("autoattack", "AutoAttack (%)", f"{norm} {eps}, standard"),
-            Measure("attack", s.strong, attack=f"AutoAttack({at})"),
-            None,
+            Column("autoattack", "AutoAttack (%)", f"{norm} {eps}, {_version(s)}"),
+            Cell(None, strong, also=Measure("attack", s.strong, attack=pgd)),
         ),
     ]
 
 
-def _cells(
-    training: Training | None, columns: list[tuple[Column, Measure, str | None]], why: str = ""
-) -> dict[str, Cell]:
-    return {
-        column.key: Cell(training, None if training is None else measure, beside, why)
-        for column, measure, beside in columns
-    }
+def _cells(training: Training | None, columns: list[tuple[Column, Cell]], why: str = "") -> dict[str, Cell]:
+    if training is None:
+        return {column.key: Cell(None, None, cell.published, why) for column, cell in columns}
+    return {column.key: replace(cell, training=training) for column, cell in columns}
