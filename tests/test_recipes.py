@@ -86,7 +86,8 @@ def test_every_recipe_is_whole(name):
 def one_epoch(name):
     """One epoch of a recipe at its real architecture on 64 images (random ones of its shape), with two inner steps."""
     j = made(name)
-    method = dataclasses.replace(j.method, steps=2) if hasattr(j.method, "steps") else j.method
+    burn_in = {"burn_in": 1} if getattr(j.method, "burn_in", None) else {}
+    method = dataclasses.replace(j.method, steps=2, **burn_in) if hasattr(j.method, "steps") else j.method
     shape = native_shape(j.model.name)
     rng = torch.Generator().manual_seed(0)
     x, y = torch.rand(84, *shape, generator=rng), torch.arange(84) % 10
