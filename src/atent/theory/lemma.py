@@ -144,16 +144,20 @@ def _judged(
 # ---- networks with kinks -----------------------------------------------------------------------------------
 
 
+def relu_quotients() -> tuple[list[float], list[float]]:
+    """Lengths 2t and |L'(t) - L'(-t)| / 2t of L(x) = log(1 + exp(-relu(x))), t from 0.1 to 1e-8: 1 / (4t) at the end."""
+    step = torch.logspace(-1, -8, 8, dtype=torch.float64)
+    # The slope is 0 on the left of 0 and -1/2 on its right.
+    quotient = torch.sigmoid(-step) / (2 * step)
+    return (2 * step).tolist(), quotient.tolist()
+
+
 def counter_example() -> Row:
     """A ReLU network of one unit on the line, in closed form: no beta bounds it."""
-    # L(x) = log(1 + exp(-relu(x))) has slope 0 on the left of 0 and -1/2 on its right.
-    field = lambda z: -torch.sigmoid(-z.clamp_min(0)) * (z > 0)  # noqa: E731
-    step = torch.logspace(-1, -8, 8, dtype=torch.float64)
-    quotient = (field(step) - field(-step)).abs() / (2 * step)
-    last = float(quotient[-1])
+    quotients = relu_quotients()[1]
     return Row(
         "T1", SMOOTH, "L(x) = log(1 + exp(-relu(x))) across 0: |L'(t) - L'(-t)| / 2t for t from 0.1 to 1e-8",
-        "not applicable", "quotient at t = 1e-8", last, None, len(step), "exact",
+        "not applicable", "quotient at t = 1e-8", quotients[-1], None, len(quotients), "exact",
         "a ReLU network is not smooth: the slope jumps by 1/2 at 0, so the quotient grows as 1/(4t) without bound",
     )  # fmt: skip
 
