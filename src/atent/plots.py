@@ -418,7 +418,7 @@ def certified(
     for place, label in (marks or {}).items():
         axes.axvline(place, color=_GREY, linestyle=":", linewidth=1.5)
         axes.annotate(
-            label, (place, 100), (4, -2), textcoords="offset points", va="top", fontsize=_TEXT - 2, color=_GREY
+            label, (place, 0), (4, 3), textcoords="offset points", va="bottom", fontsize=_TEXT - 2, color=_GREY
         )
         end = max(end, place)
     axes.set_xlim(0, 1.05 * end if end else 1)
@@ -636,12 +636,15 @@ def _tint(colour: str) -> tuple[float, ...]:
 
 
 def cost(
-    lines: Mapping[str, tuple[Sequence[tuple[float, float]], tuple[float, float]]], others: Mapping[str, float]
+    lines: Mapping[str, tuple[Sequence[tuple[float, float]], tuple[float, float]]],
+    others: Mapping[str, float],
+    *,
+    cpu: bool = False,
 ) -> Figure:
     """Seconds per epoch against the Langevin steps K, with the fitted line of each, and levels of other methods.
 
-    `lines`: {name: (points (K, seconds), (slope, intercept))}; `others`: {name: seconds}, drawn as dashed levels.
-    Raises ValueError where there is no line.
+    `lines`: {name: (points (K, seconds), (slope, intercept))}; `others`: {name: seconds}, drawn as dashed levels;
+    `cpu`: they are seconds of the process's CPU. Raises ValueError where there is no line.
     """
     if not lines:
         raise ValueError("no times to draw")
@@ -658,7 +661,7 @@ def cost(
     axes.set_xlim(0, 1.05 * most)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("Langevin steps K")
-    axes.set_ylabel("seconds per epoch")
+    axes.set_ylabel(f"{'CPU ' if cpu else ''}seconds per epoch")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=_TEXT - 1)
     return figure
 

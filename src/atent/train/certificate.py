@@ -113,7 +113,7 @@ def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[floa
 
     names = [Path(run).name for run in found]
     curves = {name if names.count(name) == 1 else run: c.radii() for name, (run, c) in zip(names, found.items()) if c}
-    marks = {r: f"l2 {r:g}" for r in (radius(r, "radius") for r in radii or ())}
+    marks = {r: f"l2 {r:g}" for r in (radius(r, "radius") for r in radii or ()) if r > 0}
     plots.save(plots.certified(curves, marks=marks), out)
 
 
