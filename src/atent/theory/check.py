@@ -179,7 +179,8 @@ def _lemma(
         }  # fmt: skip
         table.curves["zoom"] = {
             "title": "T1: difference quotient of the gradient, zoomed in", "x": "length of the segment",
-            "y": "||grad L(a) - grad L(b)|| / ||a - b||", "log": "xy", "lines": {name: list(zoomed), "one ReLU unit on the line": list(lemma.relu_quotients())},
+            "y": "||grad L(a) - grad L(b)|| / ||a - b||", "log": "xy",
+            "lines": {name: list(zoomed), "one ReLU unit on the line": list(lemma.relu_quotients())},
         }  # fmt: skip
         return out
 

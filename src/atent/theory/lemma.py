@@ -145,7 +145,7 @@ def _judged(
 
 
 def relu_quotients() -> tuple[list[float], list[float]]:
-    """Lengths 2t and |L'(t) - L'(-t)| / 2t of L(x) = log(1 + exp(-relu(x))), t from 0.1 to 1e-8: 1 / (4t) at the end."""
+    """Lengths 2t and |L'(t) - L'(-t)| / 2t of L(x) = log(1 + exp(-relu(x))), t from 0.1 to 1e-8."""
     step = torch.logspace(-1, -8, 8, dtype=torch.float64)
     # The slope is 0 on the left of 0 and -1/2 on its right.
     quotient = torch.sigmoid(-step) / (2 * step)
