@@ -173,22 +173,26 @@ def _write_times(bench: Bench, name: str, seeds: Sequence[int], out: Path, comma
     labels |= {f"atent-{k}": f"ATENT (K = {k})" for k in timing.K}
     rounds, batches = bench.scale.timed
     protocol = f"mean +- sd of {rounds} interleaved rounds of {batches} batches, scaled to an epoch"
+    columns = []
+    for norm, times in found.items():
+        columns.append({"key": norm, "label": f"{norm} (s / epoch)", "protocol": protocol})
+        if times is None or times["of"] == "cpu_seconds":
+            columns.append({"key": f"{norm}-cpu", "label": f"{norm} (CPU s / epoch)", "protocol": "of this process"})
     rows = []
     for key, label in labels.items():
         cells = {}
-        for norm, times in found.items():
-            mine = None
+        for column in columns:
+            norm, _, cpu = column["key"].partition("-")
+            times, mine = found[norm], None
             if times is not None:
                 mine = result.ours(
-                    measure(times["rows"][key]["seconds"]), unit="s", n=None, seeds=[0], protocol=protocol,
-                    scale=bench.scale.name, provenance=[times["provenance"]],
+                    measure(times["rows"][key]["cpu_seconds" if cpu else "seconds"]), unit="s", n=None, seeds=[0],
+                    protocol=protocol, scale=bench.scale.name, provenance=[times["provenance"]],
                 )  # fmt: skip
-            cells[norm] = result.cell("table-s4", key, norm, mine, result.NOT_YET)
-        rows.append({"key": key, "label": label, "published": _printed("table-s4", key), "made": None, "cells": cells})
-    columns = [
-        {"key": norm, "label": f"{norm} (s / epoch)", "protocol": protocol if norm == "l2" else f"{protocol}"}
-        for norm in found
-    ]
+            cells[column["key"]] = result.cell("table-s4", key, column["key"], mine, result.NOT_YET)
+        first = next((times["rows"][key] for times in found.values() if times is not None), None)
+        made = first and {"network": first["model"], "method": first["method"], "recipe": first["recipe"]}
+        rows.append({"key": key, "label": label, "published": _printed("table-s4", key), "made": made, "cells": cells})
     done = {norm: times for norm, times in found.items() if times is not None}
     content = {
         **result.head(bench, name, "Table S4: seconds per epoch"),
@@ -202,10 +206,11 @@ def _write_times(bench: Bench, name: str, seeds: Sequence[int], out: Path, comma
     extra = []
     for norm, times in done.items():
         line, row = times["fit"], times["rows"]["atent-10"]
+        unit = "CPU s" if times["of"] == "cpu_seconds" else "s"
         extra += [
             "",
             f"{norm}: {row['model']}, batches of {row['batch_size']}, {row['batches_per_epoch']} per epoch; ATENT costs"
-            f" {line['slope']:.4g} K + {line['intercept']:.4g} s per epoch (R^2 = {line['r2']:.4f} over K ="
+            f" {line['slope']:.4g} K + {line['intercept']:.4g} {unit} per epoch (R^2 = {line['r2']:.4f} over K ="
             f" {', '.join(map(str, line['K']))}); K = 10 by K = 5: {timing.ratio(times):.2f} times",
         ]
     figure = timing.figure(list(done.values())) if done else None

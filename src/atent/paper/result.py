@@ -176,7 +176,8 @@ def grid(block: Mapping[str, Any]) -> list[str]:
     for row in block["rows"]:
         source, made = row["published"], row["made"]
         told = ", ".join(filter(None, (source["network"], source["settings"]))) if source else "-"
-        cells = [row["label"], told, f"{made['network']}, {made['epochs']} epochs" if made else "-"]
+        epochs = f", {made['epochs']} epochs" if made and "epochs" in made else ""
+        cells = [row["label"], told, made["network"] + epochs if made else "-"]
         for column in block["columns"]:
             found = row["cells"][column["key"]]
             cells += ([found["published"] or "-"] if printed[column["key"]] else []) + [text(found)]

@@ -168,10 +168,10 @@ def table_s1(s: Scale) -> Table:
     both = {"half": half, "full": full}
     return Table(
         "table-s1",
-        "Table S1: CIFAR-10 under l2 attack",
+        "Table S1: accuracy under l2 attack",
         (
             Block(
-                f"Trained at l2 {full:g}",
+                f"trained at l2 {full:g}",
                 first,
                 (
                     row("pgdat", "pgdat", "PGD-AT", both),
@@ -180,7 +180,7 @@ def table_s1(s: Scale) -> Table:
                 ),
             ),
             Block(
-                f"Trained for smoothing, attacked at l2 {s.noisy:g}",
+                f"trained for smoothing, attacked at l2 {s.noisy:g}",
                 second,
                 (
                     row("trades-smoothing", "trades-smoothing", "TRADES smoothing", {"small": s.noisy}),
@@ -253,7 +253,7 @@ def table_s2(s: Scale) -> Table:
             else ()
         ),
     )
-    return Table("table-s2", "Table S2: CIFAR-10 after randomised smoothing", (Block("", columns, rows),))
+    return Table("table-s2", "Table S2: accuracy after randomised smoothing", (Block("", columns, rows),))
 
 
 def table_s3(s: Scale) -> Table:
