@@ -125,6 +125,55 @@ def test_the_cost_of_autoattack_is_that_of_the_results(path):
     assert f"| {' | '.join(cells)} | {standing} |" in TEXT
 
 
+def _percent(share):
+    return "-" if share is None else f"{100 * share['value']:.1f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist5k"])
+def test_what_is_proved_is_that_of_the_results(name):
+    """Every row of the certified table is a row of the README, and the claim on ATENT's noise holds."""
+    rows = {row["run"]: row for row in json.loads((ROOT / f"results/certified/{name}.json").read_text())["rows"]}
+    assert len(rows) == 7
+    for run, row in rows.items():
+        proved = [_percent(entry["share"]) for entry in row["certified"] if entry["l2"] > 0]
+        cells = [_percent(row["natural"]), _percent(row["smoothed"]), *proved]
+        (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| `{run}` | {cells[0]} |")]
+        assert [cell for cell in map(str.strip, line.split("|")[2:-2]) if cell != "-"] == [c for c in cells if c != "-"]
+    published, mended = (
+        rows[f"{name}-l2-atent-smoothing{kind}"]["certified"][-1]["share"]["value"] for kind in ("", "-mended")
+    )
+    assert mended > published
+    if name == "mnist5k":
+        assert f"costs {100 * (mended - published):.0f} points" in TEXT
+
+
+def test_the_speed_of_certificates_is_that_of_the_results():
+    found = json.loads((ROOT / "results/certify.json").read_text())
+    for result in found["results"]:
+        ratios = [result["rows"][f"usual, batch {b}"]["times_slower_than_atent"] for b in (1000, 400, 200)]
+        cells = [f"{r['median']:.2f} [{r['q10']:.2f}, {r['q90']:.2f}]" for r in ratios]
+        assert f"| {result['model']} | {' | '.join(cells)} |" in TEXT
+
+
+def test_the_provable_network_is_proved_again():
+    """The kept weights of kw_small verify as the file says, on the first images of the real test set."""
+    from atent import Threat
+    from atent.certify import verified
+
+    run = ROOT / "results/mnist-linf-crown-ibp"
+    found = json.loads((run / "certificate.json").read_text())
+    (said,) = found["certified"]
+    assert (found["n"], said["threat"]["eps"]) == (10_000, 0.1)
+    assert said["share"]["value"] >= 0.9
+    assert f"{100 - 100 * said['share']['value']:.1f} %" in TEXT
+    if not os.environ.get("ATENT_DATA_ROOT") or not (Path(os.environ["ATENT_DATA_ROOT"]) / "mnist").is_dir():
+        pytest.skip("ATENT_DATA_ROOT holds no mnist")
+    part = load_data(DataSettings("mnist")).test.first(100)
+    x, y = part.batch(range(100))
+    proved = verified(load(run), x, y, Threat("linf", 0.1), "crown")
+    assert part.ids[proved].tolist() == [i for i in said["verified"] if i < 100]
+
+
 def test_the_kept_weights_load_and_classify():
     """The float16 weights in results/ are a whole run folder; on real images where they are to be had."""
     model = load(ROOT / "results/mnist-linf-atent-laptop")
