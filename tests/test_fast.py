@@ -2,6 +2,9 @@
 
 import copy
 import math
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +14,12 @@ from torch.nn import functional as F
 
 from atent import Threat
 from atent import run as folder
+from atent.attacks import FGSM, PGD
 from atent.data import DataSettings, load
 from atent.methods import FGSMRS, MART, PGDAT, TRADES, Free, Standard
+from atent.models import ModelSettings, make
 from atent.optim import Optimizer, Schedule
-from atent.train import TrainSettings, fit, watch
+from atent.train import Interrupted, TrainSettings, fit, load_weights, watch
 from atent.train.watch import OK, STOP, WARNING, Watch
 
 EPS = 0.2
@@ -158,11 +163,6 @@ def test_the_loop_brings_each_batch_as_often_as_the_method_asks(digits):
 
 
 def test_a_killed_free_run_goes_on_in_the_midst_of_its_replays(digits, tmp_path):
-    import os
-    import signal
-
-    from atent.train import Interrupted
-
     method, kept = Free(Threat("linf", 0.05), 3), {"optimizer": Optimizer(lr=0.05), "progress": False}
 
     class Killed(Seen):
@@ -346,8 +346,6 @@ def test_who_is_watched(digits):
 
 
 def test_the_probe_is_pgd_and_the_trainings_attack_on_the_first_validation_images(digits):
-    from atent.attacks import FGSM, PGD
-
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     model.train()
@@ -392,8 +390,6 @@ def test_a_collapse_warns_stops_and_keeps_the_best_weights(digits, monkeypatch, 
     if select == "last":
         assert fitted.best["epoch"] == 3
     again = Seen()
-    from atent.train import load_weights
-
     assert load_weights(again, path)["epoch"] == fitted.best["epoch"]
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), fitted.model.parameters(), strict=True))
     # to go on with a stopped run changes nothing
@@ -414,3 +410,27 @@ def test_nothing_is_said_where_all_is_well_and_multi_step_methods_are_not_asked(
     fitted = fit(Seen(), digits, PGDAT(Threat("linf", 0.03), 2), settings=quick(watch="auto"), **kept)
     assert not any("watch" in row for row in fitted.history)
     assert not said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # half a minute on an idle core
+def test_fgsm_without_a_random_start_collapses_on_mnist_and_is_stopped():
+    """Nothing rigged: at linf 0.3 PGD comes to fool what FGSM does not, and the training ends there."""
+    if not os.environ.get("ATENT_DATA_ROOT") or not (Path(os.environ["ATENT_DATA_ROOT"]) / "mnist").is_dir():
+        pytest.skip("ATENT_DATA_ROOT holds no mnist")
+    data = load(DataSettings("mnist", limit=3000, validation=300))
+    model = make(ModelSettings("digits_cnn"), classes=10, shape=data.shape, seed=0)
+    said = []
+    settings = quick(epochs=24, watch="auto", watch_limit=100, select="natural")
+    method = FGSMRS(Threat("linf", 0.3), start="zero", eps_warmup=0.4)
+    fitted = fit(
+        model, data, method, optimizer=Optimizer(lr=0.05), settings=settings, progress=False, say=said.append
+    )  # fmt: skip
+    before, end = max(fitted.history, key=lambda row: row["watch_robust"]), fitted.history[-1]
+    assert fitted.stopped == said[-1]
+    assert len(fitted.history) < 24
+    assert end["watch"] == STOP
+    assert before["watch_robust"] - end["watch_robust"] > 0.2
+    assert end["watch_training"] > 0.6
+    assert end["watch_training"] > before["watch_training"] - 0.1
+    assert fitted.best["epoch"] < end["epoch"]

@@ -30,6 +30,8 @@ class Watch:
     that diverges, loses both, and is no such case. A fall above ``watch_drop`` stops the training, above half of it is
     a warning. The training's attack is the method's own where it has one that runs alone (FGSMRS, PGDAT, TRADES,
     MART), and FGSM for the others, such as Free; both attacks see the network in eval mode.
+
+    A network may recover by itself some epochs later, and collapse again. The watch does not wait for that.
     """
 
     def __init__(self, method: Method, data: Data, settings: TrainSettings, threat: Threat) -> None:
