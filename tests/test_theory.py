@@ -9,9 +9,10 @@ import torch
 from scipy.integrate import quad
 from torch import nn
 
-from atent import config
+from atent import config, plots
 from atent.attacks.langevin import sampler as resolve
 from atent.cli import main
+from atent.models import build
 from atent.report import report
 from atent.run import write_json
 from atent.theory import chains, constants, equivalence, gradient, lemma, local_entropy, quadrature, sampler
@@ -22,6 +23,7 @@ from atent.theory.network import dense, prepared
 from atent.theory.thermodynamic import compare
 from atent.theory.thermodynamic import rows as integrated
 from atent.threat import Threat
+from atent.train.checkpoint import load_file, save_weights
 
 D = torch.float64
 
@@ -572,3 +574,30 @@ def test_loss_field_is_the_gradient():
     (right,) = torch.autograd.grad(expected.sum(), z)
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(slope, right)
+
+
+# ---- smooth networks ---------------------------------------------------------------------------------------
+
+
+def test_activations_can_be_chosen_and_come_back_from_a_file(tmp_path):
+    x = torch.rand(2, 1, 8, 8)
+    model = build("digits_cnn", activation="softplus").eval()
+    assert constants.kinks(model, x) == {}
+    assert list(constants.kinks(build("digits_cnn"), x)) == ["relu1", "relu2", "relu3", "relu4"]
+    about = {"model": {"name": "digits_cnn", "activation": "softplus"}}
+    save_weights(tmp_path / "w.safetensors", model, about)
+    again, _ = load_file(tmp_path / "w.safetensors", classes=10, shape=(1, 8, 8))
+    torch.testing.assert_close(again(x), model(x))
+    with pytest.raises(ValueError, match=r"unknown activation 'tanhh': did you mean 'tanh'"):
+        build("digits_cnn", activation="tanhh")
+    with pytest.raises(ValueError, match=r"activation of lenet5 cannot be chosen.*digits_cnn"):
+        build("lenet5", activation="tanh")
+
+
+def test_a_picture_needs_lines():
+    curve = {"title": "t", "x": "x", "y": "y", "log": "xy", "lines": {"a": ([1, 2], [3, 4])}, "mark": 1.5}
+    (axes,) = plots.lines(curve).axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert [list(part) for part in axes.lines[0].get_data()] == [[1, 2], [3, 4]]
+    with pytest.raises(ValueError, match="no lines"):
+        plots.lines(curve | {"lines": {}})
