@@ -228,9 +228,10 @@ def table_s2(s: Scale) -> Table:
     def bounded(key: str, label: str, method: str) -> Row:
         recipe = f"{s.small}-linf-{key}-2" if s.name == "paper" else f"{s.small}-linf-{key}-s2"
         training = Training(recipe)
+        n = min(s.certified, s.dual or s.certified) if method == "dual" else s.certified
 
         def cell(show: Any, beside: str | None) -> Cell:
-            return Cell(training, Measure("bounds", s.certified, method=method, radius=s.bounded, show=show), beside)
+            return Cell(training, Measure("bounds", n, method=method, radius=s.bounded, show=show), beside)
 
         none = Cell(None, None, None, "bounds verify the network itself: there is no smoothed one")
         cells = {
