@@ -347,8 +347,8 @@ UNMADE = {
 """Recipes that a table would need and that there are not, with the reason."""
 
 UNREACHED = {
-    ("mnist-linf", "mart"): "MART is not in the house",
-    ("cifar10-linf", "mart"): "MART is not in the house",
+    ("mnist-linf", "mart"): "no table of the supplement; `atent train mnist5k-linf-mart` shows the method",
+    ("cifar10-linf", "mart"): "no table of the supplement; `atent train cifar10-linf-mart` makes it",
     ("cifar10-linf", "mma"): "no table of the supplement; no recipe for linf MMA on CIFAR-10",
     ("cifar10-linf", "standard"): "no table of the supplement; the benign row of `finetune` is that network",
     ("cifar10-linf", "atent"): "no table of the supplement; `table-s3` judges that network",
