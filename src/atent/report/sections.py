@@ -406,13 +406,11 @@ def theory(run: Run) -> list[Html]:
                 row["statement"],
                 [row["claim"], tag("div", row["checked"], class_="note")],
                 tag("span", row["verdict"], class_="pass" if row["verdict"] == "holds" else "warn"),
-                Cell([theories.figure(row), tag("div", row["what"], class_="note")], row["value"]),
-                Cell("" if row["n"] is None else f"{row['n']:,}", row["n"]),
-                [row["reason"], tag("div", row["note"], class_="note")],
+                [theories.figure(row), [tag("div", line, class_="note") for line in _behind(row) if line]],
             ]
             for row in found["rows"]
         ]
-        headings = ("", "statement, and what was checked", "verdict", "figure, 95 %", "n", "why, and what it is worth")
+        headings = ("", "statement, and what was checked", "verdict", "figure, 95 %, and what it is worth")
         out.append(table(headings, rows, label=f"theory, {name}"))
         for curve in found["curves"].values():
             ends = [f"{label}: {curve['y']} {ys[0]:.3g} to {ys[-1]:.3g}" for label, (_, ys) in curve["lines"].items()]
@@ -420,6 +418,11 @@ def theory(run: Run) -> list[Html]:
         told = "; ".join(line.rstrip(".") for line in theories.summary(found))
         out.append(tag("p", f"{name}: {told}.", class_="note"))
     return out
+
+
+def _behind(row: dict[str, Any]) -> tuple[str, ...]:
+    n = "" if row["n"] is None else f"n = {row['n']:,}"
+    return ", ".join(part for part in (row["what"], n) if part), row["reason"], row["note"]
 
 
 def _verdict(passed: bool) -> Html:
