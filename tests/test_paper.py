@@ -480,6 +480,10 @@ def test_nothing_of_the_paper_is_in_our_column():
     assert all(cell["ours"] is None and cell["why"] == "not measured yet" for cell in cells)
     assert sum(cell["published"] is not None for cell in cells) == 8
     assert not found["complete"]
+    # Blocks with columns of one name each say their own protocol.
+    page = result.markdown(result.collect(bench, TABLES["mnist"](SMOKE), [0]))
+    assert "PGD-40: linf 0.15, one start; " in page
+    assert "PGD-40: l2 1.0, one start, start cube; " in page
 
 
 def test_the_readmes_block_is_made_from_the_results(here, capsys):

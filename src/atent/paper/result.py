@@ -202,9 +202,14 @@ def captions(content: Mapping[str, Any]) -> list[str]:
         for label, n in counts.items():
             by_n.setdefault(" or ".join(f"{v:,}" for v in sorted(n)), []).append(label.removesuffix(" (%)"))
         lines.append("Test images: " + "; ".join(f"{n} for {', '.join(labels)}" for n, labels in by_n.items()) + ".")
-    told = {c["label"]: c["protocol"] for block in content["blocks"] for c in block["columns"] if c["protocol"]}
+    told = dict.fromkeys(
+        f"{c['label'].removesuffix(' (%)')}: {c['protocol']}"
+        for block in content["blocks"]
+        for c in block["columns"]
+        if c["protocol"]
+    )
     if told:
-        lines.append("Protocols: " + "; ".join(f"{label.removesuffix(' (%)')}: {p}" for label, p in told.items()) + ".")
+        lines.append(f"Protocols: {'; '.join(told)}.")
     seeds = content["seeds"]
     many = "s" if len(seeds) > 1 else ""
     lines.append(f"{len(seeds)} seed{many} ({', '.join(map(str, seeds))}). Figures: {content['interval']}.")

@@ -56,13 +56,13 @@ class Scale:
 SMOKE = Scale(
     name="smoke",
     about=(
-        "scikit-learn's digits (8 x 8) and a small network after 4 epochs stand in for the paper's data and networks,"
+        "scikit-learn's digits (8 x 8) and a small network after 3 epochs stand in for the paper's data and networks,"
         " and all radii are rescaled: this shows that every part runs, and measures no claim"
     ),
-    small="digits", mnist="digits", seeds=1, images=100, strong=16, certified=32, draws=10_000,
+    small="digits", mnist="digits", seeds=1, images=100, strong=16, certified=16, draws=10_000,
     l2=(0.5, 1.0), noisy=1.0, smoothing=0.376, sigma=0.12, bounded="12/255",
     linf=0.15, sweep=(0.0375, 0.075, 0.15, 0.225), mnist_linf=0.15, mnist_l2=1.0,
-    changes={"train": {"epochs": 4, "batch_size": 16, "validate_limit": 50}}, cheaper="queries=500", timed=(3, 2),
+    changes={"train": {"epochs": 3, "batch_size": 16, "validate_limit": 50}}, cheaper="queries=500", timed=(3, 2),
 )  # fmt: skip
 
 LAPTOP = Scale(
