@@ -262,6 +262,16 @@ def test_files_and_page_are_written(tmp_path, found, monkeypatch):
         claims.fill(tmp_path / "bare.md", content)
 
 
+def test_the_command_writes_the_claims(tmp_path, monkeypatch, capsys):
+    from atent.cli import main
+
+    told = {}
+    monkeypatch.setattr(claims, "run_claims", lambda out: told.setdefault("out", out))
+    assert main(["reproduce", "claims", "--out", str(tmp_path)]) == 0
+    assert told["out"] == tmp_path
+    assert "claims.json" in capsys.readouterr().out
+
+
 def test_every_discrepancy_has_a_number_and_a_command(found):
     empty = verdicts.Results({}, found)
     for one in claims.DISCREPANCIES:

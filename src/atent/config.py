@@ -443,7 +443,8 @@ class ReproduceOptions:
     """What `atent reproduce` takes."""
 
     what: tyro.conf.Positional[str]
-    """table-s1, table-s2, table-s3, table-s4, figure-s1, figure-1, finetune, mnist or all."""
+    """table-s1, table-s2, table-s3, table-s4, figure-s1, figure-1, finetune, mnist; claims, which judges the paper's
+    sentences by the tables that --out holds; or all."""
     scale: typing.Literal["smoke", "laptop", "paper"] = "smoke"
     """smoke: digits, minutes, shows that every part runs; laptop: 5,000 MNIST images and small networks, hours of CPU;
     paper: the paper's networks, data and epochs, which need an accelerator."""

@@ -122,6 +122,8 @@ def together(runs: Mapping[str, Sequence[dict]]) -> Figure:
     `runs`: {name: rows of metrics.jsonl}, keys as in `curves`; a panel that no run has values for is left out. Raises
     ValueError where there is nothing to draw or a value is no fraction.
     """
+    from matplotlib.ticker import MaxNLocator
+
     found = {}
     for kind in ("natural", "robust"):
         lines = {name: _series(list(rows), f"validation_{kind}", f"run {name!r}: ") for name, rows in runs.items()}
@@ -143,7 +145,7 @@ def together(runs: Mapping[str, Sequence[dict]]) -> Figure:
         axes.set_ylim(0, 100)
         axes.set_ylabel(f"{kind} accuracy (%)")
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(
         [handles[name] for name in names], names, loc="outside lower center", ncols=2, frameon=False, fontsize=_TEXT - 1
     )
@@ -619,7 +621,9 @@ def regions(
     handles = [
         Line2D([], [], linestyle="none", marker="o^"[kind], color=colours[kind], label=classes[kind]) for kind in (0, 1)
     ]
-    square = {"linestyle": "none", "marker": "s", "markersize": 11, "markerfacecolor": "none", "color": _GREY}
+    square: dict[str, Any] = {
+        "linestyle": "none", "marker": "s", "markersize": 11, "markerfacecolor": "none", "color": _GREY,
+    }  # fmt: skip
     handles += [
         Line2D([], [], **square, alpha=0.9, markeredgewidth=1.4, label=f"ball of radius {eps:g}, not right throughout"),
         Line2D([], [], **square, alpha=0.35, markeredgewidth=0.8, label="ball, right throughout"),
@@ -674,6 +678,8 @@ def characteristics(rows: Sequence[dict], *, decay: int | None = None, title: st
     `validation`; `test_natural_low` / `_high` and the same for robust draw a band. `decay`: the first epoch at a lower
     rate, marked. Raises ValueError for no rows or values that are no fractions.
     """
+    from matplotlib.ticker import MaxNLocator
+
     if not rows:
         raise ValueError("no rows to draw")
     figure = _figure(9, 5.4)
@@ -699,7 +705,7 @@ def characteristics(rows: Sequence[dict], *, decay: int | None = None, title: st
     axes.set_ylim(0, 100)
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy (%)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if title:
         axes.set_title(title, fontsize=_TEXT, loc="left")
     legend = figure.legend(

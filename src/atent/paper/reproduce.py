@@ -33,7 +33,7 @@ def reproduce(
     say: Say = lambda line: None,
     command: str = "",
 ) -> list[Path]:
-    """Make ``what``, one of `NAMES` or "all", at ``scale``, and return the files written in ``out``.
+    """Make ``what``, one of `NAMES`, "claims" or "all", at ``scale``, and return the files written in ``out``.
 
     Networks are trained and measured once, in ``runs``, and used again by other tables and later calls. After
     ``time_limit`` seconds, Ctrl-C or SIGTERM everything is saved, what is measured is written, and Interrupted says
@@ -43,8 +43,10 @@ def reproduce(
     begun = time.monotonic()
     if scale not in SCALES:
         raise ValueError(folder.unknown("scale", scale, SCALES))
+    if what == "claims":
+        return _claims(Path(out))
     if what != "all" and what not in NAMES:
-        raise ValueError(folder.unknown("table", what, (*NAMES, "all")))
+        raise ValueError(folder.unknown("table", what, (*NAMES, "claims", "all")))
     if seeds is not None and seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     size, out, names = SCALES[scale], Path(out), NAMES if what == "all" else (what,)
@@ -73,7 +75,15 @@ def reproduce(
                 written += _WRITE.get(name, _write_table)(bench, name, chosen, out, command)
             if stopped is not None:
                 raise stopped
-    return written
+    return written + (_claims(out) if what == "all" else [])
+
+
+def _claims(out: Path) -> list[Path]:
+    """The paper's claims, judged by the tables that ``out`` holds, of whatever scale."""
+    from atent.paper.claims import NAME, run_claims
+
+    run_claims(out)
+    return [out / f"{NAME}.md", out / f"{NAME}.json"]
 
 
 def _check_rows(what: str, rows: Sequence[str], only: Sequence[str]) -> None:
