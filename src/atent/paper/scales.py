@@ -74,7 +74,7 @@ LAPTOP = Scale(
     small="mnist5k", mnist="mnist5k", seeds=3, images=1_000, strong=50, certified=1_000, draws=1_000,
     l2=(1.0, 2.0), noisy=0.55, smoothing=0.549, sigma=0.25, bounded="5/255",
     linf=0.3, sweep=(0.075, 0.15, 0.3, 0.45), mnist_linf=0.3, mnist_l2=2.0,
-    changes={"train": {"epochs": 4, "batch_size": 32}}, dual=200, timed=(5, 8),
+    changes={"train": {"epochs": 4, "batch_size": 32}}, dual=40, timed=(5, 8),
 )  # fmt: skip
 
 PAPER = Scale(
