@@ -101,6 +101,20 @@ def test_comparisons_are_those_of_the_results(name):
     assert all(row["worst"]["low"] > plain for row in trained)
 
 
+def test_the_two_objectives_are_those_of_the_results():
+    found = json.loads((ROOT / "results/digits-data-entropy/comparison.json").read_text())
+    rows = {row["recipe"].removeprefix("digits-l2-atent-"): row for row in found["rows"]}
+    for row in rows.values():
+        cells = [row["natural"], row["attacks"]["PGD-20"], row["worst"]]
+        told = " | ".join(f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in cells)
+        assert f"{told} [{100 * row['worst']['low']:.1f}, {100 * row['worst']['high']:.1f}] |" in TEXT
+    assert rows["data-entropy"]["worst"]["low"] > rows["free-energy"]["worst"]["high"]
+    best = {row["recipe"]: row for row in json.loads((ROOT / "results/digits-l2/comparison.json").read_text())["rows"]}
+    for name in ("digits-l2-pgdat", "digits-l2-atent"):
+        assert f"`{name}` ({100 * best[name]['worst']['mean']:.1f} %)" in TEXT
+        assert best[name]["worst"]["mean"] > rows["data-entropy"]["worst"]["mean"]
+
+
 def test_parity_is_that_of_the_results():
     """No attack is weaker than its peer, and AutoAttack's figures are the file's."""
     found = json.loads((ROOT / "results/parity.json").read_text())
