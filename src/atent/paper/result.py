@@ -171,7 +171,8 @@ def grid(block: Mapping[str, Any]) -> list[str]:
     }
     headings = ["row", "the paper's network", "ours"]
     for column in block["columns"]:
-        headings += ([f"{column['label']}, paper"] if printed[column["key"]] else []) + [column["label"]]
+        told = column.get("printed") or column["label"].removesuffix(" (%)")
+        headings += ([f"paper: {told}"] if printed[column["key"]] else []) + [column["label"]]
     lines = ["| " + " | ".join(headings) + " |", "|---|---|---|" + "---:|" * (len(headings) - 3)]
     for row in block["rows"]:
         source, made = row["published"], row["made"]

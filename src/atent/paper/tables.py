@@ -74,6 +74,8 @@ class Column:
     label: str
     protocol: str
     """How its cells are measured, in words."""
+    printed: str = ""
+    """What the published figures beside it are, where that is another radius."""
 
 
 @dataclass(frozen=True)
@@ -196,12 +198,18 @@ def table_s2(s: Scale) -> Table:
     smoothing = f"{s.draws:,} draws of noise {s.sigma:g}, alpha 0.001"
     columns = (
         Column("base", "natural, the network itself (%)", "no noise"),
-        Column("natural", "natural, smoothed (%)", f"PREDICT of Cohen et al. 2019, {smoothing}; abstentions are wrong"),
+        Column(
+            "natural",
+            "natural, smoothed (%)",
+            f"PREDICT of Cohen et al. 2019, {smoothing}; abstentions are wrong",
+            "sigma 0.12",
+        ),
         Column(
             "certified",
             f"certified at l2 {s.smoothing:g} (%)",
             f"CERTIFY of Cohen et al. 2019, {smoothing}; rows of bounds: verified at linf {s.bounded}, which lies"
             " within that ball",
+            "l2 0.435, sigma 0.12",
         ),
         Column("seconds", "seconds per image", "of the certificate"),
     )
@@ -265,7 +273,7 @@ def table_s3(s: Scale) -> Table:
     keys = ("2", "4", "8", "12")
     columns = (
         Column("natural", "natural (%)", "no attack"),
-        *(Column(k, f"linf {r} (%)", "") for k, r in zip(keys, s.sweep)),
+        *(Column(k, f"linf {r} (%)", "", f"linf {k}/255") for k, r in zip(keys, s.sweep)),
     )
 
     def pgd(r: float | str) -> str:
@@ -381,9 +389,11 @@ _NATURAL = Column("natural", "natural (%)", "no attack")
 
 
 def _three(s: Scale, key: str, radius: float) -> tuple[Column, ...]:
-    at = f"l2 {radius:g}"
+    at, printed = f"l2 {radius:g}", {"half": "0.5", "full": "1", "small": "0.435"}[key]
     return (
-        Column(f"{key}-published", f"PGD-10, {at}, published step (%)", "start cube, step 2.5 eps / 10"),
+        Column(
+            f"{key}-published", f"PGD-10, {at}, published step (%)", "start cube, step 2.5 eps / 10", f"l2 {printed}"
+        ),
         Column(f"{key}-weak", f"PGD-10, {at}, released step (%)", "start cube, step 0.5 eps / 10, as the code"),
         Column(f"{key}-autoattack", f"AutoAttack, {at} (%)", _version(s)),
     )
