@@ -256,11 +256,7 @@ def table_s2(s: Scale) -> Table:
         smoothed("trades-smoothing-110", "trades-smoothing", "TRADES smoothing, ResNet-110", network="resnet110"),
         smoothed("trades-smoothing", "trades-smoothing", "TRADES smoothing"),
         smoothed("atent-smoothing", "atent-smoothing", "ATENT, noise per step"),
-        *(
-            (smoothed("atent-mended", "atent-smoothing-mended", "ATENT, noise over the chain", printed=False),)
-            if s.name != "paper"
-            else ()
-        ),
+        smoothed("atent-mended", "atent-smoothing-mended", "ATENT, noise over the chain", printed=False),
     )
     return Table("table-s2", "Table S2: accuracy after randomised smoothing", (Block("", columns, rows),))
 

@@ -184,7 +184,14 @@ def markdown(content: dict[str, Any]) -> str:
             f" training images as the recipe validates on; {_seeds(content)}. The test curve is a diagnostic: epochs"
             " are chosen on the validation split.", "",
         ]  # fmt: skip
-    lines += [f"Scale {content['scale']}: {content['about_scale']}.", ""]
+    if content["scale"] != "paper" and content["epochs"]:
+        until = content["epochs"][-1]["epoch"]
+        lines += [
+            f"Scale {content['scale']}, where this figure has a schedule of its own, {until} epochs: what follows"
+            " the decay can be compared with the paper's curve, the figures cannot.", "",
+        ]  # fmt: skip
+    else:
+        lines += [f"Scale {content['scale']}: {content['about_scale']}.", ""]
     if content["hardware"]:
         lines += [f"Hardware: {'; '.join(content['hardware'])}. Commit: {', '.join(content['commit'])}.", ""]
     if content.get("command"):
