@@ -59,3 +59,32 @@ def test_another_part_comes_on_top(text, value):
 def test_what_is_written_is_what_is_meant():
     for name, tables in made(["method.outer_loss=kl"]).items():
         assert tomllib.loads(ablation.toml(tables)) == tables, name
+
+
+def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():
+    """Against numbers worked out by hand; a part's removal counts as what it brought."""
+
+    def row(recipe, natural, worst, seconds):
+        seeds = [
+            {"natural": {"value": a}, "worst": {"value": b}, "seconds_per_epoch": seconds}
+            for a, b in zip(natural, worst, strict=True)
+        ]
+        return {"recipe": recipe, "seeds": seeds, "attacks": {"AutoAttack": {}}}
+
+    rows = [
+        row("a", (0.9, 0.8), (0.5, 0.4), 1.0), row("a-with-awp", (0.9, 0.9), (0.6, 0.6), 2.0),
+        row("b-without-awp", (0.8, 0.8), (0.4, 0.4), 1.0), row("b", (0.9, 0.8), (0.7, 0.5), 2.0),
+        row("b-with-x-1", (0.9, 0.8), (0.6, 0.5), 2.0),
+    ]  # fmt: skip
+    found = {"rows": rows, "data": {"name": "digits", "n": 200}, "seeds": [0, 1], "threats": ["linf 0.15"]}
+    effects = {(e["part"], e["to"]): e for e in ablation.effects(found, ("a", "b"))}
+    assert list(effects) == [("awp", "a"), ("awp", "b, without it"), ("x-1", "b"), ("all of them", "a")]
+    added = effects["awp", "a"]
+    assert added["worst"]["mean"] == pytest.approx(0.15)
+    assert added["worst"]["sd"] == pytest.approx(0.05 * 2**0.5)
+    assert added["natural"]["mean"] == pytest.approx(0.05)
+    assert added["seconds"]["mean"] == 2
+    assert effects["awp", "b, without it"]["worst"]["mean"] == pytest.approx(0.2)
+    assert effects["x-1", "b"]["worst"]["mean"] == pytest.approx(-0.05)
+    text = ablation.table(found, ("a", "b"))
+    assert "| awp | a | +5.0 +- 7.1 [-58.5, +68.5] | +15.0 +- 7.1 [-48.5, +78.5] | 2.00 times |" in text

@@ -15,9 +15,11 @@ from atent.paper.tables import NAMES
 BEGIN = "<!-- results: made by python -m atent.paper.summary README.md, do not edit -->"
 END = "<!-- end of results -->"
 
+_PROTOCOLS = ("published", "weak", "autoattack")
+
 # One line each in the README: what the whole tables hold besides is in the files that it names.
 _SHOWN = {
-    "table-s1": None,
+    "table-s1": ("natural", "full-published", "full-weak", "full-autoattack", *(f"small-{k}" for k in _PROTOCOLS)),
     "table-s2": ("natural", "certified"),
     "table-s3": None,
     "table-s4": None,
