@@ -76,7 +76,7 @@ def kl(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y - log(1 - max_{i != y} p_i); the BCE of MART, Wang et al. 2020, Eq. 7."""
+    """-log p_y - log(1 - max_{i != y} p_i); the boosted cross-entropy (BCE) of MART, Wang et al. 2020."""
     log_p = F.log_softmax(_wide(logits), 1)
     own = log_p.gather(1, y[:, None]).squeeze(1)
     other = log_p.scatter(1, y[:, None], float("-inf")).argmax(1)

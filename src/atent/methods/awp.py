@@ -23,7 +23,8 @@ class Perturbation:
     """How a recipe asks for AWP: ``awp = { gamma = 0.005 }`` among the settings of a method."""
 
     gamma: float = 0.0
-    """Length of AWP's weight perturbation, as a share of each layer's weights (Wu et al. 2020: 0.005); 0: none."""
+    """Length of AWP's weight perturbation, as a share of each layer's weights; 0: none. The code of Wu et al. 2020
+    takes 0.005 around TRADES and 0.01 around PGD-AT."""
     warmup: float = 0.0
     """Share of the training before AWP begins."""
 
@@ -37,12 +38,13 @@ class Perturbation:
 class AWP(Method):
     """min over w of max over v of the mean loss of ``method`` at w + v, ||v_l|| <= gamma ||w_l|| in each layer l.
 
-    Three parts (Wu et al. 2020, Algorithm 1, with one step of v as in the experiments): ``method`` attacks at w; v goes
-    along the gradient of its loss at what the attack found, v_l = gamma ||w_l|| g_l / ||g_l||; the gradient that the
-    optimizer gets is that at w + v, of the same loss on the same adversary. w is put back, bit for bit, before
-    `backward` returns, also after an exception. Layers are the parameters with two dimensions or more: biases and the
-    scales of normalisation layers stay. A layer whose gradient is zero stays as well. Before the share ``warmup`` of
-    the training is over, and with ``gamma = 0``, this is ``method`` itself, bit for bit.
+    Three parts (Wu et al. 2020, with one step of v as in their code): ``method`` attacks at w; v goes along the
+    gradient of its loss at what the attack found, v_l = gamma ||w_l|| g_l / ||g_l||; the gradient that the optimizer
+    gets is that at w + v, of the same loss on the same adversary. w is put back, bit for bit, before `backward`
+    returns, also after an exception. Layers are the parameters with two dimensions or more (their code asks that
+    "weight" be in the name too): biases and the scales of normalisation layers stay. A layer whose gradient is zero
+    stays as well. Before the share ``warmup`` of the training is over, and with ``gamma = 0``, this is ``method``
+    itself, bit for bit.
 
     For PGDAT, TRADES and MART the loss is that of one batch x', as published. For ATENT it is the running average mu^K
     over the iterates x^1 .. x^K of the chain at w (with ``outer_loss="kl"`` or data-entropy, whatever ATENT descends):
@@ -50,9 +52,11 @@ class AWP(Method):
     and a second pass over the same iterates gives the gradient at w + v. The chain is not run again: the inputs are
     attacked at w, as by the others.
 
-    Passes: one forward and one backward to the weights more than PGDAT; two of each more than TRADES, the clean and the
-    perturbed batch; K more than ATENT. Batch-norm statistics see the passes at w + v alone, as published; so of ATENT's
-    two updates per iterate they keep one. Dropout draws new masks at w + v.
+    Passes: one forward and one backward to the weights more than PGDAT; two of each more than TRADES, the clean and
+    the perturbed batch; K more than ATENT. Of these batch-norm statistics see the passes at w + v alone, since the
+    authors too take v from a copy of the network; so of ATENT's two updates per iterate they keep one. (Their PGD-AT
+    leaves the attack's passes in the statistics too, and a clean one at w, made for its records.) Dropout draws new
+    masks at w + v.
 
     Deviations: the authors let the optimizer step from w + v and subtract v then. For SGD that is the same step, except
     that its weight decay acts on w + v there and on w here. Their v comes from a step of a copy of the network; layer
@@ -66,9 +70,11 @@ class AWP(Method):
     method: Method
     """The method around which the weights are perturbed: PGDAT, TRADES, ATENT or MART."""
     gamma: float = 5e-3
-    """Length of the perturbation as a share of each layer's norm, at least 0; 0 is ``method`` itself."""
+    """Length of the perturbation as a share of each layer's norm, at least 0; 0 is ``method`` itself. The authors' code
+    takes 0.005 around TRADES, 0.01 around PGD-AT."""
     warmup: float = 0.0
-    """Share of the training before the perturbation begins, in [0, 1)."""
+    """Share of the training before the perturbation begins, in [0, 1). In the authors' code for CIFAR-10 PGD-AT
+    has none, and TRADES begins at the 10th of 200 epochs."""
 
     def __post_init__(self) -> None:
         _check(self.gamma, self.warmup)

@@ -27,17 +27,19 @@ from atent.threat import Threat
 
 @dataclass(frozen=True)
 class FGSMRS(Method):
-    """min over w of the mean of CE(f(x + delta)), delta from one step (Wong, Rice and Kolter 2020, Algorithm 3).
+    """min over w of the mean of CE(f(x + delta)), delta from one step (Wong, Rice and Kolter 2020).
 
     delta ~ U(-eps, eps)^d, clamped to the box; then delta <- clip(delta + step_size sign(grad CE(f(x + delta))),
-    -eps, eps), and the box again. The step of 1.25 eps is the paper's for CIFAR-10. Longer ones (2 eps), and
-    ``start="zero"``, plain FGSM, tend to overfit catastrophically: within an epoch the network learns to fool the one
-    step, and falls to any attack of several. The loop watches for that (`atent.train.watch`).
+    -eps, eps), and the box again, as the authors' code for CIFAR-10 does. Its step is 1.25 eps: 10/255 at eps
+    8/255. Longer ones, and ``start="zero"``, plain FGSM, tend to overfit catastrophically: within an epoch or two the
+    network learns to fool the one step, and falls to any attack of several. At larger eps 1.25 eps can do so too
+    (Andriushchenko and Flammarion 2020); the authors advise a shorter step there. The loop watches for that
+    (`atent.train.watch`).
 
-    The adversary sees the network as the loop trains it (``mode="train"``): the paper does not say, its authors' code
-    never leaves train mode. There batch-norm's running statistics also take in the adversary's own pass; here, as with
-    all methods of the house, the adversary leaves no trace, and they see the perturbed batch alone. One forward and
-    one backward for the adversary, as many for the loss.
+    The adversary sees the network as the loop trains it (``mode="train"``): the authors' code trains CIFAR-10 without
+    leaving train mode. There batch-norm's running statistics also take in the adversary's own pass; here, as with all
+    methods of the house, the adversary leaves no trace, and they see the perturbed batch alone. One forward and one
+    backward for the adversary, as many for the loss.
     """
 
     single_step = True

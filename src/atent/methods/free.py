@@ -16,18 +16,21 @@ from atent.threat import Threat
 
 @dataclass(frozen=True)
 class Free(Method):
-    """CE(f(x + delta)) descended by the weights and climbed by delta, at once (Shafahi et al. 2019, Algorithm 1).
+    """CE(f(x + delta)) descended by the weights and climbed by delta, at once (Shafahi et al. 2019).
 
     Every batch comes ``replays`` times. Each time one forward and one backward give the gradients with respect to the
     weights and to the input; the weights take the optimizer's step, and delta <- clip(delta + step_size sign(g), -eps,
     eps). Delta begins at 0 and is never reset: the next batch meets what the last one left, by position in the batch
     (``state["delta"]``, which grows to the largest batch). So an epoch has ``replays`` times as many steps, each at the
-    price of plain training; the paper divides the number of epochs by ``replays``, and a recipe has to do so itself.
+    price of plain training; the authors keep the number of steps, whatever ``replays`` is, by so many times fewer
+    epochs, and a recipe has to do so itself.
 
-    The network is in the mode in which the loop trains it, as published. Algorithm 1 knows no box; here the network
-    sees x + delta clamped to it, and delta itself, which other images will meet, is clipped by eps alone (Wong et al.
-    2020 clip it to the box of the image that it just met). The first pass of a training, and one without ``state``,
-    is plain. Where a batch is split, its parts all begin at delta's first rows.
+    As in the authors' code the network is in the mode in which the loop trains it, it sees x + delta clamped to the
+    box, and delta itself, which other images will meet, is clipped by eps alone. (The code of Wong et al. 2020 clips
+    delta to the box of the image that it just met, and clamps nothing where it meets the next.) One thing differs: g
+    is taken at the clamped input, while theirs goes back through the clamp, is 0 at the pixels that it moved, and
+    leaves delta there as it was. The first pass of a training, and one without ``state``, is plain. Where a batch is
+    split, its parts all begin at delta's first rows.
     """
 
     single_step = True
@@ -35,9 +38,9 @@ class Free(Method):
     threat: Threat
     """Ball of the adversary, linf."""
     replays: int = 8
-    """m: how often each batch comes, at least 1."""
+    """m: how often each batch comes, at least 1; the authors' code takes 8 by default."""
     step_size: float | None = None
-    """Length of delta's step in pixel units; left out: eps, as published."""
+    """Length of delta's step in pixel units; left out: eps, as in the authors' code."""
 
     def __post_init__(self) -> None:
         check_linf(self, self.threat)

@@ -16,8 +16,10 @@ class Average:
     """An average of a model's parameters and buffers, beside the model, from the share ``start`` of the training on.
 
     ``ema`` takes in the weights of every step: mean <- d mean + (1 - d) w, d = min(decay, (1 + t) / (10 + t)) after t
-    updates, so that a young mean forgets the first weights fast. ``swa`` is the mean over the weights at the end of
-    each epoch (Izmailov et al. 2018, with one epoch per cycle). The first update of either copies the weights.
+    updates (the rule of TensorFlow's ExponentialMovingAverage), so that a young mean forgets the first weights fast.
+    ``swa`` is the mean over the weights at the end of each epoch (Izmailov et al. 2018, with one epoch per cycle). The
+    learning rate stays as it is scheduled; theirs is cyclic, or constant, while they average. The first update of
+    either copies the weights.
 
     Batch-norm statistics are averaged with the weights; Izmailov et al. measure them anew in a pass over the training
     set, which is spared here. Integers, such as batch counters, are those of the last update. An update is one

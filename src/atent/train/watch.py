@@ -21,17 +21,19 @@ OK, WARNING, STOP = "ok", "warning", "stop"
 class Watch:
     """Measures accuracy under PGD on held-out images after each epoch, beside that under the training's attack.
 
-    Wong, Rice and Kolter (2020, section 5.4) found that FGSM training loses its robustness to PGD within an epoch or
-    two, while accuracy under FGSM stays or grows, and stop where the former falls by 20 points from one epoch to the
-    next. Here the fall is counted from the best epoch so far, so that two smaller steps are one fall; it is measured
-    on the first ``watch_limit`` images of the validation split (theirs: a training batch), by PGD with
-    ``watch_steps`` steps of 2.5 eps / steps from a uniform start; and what the same images have lost under the
-    training's attack since that best epoch is taken off: a network that is worse at the end of an epoch, or a training
-    that diverges, loses both, and is no such case. A fall above ``watch_drop`` stops the training, above half of it is
-    a warning. The training's attack is the method's own where it has one that runs alone (FGSMRS, PGDAT, TRADES,
-    MART), and FGSM for the others, such as Free; both attacks see the network in eval mode.
+    Wong, Rice and Kolter (2020) found that FGSM training can lose its robustness to PGD within an epoch or two, while
+    accuracy under FGSM stays or grows (Kim, Lee and Lee 2021), and stop where the former falls by more than 20 points
+    from one epoch to the next. Here the fall is counted from the best epoch so far, so that two smaller steps are one
+    fall; it is measured on the first ``watch_limit`` images of the validation split (theirs: a training batch), by PGD
+    with ``watch_steps`` steps of 2.5 eps / steps (theirs: 5 of 2/255) from a uniform start; and what the same images
+    have lost under the training's attack since that best epoch is taken off: a network that is worse at the end of an
+    epoch, or a training that diverges, loses both, and is no such case. A fall above ``watch_drop`` stops the
+    training, above half of it is a warning. The training's attack is the method's own where it has one that runs alone
+    (FGSMRS, PGDAT, TRADES, MART), and FGSM for the others, such as Free; both attacks see the network in eval mode
+    (theirs: in train mode).
 
-    A network may recover by itself some epochs later, and collapse again. The watch does not wait for that.
+    A network may recover by itself (Li, Wang, Jana and Carin 2020), and collapse again. The watch does not wait for
+    that.
     """
 
     def __init__(self, method: Method, data: Data, settings: TrainSettings, threat: Threat) -> None:
