@@ -51,6 +51,7 @@ TABLE = [
     (ATENT, {"variant": "published"}, BOTH, "(1 + 1) + (K - 1)*(1 + 2) + (1 + 2)"),
     # only the last loss weighs anything
     (ATENT, {"alpha": 1.0}, BOTH, "K*(1 + 1) + (1 + 2)"),
+    (ATENT, {"alpha": 1.0, "mode": "eval"}, BOTH, "K*(1 + 1) + (1 + 2)"),
     # two masks, or two modes, are two networks: no pass serves both gradients
     (ATENT, {"dropout": "fresh"}, BOTH, "K*(1 + 1) + K*(1 + 2)"),
     (ATENT, {"mode": "eval"}, BOTH, "K*(1 + 1) + K*(1 + 2)"),

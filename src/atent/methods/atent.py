@@ -181,7 +181,10 @@ class ATENT(Method):
         """How many of the first iterates have no weight."""
         if self.burn_in is not None:
             return self.burn_in
-        return self.steps // 2 if self.objective == "data-entropy" else 0
+        if self.objective == "data-entropy":
+            return self.steps // 2
+        # The average is then the last loss alone.
+        return self.steps - 1 if self.alpha == 1 else 0
 
     def chain(self, progress: float = 1.0) -> Sampler:
         """The resolved chain at ``progress``: while eps warms up, step size and radius shrink together."""
