@@ -225,7 +225,7 @@ class Counted(nn.Module):
         ("TRADES", {}, 1 + 3 + 2, 2),
         # the accumulating pass yields iterates and gradient together; then one pass at each iterate
         ("ATENT", {}, 3 + 1, 3),
-        ("ATENT", {"alpha": 1.0}, 3 + 1, 3),
+        ("ATENT", {"alpha": 1.0}, 3 + 1, 1),
         ("ATENT", {"dropout": "fresh"}, 6, 3),
         ("ATENT", {"mode": "eval"}, 6, 3),
     ],

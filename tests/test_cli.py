@@ -558,3 +558,12 @@ def test_attack_never_overwrites(run_of, capsys):
     (run_of.parent / "adv.npz").write_text("precious")
     assert "adv.npz exists" in refused(capsys, "attack", "run", "--out", "adv.npz")
     assert (run_of.parent / "adv.npz").read_text() == "precious"
+
+
+@pytest.mark.parametrize("spelling", [["--train.average", "none"], ["--train.average=none"]])
+def test_none_is_a_word_where_it_is_one_of_the_choices(spelling):
+    from atent.config import parse_train
+
+    job, _ = parse_train(["digits-linf-atent-plus", *spelling, "--evaluate.limit", "none"])
+    assert job.train.average == "none"
+    assert job.evaluate.limit is None

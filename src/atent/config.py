@@ -607,14 +607,19 @@ _SHORT = {f"--{s}": f"--{s}.name" for s in ("method", "model", "data", "optimize
 # The field cannot have the name of the function that it asks for.
 _SHORT["--method.calibrate"] = "--method.calibrated"
 
+# Where "none" is one of the names to choose from.
+_NAMED_NONE = ("--train.average", "--optimizer.walk.scale")
+
 
 def _spelled(args: list[str], short: dict[str, str] = _SHORT) -> list[str]:
     """Bare section names mean their `name`, and values are spelled as Python has them."""
     words = {"true": "True", "false": "False", "none": "None", "null": "None"}
-    out = []
+    out: list[str] = []
     for a in args:
         head, eq, tail = a.partition("=") if a.startswith("--") else (a, "", "")
-        out += [short.get(head, head), words.get(tail, tail)] if eq else [words.get(short.get(a, a), short.get(a, a))]
+        for word in (head, tail) if eq else (a,):
+            named = bool(out) and out[-1] in _NAMED_NONE
+            out.append(word if named else words.get(short.get(word, word), short.get(word, word)))
     return out
 
 
