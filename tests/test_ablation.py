@@ -2,6 +2,7 @@
 
 import importlib.util
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def made(also=()):
 
 def test_each_part_is_added_to_the_one_and_taken_from_the_other():
     found = made()
-    parts = ["projection", "awp", "average"]
+    parts = ["projection", "alpha", "awp", "average"]
     assert list(found) == [
         SMALL,
         *(f"{SMALL}-with-{p}" for p in parts),
@@ -34,7 +35,7 @@ def test_each_part_is_added_to_the_one_and_taken_from_the_other():
     assert jobs[f"{LARGE}-without-awp"].method == large.method.method
     assert jobs[f"{SMALL}-with-average"].train == large.train
     assert jobs[f"{LARGE}-without-average"].train == small.train
-    assert jobs[f"{LARGE}-without-projection"].method.method == small.method
+    assert jobs[f"{LARGE}-without-projection"].method.method == replace(small.method, alpha=1.0)
     assert len({str(j.sections() | {"recipe": ""}) for j in jobs.values()}) == len(jobs)
 
 
