@@ -1,0 +1,52 @@
+"""Make the tables of a document anew from the files under results/.
+
+    python benchmarks/tables.py docs/choosing.md
+
+Each table stands between marks, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a folder
+of results/ that `atent compare` or benchmarks/ablation.py wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from atent.run import read_json, write_atomic
+from atent.train.comparison import layout
+
+_MARKED = re.compile(r"(<!-- (comparison|ablation): (\S+) -->\n).*?(<!-- end -->)", re.S)
+_SHOWN = ("natural (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")
+
+
+def comparison(folder: Path) -> str:
+    """The rows of a comparison, its strongest attack and its time; the whole table is in the folder."""
+    found = read_json(folder / "comparison.json")
+    headings, rows = layout(found)
+    # AutoAttack runs on what PGD leaves: with it, the worst of both says no more.
+    shown = [h for h in _SHOWN if h in headings and not (h.startswith("worst") and "AutoAttack (%)" in headings)]
+    places = [headings.index(h) for h in shown]
+    lines = ["| recipe | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(shown)]
+    for row, (_, entries) in zip(found["rows"], rows, strict=True):
+        cells = [f"{entries[i].text} {entries[i].interval}".strip() for i in places]
+        lines.append(f"| `{row['recipe']}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ablation(folder: Path) -> str:
+    """The table that benchmarks/ablation.py wrote, without its caption."""
+    return "".join(line + "\n" for line in (folder / "ablation.md").read_text().splitlines() if line.startswith("|"))
+
+
+def refreshed(text: str, results: Path) -> str:
+    """A document with its tables made anew."""
+    make = {"comparison": comparison, "ablation": ablation}
+    return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("document", type=Path)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    given = parser.parse_args()
+    write_atomic(given.document, refreshed(given.document.read_text(), given.results))

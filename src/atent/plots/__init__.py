@@ -1,0 +1,29 @@
+"""Every figure, from plain results to a matplotlib Figure, without pyplot and its global state."""
+
+from atent.plots.accuracy import accuracies, certified, dots, minimum_norm, pareto, security
+from atent.plots.canvas import PALETTE, narrow, save, svg
+from atent.plots.pictures import adversarial, images, magnified, regions
+from atent.plots.quantities import cost, lines
+from atent.plots.training import characteristics, curves, together
+
+__all__ = [
+    "PALETTE",
+    "accuracies",
+    "adversarial",
+    "certified",
+    "characteristics",
+    "cost",
+    "curves",
+    "dots",
+    "images",
+    "lines",
+    "magnified",
+    "minimum_norm",
+    "narrow",
+    "pareto",
+    "regions",
+    "save",
+    "security",
+    "svg",
+    "together",
+]
