@@ -1,0 +1,170 @@
+"""Recipes, and the job that one asks for: TOML, whose values pydantic checks against the rooms' dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import tomllib
+import typing
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from atent.run import unknown
+
+if typing.TYPE_CHECKING:
+    from atent.train.pipeline import Job
+
+
+SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
+_HEAD = ("about", "aims", "baseline")
+
+
+class UsageError(ValueError):
+    """A recipe or a command line that cannot be used; each line of the message is one error."""
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(f.name[:-5] for f in resources.files("atent.recipes").iterdir() if f.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The tables of a recipe, by name or by the path of a .toml file; UsageError in one line."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"no recipe file {name}: give a path that exists, or one of the names of `atent recipes`")
+        text = path.read_text()
+    elif name in recipe_names():
+        text = (resources.files("atent.recipes") / f"{name}.toml").read_text()
+    else:
+        raise UsageError(unknown("recipe", name, recipe_names()))
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {name} is not valid TOML: {error}") from None
+    for key in tables:
+        if key not in (*_HEAD, *SECTIONS):
+            raise UsageError(f"recipe {name}: {unknown('table', key, (*SECTIONS, *_HEAD))}")
+    return tables
+
+
+def job(tables: dict[str, Any], recipe: str | None) -> Job:
+    """The job that a recipe's tables describe; UsageError with a line for every value that is wrong, by its path."""
+    from atent.data import DataSettings
+    from atent.methods import METHODS
+    from atent.models import ModelSettings
+    from atent.optim import Optimizer, Schedule
+    from atent.train.pipeline import Job
+    from atent.train.settings import TrainSettings
+    from atent.train.subject import EvaluateSettings
+
+    types: dict[str, type] = {
+        "data": DataSettings, "model": ModelSettings, "optimizer": Optimizer, "schedule": Schedule,
+        "train": TrainSettings, "evaluate": EvaluateSettings,
+    }  # fmt: skip
+    method = dict(tables.get("method", {}))
+    name = method.pop("name", None)
+    if name is None:
+        raise UsageError(f"method.name is missing: use one of {', '.join(METHODS)}")
+    if name not in METHODS:
+        raise UsageError(f"method.name: {unknown('method', name, METHODS)}")
+    types["method"] = method_type(name)
+    built, errors = {}, []
+    for section, cls in types.items():
+        values = method if section == "method" else tables.get(section, {})
+        found = _unknown_fields(cls, values, section)
+        if found:
+            errors += found
+            continue
+        built[section], wrong = _validated(cls, values, section)
+        errors += wrong
+    if errors:
+        raise UsageError("\n".join(errors))
+    return Job(recipe=recipe, **{**built, "method": method_of(built["method"])})
+
+
+@functools.cache
+def method_type(name: str) -> type:
+    """The settings of a method as a recipe has them: with a table ``awp`` where AWP goes around it."""
+    from atent.methods import METHODS
+    from atent.methods.awp import AROUND, Perturbation
+
+    cls = METHODS[name]
+    if name not in AROUND:
+        return cls
+    awp = ("awp", Perturbation, dataclasses.field(default=Perturbation()))
+    space = {"__doc__": cls.__doc__}
+    return dataclasses.make_dataclass(name, [awp], bases=(cls,), frozen=True, namespace=space)
+
+
+def method_of(settings: Any) -> Any:
+    """The method that such settings ask for."""
+    from atent.methods import AWP
+
+    if not hasattr(settings, "awp"):
+        return settings
+    fields = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "awp"}
+    inner = type(settings).__mro__[1](**fields)
+    return AWP(inner, settings.awp.gamma, settings.awp.warmup) if settings.awp.gamma else inner
+
+
+def settings_of(method: Any) -> Any:
+    """The settings that make ``method``."""
+    from atent.methods import AWP
+    from atent.methods.awp import Perturbation
+
+    inner, awp = method, {}
+    if isinstance(method, AWP):
+        inner, awp = method.method, {"awp": Perturbation(method.gamma, method.warmup)}
+    fields = {f.name: getattr(inner, f.name) for f in dataclasses.fields(inner)}
+    return method_type(type(inner).__name__)(**fields, **awp)
+
+
+def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
+    if not isinstance(values, dict):
+        return [f"{path} must be a table, got {values!r}"]
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    errors = []
+    for key, value in values.items():
+        if key not in names:
+            errors.append(f"{path}.{key}: {unknown('field', key, names)}")
+        elif dataclasses.is_dataclass(hints[key]):
+            errors += _unknown_fields(hints[key], value, f"{path}.{key}")
+    return errors
+
+
+def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[str]]:
+    """The dataclass, or a line for each value of the wrong type or out of range."""
+    import pydantic
+
+    try:
+        # As JSON, strictly: "5" is no number and true is no 1, but a list may be a tuple.
+        return pydantic.TypeAdapter(cls).validate_json(json.dumps(values), strict=True), []
+    except pydantic.ValidationError as error:
+        lines: dict[str, str] = {}
+        for e in error.errors():
+            # The branches of a union each report; the path without their names is the field's.
+            where = ".".join(str(p) for p in e["loc"] if not re.search(r"[\[\]-]|^(float|str|int|none)$", str(p)))
+            message = e["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            got = "" if e["type"] in ("value_error", "missing") else f", got {e['input']!r}"
+            lines.setdefault(where, f"{path}{'.' + where if where else ''}: {message}{got}")
+        return None, list(lines.values())
+
+
+def chains() -> dict[str, tuple[Any, bool]]:
+    """{recipe: (resolved Langevin chain, whether the network is smooth)} of the package's recipes for ATENT."""
+    found = {}
+    for name in recipe_names():
+        tables = read_recipe(name)
+        if tables.get("method", {}).get("name") == "ATENT":
+            made = job(tables, name)
+            smooth = made.model.activation in ("softplus", "tanh")
+            # AWP goes around the method whose chain this is.
+            method: Any = getattr(made.method, "method", made.method)
+            found[name] = (method.chain(), smooth)
+    return found
