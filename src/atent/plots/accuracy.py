@@ -218,10 +218,9 @@ def security(rows: Sequence[dict], *, title: str | None = None) -> Figure:
     axes.set_ylabel("robust accuracy (%)")
     if title:
         axes.set_title(title, fontsize=TEXT + 1, loc="left")
-    legend = figure.legend(
-        loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT - 1,
-        title=f"bands: 95 % intervals, n = {rows[0]['robust']['n']:,}",
-    )  # fmt: skip
+    counts = {row["robust"]["n"] for row in rows}
+    note = "bands: 95 % intervals" + (f", n = {counts.pop():,}" if len(counts) == 1 else "")
+    legend = figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=TEXT - 1, title=note)
     legend.get_title().set(color=GREY, fontsize=TEXT - 2)
     return figure
 
