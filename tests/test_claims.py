@@ -150,6 +150,44 @@ def test_order_is_by_intervals():
     assert verdicts.all_above(cell(700), [cell(690)]) == "not decided"
 
 
+def seeded(*counts, n=1000):
+    """A cell of several networks, its interval that of three seeds that disagree: it says nothing."""
+    return {"value": sum(counts) / len(counts) / n, "low": 0.0, "high": 1.0, "n": n, "each": [k / n for k in counts]}
+
+
+def test_networks_that_are_all_apart_are_told_apart_though_one_failed():
+    failed, sound = seeded(639, 126, 678), seeded(907, 905, 910)
+    assert verdicts.order(failed, sound) == "below"
+    assert verdicts.order(sound, failed) == "above"
+    # Two networks each are too few, and one that comes near enough leaves it open.
+    assert verdicts.order(seeded(639, 126), seeded(907, 905)) == "level"
+    assert verdicts.order(seeded(890, 126, 678), sound) == "level"
+
+
+def test_certificates_are_competitive_within_five_points(found):
+    def s2(ours, others):
+        rows = {"atent-smoothing": ours, "smoothadv": others, "trades-smoothing": others}
+        return {"table-s2": table(**{k: {"certified": c} for k, c in rows.items()})}
+
+    says = "ATENT's certificate is competitive"
+    assert judged(found, says, **s2(cell(880), cell(900))) == "true"
+    assert judged(found, says, **s2(seeded(639, 126, 678), seeded(907, 905, 910))) == "false"
+    # Far below on average, but not for certain.
+    assert judged(found, says, **s2(seeded(920, 126, 678), seeded(907, 905, 910))) == "not decided"
+
+
+def test_one_image_refutes_the_worst_attack(found):
+    def s3(auto, same):
+        strong = {**cell(auto, 50), "same_images": {"attack": "PGD-20", "value": same / 50}}
+        rows = {"pgd": cell(600), "autoattack": strong}
+        return {"table-s3": table(**{k: dict.fromkeys(("2", "4", "8", "12"), c) for k, c in rows.items()})}
+
+    says = "PGD is the worst possible attack"
+    # Fewer images may be easier ones: what PGD leaves of the same ones counts.
+    assert judged(found, says, **s3(45, 45)) == "true"
+    assert judged(found, says, **s3(45, 46)) == "false"
+
+
 def test_nothing_is_judged_without_a_measure(found):
     empty = verdicts.Results({}, found)
     for claim in claims.CLAIMS:

@@ -51,12 +51,12 @@ def finish(content: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
 
 def ours(
     spread: Spread, *, unit: str, n: int | None, seeds: Sequence[int], protocol: str, scale: str,
-    provenance: Sequence[Mapping[str, Any]],
+    provenance: Sequence[Mapping[str, Any]], each: Sequence[float] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """A cell of ours: nothing stands there without what it was measured by."""
+    """A cell of ours: nothing stands there without what it was measured by. ``each``: an accuracy's value by seed."""
     return {
         "value": spread.mean, "sd": spread.sd, "low": spread.low, "high": spread.high, "unit": unit, "n": n,
-        "seeds": list(seeds), "protocol": protocol, "scale": scale,
+        "each": list(each), "seeds": list(seeds), "protocol": protocol, "scale": scale,
         "hardware": list(dict.fromkeys(machine(p) for p in provenance)),
         "commit": list(dict.fromkeys(commit(p) for p in provenance)),
     }  # fmt: skip
@@ -107,6 +107,7 @@ def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Seque
         spread, unit=c.measure.unit, n=n, seeds=[seed for seed, _ in found],
         protocol=f"{told}; {protocol}" if c.measure.attack and protocol else told, scale=bench.scale.name,
         provenance=[content["provenance"] for _, content in found],
+        each=[] if c.measure.show == "seconds" else [v["value"] for v in values],
     )  # fmt: skip
     if c.also is not None:
         runs = (run_of(bench, c.training, seed).path for seed, _ in found)

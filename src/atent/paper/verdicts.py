@@ -16,6 +16,9 @@ NOT_YET: Literal["not measured yet"] = "not measured yet"
 Verdict = Literal["true", "false", "partly", "not decided", "not measured yet"]
 Cell = Mapping[str, Any]
 
+ALIKE = 0.05
+"""Two accuracies that differ by less are alike, where a sentence says about, similar or competitive."""
+
 _TABLES = ("table-s1", "table-s2", "table-s3", "table-s4", "figure-s1", "figure-1", "finetune")
 
 
@@ -90,8 +93,23 @@ def _printed_cell(figure: Figure, seconds: bool, blurred: bool) -> dict[str, flo
 
 
 def order(a: Cell, b: Cell) -> Literal["above", "below", "level"]:
-    """Whether a's interval lies above b's, below it, or meets it."""
-    return "above" if a["low"] > b["high"] else "below" if a["high"] < b["low"] else "level"
+    """Whether a lies above b, below it, or neither for certain.
+
+    For certain: their intervals are apart; or there are three networks or more of each, and the worst of one side is
+    above the best of the other by more than the images leave open. Without a difference that happens to three and three
+    networks once in twenty times; an interval over three seeds, of which one has failed, says nothing at all.
+    """
+    if a["low"] > b["high"] or _all_apart(a, b):
+        return "above"
+    return "below" if a["high"] < b["low"] or _all_apart(b, a) else "level"
+
+
+def _all_apart(a: Cell, b: Cell) -> bool:
+    """Whether each network of a is above each of b, exact binomial intervals apart."""
+    if min(len(a.get("each", ())), len(b.get("each", ()))) < 3:
+        return False
+    low, high = min(a["each"]), max(b["each"])
+    return folder.interval(round(low * a["n"]), a["n"])[0] > folder.interval(round(high * b["n"]), b["n"])[1]
 
 
 def all_above(ours: Cell, others: Sequence[Cell]) -> Verdict:
@@ -184,7 +202,8 @@ def clean_or_certified(found: Results) -> Judged:
     if cells is None:
         return _missing()
     clean, proved = cells
-    same = order(clean, proved) == "level"
+    # Of the same networks and images.
+    same = clean["value"] == proved["value"]
     return Judged("not decided" if same else "false", f"smoothed {percent(clean)}, certified {percent(proved)}")
 
 
@@ -196,7 +215,10 @@ def competitive(found: Results) -> Judged:
     ours, *others = cells
     words = f"ATENT {percent(ours)}, " + ", ".join(f"{row} {percent(c)}" for row, c in zip(rows, others))
     below = [order(ours, other) == "below" for other in others]
-    return Judged("false" if all(below) else "partly" if any(below) else "true", words)
+    if any(below):
+        return Judged("false" if all(below) else "partly", words)
+    near = all(ours["value"] > other["value"] - ALIKE for other in others)
+    return Judged("true" if near else "not decided", words)
 
 
 def spike(found: Results) -> Judged:
@@ -231,26 +253,40 @@ def _curve(found: Results) -> tuple[Cell, Cell] | None:
 
 
 def as_strong(found: Results) -> Judged:
-    return _attacks(found, "langevin", "pgd", "ATENT-20", "PGD-20", true="level or below")
+    radii = _radii(found, "langevin")
+    if radii is None:
+        return _missing()
+    # The same networks and the same images: the difference is of the attacks.
+    weaker = [ours["value"] - pgd["value"] > ALIKE for ours, pgd in radii.values()]
+    verdict: Verdict = "false" if all(weaker) else "partly" if any(weaker) else "true"
+    words = (f"{radius}: {percent(ours)} and {percent(pgd)}" for radius, (ours, pgd) in radii.items())
+    return Judged(verdict, "ATENT-20 and PGD-20 at the radii of " + "; ".join(words))
 
 
 def worst_attack(found: Results) -> Judged:
-    return _attacks(found, "autoattack", "pgd", "AutoAttack", "PGD-20", true="not below")
+    radii = _radii(found, "autoattack")
+    if radii is None:
+        return _missing()
+    beaten, words = [], []
+    for radius, (auto, pgd) in radii.items():
+        same = auto.get("same_images")
+        if same is None:
+            beaten.append(order(auto, pgd) == "below")
+            words.append(f"{radius}: {percent(auto)} and {percent(pgd)}")
+        else:
+            # An image that stands PGD and not AutoAttack is all that it takes.
+            beaten.append(auto["value"] < same["value"])
+            words.append(f"{radius}: {percent(auto)} and {100 * same['value']:.1f} on the same {auto['n']} images")
+    return Judged(
+        "false" if any(beaten) else "true", "AutoAttack and PGD-20 at the radii of " + "; ".join(words)
+    )  # fmt: skip
 
 
-def _attacks(found: Results, row: str, base: str, name: str, basename: str, true: str) -> Judged:
-    radii = ("2", "4", "8", "12")
-    words, verdicts = [], []
-    for radius in radii:
-        cells = found.cells("table-s3", (row, radius), (base, radius))
-        if cells is None:
-            return _missing()
-        verdicts.append(order(*cells))
-        words.append(f"{radius}: {percent(cells[0])} and {percent(cells[1])}")
-    bad = "above" if true == "level or below" else "below"
-    failed = [verdict == bad for verdict in verdicts]
-    verdict: Verdict = "false" if all(failed) else "partly" if any(failed) else "true"
-    return Judged(verdict, f"{name} and {basename} at the radii of " + "; ".join(words))
+def _radii(found: Results, row: str) -> dict[str, tuple[Cell, Cell]] | None:
+    """Table S3's ``row`` and its PGD-20, by radius, or None where one is missing."""
+    pairs = {radius: found.cells("table-s3", (row, radius), ("pgd", radius)) for radius in ("2", "4", "8", "12")}
+    whole = {radius: (pair[0], pair[1]) for radius, pair in pairs.items() if pair is not None}
+    return whole if len(whole) == len(pairs) else None
 
 
 def same_cost(found: Results) -> Judged:
