@@ -176,6 +176,19 @@ def test_certificates_are_competitive_within_five_points(found):
     assert judged(found, says, **s2(seeded(920, 126, 678), seeded(907, 905, 910))) == "not decided"
 
 
+def test_the_loss_of_fine_tuning_is_judged_with_its_interval(found):
+    def tuned(scratch, atent):
+        return {"finetune": table(scratch={"robust": scratch}, atent={"robust": atent})}
+
+    says = "fine-tuning loses some 5 points"
+    assert judged(found, says, **tuned(cell(570), cell(520))) == "true"
+    assert judged(found, says, **tuned(cell(570), cell(560))) == "false"
+    assert judged(found, says, **tuned(seeded(600, 601, 602), seeded(550, 550, 553))) == "true"
+    # A failed training from scratch decides nothing, whatever the mean.
+    assert judged(found, says, **tuned(seeded(850, 270, 815), seeded(735, 720, 750))) == "not decided"
+    assert judged(found, says, **tuned(seeded(700, 701, 702), seeded(550, 550, 553))) == "false"
+
+
 def test_one_image_refutes_the_worst_attack(found):
     def s3(auto, same):
         strong = {**cell(auto, 50), "same_images": {"attack": "PGD-20", "value": same / 50}}

@@ -266,7 +266,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "A.3", "fine-tuning loses some 5 points", _print("finetune", ("scratch", "robust"), ("atent", "robust")),
-        "atent reproduce finetune", verdicts.finetune_loss, "3 to 7 points below training from scratch", "finetune",
+        "atent reproduce finetune", verdicts.finetune_loss,
+        "3 to 7 points below training from scratch, with the interval over the seeds", "finetune",
     ),
     Claim(
         "Fig. 1", "in the plane ATENT is the most robust of four",

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from atent import run as folder
 from atent.paper.facts import FACTS, Fact
 from atent.paper.published import Figure, published
+from atent.train.comparison import measure
 
 NOT_YET: Literal["not measured yet"] = "not measured yet"
 
@@ -332,9 +333,16 @@ def finetune_loss(found: Results) -> Judged:
     cells = found.cells("finetune", ("scratch", "robust"), ("atent", "robust"))
     if cells is None:
         return _missing()
-    loss = 100 * (cells[0]["value"] - cells[1]["value"])
-    text = f"{loss:.1f} points: {percent(cells[0])} from scratch, {percent(cells[1])} fine-tuned"
-    return Judged("true" if 3 <= loss <= 7 else "false", text)
+    scratch, tuned = cells
+    pairs = list(zip(scratch.get("each", ()), tuned.get("each", ())))
+    loss = measure([100 * (a - b) for a, b in pairs or [(scratch["value"], tuned["value"])]])
+    text = f"{loss.mean:.1f} points: {percent(scratch)} from scratch, {percent(tuned)} fine-tuned"
+    low, high = (loss.mean, loss.mean) if loss.low is None or loss.high is None else (loss.low, loss.high)
+    if loss.low is not None:
+        text += f"; 95 % interval of the difference over the seeds {low:.1f} to {high:.1f}"
+    if low >= 3 and high <= 7:
+        return Judged("true", text)
+    return Judged("false" if high < 3 or low > 7 else "not decided", text)
 
 
 def finetuned_better(found: Results) -> Judged:
