@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -449,6 +450,9 @@ def test_the_last_epochs_figure_of_a_run(here, epoch, last, expected):
     }  # fmt: skip
     found = room._of_run(made, evaluation)["last"]
     assert (found and found["value"]) == expected
+    # Where it is not asked for, a run whose best epoch is the last tells no more than the others.
+    bare = replace(made, job=replace(made.job, evaluate=replace(made.job.evaluate, last=False)))
+    assert room._of_run(bare, evaluation)["last"] is None
 
 
 # ---- by the clock

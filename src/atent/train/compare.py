@@ -450,8 +450,9 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
 
 def _of_run(run: Run, evaluation: dict[str, Any]) -> dict[str, Any]:
     rows = folder.read_jsonl(run.path / folder.METRICS)
-    # Where the last epoch is the best there is one judgement of both.
+    # Where the last epoch is the best there is one judgement of both; none is asked for without evaluate.last.
     last = evaluation if evaluation["epoch"] == rows[-1]["epoch"] else evaluation.get("last", {})
+    last = last if run.job.evaluate.last else {}
     memory = [row["memory_mb"] for row in rows if row.get("memory_mb") is not None]
     return {
         "seed": run.job.train.seed,
