@@ -28,15 +28,23 @@ NAME = "figure-s1"
 TEST = "test.jsonl"
 
 
+# At the recipe's radius of 0.3 and its rate, held until the decay, two trainings of three ended as constants.
+_LAPTOP: dict[str, Any] = {
+    "data": {"limit": 2000},
+    "method": {"threat": {"norm": "linf", "eps": 0.2}},
+    "optimizer": {"lr": 0.02},
+}
+
+
 def training(bench: Bench) -> Training:
     """linf ATENT with a step of the rate near the end, as published (epoch 76), so that what follows can be seen."""
     small = bench.scale.small
     if bench.scale.name == "paper":
         # The published curve goes on for a few epochs after the decay.
         return Training(f"{small}-linf-atent", {"train": {"epochs": 90}}, f"{NAME}-{small}")
-    epochs, decay, more = {"smoke": (4, 2, {}), "laptop": (16, 10, {"limit": 1000})}[bench.scale.name]
+    epochs, decay = {"smoke": (4, 2), "laptop": (16, 10)}[bench.scale.name]
     changes: dict[str, Any] = {
-        "data": more,
+        **(_LAPTOP if bench.scale.name == "laptop" else {}),
         "schedule": {"kind": "multistep", "unit": "epoch", "milestones": [decay], "factor": 0.1},
         "train": {"epochs": epochs},
     }
