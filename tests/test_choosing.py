@@ -1,0 +1,76 @@
+"""The guide says what the results say: its tables are the files', and so is every figure that it argues with."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from atent.config import recipe_names
+
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "docs" / "choosing.md"
+TEXT = GUIDE.read_text()
+
+spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+tables = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tables)
+
+
+def test_the_tables_are_those_of_the_results():
+    found = re.findall(r"<!-- (?:comparison|ablation): (\S+) -->", TEXT)
+    assert found
+    assert tables.refreshed(TEXT, ROOT / "results") == TEXT
+    assert TEXT.count("\n| `digits-linf-") >= 12 * sum(name.startswith("race") for name in found)
+
+
+def test_a_table_that_differs_is_made_anew(tmp_path):
+    wrong = TEXT.replace("| `digits-linf-pgdat` | ", "| `digits-linf-pgdat` | 100.0 ")
+    assert wrong != TEXT
+    assert tables.refreshed(wrong, ROOT / "results") == TEXT
+
+
+def test_names_and_links_are_real():
+    named = set(re.findall(r"`((?:digits|mnist5k|mnist|cifar10)-[\w-]+)`", TEXT))
+    assert named <= set(recipe_names()), named - set(recipe_names())
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (GUIDE.parent / target).is_file(), target
+
+
+def race(name):
+    rows = json.loads((ROOT / f"results/{name}/comparison.json").read_text())["rows"]
+    return {row["recipe"].removeprefix("digits-linf-"): row for row in rows}
+
+
+def test_what_is_called_level_is_level_and_what_is_called_below_is_below():
+    rows = race("race-epochs")
+    worst = {name: row["worst"] for name, row in rows.items()}
+    full = [worst[name] for name in ("pgdat", "trades", "mma", "mart")]
+    assert all(a["low"] <= b["high"] for a in full for b in full)
+    assert max(worst, key=lambda name: worst[name]["mean"]) == "mart"
+    behind = {name: 100 * (worst["pgdat"]["mean"] - worst[name]["mean"]) for name in ("fgsmrs", "free")}
+    assert behind == {"fgsmrs": pytest.approx(8.5, abs=0.1), "free": pytest.approx(6.0, abs=0.1)}
+    seconds = {name: row["seconds_per_epoch"]["mean"] for name, row in rows.items()}
+    assert seconds["fgsmrs"] / seconds["pgdat"] < 1 / 3
+    assert seconds["free"] / seconds["pgdat"] == pytest.approx(2 / 3, abs=0.05)
+
+
+def test_how_much_pgd_flatters():
+    rows = race("race-epochs")
+    del rows["standard"]
+    gap = {name: 100 * (row["attacks"]["PGD-20"]["mean"] - row["worst"]["mean"]) for name, row in rows.items()}
+    assert min(gap.values()) == pytest.approx(1.7, abs=0.1)
+    assert max(gap.values()) == pytest.approx(6.5, abs=0.1)
+
+
+def test_what_is_proved():
+    found = json.loads((ROOT / "results/laptop/table-s2.json").read_text())
+    cells = {row["key"]: row["cells"] for row in found["blocks"][0]["rows"]}
+    proved = {key: 100 * c["certified"]["ours"]["value"] for key, c in cells.items() if c["certified"]["ours"]}
+    assert f"{proved['crown-ibp']:.1f} % proved on MNIST" in TEXT
+    assert [round(proved[key]) for key in ("smoothadv", "trades-smoothing")] == [91, 91]
+    assert proved["smoothadv"] - proved["gaussian"] == pytest.approx(4, abs=0.5)
+    tuned = json.loads((ROOT / "results/laptop/finetune.json").read_text())
+    rows = {row["key"]: row["cells"]["robust"]["ours"]["value"] for row in tuned["blocks"][0]["rows"]}
+    assert [round(100 * rows[key]) for key in ("benign", "atent", "pgdat")] == [0, 74, 74]
