@@ -73,4 +73,4 @@ def test_what_is_proved():
     assert proved["smoothadv"] - proved["gaussian"] == pytest.approx(4, abs=0.5)
     tuned = json.loads((ROOT / "results/laptop/finetune.json").read_text())
     rows = {row["key"]: row["cells"]["robust"]["ours"]["value"] for row in tuned["blocks"][0]["rows"]}
-    assert [round(100 * rows[key]) for key in ("benign", "atent", "pgdat")] == [0, 74, 74]
+    assert [round(100 * rows[key]) for key in ("benign", "atent", "pgdat")] == [0, 73, 74]
