@@ -56,6 +56,21 @@ def test_what_is_called_level_is_level_and_what_is_called_below_is_below():
     assert seconds["free"] / seconds["pgdat"] == pytest.approx(2 / 3, abs=0.05)
 
 
+def test_where_atent_stands():
+    """The guide says that it is not the best, by how much, and what is decided."""
+    at = {name: {k: row["worst"] for k, row in race(name).items()} for name in ("race-epochs", "race-time")}
+    told = {name: [f"{100 * rows[k]['mean']:.1f}" for k in ("atent", "atent-plus", "pgdat", "mart")]
+            for name, rows in at.items()}  # fmt: skip
+    words = " ".join(TEXT.split())
+    atent, plus, pgdat, mart = told["race-epochs"]
+    for text in (f"keeps {atent} % under", f"plus` {plus},", f"`digits-linf-pgdat` {pgdat} and", f"mart` {mart}:"):
+        assert text in words
+    assert "they keep {}, {}, {} and {} %".format(*told["race-time"]) in words
+    for rows in at.values():
+        assert rows["atent"]["high"] >= max(rows[k]["low"] for k in ("pgdat", "mart"))
+        assert max(rows, key=lambda k: rows[k]["mean"]) not in ("atent", "atent-plus")
+
+
 def test_how_much_pgd_flatters():
     rows = race("race-epochs")
     del rows["standard"]

@@ -151,9 +151,11 @@ def caption(found: dict[str, Any]) -> list[str]:
 def _length(found: dict[str, Any]) -> str:
     if found.get("minutes") is None:
         return f"{found['epochs']} epochs"
-    return (
-        f"{found['minutes']:g} minutes of training each (its steps alone; validation and checkpoints are not counted)"
-    )
+    return f"{_time(found['minutes'])} of training each (its steps alone; validation and checkpoints are not counted)"
+
+
+def _time(minutes: float) -> str:
+    return f"{60 * minutes:.3g} s" if minutes < 1 else f"{minutes:g} minutes"
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -199,7 +201,7 @@ def draw_pareto(path: Path, comparisons: Sequence[dict[str, Any]]) -> None:
         if len(found["threats"]) != 1:
             return
         minutes, names = found.get("minutes"), list(found["rows"][0]["attacks"])
-        length = f"{found['epochs']} epochs each" if minutes is None else f"{minutes:g} minutes each"
+        length = f"{found['epochs']} epochs each" if minutes is None else f"{_time(minutes)} each"
         title = f"{found['data']['name']}, {found['threats'][0]}, {length}"
         while title in panels:
             title += " "
