@@ -23,7 +23,7 @@ def comparison(folder: Path) -> str:
     """The rows of a comparison, its strongest attack and its time; the whole table is in the folder."""
     found = read_json(folder / "comparison.json")
     headings, rows = layout(found)
-    # AutoAttack runs on what PGD leaves: with it, the worst of both says no more.
+    # Where AutoAttack ran, it is the judge: what another attack finds besides is in the folder's own table.
     shown = [h for h in _SHOWN if h in headings and not (h.startswith("worst") and "AutoAttack (%)" in headings)]
     places = [headings.index(h) for h in shown]
     lines = ["| recipe | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(shown)]
