@@ -5,7 +5,8 @@
 The parts are the settings in which the two recipes differ; the fields of an average are one part. Recipes are written
 into --recipes, each equal to one of the two but for one part, and `atent compare` trains them; every option that is not
 known here is handed to it. ``--also method.label_smoothing=0.1`` (again and again) tries a part that neither has, on
-top of the larger recipe. What is trained stays: the same command goes on.
+top of the larger recipe; ``--both train.batch_size=32`` sets something in both recipes first, so that it is no part.
+What is trained stays: the same command goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import copy
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,22 +52,37 @@ def taking(to: Tables, source: Tables, settings: list[tuple[str, str]]) -> Table
     return made
 
 
-def variants(names: tuple[str, str], small: Tables, large: Tables, also: list[str]) -> dict[str, Tables]:
-    """Recipes by name, each only once; ``also`` are texts KEY=VALUE, on top of the larger."""
+def setting(text: str) -> tuple[str, str, Any]:
+    """Section, key and value of ``section.key=value``; a value that is no JSON is a word."""
+    path, _, value = text.partition("=")
+    section, _, key = path.partition(".")
+    try:
+        return section, key, json.loads(value)
+    except json.JSONDecodeError:
+        return section, key, value
+
+
+def having(tables: Tables, text: str) -> Tables:
+    """The tables with the setting that ``text`` tells."""
+    section, key, value = setting(text)
+    return taking(tables, {section: {key: value}}, [(section, key)])
+
+
+def variants(
+    names: tuple[str, str], small: Tables, large: Tables, also: list[str], both: Sequence[str] = ()
+) -> dict[str, Tables]:
+    """Recipes by name, each only once; ``also`` are texts KEY=VALUE, on top of the larger, ``both`` those for all."""
+    for text in both:
+        small, large = having(small, text), having(large, text)
     made = {names[0]: small}
     differ = parts(small, large)
     made |= {f"{names[0]}-with-{part}": taking(small, large, keys) for part, keys in differ.items()}
     made |= {f"{names[1]}-without-{part}": taking(large, small, keys) for part, keys in differ.items()}
     made[names[1]] = large
     for text in also:
-        path, _, value = text.partition("=")
-        section, _, key = path.partition(".")
-        try:
-            known = json.loads(value)
-        except json.JSONDecodeError:
-            known = value
-        name = f"{names[1]}-with-{key}-{value}".replace("/", "-").replace(" ", "")
-        made[name] = taking(large, {section: {key: known}}, [(section, key)])
+        _, key, _ = setting(text)
+        name = f"{names[1]}-with-{key}-{text.partition('=')[2]}".replace("/", "-").replace(" ", "")
+        made[name] = having(large, text)
     once: dict[str, Tables] = {}
     for name, tables in made.items():
         plain = {k: v for k, v in tables.items() if isinstance(v, dict)}
@@ -153,8 +170,11 @@ if __name__ == "__main__":
     parser.add_argument("--also", action="append", default=[], metavar="KEY=VALUE", help="another part to try")
     parser.add_argument("--name", required=True, help="the result folder, as of `atent compare`")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that holds it")
+    parser.add_argument("--both", action="append", default=[], metavar="KEY=VALUE", help="set in both recipes first")
     given, rest = parser.parse_known_args()
-    made = variants((given.small, given.large), read_recipe(given.small), read_recipe(given.large), given.also)
+    made = variants(
+        (given.small, given.large), read_recipe(given.small), read_recipe(given.large), given.also, given.both
+    )
     given.recipes.mkdir(parents=True, exist_ok=True)
     paths = [given.recipes / f"{name}.toml" for name in made]
     for path, tables in zip(paths, made.values(), strict=True):
@@ -162,7 +182,7 @@ if __name__ == "__main__":
     code = main(["compare", *map(str, paths), "--name", given.name, "--runs", str(given.runs), *rest])
     place = given.runs / given.name
     if code == 0:
-        found, names = read_json(place / "comparison.json"), (given.small, given.large)
+        found = read_json(place / "comparison.json")
         write_json(place / "ablation.json", {"effects": effects(found, names)})
         write_atomic(place / "ablation.md", table(found, names))
         print(table(found, names))

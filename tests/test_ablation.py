@@ -57,6 +57,16 @@ def test_another_part_comes_on_top(text, value):
     assert getattr(job(made([f"method.{text}"])[name], name).method.method, key) == value
 
 
+def test_what_is_set_in_both_is_no_part():
+    both = ["train.batch_size=16", "method.alpha=0.5"]
+    found = ablation.variants((SMALL, LARGE), read_recipe(SMALL), read_recipe(LARGE), ["method.alpha=1.0"], both)
+    assert {tables["train"]["batch_size"] for tables in found.values()} == {16}
+    alphas = {name: tables["method"]["alpha"] for name, tables in found.items()}
+    assert alphas.pop(f"{LARGE}-with-alpha-1.0") == 1.0
+    assert set(alphas.values()) == {0.5}
+    assert not [name for name in found if name.endswith(("-alpha", "-batch_size"))]
+
+
 def test_what_is_written_is_what_is_meant():
     for name, tables in made(["method.outer_loss=kl"]).items():
         assert tomllib.loads(ablation.toml(tables)) == tables, name
