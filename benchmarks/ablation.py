@@ -172,9 +172,8 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the folder that holds it")
     parser.add_argument("--both", action="append", default=[], metavar="KEY=VALUE", help="set in both recipes first")
     given, rest = parser.parse_known_args()
-    made = variants(
-        (given.small, given.large), read_recipe(given.small), read_recipe(given.large), given.also, given.both
-    )
+    names = (given.small, given.large)
+    made = variants(names, *map(read_recipe, names), given.also, given.both)
     given.recipes.mkdir(parents=True, exist_ok=True)
     paths = [given.recipes / f"{name}.toml" for name in made]
     for path, tables in zip(paths, made.values(), strict=True):
