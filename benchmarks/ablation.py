@@ -173,7 +173,7 @@ if __name__ == "__main__":
     parser.add_argument("--both", action="append", default=[], metavar="KEY=VALUE", help="set in both recipes first")
     given, rest = parser.parse_known_args()
     names = (given.small, given.large)
-    made = variants(names, *map(read_recipe, names), given.also, given.both)
+    made = variants(names, read_recipe(names[0]), read_recipe(names[1]), given.also, given.both)
     given.recipes.mkdir(parents=True, exist_ok=True)
     paths = [given.recipes / f"{name}.toml" for name in made]
     for path, tables in zip(paths, made.values(), strict=True):
