@@ -47,7 +47,7 @@ BAD = [
     ("digits-l2-smoothadv-ddn", {"method.threat.eps": "inf"}, "a training method needs a finite eps, got inf"),
     ("digits-l2-mma", {"method.threat.eps": 0.0}, "eps is MMA's d_max and must be above 0, got 0"),
     ("digits-l2-mma", {"method.threat.eps": "inf"}, "a training method needs a finite eps, got inf"),
-    ("digits-l2-mma", {"method.eps_min": 2.0}, "eps_min must be at most d_max, the threat's eps 1.5, got 2"),
+    ("digits-l2-mma", {"method.eps_min": 2.0}, "eps_min must be at most d_max, the threat's eps 1, got 2"),
     ("digits-l2-mma", {"method.steps": 10**8}, "with steps=100000000 and eps_min=0.1 a step of 2.5e-09 is lost"),
     ("digits-l2-mma", {"method.eps_min": 1e-8}, "with steps=10 and eps_min=1e-08 a step of 2.5e-09 is lost"),
     ("digits-l2-mma", {"method.step_scale": 0.0}, "step_scale must be above 0, got 0"),
