@@ -24,7 +24,8 @@ def comparison(name):
 
 def test_the_tables_are_those_of_the_results():
     found = re.findall(r"<!-- comparison: (\S+) -->", TEXT)
-    assert found and "<!-- ablation: " in TEXT
+    assert found
+    assert "<!-- ablation: " in TEXT
     assert tables.refreshed(TEXT, ROOT / "results") == TEXT
     rows = [row["recipe"] for name in found for row in comparison(name)]
     assert sorted(rows) == sorted(re.findall(r"^\| `([\w-]+)` \| +[\d.]+ \+- ", TEXT, re.M))

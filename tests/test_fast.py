@@ -99,6 +99,22 @@ def test_free_is_algorithm_1_over_batches_that_come_again():
     same_buffers(model, slow)
 
 
+def test_free_grows_its_ball_and_its_step_over_the_warm_up():
+    """delta after each pass is one scaled step further, clipped to the scaled ball; from half way on it is the plain
+    method's."""
+    method, model, (x, y) = Free(LINF, step_size=0.4 * EPS, eps_warmup=0.5), network(), batch()
+    state = method.init(100, (1, 6, 6), torch.device("cpu"))
+    delta = torch.zeros(N, 1, 6, 6, dtype=torch.float64)
+    for progress, factor in ((0.0, 0.0), (0.05, 0.1), (0.25, 0.5), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0)):
+        z = (x + delta).clamp(0, 1).requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(model(z), y), z)
+        delta = (delta + 0.4 * EPS * factor * g.sign()).clamp(-EPS * factor, EPS * factor)
+        model.zero_grad()
+        method.backward(model, x, y, rng=stream(), progress=progress, state=state)
+        torch.testing.assert_close(state["delta"], delta, rtol=0, atol=1e-15)
+    assert float(delta.abs().max()) > 0.9 * EPS
+
+
 def test_the_state_grows_to_the_largest_batch_and_keeps_what_it_has():
     method, model = Free(LINF), network()
     state = method.init(100, (1, 6, 6), torch.device("cpu"))
@@ -285,6 +301,7 @@ def test_l2_is_refused_in_one_line(cls):
         (FGSMRS, {"step_size": 1e-12}, "float32"),
         (Free, {"replays": 0}, "replays"),
         (Free, {"step_size": -1.0}, "step_size"),
+        (Free, {"eps_warmup": 1.5}, "eps_warmup"),
         (MART, {"steps": 0}, "steps"),
         (MART, {"beta": -1.0}, "beta"),
         (MART, {"start_noise": 0.0}, "start_noise"),

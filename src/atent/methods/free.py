@@ -10,7 +10,17 @@ from torch import Tensor, nn
 
 from atent.attacks.base import check_number
 from atent.losses import cross_entropy
-from atent.methods.base import Method, Metrics, State, check_budget, check_linf, check_reach, correct
+from atent.methods.base import (
+    Method,
+    Metrics,
+    State,
+    check_budget,
+    check_linf,
+    check_reach,
+    check_warmup,
+    correct,
+    warm,
+)
 from atent.threat import Threat
 
 
@@ -29,8 +39,9 @@ class Free(Method):
     box, and delta itself, which other images will meet, is clipped by eps alone. (The code of Wong et al. 2020 clips
     delta to the box of the image that it just met, and clamps nothing where it meets the next.) One thing differs: g
     is taken at the clamped input, while theirs goes back through the clamp, is 0 at the pixels that it moved, and
-    leaves delta there as it was. The first pass of a training, and one without ``state``, is plain. Where a batch is
-    split, its parts all begin at delta's first rows.
+    leaves delta there as it was. ``eps_warmup`` is ours too: at 0, its default, the method is theirs. The first pass
+    of a training, and one without ``state``, is plain. Where a batch is split, its parts all begin at delta's first
+    rows.
     """
 
     single_step = True
@@ -41,6 +52,8 @@ class Free(Method):
     """m: how often each batch comes, at least 1; the authors' code takes 8 by default."""
     step_size: float | None = None
     """Length of delta's step in pixel units; left out: eps, as in the authors' code."""
+    eps_warmup: float = 0.0
+    """Share of the training over which eps, and the step with it, grows linearly from 0."""
 
     def __post_init__(self) -> None:
         check_linf(self, self.threat)
@@ -48,11 +61,12 @@ class Free(Method):
         check_number("replays", self.replays, 1, whole=True)
         if self.step_size is not None:
             check_number("step_size", self.step_size, 0)
+        check_warmup(self.eps_warmup)
         check_reach(self.threat, self.resolved_step, "a step_size of")
 
     @property
     def resolved_step(self) -> float:
-        """The step size in use."""
+        """The step size in use, once eps is whole."""
         return float(self.threat.eps) if self.step_size is None else self.step_size
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
@@ -80,8 +94,9 @@ class Free(Method):
         z = self.adversary(model, x, y, rng=rng, state=state).requires_grad_()
         metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)
         if state is not None and z.grad is not None:
-            eps = float(self.threat.eps)
-            moved = _rows(state, x) + self.resolved_step * self.threat.ascent(z.grad)
+            factor = warm(self.eps_warmup, progress)
+            eps = float(self.threat.eps) * factor
+            moved = _rows(state, x) + self.resolved_step * factor * self.threat.ascent(z.grad)
             state["delta"][: len(x)] = moved.clamp(-eps, eps)
         return metrics
 
