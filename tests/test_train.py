@@ -370,7 +370,15 @@ def test_bad_schedules(bad):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"name": "sgdd"}, {"lr": 0}, {"momentum": 1.0}, {"weight_decay": -1}, {"nesterov": True, "momentum": 0.0}]
+    "bad",
+    [
+        {"name": "sgdd"},
+        {"lr": 0},
+        {"momentum": 1.0},
+        {"weight_decay": -1},
+        {"nesterov": True, "momentum": 0.0},
+        {"clip_norm": 0.0},
+    ],
 )
 def test_bad_optimizers(bad):
     with pytest.raises(ValueError, match=r"needs|must|did you mean") as caught:
@@ -378,11 +386,14 @@ def test_bad_optimizers(bad):
     assert "\n" not in str(caught.value)
 
 
-def test_sgd_in_the_loop_is_torchs_sgd(digits):
-    """One epoch against a loop written out by hand, with the loop's own order and draws."""
+@pytest.mark.parametrize("clip", [None, 0.5, 1e6])
+def test_sgd_in_the_loop_is_torchs_sgd(digits, clip):
+    """One epoch against a loop written out by hand, with the loop's own order and draws; a gradient that is longer than
+    clip_norm is brought down to it."""
     from atent.rng import fold
 
-    fitted = train(digits, epochs=1, method=Standard(), select="last", optimizer=Optimizer(lr=0.1, weight_decay=1e-3))
+    given, norms = Optimizer(lr=0.1, weight_decay=1e-3, clip_norm=clip), []
+    fitted = train(digits, epochs=1, method=Standard(), select="last", optimizer=given)
     model = network().train()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     rng = torch.Generator().manual_seed(fold(0, "order", 0))
@@ -392,7 +403,11 @@ def test_sgd_in_the_loop_is_torchs_sgd(digits):
         x, y = digits.train.batch(index)
         sgd.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
+        norms.append(sum((p.grad**2).sum() for p in model.parameters()).sqrt().item())
+        for p in model.parameters():
+            p.grad *= min(1.0, (clip or 1e6) / norms[-1])
         sgd.step()
+    assert 0.5 < min(norms) <= max(norms) < 1e6
     for a, b in zip(model.state_dict().values(), fitted.model.state_dict().values()):
         assert torch.allclose(a, b, rtol=0, atol=1e-6)
 

@@ -55,6 +55,9 @@ class Optimizer:
     """Nesterov momentum (SGD, EntropySGD)."""
     weight_decay: float = 0.0
     """L2 penalty added to the gradient."""
+    clip_norm: float | None = None
+    """Longest gradient (l2, of all weights together, before weight decay): a longer one is scaled down to it, as by
+    `torch.nn.utils.clip_grad_norm_`; left out: as it is."""
     walk: Walk = field(default_factory=Walk)
     """The walk of EntropySGD; SGLD takes its noise."""
 
@@ -65,6 +68,8 @@ class Optimizer:
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
         check_number("weight_decay", self.weight_decay, 0)
+        if self.clip_norm is not None:
+            check_number("clip_norm", self.clip_norm, 0, above=True)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.nesterov and self.name not in ("SGD", "EntropySGD"):

@@ -198,6 +198,8 @@ def fit(
             weights.zero_grad()
             with amp:
                 metrics = method.backward(model, x, y, rng=rng, ids=index, progress=done, state=state)
+            if optimizer.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), optimizer.clip_norm)
             meter.add(metrics, len(y))
             return metrics["loss"]
 
