@@ -590,6 +590,29 @@ def test_no_hint_without_reason(conv_net, batch):
     assert evaluate(blind, x, (y + 1) % 10, []).hint is None
 
 
+class Constant(nn.Module):
+    """Logits that are a bias alone: one class for everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(10, dtype=torch.float64).index_fill(0, torch.tensor(7), 3.0))
+
+    def forward(self, x):
+        return self.bias + 0 * x.flatten(1)[:, :1]
+
+
+def test_a_network_that_gives_everything_one_class_is_noticed(batch):
+    x, y = batch(60)
+    hint = evaluate(Constant(), x, y, []).hint
+    assert hint.startswith("the network gives class 7 to all 60 samples")
+    assert "optimizer.lr" in hint
+    assert "method.eps_warmup" in hint
+    assert "\n" not in hint
+    # a few samples, or samples of one class, tell nothing
+    assert evaluate(Constant(), x[:19], y[:19], []).hint is None
+    assert evaluate(Constant(), x, torch.full_like(y, 7), []).hint is None
+
+
 # ---- radii
 
 

@@ -115,6 +115,25 @@ def test_the_best_weights_come_back(digits, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), fitted.model.state_dict().values()))
 
 
+def test_a_training_that_collapsed_says_so_once(digits):
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.arange(10.0))
+
+        def forward(self, x):
+            return self.bias + 0 * x.flatten(1)[:, :1]
+
+    said = []
+    fit(Constant(), digits, Standard(), settings=settings(validate_attack="none"), progress=False, say=said.append)
+    (line,) = said
+    assert line.startswith("warning at epoch 1: the network gives class ")
+    assert "to all 40 samples" in line
+    said.clear()
+    fit(network(), digits, Standard(), settings=settings(validate_attack="none"), progress=False, say=said.append)
+    assert not said
+
+
 def test_select_last_and_natural(digits):
     assert train(digits, select="last").best["epoch"] == 3
     natural = train(digits, select="natural")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack, check_batch, check_ids, check_logits, check_number
 from atent.attacks.spec import labelled, plain, spell
-from atent.evaluate.hints import normalisation_hint
+from atent.evaluate.hints import collapse_hint, normalisation_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
 from atent.evaluate.outcomes import bits, marks, spans
 from atent.guard import guard
@@ -145,8 +145,9 @@ def evaluate(
     settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last}
     ledger = Ledger(resume, fingerprint(model, x, y, ids, named, **settings)) if resume is not None else Ledger()
     trial = _Trial(model, x, y, ids, seed, batch, search_dtype, channels_last, ledger, advance)
-    right = (predict(model, x, y, batch=batch) == y).cpu()
-    hint = normalisation_hint(right, x, lambda z: predict(model, z, y, batch=batch), y)
+    predicted = predict(model, x, y, batch=batch)
+    right = (predicted == y).cpu()
+    hint = normalisation_hint(right, x, lambda z: predict(model, z, y, batch=batch), y) or collapse_hint(predicted, y)
     standing, results, outcomes = right.clone(), {}, {}
     for name, attack in named.items():
         results[name], outcomes[name], after = trial.attack(name, attack, standing if cascade else right)

@@ -11,6 +11,8 @@ from atent.run import share
 
 _LOOK = 1000
 _GAIN = 0.1
+# So few samples may be of one class for a network that can tell classes apart.
+_FEW = 20
 
 
 def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Tensor], y: Tensor) -> str | None:
@@ -37,4 +39,19 @@ def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Ten
         f"the model seems to expect normalised inputs: natural accuracy {100 * raw['value']:.0f} % on raw pixels,"
         f" {100 * found['value']:.0f} % on standardised ones; put atent.models.Normalize(mean, std) in front of it,"
         f" with the mean and std of its training (of this data: [{values[0]}] and [{values[1]}])"
+    )
+
+
+def collapse_hint(predicted: Tensor, y: Tensor) -> str | None:
+    """One line where 20 samples or more, of two classes or more, are all given the same class, else None.
+
+    ``predicted`` (n,) classes, ``y`` (n,) labels. Adversarial training from a large radius, or at a high rate, ends so:
+    the network's accuracy is then the share of that class, under every attack.
+    """
+    given, n = predicted.unique(), len(y)
+    if n < _FEW or len(given) > 1 or len(y.unique()) < 2:
+        return None
+    return (
+        f"the network gives class {int(given)} to all {n} samples: where its training collapsed, a lower optimizer.lr"
+        f" or an eps that grows (method.eps_warmup) may mend it"
     )

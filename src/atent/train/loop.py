@@ -84,9 +84,9 @@ def fit(
     ``data`` is a `Data` (see `atent.data.from_tensors` for your own arrays). With ``run``, a new folder, everything is
     written there: config.json, metrics.jsonl, best.safetensors and last/. ``resume=True`` goes on from an existing one,
     exactly. ``threat`` is what the robust validation judges by where the method has none of its own. ``report`` is
-    called with each epoch's row, ``say`` with a line on what a calibrated method found before the first batch, and
-    with the warnings of the watch (`atent.train.watch`), which may end the training early. The global random state
-    comes back as it was.
+    called with each epoch's row, ``say`` with a line on what a calibrated method found before the first batch, with
+    the warnings of the watch (`atent.train.watch`), which may end the training early, and where the validation hints at
+    a mistake, such as a network that gives everything one class. The global random state comes back as it was.
 
     Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
     folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
@@ -138,6 +138,7 @@ def fit(
     best_weights: dict[str, Tensor] | None = None
     meter = Meter()
     stopped: str | None = None
+    told: str | None = None
     path = Path(run) if run is not None else None
     if resume:
         if path is None:
@@ -267,10 +268,14 @@ def fit(
                 mean.after_epoch(clock.progress((epoch + 1) * steps))
             measured = clock.due(epoch + 1, settings.validate_every, settings.validations, _last_look(history))
             if measured:
-                row |= probe.measure(model, progress=progress)
+                accuracies, hint = probe.measure(model, progress=progress)
+                row |= accuracies
+                if hint and not told:
+                    say(f"warning at epoch {epoch + 1}: {hint}")
+                told = hint
             if measured and mean and mean.count:
                 with mean.applied():
-                    row |= {f"average_{k}": v for k, v in probe.measure(model, progress=progress).items()}
+                    row |= {f"average_{k}": v for k, v in probe.measure(model, progress=progress)[0].items()}
             if watcher and (measured or settings.minutes is None):
                 line = watcher.look(row, model)
                 stopped = line if row["watch"] == STOP else None
@@ -322,8 +327,10 @@ class _Probe:
             raise ValueError("select robust needs a robust validation: give validate_attack, and a threat")
         self.select = select if select != "auto" else ("robust" if wanted and robust else "natural")
 
-    def measure(self, model: nn.Module, *, progress: bool) -> dict[str, float]:
+    def measure(self, model: nn.Module, *, progress: bool) -> tuple[dict[str, float], str | None]:
+        """The accuracies, and what the evaluation hints at on the validation split."""
         row: dict[str, float] = {}
+        hint = None
         total = sum(len(p) for p in self.parts.values()) * len(self.attacks)
         with bar(total, "validation", enabled=progress) as advance:
             for name, part in self.parts.items():
@@ -336,7 +343,9 @@ class _Probe:
                     row[f"{name}_{kind}"] = share["value"]
                     if name == "validation":
                         row |= {f"{name}_{kind}_low": share["low"], f"{name}_{kind}_high": share["high"]}
-        return row
+                if name == "validation":
+                    hint = found.hint
+        return row, hint
 
     def score(self, row: dict[str, Any], prefix: str = "") -> tuple[float, float]:
         """What the best epoch has most of; ties go to the other accuracy, then to the earlier epoch."""
