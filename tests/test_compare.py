@@ -527,6 +527,8 @@ def test_the_pareto_plot_shows_what_the_rows_say(monkeypatch, tmp_path):
     share = {"value": 0.9, "low": 0.88, "high": 0.92}
     assert panels["digits, linf 0.1, 2 epochs each"]["r0"] == {"natural": share, "robust": share}
     assert robust == "robust accuracy (%), worst of 2 attacks"
+    draw_pareto(tmp_path, [{**found, "minutes": 1.0}, {**found, "minutes": 0.25}])
+    assert [name.rsplit(", ")[-1] for name in seen.pop()[0]] == ["60 s each", "15 s each"]
     draw_pareto(tmp_path, [{**found, "threats": ["linf 0.1", "l2 1"]}])
     assert len(seen) == 1
 

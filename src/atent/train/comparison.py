@@ -155,7 +155,7 @@ def _length(found: dict[str, Any]) -> str:
 
 
 def _time(minutes: float) -> str:
-    return f"{60 * minutes:.3g} s" if minutes < 1 else f"{minutes:g} minutes"
+    return f"{60 * minutes:.3g} s" if minutes < 2 else f"{minutes:g} minutes"
 
 
 def markdown(found: dict[str, Any]) -> str:
