@@ -80,9 +80,9 @@ def variants(
     made |= {f"{names[1]}-without-{part}": taking(large, small, keys) for part, keys in differ.items()}
     made[names[1]] = large
     for text in also:
-        _, key, _ = setting(text)
-        name = f"{names[1]}-with-{key}-{text.partition('=')[2]}".replace("/", "-").replace(" ", "")
-        made[name] = having(large, text)
+        _, key, value = setting(text)
+        told = "" if isinstance(value, dict) else f"-{text.partition('=')[2]}".replace("/", "-").replace(" ", "")
+        made[f"{names[1]}-with-{key}{told}"] = having(large, text)
     once: dict[str, Tables] = {}
     for name, tables in made.items():
         plain = {k: v for k, v in tables.items() if isinstance(v, dict)}

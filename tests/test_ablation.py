@@ -57,6 +57,11 @@ def test_another_part_comes_on_top(text, value):
     assert getattr(job(made([f"method.{text}"])[name], name).method.method, key) == value
 
 
+def test_a_part_of_several_fields_goes_by_its_key():
+    found = made(['method.awp={"gamma": 0.01}'])
+    assert job(found[f"{LARGE}-with-awp"], "x").method.gamma == 0.01
+
+
 def test_what_is_set_in_both_is_no_part():
     both = ["train.batch_size=16", "method.alpha=0.5"]
     found = ablation.variants((SMALL, LARGE), read_recipe(SMALL), read_recipe(LARGE), ["method.alpha=1.0"], both)
