@@ -194,8 +194,8 @@ def test_a_training_adopts_what_it_finds_and_tells(digits, tmp_path):
     assert found["n"] == 128
     assert config["about"]["chain"]["pull"] == pytest.approx(found["value"])
     assert config["method"]["calibrated"] is True
-    assert said == [s for s in said if s.startswith(f"found   gamma {found['value']:.4g}")]
-    assert len(said) == 1
+    (line,) = [s for s in said if s.startswith("found")]
+    assert line.startswith(f"found   gamma {found['value']:.4g}")
     # the same training with the value given
     given = trained(digits, method=adopt(ASKING, found))
     assert given.history[1]["loss"] == fitted.history[1]["loss"]
@@ -218,7 +218,7 @@ def test_a_resumed_training_keeps_what_was_found(digits, tmp_path, monkeypatch):
             trained(digits, tmp_path / "broken")
     said = []
     resumed = trained(digits, tmp_path / "broken", said=said, resume=True)
-    assert not said
+    assert not [s for s in said if s.startswith("found")]
     for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert resumed.history[1]["loss"] == whole.history[1]["loss"]

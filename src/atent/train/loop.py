@@ -138,7 +138,7 @@ def fit(
     best_weights: dict[str, Tensor] | None = None
     meter = Meter()
     stopped: str | None = None
-    told: str | None = None
+    told = False
     path = Path(run) if run is not None else None
     if resume:
         if path is None:
@@ -270,9 +270,10 @@ def fit(
             if measured:
                 accuracies, hint = probe.measure(model, progress=progress)
                 row |= accuracies
-                if hint and not told:
+                # At its first look a network may not have begun to tell classes apart.
+                if hint and not told and any("validation_natural" in r for r in history):
                     say(f"warning at epoch {epoch + 1}: {hint}")
-                told = hint
+                    told = True
             if measured and mean and mean.count:
                 with mean.applied():
                     row |= {f"average_{k}": v for k, v in probe.measure(model, progress=progress)[0].items()}
