@@ -314,7 +314,6 @@ def test_bad_input_is_one_line(digits):
     cases = [
         (dict(model=Net(classes=7)), "7 outputs"),
         (dict(method=ATENT(Threat("linf", 0.1, (-1.0, 1.0)), steps=2)), "box"),
-        (dict(precision="bfloat16"), "bfloat16"),
         (dict(device="cuda:99"), "device"),
         (dict(validate_attack="PGD(stepz=3)"), "stepz"),
         (dict(augmentation="mirror"), "mirror"),

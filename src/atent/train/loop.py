@@ -7,6 +7,7 @@ and dropout. So a checkpoint needs no random states, and a run that was killed a
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from atent.methods import ATENT, AWP, Method
 from atent.methods.awp import plain
 from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
+from atent.precision import bfloat16_pays
 from atent.progress import bar
 from atent.rng import fold
 from atent.threat import Threat
@@ -94,8 +96,6 @@ def fit(
     optimizer, schedule = optimizer or Optimizer(), schedule or Schedule()
     settings = settings or TrainSettings()
     device = pick_device(settings.device)
-    if settings.precision == "bfloat16" and device.type != "cuda":
-        raise ValueError("precision bfloat16 is for CUDA: on a CPU it is many times slower than float32")
     if settings.threads:
         torch.set_num_threads(settings.threads)
     own = getattr(method, "threat", None)
@@ -125,14 +125,6 @@ def fit(
 
     config = config or describe(model, data, method, optimizer, schedule, settings, augmentation)
     mark: dict[str, Any] = {"config": _fingerprint(config), "epoch": 0, "step": 0}
-    if not resume:
-        with amp:
-            found = calibration.look(method, model, data, settings, move)
-        if found is not None:
-            say(f"found   {found}")
-            mark["calibration"] = found.describe()
-            chain = found.method.chain().describe()
-            config = {**config, "about": {**config["about"], "chain": chain, "calibration": found.describe()}}
     history: list[dict[str, Any]] = []
     shelf = _Shelf(probe, settings)
     best_weights: dict[str, Tensor] | None = None
@@ -144,7 +136,7 @@ def fit(
         if path is None:
             raise ValueError("resume needs the run folder to go on from: give run=...")
         saved = load_state(path, device)
-        if saved["mark"]["config"] != mark["config"]:
+        if _of_the_run(saved["mark"]["config"]) != mark["config"]:
             raise ValueError(f"{path} was trained with other settings: resume with those of its {folder.CONFIG}")
         mark = saved["mark"]
         model.load_state_dict(saved["model"])
@@ -163,9 +155,19 @@ def fit(
                 watcher.judge(row)
         if watcher and history and history[-1].get("watch") == STOP:
             stopped = watcher.line(history[-1])
-    elif path is not None:
-        folder.create(path)
-        folder.write_json(path / folder.CONFIG, config)
+    if settings.precision == "bfloat16" and device.type != "cuda":
+        _check_bfloat16(model, data, settings, device)
+    if not resume:
+        with amp:
+            found = calibration.look(method, model, data, settings, move)
+        if found is not None:
+            say(f"found   {found}")
+            mark["calibration"] = found.describe()
+            chain = found.method.chain().describe()
+            config = {**config, "about": {**config["about"], "chain": chain, "calibration": found.describe()}}
+        if path is not None:
+            folder.create(path)
+            folder.write_json(path / folder.CONFIG, config)
     method = calibration.adopt(method, mark.get("calibration"))
 
     def save(epoch: int, step: int) -> None:
@@ -259,6 +261,8 @@ def fit(
                 "lr": weights.param_groups[0]["lr"],
                 "seconds": round(time.perf_counter() - begun, 3),
                 "memory_mb": _peak_memory(device),
+                "precision": settings.precision,
+                "channels_last": layout is torch.channels_last,
                 **meter.summary(),
             }
             if settings.minutes is not None:
@@ -428,10 +432,29 @@ def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
     return out
 
 
+# What belongs to the machine: a run may resume with other values of these.
+_MACHINE = ("save_minutes", "threads", "device", "precision", "channels_last")
+
+
+def _check_bfloat16(model: nn.Module, data: Data, settings: TrainSettings, device: torch.device) -> None:
+    """ValueError, with what was measured, unless bfloat16 is faster here and agrees with float32."""
+    x, _ = data.train.batch(torch.arange(min(len(data.train), settings.batch_size), device=device))
+    probe = bfloat16_pays(model, data.shape, device, x=x, channels_last=settings.channels_last)
+    if not probe.pays:
+        why = "disagrees with float32" if probe.faster else "is not faster than float32"
+        raise ValueError(f"precision bfloat16 {why} on this {device.type} ({probe}): use precision float32")
+
+
+def _of_the_run(fingerprint: str) -> str:
+    """A saved fingerprint without the settings of `_MACHINE`, of which earlier versions kept two."""
+    parts = json.loads(fingerprint)
+    return folder.dumps({**parts, "train": {k: v for k, v in parts["train"].items() if k not in _MACHINE}})
+
+
 def _fingerprint(config: dict[str, Any]) -> str:
-    """The settings that a resumed run must share, as text; where it runs and how often it saves may change."""
+    """The settings that a resumed run must share, as text; those of the machine may change."""
     parts = {k: config[k] for k in ("model", "method", "optimizer", "schedule")}
-    train = {k: v for k, v in config["train"].items() if k not in ("save_minutes", "threads", "device")}
+    train = {k: v for k, v in config["train"].items() if k not in _MACHINE}
     data = {k: v for k, v in config["data"].items() if k != "root"}
     files = config["about"]["data"].get("files")
     return folder.dumps({**parts, "train": train, "data": data, "files": files})

@@ -28,7 +28,7 @@ class TrainSettings:
     threads: int | None = None
     """CPU threads; left out: torch's own choice."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the network under autocast, on CUDA only."""
+    """bfloat16 runs the network under autocast; a CPU is measured first, and refused where that is not faster."""
     channels_last: bool = False
     """Keep images and kernels channels-last in memory: often faster, equal up to rounding."""
     select: Literal["auto", "robust", "natural", "last"] = "auto"
