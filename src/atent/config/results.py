@@ -19,9 +19,10 @@ class ReproduceOptions:
     what: tyro.conf.Positional[str]
     """table-s1, table-s2, table-s3, table-s4, figure-s1, figure-1, finetune, mnist; claims, which judges the paper's
     sentences by the tables that --out holds; or all."""
-    scale: typing.Literal["smoke", "laptop", "paper"] = "smoke"
+    scale: typing.Literal["smoke", "laptop", "cifar", "paper"] = "smoke"
     """smoke: digits, minutes, shows that every part runs; laptop: 5,000 MNIST images and small networks, hours of CPU;
-    paper: the paper's networks, data and epochs, which need an accelerator."""
+    cifar: CIFAR-10 with ResNet-20 and short schedules, hours of CPU for each network; paper: the paper's networks,
+    data and epochs, which need an accelerator."""
     seeds: int | None = None
     """Trainings of each row; left out: 1, on the laptop 3, for figure-1 its own number."""
     time_limit: str | None = None

@@ -77,7 +77,7 @@ class Bench:
 def job(bench: Bench, training: Training, seed: int) -> Job:
     """The job of a training: its recipe with the scale's changes and its own. ValueError as the recipes raise it."""
     tables = bench.read(training.recipe)
-    for changes in (bench.scale.changes, training.changes):
+    for changes in (bench.scale.changes, bench.scale.own.get(training.recipe, {}), training.changes):
         for section, values in changes.items():
             tables[section] = {**tables.get(section, {}), **values}
     tables["train"] = {**tables.get("train", {}), "seed": seed}

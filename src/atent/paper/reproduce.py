@@ -49,7 +49,11 @@ def reproduce(
         raise ValueError(folder.unknown("table", what, (*NAMES, "claims", "all")))
     if seeds is not None and seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    size, out, names = SCALES[scale], Path(out), NAMES if what == "all" else (what,)
+    size, out = SCALES[scale], Path(out)
+    if what in size.without:
+        made = ", ".join(s.name for s in SCALES.values() if what not in s.without)
+        raise ValueError(f"scale {scale} does not make {what}: use one of {made}")
+    names = tuple(n for n in NAMES if n not in size.without) if what == "all" else (what,)
     if only:
         _check_rows(what, [row.key for row in TABLES[what](size).rows()] if what in TABLES else [], only)
     for name in names:

@@ -234,7 +234,7 @@ def table_s2(s: Scale) -> Table:
         return Row(key, label, cells, ("table-s2", key) if printed else None)
 
     def bounded(key: str, label: str, method: str) -> Row:
-        recipe = f"{s.small}-linf-{key}-2" if s.name == "paper" else f"{s.small}-linf-{key}-s2"
+        recipe = f"{s.small}-linf-{key}-2" if s.as_published else f"{s.small}-linf-{key}-s2"
         training = Training(recipe)
         n = min(s.certified, s.dual or s.certified) if method == "dual" else s.certified
 
@@ -264,8 +264,8 @@ def table_s2(s: Scale) -> Table:
 def table_s3(s: Scale) -> Table:
     """ATENT as an attack beside PGD, and AutoAttack, on the network that linf ATENT trained."""
     training = Training(f"{s.small}-linf-atent")
-    steps = "step 0.003" if s.name == "paper" else "steps of 2.5 eps / 20"
-    step = ", step_size=0.003" if s.name == "paper" else ""
+    steps = "step 0.003" if s.as_published else "steps of 2.5 eps / 20"
+    step = ", step_size=0.003" if s.as_published else ""
     keys = ("2", "4", "8", "12")
     columns = (
         Column("natural", "natural (%)", "no attack"),
@@ -293,8 +293,8 @@ def table_s3(s: Scale) -> Table:
 def finetune(s: Scale) -> Table:
     """A benign network, fine-tuned for a few epochs at a low rate, beside ATENT from scratch."""
     benign = Training(f"{s.small}-pretrain" if s.name == "paper" else f"{s.small}-linf-standard")
-    eps = "8/255" if s.name == "paper" else s.linf
-    columns = _against("linf", eps, 20, ", step_size=0.003" if s.name == "paper" else "", s)
+    eps = "8/255" if s.as_published else s.linf
+    columns = _against("linf", eps, 20, ", step_size=0.003" if s.as_published else "", s)
 
     def row(key: str, label: str, training: Training, published: str | None) -> Row:
         return Row(key, label, _cells(training, columns), ("finetune", published) if published else None)
@@ -313,12 +313,12 @@ def finetune(s: Scale) -> Table:
 
 def mnist(s: Scale) -> Table:
     """MNIST in linf and l2, with plain SGD and Entropy-SGD."""
-    plain = "mnist-sgd" if s.name == "paper" else f"{s.mnist}-linf-standard"
-    entropy = "mnist-entropy-sgd" if s.name == "paper" else f"{s.mnist}-linf-entropy-sgd"
+    plain = "mnist-sgd" if s.mnist == "mnist" else f"{s.mnist}-linf-standard"
+    entropy = "mnist-entropy-sgd" if s.mnist == "mnist" else f"{s.mnist}-linf-entropy-sgd"
     blocks = []
     for norm, eps in (("linf", s.mnist_linf), ("l2", s.mnist_l2)):
         size = 0.01 if norm == "linf" else 0.125
-        step = f", step_size={size}" if s.name == "paper" else ""
+        step = f", step_size={size}" if s.mnist == "mnist" else ""
         start = ", start=cube" if norm == "l2" else ""
         columns = _against(norm, eps, 40, step + start, s)
         recipes = {

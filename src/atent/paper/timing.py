@@ -52,9 +52,8 @@ def fit(steps: Sequence[float], seconds: Sequence[float]) -> Fit:
 def recipes(bench: Bench, norm: str) -> dict[str, tuple[str, int | None]]:
     """(recipe, K or None for the recipe's own steps) of each row, by its name."""
     start = f"{bench.scale.small}-{norm}"
-    trades = f"{start}-trades" if (bench.scale.name, norm) != ("paper", "l2") else f"{start}-trades-smoothing"
     rows: dict[str, tuple[str, int | None]] = {f"atent-{k}": (f"{start}-atent", k) for k in K}
-    return {**rows, "trades": (trades, None), "pgdat": (f"{start}-pgdat", None)}
+    return {**rows, "trades": (f"{start}-trades", None), "pgdat": (f"{start}-pgdat", None)}
 
 
 def timed(bench: Bench, norm: str) -> dict[str, Any]:

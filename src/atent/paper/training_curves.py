@@ -42,6 +42,9 @@ def training(bench: Bench) -> Training:
     if bench.scale.name == "paper":
         # The published curve goes on for a few epochs after the decay.
         return Training(f"{small}-linf-atent", {"train": {"epochs": 90}}, f"{NAME}-{small}")
+    if bench.scale.name == "cifar":
+        # This scale's own network decays at two thirds.
+        return Training(f"{small}-linf-atent")
     epochs, decay = {"smoke": (4, 2), "laptop": (16, 10)}[bench.scale.name]
     changes: dict[str, Any] = {
         **(_LAPTOP if bench.scale.name == "laptop" else {}),
@@ -51,10 +54,13 @@ def training(bench: Bench) -> Training:
     return Training(f"{small}-linf-atent", changes, f"{NAME}-{small}")
 
 
-def make(bench: Bench, seeds: Sequence[int]) -> None:
-    """Train one network per seed, and measure each epoch's weights on the test set; Interrupted when time is up."""
+def make(bench: Bench, seeds: Sequence[int], made: Training | None = None) -> None:
+    """Train one network per seed, and measure each epoch's weights on the test set; Interrupted when time is up.
+
+    ``made``: the training with settings of the machine on top. Default: `training`.
+    """
     for seed in seeds:
-        path = train(bench, training(bench), seed, look=lambda run, row: _look(bench, run, row))
+        path = train(bench, made or training(bench), seed, look=lambda run, row: _look(bench, run, row))
         missing = _epochs(path / folder.METRICS) - _epochs(path / TEST)
         if missing:
             bench.say(f"note     {path.name}: stopped before the test accuracy of epoch {sorted(missing)} was measured")
@@ -106,7 +112,7 @@ def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
     """Measure the epoch's weights on the test set; they are on the disk by now."""
     if row["epoch"] in _epochs(path / TEST):
         return
-    who = subject(str(path), attacks=(), which="last", limit=bench.scale.images)
+    who = subject(str(path), attacks=(), which="last", limit=_images(bench))
     x, y, ids = who.test()
     assert who.threat is not None
     attack = parse("PGD(steps=10)", who.threat, ATTACKS)
@@ -115,6 +121,11 @@ def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
     told = {"epoch": row["epoch"], "natural": found.natural, "robust": found.attacks["robust"]["robust"]}
     told["provenance"] = folder.provenance(seed=0, device=x.device)
     folder.append_jsonl(path / TEST, told)
+
+
+def _images(bench: Bench) -> int:
+    """Test images at each epoch."""
+    return bench.scale.images if bench.scale.curve is None else bench.scale.curve
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -151,7 +162,7 @@ def content(bench: Bench, found: dict[str, Any], seeds: Sequence[int]) -> dict[s
         "published": {"epoch of the decay and of the peak": str(value(NAME, "atent", "epoch"))},
         "peak": peak and {k: peak[k] for k in ("epoch", "test_robust", "test_robust_low", "test_robust_high")},
         "last": last and {k: last.get(k) for k in ("epoch", "test_robust", "test_robust_low", "test_robust_high")},
-        "images": bench.scale.images,
+        "images": _images(bench),
         "hardware": list(dict.fromkeys(machine(p) for p in provenance)),
         "commit": list(dict.fromkeys(commit(p) for p in provenance)),
     }

@@ -41,7 +41,10 @@ NAME = "compare"
 
 
 # Where and how fast a run is made, not what it is.
-_ASIDE = ("recipe", "data.root", "train.threads", "train.save_minutes", "evaluate.batch")
+_ASIDE = (
+    "recipe", "data.root", "train.threads", "train.save_minutes", "train.precision", "train.channels_last",
+    "evaluate.batch",
+)  # fmt: skip
 
 Build = Callable[[dict[str, Any], str | None], Job]
 """build(tables, recipe): the job that a saved configuration describes."""
