@@ -1,6 +1,11 @@
-import pytest
-import torch
-from torch import nn
+from atent.threads import wait_passively
+
+# Before torch is loaded: OpenMP reads it once.
+wait_passively()
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -212,7 +212,7 @@ def test_a_failing_run_stops_the_others(here, capsys, fake):
 
 
 def test_what_the_runs_are_told(here, capsys, fake, monkeypatch):
-    monkeypatch.setattr(room, "_cores", lambda: 7)
+    monkeypatch.setattr(room, "cores", lambda: 7)
     Path("pgd.toml").write_text(Path("pgd.toml").read_text().replace("threads = 1\n", ""))
     fake('echo "$@"; sleep 0.5; exit 1')
     refused(capsys, "plain.toml", "pgd.toml", "--first_seed", "4", "--jobs", "2", "--optimizer.lr", "1", status=1)

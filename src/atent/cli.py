@@ -8,6 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from atent.threads import wait_passively
+
+# Before anything loads torch.
+wait_passively()
+
 _ABOUT = "Train networks that hold under attack, and measure how well they hold."
 
 
@@ -69,6 +74,16 @@ def _help() -> str:
         "  atent train cifar10-l2-atent --method.steps 5 --data.limit 2000\n"
         '  atent evaluate runs/digits-linf-atent --attacks "PGD(steps=40, restarts=5)"'
     )
+
+
+def _print_threads(asked: int | str | None) -> None:
+    """Say how many CPU threads the measurement chose."""
+    if asked == "auto":
+        import torch
+
+        from atent.threads import cores
+
+        print(f"threads {torch.get_num_threads()} of {cores()} cores")
 
 
 # ---- train -----------------------------------------------------------------------------------------------
@@ -220,6 +235,7 @@ def evaluate(args: list[str]) -> int:
     if options.out is not None:
         _refuse_taken(Path(options.out), "--out")
     judged = subject(**options.subject(), attacks=options.attacks)
+    _print_threads(options.threads)
     place = judged.place / f"{judged.stem}{folder.EVALUATION}"
     out = Path(options.out) if options.out else _free_file(place)
     found = assess(
@@ -316,8 +332,9 @@ def certify(args: list[str]) -> int:
         done[run] = certify_folder(
             Path(run), method=o.method, sigma=o.sigma, n0=o.n0, n=o.n, alpha=o.alpha, seed=o.seed, limit=o.limit,
             radii=o.radius, norm=o.norm, shard=o.shard, merged=o.merge, which=o.which, root=o.root, device=o.device,
-            batch=o.batch, compiled=o.compile, progress=not o.quiet,
+            threads=o.threads, batch=o.batch, compiled=o.compile, progress=not o.quiet,
         )  # fmt: skip
+    _print_threads(o.threads)
     from rich.console import Console
     from rich.table import Table
 
@@ -361,6 +378,7 @@ def attack(args: list[str]) -> int:
             if path.suffix != kind:
                 raise ValueError(f"{option} {path}: the name must end in {kind}")
     judged = subject(**options.subject(), attacks=(options.attack,))
+    _print_threads(options.threads)
     made, about = adversarial(judged, progress=not options.quiet)
     save(out, made, about)
     if png is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atent.guard import guard
+from atent.threads import choose
 
 SearchDtype = Literal["bfloat16", "float16"]
 SEARCH_DTYPES: tuple[str, ...] = ("bfloat16", "float16")
@@ -222,6 +223,19 @@ def _pass(model: nn.Module, x: Tensor, low: bool) -> tuple[float, Tensor, Tensor
             ) from error
     seconds = _now(x.device) - begun
     return seconds, logits.detach(), grad.flatten(1)
+
+
+def gaining(model: nn.Module, x: Tensor, *, low: bool = False) -> int:
+    """How many CPU threads a forward pass and input gradient on ``x`` gain from, see `atent.threads.choose`.
+
+    A slow network sees fewer samples, so that one pass takes about half a second at most.
+    """
+    with guard(model, mode="eval", seed=0):
+        few = x[:2]
+        _pass(model, few, low)
+        seconds = _pass(model, few, low)[0] / len(few)
+        n = max(1, min(len(x), int(0.5 / max(seconds, 1e-9))))
+        return choose(lambda: _pass(model, x[:n], low))
 
 
 def _now(device: torch.device) -> float:

@@ -46,6 +46,8 @@ class SubjectOptions:
     """Folder that holds the data (npz: the file); left out: as the run had it."""
     device: str = "auto"
     """auto, cpu, cuda ..."""
+    threads: int | typing.Literal["auto"] | None = None
+    """CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores."""
     quiet: bool = False
     """No progress bar."""
 
@@ -129,6 +131,8 @@ class CertifyOptions:
     """Folder that holds the data; left out: as the run had it."""
     device: str = "auto"
     """auto, cpu, cuda ..."""
+    threads: int | typing.Literal["auto"] | None = None
+    """CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores."""
     plot: str | None = None
     """Draw certified accuracy against radius, one curve per run, into this .png or .svg file."""
     table: str | None = None

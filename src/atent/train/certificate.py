@@ -20,6 +20,7 @@ from atent.certify.certificate import check_shard, claim, made_alike, sidecar, w
 from atent.certify.smoothing import check_radius
 from atent.evaluate import predict
 from atent.progress import Advance, bar
+from atent.threads import Threads
 from atent.threat import Norm, Threat, radius
 from atent.train.settings import pick_device
 from atent.train.subject import Subject, subject
@@ -47,6 +48,7 @@ def certify_folder(
     which: str = "best",
     root: str | None = None,
     device: str = "auto",
+    threads: Threads = None,
     batch: int | None = None,
     compiled: bool = False,
     progress: bool = True,
@@ -64,7 +66,7 @@ def certify_folder(
         raise ValueError(folder.unknown("method", method, ("smoothing", *METHODS)))
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    who = subject(str(path), root=root, which=which, device=device)
+    who = subject(str(path), root=root, which=which, device=device, threads=threads)
     who = replace(who, settings=replace(who.settings, limit=limit))
     goals = None if radii is None else [radius(r, "radius") for r in radii]
     if method != "smoothing":

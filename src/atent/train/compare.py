@@ -28,6 +28,7 @@ from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, show, spell
 from atent.methods.awp import title
 from atent.progress import bar
+from atent.threads import cores, wait_passively
 from atent.threat import Threat
 from atent.train.checkpoint import STATE
 from atent.train.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
@@ -358,15 +359,13 @@ def _start(
         words += [run.given, "--runs", str(run.path.parent), "--name", run.path.name]
         words += ["--train.seed", str(run.job.train.seed), "--no_baseline", "--quiet", *plan.overrides]
         if at_once > 1 and run.job.train.threads is None:
-            words += ["--train.threads", str(max(1, _cores() // at_once))]
+            words += ["--train.threads", str(max(1, cores() // at_once))]
+    environment = dict(os.environ)
+    wait_passively(environment)
     with open(run.log, "ab") as log:
-        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inherited)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inherited, env=environment
+        )
 
 
 def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -28,9 +28,10 @@ from atent.methods import ATENT, AWP, Method
 from atent.methods.awp import plain
 from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
-from atent.precision import bfloat16_pays
+from atent.precision import bfloat16_pays, gaining
 from atent.progress import bar
 from atent.rng import fold
+from atent.threads import cores
 from atent.threat import Threat
 from atent.train import calibration
 from atent.train.checkpoint import load_state, load_weights, save_state, save_weights
@@ -96,8 +97,6 @@ def fit(
     optimizer, schedule = optimizer or Optimizer(), schedule or Schedule()
     settings = settings or TrainSettings()
     device = pick_device(settings.device)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     own = getattr(method, "threat", None)
     threat = own or threat
     if threat is not None and threat.box != data.box:
@@ -155,6 +154,9 @@ def fit(
                 watcher.judge(row)
         if watcher and history and history[-1].get("watch") == STOP:
             stopped = watcher.line(history[-1])
+    if settings.threads is not None:
+        mark["threads"] = _threads(model, data, settings, mark.get("threads"), say)
+        torch.set_num_threads(mark["threads"])
     if settings.precision == "bfloat16" and device.type != "cuda":
         _check_bfloat16(model, data, settings, device)
     if not resume:
@@ -443,6 +445,21 @@ def _check_bfloat16(model: nn.Module, data: Data, settings: TrainSettings, devic
     if not probe.pays:
         why = "disagrees with float32" if probe.faster else "is not faster than float32"
         raise ValueError(f"precision bfloat16 {why} on this {device.type} ({probe}): use precision float32")
+
+
+def _threads(
+    model: nn.Module, data: Data, settings: TrainSettings, before: int | None, say: Callable[[str], None]
+) -> int:
+    """The number of CPU threads; "auto" is measured once, and a resumed run keeps it where there are as many cores."""
+    if isinstance(settings.threads, int):
+        return settings.threads
+    most = cores()
+    if before is not None and before <= most:
+        return before
+    x, _ = data.train.batch(torch.arange(min(len(data.train), settings.batch_size), device=data.train.x.device))
+    chosen = gaining(model, x, low=settings.precision == "bfloat16")
+    say(f"threads {chosen} of {most} cores")
+    return chosen
 
 
 def _of_the_run(fingerprint: str) -> str:

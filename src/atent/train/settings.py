@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from atent.optim.average import check_average
+from atent.threads import Threads, check_threads
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class TrainSettings:
     """Seed of the weights, the order, the augmentation, the adversaries and dropout."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:1 ..."""
-    threads: int | None = None
-    """CPU threads; left out: torch's own choice."""
+    threads: Threads = None
+    """CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 runs the network under autocast; a CPU is measured first, and refused where that is not faster."""
     channels_last: bool = False
@@ -80,8 +81,7 @@ class TrainSettings:
             raise ValueError(f"watch {self.watch!r} is not known: use auto, on or off")
         if not 0 < self.watch_drop <= 1:
             raise ValueError(f"watch_drop must be above 0 and at most 1, got {self.watch_drop}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        check_threads(self.threads)
         if self.select not in ("auto", "robust", "natural", "last"):
             raise ValueError(f"select {self.select!r} is not known: use auto, robust, natural or last")
         if self.precision not in ("float32", "bfloat16"):

@@ -17,6 +17,8 @@ from atent.attacks.spec import labelled, parse
 from atent.data import SOURCES, Data, DataSettings
 from atent.data import load as load_data
 from atent.models import check_output, from_reference
+from atent.precision import gaining
+from atent.threads import Threads, check_threads
 from atent.threat import Norm, Threat
 from atent.train.checkpoint import load_file, load_weights, model_of
 from atent.train.settings import pick_device
@@ -103,6 +105,7 @@ def subject(
     which: str = "best",
     weights: str | None = None,
     device: str = "auto",
+    threads: Threads = None,
     limit: int | None = None,
     seed: int | None = None,
     batch: int | None = None,
@@ -113,7 +116,8 @@ def subject(
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. The others
     need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are `STRONG` if left out. A
     file needs ``model`` unless it says what it holds. Numbers that are left out are the run's, or those of
-    `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or
+    `EvaluateSettings`. ``threads`` sets those of torch on the CPU, "auto" as many as the network gains from.
+    FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or
     is of no use to such a target.
     """
     named = None if attacks is None else tuple(attacks)
@@ -135,8 +139,12 @@ def subject(
     for option, value in useless.items():
         if value is not None:
             raise ValueError(f"{option} {value} is of no use for {target}: {why}")
+    check_threads(threads)
     made = _other(target, given, model, data, root) if own else _run(path, given, root, which, weights)
-    return replace(made, model=made.model.to(pick_device(device)).eval())
+    made = replace(made, model=made.model.to(pick_device(device)).eval())
+    if threads is not None:
+        torch.set_num_threads(gaining(made.model, made.test()[0][:128]) if threads == "auto" else threads)
+    return made
 
 
 def _run(path: Path, given: dict[str, Any], root: str | None, which: str, weights: str | None) -> Subject:
