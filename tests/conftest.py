@@ -1,3 +1,5 @@
+import os
+
 from atent.threads import wait_passively
 
 # Before torch is loaded: OpenMP reads it once.
@@ -10,9 +12,9 @@ from torch import nn  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Small tensors: more threads than one only get in each other's way."""
+    """Small tensors: more threads than one only get in each other's way; ATENT_TEST_THREADS tries others."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("ATENT_TEST_THREADS", 1)))
     yield
     torch.set_num_threads(before)
 
