@@ -39,6 +39,9 @@ class Walk:
     """Outer gradient: gamma (w - mu) as Algorithm 1, or w - mu as the published code (none)."""
     inner_batches: Literal["same", "next"] = "same"
     """Batches of the walk: the same one L times (Algorithm 1), or the next L (Chaudhari)."""
+    momentum_start: Literal["zero", "gradient"] = "zero"
+    """What the outer momentum's buffer holds before the first step: nothing, or the loss's own gradient there (the
+    published code)."""
 
 
 @dataclass(frozen=True)
