@@ -45,7 +45,7 @@ def bounds(
       looser than an interval, so the better of the two is kept for every value. Only values whose sign the interval
       leaves open are bounded again, which costs a host sync per ``chunk``;
     - ``dual``: as crown with the lower slope u/(u-l) of each ReLU and nothing kept from intervals: the dual network of
-      Wong and Kolter 2018 (Theorem 1; theirs does not cut the ball to the box).
+      Wong and Kolter 2018 (Theorem 1, without the box there; their code cuts to it for MNIST).
 
     ``chunk``: values of hidden layers that crown and dual bound at once, summed over samples; it sets the memory.
     Computed in the model's dtype without TF32 or autocast, and widened by the estimated rounding of that dtype
