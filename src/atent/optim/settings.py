@@ -17,8 +17,11 @@ from atent.run import unknown
 
 @dataclass(frozen=True)
 class Walk:
-    """The Langevin walk of Entropy-SGD around the weights, by default that of the supplement's Algorithm 1: steps and gamma
-    are those of its section A.1, inner_lr and noise those of Chaudhari et al.'s code, alpha that of their paper."""
+    """The Langevin walk of Entropy-SGD around the weights, by default that of the supplement's Algorithm 1.
+
+    Steps and gamma are then those of its section A.1, inner_lr and noise those of Chaudhari et al.'s code, and alpha that
+    of their paper.
+    """
 
     inner_steps: int = 5
     """L: Langevin steps per step of the weights; 0 is plain SGD."""
