@@ -19,7 +19,7 @@ from atent.run import unknown
 class Walk:
     """The Langevin walk of Entropy-SGD around the weights, by default that of the supplement's Algorithm 1.
 
-    Steps and gamma are then those of its section A.1, inner_lr and noise those of Chaudhari et al.'s code, and alpha that
+    Steps and gamma are those of its section A.1, inner_lr and noise those of Chaudhari et al.'s code, and alpha that
     of their paper.
     """
 
