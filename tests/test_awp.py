@@ -251,6 +251,24 @@ def test_a_step_of_sgd_is_the_published_one_up_to_its_weight_decay():
         torch.testing.assert_close(p - change.get(name, 0.0), q, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_with_weight_decay_the_published_weights_are_ours_minus_lr_decay_v(momentum):
+    """Their decay acts on w + v; one step, from the same weights."""
+    model, method, lr, decay = network(), inner("PGDAT"), 0.1, 0.3
+    _, ours = run(AWP(method, GAMMA), model)
+    _, other, change = theirs(method, copy.deepcopy(model), GAMMA)
+    for name, p in other.named_parameters():
+        p.data.add_(change.get(name, 0.0))
+    for m in (ours, other):
+        torch.optim.SGD(m.parameters(), lr=lr, momentum=momentum, weight_decay=decay).step()
+    moved = 0
+    for (name, p), q in zip(other.named_parameters(), ours.parameters(), strict=True):
+        v = change.get(name, torch.zeros_like(p))
+        torch.testing.assert_close(p - v, q - lr * decay * v, rtol=1e-9, atol=1e-12)
+        moved += int(bool((v != 0).any()))
+    assert moved
+
+
 def test_bad_settings_are_one_line():
     threat = Threat("linf", 0.1)
     for bad in (-0.1, float("nan"), float("inf")):

@@ -252,6 +252,85 @@ def test_the_schedule_at_its_break_points():
     assert CROWNIBP(Threat("linf", 0.4), eps_start=0.0, eps_end=0.0).schedule(0.0)[0] == 1.0
 
 
+def published_growth(step, first, last, full):
+    """Eps at a step, as a fourth power up to the quarter of the way, which is a step, and a line from there."""
+    middle = first + (last - first) // 4
+    left, right = middle - first, last - middle
+    scale = full / (left**4 + 4 * left**3 * right)
+    if step <= middle:
+        return scale * max(step - first, 0) ** 4
+    at_middle = scale * left**4
+    return min(full, at_middle + (full - at_middle) * (step - middle) / right)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 400), (40, 240), (320, 1920)])
+def test_the_smoothed_growth_is_the_published_one(first, last):
+    steps, threat = last + 80, Threat("linf", 0.03451)
+    shares = {"eps_start": first / steps, "eps_end": last / steps, "kappa_start": 0.0, "kappa_end": 0.0}
+    method = CROWNIBP(threat, eps_growth="smoothed", beta_end=1.0, **shares)
+    mixed = CROWNIBP(threat, eps_growth="smoothed", eps_start=first / steps, eps_end=last / steps)
+    for step in range(0, steps, 7):
+        factor, kappa, beta = method.schedule(step / steps)
+        assert factor * 0.03451 == pytest.approx(published_growth(step, first, last, 0.03451), rel=1e-9, abs=1e-15)
+        assert (kappa, beta) == (0.0, 1.0)
+        # the other two go with eps, not with the time
+        assert mixed.schedule(step / steps) == pytest.approx((factor, 1 - 0.5 * factor, 1 - factor))
+    linear = CROWNIBP(threat, **shares).schedule((first + last) / 2 / steps)[0]
+    assert linear == pytest.approx(0.5)
+    # 1/13 of the whole way in the first quarter, 4/13 in each later one
+    assert method.schedule((first + last) / 2 / steps)[0] == pytest.approx(1 / 13 + 4 / 13)
+
+
+def test_without_kappa_the_clean_cross_entropy_ends_where_eps_begins():
+    model, (x, y) = network(), batch()
+    given = {"eps_start": 0.2, "eps_end": 0.6, "kappa_start": 0.0, "kappa_end": 0.0, "beta_end": 1.0}
+    method = CROWNIBP(Threat("linf", 0.08), eps_growth="smoothed", **given)
+    same(ran(method, model, x, y, progress=0.2), ran(Standard(), model, x, y))
+    copied = copy.deepcopy(model).eval()
+    # half of the growth: 5/13 of eps
+    loss = F.cross_entropy(-margins(copied, x, y, Threat("linf", 0.08 * 5 / 13), "crown-ibp"), y)
+    loss.backward()
+    ours = ran(method, model, x, y, progress=0.4)
+    assert float(ours[0]["loss"]) == pytest.approx(loss.item(), rel=1e-10)
+    assert distance(ours[1], gradient(copied)) <= 1e-9
+
+
+def test_eps_first_is_where_the_duals_eps_begins():
+    method = Dual(Threat("linf", 0.1), eps_warmup=0.4, eps_first=0.01)
+    epochs, growth = 50, 20
+    for epoch in range(epochs):
+        # in the authors' code eps is the same for an epoch, at equal distances; here it passes there during the epoch
+        theirs = 0.1 if epoch >= growth else 0.01 + 0.09 * epoch / (growth - 1)
+        begin, end = (float(method.at(e / epochs).eps) for e in (epoch, epoch + 1))
+        assert begin - 1e-12 <= theirs <= end + 1e-12
+    assert float(method.at(0.0).eps) == pytest.approx(0.01)
+    assert float(method.at(0.2).eps) == pytest.approx(0.055)
+    assert float(method.at(1.0).eps) == pytest.approx(0.1)
+    assert float(Dual(Threat("linf", 0.1), eps_first=0.01).at(0.0).eps) == 0.1
+    assert float(Dual(Threat("linf", 0.0)).at(0.5).eps) == 0.0
+    model, (x, y) = network(), batch()
+    ours, fixed = ran(method, model, x, y, progress=0.2), ran(Dual(Threat("linf", 0.055)), model, x, y)
+    assert float(ours[0]["loss"]) == pytest.approx(float(fixed[0]["loss"]), rel=1e-10)
+    assert distance(ours[1], fixed[1]) <= 1e-9
+
+
+def test_in_l2_a_row_at_the_border_holds_only_the_weights_that_meet_the_image():
+    """Theirs takes the norm of the whole kernel at every place; inside, both are the same."""
+    torch.manual_seed(8)
+    layer = nn.Conv2d(2, 3, 3, padding=1).double()
+    net = nn.Sequential(layer, nn.Flatten()).eval()
+    x = torch.full((1, 2, 4, 4), 0.5, dtype=torch.float64)
+    lower, upper = (t.detach().view(3, 4, 4) for t in bounds(net, x, Threat("l2", 0.05), "ibp"))
+    radius, kernel = (upper - lower) / 2, layer.weight.detach()
+    for row, column, part in ((1, 2, kernel), (0, 0, kernel[:, :, 1:, 1:]), (3, 1, kernel[:, :, :2])):
+        torch.testing.assert_close(radius[:, row, column], 0.05 * part.flatten(1).norm(dim=1), rtol=1e-12, atol=1e-14)
+    # a box that is nearer than the ball: one pixel within 0.01 of its end, seen by a 1x1 kernel
+    one = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten()).double().eval()
+    lower, upper = bounds(one, torch.full((1, 1, 1, 1), 0.99, dtype=torch.float64), Threat("l2", 0.05), "ibp")
+    width = (upper - lower).detach()
+    torch.testing.assert_close(width, 0.06 * one[0].weight.detach().abs().view(1, 1), rtol=1e-12, atol=1e-14)
+
+
 def test_the_loss_follows_the_schedule():
     model, (x, y) = network(), batch()
     method = CROWNIBP(Threat("linf", 0.08), eps_start=0.2, eps_end=0.6, kappa_end=0.0)
@@ -482,6 +561,7 @@ def test_the_houses_networks_that_the_refusal_names_train(name):
         ({"eps_end": 1.1}, "eps_end must lie in [0, 1], got 1.1"),
         ({"eps_start": 0.5, "eps_end": 0.4}, "eps_end must be at least eps_start 0.5, got 0.4"),
         ({"kappa_start": 2.0}, "kappa_start"),
+        ({"eps_growth": "smooth"}, "eps_growth 'smooth' is not known: use one of linear, smoothed"),
         ({"kappa_end": math.nan}, "kappa_end"),
         ({"beta_start": -1.0}, "beta_start"),
         ({"beta_end": 1.5}, "beta_end must lie in [0, 1], got 1.5"),
@@ -498,6 +578,8 @@ def test_crown_ibp_refuses(given, text):
     [
         ({"eps_warmup": 1.5}, "eps_warmup"),
         ({"kappa": 1.5}, "kappa must lie in [0, 1], got 1.5"),
+        ({"eps_first": 0.2}, "eps_first must be at most the threat's eps 0.1, got 0.2"),
+        ({"eps_first": -0.1}, "eps_first must be at least 0, got -0.1"),
         ({"projections": 0}, "projections must be at least 1"),
         ({"projections": 2.5}, "projections"),
         ({"projections": 10, "threat": Threat("l2", 1.0)}, "projections estimate the dual norms of linf"),

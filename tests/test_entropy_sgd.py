@@ -114,6 +114,67 @@ def test_it_is_algorithm_1_corrected(changes):
         assert (p.detach() - s).abs().max() > 1e-3
 
 
+def published(problem, outer, *, lr, momentum, gamma, inner_steps, noise, seed):
+    """The published PyTorch code in formulas: every gradient of a step is one batch's, as in Jagatap et al.'s loop."""
+    w, speed = [p.detach().clone() for p in problem.parameters], None
+    for t in range(outer):
+        # the call before the walk, at w: all that is kept of it is the first one's gradient, as the momentum's start
+        speed = [g.clone() for g in problem.gradient(*w, 0)] if speed is None else speed
+        walker, mu, inner = [v.clone() for v in w], [v.clone() for v in w], [torch.zeros_like(v) for v in w]
+        for k in range(inner_steps):
+            generator = torch.Generator().manual_seed(fold(seed, "entropy-sgd", t, k))
+            for i, g in enumerate(problem.gradient(*walker, 0)):
+                inner[i] = momentum * inner[i] + g
+                normal = torch.randn(g.shape, generator=generator, dtype=torch.float64)
+                slope = g + momentum * inner[i] - gamma * (w[i] - walker[i])
+                walker[i] = walker[i] - 0.1 * slope + 0.1 * noise / math.sqrt(0.5 * 0.1) * normal
+                mu[i] = 0.75 * mu[i] + 0.25 * walker[i]
+        for i in range(2):
+            speed[i] = momentum * speed[i] + (w[i] - mu[i])
+            w[i] = w[i] - lr * (w[i] - mu[i] + momentum * speed[i])
+    return w
+
+
+def test_with_the_gradient_as_the_momentums_start_it_is_the_published_code():
+    given = {"lr": 0.3, "momentum": 0.9, "gamma": 0.05, "inner_steps": 3, "noise": 0.02, "seed": 4}
+    reached = {}
+    for start in ("gradient", "zero"):
+        problem = Problem(stay=True)
+        want = published(problem, 5, **given)
+        optimizer = EntropySGD(
+            problem.parameters, inner_momentum=0.9, alpha=0.25, scale="none", momentum_start=start, **given
+        )
+        for _ in range(5):
+            optimizer.step(problem.closure)
+        reached[start] = max(float((p.detach() - w).abs().max()) for p, w in zip(problem.parameters, want))
+    # a few hundred operations on values of order 1 in float64
+    assert reached["gradient"] <= 1e-12
+    assert reached["zero"] > 1e-2
+
+
+def test_the_momentums_start_is_taken_once_and_survives_a_resume():
+    given = {"lr": 0.3, "inner_steps": 3, "scale": "none", "momentum_start": "gradient", "seed": 4}
+    whole, broken = Problem(stay=True), Problem(stay=True)
+    optimizer = EntropySGD(whole.parameters, **given)
+    for _ in range(4):
+        optimizer.step(whole.closure)
+    optimizer = EntropySGD(broken.parameters, **given)
+    for _ in range(2):
+        optimizer.step(broken.closure)
+    again = EntropySGD(broken.parameters, **given)
+    again.load_state_dict(optimizer.state_dict())
+    for _ in range(2):
+        again.step(broken.closure)
+    for p, q in zip(whole.parameters, broken.parameters):
+        assert torch.equal(p, q)
+    # without momentum there is no buffer to begin
+    one, two = Problem(), Problem()
+    for problem, start in ((one, "gradient"), (two, "zero")):
+        settings = {**given, "momentum": 0.0, "nesterov": False, "momentum_start": start}
+        EntropySGD(problem.parameters, **settings).step(problem.closure)
+    assert torch.equal(one.a, two.a)
+
+
 def network(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
@@ -502,7 +563,8 @@ def test_sgld_without_noise_is_gradient_descent():
             ("momentum", 0.0), ("nesterov", "yes"), ("weight_decay", -1e-4), ("inner_steps", -1), ("inner_steps", 2.5),
             ("gamma", -1e-3), ("gamma", 0.0), ("gamma", 11.0), ("scoping", -0.1), ("scoping", math.inf),
             ("inner_lr", 0.0), ("inner_momentum", 1.0), ("noise", -1.0), ("alpha", 0.0), ("alpha", 1.5),
-            ("average", "mean"), ("scale", "lr"), ("inner_batches", "other"), ("seed", 0.5), ("seed", -1),
+            ("average", "mean"), ("scale", "lr"), ("inner_batches", "other"), ("momentum_start", "none"), ("seed", 0.5),
+            ("seed", -1),
         ]),
         *((SGLD, {name: value}) for name, value in [
             ("lr", 0.0), ("noise", -1.0), ("gamma", -1.0), ("gamma", 21.0), ("weight_decay", math.nan), ("seed", 1.5),

@@ -385,6 +385,25 @@ def test_pgdat_equals_a_slow_transcription(norm, batchnorm, given):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_pgdat_in_train_mode_attacks_as_the_loop_of_robust_overfitting():
+    """Its attack sees batch statistics; there each pass moves the running ones, here the loss's pass alone does."""
+    model, (x, y) = network(True), batch()
+    theirs, eps, step = copy.deepcopy(model), 0.1, 0.04
+    before = [b.clone() for b in model.buffers()]
+    PGDAT(Threat("linf", eps), steps=3, step_size=step, start="zero", mode="train").backward(model, x, y, rng=stream())
+    delta = torch.zeros_like(x)
+    for _ in range(3):
+        delta.requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(theirs(x + delta), y), delta)
+        delta = (delta.detach() + step * g.sign()).clamp(-eps, eps)
+        delta = (x + delta).clamp(0, 1) - x
+    moved = int(theirs[1].num_batches_tracked)
+    F.cross_entropy(theirs(x + delta), y).backward()
+    assert distance(gradient(model), gradient(theirs)) <= 1e-10
+    count = int(before[-1])
+    assert (int(model[1].num_batches_tracked), moved) == (count + 1, count + 3)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_pgdat_keeps_the_iterate_with_the_highest_loss(norm):
     model, (x, y) = network(True), batch(n=32)

@@ -108,7 +108,7 @@ def slow_anpgd(method, model, x, label, eps, begin):
 
 
 def slow(method, model, x, y, state, cases=None):
-    """Loss and gradient, one sample after the other, in the authors' order; ``state`` is brought up to date."""
+    """Loss and gradient, one sample after the other, the attack before the clean pass; ``state`` is updated."""
     model = copy.deepcopy(model)
     begins = slow_unit_starts(method, x, stream())
     model.eval()
@@ -165,6 +165,21 @@ def test_equals_a_slow_transcription(norm, given):
     for a, b in zip(ours.buffers(), after.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     assert int(ours[1].num_batches_tracked) == int(model[1].num_batches_tracked) + 2
+
+
+def test_the_attack_comes_before_the_clean_pass():
+    """The authors pass the clean batch first: batch-norm's statistics then hold it when the attack sees them."""
+    (x, y), method = batch(), make("l2")
+    for normalised in (True, False):
+        model = network()
+        if not normalised:
+            model[1] = nn.Identity()
+        ours = method.adversary(model, x, y, rng=stream(), ids=IDS, state=fresh(method))
+        after = copy.deepcopy(model)
+        with torch.no_grad():
+            after(x)
+        other = method.adversary(after, x, y, rng=stream(), ids=IDS, state=fresh(method))
+        assert all(torch.equal(a, b) for a, b in zip(ours, other)) != normalised
 
 
 # -- bisection

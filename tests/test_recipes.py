@@ -1,6 +1,10 @@
 """Every recipe is sound, and says what the experiment's column of the paper says."""
 
 import dataclasses
+import math
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ import torch
 from atent.attacks import ATTACKS
 from atent.attacks.spec import labelled, parse
 from atent.config import job, read_recipe, recipe_names
+from atent.config.recipes import settings_of
 from atent.data import from_tensors
 from atent.methods import ATENT
 from atent.models import make, native_shape
@@ -120,3 +125,82 @@ def test_one_epoch(name):
 @pytest.mark.parametrize("name", [n for n in recipe_names() if heavy(n)])
 def test_one_epoch_of_the_large_ones(name):
     one_epoch(name)
+
+
+# -- docs/recipes-and-authors.md
+
+PAGE = (Path(__file__).parent.parent / "docs/recipes-and-authors.md").read_text()
+
+
+def rows():
+    """(recipes, field, authors, ours, departure) of each row of the page's tables; the recipes are its heading's."""
+    found = []
+    for part in re.split(r"^##+ ", PAGE, flags=re.M)[1:]:
+        heading, _, body = part.partition("\n")
+        names = re.findall(r"`([a-z0-9-]+)`", heading)
+        for line in body.splitlines():
+            cells = [c.strip() for c in line.strip("|").split("|")] if line.startswith("|") else []
+            if cells and "." in cells[0]:
+                assert len(cells) == 4, line
+                found.append((names, *cells))
+    return found
+
+
+def each(cell, names):
+    """The TOML values in a cell, one for each recipe; a single one is that of all."""
+    values = [tomllib.loads(f"v = {text}")["v"] for text in re.findall(r"`([^`]+)`", cell)]
+    assert len(values) in (1, len(names)), cell
+    return values * len(names) if len(values) == 1 else values
+
+
+def number(value):
+    """Fractions as numbers, None as an empty list, tuples as lists."""
+    if isinstance(value, str) and re.fullmatch(r"[\d.]+/[\d.]+", value):
+        above, below = value.split("/")
+        return float(above) / float(below)
+    return [] if value is None else list(value) if isinstance(value, tuple) else value
+
+
+def alike(a, b):
+    a, b = number(a), number(b)
+    if isinstance(a, bool) or isinstance(b, bool) or isinstance(a, str) or isinstance(b, str):
+        return type(a) is type(b) and a == b
+    return a == b if isinstance(a, list) or isinstance(b, list) else math.isclose(a, b, rel_tol=1e-9)
+
+
+def field(name, path):
+    """A recipe's value at a path such as method.awp.gamma."""
+    whole = made(name)
+    section, *rest = path.split(".")
+    value = settings_of(whole.method) if section == "method" else getattr(whole, section)
+    for part in rest:
+        value = getattr(value, part)
+    return value
+
+
+def test_the_page_says_what_the_recipes_say():
+    cells = [
+        (name, path, ours) for names, path, _, cell, _ in rows() for name, ours in zip(names, each(cell, names))
+    ]  # fmt: skip
+    assert len(cells) > 300
+    assert [cell for cell in cells if not alike(field(*cell[:2]), cell[2])] == []
+
+
+def test_a_field_without_a_departure_has_the_authors_value():
+    same = [(names, theirs, ours) for names, _, theirs, ours, departure in rows() if not departure]
+    assert len(same) > 100
+    for names, theirs, ours in same:
+        assert all(alike(a, b) for a, b in zip(each(theirs, names), each(ours, names))), (names, theirs, ours)
+
+
+def test_every_recipe_that_names_a_source_is_on_the_page():
+    for name in recipe_names():
+        if re.search(r"et al\.|author", read_recipe(name)["about"]):
+            assert f"`{name}`" in PAGE, name
+
+
+def test_mma_takes_as_many_steps_as_its_authors():
+    for name, images, steps in (("mnist-l2-mma", 59_000, 100_000), ("cifar10-l2-mma", 49_000, 50_000)):
+        train = made(name).train
+        per_epoch = math.ceil(images / train.batch_size)
+        assert 0 <= train.epochs * per_epoch - steps < per_epoch

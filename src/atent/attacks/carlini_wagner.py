@@ -18,7 +18,7 @@ from atent.threat import Threat, l2_norm, per_sample
 
 @dataclass(frozen=True)
 class CarliniWagner(Attack):
-    """The smallest l2 perturbation by Adam on w and a search for the constant c, Carlini and Wagner 2017, Section V.B.
+    """The smallest l2 perturbation by Adam on w and a search for the constant c, as Carlini and Wagner 2017.
 
     Untargeted. Minimises ||z - x||_2^2 + c max(0, z_y - max other logit + confidence) over w, where
     z = middle of the box + half its width times tanh(w) never leaves the box; from w(x), for ``search_steps`` values

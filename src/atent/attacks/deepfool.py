@@ -35,7 +35,7 @@ def to_boundary(norm: Norm, grads: Tensor, differences: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DeepFool(Attack):
-    """Steps to the nearest of the linearised boundaries, Moosavi-Dezfooli et al. 2016, Algorithm 2 and Section 2.3.
+    """Steps to the nearest of the linearised boundaries, Moosavi-Dezfooli et al. 2016, Algorithm 2.
 
     Untargeted; classes are compared with the true one. The point looked at is x + (1 + overshoot) times the sum of
     the steps, as in the authors' code, which also adds 1e-4 to each step's length; here it is put into the box as

@@ -40,12 +40,12 @@ def bounds(
 
     - ``ibp``: interval arithmetic (Gowal et al. 2018); in l2 the first layer uses the norms of its rows;
     - ``crown-ibp``: linear bounds from the logits back to the input, with the relaxations of each ReLU from intervals
-      (Zhang et al. 2019, Eq. 12, their bound alone without the mixture of training);
+      (Zhang et al. 2019, their bound alone without the mixture of training);
     - ``crown``: the relaxations from linear bounds of every layer too (Zhang et al. 2018). A linear bound alone can be
       looser than an interval, so the better of the two is kept for every value. Only values whose sign the interval
       leaves open are bounded again, which costs a host sync per ``chunk``;
     - ``dual``: as crown with the lower slope u/(u-l) of each ReLU and nothing kept from intervals: the dual network of
-      Wong and Kolter 2018 (Theorem 1; theirs does not cut the ball to the box).
+      Wong and Kolter 2018 (Theorem 1, without the box there; their code cuts to it for MNIST).
 
     ``chunk``: values of hidden layers that crown and dual bound at once, summed over samples; it sets the memory.
     Computed in the model's dtype without TF32 or autocast, and widened by the estimated rounding of that dtype
@@ -84,7 +84,7 @@ def margins(
 ) -> Tensor:
     """Lower bounds (n, classes) of z_y - z_j over the threat, 0 for j = y; ``y`` (n,) integers.
 
-    Bounded as differences (Wong and Kolter 2018; Gowal et al. 2018, section 3), not as differences of bounds: all
+    Bounded as differences (Wong and Kolter 2018; Gowal et al. 2018), not as differences of bounds: all
     affine layers after the last ReLU are merged with e_y - e_j, in ``ibp`` too. ``-margins`` are the worst-case logits
     of certified training. Otherwise as `bounds`; ValueError also for labels that are no classes of the model.
     """

@@ -1,4 +1,4 @@
-"""Interval arithmetic through a network, node by node (Gowal et al. 2018, Eq. 6)."""
+"""Interval arithmetic through a network, node by node (Gowal et al. 2018)."""
 
 from __future__ import annotations
 

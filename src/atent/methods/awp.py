@@ -55,13 +55,17 @@ class AWP(Method):
     Passes: one forward and one backward to the weights more than PGDAT; two of each more than TRADES, the clean and
     the perturbed batch; K more than ATENT. Of these batch-norm statistics see the passes at w + v alone, since the
     authors too take v from a copy of the network; so of ATENT's two updates per iterate they keep one. (Their PGD-AT
-    leaves the attack's passes in the statistics too, and a clean one at w, made for its records.) Dropout draws new
-    masks at w + v.
+    attacks in train mode, ``PGDAT(mode="train")``; its statistics take the attack's passes too, and a clean one at the
+    new weights, made for its records. Their TRADES attacks in eval mode, and passes the clean batch twice.) Dropout
+    draws new masks at w + v.
 
-    Deviations: the authors let the optimizer step from w + v and subtract v then. For SGD that is the same step, except
-    that its weight decay acts on w + v there and on w here. Their v comes from a step of a copy of the network; layer
-    by layer its length cancels, and it is the gradient's direction: no copy is needed. A micro-batch is perturbed along
-    its own gradient, so that micro-batches do not add up to the batch.
+    Deviations from their code (csdongxian/AWP): w is put back before the optimizer's step here; there the optimizer
+    steps from w + v, and v is subtracted then, which leaves the rounding of two additions. For SGD that is the same
+    step, except that its weight decay acts on w + v there and on w here: their new weights are ours minus
+    lr weight_decay v, and momentum carries the difference on. An optimizer that evaluates the loss where it stands,
+    such as EntropySGD, differs by more. Their v comes from a step of a copy of the network; layer by layer its length
+    cancels, and it is the gradient's direction: no copy is needed. A micro-batch is perturbed along its own gradient,
+    so that micro-batches do not add up to the batch.
 
     `adversary` and `loss` are those of ``method``; metrics too, at w + v, with ``sharpness``: by how much v raises the
     loss.

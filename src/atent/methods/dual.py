@@ -19,18 +19,25 @@ from atent.threat import Threat
 
 @dataclass(frozen=True)
 class Dual(Method):
-    """(1 - kappa) CE(-J, y) + kappa CE(f(x), y), J the dual bound of the margins (Wong and Kolter 2018, Theorem 2).
+    """(1 - kappa) CE(-J, y) + kappa CE(f(x), y), J the dual bound of the margins (Wong and Kolter 2018).
 
     J (n, classes) comes from the dual network of a feasible point: each ReLU between its bounds l < 0 < u lies
     between two lines of slope u / (u - l), and l and u come from the same bound of the layers before. So CE(-J, y) is
-    at least the cross-entropy under any attack within eps, which grows linearly from 0 over the first ``eps_warmup``
-    of the training. Deviations: the ball is cut to the box; eps starts at 0, in their code at 0.01 (CIFAR-10:
-    0.001, growing by a factor per epoch); their code also clips gradients on CIFAR-10.
+    at least the cross-entropy under any attack within eps, which grows linearly from ``eps_first`` over the first
+    ``eps_warmup`` of the training.
+
+    Deviations from their code (locuslab/convex_adversarial). The ball is cut to the box, which theirs does in linf
+    for MNIST and not for CIFAR-10, nor in l2. Their eps is the same for an epoch, from the first to the last of
+    ``schedule_length`` epochs at equal distances; here it grows at each step and is full at the end of the last. It
+    begins at 0.01 for MNIST, and for CIFAR-10 at 0.001 in units of inputs divided by 0.225; by default it begins at 0
+    here. Their CIFAR-10 runs clip the gradient to norm 1 (``optimizer.clip_norm``). They go on with a cascade: further
+    networks, each trained on what those before leave unverified; this is the first network.
 
     Every hidden unit that is not of the first layer is bounded by a backward pass of its own: kw_small on MNIST has
     1,668 of them. With ``projections`` k the l1 norms that this takes are estimated by k Cauchy vectors, at the cost of
-    k + 1 forwards (Wong et al. 2018, section 3.2; `atent.certify.projection`). Then CE(-J, y) is an estimate too, and
-    so is the metric ``verified``: certify with bounds that are exact.
+    k + 1 forwards (Wong et al. 2018, "Scaling provable adversarial defenses"; `atent.certify.projection` has its
+    deviations). Then CE(-J, y) is an estimate too, and so is the metric ``verified``: certify with bounds that are
+    exact.
 
     The network must be a fixed function in train mode, without batch-norm and dropout: ValueError otherwise, and for
     layers that `atent.certify.read` does not know. Keep the last epoch (``select = "last"``).
@@ -41,7 +48,9 @@ class Dual(Method):
     threat: Threat
     """Ball to verify: linf or l2; linf with projections."""
     eps_warmup: float = 0.0
-    """Share of the training over which eps grows linearly from 0."""
+    """Share of the training over which eps grows linearly from eps_first."""
+    eps_first: float = 0.0
+    """Eps at the start of the training where it grows, in pixel units, at most the threat's."""
     kappa: float = 0.0
     """Weight of the plain cross-entropy, in [0, 1]; published: 0."""
     projections: int | None = None
@@ -57,6 +66,16 @@ class Dual(Method):
                     f"projections estimate the dual norms of linf, got a threat in {self.threat.norm}: leave them out"
                 )
         check_budget(self.threat)
+        check_number("eps_first", self.eps_first, 0)
+        eps = float(self.threat.eps)
+        if self.eps_first > eps:
+            raise ValueError(f"eps_first must be at most the threat's eps {eps:g}, got {self.eps_first:g}")
+
+    def at(self, progress: float) -> Threat:
+        """The threat whose ball is bounded at ``progress``."""
+        eps = float(self.threat.eps)
+        grown = self.eps_first + warm(self.eps_warmup, progress) * (eps - self.eps_first)
+        return self.threat.scaled(grown / eps) if eps else self.threat
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
@@ -70,7 +89,7 @@ class Dual(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        threat = self.threat.scaled(warm(self.eps_warmup, progress))
+        threat = self.at(progress)
 
         def bound(graph: Graph) -> Tensor:
             if self.projections is None:

@@ -48,12 +48,15 @@ class MMA(Method):
     of the two train-mode passes, one sees the clean batch, the other the boundary points of all right samples, the
     hinged ones included (they count in batch-norm), and the clean inputs of the wrong ones.
 
-    Deviations from their code. Attack and bisection see the model in eval mode (the bisection ran in train mode, with
-    a graph, and moved batch-norm ten-odd times). AN-PGD runs on the whole batch, so that nothing waits for the device:
-    a wrong sample's bisection ends near 0, hence at ``eps_min``, where they wrote 0. The direction is delta / ||delta||
-    as in the paper, where the code divides by eps. The boundary point is clamped to the box, also at the end; d is the
-    length before that clamp. PGD projects onto the ball, then the box; ``start`` is uniform in the ball, theirs in l2
-    a random image pulled into the ball. A zero gradient moves nothing.
+    Deviations from their code (BorealisAI/mma_training). The clean pass comes after the attack here and before it
+    there: with batch-norm, the statistics that their attack sees hold this batch already; without, the order makes no
+    difference. Attack and bisection see the model in eval mode here; there the bisection, and the pass before it that
+    asks for the class at the attack's end, are in train mode, with a graph, and move batch-norm ``bisection + 1``
+    times. AN-PGD runs on the whole batch, so that nothing waits for the device: a wrong sample's bisection ends near 0,
+    hence at ``eps_min``, where they wrote 0. The direction is delta / ||delta|| as in the paper, where the code divides
+    by eps. The boundary point is clamped to the box, also at the end; d is the length before that clamp. PGD projects
+    onto the ball, then the box; ``start`` is uniform in the ball, theirs in l2 a random image pulled into the ball. A
+    zero gradient moves nothing.
 
     ``steps + bisection`` forwards and ``steps`` backwards for the adversary, two of each for the loss (one backward
     with ``clean_weight=0``). A wrong sample's margin counts as 0.

@@ -21,8 +21,15 @@ class PGDAT(Method):
     """min over w of the mean of max over the ball of the cross-entropy (Madry et al. 2018; supplement, Algorithm 2).
 
     The inner maximum is PGD with a gradient per sample: the supplement's Algorithm 2 prints a batch average, which
-    would move every sample in one direction. The adversary sees the model in ``mode`` (eval by default), the loss in
+    would move every sample in one direction. The adversary sees the model in ``mode``, eval by default, the loss in
     train mode.
+
+    Codes differ in that mode. In the training loops of Rice et al. 2020 (locuslab/robust_overfitting) and Wong et al.
+    2020 (locuslab/fast_adversarial) the attack sees the network in train mode: ``mode="train"``. There each of its
+    passes also moves batch-norm's running statistics, and in Rice et al.'s two more do: one at the attack's end, which
+    chooses between restarts, and a clean one at the new weights, made for the records. Here the adversary leaves no
+    trace in either mode, and the statistics take the perturbed batch alone. Their steps at eps 8/255 are 2/255, ten and
+    seven of them, from a uniform start that is clamped to the box.
     """
 
     threat: Threat

@@ -72,9 +72,10 @@ class SmoothAdv(Method):
     et al.'s search on J, its norm beginning at eps and bounded by it.
 
     Deviations from their code: a batch of n inputs makes one step with n m copies (they cut it into m parts and make m
-    steps); PGD projects onto the ball, then the box (they clamp first); a zero gradient moves nothing (they draw a
-    random one); DDN calls a point adversarial by the mean softmax (they by the majority of the copies), and its
-    perturbations are not rounded to 256 levels; eps warms up with the progress, from 0 (they by whole epochs).
+    steps: their batch of m n is ours of n); PGD projects onto the ball, then the box (they clamp first); a zero
+    gradient moves nothing (they draw a random one); DDN calls a point adversarial by the mean softmax (they by the
+    majority of the copies), and its perturbations are not rounded to 256 levels; eps warms up with the progress, from 0
+    (they by whole epochs, the first of which has eps / warmup already).
     """
 
     threat: Threat

@@ -27,8 +27,9 @@ class TRADESSmoothing(Method):
     As stated by the authors (README of hongyanz/TRADES-smoothing) and coded in its trades.py: one draw n per sample
     and batch serves every pass of that batch, the adversary's included; the ball (l2) and the box are those of the
     clean x; x + n and x' + n are not clamped. They train a ResNet-110 with sigma 0.12, eps 0.435 (linf 2/255 in 3072
-    dimensions), beta 6 and 10 steps. The authors' mask is all ones and is left out. The rest, deviations included, is
-    as `TRADES` says; their l2 step is 2 eps / steps, 0.087 at the defaults, which a recipe for their rows should set.
+    dimensions), beta 6 and 10 steps, on images that are not normalised. The authors' mask is all ones and is left out.
+    The rest, deviations included, is as `TRADES` says; their l2 step is 2 eps / steps, 0.087 at the defaults, which a
+    recipe for their rows should set.
 
     ``sigma = 0`` draws no noise and is `TRADES`; ``beta = 0`` is `Gaussian`. While eps warms up, sigma stays. The
     metrics are those of `TRADES`, ``natural`` at x + n and ``robust`` at x' + n.

@@ -10,7 +10,8 @@ def lenet5(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> n
 
     5x5 convolutions with padding 2, 32-pool-64-pool, then fully connected 1024-classes. 3,274,634
     parameters for (1, 28, 28) and 10 classes. The names in the state dict are those of advertorch's
-    LeNet5Madry. Raises ValueError where h or w is below 4.
+    LeNet5Madry, but for the last two layers, `fc1` and `fc2` (there `linear1` and `linear2`). Raises
+    ValueError where h or w is below 4.
     """
     c, h, w = shape
     rows, columns = h // 4, w // 4

@@ -59,7 +59,7 @@ def preact_resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 
     """PreActResNet-18 in its CIFAR form, the network of Wong et al. 2020, Rice et al. 2020 and Wu et al. 2020.
 
     (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError. Stem of stride 1 without pooling,
-    widths 64-128-256-512, 2 blocks each; as He et al. 2016b, section 5, a batch-norm and a ReLU after the last block.
+    widths 64-128-256-512, 2 blocks each; as He et al. 2016b, a batch-norm and a ReLU after the last block.
     For (3, 32, 32) and 10 classes:
 
         conv1 1,728; stages 147,968 + 525,184 + 2,098,944 + 8,392,192; bn 1,024; linear 5,130

@@ -33,12 +33,17 @@ class EntropySGD(torch.optim.Optimizer):
     an outer step. ``inner_steps=0`` is torch.optim.SGD itself, bit for bit.
 
     Scale: line 11 has the factor gamma, and ``scale="gamma"`` keeps it. A short walk moves by about inner_lr times the
-    gradient, so a plain step then has the size lr gamma inner_lr: lr = 0.1 at gamma = 1e-3 barely trains. The code
-    that Chaudhari et al. published, and that Jagatap et al. ran, steps along w - mu: ``scale="none"``. That code
-    further has weight 0.25 on the newest w' (``alpha=0.25``; their paper says 0.75), Nesterov momentum in the walk
-    (``inner_momentum=0.9``, from rest at each outer step), a gamma that never grows, since t stays 0
-    (``scoping=0``), and, not offered here, weight decay in the walk and one closure call more per step, whose gradient
-    is dropped. Their paper's noise lacks the factor sqrt(2), their code has it, and so has this.
+    gradient, so a plain step then has the size lr gamma inner_lr: lr = 0.1 at gamma = 1e-3 barely trains. The PyTorch
+    code that Chaudhari et al. published (ucla-vision/entropy-sgd), and that Jagatap et al. ran, steps along w - mu:
+    ``scale="none"``. That code further has weight 0.25 on the newest w' (``alpha=0.25``; their paper says 0.75),
+    Nesterov momentum in the walk (``inner_momentum=0.9``, from rest at each outer step), an outer momentum whose buffer
+    is at first a copy of the loss's own gradient, not zero (``momentum_start="gradient"``), and a gamma that never
+    grows, since t stays 0 (``scoping=0``). Not offered here: weight decay in the walk, and one closure call more per
+    step, at w before the walk, of whose gradients the first fills that buffer and all others are dropped. Here the
+    buffer takes the gradient of the walk's first call, which is at w too: the same where the closure brings one batch
+    for the whole step, as that of Jagatap et al. does, and another batch's with ``inner_batches="next"``. Without inner
+    steps their buffer begins in the same way; here that is torch's SGD, whose buffer begins at the first gradient
+    itself. Their paper's noise lacks the factor sqrt(2), their code has it, and so has this.
 
     Scoping: gamma_t = gamma (1 + scoping)^t, t counting outer steps, held at 1 / inner_lr. There a step's pull ends on
     the anchor and gamma (w - w') is the plain gradient; beyond twice that the walk would diverge.
@@ -71,6 +76,7 @@ class EntropySGD(torch.optim.Optimizer):
         average: Literal["exponential", "ergodic"] = "exponential",
         scale: Literal["gamma", "none"] = "gamma",
         inner_batches: Literal["same", "next"] = "same",
+        momentum_start: Literal["zero", "gradient"] = "zero",
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -79,7 +85,7 @@ class EntropySGD(torch.optim.Optimizer):
                 "lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay,
                 "inner_steps": inner_steps, "gamma": gamma, "scoping": scoping, "inner_lr": inner_lr,
                 "inner_momentum": inner_momentum, "noise": noise, "alpha": alpha, "average": average, "scale": scale,
-                "inner_batches": inner_batches, "seed": seed, "t": 0,
+                "inner_batches": inner_batches, "momentum_start": momentum_start, "seed": seed, "t": 0,
             },
         )  # fmt: skip
 
@@ -128,6 +134,7 @@ class EntropySGD(torch.optim.Optimizer):
         means: dict[Tensor, Tensor] = {}
         speeds: dict[Tensor, Tensor] = {}
         losses: list[Tensor] = []
+        plain: dict[Tensor, Tensor] = {}
         try:
             for k in range(first["inner_steps"]):
                 with torch.enable_grad():
@@ -140,6 +147,8 @@ class EntropySGD(torch.optim.Optimizer):
                         if p.grad is None:
                             continue
                         means.setdefault(p, anchors[p].clone())
+                        if k == 0 and self._starts(p, group):
+                            plain[p] = p.grad.clone()
                         ahead = p.grad
                         if inertia:
                             speeds[p] = inertia * speeds[p] + p.grad if p in speeds else p.grad.clone()
@@ -158,9 +167,16 @@ class EntropySGD(torch.optim.Optimizer):
                 p.copy_(w)
         for group, gamma in zip(groups, gammas):
             for p in group["params"]:
+                if p in plain:
+                    self.state[p]["momentum_buffer"] = plain[p]
                 if p in means:
                     p.grad = (p - means[p]).mul_(gamma if group["scale"] == "gamma" else 1.0)
         return losses[0]
+
+    def _starts(self, p: Tensor, group: dict[str, Any]) -> bool:
+        """Whether the outer momentum of ``p`` is to begin as the loss's own gradient."""
+        fresh = "momentum_buffer" not in self.state.get(p, {})
+        return fresh and group["momentum"] > 0 and group["momentum_start"] == "gradient"
 
     def _descend(self, group: dict[str, Any]) -> None:
         # torch's own function, so that without inner steps the bits are torch.optim.SGD's on every device.
@@ -204,6 +220,7 @@ def _check(group: dict[str, Any]) -> None:
     check_choice("average", group["average"], ("exponential", "ergodic"))
     check_choice("scale", group["scale"], ("gamma", "none"))
     check_choice("inner_batches", group["inner_batches"], ("same", "next"))
+    check_choice("momentum_start", group["momentum_start"], ("zero", "gradient"))
     if group["inner_steps"] and group["scale"] == "gamma" and not group["gamma"]:
         raise ValueError("gamma = 0 with scale 'gamma' never moves the weights: give a gamma, or scale 'none'")
     if group["gamma"] * group["inner_lr"] > 1:

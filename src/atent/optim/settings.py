@@ -17,7 +17,11 @@ from atent.run import unknown
 
 @dataclass(frozen=True)
 class Walk:
-    """The Langevin walk of Entropy-SGD around the weights; the defaults are the supplement's A.1 and Algorithm 1."""
+    """The Langevin walk of Entropy-SGD around the weights, by default that of the supplement's Algorithm 1.
+
+    Steps and gamma are those of its section A.1, inner_lr and noise those of Chaudhari et al.'s code, and alpha that
+    of their paper.
+    """
 
     inner_steps: int = 5
     """L: Langevin steps per step of the weights; 0 is plain SGD."""
@@ -39,6 +43,9 @@ class Walk:
     """Outer gradient: gamma (w - mu) as Algorithm 1, or w - mu as the published code (none)."""
     inner_batches: Literal["same", "next"] = "same"
     """Batches of the walk: the same one L times (Algorithm 1), or the next L (Chaudhari)."""
+    momentum_start: Literal["zero", "gradient"] = "zero"
+    """What the outer momentum's buffer holds before the first step: nothing, or the loss's own gradient there (the
+    published code)."""
 
 
 @dataclass(frozen=True)
