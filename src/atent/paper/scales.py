@@ -20,7 +20,7 @@ class Scale:
     seeds: int
     """Trainings of each row, unless the command says other."""
     images: int
-    """Test images, the first ones, under attacks of few steps."""
+    """Test images, a class-stratified sample, under attacks of few steps."""
     strong: int
     """Test images under AutoAttack."""
     certified: int

@@ -87,7 +87,7 @@ def _differences(judged: Mapping[str, dict[str, Any]]) -> list[Html]:
     """A warning where the runs were not judged alike."""
     looks = {
         "data": lambda f: f["data"]["name"],
-        "number of test images": lambda f: f["n"],
+        "test images": lambda f: (f.get("outcomes") or {}).get("ids") or f["n"],
         "threat": threats,
         "set of attacks": lambda f: [a["attack"] for a in f["attacks"].values()],
         "order of attacks": lambda f: bool(f.get("cascade")),
