@@ -87,7 +87,8 @@ def _differences(judged: Mapping[str, dict[str, Any]]) -> list[Html]:
     """A warning where the runs were not judged alike."""
     looks = {
         "data": lambda f: f["data"]["name"],
-        "test images": lambda f: (f.get("outcomes") or {}).get("ids") or f["n"],
+        "number of test images": lambda f: f["n"],
+        "choice of test images": lambda f: (f.get("outcomes") or {}).get("ids"),
         "threat": threats,
         "set of attacks": lambda f: [a["attack"] for a in f["attacks"].values()],
         "order of attacks": lambda f: bool(f.get("cascade")),

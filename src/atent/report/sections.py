@@ -275,7 +275,8 @@ def epochs(run: Run) -> list[Html]:
             label="accuracy at the best and at the last epoch",
         ),
         tag(
-            "p", f"The best epoch was chosen on validation images{_selected(run)}, never by the test set.", class_="note"
+            "p", f"The best epoch was chosen on the validation images{_selected(run)}, never by the test set.",
+            class_="note",
         ),
     ]  # fmt: skip
     if best == end:
