@@ -6,8 +6,8 @@
 Each run is a folder that `atent train` left; its own threat and test images of its own data serve, by its data.subset.
 What any package returns is judged by us: in the box, within the radius (the peer is forgiven a part in 10^5),
 misclassified, by true labels. Budget attacks are compared by robust accuracy, minimum-norm attacks by the median norm,
-both on the same images: an attack of ours counts as weaker where a one-sided sign test over the images on which the two differ falls
-below 2.5 %. FMN and ALMA are held against DDN at the same number of forwards.
+both on the same images: an attack of ours counts as weaker where a one-sided sign test over the images on which the two
+differ falls below 2.5 %. FMN and ALMA are held against DDN at the same number of forwards.
 """
 
 from __future__ import annotations

@@ -126,8 +126,8 @@ def subject(
     need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are `STRONG` if left out. A
     file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are chosen by
     ``subset``, "stratified" or "first" (default: as the run, or stratified). Numbers that are left out are the run's,
-    or those of `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or
-    is of no use to such a target.
+    or those of `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does
+    not fit, or is of no use to such a target.
     """
     named = None if attacks is None else tuple(attacks)
     changes = {
