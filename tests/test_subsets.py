@@ -135,13 +135,10 @@ def npz_file(path, per_class=60):
 
 def image_folder(path):
     image = pytest.importorskip("PIL.Image")
-    for part in ("train", "test"):
-        for label in "abc":
-            (path / part / label).mkdir(parents=True)
-            for i in range(40):
-                image.fromarray(np.full((4, 4), 50 * "abc".index(label) + i, np.uint8)).save(
-                    path / part / label / f"{i}.png"
-                )
+    for place in (path / part / label for part in ("train", "test") for label in "abc"):
+        place.mkdir(parents=True)
+        for i in range(40):
+            image.fromarray(np.full((4, 4), i, np.uint8)).save(place / f"{i}.png")
     return str(path)
 
 
