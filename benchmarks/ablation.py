@@ -24,6 +24,7 @@ from atent.cli import main
 from atent.config import read_recipe
 from atent.run import read_json, write_atomic, write_json
 from atent.train.comparison import measure
+from atent.train.samples import words
 
 Tables = dict[str, Any]
 
@@ -153,8 +154,8 @@ def table(found: dict[str, Any], names: tuple[str, str]) -> str:
     data, seeds = found["data"], len(found["seeds"])
     lines += [
         "",
-        f"Robust: the worst of {attacks}, {', '.join(found['threats'])}, the first {data['n']} test images of"
-        f" {data['name']}; {seeds} seed{'s' if seeds > 1 else ''}. Mean +- standard deviation of the differences"
+        f"Robust: the worst of {attacks}, {', '.join(found['threats'])}, {data['name']}, test images:"
+        f" {words(data)}; {seeds} seed{'s' if seeds > 1 else ''}. Mean +- standard deviation of the differences"
         " between networks of one seed, and in brackets their 95 % t-interval over the seeds: the images are the same"
         " on both sides, and what other images would say is not in it.",
         "",

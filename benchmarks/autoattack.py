@@ -29,7 +29,8 @@ from atent.data import load as load_data
 from atent.evaluate import evaluate
 from atent.guard import guard
 from atent.progress import bar
-from atent.run import provenance, read_json, share, write_json
+from atent.run import provenance, read_config, share, write_json
+from atent.train.samples import described
 
 
 def ours(
@@ -55,7 +56,7 @@ def port(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--n", type=positive, default=200, help="test images, the first ones")
+    parser.add_argument("--n", type=positive, default=200, help="test images, by the data.subset of the run")
     parser.add_argument("--slices", type=positive, default=4, help="slices of the images, timed in turn")
     parser.add_argument("--channels-last", action="store_true", help="ours shows the model images in that format")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="threads of torch")
@@ -63,12 +64,12 @@ def main() -> int:
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
-    config = read_json(args.run / "config.json")
+    config = read_config(args.run / "config.json")
     data = load_data(DataSettings(**config["data"]))
     own = {**(config["method"].get("threat") or {}), "box": data.box}
     own |= {k: config["evaluate"][k] for k in ("norm", "eps") if config["evaluate"].get(k) is not None}
     threat, model = Threat(**own), atent.load(args.run)
-    part = data.test.first(args.n)
+    part = data.sample("test", args.n)
     seconds: dict[str, list[float]] = {"ours": [], "port": []}
     wall: dict[str, list[float]] = {"ours": [], "port": []}
     standing = {"ours": 0, "port": 0}
@@ -102,6 +103,7 @@ def main() -> int:
     if args.out:
         write_json(args.out, {
             "benchmark": "autoattack", "run": args.run.name, "n": len(part), "norm": threat.norm,
+            "samples": described(data, "test", part),
             "eps": float(threat.eps), "threads": args.threads, "slices": args.slices,
             "channels_last": args.channels_last, "cpu_seconds": seconds,
             "wall_seconds": wall,

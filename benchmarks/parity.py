@@ -3,11 +3,11 @@
     pip install foolbox==3.3.4 pyautoattack==0.2.0 adversarial-robustness-toolbox==1.20.1
     python benchmarks/parity.py RUN [RUN ...] --out results/parity.json
 
-Each run is a folder that `atent train` left; its own threat and the first test images of its own data serve. What any
-package returns is judged by us: in the box, within the radius (the peer is forgiven a part in 10^5), misclassified, by
-true labels. Budget attacks are compared by robust accuracy, minimum-norm attacks by the median norm, both on the same
-images: an attack of ours counts as weaker where a one-sided sign test over the images on which the two differ falls
-below 2.5 %. FMN and ALMA are held against DDN at the same number of forwards.
+Each run is a folder that `atent train` left; its own threat and test images of its own data serve, by its data.subset.
+What any package returns is judged by us: in the box, within the radius (the peer is forgiven a part in 10^5),
+misclassified, by true labels. Budget attacks are compared by robust accuracy, minimum-norm attacks by the median norm,
+both on the same images: an attack of ours counts as weaker where a one-sided sign test over the images on which the two
+differ falls below 2.5 %. FMN and ALMA are held against DDN at the same number of forwards.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from atent.data import DataSettings
 from atent.data import load as load_data
 from atent.guard import guard
 from atent.progress import bar
-from atent.run import provenance, read_json, share, write_json
+from atent.run import provenance, read_config, share, write_json
+from atent.train.samples import described
 
 Peer = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
 
@@ -218,19 +219,19 @@ def against_ddn(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> list[
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, two or more per norm")
-    parser.add_argument("--n", type=int, default=100, help="test images, the first ones")
+    parser.add_argument("--n", type=int, default=100, help="test images, by the data.subset of the run")
     parser.add_argument("--only", nargs="+", help="rows whose names hold one of these words")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     results = []
     for path in args.runs:
-        config = read_json(path / "config.json")
+        config = read_config(path / "config.json")
         data = load_data(DataSettings(**config["data"]))
         own = {**(config["method"].get("threat") or {}), "box": data.box}
         own |= {k: config["evaluate"][k] for k in ("norm", "eps") if config["evaluate"].get(k) is not None}
         threat, model = Threat(**own), atent.load(path)
-        part = data.test.first(args.n)
+        part = data.sample("test", args.n)
         x, y = part.batch(torch.arange(len(part)))
         todo = [r for r in versus(threat) if not args.only or any(w.lower() in r[1].lower() for w in args.only)]
         rows = []
@@ -245,7 +246,8 @@ def main() -> int:
                 f"{path.name:<24}{found['attack']:<12}{found['median']:.4f}  DDN {found['ddn_median']:.4f}", flush=True
             )
         results.append({
-            "run": path.name, "data": data.name, "n": len(x), "norm": threat.norm, "eps": float(threat.eps),
+            "run": path.name, "data": data.name, "n": len(x), "samples": described(data, "test", part),
+            "norm": threat.norm, "eps": float(threat.eps),
             "rows": rows, "against_ddn": norms,
         })  # fmt: skip
     weaker = [f"{r['run']}: {w['ours']} against {w['peer']}" for r in results for w in r["rows"] if w["weaker"]]

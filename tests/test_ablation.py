@@ -92,7 +92,7 @@ def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():
         row("b-without-awp", (0.8, 0.8), (0.4, 0.4), 1.0), row("b", (0.9, 0.8), (0.7, 0.5), 2.0),
         row("b-with-x-1", (0.9, 0.8), (0.6, 0.5), 2.0),
     ]  # fmt: skip
-    found = {"rows": rows, "data": {"name": "digits", "n": 200}, "seeds": [0, 1], "threats": ["linf 0.15"]}
+    found = {"rows": rows, "data": {"name": "digits", "n": 200, "of": 500}, "seeds": [0, 1], "threats": ["linf 0.15"]}
     effects = {(e["part"], e["to"]): e for e in ablation.effects(found, ("a", "b"))}
     assert list(effects) == [("awp", "a"), ("awp", "b, without it"), ("x-1", "b"), ("all of them", "a")]
     added = effects["awp", "a"]

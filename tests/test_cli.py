@@ -58,7 +58,9 @@ def test_train_evaluate_load(here, capsys):
     assert names >= {"config.json", "metrics.jsonl", "best.safetensors", "last", "curves.png", "evaluation.json"}
     found = json.loads((path / "evaluation.json").read_text())
     assert found["n"] == 60
-    assert found["data"] == {"name": "digits", "split": "test", "n": 60, "of": 500}
+    told = {"name": "digits", "split": "test", "n": 60, "of": 500, "subset": "stratified", "subset_seed": 0}
+    assert found["data"].items() >= told.items()
+    assert found["data"]["ids"] == found["outcomes"]["ids"]
     assert set(found["attacks"]) == {"FGSM", "PGD-3"}
     assert found["provenance"]["version"] == atent.__version__
     config = json.loads((path / "config.json").read_text())
@@ -360,7 +362,8 @@ def test_evaluate_runs_a_cascade_and_says_what_it_measured(run_of, capsys):
     assert set(found["outcomes"]) == {"ids", "natural", "attacks"}
     for line in (
         "after FGSM", "after PGD-3", "threat   linf 0.15 (eps 0.15)",
-        "samples  the first 60 of 500 test images of digits",
+        "digits, test images: a stratified sample of 60 of 500 (seed 0), linf 0.15",
+        "samples  digits, test images: a stratified sample of 60 of 500 (seed 0)",
         f"natural  {folder.percent(found['natural'])}", f"robust   {folder.percent(found['worst'])} under the worst of",
         f"version  atent {atent.__version__}", "seed     0", "Not measured by AutoAttack",
         "written: run/evaluation.json",

@@ -110,7 +110,8 @@ def test_compare_trains_once_and_reuses(here, capsys):
         assert all(s["memory_mb"] > 1 for s in seeds)
         assert json.loads((path / seeds[1]["run"] / "config.json").read_text())["train"]["seed"] == 1
     text = (path / "comparison.md").read_text()
-    for part in ("| plain (Standard) |", "FGSM (%)", "digits, 40 of", "2 seeds (0, 1)", "linf 0.1", "t-interval"):
+    images = "digits, test images: a stratified sample of 40 of 500 (seed 0); "
+    for part in ("| plain (Standard) |", "FGSM (%)", images, "2 seeds (0, 1)", "linf 0.1", "t-interval"):
         assert part in text
     for part in ("natural (%)", "s / epoch", "peak MiB", "result folder: runs/compare"):
         assert part in out

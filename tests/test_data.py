@@ -266,9 +266,12 @@ def test_limit_leaves_validation_and_test_alone(digits, limit):
         assert not torch.equal(data.train.ids, digits.train.ids[:100])
 
 
-def test_test_limit_keeps_the_first(digits):
+def test_test_limit_is_a_stratified_sample(digits):
+    first = load(DataSettings(test_limit=30, subset="first"))
+    assert torch.equal(first.test.ids, digits.test.ids[:30])
     data = load(DataSettings(test_limit=30))
-    assert torch.equal(data.test.ids, digits.test.ids[:30])
+    assert torch.equal(data.test.ids, digits.sample("test", 30).ids)
+    assert counts(data.test) == [3] * 10
     assert data.about["counts"] == {"train": 1097, "validation": 200, "test": 30}
     assert data.about["available"] == {"train": 1297, "test": 500}
 

@@ -608,9 +608,14 @@ def test_a_network_that_gives_everything_one_class_is_noticed(batch):
     assert "optimizer.lr" in hint
     assert "method.eps_warmup" in hint
     assert "\n" not in hint
-    # a few samples, or samples of one class, tell nothing
+    # a few samples tell nothing
     assert evaluate(Constant(), x[:19], y[:19], []).hint is None
-    assert evaluate(Constant(), x, torch.full_like(y, 7), []).hint is None
+    # its own class alone makes it perfect, which is no praise
+    praised = evaluate(Constant(), x, torch.full_like(y, 7), [])
+    assert praised.natural["value"] == 1.0
+    assert praised.hint.startswith("all 60 samples are of class 7")
+    assert "stratified" in praised.hint
+    assert "\n" not in praised.hint
 
 
 # ---- radii

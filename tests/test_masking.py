@@ -373,11 +373,14 @@ def test_deterministic_and_the_model_as_found(robust, test_set):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_draws_hang_on_ids_and_samples_are_spread(robust, digits):
+def test_draws_hang_on_ids_and_samples_are_stratified(robust, digits):
     x, y = digits
     sample = probe(robust, x[:250], y[:250], LINF, PGD(LINF), 0, 1000 + torch.arange(250), 250)
     assert sample.n <= 100
-    assert set(sample.ids.tolist()) <= {1000 + i * 250 // 100 for i in range(100)}
+    # the same few, wherever they stand
+    turned = torch.arange(249, -1, -1)
+    again = probe(robust, x[turned], y[turned], LINF, PGD(LINF), 0, 1000 + turned, 250)
+    assert torch.equal(again.ids, sample.ids)
     assert torch.equal(sample.x, x[sample.ids - 1000])
     assert torch.equal(sample.y, y[sample.ids - 1000])
     still = PGD(LINF, steps=1, step_size=0)  # moved by the draws alone
@@ -417,3 +420,14 @@ def test_the_mnist_network_passes_everything():
         pytest.skip("MNIST is not under ATENT_DATA_ROOT")
     x, y = load(DataSettings("mnist")).test.batch(torch.arange(100))[:2]
     assert failed(masking_checks(atent.load(run), x, y, Threat("linf", 0.3))) == {}
+
+
+@pytest.mark.parametrize("order", ["sorted", "periodic", "rare"])
+def test_the_samples_are_of_every_class_whatever_the_order(order):
+    """Every tenth of 1000 samples whose classes take turns would be of one class."""
+    y = torch.arange(1000)
+    y = {"sorted": y // 100, "periodic": y % 10, "rare": torch.where(y < 10, y, 0)}[order]
+    x = torch.nn.functional.one_hot(y, 10).float()
+    sample = probe(torch.nn.Identity(), x, y, LINF, PGD(LINF), 0, None, 250)
+    shares = sample.y.bincount(minlength=10).tolist()
+    assert shares == ([91] + [1] * 9 if order == "rare" else [10] * 10)

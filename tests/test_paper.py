@@ -219,7 +219,7 @@ def test_a_table_from_end_to_end(here, capsys):
     kept = [measured(runs / f"digits-l2-pgdat-seed{k}") for k in (0, 1)]
     text = "PGD(steps=10, start=cube, norm=l2, eps=0.5)"
     mine = cells["half-published"]["ours"]
-    shares = [k[f"{text}, first 20"]["share"]["value"] for k in kept]
+    shares = [k[f"{text}, stratified 20"]["share"]["value"] for k in kept]
     assert mine["value"] == pytest.approx(statistics.fmean(shares))
     assert mine["sd"] == pytest.approx(statistics.stdev(shares))
     assert mine["low"] <= mine["value"] <= mine["high"]
@@ -228,7 +228,7 @@ def test_a_table_from_end_to_end(here, capsys):
     assert mine["hardware"]
     assert mine["commit"]
     assert cells["full-autoattack"]["ours"]["n"] == 4
-    same = [k[f"{text}, first 4"]["share"]["value"] for k in kept]
+    same = [k[f"{text}, stratified 4"]["share"]["value"] for k in kept]
     assert cells["half-autoattack"]["ours"]["same_images"] == {"attack": text, "value": statistics.fmean(same)}
     # The rows that were left out say so, and nothing of the paper stands in our column.
     other = found["blocks"][0]["rows"][1]["cells"]["natural"]

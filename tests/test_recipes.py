@@ -85,7 +85,7 @@ def test_every_recipe_is_whole(name):
     threat = threat_of(getattr(j.method, "threat", None), (0.0, 1.0), j.evaluate)
     attacks = labelled([parse(text, threat, ATTACKS) for text in j.evaluate.attacks])
     assert len(attacks) == len(j.evaluate.attacks)
-    assert j.evaluate.limit >= 200
+    assert j.evaluate.limit is None or j.evaluate.limit >= 200
 
 
 def one_epoch(name):

@@ -259,21 +259,24 @@ def test_a_cascade_and_the_parts_of_an_ensemble_are_told_as_such(run):
 # ---- images -----------------------------------------------------------------------------------------------
 
 
-def test_the_images_are_the_first_ones_and_what_the_strongest_attack_made_of_them(made, page):
+def test_the_images_are_a_stratified_sample_and_what_the_strongest_attack_made_of_them(made, page):
     from matplotlib.image import imread
 
     found = load(made / "evaluation.json")
     assert read(made).headline == "evaluation.json"
     strongest = min(found["attacks"].values(), key=lambda told: told["robust"]["k"])
     doc = Document(page)
-    assert f"The first 3 test images as they come, under {strongest['attack']}, linf 0.15:" in doc.text
+    which = "a stratified sample of 3 of 500 (seed 0)"
+    assert f"Test images, {which}, under {strongest['attack']}, linf 0.15:" in doc.text
     data, model = load_data(DataSettings("digits", test_limit=40)), atent.load(made)
-    x, y = data.test.first(3).batch(torch.arange(3))
+    some = data.sample("test", 3)
+    x, y = some.batch(torch.arange(3))
+    assert len(set(y.tolist())) == 3
     with torch.no_grad():
         confidence, seen = model(x).softmax(1).max(1)
     pictures = [a for a in doc.all("img") if a["src"].startswith("data:image/png")]
     assert len(pictures) == 9
-    for i, number in enumerate(data.test.first(3).ids.tolist()):
+    for i, number in enumerate(some.ids.tolist()):
         before, after, change = (
             imread(io.BytesIO(base64.b64decode(p["src"].partition(",")[2])))[..., 0]
             for p in pictures[3 * i : 3 * i + 3]

@@ -102,7 +102,7 @@ def train(args: list[str]) -> int:
         path = Path(options.resume)
         if not (path / folder.CONFIG).is_file():
             raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the one to go on with")
-        saved = folder.read_json(path / folder.CONFIG)
+        saved = folder.read_config(path / folder.CONFIG)
         sections = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
         if any(section not in saved for section in sections) or not saved["model"].get("name"):
             raise ValueError(
@@ -162,11 +162,12 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
     from atent.attacks.spec import show
     from atent.threat import Threat
     from atent.train.comparison import caveat
+    from atent.train.samples import words
 
     first = next(iter(models.values()))
     where, attacks = first["data"], first["attacks"]
     threats = dict.fromkeys(show(Threat(**a["threat"])) for a in attacks.values())
-    title = f"{where['name']}, {where['n']} of {where['of']} test images"
+    title = f"{where['name']}, test images: {words(where)}"
     table = Table(title=f"{title}, {', '.join(threats)}", title_justify="left")
     table.add_column("accuracy, 95 % interval")
     for name in models:
@@ -245,6 +246,8 @@ def evaluate(args: list[str]) -> int:
     out = out if options.out else _free_file(place)
     folder.write_json(out, found)
     _table({judged.name: found})
+    if options.per_class:
+        _classes(found)
     written = [out]
     if options.radii:
         from atent import plots
@@ -256,6 +259,22 @@ def evaluate(args: list[str]) -> int:
     warned = _checks(found["checks"]) if "checks" in found else False
     print(f"\nwritten: {', '.join(map(str, written))}")
     return 1 if warned and options.strict else 0
+
+
+def _classes(found: dict[str, Any]) -> None:
+    """Clean and robust accuracy: a row a class."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="by class, 95 % intervals", title_justify="left")
+    table.add_column("class")
+    for heading in ("n", "clean", f"robust to all of {', '.join(found['attacks']) or 'no attack'}"):
+        table.add_column(heading, justify="right")
+    names = found["data"]["class_names"]
+    for row in found["per_class"]:
+        name = str(names[row["class"]]) if names else str(row["class"])
+        table.add_row(name, f"{row['n']:,}", _share(row["natural"]), _share(row["worst"]))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def _radii(rows: list[dict[str, Any]]) -> None:
@@ -331,8 +350,8 @@ def certify(args: list[str]) -> int:
     for run in dict.fromkeys(o.runs):
         done[run] = certify_folder(
             Path(run), method=o.method, sigma=o.sigma, n0=o.n0, n=o.n, alpha=o.alpha, seed=o.seed, limit=o.limit,
-            radii=o.radius, norm=o.norm, shard=o.shard, merged=o.merge, which=o.which, root=o.root, device=o.device,
-            threads=o.threads, batch=o.batch, compiled=o.compile, progress=not o.quiet,
+            subset=o.subset, radii=o.radius, norm=o.norm, shard=o.shard, merged=o.merge, which=o.which, root=o.root,
+            device=o.device, threads=o.threads, batch=o.batch, compiled=o.compile, progress=not o.quiet,
         )  # fmt: skip
     _print_threads(o.threads)
     from rich.console import Console
@@ -445,7 +464,8 @@ def theory(args: list[str]) -> int:
         _refuse_taken(Path(o.out), "--out")
     say = (lambda _part: None) if o.quiet else (lambda part: print(f"checking: {part}", file=sys.stderr, flush=True))
     judged, found = room.of_run(
-        o.target, data=o.data, model=o.model, root=o.root, which=o.which, limit=o.limit, gamma=o.gamma,
+        o.target, data=o.data, model=o.model, root=o.root, which=o.which, limit=o.limit, subset=o.subset,
+        gamma=o.gamma,
         temperature=o.temperature, radius=o.radius, chains=o.chains, steps=o.steps, samples=o.samples, seed=o.seed,
         recipes=config.chains, say=say,
     )  # fmt: skip

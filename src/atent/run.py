@@ -134,6 +134,20 @@ def read_json(path: str | Path) -> Any:
     return _parse(Path(path).read_bytes(), str(path))
 
 
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config.json at ``path``, `completed`. Raises as `read_json`."""
+    return completed(read_json(path))
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration with what the absence of a setting means: runs made before data.subset took the first
+    samples."""
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict) or "subset" in data:
+        return config
+    return {**config, "data": {**data, "subset": "first"}}
+
+
 def append_jsonl(path: str | Path, row: dict) -> None:
     """Appends one row, as one line; a torn last line, left by a kill, is cut off first.
 

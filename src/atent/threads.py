@@ -47,7 +47,7 @@ def check_threads(threads: Threads) -> None:
     """ValueError unless ``threads`` is None, "auto" or a whole number from 1."""
     number = isinstance(threads, int) and not isinstance(threads, bool)
     if not (threads is None or threads == "auto" or (number and int(threads) >= 1)):
-        raise ValueError(f"threads must be auto or a whole number of at least 1, got {threads!r}")
+        raise ValueError(f"threads must be at least 1 and whole, or auto, got {threads!r}")
 
 
 def choose(work: Callable[[], object], most: int | None = None) -> int:

@@ -34,8 +34,11 @@ class SubjectOptions:
     each kind."""
     weights: str | None = None
     """A .safetensors file of the same network, instead of the run's own weights."""
-    limit: int | None = None
-    """Number of test images, the first ones; left out: as the recipe, or 1000."""
+    limit: int | typing.Literal["all"] | None = None
+    """Number of test images; all: every one. Default: as the recipe, or 1000."""
+    subset: typing.Literal["stratified", "first"] | None = None
+    """Which images, where they are fewer than all: stratified, every class by its share, the same for every model of
+    one data.split_seed; or first, the first ones in source order. Default: as the recipe, or stratified."""
     seed: int | None = None
     """Seed of the attacks' draws; left out: as the recipe, or 0."""
     batch: int | None = None
@@ -70,6 +73,8 @@ class EvaluateOptions(SubjectOptions):
     """Also measure each attack alone at these radii, such as 2/255 4/255 8/255: a table and security.png."""
     checks: Annotated[bool, tyro.conf.FlagConversionOff] = False
     """Also look for masked gradients and weak attacks: a table of checks with their figures."""
+    per_class: bool = False
+    """Also print clean and robust accuracy class by class."""
     strict: Annotated[bool, tyro.conf.FlagConversionOff] = False
     """Exit with 1 where a check warns; implies --checks."""
     search_dtype: typing.Literal["bfloat16", "float16"] | None = None
@@ -113,8 +118,11 @@ class CertifyOptions:
     the run's norm, left out: its eps."""
     norm: typing.Literal["linf", "l2"] | None = None
     """Norm of the bounds; left out: the run's. Smoothing is l2."""
-    limit: int | None = 200
-    """Number of test images, the first ones; none: all."""
+    limit: int | typing.Literal["all"] = 200
+    """Number of test images; all: every one."""
+    subset: typing.Literal["stratified", "first"] | None = None
+    """Which images, where they are fewer than all: stratified, every class by its share; or first, the first ones in
+    source order. Default: as the run."""
     shard: str | None = None
     """i/k: certify the images i::k only, into a file of their own; i counts from 0."""
     merge: bool = False

@@ -73,8 +73,8 @@ class ReportOptions:
     """HTML file to write; left out: report.html in the folder where there is one, in this folder for several, numbered
     where it is taken."""
     images: int = 8
-    """Test images of each run to show under attack, the first ones; 0: none. It needs the run's weights and data, and
-    the page says why where they are not to be had."""
+    """Test images of each run to show under attack, chosen by its data.subset; 0: none. It needs the run's weights and
+    data, and the page says why where they are not to be had."""
     root: str | None = None
     """Folder that holds the data (npz: the file); left out: as the run had it."""
     quiet: bool = False
@@ -110,8 +110,11 @@ class TheoryOptions:
     """Folder that holds the data; left out: as the run had it."""
     which: typing.Literal["best", "last"] = "best"
     """Weights of the best epoch or of the last."""
-    limit: int = 50
-    """Number of test images, the first ones; at least 4."""
+    limit: int | typing.Literal["all"] = 50
+    """Number of test images, at least 4; all: every one."""
+    subset: typing.Literal["stratified", "first"] | None = None
+    """Which images, where they are fewer than all: stratified, every class by its share; or first, the first ones in
+    source order. Default: as the run."""
     gamma: float = 10.0
     """Pull of the density on images, in the paper's scaling (per unit of step size); above 0."""
     temperature: float | None = None

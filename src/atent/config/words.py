@@ -36,14 +36,21 @@ _SHORT["--method.calibrate"] = "--method.calibrated"
 _NAMED_NONE = ("--train.average", "--optimizer.walk.scale")
 
 
+# No limit means all; as an option's value, None would mean its default.
+_LIMIT = re.compile(r"--([a-z_]+[.])?([a-z]+[_-])?limit")
+
+
 def spelled(args: list[str], short: dict[str, str] = _SHORT) -> list[str]:
     """Bare section names mean their `name`, and values are spelled as Python has them."""
     words = {"true": "True", "false": "False", "none": "None", "null": "None"}
+    everything = {"none": "all", "null": "all", "None": "all"}
     out: list[str] = []
     for a in args:
         head, eq, tail = a.partition("=") if a.startswith("--") else (a, "", "")
         for word in (head, tail) if eq else (a,):
             named = bool(out) and out[-1] in _NAMED_NONE
+            if out and _LIMIT.fullmatch(out[-1]):
+                word = everything.get(word, word)
             out.append(word if named else words.get(short.get(word, word), short.get(word, word)))
     return out
 

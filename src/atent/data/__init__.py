@@ -21,11 +21,25 @@ from atent.data.folder import folder
 from atent.data.mnist import fashion_mnist, mnist
 from atent.data.moons import moons
 from atent.data.npz import npz
-from atent.data.settings import DataSettings
-from atent.data.split import Data, Source, Split, split, stratified
+from atent.data.settings import DataSettings, Limit, Rule, everything
+from atent.data.split import SUBSET, Data, Source, Split, split, spread, stratified, subset
 from atent.data.two_class import two_class
 
-__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Source", "Split", "augment", "from_tensors", "load"]
+__all__ = [
+    "AUGMENTATIONS",
+    "SOURCES",
+    "Data",
+    "DataSettings",
+    "Limit",
+    "Rule",
+    "Source",
+    "Split",
+    "augment",
+    "everything",
+    "from_tensors",
+    "load",
+    "spread",
+]
 
 SOURCES: dict[str, Callable[[str | None], Source]] = {
     "digits": digits,
@@ -38,7 +52,7 @@ SOURCES: dict[str, Callable[[str | None], Source]] = {
     "folder": folder,
 }
 
-# Streams of one split_seed that must not be the same numbers.
+# Streams of one split_seed that must not be the same numbers; `SUBSET` is another.
 _VALIDATION, _LIMIT = 0, 1
 
 
@@ -46,8 +60,10 @@ def load(settings: DataSettings) -> Data:
     """The data set that the settings describe, on the CPU.
 
     The validation set is drawn from the training part by class share, seeded by `split_seed`; then `limit`
-    draws from what is left, so that it never moves the validation set; `test_limit` keeps the first test
-    samples. Samples stay in source order.
+    draws from what is left, so that it never moves the validation set; `test_limit` takes test samples by
+    `subset`. Training and test samples stay in source order. Validation samples, and test samples that were drawn, are
+    in the order of `spread`, so that every beginning of them holds all classes; with subset "first" all is in source
+    order.
 
     Raises ValueError for unknown names, numbers out of range and damaged or inconsistent files, and
     FileNotFoundError for absent ones: one line each, with what was seen and what is allowed.
@@ -55,7 +71,7 @@ def load(settings: DataSettings) -> Data:
     loader = checks.lookup(SOURCES, settings.name, "data set")
     augment(settings.augment)
     for name in ("validation", "limit", "test_limit"):
-        checks.count(name, getattr(settings, name))
+        checks.count(name, everything(getattr(settings, name)))
     if not 0 <= settings.split_seed < 2**32:
         raise ValueError(f"data.split_seed is {settings.split_seed}; it must be 0 to 2**32 - 1")
     return carve(loader(settings.root), settings)
@@ -73,12 +89,17 @@ def carve(source: Source, settings: DataSettings) -> Data:
     if not 1 <= n <= len(y) - source.classes:
         most = len(y) - source.classes
         raise ValueError(f"data.validation is {n}; with {len(y)} training samples it must be 1 to {most}")
-    carved = stratified(y, n, (settings.split_seed, _VALIDATION), keep=1)
+    rule, seed, limit = settings.subset, settings.split_seed, everything(settings.limit)
+    # A rare class keeps a sample of every subset; with "first", the parts are those of earlier versions.
+    least = int(rule == "stratified")
+    carved = stratified(y, n, (seed, _VALIDATION), keep=1, least=least)
     left = np.setdiff1d(np.arange(len(y)), carved)
-    if settings.limit is not None and settings.limit < len(left):
-        left = left[stratified(y[left], settings.limit, (settings.split_seed, _LIMIT))]
-    train, validation = source.train.take(left.tolist()), source.train.take(carved.tolist())
-    test = source.test if settings.test_limit is None else source.test.first(settings.test_limit)
+    if limit is not None and limit < len(left):
+        left = left[stratified(y[left], limit, (seed, _LIMIT), least=least)]
+    if rule == "stratified":
+        carved = carved[spread(y[carved], (seed, SUBSET), source.train.ids.numpy()[carved])]
+    train, validation = source.train.take(left), source.train.take(carved)
+    test = subset(source.test, settings.test_limit, rule, seed)
     return Data(
         name=settings.name,
         classes=source.classes,
@@ -95,10 +116,12 @@ def carve(source: Source, settings: DataSettings) -> Data:
             "verified": all(file["verified"] for file in source.about["files"].values()),
             "available": {"train": len(y), "test": len(source.test)},
             "counts": {"train": len(train), "validation": len(validation), "test": len(test)},
-            "split": {"seed": settings.split_seed, "validation": n, "stratified": True},
+            "split": {"seed": seed, "validation": n, "stratified": True},
             "limit": settings.limit,
             "test_limit": settings.test_limit,
         },
+        subset=rule,
+        seed=seed,
     )
 
 
@@ -110,6 +133,7 @@ def from_tensors(
     *,
     validation: int | None = None,
     split_seed: int = 0,
+    subset: Rule = "stratified",
     box: tuple[float, float] = (0.0, 1.0),
     name: str = "tensors",
 ) -> Data:
@@ -117,6 +141,7 @@ def from_tensors(
 
     y: (n,) integers from 0, each class present in training. A validation set of ``validation`` samples (default 10 %
     of the training set, at most 1000) is carved from the training set by class share, seeded by ``split_seed``.
+    ``subset``: how fewer samples than there are get chosen, see `Data.sample`.
     Raises ValueError, in one line, for shapes, types, labels or values that cannot be used.
     """
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
@@ -145,4 +170,4 @@ def from_tensors(
         box=(0.0, 1.0) if scale else box,
         about={"source": "tensors", "files": {}, "test": "x_test"},
     )
-    return carve(source, DataSettings(name=name, validation=validation, split_seed=split_seed))
+    return carve(source, DataSettings(name=name, validation=validation, split_seed=split_seed, subset=subset))

@@ -1,6 +1,26 @@
 """What the user says about the data."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+Rule = Literal["stratified", "first"]
+"""How fewer samples than there are get chosen: a seeded, class-stratified sample, or the first ones."""
+
+Limit = int | Literal["all"] | None
+"""A number of samples, or all of them: "all" or None."""
+
+
+def everything(limit: Limit) -> int | None:
+    """The limit with None for "all"; ValueError for another word."""
+    if isinstance(limit, str) and limit != "all":
+        raise ValueError(f"a limit is a whole number or 'all', got {limit!r}")
+    return None if limit == "all" else limit
+
+
+def check_rule(rule: str) -> None:
+    """ValueError for a rule that is not known."""
+    if rule not in get_args(Rule):
+        raise ValueError(f"subset {rule!r} is not known: use {' or '.join(get_args(Rule))}")
 
 
 @dataclass(frozen=True)
@@ -20,13 +40,22 @@ class DataSettings:
     Fashion-MNIST and CIFAR-10, otherwise 10 % of the training set and at most 1000."""
 
     split_seed: int = 0
-    """Seed of the validation split and of the choice made by `limit`. It never touches the test set."""
+    """Seed of the validation split, of the choice made by `limit`, and of every stratified subset that is evaluated."""
 
-    limit: int | None = None
-    """Train on at most this many images, chosen by class share after the validation set was carved."""
+    subset: Rule = "stratified"
+    """Which samples are taken wherever fewer are used than there are: stratified, every class by its share, drawn by
+    split_seed; or first, the first ones in source order, which are of few classes where the source is sorted."""
 
-    test_limit: int | None = None
-    """Keep at most this many test images, the first ones in source order."""
+    limit: Limit = None
+    """Train on at most this many images, chosen by class share after the validation set was carved; all: no limit."""
+
+    test_limit: Limit = None
+    """Keep at most this many test images, chosen as subset says; all: no limit."""
 
     augment: str = "none"
     """Training augmentation: none, flip, crop-flip (zero padding of 4) or rotate-flip (within 5 degrees)."""
+
+    def __post_init__(self) -> None:
+        check_rule(self.subset)
+        for name in ("limit", "test_limit"):
+            object.__setattr__(self, name, everything(getattr(self, name)))

@@ -2,10 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from atent.data.settings import Limit, Rule, everything
+
+Part = Literal["train", "validation", "test"]
+
+# The stream of a split_seed that draws subsets; 0 and 1 draw the validation set and the limited training set.
+SUBSET = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +65,30 @@ class Split:
         # can miss the quotient by a bit; by a tensor on the device they truly divide, and cast on the way.
         return x / torch.full((), self.scale, dtype=torch.float32, device=x.device), y
 
-    def take(self, index: Tensor | Sequence[int]) -> "Split":
+    def take(self, index: Tensor | Sequence[int] | np.ndarray) -> "Split":
         """The samples at `index` ((b,) int64), in that order."""
         index = self._index(index)
         parts = {name: getattr(self, name).index_select(0, index) for name in ("x", "y", "ids")}
         return replace(self, **parts)
 
     def first(self, n: int) -> "Split":
-        """The first n samples, or all where there are fewer. Raises ValueError where n is negative."""
+        """The first n samples in the order of the split, or all where there are fewer; of a source that is sorted by
+        class, those are samples of few classes: `sample` takes all. Raises ValueError where n is negative."""
         if n < 0:
             raise ValueError(f"cannot take the first {n} samples; n must be 0 or more")
         return replace(self, x=self.x[:n], y=self.y[:n], ids=self.ids[:n])
 
-    def _index(self, index: Tensor | Sequence[int]) -> Tensor:
+    def sample(self, n: int, seed: Sequence[int]) -> "Split":
+        """A class-stratified sample of n, in the order of `spread`; the split itself where it has no more than n.
+
+        The choice depends on ids, labels and ``seed`` alone, not on the order of the split, and a smaller sample is the
+        beginning of a larger one. Raises ValueError where n is negative.
+        """
+        if n < 0:
+            raise ValueError(f"cannot take a sample of {n}; n must be 0 or more")
+        return self if n >= len(self) else self.take(spread(self.y.cpu().numpy(), seed, self.ids.cpu().numpy())[:n])
+
+    def _index(self, index: Tensor | Sequence[int] | np.ndarray) -> Tensor:
         return torch.as_tensor(index, dtype=torch.int64, device=self.x.device)
 
 
@@ -82,6 +101,7 @@ class Data:
     train, validation, test: disjoint; validation was carved from the source's training part.
     about: plain JSON: source, files with sha256 and whether they are the known ones, counts, split, class
         names and what is missing.
+    subset: how fewer samples than there are get chosen, see `sample`. seed: the split_seed, which draws them.
     """
 
     name: str
@@ -92,6 +112,17 @@ class Data:
     validation: Split
     test: Split
     about: dict
+    subset: Rule = "stratified"
+    seed: int = 0
+
+    def sample(self, part: Part, n: Limit, rule: Rule | None = None) -> Split:
+        """n samples of the part "train", "validation" or "test", by the data's rule or ``rule``; all where n is "all",
+        None, or at least their number.
+
+        "stratified": every class gives its share (see `spread`), drawn by the data's split_seed: the same samples for
+        every model, method and training seed. "first": the first n in the order of the part.
+        """
+        return subset(getattr(self, part), n, rule or self.subset, self.seed)
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data with its three splits on `device`."""
@@ -115,6 +146,14 @@ class Source:
     about: dict = field(default_factory=dict)
 
 
+def subset(whole: Split, n: Limit, rule: Rule, seed: int) -> Split:
+    """n samples of a split by the rule, see `Data.sample`."""
+    count = everything(n)
+    if count is None or count >= len(whole):
+        return whole
+    return whole.first(count) if rule == "first" else whole.sample(count, (seed, SUBSET))
+
+
 def split(x: np.ndarray, y: np.ndarray, scale: float | None, ids: np.ndarray | None = None) -> Split:
     """A Split from numpy arrays (n, ...) and (n,); ids count from 0 where none are given."""
     ids = np.arange(len(y)) if ids is None else ids
@@ -123,19 +162,44 @@ def split(x: np.ndarray, y: np.ndarray, scale: float | None, ids: np.ndarray | N
     return Split(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(ids), scale)
 
 
-def stratified(y: np.ndarray, n: int, seed: tuple[int, ...], keep: int = 0) -> np.ndarray:
+def stratified(y: np.ndarray, n: int, seed: Sequence[int], keep: int = 0, least: int = 0) -> np.ndarray:
     """Positions, ascending, of n samples drawn at random so that every class gives its share, to one sample.
 
     y: (N,) labels from 0. n: at most N less `keep` per class. seed: numbers in [0, 2**32).
     keep: samples that every class holds back. Largest remainders round the shares; lower classes win ties.
+    least: 1 gives one sample to each class whose share rounds to none, at the cost of the largest quotas, as far as n
+    suffices; 0 leaves the shares as they are.
     """
     # The stream of RandomState is frozen across numpy releases; that of the newer Generator is not.
     random = np.random.RandomState(seed)
     spare = np.maximum(np.bincount(y) - keep, 0)
     quota, rest = np.divmod(n * spare, spare.sum())
     quota[np.argsort(-rest, kind="stable")[: n - quota.sum()]] += 1
+    for label in np.flatnonzero((quota == 0) & (spare > 0))[: n if least else 0]:
+        if quota.max() > 1:
+            quota[quota.argmax()] -= 1
+            quota[label] = 1
     chosen = [random.permutation(np.flatnonzero(y == label))[:k] for label, k in enumerate(quota)]
     return np.sort(np.concatenate(chosen))
+
+
+def spread(y: np.ndarray, seed: Sequence[int], ids: np.ndarray | None = None) -> np.ndarray:
+    """Positions of all N samples in a random order of which every beginning is a class-stratified sample.
+
+    y: (N,) labels. seed: numbers in [0, 2**32). ids: (N,) sample numbers (default: positions), which alone decide the
+    order within a class. The first n samples hold one of every class where n is at least the number of classes; beyond
+    that, each class has its share n n_c / N, to about one sample (the divisor method of Webster and Sainte-Lague).
+    Where n is less than the number of classes they are of n different classes, larger ones first. Ties between classes
+    are drawn.
+    """
+    by_id = np.argsort(np.arange(len(y)) if ids is None else ids, kind="stable")
+    drawn = np.empty(len(y), np.int64)
+    drawn[by_id] = np.random.RandomState(seed).permutation(len(y))
+    _, label, size = np.unique(y, return_inverse=True, return_counts=True)
+    order = np.lexsort((drawn, label))
+    turn = np.empty(len(y), np.int64)
+    turn[order] = np.arange(len(y)) - (np.cumsum(size) - size)[label[order]]
+    return np.lexsort((drawn, (2 * turn + 1) / size[label], turn > 0))
 
 
 def halves(x: np.ndarray, y: np.ndarray, scale: float | None, test: int, seed: int) -> tuple[Split, Split]:

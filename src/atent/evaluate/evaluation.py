@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack, check_batch, check_ids, check_logits, check_number
 from atent.attacks.spec import labelled, plain, spell
-from atent.evaluate.hints import collapse_hint, normalisation_hint
+from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
 from atent.evaluate.outcomes import bits, marks, spans
 from atent.guard import guard
@@ -49,6 +49,8 @@ class Evaluation:
     outcomes: dict[str, Any] = field(default_factory=dict)
     """One character per sample: ids ("0-499"), natural (1 right, 0 wrong), by attack f fooled, s stood, - not tried;
     `atent.evaluate.outcomes.per_sample` reads it."""
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+    """For each class that has samples, in order: class, n (its samples), natural and worst (shares of these n)."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; an infinite eps becomes "inf", which `Threat` reads."""
@@ -147,7 +149,11 @@ def evaluate(
     trial = _Trial(model, x, y, ids, seed, batch, search_dtype, channels_last, ledger, advance)
     predicted = predict(model, x, y, batch=batch)
     right = (predicted == y).cpu()
-    hint = normalisation_hint(right, x, lambda z: predict(model, z, y, batch=batch), y) or collapse_hint(predicted, y)
+    hint = (
+        normalisation_hint(right, x, lambda z: predict(model, z, y, batch=batch), y)
+        or collapse_hint(predicted, y)
+        or one_class_hint(y)
+    )
     standing, results, outcomes = right.clone(), {}, {}
     for name, attack in named.items():
         results[name], outcomes[name], after = trial.attack(name, attack, standing if cascade else right)
@@ -163,7 +169,18 @@ def evaluate(
         search_dtype=search_dtype,
         hint=hint,
         outcomes={"ids": spans(ids.tolist()), "natural": bits(right), "attacks": outcomes},
+        per_class=_per_class(y.cpu(), right, standing),
     )
+
+
+def _per_class(y: Tensor, right: Tensor, standing: Tensor) -> list[dict[str, Any]]:
+    rows = []
+    for label in y.unique().tolist():
+        own = y == label
+        n = int(own.sum())
+        shares = {name: share(int(kept[own].sum()), n) for name, kept in (("natural", right), ("worst", standing))}
+        rows.append({"class": label, "n": n, **shares})
+    return rows
 
 
 @dataclass(frozen=True, eq=False)

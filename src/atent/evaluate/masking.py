@@ -215,10 +215,10 @@ def masking_checks(
     """Every check of `CHECKS` on a model, in that order; a failed one is a warning.
 
     ``x`` (n, ...) floats in the threat's box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1)
-    that key the draws together with ``seed``. At most 100 samples are looked at, spread evenly, and of these the ones
-    that the model gets right. ``attack`` is the attack that was relied on (default: PGD with 20 steps): "step-budget"
-    and "attack-strength" judge it, all others judge the model with attacks of their own. Comparisons of attacks
-    are paired by sample: a check fails where a sign test on the samples that differ falls below 1 %, or where a
+    that key the draws together with ``seed``. At most 100 samples are looked at, stratified by class, and of these the
+    ones that the model gets right. ``attack`` is the attack that was relied on (default: PGD with 20 steps):
+    "step-budget" and "attack-strength" judge it, all others judge the model with attacks of their own. Comparisons of
+    attacks are paired by sample: a check fails where a sign test on the samples that differ falls below 1 %, or where a
     stronger attack fools more than 5 % on top at the lower end of the 95 % interval.
 
     The model is judged in eval mode and comes back as it was. A check that raises, as where the model has no gradient,

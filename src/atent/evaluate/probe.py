@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack, Loss, Oracle, check_batch, check_ids, check_logits, check_number, check_seed
+from atent.data.split import spread
 from atent.guard import guard
 from atent.run import share
 from atent.threat import Threat
 
 SAMPLES = 100
-"""The most samples that the checks look at, spread evenly over those given."""
+"""The most samples that the checks look at, a class-stratified sample of those given."""
 LEVEL = 0.01
 """Probability below which a paired difference is no chance."""
 SLACK = 0.05
@@ -86,7 +87,9 @@ def probe(
     ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
     check_ids(ids, len(x))
     count = min(SAMPLES, len(x))
-    few = torch.arange(count, device=x.device) * len(x) // count
+    few = torch.arange(count, device=x.device)
+    if len(x) > count:
+        few = torch.from_numpy(spread(y.cpu().numpy(), (0,), ids.cpu().numpy())[:count]).to(x.device)
     x, y, ids = threat.clamp(x[few].detach()), y[few].long(), ids[few]
     logits = forward(model, x, seed=seed, batch=batch)
     if not looks_like_probabilities(logits):  # those are a failed check, not an error

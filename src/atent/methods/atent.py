@@ -124,8 +124,8 @@ class ATENT(Method):
     label_smoothing: float = 0.0
     """Share of the label spread over all classes in every cross-entropy, the chain's too; in [0, 1)."""
     calibrated: bool | Literal["gamma", "noise"] = False
-    """Let the training find gamma (true) or noise on its first batches, so that the median distance is eps; on the
-    command line also --method.calibrate."""
+    """Let the training find gamma (true) or noise on two batches before it begins, so that the median distance is eps;
+    on the command line also --method.calibrate."""
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, 0, above=True)

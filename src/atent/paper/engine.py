@@ -28,7 +28,7 @@ from atent.progress import Advance, bar
 from atent.train.certificate import certify_folder, fingerprint
 from atent.train.compare import Build, Run, state
 from atent.train.interrupt import Interrupted
-from atent.train.pipeline import Job, Say, run_job
+from atent.train.pipeline import Job, Say, as_begun, run_job
 from atent.train.subject import Subject, subject
 
 MEASURES = "measures.json"
@@ -89,8 +89,9 @@ def job(bench: Bench, training: Training, seed: int) -> Job:
 
 
 def run_of(bench: Bench, training: Training, seed: int) -> Run:
-    """The run of a training, as `atent compare` has it."""
-    return Run(training.recipe, job(bench, training, seed), bench.path(training, seed))
+    """The run of a training, as `atent compare` has it; one that is there keeps its data.subset."""
+    path = bench.path(training, seed)
+    return Run(training.recipe, as_begun(job(bench, training, seed), path), path)
 
 
 def stage(run: Run, build: Build) -> str:
@@ -192,7 +193,7 @@ def measure(bench: Bench, path: Path, wanted: Sequence[Measure]) -> None:
         for key, m in left.items():
             bench.check()
             begun = time.monotonic()
-            found = _MEASURES[m.kind](bench, who, m)
+            found = {**_MEASURES[m.kind](bench, who, m), "data": _some(who, m).samples()}
             found["provenance"] = folder.provenance(seed=0, device=who.test()[0].device)
             folder.write_json(path / MEASURES, {**measured(path), key: found})
             value = found.get("share") or found["certified"]
@@ -200,7 +201,7 @@ def measure(bench: Bench, path: Path, wanted: Sequence[Measure]) -> None:
 
 
 def _accuracy(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
-    x, y, ids = _first(who, m).test()
+    x, y, ids = _some(who, m).test()
     attacks = {"attack": parse(m.attack, None, ATTACKS)} if m.kind == "attack" else {}
     strong = any(attack.parts() for attack in attacks.values())
     part = who.place / f"measure-{_short(m)}.jsonl"
@@ -218,7 +219,7 @@ def _accuracy(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
 
 
 def _smoothing(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
-    x, y, ids = _first(who, m).test()
+    x, y, ids = _some(who, m).test()
     draws = Draws(m.sigma, n=m.draws)
     about = {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
     total = len(x) * (draws.n0 + draws.n)
@@ -235,8 +236,9 @@ def _smoothing(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
 
 def _bounds(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
     _, content, _ = certify_folder(
-        who.place, method=m.method, radii=[m.radius], norm="linf", limit=m.n, progress=bench.progress
-    )
+        who.place, method=m.method, radii=[m.radius], norm="linf", limit=m.n, subset="stratified",
+        progress=bench.progress,
+    )  # fmt: skip
     (at,) = content["certified"]
     return {"natural": content["natural"], "certified": at["share"], "seconds": at["seconds_per_image"]}
 
@@ -251,8 +253,11 @@ def _short(m: Measure) -> str:
     return hashlib.sha256(m.key.encode()).hexdigest()[:10]
 
 
-def _first(who: Subject, m: Measure) -> Subject:
-    return replace(who, settings=replace(who.settings, limit=m.n))
+def _some(who: Subject, m: Measure) -> Subject:
+    """The subject with the measure's images, the same for every network."""
+    return replace(
+        who, data=replace(who.data, subset="stratified"), settings=replace(who.settings, limit=m.n)
+    )  # fmt: skip
 
 
 def _watched(bench: Bench, advance: Advance) -> Advance:

@@ -30,7 +30,7 @@ from atent.threat import Threat
 from atent.train import TrainSettings, load
 from atent.train.checkpoint import STATE
 from atent.train.comparison import accuracy, measure
-from atent.train.pipeline import Job, run_job
+from atent.train.pipeline import Job, as_begun, run_job
 from atent.train.subject import EvaluateSettings
 
 NAME = "figure-1"
@@ -243,6 +243,7 @@ def _path(place: Path, name: str, seed: int) -> Path:
 
 def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], None]) -> None:
     """Train and judge the run at ``path``, go on with it, or leave it where it is finished."""
+    job = as_begun(job, path)
     _check(job, path)
     if (path / folder.EVALUATION).is_file():
         _grid(path, job)
@@ -271,7 +272,7 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
 def _check(job: Job, path: Path) -> None:
     """ValueError where the run folder was made with other settings."""
     if (path / folder.CONFIG).is_file():
-        saved, wanted = folder.read_json(path / folder.CONFIG), json.loads(folder.dumps(job.sections()))
+        saved, wanted = folder.read_config(path / folder.CONFIG), json.loads(folder.dumps(job.sections()))
         for section in ("method", "data", "model", "optimizer", "schedule", "train", "evaluate"):
             # A setting that came later is at its default; where the points lie may change.
             if any(v != wanted[section].get(k) for k, v in saved[section].items() if k != "root"):
@@ -352,7 +353,7 @@ def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, An
             "natural": evaluation["natural"],
             "published": evaluation["attacks"]["PGD-40"]["robust"],
             "strong": evaluation["worst"],
-            "grid": _grid(path, job),
+            "grid": _grid(path, as_begun(job, path)),
         }
         seconds = sum(row["seconds"] for row in folder.read_jsonl(path / folder.METRICS))
         out.append(

@@ -13,6 +13,7 @@ from atent.paper.published import published, value
 from atent.paper.tables import Cell, Row, Table
 from atent.train.comparison import INTERVAL, accuracy, measure
 from atent.train.comparison import Cell as Spread
+from atent.train.samples import words
 
 NOT_REACHED = "not reached"
 NOT_YET = "not measured yet"
@@ -109,6 +110,8 @@ def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Seque
         provenance=[content["provenance"] for _, content in found],
         each=[] if c.measure.show == "seconds" else [v["value"] for v in values],
     )  # fmt: skip
+    samples = found[0][1].get("data")
+    mine["samples"] = samples and words(samples)
     if c.also is not None:
         runs = (run_of(bench, c.training, seed).path for seed, _ in found)
         same = [content["share"]["value"] for content in (measured(p).get(c.also.key) for p in runs) if content]
@@ -204,6 +207,10 @@ def captions(content: Mapping[str, Any]) -> list[str]:
         for label, n in counts.items():
             by_n.setdefault(" or ".join(f"{v:,}" for v in sorted(n)), []).append(label.removesuffix(" (%)"))
         lines.append("Test images: " + "; ".join(f"{n} for {', '.join(labels)}" for n, labels in by_n.items()) + ".")
+    cells = [cell for block in content["blocks"] for row in block["rows"] for cell in row["cells"].values()]
+    drawn = dict.fromkeys(mine["samples"] for cell in cells if (mine := cell["ours"]) and mine.get("samples"))
+    if drawn:
+        lines.append(f"They are {'; '.join(drawn)}: the same for every network.")
     told = dict.fromkeys(
         f"{c['label'].removesuffix(' (%)')}: {c['protocol']}"
         for block in content["blocks"]

@@ -34,7 +34,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured of a trained network, on the first ``n`` test images."""
+    """What is measured of a trained network, on a stratified sample of ``n`` test images (the paper names none)."""
 
     kind: Literal["natural", "attack", "smoothing", "bounds"]
     n: int
@@ -55,11 +55,11 @@ class Measure:
     def key(self) -> str:
         """Measures with one key are measured once."""
         return {
-            "natural": f"natural, first {self.n}",
-            "attack": f"{self.attack}, first {self.n}",
-            "smoothing": f"smoothing, sigma {self.sigma:g}, {self.draws} draws, l2 {self.radius}, first {self.n}",
-            "bounds": f"{self.method}, linf {self.radius}, first {self.n}",
-        }[self.kind]
+            "natural": "natural",
+            "attack": self.attack,
+            "smoothing": f"smoothing, sigma {self.sigma:g}, {self.draws} draws, l2 {self.radius}",
+            "bounds": f"{self.method}, linf {self.radius}",
+        }[self.kind] + f", stratified {self.n}"
 
     @property
     def unit(self) -> str:

@@ -22,6 +22,7 @@ from atent.paper.result import commit, head, machine
 from atent.paper.tables import Training
 from atent.threat import Threat
 from atent.train.comparison import accuracy
+from atent.train.samples import words
 from atent.train.subject import subject
 
 NAME = "figure-s1"
@@ -119,6 +120,7 @@ def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
     with torch.random.fork_rng(devices=[]):
         found = evaluate(who.model, x, y, {"robust": attack}, ids=ids, cascade=False)
     told = {"epoch": row["epoch"], "natural": found.natural, "robust": found.attacks["robust"]["robust"]}
+    told["data"] = who.samples()
     told["provenance"] = folder.provenance(seed=0, device=x.device)
     folder.append_jsonl(path / TEST, told)
 
@@ -131,7 +133,9 @@ def _images(bench: Bench) -> int:
 def _about(path: Path) -> dict[str, Any]:
     config = folder.read_json(path / folder.CONFIG)
     method = config["method"]["threat"]
+    samples = next((row["data"] for row in _tests(path) if "data" in row), None)
     return {
+        "samples": samples and words(samples),
         "data": config["about"]["data"]["name"], "counts": config["about"]["data"]["counts"],
         "model": config["model"]["name"], "threat": show(Threat(**method)), "attack": "PGD-10",
     }  # fmt: skip
@@ -190,6 +194,7 @@ def markdown(content: dict[str, Any]) -> str:
             cells = [_text(epoch, key) for key in keys]
             lines.append(f"| {epoch['epoch']} | {epoch['lr']:g} | {' | '.join(cells)} |")
         about, peak, last = content["about"], content["peak"], content["last"]
+        images = about.get("samples") or f"the first {content['images']:,}"
         lines += ["", f"![Benign and robust accuracy against epoch]({NAME}.png)", ""]
         if peak:
             lines += [
@@ -199,9 +204,9 @@ def markdown(content: dict[str, Any]) -> str:
             ]  # fmt: skip
         lines += [
             f"{about['data']}, {about['counts']['train']:,} training images, {about['model']}, {about['threat']};"
-            f" {about['attack']} on the first {content['images']:,} test images, with 95 % intervals, and on as many"
-            f" training images as the recipe validates on; {_seeds(content)}. The test curve is a diagnostic: epochs"
-            " are chosen on the validation split.", "",
+            f" {about['attack']} on test images, {images},"
+            f" with 95 % intervals, and on as many training images as the recipe validates on; {_seeds(content)}. The"
+            " test curve is a diagnostic: epochs are chosen on the validation split.", "",
         ]  # fmt: skip
     if content["scale"] != "paper" and content["epochs"]:
         until = content["epochs"][-1]["epoch"]

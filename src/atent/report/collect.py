@@ -10,6 +10,7 @@ from typing import Any
 from atent import run as folder
 from atent.attacks.spec import show
 from atent.certify.certificate import read_rows
+from atent.evaluate.outcomes import unspan
 from atent.threat import Threat
 
 COMPARISON = "comparison.json"
@@ -125,6 +126,9 @@ def _run(path: Path, name: str) -> Run:
 
 def _proved(file: Path, content: dict[str, Any]) -> Certificate:
     rows = read_rows(file.with_suffix(".csv")) if content["method"] == "smoothing" else []
+    if "ids" in content["images"]:  # the table may hold rows of other subsets
+        wanted = set(unspan(content["images"]["ids"]))
+        rows = [row for row in rows if row.idx in wanted]
     return Certificate(content, tuple(r.radius if r.correct else -1.0 for r in rows) or None)
 
 
@@ -164,6 +168,10 @@ def _evaluation(found: Any) -> None:
         _share(row["robust"])
         _share(row["monotone"])
         row["attack"], row["norm"], float(row["radius"]), row["threat"], row["natural"]
+    for row in found.get("per_class", ()):
+        _share(row["natural"])
+        _share(row["worst"])
+        row["class"], row["n"]
     for check in found.get("checks", ()):
         check["name"], check["passed"], check["figure"], check["why"]
     if found.get("last"):

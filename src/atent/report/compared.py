@@ -88,6 +88,7 @@ def _differences(judged: Mapping[str, dict[str, Any]]) -> list[Html]:
     looks = {
         "data": lambda f: f["data"]["name"],
         "number of test images": lambda f: f["n"],
+        "choice of test images": lambda f: (f.get("outcomes") or {}).get("ids"),
         "threat": threats,
         "set of attacks": lambda f: [a["attack"] for a in f["attacks"].values()],
         "order of attacks": lambda f: bool(f.get("cascade")),

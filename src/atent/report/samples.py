@@ -1,4 +1,4 @@
-"""Images to look at: the first test images of a run, what an attack made of them, and what the model says of both."""
+"""Images to look at: some test images of a run, what an attack made of them, and what the model says of both."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from atent.guard import guard
 from atent.report.collect import Run
 from atent.threat import Threat
 from atent.train.judgement import adversarial
+from atent.train.samples import words
 from atent.train.subject import subject
 
 
@@ -57,14 +58,16 @@ class Gallery:
 
     attack: str
     threat: Threat
+    which: str
+    """Which test images they are, in words."""
     factor: float
     """By which the differences are magnified."""
     samples: tuple[Sample, ...]
 
 
 def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = True) -> Gallery | str:
-    """The first ``count`` test images under the strongest attack with gradients that the run was judged by, on the best
-    epoch's weights; or, in words, why there are none."""
+    """``count`` test images by the run's data.subset, under the strongest attack with gradients that the run was
+    judged by, on the best epoch's weights; or, in words, why there are none."""
     text, threat = _attack(run)
     if count < 1:
         return "No images were asked for (--images 0)."
@@ -96,7 +99,7 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
         for i, y in enumerate(made["y"].tolist())
     ]  # fmt: skip
     (attack,) = judged.attacks.values()
-    return Gallery(spell(attack), threat, factor, tuple(samples))
+    return Gallery(spell(attack), threat, words(judged.samples()), factor, tuple(samples))
 
 
 def _attack(run: Run) -> tuple[str, Threat | None]:

@@ -14,6 +14,7 @@ from atent.report.collect import Run, threats
 from atent.report.page import Cell, Html, Inside, command, facts, figure, picture, table, tag
 from atent.report.samples import Gallery, Sample, Seen
 from atent.threat import Threat
+from atent.train import samples
 from atent.train import theory as theories
 from atent.train.certificate import layout
 from atent.train.comparison import caveat
@@ -25,6 +26,7 @@ def of_run(run: Run, shown: Gallery | str) -> list[Html]:
         headline(run),
         section("What was trained", trained(run)),
         section("Accuracy under each attack", attacks(run)),
+        section("Accuracy by class", classes(run)),
         section("Best and last epoch", epochs(run)),
         section("Training", course(run)),
         section("Robustness against radius", radii(run)),
@@ -98,7 +100,7 @@ def headline(run: Run) -> Html:
         if caveat(found["attacks"]) and other["attacks"] and not caveat(other["attacks"]):
             others.append(f"AutoAttack was run in {name}: {_short(other)}.")
     data = found["data"]
-    told = f"Measured on {words.images(data)} {data['split']} images of {data['name']}, with true labels."
+    told = f"Measured on {data['name']}, {data['split']} images: {samples.words(data)}; with true labels."
     return tag(
         "div", tag("div", tiles, class_="tiles"), worst_of(found), caveats(found), [tag("p", o) for o in others],
         tag("p", f"{told} Robust accuracy is an upper bound: no attack finds everything."),
@@ -113,7 +115,7 @@ def _interval(share: dict[str, Any]) -> str:
 def _short(found: dict[str, Any]) -> str:
     under = " and ".join(threats(found))
     weights = f", weights {found['weights']}" if found.get("weights", "best") != "best" else ""
-    return f"{folder.percent(found['worst'])} of {words.images(found['data'])} images under {under}{weights}"
+    return f"{folder.percent(found['worst'])} of {samples.words(found['data'])} images under {under}{weights}"
 
 
 def trained(run: Run) -> list[Html]:
@@ -226,6 +228,26 @@ def _cells(told: dict[str, Any], right: int) -> list[Cell]:
     ]
 
 
+def classes(run: Run) -> list[Html]:
+    """Clean and robust accuracy class by class, for each evaluation that recorded them."""
+    out: list[Html] = []
+    for name, found in run.evaluations.items():
+        names = found["data"].get("class_names")
+        rows: list[list[Any]] = [
+            [
+                str(names[row["class"]]) if names else str(row["class"]), Cell(f"{row['n']:,}", row["n"]),
+                share_cell(row["natural"]), share_cell(row["worst"]),
+            ]
+            for row in found.get("per_class") or ()
+        ]  # fmt: skip
+        if rows:
+            under = ", ".join(found["attacks"]) or "no attack"
+            headings = ("class", "test images", "clean, 95 % interval", f"robust to all of {under}, 95 % interval")
+            out.append(table(headings, rows, label=f"accuracy by class, {name}"))
+            out.append(tag("p", f"{name}; intervals are of single classes, n is that of the class.", class_="note"))
+    return out or [_missing("Not recorded. To measure it:"), command("atent", "evaluate", str(run.path))]
+
+
 def epochs(run: Run) -> list[Html]:
     """What the best epoch's weights keep, and the last's: robust overfitting shows in the difference."""
     first = next(iter(run.evaluations.values()), {})
@@ -252,13 +274,21 @@ def epochs(run: Run) -> list[Html]:
             ("accuracy, 95 % interval", f"best epoch ({best})", f"last epoch ({end})"), rows, sortable=False,
             label="accuracy at the best and at the last epoch",
         ),
-        tag("p", "The best epoch was chosen on the validation images, never by the test set.", class_="note"),
+        tag(
+            "p", f"The best epoch was chosen on the validation images{_selected(run)}, never by the test set.",
+            class_="note",
+        ),
     ]  # fmt: skip
     if best == end:
         out.append(tag("p", "The last epoch is the best one.", class_="note"))
     elif not last:
         out.append(_missing("The last epoch's weights were not judged on the test set."))
     return out
+
+
+def _selected(run: Run) -> str:
+    told = ((run.config.get("about") or {}).get("subsets") or {}).get("validation")
+    return f" ({samples.words(told)})" if told else ""
 
 
 def _validation(row: dict[str, Any], key: str) -> str:
@@ -326,8 +356,7 @@ def certificates(run: Run) -> list[Html]:
             )
         listed = [(text, share_cell(share)) for text, share in rows]
         out.append(table(("proved", "accuracy, 95 % interval"), listed, label=f"certified accuracy, {name}"))
-        of = found.content["images"]
-        lines = [f"{name}: {words.images({'n': found.content['n'], 'of': of['of']})} test images.", *below]
+        lines = [f"{name}, test images: {samples.words(found.content['images'])}.", *below]
         out.append(tag("p", "; ".join(line.rstrip(".") for line in lines) + ".", class_="note"))
     out += [_missing(f"{name} is not finished: run the same command again.") for name in run.unfinished]
     if out:
@@ -343,7 +372,7 @@ def images(shown: Gallery | str) -> list[Html]:
     n = len(shown.samples)
     return [
         tag(
-            "p", f"The first {n} test images as they come, under ", tag("code", shown.attack), f", {show(shown.threat)}"
+            "p", f"Test images, {shown.which}, under ", tag("code", shown.attack), f", {show(shown.threat)}"
             f": {fooled} of {n} are misclassified after it, natural errors included. Differences are shown"
             f" {shown.factor:.3g}-fold, around grey. Percentages are the model's confidence in the class that it sees.",
         ),

@@ -77,11 +77,6 @@ def short(names: Iterable[str], most: int = 40) -> dict[str, str]:
     return {name: name if len(name) <= most else f"{i}: ...{name[-most:]}" for i, name in enumerate(names, start=1)}
 
 
-def images(data: dict[str, Any]) -> str:
-    """Which test images an evaluation took."""
-    return f"all {data['n']:,}" if data["n"] == data["of"] else f"the first {data['n']:,} of {data['of']:,}"
-
-
 def course(rows: Sequence[dict[str, Any]]) -> str:
     """Training curves in numbers."""
     parts = []

@@ -1,4 +1,4 @@
-"""A method that asks to be calibrated, resolved once on the first batches of a training."""
+"""A method that asks to be calibrated, resolved once, before the first step of a training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atent.methods.calibration import Calibration, Setting
 from atent.rng import fold
 from atent.train.settings import TrainSettings
 
-# Batches to look at: the first ones of the first epoch, as the training will see them.
+# Batches to look at, of training images that hold every class, with the training's augmentation.
 _BATCHES = 2
 
 
@@ -26,12 +26,12 @@ def look(
     asked = method.method if isinstance(method, AWP) else method
     if not isinstance(asked, ATENT) or not asked.calibrated:
         return None
-    rng = torch.Generator(data.train.x.device).manual_seed(fold(settings.seed, "order", 0))
-    order = torch.randperm(len(data.train), generator=rng, device=rng.device)
-    size, parts = settings.batch_size, []
-    for position in range(min(_BATCHES, -(-len(order) // size))):
+    rng, size = torch.Generator(data.train.x.device), settings.batch_size
+    some = data.sample("train", _BATCHES * size, "stratified")
+    parts = []
+    for position, index in enumerate(torch.arange(len(some), device=rng.device).split(size)[:_BATCHES]):
         rng.manual_seed(fold(settings.seed, "augment", 0, position))
-        x, y = data.train.batch(order[position * size : (position + 1) * size])
+        x, y = some.batch(index)
         parts.append((move(x, rng), y))
     setting: Setting = "noise" if asked.calibrated == "noise" else "gamma"
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))

@@ -18,10 +18,13 @@ from atent.attacks.spec import show
 from atent.certify import METHODS, Certificate, Draws, certify_run, merge, verified
 from atent.certify.certificate import check_shard, claim, made_alike, sidecar, write_rows
 from atent.certify.smoothing import check_radius
+from atent.data import Limit, Rule
 from atent.evaluate import predict
+from atent.evaluate.outcomes import spans
 from atent.progress import Advance, bar
 from atent.threads import Threads
 from atent.threat import Norm, Threat, radius
+from atent.train.samples import words
 from atent.train.settings import pick_device
 from atent.train.subject import Subject, subject
 
@@ -40,7 +43,8 @@ def certify_folder(
     n: int = 100_000,
     alpha: float = 0.001,
     seed: int = 0,
-    limit: int | None = 200,
+    limit: Limit = 200,
+    subset: Rule | None = None,
     radii: Sequence[float | str] | None = None,
     norm: Norm | None = None,
     shard: str | None = None,
@@ -53,7 +57,10 @@ def certify_folder(
     compiled: bool = False,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any], Certificate | None]:
-    """Certify the first ``limit`` test images of a run: the .json written, its content, and the rows of smoothing.
+    """Certify ``limit`` test images of a run ("all": every one): the .json written, its content, and the rows of
+    smoothing.
+
+    They are chosen by ``subset``, "stratified" or "first", default as the run.
 
     ``method`` "smoothing" draws noise (`certify_run`); "ibp", "crown-ibp", "crown" and "dual" compute bounds
     (`verified`) within ``radii`` under the run's norm or ``norm``, left out: the run's eps. The same call goes on
@@ -64,9 +71,7 @@ def certify_folder(
     """
     if method not in ("smoothing", *METHODS):
         raise ValueError(folder.unknown("method", method, ("smoothing", *METHODS)))
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
-    who = subject(str(path), root=root, which=which, device=device, threads=threads)
+    who = subject(str(path), root=root, which=which, device=device, threads=threads, subset=subset)
     who = replace(who, settings=replace(who.settings, limit=limit))
     goals = None if radii is None else [radius(r, "radius") for r in radii]
     if method != "smoothing":
@@ -88,7 +93,8 @@ def certify_folder(
 def layout(content: dict[str, Any]) -> tuple[str, list[tuple[str, dict[str, Any]]], list[str]]:
     """A certificate for people: a title, (name, share) rows, and the lines below them."""
     images, rows = content["images"], [("natural, the network itself", content["natural"])]
-    title = f"{content['run']}: {images['name']}, {content['n']} of {images['of']} test images"
+    shard = f", shard {content['shard']} of them" if content.get("shard") else ""
+    title = f"{content['run']}: {images['name']}, test images: {words(images)}{shard}"
     seconds = [f"{content['seconds_per_image']:.3g} s per image"] if "seconds_per_image" in content else []
     if content["method"] != "smoothing":
         for found in content["certified"]:
@@ -147,10 +153,9 @@ def _about(who: Subject) -> dict[str, Any]:
     return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
 
 
-def _head(who: Subject, n: int, shape: Sequence[int]) -> dict[str, Any]:
-    of = who.data.about["available"]["test"]
+def _head(who: Subject, ids: Sequence[int], shape: Sequence[int]) -> dict[str, Any]:
     method = folder.read_json(who.place / folder.CONFIG).get("method") or {}
-    images = {"name": who.data.name, "split": "test", "n": n, "of": of, "shape": list(shape)}
+    images = {**who.samples(), "n": len(ids), "ids": spans(ids), "shape": list(shape)}
     return {**who.about, "trained": method.get("name"), "images": images}
 
 
@@ -177,7 +182,7 @@ def _smoothed(
             found = certify_run(
                 model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=batch, advance=advance
             )
-    content = {**_head(who, len(found.rows), x.shape[1:]), **found.to_json(goals), "shard": shard}
+    content = {**_head(who, [row.idx for row in found.rows], x.shape[1:]), **found.to_json(goals), "shard": shard}
     content |= {"provenance": folder.provenance(seed=draws.seed, device=x.device), "made": made, "complete": True}
     folder.write_json(sidecar(table), content)
     return sidecar(table), content, found
@@ -229,8 +234,10 @@ def _bounded(who: Subject, method: str, threats: list[Threat], progress: bool) -
                 }
             )
     about = _about(who) | {"method": method, "threats": [asdict(t) for t in threats], "n": len(x)}
+    if who.data.subset != "first" and len(x) < len(who.data.test):
+        about["ids"] = who.samples()["ids"]
     content = {
-        **_head(who, len(x), x.shape[1:]), "method": method, "n": len(x),
+        **_head(who, ids.tolist(), x.shape[1:]), "method": method, "n": len(x),
         "natural": folder.share(int(natural.sum()), len(x)), "certified": results,
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 from atent import run as folder
 from atent.threat import Threat
+from atent.train.samples import words
 
 # Radii closer than this share of each other are one column: 0.549 is what l2 smoothing says of linf 5/255.
 _SAME = 2e-3
@@ -66,10 +67,10 @@ def add(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     table = {(r["run"], r["how"]): r for r in [*known, *rows]}
     first = next(iter(table.values()))["images"]
     for found in table.values():
-        if found["images"] != first:
+        if _which(found["images"]) != _which(first):
             raise ValueError(
                 f"{found['run']} was certified on {_images(found['images'])}, the table holds {_images(first)}: give"
-                " another --table, or the same --limit"
+                " another --table, or the same --limit and --subset"
             )
     folder.write_json(beside, {"rows": list(table.values())})
     folder.write_atomic(path, markdown(list(table.values())))
@@ -113,7 +114,12 @@ def _how(content: dict[str, Any]) -> str:
 
 
 def _images(images: dict[str, Any]) -> str:
-    return f"{images['name']}, {images['n']:,} of {images['of']:,} {images['split']} images"
+    return f"{images['name']}, {images['split']} images: {words(images)}"
+
+
+def _which(images: dict[str, Any]) -> tuple[Any, ...]:
+    """What says whether two certificates are of the same images, in all versions of the file."""
+    return _images(images), tuple(images["shape"])
 
 
 def _figure(share: dict[str, Any] | None) -> str:

@@ -203,7 +203,7 @@ def _differs(saved: dict[str, Any], job: Job, build: Build, aside: tuple[str, ..
     """
     sections = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
     try:
-        old = _flat(build({s: saved[s] for s in sections}, saved["recipe"]))
+        old = _flat(build({s: folder.completed(saved)[s] for s in sections}, saved["recipe"]))
     except (KeyError, ValueError) as error:
         return f"not to be read: {str(error).splitlines()[0]}"
     new = _flat(job)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atent import run as folder
+from atent.train.samples import words
 
 FIGURE = "comparison.png"
 PARETO = "pareto.png"
@@ -139,7 +140,7 @@ def caption(found: dict[str, Any]) -> list[str]:
     commits = dict.fromkeys(f"{p['commit'] or 'unknown'}{' with changes' if p['dirty'] else ''}" for p in made)
     several = f", {found['at_once']} runs at once" if found["at_once"] > 1 else ""
     lines = [
-        f"{data['name']}, {data['n']} of {data['of']} test images; {found['model']}, {_length(found)}, batches"
+        f"{data['name']}, test images: {words(data)}; {found['model']}, {_length(found)}, batches"
         f" of {found['batch_size']}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))});"
         f" judged under {', '.join(found['threats'])}.",
         f"Figures: {found['interval']}. Bold: above the interval of every other row.",

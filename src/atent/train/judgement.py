@@ -20,6 +20,7 @@ from atent.evaluate.sweep import at_radii
 from atent.precision import SearchDtype
 from atent.progress import bar
 from atent.threat import Threat
+from atent.train.samples import words
 from atent.train.subject import EvaluateSettings, Subject
 
 
@@ -31,7 +32,7 @@ def judge(
     *,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate on the first test images, each attack alone; plain values with provenance."""
+    """Evaluate on the test images that the settings ask for, each attack alone; plain values with provenance."""
     return assess(Subject("", model, data, None, dict(attacks), settings, {}, Path()), cascade=False, progress=progress)
 
 
@@ -72,11 +73,9 @@ def assess(
         )  # fmt: skip
     content: dict[str, Any] = {
         **subject.about,
-        "data": {
-            "name": subject.data.name, "split": "test", "n": len(x), "of": subject.data.about["available"]["test"],
-        },
+        "data": {**subject.samples(), "class_names": subject.data.about.get("class_names")},
         **found.to_json(),
-    }  # fmt: skip
+    }
     if radii:
         with bar(len(x) * times * len(radii), "radii", enabled=progress) as advance:
             content["sweep"] = sweep(
@@ -108,7 +107,7 @@ def summary(found: dict[str, Any]) -> list[str]:
     device = about["device"] + (f" ({about['device_name']})" if about["device_name"] != about["device"] else "")
     lines = [
         f"threat   {', '.join(shown) or 'none'}",
-        f"samples  {_which(where)} test images of {where['name']}",
+        f"samples  {where['name']}, test images: {words(where)}",
         f"natural  {folder.percent(found['natural'])}",
     ]
     if len({(t.norm, t.eps) for t in threats.values()}) == 1:
@@ -121,12 +120,8 @@ def summary(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _which(where: dict[str, Any]) -> str:
-    return f"all {where['n']}" if where["n"] == where["of"] else f"the first {where['n']} of {where['of']}"
-
-
 def adversarial(subject: Subject, *, progress: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The subject's one attack on its first test images: the tensors of `craft`, and what they are, as plain values."""
+    """The subject's one attack on its test images: the tensors of `craft`, and what they are, as plain values."""
     (name, attack), x, y, ids = next(iter(subject.attacks.items())), *subject.test()
     settings = subject.settings
     with bar(len(x), name, enabled=progress) as advance:
@@ -135,7 +130,7 @@ def adversarial(subject: Subject, *, progress: bool = True) -> tuple[dict[str, T
         )  # fmt: skip
     about = {
         **subject.about,
-        "data": {"name": subject.data.name, "split": "test", "n": len(x)},
+        "data": subject.samples(),
         "attack": spell(attack),
         "threat": {**asdict(attack.threat), "eps": str(attack.threat.eps)},  # type: ignore[attr-defined]
         "provenance": folder.provenance(seed=settings.seed, device=x.device),

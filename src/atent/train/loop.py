@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from atent import run as folder
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import parse
-from atent.data import Data, augment
+from atent.data import Data, Split, augment, everything
+from atent.data.split import Part
 from atent.evaluate import evaluate
 from atent.methods import ATENT, AWP, Method
 from atent.methods.awp import plain
@@ -38,6 +39,7 @@ from atent.train.checkpoint import load_state, load_weights, save_state, save_we
 from atent.train.clock import Clock
 from atent.train.interrupt import Interrupted, stop_requests
 from atent.train.meter import Meter
+from atent.train.samples import described
 from atent.train.settings import TrainSettings, pick_device
 from atent.train.watch import STOP, watch
 
@@ -84,7 +86,8 @@ def fit(
 ) -> Fitted:
     """Train ``model`` on ``data`` by ``method`` and keep the epoch that is best on the validation split.
 
-    ``data`` is a `Data` (see `atent.data.from_tensors` for your own arrays). With ``run``, a new folder, everything is
+    ``data`` is a `Data` (see `atent.data.from_tensors` for your own arrays); where fewer samples than there are get
+    measured, they are those of `Data.sample`, the same for every method and seed. With ``run``, a new folder, all is
     written there: config.json, metrics.jsonl, best.safetensors and last/. ``resume=True`` goes on from an existing one,
     exactly. ``threat`` is what the robust validation judges by where the method has none of its own. ``report`` is
     called with each epoch's row, ``say`` with a line on what a calibrated method found before the first batch, with
@@ -106,6 +109,8 @@ def fit(
     model.to(device)
     if layout is torch.channels_last:
         model.to(memory_format=layout)  # type: ignore[call-overload]
+    if resume and run is not None:
+        data = _as_begun(data, Path(run))
     data, move = data.to(device), augment(augmentation)
     probe = _Probe(data, settings, threat, robust=own is not None)
     watcher = watch(method, data, settings, threat)
@@ -123,6 +128,8 @@ def fit(
     rng = torch.Generator(device)
 
     config = config or describe(model, data, method, optimizer, schedule, settings, augmentation)
+    config = {**config, "data": {**config["data"], "subset": data.subset}}
+    config["about"] = {**config["about"], "subsets": probe.subsets(data) | (watcher.subsets(data) if watcher else {})}
     mark: dict[str, Any] = {"config": _fingerprint(config), "epoch": 0, "step": 0}
     history: list[dict[str, Any]] = []
     shelf = _Shelf(probe, settings)
@@ -323,8 +330,8 @@ class _Probe:
     """Natural and robust accuracy on the validation split and on as many training samples, without augmentation."""
 
     def __init__(self, data: Data, settings: TrainSettings, threat: Threat | None, *, robust: bool) -> None:
-        limit = settings.validate_limit or len(data.validation)
-        self.parts = {"train": data.train.first(limit), "validation": data.validation.first(limit)}
+        limit = everything(settings.validate_limit) or len(data.validation)
+        self.parts: dict[Part, Split] = {name: data.sample(name, limit) for name in ("train", "validation")}
         spec = settings.validate_attack.strip()
         wanted = spec.lower() != "none" and threat is not None
         self.attacks: dict[str, Attack] = {"robust": parse(spec, threat, ATTACKS)} if wanted else {}
@@ -333,6 +340,10 @@ class _Probe:
         if select == "robust" and not wanted:
             raise ValueError("select robust needs a robust validation: give validate_attack, and a threat")
         self.select = select if select != "auto" else ("robust" if wanted and robust else "natural")
+
+    def subsets(self, data: Data) -> dict[str, Any]:
+        """Which samples are measured, for the record."""
+        return {name: described(data, name, part) for name, part in self.parts.items()}
 
     def measure(self, model: nn.Module, *, progress: bool) -> tuple[dict[str, float], str | None]:
         """The accuracies, and what the evaluation hints at on the validation split."""
@@ -411,7 +422,7 @@ def describe(
     """A run's configuration from the settings alone, where no recipe gave one."""
     return {
         "recipe": None,
-        "data": {"augment": augmentation},
+        "data": {"augment": augmentation, "subset": data.subset},
         "model": {"name": None, "class": type(model).__qualname__},
         "method": plain(method),
         "optimizer": asdict(optimizer),
@@ -468,11 +479,21 @@ def _of_the_run(fingerprint: str) -> str:
     return folder.dumps({**parts, "train": {k: v for k, v in parts["train"].items() if k not in _MACHINE}})
 
 
+def _as_begun(data: Data, run: Path) -> Data:
+    """The data as the run at ``run`` took its subsets: one made before runs recorded data.subset took the first
+    samples in source order."""
+    path = run / folder.CONFIG
+    if data.subset == "first" or not path.is_file() or "subset" in folder.read_json(path).get("data", {}):
+        return data
+    return replace(data, subset="first", validation=data.validation.take(data.validation.ids.argsort()))
+
+
 def _fingerprint(config: dict[str, Any]) -> str:
     """The settings that a resumed run must share, as text; those of the machine may change."""
     parts = {k: config[k] for k in ("model", "method", "optimizer", "schedule")}
     train = {k: v for k, v in config["train"].items() if k not in _MACHINE}
-    data = {k: v for k, v in config["data"].items() if k != "root"}
+    # Runs made before data.subset took the first samples.
+    data = {k: v for k, v in config["data"].items() if k != "root" and (k, v) != ("subset", "first")}
     files = config["about"]["data"].get("files")
     return folder.dumps({**parts, "train": train, "data": data, "files": files})
 

@@ -13,8 +13,9 @@ from torch import nn
 from atent import run as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import labelled, parse
-from atent.data import DataSettings
+from atent.data import DataSettings, Limit
 from atent.data import load as load_data
+from atent.data.split import Part
 from atent.methods import Method, Standard
 from atent.methods.awp import plain, title
 from atent.models import ModelSettings, make
@@ -24,6 +25,7 @@ from atent.threat import Threat
 from atent.train.checkpoint import load_weights
 from atent.train.judgement import judge
 from atent.train.loop import Fitted, facts, fit
+from atent.train.samples import described, words
 from atent.train.settings import TrainSettings, pick_device
 from atent.train.subject import EvaluateSettings, threat_of
 
@@ -71,8 +73,11 @@ def run_job(
 ) -> Finished:
     """Train, judge on the test set once, and leave a whole run folder at ``path``.
 
-    Raises what the rooms raise: ValueError, FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
+    A run that is resumed keeps its own data.subset. Raises what the rooms raise: ValueError, FileNotFoundError,
+    FileExistsError, Diverged, Interrupted, OSError.
     """
+    if resume:
+        job = as_begun(job, path)
     data = load_data(job.data)
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     attacks = labelled([parse(text, threat, ATTACKS) for text in job.evaluate.attacks])
@@ -90,6 +95,11 @@ def run_job(
         f"data    {data.name}: {counts['train']} train, {counts['validation']} validation (seed {job.data.split_seed}),"
         f" {counts['test']} test"
     )
+    limits: dict[Part, Limit] = {"validation": job.train.validate_limit or None, "test": job.evaluate.limit}
+    for part, limit in limits.items():
+        told = described(data, part, data.sample(part, limit))
+        if told["n"] < told["of"]:
+            say(f"subset  {part}: {words(told)}")
     say(f"model   {job.model.name}, {config['about']['parameters']:,} parameters")
     say(f"method  {_method_line(config)}")
     fitted = fit(
@@ -114,6 +124,14 @@ def run_job(
         load_weights(model, path)
     folder.write_json(path / folder.EVALUATION, content)
     return Finished(path, fitted, content)
+
+
+def as_begun(job: Job, path: Path) -> Job:
+    """The job with the data.subset of the run folder at ``path``, where there is one."""
+    if not (path / folder.CONFIG).is_file():
+        return job
+    rule = folder.read_config(path / folder.CONFIG)["data"].get("subset", job.data.subset)
+    return replace(job, data=replace(job.data, subset=rule))
 
 
 def baseline(job: Job, threat: Threat) -> Job:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from atent.data.settings import everything
 from atent.optim.average import check_average
 from atent.threads import Threads, check_threads
 
@@ -36,8 +37,9 @@ class TrainSettings:
     """Which epoch is best, by validation accuracy; auto: robust where the method has a threat, else natural."""
     validate_attack: str = "PGD(steps=10)"
     """Attack of each epoch's robust validation accuracy; none: no robust validation."""
-    validate_limit: int = 500
-    """Validation images, and as many training images, measured at each epoch; 0: all of the validation set."""
+    validate_limit: int | Literal["all"] = 500
+    """Validation images, and as many training images, measured at each epoch, by data.subset; all, or 0: all of the
+    validation set."""
     validate_every: int = 1
     """Epochs between measurements; the last epoch is always measured."""
     validations: int = 20
@@ -52,8 +54,8 @@ class TrainSettings:
     """Which weights may be the best: the raw ones, the averaged ones, or both."""
     watch: Literal["auto", "on", "off"] = "auto"
     """Watch for catastrophic overfitting, and stop at it; auto: for methods of a single step, such as FGSMRS, Free."""
-    watch_limit: int = 200
-    """Validation images that the watch attacks after each epoch."""
+    watch_limit: int | Literal["all"] = 200
+    """Validation images that the watch attacks after each epoch, by data.subset; all: the validation set."""
     watch_steps: int = 10
     """Steps of the watch's PGD."""
     watch_drop: float = 0.2
@@ -62,8 +64,11 @@ class TrainSettings:
     """Minutes between checkpoints inside an epoch (each epoch's end has one); 0: at every step."""
 
     def __post_init__(self) -> None:
+        if everything(self.validate_limit) is None:
+            object.__setattr__(self, "validate_limit", 0)
         for name in ("epochs", "batch_size", "validate_every", "validations", "watch_limit", "watch_steps"):
-            if getattr(self, name) < 1:
+            value = everything(getattr(self, name))
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("validate_limit", "save_minutes"):
             if not getattr(self, name) >= 0:

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from atent import run as folder
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import labelled, parse
-from atent.data import SOURCES, Data, DataSettings
+from atent.data import SOURCES, Data, DataSettings, Limit, Rule, Split, everything
 from atent.data import load as load_data
+from atent.data.settings import check_rule
 from atent.models import check_output, from_reference
 from atent.precision import gaining
 from atent.threads import Threads, check_threads
 from atent.threat import Norm, Threat
 from atent.train.checkpoint import load_file, load_weights, model_of
+from atent.train.samples import described
 from atent.train.settings import pick_device
 
 STRONG = ("PGD(steps=20)", "AutoAttack")
@@ -37,8 +39,8 @@ class EvaluateSettings:
     """Norm of the threat; left out: the method's."""
     eps: float | str | None = None
     """Radius of the threat; left out: the method's."""
-    limit: int | None = 1000
-    """Number of test images, the first ones; none: all."""
+    limit: Limit = 1000
+    """Number of test images, chosen by data.subset; all: every one."""
     batch: int = 250
     """Images per batch."""
     seed: int = 0
@@ -49,6 +51,7 @@ class EvaluateSettings:
     """Images in the channels-last memory format: often faster for convolutions, the same to rounding."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "limit", everything(self.limit))
         for name in ("limit", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -82,15 +85,23 @@ class Subject:
     stem: str = ""
     """What the names of the results' files begin with."""
 
+    def chosen(self) -> Split:
+        """The test images that the settings ask for, by the data's subset."""
+        return self.data.sample("test", self.settings.limit)
+
     def test(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The first test images x, in the model's own float type, their labels y and their numbers, on its device."""
+        """These images x, in the model's own float type, their labels y and their numbers, on its device."""
         first = next((p for p in self.model.parameters() if p.is_floating_point()), None)
         device, dtype = (first.device, first.dtype) if first is not None else (torch.device("cpu"), torch.float32)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the model is {dtype}: judge it in float32, by model.float() (a search may be in half)")
-        part = self.data.test.first(self.settings.limit or len(self.data.test)).to(device)
+        part = self.chosen().to(device)
         x, y = part.batch(torch.arange(len(part), device=device))
         return x.to(dtype), y, part.ids
+
+    def samples(self) -> dict[str, Any]:
+        """Which images those are, for the record: see `described`."""
+        return described(self.data, "test", self.chosen())
 
 
 def subject(
@@ -106,7 +117,8 @@ def subject(
     weights: str | None = None,
     device: str = "auto",
     threads: Threads = None,
-    limit: int | None = None,
+    limit: Limit = None,
+    subset: Rule | None = None,
     seed: int | None = None,
     batch: int | None = None,
     channels_last: bool | None = None,
@@ -115,10 +127,11 @@ def subject(
 
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. The others
     need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are `STRONG` if left out. A
-    file needs ``model`` unless it says what it holds. Numbers that are left out are the run's, or those of
-    `EvaluateSettings`. ``threads`` sets those of torch on the CPU, "auto" as many as the network gains from.
-    FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or
-    is of no use to such a target.
+    file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are chosen by
+    ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of torch on the
+    CPU, "auto" as many as the network gains from. Numbers that are left out are the run's, or those of
+    `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or
+    has no effect on such a target.
     """
     named = None if attacks is None else tuple(attacks)
     changes = {
@@ -141,6 +154,9 @@ def subject(
             raise ValueError(f"{option} {value} is of no use for {target}: {why}")
     check_threads(threads)
     made = _other(target, given, model, data, root) if own else _run(path, given, root, which, weights)
+    if subset is not None:
+        check_rule(subset)
+        made = replace(made, data=replace(made.data, subset=subset))
     made = replace(made, model=made.model.to(pick_device(device)).eval())
     if threads is not None:
         torch.set_num_threads(gaining(made.model, made.test()[0][:128]) if threads == "auto" else threads)
@@ -148,7 +164,7 @@ def subject(
 
 
 def _run(path: Path, given: dict[str, Any], root: str | None, which: str, weights: str | None) -> Subject:
-    config = folder.read_json(path / folder.CONFIG)
+    config = folder.read_config(path / folder.CONFIG)
     model = model_of(config, path)
     about = load_weights(model, weights or path, which=which)
     known = {**config["evaluate"], **given}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 
 from atent import plots
 from atent import run as folder
-from atent.data import DataSettings
+from atent.data import DataSettings, Limit, Rule
 from atent.data import load as load_data
 from atent.theory.check import Recipes, Settings, check
+from atent.train.samples import described, words
 from atent.train.subject import Subject, subject
 
 THEORY = "theory.json"
@@ -26,7 +28,8 @@ def of_run(
     model: str | None = None,
     root: str | None = None,
     which: str = "best",
-    limit: int = 50,
+    limit: Limit = 50,
+    subset: Rule | None = None,
     gamma: float = 10.0,
     temperature: float | None = None,
     radius: float | None = None,
@@ -40,14 +43,15 @@ def of_run(
     """What ``target`` names (a run folder, a .safetensors file or module:function) and the content of its theory.json.
 
     ``data``: of a run it may be another data set of the same shape. ``radius``: l2 radius of the samples; left out: the
-    run's eps, times sqrt(d) in linf, or 1 without a threat. The first ``limit`` test images. ``recipes`` as `check`
-    takes them. ValueError and FileNotFoundError, in one line, as `subject` and `check`, and for data of another shape.
+    run's eps, times sqrt(d) in linf, or 1 without a threat. ``limit`` test images ("all": every one), chosen by
+    ``subset``: "stratified" or "first", default as the run. ``recipes`` as `check` takes them. ValueError and
+    FileNotFoundError, in one line, as `subject` and `check`, and for data of another shape.
     """
     path = Path(target)
     own = path.suffix == ".safetensors" or (":" in target and not path.is_dir())
     judged = subject(
         target, model=model, data=data if own else None, root=root, attacks=["FGSM(norm=l2, eps=1)"] if own else None,
-        which=which, limit=limit, device="cpu",
+        which=which, limit=limit, subset=subset, device="cpu",
     )  # fmt: skip
     if not own and data is not None and data != judged.data.name:
         other = load_data(DataSettings(name=data, root=root))
@@ -56,10 +60,10 @@ def of_run(
                 f"--data {data} has inputs {other.shape} and {other.classes} classes, the run {judged.data.shape} and"
                 f" {judged.data.classes}: give data of the same form, or leave it out"
             )
-        used = other
+        used = replace(other, subset=judged.data.subset)
     else:
         used = judged.data
-    part = used.test.first(limit)
+    part = used.sample("test", limit)
     x, y = part.batch(torch.arange(len(part)))
     if radius is None:
         threat = None if own else judged.threat
@@ -77,7 +81,7 @@ def of_run(
     )  # fmt: skip
     content = {
         **judged.about,
-        "data": {"name": used.name, "split": "test", "n": len(x), "of": used.about["available"]["test"]},
+        "data": described(used, "test", part),
         **found,
         "provenance": folder.provenance(seed=seed, device="cpu"),
     }
@@ -102,7 +106,7 @@ def summary(content: dict[str, Any]) -> list[str]:
     commit = f", commit {about['commit'][:12]}{', changed since' if about['dirty'] else ''}" if about["commit"] else ""
     return [
         f"lines    {len(verdicts)}: {counts}",
-        f"data     the first {content['n']} test images of {content['data']['name']}, d = {content['dim']}",
+        f"data     {content['data']['name']}, test images: {words(content['data'])}, d = {content['dim']}",
         f"density  gamma {s['gamma']:g}, T {s['temperature']:.4g} (samples near l2 radius {s['radius']:g})",
         f"seed     {s['seed']}; {sum(content['seconds'].values()):.0f} s",
         f"version  atent {about['version']}{commit}; torch {about['torch']}",

@@ -12,6 +12,7 @@ from atent.data import Data
 from atent.evaluate import evaluate
 from atent.methods import Method
 from atent.threat import Threat
+from atent.train.samples import described
 from atent.train.settings import TrainSettings
 
 OK, WARNING, STOP = "ok", "warning", "stop"
@@ -24,7 +25,7 @@ class Watch:
     Wong, Rice and Kolter (2020) found that FGSM training can lose its robustness to PGD within an epoch or two, while
     accuracy under FGSM stays or grows (Kim, Lee and Lee 2021), and stop where the former falls by more than 20 points
     from one epoch to the next. Here the fall is counted from the best epoch so far, so that two smaller steps are one
-    fall; it is measured on the first ``watch_limit`` images of the validation split (theirs: a training batch), by PGD
+    fall; it is measured on ``watch_limit`` validation images by `Data.sample` (theirs: a training batch), by PGD
     with ``watch_steps`` steps of 2.5 eps / steps (theirs: 5 of 2/255) from a uniform start; and what the same images
     have lost under the training's attack since that best epoch is taken off: a network that is worse at the end of an
     epoch, or a training that diverges, loses both, and is no such case. A fall above ``watch_drop`` stops the
@@ -37,7 +38,7 @@ class Watch:
     """
 
     def __init__(self, method: Method, data: Data, settings: TrainSettings, threat: Threat) -> None:
-        self.part = data.validation.first(settings.watch_limit)
+        self.part = data.sample("validation", settings.watch_limit)
         own = getattr(method, "attack", None)
         self.attacks: dict[str, Attack] = {
             "watch_robust": PGD(threat, settings.watch_steps),
@@ -45,6 +46,10 @@ class Watch:
         }
         self.drop, self.seed = settings.watch_drop, settings.seed
         self.best: dict[str, Any] | None = None
+
+    def subsets(self, data: Data) -> dict[str, Any]:
+        """Which samples are measured, for the record."""
+        return {"watch": described(data, "validation", self.part)}
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """``watch_robust`` and ``watch_training``: accuracy under PGD and under the training's attack, with the same

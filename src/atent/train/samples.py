@@ -1,0 +1,33 @@
+"""Which samples were measured: for the record, and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from atent.data import Data, Split
+from atent.data.split import Part
+from atent.evaluate.outcomes import spans
+
+
+def described(data: Data, part: Part, chosen: Split) -> dict[str, Any]:
+    """What ``chosen`` samples of a part of the data are, as plain values: name, split, n, of (all that the part has),
+    subset (the rule that chose them), subset_seed and ids (as `spans`)."""
+    of = len(getattr(data, part))
+    if part == "test":  # data.test_limit may have left fewer
+        of = data.about.get("available", {}).get("test", of)
+    return {
+        "name": data.name, "split": part, "n": len(chosen), "of": of, "subset": data.subset,
+        "subset_seed": data.seed, "ids": spans(chosen.ids.tolist()),
+    }  # fmt: skip
+
+
+def words(told: Mapping[str, Any]) -> str:
+    """Which samples `described` describes: "all 500", "a stratified sample of 100 of 500 (seed 0)" or "the first 100 of
+    500". Results made before subsets were recorded are of the first ones."""
+    n, of = f"{told['n']:,}", f"{told['of']:,}"
+    if told["n"] == told["of"]:
+        return f"all {n}"
+    if told.get("subset", "first") == "first":
+        return f"the first {n} of {of}"
+    return f"a stratified sample of {n} of {of} (seed {told['subset_seed']})"
