@@ -168,7 +168,9 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
     where, attacks = first["data"], first["attacks"]
     threats = dict.fromkeys(show(Threat(**a["threat"])) for a in attacks.values())
     title = f"{where['name']}, test images: {words(where)}"
-    table = Table(title=f"{title}, {', '.join(threats)}", title_justify="left")
+    # A table's own title breaks at the width of the table.
+    print(f"{title}, {', '.join(threats)}")
+    table = Table()
     table.add_column("accuracy, 95 % interval")
     for name in models:
         table.add_column(name, justify="right")
