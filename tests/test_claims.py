@@ -5,6 +5,7 @@ import math
 import random
 import statistics
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -561,3 +562,19 @@ def test_every_discrepancy_has_a_number_and_a_command(found):
             assert set(names) <= set(found[key].values)
         if one.shown:
             assert "not measured yet" in one.shown(empty)
+
+
+def test_the_committed_verdicts_are_those_of_the_committed_files(found, tmp_path):
+    """claims.json and the page say what the judges say of the result files beside it."""
+    root = Path(__file__).parent.parent
+    place = root / "results" / "laptop"
+    tables = {path.stem: read_json(path) for path in place.glob("*.json") if path.stem != "claims"}
+    kept = read_json(place / "claims.json")
+    told = {claim.says: claim.judge(evidence.Results(tables, found)) for claim in claims.CLAIMS}
+    assert {c["says"]: (c["verdict"], c["ours"]) for c in kept["claims"]} == {
+        says: (judged.verdict, judged.ours) for says, judged in told.items()
+    }
+    page = tmp_path / "paper.md"
+    page.write_text((root / "docs" / "paper.md").read_text())
+    claims.fill(page, kept)
+    assert page.read_text() == (root / "docs" / "paper.md").read_text()

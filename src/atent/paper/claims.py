@@ -184,7 +184,8 @@ CLAIMS: tuple[Claim, ...] = (
         "A.2", "at half the radius the three networks are alike",
         _print("table-s1", ("pgdat", "half"), ("mma", "half"), ("atent", "half")), "atent reproduce table-s1",
         verdicts.alike,
-        f"the 95 % interval of each pair's difference lies within +- {_points(verdicts.ALIKE)}; false: one is outside",
+        f"each pair is less than {_points(verdicts.ALIKE)} apart, by the 95 % interval of the difference; false: one is"
+        " more",
         "table-s1",
     ),
     Claim(
