@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 import atent
@@ -35,6 +34,7 @@ from atent.data import load as load_data
 from atent.guard import guard
 from atent.progress import bar
 from atent.run import provenance, read_config, share, write_json
+from atent.stats import sign_test
 from atent.train.samples import described
 
 Peer = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
@@ -153,11 +153,6 @@ def judged(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat
     return torch.where(fooled, norm, torch.full_like(norm, float("inf"))), float(threat.distance(x_adv, x).max())
 
 
-def sign_test(wins: int, losses: int) -> float:
-    """Chance of so few wins, or fewer, were both equally strong."""
-    return float(binomtest(wins, wins + losses, alternative="less").pvalue) if wins + losses else 1.0
-
-
 def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:
     begun = time.perf_counter()
     return make(), time.perf_counter() - begun
@@ -186,7 +181,8 @@ def row(ours: Attack, peer: str, run: Peer, model: nn.Module, x: Tensor, y: Tens
             "ours_robust": share(n - int(hit_a.sum()), n), "peer_robust": share(n - int(hit_b.sum()), n),
             "ours_largest": far_a, "peer_largest": far_b,
         }  # fmt: skip
-    p = sign_test(wins, losses)
+    # How often the peer would win so many, or more, were both equally strong.
+    p = sign_test(losses, wins)
     return {
         "ours": label(ours), "settings": spell(ours), "peer": peer, **figures, "ours_better": wins,
         "peer_better": losses, "p": p, "weaker": p < 0.025, "ours_seconds": round(s_ours, 3),

@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
+from atent.config import read_recipe
+from atent.paper.evidence import Difference, difference
 from atent.run import read_json, write_atomic
 from atent.train.comparison import layout
 
@@ -20,17 +23,49 @@ _SHOWN = ("natural (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "
 
 
 def comparison(folder: Path) -> str:
-    """The rows of a comparison, its strongest attack and its time; the whole table is in the folder."""
+    """The rows of a comparison, its strongest attack, how far each row lies above PGD-AT by it, and its time; the whole
+    table is in the folder."""
     found = read_json(folder / "comparison.json")
     headings, rows = layout(found)
     # Where AutoAttack ran, it is the judge: what another attack finds besides is in the folder's own table.
     shown = [h for h in _SHOWN if h in headings and not (h.startswith("worst") and "AutoAttack (%)" in headings)]
     places = [headings.index(h) for h in shown]
+    leads = beside(found["rows"])
+    # The lead stands right of the accuracy that it is of.
+    at = max(i for i, heading in enumerate(shown) if heading.endswith("(%)")) + 1
+    shown.insert(at, "less PGD-AT (points)")
     lines = ["| recipe | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(shown)]
     for row, (_, entries) in zip(found["rows"], rows, strict=True):
         cells = [f"{entries[i].text} {entries[i].interval}".strip() for i in places]
+        cells.insert(at, leads[row["recipe"]])
         lines.append(f"| `{row['recipe']}` | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def beside(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """By recipe, its accuracy under the worst attack less that of PGD-AT, paired by seed; only between rows that both
+    average their weights, or both do not."""
+    (base,) = (row for row in rows if row["recipe"].endswith("-pgdat"))
+    out = {}
+    for row in rows:
+        unlike = averaged(row["recipe"]) != averaged(base["recipe"])
+        out[row["recipe"]] = "-" if row is base else "averaged weights" if unlike else str(lead(row, base))
+    return out
+
+
+def lead(row: dict[str, Any], base: dict[str, Any]) -> Difference:
+    """The accuracy of one row under the worst attack less that of another."""
+    one, other = (
+        {"each": [s["worst"]["value"] for s in r["seeds"]], "seeds": [s["seed"] for s in r["seeds"]],
+         "n": r["seeds"][0]["worst"]["n"]}
+        for r in (row, base)
+    )  # fmt: skip
+    return difference(one, other)
+
+
+def averaged(recipe: str) -> bool:
+    """Whether a recipe keeps an average of the weights."""
+    return "average" in read_recipe(recipe).get("train", {})
 
 
 def ablation(folder: Path) -> str:

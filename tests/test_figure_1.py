@@ -188,6 +188,8 @@ def test_result_counts_what_the_runs_found(made):
         assert row["ours"]["natural"]["mean"] == evaluation["natural"]["value"]
         one = {key: row["ours"][key]["mean"] for key in ("natural", "published", "strong", "grid")}
         assert one["natural"] >= one["published"] >= one["strong"]
+        (grid,) = (seed["grid"] for seed in row["seeds"])
+        assert (grid["outcomes"].count("1"), len(grid["outcomes"])) == (grid["k"], grid["n"])
         assert row["ours"]["natural"]["low"] <= one["natural"] <= row["ours"]["natural"]["high"]
     leads = {gap["over"]: gap["ours"]["grid"]["mean"] for gap in whole["gaps"]}
     grid = {row["name"]: row["ours"]["grid"]["mean"] for row in whole["rows"]}

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from scipy.stats import binomtest
 from torch import nn
 
 import atent
 from atent.attacks import FGSM, PGD, Langevin, Square
 from atent.evaluate import CHECKS, Check, masking_checks
 from atent.evaluate.masking import step_of
-from atent.evaluate.probe import Probe, gained, probe, sign_test, weaker
+from atent.evaluate.probe import Probe, gained, probe, weaker
 from atent.models import build
 from atent.threat import Threat
 
@@ -329,15 +328,6 @@ def test_thresholds(name, good, bad):
     assert not passed
     assert all(str(k) in figure for k in bad)
     assert "of 100" in figure
-
-
-def test_the_sign_test_is_the_binomial_one():
-    for more in range(12):
-        for fewer in range(12):
-            if more + fewer:
-                expected = binomtest(more, more + fewer, 0.5, alternative="greater").pvalue
-                assert sign_test(more, fewer) == pytest.approx(expected, rel=1e-12)
-    assert sign_test(0, 0) == 1
 
 
 def test_only_samples_that_differ_count():

@@ -17,6 +17,7 @@ from atent.attacks.spec import parse
 from atent.certify.smoothing import check_radius, linf_radius
 from atent.cli import main
 from atent.evaluate import evaluate
+from atent.evaluate.outcomes import unspan
 from atent.paper import engine, result, timing
 from atent.paper import reproduce as room
 from atent.paper.engine import Bench, job, measured
@@ -161,16 +162,15 @@ def _block_one(scale, key):
 
 
 def test_a_line_through_points():
-    """On a line the fit is that line; R^2 falls with what it leaves, as numpy has it."""
+    """On a line the fit is that line, off it that of least squares."""
     import numpy
 
     line = timing.fit([2, 5, 10], [0.5 + 0.25 * k for k in (2, 5, 10)])
-    assert (line.slope, line.intercept, line.r2) == pytest.approx((0.25, 0.5, 1.0))
+    assert (line.slope, line.intercept) == pytest.approx((0.25, 0.5))
     k, s = [2, 5, 10, 15, 20], [1.0, 1.4, 2.9, 3.1, 5.2]
     line = timing.fit(k, s)
     slope, intercept = numpy.polyfit(k, s, 1)
     assert (line.slope, line.intercept) == pytest.approx((slope, intercept))
-    assert line.r2 == pytest.approx(numpy.corrcoef(k, s)[0, 1] ** 2)
     with pytest.raises(ValueError, match="three points"):
         timing.fit([1, 2], [1, 2])
 
@@ -229,7 +229,14 @@ def test_a_table_from_end_to_end(here, capsys):
     assert mine["commit"]
     assert cells["full-autoattack"]["ours"]["n"] == 4
     same = [k[f"{text}, stratified 4"]["share"]["value"] for k in kept]
-    assert cells["half-autoattack"]["ours"]["same_images"] == {"attack": text, "value": statistics.fmean(same)}
+    told = cells["half-autoattack"]["ours"]["same_images"]
+    assert (told["attack"], told["value"], told["each"]) == (text, statistics.fmean(same), same)
+    # What became of each image stands beside each figure: networks and attacks are compared image by image.
+    for one in (mine, cells["natural"]["ours"], cells["full-autoattack"]["ours"], told):
+        counts = [each.count("1") for each in one["outcomes"]["each"]]
+        images = len(unspan(one["outcomes"]["ids"]))
+        assert {len(each) for each in one["outcomes"]["each"]} == {images}
+        assert [k / images for k in counts] == one["each"]
     # The rows that were left out say so, and nothing of the paper stands in our column.
     other = found["blocks"][0]["rows"][1]["cells"]["natural"]
     assert (other["ours"], other["why"], other["published"]) == (None, "not measured yet", "88.92")
@@ -335,12 +342,19 @@ def test_smoothing_and_bounds(here, capsys):
     for key, name in shown.items():
         assert cells[key]["ours"]["value"] == content[name]["value"]
         assert cells[key]["published"] is None
+        outcomes = cells[key]["ours"]["outcomes"]["each"]
+        assert [each.count("1") / len(each) for each in outcomes] == cells[key]["ours"]["each"]
+    # What is certified is classified correctly.
+    certified, smoothed = (cells[key]["ours"]["outcomes"]["each"][0] for key in ("certified", "natural"))
+    assert all(c <= s for c, s in zip(certified, smoothed, strict=True))
     assert cells["seconds"]["ours"]["value"] == content["seconds"] > 0
     assert cells["certified"]["ours"]["value"] <= cells["natural"]["ours"]["value"]
     bounds = rows["crown-ibp"]["cells"]
     assert bounds["natural"]["ours"] is None
     assert bounds["natural"]["why"].startswith("not reached: bounds verify")
     assert bounds["certified"]["published"] == "54"
+    (verified,) = bounds["certified"]["ours"]["outcomes"]["each"]
+    assert verified.count("1") / len(verified) == bounds["certified"]["ours"]["value"]
     assert bounds["certified"]["ours"]["value"] <= bounds["base"]["ours"]["value"]
     # A cell that the scale cannot reach says so, and keeps the paper's figure in the paper's column.
     other = rows["trades-smoothing-110"]["cells"]["certified"]
@@ -379,12 +393,16 @@ def test_seconds_per_epoch(here, capsys, monkeypatch):
         clock = times["rows"]["trades"]["seconds"]
         assert rows["trades"][norm]["ours"]["value"] == pytest.approx(statistics.fmean(clock))
         assert seconds[20] > seconds[2]
-        assert found["fit"][norm]["r2"] == pytest.approx(timing.fit(timing.K, list(seconds.values())).r2)
-        assert found["ratio"][norm] == pytest.approx(seconds[10] / seconds[5])
+        assert found["fit"][norm]["slope"] == pytest.approx(timing.fit(timing.K, list(seconds.values())).slope)
+        ten, five = (times["rows"][f"atent-{k}"]["cpu_seconds"] for k in (10, 5))
+        ratio = found["ratio"][norm]
+        assert ratio["value"] == pytest.approx(statistics.geometric_mean(a / b for a, b in zip(ten, five)))
+        assert ratio["low"] < ratio["value"] < ratio["high"]
+        assert found["exponent"][norm]["low"] <= found["exponent"][norm]["value"] <= found["exponent"][norm]["high"]
         assert {row["batch_size"] for row in times["rows"].values()} == {32}
         assert {row["batches_per_epoch"] for row in times["rows"].values()} == {2}
         assert {row["steps"] for row in times["rows"].values()} == {*timing.K, 10}
-    assert "R^2 = " in Path("results/table-s4.md").read_text()
+    assert "with a free exponent K^" in Path("results/table-s4.md").read_text()
     assert Path("results/table-s4.png").is_file()
     # What was timed together stays together.
     monkeypatch.setattr(timing, "_Rig", None)
@@ -409,6 +427,12 @@ def test_training_curves(here, capsys, monkeypatch):
         shares.append(evaluate(who.model, x, y, who.attacks, ids=ids).worst["value"])
         assert read_json(path / "config.json")["train"]["select"] == "auto"
     assert epochs[-1]["test_robust"] == pytest.approx(statistics.fmean(shares))
+    for epoch in epochs:
+        test = epoch["test"]
+        assert test["seeds"] == [0, 1]
+        assert statistics.fmean(test["each"]) == pytest.approx(epoch["test_robust"])
+        assert [each.count("1") / test["n"] for each in test["outcomes"]["each"]] == test["each"]
+    assert epochs[-1]["test"]["each"] == shares
     assert found["peak"]["test_robust"] == max(e["test_robust"] for e in epochs)
     assert Path("results/figure-s1.png").is_file()
     assert "chosen on the validation split" in " ".join(Path("results/figure-s1.md").read_text().split())

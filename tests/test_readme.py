@@ -12,6 +12,7 @@ from atent import load
 from atent.config import read_recipe, recipe_names
 from atent.data import DataSettings
 from atent.data import load as load_data
+from atent.paper.evidence import difference
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -101,6 +102,28 @@ def test_comparisons_are_those_of_the_results(name):
     assert all(row["worst"]["low"] > plain for row in trained)
 
 
+def _lead(row, base):
+    """How far one row of a comparison lies above another under the worst attack, paired by seed."""
+    one, other = (
+        {"each": [s["worst"]["value"] for s in r["seeds"]], "n": r["seeds"][0]["worst"]["n"]} for r in (row, base)
+    )
+    return difference(one, other)
+
+
+def test_what_is_decided_on_digits_is_what_the_results_decide():
+    """Of the adversarial methods, those that the README puts above or below PGD-AT, and no others."""
+    told = {"digits-linf": {"mma": True}, "digits-l2": {"trades": False, "trades-smoothing": False}}
+    text = " ".join(TEXT.split())
+    for name, expected in told.items():
+        rows = json.loads((ROOT / f"results/{name}/comparison.json").read_text())["rows"]
+        rows = {row["recipe"].removeprefix(f"{name}-"): row for row in rows}
+        leads = {key: _lead(row, rows["pgdat"]) for key, row in rows.items()}
+        weak = ("standard", "gaussian", "entropy-sgd", "pgdat")
+        found = {key: lead.inside(0) for key, lead in leads.items() if key not in weak}
+        assert {key: answer for key, answer in found.items() if answer is not None} == expected
+        assert all(f"({leads[key]}" in text for key in expected)
+
+
 def test_the_two_objectives_are_those_of_the_results():
     found = json.loads((ROOT / "results/digits-data-entropy/comparison.json").read_text())
     rows = {row["recipe"].removeprefix("digits-l2-atent-"): row for row in found["rows"]}
@@ -108,11 +131,18 @@ def test_the_two_objectives_are_those_of_the_results():
         cells = [row["natural"], row["attacks"]["PGD-20"], row["worst"]]
         told = " | ".join(f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in cells)
         assert f"{told} [{100 * row['worst']['low']:.1f}, {100 * row['worst']['high']:.1f}] |" in TEXT
-    assert rows["data-entropy"]["worst"]["low"] > rows["free-energy"]["worst"]["high"]
+    gain = _lead(rows["data-entropy"], rows["free-energy"])
+    assert gain.inside(0) is True
+    value, interval = str(gain).split(" ", 1)
+    assert f"The difference is {value} points {interval}, paired by seed" in TEXT
     best = {row["recipe"]: row for row in json.loads((ROOT / "results/digits-l2/comparison.json").read_text())["rows"]}
     for name in ("digits-l2-pgdat", "digits-l2-atent"):
         assert f"`{name}` ({100 * best[name]['worst']['mean']:.1f} %)" in TEXT
-        assert best[name]["worst"]["mean"] > rows["data-entropy"]["worst"]["mean"]
+        assert _lead(rows["data-entropy"], best[name]).inside(0) is False
+        assert _lead(rows["free-energy"], best[name]).inside(0) is False
+    gap = _lead(best["digits-l2-atent"], rows["data-entropy"]).found
+    told = f"{100 * gap.value:.1f} points [{100 * gap.low:.1f}, {100 * gap.high:.1f}] below the latter"
+    assert told in " ".join(TEXT.split())
 
 
 def test_parity_is_that_of_the_results():

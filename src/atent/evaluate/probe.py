@@ -12,6 +12,7 @@ from atent.attacks.base import Attack, Loss, Oracle, check_batch, check_ids, che
 from atent.data.split import spread
 from atent.guard import guard
 from atent.run import share
+from atent.stats import sign_test
 from atent.threat import Threat
 
 SAMPLES = 100
@@ -117,12 +118,6 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, seed: int, b
 def looks_like_probabilities(logits: object) -> bool:
     """Whether every output lies in [0, 1], as after a softmax or a sigmoid."""
     return isinstance(logits, Tensor) and logits.dim() == 2 and bool(((logits >= 0) & (logits <= 1)).all())
-
-
-def sign_test(more: int, fewer: int) -> float:
-    """P(at least ``more`` heads in more + fewer tosses of a fair coin): the one-sided paired test of two verdicts."""
-    n = more + fewer
-    return sum(math.comb(n, k) for k in range(more, n + 1)) / 2**n
 
 
 def weaker(attack: Tensor, rival: Tensor) -> bool:

@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from atent import run as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse
 from atent.certify import Draws, certify_run
-from atent.evaluate import evaluate
+from atent.evaluate import Evaluation, evaluate
+from atent.evaluate.outcomes import FOOLED, NOT_TRIED, STOOD, spans
 from atent.paper.scales import Scale
 from atent.paper.tables import Measure, Table, Training
 from atent.progress import Advance, bar
@@ -32,6 +33,9 @@ from atent.train.pipeline import Job, Say, as_begun, run_job
 from atent.train.subject import Subject, subject
 
 MEASURES = "measures.json"
+
+# An image that is wrong without an attack was not tried.
+_ROBUST = str.maketrans({STOOD: "1", FOOLED: "0", NOT_TRIED: "0"})
 
 # Few enough that a time limit is kept, and that little is lost by a kill.
 _STRONG_BATCH = 50
@@ -212,10 +216,17 @@ def _accuracy(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
         )  # fmt: skip
     with suppress(FileNotFoundError):
         part.unlink()
+    kept = found.outcomes
     if not attacks:
-        return {"share": found.natural}
+        return {"share": found.natural, "outcomes": {"ids": kept["ids"], "share": kept["natural"]}}
     result = found.attacks["attack"]
-    return {"share": result["robust"], **{k: result[k] for k in ("attack", "threat", "seconds")}}
+    about = {k: result[k] for k in ("attack", "threat", "seconds")}
+    return {"share": result["robust"], **about, "outcomes": robust_images(found, "attack")}
+
+
+def robust_images(found: Evaluation, attack: str) -> dict[str, str]:
+    """The numbers of the images, and for each "1" where it is correctly classified under the attack, "0" otherwise."""
+    return {"ids": found.outcomes["ids"], "share": found.outcomes["attacks"][attack].translate(_ROBUST)}
 
 
 def _smoothing(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
@@ -231,7 +242,18 @@ def _smoothing(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
     content = found.to_json([float(m.radius)])
     (at,) = content["certified"]
     shares = {"natural": content["natural"], "smoothed": content["smoothed"], "certified": at["share"]}
-    return {**shares, "seconds": content["seconds_per_image"], "draws": asdict(draws), "radius": at["radius"]}
+    marks: dict[str, list[Any]] = {
+        "natural": [r.natural == r.label for r in found.rows], "smoothed": [r.smoothed == r.label for r in found.rows],
+        "certified": [r.correct and r.radius >= float(m.radius) for r in found.rows],
+    }  # fmt: skip
+    outcomes = {"ids": spans(r.idx for r in found.rows), **{key: _bits(each) for key, each in marks.items()}}
+    return {
+        **shares,
+        "outcomes": outcomes,
+        "seconds": content["seconds_per_image"],
+        "draws": asdict(draws),
+        "radius": at["radius"],
+    }
 
 
 def _bounds(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
@@ -240,12 +262,20 @@ def _bounds(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
         progress=bench.progress,
     )  # fmt: skip
     (at,) = content["certified"]
-    return {"natural": content["natural"], "certified": at["share"], "seconds": at["seconds_per_image"]}
+    ids, verified = _some(who, m).test()[2].tolist(), set(at["verified"])
+    outcomes = {"ids": spans(ids), "certified": _bits(i in verified for i in ids)}
+    shares = {"natural": content["natural"], "certified": at["share"]}
+    return {**shares, "outcomes": outcomes, "seconds": at["seconds_per_image"]}
 
 
 _MEASURES: dict[str, Callable[[Bench, Subject, Measure], dict[str, Any]]] = {
     "natural": _accuracy, "attack": _accuracy, "smoothing": _smoothing, "bounds": _bounds,
 }  # fmt: skip
+
+
+def _bits(marks: Iterable[Any]) -> str:
+    """One character per image, 1 or 0."""
+    return "".join("1" if mark else "0" for mark in marks)
 
 
 def _short(m: Measure) -> str:

@@ -19,6 +19,7 @@ from atent.attacks.spec import show
 from atent.data import Data, DataSettings
 from atent.data import load as load_data
 from atent.data.two_class import cached
+from atent.evaluate.outcomes import bits
 from atent.guard import guard
 from atent.methods import ATENT, PGDAT, TRADES, Method, Standard
 from atent.methods.base import Metrics, State
@@ -287,7 +288,7 @@ def _grid(path: Path, job: Job) -> dict[str, Any]:
     threat = Threat(job.evaluate.norm or "linf", job.evaluate.eps or 0.0, data.box)
     x, y = data.test.batch(range(len(data.test)))
     stands = exhaustive(load(path), x, y, threat)
-    robust = folder.share(int(stands.sum()), len(y))
+    robust = {**folder.share(int(stands.sum()), len(y)), "outcomes": bits(stands)}
     folder.write_json(path / GRID, {"side": _SIDE, "robust": robust, "provenance": folder.provenance(device="cpu")})
     return robust
 

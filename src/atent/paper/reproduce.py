@@ -212,20 +212,23 @@ def _write_times(bench: Bench, name: str, seeds: Sequence[int], out: Path, comma
         **result.head(bench, name, "Table S4: seconds per epoch"),
         "blocks": [{"title": "", "columns": columns, "rows": rows}],
         "fit": {norm: times["fit"] for norm, times in done.items()},
-        "ratio": {norm: timing.ratio(times) for norm, times in done.items()},
+        "exponent": {norm: timing.exponent(timing.counted(times)) for norm, times in done.items()},
+        "ratio": {norm: timing.times(timing.counted(times), "atent-10", "atent-5") for norm, times in done.items()},
         "timings": done,
     }
     content = {**result.finish(content, [0]), "command": command}
     content["interval"] = "mean +- standard deviation over the rounds"
     extra = []
     for norm, times in done.items():
-        line, row = times["fit"], times["rows"]["atent-10"]
+        line, row, seconds = times["fit"], times["rows"]["atent-10"], timing.counted(times)
+        grows, ratio = timing.exponent(seconds), timing.times(seconds, "atent-10", "atent-5")
         unit = "CPU s" if times["of"] == "cpu_seconds" else "s"
         extra += [
             "",
             f"{norm}: {row['model']}, batches of {row['batch_size']}, {row['batches_per_epoch']} per epoch; ATENT costs"
-            f" {line['slope']:.4g} K + {line['intercept']:.4g} {unit} per epoch (R^2 = {line['r2']:.4f} over K ="
-            f" {', '.join(map(str, line['K']))}); K = 10 by K = 5: {timing.ratio(times):.2f} times",
+            f" {line['slope']:.4g} K + {line['intercept']:.4g} {unit} per epoch by least squares over K ="
+            f" {', '.join(map(str, line['K']))}; with a free exponent {timing.power(grows)}"
+            + (f"; K = 10 by K = 5: {ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times" if ratio else ""),
         ]
     figure = timing.figure(list(done.values())) if done else None
     return _write(content, out, result.markdown(content, extra), figure)

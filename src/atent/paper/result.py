@@ -10,7 +10,7 @@ from typing import Any
 
 from atent.paper.engine import Bench, measured, run_of, stage
 from atent.paper.published import published, value
-from atent.paper.tables import Cell, Row, Table
+from atent.paper.tables import Cell, Measure, Row, Table
 from atent.train.comparison import INTERVAL, accuracy, measure
 from atent.train.comparison import Cell as Spread
 from atent.train.samples import words
@@ -112,12 +112,30 @@ def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Seque
     )  # fmt: skip
     samples = found[0][1].get("data")
     mine["samples"] = samples and words(samples)
+    kept = _outcomes([content for _, content in found], c.measure.show)
+    mine |= {"outcomes": kept} if kept else {}
     if c.also is not None:
         runs = (run_of(bench, c.training, seed).path for seed, _ in found)
-        same = [content["share"]["value"] for content in (measured(p).get(c.also.key) for p in runs) if content]
+        same = [content for content in (measured(p).get(c.also.key) for p in runs) if content]
         # Fewer images may be easier ones: what a weaker attack leaves of the very same ones tells.
-        mine["same_images"] = {"attack": c.also.attack, "value": statistics.fmean(same)} if same else None
+        mine["same_images"] = _same(same, c.also) if same else None
     return cell(table, line, beside, mine)
+
+
+def _same(contents: Sequence[Mapping[str, Any]], m: Measure) -> dict[str, Any]:
+    """A weaker attack on the images of a cell."""
+    each, kept = [content["share"]["value"] for content in contents], _outcomes(contents, m.show)
+    return {"attack": m.attack, "value": statistics.fmean(each), "each": each} | ({"outcomes": kept} if kept else {})
+
+
+def _outcomes(contents: Sequence[Mapping[str, Any]], show: str) -> dict[str, Any] | None:
+    """What a measure found of each image, one text of 1 and 0 for each seed, and the images' numbers, the same for all
+    seeds; None where a measure of an earlier version kept none. Cells that have them are compared image by image."""
+    kept = [content.get("outcomes", {}) for content in contents]
+    ids = {each.get("ids") for each in kept}
+    if len(ids) != 1 or any(show not in each for each in kept):
+        return None
+    return {"ids": ids.pop(), "each": [each[show] for each in kept]}
 
 
 def machine(p: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from atent import run as folder
+from atent import stats
 from atent.data import augment
 from atent.data import load as load_data
 from atent.methods import Method
@@ -21,6 +22,7 @@ from atent.optim import build as build_optimizer
 from atent.paper.engine import Bench, job
 from atent.paper.tables import Training
 from atent.progress import bar
+from atent.stats import Estimate
 from atent.train.pipeline import Job
 from atent.train.settings import pick_device
 
@@ -31,22 +33,40 @@ NORMS = ("l2", "linf")
 
 @dataclass(frozen=True)
 class Fit:
-    """Seconds = slope K + intercept, by least squares, and the share of the variance that it explains."""
+    """Seconds = slope K + intercept, by least squares."""
 
     slope: float
     intercept: float
-    r2: float
 
 
 def fit(steps: Sequence[float], seconds: Sequence[float]) -> Fit:
     """The line through (K, seconds); ValueError for fewer than three points."""
     if len(steps) < 3:
         raise ValueError(f"a fit needs three points or more, got {len(steps)}")
-    k, s = statistics.fmean(steps), statistics.fmean(seconds)
-    slope = sum((a - k) * (b - s) for a, b in zip(steps, seconds)) / sum((a - k) ** 2 for a in steps)
-    rest = sum((b - s - slope * (a - k)) ** 2 for a, b in zip(steps, seconds))
-    total = sum((b - s) ** 2 for b in seconds)
-    return Fit(slope, s - slope * k, 1 - rest / total if total else 1.0)
+    slope, intercept = statistics.linear_regression(steps, seconds)
+    return Fit(slope, intercept)
+
+
+def counted(found: Mapping[str, Any]) -> dict[str, list[float]]:
+    """By row, the seconds of each round that count: of the process's CPU where it computed on one."""
+    return {name: row[found["of"]] for name, row in found["rows"].items()}
+
+
+def exponent(rows: Mapping[str, Sequence[float]]) -> Estimate | None:
+    """How ATENT's cost grows with K, from `counted` seconds: b of a + c K^b with its 95 % interval. None for a single
+    round, which has no scatter."""
+    rounds = list(zip(*(rows[f"atent-{k}"] for k in K), strict=True))
+    return stats.exponent(K, rounds) if len(rounds) > 1 else None
+
+
+def times(rows: Mapping[str, Sequence[float]], a: str, b: str) -> Estimate | None:
+    """How many times the cost of row ``b`` that of row ``a`` is, round by round; None for a single round."""
+    return stats.ratio(rows[a], rows[b]) if len(rows[a]) > 1 else None
+
+
+def power(found: Estimate | None) -> str:
+    """The exponent for people."""
+    return f"K^{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if found else "one round, no exponent"
 
 
 def recipes(bench: Bench, norm: str) -> dict[str, tuple[str, int | None]]:
@@ -94,7 +114,7 @@ def timed(bench: Bench, norm: str) -> dict[str, Any]:
             name: {**rig.about, "seconds": seconds[name], "cpu_seconds": busy[name]} for name, rig in rigs.items()
         },
         "of": "cpu_seconds" if basis is busy else "seconds",
-        "fit": {"K": list(K), "slope": line.slope, "intercept": line.intercept, "r2": line.r2},
+        "fit": {"K": list(K), "slope": line.slope, "intercept": line.intercept},
         "provenance": folder.provenance(seed=0, device=next(iter(rigs.values())).device),
     }  # fmt: skip
     path = _path(bench, norm)
@@ -175,16 +195,10 @@ def figure(found: Sequence[dict[str, Any]]) -> Any:
 
     lines, others = {}, {}
     for timing in found:
-        rows, line, of = timing["rows"], timing["fit"], timing["of"]
-        name = f"ATENT, {timing['norm']} (R^2 {line['r2']:.4f})"
-        points = [(k, rows[f"atent-{k}"][of]) for k in line["K"]]
+        rows, line, seconds = timing["rows"], timing["fit"], counted(timing)
+        name = f"ATENT, {timing['norm']} ({power(exponent(seconds))})"
+        points = [(k, seconds[f"atent-{k}"]) for k in line["K"]]
         lines[name] = ([(k, statistics.fmean(s)) for k, s in points], (line["slope"], line["intercept"]))
         for other in ("trades", "pgdat"):
-            others[f"{rows[other]['method']}, {timing['norm']}"] = statistics.fmean(rows[other][of])
+            others[f"{rows[other]['method']}, {timing['norm']}"] = statistics.fmean(seconds[other])
     return plots.cost(lines, others, cpu=any(timing["of"] == "cpu_seconds" for timing in found))
-
-
-def ratio(found: dict[str, Any]) -> float:
-    """Seconds at K = 10 by seconds at K = 5: 2 where the cost is proportional to K; 1.98 and 1.97 in the paper."""
-    ten, five = (statistics.fmean(found["rows"][f"atent-{k}"][found["of"]]) for k in (10, 5))
-    return ten / five

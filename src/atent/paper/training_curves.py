@@ -6,7 +6,7 @@ The test curve is a diagnostic of the published figure: it is written beside the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from atent import run as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, show
 from atent.evaluate import evaluate
-from atent.paper.engine import Bench, run_of, stage, train
+from atent.paper.engine import Bench, robust_images, run_of, stage, train
 from atent.paper.published import value
 from atent.paper.result import commit, head, machine
 from atent.paper.tables import Training
@@ -88,6 +88,7 @@ def collect(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
             into = rows.setdefault(row["epoch"], {})
             for kind in ("natural", "robust"):
                 into.setdefault(f"test_{kind}", []).append(row[kind])
+    tests = {seed: {row["epoch"]: row for row in _tests(path)} for seed, path in found}
     epochs = []
     for epoch, values in sorted(rows.items()):
         told: dict[str, Any] = {"epoch": epoch, "lr": rates.get(epoch)}
@@ -97,6 +98,8 @@ def collect(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
                 told |= {key: cell.mean, f"{key}_low": cell.low, f"{key}_high": cell.high, f"{key}_sd": cell.sd}
             else:
                 told[key] = sum(each) / len(each)
+        if "test_robust" in told:
+            told["test"] = _each({seed: of[epoch] for seed, of in tests.items() if epoch in of})
         epochs.append(told)
     decayed = [b["epoch"] for a, b in itertools.pairwise(epochs) if (b["lr"] or 0) < 0.5 * (a["lr"] or 0)]
     return {
@@ -121,8 +124,20 @@ def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
         found = evaluate(who.model, x, y, {"robust": attack}, ids=ids, cascade=False)
     told = {"epoch": row["epoch"], "natural": found.natural, "robust": found.attacks["robust"]["robust"]}
     told["data"] = who.samples()
+    told["outcomes"] = robust_images(found, "robust")
     told["provenance"] = folder.provenance(seed=0, device=x.device)
     folder.append_jsonl(path / TEST, told)
+
+
+def _each(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Robust test accuracy of each seed at one epoch, and what became of each image where that was kept: epochs are
+    compared within each training."""
+    robust = [row["robust"] for row in rows.values()]
+    out = {"seeds": list(rows), "each": [r["value"] for r in robust], "n": min(r["n"] for r in robust)}
+    kept = [row["outcomes"] for row in rows.values() if "outcomes" in row]
+    if len(kept) == len(rows) and len({k["ids"] for k in kept}) == 1:
+        out["outcomes"] = {"ids": kept[0]["ids"], "each": [k["share"] for k in kept]}
+    return out
 
 
 def _images(bench: Bench) -> int:

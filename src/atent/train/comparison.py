@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atent import run as folder
+from atent.stats import t_interval
 from atent.train.samples import words
 
 FIGURE = "comparison.png"
@@ -36,14 +36,10 @@ class Cell:
 
 def measure(values: Sequence[float]) -> Cell:
     """Mean, sample standard deviation (n - 1) and 95 % t-interval of one value per seed."""
-    mean = statistics.fmean(values)
     if len(values) == 1:
-        return Cell(mean, None, None, None)
-    from scipy.special import stdtrit
-
-    sd = statistics.stdev(values)
-    half = float(stdtrit(len(values) - 1, 0.975)) * sd / math.sqrt(len(values))
-    return Cell(mean, sd, mean - half, mean + half)
+        return Cell(values[0], None, None, None)
+    found = t_interval(values)
+    return Cell(found.value, statistics.stdev(values), found.low, found.high)
 
 
 def accuracy(shares: Sequence[Mapping[str, Any]]) -> Cell:

@@ -1,0 +1,186 @@
+"""Intervals and tests: of means, of paired figures, of ratios, of an exponent.
+
+Every interval is two-sided at 95 % unless ``level`` differs. A verdict follows from where the interval lies: `inside`
+has three answers, so that what an interval leaves open is never called equal, nor different. Equivalence within a
+margin is the pair of one-sided tests of Schuirmann (1987): the interval lies within the margin.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def inside(found: Estimate, low: float, high: float) -> bool | None:
+    """Whether the figure lies between ``low`` and ``high``: True where its whole interval does, False where all of it
+    lies outside on one side, None where the interval decides neither."""
+    if low < found.low and found.high < high:
+        return True
+    return False if found.high < low or found.low > high else None
+
+
+# ---- one sample --------------------------------------------------------------------------------------------
+
+
+def t_interval(values: Sequence[float], *, level: float = 0.95, resolution: float = 0.0) -> Estimate:
+    """The mean of two or more values with Student's t-interval: exact for normal values.
+
+    ``resolution`` is the step in which values are counted, such as 1 / n for a share of n samples: the standard
+    deviation is taken as no smaller, since counts that agree by chance would leave an interval of no width. Raises
+    ValueError for fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"a t-interval needs two values or more, got {len(values)}")
+    mean, spread = statistics.fmean(values), max(statistics.stdev(values), resolution)
+    half = t_quantile(len(values) - 1, level) * spread / math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def t_quantile(df: float, level: float = 0.95) -> float:
+    """Half the width, in standard errors, of a two-sided t-interval with ``df`` degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, (1 + level) / 2))
+
+
+# ---- paired samples ----------------------------------------------------------------------------------------
+
+
+def sign_test(more: int, fewer: int) -> float:
+    """P(at least ``more`` heads in more + fewer tosses of a fair coin): the exact one-sided test of paired verdicts,
+    by the pairs that differ."""
+    n = more + fewer
+    return sum(math.comb(n, k) for k in range(more, n + 1)) / 2**n
+
+
+def mcnemar(one: int, other: int) -> float:
+    """The exact two-sided p-value of McNemar's test (1947): of the pairs that differ, ``one`` favour the first side and
+    ``other`` the second; pairs that agree do not count."""
+    return min(1.0, 2 * sign_test(max(one, other), min(one, other)))
+
+
+def image_error(differences: Sequence[float]) -> float:
+    """Standard error of the mean difference over images, each in [-1, 1]: one network's outcome (0 or 1) less the
+    other's, averaged over the seeds.
+
+    One image for each side is added, as Bonett and Price (2012) do for one pair of networks, so that outcomes which
+    never differ do not leave an error of 0. ValueError without images.
+    """
+    n = len(differences)
+    if not n:
+        raise ValueError("a difference over images needs one image or more")
+    mean = sum(differences) / (n + 2)
+    return math.sqrt((((sum(d * d for d in differences) + 2) / (n + 2)) - mean**2) / (n + 2))
+
+
+def paired(
+    a: Sequence[float], b: Sequence[float], n: int, outcomes: tuple[Sequence[str], Sequence[str]] | None = None
+) -> Estimate:
+    """The difference of two accuracies, ``a`` less ``b``, of networks that are paired by seed on the same n images.
+
+    ``a``, ``b``: a share of the n images for each seed, in the same order; ``outcomes``: for each side and seed one
+    character per image, "1" or "0". With them the interval covers other images too: half its width is the root of the
+    sum of squares of those of the t-interval over the seeds and of the one over the images, which counts their
+    interaction twice and so errs on the safe side. Without them it covers other trainings on these images. With one
+    seed it covers other images for these two networks, and needs the outcomes. Raises ValueError where nothing is left
+    to compute an interval from, and where the sides do not match.
+    """
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"paired figures need one of each side for every seed, got {len(a)} and {len(b)}")
+    if len(a) == 1 and outcomes is None:
+        raise ValueError("one pair of networks without outcomes by image has no interval")
+    gaps = [x - y for x, y in zip(a, b)]
+    mean, squares = statistics.fmean(gaps), 0.0
+    if len(gaps) > 1:
+        squares += (t_interval(gaps, resolution=1 / n).high - mean) ** 2
+    if outcomes is not None:
+        each = by_image(*outcomes)
+        squares += (t_quantile(len(each) + 1) * image_error(each)) ** 2
+    half = math.sqrt(squares)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def by_image(a: Sequence[str], b: Sequence[str]) -> list[float]:
+    """For each image the mean over the seeds of the outcome of ``a`` less that of ``b``; one "1"/"0" string per seed.
+    ValueError where lengths differ."""
+    if len(a) != len(b) or len({len(text) for text in (*a, *b)}) != 1:
+        raise ValueError("outcomes by image need the same seeds and the same images on both sides")
+    return [sum((p > q) - (p < q) for p, q in zip(one, other)) / len(a) for one, other in zip(zip(*a), zip(*b))]
+
+
+# ---- two samples -------------------------------------------------------------------------------------------
+
+
+def extremes(a: Sequence[float], b: Sequence[float], *, level: float = 0.9) -> tuple[float, float]:
+    """The least and the greatest of the differences between a value of ``a`` and one of ``b``: the exact interval of a
+    shift between the two, from ranks alone (Hodges and Lehmann 1963), which one value that is far out cannot unsettle.
+
+    The shift lies outside with the probability that all values of one sample are above all of the other, twice
+    1 / C(m + n, m): one in ten for three of each. Infinite where that is more than 1 - ``level``.
+    """
+    if 2 / math.comb(len(a) + len(b), len(a)) > 1 - level + 1e-12:
+        return -math.inf, math.inf
+    return min(a) - max(b), max(a) - min(b)
+
+
+def ratio(a: Sequence[float], b: Sequence[float], *, level: float = 0.95) -> Estimate:
+    """The geometric mean of a_i / b_i over paired rounds, with the t-interval of the logarithms. ValueError unless all
+    are positive and there are two rounds or more."""
+    if len(a) != len(b) or min(*a, *b) <= 0:
+        raise ValueError("a ratio needs as many positive values on both sides")
+    found = t_interval([math.log(x / y) for x, y in zip(a, b)], level=level)
+    return Estimate(*(math.exp(v) for v in (found.value, found.low, found.high)))
+
+
+# ---- growth ------------------------------------------------------------------------------------------------
+
+_EXPONENTS = np.arange(0.2, 3.0025, 0.005)
+_FIXED = np.concatenate([[0.0], np.geomspace(1e-3, 1e4, 300)])
+
+
+def exponent(steps: Sequence[float], rounds: Sequence[Sequence[float]], *, level: float = 0.95) -> Estimate:
+    """The exponent b of a cost a + c K^b, a >= 0, with its interval.
+
+    ``steps``: K, four different ones or more; ``rounds``: for each of two rounds or more a cost at every K. A round may
+    be slower as a whole: logarithms are taken and the mean of each round is taken off. The curve is fitted to the means
+    over the rounds by least squares, and the interval holds every b whose best fit is worse by no more than the scatter
+    of rounds allows (profile, F-test of one degree of freedom); where the curve itself misfits the means by more than
+    that scatter, the misfit counts in its place. b is searched from 0.2 to 3 in steps of 0.005. Raises ValueError for
+    fewer steps or rounds, and for costs that are not positive.
+    """
+    costs = np.asarray(rounds, dtype=float)
+    if costs.ndim != 2 or costs.shape[0] < 2 or costs.shape[1] != len(steps) or len(set(steps)) < 4:
+        raise ValueError("an exponent needs two rounds or more of a cost at four different steps or more")
+    if not (costs > 0).all() or min(steps) <= 0:
+        raise ValueError("an exponent needs positive steps and costs")
+    n, k = costs.shape
+    logs = np.log(costs)
+    logs -= logs.mean(1, keepdims=True)
+    means, df = logs.mean(0), (n - 1) * (k - 1)
+    noise = float(((logs - means) ** 2).sum()) / df
+    misfit = n * ((means - _curves(tuple(steps))) ** 2).sum(-1).min(1)
+    least = float(misfit.min())
+    allowed = t_quantile(df, level) ** 2 * max(noise, least / (k - 3))
+    held = _EXPONENTS[misfit - least <= allowed]
+    return Estimate(float(_EXPONENTS[misfit.argmin()]), float(held[0]), float(held[-1]))
+
+
+@functools.lru_cache(maxsize=4)
+def _curves(steps: tuple[float, ...]) -> np.ndarray:
+    """log(a + K^b) less its mean over K, for every exponent b and fixed cost a: (exponents, fixed costs, K)."""
+    curves = np.log(_FIXED[None, :, None] + np.array(steps, dtype=float) ** _EXPONENTS[:, None, None])
+    return curves - curves.mean(-1, keepdims=True)
