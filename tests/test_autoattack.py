@@ -117,7 +117,7 @@ def test_fab_counts_within_eps_only(conv_net, batch):
     net, (x, y) = conv_net(), batch(30)
     threat = Threat("l2", 0.3)
     attack = AutoAttack(threat, **SMALL)
-    far = FAB(Threat("l2", 100.0), 10, targets=4).run(net, x, y)
+    far = FAB(Threat("l2", "inf"), 10, targets=4).run(net, x, y)
     assert (far.norm > 0.3).any()
     out = attack.run(net, x, y, part="FAB-T")
     assert (out.norm <= 0.3 * (1 + 1e-6) + 1e-6).all()
