@@ -434,7 +434,8 @@ def test_ddn_equals_its_transcription(levels, five):
 
 @pytest.mark.parametrize("norm", FREE)
 @pytest.mark.parametrize(
-    "given", [{}, {"projection": "ball"}, {"step_size": 0.2, "final_step_size": 0.05, "gamma": 0.2, "final_gamma": 0.01}]
+    "given",
+    [{}, {"projection": "ball"}, {"step_size": 0.2, "final_step_size": 0.05, "gamma": 0.2, "final_gamma": 0.01}],
 )
 def test_fmn_equals_its_transcription(norm, given, five):
     model, x, y = five
@@ -467,7 +468,7 @@ def test_fmn_in_l2_ends_on_the_boundary_where_the_ball_stalls():
 def test_the_sphere_is_for_l2():
     with pytest.raises(ValueError, match=r"projection \(for linf\) 'sphere' is not known: use one of ball"):
         FMN(FREE["linf"], projection="sphere")
-    with pytest.raises(ValueError, match="projection .* 'cube' is not known"):
+    with pytest.raises(ValueError, match=r"projection .* 'cube' is not known"):
         FMN(FREE["l2"], projection="cube")
 
 
@@ -505,9 +506,10 @@ def test_deepfool_equals_its_transcription(norm, given, five):
 @pytest.mark.parametrize(
     "given",
     [
-        {}, {"penalty": "p3"}, {"constraint": "margin", "rho_init": 0.3, "multiplier_init": 0.2, "tolerance": 0.05},
+        {}, {"alpha": 0.9, "penalty": "p3"},
+        {"constraint": "margin", "rho_init": 0.3, "multiplier_init": 0.2, "tolerance": 0.05},
         {"alpha": 0.5, "check_steps": 3, "tau": 0.999, "gamma": 1.5, "first_step": 0.02, "final_rate": 0.1},
-        {"multiplier_init": 1e-3, "first_step": 0.01, "check_steps": 4, "tau": 0.5, "gamma": 3.0},
+        {"alpha": 0.9, "multiplier_init": 1e-3, "first_step": 0.01, "check_steps": 4, "tau": 0.5, "gamma": 3.0},
     ],
     ids=str,
 )  # fmt: skip

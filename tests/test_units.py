@@ -14,7 +14,11 @@ EPS = {"linf": 0.1, "l2": 0.6}
 SETTINGS = {
     "FGSM": [{}],
     "IFGS": [{}],
-    "PGD": [{"steps": 5}, {"steps": 5, "start": "gaussian", "loss": "kl"}, {"steps": 5, "momentum": 1.0, "keep": "best"}],
+    "PGD": [
+        {"steps": 5},
+        {"steps": 5, "start": "gaussian", "loss": "kl"},
+        {"steps": 5, "momentum": 1.0, "keep": "best"},
+    ],
     "Langevin": [{"steps": 5}, {"steps": 5, "variant": "published"}, {"steps": 4, "gradient": "raw", "pull": "free"}],
     "APGD": [{"steps": 10}, {"steps": 10, "loss": "dlr-targeted", "targets": 3}],
     "FAB": [{"steps": 10, "restarts": 2}, {"steps": 10, "targets": 3}],
@@ -53,7 +57,9 @@ def cases():
                     yield name, settings, norm, eps
 
 
-@pytest.mark.parametrize(("name", "settings", "norm", "eps"), [pytest.param(*c, id=f"{c[0]} {c[1]} {c[2]} {c[3]}") for c in cases()])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "settings", "norm", "eps"), [pytest.param(*case, id=" ".join(map(str, case))) for case in cases()]
+)
 @pytest.mark.parametrize("box", BOXES, ids=str)
 def test_a_box_is_a_unit_of_length(name, settings, norm, eps, box, conv_net, batch):
     model, (x, y) = conv_net(), batch(6)

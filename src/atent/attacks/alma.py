@@ -42,11 +42,11 @@ def alpha_of(steps: int) -> float:
 class ALMA(Attack):
     """The smallest l2 perturbation d by an augmented Lagrangian, Rony et al. 2021 (ICCV), Algorithm 1.
 
-    Untargeted. Descends ||d||_2 + P(g, rho, multiplier), d in widths of the box, with the constraint g < 0, where g is the true class's logit
-    minus the best other one's plus ``tolerance``, over the gap between the first and the third logit. The multiplier
-    follows dP/dg as a running average at every step; rho grows every ``check_steps`` steps where neither an
-    adversarial point was met nor g fell. Steps are RMSProp with momentum, its learning rate set per sample by the
-    length of the first step and falling from the first success on. ``steps`` forwards, ``steps - 1`` backwards.
+    Untargeted. Descends ||d||_2 + P(g, rho, multiplier), d in widths of the box, with the constraint g < 0, where g is
+    the true class's logit minus the best other one's plus ``tolerance``, over the gap between the first and the third
+    logit. The multiplier follows dP/dg as a running average at every step; rho grows every ``check_steps`` steps where
+    neither an adversarial point was met nor g fell. Steps are RMSProp with momentum, its learning rate set per sample
+    by the length of the first step and falling from the first success on. ``steps`` forwards, ``steps - 1`` backwards.
 
     As the authors' code: the squared gradients' average begins at 1, and its weight and the momentum are ``alpha``.
     Deviations: where the gradient at x is zero nothing moves (they draw a direction); where the box does not allow a
@@ -107,6 +107,10 @@ class ALMA(Attack):
     @property
     def passes(self) -> int:
         return 2 * self.steps
+
+    def remarks(self, classes: int) -> list[str]:
+        few = self.constraint is None and classes < 3
+        return ["its constraint is the difference of logits, as the ratio takes 3 classes"] if few else []
 
     def _constraint(self, logits: Tensor, y: Tensor) -> Tensor:
         above = self.tolerance - margin(logits, y)

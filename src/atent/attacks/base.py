@@ -159,15 +159,17 @@ class Oracle:
             return self._slopes(x, y, classes, groups, see)
         logits = []
         for group in groups:
-            seen: list[list[Tensor]] = []
-            passes = [
-                self._slopes(x, y, classes, [group], lambda *found: seen.append(list(found[:2])))
-                for _ in range(self.draws)
-            ]
-            logits.append(sum(passes[1:], passes[0]) / self.draws)
-            grads, differences = (sum(part[1:], part[0]) / self.draws for part in zip(*seen))
+            passes = [self._shown(x, y, classes, group) for _ in range(self.draws)]
+            grads, differences, z = (sum(part[1:], part[0]) / self.draws for part in zip(*passes))
             see(grads, differences, group.start)
+            logits.append(z)
         return sum(logits[1:], logits[0]) / len(logits)
+
+    def _shown(self, x: Tensor, y: Tensor, classes: Tensor, group: range) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients and differences of one group of columns, and the logits, of a single pass."""
+        found: list[Tensor] = []
+        logits = self._slopes(x, y, classes, [group], lambda grads, values, _: found.extend((grads, values)))
+        return found[0], found[1], logits
 
     def _slopes(
         self, x: Tensor, y: Tensor, classes: Tensor, groups: list[range], see: Callable[[Tensor, Tensor, int], None]
@@ -218,6 +220,10 @@ class Attack:
     def parts(self) -> dict[str, Attack]:
         """The attacks that a composite one runs in turn, by name, each on what stands after those before; {}: none."""
         return {}
+
+    def remarks(self, classes: int) -> list[str]:
+        """What the attack does otherwise than its name says on a model of so few classes, a clause each."""
+        return []
 
     def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """What the part of that name finds, x where a minimum-norm one finds nothing within eps.
@@ -406,6 +412,11 @@ def side_by_side(x: Tensor, runs: int) -> int:
     So small networks are busy, and large ones see no more rows than the caller's batch.
     """
     return max(1, max(len(x), 2**16 // max(1, x[0].numel())) // max(1, runs))
+
+
+def all_targets(classes: int) -> str:
+    """The remark of an attack that asks for more targets than there are wrong classes."""
+    return "aims at the one wrong class" if classes == 2 else f"aims at the {classes - 1} wrong classes that there are"
 
 
 def restarted(passes: int, restarts: int) -> int:

@@ -23,9 +23,7 @@ class Boundary(NamedTuple):
     """|difference| / dual norm of the slope, (n,); inf where every slope is zero."""
 
 
-def nearest_boundary(
-    oracle: Oracle, x: Tensor, y: Tensor, classes: Tensor, norm: Norm
-) -> tuple[Boundary, Tensor]:
+def nearest_boundary(oracle: Oracle, x: Tensor, y: Tensor, classes: Tensor, norm: Norm) -> tuple[Boundary, Tensor]:
     """The nearest of the boundaries to ``classes`` (n, m) seen from ``x``, in ``norm``, and the logits (n, C).
 
     Moosavi-Dezfooli et al. 2016, Eq. 8 (l2) and 11 (linf). A boundary without a slope is out of reach; where all are,

@@ -35,8 +35,9 @@ class DeepFool(Attack):
 
     Untargeted; classes are compared with the true one. The point looked at is x + (1 + overshoot) times the sum of
     the steps, as in the authors' code, which also adds 1e-4 to each step's length, here 1e-4 of the box's width; the
-    point is put into the box as well. The search of a sample ends at the first point that is misclassified. At most ``steps + 2`` forwards and
-    ``steps * (classes - 1)`` backwards; a sample that has fallen leaves after 1, 2, 4, 8, ... steps.
+    point is put into the box as well. The search of a sample ends at the first point that is misclassified. At most
+    ``steps + 2`` forwards and ``steps * (classes - 1)`` backwards; a sample that has fallen leaves after 1, 2, 4, 8,
+    ... steps.
     """
 
     minimum_norm: ClassVar[bool] = True

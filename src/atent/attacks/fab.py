@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_number, side_by_side
+from atent.attacks.base import Attack, Oracle, all_targets, check_number, side_by_side
 from atent.attacks.boundary import nearest_boundary
 from atent.attacks.hyperplane import to_hyperplane
 from atent.attacks.starts import start
@@ -74,6 +74,9 @@ class FAB(Attack):
     def passes(self) -> int:
         """Without ``targets``: of a model with 10 classes."""
         return 2 + self.restarts * self.steps * (2 + 9 if self.targets is None else 3 * self.targets)
+
+    def remarks(self, classes: int) -> list[str]:
+        return [all_targets(classes)] if self.targets is not None and self.targets > classes - 1 else []
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         logits = oracle.logits(x, y)

@@ -232,6 +232,7 @@ class Masses:
         emptied = delta.scatter(2, window, 0.0)
         # Where the windows overlap, the mass counts once.
         mass = held.square().sum(2, keepdim=True) + emptied.gather(2, source).square().sum(2, keepdim=True)
-        new = torch.where(coins[:, 1:], shape, -shape) + held / (held.norm(dim=2, keepdim=True) + 1e-12 * self.threat.width)
+        length = held.norm(dim=2, keepdim=True) + 1e-12 * self.threat.width
+        new = torch.where(coins[:, 1:], shape, -shape) + held / length
         new = new / (new.norm(dim=2, keepdim=True) + 1e-12) * (spare + mass).sqrt()
         return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best))

@@ -34,6 +34,8 @@ class SubjectOptions:
     each kind."""
     weights: str | None = None
     """A .safetensors file of the same network, instead of the run's own weights."""
+    allow_large_eps: bool = False
+    """Insist on an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more."""
     limit: int | None = None
     """Number of test images, the first ones; left out: as the recipe, or 1000."""
     seed: int | None = None
@@ -111,6 +113,8 @@ class CertifyOptions:
     the run's norm, left out: its eps."""
     norm: typing.Literal["linf", "l2"] | None = None
     """Norm of the bounds; left out: the run's. Smoothing is l2."""
+    allow_large_eps: bool = False
+    """Insist on bounds over the whole box: a linf radius of its width or more, an l2 one of its diagonal or more."""
     limit: int | None = 200
     """Number of test images, the first ones; none: all."""
     shard: str | None = None

@@ -406,7 +406,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
             {
                 "recipe": job.recipe,
                 "method": title(job.method),
-                "threat": threat and asdict(threat),
+                "threat": threat and threat.plain(),
                 "natural": accuracy([s["natural"] for s in seeds]),
                 "attacks": {a: accuracy([s["attacks"][a] for s in seeds]) for a in attacks},
                 "worst": accuracy([s["worst"] for s in seeds]),
