@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from atent import config
 from atent.attacks import ALMA, ATTACKS, DDN, FGSM, FMN, PGD, DeepFool
 from atent.attacks.spec import parse, spell
 from atent.certify import verified
@@ -102,12 +103,13 @@ def test_no_limit_is_not_a_large_one(attack, net, batch):
     assert attack(Threat("l2", "inf"), steps=3).run(net, x, y).norm.isfinite().all()
 
 
-def test_every_entry_point_refuses_it_before_any_work(net, batch):
+def test_every_entry_point_refuses_it_before_any_work(net, batch, all_digits):
     x, y = batch(12)
+    images, labels = all_digits[0][:100].float(), all_digits[1][:100]
     huge, fine = Threat("linf", 8), Threat("linf", 0.1)
     seen = []
     net.register_forward_hook(lambda *_: seen.append(1))  # before the copy, which has it too
-    data, single = from_tensors(x.float(), y, x.float(), y), copy.deepcopy(net).float()
+    data, single = from_tensors(images, labels, images[:10], labels[:10]), copy.deepcopy(net).float()
     settings = TrainSettings(epochs=1, device="cpu")
     calls = {
         "evaluate": lambda: evaluate(net, x, y, [PGD(fine), FGSM(huge)]),
@@ -146,3 +148,21 @@ def test_permission_in_the_text_of_an_attack():
     assert not parse("PGD(norm=linf, eps=8)", None, ATTACKS).threat.allow_large_eps
     assert parse("PGD(norm=linf, eps=8)", None, ATTACKS, allow_large_eps=True).threat.allow_large_eps
     assert parse("PGD(eps=8)", Threat("l2", 1, allow_large_eps=True), ATTACKS).threat.allow_large_eps
+
+
+def test_the_commands_have_the_flag():
+    flag = "--allow-large-eps"
+    assert config.parse_evaluate(["run", flag]).subject()["allow_large_eps"]
+    assert not config.parse_evaluate(["run"]).subject()["allow_large_eps"]
+    assert config.parse_attack(["run", flag]).subject()["allow_large_eps"]
+    assert config.parse_certify(["run", "--method", "ibp", flag]).allow_large_eps
+    job, _ = config.parse_train(["digits-linf-pgdat", "--method.threat.eps", "8", flag])
+    assert job.method.threat.allow_large_eps
+    assert job.evaluate.allow_large_eps
+    again = config.job({k: v for k, v in job.sections().items() if k != "recipe"}, "digits-linf-pgdat")
+    assert again.method.threat.allow_large_eps
+    job, _ = config.parse_train(["digits-linf-pgdat"])
+    assert not job.method.threat.allow_large_eps
+    _, jobs, words = config.parse_compare(["digits-linf-pgdat", "digits-linf-standard", flag])
+    assert "--allow_large_eps" in words
+    assert all(job.evaluate.allow_large_eps for job in jobs.values())

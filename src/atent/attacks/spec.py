@@ -198,6 +198,17 @@ def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
     return dict(zip(names, attacks))
 
 
+def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The `attacks` of a stored evaluation by the labels of today; as they are where one is no attack's text."""
+    from atent.attacks import ATTACKS
+
+    try:
+        made = [parse(told["attack"], Threat(**told["threat"]), ATTACKS) for told in attacks.values()]
+        return dict(zip(labelled(made), attacks.values()))
+    except (KeyError, TypeError, ValueError):
+        return dict(attacks)
+
+
 def show(threat: Threat) -> str:
     """A threat for people: "linf 8/255", "l2 0.5"."""
     eps = float(threat.eps)
