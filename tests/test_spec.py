@@ -216,6 +216,10 @@ def test_the_bare_name_is_for_the_standard_settings():
     check_names({"AutoAttack": AutoAttack(LINF), "weak": weak, label(weak): weak})
 
 
+def test_a_threat_without_a_limit_has_a_name_too():
+    assert list(labelled([DDN(Threat("l2", "inf")), PGD(L2)])) == ["DDN-1000 l2 inf", "PGD-20 l2 0.5"]
+
+
 def test_stored_attacks_get_the_labels_of_today():
     threat = LINF.plain()
     old = {

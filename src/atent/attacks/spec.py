@@ -212,6 +212,6 @@ def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any
 def show(threat: Threat) -> str:
     """A threat for people: "linf 8/255", "l2 0.5"."""
     eps = float(threat.eps)
-    grey = round(255 * eps)
+    grey = round(255 * eps) if math.isfinite(eps) else 0
     text = f"{grey}/255" if 1 <= grey <= 32 and math.isclose(eps, grey / 255, rel_tol=1e-9) else f"{eps:g}"
     return f"{threat.norm} {text}"
