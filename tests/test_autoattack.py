@@ -11,6 +11,7 @@ from atent.attacks.spec import label, plain, spell
 from atent.evaluate import evaluate
 from atent.threat import NORMS, Threat
 from atent.train.checkpoint import load
+from atent.train.comparison import remarks
 
 NORM = pytest.mark.parametrize("norm", NORMS)
 EPS = {"linf": 0.08, "l2": 0.5}
@@ -117,7 +118,7 @@ def test_fab_counts_within_eps_only(conv_net, batch):
     net, (x, y) = conv_net(), batch(30)
     threat = Threat("l2", 0.3)
     attack = AutoAttack(threat, **SMALL)
-    far = FAB(Threat("l2", 100.0), 10, targets=4).run(net, x, y)
+    far = FAB(Threat("l2", "inf"), 10, targets=4).run(net, x, y)
     assert (far.norm > 0.3).any()
     out = attack.run(net, x, y, part="FAB-T")
     assert (out.norm <= 0.3 * (1 + 1e-6) + 1e-6).all()
@@ -133,23 +134,45 @@ def few(classes):
     return Recorded(net)
 
 
-@pytest.mark.parametrize(("version", "least"), [("standard", 4), ("rand", 3)])
-def test_too_few_classes_are_refused_before_any_work(version, least, batch):
-    x, attack = batch(6)[0], AutoAttack(Threat("linf", 0.1), version, **SMALL, eot=2)
-    for classes in range(2, least):
-        model = few(classes)
-        y = model(x).argmax(1)
-        model.seen.clear()
-        for part in (None, "APGD-CE"):
-            with pytest.raises(ValueError, match="needs at least") as error:
-                attack.run(model, x, y, part=part)
-            assert "\n" not in str(error.value)
-            assert f"at least {least} classes" in str(error.value)
-            assert "use APGD(loss=ce), FAB and Square" in str(error.value)
-            assert f"got {classes} classes" in str(error.value)
-        assert len(model.seen) == 2
-    model = few(least)
-    assert attack.run(model, x, model(x).argmax(1)).success.shape == (6,)
+@pytest.mark.parametrize("version", ["standard", "rand"])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes_are_attacked_by_the_targets_that_exist(version, classes, batch):
+    # Of a linear model the distance is known: |z_y - z_k| / ||w_y - w_k||_1 to the nearest wrong class k, in linf.
+    model = few(classes)
+    x = 0.4 + 0.2 * batch(30)[0]
+    weight, logits = model.body[1].weight.detach(), model(x).detach()
+    y = logits.argmax(1)
+    gap = logits.gather(1, y[:, None]) - logits
+    far = gap / (weight[y][:, None] - weight[None]).abs().sum(2)
+    distance = far.scatter(1, y[:, None], torch.inf).amin(1)
+    eps = float(distance.median()) * (1 + 1e-3)
+    attack = AutoAttack(Threat("linf", eps), version, steps=10, queries=50, eot=2)
+    clear = (distance / eps - 1).abs() > 1e-2
+    assert eps < 0.2  # the box is out of the way
+    for part in (None, *attack.parts()):
+        if part != "Square":
+            found = attack.run(model, x, y, part=part).success
+            assert torch.equal(found[clear], (distance < eps)[clear]), part
+    told = "; ".join(attack.remarks(classes))
+    assert ("APGD-T climbs the difference of logits" in told) == (version == "standard" and classes < 4)
+    assert ("APGD-DLR climbs the difference of logits" in told) == (version == "rand" and classes < 3)
+    assert ("FAB-T aims at the" in told) == (version == "standard")
+
+
+def test_nothing_is_remarked_on_ten_classes():
+    for version in ("standard", "rand"):
+        assert AutoAttack(Threat("linf", 0.1), version).remarks(10) == []
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_an_evaluation_says_what_ran_on_few_classes(classes, batch):
+    model, x = few(classes), batch(8)[0]
+    found = evaluate(model, x, model(x).argmax(1), [AutoAttack(Threat("linf", 0.05), steps=3, queries=5)])
+    ((name, result),) = found.attacks.items()
+    assert list(result["parts"]) == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
+    assert "APGD-T climbs the difference of logits, as the targeted DLR loss takes 4 classes" in result["remarks"]
+    (line,) = remarks(found.attacks)
+    assert line.startswith(f"{name}: APGD-T climbs")
 
 
 @NORM
@@ -273,4 +296,5 @@ def test_how_it_is_written_down(conv_net):
     assert spell(path) == "Transfer(attack=APGD, source='runs/mine')"
     assert plain(module) == {"attack": "PGD(steps=40)", "source": "Sequential"}
     assert plain(path) == {"attack": "APGD", "source": "runs/mine"}
-    assert [label(module), label(path)] == ["Transfer PGD-40", "Transfer APGD-CE"]
+    names = ["Transfer PGD-40 (source Sequential)", "Transfer APGD-CE (source runs/mine)"]
+    assert [label(module), label(path)] == names

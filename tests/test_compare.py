@@ -538,4 +538,23 @@ def test_the_caveat_goes_with_autoattack():
     assert caveat({"FGSM": {"attack": "FGSM"}}) == (
         "Not measured by AutoAttack: a stronger attack may lower these figures."
     )
-    assert caveat({"a": {"attack": "FGSM"}, "AutoAttack": {"attack": "AutoAttack(version=plus)"}}) is None
+    assert caveat({"a": {"attack": "FGSM"}, "AutoAttack": {"attack": "AutoAttack"}}) is None
+
+
+def told(attack, norm="linf", eps=0.1):
+    return {"attack": attack, "threat": {"norm": norm, "eps": eps, "box": [0.0, 1.0]}}
+
+
+def test_the_caveat_stays_beside_a_weakened_autoattack():
+    weak = "Not measured by AutoAttack at its standard settings: a stronger attack may lower these figures."
+    for text in ("AutoAttack(steps=1)", "AutoAttack(version=rand)", "AutoAttack(queries=500)"):
+        assert caveat({"a": told("FGSM"), "AutoAttack": told(text)}) == weak
+    assert "Not measured by AutoAttack:" in caveat({"a": told("Transfer(attack=AutoAttack, source=x)")})
+    standard = {"a": told("AutoAttack")}
+    assert caveat(standard) is None
+    assert "searched in bfloat16" in caveat(standard, "bfloat16")
+    # At another radius, or in another norm, it measured something else.
+    assert caveat(standard | {"b": told("FGSM")}) is None
+    assert "Not measured by AutoAttack at linf 0.2:" in caveat(standard | {"b": told("FGSM", eps=0.2)})
+    assert "at l2 0.1:" in caveat(standard | {"b": told("FGSM", "l2")})
+    assert caveat(standard | {"b": told("DDN", "l2", "inf")}) is None

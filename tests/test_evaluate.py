@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from atent.attacks import FGSM, PGD, Attack, AutoAttack, Langevin
+from atent.attacks.spec import label
 from atent.evaluate import evaluate, predict, rounds, sweep
 from atent.evaluate.outcomes import per_sample, spans, unspan
 from atent.models import Normalize
@@ -128,7 +129,7 @@ def test_a_list_is_named_by_its_label_and_two_threats_do_not_collide(known):
     first, second, third = got.attacks
     assert first == "PGD-3 linf 0.01"
     assert second == "PGD-3 l2 0.02"
-    assert third == "FGSM"
+    assert third == "FGSM l2 0.02"
     assert [r["threat"]["norm"] for r in got.attacks.values()] == ["linf", "l2", "l2"]
     with pytest.raises(ValueError, match=r"attack PGD\(steps=3, norm=linf, eps=0.01\) is listed twice"):
         evaluate(model, x, y, [a, a])
@@ -160,8 +161,8 @@ def test_the_result_is_plain_json(conv_net, batch):
     got = evaluate(conv_net(torch.float32), x, y, [PGD(Threat("linf", "8/255")), FGSM(Threat("l2", 1))])
     plain = json.loads(dumps(got.to_json()))
     assert plain["n"] == 12
-    assert plain["attacks"]["FGSM"]["threat"] == {"norm": "l2", "eps": 1.0, "box": [0.0, 1.0]}
-    assert set(plain["attacks"]["FGSM"]) == {
+    assert plain["attacks"]["FGSM l2 1"]["threat"] == {"norm": "l2", "eps": 1.0, "box": [0.0, 1.0]}
+    assert set(plain["attacks"]["FGSM l2 1"]) == {
         "attack", "threat", "settings", "attacked", "robust", "fooled", "distance", "forwards", "backwards", "seconds",
     }  # fmt: skip
 
@@ -363,8 +364,8 @@ def test_a_composite_attack_in_parts_is_the_attack_as_one(conv_net, batch):
     for key in ("forwards", "backwards", "seconds"):
         assert result[key] == pytest.approx(sum(part[key] for part in result["parts"].values()), abs=0.01)
     # a part draws from the composite's stream, not from that of the same attack alone
-    lone = evaluate(model, x, y, [attack.parts()["chain"]], seed=4, ids=ids)
-    assert lone.attacks["ATENT-2"]["fooled"] != result["parts"]["chain"]["fooled"]
+    lone = evaluate(model, x, y, {"chain": attack.parts()["chain"]}, seed=4, ids=ids)
+    assert lone.attacks["chain"]["fooled"] != result["parts"]["chain"]["fooled"]
     assert rounds([attack, FGSM(THREAT)]) == 4
 
 
@@ -374,7 +375,7 @@ def test_autoattack_in_parts_is_autoattack_as_one(conv_net, batch):
     attack = AutoAttack(Threat("linf", 0.06), steps=3, targets=2, queries=6)
     right = predict(model, x, y) == y
     whole = attack.run(model, x[right], y[right], seed=1, ids=ids[right])
-    got = evaluate(model, x, y, [attack], seed=1, ids=ids, batch=11).attacks["AutoAttack"]
+    got = evaluate(model, x, y, [attack], seed=1, ids=ids, batch=11).attacks[label(attack)]
     assert sorted(got["fooled"]) == ids[right][whole.success].tolist()
     assert 0 < len(got["fooled"]) < int(right.sum())
     assert list(got["parts"]) == list(attack.parts())
@@ -626,7 +627,7 @@ def test_a_sweep_is_the_attack_at_each_radius(conv_net, batch):
     model, attacks = conv_net(), [PGD(THREAT, steps=3), Langevin(THREAT, steps=3, noise=0.2)]
     rows = sweep(model, x, y, attacks, ["8/255", 0.01, 0.1], seed=5, batch=16)
     assert [(r["attack"], r["radius"]) for r in rows] == [
-        (name, radius) for name in ("PGD-3", "ATENT-3") for radius in (0.01, 8 / 255, 0.1)
+        (name, radius) for name in ("PGD-3", "ATENT-3 (noise 0.2)") for radius in (0.01, 8 / 255, 0.1)
     ]
     assert rows[1]["threat"] == "linf 8/255"
     assert {r["norm"] for r in rows} == {"linf"}
@@ -637,7 +638,7 @@ def test_a_sweep_is_the_attack_at_each_radius(conv_net, batch):
         alone = evaluate(model, x, y, [attack], seed=5)
         assert row["robust"] == alone.worst
         assert row["natural"] == alone.natural
-    for name in ("PGD-3", "ATENT-3"):
+    for name in ("PGD-3", "ATENT-3 (noise 0.2)"):
         counts = [r["monotone"]["k"] for r in rows if r["attack"] == name]
         assert counts == sorted(counts, reverse=True)
         assert counts[0] > counts[-1]

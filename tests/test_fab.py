@@ -1,6 +1,9 @@
 """FAB against linear programs, one-sample transcriptions in float64 and distances that are known."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +12,9 @@ from kit import Syncs
 from scipy.optimize import brentq, linprog
 from torch import nn
 
-from atent.attacks import FAB, PGD, fab
-from atent.attacks.base import side_by_side
+from atent.attacks import FAB, PGD, DeepFool, EoT, base, fab
+from atent.attacks.base import Oracle, side_by_side
+from atent.attacks.boundary import nearest_boundary
 from atent.attacks.hyperplane import to_hyperplane
 from atent.attacks.starts import start
 from atent.rng import PerSample
@@ -205,7 +209,7 @@ def test_the_transcription_finds_the_same(norm, targets, restarts):
 @pytest.mark.parametrize("targets", [None, 9], ids=["all classes", "targeted"])
 def test_the_known_distance_of_a_linear_model(norm, targets, two_class):
     model, x, y, distance = two_class()
-    for endless in (ENDLESS[norm], Threat(norm, 100.0)):
+    for endless in (ENDLESS[norm], Threat(norm, 100.0, allow_large_eps=True)):
         out = FAB(endless, targets=targets, steps=10).run(model, x, y)
         assert out.success.all()
         assert (out.norm >= distance[norm]).all()
@@ -375,3 +379,69 @@ def test_as_many_targets_as_there_are(two_class):
     assert torch.equal(*(FAB(ENDLESS["l2"], targets=t, steps=5)(model, x, y) for t in (1, 9)))
     only = nn.Linear(10, 1).double()
     assert torch.equal(FAB(ENDLESS["l2"], targets=9)(only, x, 0 * y), x)
+
+
+# -- memory: the gradient of every class is looked at, and none is kept
+
+_PEAK = """
+import torch
+from torch import nn
+from atent.attacks import FAB, DeepFool
+from atent.threat import Threat
+
+def peak():
+    # getrusage would count what the parent held when it forked.
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 2**20
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(588, 1000))
+x = torch.rand(4, 3, 112, 112)
+y = net(x).argmax(1)
+before = peak()
+for attack in (FAB(Threat("linf", 0.1), steps=1), DeepFool(Threat("l2", 0.1), steps=1, classes=1000)):
+    attack(net, x, y)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
+def test_a_thousand_classes_take_no_more_memory_than_a_few():
+    # Stacked, 999 gradients of 4 x 3 x 112 x 112 numbers in float32 are 0.56 GiB, and as much again while they are
+    # stacked; a group of them is 0.06 GiB.
+    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout) < 0.35
+
+
+@NORM
+@pytest.mark.parametrize("most", [1, 3 * 64 * 9, 2**24])
+def test_groups_of_classes_change_no_bit(norm, most, conv_net, batch, monkeypatch):
+    model, (x, y) = conv_net(), batch(9)
+    attacks = [FAB(ENDLESS[norm], steps=5), DeepFool(ENDLESS[norm]), EoT(Threat(norm, 0.3), "FAB(steps=3)", 2)]
+    whole = [attack.run(model, x, y) for attack in attacks]
+    monkeypatch.setattr(base, "_MOST", most)
+    for attack, expected in zip(attacks, whole):
+        found = attack.run(model, x, y)
+        assert torch.equal(found.x_adv, expected.x_adv)
+        assert torch.equal(found.backwards, expected.backwards)
+        if not isinstance(attack, EoT):
+            assert torch.equal(found.forwards, expected.forwards)
+
+
+@NORM
+def test_the_nearest_boundary_is_that_of_all_gradients_stacked(norm, conv_net, batch, monkeypatch):
+    model, (x, y) = conv_net(), batch(9)
+    classes = torch.stack([torch.tensor([k for k in range(10) if k != label]) for label in y.tolist()])
+    jacobian = torch.stack([torch.autograd.functional.jacobian(lambda v: model(v[None])[0], z) for z in x])
+    rows, logits = torch.arange(9)[:, None], model(x)
+    slopes = jacobian[rows, classes] - jacobian[torch.arange(9), y][:, None]
+    differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
+    far = differences.abs() / torch.linalg.vector_norm(slopes.flatten(2), 1 if norm == "linf" else 2, dim=2)
+    monkeypatch.setattr(base, "_MOST", 2 * x.numel())
+    oracle = Oracle(model, *torch.zeros(2, 9, dtype=torch.int64), check=True)
+    found, _ = nearest_boundary(oracle, x, y, classes, norm)
+    # A few roundings of numbers of order 1.
+    assert torch.allclose(found.distance, far.amin(1), rtol=1e-10)
+    assert torch.allclose(found.slope, slopes[torch.arange(9), far.argmin(1)], atol=1e-12)
+    assert oracle.forwards.tolist() == [1] * 9
+    assert oracle.backwards.tolist() == [9] * 9

@@ -9,7 +9,7 @@ from kit import Syncs
 from torch import nn
 from torch.nn import functional as F
 
-from atent.attacks.alma import ALMA, penalty_slope
+from atent.attacks.alma import ALMA, alpha_of, penalty_slope
 from atent.attacks.carlini_wagner import CarliniWagner
 from atent.attacks.ddn import DDN
 from atent.attacks.deepfool import DeepFool
@@ -190,32 +190,6 @@ def test_beyond_eps_x_comes_back(norm, name, conv_net, batch):
 
 
 @QUICK
-def test_another_box_is_a_change_of_units(norm, name, conv_net, batch):
-    model, (x, y) = conv_net(), batch(20)
-    small, threat = quick(norm)[name], Threat(norm, "inf", (-1, 2))
-    fields = {k: v for k, v in vars(small).items() if k != "threat"}
-    units = {
-        "DDN": {"init_norm": 3.0}, "FMN": {"step_size": 3.0}, "ALMA": {"first_step": 0.3},
-        "CarliniWagner": {"initial_const": 9 * 0.5}, "DeepFool": {},
-    }[name]  # fmt: skip
-    wide = type(small)(threat, **{**fields, **units})
-    out = wide.run(nn.Sequential(Shrink(), model), 3 * x - 1, y)
-    expected = small.run(model, x, y)
-    assert out.success.all()
-    assert (out.x_adv.min(), out.x_adv.max()) >= (-1, -1)
-    assert out.x_adv.max() <= 2
-    ratio = (out.norm / 3 / expected.norm)[expected.norm > 0]
-    # FMN alone has all its lengths in these units
-    assert (ratio - 1).abs().max() <= (1e-9 if name == "FMN" else 0.3)
-    assert ratio.mean() == pytest.approx(1, abs=0.05)
-
-
-class Shrink(nn.Module):
-    def forward(self, x):
-        return (x + 1) / 3
-
-
-@QUICK
 def test_a_constant_model_has_no_adversarial_point(norm, name, batch):
     x, y = batch(4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
@@ -280,7 +254,7 @@ def slow_ddn(model, x, label, steps, init, gamma, levels):
     return best, seen
 
 
-def slow_fmn(model, x, label, norm, steps, first, last, gamma_first, gamma_last):
+def slow_fmn(model, x, label, norm, steps, first, last, gamma_first, gamma_last, projection=None):
     order, dual = (2, 2) if norm == "l2" else (math.inf, 1)
     z, radius, best, best_norm, seen = x, math.inf, x, math.inf, []
     farthest = float(torch.maximum(x, 1 - x).flatten().norm(p=order))
@@ -301,7 +275,10 @@ def slow_fmn(model, x, label, norm, steps, first, last, gamma_first, gamma_last)
             radius = 1.001 * (here + gap / float(g.flatten().norm(p=dual)))
         radius = min(radius, farthest)
         d = z + step * g / g.norm() - x
-        d = d * min(1.0, radius / float(d.norm())) if norm == "l2" else d.clamp(-radius, radius)
+        if norm == "linf":
+            d = d.clamp(-radius, radius)
+        else:
+            d = d * (min(1.0, radius / float(d.norm())) if projection == "ball" else radius / float(d.norm()))
         z = (x + d).clamp(0, 1)
     return best, seen
 
@@ -337,8 +314,10 @@ def slow_alma(model, x, label, a):
     def constraint(v):
         top = v.sort(descending=True).values
         gap = v[label] - v[runner_up(v, label)] + a.tolerance
-        return gap / (top[0] - top[2] + 1e-8) if a.constraint == "dlr" else gap
+        return gap / (top[0] - top[2] + 1e-8) if dlr else gap
 
+    alpha = min(0.9, max(0.2, 0.9 + 0.4 * math.log10(a.steps / 1000))) if a.alpha is None else a.alpha
+    first_step, dlr = a.first_step or 0.1, a.constraint in (None, "dlr")
     rho, m, square, momentum = a.rho_init, a.multiplier_init, torch.ones_like(x), torch.zeros_like(x)
     z, best, best_norm, found_at, rho_grew, seen = x, x, math.inf, None, 0, []
     for k in range(a.steps):
@@ -357,7 +336,7 @@ def slow_alma(model, x, label, a):
             return float(torch.autograd.grad(penalty(h, rho, m, a.penalty == "p2"), h)[0])
 
         if k:
-            m = min(max(a.alpha * m + (1 - a.alpha) * lagrangian(rho, m), 1e-6), 1e12)
+            m = min(max(alpha * m + (1 - alpha) * lagrangian(rho, m), 1e-6), 1e12)
         here = float((z - x).norm())
         if g < 0:
             found_at = k if found_at is None else found_at
@@ -366,17 +345,17 @@ def slow_alma(model, x, label, a):
         descent = lagrangian(rho, m) * slope
         if k == 0:
             low, high = 0.0, 1.0
-            while float(((x - high * descent).clamp(0, 1) - x).norm()) <= a.first_step:
+            while float(((x - high * descent).clamp(0, 1) - x).norm()) <= first_step:
                 high *= 2
             for _ in range(200):
                 mid = (low + high) / 2
-                near = float(((x - mid * descent).clamp(0, 1) - x).norm()) <= a.first_step
+                near = float(((x - mid * descent).clamp(0, 1) - x).norm()) <= first_step
                 low, high = (mid, high) if near else (low, mid)
             rate = high
         else:
             descent = descent + (z - x) / here
-        square = a.alpha * square + (1 - a.alpha) * descent**2
-        momentum = a.alpha * momentum + descent / (square.sqrt() + 1e-8)
+        square = alpha * square + (1 - alpha) * descent**2
+        momentum = alpha * momentum + descent / (square.sqrt() + 1e-8)
         decay = 1.0 if found_at is None else a.final_rate ** ((k - found_at) / (a.steps - found_at))
         z = (z - rate * decay * momentum).clamp(0, 1)
     return best, seen, rho_grew
@@ -454,14 +433,43 @@ def test_ddn_equals_its_transcription(levels, five):
 
 
 @pytest.mark.parametrize("norm", FREE)
-@pytest.mark.parametrize("given", [{}, {"step_size": 0.2, "final_step_size": 0.05, "gamma": 0.2, "final_gamma": 0.01}])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"projection": "ball"}, {"step_size": 0.2, "final_step_size": 0.05, "gamma": 0.2, "final_gamma": 0.01}],
+)
 def test_fmn_equals_its_transcription(norm, given, five):
     model, x, y = five
     a = FMN(FREE[norm], steps=40, **given)
-    last = a.step_size / 100 if a.final_step_size is None else a.final_step_size
-    assert_same_walk(
-        a, lambda m, z, label: slow_fmn(m, z, label, norm, 40, a.step_size, last, a.gamma, a.final_gamma), model, x, y
-    )
+    first = given.get("step_size", 1.0)
+    last = given.get("final_step_size", first / 100)
+
+    def slow(*sample):
+        return slow_fmn(*sample, norm, 40, first, last, a.gamma, a.final_gamma, a.projection)
+
+    assert_same_walk(a, slow, model, x, y)
+
+
+def test_fmn_in_l2_ends_on_the_boundary_where_the_ball_stalls():
+    # The gradient turns with the position: each step of the paper's form crosses the ball and ends inside it.
+    x, y = torch.full((6, 24), 0.02, dtype=torch.float64), torch.zeros(6).long()
+    x[:, ::2] = torch.linspace(0.02, 0.1, 6, dtype=torch.float64)[:, None]
+
+    class Curved(nn.Module):
+        def forward(self, z):
+            away = (z.square() * torch.linspace(1, 9, 24, dtype=z.dtype)).sum(1) + 3 * z[:, 0] * z[:, 1]
+            return torch.stack([torch.full_like(away, 1.5), away], 1)
+
+    found = {p: FMN(FREE["l2"], steps=100, projection=p).run(Curved(), x, y) for p in ("sphere", "ball")}
+    assert found["sphere"].success.all()
+    assert (found["sphere"].norm <= found["ball"].norm.where(found["ball"].success, math.inf) * 1.001).all()
+    assert torch.equal(FMN(FREE["l2"], steps=100)(Curved(), x, y), found["sphere"].x_adv)
+
+
+def test_the_sphere_is_for_l2():
+    with pytest.raises(ValueError, match=r"projection \(for linf\) 'sphere' is not known: use one of ball"):
+        FMN(FREE["linf"], projection="sphere")
+    with pytest.raises(ValueError, match=r"projection .* 'cube' is not known"):
+        FMN(FREE["l2"], projection="cube")
 
 
 def test_fmn_grows_where_the_estimate_never_arrives():
@@ -498,9 +506,10 @@ def test_deepfool_equals_its_transcription(norm, given, five):
 @pytest.mark.parametrize(
     "given",
     [
-        {}, {"penalty": "p3"}, {"constraint": "margin", "rho_init": 0.3, "multiplier_init": 0.2, "tolerance": 0.05},
+        {}, {"alpha": 0.9, "penalty": "p3"},
+        {"constraint": "margin", "rho_init": 0.3, "multiplier_init": 0.2, "tolerance": 0.05},
         {"alpha": 0.5, "check_steps": 3, "tau": 0.999, "gamma": 1.5, "first_step": 0.02, "final_rate": 0.1},
-        {"multiplier_init": 1e-3, "first_step": 0.01, "check_steps": 4, "tau": 0.5, "gamma": 3.0},
+        {"alpha": 0.9, "multiplier_init": 1e-3, "first_step": 0.01, "check_steps": 4, "tau": 0.5, "gamma": 3.0},
     ],
     ids=str,
 )  # fmt: skip
@@ -531,8 +540,8 @@ def test_the_penalty_slope_is_a_derivative():
 @pytest.mark.parametrize(
     "given",
     [
-        {}, {"abort_early": False}, {"confidence": 0.7}, {"search_steps": 11, "steps": 10},
-        {"initial_const": 50.0, "steps": 25},
+        {}, {"abort_early": True}, {"confidence": 0.7, "abort_early": True}, {"search_steps": 11, "steps": 10},
+        {"initial_const": 50.0, "steps": 25, "abort_early": True},
     ],
     ids=str,
 )  # fmt: skip
@@ -565,7 +574,7 @@ def test_carlini_wagner_equals_its_transcription(given, five):
         (DDN(FREE["l2"], steps=7), 7, 6),
         (FMN(FREE["linf"], steps=7), 7, 6),
         (ALMA(FREE["l2"], steps=7), 7, 6),
-        (CarliniWagner(FREE["l2"], steps=7, search_steps=3, abort_early=False), 22, 21),
+        (CarliniWagner(FREE["l2"], steps=7, search_steps=3), 22, 21),
         # x is ranked; each of two steps takes one backward for each of four other classes; the last point is judged
         (DeepFool(FREE["l2"], steps=2, classes=5), 4, 8),
     ],
@@ -689,10 +698,16 @@ def test_another_norm_is_refused_in_one_line(cls):
         cls(FREE["linf"])
 
 
-def test_the_ratio_of_two_classes_names_the_mend(two_class):
+def test_alma_on_two_classes_takes_the_margin_unless_the_ratio_is_asked_for(two_class):
     model, x, y, _ = two_class()
+    margin = ALMA(FREE["l2"], steps=30, constraint="margin")(model, x, y)
+    assert torch.equal(ALMA(FREE["l2"], steps=30)(model, x, y), margin)
     with pytest.raises(ValueError, match=r"needs 3 classes or more: use constraint='margin', got 2 classes"):
-        ALMA(FREE["l2"], steps=3)(model, x, y)
+        ALMA(FREE["l2"], steps=3, constraint="dlr")(model, x, y)
+
+
+def test_almas_memory_grows_with_its_budget():
+    assert [round(alpha_of(steps), 3) for steps in (2, 10, 100, 1000, 5000)] == [0.2, 0.2, 0.5, 0.9, 0.9]
 
 
 # -- norms

@@ -3,8 +3,22 @@ import dataclasses
 
 import pytest
 
-from atent.attacks import ALMA, ATTACKS, DDN, FGSM, FMN, IFGS, PGD, CarliniWagner, DeepFool, Langevin
-from atent.attacks.spec import label, labelled, parse, spell
+from atent.attacks import (
+    ALMA,
+    ATTACKS,
+    DDN,
+    FAB,
+    FGSM,
+    FMN,
+    IFGS,
+    PGD,
+    AutoAttack,
+    CarliniWagner,
+    DeepFool,
+    Langevin,
+    Square,
+)  # fmt: skip
+from atent.attacks.spec import check_names, label, labelled, parse, relabelled, spell
 from atent.threat import NORMS, Threat
 
 LINF, L2 = Threat("linf", "8/255"), Threat("l2", 0.5)
@@ -16,10 +30,12 @@ SPOKEN = {
         {"loss": "kl", "start": "gaussian", "start_noise": 0.01}, {"momentum": 0.75},
     ],
     "IFGS": [{}, {"steps": 3, "step_size": 0.01}],
-    "CarliniWagner": [{}, {"steps": 100, "confidence": 0.5, "abort_early": False}],
+    "CarliniWagner": [{}, {"steps": 100, "confidence": 0.5, "abort_early": True}],
     "DeepFool": [{}, {"classes": 3}],
     "DDN": [{}, {"steps": 100, "levels": 256}],
     "FMN": [{}, {"steps": 100, "final_step_size": 0.05}],
+    "FAB": [{}, {"targets": 3, "restarts": 2, "beta": 0.5}, {"targets": 9, "eta": 1.1}],
+    "Square": [{}, {"queries": 10, "p_init": 0.3, "loss": "ce"}],
     "ALMA": [{}, {"steps": 100, "alpha": 0.5, "penalty": "p3", "constraint": "margin"}],
     "APGD": [{}, {"loss": "dlr-targeted", "targets": 3, "rho": 0.5}, {"loss": "dlr", "eot": 5, "start": "zero"}],
     "AutoAttack": [{}, {"version": "rand", "eot": 3}, {"steps": 5, "targets": 3, "queries": 10}],
@@ -149,6 +165,15 @@ def test_labels():
     assert label(PGD(LINF, loss="kl")) == "PGD-20 kl"
     assert label(PGD(LINF, momentum=0.75, restarts=2, loss="margin")) == "PGD-20 x 2 margin momentum 0.75"
     assert label(IFGS(LINF)) == "IFGS-10"
+    assert label(IFGS(LINF, step_size=1 / 255)) == "IFGS-10 (step_size 0.00392157)"
+    assert label(PGD(LINF, start="zero", keep="best")) == "PGD-20 (start zero, keep best)"
+    assert label(FAB(LINF, targets=9)) == "FAB-T-100"
+    assert label(FAB(LINF, targets=2, stop_at_eps=True)) == "FAB-T-100 (targets 2, stop_at_eps True)"
+    assert label(Square(LINF, p_init=0.1)) == "Square-5000 (p_init 0.1)"
+    assert label(FMN(L2, projection="ball")) == "FMN-1000 (projection ball)"
+    assert label(AutoAttack(LINF)) == "AutoAttack"
+    assert label(AutoAttack(LINF, steps=1, targets=1, queries=1)) == "AutoAttack (steps 1, targets 1, queries 1)"
+    assert label(AutoAttack(LINF, version="rand", eot=2)) == "AutoAttack rand (eot 2)"
     assert label(Langevin(LINF)) == "ATENT-20"
     assert label(CarliniWagner(L2, steps=100)) == "CW-9x100"
     assert label(DDN(L2)) == "DDN-1000"
@@ -158,11 +183,53 @@ def test_labels():
     attacks = [PGD(LINF), PGD(L2), FGSM(LINF)]
     named = labelled(attacks)
     assert list(named.values()) == attacks
-    assert list(named) == ["PGD-20 linf 8/255", "PGD-20 l2 0.5", "FGSM"]
+    assert list(named) == ["PGD-20 linf 8/255", "PGD-20 l2 0.5", "FGSM linf 8/255"]
     weak = PGD(LINF, step_size=0.001)
-    assert list(labelled([PGD(LINF), weak])) == [spell(PGD(LINF), threat=True), spell(weak, threat=True)]
+    assert list(labelled([PGD(LINF), weak])) == ["PGD-20", "PGD-20 (step_size 0.001)"]
+    near = PGD(LINF, step_size=0.001 + 1e-12)
+    assert list(labelled([weak, near])) == [spell(weak, threat=True), spell(near, threat=True)]
     with pytest.raises(ValueError, match="is listed twice"):
         labelled([PGD(LINF), PGD(LINF)])
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_label_says_every_field_that_is_not_as_by_default(name):
+    threat = L2 if name in L2_ONLY else LINF
+    for settings in SPOKEN.get(name, [{}]):
+        attack = ATTACKS[name](threat=threat, **settings)
+        for field, value in settings.items():
+            usual = {f.name: f.default for f in dataclasses.fields(attack)}[field]
+            try:
+                plain = dataclasses.replace(attack, **{field: usual})
+            except ValueError:  # one that another field, or the attack, needs
+                continue
+            assert value == usual or label(plain) != label(attack), (field, label(attack))
+
+
+def test_the_bare_name_is_for_the_standard_settings():
+    weak = AutoAttack(LINF, queries=1)
+    with pytest.raises(ValueError, match=r"is for AutoAttack .* got AutoAttack\(queries=1\): call it") as error:
+        check_names({"AutoAttack": weak})
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="standard settings, got PGD"):
+        check_names({"autoattack": PGD(LINF)})
+    check_names({"AutoAttack": AutoAttack(LINF), "weak": weak, label(weak): weak})
+
+
+def test_a_threat_without_a_limit_has_a_name_too():
+    assert list(labelled([DDN(Threat("l2", "inf")), PGD(L2)])) == ["DDN-1000 l2 inf", "PGD-20 l2 0.5"]
+
+
+def test_stored_attacks_get_the_labels_of_today():
+    threat = LINF.plain()
+    old = {
+        "PGD-40": {"attack": "PGD(steps=40, step_size=0.01)", "threat": threat},
+        "FGSM": {"attack": "FGSM", "threat": threat},
+    }
+    assert list(relabelled(old)) == ["PGD-40 (step_size 0.01)", "FGSM"]
+    assert list(relabelled(old).values()) == list(old.values())
+    mine = {"mine": {"attack": "Mine", "threat": threat}}
+    assert relabelled(mine) == mine
 
 
 def test_every_attack_takes_a_threat_first():

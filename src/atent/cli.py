@@ -161,7 +161,7 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
 
     from atent.attacks.spec import show
     from atent.threat import Threat
-    from atent.train.comparison import caveat
+    from atent.train.comparison import caveat, remarks
     from atent.train.samples import words
 
     first = next(iter(models.values()))
@@ -196,9 +196,9 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
             print(f"{name}, under the worst of these: best {best}, last {end}")
         if found["hint"]:
             print(f"hint: {found['hint']}")
-    note = caveat(attacks)
-    if note:
-        print(note)
+    for line in (*remarks(attacks), caveat(attacks, first.get("search_dtype"))):
+        if line:
+            print(line)
 
 
 def _cells(result: dict[str, Any]) -> tuple[str, str, str]:
@@ -352,8 +352,9 @@ def certify(args: list[str]) -> int:
     for run in dict.fromkeys(o.runs):
         done[run] = certify_folder(
             Path(run), method=o.method, sigma=o.sigma, n0=o.n0, n=o.n, alpha=o.alpha, seed=o.seed, limit=o.limit,
-            subset=o.subset, radii=o.radius, norm=o.norm, shard=o.shard, merged=o.merge, which=o.which, root=o.root,
-            device=o.device, threads=o.threads, batch=o.batch, compiled=o.compile, progress=not o.quiet,
+            subset=o.subset, radii=o.radius, norm=o.norm, allow_large_eps=o.allow_large_eps, shard=o.shard,
+            merged=o.merge, which=o.which, root=o.root, device=o.device, threads=o.threads, batch=o.batch,
+            compiled=o.compile, progress=not o.quiet,
         )  # fmt: skip
     _print_threads(o.threads)
     from rich.console import Console

@@ -39,6 +39,12 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return other - own
 
 
+def margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """z_t - z_y for target classes t (n,): positive where the target is preferred to the true class."""
+    own, aim = _wide(logits).gather(1, torch.stack([y, target], 1)).unbind(1)
+    return aim - own
+
+
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio, (max_{i != y} z_i - z_y) / (z_(1) - z_(3)); Croce and Hein 2020, Eq. 6.
 
@@ -63,9 +69,8 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         raise ValueError(
             f"the targeted DLR loss needs at least 4 classes, got {z.shape[1]}: use the margin loss or cross-entropy"
         )
-    own, aim = z.gather(1, torch.stack([y, target], 1)).unbind(1)
     top = z.topk(4, dim=1).values
-    return (aim - own) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
+    return margin_targeted(z, y, target) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + 1e-12)
 
 
 def kl(logits: Tensor, reference: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -49,6 +50,8 @@ class Threat:
     """Radius in pixel units; a fraction such as 8/255 is understood. "inf": no limit, for minimum-norm attacks."""
     box: tuple[float, float] = (0.0, 1.0)
     """Smallest and largest legal value of an input coordinate."""
+    allow_large_eps: bool = field(default=False, compare=False, repr=False)
+    """Permit an eps that covers the whole box, which is otherwise refused where it is used: see `check_eps`."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -60,9 +63,39 @@ class Threat:
             raise ValueError(f"box must be (low, high), finite, with low < high, got {self.box}")
         object.__setattr__(self, "box", (low, high))
 
+    @property
+    def width(self) -> float:
+        """Width of the box: the unit of every length that has no other."""
+        return self.box[1] - self.box[0]
+
     def scaled(self, factor: float) -> Threat:
         """The same threat with ``factor * eps``."""
-        return Threat(self.norm, float(self.eps) * factor, self.box)
+        return replace(self, eps=float(self.eps) * factor)
+
+    def plain(self) -> dict[str, Any]:
+        """The fields as plain values, which `Threat` takes back; ``allow_large_eps`` only where it is set."""
+        return {k: v for k, v in asdict(self).items() if k != "allow_large_eps" or v}
+
+    def check_eps(self, shape: Sequence[int]) -> None:
+        """ValueError, in one line, for an eps that covers the whole box of samples of ``shape`` (no batch dimension).
+
+        That is a linf eps of at least the box width, or an l2 eps of at least the box diagonal, sqrt(d) times the
+        width: any sample may become any other, which is mostly 8 written for 8/255. An infinite eps, which only
+        minimum-norm attacks take, and threats with ``allow_large_eps`` pass.
+        """
+        eps = float(self.eps)
+        name, limit = "width", self.width
+        if self.norm == "l2":
+            name, limit = "diagonal", math.sqrt(math.prod(shape)) * self.width
+        # A diagonal that the caller computed in another order is one all the same.
+        if self.allow_large_eps or math.isinf(eps) or eps < limit * (1 - 1e-12):
+            return
+        levels = eps * self.width
+        guess = f"did you mean {levels:g}/255?" if levels / 255 < limit else "give a smaller one"
+        raise ValueError(
+            f"{self.norm} eps must be below the box {name} {limit:g}, got {eps:g}: {guess}"
+            " (--allow-large-eps to insist; in Python Threat(..., allow_large_eps=True))"
+        )
 
     def clamp(self, x: Tensor) -> Tensor:
         """Nearest point of the box."""
@@ -99,15 +132,15 @@ class Threat:
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Per sample: in the box, and within ``eps`` as near as float32 can say, shape (n,), bool.
 
-        Tolerance: 6e-8 per pixel (linf), a relative 1e-6 and 6e-8 sqrt(dim) (l2), measured in float64; in a box
-        that reaches beyond 1, 6e-8 times its largest absolute value.
+        Tolerance: 6e-8 per pixel (linf), a relative 1e-6 and 6e-8 sqrt(dim) (l2), measured in float64, where the box
+        reaches to 1; in another box 6e-8 times its largest absolute value in the place of 6e-8.
         """
         low, high = self.box
         flat = x_adv.flatten(1)
         inside = ((flat >= low) & (flat <= high)).all(1)
         eps = float(self.eps)
         # Half a unit in the last place of a coordinate, which grows with the box.
-        pixel = 6e-8 * max(1.0, abs(low), abs(high))
+        pixel = 6e-8 * max(abs(low), abs(high))
         limit = eps + pixel if self.norm == "linf" else eps * (1 + 1e-6) + pixel * math.sqrt(flat.shape[1])
         return inside & (self.distance(x_adv, x) <= limit)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -28,15 +29,24 @@ def penalty_slope(g: Tensor, rho: Tensor, multiplier: Tensor, cubic: bool) -> Te
     return torch.where(g >= 0, above, multiplier / (1 - rho * g.clamp_max(0)) ** 2)
 
 
+def alpha_of(steps: int) -> float:
+    """The weight of the past for a budget: 0.9 + 0.4 log10(steps / 1000), in [0.2, 0.9].
+
+    The authors' 0.5 for 100 steps and 0.9 for 1000, joined by a line; a longer memory than the budget has room for
+    never comes to the boundary.
+    """
+    return min(0.9, max(0.2, 0.9 + 0.4 * math.log10(steps / 1000)))
+
+
 @dataclass(frozen=True)
 class ALMA(Attack):
     """The smallest l2 perturbation d by an augmented Lagrangian, Rony et al. 2021 (ICCV), Algorithm 1.
 
-    Untargeted. Descends ||d||_2 + P(g, rho, multiplier) with the constraint g < 0, where g is the true class's logit
-    minus the best other one's plus ``tolerance``, over the gap between the first and the third logit. The multiplier
-    follows dP/dg as a running average at every step; rho grows every ``check_steps`` steps where neither an
-    adversarial point was met nor g fell. Steps are RMSProp with momentum, its learning rate set per sample by the
-    length of the first step and falling from the first success on. ``steps`` forwards, ``steps - 1`` backwards.
+    Untargeted. Descends ||d||_2 + P(g, rho, multiplier), d in widths of the box, with the constraint g < 0, where g is
+    the true class's logit minus the best other one's plus ``tolerance``, over the gap between the first and the third
+    logit. The multiplier follows dP/dg as a running average at every step; rho grows every ``check_steps`` steps where
+    neither an adversarial point was met nor g fell. Steps are RMSProp with momentum, its learning rate set per sample
+    by the length of the first step and falling from the first success on. ``steps`` forwards, ``steps - 1`` backwards.
 
     As the authors' code: the squared gradients' average begins at 1, and its weight and the momentum are ``alpha``.
     Deviations: where the gradient at x is zero nothing moves (they draw a direction); where the box does not allow a
@@ -49,12 +59,13 @@ class ALMA(Attack):
     """l2 only; a perturbation longer than eps is not returned."""
     steps: int = 1000
     """Number of points looked at, x included."""
-    alpha: float = 0.9
-    """Weight of the past in all running averages, in [0, 1); the authors take 0.5 for 100 steps."""
+    alpha: float | None = None
+    """Weight of the past in all running averages, in [0, 1). Default: by the number of steps, see `alpha_of`."""
     penalty: Literal["p2", "p3"] = "p2"
     """Penalty-Lagrangian function: p2, the paper's choice, or p3, which lacks its cubic term."""
-    constraint: Literal["dlr", "margin"] = "dlr"
-    """g: difference of logits ratio (3 classes or more), or the plain difference of logits."""
+    constraint: Literal["dlr", "margin"] | None = None
+    """g: dlr, the difference of logits ratio (3 classes or more), or margin, the plain difference of logits. Default:
+    dlr, and margin on models of 2 classes."""
     rho_init: float = 1.0
     """First penalty parameter."""
     multiplier_init: float = 1.0
@@ -65,8 +76,8 @@ class ALMA(Attack):
     """Share of its former value below which g must fall to count as improved."""
     gamma: float = 1.2
     """Factor by which rho grows, at least 1."""
-    first_step: float = 0.1
-    """Length (l2) that the learning rate gives the first gradient, in pixel units."""
+    first_step: float | None = None
+    """Length (l2) that the learning rate gives the first gradient, in pixel units. Default: 0.1 of the box's width."""
     final_rate: float = 0.01
     """Share of the first learning rate that is left at the end, in (0, 1]."""
     tolerance: float = 1e-4
@@ -76,15 +87,18 @@ class ALMA(Attack):
         check_l2("ALMA", self.threat, "FMN or DeepFool")
         # x comes first: with one step the attack would see nothing else.
         check_number("steps", self.steps, 2, whole=True)
-        check_share("alpha", self.alpha)
+        if self.alpha is not None:
+            check_share("alpha", self.alpha)
         check_choice("penalty", self.penalty, ("p2", "p3"))
-        check_choice("constraint", self.constraint, ("dlr", "margin"))
+        if self.constraint is not None:
+            check_choice("constraint", self.constraint, ("dlr", "margin"))
         check_number("rho_init", self.rho_init, 0, above=True)
         check_number("multiplier_init", self.multiplier_init, 0, above=True)
         check_number("check_steps", self.check_steps, 1, whole=True)
         check_number("tau", self.tau, 0)
         check_number("gamma", self.gamma, 1)
-        check_number("first_step", self.first_step, 0, above=True)
+        if self.first_step is not None:
+            check_number("first_step", self.first_step, 0, above=True)
         check_number("final_rate", self.final_rate, 0, above=True)
         if self.final_rate > 1:
             raise ValueError(f"final_rate must be at most 1, got {self.final_rate}")
@@ -94,21 +108,25 @@ class ALMA(Attack):
     def passes(self) -> int:
         return 2 * self.steps
 
+    def remarks(self, classes: int) -> list[str]:
+        few = self.constraint is None and classes < 3
+        return ["its constraint is the difference of logits, as the ratio takes 3 classes"] if few else []
+
     def _constraint(self, logits: Tensor, y: Tensor) -> Tensor:
         above = self.tolerance - margin(logits, y)
-        if self.constraint == "margin":
+        if self.constraint == "margin" or (self.constraint is None and logits.shape[1] < 3):
             return above
         top = logits.to(above.dtype).topk(3, dim=1).values
         return above / (top[:, 0] - top[:, 2] + 1e-8)
 
     def _rate(self, x: Tensor, descent: Tensor) -> Tensor:
         """Per sample the factor of ``descent`` that moves x by ``first_step`` inside the box."""
-        direction = unit(descent)
+        direction, first = unit(descent), 0.1 * self.threat.width if self.first_step is None else self.first_step
 
         def far(t: Tensor) -> Tensor:
-            return l2_norm(self.threat.clamp(x - per_sample(t, x) * direction) - x) > self.first_step
+            return l2_norm(self.threat.clamp(x - per_sample(t, x) * direction) - x) > first
 
-        free = torch.full(x.shape[:1], self.first_step, dtype=x.dtype, device=x.device)
+        free = torch.full(x.shape[:1], first, dtype=x.dtype, device=x.device)
         high = free
         for _ in range(30):
             high = torch.where(far(high), high, 2 * high)
@@ -117,7 +135,8 @@ class ALMA(Attack):
         return torch.where(norm > 0, t / norm.clamp_min(torch.finfo(x.dtype).tiny), 0)
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        alpha, cubic = self.alpha, self.penalty == "p2"
+        alpha = alpha_of(self.steps) if self.alpha is None else self.alpha
+        cubic = self.penalty == "p2"
         rho = torch.full(y.shape, self.rho_init, dtype=x.dtype, device=x.device)
         multiplier = torch.full_like(rho, self.multiplier_init)
         rate = before = torch.zeros_like(rho)
@@ -133,12 +152,14 @@ class ALMA(Attack):
             if k == 0 or (k + 1) % self.check_steps == 0:
                 before = g
             if k:
-                slope = penalty_slope(g, rho, multiplier, cubic)
-                multiplier = (alpha * multiplier + (1 - alpha) * slope).clamp(1e-6, 1e12)
+                now = penalty_slope(g, rho, multiplier, cubic)
+                multiplier = (alpha * multiplier + (1 - alpha) * now).clamp(1e-6, 1e12)
             found_at = torch.where(look.fooled & ~found, float(k), found_at)
             found = found | look.fooled
-            # The first term is the gradient of ||z - x||_2, zero at x.
-            descent = unit(look.z - x) + per_sample(penalty_slope(g, rho, multiplier, cubic), x) * look.grad
+            # In widths of the box, so that the penalty weighs the same in every box. The first term is the gradient of
+            # ||z - x||_2, zero at x.
+            slope = self.threat.width * look.grad
+            descent = unit(look.z - x) + per_sample(penalty_slope(g, rho, multiplier, cubic), x) * slope
             if k == 0:
                 rate = self._rate(x, descent)
             square = alpha * square + (1 - alpha) * descent**2

@@ -8,13 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_choice, check_number, side_by_side, worst_of
+from atent.attacks.base import Attack, Oracle, all_targets, check_choice, check_number, side_by_side, worst_of
 from atent.attacks.starts import Start, check_start, start
-from atent.losses import LOSSES, dlr_targeted, margin
+from atent.losses import LOSSES, dlr_targeted, margin, margin_targeted
 from atent.rng import Draws
 from atent.threat import Threat, per_sample
 
 _TARGETED = "dlr-targeted"
+# The classes that the formula of a loss takes.
+_LEAST = {"dlr": 3, _TARGETED: 4}
 _EARLY = (0, 1, 2, 4, 8, 16)
 _MOMENTUM = 0.75
 
@@ -44,7 +46,8 @@ class APGD(Attack):
     halved goes on from its best point.
 
     ``loss="dlr-targeted"`` climbs Eq. 7 towards the ``targets`` most likely wrong classes of the clean logits, each
-    from a start of its own (4 classes or more; "dlr" needs 3; ValueError). Per sample the result is a misclassified
+    from a start of its own. Its formula takes 4 classes, that of "dlr" 3: with fewer the plain difference of logits,
+    z_t - z_y or the margin, is climbed in its place, as `remarks` says. Per sample the result is a misclassified
     iterate where there is one, else the iterate of highest loss; over several runs, that of the largest margin.
 
     A sample is done when it is fooled, which is looked at after 0, 1, 2, 4, 8 and 16 steps and at the checkpoints; of
@@ -90,6 +93,15 @@ class APGD(Attack):
         """The loss aims at chosen classes."""
         return self.loss == _TARGETED
 
+    def remarks(self, classes: int) -> list[str]:
+        said = []
+        if classes < _LEAST.get(self.loss, 0):
+            kind = "targeted DLR" if self.targeted else "DLR"
+            said.append(f"climbs the difference of logits, as the {kind} loss takes {_LEAST[self.loss]} classes")
+        if self.targeted and self.targets > classes - 1:
+            said.append(all_targets(classes))
+        return said
+
     @property
     def passes(self) -> int:
         runs = self.restarts * (self.targets if self.targeted else 1)
@@ -132,7 +144,10 @@ class APGD(Attack):
         aim, point = aims.flatten(), threat.project(begin.flatten(0, 1), x)
 
         def loss(logits: Tensor, y: Tensor) -> Tensor:
-            return dlr_targeted(logits, y, aim) if self.targeted else LOSSES[self.loss](logits, y)
+            few = logits.shape[1] < _LEAST.get(self.loss, 0)
+            if self.targeted:
+                return margin_targeted(logits, y, aim) if few else dlr_targeted(logits, y, aim)
+            return margin(logits, y) if few else LOSSES[self.loss](logits, y)
 
         grad, values, logits = oracle.look(point, y, loss)
         before = best = point

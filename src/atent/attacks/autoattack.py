@@ -14,10 +14,7 @@ from atent.attacks.square import Square
 from atent.rng import Draws
 from atent.threat import Threat
 
-_FEW = {
-    "standard": (4, "APGD-T needs at least 4 classes"),
-    "rand": (3, "APGD-DLR needs at least 3 classes"),
-}
+_VERSIONS = ("standard", "rand")
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,8 @@ class AutoAttack(Attack):
 
     A sample that the model misclassifies is not attacked, and a part only attacks the samples that the parts before
     it left standing, which one forward per part decides. FAB stops with a sample once a point within eps is found.
-    ValueError in the first pass for models of fewer than 4 classes (rand: 3): `APGD` with cross-entropy, `FAB` and
-    `Square` work there.
+    On models of fewer than 10 classes the targeted parts aim at all wrong ones, and on fewer than a DLR loss takes (4;
+    rand: 3) `APGD` climbs the difference of logits in its place; `remarks` says so.
     """
 
     threat: Threat
@@ -46,7 +43,7 @@ class AutoAttack(Attack):
     """Draws that a gradient of rand is averaged over; published: 20."""
 
     def __post_init__(self) -> None:
-        check_choice("version", self.version, tuple(_FEW))
+        check_choice("version", self.version, _VERSIONS)
         for name in ("steps", "targets", "queries", "eot"):
             check_number(name, getattr(self, name), 1, whole=True)
 
@@ -64,6 +61,9 @@ class AutoAttack(Attack):
             "Square": Square(threat, self.queries),
         }
 
+    def remarks(self, classes: int) -> list[str]:
+        return [f"{name} {said}" for name, part in self.parts().items() for said in part.remarks(classes)]
+
     @property
     def passes(self) -> int:
         # A part's own figure has a verdict in it, which here is the look at who still stands; one more on x, and one
@@ -77,11 +77,4 @@ class AutoAttack(Attack):
             # The first candidate is x itself: what is wrong without an attack is not attacked.
             return self.search_part(names[k - 1], oracle, x, y, draws) if k else x
 
-        return worst_of(1 + len(names), once, self._demanding(oracle), x, y, draws)
-
-    def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        return super().search_part(part, self._demanding(oracle), x, y, draws)
-
-    def _demanding(self, oracle: Oracle) -> Oracle:
-        least, why = _FEW[self.version]
-        return oracle.demanding(least, f"AutoAttack cannot run: {why} (use APGD(loss=ce), FAB and Square)")
+        return worst_of(1 + len(names), once, oracle, x, y, draws)

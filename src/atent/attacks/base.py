@@ -19,6 +19,9 @@ from atent.threat import Threat, per_sample
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+# Numbers of the gradients that are held at a time where there is one for each class: 64 MiB in float32.
+_MOST = 2**24
+
 
 class Outcome(NamedTuple):
     """What an attack did to n samples."""
@@ -141,28 +144,53 @@ class Oracle:
         self._count(self.backwards)
         return grad, values.detach(), logits.detach()
 
-    def jacobian(self, x: Tensor, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Input gradients (n, m, ...) of z_k - z_y for the ``classes`` k (n, m), and the logits (n, C).
+    def slopes(self, x: Tensor, y: Tensor, classes: Tensor, see: Callable[[Tensor, Tensor, int], None]) -> Tensor:
+        """Show ``see`` the input gradients of z_k - z_y for the ``classes`` k (n, m), a few at a time; logits (n, C).
 
-        One forward, and one backward per column of ``classes``.
+        ``see(grads, differences, first)`` gets the gradients (n, k, ...) and the differences (n, k) of the columns of
+        ``classes`` from ``first`` on; k is as large as `_MOST` numbers allow, and at least 1, so that memory does not
+        grow with the number of classes. One forward, and one backward per column; gradients averaged over ``draws``
+        passes are so for each group of columns, with forwards of its own.
         """
-        grads, logits = self._jacobian(x, y, classes)
-        for _ in range(1, self.draws):
-            more, value = self._jacobian(x, y, classes)
-            grads, logits = grads + more, logits + value
-        return (grads, logits) if self.draws == 1 else (grads / self.draws, logits / self.draws)
+        columns = range(classes.shape[1])
+        size = max(1, _MOST // max(1, x.numel()))
+        groups = [columns[i : i + size] for i in range(0, len(columns), size)]
+        if self.draws == 1:
+            return self._slopes(x, y, classes, groups, see)
+        logits = []
+        for group in groups:
+            passes = [self._shown(x, y, classes, group) for _ in range(self.draws)]
+            grads, differences, z = (sum(part[1:], part[0]) / self.draws for part in zip(*passes))
+            see(grads, differences, group.start)
+            logits.append(z)
+        return sum(logits[1:], logits[0]) / len(logits)
 
-    def _jacobian(self, x: Tensor, y: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def _shown(self, x: Tensor, y: Tensor, classes: Tensor, group: range) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients and differences of one group of columns, and the logits, of a single pass."""
+        found: list[Tensor] = []
+        logits = self._slopes(x, y, classes, [group], lambda grads, values, _: found.extend((grads, values)))
+        return found[0], found[1], logits
+
+    def _slopes(
+        self, x: Tensor, y: Tensor, classes: Tensor, groups: list[range], see: Callable[[Tensor, Tensor, int], None]
+    ) -> Tensor:
         x = x.detach().requires_grad_()
-        grads: list[Tensor] = []
         with torch.enable_grad():
             logits = self._verified(self._pass(x), y)
             _check_graph(logits)
             differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
-            for column in differences.unbind(1):
-                grads.append(torch.autograd.grad(column.sum(), x, retain_graph=len(grads) + 1 < classes.shape[1])[0])
-                self._count(self.backwards)
-        return torch.stack(grads, 1), logits.detach()
+            last = groups[-1][-1]
+            for group in groups:
+                grads = []
+                for k in group:
+                    grads.append(torch.autograd.grad(differences[:, k].sum(), x, retain_graph=k < last)[0])
+                    self._count(self.backwards)
+                stacked, shown = torch.stack(grads, 1), differences[:, group.start : group.stop].detach()
+                grads.clear()
+                with torch.no_grad():
+                    see(stacked, shown, group.start)
+                del stacked
+        return logits.detach()
 
 
 @dataclass(frozen=True)
@@ -192,6 +220,10 @@ class Attack:
     def parts(self) -> dict[str, Attack]:
         """The attacks that a composite one runs in turn, by name, each on what stands after those before; {}: none."""
         return {}
+
+    def remarks(self, classes: int) -> list[str]:
+        """What the attack does otherwise than its name says on a model of so few classes, a clause each."""
+        return []
 
     def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """What the part of that name finds, x where a minimum-norm one finds nothing within eps.
@@ -276,6 +308,7 @@ class Attack:
             raise ValueError(
                 f"{type(self).__name__} needs a finite eps, got inf: only minimum-norm attacks work without a budget"
             )
+        threat.check_eps(x.shape[1:])
         if rng is None:
             check_batch(x, y, threat.box)
             check_seed(seed)
@@ -320,13 +353,17 @@ def ascend(
     ``keep="best"`` returns for each sample the iterate after the start with the highest loss, at the price of
     one more forward; ``"last"`` returns the last one.
     """
-    best, best_value = x_adv, torch.full(y.shape, -math.inf, dtype=x_adv.dtype, device=x_adv.device)
+    best = x_adv
+    # The losses keep their own precision: rounded to that of x, a smaller one could pass for the larger.
+    best_value: Tensor | None = None
 
     def remember(values: Tensor) -> None:
         nonlocal best, best_value
+        if best_value is None:
+            best_value = torch.full_like(values, -math.inf)
         better = values > best_value
         best = torch.where(per_sample(better, x_adv), x_adv, best)
-        best_value = torch.where(better, values.to(best_value.dtype), best_value)
+        best_value = torch.where(better, values, best_value)
 
     for k in range(steps):
         grad, values = oracle.gradient(x_adv, y, loss)
@@ -375,6 +412,11 @@ def side_by_side(x: Tensor, runs: int) -> int:
     So small networks are busy, and large ones see no more rows than the caller's batch.
     """
     return max(1, max(len(x), 2**16 // max(1, x[0].numel())) // max(1, runs))
+
+
+def all_targets(classes: int) -> str:
+    """The remark of an attack that asks for more targets than there are wrong classes."""
+    return "aims at the one wrong class" if classes == 2 else f"aims at the {classes - 1} wrong classes that there are"
 
 
 def restarted(passes: int, restarts: int) -> int:

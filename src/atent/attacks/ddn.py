@@ -29,8 +29,8 @@ def decoupled(
     """The smallest adversarial point that the search of Rony et al. 2019, Algorithm 1, meets; the radius is ignored.
 
     The norm begins at ``first``, shrinks by ``gamma`` after a success, grows by it after a failure and stays below
-    the farthest corner of the box; the direction takes steps of the unit gradient of the cross-entropy, from nearly 1
-    down to 0.01 on a cosine. ``steps`` forwards, ``steps - 1`` backwards.
+    the farthest corner of the box; the direction takes steps along the unit gradient of the cross-entropy, from nearly
+    1 down to 0.01 of the box's width on a cosine. ``steps`` forwards, ``steps - 1`` backwards.
     """
     low, high = threat.box
     limit = farthest(threat, x)
@@ -38,7 +38,7 @@ def decoupled(
 
     def move(look: Look, k: int) -> Tensor:
         nonlocal size
-        rate = annealed(1.0, 0.01, (k + 1) / steps)
+        rate = threat.width * annealed(1.0, 0.01, (k + 1) / steps)
         size = torch.where(look.fooled, size * (1 - gamma), size * (1 + gamma)).minimum(limit)
         z = threat.clamp(x + per_sample(size, x) * unit(look.z - x + rate * unit(look.grad)))
         if levels is not None:
@@ -64,8 +64,8 @@ class DDN(Attack):
     """l2 only; a perturbation longer than eps is not returned."""
     steps: int = 1000
     """Number of points looked at, x included; the paper reports 100, 300 and 1000."""
-    init_norm: float = 1.0
-    """Norm of the first perturbation, in pixel units."""
+    init_norm: float | None = None
+    """Norm of the first perturbation, in pixel units. Default: the width of the box, 1 in [0, 1]."""
     gamma: float = 0.05
     """Factor by which the norm changes: (1 - gamma) after a success, (1 + gamma) after a failure; in [0, 1)."""
     levels: int | None = None
@@ -76,7 +76,8 @@ class DDN(Attack):
         check_l2("DDN", self.threat, "FMN or DeepFool")
         # x comes first: with one step the attack would see nothing else.
         check_number("steps", self.steps, 2, whole=True)
-        check_number("init_norm", self.init_norm, 0, above=True)
+        if self.init_norm is not None:
+            check_number("init_norm", self.init_norm, 0, above=True)
         check_share("gamma", self.gamma)
         if self.levels is not None:
             check_number("levels", self.levels, 2, whole=True)
@@ -86,7 +87,8 @@ class DDN(Attack):
         return 2 * self.steps
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        first = self.threat.width if self.init_norm is None else self.init_norm
         return decoupled(
-            oracle, x, y, threat=self.threat, steps=self.steps, first=self.init_norm, gamma=self.gamma,
+            oracle, x, y, threat=self.threat, steps=self.steps, first=first, gamma=self.gamma,
             levels=self.levels,
         )  # fmt: skip

@@ -10,27 +10,23 @@ import torch
 from torch import Tensor
 
 from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.boundary import Boundary, nearest_boundary
 from atent.attacks.smallest import beyond, wrong
 from atent.rng import Draws
-from atent.threat import Norm, Threat, per_sample, unit
+from atent.threat import Threat, per_sample, unit
 
-# In pixel units. Where the box cuts steps off, they would shrink before the boundary and never cross it.
+# In widths of the box. Where the box cuts steps off, they would shrink before the boundary and never cross it.
 _MORE = 1e-4
 
 
-def to_boundary(norm: Norm, grads: Tensor, differences: Tensor) -> Tensor:
-    """The smallest step (n, ...) to the nearest of m linear boundaries, where some difference of logits becomes 0.
+def to_boundary(threat: Threat, boundary: Boundary) -> Tensor:
+    """The smallest step (n, ...) onto linear boundaries in the threat's norm, and beyond by 1e-4 of the box's width.
 
-    ``differences`` (n, m) are z_k - z_y, ``grads`` (n, m, ...) their gradients: the length of the step to boundary k
-    is |difference| / dual norm of its gradient, plus 1e-4; Moosavi-Dezfooli et al. 2016, Eq. 8, 9 (l2) and 11, 12
-    (linf). A boundary without a gradient is out of reach, and the step is zero where all are.
+    Moosavi-Dezfooli et al. 2016, Eq. 9 (l2) and 12 (linf). The step is zero where the boundary is out of reach.
     """
-    slopes = torch.linalg.vector_norm(grads.flatten(2), 2 if norm == "l2" else 1, dim=2)
-    lengths = torch.where(slopes > 0, differences.abs() / slopes, math.inf)
-    size, nearest = lengths.min(1)
-    grad = grads[torch.arange(len(grads), device=grads.device), nearest]
-    direction = unit(grad) if norm == "l2" else grad.sign()
-    return per_sample(torch.where(size.isfinite(), size + _MORE, 0), direction) * direction
+    direction = unit(boundary.slope) if threat.norm == "l2" else boundary.slope.sign()
+    far = boundary.distance
+    return per_sample(torch.where(far.isfinite(), far + _MORE * threat.width, 0), direction) * direction
 
 
 @dataclass(frozen=True)
@@ -38,9 +34,10 @@ class DeepFool(Attack):
     """Steps to the nearest of the linearised boundaries, Moosavi-Dezfooli et al. 2016, Algorithm 2.
 
     Untargeted; classes are compared with the true one. The point looked at is x + (1 + overshoot) times the sum of
-    the steps, as in the authors' code, which also adds 1e-4 to each step's length; here it is put into the box as
-    well. The search of a sample ends at the first point that is misclassified. At most ``steps + 2`` forwards and
-    ``steps * (classes - 1)`` backwards; a sample that has fallen leaves after 1, 2, 4, 8, ... steps.
+    the steps, as in the authors' code, which also adds 1e-4 to each step's length, here 1e-4 of the box's width; the
+    point is put into the box as well. The search of a sample ends at the first point that is misclassified. At most
+    ``steps + 2`` forwards and ``steps * (classes - 1)`` backwards; a sample that has fallen leaves after 1, 2, 4, 8,
+    ... steps.
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -77,9 +74,10 @@ class DeepFool(Attack):
                 rows = (~fooled).nonzero().squeeze(1)
                 if not len(rows):
                     break
-            grads, logits = oracle.take(rows).jacobian(reached(total[rows]), y[rows], ranked[rows])
-            differences = logits.gather(1, ranked[rows]) - logits.gather(1, y[rows, None])
-            step = to_boundary(self.threat.norm, grads, differences.to(x.dtype))
+            boundary, logits = nearest_boundary(
+                oracle.take(rows), reached(total[rows]), y[rows], ranked[rows], self.threat.norm
+            )
+            step = to_boundary(self.threat, boundary)
             done = beyond(logits, y[rows])
             total = total.index_add(0, rows, torch.where(per_sample(done, step), 0, step))
             fooled = fooled.index_copy(0, rows, done)

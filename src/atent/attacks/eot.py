@@ -48,6 +48,9 @@ class EoT(Attack):
     def stream(self) -> str:
         return self.inner.stream
 
+    def remarks(self, classes: int) -> list[str]:
+        return self.inner.remarks(classes)
+
     @property
     def passes(self) -> int:
         # Half of the passes are gradients, at most; each costs two, and comes draws times.

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_number, side_by_side
+from atent.attacks.base import Attack, Oracle, all_targets, check_number, side_by_side
+from atent.attacks.boundary import nearest_boundary
 from atent.attacks.hyperplane import to_hyperplane
 from atent.attacks.starts import start
 from atent.rng import Draws
@@ -17,7 +18,7 @@ from atent.threat import Threat, l2_norm, per_sample
 
 # Steps between two looks at who is done, where samples may stop.
 _CHECK = 10
-# Radius of a random start where neither a found point nor eps gives one, as in the authors' code; in a box of width 1.
+# Radius of a random start where neither a found point nor eps gives one, as in the authors' code; in box widths.
 _FREE = {"linf": 0.3, "l2": 1.0}
 
 
@@ -74,6 +75,9 @@ class FAB(Attack):
         """Without ``targets``: of a model with 10 classes."""
         return 2 + self.restarts * self.steps * (2 + 9 if self.targets is None else 3 * self.targets)
 
+    def remarks(self, classes: int) -> list[str]:
+        return [all_targets(classes)] if self.targets is not None and self.targets > classes - 1 else []
+
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         logits = oracle.logits(x, y)
         wrong = logits.scatter(1, y[:, None], -math.inf).argsort(1, descending=True)[:, :-1]
@@ -118,16 +122,12 @@ class FAB(Attack):
 
     def _step(self, oracle: Oracle, z: Tensor, x: Tensor, y: Tensor, others: Tensor) -> Tensor:
         """One step from ``z``, which is anchored at ``x``, onto the nearest of the linearised boundaries."""
-        slopes, logits = oracle.jacobian(z, y, others)
-        values = logits.gather(1, others) - logits.gather(1, y[:, None])
-        dual = torch.linalg.vector_norm(slopes.flatten(2), 1 if self.threat.norm == "linf" else 2, dim=2)
-        nearest = (values.abs() / dual.clamp_min(torch.finfo(dual.dtype).tiny)).argmin(1, keepdim=True)
-        index = nearest.view(-1, *[1] * x.dim()).expand(-1, 1, *x.shape[1:])
-        w, gap = slopes.gather(1, index).squeeze(1), -values.gather(1, nearest).squeeze(1)
+        boundary, _ = nearest_boundary(oracle, z, y, others, self.threat.norm)
+        w, gap = boundary.slope, -boundary.difference
         gap_x = gap + (w * (z - x)).flatten(1).sum(1)
         d = to_hyperplane(self.threat, torch.cat([z, x]), torch.cat([w, w]), torch.cat([gap, gap_x]))
         d_z, d_x = d.chunk(2)
-        size_z, size_x = self._norm(d).clamp_min(1e-8).chunk(2)
+        size_z, size_x = self._norm(d).clamp_min(1e-8 * self.threat.width).chunk(2)
         alpha = per_sample((size_z / (size_z + size_x)).clamp_max(self.alpha_max), x)
         return self.threat.clamp((1 - alpha) * (z + self.eta * d_z) + alpha * (x + self.eta * d_x))
 
@@ -136,9 +136,8 @@ class FAB(Attack):
         runs = len(x) // len(best)
         ball, origin = Threat(self.threat.norm, 1.0), torch.zeros_like(x[::runs])
         change = [start(ball, "uniform", origin, draws.named(f"run {run}"), restart) for run in range(runs)]
-        low, high = self.threat.box
         radius = best.clamp_max(float(self.threat.eps)) / 2
-        radius = torch.where(radius.isfinite(), radius, _FREE[self.threat.norm] / 2 * (high - low))
+        radius = torch.where(radius.isfinite(), radius, _FREE[self.threat.norm] / 2 * self.threat.width)
         far = per_sample(radius.repeat_interleave(runs), x)
         return self.threat.clamp(x + far * torch.stack(change, dim=1).flatten(0, 1))
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.base import Attack, Oracle, check_choice, check_number
 from atent.attacks.smallest import Look, annealed, check_share, farthest, walk
 from atent.losses import margin
 from atent.rng import Draws
-from atent.threat import Threat, unit
+from atent.threat import Threat, per_sample, unit
 
 # A point on the very boundary, where a linear model's first estimate ends, is adversarial or not as rounding decides.
 _BEYOND = 1.001
@@ -20,14 +20,22 @@ _BEYOND = 1.001
 
 @dataclass(frozen=True)
 class FMN(Attack):
-    """The smallest perturbation by projections on a ball that follows the boundary, Pintor et al. 2021, Algorithm 1.
+    """The smallest perturbation on a sphere (l2) or in a ball (linf) that follows the boundary, Pintor et al. 2021.
 
-    Untargeted, from x. Each step adds the l2-unit gradient of the margin, for either norm, and projects on the ball
-    of radius r, then on the box. Until a first success r is the distance to the boundary as the gradient tells it:
-    the point's norm + |margin| / dual norm of the gradient; afterwards r shrinks by ``gamma`` after a success (and to
-    the best norm at most) and grows by it after a failure. Step and ``gamma`` fall on cosines. ``steps`` forwards,
-    ``steps - 1`` backwards. Deviations: the estimated distance is lengthened by 0.1 %; r also grows where half of the
-    steps went by without a success, since the estimate knows nothing of the box and may stay short of the boundary.
+    Untargeted, from x, Algorithm 1. Each step adds the l2-unit gradient of the margin, for either norm, brings the
+    perturbation to the radius r and the point into the box. Until a first success r is the distance to the boundary as
+    the gradient tells it: the point's norm + |margin| / dual norm of the gradient; afterwards r shrinks by ``gamma``
+    after a success (and to the best norm at most) and grows by it after a failure. Step and ``gamma`` fall on cosines.
+    ``steps`` forwards, ``steps - 1`` backwards.
+
+    ``projection`` says how a perturbation is brought to r. ``ball`` is the paper's form and that of its first code:
+    the nearest point of the ball, which shortens and never lengthens. In l2 a step across the ball then ends inside
+    it, and the clamp shortens again, so that the point stays short of the boundary while r grows. ``sphere`` is the
+    form of the authors' later library (adversarial-library): the perturbation is rescaled to length r, longer or
+    shorter. Default: sphere for l2; ball for linf, where both use it.
+
+    Deviations: the estimated distance is lengthened by 0.1 %; r also grows where half of the steps went by without a
+    success, since the estimate knows nothing of the box and may stay short of the boundary.
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -36,44 +44,58 @@ class FMN(Attack):
     """l2 or linf; a perturbation longer than eps is not returned."""
     steps: int = 1000
     """Number of points looked at, x included; the paper reports 30 to 1000."""
-    step_size: float = 1.0
-    """Length (l2) of the first step, in pixel units."""
+    step_size: float | None = None
+    """Length (l2) of the first step, in pixel units. Default: the width of the box, 1 in [0, 1]."""
     final_step_size: float | None = None
-    """Length of the last step; left out: step_size / 100."""
+    """Length of the last step. Default: a hundredth of the first."""
     gamma: float = 0.05
     """Factor by which the radius changes at first; in [0, 1)."""
     final_gamma: float = 0.001
     """The same at the end; in [0, 1)."""
+    projection: Literal["sphere", "ball"] | None = None
+    """How a perturbation is brought to the radius: sphere (l2 only) or ball. Default: sphere for l2, ball for linf."""
 
     def __post_init__(self) -> None:
         # x comes first: with one step the attack would see nothing else.
         check_number("steps", self.steps, 2, whole=True)
-        check_number("step_size", self.step_size, 0, above=True)
+        if self.step_size is not None:
+            check_number("step_size", self.step_size, 0, above=True)
         if self.final_step_size is not None:
             check_number("final_step_size", self.final_step_size, 0)
         check_share("gamma", self.gamma)
         check_share("final_gamma", self.final_gamma)
+        if self.projection is not None:
+            allowed = ("sphere", "ball") if self.threat.norm == "l2" else ("ball",)
+            check_choice(f"projection (for {self.threat.norm})", self.projection, allowed)
 
     @property
     def passes(self) -> int:
         return 2 * self.steps
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        threat, last = self.threat, self.step_size / 100 if self.final_step_size is None else self.final_step_size
+        threat = self.threat
+        begin = threat.width if self.step_size is None else self.step_size
+        last = begin / 100 if self.final_step_size is None else self.final_step_size
+        on_sphere = threat.norm == "l2" and self.projection != "ball"
         dual = 2 if threat.norm == "l2" else 1
         limit = farthest(threat, x)
         radius = torch.full_like(limit, torch.inf)
 
         def move(look: Look, k: int) -> Tensor:
             nonlocal radius
-            step = annealed(self.step_size, last, k / self.steps)
+            step = annealed(begin, last, k / self.steps)
             gamma = annealed(self.gamma, self.final_gamma, k / self.steps)
-            slope = torch.linalg.vector_norm(look.grad.flatten(1), dual, dim=1).clamp_min(1e-12)
+            slope = torch.linalg.vector_norm(look.grad.flatten(1), dual, dim=1)
             near = (radius * (1 - gamma)).minimum(look.smallest)
-            first = _BEYOND * (look.norm + look.values.abs() / slope)
+            # Where the margin is flat the boundary is out of sight.
+            estimate = torch.where(slope > 0, look.values.abs() / slope, torch.inf)
+            first = _BEYOND * (look.norm + estimate)
             growing = look.smallest.isfinite() | (2 * k >= self.steps)
             far = torch.where(growing, radius * (1 + gamma), first)
             radius = torch.where(look.fooled, near, far).minimum(limit)
-            return threat.project(look.z + step * unit(look.grad), x, radius)
+            z = look.z + step * unit(look.grad)
+            if on_sphere:
+                return threat.clamp(x + per_sample(radius, x) * unit(z - x))
+            return threat.project(z, x, radius)
 
         return walk(oracle, x, y, norm=threat.norm, steps=self.steps, loss=margin, move=move)

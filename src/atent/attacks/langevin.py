@@ -93,7 +93,8 @@ def sampler(
     every step. Every variant clamps to the box after each step.
 
     Defaults: step size 2 eps / steps (l2, supplement A.2) or 2.5 eps / steps (linf), gamma 0.05 (l2) or 0 (linf),
-    noise 1e-3. In the place of ``noise``, ``effective_noise`` gives sqrt(2 step_size) * noise, or ``temperature``
+    noise 1e-3, for a box of width 1; in another box they follow its width, so that the chain is the same in its units.
+    In the place of ``noise``, ``effective_noise`` gives sqrt(2 step_size) * noise, or ``temperature``
     gives noise^2. ValueError for more than one of the three, for values out of range, or for a start or a projection
     that the norm does not know.
     """
@@ -108,11 +109,14 @@ def sampler(
     check_choice("pull", pull, ("free", "scaled"))
     check_choice("projection", projection, ("never", "last", "every"))
     check_start(threat, start)
+    # What one unit of step size is worth: a raw gradient shrinks as the box widens, a unit gradient or a sign does not.
+    reach = threat.width if gradient == "raw" else 1.0
     if step_size is None:
-        step_size = (2.0 if threat.norm == "l2" else 2.5) * float(threat.eps) / steps
+        step_size = reach * (2.0 if threat.norm == "l2" else 2.5) * float(threat.eps) / steps
     check_number("step_size", step_size, 0)
     if gamma is None:
         gamma = 0.05 if threat.norm == "l2" else 0.0
+        gamma /= reach * threat.width if pull == "scaled" else 1.0
     check_number("gamma", gamma, 0)
     levels = {"noise": noise, "effective_noise": effective_noise, "temperature": temperature}
     given = [f"{name} {value}" for name, value in levels.items() if value is not None]
@@ -127,7 +131,7 @@ def sampler(
     if effective_noise is not None:
         check_number("effective_noise", effective_noise, 0)
         noise = noise_for(step_size, effective_noise)
-    noise = 1e-3 if noise is None else noise
+    noise = 1e-3 * math.sqrt(threat.width / reach) if noise is None else noise
     check_number("noise", noise, 0)
     factor = gamma * (step_size if pull == "scaled" else 1.0)
     if factor > 2:
@@ -156,11 +160,11 @@ class Langevin(Attack):
     steps: int = 20
     """Number of Langevin steps."""
     step_size: float | None = None
-    """eta': length of a step; left out: 2 eps / steps (l2), 2.5 eps / steps (linf)."""
+    """eta': length of a step. Default: 2 eps / steps (l2), 2.5 eps / steps (linf); see `sampler` for other boxes."""
     gamma: float | None = None
-    """Pull towards the clean input; left out: 0.05 (l2), 0 (linf)."""
+    """Pull towards the clean input. Default: 0.05 (l2), 0 (linf); see `sampler` for other boxes."""
     noise: float | None = None
-    """Thermal noise, the square root of the temperature; left out: 1e-3."""
+    """Thermal noise, the square root of the temperature. Default: 1e-3; see `sampler` for other boxes."""
     effective_noise: float | None = None
     """sqrt(2 step_size) * noise, instead of noise."""
     temperature: float | None = None

@@ -46,8 +46,8 @@ class PGD(Attack):
     """Which iterate to return: the last, or the one with the highest loss (one forward more)."""
     momentum: float = 0.0
     """mu: share of the past gradients that each step keeps; 0: none."""
-    start_noise: float = 0.001
-    """Standard deviation of the gaussian start in pixel units, above 0."""
+    start_noise: float | None = None
+    """Standard deviation of the gaussian start in pixel units, above 0. Default: 0.001 of the box's width."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
@@ -58,8 +58,9 @@ class PGD(Attack):
         check_choice("loss", self.loss, (*LOSSES, "kl"))
         check_choice("keep", self.keep, ("last", "best"))
         check_number("momentum", self.momentum, 0)
-        check_number("start_noise", self.start_noise, 0, above=True)
-        if self.start != "gaussian" and self.start_noise != PGD.start_noise:
+        if self.start_noise is not None:
+            check_number("start_noise", self.start_noise, 0, above=True)
+        if self.start != "gaussian" and self.start_noise is not None:
             raise ValueError(f"start_noise is for start 'gaussian', got start {self.start!r}: leave start_noise out")
         if self.loss == "kl" and self.start == "zero":
             # The gradient there is rounding, and its sign a full step of it.
@@ -80,7 +81,8 @@ class PGD(Attack):
 
         def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int, *clean: Tensor) -> Tensor:
             if self.start == "gaussian":
-                begin = x + self.start_noise * draws.normal(x, use="start", restart=restart)
+                noise = 1e-3 * threat.width if self.start_noise is None else self.start_noise
+                begin = x + noise * draws.normal(x, use="start", restart=restart)
             else:
                 begin = start(threat, self.start, x, draws, restart)
                 begin = begin if self.start == "cube" else threat.clamp(begin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atent.attacks.base import Attack
@@ -18,8 +18,14 @@ _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5)
 _APGD = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr-targeted": "APGD-T", "margin": "APGD-margin"}
 
 
-def parse(text: str, threat: Threat | None, attacks: dict[str, type[Attack]]) -> Attack:
-    """The attack that ``text`` names, against ``threat``; ``norm=`` and ``eps=`` in the text replace its own.
+_THREAT = ("norm", "eps", "allow_large_eps")
+
+
+def parse(
+    text: str, threat: Threat | None, attacks: dict[str, type[Attack]], *, allow_large_eps: bool = False
+) -> Attack:
+    """The attack that ``text`` names, against ``threat``; ``norm=``, ``eps=`` and ``allow_large_eps=`` in the text
+    replace its own, and the argument permits a large eps in any text.
 
     ValueError, in one line, for bad syntax, an unknown attack or field, or a value out of range.
     """
@@ -36,8 +42,8 @@ def parse(text: str, threat: Threat | None, attacks: dict[str, type[Attack]]) ->
     known = [f.name for f in dataclasses.fields(cls) if f.name != "threat"]
     values = {}
     for keyword in keywords:
-        if keyword.arg not in (*known, "norm", "eps"):
-            raise ValueError(unknown(f"field of {name.id}", str(keyword.arg), [*known, "norm", "eps"]))
+        if keyword.arg not in (*known, *_THREAT):
+            raise ValueError(unknown(f"field of {name.id}", str(keyword.arg), [*known, *_THREAT]))
         if keyword.arg in values:
             raise ValueError(f"attack {text!r} gives {keyword.arg} twice")
         values[keyword.arg] = _value(keyword.value, text)
@@ -45,8 +51,9 @@ def parse(text: str, threat: Threat | None, attacks: dict[str, type[Attack]]) ->
     if norm is None or eps is None:
         raise ValueError(f"attack {text!r} has no threat: add norm='linf' (or 'l2') and eps=...")
     box = threat.box if threat else (0.0, 1.0)
+    allowed = bool(values.pop("allow_large_eps", False)) or allow_large_eps or bool(threat and threat.allow_large_eps)
     try:
-        return cls(threat=Threat(norm, eps, box), **values)  # type: ignore[call-arg]
+        return cls(threat=Threat(norm, eps, box, allowed), **values)  # type: ignore[call-arg]
     except TypeError as error:
         raise ValueError(f"attack {text!r}: {error}") from None
     except ValueError as error:
@@ -91,7 +98,8 @@ def plain(attack: Attack) -> dict[str, Any]:
 
 
 def spell(attack: Attack, *, threat: bool = False) -> str:
-    """The text of an attack: its name and each field that differs from the default; norm and eps with ``threat``."""
+    """The text of an attack: its name and each field that differs from the default; with ``threat`` its threat's too,
+    but the box."""
     fields = [
         f"{f.name}={_written(getattr(attack, f.name))}"
         for f in dataclasses.fields(attack)
@@ -100,39 +108,84 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
     if threat:
         against: Threat = attack.threat  # type: ignore[attr-defined]
         fields += [f"norm={against.norm}", f"eps={against.eps}"]
+        fields += ["allow_large_eps=True"] if against.allow_large_eps else []
     return type(attack).__name__ + (f"({', '.join(fields)})" if fields else "")
+
+
+# The fields that a label says in its own way.
+_SAID = {"steps", "queries", "restarts", "loss", "momentum", "search_steps", "version", "attack"}
 
 
 def label(attack: Attack) -> str:
     """A short name for tables: PGD-20, PGD-40 x 5 (restarts), PGD-100 margin (loss), PGD-10 momentum 1, FGSM, ATENT-20
     for Langevin, APGD-CE, APGD-T, APGD-DLR-50 (steps other than 100), AutoAttack rand, EoT PGD-20, Transfer PGD-40,
-    CW-9x1000 for CarliniWagner."""
-    cls = type(attack).__name__
+    CW-9x1000 for CarliniWagner.
+
+    Every other field that is not as by default follows in brackets, since it may change the strength: PGD-40
+    (step_size 0.01), AutoAttack (steps 10, queries 100). So the bare name AutoAttack means the standard settings.
+    """
+    name, said = _name(attack)
+    more = [
+        f"{f.name} {_shown(value)}"
+        for f in dataclasses.fields(attack)
+        if f.name not in said and (value := getattr(attack, f.name)) != f.default
+    ]
+    return name + (f" ({', '.join(more)})" if more else "")
+
+
+def _name(attack: Attack) -> tuple[str, set[str]]:
+    """A label without its brackets, and the fields that it says."""
+    cls, said = type(attack).__name__, {*_SAID, "threat"}
     if hasattr(attack, "inner"):
-        return f"{cls} {label(attack.inner)}"
+        return f"{cls} {label(attack.inner)}", said
     if attack.parts():
         version = getattr(attack, "version", "standard")
-        return cls + ("" if version == "standard" else f" {version}")
+        return cls + ("" if version == "standard" else f" {version}"), said - {"steps", "queries"}
     name = {"Langevin": "ATENT", "CarliniWagner": "CW"}.get(cls, cls)
     steps, restarts = getattr(attack, "steps", getattr(attack, "queries", None)), getattr(attack, "restarts", 1)
     loss, usual = getattr(attack, "loss", "ce"), getattr(type(attack), "loss", "ce")
     if cls == "APGD":
-        return _APGD[loss] + (f"-{steps}" if steps != 100 else "") + (f" x {restarts}" if restarts > 1 else "")
-    name += "-T" if getattr(attack, "targets", None) else ""
+        return _APGD[loss] + (f"-{steps}" if steps != 100 else "") + (f" x {restarts}" if restarts > 1 else ""), said
+    if cls == "FAB" and getattr(attack, "targets", None):
+        name += "-T"
+        said = said | ({"targets"} if getattr(attack, "targets", None) == 9 else set())
     searches = getattr(attack, "search_steps", None)
     name += (f"-{searches}x{steps}" if searches else f"-{steps}") if steps else ""
     name += (f" x {restarts}" if restarts > 1 else "") + (f" {loss}" if loss != usual else "")
     momentum = getattr(attack, "momentum", None)
-    return name + (f" momentum {momentum:g}" if momentum != getattr(type(attack), "momentum", None) else "")
+    return name + (f" momentum {momentum:g}" if momentum != getattr(type(attack), "momentum", None) else ""), said
+
+
+def _shown(value: Any) -> str:
+    """A value for people."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return type(value).__name__ if hasattr(value, "forward") else str(value)
+
+
+def is_standard(text: str) -> bool:
+    """Whether an attack, as `spell` writes it, is AutoAttack at its standard settings."""
+    return text.strip() in ("AutoAttack", "AutoAttack()")
+
+
+def check_names(named: Mapping[str, Attack]) -> None:
+    """ValueError where another attack, or AutoAttack at other settings, is to be called AutoAttack."""
+    for name, attack in named.items():
+        if name.strip().lower() == "autoattack" and not is_standard(spell(attack)):
+            raise ValueError(
+                f"the name {name} is for AutoAttack at its standard settings, got {spell(attack)}: call it"
+                f" {label(attack)!r}"
+            )
 
 
 def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
-    """Attacks by label; with norm and eps where labels agree, by their full text where even those do.
+    """Attacks by label; with norm and eps where their threats differ, by their full text where even those agree.
 
     ValueError for one attack twice.
     """
+    several = len({a.threat for a in attacks}) > 1  # type: ignore[attr-defined]
     levels = [
-        [label(a) for a in attacks],
+        *([] if several else [[label(a) for a in attacks]]),
         [f"{label(a)} {show(a.threat)}" for a in attacks],  # type: ignore[attr-defined]
         [spell(a, threat=True) for a in attacks],
     ]
@@ -145,9 +198,20 @@ def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
     return dict(zip(names, attacks))
 
 
+def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The `attacks` of a stored evaluation by the labels of today; as they are where one is no attack's text."""
+    from atent.attacks import ATTACKS
+
+    try:
+        made = [parse(told["attack"], Threat(**told["threat"]), ATTACKS) for told in attacks.values()]
+        return dict(zip(labelled(made), attacks.values()))
+    except (KeyError, TypeError, ValueError):
+        return dict(attacks)
+
+
 def show(threat: Threat) -> str:
     """A threat for people: "linf 8/255", "l2 0.5"."""
     eps = float(threat.eps)
-    grey = round(255 * eps)
+    grey = round(255 * eps) if math.isfinite(eps) else 0
     text = f"{grey}/255" if 1 <= grey <= 32 and math.isclose(eps, grey / 255, rel_tol=1e-9) else f"{eps:g}"
     return f"{threat.norm} {text}"

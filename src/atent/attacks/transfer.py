@@ -50,6 +50,9 @@ class Transfer(Attack):
     def stream(self) -> str:
         return self.inner.stream
 
+    def remarks(self, classes: int) -> list[str]:
+        return self.inner.remarks(classes)
+
     @property
     def passes(self) -> int:
         return 1

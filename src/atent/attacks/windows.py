@@ -206,7 +206,7 @@ class Masses:
 
     def _full(self, delta: Tensor) -> Tensor:
         """x plus delta at length eps, in the box."""
-        length = float(self.threat.eps) / (l2_norm(delta) + 1e-12)
+        length = float(self.threat.eps) / (l2_norm(delta) + 1e-12 * self.threat.width)
         return self.threat.clamp(self.x + delta * per_sample(length, delta))
 
     def next(self, best: Tensor, at: Tensor, changed: Tensor) -> Tensor:
@@ -232,6 +232,7 @@ class Masses:
         emptied = delta.scatter(2, window, 0.0)
         # Where the windows overlap, the mass counts once.
         mass = held.square().sum(2, keepdim=True) + emptied.gather(2, source).square().sum(2, keepdim=True)
-        new = torch.where(coins[:, 1:], shape, -shape) + held / (held.norm(dim=2, keepdim=True) + 1e-12)
+        length = held.norm(dim=2, keepdim=True) + 1e-12 * self.threat.width
+        new = torch.where(coins[:, 1:], shape, -shape) + held / length
         new = new / (new.norm(dim=2, keepdim=True) + 1e-12) * (spare + mass).sqrt()
         return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best))

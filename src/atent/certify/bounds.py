@@ -142,6 +142,7 @@ def prepare(model, x, y, threat, method, chunk, check) -> tuple[Graph, Region]:
     refuse_training(graph.model, allowed=graph.training)
     if check:
         check_batch(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y, threat.box)
+        threat.check_eps(x.shape[1:])
     own = next((p.dtype for p in graph.model.parameters() if p.is_floating_point()), x.dtype)
     if x.dtype != own or own not in (torch.float32, torch.float64):
         raise ValueError(

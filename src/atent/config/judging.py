@@ -34,6 +34,8 @@ class SubjectOptions:
     each kind."""
     weights: str | None = None
     """A .safetensors file of the same network, instead of the run's own weights."""
+    allow_large_eps: bool = False
+    """Insist on an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more."""
     limit: int | typing.Literal["all"] | None = None
     """Number of test images; all: every one. Default: as the recipe, or 1000."""
     subset: typing.Literal["stratified", "first"] | None = None
@@ -118,6 +120,8 @@ class CertifyOptions:
     the run's norm, left out: its eps."""
     norm: typing.Literal["linf", "l2"] | None = None
     """Norm of the bounds; left out: the run's. Smoothing is l2."""
+    allow_large_eps: bool = False
+    """Insist on bounds over the whole box: a linf radius of its width or more, an l2 one of its diagonal or more."""
     limit: int | typing.Literal["all"] = 200
     """Number of test images; all: every one."""
     subset: typing.Literal["stratified", "first"] | None = None

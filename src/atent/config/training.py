@@ -29,6 +29,8 @@ class TrainOptions:
     """Go on with this run folder, with its own settings."""
     baseline: bool = False
     """Train the same network plainly as well, print both, and fail unless the robust model is better for certain."""
+    allow_large_eps: bool = False
+    """Insist on an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more."""
     quiet: bool = False
     """No progress bar."""
 
@@ -53,6 +55,8 @@ class CompareOptions:
     budget: str | None = None
     """Give each training this time, such as 10m, 90s or 1h30m, instead of equal epochs: the time of its steps, with
     schedules stretched to fit. The table says how many epochs each came to."""
+    allow_large_eps: bool = False
+    """Insist on an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more."""
     beside: str | None = None
     """Result folder of an earlier comparison, to be drawn beside this one in pareto.png."""
     quiet: bool = False
@@ -95,7 +99,23 @@ def parse_train(args: list[str]) -> tuple[Job | None, TrainOptions]:
     parsed = read_words(command, args, f"atent train {name}", about, start)
     chosen = {section: getattr(parsed, section) for section in SECTIONS}
     made = dataclasses.replace(default, **{**chosen, "method": method_of(parsed.method)})
+    if parsed.allow_large_eps:
+        made = _insisting(made)
     return made, TrainOptions(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(TrainOptions)})
+
+
+def _insisting(job: Job) -> Job:
+    """The same job, with permission for an eps that covers the whole box."""
+
+    def allowed(method: Any) -> Any:
+        if hasattr(method, "method"):  # AWP goes around the method whose threat this is
+            return dataclasses.replace(method, method=allowed(method.method))
+        if getattr(method, "threat", None) is None:
+            return method
+        return dataclasses.replace(method, threat=dataclasses.replace(method.threat, allow_large_eps=True))
+
+    evaluate = dataclasses.replace(job.evaluate, allow_large_eps=True)
+    return dataclasses.replace(job, method=allowed(job.method), evaluate=evaluate)
 
 
 def parse_compare(args: list[str]) -> tuple[CompareOptions, dict[str, Job], tuple[str, ...]]:
@@ -122,6 +142,8 @@ def parse_compare(args: list[str]) -> tuple[CompareOptions, dict[str, Job], tupl
     )
     if options.budget is not None:
         overrides += ["--train.minutes", f"{seconds(options.budget, '--budget') / 60:.9g}"]
+    if options.allow_large_eps:
+        overrides.append("--allow_large_eps")
     if len(options.recipes) < 2:
         raise UsageError("a comparison needs two recipes or more: `atent compare RECIPE RECIPE ... [OPTIONS]`")
     jobs: dict[str, Job] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack, check_batch, check_ids, check_logits, check_number
-from atent.attacks.spec import labelled, plain, spell
+from atent.attacks.spec import check_names, labelled, plain, spell
 from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
 from atent.evaluate.outcomes import bits, marks, spans
@@ -35,7 +35,8 @@ class Evaluation:
     attacks: dict[str, dict[str, Any]]
     """By name, in the order in which they ran: attack (as text), threat, settings; attacked, the number of samples that
     it met; robust, the share of all n that stand after it (in a cascade after those before it too, otherwise after it
-    alone); fooled (ids); distance (q10, median and q90 over the fooled samples, in the threat's norm; None without
+    alone); fooled (ids); remarks, where the model has fewer classes than the attack is made for: what it does instead;
+    distance (q10, median and q90 over the fooled samples, in the threat's norm; None without
     any), forwards, backwards, seconds. A composite attack has parts: the same from attacked on, by name of the part,
     each on what stands after the parts before it."""
     wrong: list[int]
@@ -65,17 +66,23 @@ def _finite(value: Any) -> Any:
     return "inf" if value == float("inf") else value
 
 
-@torch.no_grad()
 def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> Tensor:
     """Predicted classes (n,) in eval mode and full precision; the model comes back as it was. ValueError where it gives
     no logits."""
-    out = []
+    return _answers(model, x, y, batch)[0]
+
+
+@torch.no_grad()
+def _answers(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> tuple[Tensor, int]:
+    """As `predict`, and the number of classes, 0 without a sample."""
+    out, classes = [], 0
     with guard(model, mode="eval"), full_precision(x.device):
         for i in range(0, len(x), batch):
             logits = model(x[i : i + batch])
             check_logits(logits, y[i : i + batch])
             out.append(logits.argmax(1))
-    return torch.cat(out) if out else y.new_zeros(0)
+            classes = logits.shape[1]
+    return torch.cat(out) if out else y.new_zeros(0), classes
 
 
 def rounds(attacks: Mapping[str, Attack] | Sequence[Attack]) -> int:
@@ -135,6 +142,9 @@ def evaluate(
         raise ValueError("no samples to evaluate: give at least one")
     check_number("batch", batch, 1, whole=True)
     named = dict(attacks) if isinstance(attacks, Mapping) else labelled(attacks)
+    check_names(named)
+    for attack in named.values():
+        attack.threat.check_eps(x.shape[1:])  # type: ignore[attr-defined]
     if cascade:
         named = dict(sorted(named.items(), key=lambda item: item[1].passes))
     if search_dtype is not None:
@@ -147,7 +157,7 @@ def evaluate(
     settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last}
     ledger = Ledger(resume, fingerprint(model, x, y, ids, named, **settings)) if resume is not None else Ledger()
     trial = _Trial(model, x, y, ids, seed, batch, search_dtype, channels_last, ledger, advance)
-    predicted = predict(model, x, y, batch=batch)
+    predicted, classes = _answers(model, x, y, batch)
     right = (predicted == y).cpu()
     hint = (
         normalisation_hint(right, x, lambda z: predict(model, z, y, batch=batch), y)
@@ -157,6 +167,8 @@ def evaluate(
     standing, results, outcomes = right.clone(), {}, {}
     for name, attack in named.items():
         results[name], outcomes[name], after = trial.attack(name, attack, standing if cascade else right)
+        remarks = attack.remarks(classes)
+        results[name] |= {"remarks": remarks} if remarks else {}
         standing &= after
     return Evaluation(
         n=len(x),
@@ -209,7 +221,7 @@ class _Trial:
                 parts[part] = self._told(met, standing)
         result = {
             "attack": spell(attack),
-            "threat": asdict(attack.threat),  # type: ignore[attr-defined]
+            "threat": attack.threat.plain(),  # type: ignore[attr-defined]
             "settings": plain(attack),
             # A sample that several parts met was attacked once.
             **self._told(whole, standing) | {"attacked": int(before.sum())},

@@ -85,6 +85,7 @@ def probe(
     check_number("batch", batch, 1, whole=True)
     check_seed(seed)
     check_batch(x, y, threat.box)
+    threat.check_eps(x.shape[1:])
     ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
     check_ids(ids, len(x))
     count = min(SAMPLES, len(x))

@@ -175,7 +175,9 @@ def plain(method: Method) -> dict[str, Any]:
     """A method's settings as plain values with its ``name``, in a recipe's form; AWP's are a table ``awp`` in it."""
     inner, around = (method.method, method) if isinstance(method, AWP) else (method, None)
     awp = {"awp": {"gamma": around.gamma, "warmup": around.warmup}} if around else {}
-    return {"name": type(inner).__name__, **asdict(inner), **awp}
+    threat = getattr(inner, "threat", None)
+    against = {"threat": threat.plain()} if threat is not None else {}
+    return {"name": type(inner).__name__, **asdict(inner), **against, **awp}
 
 
 def title(method: Method) -> str:

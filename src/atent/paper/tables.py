@@ -285,7 +285,7 @@ def table_s3(s: Scale) -> Table:
     rows = (
         row("pgd", f"PGD-20, {steps}", pgd, s.images),
         row("langevin", f"ATENT-20, {steps}", lambda r: f"Langevin(steps=20{step}, norm=linf, eps={r})", s.images),
-        row("autoattack", f"AutoAttack, {_version(s)}", lambda r: _autoattack(s, "linf", r), s.strong),
+        row("autoattack", f"{_called(s)}, {_version(s)}", lambda r: _autoattack(s, "linf", r), s.strong),
     )
     return Table("table-s3", "Table S3: ATENT as an attack", (Block("", columns, rows),))
 
@@ -391,7 +391,7 @@ def _three(s: Scale, key: str, radius: float) -> tuple[Column, ...]:
             f"{key}-published", f"PGD-10, {at}, published step (%)", "start cube, step 2.5 eps / 10", f"l2 {printed}"
         ),
         Column(f"{key}-weak", f"PGD-10, {at}, released step (%)", "start cube, step 0.5 eps / 10, as the code"),
-        Column(f"{key}-autoattack", f"AutoAttack, {at} (%)", _version(s)),
+        Column(f"{key}-autoattack", f"{_called(s)}, {at} (%)", _version(s)),
     )
 
 
@@ -406,6 +406,11 @@ def _protocols(s: Scale, radius: float) -> list[tuple[str, str, int]]:
 
 def _autoattack(s: Scale, norm: str, eps: float | str) -> str:
     return f"AutoAttack({s.cheaper + ', ' if s.cheaper else ''}norm={norm}, eps={eps})"
+
+
+def _called(s: Scale) -> str:
+    """AutoAttack's name: bare at the standard settings alone."""
+    return f"AutoAttack ({s.cheaper.replace('=', ' ')})" if s.cheaper else "AutoAttack"
 
 
 def _version(s: Scale) -> str:
@@ -423,7 +428,7 @@ def _against(norm: str, eps: float | str, steps: int, more: str, s: Scale) -> li
             Cell(None, Measure("attack", s.images, attack=pgd), "robust"),
         ),
         (
-            Column("autoattack", "AutoAttack (%)", f"{norm} {eps}, {_version(s)}"),
+            Column("autoattack", f"{_called(s)} (%)", f"{norm} {eps}, {_version(s)}"),
             Cell(None, strong, also=Measure("attack", s.strong, attack=pgd)),
         ),
     ]

@@ -75,7 +75,8 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
         return "The run has no threat: give evaluate.norm and evaluate.eps to have it attacked."
     try:
         judged = subject(
-            str(run.path), root=root, norm=threat.norm, eps=str(threat.eps), attacks=(text,), limit=count
+            str(run.path), root=root, norm=threat.norm, eps=str(threat.eps), attacks=(text,), limit=count,
+            allow_large_eps=threat.allow_large_eps,
         )  # fmt: skip
         x, _, ids = judged.test()
         if x.dim() != 4 or x.shape[1] not in (1, 3):

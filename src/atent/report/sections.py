@@ -11,13 +11,13 @@ from atent import run as folder
 from atent.attacks.spec import show
 from atent.report import words
 from atent.report.collect import Run, threats
-from atent.report.page import Cell, Html, Inside, command, facts, figure, picture, table, tag
+from atent.report.page import Cell, Html, Inside, command, facts, figure, markup, picture, table, tag
 from atent.report.samples import Gallery, Sample, Seen
 from atent.threat import Threat
 from atent.train import samples
 from atent.train import theory as theories
 from atent.train.certificate import layout
-from atent.train.comparison import caveat
+from atent.train.comparison import caveat, remarks
 
 
 def of_run(run: Run, shown: Gallery | str) -> list[Html]:
@@ -51,8 +51,9 @@ def share_cell(share: dict[str, Any]) -> Cell:
 
 def caveats(found: dict[str, Any]) -> Html | None:
     """What must stand beside an evaluation's robust accuracies."""
-    note = caveat(found["attacks"])
-    return tag("p", note, class_="warning") if note else None
+    note = caveat(found["attacks"], found.get("search_dtype"))
+    lines = [tag("p", line, class_="note") for line in remarks(found["attacks"])]
+    return markup([tag("p", note, class_="warning") if note else None, lines]) if note or lines else None
 
 
 def worst_of(found: dict[str, Any]) -> Html:
@@ -97,7 +98,8 @@ def headline(run: Run) -> Html:
             " this threat."
         )
     for name, other in run.evaluations.items():
-        if caveat(found["attacks"]) and other["attacks"] and not caveat(other["attacks"]):
+        unsure = caveat(found["attacks"], found.get("search_dtype"))
+        if unsure and other["attacks"] and not caveat(other["attacks"], other.get("search_dtype")):
             others.append(f"AutoAttack was run in {name}: {_short(other)}.")
     data = found["data"]
     told = f"Measured on {data['name']}, {data['split']} images: {samples.words(data)}; with true labels."

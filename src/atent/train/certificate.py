@@ -47,6 +47,7 @@ def certify_folder(
     subset: Rule | None = None,
     radii: Sequence[float | str] | None = None,
     norm: Norm | None = None,
+    allow_large_eps: bool = False,
     shard: str | None = None,
     merged: bool = False,
     which: str = "best",
@@ -71,7 +72,10 @@ def certify_folder(
     """
     if method not in ("smoothing", *METHODS):
         raise ValueError(folder.unknown("method", method, ("smoothing", *METHODS)))
-    who = subject(str(path), root=root, which=which, device=device, threads=threads, subset=subset)
+    who = subject(
+        str(path), root=root, which=which, device=device, threads=threads, subset=subset,
+        allow_large_eps=allow_large_eps,
+    )  # fmt: skip
     who = replace(who, settings=replace(who.settings, limit=limit))
     goals = None if radii is None else [radius(r, "radius") for r in radii]
     if method != "smoothing":
@@ -214,11 +218,14 @@ def _threats(who: Subject, norm: Norm | None, goals: list[float] | None) -> list
         goals = [float(own.eps)]
     if kind is None or goals is None:
         raise ValueError(f"{who.name} has no radius of its own in that norm: give --norm and --radius")
-    return [Threat(kind, r, who.data.box) for r in goals]
+    allowed = who.settings.allow_large_eps or (own is not None and own.allow_large_eps)
+    return [Threat(kind, r, who.data.box, allowed) for r in goals]
 
 
 def _bounded(who: Subject, method: str, threats: list[Threat], progress: bool) -> tuple[Path, dict[str, Any]]:
     x, y, ids = who.test()
+    for threat in threats:
+        threat.check_eps(x.shape[1:])
     natural = predict(who.model, x, y) == y
     results = []
     with bar(len(x) * len(threats), who.name, enabled=progress) as advance:
@@ -227,13 +234,13 @@ def _bounded(who: Subject, method: str, threats: list[Threat], progress: bool) -
             proved = _verified(who.model, x, y, threat, method, advance)
             results.append(
                 {
-                    "threat": asdict(threat),
+                    "threat": threat.plain(),
                     "share": folder.share(int(proved.sum()), len(x)),
                     "verified": ids[proved].tolist(),
                     "seconds_per_image": (time.perf_counter() - begun) / len(x),
                 }
             )
-    about = _about(who) | {"method": method, "threats": [asdict(t) for t in threats], "n": len(x)}
+    about = _about(who) | {"method": method, "threats": [t.plain() for t in threats], "n": len(x)}
     if who.data.subset != "first" and len(x) < len(who.data.test):
         about["ids"] = who.samples()["ids"]
     content = {

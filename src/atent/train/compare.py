@@ -25,7 +25,7 @@ from typing import Any
 
 from atent import run as folder
 from atent.attacks import ATTACKS
-from atent.attacks.spec import parse, show, spell
+from atent.attacks.spec import parse, relabelled, show, spell
 from atent.methods.awp import title
 from atent.progress import bar
 from atent.threads import cores, wait_passively
@@ -398,6 +398,8 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
     evaluation: dict[str, Any] = {}
     for run in plan.runs(path):
         evaluation = folder.read_json(run.path / folder.EVALUATION)
+        # Runs of an earlier version, which are used again, may have labels that said less.
+        evaluation["attacks"] = relabelled(evaluation["attacks"])
         made[run.given].append(_of_run(run, evaluation))
     attacks = list(evaluation["attacks"])
     rows: list[dict[str, Any]] = []
@@ -408,7 +410,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
             {
                 "recipe": job.recipe,
                 "method": title(job.method),
-                "threat": threat and asdict(threat),
+                "threat": threat and threat.plain(),
                 "natural": accuracy([s["natural"] for s in seeds]),
                 "attacks": {a: accuracy([s["attacks"][a] for s in seeds]) for a in attacks},
                 "worst": accuracy([s["worst"] for s in seeds]),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atent import run as folder
+from atent.attacks.spec import is_standard
 from atent.stats import t_interval
 from atent.train.samples import words
 
@@ -65,11 +66,33 @@ def winner(cells: Sequence[Cell]) -> int | None:
     return None
 
 
-def caveat(attacks: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What must stand beside robust accuracies (the `attacks` of an evaluation) that no AutoAttack measured."""
-    if any(a["attack"].startswith("AutoAttack") for a in attacks.values()):
-        return None
-    return "Not measured by AutoAttack: a stronger attack may lower these figures."
+def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = None) -> str | None:
+    """What must stand beside robust accuracies (the `attacks` of an evaluation) that AutoAttack did not measure.
+
+    None only where AutoAttack ran at its standard settings, in the model's own precision, against every finite threat
+    of the evaluation.
+    """
+    weaker = "a stronger attack may lower these figures."
+    standard = {_against(a) for a in attacks.values() if is_standard(a["attack"])}
+    if not standard:
+        other = any(a["attack"].startswith("AutoAttack(") for a in attacks.values())
+        return f"Not measured by AutoAttack{' at its standard settings' if other else ''}: {weaker}"
+    if search_dtype is not None:
+        return f"AutoAttack searched in {search_dtype}, not in the model's own precision: {weaker}"
+    # A minimum-norm attack without a limit has no radius that AutoAttack could be run at.
+    left = {_against(a) for a in attacks.values()} - standard
+    missing = sorted(f"{norm} {eps:g}" for norm, eps in left if math.isfinite(eps))
+    return f"Not measured by AutoAttack at {' and '.join(missing)}: {weaker}" if missing else None
+
+
+def _against(attack: Mapping[str, Any]) -> tuple[str, float]:
+    threat = attack.get("threat") or {"norm": "", "eps": math.inf}
+    return threat["norm"], float(threat["eps"])
+
+
+def remarks(attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What attacks did otherwise than their names say, a line each."""
+    return [f"{name}: {'; '.join(told['remarks'])}." for name, told in attacks.items() if told.get("remarks")]
 
 
 # ---- the table -------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def adversarial(subject: Subject, *, progress: bool = True) -> tuple[dict[str, T
         **subject.about,
         "data": subject.samples(),
         "attack": spell(attack),
-        "threat": {**asdict(attack.threat), "eps": str(attack.threat.eps)},  # type: ignore[attr-defined]
+        "threat": {**attack.threat.plain(), "eps": str(attack.threat.eps)},  # type: ignore[attr-defined]
         "provenance": folder.provenance(seed=settings.seed, device=x.device),
     }
     return made, about

@@ -104,6 +104,8 @@ def fit(
     threat = own or threat
     if threat is not None and threat.box != data.box:
         raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
+    if threat is not None:
+        threat.check_eps(data.shape)
     check_output(model, data.shape, data.classes)
     layout = torch.channels_last if settings.channels_last and len(data.shape) == 3 else torch.contiguous_format
     model.to(device)
@@ -335,6 +337,8 @@ class _Probe:
         spec = settings.validate_attack.strip()
         wanted = spec.lower() != "none" and threat is not None
         self.attacks: dict[str, Attack] = {"robust": parse(spec, threat, ATTACKS)} if wanted else {}
+        for attack in self.attacks.values():
+            attack.threat.check_eps(data.shape)  # type: ignore[attr-defined]
         self.seed = settings.seed
         select = settings.select
         if select == "robust" and not wanted:

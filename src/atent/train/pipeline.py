@@ -80,7 +80,10 @@ def run_job(
         job = as_begun(job, path)
     data = load_data(job.data)
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
-    attacks = labelled([parse(text, threat, ATTACKS) for text in job.evaluate.attacks])
+    allowed = job.evaluate.allow_large_eps
+    attacks = labelled([parse(text, threat, ATTACKS, allow_large_eps=allowed) for text in job.evaluate.attacks])
+    for attack in attacks.values():
+        attack.threat.check_eps(data.shape)  # type: ignore[attr-defined]
     model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
     if job.model.weights is not None and not resume:
         _begin_from(model, Path(job.model.weights))

@@ -49,6 +49,8 @@ class EvaluateSettings:
     """Judge the last epoch's weights as well, where another epoch is the best."""
     channels_last: bool = False
     """Images in the channels-last memory format: often faster for convolutions, the same to rounding."""
+    allow_large_eps: bool = False
+    """Permit an eps that covers the whole box (linf: the box width or more, l2: its diagonal or more)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", everything(self.limit))
@@ -63,7 +65,8 @@ def threat_of(own: Threat | None, box: tuple[float, float], settings: EvaluateSe
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
         eps = own.eps
-    return None if norm is None or eps is None else Threat(norm, eps, box)
+    allowed = settings.allow_large_eps or (own is not None and own.allow_large_eps)
+    return None if norm is None or eps is None else Threat(norm, eps, box, allowed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +125,7 @@ def subject(
     seed: int | None = None,
     batch: int | None = None,
     channels_last: bool | None = None,
+    allow_large_eps: bool = False,
 ) -> Subject:
     """What ``target`` names, ready to be judged: a run folder, a .safetensors file, or module:function.
 
@@ -136,7 +140,7 @@ def subject(
     named = None if attacks is None else tuple(attacks)
     changes = {
         "norm": norm, "eps": eps, "attacks": named, "limit": limit, "seed": seed, "batch": batch,
-        "channels_last": channels_last,
+        "channels_last": channels_last, "allow_large_eps": allow_large_eps or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
     path = Path(target)
@@ -171,7 +175,8 @@ def _run(path: Path, given: dict[str, Any], root: str | None, which: str, weight
     settings = EvaluateSettings(**{**known, "attacks": tuple(known["attacks"])})
     data = load_data(DataSettings(**{**config["data"], **({"root": root} if root else {})}))
     method = config["method"].get("threat")
-    threat = threat_of(Threat(method["norm"], method["eps"], data.box) if method else None, data.box, settings)
+    own = Threat(**{**method, "box": data.box}) if method else None
+    threat = threat_of(own, data.box, settings)
     head = {"run": path.name, "weights": str(weights) if weights else which, "epoch": about.get("epoch")}
     return Subject(path.name, model, data, threat, _parsed(settings, threat), settings, head, path)
 
@@ -203,4 +208,5 @@ def _other(target: str, given: dict[str, Any], model: str | None, data: str | No
 
 
 def _parsed(settings: EvaluateSettings, threat: Threat | None) -> dict[str, Attack]:
-    return labelled([parse(text, threat, ATTACKS) for text in settings.attacks])
+    allowed = settings.allow_large_eps
+    return labelled([parse(text, threat, ATTACKS, allow_large_eps=allowed) for text in settings.attacks])

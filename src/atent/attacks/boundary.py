@@ -1,0 +1,55 @@
+"""The nearest of the linearised decision boundaries, without holding the gradient of every class."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from atent.attacks.base import Oracle
+from atent.threat import Norm, per_sample
+
+
+class Boundary(NamedTuple):
+    """For each of n samples the hyperplane <slope, d> = -difference where the tangent of z_k - z_y is 0."""
+
+    slope: Tensor
+    """Gradient of z_k - z_y at the point, the shape of x."""
+    difference: Tensor
+    """z_k - z_y at the point, (n,)."""
+    distance: Tensor
+    """|difference| / dual norm of the slope, (n,); inf where every slope is zero."""
+
+
+def nearest_boundary(oracle: Oracle, x: Tensor, y: Tensor, classes: Tensor, norm: Norm) -> tuple[Boundary, Tensor]:
+    """The nearest of the boundaries to ``classes`` (n, m) seen from ``x``, in ``norm``, and the logits (n, C).
+
+    Moosavi-Dezfooli et al. 2016, Eq. 8 (l2) and 11 (linf). A boundary without a slope is out of reach; where all are,
+    the first one is returned, at distance inf. One forward and m backwards; see `Oracle.slopes` for the memory.
+    """
+    best: Boundary | None = None
+    dual = 1 if norm == "linf" else 2
+
+    def see(grads: Tensor, differences: Tensor, first: int) -> None:
+        nonlocal best
+        sizes = torch.linalg.vector_norm(grads.flatten(2), dual, dim=2)
+        differences = differences.to(grads.dtype)
+        far = torch.where(sizes > 0, differences.abs() / sizes, math.inf)
+        distance, at = far.min(1)
+        rows = torch.arange(len(x), device=x.device)
+        found = Boundary(grads[rows, at], differences[rows, at], distance)
+        if best is None:
+            best = found
+            return
+        nearer = distance < best.distance
+        best = Boundary(
+            torch.where(per_sample(nearer, found.slope), found.slope, best.slope),
+            torch.where(nearer, found.difference, best.difference),
+            torch.where(nearer, distance, best.distance),
+        )
+
+    logits = oracle.slopes(x, y, classes, see)
+    assert best is not None, "classes has one column at least"
+    return best, logits
