@@ -46,11 +46,13 @@ def parse(text: str, threat: Threat | None, attacks: dict[str, type[Attack]]) ->
         raise ValueError(f"attack {text!r} has no threat: add norm='linf' (or 'l2') and eps=...")
     box = threat.box if threat else (0.0, 1.0)
     try:
-        return cls(threat=Threat(norm, eps, box), **values)  # type: ignore[call-arg]
-    except TypeError as error:
+        made = cls(threat=Threat(norm, eps, box), **values)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as error:
         raise ValueError(f"attack {text!r}: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"attack {text!r}: {error}") from None
+    if made.threat.eps == math.inf and not made.minimum_norm:  # type: ignore[attr-defined]
+        small = ", ".join(each for each, kind in attacks.items() if kind.minimum_norm)
+        raise ValueError(f"attack {text!r} needs a finite eps, got inf: add eps=..., or use one of {small}")
+    return made
 
 
 def nested(text: str, threat: Threat) -> Attack:
@@ -148,6 +150,6 @@ def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
 def show(threat: Threat) -> str:
     """A threat for people: "linf 8/255", "l2 0.5"."""
     eps = float(threat.eps)
-    grey = round(255 * eps)
+    grey = round(255 * eps) if math.isfinite(eps) else 0
     text = f"{grey}/255" if 1 <= grey <= 32 and math.isclose(eps, grey / 255, rel_tol=1e-9) else f"{eps:g}"
     return f"{threat.norm} {text}"

@@ -10,9 +10,9 @@ A new source is one file with a loader `(root) -> Source`, and one line in `SOUR
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from atent.checks import as_tensor, collect, plain
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
 from atent.data.cifar import cifar10
@@ -25,7 +25,9 @@ from atent.data.settings import DataSettings
 from atent.data.split import Data, Source, Split, split, stratified
 from atent.data.two_class import two_class
 
-__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Source", "Split", "augment", "from_tensors", "load"]
+__all__ = [
+    "AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Source", "Split", "augment", "collect", "from_tensors", "load",
+]  # fmt: skip
 
 SOURCES: dict[str, Callable[[str | None], Source]] = {
     "digits": digits,
@@ -103,24 +105,26 @@ def carve(source: Source, settings: DataSettings) -> Data:
 
 
 def from_tensors(
-    x_train: Tensor,
-    y_train: Tensor,
-    x_test: Tensor,
-    y_test: Tensor,
+    x_train: Tensor | np.ndarray,
+    y_train: Tensor | np.ndarray,
+    x_test: Tensor | np.ndarray,
+    y_test: Tensor | np.ndarray,
     *,
     validation: int | None = None,
     split_seed: int = 0,
     box: tuple[float, float] = (0.0, 1.0),
     name: str = "tensors",
 ) -> Data:
-    """Your own tensors as a data set: x (n, c, h, w) or (n, d), uint8 (divided by 255) or floats in ``box``.
+    """Your own tensors or arrays as a data set: x (n, c, h, w) or (n, d), uint8 (divided by 255) or floats in ``box``,
+    which become float32. Of DataLoaders: ``from_tensors(*collect(train_loader), *collect(test_loader))``.
 
     y: (n,) integers from 0, each class present in training. A validation set of ``validation`` samples (default 10 %
     of the training set, at most 1000) is carved from the training set by class share, seeded by ``split_seed``.
     Raises ValueError, in one line, for shapes, types, labels or values that cannot be used.
     """
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    a = {key: torch.as_tensor(value).cpu().numpy() for key, value in arrays.items()}
+    a = {key: _array(key, value) for key, value in arrays.items()}
+    validation, split_seed = plain(validation), plain(split_seed)
     for key in ("x_train", "x_test"):
         if a[key].ndim not in (2, 4) or 0 in a[key].shape:
             raise ValueError(f"{key}: shape {a[key].shape}; allowed are (n, d) and (n, c, h, w)")
@@ -129,20 +133,25 @@ def from_tensors(
                 raise ValueError(f"{key}: {a[key].dtype}; allowed are uint8 and floats in [{box[0]:g}, {box[1]:g}]")
             checks.floats(key, a[key], box)
     if a["x_train"].shape[1:] != a["x_test"].shape[1:] or a["x_train"].dtype != a["x_test"].dtype:
-        raise ValueError(
-            f"x_test is {x_test.dtype} {tuple(x_test.shape)}; x_train is {x_train.dtype} {tuple(x_train.shape)}"
-        )
-    checks.labels("y_train", a["y_train"], len(x_train))
+        test, train = a["x_test"], a["x_train"]
+        raise ValueError(f"x_test is {test.dtype} {test.shape}; x_train is {train.dtype} {train.shape}")
+    checks.labels("y_train", a["y_train"], len(a["x_train"]))
     classes = int(a["y_train"].max()) + 1
     checks.every_class("y_train", a["y_train"], classes)
-    checks.labels("y_test", a["y_test"], len(x_test), classes)
+    checks.labels("y_test", a["y_test"], len(a["x_test"]), classes)
     scale = 255.0 if a["x_train"].dtype == np.uint8 else None
     source = Source(
         classes=classes,
         train=split(a["x_train"], a["y_train"], scale),
         test=split(a["x_test"], a["y_test"], scale),
-        validation=min(1000, max(1, len(x_train) // 10)),
+        validation=min(1000, max(1, len(a["x_train"]) // 10)),
         box=(0.0, 1.0) if scale else box,
         about={"source": "tensors", "files": {}, "test": "x_test"},
     )
     return carve(source, DataSettings(name=name, validation=validation, split_seed=split_seed))
+
+
+def _array(name: str, value: Tensor | np.ndarray) -> np.ndarray:
+    """As a numpy array, floats as float32."""
+    tensor = as_tensor(name, value).detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

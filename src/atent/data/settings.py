@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from atent.checks import Settings
+
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(metaclass=Settings):
     """Which data set, where it lies, how it is split and augmented. Checked by `atent.data.load`."""
 
     name: str = "digits"

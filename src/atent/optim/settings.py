@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from atent.attacks.base import check_number
+from atent.checks import Settings
 from atent.optim.entropy_sgd import EntropySGD
 from atent.optim.sgld import SGLD
 from atent.run import unknown
 
 
 @dataclass(frozen=True)
-class Walk:
+class Walk(metaclass=Settings):
     """The Langevin walk of Entropy-SGD around the weights; the defaults are the supplement's A.1 and Algorithm 1."""
 
     inner_steps: int = 5
@@ -42,7 +43,7 @@ class Walk:
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(metaclass=Settings):
     """Settings of the optimizer; ValueError for values out of range."""
 
     name: str = "SGD"

@@ -16,7 +16,7 @@ from torch import nn
 from atent import run as folder
 from atent.attacks.spec import show
 from atent.certify import METHODS, Certificate, Draws, certify_run, merge, verified
-from atent.certify.certificate import check_shard, claim, made_alike, sidecar, write_rows
+from atent.certify.certificate import check_shard, claim, made_alike, made_of, sidecar, write_rows
 from atent.certify.smoothing import check_radius
 from atent.evaluate import predict
 from atent.progress import Advance, bar
@@ -158,7 +158,7 @@ def _smoothed(
 ) -> tuple[Path, dict[str, Any], Certificate]:  # fmt: skip
     x, y, ids = who.test()
     about = _about(who)
-    made = {"draws": asdict(draws), "about": about}
+    made = made_of(draws, about)
     if merged:
         table = _free(who.place / CERTIFICATE, made)
         files = [f for f in sorted(who.place.glob("certificate*.shard-*-of-*.csv")) if made_alike(f, made)]

@@ -2,6 +2,10 @@
 
 All randomness of a step is a function of (seed, step): the order of an epoch, the augmentation, the adversary's draws
 and dropout. So a checkpoint needs no random states, and a run that was killed and resumed equals the unbroken one.
+
+On a CPU a generator keeps 32 bits of its seed. A long training, 200 epochs of 391 steps with three seeds each, has 6 of
+its 2.7 10^10 pairs of seeds in common: twice the same start noise, for other images and weights. Each step's gradient
+keeps its law, and nothing counts steps as independent.
 """
 
 from __future__ import annotations
@@ -91,6 +95,11 @@ def fit(
     Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
     folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
     """
+    if not isinstance(data, Data):
+        raise ValueError(
+            f"data is a {type(data).__name__}, fit needs Data: make it by atent.data.from_tensors(x_train, y_train,"
+            " x_test, y_test), of DataLoaders by from_tensors(*collect(train_loader), *collect(test_loader))"
+        )
     optimizer, schedule = optimizer or Optimizer(), schedule or Schedule()
     settings = settings or TrainSettings()
     device = pick_device(settings.device)

@@ -8,11 +8,12 @@ from typing import Literal
 
 import torch
 
+from atent.checks import Settings
 from atent.optim.average import check_average
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(metaclass=Settings):
     """How long, in which portions, on what, and which epoch to keep; ValueError for values out of range."""
 
     epochs: int = 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from atent import run as folder
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import labelled, parse
+from atent.checks import Settings
 from atent.data import SOURCES, Data, DataSettings
 from atent.data import load as load_data
 from atent.models import check_output, from_reference
@@ -26,7 +28,7 @@ STRONG = ("PGD(steps=20)", "AutoAttack")
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(metaclass=Settings):
     """How the finished model is judged on the test set."""
 
     attacks: tuple[str, ...] = ("FGSM", "PGD(steps=20)", "Langevin(steps=20)")
@@ -47,6 +49,9 @@ class EvaluateSettings:
     """Images in the channels-last memory format: often faster for convolutions, the same to rounding."""
 
     def __post_init__(self) -> None:
+        # JSON has no infinity; `Threat` reads the word.
+        if isinstance(self.eps, float) and math.isinf(self.eps):
+            object.__setattr__(self, "eps", "inf")
         for name in ("limit", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
