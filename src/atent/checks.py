@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,8 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 def plain(value: Any) -> Any:
     """A single number of numpy or torch as Python's own, anything else as it is."""
+    if type(value) in _OWN:
+        return value
     single = isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0)
     return value.item() if single else value
 
@@ -27,43 +30,45 @@ class Settings(type):
 
     A number of numpy or torch is replaced by the plain one, so that what is written to files and compared with them
     does not depend on where a number came from. ValueError for a field that the dataclass does not have, and where its
-    first field is a `Threat` and something else is given.
+    first field is a `Threat`, or a method, and something else is given.
     """
 
     def __call__(cls, *args: Any, **given: Any) -> Any:
         if not (_OWN.issuperset(map(type, args)) and _OWN.issuperset(map(type, given.values()))):
             args, given = tuple(map(plain, args)), {name: plain(value) for name, value in given.items()}
-        fields: dict[str, Any] = cls.__dict__.get("__dataclass_fields__", given)
-        if not given.keys() <= fields.keys() or (args and type(args[0]) is not Threat) or not args:
+        # An attack is made for every batch of a training: what is right is seen at once.
+        threat = args[0] if args else given.get("threat")
+        if type(threat) is not Threat or not given.keys() <= cls.__dict__["__dataclass_fields__"].keys():
             _refuse(cls, args, given)
         return super().__call__(*args, **given)
 
 
 def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
     """ValueError, in one line, where the arguments cannot be those of ``cls``."""
-    names = getattr(cls, "__match_args__", ())
-    if names[:1] == ("threat",):
-        needed = not hasattr(cls, "threat")
-        first = args[0] if args else given.get("threat")
-        if not isinstance(first, Threat) and (needed or args or first is not None):
-            told = ", ".join([*map(_short, args), *(f"{name}={_short(value)}" for name, value in given.items())])
-            raise ValueError(
-                f"{cls.__name__} takes a Threat first, got {cls.__name__}({told}): write {_example(cls)}, with Threat"
-                " from atent"
-            )
-    fields = getattr(cls, "__dataclass_fields__", given)
+    fields = [f.name for f in dataclasses.fields(cls)]
+    first = fields[0] if fields else ""
     odd = next((name for name in given if name not in fields), None)
+    if first in ("threat", "method"):
+        value = args[0] if args else given.get(first, getattr(cls, first, None) if first == "threat" else None)
+        fits = isinstance(value, Threat) if first == "threat" else isinstance(type(value), Settings)
+        if not fits or odd in ("eps", "epsilon", "norm"):
+            told = ", ".join([*map(_short, args), *(f"{name}={_short(value)}" for name, value in given.items())])
+            name, wanted = cls.__name__, first.title()
+            raise ValueError(f"{name} takes a {wanted} first, got {name}({told}): write {_example(cls, first)}")
     if odd is not None:
         raise ValueError(unknown(f"field of {cls.__name__}", odd, fields))
 
 
 def _short(value: Any) -> str:
-    text = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
-    return text if len(text) <= 40 else text[:37] + "..."
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return repr(value) if isinstance(value, str | int | None) else f"a {type(value).__name__}"
 
 
-def _example(cls: type) -> str:
+def _example(cls: type, first: str) -> str:
     """How the class is called with a threat that it takes."""
+    if first == "method":
+        return f'{cls.__name__}(PGDAT(Threat("linf", 8/255)))'
     for norm, eps, text in (("linf", 8 / 255, "8/255"), ("l2", 0.5, "0.5")):
         try:
             cls(Threat(norm, eps))  # type: ignore[arg-type]
@@ -84,7 +89,9 @@ def as_samples(x: Any, y: Any, model: nn.Module | None = None) -> tuple[Tensor, 
     """
     if y is None:
         if _is_array(x):
-            raise ValueError("labels are missing: give y, one integer per input, or a DataLoader of (x, y) as x")
+            raise ValueError(
+                "labels are missing: give y, one integer per input; a DataLoader of (x, y) stands for both"
+            )
         x, y = collect(x)
     return as_inputs(x, model), as_labels(y)
 
@@ -95,6 +102,8 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
 
     ValueError for a loader, for what holds no numbers, and for half precision beside a model in half precision.
     """
+    if isinstance(x, Tensor) and x.dtype not in _HALVES:
+        return x
     own = next((p for p in model.parameters() if p.is_floating_point()), None) if model is not None else None
     wide = torch.float32 if own is None else own.dtype
     if not isinstance(x, Tensor):
@@ -102,8 +111,6 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
         if x.is_floating_point() and wide not in _HALVES:
             x = x.to(wide)
         return x if own is None else x.to(own.device)
-    if x.dtype not in _HALVES:
-        return x
     if wide in _HALVES:
         raise ValueError(
             f"inputs are {x.dtype} and the model is {wide}: use float32 for both, x.float(), model.float()"
@@ -112,9 +119,11 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
 
 
 def as_labels(y: Any) -> Tensor:
-    """``y`` as a tensor; the integers of an array as int64."""
+    """``y`` as a tensor; the integers of an array as int64. ValueError where there are none."""
     if isinstance(y, Tensor):
         return y
+    if y is None:
+        raise ValueError("labels are missing: give y, one integer per input")
     y = as_tensor("y", y)
     return y if y.is_floating_point() or y.dtype == torch.bool else y.long()
 

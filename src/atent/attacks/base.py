@@ -212,7 +212,7 @@ class Attack(metaclass=Settings):
         self,
         model: nn.Module,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         seed: int = 0,
         ids: Tensor | None = None,
@@ -232,7 +232,7 @@ class Attack(metaclass=Settings):
         self,
         model: nn.Module,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         seed: int = 0,
         ids: Tensor | None = None,
@@ -262,7 +262,7 @@ class Attack(metaclass=Settings):
         self,
         model: nn.Module,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None,
         seed: int,
         ids: Tensor | None,
         rng: torch.Generator | None,
@@ -276,8 +276,8 @@ class Attack(metaclass=Settings):
         threat: Threat = self.threat  # type: ignore[attr-defined]
         draws: Draws
         if rng is None:
-            x, y, seed = as_inputs(x, model), as_labels(y), check_seed(seed)
-        x = x.detach()
+            x, seed = as_inputs(x, model), check_seed(seed)
+        x, y = x.detach(), as_labels(y)
         if not self.minimum_norm and math.isinf(float(threat.eps)):
             raise ValueError(
                 f"{type(self).__name__} needs a finite eps, got inf: only minimum-norm attacks work without a budget"
@@ -466,9 +466,10 @@ def _check_graph(values: Tensor) -> None:
 def check_number(name: str, value: float, low: float, *, above: bool = False, whole: bool = False) -> Any:
     """The value as a plain number; ValueError unless finite, >= ``low`` (> ``low`` with ``above``), and an integer if
     ``whole``."""
-    value = plain(value)
-    if not isinstance(value, Integral if whole else Real):
-        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
+    if type(value) is not int and (whole or type(value) is not float):
+        value = plain(value)
+        if not isinstance(value, Integral if whole else Real):
+            raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
     if isinstance(value, bool) or not math.isfinite(value) or value < low or (above and value == low):
         raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {value}")
     return value

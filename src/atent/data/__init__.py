@@ -8,6 +8,7 @@ A new source is one file with a loader `(root) -> Source`, and one line in `SOUR
 """
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +25,7 @@ from atent.data.npz import npz
 from atent.data.settings import DataSettings
 from atent.data.split import Data, Source, Split, split, stratified
 from atent.data.two_class import two_class
+from atent.models.reference import resolve
 
 __all__ = [
     "AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Source", "Split", "augment", "collect", "from_tensors", "load",
@@ -45,7 +47,7 @@ _VALIDATION, _LIMIT = 0, 1
 
 
 def load(settings: DataSettings) -> Data:
-    """The data set that the settings describe, on the CPU.
+    """The data set that the settings describe, on the CPU; "module:function" gives the user's own `Data`.
 
     The validation set is drawn from the training part by class share, seeded by `split_seed`; then `limit`
     draws from what is left, so that it never moves the validation set; `test_limit` keeps the first test
@@ -54,13 +56,27 @@ def load(settings: DataSettings) -> Data:
     Raises ValueError for unknown names, numbers out of range and damaged or inconsistent files, and
     FileNotFoundError for absent ones: one line each, with what was seen and what is allowed.
     """
-    loader = checks.lookup(SOURCES, settings.name, "data set")
     augment(settings.augment)
+    if ":" in settings.name:
+        return _own(settings)
+    loader = checks.lookup(SOURCES, settings.name, "data set")
     for name in ("validation", "limit", "test_limit"):
         checks.count(name, getattr(settings, name))
     if not 0 <= settings.split_seed < 2**32:
         raise ValueError(f"data.split_seed is {settings.split_seed}; it must be 0 to 2**32 - 1")
     return carve(loader(settings.root), settings)
+
+
+def _own(settings: DataSettings) -> Data:
+    """The user's own data, which bring their own splits; named by what made them."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in ("name", "augment") and value != field.default:
+            raise ValueError(
+                f"data.{field.name} {value} has no effect for {settings.name}: set it inside that function"
+            )
+    made = resolve(settings.name, Data, "Data, such as atent.data.from_tensors gives")
+    return replace(made, name=settings.name, about={**made.about, "name": settings.name})
 
 
 def carve(source: Source, settings: DataSettings) -> Data:

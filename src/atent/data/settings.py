@@ -11,7 +11,7 @@ class DataSettings(metaclass=Settings):
 
     name: str = "digits"
     """Data set: digits, mnist, fashion-mnist, cifar10, moons, two-class (MNIST's 5 and 8 in the plane, by t-SNE),
-    npz (your arrays) or folder (your images)."""
+    npz (your arrays), folder (your images) or your own, as module:function that gives what `from_tensors` gives."""
 
     root: str | None = None
     """Folder that holds the data (npz: the file itself; two-class: that of MNIST, or the file of the points). Default:

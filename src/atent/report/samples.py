@@ -62,7 +62,9 @@ class Gallery:
     samples: tuple[Sample, ...]
 
 
-def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = True) -> Gallery | str:
+def gallery(
+    run: Run, count: int, *, root: str | None = None, progress: bool = True
+) -> Gallery | str:  # fmt: skip
     """The first ``count`` test images under the strongest attack with gradients that the run was judged by, on the best
     epoch's weights; or, in words, why there are none."""
     text, threat = _attack(run)
@@ -72,7 +74,8 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
         return "The run has no threat: give evaluate.norm and evaluate.eps to have it attacked."
     try:
         judged = subject(
-            str(run.path), root=root, norm=threat.norm, eps=str(threat.eps), attacks=(text,), limit=count
+            str(run.path), model=run.model, data=run.data, root=root, norm=threat.norm, eps=str(threat.eps),
+            attacks=(text,), limit=count,
         )  # fmt: skip
         x, _, ids = judged.test()
         if x.dim() != 4 or x.shape[1] not in (1, 3):

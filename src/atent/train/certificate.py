@@ -31,8 +31,10 @@ _GREY_LEVEL = 1 / 255
 
 
 def certify_folder(
-    path: Path,
+    target: str | Path,
     *,
+    model: str | None = None,
+    data: str | None = None,
     method: str = "smoothing",
     sigma: float | None = None,
     n0: int = 100,
@@ -53,6 +55,8 @@ def certify_folder(
 ) -> tuple[Path, dict[str, Any], Certificate | None]:
     """Certify the first ``limit`` test images of a run: the .json written, its content, and the rows of smoothing.
 
+    ``target``, ``model`` and ``data`` as `subject` takes them: also a file of weights, or the user's own network.
+
     ``method`` "smoothing" draws noise (`certify_run`); "ibp", "crown-ibp", "crown" and "dual" compute bounds
     (`verified`) within ``radii`` under the run's norm or ``norm``, left out: the run's eps. The same call goes on
     where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
@@ -64,7 +68,7 @@ def certify_folder(
         raise ValueError(folder.unknown("method", method, ("smoothing", *METHODS)))
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    who = subject(str(path), root=root, which=which, device=device)
+    who = subject(str(target), model=model, data=data, root=root, attacks=(), which=which, device=device)
     who = replace(who, settings=replace(who.settings, limit=limit))
     goals = None if radii is None else [radius(r, "radius") for r in radii]
     if method != "smoothing":
@@ -75,7 +79,7 @@ def certify_folder(
         raise ValueError(
             f"Gaussian smoothing certifies in l2, not in {norm}: leave --norm out, or use a --method of bounds"
         )
-    draws = Draws(sigma_of(path) if sigma is None else sigma, n0, n, alpha, seed)
+    draws = Draws(sigma_of(who.config, who.name) if sigma is None else sigma, n0, n, alpha, seed)
     for goal in goals or ():
         check_radius(goal, draws.n, draws.alpha, draws.sigma)
     if compiled and pick_device(device).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -117,15 +121,16 @@ def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[floa
     plots.save(plots.certified(curves, marks=marks), out)
 
 
-def sigma_of(path: Path) -> float:
-    """The noise that a run was trained with; ValueError where there was none to smooth by."""
-    config = folder.read_json(path / folder.CONFIG)
+def sigma_of(config: dict[str, Any], name: str | Path) -> float:
+    """The noise that the run of this configuration was trained with; ValueError where there was none to smooth by."""
+    if not config:
+        raise ValueError(f"{name} does not say with what noise it was trained: give --sigma")
     trained = (config.get("method") or {}).get("sigma") or 0.0
     chain = (config.get("about") or {}).get("chain") or {}
     found = float(trained or chain.get("effective_noise") or 0.0)
     if found < _GREY_LEVEL:
         raise ValueError(
-            f"{path} was trained without noise to smooth by: give --sigma, and expect little of a network that never"
+            f"{name} was trained without noise to smooth by: give --sigma, and expect little of a network that never"
             " saw noise"
         )
     return found
@@ -147,9 +152,9 @@ def _about(who: Subject) -> dict[str, Any]:
 
 def _head(who: Subject, n: int, shape: Sequence[int]) -> dict[str, Any]:
     of = who.data.about["available"]["test"]
-    method = folder.read_json(who.place / folder.CONFIG).get("method") or {}
+    method = who.config.get("method") or {}
     images = {"name": who.data.name, "split": "test", "n": n, "of": of, "shape": list(shape)}
-    return {**who.about, "trained": method.get("name"), "images": images}
+    return {"run": who.name, **who.about, "trained": method.get("name"), "images": images}
 
 
 def _smoothed(
@@ -160,15 +165,16 @@ def _smoothed(
     about = _about(who)
     made = made_of(draws, about)
     if merged:
-        table = _free(who.place / CERTIFICATE, made)
-        files = [f for f in sorted(who.place.glob("certificate*.shard-*-of-*.csv")) if made_alike(f, made)]
+        table = _free(who.place / f"{who.stem}{CERTIFICATE}", made)
+        shards = sorted(who.place.glob(f"{who.stem}certificate*.shard-*-of-*.csv"))
+        files = [f for f in shards if made_alike(f, made)]
         found = merge([*files, *([table] if table.exists() else [])], x[0].numel(), ids.tolist())
         claim(table, made)
         write_rows(table, found.rows)
     else:
         index = _shard(shard)
         name = CERTIFICATE if shard is None else f"certificate.shard-{index[0]}-of-{index[1]}.csv"
-        table = _free(who.place / name, made)
+        table = _free(who.place / f"{who.stem}{name}", made)
         i, n, k = check_shard(index, len(x))
         model = cast(nn.Module, torch.compile(who.model)) if compiled else who.model
         with bar(len(range(i, n, k)) * (draws.n0 + draws.n), who.name, enabled=progress) as advance:
@@ -232,7 +238,7 @@ def _bounded(who: Subject, method: str, threats: list[Threat], progress: bool) -
         "natural": folder.share(int(natural.sum()), len(x)), "certified": results,
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     }  # fmt: skip
-    out = sidecar(_free(who.place / CERTIFICATE, about))
+    out = sidecar(_free(who.place / f"{who.stem}{CERTIFICATE}", about))
     folder.write_json(out, content)
     return out, content
 

@@ -10,6 +10,7 @@ keeps its law, and nothing counts steps as independent.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import sys
 import time
@@ -132,7 +133,7 @@ def fit(
     amp = torch.autocast(device.type, torch.bfloat16) if settings.precision == "bfloat16" else nullcontext()
     rng = torch.Generator(device)
 
-    config = config or describe(model, data, method, optimizer, schedule, settings, augmentation)
+    config = config or describe(model, data, method, optimizer, schedule, settings, augmentation, threat)
     mark: dict[str, Any] = {"config": _fingerprint(config), "epoch": 0, "step": 0}
     if not resume:
         with amp:
@@ -409,9 +410,10 @@ def _last_look(history: list[dict[str, Any]]) -> float:
 
 def describe(
     model: nn.Module, data: Data, method: Method, optimizer: Optimizer, schedule: Schedule, settings: TrainSettings,
-    augmentation: str,
+    augmentation: str, threat: Threat | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """A run's configuration from the settings alone, where no recipe gave one."""
+    evaluate = {"norm": threat.norm, "eps": float(threat.eps)} if threat and not hasattr(method, "threat") else {}
     return {
         "recipe": None,
         "data": {"augment": augmentation},
@@ -420,6 +422,7 @@ def describe(
         "optimizer": asdict(optimizer),
         "schedule": asdict(schedule),
         "train": asdict(settings),
+        "evaluate": evaluate,
         "about": facts(model, data, method),
         "provenance": folder.provenance(seed=settings.seed, device=pick_device(settings.device)),
     }
@@ -428,13 +431,29 @@ def describe(
 def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
     """What the settings imply: the data as loaded, the number of parameters, ATENT's resolved chain."""
     out: dict[str, Any] = {
-        "data": {"classes": data.classes, "shape": list(data.shape), "box": list(data.box), **data.about},
+        "data": {
+            "classes": data.classes,
+            "shape": list(data.shape),
+            "box": list(data.box),
+            **data.about,
+            **digest_of(data),
+        },
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     inner = method.method if isinstance(method, AWP) else method
     if isinstance(inner, ATENT):
         out["chain"] = inner.chain().describe()
     return out
+
+
+def digest_of(data: Data) -> dict[str, str]:
+    """A hash of the training samples of data without files, by which a resumed training knows them again."""
+    if data.about.get("files"):
+        return {}
+    digest = hashlib.sha256()
+    for part in (data.train.x, data.train.y, data.validation.x, data.validation.y):
+        digest.update(part.cpu().contiguous().numpy().tobytes())
+    return {"digest": digest.hexdigest()[:16]}
 
 
 def _fingerprint(config: dict[str, Any]) -> str:
@@ -472,8 +491,7 @@ def _how_to_resume(config: dict[str, Any], path: Path | None, epoch: int, step: 
     where = f"interrupted at epoch {epoch + 1}, step {step + 1}"
     if path is None:
         return f"{where}; without a run folder nothing is kept"
-    # Only a run that names its network can be built again from its folder.
-    again = (
-        f"`atent train --resume {path}`" if config["model"].get("name") else f"fit(..., run={str(path)!r}, resume=True)"
-    )
+    again = f"`atent train --resume {path}`"
+    if not config["model"].get("name"):
+        again = f"fit(..., run={str(path)!r}, resume=True), or {again[:-1]} --model module:function`"
     return f"{where}: go on with {again}"

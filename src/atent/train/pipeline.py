@@ -8,24 +8,25 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from atent import run as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import labelled, parse
-from atent.data import DataSettings
+from atent.data import Data, DataSettings
 from atent.data import load as load_data
 from atent.methods import Method, Standard
 from atent.methods.awp import plain, title
-from atent.models import ModelSettings, make
+from atent.models import ModelSettings, check_output, make
 from atent.optim import Optimizer, Schedule
 from atent.rng import fold
 from atent.threat import Threat
-from atent.train.checkpoint import load_weights
+from atent.train.checkpoint import load_state, load_weights, model_of
 from atent.train.judgement import judge
-from atent.train.loop import Fitted, facts, fit
+from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.settings import TrainSettings, pick_device
-from atent.train.subject import EvaluateSettings, threat_of
+from atent.train.subject import EvaluateSettings, data_of, threat_of
 
 Say = Callable[[str], None]
 
@@ -65,32 +66,40 @@ def run_job(
     path: Path,
     *,
     resume: bool = False,
+    saved: Saved | None = None,
     progress: bool = True,
     report: Callable[[dict[str, Any]], None] | None = None,
     say: Say = lambda line: None,
 ) -> Finished:
     """Train, judge on the test set once, and leave a whole run folder at ``path``.
 
-    Raises what the rooms raise: ValueError, FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
+    ``saved``: what `saved_run` read of a run that was trained from Python, to resume it. Raises what the rooms raise:
+    ValueError, FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
     """
-    data = load_data(job.data)
+    data = saved.data if saved else load_data(job.data)
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     attacks = labelled([parse(text, threat, ATTACKS) for text in job.evaluate.attacks])
-    model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
+    if saved:
+        model = saved.model
+    else:
+        model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
     if job.model.weights is not None and not resume:
         _begin_from(model, Path(job.model.weights))
-    config = {
-        **job.sections(),
-        "about": facts(model, data, job.method),
-        "provenance": folder.provenance(seed=job.train.seed, device=pick_device(job.train.device)),
-    }
+    config = (
+        saved.config
+        if saved
+        else {
+            **job.sections(),
+            "about": facts(model, data, job.method),
+            "provenance": folder.provenance(seed=job.train.seed, device=pick_device(job.train.device)),
+        }
+    )
     counts = data.about["counts"]
     say(f"run     {path}")
-    say(
-        f"data    {data.name}: {counts['train']} train, {counts['validation']} validation (seed {job.data.split_seed}),"
-        f" {counts['test']} test"
-    )
-    say(f"model   {job.model.name}, {config['about']['parameters']:,} parameters")
+    parts = f"{counts['train']} train, {counts['validation']} validation (seed {data.about['split']['seed']})"
+    say(f"data    {data.name}: {parts}, {counts['test']} test")
+    network = config["model"].get("name") or config["model"].get("class")
+    say(f"model   {network}, {config['about']['parameters']:,} parameters")
     say(f"method  {_method_line(config)}")
     fitted = fit(
         model, data, job.method, optimizer=job.optimizer, schedule=job.schedule, settings=job.train,
@@ -114,6 +123,31 @@ def run_job(
         load_weights(model, path)
     folder.write_json(path / folder.EVALUATION, content)
     return Finished(path, fitted, content)
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """A run that was trained from Python, as far as its folder and the names that were given can build it."""
+
+    model: nn.Module
+    data: Data
+    config: dict[str, Any]
+
+
+def saved_run(path: Path, *, model: str | None = None, data: str | None = None, root: str | None = None) -> Saved:
+    """The network and the data of a run folder of `fit`, ready to be resumed; ``model`` and ``data`` name them, as
+    `model_of` and `data_of` take them. ValueError, in one line, as there, and for other training samples."""
+    config = folder.read_json(path / folder.CONFIG)
+    net = model_of(config, path, model, load_state(path, torch.device("cpu"))["model"])
+    found, about = data_of(config, path, data, root), config["about"]["data"]
+    seen = {"counts": found.about["counts"], "digest": digest_of(found).get("digest")}
+    for what, value in seen.items():
+        if value != about.get(what, value):
+            raise ValueError(
+                f"{path} cannot be resumed: the {what} of its data was {about[what]}, not {value}: give the same data"
+            )
+    check_output(net, found.shape, found.classes)
+    return Saved(net, found, config)
 
 
 def baseline(job: Job, threat: Threat) -> Job:
