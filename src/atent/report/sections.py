@@ -16,6 +16,7 @@ from atent.report.samples import Gallery, Sample, Seen
 from atent.threat import Threat
 from atent.train import theory as theories
 from atent.train.certificate import layout, sigma_of
+from atent.train.checkpoint import STATE
 from atent.train.comparison import caveat
 from atent.train.subject import names_data, names_model
 
@@ -350,9 +351,10 @@ def _certified_by(run: Run) -> tuple[str, ...]:
 
 
 def _command(run: Run, verb: str, *options: str) -> Html:
-    """A command on the run, with the names that its folder does not hold; without weights, the one that resumes it."""
+    """A command on the run, with the names that its folder does not hold; the one that resumes it before its first
+    weights."""
     words = ["atent", verb, str(run.path), *options]
-    if not (run.path / folder.BEST).is_file():
+    if not (run.path / folder.BEST).is_file() and (run.path / folder.LAST / STATE).is_file():
         words = ["atent", "train", "--resume", str(run.path)]
     elif verb == "evaluate" and not _has_threat(run):
         words += ["--norm", "linf", "--eps", "8/255"]

@@ -493,5 +493,6 @@ def _how_to_resume(config: dict[str, Any], path: Path | None, epoch: int, step: 
         return f"{where}; without a run folder nothing is kept"
     again = f"`atent train --resume {path}`"
     if not config["model"].get("name"):
-        again = f"fit(..., run={str(path)!r}, resume=True), or {again[:-1]} --model module:function`"
+        data = " --data module:function" if config["about"]["data"].get("source") == "tensors" else ""
+        again = f"fit(..., run={str(path)!r}, resume=True), or {again[:-1]} --model module:function{data}`"
     return f"{where}: go on with {again}"
