@@ -41,16 +41,10 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
 
 
-def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> dict[str, Any]:
-    """Load weights from a run folder or a .safetensors file; returns its metadata. ``which``: best, last, or of a run
-    that averages its weights the best epoch of each kind, raw, ema or swa.
-
-    float16 files are raised to the model's own type. FileNotFoundError or ValueError, in one line, where the file is
-    absent, damaged, or of another architecture.
-    """
-    path = _file(Path(path), which)
-    about, tensors = read_weights(path)
-    own = model.state_dict()
+def check_architecture(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, about: dict[str, Any]
+) -> None:
+    """ValueError, in one line, unless the weights ``tensors`` of ``path`` fit a model whose weights are ``own``."""
     differences = [
         *(f"{k} is missing" for k in own if k not in tensors),
         *(f"{k} is not in the model" for k in tensors if k not in own),
@@ -67,6 +61,19 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> 
         raise ValueError(
             f"{path} holds another architecture: {differences[0]}{more}; build the model it was made with{told}"
         )
+
+
+def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> dict[str, Any]:
+    """Load weights from a run folder or a .safetensors file; returns its metadata. ``which``: best, last, or of a run
+    that averages its weights the best epoch of each kind, raw, ema or swa.
+
+    float16 files are raised to the model's own type. FileNotFoundError or ValueError, in one line, where the file is
+    absent, damaged, or of another architecture.
+    """
+    path = _file(Path(path), which)
+    about, tensors = read_weights(path)
+    own = model.state_dict()
+    check_architecture(own, tensors, path, about)
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return about
 

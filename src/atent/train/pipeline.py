@@ -22,7 +22,7 @@ from atent.models import ModelSettings, check_output, make
 from atent.optim import Optimizer, Schedule
 from atent.rng import fold
 from atent.threat import Threat
-from atent.train.checkpoint import load_state, load_weights, model_of
+from atent.train.checkpoint import check_architecture, load_state, load_weights, model_of
 from atent.train.judgement import judge
 from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.settings import TrainSettings, pick_device
@@ -138,7 +138,9 @@ def saved_run(path: Path, *, model: str | None = None, data: str | None = None, 
     """The network and the data of a run folder of `fit`, ready to be resumed; ``model`` and ``data`` name them, as
     `model_of` and `data_of` take them. ValueError, in one line, as there, and for other training samples."""
     config = folder.read_json(path / folder.CONFIG)
-    net = model_of(config, path, model, load_state(path, torch.device("cpu"))["model"])
+    tensors = load_state(path, torch.device("cpu"))["model"]
+    net = model_of(config, path, model, tensors)
+    check_architecture(net.state_dict(), tensors, path, {})
     found, about = data_of(config, path, data, root), config["about"]["data"]
     seen = {"counts": found.about["counts"], "digest": digest_of(found).get("digest")}
     for what, value in seen.items():
