@@ -62,7 +62,7 @@ def calibrate(
     check_choice("setting", setting, ("gamma", "noise"))
     x, y = as_samples(x, y, model)
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
-    target = check_number("target", method.threat.eps if target is None else target, 0, above=True)
+    target = check_number("target", float(method.threat.eps) if target is None else target, 0, above=True)
     if len(x) == 0:
         raise ValueError("calibration needs inputs, got none: give x of shape (n, ...) with n at least 1")
     given = getattr(method, setting)
