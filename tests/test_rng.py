@@ -3,8 +3,12 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
-from atent.rng import Batch, PerSample, fold, philox
+from atent import Threat
+from atent.attacks import FGSM
+from atent.certify import Smoothed
+from atent.rng import Batch, PerSample, fold, narrow, philox
 
 # Random123, kat_vectors, philox4x32 10
 VECTORS = [
@@ -197,3 +201,26 @@ def test_fold_is_stable_and_sensitive():
         keys = [5, 6, 7]
         keys[key] += 1
         assert fold(*keys) != fold(5, 6, 7)
+
+
+def test_seeds_beyond_32_bits_are_their_own():
+    """torch's CPU generators keep the low 32 bits of a seed."""
+    assert [narrow(seed) for seed in (0, 7, 2**32 - 1)] == [0, 7, 2**32 - 1]
+    assert len({narrow(seed) % 2**32 for seed in (3, 2**32 + 3, 2**33 + 3, 2**63 + 3, -3)}) == 5
+
+
+def test_a_random_model_draws_by_all_of_the_seed():
+    class Random(nn.Module):
+        def forward(self, x):
+            self.drawn = float(torch.rand(()))
+            return x.flatten(1)
+
+    net, x, y = Random(), torch.rand(4, 3), torch.tensor([0, 1, 2, 0])
+    seen = []
+    for seed in (3, 3, 2**32 + 3):
+        FGSM(Threat("linf", 0.1))(net, x, y, seed=seed)
+        first = net.drawn
+        Smoothed(net, 0.5).votes(x, 10, seed=seed)
+        seen.append((first, net.drawn))
+    assert seen[0] == seen[1]
+    assert all(a != b for a, b in zip(seen[0], seen[2]))

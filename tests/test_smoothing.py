@@ -15,9 +15,9 @@ from torch import nn
 from atent import Threat, plots
 from atent.certify import ABSTAIN, Certificate, Draws, Smoothed, certify_run, draws_needed, largest_radius, merge
 from atent.certify.certificate import Row, read_rows
-from atent.certify.smoothing import block_seed, certificates, linf_radius, predictions
+from atent.certify.noise import Noise, address, device_seed
+from atent.certify.smoothing import certificates, linf_radius, predictions
 from atent.cli import main
-from atent.rng import fold
 from atent.run import interval
 
 SIGMA = 0.5
@@ -170,11 +170,64 @@ def test_the_noise_is_gaussian_of_the_right_size_and_never_the_same():
     assert len(z.unique(dim=0)) == len(z)
 
 
-def test_the_blocks_of_a_sample_never_share_a_seed():
-    stream = fold(0, "smoothing", 7)
-    blocks = [*range(20_000), *range(2**31, 2**31 + 20_000)]
-    # A CPU generator looks at the low 32 bits only.
-    assert len({block_seed(stream, b) & 0xFFFFFFFF for b in blocks}) == len(blocks)
+def test_no_two_blocks_of_a_seed_share_a_key():
+    """The lower half of a counter counts within a block: blocks are apart where the upper halves are, (block, id)."""
+    key, counter = address(3, 7, 11)
+    assert (key.dtype, counter.dtype) == (np.uint64, np.uint64)
+    assert counter.tolist() == [0, 0, 11, 7]
+    assert address(-1, 2**48 - 1, 2**32 - 1)[1].tolist() == [0, 0, 2**32 - 1, 2**48 - 1]
+    keys = [address(seed, 0, 0)[0].tolist() for seed in (0, 1, 2**32, 2**32 + 1, 2**63, -1)]
+    assert len({tuple(k) for k in keys}) == len(keys)
+
+
+@pytest.mark.slow
+def test_the_seeds_of_an_accelerator_do_not_coincide():
+    """10,000 images of 1,001 blocks: of 64 bits two are alike with probability 3e-6, of 32 bits 11,600 pairs."""
+    seeds = [
+        device_seed(5, torch.arange(first, first + 500)[:, None], torch.tensor([*range(1000), 2**31])).flatten()
+        for first in range(0, 10_000, 500)
+    ]
+    whole = torch.cat(seeds)
+    assert len(whole.unique()) == len(whole) == 10_010_000
+    # Scalars and tensors agree, as unsigned and as signed 64 bits.
+    assert device_seed(5, 500, 2**31) % 2**64 == int(seeds[1][1000]) % 2**64
+    assert 0 <= device_seed(-3, 2**48 - 1, 2**32 - 1) < 2**64
+    assert len({device_seed(seed, 0, 0) for seed in (0, 2**32, 2**63, -1)}) == 4
+
+
+@pytest.mark.slow
+def test_drawn_blocks_do_not_coincide():
+    """Of 200,000 blocks with seeds of 32 bits, 4.7 pairs would be the same in the mean, and none in 1 of 105 trials."""
+    noise = Noise(torch.zeros(1, 2), 0)
+    # Two float32 normals as one word: different streams agree in both with probability below 1e-12.
+    begins = torch.cat([noise.draw(i, b, 1).view(torch.int64).clone() for i in range(1000) for b in range(200)])
+    assert len(begins.unique()) == len(begins) == 200_000
+
+
+def test_the_noise_is_what_it_says():
+    """Other ids, blocks and seeds, also those that agree in their low 32 bits, give other noise; the same give the same
+    numbers whatever their count."""
+    x = torch.zeros(1, 3, 5)
+    noise = Noise(x, 9)
+    whole = noise.draw(4, 2, 100).clone()
+    assert whole.shape == (100, 3, 5)
+    assert torch.equal(noise.draw(4, 2, 37), whole[:37])
+    stream = np.random.Generator(np.random.Philox(key=[9, 0x736D6F6F7468696E], counter=[0, 0, 2, 4]))
+    assert np.array_equal(stream.standard_normal((100, 3, 5), dtype=np.float32), whole.numpy())
+    others = [(9, 4, 3), (9, 5, 2), (9, 4 + 2**32, 2), (9 + 2**32, 4, 2), (9 - 2**33, 4, 2), (9, 2, 4)]
+    drawn = [whole, *(Noise(x, seed).draw(i, b, 100).clone() for seed, i, b in others)]
+    correlations = torch.corrcoef(torch.stack(drawn).flatten(1))
+    # Independent normals correlate by N(0, 1/1500): five standard deviations.
+    assert correlations.triu(1).abs().max() < 5 / 1500**0.5
+    assert Noise(x.double(), 9).draw(4, 2, 100).dtype == torch.float64
+
+
+def test_the_tails_of_the_noise_are_gaussian():
+    noise = Noise(torch.zeros(1, 1000), 1)
+    z = torch.cat([noise.draw(0, b, 100).clone().flatten() for b in range(40)])
+    for level in (2.0, 3.0, 4.0):
+        expected = len(z) * float(2 * stats.norm.sf(level))
+        assert abs(int((z.abs() > level).sum()) - expected) < 5 * expected**0.5
 
 
 @pytest.mark.parametrize("size", [37, 100, 250, 10_000])
@@ -267,7 +320,6 @@ def test_what_cannot_be_certified_is_refused_with_the_numbers():
         (lambda s, x: s.votes(x, 5, batch=0), "batch must be at least 1"),
         (lambda s, x: s.votes(x, 5, seed=0.5), "seed must be a whole number"),
         (lambda s, x: s.votes(x, 5, ids=torch.tensor([1, 2])), "ids must be 1 int64"),
-        (lambda s, x: s.votes(x.half(), 5), "must be float32 or float64, got torch.float16"),
         (lambda s, x: s.votes(x.int(), 5), "inputs must be floats"),
         (lambda s, x: s.votes(x / 0, 5), "NaN"),
         (lambda s, x: s.votes(x[:0], 5), "no samples"),
@@ -350,6 +402,25 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(task, tmp_path):
         certify_run(model, x, y, Draws(SIGMA, 20, 150, 0.01, seed=4), ids=ids, path=path)
     with pytest.raises(ValueError, match=r"made with about\.weights None, not abc"):
         certify_run(model, x, y, DRAWS, ids=ids, path=path, about={"weights": "abc"})
+
+
+def test_rows_of_older_noise_are_not_continued(task, tmp_path):
+    """A file whose sidecar does not say which noise it was made with, as files had it before, is left alone."""
+    model, x, y, _ = task
+    path = tmp_path / "c.csv"
+    certify_run(model, x[:2], y[:2], DRAWS, path=path)
+    made = json.loads(path.with_suffix(".json").read_text())
+    assert made["made"].pop("noise")
+    path.with_suffix(".json").write_text(json.dumps(made))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"noise of another version .* choose another file") as error:
+        certify_run(model, x, y, DRAWS, path=path)
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+    new = tmp_path / "d.csv"
+    certify_run(model, x[:2], y[:2], DRAWS, path=new)
+    with pytest.raises(ValueError, match="made otherwise"):
+        merge([path, new], x[0].numel())
 
 
 def test_shards_merge_into_the_whole(task, tmp_path):

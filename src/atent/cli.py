@@ -96,26 +96,27 @@ def train(args: list[str]) -> int:
     job, options = config.parse_train(args)
     from atent import run as folder
     from atent.methods.awp import title
-    from atent.train.pipeline import baseline, run_job, threat_of
+    from atent.train.pipeline import baseline, run_job, saved_run, threat_of
 
+    python = None
     if options.resume is not None:
         path = Path(options.resume)
         if not (path / folder.CONFIG).is_file():
             raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the one to go on with")
         saved = folder.read_config(path / folder.CONFIG)
-        sections = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
-        if any(section not in saved for section in sections) or not saved["model"].get("name"):
-            raise ValueError(
-                f"{path} was not trained by `atent train`: resume it with atent.train.fit(..., resume=True)"
-            )
-        job = config.job({s: saved[s] for s in sections}, saved["recipe"])
+        if all(section in saved for section in config.SECTIONS) and saved["model"].get("name"):
+            job = config.resumed_job(saved, options)
+        else:
+            job = config.python_job(saved, options)
+            python = saved_run(path, model=options.model, data=options.data, root=options.root)
     else:
         assert job is not None
         name = options.name or job.recipe or "run"
         path = Path(options.runs) / name if options.name else folder.free_name(options.runs, name)
     done = run_job(
-        job, path, resume=options.resume is not None, progress=not options.quiet, report=_epoch_line, say=print
-    )
+        job, path, resume=options.resume is not None, saved=python, progress=not options.quiet, report=_epoch_line,
+        say=print,
+    )  # fmt: skip
     models = {title(job.method): done.evaluation}
     status = 0
     if options.baseline:
@@ -338,7 +339,7 @@ def _free_file(path: Path) -> Path:
 
 
 def certify(args: list[str]) -> int:
-    """`atent certify RUN [RUN ...]`."""
+    """`atent certify RUN|FILE|MODULE:FUNCTION ...`."""
     from atent import config
 
     o = config.parse_certify(args)
@@ -351,10 +352,10 @@ def certify(args: list[str]) -> int:
     done = {}
     for run in dict.fromkeys(o.runs):
         done[run] = certify_folder(
-            Path(run), method=o.method, sigma=o.sigma, n0=o.n0, n=o.n, alpha=o.alpha, seed=o.seed, limit=o.limit,
-            subset=o.subset, radii=o.radius, norm=o.norm, allow_large_eps=o.allow_large_eps, shard=o.shard,
-            merged=o.merge, which=o.which, root=o.root, device=o.device, threads=o.threads, batch=o.batch,
-            compiled=o.compile, progress=not o.quiet,
+            run, model=o.model, data=o.data, method=o.method, sigma=o.sigma, n0=o.n0, n=o.n, alpha=o.alpha,
+            seed=o.seed, limit=o.limit, subset=o.subset, radii=o.radius, norm=o.norm,
+            allow_large_eps=o.allow_large_eps, shard=o.shard, merged=o.merge, which=o.which, root=o.root,
+            device=o.device, threads=o.threads, batch=o.batch, compiled=o.compile, progress=not o.quiet,
         )  # fmt: skip
     _print_threads(o.threads)
     from rich.console import Console
@@ -513,7 +514,10 @@ def report(args: list[str]) -> int:
 
     if options.out is not None:
         _refuse_taken(Path(options.out), "--out")
-    text = page(options.runs, images=options.images, root=options.root, progress=not options.quiet)
+    text = page(
+        options.runs, images=options.images, model=options.model, data=options.data, root=options.root,
+        progress=not options.quiet,
+    )  # fmt: skip
     # The same folder given twice is one.
     place = Path(options.runs[0]) if len(set(map(Path, options.runs))) == 1 else Path()
     out = Path(options.out) if options.out is not None else _free_file(place / "report.html")
@@ -591,3 +595,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
 def run() -> None:
     """The entry point of the installed command."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

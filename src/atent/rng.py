@@ -54,7 +54,11 @@ def philox(counter: Any, key: tuple[int, int]) -> Any:
 
 @dataclass(frozen=True)
 class PerSample:
-    """Streams keyed by (seed, id): ``ids`` is int64 (n,), each in [0, 2^48); ``attack`` separates the attacks."""
+    """Streams keyed by (seed, id): ``ids`` is int64 (n,), each in [0, 2^48); ``attack`` separates the attacks.
+
+    Seed, id, restart, step and place have bits of their own in key and counter, so streams of one use never overlap.
+    (attack, use) is hashed to 32 bits: of the 100 or so names of an evaluation two share them with probability 1e-6.
+    """
 
     seed: int
     ids: Tensor
@@ -135,8 +139,19 @@ class Batch:
         return self
 
 
+def narrow(seed: int) -> int:
+    """A seed for torch's CPU generators, which keep the low 32 bits: itself where it has no more, hashed where it has,
+    so that 2^32 + 3 does not draw what 3 draws."""
+    return seed if 0 <= seed <= _LOW else fold(seed)
+
+
 def fold(*keys: int | str) -> int:
-    """A 63-bit seed from several keys, the same on every machine: seeds of seeds."""
+    """A 63-bit seed from several keys, the same on every machine: seeds of seeds.
+
+    A CPU generator keeps its low 32 bits, which a hash spreads evenly: of S such seeds about S^2 / 2^33 pairs draw the
+    same numbers. That suits a training, whose steps differ in their samples and weights (see `atent.train.fit`); it
+    does not suit samples that are counted as independent, for which there are `PerSample` and `atent.certify.noise`.
+    """
     seed = 0
     for key in keys:
         word = zlib.crc32(key.encode()) if isinstance(key, str) else int(key)

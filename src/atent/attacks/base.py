@@ -6,15 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from atent.checks import Settings, as_inputs, as_labels, plain
 from atent.guard import Mode, guard
 from atent.losses import margin
 from atent.precision import Lowered, SearchDtype, full_precision
-from atent.rng import Batch, Draws, PerSample
+from atent.rng import Batch, Draws, PerSample, narrow
 from atent.threat import Threat, per_sample
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -194,7 +195,7 @@ class Oracle:
 
 
 @dataclass(frozen=True)
-class Attack:
+class Attack(metaclass=Settings):
     """The contract of an attack; a concrete one has a ``threat`` field and a ``search`` method."""
 
     minimum_norm: ClassVar[bool] = False
@@ -243,7 +244,7 @@ class Attack:
         self,
         model: nn.Module,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         seed: int = 0,
         ids: Tensor | None = None,
@@ -254,7 +255,8 @@ class Attack:
 
         With ``seed`` and ``ids`` (sample numbers, default 0 .. n-1) each sample draws from its own stream;
         with ``rng`` one stream serves the batch and the input checks are left out, as in training. The model
-        is seen in ``mode`` and comes back as it was found. ValueError for inputs that no attack can use.
+        is seen in ``mode`` and comes back as it was found. Arrays become tensors, see `atent.checks.as_inputs`.
+        ValueError for inputs that no attack can use.
         """
         return self._guarded(model, x, y, seed, ids, rng, mode, verdict=False)[0]
 
@@ -262,7 +264,7 @@ class Attack:
         self,
         model: nn.Module,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None = None,
         *,
         seed: int = 0,
         ids: Tensor | None = None,
@@ -279,6 +281,8 @@ class Attack:
         ``channels_last`` shows the model images in that memory format: the same numbers to rounding, faster or slower
         as the network and the machine have it.
         """
+        if rng is None:
+            x = as_inputs(x, model)
         x_adv, success, forwards, backwards = self._guarded(
             model, x, y, seed, ids, rng, mode, verdict=True, part=part, search_dtype=search_dtype,
             channels_last=channels_last,
@@ -290,7 +294,7 @@ class Attack:
         self,
         model: nn.Module,
         x: Tensor,
-        y: Tensor,
+        y: Tensor | None,
         seed: int,
         ids: Tensor | None,
         rng: torch.Generator | None,
@@ -303,7 +307,9 @@ class Attack:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         threat: Threat = self.threat  # type: ignore[attr-defined]
         draws: Draws
-        x = x.detach()
+        if rng is None:
+            x, seed = as_inputs(x, model), check_seed(seed)
+        x, y = x.detach(), as_labels(y)
         if not self.minimum_norm and math.isinf(float(threat.eps)):
             raise ValueError(
                 f"{type(self).__name__} needs a finite eps, got inf: only minimum-norm attacks work without a budget"
@@ -311,12 +317,9 @@ class Attack:
         threat.check_eps(x.shape[1:])
         if rng is None:
             check_batch(x, y, threat.box)
-            check_seed(seed)
         n, y = len(x), y.long()
         if rng is None:
-            ids = torch.arange(n, device=x.device) if ids is None else ids.to(x.device)
-            check_ids(ids, n)
-            draws, inner = PerSample(seed, ids, self.stream), seed
+            draws, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)
         else:
             draws = Batch(rng)
             inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
@@ -447,10 +450,21 @@ def check_batch(x: Tensor, y: Tensor, box: tuple[float, float]) -> None:
         raise ValueError(f"labels must be 0 or more, got {int(y.min())}")
 
 
-def check_seed(seed: int) -> None:
-    """ValueError unless ``seed`` is a whole number in [-2^63, 2^64), what torch's generators take."""
+def check_seed(seed: int) -> int:
+    """The seed as a plain integer; ValueError unless a whole number in [-2^63, 2^64), what torch's generators take."""
+    seed = plain(seed)
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must be a whole number of at most 64 bits, got {seed!r}")
+    return int(seed)
+
+
+def numbered(ids: Tensor | None, n: int, device: torch.device | str) -> Tensor:
+    """Sample numbers (n,) on ``device``, default 0 .. n-1; ValueError as `check_ids`."""
+    if ids is None:
+        return torch.arange(n, device=device)
+    ids = as_labels(ids).to(device)
+    check_ids(ids, n)
+    return ids
 
 
 def check_ids(ids: Tensor, n: int) -> None:
@@ -491,12 +505,16 @@ def _check_graph(values: Tensor) -> None:
         )
 
 
-def check_number(name: str, value: float, low: float, *, above: bool = False, whole: bool = False) -> None:
-    """ValueError unless ``value`` is finite, >= ``low`` (> ``low`` with ``above``), and an integer if ``whole``."""
-    if not isinstance(value, Integral if whole else Real):
-        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
+def check_number(name: str, value: float, low: float, *, above: bool = False, whole: bool = False) -> Any:
+    """The value as a plain number; ValueError unless finite, >= ``low`` (> ``low`` with ``above``), and an integer if
+    ``whole``."""
+    if type(value) is not int and (whole or type(value) is not float):
+        value = plain(value)
+        if not isinstance(value, Integral if whole else Real):
+            raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
     if isinstance(value, bool) or not math.isfinite(value) or value < low or (above and value == low):
         raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {value}")
+    return value
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

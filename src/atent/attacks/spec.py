@@ -53,11 +53,13 @@ def parse(
     box = threat.box if threat else (0.0, 1.0)
     allowed = bool(values.pop("allow_large_eps", False)) or allow_large_eps or bool(threat and threat.allow_large_eps)
     try:
-        return cls(threat=Threat(norm, eps, box, allowed), **values)  # type: ignore[call-arg]
-    except TypeError as error:
+        made = cls(threat=Threat(norm, eps, box, allowed), **values)  # type: ignore[call-arg]
+    except (TypeError, ValueError) as error:
         raise ValueError(f"attack {text!r}: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"attack {text!r}: {error}") from None
+    if made.threat.eps == math.inf and not made.minimum_norm:  # type: ignore[attr-defined]
+        small = ", ".join(each for each, kind in attacks.items() if kind.minimum_norm)
+        raise ValueError(f"attack {text!r} needs a finite eps, got inf: add eps=..., or use one of {small}")
+    return made
 
 
 def nested(text: str, threat: Threat) -> Attack:

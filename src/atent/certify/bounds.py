@@ -16,6 +16,7 @@ from atent.certify.graph import CURVED, Graph, Node, read, refuse_training
 from atent.certify.interval import Box
 from atent.certify.linear import Form, Relaxation, back, form, least, relax
 from atent.certify.region import Region, region
+from atent.checks import as_inputs, as_samples
 from atent.precision import full_precision
 from atent.threat import Threat
 
@@ -56,6 +57,7 @@ def bounds(
     ValueError, in one line, for an unknown method, an unsupported layer, a model in train mode, an infinite eps, and
     inputs that the model cannot take.
     """
+    x = as_inputs(x, _module(model)) if check else x
     graph, place = prepare(model, x, None, threat, method, chunk, check)
     with full_precision(x.device):
         boxes, relaxations = _hidden(graph, place, method, chunk)
@@ -88,6 +90,8 @@ def margins(
     affine layers after the last ReLU are merged with e_y - e_j, in ``ibp`` too. ``-margins`` are the worst-case logits
     of certified training. Otherwise as `bounds`; ValueError also for labels that are no classes of the model.
     """
+    if check:
+        x, y = as_samples(x, y, _module(model))
     graph, place = prepare(model, x, y, threat, method, chunk, check)
     with full_precision(x.device):
         boxes, relaxations = _hidden(graph, place, method, chunk)
@@ -95,6 +99,10 @@ def margins(
         if check and len(y) and int(y.max()) >= classes:
             raise ValueError(f"label {int(y.max())} is out of range: the model has {classes} outputs")
         return differences(graph, y, place, method, boxes, relaxations)
+
+
+def _module(model: nn.Module | Graph) -> nn.Module:
+    return model.model if isinstance(model, Graph) else model
 
 
 def differences(

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_batch, check_ids, check_number, check_seed
+from atent.attacks.base import check_batch, check_number, check_seed, numbered
+from atent.certify.noise import NOISE
 from atent.certify.smoothing import (
     ABSTAIN,
     Smoothed,
@@ -24,8 +25,10 @@ from atent.certify.smoothing import (
     linf_radius,
     predictions,
 )
+from atent.checks import Settings, as_samples
 from atent.guard import guard
 from atent.progress import Advance
+from atent.rng import narrow
 from atent.run import dumps, read_json, share, write_atomic, write_json
 
 
@@ -54,7 +57,7 @@ _HEADER = "\t".join(Row._fields) + "\n"
 
 
 @dataclass(frozen=True)
-class Draws:
+class Draws(metaclass=Settings):
     """What a certificate costs and promises; ValueError for numbers that can never certify."""
 
     sigma: float
@@ -129,7 +132,7 @@ class Certificate:
 def certify_run(
     model: nn.Module,
     x: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     draws: Draws,
     *,
     ids: Tensor | None = None,
@@ -141,18 +144,19 @@ def certify_run(
 ) -> Certificate:
     """Certify samples one group after the other, and go on where an earlier call stopped.
 
-    ``x`` (n, ...), true labels ``y`` (n,), sample numbers ``ids`` (n,), each once. ``path``: a file to which every
-    finished row is appended (tabs between columns, a header), beside a .json that says how it was made; the rows that
-    it holds already are taken as they are, so the same call continues an interrupted one, and gives the same rows but
-    for ``time``. ``about``: plain values that must agree as well, such as the model's fingerprint. ``shard`` (i, k)
-    takes the samples i::k; each shard has a file of its own, see `merge`. ``batch`` and ``advance`` as in `Smoothed`.
+    ``x`` (n, ...) and true labels ``y`` (n,), tensors or arrays, or a DataLoader as ``x`` and None as ``y``; sample
+    numbers ``ids`` (n,), each once. ``path``: a file to which every finished row is appended (tabs between columns, a
+    header), beside a .json that says how it was made; the rows that it holds already are taken as they are, so the same
+    call continues an interrupted one, and gives the same rows but for ``time``. ``about``: plain values that must agree
+    as well, such as the model's fingerprint. ``shard`` (i, k) takes the samples i::k; each shard has a file of its own,
+    see `merge`. ``batch`` and ``advance`` as in `Smoothed`.
     ValueError for inputs that cannot be judged, and for a file that was made another way.
     """
+    x, y = as_samples(x, y, model)
     if not len(x):
         raise ValueError("no samples to certify: give at least one")
     check_batch(x, y, (-math.inf, math.inf))
-    ids = torch.arange(len(x)) if ids is None else ids.cpu()
-    check_ids(ids, len(x))
+    ids = numbered(ids, len(x), "cpu")
     if len(ids.unique()) != len(ids):
         raise ValueError("ids must be different sample numbers: two equal ones would share their noise and their row")
     mine = slice(*check_shard(shard, len(x)))
@@ -160,7 +164,7 @@ def certify_run(
     done: dict[int, Row] = {}
     if path is not None:
         path = Path(path)
-        claim(path, {"draws": asdict(draws), "about": about or {}})
+        claim(path, made_of(draws, about or {}))
         done = {row.idx: row for row in read_rows(path)}
     smoothed = Smoothed(model, draws.sigma)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
@@ -223,6 +227,11 @@ def sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def made_of(draws: Draws, about: dict[str, Any]) -> dict[str, Any]:
+    """What the rows of one file share: the settings, the noise's streams, and what is certified."""
+    return {"draws": asdict(draws), "about": about, "noise": NOISE}
+
+
 def made_alike(path: Path, made: dict[str, Any]) -> bool:
     """Whether the certificate at ``path`` is absent, or was made with these draws and about these things."""
     return not sidecar(path).exists() or dumps(_made(path)) == dumps(made)
@@ -237,6 +246,11 @@ def claim(path: Path, made: dict[str, Any]) -> None:
     elif not made_alike(path, made):
         old, new = _flat(_made(path)), _flat(made)
         key = next(k for k in (*old, *new) if old.get(k) != new.get(k))
+        if key == "noise":
+            raise ValueError(
+                f"{path} was made with the noise of another version ({old.get(key, 'before it was recorded')}), not"
+                f" {new.get(key)}: choose another file, rows of the two do not mix"
+            )
         raise ValueError(
             f"{path} was made with {key} {old.get(key)}, not {new.get(key)}: choose another file, or the old value"
         )
@@ -301,7 +315,7 @@ def _rows(
     smoothed: Smoothed, x: Tensor, y: Tensor, ids: Tensor, draws: Draws, batch: int | None, advance: Advance | None
 ) -> list[Row]:
     begun = time.perf_counter()
-    with torch.no_grad(), guard(smoothed.model, mode="eval", seed=draws.seed):
+    with torch.no_grad(), guard(smoothed.model, mode="eval", seed=narrow(draws.seed)):
         natural = smoothed.model(x).argmax(1)
     found = smoothed.two_votes(x, draws.n0, draws.n, seed=draws.seed, ids=ids, batch=batch, advance=advance)
     classes, radii = certificates(*found, draws.sigma, draws.alpha)

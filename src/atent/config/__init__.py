@@ -13,7 +13,7 @@ from atent.config.judging import (
     parse_certify,
     parse_evaluate,
 )
-from atent.config.recipes import UsageError, chains, job, read_recipe, recipe_names
+from atent.config.recipes import SECTIONS, UsageError, chains, job, python_job, read_recipe, recipe_names, resumed_job
 from atent.config.results import (
     ReportOptions,
     ReproduceOptions,
@@ -22,16 +22,18 @@ from atent.config.results import (
     parse_reproduce,
     parse_theory,
 )
-from atent.config.training import CompareOptions, TrainOptions, parse_compare, parse_train
+from atent.config.training import CompareOptions, ResumeOptions, TrainOptions, parse_compare, parse_train
 from atent.config.words import seconds
 
 __all__ = [
+    "SECTIONS",
     "AttackOptions",
     "CertifyOptions",
     "CompareOptions",
     "EvaluateOptions",
     "ReportOptions",
     "ReproduceOptions",
+    "ResumeOptions",
     "SubjectOptions",
     "TheoryOptions",
     "TrainOptions",
@@ -46,7 +48,9 @@ __all__ = [
     "parse_reproduce",
     "parse_theory",
     "parse_train",
+    "python_job",
     "read_recipe",
     "recipe_names",
+    "resumed_job",
     "seconds",
 ]

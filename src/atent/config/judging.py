@@ -21,10 +21,11 @@ class SubjectOptions:
     training wrote it, --model; or your own network as module:function, with --data. The function takes no arguments
     and returns an nn.Module from inputs in [0, 1] to logits."""
     data: str | None = None
-    """Data set whose test images are used: digits, mnist, fashion-mnist, cifar10, moons, two-class, npz or folder. Not
-    for a run, which brings its own."""
+    """Data set whose test images are used: digits, mnist, fashion-mnist, cifar10, moons, two-class, npz, folder, or
+    your own as module:function. A run brings its own, unless it was trained on tensors from Python."""
     model: str | None = None
-    """Network that a .safetensors file holds the weights of, such as resnet20; or module:function."""
+    """Network that a .safetensors file holds the weights of, or that a run from Python trained: a name such as
+    resnet20, or module:function."""
     norm: typing.Literal["linf", "l2"] | None = None
     """Norm of the threat; left out: the run's."""
     eps: str | None = None
@@ -103,12 +104,17 @@ class AttackOptions(SubjectOptions):
 class CertifyOptions:
     """What `atent certify` takes."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run folders to certify, one or more: the paths that training printed."""
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN|FILE|MODULE:FUNCTION")]
+    """What to certify, one or more: run folders (the paths that training printed), .safetensors files, or your own
+    networks as module:function; the last two with --data."""
+    data: str | None = None
+    """Data set whose test images are used, for what is not a run; or module:function. As for `atent evaluate`."""
+    model: str | None = None
+    """Network that a .safetensors file holds, or that a run from Python trained; or module:function."""
     method: typing.Literal["smoothing", "ibp", "crown-ibp", "crown", "dual"] = "smoothing"
     """Randomised smoothing, which certifies the network under noise, or bounds, which verify the network itself."""
     sigma: float | None = None
-    """Standard deviation of the noise in pixel units; left out: what the run was trained with."""
+    """Standard deviation of the noise in pixel units; default: what the run was trained with."""
     n: int = 100_000
     """Draws that estimate the share of the class."""
     n0: int = 100
@@ -156,7 +162,7 @@ class CertifyOptions:
 
 def parse_certify(args: list[str]) -> CertifyOptions:
     """The options of `atent certify RUN ...`; UsageError in one line."""
-    words = ["--method" if a == "--method.name" else a.replace("--method.name=", "--method=") for a in spelled(args)]
+    words = spelled(args, {})
     options = read_words(CertifyOptions, words, "atent certify", "Prove how far a run's test images can be moved.")
     if not options.runs:
         raise UsageError("which run? `atent certify RUN [RUN ...]` takes the paths that training printed")

@@ -87,6 +87,32 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
     return Job(recipe=recipe, **{**built, "method": method_of(built["method"])})
 
 
+def resumed_job(saved: dict[str, Any], options: Any) -> Job:
+    """The job of a recipe's run, from its configuration; UsageError for names of what it brings itself."""
+    for option in ("model", "data"):
+        if getattr(options, option) is not None:
+            raise UsageError(f"--{option} is of no use for {options.resume}: a run brings its own")
+    made = job({section: saved[section] for section in SECTIONS}, saved["recipe"])
+    root = options.root or made.data.root
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, root=root))
+
+
+def python_job(saved: dict[str, Any], options: Any) -> Job:
+    """The job of a run that was trained from Python, from its configuration, but for its network and data, which
+    `saved_run` makes. UsageError for settings that are none of a recipe's, such as a method of the user's own."""
+    if options.baseline:
+        raise UsageError(f"--baseline needs a recipe: {options.resume} was trained from Python")
+    try:
+        made = job({section: saved[section] for section in SECTIONS if section in saved and section != "model"}, None)
+    except UsageError as error:
+        line = str(error).splitlines()[0]
+        raise UsageError(f"{line}; resume {options.resume} with atent.train.fit(..., resume=True)") from None
+    if getattr(made.method, "threat", None) is None and made.evaluate.norm is None:
+        # Nothing says what to attack with: the clean accuracy alone.
+        return dataclasses.replace(made, evaluate=dataclasses.replace(made.evaluate, attacks=()))
+    return made
+
+
 @functools.cache
 def method_type(name: str) -> type:
     """The settings of a method as a recipe has them: with a table ``awp`` where AWP goes around it."""

@@ -74,7 +74,11 @@ class ReportOptions:
     where it is taken."""
     images: int = 8
     """Test images of each run to show under attack, chosen by its data.subset; 0: none. It needs the run's weights and
-    data, and the page says why where they are not to be had."""
+    data, and the page says why where they are unavailable."""
+    model: str | None = None
+    """For runs that were trained from Python: what builds their network, as module:function or by name."""
+    data: str | None = None
+    """For runs that were trained on tensors: module:function that gives their data, as atent.data.from_tensors does."""
     root: str | None = None
     """Folder that holds the data (npz: the file); left out: as the run had it."""
     quiet: bool = False

@@ -36,6 +36,18 @@ class TrainOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ResumeOptions(TrainOptions):
+    """What `atent train --resume RUN` takes."""
+
+    model: str | None = None
+    """For a run that was trained from Python: what builds its network, as module:function or by name."""
+    data: str | None = None
+    """For one that was trained on tensors: module:function that gives its data, as atent.data.from_tensors does."""
+    root: str | None = None
+    """Folder that holds the data; default: as the run had it."""
+
+
+@dataclasses.dataclass(frozen=True)
 class CompareOptions:
     """What `atent compare` takes beside the settings of the jobs."""
 
@@ -68,11 +80,12 @@ class CompareOptions:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
-def parse_train(args: list[str]) -> tuple[Job | None, TrainOptions]:
+def parse_train(args: list[str]) -> tuple[Job | None, ResumeOptions]:
     """The job and the options of `atent train ...`; no job with --resume. UsageError in one line."""
-    args = spelled(args)
     if any(a == "--resume" or a.startswith("--resume=") for a in args):
-        return None, read_words(TrainOptions, args, "atent train", "Train by a recipe, or go on with a run.")
+        about = "Train by a recipe, or resume a run."
+        return None, read_words(ResumeOptions, spelled(args, {}), "atent train", about)
+    args = spelled(args)
     name = next((a for a in args if not a.startswith("-")), None) if args and not args[0].startswith("-") else None
     if name is None:
         if args and args[0] in ("-h", "--help"):
@@ -101,7 +114,7 @@ def parse_train(args: list[str]) -> tuple[Job | None, TrainOptions]:
     made = dataclasses.replace(default, **{**chosen, "method": method_of(parsed.method)})
     if parsed.allow_large_eps:
         made = _insisting(made)
-    return made, TrainOptions(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(TrainOptions)})
+    return made, ResumeOptions(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(TrainOptions)})
 
 
 def _insisting(job: Job) -> Job:

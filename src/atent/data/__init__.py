@@ -8,11 +8,12 @@ A new source is one file with a loader `(root) -> Source`, and one line in `SOUR
 """
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from atent.checks import as_tensor, collect, plain
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
 from atent.data.cifar import cifar10
@@ -24,22 +25,12 @@ from atent.data.npz import npz
 from atent.data.settings import DataSettings, Limit, Rule, everything
 from atent.data.split import SUBSET, Data, Source, Split, split, spread, stratified, subset
 from atent.data.two_class import two_class
+from atent.models.reference import resolve
 
 __all__ = [
-    "AUGMENTATIONS",
-    "SOURCES",
-    "Data",
-    "DataSettings",
-    "Limit",
-    "Rule",
-    "Source",
-    "Split",
-    "augment",
-    "everything",
-    "from_tensors",
-    "load",
-    "spread",
-]
+    "AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Limit", "Rule", "Source", "Split", "augment", "collect",
+    "everything", "from_tensors", "load", "spread",
+]  # fmt: skip
 
 SOURCES: dict[str, Callable[[str | None], Source]] = {
     "digits": digits,
@@ -57,7 +48,7 @@ _VALIDATION, _LIMIT = 0, 1
 
 
 def load(settings: DataSettings) -> Data:
-    """The data set that the settings describe, on the CPU.
+    """The data set that the settings describe, on the CPU; "module:function" gives the user's own `Data`.
 
     The validation set is drawn from the training part by class share, seeded by `split_seed`; then `limit`
     draws from what is left, so that it never moves the validation set; `test_limit` takes test samples by
@@ -68,13 +59,27 @@ def load(settings: DataSettings) -> Data:
     Raises ValueError for unknown names, numbers out of range and damaged or inconsistent files, and
     FileNotFoundError for absent ones: one line each, with what was seen and what is allowed.
     """
-    loader = checks.lookup(SOURCES, settings.name, "data set")
     augment(settings.augment)
+    if ":" in settings.name:
+        return _own(settings)
+    loader = checks.lookup(SOURCES, settings.name, "data set")
     for name in ("validation", "limit", "test_limit"):
         checks.count(name, everything(getattr(settings, name)))
     if not 0 <= settings.split_seed < 2**32:
         raise ValueError(f"data.split_seed is {settings.split_seed}; it must be 0 to 2**32 - 1")
     return carve(loader(settings.root), settings)
+
+
+def _own(settings: DataSettings) -> Data:
+    """The user's own data, which bring their own splits; named by what made them."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in ("name", "augment") and value != field.default:
+            raise ValueError(
+                f"data.{field.name} {value} has no effect for {settings.name}: set it inside that function"
+            )
+    made = resolve(settings.name, Data, "Data, such as atent.data.from_tensors gives")
+    return replace(made, name=settings.name, about={**made.about, "name": settings.name})
 
 
 def carve(source: Source, settings: DataSettings) -> Data:
@@ -126,10 +131,10 @@ def carve(source: Source, settings: DataSettings) -> Data:
 
 
 def from_tensors(
-    x_train: Tensor,
-    y_train: Tensor,
-    x_test: Tensor,
-    y_test: Tensor,
+    x_train: Tensor | np.ndarray,
+    y_train: Tensor | np.ndarray,
+    x_test: Tensor | np.ndarray,
+    y_test: Tensor | np.ndarray,
     *,
     validation: int | None = None,
     split_seed: int = 0,
@@ -137,7 +142,8 @@ def from_tensors(
     box: tuple[float, float] = (0.0, 1.0),
     name: str = "tensors",
 ) -> Data:
-    """Your own tensors as a data set: x (n, c, h, w) or (n, d), uint8 (divided by 255) or floats in ``box``.
+    """Your own tensors or arrays as a data set: x (n, c, h, w) or (n, d), uint8 (divided by 255) or floats in ``box``,
+    which become float32. Of DataLoaders: ``from_tensors(*collect(train_loader), *collect(test_loader))``.
 
     y: (n,) integers from 0, each class present in training. A validation set of ``validation`` samples (default 10 %
     of the training set, at most 1000) is carved from the training set by class share, seeded by ``split_seed``.
@@ -145,7 +151,8 @@ def from_tensors(
     Raises ValueError, in one line, for shapes, types, labels or values that cannot be used.
     """
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    a = {key: torch.as_tensor(value).cpu().numpy() for key, value in arrays.items()}
+    a = {key: _array(key, value) for key, value in arrays.items()}
+    validation, split_seed = plain(validation), plain(split_seed)
     for key in ("x_train", "x_test"):
         if a[key].ndim not in (2, 4) or 0 in a[key].shape:
             raise ValueError(f"{key}: shape {a[key].shape}; allowed are (n, d) and (n, c, h, w)")
@@ -154,20 +161,25 @@ def from_tensors(
                 raise ValueError(f"{key}: {a[key].dtype}; allowed are uint8 and floats in [{box[0]:g}, {box[1]:g}]")
             checks.floats(key, a[key], box)
     if a["x_train"].shape[1:] != a["x_test"].shape[1:] or a["x_train"].dtype != a["x_test"].dtype:
-        raise ValueError(
-            f"x_test is {x_test.dtype} {tuple(x_test.shape)}; x_train is {x_train.dtype} {tuple(x_train.shape)}"
-        )
-    checks.labels("y_train", a["y_train"], len(x_train))
+        test, train = a["x_test"], a["x_train"]
+        raise ValueError(f"x_test is {test.dtype} {test.shape}; x_train is {train.dtype} {train.shape}")
+    checks.labels("y_train", a["y_train"], len(a["x_train"]))
     classes = int(a["y_train"].max()) + 1
     checks.every_class("y_train", a["y_train"], classes)
-    checks.labels("y_test", a["y_test"], len(x_test), classes)
+    checks.labels("y_test", a["y_test"], len(a["x_test"]), classes)
     scale = 255.0 if a["x_train"].dtype == np.uint8 else None
     source = Source(
         classes=classes,
         train=split(a["x_train"], a["y_train"], scale),
         test=split(a["x_test"], a["y_test"], scale),
-        validation=min(1000, max(1, len(x_train) // 10)),
+        validation=min(1000, max(1, len(a["x_train"]) // 10)),
         box=(0.0, 1.0) if scale else box,
         about={"source": "tensors", "files": {}, "test": "x_test"},
     )
     return carve(source, DataSettings(name=name, validation=validation, split_seed=split_seed, subset=subset))
+
+
+def _array(name: str, value: Tensor | np.ndarray) -> np.ndarray:
+    """As a numpy array, floats as float32."""
+    tensor = as_tensor(name, value).detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from atent.checks import Settings
+
 Rule = Literal["stratified", "first"]
 """How fewer samples than there are get chosen: a seeded, class-stratified sample, or the first ones."""
 
@@ -24,12 +26,12 @@ def check_rule(rule: str) -> None:
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(metaclass=Settings):
     """Which data set, where it lies, how it is split and augmented. Checked by `atent.data.load`."""
 
     name: str = "digits"
     """Data set: digits, mnist, fashion-mnist, cifar10, moons, two-class (MNIST's 5 and 8 in the plane, by t-SNE),
-    npz (your arrays) or folder (your images)."""
+    npz (your arrays), folder (your images) or your own, as module:function that gives what `from_tensors` gives."""
 
     root: str | None = None
     """Folder that holds the data (npz: the file itself; two-class: that of MNIST, or the file of the points). Default:

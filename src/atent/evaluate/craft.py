@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, check_ids, check_number
+from atent.attacks.base import Attack, check_number, check_seed, numbered
+from atent.checks import as_samples
 from atent.evaluate.evaluation import predict
 from atent.progress import Advance
 from atent.run import atomic, dumps
@@ -17,7 +18,7 @@ from atent.run import atomic, dumps
 def craft(
     model: nn.Module,
     x: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     attack: Attack,
     *,
     seed: int = 0,
@@ -27,16 +28,17 @@ def craft(
 ) -> dict[str, Tensor]:
     """Attack every sample, also those that are misclassified without an attack; all on the CPU.
 
-    ``x`` (n, ...) floats in the attack's box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1).
+    ``x`` (n, ...) floats in the attack's box, ``y`` (n,) true labels, tensors or arrays, or a DataLoader as ``x`` and
+    None as ``y``; ``ids`` (n,) sample numbers (default 0 .. n-1).
     Gives x_adv and x (n, ...), y, ids, success (bool, the model misclassifies x_adv), predicted (its class of x_adv)
     and norm (float64, the distance of x_adv to x in the threat's norm), each (n,). ValueError as `Attack.run`, and for
     no samples.
     """
+    x, y = as_samples(x, y, model)
     if not len(x):
         raise ValueError("no samples to attack: give at least one")
-    check_number("batch", batch, 1, whole=True)
-    ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
-    check_ids(ids, len(x))
+    batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
+    ids = numbered(ids, len(x), x.device)
     found = []
     for some in torch.arange(len(x), device=x.device).split(batch):
         found.append(attack.run(model, x[some], y[some], seed=seed, ids=ids[some])[:3])

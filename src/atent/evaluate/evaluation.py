@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, check_batch, check_ids, check_logits, check_number
+from atent.attacks.base import Attack, check_batch, check_logits, check_number, check_seed, numbered
 from atent.attacks.spec import check_names, labelled, plain, spell
+from atent.checks import as_inputs, as_labels, as_samples
 from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
 from atent.evaluate.outcomes import bits, marks, spans
@@ -69,7 +70,7 @@ def _finite(value: Any) -> Any:
 def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> Tensor:
     """Predicted classes (n,) in eval mode and full precision; the model comes back as it was. ValueError where it gives
     no logits."""
-    return _answers(model, x, y, batch)[0]
+    return _answers(model, as_inputs(x, model), as_labels(y), batch)[0]
 
 
 @torch.no_grad()
@@ -94,8 +95,8 @@ def rounds(attacks: Mapping[str, Attack] | Sequence[Attack]) -> int:
 def evaluate(
     model: nn.Module,
     x: Tensor,
-    y: Tensor,
-    attacks: Mapping[str, Attack] | Sequence[Attack],
+    y: Tensor | None = None,
+    attacks: Mapping[str, Attack] | Sequence[Attack] | None = None,
     *,
     seed: int = 0,
     ids: Tensor | None = None,
@@ -108,7 +109,8 @@ def evaluate(
 ) -> Evaluation:
     """Attack the rightly classified samples and count who stands.
 
-    ``x`` (n, ...) floats in the attacks' box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1),
+    ``x`` (n, ...) floats in the attacks' box, ``y`` (n,) true labels, tensors or arrays; a DataLoader of (x, y) may
+    stand for both, ``evaluate(model, loader, attacks=[...])``. ``ids`` (n,) sample numbers (default 0 .. n-1),
     which key the random draws together with ``seed``. A sample that is wrong without an attack counts as fooled by
     all. ``attacks`` maps names to attacks; a list is named by `labelled`. The model is judged in eval mode and comes
     back as it was.
@@ -138,9 +140,15 @@ def evaluate(
     ValueError for inputs, labels or outputs that cannot be judged, for no samples, for one attack twice, and for a
     resume file of another evaluation.
     """
+    if attacks is None:
+        raise ValueError(
+            "attacks is missing: evaluate(model, x, y, [PGD(...)]), evaluate(model, loader, attacks=[PGD(...)]), or {}"
+            " as attacks for the clean accuracy alone"
+        )
+    x, y = as_samples(x, y, model)
     if not len(x):
         raise ValueError("no samples to evaluate: give at least one")
-    check_number("batch", batch, 1, whole=True)
+    batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     named = dict(attacks) if isinstance(attacks, Mapping) else labelled(attacks)
     check_names(named)
     for attack in named.values():
@@ -149,8 +157,7 @@ def evaluate(
         named = dict(sorted(named.items(), key=lambda item: item[1].passes))
     if search_dtype is not None:
         Lowered(model, search_dtype)  # refuses what cannot be lowered, also where nothing is attacked
-    ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
-    check_ids(ids, len(x))
+    ids = numbered(ids, len(x), x.device)
     boxes = {a.threat.box for a in named.values()} or {(float("-inf"), float("inf"))}  # type: ignore[attr-defined]
     for box in boxes:
         check_batch(x, y, box)

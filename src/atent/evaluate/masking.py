@@ -204,7 +204,7 @@ CHECKS: dict[str, tuple[Callable[[Probe], gradients.Verdict], str]] = {
 def masking_checks(
     model: nn.Module,
     x: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     threat: Threat,
     *,
     attack: Attack | None = None,

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, Loss, Oracle, check_batch, check_ids, check_logits, check_number, check_seed
+from atent.attacks.base import Attack, Loss, Oracle, check_batch, check_logits, check_number, check_seed, numbered
+from atent.checks import as_samples
 from atent.data.split import spread
 from atent.guard import guard
+from atent.rng import narrow
 from atent.run import share
 from atent.stats import sign_test
 from atent.threat import Threat
@@ -73,21 +75,21 @@ class Probe:
 
 
 def probe(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, attack: Attack, seed: int, ids: Tensor | None, batch: int
-) -> Probe:
+    model: nn.Module, x: Tensor, y: Tensor | None, threat: Threat, attack: Attack, seed: int, ids: Tensor | None,
+    batch: int,
+) -> Probe:  # fmt: skip
     """The probe for at most `SAMPLES` of the samples; ValueError, in one line, for what cannot be judged."""
     if not 0 < float(threat.eps) < math.inf:
         raise ValueError(f"masking checks need a finite eps above 0, got {threat.eps}")
     if attack.threat != threat:  # type: ignore[attr-defined]
         raise ValueError(f"the attack's threat is {attack.threat}, the checks' is {threat}: give both the same one")  # type: ignore[attr-defined]
+    x, y = as_samples(x, y, model)
     if not len(x):
         raise ValueError("no samples to check: give at least one")
-    check_number("batch", batch, 1, whole=True)
-    check_seed(seed)
+    batch, seed = check_number("batch", batch, 1, whole=True), narrow(check_seed(seed))
     check_batch(x, y, threat.box)
     threat.check_eps(x.shape[1:])
-    ids = torch.arange(len(x), device=x.device) if ids is None else ids.to(x.device)
-    check_ids(ids, len(x))
+    ids = numbered(ids, len(x), x.device)
     count = min(SAMPLES, len(x))
     few = torch.arange(count, device=x.device)
     if len(x) > count:

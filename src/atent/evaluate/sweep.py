@@ -51,7 +51,7 @@ def at_radii(
 def sweep(
     model: nn.Module,
     x: Tensor,
-    y: Tensor,
+    y: Tensor | None,
     attacks: Mapping[str, Attack] | Sequence[Attack],
     radii: Sequence[float | str],
     *,
@@ -96,7 +96,7 @@ def sweep(
                 "threat": show(_threat(attack)),
                 "natural": found.natural,
                 "robust": result["robust"],
-                "monotone": share(int(standing[name].sum()), len(x)),
+                "monotone": share(int(standing[name].sum()), found.n),
                 "seconds": result["seconds"],
             }
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import check_number
+from atent.checks import Settings
 from atent.threat import Threat
 
 Metrics = dict[str, Tensor]
@@ -17,7 +18,7 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(metaclass=Settings):
     """A frozen dataclass of settings with four functions; a concrete method overrides what it needs.
 
     All see a batch ``x`` (n, ...) in pixel units and labels ``y`` (n,). ``progress`` runs from 0 to 1 over the

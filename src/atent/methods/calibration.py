@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_choice, check_number
+from atent.attacks.base import check_choice, check_number, check_seed
+from atent.checks import as_samples
 from atent.sgld import noise_for
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def calibrate(
 ) -> Calibration:  # fmt: skip
     """See `ATENT.calibrate`."""
     check_choice("setting", setting, ("gamma", "noise"))
-    check_number("batch", batch, 1, whole=True)
-    target = float(method.threat.eps) if target is None else target
-    check_number("target", target, 0, above=True)
+    x, y = as_samples(x, y, model)
+    batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
+    target = check_number("target", float(method.threat.eps) if target is None else target, 0, above=True)
     if len(x) == 0:
         raise ValueError("calibration needs inputs, got none: give x of shape (n, ...) with n at least 1")
     given = getattr(method, setting)

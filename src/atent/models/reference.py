@@ -4,9 +4,12 @@ import contextlib
 import importlib
 import os
 import sys
+from typing import TypeVar
 
 import torch
 from torch import nn
+
+T = TypeVar("T")
 
 
 def from_reference(reference: str) -> nn.Module:
@@ -20,9 +23,17 @@ def from_reference(reference: str) -> nn.Module:
     Raises ValueError, in one line, where the colon is missing, the module or the attribute does not
     exist, the import or the call raises (the cause is chained), or the result is no nn.Module.
     """
+    return resolve(reference, nn.Module, "an nn.Module")
+
+
+def resolve(reference: str, kind: type[T], wanted: str) -> T:
+    """What `reference`, written "module:function", names or, called without arguments, gives.
+
+    It must be a `kind`, which is called `wanted`. Raises ValueError, in one line, as `from_reference`.
+    """
     name, colon, path = reference.partition(":")
     if not (name and colon and path) or name.startswith("."):
-        raise ValueError(f"a model reference reads module:function, got {reference!r}")
+        raise ValueError(f"a reference reads module:function, got {reference!r}")
     with _current_directory_on_path():
         found = _import(name, reference)
         for part in path.split("."):
@@ -30,17 +41,17 @@ def from_reference(reference: str) -> nn.Module:
                 found = getattr(found, part)
             except AttributeError as error:
                 raise ValueError(f"{reference}: module {name!r} has no attribute {path!r}") from error
-        if isinstance(found, nn.Module):
+        if isinstance(found, kind):
             return found
         if not callable(found):
-            raise ValueError(f"{reference} is {_kind(found)}, want an nn.Module or a function giving one")
+            raise ValueError(f"{reference} is {_kind(found)}, want {wanted} or a function giving it")
         try:
             made = found()
         # a script that leaves by sys.exit must not take the command line with it
         except (Exception, SystemExit) as error:
             raise ValueError(f"{reference} raised {_line(error)}") from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{reference} returned {_kind(made)}, want an nn.Module")
+    if not isinstance(made, kind):
+        raise ValueError(f"{reference} returned {_kind(made)}, want {wanted}")
     return made
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from atent.checks import Settings
 from atent.models import build
 from atent.models.reference import from_reference
 
 
 @dataclass(frozen=True)
-class ModelSettings:
+class ModelSettings(metaclass=Settings):
     """Which network; checked by `make`."""
 
     name: str = "small_cnn"

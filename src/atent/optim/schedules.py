@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from atent.checks import Settings
+
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(metaclass=Settings):
     """Settings of the schedule; ValueError for values out of range."""
 
     kind: Literal["constant", "step", "multistep", "cosine", "cyclic"] = "constant"

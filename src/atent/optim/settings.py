@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from atent.attacks.base import check_number
+from atent.checks import Settings
 from atent.optim.entropy_sgd import EntropySGD
 from atent.optim.sgld import SGLD
 from atent.run import unknown
 
 
 @dataclass(frozen=True)
-class Walk:
+class Walk(metaclass=Settings):
     """The Langevin walk of Entropy-SGD around the weights, by default that of the supplement's Algorithm 1.
 
     Steps and gamma are those of its section A.1, inner_lr and noise those of Chaudhari et al.'s code, and alpha that
@@ -49,7 +50,7 @@ class Walk:
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class Optimizer(metaclass=Settings):
     """Settings of the optimizer; ValueError for values out of range."""
 
     name: str = "SGD"

@@ -91,6 +91,7 @@ def normals(groups: list[dict[str, Any]], *keys: int | str) -> Iterator[Tensor |
                 yield None
                 continue
             if p.device not in streams:
+                # 32 bits of seed on a CPU: of 400,000 steps about 18 pairs have the same noise, at other weights.
                 streams[p.device] = torch.Generator(p.device).manual_seed(fold(*keys))
             yield torch.randn(p.shape, generator=streams[p.device], dtype=p.dtype, device=p.device)
 

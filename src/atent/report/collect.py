@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from atent.attacks.spec import show
 from atent.certify.certificate import read_rows
 from atent.evaluate.outcomes import unspan
 from atent.threat import Threat
+from atent.train.subject import names_data, names_model
 
 COMPARISON = "comparison.json"
 
@@ -45,6 +46,10 @@ class Run:
     """Certificates that were begun."""
     theories: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Each theory*.json by its file name."""
+    model: str | None = None
+    """What builds the network, as the user named it, where the run does not say."""
+    data: str | None = None
+    """What the data are, likewise."""
 
     @property
     def headline(self) -> str | None:
@@ -77,14 +82,19 @@ class Comparison:
     """As comparison.json."""
 
 
-def read(path: str | Path) -> Run | Comparison:
-    """A folder's content. FileNotFoundError where it is neither a run nor a comparison, ValueError for a file in it
-    that is not what its name says: one line each."""
+def read(path: str | Path, *, model: str | None = None, data: str | None = None) -> Run | Comparison:
+    """A folder's content; ``model`` and ``data`` name what a run does not record.
+
+    FileNotFoundError where it is neither a run nor a comparison, ValueError for a file in it that is not what its name
+    says: one line each.
+    """
     path = Path(path)
     # The name of "." is that of the folder it stands for.
     name = path.resolve().name
     if (path / folder.CONFIG).is_file():
-        return _run(path, name)
+        run = _run(path, name)
+        named = names_model(run.config), names_data(run.config)
+        return replace(run, model=None if named[0] else model, data=None if named[1] else data)
     if (path / COMPARISON).is_file():
         found = _sound(path / COMPARISON, _comparison)
         return Comparison(name, path, found)

@@ -13,20 +13,26 @@ from atent.report.samples import gallery
 
 
 def report(
-    folders: Sequence[str | Path], *, images: int = 8, root: str | None = None, progress: bool = True
+    folders: Sequence[str | Path], *, images: int = 8, model: str | None = None, data: str | None = None,
+    root: str | None = None, progress: bool = True,
 ) -> str:  # fmt: skip
     """The page on one or several run folders, or folders of `atent compare`, as the text of an HTML file.
 
     ``images`` test images are shown under attack, where the weights and the data (in ``root``, left out: as the run had
-    it) are to be had. Nothing is written. FileNotFoundError or ValueError in one line for a folder that is neither, and
-    for a damaged file in it.
+    it) are to be had; ``model`` and ``data`` name those of runs that were trained from Python, as
+    `atent.train.subject.subject` takes them. Nothing is written. FileNotFoundError or ValueError in one line for a
+    folder that is neither, and for a damaged file in it.
     """
     if not folders:
         raise ValueError("which run? give the path of one run folder at least")
     if images < 0:
         raise ValueError(f"images must be at least 0, got {images}: 0 leaves them out")
     # All are read before the long work, so that a mistaken path is told at once.
-    found = [read(path) for path in dict.fromkeys(map(Path, folders))]
+    found = [read(path, model=model, data=data) for path in dict.fromkeys(map(Path, folders))]
+    for option in ("model", "data"):
+        value = {"model": model, "data": data}[option]
+        if value is not None and not any(getattr(each, option, None) for each in found):
+            raise ValueError(f"--{option} {value} is of no use: every run brings its own")
     names = [each.name for each in found]
     # Two folders of one name are told apart by their paths.
     titled = {each.name if names.count(each.name) == 1 else str(each.path): each for each in found}

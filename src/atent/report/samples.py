@@ -67,7 +67,7 @@ class Gallery:
 
 def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = True) -> Gallery | str:
     """``count`` test images by the run's data.subset, under the strongest attack with gradients that the run was
-    judged by, on the best epoch's weights; or, in words, why there are none."""
+    evaluated by, on the best epoch's weights; or, in words, why there are none."""
     text, threat = _attack(run)
     if count < 1:
         return "No images were asked for (--images 0)."
@@ -75,8 +75,8 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
         return "The run has no threat: give evaluate.norm and evaluate.eps to have it attacked."
     try:
         judged = subject(
-            str(run.path), root=root, norm=threat.norm, eps=str(threat.eps), attacks=(text,), limit=count,
-            allow_large_eps=threat.allow_large_eps,
+            str(run.path), model=run.model, data=run.data, root=root, norm=threat.norm, eps=str(threat.eps),
+            attacks=(text,), limit=count, allow_large_eps=threat.allow_large_eps,
         )  # fmt: skip
         x, _, ids = judged.test()
         if x.dim() != 4 or x.shape[1] not in (1, 3):

@@ -16,8 +16,10 @@ from atent.report.samples import Gallery, Sample, Seen
 from atent.threat import Threat
 from atent.train import samples
 from atent.train import theory as theories
-from atent.train.certificate import layout
+from atent.train.certificate import layout, sigma_of
+from atent.train.checkpoint import STATE
 from atent.train.comparison import caveat, remarks
+from atent.train.subject import names_data, names_model
 
 
 def of_run(run: Run, shown: Gallery | str) -> list[Html]:
@@ -76,7 +78,7 @@ def headline(run: Run) -> Html:
     found = run.judged
     if found is None:
         said = "Not judged on the test set yet, so there is no robust accuracy to claim. To judge it:"
-        return tag("div", tag("p", said, class_="warning"), command("atent", "evaluate", str(run.path)))
+        return tag("div", tag("p", said, class_="warning"), _command(run, "evaluate"))
     robust, natural = found["worst"], found["natural"]
     under = " and ".join(threats(found)) or "no threat"
     tiles = [
@@ -335,7 +337,7 @@ def radii(run: Run) -> list[Html]:
     told = next((a["threat"] for found in run.evaluations.values() for a in found["attacks"].values()), None)
     eps = float((told or run.config["method"].get("threat") or {}).get("eps", "inf"))
     some = [f"{factor * eps:.4g}" for factor in (0.5, 1, 1.5)] if 0 < eps < math.inf else ["0.1", "0.2"]
-    return [_missing("Not measured yet. To measure it:"), command("atent", "evaluate", str(run.path), "--radii", *some)]
+    return [_missing("Not measured yet. To measure it:"), _command(run, "evaluate", "--radii", *some)]
 
 
 def certificates(run: Run) -> list[Html]:
@@ -363,7 +365,40 @@ def certificates(run: Run) -> list[Html]:
     out += [_missing(f"{name} is not finished: run the same command again.") for name in run.unfinished]
     if out:
         return out
-    return [_missing("Nothing is proved yet. To prove it:"), command("atent", "certify", str(run.path))]
+    return [_missing("Nothing is proved yet. To prove it:"), _command(run, "certify", *_certified_by(run))]
+
+
+def _certified_by(run: Run) -> tuple[str, ...]:
+    """The options with which the run can be certified: by its own noise, by the bounds it was trained for, or by noise
+    that it never saw."""
+    try:
+        sigma_of(run.config, run.name)
+    except ValueError:
+        if run.config["method"].get("name") in ("CROWNIBP", "Dual"):
+            return "--method", "crown"
+        low, high = ((run.config.get("about") or {}).get("data") or {}).get("box") or (0.0, 1.0)
+        return "--sigma", f"{0.25 * (high - low):g}"
+    return ()
+
+
+def _command(run: Run, verb: str, *options: str) -> Html:
+    """A command on the run, with the names that its folder does not hold; the one that resumes it before its first
+    weights."""
+    words = ["atent", verb, str(run.path), *options]
+    if not (run.path / folder.BEST).is_file() and (run.path / folder.LAST / STATE).is_file():
+        words = ["atent", "train", "--resume", str(run.path)]
+    elif verb == "evaluate" and not _has_threat(run):
+        words += ["--norm", "linf", "--eps", "8/255"]
+    if not names_model(run.config):
+        words += ["--model", run.model or "MODULE:FUNCTION"]
+    if not names_data(run.config):
+        words += ["--data", run.data or "MODULE:FUNCTION"]
+    return command(*words)
+
+
+def _has_threat(run: Run) -> bool:
+    evaluate = run.config.get("evaluate") or {}
+    return bool(run.config["method"].get("threat")) or None not in (evaluate.get("norm"), evaluate.get("eps"))
 
 
 def images(shown: Gallery | str) -> list[Html]:
@@ -418,7 +453,7 @@ def checks(run: Run) -> list[Html]:
             out.append(table(("check", "result", "figure"), rows, label=f"checks, {name}"))
     if out:
         return out
-    return [_missing("Not made yet. To make them:"), command("atent", "evaluate", str(run.path), "--checks", "true")]
+    return [_missing("Not made yet. To make them:"), _command(run, "evaluate", "--checks", "true")]
 
 
 def _has_theory(run: Run) -> bool:
@@ -428,7 +463,7 @@ def _has_theory(run: Run) -> bool:
 def theory(run: Run) -> list[Html]:
     """Each statement of the theory on this network: its verdict, the figure behind it, and why."""
     if not run.theories:
-        return [_missing("Not checked yet. To check it:"), command("atent", "theory", str(run.path))]
+        return [_missing("Not checked yet. To check it:"), _command(run, "theory")]
     out: list[Html] = []
     for name, found in run.theories.items():
         out += [tag("p", warning, class_="warning") for warning in found["warnings"]]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_number
+from atent import checks
+from atent.attacks.base import check_number, check_seed
 from atent.attacks.langevin import Sampler
 from atent.losses import cross_entropy
+from atent.rng import narrow
 from atent.theory import equivalence, gradient, lemma, local_entropy, sampler, thermodynamic
 from atent.theory.constants import Constants, estimated, kinks, of_chain, without_curvature
 from atent.theory.density import Entropic
@@ -25,7 +27,7 @@ Recipes = Callable[[], Mapping[str, tuple[Sampler, bool]]]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(metaclass=checks.Settings):
     """How much is looked at."""
 
     gamma: float = 10.0
@@ -51,6 +53,7 @@ class Settings:
         check_number("chains", self.chains, 3, whole=True)
         check_number("steps", self.steps, 20, whole=True)
         check_number("k", self.k, 1, whole=True)
+        check_seed(self.seed)
 
     def density(self, dim: int) -> Entropic:
         """gamma and T; ValueError for gamma <= 0, as there is no density then."""
@@ -75,6 +78,8 @@ def check(
     net, x = prepared(model), x.detach().cpu().double()
     y = y.detach().cpu()
     bare = dense(net, tuple(x.shape[1:]))
+    # The streams of its parts are torch's, of 32 bits: a few dozen of them, two alike with probability 1e-7.
+    settings = replace(settings, seed=narrow(settings.seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         table = _Table(say)

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from torch import nn
 from atent import run as folder
 from atent.attacks.spec import show
 from atent.certify import METHODS, Certificate, Draws, certify_run, merge, verified
-from atent.certify.certificate import check_shard, claim, made_alike, sidecar, write_rows
+from atent.certify.certificate import check_shard, claim, made_alike, made_of, sidecar, write_rows
 from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
 from atent.evaluate import predict
@@ -35,8 +35,10 @@ _GREY_LEVEL = 1 / 255
 
 
 def certify_folder(
-    path: Path,
+    target: str | Path,
     *,
+    model: str | None = None,
+    data: str | None = None,
     method: str = "smoothing",
     sigma: float | None = None,
     n0: int = 100,
@@ -63,6 +65,8 @@ def certify_folder(
 
     They are chosen by ``subset``, "stratified" or "first", default as the run.
 
+    ``target``, ``model`` and ``data`` as `subject` takes them: also a file of weights, or the user's own network.
+
     ``method`` "smoothing" draws noise (`certify_run`); "ibp", "crown-ibp", "crown" and "dual" compute bounds
     (`verified`) within ``radii`` under the run's norm or ``norm``, left out: the run's eps. The same call goes on
     where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
@@ -73,8 +77,8 @@ def certify_folder(
     if method not in ("smoothing", *METHODS):
         raise ValueError(folder.unknown("method", method, ("smoothing", *METHODS)))
     who = subject(
-        str(path), root=root, which=which, device=device, threads=threads, subset=subset,
-        allow_large_eps=allow_large_eps,
+        str(target), model=model, data=data, root=root, attacks=(), which=which, device=device, threads=threads,
+        subset=subset, allow_large_eps=allow_large_eps,
     )  # fmt: skip
     who = replace(who, settings=replace(who.settings, limit=limit))
     goals = None if radii is None else [radius(r, "radius") for r in radii]
@@ -86,7 +90,7 @@ def certify_folder(
         raise ValueError(
             f"Gaussian smoothing certifies in l2, not in {norm}: leave --norm out, or use a --method of bounds"
         )
-    draws = Draws(sigma_of(path) if sigma is None else sigma, n0, n, alpha, seed)
+    draws = Draws(sigma_of(who.config, who.name) if sigma is None else sigma, n0, n, alpha, seed)
     for goal in goals or ():
         check_radius(goal, draws.n, draws.alpha, draws.sigma)
     if compiled and pick_device(device).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -129,15 +133,16 @@ def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[floa
     plots.save(plots.certified(curves, marks=marks), out)
 
 
-def sigma_of(path: Path) -> float:
-    """The noise that a run was trained with; ValueError where there was none to smooth by."""
-    config = folder.read_json(path / folder.CONFIG)
+def sigma_of(config: dict[str, Any], name: str | Path) -> float:
+    """The noise that the run of this configuration was trained with; ValueError where there was none to smooth by."""
+    if not config:
+        raise ValueError(f"{name} does not say with what noise it was trained: give --sigma")
     trained = (config.get("method") or {}).get("sigma") or 0.0
     chain = (config.get("about") or {}).get("chain") or {}
     found = float(trained or chain.get("effective_noise") or 0.0)
     if found < _GREY_LEVEL:
         raise ValueError(
-            f"{path} was trained without noise to smooth by: give --sigma, and expect little of a network that never"
+            f"{name} was trained without noise to smooth by: give --sigma, and expect little of a network that never"
             " saw noise"
         )
     return found
@@ -158,9 +163,9 @@ def _about(who: Subject) -> dict[str, Any]:
 
 
 def _head(who: Subject, ids: Sequence[int], shape: Sequence[int]) -> dict[str, Any]:
-    method = folder.read_json(who.place / folder.CONFIG).get("method") or {}
+    method = who.config.get("method") or {}
     images = {**who.samples(), "n": len(ids), "ids": spans(ids), "shape": list(shape)}
-    return {**who.about, "trained": method.get("name"), "images": images}
+    return {"run": who.name, **who.about, "trained": method.get("name"), "images": images}
 
 
 def _smoothed(
@@ -169,17 +174,18 @@ def _smoothed(
 ) -> tuple[Path, dict[str, Any], Certificate]:  # fmt: skip
     x, y, ids = who.test()
     about = _about(who)
-    made = {"draws": asdict(draws), "about": about}
+    made = made_of(draws, about)
     if merged:
-        table = _free(who.place / CERTIFICATE, made)
-        files = [f for f in sorted(who.place.glob("certificate*.shard-*-of-*.csv")) if made_alike(f, made)]
+        table = _free(who.place / f"{who.stem}{CERTIFICATE}", made)
+        shards = sorted(who.place.glob(f"{who.stem}certificate*.shard-*-of-*.csv"))
+        files = [f for f in shards if made_alike(f, made)]
         found = merge([*files, *([table] if table.exists() else [])], x[0].numel(), ids.tolist())
         claim(table, made)
         write_rows(table, found.rows)
     else:
         index = _shard(shard)
         name = CERTIFICATE if shard is None else f"certificate.shard-{index[0]}-of-{index[1]}.csv"
-        table = _free(who.place / name, made)
+        table = _free(who.place / f"{who.stem}{name}", made)
         i, n, k = check_shard(index, len(x))
         model = cast(nn.Module, torch.compile(who.model)) if compiled else who.model
         with bar(len(range(i, n, k)) * (draws.n0 + draws.n), who.name, enabled=progress) as advance:
@@ -248,7 +254,7 @@ def _bounded(who: Subject, method: str, threats: list[Threat], progress: bool) -
         "natural": folder.share(int(natural.sum()), len(x)), "certified": results,
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     }  # fmt: skip
-    out = sidecar(_free(who.place / CERTIFICATE, about))
+    out = sidecar(_free(who.place / f"{who.stem}{CERTIFICATE}", about))
     folder.write_json(out, content)
     return out, content
 

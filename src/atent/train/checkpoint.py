@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +41,10 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
 
 
-def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> dict[str, Any]:
-    """Load weights from a run folder or a .safetensors file; returns its metadata. ``which``: best, last, or of a run
-    that averages its weights the best epoch of each kind, raw, ema or swa.
-
-    float16 files are raised to the model's own type. FileNotFoundError or ValueError, in one line, where the file is
-    absent, damaged, or of another architecture.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / (f"{folder.LAST}/model.safetensors" if which == "last" else f"{which}.safetensors")
-    about, tensors = read_weights(path)
-    own = model.state_dict()
+def check_architecture(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, about: dict[str, Any]
+) -> None:
+    """ValueError, in one line, unless the weights ``tensors`` of ``path`` fit a model whose weights are ``own``."""
     differences = [
         *(f"{k} is missing" for k in own if k not in tensors),
         *(f"{k} is not in the model" for k in tensors if k not in own),
@@ -68,36 +61,91 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> 
         raise ValueError(
             f"{path} holds another architecture: {differences[0]}{more}; build the model it was made with{told}"
         )
+
+
+def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> dict[str, Any]:
+    """Load weights from a run folder or a .safetensors file; returns its metadata. ``which``: best, last, or of a run
+    that averages its weights the best epoch of each kind, raw, ema or swa.
+
+    float16 files are raised to the model's own type. FileNotFoundError or ValueError, in one line, where the file is
+    absent, damaged, or of another architecture.
+    """
+    path = _file(Path(path), which)
+    about, tensors = read_weights(path)
+    own = model.state_dict()
+    check_architecture(own, tensors, path, about)
     model.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
     return about
 
 
-def load(run: str | Path, *, which: str = "best", device: str = "cpu") -> nn.Module:
+def _file(path: Path, which: str) -> Path:
+    """The weights of a run folder, or the file itself."""
+    if not path.is_dir():
+        return path
+    return path / (f"{folder.LAST}/model.safetensors" if which == "last" else f"{which}.safetensors")
+
+
+def load(run: str | Path, *, which: str = "best", device: str = "cpu", model: str | None = None) -> nn.Module:
     """The model of a run folder, with its best weights (or ``which`` of `load_weights`), in eval mode.
 
-    FileNotFoundError or ValueError, in one line, where the folder is no run or the model cannot be built.
+    ``model`` names the network, as `restore` takes it, where the run does not. FileNotFoundError or ValueError, in one
+    line, where the folder is no run or the model cannot be built.
+    """
+    return restore(run, which=which, model=model)[0].to(device).eval()
+
+
+def restore(
+    run: str | Path, *, which: str = "best", weights: str | None = None, model: str | None = None
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """The model of a run folder with its weights, their metadata, and the run's configuration.
+
+    ``weights``: a file instead of the run's own. ``model``: for a run that was trained from a Python object, which
+    network it was, a built-in one by name or the user's own as module:function. FileNotFoundError or ValueError, in one
+    line, as `load` and `load_weights`.
     """
     run = Path(run)
     if not (run / folder.CONFIG).is_file():
         raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
-    config = folder.read_json(run / folder.CONFIG)
-    model = model_of(config, run)
-    load_weights(model, run, which=which)
-    return model.to(device).eval()
+    config = folder.read_config(run / folder.CONFIG)
+    path = _file(Path(weights) if weights else run, which)
+    names = read_weights(path)[1] if model is not None else {}
+    net = model_of(config, run, model, names)
+    return net, load_weights(net, path), config
 
 
-def model_of(config: dict[str, Any], run: Path) -> nn.Module:
-    """The untrained model that a run's configuration describes."""
+def model_of(
+    config: dict[str, Any], run: Path, name: str | None = None, tensors: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """The untrained model that a run's configuration describes; ``name`` and ``tensors`` as `_named` takes them, where
+    it does not say how it was built."""
     settings = config.get("model") or {}
-    if not settings.get("name"):
-        raise ValueError(
-            f"{run} was trained from a Python object: build the model yourself and call"
-            " atent.train.load_weights(model, run)"
-        )
     about = config["about"]["data"]
+    if not settings.get("name"):
+        if name is None:
+            kind = settings.get("class") or "network"
+            raise ValueError(
+                f"{run} was trained from a Python object, a {kind}: name what builds it by --model module:function, or"
+                " build it yourself and call atent.train.load_weights(model, run)"
+            )
+        return _named(name, settings, tensors or {}, about["classes"], tuple(about["shape"]))
+    if name is not None:
+        raise ValueError(f"--model {name} is of no use for {run}: a run brings its own, {settings['name']}")
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     known["weights"] = None
     return make(ModelSettings(**known), classes=about["classes"], shape=tuple(about["shape"]))
+
+
+def _named(
+    name: str, made: dict[str, Any], tensors: Mapping[str, Tensor], classes: int, shape: tuple[int, ...]
+) -> nn.Module:
+    """The network called ``name`` as ``tensors`` have it: with the layer that normalises where they do."""
+    # Weights do not show it.
+    activation = made.get("activation") if name == made.get("name") else None
+    settings = ModelSettings(name=name, activation=activation)
+    if "normalize.mean" in tensors and ":" not in name:
+        channels = tensors["normalize.mean"].numel()
+        settings = ModelSettings(name=name, activation=activation, mean=(0.0,) * channels, std=(1.0,) * channels)
+    return make(settings, classes=classes, shape=shape)
 
 
 def load_file(
@@ -115,14 +163,7 @@ def load_file(
     name = name or next((n for n in [(about.get("model") or {}).get("name")] if n in MODELS), None)
     if name is None:
         raise ValueError(f"{path} does not say what network it holds: name it by --model, one of {', '.join(MODELS)}")
-    made = about.get("model") or {}
-    # Weights do not show it.
-    activation = made.get("activation") if name == made.get("name") else None
-    settings = ModelSettings(name=name, activation=activation)
-    if "normalize.mean" in tensors and ":" not in name:
-        channels = tensors["normalize.mean"].numel()
-        settings = ModelSettings(name=name, activation=activation, mean=(0.0,) * channels, std=(1.0,) * channels)
-    model = make(settings, classes=classes, shape=shape)
+    model = _named(name, about.get("model") or {}, tensors, classes, shape)
     load_weights(model, path)
     return model.eval(), about
 
@@ -136,9 +177,8 @@ def export(run: str | Path, out: str | Path) -> Path:
     run = Path(run)
     if not (run / folder.CONFIG).is_file():
         raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
-    model = model_of(folder.read_json(run / folder.CONFIG), run)
-    about = load_weights(model, run)
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    about, tensors = read_weights(run / folder.BEST)
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     lost = next((k for k, v in halves.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
     if lost:
         raise ValueError(f"{lost} is too large for float16: keep {run / folder.BEST} itself")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +57,8 @@ def assess(
     settings = subject.settings
     if checks and subject.threat is None:
         raise ValueError("the checks need a threat: give --norm and --eps")
+    if checks and subject.threat is not None and subject.threat.eps == math.inf:
+        raise ValueError("the checks need a finite eps, got inf: give --eps")
     norms = sorted({a.threat.norm for a in subject.attacks.values()})  # type: ignore[attr-defined]
     if radii and len(norms) > 1:
         raise ValueError(f"--radii are of one norm, the attacks have {' and '.join(norms)}: leave some out")

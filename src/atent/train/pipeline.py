@@ -8,26 +8,27 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from atent import run as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import labelled, parse
-from atent.data import DataSettings, Limit
+from atent.data import Data, DataSettings, Limit
 from atent.data import load as load_data
 from atent.data.split import Part
 from atent.methods import Method, Standard
 from atent.methods.awp import plain, title
-from atent.models import ModelSettings, make
+from atent.models import ModelSettings, check_output, make
 from atent.optim import Optimizer, Schedule
 from atent.rng import fold
 from atent.threat import Threat
-from atent.train.checkpoint import load_weights
+from atent.train.checkpoint import check_architecture, load_state, load_weights, model_of
 from atent.train.judgement import judge
-from atent.train.loop import Fitted, facts, fit
+from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.samples import described, words
 from atent.train.settings import TrainSettings, pick_device
-from atent.train.subject import EvaluateSettings, threat_of
+from atent.train.subject import EvaluateSettings, data_of, threat_of
 
 Say = Callable[[str], None]
 
@@ -67,43 +68,51 @@ def run_job(
     path: Path,
     *,
     resume: bool = False,
+    saved: Saved | None = None,
     progress: bool = True,
     report: Callable[[dict[str, Any]], None] | None = None,
     say: Say = lambda line: None,
 ) -> Finished:
     """Train, judge on the test set once, and leave a whole run folder at ``path``.
 
-    A run that is resumed keeps its own data.subset. Raises what the rooms raise: ValueError, FileNotFoundError,
-    FileExistsError, Diverged, Interrupted, OSError.
+    A run that is resumed keeps its own data.subset. ``saved``: what `saved_run` read of a run that was trained from
+    Python, to resume it. Raises what the rooms raise: ValueError, FileNotFoundError, FileExistsError, Diverged,
+    Interrupted, OSError.
     """
     if resume:
         job = as_begun(job, path)
-    data = load_data(job.data)
+    data = saved.data if saved else load_data(job.data)
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     allowed = job.evaluate.allow_large_eps
     attacks = labelled([parse(text, threat, ATTACKS, allow_large_eps=allowed) for text in job.evaluate.attacks])
     for attack in attacks.values():
         attack.threat.check_eps(data.shape)  # type: ignore[attr-defined]
-    model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
+    if saved:
+        model = saved.model
+    else:
+        model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
     if job.model.weights is not None and not resume:
         _begin_from(model, Path(job.model.weights))
-    config = {
-        **job.sections(),
-        "about": facts(model, data, job.method),
-        "provenance": folder.provenance(seed=job.train.seed, device=pick_device(job.train.device)),
-    }
+    config = (
+        saved.config
+        if saved
+        else {
+            **job.sections(),
+            "about": facts(model, data, job.method),
+            "provenance": folder.provenance(seed=job.train.seed, device=pick_device(job.train.device)),
+        }
+    )
     counts = data.about["counts"]
     say(f"run     {path}")
-    say(
-        f"data    {data.name}: {counts['train']} train, {counts['validation']} validation (seed {job.data.split_seed}),"
-        f" {counts['test']} test"
-    )
+    parts = f"{counts['train']} train, {counts['validation']} validation (seed {data.about['split']['seed']})"
+    say(f"data    {data.name}: {parts}, {counts['test']} test")
     limits: dict[Part, Limit] = {"validation": job.train.validate_limit or None, "test": job.evaluate.limit}
     for part, limit in limits.items():
         told = described(data, part, data.sample(part, limit))
         if told["n"] < told["of"]:
             say(f"subset  {part}: {words(told)}")
-    say(f"model   {job.model.name}, {config['about']['parameters']:,} parameters")
+    network = config["model"].get("name") or config["model"].get("class")
+    say(f"model   {network}, {config['about']['parameters']:,} parameters")
     say(f"method  {_method_line(config)}")
     fitted = fit(
         model, data, job.method, optimizer=job.optimizer, schedule=job.schedule, settings=job.train,
@@ -135,6 +144,33 @@ def as_begun(job: Job, path: Path) -> Job:
         return job
     rule = folder.read_config(path / folder.CONFIG)["data"].get("subset", job.data.subset)
     return replace(job, data=replace(job.data, subset=rule))
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """A run that was trained from Python, as far as its folder and the names that were given can build it."""
+
+    model: nn.Module
+    data: Data
+    config: dict[str, Any]
+
+
+def saved_run(path: Path, *, model: str | None = None, data: str | None = None, root: str | None = None) -> Saved:
+    """The network and the data of a run folder of `fit`, ready to be resumed; ``model`` and ``data`` name them, as
+    `model_of` and `data_of` take them. ValueError, in one line, as there, and for other training samples."""
+    config = folder.read_config(path / folder.CONFIG)
+    tensors = load_state(path, torch.device("cpu"))["model"]
+    net = model_of(config, path, model, tensors)
+    check_architecture(net.state_dict(), tensors, path, {})
+    found, about = data_of(config, path, data, root), config["about"]["data"]
+    seen = {"counts": found.about["counts"], "digest": digest_of(found).get("digest")}
+    for what, value in seen.items():
+        if value != about.get(what, value):
+            raise ValueError(
+                f"{path} cannot be resumed: the {what} of its data was {about[what]}, not {value}: give the same data"
+            )
+    check_output(net, found.shape, found.classes)
+    return Saved(net, found, config)
 
 
 def baseline(job: Job, threat: Threat) -> Job:

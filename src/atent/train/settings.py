@@ -8,13 +8,14 @@ from typing import Literal
 
 import torch
 
+from atent.checks import Settings
 from atent.data.settings import everything
 from atent.optim.average import check_average
 from atent.threads import Threads, check_threads
 
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(metaclass=Settings):
     """How long, in which portions, on what, and which epoch to keep; ValueError for values out of range."""
 
     epochs: int = 10

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from atent import run as folder
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import labelled, parse
+from atent.checks import Settings
 from atent.data import SOURCES, Data, DataSettings, Limit, Rule, Split, everything
 from atent.data import load as load_data
 from atent.data.settings import check_rule
@@ -21,7 +23,7 @@ from atent.models import check_output, from_reference
 from atent.precision import gaining
 from atent.threads import Threads, check_threads
 from atent.threat import Norm, Threat
-from atent.train.checkpoint import load_file, load_weights, model_of
+from atent.train.checkpoint import load_file, restore
 from atent.train.samples import described
 from atent.train.settings import pick_device
 
@@ -30,7 +32,7 @@ STRONG = ("PGD(steps=20)", "AutoAttack")
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(metaclass=Settings):
     """How the finished model is judged on the test set."""
 
     attacks: tuple[str, ...] = ("FGSM", "PGD(steps=20)", "Langevin(steps=20)")
@@ -54,6 +56,9 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", everything(self.limit))
+        # JSON has no infinity; `Threat` reads the word.
+        if isinstance(self.eps, float) and math.isinf(self.eps):
+            object.__setattr__(self, "eps", "inf")
         for name in ("limit", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -87,6 +92,8 @@ class Subject:
     """The folder for results."""
     stem: str = ""
     """What the names of the results' files begin with."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """A run's configuration."""
 
     def chosen(self) -> Split:
         """The test images that the settings ask for, by the data's subset."""
@@ -129,11 +136,12 @@ def subject(
 ) -> Subject:
     """What ``target`` names, ready to be judged: a run folder, a .safetensors file, or module:function.
 
-    A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. The others
-    need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are `STRONG` if left out. A
-    file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are chosen by
-    ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of torch on the
-    CPU, "auto" as many as the network gains from. Numbers that are left out are the run's, or those of
+    A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
+    was trained from Python needs ``model`` (see `restore`) and, where it was trained on tensors, ``data`` (see
+    `data_of`). The others need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are
+    `STRONG` by default. A file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one)
+    are chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
+    torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
     `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or
     has no effect on such a target.
     """
@@ -150,14 +158,11 @@ def subject(
             f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed, a .safetensors file"
             " or module:function"
         )
-    useless, why = {"--model": model, "--data": data}, "a run brings its own"
-    if own:
-        useless, why = {"--which": None if which == "best" else which, "--weights": weights}, "it is for a run folder"
-    for option, value in useless.items():
-        if value is not None:
-            raise ValueError(f"{option} {value} is of no use for {target}: {why}")
+    for option, value in {"--which": None if which == "best" else which, "--weights": weights}.items():
+        if own and value is not None:
+            raise ValueError(f"{option} {value} is of no use for {target}: it is for a run folder")
     check_threads(threads)
-    made = _other(target, given, model, data, root) if own else _run(path, given, root, which, weights)
+    made = _other(target, given, model, data, root) if own else _run(path, given, model, data, root, which, weights)
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))
@@ -167,31 +172,98 @@ def subject(
     return made
 
 
-def _run(path: Path, given: dict[str, Any], root: str | None, which: str, weights: str | None) -> Subject:
-    config = folder.read_config(path / folder.CONFIG)
-    model = model_of(config, path)
-    about = load_weights(model, weights or path, which=which)
-    known = {**config["evaluate"], **given}
+def names_model(config: dict[str, Any]) -> bool:
+    """Whether a run's configuration says how its network was built."""
+    return bool((config.get("model") or {}).get("name"))
+
+
+def names_data(config: dict[str, Any]) -> bool:
+    """Whether a run's configuration says how its data can be loaded again."""
+    about = (config.get("about") or {}).get("data") or {}
+    known = about.get("name") in SOURCES and about.get("source") != "tensors"
+    return bool((config.get("data") or {}).get("name")) or known
+
+
+def recorded_data(config: dict[str, Any]) -> DataSettings | None:
+    """The data set that a run's configuration describes; None for a run on tensors, which no name can load again."""
+    if not names_data(config):
+        return None
+    data, about = config["data"], config["about"]["data"]
+    if data.get("name"):
+        return DataSettings(**data)
+    # From Python the settings are known by what they led to.
+    split = about["split"]
+    return DataSettings(
+        about["name"], validation=split["validation"], split_seed=split["seed"], limit=about["limit"],
+        test_limit=about["test_limit"], augment=data.get("augment", "none"), subset=data.get("subset", "stratified"),
+    )  # fmt: skip
+
+
+def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: str | None = None) -> Data:
+    """The data of a run, from ``root`` where that is given; ``name`` names those of a run that cannot: a data set of
+    `SOURCES`, or module:function that gives what `atent.data.from_tensors` gives.
+
+    ValueError, in one line, without a name where one is needed, with one where none is, and for data of another form.
+    """
+    settings = recorded_data(config)
+    if settings is not None:
+        if name is not None:
+            raise ValueError(f"--data {name} is of no use for {run}: a run brings its own, {settings.name}")
+        return load_data(replace(settings, root=root) if root else settings)
+    if name is None:
+        raise ValueError(
+            f"{run} was trained on tensors, which it does not keep: name the data by --data module:function, a function"
+            " that gives what atent.data.from_tensors gives, or by --data npz --root FILE"
+        )
+    found, about = load_data(DataSettings(name, root)), config["about"]["data"]
+    for what, seen, wanted in (
+        ("classes", found.classes, about["classes"]),
+        ("inputs of shape", list(found.shape), list(about["shape"])),
+        ("values in", list(found.box), list(about["box"])),
+    ):
+        if seen != wanted:
+            raise ValueError(f"--data {name} has {what} {seen}, {run} was trained with {wanted}: give its own data")
+    return found
+
+
+def _run(
+    path: Path, given: dict[str, Any], model: str | None, name: str | None, root: str | None, which: str,
+    weights: str | None,
+) -> Subject:  # fmt: skip
+    net, about, config = restore(path, which=which, weights=weights, model=model)
+    data = data_of(config, path, name, root)
+    # What was trained from Python is evaluated as a network without a recipe is.
+    known = {"attacks": STRONG, **(config.get("evaluate") or {}), **given}
     settings = EvaluateSettings(**{**known, "attacks": tuple(known["attacks"])})
-    data = load_data(DataSettings(**{**config["data"], **({"root": root} if root else {})}))
     method = config["method"].get("threat")
     own = Threat(**{**method, "box": data.box}) if method else None
     threat = threat_of(own, data.box, settings)
+    _need_threat(path, threat, settings)
+    if model is not None:
+        check_output(net, data.shape, data.classes)
     head = {"run": path.name, "weights": str(weights) if weights else which, "epoch": about.get("epoch")}
-    return Subject(path.name, model, data, threat, _parsed(settings, threat), settings, head, path)
+    return Subject(path.name, net, data, threat, _parsed(settings, threat), settings, head, path, config=config)
+
+
+def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSettings) -> None:
+    """ValueError where neither the options nor the attacks say what the adversary may do."""
+    if threat is None and not all("eps=" in text for text in settings.attacks):
+        missing = [f"--{name}" for name in ("norm", "eps") if getattr(settings, name) is None]
+        raise ValueError(
+            f"{' and '.join(missing)} missing: which threat is {target} judged under? such as --norm linf --eps 8/255"
+        )
 
 
 def _other(target: str, given: dict[str, Any], model: str | None, data: str | None, root: str | None) -> Subject:
     if data is None:
-        raise ValueError(f"--data is missing: on which test set is {target} judged? one of {', '.join(SOURCES)}")
+        raise ValueError(
+            f"--data is missing: on which test set is {target} judged? one of {', '.join(SOURCES)}, or your own as"
+            " module:function"
+        )
     settings = EvaluateSettings(**{"attacks": STRONG, **given})
     loaded = load_data(DataSettings(data, root))
     threat = threat_of(None, loaded.box, settings)
-    if threat is None and not all("eps=" in text for text in settings.attacks):
-        missing = [f"--{name}" for name in ("norm", "eps") if name not in given]
-        raise ValueError(
-            f"{' and '.join(missing)} missing: which threat is {target} judged under? such as --norm linf --eps 8/255"
-        )
+    _need_threat(target, threat, settings)
     attacks = _parsed(settings, threat)
     path = Path(target)
     if path.suffix == ".safetensors":

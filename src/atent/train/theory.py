@@ -16,7 +16,7 @@ from atent.data import DataSettings, Limit, Rule
 from atent.data import load as load_data
 from atent.theory.check import Recipes, Settings, check
 from atent.train.samples import described, words
-from atent.train.subject import Subject, subject
+from atent.train.subject import Subject, names_data, subject
 
 THEORY = "theory.json"
 
@@ -50,10 +50,10 @@ def of_run(
     path = Path(target)
     own = path.suffix == ".safetensors" or (":" in target and not path.is_dir())
     judged = subject(
-        target, model=model, data=data if own else None, root=root, attacks=["FGSM(norm=l2, eps=1)"] if own else None,
-        which=which, limit=limit, subset=subset, device="cpu",
+        target, model=model, data=data if own or _without_data(path) else None, root=root,
+        attacks=["FGSM(norm=l2, eps=1)"] if own else (), which=which, limit=limit, subset=subset, device="cpu",
     )  # fmt: skip
-    if not own and data is not None and data != judged.data.name:
+    if not own and data is not None and data != judged.data.name and not _without_data(path):
         other = load_data(DataSettings(name=data, root=root))
         if other.shape != judged.data.shape or other.classes != judged.data.classes:
             raise ValueError(
@@ -72,7 +72,7 @@ def of_run(
             radius = float(threat.eps) * (math.sqrt(x[0].numel()) if threat.norm == "linf" else 1.0)
     k = 10
     if not own:
-        k = int((folder.read_json(path / folder.CONFIG).get("method") or {}).get("steps") or k)
+        k = int((judged.config.get("method") or {}).get("steps") or k)
     settings = Settings(
         gamma=gamma, temperature=temperature, radius=radius, samples=samples, chains=chains, steps=steps, k=k, seed=seed
     )
@@ -86,6 +86,11 @@ def of_run(
         "provenance": folder.provenance(seed=seed, device="cpu"),
     }
     return judged, content
+
+
+def _without_data(path: Path) -> bool:
+    """Whether a run folder does not say what its data are."""
+    return (path / folder.CONFIG).is_file() and not names_data(folder.read_json(path / folder.CONFIG))
 
 
 def draw(content: dict[str, Any], out: Path) -> list[Path]:

@@ -1,0 +1,180 @@
+"""What comes from outside made plain: numbers of numpy and torch, arrays, data loaders, and the fields of settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atent.run import unknown
+from atent.threat import Threat
+
+_OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def plain(value: Any) -> Any:
+    """A single number of numpy or torch as Python's own, anything else as it is."""
+    if type(value) in _OWN:
+        return value
+    single = isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0)
+    return value.item() if single else value
+
+
+class Settings(type):
+    """The class of dataclasses of settings: their numbers are Python's own, and misuse gets one line.
+
+    A number of numpy or torch is replaced by the plain one, so that what is written to files and compared with them
+    does not depend on where a number came from. ValueError for a field that the dataclass does not have, and where its
+    first field is a `Threat`, or a method, and something else is given.
+    """
+
+    def __call__(cls, *args: Any, **given: Any) -> Any:
+        if not (_OWN.issuperset(map(type, args)) and _OWN.issuperset(map(type, given.values()))):
+            args, given = tuple(map(plain, args)), {name: plain(value) for name, value in given.items()}
+        # An attack is made for every batch of a training: what is right is seen at once.
+        threat = args[0] if args else given.get("threat")
+        if type(threat) is not Threat or not given.keys() <= cls.__dict__["__dataclass_fields__"].keys():
+            _refuse(cls, args, given)
+        return super().__call__(*args, **given)
+
+
+def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    """ValueError, in one line, where the arguments cannot be those of ``cls``."""
+    fields = [f.name for f in dataclasses.fields(cls)]
+    first = fields[0] if fields else ""
+    odd = next((name for name in given if name not in fields), None)
+    if first in ("threat", "method"):
+        value = args[0] if args else given.get(first, getattr(cls, first, None) if first == "threat" else None)
+        fits = isinstance(value, Threat) if first == "threat" else isinstance(type(value), Settings)
+        if not fits or odd in ("eps", "epsilon", "norm"):
+            told = ", ".join([*map(_short, args), *(f"{name}={_short(value)}" for name, value in given.items())])
+            name, wanted = cls.__name__, first.title()
+            raise ValueError(f"{name} takes a {wanted} first, got {name}({told}): write {_example(cls, first)}")
+    if odd is not None:
+        raise ValueError(unknown(f"field of {cls.__name__}", odd, fields))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return repr(value) if isinstance(value, str | int | None) else f"a {type(value).__name__}"
+
+
+def _example(cls: type, first: str) -> str:
+    """How the class is called with a threat that it takes."""
+    if first == "method":
+        return f'{cls.__name__}(PGDAT(Threat("linf", 8/255)))'
+    for norm, eps, text in (("linf", 8 / 255, "8/255"), ("l2", 0.5, "0.5")):
+        try:
+            cls(Threat(norm, eps))  # type: ignore[arg-type]
+        except (ValueError, TypeError):
+            continue
+        return f'{cls.__name__}(Threat("{norm}", {text}))'
+    return f'{cls.__name__}(Threat("linf", 8/255), ...)'
+
+
+# ---- arrays and loaders ----------------------------------------------------------------------------------
+
+
+def as_samples(x: Any, y: Any, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    """Inputs and labels as tensors: as they are, from arrays, or with ``y`` None from a loader as ``x`` (`collect`).
+
+    See `as_inputs` for what becomes of ``x``; integer labels of an array become int64. ValueError, in one line, for
+    what holds no numbers.
+    """
+    if y is None:
+        if _is_array(x):
+            raise ValueError(
+                "labels are missing: give y, one integer per input; a DataLoader of (x, y) stands for both"
+            )
+        x, y = collect(x)
+    return as_inputs(x, model), as_labels(y)
+
+
+def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
+    """``x`` as a tensor. An array goes to the device and, as floats, to the type of ``model``; half precision becomes
+    the model's type, or float32, as an attack inside 16 bits cannot keep to its ball.
+
+    ValueError for a loader, for what holds no numbers, and for half precision beside a model in half precision.
+    """
+    if isinstance(x, Tensor) and x.dtype not in _HALVES:
+        return x
+    own = next((p for p in model.parameters() if p.is_floating_point()), None) if model is not None else None
+    wide = torch.float32 if own is None else own.dtype
+    if not isinstance(x, Tensor):
+        x = as_tensor("x", x)
+        if x.is_floating_point() and wide not in _HALVES:
+            x = x.to(wide)
+        return x if own is None else x.to(own.device)
+    if wide in _HALVES:
+        raise ValueError(
+            f"inputs are {x.dtype} and the model is {wide}: use float32 for both, x.float(), model.float()"
+        )
+    return x.to(wide)
+
+
+def as_labels(y: Any) -> Tensor:
+    """``y`` as a tensor; the integers of an array as int64. ValueError where there are none."""
+    if isinstance(y, Tensor):
+        return y
+    if y is None:
+        raise ValueError("labels are missing: give y, one integer per input")
+    y = as_tensor("y", y)
+    return y if y.is_floating_point() or y.dtype == torch.bool else y.long()
+
+
+def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """All x (n, ...) and y (n,) of a DataLoader, a Dataset or any other iterable of pairs (x, y), in its order.
+
+    The pairs are batches, x (b, ...) with y (b,), or single samples, x with one label. A loader that shuffles gives
+    another order, and so other sample numbers, each time. ValueError, in one line, for anything else and for no pairs.
+    """
+    if isinstance(batches, str | bytes | dict) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        raise ValueError(f"a DataLoader or an iterable of pairs (x, y) is wanted, got a {type(batches).__name__}")
+    xs, ys = [], []
+    for pair in batches:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            what = f"{len(pair)} things" if isinstance(pair, tuple | list) else f"a {type(pair).__name__}"
+            raise ValueError(
+                f"a {type(batches).__name__} must give pairs (x, y), got {what}: leave out what else it gives"
+            )
+        x, y = as_tensor("x", pair[0]), as_labels(pair[1])
+        single = y.ndim == 0
+        xs.append(x[None] if single else x)
+        ys.append(y[None] if single else y)
+    if not xs:
+        raise ValueError(f"the {type(batches).__name__} gives no pairs (x, y)")
+    shapes = {tuple(x.shape[1:]) for x in xs}
+    if len(shapes) > 1:
+        one, other, *_ = sorted(shapes)
+        raise ValueError(f"the {type(batches).__name__} gives inputs of shapes {one} and {other}: resize them to one")
+    return torch.cat(xs), torch.cat(ys)
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, Tensor) or hasattr(x, "__array__")
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """A tensor on its device, from a tensor, an array, a number or nested lists of numbers."""
+    if isinstance(value, Tensor):
+        return value
+    if not _is_array(value) and not isinstance(value, int | float | list | tuple):
+        raise ValueError(
+            f"{name} is a {type(value).__name__}, a tensor or an array is wanted: of a DataLoader make them by"
+            " x, y = atent.data.collect(loader)"
+        )
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            # Of the types that numpy itself does not know, bfloat16 comes as numbers all the same.
+            array = array.astype(np.float32)
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name} cannot be read as numbers ({reason}): give a tensor or an array") from None
