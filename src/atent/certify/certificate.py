@@ -25,6 +25,7 @@ from atent.certify.smoothing import (
     predictions,
 )
 from atent.guard import guard
+from atent.precision import full_precision
 from atent.progress import Advance
 from atent.run import dumps, read_json, share, write_atomic, write_json
 
@@ -301,7 +302,7 @@ def _rows(
     smoothed: Smoothed, x: Tensor, y: Tensor, ids: Tensor, draws: Draws, batch: int | None, advance: Advance | None
 ) -> list[Row]:
     begun = time.perf_counter()
-    with torch.no_grad(), guard(smoothed.model, mode="eval", seed=draws.seed):
+    with torch.no_grad(), guard(smoothed.model, mode="eval", seed=draws.seed), full_precision(x.device):
         natural = smoothed.model(x).argmax(1)
     found = smoothed.two_votes(x, draws.n0, draws.n, seed=draws.seed, ids=ids, batch=batch, advance=advance)
     classes, radii = certificates(*found, draws.sigma, draws.alpha)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import check_batch, check_ids, check_number, check_seed
 from atent.guard import guard
+from atent.precision import full_precision
 from atent.progress import Advance
 from atent.rng import fold
 from atent.run import lower_limit
@@ -150,7 +151,7 @@ class Smoothed:
         owner = torch.empty(len(inputs), dtype=torch.int64, device=x.device)
         generator = torch.Generator(x.device)
         tally, largest = torch.zeros(0), x.new_zeros(())
-        with guard(self.model, mode="eval", seed=seed):
+        with guard(self.model, mode="eval", seed=seed), full_precision(x.device):
             for begin in range(0, tasks, per):
                 work = [divmod(task, len(sizes)) for task in range(begin, min(begin + per, tasks))]
                 rows = 0
