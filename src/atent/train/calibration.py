@@ -20,15 +20,19 @@ _BATCHES = 2
 
 
 def look(
-    method: Method, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor]
+    method: Method, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor], *, joined: bool
 ) -> Calibration | None:
-    """What `ATENT.calibrate` finds for the untrained model at the threat's eps; None where nobody asks for it."""
+    """What `ATENT.calibrate` finds for the untrained model at the threat's eps; None where nobody asks for it.
+
+    ``joined``: the network cannot be seen on the one image that is left over, so that is left out.
+    """
     asked = method.method if isinstance(method, AWP) else method
     if not isinstance(asked, ATENT) or not asked.calibrated:
         return None
     rng = torch.Generator(data.train.x.device).manual_seed(fold(settings.seed, "order", 0))
     order = torch.randperm(len(data.train), generator=rng, device=rng.device)
     size, parts = settings.batch_size, []
+    order = order[: len(order) - joined]
     for position in range(min(_BATCHES, -(-len(order) // size))):
         rng.manual_seed(fold(settings.seed, "augment", 0, position))
         x, y = data.train.batch(order[position * size : (position + 1) * size])
@@ -38,6 +42,14 @@ def look(
     return asked.calibrate(
         model.train(), x, y, setting=setting, batch=size, seed=fold(settings.seed, "calibrate")
     )  # fmt: skip
+
+
+def stand_in(method: Method) -> Method:
+    """A method that needs no calibration any more, with some value, to try a step before one is found."""
+    asked = method.method if isinstance(method, AWP) else method
+    if not isinstance(asked, ATENT) or not asked.calibrated:
+        return method
+    return adopt(method, {"setting": "noise" if asked.calibrated == "noise" else "gamma", "value": 1e-3})
 
 
 def adopt(method: Method, found: dict[str, Any] | None) -> Method:

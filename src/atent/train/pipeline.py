@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from atent.data import DataSettings
 from atent.data import load as load_data
 from atent.methods import Method, Standard
 from atent.methods.awp import plain, title
-from atent.models import ModelSettings, make
+from atent.models import ModelSettings, check_output, make
 from atent.optim import Optimizer, Schedule
 from atent.rng import fold
 from atent.threat import Threat
 from atent.train.checkpoint import load_weights
 from atent.train.judgement import judge
 from atent.train.loop import Fitted, facts, fit
+from atent.train.preflight import check_attacks
 from atent.train.settings import TrainSettings, pick_device
 from atent.train.subject import EvaluateSettings, threat_of
 
@@ -77,8 +78,12 @@ def run_job(
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     attacks = labelled([parse(text, threat, ATTACKS) for text in job.evaluate.attacks])
     model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
+    # A network may make its layers in its first forward pass.
+    check_output(model, data.shape, data.classes)
     if job.model.weights is not None and not resume:
         _begin_from(model, Path(job.model.weights))
+    check_attacks(model, data, {f"evaluate.attacks {name}": attack for name, attack in attacks.items()})
+    import_module("matplotlib.figure")  # the curves are drawn at the end
     config = {
         **job.sections(),
         "about": facts(model, data, job.method),
