@@ -162,7 +162,8 @@ def export(run: str | Path, out: str | Path) -> Path:
     tensors, packed = pack(state)
     exact = packed.get("complex", ())
     halves = {k: v.half() if v.is_floating_point() and k not in exact else v for k, v in tensors.items()}
-    lost = next((k for k, v in halves.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
+    floats = [k for k, v in halves.items() if v.is_floating_point()]
+    lost = next((k for k in floats if (tensors[k].isfinite() & ~halves[k].isfinite()).any()), None)
     if lost:
         raise ValueError(f"{lost} is too large for float16: keep {run / folder.BEST} itself")
     out = folder.create(out)

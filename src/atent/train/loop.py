@@ -450,7 +450,7 @@ def _preflight(
             preflight.check_pass(made, x, data.classes)
     if path is not None:
         preflight.check_folder(path)
-        preflight.check_files(made or model, start, state)
+        preflight.check_files(model if made is None else made, start, state)
     step = preflight.gradient_of(calibration.stand_in(method), data, state, amp, model)
     return preflight.last_joins(len(data.train), settings.batch_size, step)
 

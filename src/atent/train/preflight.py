@@ -41,7 +41,7 @@ def move(model: nn.Module, device: torch.device, layout: torch.memory_format) ->
         parted = sorted(name for name in group if not group <= after.get(name, frozenset()))
         if parted:
             raise ValueError(
-                f"{parted[0]} and {parted[1]} share memory, which moving them to {device.type} or channels_last would end:"
+                f"{parted[0]} and {parted[1]} share memory, which the move to {device.type} or channels_last would end:"
                 " tie the Parameter itself (b.weight = a.weight)"
             )
 

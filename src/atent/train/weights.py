@@ -42,7 +42,8 @@ def plain_name(model: nn.Module, name: str) -> str:
         inner = _wrapped(module)
         if part != inner:
             kept.append(part)
-        module = module._modules.get(part) or nn.Module()
+        inside = module._modules.get(part)
+        module = nn.Module() if inside is None else inside
     return ".".join(kept)
 
 
