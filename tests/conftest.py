@@ -9,6 +9,30 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+CUDA, VISIBLE = torch.cuda.is_available(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cuda():
+    """Where there is a GPU, `device="auto"` means the CPU in all tests and their children: figures are the CPU's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def cuda_where_marked(request, monkeypatch):
+    """A test marked `cuda` sees the GPU, and is skipped where there is none."""
+    if request.node.get_closest_marker("cuda") is None:
+        return
+    if not CUDA:
+        pytest.skip("needs CUDA")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    if VISIBLE is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():

@@ -1,17 +1,24 @@
 """bfloat16 on a CPU: measured, refused where it does not pay, no property of a run. Times come from a fake clock."""
 
 import json
-from contextlib import nullcontext
+import sys
+from contextlib import contextmanager, nullcontext
 
+import kit
 import pytest
 import torch
 from torch import nn
 
-from atent import precision
+from atent import Threat, precision
 from atent import run as folder
+from atent.attacks import DDN, FAB, FMN, PGD, DeepFool
+from atent.certify import Smoothed
+from atent.certify.certificate import Draws, certify_run
 from atent.data import DataSettings, load
-from atent.methods import Standard
-from atent.optim import Optimizer
+from atent.evaluate import masking_checks
+from atent.methods import ATENT, AWP, METHODS, PGDAT, Standard
+from atent.methods import atent as atent_module
+from atent.optim import EntropySGD, Optimizer
 from atent.precision import Probe, bfloat16_pays
 from atent.train import TrainSettings, fit, loop
 from atent.train.checkpoint import STATE
@@ -230,3 +237,163 @@ def test_a_run_of_an_earlier_version_resumes(digits, tmp_path):
     state["mark"]["config"] = json.dumps(parts, sort_keys=True)
     torch.save(state, path)
     assert len(train(digits, network(), tmp_path / "run", resume=True).history) == 1
+
+
+# ---- searches, votes and perturbed weights
+
+
+def tf32(x):
+    """Rounded to the 10 bits of mantissa that TF32 has."""
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+
+class Rounded(torch.autograd.Function):
+    """The identity on TF32 numbers, both ways."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return tf32(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return tf32(grad)
+
+
+@pytest.fixture
+def emulated_tf32(monkeypatch):
+    """Convolutions as a GPU computes them by default, and in float32 inside every `full_precision`."""
+    exact = [0]
+    convolve, inside = nn.Conv2d._conv_forward, precision.full_precision
+
+    def rounded(self, x, weight, bias):
+        if exact[0]:
+            return convolve(self, x, weight, bias)
+        return Rounded.apply(convolve(self, Rounded.apply(x), Rounded.apply(weight), bias))
+
+    @contextmanager
+    def full(device):
+        exact[0] += 1
+        try:
+            with inside(device):
+                yield
+        finally:
+            exact[0] -= 1
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", rounded)
+    for module in [m for name, m in sys.modules.items() if name.startswith("atent.")]:
+        if getattr(module, "full_precision", None) is inside:
+            monkeypatch.setattr(module, "full_precision", full)
+
+
+BOX = Threat("l2", "inf"), Threat("linf", "inf")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [FMN(BOX[0], steps=30), FMN(BOX[1], steps=30), DDN(BOX[0], steps=30), DeepFool(BOX[0]), FAB(BOX[0], steps=10)],
+    ids=lambda attack: f"{type(attack).__name__}-{attack.threat.norm}",
+)
+def test_a_search_is_as_precise_as_its_verdict(attack, conv_net, batch, request):
+    """Points on the boundary are found in the arithmetic that judges them: TF32 outside changes no bit."""
+    (x, y), model = batch(60, torch.float32), conv_net(torch.float32)
+    exact = attack.run(model, x, y)
+    request.getfixturevalue("emulated_tf32")
+    assert not torch.equal(model(x), tf32(model(x)))  # and the last layer is in float32
+    found = attack.run(model, x, y)
+    assert torch.equal(found.x_adv, exact.x_adv)
+    assert int(found.success.sum()) == int(exact.success.sum()) > 50
+
+
+def test_the_callers_autocast_reaches_no_search(conv_net, batch):
+    (x, y), model, attack = batch(20, torch.float32), conv_net(torch.float32), FMN(BOX[0], steps=20)
+    exact = attack.run(model, x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attack.run(model, x, y).x_adv, exact.x_adv)
+
+
+def test_a_training_search_keeps_the_callers_precision(conv_net, batch):
+    x, y = batch(20, torch.float32)
+    seen = []
+    model = conv_net(torch.float32)
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        PGD(Threat("linf", 0.1), steps=2)(model, x, y, rng=torch.Generator().manual_seed(0))
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_votes_clean_pass_and_checks_are_in_full_precision(conv_net, batch):
+    x, y = batch(20, torch.float32)
+    seen = []
+    model = conv_net(torch.float32)
+    model[0].register_forward_hook(
+        lambda module, inputs, output: seen.append((output.dtype, torch.is_autocast_enabled("cpu")))
+    )
+    expected = Smoothed(model, 0.25).votes(x, 200)
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        votes = Smoothed(model, 0.25).votes(x, 200)
+        certify_run(model, x, y, Draws(0.25, n0=100, n=100, alpha=0.01))
+        masking_checks(model, x, y, Threat("linf", 0.1), attack=PGD(Threat("linf", 0.1), steps=2))
+    assert torch.equal(votes, expected)
+    assert set(seen) == {(torch.float32, False), (torch.float64, False)}  # float64: the twin of the derivatives' check
+
+
+@pytest.mark.parametrize("name", ["PGDAT", "TRADES", "MART", "ATENT"])
+def test_weights_are_perturbed_under_autocast(name):
+    """Autocast keeps cast copies of the weights: with copies that outlive a change the sharpness is exactly 0. The
+    right value is that of an autocast that keeps none; two passes that share a copy sum their gradients in it, so that
+    the direction v moves by some 2^-8 of its length."""
+    model, (x, y) = kit.network().float(), kit.batch()
+    method = AWP(METHODS[name](Threat("linf", 0.2), steps=2), gamma=0.5)
+    found = []
+    for kept in (True, False):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=kept):
+            found.append(method.backward(model, x.float(), y, rng=kit.stream(), ids=torch.arange(len(x))))
+    assert found[0]["sharpness"] > 0.05
+    assert float(found[0]["sharpness"]) == pytest.approx(float(found[1]["sharpness"]), rel=5 * 2**-8)
+
+
+def test_the_weights_are_back_for_autocast_too():
+    model, (x, y) = kit.network().float(), kit.batch()
+    method = AWP(PGDAT(Threat("linf", 0.2), steps=2), gamma=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.eval()
+        before = model(x.float())
+        method.backward(model, x.float(), y, rng=kit.stream(), ids=torch.arange(len(x)))
+        assert torch.equal(model(x.float()), before)
+
+
+def test_entropy_sgd_walks_under_an_autocast_around_its_step():
+    """Each call of the closure sees the weights of its own inner step."""
+    torch.manual_seed(0)
+    net, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(36, 5)), kit.batch()
+    optimizer = EntropySGD(net.parameters(), lr=0.1, inner_steps=3, inner_lr=1.0, noise=0.0)
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        losses.append(nn.functional.cross_entropy(net(x.float()), y))
+        losses[-1].backward()
+        return losses[-1]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        optimizer.step(closure)
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_atent_sums_the_clean_answers_gradients_in_float32(monkeypatch):
+    seen = []
+    accumulate = atent_module._accumulate
+
+    def spy(targets, grads, share):
+        seen.extend((t.dtype, g.dtype) for t, g in zip(targets, grads) if g is not None)
+        accumulate(targets, grads, share)
+
+    monkeypatch.setattr(atent_module, "_accumulate", spy)
+    model, (x, y) = kit.network().float(), kit.batch()
+    method = ATENT(Threat("linf", 0.2), steps=4, outer_loss="kl")
+    with torch.autocast("cpu", torch.bfloat16):
+        method.backward(model, x.float(), y, rng=kit.stream())
+    assert set(seen) == {(torch.float32, torch.float32)}

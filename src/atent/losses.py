@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Tensor) -> Tensor:
+    """The logits in float32 where they are in half precision, else as they are."""
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
 def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
     """-log softmax(z)_y; with ``smoothing`` s in [0, 1), s of the target is spread evenly over all classes:
     -(1 - s) log softmax(z)_y - s / classes * sum_i log softmax(z)_i (Szegedy et al. 2016)."""
-    return F.cross_entropy(_wide(logits), y, reduction="none", label_smoothing=smoothing)
+    return F.cross_entropy(wide(logits), y, reduction="none", label_smoothing=smoothing)
 
 
 def check_smoothing(smoothing: float) -> None:
@@ -35,7 +36,7 @@ def _true_and_best_other(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """max over i != y of z_i - z_y: positive exactly where the sample is misclassified (Carlini-Wagner)."""
-    own, other = _true_and_best_other(_wide(logits), y)
+    own, other = _true_and_best_other(wide(logits), y)
     return other - own
 
 
@@ -50,7 +51,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
     Unchanged by shifts and positive rescalings of the logits. Needs 3 classes or more (ValueError).
     """
-    z = _wide(logits)
+    z = wide(logits)
     if z.shape[1] < 3:
         raise ValueError(f"the DLR loss needs at least 3 classes, got {z.shape[1]}: use the margin loss")
     own, other = _true_and_best_other(z, y)
@@ -64,7 +65,7 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
     Unchanged by shifts and positive rescalings of the logits. Needs 4 classes or more (ValueError).
     """
-    z = _wide(logits)
+    z = wide(logits)
     if z.shape[1] < 4:
         raise ValueError(
             f"the targeted DLR loss needs at least 4 classes, got {z.shape[1]}: use the margin loss or cross-entropy"
@@ -76,13 +77,13 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def kl(logits: Tensor, reference: Tensor) -> Tensor:
     """KL(softmax(reference) || softmax(logits)); both (n, classes)."""
     return F.kl_div(
-        F.log_softmax(_wide(logits), 1), F.log_softmax(_wide(reference), 1), reduction="none", log_target=True
+        F.log_softmax(wide(logits), 1), F.log_softmax(wide(reference), 1), reduction="none", log_target=True
     ).sum(1)
 
 
 def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """-log p_y - log(1 - max_{i != y} p_i); the boosted cross-entropy (BCE) of MART, Wang et al. 2020."""
-    log_p = F.log_softmax(_wide(logits), 1)
+    log_p = F.log_softmax(wide(logits), 1)
     own = log_p.gather(1, y[:, None]).squeeze(1)
     other = log_p.scatter(1, y[:, None], float("-inf")).argmax(1)
     # 1 - p is the sum of all the others' probabilities: exact, and finite where p rounds to 1.

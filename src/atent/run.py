@@ -124,6 +124,11 @@ def write_json(path: str | Path, obj: Any) -> None:
     write_atomic(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
+def plain(obj: Any) -> Any:
+    """`obj` in JSON's own types, as `write_json` writes it. Raises ValueError as `write_json`."""
+    return _plain(obj, "", "value")
+
+
 def dumps(obj: Any) -> str:
     """`obj` as one line of JSON with sorted keys: equal settings give equal text. Raises as `write_json`."""
     return json.dumps(_plain(obj, "", "value"), sort_keys=True, allow_nan=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
@@ -277,7 +278,8 @@ class Attack(metaclass=Settings):
         """As the call, with the verdict, the distances and the passes of each sample.
 
         ``part`` runs that part of a composite attack only. ``search_dtype`` searches under autocast (float32 models);
-        the verdict is given in the model's own precision on the returned tensor, without autocast and TF32.
+        the verdict is given in the model's own precision on the returned tensor, without autocast and TF32, and without
+        ``rng`` the search too: a minimum-norm attack's points lie on the boundary, where rounding decides.
         ``channels_last`` shows the model images in that memory format: the same numbers to rounding, faster or slower
         as the network and the machine have it.
         """
@@ -326,7 +328,8 @@ class Attack(metaclass=Settings):
         counters = torch.zeros(2, n, dtype=torch.int64, device=x.device)
         if n == 0:
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
-        with guard(model, mode=mode, seed=inner):
+        exact = rng is None and search_dtype is None
+        with guard(model, mode=mode, seed=inner), full_precision(x.device) if exact else nullcontext():
             seen = model if search_dtype is None else Lowered(model, search_dtype)
             oracle = Oracle(seen, *counters, check=rng is None, channels_last=channels_last)
             clean = threat.clamp(x)

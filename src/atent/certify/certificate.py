@@ -27,6 +27,7 @@ from atent.certify.smoothing import (
 )
 from atent.checks import Settings, as_samples
 from atent.guard import guard
+from atent.precision import full_precision
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.run import dumps, read_json, share, write_atomic, write_json
@@ -315,7 +316,7 @@ def _rows(
     smoothed: Smoothed, x: Tensor, y: Tensor, ids: Tensor, draws: Draws, batch: int | None, advance: Advance | None
 ) -> list[Row]:
     begun = time.perf_counter()
-    with torch.no_grad(), guard(smoothed.model, mode="eval", seed=narrow(draws.seed)):
+    with torch.no_grad(), guard(smoothed.model, mode="eval", seed=narrow(draws.seed)), full_precision(x.device):
         natural = smoothed.model(x).argmax(1)
     found = smoothed.two_votes(x, draws.n0, draws.n, seed=draws.seed, ids=ids, batch=batch, advance=advance)
     classes, radii = certificates(*found, draws.sigma, draws.alpha)

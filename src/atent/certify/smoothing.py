@@ -14,6 +14,7 @@ from atent.attacks.base import check_batch, check_number, check_seed, numbered
 from atent.certify.noise import BLOCK, Noise
 from atent.checks import Settings, as_inputs, plain
 from atent.guard import guard
+from atent.precision import full_precision
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.run import lower_limit
@@ -148,7 +149,7 @@ class Smoothed(metaclass=Settings):
         )
         owner = torch.empty(len(inputs), dtype=torch.int64, device=x.device)
         tally, largest = torch.zeros(0), x.new_zeros(())
-        with guard(self.model, mode="eval", seed=narrow(seed)):
+        with guard(self.model, mode="eval", seed=narrow(seed)), full_precision(x.device):
             for begin in range(0, tasks, per):
                 work = [divmod(task, len(sizes)) for task in range(begin, min(begin + per, tasks))]
                 rows = 0

@@ -14,6 +14,7 @@ from atent.attacks.pgd import PGD
 from atent.evaluate.probe import Probe, forward, gradient, looks_like_probabilities
 from atent.guard import guard
 from atent.losses import cross_entropy, margin
+from atent.precision import full_precision
 from atent.rng import PerSample
 
 Verdict = tuple[bool, str]
@@ -21,7 +22,7 @@ Verdict = tuple[bool, str]
 FEW, COORDINATES = 20, 8
 """Samples, and coordinates per sample of each kind, on which differences are compared with derivatives."""
 ROUNDING = 1e-3
-"""Share of the logits' spread below which a change is rounding (TF32 included)."""
+"""Share of the logits' spread below which a change is rounding."""
 FINE, COARSE = 0.1, 0.5
 """Largest disagreement of differences and derivatives at a tiny step, and at the step of an attack."""
 FLAT = 0.01
@@ -37,7 +38,7 @@ def logits(probe: Probe) -> Verdict:
 @torch.no_grad()
 def _twice(probe: Probe) -> tuple[Tensor, Tensor]:
     x = probe.x[: probe.batch]
-    with guard(probe.model, mode="eval", seed=probe.seed):
+    with guard(probe.model, mode="eval", seed=probe.seed), full_precision(x.device):
         return probe.model(x), probe.model(x)
 
 

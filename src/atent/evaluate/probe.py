@@ -12,6 +12,7 @@ from atent.attacks.base import Attack, Loss, Oracle, check_batch, check_logits, 
 from atent.checks import as_samples
 from atent.data.split import spread
 from atent.guard import guard
+from atent.precision import full_precision
 from atent.rng import narrow
 from atent.run import share
 from atent.stats import sign_test
@@ -106,14 +107,14 @@ def probe(
 
 @torch.no_grad()
 def forward(model: nn.Module, x: Tensor, *, seed: int, batch: int) -> Tensor:
-    """Logits in eval mode; a random model draws the same numbers at each call."""
-    with guard(model, mode="eval", seed=seed):
+    """Logits in eval mode and full precision; a random model draws the same numbers at each call."""
+    with guard(model, mode="eval", seed=seed), full_precision(x.device):
         return torch.cat([model(part) for part in x.split(batch)])
 
 
 def gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, seed: int, batch: int) -> Tensor:
-    """Input gradient of each sample's loss in eval mode; ValueError where the model has none."""
-    with guard(model, mode="eval", seed=seed):
+    """Input gradient of each sample's loss in eval mode and full precision; ValueError where the model has none."""
+    with guard(model, mode="eval", seed=seed), full_precision(x.device):
         oracle = Oracle(model, *torch.zeros(2, 1, dtype=torch.int64, device=x.device), check=False)
         return torch.cat([oracle.gradient(a, b, loss)[0] for a, b in zip(x.split(batch), y.split(batch))])
 

@@ -14,7 +14,7 @@ from atent.attacks.base import check_choice, check_number
 from atent.attacks.langevin import SAMPLER_FIELDS, Gradient, Projection, Pull, Sampler, Variant, sampler
 from atent.attacks.starts import Start
 from atent.guard import guard
-from atent.losses import check_smoothing, cross_entropy, kl
+from atent.losses import check_smoothing, cross_entropy, kl, wide
 from atent.methods import base
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.methods.batchnorm import tracked, two_updates
@@ -256,7 +256,7 @@ class ATENT(Method):
 
         For data-entropy its value is the estimate of L_DE, and its gradient the one with the covariance.
         """
-        clean = model(x) if self.outer_loss == "kl" else None
+        clean = wide(model(x)) if self.outer_loss == "kl" else None
         value = surrogate = x.new_zeros(())
         for z, share, factors in self._weighed(aux, progress):
             logits = model(z)
@@ -301,7 +301,8 @@ class ATENT(Method):
         def see_clean() -> None:
             nonlocal clean, reference
             if self.outer_loss == "kl":
-                clean = model(x)
+                # The gradients of all iterates are summed at the clean answer: not in half precision.
+                clean = wide(model(x))
                 reference = clean.detach().requires_grad_()
                 targets.append(reference)
 

@@ -143,7 +143,10 @@ def _aside(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _ascended(layers: list[Tensor], slopes: list[Tensor], gamma: float) -> Iterator[None]:
-    """Inside, each layer is w + gamma ||w|| g / ||g||; after, it is w again. ``slopes``, the g, are used up."""
+    """Inside, each layer is w + gamma ||w|| g / ||g||; after, it is w again. ``slopes``, the g, are used up.
+
+    Autocast keeps a cast copy of each weight: it is dropped at both changes, or the passes would see the old weights.
+    """
     if not layers:
         yield
         return
@@ -156,10 +159,12 @@ def _ascended(layers: list[Tensor], slopes: list[Tensor], gamma: float) -> Itera
     try:
         with torch.no_grad():
             torch._foreach_add_(layers, slopes)
+        torch.clear_autocast_cache()
         yield
     finally:
         with torch.no_grad():
             torch._foreach_copy_(layers, before)
+        torch.clear_autocast_cache()
 
 
 def _check(gamma: float, warmup: float) -> None:

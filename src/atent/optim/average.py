@@ -30,7 +30,9 @@ class Average:
         check_choice("average", kind, ("ema", "swa"))
         check_average(decay, start)
         self.kind, self.decay, self.start, self.count = kind, decay, start, 0
-        tensors = [*model.parameters(), *model.buffers()]
+        # Sparse, quantised and lazily conjugated buffers are constants: there is no arithmetic for them.
+        every = [*model.parameters(), *model.buffers()]
+        tensors = [t for t in every if t.layout == torch.strided and not (t.is_quantized or t.is_conj())]
         self._floats = [t.data for t in tensors if t.is_floating_point()]
         self._others = [t.data for t in tensors if not t.is_floating_point()]
         self._mean = [t.clone() for t in self._floats]

@@ -162,9 +162,12 @@ class EntropySGD(torch.optim.Optimizer):
                     moved = [p for p in group["params"] if p in means]
                     share = group["alpha"] if group["average"] == "exponential" else 1 / (k + 1)
                     torch._foreach_lerp_([means[p] for p in moved], moved, share)
+                # Under the caller's autocast the next call would see the weights before this step.
+                torch.clear_autocast_cache()
         finally:
             for p, w in anchors.items():
                 p.copy_(w)
+            torch.clear_autocast_cache()
         for group, gamma in zip(groups, gammas):
             for p in group["params"]:
                 if p in plain:

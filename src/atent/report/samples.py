@@ -14,6 +14,7 @@ from atent import plots
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, spell
 from atent.guard import guard
+from atent.precision import full_precision
 from atent.report.collect import Run
 from atent.threat import Threat
 from atent.train.judgement import adversarial
@@ -126,7 +127,7 @@ def _attack(run: Run) -> tuple[str, Threat | None]:
 @torch.no_grad()
 def _told(model: nn.Module, x: Tensor) -> tuple[list[int], list[float]]:
     """The class that the model sees in each image, and its softmax."""
-    with guard(model, mode="eval"):
+    with guard(model, mode="eval"), full_precision(x.device):
         found = model(x).double().softmax(1).max(1)
     return found.indices.tolist(), found.values.tolist()
 

@@ -20,16 +20,20 @@ _BATCHES = 2
 
 
 def look(
-    method: Method, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor]
+    method: Method, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor], *, joined: bool
 ) -> Calibration | None:
-    """What `ATENT.calibrate` finds for the untrained model at the threat's eps; None where nobody asks for it."""
+    """What `ATENT.calibrate` finds for the untrained model at the threat's eps; None where nobody asks for it.
+
+    ``joined``: the network cannot be seen on the one image that is left over, so that is left out.
+    """
     asked = method.method if isinstance(method, AWP) else method
     if not isinstance(asked, ATENT) or not asked.calibrated:
         return None
     rng, size = torch.Generator(data.train.x.device), settings.batch_size
     some = data.sample("train", _BATCHES * size, "stratified")
+    count = len(some) - (joined and len(some) % size == 1)
     parts = []
-    for position, index in enumerate(torch.arange(len(some), device=rng.device).split(size)[:_BATCHES]):
+    for position, index in enumerate(torch.arange(count, device=rng.device).split(size)[:_BATCHES]):
         rng.manual_seed(fold(settings.seed, "augment", 0, position))
         x, y = some.batch(index)
         parts.append((move(x, rng), y))
@@ -38,6 +42,14 @@ def look(
     return asked.calibrate(
         model.train(), x, y, setting=setting, batch=size, seed=fold(settings.seed, "calibrate")
     )  # fmt: skip
+
+
+def stand_in(method: Method) -> Method:
+    """A method that needs no calibration any more, with some value, to try a step before one is found."""
+    asked = method.method if isinstance(method, AWP) else method
+    if not isinstance(asked, ATENT) or not asked.calibrated:
+        return method
+    return adopt(method, {"setting": "noise" if asked.calibrated == "noise" else "gamma", "value": 1e-3})
 
 
 def adopt(method: Method, found: dict[str, Any] | None) -> Method:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atent import run as folder
 from atent.attacks.spec import show
@@ -27,6 +27,7 @@ from atent.threat import Norm, Threat, radius
 from atent.train.samples import words
 from atent.train.settings import pick_device
 from atent.train.subject import Subject, subject
+from atent.train.weights import visible
 
 CERTIFICATE = "certificate.csv"
 
@@ -151,9 +152,12 @@ def sigma_of(config: dict[str, Any], name: str | Path) -> float:
 def fingerprint(model: nn.Module) -> str:
     """A hash of every weight and buffer: rows of other weights are never mixed."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, value in visible(model).items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
     return digest.hexdigest()[:16]
 
 

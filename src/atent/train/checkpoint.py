@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,55 +12,69 @@ import torch
 from torch import Tensor, nn
 
 from atent import run as folder
+from atent.guard import guard
 from atent.models import MODELS, ModelSettings, make
+from atent.train.weights import Notes, Snapshot, State, differences, fitted, pack, put, unpack, visible, whole
 
 STATE = "state.pt"
 
 
-def save_weights(path: Path, model: nn.Module | dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Parameters and buffers as safetensors, ``about`` (plain JSON) in the metadata; written atomically."""
+def save_weights(
+    path: Path, model: nn.Module | dict[str, Tensor], about: dict[str, Any], start: Snapshot | None = None
+) -> None:
+    """Parameters and buffers as safetensors, ``about`` (plain JSON) in the metadata; written atomically.
+
+    Tied weights are kept once, extra state that is JSON in the metadata, and names are those of the network inside
+    `torch.compile`. With ``start``, the training's `Snapshot`, also buffers that have been added, resized, or changed
+    without being persistent. ValueError, in one line, for what such a file cannot hold.
+    """
+    own = start.own(model) if start is not None and isinstance(model, nn.Module) else []
+    tensors, notes = pack(whole(model, own) if isinstance(model, nn.Module) else model)
+    _write(path, tensors, notes | ({"own": own} if own else {}), about)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], notes: Notes, about: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
-    tensors = model.state_dict() if isinstance(model, nn.Module) else model
-    # safetensors refuses views and channels-last tensors.
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    metadata = {"atent": json.dumps(folder.plain(about))}
+    if notes:
+        metadata["state"] = json.dumps(notes)
     with folder.atomic(path) as temporary:
-        save_file(plain, temporary, metadata={"atent": json.dumps(about)})
+        save_file(tensors, temporary, metadata=metadata)
 
 
-def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The metadata and the tensors of a .safetensors file; FileNotFoundError or ValueError in one line."""
+def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
+    """The metadata, the state and its notes, of a .safetensors file; FileNotFoundError or ValueError in one line."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: give a run folder or a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("atent", "{}"))
-            return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            about, notes = (json.loads(metadata.get(key, "{}")) for key in ("atent", "state"))
+            return about, unpack({name: file.get_tensor(name) for name in file.keys()}, notes), notes  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
 
 
 def check_architecture(
-    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path, about: dict[str, Any]
+    model: nn.Module, state: Mapping[str, Any], path: Path, about: dict[str, Any], own: Collection[str] = ()
 ) -> None:
-    """ValueError, in one line, unless the weights ``tensors`` of ``path`` fit a model whose weights are ``own``."""
-    differences = [
-        *(f"{k} is missing" for k in own if k not in tensors),
-        *(f"{k} is not in the model" for k in tensors if k not in own),
-        *(
-            f"{k} has shape {tuple(tensors[k].shape)}, the model {tuple(own[k].shape)}"
-            for k in own
-            if k in tensors and tensors[k].shape != own[k].shape
-        ),
-    ]
-    if differences:
-        more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+    """ValueError, in one line, unless the ``state`` of ``path`` fits ``model``, but for the buffers ``own``.
+
+    A network that makes layers in its first forward pass makes them here.
+    """
+    mismatch = differences(visible(model), dict(state), own)
+    if mismatch and about.get("shape"):
+        _first_pass(model, tuple(about["shape"]))
+        mismatch = differences(visible(model), dict(state), own)
+    if mismatch:
+        more = f" and {len(mismatch) - 1} more" if len(mismatch) > 1 else ""
         made = (about.get("model") or {}).get("name")
         told = f" ({made}, {about.get('classes')} classes, inputs {tuple(about.get('shape', ()))})" if made else ""
         raise ValueError(
-            f"{path} holds another architecture: {differences[0]}{more}; build the model it was made with{told}"
+            f"{path} holds another architecture: {mismatch[0]}{more}; build the model it was made with{told}"
         )
 
 
@@ -67,14 +82,15 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> 
     """Load weights from a run folder or a .safetensors file; returns its metadata. ``which``: best, last, or of a run
     that averages its weights the best epoch of each kind, raw, ema or swa.
 
-    float16 files are raised to the model's own type. FileNotFoundError or ValueError, in one line, where the file is
-    absent, damaged, or of another architecture.
+    float16 files are raised to the model's own type; either may be of a network inside `torch.compile`. A network that
+    makes layers in its first forward pass makes them here. FileNotFoundError or ValueError, in one line, where the file
+    is absent, damaged, or of another architecture.
     """
     path = _file(Path(path), which)
-    about, tensors = read_weights(path)
-    own = model.state_dict()
-    check_architecture(own, tensors, path, about)
-    model.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
+    about, state, notes = read_weights(path)
+    own = notes.get("own", [])
+    check_architecture(model, state, path, about, own)
+    put(model, fitted(visible(model), state), own)
     return about
 
 
@@ -83,6 +99,13 @@ def _file(path: Path, which: str) -> Path:
     if not path.is_dir():
         return path
     return path / (f"{folder.LAST}/model.safetensors" if which == "last" else f"{which}.safetensors")
+
+
+def _first_pass(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Let layers that are made in the first forward pass come into being; what else goes wrong shows later."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    with contextlib.suppress(Exception), guard(model, mode="eval"), torch.no_grad():
+        model(torch.zeros(2, *shape, dtype=first.dtype, device=first.device))
 
 
 def load(run: str | Path, *, which: str = "best", device: str = "cpu", model: str | None = None) -> nn.Module:
@@ -158,7 +181,7 @@ def load_file(
     FileNotFoundError or ValueError, in one line, for a missing or unknown name, and as `load_weights`.
     """
     path = Path(path)
-    about, tensors = read_weights(path)
+    about, tensors, _ = read_weights(path)
     # A file must not choose whose code is run.
     name = name or next((n for n in [(about.get("model") or {}).get("name")] if n in MODELS), None)
     if name is None:
@@ -177,15 +200,18 @@ def export(run: str | Path, out: str | Path) -> Path:
     run = Path(run)
     if not (run / folder.CONFIG).is_file():
         raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
-    about, tensors = read_weights(run / folder.BEST)
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-    lost = next((k for k, v in halves.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
+    about, state, notes = read_weights(run / folder.BEST)
+    tensors, packed = pack(state)
+    exact = packed.get("complex", ())
+    halves = {k: v.half() if v.is_floating_point() and k not in exact else v for k, v in tensors.items()}
+    floats = [k for k, v in halves.items() if v.is_floating_point()]
+    lost = next((k for k in floats if (tensors[k].isfinite() & ~halves[k].isfinite()).any()), None)
     if lost:
         raise ValueError(f"{lost} is too large for float16: keep {run / folder.BEST} itself")
     out = folder.create(out)
     for name in (folder.CONFIG, folder.METRICS):
         folder.write_atomic(out / name, (run / name).read_bytes())
-    save_weights(out / folder.BEST, halves, about)
+    _write(out / folder.BEST, halves, {**notes, **packed}, about)
     return out
 
 

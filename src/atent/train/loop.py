@@ -39,7 +39,7 @@ from atent.progress import bar
 from atent.rng import fold
 from atent.threads import cores
 from atent.threat import Threat
-from atent.train import calibration
+from atent.train import calibration, preflight
 from atent.train.checkpoint import load_state, load_weights, save_state, save_weights
 from atent.train.clock import Clock
 from atent.train.interrupt import Interrupted, stop_requests
@@ -47,6 +47,7 @@ from atent.train.meter import Meter
 from atent.train.samples import described
 from atent.train.settings import TrainSettings, pick_device
 from atent.train.watch import STOP, watch
+from atent.train.weights import Snapshot, State, copied, put, unwrapped, whole
 
 # Steps between two looks at the loss: each look waits for the device.
 _LOOK = 50
@@ -116,27 +117,28 @@ def fit(
         raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
     if threat is not None:
         threat.check_eps(data.shape)
-    check_output(model, data.shape, data.classes)
     layout = torch.channels_last if settings.channels_last and len(data.shape) == 3 else torch.contiguous_format
-    model.to(device)
-    if layout is torch.channels_last:
-        model.to(memory_format=layout)  # type: ignore[call-overload]
+    preflight.move(model, device, layout)
+    check_output(model, data.shape, data.classes, device)
+    preflight.check_weights(model)
     if resume and run is not None:
         data = _as_begun(data, Path(run))
     data, move = data.to(device), augment(augmentation)
     probe = _Probe(data, settings, threat, robust=own is not None)
     watcher = watch(method, data, settings, threat)
     weights = build(optimizer, model, seed=settings.seed)
-    n, batches = len(data.train), -(-len(data.train) // settings.batch_size)
+    amp = torch.autocast(device.type, torch.bfloat16) if settings.precision == "bfloat16" else nullcontext()
+    state = preflight.begin(method, len(data.train), data.shape, device)
+    path, start = Path(run) if run is not None else None, Snapshot(model)
+    joined = _preflight(model, data, method, state, settings, probe, start, path, amp)
+    n, batches = len(data.train), -(-len(data.train) // settings.batch_size) - joined
     # An optimizer may use up several batches per step (Entropy-SGD).
     share = getattr(weights, "batches_per_step", 1)
     steps = -(-batches // share) * method.replays
     clock = Clock(settings.epochs, steps, settings.minutes)
-    state = method.init(n, data.shape, device)
     mean = None
     if settings.average != "none":
         mean = Average(model, settings.average, decay=settings.average_decay, start=settings.average_start)
-    amp = torch.autocast(device.type, torch.bfloat16) if settings.precision == "bfloat16" else nullcontext()
     rng = torch.Generator(device)
 
     config = config or describe(model, data, method, optimizer, schedule, settings, augmentation, threat)
@@ -145,11 +147,10 @@ def fit(
     mark: dict[str, Any] = {"config": _fingerprint(config), "epoch": 0, "step": 0}
     history: list[dict[str, Any]] = []
     shelf = _Shelf(probe, settings)
-    best_weights: dict[str, Tensor] | None = None
+    best_weights: tuple[State, list[str]] | None = None
     meter = Meter()
     stopped: str | None = None
     told = False
-    path = Path(run) if run is not None else None
     if resume:
         if path is None:
             raise ValueError("resume needs the run folder to go on from: give run=...")
@@ -157,7 +158,7 @@ def fit(
         if _of_the_run(saved["mark"]["config"]) != mark["config"]:
             raise ValueError(f"{path} was trained with other settings: resume with those of its {folder.CONFIG}")
         mark = saved["mark"]
-        model.load_state_dict(saved["model"])
+        put(model, saved["model"], saved.get("own", ()))
         weights.load_state_dict(saved["optimizer"])
         state, meter = saved["method"], Meter.restore(saved["meter"])
         clock.elapsed = mark.get("elapsed", 0.0)
@@ -180,7 +181,7 @@ def fit(
         _check_bfloat16(model, data, settings, device)
     if not resume:
         with amp:
-            found = calibration.look(method, model, data, settings, move)
+            found = calibration.look(method, model, data, settings, move, joined=joined)
         if found is not None:
             say(f"found   {found}")
             mark["calibration"] = found.describe()
@@ -194,10 +195,11 @@ def fit(
     def save(epoch: int, step: int) -> None:
         if path is not None:
             mark.update(epoch=epoch, step=step, elapsed=clock.seconds())
+            own = start.own(model)
             save_state(
                 path,
                 {
-                    "mark": mark, "model": model.state_dict(), "optimizer": weights.state_dict(),
+                    "mark": mark, "model": whole(model, own), "own": own, "optimizer": weights.state_dict(),
                     "method": state, "meter": meter.state(), "average": mean.state() if mean else None,
                 },
             )  # fmt: skip
@@ -212,7 +214,8 @@ def fit(
         def gradient() -> Tensor:
             call = next(calls)
             position = part[call % len(part)]
-            index = order[position * settings.batch_size : (position + 1) * settings.batch_size]
+            end = n if position == batches - 1 else (position + 1) * settings.batch_size
+            index = order[position * settings.batch_size : end]
             # A batch that comes again, within a step or as a replay, has the same augmentation, and new draws.
             rng.manual_seed(fold(settings.seed, "augment", now - now % method.replays, position))
             x, y = data.train.batch(index)
@@ -311,19 +314,19 @@ def fit(
             for name, kind in shelf.add(row).items():
                 with lent(kind):
                     if path is not None:
-                        save_weights(path / f"{name}.safetensors", model, {**about, "weights": kind})
+                        save_weights(path / f"{name}.safetensors", model, {**about, "weights": kind}, start)
                     elif name == "best":
-                        best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                        best_weights = copied(model), start.own(model)
             history.append(row)
             if path is not None:
                 folder.append_jsonl(path / folder.METRICS, row)
             # Many epochs may fit between two measurements in a given time: not each is worth a checkpoint.
             if path is not None and (measured or settings.minutes is None):
                 (path / folder.LAST).mkdir(exist_ok=True)
-                save_weights(path / folder.LAST / "model.safetensors", model, about)
+                save_weights(path / folder.LAST / "model.safetensors", model, about, start)
                 if mean and mean.count:
                     with mean.applied():
-                        save_weights(path / folder.LAST / f"{settings.average}.safetensors", model, about)
+                        save_weights(path / folder.LAST / f"{settings.average}.safetensors", model, about, start)
                 save(epoch + 1, 0)
                 saved_at = time.perf_counter()
             mark["step"] = 0
@@ -332,7 +335,7 @@ def fit(
     best = shelf.best
     assert best is not None
     if best_weights is not None:
-        model.load_state_dict(best_weights)
+        put(model, *best_weights)
     elif path is not None:
         load_weights(model, path)
     return Fitted(model.eval(), history, best, path, stopped)
@@ -438,7 +441,7 @@ def describe(
     return {
         "recipe": None,
         "data": {"augment": augmentation, "subset": data.subset},
-        "model": {"name": None, "class": type(model).__qualname__},
+        "model": {"name": None, "class": type(unwrapped(model)).__qualname__},
         "method": plain(method),
         "optimizer": asdict(optimizer),
         "schedule": asdict(schedule),
@@ -465,6 +468,26 @@ def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
     if isinstance(inner, ATENT):
         out["chain"] = inner.chain().describe()
     return out
+
+
+def _preflight(
+    model: nn.Module, data: Data, method: Method, state: Any, settings: TrainSettings, probe: _Probe, start: Snapshot,
+    path: Path | None, amp: AbstractContextManager[Any],
+) -> bool:  # fmt: skip
+    """ValueError for what would end the training later; whether a last batch of one image joins the one before."""
+    preflight.check_attacks(
+        model, data, {f"validate_attack {settings.validate_attack}": a for a in probe.attacks.values()}
+    )
+    made = preflight.twin(model)
+    x, _ = data.train.batch(torch.arange(min(2, len(data.train)), device=data.train.x.device))
+    if made is not None and len(x) > 1:
+        with amp:
+            preflight.check_pass(made, x, data.classes)
+    if path is not None:
+        preflight.check_folder(path)
+        preflight.check_files(model if made is None else made, start, state)
+    step = preflight.gradient_of(calibration.stand_in(method), data, state, amp, model)
+    return preflight.last_joins(len(data.train), settings.batch_size, step)
 
 
 # What belongs to the machine: a run may resume with other values of these.

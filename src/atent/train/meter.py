@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,14 +32,17 @@ class Meter:
         """Whether the loss so far is a number; waits for the device."""
         return "loss" not in self.sums or bool(torch.isfinite(self.sums["loss"]))
 
-    def summary(self) -> dict[str, float]:
-        """Means, and the 10, 50 and 90 % quantiles of vectors as ``name_q10``, ``name_median``, ``name_q90``."""
+    def summary(self) -> dict[str, float | None]:
+        """Means, and the 10, 50 and 90 % quantiles of vectors as ``name_q10``, ``name_median``, ``name_q90``.
+
+        None where a figure is not finite, which JSON cannot hold: a metric is no reason to lose an epoch.
+        """
         out = {name: float(total) / self.count for name, total in self.sums.items()}
         for name, parts in self.values.items():
             ordered = torch.cat(parts).sort().values
             for suffix, q in QUANTILES.items():
                 out[f"{name}_{suffix}"] = float(ordered[round(q * (len(ordered) - 1))])
-        return out
+        return {name: value if math.isfinite(value) else None for name, value in out.items()}
 
     def state(self) -> dict[str, object]:
         """What `restore` takes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from atent.threat import Threat
 from atent.train.checkpoint import check_architecture, load_state, load_weights, model_of
 from atent.train.judgement import judge
 from atent.train.loop import Fitted, digest_of, facts, fit
+from atent.train.preflight import check_attacks
 from atent.train.samples import described, words
 from atent.train.settings import TrainSettings, pick_device
 from atent.train.subject import EvaluateSettings, data_of, threat_of
@@ -91,8 +92,12 @@ def run_job(
         model = saved.model
     else:
         model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
+        # A network may make its layers in its first forward pass.
+        check_output(model, data.shape, data.classes)
     if job.model.weights is not None and not resume:
         _begin_from(model, Path(job.model.weights))
+    check_attacks(model, data, {f"evaluate.attacks {name}": attack for name, attack in attacks.items()})
+    import_module("matplotlib.figure")  # the curves are drawn at the end
     config = (
         saved.config
         if saved
@@ -159,9 +164,9 @@ def saved_run(path: Path, *, model: str | None = None, data: str | None = None, 
     """The network and the data of a run folder of `fit`, ready to be resumed; ``model`` and ``data`` name them, as
     `model_of` and `data_of` take them. ValueError, in one line, as there, and for other training samples."""
     config = folder.read_config(path / folder.CONFIG)
-    tensors = load_state(path, torch.device("cpu"))["model"]
-    net = model_of(config, path, model, tensors)
-    check_architecture(net.state_dict(), tensors, path, {})
+    state = load_state(path, torch.device("cpu"))
+    net = model_of(config, path, model, state["model"])
+    check_architecture(net, state["model"], path, {}, state.get("own", ()))
     found, about = data_of(config, path, data, root), config["about"]["data"]
     seen = {"counts": found.about["counts"], "digest": digest_of(found).get("digest")}
     for what, value in seen.items():

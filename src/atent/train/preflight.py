@@ -1,0 +1,218 @@
+"""What would end a training late is found before its first step: each error is one true line, and nothing is written.
+
+Everything is tried on a copy of the network, so that the training begins from where it would have begun.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from atent import run as folder
+from atent.attacks import Attack
+from atent.data import Data
+from atent.guard import guard
+from atent.losses import cross_entropy
+from atent.methods import Method
+from atent.train.weights import Snapshot, aliases, pack, put, unpack, whole
+
+
+def move(model: nn.Module, device: torch.device, layout: torch.memory_format) -> None:
+    """The network to where it trains; ValueError where that is impossible, or would part weights that share memory."""
+    values = [*model.named_parameters(), *model.named_buffers()]
+    lost = next((k for k, v in values if v.is_meta and device.type != "meta"), None)
+    if lost:
+        raise ValueError(f"the network's {lost} is on the meta device, without values: build it on a real one")
+    before = aliases(model)
+    model.to(device)
+    if layout is torch.channels_last:
+        model.to(memory_format=layout)  # type: ignore[call-overload]
+    after = {name: group for group in aliases(model) for name in group}
+    for group in before:
+        parted = sorted(name for name in group if not group <= after.get(name, frozenset()))
+        if parted:
+            raise ValueError(
+                f"{parted[0]} and {parted[1]} share memory, which the move to {device.type} or channels_last would end:"
+                " tie the Parameter itself (b.weight = a.weight)"
+            )
+
+
+def begin(method: Method, n: int, shape: tuple[int, ...], device: torch.device) -> Any:
+    """The method's first state; ValueError in one line where its ``init`` fails."""
+    try:
+        return method.init(n, shape, device)
+    except Exception as error:
+        text = " ".join(str(error).split()) if isinstance(error, ValueError) else _line(error)
+        raise ValueError(f"{type(method).__name__} cannot begin on {n} images of shape {shape}: {text}") from error
+
+
+def check_weights(model: nn.Module) -> None:
+    """ValueError for weights that no step and no file can change in place."""
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(value):
+            raise ValueError(
+                f"the network's {name} is not initialised after a forward pass: give its size, or remove it"
+            )
+        if value.layout == torch.strided and any(n > 1 and s == 0 for n, s in zip(value.shape, value.stride())):
+            raise ValueError(f"the network's {name} is an expanded view, which cannot be written to: .clone() it")
+
+
+def twin(model: nn.Module) -> nn.Module | None:
+    """A copy of a network to try things on; None where it cannot be copied."""
+    try:
+        with _random_state():
+            return copy.deepcopy(model)
+    except Exception:
+        return None
+
+
+def check_pass(model: nn.Module, x: Tensor, classes: int) -> None:
+    """One pass of a copy in train mode; ValueError where it fails, or makes parameters that no optimizer would see."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    if own != x.dtype:
+        raise ValueError(f"the network is {own} and the data {x.dtype}: train it in {x.dtype}, by model.float()")
+    before = {k: id(p) for k, p in model.named_parameters()}
+    try:
+        with _random_state(), torch.no_grad():
+            out = model.train()(x.clone())
+    except Exception as error:
+        raise ValueError(f"the network cannot take {len(x)} training images: {_line(error)}") from error
+    if not isinstance(out, Tensor) or out.shape != (len(x), classes):
+        seen = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise ValueError(f"the network gives {seen} in train mode, want logits of shape {(len(x), classes)}")
+    new = next((k for k, p in model.named_parameters() if before.get(k) != id(p)), None)
+    if new:
+        raise ValueError(
+            f"the network makes its parameter {new} in a forward pass, after the optimizer: make it before"
+        )
+
+
+def check_files(model: nn.Module, start: Snapshot, state: Any) -> None:
+    """Pack a copy's weights and the method's ``state`` as an epoch's end does, and load them again; ValueError where
+    a run folder could not hold them."""
+    own = start.own(model)
+    tensors, notes = pack(whole(model, own))
+    first = {k: v.flatten()[:1].clone() for k, v in tensors.items()}  # types matter here, not sizes
+    try:
+        from safetensors.torch import save
+
+        save(first)
+    except Exception as error:
+        raise ValueError(f"the network's weights do not fit into a safetensors file ({_line(error)})") from error
+    put(model, unpack(tensors, notes), own)
+    try:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"the method's state does not come back from a file ({_line(error)}): keep tensors in it"
+        ) from error
+
+
+def check_folder(path: Path) -> None:
+    """OSError unless a run folder that exists can be written to."""
+    for place in (path, path / folder.LAST):
+        if place.is_dir():
+            try:
+                tempfile.TemporaryFile(dir=place).close()
+            except OSError as error:
+                raise OSError(f"cannot write to {place}: {error.strerror or error}") from error
+
+
+def last_joins(n: int, batch_size: int, step: Callable[[int], None]) -> bool:
+    """Whether a last batch of one image must join the batch before: where a step on one image fails, and on two works.
+
+    Batch-norm on one value per channel has no variance, and a network that squeezes loses its batch. ValueError where
+    such a network has no other batch.
+    """
+    if batch_size > 1 and n % batch_size != 1:
+        return False
+    try:
+        step(1)
+    except Exception as error:
+        if n > 1:
+            try:
+                step(2)
+            except Exception:  # not for want of images: the first step reports it
+                return False
+        if n == 1 or batch_size == 1:
+            fix = "give more training images" if n == 1 else "use batch_size 2 or more"
+            raise ValueError(f"the network cannot train on a batch of one image ({_line(error)}): {fix}") from error
+        return True
+    return False
+
+
+def check_attacks(model: nn.Module, data: Data, attacks: Mapping[str, Attack]) -> None:
+    """The first passes of each attack and its parts on two validation images; ValueError where one cannot run."""
+    some = data.validation.first(2)
+    x, y = some.batch(torch.arange(len(some), device=some.x.device))
+    for name, attack in attacks.items():
+        for part in attack.parts() or (None,):
+            try:
+                attack.run(_Brief(model), x, y, part=part)
+            except _Enough:
+                pass
+            except Exception as error:
+                text = " ".join(str(error).split()) if isinstance(error, ValueError) else _line(error)
+                raise ValueError(f"{name} cannot run here: {text}") from error
+
+
+class _Enough(Exception):
+    """The attack has begun, and would go on."""
+
+
+class _Brief(nn.Module):
+    """A network that answers three times."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.left = model, 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.left:
+            raise _Enough
+        self.left -= 1
+        return self.model(x)
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    """Inside, draws are free: all global random states come back."""
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with guard(nn.Module()), torch.random.fork_rng(devices=cuda):
+        yield
+
+
+def gradient_of(
+    method: Method, data: Data, state: Any, amp: AbstractContextManager[Any], model: nn.Module
+) -> Callable[[int], None]:
+    """A step of ``method`` on the first n training images, with copies of the network and of the method's state; of a
+    network that cannot be copied the forward pass."""
+
+    def step(n: int) -> None:
+        index = torch.arange(n, device=data.train.x.device)
+        x, y = data.train.batch(index)
+        made = twin(model)
+        with _random_state(), amp:
+            if made is not None:
+                rng = torch.Generator(x.device).manual_seed(0)
+                method.backward(made.train(), x, y, rng=rng, ids=index, state=copy.deepcopy(state))
+                return
+            with guard(model, mode="train"), torch.no_grad():
+                cross_entropy(model(x), y)
+
+    return step
+
+
+def _line(error: BaseException) -> str:
+    return " ".join([f"{type(error).__name__}:", *str(error).strip().splitlines()[:1]])
