@@ -38,7 +38,8 @@ class Settings(type):
             args, given = tuple(map(plain, args)), {name: plain(value) for name, value in given.items()}
         # An attack is made for every batch of a training: what is right is seen at once.
         threat = args[0] if args else given.get("threat")
-        if type(threat) is not Threat or not given.keys() <= cls.__dict__["__dataclass_fields__"].keys():
+        fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        if type(threat) is not Threat or not given.keys() <= fields.keys():
             _refuse(cls, args, given)
         return super().__call__(*args, **given)
 

@@ -42,7 +42,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 def margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """z_t - z_y for target classes t (n,): positive where the target is preferred to the true class."""
-    own, aim = _wide(logits).gather(1, torch.stack([y, target], 1)).unbind(1)
+    own, aim = wide(logits).gather(1, torch.stack([y, target], 1)).unbind(1)
     return aim - own
 
 

@@ -249,7 +249,7 @@ def classes(run: Run) -> list[Html]:
             headings = ("class", "test images", "clean, 95 % interval", f"robust to all of {under}, 95 % interval")
             out.append(table(headings, rows, label=f"accuracy by class, {name}"))
             out.append(tag("p", f"{name}; intervals are of single classes, n is that of the class.", class_="note"))
-    return out or [_missing("Not recorded. To measure it:"), command("atent", "evaluate", str(run.path))]
+    return out or [_missing("Not recorded. To measure it:"), _command(run, "evaluate")]
 
 
 def epochs(run: Run) -> list[Html]:

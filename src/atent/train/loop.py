@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def fit(
         if path is None:
             raise ValueError("resume needs the run folder to go on from: give run=...")
         saved = load_state(path, device)
-        if _of_the_run(saved["mark"]["config"]) != mark["config"]:
+        if _of_the_run(saved["mark"]["config"], mark["config"], method) != mark["config"]:
             raise ValueError(f"{path} was trained with other settings: resume with those of its {folder.CONFIG}")
         mark = saved["mark"]
         put(model, saved["model"], saved.get("own", ()))
@@ -518,10 +518,26 @@ def _threads(
     return chosen
 
 
-def _of_the_run(fingerprint: str) -> str:
-    """A saved fingerprint without the settings of `_MACHINE`, of which earlier versions kept two."""
+def _of_the_run(fingerprint: str, now: str, method: Method) -> str:
+    """A saved fingerprint without the settings of `_MACHINE`, of which earlier versions kept two, and with those of the
+    fingerprint ``now`` that came later, where they are at their defaults."""
     parts = json.loads(fingerprint)
-    return folder.dumps({**parts, "train": {k: v for k, v in parts["train"].items() if k not in _MACHINE}})
+    parts["train"] = {k: v for k, v in parts["train"].items() if k not in _MACHINE}
+    inner = method.method if isinstance(method, AWP) else method
+    known = {f.name: f.default for f in fields(inner) if f.default is not MISSING}
+    defaults = {"optimizer": asdict(Optimizer()), "schedule": asdict(Schedule()), "train": asdict(TrainSettings())}
+    return folder.dumps(_completed(parts, json.loads(now), json.loads(folder.dumps({**defaults, "method": known}))))
+
+
+def _completed(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """``old`` with the entries that only ``new`` has, where they equal ``defaults``."""
+    out = dict(old)
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+            out[key] = _completed(old[key], new[key], default)
+        elif key not in old and key in new and new[key] == default:
+            out[key] = default
+    return out
 
 
 def _as_begun(data: Data, run: Path) -> Data:
