@@ -316,7 +316,7 @@ def certify(args: list[str]) -> int:
         done[run] = certify_folder(
             Path(run), method=o.method, sigma=o.sigma, n0=o.n0, n=o.n, alpha=o.alpha, seed=o.seed, limit=o.limit,
             radii=o.radius, norm=o.norm, shard=o.shard, merged=o.merge, which=o.which, root=o.root, device=o.device,
-            batch=o.batch, compiled=o.compile, progress=not o.quiet,
+            batch=o.batch, compiled=o.compile, channels_last=o.channels_last, progress=not o.quiet,
         )  # fmt: skip
     from rich.console import Console
     from rich.table import Table

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from atent.guard import ask, dtype_of, guard
 
 SearchDtype = Literal["bfloat16", "float16"]
 SEARCH_DTYPES: tuple[str, ...] = ("bfloat16", "float16")
@@ -43,6 +47,57 @@ def _tf32_switches() -> tuple[list[Any], str, Any]:
     return old, "allow_tf32", False
 
 
+def twin(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
+    """A float64 copy of the model, or the model itself where it has none (it cannot be copied, or fixes a type)."""
+    try:
+        double = copy.deepcopy(model).double()
+        with guard(double, mode="eval", seed=0), torch.no_grad():
+            if ask(double, x.double()).dtype == torch.float64:
+                return double, torch.float64
+    except Exception:  # whatever somebody's copy or forward raises
+        pass
+    return model, x.dtype
+
+
+def images_last(model: nn.Module, x: Tensor) -> bool:
+    """Whether ``model`` takes images in the channels-last memory format; where it does not, a warning says so."""
+    refused = refuses_channels_last(model, x)
+    if refused is not None:
+        warnings.warn(refused, stacklevel=2)
+    return refused is None and x.dim() == 4
+
+
+def refuses_channels_last(model: nn.Module, x: Tensor) -> str | None:
+    """One line where ``model``, in eval mode, cannot take ``x`` (n, c, h, w) in the channels-last memory format.
+
+    Tried on the first two images, forward and backward; a network that flattens by ``view`` fails. None where it can,
+    where ``x`` holds no images, and where the network fails in the usual format too, which is none of the format's
+    doing.
+    """
+    if x.dim() != 4 or not len(x):
+        return None
+    some = x[:2].detach()
+    try:
+        # Not contiguous(), which leaves images of one channel as they are: either format fits those.
+        _forward_and_backward(model, some.clone(memory_format=torch.channels_last))
+        return None
+    except Exception as error:  # whatever somebody's forward raises
+        reason = str(error).partition("\n")[0].partition(" (at least")[0]
+    try:
+        _forward_and_backward(model, some.contiguous())
+    except Exception:
+        return None
+    return f"the model does not take channels-last images ({reason}): the usual memory format is used"
+
+
+def _forward_and_backward(model: nn.Module, x: Tensor) -> None:
+    with guard(model, mode="eval"), torch.enable_grad():
+        x = x.requires_grad_()
+        logits = ask(model, x)
+        if logits.requires_grad:
+            torch.autograd.grad(logits.sum(), x)
+
+
 class Lowered(nn.Module):
     """A float32 model under autocast, for searching: float32 inputs in, float32 logits and input gradients out.
 
@@ -55,8 +110,8 @@ class Lowered(nn.Module):
         super().__init__()
         if dtype not in SEARCH_DTYPES:
             raise ValueError(f"search_dtype {dtype!r} is not known: use one of {', '.join(SEARCH_DTYPES)}, or none")
-        own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        if own != torch.float32:
+        own = dtype_of(model)
+        if own not in (None, torch.float32):
             raise ValueError(f"search_dtype {dtype} is for a float32 model, this one is {own}: leave it out")
         self.model, self.dtype = model, getattr(torch, dtype)
 

@@ -11,9 +11,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atent.guard import Mode, guard
+from atent.guard import Mode, ask, check_shape, explained, guard, outside_inference
 from atent.losses import margin
-from atent.precision import Lowered, SearchDtype, full_precision
+from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.rng import Batch, Draws, PerSample
 from atent.threat import Threat, per_sample
 
@@ -77,7 +77,7 @@ class Oracle:
     def _pass(self, x: Tensor) -> Tensor:
         if self.channels_last and x.dim() == 4:
             x = x.to(memory_format=torch.channels_last)
-        return self.model(x)
+        return ask(self.model, x)
 
     def demanding(self, classes: int, why: str) -> Oracle:
         """The same model and counters; a checked first pass raises ValueError with fewer classes, ``why`` in it."""
@@ -137,7 +137,8 @@ class Oracle:
             logits = self._verified(self._pass(x), y)
             values = loss(logits, y)
             _check_graph(values)
-            (grad,) = torch.autograd.grad(values.sum(), x)
+            with explained(self.model, x):
+                (grad,) = torch.autograd.grad(values.sum(), x)
         self._count(self.backwards)
         return grad, values.detach(), logits.detach()
 
@@ -160,7 +161,8 @@ class Oracle:
             _check_graph(logits)
             differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
             for column in differences.unbind(1):
-                grads.append(torch.autograd.grad(column.sum(), x, retain_graph=len(grads) + 1 < classes.shape[1])[0])
+                with explained(self.model, x):
+                    grads += torch.autograd.grad(column.sum(), x, retain_graph=len(grads) + 1 < classes.shape[1])
                 self._count(self.backwards)
         return torch.stack(grads, 1), logits.detach()
 
@@ -245,7 +247,8 @@ class Attack:
         ``part`` runs that part of a composite attack only. ``search_dtype`` searches under autocast (float32 models);
         the verdict is given in the model's own precision on the returned tensor, without autocast and TF32.
         ``channels_last`` shows the model images in that memory format: the same numbers to rounding, faster or slower
-        as the network and the machine have it.
+        as the network and the machine have it; where the model cannot take it, a warning says so, and images stay as
+        they are.
         """
         x_adv, success, forwards, backwards = self._guarded(
             model, x, y, seed, ids, rng, mode, verdict=True, part=part, search_dtype=search_dtype,
@@ -271,7 +274,7 @@ class Attack:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         threat: Threat = self.threat  # type: ignore[attr-defined]
         draws: Draws
-        x = x.detach()
+        x, y = outside_inference(x.detach()), outside_inference(y)
         if not self.minimum_norm and math.isinf(float(threat.eps)):
             raise ValueError(
                 f"{type(self).__name__} needs a finite eps, got inf: only minimum-norm attacks work without a budget"
@@ -292,8 +295,9 @@ class Attack:
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
         with guard(model, mode=mode, seed=inner):
             seen = model if search_dtype is None else Lowered(model, search_dtype)
-            oracle = Oracle(seen, *counters, check=rng is None, channels_last=channels_last)
             clean = threat.clamp(x)
+            last = channels_last and images_last(model, clean)
+            oracle = Oracle(seen, *counters, check=rng is None, channels_last=last)
             if part is None:
                 x_adv = self.bounded(oracle, clean, y, draws).detach()
             else:
@@ -419,23 +423,20 @@ def check_ids(ids: Tensor, n: int) -> None:
         raise ValueError(f"ids must lie in [0, 2^48), got {int(ids.min())} to {int(ids.max())}")
 
 
+def check_labels(y: Tensor, classes: int) -> None:
+    """ValueError for a label that is not one of the model's ``classes`` outputs."""
+    if len(y) and int(y.max()) >= classes:
+        raise ValueError(f"label {int(y.max())} is out of range: the model has {classes} outputs (0 to {classes - 1})")
+
+
 def check_logits(logits: Tensor, y: Tensor) -> None:
     """ValueError, in one line, for a model output that cannot be logits for these labels."""
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"the model must return logits (n, classes), got a {type(logits).__name__}")
-    if logits.dim() != 2 or len(logits) != len(y):
-        raise ValueError(
-            f"the model must return logits (n, classes), got shape {tuple(logits.shape)} for {len(y)} inputs"
-        )
-    if int(y.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"label {int(y.max())} is out of range: the model has {logits.shape[1]} outputs (0 to"
-            f" {logits.shape[1] - 1})"
-        )
+    check_shape(logits, len(y))
+    check_labels(y, logits.shape[1])
     z = logits.detach().float()
     if not torch.isfinite(z).all():
         raise ValueError("the model returned NaN or infinite logits: check its weights and its input range")
-    if logits.shape[1] > 1 and bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
+    if bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
         raise ValueError(
             "the model returns probabilities (each row is >= 0 and sums to 1): remove its softmax, attacks need logits"
         )

@@ -16,6 +16,7 @@ from atent.certify.graph import CURVED, Graph, Node, read, refuse_training
 from atent.certify.interval import Box
 from atent.certify.linear import Form, Relaxation, back, form, least, relax
 from atent.certify.region import Region, region
+from atent.guard import check_classes
 from atent.precision import full_precision
 from atent.threat import Threat
 
@@ -179,6 +180,7 @@ def _hidden(graph: Graph, place: Region, method: str, chunk: int) -> tuple[list[
     if boxes[graph.output].lower.dim() != 2:
         shape = tuple(boxes[graph.output].lower.shape)
         raise ValueError(f"the model must return logits (n, classes), got shape {shape}")
+    check_classes(boxes[graph.output].lower.shape[1])
     return boxes, relaxations
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack, Loss, Oracle, check_batch, check_ids, check_logits, check_number, check_seed
-from atent.guard import guard
+from atent.guard import ask, guard
 from atent.run import share
 from atent.threat import Threat
 
@@ -101,7 +101,7 @@ def probe(
 def forward(model: nn.Module, x: Tensor, *, seed: int, batch: int) -> Tensor:
     """Logits in eval mode; a random model draws the same numbers at each call."""
     with guard(model, mode="eval", seed=seed):
-        return torch.cat([model(part) for part in x.split(batch)])
+        return torch.cat([ask(model, part) for part in x.split(batch)])
 
 
 def gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, seed: int, batch: int) -> Tensor:

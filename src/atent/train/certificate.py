@@ -49,6 +49,7 @@ def certify_folder(
     device: str = "auto",
     batch: int | None = None,
     compiled: bool = False,
+    channels_last: bool | None = None,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any], Certificate | None]:
     """Certify the first ``limit`` test images of a run: the .json written, its content, and the rows of smoothing.
@@ -57,8 +58,8 @@ def certify_folder(
     (`verified`) within ``radii`` under the run's norm or ``norm``, left out: the run's eps. The same call goes on
     where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
     gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged`` joins the
-    shards. ``compiled``: smoothing with the network fused by ``torch.compile``, the same up to rounding. Raises what
-    the rooms raise: ValueError and FileNotFoundError in one line.
+    shards. ``compiled``: smoothing with the network fused by ``torch.compile``, ``channels_last``: that of
+    `Smoothed`; both the same up to rounding. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
     """
     if method not in ("smoothing", *METHODS):
         raise ValueError(folder.unknown("method", method, ("smoothing", *METHODS)))
@@ -80,7 +81,7 @@ def certify_folder(
         check_radius(goal, draws.n, draws.alpha, draws.sigma)
     if compiled and pick_device(device).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or leave it out")
-    return _smoothed(who, draws, goals, shard, merged, batch, compiled, progress)
+    return _smoothed(who, draws, goals, shard, merged, batch, compiled, channels_last, progress)
 
 
 def layout(content: dict[str, Any]) -> tuple[str, list[tuple[str, dict[str, Any]]], list[str]]:
@@ -104,7 +105,8 @@ def layout(content: dict[str, Any]) -> tuple[str, list[tuple[str, dict[str, Any]
         f"abstained {content['abstained']['k']} of {content['n']}; mean radius {content['radius_mean']:.4g}, median"
         f" {content['radius_median']:.4g}, 0 where wrong",
     ]
-    return title, rows, below + seconds
+    hint = [f"warning: {content['hint']}"] if content.get("hint") else []
+    return title, rows, below + seconds + hint
 
 
 def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[float | str] | None = None) -> None:
@@ -136,6 +138,9 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
+        if not isinstance(tensor, torch.Tensor):  # what a module returns from get_extra_state
+            digest.update(repr(tensor).encode())
+            continue
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -154,7 +159,7 @@ def _head(who: Subject, n: int, shape: Sequence[int]) -> dict[str, Any]:
 
 def _smoothed(
     who: Subject, draws: Draws, goals: list[float] | None, shard: str | None, merged: bool, batch: int | None,
-    compiled: bool, progress: bool,
+    compiled: bool, channels_last: bool | None, progress: bool,
 ) -> tuple[Path, dict[str, Any], Certificate]:  # fmt: skip
     x, y, ids = who.test()
     about = _about(who)
@@ -173,8 +178,9 @@ def _smoothed(
         model = cast(nn.Module, torch.compile(who.model)) if compiled else who.model
         with bar(len(range(i, n, k)) * (draws.n0 + draws.n), who.name, enabled=progress) as advance:
             found = certify_run(
-                model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=batch, advance=advance
-            )
+                model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=batch,
+                channels_last=channels_last, advance=advance,
+            )  # fmt: skip
     content = {**_head(who, len(found.rows), x.shape[1:]), **found.to_json(goals), "shard": shard}
     content |= {"provenance": folder.provenance(seed=draws.seed, device=x.device), "made": made, "complete": True}
     folder.write_json(sidecar(table), content)

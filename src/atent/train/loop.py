@@ -27,6 +27,7 @@ from atent.methods import ATENT, AWP, Method
 from atent.methods.awp import plain
 from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
+from atent.precision import refuses_channels_last
 from atent.progress import bar
 from atent.rng import fold
 from atent.threat import Threat
@@ -102,11 +103,17 @@ def fit(
     threat = own or threat
     if threat is not None and threat.box != data.box:
         raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
-    check_output(model, data.shape, data.classes)
-    layout = torch.channels_last if settings.channels_last and len(data.shape) == 3 else torch.contiguous_format
+    check_output(model, data.shape, data.classes, dtype=data.validation.batch([0])[0].dtype)
     model.to(device)
-    if layout is torch.channels_last:
-        model.to(memory_format=layout)  # type: ignore[call-overload]
+    layout = torch.contiguous_format
+    if settings.channels_last and len(data.shape) == 3:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        refused = refuses_channels_last(model, data.validation.batch([0, 0])[0].to(device))
+        if refused is None:
+            layout = torch.channels_last
+        else:
+            say(f"warning: {refused}")
+            model.to(memory_format=layout)  # type: ignore[call-overload]
     data, move = data.to(device), augment(augmentation)
     probe = _Probe(data, settings, threat, robust=own is not None)
     watcher = watch(method, data, settings, threat)
