@@ -16,7 +16,7 @@ from atent.certify.graph import CURVED, Graph, Node, read, refuse_training
 from atent.certify.interval import Box
 from atent.certify.linear import Form, Relaxation, back, form, least, relax
 from atent.certify.region import Region, region
-from atent.guard import check_classes
+from atent.guard import check_classes, check_weights
 from atent.precision import full_precision
 from atent.threat import Threat
 
@@ -140,6 +140,7 @@ def prepare(model, x, y, threat, method, chunk, check) -> tuple[Graph, Region]:
     if math.isinf(float(threat.eps)):
         raise ValueError("bounds need a finite eps, got inf")
     graph = model if isinstance(model, Graph) else read(model)
+    check_weights(graph.model)
     refuse_training(graph.model, allowed=graph.training)
     if check:
         check_batch(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y, threat.box)
