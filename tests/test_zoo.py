@@ -518,7 +518,7 @@ def test_trains_into_a_run_folder(kind, tmp_path):
 # ---- refused in one line
 
 
-def refused(function, *args, says=""):
+def refused(function, *args, says=None):
     """The one line of the ValueError."""
     with pytest.raises(ValueError, match=says) as caught, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -556,9 +556,10 @@ def test_what_no_entry_can_use_is_refused_in_one_line(name):
     make, says, entries = REFUSED[name]
     x, y = data()
     before = x.clone()
+    net = make()
     states = torch.get_rng_state()
     for entry in entries:
-        refused(ENTRIES[entry], make(), x, y, says=says)
+        refused(ENTRIES[entry], net, x, y, says=says)
         assert torch.equal(x, before), entry
         assert torch.equal(torch.get_rng_state(), states), entry
 
@@ -583,12 +584,13 @@ def test_a_reentrant_checkpoint_serves_where_no_gradient_is_asked_for():
 
 
 def test_data_made_in_inference_mode_are_attacked():
-    plain, (x, y) = ENTRIES["evaluate"](made(Twin), *data()), data()
+    net, (x, y) = made(Twin), data()
+    plain = ENTRIES["evaluate"](net, x, y)
     with torch.inference_mode():
         z, labels = x * 1.0, y * 1
-        inside = ENTRIES["evaluate"](made(Twin), z, labels)
+        inside = ENTRIES["evaluate"](net, z, labels)
     assert z.is_inference()
-    assert ENTRIES["evaluate"](made(Twin), z, labels) == plain
+    assert ENTRIES["evaluate"](net, z, labels) == plain
     assert inside == plain
 
 
@@ -640,7 +642,9 @@ def test_binary_logits_are_attacked_trained_certified_and_bounded():
     assert torch.equal(lower[:, 0], torch.zeros(len(x)))
     assert bool((lower[:, 1] <= one).all() and (one <= upper[:, 1]).all())
     # One sign over the ball is one class over the ball, whichever label is true.
-    labels = (one > 0).long()
+    layers[-1].bias.data -= one.median()  # both classes occur
+    lower, upper = bounds(pair, x, Threat("linf", 0.01))
+    labels = (layers(x).detach().squeeze(1) > 0).long()
     certain = verified(pair, x, labels, Threat("linf", 0.01))
     assert certain.tolist() == ((lower[:, 1] > 0) | (upper[:, 1] < 0)).tolist()
     assert not verified(pair, x, 1 - labels, Threat("linf", 0.01)).any()

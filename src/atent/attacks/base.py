@@ -290,10 +290,11 @@ class Attack:
         else:
             draws = Batch(rng)
             inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
-        counters = torch.zeros(2, n, dtype=torch.int64, device=x.device)
         if n == 0:
+            counters = torch.zeros(2, 0, dtype=torch.int64, device=x.device)
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
         with guard(model, mode=mode, seed=inner):
+            counters = torch.zeros(2, n, dtype=torch.int64, device=x.device)
             seen = model if search_dtype is None else Lowered(model, search_dtype)
             clean = threat.clamp(x)
             last = channels_last and images_last(model, clean)

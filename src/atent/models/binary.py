@@ -23,6 +23,9 @@ class BinaryLogits(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net, self.pair = net, _Pair()
+        like = next((p for p in net.parameters() if p.is_floating_point()), None)
+        if like is not None:
+            self.pair.to(like)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.net(x)
