@@ -50,7 +50,8 @@ def _tf32_switches() -> tuple[list[Any], str, Any]:
 def twin(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
     """A float64 copy of the model, or the model itself where it has none (it cannot be copied, or fixes a type)."""
     try:
-        double = copy.deepcopy(model).double()
+        with torch.no_grad():  # a script's weights would remember the cast
+            double = copy.deepcopy(model).double()
         with guard(double, mode="eval", seed=0), torch.no_grad():
             if ask(double, x.double()).dtype == torch.float64:
                 return double, torch.float64
