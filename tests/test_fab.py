@@ -377,8 +377,8 @@ def test_the_loop_waits_for_nothing(conv_net, batch):
 def test_as_many_targets_as_there_are(two_class):
     model, x, y, _ = two_class()
     assert torch.equal(*(FAB(ENDLESS["l2"], targets=t, steps=5)(model, x, y) for t in (1, 9)))
-    only = nn.Linear(10, 1).double()
-    assert torch.equal(FAB(ENDLESS["l2"], targets=9)(only, x, 0 * y), x)
+    with pytest.raises(ValueError, match="logits for 2 classes or more, got 1 output"):
+        FAB(ENDLESS["l2"], targets=9)(nn.Linear(10, 1).double(), x, 0 * y)
 
 
 # -- memory: the gradient of every class is looked at, and none is kept

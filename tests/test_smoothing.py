@@ -143,7 +143,7 @@ def test_the_choice_and_the_estimate_share_no_draw():
             seen.append(x.clone())
             return x
 
-    Smoothed(Spy(), 1.0).certify(torch.zeros(1, 3), n0=100, n=200)
+    Smoothed(Spy(), 1.0).two_votes(torch.zeros(1, 3), 100, 200)  # certify asks about the batch besides
     first, *rest = seen
     rest = torch.cat(rest)
     assert len(first) == 100

@@ -355,7 +355,8 @@ def certify(args: list[str]) -> int:
             run, model=o.model, data=o.data, method=o.method, sigma=o.sigma, n0=o.n0, n=o.n, alpha=o.alpha,
             seed=o.seed, limit=o.limit, subset=o.subset, radii=o.radius, norm=o.norm,
             allow_large_eps=o.allow_large_eps, shard=o.shard, merged=o.merge, which=o.which, root=o.root,
-            device=o.device, threads=o.threads, batch=o.batch, compiled=o.compile, progress=not o.quiet,
+            device=o.device, threads=o.threads, batch=o.batch, compiled=o.compile, channels_last=o.channels_last,
+            progress=not o.quiet,
         )  # fmt: skip
     _print_threads(o.threads)
     from rich.console import Console

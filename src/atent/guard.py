@@ -1,17 +1,128 @@
-"""The context that hands a model back as it was found."""
+"""The two rules for a model: it comes back as it was found, and it never sees a tensor that anyone still needs."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Mode = Literal["eval", "train", "as-is"]
+
+
+def ask(model: nn.Module, x: Tensor) -> Tensor:
+    """The model's logits (n, classes) for a private copy of ``x`` (n, ...); gradients reach ``x`` through the copy.
+
+    Networks overwrite their inputs (normalisation and activations in place), and some return a tensor that their next
+    call overwrites: both are copied. A network that squeezes its batch dimension away, where x is one sample, is asked
+    for two copies of it.
+
+    ValueError, in one line, for an output that is not (n, classes) with 2 classes or more, and for the failures of a
+    forward pass that `explained` knows.
+    """
+    with explained(model, x):
+        logits = _forward(model, x)
+    check_shape(logits, len(x))
+    return logits.clone()
+
+
+def _forward(model: nn.Module, x: Tensor) -> Any:
+    if len(x) != 1:
+        return model(x.clone())
+    failed: Exception | None = None
+    try:
+        logits: Any = model(x.clone())
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        failed = error
+    if failed is None and not (isinstance(logits, Tensor) and logits.dim() < 2):
+        return logits
+    try:
+        return model(torch.cat([x, x]))[:1]
+    except (RuntimeError, IndexError) as error:
+        raise failed or error from None
+
+
+def check_shape(logits: Any, n: int) -> None:
+    """ValueError, in one line, unless ``logits`` is a tensor (n, classes) with 2 classes or more."""
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"the model must return logits (n, classes), got a {type(logits).__name__}")
+    if logits.dim() == 1 and len(logits) == n:
+        raise ValueError(_one_output("one output for each sample"))
+    if logits.dim() != 2 or len(logits) != n:
+        raise ValueError(f"the model must return logits (n, classes), got shape {tuple(logits.shape)} for {n} inputs")
+    check_classes(logits.shape[1])
+
+
+def check_classes(classes: int) -> None:
+    """ValueError for a model with fewer outputs than two: its argmax is 0 for every input."""
+    if classes < 2:
+        raise ValueError(_one_output(f"{classes} output{'' if classes == 1 else 's'}"))
+
+
+def _one_output(given: str) -> str:
+    return (
+        f"the model must return logits for 2 classes or more, got {given}: for a network with one sigmoid logit use"
+        " atent.models.binary_logits(net)"
+    )
+
+
+# Parts of torch's messages, and what they mean for a model that is asked for logits or gradients.
+_CAUSES = {
+    "use_reentrant=True": "a re-entrant checkpoint gives no gradients with respect to the"
+    " input: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+    "change requires_grad flags of leaf variables": "the model turns requires_grad of its input off, which cuts its"
+    " gradient: remove that from its forward pass",
+    "nference tensor": "the model, or the data, was made under torch.inference_mode: make or load it outside (for no"
+    " gradients use torch.no_grad)",
+}
+
+
+@contextmanager
+def explained(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Turns the failures of a forward or backward pass whose cause is known into a ValueError of one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        for part, cause in _CAUSES.items():
+            if part in text:
+                raise ValueError(cause) from error
+        own = dtype_of(model)
+        if own not in (None, x.dtype) and any(word in text for word in ("dtype", "scalar type", "should be the same")):
+            raise ValueError(
+                f"the model's weights are {own} and its inputs {x.dtype}: use model.to({x.dtype}), or inputs of {own}"
+            ) from error
+        raise
+
+
+def outside_inference(t: Tensor) -> Tensor:
+    """The tensor, or a copy that autograd can use where it was made under ``torch.inference_mode``."""
+    with torch.inference_mode(False), torch.no_grad():
+        return t.clone() if t.is_inference() else t
+
+
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The floating type of the model's weights, that of the first; None without weights."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+
+def check_weights(model: nn.Module) -> None:
+    """ValueError for weights or buffers made under ``torch.inference_mode``: autograd refuses them for ever."""
+    tensors = ((name, t) for kind in (model.named_parameters, model.named_buffers) for name, t in kind())
+    name = next((name for name, t in tensors if t.is_inference()), None)
+    if name is not None:
+        raise ValueError(
+            f"the model's {name} was made under torch.inference_mode: make or load the model outside (for no gradients"
+            " use torch.no_grad)"
+        )
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:
@@ -23,46 +134,84 @@ def _cuda_devices(model: nn.Module) -> list[torch.device]:
 def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> Iterator[nn.Module]:
     """Lend a model out: inside, its parameters are frozen and it is in ``mode``; after, it is as before.
 
-    Restored on success and on exception: the mode of each module, each parameter's ``requires_grad`` and
-    ``.grad``, each buffer (batch-norm statistics included), and the global random states (Python, numpy,
-    torch, the model's CUDA devices). ``seed`` seeds the torch generators inside, so that a random model
-    behaves the same at each call.
+    Restored on success and on exception, each whatever becomes of the others: the mode of each module, each
+    parameter's ``requires_grad`` and ``.grad``, each buffer (batch-norm statistics included), and the global random
+    states (Python, numpy, torch, the model's CUDA devices). ``seed`` seeds the torch generators inside, so that a
+    random model behaves the same at each call. Inside, autograd works also where the caller is in inference mode.
+
+    ValueError for a model that was made under ``torch.inference_mode``.
     """
-    modes = [(m, m.training) for m in model.modules()]
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    registered = [(m, dict(m._buffers)) for m in model.modules()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    devices = _cuda_devices(model)
-    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    cuda = [torch.cuda.get_rng_state(d) for d in devices]
-    try:
+    check_weights(model)
+    with ExitStack() as stack:
+        # The last to be registered is the first to be restored: the random states, which nothing can refuse, at the end
+        # of this list.
+        stack.callback(_restore_buffers, *_buffers(model))
+        stack.callback(_restore_parameters, [(p, p.requires_grad, p.grad) for p in model.parameters()])
+        stack.callback(_restore_modes, [(m, m.training) for m in model.modules() if hasattr(m, "training")])
+        _hold_random_states(stack, _cuda_devices(model))
+        if torch.is_inference_mode_enabled():
+            # Only there: the context would turn gradients on.
+            stack.enter_context(torch.inference_mode(False))
         if mode != "as-is":
-            model.train(mode == "train")
+            _set_mode(model, mode == "train")
         # Frozen parameters cannot collect gradients, also where somebody's forward calls backward().
-        for p, _, _ in parameters:
+        for p in model.parameters():
             p.requires_grad_(False)
         if seed is not None:
             # Not torch.manual_seed: it would seed devices that are not restored.
             torch.default_generator.manual_seed(seed)
-            for d in devices:
+            for d in _cuda_devices(model):
                 with torch.cuda.device(d):
                     torch.cuda.manual_seed(seed)
         yield model
-    finally:
-        for m, training in modes:
-            m.training = training
-        for p, requires_grad, grad in parameters:
-            p.requires_grad_(requires_grad)
-            p.grad = grad
-        for m, before in registered:
+
+
+def _set_mode(model: nn.Module, train: bool) -> None:
+    # A frozen script has one mode, that in which it was frozen.
+    if hasattr(model, "training"):
+        model.train(train)
+
+
+def _hold_random_states(stack: ExitStack, devices: list[torch.device]) -> None:
+    stack.callback(random.setstate, random.getstate())
+    stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+    stack.callback(torch.set_rng_state, torch.get_rng_state())
+    for d in devices:
+        stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(d), d)
+
+
+def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
+    for m, training in modes:
+        m.training = training
+
+
+def _restore_parameters(parameters: list[tuple[nn.Parameter, bool, Tensor | None]]) -> None:
+    for p, requires_grad, grad in parameters:
+        p.requires_grad_(requires_grad)
+        p.grad = grad
+
+
+Registered = list[tuple[nn.Module, dict[str, Tensor | None]]]
+
+
+def _buffers(model: nn.Module) -> tuple[Registered, list[tuple[Tensor, Tensor]]]:
+    registered = [(m, dict(m._buffers.items())) for m in model.modules()]
+    return registered, [(b, b.detach().clone()) for b in model.buffers()]
+
+
+def _restore_buffers(registered: Registered, values: list[tuple[Tensor, Tensor]]) -> None:
+    for m, before in registered:
+        if isinstance(m, torch.jit.ScriptModule):
+            # Its table of buffers is a view that can be read only.
+            for name, b in before.items():
+                if m._buffers[name] is not b:
+                    setattr(m, name, b)
+        else:
             m._buffers.clear()
             m._buffers.update(before)
-        # Batch-norm moves its statistics without a new version, so all are written back; through .data, because a
-        # graph that is still alive may have saved them and would see a new version.
-        for b, value in buffers:
-            b.data.copy_(value)
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        for d, state in zip(devices, cuda):
-            torch.cuda.set_rng_state(state, d)
+    # Batch-norm moves its statistics without a new version, so all are written back; through .data, because a
+    # graph that is still alive may have saved them and would see a new version.
+    for b, value in values:
+        b.data.copy_(value)
+        if b.grad_fn is not None:  # written with a graph
+            b.detach_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atent.guard import guard
+from atent.guard import ask, dtype_of, guard
 from atent.threads import choose
 
 SearchDtype = Literal["bfloat16", "float16"]
@@ -50,9 +52,56 @@ def _tf32_switches() -> tuple[list[Any], str, Any]:
     return old, "allow_tf32", False
 
 
-def weights_dtype(model: nn.Module) -> torch.dtype:
-    """The type of a model's weights; float32 where it has none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+def twin(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
+    """A float64 copy of the model, or the model itself where it has none (it cannot be copied, or fixes a type)."""
+    try:
+        with torch.no_grad():  # a script's weights would remember the cast
+            double = copy.deepcopy(model).double()
+        with guard(double, mode="eval", seed=0), torch.no_grad():
+            if ask(double, x.double()).dtype == torch.float64:
+                return double, torch.float64
+    except Exception:  # whatever somebody's copy or forward raises
+        pass
+    return model, x.dtype
+
+
+def images_last(model: nn.Module, x: Tensor) -> bool:
+    """Whether ``model`` takes images in the channels-last memory format; where it does not, a warning says so."""
+    refused = refuses_channels_last(model, x)
+    if refused is not None:
+        warnings.warn(refused, stacklevel=2)
+    return refused is None and x.dim() == 4
+
+
+def refuses_channels_last(model: nn.Module, x: Tensor) -> str | None:
+    """One line where ``model``, in eval mode, cannot take ``x`` (n, c, h, w) in the channels-last memory format.
+
+    Tried on the first two images, forward and backward; a network that flattens by ``view`` fails. None where it can,
+    where ``x`` holds no images, and where the network fails in the usual format too, which is none of the format's
+    doing.
+    """
+    if x.dim() != 4 or not len(x):
+        return None
+    some = x[:2].detach()
+    try:
+        # Not contiguous(), which leaves images of one channel as they are: either format fits those.
+        _forward_and_backward(model, some.clone(memory_format=torch.channels_last))
+        return None
+    except Exception as error:  # whatever somebody's forward raises
+        reason = str(error).partition("\n")[0].partition(" (at least")[0]
+    try:
+        _forward_and_backward(model, some.contiguous())
+    except Exception:
+        return None
+    return f"the model does not take channels-last images ({reason}): the usual memory format is used"
+
+
+def _forward_and_backward(model: nn.Module, x: Tensor) -> None:
+    with guard(model, mode="eval"), torch.enable_grad():
+        x = x.requires_grad_()
+        logits = ask(model, x)
+        if logits.requires_grad:
+            torch.autograd.grad(logits.sum(), x)
 
 
 class Lowered(nn.Module):
@@ -67,8 +116,8 @@ class Lowered(nn.Module):
         super().__init__()
         if dtype not in SEARCH_DTYPES:
             raise ValueError(f"search_dtype {dtype!r} is not known: use one of {', '.join(SEARCH_DTYPES)}, or none")
-        own = weights_dtype(model)
-        if own != torch.float32:
+        own = dtype_of(model)
+        if own not in (None, torch.float32):
             raise ValueError(f"search_dtype {dtype} is for a float32 model, this one is {own}: leave it out")
         self.model, self.dtype = model, getattr(torch, dtype)
 
@@ -163,8 +212,8 @@ def bfloat16_pays(
 
     Raises ValueError for a model of another type than float32, and where the network fails under autocast.
     """
-    own = weights_dtype(model)
-    if own != torch.float32:
+    own = dtype_of(model)
+    if own not in (None, torch.float32):
         raise ValueError(f"precision bfloat16 is for a float32 model, this one is {own}: use precision float32")
     device, end = torch.device(device), perf_counter() + _SECONDS
     if x is None:

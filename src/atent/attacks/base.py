@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import Settings, as_inputs, as_labels, plain
-from atent.guard import Mode, guard
+from atent.guard import Mode, ask, check_shape, explained, guard, outside_inference
 from atent.losses import margin
-from atent.precision import Lowered, SearchDtype, full_precision
+from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.rng import Batch, Draws, PerSample, narrow
 from atent.threat import Threat, per_sample
 
@@ -82,7 +82,7 @@ class Oracle:
     def _pass(self, x: Tensor) -> Tensor:
         if self.channels_last and x.dim() == 4:
             x = x.to(memory_format=torch.channels_last)
-        return self.model(x)
+        return ask(self.model, x)
 
     def demanding(self, classes: int, why: str) -> Oracle:
         """The same model and counters; a checked first pass raises ValueError with fewer classes, ``why`` in it."""
@@ -142,7 +142,8 @@ class Oracle:
             logits = self._verified(self._pass(x), y)
             values = loss(logits, y)
             _check_graph(values)
-            (grad,) = torch.autograd.grad(values.sum(), x)
+            with explained(self.model, x):
+                (grad,) = torch.autograd.grad(values.sum(), x)
         self._count(self.backwards)
         return grad, values.detach(), logits.detach()
 
@@ -183,9 +184,10 @@ class Oracle:
             differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
             last = groups[-1][-1]
             for group in groups:
-                grads = []
+                grads: list[Tensor] = []
                 for k in group:
-                    grads.append(torch.autograd.grad(differences[:, k].sum(), x, retain_graph=k < last)[0])
+                    with explained(self.model, x):
+                        grads += torch.autograd.grad(differences[:, k].sum(), x, retain_graph=k < last)
                     self._count(self.backwards)
                 stacked, shown = torch.stack(grads, 1), differences[:, group.start : group.stop].detach()
                 grads.clear()
@@ -281,7 +283,8 @@ class Attack(metaclass=Settings):
         the verdict is given in the model's own precision on the returned tensor, without autocast and TF32, and without
         ``rng`` the search too: a minimum-norm attack's points lie on the boundary, where rounding decides.
         ``channels_last`` shows the model images in that memory format: the same numbers to rounding, faster or slower
-        as the network and the machine have it.
+        as the network and the machine have it; where the model cannot take it, a warning says so, and images stay as
+        they are.
         """
         if rng is None:
             x = as_inputs(x, model)
@@ -311,7 +314,7 @@ class Attack(metaclass=Settings):
         draws: Draws
         if rng is None:
             x, seed = as_inputs(x, model), check_seed(seed)
-        x, y = x.detach(), as_labels(y)
+        x, y = outside_inference(x.detach()), outside_inference(as_labels(y))
         if not self.minimum_norm and math.isinf(float(threat.eps)):
             raise ValueError(
                 f"{type(self).__name__} needs a finite eps, got inf: only minimum-norm attacks work without a budget"
@@ -325,14 +328,16 @@ class Attack(metaclass=Settings):
         else:
             draws = Batch(rng)
             inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
-        counters = torch.zeros(2, n, dtype=torch.int64, device=x.device)
         if n == 0:
+            counters = torch.zeros(2, 0, dtype=torch.int64, device=x.device)
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
         exact = rng is None and search_dtype is None
         with guard(model, mode=mode, seed=inner), full_precision(x.device) if exact else nullcontext():
+            counters = torch.zeros(2, n, dtype=torch.int64, device=x.device)
             seen = model if search_dtype is None else Lowered(model, search_dtype)
-            oracle = Oracle(seen, *counters, check=rng is None, channels_last=channels_last)
             clean = threat.clamp(x)
+            last = channels_last and images_last(model, clean)
+            oracle = Oracle(seen, *counters, check=rng is None, channels_last=last)
             if part is None:
                 x_adv = self.bounded(oracle, clean, y, draws).detach()
             else:
@@ -478,23 +483,20 @@ def check_ids(ids: Tensor, n: int) -> None:
         raise ValueError(f"ids must lie in [0, 2^48), got {int(ids.min())} to {int(ids.max())}")
 
 
+def check_labels(y: Tensor, classes: int) -> None:
+    """ValueError for a label that is not one of the model's ``classes`` outputs."""
+    if len(y) and int(y.max()) >= classes:
+        raise ValueError(f"label {int(y.max())} is out of range: the model has {classes} outputs (0 to {classes - 1})")
+
+
 def check_logits(logits: Tensor, y: Tensor) -> None:
     """ValueError, in one line, for a model output that cannot be logits for these labels."""
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"the model must return logits (n, classes), got a {type(logits).__name__}")
-    if logits.dim() != 2 or len(logits) != len(y):
-        raise ValueError(
-            f"the model must return logits (n, classes), got shape {tuple(logits.shape)} for {len(y)} inputs"
-        )
-    if int(y.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"label {int(y.max())} is out of range: the model has {logits.shape[1]} outputs (0 to"
-            f" {logits.shape[1] - 1})"
-        )
+    check_shape(logits, len(y))
+    check_labels(y, logits.shape[1])
     z = logits.detach().float()
     if not torch.isfinite(z).all():
         raise ValueError("the model returned NaN or infinite logits: check its weights and its input range")
-    if logits.shape[1] > 1 and bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
+    if bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
         raise ValueError(
             "the model returns probabilities (each row is >= 0 and sums to 1): remove its softmax, attacks need logits"
         )

@@ -66,7 +66,7 @@ class Sampler:
 
     def describe(self) -> dict[str, object]:
         """The settings in use, as plain values."""
-        return {**asdict(self), "effective_noise": self.effective_noise}
+        return {**asdict(self), "threat": self.threat.plain(), "effective_noise": self.effective_noise}
 
 
 def sampler(

@@ -17,6 +17,7 @@ from atent.certify.interval import Box
 from atent.certify.linear import Form, Relaxation, back, form, least, relax
 from atent.certify.region import Region, region
 from atent.checks import as_inputs, as_samples
+from atent.guard import check_classes, check_weights
 from atent.precision import full_precision
 from atent.threat import Threat
 
@@ -147,6 +148,7 @@ def prepare(model, x, y, threat, method, chunk, check) -> tuple[Graph, Region]:
     if math.isinf(float(threat.eps)):
         raise ValueError("bounds need a finite eps, got inf")
     graph = model if isinstance(model, Graph) else read(model)
+    check_weights(graph.model)
     refuse_training(graph.model, allowed=graph.training)
     if check:
         check_batch(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y, threat.box)
@@ -188,6 +190,7 @@ def _hidden(graph: Graph, place: Region, method: str, chunk: int) -> tuple[list[
     if boxes[graph.output].lower.dim() != 2:
         shape = tuple(boxes[graph.output].lower.shape)
         raise ValueError(f"the model must return logits (n, classes), got shape {shape}")
+    check_classes(boxes[graph.output].lower.shape[1])
     return boxes, relaxations
 
 

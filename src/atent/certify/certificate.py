@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_batch, check_number, check_seed, numbered
+from atent.attacks.base import check_batch, check_labels, check_number, check_seed, numbered
 from atent.certify.noise import NOISE
 from atent.certify.smoothing import (
     ABSTAIN,
@@ -26,10 +26,10 @@ from atent.certify.smoothing import (
     predictions,
 )
 from atent.checks import Settings, as_samples
-from atent.guard import guard
+from atent.guard import ask, guard
+from atent.independence import dependence_hint
 from atent.precision import full_precision
 from atent.progress import Advance
-from atent.rng import narrow
 from atent.run import dumps, read_json, share, write_atomic, write_json
 
 
@@ -85,6 +85,8 @@ class Certificate:
     rows: tuple[Row, ...]
     draws: Draws
     dim: int
+    hint: str | None = None
+    """One line where the model's answers depend on the batch, so that no row holds."""
 
     def certified(self, radius: float) -> dict[str, Any]:
         """Share of the samples whose class is right and proved within the l2 ``radius``, with a 95 % interval.
@@ -122,6 +124,7 @@ class Certificate:
             "radius_mean": sum(proved) / len(rows),
             "radius_median": proved[(len(rows) - 1) // 2],
             "largest_radius": most,
+            "hint": self.hint,
             "seconds_per_image": sum(r.time for r in rows) / len(rows),
         }
 
@@ -141,6 +144,7 @@ def certify_run(
     about: dict[str, Any] | None = None,
     shard: tuple[int, int] = (0, 1),
     batch: int | None = None,
+    channels_last: bool | None = None,
     advance: Advance | None = None,
 ) -> Certificate:
     """Certify samples one group after the other, and go on where an earlier call stopped.
@@ -150,8 +154,8 @@ def certify_run(
     header), beside a .json that says how it was made; the rows that it holds already are taken as they are, so the same
     call continues an interrupted one, and gives the same rows but for ``time``. ``about``: plain values that must agree
     as well, such as the model's fingerprint. ``shard`` (i, k) takes the samples i::k; each shard has a file of its own,
-    see `merge`. ``batch`` and ``advance`` as in `Smoothed`.
-    ValueError for inputs that cannot be judged, and for a file that was made another way.
+    see `merge`. ``batch``, ``channels_last`` and ``advance`` as in `Smoothed`. ValueError for inputs that cannot be
+    certified, for labels beyond the model's outputs, and for a file that was made another way.
     """
     x, y = as_samples(x, y, model)
     if not len(x):
@@ -167,7 +171,9 @@ def certify_run(
         path = Path(path)
         claim(path, made_of(draws, about or {}))
         done = {row.idx: row for row in read_rows(path)}
-    smoothed = Smoothed(model, draws.sigma)
+    smoothed = Smoothed(model, draws.sigma, channels_last)
+    check_labels(y, _natural(model, x[:1], draws.seed).shape[1])
+    hint = dependence_hint(model, x, seed=draws.seed)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
     if advance and len(left) < len(ids):
         advance((len(ids) - len(left)) * (draws.n0 + draws.n), "")
@@ -179,7 +185,7 @@ def certify_run(
         if path is not None:
             _append(path, rows)
         done |= {row.idx: row for row in rows}
-    return Certificate(tuple(done[i] for i in sorted(ids.tolist())), draws, math.prod(x.shape[1:]))
+    return Certificate(tuple(done[i] for i in sorted(ids.tolist())), draws, math.prod(x.shape[1:]), hint)
 
 
 def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = None) -> Certificate:
@@ -316,8 +322,7 @@ def _rows(
     smoothed: Smoothed, x: Tensor, y: Tensor, ids: Tensor, draws: Draws, batch: int | None, advance: Advance | None
 ) -> list[Row]:
     begun = time.perf_counter()
-    with torch.no_grad(), guard(smoothed.model, mode="eval", seed=narrow(draws.seed)), full_precision(x.device):
-        natural = smoothed.model(x).argmax(1)
+    natural = _natural(smoothed.model, x, draws.seed).argmax(1)
     found = smoothed.two_votes(x, draws.n0, draws.n, seed=draws.seed, ids=ids, batch=batch, advance=advance)
     classes, radii = certificates(*found, draws.sigma, draws.alpha)
     plain = predictions(found[1], draws.alpha)
@@ -327,3 +332,10 @@ def _rows(
         Row(i, label, got, radius, int(right), seconds, base, vote)
         for i, label, got, radius, right, base, vote in zip(*table)
     ]
+
+
+@torch.no_grad()
+def _natural(model: nn.Module, x: Tensor, seed: int) -> Tensor:
+    """The base model's logits without noise."""
+    with guard(model, mode="eval", seed=seed), full_precision(x.device):
+        return ask(model, x)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from atent.certify import affine
+from atent.guard import guard
 
 Kind = Literal["input", "affine", "sum", "relu", "maxpool"]
 CURVED: tuple[Kind, ...] = ("relu", "maxpool")
@@ -64,11 +65,15 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
     batch-norm and dropout. ValueError, in one line, for a model in train mode otherwise, a layer or an operation that
     no bound knows, one with a hook, and a forward pass that branches on its input.
     """
+    model = getattr(model, "_orig_mod", model)  # compiled: the same code
     refuse_training(model, allowed=training)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError("bounds read Python code, not TorchScript: give the network itself, not a scripted one")
     # A layer on its own would be traced into its insides; in a Sequential it is a layer like any other.
     root = nn.Sequential(model)
     try:
-        traced = _Tracer().trace(root)
+        with guard(model, mode="as-is"):  # a forward pass may write buffers
+            traced = _Tracer().trace(root)
     except Exception as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ValueError(
@@ -76,8 +81,11 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
         ) from None
     nodes: list[Node] = []
     found: dict[fx.Node, int | _Shape | _Constant] = {}
+    # What shares the memory of each step, so that a change in place of one is a change of all.
+    shared: dict[fx.Node, list[fx.Node]] = {}
     output = -1
     for step in traced.nodes:
+        shared[step] = _memory(step, root, shared)
         if step.op == "placeholder":
             nodes.append(Node("input", "input", ()))
             found[step] = 0
@@ -86,7 +94,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
         elif step.op == "output":
             output = _position(step.args[0], found, "the output")
         else:
-            found[step] = _translate(step, root, nodes, found)
+            found[step] = _translate(step, root, nodes, found, shared)
     return Graph(model, tuple(nodes), output, training)
 
 
@@ -113,7 +121,28 @@ def _changes(module: nn.Module) -> bool:
     return dropout or isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
-def _translate(step: fx.Node, root: nn.Module, nodes: list[Node], found: dict) -> int | _Shape:
+def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]) -> list[fx.Node]:
+    """The steps so far whose results may share their memory with this one's, itself among them."""
+    if step.op == "call_module":
+        module = root.get_submodule(str(step.target))
+        alias = getattr(module, "inplace", False) or isinstance(module, _VIEWS)
+    else:
+        name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
+        alias = name.endswith("_") or name in (*_VIEWING, *_AUGMENTED) or step.kwargs.get("inplace", False)
+    sources = step.all_input_nodes[:1] if alias else []
+    group = shared[sources[0]] if sources else []
+    group.append(step)
+    return group
+
+
+_VIEWS = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d)
+_VIEWING = ("flatten", "view", "reshape", "dropout", "dropout2d")
+_AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
+
+
+def _translate(
+    step: fx.Node, root: nn.Module, nodes: list[Node], found: dict, shared: dict[fx.Node, list[fx.Node]]
+) -> int | _Shape:
     if step.op == "call_module":
         module = root.get_submodule(str(step.target))
         name = f"{str(step.target).partition('.')[2] or 'the model'} ({type(module).__name__})"
@@ -122,13 +151,15 @@ def _translate(step: fx.Node, root: nn.Module, nodes: list[Node], found: dict) -
     else:
         target = step.target
         name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        in_place = bool(name.endswith("_") or step.kwargs.get("inplace", False))
+        in_place = bool(name.endswith("_") or name in _AUGMENTED or step.kwargs.get("inplace", False))
         name = name.rstrip("_")
         if name == "getattr" and step.args[1] in ("shape", "ndim"):
             return _Shape()
         if name == "size" or (name == "getitem" and isinstance(_seen(step.args[0], found), _Shape)):
             return _Shape()
         operands: list[Any] = [_seen(a, found) for a in step.args]
+        if in_place:
+            _refuse_change(name, step, operands, shared)
         if name in ("add", "iadd") and len(operands) == 2 and all(type(o) is int for o in operands) and not step.kwargs:
             nodes.append(Node("sum", name, (operands[0], operands[1])))
             return len(nodes) - 1
@@ -137,12 +168,23 @@ def _translate(step: fx.Node, root: nn.Module, nodes: list[Node], found: dict) -
     before = next((found[a] for a in step.args if isinstance(a, fx.Node) and type(found[a]) is int), None)
     if type(before) is not int:
         raise ValueError(f"{name} does not act on the network's activations: bounds support {SUPPORTED}")
-    if in_place and known and any(user > step for source in step.all_input_nodes for user in source.users):
-        raise ValueError(f"{name} changes in place what the network reads again later: use inplace=False")
+    if in_place and step.op == "call_module" and known:
+        _refuse_change(name, step, [before], shared)
     for kind, op in known:
         nodes.append(Node(kind, name, (before,), op))
         before = len(nodes) - 1
     return before
+
+
+def _refuse_change(
+    name: str, step: fx.Node, operands: list[Any], shared: dict[fx.Node, list[fx.Node]]
+) -> None:  # fmt: skip
+    """ValueError where the step changes in place what is read again: memory that another result shares, or a weight."""
+    if operands and isinstance(operands[0], _Constant):
+        raise ValueError(f"{name} changes a weight or a buffer in place in the forward pass: bounds need one network")
+    others = (node for source in step.all_input_nodes[:1] for node in shared[source] if node is not step)
+    if any(user > step for node in others for user in node.users):
+        raise ValueError(f"{name} changes in place what the network reads again later: use inplace=False")
 
 
 Known = list[tuple[Kind, Any]]
@@ -166,8 +208,23 @@ def _known(module: nn.Module) -> type[nn.Module] | None:
     return next((k for k in _LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
 
 
+class _Proxy(fx.Proxy):
+    """Keeps ``x -= 1`` apart from ``x = x - 1``: the first changes what other names of x see."""
+
+
+def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name, _function in _AUGMENTED.items():
+    setattr(_Proxy, f"__{_name}__", _augmented(_function))
+
+
 class _Tracer(fx.Tracer):
     """Looks into every module that is no layer of torch, nor a subclass of one that bounds know."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _known(m) is not None or super().is_leaf_module(m, module_qualified_name)

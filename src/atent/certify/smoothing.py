@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from atent.attacks.base import check_batch, check_number, check_seed, numbered
 from atent.certify.noise import BLOCK, Noise
 from atent.checks import Settings, as_inputs, plain
-from atent.guard import guard
-from atent.precision import full_precision
+from atent.guard import ask, guard, outside_inference
+from atent.independence import dependence_hint
+from atent.precision import full_precision, images_last
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.run import lower_limit
@@ -46,6 +47,9 @@ class Smoothed(metaclass=Settings):
     model: nn.Module
     sigma: float
     """Standard deviation of the noise, in the units of x (pixels)."""
+    channels_last: bool | None = None
+    """Show the model images in that memory format, the same up to rounding; default: where its layers gain by it on a
+    CPU. A model that cannot take it gets the usual format, with a warning."""
 
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0, above=True)
@@ -82,6 +86,7 @@ class Smoothed(metaclass=Settings):
         x = as_inputs(x, self.model)
         if radius is not None:
             check_radius(radius, n, alpha, self.sigma, dim=math.prod(x.shape[1:]))
+        self._warn(x, seed)
         found = self.two_votes(x, n0, n, seed=seed, ids=ids, batch=batch, advance=advance)
         return certificates(*found, self.sigma, alpha)
 
@@ -109,7 +114,13 @@ class Smoothed(metaclass=Settings):
                 f"n = {n} draws always abstain at alpha {alpha:g}: in full agreement their two-sided p is 2^{1 - n} ="
                 f" {2.0 ** (1 - n):.3g}; give n >= {math.ceil(1 - math.log2(alpha))}"
             )
+        self._warn(x, seed)
         return predictions(self.votes(x, n, seed=seed, ids=ids, batch=batch, advance=advance), alpha)
+
+    def _warn(self, x: Tensor, seed: int) -> None:
+        hint = dependence_hint(self.model, x, seed=seed) if len(x) else None
+        if hint is not None:
+            warnings.warn(hint, stacklevel=3)
 
     def two_votes(
         self, x: Tensor, n0: int, n: int, *, seed: int = 0, ids: Tensor | None = None,
@@ -118,6 +129,10 @@ class Smoothed(metaclass=Settings):
         """The counts that choose the class (``n0`` draws) and those that estimate its share (``n`` others)."""
         chosen = self.votes(x, n0, seed=seed, ids=ids, first=_SELECTION, batch=batch, advance=advance)
         return chosen, self.votes(x, n, seed=seed, ids=ids, batch=batch, advance=advance)
+
+    def _layout(self, x: Tensor) -> torch.memory_format:
+        wanted = _gains(self.model, x) if self.channels_last is None else self.channels_last
+        return torch.channels_last if wanted and images_last(self.model, x) else torch.contiguous_format
 
     @torch.no_grad()
     def votes(
@@ -128,7 +143,7 @@ class Smoothed(metaclass=Settings):
 
         ``first``: number of the first block of noise. Nothing waits for the device before the last forward.
         """
-        x, seed = as_inputs(x, self.model).detach(), check_seed(seed)
+        x, seed = outside_inference(as_inputs(x, self.model).detach()), check_seed(seed)
         n = check_number("n", n, 1, whole=True)
         check_batch(x, torch.zeros(len(x), dtype=torch.int64), (-math.inf, math.inf))
         if x.dtype not in (torch.float32, torch.float64):
@@ -143,7 +158,7 @@ class Smoothed(metaclass=Settings):
         tasks, per = len(x) * len(sizes), max(1, batch // BLOCK)
         # The noise is drawn in plain order, for its bits, whatever the layout that the model is shown.
         noise = Noise(x, seed)
-        form = _layout(self.model, x)
+        form = self._layout(x)
         inputs = torch.empty(
             (min(per, tasks) * BLOCK, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=form
         )
@@ -160,7 +175,7 @@ class Smoothed(metaclass=Settings):
                     owner[rows : rows + size] = sample
                     rows += size
                 for part, whose in zip(inputs[:rows].split(batch), owner[:rows].split(batch)):
-                    logits = _logits(self.model, part)
+                    logits = ask(self.model, part)
                     if not len(tally):
                         tally = torch.zeros(len(x) * logits.shape[1], dtype=torch.int64, device=x.device)
                     # The maximum keeps a NaN, and costs less than a test of each logit.
@@ -173,14 +188,14 @@ class Smoothed(metaclass=Settings):
         return tally.view(len(x), -1)
 
 
-def _layout(model: nn.Module, x: Tensor) -> torch.memory_format:
-    """The faster memory format of the images, decided by the layers so that it is the same on every run.
+def _gains(model: nn.Module, x: Tensor) -> bool:
+    """Whether channels-last images are faster, decided by the layers so that it is the same on every run.
 
     A CPU convolves channels-last 1.4 times as fast where a wide convolution keeps the resolution (SmallCNN, LeNet), and
     slower where all of them are narrow or strided (kw_small: 0.8 times).
     """
     wide = any(isinstance(m, nn.Conv2d) and m.in_channels >= 32 and m.stride == (1, 1) for m in model.modules())
-    return torch.channels_last if wide and x.dim() == 4 and x.device.type == "cpu" else torch.contiguous_format
+    return wide and x.device.type == "cpu"
 
 
 def certificates(chosen: Tensor, counts: Tensor, sigma: float, alpha: float) -> tuple[Tensor, Tensor]:
@@ -293,11 +308,3 @@ def _check_alpha(alpha: float) -> None:
     check_number("alpha", alpha, 0, above=True)
     if alpha >= 1:
         raise ValueError(f"alpha must lie in (0, 1), got {alpha}: it is the probability of a wrong certificate")
-
-
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    logits: Any = model(x)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-        seen = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"the model must return logits (n, classes), got {seen} for {len(x)} inputs")
-    return logits

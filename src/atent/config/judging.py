@@ -145,6 +145,9 @@ class CertifyOptions:
     """Noisy images per forward; left out: 200 on the CPU, else 4,000."""
     compile: bool = False
     """Fuse the network by torch.compile first: worth its minute for a larger network (smoothing)."""
+    channels_last: Annotated[bool | None, tyro.conf.FlagConversionOff] = None
+    """Noisy images in the channels-last memory format, the same up to rounding; default: where the network's layers
+    gain by it on a CPU (smoothing)."""
     root: str | None = None
     """Folder that holds the data; left out: as the run had it."""
     device: str = "auto"

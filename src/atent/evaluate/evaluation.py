@@ -17,9 +17,11 @@ from atent.checks import as_inputs, as_labels, as_samples
 from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
 from atent.evaluate.outcomes import bits, marks, spans
-from atent.guard import guard
-from atent.precision import Lowered, SearchDtype, full_precision
+from atent.guard import ask, guard, outside_inference
+from atent.independence import dependence_hint
+from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.progress import Advance
+from atent.rng import narrow
 from atent.run import share
 
 
@@ -79,7 +81,7 @@ def _answers(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> tuple[Tensor
     out, classes = [], 0
     with guard(model, mode="eval"), full_precision(x.device):
         for i in range(0, len(x), batch):
-            logits = model(x[i : i + batch])
+            logits = ask(model, x[i : i + batch])
             check_logits(logits, y[i : i + batch])
             out.append(logits.argmax(1))
             classes = logits.shape[1]
@@ -163,11 +165,14 @@ def evaluate(
         check_batch(x, y, box)
     settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last}
     ledger = Ledger(resume, fingerprint(model, x, y, ids, named, **settings)) if resume is not None else Ledger()
-    trial = _Trial(model, x, y, ids, seed, batch, search_dtype, channels_last, ledger, advance)
+    x, y = outside_inference(x), outside_inference(y)
+    last = channels_last and images_last(model, x)
+    trial = _Trial(model, x, y, ids, seed, batch, search_dtype, last, ledger, advance)
     predicted, classes = _answers(model, x, y, batch)
     right = (predicted == y).cpu()
     hint = (
-        normalisation_hint(right, x, lambda z: predict(model, z, y, batch=batch), y)
+        dependence_hint(model, x, seed=narrow(seed))
+        or normalisation_hint(right, x, lambda z: predict(model, z, y, batch=batch), y)
         or collapse_hint(predicted, y)
         or one_class_hint(y)
     )

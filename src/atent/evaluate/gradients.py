@@ -5,16 +5,15 @@ Each takes a `Probe` and returns whether it passed, and the measured figure in w
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from atent.attacks.pgd import PGD
 from atent.evaluate.probe import Probe, forward, gradient, looks_like_probabilities
-from atent.guard import guard
+from atent.guard import ask, guard
+from atent.independence import dependence
 from atent.losses import cross_entropy, margin
-from atent.precision import full_precision
+from atent.precision import full_precision, twin
 from atent.rng import PerSample
 
 Verdict = tuple[bool, str]
@@ -39,7 +38,7 @@ def logits(probe: Probe) -> Verdict:
 def _twice(probe: Probe) -> tuple[Tensor, Tensor]:
     x = probe.x[: probe.batch]
     with guard(probe.model, mode="eval", seed=probe.seed), full_precision(x.device):
-        return probe.model(x), probe.model(x)
+        return ask(probe.model, x), ask(probe.model, x)
 
 
 def _spread(z: Tensor) -> float:
@@ -56,15 +55,13 @@ def repeatable(probe: Probe) -> Verdict:
 
 
 def independent(probe: Probe) -> Verdict:
-    """A sample's logits are the same beside other samples: its own batch beside the batch with its negatives."""
-    first, second = _twice(probe)
-    noise = float((first - second).abs().max())
-    x, (low, high) = probe.x[:FEW], probe.threat.box
-    alone = forward(probe.model, x, seed=probe.seed, batch=FEW)
-    beside = forward(probe.model, torch.cat([x, low + high - x]), seed=probe.seed, batch=2 * FEW)[: len(x)]
-    # What a random layer changes anyway is not the neighbours' doing.
-    change = max(float((alone - beside).abs().max()) - 2 * noise, 0.0) / max(_spread(alone), 1e-30)
-    return change <= ROUNDING, f"other samples in the batch move logits by {100 * change:.2g} % (n = {len(x)})"
+    """A sample's logits are the same alone and beside other samples."""
+    found = dependence(probe.model, probe.x, seed=probe.seed)
+    if found is None:
+        return False, "not measured: the model fails on a batch of other samples"
+    precision = str(found.dtype).removeprefix("torch.")
+    text = f"other samples in the batch move logits by {100 * found.change:.2g} % of the largest, {found.flips} classes"
+    return not found.found, f"{text} change (n = {found.n}, {precision})"
 
 
 def _flat(grad: Tensor) -> Tensor:
@@ -126,14 +123,3 @@ def _disagreement(
     size = measured.norm(dim=1) + claimed.norm(dim=1)
     error = (measured - claimed).norm(dim=1) / size.clamp_min(torch.finfo(size.dtype).tiny)
     return float(error[size > 0].median()) if bool((size > 0).any()) else 0.0
-
-
-def twin(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
-    """A float64 copy of the model, or the model itself where it has none (it cannot be copied, or fixes a type)."""
-    try:
-        double = copy.deepcopy(model).double()
-        if forward(double, x.double(), seed=0, batch=1).dtype == torch.float64:
-            return double, torch.float64
-    except Exception:  # whatever somebody's copy or forward raises
-        pass
-    return model, x.dtype

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atent.attacks.base import Attack, Loss, Oracle, check_batch, check_logits, check_number, check_seed, numbered
 from atent.checks import as_samples
 from atent.data.split import spread
-from atent.guard import guard
+from atent.guard import ask, guard
 from atent.precision import full_precision
 from atent.rng import narrow
 from atent.run import share
@@ -109,7 +109,7 @@ def probe(
 def forward(model: nn.Module, x: Tensor, *, seed: int, batch: int) -> Tensor:
     """Logits in eval mode and full precision; a random model draws the same numbers at each call."""
     with guard(model, mode="eval", seed=seed), full_precision(x.device):
-        return torch.cat([model(part) for part in x.split(batch)])
+        return torch.cat([ask(model, part) for part in x.split(batch)])
 
 
 def gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, seed: int, batch: int) -> Tensor:

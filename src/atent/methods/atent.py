@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from atent.attacks.base import check_choice, check_number
 from atent.attacks.langevin import SAMPLER_FIELDS, Gradient, Projection, Pull, Sampler, Variant, sampler
 from atent.attacks.starts import Start
-from atent.guard import guard
+from atent.guard import ask, guard
 from atent.losses import check_smoothing, cross_entropy, kl, wide
 from atent.methods import base
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
@@ -236,7 +236,7 @@ class ATENT(Method):
         found = Samples([], [])
         with guard(model, mode="eval" if self.mode == "eval" else "as-is", seed=inner):
             with torch.no_grad():
-                reference = model(clean) if self.outer_loss == "kl" else None
+                reference = ask(model, clean) if self.outer_loss == "kl" else None
             z = chain.begin(x, draws)
             for k in range(chain.steps):
                 slope, losses = self._input_gradient(model, z, y, reference)
@@ -246,7 +246,7 @@ class ATENT(Method):
                     found.losses.append(losses)
             if keep:
                 with torch.no_grad():
-                    found.losses.append(self._losses(model(z), y, reference))
+                    found.losses.append(self._losses(ask(model, z), y, reference))
         return found if keep else found.iterates
 
     def loss(
@@ -256,10 +256,10 @@ class ATENT(Method):
 
         For data-entropy its value is the estimate of L_DE, and its gradient the one with the covariance.
         """
-        clean = wide(model(x)) if self.outer_loss == "kl" else None
+        clean = wide(ask(model, x)) if self.outer_loss == "kl" else None
         value = surrogate = x.new_zeros(())
         for z, share, factors in self._weighed(aux, progress):
-            logits = model(z)
+            logits = ask(model, z)
             losses = self._losses(logits, self._copies(y), clean)
             value = value + share * losses.mean()
             if factors is not None:
@@ -302,7 +302,7 @@ class ATENT(Method):
             nonlocal clean, reference
             if self.outer_loss == "kl":
                 # The gradients of all iterates are summed at the clean answer: not in half precision.
-                clean = wide(model(x))
+                clean = wide(ask(model, x))
                 reference = clean.detach().requires_grad_()
                 targets.append(reference)
 
@@ -312,7 +312,7 @@ class ATENT(Method):
             _accumulate(targets, grads, weight * outer * share / len(many))
 
         def second_pass(share: float, z: Tensor, factors: Tensor | None = None) -> Tensor:
-            logits = model(z)
+            logits = ask(model, z)
             losses = self._losses(logits, labels, reference)
             weighed = losses if factors is None else losses * factors
             descend(share, losses, torch.autograd.grad(weighed.sum(), targets, allow_unused=True))
@@ -354,7 +354,7 @@ class ATENT(Method):
             else:
                 # The first iterates have no loss pass and the last no gradient pass; the others stand for both.
                 with two_updates(norms) if k > self._skipped and not last else nullcontext():
-                    logits = model(z.requires_grad_(not last))
+                    logits = ask(model, z.requires_grad_(not last))
                 losses = self._losses(logits, labels, reference)
                 # Where alpha is 1, or so near that the share underflows, the older iterates weigh nothing.
                 wanted = ([] if last else [z]) + (targets if shares[k] else [])
@@ -390,7 +390,7 @@ class ATENT(Method):
         """The gradient of each sample's loss at ``z``, and the losses."""
         z = z.detach().requires_grad_()
         with torch.enable_grad():
-            losses = self._losses(model(z), y, None if reference is None else reference.detach())
+            losses = self._losses(ask(model, z), y, None if reference is None else reference.detach())
             return torch.autograd.grad(losses.sum(), z)[0], losses.detach()
 
     def _weighed(self, aux: Any, progress: float) -> list[tuple[Tensor, float, Tensor | None]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import check_number
 from atent.checks import Settings
+from atent.guard import explained
 from atent.threat import Threat
 
 Metrics = dict[str, Tensor]
@@ -57,9 +58,10 @@ class Method(metaclass=Settings):
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
         """Add ``weight`` times the gradient of the loss to each parameter's ``.grad``."""
-        return self.attack_and_descend(
-            model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
-        )[1]  # fmt: skip
+        with explained(model, x):
+            return self.attack_and_descend(
+                model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
+            )[1]  # fmt: skip
 
     def descend(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, weight: float = 1.0,

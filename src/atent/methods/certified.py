@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import check_number
 from atent.certify.graph import Graph, read
+from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Metrics, correct
 
@@ -24,7 +25,7 @@ def mixed_loss(
     """
     graph = read(model, training=True)
     with torch.set_grad_enabled(kappa > 0 or bound is None):
-        logits = model(x)
+        logits = ask(model, x)
     natural = correct(logits, y)
     if bound is None:
         return cross_entropy(logits, y).mean(), {"natural": natural, "verified": natural}

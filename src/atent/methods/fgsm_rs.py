@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import check_choice, check_number
 from atent.attacks.pgd import PGD
+from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import (
     Method,
@@ -80,5 +81,5 @@ class FGSMRS(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        logits = model(aux)
+        logits = ask(model, aux)
         return cross_entropy(logits, y).mean(), {"robust": correct(logits, y)}

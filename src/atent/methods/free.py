@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import check_number
+from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import (
     Method,
@@ -83,7 +84,7 @@ class Free(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        logits = model(aux)
+        logits = ask(model, aux)
         return cross_entropy(logits, y).mean(), {"robust": correct(logits, y)}
 
     def backward(

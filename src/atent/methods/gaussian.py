@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import check_number
+from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, correct
 from atent.rng import Batch
@@ -39,7 +40,7 @@ class Gaussian(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        logits = model(x if aux is None else x + aux)
+        logits = ask(model, x if aux is None else x + aux)
         return cross_entropy(logits, y).mean(), {"noisy": correct(logits, y)}
 
 

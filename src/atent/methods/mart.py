@@ -11,6 +11,7 @@ from torch.nn.functional import softmax
 
 from atent.attacks.base import check_number
 from atent.attacks.pgd import PGD
+from atent.guard import ask
 from atent.losses import boosted_cross_entropy, kl
 from atent.methods.base import (
     Method,
@@ -87,7 +88,7 @@ class MART(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        natural, robust = model(x), model(aux)
+        natural, robust = ask(model, x), ask(model, aux)
         boosted = boosted_cross_entropy(robust, y).mean()
         z = natural.to(torch.promote_types(natural.dtype, torch.float32))
         doubt = 1.0 - softmax(z, 1).gather(1, y[:, None]).squeeze(1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from atent.attacks.base import Oracle, ascend, check_choice, check_number
 from atent.attacks.bisection import bisect
 from atent.attacks.starts import Start, check_start, start
-from atent.guard import guard
+from atent.guard import ask, guard
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, correct
 from atent.rng import Batch
@@ -163,9 +163,9 @@ class MMA(Method):
         boundary, margin = aux
         # Without its loss the clean pass still tells right from wrong, and moves batch-norm.
         with torch.set_grad_enabled(self.clean_weight > 0):
-            logits = model(x)
+            logits = ask(model, x)
         right = soft_logit_margin(logits.detach(), y) < 0
-        pushed = model(torch.where(per_sample(right, x), boundary, x))
+        pushed = ask(model, torch.where(per_sample(right, x), boundary, x))
         wrong_loss = cross_entropy(pushed, y)
         right_loss = wrong_loss if self.margin_loss == "ce" else soft_logit_margin(pushed, y)
         hinged = torch.where(margin < self.d_max, right_loss, torch.zeros_like(right_loss))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atent.attacks.base import check_choice
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
+from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.threat import Threat
@@ -70,5 +71,5 @@ class PGDAT(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        logits = model(aux)
+        logits = ask(model, aux)
         return cross_entropy(logits, y, self.label_smoothing).mean(), {"robust": correct(logits, y)}

@@ -14,6 +14,7 @@ from atent.attacks.base import Attack, Oracle, check_choice, check_number
 from atent.attacks.ddn import decoupled
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
+from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.rng import Batch, Draws
@@ -34,7 +35,7 @@ class Averaged(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         copies = len(self.noise) // len(x)
-        logits = self.model(x.repeat_interleave(copies, 0) + self.noise)
+        logits = ask(self.model, x.repeat_interleave(copies, 0) + self.noise)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.log_softmax(logits, 1).unflatten(0, (len(x), copies)).logsumexp(1) - math.log(copies)
 
@@ -141,7 +142,7 @@ class SmoothAdv(Method):
     ) -> tuple[Tensor, Metrics]:
         x_adv, noise = aux
         labels = y.repeat_interleave(self.samples)
-        logits = model(x_adv.repeat_interleave(self.samples, 0) + noise)
+        logits = ask(model, x_adv.repeat_interleave(self.samples, 0) + noise)
         return cross_entropy(logits, labels).mean(), {
             "robust": correct(logits, labels),
             "distance": self.threat.distance(x_adv, x),

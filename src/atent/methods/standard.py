@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy
 from atent.methods.base import Method, Metrics, State, correct
 
@@ -24,5 +25,5 @@ class Standard(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        logits = model(x)
+        logits = ask(model, x)
         return cross_entropy(logits, y, self.label_smoothing).mean(), {"natural": correct(logits, y)}

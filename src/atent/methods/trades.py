@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import check_number
 from atent.attacks.pgd import PGD
+from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy, kl
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
 from atent.threat import Threat
@@ -89,12 +90,12 @@ class TRADES(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        natural = model(x)
+        natural = ask(model, x)
         fit = cross_entropy(natural, y, self.label_smoothing).mean()
         metrics = {"natural": correct(natural, y), "natural_loss": fit.detach()}
         if self.beta == 0:
             return fit, metrics
-        robust = model(aux)
+        robust = ask(model, aux)
         gap = kl(robust, natural).mean()
         metrics |= {"robust": correct(robust, y), "robust_loss": gap.detach()}
         return fit + self.beta * gap, metrics

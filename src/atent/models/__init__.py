@@ -10,6 +10,7 @@ from torch import nn
 
 from atent.run import unknown
 
+from .binary import binary_logits
 from .digits_cnn import digits_cnn
 from .dm_large import dm_large
 from .kw import kw_resnet, kw_small
@@ -23,8 +24,8 @@ from .two_class import two_class
 from .wrn import wrn_28_4, wrn_28_10, wrn_34_10
 
 __all__ = [
-    "MODELS", "ModelSettings", "Normalize", "build", "check_output", "from_reference", "has_activation", "has_dropout",
-    "make", "native_shape",
+    "MODELS", "ModelSettings", "Normalize", "binary_logits", "build", "check_output", "from_reference",
+    "has_activation", "has_dropout", "make", "native_shape",
 ]  # fmt: skip
 
 # build() reads signatures: keywords `classes`, `shape` (its default is the native one), `dropout` if it drops, and

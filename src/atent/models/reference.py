@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from atent.guard import check_classes, check_weights, dtype_of, explained, guard
+
 T = TypeVar("T")
 
 
@@ -55,25 +57,30 @@ def resolve(reference: str, kind: type[T], wanted: str) -> T:
     return made
 
 
-def check_output(model: nn.Module, shape: tuple[int, ...], classes: int, device: torch.device | str = "cpu") -> None:
+def check_output(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    classes: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
     """Raise ValueError, in one line, unless `model` maps (2, *shape) to (2, classes).
 
-    One forward pass of zeros on `device`, where the model must already be, in eval mode and without
-    gradients. The training mode of every submodule is afterwards as it was, also where the pass raises.
+    One forward pass of zeros of type `dtype` (default: that of the model's weights) on `device`, where the model must
+    already be, in eval mode and without gradients. The model comes back as it was, also where the pass raises.
     """
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    modes = [(module, module.training) for module in model.modules()]
+    dtype = dtype or dtype_of(model) or torch.float32
+    check_weights(model)
+    inputs = torch.zeros(2, *shape, dtype=dtype, device=device)
     try:
-        model.eval()
-        with torch.no_grad():
-            output = model(torch.zeros(2, *shape, dtype=dtype, device=device))
+        with guard(model, mode="eval"), torch.no_grad(), explained(model, inputs):
+            output = model(inputs)
     except Exception as error:
         raise ValueError(f"the model cannot take inputs of shape {tuple(shape)}: {_line(error)}") from error
-    finally:
-        for module, training in modes:
-            module.training = training
     if not isinstance(output, torch.Tensor):
         raise ValueError(f"the model gives {_kind(output)}, want a tensor of logits of shape (2, {classes})")
+    if output.shape in ((2,), (2, 1)):
+        check_classes(1)
     if output.ndim == 2 and len(output) == 2 and output.shape[1] != classes:
         raise ValueError(
             f"the model gives {output.shape[1]} outputs, the data has {classes} classes: "

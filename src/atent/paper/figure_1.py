@@ -20,7 +20,7 @@ from atent.data import Data, DataSettings
 from atent.data import load as load_data
 from atent.data.two_class import cached
 from atent.evaluate.outcomes import bits
-from atent.guard import guard
+from atent.guard import ask, guard
 from atent.methods import ATENT, PGDAT, TRADES, Method, Standard
 from atent.methods.base import Metrics, State
 from atent.models import ModelSettings
@@ -211,7 +211,7 @@ def exhaustive(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, side: int
     with guard(model), torch.no_grad():
         for some, label in zip(x.split(64), y.split(64)):
             points = threat.clamp(some[:, None] + grid)
-            right = model(points.flatten(0, 1)).argmax(1).view(len(some), -1) == label[:, None]
+            right = ask(model, points.flatten(0, 1)).argmax(1).view(len(some), -1) == label[:, None]
             stands.append(right.all(1))
     return torch.cat(stands)
 
@@ -454,7 +454,7 @@ def _draw(path: Path, content: Mapping[str, Any], place: Path, data: Data, threa
     for name, row in rows.items():
         model = load(_path(place, name, 0))
         with torch.no_grad():
-            regions = model(points).argmax(1).view(len(across), len(up)).T
+            regions = ask(model, points).argmax(1).view(len(across), len(up)).T
         first = next(m for m in row["seeds"] if m["seed"] == 0)
         title = (
             f"{row['label']}: natural {100 * first['natural']['value']:.1f} %, PGD-40"

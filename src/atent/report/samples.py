@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from atent import plots
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, spell
-from atent.guard import guard
+from atent.guard import ask, guard
 from atent.precision import full_precision
 from atent.report.collect import Run
 from atent.threat import Threat
@@ -128,7 +128,7 @@ def _attack(run: Run) -> tuple[str, Threat | None]:
 def _told(model: nn.Module, x: Tensor) -> tuple[list[int], list[float]]:
     """The class that the model sees in each image, and its softmax."""
     with guard(model, mode="eval"), full_precision(x.device):
-        found = model(x).double().softmax(1).max(1)
+        found = ask(model, x).double().softmax(1).max(1)
     return found.indices.tolist(), found.values.tolist()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from atent import checks
 from atent.attacks.base import check_number, check_seed
 from atent.attacks.langevin import Sampler
+from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.rng import narrow
 from atent.theory import equivalence, gradient, lemma, local_entropy, sampler, thermodynamic
@@ -156,7 +157,7 @@ def _lemma(
     def make() -> list[Row]:
         out, _, zoomed = lemma.kink_rows(net, x, y, seed=seed)
         out.append(lemma.counter_example())
-        classes = int(max(int(y.max()) + 1, bare(x[:1]).shape[1]))
+        classes = int(max(int(y.max()) + 1, ask(bare, x[:1]).shape[1]))
         linear, sampled = lemma.linear_softmax(x, y, classes, gamma, n=settings.samples, seed=seed)
         out += linear
         ratios = {"linear-softmax, proved": sampled.ratios}
@@ -220,7 +221,7 @@ def _objectives(
 
     def large() -> list[Row]:
         with torch.no_grad():
-            losses = cross_entropy(net(x), y)
+            losses = cross_entropy(ask(net, x), y)
         # neither trivially right nor lost
         i = int(losses.argsort()[len(losses) // 2])
         bound = None

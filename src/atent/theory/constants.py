@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.models import Normalize
 
@@ -186,7 +187,7 @@ def curvature(
     column = (-1, *[1] * (z.dim() - 1))
     with torch.enable_grad():
         point = z.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(cross_entropy(model(point), y).sum(), point, create_graph=True)
+        (grad,) = torch.autograd.grad(cross_entropy(ask(model, point), y).sum(), point, create_graph=True)
         v = torch.randn(z.shape, generator=rng, dtype=z.dtype)
         found = torch.zeros(len(z), dtype=z.dtype)
         for _ in range(iterations):
@@ -255,7 +256,7 @@ def kinks(model: nn.Module, x: Tensor) -> dict[str, str]:
         hooks.append(module.register_forward_hook(lambda _m, _a, _o: watch.inside.pop() and None))
     try:
         with watch:
-            model(x)
+            ask(model, x)
     finally:
         for hook in hooks:
             hook.remove()

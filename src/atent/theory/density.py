@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from atent.guard import ask
 from atent.losses import cross_entropy
 
 Field = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -55,7 +56,7 @@ def loss_field(model: nn.Module, y: Tensor) -> Field:
     def field(z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            losses = cross_entropy(model(z), y)
+            losses = cross_entropy(ask(model, z), y)
             (grad,) = torch.autograd.grad(losses.sum(), z)
         return losses.detach(), grad
 

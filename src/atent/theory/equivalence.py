@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.langevin import sampler
+from atent.guard import ask
 from atent.rng import Batch
 from atent.theory.density import loss_field
 from atent.theory.rows import Row, agree, skipped
@@ -125,7 +126,7 @@ def with_batchnorm(model: nn.Module, x: Tensor) -> nn.Module:
         if isinstance(m, nn.Conv2d)
     ]
     with torch.no_grad():
-        out(x)
+        ask(out, x)
     for hook in hooks:
         hook.remove()
     for name, values in seen.items():

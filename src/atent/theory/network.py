@@ -8,12 +8,25 @@ import math
 import torch
 from torch import Tensor, nn
 
+from atent.guard import check_weights
+
 _ENTRIES = 2**21
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """A float64 copy in eval mode whose parameters need no gradient, on the CPU."""
-    return copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
+    """A float64 copy in eval mode whose parameters need no gradient, on the CPU; ValueError for a network without."""
+    check_weights(model)
+    try:
+        with torch.no_grad():  # a script's weights would remember the cast
+            out = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().double().eval()
+    except RuntimeError as error:
+        raise ValueError(
+            f"the network cannot be copied in float64 ({str(error).splitlines()[0]}): give one without layers that"
+            " hooks compute (torch.nn.utils.parametrizations.weight_norm for torch.nn.utils.weight_norm)"
+        ) from error
+    for p in out.parameters():
+        p.requires_grad_(False)
+    return out
 
 
 def dense(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
@@ -27,6 +40,8 @@ def dense(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     size: tuple[int, ...] = tuple(shape)
     out: list[nn.Module] = []
     for layer in flat:
+        if _hooked(layer):
+            return model
         if isinstance(layer, nn.Conv2d) and len(size) == 3:
             try:
                 after = tuple(layer(torch.zeros(1, *size, dtype=layer.weight.dtype)).shape[1:])
@@ -56,8 +71,13 @@ def dense(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
 _SAME = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Identity, nn.Dropout)
 
 
+def _hooked(module: nn.Module) -> bool:
+    """Whether hooks may change what goes in or comes out."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _unfold(module: nn.Module, into: list[nn.Module]) -> None:
-    if type(module) is nn.Sequential:
+    if type(module) is nn.Sequential and not _hooked(module):
         for child in module:
             _unfold(child, into)
     else:

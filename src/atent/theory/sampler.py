@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.langevin import Sampler
+from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.sgld import langevin_step
 from atent.theory.chains import Mean, autocorrelation, langevin, mean, metropolis, time_constant
@@ -145,7 +146,7 @@ def mix(
     field = loss_field(model, labels)
     with torch.enable_grad():
         point = anchor.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(cross_entropy(model(point), labels).sum(), point)
+        (slope,) = torch.autograd.grad(cross_entropy(ask(model, point), labels).sum(), point)
     along = slope / slope.flatten(1).norm(dim=1).clamp_min(1e-300).view(-1, *[1] * (x.dim() - 1))
     eta = 0.2 / (density.gamma + curvature)
 

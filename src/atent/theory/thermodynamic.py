@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.progress import Advance
 from atent.theory.chains import Mean, mean, metropolis
@@ -137,7 +138,7 @@ def _steepest(model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module, float,
     ahead = copy.deepcopy(model).requires_grad_(True)
     own = list(ahead.parameters())
     with torch.enable_grad():
-        slopes = torch.autograd.grad(cross_entropy(ahead(x), y).sum(), own)
+        slopes = torch.autograd.grad(cross_entropy(ask(ahead, x), y).sum(), own)
     norm, size = (math.sqrt(sum(float(v.detach().square().sum()) for v in part)) for part in (slopes, own))
     if not (math.isfinite(norm) and norm > 0):
         raise ValueError(f"the loss has a weight gradient of norm {norm} at the image: choose another image")
@@ -161,7 +162,7 @@ class _Moved(nn.Module):
 
     def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.call = lambda z, w: torch.func.functional_call(model, w, (z,))
+        self.call = lambda z, w: torch.func.functional_call(model, w, (z.clone(),))
         self.weights = weights
 
     def forward(self, z: Tensor) -> Tensor:

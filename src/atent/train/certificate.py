@@ -59,6 +59,7 @@ def certify_folder(
     threads: Threads = None,
     batch: int | None = None,
     compiled: bool = False,
+    channels_last: bool | None = None,
     progress: bool = True,
 ) -> tuple[Path, dict[str, Any], Certificate | None]:
     """Certify ``limit`` test images of a run ("all": every one): the .json written, its content, and the rows of
@@ -72,8 +73,8 @@ def certify_folder(
     (`verified`) within ``radii`` under the run's norm or ``norm``, left out: the run's eps. The same call goes on
     where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
     gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged`` joins the
-    shards. ``compiled``: smoothing with the network fused by ``torch.compile``, the same up to rounding. Raises what
-    the rooms raise: ValueError and FileNotFoundError in one line.
+    shards. ``compiled``: smoothing with the network fused by ``torch.compile``, ``channels_last``: that of
+    `Smoothed`; both the same up to rounding. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
     """
     if method not in ("smoothing", *METHODS):
         raise ValueError(folder.unknown("method", method, ("smoothing", *METHODS)))
@@ -96,7 +97,7 @@ def certify_folder(
         check_radius(goal, draws.n, draws.alpha, draws.sigma)
     if compiled and pick_device(device).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or leave it out")
-    return _smoothed(who, draws, goals, shard, merged, batch, compiled, progress)
+    return _smoothed(who, draws, goals, shard, merged, batch, compiled, channels_last, progress)
 
 
 def layout(content: dict[str, Any]) -> tuple[str, list[tuple[str, dict[str, Any]]], list[str]]:
@@ -121,7 +122,8 @@ def layout(content: dict[str, Any]) -> tuple[str, list[tuple[str, dict[str, Any]
         f"abstained {content['abstained']['k']} of {content['n']}; mean radius {content['radius_mean']:.4g}, median"
         f" {content['radius_median']:.4g}, 0 where wrong",
     ]
-    return title, rows, below + seconds
+    hint = [f"warning: {content['hint']}"] if content.get("hint") else []
+    return title, rows, below + seconds + hint
 
 
 def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[float | str] | None = None) -> None:
@@ -174,7 +176,7 @@ def _head(who: Subject, ids: Sequence[int], shape: Sequence[int]) -> dict[str, A
 
 def _smoothed(
     who: Subject, draws: Draws, goals: list[float] | None, shard: str | None, merged: bool, batch: int | None,
-    compiled: bool, progress: bool,
+    compiled: bool, channels_last: bool | None, progress: bool,
 ) -> tuple[Path, dict[str, Any], Certificate]:  # fmt: skip
     x, y, ids = who.test()
     about = _about(who)
@@ -194,8 +196,9 @@ def _smoothed(
         model = cast(nn.Module, torch.compile(who.model)) if compiled else who.model
         with bar(len(range(i, n, k)) * (draws.n0 + draws.n), who.name, enabled=progress) as advance:
             found = certify_run(
-                model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=batch, advance=advance
-            )
+                model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=batch,
+                channels_last=channels_last, advance=advance,
+            )  # fmt: skip
     content = {**_head(who, [row.idx for row in found.rows], x.shape[1:]), **found.to_json(goals), "shard": shard}
     content |= {"provenance": folder.provenance(seed=draws.seed, device=x.device), "made": made, "complete": True}
     folder.write_json(sidecar(table), content)

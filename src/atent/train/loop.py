@@ -34,7 +34,7 @@ from atent.methods import ATENT, AWP, Method
 from atent.methods.awp import plain
 from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
-from atent.precision import bfloat16_pays, gaining
+from atent.precision import bfloat16_pays, gaining, refuses_channels_last
 from atent.progress import bar
 from atent.rng import fold
 from atent.threads import cores
@@ -117,10 +117,12 @@ def fit(
         raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
     if threat is not None:
         threat.check_eps(data.shape)
-    layout = torch.channels_last if settings.channels_last and len(data.shape) == 3 else torch.contiguous_format
+    layout = torch.contiguous_format
     preflight.move(model, device, layout)
-    check_output(model, data.shape, data.classes, device)
+    check_output(model, data.shape, data.classes, device, dtype=data.validation.batch([0])[0].dtype)
     preflight.check_weights(model)
+    if settings.channels_last and len(data.shape) == 3:
+        layout = _channels_last(model, data, device, say)
     if resume and run is not None:
         data = _as_begun(data, Path(run))
     data, move = data.to(device), augment(augmentation)
@@ -501,6 +503,18 @@ def _check_bfloat16(model: nn.Module, data: Data, settings: TrainSettings, devic
     if not probe.pays:
         why = "disagrees with float32" if probe.faster else "is not faster than float32"
         raise ValueError(f"precision bfloat16 {why} on this {device.type} ({probe}): use precision float32")
+
+
+def _channels_last(
+    model: nn.Module, data: Data, device: torch.device, say: Callable[[str], None]
+) -> torch.memory_format:
+    """Channels-last, with the model's kernels, where the network takes it; else the usual layout, with a warning."""
+    refused = refuses_channels_last(model, data.validation.batch([0, 0])[0].to(device))
+    if refused is None:
+        preflight.move(model, device, torch.channels_last)
+        return torch.channels_last
+    say(f"warning: {refused}")
+    return torch.contiguous_format
 
 
 def _threads(

@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from atent import run as folder
 from atent.attacks import Attack
 from atent.data import Data
-from atent.guard import guard
+from atent.guard import ask, guard
 from atent.losses import cross_entropy
 from atent.methods import Method
 from atent.train.weights import Snapshot, aliases, pack, put, unpack, whole
@@ -209,7 +209,7 @@ def gradient_of(
                 method.backward(made.train(), x, y, rng=rng, ids=index, state=copy.deepcopy(state))
                 return
             with guard(model, mode="train"), torch.no_grad():
-                cross_entropy(model(x), y)
+                cross_entropy(ask(model, x), y)
 
     return step
 

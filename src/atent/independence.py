@@ -1,0 +1,97 @@
+"""Whether a model's answer for a sample depends on the other samples of its batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atent.guard import ask, guard, outside_inference
+from atent.precision import full_precision, twin
+
+FEW, OTHERS = 4, 8
+"""Samples that are asked about alone, and how many others share their batch with them and with altered copies."""
+
+
+class Dependence(NamedTuple):
+    """What one sample alone and the same sample in a batch show."""
+
+    change: float
+    """Largest difference of the logits, less what a random model's draws explain, as a share of the largest logit."""
+    tolerance: float
+    """Share that rounding explains: half of the digits of the type computed in, sqrt(machine epsilon), or more where
+    the last float32 digit of the inputs moves the logits more."""
+    flips: int
+    """Samples whose class changes."""
+    n: int
+    """Samples that were compared."""
+    size: int
+    """Samples in the batch."""
+    dtype: torch.dtype
+    """Type computed in: float64 wherever the model has a copy in it."""
+
+    @property
+    def found(self) -> bool:
+        """Whether the difference is more than rounding."""
+        return self.change > self.tolerance
+
+
+def dependence(model: nn.Module, x: Tensor, *, seed: int = 0) -> Dependence | None:
+    """Compares samples alone and in a batch, in eval mode; ``x`` (n, ...) floats with n >= 1. None where the model
+    fails on the batch.
+
+    A float32 pass that differs by a few roundings settles the matter; another is repeated in float64, where a
+    difference is hardly rounding. A model that takes no sample alone (batch statistics of one value) is compared in
+    pairs.
+    """
+    model = getattr(model, "_orig_mod", model)  # compiled: another batch size would compile it anew
+    x = outside_inference(x.detach())
+    try:
+        found = _compare(model, x, seed)
+        if found.change > 32 * torch.finfo(found.dtype).eps:
+            double, dtype = twin(model, x[:1])
+            found = _compare(double, x.to(dtype), seed, rough=True)
+    except (ValueError, RuntimeError, IndexError):
+        return None
+    return found
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, x: Tensor, seed: int, *, rough: bool = False) -> Dependence:
+    few = x[torch.arange(min(FEW, len(x)), device=x.device) * len(x) // min(FEW, len(x))]
+    others = x[torch.arange(min(OTHERS, len(x)), device=x.device) * len(x) // min(OTHERS, len(x))]
+    # Copies that are altered, so that a batch of one sample, or of equal ones, has different neighbours too.
+    batch = torch.cat([few, others.flip(0), few.flip(-1) / 2, torch.zeros_like(few[:1])])
+    with guard(model, mode="eval", seed=seed), full_precision(x.device):
+        beside = ask(model, batch)
+        again = ask(model, batch)
+        try:
+            alone = torch.cat([ask(model, one[None]) for one in few])
+        except (ValueError, RuntimeError, IndexError):
+            alone = torch.cat([ask(model, torch.stack([one, one.flip(-1) / 3]))[:1] for one in few])
+        # A network may lower the precision inside; then its steps are not those of the type that it answers in.
+        moved = ask(model, batch * (1 + torch.finfo(torch.float32).eps)) if rough else beside
+    scale = float(beside.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+    noise = float((beside.double() - again.double()).abs().max())
+    roughness = float((beside.double() - moved.double()).abs().max())
+    beside = beside[: len(few)]
+    apart = float((alone.double() - beside.double()).abs().max())
+    flips = int((alone.argmax(1) != beside.argmax(1)).sum())
+    # The draws of a random layer differ alone and in a batch: several times their size is no chance.
+    change = max(apart - 3 * noise, 0.0) / scale
+    tolerance = max(torch.finfo(beside.dtype).eps ** 0.5, 8 * roughness / scale)
+    return Dependence(change, tolerance, flips, len(few), len(batch), beside.dtype)
+
+
+def dependence_hint(model: nn.Module, x: Tensor, *, seed: int = 0) -> str | None:
+    """One line where the model's answer for a sample depends on its batch, else None."""
+    found = dependence(model, x, seed=seed)
+    if found is None or not found.found:
+        return None
+    return (
+        f"the network's answer for a sample depends on the other samples of its batch: alone and in a batch of"
+        f" {found.size} logits differ by {100 * found.change:.2g} % of the largest, and {found.flips} of {found.n}"
+        f" classes ({str(found.dtype).removeprefix('torch.')}); all figures change with the batch size, and no"
+        f" certificate holds: use stored batch-norm statistics (track_running_stats=True, model.eval())"
+    )
