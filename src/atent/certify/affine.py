@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,18 +24,28 @@ class Affine:
     """The map z -> W z + b of one sample. Weights are read at each call, so training moves them."""
 
     apply: Callable[[Tensor, Entrywise], Tensor]
-    """(z (n, ...), f) -> f(W) z (n, ...), f applied to each entry of W: `plain`, ``torch.abs`` or ``torch.square``."""
+    """(z (n, ...), f) -> f(W) z (n, ...), f applied to each entry of W: `plain`, ``torch.abs`` or ``torch.square``.
+    Computed in the dtype of z, as is W itself where the layer states it by several numbers."""
     transpose: Callable[[Tensor, torch.Size], Tensor]
     """(a (n, s, ...), shape of one input) -> W^T a (n, s, *shape)."""
-    offset: Callable[[int], Tensor | None]
-    """(number of dimensions of one output sample) -> b, broadcastable to the output; None: no b."""
+    offset: Callable[[int, torch.dtype, Entrywise], Tensor | None]
+    """(number of dimensions of one output sample, dtype, f) -> b, broadcastable to the output, f applied to each of the
+    terms that b is the sum of; None: no b."""
+    roundings: Callable[[torch.Size], tuple[int, int]]
+    """Shape of one input -> at most how often a term of one output is rounded on its way into W z + b, and a term of
+    one entry into W^T a, whatever the order of the sums."""
     mixes: bool = True
     """Whether an output may depend on several inputs; False: W has one entry per row and per column."""
 
 
 def linear(m: nn.Linear) -> Affine:
     """x W^T + b on the last dimension."""
-    return Affine(lambda z, of: F.linear(z, of(m.weight)), lambda a, shape: a @ m.weight, lambda dims: m.bias)
+    return Affine(
+        lambda z, of: F.linear(z, of(m.weight.to(z.dtype))),
+        lambda a, shape: a @ m.weight.to(a.dtype),
+        lambda dims, dtype, of: None if m.bias is None else of(m.bias.to(dtype)),
+        lambda shape: (m.weight.shape[1] + 1, m.weight.shape[0]),
+    )
 
 
 def conv(m: nn.Conv2d) -> Affine:
@@ -44,15 +55,23 @@ def conv(m: nn.Conv2d) -> Affine:
     padding = _symmetric(m)
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
-        return F.conv2d(z, of(m.weight), None, m.stride, padding, m.dilation, m.groups)
+        return F.conv2d(z, of(m.weight.to(z.dtype)), None, m.stride, padding, m.dilation, m.groups)
 
     def transpose(a: Tensor, shape: torch.Size) -> Tensor:
         rows = a.flatten(0, 1)
         rest = _rest(shape, a, m.kernel_size, m.stride, padding, m.dilation)
-        back = F.conv_transpose2d(rows, m.weight, None, m.stride, padding, rest, m.groups, m.dilation)
+        weight = m.weight.to(a.dtype)
+        back = F.conv_transpose2d(rows, weight, None, m.stride, padding, rest, m.groups, m.dilation)
         return back.unflatten(0, a.shape[:2])
 
-    return Affine(apply, transpose, lambda dims: None if m.bias is None else m.bias.view(-1, 1, 1))
+    def offset(dims: int, dtype: torch.dtype, of: Entrywise) -> Tensor | None:
+        return None if m.bias is None else of(m.bias.to(dtype)).view(-1, 1, 1)
+
+    def roundings(shape: torch.Size) -> tuple[int, int]:
+        outputs, *window = m.weight.shape
+        return math.prod(window) + 1, outputs // m.groups * math.prod(window[1:])
+
+    return Affine(apply, transpose, offset, roundings)
 
 
 def average(m: nn.AvgPool2d) -> Affine:
@@ -76,7 +95,9 @@ def average(m: nn.AvgPool2d) -> Affine:
         back = F.conv_transpose2d(rows, weight(a), None, stride, padding, rest)
         return back.squeeze(1).unflatten(0, a.shape[:3])
 
-    return Affine(apply, transpose, _no_offset)
+    # The share 1 / k^2 is rounded too, or divided by afterwards.
+    count = kernel[0] * kernel[1] + 2
+    return Affine(apply, transpose, _no_offset, lambda shape: (count, count))
 
 
 def mean(keepdim: bool) -> Affine:
@@ -90,7 +111,7 @@ def mean(keepdim: bool) -> Affine:
         a = a if keepdim else a[..., None, None]
         return (a / (shape[-1] * shape[-2])).expand(*a.shape[:2], *shape)
 
-    return Affine(apply, transpose, _no_offset)
+    return Affine(apply, transpose, _no_offset, lambda shape: (shape[-1] * shape[-2] + 2, 1))
 
 
 def flatten(width: int | None = None) -> Affine:
@@ -102,7 +123,7 @@ def flatten(width: int | None = None) -> Affine:
             raise ValueError(f"the network reshapes {flat.shape[1]} values per sample into rows of {width}")
         return flat
 
-    return Affine(apply, lambda a, shape: a.reshape(*a.shape[:2], *shape), _no_offset, mixes=False)
+    return Affine(apply, lambda a, shape: a.reshape(*a.shape[:2], *shape), _no_offset, _copied, mixes=False)
 
 
 def batch_norm(m: Any) -> Affine:
@@ -110,31 +131,40 @@ def batch_norm(m: Any) -> Affine:
     if m.running_mean is None or m.running_var is None:
         raise ValueError("batch statistics in eval mode: use track_running_stats=True")
 
-    def scale() -> Tensor:
-        root = torch.sqrt(m.running_var + m.eps)
-        return 1 / root if m.weight is None else m.weight / root
+    def scale(dtype: torch.dtype) -> Tensor:
+        root = torch.sqrt(m.running_var.to(dtype) + m.eps)
+        return 1 / root if m.weight is None else m.weight.to(dtype) / root
 
-    def shift() -> Tensor:
-        moved = -m.running_mean * scale()
-        return moved if m.bias is None else m.bias + moved
+    def shift(dtype: torch.dtype, of: Entrywise) -> Tensor:
+        moved = of(-m.running_mean.to(dtype) * scale(dtype))
+        return moved if m.bias is None else of(m.bias.to(dtype)) + moved
 
     def channels(v: Tensor, dims: int) -> Tensor:
         return v.view(-1, *[1] * (dims - 1))
 
     return Affine(
-        lambda z, of: z * of(_fitting(channels(scale(), z.dim() - 1), z)),
-        lambda a, shape: a * channels(scale(), len(shape)),
-        lambda dims: channels(shift(), dims),
+        lambda z, of: z * of(_fitting(channels(scale(z.dtype), z.dim() - 1), z)),
+        lambda a, shape: a * channels(scale(a.dtype), len(shape)),
+        lambda dims, dtype, of: channels(shift(dtype, of), dims),
+        # The sum with eps, the root, the quotient, and a product and a sum each for the mean and the offset; two spare.
+        lambda shape: (9, 6),
         mixes=False,
     )
 
 
-def scaled(constant: Callable[[], Tensor]) -> Affine:
-    """z times a constant of the network, entry by entry."""
+def scaled(constant: Callable[[], Tensor], *, divided: bool = False) -> Affine:
+    """z times a constant of the network, or ``divided`` by it, entry by entry."""
+
+    def factor(dtype: torch.dtype) -> Tensor:
+        value = constant().to(dtype)
+        return 1 / value if divided else value
+
     return Affine(
-        lambda z, of: z * of(_fitting(constant(), z)),
-        lambda a, shape: a * _one_sample(constant(), len(shape)),
+        lambda z, of: z * of(_fitting(factor(z.dtype), z)),
+        lambda a, shape: a * _one_sample(factor(a.dtype), len(shape)),
         _no_offset,
+        # The constant may be a number that the network's dtype rounds.
+        lambda shape: (3, 3),
         mixes=False,
     )
 
@@ -146,11 +176,18 @@ def shifted(constant: Callable[[], Tensor]) -> Affine:
         _fitting(constant(), z)
         return z
 
-    return Affine(apply, lambda a, shape: a, lambda dims: _one_sample(constant(), dims), mixes=False)
+    def offset(dims: int, dtype: torch.dtype, of: Entrywise) -> Tensor:
+        return of(_one_sample(constant(), dims).to(dtype))
+
+    return Affine(apply, lambda a, shape: a, offset, lambda shape: (2, 0), mixes=False)
 
 
-def _no_offset(dims: int) -> None:
+def _no_offset(dims: int, dtype: torch.dtype, of: Entrywise) -> None:
     return None
+
+
+def _copied(shape: torch.Size) -> tuple[int, int]:
+    return 0, 0
 
 
 def _fitting(constant: Tensor, z: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from atent.certify.graph import CURVED, Graph, Node, read, refuse_training
 from atent.certify.interval import Box
 from atent.certify.linear import Form, Relaxation, back, form, least, relax
 from atent.certify.region import Region, region
+from atent.certify.rounding import Arithmetic, down
 from atent.checks import as_inputs, as_samples
 from atent.guard import check_classes, check_weights
 from atent.precision import full_precision
@@ -50,29 +51,31 @@ def bounds(
       Wong and Kolter 2018 (Theorem 1, without the box there; their code cuts to it for MNIST).
 
     ``chunk``: values of hidden layers that crown and dual bound at once, summed over samples; it sets the memory.
-    Computed in the model's dtype without TF32 or autocast, and widened by the estimated rounding of that dtype
-    (`interval.rounding`): for certainty give ``model.double()`` and ``x.double()``. Where a sum overflows the bound is
-    infinite. Differentiable in the weights; use ``torch.no_grad()`` where no gradient is wanted. Without ``check`` the
-    checks of the data, which make a GPU's host wait, are left out.
+    They hold for the network in exact arithmetic and for the network as its dtype evaluates it: computed in float64
+    whatever the dtype, and widened by a bound of all rounding (docs/certification.md, which says what is assumed of
+    the hardware). The region has room for the rounding of an attack in that dtype (`region.region`). Where a sum may
+    overflow the bound is infinite. The result is in the model's dtype, rounded outwards. Differentiable in the
+    weights; use ``torch.no_grad()`` where no gradient is wanted. Without ``check`` the checks of the data, which make
+    a GPU's host wait, are left out.
 
     ValueError, in one line, for an unknown method, an unsupported layer, a model in train mode, an infinite eps, and
     inputs that the model cannot take.
     """
     x = as_inputs(x, _module(model)) if check else x
-    graph, place = prepare(model, x, None, threat, method, chunk, check)
+    graph, place = prepare(model, x, None, threat, method, chunk, check=check)
     with full_precision(x.device):
         boxes, relaxations = _hidden(graph, place, method, chunk)
         box = boxes[graph.output]
         if method == "ibp":
-            return box.lower, box.upper
-        eye = torch.eye(box.lower.shape[1], dtype=x.dtype, device=x.device)
-        start = form(graph.output, torch.cat([eye, -eye])[None])
-        below = least(graph, back(graph, start, boxes, relaxations.__getitem__), boxes, place)
+            return down(box.lower, x.dtype), -down(-box.upper, x.dtype)
+        eye = torch.eye(box.lower.shape[1], dtype=box.lower.dtype, device=x.device)
+        start = form(graph.output, torch.cat([eye, -eye])[None], rounding=True)
+        below = least(back(graph, start, boxes, relaxations), boxes, place)
         lower, minus_upper = below.expand(len(x), -1).chunk(2, 1)
         upper = -minus_upper
         if method == "crown":
             lower, upper = torch.fmax(lower, box.lower), torch.fmin(upper, box.upper)
-        return lower, upper
+        return down(lower, x.dtype), -down(-upper, x.dtype)
 
 
 def margins(
@@ -84,22 +87,25 @@ def margins(
     *,
     chunk: int = CHUNK,
     check: bool = True,
+    rounding: bool = True,
 ) -> Tensor:
     """Lower bounds (n, classes) of z_y - z_j over the threat, 0 for j = y; ``y`` (n,) integers.
 
     Bounded as differences (Wong and Kolter 2018; Gowal et al. 2018), not as differences of bounds: all
     affine layers after the last ReLU are merged with e_y - e_j, in ``ibp`` too. ``-margins`` are the worst-case logits
-    of certified training. Otherwise as `bounds`; ValueError also for labels that are no classes of the model.
+    of certified training. ``rounding=False``, for training: computed in the model's dtype without a bound of the
+    rounding, at less cost; not a certificate. Otherwise as `bounds`; ValueError also for labels that are no classes of
+    the model.
     """
     if check:
         x, y = as_samples(x, y, _module(model))
-    graph, place = prepare(model, x, y, threat, method, chunk, check)
+    graph, place = prepare(model, x, y, threat, method, chunk, check=check, rounding=rounding)
     with full_precision(x.device):
         boxes, relaxations = _hidden(graph, place, method, chunk)
         classes = boxes[graph.output].lower.shape[1]
         if check and len(y) and int(y.max()) >= classes:
             raise ValueError(f"label {int(y.max())} is out of range: the model has {classes} outputs")
-        return differences(graph, y, place, method, boxes, relaxations)
+        return down(differences(graph, y, place, method, boxes, relaxations), x.dtype)
 
 
 def _module(model: nn.Module | Graph) -> nn.Module:
@@ -113,12 +119,12 @@ def differences(
     like = boxes[graph.output].lower
     eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
     own = eye[y.long()]
-    start = back(graph, form(graph.output, own[:, None] - eye), boxes)
+    start = back(graph, form(graph.output, own[:, None] - eye, rounding=place.arithmetic is not None), boxes)
     result = None
     if method in ("ibp", "crown"):
-        result = least(graph, start, boxes, place)
+        result = least(start, boxes, place)
     if method != "ibp":
-        linear = least(graph, back(graph, start, boxes, relaxations.__getitem__), boxes, place)
+        linear = least(back(graph, start, boxes, relaxations), boxes, place)
         result = linear if result is None else torch.fmax(linear, result)
     return torch.where(own > 0, 0, result)  # type: ignore[arg-type]
 
@@ -133,7 +139,8 @@ def verified(
     *,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """bool (n,): proved that no input within the threat of ``x`` is classified as anything but ``y``.
+    """bool (n,): verified that no input within the threat of ``x`` is classified as anything but ``y``, neither by the
+    network in exact arithmetic nor as its own dtype evaluates it.
 
     All `margins` against other classes are above 0. False says nothing about the sample.
     """
@@ -141,7 +148,7 @@ def verified(
     return (below > 0).sum(1) == below.shape[1] - 1
 
 
-def prepare(model, x, y, threat, method, chunk, check) -> tuple[Graph, Region]:
+def prepare(model, x, y, threat, method, chunk, *, check=True, rounding=True) -> tuple[Graph, Region]:
     """The network as a graph and the region of each sample; ValueError for what bounds cannot take."""
     check_choice("method", method, METHODS)
     check_number("chunk", chunk, 1, whole=True)
@@ -159,7 +166,7 @@ def prepare(model, x, y, threat, method, chunk, check) -> tuple[Graph, Region]:
             f"bounds need inputs and weights of one dtype, float32 or float64, got {x.dtype} and {own}:"
             " use x.to(dtype) and model.to(dtype)"
         )
-    return graph, region(x.detach(), threat)
+    return graph, region(x.detach(), threat, Arithmetic(x.dtype) if rounding else None)
 
 
 def _hidden(graph: Graph, place: Region, method: str, chunk: int) -> tuple[list[Box], dict[int, Relaxation]]:
@@ -180,9 +187,11 @@ def _hidden(graph: Graph, place: Region, method: str, chunk: int) -> tuple[list[
             ):
                 boxes[source] = _tighten(graph, node, boxes, relaxations, place, method == "crown", chunk)
                 tight.add(source)
-            relaxations[number] = relax(node, boxes[source], adaptive=method != "dual")
+            relaxations[number] = relax(
+                node, boxes[source], adaptive=method != "dual", rounding=place.arithmetic is not None
+            )
         try:
-            boxes.append(interval.step(node, [boxes[k] for k in node.inputs], place.eps))
+            boxes.append(interval.step(node, [boxes[k] for k in node.inputs], place))
         except (RuntimeError, IndexError) as error:
             first = str(error).strip().splitlines()[0]
             shape = tuple(place.centre.shape)
@@ -227,10 +236,9 @@ def _tighten(
         # The part up to the nearest ReLUs is the same for all samples: once for each unit, not for each pair.
         hot = torch.zeros(len(units), width, dtype=box.lower.dtype, device=box.lower.device)
         hot = hot.scatter(1, units[:, None], 1.0)
-        shared = back(graph, form(source, hot.view(1, -1, *shape)), boxes)
-        each = _spread(shared, unit)
-        linear = back(graph, each, boxes, lambda k, s=samples: tuple(t[s] for t in relaxations[k]))  # type: ignore[misc]
-        found.append(least(graph, linear, boxes, place.take(samples)))
+        shared = back(graph, form(source, hot.view(1, -1, *shape), rounding=place.arithmetic is not None), boxes)
+        linear = back(graph, _spread(shared, samples, unit), boxes, relaxations, samples)
+        found.append(least(linear, boxes, place.take(samples)))
         rows.append(samples)
         columns.append(units[unit])
     if not found:
@@ -243,14 +251,17 @@ def _tighten(
     return replace(box, lower=lower.view_as(box.lower), upper=upper.view_as(box.upper))
 
 
-def _spread(shared: Form, unit: Tensor) -> Form:
+def _spread(shared: Form, samples: Tensor, unit: Tensor) -> Form:
     """Functions of (1, units) as pairs (sample, unit): each function and its negative, (pairs, 2)."""
 
     def both(t: Tensor) -> Tensor:
         return torch.stack([t[0, unit], -t[0, unit]], 1)
 
-    size = shared.size[0, unit][:, None].expand(-1, 2)
-    return Form({k: both(a) for k, a in shared.pending.items()}, both(shared.constant), size)
+    error = shared.error
+    if error is not None:
+        # Each sample has its own, unless nothing was rounded.
+        error = (error[0, unit] if len(error) == 1 else error[samples, unit])[:, None].expand(-1, 2)
+    return Form({k: both(a) for k, a in shared.pending.items()}, both(shared.constant), error)
 
 
 Pairs = Iterator[tuple[Tensor, Tensor, Tensor]]

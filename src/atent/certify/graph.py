@@ -309,7 +309,7 @@ def _arithmetic(name: str, constant: Callable[[], Tensor], *, constant_first: bo
     if name in ("sub", "isub"):
         return [("affine", affine.shifted(lambda: -constant()))]
     if name in ("truediv", "div", "itruediv") and not constant_first:
-        return [("affine", affine.scaled(lambda: 1 / constant()))]
+        return [("affine", affine.scaled(constant, divided=True))]
     return []
 
 

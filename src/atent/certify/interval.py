@@ -11,6 +11,7 @@ from torch import Tensor
 from atent.certify.affine import Affine, plain
 from atent.certify.graph import Node
 from atent.certify.region import Region
+from atent.certify.rounding import FLOOR, SAFE, UNIT, Arithmetic, gamma
 
 INEXACT = 2
 
@@ -30,66 +31,105 @@ class Box:
     """For l2 and ``mixes`` up to 1: the node's value at the centre."""
     reach: Tensor | None = None
     """With ``value``: the l2 norm of each value's gradient in the input, shape (1, ...)."""
+    drift: Tensor | None = None
+    """With ``value``, where rounding counts: how far the network's own value at the centre may lie from it."""
+    slack: Tensor | None = None
+    """Where rounding counts and this node rounds: the error of a linear function <a, z> of the node's value z when the
+    node's inputs are substituted for it, per unit of |a|; (n, ...)."""
 
-
-def rounding(dtype: torch.dtype) -> float:
-    """Relative widening of each layer: 8 units in the last place, against the rounding of its sums.
-
-    An estimate for sums as matrix kernels do them (in blocks, their errors of random sign), not a worst case. Float64
-    makes it 2e-15.
-    """
-    return 4 * torch.finfo(dtype).eps
+    def size(self) -> Tensor:
+        """The largest absolute value of each entry, without a graph."""
+        return torch.maximum(self.lower.detach().abs(), self.upper.detach().abs())
 
 
 def start(region: Region) -> Box:
     """The box of the input."""
     if region.norm == "linf":
         return Box(region.lower, region.upper, 0)
-    return Box(region.lower, region.upper, 0, region.centre, torch.ones_like(region.centre[:1]))
+    drift = None if region.arithmetic is None else torch.zeros_like(region.centre)
+    return Box(region.lower, region.upper, 0, region.centre, torch.ones_like(region.centre[:1]), drift)
 
 
-def step(node: Node, boxes: list[Box], eps: float) -> Box:
+def step(node: Node, boxes: list[Box], region: Region) -> Box:
     """The box of a node's value from the boxes of its inputs."""
     first = boxes[0]
     if node.kind == "affine":
-        return _affine(node.op, first, eps)
+        return _affine(node.op, first, region)
     if node.kind == "sum":
-        if first.lower.shape != boxes[1].lower.shape:
-            shapes = tuple(first.lower.shape[1:]), tuple(boxes[1].lower.shape[1:])
-            raise ValueError(f"{node.name} of shapes {shapes[0]} and {shapes[1]}: bounds add equal shapes only")
-        return Box(first.lower + boxes[1].lower, first.upper + boxes[1].upper)
+        return _sum(node, first, boxes[1], region.arithmetic)
     if node.kind == "relu":
-        return Box(first.lower.relu(), first.upper.relu())
-    return Box(_max_pool(node, first.lower), _max_pool(node, first.upper))
+        # A linear function's coefficients are rounded where they are multiplied by the slopes of lines.
+        slack = None if region.arithmetic is None else 2 * UNIT * first.size()
+        return Box(first.lower.relu(), first.upper.relu(), slack=slack)
+    return _max_pool(node, first, region.arithmetic)
 
 
-def _max_pool(node: Node, z: Tensor) -> Tensor:
+def _sum(node: Node, one: Box, other: Box, arithmetic: Arithmetic | None) -> Box:
+    if one.lower.shape != other.lower.shape:
+        shapes = tuple(one.lower.shape[1:]), tuple(other.lower.shape[1:])
+        raise ValueError(f"{node.name} of shapes {shapes[0]} and {shapes[1]}: bounds add equal shapes only")
+    lower, upper = one.lower + other.lower, one.upper + other.upper
+    if arithmetic is None:
+        return Box(lower, upper)
+    slack = arithmetic.slack(one.size() + other.size(), 1, 4)
+    return Box(*_known(lower - slack, upper + slack), slack=slack)
+
+
+def _max_pool(node: Node, box: Box, arithmetic: Arithmetic | None) -> Box:
     m = node.op
-    return F.max_pool2d(z, m.kernel_size, m.stride, m.padding, m.dilation)
+    lower, upper, *size = (
+        F.max_pool2d(z, m.kernel_size, m.stride, m.padding, m.dilation)
+        for z in (box.lower, box.upper, *(() if arithmetic is None else (box.size(),)))
+    )
+    if arithmetic is None:
+        return Box(lower, upper)
+    # Windows may overlap: an entry's coefficient is then a sum. Offsets of lines are at most twice a window's values.
+    overlap = 2 * (m.kernel_size if isinstance(m.kernel_size, int) else max(m.kernel_size)) ** 2
+    return Box(lower, upper, slack=SAFE * gamma(overlap + 2 * lower.shape[1:].numel() + 8) * size[0])
 
 
-def _affine(op: Affine, box: Box, eps: float) -> Box:
-    t = rounding(box.lower.dtype)
+def _affine(op: Affine, box: Box, region: Region) -> Box:
+    arithmetic = region.arithmetic
+    forward, backward = op.roundings(box.lower.shape[1:])
+    if not forward:
+        copied = (None if t is None else op.apply(t, plain) for t in (box.value, box.reach, box.drift))
+        return Box(op.apply(box.lower, plain), op.apply(box.upper, plain), box.mixes, *copied)
     middle, half = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
-    half = half + t * (middle.abs() + half).detach()
+    if arithmetic is not None:
+        half = torch.maximum(half, torch.maximum(box.upper - middle, middle - box.lower)) * (1 + 4 * UNIT)
     centre, radius = op.apply(middle, plain), op.apply(half, torch.abs)
-    offset = op.offset(centre.dim() - 1)
+    dims, dtype = centre.dim() - 1, centre.dtype
+    offset, slack, back = op.offset(dims, dtype, plain), None, None
     if offset is not None:
-        centre, radius = centre + offset, radius + t * offset.abs().detach()
+        centre = centre + offset
+    if arithmetic is not None:
+        size = op.apply(box.size(), torch.abs)
+        absolute = op.offset(dims, dtype, torch.abs)
+        size = (size if absolute is None else size + absolute).detach()
+        # Here the bound rounds the centre, the radius and their sum; on the way back, the coefficients, their product
+        # with the offset and what a line's slope multiplies.
+        slack = arithmetic.slack(size, forward, 2 * forward + 16)
+        back = slack + SAFE * gamma(backward + centre.shape[1:].numel() + 4) * size
+        radius = radius + slack
     lower, upper = _known(centre - radius, centre + radius)
     mixes = min(box.mixes + op.mixes, INEXACT)
     if box.value is None or box.reach is None or mixes == INEXACT:
-        return Box(lower, upper, mixes)
+        return Box(lower, upper, mixes, slack=back)
     # In l2 a linear function moves by eps times its gradient's norm, often less than over the box around the ball.
-    value = op.apply(box.value, plain)
-    reach = op.apply(box.reach.square(), torch.square)
-    # The root has no derivative at 0, where an output ignores its input.
-    reach = torch.where(reach > 0, reach, 1).sqrt() * (reach > 0)
-    size = t * op.apply(box.value.abs(), torch.abs).detach()
+    value, reach = op.apply(box.value, plain), op.apply(box.reach.square(), torch.square)
     if offset is not None:
-        value, size = value + offset, size + t * offset.abs().detach()
-    radius = eps * (1 + t) * reach + size
-    return Box(torch.maximum(lower, value - radius), torch.minimum(upper, value + radius), mixes, value, reach)
+        value = value + offset
+    if slack is None or box.drift is None:
+        # The root has no derivative at 0, where an output ignores its input.
+        reach = torch.where(reach > 0, reach, 1).sqrt() * (reach > 0)
+        ball, drift = region.eps * reach, None
+    else:
+        reach = (reach + FLOOR**2).sqrt() * (1 + gamma(forward + 8))
+        drift = op.apply(box.drift, torch.abs).detach()
+        drift = SAFE * drift + slack
+        ball = (1 + 8 * UNIT) * region.eps * reach + drift
+    sides = torch.maximum(lower, value - ball), torch.minimum(upper, value + ball)
+    return Box(*sides, mixes, value, reach, drift, back)
 
 
 def _known(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

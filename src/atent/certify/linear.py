@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atent.certify.affine import plain
 from atent.certify.graph import CURVED, Graph, Node
-from atent.certify.interval import Box, rounding
+from atent.certify.interval import Box
 from atent.certify.region import Region
+from atent.certify.rounding import FLOOR, SAFE, UNIT, gamma
 
 Relaxation = tuple[Tensor, ...]
 """Of a ReLU: slope below, slope above, offset above. Of max-pooling: place below, place above, slope above, offset
@@ -28,34 +30,46 @@ class Form:
 
     pending: dict[int, Tensor]
     constant: Tensor
-    size: Tensor
-    """Sum of the absolute terms of ``constant``, without a graph: what its rounding is measured against."""
+    error: Tensor | None = None
+    """At most how far rounding may have raised the function, without a graph; None where rounding does not count."""
 
-    def plus(self, term: Tensor) -> Form:
-        return replace(self, constant=self.constant + term, size=self.size + term.detach().abs())
+    def plus(self, term: Tensor, error: Tensor | float = 0.0) -> Form:
+        """The sum, with the error of ``term``."""
+        constant = self.constant + term
+        if self.error is None:
+            return replace(self, constant=constant)
+        return replace(self, constant=constant, error=self.error + error + UNIT * constant.detach().abs())
+
+    def less(self, error: Tensor) -> Form:
+        """The same function with more ``error``."""
+        return self if self.error is None else replace(self, error=self.error + error)
 
 
-def form(node: int, a: Tensor) -> Form:
+def form(node: int, a: Tensor, *, rounding: bool) -> Form:
     """The functions ``<a, z_node>``; ``a`` (n, s, ...)."""
     zero = a.new_zeros(a.shape[:2])
-    return Form({node: a}, zero, zero)
+    return Form({node: a}, zero, zero if rounding else None)
 
 
-def relax(node: Node, box: Box, *, adaptive: bool) -> Relaxation:
+def relax(node: Node, box: Box, *, adaptive: bool, rounding: bool) -> Relaxation:
     """Lines that hold a ReLU, or max-pooling, between them where its input is in ``box``.
 
     A ReLU with l < 0 < u lies below u/(u-l) (z - l) and above s z. ``adaptive``: s is 1 where u > -l, else 0 (CROWN);
     otherwise s = u/(u-l), parallel to the line above: the dual bound of Wong and Kolter 2018. A window's maximum lies
     above its entry with the largest l, and below max(z_k, m) <= m + (u_k-m)/(u_k-l_k) (z_k - l_k) for the entry k with
     the largest u and m the second-largest: never above the constant max u of the literature, and z_k itself where
-    l_k >= m.
+    l_k >= m. With ``rounding`` the lines hold for the slopes as they are rounded: both ends of the box lie below the
+    line above, which suffices for a convex function.
     """
     if node.kind == "maxpool":
-        return _relax_max(node, box)
+        return _relax_max(node, box, rounding)
     below, above = box.lower.clamp(max=0), box.upper.clamp(min=0)
     slope = _share(above, above - below, 0.0)
     flat = (above > -below).to(slope.dtype) if adaptive else slope
-    return flat, slope, -slope * below
+    lift = -slope * below
+    if rounding:
+        lift = torch.maximum(lift, (1 - slope) * above) * (1 + 4 * UNIT)
+    return flat, slope, lift
 
 
 def _share(part: Tensor, whole: Tensor, otherwise: float) -> Tensor:
@@ -64,7 +78,7 @@ def _share(part: Tensor, whole: Tensor, otherwise: float) -> Tensor:
     return torch.where(positive, part / torch.where(positive, whole, 1), otherwise)
 
 
-def _relax_max(node: Node, box: Box) -> Relaxation:
+def _relax_max(node: Node, box: Box, rounding: bool) -> Relaxation:
     m = node.op
     arguments = (m.kernel_size, m.stride, m.padding, m.dilation)
     below = F.max_pool2d(box.lower, *arguments, return_indices=True)[1]
@@ -73,7 +87,11 @@ def _relax_max(node: Node, box: Box) -> Relaxation:
     lower = box.lower.flatten(2).gather(2, above.flatten(2)).view_as(upper)
     second = torch.maximum(second, lower)
     slope = _share(upper - second, upper - lower, 1.0)
-    return below, above, slope, second - slope * lower
+    lift = second - slope * lower
+    if rounding:
+        lift = torch.maximum(lift, upper - slope * upper)
+        lift = lift + 4 * UNIT * (second.abs() + lower.abs() + 2 * upper.abs()).detach()
+    return below, above, slope, lift
 
 
 def _second_largest(z: Tensor, m, like: Tensor) -> Tensor:
@@ -89,35 +107,55 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
-def back(graph: Graph, start: Form, boxes: list[Box], relaxation: Callable[[int], Relaxation] | None = None) -> Form:
+def back(
+    graph: Graph,
+    start: Form,
+    boxes: Sequence[Box],
+    relaxations: Mapping[int, Relaxation] | None = None,
+    rows: Tensor | None = None,
+) -> Form:
     """A lower bound of the functions ``start`` in terms of earlier nodes, by substitution.
 
-    With ``relaxation`` (of a node by position) down to the input alone; without, exactly, down to the nearest ReLUs,
-    max-poolings and the input.
+    With ``relaxations`` (by position) down to the input alone; without, exactly, down to the nearest ReLUs,
+    max-poolings and the input. ``rows``: the samples of boxes and relaxations that the functions belong to.
     """
+
+    def of(t: Tensor) -> Tensor:
+        return t if rows is None else t[rows]
+
     todo, kept, bound = dict(start.pending), {}, replace(start, pending={})
     while todo:
         # Later nodes first: when one is taken, all that read it have been.
         place = max(todo)
         a, node = todo.pop(place), graph.nodes[place]
-        if node.kind == "input" or (relaxation is None and node.kind in CURVED):
+        if node.kind == "input" or (relaxations is None and node.kind in CURVED):
             kept[place] = a
             continue
+        slack = boxes[place].slack
+        if slack is not None:
+            bound = bound.less(_weighed(a, of(slack)))
         shape = boxes[node.inputs[0]].lower.shape[1:]
         if node.kind == "affine":
-            offset = node.op.offset(a.dim() - 2)
+            offset = node.op.offset(a.dim() - 2, a.dtype, plain)
             if offset is not None:
                 bound = bound.plus(_sum(a.sum_to_size(*a.shape[:2], *_full(offset, a.dim() - 2)) * offset))
             a = node.op.transpose(a, shape)
         elif node.kind == "relu":
-            flat, slope, lift = relaxation(place)  # type: ignore[misc]
-            bound = bound.plus(_dot(a.clamp(max=0), lift))
+            flat, slope, lift = (of(t) for t in relaxations[place])  # type: ignore[index]
+            term = _dot(a.clamp(max=0), lift)
+            # All of one sign: nothing cancels.
+            bound = bound.plus(term, gamma(lift.shape[1:].numel() + 4) * term.detach().abs())
             a = a * torch.where(a > 0, flat[:, None], slope[:, None])
         elif node.kind == "maxpool":
-            a, term = _back_max(a, relaxation(place), shape)  # type: ignore[misc]
+            a, term = _back_max(a, tuple(of(t) for t in relaxations[place]), shape)  # type: ignore[index]
             bound = bound.plus(term)
         for source in node.inputs:
-            todo[source] = todo[source] + a if source in todo else a
+            if source not in todo:
+                todo[source] = a
+                continue
+            todo[source] = todo[source] + a
+            if bound.error is not None:
+                bound = bound.less(UNIT * _weighed(todo[source], of(boxes[source].size())))
     return replace(bound, pending=kept)
 
 
@@ -132,28 +170,35 @@ def _back_max(a: Tensor, relaxation: Relaxation, shape: torch.Size) -> tuple[Ten
     return out.unflatten(3, shape[1:]), _dot(negative, lift)
 
 
-def least(graph: Graph, bound: Form, boxes: list[Box], region: Region) -> Tensor:
-    """The minimum (n, s) of each function over the region, with its pending nodes anywhere in their boxes.
-
-    Lowered by the rounding of a float sum, see `interval.rounding`, once for every affine layer.
-    """
-    value, size = bound.constant, bound.size
+def least(bound: Form, boxes: Sequence[Box], region: Region) -> Tensor:
+    """The minimum (n, s) of each function over the region, with its pending nodes anywhere in their boxes, less all
+    that rounding may have added."""
     for place, a in bound.pending.items():
         if place == 0:
-            value, size = value + region.minimum(a), size + region.magnitude(a)
-        else:
-            box = boxes[place]
-            value = value + _dot(a.clamp(min=0), box.lower) + _dot(a.clamp(max=0), box.upper)
-            size = size + _dot(a.detach().abs(), torch.maximum(box.lower.abs(), box.upper.abs()).detach())
-    layers = 1 + sum(node.kind == "affine" for node in graph.nodes)
-    # An overflow on the way (NaN) tells nothing.
-    return (value - layers * rounding(value.dtype) * size).nan_to_num(
-        nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf
-    )
+            term = region.minimum(a)
+            bound = bound.plus(term, 0.0 if bound.error is None else region.rounding(a))
+            continue
+        box = boxes[place]
+        term = _dot(a.clamp(min=0), box.lower) + _dot(a.clamp(max=0), box.upper)
+        error = 0.0 if bound.error is None else gamma(a.shape[2:].numel() + 4) * _weighed(a, box.size())
+        bound = bound.plus(term, error)
+    value = bound.constant
+    if bound.error is not None:
+        value = value - (SAFE * bound.error + 2 * UNIT * value.detach().abs() + FLOOR)
+    # An overflow on the way, NaN or infinite, tells nothing.
+    return value.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
+
+
+@torch.no_grad()
+def _weighed(a: Tensor, v: Tensor) -> Tensor:
+    """<|a|, v>, as `_dot`."""
+    return _dot(a.abs(), v)
 
 
 def _dot(a: Tensor, v: Tensor) -> Tensor:
     """<a, v> for a (n or 1, s, ...) and v (n, ...): (n, s)."""
+    if len(a) == 1:
+        return v.flatten(1) @ a[0].flatten(1).T
     return (a.flatten(2) @ v.flatten(1)[..., None]).squeeze(-1)
 
 

@@ -39,7 +39,7 @@ def estimated_margins(
         raise ValueError(
             f"Cauchy projections estimate the dual norms of linf, got {threat.norm}: leave projections out"
         )
-    graph, place = prepare(model, x, y, threat, "dual", CHUNK, False)
+    graph, place = prepare(model, x, y, threat, "dual", CHUNK, check=False, rounding=False)
     with full_precision(x.device):
         boxes, relaxations = hidden(graph, place, projections, rng)
         return differences(graph, y, place, "dual", boxes, relaxations)
@@ -69,7 +69,7 @@ def hidden(
             raise ValueError(f"projections need a network of ReLUs alone, got {node.name}: leave projections out")
         if node.kind == "affine":
             centre = node.op.apply(centres[source], plain)
-            offset = node.op.offset(centre.dim() - 1)
+            offset = node.op.offset(centre.dim() - 1, centre.dtype, plain)
             centres.append(centre if offset is None else centre + offset)
             rays.append(node.op.apply(rays[source].flatten(0, 1), plain).unflatten(0, rays[source].shape[:2]))
         elif node.kind == "sum":
@@ -79,9 +79,9 @@ def hidden(
             if boxes[source].mixes == INEXACT:
                 radius = rays[source].abs().median(1).values
                 boxes[source] = replace(boxes[source], lower=centres[source] - radius, upper=centres[source] + radius)
-            relaxations[number] = relax(node, boxes[source], adaptive=False)
+            relaxations[number] = relax(node, boxes[source], adaptive=False, rounding=False)
             _, slope, lift = relaxations[number]
             centres.append(slope * centres[source] + lift / 2)
             rays.append(slope[:, None] * rays[source] + drawn(lift / 2))
-        boxes.append(interval.step(node, [boxes[k] for k in node.inputs], place.eps))
+        boxes.append(interval.step(node, [boxes[k] for k in node.inputs], place))
     return boxes, relaxations

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from atent.certify.rounding import SAFE, Arithmetic, gamma
 from atent.threat import Norm, Threat
 
 # Newton's steps on a concave, piecewise linear function, from below; any number of them is sound.
@@ -27,10 +29,12 @@ class Region:
     """Least value of each coordinate in the region, the shape of ``centre``."""
     upper: Tensor
     """Largest value of each coordinate."""
+    arithmetic: Arithmetic | None = None
+    """Where rounding counts: how the network is evaluated."""
 
     def take(self, rows: Tensor) -> Region:
         """The regions of the samples ``rows``."""
-        return Region(self.norm, self.eps, self.centre[rows], self.lower[rows], self.upper[rows])
+        return replace(self, centre=self.centre[rows], lower=self.lower[rows], upper=self.upper[rows])
 
     def minimum(self, a: Tensor) -> Tensor:
         """min <a, x'> over the region: ``a`` (n, s, ...) or, one for all samples, (1, s, ...) gives (n, s).
@@ -69,16 +73,35 @@ class Region:
         gap = (length.square().sum(2) - limit) / (2 * t.clamp_min(torch.finfo(a.dtype).tiny))
         return -a.sign() * length, torch.where(bounded, 0, largest * gap)
 
-    def magnitude(self, a: Tensor) -> Tensor:
-        """<|a|, max |x'|> without a graph, (n, s): what the rounding of `minimum` is measured against."""
-        with torch.no_grad():
-            return _dot(a.flatten(2).abs(), torch.maximum(self.lower.abs(), self.upper.abs()).flatten(1))
+    @torch.no_grad()
+    def rounding(self, a: Tensor) -> Tensor:
+        """At most the error of `minimum` in float64, without a graph, (n, s)."""
+        # An l2 step is at most twice the largest value, and the ball's term at most eps |a|_2.
+        size = 4 * torch.maximum(self.lower.abs(), self.upper.abs()) + self.eps
+        return SAFE * gamma(2 * size.shape[1:].numel() + 64) * _dot(a.flatten(2).abs(), size.flatten(1))
 
 
-def region(x: Tensor, threat: Threat) -> Region:
-    """The region of each sample of ``x`` (n, ...); ``x`` is clamped to the box first, as attacks do."""
-    eps, centre = float(threat.eps), threat.clamp(x)
-    return Region(threat.norm, eps, centre, threat.clamp(centre - eps), threat.clamp(centre + eps))
+def region(x: Tensor, threat: Threat, arithmetic: Arithmetic | None = None) -> Region:
+    """The region of each sample of ``x`` (n, ...); ``x`` is clamped to the box first, as attacks do.
+
+    With ``arithmetic`` it is in float64, rounded outwards, and has room for the rounding of an attack in that dtype: in
+    float32 it holds all that `Threat.contains` accepts.
+    """
+    centre = threat.clamp(x)
+    eps = float(threat.eps)
+    if arithmetic is None:
+        return Region(threat.norm, eps, centre, threat.clamp(centre - eps), threat.clamp(centre + eps))
+    low, high = threat.box
+    unit, pixel = arithmetic.unit, 1.01 * arithmetic.unit * max(1.0, abs(low), abs(high))
+    if threat.norm == "linf":
+        eps = eps * (1 + 4 * unit) + pixel
+    else:
+        eps = eps * (1 + 18 * unit) + SAFE * pixel * math.sqrt(x.shape[1:].numel())
+    low, high = min(low, arithmetic.nearest(low)), max(high, arithmetic.nearest(high))
+    centre = centre.double()
+    end = torch.full_like(centre, torch.inf)
+    lower, upper = torch.nextafter(centre - eps, -end), torch.nextafter(centre + eps, end)
+    return Region(threat.norm, eps, centre, lower.clamp(min=low), upper.clamp(max=high), arithmetic)
 
 
 def _dot(a: Tensor, v: Tensor) -> Tensor:

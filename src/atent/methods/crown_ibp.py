@@ -88,10 +88,10 @@ class CROWNIBP(Method):
         threat = self.threat.scaled(factor)
 
         def bound(graph: Graph) -> Tensor:
-            linear = margins(graph, x, y, threat, "crown-ibp", check=False) if beta > 0 else None
+            linear = margins(graph, x, y, threat, "crown-ibp", check=False, rounding=False) if beta > 0 else None
             if linear is not None and beta == 1:
                 return linear
-            intervals = margins(graph, x, y, threat, "ibp", check=False)
+            intervals = margins(graph, x, y, threat, "ibp", check=False, rounding=False)
             return intervals if linear is None else beta * linear + (1 - beta) * intervals
 
         return mixed_loss(model, x, y, kappa, bound if float(threat.eps) > 0 else None)

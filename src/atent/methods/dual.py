@@ -93,7 +93,7 @@ class Dual(Method):
 
         def bound(graph: Graph) -> Tensor:
             if self.projections is None:
-                return margins(graph, x, y, threat, "dual", check=False)
+                return margins(graph, x, y, threat, "dual", check=False, rounding=False)
             rng = torch.Generator(x.device).manual_seed(int(aux))
             return estimated_margins(graph, x, y, threat, self.projections, rng)
 

@@ -1,0 +1,61 @@
+"""What floating point adds to a bound; docs/certification.md derives it from the standard model of rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+UNIT = 2.0**-53
+"""Unit roundoff of float64, in which bounds are computed."""
+SAFE = 1 + 2.0**-20
+"""Covers the rounding of the error terms themselves: sums of fewer than 2^32 products that are all >= 0."""
+FLOOR = 1e-150
+"""Covers all that underflows in float64 while no value exceeds its inverse."""
+
+
+def gamma(roundings: int, unit: float = UNIT) -> float:
+    """n u / (1 - n u): relative to the sum of the absolute terms, the error of n roundings in any order."""
+    return roundings * unit / (1 - roundings * unit)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How the network is evaluated: its own dtype, whose rounding a certificate covers beside that of the bounds."""
+
+    dtype: torch.dtype
+
+    @property
+    def unit(self) -> float:
+        return torch.finfo(self.dtype).eps / 2
+
+    @property
+    def largest(self) -> float:
+        """Sums of absolute terms beyond it may overflow on the way: nothing is known of them."""
+        return min(torch.finfo(self.dtype).max / 4, 1 / FLOOR)
+
+    def slack(self, size: Tensor, roundings: int, own: int) -> Tensor:
+        """The error of a value whose terms have absolute values that sum to ``size``.
+
+        ``roundings``: how many the network makes on the way to it; ``own``: how many the bound makes in float64.
+        """
+        size = torch.where(size < self.largest, size, torch.inf)
+        share = SAFE * (gamma(roundings, self.unit) + gamma(own))
+        return share * size + (roundings + 1) * torch.finfo(self.dtype).tiny
+
+    def nearest(self, value: float) -> float:
+        """A number of the caller's, as the network's dtype holds it."""
+        return float(np.float32(value)) if self.dtype == torch.float32 else value
+
+
+def down(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value`` (float64) in ``dtype``, rounded towards minus infinity; its derivative is 1."""
+    near = value.to(dtype)
+    if dtype == value.dtype:
+        return near
+    with torch.no_grad():
+        below = torch.nextafter(near, torch.full_like(near, -torch.inf))
+        step = torch.where(near.to(value.dtype) > value, below - near, 0)
+    return near + step
