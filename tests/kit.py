@@ -6,6 +6,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 N, CLASSES = 8, 5
 
+# Two ways to compute one float64 quantity through the tests' networks differ by rounding alone, and by the order of
+# sums that a processor's kernels choose: at most 10 steps of 8 layers, forwards and backwards, each of sums of up to
+# 2^8 products, round by 10 * 16 * 2^8 * 2^-53 < 5e-12 of the sums of absolute values, and of those cancellation leaves
+# a tenth or more. A wrong formula is off by 1e-6 and more.
+ROUNDING = 5e-11
+
 
 def network(norm=False, dropout=0.0, seed=3):
     """A small convolutional network that has seen three batches, in train mode; ``norm`` gives it batch-norm."""

@@ -10,7 +10,7 @@ import numpy as np
 import oracle_atent as oracle
 import pytest
 import torch
-from kit import distance, gradient, stream
+from kit import ROUNDING, distance, gradient, stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -103,7 +103,7 @@ def recorded(model):
         handle.remove()
 
 
-def compare(make, steps, variant="released", norm="l2", n=8, dropout="fresh", mode="train", iterates=1e-15, **given):
+def compare(make, steps, variant="released", norm="l2", n=8, dropout="fresh", mode="train", **given):
     """One step of both on copies of one network, from the same draws; all differences asserted."""
     x, y = batch(n)
     ours = network(make)
@@ -128,18 +128,18 @@ def compare(make, steps, variant="released", norm="l2", n=8, dropout="fresh", mo
         assert len(seen) == 2 * steps
         seen = [seen[0], *seen[1::2]]
     for z, expected in zip(seen, path, strict=True):
-        assert distance(z, expected) <= iterates
-    assert distance(gradient(ours), gradient(theirs)) <= 1e-12
-    assert float(metrics["loss"]) == pytest.approx(float(mu), rel=1e-12)
+        assert distance(z, expected) <= ROUNDING
+    assert distance(gradient(ours), gradient(theirs)) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(float(mu), rel=ROUNDING)
     assert metrics["loss"].dtype == torch.float64
     for (name, a), (_, b) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
         if name.endswith("num_batches_tracked"):
             assert int(a) == int(b) == 3 + (2 * steps if mode == "train" else steps)
         else:
-            assert distance(a, b) <= 1e-12, name
+            assert distance(a, b) <= ROUNDING, name
     last = path[-1] - x
     expected = last.abs().flatten(1).amax(1) if norm == "linf" else last.flatten(1).norm(dim=1)
-    torch.testing.assert_close(metrics["distance"], expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(metrics["distance"], expected, rtol=ROUNDING, atol=0)
     return ours, theirs
 
 
@@ -172,7 +172,7 @@ def test_start_zero_and_no_noise_equal_the_transcription(norm):
 
 def test_equals_the_transcription_where_the_mean_rounds():
     # 1/7 of a gradient is not the gradient's own digits, so the chains differ in the last ones
-    compare(NETWORKS["residual-bn"], 5, n=7, dropout="shared", iterates=1e-14)
+    compare(NETWORKS["residual-bn"], 5, n=7, dropout="shared")
 
 
 @pytest.mark.parametrize("dropout", ["fresh", "shared"])
@@ -195,7 +195,7 @@ def test_fresh_and_shared_masks_differ_with_dropout_and_agree_without():
 
     assert distance(grad(lambda: Mlp(0.5), "fresh"), grad(lambda: Mlp(0.5), "shared")) > 1e-3
     for make in (NETWORKS["residual-bn"], NETWORKS["residual-bn-none"]):
-        assert distance(grad(make, "fresh"), grad(make, "shared")) <= 1e-12
+        assert distance(grad(make, "fresh"), grad(make, "shared")) <= ROUNDING
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -214,7 +214,7 @@ def test_many_batches_keep_batchnorm_together():
         ATENT(Threat("l2", 1.0), steps=3).backward(ours, x, y, rng=stream(seed))
         oracle.step(theirs, x, y, stream(seed), s)
     for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(a, b, rtol=ROUNDING, atol=ROUNDING)
     assert all(m.momentum is None for m in ours.modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -226,7 +226,7 @@ def test_eval_mode_is_adversary_and_loss_with_batchnorm_too():
     method.backward(ours, x, y, rng=stream())
     torch.manual_seed(3)
     Method.backward(method, theirs, x, y, rng=stream())
-    assert distance(gradient(ours), gradient(theirs)) <= 1e-12
+    assert distance(gradient(ours), gradient(theirs)) <= ROUNDING
     for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
         assert torch.equal(a, b)
 
@@ -244,7 +244,7 @@ def test_the_chain_leaves_frozen_batchnorm_frozen():
         method.backward(model, x, y, rng=stream())
     assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
     for a, b in zip(iterates, seen[1:], strict=True):
-        assert distance(a, b) <= 1e-15
+        assert distance(a, b) <= ROUNDING
 
 
 def test_warmup_shrinks_a_scaled_pull_with_the_step():
@@ -266,10 +266,10 @@ def test_equals_adversary_and_loss_where_nothing_is_random_in_the_network(norm, 
     x, y = batch()
     a = method.backward(ours, x, y, rng=stream(), weight=0.7)
     b = Method.backward(method, theirs, x, y, rng=stream(), weight=0.7)
-    assert distance(gradient(ours), gradient(theirs)) <= 1e-12
+    assert distance(gradient(ours), gradient(theirs)) <= ROUNDING
     assert a.keys() == b.keys()
     for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-12, atol=0)
+        torch.testing.assert_close(a[name], b[name], rtol=ROUNDING, atol=0)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-2])
@@ -281,7 +281,7 @@ def test_adversary_gives_the_iterates_that_backward_trains_on(noise):
         method.backward(model, x, y, rng=stream())
     assert len(iterates) == 4
     for a, b in zip(iterates, seen[1:], strict=True):
-        assert distance(a, b) <= 1e-15
+        assert distance(a, b) <= ROUNDING
         assert not a.requires_grad
 
 
@@ -298,7 +298,7 @@ def test_weight_scales_and_adds_to_what_is_there(dropout):
     held = [p.grad for p in weighted.parameters()]
     share = method.backward(weighted, x, y, rng=stream(), weight=0.25)
     for p, q, old in zip(weighted.parameters(), plain.parameters(), held, strict=True):
-        torch.testing.assert_close(p.grad, 2.0 + 0.25 * q.grad, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(p.grad, 2.0 + 0.25 * q.grad, rtol=ROUNDING, atol=ROUNDING)
         assert p.grad is old
         assert p.grad.grad_fn is None
         assert not p.grad.requires_grad
@@ -328,7 +328,7 @@ def test_frozen_and_unreached_parameters_stay_untouched(dropout, mode):
     assert torch.equal(frozen.grad, torch.full_like(frozen, 7.0))
     assert not frozen.requires_grad
     assert all(p.grad is None for p in model.spare.parameters())
-    torch.testing.assert_close(model.net.fc.weight.grad, whole.fc.weight.grad, rtol=1e-12, atol=0)
+    torch.testing.assert_close(model.net.fc.weight.grad, whole.fc.weight.grad, rtol=ROUNDING, atol=0)
 
 
 def test_a_parameter_reached_only_at_some_iterates_gets_its_share():
@@ -352,7 +352,7 @@ def test_a_parameter_reached_only_at_some_iterates_gets_its_share():
     # at rest only the third forward, x^2 of weight alpha, takes the branch
     loss = 0.9 * F.cross_entropy(model.fc(x.flatten(1)) + model.branch(x.flatten(1)), y)
     (expected,) = torch.autograd.grad(loss, model.branch.weight)
-    torch.testing.assert_close(model.branch.weight.grad, expected, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(model.branch.weight.grad, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
 @pytest.mark.parametrize(("alpha", "steps"), [(0.9, 1), (0.9, 10), (0.3, 7), (1.0, 4)])
@@ -375,8 +375,8 @@ def test_alpha_one_is_the_last_iterate_alone():
     last = method.adversary(model, x, y, rng=stream())[-1]
     loss = F.cross_entropy(model(last), y)
     grads = torch.autograd.grad(loss, list(model.parameters()))
-    assert distance(gradient(model), torch.cat([g.flatten() for g in grads])) <= 1e-12
-    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-12)
+    assert distance(gradient(model), torch.cat([g.flatten() for g in grads])) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
 
 
 @pytest.mark.parametrize("variant", ["released", "published"])
@@ -460,7 +460,7 @@ def test_warm_up_begins_with_the_clean_batch(norm):
         metrics = method.backward(model, x, y, rng=stream(), progress=0.0)
     assert all(torch.equal(z, x) for z in seen)
     assert float(metrics["distance"].max()) == 0
-    assert float(metrics["loss"]) == pytest.approx(0.999 * F.cross_entropy(model(x), y).item(), rel=1e-12)
+    assert float(metrics["loss"]) == pytest.approx(0.999 * F.cross_entropy(model(x), y).item(), rel=ROUNDING)
 
 
 def test_warm_up_reaches_backward_and_adversary_alike():
@@ -469,7 +469,7 @@ def test_warm_up_reaches_backward_and_adversary_alike():
     for progress in (0.0, 0.5, 1.0):
         found = method.backward(model, x, y, rng=stream(), progress=progress)["distance"]
         last = method.adversary(model, x, y, rng=stream(), progress=progress)[-1]
-        torch.testing.assert_close(found, method.threat.distance(last, x), rtol=1e-13, atol=0)
+        torch.testing.assert_close(found, method.threat.distance(last, x), rtol=ROUNDING, atol=0)
         assert float(found.max()) <= 0.3 * progress + 1e-12
 
 

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from kit import Syncs, batch, network
+from kit import ROUNDING, Syncs, batch, network
 from torch import nn
 
 from atent import load as load_run
@@ -80,7 +80,7 @@ def test_ema_is_its_closed_form(decay):
     for name, value in found.items():
         if value.is_floating_point():
             expected = sum(share * state[name] for share, state in zip(shares, states, strict=True))
-            torch.testing.assert_close(value, expected, rtol=1e-11, atol=1e-12)
+            torch.testing.assert_close(value, expected, rtol=1e-11, atol=ROUNDING)
         else:
             assert torch.equal(value, states[-1][name])
     assert all(torch.equal(v, own[k]) for k, v in model.state_dict().items())
@@ -101,7 +101,7 @@ def test_swa_is_the_mean_of_the_epochs():
         for name, value in model.state_dict().items():
             if value.is_floating_point():
                 expected = torch.stack([s[name] for s in states]).mean(0)
-                torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+                torch.testing.assert_close(value, expected, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_the_weights_come_back_after_an_exception():

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from kit import N, Syncs, batch, distance, gradient, network, stream
+from kit import ROUNDING, N, Syncs, batch, distance, gradient, network, stream
 from torch import nn
 
 from atent import Threat
@@ -87,7 +87,7 @@ def test_equals_the_published_step(name, norm, given, batchnorm):
     assert distance(gradient(ours), gradient(other)) <= 1e-9
     assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-10)
     for a, b in zip(ours.buffers(), other.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=ROUNDING)
     # the perturbation matters
     assert distance(gradient(run(method, model)[1]), gradient(other)) > 1e-2
 
@@ -149,7 +149,7 @@ def test_backward_adds_weight_times_the_gradient_and_repeats(name, norm, given):
     _, again = run(method, model)
     _, found = run(method, model, grad=-3.0, weight=0.25)
     assert torch.equal(gradient(full), gradient(again))
-    assert distance(gradient(found) + 3.0, 0.25 * gradient(full)) <= 1e-12
+    assert distance(gradient(found) + 3.0, 0.25 * gradient(full)) <= ROUNDING
 
 
 @pytest.mark.parametrize(("name", "norm", "given"), CASES)
@@ -248,7 +248,7 @@ def test_a_step_of_sgd_is_the_published_one_up_to_its_weight_decay():
     for m in (ours, other):
         torch.optim.SGD(m.parameters(), lr=0.1).step()
     for (name, p), q in zip(other.named_parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(p - change.get(name, 0.0), q, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(p - change.get(name, 0.0), q, rtol=1e-9, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
@@ -264,7 +264,7 @@ def test_with_weight_decay_the_published_weights_are_ours_minus_lr_decay_v(momen
     moved = 0
     for (name, p), q in zip(other.named_parameters(), ours.parameters(), strict=True):
         v = change.get(name, torch.zeros_like(p))
-        torch.testing.assert_close(p - v, q - lr * decay * v, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(p - v, q - lr * decay * v, rtol=1e-9, atol=ROUNDING)
         moved += int(bool((v != 0).any()))
     assert moved
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from kit import Syncs, batch, distance, gradient, network, stream
+from kit import ROUNDING, Syncs, batch, distance, gradient, network, stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -229,8 +229,8 @@ def test_beta_0_is_ibp_and_beta_1_the_linear_bound(norm):
         loss = F.cross_entropy(-margins(copied, x, y, threat, bound), y)
         loss.backward()
         ours = ran(CROWNIBP(threat, beta_start=beta, beta_end=beta, kappa_end=0.0), model, x, y)
-        assert float(ours[0]["loss"]) == pytest.approx(loss.item(), rel=1e-13)
-        assert distance(ours[1], gradient(copied)) <= 1e-13
+        assert float(ours[0]["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
+        assert distance(ours[1], gradient(copied)) <= ROUNDING
 
 
 def test_the_schedule_at_its_break_points():
@@ -323,12 +323,14 @@ def test_in_l2_a_row_at_the_border_holds_only_the_weights_that_meet_the_image():
     lower, upper = (t.detach().view(3, 4, 4) for t in bounds(net, x, Threat("l2", 0.05), "ibp"))
     radius, kernel = (upper - lower) / 2, layer.weight.detach()
     for row, column, part in ((1, 2, kernel), (0, 0, kernel[:, :, 1:, 1:]), (3, 1, kernel[:, :, :2])):
-        torch.testing.assert_close(radius[:, row, column], 0.05 * part.flatten(1).norm(dim=1), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            radius[:, row, column], 0.05 * part.flatten(1).norm(dim=1), rtol=ROUNDING, atol=ROUNDING
+        )
     # a box that is nearer than the ball: one pixel within 0.01 of its end, seen by a 1x1 kernel
     one = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten()).double().eval()
     lower, upper = bounds(one, torch.full((1, 1, 1, 1), 0.99, dtype=torch.float64), Threat("l2", 0.05), "ibp")
     width = (upper - lower).detach()
-    torch.testing.assert_close(width, 0.06 * one[0].weight.detach().abs().view(1, 1), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(width, 0.06 * one[0].weight.detach().abs().view(1, 1), rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_the_loss_follows_the_schedule():
@@ -337,7 +339,7 @@ def test_the_loss_follows_the_schedule():
     for progress, factor in ((0.3, 0.25), (0.5, 0.75)):
         fixed = CROWNIBP(Threat("linf", 0.08 * factor), 0.0, 0.0, kappa_end=1 - factor, beta_end=1 - factor)
         a, b = ran(method, model, x, y, progress=progress), ran(fixed, model, x, y)
-        assert float(a[0]["loss"]) == pytest.approx(float(b[0]["loss"]), rel=1e-12)
+        assert float(a[0]["loss"]) == pytest.approx(float(b[0]["loss"]), rel=ROUNDING)
         assert distance(a[1], b[1]) <= 1e-10
 
 
@@ -511,7 +513,7 @@ def test_networks_that_change_in_train_mode_are_refused(name):
         part = model[1] if isinstance(model[1], nn.BatchNorm2d) else model[6]
         part.eval()
         frozen, _ = ran(method, model, x, y)
-        assert float(frozen["loss"]) == pytest.approx(float(ran(method, model.eval(), x, y)[0]["loss"]), rel=1e-12)
+        assert float(frozen["loss"]) == pytest.approx(float(ran(method, model.eval(), x, y)[0]["loss"]), rel=ROUNDING)
 
 
 def test_functional_dropout_is_refused_too():

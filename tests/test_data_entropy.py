@@ -6,7 +6,7 @@ import dataclasses
 import oracle_atent as oracle
 import pytest
 import torch
-from kit import Syncs, batch, distance, gradient, network, stream
+from kit import ROUNDING, Syncs, batch, distance, gradient, network, stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -118,13 +118,13 @@ def test_a_constant_in_the_loss_changes_the_supplements_form_alone():
     before, after = (differences(lambda m, c=c: mean_loss(m, temperature, c), model) for c in (0.0, shift))
     assert distance(after, before) < 1e-6
     ours = [data_entropy_coefficients(losses[:, None] + c, temperature, p)[:, 0] @ grads for c in (0.0, shift)]
-    assert distance(ours[1], ours[0]) < 1e-12
+    assert distance(ours[1], ours[0]) < ROUNDING
     spread = 1 - float(p.pow(2).sum())
     # with the grid's own probabilities the covariance needs no correction
     exact = data_entropy_coefficients(losses[:, None], temperature / spread, p)[:, 0] @ grads
     assert distance(exact, before) < 1e-6
     supplements = [(p * (1 + losses + c)) @ grads for c in (0.0, shift)]
-    torch.testing.assert_close(supplements[1] - supplements[0], shift * (p @ grads), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(supplements[1] - supplements[0], shift * (p @ grads), rtol=1e-10, atol=ROUNDING)
     assert distance(supplements[1], supplements[0]) > 0.5
 
 
@@ -205,10 +205,10 @@ def test_equals_a_slow_transcription(mode, norm, given):
     burn_in = given.get("burn_in", 2)
     expected, loss = oracle.data_entropy(theirs, x, y, stream(), s, noise, burn_in, given.get("chains", 1))
     assert distance(gradient(model), 0.5 * expected) <= 1e-10
-    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-12)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=ROUNDING)
     # batch-norm has seen the second pass alone
     for a, b in zip(model.buffers(), theirs.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(a, b, rtol=ROUNDING, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -222,11 +222,11 @@ def test_equals_adversary_and_loss(mode):
     assert aux.iterates[0].shape == (2 * len(x), *x.shape[1:])
     loss, metrics = method.loss(theirs, x, y, aux)
     loss.backward()
-    assert distance(gradient(ours), gradient(theirs)) <= 1e-12
-    assert float(a.pop("loss")) == pytest.approx(loss.item(), rel=1e-12)
+    assert distance(gradient(ours), gradient(theirs)) <= ROUNDING
+    assert float(a.pop("loss")) == pytest.approx(loss.item(), rel=ROUNDING)
     assert a.keys() == metrics.keys() == {"robust", "distance", "tilt"}
     for name in a:
-        torch.testing.assert_close(a[name], metrics[name], rtol=1e-12, atol=0)
+        torch.testing.assert_close(a[name], metrics[name], rtol=ROUNDING, atol=0)
 
 
 def test_the_chain_is_that_of_the_free_energy():
@@ -277,8 +277,8 @@ def test_free_energy_of_several_chains_is_their_mean(given):
     metrics = method.backward(model, x, y, rng=stream())
     loss = sum(F.cross_entropy(model(z), torch.cat([y, y])) / 2 for z in iterates[1:])
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-    assert distance(gradient(model), expected) <= 1e-12
-    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-12)
+    assert distance(gradient(model), expected) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
 
 
 def test_nobody_waits_for_the_device():
@@ -302,7 +302,7 @@ def test_micro_batches_sum_to_the_batch():
     for part in (slice(0, 3), slice(3, len(x))):
         cut = type(aux)(*[[t[part] for t in tensors] for tensors in aux])
         method.descend(model, x[part], y[part], cut, weight=len(x[part]) / len(x))
-    assert distance(gradient(model), whole) <= 1e-12
+    assert distance(gradient(model), whole) <= ROUNDING
 
 
 @pytest.mark.parametrize(
@@ -353,4 +353,4 @@ def test_the_contracts_backward_is_the_same():
     method.backward(ours, x, y, rng=stream(), weight=0.7)
     aux = method.adversary(theirs, x, y, rng=stream())
     Method.descend(method, theirs, x, y, aux, weight=0.7)
-    assert distance(gradient(ours), gradient(theirs)) <= 1e-12
+    assert distance(gradient(ours), gradient(theirs)) <= ROUNDING

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit import N, batch, distance, gradient, network, stream
+from kit import ROUNDING, N, batch, distance, gradient, network, stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ LINF = Threat("linf", EPS)
 
 def same_buffers(ours, theirs):
     for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(a, b, rtol=ROUNDING, atol=ROUNDING)
 
 
 # -- FGSM-RS
@@ -54,8 +54,8 @@ def test_fgsm_rs_is_its_algorithm(mode, step_size, start):
     logits = slow((x + delta).clamp(0, 1))
     loss = F.cross_entropy(logits, y)
     loss.backward()
-    assert distance(gradient(model), gradient(slow)) <= 1e-12
-    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-12)
+    assert distance(gradient(model), gradient(slow)) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
     assert float(metrics["robust"]) == float((logits.argmax(1) == y).double().mean())
     same_buffers(model, slow)
 
@@ -95,7 +95,7 @@ def test_free_is_algorithm_1_over_batches_that_come_again():
             torch.testing.assert_close(state["delta"], delta, rtol=0, atol=0)
     assert distance(gradient(model), gradient(slow)) <= 1e-10
     for p, q in zip(model.parameters(), slow.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=ROUNDING)
     same_buffers(model, slow)
 
 
@@ -111,7 +111,7 @@ def test_free_grows_its_ball_and_its_step_over_the_warm_up():
         delta = (delta + 0.4 * EPS * factor * g.sign()).clamp(-EPS * factor, EPS * factor)
         model.zero_grad()
         method.backward(model, x, y, rng=stream(), progress=progress, state=state)
-        torch.testing.assert_close(state["delta"], delta, rtol=0, atol=1e-15)
+        torch.testing.assert_close(state["delta"], delta, rtol=0, atol=ROUNDING)
     assert float(delta.abs().max()) > 0.9 * EPS
 
 
@@ -134,7 +134,7 @@ def test_a_replay_is_not_plain_training_and_the_first_pass_is():
         grads.append(gradient(model).clone())
     model.zero_grad()
     Standard().backward(model, x, y, rng=stream())
-    assert distance(grads[0], gradient(model)) <= 1e-14
+    assert distance(grads[0], gradient(model)) <= ROUNDING
     assert distance(grads[1], gradient(model)) > 1e-2
 
 

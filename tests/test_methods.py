@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from kit import N, Syncs, batch, distance, gradient, network, stream
+from kit import ROUNDING, N, Syncs, batch, distance, gradient, network, stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -125,8 +125,8 @@ def test_backward_adds_weight_times_the_gradient(name, norm, batchnorm):
     metrics, full = run(method, model, x, y)
     weighted, found = run(method, model, x, y, grad=-3.0, weight=0.25)
     assert full.norm() > 0
-    assert distance(found + 3.0, 0.25 * full) <= 1e-12
-    torch.testing.assert_close(weighted["loss"], metrics["loss"], rtol=1e-12, atol=0)
+    assert distance(found + 3.0, 0.25 * full) <= ROUNDING
+    torch.testing.assert_close(weighted["loss"], metrics["loss"], rtol=ROUNDING, atol=0)
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
@@ -144,9 +144,9 @@ def test_micro_batches_sum_to_the_batch(name, norm):
     if not torch.equal(full, run(method, model, x, y, seed=12)[1]):
         pytest.skip("the method draws, and two halves draw other numbers than the whole")
     parts = [run(method, model, x[rows], y[rows], weight=w) for rows, w in _cuts()]
-    assert distance(sum(g for _, g in parts), full) <= 1e-12
+    assert distance(sum(g for _, g in parts), full) <= ROUNDING
     loss = sum(w * m["loss"] for (m, _), (_, w) in zip(parts, _cuts(), strict=True))
-    assert float(loss) == pytest.approx(float(metrics["loss"]), rel=1e-12)
+    assert float(loss) == pytest.approx(float(metrics["loss"]), rel=ROUNDING)
 
 
 def _cuts():
@@ -243,11 +243,11 @@ def test_the_metrics_say_what_loss_says(name, norm):
     aux = method.adversary(model, x, y, rng=stream(), state=state)
     loss, metrics = method.loss(model, x, y, aux, state=state)
     found, grad = run(method, model, x, y)
-    assert float(found["loss"]) == pytest.approx(loss.item(), rel=1e-12)
+    assert float(found["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
     for key, value in metrics.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(found[key], value, rtol=ROUNDING, atol=ROUNDING)
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-    assert distance(grad, expected) <= 1e-12
+    assert distance(grad, expected) <= ROUNDING
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -318,8 +318,8 @@ def test_standard_is_cross_entropy(batchnorm):
     logits = model(x)
     loss = -F.log_softmax(logits, 1)[torch.arange(N), y].mean()
     loss.backward()
-    assert distance(grad, gradient(model)) <= 1e-13
-    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-13)
+    assert distance(grad, gradient(model)) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
     assert float(metrics["natural"]) == float((logits.argmax(1) == y).double().mean())
 
 
@@ -382,7 +382,7 @@ def test_pgdat_equals_a_slow_transcription(norm, batchnorm, given):
     assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-10)
     assert float(metrics["robust"]) == float((logits.argmax(1) == y).double().mean())
     for a, b in zip(model.buffers(), theirs.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=ROUNDING)
 
 
 def test_pgdat_in_train_mode_attacks_as_the_loop_of_robust_overfitting():
@@ -474,7 +474,7 @@ def test_pgdat_in_train_mode_moves_batchnorm_once_per_batch():
     PGDAT(Threat("l2", 0.8), mode="train").backward(model, x, y, rng=stream())
     theirs(last)
     for a, b in zip(model.buffers(), theirs.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+        torch.testing.assert_close(a, b, rtol=ROUNDING, atol=0)
 
 
 def test_the_adversarys_loss_is_above_the_clean_one():

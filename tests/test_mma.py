@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from kit import Syncs, distance, gradient, stream
+from kit import ROUNDING, Syncs, distance, gradient, stream
 from kit import batch as _batch
 from torch import nn
 from torch.nn import functional as F
@@ -158,12 +158,12 @@ def test_equals_a_slow_transcription(norm, given):
     loss, expected, margins, after = slow(method, model, x, y, theirs, cases)
     assert set(cases) == {"wrong", "pushed", "hinged"}
     metrics = method.backward(ours, x, y, rng=stream(), ids=IDS, state=state)
-    assert distance(gradient(ours), expected) <= 1e-12
-    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-12)
-    torch.testing.assert_close(metrics["margin"], margins, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(state["eps"], theirs["eps"], rtol=1e-12, atol=1e-14)
+    assert distance(gradient(ours), expected) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=ROUNDING)
+    torch.testing.assert_close(metrics["margin"], margins, rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(state["eps"], theirs["eps"], rtol=ROUNDING, atol=ROUNDING)
     for a, b in zip(ours.buffers(), after.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(a, b, rtol=ROUNDING, atol=ROUNDING)
     assert int(ours[1].num_batches_tracked) == int(model[1].num_batches_tracked) + 2
 
 
@@ -225,10 +225,10 @@ def test_the_margin_of_a_linear_classifier_is_its_distance_to_the_boundary(norm)
     state = method.init(n, (d,), torch.device("cpu"))
     boundary, margin = method.adversary(model, x, y, rng=stream(), ids=torch.arange(n), state=state)
     # the direction is exact after one step; 50 halvings leave rounding alone
-    torch.testing.assert_close(margin, exact, rtol=1e-11, atol=1e-13)
-    torch.testing.assert_close(method.threat.distance(boundary, x), exact, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(margin, exact, rtol=1e-11, atol=ROUNDING)
+    torch.testing.assert_close(method.threat.distance(boundary, x), exact, rtol=1e-11, atol=ROUNDING)
     assert (boundary @ w - model.bias[0]).abs().max() < 1e-12
-    torch.testing.assert_close(state["eps"], exact.clamp_min(d_max / 20), rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(state["eps"], exact.clamp_min(d_max / 20), rtol=1e-11, atol=ROUNDING)
     wrong = method.adversary(model, x, 1 - y, rng=stream())[1]
     assert (wrong <= d_max * REACH / 2**40).all()
 
@@ -244,7 +244,7 @@ def test_the_state_begins_at_eps_min_and_follows_the_margins():
     for seed in (1, 2):
         before = state["eps"].clone()
         _, margin = method.adversary(model, x, y, rng=stream(seed), ids=IDS, state=state)
-        torch.testing.assert_close(state["eps"][IDS], margin.clamp_min(EPS_MIN["l2"]), rtol=1e-15, atol=0)
+        torch.testing.assert_close(state["eps"][IDS], margin.clamp_min(EPS_MIN["l2"]), rtol=ROUNDING, atol=0)
         others = torch.ones(TRAIN, dtype=torch.bool)
         others[IDS] = False
         assert torch.equal(state["eps"][others], before[others])
@@ -281,7 +281,7 @@ def test_soft_logit_margin():
     g = torch.Generator().manual_seed(2)
     z, y = 5 * torch.randn(50, 4, generator=g, dtype=torch.float64), torch.randint(4, (50,), generator=g)
     expected = torch.stack([slm(row, int(label)) for row, label in zip(z, y, strict=True)])
-    torch.testing.assert_close(soft_logit_margin(z, y), expected, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(soft_logit_margin(z, y), expected, rtol=ROUNDING, atol=ROUNDING)
     p = F.softmax(z, 1).gather(1, y[:, None]).squeeze(1)
     assert torch.equal(soft_logit_margin(z, y) < 0, p > 0.5)
     assert soft_logit_margin(z.bfloat16(), y).dtype == torch.float32
@@ -321,8 +321,8 @@ def test_where_all_are_wrong_it_is_plain_training(norm):
     ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
     metrics = make(norm).backward(ours, x, y, rng=stream())
     plain = Standard().backward(theirs, x, y, rng=stream())
-    assert distance(gradient(ours), gradient(theirs)) <= 1e-13
-    assert float(metrics["loss"]) == pytest.approx(float(plain["loss"]), rel=1e-13)
+    assert distance(gradient(ours), gradient(theirs)) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(float(plain["loss"]), rel=ROUNDING)
     assert (metrics["margin"] == 0).all()
 
 
@@ -336,7 +336,7 @@ def test_the_mix_of_clean_and_margin_loss():
         method.backward(ours, x, y, rng=stream(), ids=IDS, state=fresh(method))
         grads[weight] = gradient(ours)
     assert torch.equal(grads[None], grads[1 / 3])
-    assert distance(grads[0.0] + (2 / 3) * (grads[0.5] - grads[0.0]), grads[1 / 3]) <= 1e-13
+    assert distance(grads[0.0] + (2 / 3) * (grads[0.5] - grads[0.0]), grads[1 / 3]) <= ROUNDING
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -347,7 +347,7 @@ def test_micro_batches_sum_to_the_batch(norm):
     state = fresh(method)
     for rows, share in ((slice(0, 5), 5 / N), (slice(5, N), 7 / N)):
         method.backward(parts, x[rows], y[rows], rng=stream(), ids=IDS[rows], weight=share, state=state)
-    assert distance(gradient(parts), gradient(whole)) <= 1e-12
+    assert distance(gradient(parts), gradient(whole)) <= ROUNDING
 
 
 # -- what it leaves behind, and what it costs
@@ -384,7 +384,7 @@ def test_adversary_leaves_the_model_as_found(norm, fails):
         assert boundary.shape == x.shape
         assert not boundary.requires_grad
         assert ((boundary >= 0) & (boundary <= 1)).all()
-        assert (method.threat.distance(boundary, x) <= margin * (1 + 1e-12)).all()
+        assert (method.threat.distance(boundary, x) <= margin * (1 + ROUNDING)).all()
     handle.remove()
     assert [m.training for m in model.modules()] == modes
     for p, (flag, grad) in zip(model.parameters(), flags, strict=True):

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from kit import batch, distance, gradient, network, stream
+from kit import ROUNDING, batch, distance, gradient, network, stream
 from torch.nn import functional as F
 
 from atent import Threat
@@ -87,10 +87,10 @@ def test_kl_equals_adversary_and_loss(objective, mode):
     loss, metrics = method.loss(theirs, x, y, method.adversary(theirs, x, y, rng=stream()))
     loss.backward()
     assert distance(gradient(ours), gradient(theirs)) <= 1e-10
-    assert float(a.pop("loss")) == pytest.approx(loss.item(), rel=1e-12)
+    assert float(a.pop("loss")) == pytest.approx(loss.item(), rel=ROUNDING)
     assert a.keys() == metrics.keys()
     for name in a:
-        torch.testing.assert_close(a[name], metrics[name], rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(a[name], metrics[name], rtol=1e-10, atol=ROUNDING)
 
 
 def test_one_projected_step_of_kl_is_trades_at_that_point():
@@ -101,7 +101,7 @@ def test_one_projected_step_of_kl_is_trades_at_that_point():
     (last,) = method.adversary(ours, x, y, rng=stream())
     method.backward(ours, x, y, rng=stream())
     TRADES(threat, beta=3.0).descend(theirs, x, y, last)
-    assert distance(gradient(ours), gradient(theirs)) <= 1e-12
+    assert distance(gradient(ours), gradient(theirs)) <= ROUNDING
 
 
 def test_kl_needs_a_start_that_has_a_gradient():
@@ -172,7 +172,7 @@ def test_a_schedule_reaches_backward():
         found = method.backward(model, x, y, rng=stream(), progress=progress)["distance"]
         constant = dataclasses.replace(method, gamma=gamma, noise=noise)
         expected = constant.backward(model, x, y, rng=stream(), progress=progress)["distance"]
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=0)
 
 
 @pytest.mark.parametrize(

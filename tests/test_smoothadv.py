@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from kit import ROUNDING, distance, gradient, stream
 from kit import batch as _batch
-from kit import distance, gradient, stream
 from torch import nn
 from torch.nn import functional as F
 
@@ -139,9 +139,9 @@ def test_equals_a_slow_transcription(given):
     model, (x, y) = network(), batch()
     metrics, found, ours = run(method, model, x, y)
     loss, expected, x_adv = slow(method, model, x, y)
-    assert distance(found, expected) <= 1e-12
-    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-12)
-    torch.testing.assert_close(metrics["distance"], (x_adv - x).flatten(1).norm(dim=1), rtol=1e-12, atol=1e-14)
+    assert distance(found, expected) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=ROUNDING)
+    torch.testing.assert_close(metrics["distance"], (x_adv - x).flatten(1).norm(dim=1), rtol=ROUNDING, atol=ROUNDING)
     assert int(ours[1].num_batches_tracked) == int(model[1].num_batches_tracked) + 1
 
 
@@ -151,8 +151,8 @@ def test_ddn_from_beyond_the_farthest_corner():
     assert (torch.maximum(x, 1 - x).flatten(1).norm(dim=1) < 4.5).all()
     metrics, found, _ = run(method, model, x, y)
     _, expected, x_adv = slow(method, model, x, y)
-    torch.testing.assert_close(metrics["distance"], (x_adv - x).flatten(1).norm(dim=1), rtol=1e-12, atol=1e-14)
-    assert distance(found, expected) <= 1e-12
+    torch.testing.assert_close(metrics["distance"], (x_adv - x).flatten(1).norm(dim=1), rtol=ROUNDING, atol=ROUNDING)
+    assert distance(found, expected) <= ROUNDING
 
 
 def test_ddn_meets_both_verdicts():
@@ -174,8 +174,8 @@ def test_without_noise_it_is_pgdat(start, samples):
     model, (x, y) = network(), batch()
     metrics, found, _ = run(SmoothAdv(THREAT, sigma=0.0, samples=samples, **given), model, x, y)
     theirs, expected, _ = run(PGDAT(THREAT, **given), model, x, y)
-    assert distance(found, expected) <= 1e-12
-    assert float(metrics["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-12)
+    assert distance(found, expected) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(float(theirs["loss"]), rel=ROUNDING)
     assert float(metrics["robust"]) == float(theirs["robust"])
 
 
@@ -186,8 +186,8 @@ def test_eps_zero_is_gaussian_augmentation(attack):
     noise, _ = slow_start(method, x, stream())
     noisy = (x[:, None] + noise).flatten(0, 1)
     theirs, expected, _ = run(Standard(), model, noisy, y.repeat_interleave(2))
-    assert distance(found, expected) <= 1e-13
-    assert float(metrics["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-13)
+    assert distance(found, expected) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(float(theirs["loss"]), rel=ROUNDING)
     assert (metrics["distance"] == 0).all()
 
 
@@ -216,7 +216,7 @@ def test_averaged_is_the_mean_softmax_also_where_it_is_tiny():
     found = Averaged(model, noise)(x)
     assert found[:, 1].tolist() == pytest.approx(expected, rel=1e-12)
     (grad,) = torch.autograd.grad(found[:, 1].sum(), x)
-    assert grad.flatten().tolist() == pytest.approx([-2000.0, -2000.0], rel=1e-12)
+    assert grad.flatten().tolist() == pytest.approx([-2000.0, -2000.0], rel=ROUNDING)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from kit import N, batch, distance, gradient, stream
+from kit import ROUNDING, N, batch, distance, gradient, stream
 from kit import network as _network
 from torch import nn
 from torch.nn import functional as F
@@ -58,7 +58,7 @@ def network(norm=True, dropout=0.0, seed=3):
 
 def same_buffers(ours, theirs):
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(a, b, rtol=ROUNDING, atol=ROUNDING)
 
 
 # -- the contract
@@ -107,8 +107,8 @@ def test_backward_adds_weight_times_the_gradient(method):
         p.grad = torch.full_like(p, -3.0)
     torch.manual_seed(21)
     weighted = method.backward(copied, x, y, rng=stream(), weight=0.25)
-    assert distance(gradient(copied) + 3.0, 0.25 * full) <= 1e-12
-    torch.testing.assert_close(weighted["loss"], metrics["loss"], rtol=1e-12, atol=0)
+    assert distance(gradient(copied) + 3.0, 0.25 * full) <= ROUNDING
+    torch.testing.assert_close(weighted["loss"], metrics["loss"], rtol=ROUNDING, atol=0)
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -214,15 +214,15 @@ def test_metrics_say_what_loss_says(method):
     found, grad, _ = run(method, model, x, y)
     assert all(v.shape == () and not v.requires_grad and torch.isfinite(v) for v in found.values())
     loss, metrics = method.loss(model, x, y, method.adversary(model, x, y, rng=stream()))
-    assert float(found["loss"]) == pytest.approx(loss.item(), rel=1e-12)
+    assert float(found["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
     for key, value in metrics.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(found[key], value, rtol=ROUNDING, atol=ROUNDING)
     if isinstance(method, Gaussian):
         assert set(found) == {"loss", "noisy"}
         return
     assert set(found) == {"loss", "natural", "robust", "natural_loss", "robust_loss"}
     parts = float(found["natural_loss"]) + method.beta * float(found["robust_loss"])
-    assert float(found["loss"]) == pytest.approx(parts, rel=1e-12)
+    assert float(found["loss"]) == pytest.approx(parts, rel=ROUNDING)
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
     assert distance(grad, expected) <= 1e-10
 
@@ -241,8 +241,8 @@ def test_gaussian_is_cross_entropy_at_noisy_inputs_outside_the_box_too(sigma):
     logits = model(noisy)
     loss = -torch.log_softmax(logits, 1)[torch.arange(N), y].mean()
     loss.backward()
-    assert distance(grad, gradient(model)) <= 1e-12
-    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-12)
+    assert distance(grad, gradient(model)) <= ROUNDING
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
     assert float(metrics["noisy"]) == float((logits.argmax(1) == y).double().mean())
     same_buffers(buffers, model.buffers())
 
@@ -321,11 +321,11 @@ def test_trades_equals_a_slow_transcription(norm, batchnorm, given):
     fit = -torch.log(torch.softmax(natural, 1)[torch.arange(N), y]).mean()
     gap = slow_kl(natural, robust).mean()
     (fit + beta * gap).backward()
-    assert distance(grad, gradient(model)) <= 1e-12
+    assert distance(grad, gradient(model)) <= ROUNDING
     same_buffers(buffers, model.buffers())
-    assert float(metrics["loss"]) == pytest.approx((fit + beta * gap).item(), rel=1e-12)
-    assert float(metrics["natural_loss"]) == pytest.approx(fit.item(), rel=1e-12)
-    assert float(metrics["robust_loss"]) == pytest.approx(gap.item(), rel=1e-12)
+    assert float(metrics["loss"]) == pytest.approx((fit + beta * gap).item(), rel=ROUNDING)
+    assert float(metrics["natural_loss"]) == pytest.approx(fit.item(), rel=ROUNDING)
+    assert float(metrics["robust_loss"]) == pytest.approx(gap.item(), rel=ROUNDING)
     assert float(metrics["natural"]) == float((natural.argmax(1) == y).double().mean())
     assert float(metrics["robust"]) == float((robust.argmax(1) == y).double().mean())
 
@@ -338,7 +338,7 @@ def test_the_authors_third_pass_does_not_change_the_gradient(norm):
     fit = F.cross_entropy(model(x), y)
     log_q = F.log_softmax(model(x_adv), 1)
     (fit + 6.0 * F.kl_div(log_q, F.softmax(model(x), 1), reduction="sum") / N).backward()
-    assert distance(grad, gradient(model)) <= 1e-12
+    assert distance(grad, gradient(model)) <= ROUNDING
     # but the statistics of batch-norm take the clean batch once more, as the docstring says
     assert int(model[1].num_batches_tracked) == int(buffers[2]) + 1
 
@@ -439,7 +439,7 @@ def test_a_zero_gradient_moves_nothing(norm):
     rng = stream()
     torch.randint(2**62, (), generator=rng)
     start = (x + 0.001 * torch.randn(x.shape, generator=rng, dtype=x.dtype)).clamp(0, 1)
-    torch.testing.assert_close(x_adv, start, rtol=0, atol=1e-15)
+    torch.testing.assert_close(x_adv, start, rtol=0, atol=ROUNDING)
     metrics, grad, _ = run(TRADES(threat(norm), steps=3), model, x, y)
     assert float(metrics["robust_loss"]) == 0
     assert torch.isfinite(grad).all()
@@ -482,8 +482,8 @@ def test_warm_up_begins_at_the_clean_batch_and_ends_at_the_full_eps(method):
     warming = dataclasses.replace(method, eps_warmup=0.5)
     plain = Gaussian(SIGMA) if isinstance(method, TRADESSmoothing) else Standard()
     clean, start = run(plain, model, x, y), run(warming, model, x, y, progress=0.0)
-    assert float(start[0]["loss"]) == pytest.approx(float(clean[0]["loss"]), rel=1e-12)
-    assert distance(start[1], clean[1]) <= 1e-12
+    assert float(start[0]["loss"]) == pytest.approx(float(clean[0]["loss"]), rel=ROUNDING)
+    assert distance(start[1], clean[1]) <= ROUNDING
     full = run(method, model, x, y)[1]
     for progress in (0.5, 1.0):
         assert torch.equal(run(warming, model, x, y, progress=progress)[1], full)
@@ -520,9 +520,9 @@ def test_trades_smoothing_equals_a_slow_transcription(batchnorm, given):
     fit = -torch.log(torch.softmax(natural, 1)[torch.arange(N), y]).mean()
     gap = slow_kl(natural, robust).mean()
     (fit + given["beta"] * gap).backward()
-    assert distance(grad, gradient(model)) <= 1e-12
+    assert distance(grad, gradient(model)) <= ROUNDING
     same_buffers(buffers, model.buffers())
-    assert float(metrics["loss"]) == pytest.approx((fit + given["beta"] * gap).item(), rel=1e-12)
+    assert float(metrics["loss"]) == pytest.approx((fit + given["beta"] * gap).item(), rel=ROUNDING)
     assert float(metrics["natural"]) == float((natural.argmax(1) == y).double().mean())
     assert float(metrics["robust"]) == float((robust.argmax(1) == y).double().mean())
 
