@@ -107,16 +107,12 @@ def fit(
     model.to(device)
     layout = torch.contiguous_format
     if settings.channels_last and len(data.shape) == 3:
-        usual = [(p, p.data) for p in model.parameters()]
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         refused = refuses_channels_last(model, data.validation.batch([0, 0])[0].to(device))
         if refused is None:
             layout = torch.channels_last
+            model.to(memory_format=layout)  # type: ignore[call-overload]
         else:
             say(f"warning: {refused}")
-            model.to(memory_format=layout)  # type: ignore[call-overload]
-            for p, before in usual:  # kernels with one input channel keep their strides, which convolutions follow
-                p.data = before
     data, move = data.to(device), augment(augmentation)
     probe = _Probe(data, settings, threat, robust=own is not None)
     watcher = watch(method, data, settings, threat)
