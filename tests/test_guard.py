@@ -187,3 +187,59 @@ def test_guards_nest():
         assert_as_found(model, inner)
         model(torch.randn(3, 4))
     assert_as_found(model, before)
+
+
+class Scripted(nn.Module):
+    """Replaces a buffer and writes another."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(4, 3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("replaced", torch.ones(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.replaced = self.replaced * 2
+        return self.lin(x)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("width", [4, 5])
+def test_a_scripted_network_comes_back_as_it_was_and_so_does_the_random_state(freeze, width):
+    model = torch.jit.script(Scripted().eval())
+    if freeze:
+        model = torch.jit.freeze(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    try:
+        with guard(model, mode="eval", seed=1):
+            model(torch.rand(2, width))
+    except RuntimeError:
+        assert width == 5
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_cannot_be_restored_keeps_nothing_else_from_being():
+    class Stuck(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+            self.locked = False
+
+        def __setattr__(self, name, value):
+            if name == "training" and getattr(self, "locked", False):
+                raise RuntimeError("locked")
+            super().__setattr__(name, value)
+
+    model = Stuck()
+    mean, state = model.norm.running_mean.clone(), torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="locked"), guard(model, mode="train", seed=1):  # noqa: PT012
+        torch.rand(3)
+        model.norm(torch.rand(5, 4))
+        model.locked = True
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(model.norm.running_mean, mean)
+    assert all(p.requires_grad for p in model.parameters())

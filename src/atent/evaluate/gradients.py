@@ -59,9 +59,9 @@ def independent(probe: Probe) -> Verdict:
     found = dependence(probe.model, probe.x, seed=probe.seed)
     if found is None:
         return False, "not measured: the model fails on a batch of other samples"
-    precision = str(found.dtype).removeprefix("torch.")
-    text = f"other samples in the batch move logits by {100 * found.change:.2g} % of the largest, {found.flips} classes"
-    return not found.found, f"{text} change (n = {found.n}, {precision})"
+    size = f"{100 * found.change:.2g} % of the largest" if found.found else "rounding only"
+    flips = f"{found.flips} of {found.n} classes change"
+    return not found.found, f"other samples in the batch move logits by {size}, {flips}"
 
 
 def _flat(grad: Tensor) -> Tensor:

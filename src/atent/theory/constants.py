@@ -251,6 +251,8 @@ def kinks(model: nn.Module, x: Tensor) -> dict[str, str]:
     layer is the innermost module. Empty for a smooth network."""
     watch, hooks = _Watch(), []
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # takes no hooks: its operations go by the module around it
         label = name or type(module).__name__
         hooks.append(module.register_forward_pre_hook(lambda _m, _a, label=label: watch.inside.append(label)))  # type: ignore[misc]
         hooks.append(module.register_forward_hook(lambda _m, _a, _o: watch.inside.pop() and None))
