@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("train", "curves", "measure", "timing", "command")
+KINDS = ("train", "curves", "measure", "timing", "table", "command")
 INTERRUPTED = 3
 """Exit status of a worker that saved its state and stopped."""
 KILLS = 3
@@ -54,7 +54,10 @@ class Job:
     train: dict[str, Any] = field(default_factory=dict)
     """Settings of [train] on top of the scale's, such as channels_last; precision "auto" is measured at each start."""
     argv: tuple[str, ...] = ()
-    """kind command: what follows `atent`."""
+    """kind command: what follows `atent`; {out}, {runs} and {code} are its results, the runs, and its clone. The
+    files of the folder {runs}/NAME, NAME the job's, count as results."""
+    of: dict[str, Any] = field(default_factory=dict)
+    """kind table: the arguments of `reproduce` (what, scale, seeds, only), and own, changes of single recipes."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ class Campaign:
             commit = git("rev-parse", "HEAD", at=HERE)
             record |= {
                 "commit": commit, "scale": self.queue.scale, "began": now(), "kills": 0,
-                "job": {key: getattr(job, key) for key in ("kind", "seed", "train", "argv")}
+                "job": {key: getattr(job, key) for key in ("kind", "seed", "train", "argv", "of")}
                 | {"training": job.training or job.name},
             }  # fmt: skip
         try:

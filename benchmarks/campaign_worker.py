@@ -31,6 +31,7 @@ from atent.cli import main as atent
 from atent.data import load as load_data
 from atent.models import make
 from atent.paper import engine, timing, training_curves
+from atent.paper.reproduce import reproduce
 from atent.paper.scales import SCALES
 from atent.paper.tables import TABLES, Measure, Training
 from atent.precision import bfloat16_pays
@@ -89,8 +90,8 @@ class Work:
     def training(self) -> Training:
         """The network of the job, with the settings of the jobs file on top."""
         name = self.job["training"]
-        tables = [make(self.bench.scale) for key, make in TABLES.items() if key not in self.bench.scale.without]
-        found = next((t for table in tables for t in table.trainings() if t.name == name), Training(name))
+        tables = [describe(self.bench.scale) for key, describe in TABLES.items() if key not in self.bench.scale.without]
+        found = next((t for each in tables for t in each.trainings() if t.name == name), Training(name))
         train = dict(self.job["train"])
         if train.get("precision") == "auto":
             train["precision"] = self._precision(found)
@@ -110,8 +111,8 @@ class Work:
 
     def measures(self) -> list[Measure]:
         """What the scale's tables measure of the job's network."""
-        tables = [make(self.bench.scale) for key, make in TABLES.items() if key not in self.bench.scale.without]
-        wanted = [m for table in tables for m in engine.needed(table).get(self.job["training"], [])]
+        tables = [describe(self.bench.scale) for key, describe in TABLES.items() if key not in self.bench.scale.without]
+        wanted = [m for each in tables for m in engine.needed(each).get(self.job["training"], [])]
         return list({m.key: m for m in wanted}.values())
 
     def describe(self, **more: Any) -> dict[str, Any]:
@@ -171,19 +172,36 @@ def times(work: Work) -> None:
     write(work.out / "job.json", work.describe())
 
 
+def table(work: Work) -> None:
+    """A table or figure of `atent reproduce` at some scale, perhaps with other settings of single recipes."""
+    of = dict(work.job["of"])
+    own, scale = of.pop("own", {}), SCALES[of["scale"]]
+    SCALES[scale.name] = replace(scale, own={**scale.own, **own})
+    reproduce(
+        **of, build=config.job, read=config.read_recipe, out=work.out, runs=work.bench.runs / work.record["name"],
+        progress=False, say=work.bench.say,
+    )  # fmt: skip
+    write(work.out / "job.json", work.describe())
+
+
 def command(work: Work) -> None:
-    """Any command of atent; {out} and {runs} in it are the job's folder of results and the campaign's runs."""
-    words = [w.format(out=work.out, runs=work.bench.runs) for w in work.job["argv"]]
+    """Any command of atent."""
+    places = {"out": work.out, "runs": work.bench.runs, "code": Path(__file__).parents[1]}
+    words = [w.format(**places) for w in work.job["argv"]]
     work.out.mkdir(parents=True, exist_ok=True)
     status = atent(words)
     if status:
         work.bench.check()
         raise ValueError(f"atent {words[0]} ended with status {status}")
+    made = work.bench.runs / work.record["name"]
+    for path in made.iterdir() if made.is_dir() else ():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, work.out / path.name)
     write(work.out / "job.json", work.describe())
 
 
 WORK: dict[str, Callable[[Work], None]] = {
-    "train": train, "curves": curves, "measure": measure, "timing": times, "command": command,
+    "train": train, "curves": curves, "measure": measure, "timing": times, "table": table, "command": command,
 }  # fmt: skip
 
 

@@ -205,6 +205,20 @@ def test_a_jobs_file_that_cannot_work_is_refused(place, change, message):
 # ---- the shipped jobs
 
 
+def test_jobs_of_other_scales_name_what_there_is():
+    for job in shipped().jobs:
+        if job.kind == "table":
+            assert set(job.of) <= {"what", "scale", "seeds", "only", "own"}
+            table = TABLES[job.of["what"]](SCALES[job.of["scale"]])
+            assert set(job.of["only"]) <= {row.key for row in table.rows()}
+            assert set(job.of.get("own", {})) <= {training.recipe for training in table.trainings()}
+        for word in job.argv:
+            path = Path(word.format(out="", runs="", code=BENCHMARKS.parent))
+            if path.suffix == ".toml":
+                found = config.job(config.read_recipe(str(path)), path.stem)
+                assert found.method.gamma == 1.0
+
+
 def shipped():
     return campaign.read_queue(BENCHMARKS / "cifar.toml")
 
