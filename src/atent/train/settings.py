@@ -20,7 +20,7 @@ class TrainSettings:
     minutes: float | None = None
     """Time that the steps of the training may take, instead of epochs; schedules are stretched to fit."""
     batch_size: int = 128
-    """Samples per step. Where one would be left over, and the network cannot train on one, it joins the batch before."""
+    """Samples per step; one that is left over joins the batch before where the network cannot train on one."""
     seed: int = 0
     """Seed of the weights, the order, the augmentation, the adversaries and dropout."""
     device: str = "auto"
