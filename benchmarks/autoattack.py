@@ -39,7 +39,7 @@ def ours(
     """Run, add what each part took to ``tally``, and return how many stand."""
     attack = {"AutoAttack": AutoAttack(threat)}
     found = evaluate(model, x, y, attack, ids=ids, batch=len(x), channels_last=last)
-    for name, part in found.attacks["AutoAttack"]["parts"].items():
+    for name, part in next(iter(found.attacks.values()))["parts"].items():
         entry = tally.setdefault(name, {"seconds": 0.0, "forwards": 0, "backwards": 0, "standing": 0})
         for key in ("seconds", "forwards", "backwards"):
             entry[key] += part[key]

@@ -352,7 +352,7 @@ def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, An
         evaluation = folder.read_json(path / folder.EVALUATION)
         shares = {
             "natural": evaluation["natural"],
-            "published": evaluation["attacks"]["PGD-40"]["robust"],
+            "published": next(iter(evaluation["attacks"].values()))["robust"],  # the recipe's first attack
             "strong": evaluation["worst"],
             "grid": _grid(path, as_begun(job, path)),
         }
