@@ -295,7 +295,8 @@ def test_a_recipe_asks_for_it_within_its_method():
     assert made.method == AWP(bare, 0.004, 0.25)
     assert made.method.threat == bare.threat
     told = made.sections()["method"]
-    assert told == {"name": "TRADES", **dataclasses.asdict(bare), "awp": {"gamma": 0.004, "warmup": 0.25}}
+    fields = {**dataclasses.asdict(bare), "threat": bare.threat.plain()}
+    assert told == {"name": "TRADES", **fields, "awp": {"gamma": 0.004, "warmup": 0.25}}
     assert told == plain(made.method)
     assert title(made.method) == "TRADES-AWP"
     assert title(bare) == "TRADES"

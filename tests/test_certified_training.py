@@ -327,10 +327,10 @@ def test_in_l2_a_row_at_the_border_holds_only_the_weights_that_meet_the_image():
             radius[:, row, column], 0.05 * part.flatten(1).norm(dim=1), rtol=ROUNDING, atol=ROUNDING
         )
     # a box that is nearer than the ball: one pixel within 0.01 of its end, seen by a 1x1 kernel
-    one = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten()).double().eval()
+    one = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten()).double().eval()
     lower, upper = bounds(one, torch.full((1, 1, 1, 1), 0.99, dtype=torch.float64), Threat("l2", 0.05), "ibp")
     width = (upper - lower).detach()
-    torch.testing.assert_close(width, 0.06 * one[0].weight.detach().abs().view(1, 1), rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(width, 0.06 * one[0].weight.detach().abs().view(1, 2), rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_the_loss_follows_the_schedule():

@@ -641,7 +641,8 @@ def test_binary_logits_are_attacked_trained_certified_and_bounded():
     pair = binary_logits(layers).eval()
     lower, upper = bounds(pair, x, Threat("linf", 0.01))
     one = layers(x).detach().squeeze(1)
-    assert torch.equal(lower[:, 0], torch.zeros(len(x)))
+    # Zero, less what underflow may add.
+    assert bool((lower[:, 0] <= 0).all() and (lower[:, 0] >= -1e-30).all())
     assert bool((lower[:, 1] <= one).all() and (one <= upper[:, 1]).all())
     # One sign over the ball is one class over the ball, whichever label is true.
     layers[-1].bias.data -= one.median()  # both classes occur

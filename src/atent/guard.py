@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Mode = Literal["eval", "train", "as-is"]
 
@@ -117,7 +118,7 @@ def dtype_of(model: nn.Module) -> torch.dtype | None:
 def check_weights(model: nn.Module) -> None:
     """ValueError for weights or buffers made under ``torch.inference_mode``: autograd refuses them for ever."""
     tensors = ((name, t) for kind in (model.named_parameters, model.named_buffers) for name, t in kind())
-    name = next((name for name, t in tensors if t.is_inference()), None)
+    name = next((name for name, t in tensors if not is_lazy(t) and t.is_inference()), None)
     if name is not None:
         raise ValueError(
             f"the model's {name} was made under torch.inference_mode: make or load the model outside (for no gradients"
@@ -156,7 +157,8 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
             _set_mode(model, mode == "train")
         # Frozen parameters cannot collect gradients, also where somebody's forward calls backward().
         for p in model.parameters():
-            p.requires_grad_(False)
+            if not is_lazy(p):  # one that the first forward pass makes has no gradient yet
+                p.requires_grad_(False)
         if seed is not None:
             # Not torch.manual_seed: it would seed devices that are not restored.
             torch.default_generator.manual_seed(seed)
@@ -187,8 +189,9 @@ def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
 
 def _restore_parameters(parameters: list[tuple[nn.Parameter, bool, Tensor | None]]) -> None:
     for p, requires_grad, grad in parameters:
-        p.requires_grad_(requires_grad)
-        p.grad = grad
+        if not is_lazy(p):
+            p.requires_grad_(requires_grad)
+            p.grad = grad
 
 
 Registered = list[tuple[nn.Module, dict[str, Tensor | None]]]
@@ -196,7 +199,7 @@ Registered = list[tuple[nn.Module, dict[str, Tensor | None]]]
 
 def _buffers(model: nn.Module) -> tuple[Registered, list[tuple[Tensor, Tensor]]]:
     registered = [(m, dict(m._buffers.items())) for m in model.modules()]
-    return registered, [(b, b.detach().clone()) for b in model.buffers()]
+    return registered, [(b, b.detach().clone()) for b in model.buffers() if not is_lazy(b)]
 
 
 def _restore_buffers(registered: Registered, values: list[tuple[Tensor, Tensor]]) -> None:

@@ -57,7 +57,7 @@ def twin(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
     try:
         with torch.no_grad():  # a script's weights would remember the cast
             double = copy.deepcopy(model).double()
-        with guard(double, mode="eval", seed=0), torch.no_grad():
+        with guard(double, mode="eval", seed=0), full_precision(x.device), torch.no_grad():
             if ask(double, x.double()).dtype == torch.float64:
                 return double, torch.float64
     except Exception:  # whatever somebody's copy or forward raises

@@ -46,8 +46,8 @@ class CarliniWagner(Attack):
     confidence: float = 0.0
     """Margin of logits by which the result must be misclassified."""
     abort_early: bool = False
-    """Leave a descent that has stopped to descend: a fifth to two fifths of the passes saved on small networks, at
-    norms that are larger by up to 2.6 % in the mean."""
+    """Leave a descent that no longer descends: a fifth to two fifths of the passes saved on small networks, at norms
+    that may be larger."""
 
     def __post_init__(self) -> None:
         check_l2("CarliniWagner", self.threat, "FMN or DeepFool")

@@ -119,8 +119,9 @@ def fit(
         threat.check_eps(data.shape)
     layout = torch.contiguous_format
     preflight.move(model, device, layout)
+    preflight.check_views(model)
     check_output(model, data.shape, data.classes, device, dtype=data.validation.batch([0])[0].dtype)
-    preflight.check_weights(model)
+    preflight.check_lazy(model)
     if settings.channels_last and len(data.shape) == 3:
         layout = _channels_last(model, data, device, say)
     if resume and run is not None:

@@ -55,15 +55,19 @@ def begin(method: Method, n: int, shape: tuple[int, ...], device: torch.device) 
         raise ValueError(f"{type(method).__name__} cannot begin on {n} images of shape {shape}: {text}") from error
 
 
-def check_weights(model: nn.Module) -> None:
-    """ValueError for weights that no step and no file can change in place."""
+def check_views(model: nn.Module) -> None:
+    """ValueError for weights and buffers that cannot be written to."""
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if is_lazy(value):
-            raise ValueError(
-                f"the network's {name} is not initialised after a forward pass: give its size, or remove it"
-            )
-        if value.layout == torch.strided and any(n > 1 and s == 0 for n, s in zip(value.shape, value.stride())):
+        known = not is_lazy(value) and value.layout == torch.strided
+        if known and any(n > 1 and s == 0 for n, s in zip(value.shape, value.stride())):
             raise ValueError(f"the network's {name} is an expanded view, which cannot be written to: .clone() it")
+
+
+def check_lazy(model: nn.Module) -> None:
+    """ValueError for weights that a forward pass has not made."""
+    name = next((k for k, v in [*model.named_parameters(), *model.named_buffers()] if is_lazy(v)), None)
+    if name is not None:
+        raise ValueError(f"the network's {name} is not initialised after a forward pass: give its size, or remove it")
 
 
 def twin(model: nn.Module) -> nn.Module | None:
