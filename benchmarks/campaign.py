@@ -371,7 +371,7 @@ def show(rows: Sequence[dict[str, Any]], state: State) -> None:
     )
     for row in rows:
         line = f"{row['job']:{wide}}  {row['status']:11}  {row['epochs']:>7}  {row['spent']:7.2f}  {row['left']:7.2f}"
-        print(f"{line}  {row['error'] or row['end']}")
+        print(f"{line}  {row['error'][:160] or row['end']}")
     print(f"{sum(r['spent'] for r in rows):.1f} core hours spent, {sum(r['left'] for r in rows):.1f} to go")
 
 

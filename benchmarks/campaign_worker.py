@@ -33,7 +33,7 @@ from atent.models import make
 from atent.paper import engine, timing, training_curves
 from atent.paper.reproduce import reproduce
 from atent.paper.scales import SCALES
-from atent.paper.tables import TABLES, Measure, Training
+from atent.paper.tables import TABLES, Measure, Table, Training
 from atent.precision import bfloat16_pays
 from atent.train.checkpoint import export
 from atent.train.interrupt import Interrupted, stop_requests
@@ -90,14 +90,19 @@ class Work:
     def training(self) -> Training:
         """The network of the job, with the settings of the jobs file on top."""
         name = self.job["training"]
-        tables = [describe(self.bench.scale) for key, describe in TABLES.items() if key not in self.bench.scale.without]
-        found = next((t for each in tables for t in each.trainings() if t.name == name), Training(name))
+        known = [t for each in self._tables() for t in each.trainings()]
+        known.append(training_curves.training(self.bench))
+        found = next((t for t in known if t.name == name), Training(name))
         train = dict(self.job["train"])
         if train.get("precision") == "auto":
             train["precision"] = self._precision(found)
         self.beat.segment["precision"] = train.get("precision", "float32")
         changes = {**found.changes, "train": {**found.changes.get("train", {}), **train}}
         return replace(found, label=name, changes=changes)
+
+    def _tables(self) -> list[Table]:
+        scale = self.bench.scale
+        return [describe(scale) for key, describe in TABLES.items() if key not in scale.without]
 
     def _precision(self, training: Training) -> str:
         """bfloat16 where it is faster on this machine and agrees, measured anew at each start."""
@@ -111,8 +116,7 @@ class Work:
 
     def measures(self) -> list[Measure]:
         """What the scale's tables measure of the job's network."""
-        tables = [describe(self.bench.scale) for key, describe in TABLES.items() if key not in self.bench.scale.without]
-        wanted = [m for each in tables for m in engine.needed(each).get(self.job["training"], [])]
+        wanted = [m for each in self._tables() for m in engine.needed(each).get(self.job["training"], [])]
         return list({m.key: m for m in wanted}.values())
 
     def describe(self, **more: Any) -> dict[str, Any]:

@@ -143,6 +143,51 @@ def test_pause_resume_and_a_stopped_campaign_lose_nothing(place):
     assert "first is done: only failed jobs" in refused.communicate(timeout=60)[0]
 
 
+KINDS = """
+scale = "smoke"
+[[job]]
+name = "curve"
+kind = "curves"
+training = "figure-s1-digits"
+[[job]]
+name = "times"
+kind = "timing"
+[[job]]
+name = "digits-linf-atent"
+kind = "train"
+[[job]]
+name = "measures"
+kind = "measure"
+training = "digits-linf-atent"
+[[job]]
+name = "fine"
+kind = "table"
+[job.of]
+what = "finetune"
+scale = "smoke"
+seeds = 1
+only = ["atent"]
+own = { "digits-finetune-atent" = { train = { epochs = 1 } } }
+"""
+
+
+@pytest.mark.slow
+def test_every_kind_of_job_leaves_its_results(place):
+    (place / "toy.toml").write_text(KINDS)
+    finish(place, "run")
+    left = {path.name: {file.name for file in path.iterdir()} for path in (place / "out").iterdir()}
+    network = {"best.safetensors", "config.json", "curves.png", "job.json", "metrics.jsonl"}
+    assert left == {
+        "curve": network | {"test.jsonl"},
+        "times": {"job.json", "timing-l2.json", "timing-linf.json"},
+        "digits-linf-atent": network,
+        "measures": {"job.json", "measures.json"},
+        "fine": {"finetune.json", "finetune.md", "finetune.png", "job.json"},
+    }
+    runs = place / "state" / "runs" / "fine" / "smoke"
+    assert len(folder.read_jsonl(runs / "digits-finetune-atent-seed0" / "metrics.jsonl")) == 1
+
+
 def test_a_job_keeps_the_code_of_its_commit(tmp_path, monkeypatch):
     """The clone of a commit stays as it was while the checkout moves on, and needs the repository no more."""
     repository = tmp_path / "repository"
