@@ -400,16 +400,23 @@ def slow_cw(model, x, label, a):
 
 
 def assert_same_walk(attack, slow, model, x, y):
-    """Every point looked at, and the result, to 1e-9."""
+    """Every point looked at, and the result, up to what rounding becomes on the way.
+
+    A walk may enlarge rounding, and kernels round differently on each processor: the transcription walks once more from
+    a start that differs by 1e-13, and a hundred times the distance that comes of it is allowed, 1e-5 at most.
+    """
     recorded = Recorded(model)
     found = attack(recorded, x, y)
     for i in range(len(x)):
         best, seen = slow(model, x[i], int(y[i]))[:2]
+        beside = slow(model, x[i] * (1 - 1e-13), int(y[i]))[1]
+        grown = max(float((a - b).abs().max()) for a, b in zip(seen, beside))
+        allowed = min(1e-5, 1e-9 + 100 * grown)
         assert len(recorded.seen) == len(seen)
         # driven on from where it is wrong, a sample swings between the walls and rounding grows
         if not torch.equal(best, x[i]):
-            assert max(float((a[i] - b).abs().max()) for a, b in zip(recorded.seen, seen)) <= 1e-9
-        assert (found[i] - best).abs().max() <= 1e-9
+            assert max(float((a[i] - b).abs().max()) for a, b in zip(recorded.seen, seen)) <= allowed
+        assert (found[i] - best).abs().max() <= allowed
     return found
 
 
