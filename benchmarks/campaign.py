@@ -20,6 +20,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,24 +69,46 @@ class Queue:
     jobs: tuple[Job, ...]
 
 
+_TYPES: dict[str, Any] = {
+    "name": str, "kind": str, "hours": (int, float), "training": str, "seed": int, "train": dict, "argv": list,
+    "of": dict,
+}  # fmt: skip
+_NAME = re.compile(r"\w[\w.-]*")
+
+
 def read_queue(path: Path) -> Queue:
-    """The jobs of a TOML file; ValueError, in one line, for unknown fields or kinds and for repeated names."""
-    content = tomllib.loads(path.read_text())
-    common = content.get("train", {})
-    jobs = []
-    for row in content["job"]:
-        try:
-            job = Job(**{**row, "argv": tuple(row.get("argv", ())), "train": {**common, **row.get("train", {})}})
-        except TypeError as error:
-            raise ValueError(f"{path}, job {row.get('name')}: {error}") from None
-        if job.kind not in KINDS:
-            raise ValueError(f"{path}, job {job.name}: kind {job.kind!r} is not known, use one of {', '.join(KINDS)}")
-        jobs.append(job)
+    """The jobs of a TOML file; ValueError, in one line, for whatever a campaign could not run."""
+    from atent.paper.scales import SCALES
+
+    try:
+        content = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    if content.get("scale") not in SCALES:
+        raise ValueError(f"{path}: scale {content.get('scale')!r} is not known, use one of {', '.join(SCALES)}")
+    if not content.get("job"):
+        raise ValueError(f"{path} has no jobs: add [[job]] tables with a name and a kind")
+    jobs = tuple(_job(path, row, content.get("train", {})) for row in content["job"])
     names = [job.name for job in jobs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ValueError(f"{path} has two jobs named {twice}: give each its own name")
-    return Queue(content["scale"], tuple(jobs))
+    return Queue(content["scale"], jobs)
+
+
+def _job(path: Path, row: dict[str, Any], common: dict[str, Any]) -> Job:
+    """One [[job]] table; ``common`` are the file's settings of [train]."""
+    where = f"{path}, job {row.get('name')}"
+    for key, value in row.items():
+        if key not in _TYPES:
+            raise ValueError(f"{where}: unknown field {key!r}, known are {', '.join(_TYPES)}")
+        if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
+            raise ValueError(f"{where}: {key} {value!r} is of the wrong type")
+    if not _NAME.fullmatch(row.get("name", "")):
+        raise ValueError(f"{where}: a name is letters, digits, '_', '-' and '.', since files are called by it")
+    if row.get("kind") not in KINDS:
+        raise ValueError(f"{where}: kind {row.get('kind')!r} is not known, use one of {', '.join(KINDS)}")
+    return Job(**{**row, "argv": tuple(row.get("argv", ())), "train": {**common, **row.get("train", {})}})
 
 
 class State:
@@ -226,13 +249,14 @@ class Campaign:
         record = self.state.record(job.name)
         if record["status"] == "running":
             record = self.state.settle(record, "interrupted")
+        asked = {key: getattr(job, key) for key in ("kind", "seed", "train", "of")}
+        asked |= {"argv": list(job.argv), "training": job.training or job.name}
         if "commit" not in record:
             commit = git("rev-parse", "HEAD", at=HERE)
-            record |= {
-                "commit": commit, "scale": self.queue.scale, "began": now(), "kills": 0,
-                "job": {key: getattr(job, key) for key in ("kind", "seed", "train", "argv", "of")}
-                | {"training": job.training or job.name},
-            }  # fmt: skip
+            record |= {"commit": commit, "scale": self.queue.scale, "began": now(), "kills": 0, "job": asked}
+        elif any(record["job"].get(key, value) != value for key, value in asked.items()):
+            print(f"{now()}  note   {job.name} keeps the settings with which it began", flush=True)
+        record.pop("ended", None)
         try:
             code = HERE.parent if self.in_place else pinned(self.state, record["commit"])
         except ValueError as error:
@@ -395,7 +419,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--nice", type=int, default=10, help="how far a job steps back for others, 0 to 19 (default 10)"
     )
     parser.add_argument("--in-place", action="store_true", help="use this checkout as it is, not its commit")
-    o = parser.parse_args(argv)
+    o = parser.parse_intermixed_args(argv)
     try:
         queue, state = read_queue(o.jobs), State(o.state.resolve())
         if o.command == "run":

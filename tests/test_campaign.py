@@ -238,7 +238,14 @@ def test_expected_ends_follow_from_what_was_spent(place):
     [
         (('kind = "command"', 'kind = "dance"'), "kind 'dance' is not known, use one of train"),
         (('name = "last"', 'name = "first"'), "two jobs named first"),
-        (("hours = 1.0", "ours = 1.0"), "job last: .*'ours'"),
+        (("hours = 1.0", "ours = 1.0"), "job last: unknown field 'ours', known are name"),
+        (("hours = 1.0", 'hours = "x"'), "job last: hours 'x' is of the wrong type"),
+        (('argv = ["recipes"]', 'argv = "recipes"'), "job last: argv 'recipes' is of the wrong type"),
+        (('name = "last"', 'name = "../last"'), "job ../last: a name is letters, digits"),
+        (('name = "last"\n', ""), "job None: a name is letters, digits"),
+        (('scale = "smoke"', 'scale = "smok"'), "scale 'smok' is not known, use one of smoke"),
+        (("[[job]]", "[[jobs]]"), "has no jobs"),
+        (("[train]", "[train"), "is not valid TOML"),
     ],
 )
 def test_a_jobs_file_that_cannot_work_is_refused(place, change, message):

@@ -271,3 +271,13 @@ def test_minimum_norm_attacks_without_a_limit(net, data):
     assert EvaluateSettings(norm="l2", eps=float("inf")).eps == "inf"
     with pytest.raises(ValueError, match=r"needs a finite eps, got inf: .* DDN"):
         parse("PGD(steps=3)", endless, ATTACKS)
+
+
+@pytest.mark.parametrize(
+    "given", [{"args": (Threat("linf", 0.1),)}, {"threat": Threat("linf", 0.1)}], ids=["first", "named"]
+)
+def test_a_threat_where_none_is_taken_is_one_line(given):
+    from atent.methods import Standard
+
+    with pytest.raises(ValueError, match="Standard takes no Threat: its fields are label_smoothing"):
+        Standard(*given.pop("args", ()), **given)

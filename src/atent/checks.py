@@ -39,7 +39,7 @@ class Settings(type):
         # An attack is made for every batch of a training: what is right is seen at once.
         threat = args[0] if args else given.get("threat")
         fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
-        if type(threat) is not Threat or not given.keys() <= fields.keys():
+        if type(threat) is not Threat or "threat" not in fields or not given.keys() <= fields.keys():
             _refuse(cls, args, given)
         return super().__call__(*args, **given)
 
@@ -56,6 +56,9 @@ def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
             told = ", ".join([*map(_short, args), *(f"{name}={_short(value)}" for name, value in given.items())])
             name, wanted = cls.__name__, first.title()
             raise ValueError(f"{name} takes a {wanted} first, got {name}({told}): write {_example(cls, first)}")
+    if "threat" not in fields and any(type(value) is Threat for value in (*args, *given.values())):
+        known = f": its fields are {', '.join(fields)}" if fields else ""
+        raise ValueError(f"{cls.__name__} takes no Threat{known}")
     if odd is not None:
         raise ValueError(unknown(f"field of {cls.__name__}", odd, fields))
 
