@@ -2,7 +2,9 @@
 
 import copy
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from kit import Syncs
@@ -60,23 +62,18 @@ def plain_net():
 
 
 @pytest.fixture(scope="session")
-def trained(all_digits):
-    """Two networks trained for a moment against FGSM, float64 and in eval mode."""
-    x, y = (t[:1000] for t in all_digits)
+def trained():
+    """Two networks trained on 1,000 digits against FGSM, linf 0.08, 90 steps of Adam; float64 and in eval mode.
+
+    Their weights are in a file: those of a training differ between processors in the last bits, and more where a tie of
+    max-pooling falls differently.
+    """
     nets = {}
-    for name, make in (("residual", Residual), ("plain", plain_net)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            net = make().float()
-            step = torch.optim.Adam(net.parameters(), lr=0.01)
-            for k in range(90):
-                rows = torch.arange(k * 100, (k + 1) * 100) % len(x)
-                clean = x[rows].float().requires_grad_()
-                (grad,) = torch.autograd.grad(F.cross_entropy(net(clean), y[rows]), clean)
-                step.zero_grad()
-                F.cross_entropy(net((clean + 0.08 * grad.sign()).clamp(0, 1).detach()), y[rows]).backward()
-                step.step()
-        nets[name] = net.double().eval()
+    with np.load(Path(__file__).parent / "data" / "bounds.npz") as arrays:
+        for name, make in (("residual", Residual), ("plain", plain_net)):
+            net = make()
+            net.load_state_dict({k: torch.tensor(arrays[f"{name}/{k}"]) for k in net.state_dict()})
+            nets[name] = net.double().eval()
     return nets
 
 
@@ -201,21 +198,35 @@ def test_trained_networks_enclose_what_attacks_find(name, method, norm, trained,
         assert near > 0.1
 
 
+@NORM
 @METHOD
-def test_float32_is_as_sound_as_float64(method, trained, images):
-    # The rounding of float32 is some 1e-7: the widening covers it, and is small.
+@torch.no_grad()
+def test_float32_is_as_sound_as_float64(method, norm, trained, images):
+    # The bounds of the float32 network enclose what float64 and float32 say of the same weights. They are not compared
+    # with those of the float64 network: of lines that are equally good a bound takes either, at a tie of max-pooling.
     x, y = images(10)
-    threat = Threat("linf", 0.02)
+    x, threat = x.float(), Threat(norm, EPS[norm] / 2)
     for net in trained.values():
-        with torch.no_grad():
-            exact = margins(net, x, y, threat, method)
-            rough = margins(copy.deepcopy(net).float(), x.float(), y, threat, method).double()
-            lower, upper = bounds(net, x, threat, method)
-            below, above = bounds(copy.deepcopy(net).float(), x.float(), threat, method)
-        assert (rough <= exact + 1e-12).all()
-        assert (below.double() <= lower).all()
-        assert (above.double() >= upper).all()
-        assert (exact - rough).max() < 5e-3 * (upper - lower).max()
+        rough = copy.deepcopy(net).float()
+        below, (lower, upper) = margins(rough, x, y, threat, method), bounds(rough, x, threat, method)
+        assert below.dtype == lower.dtype == torch.float32
+        near = points(x, threat, 60)
+        for answer, inside in ((net, near.double()), (rough, near)):
+            z = answer(inside.flatten(0, 1)).view(len(near), *lower.shape).double()
+            assert ((lower <= z) & (z <= upper)).all()
+            assert (below <= z.gather(2, y[None, :, None].expand(len(z), -1, 1)) - z).all()
+
+
+@METHOD
+@torch.no_grad()
+def test_float32_is_widened_by_little(method, trained, images):
+    # Without max-pooling, and with weights that are the same everywhere, no line is chosen at a tie.
+    x, y = images(10)
+    net, threat = trained["residual"], Threat("linf", 0.02)
+    exact = margins(net, x, y, threat, method)
+    rough = margins(copy.deepcopy(net).float(), x.float(), y, threat, method).double()
+    lower, upper = bounds(net, x, threat, method)
+    assert (exact - rough).abs().max() < 5e-3 * (upper - lower).max()
 
 
 @METHOD
