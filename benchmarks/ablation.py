@@ -22,9 +22,9 @@ from typing import Any
 
 from atent.cli import main
 from atent.config import read_recipe
-from atent.run import read_json, write_atomic, write_json
-from atent.train.comparison import measure
-from atent.train.samples import words
+from atent.data.described import words
+from atent.experiments.comparison import measure
+from atent.runs import read_json, write_atomic, write_json
 
 Tables = dict[str, Any]
 

@@ -45,7 +45,7 @@ from atent.methods import ATENT
 from atent.models import build, native_shape
 from atent.progress import bar
 from atent.rng import Batch
-from atent.run import provenance, write_json
+from atent.runs import provenance, write_json
 
 THREATS = {"resnet20": Threat("l2", 1.0), "small_cnn": Threat("linf", 0.3)}
 TOLERANCE = 1e-4

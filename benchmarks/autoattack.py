@@ -26,11 +26,12 @@ from atent import Threat
 from atent.attacks import AutoAttack
 from atent.data import DataSettings
 from atent.data import load as load_data
+from atent.data.described import described
 from atent.evaluate import evaluate
 from atent.guard import guard
 from atent.progress import bar
-from atent.run import provenance, read_config, share, write_json
-from atent.train.samples import described
+from atent.runs import provenance, read_config, write_json
+from atent.stats import share
 
 
 def ours(

@@ -26,7 +26,7 @@ import torch
 from campaign import INTERRUPTED, State, now, write
 
 from atent import config
-from atent import run as folder
+from atent import runs as folder
 from atent.cli import main as atent
 from atent.data import load as load_data
 from atent.models import make
@@ -35,7 +35,7 @@ from atent.paper.reproduce import reproduce
 from atent.paper.scales import SCALES
 from atent.paper.tables import TABLES, Measure, Table, Training
 from atent.precision import bfloat16_pays
-from atent.train.checkpoint import export
+from atent.runs.checkpoint import export
 from atent.train.interrupt import Interrupted, stop_requests
 
 BEAT = 10.0

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from atent.certify import Smoothed, verified
 from atent.models import build, native_shape
 from atent.progress import bar
-from atent.run import provenance, write_json
+from atent.runs import provenance, write_json
 from atent.threat import Threat
 
 ALPHA = 0.001

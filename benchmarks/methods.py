@@ -25,7 +25,7 @@ from atent.methods import METHODS, Method
 from atent.methods.base import State
 from atent.optim import EntropySGD
 from atent.progress import bar
-from atent.run import provenance, write_json
+from atent.runs import provenance, write_json
 
 RADII = {"small_cnn": {"linf": 0.3, "l2": 2.0}, "resnet20": {"linf": 8 / 255, "l2": 1.0}}
 

@@ -31,11 +31,11 @@ from atent.attacks.base import Attack
 from atent.attacks.spec import label, spell
 from atent.data import DataSettings
 from atent.data import load as load_data
+from atent.data.described import described
 from atent.guard import guard
 from atent.progress import bar
-from atent.run import provenance, read_config, share, write_json
-from atent.stats import sign_test
-from atent.train.samples import described
+from atent.runs import provenance, read_config, write_json
+from atent.stats import share, sign_test
 
 Peer = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
 

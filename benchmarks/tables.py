@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from atent.config import read_recipe
+from atent.experiments.comparison import layout
 from atent.paper.evidence import Difference, difference
-from atent.run import read_json, write_atomic
-from atent.train.comparison import layout
+from atent.runs import read_json, write_atomic
 
 _MARKED = re.compile(r"(<!-- (comparison|ablation): (\S+) -->\n).*?(<!-- end -->)", re.S)
 _SHOWN = ("natural (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")

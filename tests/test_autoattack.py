@@ -9,9 +9,9 @@ from torch import nn
 from atent.attacks import APGD, FAB, PGD, AutoAttack, Square, Transfer
 from atent.attacks.spec import label, plain, spell
 from atent.evaluate import evaluate
+from atent.experiments.comparison import remarks
+from atent.runs.loading import load
 from atent.threat import NORMS, Threat
-from atent.train.checkpoint import load
-from atent.train.comparison import remarks
 
 NORM = pytest.mark.parametrize("norm", NORMS)
 EPS = {"linf": 0.08, "l2": 0.5}

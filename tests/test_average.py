@@ -11,7 +11,7 @@ from kit import ROUNDING, Syncs, batch, network
 from torch import nn
 
 from atent import load as load_run
-from atent import run as folder
+from atent import runs as folder
 from atent.data import DataSettings, load
 from atent.evaluate import evaluate
 from atent.methods import PGDAT, Standard
@@ -254,7 +254,7 @@ def test_resumed_equals_unbroken(digits, tmp_path, kind, monkeypatch):
 
 def test_a_run_says_which_weights_it_kept(tmp_path, monkeypatch):
     from atent.config import parse_train
-    from atent.train.pipeline import run_job
+    from atent.experiments.pipeline import run_job
 
     monkeypatch.chdir(tmp_path)
     job, _ = parse_train(

@@ -353,7 +353,7 @@ def test_another_method_keeps_it_where_it_can():
 
 def test_it_trains_and_its_folder_says_so(tmp_path):
     """Two epochs of the loop: it resumes, and the run folder names it."""
-    from atent import run as folder
+    from atent import runs as folder
     from atent.data import DataSettings, load
     from atent.models import build
     from atent.train import TrainSettings, fit

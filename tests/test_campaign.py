@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from atent import config
-from atent import run as folder
+from atent import runs as folder
 from atent.paper import engine
 from atent.paper.scales import CIFAR, SCALES
 from atent.paper.tables import TABLES, Training

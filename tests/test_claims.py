@@ -15,7 +15,8 @@ from atent.data import DataSettings, load
 from atent.methods import ATENT, PGDAT, TRADES, Standard
 from atent.paper import claims, evidence, facts, timing, verdicts
 from atent.paper.claims import run_claims
-from atent.run import read_json, share
+from atent.runs import read_json
+from atent.stats import share
 from atent.threat import Threat
 
 WIDE = (-1e3, 1e3)

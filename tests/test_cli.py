@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import atent
-from atent import run as folder
+from atent import runs as folder
+from atent import stats
 from atent.cli import main
 
 QUICK = [
@@ -364,7 +365,7 @@ def test_evaluate_runs_a_cascade_and_says_what_it_measured(run_of, capsys):
         "after FGSM", "after PGD-3", "threat   linf 0.15 (eps 0.15)",
         "digits, test images: a stratified sample of 60 of 500 (seed 0), linf 0.15",
         "samples  digits, test images: a stratified sample of 60 of 500 (seed 0)",
-        f"natural  {folder.percent(found['natural'])}", f"robust   {folder.percent(found['worst'])} under the worst of",
+        f"natural  {stats.percent(found['natural'])}", f"robust   {stats.percent(found['worst'])} under the worst of",
         f"version  atent {atent.__version__}", "seed     0", "Not measured by AutoAttack",
         "written: run/evaluation.json",
     ):  # fmt: skip
@@ -425,7 +426,7 @@ def test_radii_give_rows_and_a_picture(run_of, capsys):
         counts = [r["monotone"]["k"] for r in rows if r["attack"] == name]
         assert counts[0] >= counts[1]
     assert (run_of / "security.png").stat().st_size > 10_000
-    assert folder.percent(rows[0]["robust"]) in out
+    assert stats.percent(rows[0]["robust"]) in out
     assert "each attack alone, by radius" in out
     assert "radius must be finite" in refused(capsys, "evaluate", "run", *CHEAP, "--radii", "-1/2")
     two = ["--attacks", "FGSM", "PGD(norm=l2, eps=1)", "--radii", "0.1", "--quiet"]
@@ -435,7 +436,7 @@ def test_radii_give_rows_and_a_picture(run_of, capsys):
 
 def test_checks_are_printed_stored_and_may_be_strict(run_of, capsys, monkeypatch):
     from atent.evaluate import Check
-    from atent.train import judgement
+    from atent.experiments import evaluation as judgement
 
     verdicts = [
         Check("logits", True, "in [-3, 9]", "remove the softmax"),

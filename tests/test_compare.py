@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import atent
-from atent import config, plots, run
+from atent import config, plots, stats
+from atent import runs as run
 from atent.cli import main
-from atent.train import compare as room
-from atent.train.comparison import INTERVAL, Cell, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
+from atent.experiments import compare as room
+from atent.experiments.comparison import INTERVAL, Cell, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
 
 TINY = """
 [data]
@@ -331,17 +332,17 @@ def test_measure_against_hand_numbers():
 
 
 def shares(*counts, n=100):
-    return [run.share(k, n) for k in counts]
+    return [stats.share(k, n) for k in counts]
 
 
 def test_accuracy_takes_the_wider_interval_end_by_end():
     one = accuracy(shares(80))
     assert (one.mean, one.sd) == (0.8, None)
-    assert (one.low, one.high) == run.interval(80, 100)
+    assert (one.low, one.high) == stats.interval(80, 100)
     # Equal seeds: the t-interval is a point, and three looks at the same 100 images are worth one.
     same = accuracy(shares(80, 80, 80))
     assert (same.mean, same.sd) == (pytest.approx(0.8), pytest.approx(0))
-    assert (same.low, same.high) == run.interval(80, 100)
+    assert (same.low, same.high) == stats.interval(80, 100)
     # Seeds far apart: the t-interval is the wider one, and ends at the box.
     far = accuracy(shares(60, 80, 100))
     assert far.sd == pytest.approx(0.2)
@@ -349,7 +350,7 @@ def test_accuracy_takes_the_wider_interval_end_by_end():
     assert far.high == 1.0
     # Near the edge the two ends come from different intervals: the counts' low one, t's high one is cut at 1.
     mixed = accuracy(shares(50, 49, 48, n=50))
-    assert mixed.low == run.interval(49, 50)[0]
+    assert mixed.low == stats.interval(49, 50)[0]
     assert mixed.high == 1.0
 
 

@@ -21,10 +21,10 @@ from atent.checks import Settings, plain
 from atent.data import DataSettings, collect, from_tensors
 from atent.evaluate import evaluate, masking_checks, predict, sweep
 from atent.evaluate.craft import craft
+from atent.experiments.target import EvaluateSettings
 from atent.methods import AWP, METHODS, PGDAT
 from atent.optim import Optimizer, Schedule
 from atent.train import TrainSettings, fit
-from atent.train.subject import EvaluateSettings
 
 LINF = Threat("linf", 0.1)
 ATTACK = PGD(LINF, steps=2)

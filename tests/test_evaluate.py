@@ -8,11 +8,13 @@ from torch import nn
 
 from atent.attacks import FGSM, PGD, Attack, AutoAttack, Langevin
 from atent.attacks.spec import label
+from atent.data.described import spans, unspan
 from atent.evaluate import evaluate, predict, rounds, sweep
-from atent.evaluate.outcomes import per_sample, spans, unspan
+from atent.evaluate.outcomes import per_sample
 from atent.models import Normalize
 from atent.precision import Lowered
-from atent.run import dumps, share
+from atent.runs import dumps
+from atent.stats import share
 from atent.threat import Threat
 
 

@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atent.attacks import ATTACKS, PGD
+from atent.experiments.evaluation import assess
+from atent.experiments.target import STRONG, subject
 from atent.models import build
-from atent.train.judgement import assess
-from atent.train.subject import STRONG, subject
 
 NET = """
 import torch
@@ -92,7 +92,7 @@ def test_a_file_of_weights(name, here, kept):
 
 
 def test_a_file_may_say_what_it_holds_but_not_whose_code_to_run(here, kept):
-    from atent.train.checkpoint import save_weights
+    from atent.runs.checkpoint import save_weights
 
     save_weights(here / "told.safetensors", kept["plain"], {"epoch": 4, "model": {"name": "digits_cnn"}})
     assert subject("told.safetensors", **ASK).about["epoch"] == 4

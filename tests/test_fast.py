@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from atent import Threat
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks import FGSM, PGD
 from atent.data import DataSettings, load
 from atent.methods import FGSMRS, MART, PGDAT, TRADES, Free, Standard

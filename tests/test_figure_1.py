@@ -16,7 +16,7 @@ from atent.data.two_class import Embedding, cached, two_class
 from atent.methods import PGDAT, TRADES
 from atent.models import build
 from atent.paper import figure_1
-from atent.run import read_json
+from atent.runs import read_json
 from atent.threat import Threat
 
 TINY = figure_1.Scale(epochs=2, seeds=1, digits=False, limit=40, test_limit=40)

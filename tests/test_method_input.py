@@ -10,7 +10,7 @@ from atent.cli import main
 from atent.config import job, read_recipe
 from atent.methods import METHODS
 from atent.models import build
-from atent.train.checkpoint import save_weights
+from atent.runs.checkpoint import save_weights
 
 # A recipe, one setting or several that it cannot have, and what the error must say.
 BAD = [

@@ -16,18 +16,18 @@ from atent.attacks import ATTACKS, AutoAttack
 from atent.attacks.spec import parse
 from atent.certify.smoothing import check_radius, linf_radius
 from atent.cli import main
+from atent.data.described import unspan
 from atent.evaluate import evaluate
-from atent.evaluate.outcomes import unspan
+from atent.experiments.target import subject
 from atent.paper import engine, result, timing
 from atent.paper import reproduce as room
 from atent.paper.engine import Bench, job, measured
 from atent.paper.published import Figure, published, value
 from atent.paper.scales import LAPTOP, PAPER, SCALES, SMOKE
 from atent.paper.tables import ELSEWHERE, NAMES, TABLES, UNREACHED, Measure, Training, claimed
-from atent.run import read_json, read_jsonl
+from atent.runs import read_json, read_jsonl
 from atent.threat import Threat, radius
 from atent.train.interrupt import Interrupted, stop_requests
-from atent.train.subject import subject
 
 # The supplement's tables, typed a second time: row, then its figures from left to right.
 SUPPLEMENT = {

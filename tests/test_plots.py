@@ -6,7 +6,8 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from atent import plots, run
+from atent import plots, stats
+from atent import runs as run
 
 
 def rows(epochs=20, best=12):
@@ -22,7 +23,7 @@ def rows(epochs=20, best=12):
             "validation_robust": 0.5 * t,
         }
         for kind in ("natural", "robust"):
-            cell = run.share(round(1000 * row[f"validation_{kind}"]), 1000)
+            cell = stats.share(round(1000 * row[f"validation_{kind}"]), 1000)
             row[f"validation_{kind}_low"], row[f"validation_{kind}_high"] = cell["low"], cell["high"]
         if epoch in (3, best):
             row["best"] = True
@@ -118,8 +119,8 @@ def test_curves_refuses(data, message):
 
 
 TABLE = {
-    "standard": {"none": run.share(950, 1000), "AutoAttack": run.share(0, 1000)},
-    "ATENT": {"none": run.share(830, 1000)},
+    "standard": {"none": stats.share(950, 1000), "AutoAttack": stats.share(0, 1000)},
+    "ATENT": {"none": stats.share(830, 1000)},
 }
 
 
@@ -219,9 +220,9 @@ def sweep_rows(counts, norm="linf", n=200, natural=190):
             "attack": attack,
             "norm": norm,
             "radius": radius,
-            "natural": run.share(natural, n),
-            "robust": run.share(alone, n),
-            "monotone": run.share(both, n),
+            "natural": stats.share(natural, n),
+            "robust": stats.share(alone, n),
+            "monotone": stats.share(both, n),
         }
         for attack, found in counts.items()
         for radius, (alone, both) in found.items()
@@ -244,7 +245,7 @@ def test_security_draws_each_attack_from_the_natural_accuracy_on():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("linf radius (pixel units)", "robust accuracy (%)")
     assert axes.get_ylim() == (0, 100)
     band = axes.collections[0].get_paths()[0].vertices
-    low, high = (100 * run.share(80, 200)[key] for key in ("low", "high"))
+    low, high = (100 * stats.share(80, 200)[key] for key in ("low", "high"))
     ends = band[band[:, 0] == 0.2][:, 1]
     assert (ends.min(), ends.max()) == (pytest.approx(low), pytest.approx(high))
     assert legend(figure) == list(drawn)

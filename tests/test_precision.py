@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from atent import Threat, precision
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks import DDN, FAB, FMN, PGD, DeepFool
 from atent.certify import Smoothed
 from atent.certify.certificate import Draws, certify_run
@@ -20,8 +20,8 @@ from atent.methods import ATENT, AWP, METHODS, PGDAT, Standard
 from atent.methods import atent as atent_module
 from atent.optim import EntropySGD, Optimizer
 from atent.precision import Probe, bfloat16_pays
+from atent.runs.checkpoint import STATE
 from atent.train import TrainSettings, fit, loop
-from atent.train.checkpoint import STATE
 from atent.train.interrupt import Interrupted
 
 

@@ -11,15 +11,15 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from atent import Threat
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks import ATTACKS
 from atent.data import from_tensors
 from atent.methods import ATENT, PGDAT, Method, Standard
 from atent.optim import Optimizer
+from atent.runs.checkpoint import STATE, export
+from atent.runs.weights import pack, put, unpack, visible
 from atent.train import TrainSettings, fit, load_weights, loop
-from atent.train.checkpoint import STATE, export
 from atent.train.interrupt import Interrupted
-from atent.train.weights import pack, put, unpack, visible
 
 N, CLASSES = 24, 3
 
@@ -305,7 +305,7 @@ def test_tied_weights_are_kept_once_and_load_tied(tmp_path):
 
 def export_of(tmp_path, kind):
     """What the float16 copy of a run's weights gives."""
-    from atent.train import checkpoint
+    from atent.runs import checkpoint
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "model_of", lambda config, run: make(kind))

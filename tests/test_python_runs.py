@@ -13,7 +13,7 @@ import torch
 
 import atent
 from atent import Threat, load
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks import PGD
 from atent.certify import Draws, certify_run
 from atent.cli import main
@@ -23,8 +23,8 @@ from atent.evaluate import evaluate
 from atent.methods import CROWNIBP, PGDAT, Gaussian, Standard
 from atent.models import build
 from atent.report import report
+from atent.runs.checkpoint import read_weights
 from atent.train import Interrupted, TrainSettings, export, fit, load_weights, loop
-from atent.train.checkpoint import read_weights
 
 MINE = """
 import torch

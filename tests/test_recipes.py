@@ -14,10 +14,10 @@ from atent.attacks.spec import labelled, parse
 from atent.config import job, read_recipe, recipe_names
 from atent.config.recipes import settings_of
 from atent.data import from_tensors
+from atent.experiments.pipeline import threat_of
 from atent.methods import ATENT
 from atent.models import make, native_shape
 from atent.train import TrainSettings, fit
-from atent.train.pipeline import threat_of
 
 
 def made(name):

@@ -20,15 +20,16 @@ from atent import config, plots
 from atent.cli import main
 from atent.data import DataSettings
 from atent.data import load as load_data
+from atent.experiments.certificate import certify_folder
+from atent.experiments.evaluation import assess
+from atent.experiments.pipeline import run_job
+from atent.experiments.target import subject
 from atent.report import compared, report, sections
 from atent.report.collect import read
 from atent.report.page import markup
 from atent.report.samples import gallery
-from atent.run import percent, share, write_json
-from atent.train.certificate import certify_folder
-from atent.train.judgement import assess
-from atent.train.pipeline import run_job
-from atent.train.subject import subject
+from atent.runs import write_json
+from atent.stats import percent, share
 
 RESULTS = Path(__file__).parent.parent / "results"
 EVIL = "<script>alert(1)</script>"
@@ -369,7 +370,7 @@ def test_folders_of_one_name_are_told_apart(made, tmp_path):
 
 
 def test_a_comparison_shows_its_table():
-    from atent.train.comparison import layout
+    from atent.experiments.comparison import layout
 
     path = RESULTS / "digits-linf"
     found = load(path / "comparison.json")

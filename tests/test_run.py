@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from atent import run
+from atent import messages, stats
+from atent import runs as run
 
 
 def fail(number):
@@ -375,7 +376,7 @@ def test_version_falls_back(monkeypatch):
 def test_interval_is_clopper_pearson(k, n, level):
     from scipy.stats import beta, binom
 
-    low, high = run.interval(k, n, level)
+    low, high = stats.interval(k, n, level)
     tail = (1 - level) / 2
     assert low == pytest.approx(0 if k == 0 else beta.ppf(tail, k, n - k + 1), rel=1e-9)
     assert high == pytest.approx(1 if k == n else beta.ppf(1 - tail, k + 1, n - k), rel=1e-9)
@@ -384,36 +385,36 @@ def test_interval_is_clopper_pearson(k, n, level):
         assert binom.sf(k - 1, n, low) == pytest.approx(tail, rel=1e-6)
     if k < n:
         assert binom.cdf(k, n, high) == pytest.approx(tail, rel=1e-6)
-    assert run.interval(n - k, n, level) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    assert stats.interval(n - k, n, level) == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
 def test_interval_at_the_ends_in_closed_form():
-    assert run.interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1))
-    assert run.interval(10, 10) == pytest.approx((0.025**0.1, 1))
-    assert run.share(np.int64(5), 10) == {
+    assert stats.interval(0, 10) == pytest.approx((0, 1 - 0.025**0.1))
+    assert stats.interval(10, 10) == pytest.approx((0.025**0.1, 1))
+    assert stats.share(np.int64(5), 10) == {
         "value": 0.5,
         "low": pytest.approx(0.1870860, abs=1e-6),
         "high": pytest.approx(0.8129140, abs=1e-6),
         "k": 5,
         "n": 10,
     }
-    assert type(run.share(np.int64(5), 10)["k"]) is int
+    assert type(stats.share(np.int64(5), 10)["k"]) is int
 
 
 @pytest.mark.parametrize(("k", "n", "level"), [(2, 1, 0.95), (-1, 1, 0.95), (0, 0, 0.95), (0.5, 1, 0.95), (0, 1, 1)])
 def test_interval_refuses(k, n, level):
     with pytest.raises(ValueError, match=r"must|needs"):
-        run.interval(k, n, level)
+        stats.interval(k, n, level)
 
 
 def test_unknown_names_the_nearest():
     names = ["resnet18", "resnet20", "small_cnn"]
-    assert run.nearest("ResNt20", names) == "resnet20"
-    assert run.nearest("zzz", names) is None
-    assert run.unknown("model", "resnt20", iter(names)) == (
+    assert messages.nearest("ResNt20", names) == "resnet20"
+    assert messages.nearest("zzz", names) is None
+    assert messages.unknown("model", "resnt20", iter(names)) == (
         "unknown model 'resnt20': did you mean 'resnet20'? (known: resnet18, resnet20, small_cnn)"
     )
-    assert run.unknown("model", "zzz", []) == "unknown model 'zzz' (known: none)"
+    assert messages.unknown("model", "zzz", []) == "unknown model 'zzz' (known: none)"
 
 
 def test_import_is_cheap():

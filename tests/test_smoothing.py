@@ -18,7 +18,7 @@ from atent.certify.certificate import Row, read_rows
 from atent.certify.noise import Noise, address, device_seed
 from atent.certify.smoothing import certificates, linf_radius, predictions
 from atent.cli import main
-from atent.run import interval
+from atent.stats import interval
 
 SIGMA = 0.5
 

@@ -10,25 +10,26 @@ import pytest
 import torch
 from torch import nn
 
-from atent import run as folder
+from atent import runs as folder
+from atent import stats
 from atent.cli import main
 from atent.config import job, parse_train
 from atent.data import DataSettings, from_tensors, load, spread
+from atent.data.described import described, spans, unspan, words
 from atent.data.split import split, stratified, subset
 from atent.evaluate import evaluate
 from atent.evaluate.hints import normalisation_hint
-from atent.evaluate.outcomes import per_sample, spans, unspan
+from atent.evaluate.outcomes import per_sample
+from atent.experiments.certificate import certify_folder
+from atent.experiments.compare import Run, state
+from atent.experiments.evaluation import assess, summary
+from atent.experiments.pipeline import as_begun, run_job
+from atent.experiments.target import EvaluateSettings, subject
 from atent.methods import FGSMRS, Standard
 from atent.report import report
 from atent.threat import Threat
 from atent.train import TrainSettings, fit
-from atent.train.certificate import certify_folder
-from atent.train.compare import Run, state
-from atent.train.judgement import assess, summary
 from atent.train.loop import _Probe
-from atent.train.pipeline import as_begun, run_job
-from atent.train.samples import described, words
-from atent.train.subject import EvaluateSettings, subject
 from atent.train.watch import watch
 
 OLD = Path(__file__).parent / "before_subsets"
@@ -319,8 +320,8 @@ def test_per_class_shares_are_those_of_the_outcomes():
         own = [s for s in samples if int(y[s["id"]]) == row["class"]]
         stood = [s["right"] and all(v != "fooled" for v in s["attacks"].values()) for s in own]
         assert row["n"] == len(own) == 20
-        assert row["natural"] == folder.share(sum(s["right"] for s in own), 20)
-        assert row["worst"] == folder.share(sum(stood), 20)
+        assert row["natural"] == stats.share(sum(s["right"] for s in own), 20)
+        assert row["worst"] == stats.share(sum(stood), 20)
     assert sum(row["worst"]["k"] for row in found.per_class) == found.worst["k"]
     assert json.loads(json.dumps(found.to_json()))["per_class"] == found.per_class
 
@@ -437,7 +438,7 @@ def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(ol
     for row in found["per_class"]:
         (line,) = [line for line in out.splitlines() if line.startswith(f"│ {row['class']} ")]
         cells = [cell.strip() for cell in line.strip("│").split("│")]
-        assert cells[1:3] == [str(row["n"]), folder.percent(row["natural"])]
+        assert cells[1:3] == [str(row["n"]), stats.percent(row["natural"])]
     assert main([*args, "--limit", "all"]) == 0
     assert folder.read_json("finished/evaluation-3.json")["n"] == 80  # data.test_limit of the run
     page = report(["finished"], images=3, progress=False)

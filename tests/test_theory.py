@@ -13,17 +13,18 @@ from atent import config, plots
 from atent.attacks.langevin import sampler as resolve
 from atent.cli import main
 from atent.models import build
+from atent.paper.theory import chains, constants, equivalence, gradient, lemma, local_entropy, quadrature, sampler
+from atent.paper.theory.check import Settings, check
+from atent.paper.theory.density import Entropic, gradients, loss_field
+from atent.paper.theory.network import dense, prepared
+from atent.paper.theory.thermodynamic import compare
+from atent.paper.theory.thermodynamic import rows as integrated
 from atent.report import report
-from atent.run import write_json
-from atent.theory import chains, constants, equivalence, gradient, lemma, local_entropy, quadrature, sampler
-from atent.theory import data_entropy_coefficients as coefficients
-from atent.theory.check import Settings, check
-from atent.theory.density import Entropic, gradients, loss_field
-from atent.theory.network import dense, prepared
-from atent.theory.thermodynamic import compare
-from atent.theory.thermodynamic import rows as integrated
+from atent.runs import write_json
+from atent.runs.checkpoint import save_weights
+from atent.runs.loading import load_file
+from atent.sgld import data_entropy_coefficients as coefficients
 from atent.threat import Threat
-from atent.train.checkpoint import load_file, save_weights
 
 D = torch.float64
 
@@ -522,7 +523,7 @@ def test_kinks_warn_and_the_report_shows_the_table(here, capsys):
     tables["train"] |= {"epochs": 1, "validate_limit": 10, "device": "cpu"}
     tables["data"] |= {"limit": 64}
     tables["evaluate"] |= {"attacks": ["FGSM"], "limit": 10}
-    from atent.train.pipeline import run_job
+    from atent.experiments.pipeline import run_job
 
     run_job(config.job(tables, "digits-l2-atent"), here / "run", progress=False)
     assert "atent theory" in report([here / "run"], images=0, progress=False)

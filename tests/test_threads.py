@@ -144,7 +144,7 @@ def test_gaining_leaves_the_model_as_it_was():
 
 
 def test_the_commands_take_and_print_it(monkeypatch, tmp_path, capsys):
-    from atent.train import subject
+    from atent.experiments import target as subject
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subject, "gaining", lambda model, x: 1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from atent import run as folder
+from atent import runs as folder
 from atent.data import DataSettings, from_tensors, load
 from atent.methods import ATENT, PGDAT, Standard
 from atent.models import build

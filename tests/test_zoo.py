@@ -22,11 +22,11 @@ from atent.independence import dependence
 from atent.methods import ATENT, AWP, MART, MMA, PGDAT, TRADES, Free, SmoothAdv, Standard
 from atent.models import binary_logits, check_output
 from atent.optim import Optimizer
+from atent.paper.theory.constants import curvature, kinks
+from atent.paper.theory.density import gradients
+from atent.paper.theory.network import prepared
 from atent.precision import refuses_channels_last
 from atent.report.samples import _told
-from atent.theory.constants import curvature, kinks
-from atent.theory.density import gradients
-from atent.theory.network import prepared
 from atent.train import TrainSettings, fit
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)

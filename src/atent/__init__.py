@@ -19,7 +19,7 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "unknown"
 
-_ROOMS = ("attacks", "data", "evaluate", "losses", "methods", "models", "optim", "plots", "run", "train")
+_ROOMS = ("attacks", "data", "evaluate", "losses", "methods", "models", "optim", "plots", "runs", "train")
 _NAMES = {"Threat": "atent.threat", "load": "atent.train"}
 
 __all__ = ["Threat", "__version__", "load", *_ROOMS]

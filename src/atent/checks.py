@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.run import unknown
+from atent.guard import check_shape
+from atent.messages import unknown
 from atent.threat import Threat
 
 _OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
@@ -182,3 +185,91 @@ def as_tensor(name: str, value: Any) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{name} cannot be read as numbers ({reason}): give a tensor or an array") from None
+
+
+# ---- numbers, seeds, batches ---------------------------------------------------------------------------
+
+
+def check_number(name: str, value: float, low: float, *, above: bool = False, whole: bool = False) -> Any:
+    """The value as a plain number; ValueError unless finite, >= ``low`` (> ``low`` with ``above``), and an integer if
+    ``whole``."""
+    if type(value) is not int and (whole or type(value) is not float):
+        value = plain(value)
+        if not isinstance(value, Integral if whole else Real):
+            raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
+    if isinstance(value, bool) or not math.isfinite(value) or value < low or (above and value == low):
+        raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {value}")
+    return value
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{name} {value!r} is not known: use one of {', '.join(allowed)}")
+
+
+def check_seed(seed: int) -> int:
+    """The seed as a plain integer; ValueError unless a whole number in [-2^63, 2^64), what torch's generators take."""
+    seed = plain(seed)
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must be a whole number of at most 64 bits, got {seed!r}")
+    return int(seed)
+
+
+def numbered(ids: Tensor | None, n: int, device: torch.device | str) -> Tensor:
+    """Sample numbers (n,) on ``device``, default 0 .. n-1; ValueError as `check_ids`."""
+    if ids is None:
+        return torch.arange(n, device=device)
+    ids = as_labels(ids).to(device)
+    check_ids(ids, n)
+    return ids
+
+
+def check_ids(ids: Tensor, n: int) -> None:
+    """ValueError unless ``ids`` are n integers in [0, 2^48)."""
+    if ids.shape != (n,) or ids.dtype != torch.int64:
+        raise ValueError(f"ids must be {n} int64 sample numbers, got {ids.dtype} of shape {tuple(ids.shape)}")
+    if n and (int(ids.min()) < 0 or int(ids.max()) >= 2**48):
+        raise ValueError(f"ids must lie in [0, 2^48), got {int(ids.min())} to {int(ids.max())}")
+
+
+def check_batch(x: Tensor, y: Tensor, box: tuple[float, float]) -> None:
+    """ValueError, in one line, for inputs or labels that no attack can use."""
+    if not x.is_floating_point():
+        raise ValueError(f"inputs must be floats in [{box[0]:g}, {box[1]:g}], got {x.dtype}: divide pixels by 255")
+    if x.dim() < 2:
+        raise ValueError(f"inputs must be (n, d) or (n, c, h, w), got shape {tuple(x.shape)}")
+    if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f"labels must be {len(x)} integers, one per input, got {y.dtype} of shape {tuple(y.shape)}")
+    if not len(x):
+        return
+    if not torch.isfinite(x).all():
+        raise ValueError("inputs hold NaN or infinity: clean the data first")
+    low, high = float(x.min()), float(x.max())
+    slack = 1e-5 * (box[1] - box[0])
+    if low < box[0] - slack or high > box[1] + slack:
+        raise ValueError(
+            f"inputs lie in [{low:.4g}, {high:.4g}], outside the box [{box[0]:g}, {box[1]:g}]: attack raw pixels"
+            " and let the model normalise them (atent.models.Normalize as its first layer)"
+        )
+    if int(y.min()) < 0:
+        raise ValueError(f"labels must be 0 or more, got {int(y.min())}")
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """ValueError for a label that is not one of the model's ``classes`` outputs."""
+    if len(y) and int(y.max()) >= classes:
+        raise ValueError(f"label {int(y.max())} is out of range: the model has {classes} outputs (0 to {classes - 1})")
+
+
+def check_logits(logits: Tensor, y: Tensor) -> None:
+    """ValueError, in one line, for a model output that cannot be logits for these labels."""
+    check_shape(logits, len(y))
+    check_labels(y, logits.shape[1])
+    z = logits.detach().float()
+    if not torch.isfinite(z).all():
+        raise ValueError("the model returned NaN or infinite logits: check its weights and its input range")
+    if bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
+        raise ValueError(
+            "the model returns probabilities (each row is >= 0 and sums to 1): remove its softmax, attacks need logits"
+        )

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name, rest = args[0], args[1:]
     if name not in COMMANDS:
-        from atent.run import unknown
+        from atent.messages import unknown
 
         return _fail(unknown("command", name, COMMANDS), 2)
     try:
@@ -94,9 +94,9 @@ def train(args: list[str]) -> int:
     from atent import config
 
     job, options = config.parse_train(args)
-    from atent import run as folder
+    from atent import runs as folder
+    from atent.experiments.pipeline import baseline, run_job, saved_run, threat_of
     from atent.methods.awp import title
-    from atent.train.pipeline import baseline, run_job, saved_run, threat_of
 
     python = None
     if options.resume is not None:
@@ -129,7 +129,7 @@ def train(args: list[str]) -> int:
         print("\nBeside it, trained plainly: the same data, split, network, epochs, optimizer and schedule.")
         plain = run_job(baseline(job, threat), plain_path, progress=not options.quiet, report=_epoch_line, say=print)
         models["Standard"] = plain.evaluation
-        from atent.train.pipeline import draw_curves
+        from atent.experiments.pipeline import draw_curves
 
         draw_curves(path, {title(job.method): done.fitted.history, "Standard": plain.fitted.history})
     print()
@@ -161,9 +161,9 @@ def _table(models: dict[str, dict[str, Any]]) -> None:
     from rich.table import Table
 
     from atent.attacks.spec import show
+    from atent.data.described import words
+    from atent.experiments.comparison import caveat, remarks
     from atent.threat import Threat
-    from atent.train.comparison import caveat, remarks
-    from atent.train.samples import words
 
     first = next(iter(models.values()))
     where, attacks = first["data"], first["attacks"]
@@ -207,7 +207,7 @@ def _cells(result: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _share(share: dict[str, Any]) -> str:
-    from atent.run import percent
+    from atent.stats import percent
 
     return percent(share)
 
@@ -230,11 +230,11 @@ def _verdict(robust: dict[str, Any], plain: dict[str, Any]) -> int:
 def evaluate(args: list[str]) -> int:
     """`atent evaluate RUN|FILE|MODULE:FUNCTION`."""
     from atent import config
-    from atent import run as folder
+    from atent import runs as folder
 
     options = config.parse_evaluate(args)
-    from atent.train.judgement import assess, summary
-    from atent.train.subject import subject
+    from atent.experiments.evaluation import assess, summary
+    from atent.experiments.target import subject
 
     if options.out is not None:
         _refuse_taken(Path(options.out), "--out")
@@ -343,8 +343,8 @@ def certify(args: list[str]) -> int:
     from atent import config
 
     o = config.parse_certify(args)
-    from atent.train.certificate import certify_folder, draw, layout
-    from atent.train.certified import add, check_table, row
+    from atent.experiments.certificate import certify_folder, draw, layout
+    from atent.experiments.certified import add, check_table, row
 
     check_table(o.table)
     if o.plot and o.method != "smoothing":
@@ -392,8 +392,8 @@ def attack(args: list[str]) -> int:
     options = config.parse_attack(args)
     from atent import plots
     from atent.evaluate.craft import save
-    from atent.train.judgement import adversarial
-    from atent.train.subject import subject
+    from atent.experiments.evaluation import adversarial
+    from atent.experiments.target import subject
 
     out, png = Path(options.out), Path(options.png) if options.png else None
     for path, option, kind in ((out, "--out", ".npz"), (png, "--png", ".png")):
@@ -426,8 +426,8 @@ def compare(args: list[str]) -> int:
     from atent import config
 
     options, jobs, overrides = config.parse_compare(args)
-    from atent.train import compare as room
-    from atent.train.comparison import caption, layout
+    from atent.experiments import compare as room
+    from atent.experiments.comparison import caption, layout
 
     seeds = tuple(range(options.first_seed, options.first_seed + options.seeds))
     plan = room.Plan(jobs, seeds, overrides, shlex.join(["atent", "compare", *args]))
@@ -460,10 +460,10 @@ def compare(args: list[str]) -> int:
 def theory(args: list[str]) -> int:
     """`atent theory RUN`."""
     from atent import config
-    from atent.run import write_json
+    from atent.runs import write_json
 
     o = config.parse_theory(args)
-    from atent.train import theory as room
+    from atent.paper.theory import command as room
 
     if o.out is not None:
         _refuse_taken(Path(o.out), "--out")
@@ -511,7 +511,7 @@ def report(args: list[str]) -> int:
 
     options = config.parse_report(args)
     from atent.report import report as page
-    from atent.run import write_atomic
+    from atent.runs import write_atomic
 
     if options.out is not None:
         _refuse_taken(Path(options.out), "--out")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +33,68 @@ def inside(found: Estimate, low: float, high: float) -> bool | None:
     if low < found.low and found.high < high:
         return True
     return False if found.high < low or found.low > high else None
+
+
+# ---- shares ----------------------------------------------------------------------------------------------
+
+
+def interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """The exact (Clopper-Pearson, 1934) two-sided interval of a share, from k successes in n trials.
+
+    Each end has (1 - level)/2 outside it, also for k = 0 and k = n, where one end is 0 or 1. Raises
+    ValueError unless n > 0, 0 <= k <= n, both are whole, and 0 < level < 1.
+    """
+    k, n = _whole("k", k), _whole("n", n)
+    if n <= 0:
+        raise ValueError(f"an interval needs n > 0 samples, not n = {n}")
+    if not 0 <= k <= n:
+        raise ValueError(f"k must lie in 0..n, not k = {k} with n = {n}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, not {level}")
+    tail = (1 - level) / 2
+    return _lower(k, n, tail), 1 - _lower(n - k, n, tail)
+
+
+def lower_limit(k: int, n: int, alpha: float) -> float:
+    """The exact one-sided lower limit of a share (Clopper-Pearson, 1934): the share lies below it with probability at
+    most ``alpha``, from k successes in n trials.
+
+    Raises ValueError unless n > 0, 0 <= k <= n, both are whole, and 0 < alpha < 1.
+    """
+    k, n = _whole("k", k), _whole("n", n)
+    if n <= 0 or not 0 <= k <= n:
+        raise ValueError(f"a limit needs n > 0 samples and k in 0..n, not k = {k} with n = {n}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
+    return _lower(k, n, alpha)
+
+
+def share(k: int, n: int) -> dict:
+    """k of n as {"value", "low", "high", "k", "n"}, with the 95 % interval. Raises as `interval`."""
+    low, high = interval(k, n)
+    k, n = int(k), int(n)
+    return {"value": k / n, "low": low, "high": high, "k": k, "n": n}
+
+
+def percent(share: dict) -> str:
+    """A share for people: "98.2 % [96.6, 99.2]"."""
+    return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+
+
+def _lower(k: int, n: int, tail: float) -> float:
+    # betaincinv is nan at k = 0
+    if k == 0:
+        return 0.0
+    from scipy.special import betaincinv
+
+    return float(betaincinv(k, n - k + 1, tail))
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
 
 
 # ---- one sample --------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_choice, check_number
+from atent.attacks.base import Attack, Oracle
 from atent.attacks.bisection import bisect
 from atent.attacks.smallest import Look, check_l2, check_share, walk
+from atent.checks import check_choice, check_number
 from atent.losses import margin
 from atent.rng import Draws
 from atent.threat import Threat, l2_norm, per_sample, unit

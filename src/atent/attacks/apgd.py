@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, all_targets, check_choice, check_number, side_by_side, worst_of
+from atent.attacks.base import Attack, Oracle, all_targets, side_by_side, worst_of
 from atent.attacks.starts import Start, check_start, start
+from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, dlr_targeted, margin, margin_targeted
 from atent.rng import Draws
 from atent.threat import Threat, per_sample

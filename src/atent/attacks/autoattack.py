@@ -8,9 +8,10 @@ from typing import Literal
 from torch import Tensor
 
 from atent.attacks.apgd import APGD
-from atent.attacks.base import Attack, Oracle, check_choice, check_number, worst_of
+from atent.attacks.base import Attack, Oracle, worst_of
 from atent.attacks.fab import FAB
 from atent.attacks.square import Square
+from atent.checks import check_choice, check_number
 from atent.rng import Draws
 from atent.threat import Threat
 

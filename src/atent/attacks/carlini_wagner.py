@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.base import Attack, Oracle
 from atent.attacks.smallest import beyond, check_l2, keep_smaller, wrong
+from atent.checks import check_number
 from atent.losses import margin
 from atent.rng import Draws
 from atent.threat import Threat, l2_norm, per_sample

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.base import Attack, Oracle
 from atent.attacks.smallest import Look, annealed, check_l2, check_share, farthest, walk
+from atent.checks import check_number
 from atent.losses import cross_entropy
 from atent.rng import Draws
 from atent.threat import Threat, per_sample, unit

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.base import Attack, Oracle
 from atent.attacks.boundary import Boundary, nearest_boundary
 from atent.attacks.smallest import beyond, wrong
+from atent.checks import check_number
 from atent.rng import Draws
 from atent.threat import Threat, per_sample, unit
 

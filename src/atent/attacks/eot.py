@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_number
+from atent.attacks.base import Attack, Oracle
 from atent.attacks.spec import nested
+from atent.checks import check_number
 from atent.rng import Draws
 from atent.threat import Threat
 

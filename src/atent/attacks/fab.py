@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, all_targets, check_number, side_by_side
+from atent.attacks.base import Attack, Oracle, all_targets, side_by_side
 from atent.attacks.boundary import nearest_boundary
 from atent.attacks.hyperplane import to_hyperplane
 from atent.attacks.starts import start
+from atent.checks import check_number
 from atent.rng import Draws
 from atent.threat import Threat, l2_norm, per_sample
 

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_choice, check_number
+from atent.attacks.base import Attack, Oracle
 from atent.attacks.smallest import Look, annealed, check_share, farthest, walk
+from atent.checks import check_choice, check_number
 from atent.losses import margin
 from atent.rng import Draws
 from atent.threat import Threat, per_sample, unit

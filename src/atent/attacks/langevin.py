@@ -8,8 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, check_choice, check_number, restarted, worst_of
+from atent.attacks.base import Attack, Oracle, ascend, restarted, worst_of
 from atent.attacks.starts import Start, check_start, start
+from atent.checks import check_choice, check_number
 from atent.losses import cross_entropy
 from atent.rng import Draws
 from atent.sgld import effective_noise, langevin_step, noise_for

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, check_choice, check_number, restarted, worst_of
+from atent.attacks.base import Attack, Oracle, ascend, restarted, worst_of
 from atent.attacks.starts import ALLOWED, Start, start
+from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
 from atent.rng import Draws
 from atent.threat import Threat, unit

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Loss, Oracle, check_number
+from atent.attacks.base import Loss, Oracle
+from atent.checks import check_number
 from atent.losses import margin
 from atent.threat import Norm, Threat, l2_norm, per_sample
 

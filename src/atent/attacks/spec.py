@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atent.attacks.base import Attack
-from atent.run import unknown
+from atent.messages import unknown
 from atent.threat import Threat
 
 _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5) or FGSM"

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, check_choice, check_number, restarted, worst_of
+from atent.attacks.base import Attack, Oracle, restarted, worst_of
 from atent.attacks.windows import Masses, Squares, as_image
+from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, margin
 from atent.rng import Draws
 from atent.threat import Threat, per_sample

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from atent.attacks.base import check_choice
+from atent.checks import check_choice
 from atent.rng import Draws
 from atent.threat import Threat, per_sample, unit
 

@@ -14,6 +14,7 @@ from atent.attacks.base import Attack, Oracle
 from atent.attacks.spec import nested
 from atent.guard import guard
 from atent.rng import Draws
+from atent.runs.loading import load
 from atent.threat import Threat
 
 
@@ -71,10 +72,7 @@ class Transfer(Attack):
 
 def load_source(text: str) -> nn.Module:
     """The model of a run folder, or what ``module:function`` names; ValueError, in one line, for neither."""
-    # Training imports the attacks.
     if Path(text).is_dir():
-        from atent.train import load
-
         return load(text)
     if ":" in text:
         from atent.models import from_reference

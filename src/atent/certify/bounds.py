@@ -10,14 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_batch, check_choice, check_number
 from atent.certify import interval
 from atent.certify.graph import CURVED, Graph, Node, read, refuse_training
 from atent.certify.interval import Box
 from atent.certify.linear import Form, Relaxation, back, form, least, relax
 from atent.certify.region import Region, region
 from atent.certify.rounding import Arithmetic, down
-from atent.checks import as_inputs, as_samples
+from atent.checks import as_inputs, as_samples, check_batch, check_choice, check_number
 from atent.guard import check_classes, check_weights
 from atent.precision import full_precision
 from atent.threat import Threat

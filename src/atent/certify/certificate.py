@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_batch, check_labels, check_number, check_seed, numbered
 from atent.certify.noise import NOISE
 from atent.certify.smoothing import (
     ABSTAIN,
@@ -25,12 +24,13 @@ from atent.certify.smoothing import (
     linf_radius,
     predictions,
 )
-from atent.checks import Settings, as_samples
+from atent.checks import Settings, as_samples, check_batch, check_labels, check_number, check_seed, numbered
 from atent.guard import ask, guard
 from atent.independence import dependence_hint
 from atent.precision import full_precision
 from atent.progress import Advance
-from atent.run import dumps, read_json, share, write_atomic, write_json
+from atent.runs import dumps, read_json, write_atomic, write_json
+from atent.stats import share
 
 
 class Row(NamedTuple):

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_batch, check_number, check_seed, numbered
 from atent.certify.noise import BLOCK, Noise
-from atent.checks import Settings, as_inputs, plain
+from atent.checks import Settings, as_inputs, check_batch, check_number, check_seed, numbered, plain
 from atent.guard import ask, guard, outside_inference
 from atent.independence import dependence_hint
 from atent.precision import full_precision, images_last
 from atent.progress import Advance
 from atent.rng import narrow
-from atent.run import lower_limit
+from atent.stats import lower_limit
 from atent.threat import Threat
 from atent.threat import radius as as_radius
 

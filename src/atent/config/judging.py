@@ -58,7 +58,7 @@ class SubjectOptions:
     """No progress bar."""
 
     def subject(self) -> dict[str, Any]:
-        """The keywords of `atent.train.subject.subject`."""
+        """The keywords of `atent.experiments.target.subject`."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(SubjectOptions) if f.name != "quiet"}
 
 

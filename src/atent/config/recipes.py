@@ -12,10 +12,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from atent.run import unknown
+from atent.messages import unknown
 
 if typing.TYPE_CHECKING:
-    from atent.train.pipeline import Job
+    from atent.experiments.pipeline import Job
 
 
 SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
@@ -55,12 +55,12 @@ def read_recipe(name: str) -> dict[str, Any]:
 def job(tables: dict[str, Any], recipe: str | None) -> Job:
     """The job that a recipe's tables describe; UsageError with a line for every value that is wrong, by its path."""
     from atent.data import DataSettings
+    from atent.experiments.pipeline import Job
+    from atent.experiments.target import EvaluateSettings
     from atent.methods import METHODS
     from atent.models import ModelSettings
     from atent.optim import Optimizer, Schedule
-    from atent.train.pipeline import Job
     from atent.train.settings import TrainSettings
-    from atent.train.subject import EvaluateSettings
 
     types: dict[str, type] = {
         "data": DataSettings, "model": ModelSettings, "optimizer": Optimizer, "schedule": Schedule,

@@ -11,10 +11,10 @@ import tyro
 
 from atent.config.recipes import SECTIONS, UsageError, job, method_of, read_recipe, settings_of
 from atent.config.words import read_words, seconds, spelled, switched
-from atent.run import unknown
+from atent.messages import unknown
 
 if typing.TYPE_CHECKING:
-    from atent.train.pipeline import Job
+    from atent.experiments.pipeline import Job
 
 
 @dataclasses.dataclass(frozen=True)

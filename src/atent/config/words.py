@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 
 from atent.config.recipes import UsageError, method_type
-from atent.run import unknown
+from atent.messages import unknown
 
 
 def seconds(text: str, option: str) -> float:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from atent.run import unknown
+from atent.messages import unknown
 
 T = TypeVar("T")
 

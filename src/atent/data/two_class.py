@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from atent import run as folder
+from atent import runs as folder
 from atent.data import checks
 from atent.data.files import data_root, read, record
 from atent.data.mnist import mnist

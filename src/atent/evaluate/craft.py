@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, check_number, check_seed, numbered
-from atent.checks import as_samples
+from atent.attacks.base import Attack
+from atent.checks import as_samples, check_number, check_seed, numbered
 from atent.evaluate.evaluation import predict
 from atent.progress import Advance
-from atent.run import atomic, dumps
+from atent.runs import atomic, dumps
 
 
 def craft(

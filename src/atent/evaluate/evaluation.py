@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, check_batch, check_logits, check_number, check_seed, numbered
+from atent.attacks.base import Attack
 from atent.attacks.spec import check_names, labelled, plain, spell
-from atent.checks import as_inputs, as_labels, as_samples
+from atent.checks import as_inputs, as_labels, as_samples, check_batch, check_logits, check_number, check_seed, numbered
+from atent.data.described import spans
 from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
-from atent.evaluate.outcomes import bits, marks, spans
+from atent.evaluate.outcomes import bits, marks
 from atent.guard import ask, guard, outside_inference
 from atent.independence import dependence_hint
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.progress import Advance
 from atent.rng import narrow
-from atent.run import share
+from atent.stats import share
 
 
 @dataclass(frozen=True)

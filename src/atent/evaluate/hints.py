@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from atent.data.split import spread
-from atent.run import share
+from atent.stats import share
 
 _LOOK = 1000
 _GAIN = 0.1

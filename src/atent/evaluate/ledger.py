@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from atent import __version__
 from atent.attacks.base import Attack
 from atent.attacks.spec import spell
-from atent.evaluate.outcomes import bits, spans, unspan
-from atent.run import append_jsonl, read_jsonl
+from atent.data.described import spans, unspan
+from atent.evaluate.outcomes import bits
+from atent.runs import append_jsonl, read_jsonl
 
 _KIND = "atent evaluation, unfinished"
 

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from atent.data.described import unspan
+
 FOOLED, STOOD, NOT_TRIED = "f", "s", "-"
 _WORDS = {FOOLED: "fooled", STOOD: "stood", NOT_TRIED: "not tried"}
-
-
-def spans(numbers: Iterable[int]) -> str:
-    """Whole numbers from 0, in their order, with runs of successors drawn together: 0 1 2 7 5 as "0-2 7 5"."""
-    out: list[list[int]] = []
-    for number in numbers:
-        if out and number == out[-1][1] + 1:
-            out[-1][1] = number
-        else:
-            out.append([number, number])
-    return " ".join(str(low) if low == high else f"{low}-{high}" for low, high in out)
-
-
-def unspan(text: str) -> list[int]:
-    """The numbers that `spans` wrote."""
-    ends = [word.split("-") for word in text.split()]
-    return [number for end in ends for number in range(int(end[0]), int(end[-1]) + 1)]
 
 
 def marks(tried: Tensor, fooled: Tensor) -> str:

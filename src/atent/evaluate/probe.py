@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, Loss, Oracle, check_batch, check_logits, check_number, check_seed, numbered
-from atent.checks import as_samples
+from atent.attacks.base import Attack, Loss, Oracle
+from atent.checks import as_samples, check_batch, check_logits, check_number, check_seed, numbered
 from atent.data.split import spread
 from atent.guard import ask, guard
 from atent.precision import full_precision
 from atent.rng import narrow
-from atent.run import share
-from atent.stats import sign_test
+from atent.stats import share, sign_test
 from atent.threat import Threat
 
 SAMPLES = 100

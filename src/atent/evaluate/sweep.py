@@ -17,7 +17,7 @@ from atent.evaluate.evaluation import evaluate
 from atent.evaluate.outcomes import STOOD
 from atent.precision import SearchDtype
 from atent.progress import Advance
-from atent.run import share
+from atent.stats import share
 from atent.threat import Threat, radius
 
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_choice, check_number
 from atent.attacks.langevin import SAMPLER_FIELDS, Gradient, Projection, Pull, Sampler, Variant, sampler
 from atent.attacks.starts import Start
+from atent.checks import check_choice, check_number
 from atent.guard import ask, guard
 from atent.losses import check_smoothing, cross_entropy, kl, wide
 from atent.methods import base

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_number
-from atent.checks import Settings
+from atent.checks import Settings, check_number
 from atent.guard import explained
 from atent.threat import Threat
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_choice, check_number, check_seed
-from atent.checks import as_samples
+from atent.checks import as_samples, check_choice, check_number, check_seed
 from atent.sgld import noise_for
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_number
 from atent.certify.graph import Graph, read
+from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Metrics, correct

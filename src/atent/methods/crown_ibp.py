@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from atent.attacks.base import check_choice
 from atent.certify.bounds import margins
 from atent.certify.graph import Graph
+from atent.checks import check_choice
 from atent.methods.base import Method, Metrics, State, check_budget, ramp
 from atent.methods.certified import check_share, mixed_loss
 from atent.threat import Threat

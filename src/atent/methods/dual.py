@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_number
 from atent.certify.bounds import margins
 from atent.certify.graph import Graph
 from atent.certify.projection import estimated_margins
+from atent.checks import check_number
 from atent.methods.base import Method, Metrics, State, check_budget, check_warmup, warm
 from atent.methods.certified import check_share, mixed_loss
 from atent.threat import Threat

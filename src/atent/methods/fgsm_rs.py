@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_choice, check_number
 from atent.attacks.pgd import PGD
+from atent.checks import check_choice, check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import (

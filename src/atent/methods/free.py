@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_number
+from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import (

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softmax
 
-from atent.attacks.base import check_number
 from atent.attacks.pgd import PGD
+from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import boosted_cross_entropy, kl
 from atent.methods.base import (

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Oracle, ascend, check_choice, check_number
+from atent.attacks.base import Oracle, ascend
 from atent.attacks.bisection import bisect
 from atent.attacks.starts import Start, check_start, start
+from atent.checks import check_choice, check_number
 from atent.guard import ask, guard
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, correct

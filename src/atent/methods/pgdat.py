@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_choice
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
+from atent.checks import check_choice
 from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm

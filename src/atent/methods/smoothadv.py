@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, Oracle, check_choice, check_number
+from atent.attacks.base import Attack, Oracle
 from atent.attacks.ddn import decoupled
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
+from atent.checks import check_choice, check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_number
 from atent.attacks.pgd import PGD
+from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy, kl
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_number
+from atent.checks import check_number
 from atent.methods.base import Method, Metrics, State
 from atent.methods.gaussian import gaussian_noise
 from atent.methods.trades import TRADES

@@ -8,7 +8,7 @@ from numbers import Integral
 
 from torch import nn
 
-from atent.run import unknown
+from atent.messages import unknown
 
 from .binary import binary_logits
 from .digits_cnn import digits_cnn

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from atent.run import unknown
+from atent.messages import unknown
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import check_choice, check_number
+from atent.checks import check_choice, check_number
 
 
 class Average:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
-from atent.attacks.base import check_choice, check_number
+from atent.checks import check_choice, check_number
 from atent.optim.sgld import Closure, merge_group, normals
 from atent.sgld import langevin_step
 

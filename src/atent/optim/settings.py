@@ -9,11 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from atent.attacks.base import check_number
-from atent.checks import Settings
+from atent.checks import Settings, check_number
+from atent.messages import unknown
 from atent.optim.entropy_sgd import EntropySGD
 from atent.optim.sgld import SGLD
-from atent.run import unknown
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atent.attacks.base import check_number
+from atent.checks import check_number
 from atent.rng import fold
 from atent.sgld import langevin_step
 

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from atent import run as folder
+from atent import runs as folder
+from atent import stats
 from atent.paper import verdicts
 from atent.paper.evidence import Results, as_printed, measured
 from atent.paper.published import value
@@ -325,7 +326,7 @@ def _clamp(found: Results) -> str:
         return NOT_YET
     away = table["out_of_reach"]
     return (
-        f"robust accuracy, exhaustive search: {'; '.join(words)}; {folder.percent(away)} of the training points have no"
+        f"robust accuracy, exhaustive search: {'; '.join(words)}; {stats.percent(away)} of the training points have no"
         f" point of their ball inside the clamp (scale {table['scale']})"
     )
 

@@ -17,20 +17,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atent import run as folder
+from atent import runs as folder
+from atent import stats
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse
 from atent.certify import Draws, certify_run
+from atent.data.described import spans
 from atent.evaluate import Evaluation, evaluate
-from atent.evaluate.outcomes import FOOLED, NOT_TRIED, STOOD, spans
+from atent.evaluate.outcomes import FOOLED, NOT_TRIED, STOOD
+from atent.experiments.certificate import certify_folder, fingerprint
+from atent.experiments.compare import Build, Run, state
+from atent.experiments.pipeline import Job, Say, as_begun, run_job
+from atent.experiments.target import Subject, subject
 from atent.paper.scales import Scale
 from atent.paper.tables import Measure, Table, Training
 from atent.progress import Advance, bar
-from atent.train.certificate import certify_folder, fingerprint
-from atent.train.compare import Build, Run, state
 from atent.train.interrupt import Interrupted
-from atent.train.pipeline import Job, Say, as_begun, run_job
-from atent.train.subject import Subject, subject
 
 MEASURES = "measures.json"
 
@@ -201,7 +203,7 @@ def measure(bench: Bench, path: Path, wanted: Sequence[Measure]) -> None:
             found["provenance"] = folder.provenance(seed=0, device=who.test()[0].device)
             folder.write_json(path / MEASURES, {**measured(path), key: found})
             value = found.get("share") or found["certified"]
-            bench.say(f"measure  {path.name}, {key}: {folder.percent(value)}, {time.monotonic() - begun:.0f} s")
+            bench.say(f"measure  {path.name}, {key}: {stats.percent(value)}, {time.monotonic() - begun:.0f} s")
 
 
 def _accuracy(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:

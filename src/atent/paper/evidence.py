@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atent import run as folder
+from atent import runs as folder
 from atent import stats
 from atent.paper import timing
 from atent.paper.facts import FACTS, Fact
@@ -167,7 +167,7 @@ def difference(a: Cell, b: Cell, *, same_networks: bool = False) -> Difference:
 
 def _ranked(a: list[float], b: list[float], n: int) -> tuple[float, float]:
     """The exact interval of ranks (90 % for three seeds of each, more for more) between binomial limits."""
-    (low_a, high_a), (low_b, high_b) = (zip(*(folder.interval(round(v * n), n) for v in side)) for side in (a, b))
+    (low_a, high_a), (low_b, high_b) = (zip(*(stats.interval(round(v * n), n) for v in side)) for side in (a, b))
     return stats.extremes(low_a, high_b)[0], stats.extremes(high_a, low_b)[1]
 
 

@@ -20,8 +20,8 @@ from atent.models import build
 from atent.optim import EntropySGD
 from atent.paper.published import value
 from atent.rng import Batch
-from atent.run import interval
 from atent.sgld import effective_noise, noise_for
+from atent.stats import interval
 from atent.threat import Threat
 
 DIM = 3 * 32 * 32

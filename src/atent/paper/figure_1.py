@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent import plots
-from atent import run as folder
+from atent import messages, plots, stats
+from atent import runs as folder
 from atent.attacks.base import Oracle
 from atent.attacks.spec import show
 from atent.data import Data, DataSettings
 from atent.data import load as load_data
 from atent.data.two_class import cached
 from atent.evaluate.outcomes import bits
+from atent.experiments.comparison import accuracy, measure
+from atent.experiments.pipeline import Job, as_begun, run_job
+from atent.experiments.target import EvaluateSettings
 from atent.guard import ask, guard
 from atent.methods import ATENT, PGDAT, TRADES, Method, Standard
 from atent.methods.base import Metrics, State
@@ -27,12 +30,9 @@ from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
 from atent.paper.published import published
 from atent.rng import Batch
+from atent.runs.checkpoint import STATE
 from atent.threat import Threat
 from atent.train import TrainSettings, load
-from atent.train.checkpoint import STATE
-from atent.train.comparison import accuracy, measure
-from atent.train.pipeline import Job, as_begun, run_job
-from atent.train.subject import EvaluateSettings
 
 NAME = "figure-1"
 GRID = "grid.json"
@@ -174,7 +174,7 @@ def run_figure_1(
     Raises ValueError, in one line, for an unknown scale, a number of seeds below 1, or a run folder of other settings.
     """
     if scale not in SCALES:
-        raise ValueError(folder.unknown("scale", scale, SCALES))
+        raise ValueError(messages.unknown("scale", scale, SCALES))
     plan = SCALES[scale]
     count = plan.seeds if seeds is None else seeds
     if count < 1:
@@ -265,7 +265,7 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
     _grid(path, job)
     found = folder.read_json(path / folder.EVALUATION)
     say(
-        f"{path.name}: natural {folder.percent(found['natural'])}, worst of PGD {folder.percent(found['worst'])},"
+        f"{path.name}: natural {stats.percent(found['natural'])}, worst of PGD {stats.percent(found['worst'])},"
         f" {time.perf_counter() - begun:.0f} s"
     )
 
@@ -288,7 +288,7 @@ def _grid(path: Path, job: Job) -> dict[str, Any]:
     threat = Threat(job.evaluate.norm or "linf", job.evaluate.eps or 0.0, data.box)
     x, y = data.test.batch(range(len(data.test)))
     stands = exhaustive(load(path), x, y, threat)
-    robust = {**folder.share(int(stands.sum()), len(y)), "outcomes": bits(stands)}
+    robust = {**stats.share(int(stands.sum()), len(y)), "outcomes": bits(stands)}
     folder.write_json(path / GRID, {"side": _SIDE, "robust": robust, "provenance": folder.provenance(device="cpu")})
     return robust
 
@@ -334,7 +334,7 @@ def _content(
         },
         "seeds": count,
         "out_of_reach": {
-            "what": "training points whose ball misses [0, 1]^2", **folder.share(int(away.sum()), len(away)),
+            "what": "training points whose ball misses [0, 1]^2", **stats.share(int(away.sum()), len(away)),
         },
         "rows": rows,
         "gaps": _gaps(found),
@@ -421,7 +421,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         f" {data['threat']}, box [{data['box'][0]:g}, {data['box'][1]:g}], {protocol['epochs']} epochs,"
         f" {protocol['selection']}. PGD-40: {protocol['published']}. Strong: {protocol['strong']}. Grid:"
         f" {protocol['grid']}.",
-        f"{folder.percent(away)} of the training points are further from [0, 1]^2 than eps: the released clamp gives"
+        f"{stats.percent(away)} of the training points are further from [0, 1]^2 than eps: the released clamp gives"
         " them an adversary outside their own ball.",
         f"Scale {content['scale']}; atent {made['version']}, commit {made['commit']}"
         f"{' with changes' * bool(made['dirty'])}; {made['device_name']}, one thread; `{content['command']}`.",

@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from atent import run as folder
+from atent import messages
+from atent import runs as folder
+from atent.experiments.compare import Build
+from atent.experiments.comparison import measure
+from atent.experiments.pipeline import Say
 from atent.paper import engine, result, timing, training_curves
 from atent.paper.engine import Bench, Read
 from atent.paper.scales import SCALES
 from atent.paper.tables import NAMES, TABLES, Table
-from atent.train.compare import Build
-from atent.train.comparison import measure
 from atent.train.interrupt import Interrupted, stop_requests
-from atent.train.pipeline import Say
 
 
 def reproduce(
@@ -42,11 +43,11 @@ def reproduce(
     """
     begun = time.monotonic()
     if scale not in SCALES:
-        raise ValueError(folder.unknown("scale", scale, SCALES))
+        raise ValueError(messages.unknown("scale", scale, SCALES))
     if what == "claims":
         return _claims(Path(out))
     if what != "all" and what not in NAMES:
-        raise ValueError(folder.unknown("table", what, (*NAMES, "claims", "all")))
+        raise ValueError(messages.unknown("table", what, (*NAMES, "claims", "all")))
     if seeds is not None and seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     size, out = SCALES[scale], Path(out)
@@ -95,7 +96,7 @@ def _check_rows(what: str, rows: Sequence[str], only: Sequence[str]) -> None:
         raise ValueError(f"--only names rows of one of {', '.join(TABLES)}, not of {what}: leave it out")
     for row in only:
         if row not in rows:
-            raise ValueError(folder.unknown(f"row of {what}", row, rows))
+            raise ValueError(messages.unknown(f"row of {what}", row, rows))
 
 
 def _check_place(path: Path, scale: str) -> None:

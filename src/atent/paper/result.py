@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from atent.data.described import words
+from atent.experiments.comparison import INTERVAL, accuracy, measure
+from atent.experiments.comparison import Cell as Spread
 from atent.paper.engine import Bench, measured, run_of, stage
 from atent.paper.published import published, value
 from atent.paper.tables import Cell, Measure, Row, Table
-from atent.train.comparison import INTERVAL, accuracy, measure
-from atent.train.comparison import Cell as Spread
-from atent.train.samples import words
 
 NOT_REACHED = "not reached"
 NOT_YET = "not measured yet"

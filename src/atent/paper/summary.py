@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atent import run as folder
+from atent import runs as folder
 from atent.paper.result import grid
 from atent.paper.scales import SCALES
 from atent.paper.tables import NAMES

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atent import run as folder
+from atent import runs as folder
 from atent import stats
 from atent.data import augment
 from atent.data import load as load_data
+from atent.experiments.pipeline import Job
 from atent.methods import Method
 from atent.models import make
 from atent.optim import build as build_optimizer
@@ -23,7 +24,6 @@ from atent.paper.engine import Bench, job
 from atent.paper.tables import Training
 from atent.progress import bar
 from atent.stats import Estimate
-from atent.train.pipeline import Job
 from atent.train.settings import pick_device
 
 K = (2, 5, 10, 15, 20)

@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, show
+from atent.data.described import words
 from atent.evaluate import evaluate
+from atent.experiments.comparison import accuracy
+from atent.experiments.target import subject
 from atent.paper.engine import Bench, robust_images, run_of, stage, train
 from atent.paper.published import value
 from atent.paper.result import commit, head, machine
 from atent.paper.tables import Training
 from atent.threat import Threat
-from atent.train.comparison import accuracy
-from atent.train.samples import words
-from atent.train.subject import subject
 
 NAME = "figure-s1"
 TEST = "test.jsonl"

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from atent import run as folder
 from atent import stats
 from atent.paper import timing
 from atent.paper.evidence import Cell, Difference, Results
@@ -232,7 +231,7 @@ def never(happened: bool, n: int, *, kept: bool) -> bool | None:
     of n images, enough for a share of `RARE` to show at one-sided 95 %, and each image's outcome is ``kept``."""
     if happened:
         return False
-    return True if kept and n and folder.interval(0, n, 0.9)[1] < RARE else None
+    return True if kept and n and stats.interval(0, n, 0.9)[1] < RARE else None
 
 
 def _taken(weaker: Cell, stronger: Cell) -> bool:

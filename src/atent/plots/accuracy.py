@@ -278,7 +278,7 @@ def certified(
     where the class is wrong or nothing is proved. `marks`: {radius: label} draws dotted vertical lines. Raises
     ValueError if there is nothing to draw or a radius is not finite.
     """
-    from atent.run import interval
+    from atent.stats import interval
 
     if not models or not all(len(radii) for radii in models.values()):
         raise ValueError("no certificates to draw: give the radii of one model at least")

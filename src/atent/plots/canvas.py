@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atent.run import atomic
+from atent.runs import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks.spec import show
 from atent.certify.certificate import read_rows
-from atent.evaluate.outcomes import unspan
+from atent.data.described import unspan
+from atent.experiments.target import names_data, names_model
 from atent.threat import Threat
-from atent.train.subject import names_data, names_model
 
 COMPARISON = "comparison.json"
 

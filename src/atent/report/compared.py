@@ -8,13 +8,13 @@ from typing import Any
 
 from atent import plots
 from atent.attacks.spec import show
+from atent.experiments.comparison import caption, caveat, layout
 from atent.report import words
 from atent.report.collect import Comparison, Run, threats
 from atent.report.page import Cell, Html, facts, figure, table, tag
 from atent.report.sections import share_cell
-from atent.run import percent
+from atent.stats import percent
 from atent.threat import Threat
-from atent.train.comparison import caption, caveat, layout
 
 
 def several(runs: Mapping[str, Run]) -> list[Html]:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from atent import plots
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, spell
+from atent.data.described import words
+from atent.experiments.evaluation import adversarial
+from atent.experiments.target import subject
 from atent.guard import ask, guard
 from atent.precision import full_precision
 from atent.report.collect import Run
 from atent.threat import Threat
-from atent.train.judgement import adversarial
-from atent.train.samples import words
-from atent.train.subject import subject
 
 
 @dataclass(frozen=True)

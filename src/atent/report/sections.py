@@ -6,20 +6,20 @@ import json
 import math
 from typing import Any
 
-from atent import plots
-from atent import run as folder
+from atent import plots, stats
+from atent import runs as folder
 from atent.attacks.spec import show
+from atent.data import described as samples
+from atent.experiments.certificate import layout, sigma_of
+from atent.experiments.comparison import caveat, remarks
+from atent.experiments.target import names_data, names_model
+from atent.paper.theory import command as theories
 from atent.report import words
 from atent.report.collect import Run, threats
 from atent.report.page import Cell, Html, Inside, command, facts, figure, markup, picture, table, tag
 from atent.report.samples import Gallery, Sample, Seen
+from atent.runs.checkpoint import STATE
 from atent.threat import Threat
-from atent.train import samples
-from atent.train import theory as theories
-from atent.train.certificate import layout, sigma_of
-from atent.train.checkpoint import STATE
-from atent.train.comparison import caveat, remarks
-from atent.train.subject import names_data, names_model
 
 
 def of_run(run: Run, shown: Gallery | str) -> list[Html]:
@@ -48,7 +48,7 @@ def section(title: str, *inside: Inside) -> Html:
 
 def share_cell(share: dict[str, Any]) -> Cell:
     """A share as a cell: "31.6 % [27.5, 35.9]"."""
-    return Cell(folder.percent(share), share["value"])
+    return Cell(stats.percent(share), share["value"])
 
 
 def caveats(found: dict[str, Any]) -> Html | None:
@@ -69,7 +69,7 @@ def worst_of(found: dict[str, Any]) -> Html:
         last = f"the last to fool an image was {took[-1]}" if took else "none fooled an image"
         return tag("p", f"The worst of {', '.join(named)}, run in this order, each on what still stood; {last}.")
     name, least = min(named.items(), key=lambda item: item[1]["robust"]["k"])
-    alone = f"the strongest one alone is {name}, with {folder.percent(least['robust'])}"
+    alone = f"the strongest one alone is {name}, with {stats.percent(least['robust'])}"
     return tag("p", f"The worst of {', '.join(named)}; {alone}." if len(named) > 1 else f"Under {name} alone.")
 
 
@@ -119,7 +119,7 @@ def _interval(share: dict[str, Any]) -> str:
 def _short(found: dict[str, Any]) -> str:
     under = " and ".join(threats(found))
     weights = f", weights {found['weights']}" if found.get("weights", "best") != "best" else ""
-    return f"{folder.percent(found['worst'])} of {samples.words(found['data'])} images under {under}{weights}"
+    return f"{stats.percent(found['worst'])} of {samples.words(found['data'])} images under {under}{weights}"
 
 
 def trained(run: Run) -> list[Html]:

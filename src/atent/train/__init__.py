@@ -1,6 +1,7 @@
 """The one training loop, its checkpoints, and loading what it made."""
 
-from atent.train.checkpoint import export, load, load_weights
+from atent.runs.checkpoint import export, load_weights
+from atent.runs.loading import load
 from atent.train.interrupt import Interrupted
 from atent.train.loop import Diverged, Fitted, fit
 from atent.train.settings import TrainSettings

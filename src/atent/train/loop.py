@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import parse
 from atent.data import Data, Split, augment, everything
+from atent.data.described import described
 from atent.data.split import Part
 from atent.evaluate import evaluate
 from atent.methods import ATENT, AWP, Method
@@ -37,17 +38,16 @@ from atent.optim import Average, Optimizer, Schedule, build, lr_factor
 from atent.precision import bfloat16_pays, gaining, refuses_channels_last
 from atent.progress import bar
 from atent.rng import fold
+from atent.runs.checkpoint import load_state, load_weights, save_state, save_weights
+from atent.runs.weights import Snapshot, State, copied, put, unwrapped, whole
 from atent.threads import cores
 from atent.threat import Threat
 from atent.train import calibration, preflight
-from atent.train.checkpoint import load_state, load_weights, save_state, save_weights
 from atent.train.clock import Clock
 from atent.train.interrupt import Interrupted, stop_requests
 from atent.train.meter import Meter
-from atent.train.samples import described
 from atent.train.settings import TrainSettings, pick_device
 from atent.train.watch import STOP, watch
-from atent.train.weights import Snapshot, State, copied, put, unwrapped, whole
 
 # Steps between two looks at the loss: each look waits for the device.
 _LOOK = 50

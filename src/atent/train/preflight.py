@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks import Attack
 from atent.data import Data
 from atent.guard import ask, guard
 from atent.losses import cross_entropy
 from atent.methods import Method
-from atent.train.weights import Snapshot, aliases, pack, put, unpack, whole
+from atent.runs.weights import Snapshot, aliases, pack, put, unpack, whole
 
 
 def move(model: nn.Module, device: torch.device, layout: torch.memory_format) -> None:

@@ -9,10 +9,10 @@ from torch import nn
 
 from atent.attacks import FGSM, PGD, Attack
 from atent.data import Data
+from atent.data.described import described
 from atent.evaluate import evaluate
 from atent.methods import Method
 from atent.threat import Threat
-from atent.train.samples import described
 from atent.train.settings import TrainSettings
 
 OK, WARNING, STOP = "ok", "warning", "stop"

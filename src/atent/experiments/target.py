@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import labelled, parse
 from atent.checks import Settings
 from atent.data import SOURCES, Data, DataSettings, Limit, Rule, Split, everything
 from atent.data import load as load_data
+from atent.data.described import described
 from atent.data.settings import check_rule
 from atent.models import check_output, from_reference
 from atent.precision import gaining
+from atent.runs.loading import load_file, restore
 from atent.threads import Threads, check_threads
 from atent.threat import Norm, Threat
-from atent.train.checkpoint import load_file, restore
-from atent.train.samples import described
 from atent.train.settings import pick_device
 
 STRONG = ("PGD(steps=20)", "AutoAttack")

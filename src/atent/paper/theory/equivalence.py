@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from atent.attacks.langevin import sampler
 from atent.guard import ask
+from atent.paper.theory.density import loss_field
+from atent.paper.theory.rows import Row, agree, skipped
 from atent.rng import Batch
-from atent.theory.density import loss_field
-from atent.theory.rows import Row, agree, skipped
 from atent.threat import Threat
 
 SOFT = "PGD whose projection is the soft pull, x + (1 - eta' gamma)(x' - x), is ATENT without noise"

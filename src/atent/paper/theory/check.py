@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from atent import checks
-from atent.attacks.base import check_number, check_seed
 from atent.attacks.langevin import Sampler
+from atent.checks import check_number, check_seed
 from atent.guard import ask
 from atent.losses import cross_entropy
+from atent.paper.theory import equivalence, gradient, lemma, local_entropy, sampler, thermodynamic
+from atent.paper.theory.constants import Constants, estimated, kinks, of_chain, without_curvature
+from atent.paper.theory.density import Entropic
+from atent.paper.theory.network import dense, prepared
+from atent.paper.theory.rows import Row, skipped
 from atent.rng import narrow
-from atent.theory import equivalence, gradient, lemma, local_entropy, sampler, thermodynamic
-from atent.theory.constants import Constants, estimated, kinks, of_chain, without_curvature
-from atent.theory.density import Entropic
-from atent.theory.network import dense, prepared
-from atent.theory.rows import Row, skipped
 
 Say = Callable[[str], None]
 Recipes = Callable[[], Mapping[str, tuple[Sampler, bool]]]

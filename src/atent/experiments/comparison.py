@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atent import run as folder
+from atent import stats
 from atent.attacks.spec import is_standard
+from atent.data.described import words
 from atent.stats import t_interval
-from atent.train.samples import words
 
 FIGURE = "comparison.png"
 PARETO = "pareto.png"
@@ -52,7 +52,7 @@ def accuracy(shares: Sequence[Mapping[str, Any]]) -> Cell:
     """
     cell = measure([share["value"] for share in shares])
     n = min(share["n"] for share in shares)
-    low, high = folder.interval(round(cell.mean * n), n)
+    low, high = stats.interval(round(cell.mean * n), n)
     if cell.low is not None and cell.high is not None:
         low, high = max(0.0, min(low, cell.low)), min(1.0, max(high, cell.high))
     return replace(cell, low=low, high=high)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from atent.attacks.langevin import Sampler
 from atent.guard import ask
 from atent.losses import cross_entropy
+from atent.paper.theory.chains import Mean, autocorrelation, langevin, mean, metropolis, time_constant
+from atent.paper.theory.density import Entropic, loss_field
+from atent.paper.theory.network import dense
+from atent.paper.theory.rows import Row, Verdict, skipped
 from atent.sgld import langevin_step
-from atent.theory.chains import Mean, autocorrelation, langevin, mean, metropolis, time_constant
-from atent.theory.density import Entropic, loss_field
-from atent.theory.network import dense
-from atent.theory.rows import Row, Verdict, skipped
 
 VARIANCE = "without a loss the chain has variance T/gamma / (1 - eta' gamma/2), T = eps^2: T/gamma but for O(eta')"
 RELEASED = "the released code's recursion has variance 2 eta' eps^2 / (1 - (1 - G)^2)"

@@ -23,17 +23,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, relabelled, show, spell
+from atent.experiments.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
+from atent.experiments.pipeline import Job, Say, threat_of
 from atent.methods.awp import title
 from atent.progress import bar
+from atent.runs.checkpoint import STATE
 from atent.threads import cores, wait_passively
 from atent.threat import Threat
-from atent.train.checkpoint import STATE
-from atent.train.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
 from atent.train.interrupt import Interrupted, stop_requests
-from atent.train.pipeline import Job, Say, threat_of
 
 PLAN = "plan.json"
 RESULT = "comparison.json"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from atent.data import Data, Split
 from atent.data.split import Part
-from atent.evaluate.outcomes import spans
 
 
 def described(data: Data, part: Part, chosen: Split) -> dict[str, Any]:
@@ -31,3 +30,20 @@ def words(told: Mapping[str, Any]) -> str:
     if told.get("subset", "first") == "first":
         return f"the first {n} of {of}"
     return f"a stratified sample of {n} of {of} (seed {told['subset_seed']})"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """Whole numbers from 0, in their order, with runs of successors drawn together: 0 1 2 7 5 as "0-2 7 5"."""
+    out: list[list[int]] = []
+    for number in numbers:
+        if out and number == out[-1][1] + 1:
+            out[-1][1] = number
+        else:
+            out.append([number, number])
+    return " ".join(str(low) if low == high else f"{low}-{high}" for low, high in out)
+
+
+def unspan(text: str) -> list[int]:
+    """The numbers that `spans` wrote."""
+    ends = [word.split("-") for word in text.split()]
+    return [number for end in ends for number in range(int(end[0]), int(end[-1]) + 1)]

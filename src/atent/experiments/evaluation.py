@@ -11,18 +11,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from atent import run as folder
+from atent import runs as folder
+from atent import stats
 from atent.attacks import Attack
 from atent.attacks.spec import show, spell
 from atent.data import Data
+from atent.data.described import words
 from atent.evaluate import evaluate, masking_checks, rounds, sweep
 from atent.evaluate.craft import craft
 from atent.evaluate.sweep import at_radii
+from atent.experiments.target import EvaluateSettings, Subject
 from atent.precision import SearchDtype
 from atent.progress import bar
 from atent.threat import Threat
-from atent.train.samples import words
-from atent.train.subject import EvaluateSettings, Subject
 
 
 def judge(
@@ -111,10 +112,10 @@ def summary(found: dict[str, Any]) -> list[str]:
     lines = [
         f"threat   {', '.join(shown) or 'none'}",
         f"samples  {where['name']}, test images: {words(where)}",
-        f"natural  {folder.percent(found['natural'])}",
+        f"natural  {stats.percent(found['natural'])}",
     ]
     if len({(t.norm, t.eps) for t in threats.values()}) == 1:
-        lines.append(f"robust   {folder.percent(found['worst'])} under the worst of {', '.join(threats)}")
+        lines.append(f"robust   {stats.percent(found['worst'])} under the worst of {', '.join(threats)}")
     searched = f", search in {found['search_dtype']}" if found["search_dtype"] else ""
     return [
         *lines,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from atent.optim import EntropySGD
+from atent.paper.theory.density import check_gamma
+from atent.paper.theory.quadrature import central
+from atent.paper.theory.rows import Row, agree
 from atent.sgld import langevin_step
-from atent.theory.density import check_gamma
-from atent.theory.quadrature import central
-from atent.theory.rows import Row, agree
 
 GRADIENT = "the gradient of the local entropy is E[gamma (w - w')]"
 CHAIN = "grad L_ent = Z^-1 grad Z, the second line of the supplement's chain"

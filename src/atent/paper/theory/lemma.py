@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from atent.losses import cross_entropy
-from atent.theory.constants import Constants, kinks, zoom
-from atent.theory.density import Entropic, gradients
-from atent.theory.rows import Row, bounded
+from atent.paper.theory.constants import Constants, kinks, zoom
+from atent.paper.theory.density import Entropic, gradients
+from atent.paper.theory.rows import Row, bounded
 
 SMOOTH = "F is (beta + gamma)-smooth where the loss is beta-smooth in its input"
 DISSIPATIVE = "<grad F(x'), x'> >= gamma/4 ||x'||^2 - (L^2/gamma + gamma/2 ||x||^2) for all x'"
@@ -251,7 +251,7 @@ def linear_softmax(
     x: Tensor, y: Tensor, classes: int, gamma: float, *, n: int = 20_000, seed: int = 0
 ) -> tuple[list[Row], Sampled]:
     """T1 and T2 for a linear-softmax model fitted to ``x``, with its closed-form constants."""
-    from atent.theory.constants import of_linear_softmax
+    from atent.paper.theory.constants import of_linear_softmax
 
     weight, bias = fit_linear(x, y, classes)
     model = nn.Sequential(nn.Flatten(), nn.Linear(weight.shape[1], classes).double())

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from atent.guard import ask
 from atent.losses import cross_entropy
+from atent.paper.theory.chains import Mean, mean, metropolis
+from atent.paper.theory.density import Entropic, loss_field
+from atent.paper.theory.gradient import EXACT, PRINTED, UPDATE
+from atent.paper.theory.network import dense
+from atent.paper.theory.rows import Row, skipped
 from atent.progress import Advance
-from atent.theory.chains import Mean, mean, metropolis
-from atent.theory.density import Entropic, loss_field
-from atent.theory.gradient import EXACT, PRINTED, UPDATE
-from atent.theory.network import dense
-from atent.theory.rows import Row, skipped
 
 
 @dataclass(frozen=True)

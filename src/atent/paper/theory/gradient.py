@@ -9,9 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atent.theory.density import Entropic
-from atent.theory.quadrature import Grid, Loss, Moments, central, data_entropy, free_energy, moments, probabilities
-from atent.theory.rows import Row, agree, bounded
+from atent.paper.theory.density import Entropic
+from atent.paper.theory.quadrature import (
+    Grid,
+    Loss,
+    Moments,
+    central,
+    data_entropy,
+    free_energy,
+    moments,
+    probabilities,
+)
+from atent.paper.theory.rows import Row, agree, bounded
 
 UPDATE = "ATENT's update E[grad L] is the gradient of the free energy T log Z_T(w)"
 EXACT = "grad L_DE = E[grad L] + Cov(L, grad L) / T"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atent.theory.density import Entropic
+from atent.paper.theory.density import Entropic
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(weights (p,), points (m, d)) -> losses (m,), differentiable."""
@@ -38,7 +38,7 @@ class Grid:
         if dim > 2:
             raise ValueError(
                 f"quadrature is for inputs of 1 or 2 numbers, got {dim}: a grid of 100 points per axis would have"
-                f" 100^{dim} points; use thermodynamic integration (`atent.theory.thermodynamic`)"
+                f" 100^{dim} points; use thermodynamic integration (`atent.paper.theory.thermodynamic`)"
             )
         width = math.sqrt(density.temperature / density.gamma)
         half = lipschitz / density.gamma + 12 * width

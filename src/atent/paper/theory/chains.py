@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from atent.paper.theory.density import Entropic, Field
 from atent.sgld import langevin_step
-from atent.theory.density import Entropic, Field
 
 Record = Callable[[Tensor, Tensor], Tensor]
 """(points (m, ...), losses (m,)) -> what is kept of them at each step, (m, quantities)."""

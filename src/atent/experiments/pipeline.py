@@ -11,25 +11,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from atent import run as folder
+from atent import runs as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import labelled, parse
 from atent.data import Data, DataSettings, Limit
 from atent.data import load as load_data
+from atent.data.described import described, words
 from atent.data.split import Part
+from atent.experiments.evaluation import judge
+from atent.experiments.target import EvaluateSettings, data_of, threat_of
 from atent.methods import Method, Standard
 from atent.methods.awp import plain, title
 from atent.models import ModelSettings, check_output, make
 from atent.optim import Optimizer, Schedule
 from atent.rng import fold
+from atent.runs.checkpoint import check_architecture, load_state, load_weights
+from atent.runs.loading import model_of
 from atent.threat import Threat
-from atent.train.checkpoint import check_architecture, load_state, load_weights, model_of
-from atent.train.judgement import judge
 from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.preflight import check_attacks
-from atent.train.samples import described, words
 from atent.train.settings import TrainSettings, pick_device
-from atent.train.subject import EvaluateSettings, data_of, threat_of
 
 Say = Callable[[str], None]
 

@@ -1,49 +1,21 @@
-"""Run folders: atomic files, JSON that stays valid, provenance and intervals."""
+"""Files that are whole or absent, and JSON that stays valid."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import difflib
-import functools
-import importlib.metadata
 import json
 import math
-import operator
 import os
-import platform
 import re
 import secrets
-import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-BEST = "best.safetensors"
-LAST = "last"
-EVALUATION = "evaluation.json"
-CURVES = "curves.png"
-
 # torch and safetensors report a full disk as errors that are no OSError, and torch without the reason
 _WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter|\(os error \d+\)")
-
-# a commit hook sets these, and git would then answer for the repository of the hook
-_GIT_PLACES = (
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_COMMON_DIR",
-    "GIT_PREFIX",
-    "GIT_NAMESPACE",
-)
-
-
-# ---- files that are whole or not there -------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -110,9 +82,6 @@ def _write_error(path: Path, temporary: Path | None, error: BaseException) -> OS
     return result
 
 
-# ---- JSON ------------------------------------------------------------------------------------------------
-
-
 def write_json(path: str | Path, obj: Any) -> None:
     """Writes `obj` as JSON, indented by 2, keys in their own order, by `write_atomic`.
 
@@ -137,20 +106,6 @@ def dumps(obj: Any) -> str:
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file. Raises ValueError of one line if it is broken, FileNotFoundError."""
     return _parse(Path(path).read_bytes(), str(path))
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json at ``path``, `completed`. Raises as `read_json`."""
-    return completed(read_json(path))
-
-
-def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration with what the absence of a setting means: runs made before data.subset took the first
-    samples."""
-    data = config.get("data") if isinstance(config, dict) else None
-    if not isinstance(data, dict) or "subset" in data:
-        return config
-    return {**config, "data": {**data, "subset": "first"}}
 
 
 def append_jsonl(path: str | Path, row: dict) -> None:
@@ -286,204 +241,3 @@ def _shortest(array: Any) -> Any:
         return float(str(numpy.float32(value)))
 
     return short(values)
-
-
-# ---- folders ---------------------------------------------------------------------------------------------
-
-
-def create(path: str | Path) -> Path:
-    """Makes a run folder, with its parents; an empty one is taken as it is.
-
-    Raises FileExistsError of one line if something is there already, OSError if it cannot be made.
-    """
-    path = Path(path)
-    if not _is_free(path):
-        raise FileExistsError(f"{path} exists and is not empty: choose another --name, or --resume")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def free_name(root: str | Path, name: str) -> Path:
-    """The first of root/name, root/name-2, root/name-3 ... that `create` would take; makes nothing.
-
-    Raises ValueError if `name` is not the name of one folder.
-    """
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise ValueError(f"a run name is the name of one folder, without slashes, not {name!r}")
-    path, number = Path(root) / name, 1
-    while not _is_free(path):
-        number += 1
-        path = Path(root) / f"{name}-{number}"
-    return path
-
-
-def _is_free(path: Path) -> bool:
-    if not os.path.lexists(path):
-        return True
-    return path.is_dir() and next(path.iterdir(), None) is None
-
-
-# ---- provenance ------------------------------------------------------------------------------------------
-
-
-def provenance(*, seed: int | None = None, device: Any = None) -> dict:
-    """What a result must stand beside, ready for JSON.
-
-    Keys: `version` of atent ("unknown" when it is not installed); `commit` of the source checkout and `dirty`
-    (the package's files differ from it), both None unless that checkout holds this package; `python`,
-    `torch`, `numpy` versions; `device` as given (a name or torch.device; None is the CPU) and `device_name`;
-    `threads` of torch on the CPU; `seed`; `time` (UTC, ISO 8601, whole seconds).
-    """
-    import numpy
-    import torch
-
-    commit, dirty = _checkout()
-    device = "cpu" if device is None else str(device)
-    return {
-        "version": _version(),
-        "commit": commit,
-        "dirty": dirty,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": numpy.__version__,
-        "device": device,
-        "device_name": _device_name(device),
-        "threads": torch.get_num_threads(),
-        "seed": seed,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("atent")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        import torch
-
-        # a result read on another machine may name a GPU that is not there
-        with contextlib.suppress(RuntimeError, AssertionError):
-            return torch.cuda.get_device_name(device)
-        return device
-    if not device.startswith("cpu"):
-        return device
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-@functools.cache
-def _checkout() -> tuple[str | None, bool | None]:
-    package = Path(__file__).resolve().parent
-    # HEAD:./run.py fails where the repository around the package does not hold it, as around a venv
-    answer = _git(package, "rev-parse", "HEAD", "HEAD:./run.py")
-    if not answer:
-        return None, None
-    changes = _git(package, "status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
-    return answer.split()[0], None if changes is None else bool(changes.strip())
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints, or None where it fails, is slow, or is not installed."""
-    environment = {key: value for key, value in os.environ.items() if key not in _GIT_PLACES}
-    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=5,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-# ---- numbers and names -----------------------------------------------------------------------------------
-
-
-def interval(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The exact (Clopper-Pearson, 1934) two-sided interval of a share, from k successes in n trials.
-
-    Each end has (1 - level)/2 outside it, also for k = 0 and k = n, where one end is 0 or 1. Raises
-    ValueError unless n > 0, 0 <= k <= n, both are whole, and 0 < level < 1.
-    """
-    k, n = _whole("k", k), _whole("n", n)
-    if n <= 0:
-        raise ValueError(f"an interval needs n > 0 samples, not n = {n}")
-    if not 0 <= k <= n:
-        raise ValueError(f"k must lie in 0..n, not k = {k} with n = {n}")
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, not {level}")
-    tail = (1 - level) / 2
-    return _lower(k, n, tail), 1 - _lower(n - k, n, tail)
-
-
-def lower_limit(k: int, n: int, alpha: float) -> float:
-    """The exact one-sided lower limit of a share (Clopper-Pearson, 1934): the share lies below it with probability at
-    most ``alpha``, from k successes in n trials.
-
-    Raises ValueError unless n > 0, 0 <= k <= n, both are whole, and 0 < alpha < 1.
-    """
-    k, n = _whole("k", k), _whole("n", n)
-    if n <= 0 or not 0 <= k <= n:
-        raise ValueError(f"a limit needs n > 0 samples and k in 0..n, not k = {k} with n = {n}")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, not {alpha}")
-    return _lower(k, n, alpha)
-
-
-def share(k: int, n: int) -> dict:
-    """k of n as {"value", "low", "high", "k", "n"}, with the 95 % interval. Raises as `interval`."""
-    low, high = interval(k, n)
-    k, n = int(k), int(n)
-    return {"value": k / n, "low": low, "high": high, "k": k, "n": n}
-
-
-def percent(share: dict) -> str:
-    """A share for people: "98.2 % [96.6, 99.2]"."""
-    return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
-
-
-def _lower(k: int, n: int, tail: float) -> float:
-    # betaincinv is nan at k = 0
-    if k == 0:
-        return 0.0
-    from scipy.special import betaincinv
-
-    return float(betaincinv(k, n - k + 1, tail))
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, not {value!r}") from None
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` was probably meant to be, or None; case does not count."""
-    lower = {known.lower(): known for known in names}
-    found = difflib.get_close_matches(name.lower(), lower, n=1)
-    return lower[found[0]] if found else None
-
-
-def unknown(kind: str, name: str, names: Iterable[str]) -> str:
-    """One line for a bad name: "unknown model 'resnt20': did you mean 'resnet20'? (known: ...)".
-
-    A list of more than twenty names is left out where one of them is near.
-    """
-    names = list(names)
-    meant = nearest(name, names)
-    hint = f": did you mean {meant!r}?" if meant else ""
-    known = "" if meant and len(names) > 20 else f" (known: {', '.join(names) or 'none'})"
-    return f"unknown {kind} {name!r}{hint}{known}"

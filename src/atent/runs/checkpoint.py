@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent import run as folder
+from atent import runs as folder
 from atent.guard import guard
-from atent.models import MODELS, ModelSettings, make
-from atent.train.weights import Notes, Snapshot, State, differences, fitted, pack, put, unpack, visible, whole
+from atent.runs.weights import Notes, Snapshot, State, differences, fitted, pack, put, unpack, visible, whole
 
 STATE = "state.pt"
 
@@ -86,7 +85,7 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> 
     makes layers in its first forward pass makes them here. FileNotFoundError or ValueError, in one line, where the file
     is absent, damaged, or of another architecture.
     """
-    path = _file(Path(path), which)
+    path = weights_file(Path(path), which)
     about, state, notes = read_weights(path)
     own = notes.get("own", [])
     check_architecture(model, state, path, about, own)
@@ -94,7 +93,7 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> 
     return about
 
 
-def _file(path: Path, which: str) -> Path:
+def weights_file(path: Path, which: str) -> Path:
     """The weights of a run folder, or the file itself."""
     if not path.is_dir():
         return path
@@ -106,89 +105,6 @@ def _first_pass(model: nn.Module, shape: tuple[int, ...]) -> None:
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     with contextlib.suppress(Exception), guard(model, mode="eval"), torch.no_grad():
         model(torch.zeros(2, *shape, dtype=first.dtype, device=first.device))
-
-
-def load(run: str | Path, *, which: str = "best", device: str = "cpu", model: str | None = None) -> nn.Module:
-    """The model of a run folder, with its best weights (or ``which`` of `load_weights`), in eval mode.
-
-    ``model`` names the network, as `restore` takes it, where the run does not. FileNotFoundError or ValueError, in one
-    line, where the folder is no run or the model cannot be built.
-    """
-    return restore(run, which=which, model=model)[0].to(device).eval()
-
-
-def restore(
-    run: str | Path, *, which: str = "best", weights: str | None = None, model: str | None = None
-) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """The model of a run folder with its weights, their metadata, and the run's configuration.
-
-    ``weights``: a file instead of the run's own. ``model``: for a run that was trained from a Python object, which
-    network it was, a built-in one by name or the user's own as module:function. FileNotFoundError or ValueError, in one
-    line, as `load` and `load_weights`.
-    """
-    run = Path(run)
-    if not (run / folder.CONFIG).is_file():
-        raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
-    config = folder.read_config(run / folder.CONFIG)
-    path = _file(Path(weights) if weights else run, which)
-    names = read_weights(path)[1] if model is not None else {}
-    net = model_of(config, run, model, names)
-    return net, load_weights(net, path), config
-
-
-def model_of(
-    config: dict[str, Any], run: Path, name: str | None = None, tensors: Mapping[str, Tensor] | None = None
-) -> nn.Module:
-    """The untrained model that a run's configuration describes; ``name`` and ``tensors`` as `_named` takes them, where
-    it does not say how it was built."""
-    settings = config.get("model") or {}
-    about = config["about"]["data"]
-    if not settings.get("name"):
-        if name is None:
-            kind = settings.get("class") or "network"
-            raise ValueError(
-                f"{run} was trained from a Python object, a {kind}: name what builds it by --model module:function, or"
-                " build it yourself and call atent.train.load_weights(model, run)"
-            )
-        return _named(name, settings, tensors or {}, about["classes"], tuple(about["shape"]))
-    if name is not None:
-        raise ValueError(f"--model {name} is of no use for {run}: a run brings its own, {settings['name']}")
-    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    known["weights"] = None
-    return make(ModelSettings(**known), classes=about["classes"], shape=tuple(about["shape"]))
-
-
-def _named(
-    name: str, made: dict[str, Any], tensors: Mapping[str, Tensor], classes: int, shape: tuple[int, ...]
-) -> nn.Module:
-    """The network called ``name`` as ``tensors`` have it: with the layer that normalises where they do."""
-    # Weights do not show it.
-    activation = made.get("activation") if name == made.get("name") else None
-    settings = ModelSettings(name=name, activation=activation)
-    if "normalize.mean" in tensors and ":" not in name:
-        channels = tensors["normalize.mean"].numel()
-        settings = ModelSettings(name=name, activation=activation, mean=(0.0,) * channels, std=(1.0,) * channels)
-    return make(settings, classes=classes, shape=shape)
-
-
-def load_file(
-    path: str | Path, name: str | None = None, *, classes: int, shape: tuple[int, ...]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """A network of the house with the weights of a .safetensors file, in eval mode, and the file's metadata.
-
-    ``name`` is that of the network, or the user's own as module:function; left out, the file must name one of the
-    house's, as those that training wrote do. The layer that normalises is there where the file has one.
-    FileNotFoundError or ValueError, in one line, for a missing or unknown name, and as `load_weights`.
-    """
-    path = Path(path)
-    about, tensors, _ = read_weights(path)
-    # A file must not choose whose code is run.
-    name = name or next((n for n in [(about.get("model") or {}).get("name")] if n in MODELS), None)
-    if name is None:
-        raise ValueError(f"{path} does not say what network it holds: name it by --model, one of {', '.join(MODELS)}")
-    model = _named(name, about.get("model") or {}, tensors, classes, shape)
-    load_weights(model, path)
-    return model.eval(), about
 
 
 def export(run: str | Path, out: str | Path) -> Path:

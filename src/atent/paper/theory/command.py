@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from atent import plots
-from atent import run as folder
+from atent import runs as folder
 from atent.data import DataSettings, Limit, Rule
 from atent.data import load as load_data
-from atent.theory.check import Recipes, Settings, check
-from atent.train.samples import described, words
-from atent.train.subject import Subject, names_data, subject
+from atent.data.described import described, words
+from atent.experiments.target import Subject, names_data, subject
+from atent.paper.theory.check import Recipes, Settings, check
 
 THEORY = "theory.json"
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from atent import run as folder
+from atent import runs as folder
+from atent.data.described import words
 from atent.threat import Threat
-from atent.train.samples import words
 
 # Radii closer than this share of each other are one column: 0.549 is what l2 smoothing says of linf 5/255.
 _SAME = 2e-3

@@ -13,21 +13,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from atent import run as folder
+from atent import messages, stats
+from atent import runs as folder
 from atent.attacks.spec import show
 from atent.certify import METHODS, Certificate, Draws, certify_run, merge, verified
 from atent.certify.certificate import check_shard, claim, made_alike, made_of, sidecar, write_rows
 from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
+from atent.data.described import spans, words
 from atent.evaluate import predict
-from atent.evaluate.outcomes import spans
+from atent.experiments.target import Subject, subject
 from atent.progress import Advance, bar
+from atent.runs.weights import visible
 from atent.threads import Threads
 from atent.threat import Norm, Threat, radius
-from atent.train.samples import words
 from atent.train.settings import pick_device
-from atent.train.subject import Subject, subject
-from atent.train.weights import visible
 
 CERTIFICATE = "certificate.csv"
 
@@ -77,7 +77,7 @@ def certify_folder(
     `Smoothed`; both the same up to rounding. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
     """
     if method not in ("smoothing", *METHODS):
-        raise ValueError(folder.unknown("method", method, ("smoothing", *METHODS)))
+        raise ValueError(messages.unknown("method", method, ("smoothing", *METHODS)))
     who = subject(
         str(target), model=model, data=data, root=root, attacks=(), which=which, device=device, threads=threads,
         subset=subset, allow_large_eps=allow_large_eps,
@@ -248,7 +248,7 @@ def _bounded(who: Subject, method: str, threats: list[Threat], progress: bool) -
             results.append(
                 {
                     "threat": threat.plain(),
-                    "share": folder.share(int(proved.sum()), len(x)),
+                    "share": stats.share(int(proved.sum()), len(x)),
                     "verified": ids[proved].tolist(),
                     "seconds_per_image": (time.perf_counter() - begun) / len(x),
                 }
@@ -258,7 +258,7 @@ def _bounded(who: Subject, method: str, threats: list[Threat], progress: bool) -
         about["ids"] = who.samples()["ids"]
     content = {
         **_head(who, ids.tolist(), x.shape[1:]), "method": method, "n": len(x),
-        "natural": folder.share(int(natural.sum()), len(x)), "certified": results,
+        "natural": stats.share(int(natural.sum()), len(x)), "certified": results,
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     }  # fmt: skip
     out = sidecar(_free(who.place / f"{who.stem}{CERTIFICATE}", about))

@@ -1,0 +1,1 @@
+"""One level above training and evaluation: recipes' jobs, what is evaluated, comparisons, certificates of runs."""

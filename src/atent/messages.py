@@ -1,0 +1,25 @@
+"""One-line messages: what was given, what is allowed, and what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `name` was probably meant to be, or None; case does not count."""
+    lower = {known.lower(): known for known in names}
+    found = difflib.get_close_matches(name.lower(), lower, n=1)
+    return lower[found[0]] if found else None
+
+
+def unknown(kind: str, name: str, names: Iterable[str]) -> str:
+    """One line for a bad name: "unknown model 'resnt20': did you mean 'resnet20'? (known: ...)".
+
+    A list of more than twenty names is left out where one of them is near.
+    """
+    names = list(names)
+    meant = nearest(name, names)
+    hint = f": did you mean {meant!r}?" if meant else ""
+    known = "" if meant and len(names) > 20 else f" (known: {', '.join(names) or 'none'})"
+    return f"unknown {kind} {name!r}{hint}{known}"

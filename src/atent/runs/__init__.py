@@ -1,0 +1,38 @@
+"""Run folders: whole files, valid JSON, provenance; `atent.runs.checkpoint` and `atent.runs.loading` hold weights."""
+
+from atent.runs.files import (
+    append_jsonl,
+    atomic,
+    dumps,
+    keep_jsonl,
+    plain,
+    read_json,
+    read_jsonl,
+    write_atomic,
+    write_json,
+)
+from atent.runs.folder import BEST, CONFIG, CURVES, EVALUATION, LAST, METRICS, completed, create, free_name, read_config
+from atent.runs.provenance import provenance
+
+__all__ = [
+    "BEST",
+    "CONFIG",
+    "CURVES",
+    "EVALUATION",
+    "LAST",
+    "METRICS",
+    "append_jsonl",
+    "atomic",
+    "completed",
+    "create",
+    "dumps",
+    "free_name",
+    "keep_jsonl",
+    "plain",
+    "provenance",
+    "read_config",
+    "read_json",
+    "read_jsonl",
+    "write_atomic",
+    "write_json",
+]

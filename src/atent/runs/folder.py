@@ -1,0 +1,62 @@
+"""A run folder: the names of its files, where it may be made, and its configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from atent.runs.files import read_json
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+BEST = "best.safetensors"
+LAST = "last"
+EVALUATION = "evaluation.json"
+CURVES = "curves.png"
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config.json at ``path``, `completed`. Raises as `read_json`."""
+    return completed(read_json(path))
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration with what the absence of a setting means: runs made before data.subset took the first
+    samples."""
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict) or "subset" in data:
+        return config
+    return {**config, "data": {**data, "subset": "first"}}
+
+
+def create(path: str | Path) -> Path:
+    """Makes a run folder, with its parents; an empty one is taken as it is.
+
+    Raises FileExistsError of one line if something is there already, OSError if it cannot be made.
+    """
+    path = Path(path)
+    if not _is_free(path):
+        raise FileExistsError(f"{path} exists and is not empty: choose another --name, or --resume")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def free_name(root: str | Path, name: str) -> Path:
+    """The first of root/name, root/name-2, root/name-3 ... that `create` would take; makes nothing.
+
+    Raises ValueError if `name` is not the name of one folder.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise ValueError(f"a run name is the name of one folder, without slashes, not {name!r}")
+    path, number = Path(root) / name, 1
+    while not _is_free(path):
+        number += 1
+        path = Path(root) / f"{name}-{number}"
+    return path
+
+
+def _is_free(path: Path) -> bool:
+    if not os.path.lexists(path):
+        return True
+    return path.is_dir() and next(path.iterdir(), None) is None

@@ -1,0 +1,106 @@
+"""What a result must stand beside: version, commit, machine, seed and time."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+# a commit hook sets these, and git would then answer for the repository of the hook
+_GIT_PLACES = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_COMMON_DIR",
+    "GIT_PREFIX",
+    "GIT_NAMESPACE",
+)
+
+
+def provenance(*, seed: int | None = None, device: Any = None) -> dict:
+    """What a result must stand beside, ready for JSON.
+
+    Keys: `version` of atent ("unknown" when it is not installed); `commit` of the source checkout and `dirty`
+    (the package's files differ from it), both None unless that checkout holds this package; `python`,
+    `torch`, `numpy` versions; `device` as given (a name or torch.device; None is the CPU) and `device_name`;
+    `threads` of torch on the CPU; `seed`; `time` (UTC, ISO 8601, whole seconds).
+    """
+    import numpy
+    import torch
+
+    commit, dirty = _checkout()
+    device = "cpu" if device is None else str(device)
+    return {
+        "version": _version(),
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "device": device,
+        "device_name": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("atent")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        # a result read on another machine may name a GPU that is not there
+        with contextlib.suppress(RuntimeError, AssertionError):
+            return torch.cuda.get_device_name(device)
+        return device
+    if not device.startswith("cpu"):
+        return device
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def _checkout() -> tuple[str | None, bool | None]:
+    package = Path(__file__).resolve().parents[1]
+    # HEAD:./runs/provenance.py fails where the repository around the package does not hold it, as around a venv
+    answer = _git(package, "rev-parse", "HEAD", "HEAD:./runs/provenance.py")
+    if not answer:
+        return None, None
+    changes = _git(package, "status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
+    return answer.split()[0], None if changes is None else bool(changes.strip())
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints, or None where it fails, is slow, or is not installed."""
+    environment = {key: value for key, value in os.environ.items() if key not in _GIT_PLACES}
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=5,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
