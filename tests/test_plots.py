@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from atent import plots, stats
 from atent import runs as run
+from atent.runs import files
 
 
 def rows(epochs=20, best=12):
@@ -199,7 +200,7 @@ def test_a_failing_save_keeps_the_earlier_figure(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="the earlier file is intact"):
         plots.save(Figure(), path)
     assert path.read_text() == "old"

@@ -16,7 +16,7 @@ from atent.attacks import ATTACKS
 from atent.data import from_tensors
 from atent.methods import ATENT, PGDAT, Method, Standard
 from atent.optim import Optimizer
-from atent.runs.checkpoint import STATE, export
+from atent.runs.checkpoint import STATE, export, read_weights, save_weights
 from atent.runs.weights import pack, put, unpack, visible
 from atent.train import TrainSettings, fit, load_weights, loop
 from atent.train.interrupt import Interrupted
@@ -255,6 +255,17 @@ def same(a, b):
 # ---- what trains, is kept and comes back
 
 
+@pytest.mark.parametrize("length", range(0, 16, 4))
+def test_complex_numbers_are_aligned_wherever_the_file_has_them(length, tmp_path):
+    """The length of the metadata moves the tensors of a file by 8 bytes at a time."""
+    about = {"note": "x" * length}
+    save_weights(tmp_path / "a.safetensors", make(Kinds), about)
+    _, state, _ = read_weights(tmp_path / "a.safetensors")
+    for value in state.values():
+        if isinstance(value, torch.Tensor) and value.is_complex():
+            assert value.data_ptr() % value.element_size() == 0
+
+
 @pytest.mark.parametrize("average", ["none", "ema"])
 @pytest.mark.parametrize("kind", KEPT)
 def test_a_run_keeps_and_loads_it(kind, average, tmp_path):
@@ -305,10 +316,10 @@ def test_tied_weights_are_kept_once_and_load_tied(tmp_path):
 
 def export_of(tmp_path, kind):
     """What the float16 copy of a run's weights gives."""
-    from atent.runs import checkpoint
+    from atent.runs import loading
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "model_of", lambda config, run: make(kind))
+        patch.setattr(loading, "model_of", lambda config, run: make(kind))
         out = export(tmp_path / "run", tmp_path / "small")
     new = make(kind, seed=9)
     load_weights(new, out)

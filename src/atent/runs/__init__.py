@@ -12,7 +12,7 @@ from atent.runs.files import (
     write_json,
 )
 from atent.runs.folder import BEST, CONFIG, CURVES, EVALUATION, LAST, METRICS, completed, create, free_name, read_config
-from atent.runs.provenance import provenance
+from atent.runs.origin import provenance
 
 __all__ = [
     "BEST",

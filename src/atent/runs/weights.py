@@ -203,7 +203,8 @@ def unpack(tensors: Mapping[str, Tensor], notes: Notes) -> State:
     """The state that `pack` was given; tied names share a tensor."""
     state: State = {k.replace(_COMPILED, ""): v for k, v in tensors.items()}
     for name in notes.get("complex", ()):
-        state[name] = torch.view_as_complex(state[name])
+        # A file's tensors lie at multiples of 8 bytes; complex128 needs 16, or the process dies in the copy.
+        state[name] = torch.view_as_complex(state[name].clone())
     for name, of in notes.get("tied", {}).items():
         state[name] = state[of]
     return {**state, **notes.get("extra", {})}

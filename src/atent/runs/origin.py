@@ -78,12 +78,12 @@ def _device_name(device: str) -> str:
 
 @functools.cache
 def _checkout() -> tuple[str | None, bool | None]:
-    package = Path(__file__).resolve().parents[1]
-    # HEAD:./runs/provenance.py fails where the repository around the package does not hold it, as around a venv
-    answer = _git(package, "rev-parse", "HEAD", "HEAD:./runs/provenance.py")
+    here = Path(__file__).resolve()
+    # Fails where the repository around the package does not hold this file, as around a venv.
+    answer = _git(here.parent, "rev-parse", "HEAD", f"HEAD:./{here.name}")
     if not answer:
         return None, None
-    changes = _git(package, "status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
+    changes = _git(here.parents[1], "status", "--porcelain", "--", ".", ":(exclude,glob)**/__pycache__/**")
     return answer.split()[0], None if changes is None else bool(changes.strip())
 
 
