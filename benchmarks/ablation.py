@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from atent.cli import main
-from atent.config import read_recipe
 from atent.data.described import words
 from atent.experiments.comparison import measure
+from atent.experiments.recipes import read_recipe
 from atent.runs import read_json, write_atomic, write_json
 
 Tables = dict[str, Any]

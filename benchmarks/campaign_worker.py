@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from campaign import INTERRUPTED, State, now, write
 
-from atent import config
 from atent import runs as folder
 from atent.cli import main as atent
 from atent.data import load as load_data
+from atent.experiments import recipes as config
 from atent.models import make
 from atent.paper import engine, timing, training_curves
 from atent.paper.reproduce import reproduce

@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from atent.config import read_recipe
 from atent.experiments.comparison import layout
+from atent.experiments.recipes import read_recipe
 from atent.paper.evidence import Difference, difference
 from atent.runs import read_json, write_atomic
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atent.config import job, read_recipe
+from atent.experiments.recipes import job, read_recipe
 
 spec = importlib.util.spec_from_file_location("ablation", Path(__file__).parent.parent / "benchmarks" / "ablation.py")
 ablation = importlib.util.module_from_spec(spec)

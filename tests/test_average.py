@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from commands import train_job
 from kit import ROUNDING, Syncs, batch, network
 from torch import nn
 
@@ -253,12 +254,11 @@ def test_resumed_equals_unbroken(digits, tmp_path, kind, monkeypatch):
 
 
 def test_a_run_says_which_weights_it_kept(tmp_path, monkeypatch):
-    from atent.config import parse_train
     from atent.experiments.pipeline import run_job
 
     monkeypatch.chdir(tmp_path)
-    job, _ = parse_train(
-        ["digits-linf-standard", "--data.limit", "64", "--train.epochs", "1", "--train.average", "ema",
+    job = train_job(
+        *["digits-linf-standard", "--data.limit", "64", "--train.epochs", "1", "--train.average", "ema",
          "--train.select", "last", "--train.validate_limit", "20", "--train.batch_size", "16", "--evaluate.limit",
          "20", "--evaluate.attacks", "FGSM", "--train.device", "cpu"]
     )  # fmt: skip
@@ -371,10 +371,9 @@ def test_without_a_given_time_progress_is_that_of_the_steps():
 
 
 def test_settings_of_the_loop_are_on_the_command_line():
-    from atent.config import parse_train
 
     words = ["--train.minutes", "2.5", "--train.average", "swa", "--train.average_start", "0.5"]
-    made, _ = parse_train(["digits-linf-pgdat", *words])
-    bare, _ = parse_train(["digits-linf-pgdat"])
+    made = train_job("digits-linf-pgdat", *words)
+    bare = train_job("digits-linf-pgdat")
     assert made.train == dataclasses.replace(bare.train, minutes=2.5, average="swa", average_start=0.5)
     assert build(made.model.name) is not None

@@ -5,11 +5,12 @@ import dataclasses
 
 import pytest
 import torch
+from commands import train_job
 from kit import ROUNDING, N, Syncs, batch, distance, gradient, network, stream
 from torch import nn
 
 from atent import Threat
-from atent.config import UsageError, job, parse_train, read_recipe
+from atent.experiments.recipes import UsageError, job, read_recipe
 from atent.methods import ATENT, AWP, METHODS, MMA, PGDAT, TRADES, Standard
 from atent.methods.awp import AROUND, plain, title
 
@@ -309,8 +310,8 @@ def test_a_recipe_asks_for_it_within_its_method():
 
 @pytest.mark.parametrize("recipe", ["digits-linf-pgdat", "digits-linf-trades", "digits-linf-atent"])
 def test_the_command_line_puts_it_around_any_of_them(recipe):
-    bare, _ = parse_train([recipe])
-    made, _ = parse_train([recipe, "--method.awp.gamma", "0.01", "--method.awp.warmup", "0.1", "--method.steps", "4"])
+    bare = train_job(recipe)
+    made = train_job(*[recipe, "--method.awp.gamma", "0.01", "--method.awp.warmup", "0.1", "--method.steps", "4"])
     assert made.method == AWP(dataclasses.replace(bare.method, steps=4), 0.01, 0.1)
     assert type(bare.method).__name__ in AROUND
 
@@ -345,10 +346,10 @@ def test_a_mistake_in_a_recipe_is_named_by_its_path():
 
 
 def test_another_method_keeps_it_where_it_can():
-    made, _ = parse_train(["digits-linf-pgdat", "--method", "TRADES", "--method.awp.gamma", "0.01"])
+    made = train_job(*["digits-linf-pgdat", "--method", "TRADES", "--method.awp.gamma", "0.01"])
     assert isinstance(made.method, AWP)
     assert isinstance(made.method.method, TRADES)
-    assert isinstance(parse_train(["digits-linf-pgdat", "--method", "Standard"])[0].method, Standard)
+    assert isinstance(train_job("digits-linf-pgdat", "--method", "Standard").method, Standard)
 
 
 def test_it_trains_and_its_folder_says_so(tmp_path):

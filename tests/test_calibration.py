@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from commands import train_job
 from kit import batch, network, stream
 from torch import nn
 
 from atent import Threat
 from atent.cli import main
-from atent.config import parse_train
 from atent.data import DataSettings, load
 from atent.methods import ATENT, AWP
 from atent.models import build
@@ -238,7 +238,7 @@ def test_noise_is_adopted_in_the_place_of_a_temperature():
 
 def test_the_command_line_asks_for_it():
     for word, value in {"true": True, "false": False, "noise": "noise"}.items():
-        made, _ = parse_train(["digits-l2-atent", "--method.calibrate", word])
+        made = train_job("digits-l2-atent", "--method.calibrate", word)
         assert made.method.calibrated == value
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from atent import config
 from atent import runs as folder
+from atent.experiments import recipes as config
 from atent.paper import engine
 from atent.paper.scales import CIFAR, SCALES
 from atent.paper.tables import TABLES, Training

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atent.config import recipe_names
+from atent.experiments.recipes import recipe_names
 from atent.paper.evidence import difference
 from atent.paper.verdicts import ALIKE
 

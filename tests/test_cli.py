@@ -4,15 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import given, train_job
 
 import atent
 from atent import runs as folder
 from atent import stats
-from atent.cli import main
+from atent.cli import COMMANDS, completion, main
 
 QUICK = [
     "--train.epochs", "2", "--data.limit", "128", "--data.test_limit", "60", "--train.validate_limit", "30",
@@ -287,7 +289,77 @@ def test_help_of_train_shows_the_recipes_values(capsys):
     text = " ".join(out.split())
     assert "--method.steps" in text
     assert "(default: 0.125)" in text
+    first = out.splitlines().index(next(line for line in out.splitlines() if line.lstrip().startswith("--")))
+    assert first <= 24, "more than a screen before the first option"
+
+
+def test_help_of_train_without_a_recipe_is_light(capsys):
+    code = "import sys; from atent.cli import main; main(['train', '--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
     assert "Name of the run folder" in text
+    assert "atent recipes" in text
+
+
+@pytest.mark.parametrize("columns", [60, 80, 110])
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_wraps(command, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    status, out, _ = said(capsys, command, "--help")
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= columns
+    assert "(default: None)" not in out
+
+
+def test_a_flag_that_took_a_value_still_does_and_says_what_to_write(capsys):
+    assert given("evaluate", "run", "--checks", "true", "--cascade", "false") == given(
+        "evaluate", "run", "--checks", "--no-cascade"
+    )
+    err = capsys.readouterr().err
+    assert "--checks true is deprecated: write --checks" in err
+    assert "--cascade false is deprecated: write --no-cascade" in err
+    made = train_job("digits-linf-pgdat", "--train.channels_last", "true", "--evaluate.last", "false")
+    assert (made.train.channels_last, made.evaluate.last) == (True, False)
+    assert made == train_job("digits-linf-pgdat", "--train.channels-last", "--evaluate.no-last")
+    for word, value in (("--channels-last", True), ("--no-channels-last", False)):
+        assert given("certify", "run", word)["channels_last"] is value
+    assert given("certify", "run")["channels_last"] is None
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed_where_the_shell_looks(shell, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    status, out, _ = said(capsys, "--install-completion", shell)
+    assert status == 0
+    path = Path(out.splitlines()[0].removeprefix("written: "))
+    assert path.is_relative_to(tmp_path)
+    text = path.read_text()
+    assert all(command in text for command in COMMANDS)
+    assert "batch-size" in text
+
+
+def test_completion_in_bash(tmp_path):
+    if not shutil.which("bash"):
+        pytest.skip("no bash")
+    script = (
+        'eval "$1"; COMP_WORDS=(atent cert); COMP_CWORD=1; _atent; echo "${COMPREPLY[*]}";'
+        'COMP_WORDS=(atent certify --alp); COMP_CWORD=2; _atent; echo "${COMPREPLY[*]}"'
+    )
+    done = subprocess.run(["bash", "-c", script, "-", completion.script("bash")], capture_output=True, text=True)
+    assert done.stdout.split() == ["certify", "--alpha"], done.stderr
+
+
+def test_an_unknown_shell_is_one_line(capsys):
+    assert "use bash, zsh or fish" in refused(capsys, "--show-completion", "tcsh")
+
+
+def test_a_baseline_that_cannot_be_compared_is_refused_before_training(here, capsys):
+    err = refused(capsys, "train", "digits-linf-atent", "--evaluate.attacks", "FGSM", "--quiet")
+    assert "--no-baseline" in err
+    assert not (here / "runs").exists()
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["recipes"], ["recipes", "digits-l2-atent"]])
@@ -320,7 +392,7 @@ def test_python_m_atent():
 
 
 def test_recipes_lists_them_all(capsys):
-    from atent.config import recipe_names
+    from atent.experiments.recipes import recipe_names
 
     _, out, _ = said(capsys, "recipes")
     for name in recipe_names():
@@ -370,7 +442,7 @@ def test_evaluate_runs_a_cascade_and_says_what_it_measured(run_of, capsys):
         "written: run/evaluation.json",
     ):  # fmt: skip
         assert line in out, line
-    status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--cascade", "false", "--eps", "8/255", "--seed", "3")
+    status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--no-cascade", "--eps", "8/255", "--seed", "3")
     assert status == 0, err
     alone = folder.read_json(run_of / "evaluation-2.json")
     assert list(alone["attacks"]) == ["PGD-3", "FGSM"]
@@ -384,7 +456,7 @@ def test_evaluate_runs_a_cascade_and_says_what_it_measured(run_of, capsys):
 def test_a_killed_evaluate_goes_on(run_of, capsys, monkeypatch):
     from atent.attacks import Attack
 
-    assert said(capsys, "evaluate", "run", *CHEAP, "--batch", "16", "--out", "whole.json")[0] == 0
+    assert said(capsys, "evaluate", "run", *CHEAP, "--batch-size", "16", "--out", "whole.json")[0] == 0
     original, calls = Attack.run, []
 
     def stopping(self, *args, **kwargs):
@@ -394,14 +466,14 @@ def test_a_killed_evaluate_goes_on(run_of, capsys, monkeypatch):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(Attack, "run", stopping)
-    err = refused(capsys, "evaluate", "run", *CHEAP, "--batch", "16", status=1)
+    err = refused(capsys, "evaluate", "run", *CHEAP, "--batch-size", "16", status=1)
     assert "interrupted" in err
     partial = run_of / "evaluation.partial.jsonl"
     assert len(partial.read_text().splitlines()) == 1 + 3
-    err = refused(capsys, "evaluate", "run", *CHEAP, "--batch", "16", "--seed", "1")
+    err = refused(capsys, "evaluate", "run", *CHEAP, "--batch-size", "16", "--seed", "1")
     assert "evaluation.partial.jsonl belongs to an evaluation with other seed: remove it" in err
     before = len(calls)
-    assert said(capsys, "evaluate", "run", *CHEAP, "--batch", "16")[0] == 0
+    assert said(capsys, "evaluate", "run", *CHEAP, "--batch-size", "16")[0] == 0
     again = len(calls) - before
     assert again > 0
     assert not partial.exists()
@@ -416,7 +488,7 @@ def test_a_killed_evaluate_goes_on(run_of, capsys, monkeypatch):
 
 
 def test_radii_give_rows_and_a_picture(run_of, capsys):
-    status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--radii", "16/255", "8/255")
+    status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--radius", "16/255", "8/255")
     assert status == 0, err
     rows = folder.read_json(run_of / "evaluation.json")["sweep"]
     assert [(r["attack"], r["threat"]) for r in rows] == [
@@ -428,8 +500,8 @@ def test_radii_give_rows_and_a_picture(run_of, capsys):
     assert (run_of / "security.png").stat().st_size > 10_000
     assert stats.percent(rows[0]["robust"]) in out
     assert "each attack alone, by radius" in out
-    assert "radius must be finite" in refused(capsys, "evaluate", "run", *CHEAP, "--radii", "-1/2")
-    two = ["--attacks", "FGSM", "PGD(norm=l2, eps=1)", "--radii", "0.1", "--quiet"]
+    assert "radius must be finite" in refused(capsys, "evaluate", "run", *CHEAP, "--radius", "-1/2")
+    two = ["--attacks", "FGSM", "PGD(norm=l2, eps=1)", "--radius", "0.1", "--quiet"]
     assert "--radii are of one norm, the attacks have l2 and linf" in refused(capsys, "evaluate", "run", *two)
     assert not list(run_of.glob("*.partial*"))
 
@@ -449,7 +521,7 @@ def test_checks_are_printed_stored_and_may_be_strict(run_of, capsys, monkeypatch
         return verdicts
 
     monkeypatch.setattr(judgement, "masking_checks", fake)
-    status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--checks", "true")
+    status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--checks")
     assert status == 0, err
     assert "loss: use margin" in out
     assert "remove softmax" not in out
@@ -460,14 +532,14 @@ def test_checks_are_printed_stored_and_may_be_strict(run_of, capsys, monkeypatch
     assert folder.read_json(run_of / "evaluation.json")["checks"][1] == {
         "name": "loss", "passed": False, "figure": "50 / 20", "why": "use margin",
     }  # fmt: skip
-    assert said(capsys, "evaluate", "run", *CHEAP, "--strict", "true")[0] == 1
+    assert said(capsys, "evaluate", "run", *CHEAP, "--strict")[0] == 1
     assert (run_of / "evaluation-2.json").is_file()
     verdicts.pop()
-    assert said(capsys, "evaluate", "run", *CHEAP, "--strict", "true")[0] == 0
+    assert said(capsys, "evaluate", "run", *CHEAP, "--strict")[0] == 0
 
 
 def test_the_checks_run_on_a_trained_model(run_of, capsys):
-    status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--checks", "true")
+    status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--checks")
     assert status == 0, err
     checks = folder.read_json(run_of / "evaluation.json")["checks"]
     assert {check["name"] for check in checks} >= {"logits", "eps-zero"}
@@ -566,8 +638,6 @@ def test_attack_never_overwrites(run_of, capsys):
 
 @pytest.mark.parametrize("spelling", [["--train.average", "none"], ["--train.average=none"]])
 def test_none_is_a_word_where_it_is_one_of_the_choices(spelling):
-    from atent.config import parse_train
-
-    job, _ = parse_train(["digits-linf-atent-plus", *spelling, "--evaluate.limit", "none"])
+    job = train_job("digits-linf-atent-plus", *spelling, "--evaluate.limit", "none")
     assert job.train.average == "none"
     assert job.evaluate.limit is None

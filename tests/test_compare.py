@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import compare_jobs
 
 import atent
-from atent import config, plots, stats
+from atent import plots, stats
 from atent import runs as run
 from atent.cli import main
+from atent.cli.words import seconds
 from atent.experiments import compare as room
 from atent.experiments.comparison import INTERVAL, Cell, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
 
@@ -250,10 +252,10 @@ def test_two_commands_do_not_share_a_folder(here, capsys):
         (["plain.toml", "sub/plain.toml"], ["the same name"]),
         (["plain.toml", "pgd.toml", "--seeds", "0"], ["seeds must be at least 1, got 0"]),
         (["plain.toml", "pgd.toml", "--jobs", "0"], ["jobs must be at least 1, got 0"]),
-        (["plain.toml", "pgd.toml", "--first_seed", "-1"], ["first_seed must be at least 0"]),
+        (["plain.toml", "pgd.toml", "--first_seed", "-1"], ["first-seed must be at least 0"]),
         (["plain.toml", "pgd.toml", "--seedz", "2"], ["--seedz", "did you mean '--seeds'"]),
         (["plain.toml", "pgd.toml", "--train.epoch", "2"], ["plain.toml", "did you mean '--train.epochs'"]),
-        (["plain.toml", "pgd.toml", "--train.seed", "2"], ["--first_seed"]),
+        (["plain.toml", "pgd.toml", "--train.seed", "2"], ["--first-seed"]),
         (["plain.toml", "pgd.toml", "--resume", "x"], ["--resume"]),
         (["plain.toml", "pgd.toml", "--method.steps", "2"], ["plain.toml", "--method.steps"]),
         (["plain.toml", "pgd.toml", "--evaluate.attacks", "PDG"], ["did you mean 'PGD'"]),
@@ -287,7 +289,7 @@ def test_a_mismatch_names_field_values_and_mend(here, capsys, change, parts):
 
 
 def jobs(*args):
-    return config.parse_compare(list(args))[1]
+    return compare_jobs(*args)
 
 
 def test_agreement_is_of_settings_not_of_text(here):
@@ -315,7 +317,7 @@ def test_help_is_light():
 def test_help_of_compare(capsys):
     assert main(["compare", "--help"]) == 0
     out = capsys.readouterr().out
-    for option in ("--seeds", "--first_seed", "--jobs", "--name"):
+    for option in ("--seeds", "--first-seed", "--jobs", "--name"):
         assert option in out
 
 
@@ -497,12 +499,12 @@ def test_a_budget_of_time(here, capsys):
     ("text", "expected"), [("10m", 600), ("90s", 90), ("1h30m", 5400), ("2m30s", 150), ("45", 45), ("1h", 3600)]
 )
 def test_times_are_written_as_people_do(text, expected):
-    assert config.seconds(text, "--budget") == expected
+    assert seconds(text, "--budget") == expected
 
 
 @pytest.mark.parametrize("text", ["", "0s", "10 minutes", "-5m", "1.5h", "m"])
 def test_what_is_no_time_is_refused(here, capsys, text):
-    assert "is no time: write it as 10m" in refused(capsys, "plain.toml", "pgd.toml", f"--budget={text}")
+    assert "is not a valid duration: write it as 10m" in refused(capsys, "plain.toml", "pgd.toml", f"--budget={text}")
 
 
 def test_beside_needs_a_finished_comparison(here, capsys):

@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
+from commands import compare_jobs, given, train_job
 from torch import nn
 
-from atent import config
 from atent.attacks import ALMA, ATTACKS, DDN, FGSM, FMN, PGD, DeepFool
 from atent.attacks.spec import parse, spell
 from atent.certify import verified
 from atent.data import from_tensors
 from atent.evaluate import evaluate, masking_checks, sweep
+from atent.experiments import recipes
 from atent.methods import AWP, PGDAT, Standard
 from atent.methods.awp import plain
 from atent.threat import Threat
@@ -152,17 +153,16 @@ def test_permission_in_the_text_of_an_attack():
 
 def test_the_commands_have_the_flag():
     flag = "--allow-large-eps"
-    assert config.parse_evaluate(["run", flag]).subject()["allow_large_eps"]
-    assert not config.parse_evaluate(["run"]).subject()["allow_large_eps"]
-    assert config.parse_attack(["run", flag]).subject()["allow_large_eps"]
-    assert config.parse_certify(["run", "--method", "ibp", flag]).allow_large_eps
-    job, _ = config.parse_train(["digits-linf-pgdat", "--method.threat.eps", "8", flag])
+    assert given("evaluate", "run", flag)["target"].subject()["allow_large_eps"]
+    assert not given("evaluate", "run")["target"].subject()["allow_large_eps"]
+    assert given("attack", "run", flag)["target"].subject()["allow_large_eps"]
+    assert given("certify", "run", "--method", "ibp", flag)["allow_large_eps"]
+    job = train_job("digits-linf-pgdat", "--method.threat.eps", "8", flag)
     assert job.method.threat.allow_large_eps
     assert job.evaluate.allow_large_eps
-    again = config.job({k: v for k, v in job.sections().items() if k != "recipe"}, "digits-linf-pgdat")
+    again = recipes.job({k: v for k, v in job.sections().items() if k != "recipe"}, "digits-linf-pgdat")
     assert again.method.threat.allow_large_eps
-    job, _ = config.parse_train(["digits-linf-pgdat"])
+    job = train_job("digits-linf-pgdat")
     assert not job.method.threat.allow_large_eps
-    _, jobs, words = config.parse_compare(["digits-linf-pgdat", "digits-linf-standard", flag])
-    assert "--allow_large_eps" in words
+    jobs = compare_jobs("digits-linf-pgdat", "digits-linf-standard", flag)
     assert all(job.evaluate.allow_large_eps for job in jobs.values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from atent.cli import main
-from atent.config import job, read_recipe
+from atent.experiments.recipes import job, read_recipe
 from atent.methods import METHODS
 from atent.models import build
 from atent.runs.checkpoint import save_weights

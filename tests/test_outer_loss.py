@@ -5,11 +5,12 @@ import dataclasses
 
 import pytest
 import torch
+from commands import train_job
 from kit import ROUNDING, batch, distance, gradient, network, stream
 from torch.nn import functional as F
 
 from atent import Threat
-from atent.config import job, parse_train, read_recipe
+from atent.experiments.recipes import job, read_recipe
 from atent.losses import cross_entropy
 from atent.methods import ATENT, METHODS, PGDAT, TRADES, Standard
 from atent.methods.base import ramp, scheduled
@@ -199,7 +200,7 @@ def test_bad_schedules_are_refused_in_one_line(given, said):
 
 def test_the_command_line_takes_them():
     words = "digits-l2-atent --method.gamma 0.5..0.1@0.3 --method.temperature 0.1 --method.outer_loss kl"
-    made, _ = parse_train(words.split())
+    made = train_job(*words.split())
     assert (made.method.gamma, made.method.temperature, made.method.outer_loss) == ("0.5..0.1@0.3", 0.1, "kl")
     tables = read_recipe("digits-l2-atent")
     tables["method"] |= {"gamma": "0.5..0.1", "label_smoothing": 0.1}

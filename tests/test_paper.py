@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import given
 
-from atent import config
 from atent.attacks import ATTACKS, AutoAttack
 from atent.attacks.spec import parse
 from atent.certify.smoothing import check_radius, linf_radius
 from atent.cli import main
+from atent.cli.words import seconds
 from atent.data.described import unspan
 from atent.evaluate import evaluate
+from atent.experiments import recipes as config
 from atent.experiments.target import subject
 from atent.paper import engine, result, timing
 from atent.paper import reproduce as room
@@ -486,9 +488,9 @@ def test_all_is_every_table(here, capsys, monkeypatch):
 
 
 def test_times_are_read_as_they_are_said():
-    for text, seconds in {"9m": 540, "90s": 90, "45": 45, "1h30m": 5400, "2h": 7200}.items():
-        assert config.parse_reproduce(["all", "--time-limit", text]).seconds() == seconds
-    assert config.parse_reproduce(["all"]).seconds() is None
+    for text, expected in {"9m": 540, "90s": 90, "45": 45, "1h30m": 5400, "2h": 7200}.items():
+        assert seconds(given("reproduce", "all", "--time-limit", text)["time_limit"], "--time-limit") == expected
+    assert given("reproduce", "all")["time_limit"] is None
 
 
 def test_a_cell_is_written_for_people():

@@ -7,11 +7,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from commands import given, train_job
 
 from atent import load
-from atent.config import read_recipe, recipe_names
 from atent.data import DataSettings
 from atent.data import load as load_data
+from atent.experiments.recipes import read_recipe, recipe_names
 from atent.paper.evidence import difference
 
 ROOT = Path(__file__).parent.parent
@@ -42,27 +43,26 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
 
 def test_the_commands_parse():
     """Every `atent train` line of the README builds a job; options and names cannot rot."""
-    from atent.config import parse_train
-
     lines = [line.split("#")[0].split() for line in TEXT.splitlines() if line.startswith("atent train ")]
     assert lines
     for _, _, *args in lines:
-        job, options = parse_train(args)
-        assert (job is None) == (options.resume is not None)
+        if "--resume" in args:
+            assert given("train", *args)["resume"]
+        else:
+            assert train_job(*args).recipe
 
 
 def test_the_commands_that_judge_parse():
     from atent.attacks import ATTACKS
     from atent.attacks.spec import parse
-    from atent.config import parse_attack, parse_evaluate
     from atent.threat import Threat
 
     lines = [line.removeprefix("$ ") for line in TEXT.splitlines()]
     found = [shlex.split(line) for line in lines if line.startswith(("atent evaluate ", "atent attack "))]
     assert {words[1] for words in found} == {"evaluate", "attack"}
     for _, command, *args in found:
-        options = parse_evaluate(args) if command == "evaluate" else parse_attack(args)
-        for text in options.attacks if command == "evaluate" else [options.attack]:
+        options = given(command, *args)
+        for text in options["attacks"] if command == "evaluate" else [options["attack"]]:
             parse(text, Threat("linf", 0.1), ATTACKS)
 
 

@@ -11,10 +11,9 @@ import torch
 
 from atent.attacks import ATTACKS
 from atent.attacks.spec import labelled, parse
-from atent.config import job, read_recipe, recipe_names
-from atent.config.recipes import settings_of
 from atent.data import from_tensors
 from atent.experiments.pipeline import threat_of
+from atent.experiments.recipes import job, read_recipe, recipe_names, settings_of
 from atent.methods import ATENT
 from atent.models import make, native_shape
 from atent.train import TrainSettings, fit

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import given
 
 import atent
-from atent import config, plots
+from atent import plots
 from atent.cli import main
 from atent.data import DataSettings
 from atent.data import load as load_data
+from atent.experiments import recipes as config
 from atent.experiments.certificate import certify_folder
 from atent.experiments.evaluation import assess
 from atent.experiments.pipeline import run_job
@@ -563,7 +565,7 @@ def test_the_commands_of_the_readme_parse():
     lines = (RESULTS.parent / "README.md").read_text().splitlines()
     found = [line.split("#")[0].split()[2:] for line in lines if line.startswith("atent report ")]
     assert found
-    assert all(config.parse_report(words).runs for words in found)
+    assert all(given("report", *words)["runs"] for words in found)
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------

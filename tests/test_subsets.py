@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import given, train_job
 from torch import nn
 
 from atent import runs as folder
 from atent import stats
 from atent.cli import main
-from atent.config import job, parse_train
 from atent.data import DataSettings, from_tensors, load, spread
 from atent.data.described import described, spans, unspan, words
 from atent.data.split import split, stratified, subset
@@ -24,6 +24,7 @@ from atent.experiments.certificate import certify_folder
 from atent.experiments.compare import Run, state
 from atent.experiments.evaluation import assess, summary
 from atent.experiments.pipeline import as_begun, run_job
+from atent.experiments.recipes import job
 from atent.experiments.target import EvaluateSettings, subject
 from atent.methods import FGSMRS, Standard
 from atent.report import report
@@ -189,8 +190,8 @@ def test_the_split_seed_draws_them_and_nothing_else_does():
 
 @pytest.mark.parametrize("word", ["all", "none"])
 def test_all_is_a_limit_everywhere(word):
-    made, _ = parse_train(
-        ["digits-linf-pgdat", "--evaluate.limit", word, "--data.limit", word, f"--data.test_limit={word}",
+    made = train_job(
+        *["digits-linf-pgdat", "--evaluate.limit", word, "--data.limit", word, f"--data.test_limit={word}",
          "--train.validate_limit", word]
     )  # fmt: skip
     assert (made.evaluate.limit, made.data.limit, made.data.test_limit, made.train.validate_limit) == (None,) * 3 + (0,)
@@ -198,11 +199,10 @@ def test_all_is_a_limit_everywhere(word):
     read = job({"method": {"name": "Standard"}, **limits}, "mine")
     assert (read.evaluate.limit, read.data.limit, read.train.watch_limit) == (None, None, "all")
     assert TrainSettings(validate_limit="all").validate_limit == 0
-    from atent.config import parse_attack, parse_certify, parse_evaluate, parse_theory
-
-    for parse in (parse_attack, parse_certify, parse_evaluate, parse_theory):
-        assert parse(["run", "--limit", word]).limit == "all"
-        assert parse(["run", "--subset", "first"]).subset == "first"
+    for command in ("attack", "certify", "evaluate", "theory"):
+        made = given(command, "run", "--limit", word, "--subset", "first")
+        options = vars(made["target"]) if command in ("attack", "evaluate") else made
+        assert (options["limit"], options["subset"]) == ("all", "first")
     with pytest.raises(ValueError, match="'all'"):
         EvaluateSettings(limit="every")
 

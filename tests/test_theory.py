@@ -9,9 +9,10 @@ import torch
 from scipy.integrate import quad
 from torch import nn
 
-from atent import config, plots
+from atent import plots
 from atent.attacks.langevin import sampler as resolve
 from atent.cli import main
+from atent.experiments import recipes as config
 from atent.models import build
 from atent.paper.theory import chains, constants, equivalence, gradient, lemma, local_entropy, quadrature, sampler
 from atent.paper.theory.check import Settings, check

@@ -337,7 +337,7 @@ def radii(run: Run) -> list[Html]:
     told = next((a["threat"] for found in run.evaluations.values() for a in found["attacks"].values()), None)
     eps = float((told or run.config["method"].get("threat") or {}).get("eps", "inf"))
     some = [f"{factor * eps:.4g}" for factor in (0.5, 1, 1.5)] if 0 < eps < math.inf else ["0.1", "0.2"]
-    return [_missing("Not measured yet. To measure it:"), _command(run, "evaluate", "--radii", *some)]
+    return [_missing("Not measured yet. To measure it:"), _command(run, "evaluate", "--radius", *some)]
 
 
 def certificates(run: Run) -> list[Html]:
@@ -453,7 +453,7 @@ def checks(run: Run) -> list[Html]:
             out.append(table(("check", "result", "figure"), rows, label=f"checks, {name}"))
     if out:
         return out
-    return [_missing("Not made yet. To make them:"), _command(run, "evaluate", "--checks", "true")]
+    return [_missing("Not made yet. To make them:"), _command(run, "evaluate", "--checks")]
 
 
 def _has_theory(run: Run) -> bool:

@@ -87,26 +87,27 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
     return Job(recipe=recipe, **{**built, "method": method_of(built["method"])})
 
 
-def resumed_job(saved: dict[str, Any], options: Any) -> Job:
+def resumed_job(
+    saved: dict[str, Any], run: Path, *, model: str | None = None, data: str | None = None, root: str | None = None
+) -> Job:
     """The job of a recipe's run, from its configuration; UsageError for names of what it brings itself."""
-    for option in ("model", "data"):
-        if getattr(options, option) is not None:
-            raise UsageError(f"--{option} is of no use for {options.resume}: a run brings its own")
+    for option, value in (("model", model), ("data", data)):
+        if value is not None:
+            raise UsageError(f"--{option} has no effect for {run}: a run brings its own")
     made = job({section: saved[section] for section in SECTIONS}, saved["recipe"])
-    root = options.root or made.data.root
-    return dataclasses.replace(made, data=dataclasses.replace(made.data, root=root))
+    return dataclasses.replace(made, data=dataclasses.replace(made.data, root=root or made.data.root))
 
 
-def python_job(saved: dict[str, Any], options: Any) -> Job:
+def python_job(saved: dict[str, Any], run: Path, *, baseline: bool = False) -> Job:
     """The job of a run that was trained from Python, from its configuration, but for its network and data, which
     `saved_run` makes. UsageError for settings that are none of a recipe's, such as a method of the user's own."""
-    if options.baseline:
-        raise UsageError(f"--baseline needs a recipe: {options.resume} was trained from Python")
+    if baseline:
+        raise UsageError(f"--baseline needs a recipe: {run} was trained from Python")
     try:
         made = job({section: saved[section] for section in SECTIONS if section in saved and section != "model"}, None)
     except UsageError as error:
         line = str(error).splitlines()[0]
-        raise UsageError(f"{line}; resume {options.resume} with atent.train.fit(..., resume=True)") from None
+        raise UsageError(f"{line}; resume {run} with atent.train.fit(..., resume=True)") from None
     if getattr(made.method, "threat", None) is None and made.evaluate.norm is None:
         # Nothing says what to attack with: the clean accuracy alone.
         return dataclasses.replace(made, evaluate=dataclasses.replace(made.evaluate, attacks=()))

@@ -1,0 +1,121 @@
+"""The command line: one file per command, whose function's signature and docstring are the command."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from importlib import import_module
+from types import ModuleType
+
+from atent.threads import wait_passively
+
+# Before anything loads torch.
+wait_passively()
+
+_ABOUT = "Train robust networks, measure how robust they are, and certify what can be certified."
+
+COMMANDS: dict[str, str] = {
+    "train": "train a model by a recipe, evaluate it on the test set, keep a run folder",
+    "evaluate": "robust accuracy of a model under attacks, with 95 % intervals: a run's, or your own",
+    "attack": "attack a model's test images and keep the results, as arrays and as a picture",
+    "certify": "certified accuracy of a run's test images: randomised smoothing, or bounds",
+    "compare": "train several recipes alike over several seeds, into one table with intervals",
+    "reproduce": "make the paper's tables and figures again: its figures beside ours",
+    "report": "write one HTML page on runs, for a screen, a phone or paper",
+    "theory": "check the statements of the paper's theory on a network and its data",
+    "recipes": "list the recipes, or print one",
+}
+"""What each command does, in one line; its module in this folder has its name."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 not understood. Errors are one line each."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [a for a in args if a != "--debug"]
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if args[0] == "--version":
+        from atent import __version__
+
+        print(f"atent {__version__}")
+        return 0
+    name, rest = args[0], args[1:]
+    try:
+        if name in ("--install-completion", "--show-completion"):
+            from atent.cli.completion import install, show
+
+            return (install if name == "--install-completion" else show)(rest)
+        if name not in COMMANDS:
+            from atent.messages import unknown
+
+            return _fail(unknown("command", name, COMMANDS), 2)
+        return _run(name, rest)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _fail("interrupted: what was saved before stays as it was", 1)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+            return 1
+        return _fail(*_told(error))
+
+
+def command(name: str) -> ModuleType:
+    """The module of a command."""
+    return import_module(f"atent.cli.{name}")
+
+
+def _run(name: str, words: list[str]) -> int:
+    """Run a command with its words; one that reads them itself has a function `run`."""
+    module = command(name)
+    if hasattr(module, "run"):
+        return int(module.run(words))
+    from atent.cli.parse import read
+
+    function = getattr(module, name)
+    given = read(
+        function, words, f"atent {name}", renamed=getattr(module, "RENAMED", None), meant=getattr(module, "MEANT", None)
+    )
+    return int(function(**given))
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """The message and the exit status of an exception."""
+    failed = type(error).__name__ in ("Diverged", "Interrupted")
+    expected = failed or isinstance(error, ValueError | OSError | ImportError)
+    text = str(error) if expected else f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
+    bad_input = isinstance(error, ValueError | FileNotFoundError | FileExistsError | ImportError)
+    return text or type(error).__name__, 2 if bad_input and not failed else 1
+
+
+def _fail(text: str, status: int) -> int:
+    for line in text.splitlines():
+        print(f"atent: {line}", file=sys.stderr)
+    return status
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:<10} {about}" for name, about in COMMANDS.items())
+    return (
+        f"usage: atent COMMAND [OPTIONS]\n\n{_ABOUT}\n\ncommands:\n{rows}\n\n"
+        "options:\n  --help     this text; `atent COMMAND --help` explains a command\n"
+        "  --version  the version\n  --debug    a traceback instead of a one-line error\n"
+        "  --install-completion [bash|zsh|fish]  complete commands, options and recipes in the shell\n\n"
+        "examples:\n  atent train digits-linf-atent\n"
+        "  atent train cifar10-l2-atent --method.steps 5 --data.limit 2000\n"
+        '  atent evaluate runs/digits-linf-atent --attacks "PGD(steps=40, restarts=5)"'
+    )
+
+
+def run() -> None:
+    """The entry point of the installed command."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

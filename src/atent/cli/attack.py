@@ -1,0 +1,65 @@
+"""`atent attack`: adversarial images of a model, kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from atent.cli import show
+from atent.cli.parse import Flat, Place, arg
+from atent.cli.target import Target
+
+RENAMED = {"--batch": "--batch-size"}
+
+
+def attack(
+    target: Annotated[Target, Flat],
+    *,
+    attack: Annotated[str, arg("ATTACK")] = "PGD(steps=40)",
+    out: Annotated[str, arg("PATH")] = "adversarial.npz",
+    png: Place = None,
+    json: bool = False,
+) -> int:
+    """Attack a model's test images and keep the results as an .npz file, and as a picture.
+
+    Every image is attacked, also one that the model misclassifies without an attack; success is evaluated on the stored
+    image, against its true label. Exit status: 0 done, 1 failed, 2 not understood.
+
+    Parameters
+    ----------
+    attack
+        The attack, written as a call, such as "PGD(steps=40, restarts=5)" or AutoAttack.
+    out
+        File to write: x_adv, x, y, ids, success, predicted and norm as numpy arrays, and provenance as JSON text.
+    png
+        Also draw the first fooled images into this file: original, adversarial, difference.
+    json
+        Print what was done, without the images, as JSON to standard output, and nothing else there.
+    """
+    from atent import plots
+    from atent.evaluate.craft import save
+    from atent.experiments.evaluation import adversarial
+    from atent.experiments.target import subject
+
+    file, picture = Path(out), Path(png) if png else None
+    for path, option, kind in ((file, "--out", ".npz"), (picture, "--png", ".png")):
+        if path is not None:
+            show.refuse_taken(path, option)
+            if path.suffix != kind:
+                raise ValueError(f"{option} {path}: the name must end in {kind}")
+    with show.json_alone(json) as emit:
+        judged = subject(**target.subject(), attacks=(attack,))
+        show.threads(target.threads)
+        made, about = adversarial(judged, progress=not target.quiet)
+        save(file, made, about)
+        if picture is not None:
+            shown = (made["success"] & (made["norm"] > 0)).nonzero().squeeze(1)[:8]
+            rows = shown if len(shown) else slice(8)
+            title = f"{judged.name}, {about['attack']}, {about['threat']['norm']} {about['threat']['eps']}"
+            drawn = (made[k][rows] for k in ("x", "x_adv", "y", "predicted"))
+            plots.save(plots.adversarial(*drawn, title=title), picture)
+        fooled, n = int(made["success"].sum()), len(made["y"])
+        print(f"{about['attack']}: {fooled} of {n} images are misclassified after it, natural errors included")
+        print(f"written: {', '.join(str(p) for p in (file, picture) if p)}")
+        emit({**about, "n": n, "misclassified": fooled, "written": [str(p) for p in (file, picture) if p]})
+    return 0

@@ -1,0 +1,154 @@
+"""`atent certify`: certified accuracy by randomised smoothing, or verified accuracy by bounds."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from atent.cli import show
+from atent.cli.parse import Name, Norm, Number, Place, Real, Subset, Text, Threads, Tristate, arg
+from atent.experiments.recipes import UsageError
+
+RENAMED = {"--batch": "--batch-size"}
+MEANT = {"--eps": "--radius"}
+
+
+def certify(
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|MODULE:FUNCTION ...")] = (),
+    *,
+    data: Name = None,
+    model: Name = None,
+    method: typing.Literal["smoothing", "ibp", "crown-ibp", "crown", "dual"] = "smoothing",
+    sigma: Real = None,
+    n: Annotated[int, arg("N")] = 100_000,
+    n0: Annotated[int, arg("N")] = 100,
+    alpha: Annotated[float, arg("X")] = 0.001,
+    radius: Annotated[tuple[str, ...] | None, arg("R ...")] = None,
+    norm: Norm = None,
+    allow_large_eps: bool = False,
+    limit: Annotated[int | typing.Literal["all"], arg("N|all")] = 200,
+    subset: Subset = None,
+    shard: Text = None,
+    merge: bool = False,
+    seed: Annotated[int, arg("N")] = 0,
+    which: typing.Literal["best", "last"] = "best",
+    batch_size: Number = None,
+    compile: bool = False,
+    channels_last: Tristate = None,
+    root: Place = None,
+    device: Annotated[str, arg("NAME")] = "auto",
+    threads: Threads = None,
+    plot: Place = None,
+    table: Place = None,
+    quiet: bool = False,
+    json: bool = False,
+) -> int:
+    """Certify the accuracy of models on their test images: by randomised smoothing, or by bounds on the network.
+
+    Exit status: 0 done, 1 failed, 2 not understood.
+
+    Parameters
+    ----------
+    runs
+        What to certify, one or more: run folders (the paths that training printed), .safetensors files, or your own
+        networks as module:function; the last two with --data.
+    data
+        Data set whose test images are used, for what is not a run; or module:function. As for `atent evaluate`.
+    model
+        Network that a .safetensors file holds, or that a run from Python trained; or module:function.
+    method
+        Randomised smoothing, which certifies the network under noise, or bounds, which verify the network itself.
+    sigma
+        Standard deviation of the noise in pixel units. Default: what the run was trained with.
+    n
+        Noise samples that estimate the share of the class.
+    n0
+        Noise samples that choose the class.
+    alpha
+        Probability, per image, that its certificate is wrong.
+    radius
+        Radii to report; refused where n samples cannot reach them. Smoothing: l2, default: multiples of sigma. Bounds:
+        in the run's norm, default: its eps.
+    norm
+        Norm of the bounds. Default: the run's. Smoothing is l2.
+    allow_large_eps
+        Allow bounds over the whole box: a linf radius of its width or more, an l2 one of its diagonal or more.
+    limit
+        Number of test images; all: every one.
+    subset
+        Which images, where they are fewer than all: stratified, every class by its share; or first, the first ones in
+        source order. Default: as the run.
+    shard
+        i/k: certify the images i::k only, into a file of their own; i counts from 0.
+    merge
+        Join the shards of the same command into one certificate.
+    seed
+        Seed of the noise.
+    which
+        Weights of the best epoch or of the last.
+    batch_size
+        Noisy images per forward pass. Default: 200 on the CPU, else 4,000.
+    compile
+        Fuse the network by torch.compile first: worth its minute for a larger network (smoothing).
+    channels_last
+        Noisy images in the channels-last memory format, the same up to rounding. Default: where the network's layers
+        gain by it on a CPU (smoothing).
+    root
+        Folder that holds the data. Default: as the run had it.
+    device
+        auto, cpu, cuda ...
+    threads
+        CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores.
+    plot
+        Draw certified accuracy against radius, one curve per run, into this .png or .svg file.
+    table
+        Write what was certified, a row per run, into this .md file and the .json beside it; rows that it holds stay, so
+        that smoothing and bounds of several commands meet in one table.
+    quiet
+        No progress bar.
+    json
+        Print the certificate (of several runs: a list) as JSON to standard output, and nothing else there.
+    """
+    if not runs:
+        raise UsageError("which run? `atent certify RUN [RUN ...]` takes the paths that training printed")
+    from atent.experiments.certificate import certify_folder, draw, layout
+    from atent.experiments.certified import add, check_table, row
+
+    check_table(table)
+    if plot and method != "smoothing":
+        raise ValueError(f"--plot draws the radii of smoothing, and method {method} verifies single radii: omit --plot")
+    with show.json_alone(json) as emit:
+        done = {}
+        for run in dict.fromkeys(runs):
+            done[run] = certify_folder(
+                run, model=model, data=data, method=method, sigma=sigma, n0=n0, n=n, alpha=alpha, seed=seed,
+                limit=limit, subset=subset, radii=radius, norm=norm, allow_large_eps=allow_large_eps, shard=shard,
+                merged=merge, which=which, root=root, device=device, threads=threads, batch=batch_size,
+                compiled=compile, channels_last=channels_last, progress=not quiet,
+            )  # fmt: skip
+        show.threads(threads)
+        from rich.table import Table
+
+        for out, content, _ in done.values():
+            title, rows, below = layout(content)
+            shown = Table()
+            shown.add_column("accuracy, 95 % interval")
+            shown.add_column("", justify="right")
+            for name, value in rows:
+                shown.add_row(name, show.share(value))
+            print(title)
+            show.print_table(shown)
+            print("\n".join(below))
+            print(f"written: {out}\n")
+        if plot:
+            draw({run: rows for run, (_, _, rows) in done.items()}, plot, radius)
+            print(f"written: {plot}")
+        if table:
+            beside = add(Path(table), [row(content) for _, content, _ in done.values()])
+            print(f"written: {table}, {beside}")
+        results = [content for _, content, _ in done.values()]
+        emit(results[0] if len(results) == 1 else results)
+    return 0

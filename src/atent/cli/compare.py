@@ -1,0 +1,119 @@
+"""`atent compare`: several recipes, trained alike over several seeds."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import tyro
+
+from atent.cli import show
+from atent.cli.jobs import jobs_of
+from atent.cli.parse import Name, Place, Text, arg, read
+from atent.cli.words import help_wanted, hyphened, options_of, seconds, split_sections
+from atent.experiments.recipes import SECTIONS, UsageError
+from atent.messages import unknown
+
+
+def compare(
+    recipes: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RECIPE RECIPE ...")] = (),
+    *,
+    seeds: Annotated[int, arg("N")] = 3,
+    first_seed: Annotated[int, arg("N")] = 0,
+    name: Name = None,
+    runs: Annotated[str, arg("PATH")] = "runs",
+    jobs: Annotated[int, arg("N")] = 1,
+    budget: Text = None,
+    allow_large_eps: bool = False,
+    beside: Place = None,
+    quiet: bool = False,
+    json: bool = False,
+    fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
+    command: Annotated[str, tyro.conf.Suppress] = "",
+) -> int:
+    """Train recipes alike, over several seeds, into one table with intervals.
+
+    Any field of a recipe, such as --train.epochs 5 or --data.limit 500, may follow and holds for all. The same command
+    again resumes. Exit status: 0 done, 1 failed, 2 not understood.
+
+    Parameters
+    ----------
+    recipes
+        Recipes to compare, two or more, by name or as .toml files.
+    seeds
+        Number of seeds: every recipe is trained once with each.
+    first_seed
+        The first seed; the others follow it.
+    name
+        Name of the result folder. Default: compare, numbered where it is taken.
+    runs
+        Folder that holds the result folder.
+    jobs
+        Trainings at once; each then gets its share of the CPU cores.
+    budget
+        Give each training this time, such as 10m, 90s or 1h30m, instead of equal epochs: the time of its steps, with
+        schedules stretched to fit. The table says how many epochs each came to.
+    allow_large_eps
+        Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more.
+    beside
+        Result folder of an earlier comparison, to be drawn beside this one in pareto.png.
+    quiet
+        No progress bar.
+    json
+        Print the comparison as JSON to standard output, and nothing else there.
+    """
+    for option, value, least in (("--seeds", seeds, 1), ("--first-seed", first_seed, 0), ("--jobs", jobs, 1)):
+        if value < least:
+            raise UsageError(f"{option} must be at least {least}, got {value}")
+    overrides = list(fields)
+    if budget is not None:
+        overrides += ["--train.minutes", f"{seconds(budget, '--budget') / 60:.9g}"]
+    if len(recipes) < 2:
+        raise UsageError("a comparison needs two recipes or more: `atent compare RECIPE RECIPE ... [OPTIONS]`")
+    made = jobs_of(recipes, overrides, allow_large_eps=allow_large_eps)
+    if allow_large_eps:
+        overrides.append("--allow_large_eps")
+    from atent.experiments import compare as room
+    from atent.experiments.comparison import caption, layout
+    from atent.experiments.recipes import job
+
+    with show.json_alone(json) as emit:
+        plan = room.Plan(made, tuple(range(first_seed, first_seed + seeds)), tuple(overrides), command)
+        path, found = room.compare(
+            plan, runs=runs, name=name, at_once=jobs, build=job, beside=beside, progress=not quiet,
+            say=lambda line: print(line, flush=True),
+        )  # fmt: skip
+        from rich.table import Table
+        from rich.text import Text as Cell
+
+        headings, rows = layout(found)
+        table = Table()
+        table.add_column("recipe", no_wrap=True)
+        for heading in headings:
+            table.add_column(heading, justify="right")
+        for row, entries in rows:
+            cells = (Cell(f"{e.text}\n{e.interval}".rstrip(), style="bold" if e.best else "") for e in entries)
+            table.add_row(row, *cells)
+        print()
+        show.print_table(table)
+        print("\n".join(caption(found)))
+        print(f"\nresult folder: {path}")
+        emit(found)
+    return 0
+
+
+def run(words: list[str]) -> int:
+    """`atent compare` of these words, some of which set fields of all recipes."""
+    own, fields = split_sections(words)
+    if help_wanted(fields):
+        own, fields = ["--help"], []
+    seed = next((w for w in fields if hyphened(w.partition("=")[0]) in ("--train.seed", "--train-seed")), None)
+    if seed or "--train-seed" in map(hyphened, own):
+        raise UsageError("--train.seed is given by the comparison: use --first-seed and --seeds")
+    known = options_of(compare)
+    for word in own:
+        option = "--" + hyphened(word.partition("=")[0][2:])
+        if word.startswith("--") and option not in (*known, "--help", "--no-quiet"):
+            raise UsageError(unknown("option", word.partition("=")[0], [*known, *(f"--{s}" for s in SECTIONS)]))
+    command = shlex.join(["atent", "compare", *words])
+    return compare(**read(compare, own, "atent compare"), fields=tuple(fields), command=command)

@@ -1,0 +1,143 @@
+"""`atent evaluate`: robust accuracy of a model on its test images."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Annotated, Any
+
+from atent.cli import show
+from atent.cli.parse import Flat, Place, arg
+from atent.cli.target import Target
+
+RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
+
+
+def evaluate(
+    target: Annotated[Target, Flat],
+    *,
+    attacks: Annotated[tuple[str, ...] | None, arg("ATTACK ...")] = None,
+    cascade: bool = True,
+    radius: Annotated[tuple[str, ...], arg("R ...")] = (),
+    checks: bool = False,
+    per_class: bool = False,
+    strict: bool = False,
+    search_dtype: Annotated[typing.Literal["bfloat16", "float16"] | None, arg("{bfloat16,float16}")] = None,
+    out: Place = None,
+    json: bool = False,
+) -> int:
+    """Measure the robust accuracy of a model on its test images, with exact 95 % intervals, against true labels.
+
+    The attacks run in order of increasing cost, each on the images that remain correctly classified. An evaluation that
+    was killed resumes. Exit status: 0 done, 1 failed or, with --strict, a check warns, 2 not understood.
+
+    Parameters
+    ----------
+    attacks
+        Attacks, each written as a call, such as "PGD(steps=40, step_size=0.01, restarts=5)". Default: the recipe's, or
+        PGD with 20 steps and AutoAttack.
+    cascade
+        Each attack on the images that the attacks before it left correctly classified, so that the last figure is the
+        worst case; --no-cascade: each attack alone, on every correctly classified image, as training reports it.
+    radius
+        Also measure each attack alone at these radii, such as 2/255 4/255 8/255: a table and security.png.
+    checks
+        Also check for masked gradients and weak attacks: a table of checks with their figures.
+    per_class
+        Also print clean and robust accuracy class by class.
+    strict
+        Exit with 1 where a check warns; implies --checks.
+    search_dtype
+        Let the attacks search in half precision, faster on an accelerator; verdicts stay in float32.
+    out
+        JSON file to write. Default: evaluation.json in the run folder, beside the file, or in this folder for your own
+        network, numbered where it is taken. Until it is whole, the same name with .partial.jsonl holds what is done:
+        after Ctrl-C or a kill the same command resumes from it.
+    json
+        Print the result as JSON to standard output, and nothing else there.
+    """
+    from atent import runs as folder
+    from atent.experiments.evaluation import assess, summary
+    from atent.experiments.target import subject
+
+    with show.json_alone(json) as emit:
+        if out is not None:
+            show.refuse_taken(Path(out), "--out")
+        judged = subject(**target.subject(), attacks=attacks)
+        show.threads(target.threads)
+        place = judged.place / f"{judged.stem}{folder.EVALUATION}"
+        path = Path(out) if out else show.free_file(place)
+        found = assess(
+            judged, cascade=cascade, radii=radius, checks=checks or strict, search_dtype=search_dtype,
+            partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
+        )  # fmt: skip
+        path = path if out else show.free_file(place)
+        folder.write_json(path, found)
+        show.accuracies({judged.name: found})
+        if per_class:
+            _classes(found)
+        written = [path]
+        if radius:
+            from atent import plots
+
+            written.append(show.free_file(path.with_name(f"{judged.stem}security.png")))
+            plots.save(plots.security(found["sweep"]), written[-1])
+            _radii(found["sweep"])
+        print("\n" + "\n".join(summary(found)))
+        warned = _checks(found["checks"]) if "checks" in found else False
+        print(f"\nwritten: {', '.join(map(str, written))}")
+        emit(found)
+    return 1 if warned and strict else 0
+
+
+def _classes(found: dict[str, Any]) -> None:
+    """Clean and robust accuracy: a row a class."""
+    from rich.table import Table
+
+    table = Table(title="by class, 95 % intervals", title_justify="left")
+    table.add_column("class")
+    for heading in ("n", "clean", f"robust to all of {', '.join(found['attacks']) or 'no attack'}"):
+        table.add_column(heading, justify="right")
+    names = found["data"]["class_names"]
+    for row in found["per_class"]:
+        name = str(names[row["class"]]) if names else str(row["class"])
+        table.add_row(name, f"{row['n']:,}", show.share(row["natural"]), show.share(row["worst"]))
+    show.print_table(table)
+
+
+def _radii(rows: list[dict[str, Any]]) -> None:
+    """Robust accuracies: a row a radius, a column an attack."""
+    from rich.table import Table
+
+    table = Table(title="each attack alone, by radius", title_justify="left")
+    table.add_column("accuracy, 95 % interval")
+    names = dict.fromkeys(row["attack"] for row in rows)
+    for name in names:
+        table.add_column(name, justify="right")
+    for threat in dict.fromkeys(row["threat"] for row in rows):
+        cells = {row["attack"]: show.share(row["robust"]) for row in rows if row["threat"] == threat}
+        table.add_row(threat, *(cells.get(name, "") for name in names))
+    show.print_table(table)
+    for row in rows:
+        if row["robust"]["k"] > row["monotone"]["k"]:
+            print(
+                f"{row['attack']} at {row['threat']}: {show.share(row['monotone'])} with what it fooled at smaller"
+                " radii, so it is too weak at this one"
+            )
+
+
+def _checks(checks: list[dict[str, Any]]) -> bool:
+    """The table of the checks; whether one of them warns."""
+    from rich.table import Table
+
+    table = Table(title="checks for masked gradients and weak attacks", title_justify="left")
+    for heading in ("check", "", "figure"):
+        table.add_column(heading, overflow="fold")
+    failed = [check for check in checks if not check["passed"]]
+    for check in checks:
+        table.add_row(check["name"], "pass" if check["passed"] else "warn", check["figure"])
+    print()
+    show.print_table(table)
+    for check in failed:
+        print(f"{check['name']}: {check['why']}")
+    return bool(failed)

@@ -1,0 +1,114 @@
+"""A recipe and the fields of it that the command line changes: the job that they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+from atent.cli.parse import documented, parsed
+from atent.cli.words import help_wanted, options_of, spelled
+from atent.experiments.recipes import (
+    SECTIONS,
+    UsageError,
+    job,
+    method_of,
+    method_type,
+    read_recipe,
+    settings_of,
+)
+from atent.messages import unknown
+
+if typing.TYPE_CHECKING:
+    from atent.experiments.pipeline import Job
+
+
+def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: bool = False) -> tuple[Job, bool]:
+    """The job of a recipe with the fields that ``words`` set (``--train.epochs 5``), and whether the recipe trains a
+    baseline beside it.
+
+    UsageError, with a line for each mistake. Raises SystemExit after help.
+    """
+    tables = read_recipe(recipe)
+    words = _switched(tables, words)
+    default = job(tables, recipe if not recipe.endswith(".toml") else Path(recipe).stem)
+    starts = {s: getattr(default, s) for s in SECTIONS} | {"method": settings_of(default.method)}
+    fields: list[Any] = [(s, type(start), dataclasses.field(default=start)) for s, start in starts.items()]
+    sections = dataclasses.make_dataclass("sections", fields, frozen=True)
+    known = options_of(sections)
+    words = spelled(words, known, sections=True)
+    about = (
+        f"Train by the recipe {recipe}: {tables.get('about', 'no description')}. Other options: `atent train --help`."
+    )
+    classes = [type(start) for start in starts.values()]
+
+    def parse() -> Any:
+        return parsed(sections, words, prog, known, description=about, default=sections())
+
+    if help_wanted(words):
+        with documented(classes):
+            parse()
+    found = parse()
+    chosen = {section: getattr(found, section) for section in SECTIONS}
+    made = dataclasses.replace(default, **{**chosen, "method": method_of(found.method)})
+    return (_allowing(made) if allow_large_eps else made), bool(tables.get("baseline", False))
+
+
+def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
+    """Handle --method.name: another method keeps the recipe's fields that it has; returns the other words."""
+    at = next((i for i, w in enumerate(words) if w.partition("=")[0] in ("--method", "--method.name")), None)
+    if at is None:
+        return words
+    from atent.methods import METHODS
+
+    _, equals, name = words[at].partition("=")
+    if not equals:
+        if at + 1 == len(words):
+            raise UsageError(f"--method.name needs a value: one of {', '.join(METHODS)}")
+        name = words[at + 1]
+    if name not in METHODS:
+        raise UsageError(f"--method.name: {unknown('method', name, METHODS)}")
+    known = {f.name for f in dataclasses.fields(method_type(name))}
+    old = tables["method"]
+    if name != old["name"]:
+        dropped = [k for k in old if k not in known and k != "name"]
+        if dropped:
+            print(f"atent: {name} has no {', '.join(dropped)}: left out of the recipe's method", file=sys.stderr)
+        tables["method"] = {"name": name, **{k: v for k, v in old.items() if k in known}}
+    return words[:at] + words[at + (1 if equals else 2) :]
+
+
+def _allowing(made: Job) -> Job:
+    """The same job, with permission for an eps that covers the whole box."""
+
+    def allowed(method: Any) -> Any:
+        if hasattr(method, "method"):  # AWP goes around the method whose threat this is
+            return dataclasses.replace(method, method=allowed(method.method))
+        if getattr(method, "threat", None) is None:
+            return method
+        return dataclasses.replace(method, threat=dataclasses.replace(method.threat, allow_large_eps=True))
+
+    evaluate = dataclasses.replace(made.evaluate, allow_large_eps=True)
+    return dataclasses.replace(made, method=allowed(made.method), evaluate=evaluate)
+
+
+def jobs_of(recipes: tuple[str, ...], words: list[str], *, allow_large_eps: bool = False) -> dict[str, Job]:
+    """The job of each recipe of a comparison, with the same fields changed; UsageError for one recipe twice."""
+    made: dict[str, Job] = {}
+    names: dict[str | None, str] = {}
+    for recipe in recipes:
+        try:
+            each, _ = recipe_job(recipe, list(words), prog="atent compare", allow_large_eps=allow_large_eps)
+        except UsageError as error:
+            raise UsageError("\n".join(f"{recipe}: {line}" for line in str(error).splitlines())) from None
+        if each.recipe in names:
+            first = names[each.recipe]
+            raise UsageError(
+                f"recipe {recipe} is given twice: leave one out" if first == recipe else
+                f"recipes {first} and {recipe} have the same name: rename one of the files"
+            )  # fmt: skip
+        names[each.recipe] = recipe
+        made[recipe] = each
+    return made

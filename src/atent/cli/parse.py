@@ -1,0 +1,260 @@
+"""From words to the arguments of a command, whose signature and docstring say what it takes.
+
+A command is a function: its positional parameters, its keywords and their NumPy-style docstring become the command line
+and its help (by tyro). Parameters that are dataclasses marked `Flat` give their fields as options of the command.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import io
+import itertools
+import os
+import re
+import shutil
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import tyro
+
+from atent.cli.words import help_wanted, is_hidden, negated, options_of, spelled
+from atent.experiments.recipes import UsageError
+from atent.messages import unknown
+
+Flat = tyro.conf.OmitArgPrefixes
+"""Mark of a dataclass whose fields are options of the command itself."""
+
+
+def arg(metavar: str) -> Any:
+    """The placeholder of an option's value in the help."""
+    return tyro.conf.arg(metavar=metavar)
+
+
+Text = Annotated[str | None, arg("TEXT")]
+Name = Annotated[str | None, arg("NAME")]
+Place = Annotated[str | None, arg("PATH")]
+Number = Annotated[int | None, arg("N")]
+Real = Annotated[float | None, arg("X")]
+Limit = Annotated[int | typing.Literal["all"] | None, arg("N|all")]
+Threads = Annotated[int | typing.Literal["auto"] | None, arg("N|auto")]
+Subset = Annotated[typing.Literal["stratified", "first"] | None, arg("{stratified,first}")]
+Norm = Annotated[typing.Literal["linf", "l2"] | None, arg("{linf,l2}")]
+Tristate = Annotated[bool | None, arg("")]
+
+
+def read(
+    command: Callable[..., Any],
+    words: list[str],
+    prog: str,
+    *,
+    renamed: dict[str, str] | None = None,
+    meant: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """The keywords that the words give to a command, to call it with.
+
+    ``renamed``: former spellings of options. ``meant``: options of other commands, and which of this one they mean.
+    UsageError, in one line, for words that the command does not take.
+    """
+    known = options_of(command)
+    hints = typing.get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    parameters = [p.replace(annotation=hints[p.name]) for p in signature.parameters.values()]
+
+    def held(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return dict(signature.bind(*args, **kwargs).arguments)
+
+    held.__name__, held.__annotations__ = command.__name__, hints
+    held.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    held.__doc__ = _joined(inspect.getdoc(command) or "")
+    words = spelled(words, known, renamed=renamed)
+    classes = [kind for kind in typing.get_type_hints(command).values() if dataclasses.is_dataclass(kind)]
+    with _documented(typing.cast("list[type]", classes)) if help_wanted(words) else contextlib.nullcontext():
+        given = parsed(held, words, prog, known, meant=meant or {})
+    return {name: value for name, value in given.items() if not is_hidden(hints[name])}
+
+
+def parsed(
+    target: Any, words: list[str], prog: str, known: dict[str, Any], *, meant: dict[str, str] | None = None, **more: Any
+) -> Any:
+    """What tyro makes of the words; UsageError, in one line, for what it refuses, and for what nothing takes.
+
+    Raises SystemExit after help.
+    """
+    from tyro import _errors
+
+    def refuse(event: Any) -> None:
+        raise UsageError(_reason(event))
+
+    with _width(), _errors.on_parse_error(refuse), _help() if help_wanted(words) else contextlib.nullcontext():
+        result, left = tyro.cli(target, args=words, prog=prog, return_unknown_args=True, **more)
+    for word in left:
+        if word.startswith("-"):
+            option = word.partition("=")[0]
+            if meant and option in meant:
+                raise UsageError(f"unknown option {option!r}: did you mean {meant[option]!r}?")
+            raise UsageError(unknown("option", option, known))
+    if left:
+        before = words[words.index(left[0]) - 1] if left[0] in words[1:] else ""
+        if known.get(before) is bool:
+            raise UsageError(f"{before} takes no value, got {left[0]!r}: write {before}, or {negated(before)}")
+        raise UsageError(f"{left[0]!r} is one argument too many: options begin with --")
+    return result
+
+
+def _reason(event: Any) -> str:
+    """One line for what the parser refuses; kinds of failures that it does not know yet are named by their class."""
+    kind = type(event).__name__
+    if kind == "MissingArgs":
+        names = [_shown(context.arg) for context in event.missing_arguments]
+        return f"{', '.join(names)} is missing: see `{event.prog} --help`"
+    if kind == "InvalidChoice":
+        return f"{event.argument.display_name()} must be one of {', '.join(event.choices)}, got {event.value!r}"
+    if kind == "BadValue":
+        return f"{event.argument.display_name()} needs a value: see `{event.prog} --help`"
+    if kind == "InstantiationFailure":
+        text = " ".join(str(event.message).split())
+        name = event.argument.display_name() if event.argument is not None else ""
+        return text if name and name in text else f"{name}: {text}".removeprefix(": ")
+    return f"the command line is not understood ({kind}): see `{event.prog} --help`"
+
+
+def _shown(argument: Any) -> str:
+    """An argument as the help shows it: a positional one by its placeholder."""
+    return str(argument.lowered.metavar if argument.is_positional() else argument.display_name())
+
+
+# ---- help --------------------------------------------------------------------------------------------------
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, also where standard output is piped; 80 where there is none."""
+    if os.environ.get("COLUMNS", "").isdigit():
+        return max(40, int(os.environ["COLUMNS"]))
+    for stream in (sys.__stdout__, sys.__stderr__, sys.__stdin__):
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            return max(40, os.get_terminal_size(stream.fileno()).columns)  # type: ignore[union-attr]
+    return 80
+
+
+@contextlib.contextmanager
+def _width() -> Iterator[None]:
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(min(terminal_width(), 120))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+@contextlib.contextmanager
+def _help() -> Iterator[None]:
+    """Print the help of the parser as `_tidy` leaves it."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        print(_tidy(text.getvalue()), end="")
+
+
+def _tidy(text: str) -> str:
+    """The help without what says nothing, its paragraphs wrapped.
+
+    A default of None, of an empty list or of False is what the absence of the option means, and its text says that.
+    """
+    text = re.sub(r"\s*\(default:\s*(None|False|)\)", "", text)
+    text = re.sub(r"\{None\}\|(.*?)(?=  |$)", r"\1       ", text, flags=re.MULTILINE)
+    text = text.replace("{None,", "{")
+    lines = [line.rstrip() for line in text.splitlines()]
+    width = int(os.environ["COLUMNS"])
+    out: list[str] = []
+    for line in lines:
+        inset = "    " if line.startswith("usage:") else ""
+        is_prose = len(line) > width and not line.startswith(" ")
+        out += textwrap.wrap(line, width, subsequent_indent=inset, break_on_hyphens=False) if is_prose else [line]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def _joined(doc: str) -> str:
+    """A NumPy-style docstring with every paragraph on one line, so that the help wraps it anew."""
+    lines: list[str] = []
+    for line in doc.splitlines():
+        indent = len(line) - len(line.lstrip())
+        previous = lines[-1] if lines else ""
+        same = previous.strip() and line.strip() and indent == len(previous) - len(previous.lstrip())
+        rule = set(line.strip()) == {"-"} or set(previous.strip()) == {"-"}
+        if same and not rule and (indent or not _is_heading(doc, line)):
+            lines[-1] = f"{previous} {line.strip()}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _is_heading(doc: str, line: str) -> bool:
+    """Whether a line without an indent belongs to the sections below the text: a heading or the name of a parameter."""
+    _, found, below = doc.partition("\nParameters\n")
+    return line == "Parameters" or (bool(found) and line in below.splitlines())
+
+
+@contextlib.contextmanager
+def _documented(classes: list[type]) -> Iterator[None]:
+    """The classes with docstrings from which tyro takes the help of their fields, each a line that it can wrap."""
+    before = {cls: cls.__doc__ for cls in _all_of(classes)}
+    try:
+        for cls, doc in before.items():
+            first = " ".join((doc or "").split("\n\n")[0].split())
+            fields = "".join(f"{name}\n    {text}\n" for name, text in field_docs(cls).items())
+            cls.__doc__ = f"{first}\n\nParameters\n----------\n{fields}"
+        yield
+    finally:
+        for cls, doc in before.items():
+            cls.__doc__ = doc
+
+
+documented = _documented
+
+
+def _all_of(classes: list[type]) -> list[type]:
+    """The dataclasses and those of their fields."""
+    out: list[type] = []
+    for cls in classes:
+        inside = [k for k in typing.get_type_hints(cls).values() if isinstance(k, type) and dataclasses.is_dataclass(k)]
+        out += [c for c in (cls, *_all_of(inside)) if c not in out]
+    return out
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, as one line; those of its bases first."""
+    out: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            source = textwrap.dedent(inspect.getsource(base))
+        except (OSError, TypeError):
+            continue
+        body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
+        for field, below in itertools.pairwise(body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+                and isinstance(below.value.value, str)
+            ):
+                out[field.target.id] = " ".join(below.value.value.split())
+    return out
+
+
+def screen() -> int:
+    """Width at which tables are printed: the terminal's, or enough for all columns where output is piped."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 140

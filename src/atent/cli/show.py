@@ -1,0 +1,118 @@
+"""What the commands print: tables of accuracies, and results as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from atent.cli.parse import screen
+
+
+@contextlib.contextmanager
+def json_alone(wanted: bool) -> Iterator[Callable[[Any], None]]:
+    """Where JSON is ``wanted``, all else that is printed goes to standard error, and standard output gets what the
+    function in hand was given, as one document, at the end; otherwise nothing changes."""
+    if not wanted:
+        yield lambda _result: None
+        return
+    found: list[Any] = []
+    with contextlib.redirect_stdout(sys.stderr):
+        yield found.append
+    from atent.runs import plain
+
+    for result in found:
+        print(json.dumps(plain(result), indent=2, allow_nan=False))
+
+
+def print_table(table: Any, *, width: int | None = None) -> None:
+    """Print a rich table at the terminal's width, or wide enough for its columns where output is piped."""
+    from rich.console import Console
+
+    Console(width=width or screen()).print(table)
+
+
+def share(value: dict[str, Any]) -> str:
+    """An accuracy with its interval."""
+    from atent.stats import percent
+
+    return percent(value)
+
+
+def accuracies(models: dict[str, dict[str, Any]]) -> None:
+    """Accuracies with their intervals: a row an attack, a column a model."""
+    from rich.table import Table
+
+    from atent.attacks.spec import show
+    from atent.data.described import words
+    from atent.experiments.comparison import caveat, remarks
+    from atent.threat import Threat
+
+    first = next(iter(models.values()))
+    where, attacks = first["data"], first["attacks"]
+    threats = dict.fromkeys(show(Threat(**a["threat"])) for a in attacks.values())
+    title = f"{where['name']}, test images: {words(where)}"
+    # A table's own title breaks at the width of the table.
+    print(f"{title}, {', '.join(threats)}")
+    table = Table()
+    table.add_column("accuracy, 95 % interval")
+    for name in models:
+        table.add_column(name, justify="right")
+    cascade = len(models) == 1 and first["cascade"]
+    if cascade:
+        table.add_column("attacked", justify="right")
+        table.add_column("seconds", justify="right")
+    table.add_row("natural", *(share(found["natural"]) for found in models.values()))
+    for attack, result in attacks.items():
+        if cascade:
+            for part, told in result.get("parts", {}).items():
+                table.add_row(f"  after its {part}", *_cells(told), style="dim")
+            table.add_row(f"after {attack}", *_cells(result))
+        else:
+            table.add_row(attack, *(share(found["attacks"][attack]["robust"]) for found in models.values()))
+    if len(attacks) > 1 and len(threats) == 1 and not cascade:
+        table.add_row("worst of these", *(share(found["worst"]) for found in models.values()), style="bold")
+    print_table(table)
+    for name, found in models.items():
+        last = found.get("last")
+        if last:
+            best, end = (f"epoch {e['epoch']} {100 * e['worst']['value']:.1f} %" for e in (found, last))
+            print(f"{name}, under the worst of these: best {best}, last {end}")
+        if found["hint"]:
+            print(f"hint: {found['hint']}")
+    for line in (*remarks(attacks), caveat(attacks, first.get("search_dtype"))):
+        if line:
+            print(line)
+
+
+def _cells(result: dict[str, Any]) -> tuple[str, str, str]:
+    return share(result["robust"]), f"{result['attacked']:,}", f"{result['seconds']:.1f}"
+
+
+def threads(asked: int | str | None) -> None:
+    """Print how many CPU threads the measurement chose, where one was asked for."""
+    if asked == "auto":
+        import torch
+
+        from atent.threads import cores
+
+        print(f"threads {torch.get_num_threads()} of {cores()} cores")
+
+
+def refuse_taken(path: Path, option: str) -> None:
+    """FileExistsError, in one line, where ``path`` is taken."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists: choose another {option}, an earlier result is never overwritten")
+
+
+def free_file(path: Path) -> Path:
+    """``path``, or the same name with the first free number: an earlier result is never overwritten."""
+    number = 1
+    free = path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free

@@ -1,0 +1,64 @@
+"""The options that say what is evaluated, on which data and under which threat: what several commands share."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Annotated, Any
+
+import tyro
+
+from atent.cli.parse import Limit, Name, Norm, Number, Place, Subset, Text, Threads, Tristate, arg
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is evaluated, and how."""
+
+    target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|MODULE:FUNCTION")]
+    """What to evaluate: a run folder (the path that training printed); a .safetensors file, with --data and, unless
+    training wrote it, --model; or your own network as module:function, with --data. The function takes no arguments
+    and returns an nn.Module from inputs in [0, 1] to logits."""
+    data: Name = None
+    """Data set whose test images are used: digits, mnist, fashion-mnist, cifar10, moons, two-class, npz, folder, or
+    your own as module:function. A run brings its own, unless it was trained on tensors from Python."""
+    model: Name = None
+    """Network that a .safetensors file holds the weights of, or that a run from Python trained: a name such as
+    resnet20, or module:function."""
+    norm: Norm = None
+    """Norm of the threat. Default: the run's."""
+    eps: Text = None
+    """Radius of the threat in pixel units, such as 0.3 or 8/255. Default: the run's."""
+    which: typing.Literal["best", "last", "raw", "ema", "swa"] = "best"
+    """Weights of a run's best epoch or of its last; of a run that averages them, raw, ema or swa: the best epoch of
+    each kind."""
+    weights: Place = None
+    """A .safetensors file of the same network, instead of the run's own weights."""
+    allow_large_eps: bool = False
+    """Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more."""
+    limit: Limit = None
+    """Number of test images; all: every one. Default: as the recipe, or 1000."""
+    subset: Subset = None
+    """Which images, where they are fewer than all: stratified, every class by its share, the same for every model of
+    one data.split_seed; or first, the first ones in source order. Default: as the recipe, or stratified."""
+    seed: Number = None
+    """Seed of the attacks' random numbers. Default: as the recipe, or 0."""
+    batch_size: Number = None
+    """Images per batch. Default: as the recipe, or 250."""
+    channels_last: Tristate = None
+    """Images in the channels-last memory format, often faster for convolutions; --no-channels-last: the usual format.
+    Default: as the recipe, or the usual one."""
+    root: Place = None
+    """Folder that holds the data (npz: the file). Default: as the run had it."""
+    device: Annotated[str, arg("NAME")] = "auto"
+    """auto, cpu, cuda ..."""
+    threads: Threads = None
+    """CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores."""
+    quiet: bool = False
+    """No progress bar."""
+
+    def subject(self) -> dict[str, Any]:
+        """The keywords of `atent.experiments.target.subject`."""
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "quiet"}
+        given["batch"] = given.pop("batch_size")
+        return given

@@ -1,0 +1,120 @@
+"""`atent theory`: the statements of the paper's theory, checked on a network."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from atent.cli import show
+from atent.cli.parse import Name, Place, Real, Subset, arg
+
+
+def theory(
+    target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|MODULE:FUNCTION")],
+    *,
+    data: Name = None,
+    model: Name = None,
+    root: Place = None,
+    which: typing.Literal["best", "last"] = "best",
+    limit: Annotated[int | typing.Literal["all"], arg("N|all")] = 50,
+    subset: Subset = None,
+    gamma: Annotated[float, arg("X")] = 10.0,
+    temperature: Real = None,
+    radius: Real = None,
+    chains: Annotated[int, arg("N")] = 12,
+    steps: Annotated[int, arg("N")] = 500,
+    samples: Annotated[int, arg("N")] = 20_000,
+    seed: Annotated[int, arg("N")] = 0,
+    out: Place = None,
+    quiet: bool = False,
+    json: bool = False,
+) -> int:
+    """Check the statements of the paper's theory on a network and its data, with sample counts and error bars.
+
+    The lemma's constants, the normaliser, the gradients of both objectives, the sampler and its mixing, Entropy-SGD,
+    PGD as ATENT without noise, and chains batch by batch. Statements that the supplement misprints are given as printed
+    and corrected. A check on samples proves nothing, and says so. Exit status: 0 done, 1 failed, 2 not understood.
+
+    Parameters
+    ----------
+    target
+        A run folder, a .safetensors file, or module:function that builds a network.
+    data
+        Data set, such as digits or mnist. Default: the run's own.
+    model
+        Network that a .safetensors file holds, where it does not say.
+    root
+        Folder that holds the data. Default: as the run had it.
+    which
+        Weights of the best epoch or of the last.
+    limit
+        Number of test images, at least 4; all: every one.
+    subset
+        Which images, where they are fewer than all: stratified, every class by its share; or first, the first ones in
+        source order. Default: as the run.
+    gamma
+        Coefficient of the quadratic penalty of the density on images, in the paper's scaling (per unit of step size);
+        above 0.
+    temperature
+        T of the density. Default: gamma radius^2 / d, at which the Gaussian part alone reaches the radius.
+    radius
+        l2 radius that samples should reach. Default: the run's eps (linf: times sqrt(d)), or 1.
+    chains
+        Chains for each mean, at least 3.
+    steps
+        Kept steps of each chain with Metropolis' correction; the plain ones take six times as many.
+    samples
+        Points at which Lemma B.1 is checked.
+    seed
+        Seed of all random numbers.
+    out
+        File to write. Default: theory.json in the run folder, numbered where it is taken. Pictures go beside it.
+    quiet
+        Do not print which part is running.
+    json
+        Print the result as JSON to standard output, and nothing else there.
+    """
+    from atent.experiments.recipes import chains as recipes
+    from atent.paper.theory import command as room
+    from atent.runs import write_json
+
+    if out is not None:
+        show.refuse_taken(Path(out), "--out")
+    say = (lambda _part: None) if quiet else (lambda part: print(f"checking: {part}", file=sys.stderr, flush=True))
+    with show.json_alone(json) as emit:
+        judged, found = room.of_run(
+            target, data=data, model=model, root=root, which=which, limit=limit, subset=subset, gamma=gamma,
+            temperature=temperature, radius=radius, chains=chains, steps=steps, samples=samples, seed=seed,
+            recipes=recipes, say=say,
+        )  # fmt: skip
+        file = Path(out) if out is not None else show.free_file(judged.place / f"{judged.stem}{room.THEORY}")
+        write_json(file, found)
+        written = [file, *room.draw(found, file)]
+        _print_rows(found["rows"], room.figure)
+        print("\n".join(room.summary(found)))
+        for warning in found["warnings"]:
+            print(f"warning: {warning}", file=sys.stderr)
+        print(f"written: {', '.join(map(str, written))}")
+        emit(found)
+    return 0
+
+
+def _print_rows(rows: list[dict[str, Any]], figure: Callable[[dict[str, Any]], str]) -> None:
+    """A line a row: the statement, the verdict, the figure, and why."""
+    from rich.table import Table
+
+    table = Table(title_justify="left")
+    for heading in ("", "statement and what was checked", "verdict", "figure, 95 %", "n"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        told = f"{row['claim']}\n[dim]{row['checked'].replace('[', '(').replace(']', ')')}[/dim]"
+        value = figure(row)
+        why = "\n".join(part for part in (f"{row['what']} {value}" if value else "", row["reason"]) if part)
+        n = "" if row["n"] is None else f"{row['n']:,}"
+        table.add_row(row["statement"], told, f"{row['verdict']}\n[dim]{row['basis']}[/dim]", why, n)
+    show.print_table(table, width=None if sys.stdout.isatty() else 160)

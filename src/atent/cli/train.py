@@ -1,0 +1,177 @@
+"""`atent train`: a recipe, or a run that resumes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from atent.cli import show
+from atent.cli.jobs import recipe_job
+from atent.cli.parse import Name, Place, arg, read
+from atent.cli.words import help_wanted, split_sections
+from atent.experiments.recipes import SECTIONS, UsageError
+
+
+def train(
+    recipe: Annotated[tyro.conf.Positional[str | None], arg("RECIPE")] = None,
+    *,
+    name: Name = None,
+    runs: Annotated[str, arg("PATH")] = "runs",
+    resume: Annotated[str | None, arg("RUN")] = None,
+    baseline: Annotated[bool | None, arg("")] = None,
+    allow_large_eps: bool = False,
+    model: Name = None,
+    data: Name = None,
+    root: Place = None,
+    quiet: bool = False,
+    fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
+) -> int:
+    """Train a model by a recipe, evaluate it on the test set once, and keep all of it in a run folder.
+
+    RECIPE is a name that `atent recipes` lists, or a .toml file. Every field of a recipe is an option as well: `atent
+    train RECIPE --help` lists them. Often used: --train.epochs 5, --train.seed 1, --train.device cuda, --train.threads
+    auto, --data.limit 2000, --data.root PATH, --model resnet18, --method TRADES, --method.threat.eps 4/255,
+    --evaluate.attacks FGSM "PGD(steps=40)" AutoAttack. Exit status: 0 done, 1 failed, or with --baseline not shown to
+    be more robust, 2 not understood.
+
+    Parameters
+    ----------
+    recipe
+        What to train.
+    name
+        Name of the run folder. Default: the recipe's name, numbered where it is taken.
+    runs
+        Folder that holds the run folders.
+    resume
+        Resume this run, with its own settings.
+    baseline
+        Also train the same network by standard training, print both, and fail unless the robust model is more robust
+        beyond the intervals; --no-baseline: do not. Default: as the recipe.
+    allow_large_eps
+        Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more.
+    model
+        With --resume, of a run that was trained from Python: what builds its network, as module:function or by name.
+    data
+        With --resume, of a run that was trained on tensors: module:function that gives its data, as
+        atent.data.from_tensors does.
+    root
+        With --resume: folder that holds the data. Default: as the run had it.
+    quiet
+        No progress bar.
+    """
+    if resume is not None:
+        if recipe is not None:
+            raise UsageError(f"{recipe!r} is one argument too many: --resume takes the recipe of {resume}")
+        return _resume(Path(resume), model=model, data=data, root=root, baseline=bool(baseline), quiet=quiet)
+    if recipe is None:
+        raise UsageError("which recipe? `atent train RECIPE`; `atent recipes` lists them")
+    if root is not None:
+        raise UsageError("--root is for --resume: use --data.root")
+    from atent import runs as folder
+
+    job, own = recipe_job(recipe, list(fields), prog=f"atent train {recipe}", allow_large_eps=allow_large_eps)
+    beside = own if baseline is None else baseline
+    if beside:
+        _check_baseline(job)
+    wanted = name or job.recipe or "run"
+    path = Path(runs) / wanted if name else folder.free_name(runs, wanted)
+    return _train(job, path, baseline=beside, quiet=quiet)
+
+
+def run(words: list[str]) -> int:
+    """`atent train` of these words, some of which set fields of the recipe."""
+    if any(word.partition("=")[0] == "--resume" for word in words):
+        return train(**read(train, words, "atent train"))
+    own, fields = split_sections(words)
+    if help_wanted(own):
+        own = [word for word in own if word not in ("-h", "--help")]
+        if own and not own[0].startswith("-"):
+            recipe_job(own[0], [*fields, "--help"], prog=f"atent train {own[0]}")
+        own.append("--help")
+    return train(**read(train, own, "atent train"), fields=tuple(fields))
+
+
+def _resume(path: Path, *, model: str | None, data: str | None, root: str | None, baseline: bool, quiet: bool) -> int:
+    from atent import runs as folder
+    from atent.experiments.pipeline import saved_run
+    from atent.experiments.recipes import python_job, resumed_job
+
+    if not (path / folder.CONFIG).is_file():
+        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the one to resume")
+    saved = folder.read_config(path / folder.CONFIG)
+    if all(section in saved for section in SECTIONS) and saved["model"].get("name"):
+        job = resumed_job(saved, path, model=model, data=data, root=root)
+        return _train(job, path, resume=True, baseline=baseline, quiet=quiet)
+    job = python_job(saved, path, baseline=baseline)
+    python = saved_run(path, model=model, data=data, root=root)
+    return _train(job, path, resume=True, saved=python, baseline=baseline, quiet=quiet)
+
+
+def _train(job: Any, path: Path, *, baseline: bool, quiet: bool, resume: bool = False, saved: Any = None) -> int:
+    """Train or resume, with the baseline beside it, and print what was found."""
+    from atent import runs as folder
+    from atent.experiments.pipeline import baseline as plain_job
+    from atent.experiments.pipeline import draw_curves, run_job, threat_of
+    from atent.methods.awp import title
+
+    options: dict[str, Any] = {"progress": not quiet, "report": _epoch_line, "say": print}
+    done = run_job(job, path, resume=resume, saved=saved, **options)
+    models = {title(job.method): done.evaluation}
+    if not baseline:
+        print()
+        show.accuracies(models)
+        print(f"\nrun folder: {path}")
+        return 0
+    threat = threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate)
+    assert threat is not None
+    beside = folder.free_name(path.parent, f"{path.name}-standard")
+    print("\nBeside it, standard training: the same data, split, network, epochs, optimizer and schedule.")
+    plain = run_job(plain_job(job, threat), beside, **options)
+    models["Standard"] = plain.evaluation
+    draw_curves(path, {title(job.method): done.fitted.history, "Standard": plain.fitted.history})
+    print()
+    show.accuracies(models)
+    status = _verdict(done.evaluation, plain.evaluation)
+    print(f"\nrun folder: {path}")
+    return status
+
+
+def _check_baseline(job: Any) -> None:
+    """ValueError, before anything is trained, where a baseline could not be compared in the end."""
+    from atent.attacks import ATTACKS
+    from atent.experiments.pipeline import threat_of
+
+    if threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate) is None:
+        raise ValueError("--baseline compares under a threat: use a robust method, or set evaluate.norm and eps")
+    names = [re.split(r"\W", text.strip())[0] for text in job.evaluate.attacks]
+    # An unknown name gets its own message later.
+    if "PGD" not in names and ATTACKS.keys() >= set(names):
+        raise ValueError("--baseline compares by PGD: add one to evaluate.attacks, or use --no-baseline")
+
+
+def _epoch_line(row: dict[str, Any]) -> None:
+    def percent(key: str) -> str:
+        return f"{100 * row[key]:5.1f} %" if key in row else "    - "
+
+    distance = f"  distance {row['distance_median']:.3g}" if "distance_median" in row else ""
+    if "average_validation_natural" in row:
+        both = " / ".join(percent(f"average_validation_{k}").strip() for k in ("natural", "robust"))
+        distance += f"  averaged {both}"
+    print(
+        f"epoch {row['epoch']:>3}  loss {row['loss']:.3f}  validation natural {percent('validation_natural')}"
+        f"  robust {percent('validation_robust')}{distance}  {row['seconds']:.1f} s{'  best' if row['best'] else ''}",
+        flush=True,
+    )
+
+
+def _verdict(robust: dict[str, Any], plain: dict[str, Any]) -> int:
+    """0 where the robust model's lower PGD limit lies above the standard one's upper limit, else 1."""
+    name = next(n for n, a in robust["attacks"].items() if a["attack"].startswith("PGD"))
+    low, high = robust["attacks"][name]["robust"]["low"], plain["attacks"][name]["robust"]["high"]
+    won = low > high
+    sign, text = (">", "more robust than plain training") if won else ("<=", "NOT shown to be more robust")
+    print(f"\n{name}: lower limit {100 * low:.1f} % {sign} {100 * high:.1f} %, the plain model's upper limit: {text}.")
+    return 0 if won else 1

@@ -1,0 +1,159 @@
+"""The words of a command line and the small languages in them: options, flags, durations."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import typing
+from collections.abc import Callable
+from types import UnionType
+from typing import Any
+
+import tyro
+
+from atent.experiments.recipes import UsageError
+
+SECTION_NAMES = ("method", "model", "data", "optimizer")
+"""Sections of a recipe whose bare name as an option means their `name`."""
+
+# Where "none" is one of the names to choose from.
+_NAMED_NONE = ("--train.average", "--optimizer.walk.scale")
+# No limit means all; as the value of an option, None would mean its default.
+_LIMIT = re.compile(r"--([a-z_-]+[.])?([a-z]+[_-])?limit")
+# The field cannot have the name of the function that it asks for.
+_FIELDS = {"--method.calibrate": "--method.calibrated"}
+_PLAIN = {"true": "True", "false": "False", "none": "None", "null": "None"}
+_ALL = {"none": "all", "null": "all", "None": "all"}
+
+
+def seconds(text: str, option: str) -> float:
+    """A duration such as 10m, 90s or 1h30m (a bare number is seconds) in seconds, above 0; UsageError in one line."""
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
+    total = sum(int(n or 0) * unit for n, unit in zip(parts.groups(), (3600, 60, 1))) if parts else 0
+    if total < 1:
+        raise UsageError(f"{option} {text!r} is not a valid duration: write it as 10m, 90s or 1h30m")
+    return float(total)
+
+
+# ---- what a command takes ----------------------------------------------------------------------------------
+
+
+def options_of(command: Callable[..., Any] | type, prefix: str = "--") -> dict[str, Any]:
+    """The options of a command, or of a dataclass of settings, and the type of each; without the positional ones."""
+    hints = typing.get_type_hints(command, include_extras=True)
+    hints.pop("return", None)
+    names = [f.name for f in dataclasses.fields(command)] if isinstance(command, type) else list(hints)  # type: ignore[arg-type]
+    out: dict[str, Any] = {}
+    for name in names:
+        kind, marks = _unwrapped(hints[name])
+        if tyro.conf.Positional in marks or tyro.conf.Suppress in marks:
+            continue
+        if dataclasses.is_dataclass(kind):
+            inside = prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{hyphened(name)}."
+            out |= options_of(typing.cast(type, kind), inside)
+        else:
+            out[prefix + hyphened(name)] = kind
+    return out
+
+
+def _unwrapped(hint: Any) -> tuple[Any, list[Any]]:
+    """A type without its annotations, and these."""
+    marks: list[Any] = []
+    while typing.get_origin(hint) is typing.Annotated:
+        hint, *more = typing.get_args(hint)
+        marks += more
+    return hint, marks
+
+
+def is_hidden(hint: Any) -> bool:
+    """Whether a parameter is none of the command line's: the command is given it otherwise."""
+    return tyro.conf.Suppress in _unwrapped(hint)[1]
+
+
+def hyphened(name: str) -> str:
+    """A name as an option spells it."""
+    return name.replace("_", "-")
+
+
+def _is_tristate(kind: Any) -> bool:
+    """Whether the type is a boolean with a default that is neither."""
+    is_union = typing.get_origin(kind) in (typing.Union, UnionType)
+    return is_union and set(typing.get_args(kind)) == {bool, type(None)}
+
+
+# ---- what a user writes ------------------------------------------------------------------------------------
+
+
+def spelled(
+    words: list[str], known: dict[str, Any], *, renamed: dict[str, str] | None = None, sections: bool = False
+) -> list[str]:
+    """The words as the parser takes them: options with hyphens, flags without values, values as Python spells them.
+
+    ``known`` as `options_of`. ``renamed``: former spellings of options, which are reported once as deprecated.
+    ``sections``: a bare `--method`, `--model`, `--data` or `--optimizer` means the section's name.
+    """
+    out: list[str] = []
+    for i, word in enumerate(words):
+        if not word.startswith("--"):
+            _add_value(out, word, known)
+            continue
+        head, equals, tail = word.partition("=")
+        option = _option(head, renamed or {}, sections)
+        following = words[i + 1] if not equals and i + 1 < len(words) else None
+        out.append(option)
+        if equals:
+            _add_value(out, tail, known)
+        elif _is_tristate(known.get(option)) and (following is None or following.startswith("-")):
+            out.append("True")
+        elif option not in known and (yes := next((o for o in known if negated(o) == option), None)):
+            out[-1:] = [yes, "False"] if _is_tristate(known[yes]) else [option]
+    return out
+
+
+def _option(head: str, renamed: dict[str, str], sections: bool) -> str:
+    option = "--" + hyphened(head[2:])
+    if option in renamed:
+        print(f"atent: {option} is deprecated: use {renamed[option]}", file=sys.stderr)
+        return renamed[option]
+    if sections and option[2:] in SECTION_NAMES:
+        return f"{option}.name"
+    return _FIELDS.get(option, option)
+
+
+def negated(option: str) -> str:
+    """The flag that says no."""
+    prefix, _, last = option.rpartition(".")
+    return f"{prefix}.no-{last}" if prefix else f"--no-{option[2:]}"
+
+
+def _add_value(out: list[str], word: str, known: dict[str, Any]) -> None:
+    """Append the value of the option before it; a flag takes the value that it was written with until now."""
+    option = out[-1] if out else ""
+    if known.get(option) is bool and word.lower() in ("true", "false"):
+        out[-1] = option if word.lower() == "true" else negated(option)
+        print(f"atent: {option} {word} is deprecated: write {out[-1]}", file=sys.stderr)
+    elif option in _NAMED_NONE:
+        out.append(word)
+    elif _LIMIT.fullmatch(option):
+        out.append(_ALL.get(word, word))
+    else:
+        out.append(_PLAIN.get(word, word))
+
+
+def split_sections(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words of the command itself and, of `--section.field value ...`, those that set a recipe's fields."""
+    own: list[str] = []
+    fields: list[str] = []
+    into = own
+    for word in words:
+        if word.startswith("--") or word == "-h":
+            option = word.partition("=")[0]
+            into = fields if "." in option or option[2:] in SECTION_NAMES else own
+        into.append(word)
+    return own, fields
+
+
+def help_wanted(words: list[str]) -> bool:
+    """Whether the words ask for help."""
+    return any(word in ("-h", "--help") for word in words)
