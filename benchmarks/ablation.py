@@ -23,7 +23,7 @@ from typing import Any
 from atent.cli import main
 from atent.data.described import words
 from atent.experiments.comparison import measure
-from atent.experiments.recipes import read_recipe
+from atent.experiments.recipe_files import as_toml, read_recipe
 from atent.runs import read_json, write_atomic, write_json
 
 Tables = dict[str, Any]
@@ -95,20 +95,6 @@ def variants(
     return once
 
 
-def toml(tables: Tables) -> str:
-    """Tables of plain values as TOML; what is in a section's value is written inline."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, dict):
-            return "{ " + ", ".join(f"{k} = {text(v)}" for k, v in value.items()) + " }"
-        return json.dumps(value)
-
-    lines = []
-    for section, values in tables.items():
-        lines += [f"[{section}]", *(f"{k} = {text(v)}" for k, v in values.items()), ""]
-    return "\n".join(lines)
-
-
 def effects(found: dict[str, Any], names: tuple[str, str]) -> list[dict[str, Any]]:
     """What each part brings, from the content of comparison.json: the accuracy of the network that has the part less
     that of the one that has it not, seed by seed, natural and under the worst of the attacks. The last row is all parts
@@ -178,7 +164,7 @@ if __name__ == "__main__":
     given.recipes.mkdir(parents=True, exist_ok=True)
     paths = [given.recipes / f"{name}.toml" for name in made]
     for path, tables in zip(paths, made.values(), strict=True):
-        write_atomic(path, toml(tables))
+        write_atomic(path, as_toml(tables))
     code = main(["compare", *map(str, paths), "--name", given.name, "--runs", str(given.runs), *rest])
     place = given.runs / given.name
     if code == 0:

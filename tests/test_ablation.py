@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from atent.experiments.recipes import job, read_recipe
+from atent.experiments.recipe_files import as_toml, read_recipe
+from atent.experiments.recipes import job
 
 spec = importlib.util.spec_from_file_location("ablation", Path(__file__).parent.parent / "benchmarks" / "ablation.py")
 ablation = importlib.util.module_from_spec(spec)
@@ -74,7 +75,7 @@ def test_what_is_set_in_both_is_no_part():
 
 def test_what_is_written_is_what_is_meant():
     for name, tables in made(["method.outer_loss=kl"]).items():
-        assert tomllib.loads(ablation.toml(tables)) == tables, name
+        assert tomllib.loads(as_toml(tables)) == tables, name
 
 
 def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():

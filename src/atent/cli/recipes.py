@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -11,24 +10,28 @@ from atent.cli import show
 from atent.cli.parse import arg
 
 
-def recipes(name: Annotated[tyro.conf.Positional[str | None], arg("RECIPE")] = None, *, names: bool = False) -> int:
+def recipes(
+    name: Annotated[tyro.conf.Positional[str | None], arg("RECIPE")] = None,
+    *,
+    resolved: bool = False,
+    names: bool = False,
+) -> int:
     """List the recipes, or print one as TOML to copy and change.
 
     Parameters
     ----------
     name
         The recipe to print: a name, or a .toml file.
+    resolved
+        Print it with all that it extends, every value in one file.
     names
         List the names alone, one a line.
     """
-    from importlib import resources
-
-    from atent.experiments.recipes import read_recipe, recipe_names
+    from atent.experiments.recipe_files import as_toml, read_recipe, recipe_file, recipe_names
 
     if name is not None:
-        read_recipe(name)
-        text = resources.files("atent.recipes") / f"{name}.toml" if name in recipe_names() else Path(name)
-        print(text.read_text(), end="")
+        tables = read_recipe(name)
+        print(as_toml(tables) if resolved else recipe_file(name).read_text(encoding="utf-8"), end="")
         return 0
     if names:
         print("\n".join(recipe_names()))

@@ -1,4 +1,4 @@
-"""Recipes, and the job that one asks for: TOML, whose values pydantic checks against the rooms' dataclasses."""
+"""The job that a recipe asks for: its values, checked by pydantic against the dataclasses of the rooms."""
 
 from __future__ import annotations
 
@@ -6,50 +6,15 @@ import dataclasses
 import functools
 import json
 import re
-import tomllib
 import typing
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from atent.experiments.recipe_files import SECTIONS, UsageError, read_recipe, recipe_names
 from atent.messages import unknown
 
 if typing.TYPE_CHECKING:
     from atent.experiments.pipeline import Job
-
-
-SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
-_HEAD = ("about", "aims", "baseline")
-
-
-class UsageError(ValueError):
-    """A recipe or a command line that cannot be used; each line of the message is one error."""
-
-
-def recipe_names() -> list[str]:
-    """The names of the recipes that come with the package."""
-    return sorted(f.name[:-5] for f in resources.files("atent.recipes").iterdir() if f.name.endswith(".toml"))
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """The tables of a recipe, by name or by the path of a .toml file; UsageError in one line."""
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise UsageError(f"no recipe file {name}: give a path that exists, or one of the names of `atent recipes`")
-        text = path.read_text()
-    elif name in recipe_names():
-        text = (resources.files("atent.recipes") / f"{name}.toml").read_text()
-    else:
-        raise UsageError(unknown("recipe", name, recipe_names()))
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"recipe {name} is not valid TOML: {error}") from None
-    for key in tables:
-        if key not in (*_HEAD, *SECTIONS):
-            raise UsageError(f"recipe {name}: {unknown('table', key, (*SECTIONS, *_HEAD))}")
-    return tables
 
 
 def job(tables: dict[str, Any], recipe: str | None) -> Job:

@@ -1,0 +1,135 @@
+"""Recipes as files: their names, what they extend, and how they are written.
+
+A recipe states what differs from the one that it ``extends``: a name of the package's recipes or of its bases, such as
+"base/digits-linf", the path of a .toml file relative to its own, or a list of them, the later ones winning. Tables
+merge key by key; an inline table is one value. ``drop = ["train.minutes"]`` takes away what was inherited.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from atent.messages import unknown
+
+SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
+_HEAD = ("about", "aims", "baseline", "extends", "drop")
+BASE = "base/"
+"""Where the parents lie that are not recipes themselves."""
+
+Tables = dict[str, Any]
+
+
+class UsageError(ValueError):
+    """A recipe or a command line that cannot be used; each line of the message is one error."""
+
+
+def _package() -> Traversable:
+    return resources.files("atent.recipes")
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(f.name[:-5] for f in _package().iterdir() if f.name.endswith(".toml"))
+
+
+def base_names() -> list[str]:
+    """The names of what the package's recipes extend."""
+    return sorted(BASE + f.name[:-5] for f in (_package() / "base").iterdir() if f.name.endswith(".toml"))
+
+
+def recipe_file(name: str, *, beside: Path | None = None, bases: bool = False) -> Traversable:
+    """The file of a recipe, by its name or by the path of a .toml file.
+
+    ``beside``: the folder that a path is relative to. ``bases``: whether a base may be named. UsageError in one line.
+    """
+    if name.endswith(".toml"):
+        path = Path(name) if beside is None else beside / name
+        if not path.is_file():
+            raise UsageError(f"no recipe file {path}: give a path that exists, or one of the names of `atent recipes`")
+        return path
+    if name in recipe_names() or (bases and name in base_names()):
+        return _package().joinpath(*f"{name}.toml".split("/"))
+    if name in base_names():
+        raise UsageError(f"{name} is what recipes extend, not a recipe: `atent recipes` lists those")
+    raise UsageError(unknown("recipe", name, [*recipe_names(), *(base_names() if bases else [])]))
+
+
+def read_recipe(name: str) -> Tables:
+    """The tables of a recipe, by name or by the path of a .toml file, with all that it extends; UsageError in one
+    line."""
+    tables = _resolved(name, recipe_file(name), ())
+    return {key: tables[key] for key in (*_HEAD, *SECTIONS) if key in tables}
+
+
+def _resolved(name: str, file: Traversable, children: tuple[str, ...]) -> Tables:
+    if str(file) in children:
+        raise UsageError(f"recipe {name} extends itself: {' -> '.join(Path(c).stem for c in (*children, str(file)))}")
+    own = _tables(name, file)
+    parents = own.pop("extends", [])
+    dropped = own.pop("drop", [])
+    if isinstance(parents, str):
+        parents = [parents]
+    if not _are_texts(parents) or not _are_texts(dropped):
+        raise UsageError(f"recipe {name}: extends and drop are names, or lists of names")
+    made: Tables = {}
+    beside = file.parent if isinstance(file, Path) else None
+    for parent in parents:
+        try:
+            above = recipe_file(parent, beside=beside, bases=True)
+        except UsageError as error:
+            raise UsageError(f"recipe {name} extends {parent!r}: {error}") from None
+        inherited = _resolved(parent, above, (*children, str(file)))
+        # What a recipe is about is its own.
+        made = _merged(made, {k: v for k, v in inherited.items() if k in SECTIONS})
+    for path in dropped:
+        section, _, key = path.partition(".")
+        if key not in made.get(section, {}):
+            raise UsageError(f"recipe {name}: drop names {path!r}, which it does not inherit")
+        made[section] = {k: v for k, v in made[section].items() if k != key}
+    return _merged(made, own)
+
+
+def _tables(name: str, file: Traversable) -> Tables:
+    """What the file itself states."""
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {name} is not valid TOML: {error}") from None
+    for key in tables:
+        if key not in (*_HEAD, *SECTIONS):
+            raise UsageError(f"recipe {name}: {unknown('table', key, (*SECTIONS, *_HEAD))}")
+    return tables
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _merged(above: Tables, below: Tables) -> Tables:
+    """``above`` with the sections of ``below``, key by key."""
+    out = dict(above)
+    for key, value in below.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = {**out[key], **value} if both else value
+    return out
+
+
+def as_toml(tables: Tables) -> str:
+    """Tables of plain values as TOML; a table inside a section is written inline."""
+    head = [f"{key} = {_value(value)}" for key, value in tables.items() if not isinstance(value, dict)]
+    parts = ["\n".join(head)] if head else []
+    for section, values in tables.items():
+        if isinstance(values, dict):
+            parts.append("\n".join([f"[{section}]", *(f"{k} = {_value(v)}" for k, v in values.items())]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(each)}" for key, each in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)
