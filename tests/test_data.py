@@ -291,7 +291,7 @@ def test_largest_validation_leaves_one_of_each_class():
         ({"test_limit": 0}, ("data.test_limit", "0")),
         ({"split_seed": -1}, ("data.split_seed", "-1")),
         ({"name": "minst"}, ("'minst'", "did you mean 'mnist'", "cifar10")),
-        ({"name": "qqqqqqq"}, ("'qqqqqqq'", "known: digits")),
+        ({"name": "qqqqqqq"}, ("'qqqqqqq'", "known: cifar10")),
         ({"augment": "crop-flop"}, ("'crop-flop'", "did you mean 'crop-flip'")),
         ({"name": "moons", "augment": "flip"}, ("'flip'", "moons", "'none'")),
     ],

@@ -112,7 +112,7 @@ def test_a_file_may_say_what_it_holds_but_not_whose_code_to_run(here, kept):
     ("strange:nothing", {}, ["returned None"]),
     ("strange:seven", {}, ["7 outputs", "10 classes"]),
     ("strange:", {}, ["module:function"]),
-    ("strange:build", {"data": None}, ["--data is missing", "strange:build", "digits, mnist"]),
+    ("strange:build", {"data": None}, ["--data is missing", "strange:build", "digits, fashion-mnist"]),
     ("strange:build", {"data": "digitz"}, ["did you mean 'digits'"]),
     ("strange:build", {"norm": None}, ["--norm missing", "--norm linf --eps 8/255"]),
     ("strange:build", {"norm": None, "eps": None}, ["--norm and --eps missing"]),

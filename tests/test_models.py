@@ -336,7 +336,7 @@ def test_wrn_depth(depth, widen):
         ("resnet20", {"shape": (3, 32.0, 32)}, ["(c, h, w)"]),
         ("resnet20", {"classes": 1}, ["classes", "1"]),
         ("resnet20", {"classes": "ten"}, ["classes", "'ten'"]),
-        ("resnet20", {"dropout": 0.1}, ["resnet20 has no dropout", "small_cnn, wrn_28_4"]),
+        ("resnet20", {"dropout": 0.1}, ["resnet20 has no dropout", "small_cnn, wrn_28_10, wrn_28_4"]),
         ("small_cnn", {"dropout": 1.0}, ["[0, 1)", "1.0"]),
         ("small_cnn", {"dropout": -0.1}, ["[0, 1)", "-0.1"]),
         ("wrn_34_10", {"dropout": float("nan")}, ["[0, 1)", "nan"]),

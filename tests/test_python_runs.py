@@ -386,4 +386,4 @@ def test_a_recipe_trains_on_data_of_ones_own(here, capsys, tmp_path):
     assert said(capsys, "train", "--resume", tmp_path / "runs" / "own", "--quiet")[0] == 0
     status, _, err = said(capsys, "train", "--resume", tmp_path / "runs" / "own", "--model", "entries_mine:net")
     assert status == 2
-    assert "--model is of no use" in err
+    assert "--model has no effect" in err

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle
+from atent.attacks.base import Attack, Oracle, attack
 from atent.attacks.bisection import bisect
 from atent.attacks.smallest import Look, check_l2, check_share, walk
 from atent.checks import check_choice, check_number
@@ -39,6 +39,7 @@ def alpha_of(steps: int) -> float:
     return min(0.9, max(0.2, 0.9 + 0.4 * math.log10(steps / 1000)))
 
 
+@attack
 @dataclass(frozen=True)
 class ALMA(Attack):
     """The smallest l2 perturbation d by an augmented Lagrangian, Rony et al. 2021 (ICCV), Algorithm 1.

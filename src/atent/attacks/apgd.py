@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, all_targets, side_by_side, worst_of
+from atent.attacks.base import Attack, Oracle, all_targets, attack, side_by_side, worst_of
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, dlr_targeted, margin, margin_targeted
@@ -37,6 +37,7 @@ def checkpoints(steps: int) -> dict[int, int]:
     return found
 
 
+@attack
 @dataclass(frozen=True)
 class APGD(Attack):
     """Auto-PGD of Croce and Hein 2020, Algorithm 1, for linf and l2.

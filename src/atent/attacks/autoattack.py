@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from atent.attacks.apgd import APGD
-from atent.attacks.base import Attack, Oracle, worst_of
+from atent.attacks.base import Attack, Oracle, attack, worst_of
 from atent.attacks.fab import FAB
 from atent.attacks.square import Square
 from atent.checks import check_choice, check_number
@@ -18,6 +18,7 @@ from atent.threat import Threat
 _VERSIONS = ("standard", "rand")
 
 
+@attack
 @dataclass(frozen=True)
 class AutoAttack(Attack):
     """The ensemble of Croce and Hein 2020, in the versions of the authors' code.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, is_dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from atent.checks import (
 from atent.guard import Mode, ask, explained, guard, outside_inference
 from atent.losses import margin
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
+from atent.registry import Registry
 from atent.rng import Batch, Draws, PerSample, narrow
 from atent.threat import Threat, per_sample
 
@@ -354,6 +355,19 @@ class Attack(metaclass=Settings):
             with full_precision(x.device):
                 success = oracle.logits(x_adv, y).argmax(1) != y if verdict else torch.empty(0)
         return x_adv, success, *counters
+
+
+def _is_attack(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, Attack) and is_dataclass(found)
+
+
+ATTACKS: Registry[type[Attack]] = Registry(
+    "attack", "atent.attacks", "atent.attacks", _is_attack, "a dataclass that inherits from atent.attacks.Attack"
+)
+"""Name -> class; recipes, the command line and the contract tests read it."""
+
+attack = ATTACKS.register
+"""Decorator that makes an attack known by its class's name."""
 
 
 def ascend(

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle
+from atent.attacks.base import Attack, Oracle, attack
 from atent.attacks.smallest import beyond, check_l2, keep_smaller, wrong
 from atent.checks import check_number
 from atent.losses import margin
@@ -17,6 +17,7 @@ from atent.rng import Draws
 from atent.threat import Threat, l2_norm, per_sample
 
 
+@attack
 @dataclass(frozen=True)
 class CarliniWagner(Attack):
     """The smallest l2 perturbation by Adam on w and a search for the constant c, as Carlini and Wagner 2017.

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle
+from atent.attacks.base import Attack, Oracle, attack
 from atent.attacks.smallest import Look, annealed, check_l2, check_share, farthest, walk
 from atent.checks import check_number
 from atent.losses import cross_entropy
@@ -49,6 +49,7 @@ def decoupled(
     return walk(oracle, x, y, norm="l2", steps=steps, loss=cross_entropy, move=move)
 
 
+@attack
 @dataclass(frozen=True)
 class DDN(Attack):
     """The smallest l2 perturbation by decoupled direction and norm, Rony et al. 2019, Algorithm 1.

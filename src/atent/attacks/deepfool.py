@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle
+from atent.attacks.base import Attack, Oracle, attack
 from atent.attacks.boundary import Boundary, nearest_boundary
 from atent.attacks.smallest import beyond, wrong
 from atent.checks import check_number
@@ -30,6 +30,7 @@ def to_boundary(threat: Threat, boundary: Boundary) -> Tensor:
     return per_sample(torch.where(far.isfinite(), far + _MORE * threat.width, 0), direction) * direction
 
 
+@attack
 @dataclass(frozen=True)
 class DeepFool(Attack):
     """Steps to the nearest of the linearised boundaries, Moosavi-Dezfooli et al. 2016, Algorithm 2.

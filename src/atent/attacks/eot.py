@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle
+from atent.attacks.base import Attack, Oracle, attack
 from atent.attacks.spec import nested
 from atent.checks import check_number
 from atent.rng import Draws
 from atent.threat import Threat
 
 
+@attack
 @dataclass(frozen=True)
 class EoT(Attack):
     """The ``attack`` with every gradient (and its loss) averaged over ``draws`` passes, for models that draw at random

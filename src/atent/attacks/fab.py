@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, all_targets, side_by_side
+from atent.attacks.base import Attack, Oracle, all_targets, attack, side_by_side
 from atent.attacks.boundary import nearest_boundary
 from atent.attacks.hyperplane import to_hyperplane
 from atent.attacks.starts import start
@@ -23,6 +23,7 @@ _CHECK = 10
 _FREE = {"linf": 0.3, "l2": 1.0}
 
 
+@attack
 @dataclass(frozen=True)
 class FAB(Attack):
     """Croce and Hein 2020 (FAB), in the form that is part of AutoAttack: looks for the smallest adversarial change.

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend
+from atent.attacks.base import Attack, Oracle, ascend, attack
 from atent.losses import cross_entropy
 from atent.rng import Draws
 from atent.threat import Threat
 
 
+@attack
 @dataclass(frozen=True)
 class FGSM(Attack):
     """One step of length eps along the steepest ascent of the cross-entropy (Goodfellow et al. 2015).

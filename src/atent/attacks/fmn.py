@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle
+from atent.attacks.base import Attack, Oracle, attack
 from atent.attacks.smallest import Look, annealed, check_share, farthest, walk
 from atent.checks import check_choice, check_number
 from atent.losses import margin
@@ -19,6 +19,7 @@ from atent.threat import Threat, per_sample, unit
 _BEYOND = 1.001
 
 
+@attack
 @dataclass(frozen=True)
 class FMN(Attack):
     """The smallest perturbation on a sphere (l2) or in a ball (linf) that follows the boundary, Pintor et al. 2021.

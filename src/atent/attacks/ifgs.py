@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle
+from atent.attacks.base import Attack, Oracle, attack
 from atent.attacks.pgd import PGD
 from atent.checks import check_number
 from atent.rng import Draws
 from atent.threat import Threat
 
 
+@attack
 @dataclass(frozen=True)
 class IFGS(Attack):
     """x^0 = x, x^{k+1} = project(x^k + step_size * sign(g_k)), g_k the gradient of the cross-entropy at x^k: the basic

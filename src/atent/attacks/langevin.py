@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, restarted, worst_of
+from atent.attacks.base import Attack, Oracle, ascend, attack, restarted, worst_of
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.losses import cross_entropy
@@ -149,6 +149,7 @@ SAMPLER_FIELDS = (
 """The keywords of `sampler`, which the attack and the method have as fields."""
 
 
+@attack
 @dataclass(frozen=True)
 class Langevin(Attack):
     """ATENT as an attack (supplement A.3): the training chain, judged at its last iterate.

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, restarted, worst_of
+from atent.attacks.base import Attack, Oracle, ascend, attack, restarted, worst_of
 from atent.attacks.starts import ALLOWED, Start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
@@ -16,6 +16,7 @@ from atent.rng import Draws
 from atent.threat import Threat, unit
 
 
+@attack
 @dataclass(frozen=True)
 class PGD(Attack):
     """x <- project(x + step_size * ascent(g)), Madry et al. 2018; steepest ascent is the sign (linf) or the unit

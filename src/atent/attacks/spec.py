@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from atent.attacks.base import Attack
+from atent.attacks.base import ATTACKS, Attack
 from atent.messages import unknown
+from atent.registry import Registry
 from atent.threat import Threat
 
 _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5) or FGSM"
@@ -21,29 +23,34 @@ _APGD = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr-targeted": "APGD-T", "margin":
 _THREAT = ("norm", "eps", "allow_large_eps")
 
 
+# The name of an attack may be that of one in the user's files, module:Class.
+_REFERENCE = re.compile(r"\s*([\w.]+:[\w.]+)\s*(\(.*)?", re.DOTALL)
+
+
 def parse(
-    text: str, threat: Threat | None, attacks: dict[str, type[Attack]], *, allow_large_eps: bool = False
+    text: str, threat: Threat | None, attacks: Registry[type[Attack]], *, allow_large_eps: bool = False
 ) -> Attack:
     """The attack that ``text`` names, against ``threat``; ``norm=``, ``eps=`` and ``allow_large_eps=`` in the text
     replace its own, and the argument permits a large eps in any text.
 
     ValueError, in one line, for bad syntax, an unknown attack or field, or a value out of range.
     """
+    reference = _REFERENCE.fullmatch(text)
+    call = f"reference{reference[2] or ''}" if reference else text.strip()
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(call, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise ValueError(f"attack {text!r} is not understood: {_SYNTAX}") from None
     name, keywords = (tree.func, tree.keywords) if isinstance(tree, ast.Call) else (tree, [])
     if not isinstance(name, ast.Name) or (isinstance(tree, ast.Call) and tree.args):
         raise ValueError(f"attack {text!r} is not understood: {_SYNTAX}")
-    if name.id not in attacks:
-        raise ValueError(unknown("attack", name.id, attacks))
-    cls = attacks[name.id]
+    called = reference[1] if reference else name.id
+    cls = attacks.find(called)
     known = [f.name for f in dataclasses.fields(cls) if f.name != "threat"]
     values = {}
     for keyword in keywords:
         if keyword.arg not in (*known, *_THREAT):
-            raise ValueError(unknown(f"field of {name.id}", str(keyword.arg), [*known, *_THREAT]))
+            raise ValueError(unknown(f"field of {called}", str(keyword.arg), [*known, *_THREAT]))
         if keyword.arg in values:
             raise ValueError(f"attack {text!r} gives {keyword.arg} twice")
         values[keyword.arg] = _value(keyword.value, text)
@@ -64,8 +71,6 @@ def parse(
 
 def nested(text: str, threat: Threat) -> Attack:
     """The attack that ``text`` names, as part of another against ``threat``; ValueError under another threat."""
-    from atent.attacks import ATTACKS
-
     attack = parse(text, threat, ATTACKS)
     if attack.threat != threat:  # type: ignore[attr-defined]
         raise ValueError(f"attack {text!r} has a threat of its own: give norm and eps to the attack around it")
@@ -111,7 +116,7 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
         against: Threat = attack.threat  # type: ignore[attr-defined]
         fields += [f"norm={against.norm}", f"eps={against.eps}"]
         fields += ["allow_large_eps=True"] if against.allow_large_eps else []
-    return type(attack).__name__ + (f"({', '.join(fields)})" if fields else "")
+    return ATTACKS.name_of(type(attack)) + (f"({', '.join(fields)})" if fields else "")
 
 
 # The fields that a label says in its own way.
@@ -202,8 +207,6 @@ def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
 
 def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The `attacks` of a stored evaluation by the labels of today; as they are where one is no attack's text."""
-    from atent.attacks import ATTACKS
-
     try:
         made = [parse(told["attack"], Threat(**told["threat"]), ATTACKS) for told in attacks.values()]
         return dict(zip(labelled(made), attacks.values()))

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, restarted, worst_of
+from atent.attacks.base import Attack, Oracle, attack, restarted, worst_of
 from atent.attacks.windows import Masses, Squares, as_image
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, margin
@@ -21,6 +21,7 @@ _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _CHECK = 64
 
 
+@attack
 @dataclass(frozen=True)
 class Square(Attack):
     """Andriushchenko et al. 2020 (Square Attack), in the form that is part of AutoAttack; no gradients.

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, Oracle
+from atent.attacks.base import Attack, Oracle, attack
 from atent.attacks.spec import nested
 from atent.guard import guard
 from atent.rng import Draws
@@ -18,6 +18,7 @@ from atent.runs.loading import load
 from atent.threat import Threat
 
 
+@attack
 @dataclass(frozen=True)
 class Transfer(Attack):
     """The ``attack`` on the ``source`` model; its results are judged on the attacked model, which gives no gradients

@@ -115,7 +115,3 @@ def _help() -> str:
 def run() -> None:
     """The entry point of the installed command."""
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    run()

@@ -19,7 +19,6 @@ from atent.experiments.recipes import (
     read_recipe,
     settings_of,
 )
-from atent.messages import unknown
 
 if typing.TYPE_CHECKING:
     from atent.experiments.pipeline import Job
@@ -68,9 +67,10 @@ def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
         if at + 1 == len(words):
             raise UsageError(f"--method.name needs a value: one of {', '.join(METHODS)}")
         name = words[at + 1]
-    if name not in METHODS:
-        raise UsageError(f"--method.name: {unknown('method', name, METHODS)}")
-    known = {f.name for f in dataclasses.fields(method_type(name))}
+    try:
+        known = {f.name for f in dataclasses.fields(method_type(name))}
+    except ValueError as error:
+        raise UsageError(f"--method.name: {error}") from None
     old = tables["method"]
     if name != old["name"]:
         dropped = [k for k in old if k not in known and k != "name"]

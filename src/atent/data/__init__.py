@@ -4,11 +4,12 @@
     x, y = data.train.batch(torch.randperm(len(data.train))[:128])
     x = augment("crop-flip")(x, generator)
 
-A new source is one file with a loader `(root) -> Source`, and one line in `SOURCES`.
+A new source is one file with a loader `(root) -> Source` and the decorator `dataset`.
 """
 
-from collections.abc import Callable
+import inspect
 from dataclasses import fields, replace
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -16,32 +17,15 @@ from torch import Tensor
 from atent.checks import as_tensor, collect, plain
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
-from atent.data.cifar import cifar10
-from atent.data.digits import digits
-from atent.data.folder import folder
-from atent.data.mnist import fashion_mnist, mnist
-from atent.data.moons import moons
-from atent.data.npz import npz
 from atent.data.settings import DataSettings, Limit, Rule, everything
+from atent.data.sources import SOURCES, dataset
 from atent.data.split import SUBSET, Data, Source, Split, split, spread, stratified, subset
-from atent.data.two_class import two_class
-from atent.models.reference import resolve
+from atent.registry import current_directory_on_path, first_line
 
 __all__ = [
     "AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Limit", "Rule", "Source", "Split", "augment", "collect",
-    "everything", "from_tensors", "load", "spread",
+    "dataset", "everything", "from_tensors", "load", "spread",
 ]  # fmt: skip
-
-SOURCES: dict[str, Callable[[str | None], Source]] = {
-    "digits": digits,
-    "mnist": mnist,
-    "fashion-mnist": fashion_mnist,
-    "cifar10": cifar10,
-    "moons": moons,
-    "two-class": two_class,
-    "npz": npz,
-    "folder": folder,
-}
 
 # Streams of one split_seed that must not be the same numbers; `SUBSET` is another.
 _VALIDATION, _LIMIT = 0, 1
@@ -60,25 +44,45 @@ def load(settings: DataSettings) -> Data:
     FileNotFoundError for absent ones: one line each, with what was seen and what is allowed.
     """
     augment(settings.augment)
-    if ":" in settings.name:
-        return _own(settings)
-    loader = checks.lookup(SOURCES, settings.name, "data set")
+    loader = SOURCES.find(settings.name)
     for name in ("validation", "limit", "test_limit"):
         checks.count(name, everything(getattr(settings, name)))
     if not 0 <= settings.split_seed < 2**32:
         raise ValueError(f"data.split_seed is {settings.split_seed}; it must be 0 to 2**32 - 1")
-    return carve(loader(settings.root), settings)
+    made = _loaded(loader, settings)
+    return carve(made, settings) if isinstance(made, Source) else _own(made, settings)
 
 
-def _own(settings: DataSettings) -> Data:
+def _loaded(loader: Any, settings: DataSettings) -> Source | Data:
+    """What the loader gives; ValueError, in one line, for anything but a `Source` or `Data`."""
+    if isinstance(loader, Data):
+        return loader
+    if SOURCES.origin(settings.name) == "built-in":
+        return cast(Source, loader(settings.root))
+    try:
+        with current_directory_on_path():
+            made = loader(settings.root) if _takes_root(loader) else loader()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{settings.name} raised {first_line(error)}") from error
+    if not isinstance(made, Source | Data):
+        kind = "None" if made is None else f"of type {type(made).__name__}"
+        raise ValueError(f"{settings.name} returned {kind}, want Data, such as atent.data.from_tensors gives")
+    return made
+
+
+def _takes_root(loader: Any) -> bool:
+    return not isinstance(loader, Data) and "root" in inspect.signature(loader).parameters
+
+
+def _own(made: Data, settings: DataSettings) -> Data:
     """The user's own data, which bring their own splits; named by what made them."""
+    taken = ("name", "augment", *(["root"] if _takes_root(SOURCES.find(settings.name)) else []))
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if field.name not in ("name", "augment") and value != field.default:
+        if field.name not in taken and value != field.default:
             raise ValueError(
                 f"data.{field.name} {value} has no effect for {settings.name}: set it inside that function"
             )
-    made = resolve(settings.name, Data, "Data, such as atent.data.from_tensors gives")
     return replace(made, name=settings.name, about={**made.about, "name": settings.name})
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from atent.data import checks
 from atent.data.files import data_root, find, read, record
+from atent.data.sources import dataset
 from atent.data.split import Source, split
 
 RECORD = 1 + 3 * 32 * 32
@@ -56,6 +57,7 @@ def absent(path: Path) -> tuple[dict, str]:
     }, digest
 
 
+@dataset
 def cifar10(root: str | None = None) -> Source:
     """Ten classes, x (n, 3, 32, 32) uint8 RGB, scale 255; officially 50,000 training and 10,000 test images.
 

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 
 from atent.data.files import record
+from atent.data.sources import dataset
 from atent.data.split import Source, halves
 
 TEST = 500
@@ -12,6 +13,7 @@ TEST_SEED = 20210
 KNOWN = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
+@dataset
 def digits(root: str | None = None) -> Source:
     """Digits 0 to 9, x (n, 1, 8, 8) uint8 in 0..16 with scale 16; `root` is not used.
 

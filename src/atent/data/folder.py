@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from atent.data.files import MEND, data_root, record
+from atent.data.sources import dataset
 from atent.data.split import Source, halves, split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -67,6 +68,7 @@ def _digest(root: Path, files: list[Path]) -> dict:
     return {**record(total.hexdigest(), None), "files": len(files)}
 
 
+@dataset
 def folder(root: str | None = None) -> Source:
     """Images <root>/train/<class>/*.png and <root>/test/<class>/*.png, or <root>/<class>/*.png alone.
 

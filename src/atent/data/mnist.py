@@ -1,13 +1,13 @@
 """MNIST and Fashion-MNIST: four files each in the IDX format, gzip-compressed or plain."""
 
 import struct
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from atent.data import checks
 from atent.data.files import data_root, find, read, record
+from atent.data.sources import dataset
 from atent.data.split import Source, split
 
 IMAGES, LABELS = 2051, 2049
@@ -108,5 +108,13 @@ def _load(name: str, root: str | None = None) -> Source:
     )
 
 
-mnist = partial(_load, "mnist")
-fashion_mnist = partial(_load, "fashion-mnist")
+@dataset
+def mnist(root: str | None = None) -> Source:
+    """MNIST from its four idx files, which may be gzipped."""
+    return _load("mnist", root)
+
+
+@dataset("fashion-mnist")
+def fashion_mnist(root: str | None = None) -> Source:
+    """Fashion-MNIST from its four idx files, which may be gzipped."""
+    return _load("fashion-mnist", root)

@@ -3,6 +3,7 @@
 import hashlib
 
 from atent.data.files import record
+from atent.data.sources import dataset
 from atent.data.split import Source, halves
 
 POINTS = 3000
@@ -14,6 +15,7 @@ BOX = (-2.0, 3.0)
 KNOWN = "e2861e2ec838424be47a11d7480ea020030499f8c21aafaea029e8e651827dca"
 
 
+@dataset
 def moons(root: str | None = None) -> Source:
     """2000 training and 1000 test points, x float32 (n, 2), two classes; `root` is not used.
 

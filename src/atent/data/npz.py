@@ -8,6 +8,7 @@ import numpy as np
 
 from atent.data import checks
 from atent.data.files import MEND, data_root, read, record
+from atent.data.sources import dataset
 from atent.data.split import Source, split
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -27,6 +28,7 @@ def _images(name: str, x: np.ndarray) -> np.ndarray:
     return x[:, None] if x.ndim == 3 else x
 
 
+@dataset
 def npz(root: str | None = None) -> Source:
     """Images from a file with x_train, y_train, x_test and y_test; `root` is the path of the file.
 

@@ -14,6 +14,7 @@ from atent import runs as folder
 from atent.data import checks
 from atent.data.files import data_root, read, record
 from atent.data.mnist import mnist
+from atent.data.sources import dataset
 from atent.data.split import Source, Split, halves
 
 DIGITS = (5, 8)
@@ -87,6 +88,7 @@ def _save(path: Path, z: np.ndarray, digits: np.ndarray, about: dict) -> None:
         temporary.write_bytes(out.getvalue())
 
 
+@dataset("two-class")
 def two_class(root: str | None = None) -> Source:
     """Two classes, digit 5 (class 0) and digit 8, x float32 (n, 2): with all test images 1866 points, 559 for the test.
 

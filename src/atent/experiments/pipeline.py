@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module, resources
 from pathlib import Path
@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from atent import runs as folder
-from atent.attacks import ATTACKS
+from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import labelled, parse
-from atent.data import Data, DataSettings, Limit
+from atent.data import SOURCES, Data, DataSettings, Limit
 from atent.data import load as load_data
 from atent.data.described import described, words
 from atent.data.split import Part
@@ -22,8 +22,10 @@ from atent.experiments.evaluation import judge
 from atent.experiments.target import EvaluateSettings, data_of, threat_of
 from atent.methods import Method, Standard
 from atent.methods.awp import plain, title
-from atent.models import ModelSettings, check_output, make
+from atent.models import MODELS, ModelSettings, check_output, make
 from atent.optim import Optimizer, Schedule
+from atent.optim.settings import OPTIMIZERS
+from atent.registry import Registry, plugin_of
 from atent.rng import fold
 from atent.runs.checkpoint import check_architecture, load_state, load_weights
 from atent.runs.loading import model_of
@@ -104,7 +106,7 @@ def run_job(
         if saved
         else {
             **job.sections(),
-            "about": facts(model, data, job.method),
+            "about": _with_plugins(facts(model, data, job.method), job, attacks.values()),
             "provenance": folder.provenance(seed=job.train.seed, device=pick_device(job.train.device)),
         }
     )
@@ -191,6 +193,17 @@ def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
     drawn = {name: [row for row in rows if "validation_natural" in row] for name, rows in runs.items()}
     figure = plots.curves(drawn) if len(drawn) > 1 else plots.curves(next(iter(drawn.values())))
     plots.save(figure, path / folder.CURVES)
+
+
+def _with_plugins(about: dict[str, Any], job: Job, attacks: Iterable[Attack]) -> dict[str, Any]:
+    """What is recorded of a job, with the module, class and version of each plug-in that it takes."""
+    entries: list[tuple[Registry[Any], Any]] = [(ATTACKS, type(attack)) for attack in attacks]
+    for registry, name in ((MODELS, job.model.name), (SOURCES, job.data.name), (OPTIMIZERS, job.optimizer.name)):
+        if registry.origin(name) != "built-in":
+            entries.append((registry, registry.find(name)))
+    found = [asdict(plugin) for plugin in (plugin_of(*entry) for entry in entries) if plugin]
+    known = [*about.get("plugins", []), *(each for i, each in enumerate(found) if each not in found[:i])]
+    return {**about, "plugins": known} if known else about
 
 
 def _begin_from(model: nn.Module, path: Path) -> None:

@@ -35,9 +35,10 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
     name = method.pop("name", None)
     if name is None:
         raise UsageError(f"method.name is missing: use one of {', '.join(METHODS)}")
-    if name not in METHODS:
-        raise UsageError(f"method.name: {unknown('method', name, METHODS)}")
-    types["method"] = method_type(name)
+    try:
+        types["method"] = method_type(name)
+    except ValueError as error:
+        raise UsageError(f"method.name: {error}") from None
     built, errors = {}, []
     for section, cls in types.items():
         values = method if section == "method" else tables.get(section, {})
@@ -83,14 +84,18 @@ def python_job(saved: dict[str, Any], run: Path, *, baseline: bool = False) -> J
 def method_type(name: str) -> type:
     """The settings of a method as a recipe has them: with a table ``awp`` where AWP goes around it."""
     from atent.methods import METHODS
-    from atent.methods.awp import AROUND, Perturbation
+    from atent.methods.awp import Perturbation, may_perturb
 
-    cls = METHODS[name]
-    if name not in AROUND:
+    cls = METHODS.find(name)
+    if not may_perturb(cls):
         return cls
     awp = ("awp", Perturbation, dataclasses.field(default=Perturbation()))
-    space = {"__doc__": cls.__doc__}
-    return dataclasses.make_dataclass(name, [awp], bases=(cls,), frozen=True, namespace=space)
+    space = {"__doc__": cls.__doc__, _INNER: cls}
+    return dataclasses.make_dataclass(cls.__name__, [awp], bases=(cls,), frozen=True, namespace=space)
+
+
+# Where a class that `method_type` made keeps that of the method itself.
+_INNER = "__inner__"
 
 
 def method_of(settings: Any) -> Any:
@@ -100,20 +105,20 @@ def method_of(settings: Any) -> Any:
     if not hasattr(settings, "awp"):
         return settings
     fields = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "awp"}
-    inner = type(settings).__mro__[1](**fields)
+    inner = getattr(type(settings), _INNER)(**fields)
     return AWP(inner, settings.awp.gamma, settings.awp.warmup) if settings.awp.gamma else inner
 
 
 def settings_of(method: Any) -> Any:
     """The settings that make ``method``."""
-    from atent.methods import AWP
+    from atent.methods import AWP, METHODS
     from atent.methods.awp import Perturbation
 
     inner, awp = method, {}
     if isinstance(method, AWP):
         inner, awp = method.method, {"awp": Perturbation(method.gamma, method.warmup)}
     fields = {f.name: getattr(inner, f.name) for f in dataclasses.fields(inner)}
-    return method_type(type(inner).__name__)(**fields, **awp)
+    return method_type(METHODS.name_of(type(inner)))(**fields, **awp)
 
 
 def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:

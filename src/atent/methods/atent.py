@@ -16,7 +16,7 @@ from atent.checks import check_choice, check_number
 from atent.guard import ask, guard
 from atent.losses import check_smoothing, cross_entropy, kl, wide
 from atent.methods import base
-from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
 from atent.methods.batchnorm import tracked, two_updates
 from atent.methods.calibration import Calibration, calibrate
 from atent.rng import Batch
@@ -35,6 +35,7 @@ class Samples(NamedTuple):
     """Their losses per sample, each (chains n,)."""
 
 
+@method
 @dataclass(frozen=True)
 class ATENT(Method):
     """Langevin ascent on the inputs, gradient descent on the weights.

@@ -11,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import check_number
-from atent.methods.base import Method, Metrics, State
+from atent.methods.base import METHODS, Method, Metrics, State
 from atent.threat import Threat
-
-AROUND = ("PGDAT", "TRADES", "ATENT", "MART")
-"""The methods, by name, that AWP goes around."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class AWP(Method):
     """
 
     method: Method
-    """The method around which the weights are perturbed: PGDAT, TRADES, ATENT or MART."""
+    """The method around which the weights are perturbed: any that leaves `Method.backward` as it is."""
     gamma: float = 5e-3
     """Length of the perturbation as a share of each layer's norm, at least 0; 0 is ``method`` itself. The authors' code
     takes 0.005 around TRADES, 0.01 around PGD-AT."""
@@ -82,15 +79,15 @@ class AWP(Method):
 
     def __post_init__(self) -> None:
         _check(self.gamma, self.warmup)
-        if type(self.method).__name__ not in AROUND:
+        if not may_perturb(type(self.method)):
             raise ValueError(
-                f"AWP goes around {', '.join(AROUND)}, got {type(self.method).__name__}: leave it out there"
+                f"AWP does not go around {type(self.method).__name__}, whose backward is its own: use another method"
             )
 
     @property
-    def threat(self) -> Threat:
-        """That of ``method``."""
-        return self.method.threat  # type: ignore[attr-defined]
+    def threat(self) -> Threat | None:
+        """That of ``method``, where it has one."""
+        return getattr(self.method, "threat", None)
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         return self.method.init(n_train, shape, device)
@@ -123,6 +120,11 @@ class AWP(Method):
         with _ascended(list(slopes), list(slopes.values()), self.gamma):
             metrics = self.method.descend(model, x, y, aux, progress=progress, weight=weight, state=state)
         return metrics | {"sharpness": metrics["loss"] - flat["loss"]}
+
+
+def may_perturb(method: type[Method]) -> bool:
+    """Whether AWP goes around the methods of this class: they descend by `Method.backward`."""
+    return method.backward is Method.backward
 
 
 @contextmanager
@@ -182,7 +184,7 @@ def plain(method: Method) -> dict[str, Any]:
     awp = {"awp": {"gamma": around.gamma, "warmup": around.warmup}} if around else {}
     threat = getattr(inner, "threat", None)
     against = {"threat": threat.plain()} if threat is not None else {}
-    return {"name": type(inner).__name__, **asdict(inner), **against, **awp}
+    return {"name": METHODS.name_of(type(inner)), **asdict(inner), **against, **awp}
 
 
 def title(method: Method) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
 from atent.guard import explained
+from atent.registry import Registry
 from atent.threat import Threat
 
 Metrics = dict[str, Tensor]
@@ -28,7 +29,8 @@ class Method(metaclass=Settings):
 
     ``replays`` is how often in a row the loop brings each batch, with an optimizer's step each time. ``single_step``
     says that the adversary takes one gradient per batch: such methods may overfit catastrophically, and the loop
-    watches them (`atent.train.watch`).
+    watches them (`atent.train.watch`). `AWP` goes around every method that leaves `backward` as it is here: it calls
+    `attack_and_descend` and `descend` in its place.
     """
 
     # Without annotations: no fields of the dataclasses that inherit them.
@@ -78,6 +80,19 @@ class Method(metaclass=Settings):
         """`backward`, and what the adversary found, for those who want the gradient there again."""
         aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
         return aux, self.descend(model, x, y, aux, progress=progress, weight=weight, state=state)
+
+
+def _is_method(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, Method) and is_dataclass(found)
+
+
+METHODS: Registry[type[Method]] = Registry(
+    "method", "atent.methods", "atent.methods", _is_method, "a dataclass that inherits from atent.methods.Method"
+)
+"""Name -> class; recipes, the command line and the contract tests read it."""
+
+method = METHODS.register
+"""Decorator that makes a method known by its class's name."""
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:

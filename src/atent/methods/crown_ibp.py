@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from atent.certify.bounds import margins
 from atent.certify.graph import Graph
 from atent.checks import check_choice
-from atent.methods.base import Method, Metrics, State, check_budget, ramp
+from atent.methods.base import Method, Metrics, State, check_budget, method, ramp
 from atent.methods.certified import check_share, mixed_loss
 from atent.threat import Threat
 
 
+@method
 @dataclass(frozen=True)
 class CROWNIBP(Method):
     """kappa CE(f(x), y) + (1 - kappa) CE(-m, y) with m = beta m_CROWN-IBP + (1 - beta) m_IBP (Zhang et al. 2019a).

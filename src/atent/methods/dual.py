@@ -12,11 +12,12 @@ from atent.certify.bounds import margins
 from atent.certify.graph import Graph
 from atent.certify.projection import estimated_margins
 from atent.checks import check_number
-from atent.methods.base import Method, Metrics, State, check_budget, check_warmup, warm
+from atent.methods.base import Method, Metrics, State, check_budget, check_warmup, method, warm
 from atent.methods.certified import check_share, mixed_loss
 from atent.threat import Threat
 
 
+@method
 @dataclass(frozen=True)
 class Dual(Method):
     """(1 - kappa) CE(-J, y) + kappa CE(f(x), y), J the dual bound of the margins (Wong and Kolter 2018).

@@ -21,11 +21,13 @@ from atent.methods.base import (
     check_reach,
     check_warmup,
     correct,
+    method,
     warm,
 )
 from atent.threat import Threat
 
 
+@method
 @dataclass(frozen=True)
 class FGSMRS(Method):
     """min over w of the mean of CE(f(x + delta)), delta from one step (Wong, Rice and Kolter 2020).

@@ -20,11 +20,13 @@ from atent.methods.base import (
     check_reach,
     check_warmup,
     correct,
+    method,
     warm,
 )
 from atent.threat import Threat
 
 
+@method
 @dataclass(frozen=True)
 class Free(Method):
     """CE(f(x + delta)) descended by the weights and climbed by delta, at once (Shafahi et al. 2019).

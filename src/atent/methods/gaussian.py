@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
-from atent.methods.base import Method, Metrics, State, correct
+from atent.methods.base import Method, Metrics, State, correct, method
 from atent.rng import Batch
 
 
+@method
 @dataclass(frozen=True)
 class Gaussian(Method):
     """Mean cross-entropy at x + sigma N(0, I), one draw per sample (Cohen et al. 2019): the network under smoothing.

@@ -22,11 +22,13 @@ from atent.methods.base import (
     check_reach,
     check_warmup,
     correct,
+    method,
     warm,
 )
 from atent.threat import Threat
 
 
+@method
 @dataclass(frozen=True)
 class MART(Method):
     """min over w of the mean of BCE(f(x'), y) + beta KL(f(x) || f(x')) (1 - p_y(x)) (Wang et al. 2020).

@@ -14,7 +14,7 @@ from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.guard import ask, guard
 from atent.losses import cross_entropy
-from atent.methods.base import Method, Metrics, State, check_budget, check_reach, correct
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, correct, method
 from atent.rng import Batch
 from atent.threat import Threat, per_sample
 
@@ -31,6 +31,7 @@ def soft_logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     return z.scatter(1, y[:, None], float("-inf")).logsumexp(1) - own.squeeze(1)
 
 
+@method
 @dataclass(frozen=True)
 class MMA(Method):
     """Push each sample's decision boundary away, up to d_max (Ding et al. 2020, Algorithms 1 and 2).

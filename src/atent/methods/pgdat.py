@@ -13,10 +13,11 @@ from atent.attacks.starts import Start
 from atent.checks import check_choice
 from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy
-from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
 from atent.threat import Threat
 
 
+@method
 @dataclass(frozen=True)
 class PGDAT(Method):
     """min over w of the mean of max over the ball of the cross-entropy (Madry et al. 2018; supplement, Algorithm 2).

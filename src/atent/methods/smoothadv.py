@@ -17,7 +17,7 @@ from atent.attacks.starts import Start
 from atent.checks import check_choice, check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
-from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
 from atent.rng import Batch, Draws
 from atent.threat import Threat
 
@@ -61,6 +61,7 @@ class SmoothDDN(Attack):
         return self.threat.project(found, x)
 
 
+@method
 @dataclass(frozen=True)
 class SmoothAdv(Method):
     """Cross-entropy under Gaussian noise around an adversarial input of the smoothed classifier (Salman et al. 2019).

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy
-from atent.methods.base import Method, Metrics, State, correct
+from atent.methods.base import Method, Metrics, State, correct, method
 
 
+@method
 @dataclass(frozen=True)
 class Standard(Method):
     """Mean cross-entropy of the clean batch: the baseline without an adversary."""

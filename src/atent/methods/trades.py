@@ -12,10 +12,11 @@ from atent.attacks.pgd import PGD
 from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy, kl
-from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, warm
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
 from atent.threat import Threat
 
 
+@method
 @dataclass(frozen=True)
 class TRADES(Method):
     """min over w of the mean of CE(f(x), y) + beta max over the ball of KL(f(x) || f(x')) (Zhang et al. 2019).

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import check_number
-from atent.methods.base import Method, Metrics, State
+from atent.methods.base import Method, Metrics, State, method
 from atent.methods.gaussian import gaussian_noise
 from atent.methods.trades import TRADES
 from atent.threat import Threat
@@ -18,6 +18,7 @@ from atent.threat import Threat
 PUBLISHED = Threat("l2", 0.435)
 
 
+@method
 @dataclass(frozen=True)
 class TRADESSmoothing(Method):
     """`TRADES` of the network under noise (Blum et al. 2020, "Random smoothing might be unable to certify linf ..."):

@@ -3,52 +3,20 @@ takes points (n, d) of any range."""
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from numbers import Integral
 
 from torch import nn
 
-from atent.messages import unknown
-
 from .binary import binary_logits
-from .digits_cnn import digits_cnn
-from .dm_large import dm_large
-from .kw import kw_resnet, kw_small
-from .lenet5 import lenet5
 from .normalize import Normalize
-from .preact_resnet import preact_resnet18
 from .reference import check_output, from_reference
-from .resnet import resnet18, resnet20, resnet110
-from .small_cnn import small_cnn
-from .two_class import two_class
-from .wrn import wrn_28_4, wrn_28_10, wrn_34_10
+from .registry import MODELS, model
 
 __all__ = [
     "MODELS", "ModelSettings", "Normalize", "binary_logits", "build", "check_output", "from_reference",
-    "has_activation", "has_dropout", "make", "native_shape",
+    "has_activation", "has_dropout", "make", "model", "native_shape",
 ]  # fmt: skip
-
-# build() reads signatures: keywords `classes`, `shape` (its default is the native one), `dropout` if it drops, and
-# `activation` if that can be chosen
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    function.__name__: function
-    for function in (
-        small_cnn,
-        lenet5,
-        resnet18,
-        resnet20,
-        resnet110,
-        preact_resnet18,
-        wrn_28_4,
-        wrn_28_10,
-        wrn_34_10,
-        digits_cnn,
-        kw_small,
-        kw_resnet,
-        dm_large,
-        two_class,
-    )
-}
 
 
 def build(
@@ -73,7 +41,7 @@ def build(
     cannot take, a dropout or an activation that is unknown, out of range or on a network without one, and a
     normalisation that does not fit the channels.
     """
-    function = _find(name)
+    function = MODELS.find(name)
     if not isinstance(classes, Integral) or classes < 2:
         raise ValueError(f"classes must be an integer of at least 2, got {classes!r}")
     shape = native_shape(name) if shape is None else tuple(shape)
@@ -110,23 +78,17 @@ def build(
 
 def native_shape(name: str) -> tuple[int, ...]:
     """The (c, h, w), or (d,), that the network `name` was made for. Raises ValueError for an unknown name."""
-    return inspect.signature(_find(name)).parameters["shape"].default
+    return inspect.signature(MODELS.find(name)).parameters["shape"].default
 
 
 def has_dropout(name: str) -> bool:
     """Whether the network `name` has a dropout field. Raises ValueError for an unknown name."""
-    return "dropout" in inspect.signature(_find(name)).parameters
+    return "dropout" in inspect.signature(MODELS.find(name)).parameters
 
 
 def has_activation(name: str) -> bool:
     """Whether the activation of the network `name` can be chosen. Raises ValueError for an unknown name."""
-    return "activation" in inspect.signature(_find(name)).parameters
-
-
-def _find(name: str) -> Callable[..., nn.Module]:
-    if name in MODELS:
-        return MODELS[name]
-    raise ValueError(unknown("model", name, MODELS))
+    return "activation" in inspect.signature(MODELS.find(name)).parameters
 
 
 # The settings build on `build`.

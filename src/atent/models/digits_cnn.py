@@ -5,8 +5,10 @@ from collections import OrderedDict
 from torch import nn
 
 from atent.models.activation import activations
+from atent.models.registry import model
 
 
+@model
 def digits_cnn(
     *, classes: int = 10, shape: tuple[int, int, int] = (1, 8, 8), activation: str = "relu"
 ) -> nn.Sequential:  # fmt: skip

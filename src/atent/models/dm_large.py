@@ -4,7 +4,10 @@ from collections import OrderedDict
 
 from torch import nn
 
+from atent.models.registry import model
 
+
+@model
 def dm_large(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> nn.Sequential:
     """The "large" network of Gowal et al. 2018, "DM-large" of Zhang et al. 2019 (CROWN-IBP).
 

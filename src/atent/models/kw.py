@@ -5,9 +5,12 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from atent.models.registry import model
+
 from .init import kaiming_fan_out
 
 
+@model
 def kw_small(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
     """The convolutional network of Wong and Kolter 2018: (n, c, h, w) to (n, classes) logits.
 
@@ -45,6 +48,7 @@ class PlainBlock(nn.Module):
         return relu(self.conv2(relu(self.conv1(x))) + self.shortcut(x))
 
 
+@model
 def kw_resnet(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> nn.Sequential:
     """The small residual network of Wong et al. 2018: (n, c, h, w) to (n, classes) logits.
 

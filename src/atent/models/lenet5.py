@@ -4,7 +4,10 @@ from collections import OrderedDict
 
 from torch import nn
 
+from atent.models.registry import model
 
+
+@model
 def lenet5(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
     """LeNet5 of Madry et al. 2018, the paper's MNIST l_2 network: (n, c, h, w) to (n, classes) logits.
 

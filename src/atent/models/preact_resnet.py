@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from atent.models.registry import model
+
 from .init import kaiming_fan_out
 
 
@@ -55,6 +57,7 @@ class PreActResNet(nn.Module):
         return self.linear(relu(self.bn(x)).mean((2, 3)))
 
 
+@model
 def preact_resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> PreActResNet:
     """PreActResNet-18 in its CIFAR form, the network of Wong et al. 2020, Rice et al. 2020 and Wu et al. 2020.
 

@@ -1,15 +1,12 @@
 """The user's own network: found by name, and checked before anything trains on it."""
 
-import contextlib
-import importlib
-import os
-import sys
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from atent.guard import check_classes, check_weights, dtype_of, explained, guard
+from atent.registry import current_directory_on_path, first_line, load_object
 
 T = TypeVar("T")
 
@@ -33,16 +30,8 @@ def resolve(reference: str, kind: type[T], wanted: str) -> T:
 
     It must be a `kind`, which is called `wanted`. Raises ValueError, in one line, as `from_reference`.
     """
-    name, colon, path = reference.partition(":")
-    if not (name and colon and path) or name.startswith("."):
-        raise ValueError(f"a reference reads module:function, got {reference!r}")
-    with _current_directory_on_path():
-        found = _import(name, reference)
-        for part in path.split("."):
-            try:
-                found = getattr(found, part)
-            except AttributeError as error:
-                raise ValueError(f"{reference}: module {name!r} has no attribute {path!r}") from error
+    found = load_object(reference)
+    with current_directory_on_path():
         if isinstance(found, kind):
             return found
         if not callable(found):
@@ -51,7 +40,7 @@ def resolve(reference: str, kind: type[T], wanted: str) -> T:
             made = found()
         # a script that leaves by sys.exit must not take the command line with it
         except (Exception, SystemExit) as error:
-            raise ValueError(f"{reference} raised {_line(error)}") from error
+            raise ValueError(f"{reference} raised {first_line(error)}") from error
     if not isinstance(made, kind):
         raise ValueError(f"{reference} returned {_kind(made)}, want {wanted}")
     return made
@@ -76,7 +65,7 @@ def check_output(
         with guard(model, mode="eval"), torch.no_grad(), explained(model, inputs):
             output = model(inputs)
     except Exception as error:
-        raise ValueError(f"the model cannot take inputs of shape {tuple(shape)}: {_line(error)}") from error
+        raise ValueError(f"the model cannot take inputs of shape {tuple(shape)}: {first_line(error)}") from error
     if not isinstance(output, torch.Tensor):
         raise ValueError(f"the model gives {_kind(output)}, want a tensor of logits of shape (2, {classes})")
     if output.shape in ((2,), (2, 1)):
@@ -92,31 +81,5 @@ def check_output(
         )
 
 
-def _import(name, reference):
-    # a file written since the last import is otherwise invisible for as long as its folder's time stamp lasts
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        # what the module itself imports may be missing too, and that is another mistake
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            raise ValueError(f"{reference}: no module named {error.name!r} here or installed") from error
-        raise ValueError(f"{reference}: importing {name} raised {_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _current_directory_on_path():
-    before = list(sys.path)
-    sys.path.insert(0, os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _line(error: BaseException) -> str:
-    return " ".join([f"{type(error).__name__}:", *str(error).strip().splitlines()[:1]]).rstrip(": ")
-
-
-def _kind(value) -> str:
+def _kind(value: object) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"

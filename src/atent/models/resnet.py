@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from atent.models.registry import model
+
 from .init import kaiming_fan_out
 
 
@@ -62,6 +64,7 @@ def _resnet(name, shape, widths, blocks, classes) -> ResNet:
     return ResNet(c, widths, blocks, classes)
 
 
+@model
 def resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
     """ResNet-18 in its CIFAR form: stem of stride 1 without pooling, widths 64-128-256-512, 2 blocks each.
 
@@ -73,6 +76,7 @@ def resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) ->
     return _resnet("resnet18", shape, (64, 128, 256, 512), (2, 2, 2, 2), classes)
 
 
+@model
 def resnet20(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
     """ResNet-20 for CIFAR (He et al. 2016, section 4.2): widths 16-32-64, 3 basic blocks each.
 
@@ -89,6 +93,7 @@ def resnet20(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) ->
     return _resnet("resnet20", shape, (16, 32, 64), (3, 3, 3), classes)
 
 
+@model
 def resnet110(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
     """ResNet-110 for CIFAR: `resnet20` with 18 blocks in each stage, the network of Cohen et al. 2019.
 

@@ -4,7 +4,10 @@ from collections import OrderedDict
 
 from torch import nn
 
+from atent.models.registry import model
 
+
+@model
 def small_cnn(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28), dropout: float = 0.5) -> nn.Sequential:
     """SmallCNN of Zhang et al. 2019 (TRADES), the paper's MNIST l_inf network.
 

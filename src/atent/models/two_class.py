@@ -4,7 +4,10 @@ from collections import OrderedDict
 
 from torch import nn
 
+from atent.models.registry import model
 
+
+@model
 def two_class(*, classes: int = 10, shape: tuple[int, ...] = (2,)) -> nn.Sequential:
     """The network of the paper's Figure 1, for points instead of images: (n, d) to (n, classes) logits.
 

@@ -5,6 +5,8 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from atent.models.registry import model
+
 from .init import kaiming_fan_out
 
 
@@ -72,6 +74,7 @@ def _wrn(name, depth, widen, shape, classes, dropout) -> WideResNet:
     return WideResNet(depth, widen, channels=c, classes=classes, dropout=dropout)
 
 
+@model
 def wrn_28_4(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0) -> WideResNet:
     """WRN-28-4: as `wrn_34_10`, with 4 blocks per stage and widths 64-128-256.
 
@@ -80,6 +83,7 @@ def wrn_28_4(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dr
     return _wrn("wrn_28_4", 28, 4, shape, classes, dropout)
 
 
+@model
 def wrn_28_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0) -> WideResNet:
     """WRN-28-10: as `wrn_34_10`, with 4 blocks per stage.
 
@@ -88,6 +92,7 @@ def wrn_28_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), d
     return _wrn("wrn_28_10", 28, 10, shape, classes, dropout)
 
 
+@model
 def wrn_34_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0) -> WideResNet:
     """WRN-34-10, the CIFAR l_inf network of Madry et al. 2018, TRADES and the paper.
 

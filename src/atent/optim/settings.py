@@ -10,9 +10,14 @@ import torch
 from torch import nn
 
 from atent.checks import Settings, check_number
-from atent.messages import unknown
 from atent.optim.entropy_sgd import EntropySGD
 from atent.optim.sgld import SGLD
+from atent.registry import Registry, first_line
+
+OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
+    "optimizer", "atent.optim", "atent.optimizers", callable, "a torch.optim.Optimizer, or a function that makes one"
+)
+"""Name -> function (settings, parameters, seed) of a built-in optimizer, or (parameters, lr, ...) of another."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class Optimizer(metaclass=Settings):
     """Settings of the optimizer; ValueError for values out of range."""
 
     name: str = "SGD"
-    """SGD, Adam, EntropySGD or SGLD."""
+    """SGD, Adam, EntropySGD, SGLD, or your own as module:Class: a `torch.optim.Optimizer`, or a function that makes
+    one, called with the parameters, lr, and args."""
     lr: float = 0.1
     """Learning rate at the start, before the schedule."""
     momentum: float = 0.9
@@ -65,12 +71,13 @@ class Optimizer(metaclass=Settings):
     clip_norm: float | None = None
     """Longest gradient (l2, of all weights together, before weight decay): a longer one is scaled down to it, as by
     `torch.nn.utils.clip_grad_norm_`; left out: as it is."""
+    args: dict[str, float | bool | str] = field(default_factory=dict)
+    """Further keywords of an optimizer of your own."""
     walk: Walk = field(default_factory=Walk)
     """The walk of EntropySGD; SGLD takes its noise."""
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ValueError(unknown("optimizer", self.name, OPTIMIZERS))
+        build_one = OPTIMIZERS.find(self.name)
         check_number("lr", self.lr, 0, above=True)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
@@ -81,15 +88,18 @@ class Optimizer(metaclass=Settings):
             raise ValueError("nesterov needs a momentum above 0")
         if self.nesterov and self.name not in ("SGD", "EntropySGD"):
             raise ValueError(f"nesterov is for SGD and EntropySGD, not for {self.name}: leave it out")
+        if self.args and OPTIMIZERS.origin(self.name) == "built-in":
+            raise ValueError(f"optimizer.args is for an optimizer of your own, not for {self.name}: leave it out")
         if self.name not in ("EntropySGD", "SGLD") and self.walk != Walk():
             raise ValueError(f"optimizer.walk is for EntropySGD and SGLD, not for {self.name}: leave it out")
         # What the optimizer itself refuses is refused here, before anything is trained.
-        OPTIMIZERS[self.name](self, [nn.Parameter(torch.zeros(1))], 0)
+        _made(build_one, self, [nn.Parameter(torch.zeros(1))], 0)
 
 
 Parameters = Iterable[nn.Parameter]
 
 
+@OPTIMIZERS.register("SGD")
 def _sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters,
@@ -100,10 +110,12 @@ def _sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.
     )
 
 
+@OPTIMIZERS.register("Adam")
 def _adam(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
+@OPTIMIZERS.register("EntropySGD")
 def _entropy_sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
     return EntropySGD(
         parameters,
@@ -116,16 +128,25 @@ def _entropy_sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torc
     )
 
 
+@OPTIMIZERS.register("SGLD")
 def _sgld(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
     return SGLD(parameters, settings.lr, noise=settings.walk.noise, weight_decay=settings.weight_decay, seed=seed)
 
 
-OPTIMIZERS: dict[str, Callable[[Optimizer, Parameters, int], torch.optim.Optimizer]] = {
-    "SGD": _sgd,
-    "Adam": _adam,
-    "EntropySGD": _entropy_sgd,
-    "SGLD": _sgld,
-}
+def _made(
+    entry: Callable[..., torch.optim.Optimizer], settings: Optimizer, parameters: Parameters, seed: int
+) -> torch.optim.Optimizer:
+    """The optimizer that an entry of `OPTIMIZERS` makes; ValueError, in one line, where one of the user's does not."""
+    if OPTIMIZERS.origin(settings.name) == "built-in":
+        return entry(settings, parameters, seed)
+    given = {"weight_decay": settings.weight_decay} if settings.weight_decay else {}
+    try:
+        made = entry(parameters, lr=settings.lr, **given, **settings.args)
+    except Exception as error:
+        raise ValueError(f"optimizer {settings.name} raised {first_line(error)}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ValueError(f"optimizer {settings.name} gave a {type(made).__name__}, want a torch.optim.Optimizer")
+    return made
 
 
 def build(settings: Optimizer, model: nn.Module, *, seed: int = 0) -> torch.optim.Optimizer:
@@ -133,4 +154,4 @@ def build(settings: Optimizer, model: nn.Module, *, seed: int = 0) -> torch.opti
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model has no trainable parameters: set requires_grad on some of them")
-    return OPTIMIZERS[settings.name](settings, parameters, seed)
+    return _made(OPTIMIZERS.find(settings.name), settings, parameters, seed)

@@ -88,7 +88,7 @@ def load_file(
     path = Path(path)
     about, tensors, _ = read_weights(path)
     # A file must not choose whose code is run.
-    name = name or next((n for n in [(about.get("model") or {}).get("name")] if n in MODELS), None)
+    name = name or next((n for n in [(about.get("model") or {}).get("name")] if n and MODELS.is_built_in(n)), None)
     if name is None:
         raise ValueError(f"{path} does not say what network it holds: name it by --model, one of {', '.join(MODELS)}")
     model = _named(name, about.get("model") or {}, tensors, classes, shape)

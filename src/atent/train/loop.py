@@ -31,12 +31,13 @@ from atent.data import Data, Split, augment, everything
 from atent.data.described import described
 from atent.data.split import Part
 from atent.evaluate import evaluate
-from atent.methods import ATENT, AWP, Method
+from atent.methods import ATENT, AWP, METHODS, Method
 from atent.methods.awp import plain
 from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
 from atent.precision import bfloat16_pays, gaining, refuses_channels_last
 from atent.progress import bar
+from atent.registry import plugin_of
 from atent.rng import fold
 from atent.runs.checkpoint import load_state, load_weights, save_state, save_weights
 from atent.runs.weights import Snapshot, State, copied, put, unwrapped, whole
@@ -457,7 +458,9 @@ def describe(
 
 def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
     """What the settings imply: the data as loaded, the number of parameters, ATENT's resolved chain."""
-    out: dict[str, Any] = {
+    found = plugin_of(METHODS, type(method.method if isinstance(method, AWP) else method))
+    out: dict[str, Any] = {"plugins": [asdict(found)]} if found else {}
+    out |= {
         "data": {
             "classes": data.classes,
             "shape": list(data.shape),
@@ -539,6 +542,10 @@ def _of_the_run(fingerprint: str, now: str, method: Method) -> str:
     parts = json.loads(fingerprint)
     parts["train"] = {k: v for k, v in parts["train"].items() if k not in _MACHINE}
     inner = method.method if isinstance(method, AWP) else method
+    name = parts["method"]["name"]
+    if ":" not in name and json.loads(now)["method"]["name"].rpartition(":")[2] == name:
+        # Earlier versions kept the bare name of a method of the user's own.
+        parts["method"]["name"] = json.loads(now)["method"]["name"]
     known = {f.name: f.default for f in fields(inner) if f.default is not MISSING}
     defaults = {"optimizer": asdict(Optimizer()), "schedule": asdict(Schedule()), "train": asdict(TrainSettings())}
     return folder.dumps(_completed(parts, json.loads(now), json.loads(folder.dumps({**defaults, "method": known}))))

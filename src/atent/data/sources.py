@@ -1,0 +1,23 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from atent.data.split import Data
+from atent.registry import Registry
+
+
+def _fits(found: Any) -> bool:
+    return callable(found) or isinstance(found, Data)
+
+
+SOURCES: Registry[Callable[..., Any]] = Registry(
+    "data set", "atent.data", "atent.data", _fits, "Data, or a function that gives Data or a Source"
+)
+"""Name -> loader: a function that gives a `Source`, or `Data`; of its parameters only ``root``, the data's folder or
+None, is given."""
+
+dataset = SOURCES.register
+"""Decorator that makes a loader known by its function's name, or ``dataset("name")`` by another."""

@@ -1,0 +1,243 @@
+"""Things that are found by name: the package's own, an installed package's, or one in the user's files.
+
+A name is one of three. A built-in: every file of its room that applies the room's decorator is found by itself. An
+entry point of an installed package, in the room's group (`atent.attacks`, `atent.methods`, `atent.models`,
+`atent.data`, `atent.optimizers`). Or "module:Thing", imported from the current directory or the installed packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import pkgutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+from atent.messages import unknown
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T]):
+    """Name -> thing, for one ``kind`` of things, such as "attack".
+
+    Parameters
+    ----------
+    kind
+        What one of them is called in errors.
+    package
+        The package whose modules register the built-in ones: all of them are imported at the first look-up.
+    group
+        The group of entry points by which installed packages announce theirs.
+    fits
+        Whether an object that a plug-in gives is one of them.
+    wanted
+        What it must be, for errors.
+    """
+
+    def __init__(self, kind: str, package: str, group: str, fits: Callable[[Any], bool], wanted: str) -> None:
+        self.kind, self.package, self.group, self.fits, self.wanted = kind, package, group, fits, wanted
+        self._built_in: dict[str, T] = {}
+        self._installed: dict[str, T] | None = None
+        self._complete = False
+
+    # ---- registering
+
+    @overload
+    def register(self, entry: T) -> T: ...
+    @overload
+    def register(self, entry: str) -> Callable[[T], T]: ...
+
+    def register(self, entry: Any) -> Any:
+        """Decorator: a built-in by its own name, or ``register("name")`` by another. ValueError for a name in use."""
+        if isinstance(entry, str):
+            return lambda thing: self._add(entry, thing)
+        return self._add(entry.__name__, entry)
+
+    def _add(self, name: str, entry: T) -> T:
+        before = self._built_in.get(name)
+        # A module that is imported again replaces what it registered.
+        if before is not None and where(before) != where(entry):
+            raise ValueError(f"{self.kind} {name!r} is registered by {where(before)} already: choose another name")
+        self._built_in[name] = entry
+        return entry
+
+    def _discover(self) -> dict[str, T]:
+        if not self._complete:
+            self._complete = True
+            try:
+                package = importlib.import_module(self.package)
+                for found in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+                    importlib.import_module(f"{self.package}.{found.name}")
+            except BaseException:
+                self._complete = False
+                raise
+            self._built_in = dict(sorted(self._built_in.items(), key=lambda item: item[0].lower()))
+        return self._built_in
+
+    def _entries(self) -> dict[str, importlib.metadata.EntryPoint]:
+        """Entry points by name; a built-in keeps its name."""
+        found = importlib.metadata.entry_points(group=self.group)
+        return {entry.name: entry for entry in found if entry.name not in self._discover()}
+
+    # ---- looking up
+
+    def find(self, name: str) -> T:
+        """The thing called ``name``; ValueError, in one line, where there is none or it cannot be imported."""
+        if name in self._discover():
+            return self._built_in[name]
+        if ":" in name:
+            return self._checked(load_object(name), name)
+        entry = self._entries().get(name)
+        if entry is None:
+            raise ValueError(unknown(self.kind, name, [*self._built_in, *self._entries()]))
+        try:
+            found = entry.load()
+        except (Exception, SystemExit) as error:
+            package = entry.dist.name if entry.dist else entry.value
+            raise ValueError(f"{self.kind} {name!r} of {package} cannot be imported: {first_line(error)}") from error
+        return self._checked(found, name)
+
+    def _checked(self, found: Any, name: str) -> T:
+        if not self.fits(found):
+            kind = found.__name__ if isinstance(found, type) else f"of type {type(found).__name__}"
+            raise ValueError(f"{self.kind} {name!r} is {kind}, not {self.wanted}")
+        return found  # type: ignore[no-any-return]
+
+    # As a mapping it holds the names that it knows. A reference is for `find` alone: to ask whether a name is known
+    # must not import what the name says.
+    def __getitem__(self, name: str) -> T:
+        if name not in self:
+            raise KeyError(name)
+        return self.find(name)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (self.is_built_in(name) or name in self._entries())
+
+    def is_built_in(self, name: str) -> bool:
+        """Whether ``name`` is one of the package's own."""
+        return name in self._discover()
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._discover()
+        for name in self._entries():
+            try:
+                self.find(name)
+            except ValueError as error:
+                # One broken package must not take the others with it.
+                warnings.warn(str(error), stacklevel=2)
+            else:
+                yield name
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    # ---- saying what was found
+
+    def name_of(self, entry: Any) -> str:
+        """The name by which `find` gives ``entry`` again; its bare name where nothing does, as for one that a script
+        or a function defines."""
+        for name, known in self._discover().items():
+            if known is entry:
+                return name
+        installed = next((n for n, e in self._entries().items() if e.value == where(entry)), None)
+        if installed is not None:
+            return installed
+        importable = entry.__module__ != "__main__" and "<" not in entry.__qualname__
+        return where(entry) if importable else str(entry.__name__)
+
+    def origin(self, name: str) -> str:
+        """Where ``name`` comes from: "built-in", the package and version, or the module."""
+        if self.is_built_in(name):
+            return "built-in"
+        package = None if ":" in name else self._entries()[name].dist
+        if package is not None:
+            return f"{package.name} {package.version}"
+        return version_of(name.partition(":")[0]) or name.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A thing that is not built in, as a run records it."""
+
+    kind: str
+    name: str
+    module: str
+    qualname: str
+    version: str | None
+    """Distribution and version, where it was installed."""
+
+
+def plugin_of(registry: Registry[Any], entry: Any) -> Plugin | None:
+    """The record of a plug-in; None for a built-in."""
+    if entry.__module__.partition(".")[0] == "atent":
+        return None
+    module = entry.__module__
+    return Plugin(registry.kind, registry.name_of(entry), module, entry.__qualname__, version_of(module))
+
+
+def version_of(module: str) -> str | None:
+    """Name and version of the distribution that a module came with; None for one that was not installed."""
+    top = module.partition(".")[0]
+    for name in importlib.metadata.packages_distributions().get(top, []):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return None
+
+
+def where(entry: Any) -> str:
+    """An object as a reference, module:name."""
+    return f"{entry.__module__}:{entry.__qualname__}"
+
+
+def load_object(reference: str) -> Any:
+    """What ``reference``, written "module:name", names; the name may be dotted.
+
+    The module is looked for in the current directory first, as `python -m` does; `sys.path` is afterwards as it was.
+    ValueError, in one line, where the colon is missing, the module or the name does not exist, or the import raises
+    (the cause is chained).
+    """
+    name, colon, path = reference.partition(":")
+    if not (name and colon and path) or name.startswith("."):
+        raise ValueError(f"a reference reads module:function, got {reference!r}")
+    with current_directory_on_path():
+        found = _import(name, reference)
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise ValueError(f"{reference}: module {name!r} has no attribute {path!r}") from error
+    return found
+
+
+def _import(name: str, reference: str) -> Any:
+    # A file written since the last import is otherwise invisible for as long as its folder's time stamp lasts.
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        # What the module itself imports may be missing too, and that is another mistake.
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise ValueError(f"{reference}: no module named {error.name!r} here or installed") from error
+        raise ValueError(f"{reference}: importing {name} raised {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def current_directory_on_path() -> Iterator[None]:
+    """Inside, the current directory is the first place to import from."""
+    before = list(sys.path)
+    sys.path.insert(0, os.getcwd())
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def first_line(error: BaseException) -> str:
+    """The class and the first line of an exception."""
+    return " ".join([f"{type(error).__name__}:", *str(error).strip().splitlines()[:1]]).rstrip(": ")

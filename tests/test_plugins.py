@@ -1,0 +1,305 @@
+"""Things from outside: in the user's files, and announced by installed packages; none of it needs a line of ours."""
+
+import json
+import textwrap
+
+import pytest
+import torch
+
+import atent
+from atent import Threat
+from atent.attacks import ATTACKS
+from atent.attacks.spec import parse, spell
+from atent.cli import main
+from atent.methods import AWP, METHODS
+from atent.models import MODELS
+from atent.registry import Registry, plugin_of
+
+MODULE = """
+import dataclasses
+import math
+import torch
+from torch import nn
+from atent import Threat
+from atent.attacks import Attack
+from atent.data import from_tensors
+from atent.methods import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(Attack):
+    '''Random corners of the ball.'''
+    threat: Threat
+    tries: int = 2
+
+    @property
+    def passes(self):
+        return self.tries + 1
+
+    def search(self, oracle, x, y, draws):
+        best = x
+        for k in range(self.tries):
+            step = self.threat.eps * draws.normal(x, use="start", restart=k).sign()
+            candidate = self.threat.project(x + step, x)
+            wrong = oracle.logits(candidate, y).argmax(1) != y
+            best = torch.where(wrong.view(-1, *[1] * (x.dim() - 1)), candidate, best)
+        return best
+
+
+@dataclasses.dataclass(frozen=True)
+class MyAT(Method):
+    '''Training on one random corner.'''
+    threat: Threat
+    strength: float = 1.0
+
+    def __post_init__(self):
+        if self.strength < 0:
+            raise ValueError(f"strength must be at least 0, got {self.strength}")
+
+    def adversary(self, model, x, y, *, rng, ids=None, progress=1.0, state=None):
+        noise = torch.randn(x.shape, generator=rng, device=x.device).sign()
+        return self.threat.project(x + self.strength * self.threat.eps * noise, x)
+
+    def loss(self, model, x, y, aux, *, progress=1.0, state=None):
+        logits = model(aux)
+        return nn.functional.cross_entropy(logits, y), {"accuracy": (logits.argmax(1) == y).double().mean()}
+
+
+class Lion(torch.optim.Optimizer):
+    '''Signs of a running mean (Chen et al. 2023).'''
+
+    def __init__(self, params, lr, beta=0.9):
+        super().__init__(params, {"lr": lr, "beta": beta})
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is None:
+                        continue
+                    mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+                    mean.mul_(group["beta"]).add_(p.grad, alpha=1 - group["beta"])
+                    p.sub_(mean.sign(), alpha=group["lr"])
+        return loss
+
+
+def blobs():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(240) % 3
+    x = (0.3 + 0.2 * y.view(-1, 1, 1, 1) + 0.05 * torch.randn(240, 1, 4, 4, generator=generator)).clamp(0, 1)
+    return from_tensors(x[:180], y[:180], x[180:], y[180:], validation=30, name="blobs")
+
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def nothing():
+    return 3
+"""
+
+RECIPE = """
+[data]
+name = "{p}{data}"
+[model]
+name = "mine:net"
+[method]
+name = "{p}{method}"
+threat = {{ norm = "linf", eps = 0.05 }}
+strength = 0.5
+[optimizer]
+name = "{p}{optimizer}"
+lr = 0.01
+args = {{ beta = 0.5 }}
+[train]
+epochs = 2
+batch_size = 32
+validate_attack = "{p}{attack}(tries=1)"
+device = "cpu"
+[evaluate]
+attacks = ["FGSM", "{p}{attack}(tries=3)"]
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(MODULE)
+    text = RECIPE.format(p="mine:", data="blobs", method="MyAT", optimizer="Lion", attack="Noise")
+    (tmp_path / "blobs.toml").write_text(text)
+    yield tmp_path
+    __import__("sys").modules.pop("mine", None)
+
+
+@pytest.fixture
+def installed(mine, monkeypatch):
+    """The same module as an installed package that announces itself, beside a broken one."""
+    place = mine / "site"
+    (place / "theirs-1.2.dist-info").mkdir(parents=True)
+    (place / "theirs.py").write_text(MODULE)
+    (place / "theirs-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.2\n")
+    (place / "theirs-1.2.dist-info" / "RECORD").write_text("theirs.py,,\n")
+    (place / "theirs-1.2.dist-info" / "top_level.txt").write_text("theirs\n")
+    (place / "theirs-1.2.dist-info" / "entry_points.txt").write_text(
+        textwrap.dedent("""
+        [atent.attacks]
+        Noise = theirs:Noise
+        PGD = theirs:Noise
+        Broken = theirs_absent:Noise
+        [atent.methods]
+        MyAT = theirs:MyAT
+        [atent.data]
+        blobs = theirs:blobs
+        [atent.optimizers]
+        Lion = theirs:Lion
+    """)
+    )
+    monkeypatch.syspath_prepend(str(place))
+    text = RECIPE.format(p="", data="blobs", method="MyAT", optimizer="Lion", attack="Noise")
+    (mine / "blobs.toml").write_text(text)
+    yield mine
+    __import__("sys").modules.pop("theirs", None)
+
+
+def run(capsys, *words):
+    status = main(list(words))
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return out
+
+
+def the_whole_way(place, capsys, name, version):
+    run(capsys, "train", "blobs.toml", "--name", "a", "--quiet")
+    config = json.loads((place / "runs/a/config.json").read_text())
+    assert config["method"]["name"] == name
+    plugins = {(p["kind"], p["qualname"]): p for p in config["about"]["plugins"]}
+    for kind, qualname in (("attack", "Noise"), ("method", "MyAT"), ("optimizer", "Lion"), ("data set", "blobs")):
+        assert plugins[kind, qualname]["version"] == version
+    found = json.loads((place / "runs/a/evaluation.json").read_text())
+    assert [a["attack"] for a in found["attacks"].values()] == ["FGSM", f"{name.replace('MyAT', 'Noise')}(tries=3)"]
+    # Resumed after its first epoch it ends at the same bits.
+    run(capsys, "train", "blobs.toml", "--name", "b", "--train.epochs", "2", "--quiet")
+    a, b = (atent.load(place / "runs" / n).state_dict() for n in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    run(capsys, "train", "--resume", "runs/a", "--quiet")
+    run(
+        capsys,
+        "evaluate",
+        "runs/a",
+        "--attacks",
+        f"{name.replace('MyAT', 'Noise')}(tries=2)",
+        "PGD(steps=2)",
+        "--quiet",
+    )
+    run(capsys, "report", "runs/a", "--images", "2", "--quiet")
+    assert "MyAT" in (place / "runs/a/report.html").read_text()
+    (place / "other.toml").write_text('extends = "blobs.toml"\n[method]\nstrength = 1.0\n')
+    out = run(capsys, "compare", "blobs.toml", "other.toml", "--seeds", "1", "--train.epochs", "1", "--quiet")
+    assert "other" in out
+
+
+def test_in_the_users_files(mine, capsys):
+    the_whole_way(mine, capsys, "mine:MyAT", None)
+
+
+def test_installed_packages_announce_themselves(installed, capsys):
+    the_whole_way(installed, capsys, "MyAT", "theirs 1.2")
+
+
+def test_a_built_in_keeps_its_name_and_a_broken_package_takes_no_other_with_it(installed):
+    assert ATTACKS.find("PGD").__module__ == "atent.attacks.pgd"
+    assert ATTACKS.origin("Noise") == "theirs 1.2"
+    with pytest.warns(UserWarning, match="'Broken' of theirs cannot be imported"):
+        names = list(ATTACKS)
+    assert "Noise" in names
+    assert "Broken" not in names
+    with pytest.raises(ValueError, match="'Broken' of theirs cannot be imported: ModuleNotFoundError"):
+        ATTACKS.find("Broken")
+
+
+def test_what_is_missing_is_said_in_one_line(mine, capsys):
+    run(capsys, "train", "blobs.toml", "--name", "a", "--quiet")
+    (mine / "mine.py").unlink()
+    __import__("sys").modules.pop("mine", None)
+    for words in (["train", "--resume", "runs/a"], ["evaluate", "runs/a", "--quiet"]):
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "no module named 'mine'" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--method", "mine:Nothing"], ["no attribute 'Nothing'"]),
+        (["--method", "mine:nothing"], ["not a dataclass that inherits from atent.methods.Method"]),
+        (["--method.strength", "-1"], ["strength must be at least 0, got -1"]),
+        (["--optimizer", "mine:nothing"], ["optimizer mine:nothing raised TypeError"]),
+        (["--data", "mine:nothing"], ["returned of type int", "want Data"]),
+        (["--evaluate.attacks", "mine:MyAT"], ["attack 'mine:MyAT' is MyAT", "atent.attacks.Attack"]),
+        (["--evaluate.attacks", "mine:Noise(trys=2)"], ["did you mean 'tries'"]),
+        (["--evaluate.attacks", "absent:Noise"], ["no module named 'absent'"]),
+    ],
+)
+def test_mistakes_are_one_line(mine, words, parts, capsys):
+    assert main(["train", "blobs.toml", *words, "--quiet"]) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    line = err[-1]
+    assert all(p in line for p in parts), err
+    assert not (mine / "runs").exists()
+
+
+def test_text_comes_back(mine):
+    threat = Threat("linf", 0.1)
+    for text in ("mine:Noise(tries=5)", "mine:Noise", " mine:Noise ( tries = 5 ) "):
+        made = parse(text, threat, ATTACKS)
+        assert parse(spell(made), threat, ATTACKS) == made
+    inside = parse('EoT(attack="mine:Noise(tries=3)")', threat, ATTACKS)
+    assert inside.inner.tries == 3 if hasattr(inside, "inner") else True
+
+
+def test_awp_goes_around_it(mine):
+    method = METHODS.find("mine:MyAT")(Threat("linf", 0.05))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    before = [p.detach().clone() for p in model.parameters()]
+    x, y = torch.rand(6, 1, 4, 4), torch.arange(6) % 3
+    metrics = AWP(method, 0.01).backward(model, x, y, rng=torch.Generator().manual_seed(0))
+    assert float(metrics["sharpness"]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_to_ask_for_a_name_imports_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
+    assert "trap:net" not in MODELS
+    with pytest.raises(KeyError):
+        MODELS["trap:net"]
+
+
+def test_a_new_file_is_all_that_a_built_in_needs(tmp_path, monkeypatch):
+    """A package of two files, of which nobody lists the second."""
+    package = tmp_path / "zoo"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from atent.registry import Registry\nZOO = Registry('beast', 'zoo', 'zoo.beasts', callable, 'a beast')\n"
+    )
+    (package / "lion.py").write_text("from zoo import ZOO\n@ZOO.register\ndef lion(): return 'roar'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import zoo
+
+    assert isinstance(zoo.ZOO, Registry)
+    assert list(zoo.ZOO) == ["lion"]
+    assert zoo.ZOO.find("lion")() == "roar"
+    assert zoo.ZOO.name_of(zoo.ZOO["lion"]) == "lion"
+    with pytest.raises(ValueError, match="did you mean 'lion'"):
+        zoo.ZOO.find("lino")
+    with pytest.raises(ValueError, match="registered by zoo.lion:lion already"):
+        zoo.ZOO.register("lion")(test_text_comes_back)
+
+
+def test_a_built_in_is_no_plug_in():
+    assert plugin_of(ATTACKS, ATTACKS["PGD"]) is None
+    assert ATTACKS.name_of(ATTACKS["PGD"]) == "PGD"
+    assert ATTACKS.origin("PGD") == "built-in"
