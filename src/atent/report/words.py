@@ -35,18 +35,18 @@ def threat(told: dict[str, Any]) -> str:
 
 def method(name: str) -> str:
     """What a training method does: the first paragraph of its documentation; nothing for an unknown one."""
-    if name not in METHODS:
+    try:
+        doc = METHODS.find(name).__doc__
+    except ValueError:
         return ""
-    return " ".join(inspect.cleandoc(METHODS[name].__doc__ or "").split("\n\n")[0].split()).replace("`", "").rstrip(":")
+    return " ".join(inspect.cleandoc(doc or "").split("\n\n")[0].split()).replace("`", "").rstrip(":")
 
 
 def meanings(name: str) -> dict[str, str]:
     """What each field of a training method is, from the line below it in its source."""
-    if name not in METHODS:
-        return {}
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(METHODS[name]))).body[0]
-    except (OSError, SyntaxError):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(METHODS.find(name)))).body[0]
+    except (OSError, SyntaxError, ValueError):
         return {}
     body = tree.body if isinstance(tree, ast.ClassDef) else []
     return {
