@@ -18,7 +18,7 @@ from atent.attacks.spec import parse, show
 from atent.data.described import words
 from atent.evaluate import evaluate
 from atent.experiments.comparison import accuracy
-from atent.experiments.target import subject
+from atent.experiments.target import load_target
 from atent.paper.engine import Bench, robust_images, run_of, stage, train
 from atent.paper.published import value
 from atent.paper.result import commit, head, machine
@@ -116,7 +116,7 @@ def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
     """Measure the epoch's weights on the test set; they are on the disk by now."""
     if row["epoch"] in _epochs(path / TEST):
         return
-    who = subject(str(path), attacks=(), which="last", limit=_images(bench))
+    who = load_target(str(path), attacks=(), which="last", limit=_images(bench))
     x, y, ids = who.test()
     assert who.threat is not None
     attack = parse("PGD(steps=10)", who.threat, ATTACKS)
