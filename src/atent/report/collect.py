@@ -137,7 +137,7 @@ def _run(path: Path, name: str) -> Run:
 
 def _proved(file: Path, content: dict[str, Any]) -> Certificate:
     rows = read_rows(file.with_suffix(".csv")) if content["method"] == "smoothing" else []
-    if "ids" in content["images"]:  # the table may hold rows of other subsets
+    if content["images"]["ids"] is not None:  # the table may hold rows of other subsets
         wanted = set(unspan(content["images"]["ids"]))
         rows = [row for row in rows if row.idx in wanted]
     return Certificate(content, tuple(r.radius if r.correct else -1.0 for r in rows) or None)
