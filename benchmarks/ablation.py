@@ -24,6 +24,7 @@ from atent.cli import main
 from atent.data.described import words
 from atent.experiments.comparison import measure
 from atent.experiments.recipe_files import as_toml, read_recipe
+from atent.markdown import table as markdown_table
 from atent.runs import read_json, write_atomic, write_json
 
 Tables = dict[str, Any]
@@ -133,10 +134,12 @@ def table(found: dict[str, Any], names: tuple[str, str]) -> str:
         )
 
     attacks = ", ".join(found["rows"][0]["attacks"])
-    lines = ["| part | added to | natural (points) | robust (points) | time of an epoch |", "|---|---|---:|---:|---:|"]
+    rows = []
     for row in effects(found, names):
         cells = [points(row["natural"]), points(row["worst"]), f"{row['seconds']['mean']:.2f} times"]
-        lines.append(f"| {row['part']} | {row['to']} | {' | '.join(cells)} |")
+        rows.append([row["part"], row["to"], *cells])
+    heads = ["part", "added to", "natural (points)", "robust (points)", "time of an epoch"]
+    lines = markdown_table(heads, rows, left=2)
     data, seeds = found["data"], len(found["seeds"])
     lines += [
         "",

@@ -15,6 +15,7 @@ from typing import Any
 
 from atent.experiments.comparison import layout
 from atent.experiments.recipes import read_recipe
+from atent.markdown import table as markdown_table
 from atent.paper.evidence import Difference, difference
 from atent.runs import read_json, write_atomic
 
@@ -34,11 +35,12 @@ def comparison(folder: Path) -> str:
     # The lead stands right of the accuracy that it is of.
     at = max(i for i, heading in enumerate(shown) if heading.endswith("(%)")) + 1
     shown.insert(at, "less PGD-AT (points)")
-    lines = ["| recipe | " + " | ".join(shown) + " |", "|---|" + "---:|" * len(shown)]
+    listed = []
     for row, (_, entries) in zip(found["rows"], rows, strict=True):
         cells = [f"{entries[i].text} {entries[i].interval}".strip() for i in places]
         cells.insert(at, leads[row["recipe"]])
-        lines.append(f"| `{row['recipe']}` | " + " | ".join(cells) + " |")
+        listed.append([f"`{row['recipe']}`", *cells])
+    lines = markdown_table(["recipe", *shown], listed)
     return "\n".join(lines) + "\n"
 
 

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from atent.attacks import ATTACKS, PGD
-from atent.experiments.evaluation import assess
-from atent.experiments.target import STRONG, subject
+from atent.experiments.evaluation import evaluate_target
+from atent.experiments.target import STRONG, load_target
 from atent.models import build
 
 NET = """
@@ -55,14 +55,14 @@ def kept(here):
 
 
 def test_your_own_network(here):
-    found = subject("strange:build", **ASK, limit=20)
+    found = load_target("strange:build", **ASK, limit=20)
     assert not found.model.training
     assert (found.name, found.about, found.stem) == ("strange:build", {"model": "strange:build"}, "strange-build-")
     assert (found.threat.norm, found.threat.eps) == ("linf", 0.1)
     assert list(found.attacks) == ["FGSM"]
     x, y, ids = found.test()
     assert x.shape == (20, 1, 8, 8)
-    content = assess(found, progress=False)
+    content = evaluate_target(found, progress=False)
     torch.manual_seed(0)
     same = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     assert content["natural"]["k"] == int((same(x).argmax(1) == y).sum())
@@ -74,16 +74,16 @@ def test_your_own_network(here):
 
 
 def test_a_model_in_float64_is_judged_in_float64(here):
-    x, _, _ = subject("strange:wide", **ASK).test()
+    x, _, _ = load_target("strange:wide", **ASK).test()
     assert x.dtype == torch.float64
-    assert assess(subject("strange:wide", **ASK, limit=10), progress=False)["n"] == 10
-    with pytest.raises(ValueError, match=r"the model is torch.float16: judge it in float32"):
-        subject("strange:half", **ASK).test()
+    assert evaluate_target(load_target("strange:wide", **ASK, limit=10), progress=False)["n"] == 10
+    with pytest.raises(ValueError, match=r"the model is torch.float16: evaluate it in float32"):
+        load_target("strange:half", **ASK).test()
 
 
 @pytest.mark.parametrize("name", ["plain", "scaled"])
 def test_a_file_of_weights(name, here, kept):
-    found = subject(f"{name}.safetensors", model="digits_cnn", **ASK, limit=30)
+    found = load_target(f"{name}.safetensors", model="digits_cnn", **ASK, limit=30)
     assert found.stem == f"{name}-"
     x, _, _ = found.test()
     with torch.no_grad():
@@ -95,12 +95,12 @@ def test_a_file_may_say_what_it_holds_but_not_whose_code_to_run(here, kept):
     from atent.runs.checkpoint import save_weights
 
     save_weights(here / "told.safetensors", kept["plain"], {"epoch": 4, "model": {"name": "digits_cnn"}})
-    assert subject("told.safetensors", **ASK).about["epoch"] == 4
+    assert load_target("told.safetensors", **ASK).about["epoch"] == 4
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     save_weights(here / "own.safetensors", net, {"model": {"name": "strange:build"}})
     with pytest.raises(ValueError, match="does not say what network it holds"):
-        subject("own.safetensors", **ASK)
-    found = subject("own.safetensors", model="strange:build", **ASK)
+        load_target("own.safetensors", **ASK)
+    found = load_target("own.safetensors", model="strange:build", **ASK)
     assert torch.equal(found.model[1].weight.cpu(), net[1].weight)
 
 
@@ -133,22 +133,22 @@ def test_a_file_may_say_what_it_holds_but_not_whose_code_to_run(here, kept):
 def test_mistakes_are_one_line(target, change, parts, here, kept):
     (here / "torn.safetensors").write_bytes((here / "plain.safetensors").read_bytes()[:100])
     with pytest.raises((ValueError, FileNotFoundError)) as error:
-        subject(target, **{**ASK, **change})
+        load_target(target, **{**ASK, **change})
     for part in parts:
         assert part in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_attacks_may_bring_their_own_threats(here):
-    found = subject("strange:build", data="digits", attacks=["PGD(steps=3, norm=l2, eps=0.5)"])
+    found = load_target("strange:build", data="digits", attacks=["PGD(steps=3, norm=l2, eps=0.5)"])
     assert found.threat is None
     assert found.attacks["PGD-3"].threat.norm == "l2"
     with pytest.raises(ValueError, match="the checks need a threat"):
-        assess(found, checks=True, progress=False)
+        evaluate_target(found, checks=True, progress=False)
 
 
 def test_left_out_attacks_are_strong_ones(here):
-    found = subject("strange:build", **{**ASK, "attacks": None})
+    found = load_target("strange:build", **{**ASK, "attacks": None})
     assert found.settings.attacks == STRONG
     first, second = found.attacks.values()
     assert isinstance(first, PGD)

@@ -153,9 +153,9 @@ def test_permission_in_the_text_of_an_attack():
 
 def test_the_commands_have_the_flag():
     flag = "--allow-large-eps"
-    assert given("evaluate", "run", flag)["target"].subject()["allow_large_eps"]
-    assert not given("evaluate", "run")["target"].subject()["allow_large_eps"]
-    assert given("attack", "run", flag)["target"].subject()["allow_large_eps"]
+    assert given("evaluate", "run", flag)["target"].keywords()["allow_large_eps"]
+    assert not given("evaluate", "run")["target"].keywords()["allow_large_eps"]
+    assert given("attack", "run", flag)["target"].keywords()["allow_large_eps"]
     assert given("certify", "run", "--method", "ibp", flag)["allow_large_eps"]
     job = train_job("digits-linf-pgdat", "--method.threat.eps", "8", flag)
     assert job.method.threat.allow_large_eps

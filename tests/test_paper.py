@@ -20,7 +20,7 @@ from atent.cli.words import seconds
 from atent.data.described import unspan
 from atent.evaluate import evaluate
 from atent.experiments import recipes as config
-from atent.experiments.target import subject
+from atent.experiments.target import load_target
 from atent.paper import engine, result, timing
 from atent.paper import reproduce as room
 from atent.paper.engine import Bench, job, measured
@@ -424,7 +424,7 @@ def test_training_curves(here, capsys, monkeypatch):
     shares = []
     for seed in (0, 1):
         path = Path(f"runs/reproduce/smoke/figure-s1-digits-seed{seed}")
-        who = subject(str(path), attacks=("PGD(steps=10)",), which="last", limit=20)
+        who = load_target(str(path), attacks=("PGD(steps=10)",), which="last", limit=20)
         x, y, ids = who.test()
         shares.append(evaluate(who.model, x, y, who.attacks, ids=ids).worst["value"])
         assert read_json(path / "config.json")["train"]["select"] == "auto"

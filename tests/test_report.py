@@ -23,9 +23,9 @@ from atent.data import DataSettings
 from atent.data import load as load_data
 from atent.experiments import recipes as config
 from atent.experiments.certificate import certify_folder
-from atent.experiments.evaluation import assess
+from atent.experiments.evaluation import evaluate_target
 from atent.experiments.pipeline import run_job
-from atent.experiments.target import subject
+from atent.experiments.target import load_target
 from atent.report import compared, report, sections
 from atent.report.collect import read
 from atent.report.page import markup
@@ -52,8 +52,8 @@ def made(tmp_path_factory):
     tables["evaluate"] |= {"attacks": ["FGSM", "PGD(steps=3)", "PGD(steps=4, loss=margin)"]}
     path = tmp_path_factory.mktemp("report") / "whole"
     run_job(config.job(tables, "digits-linf-pgdat"), path, progress=False)
-    judged = subject(str(path), attacks=["FGSM", "PGD(steps=2)"], limit=10, device="cpu")
-    found = assess(judged, radii=["0.05", "0.15"], progress=False)
+    judged = load_target(str(path), attacks=["FGSM", "PGD(steps=2)"], limit=10, device="cpu")
+    found = evaluate_target(judged, radii=["0.05", "0.15"], progress=False)
     found["checks"] = [
         {"name": "logits", "passed": True, "figure": "outputs lie in [-3, 3]", "why": "not shown"},
         {"name": "eps-zero", "passed": False, "figure": "9 of 10 stand", "why": "the attack ignores eps"},

@@ -22,10 +22,10 @@ from atent.evaluate.hints import normalisation_hint
 from atent.evaluate.outcomes import per_sample
 from atent.experiments.certificate import certify_folder
 from atent.experiments.compare import Run, state
-from atent.experiments.evaluation import assess, summary
+from atent.experiments.evaluation import evaluate_target, summary
 from atent.experiments.pipeline import as_begun, run_job
 from atent.experiments.recipes import job
-from atent.experiments.target import EvaluateSettings, subject
+from atent.experiments.target import EvaluateSettings, load_target
 from atent.methods import FGSMRS, Standard
 from atent.report import report
 from atent.threat import Threat
@@ -351,11 +351,11 @@ def test_a_constant_network_is_not_called_robust(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     about = {"data": "npz", "root": "a.npz", "norm": "linf", "eps": "0.1", "attacks": ["FGSM"], "limit": 30}
-    found = assess(subject("fixed:Net", **about), progress=False)
+    found = evaluate_target(load_target("fixed:Net", **about), progress=False)
     assert found["worst"]["k"] == 10
     assert found["hint"].startswith("the network gives class 0 to all 30 samples")
     assert "samples  npz, test images: a stratified sample of 30 of 180 (seed 0)" in summary(found)
-    first = assess(subject("fixed:Net", **about, subset="first"), progress=False)
+    first = evaluate_target(load_target("fixed:Net", **about, subset="first"), progress=False)
     assert first["worst"]["k"] == 30
     assert first["hint"].startswith("all 30 samples are of class 0")
     assert "samples  npz, test images: the first 30 of 180" in summary(first)
@@ -385,7 +385,7 @@ def test_an_old_run_resumes_on_the_images_that_it_began_with(old, capsys):
     x = np.load("sorted.npz")["x_train"]
     carved = load(DataSettings("npz", "sorted.npz", validation=45, subset="first")).validation
     assert carved.ids.tolist() == sorted(carved.ids.tolist())
-    net = subject("started", which="last", device="cpu").model
+    net = load_target("started", which="last", device="cpu").model
     seen = net(torch.from_numpy(x[carved.ids[:15].numpy()] / np.float32(255))).argmax(1)
     assert rows[-1]["validation_natural"] == pytest.approx((seen == 0).double().mean().item())
     found = folder.read_json("started/evaluation.json")
@@ -421,7 +421,7 @@ def test_an_old_run_of_python_resumes_on_the_images_that_it_began_with(tmp_path)
 
 def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(old, capsys):
     kept = folder.read_json("finished/evaluation.json")
-    again = assess(subject("finished", device="cpu"), cascade=False, progress=False)
+    again = evaluate_target(load_target("finished", device="cpu"), cascade=False, progress=False)
     assert again["outcomes"]["ids"] == kept["outcomes"]["ids"] == "0-29"
     assert again["worst"]["k"] == 30
     assert again["hint"].startswith("all 30 samples are of class 0")

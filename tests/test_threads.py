@@ -144,10 +144,10 @@ def test_gaining_leaves_the_model_as_it_was():
 
 
 def test_the_commands_take_and_print_it(monkeypatch, tmp_path, capsys):
-    from atent.experiments import target as subject
+    from atent.experiments import target
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subject, "gaining", lambda model, x: 1)
+    monkeypatch.setattr(target, "gaining", lambda model, x: 1)
     (tmp_path / "mine.py").write_text(
         "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
     )

@@ -39,7 +39,7 @@ def attack(
     from atent import plots
     from atent.evaluate.craft import save
     from atent.experiments.evaluation import adversarial
-    from atent.experiments.target import subject
+    from atent.experiments.target import load_target
 
     file, picture = Path(out), Path(png) if png else None
     for path, option, kind in ((file, "--out", ".npz"), (picture, "--png", ".png")):
@@ -48,7 +48,7 @@ def attack(
             if path.suffix != kind:
                 raise ValueError(f"{option} {path}: the name must end in {kind}")
     with show.json_alone(json) as emit:
-        judged = subject(**target.subject(), attacks=(attack,))
+        judged = load_target(**target.keywords(), attacks=(attack,))
         show.threads(target.threads)
         made, about = adversarial(judged, progress=not target.quiet)
         save(file, made, about)

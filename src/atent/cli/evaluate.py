@@ -57,17 +57,17 @@ def evaluate(
         Print the result as JSON to standard output, and nothing else there.
     """
     from atent import runs as folder
-    from atent.experiments.evaluation import assess, summary
-    from atent.experiments.target import subject
+    from atent.experiments.evaluation import evaluate_target, summary
+    from atent.experiments.target import load_target
 
     with show.json_alone(json) as emit:
         if out is not None:
             show.refuse_taken(Path(out), "--out")
-        judged = subject(**target.subject(), attacks=attacks)
+        judged = load_target(**target.keywords(), attacks=attacks)
         show.threads(target.threads)
         place = judged.place / f"{judged.stem}{folder.EVALUATION}"
         path = Path(out) if out else show.free_file(place)
-        found = assess(
+        found = evaluate_target(
             judged, cascade=cascade, radii=radius, checks=checks or strict, search_dtype=search_dtype,
             partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
         )  # fmt: skip

@@ -57,8 +57,8 @@ class Target:
     quiet: bool = False
     """No progress bar."""
 
-    def subject(self) -> dict[str, Any]:
-        """The keywords of `atent.experiments.target.subject`."""
+    def keywords(self) -> dict[str, Any]:
+        """The keywords of `atent.experiments.target.load_target`."""
         given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "quiet"}
         given["batch"] = given.pop("batch_size")
         return given

@@ -22,7 +22,8 @@ from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
 from atent.data.described import spans, words
 from atent.evaluate import predict
-from atent.experiments.target import Subject, subject
+from atent.experiments.results import CERTIFICATE_VERSION
+from atent.experiments.target import Target, load_target
 from atent.progress import Advance, bar
 from atent.runs.weights import visible
 from atent.threads import Threads
@@ -67,7 +68,7 @@ def certify_folder(
 
     They are chosen by ``subset``, "stratified" or "first", default as the run.
 
-    ``target``, ``model`` and ``data`` as `subject` takes them: also a file of weights, or the user's own network.
+    ``target``, ``model`` and ``data`` as `load_target` takes them: also a file of weights, or the user's own network.
 
     ``method`` "smoothing" draws noise (`certify_run`); "ibp", "crown-ibp", "crown" and "dual" compute bounds
     (`verified`) within ``radii`` under the run's norm or ``norm``, left out: the run's eps. The same call goes on
@@ -78,7 +79,7 @@ def certify_folder(
     """
     if method not in ("smoothing", *METHODS):
         raise ValueError(messages.unknown("method", method, ("smoothing", *METHODS)))
-    who = subject(
+    who = load_target(
         str(target), model=model, data=data, root=root, attacks=(), which=which, device=device, threads=threads,
         subset=subset, allow_large_eps=allow_large_eps,
     )  # fmt: skip
@@ -163,19 +164,25 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _about(who: Subject) -> dict[str, Any]:
+def _about(who: Target) -> dict[str, Any]:
     """What a certificate is about, whatever its numbers of images and draws."""
     return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
 
 
-def _head(who: Subject, ids: Sequence[int], shape: Sequence[int]) -> dict[str, Any]:
+def _head(who: Target, ids: Sequence[int], shape: Sequence[int]) -> dict[str, Any]:
     method = who.config.get("method") or {}
     images = {**who.samples(), "n": len(ids), "ids": spans(ids), "shape": list(shape)}
-    return {"run": who.name, **who.about, "trained": method.get("name"), "images": images}
+    return {
+        "schema_version": CERTIFICATE_VERSION,
+        "run": who.name,
+        **who.about,
+        "trained": method.get("name"),
+        "images": images,
+    }
 
 
 def _smoothed(
-    who: Subject, draws: Draws, goals: list[float] | None, shard: str | None, merged: bool, batch: int | None,
+    who: Target, draws: Draws, goals: list[float] | None, shard: str | None, merged: bool, batch: int | None,
     compiled: bool, channels_last: bool | None, progress: bool,
 ) -> tuple[Path, dict[str, Any], Certificate]:  # fmt: skip
     x, y, ids = who.test()
@@ -224,7 +231,7 @@ def _free(path: Path, made: dict[str, Any]) -> Path:
     return free
 
 
-def _threats(who: Subject, norm: Norm | None, goals: list[float] | None) -> list[Threat]:
+def _threats(who: Target, norm: Norm | None, goals: list[float] | None) -> list[Threat]:
     own = who.threat
     kind = norm or (own.norm if own else None)
     if goals is None and own is not None and own.norm == kind:
@@ -235,7 +242,7 @@ def _threats(who: Subject, norm: Norm | None, goals: list[float] | None) -> list
     return [Threat(kind, r, who.data.box, allowed) for r in goals]
 
 
-def _bounded(who: Subject, method: str, threats: list[Threat], progress: bool) -> tuple[Path, dict[str, Any]]:
+def _bounded(who: Target, method: str, threats: list[Threat], progress: bool) -> tuple[Path, dict[str, Any]]:
     x, y, ids = who.test()
     for threat in threats:
         threat.check_eps(x.shape[1:])

@@ -9,6 +9,7 @@ from typing import Any
 
 from atent import runs as folder
 from atent.data.described import words
+from atent.markdown import table as markdown_table
 from atent.threat import Threat
 
 # Radii closer than this share of each other are one column: 0.549 is what l2 smoothing says of linf 5/255.
@@ -86,12 +87,13 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     dim = math.prod(rows[0]["images"]["shape"])
     headings = [f"l2 {r:.3g} = linf {255 * r / math.sqrt(dim):.3g}/255 (%)" for r in radii]
     head = ["run", "certificate", "natural, network (%)", "natural, smoothed (%)", *headings, "s / image"]
-    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
+    shown = []
     for r in rows:
         cells = [_cell(next((e for e in r["certified"] if abs(e["l2"] - x) <= _SAME * x), None)) for x in radii]
         seconds = max(entry["seconds"] for entry in r["certified"])
         base = [f"{r['run']} ({r['trained']})", r["how"], _figure(r["natural"]), _figure(r["smoothed"])]
-        lines.append(f"| {' | '.join([*base, *cells, f'{seconds:.3g}'])} |")
+        shown.append([*base, *cells, f"{seconds:.3g}"])
+    lines = markdown_table(head, shown, left=2)
     about = rows[0]["provenance"]
     lines += [
         "",

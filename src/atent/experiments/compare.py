@@ -26,8 +26,10 @@ from typing import Any
 from atent import runs as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, relabelled, show, spell
+from atent.experiments import migrate
 from atent.experiments.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
 from atent.experiments.pipeline import Job, Say, threat_of
+from atent.experiments.results import COMPARISON_VERSION
 from atent.methods.awp import title
 from atent.progress import bar
 from atent.runs.checkpoint import STATE
@@ -295,7 +297,7 @@ def compare(
     if beside is not None:
         if not (Path(beside) / RESULT).is_file():
             raise FileNotFoundError(f"{beside} holds no {RESULT}: give --beside the folder of a finished comparison")
-        other = folder.read_json(Path(beside) / RESULT)
+        other = migrate.comparison(folder.read_json(Path(beside) / RESULT))
     path = place(runs, name, plan, build)
     path.mkdir(parents=True, exist_ok=True)
     with _alone(path) as inherited:
@@ -397,7 +399,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
     made: dict[str, list[dict[str, Any]]] = {given: [] for given in plan.jobs}
     evaluation: dict[str, Any] = {}
     for run in plan.runs(path):
-        evaluation = folder.read_json(run.path / folder.EVALUATION)
+        evaluation = migrate.evaluation(folder.read_json(run.path / folder.EVALUATION))
         # Runs of an earlier version, which are used again, may have labels that said less.
         evaluation["attacks"] = relabelled(evaluation["attacks"])
         made[run.given].append(_of_run(run, evaluation))
@@ -434,6 +436,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
     job = next(iter(plan.jobs.values()))
     device = rows[0]["seeds"][0]["provenance"]["device"]
     content = {
+        "schema_version": COMPARISON_VERSION,
         "command": plan.command,
         "data": evaluation["data"],
         "model": job.model.name,

@@ -12,6 +12,7 @@ from typing import Any
 from atent import stats
 from atent.attacks.spec import is_standard
 from atent.data.described import words
+from atent.markdown import table as markdown_table
 from atent.stats import t_interval
 
 FIGURE = "comparison.png"
@@ -182,10 +183,11 @@ def _time(minutes: float) -> str:
 def markdown(found: dict[str, Any]) -> str:
     """The table and its caption."""
     headings, rows = layout(found)
-    lines = ["| recipe | " + " | ".join(headings) + " |", "|---|" + "---:|" * len(headings)]
+    shown = []
     for name, entries in rows:
         cells = [(f"**{e.text}**" if e.best else e.text) + (f" {e.interval}" if e.interval else "") for e in entries]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        shown.append([name, *cells])
+    lines = markdown_table(["recipe", *headings], shown)
     return "\n".join([*lines, "", *caption(found), "", f"`{found['command']}`", ""])
 
 

@@ -1,4 +1,4 @@
-"""Judging a model on a test set, and telling what was found."""
+"""Evaluation of a model on a test set, and its summary in words."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from atent import stats
 from atent.attacks import Attack
 from atent.attacks.spec import show, spell
 from atent.data import Data
-from atent.data.described import words
-from atent.evaluate import evaluate, masking_checks, rounds, sweep
+from atent.data.described import described, words
+from atent.evaluate import Evaluation, evaluate, masking_checks, rounds, sweep
 from atent.evaluate.craft import craft
 from atent.evaluate.sweep import at_radii
-from atent.experiments.target import EvaluateSettings, Subject
+from atent.experiments.results import EVALUATION_VERSION
+from atent.experiments.target import EvaluateSettings, Target, inputs
 from atent.precision import SearchDtype
 from atent.progress import bar
 from atent.threat import Threat
 
 
-def judge(
+def evaluate_model(
     model: nn.Module,
     data: Data,
     attacks: Mapping[str, Attack],
@@ -35,11 +36,14 @@ def judge(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Evaluate on the test images that the settings ask for, each attack alone; plain values with provenance."""
-    return assess(Subject("", model, data, None, dict(attacks), settings, {}, Path()), cascade=False, progress=progress)
+    x, y, ids = inputs(model, data, settings.limit)
+    with bar(len(x) * rounds(attacks), "test", enabled=progress) as advance:
+        found = evaluate(model, x, y, attacks, cascade=False, advance=advance, **_how(settings, ids))
+    return {**_measured(data, settings, found), "provenance": folder.provenance(seed=settings.seed, device=x.device)}
 
 
-def assess(
-    subject: Subject,
+def evaluate_target(
+    target: Target,
     *,
     cascade: bool = True,
     radii: Sequence[float | str] = (),
@@ -51,46 +55,27 @@ def assess(
     """The content of evaluation.json: what `evaluate` finds, with ``radii`` the rows of `sweep` as ``sweep``, and with
     ``checks`` those of `masking_checks` as ``checks``.
 
-    ``partial`` names a file that a killed evaluation goes on from, and which is removed when all is done; the sweep has
-    another beside it. Raises as these functions do.
+    ``partial`` names a file from which a killed evaluation resumes, and which is removed when all is done; the sweep
+    has another beside it. Raises as these functions do.
     """
-    x, y, ids = subject.test()
-    settings = subject.settings
-    if checks and subject.threat is None:
-        raise ValueError("the checks need a threat: give --norm and --eps")
-    if checks and subject.threat is not None and subject.threat.eps == math.inf:
-        raise ValueError("the checks need a finite eps, got inf: give --eps")
-    norms = sorted({a.threat.norm for a in subject.attacks.values()})  # type: ignore[attr-defined]
-    if radii and len(norms) > 1:
-        raise ValueError(f"--radii are of one norm, the attacks have {' and '.join(norms)}: leave some out")
-    if radii:
-        at_radii(subject.attacks, radii)  # refuses bad ones before the long work
-    how: dict[str, Any] = {
-        "seed": settings.seed, "ids": ids, "batch": settings.batch, "search_dtype": search_dtype,
-        "channels_last": settings.channels_last,
-    }  # fmt: skip
+    _check_request(target, radii, checks)
+    x, y, ids = target.test()
+    model, attacks, settings = target.model, target.attacks, target.settings
+    how = _how(settings, ids)
+    lowered = how | {"search_dtype": search_dtype}
     parts = [partial, partial.with_suffix(".sweep" + partial.suffix)] if partial else [None, None]
-    times = rounds(subject.attacks)
-    with bar(len(x) * times, "test", enabled=progress) as advance:
-        found = evaluate(
-            subject.model, x, y, subject.attacks, cascade=cascade, resume=parts[0], advance=advance, **how
-        )  # fmt: skip
-    content: dict[str, Any] = {
-        **subject.about,
-        "data": {**subject.samples(), "class_names": subject.data.about.get("class_names")},
-        **found.to_json(),
-    }
+    samples = len(x) * rounds(attacks)
+    with bar(samples, "test", enabled=progress) as advance:
+        found = evaluate(model, x, y, attacks, cascade=cascade, resume=parts[0], advance=advance, **lowered)
+    content = {**target.about, **_measured(target.data, settings, found)}
     if radii:
-        with bar(len(x) * times * len(radii), "radii", enabled=progress) as advance:
-            content["sweep"] = sweep(
-                subject.model, x, y, subject.attacks, radii, resume=parts[1], advance=advance, **how
-            )  # fmt: skip
-    if checks:
-        assert subject.threat is not None
-        own = [a for a in subject.attacks.values() if a.threat == subject.threat]  # type: ignore[attr-defined]
+        with bar(samples * len(radii), "radii", enabled=progress) as advance:
+            content["sweep"] = sweep(model, x, y, attacks, radii, resume=parts[1], advance=advance, **lowered)
+    if checks and target.threat is not None:
+        own = [a for a in attacks.values() if a.threat == target.threat]  # type: ignore[attr-defined]
         strongest = max(own, key=lambda attack: attack.passes, default=None)
         made = masking_checks(
-            subject.model, x, y, subject.threat, attack=strongest, seed=settings.seed, ids=ids, batch=settings.batch
+            model, x, y, target.threat, attack=strongest, seed=settings.seed, ids=ids, batch=settings.batch
         )  # fmt: skip
         content["checks"] = [asdict(check) for check in made]
     content["provenance"] = folder.provenance(seed=settings.seed, device=x.device)
@@ -99,6 +84,32 @@ def assess(
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
     return content
+
+
+def _check_request(target: Target, radii: Sequence[float | str], checks: bool) -> None:
+    """ValueError, before the long work, for checks without a finite threat and for radii that cannot be swept."""
+    if checks and target.threat is None:
+        raise ValueError("the checks need a threat: give --norm and --eps")
+    if checks and target.threat is not None and target.threat.eps == math.inf:
+        raise ValueError("the checks need a finite eps, got inf: give --eps")
+    norms = sorted({a.threat.norm for a in target.attacks.values()})  # type: ignore[attr-defined]
+    if radii and len(norms) > 1:
+        raise ValueError(f"--radii are of one norm, the attacks have {' and '.join(norms)}: leave some out")
+    if radii:
+        at_radii(target.attacks, radii)
+
+
+def _how(settings: EvaluateSettings, ids: Tensor) -> dict[str, Any]:
+    return {"seed": settings.seed, "ids": ids, "batch": settings.batch, "channels_last": settings.channels_last}
+
+
+def _measured(data: Data, settings: EvaluateSettings, found: Evaluation) -> dict[str, Any]:
+    about = described(data, "test", data.sample("test", settings.limit))
+    return {
+        "schema_version": EVALUATION_VERSION,
+        "data": {**about, "class_names": data.about.get("class_names")},
+        **found.to_json(),
+    }
 
 
 def summary(found: dict[str, Any]) -> list[str]:
@@ -124,17 +135,17 @@ def summary(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def adversarial(subject: Subject, *, progress: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The subject's one attack on its test images: the tensors of `craft`, and what they are, as plain values."""
-    (name, attack), x, y, ids = next(iter(subject.attacks.items())), *subject.test()
-    settings = subject.settings
+def adversarial(target: Target, *, progress: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The target's one attack on its test images: the tensors of `craft`, and what they are, as plain values."""
+    (name, attack), x, y, ids = next(iter(target.attacks.items())), *target.test()
+    settings = target.settings
     with bar(len(x), name, enabled=progress) as advance:
         made = craft(
-            subject.model, x, y, attack, seed=settings.seed, ids=ids, batch=settings.batch, advance=advance
+            target.model, x, y, attack, seed=settings.seed, ids=ids, batch=settings.batch, advance=advance
         )  # fmt: skip
     about = {
-        **subject.about,
-        "data": subject.samples(),
+        **target.about,
+        "data": target.samples(),
         "attack": spell(attack),
         "threat": {**attack.threat.plain(), "eps": str(attack.threat.eps)},  # type: ignore[attr-defined]
         "provenance": folder.provenance(seed=settings.seed, device=x.device),

@@ -18,7 +18,7 @@ from atent.data import SOURCES, Data, DataSettings, Limit
 from atent.data import load as load_data
 from atent.data.described import described, words
 from atent.data.split import Part
-from atent.experiments.evaluation import judge
+from atent.experiments.evaluation import evaluate_model
 from atent.experiments.target import EvaluateSettings, data_of, threat_of
 from atent.methods import Method, Standard
 from atent.methods.awp import plain, title
@@ -128,7 +128,7 @@ def run_job(
         report=report, say=say,
     )  # fmt: skip
     draw_curves(path, {job.recipe or title(job.method): fitted.history})
-    content = judge(fitted.model, data, attacks, job.evaluate, progress=progress)
+    content = evaluate_model(fitted.model, data, attacks, job.evaluate, progress=progress)
     kept = {"average": fitted.best["best_weights"] == "average"} if "best_weights" in fitted.best else {}
     content = {"run": path.name, "epoch": fitted.best["epoch"], **kept, **content}
     if fitted.stopped:
@@ -136,7 +136,7 @@ def run_job(
     if job.evaluate.last and fitted.history[-1]["epoch"] != fitted.best["epoch"]:
         # Robust overfitting (Rice et al. 2020) shows in the difference; neither is chosen by the test set.
         load_weights(model, path, which="last")
-        last = judge(model, data, attacks, job.evaluate, progress=progress)
+        last = evaluate_model(model, data, attacks, job.evaluate, progress=progress)
         robust = {name: {"robust": found["robust"]} for name, found in last["attacks"].items()}
         content["last"] = {
             "epoch": fitted.history[-1]["epoch"], "natural": last["natural"], "attacks": robust, "worst": last["worst"],

@@ -1,4 +1,4 @@
-"""What is judged: the model of a run folder, weights in a file, or somebody's own network; on which data and how."""
+"""What is evaluated: the model of a run folder, weights in a file, or somebody's own network; on which data and how."""
 
 from __future__ import annotations
 
@@ -74,9 +74,20 @@ def threat_of(own: Threat | None, box: tuple[float, float], settings: EvaluateSe
     return None if norm is None or eps is None else Threat(norm, eps, box, allowed)
 
 
+def inputs(model: nn.Module, data: Data, limit: Limit) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``limit`` test images x, in the model's own float type, their labels y and their numbers, on its device."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    device, dtype = (first.device, first.dtype) if first is not None else (torch.device("cpu"), torch.float32)
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the model is {dtype}: evaluate it in float32, by model.float() (a search may be in half)")
+    part = data.sample("test", limit).to(device)
+    x, y = part.batch(torch.arange(len(part), device=device))
+    return x.to(dtype), y, part.ids
+
+
 @dataclass(frozen=True, eq=False)
-class Subject:
-    """A model to judge, what it is judged on, and where the result goes."""
+class Target:
+    """A model to evaluate, the data that it is evaluated on, and where the result goes."""
 
     name: str
     """For tables."""
@@ -100,21 +111,15 @@ class Subject:
         return self.data.sample("test", self.settings.limit)
 
     def test(self) -> tuple[Tensor, Tensor, Tensor]:
-        """These images x, in the model's own float type, their labels y and their numbers, on its device."""
-        first = next((p for p in self.model.parameters() if p.is_floating_point()), None)
-        device, dtype = (first.device, first.dtype) if first is not None else (torch.device("cpu"), torch.float32)
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"the model is {dtype}: judge it in float32, by model.float() (a search may be in half)")
-        part = self.chosen().to(device)
-        x, y = part.batch(torch.arange(len(part), device=device))
-        return x.to(dtype), y, part.ids
+        """These images, as `inputs` gives them."""
+        return inputs(self.model, self.data, self.settings.limit)
 
     def samples(self) -> dict[str, Any]:
         """Which images those are, for the record: see `described`."""
         return described(self.data, "test", self.chosen())
 
 
-def subject(
+def load_target(
     target: str,
     *,
     model: str | None = None,
@@ -133,7 +138,7 @@ def subject(
     batch: int | None = None,
     channels_last: bool | None = None,
     allow_large_eps: bool = False,
-) -> Subject:
+) -> Target:
     """What ``target`` names, ready to be judged: a run folder, a .safetensors file, or module:function.
 
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
@@ -229,7 +234,7 @@ def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: st
 def _run(
     path: Path, given: dict[str, Any], model: str | None, name: str | None, root: str | None, which: str,
     weights: str | None,
-) -> Subject:  # fmt: skip
+) -> Target:  # fmt: skip
     net, about, config = restore(path, which=which, weights=weights, model=model)
     data = data_of(config, path, name, root)
     # What was trained from Python is evaluated as a network without a recipe is.
@@ -242,7 +247,7 @@ def _run(
     if model is not None:
         check_output(net, data.shape, data.classes)
     head = {"run": path.name, "weights": str(weights) if weights else which, "epoch": about.get("epoch")}
-    return Subject(path.name, net, data, threat, _parsed(settings, threat), settings, head, path, config=config)
+    return Target(path.name, net, data, threat, _parsed(settings, threat), settings, head, path, config=config)
 
 
 def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSettings) -> None:
@@ -254,7 +259,7 @@ def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSe
         )
 
 
-def _other(target: str, given: dict[str, Any], model: str | None, data: str | None, root: str | None) -> Subject:
+def _other(target: str, given: dict[str, Any], model: str | None, data: str | None, root: str | None) -> Target:
     if data is None:
         raise ValueError(
             f"--data is missing: on which test set is {target} judged? one of {', '.join(SOURCES)}, or your own as"
@@ -276,7 +281,7 @@ def _other(target: str, given: dict[str, Any], model: str | None, data: str | No
         net, head = from_reference(target), {"model": target}
         place, stem = Path(), re.sub(r"\W+", "-", target) + "-"
     check_output(net, loaded.shape, loaded.classes, next((p.device for p in net.parameters()), "cpu"))
-    return Subject(target, net, loaded, threat, attacks, settings, head, place, stem)
+    return Target(target, net, loaded, threat, attacks, settings, head, place, stem)
 
 
 def _parsed(settings: EvaluateSettings, threat: Threat | None) -> dict[str, Attack]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from atent import runs as folder
 from atent import stats
+from atent.markdown import table as markdown_table
 from atent.paper import verdicts
 from atent.paper.evidence import Results, as_printed, measured
 from atent.paper.published import value
@@ -112,20 +113,19 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 def tables(content: Mapping[str, Any]) -> str:
     """Both tables as Markdown."""
-    lines = [
-        "| where | the paper says | printed | by that | verdict | ours | command |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for claim in content["claims"]:
         scale = f" (scale {claim['scale']})" if claim["scale"] else ""
         cells = [claim["where"], claim["says"], claim["printed"], claim["by_its_own"] or "-"]
         cells += [f"**{claim['verdict']}**", claim["ours"] + scale]
-        lines.append(f"| {' | '.join(cells)} | `{claim['command']}` |")
+        rows.append([*cells, f"`{claim['command']}`"])
+    heads = ["where", "the paper says", "printed", "by that", "verdict", "ours", "command"]
+    lines = markdown_table(heads, rows, left=7)
     lines += ["", "True is called:", ""]
     lines += [f"- {claim['says']}: {claim['rule']}." for claim in content["claims"]]
-    lines += ["", "| where text, tables and code disagree | printed | ours | command |", "|---|---|---|---|"]
-    for one in content["discrepancies"]:
-        lines.append(f"| {one['what']} | {one['printed']} | {one['ours']} | `{one['command']}` |")
+    heads = ["where text, tables and code disagree", "printed", "ours", "command"]
+    found = [[one["what"], one["printed"], one["ours"], f"`{one['command']}`"] for one in content["discrepancies"]]
+    lines += ["", *markdown_table(heads, found, left=4)]
     return "\n".join([*lines, ""])
 
 

@@ -28,7 +28,7 @@ from atent.evaluate.outcomes import FOOLED, NOT_TRIED, STOOD
 from atent.experiments.certificate import certify_folder, fingerprint
 from atent.experiments.compare import Build, Run, state
 from atent.experiments.pipeline import Job, Say, as_begun, run_job
-from atent.experiments.target import Subject, subject
+from atent.experiments.target import Target, load_target
 from atent.paper.scales import Scale
 from atent.paper.tables import Measure, Table, Training
 from atent.progress import Advance, bar
@@ -195,7 +195,7 @@ def measure(bench: Bench, path: Path, wanted: Sequence[Measure]) -> None:
         left = {m.key: m for m in wanted if m.key not in measured(path)}
         if not left:
             return
-        who = subject(str(path), attacks=())
+        who = load_target(str(path), attacks=())
         for key, m in left.items():
             bench.check()
             begun = time.monotonic()
@@ -206,7 +206,7 @@ def measure(bench: Bench, path: Path, wanted: Sequence[Measure]) -> None:
             bench.say(f"measure  {path.name}, {key}: {stats.percent(value)}, {time.monotonic() - begun:.0f} s")
 
 
-def _accuracy(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
+def _accuracy(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     x, y, ids = _some(who, m).test()
     attacks = {"attack": parse(m.attack, None, ATTACKS)} if m.kind == "attack" else {}
     strong = any(attack.parts() for attack in attacks.values())
@@ -231,7 +231,7 @@ def robust_images(found: Evaluation, attack: str) -> dict[str, str]:
     return {"ids": found.outcomes["ids"], "share": found.outcomes["attacks"][attack].translate(_ROBUST)}
 
 
-def _smoothing(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
+def _smoothing(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     x, y, ids = _some(who, m).test()
     draws = Draws(m.sigma, n=m.draws)
     about = {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
@@ -258,7 +258,7 @@ def _smoothing(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
     }
 
 
-def _bounds(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
+def _bounds(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     _, content, _ = certify_folder(
         who.place, method=m.method, radii=[m.radius], norm="linf", limit=m.n, subset="stratified",
         progress=bench.progress,
@@ -270,7 +270,7 @@ def _bounds(bench: Bench, who: Subject, m: Measure) -> dict[str, Any]:
     return {**shares, "outcomes": outcomes, "seconds": at["seconds_per_image"]}
 
 
-_MEASURES: dict[str, Callable[[Bench, Subject, Measure], dict[str, Any]]] = {
+_MEASURES: dict[str, Callable[[Bench, Target, Measure], dict[str, Any]]] = {
     "natural": _accuracy, "attack": _accuracy, "smoothing": _smoothing, "bounds": _bounds,
 }  # fmt: skip
 
@@ -285,7 +285,7 @@ def _short(m: Measure) -> str:
     return hashlib.sha256(m.key.encode()).hexdigest()[:10]
 
 
-def _some(who: Subject, m: Measure) -> Subject:
+def _some(who: Target, m: Measure) -> Target:
     """The subject with the measure's images, the same for every network."""
     return replace(
         who, data=replace(who.data, subset="stratified"), settings=replace(who.settings, limit=m.n)

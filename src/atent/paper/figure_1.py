@@ -24,6 +24,7 @@ from atent.experiments.comparison import accuracy, measure
 from atent.experiments.pipeline import Job, as_begun, run_job
 from atent.experiments.target import EvaluateSettings
 from atent.guard import ask, guard
+from atent.markdown import table as markdown_table
 from atent.methods import ATENT, PGDAT, TRADES, Method, Standard
 from atent.methods.base import Metrics, State
 from atent.models import ModelSettings
@@ -390,7 +391,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     data, protocol = content["data"], content["protocol"]
     heads = ["published natural", "published robust", "natural", "PGD-40", "strong", "grid", "s / training"]
     lines = [f"# {content['title']}", ""]
-    lines += ["| trained by | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    rows = []
     for row in content["rows"]:
         told = row["published"]
         cells = [f"{told[key]:.2f}" if told else "-" for key in ("natural", "robust")]
@@ -399,13 +400,15 @@ def markdown(content: Mapping[str, Any]) -> str:
             cells.append(f"{row['seconds_per_training']['mean']:.0f}")
         else:
             cells += ["not reached"] * 5
-        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
-    lines += ["", "| ATENT's lead over | published, robust | PGD-40 | strong | grid |", "|---|" + "---:|" * 4]
+        rows.append([row["label"], *cells])
+    lines += [*markdown_table(["trained by", *heads], rows), ""]
+    leads = []
     for gap in content["gaps"]:
         told = gap["published"]
         shown = [_points(gap["ours"][key]) for key in ("published", "strong", "grid")]
         told_text = f"{told['robust']:+.2f}" if told and data["name"] == "two-class" else "-"
-        lines.append(f"| {LABELS[gap['over']]} | {told_text} | " + " | ".join(shown) + " |")
+        leads.append([LABELS[gap["over"]], told_text, *shown])
+    lines += markdown_table(["ATENT's lead over", "published, robust", "PGD-40", "strong", "grid"], leads)
     if all(any(m["seed"] == 0 for m in row["seeds"]) for row in content["rows"]):
         lines += ["", f"![Decision regions of four networks, with each test point's ball]({NAME}.png)"]
     away, made = content["out_of_reach"], content["provenance"]

@@ -11,6 +11,7 @@ from typing import Any
 from atent.data.described import words
 from atent.experiments.comparison import INTERVAL, accuracy, measure
 from atent.experiments.comparison import Cell as Spread
+from atent.markdown import table as markdown_table
 from atent.paper.engine import Bench, measured, run_of, stage
 from atent.paper.published import published, value
 from atent.paper.tables import Cell, Measure, Row, Table
@@ -195,7 +196,7 @@ def grid(block: Mapping[str, Any]) -> list[str]:
     for column in block["columns"]:
         told = column.get("printed") or column["label"].removesuffix(" (%)")
         headings += ([f"paper: {told}"] if printed[column["key"]] else []) + [column["label"]]
-    lines = ["| " + " | ".join(headings) + " |", "|---|---|---|" + "---:|" * (len(headings) - 3)]
+    shown = []
     for row in block["rows"]:
         source, made = row["published"], row["made"]
         told = ", ".join(filter(None, (source["network"], source["settings"]))) if source else "-"
@@ -204,8 +205,8 @@ def grid(block: Mapping[str, Any]) -> list[str]:
         for column in block["columns"]:
             found = row["cells"][column["key"]]
             cells += ([found["published"] or "-"] if printed[column["key"]] else []) + [text(found)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        shown.append(cells)
+    return markdown_table(headings, shown, left=3)
 
 
 def captions(content: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,8 @@ from atent.attacks.spec import parse, show
 from atent.data.described import words
 from atent.evaluate import evaluate
 from atent.experiments.comparison import accuracy
-from atent.experiments.target import subject
+from atent.experiments.target import load_target
+from atent.markdown import table as markdown_table
 from atent.paper.engine import Bench, robust_images, run_of, stage, train
 from atent.paper.published import value
 from atent.paper.result import commit, head, machine
@@ -116,7 +117,7 @@ def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
     """Measure the epoch's weights on the test set; they are on the disk by now."""
     if row["epoch"] in _epochs(path / TEST):
         return
-    who = subject(str(path), attacks=(), which="last", limit=_images(bench))
+    who = load_target(str(path), attacks=(), which="last", limit=_images(bench))
     x, y, ids = who.test()
     assert who.threat is not None
     attack = parse("PGD(steps=10)", who.threat, ATTACKS)
@@ -203,11 +204,12 @@ def markdown(content: dict[str, Any]) -> str:
         lines += ["Not complete: the same command goes on.", ""]
     if content["epochs"]:
         keys = ("train_natural", "test_natural", "train_robust", "test_robust")
-        lines += ["| epoch | rate | benign, train (%) | benign, test (%) | robust, train (%) | robust, test (%) |"]
-        lines += ["|---:|---:|---:|---:|---:|---:|"]
+        heads = ["epoch", "rate", *(f"{k}, {p} (%)" for k in ("benign", "robust") for p in ("train", "test"))]
+        rows = []
         for epoch in content["epochs"]:
             cells = [_text(epoch, key) for key in keys]
-            lines.append(f"| {epoch['epoch']} | {epoch['lr']:g} | {' | '.join(cells)} |")
+            rows.append([str(epoch["epoch"]), f"{epoch['lr']:g}", *cells])
+        lines += markdown_table(heads, rows, left=0)
         about, peak, last = content["about"], content["peak"], content["last"]
         images = about.get("samples") or f"the first {content['images']:,}"
         lines += ["", f"![Benign and robust accuracy against epoch]({NAME}.png)", ""]

@@ -11,6 +11,7 @@ from atent import runs as folder
 from atent.attacks.spec import show
 from atent.certify.certificate import read_rows
 from atent.data.described import unspan
+from atent.experiments import migrate
 from atent.experiments.target import names_data, names_model
 from atent.threat import Threat
 
@@ -96,7 +97,7 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
         named = names_model(run.config), names_data(run.config)
         return replace(run, model=None if named[0] else model, data=None if named[1] else data)
     if (path / COMPARISON).is_file():
-        found = _sound(path / COMPARISON, _comparison)
+        found = migrate.comparison(_sound(path / COMPARISON, _comparison))
         return Comparison(name, path, found)
     raise FileNotFoundError(
         f"{path} is not a run folder (no {folder.CONFIG}) nor one of atent compare (no {COMPARISON}): give the path"
@@ -124,10 +125,10 @@ def _run(path: Path, name: str) -> Run:
     )
     # Shards are parts of a certificate, which --merge joins.
     proofs = [file for file in proofs if ".shard-" not in file.name]
-    contents = {file: _sound(file, _certificate) for file in proofs}
+    contents = {file: migrate.certificate(_sound(file, _certificate)) for file in proofs}
     return Run(
         name, path, config, rows,
-        {file.name: _sound(file, _evaluation) for file in files},
+        {file.name: migrate.evaluation(_sound(file, _evaluation)) for file in files},
         {file.name: _proved(file, found) for file, found in contents.items() if found["complete"]},
         tuple(file.name for file, found in contents.items() if not found["complete"]),
         {file.name: _sound(file, _theory) for file in theories},
@@ -136,7 +137,7 @@ def _run(path: Path, name: str) -> Run:
 
 def _proved(file: Path, content: dict[str, Any]) -> Certificate:
     rows = read_rows(file.with_suffix(".csv")) if content["method"] == "smoothing" else []
-    if "ids" in content["images"]:  # the table may hold rows of other subsets
+    if content["images"]["ids"] is not None:  # the table may hold rows of other subsets
         wanted = set(unspan(content["images"]["ids"]))
         rows = [row for row in rows if row.idx in wanted]
     return Certificate(content, tuple(r.radius if r.correct else -1.0 for r in rows) or None)

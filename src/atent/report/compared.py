@@ -31,7 +31,7 @@ def several(runs: Mapping[str, Run]) -> list[Html]:
         tag("p", "Accuracies on test images, with 95 % intervals.", class_="note"),
         *_differences(judged),
     ]
-    unsure = [title for title, found in judged.items() if caveat(found["attacks"], found.get("search_dtype"))]
+    unsure = [title for title, found in judged.items() if caveat(found["attacks"], found["search_dtype"])]
     if unsure:
         which = "" if len(unsure) == len(runs) else f"{', '.join(unsure)}: "
         out.append(tag("p", which + str(caveat({})), class_="warning"))
@@ -70,7 +70,7 @@ def _row(run: Run, names: list[str]) -> list[Any]:
     else:
         row += [_stacked(found["worst"]), _stacked(found["natural"])]
         row += [_stacked(found["attacks"][n]["robust"]) if n in found["attacks"] else "not run" for n in names]
-        row += ["no" if caveat(found["attacks"], found.get("search_dtype")) else "yes", " and ".join(threats(found))]
+        row += ["no" if caveat(found["attacks"], found["search_dtype"]) else "yes", " and ".join(threats(found))]
         row.append(Cell(f"{found['n']:,}, {found['data']['name']}", found["n"]))
     row.append(show(Threat(**threat)) if threat else "none")
     best = run.best_epoch
@@ -88,10 +88,10 @@ def _differences(judged: Mapping[str, dict[str, Any]]) -> list[Html]:
     looks = {
         "data": lambda f: f["data"]["name"],
         "number of test images": lambda f: f["n"],
-        "choice of test images": lambda f: (f.get("outcomes") or {}).get("ids"),
+        "choice of test images": lambda f: f["outcomes"].get("ids"),
         "threat": threats,
         "set of attacks": lambda f: [a["attack"] for a in f["attacks"].values()],
-        "order of attacks": lambda f: bool(f.get("cascade")),
+        "order of attacks": lambda f: f["cascade"],
     }
     differ = [name for name, look in looks.items() if len({str(look(found)) for found in judged.values()}) > 1]
     if not differ:

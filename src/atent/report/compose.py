@@ -20,8 +20,8 @@ def report(
 
     ``images`` test images are shown under attack, where the weights and the data (in ``root``, left out: as the run had
     it) are to be had; ``model`` and ``data`` name those of runs that were trained from Python, as
-    `atent.experiments.target.subject` takes them. Nothing is written. FileNotFoundError or ValueError in one line for a
-    folder that is neither, and for a damaged file in it.
+    `atent.experiments.target.load_target` takes them. Nothing is written.
+    FileNotFoundError or ValueError in one line for a folder that is neither, and for a damaged file in it.
     """
     if not folders:
         raise ValueError("which run? give the path of one run folder at least")

@@ -15,7 +15,7 @@ from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, spell
 from atent.data.described import words
 from atent.experiments.evaluation import adversarial
-from atent.experiments.target import subject
+from atent.experiments.target import load_target
 from atent.guard import ask, guard
 from atent.precision import full_precision
 from atent.report.collect import Run
@@ -75,7 +75,7 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
     if threat is None:
         return "The run has no threat: give evaluate.norm and evaluate.eps to have it attacked."
     try:
-        judged = subject(
+        judged = load_target(
             str(run.path), model=run.model, data=run.data, root=root, norm=threat.norm, eps=str(threat.eps),
             attacks=(text,), limit=count, allow_large_eps=threat.allow_large_eps,
         )  # fmt: skip
@@ -119,7 +119,7 @@ def _attack(run: Run) -> tuple[str, Threat | None]:
             known.append((told["robust"]["k"], told["attack"], threat))
     if known:
         # In a cascade each met what the ones before had left, from cheap to dear.
-        return known[-1][1:] if found.get("cascade") else min(known, key=lambda item: item[0])[1:]
+        return known[-1][1:] if found["cascade"] else min(known, key=lambda item: item[0])[1:]
     given = next((told["threat"] for told in found["attacks"].values()), None) or run.config["method"].get("threat")
     return "PGD(steps=40)", Threat(**given) if given else None
 

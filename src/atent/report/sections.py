@@ -53,7 +53,7 @@ def share_cell(share: dict[str, Any]) -> Cell:
 
 def caveats(found: dict[str, Any]) -> Html | None:
     """What must stand beside an evaluation's robust accuracies."""
-    note = caveat(found["attacks"], found.get("search_dtype"))
+    note = caveat(found["attacks"], found["search_dtype"])
     lines = [tag("p", line, class_="note") for line in remarks(found["attacks"])]
     return markup([tag("p", note, class_="warning") if note else None, lines]) if note or lines else None
 
@@ -63,7 +63,7 @@ def worst_of(found: dict[str, Any]) -> Html:
     named = found["attacks"]
     if not named:
         return tag("p", "No attack was run.", class_="warning")
-    if found.get("cascade"):
+    if found["cascade"]:
         counts = [found["natural"]["k"], *(a["robust"]["k"] for a in named.values())]
         took = [name for name, before, after in zip(named, counts, counts[1:]) if after < before]
         last = f"the last to fool an image was {took[-1]}" if took else "none fooled an image"
@@ -100,8 +100,8 @@ def headline(run: Run) -> Html:
             " this threat."
         )
     for name, other in run.evaluations.items():
-        unsure = caveat(found["attacks"], found.get("search_dtype"))
-        if unsure and other["attacks"] and not caveat(other["attacks"], other.get("search_dtype")):
+        unsure = caveat(found["attacks"], found["search_dtype"])
+        if unsure and other["attacks"] and not caveat(other["attacks"], other["search_dtype"]):
             others.append(f"AutoAttack was run in {name}: {_short(other)}.")
     data = found["data"]
     told = f"Measured on {data['name']}, {data['split']} images: {samples.words(data)}; with true labels."
@@ -191,7 +191,7 @@ def attacks(run: Run) -> list[Html]:
 
 
 def _attack_table(name: str, found: dict[str, Any]) -> list[Html]:
-    cascade, several, right = found.get("cascade"), len(threats(found)) > 1, found["natural"]["k"]
+    cascade, several, right = found["cascade"], len(threats(found)) > 1, found["natural"]["k"]
     rows: list[list[Any]] = [["no attack (natural)", share_cell(found["natural"]), *[""] * 4]]
     for label, told in found["attacks"].items():
         under = f", {show(Threat(**told['threat']))}" if several else ""

@@ -15,7 +15,7 @@ from atent import runs as folder
 from atent.data import DataSettings, Limit, Rule
 from atent.data import load as load_data
 from atent.data.described import described, words
-from atent.experiments.target import Subject, names_data, subject
+from atent.experiments.target import Target, load_target, names_data
 from atent.paper.theory.check import Recipes, Settings, check
 
 THEORY = "theory.json"
@@ -39,17 +39,17 @@ def of_run(
     seed: int = 0,
     recipes: Recipes | None = None,
     say: Callable[[str], None] = lambda _text: None,
-) -> tuple[Subject, dict[str, Any]]:
+) -> tuple[Target, dict[str, Any]]:
     """What ``target`` names (a run folder, a .safetensors file or module:function) and the content of its theory.json.
 
     ``data``: of a run it may be another data set of the same shape. ``radius``: l2 radius of the samples; left out: the
     run's eps, times sqrt(d) in linf, or 1 without a threat. ``limit`` test images ("all": every one), chosen by
     ``subset``: "stratified" or "first", default as the run. ``recipes`` as `check` takes them. ValueError and
-    FileNotFoundError, in one line, as `subject` and `check`, and for data of another shape.
+    FileNotFoundError, in one line, as `load_target` and `check`, and for data of another shape.
     """
     path = Path(target)
     own = path.suffix == ".safetensors" or (":" in target and not path.is_dir())
-    judged = subject(
+    judged = load_target(
         target, model=model, data=data if own or _without_data(path) else None, root=root,
         attacks=["FGSM(norm=l2, eps=1)"] if own else (), which=which, limit=limit, subset=subset, device="cpu",
     )  # fmt: skip

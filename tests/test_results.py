@@ -1,0 +1,60 @@
+"""Result files: every committed one is read through its migration, and comes back the same from its type."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from atent.experiments import migrate
+from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile
+
+ROOT = Path(__file__).parents[1]
+KINDS = {
+    "evaluation": (migrate.evaluation, EvaluationFile),
+    "certificate": (migrate.certificate, CertificateFile),
+    "comparison": (migrate.comparison, ComparisonFile),
+}
+FILES = [
+    (path, kind)
+    for kind in KINDS
+    for place in ("results", "tests/before_subsets")
+    for path in sorted((ROOT / place).rglob(f"{kind}*.json"))
+]
+
+
+@pytest.mark.parametrize(("path", "kind"), FILES, ids=lambda value: str(value).removeprefix(f"{ROOT}/"))
+def test_committed_result_is_read_and_comes_back(path, kind):
+    migrated, cls = KINDS[kind]
+    content = json.loads(path.read_text())
+    before = json.dumps(content)
+    current = migrated(content)
+    found = cls.from_json(current)
+    assert json.dumps(content) == before
+    assert cls.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert migrated(current) == current
+    plain = found.to_json()
+    for key, value in current.items():
+        if not isinstance(value, dict | list):
+            assert plain[key] == value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_a_committed_file(kind):
+    assert any(found == kind for _, found in FILES)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_later_version_and_an_unknown_key_are_refused(kind):
+    migrated, cls = KINDS[kind]
+    path = next(path for path, found in FILES if found == kind)
+    current = migrated(json.loads(path.read_text()))
+    with pytest.raises(ValueError, match="version 99"):
+        migrated({**current, "schema_version": 99})
+    with pytest.raises(ValueError, match="unheard_of"):
+        cls.from_json({**current, "unheard_of": 1})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_schema_file_is_up_to_date(kind):
+    path = ROOT / "docs/schemas" / f"{kind}.json"
+    assert json.loads(path.read_text()) == KINDS[kind][1].schema()
