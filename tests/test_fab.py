@@ -13,9 +13,10 @@ from scipy.optimize import brentq, linprog
 from torch import nn
 
 from atent.attacks import FAB, PGD, DeepFool, EoT, base, fab
-from atent.attacks.base import Oracle, side_by_side
 from atent.attacks.boundary import nearest_boundary
 from atent.attacks.hyperplane import to_hyperplane
+from atent.attacks.loops import side_by_side
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import start
 from atent.rng import PerSample
 from atent.threat import NORMS, Threat

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, all_targets, side_by_side, worst_of
+from atent.attacks.base import Attack
+from atent.attacks.loops import all_targets, side_by_side, worst_of
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, dlr_targeted, margin, margin_targeted
@@ -64,6 +66,8 @@ class APGD(Attack):
     same); it returns the last misclassified iterate; its targets come one after the other.
     """
 
+    aims: ClassVar[bool] = True
+
     threat: Threat
     steps: int = 100
     """Number of gradient steps of a run."""
@@ -102,6 +106,10 @@ class APGD(Attack):
         if self.targeted and self.targets > classes - 1:
             said.append(all_targets(classes))
         return said
+
+    def check_aims(self) -> None:
+        if self.targeted:
+            raise ValueError("loss 'dlr-targeted' chooses its targets itself: use loss 'dlr', 'margin' or 'ce'")
 
     @property
     def passes(self) -> int:
@@ -148,11 +156,13 @@ class APGD(Attack):
             few = logits.shape[1] < _LEAST.get(self.loss, 0)
             if self.targeted:
                 return margin_targeted(logits, y, aim) if few else dlr_targeted(logits, y, aim)
-            return margin(logits, y) if few else LOSSES[self.loss](logits, y)
+            return climbed(logits, y) if not few else oracle.margin(logits, y)
+
+        climbed = oracle.aimed(LOSSES.get(self.loss, margin))
 
         grad, values, logits = oracle.look(point, y, loss)
         before = best = point
-        best_grad, best_value, best_margin = grad, values, margin(logits, y)
+        best_grad, best_value, best_margin = grad, values, oracle.margin(logits, y)
         last = at_check = values
         size = torch.full_like(best_margin, 2 * float(threat.eps), dtype=x.dtype)
         raised, halved = torch.zeros_like(values), torch.zeros_like(y, dtype=torch.bool)
@@ -171,7 +181,7 @@ class APGD(Attack):
                 else:
                     values, logits = oracle.value(point, y, loss)
                 raised, last = raised + (values > last), values
-                score = margin(logits, y)
+                score = oracle.margin(logits, y)
                 # Once misclassified, the margin decides what is better, before that the loss.
                 fooled = torch.maximum(score, best_margin) > 0
                 better = torch.where(fooled, score > best_margin, values > best_value)

@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, all_targets, side_by_side
+from atent.attacks.base import Attack
 from atent.attacks.boundary import nearest_boundary
 from atent.attacks.hyperplane import to_hyperplane
+from atent.attacks.loops import all_targets, side_by_side
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import start
 from atent.checks import check_number
 from atent.rng import Draws

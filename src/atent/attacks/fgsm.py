@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend
+from atent.attacks.base import Attack
+from atent.attacks.loops import ascend
+from atent.attacks.oracle import Oracle
 from atent.losses import cross_entropy
 from atent.rng import Draws
 from atent.threat import Threat
@@ -18,6 +21,8 @@ class FGSM(Attack):
 
     linf: x + eps sign(g); l2: x + eps g / ||g||_2; then the box. One forward, one backward.
     """
+
+    aims: ClassVar[bool] = True
 
     threat: Threat
 

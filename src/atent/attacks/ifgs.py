@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle
+from atent.attacks.base import Attack
+from atent.attacks.oracle import Oracle
 from atent.attacks.pgd import PGD
 from atent.checks import check_number
 from atent.rng import Draws
@@ -21,6 +23,8 @@ class IFGS(Attack):
     In l2 the unit gradient takes the place of the sign. It is `PGD` from x itself: no draws, no restarts, the last
     iterate. ``steps`` forwards and backwards.
     """
+
+    aims: ClassVar[bool] = True
 
     threat: Threat
     steps: int = 10

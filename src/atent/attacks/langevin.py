@@ -8,7 +8,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, restarted, worst_of
+from atent.attacks.base import Attack
+from atent.attacks.loops import ascend, restarted, worst_of
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.losses import cross_entropy

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, restarted, worst_of
+from atent.attacks.base import Attack
+from atent.attacks.loops import ascend, restarted, worst_of
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import ALLOWED, Start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
@@ -31,6 +33,8 @@ class PGD(Attack):
     of the running sum g <- mu g + grad / ||grad||_1, per sample, from g = 0 at each start (MI-FGSM, Dong et al. 2018,
     Eq. 6, who begin at x and take mu = 1 and steps of eps / steps).
     """
+
+    aims: ClassVar[bool] = True
 
     threat: Threat
     steps: int = 20
@@ -75,6 +79,10 @@ class PGD(Attack):
     @property
     def passes(self) -> int:
         return restarted(2 * self.steps + (self.keep == "best"), self.restarts) + (self.loss == "kl")
+
+    def check_aims(self) -> None:
+        if self.loss == "kl":
+            raise ValueError("loss 'kl' knows no labels, and so no targets: use loss 'ce', 'margin' or 'dlr'")
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         threat, step = self.threat, self.resolved_step

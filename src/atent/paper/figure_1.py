@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atent import messages, plots, stats
 from atent import runs as folder
-from atent.attacks.base import Oracle
+from atent.attacks.oracle import Oracle
 from atent.attacks.spec import show
 from atent.data import Data, DataSettings
 from atent.data import load as load_data
