@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -67,6 +67,12 @@ class Attack(metaclass=Settings):
         """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
         raise TypeError(f"{type(self).__name__} is a contract: use one of the attacks in atent.attacks")
 
+    def of(self, rows: Tensor) -> Attack:
+        """The attack on some of the samples: itself where all have one eps."""
+        threat: Threat = self.threat  # type: ignore[attr-defined]
+        part = threat.take(rows)
+        return self if part is threat else replace(self, threat=part)  # type: ignore[call-arg]
+
     def parts(self) -> dict[str, Attack]:
         """The attacks that a composite one runs in turn, by name, each on what stands after those before; {}: none."""
         return {}
@@ -93,7 +99,7 @@ class Attack(metaclass=Settings):
 
     def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """`search`, with x where a minimum-norm attack finds nothing within eps."""
-        threat: Threat = self.threat  # type: ignore[attr-defined]
+        threat: Threat = self.threat.take(oracle.rows)  # type: ignore[attr-defined]
         x_adv = self.search(oracle, x, y, draws)
         return torch.where(per_sample(threat.contains(x_adv, x), x), x_adv, x) if self.minimum_norm else x_adv
 
@@ -181,11 +187,12 @@ class Attack(metaclass=Settings):
         if rng is None:
             x, seed = as_inputs(x, model), check_seed(seed)
         x, y = outside_inference(x.detach()), outside_inference(as_labels(y))
-        if not self.minimum_norm and math.isinf(float(threat.eps)):
+        if not self.minimum_norm and threat.eps == math.inf:
             raise ValueError(
                 f"{type(self).__name__} needs a finite eps, got inf: only minimum-norm attacks work without a budget"
             )
         threat.check_eps(x.shape[1:])
+        threat.check_samples(len(x))
         if rng is None:
             check_batch(x, y, threat.box)
         n, y = len(x), y.long()

@@ -31,7 +31,8 @@ class FGSM(Attack):
         return 3
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        threat, eps = self.threat, float(self.threat.eps)
+        threat = self.threat.take(oracle.rows)
+        eps = threat.lengths(x)
         return ascend(
             oracle, x, y, steps=1, loss=cross_entropy,
             move=lambda z, grad, k: threat.project(z + eps * threat.ascent(grad), x),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -74,7 +74,10 @@ class PGD(Attack):
     @property
     def resolved_step(self) -> float:
         """The step size in use."""
-        return 2.5 * float(self.threat.eps) / self.steps if self.step_size is None else self.step_size
+        return self._length(float(self.threat.eps))
+
+    def _length(self, eps: Any) -> Any:
+        return 2.5 * eps / self.steps if self.step_size is None else 0 * eps + self.step_size
 
     @property
     def passes(self) -> int:
@@ -85,10 +88,11 @@ class PGD(Attack):
             raise ValueError("loss 'kl' knows no labels, and so no targets: use loss 'ce', 'margin' or 'dlr'")
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        threat, step = self.threat, self.resolved_step
         reference = (oracle.logits(x, y),) if self.loss == "kl" else ()
 
         def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int, *clean: Tensor) -> Tensor:
+            threat = self.threat.take(oracle.rows)
+            step = threat.lengths(x, self._length)
             if self.start == "gaussian":
                 noise = 1e-3 * threat.width if self.start_noise is None else self.start_noise
                 begin = x + noise * draws.normal(x, use="start", restart=restart)

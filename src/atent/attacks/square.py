@@ -79,7 +79,8 @@ class Square(Attack):
         shape, loss = x.shape[1:], oracle.aimed(LOSSES[self.loss])
         image = x.reshape(len(x), *as_image(shape))
         shares = [self.share(query) for query in range(self.queries)]
-        moves = (Squares if self.threat.norm == "linf" else Masses).draw(self.threat, image, shares, draws, restart)
+        threat = self.threat.take(oracle.rows)
+        moves = (Squares if threat.norm == "linf" else Masses).draw(threat, image, shares, draws, restart)
 
         def judge(z: Tensor) -> tuple[Tensor, Tensor]:
             z = z.view(-1, *shape)
