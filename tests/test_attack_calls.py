@@ -1,6 +1,8 @@
 """What a call of an attack takes beside inputs and labels, for every attack in the registry: callbacks and targets."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,10 +49,9 @@ def test_a_callback_that_spoils_what_it_gets_changes_nothing(name, norm, conv_ne
         seen.clear()
 
 
-@CASE
+# The loss of the others is their own: a hinge, a constraint.
+@pytest.mark.parametrize(("name", "norm"), [each for each in BOTH if each[0] not in ("CarliniWagner", "ALMA")])
 def test_the_losses_are_those_of_the_points(name, norm, conv_net, batch):
-    if name in ("CarliniWagner", "ALMA"):
-        pytest.skip("the loss of these is their own: a hinge, a constraint")
     model, (x, y) = conv_net(), batch(6)
     attack = small(name, norm)
     losses = [cross_entropy] if name in ("FGSM", "IFGS", "PGD", "Langevin", "DDN", "EoT") else [LOSSES["margin"]]
@@ -97,7 +98,7 @@ def test_a_transfer_tells_of_its_source(conv_net, batch):
 
 @AIMED
 def test_targets_are_met_in_the_ball_and_success_is_the_target(name, norm, conv_net, batch):
-    model, (x, y) = conv_net(), batch(9)
+    model, x = conv_net(), batch(9)[0]
     with torch.no_grad():
         target = model(x).topk(2, dim=1).indices[:, 1]
     target[0] = model(x)[0].argmax()  # the model gives it already
@@ -132,7 +133,7 @@ def test_minimum_norms_are_the_distances_to_the_target(name):
     slope = weight[1] - weight[0]
     exact = (net(x)[:, 0] - net(x)[:, 1]) / slope.norm()
     setting = {"steps": 300} | ({"search_steps": 6, "initial_const": 0.1} if name == "CarliniWagner" else {})
-    attack = ATTACKS[name](Threat("l2", 2.0), **setting)
+    attack = ATTACKS[name](Threat("l2", 1.9), **setting)
     out = attack.run(net, x, torch.tensor([1, 1]), targeted=True)
     assert out.success.all()
     assert (out.norm >= exact - 1e-9).all()
@@ -229,3 +230,9 @@ def test_threats_with_an_eps_for_each_sample_compare_and_refuse():
         Threat("l2", torch.ones(2, 2))
     with pytest.raises(ValueError, match="an eps for each of 2 samples, got 3 samples"):
         ATTACKS["FGSM"](a)(nn.Linear(4, 2), torch.rand(3, 4), torch.zeros(3).long())
+
+
+def test_the_examples_of_the_page_run():
+    page = Path(__file__).parents[1] / "docs" / "attacks.md"
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S))
+    exec(compile(code, page.name, "exec"), {})

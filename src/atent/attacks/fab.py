@@ -104,11 +104,8 @@ class FAB(Attack):
 
         part, clean, true, goals = oracle.take(rows(alive)), rows(x), rows(y), others.flatten(0, 1)
         for restart in range(self.restarts):
-            z = (
-                clean
-                if restart == 0
-                else self._random(clean, torch.minimum(best, eps)[alive], draws.take(alive), restart)
-            )
+            within = torch.minimum(best, eps)[alive]
+            z = clean if restart == 0 else self._random(clean, within, draws.take(alive), restart)
             for k in range(self.steps):
                 if self.stop_at_eps and (k or restart) and k % _CHECK == 0:
                     far = best[alive] > eps[alive]

@@ -148,7 +148,7 @@ def jobs(scale: Scale, data: DataSettings, threat: Threat) -> dict[str, Job]:
                     f"PGD(steps=40, step_size={step:g}, restarts=10)",
                     f"PGD(steps=40, step_size={step:g}, restarts=10, loss=margin)",
                 ),
-                norm=threat.norm, eps=threat.eps, limit=None, batch=1000,
+                norm=threat.norm, eps=float(threat.eps), limit=None, batch=1000,
             ),
         )
         for name, method in methods(threat).items()
