@@ -10,7 +10,7 @@ from torch import nn
 
 from atent.attacks import APGD, PGD, EoT
 from atent.attacks.apgd import checkpoints
-from atent.attacks.base import side_by_side
+from atent.attacks.loops import side_by_side
 from atent.attacks.spec import label, parse
 from atent.attacks.starts import start
 from atent.losses import dlr_targeted

@@ -653,17 +653,17 @@ def test_a_budget_attack_needs_a_budget(conv_net, batch):
 
 
 def test_gradients_are_averaged_over_draws(conv_net, batch):
-    from atent.attacks.base import Oracle
+    from atent.attacks.oracle import Oracle
     from atent.losses import cross_entropy
 
     model, (x, y) = nn.Sequential(nn.Dropout(0.3), conv_net()).train(), batch(4)
     counters = torch.zeros(2, 4, dtype=torch.int64)
     torch.manual_seed(0)
-    grad, values = Oracle(model, *counters, check=True).averaging(5).gradient(x, y, cross_entropy)
+    grad, values, _ = Oracle(model, *counters, check=True).averaging(5).look(x, y, cross_entropy)
     torch.manual_seed(0)
-    single = [Oracle(model, *torch.zeros_like(counters), check=False).gradient(x, y, cross_entropy) for _ in range(5)]
-    assert torch.allclose(grad, sum(g for g, _ in single) / 5, rtol=1e-12, atol=1e-15)
-    assert torch.allclose(values, sum(v for _, v in single) / 5, rtol=1e-12)
+    single = [Oracle(model, *torch.zeros_like(counters), check=False).look(x, y, cross_entropy) for _ in range(5)]
+    assert torch.allclose(grad, sum(g for g, _, _ in single) / 5, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(values, sum(v for _, v, _ in single) / 5, rtol=1e-12)
     assert counters.tolist() == [[5] * 4] * 2
 
 

@@ -12,10 +12,11 @@ from kit import Syncs
 from scipy.optimize import brentq, linprog
 from torch import nn
 
-from atent.attacks import FAB, PGD, DeepFool, EoT, base, fab
-from atent.attacks.base import Oracle, side_by_side
+from atent.attacks import FAB, PGD, DeepFool, EoT, fab
 from atent.attacks.boundary import nearest_boundary
 from atent.attacks.hyperplane import to_hyperplane
+from atent.attacks.loops import side_by_side
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import start
 from atent.rng import PerSample
 from atent.threat import NORMS, Threat
@@ -419,7 +420,7 @@ def test_groups_of_classes_change_no_bit(norm, most, conv_net, batch, monkeypatc
     model, (x, y) = conv_net(), batch(9)
     attacks = [FAB(ENDLESS[norm], steps=5), DeepFool(ENDLESS[norm]), EoT(Threat(norm, 0.3), "FAB(steps=3)", 2)]
     whole = [attack.run(model, x, y) for attack in attacks]
-    monkeypatch.setattr(base, "_MOST", most)
+    monkeypatch.setattr("atent.attacks.oracle._MOST", most)
     for attack, expected in zip(attacks, whole):
         found = attack.run(model, x, y)
         assert torch.equal(found.x_adv, expected.x_adv)
@@ -437,7 +438,7 @@ def test_the_nearest_boundary_is_that_of_all_gradients_stacked(norm, conv_net, b
     slopes = jacobian[rows, classes] - jacobian[torch.arange(9), y][:, None]
     differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
     far = differences.abs() / torch.linalg.vector_norm(slopes.flatten(2), 1 if norm == "linf" else 2, dim=2)
-    monkeypatch.setattr(base, "_MOST", 2 * x.numel())
+    monkeypatch.setattr("atent.attacks.oracle._MOST", 2 * x.numel())
     oracle = Oracle(model, *torch.zeros(2, 9, dtype=torch.int64), check=True)
     found, _ = nearest_boundary(oracle, x, y, classes, norm)
     # A few roundings of numbers of order 1.

@@ -14,6 +14,7 @@ from atent.attacks.carlini_wagner import CarliniWagner
 from atent.attacks.ddn import DDN
 from atent.attacks.deepfool import DeepFool
 from atent.attacks.fmn import FMN
+from atent.attacks.oracle import Oracle
 from atent.attacks.smallest import beyond
 from atent.evaluate import norms as nm
 from atent.threat import Threat
@@ -207,9 +208,10 @@ def test_a_constant_model_has_no_adversarial_point(norm, name, batch):
 def test_a_margin_that_rounding_could_turn_is_none():
     y = torch.zeros(4, dtype=torch.long)
     logits = torch.tensor([[100.0, 100.0], [100.0, 100.0005], [100.0, 100.002], [1.0, 1.00002]])
-    assert beyond(logits, y).tolist() == [False, False, True, True]
-    assert beyond(logits.double(), y).tolist() == [False, True, True, True]
-    assert beyond(logits, y, 0.01).tolist() == [False] * 4
+    oracle = Oracle(nn.Identity(), *torch.zeros(2, 4), check=False)
+    assert beyond(oracle, logits, y).tolist() == [False, False, True, True]
+    assert beyond(oracle, logits.double(), y).tolist() == [False, True, True, True]
+    assert beyond(oracle, logits, y, 0.01).tolist() == [False] * 4
     # but x itself is judged as verdicts are
     model = nn.Linear(2, 2)
     with torch.no_grad():

@@ -26,14 +26,14 @@ def ask(model: nn.Module, x: Tensor) -> Tensor:
     forward pass that `explained` knows.
     """
     with explained(model, x):
-        logits = _forward(model, x)
-    check_shape(logits, len(x))
+        logits: Any = model(x.clone()) if len(x) != 1 else _single(model, x)
+    if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(x) and logits.shape[1] > 1):
+        check_shape(logits, len(x))
     return logits.clone()
 
 
-def _forward(model: nn.Module, x: Tensor) -> Any:
-    if len(x) != 1:
-        return model(x.clone())
+def _single(model: nn.Module, x: Tensor) -> Any:
+    """The output for one sample, also of a model that squeezes its batch dimension away."""
     failed: Exception | None = None
     try:
         logits: Any = model(x.clone())

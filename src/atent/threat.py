@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -26,6 +26,24 @@ def radius(value: float | str, name: str = "eps") -> float:
     return number
 
 
+class Radii(tuple[float, ...]):
+    """One radius for each sample: compared, hashed and written as a tuple; no single number."""
+
+    def __new__(cls, values: Iterable[float | str]) -> Radii:
+        return super().__new__(cls, (radius(v) for v in values))
+
+    def __float__(self) -> float:
+        raise ValueError(
+            f"the threat has an eps for each of {len(self)} samples, and one number is needed here: attacks, evaluate"
+            " and craft take one per sample"
+        )
+
+    @property
+    def tensor(self) -> Tensor:
+        """The radii, float64 (n,)."""
+        return torch.tensor(self, dtype=torch.float64)
+
+
 def per_sample(v: Tensor, like: Tensor) -> Tensor:
     """Shape a vector of n values so that it broadcasts over the n samples of ``like``."""
     return v.reshape(-1, *[1] * (like.dim() - 1))
@@ -41,12 +59,14 @@ class Threat:
     """The ball ``{x' : |x' - x| <= eps}`` in a norm, inside the box of legal inputs.
 
     Inputs are in pixel units, that is in ``box`` (images: [0, 1]); a model normalises inside itself.
+    A tensor or a sequence as ``eps`` gives each sample its own radius, in the order of the batch that is attacked; it
+    is kept as a tuple of numbers, and `take` goes with some of the samples.
     ValueError for an unknown norm, an ``eps`` that is negative or not a number, or an empty box.
     """
 
     norm: Norm
     """Norm of the perturbation: linf or l2."""
-    eps: float | str
+    eps: float | str | Radii
     """Radius in pixel units; a fraction such as 8/255 is understood. "inf": no limit, for minimum-norm attacks."""
     box: tuple[float, float] = (0.0, 1.0)
     """Smallest and largest legal value of an input coordinate."""
@@ -56,8 +76,7 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(NORMS)}")
-        endless = self.eps in ("inf", math.inf)
-        object.__setattr__(self, "eps", math.inf if endless else radius(self.eps))
+        object.__setattr__(self, "eps", _eps(self.eps))
         low, high = (float(v) for v in self.box)
         if not (low < high and math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"box must be (low, high), finite, with low < high, got {self.box}")
@@ -70,7 +89,29 @@ class Threat:
 
     def scaled(self, factor: float) -> Threat:
         """The same threat with ``factor * eps``."""
+        if isinstance(self.eps, Radii):
+            return replace(self, eps=Radii(eps * factor for eps in self.eps))
         return replace(self, eps=float(self.eps) * factor)
+
+    def take(self, index: Tensor | None) -> Threat:
+        """The threat for the samples of that ``index``: itself where all have one eps, or for None."""
+        if index is None or not isinstance(self.eps, Radii):
+            return self
+        return replace(self, eps=Radii(self.eps.tensor[index.cpu()].tolist()))
+
+    def radii(self, like: Tensor, of: Callable[[Any], Any] = lambda eps: eps) -> Any:
+        """``of(eps)`` as a number, or where samples differ in eps as a tensor (n,) in the type of ``like``."""
+        return of(self.eps.tensor).to(like) if isinstance(self.eps, Radii) else of(float(self.eps))
+
+    def lengths(self, x: Tensor, of: Callable[[Any], Any] = lambda eps: eps) -> Any:
+        """As `radii`, and a tensor has the shape (n, 1, ...) that broadcasts over the samples of ``x``."""
+        found = self.radii(x, of)
+        return per_sample(found, x) if isinstance(found, Tensor) else found
+
+    def check_samples(self, n: int) -> None:
+        """ValueError where there is an eps for each of another number of samples."""
+        if isinstance(self.eps, Radii) and len(self.eps) != n:
+            raise ValueError(f"the threat has an eps for each of {len(self.eps)} samples, got {n} samples: give {n}")
 
     def plain(self) -> dict[str, Any]:
         """The fields as plain values, which `Threat` takes back; ``allow_large_eps`` only where it is set."""
@@ -83,7 +124,7 @@ class Threat:
         width: any sample may become any other, which is mostly 8 written for 8/255. An infinite eps, which only
         minimum-norm attacks take, and threats with ``allow_large_eps`` pass.
         """
-        eps = float(self.eps)
+        eps = max(self.eps, default=0.0) if isinstance(self.eps, Radii) else float(self.eps)
         name, limit = "width", self.width
         if self.norm == "l2":
             name, limit = "diagonal", math.sqrt(math.prod(shape)) * self.width
@@ -104,13 +145,13 @@ class Threat:
     def project_ball(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Nearest point of the ball around ``x``, box ignored; ``eps`` (n,) gives each sample its own radius."""
         d = x_adv - x
-        limit: Any = self.eps if eps is None else eps.to(d.dtype)
         if self.norm == "linf":
-            limit = limit if eps is None else per_sample(limit, x)
+            limit: Any = self.lengths(d) if eps is None else per_sample(eps.to(d.dtype), x)
             return x + d.clamp(-limit, limit)
         # The floor keeps 0/0 away: a zero perturbation stays zero, and eps = 0 gives x bit for bit.
         norm = l2_norm(d).clamp_min(torch.finfo(d.dtype).tiny)
-        shrink = (limit / norm).clamp_max(1.0)
+        # torch divides a number by a tensor as its reciprocal times the number: radii per sample give the same bits.
+        shrink = (self.radii(d) * norm.reciprocal() if eps is None else eps.to(d.dtype) / norm).clamp_max(1.0)
         return x + d * per_sample(shrink, d)
 
     def project(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
@@ -138,11 +179,26 @@ class Threat:
         low, high = self.box
         flat = x_adv.flatten(1)
         inside = ((flat >= low) & (flat <= high)).all(1)
-        eps = float(self.eps)
+        eps = self.radii(x.double())
         # Half a unit in the last place of a coordinate, which grows with the box.
         pixel = 6e-8 * max(abs(low), abs(high))
         limit = eps + pixel if self.norm == "linf" else eps * (1 + 1e-6) + pixel * math.sqrt(flat.shape[1])
         return inside & (self.distance(x_adv, x) <= limit)
+
+
+def _eps(value: Any) -> float | Radii:
+    """A radius, inf, or one radius for each sample."""
+    if isinstance(value, float):
+        return value if value == math.inf else radius(value)
+    if isinstance(value, Radii):
+        return value
+    if isinstance(value, str):
+        return math.inf if value == "inf" else radius(value)
+    if hasattr(value, "ndim") and value.ndim > 1:
+        raise ValueError(f"eps must be a number or one for each sample, (n,), got shape {tuple(value.shape)}")
+    if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
+        return Radii(value.tolist() if hasattr(value, "tolist") else value)
+    return math.inf if value == math.inf else radius(value)
 
 
 def unit(grad: Tensor, order: float = 2) -> Tensor:

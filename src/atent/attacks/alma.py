@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, attack
+from atent.attacks.base import Attack, attack
 from atent.attacks.bisection import bisect
+from atent.attacks.oracle import Oracle
 from atent.attacks.smallest import Look, check_l2, check_share, walk
 from atent.checks import check_choice, check_number
-from atent.losses import margin
 from atent.rng import Draws
 from atent.threat import Threat, l2_norm, per_sample, unit
 
@@ -56,6 +57,7 @@ class ALMA(Attack):
     """
 
     minimum_norm: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
 
     threat: Threat
     """l2 only; a perturbation longer than eps is not returned."""
@@ -114,8 +116,8 @@ class ALMA(Attack):
         few = self.constraint is None and classes < 3
         return ["its constraint is the difference of logits, as the ratio takes 3 classes"] if few else []
 
-    def _constraint(self, logits: Tensor, y: Tensor) -> Tensor:
-        above = self.tolerance - margin(logits, y)
+    def _constraint(self, oracle: Oracle, logits: Tensor, y: Tensor) -> Tensor:
+        above = self.tolerance - oracle.margin(logits, y)
         if self.constraint == "margin" or (self.constraint is None and logits.shape[1] < 3):
             return above
         top = logits.to(above.dtype).topk(3, dim=1).values
@@ -173,5 +175,6 @@ class ALMA(Attack):
             why = "ALMA's difference of logits ratio needs 3 classes or more: use constraint='margin'"
             oracle = oracle.demanding(3, why)
         return walk(
-            oracle, x, y, norm="l2", steps=self.steps, loss=self._constraint, move=move, confidence=self.tolerance
-        )
+            oracle, x, y, norm="l2", steps=self.steps, loss=partial(self._constraint, oracle), move=move,
+            confidence=self.tolerance,
+        )  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, all_targets, attack, side_by_side, worst_of
+from atent.attacks.base import Attack, attack
+from atent.attacks.loops import all_targets, side_by_side, worst_of
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, dlr_targeted, margin, margin_targeted
@@ -65,6 +67,8 @@ class APGD(Attack):
     same); it returns the last misclassified iterate; its targets come one after the other.
     """
 
+    aims: ClassVar[bool] = True
+
     threat: Threat
     steps: int = 100
     """Number of gradient steps of a run."""
@@ -104,6 +108,10 @@ class APGD(Attack):
             said.append(all_targets(classes))
         return said
 
+    def check_aims(self) -> None:
+        if self.targeted:
+            raise ValueError("loss 'dlr-targeted' chooses its targets itself: use loss 'dlr', 'margin' or 'ce'")
+
     @property
     def passes(self) -> int:
         runs = self.restarts * (self.targets if self.targeted else 1)
@@ -123,39 +131,44 @@ class APGD(Attack):
             beside = runs[1:] if wave else runs[:1]
             aims = aims[:, [run // self.restarts for run in beside]]
             if not wave:
-                return self._climb(oracle, x, y, self._begin(x, draws, beside), aims)
+                return self._climb(oracle, x, y, self._begin(oracle, x, draws, beside), aims)
             found = []
             for rows in torch.arange(len(x), device=x.device).split(side_by_side(whole, len(beside))):
-                begin = self._begin(x[rows], draws.take(rows), beside)
-                found.append(self._climb(oracle.take(rows), x[rows], y[rows], begin, aims[rows]))
+                part = oracle.take(rows)
+                begin = self._begin(part, x[rows], draws.take(rows), beside)
+                found.append(self._climb(part, x[rows], y[rows], begin, aims[rows]))
             return torch.cat(found)
 
         return worst_of(min(2, len(runs)), once, oracle, x, y, draws, aims)
 
-    def _begin(self, x: Tensor, draws: Draws, runs: range) -> Tensor:
+    def _begin(self, oracle: Oracle, x: Tensor, draws: Draws, runs: range) -> Tensor:
         """The starts of several runs, (n, runs, ...)."""
-        return torch.stack([start(self.threat, self.start, x, draws, run) for run in runs], 1)
+        threat = self.threat.take(oracle.rows)
+        return torch.stack([start(threat, self.start, x, draws, run) for run in runs], 1)
 
     def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, begin: Tensor, aims: Tensor) -> Tensor:
         """Several runs for each sample, side by side: starts (n, runs, ...) and targets (n, runs); one result each."""
-        threat, runs = self.threat, begin.shape[1]
+        runs = begin.shape[1]
         if runs > 1:
             # A sample's rows lie next to each other.
             rows = torch.arange(len(x), device=x.device).repeat_interleave(runs)
             oracle, x, y = oracle.take(rows), x[rows], y[rows]
+        threat = self.threat.take(oracle.rows)
         aim, point = aims.flatten(), threat.project(begin.flatten(0, 1), x)
 
         def loss(logits: Tensor, y: Tensor) -> Tensor:
             few = logits.shape[1] < _LEAST.get(self.loss, 0)
             if self.targeted:
                 return margin_targeted(logits, y, aim) if few else dlr_targeted(logits, y, aim)
-            return margin(logits, y) if few else LOSSES[self.loss](logits, y)
+            return climbed(logits, y) if not few else oracle.margin(logits, y)
+
+        climbed = oracle.aimed(LOSSES.get(self.loss, margin))
 
         grad, values, logits = oracle.look(point, y, loss)
         before = best = point
-        best_grad, best_value, best_margin = grad, values, margin(logits, y)
+        best_grad, best_value, best_margin = grad, values, oracle.margin(logits, y)
         last = at_check = values
-        size = torch.full_like(best_margin, 2 * float(threat.eps), dtype=x.dtype)
+        size = torch.zeros_like(best_margin, dtype=x.dtype) + threat.radii(x, lambda eps: 2 * eps)
         raised, halved = torch.zeros_like(values), torch.zeros_like(y, dtype=torch.bool)
         done, done_margin, place = point, best_margin, torch.arange(len(x), device=x.device)
         checks = checkpoints(self.steps)
@@ -172,7 +185,7 @@ class APGD(Attack):
                 else:
                     values, logits = oracle.value(point, y, loss)
                 raised, last = raised + (values > last), values
-                score = margin(logits, y)
+                score = oracle.margin(logits, y)
                 # Once misclassified, the margin decides what is better, before that the loss.
                 fooled = torch.maximum(score, best_margin) > 0
                 better = torch.where(fooled, score > best_margin, values > best_value)
@@ -192,7 +205,7 @@ class APGD(Attack):
                 keep = standing.repeat_interleave(runs).nonzero().squeeze(1)
                 if len(keep) < len(x):
                     done, done_margin = done.index_copy(0, place, best), done_margin.index_copy(0, place, best_margin)
-                    oracle = oracle.take(keep)
+                    oracle, threat = oracle.take(keep), threat.take(keep)
                     x, y, aim, point, before, grad, best, best_grad, place = (
                         t[keep] for t in (x, y, aim, point, before, grad, best, best_grad, place)
                     )

@@ -8,8 +8,10 @@ from typing import Literal
 from torch import Tensor
 
 from atent.attacks.apgd import APGD
-from atent.attacks.base import Attack, Oracle, attack, worst_of
+from atent.attacks.base import Attack, attack
 from atent.attacks.fab import FAB
+from atent.attacks.loops import worst_of
+from atent.attacks.oracle import Oracle
 from atent.attacks.square import Square
 from atent.checks import check_choice, check_number
 from atent.rng import Draws

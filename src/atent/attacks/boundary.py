@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Oracle
+from atent.attacks.oracle import Oracle
 from atent.threat import Norm, per_sample
 
 

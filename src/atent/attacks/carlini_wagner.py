@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, attack
-from atent.attacks.smallest import beyond, check_l2, keep_smaller, wrong
+from atent.attacks.base import Attack, attack
+from atent.attacks.oracle import Oracle
+from atent.attacks.smallest import beyond, check_l2, keep_smaller
 from atent.checks import check_number
-from atent.losses import margin
 from atent.rng import Draws
 from atent.threat import Threat, l2_norm, per_sample
 
@@ -34,6 +34,7 @@ class CarliniWagner(Attack):
     """
 
     minimum_norm: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
 
     threat: Threat
     """l2 only; a perturbation longer than eps is not returned."""
@@ -71,7 +72,7 @@ class CarliniWagner(Attack):
         # The factor keeps w finite at the walls of the box.
         begin = ((2 * x - (low + high)) / (high - low) * (1 - 1e-6)).atanh()
         best, smallest = x, torch.full(y.shape, math.inf, dtype=x.dtype, device=x.device)
-        smallest = torch.where(wrong(oracle.logits(x, y), y), 0.0, smallest)
+        smallest = torch.where(oracle.fooled(oracle.logits(x, y), y), 0.0, smallest)
         # In squared widths of the box, as all that is descended.
         first = 1e-3 if self.initial_const is None else self.initial_const / self.threat.width**2
         c = torch.full_like(smallest, first)
@@ -113,14 +114,14 @@ class CarliniWagner(Attack):
         best, smallest, objective = x, torch.full_like(c, math.inf), c
 
         def hinge(logits: Tensor, y: Tensor) -> Tensor:
-            return (self.confidence - margin(logits, y)).clamp_min(0)
+            return (self.confidence - oracle.margin(logits, y)).clamp_min(0)
 
         for k in ks:
             bent = w.tanh()
             # Where tanh rounds to 1 the sum may round past the wall.
             z = self.threat.clamp((low + high) / 2 + (high - low) / 2 * bent)
             grad, short, logits = oracle.look(z, y, hinge)
-            norm, fooled = l2_norm(z - x), beyond(logits, y, self.confidence)
+            norm, fooled = l2_norm(z - x), beyond(oracle, logits, y, self.confidence)
             best, smallest = keep_smaller(best, smallest, z, norm, fooled)
             objective = (norm / width) ** 2 + c * short
             # The chain rule through z / width, so that Adam's floor is the same in every box.

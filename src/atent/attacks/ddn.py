@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, attack
+from atent.attacks.base import Attack, attack
+from atent.attacks.oracle import Oracle
 from atent.attacks.smallest import Look, annealed, check_l2, check_share, farthest, walk
 from atent.checks import check_number
 from atent.losses import cross_entropy
@@ -46,7 +47,7 @@ def decoupled(
             z = low + (high - low) * ((z - low) / (high - low) * (levels - 1)).round() / (levels - 1)
         return z
 
-    return walk(oracle, x, y, norm="l2", steps=steps, loss=cross_entropy, move=move)
+    return walk(oracle, x, y, norm="l2", steps=steps, loss=oracle.aimed(cross_entropy), move=move)
 
 
 @attack
@@ -61,6 +62,7 @@ class DDN(Attack):
     """
 
     minimum_norm: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
 
     threat: Threat
     """l2 only; a perturbation longer than eps is not returned."""

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, attack
+from atent.attacks.base import Attack, attack
 from atent.attacks.boundary import Boundary, nearest_boundary
-from atent.attacks.smallest import beyond, wrong
+from atent.attacks.oracle import Oracle
+from atent.attacks.smallest import beyond
 from atent.checks import check_number
 from atent.rng import Draws
 from atent.threat import Threat, per_sample, unit
@@ -66,7 +67,7 @@ class DeepFool(Attack):
         logits = oracle.logits(x, y)
         others = min(self.classes, logits.shape[1]) - 1
         ranked = logits.scatter(1, y[:, None], -math.inf).topk(others, dim=1).indices
-        fooled, total, rows = wrong(logits, y), torch.zeros_like(x), torch.arange(len(x), device=x.device)
+        fooled, total, rows = oracle.fooled(logits, y), torch.zeros_like(x), torch.arange(len(x), device=x.device)
 
         def reached(total: Tensor) -> Tensor:
             return self.threat.clamp(x[rows] + (1 + self.overshoot) * total)
@@ -80,11 +81,11 @@ class DeepFool(Attack):
                 oracle.take(rows), reached(total[rows]), y[rows], ranked[rows], self.threat.norm
             )
             step = to_boundary(self.threat, boundary)
-            done = beyond(logits, y[rows])
+            done = beyond(oracle, logits, y[rows])
             total = total.index_add(0, rows, torch.where(per_sample(done, step), 0, step))
             fooled = fooled.index_copy(0, rows, done)
         else:
             last = oracle.take(rows).logits(reached(total[rows]), y[rows])
-            fooled = fooled.index_copy(0, rows, beyond(last, y[rows]))
+            fooled = fooled.index_copy(0, rows, beyond(oracle, last, y[rows]))
         rows = torch.arange(len(x), device=x.device)
         return torch.where(per_sample(fooled, x), reached(total), x)

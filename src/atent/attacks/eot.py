@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, attack
+from atent.attacks.base import Attack, attack
+from atent.attacks.oracle import Oracle
 from atent.attacks.spec import nested
 from atent.checks import check_number
 from atent.rng import Draws
@@ -45,6 +46,9 @@ class EoT(Attack):
     def inner(self) -> Attack:
         """The attack that is averaged."""
         return nested(self.attack, self.threat)
+
+    def check_aims(self) -> None:
+        self.inner.check_aims()
 
     @property
     def stream(self) -> str:

@@ -9,9 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, all_targets, attack, side_by_side
+from atent.attacks.base import Attack, attack
 from atent.attacks.boundary import nearest_boundary
 from atent.attacks.hyperplane import to_hyperplane
+from atent.attacks.loops import all_targets, side_by_side
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import start
 from atent.checks import check_number
 from atent.rng import Draws
@@ -93,7 +95,8 @@ class FAB(Attack):
 
     def _chase(self, oracle: Oracle, x: Tensor, y: Tensor, others: Tensor, draws: Draws) -> Tensor:
         """The smallest change of samples that are classified rightly, x where none was found."""
-        runs, eps = others.shape[1], float(self.threat.eps)
+        runs = others.shape[1]
+        eps = x.new_zeros(len(x)) + self.threat.take(oracle.rows).radii(x)
         found, best = x.clone(), x.new_full((len(x),), math.inf)
         alive = torch.arange(len(x), device=x.device)
 
@@ -102,10 +105,11 @@ class FAB(Attack):
 
         part, clean, true, goals = oracle.take(rows(alive)), rows(x), rows(y), others.flatten(0, 1)
         for restart in range(self.restarts):
-            z = clean if restart == 0 else self._random(clean, best[alive], draws.take(alive), restart)
+            within = torch.minimum(best, eps)[alive]
+            z = clean if restart == 0 else self._random(clean, within, draws.take(alive), restart)
             for k in range(self.steps):
                 if self.stop_at_eps and (k or restart) and k % _CHECK == 0:
-                    far = best[alive] > eps
+                    far = best[alive] > eps[alive]
                     alive, keep = alive[far], rows(far)
                     if not len(alive):
                         return found
@@ -134,11 +138,12 @@ class FAB(Attack):
         return self.threat.clamp((1 - alpha) * (z + self.eta * d_z) + alpha * (x + self.eta * d_x))
 
     def _random(self, x: Tensor, best: Tensor, draws: Draws, restart: int) -> Tensor:
-        """A random start for each run; ``x`` has the rows of the runs, ``best`` and ``draws`` those of the samples."""
+        """A random start for each run; ``x`` has the rows of the runs, ``best``, the norm so far and eps at most, and
+        ``draws`` those of the samples."""
         runs = len(x) // len(best)
         ball, origin = Threat(self.threat.norm, 1.0), torch.zeros_like(x[::runs])
         change = [start(ball, "uniform", origin, draws.named(f"run {run}"), restart) for run in range(runs)]
-        radius = best.clamp_max(float(self.threat.eps)) / 2
+        radius = best / 2
         radius = torch.where(radius.isfinite(), radius, _FREE[self.threat.norm] / 2 * self.threat.width)
         far = per_sample(radius.repeat_interleave(runs), x)
         return self.threat.clamp(x + far * torch.stack(change, dim=1).flatten(0, 1))

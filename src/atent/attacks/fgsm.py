@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, attack
+from atent.attacks.base import Attack, attack
+from atent.attacks.loops import ascend
+from atent.attacks.oracle import Oracle
 from atent.losses import cross_entropy
 from atent.rng import Draws
 from atent.threat import Threat
@@ -20,6 +23,8 @@ class FGSM(Attack):
     linf: x + eps sign(g); l2: x + eps g / ||g||_2; then the box. One forward, one backward.
     """
 
+    aims: ClassVar[bool] = True
+
     threat: Threat
 
     @property
@@ -27,7 +32,8 @@ class FGSM(Attack):
         return 3
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        threat, eps = self.threat, float(self.threat.eps)
+        threat = self.threat.take(oracle.rows)
+        eps = threat.lengths(x)
         return ascend(
             oracle, x, y, steps=1, loss=cross_entropy,
             move=lambda z, grad, k: threat.project(z + eps * threat.ascent(grad), x),

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, attack
+from atent.attacks.base import Attack, attack
+from atent.attacks.oracle import Oracle
 from atent.attacks.smallest import Look, annealed, check_share, farthest, walk
 from atent.checks import check_choice, check_number
-from atent.losses import margin
 from atent.rng import Draws
 from atent.threat import Threat, per_sample, unit
 
@@ -41,6 +41,7 @@ class FMN(Attack):
     """
 
     minimum_norm: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
 
     threat: Threat
     """l2 or linf; a perturbation longer than eps is not returned."""
@@ -100,4 +101,4 @@ class FMN(Attack):
                 return threat.clamp(x + per_sample(radius, x) * unit(z - x))
             return threat.project(z, x, radius)
 
-        return walk(oracle, x, y, norm=threat.norm, steps=self.steps, loss=margin, move=move)
+        return walk(oracle, x, y, norm=threat.norm, steps=self.steps, loss=oracle.margin, move=move)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, attack
-from atent.attacks.pgd import PGD
+from atent.attacks.base import Attack, attack
+from atent.attacks.loops import ascend
+from atent.attacks.oracle import Oracle
 from atent.checks import check_number
+from atent.losses import cross_entropy
 from atent.rng import Draws
 from atent.threat import Threat
 
@@ -22,6 +25,8 @@ class IFGS(Attack):
     In l2 the unit gradient takes the place of the sign. It is `PGD` from x itself: no draws, no restarts, the last
     iterate. ``steps`` forwards and backwards.
     """
+
+    aims: ClassVar[bool] = True
 
     threat: Threat
     steps: int = 10
@@ -38,11 +43,19 @@ class IFGS(Attack):
     @property
     def resolved_step(self) -> float:
         """The step size in use."""
-        return 1.25 * float(self.threat.eps) / self.steps if self.step_size is None else self.step_size
+        return self._length(float(self.threat.eps))
+
+    def _length(self, eps: Any) -> Any:
+        return 1.25 * eps / self.steps if self.step_size is None else 0 * eps + self.step_size
 
     @property
     def passes(self) -> int:
         return 2 * self.steps + 1
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        return PGD(self.threat, self.steps, self.resolved_step, start="zero").search(oracle, x, y, draws)
+        threat = self.threat.take(oracle.rows)
+        step = threat.lengths(x, self._length)
+        return ascend(
+            oracle, x, y, steps=self.steps, loss=cross_entropy,
+            move=lambda z, grad, k: threat.project(z + step * threat.ascent(grad), x),
+        )  # fmt: skip

@@ -8,13 +8,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, attack, restarted, worst_of
+from atent.attacks.base import Attack, attack
+from atent.attacks.loops import ascend, restarted, worst_of
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.losses import cross_entropy
 from atent.rng import Draws
 from atent.sgld import effective_noise, langevin_step, noise_for
-from atent.threat import Threat, unit
+from atent.threat import Radii, Threat, unit
 
 Variant = Literal["released", "published"]
 Projection = Literal["never", "last", "every"]
@@ -184,7 +186,8 @@ class Langevin(Attack):
         check_number("restarts", self.restarts, 1, whole=True)
         if self.projection == "never":
             raise ValueError("an attack must end in the ball: use projection 'last' or 'every'")
-        _ = self.sampler
+        some = self.threat.eps
+        _ = (replace(self, threat=replace(self.threat, eps=max(some))) if isinstance(some, Radii) else self).sampler
 
     @property
     def sampler(self) -> Sampler:
@@ -197,6 +200,15 @@ class Langevin(Attack):
         return restarted(2 * self.steps, self.restarts)
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        threat = self.threat.take(oracle.rows)
+        if isinstance(threat.eps, Radii):
+            # A chain is resolved for one radius: noise and pull follow from it.
+            found = x.clone()
+            for eps in sorted(set(threat.eps)):
+                rows = (threat.eps.tensor == eps).nonzero().squeeze(1).to(x.device)
+                one = replace(self, threat=replace(threat, eps=eps))
+                found[rows] = one.search(oracle.take(rows), x[rows], y[rows], draws.take(rows))
+            return found
         chain = self.sampler
 
         def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int) -> Tensor:

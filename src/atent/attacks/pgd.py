@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, ascend, attack, restarted, worst_of
+from atent.attacks.base import Attack, attack
+from atent.attacks.loops import ascend, restarted, worst_of
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import ALLOWED, Start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
@@ -32,6 +34,8 @@ class PGD(Attack):
     of the running sum g <- mu g + grad / ||grad||_1, per sample, from g = 0 at each start (MI-FGSM, Dong et al. 2018,
     Eq. 6, who begin at x and take mu = 1 and steps of eps / steps).
     """
+
+    aims: ClassVar[bool] = True
 
     threat: Threat
     steps: int = 20
@@ -71,17 +75,25 @@ class PGD(Attack):
     @property
     def resolved_step(self) -> float:
         """The step size in use."""
-        return 2.5 * float(self.threat.eps) / self.steps if self.step_size is None else self.step_size
+        return self._length(float(self.threat.eps))
+
+    def _length(self, eps: Any) -> Any:
+        return 2.5 * eps / self.steps if self.step_size is None else 0 * eps + self.step_size
 
     @property
     def passes(self) -> int:
         return restarted(2 * self.steps + (self.keep == "best"), self.restarts) + (self.loss == "kl")
 
+    def check_aims(self) -> None:
+        if self.loss == "kl":
+            raise ValueError("loss 'kl' knows no labels, and so no targets: use loss 'ce', 'margin' or 'dlr'")
+
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        threat, step = self.threat, self.resolved_step
         reference = (oracle.logits(x, y),) if self.loss == "kl" else ()
 
         def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int, *clean: Tensor) -> Tensor:
+            threat = self.threat.take(oracle.rows)
+            step = threat.lengths(x, self._length)
             if self.start == "gaussian":
                 noise = 1e-3 * threat.width if self.start_noise is None else self.start_noise
                 begin = x + noise * draws.normal(x, use="start", restart=restart)

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Loss, Oracle
+from atent.attacks.oracle import Loss, Oracle
 from atent.checks import check_number
-from atent.losses import margin
 from atent.threat import Norm, Threat, l2_norm, per_sample
 
 
@@ -48,19 +47,14 @@ def annealed(first: float, last: float, share: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 
 
-def wrong(logits: Tensor, y: Tensor) -> Tensor:
-    """bool (n,): misclassified, as verdicts are given."""
-    return logits.argmax(1) != y
-
-
-def beyond(logits: Tensor, y: Tensor, confidence: float = 0.0) -> Tensor:
+def beyond(oracle: Oracle, logits: Tensor, y: Tensor, confidence: float = 0.0) -> Tensor:
     """bool (n,): misclassified by a margin of logits above ``confidence``, and beyond doubt.
 
     The smallest perturbation ends where two logits agree, and kernels round differently with the batch size: a margin
     of less than 64 units in the last place of the largest logit counts as none, so that the verdict on the point
     that is returned is the one on which the search went.
     """
-    gap = margin(logits, y)
+    gap = oracle.margin(logits, y)
     doubt = 64 * torch.finfo(gap.dtype).eps * logits.abs().amax(1)
     return gap > doubt.clamp_min(confidence)
 
@@ -93,10 +87,12 @@ def walk(
         last = k + 1 == steps
         if last:
             logits = oracle.logits(z, y)
+            if oracle.watch is not None:
+                oracle.tell(z, loss(logits, y))
         else:
             grad, values, logits = oracle.look(z, y, loss)
         distance = length(norm, z - x)
-        fooled = beyond(logits, y, confidence) if k else wrong(logits, y)
+        fooled = beyond(oracle, logits, y, confidence) if k else oracle.fooled(logits, y)
         best, smallest = keep_smaller(best, smallest, z, distance, fooled)
         if not last:
             z = move(Look(z, grad, values, fooled, distance, smallest), k)

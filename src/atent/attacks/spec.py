@@ -12,7 +12,7 @@ from typing import Any
 from atent.attacks.base import ATTACKS, Attack
 from atent.messages import unknown
 from atent.registry import Registry
-from atent.threat import Threat
+from atent.threat import Radii, Threat
 
 _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5) or FGSM"
 
@@ -216,6 +216,8 @@ def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 def show(threat: Threat) -> str:
     """A threat for people: "linf 8/255", "l2 0.5"."""
+    if isinstance(threat.eps, Radii):
+        return f"{threat.norm} {min(threat.eps, default=0):g}..{max(threat.eps, default=0):g} per sample"
     eps = float(threat.eps)
     grey = round(255 * eps) if math.isfinite(eps) else 0
     text = f"{grey}/255" if 1 <= grey <= 32 and math.isclose(eps, grey / 255, rel_tol=1e-9) else f"{eps:g}"

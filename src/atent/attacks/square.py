@@ -8,10 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from atent.attacks.base import Attack, Oracle, attack, restarted, worst_of
+from atent.attacks.base import Attack, attack
+from atent.attacks.loops import restarted, worst_of
+from atent.attacks.oracle import Oracle
 from atent.attacks.windows import Masses, Squares, as_image
 from atent.checks import check_choice, check_number
-from atent.losses import LOSSES, margin
+from atent.losses import LOSSES
 from atent.rng import Draws
 from atent.threat import Threat, per_sample
 
@@ -43,6 +45,7 @@ class Square(Attack):
     """
 
     needs_gradient: ClassVar[bool] = False
+    aims: ClassVar[bool] = True
 
     threat: Threat
     queries: int = 5000
@@ -74,14 +77,18 @@ class Square(Attack):
         return self.p_init / 2 ** sum(query * 10_000 // self.queries > end for end in _HALVED)
 
     def _once(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int) -> Tensor:
-        shape, loss = x.shape[1:], LOSSES[self.loss]
+        shape, loss = x.shape[1:], oracle.aimed(LOSSES[self.loss])
         image = x.reshape(len(x), *as_image(shape))
         shares = [self.share(query) for query in range(self.queries)]
-        moves = (Squares if self.threat.norm == "linf" else Masses).draw(self.threat, image, shares, draws, restart)
+        threat = self.threat.take(oracle.rows)
+        moves = (Squares if threat.norm == "linf" else Masses).draw(threat, image, shares, draws, restart)
 
         def judge(z: Tensor) -> tuple[Tensor, Tensor]:
-            logits = oracle.logits(z.view(-1, *shape), y)
-            return loss(logits, y), margin(logits, y) > 0
+            z = z.view(-1, *shape)
+            logits = oracle.logits(z, y)
+            values = loss(logits, y)
+            oracle.tell(z, values)
+            return values, oracle.margin(logits, y) > 0
 
         best = moves.start(draws, restart)
         value, fallen = judge(best)

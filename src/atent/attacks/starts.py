@@ -35,7 +35,7 @@ def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) 
     boundary  linf: U(-1, 1)^d divided by its largest entry, times eps; l2: as sphere; the start of Auto-PGD
     cube      x + U(-eps, eps)^d, in l2 far outside the ball: the start of the published l2 evaluation
     """
-    eps = float(threat.eps)
+    eps = threat.lengths(x)
     if kind == "zero":
         return x
     if kind == "cube" or (kind == "uniform" and threat.norm == "linf"):
@@ -50,4 +50,4 @@ def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) 
         return x + eps * direction
     dim = math.prod(x.shape[1:])
     share = draws.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1) ** (1.0 / dim)
-    return x + per_sample(eps * share, x) * direction
+    return x + per_sample(threat.radii(x) * share, x) * direction

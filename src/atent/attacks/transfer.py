@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, Oracle, attack
+from atent.attacks.base import Attack, attack
+from atent.attacks.oracle import Oracle
 from atent.attacks.spec import nested
 from atent.guard import guard
 from atent.rng import Draws
@@ -48,6 +49,9 @@ class Transfer(Attack):
         """The attack on the source."""
         return nested(self.attack, self.threat)
 
+    def check_aims(self) -> None:
+        self.inner.check_aims()
+
     @property
     def stream(self) -> str:
         return self.inner.stream
@@ -68,7 +72,8 @@ class Transfer(Attack):
         model = self.model.to(x) if isinstance(self.source, str) else self.model
         counters = torch.zeros(2, len(x), dtype=torch.int64, device=x.device)
         with guard(model):
-            return self.inner.bounded(Oracle(model, *counters, check=True), x, y, draws)
+            seen = Oracle(model, *counters, check=True, targeted=oracle.targeted, watch=oracle.watch)
+            return self.inner.bounded(seen, x, y, draws)
 
 
 def load_source(text: str) -> nn.Module:

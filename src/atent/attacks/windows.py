@@ -82,7 +82,7 @@ class Squares:
     def draw(cls, threat: Threat, x: Tensor, shares: Sequence[float], draws: Draws, restart: int) -> Squares:
         """The queries for images ``x`` (n, c, h, w), one for each share."""
         _, c, h, w = x.shape
-        eps = float(threat.eps)
+        eps = threat.lengths(x)
         sides = torch.tensor([window_side(share, h, w, 1) for share in shares], device=x.device)
         u = _uniforms(x, len(shares), 1 + c, draws, restart)
         places, signs = _places(u[..., 0], sides, h, w), u[..., 1:] > 0.5
@@ -187,7 +187,7 @@ class Masses:
     def take(self, rows: Tensor) -> Masses:
         """For some of the samples."""
         mine = (self.windows, self.sources, self.coins)
-        return Masses(self.threat, self.x[rows], self.sides, self.patterns, *(t[rows] for t in mine))
+        return Masses(self.threat.take(rows), self.x[rows], self.sides, self.patterns, *(t[rows] for t in mine))
 
     def start(self, draws: Draws, restart: int) -> Tensor:
         """A grid of patterns eta of length eps; each is transposed at random, with a random sign for each channel."""
@@ -206,7 +206,7 @@ class Masses:
 
     def _full(self, delta: Tensor) -> Tensor:
         """x plus delta at length eps, in the box."""
-        length = float(self.threat.eps) / (l2_norm(delta) + 1e-12 * self.threat.width)
+        length = self.threat.radii(delta) * (l2_norm(delta) + 1e-12 * self.threat.width).reciprocal()
         return self.threat.clamp(self.x + delta * per_sample(length, delta))
 
     def next(self, best: Tensor, at: Tensor, changed: Tensor) -> Tensor:
@@ -227,7 +227,8 @@ class Masses:
         window, source = self._cells(self.windows, k), self._cells(self.sources, k)
         (upright, lying), coins = self.patterns[self.sides[k]], self.coins[:, k, :, None]
         shape = torch.where(coins[:, :1], lying, upright)
-        spare = (float(self.threat.eps) ** 2 - delta.square().sum((1, 2), keepdim=True)).clamp_min(0.0) / len(delta[0])
+        whole = self.threat.lengths(delta, lambda eps: eps**2)
+        spare = (whole - delta.square().sum((1, 2), keepdim=True)).clamp_min(0.0) / len(delta[0])
         held = delta.gather(2, window)
         emptied = delta.scatter(2, window, 0.0)
         # Where the windows overlap, the mass counts once.

@@ -156,6 +156,7 @@ def evaluate(
     check_names(named)
     for attack in named.values():
         attack.threat.check_eps(x.shape[1:])  # type: ignore[attr-defined]
+        attack.threat.check_samples(len(x))  # type: ignore[attr-defined]
     if cascade:
         named = dict(sorted(named.items(), key=lambda item: item[1].passes))
     if search_dtype is not None:
@@ -250,7 +251,7 @@ class _Trial:
             if not len(some):
                 continue
             begun, at = time.perf_counter(), some.to(self.x.device)
-            outcome = attack.run(
+            outcome = attack.of(at).run(
                 self.model, self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part,
                 search_dtype=self.search_dtype, channels_last=self.channels_last,
             )  # fmt: skip

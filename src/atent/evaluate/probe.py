@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, Loss, Oracle
+from atent.attacks.base import Attack
+from atent.attacks.oracle import Loss, Oracle
 from atent.checks import as_samples, check_batch, check_logits, check_number, check_seed, numbered
 from atent.data.split import spread
 from atent.guard import ask, guard
@@ -115,7 +116,7 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, seed: int, b
     """Input gradient of each sample's loss in eval mode and full precision; ValueError where the model has none."""
     with guard(model, mode="eval", seed=seed), full_precision(x.device):
         oracle = Oracle(model, *torch.zeros(2, 1, dtype=torch.int64, device=x.device), check=False)
-        return torch.cat([oracle.gradient(a, b, loss)[0] for a, b in zip(x.split(batch), y.split(batch))])
+        return torch.cat([oracle.look(a, b, loss)[0] for a, b in zip(x.split(batch), y.split(batch))])
 
 
 def looks_like_probabilities(logits: object) -> bool:

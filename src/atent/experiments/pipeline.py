@@ -183,7 +183,7 @@ def saved_run(path: Path, *, model: str | None = None, data: str | None = None, 
 
 def baseline(job: Job, threat: Threat) -> Job:
     """The same data, split, network, epochs, optimizer and judgement, trained plainly."""
-    return replace(job, method=Standard(), evaluate=replace(job.evaluate, norm=threat.norm, eps=threat.eps))
+    return replace(job, method=Standard(), evaluate=replace(job.evaluate, norm=threat.norm, eps=float(threat.eps)))
 
 
 def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:

@@ -69,7 +69,7 @@ def threat_of(own: Threat | None, box: tuple[float, float], settings: EvaluateSe
     """The threat to judge by: the method's ``own``, norm and eps replaced where the settings say so."""
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
-        eps = own.eps
+        eps = float(own.eps)
     allowed = settings.allow_large_eps or (own is not None and own.allow_large_eps)
     return None if norm is None or eps is None else Threat(norm, eps, box, allowed)
 

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.base import Oracle, ascend
 from atent.attacks.bisection import bisect
+from atent.attacks.loops import ascend
+from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.guard import ask, guard

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atent.attacks.base import Attack, Oracle
+from atent.attacks.base import Attack
 from atent.attacks.ddn import decoupled
+from atent.attacks.oracle import Oracle
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
 from atent.checks import check_choice, check_number

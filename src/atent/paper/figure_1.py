@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atent import messages, plots, stats
 from atent import runs as folder
-from atent.attacks.base import Oracle
+from atent.attacks.oracle import Oracle
 from atent.attacks.spec import show
 from atent.data import Data, DataSettings
 from atent.data import load as load_data
@@ -149,7 +149,7 @@ def jobs(scale: Scale, data: DataSettings, threat: Threat) -> dict[str, Job]:
                     f"PGD(steps=40, step_size={step:g}, restarts=10)",
                     f"PGD(steps=40, step_size={step:g}, restarts=10, loss=margin)",
                 ),
-                norm=threat.norm, eps=threat.eps, limit=None, batch=1000,
+                norm=threat.norm, eps=float(threat.eps), limit=None, batch=1000,
             ),
         )
         for name, method in methods(threat).items()

@@ -1,0 +1,43 @@
+"""What an attack tells of its way: a callback sees every point whose loss is computed, and can change none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from atent.guard import guard
+
+Callback = Callable[[int, Tensor, Tensor], object]
+"""``callback(k, x_adv, loss)``, see `Watch`."""
+
+
+class Watch:
+    """Calls ``callback(k, x_adv, loss)`` with copies, for k = 0, 1, 2, ... over all restarts and parts of an attack.
+
+    One call for each time that the attack computes losses, before it moves on. ``x_adv`` (n, ...) holds all samples of
+    the batch, each where it was last looked at, and ``loss`` (n,) the loss that the attack climbs, or descends, there:
+    x and NaN for a sample that was not looked at yet. Of several runs side by side a sample shows the one of the
+    highest loss. The callback may ask the model, draw random numbers and write into what it gets.
+    """
+
+    def __init__(self, callback: Callback, x: Tensor) -> None:
+        self.callback, self.k = callback, 0
+        self.x, self.loss = x.detach().clone(), torch.full(x.shape[:1], torch.nan, device=x.device)
+
+    @torch.no_grad()
+    def see(self, model: nn.Module, rows: Tensor | None, x: Tensor, values: Tensor) -> None:
+        """Tell of the losses ``values`` (m,) at ``x`` (m, ...), which are those of the samples ``rows``."""
+        self.loss = self.loss.to(values.dtype)
+        rows = torch.arange(len(x), device=x.device) if rows is None else rows
+        highest = torch.full_like(self.loss, -torch.inf).scatter_reduce(0, rows, values.detach(), "amax")
+        # A tie goes to the first run.
+        top = (values.detach() == highest[rows]).nonzero().squeeze(1)
+        first = torch.full(self.loss.shape, len(x), device=x.device)
+        first = first.scatter_reduce(0, rows[top], top, "amin")
+        met = (first < len(x)).nonzero().squeeze(1)
+        self.x[met], self.loss[met] = x.detach()[first[met]], values.detach()[first[met]]
+        with guard(model, mode="as-is"), torch.enable_grad():
+            self.callback(self.k, self.x.clone(), self.loss.clone())
+        self.k += 1

@@ -1,0 +1,238 @@
+"""What a call of an attack takes beside inputs and labels, for every attack in the registry: callbacks and targets."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_attacks import BOTH, EPS, build
+from torch import nn
+
+from atent.attacks import ATTACKS, Transfer
+from atent.losses import LOSSES, cross_entropy
+from atent.threat import Threat
+
+CASE = pytest.mark.parametrize(("name", "norm"), [pytest.param(*each, id=" ".join(each)) for each in BOTH])
+AIMING = [(name, norm) for name, norm in BOTH if ATTACKS[name].aims]
+AIMED = pytest.mark.parametrize(("name", "norm"), [pytest.param(*each, id=" ".join(each)) for each in AIMING])
+STEPS = {"PGD": {"steps": 3}, "IFGS": {"steps": 3}, "Langevin": {"steps": 3}}
+
+
+def small(name, norm, eps=None):
+    return build(name, norm, STEPS.get(name, {}), eps)
+
+
+@CASE
+def test_a_callback_that_spoils_what_it_gets_changes_nothing(name, norm, conv_net, batch):
+    model, (x, y) = nn.Sequential(conv_net(norm=True), nn.Dropout(0.1)), batch(6)
+    attack, seen = small(name, norm), []
+
+    def callback(k, x_adv, loss):
+        seen.append(k)
+        assert x_adv.shape == x.shape
+        assert loss.shape == y.shape
+        assert not x_adv.requires_grad
+        assert not loss.requires_grad
+        model(torch.rand_like(x))
+        model.train()
+        x_adv.fill_(math.nan)
+        loss.fill_(math.nan)
+
+    for mode in ("eval", "train"):
+        plain, told = attack.run(model, x, y, mode=mode), attack.run(model, x, y, mode=mode, callback=callback)
+        assert all(torch.equal(a, b) for a, b in zip(plain, told))
+        assert seen == list(range(len(seen)))
+        assert len(seen) >= 1
+        seen.clear()
+        assert torch.equal(attack(model, x, y, mode=mode, callback=callback), plain.x_adv)
+        seen.clear()
+
+
+# The loss of the others is their own: a hinge, a constraint.
+@pytest.mark.parametrize(("name", "norm"), [each for each in BOTH if each[0] not in ("CarliniWagner", "ALMA")])
+def test_the_losses_are_those_of_the_points(name, norm, conv_net, batch):
+    model, (x, y) = conv_net(), batch(6)
+    attack = small(name, norm)
+    losses = [cross_entropy] if name in ("FGSM", "IFGS", "PGD", "Langevin", "DDN", "EoT") else [LOSSES["margin"]]
+    # The parts of AutoAttack climb losses of their own.
+    losses = [*losses, cross_entropy] if name in ("APGD", "AutoAttack") else losses
+
+    def callback(k, x_adv, loss):
+        logits, met = model(x_adv), ~loss.isnan()
+        if name == "AutoAttack" and not torch.allclose(loss[met], cross_entropy(logits, y)[met], atol=1e-9):
+            return
+        assert any(torch.allclose(loss[met], each(logits, y)[met], atol=1e-9) for each in losses)
+        assert torch.equal(x_adv[~met], x[~met])
+
+    attack(model, x, y, callback=callback)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "calls"),
+    [
+        ("FGSM", {}, 1),
+        ("PGD", {"steps": 4}, 4),
+        ("PGD", {"steps": 4, "keep": "best"}, 5),
+        ("PGD", {"steps": 4, "restarts": 3}, 12),
+        ("Langevin", {"steps": 5}, 5),
+        ("FMN", {"steps": 6}, 6),
+        ("Square", {"queries": 7}, 8),
+        ("EoT", {"attack": "PGD(steps=4)", "draws": 3}, 4),
+        ("APGD", {"steps": 4}, 5),
+    ],
+)
+def test_the_number_of_calls(name, setting, calls, conv_net, batch):
+    seen = []
+    ATTACKS[name](Threat("linf", 1e-6), **setting)(conv_net(), *batch(5), callback=lambda *told: seen.append(told))
+    assert [k for k, _, _ in seen] == list(range(calls))
+
+
+def test_a_transfer_tells_of_its_source(conv_net, batch):
+    seen, source = [], conv_net()
+    attack = Transfer(Threat("linf", 0.1), "PGD(steps=3)", source)
+    attack(conv_net(norm=True), *batch(3), callback=lambda k, x_adv, loss: seen.append((x_adv, loss)))
+    assert len(seen) == 3
+    assert all(torch.allclose(loss, cross_entropy(source(z), batch(3)[1])) for z, loss in seen)
+
+
+@AIMED
+def test_targets_are_met_in_the_ball_and_success_is_the_target(name, norm, conv_net, batch):
+    model, x = conv_net(), batch(9)[0]
+    with torch.no_grad():
+        target = model(x).topk(2, dim=1).indices[:, 1]
+    target[0] = model(x)[0].argmax()  # the model gives it already
+    attack = small(name, norm, eps={"linf": 0.3, "l2": 2.0}[norm])
+    out = attack.run(model, x, target, targeted=True)
+    assert torch.equal(out.success, model(out.x_adv).argmax(1) == target)
+    assert out.success[0]
+    assert attack.threat.contains(out.x_adv, x).all()
+    if attack.minimum_norm:
+        assert torch.equal(out.x_adv[0], x[0])
+    # The untargeted attack on the same labels leads away from them.
+    away = attack.run(model, x, target).x_adv
+    reached = (model(away).argmax(1) == target)[1:].sum()
+    # The square attack draws few windows here.
+    assert out.success[1:].sum() >= reached + (1 if name == "Square" else 4)
+
+
+def linear(weight, bias):
+    net = nn.Linear(weight.shape[1], weight.shape[0]).double()
+    with torch.no_grad():
+        net.weight.copy_(weight)
+        net.bias.copy_(bias)
+    return net
+
+
+@pytest.mark.parametrize("name", ["CarliniWagner", "DDN", "FMN", "ALMA"])
+def test_minimum_norms_are_the_distances_to_the_target(name):
+    # With two wrong classes far below, only the line between the true class and the target is active.
+    weight = torch.tensor([[2.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0.1, 0], [0, 0, 0, 0.1]], dtype=torch.float64)
+    net = linear(weight, torch.tensor([0.0, 0.0, -3, -3], dtype=torch.float64))
+    x = torch.tensor([[0.45, 0.6, 0.5, 0.5], [0.5, 0.75, 0.2, 0.6]], dtype=torch.float64)
+    slope = weight[1] - weight[0]
+    exact = (net(x)[:, 0] - net(x)[:, 1]) / slope.norm()
+    setting = {"steps": 300} | ({"search_steps": 6, "initial_const": 0.1} if name == "CarliniWagner" else {})
+    attack = ATTACKS[name](Threat("l2", 1.9), **setting)
+    out = attack.run(net, x, torch.tensor([1, 1]), targeted=True)
+    assert out.success.all()
+    assert (out.norm >= exact - 1e-9).all()
+    assert out.norm.tolist() == pytest.approx(exact.tolist(), rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["FGSM", "PGD", "IFGS", "APGD"])
+@pytest.mark.parametrize("factor", [0.97, 1.03])
+def test_the_ball_decides_on_a_linear_network(name, factor):
+    weight = torch.tensor([[1.0, -2, 0.5], [-1, 1, 1], [0.1, 0.1, 0.1]], dtype=torch.float64)
+    net = linear(weight, torch.tensor([1.0, 0.0, -9], dtype=torch.float64))
+    x = torch.full((1, 3), 0.5, dtype=torch.float64)
+    # In linf the logits of two classes come together by eps times the l1 norm of the difference of their weights.
+    exact = float((net(x)[:, 0] - net(x)[:, 1]) / (weight[0] - weight[1]).abs().sum())
+    # Towards class 1, against which class 2 has no say.
+    found = ATTACKS[name](Threat("linf", exact * factor)).run(net, x, torch.tensor([1]), targeted=True)
+    assert found.success.tolist() == [factor > 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "text"),
+    [
+        ("DeepFool", {}, "DeepFool takes no targets: use one of"),
+        ("FAB", {}, "FAB takes no targets: use one of"),
+        ("Langevin", {}, "Langevin takes no targets: use one of"),
+        ("AutoAttack", {}, "AutoAttack takes no targets: use one of"),
+        ("EoT", {"attack": "DeepFool"}, "DeepFool takes no targets: use one of"),
+        ("PGD", {"loss": "kl"}, "'kl' knows no labels"),
+        ("APGD", {"loss": "dlr-targeted"}, "chooses its targets itself"),
+    ],
+)
+def test_attacks_without_targets_refuse_in_one_line(name, setting, text, conv_net, batch):
+    with pytest.raises(ValueError, match=text) as error:
+        ATTACKS[name](Threat("linf", EPS["linf"]), **setting)(conv_net(), *batch(2), targeted=True)
+    assert "\n" not in str(error.value)
+
+
+@AIMED
+def test_a_target_that_the_model_does_not_have_is_refused(name, norm, conv_net, batch):
+    x, y = batch(2)
+    with pytest.raises(ValueError, match="label 10 is out of range: the model has 10 outputs"):
+        small(name, norm)(conv_net(), x, torch.full_like(y, 10), targeted=True)
+
+
+@CASE
+def test_an_eps_for_each_sample_that_is_the_same_is_the_scalar(name, norm, conv_net, batch):
+    for dtype in (torch.float32, torch.float64):
+        model, (x, y) = conv_net(dtype), batch(6, dtype)
+        one, each = small(name, norm), small(name, norm, torch.full((6,), EPS[norm], dtype=torch.float64))
+        assert all(torch.equal(a, b) for a, b in zip(one.run(model, x, y), each.run(model, x, y)))
+
+
+@CASE
+def test_a_permuted_batch_with_permuted_eps_gives_the_permuted_result(name, norm, conv_net, batch):
+    model, (x, y) = conv_net(), batch(6)
+    eps = EPS[norm] * torch.tensor([0.0, 0.2, 1.0, 0.6, 0.2, 1.3], dtype=torch.float64)
+    order, ids = torch.tensor([4, 2, 0, 5, 1, 3]), torch.arange(6) + 10
+    attack = small(name, norm, eps)
+    out = attack.run(model, x, y, ids=ids)
+    moved = attack.of(order).run(model, x[order], y[order], ids=ids[order])
+    assert torch.allclose(moved.x_adv, out.x_adv[order], rtol=0, atol=1e-9)
+    assert torch.equal(moved.success, out.success[order])
+    assert torch.equal(out.x_adv[0], x[0])
+    for i in range(6):
+        assert Threat(norm, float(eps[i])).contains(out.x_adv[i : i + 1], x[i : i + 1]).all()
+
+
+def test_evaluate_takes_an_eps_for_each_sample(conv_net, batch):
+    from atent.evaluate import evaluate
+
+    model, (x, y) = conv_net(), batch(8)
+    eps = torch.linspace(0, 0.2, 8, dtype=torch.float64)
+    attacks = [small("PGD", "linf", eps), small("Square", "linf", eps)]
+    found = [
+        evaluate(model, x, y, attacks, batch=size, cascade=cascade) for size in (3, 8) for cascade in (True, False)
+    ]
+    assert len({str(each.worst) for each in found}) == 1
+    assert 0 < found[0].worst["k"] < found[0].natural["k"]
+    assert found[0].to_json()["attacks"]["PGD-3"]["threat"]["eps"] == pytest.approx(tuple(eps.tolist()))
+
+
+def test_threats_with_an_eps_for_each_sample_compare_and_refuse():
+    a, b = Threat("l2", torch.tensor([0.5, 1.0])), Threat("l2", ["1/2", 1.0])
+    assert a == b
+    assert hash(a) == hash(b)
+    assert Threat(**b.plain()) == a
+    assert a.take(torch.tensor([1, 1])) == Threat("l2", [1.0, 1.0])
+    assert Threat("l2", 1.0).take(torch.tensor([0])) == Threat("l2", 1.0)
+    with pytest.raises(ValueError, match="an eps for each of 2 samples, and one number is needed here"):
+        float(a.eps)
+    with pytest.raises(ValueError, match="eps must be finite and at least 0"):
+        Threat("l2", torch.tensor([0.5, -1.0]))
+    with pytest.raises(ValueError, match="one for each sample"):
+        Threat("l2", torch.ones(2, 2))
+    with pytest.raises(ValueError, match="an eps for each of 2 samples, got 3 samples"):
+        ATTACKS["FGSM"](a)(nn.Linear(4, 2), torch.rand(3, 4), torch.zeros(3).long())
+
+
+def test_the_examples_of_the_page_run():
+    page = Path(__file__).parents[1] / "docs" / "attacks.md"
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S))
+    exec(compile(code, page.name, "exec"), {})
