@@ -300,7 +300,7 @@ def test_a_new_file_is_all_that_a_built_in_needs(tmp_path, monkeypatch):
     assert zoo.ZOO.name_of(zoo.ZOO["lion"]) == "lion"
     with pytest.raises(ValueError, match="did you mean 'lion'"):
         zoo.ZOO.find("lino")
-    with pytest.raises(ValueError, match="registered by zoo.lion:lion already"):
+    with pytest.raises(ValueError, match=r"registered by zoo\.lion:lion already"):
         zoo.ZOO.register("lion")(test_text_comes_back)
 
 

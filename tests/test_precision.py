@@ -16,8 +16,7 @@ from atent.certify import Smoothed
 from atent.certify.certificate import Draws, certify_run
 from atent.data import DataSettings, load
 from atent.evaluate import masking_checks
-from atent.methods import ATENT, AWP, METHODS, PGDAT, Standard
-from atent.methods import atent as atent_module
+from atent.methods import ATENT, AWP, METHODS, PGDAT, Standard, objectives
 from atent.optim import EntropySGD, Optimizer
 from atent.precision import Probe, bfloat16_pays
 from atent.runs.checkpoint import STATE
@@ -385,13 +384,13 @@ def test_entropy_sgd_walks_under_an_autocast_around_its_step():
 
 def test_atent_sums_the_clean_answers_gradients_in_float32(monkeypatch):
     seen = []
-    accumulate = atent_module._accumulate
+    accumulate = objectives._accumulate
 
     def spy(targets, grads, share):
         seen.extend((t.dtype, g.dtype) for t, g in zip(targets, grads) if g is not None)
         accumulate(targets, grads, share)
 
-    monkeypatch.setattr(atent_module, "_accumulate", spy)
+    monkeypatch.setattr(objectives, "_accumulate", spy)
     model, (x, y) = kit.network().float(), kit.batch()
     method = ATENT(Threat("linf", 0.2), steps=4, outer_loss="kl")
     with torch.autocast("cpu", torch.bfloat16):

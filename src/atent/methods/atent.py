@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +15,21 @@ from atent.guard import ask, guard
 from atent.losses import check_smoothing, cross_entropy, kl, wide
 from atent.methods import base
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
-from atent.methods.batchnorm import tracked, two_updates
 from atent.methods.calibration import Calibration, calibrate
+from atent.methods.objectives import (
+    Found,
+    Samples,
+    Step,
+    data_entropy,
+    free_energy,
+    free_energy_at,
+    free_energy_two_passes,
+    kl_outer,
+)
 from atent.rng import Batch
-from atent.sgld import data_entropy_coefficients
 from atent.threat import Threat
 
 _SCHEDULED = ("gamma", "noise", "effective_noise", "temperature")
-
-
-class Samples(NamedTuple):
-    """The adversary of the data-entropy objective: iterates, and what the chain saw of their losses."""
-
-    iterates: list[Tensor]
-    """[x^1, ..., x^K], each (chains n, ...)."""
-    losses: list[Tensor]
-    """Their losses per sample, each (chains n,)."""
 
 
 @method
@@ -289,84 +286,28 @@ class ATENT(Method):
         weight: float,
     ) -> tuple[Any, Metrics]:  # fmt: skip
         """The gradient at the iterates ``aux``; without any, at those of a chain drawn from ``rng``."""
-        shares = self.weights()
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        mu = torch.zeros((), device=x.device)
-        many, labels = self._copies(x), self._copies(y)
-        # What of the gradient passes through the clean answer is gathered there, and goes to the weights once.
-        clean: Tensor | None = None
-        reference: Tensor | None = None
-        targets: list[Tensor] = list(parameters)
-        outer = self.beta if self.outer_loss == "kl" else 1.0
-
-        def see_clean() -> None:
-            nonlocal clean, reference
-            if self.outer_loss == "kl":
-                # The gradients of all iterates are summed at the clean answer: not in half precision.
-                clean = wide(ask(model, x))
-                reference = clean.detach().requires_grad_()
-                targets.append(reference)
-
-        def descend(share: float, losses: Tensor, grads: Sequence[Tensor | None]) -> None:
-            nonlocal mu
-            mu = mu + share * losses.detach().mean()
-            _accumulate(targets, grads, weight * outer * share / len(many))
-
-        def second_pass(share: float, z: Tensor, factors: Tensor | None = None) -> Tensor:
-            logits = ask(model, z)
-            losses = self._losses(logits, labels, reference)
-            weighed = losses if factors is None else losses * factors
-            descend(share, losses, torch.autograd.grad(weighed.sum(), targets, allow_unused=True))
-            return logits
-
-        def finish(logits: Tensor, z: Tensor) -> Metrics:
-            if clean is not None and reference is not None:
-                fit = cross_entropy(clean, y, self.label_smoothing).mean()
-                back = reference.grad if reference.grad is not None else torch.zeros_like(reference)
-                grads = torch.autograd.grad(
-                    [fit, clean], parameters, [torch.full_like(fit, weight), back], allow_unused=True
-                )
-                _accumulate(targets, grads, 1.0)
-            total = self._total(mu, clean, y).detach()
-            return {"loss": total, **self._metrics(logits, z, x, y), **self._clean_metrics(mu, clean, y)}
-
+        many = self._copies(x)
+        step = Step(model, many, self._copies(y), self._losses, self.weights(), self._skipped, weight)
         if rng is not None and (self.mode == "eval" or self.objective == "data-entropy"):
             aux = self.adversary(model, x, y, rng=rng, progress=progress)
-        if aux is not None or rng is None:
-            see_clean()
-            for z, share, factors in self._weighed(aux, progress):
-                logits = second_pass(share, z, factors)
-            return aux, finish(logits, z) | self._tilt(aux, progress)
 
-        self._refuse_uncalibrated()
-        chain, draws, norms = self.chain(progress), Batch(rng), tracked(model)
-        see_clean()
-        z, iterates = chain.begin(many, draws).detach(), []
-        for k in range(chain.steps + 1):
-            last = k == chain.steps
-            if k:
-                iterates.append(z.detach())
-            if self.dropout == "fresh":
-                # The authors' order: the loss pass at x^k comes before the gradient pass at x^k.
-                if k > self._skipped:
-                    logits = second_pass(shares[k], z)
-                if not last:
-                    slope, _ = self._input_gradient(model, z, labels, reference)
-            else:
-                # The first iterates have no loss pass and the last no gradient pass; the others stand for both.
-                with two_updates(norms) if k > self._skipped and not last else nullcontext():
-                    logits = ask(model, z.requires_grad_(not last))
-                losses = self._losses(logits, labels, reference)
-                # Where alpha is 1, or so near that the share underflows, the older iterates weigh nothing.
-                wanted = ([] if last else [z]) + (targets if shares[k] else [])
-                grads = list(torch.autograd.grad(losses.sum(), wanted, allow_unused=True))
-                if not last:
-                    slope = grads.pop(0)
-                if shares[k]:
-                    descend(shares[k], losses, grads)
-            if not last:
-                z = chain.move(z.detach(), many, slope, k, draws)
-        return iterates, finish(logits, z)
+        def body() -> Found:
+            if self.objective == "data-entropy":
+                return data_entropy(step, aux, len(x), self._temperature(progress))
+            if aux is not None or rng is None:
+                return free_energy_at(step, aux)
+            self._refuse_uncalibrated()
+            walk = free_energy_two_passes if self.dropout == "fresh" else free_energy
+            return walk(step, self.chain(progress), Batch(rng))
+
+        if self.outer_loss == "kl":
+            iterates, logits = kl_outer(step, x, y, self.beta, self.label_smoothing, body)
+        else:
+            iterates, logits = body()
+        total = self._total(step.mu, step.clean, y).detach()
+        metrics = {"loss": total, **self._metrics(logits, iterates[-1], x, y)}
+        metrics |= self._clean_metrics(step.mu, step.clean, y) | self._tilt(aux, progress)
+        return iterates if aux is None else aux, metrics
 
     def _refuse_uncalibrated(self) -> None:
         if self.calibrated:
@@ -399,16 +340,8 @@ class ATENT(Method):
         skipped, shares = self._skipped, self.weights()
         if self.objective == "free-energy":
             return [(z, share, None) for z, share in zip(aux[skipped:], shares[skipped + 1 :], strict=True)]
-        losses = self._by_image(aux)
-        factors = (data_entropy_coefficients(losses, self._temperature(progress)) * len(losses)).view(
-            self.steps - skipped, -1
-        )
+        factors = aux.factors(skipped, aux.losses[0].numel() // self.chains, self._temperature(progress))
         return list(zip(aux.iterates[skipped:], shares[skipped + 1 :], factors, strict=True))
-
-    def _by_image(self, aux: Samples) -> Tensor:
-        """Losses after the burn-in, (samples of an image, n)."""
-        kept = torch.stack(aux.losses[self._skipped :])
-        return kept.view(len(kept) * self.chains, -1)
 
     def _temperature(self, progress: float) -> float:
         return self.chain(progress).noise ** 2
@@ -434,15 +367,5 @@ class ATENT(Method):
     def _tilt(self, aux: Any, progress: float) -> Metrics:
         if self.objective == "free-energy":
             return {}
-        return {"tilt": self._by_image(aux).std(0) / self._temperature(progress)}
-
-
-def _accumulate(targets: Sequence[Tensor], grads: Sequence[Tensor | None], share: float) -> None:
-    """p.grad += share * g, without a graph; a tensor that the loss does not reach keeps what it has."""
-    pairs = [(p, g) for p, g in zip(targets, grads) if g is not None]
-    old = [(p.grad, g) for p, g in pairs if p.grad is not None]
-    if old:
-        torch._foreach_add_([a for a, _ in old], [g for _, g in old], alpha=share)
-    for p, g in pairs:
-        if p.grad is None:
-            p.grad = g * share
+        losses = aux.by_image(self._skipped, aux.losses[0].numel() // self.chains)
+        return {"tilt": losses.std(0) / self._temperature(progress)}

@@ -539,7 +539,7 @@ def test_the_readmes_block_is_made_from_the_results(here, capsys):
 def test_the_readme_says_what_the_results_say():
     from atent.paper.summary import BEGIN, refresh
 
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     text = (root / "README.md").read_text()
     if BEGIN not in text:
         assert not any((root / "results" / scale / "table-s1.json").is_file() for scale in ("laptop", "paper"))

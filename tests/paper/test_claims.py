@@ -567,7 +567,7 @@ def test_every_discrepancy_has_a_number_and_a_command(found):
 
 def test_the_committed_verdicts_are_those_of_the_committed_files(found, tmp_path):
     """claims.json and the page say what the judges say of the result files beside it."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     place = root / "results" / "laptop"
     tables = {path.stem: read_json(path) for path in place.glob("*.json") if path.stem != "claims"}
     kept = read_json(place / "claims.json")

@@ -1,0 +1,183 @@
+"""The gradients of ATENT's objectives, each on one Langevin chain x^0 .. x^K and beside its formula.
+
+c_k is the share of iterate k, L the loss of chain and average, mu^K = sum_k c_k mean_i L(x_i^k).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.langevin import Sampler
+from atent.guard import ask
+from atent.losses import cross_entropy, wide
+from atent.methods.batchnorm import tracked, two_updates
+from atent.rng import Draws
+from atent.sgld import data_entropy_coefficients
+
+Losses = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(logits, labels, clean logits or None) -> L per sample."""
+
+
+class Samples(NamedTuple):
+    """The adversary of the data-entropy objective: iterates, and what the chain saw of their losses."""
+
+    iterates: list[Tensor]
+    """[x^1, ..., x^K], each (chains n, ...)."""
+    losses: list[Tensor]
+    """Their losses per sample, each (chains n,)."""
+
+    def by_image(self, skipped: int, images: int) -> Tensor:
+        """Losses after the first ``skipped`` iterates, (samples of an image, images)."""
+        return torch.stack(self.losses[skipped:]).view(-1, images)
+
+    def factors(self, skipped: int, images: int, temperature: float) -> Tensor:
+        """1 + (L - mean L) / T, unbiased, of the iterates after ``skipped``, (K - skipped, chains n)."""
+        losses = self.by_image(skipped, images)
+        scaled = data_entropy_coefficients(losses, temperature) * len(losses)
+        return scaled.view(len(self.iterates) - skipped, -1)
+
+
+class Found(NamedTuple):
+    """Where an objective's body ended."""
+
+    iterates: list[Tensor]
+    """[x^1, ..., x^K], each (chains n, ...)."""
+    logits: Tensor
+    """The network's answer at x^K."""
+
+
+class Step:
+    """What a body adds up over the iterates of one batch: mu^K, and the gradient in each parameter's ``.grad``."""
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, labels: Tensor, losses: Losses, shares: list[float], skipped: int,
+        weight: float,
+    ) -> None:  # fmt: skip
+        """``x`` and ``labels`` hold the batch once for each chain; ``weight`` multiplies the gradient."""
+        self.model, self.x, self.labels = model, x, labels
+        self.shares, self.skipped, self.weight = shares, skipped, weight
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.targets: list[Tensor] = list(self.parameters)
+        self.mu = torch.zeros((), device=x.device)
+        self.clean: Tensor | None = None
+        self.reference: Tensor | None = None
+        self._losses = losses
+
+    def losses(self, logits: Tensor) -> Tensor:
+        """L per sample."""
+        return self._losses(logits, self.labels, self.reference)
+
+    def input_gradient(self, z: Tensor) -> Tensor:
+        """The gradient of each sample's loss at ``z``, in a pass of its own; the clean answer is a constant there."""
+        z = z.detach().requires_grad_()
+        reference = None if self.reference is None else self.reference.detach()
+        return torch.autograd.grad(self._losses(ask(self.model, z), self.labels, reference).sum(), z)[0]
+
+    def add(self, share: float, losses: Tensor, grads: Sequence[Tensor | None]) -> None:
+        """Add an iterate's losses to mu, and the gradients of their sum to the targets."""
+        self.mu = self.mu + share * losses.detach().mean()
+        _accumulate(self.targets, grads, self.weight * share / len(self.x))
+
+    def add_at(self, z: Tensor, share: float, factors: Tensor | None = None) -> Tensor:
+        """Add the iterate ``z`` in a pass of its own, each sample's gradient times its factor; gives the logits."""
+        logits = ask(self.model, z)
+        losses = self.losses(logits)
+        weighed = losses if factors is None else losses * factors
+        self.add(share, losses, torch.autograd.grad(weighed.sum(), self.targets, allow_unused=True))
+        return logits
+
+
+def free_energy(step: Step, chain: Sampler, draws: Draws) -> Found:
+    """grad mu^K = sum_k c_k mean_i grad_w L(x_i^k), as the chain goes.
+
+    One forward at x^k serves grad_x L for the chain's next step and grad_w L for the sum.
+    """
+    norms = tracked(step.model)
+    z, iterates = chain.begin(step.x, draws).detach(), []
+    for k, share in enumerate(step.shares):
+        last = k == chain.steps
+        if k:
+            iterates.append(z.detach())
+        # The first iterates have no loss pass and the last no gradient pass; the others' forward serves as both.
+        with two_updates(norms) if k > step.skipped and not last else nullcontext():
+            logits = ask(step.model, z.requires_grad_(not last))
+        losses = step.losses(logits)
+        # Where alpha is 1, or so near that the share underflows, the older iterates weigh nothing.
+        inputs, weights = ([] if last else [z]), (step.targets if share else [])
+        grads = torch.autograd.grad(losses.sum(), [*inputs, *weights], allow_unused=True)
+        if share:
+            step.add(share, losses, grads[len(inputs) :])
+        if not last:
+            z = chain.move(z.detach(), step.x, grads[0], k, draws)
+    return Found(iterates, logits)
+
+
+def free_energy_two_passes(step: Step, chain: Sampler, draws: Draws) -> Found:
+    """The same sum in two passes at each iterate, which see two dropout masks.
+
+    The authors' order: the loss pass at x^k comes before the gradient pass at x^k.
+    """
+    z, iterates = chain.begin(step.x, draws).detach(), []
+    for k, share in enumerate(step.shares):
+        if k:
+            iterates.append(z.detach())
+        if k > step.skipped:
+            logits = step.add_at(z, share)
+        if k < chain.steps:
+            z = chain.move(z.detach(), step.x, step.input_gradient(z), k, draws)
+    return Found(iterates, logits)
+
+
+def free_energy_at(step: Step, iterates: list[Tensor]) -> Found:
+    """The same sum at the iterates of a chain that is over."""
+    for z, share in zip(iterates[step.skipped :], step.shares[step.skipped + 1 :], strict=True):
+        logits = step.add_at(z, share)
+    return Found(iterates, logits)
+
+
+def data_entropy(step: Step, samples: Samples, images: int, temperature: float) -> Found:
+    """grad L_DE = E_p[grad L] + Cov_p(L, grad L) / T = E_p[(1 + (L - E_p[L]) / T) grad L], image by image.
+
+    The mean of an image's losses is known when the chain is over, so the weights' pass comes second.
+    """
+    factors = samples.factors(step.skipped, images, temperature)
+    kept = zip(samples.iterates[step.skipped :], step.shares[step.skipped + 1 :], factors, strict=True)
+    for z, share, each in kept:
+        logits = step.add_at(z, share, each)
+    return Found(samples.iterates, logits)
+
+
+def kl_outer(step: Step, x: Tensor, y: Tensor, beta: float, smoothing: float, body: Callable[[], Found]) -> Found:
+    """grad [CE(f(x), y) + beta mu^K] with L(x') = KL(f(x) || f(x')), mu^K's gradient by ``body``.
+
+    The clean answer f(x) is a target of the body beside the weights: what passes through it is summed there, and goes
+    to the weights once, d f(x)/d w (grad_f CE + beta grad_f mu^K).
+    """
+    weight = step.weight
+    # The gradients of all iterates are summed at the clean answer: not in half precision.
+    step.clean = clean = wide(ask(step.model, x))
+    step.reference = reference = clean.detach().requires_grad_()
+    step.targets.append(reference)
+    step.weight = weight * beta
+    found = body()
+    fit = cross_entropy(clean, y, smoothing).mean()
+    back = reference.grad if reference.grad is not None else torch.zeros_like(reference)
+    outer = [torch.full_like(fit, weight), back]
+    _accumulate(step.parameters, torch.autograd.grad([fit, clean], step.parameters, outer, allow_unused=True), 1.0)
+    return found
+
+
+def _accumulate(targets: Sequence[Tensor], grads: Sequence[Tensor | None], share: float) -> None:
+    """p.grad += share * g, without a graph; a tensor that the loss does not reach keeps what it has."""
+    pairs = [(p, g) for p, g in zip(targets, grads, strict=True) if g is not None]
+    old = [(p.grad, g) for p, g in pairs if p.grad is not None]
+    if old:
+        torch._foreach_add_([a for a, _ in old], [g for _, g in old], alpha=share)
+    for p, g in pairs:
+        if p.grad is None:
+            p.grad = g * share
