@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from atent.progress import bar
+from atent.progress import Advance, bar
 from atent.train.settings import TrainSettings
 
 Row = dict[str, Any]
@@ -123,7 +123,8 @@ class Bar(Callback):
     """A progress bar of each epoch."""
 
     def __init__(self) -> None:
-        self._open, self._advance = ExitStack(), None  # type: tuple[ExitStack, Advance | None]
+        self._open = ExitStack()
+        self._advance: Advance | None = None
 
     def step(self, progress: Progress) -> None:
         """Open the bar at the first step of an epoch, and close it at the last."""
