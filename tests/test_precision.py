@@ -20,7 +20,7 @@ from atent.methods import ATENT, AWP, METHODS, PGDAT, Standard, objectives
 from atent.optim import EntropySGD, Optimizer
 from atent.precision import Probe, bfloat16_pays
 from atent.runs.checkpoint import STATE
-from atent.train import TrainSettings, fit, loop
+from atent.train import TrainSettings, fit, trainer
 from atent.train.interrupt import Interrupted
 
 
@@ -215,7 +215,7 @@ def test_fit_refuses_before_anything_is_written(digits, clock, tmp_path, low, of
 def test_a_run_resumes_under_another_precision_and_says_so(digits, clock, tmp_path, monkeypatch):
     answers = iter([False] * 6 + [True] * 9)  # the loop asks after each of the 3 steps of an epoch, up to two times
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_requests", lambda: nullcontext(lambda: next(answers)))
+        patch.setattr(trainer, "stop_requests", lambda: nullcontext(lambda: next(answers)))
         with pytest.raises(Interrupted):
             train(digits, network(), tmp_path / "run", epochs=2)
     resumed = train(

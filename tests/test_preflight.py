@@ -15,10 +15,10 @@ from atent import runs as folder
 from atent.attacks import ATTACKS
 from atent.data import from_tensors
 from atent.methods import ATENT, PGDAT, Method, Standard
-from atent.optim import Optimizer
+from atent.optim import Optimizer, Schedule
 from atent.runs.checkpoint import STATE, export, read_weights, save_weights
 from atent.runs.weights import pack, put, unpack, visible
-from atent.train import TrainSettings, fit, load_weights, loop
+from atent.train import TrainSettings, fit, load_weights, loop, trainer
 from atent.train.interrupt import Interrupted
 
 N, CLASSES = 24, 3
@@ -289,7 +289,7 @@ def test_a_resumed_run_is_the_unbroken_one(kind, tmp_path, monkeypatch):
         return stop["after"] < 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_requests", lambda: nullcontext(asked))
+        patch.setattr(trainer, "stop_requests", lambda: nullcontext(asked))
         with pytest.raises(Interrupted):
             train(make(kind), tmp_path / "run", epochs=3)
     resumed = train(make(kind, seed=9), tmp_path / "run", epochs=3, resume=True)
@@ -589,7 +589,7 @@ def too_large(n):
     ],
 )
 def test_a_method_that_cannot_begin_or_be_kept_is_refused(kind, why, tmp_path):
-    config = {**loop.describe(Body(), images(), Standard(), Optimizer(), loop.Schedule(), TrainSettings(), "none")}
+    config = {**loop.describe(Body(), images(), Standard(), Optimizer(), Schedule(), TrainSettings(), "none")}
     with pytest.raises(ValueError, match=why) as caught:
         fit(
             make(Body), images(), Rule(kind=kind), settings=TrainSettings(epochs=1, device="cpu"), run=tmp_path / "run",
@@ -621,7 +621,7 @@ def test_the_network_is_checked_where_it_trains(monkeypatch):
         seen.extend([torch.device(device), *(p.device for p in model.parameters())])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "check_output", spy)
+    monkeypatch.setattr(trainer, "check_output", spy)
     with pytest.raises(KeyboardInterrupt):
         train(on_meta(), device="meta")
     assert set(seen) == {torch.device("meta")}
@@ -717,7 +717,7 @@ def test_joined_batches_resume_exactly(tmp_path, monkeypatch):
     answers_left = iter([False] * 6 + [True] * 2)  # twice after each of the 2 steps of an epoch
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "stop_requests", lambda: nullcontext(lambda: next(answers_left)))
+        patch.setattr(trainer, "stop_requests", lambda: nullcontext(lambda: next(answers_left)))
         with pytest.raises(Interrupted):
             train(make(Norm), tmp_path / "run", images(17), epochs=3)
     resumed = train(make(Norm, seed=9), tmp_path / "run", images(17), epochs=3, resume=True)

@@ -24,7 +24,7 @@ from atent.methods import CROWNIBP, PGDAT, Gaussian, Standard
 from atent.models import build
 from atent.report import report
 from atent.runs.checkpoint import read_weights
-from atent.train import Interrupted, TrainSettings, export, fit, load_weights, loop
+from atent.train import Interrupted, TrainSettings, export, fit, load_weights, trainer
 
 MINE = """
 import torch
@@ -294,7 +294,7 @@ def stopped_after(monkeypatch, steps):
 
         yield stop
 
-    monkeypatch.setattr(loop, "stop_requests", requests)
+    monkeypatch.setattr(trainer, "stop_requests", requests)
 
 
 def trained(path, method, data, **more):

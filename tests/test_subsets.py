@@ -30,7 +30,7 @@ from atent.methods import FGSMRS, Standard
 from atent.report import report
 from atent.threat import Threat
 from atent.train import TrainSettings, fit
-from atent.train.loop import _Probe
+from atent.train.validation import Validation
 from atent.train.watch import watch
 
 OLD = Path(__file__).parent / "before_subsets"
@@ -256,7 +256,7 @@ def test_what_validation_and_watch_measure_is_recorded(tmp_path):
     fit(Grows(), data, FGSMRS(threat), settings=settings, run=tmp_path / "run", progress=False)
     told = folder.read_json(tmp_path / "run/config.json")
     assert told["data"]["subset"] == "stratified"
-    probe = _Probe(data, settings, threat, robust=True)
+    probe = Validation(data, settings, threat, robust=True)
     for name, part in (*probe.parts.items(), ("watch", watch(FGSMRS(threat), data, settings, threat).part)):
         record = told["about"]["subsets"][name]
         assert unspan(record["ids"]) == part.ids.tolist()

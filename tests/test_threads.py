@@ -15,7 +15,7 @@ from atent.cli import main
 from atent.data import DataSettings, load
 from atent.methods import Standard
 from atent.threads import check_threads, choose, cores, wait_passively
-from atent.train import TrainSettings, fit, loop
+from atent.train import TrainSettings, fit, machine
 
 # ---- waiting
 
@@ -116,7 +116,7 @@ def test_a_training_measures_once_and_keeps_the_number_when_resumed(monkeypatch,
         asked.append(len(x))
         return 1
 
-    monkeypatch.setattr(loop, "gaining", gaining)
+    monkeypatch.setattr(machine, "gaining", gaining)
 
     def train(threads, **more):
         settings = TrainSettings(epochs=1, batch_size=32, validate_limit=20, device="cpu", threads=threads)

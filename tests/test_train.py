@@ -275,10 +275,10 @@ def test_an_existing_run_folder_is_refused_and_untouched(digits, tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(digits, tmp_path, monkeypatch):
-    import atent.train.loop as loop
+    import atent.train.trainer as trainer
 
     saves = []
-    original = loop.save_state
+    original = trainer.save_state
 
     def failing(run, state):
         saves.append(1)
@@ -288,7 +288,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(digits, tmp_path, monkeypa
                 raise OSError(28, "No space left on device", str(temporary))
         original(run, state)
 
-    monkeypatch.setattr(loop, "save_state", failing)
+    monkeypatch.setattr(trainer, "save_state", failing)
     with pytest.raises(OSError, match="No space left") as caught:
         train(digits, tmp_path / "run")
     assert "\n" not in str(caught.value)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from atent.checks import as_samples, check_choice, check_number, check_seed
 from atent.sgld import noise_for
-
-if TYPE_CHECKING:
-    from atent.methods.atent import ATENT
 
 Setting = Literal["gamma", "noise"]
 
@@ -24,7 +21,7 @@ _TOLERANCE = 0.01
 class Calibration:
     """What `ATENT.calibrate` found. Distances are ||x^K - x|| in the threat's norm, one of each sample and chain."""
 
-    method: ATENT
+    method: Any
     """The method with the value found."""
     setting: Setting
     """What was looked for: gamma or noise."""
@@ -54,7 +51,7 @@ class Calibration:
 
 
 def calibrate(
-    method: ATENT, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
+    method: Any, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
     setting: Setting = "gamma", batch: int = 256, seed: int = 0,
 ) -> Calibration:  # fmt: skip
     """See `ATENT.calibrate`."""
@@ -77,7 +74,7 @@ def calibrate(
     if chain.step_size == 0:
         raise ValueError("a step_size of 0 moves nothing: calibrate a chain with a step above 0")
 
-    def made(value: float) -> ATENT:
+    def made(value: float) -> Any:
         if setting == "gamma":
             return replace(method, gamma=value)
         return replace(method, noise=value, effective_noise=None, temperature=None)
@@ -89,7 +86,7 @@ def calibrate(
         for part, labels in zip(x.split(batch), y.split(batch), strict=True):
             # The chain is one for both objectives; this one asks for no losses.
             walk = replace(made(value), objective="free-energy").adversary(model, part, labels, rng=rng)
-            found.append(method.threat.distance(walk[-1], torch.cat([part] * method.chains)))  # type: ignore[arg-type]
+            found.append(method.threat.distance(walk[-1], torch.cat([part] * method.chains)))
         distances = torch.cat(found)
         levels = torch.tensor([0.1, 0.5, 0.9], dtype=distances.dtype, device=x.device)
         low, median, high = torch.quantile(distances, levels).tolist()

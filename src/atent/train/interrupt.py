@@ -6,7 +6,9 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 
 class Interrupted(Exception):
@@ -32,3 +34,15 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def how_to_resume(config: dict[str, Any], path: Path | None, epoch: int, step: int) -> str:
+    """The line of an interrupted training: where it stopped, and what resumes it."""
+    where = f"interrupted at epoch {epoch + 1}, step {step + 1}"
+    if path is None:
+        return f"{where}; without a run folder nothing is kept"
+    again = f"`atent train --resume {path}`"
+    if not config["model"].get("name"):
+        data = " --data module:function" if config["about"]["data"].get("source") == "tensors" else ""
+        again = f"fit(..., run={str(path)!r}, resume=True), or {again[:-1]} --model module:function{data}`"
+    return f"{where}: resume with {again}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class Meter:
         return {"count": self.count, "sums": self.sums, "values": {k: torch.cat(v) for k, v in self.values.items()}}
 
     @classmethod
-    def restore(cls, state: dict) -> Meter:
+    def restore(cls, state: dict[str, Any]) -> Meter:
         """The meter as it was saved."""
         meter = cls()
         meter.count, meter.sums = state["count"], dict(state["sums"])

@@ -26,6 +26,23 @@ from atent.methods import Method
 from atent.runs.weights import Snapshot, aliases, pack, put, unpack, whole
 
 
+def check(
+    model: nn.Module, data: Data, method: Method, state: Any, attacks: Mapping[str, Attack], begun: Snapshot,
+    run: Path | None, amp: AbstractContextManager[Any], batch_size: int,
+) -> bool:  # fmt: skip
+    """ValueError for what would end the training later; whether a last batch of one image joins the one before."""
+    check_attacks(model, data, attacks)
+    made = twin(model)
+    x, _ = data.train.batch(torch.arange(min(2, len(data.train)), device=data.train.x.device))
+    if made is not None and len(x) > 1:
+        with amp:
+            check_pass(made, x, data.classes)
+    if run is not None:
+        check_folder(run)
+        check_files(model if made is None else made, begun, state)
+    return last_joins(len(data.train), batch_size, gradient_of(method, data, state, amp, model))
+
+
 def move(model: nn.Module, device: torch.device, layout: torch.memory_format) -> None:
     """The network to where it trains; ValueError where that is impossible, or would part weights that share memory."""
     values = [*model.named_parameters(), *model.named_buffers()]

@@ -1,0 +1,148 @@
+"""What else happens during a training: progress, early stopping, trackers, and a user's own work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from atent.progress import Advance, bar
+from atent.train.settings import TrainSettings
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is, as a callback sees it."""
+
+    model: nn.Module
+    """The network as it trains; changing it changes the training."""
+    settings: TrainSettings
+    """The settings of the training."""
+    config: dict[str, Any]
+    """The run's configuration."""
+    run: Path | None
+    """The run folder, where there is one."""
+    history: tuple[Row, ...]
+    """The rows of the epochs so far."""
+    epoch: int
+    """Number of the epoch, from 1; 0 before the first."""
+    step: int = 0
+    """Steps of this epoch that are done."""
+    steps: int = 0
+    """Steps of an epoch."""
+    share: float = 0.0
+    """Share of the training that is done, in [0, 1]."""
+    loss: float | None = None
+    """Mean loss of the epoch so far; None at steps where it is not read from the device."""
+    last: bool = False
+    """Whether this step ends its epoch."""
+
+
+class Callback:
+    """Hooks of a training, none of which does anything here; override what you need.
+
+    A text that `start` or `epoch` returns ends the training, and is its reason (`Fitted.stopped`). `validation`,
+    `checkpoint` and `epoch` come in this order after an epoch is saved, so that an exception, which ends the training
+    with its own error, loses nothing. Rows are those of metrics.jsonl: read them, and leave them as they are.
+    """
+
+    def start(self, progress: Progress) -> str | None:
+        """Before the first step, also of a resumed training, which brings its ``progress.history``."""
+
+    def step(self, progress: Progress) -> None:
+        """After each step."""
+
+    def validation(self, progress: Progress, row: Row) -> None:
+        """After an epoch that was measured."""
+
+    def checkpoint(self, progress: Progress, row: Row) -> None:
+        """After an epoch whose checkpoint was written."""
+
+    def epoch(self, progress: Progress, row: Row) -> str | None:
+        """After each epoch."""
+
+    def end(self, progress: Progress) -> None:
+        """At the end, also of a training that fails or is interrupted."""
+
+
+class EarlyStopping(Callback):
+    """Stops where ``patience`` measured epochs in a row were not the best so far.
+
+    Parameters
+    ----------
+    patience
+        Measured epochs without improvement, at least 1.
+    """
+
+    def __init__(self, patience: int) -> None:
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience must be a whole number of at least 1, got {patience!r}")
+        self.patience, self.waited = patience, 0
+
+    def start(self, progress: Progress) -> str | None:
+        """Count the epochs of a resumed training again."""
+        self.waited = 0
+        for row in progress.history:
+            self._count(row)
+        return self._reason(progress)
+
+    def epoch(self, progress: Progress, row: Row) -> str | None:
+        """Stop where the patience is over."""
+        self._count(row)
+        return self._reason(progress)
+
+    def _count(self, row: Row) -> None:
+        if "validation_natural" in row:
+            self.waited = 0 if row["best"] else self.waited + 1
+
+    def _reason(self, progress: Progress) -> str | None:
+        if self.waited < self.patience:
+            return None
+        return f"stopped at epoch {progress.epoch}: no better epoch in the last {self.waited} that were measured"
+
+
+class Report(Callback):
+    """Calls a function with each epoch's row; in a training of given minutes, with each measured one."""
+
+    def __init__(self, function: Callable[[Row], None]) -> None:
+        self.function = function
+
+    def epoch(self, progress: Progress, row: Row) -> None:
+        """Pass the row on."""
+        if "validation_natural" in row or progress.settings.minutes is None:
+            self.function(row)
+
+
+class Bar(Callback):
+    """A progress bar of each epoch."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._advance: Advance | None = None
+
+    def step(self, progress: Progress) -> None:
+        """Open the bar at the first step of an epoch, and close it at the last."""
+        if self._advance is None:
+            limit, done = progress.settings.minutes, f" ({progress.share:.0%} of the time)"
+            title = f"epoch {progress.epoch}" + (done if limit is not None else f"/{progress.settings.epochs}")
+            self._advance = self._open.enter_context(bar(progress.steps, title))
+            self._advance(progress.step - 1, "")
+        self._advance(1, "" if progress.loss is None else f"loss {progress.loss:.3f}")
+        if progress.last:
+            self.end(progress)
+
+    def end(self, progress: Progress) -> None:
+        """Close the bar."""
+        self._open.close()
+        self._advance = None
+
+
+def first(reasons: Sequence[str | None]) -> str | None:
+    """The first reason to stop, where there is one."""
+    return next((reason for reason in reasons if reason is not None), None)

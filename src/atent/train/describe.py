@@ -1,0 +1,79 @@
+"""The configuration of a run that starts from Python, and what is recorded of any run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from atent import runs as folder
+from atent.data import Data
+from atent.methods import ATENT, AWP, METHODS, Method
+from atent.methods.awp import plain
+from atent.optim import Optimizer, Schedule
+from atent.registry import plugin_of
+from atent.runs.weights import unwrapped
+from atent.threat import Threat
+from atent.train.settings import TrainSettings, pick_device
+
+
+def describe(
+    model: nn.Module, data: Data, method: Method, optimizer: Optimizer, schedule: Schedule, settings: TrainSettings,
+    augmentation: str, threat: Threat | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A run's configuration from the settings alone, where no recipe gave one."""
+    evaluate = {"norm": threat.norm, "eps": float(threat.eps)} if threat and not hasattr(method, "threat") else {}
+    return {
+        "recipe": None,
+        "data": {"augment": augmentation, "subset": data.subset},
+        "model": {"name": None, "class": type(unwrapped(model)).__qualname__},
+        "method": plain(method),
+        "optimizer": asdict(optimizer),
+        "schedule": asdict(schedule),
+        "train": asdict(settings),
+        "evaluate": evaluate,
+        "about": facts(model, data, method),
+        "provenance": folder.provenance(seed=settings.seed, device=pick_device(settings.device)),
+    }
+
+
+def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
+    """What the settings imply: the data as loaded, the number of parameters, ATENT's resolved chain, and of a plug-in
+    where it comes from."""
+    found = plugin_of(METHODS, type(method.method if isinstance(method, AWP) else method))
+    out: dict[str, Any] = {"plugins": [asdict(found)]} if found else {}
+    out |= {
+        "data": {
+            "classes": data.classes,
+            "shape": list(data.shape),
+            "box": list(data.box),
+            **data.about,
+            **digest_of(data),
+        },
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    inner = method.method if isinstance(method, AWP) else method
+    if isinstance(inner, ATENT):
+        out["chain"] = inner.chain().describe()
+    return out
+
+
+def digest_of(data: Data) -> dict[str, str]:
+    """A hash of the training samples of data without files, by which a resumed training knows them again."""
+    if data.about.get("files"):
+        return {}
+    digest = hashlib.sha256()
+    for part in (data.train.x, data.train.y, data.validation.x, data.validation.y):
+        digest.update(part.cpu().contiguous().numpy().tobytes())
+    return {"digest": digest.hexdigest()[:16]}
+
+
+def summary(config: dict[str, Any]) -> dict[str, Any]:
+    """What a weights file should say of itself."""
+    data = config["about"]["data"]
+    return {
+        "recipe": config.get("recipe"), "model": config["model"], "classes": data["classes"],
+        "shape": data["shape"], "box": data["box"], "provenance": config["provenance"],
+    }  # fmt: skip

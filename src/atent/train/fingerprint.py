@@ -1,0 +1,62 @@
+"""Which settings a resumed run must share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from atent import runs as folder
+from atent.data import Data
+from atent.methods import AWP, Method
+from atent.optim import Optimizer, Schedule
+from atent.train.settings import TrainSettings
+
+# What belongs to the machine: a run may resume with other values of these.
+_MACHINE = ("save_minutes", "threads", "device", "precision", "channels_last")
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+    """The settings that a resumed run must share, as text; those of the machine may change."""
+    parts = {k: config[k] for k in ("model", "method", "optimizer", "schedule")}
+    train = {k: v for k, v in config["train"].items() if k not in _MACHINE}
+    # Runs made before data.subset took the first samples.
+    data = {k: v for k, v in config["data"].items() if k != "root" and (k, v) != ("subset", "first")}
+    files = config["about"]["data"].get("files")
+    return folder.dumps({**parts, "train": train, "data": data, "files": files})
+
+
+def completed(fingerprint: str, now: str, method: Method) -> str:
+    """A saved fingerprint without the settings of `_MACHINE`, of which earlier versions kept two, and with those of the
+    fingerprint ``now`` that came later, where they are at their defaults."""
+    parts = json.loads(fingerprint)
+    parts["train"] = {k: v for k, v in parts["train"].items() if k not in _MACHINE}
+    inner = method.method if isinstance(method, AWP) else method
+    name, new = parts["method"]["name"], json.loads(now)["method"]["name"]
+    if ":" not in name and new.rpartition(":")[2] == name:
+        # Earlier versions kept the bare name of a method of the user's own.
+        parts["method"]["name"] = new
+    known = {f.name: f.default for f in fields(inner) if f.default is not MISSING}
+    defaults = {"optimizer": asdict(Optimizer()), "schedule": asdict(Schedule()), "train": asdict(TrainSettings())}
+    return folder.dumps(_completed(parts, json.loads(now), json.loads(folder.dumps({**defaults, "method": known}))))
+
+
+def _completed(old: dict[str, Any], new: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """``old`` with the entries that only ``new`` has, where they equal ``defaults``."""
+    out = dict(old)
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(old.get(key), dict) and isinstance(new.get(key), dict):
+            out[key] = _completed(old[key], new[key], default)
+        elif key not in old and key in new and new[key] == default:
+            out[key] = default
+    return out
+
+
+def as_begun(data: Data, run: Path) -> Data:
+    """The data as the run at ``run`` took its subsets: one made before runs recorded data.subset took the first
+    samples in source order."""
+    path = run / folder.CONFIG
+    if data.subset == "first" or not path.is_file() or "subset" in folder.read_json(path).get("data", {}):
+        return data
+    return replace(data, subset="first", validation=data.validation.take(data.validation.ids.argsort()))

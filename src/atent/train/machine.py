@@ -1,0 +1,64 @@
+"""What a training adapts to its machine: precision, memory layout, threads."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from atent.data import Data
+from atent.precision import bfloat16_pays, gaining, refuses_channels_last
+from atent.threads import cores
+from atent.train import preflight
+from atent.train.settings import TrainSettings
+
+
+def check_bfloat16(model: nn.Module, data: Data, settings: TrainSettings, device: torch.device) -> None:
+    """ValueError, with what was measured, unless bfloat16 is faster here and agrees with float32."""
+    x, _ = data.train.batch(torch.arange(min(len(data.train), settings.batch_size), device=device))
+    probe = bfloat16_pays(model, data.shape, device, x=x, channels_last=settings.channels_last)
+    if not probe.pays:
+        why = "disagrees with float32" if probe.faster else "is not faster than float32"
+        raise ValueError(f"precision bfloat16 {why} on this {device.type} ({probe}): use precision float32")
+
+
+def channels_last(
+    model: nn.Module, data: Data, device: torch.device, say: Callable[[str], None]
+) -> torch.memory_format:
+    """Channels-last, with the model's kernels, where the network takes it; else the usual layout, with a warning."""
+    refused = refuses_channels_last(model, data.validation.batch([0, 0])[0].to(device))
+    if refused is None:
+        preflight.move(model, device, torch.channels_last)
+        return torch.channels_last
+    say(f"warning: {refused}")
+    return torch.contiguous_format
+
+
+def threads(
+    model: nn.Module, data: Data, settings: TrainSettings, before: int | None, say: Callable[[str], None]
+) -> int:
+    """The number of CPU threads; "auto" is measured once, and a resumed run keeps it where there are as many cores."""
+    if isinstance(settings.threads, int):
+        return settings.threads
+    most = cores()
+    if before is not None and before <= most:
+        return before
+    x, _ = data.train.batch(torch.arange(min(len(data.train), settings.batch_size), device=data.train.x.device))
+    chosen = gaining(model, x, low=settings.precision == "bfloat16")
+    say(f"threads {chosen} of {most} cores")
+    return chosen
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """MiB: the most that torch has allocated on a GPU, or that this process has held; None where nobody counts."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    # Linux counts in KiB, macOS in bytes.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

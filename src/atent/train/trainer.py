@@ -1,0 +1,400 @@
+"""The training, from top to bottom: `Trainer.train`, `train_step`, `validate`, `state_dict`, `load_state_dict`.
+
+All randomness of a step is a function of (seed, step): the order of an epoch, the augmentation, the adversary's samples
+and dropout. So a checkpoint needs no random states, and a run that was killed and resumed equals the unbroken one.
+
+On a CPU a generator keeps 32 bits of its seed. A long training, 200 epochs of 391 steps with three seeds each, has 6 of
+its 2.7 10^10 pairs of seeds in common: twice the same start noise, for other images and weights. Each step's gradient
+keeps its law, and nothing counts steps as independent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent import runs as folder
+from atent.data import Data, augment
+from atent.methods import Method
+from atent.models import check_output
+from atent.optim import Average, Optimizer, Schedule, build, lr_factor
+from atent.rng import fold
+from atent.runs.checkpoint import load_state, load_weights, save_state, save_weights
+from atent.runs.weights import Snapshot, State, copied, put, whole
+from atent.threat import Threat
+from atent.train import calibration, machine, preflight
+from atent.train.best import Best
+from atent.train.callbacks import Callback, Progress, first
+from atent.train.clock import Clock
+from atent.train.describe import describe, summary
+from atent.train.fingerprint import as_begun, completed, fingerprint
+from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
+from atent.train.meter import Meter
+from atent.train.result import Diverged, Fitted
+from atent.train.settings import TrainSettings, pick_device
+from atent.train.validation import Validation
+from atent.train.watch import STOP, watch
+
+# Steps between two readings of the loss: each waits for the device.
+_READ_LOSS = 50
+
+
+class Trainer:
+    """One training; see `fit` for the arguments."""
+
+    def __init__(
+        self, model: nn.Module, data: Data, method: Method, *, optimizer: Optimizer, schedule: Schedule,
+        settings: TrainSettings, augmentation: str, threat: Threat | None, run: Path | None,
+        config: dict[str, Any] | None, resume: bool, progress: bool, callbacks: list[Callback],
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.model, self.method, self.settings, self.schedule = model, method, settings, schedule
+        self.optimizer_settings, self.path, self.say = optimizer, run, say
+        self.progress, self.callbacks = progress, callbacks
+        own = getattr(method, "threat", None)
+        threat = own or threat
+        self.device = pick_device(settings.device)
+        self._place(data, threat)
+        if resume and run is not None:
+            data = as_begun(data, run)
+        self.data, self.augment = data.to(self.device), augment(augmentation)
+        self.validation = Validation(self.data, settings, threat, robust=own is not None)
+        self.watch = watch(method, self.data, settings, threat)
+        self.optimizer = build(optimizer, model, seed=settings.seed)
+        bfloat16 = settings.precision == "bfloat16"
+        self.amp: AbstractContextManager[Any] = (
+            torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        )
+        self.state = preflight.begin(method, len(self.data.train), data.shape, self.device)
+        self.begun = Snapshot(model)
+        self._joined = self._check()
+        self._count_steps()
+        self.average: Average | None = None
+        if settings.average != "none":
+            self.average = Average(model, settings.average, decay=settings.average_decay, start=settings.average_start)
+        self.rng = torch.Generator(self.device)
+        config = config or describe(model, self.data, method, optimizer, schedule, settings, augmentation, threat)
+        subsets = self.validation.subsets(self.data) | (self.watch.subsets(self.data) if self.watch else {})
+        about = {**config["about"], "subsets": subsets}
+        self.config = {**config, "data": {**config["data"], "subset": self.data.subset}, "about": about}
+        self.position: dict[str, Any] = {"config": fingerprint(self.config), "epoch": 0, "step": 0}
+        self.history: list[dict[str, Any]] = []
+        self.best, self.meter = Best(self.validation, settings), Meter()
+        self.best_weights: tuple[State, list[str]] | None = None
+        self.stopped: str | None = None
+        self._hinted = False
+        self._begin(resume)
+
+    def _place(self, data: Data, threat: Threat | None) -> None:
+        """The network, checked, where it trains."""
+        if threat is not None and threat.box != data.box:
+            raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
+        if threat is not None:
+            threat.check_eps(data.shape)
+        self.layout = torch.contiguous_format
+        preflight.move(self.model, self.device, self.layout)
+        preflight.check_views(self.model)
+        dtype = data.validation.batch([0])[0].dtype
+        check_output(self.model, data.shape, data.classes, self.device, dtype=dtype)
+        preflight.check_lazy(self.model)
+        if self.settings.channels_last and len(data.shape) == 3:
+            self.layout = machine.channels_last(self.model, data, self.device, self.say)
+
+    def _check(self) -> bool:
+        """ValueError for what would end the training later; whether a last batch of one image joins the one before."""
+        attacks = self.validation.attacks.values()
+        named = {f"validate_attack {self.settings.validate_attack}": attack for attack in attacks}
+        method = calibration.stand_in(self.method)
+        return preflight.check(
+            self.model, self.data, method, self.state, named, self.begun, self.path, self.amp, self.settings.batch_size
+        )
+
+    def _count_steps(self) -> None:
+        settings = self.settings
+        self.batches = -(-len(self.data.train) // settings.batch_size) - self._joined
+        # An optimizer may use up several batches per step (Entropy-SGD).
+        self.batches_per_step = getattr(self.optimizer, "batches_per_step", 1)
+        self.steps = -(-self.batches // self.batches_per_step) * self.method.replays
+        self.clock = Clock(settings.epochs, self.steps, settings.minutes)
+
+    def _begin(self, resume: bool) -> None:
+        """The state to begin or to resume from, and the run folder."""
+        settings = self.settings
+        if resume:
+            self._resume()
+        if settings.threads is not None:
+            before = self.position.get("threads")
+            self.position["threads"] = machine.threads(self.model, self.data, settings, before, self.say)
+            torch.set_num_threads(self.position["threads"])
+        if settings.precision == "bfloat16" and self.device.type != "cuda":
+            machine.check_bfloat16(self.model, self.data, settings, self.device)
+        if not resume:
+            self._calibrate()
+            if self.path is not None:
+                folder.create(self.path)
+                folder.write_json(self.path / folder.CONFIG, self.config)
+        self.method = calibration.adopt(self.method, self.position.get("calibration"))
+
+    def _calibrate(self) -> None:
+        with self.amp:
+            given = (self.method, self.model, self.data, self.settings, self.augment)
+            found = calibration.look(*given, joined=self._joined)
+        if found is None:
+            return
+        self.say(f"found   {found}")
+        self.position["calibration"] = found.describe()
+        chain = found.method.chain().describe()
+        about = {**self.config["about"], "chain": chain, "calibration": found.describe()}
+        self.config = {**self.config, "about": about}
+
+    def _resume(self) -> None:
+        path = self.path
+        if path is None:
+            raise ValueError("resume needs the run folder to resume from: give run=...")
+        saved = load_state(path, self.device)
+        now = self.position["config"]
+        if completed(saved["mark"]["config"], now, self.method) != now:
+            raise ValueError(f"{path} was trained with other settings: resume with those of its {folder.CONFIG}")
+        self.load_state_dict(saved)
+        # A run that was stopped within its first epoch has none.
+        if (path / folder.METRICS).is_file():
+            folder.keep_jsonl(path / folder.METRICS, lambda row: row["epoch"] <= self.position["epoch"])
+            self.history = folder.read_jsonl(path / folder.METRICS)
+        for row in self.history:
+            self.best.add(row)
+            if self.watch and "watch_robust" in row:
+                self.watch.judge(row)
+        if self.watch and self.history and self.history[-1].get("watch") == STOP:
+            self.stopped = self.watch.line(self.history[-1])
+
+    def train(self) -> Fitted:
+        """Train to the end; the network then has the best epoch's weights."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), stop_requests() as asked:
+            self._saved_at = time.perf_counter()
+            try:
+                self.stopped = first([self.stopped, *[c.start(self._progress()) for c in self.callbacks]])
+                for epoch in itertools.count(self.position["epoch"]):
+                    # A step that was saved after the time was over still has its epoch to end.
+                    if self.stopped or (self.clock.over(epoch) and not self.position["step"]):
+                        break
+                    self._train_epoch(epoch, asked)
+            finally:
+                for callback in self.callbacks:
+                    callback.end(self._progress())
+        best = self.best.row
+        if best is None:
+            raise ValueError(f"the training ended before its first epoch: {self.stopped}")
+        if self.best_weights is not None:
+            put(self.model, *self.best_weights)
+        elif self.path is not None:
+            load_weights(self.model, self.path)
+        return Fitted(self.model.eval(), self.history, best, self.path, self.stopped)
+
+    def _train_epoch(self, epoch: int, asked: Callable[[], bool]) -> None:
+        """The steps of an epoch, its validation and its checkpoint."""
+        self.rng.manual_seed(fold(self.settings.seed, "order", epoch))
+        order = torch.randperm(len(self.data.train), generator=self.rng, device=self.device)
+        start, self.position["step"] = self.position["step"], 0
+        begun, step = time.perf_counter(), start - 1
+        self.model.train()
+        self.clock.start()
+        for step in range(start, self.steps):
+            self.train_step(order, epoch, step)
+            last = step + 1 == self.steps or self.clock.spent()
+            loss = self._read_loss(epoch, step) if step % _READ_LOSS == 0 or last else None
+            if self.callbacks:
+                progress = self._progress(epoch + 1, step + 1, loss, last)
+                for callback in self.callbacks:
+                    callback.step(progress)
+            self._save_in_time(epoch, step, last, asked)
+            if last:
+                break
+        self.clock.stop()
+        row = self._row(epoch, step, begun)
+        self.meter = Meter()
+        if self.average:
+            self.average.after_epoch(self.clock.progress((epoch + 1) * self.steps))
+        measured = self.validate(row)
+        self._keep(row, measured)
+
+    def train_step(self, order: Tensor, epoch: int, step: int) -> None:
+        """One optimizer step of an epoch in the given order."""
+        now = epoch * self.steps + step
+        done = self.clock.progress(now)
+        for group in self.optimizer.param_groups:
+            at = self.clock.position(now, done)
+            factor = lr_factor(self.schedule, at, self.steps, self.settings.epochs)
+            group["lr"] = self.optimizer_settings.lr * factor
+        block, share = step // self.method.replays, self.batches_per_step
+        part = range(block * share, min((block + 1) * share, self.batches))
+        self.optimizer.step(self._closure(order, now, done, part))  # type: ignore[arg-type]
+        if self.average:
+            self.average.after_step(self.clock.progress(now + 1))
+
+    def _closure(self, order: Tensor, now: int, done: float, part: range) -> Callable[[], Tensor]:
+        """The gradient for one optimizer step: each call takes the next of its batches."""
+        calls, seed, size = itertools.count(), self.settings.seed, self.settings.batch_size
+
+        def gradient() -> Tensor:
+            call = next(calls)
+            position = part[call % len(part)]
+            end = len(order) if position == self.batches - 1 else (position + 1) * size
+            index = order[position * size : end]
+            # A batch that comes again, within a step or as a replay, has the same augmentation, and new noise.
+            self.rng.manual_seed(fold(seed, "augment", now - now % self.method.replays, position))
+            x, y = self.data.train.batch(index)
+            x = self.augment(x, self.rng).contiguous(memory_format=self.layout)
+            self.rng.manual_seed(fold(seed, "step", now, call))
+            torch.manual_seed(fold(seed, "model", now, call))
+            self.optimizer.zero_grad()
+            with self.amp:
+                metrics = self.method.backward(
+                    self.model, x, y, rng=self.rng, ids=index, progress=done, state=self.state
+                )  # fmt: skip
+            if self.optimizer_settings.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_settings.clip_norm)
+            self.meter.add(metrics, len(y))
+            return metrics["loss"]
+
+        return gradient
+
+    def _read_loss(self, epoch: int, step: int) -> float:
+        """The epoch's mean loss so far; Diverged where it is not finite."""
+        if not self.meter.finite():
+            kept = f"what was saved before stays in {self.path}" if self.path else "nothing was written"
+            raise Diverged(
+                f"the loss is not finite at epoch {epoch + 1}, step {step + 1}: lower optimizer.lr"
+                f" (now {self.optimizer.param_groups[0]['lr']:g}) or warm eps up; {kept}"
+            )
+        return float(self.meter.sums["loss"]) / self.meter.count
+
+    def _row(self, epoch: int, step: int, begun: float) -> dict[str, Any]:
+        """The row of an epoch, before its validation."""
+        row = {
+            "epoch": epoch + 1,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(time.perf_counter() - begun, 3),
+            "memory_mb": machine.peak_memory(self.device),
+            "precision": self.settings.precision,
+            "channels_last": self.layout is torch.channels_last,
+            **self.meter.summary(),
+        }
+        if self.settings.minutes is not None:
+            passes = round(epoch + (step + 1) / self.steps, 3)
+            row |= {"passes": passes, "elapsed": round(self.clock.elapsed, 3)}
+        return row
+
+    def validate(self, row: dict[str, Any]) -> bool:
+        """Add the validation of an epoch to its row, where one is due; whether it was."""
+        settings, model, earlier = self.settings, self.model, [r for r in self.history if "validation_natural" in r]
+        before = earlier[-1].get("elapsed", 0.0) if earlier else 0.0
+        measured = self.clock.due(row["epoch"], settings.validate_every, settings.validations, before)
+        if measured:
+            accuracies, hint = self.validation.measure(model, progress=self.progress)
+            row |= accuracies
+            # At its first validation a network may not have begun to tell classes apart.
+            if hint and not self._hinted and earlier:
+                self.say(f"warning at epoch {row['epoch']}: {hint}")
+                self._hinted = True
+        if measured and self.average and self.average.count:
+            with self.average.applied():
+                averaged = self.validation.measure(model, progress=self.progress)[0]
+                row |= {f"average_{k}": v for k, v in averaged.items()}
+        if self.watch and (measured or settings.minutes is None):
+            line = self.watch.look(row, model)
+            self.stopped = line if row["watch"] == STOP else None
+            if line:
+                self.say(line)
+        return measured
+
+    def _keep(self, row: dict[str, Any], measured: bool) -> None:
+        """Keep the epoch, where it is best, and its checkpoint; then call the callbacks."""
+        about = {"epoch": row["epoch"], **summary(self.config)}
+        for name, kind in self.best.add(row).items():
+            with self.average.applied() if self.average and kind == "average" else nullcontext():
+                if self.path is not None:
+                    file = self.path / f"{name}.safetensors"
+                    save_weights(file, self.model, {**about, "weights": kind}, self.begun)
+                elif name == "best":
+                    self.best_weights = copied(self.model), self.begun.own(self.model)
+        self.history.append(row)
+        # Many epochs may fit between two measurements in a given time: not each is worth a checkpoint.
+        written = self.path is not None and (measured or self.settings.minutes is None)
+        if self.path is not None:
+            folder.append_jsonl(self.path / folder.METRICS, row)
+            if written:
+                self._checkpoint(self.path / folder.LAST, row["epoch"], about)
+        self.position["step"] = 0
+        progress = self._progress(row["epoch"], self.steps, last=True)
+        for callback in self.callbacks:
+            if measured:
+                callback.validation(progress, row)
+            if written:
+                callback.checkpoint(progress, row)
+        self.stopped = first([self.stopped, *[c.epoch(progress, row) for c in self.callbacks]])
+
+    def _checkpoint(self, last: Path, epoch: int, about: dict[str, Any]) -> None:
+        """The weights and the state at the end of an epoch."""
+        last.mkdir(exist_ok=True)
+        save_weights(last / "model.safetensors", self.model, about, self.begun)
+        if self.average and self.average.count:
+            with self.average.applied():
+                save_weights(last / f"{self.settings.average}.safetensors", self.model, about, self.begun)
+        self._save(epoch, 0)
+        self._saved_at = time.perf_counter()
+
+    def _save_in_time(self, epoch: int, step: int, last: bool, asked: Callable[[], bool]) -> None:
+        """A checkpoint inside an epoch, where one is due; Interrupted where the training was asked to stop."""
+        due = time.perf_counter() - self._saved_at >= 60 * self.settings.save_minutes
+        if asked() or (due and not last):
+            self.clock.stop()
+            if self.meter.finite():
+                self._save(epoch, step + 1)
+            self._saved_at = time.perf_counter()
+            self.clock.start()
+        if asked():
+            raise Interrupted(how_to_resume(self.config, self.path, epoch, step))
+
+    def _save(self, epoch: int, step: int) -> None:
+        if self.path is not None:
+            self.position.update(epoch=epoch, step=step, elapsed=self.clock.seconds())
+            save_state(self.path, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an exact resume needs; the keys are those of state.pt."""
+        own = self.begun.own(self.model)
+        return {
+            "mark": self.position, "model": whole(self.model, own), "own": own,
+            "optimizer": self.optimizer.state_dict(), "method": self.state, "meter": self.meter.state(),
+            "average": self.average.state() if self.average else None,
+        }  # fmt: skip
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.position = saved["mark"]
+        put(self.model, saved["model"], saved.get("own", ()))
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.state, self.meter = saved["method"], Meter.restore(saved["meter"])
+        self.clock.elapsed = self.position.get("elapsed", 0.0)
+        if self.average:
+            self.average.restore(saved["average"])
+
+    def _progress(
+        self, epoch: int | None = None, step: int = 0, loss: float | None = None, last: bool = False
+    ) -> Progress:
+        """What the callbacks see."""
+        done = self.history[-1]["epoch"] if self.history else 0
+        epoch = done if epoch is None else epoch
+        share = self.clock.progress(max(epoch - 1, 0) * self.steps + step)
+        return Progress(
+            self.model, self.settings, self.config, self.path, tuple(self.history), epoch, step, self.steps, share,
+            loss, last,
+        )  # fmt: skip

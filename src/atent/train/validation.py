@@ -1,0 +1,68 @@
+"""Accuracies on the validation split after an epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from atent.attacks import ATTACKS, Attack
+from atent.attacks.spec import parse
+from atent.data import Data, Split, everything
+from atent.data.described import described
+from atent.data.split import Part
+from atent.evaluate import evaluate
+from atent.progress import bar
+from atent.threat import Threat
+from atent.train.settings import TrainSettings
+
+
+class Validation:
+    """Natural and robust accuracy on the validation split and on as many training samples, without augmentation."""
+
+    def __init__(self, data: Data, settings: TrainSettings, threat: Threat | None, *, robust: bool) -> None:
+        limit = everything(settings.validate_limit) or len(data.validation)
+        self.parts: dict[Part, Split] = {name: data.sample(name, limit) for name in ("train", "validation")}
+        spec = settings.validate_attack.strip()
+        wanted = spec.lower() != "none" and threat is not None
+        self.attacks: dict[str, Attack] = {"robust": parse(spec, threat, ATTACKS)} if wanted else {}
+        for attack in self.attacks.values():
+            attack.threat.check_eps(data.shape)  # type: ignore[attr-defined]
+        self.seed = settings.seed
+        select = settings.select
+        if select == "robust" and not wanted:
+            raise ValueError("select robust needs a robust validation: give validate_attack, and a threat")
+        self.select = select if select != "auto" else ("robust" if wanted and robust else "natural")
+
+    def subsets(self, data: Data) -> dict[str, Any]:
+        """Which samples are measured, for the record."""
+        return {name: described(data, name, part) for name, part in self.parts.items()}
+
+    def measure(self, model: nn.Module, *, progress: bool) -> tuple[dict[str, float], str | None]:
+        """The accuracies, and what the evaluation hints at on the validation split."""
+        row: dict[str, float] = {}
+        hint = None
+        total = sum(len(p) for p in self.parts.values()) * len(self.attacks)
+        with bar(total, "validation", enabled=progress) as advance:
+            for name, part in self.parts.items():
+                x, y = part.batch(torch.arange(len(part), device=part.x.device))
+                found = evaluate(
+                    model, x, y, self.attacks, seed=self.seed, ids=part.ids, cascade=False, advance=advance
+                )
+                shares = {"natural": found.natural, **{k: v["robust"] for k, v in found.attacks.items()}}
+                for kind, share in shares.items():
+                    row[f"{name}_{kind}"] = share["value"]
+                    if name == "validation":
+                        row |= {f"{name}_{kind}_low": share["low"], f"{name}_{kind}_high": share["high"]}
+                if name == "validation":
+                    hint = found.hint
+        return row, hint
+
+    def score(self, row: dict[str, Any], prefix: str = "") -> tuple[float, float]:
+        """What the best epoch has most of; ties go to the other accuracy, then to the earlier epoch."""
+        if self.select == "last":
+            return row["epoch"], 0.0
+        kinds = ("robust", "natural") if self.select == "robust" else ("natural", "robust")
+        first, second = (row.get(f"{prefix}validation_{kind}", -1.0) for kind in kinds)
+        return first, second if self.select == "robust" else 0.0
