@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -44,6 +44,13 @@ class Radii(tuple[float, ...]):
         return torch.tensor(self, dtype=torch.float64)
 
 
+if TYPE_CHECKING:
+    Eps: TypeAlias = float | str | Radii
+else:
+    # What a recipe or an option may give: one number.
+    Eps = float | str
+
+
 def per_sample(v: Tensor, like: Tensor) -> Tensor:
     """Shape a vector of n values so that it broadcasts over the n samples of ``like``."""
     return v.reshape(-1, *[1] * (like.dim() - 1))
@@ -66,7 +73,7 @@ class Threat:
 
     norm: Norm
     """Norm of the perturbation: linf or l2."""
-    eps: float | str | Radii
+    eps: Eps
     """Radius in pixel units; a fraction such as 8/255 is understood. "inf": no limit, for minimum-norm attacks."""
     box: tuple[float, float] = (0.0, 1.0)
     """Smallest and largest legal value of an input coordinate."""
