@@ -38,7 +38,11 @@ def _generate(app) -> None:
 
 
 def _name_files(app, docname, source) -> None:
-    source[0] = _OUTSIDE.sub(r"\1 (`\2`)", source[0])
+    def named(link) -> str:
+        text, path = link[1], link[2]
+        return f"`{path}`" if text in path else f"{text} (`{path}`)"
+
+    source[0] = _OUTSIDE.sub(named, source[0])
 
 
 def setup(app) -> None:
