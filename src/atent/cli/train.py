@@ -12,7 +12,7 @@ from atent.cli import show
 from atent.cli.jobs import recipe_job
 from atent.cli.parse import Name, Place, arg, read
 from atent.cli.words import help_wanted, split_sections
-from atent.experiments.recipes import SECTIONS, UsageError
+from atent.experiments.recipe_files import SECTIONS, UsageError
 
 
 def train(
@@ -114,12 +114,12 @@ def _train(job: Any, path: Path, *, baseline: bool, quiet: bool, resume: bool = 
     """Train or resume, with the baseline beside it, and print what was found."""
     from atent import runs as folder
     from atent.experiments.pipeline import baseline as plain_job
-    from atent.experiments.pipeline import draw_curves, run_job, threat_of
-    from atent.methods.awp import title
+    from atent.experiments.pipeline import draw_curves, run_job
+    from atent.experiments.target import threat_of
 
     options: dict[str, Any] = {"progress": not quiet, "report": _epoch_line, "say": print}
     done = run_job(job, path, resume=resume, saved=saved, **options)
-    models = {title(job.method): done.evaluation}
+    models = {job.title: done.evaluation}
     if not baseline:
         print()
         show.accuracies(models)
@@ -131,7 +131,7 @@ def _train(job: Any, path: Path, *, baseline: bool, quiet: bool, resume: bool = 
     print("\nBeside it, standard training: the same data, split, network, epochs, optimizer and schedule.")
     plain = run_job(plain_job(job, threat), beside, **options)
     models["Standard"] = plain.evaluation
-    draw_curves(path, {title(job.method): done.fitted.history, "Standard": plain.fitted.history})
+    draw_curves(path, {job.title: done.fitted.history, "Standard": plain.fitted.history})
     print()
     show.accuracies(models)
     status = _verdict(done.evaluation, plain.evaluation)
@@ -142,7 +142,7 @@ def _train(job: Any, path: Path, *, baseline: bool, quiet: bool, resume: bool = 
 def _check_baseline(job: Any) -> None:
     """ValueError, before anything is trained, where a baseline could not be compared in the end."""
     from atent.attacks import ATTACKS
-    from atent.experiments.pipeline import threat_of
+    from atent.experiments.target import threat_of
 
     if threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate) is None:
         raise ValueError("--baseline compares under a threat: use a robust method, or set evaluate.norm and eps")

@@ -21,7 +21,7 @@ from atent.data.split import Part
 from atent.experiments.evaluation import evaluate_model
 from atent.experiments.target import EvaluateSettings, data_of, threat_of
 from atent.methods import Method, Standard
-from atent.methods.awp import plain, title
+from atent.methods.awp import Perturbation, apart, perturbed, plain, title
 from atent.models import MODELS, ModelSettings, check_output, make
 from atent.optim import Optimizer, Schedule
 from atent.optim.settings import OPTIMIZERS
@@ -49,6 +49,18 @@ class Job:
     schedule: Schedule = field(default_factory=Schedule)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+    def __post_init__(self) -> None:
+        # `AWP(method)` says the same as train.awp.
+        method, awp = apart(self.method, self.train.awp)
+        perturbed(method, awp)
+        object.__setattr__(self, "method", method)
+        object.__setattr__(self, "train", replace(self.train, awp=awp))
+
+    @property
+    def title(self) -> str:
+        """The name of what trains, for tables."""
+        return title(self.method, self.train.awp)
 
     def sections(self) -> dict[str, Any]:
         """The settings as plain values, in a recipe's form."""
@@ -127,7 +139,7 @@ def run_job(
         augmentation=job.data.augment, threat=threat, run=path, config=config, resume=resume, progress=progress,
         report=report, say=say,
     )  # fmt: skip
-    draw_curves(path, {job.recipe or title(job.method): fitted.history})
+    draw_curves(path, {job.recipe or job.title: fitted.history})
     content = evaluate_model(fitted.model, data, attacks, job.evaluate, progress=progress)
     kept = {"average": fitted.best["best_weights"] == "average"} if "best_weights" in fitted.best else {}
     content = {"run": path.name, "epoch": fitted.best["epoch"], **kept, **content}
@@ -182,8 +194,9 @@ def saved_run(path: Path, *, model: str | None = None, data: str | None = None, 
 
 
 def baseline(job: Job, threat: Threat) -> Job:
-    """The same data, split, network, epochs, optimizer and judgement, trained plainly."""
-    return replace(job, method=Standard(), evaluate=replace(job.evaluate, norm=threat.norm, eps=float(threat.eps)))
+    """The same data, split, network, epochs, optimizer and evaluation with standard training."""
+    evaluate = replace(job.evaluate, norm=threat.norm, eps=float(threat.eps))
+    return replace(job, method=Standard(), train=replace(job.train, awp=Perturbation()), evaluate=evaluate)
 
 
 def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
@@ -224,7 +237,7 @@ def _begin_from(model: nn.Module, path: Path) -> None:
 def _method_line(config: dict[str, Any]) -> str:
     method, chain = config["method"], config["about"].get("chain")
     threat = method.get("threat")
-    line = method["name"] + (f", {threat['norm']} eps {threat['eps']:g}" if threat else "")
+    line: str = method["name"] + (f", {threat['norm']} eps {threat['eps']:g}" if threat else "")
     if chain:
         line += (
             f", K {chain['steps']}, step {chain['step_size']:g}, pull {chain['pull']:g}, noise {chain['noise']:g}"
@@ -232,6 +245,7 @@ def _method_line(config: dict[str, Any]) -> str:
         )
     if method.get("calibrated"):
         line += f", {'noise' if method['calibrated'] == 'noise' else 'gamma'} to be calibrated"
-    if "awp" in method:
-        line += f", weights perturbed by {method['awp']['gamma']:g} (AWP)"
+    awp = config["train"].get("awp")
+    if awp and awp["gamma"]:
+        line += f", weights perturbed by {awp['gamma']:g} (AWP)"
     return line
