@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module, resources
 from pathlib import Path
@@ -30,6 +30,7 @@ from atent.rng import fold
 from atent.runs.checkpoint import check_architecture, load_state, load_weights
 from atent.runs.loading import model_of
 from atent.threat import Threat
+from atent.train.callbacks import Callback
 from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.preflight import check_attacks
 from atent.train.settings import TrainSettings, pick_device
@@ -88,8 +89,9 @@ def run_job(
     progress: bool = True,
     report: Callable[[dict[str, Any]], None] | None = None,
     say: Say = lambda line: None,
+    callbacks: Sequence[Callback] = (),
 ) -> Finished:
-    """Train, judge on the test set once, and leave a whole run folder at ``path``.
+    """Train, evaluate on the test set once, and leave a whole run folder at ``path``.
 
     A run that is resumed keeps its own data.subset. ``saved``: what `saved_run` read of a run that was trained from
     Python, to resume it. Raises what the rooms raise: ValueError, FileNotFoundError, FileExistsError, Diverged,
@@ -137,7 +139,7 @@ def run_job(
     fitted = fit(
         model, data, job.method, optimizer=job.optimizer, schedule=job.schedule, settings=job.train,
         augmentation=job.data.augment, threat=threat, run=path, config=config, resume=resume, progress=progress,
-        report=report, say=say,
+        report=report, say=say, callbacks=callbacks,
     )  # fmt: skip
     draw_curves(path, {job.recipe or job.title: fitted.history})
     content = evaluate_model(fitted.model, data, attacks, job.evaluate, progress=progress)
@@ -155,6 +157,8 @@ def run_job(
         }  # fmt: skip
         load_weights(model, path)
     folder.write_json(path / folder.EVALUATION, content)
+    for callback in callbacks:
+        callback.evaluation(content)
     return Finished(path, fitted, content)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from atent.experiments.recipe_files import SECTIONS, UsageError, moved, read_recipe, recipe_names
 from atent.messages import unknown
+from atent.runs.folder import BUILDER_KEYS
 
 if typing.TYPE_CHECKING:
     from atent.experiments.pipeline import Job
@@ -72,8 +73,10 @@ def python_job(saved: dict[str, Any], run: Path, *, baseline: bool = False) -> J
     `saved_run` makes. UsageError for settings that are none of a recipe's, such as a method of the user's own."""
     if baseline:
         raise UsageError(f"--baseline needs a recipe: {run} was trained from Python")
+    sections = {section: saved[section] for section in SECTIONS if section in saved and section != "model"}
+    sections["data"] = {k: v for k, v in saved["data"].items() if k not in BUILDER_KEYS}
     try:
-        made = job({section: saved[section] for section in SECTIONS if section in saved and section != "model"}, None)
+        made = job(sections, None)
     except UsageError as error:
         line = str(error).splitlines()[0]
         raise UsageError(f"{line}; resume {run} with atent.train.fit(..., resume=True)") from None

@@ -15,6 +15,9 @@ LAST = "last"
 EVALUATION = "evaluation.json"
 CURVES = "curves.png"
 
+BUILDER_KEYS = ("builder", "builder_args")
+"""Where the sections model and data of a run from Python say what builds them again."""
+
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The config.json at ``path``, `completed`. Raises as `read_json`."""

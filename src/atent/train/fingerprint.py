@@ -11,21 +11,23 @@ from atent import runs as folder
 from atent.data import Data
 from atent.methods import Method
 from atent.optim import Optimizer, Schedule
+from atent.runs.folder import BUILDER_KEYS
 from atent.train.settings import TrainSettings
 
 # What belongs to the machine: a run may resume with other values of these.
 _MACHINE = ("save_minutes", "threads", "device", "precision", "channels_last")
-# How the network and the data are built again: what they are is compared by itself.
-_BUILDERS = ("builder", "builder_args")
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-    """The settings that a resumed run must share, as text; those of the machine may change."""
+    """The settings that a resumed run must share, as text; those of the machine may change, and so may the names of
+    what builds the network and the data: these are compared themselves."""
     parts = {k: config[k] for k in ("method", "optimizer", "schedule")}
-    parts["model"] = {k: v for k, v in config["model"].items() if k not in _BUILDERS}
+    parts["model"] = {k: v for k, v in config["model"].items() if k not in BUILDER_KEYS}
     train = {k: v for k, v in config["train"].items() if k not in _MACHINE}
     # Runs made before data.subset took the first samples.
-    data = {k: v for k, v in config["data"].items() if k not in ("root", *_BUILDERS) and (k, v) != ("subset", "first")}
+    data = {
+        k: v for k, v in config["data"].items() if k not in ("root", *BUILDER_KEYS) and (k, v) != ("subset", "first")
+    }
     files = config["about"]["data"].get("files")
     return folder.dumps({**parts, "train": train, "data": data, "files": files})
 
