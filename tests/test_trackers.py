@@ -191,7 +191,7 @@ def test_tensorboard_itself(data, tmp_path):
 
 def test_mlflow_itself(data, tmp_path, monkeypatch):
     mlflow = real("mlflow")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     done = both(data, tmp_path / "run", MLflow)
     client = mlflow.MlflowClient()
     found = client.get_run(folder.read_json(tmp_path / "run" / IDS)["mlflow"])

@@ -108,7 +108,7 @@ class TensorBoard(Tracker):
 
 
 class MLflow(Tracker):
-    """A run of the MLflow experiment "atent", where ``MLFLOW_TRACKING_URI`` says, default ``./mlruns``."""
+    """A run of the MLflow experiment "atent", where ``MLFLOW_TRACKING_URI`` says, by default in this folder."""
 
     name, module = "mlflow", "mlflow"
 
