@@ -25,6 +25,7 @@ from atent.data.described import words
 from atent.experiments.comparison import measure
 from atent.experiments.recipe_files import as_toml, read_recipe
 from atent.markdown import table as markdown_table
+from atent.messages import deprecated
 from atent.runs import read_json, write_atomic, write_json
 
 Tables = dict[str, Any]
@@ -57,6 +58,9 @@ def taking(to: Tables, source: Tables, settings: list[tuple[str, str]]) -> Table
 def setting(text: str) -> tuple[str, str, Any]:
     """Section, key and value of ``section.key=value``; a value that is no JSON is a word."""
     path, _, value = text.partition("=")
+    if path == "method.awp":
+        deprecated(path, "train.awp")
+        path = "train.awp"
     section, _, key = path.partition(".")
     try:
         return section, key, json.loads(value)

@@ -32,11 +32,11 @@ def test_each_part_is_added_to_the_one_and_taken_from_the_other():
     ]
     jobs = {name: job(tables, name) for name, tables in found.items()}
     small, large = jobs[SMALL], jobs[LARGE]
-    assert jobs[f"{SMALL}-with-awp"].method == type(large.method)(small.method, large.method.gamma)
-    assert jobs[f"{LARGE}-without-awp"].method == large.method.method
-    assert jobs[f"{SMALL}-with-average"].train == large.train
-    assert jobs[f"{LARGE}-without-average"].train == small.train
-    assert jobs[f"{LARGE}-without-projection"].method.method == replace(small.method, alpha=1.0)
+    assert jobs[f"{SMALL}-with-awp"].train == replace(small.train, awp=large.train.awp)
+    assert jobs[f"{LARGE}-without-awp"].train == replace(large.train, awp=small.train.awp)
+    assert jobs[f"{SMALL}-with-average"].train == replace(large.train, awp=small.train.awp)
+    assert jobs[f"{LARGE}-without-average"].train == replace(small.train, awp=large.train.awp)
+    assert jobs[f"{LARGE}-without-projection"].method == replace(small.method, alpha=1.0)
     assert len({str(j.sections() | {"recipe": ""}) for j in jobs.values()}) == len(jobs)
 
 
@@ -55,12 +55,13 @@ def test_with_two_parts_both_ways_are_one():
 def test_another_part_comes_on_top(text, value):
     key = text.partition("=")[0]
     name = f"{LARGE}-with-{key}-{value}"
-    assert getattr(job(made([f"method.{text}"])[name], name).method.method, key) == value
+    assert getattr(job(made([f"method.{text}"])[name], name).method, key) == value
 
 
-def test_a_part_of_several_fields_goes_by_its_key():
-    found = made(['method.awp={"gamma": 0.01}'])
-    assert job(found[f"{LARGE}-with-awp"], "x").method.gamma == 0.01
+@pytest.mark.parametrize("section", ["train", "method"])
+def test_a_part_of_several_fields_goes_by_its_key(section):
+    found = made([section + '.awp={"gamma": 0.01}'])
+    assert job(found[f"{LARGE}-with-awp"], "x").train.awp.gamma == 0.01
 
 
 def test_what_is_set_in_both_is_no_part():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -10,9 +11,15 @@ from kit import ROUNDING, N, Syncs, batch, distance, gradient, network, stream
 from torch import nn
 
 from atent import Threat
+from atent import runs as folder
+from atent.data import DataSettings, load
+from atent.experiments.pipeline import baseline
 from atent.experiments.recipes import UsageError, job, read_recipe
-from atent.methods import ATENT, AWP, METHODS, MMA, PGDAT, TRADES, Free, Standard
-from atent.methods.awp import plain, title
+from atent.messages import deprecated
+from atent.methods import ATENT, AWP, METHODS, MMA, PGDAT, Free, Perturbation, Standard
+from atent.methods.awp import plain
+from atent.models import build
+from atent.train import Callback, TrainSettings, fit
 
 EPS = {"l2": 0.8, "linf": 0.2}
 GAMMA = 0.05
@@ -288,40 +295,63 @@ def test_bad_settings_are_one_line():
 # ---- recipes and the command line
 
 
-def test_a_recipe_asks_for_it_within_its_method():
+def test_a_recipe_asks_for_it_beside_its_method():
     tables = read_recipe("digits-linf-trades")
-    bare = job(tables, "x").method
-    assert isinstance(bare, TRADES)
-    tables["method"]["awp"] = {"gamma": 0.004, "warmup": 0.25}
+    bare = job(tables, "x")
+    tables["train"] = {**tables.get("train", {}), "awp": {"gamma": 0.004, "warmup": 0.25}}
     made = job(tables, "x")
-    assert made.method == AWP(bare, 0.004, 0.25)
-    assert made.method.threat == bare.threat
-    told = made.sections()["method"]
-    fields = {**dataclasses.asdict(bare), "threat": bare.threat.plain()}
-    assert told == {"name": "TRADES", **fields, "awp": {"gamma": 0.004, "warmup": 0.25}}
-    assert told == plain(made.method)
-    assert title(made.method) == "TRADES-AWP"
-    assert title(bare) == "TRADES"
-    # what a run folder keeps makes the same job again
-    assert job(made.sections() | {"recipe": None}, "x").method == made.method
-    tables["method"]["awp"] = {"gamma": 0.0}
-    assert job(tables, "x").method == bare
-    assert "awp" not in job(tables, "x").sections()["method"]
+    assert made.method == bare.method
+    assert made.train == dataclasses.replace(bare.train, awp=Perturbation(0.004, 0.25))
+    told = made.sections()
+    fields = {**dataclasses.asdict(bare.method), "threat": bare.method.threat.plain()}
+    assert told["method"] == {"name": "TRADES", **fields}
+    assert told["train"]["awp"] == {"gamma": 0.004, "warmup": 0.25}
+    assert (made.title, bare.title) == ("TRADES-AWP", "TRADES")
+    # What a run folder keeps makes the same job again, and so does the method around the method.
+    assert job(told | {"recipe": None}, "x") == made
+    assert dataclasses.replace(bare, method=AWP(bare.method, 0.004, 0.25)) == made
+    threat = made.method.threat
+    plain = baseline(made, threat)
+    assert (plain.title, plain.train) == ("Standard", bare.train)
+
+
+def test_the_former_place_means_the_same(tmp_path, capsys):
+    """In a recipe's tables, in a file that extends another, in what it drops, on the command line."""
+    deprecated.cache_clear()
+    want = train_job("digits-linf-trades-awp", "--train.awp.gamma", "0.01")
+    tables = read_recipe("digits-linf-trades")
+    assert capsys.readouterr().err == ""
+    tables["method"]["awp"] = {"gamma": 0.01}
+    assert job(tables, want.recipe) == want
+    assert job(tables, want.recipe) == want
+    assert capsys.readouterr().err == "atent: method.awp is deprecated: write train.awp\n"
+    own = tmp_path / "digits-linf-trades-awp.toml"
+    own.write_text('extends = "digits-linf-trades-awp"\n[method]\nawp = { gamma = 0.01 }\n')
+    assert train_job(str(own)) == want
+    own.write_text('extends = "digits-linf-trades-awp"\ndrop = ["method.awp"]\n')
+    assert train_job(str(own)).title == "TRADES"
+    own.write_text("[method]\nawp = { gamma = 0.01 }\n[train]\nawp = { gamma = 0.01 }\n")
+    with pytest.raises(UsageError, match=r"keep train\.awp"):
+        read_recipe(str(own))
+    capsys.readouterr()
+    assert train_job("digits-linf-trades-awp", "--method.awp.gamma", "0.01") == want
+    assert "--method.awp.gamma is deprecated: use --train.awp.gamma" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recipe", ["digits-linf-pgdat", "digits-linf-trades", "digits-linf-atent"])
 def test_the_command_line_puts_it_around_any_of_them(recipe):
     bare = train_job(recipe)
-    made = train_job(*[recipe, "--method.awp.gamma", "0.01", "--method.awp.warmup", "0.1", "--method.steps", "4"])
-    assert made.method == AWP(dataclasses.replace(bare.method, steps=4), 0.01, 0.1)
+    made = train_job(*[recipe, "--train.awp.gamma", "0.01", "--train.awp.warmup", "0.1", "--method.steps", "4"])
+    assert made.method == dataclasses.replace(bare.method, steps=4)
+    assert made.train.awp == Perturbation(0.01, 0.1)
 
 
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["digits-linf-pgdat", "--method.awp.gamma", "-1"], ["gamma (of AWP) must be at least 0, got -1"]),
-        (["digits-linf-pgdat", "--method.awp.warmup", "0.1"], ["of no use without awp.gamma"]),
-        (["digits-linf-free", "--method.awp.gamma", "0.1"], ["--method.awp.gamma"]),
+        (["digits-linf-pgdat", "--train.awp.gamma", "-1"], ["gamma (of AWP) must be at least 0, got -1"]),
+        (["digits-linf-pgdat", "--train.awp.warmup", "0.1"], ["no effect without awp.gamma"]),
+        (["digits-linf-free", "--train.awp.gamma", "0.1"], ["AWP does not go around Free"]),
         (["digits-linf-pgdat", "--method", "AWP"], ["unknown method 'AWP'"]),
     ],
 )
@@ -336,35 +366,87 @@ def test_mistakes_on_the_command_line_are_one_line(args, parts, capsys):
 
 def test_a_mistake_in_a_recipe_is_named_by_its_path():
     tables = read_recipe("digits-linf-pgdat")
-    tables["method"]["awp"] = {"gama": 0.1}
-    with pytest.raises(UsageError, match=r"method.awp.gama.*did you mean 'gamma'"):
+    tables["train"]["awp"] = {"gama": 0.1}
+    with pytest.raises(UsageError, match=r"train.awp.gama.*did you mean 'gamma'"):
         job(tables, "x")
-    tables["method"]["awp"] = {"gamma": "much"}
-    with pytest.raises(UsageError, match=r"method.awp.gamma: .*'much'"):
+    tables["train"]["awp"] = {"gamma": "much"}
+    with pytest.raises(UsageError, match=r"train.awp.gamma: .*'much'"):
+        job(tables, "x")
+    tables = read_recipe("digits-linf-free")
+    tables["train"]["awp"] = {"gamma": 0.1}
+    with pytest.raises(UsageError, match=r"train.awp: AWP does not go around Free"):
         job(tables, "x")
 
 
-def test_another_method_keeps_it_where_it_can():
-    made = train_job(*["digits-linf-pgdat", "--method", "TRADES", "--method.awp.gamma", "0.01"])
-    assert isinstance(made.method, AWP)
-    assert isinstance(made.method.method, TRADES)
+def test_another_method_keeps_it_where_it_can(capsys):
+    made = train_job(*["digits-linf-pgdat", "--method", "TRADES", "--train.awp.gamma", "0.01"])
+    assert made.title == "TRADES-AWP"
+    made = train_job("digits-linf-pgdat-awp", "--method", "Free")
+    assert made.title == "Free"
+    assert "Free has no" in capsys.readouterr().err
     assert isinstance(train_job("digits-linf-pgdat", "--method", "Standard").method, Standard)
 
 
-def test_it_trains_and_its_folder_says_so(tmp_path):
-    """Two epochs of the loop: it resumes, and the run folder names it."""
-    from atent import runs as folder
-    from atent.data import DataSettings, load
-    from atent.models import build
-    from atent.train import TrainSettings, fit
+def quick(**more):
+    return TrainSettings(
+        epochs=1, batch_size=64, validate_limit=20, validate_attack="none", device="cpu", save_minutes=60, **more
+    )
 
-    data = load(DataSettings(limit=128, validation=30))
-    quick = TrainSettings(epochs=1, batch_size=64, validate_limit=20, validate_attack="none", device="cpu")
-    method = AWP(ATENT(Threat("linf", 0.1), steps=2))
+
+@pytest.fixture(scope="module")
+def digits():
+    return load(DataSettings(limit=128, validation=30))
+
+
+def trained(digits, method, settings, **more):
     torch.manual_seed(0)
-    fitted = fit(build("digits_cnn"), data, method, settings=quick, run=tmp_path / "run", progress=False)
-    assert fitted.history[0]["sharpness"] > 0
-    config = folder.read_json(tmp_path / "run" / folder.CONFIG)
-    assert config["method"]["name"] == "ATENT"
-    assert config["method"]["awp"] == {"gamma": 0.005, "warmup": 0.0}
-    assert config["about"]["chain"]["steps"] == 2
+    return fit(build("digits_cnn"), digits, method, settings=settings, progress=False, **more)
+
+
+def test_it_is_a_setting_of_the_step(digits, tmp_path):
+    """Asked for by the settings or around the method: the same bits, the same folder; once is enough."""
+    method, awp = ATENT(Threat("linf", 0.1), steps=2), Perturbation(0.005)
+    one = trained(digits, AWP(method), quick(), run=tmp_path / "one")
+    other = trained(digits, method, quick(awp=awp), run=tmp_path / "other")
+    assert one.history[0]["sharpness"] == other.history[0]["sharpness"] > 0
+    assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+    configs = [folder.read_json(tmp_path / run / folder.CONFIG) for run in ("one", "other")]
+    assert configs[0]["method"] == configs[1]["method"] == folder.plain(plain(method))
+    assert configs[0]["train"] == configs[1]["train"]
+    assert configs[0]["train"]["awp"] == {"gamma": 0.005, "warmup": 0.0}
+    assert configs[0]["about"]["chain"]["steps"] == 2
+    with pytest.raises(ValueError, match="asked for twice"):
+        trained(digits, AWP(method), quick(awp=awp))
+    with pytest.raises(ValueError, match=r"write Perturbation\(0.005\)"):
+        quick(awp={"gamma": 0.005})
+
+
+def test_a_run_of_an_earlier_version_resumes(digits, tmp_path):
+    """One whose configuration and fingerprint have it with the method, and know no patience."""
+    method = AWP(PGDAT(Threat("linf", 0.1), steps=1))
+    two = dataclasses.replace(quick(), epochs=2)
+    whole = trained(digits, method, two, run=tmp_path / "whole")
+
+    class Stop(Callback):
+        def epoch(self, progress, row):
+            return "enough"
+
+    trained(digits, method, two, run=tmp_path / "old", callbacks=[Stop()])
+
+    def former(tables):
+        awp = tables["train"].pop("awp")
+        del tables["train"]["patience"]
+        tables["method"]["awp"] = awp
+        return tables
+
+    path = tmp_path / "old"
+    folder.write_json(path / folder.CONFIG, former(folder.read_json(path / folder.CONFIG)))
+    saved = torch.load(path / "last" / "state.pt", weights_only=True)
+    saved["mark"]["config"] = folder.dumps(former(json.loads(saved["mark"]["config"])))
+    torch.save(saved, path / "last" / "state.pt")
+    assert folder.read_config(path / folder.CONFIG)["train"]["awp"]["gamma"] == 0.005
+    again = trained(digits, method, two, run=path, resume=True)
+    assert [row["loss"] for row in again.history] == [row["loss"] for row in whole.history]
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True))
+    with pytest.raises(ValueError, match="trained with other settings"):
+        trained(digits, method.method, two, run=path, resume=True)

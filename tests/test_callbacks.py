@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from commands import train_job
 from torch import nn
 
 from atent import runs as folder
@@ -15,10 +16,12 @@ def data():
     return load(DataSettings(limit=64, validation=40))
 
 
-def train(data, epochs=2, **more):
+def train(data, epochs=2, patience=None, **more):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    settings = TrainSettings(epochs=epochs, batch_size=32, validate_limit=20, device="cpu", save_minutes=60)
+    settings = TrainSettings(
+        epochs=epochs, batch_size=32, validate_limit=20, device="cpu", save_minutes=60, patience=patience
+    )
     return fit(model, data, Standard(), settings=settings, progress=False, **more)
 
 
@@ -111,10 +114,26 @@ def test_early_stopping_counts_epochs_that_are_not_the_best(data, tmp_path):
     assert again.stopped == done.stopped
 
 
+def test_patience_is_a_setting(data, tmp_path):
+    asked = train(data, epochs=60, callbacks=[EarlyStopping(2)])
+    done = train(data, epochs=60, patience=2, run=tmp_path / "run")
+    assert (len(done.history), done.stopped) == (len(asked.history), asked.stopped)
+    assert folder.read_json(tmp_path / "run" / folder.CONFIG)["train"]["patience"] == 2
+    # It is one that a resumed run shares.
+    assert train(data, epochs=60, patience=2, run=tmp_path / "run", resume=True).stopped == done.stopped
+    with pytest.raises(ValueError, match="trained with other settings"):
+        train(data, epochs=60, run=tmp_path / "run", resume=True)
+    job = train_job("digits-linf-pgdat", "--train.patience", "3")
+    assert job.train.patience == 3
+    assert train_job("digits-linf-pgdat").train.patience is None
+
+
 @pytest.mark.parametrize("patience", [0, 1.5, True])
 def test_patience_is_checked(patience):
     with pytest.raises(ValueError, match="patience"):
         EarlyStopping(patience)
+    with pytest.raises(ValueError, match="patience"):
+        TrainSettings(patience=patience)
 
 
 def test_what_is_no_callback_is_refused(data):

@@ -68,7 +68,7 @@ def test_the_permission_is_no_part_of_the_threat():
     assert Threat(**allowed.plain()).allow_large_eps
     # so that runs made before it existed resume
     assert "allow_large_eps" not in plain(PGDAT(Threat("linf", 0.1)))["threat"]
-    assert plain(AWP(PGDAT(allowed), 0.01))["threat"]["allow_large_eps"] is True
+    assert plain(PGDAT(allowed))["threat"]["allow_large_eps"] is True
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from atent.certify import Draws, certify_run
 from atent.cli import main
 from atent.data import DataSettings
 from atent.data import load as load_data
+from atent.data.described import described
 from atent.evaluate import evaluate
 from atent.methods import CROWNIBP, PGDAT, Gaussian, Standard
 from atent.models import build
@@ -34,6 +35,9 @@ from atent.data import from_tensors
 def net():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 3))
 
+def sized(width, outputs=(3,)):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, *outputs))
+
 def wider():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 13), nn.ReLU(), nn.Linear(13, 3))
 
@@ -45,6 +49,13 @@ def data(seed=0, n=300):
 
 def other():
     return data(1)
+
+def source(root=None):
+    from atent.data import Source
+    from atent.data.split import split
+    made = data()
+    parts = [split((255 * part.x).byte().numpy(), part.y.numpy(), 255.0) for part in (made.train, made.test)]
+    return Source(3, *parts, 40, about={"source": "mine", "files": {}})
 
 def fewer():
     return data(n=250)
@@ -166,7 +177,7 @@ def test_a_data_set_with_a_name_is_loaded_as_it_was(here, capsys, tmp_path):
         ),
         (["tensors", "--model", "entries_mine:net", "--data", "entries_mine:absent"], "no attribute 'absent'"),
         (["tensors", *NAMED, "--root", "elsewhere"], "data.root elsewhere has no effect for entries_mine:data"),
-        (["digits", "--model", "digits_cnn", "--data", "digits"], "--data digits is of no use for digits"),
+        (["digits", "--model", "digits_cnn", "--data", "digits"], "--data digits has no effect for digits"),
         (["bare", *NAMED], "--norm and --eps missing"),
     ],
 )
@@ -387,3 +398,108 @@ def test_a_recipe_trains_on_data_of_ones_own(here, capsys, tmp_path):
     status, _, err = said(capsys, "train", "--resume", tmp_path / "runs" / "own", "--model", "entries_mine:net")
     assert status == 2
     assert "--model has no effect" in err
+
+
+# ---- runs that name their builders
+
+
+def test_a_run_that_names_its_builders_needs_no_options(here, capsys, tmp_path, monkeypatch):
+    """Interrupted, resumed to the same bits, evaluated, certified, loaded and reported by its folder alone."""
+    import entries_mine as mine
+
+    args = {
+        "builder": "entries_mine:sized", "builder_args": {"width": 9, "outputs": (3,)},
+        "data_builder": "entries_mine:data", "data_builder_args": {"seed": 2},
+    }  # fmt: skip
+
+    def train(path, **more):
+        torch.manual_seed(4)
+        chosen = settings(2, save_minutes=0)
+        method = PGDAT(LINF, steps=2)
+        return fit(mine.sized(9), mine.data(2), method, settings=chosen, run=path, progress=False, **args, **more)
+
+    train(tmp_path / "whole")
+    config = folder.read_json(tmp_path / "whole" / folder.CONFIG)
+    assert config["model"] == {
+        "name": None, "class": "Sequential", "builder": "entries_mine:sized",
+        "builder_args": {"width": 9, "outputs": [3]},
+    }  # fmt: skip
+    assert config["data"]["builder_args"] == {"seed": 2}
+    with monkeypatch.context() as patch:
+        stopped_after(patch, 6)
+        with pytest.raises(Interrupted) as stopped:
+            train(tmp_path / "named")
+    assert "--model" not in str(stopped.value)
+    assert "--data" not in str(stopped.value)
+    assert said(capsys, "train", "--resume", tmp_path / "named", "--quiet")[::2] == (0, "")
+    whole, again = (read_weights(tmp_path / run / folder.BEST)[1] for run in ("whole", "named"))
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    assert said(capsys, "evaluate", tmp_path / "named", *SMALL)[0] == 0
+    noise = ["--sigma", "0.25", "--limit", "1", "--n", "100", "--quiet"]
+    assert said(capsys, "certify", tmp_path / "named", *noise)[0] == 0
+    assert load(tmp_path / "named")[1].out_features == 9
+    for words in commands(report([tmp_path / "named"], images=0, progress=False)):
+        assert "--model" not in words
+        assert "--data" not in words
+    # A function that was renamed is named afterwards.
+    status, _, err = said(capsys, "evaluate", tmp_path / "named", *NAMED, *SMALL)
+    assert status == 2
+    assert "holds another architecture" in err
+    # The names are no setting of the training: it resumes in Python without them.
+    args.clear()
+    train(tmp_path / "named", resume=True)
+
+
+def test_a_network_of_the_library_is_a_builder(here, capsys, tmp_path):
+    chosen = DataSettings(limit=100, validation=30)
+    args = {"normalize": ((0.3,), (0.4,)), "activation": "softplus"}
+    common = {"settings": settings(), "progress": False, "builder": "digits_cnn"}
+    fit(
+        build("digits_cnn", **args), load_data(chosen), PGDAT(LINF, steps=1), run=tmp_path / "run", builder_args=args,
+        **common,
+    )  # fmt: skip
+    assert said(capsys, "evaluate", tmp_path / "run", *SMALL)[0] == 0
+    assert float(load(tmp_path / "run").normalize.std) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("name", ["entries_mine:data", "entries_mine:source"])
+def test_data_that_were_loaded_by_name_are_loaded_again(name, here, capsys, tmp_path):
+    import entries_mine as mine
+
+    chosen = DataSettings(name) if name.endswith("data") else DataSettings(name, limit=100, split_seed=3)
+    data = load_data(chosen)
+    common = {"settings": settings(), "progress": False, "builder": "entries_mine:net"}
+    fit(mine.net(), data, PGDAT(LINF, steps=1), run=tmp_path / "run", **common)
+    assert said(capsys, "train", "--resume", tmp_path / "run", "--quiet")[0] == 0
+    out = tmp_path / "found.json"
+    assert said(capsys, "evaluate", tmp_path / "run", *SMALL, "--out", out)[0] == 0
+    found = folder.read_json(out)["data"]
+    assert (found["name"], found["of"]) == (name, 100)
+    assert found["ids"] == described(data, "test", data.sample("test", 30))["ids"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"builder": "entries_mine:wider"}, "builder entries_mine:wider gives another architecture: 1.weight has"),
+        ({"builder": "entries_mine:sized", "builder_args": {"with": 3}}, "unexpected keyword argument 'with'"),
+        ({"builder": "entries_mine:absent"}, "no attribute 'absent'"),
+        ({"builder": "small_cn"}, "did you mean 'small_cnn'"),
+        ({"builder": "digits_cnn", "builder_args": {"drop": 3}}, "did you mean 'dropout'"),
+        ({"builder": print}, "builder is a text such as 'module:function'"),
+        ({"builder_args": {"width": 3}}, "builder_args needs builder"),
+        ({"builder": "entries_mine:sized", "builder_args": [3]}, "a dictionary of keywords, got a list"),
+        ({"builder": "entries_mine:sized", "builder_args": {"width": print}}, "builder_args must be numbers"),
+        ({"data_builder": "entries_mine:other"}, "gives other train samples"),
+        ({"data_builder": "digits"}, "gives classes 10, the data has 3"),
+        ({"data_builder": "entries_mine:nothing"}, "of type int, want Data"),
+        ({"data_builder": "entries_mine:data", "data_builder_args": {"sed": 2}}, "unexpected keyword argument 'sed'"),
+    ],
+)
+def test_a_wrong_builder_is_said_before_the_training(args, says, here, tmp_path):
+    import entries_mine as mine
+
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        fit(mine.net(), mine.data(), Standard(), settings=settings(), run=tmp_path / "run", progress=False, **args)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()

@@ -13,7 +13,7 @@ from atent.attacks import ATTACKS
 from atent.attacks.spec import labelled, parse
 from atent.data import from_tensors
 from atent.experiments.pipeline import threat_of
-from atent.experiments.recipes import job, read_recipe, recipe_names, settings_of
+from atent.experiments.recipes import job, read_recipe, recipe_names
 from atent.methods import ATENT
 from atent.models import make, native_shape
 from atent.train import TrainSettings, fit
@@ -168,11 +168,9 @@ def alike(a, b):
 
 
 def field(name, path):
-    """A recipe's value at a path such as method.awp.gamma."""
-    whole = made(name)
-    section, *rest = path.split(".")
-    value = settings_of(whole.method) if section == "method" else getattr(whole, section)
-    for part in rest:
+    """A recipe's value at a path such as train.awp.gamma."""
+    value = made(name)
+    for part in path.split("."):
         value = getattr(value, part)
     return value
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import sys
 from collections.abc import Iterable
 
 
@@ -23,3 +25,9 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     hint = f": did you mean {meant!r}?" if meant else ""
     known = "" if meant and len(names) > 20 else f" (known: {', '.join(names) or 'none'})"
     return f"unknown {kind} {name!r}{hint}{known}"
+
+
+@functools.cache
+def deprecated(old: str, new: str) -> None:
+    """Report a former spelling on stderr, once."""
+    print(f"atent: {old} is deprecated: write {new}", file=sys.stderr)

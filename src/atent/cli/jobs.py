@@ -14,14 +14,15 @@ from atent.experiments.recipes import (
     SECTIONS,
     UsageError,
     job,
-    method_of,
-    method_type,
     read_recipe,
-    settings_of,
 )
 
 if typing.TYPE_CHECKING:
     from atent.experiments.pipeline import Job
+
+
+# Former spellings of options.
+_MOVED = {f"--method.awp.{name}": f"--train.awp.{name}" for name in ("gamma", "warmup")}
 
 
 def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: bool = False) -> tuple[Job, bool]:
@@ -33,11 +34,11 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
     tables = read_recipe(recipe)
     words = _switched(tables, words)
     default = job(tables, recipe if not recipe.endswith(".toml") else Path(recipe).stem)
-    starts = {s: getattr(default, s) for s in SECTIONS} | {"method": settings_of(default.method)}
+    starts = {s: getattr(default, s) for s in SECTIONS}
     fields: list[Any] = [(s, type(start), dataclasses.field(default=start)) for s, start in starts.items()]
     sections = dataclasses.make_dataclass("sections", fields, frozen=True)
     known = options_of(sections)
-    words = spelled(words, known, sections=True)
+    words = spelled(words, known, sections=True, renamed=_MOVED)
     about = (
         f"Train by the recipe {recipe}: {tables.get('about', 'no description')}. Other options: `atent train --help`."
     )
@@ -50,8 +51,7 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
         with documented(classes):
             parse()
     found = parse()
-    chosen = {section: getattr(found, section) for section in SECTIONS}
-    made = dataclasses.replace(default, **{**chosen, "method": method_of(found.method)})
+    made = dataclasses.replace(default, **{section: getattr(found, section) for section in SECTIONS})
     return (_allowing(made) if allow_large_eps else made), bool(tables.get("baseline", False))
 
 
@@ -61,6 +61,7 @@ def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
     if at is None:
         return words
     from atent.methods import METHODS
+    from atent.methods.awp import may_perturb
 
     _, equals, name = words[at].partition("=")
     if not equals:
@@ -68,12 +69,15 @@ def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
             raise UsageError(f"--method.name needs a value: one of {', '.join(METHODS)}")
         name = words[at + 1]
     try:
-        known = {f.name for f in dataclasses.fields(method_type(name))}
+        cls = METHODS.find(name)
+        known = {f.name for f in dataclasses.fields(cls)}
     except ValueError as error:
         raise UsageError(f"--method.name: {error}") from None
     old = tables["method"]
     if name != old["name"]:
         dropped = [k for k in old if k not in known and k != "name"]
+        if not may_perturb(cls) and tables.get("train", {}).pop("awp", None):
+            dropped.append("awp")
         if dropped:
             print(f"atent: {name} has no {', '.join(dropped)}: left out of the recipe's method", file=sys.stderr)
         tables["method"] = {"name": name, **{k: v for k, v in old.items() if k in known}}
@@ -83,15 +87,11 @@ def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
 def _allowing(made: Job) -> Job:
     """The same job, with permission for an eps that covers the whole box."""
 
-    def allowed(method: Any) -> Any:
-        if hasattr(method, "method"):  # AWP goes around the method whose threat this is
-            return dataclasses.replace(method, method=allowed(method.method))
-        if getattr(method, "threat", None) is None:
-            return method
-        return dataclasses.replace(method, threat=dataclasses.replace(method.threat, allow_large_eps=True))
-
+    method: Any = made.method
+    if getattr(method, "threat", None) is not None:
+        method = dataclasses.replace(method, threat=dataclasses.replace(method.threat, allow_large_eps=True))
     evaluate = dataclasses.replace(made.evaluate, allow_large_eps=True)
-    return dataclasses.replace(made, method=allowed(made.method), evaluate=evaluate)
+    return dataclasses.replace(made, method=method, evaluate=evaluate)
 
 
 def jobs_of(recipes: tuple[str, ...], words: list[str], *, allow_large_eps: bool = False) -> dict[str, Job]:

@@ -12,7 +12,7 @@ from atent.cli import show
 from atent.cli.jobs import recipe_job
 from atent.cli.parse import Name, Place, arg, read
 from atent.cli.words import help_wanted, split_sections
-from atent.experiments.recipes import SECTIONS, UsageError
+from atent.experiments.recipe_files import SECTIONS, UsageError
 
 
 def train(
@@ -26,6 +26,7 @@ def train(
     model: Name = None,
     data: Name = None,
     root: Place = None,
+    log: Annotated[tuple[str, ...], arg("TRACKER")] = (),
     quiet: bool = False,
     fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
 ) -> int:
@@ -59,13 +60,15 @@ def train(
         atent.data.from_tensors does.
     root
         With --resume: folder that holds the data. Default: as the run had it.
+    log
+        Record the training by these trackers as well: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
         No progress bar.
     """
     if resume is not None:
         if recipe is not None:
             raise UsageError(f"{recipe!r} is one argument too many: --resume takes the recipe of {resume}")
-        return _resume(Path(resume), model=model, data=data, root=root, baseline=bool(baseline), quiet=quiet)
+        return _resume(Path(resume), model=model, data=data, root=root, baseline=bool(baseline), quiet=quiet, log=log)
     if recipe is None:
         raise UsageError("which recipe? `atent train RECIPE`; `atent recipes` lists them")
     if root is not None:
@@ -78,7 +81,7 @@ def train(
         _check_baseline(job)
     wanted = name or job.recipe or "run"
     path = Path(runs) / wanted if name else folder.free_name(runs, wanted)
-    return _train(job, path, baseline=beside, quiet=quiet)
+    return _train(job, path, baseline=beside, quiet=quiet, log=log)
 
 
 def run(words: list[str]) -> int:
@@ -94,7 +97,10 @@ def run(words: list[str]) -> int:
     return train(**read(train, own, "atent train"), fields=tuple(fields))
 
 
-def _resume(path: Path, *, model: str | None, data: str | None, root: str | None, baseline: bool, quiet: bool) -> int:
+def _resume(
+    path: Path, *, model: str | None, data: str | None, root: str | None, baseline: bool, quiet: bool,
+    log: tuple[str, ...],
+) -> int:  # fmt: skip
     from atent import runs as folder
     from atent.experiments.pipeline import saved_run
     from atent.experiments.recipes import python_job, resumed_job
@@ -104,22 +110,24 @@ def _resume(path: Path, *, model: str | None, data: str | None, root: str | None
     saved = folder.read_config(path / folder.CONFIG)
     if all(section in saved for section in SECTIONS) and saved["model"].get("name"):
         job = resumed_job(saved, path, model=model, data=data, root=root)
-        return _train(job, path, resume=True, baseline=baseline, quiet=quiet)
+        return _train(job, path, resume=True, baseline=baseline, quiet=quiet, log=log)
     job = python_job(saved, path, baseline=baseline)
     python = saved_run(path, model=model, data=data, root=root)
-    return _train(job, path, resume=True, saved=python, baseline=baseline, quiet=quiet)
+    return _train(job, path, resume=True, saved=python, baseline=baseline, quiet=quiet, log=log)
 
 
-def _train(job: Any, path: Path, *, baseline: bool, quiet: bool, resume: bool = False, saved: Any = None) -> int:
+def _train(
+    job: Any, path: Path, *, baseline: bool, quiet: bool, log: tuple[str, ...], resume: bool = False, saved: Any = None
+) -> int:
     """Train or resume, with the baseline beside it, and print what was found."""
     from atent import runs as folder
     from atent.experiments.pipeline import baseline as plain_job
-    from atent.experiments.pipeline import draw_curves, run_job, threat_of
-    from atent.methods.awp import title
+    from atent.experiments.pipeline import draw_curves
+    from atent.experiments.target import threat_of
 
-    options: dict[str, Any] = {"progress": not quiet, "report": _epoch_line, "say": print}
-    done = run_job(job, path, resume=resume, saved=saved, **options)
-    models = {title(job.method): done.evaluation}
+    options: dict[str, Any] = {"progress": not quiet, "log": log}
+    done = _tracked(job, path, resume=resume, saved=saved, **options)
+    models = {job.title: done.evaluation}
     if not baseline:
         print()
         show.accuracies(models)
@@ -129,9 +137,9 @@ def _train(job: Any, path: Path, *, baseline: bool, quiet: bool, resume: bool = 
     assert threat is not None
     beside = folder.free_name(path.parent, f"{path.name}-standard")
     print("\nBeside it, standard training: the same data, split, network, epochs, optimizer and schedule.")
-    plain = run_job(plain_job(job, threat), beside, **options)
+    plain = _tracked(plain_job(job, threat), beside, **options)
     models["Standard"] = plain.evaluation
-    draw_curves(path, {title(job.method): done.fitted.history, "Standard": plain.fitted.history})
+    draw_curves(path, {job.title: done.fitted.history, "Standard": plain.fitted.history})
     print()
     show.accuracies(models)
     status = _verdict(done.evaluation, plain.evaluation)
@@ -139,10 +147,26 @@ def _train(job: Any, path: Path, *, baseline: bool, quiet: bool, resume: bool = 
     return status
 
 
+def _tracked(job: Any, path: Path, *, log: tuple[str, ...], **options: Any) -> Any:
+    """The finished run, which trackers of these names record."""
+    from atent.experiments.pipeline import run_job
+
+    if not log:
+        return run_job(job, path, report=_epoch_line, say=print, **options)
+    from atent.integrations.trackers import trackers
+
+    callbacks = trackers(log, keep_open=True)
+    try:
+        return run_job(job, path, report=_epoch_line, say=print, callbacks=callbacks, **options)
+    finally:
+        for callback in callbacks:
+            callback.close()
+
+
 def _check_baseline(job: Any) -> None:
     """ValueError, before anything is trained, where a baseline could not be compared in the end."""
     from atent.attacks import ATTACKS
-    from atent.experiments.pipeline import threat_of
+    from atent.experiments.target import threat_of
 
     if threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate) is None:
         raise ValueError("--baseline compares under a threat: use a robust method, or set evaluate.norm and eps")

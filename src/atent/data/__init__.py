@@ -8,7 +8,7 @@ A new source is one file with a loader `(root) -> Source` and the decorator `dat
 """
 
 import inspect
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -50,7 +50,11 @@ def load(settings: DataSettings) -> Data:
     if not 0 <= settings.split_seed < 2**32:
         raise ValueError(f"data.split_seed is {settings.split_seed}; it must be 0 to 2**32 - 1")
     made = _loaded(loader, settings)
-    return carve(made, settings) if isinstance(made, Source) else _own(made, settings)
+    data = carve(made, settings) if isinstance(made, Source) else _own(made, settings)
+    if ":" not in settings.name:
+        return data
+    # Where no registry knows the name, `about` keeps what loads the data again.
+    return replace(data, about={**data.about, "settings": asdict(settings)})
 
 
 def _loaded(loader: Any, settings: DataSettings) -> Source | Data:

@@ -30,7 +30,6 @@ from atent.experiments import migrate
 from atent.experiments.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
 from atent.experiments.pipeline import Job, Say, threat_of
 from atent.experiments.results import COMPARISON_VERSION
-from atent.methods.awp import title
 from atent.progress import bar
 from atent.runs.checkpoint import STATE
 from atent.threads import cores, wait_passively
@@ -411,7 +410,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> dict[str, Any]:
         rows.append(
             {
                 "recipe": job.recipe,
-                "method": title(job.method),
+                "method": job.title,
                 "threat": threat and threat.plain(),
                 "natural": accuracy([s["natural"] for s in seeds]),
                 "attacks": {a: accuracy([s["attacks"][a] for s in seeds]) for a in attacks},

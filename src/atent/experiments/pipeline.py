@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module, resources
 from pathlib import Path
@@ -21,7 +21,7 @@ from atent.data.split import Part
 from atent.experiments.evaluation import evaluate_model
 from atent.experiments.target import EvaluateSettings, data_of, threat_of
 from atent.methods import Method, Standard
-from atent.methods.awp import plain, title
+from atent.methods.awp import Perturbation, apart, perturbed, plain, title
 from atent.models import MODELS, ModelSettings, check_output, make
 from atent.optim import Optimizer, Schedule
 from atent.optim.settings import OPTIMIZERS
@@ -30,6 +30,7 @@ from atent.rng import fold
 from atent.runs.checkpoint import check_architecture, load_state, load_weights
 from atent.runs.loading import model_of
 from atent.threat import Threat
+from atent.train.callbacks import Callback
 from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.preflight import check_attacks
 from atent.train.settings import TrainSettings, pick_device
@@ -49,6 +50,18 @@ class Job:
     schedule: Schedule = field(default_factory=Schedule)
     train: TrainSettings = field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+    def __post_init__(self) -> None:
+        # `AWP(method)` says the same as train.awp.
+        method, awp = apart(self.method, self.train.awp)
+        perturbed(method, awp)
+        object.__setattr__(self, "method", method)
+        object.__setattr__(self, "train", replace(self.train, awp=awp))
+
+    @property
+    def title(self) -> str:
+        """The name of what trains, for tables."""
+        return title(self.method, self.train.awp)
 
     def sections(self) -> dict[str, Any]:
         """The settings as plain values, in a recipe's form."""
@@ -76,8 +89,9 @@ def run_job(
     progress: bool = True,
     report: Callable[[dict[str, Any]], None] | None = None,
     say: Say = lambda line: None,
+    callbacks: Sequence[Callback] = (),
 ) -> Finished:
-    """Train, judge on the test set once, and leave a whole run folder at ``path``.
+    """Train, evaluate on the test set once, and leave a whole run folder at ``path``.
 
     A run that is resumed keeps its own data.subset. ``saved``: what `saved_run` read of a run that was trained from
     Python, to resume it. Raises what the rooms raise: ValueError, FileNotFoundError, FileExistsError, Diverged,
@@ -125,9 +139,9 @@ def run_job(
     fitted = fit(
         model, data, job.method, optimizer=job.optimizer, schedule=job.schedule, settings=job.train,
         augmentation=job.data.augment, threat=threat, run=path, config=config, resume=resume, progress=progress,
-        report=report, say=say,
+        report=report, say=say, callbacks=callbacks,
     )  # fmt: skip
-    draw_curves(path, {job.recipe or title(job.method): fitted.history})
+    draw_curves(path, {job.recipe or job.title: fitted.history})
     content = evaluate_model(fitted.model, data, attacks, job.evaluate, progress=progress)
     kept = {"average": fitted.best["best_weights"] == "average"} if "best_weights" in fitted.best else {}
     content = {"run": path.name, "epoch": fitted.best["epoch"], **kept, **content}
@@ -143,6 +157,8 @@ def run_job(
         }  # fmt: skip
         load_weights(model, path)
     folder.write_json(path / folder.EVALUATION, content)
+    for callback in callbacks:
+        callback.evaluation(content)
     return Finished(path, fitted, content)
 
 
@@ -182,8 +198,9 @@ def saved_run(path: Path, *, model: str | None = None, data: str | None = None, 
 
 
 def baseline(job: Job, threat: Threat) -> Job:
-    """The same data, split, network, epochs, optimizer and judgement, trained plainly."""
-    return replace(job, method=Standard(), evaluate=replace(job.evaluate, norm=threat.norm, eps=float(threat.eps)))
+    """The same data, split, network, epochs, optimizer and evaluation with standard training."""
+    evaluate = replace(job.evaluate, norm=threat.norm, eps=float(threat.eps))
+    return replace(job, method=Standard(), train=replace(job.train, awp=Perturbation()), evaluate=evaluate)
 
 
 def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
@@ -224,7 +241,7 @@ def _begin_from(model: nn.Module, path: Path) -> None:
 def _method_line(config: dict[str, Any]) -> str:
     method, chain = config["method"], config["about"].get("chain")
     threat = method.get("threat")
-    line = method["name"] + (f", {threat['norm']} eps {threat['eps']:g}" if threat else "")
+    line: str = method["name"] + (f", {threat['norm']} eps {threat['eps']:g}" if threat else "")
     if chain:
         line += (
             f", K {chain['steps']}, step {chain['step_size']:g}, pull {chain['pull']:g}, noise {chain['noise']:g}"
@@ -232,6 +249,7 @@ def _method_line(config: dict[str, Any]) -> str:
         )
     if method.get("calibrated"):
         line += f", {'noise' if method['calibrated'] == 'noise' else 'gamma'} to be calibrated"
-    if "awp" in method:
-        line += f", weights perturbed by {method['awp']['gamma']:g} (AWP)"
+    awp = config["train"].get("awp")
+    if awp and awp["gamma"]:
+        line += f", weights perturbed by {awp['gamma']:g} (AWP)"
     return line

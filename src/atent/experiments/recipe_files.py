@@ -14,12 +14,16 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from atent.messages import unknown
+from atent.messages import deprecated, unknown
+from atent.runs.folder import relocated
 
 SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
 _HEAD = ("about", "aims", "baseline", "extends", "drop")
 BASE = "base/"
 """Where the parents lie that are not recipes themselves."""
+
+# Former paths of settings.
+_MOVED = {"method.awp": "train.awp"}
 
 Tables = dict[str, Any]
 
@@ -87,7 +91,7 @@ def _resolved(name: str, file: Traversable, children: tuple[str, ...]) -> Tables
         # What a recipe is about is its own.
         made = _merged(made, {k: v for k, v in inherited.items() if k in SECTIONS})
     for path in dropped:
-        section, _, key = path.partition(".")
+        section, _, key = _MOVED.get(path, path).partition(".")
         if key not in made.get(section, {}):
             raise UsageError(f"recipe {name}: drop names {path!r}, which it does not inherit")
         made[section] = {k: v for k, v in made[section].items() if k != key}
@@ -103,7 +107,21 @@ def _tables(name: str, file: Traversable) -> Tables:
     for key in tables:
         if key not in (*_HEAD, *SECTIONS):
             raise UsageError(f"recipe {name}: {unknown('table', key, (*SECTIONS, *_HEAD))}")
-    return tables
+    try:
+        return moved(tables)
+    except UsageError as error:
+        raise UsageError(f"recipe {name}: {error}") from None
+
+
+def moved(tables: Tables) -> Tables:
+    """The tables with settings of former places where they are now, which is reported once."""
+    try:
+        found = relocated(tables)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if found is not tables:
+        deprecated("method.awp", "train.awp")
+    return found
 
 
 def _are_texts(value: Any) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
 import typing
 from pathlib import Path
 from typing import Any
 
-from atent.experiments.recipe_files import SECTIONS, UsageError, read_recipe, recipe_names
+from atent.experiments.recipe_files import SECTIONS, UsageError, moved, read_recipe, recipe_names
 from atent.messages import unknown
+from atent.runs.folder import BUILDER_KEYS
 
 if typing.TYPE_CHECKING:
     from atent.experiments.pipeline import Job
@@ -31,12 +31,13 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
         "data": DataSettings, "model": ModelSettings, "optimizer": Optimizer, "schedule": Schedule,
         "train": TrainSettings, "evaluate": EvaluateSettings,
     }  # fmt: skip
+    tables = moved(tables)
     method = dict(tables.get("method", {}))
     name = method.pop("name", None)
     if name is None:
         raise UsageError(f"method.name is missing: use one of {', '.join(METHODS)}")
     try:
-        types["method"] = method_type(name)
+        types["method"] = METHODS.find(name)
     except ValueError as error:
         raise UsageError(f"method.name: {error}") from None
     built, errors = {}, []
@@ -50,7 +51,10 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
         errors += wrong
     if errors:
         raise UsageError("\n".join(errors))
-    return Job(recipe=recipe, **{**built, "method": method_of(built["method"])})
+    try:
+        return Job(recipe=recipe, **built)
+    except ValueError as error:
+        raise UsageError(f"train.awp: {error}") from None
 
 
 def resumed_job(
@@ -69,8 +73,10 @@ def python_job(saved: dict[str, Any], run: Path, *, baseline: bool = False) -> J
     `saved_run` makes. UsageError for settings that are none of a recipe's, such as a method of the user's own."""
     if baseline:
         raise UsageError(f"--baseline needs a recipe: {run} was trained from Python")
+    sections = {section: saved[section] for section in SECTIONS if section in saved and section != "model"}
+    sections["data"] = {k: v for k, v in saved["data"].items() if k not in BUILDER_KEYS}
     try:
-        made = job({section: saved[section] for section in SECTIONS if section in saved and section != "model"}, None)
+        made = job(sections, None)
     except UsageError as error:
         line = str(error).splitlines()[0]
         raise UsageError(f"{line}; resume {run} with atent.train.fit(..., resume=True)") from None
@@ -78,47 +84,6 @@ def python_job(saved: dict[str, Any], run: Path, *, baseline: bool = False) -> J
         # Nothing says what to attack with: the clean accuracy alone.
         return dataclasses.replace(made, evaluate=dataclasses.replace(made.evaluate, attacks=()))
     return made
-
-
-@functools.cache
-def method_type(name: str) -> type:
-    """The settings of a method as a recipe has them: with a table ``awp`` where AWP goes around it."""
-    from atent.methods import METHODS
-    from atent.methods.awp import Perturbation, may_perturb
-
-    cls = METHODS.find(name)
-    if not may_perturb(cls):
-        return cls
-    awp = ("awp", Perturbation, dataclasses.field(default=Perturbation()))
-    space = {"__doc__": cls.__doc__, _INNER: cls}
-    return dataclasses.make_dataclass(cls.__name__, [awp], bases=(cls,), frozen=True, namespace=space)
-
-
-# Where a class that `method_type` made keeps that of the method itself.
-_INNER = "__inner__"
-
-
-def method_of(settings: Any) -> Any:
-    """The method that such settings ask for."""
-    from atent.methods import AWP
-
-    if not hasattr(settings, "awp"):
-        return settings
-    fields = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name != "awp"}
-    inner = getattr(type(settings), _INNER)(**fields)
-    return AWP(inner, settings.awp.gamma, settings.awp.warmup) if settings.awp.gamma else inner
-
-
-def settings_of(method: Any) -> Any:
-    """The settings that make ``method``."""
-    from atent.methods import AWP, METHODS
-    from atent.methods.awp import Perturbation
-
-    inner, awp = method, {}
-    if isinstance(method, AWP):
-        inner, awp = method.method, {"awp": Perturbation(method.gamma, method.warmup)}
-    fields = {f.name: getattr(inner, f.name) for f in dataclasses.fields(inner)}
-    return method_type(METHODS.name_of(type(inner)))(**fields, **awp)
 
 
 def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
@@ -161,7 +126,6 @@ def chains() -> dict[str, tuple[Any, bool]]:
         if tables.get("method", {}).get("name") == "ATENT":
             made = job(tables, name)
             smooth = made.model.activation in ("softplus", "tanh")
-            # AWP goes around the method whose chain this is.
-            method: Any = getattr(made.method, "method", made.method)
+            method: Any = made.method
             found[name] = (method.chain(), smooth)
     return found

@@ -18,6 +18,7 @@ from atent.attacks.spec import labelled, parse
 from atent.checks import Settings
 from atent.data import SOURCES, Data, DataSettings, Limit, Rule, Split, everything
 from atent.data import load as load_data
+from atent.data.builder import built
 from atent.data.described import described
 from atent.data.settings import check_rule
 from atent.models import check_output, from_reference
@@ -179,23 +180,27 @@ def load_target(
 
 def names_model(config: dict[str, Any]) -> bool:
     """Whether a run's configuration says how its network was built."""
-    return bool((config.get("model") or {}).get("name"))
+    model = config.get("model") or {}
+    return bool(model.get("name") or model.get("builder"))
 
 
 def names_data(config: dict[str, Any]) -> bool:
     """Whether a run's configuration says how its data can be loaded again."""
     about = (config.get("about") or {}).get("data") or {}
     known = about.get("name") in SOURCES and about.get("source") != "tensors"
-    return bool((config.get("data") or {}).get("name")) or known
+    data = config.get("data") or {}
+    return bool(data.get("name") or data.get("builder") or about.get("settings")) or known
 
 
 def recorded_data(config: dict[str, Any]) -> DataSettings | None:
-    """The data set that a run's configuration describes; None for a run on tensors, which no name can load again."""
-    if not names_data(config):
+    """The data set that a run's configuration describes; None for a run on tensors, which no settings load again."""
+    data, about = config.get("data") or {}, config["about"]["data"]
+    if data.get("builder") or not names_data(config):
         return None
-    data, about = config["data"], config["about"]["data"]
     if data.get("name"):
         return DataSettings(**data)
+    if about.get("settings"):
+        return DataSettings(**about["settings"])
     # From Python the settings are known by what they led to.
     split = about["split"]
     return DataSettings(
@@ -205,29 +210,31 @@ def recorded_data(config: dict[str, Any]) -> DataSettings | None:
 
 
 def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: str | None = None) -> Data:
-    """The data of a run, from ``root`` where that is given; ``name`` names those of a run that cannot: a data set of
-    `SOURCES`, or module:function that gives what `atent.data.from_tensors` gives.
+    """The data of a run, from ``root`` where that is given; ``name`` names those of a run that cannot, or replaces its
+    builder: a data set of `SOURCES`, or module:function that gives what `atent.data.from_tensors` gives.
 
     ValueError, in one line, without a name where one is needed, with one where none is, and for data of another form.
     """
     settings = recorded_data(config)
     if settings is not None:
         if name is not None:
-            raise ValueError(f"--data {name} is of no use for {run}: a run brings its own, {settings.name}")
+            raise ValueError(f"--data {name} has no effect for {run}: a run brings its own, {settings.name}")
         return load_data(replace(settings, root=root) if root else settings)
-    if name is None:
+    made = config.get("data") or {}
+    builder, args = (made.get("builder"), made.get("builder_args") or {}) if name is None else (name, {})
+    if builder is None:
         raise ValueError(
             f"{run} was trained on tensors, which it does not keep: name the data by --data module:function, a function"
             " that gives what atent.data.from_tensors gives, or by --data npz --root FILE"
         )
-    found, about = load_data(DataSettings(name, root)), config["about"]["data"]
+    found, about = built(builder, args, root), config["about"]["data"]
     for what, seen, wanted in (
         ("classes", found.classes, about["classes"]),
         ("inputs of shape", list(found.shape), list(about["shape"])),
         ("values in", list(found.box), list(about["box"])),
     ):
         if seen != wanted:
-            raise ValueError(f"--data {name} has {what} {seen}, {run} was trained with {wanted}: give its own data")
+            raise ValueError(f"--data {builder} has {what} {seen}, {run} was trained with {wanted}: give its own data")
     return found
 
 

@@ -1,7 +1,7 @@
 """Training methods: each one file, a frozen dataclass of its settings; see `atent.methods.base.Method`."""
 
 from atent.methods.atent import ATENT
-from atent.methods.awp import AWP
+from atent.methods.awp import AWP, Perturbation
 from atent.methods.base import METHODS, Method, method
 from atent.methods.crown_ibp import CROWNIBP
 from atent.methods.dual import Dual
@@ -19,7 +19,7 @@ from atent.methods.trades_smoothing import TRADESSmoothing
 # A new method is one new file with the decorator `method`; the names above are for readers and type checkers.
 __all__ = [
     "ATENT", "AWP", "CROWNIBP", "FGSMRS", "MART", "METHODS", "MMA", "PGDAT", "TRADES", "Dual", "Free", "Gaussian",
-    "Method", "SmoothAdv", "Standard", "TRADESSmoothing", "method",
+    "Method", "Perturbation", "SmoothAdv", "Standard", "TRADESSmoothing", "method",
 ]  # fmt: skip
 
 

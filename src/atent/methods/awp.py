@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atent.checks import check_number
+from atent.checks import Settings, check_number
 from atent.methods.base import METHODS, Method, Metrics, State
 from atent.threat import Threat
 
 
 @dataclass(frozen=True)
-class Perturbation:
-    """How a recipe asks for AWP: ``awp = { gamma = 0.005 }`` among the settings of a method."""
+class Perturbation(metaclass=Settings):
+    """How a training asks for AWP around its method: ``awp = { gamma = 0.005 }`` in a recipe's ``[train]``."""
 
     gamma: float = 0.0
     """Length of AWP's weight perturbation, as a share of each layer's weights; 0: none. The code of Wu et al. 2020
@@ -28,7 +28,7 @@ class Perturbation:
     def __post_init__(self) -> None:
         _check(self.gamma, self.warmup)
         if self.warmup and not self.gamma:
-            raise ValueError("awp.warmup is of no use without awp.gamma: give one, such as 0.005")
+            raise ValueError("awp.warmup has no effect without awp.gamma: set one, such as 0.005")
 
 
 @dataclass(frozen=True)
@@ -175,18 +175,36 @@ def _check(gamma: float, warmup: float) -> None:
         raise ValueError(f"warmup (of AWP) is a share of the training, in [0, 1), got {warmup}")
 
 
-# ---- in a recipe's form ------------------------------------------------------------------------------------
+# ---- as settings of a training -----------------------------------------------------------------------------
+
+
+def perturbed(method: Method, awp: Perturbation) -> Method:
+    """The method whose step is taken at perturbed weights; itself without a perturbation.
+
+    ValueError, in one line, for a method that `AWP` does not go around.
+    """
+    return AWP(method, awp.gamma, awp.warmup) if awp.gamma else method
+
+
+def apart(method: Method, awp: Perturbation) -> tuple[Method, Perturbation]:
+    """The method inside an `AWP`, and its perturbation; any other method and ``awp`` as they are.
+
+    ValueError where both ask for one.
+    """
+    if not isinstance(method, AWP):
+        return method, awp
+    if awp.gamma:
+        raise ValueError("AWP is asked for twice, by AWP(method) and by train.awp: use one of them")
+    return method.method, Perturbation(method.gamma, method.warmup) if method.gamma else awp
 
 
 def plain(method: Method) -> dict[str, Any]:
-    """A method's settings as plain values with its ``name``, in a recipe's form; AWP's are a table ``awp`` in it."""
-    inner, around = (method.method, method) if isinstance(method, AWP) else (method, None)
-    awp = {"awp": {"gamma": around.gamma, "warmup": around.warmup}} if around else {}
-    threat = getattr(inner, "threat", None)
+    """The settings of a method as plain values with its ``name``, in a recipe's form."""
+    threat = getattr(method, "threat", None)
     against = {"threat": threat.plain()} if threat is not None else {}
-    return {"name": METHODS.name_of(type(inner)), **asdict(inner), **against, **awp}
+    return {"name": METHODS.name_of(type(method)), **asdict(method), **against}
 
 
-def title(method: Method) -> str:
-    """A method's name for tables: TRADES, or TRADES-AWP."""
-    return f"{type(method.method).__name__}-AWP" if isinstance(method, AWP) else type(method).__name__
+def title(method: Method, awp: Perturbation) -> str:
+    """The name of a method for tables: TRADES, or TRADES-AWP."""
+    return f"{type(method).__name__}{'-AWP' if awp.gamma else ''}"

@@ -1,6 +1,7 @@
 """The user's own network: found by name, and checked before anything trains on it."""
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,33 +12,35 @@ from atent.registry import current_directory_on_path, first_line, load_object
 T = TypeVar("T")
 
 
-def from_reference(reference: str) -> nn.Module:
+def from_reference(reference: str, args: Mapping[str, Any] | None = None) -> nn.Module:
     """The network that `reference`, written "module:function", names.
 
     The module is looked for in the current directory first, as `python -m` does; `sys.path` is afterwards
     as it was. What stands after the colon may be dotted. An nn.Module is taken as it is; anything else is
-    called without arguments and must return one. Its input is (n, c, h, w) in [0, 1], its output (n,
+    called with the keywords `args` and must return one. Its input is (n, c, h, w) in [0, 1], its output (n,
     classes) logits.
 
     Raises ValueError, in one line, where the colon is missing, the module or the attribute does not
     exist, the import or the call raises (the cause is chained), or the result is no nn.Module.
     """
-    return resolve(reference, nn.Module, "an nn.Module")
+    return resolve(reference, nn.Module, "an nn.Module", args)
 
 
-def resolve(reference: str, kind: type[T], wanted: str) -> T:
-    """What `reference`, written "module:function", names or, called without arguments, gives.
+def resolve(reference: str, kind: type[T], wanted: str, args: Mapping[str, Any] | None = None) -> T:
+    """What `reference`, written "module:function", names or, called with the keywords `args`, gives.
 
     It must be a `kind`, which is called `wanted`. Raises ValueError, in one line, as `from_reference`.
     """
     found = load_object(reference)
     with current_directory_on_path():
         if isinstance(found, kind):
+            if args:
+                raise ValueError(f"{reference} is {wanted} itself, and takes no arguments: got {', '.join(args)}")
             return found
         if not callable(found):
             raise ValueError(f"{reference} is {_kind(found)}, want {wanted} or a function giving it")
         try:
-            made = found()
+            made = found(**(args or {}))
         # a script that leaves by sys.exit must not take the command line with it
         except (Exception, SystemExit) as error:
             raise ValueError(f"{reference} raised {first_line(error)}") from error

@@ -143,6 +143,8 @@ def trained(run: Run) -> list[Html]:
     length = [f"{train[k]} {label}" for k, label in (("epochs", "epochs"),) if k in train]
     length += [f"{label} {train[k]}" for k, label in (("batch_size", "batches of"), ("seed", "seed")) if k in train]
     doc = words.method(name)
+    awp = (train.get("awp") or {}).get("gamma")
+    length += [f"weights perturbed by {words.value(awp)} (AWP)"] if awp else []
     return [
         facts(
             [

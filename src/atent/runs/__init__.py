@@ -11,7 +11,19 @@ from atent.runs.files import (
     write_atomic,
     write_json,
 )
-from atent.runs.folder import BEST, CONFIG, CURVES, EVALUATION, LAST, METRICS, completed, create, free_name, read_config
+from atent.runs.folder import (
+    BEST,
+    CONFIG,
+    CURVES,
+    EVALUATION,
+    LAST,
+    METRICS,
+    completed,
+    create,
+    free_name,
+    read_config,
+    relocated,
+)
 from atent.runs.origin import provenance
 
 __all__ = [
@@ -33,6 +45,7 @@ __all__ = [
     "read_config",
     "read_json",
     "read_jsonl",
+    "relocated",
     "write_atomic",
     "write_json",
 ]

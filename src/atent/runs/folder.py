@@ -15,6 +15,9 @@ LAST = "last"
 EVALUATION = "evaluation.json"
 CURVES = "curves.png"
 
+BUILDER_KEYS = ("builder", "builder_args")
+"""Where the sections model and data of a run from Python say what builds them again."""
+
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The config.json at ``path``, `completed`. Raises as `read_json`."""
@@ -23,11 +26,26 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration with what the absence of a setting means: runs made before data.subset took the first
-    samples."""
+    samples. Settings that have moved since are where they are now."""
+    config = relocated(config) if isinstance(config, dict) else config
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict) or "subset" in data:
         return config
     return {**config, "data": {**data, "subset": "first"}}
+
+
+def relocated(tables: dict[str, Any]) -> dict[str, Any]:
+    """Tables of settings with ``method.awp``, where earlier versions kept it, as ``train.awp``.
+
+    ValueError, in one line, where both are there.
+    """
+    method, train = tables.get("method"), tables.get("train", {})
+    if not isinstance(method, dict) or "awp" not in method or not isinstance(train, dict):
+        return tables
+    if "awp" in train:
+        raise ValueError("method.awp and train.awp are the same setting: keep train.awp")
+    kept = {key: value for key, value in method.items() if key != "awp"}
+    return {**tables, "method": kept, "train": {**train, "awp": method["awp"]}}
 
 
 def create(path: str | Path) -> Path:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from atent import runs as folder
-from atent.models import MODELS, ModelSettings, make
+from atent.messages import unknown
+from atent.models import MODELS, ModelSettings, build, from_reference, make
 from atent.runs.checkpoint import load_weights, read_weights, weights_file
 
 
@@ -28,8 +31,8 @@ def restore(
     """The model of a run folder with its weights, their metadata, and the run's configuration.
 
     ``weights``: a file instead of the run's own. ``model``: for a run that was trained from a Python object, which
-    network it was, a built-in one by name or the user's own as module:function. FileNotFoundError or ValueError, in one
-    line, as `load` and `load_weights`.
+    network it was, a built-in one by name or the user's own as module:function, in place of its builder.
+    FileNotFoundError or ValueError, in one line, as `load` and `load_weights`.
     """
     run = Path(run)
     if not (run / folder.CONFIG).is_file():
@@ -44,11 +47,14 @@ def restore(
 def model_of(
     config: dict[str, Any], run: Path, name: str | None = None, tensors: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """The untrained model that a run's configuration describes; ``name`` and ``tensors`` as `_named` takes them, where
-    it does not say how it was built."""
+    """The untrained model that a run's configuration describes; ``name`` and ``tensors`` as `_named` takes them, of a
+    run that was trained from a Python object."""
     settings = config.get("model") or {}
     about = config["about"]["data"]
     if not settings.get("name"):
+        if name is None and settings.get("builder"):
+            given = settings.get("builder_args") or {}
+            return built(settings["builder"], given, classes=about["classes"], shape=tuple(about["shape"]))
         if name is None:
             kind = settings.get("class") or "network"
             raise ValueError(
@@ -57,10 +63,38 @@ def model_of(
             )
         return _named(name, settings, tensors or {}, about["classes"], tuple(about["shape"]))
     if name is not None:
-        raise ValueError(f"--model {name} is of no use for {run}: a run brings its own, {settings['name']}")
+        raise ValueError(f"--model {name} has no effect for {run}: a run brings its own, {settings['name']}")
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     known["weights"] = None
     return make(ModelSettings(**known), classes=about["classes"], shape=tuple(about["shape"]))
+
+
+def built(name: str, args: Mapping[str, Any], *, classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """The network that a builder gives.
+
+    Parameters
+    ----------
+    name
+        A function as module:function, or a network of `atent.models.MODELS`.
+    args
+        The function's keywords; of a network by name those of `atent.models.build`.
+    classes, shape
+        What a network by name is built for, where ``args`` do not say so.
+
+    Raises
+    ------
+    ValueError
+        In one line, for an unknown name or keyword, and for what the function raises. The global random state comes
+        back as it was.
+    """
+    with torch.random.fork_rng():
+        if ":" in name:
+            return from_reference(name, args)
+        known = list(inspect.signature(build).parameters)[1:]
+        odd = next((key for key in args if key not in known), None)
+        if odd is not None:
+            raise ValueError(f"builder {name}: {unknown('argument', odd, known)}")
+        return build(name, **{"classes": classes, "shape": shape, **args})
 
 
 def _named(

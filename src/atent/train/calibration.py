@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.data import Data
-from atent.methods import ATENT, AWP, Method
+from atent.methods import ATENT, Method
 from atent.methods.calibration import Calibration, Setting
 from atent.rng import fold
 from atent.train.settings import TrainSettings
@@ -26,38 +26,34 @@ def look(
 
     ``joined``: the network cannot be seen on the one image that is left over, so that is left out.
     """
-    asked = method.method if isinstance(method, AWP) else method
-    if not isinstance(asked, ATENT) or not asked.calibrated:
+    if not isinstance(method, ATENT) or not method.calibrated:
         return None
     rng, size = torch.Generator(data.train.x.device), settings.batch_size
     some = data.sample("train", _BATCHES * size, "stratified")
     count = len(some) - (joined and len(some) % size == 1)
     parts = []
-    for position, index in enumerate(torch.arange(count, device=rng.device).split(size)[:_BATCHES]):
+    for position, index in enumerate(torch.split(torch.arange(count, device=rng.device), size)[:_BATCHES]):
         rng.manual_seed(fold(settings.seed, "augment", 0, position))
         x, y = some.batch(index)
         parts.append((move(x, rng), y))
-    setting: Setting = "noise" if asked.calibrated == "noise" else "gamma"
+    setting: Setting = "noise" if method.calibrated == "noise" else "gamma"
     x, y = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return asked.calibrate(
+    return method.calibrate(
         model.train(), x, y, setting=setting, batch=size, seed=fold(settings.seed, "calibrate")
     )  # fmt: skip
 
 
 def stand_in(method: Method) -> Method:
     """A method that needs no calibration any more, with some value, to try a step before one is found."""
-    asked = method.method if isinstance(method, AWP) else method
-    if not isinstance(asked, ATENT) or not asked.calibrated:
+    if not isinstance(method, ATENT) or not method.calibrated:
         return method
-    return adopt(method, {"setting": "noise" if asked.calibrated == "noise" else "gamma", "value": 1e-3})
+    return adopt(method, {"setting": "noise" if method.calibrated == "noise" else "gamma", "value": 1e-3})
 
 
 def adopt(method: Method, found: dict[str, Any] | None) -> Method:
     """The method with the value that `Calibration.describe` tells of; itself for None."""
     if found is None:
         return method
-    if isinstance(method, AWP):
-        return replace(method, method=adopt(method.method, found))
     given: dict[str, Any] = {"calibrated": False, found["setting"]: found["value"]}
     if found["setting"] == "noise":
         given |= {"effective_noise": None, "temperature": None}

@@ -70,6 +70,9 @@ class Callback:
     def end(self, progress: Progress) -> None:
         """At the end, also of a training that fails or is interrupted."""
 
+    def evaluation(self, content: dict[str, Any]) -> None:
+        """After the evaluation on the test set that `atent train` makes; ``content`` is that of evaluation.json."""
+
 
 class EarlyStopping(Callback):
     """Stops where ``patience`` measured epochs in a row were not the best so far.

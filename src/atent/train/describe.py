@@ -10,7 +10,7 @@ from torch import nn
 
 from atent import runs as folder
 from atent.data import Data
-from atent.methods import ATENT, AWP, METHODS, Method
+from atent.methods import ATENT, METHODS, Method
 from atent.methods.awp import plain
 from atent.optim import Optimizer, Schedule
 from atent.registry import plugin_of
@@ -42,7 +42,7 @@ def describe(
 def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
     """What the settings imply: the data as loaded, the number of parameters, ATENT's resolved chain, and of a plug-in
     where it comes from."""
-    found = plugin_of(METHODS, type(method.method if isinstance(method, AWP) else method))
+    found = plugin_of(METHODS, type(method))
     out: dict[str, Any] = {"plugins": [asdict(found)]} if found else {}
     out |= {
         "data": {
@@ -54,10 +54,15 @@ def facts(model: nn.Module, data: Data, method: Method) -> dict[str, Any]:
         },
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    inner = method.method if isinstance(method, AWP) else method
-    if isinstance(inner, ATENT):
-        out["chain"] = inner.chain().describe()
+    if isinstance(method, ATENT):
+        out["chain"] = method.chain().describe()
     return out
+
+
+def with_subsets(config: dict[str, Any], data: Data, subsets: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that says by which rule samples are chosen, and which ones were."""
+    about = {**config["about"], "subsets": subsets}
+    return {**config, "data": {**config["data"], "subset": data.subset}, "about": about}
 
 
 def digest_of(data: Data) -> dict[str, str]:

@@ -9,8 +9,9 @@ from typing import Any
 
 from atent import runs as folder
 from atent.data import Data
-from atent.methods import AWP, Method
+from atent.methods import Method
 from atent.optim import Optimizer, Schedule
+from atent.runs.folder import BUILDER_KEYS
 from atent.train.settings import TrainSettings
 
 # What belongs to the machine: a run may resume with other values of these.
@@ -18,11 +19,15 @@ _MACHINE = ("save_minutes", "threads", "device", "precision", "channels_last")
 
 
 def fingerprint(config: dict[str, Any]) -> str:
-    """The settings that a resumed run must share, as text; those of the machine may change."""
-    parts = {k: config[k] for k in ("model", "method", "optimizer", "schedule")}
+    """The settings that a resumed run must share, as text; those of the machine may change, and so may the names of
+    what builds the network and the data: these are compared themselves."""
+    parts = {k: config[k] for k in ("method", "optimizer", "schedule")}
+    parts["model"] = {k: v for k, v in config["model"].items() if k not in BUILDER_KEYS}
     train = {k: v for k, v in config["train"].items() if k not in _MACHINE}
     # Runs made before data.subset took the first samples.
-    data = {k: v for k, v in config["data"].items() if k != "root" and (k, v) != ("subset", "first")}
+    data = {
+        k: v for k, v in config["data"].items() if k not in ("root", *BUILDER_KEYS) and (k, v) != ("subset", "first")
+    }
     files = config["about"]["data"].get("files")
     return folder.dumps({**parts, "train": train, "data": data, "files": files})
 
@@ -30,14 +35,13 @@ def fingerprint(config: dict[str, Any]) -> str:
 def completed(fingerprint: str, now: str, method: Method) -> str:
     """A saved fingerprint without the settings of `_MACHINE`, of which earlier versions kept two, and with those of the
     fingerprint ``now`` that came later, where they are at their defaults."""
-    parts = json.loads(fingerprint)
+    parts = folder.relocated(json.loads(fingerprint))
     parts["train"] = {k: v for k, v in parts["train"].items() if k not in _MACHINE}
-    inner = method.method if isinstance(method, AWP) else method
     name, new = parts["method"]["name"], json.loads(now)["method"]["name"]
     if ":" not in name and new.rpartition(":")[2] == name:
         # Earlier versions kept the bare name of a method of the user's own.
         parts["method"]["name"] = new
-    known = {f.name: f.default for f in fields(inner) if f.default is not MISSING}
+    known = {f.name: f.default for f in fields(method) if f.default is not MISSING}
     defaults = {"optimizer": asdict(Optimizer()), "schedule": asdict(Schedule()), "train": asdict(TrainSettings())}
     return folder.dumps(_completed(parts, json.loads(now), json.loads(folder.dumps({**defaults, "method": known}))))
 

@@ -43,6 +43,9 @@ def how_to_resume(config: dict[str, Any], path: Path | None, epoch: int, step: i
         return f"{where}; without a run folder nothing is kept"
     again = f"`atent train --resume {path}`"
     if not config["model"].get("name"):
-        data = " --data module:function" if config["about"]["data"].get("source") == "tensors" else ""
-        again = f"fit(..., run={str(path)!r}, resume=True), or {again[:-1]} --model module:function{data}`"
+        model = "" if config["model"].get("builder") else " --model module:function"
+        about = config["about"]["data"]
+        known = config["data"].get("builder") or about.get("settings") or about.get("source") != "tensors"
+        data = "" if known else " --data module:function"
+        again = f"fit(..., run={str(path)!r}, resume=True), or {again[:-1]}{model}{data}`"
     return f"{where}: resume with {again}"

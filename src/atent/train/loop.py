@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from torch import nn
 
 from atent.data import Data
 from atent.methods import Method
+from atent.methods.awp import apart
 from atent.optim import Optimizer, Schedule
 from atent.threat import Threat
-from atent.train.callbacks import Bar, Callback, Report
+from atent.train.builders import Builders
+from atent.train.callbacks import Bar, Callback, EarlyStopping, Report
 from atent.train.describe import describe, digest_of, facts
 from atent.train.result import Diverged, Fitted
 from atent.train.settings import TrainSettings
@@ -38,6 +41,10 @@ def fit(
     report: Callable[[dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
     callbacks: Sequence[Callback] = (),
+    builder: str | None = None,
+    builder_args: Mapping[str, Any] | None = None,
+    data_builder: str | None = None,
+    data_builder_args: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Train ``model`` on ``data`` by ``method`` and keep the epoch that is best on the validation split.
 
@@ -49,6 +56,10 @@ def fit(
     the warnings of the watch (`atent.train.watch`), which may end the training early, and where the validation hints at
     a mistake, such as a network that gives everything one class. ``callbacks`` are
     called during the training (see `Callback`) and may end it. The global random state comes back as it was.
+    ``builder`` names what builds the network again, as module:function or a network of `atent.models.MODELS`, called
+    with ``builder_args``; ``data_builder`` what gives the data. Both are tried before the training, and recorded, so
+    that the commands take the run without ``--model`` and ``--data``. Data of `atent.data.load` need no builder.
+    ``AWP(method)`` is the same as ``method`` with ``settings.awp``.
 
     Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
     folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
@@ -61,10 +72,18 @@ def fit(
     wrong = next((c for c in callbacks if not isinstance(c, Callback)), None)
     if wrong is not None:
         raise ValueError(f"callbacks has a {type(wrong).__name__}: derive it from atent.train.Callback")
-    every = [*([Bar()] if progress else []), *([Report(report)] if report else []), *callbacks]
+    method, settings = _step(method, settings or TrainSettings())
+    stopping = [EarlyStopping(settings.patience)] if settings.patience else []
+    every = [*([Bar()] if progress else []), *([Report(report)] if report else []), *stopping, *callbacks]
     return Trainer(
         model, data, method, optimizer=optimizer or Optimizer(), schedule=schedule or Schedule(),
-        settings=settings or TrainSettings(), augmentation=augmentation, threat=threat,
+        settings=settings, augmentation=augmentation, threat=threat,
         run=Path(run) if run is not None else None, config=config, resume=resume, progress=progress, callbacks=every,
-        say=say,
+        say=say, builders=Builders(builder, builder_args or {}, data_builder, data_builder_args or {}),
     ).train()  # fmt: skip
+
+
+def _step(method: Method, settings: TrainSettings) -> tuple[Method, TrainSettings]:
+    """The method, and the settings of the step, to which the perturbation of `AWP` belongs."""
+    method, awp = apart(method, settings.awp)
+    return method, replace(settings, awp=awp)

@@ -203,7 +203,8 @@ class _Brief(nn.Module):
         if not self.left:
             raise _Enough
         self.left -= 1
-        return self.model(x)
+        answer: Tensor = self.model(x)
+        return answer
 
 
 @contextmanager

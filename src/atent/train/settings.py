@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from atent.checks import Settings
+from atent.checks import Settings, check_number
 from atent.data.settings import everything
+from atent.methods.awp import Perturbation
 from atent.optim.average import check_average
 from atent.threads import Threads, check_threads
 
@@ -51,8 +52,12 @@ class TrainSettings(metaclass=Settings):
     """Share of the old average that a step of ema keeps; less in the first steps."""
     average_start: float = 0.0
     """Share of the training before the average begins."""
+    awp: Perturbation = field(default=Perturbation())
+    """Adversarial weight perturbation: each step takes its gradient at weights that were moved along it."""
     select_weights: Literal["both", "raw", "average"] = "both"
     """Which weights may be the best: the raw ones, the averaged ones, or both."""
+    patience: int | None = None
+    """Stop after this many measured epochs in a row that were not the best so far. Default: train to the end."""
     watch: Literal["auto", "on", "off"] = "auto"
     """Watch for catastrophic overfitting, and stop at it; auto: for methods of a single step, such as FGSMRS, Free."""
     watch_limit: int | Literal["all"] = 200
@@ -77,6 +82,12 @@ class TrainSettings(metaclass=Settings):
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         check_average(self.average_decay, self.average_start)
+        if not isinstance(self.awp, Perturbation):
+            raise ValueError(
+                f"awp is a Perturbation, got a {type(self.awp).__name__}: write Perturbation(0.005), from atent.methods"
+            )
+        if self.patience is not None:
+            check_number("patience", self.patience, 1, whole=True)
         if self.average not in ("none", "ema", "swa"):
             raise ValueError(f"average {self.average!r} is not known: use none, ema or swa")
         if self.select_weights not in ("both", "raw", "average"):

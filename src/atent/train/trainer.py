@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from atent import runs as folder
 from atent.data import Data, augment
 from atent.methods import Method
+from atent.methods.awp import perturbed
 from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
 from atent.rng import fold
@@ -31,9 +32,10 @@ from atent.runs.weights import Snapshot, State, copied, put, whole
 from atent.threat import Threat
 from atent.train import calibration, machine, preflight
 from atent.train.best import Best
+from atent.train.builders import Builders
 from atent.train.callbacks import Callback, Progress, first
 from atent.train.clock import Clock
-from atent.train.describe import describe, summary
+from atent.train.describe import describe, summary, with_subsets
 from atent.train.fingerprint import as_begun, completed, fingerprint
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
 from atent.train.meter import Meter
@@ -53,26 +55,28 @@ class Trainer:
         self, model: nn.Module, data: Data, method: Method, *, optimizer: Optimizer, schedule: Schedule,
         settings: TrainSettings, augmentation: str, threat: Threat | None, run: Path | None,
         config: dict[str, Any] | None, resume: bool, progress: bool, callbacks: list[Callback],
-        say: Callable[[str], None],
+        say: Callable[[str], None], builders: Builders,
     ) -> None:  # fmt: skip
-        self.model, self.method, self.settings, self.schedule = model, method, settings, schedule
+        self.model, self.bare, self.settings, self.schedule = model, method, settings, schedule
+        self.method = perturbed(method, settings.awp)
         self.optimizer_settings, self.path, self.say = optimizer, run, say
-        self.progress, self.callbacks = progress, callbacks
+        self.progress, self.callbacks, self._hinted = progress, callbacks, False
         own = getattr(method, "threat", None)
         threat = own or threat
         self.device = pick_device(settings.device)
         self._place(data, threat)
+        builders.check(model, data)
         if resume and run is not None:
             data = as_begun(data, run)
         self.data, self.augment = data.to(self.device), augment(augmentation)
         self.validation = Validation(self.data, settings, threat, robust=own is not None)
-        self.watch = watch(method, self.data, settings, threat)
+        self.watch = watch(self.method, self.data, settings, threat)
         self.optimizer = build(optimizer, model, seed=settings.seed)
         bfloat16 = settings.precision == "bfloat16"
         self.amp: AbstractContextManager[Any] = (
             torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
         )
-        self.state = preflight.begin(method, len(self.data.train), data.shape, self.device)
+        self.state = preflight.begin(self.method, len(self.data.train), data.shape, self.device)
         self.begun = Snapshot(model)
         self._joined = self._check()
         self._count_steps()
@@ -82,14 +86,12 @@ class Trainer:
         self.rng = torch.Generator(self.device)
         config = config or describe(model, self.data, method, optimizer, schedule, settings, augmentation, threat)
         subsets = self.validation.subsets(self.data) | (self.watch.subsets(self.data) if self.watch else {})
-        about = {**config["about"], "subsets": subsets}
-        self.config = {**config, "data": {**config["data"], "subset": self.data.subset}, "about": about}
+        self.config = with_subsets(builders.record(config), self.data, subsets)
         self.position: dict[str, Any] = {"config": fingerprint(self.config), "epoch": 0, "step": 0}
         self.history: list[dict[str, Any]] = []
         self.best, self.meter = Best(self.validation, settings), Meter()
         self.best_weights: tuple[State, list[str]] | None = None
         self.stopped: str | None = None
-        self._hinted = False
         self._begin(resume)
 
     def _place(self, data: Data, threat: Threat | None) -> None:
@@ -109,12 +111,10 @@ class Trainer:
 
     def _check(self) -> bool:
         """ValueError for what would end the training later; whether a last batch of one image joins the one before."""
-        attacks = self.validation.attacks.values()
-        named = {f"validate_attack {self.settings.validate_attack}": attack for attack in attacks}
-        method = calibration.stand_in(self.method)
-        return preflight.check(
-            self.model, self.data, method, self.state, named, self.begun, self.path, self.amp, self.settings.batch_size
-        )
+        named = {f"validate_attack {self.settings.validate_attack}": a for a in self.validation.attacks.values()}
+        method, size = perturbed(calibration.stand_in(self.bare), self.settings.awp), self.settings.batch_size
+        given = (self.model, self.data, method, self.state, named, self.begun, self.path, self.amp, size)
+        return preflight.check(*given)
 
     def _count_steps(self) -> None:
         settings = self.settings
@@ -140,11 +140,11 @@ class Trainer:
             if self.path is not None:
                 folder.create(self.path)
                 folder.write_json(self.path / folder.CONFIG, self.config)
-        self.method = calibration.adopt(self.method, self.position.get("calibration"))
+        self.method = perturbed(calibration.adopt(self.bare, self.position.get("calibration")), settings.awp)
 
     def _calibrate(self) -> None:
         with self.amp:
-            given = (self.method, self.model, self.data, self.settings, self.augment)
+            given = (self.bare, self.model, self.data, self.settings, self.augment)
             found = calibration.look(*given, joined=self._joined)
         if found is None:
             return
@@ -160,7 +160,7 @@ class Trainer:
             raise ValueError("resume needs the run folder to resume from: give run=...")
         saved = load_state(path, self.device)
         now = self.position["config"]
-        if completed(saved["mark"]["config"], now, self.method) != now:
+        if completed(saved["mark"]["config"], now, self.bare) != now:
             raise ValueError(f"{path} was trained with other settings: resume with those of its {folder.CONFIG}")
         self.load_state_dict(saved)
         # A run that was stopped within its first epoch has none.

@@ -1,0 +1,1 @@
+"""Other people's software, each part an extra of the package, and imported when it is used."""

@@ -1,0 +1,91 @@
+"""What builds the network and the data of a run from Python again: named, tried once, and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from atent import runs as folder
+from atent.data import Data
+from atent.data.builder import built as built_data
+from atent.models import check_output
+from atent.runs.loading import built as built_model
+from atent.runs.weights import differences, visible
+
+
+@dataclass(frozen=True)
+class Builders:
+    """The names that `fit` was given, and their keywords; ValueError for keywords that no JSON file keeps."""
+
+    model: str | None = None
+    """A function as module:function, or a network of `atent.models.MODELS`; None: not named."""
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    """Its keywords."""
+    data: str | None = None
+    """A function as module:function, or a data set by name; None: not named."""
+    data_args: Mapping[str, Any] = field(default_factory=dict)
+    """Its keywords."""
+
+    def __post_init__(self) -> None:
+        for name, option in (("model", "builder"), ("data", "data_builder")):
+            object.__setattr__(self, f"{name}_args", _plain(option, getattr(self, name), getattr(self, f"{name}_args")))
+
+    def check(self, model: nn.Module, data: Data) -> None:
+        """ValueError, in one line, unless the builders give the architecture of ``model`` and the samples of
+        ``data``."""
+        if self.model is not None:
+            with torch.random.fork_rng():
+                made = built_model(self.model, self.model_args, classes=data.classes, shape=data.shape)
+                # A network may make its layers in its first forward pass.
+                check_output(made, data.shape, data.classes, next((p.device for p in made.parameters()), "cpu"))
+            found = differences(visible(model), visible(made))
+            if found:
+                more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+                raise ValueError(
+                    f"builder {self.model} gives another architecture: {found[0]}{more}: name what built the model, and"
+                    " its builder_args"
+                )
+        if self.data is not None:
+            _check_data(self.data, built_data(self.data, self.data_args), data)
+
+    def record(self, config: dict[str, Any]) -> dict[str, Any]:
+        """A run's configuration with the names."""
+        out = dict(config)
+        for section, name, args in (("model", self.model, self.model_args), ("data", self.data, self.data_args)):
+            if name is not None:
+                out[section] = {**config[section], "builder": name, "builder_args": args}
+        return out
+
+
+def _plain(option: str, name: Any, args: Any) -> dict[str, Any]:
+    """The keywords as JSON's own values."""
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"{option} is a text such as 'module:function', got a {type(name).__name__}")
+    if args and name is None:
+        raise ValueError(f"{option}_args needs {option}: name the function that takes them")
+    if not isinstance(args, Mapping) or not all(isinstance(key, str) for key in args):
+        raise ValueError(f"{option}_args is a dictionary of keywords, got a {type(args).__name__}")
+    try:
+        plain: dict[str, Any] = folder.plain(dict(args))
+    except ValueError as error:
+        raise ValueError(f"{option}_args must be numbers, texts, lists and dictionaries: {error}") from None
+    return plain
+
+
+def _check_data(name: str, made: Data, data: Data) -> None:
+    for what in ("classes", "shape", "box"):
+        if getattr(made, what) != getattr(data, what):
+            raise ValueError(
+                f"data_builder {name} gives {what} {getattr(made, what)}, the data has {getattr(data, what)}: name what"
+                " built the data, and its data_builder_args"
+            )
+    for part in ("train", "validation", "test"):
+        one, other = (getattr(d, part).to("cpu") for d in (made, data))
+        if not all(torch.equal(getattr(one, k), getattr(other, k)) for k in ("x", "y", "ids")):
+            raise ValueError(
+                f"data_builder {name} gives other {part} samples than the data: fix its seed, or name what built them"
+            )
