@@ -124,7 +124,7 @@ class Lowered(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = x.view_as(x)
         with torch.autocast(x.device.type, dtype=self.dtype):
-            logits = self.model(inner)
+            logits: Tensor = self.model(inner)
         if not isinstance(logits, Tensor):
             return logits
         logits = logits.float()

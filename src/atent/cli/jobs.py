@@ -10,15 +10,8 @@ from typing import Any
 
 from atent.cli.parse import documented, parsed
 from atent.cli.words import help_wanted, options_of, spelled
-from atent.experiments.recipes import (
-    SECTIONS,
-    UsageError,
-    job,
-    method_of,
-    method_type,
-    read_recipe,
-    settings_of,
-)
+from atent.experiments.recipe_files import SECTIONS, UsageError, read_recipe
+from atent.experiments.recipes import job, method_of, method_type, settings_of
 
 if typing.TYPE_CHECKING:
     from atent.experiments.pipeline import Job

@@ -39,7 +39,8 @@ class Averaged(nn.Module):
         copies = len(self.noise) // len(x)
         logits = ask(self.model, x.repeat_interleave(copies, 0) + self.noise)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.log_softmax(logits, 1).unflatten(0, (len(x), copies)).logsumexp(1) - math.log(copies)
+        each: Tensor = F.log_softmax(logits, 1).unflatten(0, (len(x), copies))
+        return each.logsumexp(1) - math.log(copies)
 
 
 @dataclass(frozen=True)

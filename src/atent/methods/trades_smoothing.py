@@ -88,7 +88,8 @@ class Shifted(nn.Module):
         self.model, self.noise = model, noise
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x + self.noise)
+        logits: Tensor = self.model(x + self.noise)
+        return logits
 
 
 def shifted(model: nn.Module, noise: Tensor | None) -> nn.Module:

@@ -78,7 +78,8 @@ def build(
 
 def native_shape(name: str) -> tuple[int, ...]:
     """The (c, h, w), or (d,), that the network `name` was made for. Raises ValueError for an unknown name."""
-    return inspect.signature(MODELS.find(name)).parameters["shape"].default
+    shape: tuple[int, ...] = inspect.signature(MODELS.find(name)).parameters["shape"].default
+    return shape
 
 
 def has_dropout(name: str) -> bool:

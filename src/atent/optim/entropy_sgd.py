@@ -104,7 +104,8 @@ class EntropySGD(torch.optim.Optimizer):
     @property
     def calls_per_step(self) -> int:
         """How often one `step` calls the closure: ``inner_steps``, and once where that is 0."""
-        return max(1, self.param_groups[0]["inner_steps"])
+        steps: int = self.param_groups[0]["inner_steps"]
+        return max(1, steps)
 
     @property
     def batches_per_step(self) -> int:

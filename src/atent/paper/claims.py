@@ -68,7 +68,7 @@ def run_claims(out: str | Path, page: str | Path | None = None) -> dict[str, Any
     found = measured(out)
     printed = as_printed(found.facts)
     claims = [_told(found, printed, claim) for claim in CLAIMS]
-    content = {
+    made = {
         "name": NAME,
         "title": "What the supplement claims, and what its text and code disagree on",
         "command": COMMAND,
@@ -83,8 +83,8 @@ def run_claims(out: str | Path, page: str | Path | None = None) -> dict[str, Any
     }
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    folder.write_json(out / f"{NAME}.json", content)
-    content = folder.read_json(out / f"{NAME}.json")
+    folder.write_json(out / f"{NAME}.json", made)
+    content: dict[str, Any] = folder.read_json(out / f"{NAME}.json")
     folder.write_atomic(out / f"{NAME}.md", markdown(content))
     if page is not None:
         fill(Path(page), content)

@@ -63,7 +63,8 @@ class Results:
         for block in self.tables.get(table, {}).get("blocks", ()):
             for found in block["rows"]:
                 if found["key"] == row and column in found["cells"]:
-                    return found["cells"][column]["ours"]
+                    ours: Cell | None = found["cells"][column]["ours"]
+                    return ours
         return None
 
     def cells(self, table: str, *places: tuple[str, str]) -> list[Cell] | None:

@@ -197,7 +197,7 @@ def run_figure_1(
     out.mkdir(parents=True, exist_ok=True)
     folder.write_json(out / f"{NAME}.json", _content(scale, plans, place, count, load_data(settings), threat))
     # What is returned and told is what is stored.
-    content = folder.read_json(out / f"{NAME}.json")
+    content: dict[str, Any] = folder.read_json(out / f"{NAME}.json")
     folder.write_atomic(out / f"{NAME}.md", markdown(content))
     _draw(out / f"{NAME}.png", content, place, load_data(settings), threat)
     return content
@@ -284,7 +284,8 @@ def _check(job: Job, path: Path) -> None:
 def _grid(path: Path, job: Job) -> dict[str, Any]:
     """The share of test points that stand the exhaustive search, computed once."""
     if (path / GRID).is_file():
-        return folder.read_json(path / GRID)["robust"]
+        saved: dict[str, Any] = folder.read_json(path / GRID)["robust"]
+        return saved
     data = load_data(job.data)
     threat = Threat(job.evaluate.norm or "linf", job.evaluate.eps or 0.0, data.box)
     x, y = data.test.batch(range(len(data.test)))

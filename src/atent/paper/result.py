@@ -48,7 +48,8 @@ def finish(content: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
         "hardware": list(dict.fromkeys(h for cell in ours for h in cell["hardware"])),
         "commit": list(dict.fromkeys(c for cell in ours for c in cell["commit"])),
     }
-    return json.loads(json.dumps(content, default=asdict, allow_nan=False))
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=asdict, allow_nan=False))
+    return plain
 
 
 def ours(

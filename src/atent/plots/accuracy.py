@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import GREY, MARKERS, PALETTE, TEXT, blank, fraction, legend_columns, look, plain, span
+from atent.plots.canvas import GREY, MARKERS, PALETTE, TEXT, Row, blank, fraction, legend_columns, look, plain, span
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def dots(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
     return figure
 
 
-def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -> Figure:
+def accuracies(table: Mapping[str, Mapping[str, Row]], *, title: str | None = None) -> Figure:
     """Accuracy (%) under each attack as grouped bars, one colour per model, with 95 % intervals.
 
     `table`: {model: {attack: share}}, a share as `run.share` gives it (fractions `value`, `low`, `high`);
@@ -180,7 +180,7 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one != other and one[0] >= other[0] and one[1] >= other[1]
 
 
-def security(rows: Sequence[dict], *, title: str | None = None) -> Figure:
+def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     """Robust accuracy (%) against the radius of the threat, one line per attack, with bands of 95 % intervals.
 
     `rows` as `evaluate.sweep` gives them: attack, norm, radius, natural, robust and monotone (shares). A line begins at

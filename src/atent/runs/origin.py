@@ -24,7 +24,7 @@ _GIT_PLACES = (
 )
 
 
-def provenance(*, seed: int | None = None, device: Any = None) -> dict:
+def provenance(*, seed: int | None = None, device: Any = None) -> dict[str, Any]:
     """What a result must stand beside, ready for JSON.
 
     Keys: `version` of atent ("unknown" when it is not installed); `commit` of the source checkout and `dirty`

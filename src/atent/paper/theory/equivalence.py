@@ -121,7 +121,7 @@ def with_batchnorm(model: nn.Module, x: Tensor) -> nn.Module:
     out = copy.deepcopy(model).eval()
     seen: dict[str, Tensor] = {}
     hooks = [
-        m.register_forward_hook(lambda _m, _a, o, name=name: seen.__setitem__(name, o.detach()))  # type: ignore[misc]
+        m.register_forward_hook(lambda _m, _a, o, name=name: seen.__setitem__(name, o.detach()))
         for name, m in out.named_modules()
         if isinstance(m, nn.Conv2d)
     ]

@@ -64,7 +64,8 @@ def sample(
 
     def unit(like: Tensor) -> Tensor:
         v = torch.randn(like.shape, generator=rng, dtype=x.dtype)
-        return v / v.flatten(1).norm(dim=1).view(column)
+        length: Tensor = v.flatten(1).norm(dim=1)
+        return v / length.view(column)
 
     def length(count: int, high: float) -> Tensor:
         share = torch.rand(count, generator=rng, dtype=x.dtype)
@@ -254,10 +255,11 @@ def linear_softmax(
     from atent.paper.theory.constants import of_linear_softmax
 
     weight, bias = fit_linear(x, y, classes)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(weight.shape[1], classes).double())
+    last = nn.Linear(weight.shape[1], classes).double()
+    model = nn.Sequential(nn.Flatten(), last)
     with torch.no_grad():
-        model[1].weight.copy_(weight)  # type: ignore[operator, union-attr]
-        model[1].bias.copy_(bias)  # type: ignore[operator, union-attr]
+        last.weight.copy_(weight)
+        last.bias.copy_(bias)
     out = []
     for name, (slope, beta) in of_linear_softmax(weight).items():
         how = {"norm": "sqrt(2)||W||, ||W||^2/2", "diameter": "D, D^2/4 with D the diameter of the rows"}[name]
