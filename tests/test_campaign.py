@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from atent import runs as folder
 from atent.experiments import recipes as config
 from atent.paper import engine
+from atent.paper.layout import Training
 from atent.paper.scales import CIFAR, SCALES
-from atent.paper.tables import TABLES, Training
+from atent.paper.tables import TABLES
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

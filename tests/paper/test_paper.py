@@ -24,9 +24,10 @@ from atent.experiments.target import load_target
 from atent.paper import engine, result, timing
 from atent.paper import reproduce as room
 from atent.paper.engine import Bench, job, measured
+from atent.paper.layout import Measure, Training
 from atent.paper.published import Figure, published, value
 from atent.paper.scales import LAPTOP, PAPER, SCALES, SMOKE
-from atent.paper.tables import ELSEWHERE, NAMES, TABLES, UNREACHED, Measure, Training, claimed
+from atent.paper.tables import ELSEWHERE, NAMES, TABLES, UNREACHED, claimed
 from atent.runs import read_json, read_jsonl
 from atent.threat import Threat, radius
 from atent.train.interrupt import Interrupted, stop_requests

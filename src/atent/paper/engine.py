@@ -29,8 +29,8 @@ from atent.experiments.certificate import certify_folder, fingerprint
 from atent.experiments.compare import Build, Run, state
 from atent.experiments.pipeline import Job, Say, as_begun, run_job
 from atent.experiments.target import Target, load_target
+from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale
-from atent.paper.tables import Measure, Table, Training
 from atent.progress import Advance, bar
 from atent.train.interrupt import Interrupted
 

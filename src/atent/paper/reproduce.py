@@ -14,8 +14,9 @@ from atent.experiments.comparison import measure
 from atent.experiments.pipeline import Say
 from atent.paper import engine, result, timing, training_curves
 from atent.paper.engine import Bench, Read
+from atent.paper.layout import Table
 from atent.paper.scales import SCALES
-from atent.paper.tables import NAMES, TABLES, Table
+from atent.paper.tables import NAMES, TABLES
 from atent.train.interrupt import Interrupted, stop_requests
 
 
@@ -85,7 +86,8 @@ def reproduce(
 
 def _claims(out: Path) -> list[Path]:
     """The paper's claims, judged by the tables that ``out`` holds, of whatever scale."""
-    from atent.paper.claims import NAME, run_claims
+    from atent.paper.claims import run_claims
+    from atent.paper.statements import NAME
 
     run_claims(out)
     return [out / f"{NAME}.md", out / f"{NAME}.json"]

@@ -13,8 +13,8 @@ from atent.experiments.comparison import INTERVAL, accuracy, measure
 from atent.experiments.comparison import Cell as Spread
 from atent.markdown import table as markdown_table
 from atent.paper.engine import Bench, measured, run_of, stage
+from atent.paper.layout import Cell, Measure, Row, Table
 from atent.paper.published import published, value
-from atent.paper.tables import Cell, Measure, Row, Table
 
 NOT_REACHED = "not reached"
 NOT_YET = "not measured yet"

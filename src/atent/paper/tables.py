@@ -6,139 +6,15 @@ A table is data: `tables(scale)` names for every cell a training and a measure, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
+from atent.paper.layout import Block, Cell, Column, Measure, Row, Table, Training
 from atent.paper.published import published
 from atent.paper.scales import Scale
 
 NAMES = ("table-s1", "table-s2", "table-s3", "table-s4", "figure-s1", "figure-1", "finetune", "mnist")
 
-
-@dataclass(frozen=True)
-class Training:
-    """One network: a recipe, and what is changed in it. Trainings of one name and scale are the same run."""
-
-    recipe: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    """By section and field, on top of the recipe and of the scale's own changes."""
-    label: str = ""
-    """What its run folder is called; left out: the recipe's name."""
-    after: Training | None = None
-    """The training, of the same seed, whose best weights this one begins with."""
-
-    @property
-    def name(self) -> str:
-        return self.label or self.recipe
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What is measured of a trained network, on a stratified sample of ``n`` test images (the paper names none)."""
-
-    kind: Literal["natural", "attack", "smoothing", "bounds"]
-    n: int
-    attack: str = ""
-    """attack: as text, with norm and eps."""
-    sigma: float = 0.0
-    """smoothing: noise in pixel units."""
-    draws: int = 0
-    """smoothing: draws per image."""
-    radius: float | str = 0.0
-    """smoothing: the l2 radius; bounds: the linf one."""
-    method: str = ""
-    """bounds: which."""
-    show: Literal["share", "natural", "smoothed", "certified", "seconds"] = "share"
-    """Which figure of it stands in the cell."""
-
-    @property
-    def key(self) -> str:
-        """Measures with one key are measured once."""
-        return {
-            "natural": "natural",
-            "attack": self.attack,
-            "smoothing": f"smoothing, sigma {self.sigma:g}, {self.draws} draws, l2 {self.radius}",
-            "bounds": f"{self.method}, linf {self.radius}",
-        }[self.kind] + f", stratified {self.n}"
-
-    @property
-    def unit(self) -> str:
-        return "s" if self.show == "seconds" else "%"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of ours."""
-
-    key: str
-    label: str
-    protocol: str
-    """How its cells are measured, in words."""
-    printed: str = ""
-    """What the published figures beside it are, where that is another radius."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell: what is measured of which network, and what the paper prints there."""
-
-    training: Training | None
-    measure: Measure | None
-    published: str | None = None
-    """The column of the published row that stands beside it."""
-    why: str = ""
-    """Why this scale has no training or measure here."""
-    also: Measure | None = None
-    """A weaker attack on the same images, where the columns beside it are of more images."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row: ``published`` names it in published.toml (table, row), None where the paper has no such row."""
-
-    key: str
-    label: str
-    cells: dict[str, Cell]
-    """By column."""
-    published: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows that share their columns."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of `atent reproduce`, at one scale."""
-
-    name: str
-    title: str
-    blocks: tuple[Block, ...]
-
-    def rows(self) -> list[Row]:
-        return [row for block in self.blocks for row in block.rows]
-
-    def trainings(self) -> list[Training]:
-        """Each once, what another begins with before it."""
-        found: dict[str, Training] = {}
-
-        def add(training: Training | None) -> None:
-            if training is not None:
-                add(training.after)
-                found.setdefault(training.name, training)
-
-        for row in self.rows():
-            for cell in row.cells.values():
-                add(cell.training)
-        return list(found.values())
-
-
-# ---- the tables ------------------------------------------------------------------------------------------
 
 _ONE_NETWORK = "this scale has one network: see the row of ResNet-20"
 

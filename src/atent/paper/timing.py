@@ -21,7 +21,7 @@ from atent.methods import Method
 from atent.models import make
 from atent.optim import build as build_optimizer
 from atent.paper.engine import Bench, job
-from atent.paper.tables import Training
+from atent.paper.layout import Training
 from atent.progress import bar
 from atent.stats import Estimate
 from atent.train.settings import pick_device

@@ -21,9 +21,9 @@ from atent.experiments.comparison import accuracy
 from atent.experiments.target import load_target
 from atent.markdown import table as markdown_table
 from atent.paper.engine import Bench, robust_images, run_of, stage, train
+from atent.paper.layout import Training
 from atent.paper.published import value
 from atent.paper.result import commit, head, machine
-from atent.paper.tables import Training
 from atent.threat import Threat
 
 NAME = "figure-s1"
