@@ -90,8 +90,10 @@ def table_s2(s: Scale) -> Table:
         Column("seconds", "seconds per image", "of the certificate"),
     )
 
-    def smoothed(key: str, recipe: str, label: str, *, printed: bool = True, network: str | None = None) -> Row:
-        training = Training(f"{s.small}-l2-{recipe}")
+    def smoothed(
+        key: str, recipe: str, label: str, *, printed: bool = True, network: str | None = None, run: str = ""
+    ) -> Row:
+        training = Training(f"{s.small}-l2-{recipe}", label=run and f"{s.small}-l2-{run}")
         why = ""
         if network is not None:
             if s.name == "paper":
@@ -132,7 +134,14 @@ def table_s2(s: Scale) -> Table:
         smoothed("trades-smoothing-110", "trades-smoothing", "TRADES smoothing, ResNet-110", network="resnet110"),
         smoothed("trades-smoothing", "trades-smoothing", "TRADES smoothing"),
         smoothed("atent-smoothing", "atent-smoothing", "ATENT, noise per step"),
-        smoothed("atent-mended", "atent-smoothing-mended", "ATENT, noise over the chain", printed=False),
+        # The key and the run's name of result files and run folders made under the recipe's former name.
+        smoothed(
+            "atent-mended",
+            "atent-smoothing-corrected",
+            "ATENT, noise over the chain",
+            printed=False,
+            run="atent-smoothing-mended",
+        ),
     )
     return Table("table-s2", "Table S2: accuracy after randomised smoothing", (Block("", columns, rows),))
 
