@@ -96,9 +96,7 @@ def as_samples(x: Any, y: Any, model: nn.Module | None = None) -> tuple[Tensor, 
     """
     if y is None:
         if _is_array(x):
-            raise ValueError(
-                "labels are missing: give y, one integer per input; a DataLoader of (x, y) stands for both"
-            )
+            raise ValueError("labels are missing: give y, one integer per input; a DataLoader of (x, y) gives both")
         x, y = collect(x)
     return as_inputs(x, model), as_labels(y)
 

@@ -163,7 +163,7 @@ def table(**rows):
 
 def judged(found, says, **tables):
     (claim,) = (c for c in CLAIMS if c.says == says)
-    return claim.judge(evidence.Results(tables, found)).verdict
+    return claim.evaluate(evidence.Results(tables, found)).verdict
 
 
 def test_words_for_several_answers():
@@ -379,7 +379,7 @@ def test_one_image_refutes_the_worst_attack(found):
 def test_nothing_is_judged_without_a_measure(found):
     empty = evidence.Results({}, found)
     for claim in CLAIMS:
-        told = claim.judge(empty)
+        told = claim.evaluate(empty)
         assert (told.verdict == "not measured yet") == (claim.table is not None), claim.says
         assert told.ours
     s1 = table(atent={"full-published": cell(500), "full-autoattack": cell(480)}, pgdat={"full-published": cell(400)})
@@ -492,18 +492,18 @@ def test_settings_have_no_noise(found):
         ("gamma is chosen so that the perturbation is about eps2 long", "distance"),
     ):
         (claim,) = (c for c in CLAIMS if c.says == says)
-        assert claim.judge(evidence.Results({}, found)).verdict == "partly"
+        assert claim.evaluate(evidence.Results({}, found)).verdict == "partly"
         other = "accumulated" if key == "noise" else "noisy-distance"
         for value, verdict in ((0.12 if key == "noise" else 1.0, "true"), (9.0, "false")):
             planted = {k: replace(found[k], values=dict.fromkeys(found[k].values, value)) for k in (key, other)}
-            assert claim.judge(evidence.Results({}, {**found, **planted})).verdict == verdict
+            assert claim.evaluate(evidence.Results({}, {**found, **planted})).verdict == verdict
 
 
 def test_paper_by_its_own_figures(found):
     """At face value: single trainings, without a spread."""
     printed = evidence.as_printed(found)
     assert printed.cell("table-s1", "atent", "half-published")["value"] == pytest.approx(0.6512)
-    told = {c.says: c.judge(printed).verdict for c in CLAIMS if c.table}
+    told = {c.says: c.evaluate(printed).verdict for c in CLAIMS if c.table}
     # 65.12 lies below 66.69 and 66.81, by less than two points.
     assert told["ATENT is more robust than every baseline of Table S1"] == "false"
     assert told["at half the radius the three networks are alike"] == "true"
@@ -573,7 +573,7 @@ def test_the_committed_verdicts_are_those_of_the_committed_files(found, tmp_path
     place = root / "results" / "laptop"
     tables = {path.stem: read_json(path) for path in place.glob("*.json") if path.stem != "claims"}
     kept = read_json(place / "claims.json")
-    told = {claim.says: claim.judge(evidence.Results(tables, found)) for claim in CLAIMS}
+    told = {claim.says: claim.evaluate(evidence.Results(tables, found)) for claim in CLAIMS}
     assert {c["says"]: (c["verdict"], c["ours"]) for c in kept["claims"]} == {
         says: (judged.verdict, judged.ours) for says, judged in told.items()
     }

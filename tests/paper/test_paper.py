@@ -282,7 +282,7 @@ def test_a_time_limit_stops_and_the_same_command_goes_on(here, capsys, monkeypat
 
     monkeypatch.setattr(engine, "run_job", stopped)
     status, _, err = run(capsys, *command)
-    assert (status, err) == (1, "atent: interrupted: the same command goes on\n")
+    assert (status, err) == (1, "atent: interrupted: the same command resumes\n")
     path = here / "runs" / "reproduce" / "smoke" / "digits-l2-pgdat-seed0"
     assert len(read_jsonl(path / "metrics.jsonl")) == 1
     assert not (path / "evaluation.json").exists()
@@ -290,11 +290,11 @@ def test_a_time_limit_stops_and_the_same_command_goes_on(here, capsys, monkeypat
     monkeypatch.setattr(engine, "run_job", made)
 
     # No time at all: nothing is trained, and the table says what is there.
-    with pytest.raises(Interrupted, match="time is up: the same command goes on"):
+    with pytest.raises(Interrupted, match="time is up: the same command resumes"):
         room.reproduce("table-s1", "smoke", build=config.job, read=config.read_recipe, time_limit=0, only=["pgdat"])
     assert not (path / "evaluation.json").exists()
     assert main(["reproduce", *command, "--time-limit", "10m", "--quiet"]) == 0
-    assert "goes on" in capsys.readouterr().out
+    assert "resumes" in capsys.readouterr().out
     unbroken = measured(here / "whole" / "smoke" / path.name)
     assert {k: m["share"] for k, m in measured(path).items()} == {k: m["share"] for k, m in unbroken.items()}
     assert len(unbroken) == 9

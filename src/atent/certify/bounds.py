@@ -93,7 +93,7 @@ def margins(
     Bounded as differences (Wong and Kolter 2018; Gowal et al. 2018), not as differences of bounds: all
     affine layers after the last ReLU are merged with e_y - e_j, in ``ibp`` too. ``-margins`` are the worst-case logits
     of certified training. ``rounding=False``, for training: computed in the model's dtype without a bound of the
-    rounding, at less cost; not a certificate. Otherwise as `bounds`; ValueError also for labels that are no classes of
+    rounding, at less cost; not a certificate. Otherwise as `bounds`; ValueError also for labels that are not classes of
     the model.
     """
     if check:

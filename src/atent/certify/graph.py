@@ -103,7 +103,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
 
 
 def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
-    """ValueError where any part of the model is in train mode: its dropout and batch-norm are no fixed functions.
+    """ValueError where any part of the model is in train mode: its dropout and batch-norm are not fixed functions.
 
     ``allowed``: only where one of these is.
     """
@@ -113,8 +113,8 @@ def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
         part = f"{name} ({type(module).__name__})" if name else "the model"
         if allowed:
             raise ValueError(
-                f"{part} is no fixed function in train mode, so bounds cannot train it: use one without batch-norm and"
-                " dropout, such as digits_cnn, kw_small, kw_resnet, dm_large, or small_cnn with dropout 0"
+                f"{part} is not a fixed function in train mode, so bounds cannot train it: use one without batch-norm"
+                " and dropout, such as digits_cnn, kw_small, kw_resnet, dm_large, or small_cnn with dropout 0"
             )
         raise ValueError(f"{part} is in train mode, bounds are for eval mode: call model.eval() first")
 
@@ -225,7 +225,7 @@ for _name, _function in _AUGMENTED.items():
 
 
 class _Tracer(fx.Tracer):
-    """Looks into every module that is no layer of torch, nor a subclass of one that bounds know."""
+    """Looks into every module that is not a layer of torch, nor a subclass of one that bounds know."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

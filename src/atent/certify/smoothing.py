@@ -32,7 +32,7 @@ _SELECTION = 2**31
 class Smoothed(metaclass=Settings):
     """The classifier g(x) = argmax over c of P(f(x + sigma N(0, I)) = c), ``f`` being the argmax of ``model``.
 
-    ``model`` takes (n, ...) floats to (n, classes) logits, or anything with the same argmax. It is always judged in
+    ``model`` takes (n, ...) floats to (n, classes) logits, or anything with the same argmax. It is always evaluated in
     eval mode, also where it is found in train mode, and comes back as it was found. The noisy inputs are not clamped
     to the box: the certificate counts on noise that is Gaussian. ValueError unless ``sigma`` is above 0.
 
@@ -75,7 +75,7 @@ class Smoothed(metaclass=Settings):
         another interval. In linf a radius r holds for r / sqrt(d), see `linf_radius`.
 
         ``x`` (n, ...) float32 or float64; ``ids`` (n,) sample numbers, default 0 .. n-1, which key the noise together
-        with ``seed``; ``batch`` draws per forward, of several samples where n is small (left out: 200 on the CPU, where
+        with ``seed``; ``batch`` draws per forward, of several samples where n is small (default: 200 on the CPU, where
         more falls out of the cache, else 4,000); ``advance(draws, "")`` is told of progress, n0 + n draws per sample.
         ``radius``: the l2 radius that is asked about; ValueError, with the arithmetic, where n draws cannot reach it.
         ValueError also for n < n0, an (n, alpha) that always abstains, alpha outside (0, 1) and unusable inputs.
@@ -293,12 +293,12 @@ def check_radius(radius: float | str | Threat, n: int, alpha: float, sigma: floa
     goal = as_radius(radius, "radius")
     most = largest_radius(n, alpha, sigma)
     if goal > most:
-        mend = "give a larger sigma"
+        fix = "give a larger sigma"
         if goal <= 6 * sigma:
-            mend = f"give n >= {draws_needed(goal, sigma, alpha):,}, or a larger sigma"
+            fix = f"give n >= {draws_needed(goal, sigma, alpha):,}, or a larger sigma"
         raise ValueError(
             f"radius {goal:g} cannot be certified: n = {n:,} draws at sigma {sigma:g} and alpha {alpha:g} reach"
-            f" {most:.4g} at most, where all agree; {mend}"
+            f" {most:.4g} at most, where all agree; {fix}"
         )
     return goal
 

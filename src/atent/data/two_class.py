@@ -26,7 +26,7 @@ BOX = 10.0
 
 @dataclass(frozen=True)
 class Embedding:
-    """Settings of the t-SNE; left out: those of the paper's notebook, where it says them.
+    """Settings of the t-SNE; default: those of the paper's notebook, where it says them.
 
     It names perplexity 40, 300 iterations and all ten digits of the 10,000 test images; initialisation and learning
     rate were scikit-learn's of that time, the seed was not set. The number of iterations is small: 250 of the 300 are

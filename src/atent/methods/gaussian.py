@@ -26,7 +26,7 @@ class Gaussian(Method):
     """
 
     sigma: float = 0.12
-    """Standard deviation of the noise in pixel units, at least 0; 0 is plain training."""
+    """Standard deviation of the noise in pixel units, at least 0; 0 is standard training."""
 
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0)

@@ -94,7 +94,7 @@ class SmoothAdv(Method):
     steps: int = 10
     """Number of steps of the adversary."""
     step_size: float | None = None
-    """Length of a PGD step in pixel units; left out: 2 eps / steps. DDN sets its own."""
+    """Length of a PGD step in pixel units; default: 2 eps / steps. DDN sets its own."""
     start: Start = "zero"
     """Where PGD begins: zero, uniform, sphere or cube. DDN begins at zero."""
     shrink: float = 0.05

@@ -43,7 +43,7 @@ class TRADESSmoothing(Method):
     steps: int = 10
     """Number of gradient steps on the KL divergence."""
     step_size: float | None = None
-    """Length of a step in pixel units; left out: 2.5 eps / steps."""
+    """Length of a step in pixel units; default: 2.5 eps / steps."""
     beta: float = 6.0
     """Weight of the KL divergence, 1/lambda in the paper, at least 0; 0 is training on noise alone."""
     start_noise: float = 0.001

@@ -1,4 +1,4 @@
-"""The networks of Wong and Kolter: small enough for provable training."""
+"""The networks of Wong and Kolter: small enough for certified training."""
 
 from collections import OrderedDict
 

@@ -1,4 +1,4 @@
-"""The paper's claims, judged by what was measured here, and what its text and its code disagree on, in numbers.
+"""The paper's claims, evaluated by what was measured here, and what its text and its code disagree on, in numbers.
 
     python -m atent.paper.claims results docs/paper.md
 
@@ -25,8 +25,8 @@ BEGIN, END = "<!-- generated: claims -->", "<!-- end of generated -->"
 
 
 def run_claims(out: str | Path, page: str | Path | None = None) -> dict[str, Any]:
-    """Judge every claim by the result files in ``out``, and write claims.json and claims.md there; the content of the
-    former. With ``page``, a Markdown file with the two marks, the tables between them are written anew.
+    """Evaluate every claim by the result files in ``out``; write claims.json and claims.md there and return the former.
+    With ``page``, a Markdown file with the two marks, the tables between them are written anew.
 
     What no file in ``out`` has measured says "not measured yet"; nothing is filled in by hand. Numbers that need no
     trained network are computed at each call, in some seconds. Raises ValueError where the page lacks a mark.
@@ -96,14 +96,14 @@ def tables(content: Mapping[str, Any]) -> str:
 
 
 def _told(found: Results, printed: Results, claim: Claim) -> dict[str, Any]:
-    judged = claim.judge(found)
-    # A claim about settings has one verdict: there is no printed figure to judge.
-    own = claim.judge(printed).verdict if claim.table else NOT_YET
+    finding = claim.evaluate(found)
+    # A claim about settings has one verdict: no printed figure is evaluated.
+    own = claim.evaluate(printed).verdict if claim.table else NOT_YET
     table = found.tables.get(claim.table or "")
     return {
         "where": claim.where, "says": claim.says, "printed": claim.printed,
-        "by_its_own": own if own != NOT_YET else None, "verdict": judged.verdict,
-        "ours": judged.ours, "scale": table.get("scale") if table and judged.verdict != NOT_YET else None,
+        "by_its_own": own if own != NOT_YET else None, "verdict": finding.verdict,
+        "ours": finding.ours, "scale": table.get("scale") if table and finding.verdict != NOT_YET else None,
         "rule": claim.rule, "command": claim.command,
     }  # fmt: skip
 

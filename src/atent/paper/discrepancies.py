@@ -38,7 +38,7 @@ def _clamp(found: Results) -> str:
     table = found.tables.get("figure-1", {})
     rows = {row["name"]: row["ours"] for row in table.get("rows", ()) if row["ours"]}
     words = [
-        f"{name}: {100 * rows[name]['grid']['mean']:.1f} mended, {100 * rows[f'{name}-unit']['grid']['mean']:.1f} as"
+        f"{name}: {100 * rows[name]['grid']['mean']:.1f} corrected, {100 * rows[f'{name}-unit']['grid']['mean']:.1f} as"
         " released"
         for name in ("trades", "pgdat")
         if name in rows and f"{name}-unit" in rows

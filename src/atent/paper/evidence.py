@@ -110,7 +110,7 @@ def measured(out: str | Path) -> Results:
 
 
 def as_printed(facts: Mapping[str, Fact]) -> Results:
-    """The published figures in the same form and at face value, so that the same judges say what the paper's own tables
+    """The published figures in the same form and at face value, so that the same rules say what the paper's own tables
     show."""
     tables: dict[str, Any] = {}
     for name, table in published().items():

@@ -1,4 +1,4 @@
-"""Figure 1: decision regions in the plane, over seeds, with the adversaries' clamp mended and as released."""
+"""Figure 1: decision regions in the plane, over seeds, with the adversaries' clamp corrected and as released."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def run_figure_1(
     deadline: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train and judge what is missing, and write figure-1.json, .md and, once seed 0 is there, .png into ``out``.
+    """Train and evaluate what is missing, and write figure-1.json, .md and, once seed 0 is there, .png into ``out``.
 
     ``scale`` is smoke (two half-moons, 3 epochs, one seed), laptop or paper (both the paper's points, network and
-    epochs, 10 seeds); without MNIST the half-moons stand in, at a rescaled radius, and the result says so. ``seeds``
+    epochs, 10 seeds); without MNIST the half-moons replace it, at a rescaled radius, and the result says so. ``seeds``
     replaces the number of seeds. Run folders lie in runs/figure-1/; finished ones are used again. Once
     `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files tell what is done, and
-    the same call goes on. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
+    the same call resumes. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
     Raises ValueError, in one line, for an unknown scale, a number of seeds below 1, or a run folder of other settings.
     """
     if scale not in SCALES:
@@ -70,7 +70,7 @@ def run_figure_1(
             for name, job in plans.items():
                 _make(replace(job, train=replace(job.train, seed=seed)), _path(place, name, seed), deadline, say)
     except Stopped:
-        say(f"{NAME}: stopped at the time limit; the same command goes on")
+        say(f"{NAME}: stopped at the time limit; the same command resumes")
     finally:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def _data(plan: Scale, place: Path, say: Callable[[str], None]) -> tuple[DataSet
         try:
             points = cached(place)
         except FileNotFoundError as error:
-            say(f"{NAME}: {error}; two half-moons stand in")
+            say(f"{NAME}: {error}; two half-moons replace them")
         else:
             settings = DataSettings(name="two-class", root=str(points), limit=plan.limit, test_limit=plan.test_limit)
             return settings, Threat("linf", 1.0, load_data(settings).box)
@@ -104,7 +104,7 @@ def _path(place: Path, name: str, seed: int) -> Path:
 
 
 def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], None]) -> None:
-    """Train and judge the run at ``path``, go on with it, or leave it where it is finished."""
+    """Train and evaluate the run at ``path``, resume it, or leave it where it is finished."""
     job = as_begun(job, path)
     _check(job, path)
     if (path / folder.EVALUATION).is_file():
@@ -118,7 +118,7 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
     stop()
     started = (path / folder.LAST / STATE).is_file()
     if not started and path.exists():
-        # A kill before the first epoch's end leaves nothing to go on from.
+        # A kill before the first epoch's end leaves nothing to resume from.
         for file in sorted(path.rglob("*"), reverse=True):
             file.rmdir() if file.is_dir() else file.unlink()
     begun = time.perf_counter()
@@ -142,17 +142,17 @@ def _check(job: Job, path: Path) -> None:
 
 
 def _grid(path: Path, job: Job) -> dict[str, Any]:
-    """The share of test points that stand the exhaustive search, computed once."""
+    """The share of test points that are robust to the exhaustive search, computed once."""
     if (path / GRID).is_file():
         saved: dict[str, Any] = folder.read_json(path / GRID)["robust"]
         return saved
     data = load_data(job.data)
     threat = Threat(job.evaluate.norm or "linf", job.evaluate.eps or 0.0, data.box)
     x, y = data.test.batch(range(len(data.test)))
-    stands = exhaustive(load(path), x, y, threat)
-    robust = {**stats.share(int(stands.sum()), len(y)), "outcomes": bits(stands)}
-    folder.write_json(path / GRID, {"side": SIDE, "robust": robust, "provenance": folder.provenance(device="cpu")})
-    return robust
+    robust = exhaustive(load(path), x, y, threat)
+    share = {**stats.share(int(robust.sum()), len(y)), "outcomes": bits(robust)}
+    folder.write_json(path / GRID, {"side": SIDE, "robust": share, "provenance": folder.provenance(device="cpu")})
+    return share
 
 
 # ---- the result ------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, An
 
 def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """ATENT's lead over each row, in points, paired by seed: the spread is that of the training alone, since all are
-    judged on the same points."""
+    evaluated on the same points."""
     ours = {m["seed"]: m for m in found["atent"]}
     out = []
     for name, made in found.items():

@@ -14,7 +14,7 @@ class Training:
     changes: dict[str, Any] = field(default_factory=dict)
     """By section and field, on top of the recipe and of the scale's own changes."""
     label: str = ""
-    """What its run folder is called; left out: the recipe's name."""
+    """What its run folder is called; default: the recipe's name."""
     after: Training | None = None
     """The training, of the same seed, whose best weights this one begins with."""
 
@@ -40,7 +40,7 @@ class Measure:
     method: str = ""
     """bounds: which."""
     show: Literal["share", "natural", "smoothed", "certified", "seconds"] = "share"
-    """Which figure of it stands in the cell."""
+    """Which figure of it the cell shows."""
 
     @property
     def key(self) -> str:
@@ -76,7 +76,7 @@ class Cell:
     training: Training | None
     measure: Measure | None
     published: str | None = None
-    """The column of the published row that stands beside it."""
+    """The column of the published row beside it."""
     why: str = ""
     """Why this scale has no training or measure here."""
     also: Measure | None = None

@@ -73,7 +73,7 @@ class Elsewhere(Method):
     """
 
     threat: Threat
-    """The threat that the network is judged by, in the data's box."""
+    """The threat that the network is evaluated by, in the data's box."""
     inner: PGDAT | TRADES
     """The method; its threat has the other box."""
 
@@ -137,17 +137,17 @@ def jobs(scale: Scale, data: DataSettings, threat: Threat) -> dict[str, Job]:
 
 
 def exhaustive(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, side: int = SIDE) -> Tensor:
-    """bool (n,): whether every point of a side x side grid over each point's linf ball, cut by the box, is rightly
+    """bool (n,): whether every point of a side x side grid over each point's linf ball, cut by the box, is correctly
     classified. In the plane this is nearly the exact answer, and no gradient can mislead it."""
     line = torch.linspace(-1, 1, side, dtype=x.dtype)
     grid = float(threat.eps) * torch.cartesian_prod(line, line)
-    stands = []
+    robust = []
     with guard(model), torch.no_grad():
         for some, label in zip(x.split(64), y.split(64)):
             points = threat.clamp(some[:, None] + grid)
             right = ask(model, points.flatten(0, 1)).argmax(1).view(len(some), -1) == label[:, None]
-            stands.append(right.all(1))
-    return torch.cat(stands)
+            robust.append(right.all(1))
+    return torch.cat(robust)
 
 
 def out_of_reach(x: Tensor, eps: float, box: tuple[float, float] = _UNIT) -> Tensor:

@@ -39,7 +39,7 @@ def reproduce(
 
     Networks are trained and measured once, in ``runs``, and used again by other tables and later calls. After
     ``time_limit`` seconds, Ctrl-C or SIGTERM everything is saved, what is measured is written, and Interrupted says
-    that the same command goes on. ``only`` names rows of a table to train and measure. ValueError, in one line, for
+    that the same command resumes. ``only`` names rows of a table to train and measure. ValueError, in one line, for
     names that are not known, and where ``out`` holds a result of another scale.
     """
     begun = time.monotonic()
@@ -85,7 +85,7 @@ def reproduce(
 
 
 def _claims(out: Path) -> list[Path]:
-    """The paper's claims, judged by the tables that ``out`` holds, of whatever scale."""
+    """The paper's claims, evaluated by the tables that ``out`` holds, of whatever scale."""
     from atent.paper.claims import run_claims
     from atent.paper.statements import NAME
 
@@ -267,7 +267,7 @@ def _figure_1(bench: Bench, out: Path, seeds: int | None) -> list[Path]:
     )
     bench.check()
     if not content["complete"]:
-        raise Interrupted("figure-1 is not complete: the same command goes on")
+        raise Interrupted("figure-1 is not complete: the same command resumes")
     return [path for path in (out / f"figure-1.{kind}" for kind in ("md", "json", "png")) if path.is_file()]
 
 

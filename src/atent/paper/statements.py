@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from atent.paper import verdicts
 from atent.paper.evidence import Results
 from atent.paper.published import value
-from atent.paper.verdicts import Judged
+from atent.paper.verdicts import Finding
 
 NAME = "claims"
 COMMAND = f"atent reproduce {NAME}"
@@ -25,11 +25,11 @@ class Claim:
     """The figures that it rests on, as printed."""
     command: str
     """What measures ours."""
-    judge: Callable[[Results], Judged]
+    evaluate: Callable[[Results], Finding]
     rule: str
     """When it is called true."""
     table: str | None = None
-    """The result that it is judged by; None: the settings alone."""
+    """The result that it is evaluated by; None: the settings alone."""
 
 
 def _print(table: str, *places: tuple[str, str]) -> str:

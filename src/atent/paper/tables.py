@@ -240,18 +240,18 @@ UNREACHED = {
     ("cifar10-linf", "mart"): "no table of the supplement; `atent train cifar10-linf-mart` makes it",
     ("cifar10-linf", "mma"): "no table of the supplement; no recipe for linf MMA on CIFAR-10",
     ("cifar10-linf", "standard"): "no table of the supplement; the benign row of `finetune` is that network",
-    ("cifar10-linf", "atent"): "no table of the supplement; `table-s3` judges that network",
+    ("cifar10-linf", "atent"): "no table of the supplement; `table-s3` evaluates that network",
     ("cifar10-linf", "trades"): "no table of the supplement; `atent train cifar10-linf-trades` makes it",
     ("cifar10-linf", "pgdat"): "no table of the supplement; `atent train cifar10-linf-pgdat` makes it",
 }
-"""Published rows that no command here stands a figure beside, with the reason."""
+"""Published rows that no command here reproduces, with the reason."""
 
 # Made in files of their own: every row of these is claimed there.
 ELSEWHERE = ("table-s4", "figure-s1", "figure-1")
 
 
 def claimed() -> set[tuple[str, str, str]]:
-    """Every published cell (table, row, column) that a table at the paper's scale stands a figure of ours beside."""
+    """Every published cell (table, row, column) that a table at the paper's scale reproduces."""
     from atent.paper.scales import PAPER
 
     return {

@@ -56,7 +56,7 @@ def together(runs: Mapping[str, Sequence[Row]]) -> Figure:
     """Validation accuracy (%) of several runs against epoch, one line per run: natural above, robust below.
 
     `runs`: {name: rows of metrics.jsonl}, keys as in `curves`; a panel that no run has values for is left out. Raises
-    ValueError where there is nothing to draw or a value is no fraction.
+    ValueError where there is nothing to draw or a value is not a fraction.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -94,7 +94,7 @@ def characteristics(rows: Sequence[Row], *, decay: int | None = None, title: str
 
     `rows`: `epoch` and, as fractions, each optional, `train_natural`, `train_robust` and the same for `test` and
     `validation`; `test_natural_low` / `_high` and the same for robust draw a band. `decay`: the first epoch at a lower
-    rate, marked. Raises ValueError for no rows or values that are no fractions.
+    rate, marked. Raises ValueError for no rows or values that are not fractions.
     """
     from matplotlib.ticker import MaxNLocator
 

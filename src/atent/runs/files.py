@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
-# torch and safetensors report a full disk as errors that are no OSError, and torch without the reason
+# torch and safetensors report a full disk as errors that are not OSError, and torch without the reason
 _WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter|\(os error \d+\)")
 
 
@@ -198,7 +198,7 @@ def _plain(obj: Any, where: str, name: str) -> Any:
         return str(obj) if isinstance(obj, str) else obj
     if isinstance(obj, int):
         return int(obj)
-    # numpy's float64 is a float, and is exact as it stands
+    # numpy's float64 is a float, and is exact as it is
     if isinstance(obj, float):
         if not math.isfinite(obj):
             raise ValueError(f"{name}: {where or 'the value'} is {float(obj)}, which JSON cannot hold")

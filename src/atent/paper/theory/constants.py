@@ -74,7 +74,7 @@ def of_chain(model: nn.Module, shape: tuple[int, ...]) -> Constants:
     `of_linear_softmax`.
     Convolutions are bounded on the torus that holds their padded input, over all frequencies.
 
-    ValueError, naming the layer, for a network that is no chain of Linear, Conv2d, Flatten, Normalize, Identity,
+    ValueError, naming the layer, for a network that is not a chain of Linear, Conv2d, Flatten, Normalize, Identity,
     Dropout, MaxPool2d without overlap, and the activations Tanh, Softplus, Sigmoid, ReLU, LeakyReLU.
     """
     layers = [(name, layer) for name, layer in _leaves(model) if not isinstance(layer, (nn.Identity, nn.Dropout))]

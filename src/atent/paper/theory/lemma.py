@@ -121,15 +121,15 @@ def rows(found: Sampled, constants: Constants, gamma: float, named: str) -> list
     out = []
     if constants.smooth is not None:
         out.append(
-            _judged("T1", SMOOTH, told, found.smooth, found.violations["smooth"], found.n // 2, constants.proved, low)
+            _verdict("T1", SMOOTH, told, found.smooth, found.violations["smooth"], found.n // 2, constants.proved, low)
         )
     for name, claim in (("dissipative", DISSIPATIVE), ("sharp", SHARPER)):
         ratio = getattr(found, name)
-        out.append(_judged("T2", claim, told, ratio, found.violations[name], found.n, constants.proved, low))
+        out.append(_verdict("T2", claim, told, ratio, found.violations[name], found.n, constants.proved, low))
     return out
 
 
-def _judged(
+def _verdict(
     statement: str, claim: str, told: str, ratio: float, violations: int, n: int, proved: bool, low: str
 ) -> Row:  # fmt: skip
     row = bounded(statement, claim, told, ratio, violations, n, reason=low)
