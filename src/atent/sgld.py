@@ -30,7 +30,7 @@ def langevin_step(
 ) -> Tensor:
     """The step above; all tensors have the shape of ``z``.
 
-    ``normal`` holds standard normal draws. ValueError for noise without ``normal`` or a pull without ``anchor``.
+    ``normal`` holds standard normal samples. ValueError for noise without ``normal`` or a pull without ``anchor``.
     """
     out = z.add(direction, alpha=step_size)
     if pull:
@@ -39,7 +39,7 @@ def langevin_step(
         out = out.add_(anchor - z, alpha=pull)
     if noise:
         if normal is None:
-            raise ValueError(f"noise of {noise:g} needs standard normal draws")
+            raise ValueError(f"noise of {noise:g} needs standard normal samples")
         out = out.add_(normal, alpha=effective_noise(step_size, noise))
     return out
 

@@ -46,7 +46,7 @@ class EvaluateSettings(metaclass=Settings):
     batch: int = 250
     """Images per batch."""
     seed: int = 0
-    """Seed of the attacks' draws."""
+    """Seed of the attacks' random numbers."""
     last: bool = True
     """Judge the last epoch's weights as well, where another epoch is the best."""
     channels_last: bool = False

@@ -212,8 +212,8 @@ class ATENT(Method):
 
         ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in portions of ``batch``, as in training: in train mode
         batch-norm joins the samples of a portion. Distances are in the threat's norm, at full eps, with one set of
-        draws for all values, keyed by ``seed``. gamma is looked for up to a pull of 1 per step, noise up to the width
-        of the box per step. The answer holds for the model as it is: gradients grow and shrink as it trains.
+        random numbers for all values, keyed by ``seed``. gamma is looked for up to a pull of 1 per step, noise up to
+        the width of the box per step. The answer holds for the model as it is: gradients grow and shrink as it trains.
 
         The model comes back as it was found. ValueError, with the range seen, for a target that the chain does not
         reach, and for a setting that is a schedule or that projection makes moot.

@@ -34,7 +34,7 @@ class Measure:
     sigma: float = 0.0
     """smoothing: noise in pixel units."""
     draws: int = 0
-    """smoothing: draws per image."""
+    """smoothing: noise samples per image."""
     radius: float | str = 0.0
     """smoothing: the l2 radius; bounds: the linf one."""
     method: str = ""

@@ -46,7 +46,7 @@ class Settings(metaclass=checks.Settings):
     k: int = 10
     """K, the number of steps of the recipe, for how far it is from mixing."""
     seed: int = 0
-    """Seed of every draw."""
+    """Seed of all random numbers."""
 
     def __post_init__(self) -> None:
         check_number("radius", self.radius, 0, above=True)
