@@ -79,7 +79,7 @@ def _allowing(made: Job) -> Job:
     def allowed(method: Any) -> Any:
         if hasattr(method, "method"):  # AWP goes around the method whose threat this is
             return dataclasses.replace(method, method=allowed(method.method))
-        if getattr(method, "threat", None) is None:
+        if method.threat is None:
             return method
         return dataclasses.replace(method, threat=dataclasses.replace(method.threat, allow_large_eps=True))
 
