@@ -31,9 +31,10 @@ from atent.data import load as load_data
 from atent.experiments import recipes as config
 from atent.models import make
 from atent.paper import engine, timing, training_curves
+from atent.paper.layout import Measure, Table, Training
 from atent.paper.reproduce import reproduce
 from atent.paper.scales import SCALES
-from atent.paper.tables import TABLES, Measure, Table, Training
+from atent.paper.tables import TABLES
 from atent.precision import bfloat16_pays
 from atent.runs.checkpoint import export
 from atent.train.interrupt import Interrupted, stop_requests

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from atent import runs as folder
 from atent.experiments import recipes as config
 from atent.paper import engine
+from atent.paper.layout import Training
 from atent.paper.scales import CIFAR, SCALES
-from atent.paper.tables import TABLES, Training
+from atent.paper.tables import TABLES
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -315,7 +316,7 @@ def test_every_method_of_the_cifar_scale_has_the_same_aids():
                 job.optimizer, job.schedule, train.epochs, train.batch_size, train.average_decay, train.validate_attack,
                 train.validate_limit,
             )  # fmt: skip
-        if "-linf-" in name and hasattr(job.method, "threat") and "crown" not in name:
+        if "-linf-" in name and job.method.threat is not None and "crown" not in name:
             assert float(job.method.threat.eps) == pytest.approx(8 / 255)
     assert len(settings) >= 11
     assert len({repr(s) for s in settings.values()}) == 1

@@ -609,7 +609,7 @@ def test_attack_keeps_arrays_and_draws_them(run_of, capsys):
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["evaluate", "run", "--data", "mnist"], ["--data mnist is of no use for run"]),
+        (["evaluate", "run", "--data", "mnist"], ["--data mnist has no effect on run"]),
         (["evaluate", "run", "--attacks", "PDG"], ["did you mean 'PGD'"]),
         (["evaluate", "run", "--limt", "3"], ["--limt", "did you mean '--limit'"]),
         (["evaluate", "run", "--cascade", "perhaps"], ["--cascade", "perhaps"]),

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from atent import Threat
-from atent.methods import METHODS, PGDAT, Method, Standard
+from atent.methods import AWP, METHODS, PGDAT, Method, Standard
 from atent.methods.base import correct, warm
 
 EPS = {"l2": 0.8, "linf": 0.2}
@@ -298,6 +298,18 @@ def test_warm_up_begins_at_the_clean_batch_and_ends_at_the_full_eps(name, norm):
 def test_the_contract_itself_is_no_method():
     with pytest.raises(TypeError, match="contract"):
         Method().backward(network(), *batch(), rng=stream())
+
+
+def test_a_method_names_its_threat_or_none():
+    threat = Threat("linf", 0.1)
+    assert PGDAT(threat).threat is threat
+    assert AWP(PGDAT(threat), gamma=0.01).threat is threat
+    assert Standard().threat is None
+    assert AWP(Standard(), gamma=0.01).threat is None
+    for given in (Standard(), copy.deepcopy(PGDAT(threat))):
+        assert not hasattr(given, "thread")
+    with pytest.raises(ValueError, match="PGDAT takes a Threat first"):
+        PGDAT()
 
 
 def test_warm():

@@ -179,11 +179,11 @@ def test_a_schedule_reaches_backward():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"gamma": "0.5"}, "gamma '0.5' is no schedule: write a number, START..END"),
-        ({"gamma": "0.5..x"}, "is no schedule"),
-        ({"gamma": "0.5..0.1@"}, "is no schedule"),
-        ({"noise": "0.5..0.1@0"}, "is no schedule"),
-        ({"noise": "0.5..0.1@1.5"}, "is no schedule"),
+        ({"gamma": "0.5"}, "gamma '0.5' is not a valid schedule: write a number, START..END"),
+        ({"gamma": "0.5..x"}, "is not a valid schedule"),
+        ({"gamma": "0.5..0.1@"}, "is not a valid schedule"),
+        ({"noise": "0.5..0.1@0"}, "is not a valid schedule"),
+        ({"noise": "0.5..0.1@1.5"}, "is not a valid schedule"),
         ({"noise": "-0.1..0.5"}, "noise must be at least 0, got -0.1"),
         ({"noise": "0.5..nan"}, "noise must be"),
         ({"gamma": "0.1..2.5"}, "a pull of 2.5 per step makes the chain diverge"),

@@ -177,7 +177,7 @@ def test_a_data_set_with_a_name_is_loaded_as_it_was(here, capsys, tmp_path):
         ),
         (["tensors", "--model", "entries_mine:net", "--data", "entries_mine:absent"], "no attribute 'absent'"),
         (["tensors", *NAMED, "--root", "elsewhere"], "data.root elsewhere has no effect for entries_mine:data"),
-        (["digits", "--model", "digits_cnn", "--data", "digits"], "--data digits has no effect for digits"),
+        (["digits", "--model", "digits_cnn", "--data", "digits"], "--data digits has no effect on digits"),
         (["bare", *NAMED], "--norm and --eps missing"),
     ],
 )

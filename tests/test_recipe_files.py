@@ -9,8 +9,10 @@ import pytest
 from atent.cli import main
 from atent.experiments.recipe_files import (
     BASE,
+    RENAMED,
     SECTIONS,
     UsageError,
+    _report_renamed,
     as_toml,
     base_names,
     read_recipe,
@@ -192,3 +194,27 @@ def test_your_own_data_has_recipes_of_no_other_name(write, tmp_path, capsys):
     config = json.loads((tmp_path / "runs" / "own-linf-atent" / "config.json").read_text())
     assert config["data"]["name"] == "npz"
     assert config["recipe"] == "own-linf-atent"
+
+
+def test_a_former_name_is_the_recipe_of_today_with_one_deprecation_line(write, capsys):
+    for former, name in RENAMED.items():
+        _report_renamed.cache_clear()
+        assert former not in recipe_names()
+        assert name in recipe_names()
+        assert read_recipe(former) == read_recipe(name)
+        assert read_recipe(former) == read_recipe(name)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert former in line
+        assert name in line
+        # A recipe that extends it reads on.
+        write("own.toml", f'extends = "{former}"\n')
+        assert read_recipe("own.toml")["method"] == read_recipe(name)["method"]
+
+
+def test_a_run_made_under_a_former_name_is_that_of_the_table():
+    from atent.paper.scales import SCALES
+    from atent.paper.tables import table_s2
+
+    found = {t.name: t for scale in SCALES.values() for t in table_s2(scale).trainings()}
+    for former, name in RENAMED.items():
+        assert found[former].recipe == name

@@ -293,7 +293,7 @@ def test_what_cannot_be_certified_is_refused_with_the_numbers():
         smoothed.certify(x, n=1000, radius=1.0)
     with pytest.raises(ValueError, match=r"n = 9 .* 0\.4642, not above 1/2; give n >= 10"):
         smoothed.certify(x, n0=5, n=9)
-    with pytest.raises(ValueError, match=r"n = 10 draws always abstain .* give n >= 11"):
+    with pytest.raises(ValueError, match=r"n = 10 noise samples always abstain .* give n >= 11"):
         smoothed.predict(x, 10)
     assert smoothed.predict(x + 5, 11).shape == (1,)
     with pytest.raises(ValueError, match="give sigma >= "):
@@ -631,7 +631,7 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
         (["--shard", "2/2"], "shard must be i/k"),
         (["--shard", "two"], "shard must be i/k, such as 0/4"),
         (["--method", "crown", "--sigma", "0.1"], "draws no noise"),
-        (["--method", "crown", "--radius", "0.1", "--norm", "l2", "--plot", "x.png"], "leave it out"),
+        (["--method", "crown", "--radius", "0.1", "--norm", "l2", "--plot", "x.png"], "omit --plot"),
         (["--method", "crown", "--compile"], "--compile out"),
         (["--limit", "0"], "limit must be at least 1"),
         (["--alpha", "1.5"], r"alpha must lie in \(0, 1\)"),

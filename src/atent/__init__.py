@@ -1,4 +1,4 @@
-"""Train networks that hold under attack, measure how well they hold, and prove what can be proved.
+"""Train robust networks, evaluate their robust accuracy, and certify it.
 
     from atent import Threat, load
     from atent.attacks import PGD

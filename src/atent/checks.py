@@ -96,9 +96,7 @@ def as_samples(x: Any, y: Any, model: nn.Module | None = None) -> tuple[Tensor, 
     """
     if y is None:
         if _is_array(x):
-            raise ValueError(
-                "labels are missing: give y, one integer per input; a DataLoader of (x, y) stands for both"
-            )
+            raise ValueError("labels are missing: give y, one integer per input; a DataLoader of (x, y) gives both")
         x, y = collect(x)
     return as_inputs(x, model), as_labels(y)
 
@@ -114,10 +112,10 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
     own = next((p for p in model.parameters() if p.is_floating_point()), None) if model is not None else None
     wide = torch.float32 if own is None else own.dtype
     if not isinstance(x, Tensor):
-        x = as_tensor("x", x)
-        if x.is_floating_point() and wide not in _HALVES:
-            x = x.to(wide)
-        return x if own is None else x.to(own.device)
+        made: Tensor = as_tensor("x", x)
+        if made.is_floating_point() and wide not in _HALVES:
+            made = made.to(wide)
+        return made if own is None else made.to(own.device)
     if wide in _HALVES:
         raise ValueError(
             f"inputs are {x.dtype} and the model is {wide}: use float32 for both, x.float(), model.float()"
@@ -131,8 +129,8 @@ def as_labels(y: Any) -> Tensor:
         return y
     if y is None:
         raise ValueError("labels are missing: give y, one integer per input")
-    y = as_tensor("y", y)
-    return y if y.is_floating_point() or y.dtype == torch.bool else y.long()
+    labels: Tensor = as_tensor("y", y)
+    return labels if labels.is_floating_point() or labels.dtype == torch.bool else labels.long()
 
 
 def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:

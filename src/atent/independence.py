@@ -18,7 +18,7 @@ class Dependence(NamedTuple):
     """What one sample alone and the same sample in a batch show."""
 
     change: float
-    """Largest difference of the logits, less what a random model's draws explain, as a share of the largest logit."""
+    """Largest difference of the logits, less what a random model's noise explains, as a share of the largest logit."""
     tolerance: float
     """Share that rounding explains: half of the digits of the type computed in, sqrt(machine epsilon), or more where
     the last float32 digit of the inputs moves the logits more."""
@@ -78,7 +78,7 @@ def _compare(model: nn.Module, x: Tensor, seed: int, *, rough: bool = False) -> 
     beside = beside[: len(few)]
     apart = float((alone.double() - beside.double()).abs().max())
     flips = int((alone.argmax(1) != beside.argmax(1)).sum())
-    # The draws of a random layer differ alone and in a batch: several times their size is no chance.
+    # The random numbers of a random layer differ alone and in a batch: several times their size is no chance.
     change = max(apart - 3 * noise, 0.0) / scale
     tolerance = max(torch.finfo(beside.dtype).eps ** 0.5, 8 * roughness / scale)
     return Dependence(change, tolerance, flips, len(few), len(batch), beside.dtype)

@@ -60,7 +60,7 @@ def twin(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
         with guard(double, mode="eval", seed=0), full_precision(x.device), torch.no_grad():
             if ask(double, x.double()).dtype == torch.float64:
                 return double, torch.float64
-    except Exception:  # whatever somebody's copy or forward raises
+    except Exception:  # whatever a user's copy or forward raises
         pass
     return model, x.dtype
 
@@ -87,7 +87,7 @@ def refuses_channels_last(model: nn.Module, x: Tensor) -> str | None:
         # Not contiguous(), which leaves images of one channel as they are: either format fits those.
         _forward_and_backward(model, some.clone(memory_format=torch.channels_last))
         return None
-    except Exception as error:  # whatever somebody's forward raises
+    except Exception as error:  # whatever a user's forward raises
         reason = str(error).partition("\n")[0].partition(" (at least")[0]
     try:
         _forward_and_backward(model, some.contiguous())
@@ -124,7 +124,7 @@ class Lowered(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = x.view_as(x)
         with torch.autocast(x.device.type, dtype=self.dtype):
-            logits = self.model(inner)
+            logits: Tensor = self.model(inner)
         if not isinstance(logits, Tensor):
             return logits
         logits = logits.float()

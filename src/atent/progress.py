@@ -16,7 +16,7 @@ def _silent(amount: int, text: str = "") -> None:
 
 @contextmanager
 def bar(total: int, title: str, *, enabled: bool = True) -> Iterator[Advance]:
-    """A bar on stderr with the time left; silent where stderr is no terminal, rich is absent, or not enabled."""
+    """A bar on stderr with the time left; silent where stderr is not a terminal, rich is absent, or not enabled."""
     if not enabled or not sys.stderr.isatty():
         yield _silent
         return

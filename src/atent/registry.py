@@ -107,7 +107,8 @@ class Registry(Mapping[str, T]):
         if not self.fits(found):
             kind = found.__name__ if isinstance(found, type) else f"of type {type(found).__name__}"
             raise ValueError(f"{self.kind} {name!r} is {kind}, not {self.wanted}")
-        return found  # type: ignore[no-any-return]
+        right: T = found
+        return right
 
     # As a mapping it holds the names that it knows. A reference is for `find` alone: to ask whether a name is known
     # must not import what the name says.

@@ -1,4 +1,4 @@
-"""Random draws for attacks: one stream per sample for judging, one stream per batch for training.
+"""Random number streams for attacks: one stream per sample for evaluation, one stream per batch for training.
 
 ``PerSample`` is counter-based: each number is a function of (seed, sample id, attack, use, restart, step) and
 of its place in the sample, computed by Philox-4x32-10 (Salmon et al. 2011). No state is kept, so results do not

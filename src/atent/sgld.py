@@ -30,7 +30,7 @@ def langevin_step(
 ) -> Tensor:
     """The step above; all tensors have the shape of ``z``.
 
-    ``normal`` holds standard normal draws. ValueError for noise without ``normal`` or a pull without ``anchor``.
+    ``normal`` holds standard normal samples. ValueError for noise without ``normal`` or a pull without ``anchor``.
     """
     out = z.add(direction, alpha=step_size)
     if pull:
@@ -39,7 +39,7 @@ def langevin_step(
         out = out.add_(anchor - z, alpha=pull)
     if noise:
         if normal is None:
-            raise ValueError(f"noise of {noise:g} needs standard normal draws")
+            raise ValueError(f"noise of {noise:g} needs standard normal samples")
         out = out.add_(normal, alpha=effective_noise(step_size, noise))
     return out
 
@@ -73,7 +73,7 @@ def data_entropy_coefficients(losses: Tensor, temperature: float, weights: Seque
 
     The last factor makes the covariance unbiased where the samples are independent, as m / (m - 1) does for equal
     weights; along one chain they are not, and their covariance comes out too small. A column sums to 1, and losses that
-    all move by a constant give the same coefficients. ``weights`` (m,) are normalised here; left out: equal ones. The
+    all move by a constant give the same coefficients. ``weights`` (m,) are normalised here; default: equal ones. The
     coefficients carry no gradient: multiply them into the losses of a second pass, sum, and differentiate.
 
     ValueError for fewer than two samples, a temperature that is not above 0 (without noise nothing is sampled), and
@@ -83,7 +83,7 @@ def data_entropy_coefficients(losses: Tensor, temperature: float, weights: Seque
         raise ValueError(f"a covariance needs losses (m, n) of m >= 2 samples, got shape {tuple(losses.shape)}")
     if not temperature > 0:
         raise ValueError(f"the temperature must be above 0, got {temperature}: without noise nothing is sampled")
-    # Plain numbers: nobody waits for the device.
+    # Plain numbers: no wait for the device.
     shares = [1.0] * len(losses) if weights is None else [float(w) for w in weights]
     if len(shares) != len(losses) or not all(w >= 0 for w in shares) or not sum(shares) > 0:
         raise ValueError(f"weights must be {len(losses)} numbers of at least 0, one for each sample, got {shares}")

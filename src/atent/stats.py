@@ -11,7 +11,7 @@ import functools
 import math
 import operator
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,14 +69,14 @@ def lower_limit(k: int, n: int, alpha: float) -> float:
     return _lower(k, n, alpha)
 
 
-def share(k: int, n: int) -> dict:
+def share(k: int, n: int) -> dict[str, float]:
     """k of n as {"value", "low", "high", "k", "n"}, with the 95 % interval. Raises as `interval`."""
     low, high = interval(k, n)
     k, n = int(k), int(n)
     return {"value": k / n, "low": low, "high": high, "k": k, "n": n}
 
 
-def percent(share: dict) -> str:
+def percent(share: Mapping[str, Any]) -> str:
     """A share for people: "98.2 % [96.6, 99.2]"."""
     return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
 
@@ -128,7 +128,8 @@ def sign_test(more: int, fewer: int) -> float:
     """P(at least ``more`` heads in more + fewer tosses of a fair coin): the exact one-sided test of paired verdicts,
     by the pairs that differ."""
     n = more + fewer
-    return sum(math.comb(n, k) for k in range(more, n + 1)) / 2**n
+    found: float = sum(math.comb(n, k) for k in range(more, n + 1)) / 2**n
+    return found
 
 
 def mcnemar(one: int, other: int) -> float:
@@ -246,5 +247,6 @@ def exponent(steps: Sequence[float], rounds: Sequence[Sequence[float]], *, level
 @functools.lru_cache(maxsize=4)
 def _curves(steps: tuple[float, ...]) -> np.ndarray:
     """log(a + K^b) less its mean over K, for every exponent b and fixed cost a: (exponents, fixed costs, K)."""
-    curves = np.log(_FIXED[None, :, None] + np.array(steps, dtype=float) ** _EXPONENTS[:, None, None])
-    return curves - curves.mean(-1, keepdims=True)
+    curves: np.ndarray = np.log(_FIXED[None, :, None] + np.array(steps, dtype=float) ** _EXPONENTS[:, None, None])
+    curves -= curves.mean(-1, keepdims=True)
+    return curves

@@ -13,8 +13,10 @@ import torch
 from atent.attacks import FGSM, sampler
 from atent.data import DataSettings, load
 from atent.methods import ATENT, PGDAT, TRADES, Standard
-from atent.paper import claims, evidence, facts, timing, verdicts
+from atent.paper import claims, derivations, evidence, facts, timing, verdicts
 from atent.paper.claims import run_claims
+from atent.paper.discrepancies import DISCREPANCIES
+from atent.paper.statements import CLAIMS
 from atent.runs import read_json
 from atent.stats import share
 from atent.threat import Threat
@@ -33,8 +35,8 @@ def found():
 @pytest.mark.parametrize(("steps", "pull"), [(1, 0.05), (10, 0.05), (10, 0.0), (7, 0.4)])
 def test_accumulated_noise_is_that_of_the_chain(steps, pull):
     chain = sampler(Threat("l2", 0.435, WIDE), steps=steps, step_size=0.02175, gamma=pull, noise=0.577, start="zero")
-    sd = facts.noise_after(steps, 0.02175, pull, 0.577)
-    seen = facts.simulated(chain, dim=400, samples=400, aligned=False)
+    sd = derivations.noise_after(steps, 0.02175, pull, 0.577)
+    seen = derivations.simulated(chain, dim=400, samples=400, aligned=False)
     # 160,000 draws: the standard deviation is known to a relative 1 / sqrt(320,000).
     assert float(seen.std()) == pytest.approx(sd, rel=0.01)
     slow = 0.0
@@ -46,8 +48,8 @@ def test_accumulated_noise_is_that_of_the_chain(steps, pull):
 @pytest.mark.parametrize("pull", [0.05, 0.08])
 def test_aligned_distance_is_that_of_the_chain(pull):
     chain = sampler(Threat("l2", 1.0, WIDE), steps=10, step_size=0.2, gamma=pull, noise=0.0)
-    seen = facts.simulated(chain, dim=20_000, samples=50).double().norm(dim=1)
-    assert float(seen.mean()) == pytest.approx(facts.distance_after(10, 0.2, pull, 1.0, aligned=True), rel=0.01)
+    seen = derivations.simulated(chain, dim=20_000, samples=50).double().norm(dim=1)
+    assert float(seen.mean()) == pytest.approx(derivations.distance_after(10, 0.2, pull, 1.0, aligned=True), rel=0.01)
 
 
 def test_distance_at_right_angles_is_that_of_orthogonal_steps():
@@ -57,7 +59,7 @@ def test_distance_at_right_angles_is_that_of_orthogonal_steps():
     for k in range(10):
         d = 0.95 * d
         d[k] += 0.2
-    assert facts.distance_after(10, 0.2, 0.05, 1.0, aligned=False) == pytest.approx(float(d.norm()), rel=1e-12)
+    assert derivations.distance_after(10, 0.2, 0.05, 1.0, aligned=False) == pytest.approx(float(d.norm()), rel=1e-12)
 
 
 def test_known_numbers(found):
@@ -88,20 +90,20 @@ def test_known_numbers(found):
 
 def test_share_of_the_budget_is_the_attacks():
     for step, printed in ((0.25, 0.97), (0.05, 0.42)):
-        told = facts.share_of_budget(10, step, math.sqrt(3072 / 3))
+        told = derivations.share_of_budget(10, step, math.sqrt(3072 / 3))
         assert told == pytest.approx(printed, abs=0.005)
-        assert facts.attacked(10, step, samples=50) == pytest.approx(told, abs=0.01)
+        assert derivations.attacked(10, step, samples=50) == pytest.approx(told, abs=0.01)
     # Without a start across, a path of half the budget is half the budget.
-    assert facts.share_of_budget(10, 0.05, 0.0) == pytest.approx(0.5)
-    assert facts.share_of_budget(10, 0.25, 0.0) == 1.0
+    assert derivations.share_of_budget(10, 0.05, 0.0) == pytest.approx(0.5)
+    assert derivations.share_of_budget(10, 0.25, 0.0) == 1.0
 
 
 def test_passes_are_counted():
     threat = Threat("linf", 0.1)
-    assert facts.passes(Standard()) == (1, 1)
-    assert facts.passes(PGDAT(threat, 3)) == (4, 4)
-    assert facts.passes(ATENT(threat, 4)) == (5, 5)
-    assert facts.passes(TRADES(threat, 4)) == (7, 6)
+    assert derivations.passes(Standard()) == (1, 1)
+    assert derivations.passes(PGDAT(threat, 3)) == (4, 4)
+    assert derivations.passes(ATENT(threat, 4)) == (5, 5)
+    assert derivations.passes(TRADES(threat, 4)) == (7, 6)
 
 
 def test_labels_left_out_raise_the_count(found):
@@ -160,8 +162,8 @@ def table(**rows):
 
 
 def judged(found, says, **tables):
-    (claim,) = (c for c in claims.CLAIMS if c.says == says)
-    return claim.judge(evidence.Results(tables, found)).verdict
+    (claim,) = (c for c in CLAIMS if c.says == says)
+    return claim.evaluate(evidence.Results(tables, found)).verdict
 
 
 def test_words_for_several_answers():
@@ -376,8 +378,8 @@ def test_one_image_refutes_the_worst_attack(found):
 
 def test_nothing_is_judged_without_a_measure(found):
     empty = evidence.Results({}, found)
-    for claim in claims.CLAIMS:
-        told = claim.judge(empty)
+    for claim in CLAIMS:
+        told = claim.evaluate(empty)
         assert (told.verdict == "not measured yet") == (claim.table is not None), claim.says
         assert told.ours
     s1 = table(atent={"full-published": cell(500), "full-autoattack": cell(480)}, pgdat={"full-published": cell(400)})
@@ -489,19 +491,19 @@ def test_settings_have_no_noise(found):
         ("eps 0.577 makes the effective noise 0.12", "noise"),
         ("gamma is chosen so that the perturbation is about eps2 long", "distance"),
     ):
-        (claim,) = (c for c in claims.CLAIMS if c.says == says)
-        assert claim.judge(evidence.Results({}, found)).verdict == "partly"
+        (claim,) = (c for c in CLAIMS if c.says == says)
+        assert claim.evaluate(evidence.Results({}, found)).verdict == "partly"
         other = "accumulated" if key == "noise" else "noisy-distance"
         for value, verdict in ((0.12 if key == "noise" else 1.0, "true"), (9.0, "false")):
             planted = {k: replace(found[k], values=dict.fromkeys(found[k].values, value)) for k in (key, other)}
-            assert claim.judge(evidence.Results({}, {**found, **planted})).verdict == verdict
+            assert claim.evaluate(evidence.Results({}, {**found, **planted})).verdict == verdict
 
 
 def test_paper_by_its_own_figures(found):
     """At face value: single trainings, without a spread."""
     printed = evidence.as_printed(found)
     assert printed.cell("table-s1", "atent", "half-published")["value"] == pytest.approx(0.6512)
-    told = {c.says: c.judge(printed).verdict for c in claims.CLAIMS if c.table}
+    told = {c.says: c.evaluate(printed).verdict for c in CLAIMS if c.table}
     # 65.12 lies below 66.69 and 66.81, by less than two points.
     assert told["ATENT is more robust than every baseline of Table S1"] == "false"
     assert told["at half the radius the three networks are alike"] == "true"
@@ -556,7 +558,7 @@ def test_the_command_writes_the_claims(tmp_path, monkeypatch, capsys):
 
 def test_every_discrepancy_has_a_number_and_a_command(found):
     empty = evidence.Results({}, found)
-    for one in claims.DISCREPANCIES:
+    for one in DISCREPANCIES:
         assert one.command.startswith("atent ")
         assert one.facts or one.shown, one.what
         for key, names in one.facts:
@@ -571,7 +573,7 @@ def test_the_committed_verdicts_are_those_of_the_committed_files(found, tmp_path
     place = root / "results" / "laptop"
     tables = {path.stem: read_json(path) for path in place.glob("*.json") if path.stem != "claims"}
     kept = read_json(place / "claims.json")
-    told = {claim.says: claim.judge(evidence.Results(tables, found)) for claim in claims.CLAIMS}
+    told = {claim.says: claim.evaluate(evidence.Results(tables, found)) for claim in CLAIMS}
     assert {c["says"]: (c["verdict"], c["ours"]) for c in kept["claims"]} == {
         says: (judged.verdict, judged.ours) for says, judged in told.items()
     }

@@ -15,11 +15,11 @@ from atent.data import DataSettings, load
 from atent.data.two_class import Embedding, cached, two_class
 from atent.methods import PGDAT, TRADES
 from atent.models import build
-from atent.paper import figure_1
+from atent.paper import figure_1, plane
 from atent.runs import read_json
 from atent.threat import Threat
 
-TINY = figure_1.Scale(epochs=2, seeds=1, digits=False, limit=40, test_limit=40)
+TINY = plane.Scale(epochs=2, seeds=1, digits=False, limit=40, test_limit=40)
 SMALL = Embedding(points=150, perplexity=5.0, iterations=260)
 
 
@@ -113,14 +113,14 @@ def test_the_released_clamp_leaves_the_ball(kind):
     model = build("two_class", classes=2, shape=(2,))
     x, y = torch.tensor([[5.0, -4.0], [0.5, 3.0], [0.4, 0.6]]), torch.tensor([0, 1, 1])
     threat = Threat("linf", 1.0, (-10.0, 10.0))
-    method = figure_1.Elsewhere(threat, kind(replace(threat, box=(0.0, 1.0)), 5, 0.1))
+    method = plane.Elsewhere(threat, kind(replace(threat, box=(0.0, 1.0)), 5, 0.1))
     z = method.adversary(model, x, y, rng=torch.Generator().manual_seed(0))
     # Ball first, clamp last: far points land on the nearest corner of the unit square, whatever the loss.
     assert torch.equal(z[0], torch.tensor([1.0, 0.0]))
     assert z[1, 1] == 1.0
     assert ((z >= 0) & (z <= 1)).all()
     assert threat.distance(z, x).gt(1).tolist() == [True, True, False]
-    assert figure_1.out_of_reach(x, 1.0).tolist() == [True, True, False]
+    assert plane.out_of_reach(x, 1.0).tolist() == [True, True, False]
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     mended = kind(threat, 5, 0.1).adversary(model, x, y, rng=torch.Generator().manual_seed(0))
     assert threat.contains(mended, x).all()
@@ -133,10 +133,10 @@ def test_exhaustive_search_is_right_on_a_straight_boundary():
 
     x = torch.tensor([[0.9, 0.0], [1.1, 0.0], [-1.1, 0.0], [9.9, 3.0]])
     y = torch.tensor([1, 1, 1, 1])
-    stands = figure_1.exhaustive(Line(), x, y, Threat("linf", 1.0, (-10.0, 10.0)))
+    stands = plane.exhaustive(Line(), x, y, Threat("linf", 1.0, (-10.0, 10.0)))
     assert stands.tolist() == [False, True, False, True]
     # The box cuts the ball: nothing to the left of 0 is left to try.
-    assert figure_1.exhaustive(Line(), x[:1], y[:1], Threat("linf", 1.0, (0.5, 10.0))).all()
+    assert plane.exhaustive(Line(), x[:1], y[:1], Threat("linf", 1.0, (0.5, 10.0))).all()
 
 
 # --- the figure --------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_exhaustive_search_is_right_on_a_straight_boundary():
 def made(tmp_path_factory):
     """Stopped before the first training, stopped after the first epoch, then run to its end."""
     path = tmp_path_factory.mktemp("figure-1")
-    figure_1.SCALES["tiny"] = TINY
+    plane.SCALES["tiny"] = TINY
     said: list[str] = []
 
     def run(deadline=None):
@@ -158,7 +158,7 @@ def made(tmp_path_factory):
     first = run(time.monotonic() + 0.05)
     whole = run()
     yield path, none, early, first, whole, run, threads
-    del figure_1.SCALES["tiny"]
+    del plane.SCALES["tiny"]
 
 
 def test_a_time_limit_stops_and_the_same_call_goes_on(made):
@@ -168,7 +168,7 @@ def test_a_time_limit_stops_and_the_same_call_goes_on(made):
     assert early.count("not reached") == 5 * 6
     assert not first["complete"]
     assert whole["complete"]
-    assert [row["name"] for row in whole["rows"]] == list(figure_1.LABELS)
+    assert [row["name"] for row in whole["rows"]] == list(plane.LABELS)
     stamps = {p: p.stat().st_mtime_ns for p in (path / "runs").rglob("*") if p.is_file()}
     assert len(list((path / "runs").rglob("evaluation.json"))) == 6
     again = run()
@@ -202,12 +202,12 @@ def test_result_counts_what_the_runs_found(made):
 
 def test_other_settings_and_bad_arguments_are_refused(made, tmp_path):
     path = made[0]
-    figure_1.SCALES["tiny"] = replace(TINY, epochs=3)
+    plane.SCALES["tiny"] = replace(TINY, epochs=3)
     try:
         with pytest.raises(ValueError, match="other train settings"):
             figure_1.run_figure_1("tiny", out=tmp_path, runs=path / "runs")
     finally:
-        figure_1.SCALES["tiny"] = TINY
+        plane.SCALES["tiny"] = TINY
     with pytest.raises(ValueError, match="unknown scale 'papr': did you mean 'paper'"):
         figure_1.run_figure_1("papr", out=tmp_path, runs=tmp_path)
     with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
@@ -215,12 +215,10 @@ def test_other_settings_and_bad_arguments_are_refused(made, tmp_path):
 
 
 def test_smoke_needs_no_files_and_the_others_are_the_papers():
-    assert not figure_1.SCALES["smoke"].digits
+    assert not plane.SCALES["smoke"].digits
     for scale in ("laptop", "paper"):
-        assert (figure_1.SCALES[scale].epochs, figure_1.SCALES[scale].seeds) == (30, 10)
-    job = figure_1.jobs(figure_1.SCALES["paper"], DataSettings("two-class"), Threat("linf", 1.0, (-10.0, 10.0)))[
-        "atent"
-    ]
+        assert (plane.SCALES[scale].epochs, plane.SCALES[scale].seeds) == (30, 10)
+    job = plane.jobs(plane.SCALES["paper"], DataSettings("two-class"), Threat("linf", 1.0, (-10.0, 10.0)))["atent"]
     chain = job.method.chain()
     assert (chain.steps, chain.step_size, chain.start, chain.projection) == (40, 0.1, "zero", "last")
 

@@ -24,9 +24,10 @@ from atent.experiments.target import load_target
 from atent.paper import engine, result, timing
 from atent.paper import reproduce as room
 from atent.paper.engine import Bench, job, measured
+from atent.paper.layout import Measure, Training
 from atent.paper.published import Figure, published, value
 from atent.paper.scales import LAPTOP, PAPER, SCALES, SMOKE
-from atent.paper.tables import ELSEWHERE, NAMES, TABLES, UNREACHED, Measure, Training, claimed
+from atent.paper.tables import ELSEWHERE, NAMES, TABLES, UNREACHED, claimed
 from atent.runs import read_json, read_jsonl
 from atent.threat import Threat, radius
 from atent.train.interrupt import Interrupted, stop_requests
@@ -281,7 +282,7 @@ def test_a_time_limit_stops_and_the_same_command_goes_on(here, capsys, monkeypat
 
     monkeypatch.setattr(engine, "run_job", stopped)
     status, _, err = run(capsys, *command)
-    assert (status, err) == (1, "atent: interrupted: the same command goes on\n")
+    assert (status, err) == (1, "atent: interrupted: the same command resumes\n")
     path = here / "runs" / "reproduce" / "smoke" / "digits-l2-pgdat-seed0"
     assert len(read_jsonl(path / "metrics.jsonl")) == 1
     assert not (path / "evaluation.json").exists()
@@ -289,11 +290,11 @@ def test_a_time_limit_stops_and_the_same_command_goes_on(here, capsys, monkeypat
     monkeypatch.setattr(engine, "run_job", made)
 
     # No time at all: nothing is trained, and the table says what is there.
-    with pytest.raises(Interrupted, match="time is up: the same command goes on"):
+    with pytest.raises(Interrupted, match="time is up: the same command resumes"):
         room.reproduce("table-s1", "smoke", build=config.job, read=config.read_recipe, time_limit=0, only=["pgdat"])
     assert not (path / "evaluation.json").exists()
     assert main(["reproduce", *command, "--time-limit", "10m", "--quiet"]) == 0
-    assert "goes on" in capsys.readouterr().out
+    assert "resumes" in capsys.readouterr().out
     unbroken = measured(here / "whole" / "smoke" / path.name)
     assert {k: m["share"] for k, m in measured(path).items()} == {k: m["share"] for k, m in unbroken.items()}
     assert len(unbroken) == 9

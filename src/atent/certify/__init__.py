@@ -1,4 +1,4 @@
-"""Certificates: what can be proved about a classifier within a threat."""
+"""Certificates: what can be certified about a classifier within a threat."""
 
 from atent.certify.bounds import METHODS, bounds, margins, verified
 from atent.certify.certificate import Certificate, Draws, certify_run, merge

@@ -61,8 +61,9 @@ def conv(m: nn.Conv2d) -> Affine:
         rows = a.flatten(0, 1)
         rest = _rest(shape, a, m.kernel_size, m.stride, padding, m.dilation)
         weight = m.weight.to(a.dtype)
-        back = F.conv_transpose2d(rows, weight, None, m.stride, padding, rest, m.groups, m.dilation)
-        return back.unflatten(0, a.shape[:2])
+        rows = F.conv_transpose2d(rows, weight, None, m.stride, padding, rest, m.groups, m.dilation)
+        back: Tensor = rows.unflatten(0, a.shape[:2])
+        return back
 
     def offset(dims: int, dtype: torch.dtype, of: Entrywise) -> Tensor | None:
         return None if m.bias is None else of(m.bias.to(dtype)).view(-1, 1, 1)
@@ -86,14 +87,16 @@ def average(m: nn.AvgPool2d) -> Affine:
         return torch.full((1, 1, *kernel), value, dtype=like.dtype, device=like.device)
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
-        out = F.conv2d(z.flatten(0, 1).unsqueeze(1), of(weight(z)), None, stride, padding)
-        return out.squeeze(1).unflatten(0, z.shape[:2])
+        planes = F.conv2d(z.flatten(0, 1).unsqueeze(1), of(weight(z)), None, stride, padding)
+        out: Tensor = planes.squeeze(1).unflatten(0, z.shape[:2])
+        return out
 
     def transpose(a: Tensor, shape: torch.Size) -> Tensor:
         rows = a.flatten(0, 2).unsqueeze(1)
         rest = _rest(shape, a, kernel, stride, padding, (1, 1))
-        back = F.conv_transpose2d(rows, weight(a), None, stride, padding, rest)
-        return back.squeeze(1).unflatten(0, a.shape[:3])
+        rows = F.conv_transpose2d(rows, weight(a), None, stride, padding, rest)
+        back: Tensor = rows.squeeze(1).unflatten(0, a.shape[:3])
+        return back
 
     # The share 1 / k^2 is rounded too, or divided by afterwards.
     count = kernel[0] * kernel[1] + 2
@@ -222,7 +225,14 @@ def _symmetric(m: nn.Conv2d) -> tuple[int, int]:
     return total[0] // 2, total[1] // 2
 
 
-def _rest(shape, a, kernel, stride, padding, dilation) -> list[int]:
+def _rest(
+    shape: torch.Size,
+    a: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
     """The rows and columns at the end that no window reaches: the output padding of the transpose."""
     sides = zip(shape[-2:], a.shape[-2:], kernel, stride, padding, dilation)
     return [side - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for side, out, k, s, p, d in sides]

@@ -93,7 +93,7 @@ def margins(
     Bounded as differences (Wong and Kolter 2018; Gowal et al. 2018), not as differences of bounds: all
     affine layers after the last ReLU are merged with e_y - e_j, in ``ibp`` too. ``-margins`` are the worst-case logits
     of certified training. ``rounding=False``, for training: computed in the model's dtype without a bound of the
-    rounding, at less cost; not a certificate. Otherwise as `bounds`; ValueError also for labels that are no classes of
+    rounding, at less cost; not a certificate. Otherwise as `bounds`; ValueError also for labels that are not classes of
     the model.
     """
     if check:
@@ -119,13 +119,13 @@ def differences(
     eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
     own = eye[y.long()]
     start = back(graph, form(graph.output, own[:, None] - eye, rounding=place.arithmetic is not None), boxes)
-    result = None
+    found = []
     if method in ("ibp", "crown"):
-        result = least(start, boxes, place)
+        found.append(least(start, boxes, place))
     if method != "ibp":
-        linear = least(back(graph, start, boxes, relaxations), boxes, place)
-        result = linear if result is None else torch.fmax(linear, result)
-    return torch.where(own > 0, 0, result)  # type: ignore[arg-type]
+        found.append(least(back(graph, start, boxes, relaxations), boxes, place))
+    result = found[0] if len(found) == 1 else torch.fmax(found[1], found[0])
+    return torch.where(own > 0, 0, result)
 
 
 @torch.no_grad()
@@ -147,7 +147,10 @@ def verified(
     return (below > 0).sum(1) == below.shape[1] - 1
 
 
-def prepare(model, x, y, threat, method, chunk, *, check=True, rounding=True) -> tuple[Graph, Region]:
+def prepare(
+    model: nn.Module | Graph, x: Tensor, y: Tensor | None, threat: Threat, method: Method, chunk: int, *,
+    check: bool = True, rounding: bool = True,
+) -> tuple[Graph, Region]:  # fmt: skip
     """The network as a graph and the region of each sample; ValueError for what bounds cannot take."""
     check_choice("method", method, METHODS)
     check_number("chunk", chunk, 1, whole=True)

@@ -58,6 +58,10 @@ class _Constant:
     get: Callable[[], Tensor]
 
 
+Found = dict[fx.Node, int | _Shape | _Constant]
+"""What each step so far is: the position of its node, a size, or a constant."""
+
+
 def read(model: nn.Module, *, training: bool = False) -> Graph:
     """The nodes of ``model``, from its forward pass traced with ``torch.fx``; no data flows and nothing is copied.
 
@@ -80,7 +84,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
             f"bounds cannot read the network's forward pass, which must not branch on x: {first[0]}"
         ) from None
     nodes: list[Node] = []
-    found: dict[fx.Node, int | _Shape | _Constant] = {}
+    found: Found = {}
     # What shares the memory of each step, so that a change in place of one is a change of all.
     shared: dict[fx.Node, list[fx.Node]] = {}
     output = -1
@@ -99,7 +103,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
 
 
 def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
-    """ValueError where any part of the model is in train mode: its dropout and batch-norm are no fixed functions.
+    """ValueError where any part of the model is in train mode: its dropout and batch-norm are not fixed functions.
 
     ``allowed``: only where one of these is.
     """
@@ -109,8 +113,8 @@ def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
         part = f"{name} ({type(module).__name__})" if name else "the model"
         if allowed:
             raise ValueError(
-                f"{part} is no fixed function in train mode, so bounds cannot train it: use one without batch-norm and"
-                " dropout, such as digits_cnn, kw_small, kw_resnet, dm_large, or small_cnn with dropout 0"
+                f"{part} is not a fixed function in train mode, so bounds cannot train it: use one without batch-norm"
+                " and dropout, such as digits_cnn, kw_small, kw_resnet, dm_large, or small_cnn with dropout 0"
             )
         raise ValueError(f"{part} is in train mode, bounds are for eval mode: call model.eval() first")
 
@@ -141,7 +145,7 @@ _AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul",
 
 
 def _translate(
-    step: fx.Node, root: nn.Module, nodes: list[Node], found: dict, shared: dict[fx.Node, list[fx.Node]]
+    step: fx.Node, root: nn.Module, nodes: list[Node], found: Found, shared: dict[fx.Node, list[fx.Node]]
 ) -> int | _Shape:
     if step.op == "call_module":
         module = root.get_submodule(str(step.target))
@@ -221,7 +225,7 @@ for _name, _function in _AUGMENTED.items():
 
 
 class _Tracer(fx.Tracer):
-    """Looks into every module that is no layer of torch, nor a subclass of one that bounds know."""
+    """Looks into every module that is not a layer of torch, nor a subclass of one that bounds know."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -268,7 +272,7 @@ _LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
 }
 
 
-def _operation(name: str, operands: list, step: fx.Node, found: dict) -> Known:
+def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> Known:
     """A function or a tensor's method in the network's code."""
     options: dict[str, Any] = dict(step.kwargs)
     constants = [o.get for o in operands if isinstance(o, _Constant)]
@@ -324,7 +328,7 @@ def _fetch(root: nn.Module, path: str) -> Callable[[], Tensor]:
     return lambda: operator.attrgetter(path)(root)
 
 
-def _seen(argument: Any, found: dict) -> Any:
+def _seen(argument: Any, found: Found) -> Any:
     if isinstance(argument, fx.Node):
         return found[argument]
     if isinstance(argument, (int, float)) and not isinstance(argument, bool):
@@ -334,7 +338,7 @@ def _seen(argument: Any, found: dict) -> Any:
     return argument
 
 
-def _position(argument: Any, found: dict, name: str) -> int:
+def _position(argument: Any, found: Found, name: str) -> int:
     place = _seen(argument, found)
     if type(place) is not int:
         raise ValueError(f"{name} must be one tensor of logits that depends on the input, got {argument}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from atent.certify.affine import plain
 from atent.certify.graph import CURVED, Graph, Node
@@ -94,12 +94,12 @@ def _relax_max(node: Node, box: Box, rounding: bool) -> Relaxation:
     return below, above, slope, lift
 
 
-def _second_largest(z: Tensor, m, like: Tensor) -> Tensor:
+def _second_largest(z: Tensor, m: nn.MaxPool2d, like: Tensor) -> Tensor:
     kernel, padding = _pair(m.kernel_size), _pair(m.padding)
     if kernel[0] * kernel[1] == 1:
         return torch.full_like(like, -torch.inf)
     padded = F.pad(z, (padding[1], padding[1], padding[0], padding[0]), value=-torch.inf)
-    windows = F.unfold(padded, kernel, m.dilation, 0, m.stride).unflatten(1, (z.shape[1], -1))
+    windows: Tensor = F.unfold(padded, kernel, m.dilation, 0, m.stride).unflatten(1, (z.shape[1], -1))
     return windows.topk(2, dim=2).values[:, :, 1].reshape_as(like)
 
 
@@ -123,6 +123,7 @@ def back(
     def of(t: Tensor) -> Tensor:
         return t if rows is None else t[rows]
 
+    lines = relaxations or {}
     todo, kept, bound = dict(start.pending), {}, replace(start, pending={})
     while todo:
         # Later nodes first: when one is taken, all that read it have been.
@@ -141,13 +142,13 @@ def back(
                 bound = bound.plus(_sum(a.sum_to_size(*a.shape[:2], *_full(offset, a.dim() - 2)) * offset))
             a = node.op.transpose(a, shape)
         elif node.kind == "relu":
-            flat, slope, lift = (of(t) for t in relaxations[place])  # type: ignore[index]
+            flat, slope, lift = (of(t) for t in lines[place])
             term = _dot(a.clamp(max=0), lift)
             # All of one sign: nothing cancels.
             bound = bound.plus(term, gamma(lift.shape[1:].numel() + 4) * term.detach().abs())
             a = a * torch.where(a > 0, flat[:, None], slope[:, None])
         elif node.kind == "maxpool":
-            a, term = _back_max(a, tuple(of(t) for t in relaxations[place]), shape)  # type: ignore[index]
+            a, term = _back_max(a, tuple(of(t) for t in lines[place]), shape)
             bound = bound.plus(term)
         for source in node.inputs:
             if source not in todo:

@@ -61,4 +61,5 @@ def device_seed(seed: int, number: int, block: int) -> int:
     counter = (block, number & _WORD, number >> 32, 0)
     key = ((seed ^ _TAG) & _WORD, (seed ^ _TAG) >> 32 & _WORD)
     low, high, _, _ = philox(counter, key)
-    return low | high << 32
+    found: int = low | high << 32
+    return found

@@ -25,7 +25,7 @@ def estimated_margins(
 
     In the dual network each ReLU is the line s z + s |l| / 2, give or take s |l| / 2, so a value lies within
     c +- |g|_1, where c is the value at the centre and g its gradients in the input's and the ReLUs' errors. The l1
-    norms of hidden layers are estimated by the median of |<g, r>| over vectors r of standard Cauchy draws, which pass
+    norms of hidden layers are estimated by the median of |<g, r>| over vectors r of standard Cauchy samples, which pass
     through the network beside c (Wong et al. 2018, "Scaling provable adversarial defenses"). The vectors are shared by
     the batch. The first layer and the margins are exact, as the hidden layers' relaxations allow. Deviations from the
     authors' code: one projection of all terms of g, where theirs estimates the norm of each layer's terms by one of its

@@ -22,9 +22,9 @@ from atent.threat import Threat
 from atent.threat import radius as as_radius
 
 ABSTAIN = -1
-"""The class of a sample on which the draws do not decide."""
+"""The class of a sample on which the noise samples do not decide."""
 
-# Blocks of the selection, far from those of the estimate: CERTIFY needs draws that had no part in the choice.
+# Blocks of the selection, far from those of the estimate: CERTIFY needs noise samples that had no part in the choice.
 _SELECTION = 2**31
 
 
@@ -32,7 +32,7 @@ _SELECTION = 2**31
 class Smoothed(metaclass=Settings):
     """The classifier g(x) = argmax over c of P(f(x + sigma N(0, I)) = c), ``f`` being the argmax of ``model``.
 
-    ``model`` takes (n, ...) floats to (n, classes) logits, or anything with the same argmax. It is always judged in
+    ``model`` takes (n, ...) floats to (n, classes) logits, or anything with the same argmax. It is always evaluated in
     eval mode, also where it is found in train mode, and comes back as it was found. The noisy inputs are not clamped
     to the box: the certificate counts on noise that is Gaussian. ValueError unless ``sigma`` is above 0.
 
@@ -68,17 +68,18 @@ class Smoothed(metaclass=Settings):
     ) -> tuple[Tensor, Tensor]:
         """CERTIFY of the paper: classes (n,) int64, `ABSTAIN` where undecided, and l2 radii (n,) float64, 0 there.
 
-        The class most frequent among ``n0`` draws is chosen; of ``n`` other draws k fall on it; with p the lower
+        The class most frequent among ``n0`` noise samples is chosen; of ``n`` others k fall on it; with p the lower
         one-sided Clopper-Pearson limit of k in n at ``alpha``, the radius is sigma * Phi^-1(p) where p > 1/2 (Theorem
         1, with the bound 1 - p on the runner-up). For each sample, the probability that g differs from the class
-        somewhere within the radius is at most ``alpha``. All n draws are always taken: stopping early would need
+        somewhere within the radius is at most ``alpha``. All n are always taken: stopping early would need
         another interval. In linf a radius r holds for r / sqrt(d), see `linf_radius`.
 
         ``x`` (n, ...) float32 or float64; ``ids`` (n,) sample numbers, default 0 .. n-1, which key the noise together
-        with ``seed``; ``batch`` draws per forward, of several samples where n is small (left out: 200 on the CPU, where
-        more falls out of the cache, else 4,000); ``advance(draws, "")`` is told of progress, n0 + n draws per sample.
-        ``radius``: the l2 radius that is asked about; ValueError, with the arithmetic, where n draws cannot reach it.
-        ValueError also for n < n0, an (n, alpha) that always abstains, alpha outside (0, 1) and unusable inputs.
+        with ``seed``; ``batch`` noise samples per forward, of several inputs where n is small (default: 200 on the
+        CPU, where more falls out of the cache, else 4,000); ``advance(count, "")`` reports progress, n0 + n noise
+        samples per input. ``radius``: the l2 radius that is asked about; ValueError, with the arithmetic, where n
+        noise samples cannot reach it. ValueError also for n < n0, an (n, alpha) that always abstains, alpha outside
+        (0, 1) and unusable inputs.
         """
         n0, n, alpha = plain(n0), plain(n), plain(alpha)
         check_draws(n0, n, alpha, self.sigma)
@@ -103,15 +104,15 @@ class Smoothed(metaclass=Settings):
         """PREDICT of the paper: classes (n,) int64 of g, each wrong with probability at most alpha, or `ABSTAIN`.
 
         Abstains where the two-sided binomial test does not tell the two most frequent classes apart. It looks at the
-        first n of the draws from which `certify` estimates. Arguments, errors as there; ValueError also for an n whose
-        draws could not decide even in full agreement.
+        first n of the noise samples from which `certify` estimates. Arguments, errors as there; ValueError also for an
+        n whose noise samples could not decide even in full agreement.
         """
         n, alpha = check_number("n", n, 1, whole=True), plain(alpha)
         _check_alpha(alpha)
         if 2.0 ** (1 - n) > alpha:
             raise ValueError(
-                f"n = {n} draws always abstain at alpha {alpha:g}: in full agreement their two-sided p is 2^{1 - n} ="
-                f" {2.0 ** (1 - n):.3g}; give n >= {math.ceil(1 - math.log2(alpha))}"
+                f"n = {n} noise samples always abstain at alpha {alpha:g}: in full agreement their two-sided p is"
+                f" 2^{1 - n} = {2.0 ** (1 - n):.3g}; give n >= {math.ceil(1 - math.log2(alpha))}"
             )
         self._warn(x, seed)
         return predictions(self.votes(x, n, seed=seed, ids=ids, batch=batch, advance=advance), alpha)
@@ -125,7 +126,7 @@ class Smoothed(metaclass=Settings):
         self, x: Tensor, n0: int, n: int, *, seed: int = 0, ids: Tensor | None = None,
         batch: int | None = None, advance: Advance | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The counts that choose the class (``n0`` draws) and those that estimate its share (``n`` others)."""
+        """The counts that choose the class (``n0`` noise samples) and those that estimate its share (``n`` others)."""
         chosen = self.votes(x, n0, seed=seed, ids=ids, first=_SELECTION, batch=batch, advance=advance)
         return chosen, self.votes(x, n, seed=seed, ids=ids, batch=batch, advance=advance)
 
@@ -225,11 +226,11 @@ def predictions(counts: Tensor, alpha: float) -> Tensor:
     return torch.from_numpy(np.where(p <= alpha, top, ABSTAIN)).to(counts.device)
 
 
-# ---- what a number of draws can certify ------------------------------------------------------------------
+# ---- what a number of noise samples can certify ------------------------------------------------------------------
 
 
 def largest_radius(n: int, alpha: float, sigma: float) -> float:
-    """The l2 radius that n draws certify where all agree: sigma * Phi^-1(alpha^(1/n)); 0 where they abstain."""
+    """The l2 radius that n noise samples certify where all agree: sigma * Phi^-1(alpha^(1/n)); 0 where they abstain."""
     from scipy.special import ndtri
 
     check_number("n", n, 1, whole=True)
@@ -240,9 +241,10 @@ def largest_radius(n: int, alpha: float, sigma: float) -> float:
 
 
 def draws_needed(radius: float | str, sigma: float, alpha: float) -> int:
-    """The smallest n whose draws, where all agree, certify the l2 ``radius``; for radius 0, that do not abstain.
+    """The smallest n whose noise samples, all agreeing, certify the l2 ``radius``; for radius 0, that do not abstain.
 
-    ValueError for a radius beyond 6 sigma: that takes billions of draws, where float64 no longer tells n from n + 1.
+    ValueError for a radius beyond 6 sigma: that takes billions of noise samples, where float64 no longer tells n
+    from n + 1.
     """
     from scipy.special import log_ndtr
 
@@ -251,7 +253,7 @@ def draws_needed(radius: float | str, sigma: float, alpha: float) -> int:
     check_number("sigma", sigma, 0, above=True)
     if goal > 6 * sigma:
         raise ValueError(
-            f"radius {goal:g} is {goal / sigma:.3g} sigma, out of reach of draws: give sigma >= {goal / 4:.2g}"
+            f"radius {goal:g} is {goal / sigma:.3g} sigma, out of reach of noise samples: give sigma >= {goal / 4:.2g}"
         )
     n = max(1, math.floor(math.log(alpha) / float(log_ndtr(goal / sigma))) - 1)
     while largest_radius(n, alpha, sigma) < goal or largest_radius(n, alpha, sigma) == 0:
@@ -265,23 +267,23 @@ def linf_radius(radius: float, dim: int) -> float:
 
 
 def check_draws(n0: int, n: int, alpha: float, sigma: float) -> None:
-    """ValueError, with the arithmetic, for numbers of draws that CERTIFY cannot use."""
+    """ValueError, with the arithmetic, for numbers of noise samples that CERTIFY cannot use."""
     check_number("n0", n0, 1, whole=True)
     check_number("n", n, 1, whole=True)
     _check_alpha(alpha)
     if n < n0:
         raise ValueError(
-            f"n must be at least n0, got n = {n} and n0 = {n0}: n draws estimate, n0 only choose the class"
+            f"n must be at least n0, got n = {n} and n0 = {n0}: n noise samples estimate, n0 only choose the class"
         )
     if largest_radius(n, alpha, sigma) == 0:
         raise ValueError(
-            f"n = {n} draws always abstain at alpha {alpha:g}: in full agreement they show a share of alpha^(1/n) ="
-            f" {alpha ** (1 / n):.4f}, not above 1/2; give n >= {draws_needed(0, sigma, alpha)}"
+            f"n = {n} noise samples always abstain at alpha {alpha:g}: in full agreement they show a share of"
+            f" alpha^(1/n) = {alpha ** (1 / n):.4f}, not above 1/2; give n >= {draws_needed(0, sigma, alpha)}"
         )
 
 
 def check_radius(radius: float | str | Threat, n: int, alpha: float, sigma: float, *, dim: int | None = None) -> float:
-    """The l2 radius as a number; ValueError, with the arithmetic, where n draws at sigma cannot certify it."""
+    """The l2 radius as a number; ValueError, with the arithmetic, where n noise samples at sigma cannot certify it."""
     if isinstance(radius, Threat):
         if radius.norm != "l2":
             size = "eps * sqrt(d)" if dim is None else f"{float(radius.eps) * math.sqrt(dim):.4g} (eps * sqrt({dim}))"
@@ -293,12 +295,12 @@ def check_radius(radius: float | str | Threat, n: int, alpha: float, sigma: floa
     goal = as_radius(radius, "radius")
     most = largest_radius(n, alpha, sigma)
     if goal > most:
-        mend = "give a larger sigma"
+        fix = "give a larger sigma"
         if goal <= 6 * sigma:
-            mend = f"give n >= {draws_needed(goal, sigma, alpha):,}, or a larger sigma"
+            fix = f"give n >= {draws_needed(goal, sigma, alpha):,}, or a larger sigma"
         raise ValueError(
-            f"radius {goal:g} cannot be certified: n = {n:,} draws at sigma {sigma:g} and alpha {alpha:g} reach"
-            f" {most:.4g} at most, where all agree; {mend}"
+            f"radius {goal:g} cannot be certified: n = {n:,} noise samples at sigma {sigma:g} and alpha {alpha:g} reach"
+            f" {most:.4g} at most, where all agree; {fix}"
         )
     return goal
 

@@ -48,14 +48,14 @@ def attack(
             if path.suffix != kind:
                 raise ValueError(f"{option} {path}: the name must end in {kind}")
     with show.json_alone(json) as emit:
-        judged = load_target(**target.keywords(), attacks=(attack,))
+        subject = load_target(**target.keywords(), attacks=(attack,))
         show.threads(target.threads)
-        made, about = adversarial(judged, progress=not target.quiet)
+        made, about = adversarial(subject, progress=not target.quiet)
         save(file, made, about)
         if picture is not None:
             shown = (made["success"] & (made["norm"] > 0)).nonzero().squeeze(1)[:8]
             rows = shown if len(shown) else slice(8)
-            title = f"{judged.name}, {about['attack']}, {about['threat']['norm']} {about['threat']['eps']}"
+            title = f"{subject.name}, {about['attack']}, {about['threat']['norm']} {about['threat']['eps']}"
             drawn = (made[k][rows] for k in ("x", "x_adv", "y", "predicted"))
             plots.save(plots.adversarial(*drawn, title=title), picture)
         fooled, n = int(made["success"].sum()), len(made["y"])

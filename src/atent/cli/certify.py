@@ -10,7 +10,7 @@ import tyro
 
 from atent.cli import show
 from atent.cli.parse import Name, Norm, Number, Place, Real, Subset, Text, Threads, Tristate, arg
-from atent.experiments.recipes import UsageError
+from atent.experiments.recipe_files import UsageError
 
 RENAMED = {"--batch": "--batch-size"}
 MEANT = {"--eps": "--radius"}

@@ -11,7 +11,7 @@ from atent.cli import show
 from atent.cli.jobs import jobs_of
 from atent.cli.parse import Name, Place, Text, arg, read
 from atent.cli.words import help_wanted, hyphened, options_of, seconds, split_sections
-from atent.experiments.recipes import SECTIONS, UsageError
+from atent.experiments.recipe_files import SECTIONS, UsageError
 from atent.messages import unknown
 
 

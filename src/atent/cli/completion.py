@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from atent.cli.words import options_of
-from atent.experiments.recipes import UsageError
+from atent.experiments.recipe_files import UsageError
 
 _BASH = """\
 _atent() {{

@@ -63,24 +63,24 @@ def evaluate(
     with show.json_alone(json) as emit:
         if out is not None:
             show.refuse_taken(Path(out), "--out")
-        judged = load_target(**target.keywords(), attacks=attacks)
+        subject = load_target(**target.keywords(), attacks=attacks)
         show.threads(target.threads)
-        place = judged.place / f"{judged.stem}{folder.EVALUATION}"
+        place = subject.place / f"{subject.stem}{folder.EVALUATION}"
         path = Path(out) if out else show.free_file(place)
         found = evaluate_target(
-            judged, cascade=cascade, radii=radius, checks=checks or strict, search_dtype=search_dtype,
+            subject, cascade=cascade, radii=radius, checks=checks or strict, search_dtype=search_dtype,
             partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
         )  # fmt: skip
         path = path if out else show.free_file(place)
         folder.write_json(path, found)
-        show.accuracies({judged.name: found})
+        show.accuracies({subject.name: found})
         if per_class:
             _classes(found)
         written = [path]
         if radius:
             from atent import plots
 
-            written.append(show.free_file(path.with_name(f"{judged.stem}security.png")))
+            written.append(show.free_file(path.with_name(f"{subject.stem}security.png")))
             plots.save(plots.security(found["sweep"]), written[-1])
             _radii(found["sweep"])
         print("\n" + "\n".join(summary(found)))

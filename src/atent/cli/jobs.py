@@ -10,12 +10,8 @@ from typing import Any
 
 from atent.cli.parse import documented, parsed
 from atent.cli.words import help_wanted, options_of, spelled
-from atent.experiments.recipes import (
-    SECTIONS,
-    UsageError,
-    job,
-    read_recipe,
-)
+from atent.experiments.recipe_files import SECTIONS, UsageError, read_recipe
+from atent.experiments.recipes import job
 
 if typing.TYPE_CHECKING:
     from atent.experiments.pipeline import Job

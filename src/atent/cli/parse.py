@@ -24,10 +24,10 @@ from typing import Annotated, Any
 import tyro
 
 from atent.cli.words import help_wanted, is_hidden, negated, options_of, spelled
-from atent.experiments.recipes import UsageError
+from atent.experiments.recipe_files import UsageError
 from atent.messages import unknown
 
-Flat = tyro.conf.OmitArgPrefixes
+Flat: object = tyro.conf.OmitArgPrefixes
 """Mark of a dataclass whose fields are options of the command itself."""
 
 
@@ -138,7 +138,8 @@ def terminal_width() -> int:
         return max(40, int(os.environ["COLUMNS"]))
     for stream in (sys.__stdout__, sys.__stderr__, sys.__stdin__):
         with contextlib.suppress(OSError, AttributeError, ValueError):
-            return max(40, os.get_terminal_size(stream.fileno()).columns)  # type: ignore[union-attr]
+            if stream is not None:
+                return max(40, os.get_terminal_size(stream.fileno()).columns)
     return 80
 
 

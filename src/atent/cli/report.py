@@ -9,7 +9,7 @@ import tyro
 
 from atent.cli import show
 from atent.cli.parse import Name, Place, arg
-from atent.experiments.recipes import UsageError
+from atent.experiments.recipe_files import UsageError
 
 
 def report(

@@ -10,7 +10,7 @@ import tyro
 
 from atent.cli.parse import Number, Text, arg, read
 from atent.cli.words import seconds
-from atent.experiments.recipes import UsageError
+from atent.experiments.recipe_files import UsageError
 
 
 def reproduce(
@@ -58,7 +58,8 @@ def reproduce(
             "which table? `atent reproduce table-s1`, or figure-1, mnist, all: see `atent reproduce --help`"
         )
     limit = None if time_limit is None else seconds(time_limit, "--time-limit")
-    from atent.experiments.recipes import job, read_recipe
+    from atent.experiments.recipe_files import read_recipe
+    from atent.experiments.recipes import job
     from atent.paper.reproduce import reproduce as make
 
     written = make(

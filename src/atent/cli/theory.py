@@ -87,12 +87,12 @@ def theory(
         show.refuse_taken(Path(out), "--out")
     say = (lambda _part: None) if quiet else (lambda part: print(f"checking: {part}", file=sys.stderr, flush=True))
     with show.json_alone(json) as emit:
-        judged, found = room.of_run(
+        subject, found = room.of_run(
             target, data=data, model=model, root=root, which=which, limit=limit, subset=subset, gamma=gamma,
             temperature=temperature, radius=radius, chains=chains, steps=steps, samples=samples, seed=seed,
             recipes=recipes, say=say,
         )  # fmt: skip
-        file = Path(out) if out is not None else show.free_file(judged.place / f"{judged.stem}{room.THEORY}")
+        file = Path(out) if out is not None else show.free_file(subject.place / f"{subject.stem}{room.THEORY}")
         write_json(file, found)
         written = [file, *room.draw(found, file)]
         _print_rows(found["rows"], room.figure)

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from atent.experiments.recipes import UsageError
+from atent.experiments.recipe_files import UsageError
 
 SECTION_NAMES = ("method", "model", "data", "optimizer")
 """Sections of a recipe whose bare name as an option means their `name`."""
@@ -43,7 +43,7 @@ def options_of(command: Callable[..., Any] | type, prefix: str = "--") -> dict[s
     """The options of a command, or of a dataclass of settings, and the type of each; without the positional ones."""
     hints = typing.get_type_hints(command, include_extras=True)
     hints.pop("return", None)
-    names = [f.name for f in dataclasses.fields(command)] if isinstance(command, type) else list(hints)  # type: ignore[arg-type]
+    names = [f.name for f in dataclasses.fields(command)] if isinstance(command, type) else list(hints)
     out: dict[str, Any] = {}
     for name in names:
         kind, marks = _unwrapped(hints[name])

@@ -1,4 +1,4 @@
-"""Augmentations of whole image batches, on the device they lie on, with draws of their own per image.
+"""Augmentations of whole image batches, on the device they lie on, with random numbers of their own per image.
 
 Each takes float (n, c, h, w) and a generator of the same device (None: torch's global one), returns a tensor
 of the same shape, type and device, in the same box provided that the box holds 0, and never waits for the

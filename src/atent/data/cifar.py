@@ -5,6 +5,7 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def records(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0], digest
 
 
-def absent(path: Path) -> tuple[dict, str]:
+def absent(path: Path) -> tuple[dict[str, Any], str]:
     """How many official records `missing.csv` (file, position, label) lists as absent, and its sha256."""
     content, digest = read(path)
     try:

@@ -50,6 +50,6 @@ def read(path: Path) -> tuple[bytes, str]:
         raise ValueError(f"{path}: damaged or cut short after {len(raw)} bytes ({reason})") from error
 
 
-def record(digest: str, known: str | None) -> dict:
+def record(digest: str, known: str | None) -> dict[str, str | bool]:
     """A file's entry in `about`: its sha256, and whether that is the one known for this file."""
     return {"sha256": digest, "verified": digest == known}

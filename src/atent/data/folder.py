@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def _decode(files: list[Path]) -> np.ndarray:
     return np.stack(colour).transpose(0, 3, 1, 2)
 
 
-def _digest(root: Path, files: list[Path]) -> dict:
+def _digest(root: Path, files: list[Path]) -> dict[str, Any]:
     """One sha256 over names and contents, in order: a folder may hold too many files to list."""
     total = hashlib.sha256()
     for file in files:
@@ -85,7 +86,7 @@ def folder(root: str | None = None) -> Source:
     if len(parts) == 1:
         lacking = ({"train", "test"} - parts).pop()
         raise FileNotFoundError(f"folder: {path / lacking} not found beside {parts.pop()}; {MEND}")
-    about: dict
+    about: dict[str, Any]
     if parts:
         names, files, y = _listing(path / "train")
         test_names, test_files, y_test = _listing(path / "test")

@@ -2,6 +2,7 @@
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from atent.data.split import Source, split
 
 IMAGES, LABELS = 2051, 2049
 NAMES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-SETS: dict[str, dict] = {
+SETS: dict[str, dict[str, Any]] = {
     "mnist": {
         "folders": ("mnist", "MNIST/raw", "."),
         "source": "LeCun, Cortes and Burges, The MNIST database of handwritten digits (LeCun et al. 1998)",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class Data:
     train: Split
     validation: Split
     test: Split
-    about: dict
+    about: dict[str, Any]
     subset: Rule = "stratified"
     seed: int = 0
 
@@ -143,7 +143,7 @@ class Source:
     test: Split
     validation: int
     box: tuple[float, float] = (0.0, 1.0)
-    about: dict = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def subset(whole: Split, n: Limit, rule: Rule, seed: int) -> Split:

@@ -6,6 +6,7 @@ import zipfile
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ BOX = 10.0
 
 @dataclass(frozen=True)
 class Embedding:
-    """Settings of the t-SNE; left out: those of the paper's notebook, where it says them.
+    """Settings of the t-SNE; default: those of the paper's notebook, where it says them.
 
     It names perplexity 40, 300 iterations and all ten digits of the 10,000 test images; initialisation and learning
     rate were scikit-learn's of that time, the seed was not set. The number of iterations is small: 250 of the 300 are
@@ -42,7 +43,7 @@ class Embedding:
     """Ours. Of 0, 1 and 2 the first with which every point of the two digits lies in the figure's box, [-10, 10]."""
 
 
-def embed(settings: Embedding, root: str | None = None) -> tuple[np.ndarray, np.ndarray, dict]:
+def embed(settings: Embedding, root: str | None = None) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Coordinates float32 (points, 2) and digits (points,) of MNIST's first test images, and what they are.
 
     About 28 s on one core for 10,000 images. On another machine rounding moves the points: t-SNE amplifies it.
@@ -81,7 +82,7 @@ def cached(where: str | Path, settings: Embedding | None = None, root: str | Non
     return path
 
 
-def _save(path: Path, z: np.ndarray, digits: np.ndarray, about: dict) -> None:
+def _save(path: Path, z: np.ndarray, digits: np.ndarray, about: dict[str, Any]) -> None:
     out = io.BytesIO()
     np.savez(out, z=z, digits=digits, about=np.array(json.dumps(about)))
     with folder.atomic(path) as temporary:
@@ -134,7 +135,7 @@ def _numbered(part: Split, numbers: np.ndarray) -> Split:
     return replace(part, ids=torch.from_numpy(numbers)[part.ids])
 
 
-def _read(path: Path) -> tuple[np.ndarray, np.ndarray, dict, dict]:
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(
             f"two-class: {path} is not there: give the folder that holds MNIST, or a file of points"

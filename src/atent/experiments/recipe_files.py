@@ -7,7 +7,9 @@ merge key by key; an inline table is one value. ``drop = ["train.minutes"]`` tak
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 import tomllib
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -24,6 +26,12 @@ BASE = "base/"
 
 # Former paths of settings.
 _MOVED = {"method.awp": "train.awp"}
+
+RENAMED = {
+    f"{data}-l2-atent-smoothing-mended": f"{data}-l2-atent-smoothing-corrected"
+    for data in ("cifar10", "digits", "mnist5k")
+}
+"""Former names of recipes: read for one minor version, with a deprecation line."""
 
 Tables = dict[str, Any]
 
@@ -47,7 +55,7 @@ def base_names() -> list[str]:
 
 
 def recipe_file(name: str, *, beside: Path | None = None, bases: bool = False) -> Traversable:
-    """The file of a recipe, by its name or by the path of a .toml file.
+    """The file of a recipe, by its name, a former name, or the path of a .toml file.
 
     ``beside``: the folder that a path is relative to. ``bases``: whether a base may be named. UsageError in one line.
     """
@@ -56,11 +64,20 @@ def recipe_file(name: str, *, beside: Path | None = None, bases: bool = False) -
         if not path.is_file():
             raise UsageError(f"no recipe file {path}: give a path that exists, or one of the names of `atent recipes`")
         return path
+    if name in RENAMED:
+        _report_renamed(name)
+        name = RENAMED[name]
     if name in recipe_names() or (bases and name in base_names()):
         return _package().joinpath(*f"{name}.toml".split("/"))
     if name in base_names():
         raise UsageError(f"{name} is what recipes extend, not a recipe: `atent recipes` lists those")
     raise UsageError(unknown("recipe", name, [*recipe_names(), *(base_names() if bases else [])]))
+
+
+@functools.cache
+def _report_renamed(name: str) -> None:
+    """The deprecation line of a former name, once per process."""
+    print(f"atent: recipe {name} is deprecated: use {RENAMED[name]}", file=sys.stderr)
 
 
 def read_recipe(name: str) -> Tables:

@@ -1,4 +1,4 @@
-"""What is evaluated: the model of a run folder, weights in a file, or somebody's own network; on which data and how."""
+"""What is evaluated: the model of a run folder, weights in a file, or a user's own network; on which data and how."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from atent.threat import Norm, Threat
 from atent.train.settings import pick_device
 
 STRONG = ("PGD(steps=20)", "AutoAttack")
-"""What judges a model that has no recipe: a cheap attack, and on what it leaves the strong one."""
+"""What evaluates a model that has no recipe: a cheap attack, and on what it leaves the strong one."""
 
 
 @dataclass(frozen=True)
 class EvaluateSettings(metaclass=Settings):
-    """How the finished model is judged on the test set."""
+    """How the finished model is evaluated on the test set."""
 
     attacks: tuple[str, ...] = ("FGSM", "PGD(steps=20)", "Langevin(steps=20)")
     """Attacks, each written as a call, such as PGD(steps=40, step_size=0.01, restarts=5)."""
     norm: Norm | None = None
-    """Norm of the threat; left out: the method's."""
+    """Norm of the threat; default: the method's."""
     eps: float | str | None = None
-    """Radius of the threat; left out: the method's."""
+    """Radius of the threat; default: the method's."""
     limit: Limit = 1000
     """Number of test images, chosen by data.subset; all: every one."""
     batch: int = 250
     """Images per batch."""
     seed: int = 0
-    """Seed of the attacks' draws."""
+    """Seed of the attacks' random numbers."""
     last: bool = True
     """Judge the last epoch's weights as well, where another epoch is the best."""
     channels_last: bool = False
@@ -67,7 +67,7 @@ class EvaluateSettings(metaclass=Settings):
 
 
 def threat_of(own: Threat | None, box: tuple[float, float], settings: EvaluateSettings) -> Threat | None:
-    """The threat to judge by: the method's ``own``, norm and eps replaced where the settings say so."""
+    """The threat to evaluate under: the method's ``own``, norm and eps replaced where the settings say so."""
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
         eps = float(own.eps)
@@ -140,7 +140,7 @@ def load_target(
     channels_last: bool | None = None,
     allow_large_eps: bool = False,
 ) -> Target:
-    """What ``target`` names, ready to be judged: a run folder, a .safetensors file, or module:function.
+    """What ``target`` names, ready to be evaluated: a run folder, a .safetensors file, or module:function.
 
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
     was trained from Python needs ``model`` (see `restore`) and, where it was trained on tensors, ``data`` (see
@@ -166,7 +166,7 @@ def load_target(
         )
     for option, value in {"--which": None if which == "best" else which, "--weights": weights}.items():
         if own and value is not None:
-            raise ValueError(f"{option} {value} is of no use for {target}: it is for a run folder")
+            raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
     check_threads(threads)
     made = _other(target, given, model, data, root) if own else _run(path, given, model, data, root, which, weights)
     if subset is not None:
@@ -218,7 +218,7 @@ def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: st
     settings = recorded_data(config)
     if settings is not None:
         if name is not None:
-            raise ValueError(f"--data {name} has no effect for {run}: a run brings its own, {settings.name}")
+            raise ValueError(f"--data {name} has no effect on {run}: a run brings its own, {settings.name}")
         return load_data(replace(settings, root=root) if root else settings)
     made = config.get("data") or {}
     builder, args = (made.get("builder"), made.get("builder_args") or {}) if name is None else (name, {})
@@ -262,14 +262,15 @@ def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSe
     if threat is None and not all("eps=" in text for text in settings.attacks):
         missing = [f"--{name}" for name in ("norm", "eps") if getattr(settings, name) is None]
         raise ValueError(
-            f"{' and '.join(missing)} missing: which threat is {target} judged under? such as --norm linf --eps 8/255"
+            f"{' and '.join(missing)} missing: give the threat that {target} is evaluated under, such as"
+            " --norm linf --eps 8/255"
         )
 
 
 def _other(target: str, given: dict[str, Any], model: str | None, data: str | None, root: str | None) -> Target:
     if data is None:
         raise ValueError(
-            f"--data is missing: on which test set is {target} judged? one of {', '.join(SOURCES)}, or your own as"
+            f"--data is missing: on which test set is {target} evaluated? one of {', '.join(SOURCES)}, or your own as"
             " module:function"
         )
     settings = EvaluateSettings(**{"attacks": STRONG, **given})
@@ -284,7 +285,7 @@ def _other(target: str, given: dict[str, Any], model: str | None, data: str | No
         place, stem = path.parent, f"{path.stem}-"
     else:
         if model is not None:
-            raise ValueError(f"--model {model} is of no use for {target}: it is for a .safetensors file")
+            raise ValueError(f"--model {model} has no effect on {target}: it is for a .safetensors file")
         net, head = from_reference(target), {"model": target}
         place, stem = Path(), re.sub(r"\W+", "-", target) + "-"
     check_output(net, loaded.shape, loaded.classes, next((p.device for p in net.parameters()), "cpu"))

@@ -81,11 +81,11 @@ class ATENT(Method):
     steps: int = 10
     """K: number of Langevin steps."""
     step_size: float | None = None
-    """eta': length of a Langevin step; left out: 2 eps / steps (l2), 2.5 eps / steps (linf)."""
+    """eta': length of a Langevin step; default: 2 eps / steps (l2), 2.5 eps / steps (linf)."""
     gamma: float | str | None = None
-    """Pull towards the clean input; left out: 0.05 (l2), 0 (linf). A schedule such as 0.5..0.1 is understood."""
+    """Weight of the anchor term gamma/2 ||x' - x||^2; default: 0.05 (l2), 0 (linf). Or a schedule such as 0.5..0.1."""
     noise: float | str | None = None
-    """Thermal noise, the square root of the temperature; left out: 1e-3. Or a schedule."""
+    """Thermal noise, the square root of the temperature; default: 1e-3. Or a schedule."""
     effective_noise: float | str | None = None
     """Standard deviation of one step's noise, sqrt(2 step_size) * noise; instead of noise."""
     temperature: float | str | None = None
@@ -95,13 +95,13 @@ class ATENT(Method):
     variant: Variant = "released"
     """released (the authors' code) or published (the paper's Eq. 7)."""
     start: Start | None = None
-    """Where the chain begins; left out: sphere (l2), corner (linf)."""
+    """Where the chain begins; default: sphere (l2), corner (linf)."""
     projection: Projection | None = None
-    """Projection onto the ball: never, last or every step; left out: as the variant."""
+    """Projection onto the ball: never, last or every step; default: as the variant."""
     gradient: Gradient | None = None
-    """Gradient in the step: raw, unit (l2 norm 1) or sign; left out: as the variant."""
+    """Gradient in the step: raw, unit (l2 norm 1) or sign; default: as the variant."""
     pull: Pull | None = None
-    """Whether the pull is free of the step size or scaled by it; left out: as the variant."""
+    """Whether the anchor term is free of the step size or scaled by it; default: as the variant."""
     dropout: Literal["shared", "fresh"] = "shared"
     """One dropout mask per iterate (shared), or one for each of its two passes (fresh)."""
     mode: Literal["train", "eval"] = "train"
@@ -111,7 +111,7 @@ class ATENT(Method):
     eps_warmup: float = 0.0
     """Share of the training over which eps grows linearly from 0."""
     burn_in: int | None = None
-    """Number of first iterates without weight, the others weighing the same; left out: steps // 2 for data-entropy, and
+    """Number of first iterates without weight, the others weighing the same; default: steps // 2 for data-entropy, and
     the weights of alpha for free-energy."""
     chains: int = 1
     """Number of chains of each image; a chain costs what a batch does."""
@@ -208,12 +208,12 @@ class ATENT(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
         setting: Literal["gamma", "noise"] = "gamma", batch: int = 256, seed: int = 0,
     ) -> Calibration:  # fmt: skip
-        """Find the ``setting``, gamma or noise, whose median ||x^K - x|| is ``target``; left out: the threat's eps.
+        """Find the ``setting``, gamma or noise, whose median ||x^K - x|| is ``target``; default: the threat's eps.
 
         ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in portions of ``batch``, as in training: in train mode
         batch-norm joins the samples of a portion. Distances are in the threat's norm, at full eps, with one set of
-        draws for all values, keyed by ``seed``. gamma is looked for up to a pull of 1 per step, noise up to the width
-        of the box per step. The answer holds for the model as it is: gradients grow and shrink as it trains.
+        random numbers for all values, keyed by ``seed``. gamma is looked for up to a pull of 1 per step, noise up to
+        the width of the box per step. The answer holds for the model as it is: gradients grow and shrink as it trains.
 
         The model comes back as it was found. ValueError, with the range seen, for a target that the chain does not
         reach, and for a setting that is a schedule or that projection makes moot.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,20 @@ class Method(metaclass=Settings):
     # Without annotations: no fields of the dataclasses that inherit them.
     replays = 1
     single_step = False
+
+    if TYPE_CHECKING:
+
+        @property
+        def threat(self) -> Threat | None:
+            """The threat that the network is trained for, the first field; None for a method without an adversary."""
+
+    else:
+
+        def __getattr__(self, name: str) -> None:
+            # A class attribute would be the default of a subclass's field.
+            if name == "threat":
+                return None
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         """Running or per-sample state, saved with the checkpoint; none by default."""
@@ -153,7 +167,7 @@ def scheduled(name: str, value: float | str, progress: float) -> float:
         dots = ""
     if not dots or not 0 < end <= 1:
         raise ValueError(
-            f"{name} {value!r} is no schedule: write a number, START..END such as 0.5..0.1, or 0.5..0.1@0.3 to be"
-            " there after 30 % of the training"
+            f"{name} {value!r} is not a valid schedule: write a number, START..END such as 0.5..0.1, or 0.5..0.1@0.3 to"
+            " be there after 30 % of the training"
         )
     return low + ramp(progress, 0.0, end) * (high - low)

@@ -1,4 +1,4 @@
-"""Batch-norm statistics when one forward pass stands for two."""
+"""Batch-norm statistics when one forward pass replaces two."""
 
 from __future__ import annotations
 

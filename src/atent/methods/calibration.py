@@ -80,7 +80,7 @@ def calibrate(
         return replace(method, noise=value, effective_noise=None, temperature=None)
 
     def quantiles(value: float) -> tuple[float, float, float]:
-        # The same draws for each value, so that the median moves with the value alone.
+        # The same random numbers for each value, so that the median moves with the value alone.
         rng = torch.Generator(x.device).manual_seed(seed)
         found = []
         for part, labels in zip(x.split(batch), y.split(batch), strict=True):

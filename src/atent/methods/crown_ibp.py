@@ -104,6 +104,5 @@ def smoothed(way: float, middle: float = 0.25, power: float = 4.0) -> float:
     Value and slope agree at ``middle``: c (middle^power + power middle^(power - 1) (1 - middle)) = 1.
     """
     c = 1.0 / (middle**power + power * middle ** (power - 1) * (1 - middle))
-    if way < middle:
-        return c * way**power
-    return 1.0 - c * power * middle ** (power - 1) * (1.0 - way)
+    grown: float = c * way**power if way < middle else 1.0 - c * power * middle ** (power - 1) * (1.0 - way)
+    return grown

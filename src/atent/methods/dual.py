@@ -31,8 +31,8 @@ class Dual(Method):
     for MNIST and not for CIFAR-10, nor in l2. Their eps is the same for an epoch, from the first to the last of
     ``schedule_length`` epochs at equal distances; here it grows at each step and is full at the end of the last. It
     begins at 0.01 for MNIST, and for CIFAR-10 at 0.001 in units of inputs divided by 0.225; by default it begins at 0
-    here. Their CIFAR-10 runs clip the gradient to norm 1 (``optimizer.clip_norm``). They go on with a cascade: further
-    networks, each trained on what those before leave unverified; this is the first network.
+    here. Their CIFAR-10 runs clip the gradient to norm 1 (``optimizer.clip_norm``). They continue with a cascade:
+    further networks, each trained on what those before leave unverified; this is the first network.
 
     Every hidden unit that is not of the first layer is bounded by a backward pass of its own: kw_small on MNIST has
     1,668 of them. With ``projections`` k the l1 norms that this takes are estimated by k Cauchy vectors, at the cost of
@@ -55,7 +55,7 @@ class Dual(Method):
     kappa: float = 0.0
     """Weight of the plain cross-entropy, in [0, 1]; published: 0."""
     projections: int | None = None
-    """Number of random projections, 10 to 50 as published; left out: exact norms."""
+    """Number of random projections, 10 to 50 as published; default: exact norms."""
 
     def __post_init__(self) -> None:
         check_warmup(self.eps_warmup)

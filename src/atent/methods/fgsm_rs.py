@@ -41,7 +41,7 @@ class FGSMRS(Method):
 
     The adversary sees the network as the loop trains it (``mode="train"``): the authors' code trains CIFAR-10 without
     leaving train mode. There batch-norm's running statistics also take in the adversary's own pass; here, as with all
-    methods of the house, the adversary leaves no trace, and they see the perturbed batch alone. One forward and one
+    built-in methods, the adversary leaves no trace, and they see the perturbed batch alone. One forward and one
     backward for the adversary, as many for the loss.
     """
 
@@ -50,7 +50,7 @@ class FGSMRS(Method):
     threat: Threat
     """Ball of the adversary, linf."""
     step_size: float | None = None
-    """Length of the step in pixel units; left out: 1.25 eps."""
+    """Length of the step in pixel units; default: 1.25 eps."""
     start: Literal["uniform", "zero"] = "uniform"
     """uniform in the ball; zero is plain FGSM (Goodfellow et al. 2015), for comparison."""
     mode: Literal["eval", "train"] = "train"

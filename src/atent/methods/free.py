@@ -35,7 +35,7 @@ class Free(Method):
     weights and to the input; the weights take the optimizer's step, and delta <- clip(delta + step_size sign(g), -eps,
     eps). Delta begins at 0 and is never reset: the next batch meets what the last one left, by position in the batch
     (``state["delta"]``, which grows to the largest batch). So an epoch has ``replays`` times as many steps, each at the
-    price of plain training; the authors keep the number of steps, whatever ``replays`` is, by so many times fewer
+    price of standard training; the authors keep the number of steps, whatever ``replays`` is, by so many times fewer
     epochs, and a recipe has to do so itself.
 
     As in the authors' code the network is in the mode in which the loop trains it, it sees x + delta clamped to the
@@ -54,7 +54,7 @@ class Free(Method):
     replays: int = 8
     """m: how often each batch comes, at least 1; the authors' code takes 8 by default."""
     step_size: float | None = None
-    """Length of delta's step in pixel units; left out: eps, as in the authors' code."""
+    """Length of delta's step in pixel units; default: eps, as in the authors' code."""
     eps_warmup: float = 0.0
     """Share of the training over which eps, and the step with it, grows linearly from 0."""
 

@@ -18,7 +18,7 @@ from atent.rng import Batch
 @method
 @dataclass(frozen=True)
 class Gaussian(Method):
-    """Mean cross-entropy at x + sigma N(0, I), one draw per sample (Cohen et al. 2019): the network under smoothing.
+    """Mean cross-entropy at x + sigma N(0, I), one noise sample per input (Cohen et al. 2019).
 
     The noisy input is not clamped to the box: Cohen et al. train and certify without, and the certificate counts on a
     noise that is Gaussian. ``sigma = 0`` draws nothing and is `Standard`. No adversary, so no pass of the network but
@@ -26,7 +26,7 @@ class Gaussian(Method):
     """
 
     sigma: float = 0.12
-    """Standard deviation of the noise in pixel units, at least 0; 0 is plain training."""
+    """Standard deviation of the noise in pixel units, at least 0; 0 is standard training."""
 
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0)
@@ -46,5 +46,5 @@ class Gaussian(Method):
 
 
 def gaussian_noise(x: Tensor, sigma: float, rng: torch.Generator) -> Tensor | None:
-    """sigma N(0, I) of the shape of ``x``; None, and no draw, where sigma is 0."""
+    """sigma N(0, I) of the shape of ``x``; None, and no random number, where sigma is 0."""
     return sigma * Batch(rng).normal(x) if sigma > 0 else None

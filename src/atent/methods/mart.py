@@ -55,7 +55,7 @@ class MART(Method):
     steps: int = 10
     """Number of gradient steps."""
     step_size: float | None = None
-    """Length of a step in pixel units; left out: 2.5 eps / steps, with ten steps eps / 4."""
+    """Length of a step in pixel units; default: 2.5 eps / steps, with ten steps eps / 4."""
     beta: float = 6.0
     """Weight of the weighted KL divergence, at least 0."""
     start_noise: float = 0.001

@@ -76,7 +76,7 @@ class MMA(Method):
     start: Start = "uniform"
     """Where the adversary begins: zero, uniform, corner (linf), sphere (l2) or cube."""
     eps_min: float | None = None
-    """First and smallest eps of a sample; left out: 0.005 (linf), 0.5 (l2), as on CIFAR-10, at most d_max."""
+    """First and smallest eps of a sample; default: 0.005 (linf), 0.5 (l2), as on CIFAR-10, at most d_max."""
     clean_weight: float = 1 / 3
     """Weight of the clean cross-entropy, in [0, 1); 0 is the paper's OMMA."""
     margin_loss: Literal["ce", "slm"] = "ce"

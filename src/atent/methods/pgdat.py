@@ -38,7 +38,7 @@ class PGDAT(Method):
     steps: int = 10
     """Number of gradient steps."""
     step_size: float | None = None
-    """Length of a step in pixel units; left out: 2.5 eps / steps."""
+    """Length of a step in pixel units; default: 2.5 eps / steps."""
     start: Start = "uniform"
     """Where the adversary begins: zero, uniform, corner (linf), sphere (l2) or cube."""
     keep: Literal["last", "best"] = "last"

@@ -24,7 +24,7 @@ from atent.threat import Threat
 
 
 class Averaged(nn.Module):
-    """Log of the mean softmax over m noisy copies of each input: the smoothed classifier, seen through m draws.
+    """Log of the mean softmax over m noisy copies of each input: the smoothed classifier, by m noise samples.
 
     ``noise`` is (n m, ...), a sample's copies side by side; inputs (n, ...) to log-probabilities (n, classes), whose
     cross-entropy is Salman et al.'s J. One batched forward for all copies; logarithms throughout, so that no small
@@ -39,7 +39,8 @@ class Averaged(nn.Module):
         copies = len(self.noise) // len(x)
         logits = ask(self.model, x.repeat_interleave(copies, 0) + self.noise)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.log_softmax(logits, 1).unflatten(0, (len(x), copies)).logsumexp(1) - math.log(copies)
+        each: Tensor = F.log_softmax(logits, 1).unflatten(0, (len(x), copies))
+        return each.logsumexp(1) - math.log(copies)
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class SmoothAdv(Method):
     """Cross-entropy under Gaussian noise around an adversarial input of the smoothed classifier (Salman et al. 2019).
 
     The adversary maximises J(x') = -log( mean over i of softmax(f(x' + delta_i))_y ), delta_i ~ N(0, sigma^2), over
-    the l2 ball; the loss is the mean over the m copies of the cross-entropy at x_adv + delta_i. The same m draws serve
-    all steps of the attack and the loss, as in the paper's pseudocode: its code's ``--train-multi-noise``. Noisy
+    the l2 ball; the loss is the mean over the m copies of the cross-entropy at x_adv + delta_i. The same m serve all
+    steps of the attack and the loss, as in the paper's pseudocode: its code's ``--train-multi-noise``. Noisy
     copies are not clamped to the box. The adversary sees the model in eval mode, the loss in train mode.
 
     PGD begins at x and steps by 2 eps / steps, as the code does (it has a random start and ignores it). DDN is Rony
@@ -87,13 +88,13 @@ class SmoothAdv(Method):
     sigma: float = 0.12
     """Standard deviation of the Gaussian noise, in pixel units."""
     samples: int = 2
-    """m: number of noise draws per input."""
+    """m: number of noise samples per input."""
     attack: Literal["pgd", "ddn"] = "pgd"
     """Adversary: projected gradient descent (pgd), or decoupled direction and norm (ddn)."""
     steps: int = 10
     """Number of steps of the adversary."""
     step_size: float | None = None
-    """Length of a PGD step in pixel units; left out: 2 eps / steps. DDN sets its own."""
+    """Length of a PGD step in pixel units; default: 2 eps / steps. DDN sets its own."""
     start: Start = "zero"
     """Where PGD begins: zero, uniform, sphere or cube. DDN begins at zero."""
     shrink: float = 0.05

@@ -1,4 +1,4 @@
-"""Plain training."""
+"""Standard training."""
 
 from __future__ import annotations
 

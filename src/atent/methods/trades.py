@@ -29,7 +29,7 @@ class TRADES(Method):
 
     Passes: 1 clean and ``steps`` perturbed ones in eval mode, 1 clean and 1 perturbed one in train mode, that is
     ``steps + 3`` forwards and ``steps + 2`` backwards. None can be spared: the adversary takes its gradients at
-    x'_0 .. x'_(steps-1), so nobody has seen the last iterate before the loss does; the clean batch passes once in each
+    x'_0 .. x'_(steps-1), so the loss is the first to see the last iterate; the clean batch passes once in each
     mode, since batch-norm and dropout give other logits in each; and one pass of both batches side by side, which costs
     as much as two, would mix their batch-norm statistics. For a network with neither, where both modes are one, the
     second clean pass repeats the first. The authors' code passes the clean batch anew for each KL, ``2 steps + 3`` in
@@ -51,9 +51,9 @@ class TRADES(Method):
     steps: int = 10
     """Number of gradient steps on the KL divergence."""
     step_size: float | None = None
-    """Length of a step in pixel units; left out: 2.5 eps / steps."""
+    """Length of a step in pixel units; default: 2.5 eps / steps."""
     beta: float = 6.0
-    """Weight of the KL divergence, 1/lambda in the paper, at least 0; 0 is plain training."""
+    """Weight of the KL divergence, 1/lambda in the paper, at least 0; 0 is standard training."""
     start_noise: float = 0.001
     """Standard deviation of the Gaussian start around the clean input, in pixel units, above 0."""
     eps_warmup: float = 0.0

@@ -25,7 +25,7 @@ class TRADESSmoothing(Method):
 
         min over w of E over n ~ N(0, sigma^2 I) of CE(f(x + n), y) + beta max over x' of KL(f(x + n) || f(x' + n)).
 
-    As stated by the authors (README of hongyanz/TRADES-smoothing) and coded in its trades.py: one draw n per sample
+    As stated by the authors (README of hongyanz/TRADES-smoothing) and coded in its trades.py: one sample n per input
     and batch serves every pass of that batch, the adversary's included; the ball (l2) and the box are those of the
     clean x; x + n and x' + n are not clamped. They train a ResNet-110 with sigma 0.12, eps 0.435 (linf 2/255 in 3072
     dimensions), beta 6 and 10 steps, on images that are not normalised. The authors' mask is all ones and is left out.
@@ -43,7 +43,7 @@ class TRADESSmoothing(Method):
     steps: int = 10
     """Number of gradient steps on the KL divergence."""
     step_size: float | None = None
-    """Length of a step in pixel units; left out: 2.5 eps / steps."""
+    """Length of a step in pixel units; default: 2.5 eps / steps."""
     beta: float = 6.0
     """Weight of the KL divergence, 1/lambda in the paper, at least 0; 0 is training on noise alone."""
     start_noise: float = 0.001
@@ -88,7 +88,8 @@ class Shifted(nn.Module):
         self.model, self.noise = model, noise
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x + self.noise)
+        logits: Tensor = self.model(x + self.noise)
+        return logits
 
 
 def shifted(model: nn.Module, noise: Tensor | None) -> nn.Module:

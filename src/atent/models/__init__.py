@@ -48,12 +48,12 @@ def build(
     flat = len(native_shape(name)) == 1
     if len(shape) != (1 if flat else 3) or not all(isinstance(side, Integral) and side > 0 for side in shape):
         wanted = "one positive integer (d,)" if flat else "three positive integers (c, h, w)"
-        mend = (
+        fix = (
             "images take another network"
             if flat
-            else "for inputs that are no images give your own network, as module:function"
+            else "for inputs that are not images give your own network, as module:function"
         )
-        raise ValueError(f"shape must be {wanted}, got {shape}: {mend}")
+        raise ValueError(f"shape must be {wanted}, got {shape}: {fix}")
     settings: dict[str, float | str] = {}
     if activation is not None:
         if not has_activation(name):
@@ -78,7 +78,8 @@ def build(
 
 def native_shape(name: str) -> tuple[int, ...]:
     """The (c, h, w), or (d,), that the network `name` was made for. Raises ValueError for an unknown name."""
-    return inspect.signature(MODELS.find(name)).parameters["shape"].default
+    shape: tuple[int, ...] = inspect.signature(MODELS.find(name)).parameters["shape"].default
+    return shape
 
 
 def has_dropout(name: str) -> bool:

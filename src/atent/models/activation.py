@@ -1,4 +1,4 @@
-"""The activations that a network of the house may be built with."""
+"""The activations that a built-in network may be built with."""
 
 from collections.abc import Callable
 from functools import partial

@@ -7,8 +7,6 @@ from torch import Tensor, fx, nn
 class _Pair(nn.Linear):
     """z to (0, z): a layer without anything to train, which bounds read as they read any other."""
 
-    weight: Tensor  # type: ignore[assignment]
-
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = 1, 2
@@ -33,7 +31,8 @@ class BinaryLogits(nn.Module):
         if not traced and (not isinstance(z, Tensor) or z.numel() != len(x) or z.dim() > 2):
             given = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"a {type(z).__name__}"
             raise ValueError(f"binary_logits needs a network with one logit, (n, 1) or (n,), got {given}")
-        return self.pair(z.reshape(-1, 1))
+        logits: Tensor = self.pair(z.reshape(-1, 1))
+        return logits
 
 
 def binary_logits(net: nn.Module) -> BinaryLogits:

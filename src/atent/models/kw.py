@@ -1,4 +1,4 @@
-"""The networks of Wong and Kolter: small enough for provable training."""
+"""The networks of Wong and Kolter: small enough for certified training."""
 
 from collections import OrderedDict
 
@@ -80,7 +80,7 @@ def kw_resnet(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -
     return network
 
 
-def _quarter(name, shape) -> tuple[int, int, int]:
+def _quarter(name: str, shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """The channels of the input, and its sides after two halvings."""
     c, h, w = shape
     if min(h, w) < 4:

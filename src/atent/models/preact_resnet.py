@@ -26,7 +26,8 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = relu(self.bn1(x))
         skip = x if self.shortcut is None else self.shortcut(active)
-        return skip + self.conv2(relu(self.bn2(self.conv1(active))))
+        out: Tensor = skip + self.conv2(relu(self.bn2(self.conv1(active))))
+        return out
 
 
 class PreActResNet(nn.Module):
@@ -54,7 +55,8 @@ class PreActResNet(nn.Module):
         x = self.conv1(x)
         for number in range(1, self.stages + 1):
             x = getattr(self, f"layer{number}")(x)
-        return self.linear(relu(self.bn(x)).mean((2, 3)))
+        logits: Tensor = self.linear(relu(self.bn(x)).mean((2, 3)))
+        return logits
 
 
 @model

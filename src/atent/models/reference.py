@@ -16,12 +16,12 @@ def from_reference(reference: str, args: Mapping[str, Any] | None = None) -> nn.
     """The network that `reference`, written "module:function", names.
 
     The module is looked for in the current directory first, as `python -m` does; `sys.path` is afterwards
-    as it was. What stands after the colon may be dotted. An nn.Module is taken as it is; anything else is
+    as it was. The part after the colon may be dotted. An nn.Module is taken as it is; anything else is
     called with the keywords `args` and must return one. Its input is (n, c, h, w) in [0, 1], its output (n,
     classes) logits.
 
     Raises ValueError, in one line, where the colon is missing, the module or the attribute does not
-    exist, the import or the call raises (the cause is chained), or the result is no nn.Module.
+    exist, the import or the call raises (the cause is chained), or the result is not an nn.Module.
     """
     return resolve(reference, nn.Module, "an nn.Module", args)
 

@@ -54,10 +54,13 @@ class ResNet(nn.Module):
         x = relu(self.bn1(self.conv1(x)))
         for number in range(1, self.stages + 1):
             x = getattr(self, f"layer{number}")(x)
-        return self.fc(x.mean((2, 3)))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
 
 
-def _resnet(name, shape, widths, blocks, classes) -> ResNet:
+def _resnet(
+    name: str, shape: tuple[int, int, int], widths: Sequence[int], blocks: Sequence[int], classes: int
+) -> ResNet:
     c, h, w = shape
     if min(h, w) < 8:
         raise ValueError(f"{name} takes inputs of at least 8 x 8 pixels, got shape {tuple(shape)}")

@@ -17,11 +17,11 @@ class ModelSettings(metaclass=Settings):
     """Which network; checked by `make`."""
 
     name: str = "small_cnn"
-    """A network of the house (see `atent.models.MODELS`), or your own as module:function."""
+    """A built-in network (see `atent.models.MODELS`), or your own as module:function."""
     dropout: float | None = None
-    """Dropout rate in [0, 1), for networks that have such a field; left out: the network's own."""
+    """Dropout rate in [0, 1), for networks that have such a field; default: the network's own."""
     activation: str | None = None
-    """relu, softplus or tanh, for networks where it can be chosen (digits_cnn); left out: relu."""
+    """relu, softplus or tanh, for networks where it can be chosen (digits_cnn); default: relu."""
     mean: tuple[float, ...] | None = None
     """Per-channel mean that the model's first layer takes off; with std."""
     std: tuple[float, ...] | None = None
@@ -34,7 +34,7 @@ def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed:
     """The network that the settings describe, with weights drawn from ``seed``; initial weights are not loaded here.
 
     The global random state comes back as it was. ValueError, in one line, for what `build` and `from_reference`
-    refuse, for one of mean and std without the other, and for house-only settings on the user's own network.
+    refuse, for one of mean and std without the other, and for settings of built-in models on the user's own network.
     """
     if (settings.mean is None) != (settings.std is None):
         raise ValueError("model.mean and model.std go together: give both or neither")
@@ -43,7 +43,7 @@ def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed:
         if ":" in settings.name:
             if any(value is not None for value in (settings.dropout, settings.activation, settings.mean)):
                 raise ValueError(
-                    f"dropout, activation, mean and std are for the house's networks: set them inside {settings.name}"
+                    f"dropout, activation, mean and std are for built-in models: set them inside {settings.name}"
                 )
             return from_reference(settings.name)
         normalize = None if settings.mean is None or settings.std is None else (settings.mean, settings.std)

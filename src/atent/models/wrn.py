@@ -28,8 +28,9 @@ class WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = relu(self.bn1(x))
         skip = x if self.convShortcut is None else self.convShortcut(active)
-        out = self.drop(relu(self.bn2(self.conv1(active))))
-        return skip + self.conv2(out)
+        out: Tensor = self.drop(relu(self.bn2(self.conv1(active))))
+        out = skip + self.conv2(out)
+        return out
 
 
 class WideResNet(nn.Module):
@@ -57,17 +58,18 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(relu(self.bn1(x)).mean((2, 3)))
+        logits: Tensor = self.fc(relu(self.bn1(x)).mean((2, 3)))
+        return logits
 
 
-def _stage(count, inputs, outputs, stride, dropout) -> nn.Sequential:
+def _stage(count: int, inputs: int, outputs: int, stride: int, dropout: float) -> nn.Sequential:
     first = WideBlock(inputs, outputs, stride, dropout)
     rest = [WideBlock(outputs, outputs, 1, dropout) for _ in range(count - 1)]
     # the extra level gives the published names, such as block1.layer.0.conv1.weight
     return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))
 
 
-def _wrn(name, depth, widen, shape, classes, dropout) -> WideResNet:
+def _wrn(name: str, depth: int, widen: int, shape: tuple[int, int, int], classes: int, dropout: float) -> WideResNet:
     c, h, w = shape
     if min(h, w) < 8:
         raise ValueError(f"{name} takes inputs of at least 8 x 8 pixels, got shape {tuple(shape)}")

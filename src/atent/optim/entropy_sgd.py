@@ -28,7 +28,7 @@ class EntropySGD(torch.optim.Optimizer):
         mu <- (1 - alpha) mu + alpha w'
 
     then a step of torch's SGD (momentum, Nesterov, weight decay) at w with gradient gamma_t (w - mu). Two misprints
-    of line 6 are mended: the gradient is taken at w', and the pull goes towards the anchor w. With
+    of line 6 are corrected: the gradient is taken at w', and the pull goes towards the anchor w. With
     ``average="ergodic"`` mu is sum eta'_k w'_k / sum eta'_k, which is the plain mean, since eta' is constant inside
     an outer step. ``inner_steps=0`` is torch.optim.SGD itself, bit for bit.
 
@@ -95,7 +95,7 @@ class EntropySGD(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A state saved by torch.optim.SGD has the momentum and lacks the rest: go on from it with our settings.
+        # A state saved by torch.optim.SGD has the momentum and lacks the rest: resume from it with our settings.
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
@@ -104,7 +104,8 @@ class EntropySGD(torch.optim.Optimizer):
     @property
     def calls_per_step(self) -> int:
         """How often one `step` calls the closure: ``inner_steps``, and once where that is 0."""
-        return max(1, self.param_groups[0]["inner_steps"])
+        steps: int = self.param_groups[0]["inner_steps"]
+        return max(1, steps)
 
     @property
     def batches_per_step(self) -> int:

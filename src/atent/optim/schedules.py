@@ -25,7 +25,7 @@ class Schedule(metaclass=Settings):
     factor: float = 0.1
     """Factor of the step and multistep schedules."""
     factors: tuple[float, ...] = ()
-    """Factor of the base rate from each milestone on; left out: factor, factor^2, ..."""
+    """Factor of the base rate from each milestone on; default: factor, factor^2, ..."""
     warmup: int = 0
     """Epochs (or steps) over which the rate first grows linearly."""
     peak: float = 0.5
@@ -48,7 +48,7 @@ class Schedule(metaclass=Settings):
             raise ValueError(f"warmup must be at least 0, got {self.warmup}")
         if not 0 < self.peak < 1:
             raise ValueError(f"peak must lie between 0 and 1, got {self.peak}")
-        # By epoch the whole first one would stand still, at rate 0.
+        # By epoch the whole first one would not move, at rate 0.
         if self.kind == "cyclic" and (self.unit == "epoch" or self.warmup):
             raise ValueError("the cyclic schedule needs unit step, and no warmup: it begins at 0 itself")
 

@@ -70,7 +70,7 @@ class Optimizer(metaclass=Settings):
     """L2 penalty added to the gradient."""
     clip_norm: float | None = None
     """Longest gradient (l2, of all weights together, before weight decay): a longer one is scaled down to it, as by
-    `torch.nn.utils.clip_grad_norm_`; left out: as it is."""
+    `torch.nn.utils.clip_grad_norm_`; default: as it is."""
     args: dict[str, float | bool | str] = field(default_factory=dict)
     """Further keywords of an optimizer of your own."""
     walk: Walk = field(default_factory=Walk)

@@ -80,9 +80,9 @@ class SGLD(torch.optim.Optimizer):
 
 
 def normals(groups: list[dict[str, Any]], *keys: int | str) -> Iterator[Tensor | None]:
-    """Standard normal draws for each parameter of each group in turn, as a function of the keys alone.
+    """Standard normal samples for each parameter of each group in turn, as a function of the keys alone.
 
-    None where the group has no noise. A parameter's draws do not depend on which others have a gradient.
+    None where the group has no noise. A parameter's samples do not depend on which others have a gradient.
     """
     streams: dict[torch.device, torch.Generator] = {}
     for group in groups:

@@ -1,4 +1,4 @@
-"""Train what a table needs, measure each network once, and go on where an earlier command stopped.
+"""Train what a table needs, measure each network once, and resume where an earlier command stopped.
 
 A network is a run folder, runs/SCALE/NAME-seedK; beside its weights, measures.json keeps what was measured of them.
 """
@@ -29,8 +29,8 @@ from atent.experiments.certificate import certify_folder, fingerprint
 from atent.experiments.compare import Build, Run, state
 from atent.experiments.pipeline import Job, Say, as_begun, run_job
 from atent.experiments.target import Target, load_target
+from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale
-from atent.paper.tables import Measure, Table, Training
 from atent.progress import Advance, bar
 from atent.train.interrupt import Interrupted
 
@@ -62,11 +62,11 @@ class Bench:
     """Whether Ctrl-C or SIGTERM came."""
 
     def check(self) -> None:
-        """Interrupted once the time is up or somebody asked to stop."""
+        """Interrupted once the time is up or a stop was requested."""
         if self.late():
-            raise Interrupted("time is up: the same command goes on")
+            raise Interrupted("time is up: the same command resumes")
         if self.asked():
-            raise Interrupted("interrupted: the same command goes on")
+            raise Interrupted("interrupted: the same command resumes")
 
     def late(self) -> bool:
         """Whether the time is up."""
@@ -87,7 +87,7 @@ def job(bench: Bench, training: Training, seed: int) -> Job:
         for section, values in changes.items():
             tables[section] = {**tables.get(section, {}), **values}
     tables["train"] = {**tables.get("train", {}), "seed": seed}
-    # What the networks are judged by is the table's business.
+    # What the networks are evaluated by is the table's business.
     tables["evaluate"] = {**tables.get("evaluate", {}), "attacks": [], "limit": 1000, "last": False}
     if training.after is not None:
         tables["model"] = {**tables.get("model", {}), "weights": str(bench.path(training.after, seed))}
@@ -101,7 +101,7 @@ def run_of(bench: Bench, training: Training, seed: int) -> Run:
 
 
 def stage(run: Run, build: Build) -> str:
-    """new, started or finished; how the network is judged does not count, so that a run made by hand may be used."""
+    """new, started or finished; how the network is evaluated does not count, so that a run made by hand may be used."""
     try:
         return state(run, build, aside=("evaluate",))
     except (ValueError, FileExistsError) as error:
@@ -125,14 +125,14 @@ def train(
         if found == "new" and run.path.exists():
             shutil.rmtree(run.path)
         begun = time.monotonic()
-        bench.say(f"train    {run.path.name}" + (" (goes on)" if found == "started" else ""))
+        bench.say(f"train    {run.path.name}" + (" (resumes)" if found == "started" else ""))
         report = None if look is None else lambda row: look(run.path, row)
         try:
             with alarm(bench.deadline):
                 run_job(run.job, run.path, resume=found == "started", progress=bench.progress, report=report)
         except Interrupted:
             bench.check()
-            raise Interrupted("interrupted: the same command goes on") from None
+            raise Interrupted("interrupted: the same command resumes") from None
         bench.say(f"         {time.monotonic() - begun:.0f} s")
     return run.path
 
@@ -189,7 +189,7 @@ def measured(path: Path) -> dict[str, Any]:
 def measure(bench: Bench, path: Path, wanted: Sequence[Measure]) -> None:
     """Measure what is not measured yet of the run at ``path``.
 
-    Interrupted when time is up; the same call goes on.
+    Interrupted when time is up; the same call resumes.
     """
     with _turn(bench, path):
         left = {m.key: m for m in wanted if m.key not in measured(path)}

@@ -63,7 +63,8 @@ class Results:
         for block in self.tables.get(table, {}).get("blocks", ()):
             for found in block["rows"]:
                 if found["key"] == row and column in found["cells"]:
-                    return found["cells"][column]["ours"]
+                    ours: Cell | None = found["cells"][column]["ours"]
+                    return ours
         return None
 
     def cells(self, table: str, *places: tuple[str, str]) -> list[Cell] | None:
@@ -109,7 +110,7 @@ def measured(out: str | Path) -> Results:
 
 
 def as_printed(facts: Mapping[str, Fact]) -> Results:
-    """The published figures in the same form and at face value, so that the same judges say what the paper's own tables
+    """The published figures in the same form and at face value, so that the same rules say what the paper's own tables
     show."""
     tables: dict[str, Any] = {}
     for name, table in published().items():

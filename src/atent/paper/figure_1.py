@@ -1,20 +1,18 @@
-"""Figure 1: decision regions in the plane, over seeds, with the adversaries' clamp mended and as released."""
+"""Figure 1: decision regions in the plane, over seeds, with the adversaries' clamp corrected and as released."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from atent import messages, plots, stats
 from atent import runs as folder
-from atent.attacks.oracle import Oracle
 from atent.attacks.spec import show
 from atent.data import Data, DataSettings
 from atent.data import load as load_data
@@ -22,138 +20,19 @@ from atent.data.two_class import cached
 from atent.evaluate.outcomes import bits
 from atent.experiments.comparison import accuracy, measure
 from atent.experiments.pipeline import Job, as_begun, run_job
-from atent.experiments.target import EvaluateSettings
-from atent.guard import ask, guard
+from atent.guard import ask
 from atent.markdown import table as markdown_table
-from atent.methods import ATENT, PGDAT, TRADES, Method, Standard
-from atent.methods.base import Metrics, State
-from atent.models import ModelSettings
-from atent.optim import Optimizer, Schedule
-from atent.paper.published import published
-from atent.rng import Batch
+from atent.paper.plane import LABELS, PUBLISHED, SCALES, SIDE, Scale, exhaustive, jobs, out_of_reach
 from atent.runs.checkpoint import STATE
 from atent.threat import Threat
-from atent.train import TrainSettings, load
+from atent.train import load
 
 NAME = "figure-1"
 GRID = "grid.json"
 
-_UNIT = (0.0, 1.0)
-_SIDE = 41
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much of the experiment is run."""
-
-    epochs: int
-    seeds: int
-    digits: bool
-    """MNIST's digits 5 and 8 where there are any; otherwise two half-moons."""
-    limit: int | None = None
-    """Training points, as in the data's settings."""
-    test_limit: int | None = None
-    """Test points, likewise."""
-
-
-SCALES = {
-    "smoke": Scale(epochs=3, seeds=1, digits=False, limit=320, test_limit=300),
-    # The network is so small that a laptop runs all of the paper's experiment.
-    "laptop": Scale(epochs=30, seeds=10, digits=True),
-    "paper": Scale(epochs=30, seeds=10, digits=True),
-}
-
-PUBLISHED = {
-    row: {column: figure.value for column, figure in printed.values.items()}
-    for row, printed in published()["figure-1"].rows.items()
-}
-"""The titles of the paper's four panels, per cent; each is one training without a seed."""
-
-LABELS = {
-    "atent": "ATENT",
-    "trades": "TRADES",
-    "pgdat": "PGD",
-    "standard": "plain",
-    "trades-unit": "TRADES, clamped to [0, 1]",
-    "pgdat-unit": "PGD, clamped to [0, 1]",
-}
-
 
 class Stopped(Exception):
     """The deadline passed; what was done is saved."""
-
-
-@dataclass(frozen=True)
-class Elsewhere(Method):
-    """A method whose adversary clamps every step to a box that the data are not in: the released experiment's mistake.
-
-    The released notebook hands PGD and TRADES coordinates between -10 and 10 and leaves their clamp at [0, 1]. The ball
-    is that around the point, the clamp comes last, so an adversary of a point far from the unit square is the same
-    point of its edge, whatever the gradient. `atent.attacks.PGD` cannot do so, since it refuses points outside the box.
-    """
-
-    threat: Threat
-    """The threat that the network is judged by, in the data's box."""
-    inner: PGDAT | TRADES
-    """The method; its threat has the other box."""
-
-    def adversary(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
-        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
-    ) -> Tensor:  # fmt: skip
-        """x' (n, 2) in the other box, often outside the ball; the model comes back as it was found."""
-        counters = torch.zeros(2, len(x), dtype=torch.int64, device=x.device)
-        with guard(model, mode="eval"):
-            oracle = Oracle(model, *counters, check=False)
-            return self.inner.attack(progress).search(oracle, x, y, Batch(rng)).detach()
-
-    def loss(
-        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
-    ) -> tuple[Tensor, Metrics]:
-        return self.inner.loss(model, x, y, aux, progress=progress, state=state)
-
-
-def methods(threat: Threat) -> dict[str, Method]:
-    """The figure's four methods, and TRADES and PGD as released; 40 steps of eps / 10 everywhere.
-
-    ATENT begins at the point itself, with noise 1e-9, and projects at its last step only: as released.
-    """
-    step = float(threat.eps) / 10
-    unit = replace(threat, box=_UNIT)
-    return {
-        "atent": ATENT(threat, 40, step, gamma=0.0, noise=1e-9, alpha=0.9, start="zero", projection="last"),
-        "trades": TRADES(threat, 40, step, beta=8.0),
-        "pgdat": PGDAT(threat, 40, step, start="corner"),
-        "standard": Standard(),
-        "trades-unit": Elsewhere(threat, TRADES(unit, 40, step, beta=8.0)),
-        "pgdat-unit": Elsewhere(threat, PGDAT(unit, 40, step, start="corner")),
-    }
-
-
-def jobs(scale: Scale, data: DataSettings, threat: Threat) -> dict[str, Job]:
-    """One job per row, seed 0: SGD at 0.01, a tenth of it from epoch 25 on, batches of 32, the last epoch kept."""
-    step = float(threat.eps) / 10
-    return {
-        name: Job(
-            recipe=None,
-            method=method,
-            data=data,
-            model=ModelSettings(name="two_class"),
-            optimizer=Optimizer(lr=0.01, momentum=0.9),
-            # Milestones count from 0: the 25th epoch is the first at the lower rate.
-            schedule=Schedule(kind="multistep", milestones=(24,), factor=0.1),
-            train=TrainSettings(epochs=scale.epochs, batch_size=32, select="last", validate_limit=0, device="cpu"),
-            evaluate=EvaluateSettings(
-                attacks=(
-                    f"PGD(steps=40, step_size={step:g})",
-                    f"PGD(steps=40, step_size={step:g}, restarts=10)",
-                    f"PGD(steps=40, step_size={step:g}, restarts=10, loss=margin)",
-                ),
-                norm=threat.norm, eps=float(threat.eps), limit=None, batch=1000,
-            ),
-        )
-        for name, method in methods(threat).items()
-    }  # fmt: skip
 
 
 def run_figure_1(
@@ -165,13 +44,13 @@ def run_figure_1(
     deadline: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train and judge what is missing, and write figure-1.json, .md and, once seed 0 is there, .png into ``out``.
+    """Train and evaluate what is missing, and write figure-1.json, .md and, once seed 0 is there, .png into ``out``.
 
     ``scale`` is smoke (two half-moons, 3 epochs, one seed), laptop or paper (both the paper's points, network and
-    epochs, 10 seeds); without MNIST the half-moons stand in, at a rescaled radius, and the result says so. ``seeds``
+    epochs, 10 seeds); without MNIST the half-moons replace it, at a rescaled radius, and the result says so. ``seeds``
     replaces the number of seeds. Run folders lie in runs/figure-1/; finished ones are used again. Once
     `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files tell what is done, and
-    the same call goes on. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
+    the same call resumes. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
     Raises ValueError, in one line, for an unknown scale, a number of seeds below 1, or a run folder of other settings.
     """
     if scale not in SCALES:
@@ -191,35 +70,16 @@ def run_figure_1(
             for name, job in plans.items():
                 _make(replace(job, train=replace(job.train, seed=seed)), _path(place, name, seed), deadline, say)
     except Stopped:
-        say(f"{NAME}: stopped at the time limit; the same command goes on")
+        say(f"{NAME}: stopped at the time limit; the same command resumes")
     finally:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     folder.write_json(out / f"{NAME}.json", _content(scale, plans, place, count, load_data(settings), threat))
     # What is returned and told is what is stored.
-    content = folder.read_json(out / f"{NAME}.json")
+    content: dict[str, Any] = folder.read_json(out / f"{NAME}.json")
     folder.write_atomic(out / f"{NAME}.md", markdown(content))
     _draw(out / f"{NAME}.png", content, place, load_data(settings), threat)
     return content
-
-
-def exhaustive(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, side: int = _SIDE) -> Tensor:
-    """bool (n,): whether every point of a side x side grid over each point's linf ball, cut by the box, is rightly
-    classified. In the plane this is nearly the exact answer, and no gradient can mislead it."""
-    line = torch.linspace(-1, 1, side, dtype=x.dtype)
-    grid = float(threat.eps) * torch.cartesian_prod(line, line)
-    stands = []
-    with guard(model), torch.no_grad():
-        for some, label in zip(x.split(64), y.split(64)):
-            points = threat.clamp(some[:, None] + grid)
-            right = ask(model, points.flatten(0, 1)).argmax(1).view(len(some), -1) == label[:, None]
-            stands.append(right.all(1))
-    return torch.cat(stands)
-
-
-def out_of_reach(x: Tensor, eps: float, box: tuple[float, float] = _UNIT) -> Tensor:
-    """bool (n,): points whose linf ball of radius eps does not meet the box: an adversary clamped to it leaves it."""
-    return (x - x.clamp(*box)).abs().amax(1) > eps
 
 
 # ---- one run ---------------------------------------------------------------------------------------------
@@ -231,7 +91,7 @@ def _data(plan: Scale, place: Path, say: Callable[[str], None]) -> tuple[DataSet
         try:
             points = cached(place)
         except FileNotFoundError as error:
-            say(f"{NAME}: {error}; two half-moons stand in")
+            say(f"{NAME}: {error}; two half-moons replace them")
         else:
             settings = DataSettings(name="two-class", root=str(points), limit=plan.limit, test_limit=plan.test_limit)
             return settings, Threat("linf", 1.0, load_data(settings).box)
@@ -244,7 +104,7 @@ def _path(place: Path, name: str, seed: int) -> Path:
 
 
 def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], None]) -> None:
-    """Train and judge the run at ``path``, go on with it, or leave it where it is finished."""
+    """Train and evaluate the run at ``path``, resume it, or leave it where it is finished."""
     job = as_begun(job, path)
     _check(job, path)
     if (path / folder.EVALUATION).is_file():
@@ -258,7 +118,7 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
     stop()
     started = (path / folder.LAST / STATE).is_file()
     if not started and path.exists():
-        # A kill before the first epoch's end leaves nothing to go on from.
+        # A kill before the first epoch's end leaves nothing to resume from.
         for file in sorted(path.rglob("*"), reverse=True):
             file.rmdir() if file.is_dir() else file.unlink()
     begun = time.perf_counter()
@@ -282,16 +142,17 @@ def _check(job: Job, path: Path) -> None:
 
 
 def _grid(path: Path, job: Job) -> dict[str, Any]:
-    """The share of test points that stand the exhaustive search, computed once."""
+    """The share of test points that are robust to the exhaustive search, computed once."""
     if (path / GRID).is_file():
-        return folder.read_json(path / GRID)["robust"]
+        saved: dict[str, Any] = folder.read_json(path / GRID)["robust"]
+        return saved
     data = load_data(job.data)
     threat = Threat(job.evaluate.norm or "linf", job.evaluate.eps or 0.0, data.box)
     x, y = data.test.batch(range(len(data.test)))
-    stands = exhaustive(load(path), x, y, threat)
-    robust = {**stats.share(int(stands.sum()), len(y)), "outcomes": bits(stands)}
-    folder.write_json(path / GRID, {"side": _SIDE, "robust": robust, "provenance": folder.provenance(device="cpu")})
-    return robust
+    robust = exhaustive(load(path), x, y, threat)
+    share = {**stats.share(int(robust.sum()), len(y)), "outcomes": bits(robust)}
+    folder.write_json(path / GRID, {"side": SIDE, "robust": share, "provenance": folder.provenance(device="cpu")})
+    return share
 
 
 # ---- the result ------------------------------------------------------------------------------------------
@@ -328,7 +189,7 @@ def _content(
         "protocol": {
             "published": "one uniform start, steps of eps / 10",
             "strong": "the worst of PGD-40, PGD-40 with 10 restarts, and the same on the margin",
-            "grid": f"every point of a {_SIDE} x {_SIDE} grid over the ball",
+            "grid": f"every point of a {SIDE} x {SIDE} grid over the ball",
             "attacks": job.evaluate.attacks,
             "epochs": job.train.epochs, "batch_size": job.train.batch_size, "selection": "last epoch",
             "validation": "held out of the training points for the curves, not to select",
@@ -369,7 +230,7 @@ def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, An
 
 def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     """ATENT's lead over each row, in points, paired by seed: the spread is that of the training alone, since all are
-    judged on the same points."""
+    evaluated on the same points."""
     ours = {m["seed"]: m for m in found["atent"]}
     out = []
     for name, made in found.items():

@@ -77,5 +77,5 @@ def _figure(value: Any, where: str) -> Figure:
         low, high = value
         return Figure(float(low), high=float(high))
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"published.toml, {where}: {value!r} is no number")
+        raise ValueError(f"published.toml, {where}: {value!r} is not a number")
     return Figure(float(value))

@@ -14,8 +14,9 @@ from atent.experiments.comparison import measure
 from atent.experiments.pipeline import Say
 from atent.paper import engine, result, timing, training_curves
 from atent.paper.engine import Bench, Read
+from atent.paper.layout import Table
 from atent.paper.scales import SCALES
-from atent.paper.tables import NAMES, TABLES, Table
+from atent.paper.tables import NAMES, TABLES
 from atent.train.interrupt import Interrupted, stop_requests
 
 
@@ -38,7 +39,7 @@ def reproduce(
 
     Networks are trained and measured once, in ``runs``, and used again by other tables and later calls. After
     ``time_limit`` seconds, Ctrl-C or SIGTERM everything is saved, what is measured is written, and Interrupted says
-    that the same command goes on. ``only`` names rows of a table to train and measure. ValueError, in one line, for
+    that the same command resumes. ``only`` names rows of a table to train and measure. ValueError, in one line, for
     names that are not known, and where ``out`` holds a result of another scale.
     """
     begun = time.monotonic()
@@ -84,8 +85,9 @@ def reproduce(
 
 
 def _claims(out: Path) -> list[Path]:
-    """The paper's claims, judged by the tables that ``out`` holds, of whatever scale."""
-    from atent.paper.claims import NAME, run_claims
+    """The paper's claims, evaluated by the tables that ``out`` holds, of whatever scale."""
+    from atent.paper.claims import run_claims
+    from atent.paper.statements import NAME
 
     run_claims(out)
     return [out / f"{NAME}.md", out / f"{NAME}.json"]
@@ -265,7 +267,7 @@ def _figure_1(bench: Bench, out: Path, seeds: int | None) -> list[Path]:
     )
     bench.check()
     if not content["complete"]:
-        raise Interrupted("figure-1 is not complete: the same command goes on")
+        raise Interrupted("figure-1 is not complete: the same command resumes")
     return [path for path in (out / f"figure-1.{kind}" for kind in ("md", "json", "png")) if path.is_file()]
 
 

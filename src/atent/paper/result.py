@@ -13,8 +13,8 @@ from atent.experiments.comparison import INTERVAL, accuracy, measure
 from atent.experiments.comparison import Cell as Spread
 from atent.markdown import table as markdown_table
 from atent.paper.engine import Bench, measured, run_of, stage
+from atent.paper.layout import Cell, Measure, Row, Table
 from atent.paper.published import published, value
-from atent.paper.tables import Cell, Measure, Row, Table
 
 NOT_REACHED = "not reached"
 NOT_YET = "not measured yet"
@@ -48,14 +48,15 @@ def finish(content: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
         "hardware": list(dict.fromkeys(h for cell in ours for h in cell["hardware"])),
         "commit": list(dict.fromkeys(c for cell in ours for c in cell["commit"])),
     }
-    return json.loads(json.dumps(content, default=asdict, allow_nan=False))
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=asdict, allow_nan=False))
+    return plain
 
 
 def ours(
     spread: Spread, *, unit: str, n: int | None, seeds: Sequence[int], protocol: str, scale: str,
     provenance: Sequence[Mapping[str, Any]], each: Sequence[float] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """A cell of ours: nothing stands there without what it was measured by. ``each``: an accuracy's value by seed."""
+    """A cell of ours: each with what it was measured by. ``each``: an accuracy's value by seed."""
     return {
         "value": spread.mean, "sd": spread.sd, "low": spread.low, "high": spread.high, "unit": unit, "n": n,
         "each": list(each), "seeds": list(seeds), "protocol": protocol, "scale": scale,
@@ -118,7 +119,7 @@ def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Seque
     if c.also is not None:
         runs = (run_of(bench, c.training, seed).path for seed, _ in found)
         same = [content for content in (measured(p).get(c.also.key) for p in runs) if content]
-        # Fewer images may be easier ones: what a weaker attack leaves of the very same ones tells.
+        # Fewer images may be easier ones: what a weaker attack leaves of the very same ones is the fair comparison.
         mine["same_images"] = _same(same, c.also) if same else None
     return cell(table, line, beside, mine)
 
@@ -174,7 +175,7 @@ def markdown(content: Mapping[str, Any], extra: Sequence[str] = ()) -> str:
     """The whole table with its captions; ``extra`` lines come before the hardware."""
     lines = [f"# {content['title']}", ""]
     if not content["complete"]:
-        lines += ["Not complete: the same command goes on.", ""]
+        lines += ["Not complete: the same command resumes.", ""]
     for block in content["blocks"]:
         if block["title"]:
             lines += [f"## {block['title']}", ""]

@@ -12,7 +12,7 @@ class Scale:
 
     name: str
     about: str
-    """What stands in for the paper's data, networks and radii: said beside every table."""
+    """What replaces the paper's data, networks and radii: said beside every table."""
     small: str
     """What the names of the recipes begin with."""
     mnist: str
@@ -52,7 +52,7 @@ class Scale:
     curve: int | None = None
     """Test images at each epoch of a training curve. Default: `images`."""
     dual: int | None = None
-    """Test images of the dual bound, the dearest by far; left out: as many as of a certificate."""
+    """Test images of the dual bound, by far the most expensive; default: as many as of a certificate."""
     cheaper: str = ""
     """AutoAttack's settings where they are not the standard ones."""
     timed: tuple[int, int] = (5, 10)

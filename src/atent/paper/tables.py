@@ -6,139 +6,15 @@ A table is data: `tables(scale)` names for every cell a training and a measure, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
+from atent.paper.layout import Block, Cell, Column, Measure, Row, Table, Training
 from atent.paper.published import published
 from atent.paper.scales import Scale
 
 NAMES = ("table-s1", "table-s2", "table-s3", "table-s4", "figure-s1", "figure-1", "finetune", "mnist")
 
-
-@dataclass(frozen=True)
-class Training:
-    """One network: a recipe, and what is changed in it. Trainings of one name and scale are the same run."""
-
-    recipe: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    """By section and field, on top of the recipe and of the scale's own changes."""
-    label: str = ""
-    """What its run folder is called; left out: the recipe's name."""
-    after: Training | None = None
-    """The training, of the same seed, whose best weights this one begins with."""
-
-    @property
-    def name(self) -> str:
-        return self.label or self.recipe
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What is measured of a trained network, on a stratified sample of ``n`` test images (the paper names none)."""
-
-    kind: Literal["natural", "attack", "smoothing", "bounds"]
-    n: int
-    attack: str = ""
-    """attack: as text, with norm and eps."""
-    sigma: float = 0.0
-    """smoothing: noise in pixel units."""
-    draws: int = 0
-    """smoothing: draws per image."""
-    radius: float | str = 0.0
-    """smoothing: the l2 radius; bounds: the linf one."""
-    method: str = ""
-    """bounds: which."""
-    show: Literal["share", "natural", "smoothed", "certified", "seconds"] = "share"
-    """Which figure of it stands in the cell."""
-
-    @property
-    def key(self) -> str:
-        """Measures with one key are measured once."""
-        return {
-            "natural": "natural",
-            "attack": self.attack,
-            "smoothing": f"smoothing, sigma {self.sigma:g}, {self.draws} draws, l2 {self.radius}",
-            "bounds": f"{self.method}, linf {self.radius}",
-        }[self.kind] + f", stratified {self.n}"
-
-    @property
-    def unit(self) -> str:
-        return "s" if self.show == "seconds" else "%"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of ours."""
-
-    key: str
-    label: str
-    protocol: str
-    """How its cells are measured, in words."""
-    printed: str = ""
-    """What the published figures beside it are, where that is another radius."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell: what is measured of which network, and what the paper prints there."""
-
-    training: Training | None
-    measure: Measure | None
-    published: str | None = None
-    """The column of the published row that stands beside it."""
-    why: str = ""
-    """Why this scale has no training or measure here."""
-    also: Measure | None = None
-    """A weaker attack on the same images, where the columns beside it are of more images."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row: ``published`` names it in published.toml (table, row), None where the paper has no such row."""
-
-    key: str
-    label: str
-    cells: dict[str, Cell]
-    """By column."""
-    published: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows that share their columns."""
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of `atent reproduce`, at one scale."""
-
-    name: str
-    title: str
-    blocks: tuple[Block, ...]
-
-    def rows(self) -> list[Row]:
-        return [row for block in self.blocks for row in block.rows]
-
-    def trainings(self) -> list[Training]:
-        """Each once, what another begins with before it."""
-        found: dict[str, Training] = {}
-
-        def add(training: Training | None) -> None:
-            if training is not None:
-                add(training.after)
-                found.setdefault(training.name, training)
-
-        for row in self.rows():
-            for cell in row.cells.values():
-                add(cell.training)
-        return list(found.values())
-
-
-# ---- the tables ------------------------------------------------------------------------------------------
 
 _ONE_NETWORK = "this scale has one network: see the row of ResNet-20"
 
@@ -214,8 +90,10 @@ def table_s2(s: Scale) -> Table:
         Column("seconds", "seconds per image", "of the certificate"),
     )
 
-    def smoothed(key: str, recipe: str, label: str, *, printed: bool = True, network: str | None = None) -> Row:
-        training = Training(f"{s.small}-l2-{recipe}")
+    def smoothed(
+        key: str, recipe: str, label: str, *, printed: bool = True, network: str | None = None, run: str = ""
+    ) -> Row:
+        training = Training(f"{s.small}-l2-{recipe}", label=run and f"{s.small}-l2-{run}")
         why = ""
         if network is not None:
             if s.name == "paper":
@@ -256,7 +134,14 @@ def table_s2(s: Scale) -> Table:
         smoothed("trades-smoothing-110", "trades-smoothing", "TRADES smoothing, ResNet-110", network="resnet110"),
         smoothed("trades-smoothing", "trades-smoothing", "TRADES smoothing"),
         smoothed("atent-smoothing", "atent-smoothing", "ATENT, noise per step"),
-        smoothed("atent-mended", "atent-smoothing-mended", "ATENT, noise over the chain", printed=False),
+        # The key and the run's name of result files and run folders made under the recipe's former name.
+        smoothed(
+            "atent-mended",
+            "atent-smoothing-corrected",
+            "ATENT, noise over the chain",
+            printed=False,
+            run="atent-smoothing-mended",
+        ),
     )
     return Table("table-s2", "Table S2: accuracy after randomised smoothing", (Block("", columns, rows),))
 
@@ -355,18 +240,18 @@ UNREACHED = {
     ("cifar10-linf", "mart"): "no table of the supplement; `atent train cifar10-linf-mart` makes it",
     ("cifar10-linf", "mma"): "no table of the supplement; no recipe for linf MMA on CIFAR-10",
     ("cifar10-linf", "standard"): "no table of the supplement; the benign row of `finetune` is that network",
-    ("cifar10-linf", "atent"): "no table of the supplement; `table-s3` judges that network",
+    ("cifar10-linf", "atent"): "no table of the supplement; `table-s3` evaluates that network",
     ("cifar10-linf", "trades"): "no table of the supplement; `atent train cifar10-linf-trades` makes it",
     ("cifar10-linf", "pgdat"): "no table of the supplement; `atent train cifar10-linf-pgdat` makes it",
 }
-"""Published rows that no command here stands a figure beside, with the reason."""
+"""Published rows that no command here reproduces, with the reason."""
 
 # Made in files of their own: every row of these is claimed there.
 ELSEWHERE = ("table-s4", "figure-s1", "figure-1")
 
 
 def claimed() -> set[tuple[str, str, str]]:
-    """Every published cell (table, row, column) that a table at the paper's scale stands a figure of ours beside."""
+    """Every published cell (table, row, column) that a table at the paper's scale reproduces."""
     from atent.paper.scales import PAPER
 
     return {

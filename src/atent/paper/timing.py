@@ -21,7 +21,7 @@ from atent.methods import Method
 from atent.models import make
 from atent.optim import build as build_optimizer
 from atent.paper.engine import Bench, job
-from atent.paper.tables import Training
+from atent.paper.layout import Training
 from atent.progress import bar
 from atent.stats import Estimate
 from atent.train.settings import pick_device
@@ -127,7 +127,7 @@ def kept(bench: Bench, norm: str) -> dict[str, Any] | None:
     """What an earlier command timed at this scale, None where there is none."""
     path = _path(bench, norm)
     if path.is_file():
-        found = folder.read_json(path)
+        found: dict[str, Any] = folder.read_json(path)
         if (found["rounds"], found["batches"]) == bench.scale.timed and "of" in found:
             return found
     return None
@@ -168,7 +168,7 @@ class _Rig:
         for i in range(batches):
             at = (torch.arange(self.size) + self.size * (batches * turn + i)) % len(self.data)
             rng = torch.Generator(self.device).manual_seed(turn * batches + i)
-            self.optimizer.step(self._closure(at.to(self.device), rng))  # type: ignore[arg-type]
+            self.optimizer.step(self._closure(at.to(self.device), rng))
         self._wait()
         epochs = batches / self.per_epoch
         return (time.perf_counter() - begun) / epochs, (time.process_time() - used) / epochs

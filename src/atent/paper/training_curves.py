@@ -21,9 +21,9 @@ from atent.experiments.comparison import accuracy
 from atent.experiments.target import load_target
 from atent.markdown import table as markdown_table
 from atent.paper.engine import Bench, robust_images, run_of, stage, train
+from atent.paper.layout import Training
 from atent.paper.published import value
 from atent.paper.result import commit, head, machine
-from atent.paper.tables import Training
 from atent.threat import Threat
 
 NAME = "figure-s1"
@@ -42,7 +42,7 @@ def training(bench: Bench) -> Training:
     """linf ATENT with a step of the rate near the end, as published (epoch 76), so that what follows can be seen."""
     small = bench.scale.small
     if bench.scale.name == "paper":
-        # The published curve goes on for a few epochs after the decay.
+        # The published curve continues for a few epochs after the decay.
         return Training(f"{small}-linf-atent", {"train": {"epochs": 90}}, f"{NAME}-{small}")
     if bench.scale.name == "cifar":
         # This scale's own network decays at two thirds.
@@ -201,7 +201,7 @@ def markdown(content: dict[str, Any]) -> str:
     """A table of the epochs, and what the figure says of the published one."""
     lines = [f"# {content['title']}", ""]
     if not content["complete"]:
-        lines += ["Not complete: the same command goes on.", ""]
+        lines += ["Not complete: the same command resumes.", ""]
     if content["epochs"]:
         keys = ("train_natural", "test_natural", "train_robust", "test_robust")
         heads = ["epoch", "rate", *(f"{k}, {p} (%)" for k in ("benign", "robust") for p in ("train", "test"))]

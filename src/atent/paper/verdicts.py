@@ -1,7 +1,7 @@
 """What our figures say to each of the paper's claims, by stated margins and intervals.
 
-A judge has three answers to each comparison: true where a whole interval lies within what the claim says, false where
-all of it lies outside, not decided otherwise (`stats.inside`). Two that are merely not told apart are not alike.
+A rule has three answers to each comparison: true where a whole interval lies within what the claim says, false where
+all of it lies outside, not decided otherwise (`stats.inside`). Two that are merely indistinguishable are not alike.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RARE = 0.01
 
 
 @dataclass(frozen=True)
-class Judged:
+class Finding:
     """What our figures say to a claim."""
 
     verdict: Verdict
@@ -68,8 +68,8 @@ def percent(cell: Cell) -> str:
     return value + (f" [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]" if "low" in cell else "")
 
 
-def _missing() -> Judged:
-    return Judged(NOT_YET, NOT_YET)
+def _missing() -> Finding:
+    return Finding(NOT_YET, NOT_YET)
 
 
 def _bases(differences: Iterable[Difference]) -> str:
@@ -80,7 +80,7 @@ def _bases(differences: Iterable[Difference]) -> str:
 # ---- accuracies --------------------------------------------------------------------------------------------
 
 
-def best_of_s1(found: Results, columns: Sequence[str], rows: Sequence[str], ours: str = "atent") -> Judged:
+def best_of_s1(found: Results, columns: Sequence[str], rows: Sequence[str], ours: str = "atent") -> Finding:
     """Whether ATENT is above each of the rows in each of the columns, seed by seed."""
     leads: list[Difference] = []
     words = []
@@ -94,20 +94,20 @@ def best_of_s1(found: Results, columns: Sequence[str], rows: Sequence[str], ours
         leads += gaps
         told = ", ".join(f"{gap} over {row} {percent(c)}" for row, c, gap in zip(rows, cells[1:], gaps))
         words.append(f"{column}: ATENT {percent(cells[0])}, {told}")
-    return Judged(every(lead.inside(0) for lead in leads), f"{'; '.join(words)}; {_bases(leads)}")
+    return Finding(every(lead.inside(0) for lead in leads), f"{'; '.join(words)}; {_bases(leads)}")
 
 
-def all_of_s1(found: Results) -> Judged:
+def all_of_s1(found: Results) -> Finding:
     """Both blocks of Table S1, under the published attack."""
     first = best_of_s1(found, ("half-published", "full-published"), ("pgdat", "mma"))
     second = best_of_s1(found, ("small-published",), ("trades-smoothing",), "atent-smoothing")
     if NOT_YET in (first.verdict, second.verdict):
         return _missing()
     answers = {"true": True, "false": False}
-    return Judged(every(answers.get(j.verdict) for j in (first, second)), f"{first.ours}; {second.ours}")
+    return Finding(every(answers.get(j.verdict) for j in (first, second)), f"{first.ours}; {second.ours}")
 
 
-def alike(found: Results) -> Judged:
+def alike(found: Results) -> Finding:
     """Whether each pair of the three networks is equivalent within `ALIKE`."""
     cells = found.cells("table-s1", *((row, "half-published") for row in ("pgdat", "mma", "atent")))
     if cells is None:
@@ -116,10 +116,12 @@ def alike(found: Results) -> Judged:
     gaps = {(a, b): found.less(named[a], named[b]) for a, b in itertools.combinations(named, 2)}
     words = [f"{name} {percent(c)}" for name, c in named.items()]
     words += [f"{a} less {b} {gap}" for (a, b), gap in gaps.items()]
-    return Judged(every(g.inside(-ALIKE, ALIKE) for g in gaps.values()), f"{', '.join(words)}; {_bases(gaps.values())}")
+    return Finding(
+        every(g.inside(-ALIKE, ALIKE) for g in gaps.values()), f"{', '.join(words)}; {_bases(gaps.values())}"
+    )
 
 
-def smaller_network(found: Results) -> Judged:
+def smaller_network(found: Results) -> Finding:
     """`best_of_s1` where the networks differ."""
     blocks = found.tables.get("table-s1", {}).get("blocks", ())
     nets = {row["key"]: (row["made"] or {}).get("network") for b in blocks for row in b["rows"] if row.get("made")}
@@ -127,10 +129,10 @@ def smaller_network(found: Results) -> Judged:
     if None in used or used[0] in used[1:]:
         return _missing()
     best = best_of_s1(found, ("full-published",), ("pgdat", "mma"))
-    return Judged(best.verdict, f"{best.ours} (networks: {', '.join(map(str, used))})")
+    return Finding(best.verdict, f"{best.ours} (networks: {', '.join(map(str, used))})")
 
 
-def competitive(found: Results) -> Judged:
+def competitive(found: Results) -> Finding:
     """Whether ATENT's certified accuracy is less than `ABOUT` below those of the others."""
     rows = ("smoothadv", "trades-smoothing")
     cells = found.cells("table-s2", *((row, "certified") for row in ("atent-smoothing", *rows)))
@@ -139,10 +141,10 @@ def competitive(found: Results) -> Judged:
     ours, *others = cells
     gaps = [found.less(ours, other) for other in others]
     told = ", ".join(f"{gap} over {row} {percent(c)}" for row, c, gap in zip(rows, others, gaps))
-    return Judged(settings(gap.inside(-ABOUT) for gap in gaps), f"ATENT {percent(ours)}, {told}; {_bases(gaps)}")
+    return Finding(settings(gap.inside(-ABOUT) for gap in gaps), f"ATENT {percent(ours)}, {told}; {_bases(gaps)}")
 
 
-def finetune_loss(found: Results) -> Judged:
+def finetune_loss(found: Results) -> Finding:
     """Whether what fine-tuning loses lies within `LOSS`."""
     cells = found.cells("finetune", ("scratch", "robust"), ("atent", "robust"))
     if cells is None:
@@ -150,20 +152,20 @@ def finetune_loss(found: Results) -> Judged:
     scratch, tuned = cells
     loss = found.less(scratch, tuned)
     text = f"{loss} points lost: {percent(scratch)} from scratch, {percent(tuned)} fine-tuned; {loss.basis}"
-    return Judged(said(loss.inside(*LOSS)), text)
+    return Finding(said(loss.inside(*LOSS)), text)
 
 
-def finetuned_better(found: Results) -> Judged:
+def finetuned_better(found: Results) -> Finding:
     """Whether ATENT's fine-tuned network is above PGD-AT's."""
     cells = found.cells("finetune", ("atent", "robust"), ("pgdat", "robust"))
     if cells is None:
         return _missing()
     lead = found.less(*cells)
     text = f"{lead}: ATENT {percent(cells[0])}, PGD-AT {percent(cells[1])}, both fine-tuned; {lead.basis}"
-    return Judged(said(lead.inside(0)), text)
+    return Finding(said(lead.inside(0)), text)
 
 
-def in_the_plane(found: Results) -> Judged:
+def in_the_plane(found: Results) -> Finding:
     """Whether ATENT is above each of the others by the exhaustive search of Figure 1."""
     rows = {row["name"]: row["seeds"] for row in found.tables.get("figure-1", {}).get("rows", ()) if row["seeds"]}
     others = ("trades", "pgdat", "standard")
@@ -172,7 +174,7 @@ def in_the_plane(found: Results) -> Judged:
     cells = {name: _in_the_plane(seeds) for name, seeds in rows.items()}
     leads = {name: found.less(cells["atent"], cells[name]) for name in others}
     words = ", ".join(f"{lead} over {name}" for name, lead in leads.items())
-    return Judged(every(lead.inside(0) for lead in leads.values()), f"{words}; {_bases(leads.values())}")
+    return Finding(every(lead.inside(0) for lead in leads.values()), f"{words}; {_bases(leads.values())}")
 
 
 def _in_the_plane(seeds: Sequence[Mapping[str, Any]]) -> Cell:
@@ -186,7 +188,7 @@ def _in_the_plane(seeds: Sequence[Mapping[str, Any]]) -> Cell:
 # ---- attacks and certificates of the same networks ---------------------------------------------------------
 
 
-def as_strong(found: Results) -> Judged:
+def as_strong(found: Results) -> Finding:
     """Whether less than `ABOUT` more survives ATENT-20 than PGD-20, radius by radius."""
     radii = _radii(found, "langevin")
     if radii is None:
@@ -194,10 +196,10 @@ def as_strong(found: Results) -> Judged:
     gaps = {radius: found.less(ours, pgd, same_networks=True) for radius, (ours, pgd) in radii.items()}
     words = (f"{radius}: {percent(ours)} and {percent(pgd)}, {gaps[radius]}" for radius, (ours, pgd) in radii.items())
     text = f"ATENT-20 and PGD-20 at the radii of {'; '.join(words)}; {_bases(gaps.values())}"
-    return Judged(settings(gap.inside(high=ABOUT) for gap in gaps.values()), text)
+    return Finding(settings(gap.inside(high=ABOUT) for gap in gaps.values()), text)
 
 
-def worst_attack(found: Results) -> Judged:
+def worst_attack(found: Results) -> Finding:
     """Whether AutoAttack finds no image that PGD-20 leaves, radius by radius, on the same networks and images."""
     radii = _radii(found, "autoattack")
     if radii is None:
@@ -212,10 +214,10 @@ def worst_attack(found: Results) -> Judged:
         else:
             answers.append(never(_taken(auto, same), auto["n"], kept="outcomes" in auto and "outcomes" in same))
             words.append(f"{radius}: {percent(auto)} and {100 * same['value']:.1f} on the same {auto['n']:,} images")
-    return Judged(every(answers), "AutoAttack and PGD-20 at the radii of " + "; ".join(words))
+    return Finding(every(answers), "AutoAttack and PGD-20 at the radii of " + "; ".join(words))
 
 
-def clean_or_certified(found: Results) -> Judged:
+def clean_or_certified(found: Results) -> Finding:
     """Whether the smoothed classifier's clean accuracy and what is certified are one number, network by network."""
     cells = found.cells("table-s2", ("atent-smoothing", "natural"), ("atent-smoothing", "certified"))
     if cells is None:
@@ -223,7 +225,7 @@ def clean_or_certified(found: Results) -> Judged:
     clean, certified = cells
     # What is certified is correct: as many of the same images are the same images.
     answer = never(_taken(certified, clean), clean.get("n", 0), kept=True)
-    return Judged(said(answer), f"smoothed {percent(clean)}, certified {percent(certified)}")
+    return Finding(said(answer), f"smoothed {percent(clean)}, certified {percent(certified)}")
 
 
 def never(happened: bool, n: int, *, kept: bool) -> bool | None:
@@ -255,7 +257,7 @@ def _radii(found: Results, row: str) -> dict[str, tuple[Cell, Cell]] | None:
 # ---- training curves ---------------------------------------------------------------------------------------
 
 
-def spike(found: Results) -> Judged:
+def spike(found: Results) -> Finding:
     """Whether robust accuracy rises by more than `ALIKE` from the last epoch before the decay to the first after it."""
     curve = _curve(found)
     if curve is None:
@@ -263,10 +265,10 @@ def spike(found: Results) -> Judged:
     before, after, _ = curve
     rise = _change(found, after, before)
     text = f"{rise} points from epoch {before['epoch']} to {after['epoch']}, the first at the lower rate; {rise.basis}"
-    return Judged(said(rise.inside(ALIKE)), text)
+    return Finding(said(rise.inside(ALIKE)), text)
 
 
-def falls(found: Results) -> Judged:
+def falls(found: Results) -> Finding:
     """Whether it falls by more than `ALIKE` from there to the last epoch. The epochs are fixed beforehand: a peak is
     chosen for being high, and what follows it is lower by chance alone."""
     curve = _curve(found)
@@ -274,10 +276,10 @@ def falls(found: Results) -> Judged:
         return _missing()
     _, after, last = curve
     if after["epoch"] == last["epoch"]:
-        return Judged("not decided", f"nothing follows epoch {after['epoch']}")
+        return Finding("not decided", f"nothing follows epoch {after['epoch']}")
     fall = _change(found, after, last)
     text = f"{fall} points lost from epoch {after['epoch']}, the first at the lower rate, to {last['epoch']}"
-    return Judged(said(fall.inside(ALIKE)), f"{text}; {fall.basis}")
+    return Finding(said(fall.inside(ALIKE)), f"{text}; {fall.basis}")
 
 
 def _curve(found: Results) -> tuple[Cell, Cell, Cell] | None:
@@ -311,15 +313,15 @@ def _change(found: Results, a: Cell, b: Cell) -> Difference:
 # ---- costs -------------------------------------------------------------------------------------------------
 
 
-def same_cost(found: Results) -> Judged:
+def same_cost(found: Results) -> Finding:
     """Whether ATENT's cost by PGD's and by TRADES' lies within `COST`."""
     ratios = _ratios(found)
     if ratios is None:
         return _missing()
-    return Judged(settings(inside(r, *COST) for pair in ratios.values() for r in pair), _costs(found, ratios))
+    return Finding(settings(inside(r, *COST) for pair in ratios.values() for r in pair), _costs(found, ratios))
 
 
-def between(found: Results) -> Judged:
+def between(found: Results) -> Finding:
     """Whether ATENT's cost lies between theirs: above one and below the other, for certain."""
     ratios = _ratios(found)
     if ratios is None:
@@ -328,7 +330,7 @@ def between(found: Results) -> Judged:
     for pair in ratios.values():
         above = [inside(r, 1, math.inf) for r in pair]
         answers.append(None if None in above else above[0] != above[1])
-    return Judged(settings(answers), _costs(found, ratios))
+    return Finding(settings(answers), _costs(found, ratios))
 
 
 def _ratios(found: Results) -> dict[str, tuple[Estimate, Estimate]] | None:
@@ -359,7 +361,7 @@ def _clock(found: Results) -> str:
     return f"; {'; '.join(told)}" if told else ""
 
 
-def linear(found: Results) -> Judged:
+def linear(found: Results) -> Finding:
     """Whether the exponent of K lies within `LINEAR`: a straight line fits K^1.3 nearly as well as it fits K."""
     exponents = {}
     for norm in timing.NORMS:
@@ -369,21 +371,21 @@ def linear(found: Results) -> Judged:
         exponents[norm] = timing.exponent(rows)
     words = [f"{norm}: {timing.power(b)}" for norm, b in exponents.items()]
     answers = [inside(b, *LINEAR) if b else None for b in exponents.values()]
-    return Judged(settings(answers), "; ".join(words) + _clock(found))
+    return Finding(settings(answers), "; ".join(words) + _clock(found))
 
 
 # ---- what follows from the settings ------------------------------------------------------------------------
 
 
-def smoothing_noise(found: Results) -> Judged:
+def smoothing_noise(found: Results) -> Finding:
     step, other = (found.fact("noise", name) for name in ("eta' 0.02175 (0.5 eps2 / 10)", "eta' 0.02"))
     whole = found.fact("accumulated", "standard deviation per value")
     near = [abs(sd / 0.12 - 1) < 0.05 for sd in (step, other, whole)]
     text = f"{step:.4f} for one step at eta' 0.02175, {other:.4f} at 0.02; {whole:.4f} over the 10 steps"
-    return Judged(settings(near), text)
+    return Finding(settings(near), text)
 
 
-def near_eps(found: Results) -> Judged:
+def near_eps(found: Results) -> Finding:
     far = found.fact("distance", "gamma 0.05, gradients aligned")
     least = found.fact("distance", "gamma 0.05, gradients at right angles")
     noisy, times = (
@@ -391,4 +393,4 @@ def near_eps(found: Results) -> Judged:
     )
     near = [0.5 <= length <= 2 for length in (least, far, times)]
     text = f"{least:.2f} to {far:.2f} eps2 without noise; with it {noisy:.1f} at eps2 = 0.435, {times:.0f} times eps2"
-    return Judged(settings(near), text)
+    return Finding(settings(near), text)

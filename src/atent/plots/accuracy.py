@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import GREY, MARKERS, PALETTE, TEXT, blank, fraction, legend_columns, look, plain, span
+from atent.plots.canvas import GREY, MARKERS, PALETTE, TEXT, Row, blank, fraction, legend_columns, look, plain, span
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ def dots(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
     """Accuracies (%) as dots with their intervals, one line per model, from the top.
 
     `table`: {model: {kind: share}}, a share with the fractions `value` and, optional or None, `low` and `high`; a model
-    may lack a kind, such as "robust". Raises ValueError where there is nothing to draw or a value is no fraction.
+    may lack a kind, such as "robust". Raises ValueError where there is nothing to draw or a value is not a fraction.
     """
     kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
     if not kinds:
@@ -50,11 +50,11 @@ def dots(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
     return figure
 
 
-def accuracies(table: dict[str, dict[str, dict]], *, title: str | None = None) -> Figure:
+def accuracies(table: Mapping[str, Mapping[str, Row]], *, title: str | None = None) -> Figure:
     """Accuracy (%) under each attack as grouped bars, one colour per model, with 95 % intervals.
 
     `table`: {model: {attack: share}}, a share as `run.share` gives it (fractions `value`, `low`, `high`);
-    a model may lack an attack. Raises ValueError if there is nothing to draw or a value is no fraction.
+    a model may lack an attack. Raises ValueError if there is nothing to draw or a value is not a fraction.
     """
     attacks = list(dict.fromkeys(attack for row in table.values() for attack in row))
     if not attacks:
@@ -134,7 +134,7 @@ def pareto(
     `panels`: {title: {model: {"natural": share, "robust": share}}}, a share with the fractions `value` and, optional or
     None, `low` and `high`; one panel beside the other with common axes, and a model looks the same in each. Models that
     none of their panel beats in one accuracy without losing in the other are filled, the rest hollow. `robust` names
-    the upright axis. Raises ValueError where there is nothing to draw or a value is no fraction.
+    the upright axis. Raises ValueError where there is nothing to draw or a value is not a fraction.
     """
     names = list(dict.fromkeys(name for table in panels.values() for name in table))
     if not names:
@@ -180,13 +180,13 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one != other and one[0] >= other[0] and one[1] >= other[1]
 
 
-def security(rows: Sequence[dict], *, title: str | None = None) -> Figure:
+def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     """Robust accuracy (%) against the radius of the threat, one line per attack, with bands of 95 % intervals.
 
     `rows` as `evaluate.sweep` gives them: attack, norm, radius, natural, robust and monotone (shares). A line begins at
     radius 0 with the natural accuracy. Where what smaller radii fooled is more than a radius fools itself, a dashed
     line counts it too. Radii that are whole grey levels are written as such. Raises ValueError for no rows, for rows of
-    several norms, and for values that are no fractions.
+    several norms, and for values that are not fractions.
     """
     norms = sorted({row["norm"] for row in rows})
     if len(norms) != 1:
@@ -274,8 +274,8 @@ def certified(
 ) -> Figure:
     """Certified accuracy (%) against the l2 radius, one step curve with its 95 % band per model.
 
-    `models`: {name: one radius per test image}, in pixel units, within which its right class is proved; negative
-    where the class is wrong or nothing is proved. `marks`: {radius: label} draws dotted vertical lines. Raises
+    `models`: {name: one radius per test image}, in pixel units, within which its correct class is certified; negative
+    where the class is wrong or nothing is certified. `marks`: {radius: label} draws dotted vertical lines. Raises
     ValueError if there is nothing to draw or a radius is not finite.
     """
     from atent.stats import interval
@@ -289,14 +289,14 @@ def certified(
     for i, (name, radii) in enumerate(models.items()):
         if not all(math.isfinite(r) for r in radii):
             raise ValueError(f"{name}: radii must be finite numbers, -1 where the class is wrong")
-        n, proved = len(radii), sorted(r for r in radii if r >= 0)
+        n, certified = len(radii), sorted(r for r in radii if r >= 0)
         # The share is left-continuous: it falls just beyond each radius, so a step holds up to its right end.
-        places = [0.0, *proved]
-        counts = [len(proved), *range(len(proved), 0, -1)]
-        if proved:
-            places.append(proved[-1])
+        places = [0.0, *certified]
+        counts = [len(certified), *range(len(certified), 0, -1)]
+        if certified:
+            places.append(certified[-1])
             counts.append(0)
-            end = max(end, proved[-1])
+            end = max(end, certified[-1])
         known = {k: interval(k, n) for k in set(counts)}
         colour = PALETTE[i % len(PALETTE)]
         axes.plot(

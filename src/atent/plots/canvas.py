@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008), told apart by colour-blind readers; yellow last, since it is weak on white
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
+Row = Mapping[str, Any]
+"""A row of a result file."""
+
 COLOUR = {"natural": PALETTE[0], "robust": PALETTE[1]}
 MARKERS = "os^DvPX"
 TEXT = 12
@@ -42,7 +45,7 @@ def svg(figure: Figure) -> bytes:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]
+        text.set_parse_math(False)
     out = io.BytesIO()
     with warnings.catch_warnings():
         # the reader's font draws what ours lacks
@@ -101,7 +104,7 @@ def legend_columns(names: Collection[str]) -> int:
     return max(1, min(4, len(names), 120 // (max(map(len, names), default=0) + 10)))
 
 
-def fraction(row: dict, key: str, where: str) -> float:
+def fraction(row: Row, key: str, where: str) -> float:
     value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{where}: {key} is {value}, expected a fraction in [0, 1]")

@@ -90,7 +90,7 @@ def regions(
 
     `panels`: {title: {"regions": classes (len(up), len(across)) seen at the lattice of `across` and `up`, "stands":
     bool (n,), whether the network is right on the whole ball}}. `x` (n, 2), `y` (n,) 0 or 1, arrays; `eps` the radius,
-    in the coordinates' units. Balls that do not stand are drawn strongly, the others faintly; class 1 has triangles.
+    in the coordinates' units. Balls with an adversary are drawn strongly, the others faintly; class 1 has triangles.
     Raises ValueError for no panels, or where the sizes disagree.
     """
     import numpy

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import COLOUR, GREY, TEXT, blank, fraction, look, plain
+from atent.plots.canvas import COLOUR, GREY, TEXT, Row, blank, fraction, look, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _STYLE = {"train": (0, (4, 2)), "validation": "-"}
 
 
-def curves(rows: Sequence[dict] | Mapping[str, Sequence[dict]], *, title: str | None = None) -> Figure:
+def curves(rows: Sequence[Row] | Mapping[str, Sequence[Row]], *, title: str | None = None) -> Figure:
     """Natural and robust accuracy (%) against epoch, in training (dashed) and validation (solid).
 
     `rows`: the rows of metrics.jsonl, or {run name: rows} for one panel per run, with a shared y axis. Keys
@@ -52,11 +52,11 @@ def curves(rows: Sequence[dict] | Mapping[str, Sequence[dict]], *, title: str | 
     return figure
 
 
-def together(runs: Mapping[str, Sequence[dict]]) -> Figure:
+def together(runs: Mapping[str, Sequence[Row]]) -> Figure:
     """Validation accuracy (%) of several runs against epoch, one line per run: natural above, robust below.
 
     `runs`: {name: rows of metrics.jsonl}, keys as in `curves`; a panel that no run has values for is left out. Raises
-    ValueError where there is nothing to draw or a value is no fraction.
+    ValueError where there is nothing to draw or a value is not a fraction.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -88,13 +88,13 @@ def together(runs: Mapping[str, Sequence[dict]]) -> Figure:
     return figure
 
 
-def characteristics(rows: Sequence[dict], *, decay: int | None = None, title: str | None = None) -> Figure:
+def characteristics(rows: Sequence[Row], *, decay: int | None = None, title: str | None = None) -> Figure:
     """Benign and robust accuracy (%) against epoch, in training (dashed), on the test set (solid) and on the validation
     split (dotted).
 
     `rows`: `epoch` and, as fractions, each optional, `train_natural`, `train_robust` and the same for `test` and
     `validation`; `test_natural_low` / `_high` and the same for robust draw a band. `decay`: the first epoch at a lower
-    rate, marked. Raises ValueError for no rows or values that are no fractions.
+    rate, marked. Raises ValueError for no rows or values that are not fractions.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -137,7 +137,7 @@ def _labels() -> dict[str, tuple[str, str]]:
     return {f"{kind}, {split}": (split, kind) for kind in COLOUR for split in _STYLE}
 
 
-def _panel(axes: Axes, name: str | None, rows: list[dict], handles: dict[str, Any]) -> str:
+def _panel(axes: Axes, name: str | None, rows: list[Row], handles: dict[str, Any]) -> str:
     """Draws one run, adds what it drew to `handles` for the legend; returns the note on its best epoch."""
     from matplotlib.ticker import MaxNLocator
 
@@ -187,7 +187,7 @@ def _panel(axes: Axes, name: str | None, rows: list[dict], handles: dict[str, An
     return _best(axes, rows, handles)
 
 
-def _best(axes: Axes, rows: list[dict], handles: dict[str, Any]) -> str:
+def _best(axes: Axes, rows: list[Row], handles: dict[str, Any]) -> str:
     best = next((row for row in reversed(rows) if row.get("best")), None)
     if best is None:
         return ""
@@ -213,7 +213,7 @@ def _best(axes: Axes, rows: list[dict], handles: dict[str, Any]) -> str:
     return f"best epoch {best['epoch']}" + (": " + ", ".join(found) if found else "")
 
 
-def _gap(axes: Axes, best: dict, last: dict) -> None:
+def _gap(axes: Axes, best: Row, last: Row) -> None:
     """What robust accuracy lost between the best epoch and the last: robust overfitting, Rice et al. 2020."""
     top, end = best.get("validation_robust"), last.get("validation_robust")
     if top is None or end is None or last["epoch"] == best["epoch"] or top - end < 0.005:
@@ -237,7 +237,7 @@ def _gap(axes: Axes, best: dict, last: dict) -> None:
     )
 
 
-def _series(rows: list[dict], key: str, run: str) -> tuple[list[int], list[float]]:
+def _series(rows: list[Row], key: str, run: str) -> tuple[list[int], list[float]]:
     present = [row for row in rows if row.get(key) is not None]
     return (
         [row["epoch"] for row in present],

@@ -144,7 +144,8 @@ def load_state(run: Path, device: torch.device) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume in {run}: it has no {folder.LAST}/{STATE}")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        return state
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is damaged ({reason}): start the training again under another name") from None

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-# torch and safetensors report a full disk as errors that are no OSError, and torch without the reason
+# torch and safetensors report a full disk as errors that are not OSError, and torch without the reason
 _WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter|\(os error \d+\)")
 
 
@@ -108,7 +109,7 @@ def read_json(path: str | Path) -> Any:
     return _parse(Path(path).read_bytes(), str(path))
 
 
-def append_jsonl(path: str | Path, row: dict) -> None:
+def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> None:
     """Appends one row, as one line; a torn last line, left by a kill, is cut off first.
 
     Raises ValueError as `write_json`, and OSError of one line if the row cannot be written: the rows before
@@ -119,7 +120,7 @@ def append_jsonl(path: str | Path, row: dict) -> None:
     try:
         # unbuffered, or closing the file would write the row a second time after it was cut off
         with open(path, "ab+", buffering=0) as file:
-            end, gap = _mend(file)
+            end, gap = _whole_rows(file)
             file.truncate(end)
             try:
                 written = file.write(gap + line)
@@ -133,7 +134,7 @@ def append_jsonl(path: str | Path, row: dict) -> None:
         raise _write_error(path, None, error) from error
 
 
-def read_jsonl(path: str | Path) -> list[dict]:
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file, without a torn last line (a kill in mid-write leaves one).
 
     Raises ValueError of one line, with the line number, for a broken line elsewhere; FileNotFoundError.
@@ -152,7 +153,7 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return rows
 
 
-def keep_jsonl(path: str | Path, keep: Callable[[dict], bool]) -> None:
+def keep_jsonl(path: str | Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrites a JSON-lines file with the rows for which `keep(row)` holds, atomically.
 
     Raises as `read_jsonl` and `write_atomic`.
@@ -161,7 +162,7 @@ def keep_jsonl(path: str | Path, keep: Callable[[dict], bool]) -> None:
     write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
-def _mend(file) -> tuple[int, bytes]:
+def _whole_rows(file: io.FileIO) -> tuple[int, bytes]:
     """Where the whole rows of an open file end, and the newline that is missing there, if one is."""
     file.seek(0)
     content = file.read()
@@ -180,7 +181,7 @@ def _is_row(line: bytes) -> bool:
 
 
 def _parse(data: bytes, where: str) -> Any:
-    def refuse(name):
+    def refuse(name: str) -> NoReturn:
         raise ValueError(f"holds {name}, which is not JSON")
 
     try:
@@ -197,7 +198,7 @@ def _plain(obj: Any, where: str, name: str) -> Any:
         return str(obj) if isinstance(obj, str) else obj
     if isinstance(obj, int):
         return int(obj)
-    # numpy's float64 is a float, and is exact as it stands
+    # numpy's float64 is a float, and is exact as it is
     if isinstance(obj, float):
         if not math.isfinite(obj):
             raise ValueError(f"{name}: {where or 'the value'} is {float(obj)}, which JSON cannot hold")
@@ -215,8 +216,8 @@ def _plain(obj: Any, where: str, name: str) -> Any:
     raise ValueError(f"{name}: {where or 'the value'} is a {type(obj).__name__}, which JSON cannot hold")
 
 
-def _plain_dict(obj: dict, where: str, name: str) -> dict:
-    result = {}
+def _plain_dict(obj: dict[Any, Any], where: str, name: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
     for key, value in obj.items():
         # an int key is common (a class, an epoch); any other would come back as something else
         if not isinstance(key, str) and (not isinstance(key, int) or isinstance(key, bool)):
@@ -235,7 +236,7 @@ def _shortest(array: Any) -> Any:
         return values
     import numpy
 
-    def short(value):
+    def short(value: Any) -> Any:
         if isinstance(value, list):
             return [short(item) for item in value]
         return float(str(numpy.float32(value)))

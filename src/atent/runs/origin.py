@@ -1,4 +1,4 @@
-"""What a result must stand beside: version, commit, machine, seed and time."""
+"""What a result is published with: version, commit, machine, seed and time."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _GIT_PLACES = (
 )
 
 
-def provenance(*, seed: int | None = None, device: Any = None) -> dict:
-    """What a result must stand beside, ready for JSON.
+def provenance(*, seed: int | None = None, device: Any = None) -> dict[str, Any]:
+    """What a result is published with, ready for JSON.
 
     Keys: `version` of atent ("unknown" when it is not installed); `commit` of the source checkout and `dirty`
     (the package's files differ from it), both None unless that checkout holds this package; `python`,

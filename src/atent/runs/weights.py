@@ -110,9 +110,10 @@ def _adopt(model: nn.Module, name: str, value: Tensor, *, persistent: bool) -> N
     *path, last = name.split(".")
     module = unwrapped(model)
     for part in path:
-        if part not in module._modules:
+        inner = module._modules.get(part)
+        if inner is None:
             raise ValueError(f"the saved state has a buffer {name}, this network no {'.'.join(path)}")
-        module = unwrapped(module._modules[part])  # type: ignore[arg-type]
+        module = unwrapped(inner)
     if last in module._parameters:
         raise ValueError(f"the saved state has a buffer {name}, this network a parameter of that name")
     like = next((t for t in (*module.buffers(), *model.parameters())), value)
@@ -157,8 +158,9 @@ def fitted(model: State, state: State) -> State:
 
     def like(name: str, value: Any) -> Any:
         mine = model.get(name)
-        known = isinstance(mine, Tensor) and isinstance(value, Tensor) and not name.endswith(_EXTRA)
-        return value.to(mine.dtype) if known and not is_lazy(mine) else value  # type: ignore[union-attr, arg-type]
+        if not isinstance(mine, Tensor) or not isinstance(value, Tensor) or name.endswith(_EXTRA) or is_lazy(mine):
+            return value
+        return value.to(mine.dtype)
 
     return {k: like(k, v) for k, v in state.items()}
 

@@ -24,7 +24,7 @@ def describe(
     augmentation: str, threat: Threat | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """A run's configuration from the settings alone, where no recipe gave one."""
-    evaluate = {"norm": threat.norm, "eps": float(threat.eps)} if threat and not hasattr(method, "threat") else {}
+    evaluate = {"norm": threat.norm, "eps": float(threat.eps)} if threat and method.threat is None else {}
     return {
         "recipe": None,
         "data": {"augment": augmentation, "subset": data.subset},

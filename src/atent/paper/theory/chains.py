@@ -95,14 +95,14 @@ def metropolis(
 # ---- what the chains are worth -----------------------------------------------------------------------------
 
 
-def split_rhat(draws: Tensor) -> float:
-    """Split R-hat (Gelman et al. 2013, BDA3, 11.4) of draws (chains, steps), at least 3 chains and 4 steps: 1 where the
-    chains, each cut in two, agree. infinity where chains stand still at different places."""
-    chains, steps = draws.shape
+def split_rhat(samples: Tensor) -> float:
+    """Split R-hat (Gelman et al. 2013, BDA3, 11.4) of samples (chains, steps), at least 3 chains and 4 steps: 1 where
+    the chains, each cut in two, agree. infinity where chains stand still at different places."""
+    chains, steps = samples.shape
     if chains < 3 or steps < 4:
         raise ValueError(f"R-hat needs at least 3 chains of 4 steps, got {chains} of {steps}")
     half = steps // 2
-    parts = torch.cat([draws[:, :half], draws[:, steps - half :]]).double()
+    parts = torch.cat([samples[:, :half], samples[:, steps - half :]]).double()
     within = float(parts.var(1).mean())
     between = float(parts.mean(1).var())
     if within == 0:
@@ -110,20 +110,21 @@ def split_rhat(draws: Tensor) -> float:
     return math.sqrt((half - 1) / half + between / within)
 
 
-def autocorrelation(draws: Tensor, lags: int | None = None) -> Tensor:
-    """Autocorrelation (lags + 1,) of draws (chains, steps), averaged over chains around their common mean."""
-    steps = draws.shape[1]
-    centred = (draws - draws.mean()).double()
+def autocorrelation(samples: Tensor, lags: int | None = None) -> Tensor:
+    """Autocorrelation (lags + 1,) of samples (chains, steps), averaged over chains around their common mean."""
+    steps = samples.shape[1]
+    centred = (samples - samples.mean()).double()
     spectrum = torch.fft.rfft(centred, n=2 * steps).abs().square()
     products = torch.fft.irfft(spectrum, n=2 * steps)[:, :steps].mean(0) / steps
     lags = steps - 1 if lags is None else min(lags, steps - 1)
     return products[: lags + 1] / products[0] if products[0] > 0 else torch.ones(lags + 1, dtype=torch.float64)
 
 
-def time_constant(draws: Tensor) -> float:
-    """Integrated autocorrelation time, 1 + 2 sum rho_k, by Geyer's initial monotone sequence; draws (chains, steps)."""
-    chains, steps = draws.shape
-    parts = draws.double()
+def time_constant(samples: Tensor) -> float:
+    """Integrated autocorrelation time, 1 + 2 sum rho_k, by Geyer's initial monotone sequence, of samples
+    (chains, steps)."""
+    chains, steps = samples.shape
+    parts = samples.double()
     centred = parts - parts.mean(1, keepdim=True)
     spectrum = torch.fft.rfft(centred, n=2 * steps).abs().square()
     cov = torch.fft.irfft(spectrum, n=2 * steps)[:, :steps].mean(0) / steps
@@ -138,9 +139,9 @@ def time_constant(draws: Tensor) -> float:
     return max(float(2 * kept.sum() - 1), 1 / math.log10(max(chains * steps, 10)))
 
 
-def effective(draws: Tensor) -> float:
-    """Effective sample size of draws (chains, steps): as many independent draws would give the mean as well."""
-    return draws.numel() / time_constant(draws)
+def effective(samples: Tensor) -> float:
+    """Effective sample size of samples (chains, steps): as many independent samples would give the mean as well."""
+    return samples.numel() / time_constant(samples)
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Mean:
 
     @property
     def converged(self) -> bool:
-        """Whether R-hat is at most 1.05 and at least 100 independent draws are there."""
+        """Whether R-hat is at most 1.05 and at least 100 independent samples are there."""
         return self.rhat <= RHAT and self.size >= LEAST
 
     @property
@@ -165,7 +166,7 @@ class Mean:
         return f"R-hat {self.rhat:.3g} (at most {RHAT} wanted), effective size {self.size:.0f} (at least {LEAST:.0f})"
 
 
-def mean(draws: Tensor) -> Mean:
-    """The mean of draws (chains, steps) with its error."""
-    size = effective(draws)
-    return Mean(float(draws.mean()), 1.96 * float(draws.std()) / math.sqrt(size), split_rhat(draws), size)
+def mean(samples: Tensor) -> Mean:
+    """The mean of samples (chains, steps) with its error."""
+    size = effective(samples)
+    return Mean(float(samples.mean()), 1.96 * float(samples.std()) / math.sqrt(size), split_rhat(samples), size)

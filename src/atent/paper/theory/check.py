@@ -34,7 +34,7 @@ class Settings(metaclass=checks.Settings):
     gamma: float = 10.0
     """Pull of the density on images, in the paper's scaling; above 0."""
     temperature: float | None = None
-    """T of the density on images; left out: gamma radius^2 / d, where the Gaussian part alone reaches the radius."""
+    """T of the density on images; default: gamma radius^2 / d, where the Gaussian part alone reaches the radius."""
     radius: float = 1.0
     """l2 radius that samples should reach, in pixel units."""
     samples: int = 20_000
@@ -46,7 +46,7 @@ class Settings(metaclass=checks.Settings):
     k: int = 10
     """K, the number of steps of the recipe, for how far it is from mixing."""
     seed: int = 0
-    """Seed of every draw."""
+    """Seed of all random numbers."""
 
     def __post_init__(self) -> None:
         check_number("radius", self.radius, 0, above=True)

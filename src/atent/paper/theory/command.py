@@ -42,50 +42,50 @@ def of_run(
 ) -> tuple[Target, dict[str, Any]]:
     """What ``target`` names (a run folder, a .safetensors file or module:function) and the content of its theory.json.
 
-    ``data``: of a run it may be another data set of the same shape. ``radius``: l2 radius of the samples; left out: the
+    ``data``: of a run it may be another data set of the same shape. ``radius``: l2 radius of the samples; default: the
     run's eps, times sqrt(d) in linf, or 1 without a threat. ``limit`` test images ("all": every one), chosen by
     ``subset``: "stratified" or "first", default as the run. ``recipes`` as `check` takes them. ValueError and
     FileNotFoundError, in one line, as `load_target` and `check`, and for data of another shape.
     """
     path = Path(target)
     own = path.suffix == ".safetensors" or (":" in target and not path.is_dir())
-    judged = load_target(
+    subject = load_target(
         target, model=model, data=data if own or _without_data(path) else None, root=root,
         attacks=["FGSM(norm=l2, eps=1)"] if own else (), which=which, limit=limit, subset=subset, device="cpu",
     )  # fmt: skip
-    if not own and data is not None and data != judged.data.name and not _without_data(path):
+    if not own and data is not None and data != subject.data.name and not _without_data(path):
         other = load_data(DataSettings(name=data, root=root))
-        if other.shape != judged.data.shape or other.classes != judged.data.classes:
+        if other.shape != subject.data.shape or other.classes != subject.data.classes:
             raise ValueError(
-                f"--data {data} has inputs {other.shape} and {other.classes} classes, the run {judged.data.shape} and"
-                f" {judged.data.classes}: give data of the same form, or leave it out"
+                f"--data {data} has inputs {other.shape} and {other.classes} classes, the run {subject.data.shape} and"
+                f" {subject.data.classes}: give data of the same form, or leave it out"
             )
-        used = replace(other, subset=judged.data.subset)
+        used = replace(other, subset=subject.data.subset)
     else:
-        used = judged.data
+        used = subject.data
     part = used.sample("test", limit)
     x, y = part.batch(torch.arange(len(part)))
     if radius is None:
-        threat = None if own else judged.threat
+        threat = None if own else subject.threat
         radius = 1.0
         if threat is not None:
             radius = float(threat.eps) * (math.sqrt(x[0].numel()) if threat.norm == "linf" else 1.0)
     k = 10
     if not own:
-        k = int((judged.config.get("method") or {}).get("steps") or k)
+        k = int((subject.config.get("method") or {}).get("steps") or k)
     settings = Settings(
         gamma=gamma, temperature=temperature, radius=radius, samples=samples, chains=chains, steps=steps, k=k, seed=seed
     )
     found = check(
-        judged.model, x, y, settings, name=judged.name, box=used.box, recipes=recipes, say=say
+        subject.model, x, y, settings, name=subject.name, box=used.box, recipes=recipes, say=say
     )  # fmt: skip
     content = {
-        **judged.about,
+        **subject.about,
         "data": described(used, "test", part),
         **found,
         "provenance": folder.provenance(seed=seed, device="cpu"),
     }
-    return judged, content
+    return subject, content
 
 
 def _without_data(path: Path) -> bool:
@@ -104,7 +104,7 @@ def draw(content: dict[str, Any], out: Path) -> list[Path]:
 
 
 def summary(content: dict[str, Any]) -> list[str]:
-    """What must stand beside the table: counts, settings, versions, seed."""
+    """What is published with the table: counts, settings, versions, seed."""
     verdicts = [row["verdict"] for row in content["rows"]]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
     s, about = content["settings"], content["provenance"]

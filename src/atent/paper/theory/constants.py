@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atent.guard import ask
@@ -23,12 +25,12 @@ _KINKS = (
 )  # fmt: skip
 
 # Greatest |f'| and |f''|; the second is None where f' jumps.
-_CURVES: dict[type[nn.Module], Callable[[nn.Module], tuple[float, float | None]]] = {
+_CURVES: dict[type[nn.Module], Callable[[Any], tuple[float, float | None]]] = {
     nn.Tanh: lambda m: (1.0, 4 / (3 * math.sqrt(3))),
     nn.Sigmoid: lambda m: (0.25, 1 / (6 * math.sqrt(3))),
-    nn.Softplus: lambda m: (1.0, float(m.beta) / 4),  # type: ignore[arg-type]
+    nn.Softplus: lambda m: (1.0, float(m.beta) / 4),
     nn.ReLU: lambda m: (1.0, None),
-    nn.LeakyReLU: lambda m: (max(1.0, abs(float(m.negative_slope))), None),  # type: ignore[arg-type]
+    nn.LeakyReLU: lambda m: (max(1.0, abs(float(m.negative_slope))), None),
 }
 
 
@@ -72,13 +74,16 @@ def of_chain(model: nn.Module, shape: tuple[int, ...]) -> Constants:
     `of_linear_softmax`.
     Convolutions are bounded on the torus that holds their padded input, over all frequencies.
 
-    ValueError, naming the layer, for a network that is no chain of Linear, Conv2d, Flatten, Normalize, Identity,
+    ValueError, naming the layer, for a network that is not a chain of Linear, Conv2d, Flatten, Normalize, Identity,
     Dropout, MaxPool2d without overlap, and the activations Tanh, Softplus, Sigmoid, ReLU, LeakyReLU.
     """
     layers = [(name, layer) for name, layer in _leaves(model) if not isinstance(layer, (nn.Identity, nn.Dropout))]
     if not layers:
         raise ValueError("the network has no layers")
-    last = layers.pop()[1] if isinstance(layers[-1][1], nn.Linear) else None
+    head = layers[-1][1]
+    last = head if isinstance(head, nn.Linear) else None
+    if last is not None:
+        layers.pop()
     size = tuple(shape)
     # l: change of the features per change of the input; m: of any one of them; s: of their Jacobian
     l, m, s = 1.0, 1.0, 0.0  # noqa: E741
@@ -101,7 +106,7 @@ def of_chain(model: nn.Module, shape: tuple[int, ...]) -> Constants:
         else:
             raise ValueError(f"no bound is known for layer {name} ({type(layer).__name__})")
     if last is not None:
-        slope, bend = of_linear_softmax(last.weight)["diameter"]  # type: ignore[arg-type]
+        slope, bend = of_linear_softmax(last.weight)["diameter"]
     else:
         slope, bend = math.sqrt(2), 0.5
     beta = _up(bend * l * l + slope * s) if smooth else None
@@ -234,11 +239,13 @@ def without_curvature(found: Constants) -> Constants:
 
 class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.inside: list[str] = []
         self.found: dict[str, str] = {}
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name = func.overloadpacket.__name__
         if name in _KINKS:
             self.found.setdefault(self.inside[-1] if self.inside else "the network", name)
@@ -254,7 +261,7 @@ def kinks(model: nn.Module, x: Tensor) -> dict[str, str]:
         if isinstance(module, torch.jit.ScriptModule):
             continue  # takes no hooks: its operations go by the module around it
         label = name or type(module).__name__
-        hooks.append(module.register_forward_pre_hook(lambda _m, _a, label=label: watch.inside.append(label)))  # type: ignore[misc]
+        hooks.append(module.register_forward_pre_hook(lambda _m, _a, label=label: watch.inside.append(label)))
         hooks.append(module.register_forward_hook(lambda _m, _a, _o: watch.inside.pop() and None))
     try:
         with watch:

@@ -22,8 +22,8 @@ BATCHES = "chains batch by batch sample the same p as chains over all data (B.3)
 def without_noise(
     model: nn.Module, x: Tensor, y: Tensor, *, gamma: float, eps: float, box: tuple[float, float], steps: int = 10
 ) -> list[Row]:
-    """T11: the house's chain, published variant, noise 0, beside PGD written out, with the soft pull and the hard ball;
-    from x itself, ``gamma`` in the paper's scaling, both clamped to the box."""
+    """T11: the published variant's chain, noise 0, beside PGD written out, with the soft pull and the hard ball; from x
+    itself, ``gamma`` in the paper's scaling, both clamped to the box."""
     threat = Threat("l2", eps, box)
     eta = min(2 * eps / steps, 0.9 / gamma)
     chain = sampler(
@@ -121,7 +121,7 @@ def with_batchnorm(model: nn.Module, x: Tensor) -> nn.Module:
     out = copy.deepcopy(model).eval()
     seen: dict[str, Tensor] = {}
     hooks = [
-        m.register_forward_hook(lambda _m, _a, o, name=name: seen.__setitem__(name, o.detach()))  # type: ignore[misc]
+        m.register_forward_hook(lambda _m, _a, o, name=name: seen.__setitem__(name, o.detach()))
         for name, m in out.named_modules()
         if isinstance(m, nn.Conv2d)
     ]

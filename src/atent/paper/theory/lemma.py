@@ -64,7 +64,8 @@ def sample(
 
     def unit(like: Tensor) -> Tensor:
         v = torch.randn(like.shape, generator=rng, dtype=x.dtype)
-        return v / v.flatten(1).norm(dim=1).view(column)
+        length: Tensor = v.flatten(1).norm(dim=1)
+        return v / length.view(column)
 
     def length(count: int, high: float) -> Tensor:
         share = torch.rand(count, generator=rng, dtype=x.dtype)
@@ -120,15 +121,15 @@ def rows(found: Sampled, constants: Constants, gamma: float, named: str) -> list
     out = []
     if constants.smooth is not None:
         out.append(
-            _judged("T1", SMOOTH, told, found.smooth, found.violations["smooth"], found.n // 2, constants.proved, low)
+            _verdict("T1", SMOOTH, told, found.smooth, found.violations["smooth"], found.n // 2, constants.proved, low)
         )
     for name, claim in (("dissipative", DISSIPATIVE), ("sharp", SHARPER)):
         ratio = getattr(found, name)
-        out.append(_judged("T2", claim, told, ratio, found.violations[name], found.n, constants.proved, low))
+        out.append(_verdict("T2", claim, told, ratio, found.violations[name], found.n, constants.proved, low))
     return out
 
 
-def _judged(
+def _verdict(
     statement: str, claim: str, told: str, ratio: float, violations: int, n: int, proved: bool, low: str
 ) -> Row:  # fmt: skip
     row = bounded(statement, claim, told, ratio, violations, n, reason=low)
@@ -254,10 +255,11 @@ def linear_softmax(
     from atent.paper.theory.constants import of_linear_softmax
 
     weight, bias = fit_linear(x, y, classes)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(weight.shape[1], classes).double())
+    last = nn.Linear(weight.shape[1], classes).double()
+    model = nn.Sequential(nn.Flatten(), last)
     with torch.no_grad():
-        model[1].weight.copy_(weight)  # type: ignore[operator, union-attr]
-        model[1].bias.copy_(bias)  # type: ignore[operator, union-attr]
+        last.weight.copy_(weight)
+        last.bias.copy_(bias)
     out = []
     for name, (slope, beta) in of_linear_softmax(weight).items():
         how = {"norm": "sqrt(2)||W||, ||W||^2/2", "diameter": "D, D^2/4 with D the diameter of the rows"}[name]

@@ -1,4 +1,4 @@
-"""Entropy-SGD: the local entropy (T7), Algorithm 1 and Eq. S3 as printed and mended (T8, T9)."""
+"""Entropy-SGD: the local entropy (T7), Algorithm 1 and Eq. S3 as printed and corrected (T8, T9)."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def local(seed: int = 0) -> list[Row]:
 
 
 def _optimizer(seed: int, copies: int = 2000, steps: int = 600) -> list[Row]:
-    """The house's EntropySGD: one outer step on many copies of the two valleys, beside quadrature."""
+    """EntropySGD of this library: one outer step on many copies of the two valleys, beside quadrature."""
     gamma, noise, eta, at = 2.0, 0.7, 0.02, 0.4
     w = torch.full((copies,), at, dtype=torch.float64, requires_grad=True)
     optimizer = EntropySGD(
@@ -128,7 +128,7 @@ def _optimizer(seed: int, copies: int = 2000, steps: int = 600) -> list[Row]:
     return [
         Row(
             "T7", "Entropy-SGD's outer gradient is E[gamma (w - w')]",
-            f"one step of the house's EntropySGD, {steps} inner steps, {copies} copies: gamma {gamma:g}, T"
+            f"one step of EntropySGD, {steps} inner steps, {copies} copies: gamma {gamma:g}, T"
             f" {noise**2:g}, inner step {eta:g}; quadrature gives {true:.4f}",
             "holds" if abs(value - true) <= error * 3.3 / 1.96 + start else "fails", "mean outer gradient", value,
             error, copies, "sampled", f"off by {value - true:+.4f}; the walk's start and step leave up to {start:.4f}",
@@ -137,7 +137,7 @@ def _optimizer(seed: int, copies: int = 2000, steps: int = 600) -> list[Row]:
 
 
 def algorithm(chains: int = 40_000, steps: int = 400, seed: int = 0) -> list[Row]:
-    """T8 on L(w') = a/2 w'^2: the law of line 6 mended and as printed, in closed form and simulated."""
+    """T8 on L(w') = a/2 w'^2: the law of line 6 corrected and as printed, in closed form and simulated."""
     a, gamma, noise, eta, w = 3.0, 2.0, 0.8, 0.02, 1.5
     rng = torch.Generator().manual_seed(seed)
     anchor = torch.full((chains,), w, dtype=torch.float64)

@@ -31,7 +31,7 @@ class Grid:
     def around(cls, x: Tensor, density: Entropic, lipschitz: float, *, points: int | None = None) -> Grid:
         """Half width L / gamma + 12 sqrt(T / gamma), beyond which exp(-F / T) is below e^-72 of its peak.
 
-        ``points`` per axis, odd; left out: 4,001 on the line, and in the plane four to a standard deviation
+        ``points`` per axis, odd; default: 4,001 on the line, and in the plane four to a standard deviation
         sqrt(T / gamma). ValueError beyond the plane.
         """
         dim = x.numel()

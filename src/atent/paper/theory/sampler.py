@@ -244,7 +244,7 @@ def conditions(
     recipe: str, chain: Sampler, smooth: bool, curvature: float, *, clamped: bool = True
 ) -> Conditions:  # fmt: skip
     """The conditions for one recipe, with beta = ``curvature`` (a lower estimate flatters it). Every chain of the
-    house is ``clamped`` to the box after each step.
+    library is ``clamped`` to the box after each step.
 
     M = beta + gamma and m = gamma/4 by Lemma B.1. The theorem is for the plain recursion x - eta grad F + noise: raw
     gradients, a pull scaled by the step, neither projection nor box. It asks for M-smoothness and (m, b)-dissipativity,

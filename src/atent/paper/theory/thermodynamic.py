@@ -162,7 +162,9 @@ class _Moved(nn.Module):
 
     def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.call = lambda z, w: torch.func.functional_call(model, w, (z.clone(),))
+        self.call: Callable[[Tensor, dict[str, Tensor]], Tensor] = lambda z, w: torch.func.functional_call(
+            model, w, (z.clone(),)
+        )
         self.weights = weights
 
     def forward(self, z: Tensor) -> Tensor:
@@ -171,7 +173,10 @@ class _Moved(nn.Module):
     def along(self, z: Tensor, y: Tensor, direction: dict[str, Tensor]) -> Tensor:
         """The derivative of each sample's loss in the weights along ``direction``, (n,)."""
         with torch.no_grad():
-            return torch.func.jvp(lambda w: cross_entropy(self.call(z, w), y), (self.weights,), (direction,))[1]
+            slope: Tensor = torch.func.jvp(lambda w: cross_entropy(self.call(z, w), y), (self.weights,), (direction,))[
+                1
+            ]
+        return slope
 
 
 def rows(found: Gradients, density: Entropic, named: str, bound: float | None = None) -> list[Row]:
