@@ -136,8 +136,8 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     """Lend a model out: inside, its parameters are frozen and it is in ``mode``; after, it is as before.
 
     Restored on success and on exception, each whatever becomes of the others: the mode of each module, each
-    parameter's ``requires_grad`` and ``.grad``, each buffer (batch-norm statistics included), and the global random
-    states (Python, numpy, torch, the model's CUDA devices). ``seed`` seeds the torch generators inside, so that a
+    parameter's ``requires_grad`` and ``.grad``, each buffer (batch-norm statistics included), the global random
+    states (Python, numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the torch generators inside, so that a
     random model behaves the same at each call. Inside, autograd works also where the caller is in inference mode.
 
     ValueError for a model that was made under ``torch.inference_mode``.
@@ -150,6 +150,9 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         stack.callback(_restore_parameters, [(p, p.requires_grad, p.grad) for p in model.parameters()])
         stack.callback(_restore_modes, [(m, m.training) for m in model.modules() if hasattr(m, "training")])
         _hold_random_states(stack, _cuda_devices(model))
+        # A forward pass may set what is the whole process's.
+        stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         if torch.is_inference_mode_enabled():
             # Only there: the context would turn gradients on.
             stack.enter_context(torch.inference_mode(False))
@@ -180,6 +183,13 @@ def _hold_random_states(stack: ExitStack, devices: list[torch.device]) -> None:
     stack.callback(torch.set_rng_state, torch.get_rng_state())
     for d in devices:
         stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(d), d)
+
+
+def random_states(device: torch.device) -> tuple[Any, ...]:
+    """The global random states (Python, numpy, torch, the CUDA device), to be compared."""
+    own = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), (kind, keys.tobytes(), *rest), torch.get_rng_state().tolist(), own
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
