@@ -258,7 +258,8 @@ def test_the_gradient_mode_and_the_default_dtype_come_back():
     try:
         with guard(Meddling()) as net:
             net(torch.rand(2, 4))
-        assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+        assert torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float32
         with torch.no_grad():
             with guard(Meddling()) as net:
                 net(torch.rand(2, 4))

@@ -261,6 +261,7 @@ Own.__name__ = Own.__qualname__ = "AutoAttack"
 def test_labels_of_somebody_s_attack_keep_every_field_and_leave_the_standard_name_alone():
     # Before: all of these were called "AutoAttack-3", and the text was that of AutoAttack itself.
     own = Own(Threat("linf", 0.1))
-    assert label(own) == f"{__name__}:AutoAttack-3" and not is_standard(spell(own))
+    assert label(own) == f"{__name__}:AutoAttack-3"
+    assert not is_standard(spell(own))
     changes = ({"version": "b"}, {"queries": 6}, {"momentum": 1}, {"search_steps": 2}, {"restarts": 0}, {"attack": "y"})
     assert len({label(own), *(label(dataclasses.replace(own, **change)) for change in changes)}) == 1 + len(changes)

@@ -136,9 +136,10 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     """Lend a model out: inside, its parameters are frozen and it is in ``mode``; after, it is as before.
 
     Restored on success and on exception, each whatever becomes of the others: the mode of each module, each
-    parameter's ``requires_grad`` and ``.grad``, each buffer (batch-norm statistics included), the global random
-    states (Python, numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the torch generators inside, so that a
-    random model behaves the same at each call. Inside, autograd works also where the caller is in inference mode.
+    parameter's ``requires_grad`` and ``.grad``, each buffer (batch-norm statistics included), the global random states
+    (Python, numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the
+    torch generators inside, so that a random model behaves the same at each call. Inside, autograd works also where the
+    caller is in inference mode.
 
     ValueError for a model that was made under ``torch.inference_mode``.
     """
