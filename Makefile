@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Threads that spin while they wait slow down whatever else runs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: train test test-slow lint clean
+.PHONY: train test test-slow lint docs clean
 
 train: .venv/installed
 	$(BIN)/atent train digits-linf-atent --baseline
@@ -22,6 +22,10 @@ test-slow: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "written: docs/_build/html/index.html"
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -33,5 +37,9 @@ lint: .venv/installed-dev
 	$(INSTALL) -e '.[dev]'
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(INSTALL) -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build dist docs/_build docs/_generated .pytest_cache .ruff_cache .mypy_cache

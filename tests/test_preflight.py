@@ -605,7 +605,7 @@ def test_a_validation_attack_that_cannot_run_is_refused(tmp_path, monkeypatch):
         def search(self, oracle, x, y, draws):
             return super().search(oracle.demanding(4, "Picky needs at least 4"), x, y, draws)
 
-    monkeypatch.setitem(ATTACKS, "Picky", Picky)
+    monkeypatch.setitem(ATTACKS._discover(), "Picky", Picky)
     with pytest.raises(ValueError, match=r"validate_attack Picky\(steps=2\) cannot run here: Picky needs at least 4"):
         train(
             make(Body), tmp_path / "run", method=PGDAT(Threat("linf", 0.1), steps=1), validate_attack="Picky(steps=2)"

@@ -1,5 +1,6 @@
-"""The README says what is so: its recipes are all there, its example runs, its figures and files exist."""
+"""The README and the pages say what is so: their examples run, their commands parse, their figures are the results'."""
 
+import importlib.util
 import json
 import os
 import re
@@ -16,26 +17,43 @@ from atent.experiments.recipes import read_recipe, recipe_names
 from atent.paper.evidence import difference
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+TEXT = "\n".join(PAGES.values())
 
 
-def test_every_recipe_is_in_the_table_with_its_own_words():
+def test_the_readme_is_short_and_says_where_the_rest_is():
+    assert len(README.splitlines()) <= 150
+    for name in ("measured", "reproduce", "methods", "recipes", "start", "index"):
+        assert f"docs/{name}.md" in README
+
+
+def test_every_page_is_in_the_site():
+    index = (ROOT / "docs" / "index.md").read_text().splitlines()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.stem in (*index, "index"), path.name
+
+
+def test_the_sites_table_names_every_recipe():
+    spec = importlib.util.spec_from_file_location("conf", ROOT / "docs" / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    table = conf.recipe_table()
     for name in recipe_names():
-        assert f"| `{name}` | {read_recipe(name)['about']} |" in TEXT
+        assert f"| `{name}` | {read_recipe(name)['about']} |" in table
 
 
-def test_links_and_figures_exist():
-    targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
-    assert targets
-    for target in targets:
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_and_figures_exist(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", PAGES[path]):
         if not target.startswith("http"):
-            assert (ROOT / target).is_file(), target
+            assert (path.parent / target).exists(), target
 
 
 @pytest.mark.slow
 def test_the_python_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["fitted"].best["validation_robust"] > 0.3
@@ -58,7 +76,9 @@ def test_the_commands_that_judge_parse():
     from atent.threat import Threat
 
     lines = [line.removeprefix("$ ") for line in TEXT.splitlines()]
-    found = [shlex.split(line) for line in lines if line.startswith(("atent evaluate ", "atent attack "))]
+    found = [
+        shlex.split(line, comments=True) for line in lines if line.startswith(("atent evaluate ", "atent attack "))
+    ]
     assert {words[1] for words in found} == {"evaluate", "attack"}
     for _, command, *args in found:
         options = given(command, *args)

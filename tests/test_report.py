@@ -562,7 +562,7 @@ def test_the_command_writes_beside_the_run_and_never_over_an_earlier_report(run,
 
 
 def test_the_commands_of_the_readme_parse():
-    lines = (RESULTS.parent / "README.md").read_text().splitlines()
+    lines = (RESULTS.parent / "docs" / "start.md").read_text().splitlines()
     found = [line.split("#")[0].split()[2:] for line in lines if line.startswith("atent report ")]
     assert found
     assert all(given("report", *words)["runs"] for words in found)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -44,6 +44,13 @@ class Radii(tuple[float, ...]):
         return torch.tensor(self, dtype=torch.float64)
 
 
+if TYPE_CHECKING:
+    Eps: TypeAlias = float | str | Radii
+else:
+    # What a recipe or an option may give: one number.
+    Eps = float | str
+
+
 def per_sample(v: Tensor, like: Tensor) -> Tensor:
     """Shape a vector of n values so that it broadcasts over the n samples of ``like``."""
     return v.reshape(-1, *[1] * (like.dim() - 1))
@@ -66,7 +73,7 @@ class Threat:
 
     norm: Norm
     """Norm of the perturbation: linf or l2."""
-    eps: float | str | Radii
+    eps: Eps
     """Radius in pixel units; a fraction such as 8/255 is understood. "inf": no limit, for minimum-norm attacks."""
     box: tuple[float, float] = (0.0, 1.0)
     """Smallest and largest legal value of an input coordinate."""
@@ -105,12 +112,13 @@ class Threat:
 
     def radii(self, like: Tensor, of: Callable[[Any], Any] = lambda eps: eps) -> Any:
         """``of(eps)`` as a number, or where samples differ in eps as a tensor (n,) in the type of ``like``."""
-        return of(self.eps.tensor).to(like) if isinstance(self.eps, Radii) else of(float(self.eps))
+        return of(self.eps) if type(self.eps) is float else of(cast(Radii, self.eps).tensor).to(like)
 
     def lengths(self, x: Tensor, of: Callable[[Any], Any] = lambda eps: eps) -> Any:
         """As `radii`, and a tensor has the shape (n, 1, ...) that broadcasts over the samples of ``x``."""
-        found = self.radii(x, of)
-        return per_sample(found, x) if isinstance(found, Tensor) else found
+        if type(self.eps) is float:
+            return of(self.eps)
+        return per_sample(self.radii(x, of), x)
 
     def check_samples(self, n: int) -> None:
         """ValueError where there is an eps for each of another number of samples."""
@@ -150,7 +158,8 @@ class Threat:
         """Nearest point of the ball around ``x``, box ignored; ``eps`` (n,) gives each sample its own radius."""
         d = x_adv - x
         if self.norm == "linf":
-            limit: Any = self.lengths(d) if eps is None else per_sample(eps.to(d.dtype), x)
+            own = self.eps if type(self.eps) is float else self.lengths(d)
+            limit: Any = own if eps is None else per_sample(eps.to(d.dtype), x)
             return x + d.clamp(-limit, limit)
         # The floor keeps 0/0 away: a zero perturbation stays zero, and eps = 0 gives x bit for bit.
         norm = l2_norm(d).clamp_min(torch.finfo(d.dtype).tiny)

@@ -447,8 +447,8 @@ def test_training_curves(here, capsys, monkeypatch):
         (["table-s5"], ["unknown table 'table-s5'", "table-s"]),
         (["table-s1", "--scale", "laptp"], ["laptop"]),
         (["table-s1", "--seeds", "0"], ["seeds", "at least 1", "0"]),
-        (["table-s1", "--time-limit", "soon"], ["soon", "9m"]),
-        (["table-s1", "--time-limit=0"], ["9m"]),
+        (["table-s1", "--time-limit", "soon"], ["soon", "10m"]),
+        (["table-s1", "--time-limit=0"], ["10m"]),
         (["table-s1", "--only", "pgdt"], ["unknown row of table-s1 'pgdt'", "pgdat"]),
         (["table-s4", "--only", "trades"], ["--only", "table-s4"]),
         (["table-s1", "--nope"], ["--nope"]),
@@ -524,24 +524,26 @@ def test_the_readmes_block_is_made_from_the_results(here, capsys):
     Path("results/laptop/finetune.json").write_text(json.dumps({**found, "scale": "laptop"}))
     Path("results/smoke").mkdir()
     Path("results/smoke/finetune.json").write_text(json.dumps(found))
-    text = block(Path("results"))
+    text = block(Path("results"), Path("docs"))
     mine = found["blocks"][0]["rows"][0]["cells"]["natural"]
     assert result.text(mine) in text
     assert text.count("Fine-tuning a benign network") == 1
     assert "not complete" in text
-    Path("README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    assert main(["README.md"]) == 0
-    assert Path("README.md").read_text() == f"before\n{text}\nafter\n"
+    Path("docs").mkdir()
+    page = Path("docs/page.md")
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    assert main([str(page)]) == 0
+    assert page.read_text() == f"before\n{text}\nafter\n"
     with pytest.raises(ValueError, match="needs one line"):
-        refresh("no marks", Path("results"))
+        refresh("no marks", Path("results"), Path("docs"))
 
 
-def test_the_readme_says_what_the_results_say():
+def test_the_page_says_what_the_results_say():
     from atent.paper.summary import BEGIN, refresh
 
     root = Path(__file__).parents[2]
-    text = (root / "README.md").read_text()
+    text = (root / "docs" / "reproduce.md").read_text()
     if BEGIN not in text:
         assert not any((root / "results" / scale / "table-s1.json").is_file() for scale in ("laptop", "paper"))
         pytest.skip("no table of the paper is in results/ yet")
-    assert text == refresh(text, root / "results")
+    assert text == refresh(text, root / "results", root / "docs")

@@ -1,7 +1,8 @@
-"""The README's table of results, from the files of `atent reproduce`: python -m atent.paper.summary README.md."""
+"""The tables of docs/reproduce.md from the files of `atent reproduce`: python -m atent.paper.summary PAGE."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,12 @@ from atent.paper.result import grid
 from atent.paper.scales import SCALES
 from atent.paper.tables import NAMES
 
-BEGIN = "<!-- results: made by python -m atent.paper.summary README.md, do not edit -->"
+BEGIN = "<!-- results: made by python -m atent.paper.summary docs/reproduce.md, do not edit -->"
 END = "<!-- end of results -->"
 
 _PROTOCOLS = ("published", "weak", "autoattack")
 
-# One line each in the README: what the whole tables hold besides is in the files that it names.
+# One line each on the page: what the whole tables hold besides is in the files that it names.
 _SHOWN = {
     "table-s1": ("natural", "full-published", "full-weak", "full-autoattack", *(f"small-{k}" for k in _PROTOCOLS)),
     "table-s2": ("natural", "certified"),
@@ -28,8 +29,9 @@ _SHOWN = {
 }
 
 
-def block(results: Path) -> str:
-    """The marked block of the README from results/SCALE/*.json, without smoke: that measures no claim."""
+def block(results: Path, beside: Path) -> str:
+    """The marked block of a page in the folder ``beside``, from results/SCALE/*.json without smoke: that measures no
+    claim."""
     lines = [BEGIN, ""]
     for scale in (s for s in SCALES if s != "smoke"):
         found = [p for p in (results / scale / f"{name}.json" for name in NAMES) if p.is_file()]
@@ -40,16 +42,16 @@ def block(results: Path) -> str:
         first = next(iter(tables.values()))
         lines += [f"Scale `{scale}`: {first['about']}.", ""]
         for path, content in tables.items():
-            lines += _table(path.relative_to(results.parent), content)
+            lines += _table(Path(os.path.relpath(path, beside)), content)
     return "\n".join([*lines, END])
 
 
-def refresh(text: str, results: Path) -> str:
-    """A README with its block made anew; ValueError where it has no marks."""
+def refresh(text: str, results: Path, beside: Path) -> str:
+    """A page in the folder ``beside`` with its block made anew; ValueError where it has no marks."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"the README needs one line {BEGIN!r} and, below it, one line {END!r}")
+        raise ValueError(f"the page needs one line {BEGIN!r} and, below it, one line {END!r}")
     head, _, rest = text.partition(BEGIN)
-    return head + block(results) + rest.partition(END)[2]
+    return head + block(results, beside) + rest.partition(END)[2]
 
 
 def _table(path: Path, content: Mapping[str, Any]) -> list[str]:
@@ -80,12 +82,13 @@ def _images(content: Mapping[str, Any]) -> str:
 
 
 def main(args: Sequence[str]) -> int:
-    """Rewrite the block of the README that is named."""
+    """Rewrite the block of the page that is named."""
     if len(args) != 1:
-        print("usage: python -m atent.paper.summary README.md", file=sys.stderr)
+        print("usage: python -m atent.paper.summary docs/reproduce.md", file=sys.stderr)
         return 2
     path = Path(args[0])
-    folder.write_atomic(path, refresh(path.read_text(), path.parent / "results"))
+    results = path.resolve().parents[1] / "results"
+    folder.write_atomic(path, refresh(path.read_text(), results, path.resolve().parent))
     return 0
 
 
