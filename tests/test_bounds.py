@@ -1060,3 +1060,14 @@ def test_a_hook_on_all_modules_is_refused():
             bounds(_net16(), x, Threat("linf", 1e-4))
     finally:
         hook.remove()
+
+
+def test_a_network_that_seeds_the_generators_itself_is_a_fixed_function():
+    class Seeded(_Around):
+        def forward(self, z):
+            torch.manual_seed(3)
+            return self.net(z) + torch.randn(3)
+
+    x, net = torch.rand(3, 1, 4, 4), Seeded(_net16()).eval()
+    lower, upper = bounds(net, x, Threat("linf", 0.01))
+    assert ((lower <= net(x)) & (net(x) <= upper)).all()

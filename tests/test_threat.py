@@ -264,7 +264,7 @@ def test_a_custom_box_is_kept():
 
 
 @pytest.mark.parametrize(
-    "given, meant",
+    ("given", "meant"),
     [((0.1, "linf"), "Threat('linf', 0.1)"), (("8/255", "L2"), "Threat('l2', '8/255')"), (("Linf", 2), "'linf', 2")],
 )
 def test_exchanged_arguments_and_another_case_are_named(given, meant):

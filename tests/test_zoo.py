@@ -702,6 +702,43 @@ def test_dependence_is_the_difference_in_closed_form():
     assert (found.n, found.size) == (5, 13)
 
 
+class Votes(Twin):
+    """Whole numbers in the place of logits."""
+
+    def forward(self, z):
+        return (1000 * super().forward(z)).long()
+
+
+def test_whole_numbers_are_scores_and_complex_ones_are_refused():
+    # Before: TypeError of torch.finfo from evaluate and certify.
+    (x, y), net, twin = data(), made(Votes), made(Twin)
+    assert evaluate(net, x, y, {}).natural == evaluate(twin, x, y, {}).natural
+    found = [
+        [row.predict for row in quietly(certify_run, each, x, y, Draws(0.25, 20, 100, 0.05)).rows]
+        for each in (net, twin)
+    ]
+    assert found[0] == found[1]
+    net.forward = lambda z: Twin.forward(net, z).to(torch.complex64)
+    refused(evaluate, net, x, y, {}, says="real logits")
+
+
+def test_a_program_of_torch_export_is_refused_in_one_line():
+    x, y = data()
+    program = torch.export.export(made(Twin), (x,)).module()
+    refused(evaluate, program, x, y, {}, says="give the network itself")
+
+
+class Unhooked(Twin):
+    """Detaches its input in place."""
+
+    def forward(self, z):
+        return super().forward(z.detach_().requires_grad_())
+
+
+def test_an_input_detached_in_place_has_no_gradient():
+    refused(PGD(LINF, steps=2), made(Unhooked), *data(), says="no gradient with respect to its input")
+
+
 class Largest(Twin):
     """Divides by the largest value of the batch: 1 for whole images."""
 

@@ -29,7 +29,10 @@ def ask(model: nn.Module, x: Tensor) -> Tensor:
         logits: Any = model(x.clone()) if len(x) != 1 else _single(model, x)
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(x) and logits.shape[1] > 1):
         check_shape(logits, len(x))
-    return logits.clone()
+    if logits.is_complex():
+        raise ValueError(f"the model must return real logits, got {logits.dtype}")
+    # Scores may be whole numbers, as votes are.
+    return logits.clone() if logits.is_floating_point() else logits.double()
 
 
 def _single(model: nn.Module, x: Tensor) -> Any:
@@ -74,7 +77,12 @@ def _one_output(given: str) -> str:
 
 
 # Parts of torch's messages, and what they mean for a model that is asked for logits or gradients.
+NO_GRADIENT = (
+    "the model has no gradient with respect to its input: a layer detaches or rounds it; use an attack that needs no"
+    " gradients"
+)
 _CAUSES = {
+    "appears to not have been used in the graph": NO_GRADIENT,
     "use_reentrant=True": "a re-entrant checkpoint gives no gradients with respect to the"
     " input: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
     "change requires_grad flags of leaf variables": "the model turns requires_grad of its input off, which cuts its"
@@ -175,7 +183,12 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
 def _set_mode(model: nn.Module, train: bool) -> None:
     # A frozen script has one mode, that in which it was frozen.
     if hasattr(model, "training"):
-        model.train(train)
+        try:
+            model.train(train)
+        except NotImplementedError as error:
+            raise ValueError(
+                "the model cannot be put into eval mode, as a program of torch.export cannot: give the network itself"
+            ) from error
 
 
 def _hold_random_states(stack: ExitStack, devices: list[torch.device]) -> None:
@@ -191,6 +204,17 @@ def random_states(device: torch.device) -> tuple[Any, ...]:
     own = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     return random.getstate(), (kind, keys.tobytes(), *rest), torch.get_rng_state().tolist(), own
+
+
+def seed_all(seed: int, device: torch.device) -> tuple[Any, ...]:
+    """Seeds the global random states, to be used inside `guard`, and gives them as `random_states`."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    return random_states(device)
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
