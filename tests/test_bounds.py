@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from pathlib import Path
 
 import numpy as np
@@ -966,3 +967,107 @@ def test_an_overflow_proves_nothing(method):
         assert not upper.isnan().any()
         assert (lower == -torch.inf).all()
         assert not verified(net, torch.rand(2, 16), torch.tensor([0, 1]), Threat("linf", 0.5), method).any()
+
+
+def _replaced(net):
+    layer = net[1]
+    layer.forward = lambda z: 3 * F.linear(z, layer.weight, layer.bias)
+    return net
+
+
+class _Standardised(nn.Conv2d):
+    def _conv_forward(self, z, weight, bias):
+        return super()._conv_forward(z, 3 * (weight - weight.mean((1, 2, 3), keepdim=True)), bias)
+
+
+class _Around(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.register_buffer("scale", torch.ones(()))
+        self.count = torch.ones(())
+
+
+class _Filled(_Around):
+    def forward(self, z):
+        self.scale.fill_(3.0)
+        return self.net(z) * self.scale
+
+
+class _NewBuffer(_Around):
+    def forward(self, z):
+        self.scale = torch.tensor(3.0)
+        return self.net(z) * self.scale
+
+
+class _Counted(_Around):
+    def forward(self, z):
+        self.count = self.count + 1
+        return self.net(z) * self.count
+
+
+class _Autocast(_Around):
+    def forward(self, z):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.net(z)
+
+
+class _Noisy(_Around):
+    def forward(self, z):
+        return self.net(z) + torch.randn(3)
+
+
+class _Depth(_Around):
+    def forward(self, z):
+        return self.net(z) * (1 if random.random() < 0.5 else 2)
+
+
+def _net16():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+
+
+UNSEEN = {
+    "a replaced forward": lambda: _replaced(_net16()),
+    "another _conv_forward": lambda: nn.Sequential(_Standardised(1, 3, 3), nn.Flatten(), nn.Linear(12, 3)).eval(),
+    **{kind.__name__: lambda kind=kind: kind(_net16()).eval() for kind in _Around.__subclasses__()},
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+def test_what_a_trace_cannot_see_is_refused(name, method):
+    # Before, each gave bounds of another network: a point of the ball had logits outside of them.
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    net = UNSEEN[name]()
+    random_state = torch.get_rng_state()
+    says = "draws random numbers" if name in ("_Noisy", "_Depth") else "bounds cannot see"
+    for call in (
+        lambda: bounds(net, x, Threat("linf", 1e-4), method),
+        lambda: verified(net, x, torch.zeros(3, dtype=torch.long), Threat("l2", 1e-4), method),
+        lambda: bounds(read(net), x, Threat("linf", 1e-4), method),
+    ):
+        with pytest.raises(ValueError, match=says):
+            call()
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_hook_on_all_modules_is_refused():
+    x = torch.rand(3, 1, 4, 4)
+    hook = nn.modules.module.register_module_forward_hook(lambda m, i, o: o * 2 if isinstance(m, nn.Linear) else None)
+    try:
+        with pytest.raises(ValueError, match="bounds cannot see"):
+            bounds(_net16(), x, Threat("linf", 1e-4))
+    finally:
+        hook.remove()
+
+
+def test_a_network_that_seeds_the_generators_itself_is_a_fixed_function():
+    class Seeded(_Around):
+        def forward(self, z):
+            torch.manual_seed(3)
+            return self.net(z) + torch.randn(3)
+
+    x, net = torch.rand(3, 1, 4, 4), Seeded(_net16()).eval()
+    lower, upper = bounds(net, x, Threat("linf", 0.01))
+    assert ((lower <= net(x)) & (net(x) <= upper)).all()

@@ -257,3 +257,20 @@ def test_what_is_certified():
     rows = {row["key"]: row["cells"]["robust"]["ours"] for row in tuned["blocks"][0]["rows"]}
     assert [round(100 * rows[key]["value"]) for key in ("benign", "atent", "pgdat")] == [0, 73, 74]
     assert undecided(difference(rows["atent"], rows["pgdat"]))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("race-epochs", "race-time"), "in linf on digits PGD-20 is 1 to 7 points above it"),
+        (("race-l2-epochs", "race-l2-time"), "in l2 12 to 28.5"),
+        (("race-mnist5k", "race-mnist5k-time"), "on MNIST 2 to 20"),
+    ],
+)
+def test_how_far_pgd_20_lies_above_autoattack_in_every_race(names, words):
+    rows = [row for name in names for part, row in race(name).items() if part != "standard"]
+    gaps = [100 * (row["attacks"]["PGD-20"]["mean"] - row["worst"]["mean"]) for row in rows]
+    low, high = re.findall(r"([\d.]+) to ([\d.]+)", words)[0]
+    assert words in TEXT
+    assert min(gaps) == pytest.approx(float(low), abs=0.51)
+    assert max(gaps) == pytest.approx(float(high), abs=0.51)

@@ -281,3 +281,9 @@ def test_a_threat_where_none_is_taken_is_one_line(given):
 
     with pytest.raises(ValueError, match="Standard takes no Threat: its fields are label_smoothing"):
         Standard(*given.pop("args", ()), **given)
+
+
+def test_awp_is_shown_where_it_is_asked_of_a_method():
+    for given in ((), (Threat("linf", 0.1),)):
+        with pytest.raises(ValueError, match=r"AWP\(PGDAT\(Threat\("):
+            PGDAT(*given, awp={"gamma": 0.005})

@@ -243,3 +243,27 @@ def test_what_cannot_be_restored_keeps_nothing_else_from_being():
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(model.norm.running_mean, mean)
     assert all(p.requires_grad for p in model.parameters())
+
+
+class Meddling(nn.Module):
+    """Sets what belongs to the whole process."""
+
+    def forward(self, z):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        return z.flatten(1)[:, :2]
+
+
+def test_the_gradient_mode_and_the_default_dtype_come_back():
+    try:
+        with guard(Meddling()) as net:
+            net(torch.rand(2, 4))
+        assert torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float32
+        with torch.no_grad():
+            with guard(Meddling()) as net:
+                net(torch.rand(2, 4))
+            assert not torch.is_grad_enabled()
+    finally:
+        torch.set_grad_enabled(True)
+        torch.set_default_dtype(torch.float32)

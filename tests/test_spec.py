@@ -18,7 +18,8 @@ from atent.attacks import (
     Langevin,
     Square,
 )  # fmt: skip
-from atent.attacks.spec import check_names, label, labelled, parse, relabelled, spell
+from atent.attacks.base import Attack
+from atent.attacks.spec import check_names, is_standard, label, labelled, parse, relabelled, spell
 from atent.threat import NORMS, Threat
 
 LINF, L2 = Threat("linf", "8/255"), Threat("l2", 0.5)
@@ -235,3 +236,32 @@ def test_stored_attacks_get_the_labels_of_today():
 def test_every_attack_takes_a_threat_first():
     for cls in ATTACKS.values():
         assert dataclasses.fields(cls)[0].name == "threat"
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Attack):
+    """Somebody's own, with the fields that labels say for other classes."""
+
+    threat: Threat
+    version: str = "standard"
+    steps: int = 3
+    queries: int = 5
+    momentum: int = 0
+    search_steps: int = 0
+    restarts: int = 1
+    attack: str = "x"
+
+    def search(self, oracle, x, y, draws):
+        return x
+
+
+Own.__name__ = Own.__qualname__ = "AutoAttack"
+
+
+def test_labels_of_somebody_s_attack_keep_every_field_and_leave_the_standard_name_alone():
+    # Before: all of these were called "AutoAttack-3", and the text was that of AutoAttack itself.
+    own = Own(Threat("linf", 0.1))
+    assert label(own) == f"{__name__}:AutoAttack-3"
+    assert not is_standard(spell(own))
+    changes = ({"version": "b"}, {"queries": 6}, {"momentum": 1}, {"search_steps": 2}, {"restarts": 0}, {"attack": "y"})
+    assert len({label(own), *(label(dataclasses.replace(own, **change)) for change in changes)}) == 1 + len(changes)

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -260,3 +261,12 @@ def test_a_custom_box_is_kept():
     threat = Threat("linf", 0.5, (-2, 3))
     x = torch.tensor([[-1.9, 2.9]])
     assert threat.project(x + torch.tensor([[-1.0, 1.0]]), x).tolist() == [[-2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [((0.1, "linf"), "Threat('linf', 0.1)"), (("8/255", "L2"), "Threat('l2', '8/255')"), (("Linf", 2), "'linf', 2")],
+)
+def test_exchanged_arguments_and_another_case_are_named(given, meant):
+    with pytest.raises(ValueError, match=re.escape(meant)):
+        Threat(*given)

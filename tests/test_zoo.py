@@ -695,9 +695,82 @@ def test_dependence_is_the_difference_in_closed_form():
     found = dependence(Centred(), x)
     batch = torch.cat([x, x.flip(0), x.flip(-1) / 2, torch.zeros(1, 4)]).double()
     beside = batch - batch.mean(0) / 2
-    expected = (beside[:4] - x.double() / 2).abs().max() / beside.abs().max()
+    fewer = batch - batch[:-1].mean(0) / 2
+    rows = [0, 1, 2, 3, 8]  # the samples, and an altered copy
+    expected = max((z - batch / 2)[rows].abs().max() for z in (beside, fewer)) / beside.abs().max()
     assert found.change == pytest.approx(float(expected), rel=1e-12)
-    assert (found.n, found.size) == (4, 13)
+    assert (found.n, found.size) == (5, 13)
+
+
+class Votes(Twin):
+    """Whole numbers in the place of logits."""
+
+    def forward(self, z):
+        return (1000 * super().forward(z)).long()
+
+
+def test_whole_numbers_are_scores_and_complex_ones_are_refused():
+    # Before: TypeError of torch.finfo from evaluate and certify.
+    (x, y), net, twin = data(), made(Votes), made(Twin)
+    assert evaluate(net, x, y, {}).natural == evaluate(twin, x, y, {}).natural
+    found = [
+        [row.predict for row in quietly(certify_run, each, x, y, Draws(0.25, 20, 100, 0.05)).rows]
+        for each in (net, twin)
+    ]
+    assert found[0] == found[1]
+    net.forward = lambda z: Twin.forward(net, z).to(torch.complex64)
+    refused(evaluate, net, x, y, {}, says="real logits")
+
+
+def test_a_program_of_torch_export_is_refused_in_one_line():
+    x, y = data()
+    program = torch.export.export(made(Twin), (x,)).module()
+    refused(evaluate, program, x, y, {}, says="give the network itself")
+
+
+class Unhooked(Twin):
+    """Detaches its input in place."""
+
+    def forward(self, z):
+        return super().forward(z.detach_().requires_grad_())
+
+
+def test_an_input_detached_in_place_has_no_gradient():
+    refused(PGD(LINF, steps=2), made(Unhooked), *data(), says="no gradient with respect to its input")
+
+
+class Largest(Twin):
+    """Divides by the largest value of the batch: 1 for whole images."""
+
+    def forward(self, z):
+        return super().forward(z / z.max())
+
+
+class Parity(Twin):
+    def forward(self, z):
+        return super().forward(z if len(z) % 2 else 1.5 * z)
+
+
+class Beyond(Twin):
+    """Depends on its batch only where noise goes beyond the box."""
+
+    def forward(self, z):
+        return super().forward(z / z.max().clamp(min=1.2))
+
+
+@pytest.mark.parametrize("kind", [Largest, Parity])
+def test_dependence_that_whole_images_or_odd_batches_hide_is_found(kind):
+    x = data(12)[0]
+    x[:, :, 0, 0] = 1.0  # as in most images of digits: every sample's largest value is the batch's
+    assert dependence(made(kind), x).found  # before: no
+
+
+def test_dependence_that_only_noise_shows_is_found():
+    (x, y), net = data(12), made(Beyond)
+    assert evaluate(net, x, y, {}).hint is None
+    assert "of its batch" in certify_run(net, x[:2], y[:2], Draws(0.5, 20, 100, 0.05)).to_json()["hint"]  # before: None
+    with pytest.warns(UserWarning, match="of its batch"):
+        Smoothed(net, 0.5).certify(x[:2], n0=20, n=100, alpha=0.05)
 
 
 @pytest.mark.parametrize("name", ["arithmetic in place", "spectral norm", "squeezes inside", "traced", "compiled"])

@@ -52,6 +52,11 @@ def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
     fields = [f.name for f in dataclasses.fields(cls)]
     first = fields[0] if fields else ""
     odd = next((name for name in given if name not in fields), None)
+    if odd == "awp" and first == "threat":
+        raise ValueError(
+            f"{cls.__name__} has no field awp: wrap the method, AWP({_example(cls, first)}, gamma=0.005); a recipe"
+            " writes awp = { gamma = 0.005 }"
+        )
     if first in ("threat", "method"):
         value = args[0] if args else given.get(first, getattr(cls, first, None) if first == "threat" else None)
         fits = isinstance(value, Threat) if first == "threat" else isinstance(type(value), Settings)

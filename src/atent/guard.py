@@ -29,7 +29,10 @@ def ask(model: nn.Module, x: Tensor) -> Tensor:
         logits: Any = model(x.clone()) if len(x) != 1 else _single(model, x)
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(x) and logits.shape[1] > 1):
         check_shape(logits, len(x))
-    return logits.clone()
+    if logits.is_complex():
+        raise ValueError(f"the model must return real logits, got {logits.dtype}")
+    # Scores may be whole numbers, as votes are.
+    return logits.clone() if logits.is_floating_point() else logits.double()
 
 
 def _single(model: nn.Module, x: Tensor) -> Any:
@@ -74,7 +77,12 @@ def _one_output(given: str) -> str:
 
 
 # Parts of torch's messages, and what they mean for a model that is asked for logits or gradients.
+NO_GRADIENT = (
+    "the model has no gradient with respect to its input: a layer detaches or rounds it; use an attack that needs no"
+    " gradients"
+)
 _CAUSES = {
+    "appears to not have been used in the graph": NO_GRADIENT,
     "use_reentrant=True": "a re-entrant checkpoint gives no gradients with respect to the"
     " input: use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
     "change requires_grad flags of leaf variables": "the model turns requires_grad of its input off, which cuts its"
@@ -136,9 +144,10 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     """Lend a model out: inside, its parameters are frozen and it is in ``mode``; after, it is as before.
 
     Restored on success and on exception, each whatever becomes of the others: the mode of each module, each
-    parameter's ``requires_grad`` and ``.grad``, each buffer (batch-norm statistics included), and the global random
-    states (Python, numpy, torch, the model's CUDA devices). ``seed`` seeds the torch generators inside, so that a
-    random model behaves the same at each call. Inside, autograd works also where the caller is in inference mode.
+    parameter's ``requires_grad`` and ``.grad``, each buffer (batch-norm statistics included), the global random states
+    (Python, numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the
+    torch generators inside, so that a random model behaves the same at each call. Inside, autograd works also where the
+    caller is in inference mode.
 
     ValueError for a model that was made under ``torch.inference_mode``.
     """
@@ -150,6 +159,9 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         stack.callback(_restore_parameters, [(p, p.requires_grad, p.grad) for p in model.parameters()])
         stack.callback(_restore_modes, [(m, m.training) for m in model.modules() if hasattr(m, "training")])
         _hold_random_states(stack, _cuda_devices(model))
+        # A forward pass may set what is the whole process's.
+        stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         if torch.is_inference_mode_enabled():
             # Only there: the context would turn gradients on.
             stack.enter_context(torch.inference_mode(False))
@@ -171,7 +183,12 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
 def _set_mode(model: nn.Module, train: bool) -> None:
     # A frozen script has one mode, that in which it was frozen.
     if hasattr(model, "training"):
-        model.train(train)
+        try:
+            model.train(train)
+        except NotImplementedError as error:
+            raise ValueError(
+                "the model cannot be put into eval mode, as a program of torch.export cannot: give the network itself"
+            ) from error
 
 
 def _hold_random_states(stack: ExitStack, devices: list[torch.device]) -> None:
@@ -180,6 +197,24 @@ def _hold_random_states(stack: ExitStack, devices: list[torch.device]) -> None:
     stack.callback(torch.set_rng_state, torch.get_rng_state())
     for d in devices:
         stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(d), d)
+
+
+def random_states(device: torch.device) -> tuple[Any, ...]:
+    """The global random states (Python, numpy, torch, the CUDA device), to be compared."""
+    own = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), (kind, keys.tobytes(), *rest), torch.get_rng_state().tolist(), own
+
+
+def seed_all(seed: int, device: torch.device) -> tuple[Any, ...]:
+    """Seeds the global random states, to be used inside `guard`, and gives them as `random_states`."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    return random_states(device)
 
 
 def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:

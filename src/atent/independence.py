@@ -25,7 +25,7 @@ class Dependence(NamedTuple):
     flips: int
     """Samples whose class changes."""
     n: int
-    """Samples that were compared."""
+    """Samples that were compared, an altered copy among them."""
     size: int
     """Samples in the batch."""
     dtype: torch.dtype
@@ -63,25 +63,28 @@ def _compare(model: nn.Module, x: Tensor, seed: int, *, rough: bool = False) -> 
     others = x[torch.arange(min(OTHERS, len(x)), device=x.device) * len(x) // min(OTHERS, len(x))]
     # Copies that are altered, so that a batch of one sample, or of equal ones, has different neighbours too.
     batch = torch.cat([few, others.flip(0), few.flip(-1) / 2, torch.zeros_like(few[:1])])
+    # An altered copy is asked about too: where the batch's largest value is every sample's own, only it depends on it.
+    rows = [*range(len(few)), len(few) + len(others)]
     with guard(model, mode="eval", seed=seed), full_precision(x.device):
         beside = ask(model, batch)
         again = ask(model, batch)
         try:
-            alone = torch.cat([ask(model, one[None]) for one in few])
+            alone = torch.cat([ask(model, batch[i, None]) for i in rows])
         except (ValueError, RuntimeError, IndexError):
-            alone = torch.cat([ask(model, torch.stack([one, one.flip(-1) / 3]))[:1] for one in few])
+            alone = torch.cat([ask(model, torch.stack([batch[i], batch[i].flip(-1) / 3]))[:1] for i in rows])
+        # One sample less: a network may also see whether the number of samples is even.
+        fewer = ask(model, batch[:-1])[rows]
         # A network may lower the precision inside; then its steps are not those of the type that it answers in.
         moved = ask(model, batch * (1 + torch.finfo(torch.float32).eps)) if rough else beside
     scale = float(beside.double().abs().max().clamp_min(torch.finfo(torch.float64).tiny))
     noise = float((beside.double() - again.double()).abs().max())
     roughness = float((beside.double() - moved.double()).abs().max())
-    beside = beside[: len(few)]
-    apart = float((alone.double() - beside.double()).abs().max())
-    flips = int((alone.argmax(1) != beside.argmax(1)).sum())
+    apart = max(float((alone.double() - z.double()).abs().max()) for z in (beside[rows], fewer))
+    flips = int(((alone.argmax(1) != beside[rows].argmax(1)) | (alone.argmax(1) != fewer.argmax(1))).sum())
     # The random numbers of a random layer differ alone and in a batch: several times their size is no chance.
     change = max(apart - 3 * noise, 0.0) / scale
     tolerance = max(torch.finfo(beside.dtype).eps ** 0.5, 8 * roughness / scale)
-    return Dependence(change, tolerance, flips, len(few), len(batch), beside.dtype)
+    return Dependence(change, tolerance, flips, len(rows), len(batch), beside.dtype)
 
 
 def dependence_hint(model: nn.Module, x: Tensor, *, seed: int = 0) -> str | None:

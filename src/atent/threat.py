@@ -82,7 +82,11 @@ class Threat:
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
-            raise ValueError(f"unknown norm {self.norm!r}: use one of {', '.join(NORMS)}")
+            hint = ""
+            for norm, eps in ((self.norm, self.eps), (self.eps, self.norm)):  # other case, or the two exchanged
+                if isinstance(norm, str) and norm.lower() in NORMS:
+                    hint = f"did you mean Threat({norm.lower()!r}, {eps!r})? "
+            raise ValueError(f"unknown norm {self.norm!r}: {hint}use one of {', '.join(NORMS)}")
         object.__setattr__(self, "eps", _eps(self.eps))
         low, high = (float(v) for v in self.box)
         if not (low < high and math.isfinite(low) and math.isfinite(high)):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.watch import Watch
 from atent.checks import check_logits
-from atent.guard import ask, explained
+from atent.guard import NO_GRADIENT, ask, explained
 from atent.losses import margin
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -196,7 +196,4 @@ class Oracle:
 
 def _check_graph(values: Tensor) -> None:
     if not values.requires_grad:
-        raise ValueError(
-            "the model has no gradient with respect to its input: a layer detaches or rounds it;"
-            " use an attack that needs no gradients"
-        )
+        raise ValueError(NO_GRADIENT)

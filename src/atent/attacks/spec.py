@@ -116,11 +116,13 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
         against: Threat = attack.threat  # type: ignore[attr-defined]
         fields += [f"norm={against.norm}", f"eps={against.eps}"]
         fields += ["allow_large_eps=True"] if against.allow_large_eps else []
-    return ATTACKS.name_of(type(attack)) + (f"({', '.join(fields)})" if fields else "")
+    return _called(type(attack)) + (f"({', '.join(fields)})" if fields else "")
 
 
-# The fields that a label says in its own way.
-_SAID = {"steps", "queries", "restarts", "loss", "momentum", "search_steps", "version", "attack"}
+def _called(cls: type[Attack]) -> str:
+    """The name of an attack in texts; that of the standard attack is for its class alone."""
+    name = ATTACKS.name_of(cls)
+    return f"{cls.__module__}:{name}" if is_standard(name) and cls is not ATTACKS.find("AutoAttack") else name
 
 
 def label(attack: Attack) -> str:
@@ -142,25 +144,37 @@ def label(attack: Attack) -> str:
 
 def _name(attack: Attack) -> tuple[str, set[str]]:
     """A label without its brackets, and the fields that it says."""
-    cls, said = type(attack).__name__, {*_SAID, "threat"}
+    cls = type(attack).__name__
+    if cls.lower() == "autoattack":  # the bare name is for one class
+        cls = _called(type(attack))
     if hasattr(attack, "inner"):
-        return f"{cls} {label(attack.inner)}", said
+        return f"{cls} {label(attack.inner)}", {"threat", "attack"}
+    said = {"threat"}
     if attack.parts():
         version = getattr(attack, "version", "standard")
-        return cls + ("" if version == "standard" else f" {version}"), said - {"steps", "queries"}
+        return cls + ("" if version == "standard" else f" {version}"), {*said, "version"}
     name = {"Langevin": "ATENT", "CarliniWagner": "CW"}.get(cls, cls)
-    steps, restarts = getattr(attack, "steps", getattr(attack, "queries", None)), getattr(attack, "restarts", 1)
+    # Of what a class from somebody's file has, only what the label shows is said.
+    count = next((f for f in ("steps", "queries") if hasattr(attack, f)), "")
+    steps, restarts = getattr(attack, count, None), getattr(attack, "restarts", 1)
     loss, usual = getattr(attack, "loss", "ce"), getattr(type(attack), "loss", "ce")
+    if restarts > 1:
+        said.add("restarts")
     if cls == "APGD":
-        return _APGD[loss] + (f"-{steps}" if steps != 100 else "") + (f" x {restarts}" if restarts > 1 else ""), said
+        name = _APGD[loss] + (f"-{steps}" if steps != 100 else "")
+        return name + (f" x {restarts}" if restarts > 1 else ""), {*said, "steps", "loss"}
     if cls == "FAB" and getattr(attack, "targets", None):
         name += "-T"
-        said = said | ({"targets"} if getattr(attack, "targets", None) == 9 else set())
+        said |= {"targets"} if getattr(attack, "targets", None) == 9 else set()
     searches = getattr(attack, "search_steps", None)
-    name += (f"-{searches}x{steps}" if searches else f"-{steps}") if steps else ""
+    if steps:
+        name += f"-{searches}x{steps}" if searches else f"-{steps}"
+        said |= {count, "search_steps"} if searches else {count}
     name += (f" x {restarts}" if restarts > 1 else "") + (f" {loss}" if loss != usual else "")
     momentum = getattr(attack, "momentum", None)
-    return name + (f" momentum {momentum:g}" if momentum != getattr(type(attack), "momentum", None) else ""), said
+    if isinstance(momentum, float) and momentum != getattr(type(attack), "momentum", None):
+        name, said = f"{name} momentum {momentum:g}", {*said, "momentum"}
+    return name, {*said, "loss"}
 
 
 def _shown(value: Any) -> str:

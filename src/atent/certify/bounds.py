@@ -17,13 +17,14 @@ from atent.certify.linear import Form, Relaxation, back, form, least, relax
 from atent.certify.region import Region, region
 from atent.certify.rounding import Arithmetic, down
 from atent.checks import as_inputs, as_samples, check_batch, check_choice, check_number
-from atent.guard import check_classes, check_weights
+from atent.guard import ask, check_classes, check_weights, guard, random_states, seed_all
 from atent.precision import full_precision
 from atent.threat import Threat
 
 Method = Literal["ibp", "crown-ibp", "crown", "dual"]
 METHODS: tuple[str, ...] = ("ibp", "crown-ibp", "crown", "dual")
 CHUNK = 1024
+FEW = 4
 
 
 def bounds(
@@ -168,7 +169,42 @@ def prepare(
             f"bounds need inputs and weights of one dtype, float32 or float64, got {x.dtype} and {own}:"
             " use x.to(dtype) and model.to(dtype)"
         )
+    if check and not graph.training:
+        _check_reading(graph, x.detach(), threat)
     return graph, region(x.detach(), threat, Arithmetic(x.dtype) if rounding else None)
+
+
+@torch.no_grad()
+def _check_reading(graph: Graph, x: Tensor, threat: Threat) -> None:
+    """ValueError unless the network itself computes what was read: a trace sees no replaced method of a layer, no
+    autocast, no hook on all modules, no state that the forward pass changes, and one draw of what is random.
+
+    Two passes over a few samples must lie within the intervals at the samples themselves, and draw no random numbers.
+    """
+    few = threat.clamp(x[:FEW])
+    if not len(few):
+        return
+    place = region(few, replace(threat, eps=0.0), Arithmetic(x.dtype))
+    with guard(graph.model, mode="as-is"), full_precision(x.device):
+        box = _hidden(graph, place, "ibp", CHUNK)[0][graph.output]
+        answers, states = [], []
+        for seed in (1, 2):
+            before = seed_all(seed, x.device)
+            answers.append(ask(graph.model, few).to(box.lower))
+            states.append((before, random_states(x.device)))
+        # Who draws leaves another state each time; who seeds the generators itself, the same one.
+        if any(a != b and b != d for (a, b), (_, d) in zip(zip(*states[0]), zip(*states[1]))):
+            raise ValueError("the network draws random numbers in its forward pass: bounds need a fixed function")
+    for answer in answers:
+        # Where a sum may overflow the interval is infinite, and the answer may be NaN.
+        outside = ~((answer >= box.lower) & (answer <= box.upper) | (box.lower.isinf() & box.upper.isinf()))
+        if outside.any():
+            low, high, got = (float(t[outside][0]) for t in (box.lower, box.upper, answer))
+            raise ValueError(
+                f"bounds cannot see all that the network's forward pass does: a logit is {got:.6g} where the code that"
+                f" was read gives [{low:.6g}, {high:.6g}]; such as a layer whose method was replaced, autocast, a hook"
+                " on all modules, or a buffer that the pass changes"
+            )
 
 
 def _hidden(graph: Graph, place: Region, method: str, chunk: int) -> tuple[list[Box], dict[int, Relaxation]]:

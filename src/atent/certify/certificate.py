@@ -22,6 +22,7 @@ from atent.certify.smoothing import (
     check_radius,
     largest_radius,
     linf_radius,
+    noisy,
     predictions,
 )
 from atent.checks import Settings, as_samples, check_batch, check_labels, check_number, check_seed, numbered
@@ -173,7 +174,7 @@ def certify_run(
         done = {row.idx: row for row in read_rows(path)}
     smoothed = Smoothed(model, draws.sigma, channels_last)
     check_labels(y, _natural(model, x[:1], draws.seed).shape[1])
-    hint = dependence_hint(model, x, seed=draws.seed)
+    hint = dependence_hint(model, noisy(x, draws.sigma, draws.seed), seed=draws.seed)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
     if advance and len(left) < len(ids):
         advance((len(ids) - len(left)) * (draws.n0 + draws.n), "")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from atent.certify.noise import BLOCK, Noise
 from atent.checks import Settings, as_inputs, check_batch, check_number, check_seed, numbered, plain
 from atent.guard import ask, guard, outside_inference
-from atent.independence import dependence_hint
+from atent.independence import FEW, OTHERS, dependence_hint
 from atent.precision import full_precision, images_last
 from atent.progress import Advance
 from atent.rng import narrow
@@ -26,6 +26,14 @@ ABSTAIN = -1
 
 # Blocks of the selection, far from those of the estimate: CERTIFY needs noise samples that had no part in the choice.
 _SELECTION = 2**31
+
+
+def noisy(x: Tensor, sigma: float, seed: int) -> Tensor:
+    """Some of the samples (at least one) with noise, which is all that a smoothed network sees of them."""
+    most = min(FEW * OTHERS, len(x))
+    some = x[torch.arange(most, device=x.device) * len(x) // most].detach()
+    noise = torch.randn(some.shape, generator=torch.Generator().manual_seed(narrow(seed)))
+    return some + sigma * noise.to(some)
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Smoothed(metaclass=Settings):
         return predictions(self.votes(x, n, seed=seed, ids=ids, batch=batch, advance=advance), alpha)
 
     def _warn(self, x: Tensor, seed: int) -> None:
-        hint = dependence_hint(self.model, x, seed=seed) if len(x) else None
+        hint = dependence_hint(self.model, noisy(x, self.sigma, seed), seed=seed) if len(x) else None
         if hint is not None:
             warnings.warn(hint, stacklevel=3)
 

@@ -237,7 +237,8 @@ def _threats(who: Target, norm: Norm | None, goals: list[float] | None) -> list[
     if goals is None and own is not None and own.norm == kind:
         goals = [float(own.eps)]
     if kind is None or goals is None:
-        raise ValueError(f"{who.name} has no radius of its own in that norm: give --norm and --radius")
+        missing = "--norm and --radius" if kind is None else f"--radius, such as --norm {kind} --radius 8/255"
+        raise ValueError(f"{who.name} has no radius of its own in {kind or 'any norm'}: give {missing}")
     allowed = who.settings.allow_large_eps or (own is not None and own.allow_large_eps)
     return [Threat(kind, r, who.data.box, allowed) for r in goals]
 

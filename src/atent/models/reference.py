@@ -85,4 +85,4 @@ def check_output(
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"of type {type(value).__name__}"
+    return "None" if value is None else f"a {type(value).__name__}"
