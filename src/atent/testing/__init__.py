@@ -1,0 +1,9 @@
+"""The contracts as a public suite: checks for attacks, methods and certifiers of your own, and for the built-in ones.
+
+Each check returns the promises that it looked at, and raises `ContractError`, one line, for the first that is not kept.
+"""
+
+from atent.testing.attacks import check_attack
+from atent.testing.contract import ContractError
+
+__all__ = ["ContractError", "check_attack"]
