@@ -4,6 +4,8 @@ Each check returns the promises that it looked at, and raises `ContractError`, o
 """
 
 from atent.testing.attacks import check_attack
+from atent.testing.certifiers import check_certifier
 from atent.testing.contract import ContractError
+from atent.testing.methods import check_method
 
-__all__ = ["ContractError", "check_attack"]
+__all__ = ["ContractError", "check_attack", "check_certifier", "check_method"]

@@ -111,23 +111,22 @@ def check_attack(
     box = threat.box if isinstance(threat, Threat) else (0.0, 1.0)
     if isinstance(threat, Threat) and isinstance(threat.eps, Radii):
         raise ValueError("check_attack takes a threat with one eps for all samples: give a number")
-    if networks.given(model, x, y):
-        assert model is not None and x is not None and y is not None
-        if len(x) < 4:
-            raise ValueError(f"check_attack needs 4 samples or more, got {len(x)}")
-        model, x, y = copy.deepcopy(model).double().eval(), x.double(), y.clone()
-        classes = int(model(x[:2]).shape[1])
-        y[0] = (model(x[:2]).argmax(1)[0] + 1) % classes
-    else:
+    own = networks.given(model, x, y)
+    if own is None:
         low, high = box
-        model = networks.network()
         # The network sees inputs in [0, 1] whatever the box.
-        model = networks.Through(model, before=lambda v: (v - low) / (high - low)).eval()
-        x = low + (high - low) * networks.inputs(9)
-        y = model(x).argmax(1)
-        # A true label that the network does not give.
-        y[0] = (y[0] + 1) % networks.CLASSES
-    return _suite.run(type(attack).__name__, Case(attack, model, x, y, seed))
+        network: nn.Module = networks.Through(networks.network(), before=lambda v: (v - low) / (high - low))
+        batch = low + (high - low) * networks.inputs(9)
+        labels = network.eval()(batch).argmax(1)
+    else:
+        network, batch, labels = own
+    if len(batch) < 4:
+        raise ValueError(f"check_attack needs 4 samples or more, got {len(batch)}")
+    with torch.no_grad():
+        logits = network.eval()(batch.clone())
+    # A true label that the network does not give.
+    labels[0] = (logits[0].argmax() + 1) % logits.shape[1]
+    return _suite.run(type(attack).__name__, Case(attack, network, batch, labels, seed))
 
 
 # ---- what it is, and what it returns ---------------------------------------------------------------------
@@ -179,10 +178,11 @@ def _box(case: Case) -> None:
 def _radius(case: Case) -> None:
     eps = float(case.threat.eps)
     for dtype, (_, x, out) in case.outcomes.items():
-        _within(case.threat, out.x_adv, x, eps, f" in {dtype}")
+        within(case.threat, out.x_adv, x, eps, f" in {dtype}")
 
 
-def _within(threat: Threat, x_adv: Tensor, x: Tensor, eps: float, where: str = "") -> None:
+def within(threat: Threat, x_adv: Tensor, x: Tensor, eps: float, where: str = "") -> None:
+    """`Broken` for a sample further from x than eps and the contract's tolerance, in float64."""
     size, top = _lengths(threat.norm, x_adv, x), max(map(abs, threat.box))
     room = 6e-8 * top
     limit = eps + room if threat.norm == "linf" else eps * (1 + 1e-6) + room * math.sqrt(x[0].numel())
@@ -307,7 +307,7 @@ def _batches(case: Case) -> None:
     for model, x, _ in case.outcomes.values():
         whole = case.run(model, x, ids=ids)
         for rows, size in ((order, n), (torch.arange(n), n - 2), (order[:4], 1)):
-            parts = [case.run(model, x[r], case.y[r], ids=ids[r]) for r in rows.split(size)]
+            parts = [case.run(model, x[r], case.y[r], ids=ids[r]) for r in rows.split(size)]  # type: ignore[no-untyped-call]
             found = {name: torch.cat([getattr(p, name) for p in parts]) for name in Outcome._fields}
             _agree(found, {name: getattr(whole, name)[rows] for name in Outcome._fields}, f" in batches of {size}")
 
@@ -315,8 +315,10 @@ def _batches(case: Case) -> None:
 def _agree(found: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> None:
     if wanted["x_adv"].dtype == torch.float32:
         # Kernels round with the batch size: one sample in a thousand may change its verdict.
-        off = int((found["success"] != wanted["success"]).sum())
-        require(off <= len(wanted["success"]) / 1000, f"{off} other verdicts{where} in float32", "0.1 % of them")
+        changed = int((found["success"] != wanted["success"]).sum())
+        require(
+            changed <= len(wanted["success"]) / 1000, f"{changed} other verdicts{where} in float32", "0.1 % of them"
+        )
         return
     for name, value in wanted.items():
         off = float((found[name].double() - value.double()).abs().max())
@@ -333,7 +335,7 @@ def _one_stream(case: Case) -> None:
     require(same(attacked(), first), "another result", "the same bits")
     low, high = case.threat.box
     require(bool(((first >= low) & (first <= high)).all()), "values outside the box", f"[{low:g}, {high:g}]")
-    _within(case.threat, first, case.x, float(case.threat.eps))
+    within(case.threat, first, case.x, float(case.threat.eps))
 
 
 # ---- radii ------------------------------------------------------------------------------------------------
@@ -423,3 +425,7 @@ def _detached(case: Case) -> None:
         require("\n" not in str(error), "an error of several lines", "one line")
     else:
         require(False, "a result", "ValueError")
+
+
+PROMISES = _suite.texts
+"""The promises of an attack, those that apply to some attacks only included."""

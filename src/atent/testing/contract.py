@@ -47,6 +47,11 @@ class Suite(Generic[Case]):
 
         return add
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All promises."""
+        return tuple(text for text, _, _ in self._promises)
+
     def run(self, subject: str, case: Case) -> list[str]:
         """The promises that were checked; ContractError for the first that is not kept."""
         checked = []

@@ -117,16 +117,15 @@ def check_method(
     >>> "metrics are tensors on the device" in check_method(PGDAT(Threat("linf", 0.1), steps=3))
     True
     """
-    if networks.given(model, x, y):
-        assert model is not None and x is not None and y is not None
-        own = copy.deepcopy(model).double().train()
-        case = Case(method, own, own, x.double(), y)
-    else:
-        x, y = networks.inputs(8), torch.arange(8) % networks.CLASSES
-        plain = networks.network(batch_norm=False)
-        case = Case(method, networks.network(dropout=0.3), plain, x, y)
+    own = networks.given(model, x, y)
+    if own is None:
+        plain, labels = networks.network(batch_norm=False), torch.arange(8) % networks.CLASSES
+        case = Case(method, networks.network(dropout=0.3), plain, networks.inputs(8), labels)
         if _refuses(case):
             case.model = plain
+    else:
+        network, batch, labels = own
+        case = Case(method, network.train(), network, batch, labels)
     return _suite.run(type(method).__name__, case)
 
 
@@ -172,20 +171,41 @@ def _signatures(case: Case) -> None:
             require(kept, f"{name}({other})", f"{parameter}, {parameter.kind.description}")
 
 
+@promise("metrics are tensors on the device")
+def _metrics(case: Case) -> None:
+    metrics, _ = case.run(case.model)
+    require(isinstance(metrics, dict), f"a {type(metrics).__name__} of metrics", "a dict")
+    require("loss" in metrics, f"metrics {', '.join(metrics) or 'none'}", "loss among them")
+    n = len(case.x)
+    for name, value in metrics.items():
+        require(isinstance(value, Tensor), f"a {type(value).__name__} as {name}", "a tensor, without .item()")
+        require(value.device == case.x.device, f"{name} on {value.device}", f"{case.x.device}, as x")
+        shapes = ((),) if name == "loss" else ((), (n,))
+        require(value.shape in shapes, f"{name} of shape {tuple(value.shape)}", f"() or, but for loss, ({n},)")
+        require(not value.requires_grad, f"{name} with a graph", "detached metrics")
+        require(bool(torch.isfinite(value).all()), f"{name} that is not finite", "finite values")
+
+
 # ---- what backward does ----------------------------------------------------------------------------------
 
 
 @promise("backward adds weight times the gradient to .grad")
 def _weighted(case: Case) -> None:
-    _, full = case.run(case.model)
+    metrics, full = case.run(case.model)
     size = float(full.norm())
     require(0 < size < float("inf"), f"a gradient of norm {size:g}", "one above 0 and finite")
     for weight in (1.0, 0.25):
-        _, found = case.run(case.model, grad=_BEFORE, weight=weight)
+        again, found = case.run(case.model, grad=_BEFORE, weight=weight)
         off = _distance(found - _BEFORE, weight * full)
         why = "as if .grad had been overwritten" if _distance(found, weight * full) <= ROUNDING else ""
         told = f"at weight {weight:g} a change of .grad that is off by {off:.2g} of it {why}"
         require(off <= ROUNDING, told.strip(), f"{ROUNDING:g}")
+        off = abs(float(again["loss"] - metrics["loss"]))
+        require(
+            off <= ROUNDING * abs(float(metrics["loss"])),
+            f"a loss that weight {weight:g} moves by {off:.2g}",
+            "the same",
+        )
 
 
 @promise("the same state of the generator gives the same bits, whatever the global random states")
@@ -286,7 +306,7 @@ def _own_stream(case: Case) -> None:
     require(same(one, two), "another result once the global generators have moved", "the same bits")
 
 
-# ---- state, progress, metrics ----------------------------------------------------------------------------
+# ---- state, progress, the device ----------------------------------------------------------------------------
 
 
 @promise("all that a method remembers is in the state that init made")
@@ -318,21 +338,6 @@ def _progress(case: Case) -> None:
     case.method.backward(copy.deepcopy(case.model), case.x.clone(), case.y, rng=_stream())
 
 
-@promise("metrics are tensors on the device")
-def _metrics(case: Case) -> None:
-    metrics, _ = case.run(case.model)
-    require(isinstance(metrics, dict), f"a {type(metrics).__name__} of metrics", "a dict")
-    require("loss" in metrics, f"metrics {', '.join(metrics) or 'none'}", "loss among them")
-    n = len(case.x)
-    for name, value in metrics.items():
-        require(isinstance(value, Tensor), f"a {type(value).__name__} as {name}", "a tensor, without .item()")
-        require(value.device == case.x.device, f"{name} on {value.device}", f"{case.x.device}, as x")
-        shapes = ((),) if name == "loss" else ((), (n,))
-        require(value.shape in shapes, f"{name} of shape {tuple(value.shape)}", f"() or, but for loss, ({n},)")
-        require(not value.requires_grad, f"{name} with a graph", "detached metrics")
-        require(bool(torch.isfinite(value).all()), f"{name} that is not finite", "finite values")
-
-
 @promise("backward waits for the device once at most")
 def _syncs(case: Case) -> None:
     with _Waits() as waits:
@@ -342,13 +347,13 @@ def _syncs(case: Case) -> None:
     require(len(waits.seen) <= 1, found, "1, and none per step: no .item(), no boolean index")
 
 
-class _Waits(TorchDispatchMode):
+class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the operations that make a GPU's host wait."""
 
     _NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -367,3 +372,7 @@ def _perturbed(case: Case) -> None:
     require("sharpness" in metrics, f"metrics {', '.join(metrics)}", "sharpness among them")
     size = float(_gradient(model).norm())
     require(0 < size < float("inf"), f"a gradient of norm {size:g}", "one above 0 and finite")
+
+
+PROMISES = _suite.texts
+"""The promises of a method, those that apply to some methods only included."""

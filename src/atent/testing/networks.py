@@ -20,6 +20,9 @@ def network(*, batch_norm: bool = True, dropout: float = 0.0, seed: int = 3) -> 
     """A small convolutional float64 network for inputs (n, 1, 6, 6), in train mode; its batch-norm has statistics."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        # Logits some units apart: attacks need gradients, and some samples are to remain correctly classified.
+        last = nn.Linear(24, CLASSES)
+        last.weight.data.mul_(6.0)
         layers = [
             nn.Conv2d(1, 6, 3, padding=1),
             nn.BatchNorm2d(6) if batch_norm else nn.Identity(),
@@ -28,14 +31,12 @@ def network(*, batch_norm: bool = True, dropout: float = 0.0, seed: int = 3) -> 
             nn.ReLU(),
             nn.Flatten(),
             nn.Dropout(dropout),
-            nn.Linear(24, CLASSES),
+            last,
         ]
         model = nn.Sequential(*layers).double().train()
         with torch.no_grad():
             for _ in range(3):
                 model(torch.rand(16, 1, 6, 6, dtype=torch.float64))
-            # Logits some units apart: attacks need gradients, and some samples are to remain correctly classified.
-            model[7].weight *= 6.0
     return model
 
 
@@ -45,12 +46,13 @@ def inputs(n: int, seed: int = 5) -> Tensor:
     return (1.2 * torch.rand(n, 1, 6, 6, generator=rng, dtype=torch.float64) - 0.1).clamp(0, 1)
 
 
-def given(model: nn.Module | None, x: Tensor | None, y: Tensor | None) -> bool:
-    """Whether the caller brought network and batch; ValueError where only some of the three were given."""
-    some = [v is not None for v in (model, x, y)]
-    if any(some) and not all(some):
+def given(model: nn.Module | None, x: Tensor | None, y: Tensor | None) -> tuple[nn.Module, Tensor, Tensor] | None:
+    """The caller's network and batch in float64, copied, or None; ValueError where only some were given."""
+    if model is None and x is None and y is None:
+        return None
+    if model is None or x is None or y is None:
         raise ValueError("model, x and y belong together: give all three, or none for the built-in ones")
-    return all(some)
+    return copy.deepcopy(model).double(), x.double(), y.clone()
 
 
 class Through(nn.Module):
@@ -76,6 +78,7 @@ class Restless(nn.Module):
     def __init__(self, body: nn.Module, fails_at: int | None = None) -> None:
         super().__init__()
         self.body, self.fails_at, self.seen = body, fails_at, 0
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("last", torch.zeros(1))
 
@@ -100,7 +103,7 @@ class Counting(nn.Module):
         self.forwards += len(x)
         z: Tensor = self.body(x)
         if z.requires_grad:
-            z.register_hook(self._count)
+            z.register_hook(self._count)  # type: ignore[no-untyped-call]
         return z
 
     def _count(self, grad: Tensor) -> None:
@@ -158,7 +161,7 @@ class Found:
             state["global random state"] = {
                 "torch": torch.get_rng_state(),
                 "Python": random.getstate(),
-                "numpy": np.random.get_state()[1:3],  # noqa: NPY002
+                "numpy": list(np.random.get_state(legacy=True))[1:3],  # noqa: NPY002
             }
         return state
 
