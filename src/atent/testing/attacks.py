@@ -4,66 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import math
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack, Outcome
 from atent.testing import networks
+from atent.testing.attack_case import Case, lengths, under, within
 from atent.testing.bad_inputs import BAD, check_refused
 from atent.testing.contract import Suite, require
 from atent.testing.networks import Found, same
 from atent.threat import Radii, Threat
-
-
-@dataclass
-class Case:
-    """An attack, and the network and batch on which it is checked."""
-
-    attack: Attack
-    model: nn.Module
-    """float64, in eval mode; no check changes it."""
-    x: Tensor
-    """float64 (n, ...), in the box."""
-    y: Tensor
-    seed: int
-
-    @property
-    def threat(self) -> Threat:
-        return self.attack.threat  # type: ignore[attr-defined, no-any-return]
-
-    def at(self, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
-        """A copy of the network, and the inputs, in another precision."""
-        return copy.deepcopy(self.model).to(dtype), self.x.to(dtype)
-
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None = None, **given: Any) -> Outcome:
-        return self.attack.run(model, x, self.y if y is None else y, **{"seed": self.seed, **given})
-
-    @functools.cached_property
-    def outcomes(self) -> dict[torch.dtype, tuple[nn.Module, Tensor, Outcome]]:
-        """The attack's outcome in each precision, with what it was given."""
-        found = {}
-        for dtype in (torch.float32, torch.float64):
-            model, x = self.at(dtype)
-            found[dtype] = model, x, self.run(model, x.clone())
-        return found
-
-    @functools.cached_property
-    def harmless(self) -> Attack | None:
-        """The attack with eps 0; None where its settings have no meaning there."""
-        try:
-            return _under(self.attack, dataclasses.replace(self.threat, eps=0.0))
-        except ValueError:
-            return None
-
-
-def _under(attack: Attack, threat: Threat) -> Attack:
-    return dataclasses.replace(attack, threat=threat)  # type: ignore[call-arg]
-
 
 _suite: Suite[Case] = Suite()
 promise = _suite.promise
@@ -181,55 +132,6 @@ def _radius(case: Case) -> None:
         within(case.threat, out.x_adv, x, eps, f" in {dtype}")
 
 
-def within(threat: Threat, x_adv: Tensor, x: Tensor, eps: float, where: str = "") -> None:
-    """`Broken` for a sample further from x than eps and the contract's tolerance, in float64."""
-    size, top = _lengths(threat.norm, x_adv, x), max(map(abs, threat.box))
-    room = 6e-8 * top
-    limit = eps + room if threat.norm == "linf" else eps * (1 + 1e-6) + room * math.sqrt(x[0].numel())
-    worst = int(size.argmax())
-    found = f"{threat.norm} distance {float(size[worst]):.9g} of sample {worst}{where}"
-    require(bool((size <= limit).all()), found, f"at most {limit:.9g} at eps {eps:g}")
-
-
-def _lengths(norm: str, x_adv: Tensor, x: Tensor) -> Tensor:
-    d = (x_adv.double() - x.double()).flatten(1)
-    return d.abs().amax(1) if norm == "linf" else (d * d).sum(1).sqrt()
-
-
-@promise("success is recomputed on the returned tensor, with true labels")
-def _success(case: Case) -> None:
-    for dtype, (model, _, out) in case.outcomes.items():
-        with torch.no_grad():
-            wrong = model(out.x_adv.clone()).argmax(1) != case.y
-        off = (out.success != wrong).nonzero().flatten().tolist()
-        if off:
-            said = f"success {bool(out.success[off[0]])} of sample {off[0]}, which the network classifies"
-            require(False, f"{said} {'wrongly' if wrong[off[0]] else 'correctly'} in {dtype}", "the network's answer")
-
-
-@promise("norm is the distance to x in the threat's norm, in float64")
-def _norm(case: Case) -> None:
-    for _, x, out in case.outcomes.values():
-        wanted = _lengths(case.threat.norm, out.x_adv, x)
-        off = float((out.norm - wanted).abs().max())
-        require(off <= 1e-12 * (1 + float(wanted.max())), f"a norm that is off by {off:.3g}", "rounding")
-
-
-@promise("the call returns what run returns")
-def _call(case: Case) -> None:
-    model, x, out = case.outcomes[torch.float64]
-    require(same(case.attack(model, x, case.y, seed=case.seed), out.x_adv), "another result", "the same bits")
-
-
-@promise("x and y are not changed")
-def _inputs(case: Case) -> None:
-    model, x = case.at(torch.float64)
-    given, labels = x.clone(), case.y.clone()
-    case.run(model, given, labels)
-    require(same(given, x), "another x after the attack", "x as it was given")
-    require(same(labels, case.y), "another y after the attack", "y as it was given")
-
-
 # ---- what becomes of the network -------------------------------------------------------------------------
 
 
@@ -257,26 +159,6 @@ def _as_found(case: Case, fails_at: int | None) -> None:
         if fails_at is not None and model.seen >= fails_at:
             require(raised, "a result although the network raised", "the network's exception")
         found.check(f" after an exception at call {fails_at}" if raised else "")
-
-
-@promise("a network that changes its input in place gives the same result")
-def _in_place(case: Case) -> None:
-    width = case.threat.box[1] - case.threat.box[0]
-    kind = case.model
-    plain = networks.Through(kind, before=lambda v: v - 0.25 * width)
-    moved = networks.Through(kind, before=lambda v: v.sub_(0.25 * width))
-    a, b = case.run(plain, case.x.clone()), case.run(moved, case.x.clone())
-    require(all(map(same, a, b)), "another outcome", "the same bits: the network is asked for a copy")
-
-
-@promise("gradients that are off, or x that requires one, change nothing")
-def _without_gradients(case: Case) -> None:
-    model, x, out = case.outcomes[torch.float64]
-    with torch.no_grad():
-        require(same(case.run(model, x).x_adv, out.x_adv), "another result under torch.no_grad", "the same bits")
-    again = case.run(model, x.clone().requires_grad_())
-    require(same(again.x_adv, out.x_adv), "another result for x that requires a gradient", "the same bits")
-    require(not again.x_adv.requires_grad, "a result that requires a gradient", "none")
 
 
 # ---- where its random numbers come from ------------------------------------------------------------------
@@ -338,6 +220,63 @@ def _one_stream(case: Case) -> None:
     within(case.threat, first, case.x, float(case.threat.eps))
 
 
+# ---- what it says of the result -----------------------------------------------------------------------
+
+
+@promise("success is recomputed on the returned tensor, with true labels")
+def _success(case: Case) -> None:
+    for dtype, (model, _, out) in case.outcomes.items():
+        with torch.no_grad():
+            wrong = model(out.x_adv.clone()).argmax(1) != case.y
+        off = (out.success != wrong).nonzero().flatten().tolist()
+        if off:
+            said = f"success {bool(out.success[off[0]])} of sample {off[0]}, which the network classifies"
+            require(False, f"{said} {'wrongly' if wrong[off[0]] else 'correctly'} in {dtype}", "the network's answer")
+
+
+@promise("norm is the distance to x in the threat's norm, in float64")
+def _norm(case: Case) -> None:
+    for _, x, out in case.outcomes.values():
+        wanted = lengths(case.threat.norm, out.x_adv, x)
+        off = float((out.norm - wanted).abs().max())
+        require(off <= 1e-12 * (1 + float(wanted.max())), f"a norm that is off by {off:.3g}", "rounding")
+
+
+@promise("the call returns what run returns")
+def _call(case: Case) -> None:
+    model, x, out = case.outcomes[torch.float64]
+    require(same(case.attack(model, x, case.y, seed=case.seed), out.x_adv), "another result", "the same bits")
+
+
+@promise("x and y are not changed")
+def _inputs(case: Case) -> None:
+    model, x = case.at(torch.float64)
+    given, labels = x.clone(), case.y.clone()
+    case.attack.run(model, given, labels, seed=case.seed)
+    require(same(given, x), "another x after the attack", "x as it was given")
+    require(same(labels, case.y), "another y after the attack", "y as it was given")
+
+
+@promise("a network that changes its input in place gives the same result")
+def _in_place(case: Case) -> None:
+    width = case.threat.box[1] - case.threat.box[0]
+    kind = case.model
+    plain = networks.Through(kind, before=lambda v: v - 0.25 * width)
+    moved = networks.Through(kind, before=lambda v: v.sub_(0.25 * width))
+    a, b = case.run(plain, case.x), case.run(moved, case.x)
+    require(all(map(same, a, b)), "another outcome", "the same bits: the network is asked for a copy")
+
+
+@promise("gradients that are off, or x that requires one, change nothing")
+def _without_gradients(case: Case) -> None:
+    model, x, out = case.outcomes[torch.float64]
+    with torch.no_grad():
+        require(same(case.run(model, x).x_adv, out.x_adv), "another result under torch.no_grad", "the same bits")
+    again = case.run(model, x.clone().requires_grad_())
+    require(same(again.x_adv, out.x_adv), "another result for x that requires a gradient", "the same bits")
+    require(not again.x_adv.requires_grad, "a result that requires a gradient", "none")
+
+
 # ---- radii ------------------------------------------------------------------------------------------------
 
 
@@ -370,7 +309,7 @@ def _clamped(case: Case) -> None:
     lambda case: case.attack.minimum_norm,
 )
 def _smallest(case: Case) -> None:
-    free = _under(case.attack, dataclasses.replace(case.threat, eps="inf"))
+    free = under(case.attack, dataclasses.replace(case.threat, eps="inf"))
     model, x = case.model, case.x
     with torch.no_grad():
         wrong = model(x).argmax(1) != case.y
