@@ -2,7 +2,13 @@
 
 import dataclasses
 import functools
+import re
+import shlex
+import sys
+import tomllib
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +17,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from atent import Threat
-from atent.attacks import DDN, FGSM, PGD, Attack
+from atent.attacks import ATTACKS, DDN, FGSM, PGD, Attack
 from atent.certify import ABSTAIN, CERTIFIERS, Smoothed, bounds, verified
-from atent.methods import PGDAT, Method
+from atent.cli import main
+from atent.data import SOURCES
+from atent.methods import METHODS, PGDAT, Method
+from atent.models import MODELS
+from atent.optim.settings import OPTIMIZERS
 from atent.testing import ContractError, check_attack, check_certifier, check_method, networks
 
 LINF = Threat("linf", 0.1)
@@ -451,3 +461,43 @@ def test_smoothing_keeps_every_promise(dtype):
 def test_a_copy_with_another_threat_is_checked_too():
     attack = FGSM(LINF)
     assert check_attack(dataclasses.replace(attack, threat=Threat("l2", 0.5))) == check_attack(attack)
+
+
+# ---- the page
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text("utf-8")
+    module, *python = re.findall(r"```python\n(.*?)```", text, re.S)
+    recipe, entries = re.findall(r"```toml\n(.*?)```", text, re.S)
+    (commands,) = re.findall(r"```bash\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(module)
+    (tmp_path / "blobs.toml").write_text(recipe)
+    try:
+        exec(compile("\n".join(python), "extending.md", "exec"), {})
+        for command in commands.splitlines():
+            assert main([*shlex.split(command)[1:], "--quiet"]) == 0, capsys.readouterr().err
+        assert (tmp_path / "runs/blobs/report.html").exists()
+        # Every entry point names a thing of the example, in a group that a registry reads.
+        groups = {registry.group: registry for registry in (ATTACKS, METHODS, MODELS, SOURCES, OPTIMIZERS)}
+        announced = tomllib.loads(entries)["project"]["entry-points"]
+        assert announced.keys() == groups.keys()
+        for group, things in announced.items():
+            for name, reference in things.items():
+                assert groups[group].find(reference).__name__ == name
+    finally:
+        sys.modules.pop("mine", None)
+
+
+def test_the_decorators_of_the_page_exist():
+    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text("utf-8")
+    rows = re.findall(r"\| `src/(\S+?)/NAME.py` \| `@([\w.]+)\S*` of `([\w.]+)` \|", text)
+    assert len(rows) == 5
+    for room, name, module in rows:
+        register = import_module(module)
+        for part in name.split("."):
+            register = getattr(register, part)
+        assert register.__self__.package == room.replace("/", ".")

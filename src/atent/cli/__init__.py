@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "report": "write one HTML page on runs, for a screen, a phone or paper",
     "theory": "check the statements of the paper's theory on a network and its data",
     "recipes": "list the recipes, or print one",
+    "list": "list attacks, methods, models, data, certifiers and optimizers, with where they come from",
 }
 """What each command does, in one line; its module in this folder has its name."""
 
