@@ -13,7 +13,7 @@ import tyro
 
 from atent.cli import show
 from atent.cli.parse import arg
-from atent.experiments.recipes import UsageError
+from atent.experiments.recipe_files import UsageError
 from atent.messages import unknown
 
 # Where the registry of each kind is; looked up when its kind is asked for, because most of them import torch.

@@ -363,7 +363,7 @@ def _detached(case: Case) -> None:
     except ValueError as error:
         require("\n" not in str(error), "an error of several lines", "one line")
     else:
-        require(False, "a result", "ValueError")
+        require(False, "a result", "ValueError, or needs_gradient = False where an attack uses no gradients")
 
 
 PROMISES = _suite.texts
