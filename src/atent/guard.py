@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -202,7 +202,7 @@ def _hold_random_states(stack: ExitStack, devices: list[torch.device]) -> None:
 def random_states(device: torch.device) -> tuple[Any, ...]:
     """The global random states (Python, numpy, torch, the CUDA device), to be compared."""
     own = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002
     return random.getstate(), (kind, keys.tobytes(), *rest), torch.get_rng_state().tolist(), own
 
 

@@ -191,9 +191,9 @@ class Attack(metaclass=Settings):
                 f"{type(self).__name__} needs a finite eps, got inf: only minimum-norm attacks work without a budget"
             )
         threat.check_eps(x.shape[1:])
-        threat.check_samples(len(x))
         if rng is None:
             check_batch(x, y, threat.box)
+        threat.check_samples(len(x))
         n, y = len(x), y.long()
         if rng is None:
             draws, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)

@@ -2,10 +2,11 @@
 
 from atent.certify.bounds import METHODS, bounds, margins, verified
 from atent.certify.certificate import Certificate, Draws, certify_run, merge
+from atent.certify.certifiers import CERTIFIERS, certifier
 from atent.certify.graph import Graph, read
 from atent.certify.smoothing import ABSTAIN, Smoothed, draws_needed, largest_radius, linf_radius
 
 __all__ = [
-    "ABSTAIN", "METHODS", "Certificate", "Draws", "Graph", "Smoothed", "bounds", "certify_run", "draws_needed",
-    "largest_radius", "linf_radius", "margins", "merge", "read", "verified",
+    "ABSTAIN", "CERTIFIERS", "METHODS", "Certificate", "Draws", "Graph", "Smoothed", "bounds", "certifier",
+    "certify_run", "draws_needed", "largest_radius", "linf_radius", "margins", "merge", "read", "verified",
 ]  # fmt: skip

@@ -24,13 +24,15 @@ COMMANDS: dict[str, str] = {
     "report": "write one HTML page on runs, for a screen, a phone or paper",
     "theory": "check the statements of the paper's theory on a network and its data",
     "recipes": "list the recipes, or print one",
+    "list": "list attacks, methods, models, data, certifiers and optimizers, with where they come from",
 }
 """What each command does, in one line; its module in this folder has its name."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 not understood. Errors are one line each."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    # Not list(): the command of that name is a module in this namespace once it is imported.
+    args = [*(sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     if not args or args[0] in ("-h", "--help"):

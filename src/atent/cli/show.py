@@ -35,6 +35,11 @@ def print_table(table: Any, *, width: int | None = None) -> None:
     Console(width=width or screen()).print(table)
 
 
+def warn(text: str) -> None:
+    """Print a warning to standard error, in one line."""
+    print(f"warning: {' '.join(text.split())}", file=sys.stderr)
+
+
 def share(value: dict[str, Any]) -> str:
     """An accuracy with its interval."""
     from atent.stats import percent

@@ -101,6 +101,7 @@ Parameters = Iterable[nn.Parameter]
 
 @OPTIMIZERS.register("SGD")
 def _sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum, of torch."""
     return torch.optim.SGD(
         parameters,
         lr=settings.lr,
@@ -112,11 +113,13 @@ def _sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.
 
 @OPTIMIZERS.register("Adam")
 def _adam(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba 2015), of torch."""
     return torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 @OPTIMIZERS.register("EntropySGD")
 def _entropy_sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
+    """Entropy-SGD (Chaudhari et al. 2017): descent of the local entropy, with a Langevin walk around the weights."""
     return EntropySGD(
         parameters,
         settings.lr,
@@ -130,6 +133,7 @@ def _entropy_sgd(settings: Optimizer, parameters: Parameters, seed: int) -> torc
 
 @OPTIMIZERS.register("SGLD")
 def _sgld(settings: Optimizer, parameters: Parameters, seed: int) -> torch.optim.Optimizer:
+    """Stochastic gradient Langevin dynamics (Welling and Teh 2011): gradient descent with noise."""
     return SGLD(parameters, settings.lr, noise=settings.walk.noise, weight_decay=settings.weight_decay, seed=seed)
 
 

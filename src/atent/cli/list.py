@@ -1,0 +1,89 @@
+"""`atent list`: what is known by name, and where it comes from."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Annotated, Any
+
+import tyro
+
+from atent.cli import show
+from atent.cli.parse import arg
+from atent.experiments.recipe_files import UsageError
+from atent.messages import unknown
+
+# Where the registry of each kind is; looked up when its kind is asked for, because most of them import torch.
+_REGISTRIES = {
+    "attacks": "atent.attacks:ATTACKS",
+    "methods": "atent.methods:METHODS",
+    "models": "atent.models:MODELS",
+    "data": "atent.data:SOURCES",
+    "optimizers": "atent.optim.settings:OPTIMIZERS",
+    "certifiers": "atent.certify:CERTIFIERS",
+}
+KINDS = (*_REGISTRIES, "recipes")
+
+
+def list(kind: Annotated[tyro.conf.Positional[str | None], arg("KIND")] = None, *, json: bool = False) -> int:
+    """List what is known by name: built in, or announced by an installed package.
+
+    Each row has the name, one line of description, and where it comes from: built-in, or the package and its version.
+    What lies in your own files is used as module:Class and is not listed.
+
+    Parameters
+    ----------
+    kind
+        attacks, methods, models, data, recipes, certifiers or optimizers.
+    json
+        Print the rows as JSON to standard output, and nothing else.
+    """
+    if kind is None:
+        raise UsageError(f"list what? use one of {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise UsageError(unknown("kind", kind, KINDS))
+    with show.json_alone(json) as emit:
+        rows = [{"name": name, "about": about, "origin": origin} for name, about, origin in _rows(kind)]
+        emit(rows)
+        if not json:
+            _print(kind, rows)
+    return 0
+
+
+def _rows(kind: str) -> Iterator[tuple[str, str, str]]:
+    if kind == "recipes":
+        from atent.experiments.recipe_files import read_recipe, recipe_names
+
+        for name in recipe_names():
+            yield name, read_recipe(name)["about"], "built-in"
+        return
+    module, _, name = _REGISTRIES[kind].partition(":")
+    registry = getattr(import_module(module), name)
+    with warnings.catch_warnings():
+        # One line on standard error for a package that cannot be imported, without the place in this file.
+        warnings.showwarning = lambda message, *_args, **_given: show.warn(str(message))
+        for each in registry:
+            yield each, sentence(inspect.getdoc(registry[each])), registry.origin(each)
+
+
+def sentence(text: str | None) -> str:
+    """The first sentence of a docstring, in one line; "-" where there is none."""
+    first = " ".join((text or "").split("\n\n")[0].replace("`", "").split())
+    # A full stop within "et al. 2019" or "sec. 3" is followed by no capital letter.
+    found = re.match(r"(.*?[^.])\.(?=\s+[A-Z]|$)", first)
+    return (found.group(1) if found else first.rstrip(":")) or "-"
+
+
+def _print(kind: str, rows: Any) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_edge=False, pad_edge=False)
+    for heading in ("name", "what it is", "from"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
+    for row in rows:
+        table.add_row(*(Text(row[key]) for key in ("name", "about", "origin")))
+    show.print_table(table)
