@@ -1,6 +1,7 @@
 """The public suites: what breaks a promise is named in one line, and what keeps them passes."""
 
 import dataclasses
+import doctest
 import functools
 import re
 import shlex
@@ -461,6 +462,13 @@ def test_smoothing_keeps_every_promise(dtype):
 def test_a_copy_with_another_threat_is_checked_too():
     attack = FGSM(LINF)
     assert check_attack(dataclasses.replace(attack, threat=Threat("l2", 0.5))) == check_attack(attack)
+
+
+@pytest.mark.parametrize("name", ["attacks", "methods", "certifiers"])
+def test_the_examples_of_the_docstrings_run(name):
+    failed, tried = doctest.testmod(import_module(f"atent.testing.{name}"))
+    assert tried
+    assert not failed
 
 
 # ---- the page

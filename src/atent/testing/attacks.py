@@ -210,7 +210,7 @@ def _agree(found: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> N
 @promise("with rng, the state of the generator decides the result, within box and radius")
 def _one_stream(case: Case) -> None:
     def attacked() -> Tensor:
-        return case.attack(case.model, case.x, case.y, rng=torch.Generator().manual_seed(6))
+        return case.attack(case.model, case.x, case.y, rng=torch.Generator(case.x.device).manual_seed(6))
 
     first = attacked()
     networks.move_global_generators()

@@ -59,13 +59,13 @@ class Case:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(21)
             metrics = (method or self.method).backward(
-                model, self.x.clone(), self.y, rng=_stream(), ids=self.ids, **given
+                model, self.x.clone(), self.y, rng=_stream(self.x), ids=self.ids, **given
             )
         return metrics, _gradient(model)
 
 
-def _stream(seed: int = 11) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def _stream(x: Tensor) -> torch.Generator:
+    return torch.Generator(x.device).manual_seed(11)
 
 
 def _gradient(model: nn.Module) -> Tensor:
@@ -215,7 +215,7 @@ def _repeats(case: Case) -> None:
 
     def unseeded() -> Tensor:
         model = copy.deepcopy(case.plain)
-        case.method.backward(model, case.x.clone(), case.y, rng=_stream(), ids=case.ids, state=case.state())
+        case.method.backward(model, case.x.clone(), case.y, rng=_stream(case.x), ids=case.ids, state=case.state())
         return _gradient(model)
 
     if case.plain is not case.model or not _draws(case.plain, case.x):
@@ -239,7 +239,7 @@ def _draws(model: nn.Module, x: Tensor) -> bool:
 def _left(case: Case) -> None:
     model, x, y = copy.deepcopy(case.model), case.x.clone(), case.y.clone()
     found = Found(model, statistics=False, gradients=False, streams=False)
-    case.method.backward(model, x, y, rng=_stream(), ids=case.ids, state=case.state())
+    case.method.backward(model, x, y, rng=_stream(case.x), ids=case.ids, state=case.state())
     found.check(" after backward")
     require(same(x, case.x) and same(y, case.y), "another x or y after backward", "the batch as it was given")
     require(not x.requires_grad, "x that requires a gradient", "x as it was given")
@@ -248,7 +248,7 @@ def _left(case: Case) -> None:
 @promise("backward descends what adversary and loss define")
 def _two_ways(case: Case) -> None:
     model, state = copy.deepcopy(case.plain), case.state()
-    aux = case.method.adversary(model, case.x.clone(), case.y, rng=_stream(), ids=case.ids, state=state)
+    aux = case.method.adversary(model, case.x.clone(), case.y, rng=_stream(case.x), ids=case.ids, state=state)
     loss, metrics = case.method.loss(model, case.x.clone(), case.y, aux, state=state)
     require(loss.shape == (), f"a loss of shape {tuple(loss.shape)}", "a scalar")
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -282,7 +282,7 @@ def _guest(case: Case) -> None:
         x, state, raised = case.x.clone(), case.state(), False
         found = Found(model)
         try:
-            case.method.adversary(model, x, case.y, rng=_stream(), ids=case.ids, state=state)
+            case.method.adversary(model, x, case.y, rng=_stream(case.x), ids=case.ids, state=state)
         except ArithmeticError:
             raised = True
         handle.remove()
@@ -298,7 +298,7 @@ def _own_stream(case: Case) -> None:
 
     def found() -> Any:
         return case.method.adversary(
-            model, case.x.clone(), case.y, rng=_stream(), ids=case.ids, state=case.state()
+            model, case.x.clone(), case.y, rng=_stream(case.x), ids=case.ids, state=case.state()
         )  # fmt: skip
 
     one, two = _twice(found)
@@ -334,7 +334,7 @@ def _progress(case: Case) -> None:
         metrics, grad = case.run(case.model, progress=progress)
         finite = bool(torch.isfinite(grad).all()) and bool(torch.isfinite(metrics["loss"]).all())
         require(finite, f"a loss or gradient that is not finite at progress {progress}", "finite ones")
-    case.method.backward(copy.deepcopy(case.model), case.x.clone(), case.y, rng=_stream())
+    case.method.backward(copy.deepcopy(case.model), case.x.clone(), case.y, rng=_stream(case.x))
 
 
 @promise("backward waits for the device once at most")
@@ -366,7 +366,7 @@ def _perturbed(case: Case) -> None:
     around = AWP(case.method, 0.01)
     model = copy.deepcopy(case.model)
     found = Found(model, statistics=False, gradients=False, streams=False)
-    metrics = around.backward(model, case.x.clone(), case.y, rng=_stream(), ids=case.ids, state=case.state())
+    metrics = around.backward(model, case.x.clone(), case.y, rng=_stream(case.x), ids=case.ids, state=case.state())
     found.check(" after AWP's backward")
     require("sharpness" in metrics, f"metrics {', '.join(metrics)}", "sharpness among them")
     size = float(_gradient(model).norm())
