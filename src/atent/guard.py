@@ -203,7 +203,7 @@ def random_states(device: torch.device) -> tuple[Any, ...]:
     """The global random states (Python, numpy, torch, the CUDA device), to be compared."""
     own = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), (kind, keys.tobytes(), *rest), torch.get_rng_state().tolist(), own
+    return random.getstate(), (kind, np.asarray(keys).tobytes(), *rest), torch.get_rng_state().tolist(), own
 
 
 def seed_all(seed: int, device: torch.device) -> tuple[Any, ...]:
