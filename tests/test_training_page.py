@@ -29,7 +29,12 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
             exec(compile(code, "docs/training.md", "exec"), names)
         assert names["perturbed"].history[-1]["sharpness"] > 0
         assert [row["epoch"] for row in names["again"].history] == [1, 2, 3]
-        few = {"evaluate": ["--limit", "5", "--quiet"], "certify": ["--limit", "1", "--n", "100"], "train": ["--quiet"]}
+        few = {
+            "evaluate": ["--limit", "5", "--quiet"],
+            "certify": ["--limit", "1", "--n", "100"],
+            "report": ["--images", "0"],
+            "train": ["--quiet"],
+        }
         (commands,) = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
         for _, verb, *rest in map(shlex.split, commands.splitlines()):
             assert main([verb, *rest, *few.get(verb, [])]) == 0, capsys.readouterr().err

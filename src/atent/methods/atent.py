@@ -207,7 +207,7 @@ class ATENT(Method):
     def calibrate(
         self, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
         setting: Literal["gamma", "noise"] = "gamma", batch: int = 256, seed: int = 0,
-    ) -> Calibration:  # fmt: skip
+    ) -> Calibration[ATENT]:  # fmt: skip
         """Find the ``setting``, gamma or noise, whose median ||x^K - x|| is ``target``; default: the threat's eps.
 
         ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in portions of ``batch``, as in training: in train mode

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import Field, dataclass, replace
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from atent.attacks.langevin import Sampler
 from atent.checks import as_samples, check_choice, check_number, check_seed
 from atent.sgld import noise_for
+from atent.threat import Threat
 
 Setting = Literal["gamma", "noise"]
+
+
+class Walking(Protocol):
+    """A method whose adversary is a Langevin chain: a dataclass with the fields of `ATENT`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def threat(self) -> Threat:
+        """What the chain stays near."""
+
+    @property
+    def chains(self) -> int:
+        """Chains of each sample."""
+
+    def chain(self, progress: float = 1.0) -> Sampler:
+        """The resolved chain."""
+
+    def adversary(self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator) -> Any:
+        """The iterates of the chain, for a free-energy objective as a list."""
+
+
+M = TypeVar("M", bound=Walking)
 
 # The median may miss the radius by this share of it.
 _TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Generic[M]):
     """What `ATENT.calibrate` found. Distances are ||x^K - x|| in the threat's norm, one of each sample and chain."""
 
-    method: Any
+    method: M
     """The method with the value found."""
     setting: Setting
     """What was looked for: gamma or noise."""
@@ -51,9 +76,9 @@ class Calibration:
 
 
 def calibrate(
-    method: Any, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
+    method: M, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
     setting: Setting = "gamma", batch: int = 256, seed: int = 0,
-) -> Calibration:  # fmt: skip
+) -> Calibration[M]:  # fmt: skip
     """See `ATENT.calibrate`."""
     check_choice("setting", setting, ("gamma", "noise"))
     x, y = as_samples(x, y, model)
@@ -74,7 +99,7 @@ def calibrate(
     if chain.step_size == 0:
         raise ValueError("a step_size of 0 moves nothing: calibrate a chain with a step above 0")
 
-    def made(value: float) -> Any:
+    def made(value: float) -> M:
         if setting == "gamma":
             return replace(method, gamma=value)
         return replace(method, noise=value, effective_noise=None, temperature=None)
@@ -83,7 +108,7 @@ def calibrate(
         # The same random numbers for each value, so that the median moves with the value alone.
         rng = torch.Generator(x.device).manual_seed(seed)
         found = []
-        for part, labels in zip(x.split(batch), y.split(batch), strict=True):
+        for part, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
             # The chain is one for both objectives; this one asks for no losses.
             walk = replace(made(value), objective="free-energy").adversary(model, part, labels, rng=rng)
             found.append(method.threat.distance(walk[-1], torch.cat([part] * method.chains)))

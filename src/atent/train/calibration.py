@@ -21,7 +21,7 @@ _BATCHES = 2
 
 def look(
     method: Method, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor], *, joined: bool
-) -> Calibration | None:
+) -> Calibration[ATENT] | None:
     """What `ATENT.calibrate` finds for the untrained model at the threat's eps; None where nobody asks for it.
 
     ``joined``: the network cannot be seen on the one image that is left over, so that is left out.
