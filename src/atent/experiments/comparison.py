@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atent import stats
 from atent.attacks.spec import is_standard
 from atent.data.described import words
+from atent.experiments.results import EvaluationFile
 from atent.markdown import table as markdown_table
 from atent.stats import t_interval
 
@@ -85,6 +86,12 @@ def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = 
     left = {_against(a) for a in attacks.values()} - standard
     missing = sorted(f"{norm} {eps:g}" for norm, eps in left if math.isfinite(eps))
     return f"Not measured by AutoAttack at {' and '.join(missing)}: {weaker}" if missing else None
+
+
+def caveat_of(found: EvaluationFile) -> str | None:
+    """`caveat` of an evaluation."""
+    told = {name: {"attack": a.attack, "threat": asdict(a.threat)} for name, a in found.attacks.items()}
+    return caveat(told, found.search_dtype)
 
 
 def _against(attack: Mapping[str, Any]) -> tuple[str, float]:

@@ -6,16 +6,21 @@ key is an error, so that no part of a file is lost without notice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Self, cast
 
-from pydantic import ConfigDict, TypeAdapter, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+
+from atent import stats
+from atent.attacks.spec import show
+from atent.data import described
+from atent.threat import Norm, Threat
 
 EVALUATION_VERSION = 1
 CERTIFICATE_VERSION = 1
 COMPARISON_VERSION = 1
 
-_whole = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+whole = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 
 
 class Result:
@@ -34,7 +39,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as JSON has them; `from_json` reads them."""
-        found: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
+        found: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json", by_alias=True)
         return found
 
     @classmethod
@@ -43,7 +48,7 @@ class Result:
         return TypeAdapter(cls).json_schema()
 
 
-@_whole
+@whole
 @dataclass(frozen=True)
 class Share:
     """k of n samples, with the exact 95 % interval."""
@@ -54,8 +59,13 @@ class Share:
     k: int
     n: int
 
+    @property
+    def text(self) -> str:
+        """For people: "98.2 % [96.6, 99.2]"."""
+        return stats.percent(asdict(self))
 
-@_whole
+
+@whole
 @dataclass(frozen=True)
 class Spread:
     """A value over seeds; one seed has no standard deviation."""
@@ -66,7 +76,7 @@ class Spread:
     high: float | None
 
 
-@_whole
+@whole
 @dataclass(frozen=True)
 class Adversary:
     """A threat as plain values; JSON has no infinity, so an unlimited eps is "inf"."""
@@ -76,8 +86,17 @@ class Adversary:
     box: tuple[float, float]
     allow_large_eps: bool = False
 
+    def threat(self) -> Threat:
+        """The threat itself."""
+        return Threat(cast(Norm, self.norm), self.eps, self.box, self.allow_large_eps)
 
-@_whole
+    @property
+    def text(self) -> str:
+        """For people: "linf 8/255"."""
+        return show(self.threat())
+
+
+@whole
 @dataclass(frozen=True)
 class Samples:
     """Which samples of a data set were measured."""
@@ -95,8 +114,13 @@ class Samples:
     shape: tuple[int, ...] | None = None
     class_names: list[Any] | None = None
 
+    @property
+    def text(self) -> str:
+        """Which samples, for people: "all 500", "a stratified sample of 100 of 500 (seed 0)"."""
+        return described.words(asdict(self))
 
-@_whole
+
+@whole
 @dataclass(frozen=True)
 class Part:
     """What one part of an attack, or the whole of it, did."""
@@ -113,7 +137,7 @@ class Part:
     seconds: float
 
 
-@_whole
+@whole
 @dataclass(frozen=True, kw_only=True)
 class AttackResult(Part):
     """What one attack did."""
@@ -126,7 +150,7 @@ class AttackResult(Part):
     parts: dict[str, Part] = field(default_factory=dict)
 
 
-@_whole
+@whole
 @dataclass(frozen=True)
 class Robust:
     """The robust accuracy under one attack at the last epoch."""
@@ -134,7 +158,7 @@ class Robust:
     robust: Share
 
 
-@_whole
+@whole
 @dataclass(frozen=True)
 class LastEpoch:
     """The accuracies of the last epoch's weights, where another epoch is the best."""
@@ -145,7 +169,51 @@ class LastEpoch:
     worst: Share
 
 
-@_whole
+@whole
+@dataclass(frozen=True)
+class ClassResult:
+    """The accuracies of one class."""
+
+    label: Annotated[int, Field(alias="class")]
+    n: int
+    """Its samples."""
+    natural: Share
+    worst: Share
+
+
+@whole
+@dataclass(frozen=True)
+class SweepRow:
+    """The robust accuracy under one attack at one radius."""
+
+    attack: str
+    """The attack's name."""
+    norm: str
+    radius: float
+    threat: str
+    """Norm and radius as text."""
+    natural: Share
+    robust: Share
+    """Samples that remain correctly classified at this radius."""
+    monotone: Share
+    """Samples that remain so at this and at every smaller radius."""
+    seconds: float | None = None
+
+
+@whole
+@dataclass(frozen=True)
+class CheckResult:
+    """One check for masked gradients and weak attacks."""
+
+    name: str
+    passed: bool
+    figure: str
+    """What was measured, in words."""
+    why: str
+    """What a failure means."""
+
+
+@whole
 @dataclass(frozen=True, kw_only=True)
 class EvaluationFile(Result):
     """evaluation.json."""
@@ -162,7 +230,7 @@ class EvaluationFile(Result):
     search_dtype: str | None
     hint: str | None
     outcomes: dict[str, Any]
-    per_class: list[dict[str, Any]]
+    per_class: list[ClassResult]
     provenance: dict[str, Any]
     run: str | None = None
     weights: str | None = None
@@ -172,11 +240,21 @@ class EvaluationFile(Result):
     average: bool | None = None
     stopped: Any = None
     last: LastEpoch | None = None
-    sweep: list[dict[str, Any]] = field(default_factory=list)
-    checks: list[dict[str, Any]] = field(default_factory=list)
+    sweep: list[SweepRow] = field(default_factory=list)
+    checks: list[CheckResult] = field(default_factory=list)
+
+    @property
+    def threats(self) -> list[str]:
+        """The different threats of the attacks, as people write them."""
+        return list(dict.fromkeys(attack.threat.text for attack in self.attacks.values()))
+
+    @property
+    def of_best(self) -> bool:
+        """Whether the weights of the best epoch were evaluated."""
+        return self.weights in (None, "best")
 
 
-@_whole
+@whole
 @dataclass(frozen=True, kw_only=True)
 class Certified:
     """The certified accuracy at one radius, of smoothing (radius) or of bounds (threat)."""
@@ -189,7 +267,7 @@ class Certified:
     seconds_per_image: float | None = None
 
 
-@_whole
+@whole
 @dataclass(frozen=True, kw_only=True)
 class CertificateFile(Result):
     """A finished certificate.json."""
@@ -220,7 +298,7 @@ class CertificateFile(Result):
     shard: str | None = None
 
 
-@_whole
+@whole
 @dataclass(frozen=True)
 class SeedResult:
     """One training of a comparison."""
@@ -240,7 +318,7 @@ class SeedResult:
     provenance: dict[str, Any]
 
 
-@_whole
+@whole
 @dataclass(frozen=True)
 class RecipeResult:
     """One recipe of a comparison, over its seeds."""
@@ -262,7 +340,7 @@ class RecipeResult:
     seeds: list[SeedResult]
 
 
-@_whole
+@whole
 @dataclass(frozen=True)
 class ComparisonFile(Result):
     """comparison.json."""
