@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from atent.experiments import migrate
-from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile
-from atent.experiments.theory_result import TheoryFile
+from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile
 
 ROOT = Path(__file__).parents[1]
 KINDS = {

@@ -21,9 +21,9 @@ from atent.evaluate import evaluate
 from atent.evaluate.hints import normalisation_hint
 from atent.evaluate.outcomes import per_sample
 from atent.experiments.certificate import certify_folder
-from atent.experiments.compare import Run, state
 from atent.experiments.evaluation import evaluate_target, summary
 from atent.experiments.pipeline import as_begun, run_job
+from atent.experiments.plan import Run, state
 from atent.experiments.recipes import job
 from atent.experiments.target import EvaluateSettings, load_target
 from atent.methods import FGSMRS, Standard

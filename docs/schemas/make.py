@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile
-from atent.experiments.theory_result import TheoryFile
+from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile
 
 KINDS = {
     "evaluation": EvaluationFile,

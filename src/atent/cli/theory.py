@@ -13,7 +13,7 @@ from atent.cli import show
 from atent.cli.parse import Name, Place, Real, Subset, arg
 
 if TYPE_CHECKING:
-    from atent.experiments.theory_result import Statement
+    from atent.experiments.results import Statement
 
 
 def theory(
@@ -82,7 +82,7 @@ def theory(
         Print the result as JSON to standard output, and nothing else there.
     """
     from atent.experiments.recipes import chains as recipes
-    from atent.experiments.theory_result import TheoryFile
+    from atent.experiments.results import TheoryFile
     from atent.paper.theory import command as room
     from atent.runs import write_json
 

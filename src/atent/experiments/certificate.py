@@ -21,7 +21,7 @@ from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
 from atent.data.described import spans
 from atent.evaluate import predict
-from atent.experiments.results import CERTIFICATE_VERSION, CertificateFile, Share
+from atent.experiments.results import CERTIFICATE_VERSION, BoundsFile, CertificateFile, Share, SmoothingFile
 from atent.experiments.target import Target, load_target
 from atent.progress import Advance, bar
 from atent.runs.weights import visible
@@ -102,35 +102,31 @@ def certify_folder(
 
 def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
     """A certificate for people: a title, (name, share) rows, and the lines below them."""
-    images, rows = found.images, [("natural, the network itself", found.natural)]
-    shard = f", shard {found.shard} of them" if found.shard else ""
-    title = f"{found.run}: {images.name}, test images: {images.text}{shard}"
-    if found.draws is None:
-        return title, *_bound_rows(found, rows)
-    if found.smoothed is not None:
+    images = found.images
+    rows, below = [("natural, the network itself", found.natural)], []
+    title = f"{found.run}: {images.name}, test images: {images.text}"
+    if isinstance(found, BoundsFile):
+        rows += [(f"verified by {found.method}, {each.threat.text}", each.share) for each in found.certified]
+        below = [f"{each.seconds_per_image:.3g} s per image" for each in found.certified]
+    elif isinstance(found, SmoothingFile):
+        title += f", shard {found.shard} of them" if found.shard else ""
         rows.append(("natural, the smoothed network", found.smoothed))
-    rows += [
-        (f"certified at l2 {each.radius:g} (linf {255 * (each.linf_radius or 0.0):.3g}/255)", each.share)
-        for each in found.certified
-    ]
-    draws, abstained = found.draws, found.abstained
+        for at in found.certified:
+            rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
+        below = _smoothing_lines(found)
+    return title, rows, below
+
+
+def _smoothing_lines(found: SmoothingFile) -> list[str]:
+    draws = found.draws
     below = [
         f"sigma {draws['sigma']:g}, n {draws['n']:,}, n0 {draws['n0']}, alpha {draws['alpha']:g} per image, seed"
         f" {draws['seed']}; n draws reach l2 {found.largest_radius:.4g}",
-        f"abstained {abstained.k if abstained else 0} of {found.n}; mean radius {found.radius_mean:.4g}, median"
+        f"abstained {found.abstained.k} of {found.n}; mean radius {found.radius_mean:.4g}, median"
         f" {found.radius_median:.4g}, 0 where wrong",
         f"{found.seconds_per_image:.3g} s per image",
     ]
-    return title, rows, [*below, f"warning: {found.hint}"] if found.hint else below
-
-
-def _bound_rows(
-    found: CertificateFile, rows: list[tuple[str, Share]]
-) -> tuple[list[tuple[str, Share]], list[str]]:  # fmt: skip
-    for each in found.certified:
-        if each.threat is not None:
-            rows.append((f"verified by {found.method}, {each.threat.text}", each.share))
-    return rows, [f"{each.seconds_per_image:.3g} s per image" for each in found.certified]
+    return [*below, f"warning: {found.hint}"] if found.hint else below
 
 
 def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[float | str] | None = None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from atent import stats
 from atent.attacks.spec import is_standard
 from atent.data.described import words
-from atent.experiments.results import EvaluationFile
+from atent.experiments.results import EvaluationFile, Spread
 from atent.markdown import table as markdown_table
 from atent.stats import t_interval
 
@@ -28,25 +28,15 @@ INTERVAL = (
 # ---- the numbers -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A value over the seeds; with one seed no ``sd``, and no interval but an accuracy's."""
-
-    mean: float
-    sd: float | None
-    low: float | None
-    high: float | None
-
-
-def measure(values: Sequence[float]) -> Cell:
+def measure(values: Sequence[float]) -> Spread:
     """Mean, sample standard deviation (n - 1) and 95 % t-interval of one value per seed."""
     if len(values) == 1:
-        return Cell(values[0], None, None, None)
+        return Spread(values[0], None, None, None)
     found = t_interval(values)
-    return Cell(found.value, statistics.stdev(values), found.low, found.high)
+    return Spread(found.value, statistics.stdev(values), found.low, found.high)
 
 
-def accuracy(shares: Sequence[Mapping[str, Any]]) -> Cell:
+def accuracy(shares: Sequence[Mapping[str, Any]]) -> Spread:
     """The same of one share per seed; the interval is the wider, end by end, of the t- and the binomial one.
 
     The seeds are judged on the same images: counts that agree over seeds tell no more of the test set than one of them,
@@ -60,7 +50,7 @@ def accuracy(shares: Sequence[Mapping[str, Any]]) -> Cell:
     return replace(cell, low=low, high=high)
 
 
-def winner(cells: Sequence[Cell]) -> int | None:
+def winner(cells: Sequence[Spread]) -> int | None:
     """The row whose interval lies above every other row's, or None where there is none for certain."""
     for i, cell in enumerate(cells):
         others = [c.high for j, c in enumerate(cells) if j != i]

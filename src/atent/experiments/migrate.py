@@ -15,12 +15,13 @@ from atent.experiments.results import (
     CERTIFICATE_VERSION,
     COMPARISON_VERSION,
     EVALUATION_VERSION,
+    THEORY_VERSION,
     CertificateFile,
     ComparisonFile,
     EvaluationFile,
     Result,
+    TheoryFile,
 )
-from atent.experiments.theory_result import THEORY_VERSION, TheoryFile
 
 R = TypeVar("R", bound=Result)
 
@@ -72,12 +73,19 @@ def evaluation(content: dict[str, Any]) -> dict[str, Any]:
     if _current(content, EVALUATION_VERSION, "an evaluation"):
         return content
     # The first files ran each attack alone, and kept no outcome of each sample.
-    blank: dict[str, Any] = {"cascade": False, "search_dtype": None, "hint": None, "outcomes": {}, "per_class": []}
+    blank: dict[str, Any] = {
+        "cascade": False,
+        "search_dtype": None,
+        "hint": None,
+        "outcomes": {},
+        "per_class": [],
+        "epoch": None,
+    }
     return {
         **blank,
         **content,
         "schema_version": EVALUATION_VERSION,
-        "data": _samples(content["data"]),
+        "data": {"class_names": None, **_samples(content["data"])},
         "attacks": {name: _attack(told, content["natural"]["k"]) for name, told in content["attacks"].items()},
     }
 
@@ -86,7 +94,8 @@ def certificate(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a certificate.json of any version; one that is not complete has no version."""
     if _current(content, CERTIFICATE_VERSION, "a certificate") or not content["complete"]:
         return content
-    return {**content, "schema_version": CERTIFICATE_VERSION, "images": _samples(content["images"])}
+    blank = {"epoch": None, **({"hint": None, "shard": None} if content["method"] == "smoothing" else {})}
+    return {**blank, **content, "schema_version": CERTIFICATE_VERSION, "images": _samples(content["images"])}
 
 
 def comparison(content: dict[str, Any]) -> dict[str, Any]:
@@ -96,7 +105,7 @@ def comparison(content: dict[str, Any]) -> dict[str, Any]:
     # The first files had no budget in minutes, and did not count passes.
     rows = [{"passes": None, "minutes": None, "last": None, **row, "seeds": _seeds(row)} for row in content["rows"]]
     head = {"minutes": None, **content, "schema_version": COMPARISON_VERSION}
-    return {**head, "data": _samples(content["data"]), "rows": rows}
+    return {**head, "data": {"class_names": None, **_samples(content["data"])}, "rows": rows}
 
 
 def theory(content: dict[str, Any]) -> dict[str, Any]:

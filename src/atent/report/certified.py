@@ -6,6 +6,7 @@ from typing import Any
 
 from atent import plots
 from atent.experiments.certificate import layout, sigma_of
+from atent.experiments.results import SmoothingFile
 from atent.report import words
 from atent.report.collect import Certificate, Run
 from atent.report.commands import command
@@ -29,7 +30,7 @@ def certificates(run: Run) -> dict[str, Any]:
 
 def _curve(run: Run, name: str, found: Certificate) -> Drawing | None:
     content = found.content
-    if found.radii is None or content.draws is None:
+    if found.radii is None or not isinstance(content, SmoothingFile):
         return None
     told = ", ".join(f"{words.percent(row.share.value)} at {row.radius:.3g}" for row in content.certified)
     return drawing(

@@ -10,9 +10,8 @@ from atent import runs as folder
 from atent.certify.certificate import read_rows
 from atent.data.described import unspan
 from atent.experiments import migrate
-from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile
+from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile
 from atent.experiments.target import names_data, names_model
-from atent.experiments.theory_result import TheoryFile
 
 COMPARISON = "comparison.json"
 

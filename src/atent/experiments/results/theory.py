@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from atent.experiments.results import Result, Samples, whole
+from atent.experiments.results.base import Result, Samples, whole
 
 THEORY_VERSION = 1
 
