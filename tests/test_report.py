@@ -53,7 +53,7 @@ def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "whole"
     run_job(config.job(tables, "digits-linf-pgdat"), path, progress=False)
     judged = load_target(str(path), attacks=["FGSM", "PGD(steps=2)"], limit=10, device="cpu")
-    found = evaluate_target(judged, radii=["0.05", "0.15"], progress=False)
+    found = evaluate_target(judged, radii=["0.05", "0.15"], progress=False).to_json()
     found["checks"] = [
         {"name": "logits", "passed": True, "figure": "outputs lie in [-3, 3]", "why": "not shown"},
         {"name": "eps-zero", "passed": False, "figure": "9 of 10 stand", "why": "the attack ignores eps"},

@@ -12,7 +12,7 @@ from typing import Any
 from atent import stats
 from atent.attacks.spec import is_standard
 from atent.data.described import words
-from atent.experiments.results import EvaluationFile, Spread
+from atent.experiments.results import AttackResult, EvaluationFile, Spread
 from atent.markdown import table as markdown_table
 from atent.stats import t_interval
 
@@ -89,9 +89,9 @@ def _against(attack: Mapping[str, Any]) -> tuple[str, float]:
     return threat["norm"], float(threat["eps"])
 
 
-def remarks(attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def remarks(attacks: Mapping[str, AttackResult]) -> list[str]:
     """What attacks did otherwise than their names say, a line each."""
-    return [f"{name}: {'; '.join(told['remarks'])}." for name, told in attacks.items() if told.get("remarks")]
+    return [f"{name}: {'; '.join(found.remarks)}." for name, found in attacks.items() if found.remarks]
 
 
 # ---- the table -------------------------------------------------------------------------------------------

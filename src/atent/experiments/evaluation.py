@@ -12,19 +12,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from atent import runs as folder
-from atent import stats
 from atent.attacks import Attack
 from atent.attacks.spec import show, spell
 from atent.data import Data
-from atent.data.described import described, words
+from atent.data.described import described
 from atent.evaluate import Evaluation, evaluate, masking_checks, rounds, sweep
 from atent.evaluate.craft import craft
 from atent.evaluate.sweep import at_radii
-from atent.experiments.results import EVALUATION_VERSION
+from atent.experiments.results import EVALUATION_VERSION, EvaluationFile
 from atent.experiments.target import EvaluateSettings, Target, inputs
 from atent.precision import SearchDtype
 from atent.progress import bar
-from atent.threat import Threat
 
 
 def evaluate_model(
@@ -51,7 +49,7 @@ def evaluate_target(
     search_dtype: SearchDtype | None = None,
     partial: Path | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> EvaluationFile:
     """The content of evaluation.json: what `evaluate` finds, with ``radii`` the rows of `sweep` as ``sweep``, and with
     ``checks`` those of `masking_checks` as ``checks``.
 
@@ -83,7 +81,7 @@ def evaluate_target(
         if path is not None:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
-    return content
+    return EvaluationFile.from_json(content)
 
 
 def _check_request(target: Target, radii: Sequence[float | str], checks: bool) -> None:
@@ -112,26 +110,26 @@ def _measured(data: Data, settings: EvaluateSettings, found: Evaluation) -> dict
     }
 
 
-def summary(found: dict[str, Any]) -> list[str]:
-    """What must stand beside a robust accuracy, a line each: threat, samples, both accuracies, versions, seed."""
-    about, where = found["provenance"], found["data"]
-    threats = {name: Threat(**a["threat"]) for name, a in found["attacks"].items()}
+def summary(found: EvaluationFile) -> list[str]:
+    """What must be reported beside a robust accuracy, a line each: threat, samples, both accuracies, versions, seed."""
+    about = found.provenance
+    threats = {name: attack.threat.threat() for name, attack in found.attacks.items()}
     shown = dict.fromkeys(f"{show(t)} (eps {float(t.eps):.6g})" for t in threats.values())
     changed = ", changed since" if about["dirty"] else ""
     commit = f", commit {about['commit'][:12]}{changed}" if about["commit"] else ""
     device = about["device"] + (f" ({about['device_name']})" if about["device_name"] != about["device"] else "")
     lines = [
         f"threat   {', '.join(shown) or 'none'}",
-        f"samples  {where['name']}, test images: {words(where)}",
-        f"natural  {stats.percent(found['natural'])}",
+        f"samples  {found.data.name}, test images: {found.data.text}",
+        f"natural  {found.natural.text}",
     ]
     if len({(t.norm, t.eps) for t in threats.values()}) == 1:
-        lines.append(f"robust   {stats.percent(found['worst'])} under the worst of {', '.join(threats)}")
-    searched = f", search in {found['search_dtype']}" if found["search_dtype"] else ""
+        lines.append(f"robust   {found.worst.text} under the worst of {', '.join(threats)}")
+    searched = f", search in {found.search_dtype}" if found.search_dtype else ""
     return [
         *lines,
         f"version  atent {about['version']}{commit}; torch {about['torch']} on {device}{searched}",
-        f"seed     {found['seed']}",
+        f"seed     {found.seed}",
     ]
 
 

@@ -79,7 +79,6 @@ def evaluation(content: dict[str, Any]) -> dict[str, Any]:
         "hint": None,
         "outcomes": {},
         "per_class": [],
-        "epoch": None,
     }
     return {
         **blank,
@@ -94,7 +93,7 @@ def certificate(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a certificate.json of any version; one that is not complete has no version."""
     if _current(content, CERTIFICATE_VERSION, "a certificate") or not content["complete"]:
         return content
-    blank = {"epoch": None, **({"hint": None, "shard": None} if content["method"] == "smoothing" else {})}
+    blank = {"hint": None, "shard": None} if content["method"] == "smoothing" else {}
     return {**blank, **content, "schema_version": CERTIFICATE_VERSION, "images": _samples(content["images"])}
 
 

@@ -7,7 +7,7 @@ key is an error, so that no part of a file is lost without notice.
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Samples, Share
 from atent.experiments.results.certificate import CERTIFICATE_VERSION, BoundsFile, CertificateFile, SmoothingFile
 from atent.experiments.results.comparison import COMPARISON_VERSION, ComparisonFile, RecipeResult, SeedResult, Spread
-from atent.experiments.results.evaluation import EVALUATION_VERSION, AttackResult, EvaluationFile, LastEpoch
+from atent.experiments.results.evaluation import EVALUATION_VERSION, AttackResult, EvaluationFile, LastEpoch, Part
 from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFile
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "EvaluatedSamples",
     "EvaluationFile",
     "LastEpoch",
+    "Part",
     "RecipeResult",
     "Result",
     "Samples",

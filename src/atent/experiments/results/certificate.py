@@ -52,7 +52,7 @@ class CertificateFile(Result):
     complete: bool
     weights: str | None = None
     model: str | None = None
-    epoch: int | None
+    epoch: int | None = None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:

@@ -128,8 +128,8 @@ class EvaluationFile(Result):
     weights: str | None = None
     """"best", "last" or a file; None where training itself evaluated its best weights."""
     model: str | None = None
-    epoch: int | None
-    """None where the weights' file does not say."""
+    epoch: int | None = None
+    """None where the weights do not say."""
     average: bool | None = None
     stopped: Any = None
     last: LastEpoch | None = None
