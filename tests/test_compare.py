@@ -384,8 +384,15 @@ def test_no_interval_no_mark():
     assert winner([Spread(2.0, None, None, None), Spread(1.0, None, None, None)]) is None
 
 
+ONE = stats.share(1, 2)
+SEED = {
+    "seed": 0, "run": "r", "natural": ONE, "attacks": {}, "worst": ONE, "seconds_per_epoch": 1.0, "memory_mb": None,
+    "best_epoch": 1,
+}  # fmt: skip
+
+
 def made_up(*naturals):
-    """The content of comparison.json for rows with these cells, one attack, and no other interest."""
+    """A comparison whose rows have these cells, under two attacks."""
     cells = [Spread(m, 0.01, low, high) for m, low, high in naturals]
     best = winner(cells)
     where = {"device": "cpu", "device_name": "a chip", "threads": 2, "commit": "abc", "dirty": False}
@@ -394,16 +401,17 @@ def made_up(*naturals):
         {
             "recipe": f"r{i}", "method": "Standard", "threat": None, "natural": vars(cell), "worst": vars(cell),
             "attacks": {"FGSM": vars(cell), "PGD-2": vars(cell)}, "seconds_per_epoch": one, "memory_mb": None,
-            "best_epoch": one, "seeds": [{"provenance": where}],
+            "best_epoch": one, "seeds": [SEED | {"provenance": where}],
             "best": {"natural": best == i, "worst": best == i, "attacks": {"FGSM": best == i, "PGD-2": False}},
         }
         for i, cell in enumerate(cells)
     ]  # fmt: skip
-    return {
-        "command": "atent compare r0 r1", "data": {"name": "digits", "n": 40, "of": 500}, "model": "m", "epochs": 2,
-        "batch_size": 64, "seeds": [0, 1], "threats": ["linf 0.1"], "at_once": 2, "interval": INTERVAL,
-        "caveat": None, "rows": rows,
+    data = {"name": "digits", "split": "test", "n": 40, "of": 500}
+    content = {
+        "command": "atent compare r0 r1", "data": data, "model": "m", "epochs": 2, "batch_size": 64, "seeds": [0, 1],
+        "threats": ["linf 0.1"], "at_once": 2, "interval": INTERVAL, "caveat": None, "rows": rows, "provenance": {},
     }  # fmt: skip
+    return ComparisonFile.from_json(migrate.comparison(content))
 
 
 def test_markdown_marks_the_certain_best_alone():
@@ -428,8 +436,8 @@ BARE = {"epoch": 1, "validation_natural": 0.5}
 
 def test_the_last_epoch_stands_beside_the_best(monkeypatch, tmp_path):
     found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
-    for row, cell in zip(found["rows"], (Spread(0.85, 0.07, 0.7, 0.95), None), strict=True):
-        row["last"] = cell and vars(cell)
+    cells = (Spread(0.85, 0.07, 0.7, 0.95), None)
+    found = replace(found, rows=[replace(row, last=cell) for row, cell in zip(found.rows, cells, strict=True)])
     table = markdown(found).splitlines()
     assert "| worst of these (%) | at the last epoch (%) | s / epoch |" in table[0]
     assert "| 85.0 +- 7.0 [70.0, 95.0] | 1.00 |" in table[2]
@@ -439,9 +447,8 @@ def test_the_last_epoch_stands_beside_the_best(monkeypatch, tmp_path):
     draw(tmp_path, found)
     ends = [{k: v["value"] for k, v in row.items() if k.startswith("worst")} for row in drawn[0].values()]
     assert ends == [{"worst,\nbest epoch": 0.9, "worst,\nlast epoch": 0.85}, {"worst,\nbest epoch": 0.5}]
-    found["rows"] = found["rows"][:1]
     for threats in (["linf 0.1"], ["linf 0.1", "l2 1"]):
-        found["threats"] = threats
+        found = replace(found, rows=found.rows[:1], threats=threats)
         assert ("at the last epoch" in markdown(found)) == (len(threats) == 1)
 
 
@@ -528,7 +535,7 @@ def test_epochs_may_differ_where_time_is_equal(here):
 
 def test_the_pareto_plot_shows_what_the_rows_say(monkeypatch, tmp_path):
     found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
-    timed = {**found, "minutes": 10.0}
+    timed = replace(found, minutes=10.0)
     seen = []
     monkeypatch.setattr(plots, "pareto", lambda panels, robust: seen.append((panels, robust)) or plots.curves([BARE]))
     draw_pareto(tmp_path, [found, timed])
@@ -537,9 +544,9 @@ def test_the_pareto_plot_shows_what_the_rows_say(monkeypatch, tmp_path):
     share = {"value": 0.9, "low": 0.88, "high": 0.92}
     assert panels["digits, linf 0.1, 2 epochs each"]["r0"] == {"natural": share, "robust": share}
     assert robust == "robust accuracy (%), worst of 2 attacks"
-    draw_pareto(tmp_path, [{**found, "minutes": 1.0}, {**found, "minutes": 0.25}])
+    draw_pareto(tmp_path, [replace(found, minutes=1.0), replace(found, minutes=0.25)])
     assert [name.rsplit(", ")[-1] for name in seen.pop()[0]] == ["60 s each", "15 s each"]
-    draw_pareto(tmp_path, [{**found, "threats": ["linf 0.1", "l2 1"]}])
+    draw_pareto(tmp_path, [replace(found, threats=["linf 0.1", "l2 1"])])
     assert len(seen) == 1
 
 

@@ -375,7 +375,7 @@ def test_a_comparison_shows_its_table():
 
     path = RESULTS / "digits-linf"
     found = load(path / "comparison.json")
-    headings, rows = layout(found)
+    headings, rows = layout(read(path).found)
     doc = Document(report([path]))
     (table,) = doc.rows("recipe", *headings)
     assert {name: [cell[0] for cell in cells] for name, cells in table.items()} == {

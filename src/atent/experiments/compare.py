@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from atent import runs as folder
 from atent.experiments import migrate
@@ -62,7 +61,7 @@ def compare(
     beside: str | Path | None = None,
     progress: bool = True,
     say: Say = lambda line: None,
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, ComparisonFile]:
     """Train what is not trained yet, ``at_once`` runs at a time, and write the table; its folder and content.
 
     ``beside`` is the folder of an earlier comparison that the Pareto plot shows as well: equal epochs, say, beside
@@ -76,7 +75,7 @@ def compare(
     if beside is not None:
         if not (Path(beside) / RESULT).is_file():
             raise FileNotFoundError(f"{beside} holds no {RESULT}: give --beside the folder of a finished comparison")
-        other = migrate.read(Path(beside) / RESULT, ComparisonFile).to_json()
+        other = migrate.read(Path(beside) / RESULT, ComparisonFile)
     path = place(runs, name, plan, build)
     path.mkdir(parents=True, exist_ok=True)
     with _alone(path) as inherited:
@@ -90,8 +89,8 @@ def compare(
         for run in plan.runs(path):
             if state(run, build) != "finished":
                 raise ChildProcessError(f"{run.path} ended without a result: see {run.log}")
-        found = collect(plan, path, at_once).to_json()
-        folder.write_json(path / RESULT, found)
+        found = collect(plan, path, at_once)
+        folder.write_json(path / RESULT, found.to_json())
         folder.write_atomic(path / TABLE, markdown(found))
         draw(path, found)
         draw_pareto(path, [other, found] if other else [found])

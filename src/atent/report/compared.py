@@ -108,8 +108,7 @@ def _differences(evaluated: Mapping[str, EvaluationFile]) -> list[str]:
 def over_seeds(comparison: Comparison) -> Markup:
     """The table, the figure and the caption of a comparison, and each training of it."""
     found = comparison.found
-    plain = found.to_json()
-    headings, rows = layout(plain)
+    headings, rows = layout(found)
     dots = {
         row.recipe: {"natural": _share(row.natural), "robust (worst case)": _share(row.worst)} for row in found.rows
     }
@@ -123,7 +122,7 @@ def over_seeds(comparison: Comparison) -> Markup:
         headings=headings,
         rows=[(name, [(entry, _number(entry.text)) for entry in entries]) for name, entries in rows],
         # The last line of a caption is the caveat, which the template shows above it.
-        caption=[line for line in caption(plain) if line != found.caveat],
+        caption=[line for line in caption(found) if line != found.caveat],
         drawing=drawing(
             plots.dots(dots), f"Natural and worst-case robust accuracy, means over the seeds: {told}.",
             "Means over the seeds, with 95 % intervals.", height=1.6 + 0.5 * len(dots),
