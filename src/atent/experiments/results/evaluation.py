@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from atent.evaluate.evaluation import SCHEMA_VERSION
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
 
-EVALUATION_VERSION = 1
+EVALUATION_VERSION = SCHEMA_VERSION
 
 
 @whole
