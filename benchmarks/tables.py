@@ -13,11 +13,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from atent.experiments import migrate
 from atent.experiments.comparison import layout
 from atent.experiments.recipes import read_recipe
+from atent.experiments.results import ComparisonFile
 from atent.markdown import table as markdown_table
 from atent.paper.evidence import Difference, difference
-from atent.runs import read_json, write_atomic
+from atent.runs import write_atomic
 
 _MARKED = re.compile(r"(<!-- (comparison|ablation): (\S+) -->\n).*?(<!-- end -->)", re.S)
 _SHOWN = ("natural (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")
@@ -26,8 +28,9 @@ _SHOWN = ("natural (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "
 def comparison(folder: Path) -> str:
     """The rows of a comparison, its strongest attack, how far each row lies above PGD-AT by it, and its time; the whole
     table is in the folder."""
-    found = read_json(folder / "comparison.json")
-    headings, rows = layout(found)
+    typed = migrate.read(folder / "comparison.json", ComparisonFile)
+    headings, rows = layout(typed)
+    found = typed.to_json()
     # Where AutoAttack ran, it is the judge: what another attack finds besides is in the folder's own table.
     shown = [h for h in _SHOWN if h in headings and not (h.startswith("worst") and "AutoAttack (%)" in headings)]
     places = [headings.index(h) for h in shown]

@@ -10,6 +10,7 @@ from atent.attacks import APGD, FAB, PGD, AutoAttack, Square, Transfer
 from atent.attacks.spec import label, plain, spell
 from atent.evaluate import evaluate
 from atent.experiments.comparison import remarks
+from atent.experiments.results import AttackResult
 from atent.runs.loading import load
 from atent.threat import NORMS, Threat
 
@@ -171,7 +172,7 @@ def test_an_evaluation_says_what_ran_on_few_classes(classes, batch):
     ((name, result),) = found.attacks.items()
     assert list(result["parts"]) == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
     assert "APGD-T climbs the difference of logits, as the targeted DLR loss takes 4 classes" in result["remarks"]
-    (line,) = remarks(found.attacks)
+    (line,) = remarks({name: AttackResult(**result)})
     assert line.startswith(f"{name}: APGD-T climbs")
 
 

@@ -263,7 +263,7 @@ def test_a_run_says_which_weights_it_kept(tmp_path, monkeypatch):
          "20", "--evaluate.attacks", "FGSM", "--train.device", "cpu"]
     )  # fmt: skip
     done = run_job(job, tmp_path / "run", progress=False)
-    assert done.evaluation["average"] is True
+    assert done.evaluation.average is True
     assert same(load_run(tmp_path / "run"), load_run(tmp_path / "run", which="ema"))
     assert not same(load_run(tmp_path / "run"), load_run(tmp_path / "run", which="raw"))
 

@@ -20,7 +20,13 @@ from atent import runs as run
 from atent.cli import main
 from atent.cli.words import seconds
 from atent.experiments import compare as room
-from atent.experiments.comparison import INTERVAL, Cell, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
+from atent.experiments import migrate
+from atent.experiments.collect import seed_result
+from atent.experiments.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
+from atent.experiments.plan import Run, agree
+from atent.experiments.results import ComparisonFile, EvaluationFile, LastEpoch, Share, Spread
+
+BEFORE = Path(__file__).parent / "before_subsets"
 
 TINY = """
 [data]
@@ -94,6 +100,7 @@ def test_compare_trains_once_and_reuses(here, capsys):
     assert {p.name for p in path.iterdir() if p.is_dir()} == {f"{m}-seed{k}" for m in METHODS for k in (0, 1)}
     assert all((path / f"{m}-seed{k}.log").stat().st_size for m in METHODS for k in (0, 1))
     found = json.loads((path / "comparison.json").read_text())
+    assert ComparisonFile.from_json(found).to_json() == found
     assert [(r["recipe"], r["method"]) for r in found["rows"]] == [("plain", "Standard"), ("pgd", "PGDAT")]
     assert found["seeds"] == [0, 1]
     assert (found["data"]["name"], found["data"]["n"]) == ("digits", 40)
@@ -118,8 +125,8 @@ def test_compare_trains_once_and_reuses(here, capsys):
         assert part in text
     for part in ("natural (%)", "s / epoch", "peak MiB", "result folder: runs/compare"):
         assert part in out
-    assert room.caveat({}) in text
-    assert room.caveat({}) in out
+    assert caveat({}) in text
+    assert caveat({}) in out
     assert (path / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
     # The same again trains nothing; neither does a narrower machine or another place of the data.
@@ -296,15 +303,15 @@ def test_agreement_is_of_settings_not_of_text(here):
     pgd = Path("pgd.toml").read_text()
     Path("a.toml").write_text(pgd.replace('"FGSM"', '"PGD( steps = 20 )", "FGSM"').replace("eps = 0.1\n", ""))
     Path("b.toml").write_text(pgd.replace('"FGSM"', '"FGSM()", "PGD(steps=20)"').replace('norm = "linf"\n', ""))
-    room.agree(jobs("a.toml", "b.toml", "--data.augment", "flip"))
+    agree(jobs("a.toml", "b.toml", "--data.augment", "flip"))
     Path("c.toml").write_text(pgd.replace('"FGSM"', '"FGSM", "PGD(steps=20, eps=0.2)"'))
     with pytest.raises(ValueError, match=r"'PGD\( steps = 20 \)' FGSM and 'PGD\(steps=1\)' FGSM 'PGD\(steps=20, eps"):
-        room.agree(jobs("a.toml", "c.toml"))
+        agree(jobs("a.toml", "c.toml"))
     # The mend works, also where the first recipe lacks the value.
     Path("d.toml").write_text(Path("plain.toml").read_text().replace('norm = "linf"\neps = 0.1\n', ""))
     with pytest.raises(ValueError, match=r"by --evaluate.norm linf --evaluate.eps 0\.1$"):
-        room.agree(jobs("d.toml", "pgd.toml"))
-    room.agree(jobs("d.toml", "pgd.toml", "--evaluate.norm", "linf", "--evaluate.eps", "0.1"))
+        agree(jobs("d.toml", "pgd.toml"))
+    agree(jobs("d.toml", "pgd.toml", "--evaluate.norm", "linf", "--evaluate.eps", "0.1"))
 
 
 def test_help_is_light():
@@ -325,7 +332,7 @@ def test_help_of_compare(capsys):
 
 
 def test_measure_against_hand_numbers():
-    assert measure([3.0]) == Cell(3.0, None, None, None)
+    assert measure([3.0]) == Spread(3.0, None, None, None)
     cell = measure([1.0, 2.0, 3.0])
     assert (cell.mean, cell.sd) == (2.0, 1.0)
     # t(2 degrees, 0.975) = 4.302653
@@ -370,16 +377,23 @@ def test_accuracy_takes_the_wider_interval_end_by_end():
     ],
 )
 def test_only_a_certain_best_is_marked(ends, expected):
-    assert winner([Cell((low + high) / 2, 0.1, low, high) for low, high in ends]) == expected
+    assert winner([Spread((low + high) / 2, 0.1, low, high) for low, high in ends]) == expected
 
 
 def test_no_interval_no_mark():
-    assert winner([Cell(2.0, None, None, None), Cell(1.0, None, None, None)]) is None
+    assert winner([Spread(2.0, None, None, None), Spread(1.0, None, None, None)]) is None
+
+
+ONE = stats.share(1, 2)
+SEED = {
+    "seed": 0, "run": "r", "natural": ONE, "attacks": {}, "worst": ONE, "seconds_per_epoch": 1.0, "memory_mb": None,
+    "best_epoch": 1,
+}  # fmt: skip
 
 
 def made_up(*naturals):
-    """The content of comparison.json for rows with these cells, one attack, and no other interest."""
-    cells = [Cell(m, 0.01, low, high) for m, low, high in naturals]
+    """A comparison whose rows have these cells, under two attacks."""
+    cells = [Spread(m, 0.01, low, high) for m, low, high in naturals]
     best = winner(cells)
     where = {"device": "cpu", "device_name": "a chip", "threads": 2, "commit": "abc", "dirty": False}
     one = {"mean": 1.0, "sd": None, "low": None, "high": None}
@@ -387,16 +401,17 @@ def made_up(*naturals):
         {
             "recipe": f"r{i}", "method": "Standard", "threat": None, "natural": vars(cell), "worst": vars(cell),
             "attacks": {"FGSM": vars(cell), "PGD-2": vars(cell)}, "seconds_per_epoch": one, "memory_mb": None,
-            "best_epoch": one, "seeds": [{"provenance": where}],
+            "best_epoch": one, "seeds": [SEED | {"provenance": where}],
             "best": {"natural": best == i, "worst": best == i, "attacks": {"FGSM": best == i, "PGD-2": False}},
         }
         for i, cell in enumerate(cells)
     ]  # fmt: skip
-    return {
-        "command": "atent compare r0 r1", "data": {"name": "digits", "n": 40, "of": 500}, "model": "m", "epochs": 2,
-        "batch_size": 64, "seeds": [0, 1], "threats": ["linf 0.1"], "at_once": 2, "interval": INTERVAL,
-        "caveat": None, "rows": rows,
+    data = {"name": "digits", "split": "test", "n": 40, "of": 500}
+    content = {
+        "command": "atent compare r0 r1", "data": data, "model": "m", "epochs": 2, "batch_size": 64, "seeds": [0, 1],
+        "threats": ["linf 0.1"], "at_once": 2, "interval": INTERVAL, "caveat": None, "rows": rows, "provenance": {},
     }  # fmt: skip
+    return ComparisonFile.from_json(migrate.comparison(content))
 
 
 def test_markdown_marks_the_certain_best_alone():
@@ -421,8 +436,8 @@ BARE = {"epoch": 1, "validation_natural": 0.5}
 
 def test_the_last_epoch_stands_beside_the_best(monkeypatch, tmp_path):
     found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
-    for row, cell in zip(found["rows"], (Cell(0.85, 0.07, 0.7, 0.95), None), strict=True):
-        row["last"] = cell and vars(cell)
+    cells = (Spread(0.85, 0.07, 0.7, 0.95), None)
+    found = replace(found, rows=[replace(row, last=cell) for row, cell in zip(found.rows, cells, strict=True)])
     table = markdown(found).splitlines()
     assert "| worst of these (%) | at the last epoch (%) | s / epoch |" in table[0]
     assert "| 85.0 +- 7.0 [70.0, 95.0] | 1.00 |" in table[2]
@@ -432,31 +447,29 @@ def test_the_last_epoch_stands_beside_the_best(monkeypatch, tmp_path):
     draw(tmp_path, found)
     ends = [{k: v["value"] for k, v in row.items() if k.startswith("worst")} for row in drawn[0].values()]
     assert ends == [{"worst,\nbest epoch": 0.9, "worst,\nlast epoch": 0.85}, {"worst,\nbest epoch": 0.5}]
-    found["rows"] = found["rows"][:1]
     for threats in (["linf 0.1"], ["linf 0.1", "l2 1"]):
-        found["threats"] = threats
+        found = replace(found, rows=found.rows[:1], threats=threats)
         assert ("at the last epoch" in markdown(found)) == (len(threats) == 1)
 
 
 @pytest.mark.parametrize(
-    ("epoch", "last", "expected"), [(2, None, 0.9), (1, {"worst": {"value": 0.7}}, 0.7), (1, None, None)],
-    ids=["the best", "judged", "not judged"],
+    ("epoch", "last", "expected"), [(2, None, 9), (1, 7, 7), (1, None, None)],
+    ids=["the best", "evaluated", "not evaluated"],
 )  # fmt: skip
 def test_the_last_epochs_figure_of_a_run(here, epoch, last, expected):
-    made = room.Run("pgd.toml", next(iter(jobs("pgd.toml", "plain.toml").values())), here / "r")
+    made = Run("pgd.toml", next(iter(jobs("pgd.toml", "plain.toml").values())), here / "r")
     made.path.mkdir()
-    row = {"seconds": 1.0, "memory_mb": None}
     for n in (1, 2):
-        run.append_jsonl(made.path / run.METRICS, {"epoch": n, **row})
-    evaluation = {
-        "natural": {}, "attacks": {}, "worst": {"value": 0.9}, "epoch": epoch, "provenance": {},
-        **({"last": last} if last else {}),
-    }  # fmt: skip
-    found = room._of_run(made, evaluation)["last"]
-    assert (found and found["value"]) == expected
-    # Where it is not asked for, a run whose best epoch is the last tells no more than the others.
+        run.append_jsonl(made.path / run.METRICS, {"epoch": n, "seconds": 1.0, "memory_mb": None})
+    stored = migrate.evaluation(json.loads((BEFORE / "finished" / "evaluation.json").read_text()))
+    stored = EvaluationFile.from_json(stored)
+    other = last and LastEpoch(2, stored.natural, {}, Share(**stats.share(last, 10)))
+    stored = replace(stored, epoch=epoch, worst=Share(**stats.share(9, 10)), last=other)
+    found = seed_result(made, stored).last
+    assert (found and found.k) == expected
+    # Where it is not asked for, a run whose best epoch is the last has no more than the others.
     bare = replace(made, job=replace(made.job, evaluate=replace(made.job.evaluate, last=False)))
-    assert room._of_run(bare, evaluation)["last"] is None
+    assert seed_result(bare, stored).last is None
 
 
 # ---- by the clock
@@ -516,13 +529,13 @@ def test_beside_needs_a_finished_comparison(here, capsys):
 def test_epochs_may_differ_where_time_is_equal(here):
     recipe("pgd", epochs=3)
     with pytest.raises(ValueError, match=r"train\.epochs \(1 and 3\)"):
-        room.agree(jobs("plain.toml", "pgd.toml"))
-    room.agree(jobs("plain.toml", "pgd.toml", "--budget", "1m"))
+        agree(jobs("plain.toml", "pgd.toml"))
+    agree(jobs("plain.toml", "pgd.toml", "--budget", "1m"))
 
 
 def test_the_pareto_plot_shows_what_the_rows_say(monkeypatch, tmp_path):
     found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
-    timed = {**found, "minutes": 10.0}
+    timed = replace(found, minutes=10.0)
     seen = []
     monkeypatch.setattr(plots, "pareto", lambda panels, robust: seen.append((panels, robust)) or plots.curves([BARE]))
     draw_pareto(tmp_path, [found, timed])
@@ -531,9 +544,9 @@ def test_the_pareto_plot_shows_what_the_rows_say(monkeypatch, tmp_path):
     share = {"value": 0.9, "low": 0.88, "high": 0.92}
     assert panels["digits, linf 0.1, 2 epochs each"]["r0"] == {"natural": share, "robust": share}
     assert robust == "robust accuracy (%), worst of 2 attacks"
-    draw_pareto(tmp_path, [{**found, "minutes": 1.0}, {**found, "minutes": 0.25}])
+    draw_pareto(tmp_path, [replace(found, minutes=1.0), replace(found, minutes=0.25)])
     assert [name.rsplit(", ")[-1] for name in seen.pop()[0]] == ["60 s each", "15 s each"]
-    draw_pareto(tmp_path, [{**found, "threats": ["linf 0.1", "l2 1"]}])
+    draw_pareto(tmp_path, [replace(found, threats=["linf 0.1", "l2 1"])])
     assert len(seen) == 1
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from atent.attacks import FGSM, PGD, Attack, AutoAttack, Langevin
 from atent.attacks.spec import label
 from atent.data.described import spans, unspan
-from atent.evaluate import evaluate, predict, rounds, sweep
+from atent.evaluate import Evaluation, evaluate, masking_checks, predict, rounds, samples, sweep
 from atent.evaluate.outcomes import per_sample
 from atent.models import Normalize
 from atent.precision import Lowered
@@ -698,3 +698,40 @@ def test_a_killed_sweep_goes_on(conv_net, batch, tmp_path):
     for row in (*got, *whole):
         row.pop("seconds")
     assert got == whole
+
+
+# ---- results and samples
+
+
+def test_a_result_comes_back_from_json(conv_net, batch):
+    x, y = batch(6, torch.float32)
+    found = evaluate(conv_net(torch.float32), x, y, [FGSM(Threat("linf", 0.1))])
+    content = json.loads(json.dumps(found.to_json()))
+    again = Evaluation.from_json(content | {"run": "r", "provenance": {}})
+    assert json.loads(json.dumps(again.to_json())) == content
+    assert again.schema_version == 1
+    with pytest.raises(ValueError, match="version 7, not 1"):
+        Evaluation.from_json(content | {"schema_version": 7})
+    with pytest.raises(ValueError, match="has no worst"):
+        Evaluation.from_json({key: value for key, value in content.items() if key != "worst"})
+
+
+def test_checked_samples_are_not_checked_again(conv_net, batch, monkeypatch):
+    x, y = batch(40, torch.float32)
+    model = conv_net(torch.float32)
+    y = predict(model, x, y)
+    attacks = [FGSM(Threat("linf", 0.1))]
+    plain = evaluate(model, x, y, attacks), sweep(model, x, y, attacks, [0.05])
+    seen = []
+    check = samples.check_batch
+    monkeypatch.setattr(samples, "check_batch", lambda x, y, box: (seen.append(box), check(x, y, box)))
+    known = samples.checked(model, x, y, None, {(0.0, 1.0)})
+    again = evaluate(model, known, None, attacks), sweep(model, known, None, attacks, [0.05])
+    masking_checks(model, known, None, Threat("linf", 0.1))
+    assert seen == [(0.0, 1.0)]
+    assert without_time(again[0]) == without_time(plain[0])
+    assert [{**row, "seconds": 0} for row in again[1]] == [{**row, "seconds": 0} for row in plain[1]]
+    # A box that they were not checked against is checked.
+    with pytest.raises(ValueError, match="box"):
+        evaluate(model, known, None, [FGSM(Threat("linf", 0.1, box=(0.9, 1.0)))])
+    assert seen == [(0.0, 1.0), (0.9, 1.0)]

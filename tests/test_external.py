@@ -62,7 +62,7 @@ def test_your_own_network(here):
     assert list(found.attacks) == ["FGSM"]
     x, y, ids = found.test()
     assert x.shape == (20, 1, 8, 8)
-    content = evaluate_target(found, progress=False)
+    content = evaluate_target(found, progress=False).to_json()
     torch.manual_seed(0)
     same = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     assert content["natural"]["k"] == int((same(x).argmax(1) == y).sum())
@@ -76,7 +76,7 @@ def test_your_own_network(here):
 def test_a_model_in_float64_is_judged_in_float64(here):
     x, _, _ = load_target("strange:wide", **ASK).test()
     assert x.dtype == torch.float64
-    assert evaluate_target(load_target("strange:wide", **ASK, limit=10), progress=False)["n"] == 10
+    assert evaluate_target(load_target("strange:wide", **ASK, limit=10), progress=False).n == 10
     with pytest.raises(ValueError, match=r"the model is torch.float16: evaluate it in float32"):
         load_target("strange:half", **ASK).test()
 

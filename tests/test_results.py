@@ -6,19 +6,20 @@ from pathlib import Path
 import pytest
 
 from atent.experiments import migrate
-from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile
+from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile
 
 ROOT = Path(__file__).parents[1]
 KINDS = {
     "evaluation": (migrate.evaluation, EvaluationFile),
     "certificate": (migrate.certificate, CertificateFile),
     "comparison": (migrate.comparison, ComparisonFile),
+    "theory": (migrate.theory, TheoryFile),
 }
 FILES = [
     (path, kind)
     for kind in KINDS
     for place in ("results", "tests/before_subsets")
-    for path in sorted((ROOT / place).rglob(f"{kind}*.json"))
+    for path in sorted((ROOT / place).rglob("theory/*.json" if kind == "theory" else f"{kind}*.json"))
 ]
 
 
@@ -58,3 +59,23 @@ def test_a_later_version_and_an_unknown_key_are_refused(kind):
 def test_schema_file_is_up_to_date(kind):
     path = ROOT / "docs/schemas" / f"{kind}.json"
     assert json.loads(path.read_text()) == KINDS[kind][1].schema()
+
+
+def test_a_file_is_read_as_its_type_and_an_error_names_it(tmp_path):
+    path = next(path for path, found in FILES if found == "evaluation")
+    content = json.loads(path.read_text())
+    copy = tmp_path / "evaluation.json"
+    copy.write_text(json.dumps(content))
+    found = migrate.read(copy, EvaluationFile)
+    assert (found.worst.value, found.n) == (content["worst"]["value"], content["n"])
+    for changed, what in (
+        ({"schema_version": 99}, "version 99"),
+        ({"n": "many"}, "n: "),
+        ({"worst": {}}, "worst"),
+        ({"data": {}}, "data"),
+    ):
+        copy.write_text(json.dumps(migrate.evaluation(content) | changed))
+        with pytest.raises(ValueError, match=what) as error:
+            migrate.read(copy, EvaluationFile)
+        assert str(error.value).startswith(str(copy))
+        assert "\n" not in str(error.value)

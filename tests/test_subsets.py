@@ -21,9 +21,9 @@ from atent.evaluate import evaluate
 from atent.evaluate.hints import normalisation_hint
 from atent.evaluate.outcomes import per_sample
 from atent.experiments.certificate import certify_folder
-from atent.experiments.compare import Run, state
 from atent.experiments.evaluation import evaluate_target, summary
 from atent.experiments.pipeline import as_begun, run_job
+from atent.experiments.plan import Run, state
 from atent.experiments.recipes import job
 from atent.experiments.target import EvaluateSettings, load_target
 from atent.methods import FGSMRS, Standard
@@ -279,8 +279,8 @@ def test_runs_of_other_training_seeds_and_methods_are_evaluated_on_the_same_imag
         found.append(done.evaluation)
         subsets = folder.read_json(tmp_path / f"run{seed}/config.json")["about"]["subsets"]
         assert subsets == folder.read_json(tmp_path / "run0/config.json")["about"]["subsets"]
-    assert found[0]["data"] == found[1]["data"]
-    assert [row["n"] for row in found[0]["per_class"]] == [7, 7, 7]
+    assert found[0].data == found[1].data
+    assert [row.n for row in found[0].per_class] == [7, 7, 7]
 
 
 def small(changes):
@@ -352,12 +352,12 @@ def test_a_constant_network_is_not_called_robust(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     about = {"data": "npz", "root": "a.npz", "norm": "linf", "eps": "0.1", "attacks": ["FGSM"], "limit": 30}
     found = evaluate_target(load_target("fixed:Net", **about), progress=False)
-    assert found["worst"]["k"] == 10
-    assert found["hint"].startswith("the network gives class 0 to all 30 samples")
+    assert found.worst.k == 10
+    assert found.hint.startswith("the network gives class 0 to all 30 samples")
     assert "samples  npz, test images: a stratified sample of 30 of 180 (seed 0)" in summary(found)
     first = evaluate_target(load_target("fixed:Net", **about, subset="first"), progress=False)
-    assert first["worst"]["k"] == 30
-    assert first["hint"].startswith("all 30 samples are of class 0")
+    assert first.worst.k == 30
+    assert first.hint.startswith("all 30 samples are of class 0")
     assert "samples  npz, test images: the first 30 of 180" in summary(first)
     assert evaluate(Constant(), *points(), []).hint.startswith("the network gives class 0 to all 600 samples")
 
@@ -422,9 +422,9 @@ def test_an_old_run_of_python_resumes_on_the_images_that_it_began_with(tmp_path)
 def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(old, capsys):
     kept = folder.read_json("finished/evaluation.json")
     again = evaluate_target(load_target("finished", device="cpu"), cascade=False, progress=False)
-    assert again["outcomes"]["ids"] == kept["outcomes"]["ids"] == "0-29"
-    assert again["worst"]["k"] == 30
-    assert again["hint"].startswith("all 30 samples are of class 0")
+    assert again.outcomes["ids"] == kept["outcomes"]["ids"] == "0-29"
+    assert again.worst.k == 30
+    assert again.hint.startswith("all 30 samples are of class 0")
     args = ["evaluate", "finished", "--attacks", "FGSM", "--subset", "stratified", "--per-class", "--quiet"]
     assert main(args) == 0
     out = capsys.readouterr().out

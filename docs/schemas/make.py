@@ -3,8 +3,13 @@
 import json
 from pathlib import Path
 
-from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile
+from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile
 
-KINDS = {"evaluation": EvaluationFile, "certificate": CertificateFile, "comparison": ComparisonFile}
+KINDS = {
+    "evaluation": EvaluationFile,
+    "certificate": CertificateFile,
+    "comparison": ComparisonFile,
+    "theory": TheoryFile,
+}
 for name, kind in KINDS.items():
     Path(__file__).with_name(f"{name}.json").write_text(json.dumps(kind.schema(), indent=2) + "\n")

@@ -38,6 +38,13 @@ class Radii(tuple[float, ...]):
             " and craft take one per sample"
         )
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
+        """For pydantic: no text of a file gives them."""
+        from pydantic_core import core_schema
+
+        return core_schema.is_instance_schema(cls)
+
     @property
     def tensor(self) -> Tensor:
         """The radii, float64 (n,)."""

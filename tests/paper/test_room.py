@@ -6,8 +6,7 @@ from pathlib import Path
 import atent
 
 SOURCE = Path(atent.__file__).parent
-# The report reads a theory result through that room's row type.
-ALLOWED = {"paper", "cli", "report"}
+ALLOWED = {"paper", "cli"}
 
 
 def imported(path):

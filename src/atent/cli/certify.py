@@ -116,6 +116,7 @@ def certify(
         raise UsageError("which run? `atent certify RUN [RUN ...]` takes the paths that training printed")
     from atent.experiments.certificate import certify_folder, draw, layout
     from atent.experiments.certified import add, check_table, row
+    from atent.experiments.results import CertificateFile
 
     check_table(table)
     if plot and method != "smoothing":
@@ -133,12 +134,12 @@ def certify(
         from rich.table import Table
 
         for out, content, _ in done.values():
-            title, rows, below = layout(content)
+            title, rows, below = layout(CertificateFile.from_json(content))
             shown = Table()
             shown.add_column("accuracy, 95 % interval")
             shown.add_column("", justify="right")
             for name, value in rows:
-                shown.add_row(name, show.share(value))
+                shown.add_row(name, value.text)
             print(title)
             show.print_table(shown)
             print("\n".join(below))

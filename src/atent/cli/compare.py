@@ -98,7 +98,7 @@ def compare(
         show.print_table(table)
         print("\n".join(caption(found)))
         print(f"\nresult folder: {path}")
-        emit(found)
+        emit(found.to_json())
     return 0
 
 

@@ -67,13 +67,14 @@ def evaluate(
         show.threads(target.threads)
         place = subject.place / f"{subject.stem}{folder.EVALUATION}"
         path = Path(out) if out else show.free_file(place)
-        found = evaluate_target(
+        evaluation = evaluate_target(
             subject, cascade=cascade, radii=radius, checks=checks or strict, search_dtype=search_dtype,
             partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
         )  # fmt: skip
         path = path if out else show.free_file(place)
+        found = evaluation.to_json()
         folder.write_json(path, found)
-        show.accuracies({subject.name: found})
+        show.accuracies({subject.name: evaluation})
         if per_class:
             _classes(found)
         written = [path]
@@ -83,7 +84,7 @@ def evaluate(
             written.append(show.free_file(path.with_name(f"{subject.stem}security.png")))
             plots.save(plots.security(found["sweep"]), written[-1])
             _radii(found["sweep"])
-        print("\n" + "\n".join(summary(found)))
+        print("\n" + "\n".join(summary(evaluation)))
         warned = _checks(found["checks"]) if "checks" in found else False
         print(f"\nwritten: {', '.join(map(str, written))}")
         emit(found)

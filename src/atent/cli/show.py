@@ -7,9 +7,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atent.cli.parse import screen
+
+if TYPE_CHECKING:
+    from atent.experiments.results import EvaluationFile, Part
 
 
 @contextlib.contextmanager
@@ -47,54 +50,47 @@ def share(value: dict[str, Any]) -> str:
     return percent(value)
 
 
-def accuracies(models: dict[str, dict[str, Any]]) -> None:
+def accuracies(models: dict[str, EvaluationFile]) -> None:
     """Accuracies with their intervals: a row an attack, a column a model."""
     from rich.table import Table
 
-    from atent.attacks.spec import show
-    from atent.data.described import words
-    from atent.experiments.comparison import caveat, remarks
-    from atent.threat import Threat
+    from atent.experiments.comparison import caveat_of, remarks
 
     first = next(iter(models.values()))
-    where, attacks = first["data"], first["attacks"]
-    threats = dict.fromkeys(show(Threat(**a["threat"])) for a in attacks.values())
-    title = f"{where['name']}, test images: {words(where)}"
     # A table's own title breaks at the width of the table.
-    print(f"{title}, {', '.join(threats)}")
+    print(f"{first.data.name}, test images: {first.data.text}, {', '.join(first.threats)}")
     table = Table()
     table.add_column("accuracy, 95 % interval")
     for name in models:
         table.add_column(name, justify="right")
-    cascade = len(models) == 1 and first["cascade"]
+    cascade = len(models) == 1 and first.cascade
     if cascade:
         table.add_column("attacked", justify="right")
         table.add_column("seconds", justify="right")
-    table.add_row("natural", *(share(found["natural"]) for found in models.values()))
-    for attack, result in attacks.items():
+    table.add_row("natural", *(found.natural.text for found in models.values()))
+    for attack, result in first.attacks.items():
         if cascade:
-            for part, told in result.get("parts", {}).items():
+            for part, told in result.parts.items():
                 table.add_row(f"  after its {part}", *_cells(told), style="dim")
             table.add_row(f"after {attack}", *_cells(result))
         else:
-            table.add_row(attack, *(share(found["attacks"][attack]["robust"]) for found in models.values()))
-    if len(attacks) > 1 and len(threats) == 1 and not cascade:
-        table.add_row("worst of these", *(share(found["worst"]) for found in models.values()), style="bold")
+            table.add_row(attack, *(found.attacks[attack].robust.text for found in models.values()))
+    if len(first.attacks) > 1 and len(first.threats) == 1 and not cascade:
+        table.add_row("worst of these", *(found.worst.text for found in models.values()), style="bold")
     print_table(table)
     for name, found in models.items():
-        last = found.get("last")
-        if last:
-            best, end = (f"epoch {e['epoch']} {100 * e['worst']['value']:.1f} %" for e in (found, last))
+        if found.last:
+            best, end = (f"epoch {e.epoch} {100 * e.worst.value:.1f} %" for e in (found, found.last))
             print(f"{name}, under the worst of these: best {best}, last {end}")
-        if found["hint"]:
-            print(f"hint: {found['hint']}")
-    for line in (*remarks(attacks), caveat(attacks, first.get("search_dtype"))):
+        if found.hint:
+            print(f"hint: {found.hint}")
+    for line in (*remarks(first.attacks), caveat_of(first)):
         if line:
             print(line)
 
 
-def _cells(result: dict[str, Any]) -> tuple[str, str, str]:
-    return share(result["robust"]), f"{result['attacked']:,}", f"{result['seconds']:.1f}"
+def _cells(result: Part) -> tuple[str, str, str]:
+    return result.robust.text, f"{result.attacked:,}", f"{result.seconds:.1f}"
 
 
 def threads(asked: int | str | None) -> None:

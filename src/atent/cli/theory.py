@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import typing
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from atent.cli import show
 from atent.cli.parse import Name, Place, Real, Subset, arg
+
+if TYPE_CHECKING:
+    from atent.experiments.results import Statement
 
 
 def theory(
@@ -80,6 +82,7 @@ def theory(
         Print the result as JSON to standard output, and nothing else there.
     """
     from atent.experiments.recipes import chains as recipes
+    from atent.experiments.results import TheoryFile
     from atent.paper.theory import command as room
     from atent.runs import write_json
 
@@ -95,8 +98,9 @@ def theory(
         file = Path(out) if out is not None else show.free_file(subject.place / f"{subject.stem}{room.THEORY}")
         write_json(file, found)
         written = [file, *room.draw(found, file)]
-        _print_rows(found["rows"], room.figure)
-        print("\n".join(room.summary(found)))
+        shown = TheoryFile.from_json(found)
+        _print_rows(shown.rows)
+        print("\n".join(shown.summary()))
         for warning in found["warnings"]:
             print(f"warning: {warning}", file=sys.stderr)
         print(f"written: {', '.join(map(str, written))}")
@@ -104,7 +108,7 @@ def theory(
     return 0
 
 
-def _print_rows(rows: list[dict[str, Any]], figure: Callable[[dict[str, Any]], str]) -> None:
+def _print_rows(rows: list[Statement]) -> None:
     """A line a row: the statement, the verdict, the figure, and why."""
     from rich.table import Table
 
@@ -112,9 +116,8 @@ def _print_rows(rows: list[dict[str, Any]], figure: Callable[[dict[str, Any]], s
     for heading in ("", "statement and what was checked", "verdict", "figure, 95 %", "n"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        told = f"{row['claim']}\n[dim]{row['checked'].replace('[', '(').replace(']', ')')}[/dim]"
-        value = figure(row)
-        why = "\n".join(part for part in (f"{row['what']} {value}" if value else "", row["reason"]) if part)
-        n = "" if row["n"] is None else f"{row['n']:,}"
-        table.add_row(row["statement"], told, f"{row['verdict']}\n[dim]{row['basis']}[/dim]", why, n)
+        told = f"{row.claim}\n[dim]{row.checked.replace('[', '(').replace(']', ')')}[/dim]"
+        why = "\n".join(part for part in (f"{row.what} {row.figure}" if row.figure else "", row.reason) if part)
+        n = "" if row.n is None else f"{row.n:,}"
+        table.add_row(row.statement, told, f"{row.verdict}\n[dim]{row.basis}[/dim]", why, n)
     show.print_table(table, width=None if sys.stdout.isatty() else 160)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -13,6 +13,9 @@ from atent.cli.jobs import recipe_job
 from atent.cli.parse import Name, Place, arg, read
 from atent.cli.words import help_wanted, split_sections
 from atent.experiments.recipe_files import SECTIONS, UsageError
+
+if TYPE_CHECKING:
+    from atent.experiments.results import EvaluationFile
 
 
 def train(
@@ -191,10 +194,10 @@ def _epoch_line(row: dict[str, Any]) -> None:
     )
 
 
-def _verdict(robust: dict[str, Any], plain: dict[str, Any]) -> int:
+def _verdict(robust: EvaluationFile, plain: EvaluationFile) -> int:
     """0 where the robust model's lower PGD limit lies above the standard one's upper limit, else 1."""
-    name = next(n for n, a in robust["attacks"].items() if a["attack"].startswith("PGD"))
-    low, high = robust["attacks"][name]["robust"]["low"], plain["attacks"][name]["robust"]["high"]
+    name = next(n for n, a in robust.attacks.items() if a.attack.startswith("PGD"))
+    low, high = robust.attacks[name].robust.low, plain.attacks[name].robust.high
     won = low > high
     sign, text = (">", "more robust than plain training") if won else ("<=", "NOT shown to be more robust")
     print(f"\n{name}: lower limit {100 * low:.1f} % {sign} {100 * high:.1f} %, the plain model's upper limit: {text}.")

@@ -2,6 +2,18 @@
 
 from atent.evaluate.evaluation import Evaluation, evaluate, predict, rounds
 from atent.evaluate.masking import CHECKS, Check, masking_checks
+from atent.evaluate.samples import Checked, checked
 from atent.evaluate.sweep import sweep
 
-__all__ = ["CHECKS", "Check", "Evaluation", "evaluate", "masking_checks", "predict", "rounds", "sweep"]
+__all__ = [
+    "CHECKS",
+    "Check",
+    "Checked",
+    "Evaluation",
+    "checked",
+    "evaluate",
+    "masking_checks",
+    "predict",
+    "rounds",
+    "sweep",
+]

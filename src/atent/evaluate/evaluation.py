@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.attacks.spec import check_names, labelled, plain, spell
-from atent.checks import as_inputs, as_labels, as_samples, check_batch, check_logits, check_number, check_seed, numbered
+from atent.checks import as_inputs, as_labels, check_logits, check_number, check_seed
 from atent.data.described import spans
 from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
 from atent.evaluate.outcomes import bits, marks
+from atent.evaluate.samples import Checked, checked
 from atent.guard import ask, guard, outside_inference
 from atent.independence import dependence_hint
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
@@ -25,10 +26,14 @@ from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import share
 
+SCHEMA_VERSION = 1
+"""Version of evaluation.json."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The content of ``evaluation.json``; each share is {"value", "low", "high", "k", "n"} with a 95 % interval."""
+    """What evaluation.json holds of the model's accuracies; a share is {"value", "low", "high", "k", "n"} with a 95 %
+    interval."""
 
     n: int
     seed: int
@@ -56,6 +61,25 @@ class Evaluation:
     `atent.evaluate.outcomes.per_sample` reads it."""
     per_class: list[dict[str, Any]] = field(default_factory=list)
     """For each class that has samples, in order: class, n (its samples), natural and worst (shares of these n)."""
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
+        """From what `to_json` gave, or the content of an evaluation.json of this version, whose other keys are left
+        out.
+
+        Raises
+        ------
+        ValueError
+            For another version (`atent.experiments.migrate` reads older files), and where a key is missing.
+        """
+        version = content.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"the evaluation has schema version {version}, not {SCHEMA_VERSION}: migrate it first")
+        missing = [f.name for f in fields(cls) if f.name not in content]
+        if missing:
+            raise ValueError(f"the evaluation has no {', '.join(missing)}: give the content of an evaluation.json")
+        return cls(**{f.name: content[f.name] for f in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; an infinite eps becomes "inf", which `Threat` reads."""
@@ -97,7 +121,7 @@ def rounds(attacks: Mapping[str, Attack] | Sequence[Attack]) -> int:
 
 def evaluate(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Checked,
     y: Tensor | None = None,
     attacks: Mapping[str, Attack] | Sequence[Attack] | None = None,
     *,
@@ -113,10 +137,10 @@ def evaluate(
     """Attack the rightly classified samples and count who stands.
 
     ``x`` (n, ...) floats in the attacks' box, ``y`` (n,) true labels, tensors or arrays; a DataLoader of (x, y) may
-    stand for both, ``evaluate(model, loader, attacks=[...])``. ``ids`` (n,) sample numbers (default 0 .. n-1),
-    which key the random draws together with ``seed``. A sample that is wrong without an attack counts as fooled by
-    all. ``attacks`` maps names to attacks; a list is named by `labelled`. The model is judged in eval mode and comes
-    back as it was.
+    replace both, ``evaluate(model, loader, attacks=[...])``, and `Checked` samples x, y and ids. ``ids`` (n,) sample
+    numbers (default 0 .. n-1), which key the random draws together with ``seed``. A sample that is wrong without an
+    attack counts as fooled by all. ``attacks`` maps names to attacks; a list is named by `labelled`. The model is
+    evaluated in eval mode and comes back as it was.
 
     Labels must be the true ones: an attack against predicted labels pushes a misclassified sample away from its wrong
     class, perhaps into the right one, and counts natural errors as robust.
@@ -148,12 +172,12 @@ def evaluate(
             "attacks is missing: evaluate(model, x, y, [PGD(...)]), evaluate(model, loader, attacks=[PGD(...)]), or {}"
             " as attacks for the clean accuracy alone"
         )
-    x, y = as_samples(x, y, model)
-    if not len(x):
-        raise ValueError("no samples to evaluate: give at least one")
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     named = dict(attacks) if isinstance(attacks, Mapping) else labelled(attacks)
     check_names(named)
+    boxes = {a.threat.box for a in named.values()}  # type: ignore[attr-defined]
+    samples = checked(model, x, y, ids, boxes)
+    x, y, ids = samples.x, samples.y, samples.ids
     for attack in named.values():
         attack.threat.check_eps(x.shape[1:])  # type: ignore[attr-defined]
         attack.threat.check_samples(len(x))  # type: ignore[attr-defined]
@@ -161,10 +185,6 @@ def evaluate(
         named = dict(sorted(named.items(), key=lambda item: item[1].passes))
     if search_dtype is not None:
         Lowered(model, search_dtype)  # refuses what cannot be lowered, also where nothing is attacked
-    ids = numbered(ids, len(x), x.device)
-    boxes = {a.threat.box for a in named.values()} or {(float("-inf"), float("inf"))}  # type: ignore[attr-defined]
-    for box in boxes:
-        check_batch(x, y, box)
     settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last}
     ledger = Ledger(resume, fingerprint(model, x, y, ids, named, **settings)) if resume is not None else Ledger()
     x, y = outside_inference(x), outside_inference(y)

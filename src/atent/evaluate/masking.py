@@ -18,6 +18,7 @@ from atent.attacks import FGSM, PGD, Attack, Langevin, Square
 from atent.attacks.spec import label
 from atent.evaluate import gradients
 from atent.evaluate.probe import Probe, gained, probe, weaker
+from atent.evaluate.samples import Checked
 from atent.progress import Advance
 from atent.threat import Threat
 
@@ -203,7 +204,7 @@ CHECKS: dict[str, tuple[Callable[[Probe], gradients.Verdict], str]] = {
 
 def masking_checks(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Checked,
     y: Tensor | None,
     threat: Threat,
     *,

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.attacks.oracle import Loss, Oracle
-from atent.checks import as_samples, check_batch, check_logits, check_number, check_seed, numbered
+from atent.checks import check_logits, check_number, check_seed
 from atent.data.split import spread
+from atent.evaluate.samples import Checked, checked
 from atent.guard import ask, guard
 from atent.precision import full_precision
 from atent.rng import narrow
@@ -76,21 +77,18 @@ class Probe:
 
 
 def probe(
-    model: nn.Module, x: Tensor, y: Tensor | None, threat: Threat, attack: Attack, seed: int, ids: Tensor | None,
-    batch: int,
+    model: nn.Module, x: Tensor | Checked, y: Tensor | None, threat: Threat, attack: Attack, seed: int,
+    ids: Tensor | None, batch: int,
 ) -> Probe:  # fmt: skip
     """The probe for at most `SAMPLES` of the samples; ValueError, in one line, for what cannot be judged."""
     if not 0 < float(threat.eps) < math.inf:
         raise ValueError(f"masking checks need a finite eps above 0, got {threat.eps}")
     if attack.threat != threat:  # type: ignore[attr-defined]
         raise ValueError(f"the attack's threat is {attack.threat}, the checks' is {threat}: give both the same one")  # type: ignore[attr-defined]
-    x, y = as_samples(x, y, model)
-    if not len(x):
-        raise ValueError("no samples to check: give at least one")
     batch, seed = check_number("batch", batch, 1, whole=True), narrow(check_seed(seed))
-    check_batch(x, y, threat.box)
+    samples = checked(model, x, y, ids, {threat.box})
+    x, y, ids = samples.x, samples.y, samples.ids
     threat.check_eps(x.shape[1:])
-    ids = numbered(ids, len(x), x.device)
     count = min(SAMPLES, len(x))
     few = torch.arange(count, device=x.device)
     if len(x) > count:

@@ -15,6 +15,7 @@ from atent.attacks.base import Attack
 from atent.attacks.spec import label, show
 from atent.evaluate.evaluation import evaluate
 from atent.evaluate.outcomes import STOOD
+from atent.evaluate.samples import Checked
 from atent.precision import SearchDtype
 from atent.progress import Advance
 from atent.stats import share
@@ -50,7 +51,7 @@ def at_radii(
 
 def sweep(
     model: nn.Module,
-    x: Tensor,
+    x: Tensor | Checked,
     y: Tensor | None,
     attacks: Mapping[str, Attack] | Sequence[Attack],
     radii: Sequence[float | str],

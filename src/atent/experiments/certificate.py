@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from atent import messages, stats
 from atent import runs as folder
-from atent.attacks.spec import show
 from atent.certify import METHODS, Certificate, Draws, certify_run, merge, verified
 from atent.certify.certificate import check_shard, claim, made_alike, made_of, sidecar, write_rows
 from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
-from atent.data.described import spans, words
+from atent.data.described import spans
 from atent.evaluate import predict
-from atent.experiments.results import CERTIFICATE_VERSION
+from atent.experiments.results import CERTIFICATE_VERSION, BoundsFile, CertificateFile, Share, SmoothingFile
 from atent.experiments.target import Target, load_target
 from atent.progress import Advance, bar
 from atent.runs.weights import visible
@@ -101,30 +100,33 @@ def certify_folder(
     return _smoothed(who, draws, goals, shard, merged, batch, compiled, channels_last, progress)
 
 
-def layout(content: dict[str, Any]) -> tuple[str, list[tuple[str, dict[str, Any]]], list[str]]:
+def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
     """A certificate for people: a title, (name, share) rows, and the lines below them."""
-    images, rows = content["images"], [("natural, the network itself", content["natural"])]
-    shard = f", shard {content['shard']} of them" if content.get("shard") else ""
-    title = f"{content['run']}: {images['name']}, test images: {words(images)}{shard}"
-    seconds = [f"{content['seconds_per_image']:.3g} s per image"] if "seconds_per_image" in content else []
-    if content["method"] != "smoothing":
-        for found in content["certified"]:
-            rows.append((f"verified by {content['method']}, {show(Threat(**found['threat']))}", found["share"]))
-            seconds.append(f"{found['seconds_per_image']:.3g} s per image")
-        return title, rows, seconds
-    draws = content["draws"]
-    rows.append(("natural, the smoothed network", content["smoothed"]))
-    for found in content["certified"]:
-        linf = 255 * found["linf_radius"]
-        rows.append((f"certified at l2 {found['radius']:g} (linf {linf:.3g}/255)", found["share"]))
+    images = found.images
+    rows, below = [("natural, the network itself", found.natural)], []
+    title = f"{found.run}: {images.name}, test images: {images.text}"
+    if isinstance(found, BoundsFile):
+        rows += [(f"verified by {found.method}, {each.threat.text}", each.share) for each in found.certified]
+        below = [f"{each.seconds_per_image:.3g} s per image" for each in found.certified]
+    elif isinstance(found, SmoothingFile):
+        title += f", shard {found.shard} of them" if found.shard else ""
+        rows.append(("natural, the smoothed network", found.smoothed))
+        for at in found.certified:
+            rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
+        below = _smoothing_lines(found)
+    return title, rows, below
+
+
+def _smoothing_lines(found: SmoothingFile) -> list[str]:
+    draws = found.draws
     below = [
         f"sigma {draws['sigma']:g}, n {draws['n']:,}, n0 {draws['n0']}, alpha {draws['alpha']:g} per image, seed"
-        f" {draws['seed']}; n draws reach l2 {content['largest_radius']:.4g}",
-        f"abstained {content['abstained']['k']} of {content['n']}; mean radius {content['radius_mean']:.4g}, median"
-        f" {content['radius_median']:.4g}, 0 where wrong",
+        f" {draws['seed']}; n draws reach l2 {found.largest_radius:.4g}",
+        f"abstained {found.abstained.k} of {found.n}; mean radius {found.radius_mean:.4g}, median"
+        f" {found.radius_median:.4g}, 0 where wrong",
+        f"{found.seconds_per_image:.3g} s per image",
     ]
-    hint = [f"warning: {content['hint']}"] if content.get("hint") else []
-    return title, rows, below + seconds + hint
+    return [*below, f"warning: {found.hint}"] if found.hint else below
 
 
 def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[float | str] | None = None) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atent import stats
 from atent.attacks.spec import is_standard
-from atent.data.described import words
+from atent.experiments.results import AttackResult, ComparisonFile, EvaluationFile, RecipeResult, Spread
 from atent.markdown import table as markdown_table
 from atent.stats import t_interval
 
@@ -27,25 +27,15 @@ INTERVAL = (
 # ---- the numbers -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A value over the seeds; with one seed no ``sd``, and no interval but an accuracy's."""
-
-    mean: float
-    sd: float | None
-    low: float | None
-    high: float | None
-
-
-def measure(values: Sequence[float]) -> Cell:
+def measure(values: Sequence[float]) -> Spread:
     """Mean, sample standard deviation (n - 1) and 95 % t-interval of one value per seed."""
     if len(values) == 1:
-        return Cell(values[0], None, None, None)
+        return Spread(values[0], None, None, None)
     found = t_interval(values)
-    return Cell(found.value, statistics.stdev(values), found.low, found.high)
+    return Spread(found.value, statistics.stdev(values), found.low, found.high)
 
 
-def accuracy(shares: Sequence[Mapping[str, Any]]) -> Cell:
+def accuracy(shares: Sequence[Mapping[str, Any]]) -> Spread:
     """The same of one share per seed; the interval is the wider, end by end, of the t- and the binomial one.
 
     The seeds are judged on the same images: counts that agree over seeds tell no more of the test set than one of them,
@@ -59,7 +49,7 @@ def accuracy(shares: Sequence[Mapping[str, Any]]) -> Cell:
     return replace(cell, low=low, high=high)
 
 
-def winner(cells: Sequence[Cell]) -> int | None:
+def winner(cells: Sequence[Spread]) -> int | None:
     """The row whose interval lies above every other row's, or None where there is none for certain."""
     for i, cell in enumerate(cells):
         others = [c.high for j, c in enumerate(cells) if j != i]
@@ -87,14 +77,20 @@ def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = 
     return f"Not measured by AutoAttack at {' and '.join(missing)}: {weaker}" if missing else None
 
 
+def caveat_of(found: EvaluationFile) -> str | None:
+    """`caveat` of an evaluation."""
+    told = {name: {"attack": a.attack, "threat": asdict(a.threat)} for name, a in found.attacks.items()}
+    return caveat(told, found.search_dtype)
+
+
 def _against(attack: Mapping[str, Any]) -> tuple[str, float]:
     threat = attack.get("threat") or {"norm": "", "eps": math.inf}
     return threat["norm"], float(threat["eps"])
 
 
-def remarks(attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def remarks(attacks: Mapping[str, AttackResult]) -> list[str]:
     """What attacks did otherwise than their names say, a line each."""
-    return [f"{name}: {'; '.join(told['remarks'])}." for name, told in attacks.items() if told.get("remarks")]
+    return [f"{name}: {'; '.join(found.remarks)}." for name, found in attacks.items() if found.remarks]
 
 
 # ---- the table -------------------------------------------------------------------------------------------
@@ -109,78 +105,78 @@ class Entry:
     best: bool = False
 
 
-def layout(found: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Entry]]]]:
-    """Headings, and for each recipe its entries, from the content of comparison.json."""
-    attacks = list(found["rows"][0]["attacks"])
+def layout(found: ComparisonFile) -> tuple[list[str], list[tuple[str, list[Entry]]]]:
+    """Headings, and for each recipe its entries."""
+    attacks = list(found.rows[0].attacks)
     # With one attack, or over several threats, there is no worst one that says more.
-    worst = len(attacks) > 1 and len(found["threats"]) == 1
+    worst = len(attacks) > 1 and len(found.threats) == 1
     last = _has_last(found)
     shares = ["natural", *attacks, *(["worst of these"] if worst else []), *(["at the last epoch"] if last else [])]
-    timed = found.get("minutes") is not None
+    timed = found.minutes is not None
     headings = [*(f"{name} (%)" for name in shares), "s / epoch", "peak MiB", "best epoch"]
     headings += ["epochs"] if timed else []
     rows = []
-    for row in found["rows"]:
-        best = row["best"]
-        entries = [_entry(row["natural"], 100, best=best["natural"])]
-        entries += [_entry(row["attacks"][a], 100, best=best["attacks"][a]) for a in attacks]
+    for row in found.rows:
+        best = row.best
+        entries = [_entry(row.natural, 100, best=best["natural"])]
+        entries += [_entry(row.attacks[a], 100, best=best["attacks"][a]) for a in attacks]
         if worst:
-            entries.append(_entry(row["worst"], 100, best=best["worst"]))
+            entries.append(_entry(row.worst, 100, best=best["worst"]))
         if last:
-            entries.append(_entry(row.get("last"), 100, best=False))
-        entries += [_entry(row["seconds_per_epoch"], digits=2), _entry(row["memory_mb"], digits=0)]
-        entries.append(_entry(row["best_epoch"]))
+            entries.append(_entry(row.last, 100, best=False))
+        entries += [_entry(row.seconds_per_epoch, digits=2), _entry(row.memory_mb, digits=0)]
+        entries.append(_entry(row.best_epoch))
         if timed:
-            entries.append(_entry(row["passes"]))
-        rows.append((f"{row['recipe']} ({row['method']})", entries))
+            entries.append(_entry(row.passes))
+        rows.append((f"{row.recipe} ({row.method})", entries))
     return headings, rows
 
 
-def _has_last(found: dict[str, Any]) -> bool:
-    """Whether the last epoch stands beside the best: their difference is the overfitting of Rice et al. 2020."""
-    return len(found["threats"]) == 1 and any(row.get("last") for row in found["rows"])
+def _has_last(found: ComparisonFile) -> bool:
+    """Whether the last epoch is shown beside the best: their difference is the overfitting of Rice et al. 2020."""
+    return len(found.threats) == 1 and any(row.last for row in found.rows)
 
 
-def _entry(cell: dict[str, Any] | None, scale: float = 1, *, digits: int = 1, best: bool | None = None) -> Entry:
+def _entry(cell: Spread | None, scale: float = 1, *, digits: int = 1, best: bool | None = None) -> Entry:
     """``best`` is None where a column is no accuracy: no interval is shown there."""
     if cell is None:
         return Entry("-")
-    text = f"{scale * cell['mean']:.{digits}f}"
-    if cell["sd"] is not None:
-        text += f" +- {scale * cell['sd']:.{digits}f}"
-    if best is None:
+    text = f"{scale * cell.mean:.{digits}f}"
+    if cell.sd is not None:
+        text += f" +- {scale * cell.sd:.{digits}f}"
+    if best is None or cell.low is None or cell.high is None:
         return Entry(text)
-    return Entry(text, f"[{scale * cell['low']:.{digits}f}, {scale * cell['high']:.{digits}f}]", best)
+    return Entry(text, f"[{scale * cell.low:.{digits}f}, {scale * cell.high:.{digits}f}]", best)
 
 
-def caption(found: dict[str, Any]) -> list[str]:
+def caption(found: ComparisonFile) -> list[str]:
     """What the figures are of, line by line: sentences."""
-    data, seeds = found["data"], found["seeds"]
-    made = [seed["provenance"] for row in found["rows"] for seed in row["seeds"]]
+    data, seeds = found.data, found.seeds
+    made = [seed.provenance for row in found.rows for seed in row.seeds]
     machines = dict.fromkeys(f"{p['device_name']} ({p['device']}, {p['threads']} threads)" for p in made)
     commits = dict.fromkeys(f"{p['commit'] or 'unknown'}{' with changes' if p['dirty'] else ''}" for p in made)
-    several = f", {found['at_once']} runs at once" if found["at_once"] > 1 else ""
+    several = f", {found.at_once} runs at once" if found.at_once > 1 else ""
     lines = [
-        f"{data['name']}, test images: {words(data)}; {found['model']}, {_length(found)}, batches"
-        f" of {found['batch_size']}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))});"
-        f" judged under {', '.join(found['threats'])}.",
-        f"Figures: {found['interval']}. Bold: above the interval of every other row.",
+        f"{data.name}, test images: {data.text}; {found.model}, {_length(found)}, batches"
+        f" of {found.batch_size}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))});"
+        f" judged under {', '.join(found.threats)}.",
+        f"Figures: {found.interval}. Bold: above the interval of every other row.",
         f"Hardware: {'; '.join(machines)}{several}. Seconds: median over the epochs. Commit: {', '.join(commits)}.",
     ]
-    return [*lines, found["caveat"]] if found["caveat"] else lines
+    return [*lines, found.caveat] if found.caveat else lines
 
 
-def _length(found: dict[str, Any]) -> str:
-    if found.get("minutes") is None:
-        return f"{found['epochs']} epochs"
-    return f"{_time(found['minutes'])} of training each (its steps alone; validation and checkpoints are not counted)"
+def _length(found: ComparisonFile) -> str:
+    if found.minutes is None:
+        return f"{found.epochs} epochs"
+    return f"{_time(found.minutes)} of training each (its steps alone; validation and checkpoints are not counted)"
 
 
 def _time(minutes: float) -> str:
     return f"{60 * minutes:.3g} s" if minutes < 2 else f"{minutes:g} minutes"
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(found: ComparisonFile) -> str:
     """The table and its caption."""
     headings, rows = layout(found)
     shown = []
@@ -188,52 +184,47 @@ def markdown(found: dict[str, Any]) -> str:
         cells = [(f"**{e.text}**" if e.best else e.text) + (f" {e.interval}" if e.interval else "") for e in entries]
         shown.append([name, *cells])
     lines = markdown_table(["recipe", *headings], shown)
-    return "\n".join([*lines, "", *caption(found), "", f"`{found['command']}`", ""])
+    return "\n".join([*lines, "", *caption(found), "", f"`{found.command}`", ""])
 
 
-def draw(path: Path, found: dict[str, Any]) -> None:
+def draw(path: Path, found: ComparisonFile) -> None:
     """comparison.png: each accuracy with its interval, by recipe; the worst one at the best and at the last epoch."""
     from atent import plots
 
     last = _has_last(found)
 
-    def shown(row: dict[str, Any]) -> dict[str, Any]:
-        cells = {"natural": row["natural"], **row["attacks"]}
+    def shown(row: RecipeResult) -> dict[str, Spread]:
+        cells: dict[str, Spread | None] = {"natural": row.natural, **row.attacks}
         if last:
-            cells |= {"worst,\nbest epoch": row["worst"], "worst,\nlast epoch": row.get("last")}
+            cells |= {"worst,\nbest epoch": row.worst, "worst,\nlast epoch": row.last}
         return {name: cell for name, cell in cells.items() if cell}
 
-    table = {
-        row["recipe"]: {
-            name: {"value": cell["mean"], "low": cell["low"], "high": cell["high"]} for name, cell in shown(row).items()
-        }
-        for row in found["rows"]
-    }
-    data, seeds = found["data"], len(found["seeds"])
-    title = f"{data['name']}, {data['n']} test images, {', '.join(found['threats'])}"
+    table = {row.recipe: {name: _limits(cell) for name, cell in shown(row).items()} for row in found.rows}
+    seeds = len(found.seeds)
+    title = f"{found.data.name}, {found.data.n} test images, {', '.join(found.threats)}"
     title += f", mean of {seeds} seeds" if seeds > 1 else ", one seed"
     plots.save(plots.accuracies(table, title=title), path / FIGURE)
 
 
-def draw_pareto(path: Path, comparisons: Sequence[dict[str, Any]]) -> None:
+def draw_pareto(path: Path, comparisons: Sequence[ComparisonFile]) -> None:
     """pareto.png: natural against worst-case accuracy, a panel for each comparison; none for several threats."""
     from atent import plots
 
     panels: dict[str, dict[str, Any]] = {}
     for found in comparisons:
-        if len(found["threats"]) != 1:
+        if len(found.threats) != 1:
             return
-        minutes, names = found.get("minutes"), list(found["rows"][0]["attacks"])
-        length = f"{found['epochs']} epochs each" if minutes is None else f"{_time(minutes)} each"
-        title = f"{found['data']['name']}, {found['threats'][0]}, {length}"
+        names = list(found.rows[0].attacks)
+        length = f"{found.epochs} epochs each" if found.minutes is None else f"{_time(found.minutes)} each"
+        title = f"{found.data.name}, {found.threats[0]}, {length}"
         while title in panels:
             title += " "
         panels[title] = {
-            row["recipe"]: {
-                kind: {"value": row[key]["mean"], "low": row[key]["low"], "high": row[key]["high"]}
-                for kind, key in (("natural", "natural"), ("robust", "worst"))
-            }
-            for row in found["rows"]
+            row.recipe: {"natural": _limits(row.natural), "robust": _limits(row.worst)} for row in found.rows
         }
     told = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
     plots.save(plots.pareto(panels, robust=f"robust accuracy (%), {told}"), path / PARETO)
+
+
+def _limits(cell: Spread) -> dict[str, float | None]:
+    return {"value": cell.mean, "low": cell.low, "high": cell.high}

@@ -12,19 +12,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from atent import runs as folder
-from atent import stats
 from atent.attacks import Attack
 from atent.attacks.spec import show, spell
 from atent.data import Data
-from atent.data.described import described, words
-from atent.evaluate import Evaluation, evaluate, masking_checks, rounds, sweep
+from atent.data.described import described
+from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep
 from atent.evaluate.craft import craft
 from atent.evaluate.sweep import at_radii
-from atent.experiments.results import EVALUATION_VERSION
+from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, Target, inputs
 from atent.precision import SearchDtype
 from atent.progress import bar
-from atent.threat import Threat
 
 
 def evaluate_model(
@@ -38,7 +36,7 @@ def evaluate_model(
     """Evaluate on the test images that the settings ask for, each attack alone; plain values with provenance."""
     x, y, ids = inputs(model, data, settings.limit)
     with bar(len(x) * rounds(attacks), "test", enabled=progress) as advance:
-        found = evaluate(model, x, y, attacks, cascade=False, advance=advance, **_how(settings, ids))
+        found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **_how(settings))
     return {**_measured(data, settings, found), "provenance": folder.provenance(seed=settings.seed, device=x.device)}
 
 
@@ -51,7 +49,7 @@ def evaluate_target(
     search_dtype: SearchDtype | None = None,
     partial: Path | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> EvaluationFile:
     """The content of evaluation.json: what `evaluate` finds, with ``radii`` the rows of `sweep` as ``sweep``, and with
     ``checks`` those of `masking_checks` as ``checks``.
 
@@ -59,23 +57,24 @@ def evaluate_target(
     has another beside it. Raises as these functions do.
     """
     _check_request(target, radii, checks)
-    x, y, ids = target.test()
     model, attacks, settings = target.model, target.attacks, target.settings
-    how = _how(settings, ids)
-    lowered = how | {"search_dtype": search_dtype}
+    x, y, ids = target.test()
+    boxes = {a.threat.box for a in attacks.values()} | ({target.threat.box} if checks and target.threat else set())  # type: ignore[attr-defined]
+    known = checked(model, x, y, ids, boxes)
+    how = _how(settings) | {"search_dtype": search_dtype}
     parts = [partial, partial.with_suffix(".sweep" + partial.suffix)] if partial else [None, None]
     samples = len(x) * rounds(attacks)
     with bar(samples, "test", enabled=progress) as advance:
-        found = evaluate(model, x, y, attacks, cascade=cascade, resume=parts[0], advance=advance, **lowered)
+        found = evaluate(model, known, None, attacks, cascade=cascade, resume=parts[0], advance=advance, **how)
     content = {**target.about, **_measured(target.data, settings, found)}
     if radii:
         with bar(samples * len(radii), "radii", enabled=progress) as advance:
-            content["sweep"] = sweep(model, x, y, attacks, radii, resume=parts[1], advance=advance, **lowered)
+            content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **how)
     if checks and target.threat is not None:
         own = [a for a in attacks.values() if a.threat == target.threat]  # type: ignore[attr-defined]
         strongest = max(own, key=lambda attack: attack.passes, default=None)
         made = masking_checks(
-            model, x, y, target.threat, attack=strongest, seed=settings.seed, ids=ids, batch=settings.batch
+            model, known, None, target.threat, attack=strongest, seed=settings.seed, batch=settings.batch
         )  # fmt: skip
         content["checks"] = [asdict(check) for check in made]
     content["provenance"] = folder.provenance(seed=settings.seed, device=x.device)
@@ -83,7 +82,7 @@ def evaluate_target(
         if path is not None:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
-    return content
+    return EvaluationFile.from_json(content)
 
 
 def _check_request(target: Target, radii: Sequence[float | str], checks: bool) -> None:
@@ -99,39 +98,38 @@ def _check_request(target: Target, radii: Sequence[float | str], checks: bool) -
         at_radii(target.attacks, radii)
 
 
-def _how(settings: EvaluateSettings, ids: Tensor) -> dict[str, Any]:
-    return {"seed": settings.seed, "ids": ids, "batch": settings.batch, "channels_last": settings.channels_last}
+def _how(settings: EvaluateSettings) -> dict[str, Any]:
+    return {"seed": settings.seed, "batch": settings.batch, "channels_last": settings.channels_last}
 
 
 def _measured(data: Data, settings: EvaluateSettings, found: Evaluation) -> dict[str, Any]:
     about = described(data, "test", data.sample("test", settings.limit))
     return {
-        "schema_version": EVALUATION_VERSION,
         "data": {**about, "class_names": data.about.get("class_names")},
         **found.to_json(),
     }
 
 
-def summary(found: dict[str, Any]) -> list[str]:
-    """What must stand beside a robust accuracy, a line each: threat, samples, both accuracies, versions, seed."""
-    about, where = found["provenance"], found["data"]
-    threats = {name: Threat(**a["threat"]) for name, a in found["attacks"].items()}
+def summary(found: EvaluationFile) -> list[str]:
+    """What must be reported beside a robust accuracy, a line each: threat, samples, both accuracies, versions, seed."""
+    about = found.provenance
+    threats = {name: attack.threat.threat() for name, attack in found.attacks.items()}
     shown = dict.fromkeys(f"{show(t)} (eps {float(t.eps):.6g})" for t in threats.values())
     changed = ", changed since" if about["dirty"] else ""
     commit = f", commit {about['commit'][:12]}{changed}" if about["commit"] else ""
     device = about["device"] + (f" ({about['device_name']})" if about["device_name"] != about["device"] else "")
     lines = [
         f"threat   {', '.join(shown) or 'none'}",
-        f"samples  {where['name']}, test images: {words(where)}",
-        f"natural  {stats.percent(found['natural'])}",
+        f"samples  {found.data.name}, test images: {found.data.text}",
+        f"natural  {found.natural.text}",
     ]
     if len({(t.norm, t.eps) for t in threats.values()}) == 1:
-        lines.append(f"robust   {stats.percent(found['worst'])} under the worst of {', '.join(threats)}")
-    searched = f", search in {found['search_dtype']}" if found["search_dtype"] else ""
+        lines.append(f"robust   {found.worst.text} under the worst of {', '.join(threats)}")
+    searched = f", search in {found.search_dtype}" if found.search_dtype else ""
     return [
         *lines,
         f"version  atent {about['version']}{commit}; torch {about['torch']} on {device}{searched}",
-        f"seed     {found['seed']}",
+        f"seed     {found.seed}",
     ]
 
 

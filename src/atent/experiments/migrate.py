@@ -6,9 +6,66 @@ unchanged, and returns a current file as it is.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
-from atent.experiments.results import CERTIFICATE_VERSION, COMPARISON_VERSION, EVALUATION_VERSION
+from atent import runs as folder
+from atent.experiments.results import (
+    CERTIFICATE_VERSION,
+    COMPARISON_VERSION,
+    EVALUATION_VERSION,
+    THEORY_VERSION,
+    CertificateFile,
+    ComparisonFile,
+    EvaluationFile,
+    Result,
+    TheoryFile,
+)
+
+R = TypeVar("R", bound=Result)
+
+
+class LaterVersion(ValueError):
+    """The file was written by a later version of the library."""
+
+
+def read(path: Path, kind: type[R]) -> R:
+    """The result file at ``path``, of any version, as its type.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such file.
+    ValueError
+        In one line that names the file: not JSON, of a later version, or not a file of this kind.
+    """
+    return parsed(folder.read_json(path), kind, path)
+
+
+def parsed(content: Any, kind: type[R], path: Path) -> R:
+    """As `read`, from the ``content`` of the file at ``path``, which errors name."""
+    migrations: dict[type[Result], Callable[[Any], dict[str, Any]]] = {
+        EvaluationFile: evaluation, CertificateFile: certificate, ComparisonFile: comparison, TheoryFile: theory,
+    }  # fmt: skip
+    try:
+        return kind.from_json(migrations[kind](content))
+    except LaterVersion as error:
+        raise ValueError(f"{path} is {error}") from None
+    except KeyError as error:
+        raise ValueError(f"{path}: {error} is missing, so it was not made by atent: move it elsewhere") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not what its name says ({_first(error)}): move it elsewhere") from None
+
+
+def _first(error: Exception) -> str:
+    """The first of pydantic's errors in one line; another error's own text."""
+    import pydantic
+
+    if not isinstance(error, pydantic.ValidationError):
+        return str(error)
+    found = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
 
 
 def evaluation(content: dict[str, Any]) -> dict[str, Any]:
@@ -16,12 +73,18 @@ def evaluation(content: dict[str, Any]) -> dict[str, Any]:
     if _current(content, EVALUATION_VERSION, "an evaluation"):
         return content
     # The first files ran each attack alone, and kept no outcome of each sample.
-    blank: dict[str, Any] = {"cascade": False, "search_dtype": None, "hint": None, "outcomes": {}, "per_class": []}
+    blank: dict[str, Any] = {
+        "cascade": False,
+        "search_dtype": None,
+        "hint": None,
+        "outcomes": {},
+        "per_class": [],
+    }
     return {
         **blank,
         **content,
         "schema_version": EVALUATION_VERSION,
-        "data": _samples(content["data"]),
+        "data": {"class_names": None, **_samples(content["data"])},
         "attacks": {name: _attack(told, content["natural"]["k"]) for name, told in content["attacks"].items()},
     }
 
@@ -30,7 +93,8 @@ def certificate(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a certificate.json of any version; one that is not complete has no version."""
     if _current(content, CERTIFICATE_VERSION, "a certificate") or not content["complete"]:
         return content
-    return {**content, "schema_version": CERTIFICATE_VERSION, "images": _samples(content["images"])}
+    blank = {"hint": None, "shard": None} if content["method"] == "smoothing" else {}
+    return {**blank, **content, "schema_version": CERTIFICATE_VERSION, "images": _samples(content["images"])}
 
 
 def comparison(content: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +104,14 @@ def comparison(content: dict[str, Any]) -> dict[str, Any]:
     # The first files had no budget in minutes, and did not count passes.
     rows = [{"passes": None, "minutes": None, "last": None, **row, "seeds": _seeds(row)} for row in content["rows"]]
     head = {"minutes": None, **content, "schema_version": COMPARISON_VERSION}
-    return {**head, "data": _samples(content["data"]), "rows": rows}
+    return {**head, "data": {"class_names": None, **_samples(content["data"])}, "rows": rows}
+
+
+def theory(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a theory.json of any version."""
+    if _current(content, THEORY_VERSION, "a theory result"):
+        return content
+    return {**content, "schema_version": THEORY_VERSION, "data": _samples(content["data"])}
 
 
 def _seeds(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -48,10 +119,10 @@ def _seeds(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _current(content: dict[str, Any], version: int, kind: str) -> bool:
-    """Whether ``content`` is of this version; ValueError for one of a later version."""
+    """Whether ``content`` is of this version; LaterVersion for one of a later version."""
     found = content.get("schema_version", 0)
     if found not in (0, version):
-        raise ValueError(f"{kind} of schema version {found}: this atent reads versions up to {version}, update atent")
+        raise LaterVersion(f"{kind} of schema version {found}: this atent reads versions up to {version}, update atent")
     return bool(found == version)
 
 

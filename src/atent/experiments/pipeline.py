@@ -19,6 +19,7 @@ from atent.data import load as load_data
 from atent.data.described import described, words
 from atent.data.split import Part
 from atent.experiments.evaluation import evaluate_model
+from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, data_of, threat_of
 from atent.methods import Method, Standard
 from atent.methods.awp import Perturbation, apart, perturbed, plain, title
@@ -76,8 +77,7 @@ class Finished:
 
     path: Path
     fitted: Fitted
-    evaluation: dict[str, Any]
-    """The content of evaluation.json."""
+    evaluation: EvaluationFile
 
 
 def run_job(
@@ -156,10 +156,12 @@ def run_job(
             "epoch": fitted.history[-1]["epoch"], "natural": last["natural"], "attacks": robust, "worst": last["worst"],
         }  # fmt: skip
         load_weights(model, path)
+    evaluation = EvaluationFile.from_json(content)
+    content = evaluation.to_json()
     folder.write_json(path / folder.EVALUATION, content)
     for callback in callbacks:
         callback.evaluation(content)
-    return Finished(path, fitted, content)
+    return Finished(path, fitted, evaluation)
 
 
 def as_begun(job: Job, path: Path) -> Job:

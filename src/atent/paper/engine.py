@@ -26,8 +26,8 @@ from atent.data.described import spans
 from atent.evaluate import Evaluation, evaluate
 from atent.evaluate.outcomes import FOOLED, NOT_TRIED, STOOD
 from atent.experiments.certificate import certify_folder, fingerprint
-from atent.experiments.compare import Build, Run, state
 from atent.experiments.pipeline import Job, Say, as_begun, run_job
+from atent.experiments.plan import Build, Run, state
 from atent.experiments.target import Target, load_target
 from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale

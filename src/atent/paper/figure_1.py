@@ -18,8 +18,10 @@ from atent.data import Data, DataSettings
 from atent.data import load as load_data
 from atent.data.two_class import cached
 from atent.evaluate.outcomes import bits
+from atent.experiments import migrate
 from atent.experiments.comparison import accuracy, measure
 from atent.experiments.pipeline import Job, as_begun, run_job
+from atent.experiments.results import EvaluationFile
 from atent.guard import ask
 from atent.markdown import table as markdown_table
 from atent.paper.plane import LABELS, PUBLISHED, SCALES, SIDE, Scale, exhaustive, jobs, out_of_reach
@@ -124,9 +126,9 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
     begun = time.perf_counter()
     run_job(job, path, resume=started, progress=False, report=stop)
     _grid(path, job)
-    found = folder.read_json(path / folder.EVALUATION)
+    found = migrate.read(path / folder.EVALUATION, EvaluationFile)
     say(
-        f"{path.name}: natural {stats.percent(found['natural'])}, worst of PGD {stats.percent(found['worst'])},"
+        f"{path.name}: natural {found.natural.text}, worst of PGD {found.worst.text},"
         f" {time.perf_counter() - begun:.0f} s"
     )
 
@@ -211,18 +213,18 @@ def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, An
         path = _path(place, name, seed)
         if not (path / folder.EVALUATION).is_file():
             continue
-        evaluation = folder.read_json(path / folder.EVALUATION)
+        evaluation = migrate.read(path / folder.EVALUATION, EvaluationFile)
         shares = {
-            "natural": evaluation["natural"],
-            "published": next(iter(evaluation["attacks"].values()))["robust"],  # the recipe's first attack
-            "strong": evaluation["worst"],
+            "natural": asdict(evaluation.natural),
+            "published": asdict(next(iter(evaluation.attacks.values())).robust),  # the recipe's first attack
+            "strong": asdict(evaluation.worst),
             "grid": _grid(path, as_begun(job, path)),
         }
         seconds = sum(row["seconds"] for row in folder.read_jsonl(path / folder.METRICS))
         out.append(
             {
                 "seed": seed, "run": path.name, **shares, "keys": list(shares), "seconds": seconds,
-                "provenance": evaluation["provenance"],
+                "provenance": evaluation.provenance,
             }
         )  # fmt: skip
     return out

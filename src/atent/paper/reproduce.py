@@ -9,9 +9,9 @@ from typing import Any
 
 from atent import messages
 from atent import runs as folder
-from atent.experiments.compare import Build
 from atent.experiments.comparison import measure
 from atent.experiments.pipeline import Say
+from atent.experiments.plan import Build
 from atent.paper import engine, result, timing, training_curves
 from atent.paper.engine import Bench, Read
 from atent.paper.layout import Table

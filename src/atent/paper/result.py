@@ -10,7 +10,7 @@ from typing import Any
 
 from atent.data.described import words
 from atent.experiments.comparison import INTERVAL, accuracy, measure
-from atent.experiments.comparison import Cell as Spread
+from atent.experiments.results import Spread
 from atent.markdown import table as markdown_table
 from atent.paper.engine import Bench, measured, run_of, stage
 from atent.paper.layout import Cell, Measure, Row, Table

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from atent import runs as folder
-from atent.attacks.spec import show
 from atent.certify.certificate import read_rows
 from atent.data.described import unspan
 from atent.experiments import migrate
+from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile
 from atent.experiments.target import names_data, names_model
-from atent.threat import Threat
 
 COMPARISON = "comparison.json"
-
-_SHARE = ("value", "low", "high", "k", "n")
 
 
 @dataclass(frozen=True)
 class Certificate:
     """What one certificate file says."""
 
-    content: dict[str, Any]
+    content: CertificateFile
     """As certificate.json."""
     radii: tuple[float, ...] | None
     """Smoothing: the certified radius of each image, -1 where its class is wrong; None without the rows."""
@@ -39,13 +35,13 @@ class Run:
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     """The rows of metrics.jsonl, none where it is absent."""
-    evaluations: dict[str, dict[str, Any]]
+    evaluations: dict[str, EvaluationFile]
     """Each evaluation*.json by its file name; evaluation.json first."""
     certificates: dict[str, Certificate]
     """Each finished certificate by its file name."""
     unfinished: tuple[str, ...] = ()
     """Certificates that were begun."""
-    theories: dict[str, dict[str, Any]] = field(default_factory=dict)
+    theories: dict[str, TheoryFile] = field(default_factory=dict)
     """Each theory*.json by its file name."""
     model: str | None = None
     """What builds the network, as the user named it, where the run does not say."""
@@ -56,13 +52,13 @@ class Run:
     def headline(self) -> str | None:
         """The file whose robust accuracy says most: the one with the lowest upper limit, as each is an upper bound on
         what a perfect attack would leave; of those that judge the best epoch's weights under the first one's threat."""
-        best = {name: f for name, f in self.evaluations.items() if f.get("weights", "best") == "best"}
+        best = {name: f for name, f in self.evaluations.items() if f.of_best}
         found = best or self.evaluations
-        alike = [name for name, f in found.items() if threats(f) == threats(next(iter(found.values())))]
-        return min(alike, key=lambda name: found[name]["worst"]["high"], default=None)
+        alike = [name for name, f in found.items() if f.threats == next(iter(found.values())).threats]
+        return min(alike, key=lambda name: found[name].worst.high, default=None)
 
     @property
-    def judged(self) -> dict[str, Any] | None:
+    def judged(self) -> EvaluationFile | None:
         """The content of the headline's file."""
         return self.evaluations[self.headline] if self.headline is not None else None
 
@@ -70,7 +66,7 @@ class Run:
     def best_epoch(self) -> int | None:
         """The epoch whose weights are kept as the best."""
         best = next((row["epoch"] for row in reversed(self.rows) if row.get("best")), None)
-        return best if best is not None or self.judged is None else self.judged.get("epoch")
+        return best if best is not None or self.judged is None else self.judged.epoch
 
 
 @dataclass(frozen=True)
@@ -79,8 +75,7 @@ class Comparison:
 
     name: str
     path: Path
-    found: dict[str, Any]
-    """As comparison.json."""
+    found: ComparisonFile
 
 
 def read(path: str | Path, *, model: str | None = None, data: str | None = None) -> Run | Comparison:
@@ -97,17 +92,11 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
         named = names_model(run.config), names_data(run.config)
         return replace(run, model=None if named[0] else model, data=None if named[1] else data)
     if (path / COMPARISON).is_file():
-        found = migrate.comparison(_sound(path / COMPARISON, _comparison))
-        return Comparison(name, path, found)
+        return Comparison(name, path, migrate.read(path / COMPARISON, ComparisonFile))
     raise FileNotFoundError(
         f"{path} is not a run folder (no {folder.CONFIG}) nor one of atent compare (no {COMPARISON}): give the path"
         " that training printed"
     )
-
-
-def threats(found: dict[str, Any]) -> list[str]:
-    """The different threats of an evaluation's attacks, as people write them."""
-    return list(dict.fromkeys(show(Threat(**attack["threat"])) for attack in found["attacks"].values()))
 
 
 def _run(path: Path, name: str) -> Run:
@@ -116,113 +105,40 @@ def _run(path: Path, name: str) -> Run:
         raise ValueError(
             f"{path / folder.CONFIG} has no table 'method', so it is no run's: give a folder of atent train"
         )
-    metrics = path / folder.METRICS
-    rows = _sound(metrics, _metrics, folder.read_jsonl) if metrics.is_file() else []
-    files, proofs, theories = (
+    evaluations, certificates, theories = (
         # the plain name first, then by number
         sorted(path.glob(f"{stem}*.json"), key=lambda file: (len(file.name), file.name))
         for stem in ("evaluation", "certificate", "theory")
     )
     # Shards are parts of a certificate, which --merge joins.
-    proofs = [file for file in proofs if ".shard-" not in file.name]
-    contents = {file: migrate.certificate(_sound(file, _certificate)) for file in proofs}
+    certified = {file.name: _certificate(file) for file in certificates if ".shard-" not in file.name}
     return Run(
-        name, path, config, rows,
-        {file.name: migrate.evaluation(_sound(file, _evaluation)) for file in files},
-        {file.name: _proved(file, found) for file, found in contents.items() if found["complete"]},
-        tuple(file.name for file, found in contents.items() if not found["complete"]),
-        {file.name: _sound(file, _theory) for file in theories},
+        name, path, config, _metrics(path / folder.METRICS),
+        {file.name: migrate.read(file, EvaluationFile) for file in evaluations},
+        {name: found for name, found in certified.items() if found is not None},
+        tuple(name for name, found in certified.items() if found is None),
+        {file.name: migrate.read(file, TheoryFile) for file in theories},
     )  # fmt: skip
 
 
-def _proved(file: Path, content: dict[str, Any]) -> Certificate:
-    rows = read_rows(file.with_suffix(".csv")) if content["method"] == "smoothing" else []
-    if content["images"]["ids"] is not None:  # the table may hold rows of other subsets
-        wanted = set(unspan(content["images"]["ids"]))
+def _certificate(file: Path) -> Certificate | None:
+    """None for one that is not finished."""
+    plain = folder.read_json(file)
+    if isinstance(plain, dict) and plain.get("complete") is False:
+        return None
+    content = migrate.parsed(plain, CertificateFile, file)
+    rows = read_rows(file.with_suffix(".csv")) if content.method == "smoothing" else []
+    if content.images.ids is not None:  # the table may hold rows of other subsets
+        wanted = set(unspan(content.images.ids))
         rows = [row for row in rows if row.idx in wanted]
     return Certificate(content, tuple(r.radius if r.correct else -1.0 for r in rows) or None)
 
 
-# ---- whether a file is what its name says ----------------------------------------------------------------
-
-
-def _sound(file: Path, look: Callable[[Any], object], load: Callable[[Path], Any] = folder.read_json) -> Any:
-    """The file's content, once ``look`` has found in it what the page will show."""
-    content = load(file)
-    try:
-        look(content)
-    except KeyError as error:
-        raise ValueError(f"{file}: {error} is missing, so it was not made by atent: move it elsewhere") from None
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(f"{file} is not what its name says ({error}): move it elsewhere") from None
-    return content
-
-
-def _share(share: Any) -> None:
-    for key in _SHARE:
-        if not isinstance(share[key], int | float) or isinstance(share[key], bool):
-            raise ValueError(f"{key} {share[key]!r} is not a number")
-
-
-def _evaluation(found: Any) -> None:
-    _share(found["natural"])
-    _share(found["worst"])
-    for attack in found["attacks"].values():
-        _share(attack["robust"])
-        attack["attack"].split()
-        float(attack["backwards"])
-        Threat(**attack["threat"])
-    for part in ("name", "n", "of"):
-        found["data"][part]
-    found["provenance"]["version"]
-    for row in found.get("sweep", ()):
-        _share(row["robust"])
-        _share(row["monotone"])
-        row["attack"], row["norm"], float(row["radius"]), row["threat"], row["natural"]
-    for row in found.get("per_class", ()):
-        _share(row["natural"])
-        _share(row["worst"])
-        row["class"], row["n"]
-    for check in found.get("checks", ()):
-        check["name"], check["passed"], check["figure"], check["why"]
-    if found.get("last"):
-        _share(found["last"]["worst"])
-        _share(found["last"]["natural"])
-
-
-def _metrics(rows: Any) -> None:
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    rows = folder.read_jsonl(path) if path.is_file() else []
     for row in rows:
+        if "epoch" not in row:
+            raise ValueError(f"{path}: 'epoch' is missing, so it was not made by atent: move it elsewhere")
         if not isinstance(row["epoch"], int):
-            raise ValueError(f"epoch {row['epoch']!r} is not a whole number")
-
-
-def _certificate(found: Any) -> None:
-    if found["complete"]:
-        _share(found["natural"])
-        for row in found["certified"]:
-            _share(row["share"])
-        found["method"], found["images"]["of"]
-
-
-def _theory(found: Any) -> None:
-    for row in found["rows"]:
-        row["statement"], row["claim"], row["checked"], row["verdict"], row["reason"], row["note"], row["what"]
-        for key in ("value", "error", "n"):
-            if not isinstance(row[key], int | float | None):
-                raise ValueError(f"{key} {row[key]!r} is not a number")
-    for curve in found["curves"].values():
-        curve["title"], curve["x"], curve["y"], curve["log"]
-        for xs, ys in curve["lines"].values():
-            len(xs), len(ys)
-    found["n"], found["dim"], found["settings"], found["seconds"].values(), found["data"]["name"]
-    found["provenance"]["version"], found["provenance"]["dirty"], found["warnings"]
-
-
-def _comparison(found: Any) -> None:
-    for row in found["rows"]:
-        for cell in (row["natural"], row["worst"], *row["attacks"].values()):
-            float(cell["mean"])
-        for seed in row["seeds"]:
-            _share(seed["worst"])
-            _share(seed["natural"])
-    found["caveat"], found["provenance"]["version"]
+            raise ValueError(f"{path} is not what its name says (epoch {row['epoch']!r}): move it elsewhere")
+    return rows

@@ -8,7 +8,7 @@ from pathlib import Path
 from atent import runs as folder
 from atent.report import compared, sections
 from atent.report.collect import Run, read
-from atent.report.page import Html, page, tag
+from atent.report.render import page
 from atent.report.samples import gallery
 
 
@@ -37,20 +37,12 @@ def report(
     # Two folders of one name are told apart by their paths.
     titled = {each.name if names.count(each.name) == 1 else str(each.path): each for each in found}
     runs = {title: each for title, each in titled.items() if isinstance(each, Run)}
-    alone = next(iter(titled)) if len(titled) == 1 else None
-    body: list[Html] = [tag("h1", f"Robustness report: {alone or f'{len(titled)} results'}")]
-    if not alone:
-        links = [tag("li", tag("a", title, href=f"#part-{i}")) for i, title in enumerate(titled)]
-        body.append(tag("nav", tag("ul", links), aria_label="results"))
-    if len(runs) > 1:
-        body.append(tag("section", compared.several(runs), aria_label="comparison"))
-    for i, (title, each) in enumerate(titled.items()):
+    parts = []
+    for title, each in titled.items():
         if isinstance(each, Run):
-            inside = sections.of_run(each, gallery(each, images, root=root, progress=progress))
+            content = sections.of_run(each, gallery(each, images, root=root, progress=progress))
         else:
-            inside = compared.over_seeds(each)
-        body.append(tag("section", None if alone else tag("h2", title), inside, id=f"part-{i}", aria_label=title))
-    made = folder.provenance()
-    commit = f", commit {made['commit'][:12]}" if made["commit"] else ""
-    body.append(tag("footer", tag("p", f"Written by atent {made['version']}{commit} on {made['time']}.")))
-    return page(f"Robustness report: {', '.join(titled)}", *body)
+            content = compared.over_seeds(each)
+        parts.append({"title": title, "content": content})
+    together = compared.several(runs) if len(runs) > 1 else None
+    return page(parts=parts, together=together, made=folder.provenance())

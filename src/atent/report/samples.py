@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -106,21 +105,24 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
 
 def _attack(run: Run) -> tuple[str, Threat | None]:
     """The attack to show, as text, and its threat."""
-    found: dict[str, Any] = run.judged or {"attacks": {}, "cascade": False}
+    found = run.judged
+    attacks = list(found.attacks.values()) if found is not None else []
     known = []
-    for told in found["attacks"].values():
+    for told in attacks:
         # An ensemble takes minutes; what gives no gradients is no picture of the network's weakness.
-        if told["backwards"] and "parts" not in told:
-            threat = Threat(**told["threat"])
+        if told.backwards and not told.parts:
+            threat = told.threat.threat()
             try:
-                parse(told["attack"], threat, ATTACKS)
+                parse(told.attack, threat, ATTACKS)
             except ValueError:
                 continue  # an attack that holds a network cannot be written as text
-            known.append((told["robust"]["k"], told["attack"], threat))
-    if known:
+            known.append((told.robust.k, told.attack, threat))
+    if known and found is not None:
         # In a cascade each met what the ones before had left, from cheap to dear.
-        return known[-1][1:] if found["cascade"] else min(known, key=lambda item: item[0])[1:]
-    given = next((told["threat"] for told in found["attacks"].values()), None) or run.config["method"].get("threat")
+        return known[-1][1:] if found.cascade else min(known, key=lambda item: item[0])[1:]
+    if attacks:
+        return "PGD(steps=40)", attacks[0].threat.threat()
+    given = run.config["method"].get("threat")
     return "PGD(steps=40)", Threat(**given) if given else None
 
 

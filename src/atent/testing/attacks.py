@@ -189,7 +189,7 @@ def _batches(case: Case) -> None:
     for model, x, _ in case.outcomes.values():
         whole = case.run(model, x, ids=ids)
         for rows, size in ((order, n), (torch.arange(n), n - 2), (order[:4], 1)):
-            parts = [case.run(model, x[r], case.y[r], ids=ids[r]) for r in rows.split(size)]  # type: ignore[no-untyped-call]
+            parts = [case.run(model, x[r], case.y[r], ids=ids[r]) for r in rows.split(size)]
             found = {name: torch.cat([getattr(p, name) for p in parts]) for name in Outcome._fields}
             _agree(found, {name: getattr(whole, name)[rows] for name in Outcome._fields}, f" in batches of {size}")
 

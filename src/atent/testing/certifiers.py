@@ -221,7 +221,7 @@ def _shards(case: Smoothing) -> None:
     ids, order = 100 + torch.arange(n), torch.arange(n).flip(0)
     classes, radii = case.certify(ids=ids)
     for rows, size in ((order, n), (order, 1)):
-        parts = [case.certify(r, ids=ids[r]) for r in rows.split(size)]  # type: ignore[no-untyped-call]
+        parts = [case.certify(r, ids=ids[r]) for r in rows.split(size)]
         found = torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
         agree = same(found, (classes[rows], radii[rows]))
         require(agree, f"another certificate in batches of {size}", "the same bits")

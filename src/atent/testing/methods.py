@@ -346,7 +346,7 @@ def _syncs(case: Case) -> None:
     require(len(waits.seen) <= 1, found, "1, and none per step: no .item(), no boolean index")
 
 
-class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Waits(TorchDispatchMode):
     """Records the operations that make a GPU's host wait."""
 
     _NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2")

@@ -103,7 +103,7 @@ class Counting(nn.Module):
         self.forwards += len(x)
         z: Tensor = self.body(x)
         if z.requires_grad:
-            z.register_hook(self._count)  # type: ignore[no-untyped-call]
+            z.register_hook(self._count)
         return z
 
     def _count(self, grad: Tensor) -> None:

@@ -14,7 +14,8 @@ from atent import plots
 from atent import runs as folder
 from atent.data import DataSettings, Limit, Rule
 from atent.data import load as load_data
-from atent.data.described import described, words
+from atent.data.described import described
+from atent.experiments.results import THEORY_VERSION
 from atent.experiments.target import Target, load_target, names_data
 from atent.paper.theory.check import Recipes, Settings, check
 
@@ -80,6 +81,7 @@ def of_run(
         subject.model, x, y, settings, name=subject.name, box=used.box, recipes=recipes, say=say
     )  # fmt: skip
     content = {
+        "schema_version": THEORY_VERSION,
         **subject.about,
         "data": described(used, "test", part),
         **found,
@@ -101,27 +103,3 @@ def draw(content: dict[str, Any], out: Path) -> list[Path]:
         plots.save(plots.lines(curve), path)
         paths.append(path)
     return paths
-
-
-def summary(content: dict[str, Any]) -> list[str]:
-    """What is published with the table: counts, settings, versions, seed."""
-    verdicts = [row["verdict"] for row in content["rows"]]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
-    s, about = content["settings"], content["provenance"]
-    commit = f", commit {about['commit'][:12]}{', changed since' if about['dirty'] else ''}" if about["commit"] else ""
-    return [
-        f"lines    {len(verdicts)}: {counts}",
-        f"data     {content['data']['name']}, test images: {words(content['data'])}, d = {content['dim']}",
-        f"density  gamma {s['gamma']:g}, T {s['temperature']:.4g} (samples near l2 radius {s['radius']:g})",
-        f"seed     {s['seed']}; {sum(content['seconds'].values()):.0f} s",
-        f"version  atent {about['version']}{commit}; torch {about['torch']}",
-        "Sampled checks and quadrature show where a statement fails, and prove nothing: docs/theory.md has the proofs.",
-    ]
-
-
-def figure(row: dict[str, Any]) -> str:
-    """A row's value with its error, for people: "0.973" or "0.604 +- 0.004"."""
-    if row["value"] is None:
-        return ""
-    error = "" if row["error"] is None else f" +- {row['error']:.2g}"
-    return f"{row['value']:.4g}{error}"

@@ -1,0 +1,225 @@
+"""What a comparison compares, and the folder that it works in."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from atent import runs as folder
+from atent.attacks import ATTACKS
+from atent.attacks.spec import parse, spell
+from atent.experiments.pipeline import Job, threat_of
+from atent.runs.checkpoint import STATE
+from atent.threat import Threat
+
+PLAN = "plan.json"
+NAME = "compare"
+
+# Where and how fast a run is made, not what it is.
+_ASIDE = (
+    "recipe", "data.root", "train.threads", "train.save_minutes", "train.precision", "train.channels_last",
+    "evaluate.batch",
+)  # fmt: skip
+
+Build = Callable[[dict[str, Any], str | None], Job]
+"""build(tables, recipe): the job that a saved configuration describes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one command compares."""
+
+    jobs: dict[str, Job]
+    """Each recipe's job, overrides applied, by the recipe as it was given (a name or a path)."""
+    seeds: tuple[int, ...]
+    """Every job is trained once with each."""
+    overrides: tuple[str, ...] = ()
+    """The words that gave the overrides, to be handed on."""
+    command: str = ""
+    """The command line, for the record."""
+
+    def runs(self, path: Path) -> list[Run]:
+        """All runs, in the order in which they are trained: seed by seed."""
+        return [
+            Run(given, seeded(job, seed), path / f"{job.recipe}-seed{seed}")
+            for seed in self.seeds
+            for given, job in self.jobs.items()
+        ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a comparison."""
+
+    given: str
+    """The recipe as it was given."""
+    job: Job
+    path: Path
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes: beside the run folder."""
+        return self.path.with_name(self.path.name + ".log")
+
+
+def agree(jobs: Mapping[str, Job]) -> None:
+    """ValueError, in one line with the mend, unless the jobs may be compared.
+
+    Data settings (root and augment aside), network, epochs (or minutes), batch size, and the judgement's attacks,
+    threat, number of images and seed must be the same.
+    """
+    (first, one), *others = jobs.items()
+    for name, other in others:
+        a, b = _common(one), _common(other)
+        differ = {key: (a[key], b[key]) for key in a if a[key] != b[key]}
+        judged = ("evaluate.norm", "evaluate.eps")
+        if not any(key in differ for key in judged) and _attacks(one) != _attacks(other):
+            differ["evaluate.attacks"] = (one.evaluate.attacks, other.evaluate.attacks)
+        if differ:
+            told = ", ".join(f"{key} ({_word(x)} and {_word(y)})" for key, (x, y) in differ.items())
+            mend = " ".join(f"--{key} {_word(y if x is None else x)}" for key, (x, y) in differ.items())
+            raise ValueError(f"recipes {first} and {name} differ in {told}: give both the same, such as by {mend}")
+
+
+def _common(job: Job) -> dict[str, Any]:
+    """What the jobs of a comparison must share, by its option; the attacks are compared by `_attacks`."""
+    threat = _judged_by(job)
+    return {
+        **{f"data.{k}": v for k, v in asdict(job.data).items() if k not in ("root", "augment")},
+        **{f"model.{k}": v for k, v in asdict(job.model).items()},
+        # By the clock, epochs are only what a schedule is written for.
+        "train.epochs": job.train.epochs if job.train.minutes is None else None,
+        "train.minutes": job.train.minutes,
+        "train.batch_size": job.train.batch_size,
+        "evaluate.norm": threat and threat.norm,
+        "evaluate.eps": threat and threat.eps,
+        "evaluate.limit": job.evaluate.limit,
+        "evaluate.seed": job.evaluate.seed,
+    }
+
+
+def _judged_by(job: Job) -> Threat | None:
+    own = getattr(job.method, "threat", None)
+    # The box is the data's, which is not loaded yet; a method that has a threat must have that box.
+    return threat_of(own, own.box if own else (0.0, 1.0), job.evaluate)
+
+
+def _attacks(job: Job) -> list[str]:
+    """The attacks in one spelling, whatever their order."""
+    threat = _judged_by(job)
+    return sorted(spell(parse(text, threat, ATTACKS), threat=True) for text in job.evaluate.attacks)
+
+
+def _word(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    if isinstance(value, tuple | list):
+        return shlex.join(map(str, value))
+    return "none" if value is None else shlex.quote(str(value))
+
+
+def seeded(job: Job, seed: int) -> Job:
+    return replace(job, train=replace(job.train, seed=seed))
+
+
+# ---- the folder ------------------------------------------------------------------------------------------
+
+
+def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
+    """The folder to work in: a free one, or that of an earlier comparison that ``plan`` goes on with.
+
+    Without a name: that of the same comparison, else the first free one of compare, compare-2 ... A folder that is
+    named may be widened by recipes and seeds. ValueError, in one line, where it holds anything else.
+    """
+    free = folder.free_name(runs, name or NAME)
+    if name is None:
+        own = re.compile(rf"{NAME}(-\d+)?")
+        for path in sorted(p.parent for p in Path(runs).glob(f"{NAME}*/{PLAN}")):
+            saved = folder.read_json(path / PLAN)
+            same = saved["seeds"] == list(plan.seeds) and set(saved["jobs"]) == {j.recipe for j in plan.jobs.values()}
+            if own.fullmatch(path.name) and same and not _plan_differs(saved, plan, build):
+                return path
+        return free
+    path = Path(runs) / name
+    if path == free:
+        return path
+    if not (path / PLAN).is_file():
+        raise FileExistsError(f"{path} exists and holds no comparison: choose another --name")
+    saved = folder.read_json(path / PLAN)
+    differs = _plan_differs(saved, plan, build)
+    if differs:
+        raise ValueError(f"{path} holds a comparison with other settings ({differs}): choose another --name")
+    missing = [r for r in saved["jobs"] if r not in {j.recipe for j in plan.jobs.values()}]
+    missing += [f"seed {k}" for k in saved["seeds"] if k not in plan.seeds]
+    if missing:
+        raise ValueError(
+            f"{path} holds a comparison with {', '.join(missing)}, which this command leaves out:"
+            " choose another --name, or add what is missing"
+        )
+    return path
+
+
+def _plan_differs(saved: dict[str, Any], plan: Plan, build: Build) -> str:
+    for job in plan.jobs.values():
+        if job.recipe in saved["jobs"]:
+            differs = _differs(saved["jobs"][job.recipe], seeded(job, saved["seeds"][0]), build)
+            if differs:
+                return f"{job.recipe}: {differs}"
+    return ""
+
+
+def _differs(saved: dict[str, Any], job: Job, build: Build, aside: tuple[str, ...] = ()) -> str:
+    """The first setting in which a saved configuration differs from ``job``: "train.epochs 1, not 2"; "" for none.
+
+    The sections ``aside`` do not count.
+    """
+    sections = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
+    try:
+        old = _flat(build({s: folder.completed(saved)[s] for s in sections}, saved["recipe"]))
+    except (KeyError, ValueError) as error:
+        return f"not to be read: {str(error).splitlines()[0]}"
+    new = _flat(job)
+    for key in [*new, *(k for k in old if k not in new)]:
+        if key.partition(".")[0] not in aside and old.get(key) != new.get(key):
+            return f"{key} {_word(old.get(key))}, not {_word(new.get(key))}"
+    return ""
+
+
+def _flat(job: Job) -> dict[str, Any]:
+    """A job's settings by their options, as JSON has them, without those that only say where it runs."""
+
+    def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, f"{path}.{key}" if path else key)
+        elif path not in _ASIDE:
+            yield path, value
+
+    plain = json.loads(folder.dumps(job.sections()))
+    # The method's name comes first: where it differs, so do its fields.
+    return {"method.name": plain["method"]["name"], **dict(walk(plain, ""))}
+
+
+def state(run: Run, build: Build, aside: tuple[str, ...] = ()) -> str:
+    """new, started or finished; ValueError, in one line, where the folder holds something else.
+
+    Settings of the sections ``aside`` may differ.
+    """
+    path = run.path
+    if not path.exists():
+        return "new"
+    if not (path / folder.CONFIG).is_file():
+        # A kill may come before the configuration is written; only hidden temporary files are there then.
+        if path.is_dir() and all(p.name.startswith(".") for p in path.iterdir()):
+            return "new"
+        raise FileExistsError(f"{path} exists and is no run folder: choose another --name")
+    differs = _differs(folder.read_json(path / folder.CONFIG), run.job, build, aside)
+    if differs:
+        raise ValueError(f"{path} was trained with other settings ({differs}): choose another --name")
+    if (path / folder.EVALUATION).is_file():
+        return "finished"
+    return "started" if (path / folder.LAST / STATE).is_file() else "new"

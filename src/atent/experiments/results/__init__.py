@@ -1,0 +1,36 @@
+"""The result files as types: what evaluation.json, certificate.json, comparison.json and theory.json hold.
+
+`from_json` takes a file of the current version; `atent.experiments.migrate` brings older files to it first. An unknown
+key is an error, so that no part of a file is lost without notice.
+"""
+
+from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Samples, Share
+from atent.experiments.results.certificate import CERTIFICATE_VERSION, BoundsFile, CertificateFile, SmoothingFile
+from atent.experiments.results.comparison import COMPARISON_VERSION, ComparisonFile, RecipeResult, SeedResult, Spread
+from atent.experiments.results.evaluation import EVALUATION_VERSION, AttackResult, EvaluationFile, LastEpoch, Part
+from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFile
+
+__all__ = [
+    "CERTIFICATE_VERSION",
+    "COMPARISON_VERSION",
+    "EVALUATION_VERSION",
+    "THEORY_VERSION",
+    "Adversary",
+    "AttackResult",
+    "BoundsFile",
+    "CertificateFile",
+    "ComparisonFile",
+    "EvaluatedSamples",
+    "EvaluationFile",
+    "LastEpoch",
+    "Part",
+    "RecipeResult",
+    "Result",
+    "Samples",
+    "SeedResult",
+    "Share",
+    "SmoothingFile",
+    "Spread",
+    "Statement",
+    "TheoryFile",
+]

@@ -1,0 +1,110 @@
+"""What every result file is, and the values that several of them hold."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self, cast
+
+from pydantic import ConfigDict, TypeAdapter, with_config
+
+from atent import stats
+from atent.attacks.spec import show
+from atent.data import described
+from atent.threat import Norm, Threat
+
+whole = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+
+
+class Result:
+    """A result file: a dataclass that is read from plain values and gives them back."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """The result that ``content``, the content of a file of the current version, describes.
+
+        Raises
+        ------
+        pydantic.ValidationError
+            A ValueError, for a missing or unknown key, and for a value of another type.
+        """
+        return TypeAdapter(cls).validate_python(content)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as JSON has them, without the optional ones at their defaults; `from_json` reads them."""
+        adapter = TypeAdapter(type(self))
+        found: dict[str, Any] = adapter.dump_python(self, mode="json", by_alias=True, exclude_defaults=True)
+        return found
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """The JSON Schema of the file."""
+        return TypeAdapter(cls).json_schema()
+
+
+@whole
+@dataclass(frozen=True)
+class Share:
+    """k of n samples, with the exact 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    k: int
+    n: int
+
+    @property
+    def text(self) -> str:
+        """For people: "98.2 % [96.6, 99.2]"."""
+        return stats.percent(asdict(self))
+
+
+@whole
+@dataclass(frozen=True)
+class Adversary:
+    """A threat as plain values; JSON has no infinity, so an unlimited eps is "inf"."""
+
+    norm: str
+    eps: float | str
+    box: tuple[float, float]
+    allow_large_eps: bool = False
+
+    def threat(self) -> Threat:
+        """The threat itself."""
+        return Threat(cast(Norm, self.norm), self.eps, self.box, self.allow_large_eps)
+
+    @property
+    def text(self) -> str:
+        """For people: "linf 8/255"."""
+        return show(self.threat())
+
+
+@whole
+@dataclass(frozen=True)
+class Samples:
+    """Which samples of a data set were measured."""
+
+    name: str
+    split: str
+    n: int
+    of: int
+    """All that this part of the data has."""
+    subset: str
+    """The rule that chose them."""
+    subset_seed: int | None = None
+    ids: str | None = None
+    """Their numbers, as `atent.data.described.spans` writes them; None where an older file does not say."""
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        """Which samples, for people: "all 500", "a stratified sample of 100 of 500 (seed 0)"."""
+        return described.words(asdict(self))
+
+
+@whole
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedSamples(Samples):
+    """The samples of an evaluation."""
+
+    class_names: list[Any] | None
+    """None where the data name no classes."""

@@ -1,0 +1,93 @@
+"""certificate.json as types: one of smoothing, one of bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+from pydantic import TypeAdapter
+
+from atent.experiments.results.base import Adversary, Result, Samples, Share, whole
+
+CERTIFICATE_VERSION = 1
+
+
+@whole
+@dataclass(frozen=True)
+class Certified:
+    """The certified accuracy of smoothing at one l2 radius."""
+
+    radius: float
+    linf_radius: float
+    """Radius of the largest linf ball inside."""
+    share: Share
+
+
+@whole
+@dataclass(frozen=True)
+class Verified:
+    """The verified accuracy of bounds under one threat."""
+
+    threat: Adversary
+    share: Share
+    verified: list[int]
+    """Numbers of the verified samples."""
+    seconds_per_image: float
+
+
+@whole
+@dataclass(frozen=True, kw_only=True)
+class CertificateFile(Result):
+    """A finished certificate.json: a `SmoothingFile` or a `BoundsFile`, by its method."""
+
+    schema_version: int
+    run: str
+    trained: str | None
+    images: Samples
+    method: str
+    n: int
+    natural: Share
+    provenance: dict[str, Any]
+    made: dict[str, Any]
+    complete: bool
+    weights: str | None = None
+    model: str | None = None
+    epoch: int | None = None
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """As `Result.from_json`, as the type that the method asks for."""
+        kind = SmoothingFile if content["method"] == "smoothing" else BoundsFile
+        return cast(Self, TypeAdapter(kind).validate_python(content))
+
+    @classmethod
+    def schema(cls) -> dict[str, Any]:
+        """The JSON Schema of both."""
+        return TypeAdapter(SmoothingFile | BoundsFile).json_schema()
+
+
+@whole
+@dataclass(frozen=True, kw_only=True)
+class SmoothingFile(CertificateFile):
+    """A certificate by randomised smoothing."""
+
+    norm: str
+    draws: dict[str, Any]
+    smoothed: Share
+    certified: list[Certified]
+    abstained: Share
+    radius_mean: float
+    radius_median: float
+    largest_radius: float
+    """The largest radius that this number of samples can certify."""
+    hint: str | None
+    seconds_per_image: float
+    shard: str | None
+
+
+@whole
+@dataclass(frozen=True, kw_only=True)
+class BoundsFile(CertificateFile):
+    """A certificate by bounds on the network's outputs."""
+
+    certified: list[Verified]

@@ -1,0 +1,84 @@
+"""comparison.json as a type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
+
+COMPARISON_VERSION = 1
+
+
+@whole
+@dataclass(frozen=True)
+class Spread:
+    """A value over seeds; one seed has no standard deviation."""
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+
+
+@whole
+@dataclass(frozen=True)
+class SeedResult:
+    """One training of a comparison."""
+
+    seed: int
+    run: str
+    natural: Share
+    attacks: dict[str, Share]
+    worst: Share
+    last: Share | None
+    seconds_per_epoch: float
+    memory_mb: float | None
+    best_epoch: int
+    passes: float | None
+    """Passes over the training samples; None in a file that does not say."""
+    minutes: float | None
+    provenance: dict[str, Any]
+
+
+@whole
+@dataclass(frozen=True)
+class RecipeResult:
+    """One recipe of a comparison, over its seeds."""
+
+    recipe: str
+    method: str
+    threat: Adversary | None
+    natural: Spread
+    attacks: dict[str, Spread]
+    worst: Spread
+    last: Spread | None
+    seconds_per_epoch: Spread
+    memory_mb: Spread | None
+    best_epoch: Spread
+    passes: Spread | None
+    minutes: Spread | None
+    best: dict[str, Any]
+    """Which figures lie above every other recipe's for certain."""
+    seeds: list[SeedResult]
+
+
+@whole
+@dataclass(frozen=True)
+class ComparisonFile(Result):
+    """comparison.json."""
+
+    schema_version: int
+    command: str
+    data: EvaluatedSamples
+    model: str
+    epochs: int
+    minutes: float | None
+    batch_size: int
+    seeds: list[int]
+    threats: list[str]
+    at_once: int
+    interval: str
+    caveat: str | None
+    rows: list[RecipeResult]
+    provenance: dict[str, Any]

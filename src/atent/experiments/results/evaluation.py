@@ -1,0 +1,148 @@
+"""evaluation.json as a type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from atent.evaluate.evaluation import SCHEMA_VERSION
+from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
+
+EVALUATION_VERSION = SCHEMA_VERSION
+
+
+@whole
+@dataclass(frozen=True)
+class Part:
+    """What one part of an attack, or the whole of it, did."""
+
+    attacked: int
+    """Samples that it met."""
+    robust: Share
+    """Samples that remain correctly classified after it."""
+    fooled: list[int]
+    distance: dict[str, float | str] | None
+    """Quantiles over the fooled samples, in the threat's norm."""
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+@whole
+@dataclass(frozen=True, kw_only=True)
+class AttackResult(Part):
+    """What one attack did."""
+
+    attack: str
+    """The attack, written as a call."""
+    threat: Adversary
+    settings: dict[str, Any]
+    remarks: list[str] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
+
+
+@whole
+@dataclass(frozen=True)
+class Robust:
+    """The robust accuracy under one attack at the last epoch."""
+
+    robust: Share
+
+
+@whole
+@dataclass(frozen=True)
+class LastEpoch:
+    """The accuracies of the last epoch's weights, where another epoch is the best."""
+
+    epoch: int
+    natural: Share
+    attacks: dict[str, Robust]
+    worst: Share
+
+
+@whole
+@dataclass(frozen=True)
+class ClassResult:
+    """The accuracies of one class."""
+
+    label: Annotated[int, Field(alias="class")]
+    n: int
+    """Its samples."""
+    natural: Share
+    worst: Share
+
+
+@whole
+@dataclass(frozen=True)
+class SweepRow:
+    """The robust accuracy under one attack at one radius."""
+
+    attack: str
+    """The attack's name."""
+    norm: str
+    radius: float
+    threat: str
+    """Norm and radius as text."""
+    natural: Share
+    robust: Share
+    """Samples that remain correctly classified at this radius."""
+    monotone: Share
+    """Samples that remain so at this and at every smaller radius."""
+    seconds: float | None = None
+
+
+@whole
+@dataclass(frozen=True)
+class CheckResult:
+    """One check for masked gradients and weak attacks."""
+
+    name: str
+    passed: bool
+    figure: str
+    """What was measured, in words."""
+    why: str
+    """What a failure means."""
+
+
+@whole
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFile(Result):
+    """evaluation.json."""
+
+    schema_version: int
+    data: EvaluatedSamples
+    n: int
+    seed: int
+    natural: Share
+    worst: Share
+    attacks: dict[str, AttackResult]
+    wrong: list[int]
+    cascade: bool
+    search_dtype: str | None
+    hint: str | None
+    outcomes: dict[str, Any]
+    per_class: list[ClassResult]
+    provenance: dict[str, Any]
+    run: str | None = None
+    weights: str | None = None
+    """"best", "last" or a file; None where training itself evaluated its best weights."""
+    model: str | None = None
+    epoch: int | None = None
+    """None where the weights do not say."""
+    average: bool | None = None
+    stopped: Any = None
+    last: LastEpoch | None = None
+    sweep: list[SweepRow] = field(default_factory=list)
+    checks: list[CheckResult] = field(default_factory=list)
+
+    @property
+    def threats(self) -> list[str]:
+        """The different threats of the attacks, as people write them."""
+        return list(dict.fromkeys(attack.threat.text for attack in self.attacks.values()))
+
+    @property
+    def of_best(self) -> bool:
+        """Whether the weights of the best epoch were evaluated."""
+        return self.weights in (None, "best")

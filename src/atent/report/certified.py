@@ -1,0 +1,54 @@
+"""What was certified of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atent import plots
+from atent.experiments.certificate import layout, sigma_of
+from atent.experiments.results import SmoothingFile
+from atent.report import words
+from atent.report.collect import Certificate, Run
+from atent.report.commands import command
+from atent.report.render import Drawing, drawing
+
+
+def certificates(run: Run) -> dict[str, Any]:
+    """Each certificate: its rows, what stands below them, and the curve of smoothing."""
+    shown = []
+    for name, found in run.certificates.items():
+        _, rows, below = layout(found.content)
+        lines = [f"{name}, test images: {found.content.images.text}.", *below]
+        told = "; ".join(line.rstrip(".") for line in lines) + "."
+        shown.append((name, rows, told, _curve(run, name, found)))
+    return {
+        "certificates": shown,
+        "unfinished": run.unfinished,
+        "command": command(run, "certify", *_certified_by(run)),
+    }
+
+
+def _curve(run: Run, name: str, found: Certificate) -> Drawing | None:
+    content = found.content
+    if found.radii is None or not isinstance(content, SmoothingFile):
+        return None
+    told = ", ".join(f"{words.percent(row.share.value)} at {row.radius:.3g}" for row in content.certified)
+    return drawing(
+        plots.certified({run.name: found.radii}),
+        f"Certified accuracy of {len(found.radii):,} test images against l2 radius in pixel units: {told}.",
+        f"{name}: randomised smoothing; a certificate is wrong with a probability of at most"
+        f" {content.draws['alpha']:g}.",
+    )
+
+
+def _certified_by(run: Run) -> tuple[str, ...]:
+    """The options with which the run can be certified: by its own noise, by the bounds it was trained for, or by noise
+    that it never saw."""
+    try:
+        sigma_of(run.config, run.name)
+    except ValueError:
+        if run.config["method"].get("name") in ("CROWNIBP", "Dual"):
+            return "--method", "crown"
+        low, high = ((run.config.get("about") or {}).get("data") or {}).get("box") or (0.0, 1.0)
+        return "--sigma", f"{0.25 * (high - low):g}"
+    return ()

@@ -1,0 +1,122 @@
+"""What was measured of a run: the contexts of the sections on its evaluations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from atent import plots
+from atent.data import described
+from atent.experiments.comparison import caveat_of
+from atent.experiments.results import EvaluationFile
+from atent.report import words
+from atent.report.collect import Run
+from atent.report.commands import command
+from atent.report.render import drawing
+
+
+def headline(run: Run) -> dict[str, Any]:
+    """The robust accuracy that may be claimed, the clean one, and what must be reported beside them."""
+    found = run.judged
+    if found is None:
+        return {"found": None, "command": command(run, "evaluate")}
+    others = []
+    if len(run.evaluations) > 1:
+        others.append(
+            f"Of {len(run.evaluations)} evaluations this is {run.headline}, the one with the lowest upper limit under"
+            " this threat."
+        )
+    if caveat_of(found):
+        others += [
+            f"AutoAttack was run in {name}: {_short(other)}."
+            for name, other in run.evaluations.items()
+            if other.attacks and not caveat_of(other)
+        ]
+    under = " and ".join(found.threats) or "no threat"
+    return {"found": found, "under": under, "worst": _worst(found), "others": others}
+
+
+def _worst(found: EvaluationFile) -> str:
+    """Which attack the worst case is owed to, in a sentence; "" without an attack."""
+    named = found.attacks
+    if not named:
+        return ""
+    if found.cascade:
+        counts = [found.natural.k, *(a.robust.k for a in named.values())]
+        took = [name for name, before, after in zip(named, counts, counts[1:]) if after < before]
+        last = f"the last to fool an image was {took[-1]}" if took else "none fooled an image"
+        return f"The worst of {', '.join(named)}, run in this order, each on what still stood; {last}."
+    name, least = min(named.items(), key=lambda item: item[1].robust.k)
+    if len(named) == 1:
+        return f"Under {name} alone."
+    return f"The worst of {', '.join(named)}; the strongest one alone is {name}, with {least.robust.text}."
+
+
+def _short(found: EvaluationFile) -> str:
+    weights = "" if found.of_best else f", weights {found.weights}"
+    return f"{found.worst.text} of {found.data.text} images under {' and '.join(found.threats)}{weights}"
+
+
+def attacks(run: Run) -> dict[str, Any]:
+    """Every evaluation, with a line on it."""
+    return {"evaluations": [(name, found, _short(found)) for name, found in run.evaluations.items()]}
+
+
+def classes(run: Run) -> dict[str, Any]:
+    """The evaluations that recorded accuracies class by class."""
+    found = [(name, each) for name, each in run.evaluations.items() if each.per_class]
+    return {"evaluations": found, "command": command(run, "evaluate")}
+
+
+def epochs(run: Run) -> dict[str, Any]:
+    """The accuracies of the best epoch's weights and of the last's: robust overfitting shows in the difference."""
+    first = next(iter(run.evaluations.values()), None)
+    last = first.last if first is not None else None
+    best = next((r for r in reversed(run.rows) if r.get("best")), None)
+    validation: list[tuple[str, list[tuple[float | None, str]]]] = []
+    if best is not None:
+        for kind in ("natural", "robust"):
+            key = f"validation_{kind}"
+            cells = [(row.get(key), _validation(row, key)) for row in (best, run.rows[-1])]
+            if any(value is not None for value, _ in cells):
+                validation.append((kind, cells))
+    test: list[tuple[Any, ...]] = []
+    if first is not None and last is not None:
+        pairs = [(n, a.robust, last.attacks[n].robust if n in last.attacks else None) for n, a in first.attacks.items()]
+        test = [("natural", first.natural, last.natural), *pairs, ("worst of these", first.worst, last.worst)]
+    end = run.rows[-1]["epoch"] if run.rows else last.epoch if last else None
+    return {"validation": validation, "test": test, "best": run.best_epoch, "end": end, "chosen": _selected(run)}
+
+
+def _selected(run: Run) -> str:
+    told = ((run.config.get("about") or {}).get("subsets") or {}).get("validation")
+    return f" ({described.words(told)})" if told else ""
+
+
+def _validation(row: dict[str, Any], key: str) -> str:
+    if row.get(key) is None:
+        return ""
+    low, high = (row.get(f"{key}_{end}") for end in ("low", "high"))
+    interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return words.percent(row[key]) + interval
+
+
+def radii(run: Run) -> dict[str, Any]:
+    """Security curves."""
+    sweeps = []
+    for name, found in run.evaluations.items():
+        rows = [asdict(row) for row in found.sweep]
+        if rows:
+            caption = f"{name}: each attack alone, n = {found.sweep[0].robust.n:,}."
+            sweeps.append((name, found.sweep, drawing(plots.security(rows), words.security(rows), caption)))
+    known = next((a.threat.eps for found in run.evaluations.values() for a in found.attacks.values()), None)
+    eps = float(known if known is not None else (run.config["method"].get("threat") or {}).get("eps", "inf"))
+    some = [f"{factor * eps:.4g}" for factor in (0.5, 1, 1.5)] if 0 < eps < math.inf else ["0.1", "0.2"]
+    return {"sweeps": sweeps, "command": command(run, "evaluate", "--radius", *some)}
+
+
+def checks(run: Run) -> dict[str, Any]:
+    """Reasons to believe the figures, or not to."""
+    found = [(name, each.checks) for name, each in run.evaluations.items() if each.checks]
+    return {"evaluations": found, "command": command(run, "evaluate", "--checks")}

@@ -1,0 +1,82 @@
+"""Pages from the templates beside their style and script: text is escaped; a page needs no other file, no network."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from atent import plots
+from atent.attacks.spec import show
+from atent.experiments.comparison import caveat_of
+from atent.report import words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from atent.experiments.results import Share
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as the page shows it."""
+
+    svg: bytes
+    alt: str
+    """What it shows, in numbers."""
+    caption: str | None
+
+
+def drawing(figure: Figure, alt: str, caption: str | None = None, *, height: float = 4.2) -> Drawing:
+    """The figure in a size whose text a phone can show; ``height`` in inches."""
+    return Drawing(plots.svg(plots.narrow(figure, height)), alt, caption)
+
+
+def render(template: str, **context: Any) -> Markup:
+    """The markup of one of the templates."""
+    return Markup(_environment().get_template(template).render(context))
+
+
+def page(**context: Any) -> str:
+    """The whole document. Its own policy forbids every connection, and every script but the one that sorts tables."""
+    script = _source("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return str(render("page.html", style=Markup(_source("page.css")), script=Markup(script), policy=policy, **context))
+
+
+def _source(name: str) -> str:
+    """A file beside the templates, which goes into the page as it is."""
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+@functools.cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("atent.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters |= {
+        "base64": lambda data: base64.b64encode(data).decode(),
+        "caveat": caveat_of,
+        "form": lambda value, spec="": "" if value is None else format(value, spec),
+        "key": lambda value: repr(float(value)),
+        "limits": limits,
+        "rate": words.percent,
+        "shell": shlex.join,
+        "threat": show,
+    }
+    return made
+
+
+def limits(share: Share) -> str:
+    """The interval of a share, in percent: "[27.5, 35.9]"."""
+    return f"[{100 * share.low:.1f}, {100 * share.high:.1f}]"
