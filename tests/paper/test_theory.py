@@ -105,7 +105,7 @@ def test_a_constant_in_the_loss_does_not_move_the_gradient(form, holds):
         assert moved == pytest.approx(3 * float(at[0].slope.norm()), rel=1e-9)
 
 
-def test_rows_tell_printed_from_mended():
+def test_rows_distinguish_printed_from_corrected():
     verdicts = {r.claim: r.verdict for r in gradient.identities(Entropic(1.0, 1.0))}
     assert verdicts[gradient.UPDATE] == verdicts[gradient.EXACT] == "holds"
     assert verdicts[gradient.PRINTED] == "fails"
@@ -453,7 +453,7 @@ def test_the_local_entropys_rows():
 
 
 @pytest.mark.parametrize("make", [local_entropy.algorithm, local_entropy.grad_p])
-def test_mended_forms_sample_and_printed_ones_do_not(make):
+def test_corrected_forms_sample_and_printed_ones_do_not(make):
     told = {r.claim: r.verdict for r in make(chains=6000)}
     printed = [v for claim, v in told.items() if "as printed" in claim]
     mended = [v for claim, v in told.items() if "as printed" not in claim]

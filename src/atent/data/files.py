@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = "ATENT_DATA_ROOT"
-MEND = f"set --data.root or {ROOT}"
+FIX = f"set --data.root or {ROOT}"
 
 
 def data_root(root: str | None) -> Path:
@@ -30,7 +30,7 @@ def find(what: str, folders: Sequence[Path], names: Iterable[Sequence[str]]) -> 
         here = [places[0] / name for name in spellings if (places[0] / name).is_file()] if places else []
         if not here:
             looked = ", ".join(str(folder) for folder in places[:1] or folders)
-            raise FileNotFoundError(f"{what}: {' or '.join(spellings)} not found in {looked}; {MEND}")
+            raise FileNotFoundError(f"{what}: {' or '.join(spellings)} not found in {looked}; {FIX}")
         paths.append(here[0])
     return paths
 

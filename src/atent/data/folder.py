@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from atent.data.files import MEND, data_root, record
+from atent.data.files import FIX, data_root, record
 from atent.data.sources import dataset
 from atent.data.split import Source, halves, split
 
@@ -81,11 +81,11 @@ def folder(root: str | None = None) -> Source:
     """
     path = data_root(root)
     if not path.is_dir():
-        raise FileNotFoundError(f"folder: wanted a folder of class folders, {path} is not one; {MEND}")
+        raise FileNotFoundError(f"folder: wanted a folder of class folders, {path} is not one; {FIX}")
     parts = {p.name for p in _folders(path)} & {"train", "test"}
     if len(parts) == 1:
         lacking = ({"train", "test"} - parts).pop()
-        raise FileNotFoundError(f"folder: {path / lacking} not found beside {parts.pop()}; {MEND}")
+        raise FileNotFoundError(f"folder: {path / lacking} not found beside {parts.pop()}; {FIX}")
     about: dict[str, Any]
     if parts:
         names, files, y = _listing(path / "train")

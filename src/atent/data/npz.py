@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from atent.data import checks
-from atent.data.files import MEND, data_root, read, record
+from atent.data.files import FIX, data_root, read, record
 from atent.data.sources import dataset
 from atent.data.split import Source, split
 
@@ -40,7 +40,7 @@ def npz(root: str | None = None) -> Source:
     path = data_root(root)
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "not there"
-        raise FileNotFoundError(f"npz: wanted an .npz file, {path} is {kind}; {MEND} to the file's path")
+        raise FileNotFoundError(f"npz: wanted an .npz file, {path} is {kind}; {FIX} to the file's path")
     content, digest = read(path)
     if not content.startswith(b"PK"):
         raise ValueError(f"{path}: not an .npz file (it does not begin like a zip archive)")

@@ -20,7 +20,7 @@ SHARP = "gamma -> infinity: the local entropy's gradient tends to that of the lo
 FLAT = "gamma -> 0: the local entropy's gradient vanishes"
 LINE_6 = "Algorithm 1, line 6: the inner chain samples exp(-(L(w') + gamma/2 ||w - w'||^2)/T)"
 S3 = "theta + eta grad p(theta) + sqrt(2 eta) N samples p (Eq. S3 as printed)"
-S3_MENDED = "theta + eta grad log p(theta) + sqrt(2 eta) N samples p, but for O(eta)"
+S3_CORRECTED = "theta + eta grad log p(theta) + sqrt(2 eta) N samples p, but for O(eta)"
 
 
 def well(w: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def grad_p(chains: int = 20_000, seed: int = 0) -> list[Row]:
     """T9: both recursions on a standard Gaussian, from variance 1, so that a sampler need only keep it."""
     rng = torch.Generator().manual_seed(seed)
     eta, steps = 0.1, 1000
-    claims = {S3: False, S3_MENDED: True}
+    claims = {S3: False, S3_CORRECTED: True}
     out = []
     for claim, log in claims.items():
         z = torch.randn(chains, generator=rng, dtype=torch.float64)
