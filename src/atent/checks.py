@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atent.guard import check_shape
 from atent.messages import unknown
-from atent.threat import Threat
+from atent.threat import Box, Threat
 
 _OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
 _HALVES = (torch.float16, torch.bfloat16)
@@ -236,10 +236,11 @@ def check_ids(ids: Tensor, n: int) -> None:
         raise ValueError(f"ids must lie in [0, 2^48), got {int(ids.min())} to {int(ids.max())}")
 
 
-def check_batch(x: Tensor, y: Tensor, box: tuple[float, float]) -> None:
+def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
     """ValueError, in one line, for inputs or labels that no attack can use."""
     if not x.is_floating_point():
-        raise ValueError(f"inputs must be floats in [{box[0]:g}, {box[1]:g}], got {x.dtype}: divide pixels by 255")
+        told = f"[{box[0]:g}, {box[1]:g}]" if isinstance(box[0], float) else "the box"
+        raise ValueError(f"inputs must be floats in {told}, got {x.dtype}: divide pixels by 255")
     if x.dim() < 2:
         raise ValueError(f"inputs must be (n, d) or (n, c, h, w), got shape {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
@@ -248,15 +249,25 @@ def check_batch(x: Tensor, y: Tensor, box: tuple[float, float]) -> None:
         return
     if not torch.isfinite(x).all():
         raise ValueError("inputs hold NaN or infinity: clean the data first")
-    low, high = float(x.min()), float(x.max())
-    slack = 1e-5 * (box[1] - box[0])
-    if low < box[0] - slack or high > box[1] + slack:
-        raise ValueError(
-            f"inputs lie in [{low:.4g}, {high:.4g}], outside the box [{box[0]:g}, {box[1]:g}]: attack raw pixels"
-            " and let the model normalise them (atent.models.Normalize as its first layer)"
-        )
+    if isinstance(box[0], tuple):
+        Threat("linf", 0.0, box).check_channels(x.shape[1:])
+        for channel, (first, last) in enumerate(zip(*box)):
+            part = x[:, channel] if len(box[0]) == x.shape[1] else x.flatten(1)[:, channel]
+            _check_range(part, first, last, f"inputs of channel {channel}")
+    else:
+        _check_range(x, *box, "inputs")
     if int(y.min()) < 0:
         raise ValueError(f"labels must be 0 or more, got {int(y.min())}")
+
+
+def _check_range(x: Tensor, first: float, last: float, what: str) -> None:
+    low, high = float(x.min()), float(x.max())
+    slack = 1e-5 * (last - first)
+    if low < first - slack or high > last + slack:
+        raise ValueError(
+            f"{what} lie in [{low:.4g}, {high:.4g}], outside the box [{first:g}, {last:g}]: attack raw pixels"
+            " and let the model normalise them (atent.models.Normalize as its first layer)"
+        )
 
 
 def check_labels(y: Tensor, classes: int) -> None:

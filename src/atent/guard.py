@@ -25,8 +25,11 @@ def ask(model: nn.Module, x: Tensor) -> Tensor:
     ValueError, in one line, for an output that is not (n, classes) with 2 classes or more, and for the failures of a
     forward pass that `explained` knows.
     """
-    with explained(model, x):
+    try:
         logits: Any = model(x.clone()) if len(x) != 1 else _single(model, x)
+    except RuntimeError as error:
+        explain(model, x, error)
+        raise
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(x) and logits.shape[1] > 1):
         check_shape(logits, len(x))
     if logits.is_complex():
@@ -97,19 +100,24 @@ def explained(model: nn.Module, x: Tensor) -> Iterator[None]:
     """Turns the failures of a forward or backward pass whose cause is known into a ValueError of one line."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        text = str(error)
-        for part, cause in _CAUSES.items():
-            if part in text:
-                raise ValueError(cause) from error
-        own = dtype_of(model)
-        if own not in (None, x.dtype) and any(word in text for word in ("dtype", "scalar type", "should be the same")):
-            raise ValueError(
-                f"the model's weights are {own} and its inputs {x.dtype}: use model.to({x.dtype}), or inputs of {own}"
-            ) from error
+        explain(model, x, error)
         raise
+
+
+def explain(model: nn.Module, x: Tensor, error: RuntimeError) -> None:
+    """Raises the ValueError of one line for a failed forward or backward pass whose cause is known."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return
+    text = str(error)
+    for part, cause in _CAUSES.items():
+        if part in text:
+            raise ValueError(cause) from error
+    own = dtype_of(model)
+    if own not in (None, x.dtype) and any(word in text for word in ("dtype", "scalar type", "should be the same")):
+        raise ValueError(
+            f"the model's weights are {own} and its inputs {x.dtype}: use model.to({x.dtype}), or inputs of {own}"
+        ) from error
 
 
 def outside_inference(t: Tensor) -> Tensor:
@@ -125,18 +133,13 @@ def dtype_of(model: nn.Module) -> torch.dtype | None:
 
 def check_weights(model: nn.Module) -> None:
     """ValueError for weights or buffers made under ``torch.inference_mode``: autograd refuses them for ever."""
-    tensors = ((name, t) for kind in (model.named_parameters, model.named_buffers) for name, t in kind())
-    name = next((name for name, t in tensors if not is_lazy(t) and t.is_inference()), None)
-    if name is not None:
-        raise ValueError(
-            f"the model's {name} was made under torch.inference_mode: make or load the model outside (for no gradients"
-            " use torch.no_grad)"
-        )
-
-
-def _cuda_devices(model: nn.Module) -> list[torch.device]:
-    tensors = [*model.parameters(), *model.buffers()]
-    return sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
+    for named in (model.named_parameters(), model.named_buffers()):
+        for name, t in named:
+            if not is_lazy(t) and t.is_inference():
+                raise ValueError(
+                    f"the model's {name} was made under torch.inference_mode: make or load the model outside (for no"
+                    " gradients use torch.no_grad)"
+                )
 
 
 @contextmanager
@@ -152,13 +155,21 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
     ValueError for a model that was made under ``torch.inference_mode``.
     """
     check_weights(model)
+    # Each walk through a deep network takes time: one of each kind serves all that follows.
+    modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
+    devices = sorted({t.device for t in (*parameters, *buffers) if t.device.type == "cuda"}, key=str)
     with ExitStack() as stack:
         # The last to be registered is the first to be restored: the random states, which nothing can refuse, at the end
         # of this list.
-        stack.callback(_restore_buffers, *_buffers(model))
-        stack.callback(_restore_parameters, [(p, p.requires_grad, p.grad) for p in model.parameters()])
-        stack.callback(_restore_modes, [(m, m.training) for m in model.modules() if hasattr(m, "training")])
-        _hold_random_states(stack, _cuda_devices(model))
+        registered = [(m, dict(m._buffers.items())) for m in modules]
+        stack.callback(_restore_buffers, registered, [(b, b.detach().clone()) for b in buffers if not is_lazy(b)])
+        stack.callback(_restore_parameters, [(p, p.requires_grad, p.grad) for p in parameters])
+        stack.callback(_restore_modes, [(m, m.training) for m in modules if hasattr(m, "training")])
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
+        stack.callback(torch.set_rng_state, torch.get_rng_state())
+        for d in devices:
+            stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(d), d)
         # A forward pass may set what is the whole process's.
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
@@ -168,13 +179,13 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         if mode != "as-is":
             _set_mode(model, mode == "train")
         # Frozen parameters cannot collect gradients, also where somebody's forward calls backward().
-        for p in model.parameters():
+        for p in parameters:
             if not is_lazy(p):  # one that the first forward pass makes has no gradient yet
                 p.requires_grad_(False)
         if seed is not None:
             # Not torch.manual_seed: it would seed devices that are not restored.
             torch.default_generator.manual_seed(seed)
-            for d in _cuda_devices(model):
+            for d in devices:
                 with torch.cuda.device(d):
                     torch.cuda.manual_seed(seed)
         yield model
@@ -189,14 +200,6 @@ def _set_mode(model: nn.Module, train: bool) -> None:
             raise ValueError(
                 "the model cannot be put into eval mode, as a program of torch.export cannot: give the network itself"
             ) from error
-
-
-def _hold_random_states(stack: ExitStack, devices: list[torch.device]) -> None:
-    stack.callback(random.setstate, random.getstate())
-    stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
-    stack.callback(torch.set_rng_state, torch.get_rng_state())
-    for d in devices:
-        stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(d), d)
 
 
 def random_states(device: torch.device) -> tuple[Any, ...]:
@@ -230,11 +233,6 @@ def _restore_parameters(parameters: list[tuple[nn.Parameter, bool, Tensor | None
 
 
 Registered = list[tuple[nn.Module, dict[str, Tensor | None]]]
-
-
-def _buffers(model: nn.Module) -> tuple[Registered, list[tuple[Tensor, Tensor]]]:
-    registered = [(m, dict(m._buffers.items())) for m in model.modules()]
-    return registered, [(b, b.detach().clone()) for b in model.buffers() if not is_lazy(b)]
 
 
 def _restore_buffers(registered: Registered, values: list[tuple[Tensor, Tensor]]) -> None:

@@ -53,9 +53,11 @@ class Radii(tuple[float, ...]):
 
 if TYPE_CHECKING:
     Eps: TypeAlias = float | str | Radii
+    Box: TypeAlias = tuple[Any, Any]
 else:
-    # What a recipe or an option may give: one number.
+    # What a recipe or an option may give: one number, one box.
     Eps = float | str
+    Box = tuple[float, float]
 
 
 def per_sample(v: Tensor, like: Tensor) -> Tensor:
@@ -74,7 +76,8 @@ class Threat:
 
     Inputs are in pixel units, that is in ``box`` (images: [0, 1]); a model normalises inside itself.
     A tensor or a sequence as ``eps`` gives each sample its own radius, in the order of the batch that is attacked; it
-    is kept as a tuple of numbers, and `take` goes with some of the samples.
+    is kept as a tuple of numbers, and `take` goes with some of the samples. A ``box`` of two sequences gives each
+    channel (the first dimension of a sample) its own: ``((0.0, -1.0), (1.0, 1.0))`` for two channels.
     ValueError for an unknown norm, an ``eps`` that is negative or not a number, or an empty box.
     """
 
@@ -82,8 +85,8 @@ class Threat:
     """Norm of the perturbation: linf or l2."""
     eps: Eps
     """Radius in pixel units; a fraction such as 8/255 is understood. "inf": no limit, for minimum-norm attacks."""
-    box: tuple[float, float] = (0.0, 1.0)
-    """Smallest and largest legal value of an input coordinate."""
+    box: Box = (0.0, 1.0)
+    """Smallest and largest legal value of an input coordinate, or the smallest and the largest ones of each channel."""
     allow_large_eps: bool = field(default=False, compare=False, repr=False)
     """Permit an eps that covers the whole box, which is otherwise refused where it is used: see `check_eps`."""
 
@@ -95,15 +98,41 @@ class Threat:
                     hint = f"did you mean Threat({norm.lower()!r}, {eps!r})? "
             raise ValueError(f"unknown norm {self.norm!r}: {hint}use one of {', '.join(NORMS)}")
         object.__setattr__(self, "eps", _eps(self.eps))
-        low, high = (float(v) for v in self.box)
-        if not (low < high and math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"box must be (low, high), finite, with low < high, got {self.box}")
-        object.__setattr__(self, "box", (low, high))
+        object.__setattr__(self, "box", _box(self.box))
 
     @property
     def width(self) -> float:
-        """Width of the box: the unit of every length that has no other."""
-        return self.box[1] - self.box[0]
+        """Width of the box, that of the widest channel: the unit of every length that has no other."""
+        low, high = self.box
+        return high - low if type(low) is float else max(b - a for a, b in zip(low, high))
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """The smallest and the largest legal value of all channels."""
+        low, high = self.box
+        return (low, high) if type(low) is float else (min(low), max(high))
+
+    def edges(self, x: Tensor, of: Callable[[Any, Any], tuple[Any, Any]] = lambda low, high: (low, high)) -> Any:
+        """``of(low, high)``: numbers, or where channels differ tensors in the type of ``x`` that broadcast over it.
+
+        ``of`` computes in float64. ValueError where ``x`` (n, c, ...) has another number of channels than the box.
+        """
+        if type(self.box[0]) is float:
+            return of(*self.box)
+        self.check_channels(x.shape[1:])
+        shape = (1, -1, *[1] * (x.dim() - 2)) if x.shape[1] == len(self.box[0]) else (1, *x.shape[1:])
+        return tuple(v.to(x).view(shape) for v in of(*(torch.tensor(v, dtype=torch.float64) for v in self.box)))
+
+    def check_channels(self, shape: Sequence[int]) -> None:
+        """ValueError where samples of ``shape`` have other channels than a box of channels.
+
+        A box with an entry for each number of a sample fits too: so vectors may be seen as images.
+        """
+        if type(self.box[0]) is not float and len(self.box[0]) not in (shape[0], math.prod(shape)):
+            raise ValueError(
+                f"the threat's box is for {len(self.box[0])} channels, got inputs of {shape[0]}: give one pair for all,"
+                f" or {shape[0]} smallest and {shape[0]} largest values"
+            )
 
     def scaled(self, factor: float) -> Threat:
         """The same threat with ``factor * eps``."""
@@ -143,10 +172,14 @@ class Threat:
         width: any sample may become any other, which is mostly 8 written for 8/255. An infinite eps, which only
         minimum-norm attacks take, and threats with ``allow_large_eps`` pass.
         """
+        self.check_channels(shape)
         eps = max(self.eps, default=0.0) if isinstance(self.eps, Radii) else float(self.eps)
         name, limit = "width", self.width
-        if self.norm == "l2":
-            name, limit = "diagonal", math.sqrt(math.prod(shape)) * self.width
+        if self.norm == "l2" and type(self.box[0]) is float:
+            name, limit = "diagonal", math.sqrt(math.prod(shape)) * limit
+        elif self.norm == "l2":
+            squares = [(b - a) ** 2 for a, b in zip(*self.box)]
+            name, limit = "diagonal", math.sqrt(math.prod(shape) / len(squares) * math.fsum(squares))
         # A diagonal that the caller computed in another order is one all the same.
         if self.allow_large_eps or math.isinf(eps) or eps < limit * (1 - 1e-12):
             return
@@ -159,7 +192,7 @@ class Threat:
 
     def clamp(self, x: Tensor) -> Tensor:
         """Nearest point of the box."""
-        return x.clamp(*self.box)
+        return x.clamp(*(self.box if type(self.box[0]) is float else self.edges(x)))
 
     def project_ball(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Nearest point of the ball around ``x``, box ignored; ``eps`` (n,) gives each sample its own radius."""
@@ -196,13 +229,12 @@ class Threat:
         Tolerance: 6e-8 per pixel (linf), a relative 1e-6 and 6e-8 sqrt(dim) (l2), measured in float64, where the box
         reaches to 1; in another box 6e-8 times its largest absolute value in the place of 6e-8.
         """
-        low, high = self.box
-        flat = x_adv.flatten(1)
-        inside = ((flat >= low) & (flat <= high)).all(1)
+        (low, high), (first, last) = self.edges(x_adv), self.span
+        inside = ((x_adv >= low) & (x_adv <= high)).flatten(1).all(1)
         eps = self.radii(x.double())
         # Half a unit in the last place of a coordinate, which grows with the box.
-        pixel = 6e-8 * max(abs(low), abs(high))
-        limit = eps + pixel if self.norm == "linf" else eps * (1 + 1e-6) + pixel * math.sqrt(flat.shape[1])
+        pixel = 6e-8 * max(abs(first), abs(last))
+        limit = eps + pixel if self.norm == "linf" else eps * (1 + 1e-6) + pixel * math.sqrt(x[:1].numel())
         return inside & (self.distance(x_adv, x) <= limit)
 
 
@@ -219,6 +251,23 @@ def _eps(value: Any) -> float | Radii:
     if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
         return Radii(value.tolist() if hasattr(value, "tolist") else value)
     return math.inf if value == math.inf else radius(value)
+
+
+def _box(value: Any) -> Box:
+    """A pair of numbers, or a pair of tuples with one number for each channel."""
+    told = f"box must be (low, high), finite, with low < high, or such a pair of one sequence for each, got {value}"
+    try:
+        low, high = (v.tolist() if hasattr(v, "tolist") else v for v in value)
+        pairs = [(low, high)]
+        several = isinstance(low, list | tuple) or isinstance(high, list | tuple)
+        if several:
+            pairs = list(zip(low, high, strict=True))
+        numbers = [(float(a), float(b)) for a, b in pairs]
+    except (TypeError, ValueError):
+        raise ValueError(told) from None
+    if not numbers or not all(a < b and math.isfinite(a) and math.isfinite(b) for a, b in numbers):
+        raise ValueError(told)
+    return (tuple(a for a, _ in numbers), tuple(b for _, b in numbers)) if several else numbers[0]
 
 
 def unit(grad: Tensor, order: float = 2) -> Tensor:

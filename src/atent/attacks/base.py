@@ -98,9 +98,11 @@ class Attack(metaclass=Settings):
 
     def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """`search`, with x where a minimum-norm attack finds nothing within eps."""
-        threat: Threat = self.threat.take(oracle.rows)  # type: ignore[attr-defined]
         x_adv = self.search(oracle, x, y, draws)
-        return torch.where(per_sample(threat.contains(x_adv, x), x), x_adv, x) if self.minimum_norm else x_adv
+        if not self.minimum_norm:
+            return x_adv
+        threat: Threat = self.threat.take(oracle.rows)  # type: ignore[attr-defined]
+        return torch.where(per_sample(threat.contains(x_adv, x), x), x_adv, x)
 
     def __call__(
         self,
@@ -185,7 +187,9 @@ class Attack(metaclass=Settings):
             self.check_aims()
         if rng is None:
             x, seed = as_inputs(x, model), check_seed(seed)
-        x, y = outside_inference(x.detach()), outside_inference(as_labels(y))
+        x, y = x.detach(), y if isinstance(y, Tensor) else as_labels(y)
+        if x.is_inference() or y.is_inference():
+            x, y = outside_inference(x), outside_inference(y)
         if not self.minimum_norm and threat.eps == math.inf:
             raise ValueError(
                 f"{type(self).__name__} needs a finite eps, got inf: only minimum-norm attacks work without a budget"
@@ -193,7 +197,8 @@ class Attack(metaclass=Settings):
         threat.check_eps(x.shape[1:])
         if rng is None:
             check_batch(x, y, threat.box)
-        threat.check_samples(len(x))
+        if type(threat.eps) is not float:
+            threat.check_samples(len(x))
         n, y = len(x), y.long()
         if rng is None:
             draws, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)
@@ -219,9 +224,10 @@ class Attack(metaclass=Settings):
                 x_adv = self.search_part(part, oracle, clean, y, draws).detach()
             # The verdict is checked like the first pass: NaN logits would count as fooled.
             oracle.model, oracle.check = model, rng is None
+            if not verdict:
+                return x_adv, torch.empty(0), *counters
             with full_precision(x.device):
-                success = oracle.fooled(oracle.logits(x_adv, y), y) if verdict else torch.empty(0)
-        return x_adv, success, *counters
+                return x_adv, oracle.fooled(oracle.logits(x_adv, y), y), *counters
 
 
 def _is_attack(found: Any) -> bool:

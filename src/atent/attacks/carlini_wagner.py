@@ -68,9 +68,9 @@ class CarliniWagner(Attack):
         return 2 * self.steps * self.search_steps + 2
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        low, high = self.threat.box
+        total, extent = self.threat.edges(x, lambda low, high: (low + high, high - low))
         # The factor keeps w finite at the walls of the box.
-        begin = ((2 * x - (low + high)) / (high - low) * (1 - 1e-6)).atanh()
+        begin = ((2 * x - total) / extent * (1 - 1e-6)).atanh()
         best, smallest = x, torch.full(y.shape, math.inf, dtype=x.dtype, device=x.device)
         smallest = torch.where(oracle.fooled(oracle.logits(x, y), y), 0.0, smallest)
         # In squared widths of the box, as all that is descended.
@@ -110,7 +110,8 @@ class CarliniWagner(Attack):
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
         """Some steps of a descent: w and its moments, the smallest success with its norm, the last objective."""
         w, mean, square = state
-        (low, high), width = self.threat.box, self.threat.width
+        middle, half = self.threat.edges(x, lambda low, high: ((low + high) / 2, (high - low) / 2))
+        width = self.threat.width
         best, smallest, objective = x, torch.full_like(c, math.inf), c
 
         def hinge(logits: Tensor, y: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ class CarliniWagner(Attack):
         for k in ks:
             bent = w.tanh()
             # Where tanh rounds to 1 the sum may round past the wall.
-            z = self.threat.clamp((low + high) / 2 + (high - low) / 2 * bent)
+            z = self.threat.clamp(middle + half * bent)
             grad, short, logits = oracle.look(z, y, hinge)
             norm, fooled = l2_norm(z - x), beyond(oracle, logits, y, self.confidence)
             best, smallest = keep_smaller(best, smallest, z, norm, fooled)

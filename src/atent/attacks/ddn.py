@@ -34,7 +34,7 @@ def decoupled(
     the farthest corner of the box; the direction takes steps along the unit gradient of the cross-entropy, from nearly
     1 down to 0.01 of the box's width on a cosine. ``steps`` forwards, ``steps - 1`` backwards.
     """
-    low, high = threat.box
+    low, extent = threat.edges(x, lambda low, high: (low, high - low))
     limit = farthest(threat, x)
     size = torch.full_like(limit, first)
 
@@ -44,7 +44,7 @@ def decoupled(
         size = torch.where(look.fooled, size * (1 - gamma), size * (1 + gamma)).minimum(limit)
         z = threat.clamp(x + per_sample(size, x) * unit(look.z - x + rate * unit(look.grad)))
         if levels is not None:
-            z = low + (high - low) * ((z - low) / (high - low) * (levels - 1)).round() / (levels - 1)
+            z = low + extent * ((z - low) / extent * (levels - 1)).round() / (levels - 1)
         return z
 
     return walk(oracle, x, y, norm="l2", steps=steps, loss=oracle.aimed(cross_entropy), move=move)

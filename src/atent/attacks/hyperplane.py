@@ -25,8 +25,8 @@ def to_hyperplane(threat: Threat, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
     weight, gap = weight / scale, gap[:, None] / scale
     sign = torch.where(gap < 0, -weight, weight).sign()
     size, gap = weight.abs(), gap.abs()
-    low, high = threat.box
-    room = torch.where(sign > 0, high - flat, flat - low)
+    low, high = threat.edges(x)
+    room = torch.where(sign > 0, (high - x).flatten(1), (x - low).flatten(1))
     rate = torch.ones_like(size) if threat.norm == "linf" else size
     # Without weight nothing is gained on any piece: such a coordinate may end on the first.
     ends, order = torch.where(size > 0, room / rate, torch.zeros_like(room)).sort(1)

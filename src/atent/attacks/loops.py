@@ -28,7 +28,7 @@ def ascend(
     ``keep="best"`` returns for each sample the iterate after the start with the highest loss, at the price of
     one more forward; ``"last"`` returns the last one.
     """
-    loss, best = oracle.aimed(loss), x_adv
+    loss, best = oracle.aimed(loss) if oracle.targeted else loss, x_adv
     # The losses keep their own precision: rounded to that of x, a smaller one could pass for the larger.
     best_value: Tensor | None = None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.watch import Watch
 from atent.checks import check_logits
-from atent.guard import NO_GRADIENT, ask, explained
+from atent.guard import NO_GRADIENT, ask, explain
 from atent.losses import margin
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -100,6 +100,18 @@ class Oracle:
         else:
             counter.index_add_(0, self.rows, torch.ones_like(self.rows))
 
+    def _slope(self, values: Tensor, x: Tensor, *, again: bool = False) -> Tensor:
+        """The counted gradient of the sum of ``values`` (n,) with respect to ``x``; ``again`` keeps the graph."""
+        if not values.requires_grad:
+            raise ValueError(NO_GRADIENT)
+        try:
+            (grad,) = torch.autograd.grad(values.sum(), x, retain_graph=again)
+        except RuntimeError as error:
+            explain(self.model, x, error)
+            raise
+        self._count(self.backwards)
+        return grad
+
     @torch.no_grad()
     def logits(self, x: Tensor, y: Tensor) -> Tensor:
         """Logits (n, classes) without a graph."""
@@ -126,10 +138,7 @@ class Oracle:
             with torch.enable_grad():
                 logits = self._answer(z, y)
                 values = loss(logits, y)
-                _check_graph(values)
-                with explained(self.model, z):
-                    (grad,) = torch.autograd.grad(values.sum(), z)
-            self._count(self.backwards)
+                grad = self._slope(values, z)
             seen = grad, values.detach(), logits.detach()
             found = seen if found is None else (found[0] + seen[0], found[1] + seen[1], found[2] + seen[2])
         assert found is not None, "draws is at least 1"
@@ -177,23 +186,15 @@ class Oracle:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             logits = self._answer(x, y)
-            _check_graph(logits)
             differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
             last = groups[-1][-1]
             for group in groups:
                 grads: list[Tensor] = []
                 for k in group:
-                    with explained(self.model, x):
-                        grads += torch.autograd.grad(differences[:, k].sum(), x, retain_graph=k < last)
-                    self._count(self.backwards)
+                    grads.append(self._slope(differences[:, k], x, again=k < last))
                 stacked, shown = torch.stack(grads, 1), differences[:, group.start : group.stop].detach()
                 grads.clear()
                 with torch.no_grad():
                     see(stacked, shown, group.start)
                 del stacked
         return logits.detach()
-
-
-def _check_graph(values: Tensor) -> None:
-    if not values.requires_grad:
-        raise ValueError(NO_GRADIENT)

@@ -38,7 +38,7 @@ def length(norm: Norm, d: Tensor) -> Tensor:
 
 def farthest(threat: Threat, x: Tensor) -> Tensor:
     """Distance from ``x`` to the farthest corner of the box, (n,): no perturbation is longer."""
-    low, high = threat.box
+    low, high = threat.edges(x)
     return length(threat.norm, torch.maximum(x - low, high - x))
 
 

@@ -91,6 +91,8 @@ def region(x: Tensor, threat: Threat, arithmetic: Arithmetic | None = None) -> R
     eps = float(threat.eps)
     if arithmetic is None:
         return Region(threat.norm, eps, centre, threat.clamp(centre - eps), threat.clamp(centre + eps))
+    if threat.span != threat.box:
+        raise ValueError("bounds with rounding take one box for all channels, got one for each: give rounding=False")
     low, high = threat.box
     unit, pixel = arithmetic.unit, 1.01 * arithmetic.unit * max(1.0, abs(low), abs(high))
     if threat.norm == "linf":

@@ -90,10 +90,11 @@ def finite_differences(probe: Probe) -> Verdict:
     have the largest derivatives. The disagreement of a sample is ||differences - derivatives|| over the sum of both
     norms: 0 is perfect, 1 is unrelated in size; the figure is the median over the samples.
     """
-    low, high = probe.threat.box
     model, dtype = twin(probe.model, probe.x[:1])
-    tiny = (1e-4 if dtype == torch.float64 else 2e-3) * (high - low)
-    steps = tiny, max(tiny, min(PGD(probe.threat).resolved_step, (high - low) / 4))
+    low, high = probe.threat.edges(probe.x[:1].to(dtype))
+    narrowest = float(torch.as_tensor(high - low, dtype=torch.float64).min())
+    tiny = (1e-4 if dtype == torch.float64 else 2e-3) * narrowest
+    steps = tiny, max(tiny, min(PGD(probe.threat).resolved_step, narrowest / 4))
     # Away from the faces of the box, so that both sides are legal inputs, and the same point for both steps.
     x = probe.x[:FEW].to(dtype).clamp(low + steps[1], high - steps[1])
     y = probe.y[:FEW]

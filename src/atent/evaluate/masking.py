@@ -56,7 +56,7 @@ def eps_zero(p: Probe) -> gradients.Verdict:
 
 def eps_whole_box(p: Probe) -> gradients.Verdict:
     """With the whole box as budget any input can become any other: at most half of chance may stand."""
-    width = p.threat.box[1] - p.threat.box[0]
+    width = p.threat.width
     eps = width if p.threat.norm == "linf" else width * math.sqrt(p.x[0].numel())
     stands = p.stands(PGD(replace(p.threat, eps=eps, allow_large_eps=True), steps=40))
     return int(stands.sum()) <= p.n / (2 * p.logits.shape[1]), f"{_tally([stands])} at eps {eps:.3g}, the whole box"

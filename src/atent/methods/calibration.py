@@ -122,9 +122,8 @@ def calibrate(
         return low, median, high
 
     # Above a pull of 1 per step the chain overshoots its anchor; noise as wide as the box leaves nothing of the image.
-    low_pixel, high_pixel = chain.threat.box
     per_gamma = replace(method, gamma=1e-3).chain().pull / 1e-3
-    top = 1.0 / per_gamma if setting == "gamma" else noise_for(chain.step_size, high_pixel - low_pixel)
+    top = 1.0 / per_gamma if setting == "gamma" else noise_for(chain.step_size, chain.threat.width)
     # The value is top s^4: bisection in s finds small values as well as large ones.
     ends = (0.01, 1.0)
     medians = [quantiles(top * s**4)[1] for s in ends]

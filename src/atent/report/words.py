@@ -25,7 +25,7 @@ def threat(told: dict[str, Any]) -> str:
     t = Threat(**told)
     if t.eps == math.inf:
         return f"{t.norm} without a limit: the smallest change that fools is looked for"
-    low, high = t.box
+    low, high = t.span
     of = {
         "linf": f"each pixel value may change by up to {float(t.eps):.4g}",
         "l2": f"changes of Euclidean length up to {float(t.eps):.4g}",
