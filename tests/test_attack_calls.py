@@ -1,7 +1,9 @@
 """What a call of an attack takes beside inputs and labels, for every attack in the registry: callbacks and targets."""
 
+import ast
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from test_attacks import BOTH, EPS, build
 from torch import nn
 
+import atent
 from atent.attacks import ATTACKS, Transfer
 from atent.losses import LOSSES, cross_entropy
 from atent.threat import Threat
@@ -49,14 +52,23 @@ def test_a_callback_that_spoils_what_it_gets_changes_nothing(name, norm, conv_ne
         seen.clear()
 
 
-# The loss of the others is their own: a hinge, a constraint.
-@pytest.mark.parametrize(("name", "norm"), [each for each in BOTH if each[0] not in ("CarliniWagner", "ALMA")])
+def hinge(logits, y):
+    return (-LOSSES["margin"](logits, y)).clamp_min(0)
+
+
+def constraint(logits, y):
+    top = logits.topk(3, dim=1).values
+    return (1e-4 - LOSSES["margin"](logits, y)) / (top[:, 0] - top[:, 2] + 1e-8)
+
+
+@CASE
 def test_the_losses_are_those_of_the_points(name, norm, conv_net, batch):
     model, (x, y) = conv_net(), batch(6)
     attack = small(name, norm)
     losses = [cross_entropy] if name in ("FGSM", "IFGS", "PGD", "Langevin", "DDN", "EoT") else [LOSSES["margin"]]
     # The parts of AutoAttack climb losses of their own.
     losses = [*losses, cross_entropy] if name in ("APGD", "AutoAttack") else losses
+    losses = {"CarliniWagner": [hinge], "ALMA": [constraint]}.get(name, losses)
 
     def callback(k, x_adv, loss):
         logits, met = model(x_adv), ~loss.isnan()
@@ -230,6 +242,82 @@ def test_threats_with_an_eps_for_each_sample_compare_and_refuse():
         Threat("l2", torch.ones(2, 2))
     with pytest.raises(ValueError, match="an eps for each of 2 samples, got 3 samples"):
         ATTACKS["FGSM"](a)(nn.Linear(4, 2), torch.rand(3, 4), torch.zeros(3).long())
+
+
+@AIMED
+def test_a_target_that_the_model_gives_already_is_met_where_x_is(name, norm, conv_net, batch):
+    model, (x, _) = conv_net(), batch(6)
+    given = model(x).argmax(1)
+    attack = small(name, norm)
+    out = attack.run(model, x, given, targeted=True)
+    assert out.success.all()
+    assert (out.norm == 0).all() or not attack.minimum_norm
+
+
+def coloured(dtype, boxes):
+    """A linear network for 3 channels of 4 x 4, inputs in their boxes, some at the walls, and the model's labels."""
+    g = torch.Generator().manual_seed(5)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 5)).to(dtype)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) / 4)
+    low, high = (torch.tensor(v, dtype=dtype).view(1, 3, 1, 1) for v in boxes)
+    x = low + (high - low) * (1.4 * torch.rand(8, 3, 4, 4, generator=g).to(dtype) - 0.2).clamp(0, 1)
+    x = torch.minimum(torch.maximum(x, low), high)
+    return net, x, net(x).argmax(1)
+
+
+@CASE
+def test_an_attack_stays_in_the_box_of_each_channel(name, norm):
+    boxes = ((0.0, -1.0, 0.2), (1.0, 2.0, 0.5))
+    for dtype in (torch.float32, torch.float64):
+        model, x, y = coloured(dtype, boxes)
+        attack = small(name, norm)
+        attack = replace(attack, threat=replace(attack.threat, box=boxes))
+        out = attack.run(model, x, y)
+        assert attack.threat.contains(out.x_adv, x).all()
+        for c, (low, high) in enumerate(zip(*boxes)):
+            own = out.x_adv[:, c]
+            assert own.min() >= torch.tensor(low, dtype=dtype)
+            assert own.max() <= torch.tensor(high, dtype=dtype)
+        # Not because nothing moves; DDN's few steps find nothing within eps here.
+        assert (out.norm > 0).any() or name in ("Transfer", "DDN")
+
+
+@CASE
+@pytest.mark.parametrize("box", [(0.0, 1.0), (-0.3, 1.7)])
+def test_boxes_of_channels_that_are_the_same_are_the_scalar(name, norm, box):
+    for dtype in (torch.float32, torch.float64):
+        boxes = ((box[0],) * 3, (box[1],) * 3)
+        model, x, y = coloured(dtype, boxes)
+        attack = small(name, norm)
+        one, each = (replace(attack, threat=replace(attack.threat, box=b)) for b in (box, boxes))
+        assert all(torch.equal(a, b) for a, b in zip(one.run(model, x, y), each.run(model, x, y)))
+
+
+def test_inputs_outside_the_box_of_their_channel_are_refused():
+    boxes = ((0.0, -1.0, 0.2), (1.0, 2.0, 0.5))
+    model, x, y = coloured(torch.float32, boxes)
+    attack = ATTACKS["PGD"](Threat("linf", 0.1, boxes))
+    x[0, 2, 0, 0] = 0.9
+    with pytest.raises(ValueError, match=r"^inputs of channel 2 lie in \[0.2, 0.9\], outside the box \[0.2, 0.5\]: "):
+        attack(model, x, y)
+    with pytest.raises(ValueError, match="the threat's box is for 3 channels, got inputs of 2"):
+        attack(model, x[:, :2], y)
+
+
+ROOT = Path(atent.__file__).parent
+
+
+@pytest.mark.parametrize("room", ["attacks", "evaluate"])
+def test_attacks_and_evaluate_import_nothing_from_above(room):
+    above = {"attacks": ("methods", "evaluate"), "evaluate": ()}[room]
+    refused = tuple(f"atent.{each}" for each in (*above, "train", "experiments", "report", "paper", "cli"))
+    for file in (ROOT / room).glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [n for n in names if n.startswith(refused)], file.name
 
 
 def test_the_examples_of_the_page_run():

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import re
 
@@ -270,3 +271,63 @@ def test_a_custom_box_is_kept():
 def test_exchanged_arguments_and_another_case_are_named(given, meant):
     with pytest.raises(ValueError, match=re.escape(meant)):
         Threat(*given)
+
+
+BOXES = ((0.0, -1.0, 0.2), (1.0, 2.0, 0.5))
+
+
+def test_a_box_for_each_channel_is_kept_compared_and_written():
+    threat = Threat("l2", 0.5, BOXES)
+    assert threat == Threat("l2", 0.5, (torch.tensor(BOXES[0], dtype=torch.float64), list(BOXES[1])))
+    assert hash(threat) == hash(Threat("l2", 0.5, BOXES))
+    assert Threat(**json.loads(json.dumps(threat.plain()))) == threat
+    assert threat.width == 3.0
+    assert threat.span == (-1.0, 2.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        threat.box = (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [((0.0, 1.0), (1.0, 1.0)), ((0.0,), (1.0, 2.0)), ((), ()), ((0.0,), (math.inf,)), (0.0, (1.0, 2.0)), 3, ("a", "b")],
+)  # fmt: skip
+def test_boxes_that_are_none_are_refused_in_one_line(box):
+    with pytest.raises(ValueError, match=r"^box must be [^\n]*$"):
+        Threat("linf", 0.1, box)
+
+
+@NORM
+@DTYPE
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4, 2)])
+def test_each_channel_is_clamped_and_contained_in_its_own_box(norm, dtype, shape):
+    g = torch.Generator().manual_seed(3)
+    threat = Threat(norm, 0.4, BOXES)
+    x = 4 * torch.rand(shape, generator=g).to(dtype) - 2
+    inside = threat.clamp(x)
+    slow = torch.stack([x[:, c].clamp(low, high) for c, (low, high) in enumerate(zip(*BOXES))], 1)
+    assert torch.equal(inside, slow)
+    z = threat.project(inside + torch.randn(shape, generator=g).to(dtype), inside)
+    assert threat.contains(z, inside).all()
+    assert torch.equal(threat.clamp(z), z)
+    for c, high in enumerate(BOXES[1]):
+        out = inside.clone()
+        out[0, c] = high + 1e-3
+        assert not Threat(norm, 9.0, BOXES).contains(out, inside)[0]
+        assert Threat(norm, 9.0, BOXES).contains(out, inside)[1:].all()
+
+
+def test_an_eps_is_held_against_the_boxes_of_the_channels():
+    Threat("linf", 2.9, BOXES).check_eps((3, 2, 2))
+    with pytest.raises(ValueError, match="below the box width 3, got 3"):
+        Threat("linf", 3.0, BOXES).check_eps((3, 2, 2))
+    diagonal = math.sqrt(4 * (1 + 9 + 0.3**2))
+    Threat("l2", 0.999 * diagonal, BOXES).check_eps((3, 2, 2))
+    with pytest.raises(ValueError, match="below the box diagonal"):
+        Threat("l2", diagonal, BOXES).check_eps((3, 2, 2))
+
+
+def test_another_number_of_channels_is_one_line():
+    threat = Threat("linf", 0.1, BOXES)
+    for call in (threat.clamp, lambda x: threat.check_eps(x.shape[1:]), lambda x: threat.contains(x, x)):
+        with pytest.raises(ValueError, match=r"^the threat's box is for 3 channels, got inputs of 2: [^\n]*$"):
+            call(torch.rand(4, 2, 5, 5))

@@ -255,7 +255,7 @@ def _eps(value: Any) -> float | Radii:
 
 def _box(value: Any) -> Box:
     """A pair of numbers, or a pair of tuples with one number for each channel."""
-    told = f"box must be (low, high), finite, with low < high, or such a pair of one sequence for each, got {value}"
+    told = f"box must be (low, high), finite, with low < high, got {value} (or one sequence for each)"
     try:
         low, high = (v.tolist() if hasattr(v, "tolist") else v for v in value)
         pairs = [(low, high)]

@@ -21,6 +21,7 @@ from atent.data.settings import DataSettings, Limit, Rule, everything
 from atent.data.sources import SOURCES, dataset
 from atent.data.split import SUBSET, Data, Source, Split, split, spread, stratified, subset
 from atent.registry import current_directory_on_path, first_line
+from atent.threat import Box, Threat
 
 __all__ = [
     "AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Limit", "Rule", "Source", "Split", "augment", "collect",
@@ -147,13 +148,14 @@ def from_tensors(
     validation: int | None = None,
     split_seed: int = 0,
     subset: Rule = "stratified",
-    box: tuple[float, float] = (0.0, 1.0),
+    box: Box = (0.0, 1.0),
     name: str = "tensors",
 ) -> Data:
     """Your own tensors or arrays as a data set: x (n, c, h, w) or (n, d), uint8 (divided by 255) or floats in ``box``,
     which become float32. Of DataLoaders: ``from_tensors(*collect(train_loader), *collect(test_loader))``.
 
-    y: (n,) integers from 0, each class present in training. A validation set of ``validation`` samples (default 10 %
+    ``box`` is a pair of numbers, or of sequences with one number for each channel. y: (n,) integers from 0, each class
+    present in training. A validation set of ``validation`` samples (default 10 %
     of the training set, at most 1000) is carved from the training set by class share, seeded by ``split_seed``.
     ``subset``: how fewer samples than there are get chosen, see `Data.sample`.
     Raises ValueError, in one line, for shapes, types, labels or values that cannot be used.
@@ -161,12 +163,13 @@ def from_tensors(
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     a = {key: _array(key, value) for key, value in arrays.items()}
     validation, split_seed = plain(validation), plain(split_seed)
+    box = Threat("linf", 0.0, box).box
     for key in ("x_train", "x_test"):
         if a[key].ndim not in (2, 4) or 0 in a[key].shape:
             raise ValueError(f"{key}: shape {a[key].shape}; allowed are (n, d) and (n, c, h, w)")
         if a[key].dtype != np.uint8:
             if a[key].dtype.kind != "f":
-                raise ValueError(f"{key}: {a[key].dtype}; allowed are uint8 and floats in [{box[0]:g}, {box[1]:g}]")
+                raise ValueError(f"{key}: {a[key].dtype}; allowed are uint8 and floats in the box")
             checks.floats(key, a[key], box)
     if a["x_train"].shape[1:] != a["x_test"].shape[1:] or a["x_train"].dtype != a["x_test"].dtype:
         test, train = a["x_test"], a["x_train"]

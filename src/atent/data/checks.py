@@ -6,6 +6,7 @@ from typing import TypeVar
 import numpy as np
 
 from atent.messages import unknown
+from atent.threat import Box
 
 T = TypeVar("T")
 
@@ -42,11 +43,18 @@ def every_class(file: object, y: np.ndarray, classes: int) -> None:
         raise ValueError(f"{file}: class {empty} of 0 to {classes - 1} has no training sample")
 
 
-def floats(file: object, x: np.ndarray, box: tuple[float, float]) -> None:
-    """x must be finite and inside the box. `file` is named in the ValueError."""
+def floats(file: object, x: np.ndarray, box: Box) -> None:
+    """x must be finite and inside the box, that of each channel where it has several. `file` is named in the
+    ValueError."""
     finite = np.isfinite(x)
     if not finite.all():
         raise ValueError(f"{file}: {int((~finite).sum())} values are NaN or infinite; all must be finite")
+    if isinstance(box[0], tuple):
+        if len(box[0]) != x.shape[1]:
+            raise ValueError(f"{file}: the box is for {len(box[0])} channels and the inputs have {x.shape[1]}")
+        for channel, pair in enumerate(zip(*box)):
+            floats(f"{file}, channel {channel}", x[:, channel], pair)
+        return
     low, high = float(x.min()), float(x.max())
     if low < box[0] or high > box[1]:
         raise ValueError(f"{file}: values run from {low:g} to {high:g}; floats must be in [{box[0]:g}, {box[1]:g}]")

@@ -17,6 +17,7 @@ from atent.attacks.spec import spell
 from atent.data.described import spans, unspan
 from atent.evaluate.outcomes import bits
 from atent.runs import append_jsonl, read_jsonl
+from atent.threat import Box
 
 _KIND = "atent evaluation, unfinished"
 
@@ -133,7 +134,7 @@ def _contents(model: nn.Module) -> Iterator[str | Tensor]:
         yield tensor
 
 
-def _box(attack: Attack) -> tuple[float, float]:
+def _box(attack: Attack) -> Box:
     return attack.threat.box  # type: ignore[attr-defined]
 
 

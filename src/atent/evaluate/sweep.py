@@ -19,7 +19,7 @@ from atent.evaluate.samples import Checked
 from atent.precision import SearchDtype
 from atent.progress import Advance
 from atent.stats import share
-from atent.threat import Threat, radius
+from atent.threat import Radii, Threat, radius
 
 
 def at_radii(
@@ -28,7 +28,8 @@ def at_radii(
     """Each attack at each radius, by (name, radius), radii ascending.
 
     Only eps changes: a step size that is left out grows with it, one that is set stays. ValueError, in one line, for no
-    attacks, no radii, a radius twice, one that is no number of at least 0, and for two attacks of one name.
+    attacks, no radii, a radius twice, one that is no number of at least 0, for two attacks of one name, and for an
+    attack with an eps for each sample, which a radius for all would replace.
     """
     if not isinstance(attacks, Mapping):
         names = [label(attack) for attack in attacks]
@@ -42,6 +43,9 @@ def at_radii(
     again = next((a for a, b in itertools.pairwise(values) if a == b), None)
     if again is not None:
         raise ValueError(f"radius {again:g} is given twice: leave one out")
+    own = next((name for name, attack in attacks.items() if isinstance(_threat(attack).eps, Radii)), None)
+    if own is not None:
+        raise ValueError(f"a sweep gives all samples one radius, and {own} has an eps for each: give it one number")
     return {
         (name, r): replace(attack, threat=replace(attack.threat, eps=r))  # type: ignore[attr-defined, call-arg]
         for name, attack in attacks.items()

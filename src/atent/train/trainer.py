@@ -14,7 +14,6 @@ import itertools
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,7 @@ class Trainer:
 
     def _place(self, data: Data, threat: Threat | None) -> None:
         """The network, checked, where it trains."""
-        if threat is not None and threat.box != replace(threat, box=data.box).box:
+        if threat is not None and threat.box != Threat("linf", 0.0, data.box).box:
             raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
         if threat is not None:
             threat.check_eps(data.shape)
