@@ -13,7 +13,8 @@ from typing import Any
 from atent import runs as folder
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, spell
-from atent.experiments.pipeline import Job, threat_of
+from atent.experiments.pipeline import Job
+from atent.experiments.target import threat_of
 from atent.runs.checkpoint import STATE
 from atent.threat import Threat
 
