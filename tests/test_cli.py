@@ -517,7 +517,7 @@ def test_checks_are_printed_stored_and_may_be_strict(run_of, capsys, monkeypatch
     asked = {}
 
     def fake(model, x, y, threat, **rest):
-        asked.update(rest, n=len(x), threat=threat)
+        asked.update(rest, n=len(x.x), threat=threat)
         return verdicts
 
     monkeypatch.setattr(judgement, "masking_checks", fake)

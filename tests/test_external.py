@@ -108,7 +108,7 @@ def test_a_file_may_say_what_it_holds_but_not_whose_code_to_run(here, kept):
     ("nowhere", {}, ["nowhere is not a run folder", "module:function"]),
     ("nowhere:build", {}, ["no module named 'nowhere'"]),
     ("strange:absent", {}, ["no attribute 'absent'"]),
-    ("strange:number", {}, ["of type int"]),
+    ("strange:number", {}, ["an int"]),
     ("strange:nothing", {}, ["returned None"]),
     ("strange:seven", {}, ["7 outputs", "10 classes"]),
     ("strange:", {}, ["module:function"]),

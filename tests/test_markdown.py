@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from atent.experiments import certified, comparison, migrate
+from atent.experiments.results import ComparisonFile
 from atent.markdown import table
 from atent.paper import claims
 
@@ -26,7 +27,7 @@ def test_columns_are_aligned_and_a_short_row_is_refused():
 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("comparison.json")), ids=lambda p: p.parent.name)
 def test_comparisons_are_made_again(path):
-    found = migrate.comparison(json.loads(path.read_text()))
+    found = migrate.read(path, ComparisonFile)
     assert cells(comparison.markdown(found)) == cells(path.with_suffix(".md").read_text())
 
 

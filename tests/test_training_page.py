@@ -23,6 +23,8 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     own, *blocks = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     assert own.startswith("# mine.py\n")
     Path("mine.py").write_text(own)
+    # Other tests have a module of this name too.
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     names = {}
     try:
         for code in blocks:
