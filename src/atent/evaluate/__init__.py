@@ -1,5 +1,6 @@
-"""How well a model holds: accuracy under attacks, with intervals, and the checks that say why to believe it."""
+"""How robust a model is: accuracy under attacks, with intervals, and the checks that say why to believe it."""
 
+from atent.evaluate import norms
 from atent.evaluate.evaluation import Evaluation, evaluate, predict, rounds
 from atent.evaluate.masking import CHECKS, Check, masking_checks
 from atent.evaluate.samples import Checked, checked
@@ -13,6 +14,7 @@ __all__ = [
     "checked",
     "evaluate",
     "masking_checks",
+    "norms",
     "predict",
     "rounds",
     "sweep",

@@ -1,0 +1,64 @@
+"""No room imports one that stands above it, so there are no circles between rooms."""
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).parent.parent / "src" / "atent"
+
+# From the ground up; a room may import those of earlier lines.
+ORDER = [
+    ["messages", "progress", "threads", "markdown", "rng", "losses", "sgld", "stats"],
+    ["threat", "guard", "registry"],
+    ["checks", "precision"],
+    ["independence", "models", "optim"],
+    ["runs"],
+    ["data"],
+    ["attacks", "plots"],
+    ["certify"],
+    ["methods", "evaluate"],
+    ["train"],
+    ["integrations", "experiments"],
+    ["testing", "report"],
+    ["paper"],
+    ["cli"],
+    ["__main__"],
+]
+LEVEL = {room: i for i, rooms in enumerate(ORDER) for room in rooms}
+
+
+def rooms_that(path):
+    """The rooms that a file imports, also inside its functions; names of `atent` itself are of no room."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            room = rest.partition(".")[0]
+            if top == "atent" and room in LEVEL:
+                yield room
+
+
+def test_every_room_has_its_place():
+    found = {p.stem if p.is_file() else p.name for p in SOURCE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert found - {"__init__", "__pycache__", "recipes", "py.typed"} == set(LEVEL)
+
+
+def test_no_import_points_up():
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if own in ("__init__", "recipes"):
+            continue
+        wrong += [
+            f"{path.relative_to(SOURCE)} imports {r}" for r in rooms_that(path) if r != own and LEVEL[r] >= LEVEL[own]
+        ]
+    assert not wrong
+
+
+def test_files_are_read_in_one_sitting():
+    long = {str(p.relative_to(SOURCE)): n for p in SOURCE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
