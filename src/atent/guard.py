@@ -35,7 +35,8 @@ def ask(model: nn.Module, x: Tensor) -> Tensor:
     if logits.is_complex():
         raise ValueError(f"the model must return real logits, got {logits.dtype}")
     # Scores may be whole numbers, as votes are.
-    return logits.clone() if logits.is_floating_point() else logits.double()
+    kept: Tensor = logits.clone() if logits.is_floating_point() else logits.double()
+    return kept
 
 
 def _single(model: nn.Module, x: Tensor) -> Any:

@@ -67,7 +67,8 @@ def per_sample(v: Tensor, like: Tensor) -> Tensor:
 
 def l2_norm(d: Tensor) -> Tensor:
     """The l2 norm of each sample, shape (n,), summed in float64: no overflow of the squares, no drift with dim."""
-    return torch.linalg.vector_norm(d.flatten(1), dim=1, dtype=torch.float64).to(d.dtype)
+    norm: Tensor = torch.linalg.vector_norm(d.flatten(1), dim=1, dtype=torch.float64).to(d.dtype)
+    return norm
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Threat:
     def width(self) -> float:
         """Width of the box, that of the widest channel: the unit of every length that has no other."""
         low, high = self.box
-        return high - low if type(low) is float else max(b - a for a, b in zip(low, high))
+        return float(high - low if type(low) is float else max(b - a for a, b in zip(low, high)))
 
     @property
     def span(self) -> tuple[float, float]:
@@ -235,7 +236,8 @@ class Threat:
         # Half a unit in the last place of a coordinate, which grows with the box.
         pixel = 6e-8 * max(abs(first), abs(last))
         limit = eps + pixel if self.norm == "linf" else eps * (1 + 1e-6) + pixel * math.sqrt(x[:1].numel())
-        return inside & (self.distance(x_adv, x) <= limit)
+        found: Tensor = inside & (self.distance(x_adv, x) <= limit)
+        return found
 
 
 def _eps(value: Any) -> float | Radii:
@@ -276,4 +278,5 @@ def unit(grad: Tensor, order: float = 2) -> Tensor:
     largest = flat.abs().amax(1, keepdim=True)
     scaled = flat / torch.where(largest > 0, largest, torch.ones_like(largest))
     norm = torch.linalg.vector_norm(scaled, order, dim=1, keepdim=True)
-    return (scaled / norm.clamp_min(torch.finfo(grad.dtype).tiny)).view_as(grad)
+    made: Tensor = (scaled / norm.clamp_min(torch.finfo(grad.dtype).tiny)).view_as(grad)
+    return made

@@ -218,4 +218,5 @@ class APGD(Attack):
         if runs == 1:
             return done
         pick = done_margin.view(-1, runs).argmax(1)
-        return done.unflatten(0, (-1, runs))[torch.arange(len(pick), device=x.device), pick]
+        chosen: Tensor = done.unflatten(0, (-1, runs))[torch.arange(len(pick), device=x.device), pick]
+        return chosen

@@ -44,7 +44,10 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Attack(metaclass=Settings):
-    """The contract of an attack; a concrete one has a ``threat`` field and a ``search`` method."""
+    """The contract of an attack; a concrete one has a ``search`` method, and its own fields after ``threat``."""
+
+    threat: Threat
+    """What the adversary may change."""
 
     minimum_norm: ClassVar[bool] = False
     """The attack looks for the smallest change: ``search`` returns the smallest adversarial point that it found, x
@@ -70,9 +73,9 @@ class Attack(metaclass=Settings):
 
     def of(self, rows: Tensor) -> Attack:
         """The attack on some of the samples: itself where all have one eps."""
-        threat: Threat = self.threat  # type: ignore[attr-defined]
+        threat: Threat = self.threat
         part = threat.take(rows)
-        return self if part is threat else replace(self, threat=part)  # type: ignore[call-arg]
+        return self if part is threat else replace(self, threat=part)
 
     def parts(self) -> dict[str, Attack]:
         """The attacks that a composite one runs in turn, by name, each on what stands after those before; {}: none."""
@@ -101,7 +104,7 @@ class Attack(metaclass=Settings):
         x_adv = self.search(oracle, x, y, draws)
         if not self.minimum_norm:
             return x_adv
-        threat: Threat = self.threat.take(oracle.rows)  # type: ignore[attr-defined]
+        threat: Threat = self.threat.take(oracle.rows)
         return torch.where(per_sample(threat.contains(x_adv, x), x), x_adv, x)
 
     def __call__(
@@ -161,7 +164,7 @@ class Attack(metaclass=Settings):
             model, x, y, seed, ids, rng, mode, verdict=True, part=part, search_dtype=search_dtype,
             channels_last=channels_last, targeted=targeted, callback=callback,
         )  # fmt: skip
-        threat: Threat = self.threat  # type: ignore[attr-defined]
+        threat: Threat = self.threat
         return Outcome(x_adv, success, threat.distance(x_adv, threat.clamp(x.detach())), forwards, backwards)
 
     def _guarded(
@@ -181,7 +184,7 @@ class Attack(metaclass=Settings):
         targeted: bool = False,
         callback: Callback | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        threat: Threat = self.threat  # type: ignore[attr-defined]
+        threat: Threat = self.threat
         draws: Draws
         if targeted:
             self.check_aims()

@@ -43,7 +43,7 @@ class IFGS(Attack):
     @property
     def resolved_step(self) -> float:
         """The step size in use."""
-        return self._length(float(self.threat.eps))
+        return float(self._length(float(self.threat.eps)))
 
     def _length(self, eps: Any) -> Any:
         return 1.25 * eps / self.steps if self.step_size is None else 0 * eps + self.step_size

@@ -184,7 +184,7 @@ class Langevin(Attack):
 
     def __post_init__(self) -> None:
         check_number("restarts", self.restarts, 1, whole=True)
-        if self.projection == "never":
+        if str(self.projection) == "never":
             raise ValueError("an attack must end in the ball: use projection 'last' or 'every'")
         some = self.threat.eps
         _ = (replace(self, threat=replace(self.threat, eps=max(some))) if isinstance(some, Radii) else self).sampler

@@ -60,10 +60,10 @@ def parse(
     box = threat.box if threat else (0.0, 1.0)
     allowed = bool(values.pop("allow_large_eps", False)) or allow_large_eps or bool(threat and threat.allow_large_eps)
     try:
-        made = cls(threat=Threat(norm, eps, box, allowed), **values)  # type: ignore[call-arg]
+        made = cls(threat=Threat(norm, eps, box, allowed), **values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"attack {text!r}: {error}") from None
-    if made.threat.eps == math.inf and not made.minimum_norm:  # type: ignore[attr-defined]
+    if made.threat.eps == math.inf and not made.minimum_norm:
         small = ", ".join(each for each, kind in attacks.items() if kind.minimum_norm)
         raise ValueError(f"attack {text!r} needs a finite eps, got inf: add eps=..., or use one of {small}")
     return made
@@ -72,7 +72,7 @@ def parse(
 def nested(text: str, threat: Threat) -> Attack:
     """The attack that ``text`` names, as part of another against ``threat``; ValueError under another threat."""
     attack = parse(text, threat, ATTACKS)
-    if attack.threat != threat:  # type: ignore[attr-defined]
+    if attack.threat != threat:
         raise ValueError(f"attack {text!r} has a threat of its own: give norm and eps to the attack around it")
     return attack
 
@@ -113,7 +113,7 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
         if f.name != "threat" and getattr(attack, f.name) != f.default
     ]
     if threat:
-        against: Threat = attack.threat  # type: ignore[attr-defined]
+        against: Threat = attack.threat
         fields += [f"norm={against.norm}", f"eps={against.eps}"]
         fields += ["allow_large_eps=True"] if against.allow_large_eps else []
     return _called(type(attack)) + (f"({', '.join(fields)})" if fields else "")
@@ -204,10 +204,10 @@ def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
 
     ValueError for one attack twice.
     """
-    several = len({a.threat for a in attacks}) > 1  # type: ignore[attr-defined]
+    several = len({a.threat for a in attacks}) > 1
     levels = [
         *([] if several else [[label(a) for a in attacks]]),
-        [f"{label(a)} {show(a.threat)}" for a in attacks],  # type: ignore[attr-defined]
+        [f"{label(a)} {show(a.threat)}" for a in attacks],
         [spell(a, threat=True) for a in attacks],
     ]
     names = []

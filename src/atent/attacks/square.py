@@ -74,7 +74,7 @@ class Square(Attack):
 
     def share(self, query: int) -> float:
         """p: the share of the image that the window of a query (0 .. queries-1) covers."""
-        return self.p_init / 2 ** sum(query * 10_000 // self.queries > end for end in _HALVED)
+        return self.p_init / 2.0 ** sum(query * 10_000 // self.queries > end for end in _HALVED)
 
     def _once(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int) -> Tensor:
         shape, loss = x.shape[1:], oracle.aimed(LOSSES[self.loss])

@@ -35,7 +35,7 @@ def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) 
     boundary  linf: U(-1, 1)^d divided by its largest entry, times eps; l2: as sphere; the start of Auto-PGD
     cube      x + U(-eps, eps)^d, in l2 far outside the ball: the start of the published l2 evaluation
     """
-    eps = threat.lengths(x)
+    eps: float | Tensor = threat.lengths(x)
     if kind == "zero":
         return x
     if kind == "cube" or (kind == "uniform" and threat.norm == "linf"):

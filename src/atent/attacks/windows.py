@@ -154,7 +154,8 @@ def eta(side: int, like: Tensor) -> Tensor:
     hills = [_hill(half, side), _hill(side - half, side)]
     upper, lower = (hill / hill.norm() if hill.numel() else hill for hill in hills)
     pattern = torch.cat([upper, -lower])
-    return (pattern / pattern.norm()).to(like)
+    made: Tensor = (pattern / pattern.norm()).to(like)
+    return made
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,8 @@ def _made(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path} has no {sidecar(path).name} that says how it was made: give a certificate's .csv"
         )
-    return read_json(sidecar(path))["made"]
+    made: dict[str, Any] = read_json(sidecar(path))["made"]
+    return made
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -75,10 +75,11 @@ def compare(
         overrides.append("--allow_large_eps")
     from atent.experiments import compare as room
     from atent.experiments.comparison import caption, layout
+    from atent.experiments.plan import Plan
     from atent.experiments.recipes import job
 
     with show.json_alone(json) as emit:
-        plan = room.Plan(made, tuple(range(first_seed, first_seed + seeds)), tuple(overrides), command)
+        plan = Plan(made, tuple(range(first_seed, first_seed + seeds)), tuple(overrides), command)
         path, found = room.compare(
             plan, runs=runs, name=name, at_once=jobs, build=job, beside=beside, progress=not quiet,
             say=lambda line: print(line, flush=True),

@@ -39,7 +39,7 @@ def craft(
         raise ValueError("no samples to attack: give at least one")
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     ids = numbered(ids, len(x), x.device)
-    attack.threat.check_samples(len(x))  # type: ignore[attr-defined]
+    attack.threat.check_samples(len(x))
     found = []
     for some in torch.arange(len(x), device=x.device).split(batch):
         found.append(attack.of(some).run(model, x[some], y[some], seed=seed, ids=ids[some])[:3])

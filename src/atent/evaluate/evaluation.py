@@ -83,7 +83,8 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; an infinite eps becomes "inf", which `Threat` reads."""
-        return _finite(asdict(self))
+        plain: dict[str, Any] = _finite(asdict(self))
+        return plain
 
 
 def _finite(value: Any) -> Any:
@@ -175,12 +176,12 @@ def evaluate(
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     named = dict(attacks) if isinstance(attacks, Mapping) else labelled(attacks)
     check_names(named)
-    boxes = {a.threat.box for a in named.values()}  # type: ignore[attr-defined]
+    boxes = {a.threat.box for a in named.values()}
     samples = checked(model, x, y, ids, boxes)
     x, y, ids = samples.x, samples.y, samples.ids
     for attack in named.values():
-        attack.threat.check_eps(x.shape[1:])  # type: ignore[attr-defined]
-        attack.threat.check_samples(len(x))  # type: ignore[attr-defined]
+        attack.threat.check_eps(x.shape[1:])
+        attack.threat.check_samples(len(x))
     if cascade:
         named = dict(sorted(named.items(), key=lambda item: item[1].passes))
     if search_dtype is not None:
@@ -255,7 +256,7 @@ class _Trial:
                 parts[part] = self._told(met, standing)
         result = {
             "attack": spell(attack),
-            "threat": attack.threat.plain(),  # type: ignore[attr-defined]
+            "threat": attack.threat.plain(),
             "settings": plain(attack),
             # A sample that several parts met was attacked once.
             **self._told(whole, standing) | {"attacked": int(before.sum())},

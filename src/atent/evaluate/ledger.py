@@ -135,7 +135,7 @@ def _contents(model: nn.Module) -> Iterator[str | Tensor]:
 
 
 def _box(attack: Attack) -> Box:
-    return attack.threat.box  # type: ignore[attr-defined]
+    return attack.threat.box
 
 
 def _hash(*parts: str | Tensor) -> str:

@@ -68,7 +68,7 @@ class Probe:
 
     def stands_all(self) -> Tensor:
         """Which samples stand under every attack that was run within the threat, bool (n,)."""
-        runs = [stands for attack, stands, _ in self._done.values() if attack.threat == self.threat]  # type: ignore[attr-defined]
+        runs = [stands for attack, stands, _ in self._done.values() if attack.threat == self.threat]
         return torch.stack(runs).all(0)
 
     def gradient(self, loss: Loss) -> Tensor:
@@ -83,8 +83,8 @@ def probe(
     """The probe for at most `SAMPLES` of the samples; ValueError, in one line, for what cannot be judged."""
     if not 0 < float(threat.eps) < math.inf:
         raise ValueError(f"masking checks need a finite eps above 0, got {threat.eps}")
-    if attack.threat != threat:  # type: ignore[attr-defined]
-        raise ValueError(f"the attack's threat is {attack.threat}, the checks' is {threat}: give both the same one")  # type: ignore[attr-defined]
+    if attack.threat != threat:
+        raise ValueError(f"the attack's threat is {attack.threat}, the checks' is {threat}: give both the same one")
     batch, seed = check_number("batch", batch, 1, whole=True), narrow(check_seed(seed))
     samples = checked(model, x, y, ids, {threat.box})
     x, y, ids = samples.x, samples.y, samples.ids

@@ -47,7 +47,7 @@ def at_radii(
     if own is not None:
         raise ValueError(f"a sweep gives all samples one radius, and {own} has an eps for each: give it one number")
     return {
-        (name, r): replace(attack, threat=replace(attack.threat, eps=r))  # type: ignore[attr-defined, call-arg]
+        (name, r): replace(attack, threat=replace(attack.threat, eps=r))
         for name, attack in attacks.items()
         for r in values
     }
@@ -109,4 +109,4 @@ def sweep(
 
 
 def _threat(attack: Attack) -> Threat:
-    return attack.threat  # type: ignore[attr-defined]
+    return attack.threat

@@ -59,7 +59,7 @@ def evaluate_target(
     _check_request(target, radii, checks)
     model, attacks, settings = target.model, target.attacks, target.settings
     x, y, ids = target.test()
-    boxes = {a.threat.box for a in attacks.values()} | ({target.threat.box} if checks and target.threat else set())  # type: ignore[attr-defined]
+    boxes = {a.threat.box for a in attacks.values()} | ({target.threat.box} if checks and target.threat else set())
     known = checked(model, x, y, ids, boxes)
     how = _how(settings) | {"search_dtype": search_dtype}
     parts = [partial, partial.with_suffix(".sweep" + partial.suffix)] if partial else [None, None]
@@ -71,7 +71,7 @@ def evaluate_target(
         with bar(samples * len(radii), "radii", enabled=progress) as advance:
             content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **how)
     if checks and target.threat is not None:
-        own = [a for a in attacks.values() if a.threat == target.threat]  # type: ignore[attr-defined]
+        own = [a for a in attacks.values() if a.threat == target.threat]
         strongest = max(own, key=lambda attack: attack.passes, default=None)
         made = masking_checks(
             model, known, None, target.threat, attack=strongest, seed=settings.seed, batch=settings.batch
@@ -91,7 +91,7 @@ def _check_request(target: Target, radii: Sequence[float | str], checks: bool) -
         raise ValueError("the checks need a threat: give --norm and --eps")
     if checks and target.threat is not None and target.threat.eps == math.inf:
         raise ValueError("the checks need a finite eps, got inf: give --eps")
-    norms = sorted({a.threat.norm for a in target.attacks.values()})  # type: ignore[attr-defined]
+    norms = sorted({a.threat.norm for a in target.attacks.values()})
     if radii and len(norms) > 1:
         raise ValueError(f"--radii are of one norm, the attacks have {' and '.join(norms)}: leave some out")
     if radii:
@@ -145,7 +145,7 @@ def adversarial(target: Target, *, progress: bool = True) -> tuple[dict[str, Ten
         **target.about,
         "data": target.samples(),
         "attack": spell(attack),
-        "threat": {**attack.threat.plain(), "eps": str(attack.threat.eps)},  # type: ignore[attr-defined]
+        "threat": {**attack.threat.plain(), "eps": str(attack.threat.eps)},
         "provenance": folder.provenance(seed=settings.seed, device=x.device),
     }
     return made, about

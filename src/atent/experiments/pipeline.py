@@ -104,7 +104,7 @@ def run_job(
     allowed = job.evaluate.allow_large_eps
     attacks = labelled([parse(text, threat, ATTACKS, allow_large_eps=allowed) for text in job.evaluate.attacks])
     for attack in attacks.values():
-        attack.threat.check_eps(data.shape)  # type: ignore[attr-defined]
+        attack.threat.check_eps(data.shape)
     if saved:
         model = saved.model
     else:

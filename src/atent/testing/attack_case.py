@@ -31,7 +31,7 @@ class Case:
 
     @property
     def threat(self) -> Threat:
-        return self.attack.threat  # type: ignore[attr-defined, no-any-return]
+        return self.attack.threat
 
     def at(self, dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
         """A copy of the network, and the inputs, in another precision."""
@@ -62,7 +62,7 @@ class Case:
 
 def under(attack: Attack, threat: Threat) -> Attack:
     """The same attack under another threat."""
-    return dataclasses.replace(attack, threat=threat)  # type: ignore[call-arg]
+    return dataclasses.replace(attack, threat=threat)
 
 
 def within(threat: Threat, x_adv: Tensor, x: Tensor, eps: float, where: str = "") -> None:

@@ -318,7 +318,7 @@ def _smallest(case: Case) -> None:
         moved = (out.x_adv != x).flatten(1).any(1)
         for row in (moved & (wrong | ~out.success)).nonzero().flatten().tolist():
             state = "was wrong already" if wrong[row] else "is still correctly classified"
-            require(False, f"a change of sample {row}, which {state}, at eps {attack.threat.eps:g}", "x itself")  # type: ignore[attr-defined]
+            require(False, f"a change of sample {row}, which {state}, at eps {attack.threat.eps:g}", "x itself")
 
 
 # ---- what it costs, and what it refuses ------------------------------------------------------------------

@@ -78,7 +78,7 @@ def check_refused(kind: str, attack: Attack, model: nn.Module, x: Tensor, y: Ten
     bad = BAD[kind]
     with torch.no_grad():
         classes = int(model(x[:2].clone()).shape[1])
-    x, y = bad.x(x, attack.threat.box), bad.y(y, classes)  # type: ignore[attr-defined]
+    x, y = bad.x(x, attack.threat.box), bad.y(y, classes)
     keywords = bad.given(len(x) if x.dim() else 1)
     model = bad.model(copy.deepcopy(model)).train()
     found = Found(model)

@@ -28,7 +28,7 @@ class Validation:
         wanted = spec.lower() != "none" and threat is not None
         self.attacks: dict[str, Attack] = {"robust": parse(spec, threat, ATTACKS)} if wanted else {}
         for attack in self.attacks.values():
-            attack.threat.check_eps(data.shape)  # type: ignore[attr-defined]
+            attack.threat.check_eps(data.shape)
         self.seed = settings.seed
         select = settings.select
         if select == "robust" and not wanted:
