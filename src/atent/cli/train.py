@@ -199,6 +199,8 @@ def _verdict(robust: EvaluationFile, plain: EvaluationFile) -> int:
     name = next(n for n, a in robust.attacks.items() if a.attack.startswith("PGD"))
     low, high = robust.attacks[name].robust.low, plain.attacks[name].robust.high
     won = low > high
-    sign, text = (">", "more robust than plain training") if won else ("<=", "NOT shown to be more robust")
-    print(f"\n{name}: lower limit {100 * low:.1f} % {sign} {100 * high:.1f} %, the plain model's upper limit: {text}.")
+    sign, text = (">", "more robust than standard training") if won else ("<=", "NOT shown to be more robust")
+    print(
+        f"\n{name}: lower limit {100 * low:.1f} % {sign} {100 * high:.1f} %, the standard model's upper limit: {text}."
+    )
     return 0 if won else 1
