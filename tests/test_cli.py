@@ -352,6 +352,20 @@ def test_completion_in_bash(tmp_path):
     assert done.stdout.split() == ["certify", "--alpha"], done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--seed", "x"], "--seed must be a whole number, got 'x'"),
+        (["--limit", "q"], "--limit must be a whole number or all, got 'q'"),
+        (["--norm", "l1"], "--norm must be one of"),
+    ],
+)
+def test_a_value_of_another_type_is_said_in_words(words, line, capsys):
+    err = refused(capsys, "evaluate", "run", *words)
+    assert line in err
+    assert "None" not in err
+
+
 def test_an_unknown_shell_is_one_line(capsys):
     assert "use bash, zsh or fish" in refused(capsys, "--show-completion", "tcsh")
 

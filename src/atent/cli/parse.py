@@ -114,11 +114,20 @@ def _reason(event: Any) -> str:
         names = [_shown(context.arg) for context in event.missing_arguments]
         return f"{', '.join(names)} is missing: see `{event.prog} --help`"
     if kind == "InvalidChoice":
-        return f"{event.argument.display_name()} must be one of {', '.join(event.choices)}, got {event.value!r}"
+        choices = ", ".join(choice for choice in event.choices if choice != "None")
+        return f"{event.argument.display_name()} must be one of {choices}, got {event.value!r}"
     if kind == "BadValue":
         return f"{event.argument.display_name()} needs a value: see `{event.prog} --help`"
     if kind == "InstantiationFailure":
         text = " ".join(str(event.message).split())
+        # The parser tries the types of a union one after the other, and tells of each.
+        tried = re.match(r"no type matching \S+ could be instantiated from \['(.*?)'\]", text)
+        if tried:
+            metavar = str(event.argument.lowered.metavar).replace("{None}|", "")
+            wanted = " or ".join(
+                {"N": "a whole number", "X": "a number"}.get(part, part) for part in metavar.split("|")
+            )
+            return f"{event.argument.display_name()} must be {wanted}, got {tried[1]!r}"
         name = event.argument.display_name() if event.argument is not None else ""
         return text if name and name in text else f"{name}: {text}".removeprefix(": ")
     return f"the command line is not understood ({kind}): see `{event.prog} --help`"
