@@ -366,6 +366,12 @@ def test_a_value_of_another_type_is_said_in_words(words, line, capsys):
     assert "None" not in err
 
 
+def test_none_is_a_name_and_a_list_needs_a_value(capsys):
+    assert given("train", "digits-linf-pgdat", "--name", "none")["name"] == "none"
+    assert "--attacks needs a value" in refused(capsys, "evaluate", "run", "--attacks", "--quiet")
+    assert "--attacks needs a value" in refused(capsys, "evaluate", "run", "--attacks")
+
+
 def test_an_unknown_shell_is_one_line(capsys):
     assert "use bash, zsh or fish" in refused(capsys, "--show-completion", "tcsh")
 
@@ -516,7 +522,7 @@ def test_radii_give_rows_and_a_picture(run_of, capsys):
     assert "each attack alone, by radius" in out
     assert "radius must be finite" in refused(capsys, "evaluate", "run", *CHEAP, "--radius", "-1/2")
     two = ["--attacks", "FGSM", "PGD(norm=l2, eps=1)", "--radius", "0.1", "--quiet"]
-    assert "--radii are of one norm, the attacks have l2 and linf" in refused(capsys, "evaluate", "run", *two)
+    assert "--radius is of one norm, the attacks have l2 and linf" in refused(capsys, "evaluate", "run", *two)
     assert not list(run_of.glob("*.partial*"))
 
 

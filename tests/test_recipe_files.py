@@ -218,3 +218,12 @@ def test_a_run_made_under_a_former_name_is_that_of_the_table():
     found = {t.name: t for scale in SCALES.values() for t in table_s2(scale).trainings()}
     for former, name in RENAMED.items():
         assert found[former].recipe == name
+
+
+def test_another_method_keeps_the_fields_that_it_has(write, capsys):
+    write("mine.toml", 'extends = "mnist-l2-atent"\n[method]\nname = "PGDAT"\n')
+    found, whole = read_recipe("mine.toml"), read_recipe("mnist-l2-atent")
+    assert found["method"]["threat"] == whole["method"]["threat"]
+    assert "gamma" not in found["method"]
+    assert "PGDAT has no variant, gamma" in capsys.readouterr().err
+    assert type(job(found, "mine").method).__name__ == "PGDAT"

@@ -509,3 +509,17 @@ def test_the_decorators_of_the_page_exist():
         for part in name.split("."):
             register = getattr(register, part)
         assert register.__self__.package == room.replace("/", ".")
+
+
+@pytest.mark.parametrize(
+    ("check", "given", "got"),
+    [
+        (check_attack, PGD, "got the class PGD"),
+        (check_attack, "PGD", "got a str"),
+        (check_method, PGDAT, "got the class PGDAT"),
+        (check_method, PGD(Threat("linf", 0.1)), "got a PGD"),
+    ],
+)
+def test_what_is_no_instance_of_its_kind_is_one_line(check, given, got):
+    with pytest.raises(ValueError, match=got):
+        check(given)

@@ -19,6 +19,7 @@ from atent.optim import Optimizer, Schedule, lr_factor
 from atent.threat import Threat
 from atent.train import Diverged, Interrupted, TrainSettings, fit, load_weights
 from atent.train import load as load_run
+from atent.train.callbacks import Callback
 
 LINF = Threat("linf", 0.1)
 
@@ -494,3 +495,25 @@ def test_metrics_are_json(digits, tmp_path):
     train(digits, tmp_path / "run", epochs=1)
     for line in (tmp_path / "run" / folder.METRICS).read_text().splitlines():
         assert isinstance(json.loads(line), dict)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"method": "PGDAT"}, "method is 'PGDAT'"),
+        ({"method": PGDAT}, "method is PGDAT"),
+        ({"settings": {"epochs": 3}}, "settings is a dict, fit needs a TrainSettings"),
+        ({"optimizer": "SGD"}, "optimizer is a str, fit needs a Optimizer"),
+        ({"callbacks": Callback()}, "callbacks is one Callback: give a list"),
+    ],
+)
+def test_arguments_of_another_type_are_one_line(wrong, line):
+    given = {"method": Standard(), **wrong}
+    with pytest.raises(ValueError, match=line):
+        fit(nn.Linear(4, 2), load(DataSettings("digits", limit=40)), **given)
+
+
+@pytest.mark.parametrize("epochs", [1.5, "3"])
+def test_epochs_are_whole_numbers(epochs):
+    with pytest.raises(ValueError, match="epochs must be a whole number"):
+        TrainSettings(epochs=epochs)

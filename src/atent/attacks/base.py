@@ -65,11 +65,11 @@ class Attack(metaclass=Settings):
     @property
     def passes(self) -> int:
         """The most forwards and backwards together that one sample can cost, the verdict's forward included."""
-        raise TypeError(f"{type(self).__name__} is a contract: use one of the attacks in atent.attacks")
+        raise TypeError(f"{type(self).__name__} has no passes: define how many one sample can cost at most")
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
-        raise TypeError(f"{type(self).__name__} is a contract: use one of the attacks in atent.attacks")
+        raise TypeError(f"{type(self).__name__} has no search: define search(oracle, x, y, draws)")
 
     def of(self, rows: Tensor) -> Attack:
         """The attack on some of the samples: itself where all have one eps."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from atent.cli.parse import documented, parsed
 from atent.cli.words import help_wanted, options_of, spelled
-from atent.experiments.recipe_files import SECTIONS, UsageError, read_recipe
+from atent.experiments.recipe_files import SECTIONS, UsageError, read_recipe, with_method
 from atent.experiments.recipes import job
 
 if typing.TYPE_CHECKING:
@@ -66,17 +66,12 @@ def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
         name = words[at + 1]
     try:
         cls = METHODS.find(name)
-        known = {f.name for f in dataclasses.fields(cls)}
     except ValueError as error:
         raise UsageError(f"--method.name: {error}") from None
-    old = tables["method"]
-    if name != old["name"]:
-        dropped = [k for k in old if k not in known and k != "name"]
+    if name != tables["method"]["name"]:
         if not may_perturb(cls) and tables.get("train", {}).pop("awp", None):
-            dropped.append("awp")
-        if dropped:
-            print(f"atent: {name} has no {', '.join(dropped)}: left out of the recipe's method", file=sys.stderr)
-        tables["method"] = {"name": name, **{k: v for k, v in old.items() if k in known}}
+            print(f"atent: {name} takes no awp: left out of the recipe", file=sys.stderr)
+        tables["method"] = with_method(tables["method"], name)
     return words[:at] + words[at + (1 if equals else 2) :]
 
 

@@ -6,12 +6,10 @@ and its help (by tyro). Parameters that are dataclasses marked `Flat` give their
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import inspect
 import io
-import itertools
 import os
 import re
 import shutil
@@ -24,6 +22,7 @@ from typing import Annotated, Any
 import tyro
 
 from atent.cli.words import help_wanted, is_hidden, negated, options_of, spelled
+from atent.docstrings import field_docs
 from atent.experiments.recipe_files import UsageError
 from atent.messages import unknown
 
@@ -74,7 +73,7 @@ def read(
     held.__doc__ = _joined(inspect.getdoc(command) or "")
     words = spelled(words, known, renamed=renamed)
     classes = [kind for kind in typing.get_type_hints(command).values() if dataclasses.is_dataclass(kind)]
-    with _documented(typing.cast("list[type]", classes)) if help_wanted(words) else contextlib.nullcontext():
+    with documented(typing.cast("list[type]", classes)) if help_wanted(words) else contextlib.nullcontext():
         given = parsed(held, words, prog, known, meant=meant or {})
     return {name: value for name, value in given.items() if not is_hidden(hints[name])}
 
@@ -216,7 +215,7 @@ def _is_heading(doc: str, line: str) -> bool:
 
 
 @contextlib.contextmanager
-def _documented(classes: list[type]) -> Iterator[None]:
+def documented(classes: list[type]) -> Iterator[None]:
     """The classes with docstrings from which tyro takes the help of their fields, each a line that it can wrap."""
     before = {cls: cls.__doc__ for cls in _all_of(classes)}
     try:
@@ -230,38 +229,12 @@ def _documented(classes: list[type]) -> Iterator[None]:
             cls.__doc__ = doc
 
 
-documented = _documented
-
-
 def _all_of(classes: list[type]) -> list[type]:
     """The dataclasses and those of their fields."""
     out: list[type] = []
     for cls in classes:
         inside = [k for k in typing.get_type_hints(cls).values() if isinstance(k, type) and dataclasses.is_dataclass(k)]
         out += [c for c in (cls, *_all_of(inside)) if c not in out]
-    return out
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, as one line; those of its bases first."""
-    out: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        try:
-            source = textwrap.dedent(inspect.getsource(base))
-        except (OSError, TypeError):
-            continue
-        body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
-        for field, below in itertools.pairwise(body):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-                and isinstance(below.value.value, str)
-            ):
-                out[field.target.id] = " ".join(below.value.value.split())
     return out
 
 

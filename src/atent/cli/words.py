@@ -66,6 +66,13 @@ def _unwrapped(hint: Any) -> tuple[Any, list[Any]]:
     return hint, marks
 
 
+def _optional(kind: Any) -> Any:
+    """The type of an option beside None."""
+    parts = [part for part in typing.get_args(kind) if part is not type(None)]
+    is_union = typing.get_origin(kind) in (typing.Union, UnionType)
+    return parts[0] if is_union and len(parts) == 1 else kind
+
+
 def is_hidden(hint: Any) -> bool:
     """Whether a parameter is none of the command line's: the command is given it otherwise."""
     return tyro.conf.Suppress in _unwrapped(hint)[1]
@@ -102,6 +109,9 @@ def spelled(
         option = _option(head, renamed or {}, sections)
         following = words[i + 1] if not equals and i + 1 < len(words) else None
         out.append(option)
+        wants_values = typing.get_origin(_optional(known.get(option))) is tuple
+        if wants_values and not equals and (following is None or following.startswith("--")):
+            raise UsageError(f"{option} needs a value")
         if equals:
             _add_value(out, tail, known)
         elif _is_tristate(known.get(option)) and (following is None or following.startswith("-")):
@@ -137,8 +147,11 @@ def _add_value(out: list[str], word: str, known: dict[str, Any]) -> None:
         out.append(word)
     elif _LIMIT.fullmatch(option):
         out.append(_ALL.get(word, word))
-    else:
+    elif "." in option or word in ("true", "false"):
         out.append(_PLAIN.get(word, word))
+    else:
+        # A command's own options are left out for none: the word is a name like any other.
+        out.append(word)
 
 
 def split_sections(words: list[str]) -> tuple[list[str], list[str]]:

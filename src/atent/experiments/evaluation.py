@@ -93,9 +93,10 @@ def _check_request(target: Target, radii: Sequence[float | str], checks: bool) -
         raise ValueError("the checks need a finite eps, got inf: give --eps")
     norms = sorted({a.threat.norm for a in target.attacks.values()})
     if radii and len(norms) > 1:
-        raise ValueError(f"--radii are of one norm, the attacks have {' and '.join(norms)}: leave some out")
+        raise ValueError(f"--radius is of one norm, the attacks have {' and '.join(norms)}: leave some out")
     if radii:
-        at_radii(target.attacks, radii)
+        for attack in at_radii(target.attacks, radii).values():
+            attack.threat.check_eps(target.data.shape)
 
 
 def _how(settings: EvaluateSettings) -> dict[str, Any]:

@@ -7,6 +7,7 @@ merge key by key; an inline table is one value. ``drop = ["train.minutes"]`` tak
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import sys
@@ -112,7 +113,25 @@ def _resolved(name: str, file: Traversable, children: tuple[str, ...]) -> Tables
         if key not in made.get(section, {}):
             raise UsageError(f"recipe {name}: drop names {path!r}, which it does not inherit")
         made[section] = {k: v for k, v in made[section].items() if k != key}
+    name_above, name_own = (part.get("method", {}).get("name") for part in (made, own))
+    if name_above and name_own and name_own != name_above:
+        made["method"] = with_method(made["method"], name_own)
     return _merged(made, own)
+
+
+def with_method(section: Tables, name: str) -> Tables:
+    """A recipe's method replaced by another: the fields stay that the other has too, and the rest are reported."""
+    # The one question about a recipe that needs the methods themselves.
+    from atent.methods import METHODS
+
+    try:
+        known = {field.name for field in dataclasses.fields(METHODS.find(name))}
+    except ValueError:  # an unknown method is reported where the job is made
+        return section
+    dropped = [key for key in section if key not in known and key != "name"]
+    if dropped:
+        print(f"atent: {name} has no {', '.join(dropped)}: left out of the recipe's method", file=sys.stderr)
+    return {"name": name, **{key: value for key, value in section.items() if key in known}}
 
 
 def _tables(name: str, file: Traversable) -> Tables:

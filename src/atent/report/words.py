@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 from atent.attacks.spec import show
+from atent.docstrings import field_docs
 from atent.methods import METHODS
 from atent.threat import Threat
 
@@ -45,16 +43,9 @@ def method(name: str) -> str:
 def meanings(name: str) -> dict[str, str]:
     """What each field of a training method is, from the line below it in its source."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(METHODS.find(name)))).body[0]
-    except (OSError, SyntaxError, ValueError):
+        return field_docs(METHODS.find(name))
+    except ValueError:
         return {}
-    body = tree.body if isinstance(tree, ast.ClassDef) else []
-    return {
-        field.target.id: " ".join(doc.value.value.split())
-        for field, doc in pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
-    }  # fmt: skip
 
 
 def value(v: Any) -> str:

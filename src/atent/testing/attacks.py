@@ -58,6 +58,7 @@ def check_attack(
     >>> "the result is in the box" in check_attack(PGD(Threat("linf", 0.1), steps=3))
     True
     """
+    networks.check_instance("check_attack", "PGD", attack, "run")
     threat = getattr(attack, "threat", None)
     box = threat.box if isinstance(threat, Threat) else (0.0, 1.0)
     if isinstance(threat, Threat) and isinstance(threat.eps, Radii):

@@ -117,6 +117,7 @@ def check_method(
     >>> "metrics are tensors on the device" in check_method(PGDAT(Threat("linf", 0.1), steps=3))
     True
     """
+    networks.check_instance("check_method", "PGDAT", method, "backward")
     own = networks.given(model, x, y)
     if own is None:
         plain, labels = networks.network(batch_norm=False), torch.arange(8) % networks.CLASSES

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atent.checks import Settings
 from atent.testing.contract import require
 
 CLASSES = 5
@@ -202,3 +203,12 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple | list) and isinstance(b, tuple | list):
         return len(a) == len(b) and all(same(v, w) for v, w in zip(a, b))
     return bool(a == b)
+
+
+def check_instance(function: str, example: str, given: object, needs: str) -> None:
+    """ValueError, in one line, for a class or a name in place of an instance, and for one of another contract, which
+    has not the function ``needs``."""
+    of_another = isinstance(type(given), Settings) and not hasattr(given, needs)
+    if isinstance(given, type | str) or of_another:
+        name = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+        raise ValueError(f"{function} takes an instance such as {example}(Threat('linf', 0.1)), got {name}")

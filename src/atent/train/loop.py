@@ -69,6 +69,16 @@ def fit(
             f"data is a {type(data).__name__}, fit needs Data: make it by atent.data.from_tensors(x_train, y_train,"
             " x_test, y_test), of DataLoaders by from_tensors(*collect(train_loader), *collect(test_loader))"
         )
+    if not isinstance(method, Method):
+        given = method.__name__ if isinstance(method, type) else repr(method)
+        raise ValueError(f"method is {given}, fit needs a method such as atent.methods.PGDAT(Threat('linf', 8/255))")
+    for name, value, kind in (
+        ("settings", settings, TrainSettings), ("optimizer", optimizer, Optimizer), ("schedule", schedule, Schedule),
+    ):  # fmt: skip
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} is a {type(value).__name__}, fit needs a {kind.__name__}: {kind.__name__}(...)")
+    if isinstance(callbacks, Callback):
+        raise ValueError(f"callbacks is one {type(callbacks).__name__}: give a list of them")
     wrong = next((c for c in callbacks if not isinstance(c, Callback)), None)
     if wrong is not None:
         raise ValueError(f"callbacks has a {type(wrong).__name__}: derive it from atent.train.Callback")

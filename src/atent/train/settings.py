@@ -72,7 +72,9 @@ class TrainSettings(metaclass=Settings):
     def __post_init__(self) -> None:
         if everything(self.validate_limit) is None:
             object.__setattr__(self, "validate_limit", 0)
-        for name in ("epochs", "batch_size", "validate_every", "validations", "watch_limit", "watch_steps"):
+        for name in ("epochs", "batch_size", "validate_every", "validations", "watch_steps"):
+            check_number(name, getattr(self, name), 1, whole=True)
+        for name in ("watch_limit",):
             value = everything(getattr(self, name))
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
