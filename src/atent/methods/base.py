@@ -66,7 +66,7 @@ class Method(metaclass=Settings):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
         """The scalar to descend, and metrics."""
-        raise TypeError(f"{type(self).__name__} has no loss: define loss(model, x, y, aux)")
+        raise TypeError(f"{type(self).__name__} has no loss: define loss(model, x, y, aux), see the contract Method")
 
     def backward(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
