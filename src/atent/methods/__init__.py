@@ -5,6 +5,7 @@ from atent.methods.awp import AWP, Perturbation
 from atent.methods.base import METHODS, Method, method
 from atent.methods.crown_ibp import CROWNIBP
 from atent.methods.dual import Dual
+from atent.methods.embedding import EmbeddingRegularised, EmbeddingTerm
 from atent.methods.fgsm_rs import FGSMRS
 from atent.methods.free import Free
 from atent.methods.gaussian import Gaussian
@@ -18,8 +19,8 @@ from atent.methods.trades_smoothing import TRADESSmoothing
 
 # A new method is one new file with the decorator `method`; the names above are for readers and type checkers.
 __all__ = [
-    "ATENT", "AWP", "CROWNIBP", "FGSMRS", "MART", "METHODS", "MMA", "PGDAT", "TRADES", "Dual", "Free", "Gaussian",
-    "Method", "Perturbation", "SmoothAdv", "Standard", "TRADESSmoothing", "method",
+    "ATENT", "AWP", "CROWNIBP", "FGSMRS", "MART", "METHODS", "MMA", "PGDAT", "TRADES", "Dual", "EmbeddingRegularised",
+    "EmbeddingTerm", "Free", "Gaussian", "Method", "Perturbation", "SmoothAdv", "Standard", "TRADESSmoothing", "method",
 ]  # fmt: skip
 
 

@@ -267,6 +267,11 @@ class ATENT(Method):
         metrics = self._metrics(logits, z, x, y) | self._tilt(aux, progress)
         return self._total(value, clean, y), metrics | self._clean_metrics(value, clean, y)
 
+    def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        """The last iterates of the chains."""
+        iterates: list[Tensor] = aux.iterates if isinstance(aux, Samples) else aux
+        return iterates[-1]
+
     def descend(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, weight: float = 1.0,
         state: State | None = None,

@@ -103,6 +103,12 @@ class AWP(Method):
     ) -> tuple[Tensor, Metrics]:
         return self.method.loss(model, x, y, aux, progress=progress, state=state)
 
+    def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        return self.method.points(x, aux)
+
+    def diverged(self, state: State | None) -> str | None:
+        return self.method.diverged(state)
+
     def backward(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
@@ -203,8 +209,3 @@ def plain(method: Method) -> dict[str, Any]:
     threat = getattr(method, "threat", None)
     against = {"threat": threat.plain()} if threat is not None else {}
     return {"name": METHODS.name_of(type(method)), **asdict(method), **against}
-
-
-def title(method: Method, awp: Perturbation) -> str:
-    """The name of a method for tables: TRADES, or TRADES-AWP."""
-    return f"{type(method).__name__}{'-AWP' if awp.gamma else ''}"
