@@ -54,7 +54,9 @@ def blocks_by_hand(model, x):
 
     def norm(z, name):
         centred = z - z.mean(-1, keepdim=True)
-        return centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * p[f"{name}.weight"] + p[f"{name}.bias"]
+        )
 
     def dense(z, name):
         return z @ p[f"{name}.weight"].T + p[f"{name}.bias"]
