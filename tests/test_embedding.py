@@ -58,7 +58,7 @@ def test_mmd_is_its_definition():
 
 @pytest.mark.parametrize("shift", [0.0, 0.8])
 def test_mmd_of_two_gaussians_is_the_closed_form(shift):
-    """MMD^2 = 2 (h^2 / (h^2 + 2))^(d/2) (1 - exp(-|mu|^2 / (2 (h^2 + 2)))), within 4 standard errors of 40 estimates."""
+    """MMD^2 = 2 (h^2 / (h^2 + 2))^(d/2) (1 - exp(-|mu|^2 / (2 (h^2 + 2)))), within 4 standard errors."""
     d, h = 4, 1.5
     mean = torch.full((d,), shift / d**0.5, dtype=torch.float64)
     wanted = 2 * (h**2 / (h**2 + 2)) ** (d / 2) * (1 - math.exp(-(shift**2) / (2 * (h**2 + 2))))
@@ -185,11 +185,16 @@ def test_weight_zero_is_the_method_bit_for_bit(method):
     assert a.keys() == b.keys()
 
 
-@pytest.mark.parametrize("divergence", ["mmd", "discriminator"])
 @pytest.mark.parametrize(
-    "method",
-    [PGDAT(LINF, steps=2), ATENT(LINF, steps=2), Standard(), Gaussian(0.1), MMA(Threat("l2", 0.5))],
-    ids=lambda m: type(m).__name__,
+    ("method", "divergence"),
+    [
+        (PGDAT(LINF, steps=1), "mmd"),
+        (PGDAT(LINF, steps=1), "discriminator"),
+        (ATENT(LINF, steps=2), "discriminator"),
+        (Gaussian(0.1), "mmd"),
+        (MMA(Threat("l2", 0.5), steps=2), "mmd"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
 def test_it_keeps_the_contract(method, divergence):
     term = EmbeddingTerm(0.3, divergence, width=8, depth=1, lr=0.01)
@@ -315,7 +320,7 @@ def test_a_diverging_discriminator_is_one_line(digits):
     ("given", "line"),
     [
         ({"weight": -1}, "weight .of embedding. must be at least 0"),
-        ({"weight": 1, "divergence": "wasserstein"}, "divergence 'wasserstein' is not known: use one of mmd, discriminator"),
+        ({"weight": 1, "divergence": "wasserstein"}, "divergence 'wasserstein' is not known: use one of mmd"),
         ({"weight": 1, "sigma": 0}, "sigma .of embedding. must be above 0"),
         ({"weight": 1, "ramp": 2}, "in .0, 1., got 2"),
         ({"weight": 1, "depth": -1}, "depth .of the discriminator. must be at least 0"),

@@ -1,12 +1,15 @@
 """Vision transformers: the layout against transformers and timm, gradients, refusals, and what runs on them."""
 
 import copy
+import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_models import refuses
+from test_models import COUNTS, refuses
 from torch import nn
 
 from atent import Threat, load
@@ -151,26 +154,25 @@ def classical_names(state):
     return out
 
 
-@pytest.mark.parametrize("layout", ["timm", "transformers"])
-def test_published_files_load_with_a_layer_that_normalises(layout, tmp_path):
-    source = build("vit_tiny", shape=(1, 8, 8), patch=2)
-    state = {k: v.clone() for k, v in source.state_dict().items()}
-    if layout == "transformers":
-        small_state = {k: v.clone() for k, v in small().state_dict().items()}
-        save_file(classical_names(small_state), tmp_path / "file.safetensors")
-        model = nn.Sequential(nn.Identity(), small())
-        load_weights(model, tmp_path / "file.safetensors")
-        assert all(torch.equal(v, small_state[k]) for k, v in model[1].state_dict().items())
-        return
-    save_file(state, tmp_path / "file.safetensors")
-    model = build("vit_tiny", shape=(1, 8, 8), patch=2, normalize=((0.5,), (0.25,))).eval()
+def test_files_of_transformers_load_into_a_network_inside_another(tmp_path):
+    state = {k: v.clone() for k, v in small().state_dict().items()}
+    save_file(classical_names(state), tmp_path / "file.safetensors")
+    model = nn.Sequential(nn.Identity(), small())
+    load_weights(model, tmp_path / "file.safetensors")
+    assert all(torch.equal(v, state[k]) for k, v in model[1].state_dict().items())
+
+
+def test_files_of_timm_load_beside_a_layer_that_normalises(tmp_path):
+    given = {"shape": (1, 8, 8), "patch": 2}
+    source, model = build("vit_tiny", **given).eval(), build("vit_tiny", **given, normalize=((0.5,), (0.25,))).eval()
+    save_file(source.state_dict(), tmp_path / "file.safetensors")
     load_weights(model, tmp_path / "file.safetensors")
     x = torch.rand(2, 1, 8, 8)
     with torch.no_grad():
-        assert torch.equal(model(x), source.eval()((x - 0.5) / 0.25))
+        assert torch.equal(model(x), source((x - 0.5) / 0.25))
     # Its own files keep loading, with the layer's own numbers.
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "own.safetensors")
-    other = build("vit_tiny", shape=(1, 8, 8), patch=2, normalize=((0.1,), (0.1,)))
+    save_file(model.state_dict(), tmp_path / "own.safetensors")
+    other = build("vit_tiny", **given, normalize=((0.1,), (0.1,)))
     load_weights(other, tmp_path / "own.safetensors")
     assert torch.equal(other.normalize.mean, model.normalize.mean)
 
@@ -321,7 +323,7 @@ def test_smoothing_certifies_it():
 
 
 def test_autoattack_runs_on_it():
-    model, x = small(width=4, depth=1, heads=1).double(), torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    model, x = small(width=4, depth=1, heads=1), torch.rand(2, 1, 8, 8)
     with torch.no_grad():
         y = model(x).argmax(1)
     out = AutoAttack(Threat("linf", 0.02)).run(model, x, y)
@@ -385,6 +387,50 @@ def test_runs_made_before_patches_resume():
         "model": {"name": "small_cnn", "patch": None},
     }  # fmt: skip
     before = {**now, "model": {"name": "small_cnn"}}
-    import json
-
     assert json.loads(completed(json.dumps(before), json.dumps(now), PGDAT(LINF))) == now
+
+
+# ---- docs/networks.md
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "networks.md").read_text()
+
+
+def blocks():
+    first, own, published, wrapped = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    return first, own, published, wrapped
+
+
+def test_the_page_runs():
+    names = {}
+    for code in blocks()[:2]:
+        exec(code, names)
+    assert names["logits"].shape == (2, 10)
+    assert names["net"]()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.slow
+def test_the_page_loads_published_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = build("vit_b16", classes=1000)
+    save_file(source.state_dict(), "vit_base_patch16_224.safetensors")
+    names = {}
+    for code in (blocks()[0], blocks()[2]):
+        exec(code, names)
+    assert torch.equal(names["model"].network.norm.weight, source.norm.weight)
+
+
+def test_the_page_wraps_a_classifier_of_transformers():
+    pytest.importorskip("transformers")
+    names = {}
+    for code in (blocks()[0], blocks()[3]):
+        exec(code, names)
+    assert names["x_adv"].shape == (4, 3, 8, 8)
+
+
+def test_the_page_counts_the_parameters():
+    rows = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| `")]
+    told = {}
+    for names, _, _, counts in rows:
+        told |= dict(zip(re.findall(r"`(\w+)`", names), re.findall(r"[\d,]+", counts), strict=True))
+    assert {name: int(count.replace(",", "")) for name, count in told.items()} == COUNTS

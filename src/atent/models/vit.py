@@ -204,7 +204,7 @@ def _from_transformers(state: Mapping[str, Any]) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     for name, value in state.items():
         for pattern, ours in _TRANSFORMERS:
-            name = re.sub(f"^{pattern}", ours, name)  # noqa: PLW2901
+            name = re.sub(f"^{pattern}", ours, name)
         renamed[name] = value
     for name in [name for name in renamed if ".attn.query." in name]:
         parts = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
