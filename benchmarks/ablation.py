@@ -87,8 +87,8 @@ def variants(
     made[names[1]] = large
     for text in also:
         _, key, value = setting(text)
-        told = "" if isinstance(value, dict) else f"-{text.partition('=')[2]}".replace("/", "-").replace(" ", "")
-        made[f"{names[1]}-with-{key}{told}"] = having(large, text)
+        entry = "" if isinstance(value, dict) else f"-{text.partition('=')[2]}".replace("/", "-").replace(" ", "")
+        made[f"{names[1]}-with-{key}{entry}"] = having(large, text)
     once: dict[str, Tables] = {}
     for name, tables in made.items():
         plain = {k: v for k, v in tables.items() if isinstance(v, dict)}
@@ -109,11 +109,11 @@ def effects(found: dict[str, Any], names: tuple[str, str]) -> list[dict[str, Any
 
     def effect(part: str, to: str, having: str, lacking: str) -> dict[str, Any]:
         pairs = list(zip(rows[having], rows[lacking], strict=True))
-        told: dict[str, Any] = {"part": part, "to": to}
+        entry: dict[str, Any] = {"part": part, "to": to}
         for key in ("natural", "worst"):
-            told[key] = asdict(measure([a[key]["value"] - b[key]["value"] for a, b in pairs]))
-        told["seconds"] = asdict(measure([a["seconds_per_epoch"] / b["seconds_per_epoch"] for a, b in pairs]))
-        return told
+            entry[key] = asdict(measure([a[key]["value"] - b[key]["value"] for a, b in pairs]))
+        entry["seconds"] = asdict(measure([a["seconds_per_epoch"] / b["seconds_per_epoch"] for a, b in pairs]))
+        return entry
 
     out = []
     for recipe in rows:

@@ -294,8 +294,8 @@ class Campaign:
             elif asked or status == INTERRUPTED or (status < 0 and record["kills"] < KILLS):
                 self.state.settle(record, "interrupted")
             else:
-                told = f"killed by signal {-status}, {KILLS} times" if status < 0 else last_line(self.state.log(name))
-                self.state.settle(record, "failed", error=told)
+                reason = f"killed by signal {-status}, {KILLS} times" if status < 0 else last_line(self.state.log(name))
+                self.state.settle(record, "failed", error=reason)
             print(f"{now()}  {record['status']:6} {name}  {core_hours(record):.2f} core hours", flush=True)
 
     def _end_workers(self) -> None:

@@ -43,8 +43,8 @@ def test_a_callback_that_spoils_what_it_gets_changes_nothing(name, norm, conv_ne
         loss.fill_(math.nan)
 
     for mode in ("eval", "train"):
-        plain, told = attack.run(model, x, y, mode=mode), attack.run(model, x, y, mode=mode, callback=callback)
-        assert all(torch.equal(a, b) for a, b in zip(plain, told))
+        plain, reported = attack.run(model, x, y, mode=mode), attack.run(model, x, y, mode=mode, callback=callback)
+        assert all(torch.equal(a, b) for a, b in zip(plain, reported))
         assert seen == list(range(len(seen)))
         assert len(seen) >= 1
         seen.clear()
@@ -96,7 +96,9 @@ def test_the_losses_are_those_of_the_points(name, norm, conv_net, batch):
 )
 def test_the_number_of_calls(name, setting, calls, conv_net, batch):
     seen = []
-    ATTACKS[name](Threat("linf", 1e-6), **setting)(conv_net(), *batch(5), callback=lambda *told: seen.append(told))
+    ATTACKS[name](Threat("linf", 1e-6), **setting)(
+        conv_net(), *batch(5), callback=lambda *reported: seen.append(reported)
+    )
     assert [k for k, _, _ in seen] == list(range(calls))
 
 

@@ -40,7 +40,7 @@ SETTINGS = {
         {"steps": 3, "variant": "published"},
         {"steps": 3, "variant": "published", "step_size": 0.05, "gamma": 2.0, "noise": 0.2},
         {"steps": 3, "projection": "every", "effective_noise": 0.1, "restarts": 3},
-        {"steps": 3, "gradient": "raw", "pull": "scaled", "step_size": 0.5, "noise": 0.5},
+        {"steps": 3, "gradient": "raw", "anchor": "scaled", "step_size": 0.5, "noise": 0.5},
         {"steps": 3, "temperature": 0.04},
     ],
     "FAB": lambda norm: [
@@ -483,7 +483,7 @@ BAD_SETTINGS = [
     ("Langevin", "l2", {"projection": "often"}, "projection 'often' is not known"),
     ("Langevin", "l2", {"variant": "mine"}, "variant 'mine' is not known: use one of released, published"),
     ("Langevin", "l2", {"gradient": "big"}, "gradient 'big' is not known"),
-    ("Langevin", "l2", {"pull": "hard"}, "pull 'hard' is not known"),
+    ("Langevin", "l2", {"anchor": "hard"}, "pull 'hard' is not known"),
     ("Langevin", "linf", {"start": "sphere"}, r"start \(for linf\) 'sphere'"),
     ("Langevin", "l2", {"steps": 0}, "steps must be at least 1, got 0"),
     ("Langevin", "l2", {"steps": 1.5}, "steps must be a whole number, got 1.5"),
@@ -519,9 +519,9 @@ def test_gradients_are_averaged_over_draws(conv_net, batch):
     model, (x, y) = nn.Sequential(nn.Dropout(0.3), conv_net()).train(), batch(4)
     counters = torch.zeros(2, 4, dtype=torch.int64)
     torch.manual_seed(0)
-    grad, values, _ = Oracle(model, *counters, check=True).averaging(5).look(x, y, cross_entropy)
+    grad, values, _ = Oracle(model, *counters, check=True).averaging(5).gradient(x, y, cross_entropy)
     torch.manual_seed(0)
-    single = [Oracle(model, *torch.zeros_like(counters), check=False).look(x, y, cross_entropy) for _ in range(5)]
+    single = [Oracle(model, *torch.zeros_like(counters), check=False).gradient(x, y, cross_entropy) for _ in range(5)]
     assert torch.allclose(grad, sum(g for g, _, _ in single) / 5, rtol=1e-12, atol=1e-15)
     assert torch.allclose(values, sum(v for _, v, _ in single) / 5, rtol=1e-12)
     assert counters.tolist() == [[5] * 4] * 2

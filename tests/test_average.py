@@ -302,10 +302,10 @@ def timed(ticks, seconds, seen):
 
 def test_a_given_time_is_kept_and_the_schedule_ends_with_it(digits, tmp_path, ticks):
     """A minute of steps of 4 s: 15 of them, 3 epochs of 4 and 3 more; progress is the share of the minute."""
-    seen, told, schedule = [], [], Schedule("cosine", unit="step")
+    seen, reported, schedule = [], [], Schedule("cosine", unit="step")
     fitted = train(
         digits, tmp_path / "run", method=timed(ticks, 4.0, seen), schedule=schedule, minutes=1.0, epochs=2, lr=0.1,
-        report=told.append,
+        report=reported.append,
     )  # fmt: skip
     assert seen == pytest.approx([4 * i / 60 for i in range(15)])
     rows = fitted.history
@@ -326,14 +326,14 @@ def test_a_given_time_is_kept_and_the_schedule_ends_with_it(digits, tmp_path, ti
 
 
 def test_measurements_are_spread_over_the_time(digits, tmp_path, ticks):
-    seen, told = [], []
+    seen, reported = [], []
     fitted = train(
-        digits, tmp_path / "run", method=timed(ticks, 1.0, seen), minutes=1.0, validations=3, report=told.append
+        digits, tmp_path / "run", method=timed(ticks, 1.0, seen), minutes=1.0, validations=3, report=reported.append
     )
     measured = [row["elapsed"] for row in fitted.history if "validation_natural" in row]
     assert measured == [20.0, 40.0, 60.0]
     assert len(fitted.history) == 15
-    assert [row["elapsed"] for row in told] == measured
+    assert [row["elapsed"] for row in reported] == measured
 
 
 def test_resumed_by_the_clock_goes_on_where_it_was(digits, tmp_path, ticks):

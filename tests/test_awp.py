@@ -302,13 +302,13 @@ def test_a_recipe_asks_for_it_beside_its_method():
     made = job(tables, "x")
     assert made.method == bare.method
     assert made.train == dataclasses.replace(bare.train, awp=Perturbation(0.004, 0.25))
-    told = made.sections()
+    reported = made.sections()
     fields = {**dataclasses.asdict(bare.method), "threat": bare.method.threat.plain()}
-    assert told["method"] == {"name": "TRADES", **fields}
-    assert told["train"]["awp"] == {"gamma": 0.004, "warmup": 0.25}
+    assert reported["method"] == {"name": "TRADES", **fields}
+    assert reported["train"]["awp"] == {"gamma": 0.004, "warmup": 0.25}
     assert (made.title, bare.title) == ("TRADES-AWP", "TRADES")
     # What a run folder keeps makes the same job again, and so does the method around the method.
-    assert job(told | {"recipe": None}, "x") == made
+    assert job(reported | {"recipe": None}, "x") == made
     assert dataclasses.replace(bare, method=AWP(bare.method, 0.004, 0.25)) == made
     threat = made.method.threat
     plain = baseline(made, threat)

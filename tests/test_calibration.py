@@ -192,7 +192,7 @@ def test_a_training_adopts_what_it_finds_and_tells(digits, tmp_path):
     assert found["median"] == pytest.approx(1.0, rel=0.01)
     assert found["q10"] < found["median"] < found["q90"]
     assert found["n"] == 128
-    assert config["about"]["chain"]["pull"] == pytest.approx(found["value"])
+    assert config["about"]["chain"]["anchor"] == pytest.approx(found["value"])
     assert config["method"]["calibrated"] is True
     (line,) = [s for s in said if s.startswith("found")]
     assert line.startswith(f"found   gamma {found['value']:.4g}")

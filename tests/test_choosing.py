@@ -93,10 +93,10 @@ NAMES = {
 def test_what_is_decided(name):
     """The rows that the guide calls below and alike are those that the paired intervals put there; none is above."""
     leads = pairs(name)
-    told = NAMES[name]
-    assert {key for key, lead in leads.items() if below(lead)} == told["below"]
-    assert {key for key, lead in leads.items() if alike(lead)} == told["alike"]
-    assert {key for key, lead in leads.items() if undecided(lead)} == set(leads) - told["below"] - told["alike"]
+    reported = NAMES[name]
+    assert {key for key, lead in leads.items() if below(lead)} == reported["below"]
+    assert {key for key, lead in leads.items() if alike(lead)} == reported["alike"]
+    assert {key for key, lead in leads.items() if undecided(lead)} == set(leads) - reported["below"] - reported["alike"]
 
 
 def test_the_words_are_those_of_the_intervals():
@@ -134,8 +134,8 @@ def test_averaged_weights_are_compared_with_their_own_alone():
         assert undecided(lead)
         assert f"{lead} points from" in " ".join(TEXT.split())
     kept = [race(name)["atent-plus"]["worst"]["mean"] for name in NAMES]
-    told = "keeps {:.1f} and {:.1f} % in linf on digits, {:.1f} and {:.1f} in l2, {:.1f} and {:.1f} on MNIST"
-    assert told.format(*(100 * k for k in kept)) in words("Where ATENT stands")
+    reported = "keeps {:.1f} and {:.1f} % in linf on digits, {:.1f} and {:.1f} in l2, {:.1f} and {:.1f} on MNIST"
+    assert reported.format(*(100 * k for k in kept)) in words("Where ATENT stands")
 
 
 def test_where_atent_stands():
@@ -177,9 +177,9 @@ def test_what_l2_on_digits_says():
     rows = race("race-l2-epochs")
     del rows["standard"]
     pgd = {name: 100 * row["attacks"]["PGD-20"]["mean"] for name, row in rows.items()}
-    judged = {name: 100 * row["worst"]["mean"] for name, row in rows.items()}
-    assert max(pgd, key=pgd.get) == min(judged, key=judged.get) == "mma"
-    gaps = {name: pgd[name] - judged[name] for name in rows}
+    robust = {name: 100 * row["worst"]["mean"] for name, row in rows.items()}
+    assert max(pgd, key=pgd.get) == min(robust, key=robust.get) == "mma"
+    gaps = {name: pgd[name] - robust[name] for name in rows}
     assert gaps.pop("mma") == pytest.approx(28.5, abs=0.1)
     assert [round(min(gaps.values())), round(max(gaps.values()))] == [12, 18]
     assert "12 to 18 points above AutoAttack, and 28.5 for" in " ".join(TEXT.split())
@@ -222,12 +222,12 @@ def test_what_the_parts_bring():
         ("mnist5k-l2", "outer_loss-kl"): (5.3, 1.5, 9.1),
     }
     mean = {(name, e["part"]): round(100 * e["worst"]["mean"], 1) for name, found in effects.items() for e in found}
-    told = {
+    reported = {
         ("mnist5k-linf", "all of them"): 2.3, ("mnist5k-l2", "all of them"): 2.0, ("mnist5k-linf", "alpha"): 2.0,
         ("mnist5k-l2", "alpha"): 1.7, ("mnist5k-linf", "awp"): -18.0, ("mnist5k-l2", "awp"): -0.7,
         ("mnist5k-linf", "eps_warmup-0.3"): -23.7,
     }  # fmt: skip
-    assert told.items() <= mean.items()
+    assert reported.items() <= mean.items()
     rows = {row["recipe"]: row for row in comparison("ablation-mnist5k-linf")}
     perturbed = rows["mnist5k-linf-atent-plus-with-awp"]["seeds"]
     assert [round(100 * seed["worst"]["value"]) for seed in perturbed] == [83, 83, 36]
@@ -246,8 +246,8 @@ def test_what_is_certified():
     assert "highest" not in next(line for line in TEXT.splitlines() if "`CROWNIBP`" in line)
     rows = json.loads((ROOT / "results/certified/mnist5k.json").read_text())["rows"]
     same = {row["run"]: row["certified"][-1]["share"] for row in rows if "s2" in row["run"]}
-    told = [f"{100 * same[f'mnist5k-linf-{key}-s2']['value']:.1f}" for key in ("crown-ibp", "dual")]
-    assert "by CROWN on the same 200 images, one training of each, {} and {}".format(*told) in text
+    reported = [f"{100 * same[f'mnist5k-linf-{key}-s2']['value']:.1f}" for key in ("crown-ibp", "dual")]
+    assert "by CROWN on the same 200 images, one training of each, {} and {}".format(*reported) in text
     assert [round(100 * ours[key]["value"]) for key in ("smoothadv", "trades-smoothing")] == [91, 91]
     assert alike(difference(ours["smoothadv"], ours["trades-smoothing"]))
     lack = difference(ours["gaussian"], ours["smoothadv"])

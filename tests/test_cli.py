@@ -40,9 +40,9 @@ def refused(capsys, *args, status=2, lines=1):
     """The error of a command that must fail: so many lines, no traceback."""
     got, _, err = said(capsys, *args)
     assert got == status, err
-    told = err.strip().splitlines()
-    assert len(told) == lines, err
-    assert all(line.startswith("atent: ") for line in told)
+    reported = err.strip().splitlines()
+    assert len(reported) == lines, err
+    assert all(line.startswith("atent: ") for line in reported)
     return err
 
 
@@ -61,8 +61,8 @@ def test_train_evaluate_load(here, capsys):
     assert names >= {"config.json", "metrics.jsonl", "best.safetensors", "last", "curves.png", "evaluation.json"}
     found = json.loads((path / "evaluation.json").read_text())
     assert found["n"] == 60
-    told = {"name": "digits", "split": "test", "n": 60, "of": 500, "subset": "stratified", "subset_seed": 0}
-    assert found["data"].items() >= told.items()
+    reported = {"name": "digits", "split": "test", "n": 60, "of": 500, "subset": "stratified", "subset_seed": 0}
+    assert found["data"].items() >= reported.items()
     assert found["data"]["ids"] == found["outcomes"]["ids"]
     assert set(found["attacks"]) == {"FGSM", "PGD-3"}
     assert found["provenance"]["version"] == atent.__version__
@@ -528,7 +528,7 @@ def test_radii_give_rows_and_a_picture(run_of, capsys):
 
 def test_checks_are_printed_stored_and_may_be_strict(run_of, capsys, monkeypatch):
     from atent.evaluate import Check
-    from atent.experiments import evaluation as judgement
+    from atent.experiments import evaluation as module
 
     verdicts = [
         Check("logits", True, "in [-3, 9]", "remove the softmax"),
@@ -540,7 +540,7 @@ def test_checks_are_printed_stored_and_may_be_strict(run_of, capsys, monkeypatch
         asked.update(rest, n=len(x.x), threat=threat)
         return verdicts
 
-    monkeypatch.setattr(judgement, "masking_checks", fake)
+    monkeypatch.setattr(module, "masking_checks", fake)
     status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--checks")
     assert status == 0, err
     assert "loss: use margin" in out

@@ -227,14 +227,14 @@ def test_what_the_runs_are_told(here, capsys, fake, monkeypatch):
     Path("pgd.toml").write_text(Path("pgd.toml").read_text().replace("threads = 1\n", ""))
     fake('echo "$@"; sleep 0.5; exit 1')
     refused(capsys, "plain.toml", "pgd.toml", "--first_seed", "4", "--jobs", "2", "--optimizer.lr", "1", status=1)
-    told = {m: (here / "runs" / "compare" / f"{m}-seed4.log").read_text().strip() for m in METHODS}
-    for name, text in told.items():
+    reported = {m: (here / "runs" / "compare" / f"{m}-seed4.log").read_text().strip() for m in METHODS}
+    for name, text in reported.items():
         start = (
             f"-m atent train {name}.toml --runs runs/compare --name {name}-seed4 --train.seed 4 --no_baseline --quiet"
         )
         assert text.startswith(start + " --optimizer.lr 1")
-    assert "--train.threads" not in told["plain"]
-    assert told["pgd"].endswith("--train.threads 3")
+    assert "--train.threads" not in reported["plain"]
+    assert reported["pgd"].endswith("--train.threads 3")
 
 
 def test_two_commands_do_not_share_a_folder(here, capsys):
@@ -496,9 +496,9 @@ def test_a_budget_of_time(here, capsys):
         assert seed["passes"] == rows[-1]["passes"]
         assert row["minutes"]["mean"] == pytest.approx(2 / 60, abs=1 / 60)
         assert sum("validation_natural" in r for r in rows) == 2
-    told = (path / "comparison.md").read_text()
-    assert "2 s of training each" in told
-    assert "| epochs |" in told.splitlines()[0]
+    reported = (path / "comparison.md").read_text()
+    assert "2 s of training each" in reported
+    assert "| epochs |" in reported.splitlines()[0]
     assert all((here / "runs" / name / "pareto.png").read_bytes().startswith(b"\x89PNG") for name in ("epochs", "time"))
     # the same again trains nothing
     before = times(path)
@@ -557,20 +557,20 @@ def test_the_caveat_goes_with_autoattack():
     assert caveat({"a": {"attack": "FGSM"}, "AutoAttack": {"attack": "AutoAttack"}}) is None
 
 
-def told(attack, norm="linf", eps=0.1):
+def reported(attack, norm="linf", eps=0.1):
     return {"attack": attack, "threat": {"norm": norm, "eps": eps, "box": [0.0, 1.0]}}
 
 
 def test_the_caveat_stays_beside_a_weakened_autoattack():
     weak = "Not measured by AutoAttack at its standard settings: a stronger attack may lower these figures."
     for text in ("AutoAttack(steps=1)", "AutoAttack(version=rand)", "AutoAttack(queries=500)"):
-        assert caveat({"a": told("FGSM"), "AutoAttack": told(text)}) == weak
-    assert "Not measured by AutoAttack:" in caveat({"a": told("Transfer(attack=AutoAttack, source=x)")})
-    standard = {"a": told("AutoAttack")}
+        assert caveat({"a": reported("FGSM"), "AutoAttack": reported(text)}) == weak
+    assert "Not measured by AutoAttack:" in caveat({"a": reported("Transfer(attack=AutoAttack, source=x)")})
+    standard = {"a": reported("AutoAttack")}
     assert caveat(standard) is None
     assert "searched in bfloat16" in caveat(standard, "bfloat16")
     # At another radius, or in another norm, it measured something else.
-    assert caveat(standard | {"b": told("FGSM")}) is None
-    assert "Not measured by AutoAttack at linf 0.2:" in caveat(standard | {"b": told("FGSM", eps=0.2)})
-    assert "at l2 0.1:" in caveat(standard | {"b": told("FGSM", "l2")})
-    assert caveat(standard | {"b": told("DDN", "l2", "inf")}) is None
+    assert caveat(standard | {"b": reported("FGSM")}) is None
+    assert "Not measured by AutoAttack at linf 0.2:" in caveat(standard | {"b": reported("FGSM", eps=0.2)})
+    assert "at l2 0.1:" in caveat(standard | {"b": reported("FGSM", "l2")})
+    assert caveat(standard | {"b": reported("DDN", "l2", "inf")}) is None

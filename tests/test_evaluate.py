@@ -73,9 +73,9 @@ class Half(Attack):
     threat: Threat
     bright: bool
 
-    def search(self, oracle, x, y, draws):
+    def search(self, oracle, x, y, streams):
         chosen = (x.flatten(1)[:, :20].mean(1) > 0.28) == self.bright
-        return torch.where(chosen[:, None, None, None], FGSM(self.threat).search(oracle, x, y, draws), x)
+        return torch.where(chosen[:, None, None, None], FGSM(self.threat).search(oracle, x, y, streams), x)
 
     @property
     def passes(self):
@@ -191,16 +191,16 @@ def test_progress_is_told_with_the_running_robust_accuracy(known):
     model, x, y, _, _ = known
     attacks = {"one": FGSM(Threat("linf", 0.02)), "two": FGSM(Threat("l2", 0.5))}
     for cascade in (False, True):
-        told: list[tuple[int, str]] = []
-        got = evaluate(model, x, y, attacks, batch=8, cascade=cascade, advance=lambda *said: told.append(said))  # noqa: B023
-        assert sum(n for n, _ in told) == 48 == 24 * rounds(attacks)
-        first = [text for _, text in told if text.startswith("one ")]
+        reported: list[tuple[int, str]] = []
+        got = evaluate(model, x, y, attacks, batch=8, cascade=cascade, advance=lambda *said: reported.append(said))  # noqa: B023
+        assert sum(n for n, _ in reported) == 48 == 24 * rounds(attacks)
+        first = [text for _, text in reported if text.startswith("one ")]
         # the four wrong ones need no attack, the other twenty come in batches
-        assert [n for n, _ in told][:4] == [4, 8, 8, 4]
+        assert [n for n, _ in reported][:4] == [4, 8, 8, 4]
         assert first[0] == "one 83.3 %"
         assert first[-1] == f"one {100 * got.attacks['one']['robust']['value']:.1f} %"
         assert first == sorted(first, reverse=True)
-        begun = next(text for _, text in told if text.startswith("two "))
+        begun = next(text for _, text in reported if text.startswith("two "))
         assert begun == ("two" + first[-1][3:] if cascade else "two 83.3 %")
 
 
@@ -279,10 +279,10 @@ def test_the_outcome_of_every_sample_is_told(conv_net, batch):
     assert [row["id"] for row in rows] == ids.tolist()
     assert [row["id"] for row in rows if not row["right"]] == got.wrong
     for name, result in got.attacks.items():
-        told = [row["attacks"][name] for row in rows]
+        reported = [row["attacks"][name] for row in rows]
         assert [row["id"] for row in rows if row["attacks"][name] == "fooled"] == result["fooled"]
-        assert told.count("not tried") == 40 - result["attacked"]
-        assert told.count("stood") == result["robust"]["k"]
+        assert reported.count("not tried") == 40 - result["attacked"]
+        assert reported.count("stood") == result["robust"]["k"]
     assert set(got.outcomes["attacks"]["pgd"]) == {"f", "s", "-"}
 
 
@@ -315,14 +315,14 @@ class Twofold(Attack):
     def passes(self):
         return 100
 
-    def search(self, oracle, x, y, draws):
+    def search(self, oracle, x, y, streams):
         x_adv, fooled = x, oracle.logits(x, y).argmax(1) != y
         for part in self.parts():
             rows = (~fooled).nonzero().squeeze(1)
             if not len(rows):
                 break
             some = oracle.take(rows)
-            found = self.search_part(part, some, x[rows], y[rows], draws.take(rows))
+            found = self.search_part(part, some, x[rows], y[rows], streams.take(rows))
             found = torch.where(self.threat.contains(found, x[rows])[:, None, None, None], found, x[rows])
             x_adv = x_adv.index_copy(0, rows, found)
             fooled = fooled.index_copy(0, rows, some.logits(found, y[rows]).argmax(1) != y[rows])
@@ -340,8 +340,8 @@ class Nearest(Attack):
     def passes(self):
         return 3
 
-    def search(self, oracle, x, y, draws):
-        return FGSM(Threat("linf", 0.03)).search(oracle, x, y, draws)
+    def search(self, oracle, x, y, streams):
+        return FGSM(Threat("linf", 0.03)).search(oracle, x, y, streams)
 
 
 def test_a_composite_attack_in_parts_is_the_attack_as_one(conv_net, batch):
@@ -387,9 +387,9 @@ def test_autoattack_in_parts_is_autoattack_as_one(conv_net, batch):
 def test_an_endless_threat_becomes_json(conv_net, batch):
     x, y = batch(12)
     got = evaluate(conv_net(), x, y, {"nearest": Nearest(Threat("linf", "inf"))})
-    told = json.loads(dumps(got.to_json()))["attacks"]["nearest"]["threat"]
-    assert told == {"norm": "linf", "eps": "inf", "box": [0.0, 1.0]}
-    assert Threat(**told).eps == math.inf
+    reported = json.loads(dumps(got.to_json()))["attacks"]["nearest"]["threat"]
+    assert reported == {"norm": "linf", "eps": "inf", "box": [0.0, 1.0]}
+    assert Threat(**reported).eps == math.inf
 
 
 # ---- a kill and the same call again
@@ -449,8 +449,8 @@ def test_a_killed_evaluation_goes_on(batches, cascade, conv_net, batch, tmp_path
 def plain(evaluation):
     found = json.loads(dumps(evaluation.to_json()))
     for result in found["attacks"].values():
-        for told in (result, *result.get("parts", {}).values()):
-            told.pop("seconds")
+        for reported in (result, *result.get("parts", {}).values()):
+            reported.pop("seconds")
     return found
 
 
@@ -514,10 +514,10 @@ def test_the_search_may_be_in_half_precision_and_the_verdict_never_is(dtype, con
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = evaluate(model, x, y, [PGD(THREAT, steps=5)], search_dtype=str(dtype).removeprefix("torch."))
     searching = [kind for kind, gradient in model.seen if gradient]
-    judging = [kind for kind, gradient in model.seen if not gradient]
+    verdicts = [kind for kind, gradient in model.seen if not gradient]
     assert set(searching) == {dtype}
     assert len(searching) == 5
-    assert set(judging) == {torch.float32}
+    assert set(verdicts) == {torch.float32}
     assert got.natural == full.natural
     assert got.search_dtype == str(dtype).removeprefix("torch.")
     assert abs(got.worst["k"] - full.worst["k"]) <= 3
@@ -650,8 +650,8 @@ def test_a_sweep_is_the_attack_at_each_radius(conv_net, batch):
 class Odd(FGSM):
     """FGSM that forgets to attack at large radii."""
 
-    def search(self, oracle, x, y, draws):
-        return x if self.threat.eps > 0.08 else super().search(oracle, x, y, draws)
+    def search(self, oracle, x, y, streams):
+        return x if self.threat.eps > 0.08 else super().search(oracle, x, y, streams)
 
 
 def test_what_a_smaller_radius_fooled_stays_fooled(conv_net, batch):

@@ -67,8 +67,8 @@ def test_your_own_network(here):
     same = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     assert content["natural"]["k"] == int((same(x).argmax(1) == y).sum())
     assert content["model"] == "strange:build"
-    told = {"name": "digits", "split": "test", "n": 20, "of": 500, "subset": "stratified", "subset_seed": 0}
-    assert content["data"].items() >= told.items()
+    reported = {"name": "digits", "split": "test", "n": 20, "of": 500, "subset": "stratified", "subset_seed": 0}
+    assert content["data"].items() >= reported.items()
     assert sorted(y.tolist()) == [label for label in range(10) for _ in range(2)]
     assert len(ids) == 20
 

@@ -337,7 +337,7 @@ def test_the_verdict(digits, rows, verdicts):
     found = []
     for epoch, (pgd, own) in enumerate(rows, 1):
         row = {"epoch": epoch, "watch_robust": pgd, "watch_training": own}
-        row["watch"] = watcher.judge(row)
+        row["watch"] = watcher.assess(row)
         found.append(row["watch"])
         if row["watch"] != OK:
             line = watcher.line(row)
@@ -383,8 +383,8 @@ def test_the_probe_is_pgd_and_the_trainings_attack_on_the_first_validation_image
 def rigged(monkeypatch, values):
     """The probe's answers, epoch by epoch, and a training's attack that notices nothing."""
     left = list(values)
-    told = lambda self, model: {"watch_robust": left.pop(0), "watch_training": 0.7}  # noqa: E731
-    monkeypatch.setattr(Watch, "measure", told)
+    reported = lambda self, model: {"watch_robust": left.pop(0), "watch_training": 0.7}  # noqa: E731
+    monkeypatch.setattr(Watch, "measure", reported)
 
 
 @pytest.mark.parametrize("select", ["auto", "natural", "last"])

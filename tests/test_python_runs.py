@@ -15,7 +15,7 @@ import atent
 from atent import Threat, load
 from atent import runs as folder
 from atent.attacks import PGD
-from atent.certify import Draws, certify_run
+from atent.certify import Sampling, certify_run
 from atent.cli import main
 from atent.data import DataSettings
 from atent.data import load as load_data
@@ -209,7 +209,7 @@ def test_it_is_certified_by_noise(here, capsys, tmp_path):
     assert content["trained"] == "Gaussian"
     net, part = mine.net(), mine.data().sample("test", 4)
     load_weights(net, "noisy")
-    want = certify_run(net.eval(), *part.batch(torch.arange(4)), Draws(0.25, 20, 100, 0.01), ids=part.ids)
+    want = certify_run(net.eval(), *part.batch(torch.arange(4)), Sampling(0.25, 20, 100, 0.01), ids=part.ids)
     assert content["radius_mean"] == want.to_json()["radius_mean"]
     # A file of weights, and the bare network, have certificates of their own beside them.
     shutil.copy("noisy/best.safetensors", tmp_path / "kept.safetensors")

@@ -133,9 +133,9 @@ def _lead(row, base):
 
 def test_what_is_decided_on_digits_is_what_the_results_decide():
     """Of the adversarial methods, those that the README puts above or below PGD-AT, and no others."""
-    told = {"digits-linf": {"mma": True}, "digits-l2": {"trades": False, "trades-smoothing": False}}
+    reported = {"digits-linf": {"mma": True}, "digits-l2": {"trades": False, "trades-smoothing": False}}
     text = " ".join(TEXT.split())
-    for name, expected in told.items():
+    for name, expected in reported.items():
         rows = json.loads((ROOT / f"results/{name}/comparison.json").read_text())["rows"]
         rows = {row["recipe"].removeprefix(f"{name}-"): row for row in rows}
         leads = {key: _lead(row, rows["pgdat"]) for key, row in rows.items()}
@@ -150,8 +150,8 @@ def test_the_two_objectives_are_those_of_the_results():
     rows = {row["recipe"].removeprefix("digits-l2-atent-"): row for row in found["rows"]}
     for row in rows.values():
         cells = [row["natural"], row["attacks"]["PGD-20"], row["worst"]]
-        told = " | ".join(f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in cells)
-        assert f"{told} [{100 * row['worst']['low']:.1f}, {100 * row['worst']['high']:.1f}] |" in TEXT
+        reported = " | ".join(f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in cells)
+        assert f"{reported} [{100 * row['worst']['low']:.1f}, {100 * row['worst']['high']:.1f}] |" in TEXT
     gain = _lead(rows["data-entropy"], rows["free-energy"])
     assert gain.inside(0) is True
     value, interval = str(gain).split(" ", 1)
@@ -162,8 +162,8 @@ def test_the_two_objectives_are_those_of_the_results():
         assert _lead(rows["data-entropy"], best[name]).inside(0) is False
         assert _lead(rows["free-energy"], best[name]).inside(0) is False
     gap = _lead(best["digits-l2-atent"], rows["data-entropy"]).found
-    told = f"{100 * gap.value:.1f} points [{100 * gap.low:.1f}, {100 * gap.high:.1f}] below the latter"
-    assert told in " ".join(TEXT.split())
+    reported = f"{100 * gap.value:.1f} points [{100 * gap.low:.1f}, {100 * gap.high:.1f}] below the latter"
+    assert reported in " ".join(TEXT.split())
 
 
 def test_parity_is_that_of_the_results():
@@ -177,8 +177,8 @@ def test_parity_is_that_of_the_results():
     spent = [sum(row[key] for row in whole) for key in ("ours_seconds", "peer_seconds")]
     assert f"took {spent[0]:.0f} s where the port took {spent[1]:.0f} s" in TEXT
     assert f"{spent[1] / spent[0]:.2f} times" in TEXT
-    told = "leaves {}, {}, {} and {} % where pyautoattack leaves {}, {}, {} and {} %".format(*ours, *peer)
-    assert told in " ".join(TEXT.split())
+    reported = "leaves {}, {}, {} and {} % where pyautoattack leaves {}, {}, {} and {} %".format(*ours, *peer)
+    assert reported in " ".join(TEXT.split())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("autoattack-*.json")), ids=lambda path: path.stem)

@@ -52,8 +52,8 @@ def made(tmp_path_factory):
     tables["evaluate"] |= {"attacks": ["FGSM", "PGD(steps=3)", "PGD(steps=4, loss=margin)"]}
     path = tmp_path_factory.mktemp("report") / "whole"
     run_job(config.job(tables, "digits-linf-pgdat"), path, progress=False)
-    judged = load_target(str(path), attacks=["FGSM", "PGD(steps=2)"], limit=10, device="cpu")
-    found = evaluate_target(judged, radii=["0.05", "0.15"], progress=False).to_json()
+    target = load_target(str(path), attacks=["FGSM", "PGD(steps=2)"], limit=10, device="cpu")
+    found = evaluate_target(target, radii=["0.05", "0.15"], progress=False).to_json()
     found["checks"] = [
         {"name": "logits", "passed": True, "figure": "outputs lie in [-3, 3]", "why": "not shown"},
         {"name": "eps-zero", "passed": False, "figure": "9 of 10 stand", "why": "the attack ignores eps"},
@@ -149,14 +149,14 @@ def test_the_figures_are_those_of_the_files(made, page):
     alone, cascade = doc.rows("attack", "accuracy, 95 % interval", "attacked")
     for rows, found, after in ((alone, first, ""), (cascade, second, "after ")):
         named = {"no attack (natural)": found["natural"], "worst of these": found["worst"]}
-        for name, told in found["attacks"].items():
-            written = told["attack"] if told["attack"] != name else ""
-            named[f"{after}{name}{written}"] = told["robust"]
+        for name, reported in found["attacks"].items():
+            written = reported["attack"] if reported["attack"] != name else ""
+            named[f"{after}{name}{written}"] = reported["robust"]
             cells = rows[f"{after}{name}{written}"]
-            assert cells[1] == [f"{told['attacked']:,}", told["attacked"]]
-            assert cells[2][1] == (told["distance"] or {"median": None})["median"]
-            assert cells[3][1] == (told["forwards"] + told["backwards"]) / told["attacked"]
-            assert cells[4][1] == told["seconds"]
+            assert cells[1] == [f"{reported['attacked']:,}", reported["attacked"]]
+            assert cells[2][1] == (reported["distance"] or {"median": None})["median"]
+            assert cells[3][1] == (reported["forwards"] + reported["backwards"]) / reported["attacked"]
+            assert cells[4][1] == reported["seconds"]
         assert {name: cells[0] for name, cells in rows.items()} == {
             n: [percent(s), s["value"]] for n, s in named.items()
         }
@@ -164,8 +164,8 @@ def test_the_figures_are_those_of_the_files(made, page):
     for kind in ("worst", "natural"):
         s = first[kind]
         interval = f"[{100 * s['low']:.1f}, {100 * s['high']:.1f}]"
-        told = f"{100 * s['value']:.1f} %95 % interval {interval}; {s['k']} of {s['n']} images"
-        assert told in doc.text
+        reported = f"{100 * s['value']:.1f} %95 % interval {interval}; {s['k']} of {s['n']} images"
+        assert reported in doc.text
     assert CAVEAT in doc.text
 
     (radii,) = (t[1:] for t in doc.tables if t[0][1][0] == "radius")
@@ -184,8 +184,8 @@ def test_the_figures_are_those_of_the_files(made, page):
     proved = [percent(content["natural"]), percent(content["smoothed"])]
     proved += [percent(row["share"]) for row in content["certified"]]
     assert [cells[0][0] for cells in smooth.values()] == proved
-    (told,) = load(made / "certificate-2.json")["certified"]
-    assert bound["verified by ibp, linf 0.01"][0][0] == percent(told["share"])
+    (reported,) = load(made / "certificate-2.json")["certified"]
+    assert bound["verified by ibp, linf 0.01"][0][0] == percent(reported["share"])
 
     (checks,) = doc.rows("check")
     assert checks["logits"] == [["pass", None], ["outputs lie in [-3, 3]", None]]
@@ -216,10 +216,12 @@ def test_the_headline_is_the_lowest_upper_limit_under_the_same_threat(run):
     high = first["worst"]["high"]
 
     def another(number, k, n, attack="PGD(steps=100)", **more):
-        told = first["attacks"]["PGD-3"] | {"attack": attack, "robust": share(k, n)}
-        told |= {"threat": told["threat"] | more.pop("threat", {})}
+        reported = first["attacks"]["PGD-3"] | {"attack": attack, "robust": share(k, n)}
+        reported |= {"threat": reported["threat"] | more.pop("threat", {})}
         found = first | {"weights": "best", "n": n, "natural": share(n, n), "worst": share(k, n), **more}
-        write_json(run / f"evaluation-{number}.json", found | {"attacks": {attack.split("(")[0]: told}, "last": None})
+        write_json(
+            run / f"evaluation-{number}.json", found | {"attacks": {attack.split("(")[0]: reported}, "last": None}
+        )
         return share(k, n)["high"]
 
     # fewer images and a lower figure, but a wider interval; another threat; other weights
@@ -242,10 +244,10 @@ def test_the_headline_is_the_lowest_upper_limit_under_the_same_threat(run):
 
 def test_a_cascade_and_the_parts_of_an_ensemble_are_told_as_such(run):
     found = load(run / "evaluation-2.json")
-    told = found["attacks"]["PGD-2"]
-    alike = {key: told[key] for key in PART}
+    reported = found["attacks"]["PGD-2"]
+    alike = {key: reported[key] for key in PART}
     parts = {"APGD-CE": alike | {"robust": share(4, 10)}, "Square": alike | {"robust": share(3, 10)}}
-    least = told | {"attack": "AutoAttack", "robust": share(3, 10), "parts": parts}
+    least = reported | {"attack": "AutoAttack", "robust": share(3, 10), "parts": parts}
     worst = share(3, 10)
     attacks = {"FGSM": found["attacks"]["FGSM"] | {"robust": share(5, 10)}, "AutoAttack": least}
     change(run / "evaluation.json", **found | {"attacks": attacks, "worst": worst, "natural": share(9, 10)})
@@ -266,7 +268,7 @@ def test_the_images_are_a_stratified_sample_and_what_the_strongest_attack_made_o
 
     found = load(made / "evaluation.json")
     assert read(made).headline == "evaluation.json"
-    strongest = min(found["attacks"].values(), key=lambda told: told["robust"]["k"])
+    strongest = min(found["attacks"].values(), key=lambda reported: reported["robust"]["k"])
     doc = Document(page)
     which = "a stratified sample of 3 of 500 (seed 0)"
     assert f"Test images, {which}, under {strongest['attack']}, linf 0.15:" in doc.text
@@ -434,9 +436,9 @@ def test_an_unfinished_certificate_is_named_and_left_alone(run):
         ("certificate.json", "{}", "'complete' is missing"),
     ],
 )
-def test_a_damaged_file_is_named_in_one_line(run, name, content, told):
+def test_a_damaged_file_is_named_in_one_line(run, name, content, reported):
     (run / name).write_text(content)
-    with pytest.raises(ValueError, match=re.escape(told)) as error:
+    with pytest.raises(ValueError, match=re.escape(reported)) as error:
         report([run], images=0)
     assert str(run / name) in str(error.value)
     assert "\n" not in str(error.value)
@@ -494,8 +496,8 @@ def spoil(path, tmp_path):
     settings["provenance"]["device_name"] = EVIL
     write_json(evil / "config.json", settings)
     found = load(evil / "evaluation-2.json")
-    told = found["attacks"].pop("PGD-2") | {"attack": EVIL}
-    found["attacks"][EVIL] = told | {"parts": {EVIL: {key: told[key] for key in PART}}}
+    reported = found["attacks"].pop("PGD-2") | {"attack": EVIL}
+    found["attacks"][EVIL] = reported | {"parts": {EVIL: {key: reported[key] for key in PART}}}
     for row in found["sweep"]:
         row["attack"] = EVIL
     found["checks"][1] |= {"name": EVIL, "figure": EVIL, "why": EVIL}
@@ -540,7 +542,7 @@ def test_the_command_writes_beside_the_run_and_never_over_an_earlier_report(run,
     assert "Side by side" in Path("report.html").read_text()
     assert said(capsys, "report", run, "--images", 0, "--out", "mine.html")[:2] == (0, "written: mine.html\n")
     before = sorted(run.parent.rglob("*"))
-    for args, status, told in (
+    for args, status, reported in (
         ([run, "--out", "mine.html"], 2, "never overwritten"),
         ([run, "--out", "absent/mine.html", "--images", 0], 1, "cannot write absent/mine.html"),
         ([run.parent], 2, "is not a run folder (no config.json)"),
@@ -551,7 +553,7 @@ def test_the_command_writes_beside_the_run_and_never_over_an_earlier_report(run,
     ):
         got, out, err = said(capsys, "report", *args)
         assert (got, out) == (status, ""), err
-        assert told in err
+        assert reported in err
         assert len(err.strip().splitlines()) == 1
     assert sorted(run.parent.rglob("*")) == before
     status, out, _ = said(capsys, "report", "--help")

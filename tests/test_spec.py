@@ -45,7 +45,7 @@ SPOKEN = {
     "Langevin": [
         {}, {"variant": "published", "noise": 1e-9, "gamma": 0.0}, {"effective_noise": 0.12, "steps": 7},
         {"temperature": 0.25},
-        {"projection": "every", "gradient": "raw", "pull": "scaled", "start": "zero", "restarts": 2},
+        {"projection": "every", "gradient": "raw", "anchor": "scaled", "start": "zero", "restarts": 2},
     ],
 }  # fmt: skip
 
@@ -251,7 +251,7 @@ class Own(Attack):
     restarts: int = 1
     attack: str = "x"
 
-    def search(self, oracle, x, y, draws):
+    def search(self, oracle, x, y, streams):
         return x
 
 

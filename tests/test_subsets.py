@@ -178,12 +178,12 @@ def test_the_first_ones_are_an_explicit_choice():
 def test_the_split_seed_draws_them_and_nothing_else_does():
     one, other = (from_tensors(*points(), *points(), split_seed=seed) for seed in (0, 1))
     assert not torch.equal(one.sample("test", 50).ids, other.sample("test", 50).ids)
-    told = described(one, "test", one.sample("test", 50))
-    assert told == {
+    reported = described(one, "test", one.sample("test", 50))
+    assert reported == {
         "name": "tensors", "split": "test", "n": 50, "of": 600, "subset": "stratified", "subset_seed": 0,
         "ids": spans(one.sample("test", 50).ids.tolist()),
     }  # fmt: skip
-    assert words(told) == "a stratified sample of 50 of 600 (seed 0)"
+    assert words(reported) == "a stratified sample of 50 of 600 (seed 0)"
     assert words({"n": 5000, "of": 10_000}) == "the first 5,000 of 10,000"  # results made before
     assert words({"n": 500, "of": 500, "subset": "stratified", "subset_seed": 0}) == "all 500"
 
@@ -254,15 +254,15 @@ def test_what_validation_and_watch_measure_is_recorded(tmp_path):
         epochs=1, batch_size=270, validate_limit=15, validate_attack="FGSM", watch_limit=9, watch_steps=1, device="cpu"
     )
     fit(Grows(), data, FGSMRS(threat), settings=settings, run=tmp_path / "run", progress=False)
-    told = folder.read_json(tmp_path / "run/config.json")
-    assert told["data"]["subset"] == "stratified"
+    reported = folder.read_json(tmp_path / "run/config.json")
+    assert reported["data"]["subset"] == "stratified"
     probe = Validation(data, settings, threat, robust=True)
     for name, part in (*probe.parts.items(), ("watch", watch(FGSMRS(threat), data, settings, threat).part)):
-        record = told["about"]["subsets"][name]
+        record = reported["about"]["subsets"][name]
         assert unspan(record["ids"]) == part.ids.tolist()
         assert part.y.bincount().tolist() == [len(part) // 3] * 3
         assert record["n"] == (9 if name == "watch" else 15)
-    assert told["about"]["subsets"]["validation"]["of"] == len(data.validation)
+    assert reported["about"]["subsets"]["validation"]["of"] == len(data.validation)
 
 
 def test_runs_of_other_training_seeds_and_methods_are_evaluated_on_the_same_images(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ SETTINGS = {
         {"steps": 5, "start": "gaussian", "loss": "kl"},
         {"steps": 5, "momentum": 1.0, "keep": "best"},
     ],
-    "Langevin": [{"steps": 5}, {"steps": 5, "variant": "published"}, {"steps": 4, "gradient": "raw", "pull": "free"}],
+    "Langevin": [{"steps": 5}, {"steps": 5, "variant": "published"}, {"steps": 4, "gradient": "raw", "anchor": "free"}],
     "APGD": [{"steps": 10}, {"steps": 10, "loss": "dlr-targeted", "targets": 3}],
     "FAB": [{"steps": 10, "restarts": 2}, {"steps": 10, "targets": 3}],
     "Square": [{"queries": 60}],

@@ -20,7 +20,7 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
 
 
-class Draws(Protocol):
+class Streams(Protocol):
     """What an attack asks for: numbers of the shape, dtype and device of ``like`` (n, ...)."""
 
     def uniform(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor: ...
@@ -28,8 +28,8 @@ class Draws(Protocol):
     def integers(
         self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0
     ) -> Tensor: ...
-    def take(self, index: Tensor) -> Draws: ...
-    def named(self, name: str) -> Draws: ...
+    def take(self, index: Tensor) -> Streams: ...
+    def named(self, name: str) -> Streams: ...
 
 
 def philox(counter: Any, key: tuple[int, int]) -> Any:

@@ -24,7 +24,7 @@ def langevin_step(
     anchor: Tensor | None = None,
     *,
     step_size: float,
-    pull: float = 0.0,
+    weight: float = 0.0,
     noise: float = 0.0,
     normal: Tensor | None = None,
 ) -> Tensor:
@@ -33,10 +33,10 @@ def langevin_step(
     ``normal`` holds standard normal samples. ValueError for noise without ``normal`` or a pull without ``anchor``.
     """
     out = z.add(direction, alpha=step_size)
-    if pull:
+    if weight:
         if anchor is None:
-            raise ValueError(f"a pull of {pull:g} needs an anchor")
-        out = out.add_(anchor - z, alpha=pull)
+            raise ValueError(f"a pull of {weight:g} needs an anchor")
+        out = out.add_(anchor - z, alpha=weight)
     if noise:
         if normal is None:
             raise ValueError(f"noise of {noise:g} needs standard normal samples")

@@ -232,10 +232,10 @@ def test_a_table_from_end_to_end(here, capsys):
     assert mine["commit"]
     assert cells["full-autoattack"]["ours"]["n"] == 4
     same = [k[f"{text}, stratified 4"]["share"]["value"] for k in kept]
-    told = cells["half-autoattack"]["ours"]["same_images"]
-    assert (told["attack"], told["value"], told["each"]) == (text, statistics.fmean(same), same)
+    reported = cells["half-autoattack"]["ours"]["same_images"]
+    assert (reported["attack"], reported["value"], reported["each"]) == (text, statistics.fmean(same), same)
     # What became of each image stands beside each figure: networks and attacks are compared image by image.
-    for one in (mine, cells["natural"]["ours"], cells["full-autoattack"]["ours"], told):
+    for one in (mine, cells["natural"]["ours"], cells["full-autoattack"]["ours"], reported):
         counts = [each.count("1") for each in one["outcomes"]["each"]]
         images = len(unspan(one["outcomes"]["ids"]))
         assert {len(each) for each in one["outcomes"]["each"]} == {images}

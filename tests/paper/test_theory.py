@@ -166,8 +166,8 @@ def test_weighted_covariance_is_unbiased():
         (torch.zeros(3, 2), 1.0, [1.0, -1.0, 1.0], "at least 0"),
     ],
 )
-def test_coefficients_refuse(losses, t, weights, told):
-    with pytest.raises(ValueError, match=told):
+def test_coefficients_refuse(losses, t, weights, reported):
+    with pytest.raises(ValueError, match=reported):
         coefficients(losses, t, weights)
 
 
@@ -189,7 +189,7 @@ def test_proved_constants_bound_dense_hessians(activation):
     z = torch.cat([x, 4 * torch.randn(6, 1, 4, 4, generator=rng(2), dtype=D)])
     y = torch.cat([y, y])
     true = torch.linalg.matrix_norm(hessians(model, z, y), 2)
-    assert proved.proved
+    assert proved.certified
     assert float(true.max()) <= proved.smooth
     assert float(gradients(model, z, y).flatten(1).norm(dim=1).max()) <= proved.lipschitz
     # power iteration from below, near enough
@@ -411,11 +411,11 @@ def test_chains_that_disagree_print_no_figure():
     model, (x, y) = net(nn.Tanh), images()
     found = sampler.mix(model, x, y, Entropic(2.0, 0.1), chains=3, steps=12, curvature=500.0)
     assert not found.converged
-    told = sampler.mixing_rows(found, 10, "net")
+    reported = sampler.mixing_rows(found, 10, "net")
     short = compare(model, x[:1], y[:1], Entropic(2.0, 0.1), chains=3, steps=12, burn=1, nodes=2)
-    told += integrated(short, Entropic(2.0, 0.1), "net")
-    assert {r.verdict for r in told} == {"not converged"}
-    assert all(r.value is None and r.error is None and "R-hat" in r.reason for r in told)
+    reported += integrated(short, Entropic(2.0, 0.1), "net")
+    assert {r.verdict for r in reported} == {"not converged"}
+    assert all(r.value is None and r.error is None and "R-hat" in r.reason for r in reported)
 
 
 def test_conditions_of_convergence():
@@ -446,17 +446,17 @@ def test_conditions_of_convergence():
 
 
 def test_the_local_entropys_rows():
-    told = {r.claim: r.verdict for r in local_entropy.local()}
-    assert told.pop(local_entropy.CHAIN) == "fails"
-    assert set(told.values()) == {"holds"}
-    assert len(told) == 4
+    reported = {r.claim: r.verdict for r in local_entropy.local()}
+    assert reported.pop(local_entropy.CHAIN) == "fails"
+    assert set(reported.values()) == {"holds"}
+    assert len(reported) == 4
 
 
 @pytest.mark.parametrize("make", [local_entropy.algorithm, local_entropy.grad_p])
 def test_corrected_forms_sample_and_printed_ones_do_not(make):
-    told = {r.claim: r.verdict for r in make(chains=6000)}
-    printed = [v for claim, v in told.items() if "as printed" in claim]
-    mended = [v for claim, v in told.items() if "as printed" not in claim]
+    reported = {r.claim: r.verdict for r in make(chains=6000)}
+    printed = [v for claim, v in reported.items() if "as printed" in claim]
+    mended = [v for claim, v in reported.items() if "as printed" not in claim]
     assert (printed, mended) == (["fails"], ["holds"])
 
 
@@ -552,11 +552,11 @@ def test_kinks_warn_and_the_report_shows_the_table(here, capsys):
         (["--temperature", "0"], "temperature must be above 0"),
     ],
 )
-def test_mistakes_are_one_line(here, capsys, args, told):
+def test_mistakes_are_one_line(here, capsys, args, reported):
     assert main(["theory", "own:smooth", "--data", "digits", *SMALL, *args]) == 2
     err = capsys.readouterr().err.strip().splitlines()
     assert len(err) == 1
-    assert told in err[0]
+    assert reported in err[0]
 
 
 def test_prepared_is_a_copy():

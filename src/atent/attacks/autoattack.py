@@ -14,7 +14,7 @@ from atent.attacks.loops import worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.square import Square
 from atent.checks import check_choice, check_number
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat
 
 _VERSIONS = ("standard", "rand")
@@ -74,11 +74,11 @@ class AutoAttack(Attack):
         # at the end.
         return sum(part.passes for part in self.parts().values()) + 2
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         names = list(self.parts())
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, k: int) -> Tensor:
+        def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, k: int) -> Tensor:
             # The first candidate is x itself: what is wrong without an attack is not attacked.
-            return self.search_part(names[k - 1], oracle, x, y, draws) if k else x
+            return self.search_part(names[k - 1], oracle, x, y, streams) if k else x
 
-        return worst_of(1 + len(names), once, oracle, x, y, draws)
+        return worst_of(1 + len(names), once, oracle, x, y, streams)

@@ -10,7 +10,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
 from atent.attacks.spec import nested
 from atent.checks import check_number
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat
 
 
@@ -28,11 +28,11 @@ class EoT(Attack):
     threat: Threat
     attack: str = "PGD(steps=20)"
     """The attack, as text."""
-    draws: int = 20
+    samples: int = 20
     """Passes that a gradient is averaged over."""
 
     def __post_init__(self) -> None:
-        check_number("draws", self.draws, 1, whole=True)
+        check_number("draws", self.samples, 1, whole=True)
         inner = self.inner
         if not inner.needs_gradient:
             raise ValueError(f"EoT averages gradients, and {self.attack} uses none: run it by itself")
@@ -61,7 +61,7 @@ class EoT(Attack):
     def passes(self) -> int:
         # Half of the passes are gradients, at most; each costs two, and comes draws times.
         most = self.inner.passes
-        return most + 2 * (self.draws - 1) * (most // 2)
+        return most + 2 * (self.samples - 1) * (most // 2)
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        return self.inner.bounded(oracle.averaging(self.draws), x, y, draws)
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        return self.inner.bounded(oracle.averaging(self.samples), x, y, streams)

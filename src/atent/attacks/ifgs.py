@@ -12,7 +12,7 @@ from atent.attacks.loops import ascend
 from atent.attacks.oracle import Oracle
 from atent.checks import check_number
 from atent.losses import cross_entropy
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat
 
 
@@ -52,7 +52,7 @@ class IFGS(Attack):
     def passes(self) -> int:
         return 2 * self.steps + 1
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
         step = threat.lengths(x, self._length)
         return ascend(

@@ -14,7 +14,7 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.starts import ALLOWED, Start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, unit
 
 
@@ -88,17 +88,17 @@ class PGD(Attack):
         if self.loss == "kl":
             raise ValueError("loss 'kl' knows no labels, and so no targets: use loss 'ce', 'margin' or 'dlr'")
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         reference = (oracle.logits(x, y),) if self.loss == "kl" else ()
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int, *clean: Tensor) -> Tensor:
+        def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int, *clean: Tensor) -> Tensor:
             threat = self.threat.take(oracle.rows)
             step = threat.lengths(x, self._length)
             if self.start == "gaussian":
                 noise = 1e-3 * threat.width if self.start_noise is None else self.start_noise
-                begin = x + noise * draws.normal(x, use="start", restart=restart)
+                begin = x + noise * streams.normal(x, use="start", restart=restart)
             else:
-                begin = start(threat, self.start, x, draws, restart)
+                begin = start(threat, self.start, x, streams, restart)
                 begin = begin if self.start == "cube" else threat.clamp(begin)
             past = torch.zeros_like(x)
 
@@ -118,4 +118,4 @@ class PGD(Attack):
                 keep=self.keep,
             )
 
-        return worst_of(self.restarts, once, oracle, x, y, draws, *reference)
+        return worst_of(self.restarts, once, oracle, x, y, streams, *reference)

@@ -222,7 +222,7 @@ def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
 def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The `attacks` of a stored evaluation by the labels of today; as they are where one is no attack's text."""
     try:
-        made = [parse(told["attack"], Threat(**told["threat"]), ATTACKS) for told in attacks.values()]
+        made = [parse(entry["attack"], Threat(**entry["threat"]), ATTACKS) for entry in attacks.values()]
         return dict(zip(labelled(made), attacks.values()))
     except (KeyError, TypeError, ValueError):
         return dict(attacks)

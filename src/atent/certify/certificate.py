@@ -18,8 +18,8 @@ from atent.certify.smoothing import (
     ABSTAIN,
     Smoothed,
     certificates,
-    check_draws,
     check_radius,
+    check_sampling,
     largest_radius,
     linf_radius,
     noisy,
@@ -59,7 +59,7 @@ _HEADER = "\t".join(Row._fields) + "\n"
 
 
 @dataclass(frozen=True)
-class Draws(metaclass=Settings):
+class Sampling(metaclass=Settings):
     """What a certificate costs and promises; ValueError for numbers that can never certify."""
 
     sigma: float
@@ -75,7 +75,7 @@ class Draws(metaclass=Settings):
 
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0, above=True)
-        check_draws(self.n0, self.n, self.alpha, self.sigma)
+        check_sampling(self.n0, self.n, self.alpha, self.sigma)
         check_seed(self.seed)
 
 
@@ -84,7 +84,7 @@ class Certificate:
     """The certificates of n samples of ``dim`` values each."""
 
     rows: tuple[Row, ...]
-    draws: Draws
+    sampling: Sampling
     dim: int
     hint: str | None = None
     """One line where the model's answers depend on the batch, so that no row holds."""
@@ -103,18 +103,18 @@ class Certificate:
         Three accuracies, which the literature calls by one name: ``natural`` of the base model without noise;
         ``smoothed``, the smoothed model's own, abstentions counted as wrong (PREDICT); ``certified``, at l2 radii.
         """
-        draws, rows = self.draws, self.rows
-        most = largest_radius(draws.n, draws.alpha, draws.sigma)
+        sampling, rows = self.sampling, self.rows
+        most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
         if radii is None:
-            radii = [k * draws.sigma for k in range(int(most / draws.sigma) + 1)]
+            radii = [k * sampling.sigma for k in range(int(most / sampling.sigma) + 1)]
         for radius in radii:
-            check_radius(radius, draws.n, draws.alpha, draws.sigma, dim=self.dim)
-        proved = sorted(r.radius if r.correct else 0.0 for r in rows)
+            check_radius(radius, sampling.n, sampling.alpha, sampling.sigma, dim=self.dim)
+        reached = sorted(r.radius if r.correct else 0.0 for r in rows)
         return {
             "method": "smoothing",
             "norm": "l2",
             "n": len(rows),
-            "draws": asdict(draws),
+            "draws": asdict(sampling),
             "natural": share(sum(r.natural == r.label for r in rows), len(rows)),
             "smoothed": share(sum(r.smoothed == r.label for r in rows), len(rows)),
             "certified": [
@@ -122,8 +122,8 @@ class Certificate:
                 for r in radii
             ],
             "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
-            "radius_mean": sum(proved) / len(rows),
-            "radius_median": proved[(len(rows) - 1) // 2],
+            "radius_mean": sum(reached) / len(rows),
+            "radius_median": reached[(len(rows) - 1) // 2],
             "largest_radius": most,
             "hint": self.hint,
             "seconds_per_image": sum(r.time for r in rows) / len(rows),
@@ -138,7 +138,7 @@ def certify_run(
     model: nn.Module,
     x: Tensor,
     y: Tensor | None,
-    draws: Draws,
+    sampling: Sampling,
     *,
     ids: Tensor | None = None,
     path: str | Path | None = None,
@@ -170,23 +170,23 @@ def certify_run(
     done: dict[int, Row] = {}
     if path is not None:
         path = Path(path)
-        claim(path, made_of(draws, about or {}))
+        claim(path, made_of(sampling, about or {}))
         done = {row.idx: row for row in read_rows(path)}
-    smoothed = Smoothed(model, draws.sigma, channels_last)
-    check_labels(y, _natural(model, x[:1], draws.seed).shape[1])
-    hint = dependence_hint(model, noisy(x, draws.sigma, draws.seed), seed=draws.seed)
+    smoothed = Smoothed(model, sampling.sigma, channels_last)
+    check_labels(y, _natural(model, x[:1], sampling.seed).shape[1])
+    hint = dependence_hint(model, noisy(x, sampling.sigma, sampling.seed), seed=sampling.seed)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
     if advance and len(left) < len(ids):
-        advance((len(ids) - len(left)) * (draws.n0 + draws.n), "")
+        advance((len(ids) - len(left)) * (sampling.n0 + sampling.n), "")
     # As many samples at once as fill a few forwards, and no more, so that little is lost by an interruption.
-    group = max(1, 4 * (batch or 1000) // draws.n)
+    group = max(1, 4 * (batch or 1000) // sampling.n)
     for begin in range(0, len(left), group):
         part = torch.tensor(left[begin : begin + group])
-        rows = _rows(smoothed, x[part.to(x.device)], y[part.to(y.device)], ids[part], draws, batch, advance)
+        rows = _rows(smoothed, x[part.to(x.device)], y[part.to(y.device)], ids[part], sampling, batch, advance)
         if path is not None:
             _append(path, rows)
         done |= {row.idx: row for row in rows}
-    return Certificate(tuple(done[i] for i in sorted(ids.tolist())), draws, math.prod(x.shape[1:]), hint)
+    return Certificate(tuple(done[i] for i in sorted(ids.tolist())), sampling, math.prod(x.shape[1:]), hint)
 
 
 def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = None) -> Certificate:
@@ -214,7 +214,7 @@ def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = Non
             f"{len(missing)} of {len(wanted)} samples are in no shard, such as {missing[:3]}: run the shards that are"
             " not finished"
         )
-    return Certificate(tuple(rows[i] for i in wanted), Draws(**first["draws"]), dim)
+    return Certificate(tuple(rows[i] for i in wanted), Sampling(**first["draws"]), dim)
 
 
 def check_shard(shard: tuple[int, int], n: int) -> tuple[int, int, int]:
@@ -235,9 +235,9 @@ def sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def made_of(draws: Draws, about: dict[str, Any]) -> dict[str, Any]:
+def made_of(sampling: Sampling, about: dict[str, Any]) -> dict[str, Any]:
     """What the rows of one file share: the settings, the noise's streams, and what is certified."""
-    return {"draws": asdict(draws), "about": about, "noise": NOISE}
+    return {"draws": asdict(sampling), "about": about, "noise": NOISE}
 
 
 def made_alike(path: Path, made: dict[str, Any]) -> bool:
@@ -321,13 +321,19 @@ def _append(path: Path, rows: list[Row]) -> None:
 
 
 def _rows(
-    smoothed: Smoothed, x: Tensor, y: Tensor, ids: Tensor, draws: Draws, batch: int | None, advance: Advance | None
+    smoothed: Smoothed,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    sampling: Sampling,
+    batch: int | None,
+    advance: Advance | None,
 ) -> list[Row]:
     begun = time.perf_counter()
-    natural = _natural(smoothed.model, x, draws.seed).argmax(1)
-    found = smoothed.two_votes(x, draws.n0, draws.n, seed=draws.seed, ids=ids, batch=batch, advance=advance)
-    classes, radii = certificates(*found, draws.sigma, draws.alpha)
-    plain = predictions(found[1], draws.alpha)
+    natural = _natural(smoothed.model, x, sampling.seed).argmax(1)
+    found = smoothed.two_votes(x, sampling.n0, sampling.n, seed=sampling.seed, ids=ids, batch=batch, advance=advance)
+    classes, radii = certificates(*found, sampling.sigma, sampling.alpha)
+    plain = predictions(found[1], sampling.alpha)
     table = (v.tolist() for v in (ids, y, classes, radii, classes == y, natural, plain))
     seconds = round((time.perf_counter() - begun) / len(x), 6)
     return [

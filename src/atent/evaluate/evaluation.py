@@ -17,7 +17,7 @@ from atent.checks import as_inputs, as_labels, check_logits, check_number, check
 from atent.data.described import spans
 from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
-from atent.evaluate.outcomes import bits, marks
+from atent.evaluate.outcomes import bits, flags
 from atent.evaluate.samples import Checked, checked
 from atent.guard import ask, guard, outside_inference
 from atent.independence import dependence_hint
@@ -199,33 +199,33 @@ def evaluate(
         or collapse_hint(predicted, y)
         or one_class_hint(y)
     )
-    standing, results, outcomes = right.clone(), {}, {}
+    remaining, results, outcomes = right.clone(), {}, {}
     for name, attack in named.items():
-        results[name], outcomes[name], after = trial.attack(name, attack, standing if cascade else right)
+        results[name], outcomes[name], after = trial.attack(name, attack, remaining if cascade else right)
         remarks = attack.remarks(classes)
         results[name] |= {"remarks": remarks} if remarks else {}
-        standing &= after
+        remaining &= after
     return Evaluation(
         n=len(x),
         seed=seed,
         natural=share(int(right.sum()), len(x)),
-        worst=share(int(standing.sum()), len(x)),
+        worst=share(int(remaining.sum()), len(x)),
         attacks=results,
         wrong=ids.cpu()[~right].tolist(),
         cascade=cascade,
         search_dtype=search_dtype,
         hint=hint,
         outcomes={"ids": spans(ids.tolist()), "natural": bits(right), "attacks": outcomes},
-        per_class=_per_class(y.cpu(), right, standing),
+        per_class=_per_class(y.cpu(), right, remaining),
     )
 
 
-def _per_class(y: Tensor, right: Tensor, standing: Tensor) -> list[dict[str, Any]]:
+def _per_class(y: Tensor, right: Tensor, remaining: Tensor) -> list[dict[str, Any]]:
     rows = []
     for label in y.unique().tolist():
         own = y == label
         n = int(own.sum())
-        shares = {name: share(int(kept[own].sum()), n) for name, kept in (("natural", right), ("worst", standing))}
+        shares = {name: share(int(kept[own].sum()), n) for name, kept in (("natural", right), ("worst", remaining))}
         rows.append({"class": label, "n": n, **shares})
     return rows
 
@@ -247,27 +247,27 @@ class _Trial:
 
     def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor]:
         """The result of an attack on the samples that stand ``before`` (n,), their marks, and who stands after it."""
-        standing, whole, parts = before.clone(), NOTHING, {}
+        remaining, whole, parts = before.clone(), NOTHING, {}
         for part in attack.parts() or [None]:
-            met = self._meet(name, attack, part, standing)
-            standing[met.rows[met.fooled]] = False
+            met = self._meet(name, attack, part, remaining)
+            remaining[met.rows[met.fooled]] = False
             whole = whole.then(met)
             if part is not None:
-                parts[part] = self._told(met, standing)
+                parts[part] = self._summary(met, remaining)
         result = {
             "attack": spell(attack),
             "threat": attack.threat.plain(),
             "settings": plain(attack),
             # A sample that several parts met was attacked once.
-            **self._told(whole, standing) | {"attacked": int(before.sum())},
+            **self._summary(whole, remaining) | {"attacked": int(before.sum())},
         }
-        return result | ({"parts": parts} if parts else {}), marks(before, before & ~standing), standing
+        return result | ({"parts": parts} if parts else {}), flags(before, before & ~remaining), remaining
 
-    def _meet(self, name: str, attack: Attack, part: str | None, standing: Tensor) -> Met:
-        rows = standing.nonzero().squeeze(1)
+    def _meet(self, name: str, attack: Attack, part: str | None, remaining: Tensor) -> Met:
+        rows = remaining.nonzero().squeeze(1)
         met = self.ledger.met(name, part, rows)
         text = name if part is None else f"{name}, {part}"
-        self._tell(len(standing) - len(rows) + len(met.rows), text, len(rows) - int(met.fooled.sum()))
+        self._announce(len(remaining) - len(rows) + len(met.rows), text, len(rows) - int(met.fooled.sum()))
         for some in rows[len(met.rows) :].split(self.batch):
             if not len(some):
                 continue
@@ -282,17 +282,17 @@ class _Trial:
             )  # fmt: skip
             self.ledger.add(name, part, new)
             met = met.then(new)
-            self._tell(len(some), text, len(rows) - int(met.fooled.sum()))
+            self._announce(len(some), text, len(rows) - int(met.fooled.sum()))
         return met
 
-    def _tell(self, samples: int, text: str, standing: int) -> None:
+    def _announce(self, samples: int, text: str, remaining: int) -> None:
         if self.advance:
-            self.advance(samples, f"{text} {100 * standing / len(self.x):.1f} %")
+            self.advance(samples, f"{text} {100 * remaining / len(self.x):.1f} %")
 
-    def _told(self, met: Met, standing: Tensor) -> dict[str, Any]:
+    def _summary(self, met: Met, remaining: Tensor) -> dict[str, Any]:
         return {
             "attacked": len(met.rows),
-            "robust": share(int(standing.sum()), len(self.x)),
+            "robust": share(int(remaining.sum()), len(self.x)),
             "fooled": self.ids.cpu()[met.rows[met.fooled]].tolist(),
             "distance": _quantiles(met.distance[met.fooled]),
             "forwards": met.forwards,

@@ -10,7 +10,7 @@ from torch import Tensor
 from atent.data.split import spread
 from atent.stats import share
 
-_LOOK = 1000
+_SAMPLES = 1000
 _GAIN = 0.1
 # So few samples may be of one class for a network that can tell classes apart.
 _FEW = 20
@@ -25,8 +25,8 @@ def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Ten
     """
     if x.dim() != 4:
         return None
-    if len(x) > _LOOK:
-        some = torch.from_numpy(spread(y.cpu().numpy(), (0,))[:_LOOK])
+    if len(x) > _SAMPLES:
+        some = torch.from_numpy(spread(y.cpu().numpy(), (0,))[:_SAMPLES])
         x, y, right = x[some.to(x.device)], y[some.to(y.device)], right[some.to(right.device)]
     raw = share(int(right.sum()), len(x))
     if raw["high"] > 1 - _GAIN:

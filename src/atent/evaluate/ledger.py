@@ -74,7 +74,7 @@ class Ledger:
         for row in rows:
             met = Met(
                 torch.tensor(unspan(row["rows"])).long(),
-                torch.tensor([mark == "1" for mark in row["fooled"]]),
+                torch.tensor([flag == "1" for flag in row["fooled"]]),
                 torch.tensor(row["distance"], dtype=torch.float64),
                 *(row[key] for key in Met._fields[3:]),
             )

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from atent.attacks import FGSM, PGD, Attack, Langevin, Square
 from atent.attacks.spec import label
 from atent.evaluate import gradients
-from atent.evaluate.probe import Probe, gained, probe, weaker
 from atent.evaluate.samples import Checked
+from atent.evaluate.subject import Subject, gained, subject, weaker
 from atent.progress import Advance
 from atent.threat import Threat
 
@@ -48,59 +48,59 @@ def _never_rises(verdicts: list[Tensor]) -> bool:
     return not any(weaker(after, before) for before, after in itertools.pairwise(verdicts))
 
 
-def eps_zero(p: Probe) -> gradients.Verdict:
+def eps_zero(p: Subject) -> gradients.Verdict:
     """Without a budget the attack changes nothing: every sample that is right stays right."""
-    stands = p.stands(PGD(p.threat.scaled(0), steps=1))
+    stands = p.robust(PGD(p.threat.scaled(0), steps=1))
     return bool(stands.all()), f"{_tally([stands])} at eps 0"
 
 
-def eps_whole_box(p: Probe) -> gradients.Verdict:
+def eps_whole_box(p: Subject) -> gradients.Verdict:
     """With the whole box as budget any input can become any other: at most half of chance may stand."""
     width = p.threat.width
     eps = width if p.threat.norm == "linf" else width * math.sqrt(p.x[0].numel())
-    stands = p.stands(PGD(replace(p.threat, eps=eps, allow_large_eps=True), steps=40))
+    stands = p.robust(PGD(replace(p.threat, eps=eps, allow_large_eps=True), steps=40))
     return int(stands.sum()) <= p.n / (2 * p.logits.shape[1]), f"{_tally([stands])} at eps {eps:.3g}, the whole box"
 
 
-def eps_monotone(p: Probe) -> gradients.Verdict:
+def eps_monotone(p: Subject) -> gradients.Verdict:
     """A larger budget fools no fewer."""
     threat = replace(p.threat, allow_large_eps=True)
-    verdicts = [p.stands(PGD(threat.scaled(factor))) for factor in (0.5, 1, 2)]
+    verdicts = [p.robust(PGD(threat.scaled(factor))) for factor in (0.5, 1, 2)]
     return _never_rises(verdicts), f"{_tally(verdicts)} at 0.5 / 1 / 2 eps"
 
 
-def steps_monotone(p: Probe) -> gradients.Verdict:
+def steps_monotone(p: Subject) -> gradients.Verdict:
     """More steps fool no fewer."""
-    verdicts = [p.stands(PGD(p.threat, steps=steps)) for steps in (5, 20, 50)]
+    verdicts = [p.robust(PGD(p.threat, steps=steps)) for steps in (5, 20, 50)]
     return _never_rises(verdicts), f"{_tally(verdicts)} after 5 / 20 / 50 steps"
 
 
-def restarts(p: Probe) -> gradients.Verdict:
+def restarts(p: Subject) -> gradients.Verdict:
     """More restarts fool no fewer, and not many more: on a smooth loss the start matters little."""
-    one, more = (p.stands(PGD(p.threat, restarts=count)) for count in (1, 3))
+    one, more = (p.robust(PGD(p.threat, restarts=count)) for count in (1, 3))
     return not weaker(more, one) and not gained(one, more)[1], f"{_tally([one, more])} after 1 / 3 restarts"
 
 
-def iterative(p: Probe) -> gradients.Verdict:
+def iterative(p: Subject) -> gradients.Verdict:
     """Many steps are at least as strong as one."""
-    one, many = p.stands(FGSM(p.threat)), p.stands(PGD(p.threat))
+    one, many = p.robust(FGSM(p.threat)), p.robust(PGD(p.threat))
     return not weaker(many, one), f"{_tally([one, many])} under FGSM / PGD-20"
 
 
-def black_box(p: Probe) -> gradients.Verdict:
+def black_box(p: Subject) -> gradients.Verdict:
     """An attack with gradients is at least as strong as one without."""
-    blind, sighted = p.stands(Square(p.threat, queries=QUERIES)), p.stands(PGD(p.threat))
+    blind, sighted = p.robust(Square(p.threat, queries=QUERIES)), p.robust(PGD(p.threat))
     return not weaker(sighted, blind), f"{_tally([blind, sighted])} under Square with {QUERIES} queries / PGD-20"
 
 
-def loss(p: Probe) -> gradients.Verdict:
+def loss(p: Subject) -> gradients.Verdict:
     """The cross-entropy, which depends on the scale of the logits, is as good to climb as the margin, which does not
     saturate."""
-    ce, free = (p.stands(PGD(p.threat, loss=name)) for name in ("ce", "margin"))
+    ce, free = (p.robust(PGD(p.threat, loss=name)) for name in ("ce", "margin"))
     return not weaker(ce, free), f"{_tally([ce, free])} under PGD-20 on the cross-entropy / the margin"
 
 
-def step_budget(p: Probe) -> gradients.Verdict:
+def step_budget(p: Subject) -> gradients.Verdict:
     """Steps x step size cross the ball, and the samples that stand were indeed moved far."""
     name, length = label(p.attack), step_of(p.attack)
     if length is None:
@@ -123,17 +123,17 @@ def step_of(attack: Attack) -> float | None:
     return getattr(attack, "resolved_step", None) if hasattr(attack, "steps") else None
 
 
-def attack_strength(p: Probe) -> gradients.Verdict:
+def attack_strength(p: Subject) -> gradients.Verdict:
     """The attack that is judged misses little of what the attacks of the other checks find within the same budget."""
     name = label(p.attack)
     if p.attack.passes > COSTLY:
         return True, f"{name} takes up to {p.attack.passes} passes per sample: not run again"
-    stands = p.stands(p.attack)
-    lost, many = gained(stands, p.stands_all())
+    stands = p.robust(p.attack)
+    lost, many = gained(stands, p.robust_to_all())
     return not many, f"{_tally([stands])} under {name}; other attacks of these checks fool {lost} of them"
 
 
-CHECKS: dict[str, tuple[Callable[[Probe], gradients.Verdict], str]] = {
+CHECKS: dict[str, tuple[Callable[[Subject], gradients.Verdict], str]] = {
     "logits": (
         gradients.logits,
         "probabilities flatten every loss: remove the softmax or sigmoid, attacks need logits",
@@ -228,7 +228,7 @@ def masking_checks(
     all. ValueError for inputs or labels that cannot be judged, for an eps of 0 or infinity, for an attack under another
     threat, and for a model that gets no sample right.
     """
-    sample = probe(model, x, y, threat, PGD(threat) if attack is None else attack, seed, ids, batch)
+    sample = subject(model, x, y, threat, PGD(threat) if attack is None else attack, seed, ids, batch)
     results = []
     for name, (check, why) in CHECKS.items():
         if advance:

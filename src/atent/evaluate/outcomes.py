@@ -10,14 +10,14 @@ from torch import Tensor
 
 from atent.data.described import unspan
 
-FOOLED, STOOD, NOT_TRIED = "f", "s", "-"
-_WORDS = {FOOLED: "fooled", STOOD: "stood", NOT_TRIED: "not tried"}
+FOOLED, ROBUST, NOT_TRIED = "f", "s", "-"
+_WORDS = {FOOLED: "fooled", ROBUST: "stood", NOT_TRIED: "not tried"}
 
 
-def marks(tried: Tensor, fooled: Tensor) -> str:
+def flags(tried: Tensor, fooled: Tensor) -> str:
     """One character per sample: f fooled, s stood, - not tried; bool (n,) each."""
     codes = torch.where(tried, torch.where(fooled, 0, 1), 2).tolist()
-    return "".join((FOOLED, STOOD, NOT_TRIED)[code] for code in codes)
+    return "".join((FOOLED, ROBUST, NOT_TRIED)[code] for code in codes)
 
 
 def bits(values: Tensor) -> str:

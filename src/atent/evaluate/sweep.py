@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from atent.attacks.base import Attack
 from atent.attacks.spec import label, show
 from atent.evaluate.evaluation import evaluate
-from atent.evaluate.outcomes import STOOD
+from atent.evaluate.outcomes import ROBUST
 from atent.evaluate.samples import Checked
 from atent.precision import SearchDtype
 from atent.progress import Advance
@@ -88,10 +88,10 @@ def sweep(
         channels_last=channels_last, advance=advance,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
-    standing: dict[str, Tensor] = {}
+    remaining: dict[str, Tensor] = {}
     for (name, r), (key, attack) in zip(jobs, named.items()):
-        stood = torch.tensor([mark == STOOD for mark in found.outcomes["attacks"][key]])
-        standing[name] = stood & standing.get(name, stood)
+        robust = torch.tensor([flag == ROBUST for flag in found.outcomes["attacks"][key]])
+        remaining[name] = robust & remaining.get(name, robust)
         result = found.attacks[key]
         rows.append(
             {
@@ -101,7 +101,7 @@ def sweep(
                 "threat": show(_threat(attack)),
                 "natural": found.natural,
                 "robust": result["robust"],
-                "monotone": share(int(standing[name].sum()), found.n),
+                "monotone": share(int(remaining[name].sum()), found.n),
                 "seconds": result["seconds"],
             }
         )

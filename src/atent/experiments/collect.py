@@ -30,7 +30,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> ComparisonFile:
     for run in plan.runs(path):
         evaluation = _evaluation(run)
         made[run.given].append(seed_result(run, evaluation))
-    rows = _marked([_row(job, made[given]) for given, job in plan.jobs.items()])
+    rows = _with_best([_row(job, made[given]) for given, job in plan.jobs.items()])
     job = next(iter(plan.jobs.values()))
     return ComparisonFile(
         schema_version=COMPARISON_VERSION,
@@ -79,7 +79,7 @@ def _row(job: Job, seeds: list[SeedResult]) -> RecipeResult:
     )
 
 
-def _marked(rows: list[RecipeResult]) -> list[RecipeResult]:
+def _with_best(rows: list[RecipeResult]) -> list[RecipeResult]:
     """The rows, each with what of it lies above every other row's for certain."""
 
     def best(cells: Sequence[Spread]) -> list[bool]:

@@ -79,8 +79,8 @@ def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = 
 
 def caveat_of(found: EvaluationFile) -> str | None:
     """`caveat` of an evaluation."""
-    told = {name: {"attack": a.attack, "threat": asdict(a.threat)} for name, a in found.attacks.items()}
-    return caveat(told, found.search_dtype)
+    named = {name: {"attack": a.attack, "threat": asdict(a.threat)} for name, a in found.attacks.items()}
+    return caveat(named, found.search_dtype)
 
 
 def _against(attack: Mapping[str, Any]) -> tuple[str, float]:
@@ -222,8 +222,8 @@ def draw_pareto(path: Path, comparisons: Sequence[ComparisonFile]) -> None:
         panels[title] = {
             row.recipe: {"natural": _limits(row.natural), "robust": _limits(row.worst)} for row in found.rows
         }
-    told = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
-    plots.save(plots.pareto(panels, robust=f"robust accuracy (%), {told}"), path / PARETO)
+    measured_by = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
+    plots.save(plots.pareto(panels, robust=f"robust accuracy (%), {measured_by}"), path / PARETO)
 
 
 def _limits(cell: Spread) -> dict[str, float | None]:

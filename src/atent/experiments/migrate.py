@@ -85,7 +85,7 @@ def evaluation(content: dict[str, Any]) -> dict[str, Any]:
         **content,
         "schema_version": EVALUATION_VERSION,
         "data": {"class_names": None, **_samples(content["data"])},
-        "attacks": {name: _attack(told, content["natural"]["k"]) for name, told in content["attacks"].items()},
+        "attacks": {name: _attack(entry, content["natural"]["k"]) for name, entry in content["attacks"].items()},
     }
 
 
@@ -126,15 +126,15 @@ def _current(content: dict[str, Any], version: int, kind: str) -> bool:
     return bool(found == version)
 
 
-def _samples(told: dict[str, Any]) -> dict[str, Any]:
+def _samples(samples: dict[str, Any]) -> dict[str, Any]:
     # Before subsets were recorded, the first samples were measured.
-    return {"subset": "first", "subset_seed": None, "ids": None, **told}
+    return {"subset": "first", "subset_seed": None, "ids": None, **samples}
 
 
-def _attack(told: dict[str, Any], right: int) -> dict[str, Any]:
+def _attack(result: dict[str, Any], right: int) -> dict[str, Any]:
     """The result of one attack; the first files have a median distance alone, and no number of attacked samples."""
-    told = {"attacked": right, **told}
-    if "distance_median" in told:
-        median = told.pop("distance_median")
-        told["distance"] = None if median is None else {"median": median}
-    return told
+    result = {"attacked": right, **result}
+    if "distance_median" in result:
+        median = result.pop("distance_median")
+        result["distance"] = None if median is None else {"median": median}
+    return result

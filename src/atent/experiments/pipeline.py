@@ -130,9 +130,9 @@ def run_job(
     say(f"data    {data.name}: {parts}, {counts['test']} test")
     limits: dict[Part, Limit] = {"validation": job.train.validate_limit or None, "test": job.evaluate.limit}
     for part, limit in limits.items():
-        told = described(data, part, data.sample(part, limit))
-        if told["n"] < told["of"]:
-            say(f"subset  {part}: {words(told)}")
+        chosen = described(data, part, data.sample(part, limit))
+        if chosen["n"] < chosen["of"]:
+            say(f"subset  {part}: {words(chosen)}")
     network = config["model"].get("name") or config["model"].get("class")
     say(f"model   {network}, {config['about']['parameters']:,} parameters")
     say(f"method  {_method_line(config)}")

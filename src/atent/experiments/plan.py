@@ -78,18 +78,20 @@ def agree(jobs: Mapping[str, Job]) -> None:
     for name, other in others:
         a, b = _common(one), _common(other)
         differ = {key: (a[key], b[key]) for key in a if a[key] != b[key]}
-        judged = ("evaluate.norm", "evaluate.eps")
-        if not any(key in differ for key in judged) and _attacks(one) != _attacks(other):
+        evaluated = ("evaluate.norm", "evaluate.eps")
+        if not any(key in differ for key in evaluated) and _attacks(one) != _attacks(other):
             differ["evaluate.attacks"] = (one.evaluate.attacks, other.evaluate.attacks)
         if differ:
-            told = ", ".join(f"{key} ({_word(x)} and {_word(y)})" for key, (x, y) in differ.items())
-            mend = " ".join(f"--{key} {_word(y if x is None else x)}" for key, (x, y) in differ.items())
-            raise ValueError(f"recipes {first} and {name} differ in {told}: give both the same, such as by {mend}")
+            differences = ", ".join(f"{key} ({_word(x)} and {_word(y)})" for key, (x, y) in differ.items())
+            fix = " ".join(f"--{key} {_word(y if x is None else x)}" for key, (x, y) in differ.items())
+            raise ValueError(
+                f"recipes {first} and {name} differ in {differences}: give both the same, such as by {fix}"
+            )
 
 
 def _common(job: Job) -> dict[str, Any]:
     """What the jobs of a comparison must share, by its option; the attacks are compared by `_attacks`."""
-    threat = _judged_by(job)
+    threat = _evaluated_under(job)
     return {
         **{f"data.{k}": v for k, v in asdict(job.data).items() if k not in ("root", "augment")},
         **{f"model.{k}": v for k, v in asdict(job.model).items()},
@@ -104,7 +106,7 @@ def _common(job: Job) -> dict[str, Any]:
     }
 
 
-def _judged_by(job: Job) -> Threat | None:
+def _evaluated_under(job: Job) -> Threat | None:
     own = getattr(job.method, "threat", None)
     # The box is the data's, which is not loaded yet; a method that has a threat must have that box.
     return threat_of(own, own.box if own else (0.0, 1.0), job.evaluate)
@@ -112,7 +114,7 @@ def _judged_by(job: Job) -> Threat | None:
 
 def _attacks(job: Job) -> list[str]:
     """The attacks in one spelling, whatever their order."""
-    threat = _judged_by(job)
+    threat = _evaluated_under(job)
     return sorted(spell(parse(text, threat, ATTACKS), threat=True) for text in job.evaluate.attacks)
 
 

@@ -140,11 +140,11 @@ class EntropySGD(torch.optim.Optimizer):
             for k in range(first["inner_steps"]):
                 with torch.enable_grad():
                     losses.append(closure().detach())
-                draws = normals(groups, first["seed"], "entropy-sgd", first["t"], k)
+                samples = normals(groups, first["seed"], "entropy-sgd", first["t"], k)
                 for group, gamma in zip(groups, gammas):
                     eta, inertia = group["inner_lr"], group["inner_momentum"]
                     for p in group["params"]:
-                        normal = next(draws)
+                        normal = next(samples)
                         if p.grad is None:
                             continue
                         means.setdefault(p, anchors[p].clone())
@@ -156,7 +156,7 @@ class EntropySGD(torch.optim.Optimizer):
                             ahead = p.grad.add(speeds[p], alpha=inertia)
                         p.copy_(
                             langevin_step(
-                                p, -ahead, anchors[p], step_size=eta, pull=eta * gamma, noise=group["noise"],
+                                p, -ahead, anchors[p], step_size=eta, weight=eta * gamma, noise=group["noise"],
                                 normal=normal,
                             )
                         )  # fmt: skip

@@ -27,38 +27,38 @@ WIDE = (-1e3, 1e3)
 # ---- the chain -------------------------------------------------------------------------------------------
 
 
-def noise_after(steps: int, step_size: float, pull: float, noise: float) -> float:
+def noise_after(steps: int, step_size: float, weight: float, noise: float) -> float:
     """Standard deviation per value of the noise that ``steps`` steps leave, without projection and clamp.
 
     Each step adds N(0, s^2), s = noise sqrt(2 step_size), and the pull shrinks what was there by 1 - pull: the variance
     is s^2 (1 + r + .. + r^(steps - 1)), r = (1 - pull)^2.
     """
-    return effective_noise(step_size, noise) * math.sqrt(_geometric((1 - pull) ** 2, steps))
+    return effective_noise(step_size, noise) * math.sqrt(_geometric((1 - weight) ** 2, steps))
 
 
-def distance_after(steps: int, step_size: float, pull: float, start: float, *, aligned: bool) -> float:
+def distance_after(steps: int, step_size: float, weight: float, start: float, *, aligned: bool) -> float:
     """||x^K - x|| after unit-gradient steps without noise, from a random direction at distance ``start``.
 
     ``aligned``: all gradients are one direction, as of a linear loss; otherwise each is at right angles to all that was
     before, the least that unit steps can go. The start is at right angles to all of them, as it nearly is in many
     dimensions.
     """
-    rest = start * (1 - pull) ** steps
-    walked = step_size * (_geometric(1 - pull, steps) if aligned else math.sqrt(_geometric((1 - pull) ** 2, steps)))
+    rest = start * (1 - weight) ** steps
+    walked = step_size * (_geometric(1 - weight, steps) if aligned else math.sqrt(_geometric((1 - weight) ** 2, steps)))
     return math.hypot(walked, rest)
 
 
 def simulated(chain: Sampler, *, dim: int = DIM, samples: int = 50, aligned: bool = True, seed: int = 0) -> Tensor:
     """x^K - x (samples, dim) of the chain itself on a linear loss, or on one without a gradient (``aligned`` false)."""
-    draws = Batch(torch.Generator().manual_seed(seed))
+    streams = Batch(torch.Generator().manual_seed(seed))
     x = torch.rand(samples, dim, generator=torch.Generator().manual_seed(seed + 1))
     x = x if chain.threat.box == (0.0, 1.0) else torch.zeros(samples, dim)
     grad = torch.zeros_like(x)
     if aligned:
         grad[:, 0] = 1.0
-    z = chain.begin(x, draws)
+    z = chain.begin(x, streams)
     for k in range(chain.steps):
-        z = chain.move(z, x, grad, k, draws)
+        z = chain.move(z, x, grad, k, streams)
     return z - x
 
 

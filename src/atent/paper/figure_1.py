@@ -243,8 +243,8 @@ def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
             key: asdict(measure([100 * (a[key]["value"] - b[key]["value"]) for a, b in pairs]))
             for key in made[0]["keys"]
         }
-        told = PUBLISHED.get(name)
-        published = told and {key: PUBLISHED["atent"][key] - told[key] for key in told}
+        printed = PUBLISHED.get(name)
+        published = printed and {key: PUBLISHED["atent"][key] - printed[key] for key in printed}
         out.append({"over": name, "seeds": len(pairs), "published": published, "ours": lead})
     return out
 
@@ -256,8 +256,8 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines = [f"# {content['title']}", ""]
     rows = []
     for row in content["rows"]:
-        told = row["published"]
-        cells = [f"{told[key]:.2f}" if told else "-" for key in ("natural", "robust")]
+        printed = row["published"]
+        cells = [f"{printed[key]:.2f}" if printed else "-" for key in ("natural", "robust")]
         if row["ours"]:
             cells += [_cell(row["ours"][key]) for key in ("natural", "published", "strong", "grid")]
             cells.append(f"{row['seconds_per_training']['mean']:.0f}")
@@ -267,10 +267,10 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines += [*markdown_table(["trained by", *heads], rows), ""]
     leads = []
     for gap in content["gaps"]:
-        told = gap["published"]
+        printed = gap["published"]
         shown = [_points(gap["ours"][key]) for key in ("published", "strong", "grid")]
-        told_text = f"{told['robust']:+.2f}" if told and data["name"] == "two-class" else "-"
-        leads.append([LABELS[gap["over"]], told_text, *shown])
+        printed_text = f"{printed['robust']:+.2f}" if printed and data["name"] == "two-class" else "-"
+        leads.append([LABELS[gap["over"]], printed_text, *shown])
     lines += markdown_table(["ATENT's lead over", "published, robust", "PGD-40", "strong", "grid"], leads)
     if all(any(m["seed"] == 0 for m in row["seeds"]) for row in content["rows"]):
         lines += ["", f"![Decision regions of four networks, with each test point's ball]({NAME}.png)"]

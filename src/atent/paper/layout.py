@@ -33,7 +33,7 @@ class Measure:
     """attack: as text, with norm and eps."""
     sigma: float = 0.0
     """smoothing: noise in pixel units."""
-    draws: int = 0
+    samples: int = 0
     """smoothing: noise samples per image."""
     radius: float | str = 0.0
     """smoothing: the l2 radius; bounds: the linf one."""
@@ -48,7 +48,7 @@ class Measure:
         return {
             "natural": "natural",
             "attack": self.attack,
-            "smoothing": f"smoothing, sigma {self.sigma:g}, {self.draws} draws, l2 {self.radius}",
+            "smoothing": f"smoothing, sigma {self.sigma:g}, {self.samples} draws, l2 {self.radius}",
             "bounds": f"{self.method}, linf {self.radius}",
         }[self.kind] + f", stratified {self.n}"
 

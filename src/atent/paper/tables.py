@@ -71,7 +71,7 @@ def table_s1(s: Scale) -> Table:
 
 def table_s2(s: Scale) -> Table:
     """The smoothed classifier: its clean accuracy, which the paper calls certified, and the certificate itself."""
-    smoothing = f"{s.draws:,} draws of noise {s.sigma:g}, alpha 0.001"
+    smoothing = f"{s.samples:,} draws of noise {s.sigma:g}, alpha 0.001"
     columns = (
         Column("base", "natural, the network itself (%)", "no noise"),
         Column(
@@ -102,7 +102,7 @@ def table_s2(s: Scale) -> Table:
                 why = _ONE_NETWORK
 
         def cell(show: Any, beside: str | None) -> Cell:
-            made = Measure("smoothing", s.certified, sigma=s.sigma, draws=s.draws, radius=s.smoothing, show=show)
+            made = Measure("smoothing", s.certified, sigma=s.sigma, samples=s.samples, radius=s.smoothing, show=show)
             return Cell(None if why else training, None if why else made, beside if printed else None, why)
 
         cells = {

@@ -62,7 +62,7 @@ def make(bench: Bench, seeds: Sequence[int], made: Training | None = None) -> No
     ``made``: the training with settings of the machine on top. Default: `training`.
     """
     for seed in seeds:
-        path = train(bench, made or training(bench), seed, look=lambda run, row: _look(bench, run, row))
+        path = train(bench, made or training(bench), seed, each_epoch=lambda run, row: _measure_epoch(bench, run, row))
         missing = _epochs(path / folder.METRICS) - _epochs(path / TEST)
         if missing:
             bench.say(f"note     {path.name}: stopped before the test accuracy of epoch {sorted(missing)} was measured")
@@ -92,16 +92,16 @@ def collect(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
     tests = {seed: {row["epoch"]: row for row in _tests(path)} for seed, path in found}
     epochs = []
     for epoch, values in sorted(rows.items()):
-        told: dict[str, Any] = {"epoch": epoch, "lr": rates.get(epoch)}
+        entry: dict[str, Any] = {"epoch": epoch, "lr": rates.get(epoch)}
         for key, each in values.items():
             if key.startswith("test"):
                 cell = accuracy(each)
-                told |= {key: cell.mean, f"{key}_low": cell.low, f"{key}_high": cell.high, f"{key}_sd": cell.sd}
+                entry |= {key: cell.mean, f"{key}_low": cell.low, f"{key}_high": cell.high, f"{key}_sd": cell.sd}
             else:
-                told[key] = sum(each) / len(each)
-        if "test_robust" in told:
-            told["test"] = _each({seed: of[epoch] for seed, of in tests.items() if epoch in of})
-        epochs.append(told)
+                entry[key] = sum(each) / len(each)
+        if "test_robust" in entry:
+            entry["test"] = _each({seed: of[epoch] for seed, of in tests.items() if epoch in of})
+        epochs.append(entry)
     decayed = [b["epoch"] for a, b in itertools.pairwise(epochs) if (b["lr"] or 0) < 0.5 * (a["lr"] or 0)]
     return {
         "recipe": made.recipe,
@@ -113,7 +113,7 @@ def collect(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
+def _measure_epoch(bench: Bench, path: Path, row: dict[str, Any]) -> None:
     """Measure the epoch's weights on the test set; they are on the disk by now."""
     if row["epoch"] in _epochs(path / TEST):
         return
@@ -123,11 +123,11 @@ def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
     attack = parse("PGD(steps=10)", who.threat, ATTACKS)
     with torch.random.fork_rng(devices=[]):
         found = evaluate(who.model, x, y, {"robust": attack}, ids=ids, cascade=False)
-    told = {"epoch": row["epoch"], "natural": found.natural, "robust": found.attacks["robust"]["robust"]}
-    told["data"] = who.samples()
-    told["outcomes"] = robust_images(found, "robust")
-    told["provenance"] = folder.provenance(seed=0, device=x.device)
-    folder.append_jsonl(path / TEST, told)
+    entry = {"epoch": row["epoch"], "natural": found.natural, "robust": found.attacks["robust"]["robust"]}
+    entry["data"] = who.samples()
+    entry["outcomes"] = robust_images(found, "robust")
+    entry["provenance"] = folder.provenance(seed=0, device=x.device)
+    folder.append_jsonl(path / TEST, entry)
 
 
 def _each(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Run:
         return min(alike, key=lambda name: found[name].worst.high, default=None)
 
     @property
-    def judged(self) -> EvaluationFile | None:
+    def evaluated(self) -> EvaluationFile | None:
         """The content of the headline's file."""
         return self.evaluations[self.headline] if self.headline is not None else None
 
@@ -66,7 +66,7 @@ class Run:
     def best_epoch(self) -> int | None:
         """The epoch whose weights are kept as the best."""
         best = next((row["epoch"] for row in reversed(self.rows) if row.get("best")), None)
-        return best if best is not None or self.judged is None else self.judged.epoch
+        return best if best is not None or self.evaluated is None else self.evaluated.epoch
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from atent.report.render import drawing
 
 def headline(run: Run) -> dict[str, Any]:
     """The robust accuracy that may be claimed, the clean one, and what must be reported beside them."""
-    found = run.judged
+    found = run.evaluated
     if found is None:
         return {"found": None, "command": command(run, "evaluate")}
     others = []
@@ -90,8 +90,8 @@ def epochs(run: Run) -> dict[str, Any]:
 
 
 def _selected(run: Run) -> str:
-    told = ((run.config.get("about") or {}).get("subsets") or {}).get("validation")
-    return f" ({described.words(told)})" if told else ""
+    chosen = ((run.config.get("about") or {}).get("subsets") or {}).get("validation")
+    return f" ({described.words(chosen)})" if chosen else ""
 
 
 def _validation(row: dict[str, Any], key: str) -> str:

@@ -18,9 +18,9 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def threat(told: dict[str, Any]) -> str:
+def threat(stored: dict[str, Any]) -> str:
     """What an adversary may do, from a threat as plain values."""
-    t = Threat(**told)
+    t = Threat(**stored)
     if t.eps == math.inf:
         return f"{t.norm} without a limit: the smallest change that fools is looked for"
     low, high = t.span

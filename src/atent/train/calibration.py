@@ -19,7 +19,7 @@ from atent.train.settings import TrainSettings
 _BATCHES = 2
 
 
-def look(
+def calibrated(
     method: Method, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor], *, joined: bool
 ) -> Calibration[ATENT] | None:
     """What `ATENT.calibrate` finds for the untrained model at the threat's eps; None where nobody asks for it.

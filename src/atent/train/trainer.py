@@ -145,7 +145,7 @@ class Trainer:
     def _calibrate(self) -> None:
         with self.amp:
             given = (self.bare, self.model, self.data, self.settings, self.augment)
-            found = calibration.look(*given, joined=self._joined)
+            found = calibration.calibrated(*given, joined=self._joined)
         if found is None:
             return
         self.say(f"found   {found}")
@@ -170,7 +170,7 @@ class Trainer:
         for row in self.history:
             self.best.add(row)
             if self.watch and "watch_robust" in row:
-                self.watch.judge(row)
+                self.watch.assess(row)
         if self.watch and self.history and self.history[-1].get("watch") == STOP:
             self.stopped = self.watch.line(self.history[-1])
 
@@ -309,7 +309,7 @@ class Trainer:
                 averaged = self.validation.measure(model, progress=self.progress)[0]
                 row |= {f"average_{k}": v for k, v in averaged.items()}
         if self.watch and (measured or settings.minutes is None):
-            line = self.watch.look(row, model)
+            line = self.watch.update(row, model)
             self.stopped = line if row["watch"] == STOP else None
             if line:
                 self.say(line)

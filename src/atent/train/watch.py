@@ -56,9 +56,9 @@ class Watch:
         draws for the same images each time."""
         x, y = self.part.batch(torch.arange(len(self.part), device=self.part.x.device))
         found = evaluate(model, x, y, self.attacks, seed=self.seed, ids=self.part.ids, cascade=False)
-        return {name: told["robust"]["value"] for name, told in found.attacks.items()}
+        return {name: entry["robust"]["value"] for name, entry in found.attacks.items()}
 
-    def judge(self, row: dict[str, Any]) -> str:
+    def assess(self, row: dict[str, Any]) -> str:
         """The verdict on an epoch's row, from what `measure` found."""
         best = self.best
         if best is None or row["watch_robust"] > best["watch_robust"]:
@@ -67,10 +67,10 @@ class Watch:
         fall = best["watch_robust"] - row["watch_robust"] - max(0.0, best["watch_training"] - row["watch_training"])
         return STOP if fall > self.drop else WARNING if fall > self.drop / 2 else OK
 
-    def look(self, row: dict[str, Any], model: nn.Module) -> str | None:
+    def update(self, row: dict[str, Any], model: nn.Module) -> str | None:
         """Adds what `measure` finds and ``watch``, the verdict, to the row; a line for the user, where there is one."""
         row |= self.measure(model)
-        row["watch"] = self.judge(row)
+        row["watch"] = self.assess(row)
         return None if row["watch"] == OK else self.line(row)
 
     def line(self, row: dict[str, Any]) -> str:

@@ -172,7 +172,7 @@ def _lemma(
         table.facts["scale"] = kinds[0].smooth
         for constants in kinds:
             constants = without_curvature(constants) if found else constants
-            kind = "proved" if constants.proved else "estimated"
+            kind = "proved" if constants.certified else "estimated"
             table.facts[kind] = asdict(constants)
             seen = lemma.sample(bare, x, y, gamma, constants, n=settings.samples, seed=seed)
             out += lemma.rows(seen, constants, gamma, name)

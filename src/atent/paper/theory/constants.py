@@ -42,7 +42,7 @@ class Constants:
     """L: ||grad L|| is at most this."""
     smooth: float | None
     """beta: the gradient's own Lipschitz constant; None where there is none, or none is known."""
-    proved: bool
+    certified: bool
     """Whether these are upper bounds; estimates are lower bounds."""
     how: str
     """Where they come from."""

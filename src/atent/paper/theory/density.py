@@ -36,7 +36,7 @@ class Entropic:
         """log of the integral of exp(-gamma/2 ||x' - x||^2 / T) over R^dim: log Z where the loss is 0."""
         return 0.5 * dim * math.log(2 * math.pi * self.temperature / self.gamma)
 
-    def pull(self, z: Tensor, x: Tensor) -> Tensor:
+    def anchor_term(self, z: Tensor, x: Tensor) -> Tensor:
         """gamma/2 ||z - x||^2, (n,)."""
         return 0.5 * self.gamma * (z - x).flatten(1).square().sum(1)
 

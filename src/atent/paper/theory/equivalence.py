@@ -30,25 +30,25 @@ def without_noise(
         threat, variant="published", steps=steps, step_size=eta, gamma=gamma, noise=0.0, start="zero"
     )  # fmt: skip
     field = loss_field(model, y)
-    draws = Batch(torch.Generator())
-    walked = chain.begin(x, draws)
+    streams = Batch(torch.Generator())
+    walked = chain.begin(x, streams)
     soft, hard = x.clone(), x.clone()
     for k in range(steps):
-        walked = chain.move(walked, x, field(walked)[1], k, draws)
+        walked = chain.move(walked, x, field(walked)[1], k, streams)
         soft = (x + (1 - eta * gamma) * (soft - x) + eta * field(soft)[1]).clamp(*box)
         ahead = hard + eta * field(hard)[1] - x
         length = ahead.flatten(1).norm(dim=1).clamp_min(1e-300).view(-1, *[1] * (x.dim() - 1))
         hard = (x + ahead * (eps / length).clamp(max=1.0)).clamp(*box)
     sizes = [(part - x).flatten(1).norm(dim=1).median() for part in (walked, hard)]
-    told = f"{len(x)} images, {steps} steps of {eta:.4g} with raw gradients, gamma {gamma:.4g}, eps {eps:g}, no noise"
+    case = f"{len(x)} images, {steps} steps of {eta:.4g} with raw gradients, gamma {gamma:.4g}, eps {eps:g}, no noise"
     reach = f"median ||x' - x|| {float(sizes[0]):.4f} under the pull, {float(sizes[1]):.4f} under the projection"
     return [
         agree(
-            "T11", SOFT, told, float((walked - soft).abs().max()), 1e-12, n=len(x), basis="exact",
+            "T11", SOFT, case, float((walked - soft).abs().max()), 1e-12, n=len(x), basis="exact",
             what="largest difference of a pixel",
         ),
         agree(
-            "T11", HARD, told, float((walked - hard).flatten(1).norm(dim=1).median()), 1e-12, n=len(x), basis="exact",
+            "T11", HARD, case, float((walked - hard).flatten(1).norm(dim=1).median()), 1e-12, n=len(x), basis="exact",
             what="median ||difference||", reason=reach,
         ),
     ]  # fmt: skip
@@ -64,12 +64,12 @@ def batches(
     half = len(x) // 2
     if half < 2:
         return [skipped("T13", BATCHES, "one image among others", "it needs four images at least")]
-    told = (
+    case = (
         f"one image among {half} and among {half} others, {steps} noise-free steps of {step_size:g}, gamma {gamma:.4g}"
     )
     out = [
         agree(
-            "T13", f"{BATCHES}: samples independent given the weights", f"this network in eval mode: {told}",
+            "T13", f"{BATCHES}: samples independent given the weights", f"this network in eval mode: {case}",
             _moved(model, x, y, half, gamma, steps, step_size), 1e-9, n=half, basis="exact",
             what="||difference of the ends|| / ||x' - x||", reason="exact but for the rounding of another batch",
         )
@@ -82,7 +82,7 @@ def batches(
         if not normed:
             return [
                 *out,
-                skipped("T13", f"{BATCHES}: train-mode batch-norm", told, "no convolution to normalise after"),
+                skipped("T13", f"{BATCHES}: train-mode batch-norm", case, "no convolution to normalise after"),
             ]
         whose = "the same network with batch-norm after each convolution, which changes nothing in eval mode"
     else:
@@ -93,7 +93,7 @@ def batches(
     off = _moved(coupled, x, y, half, gamma, steps, step_size)
     out.append(
         agree(
-            "T13", f"{BATCHES}: train-mode batch-norm", f"{whose}, in train mode: {told}", off, 1e-9, n=half,
+            "T13", f"{BATCHES}: train-mode batch-norm", f"{whose}, in train mode: {case}", off, 1e-9, n=half,
             basis="exact", what="||difference of the ends|| / ||x' - x||",
             reason=f"batch statistics couple the samples; in eval mode the same network moves by {still:.1e}",
         )

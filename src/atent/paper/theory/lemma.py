@@ -114,30 +114,32 @@ def sample(
 
 def rows(found: Sampled, constants: Constants, gamma: float, named: str) -> list[Row]:
     """The lemma's lines for one network and one pair of constants."""
-    kind = "proved" if constants.proved else "estimated"
+    kind = "proved" if constants.certified else "estimated"
     beta = "" if constants.smooth is None else f", beta {constants.smooth:.4g}"
-    told = f"{named}, {kind} constants ({constants.how}): L {constants.lipschitz:.4g}{beta}, gamma {gamma:g}"
-    low = "" if constants.proved else "estimates are lower bounds, so violations do not refute the lemma"
+    case = f"{named}, {kind} constants ({constants.how}): L {constants.lipschitz:.4g}{beta}, gamma {gamma:g}"
+    low = "" if constants.certified else "estimates are lower bounds, so violations do not refute the lemma"
     out = []
     if constants.smooth is not None:
         out.append(
-            _verdict("T1", SMOOTH, told, found.smooth, found.violations["smooth"], found.n // 2, constants.proved, low)
+            _verdict(
+                "T1", SMOOTH, case, found.smooth, found.violations["smooth"], found.n // 2, constants.certified, low
+            )
         )
     for name, claim in (("dissipative", DISSIPATIVE), ("sharp", SHARPER)):
         ratio = getattr(found, name)
-        out.append(_verdict("T2", claim, told, ratio, found.violations[name], found.n, constants.proved, low))
+        out.append(_verdict("T2", claim, case, ratio, found.violations[name], found.n, constants.certified, low))
     return out
 
 
 def _verdict(
-    statement: str, claim: str, told: str, ratio: float, violations: int, n: int, proved: bool, low: str
+    statement: str, claim: str, case: str, ratio: float, violations: int, n: int, certified: bool, low: str
 ) -> Row:  # fmt: skip
-    row = bounded(statement, claim, told, ratio, violations, n, reason=low)
-    if proved or not violations:
+    row = bounded(statement, claim, case, ratio, violations, n, reason=low)
+    if certified or not violations:
         return row
     # The premise is what fails: the constant is too small.
     return Row(
-        statement, claim, told, "not applicable", row.what, row.value, None, n, "sampled",
+        statement, claim, case, "not applicable", row.what, row.value, None, n, "sampled",
         f"{violations} of {n:,} exceed it: the estimate is too low for the premise; {low}",
     )  # fmt: skip
 

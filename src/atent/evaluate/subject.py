@@ -28,7 +28,7 @@ SLACK = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class Subject:
     """A model on n samples that it classifies rightly, under a threat; each attack is run once and remembered."""
 
     model: nn.Module
@@ -58,17 +58,17 @@ class Probe:
                 attack.run(self.model, self.x[part], self.y[part], seed=self.seed, ids=self.ids[part])
                 for part in torch.arange(self.n, device=self.x.device).split(self.batch)
             ]
-            stands = ~torch.cat([o.success for o in outcomes])
-            self._done[repr(attack)] = attack, stands, torch.cat([o.norm for o in outcomes])
+            robust = ~torch.cat([o.success for o in outcomes])
+            self._done[repr(attack)] = attack, robust, torch.cat([o.norm for o in outcomes])
         return self._done[repr(attack)][1:]
 
-    def stands(self, attack: Attack) -> Tensor:
+    def robust(self, attack: Attack) -> Tensor:
         """Which samples the model still gets right, bool (n,)."""
         return self.run(attack)[0]
 
-    def stands_all(self) -> Tensor:
+    def robust_to_all(self) -> Tensor:
         """Which samples stand under every attack that was run within the threat, bool (n,)."""
-        runs = [stands for attack, stands, _ in self._done.values() if attack.threat == self.threat]
+        runs = [robust for attack, robust, _ in self._done.values() if attack.threat == self.threat]
         return torch.stack(runs).all(0)
 
     def gradient(self, loss: Loss) -> Tensor:
@@ -76,10 +76,10 @@ class Probe:
         return gradient(self.model, self.x, self.y, loss, seed=self.seed, batch=self.batch)
 
 
-def probe(
+def subject(
     model: nn.Module, x: Tensor | Checked, y: Tensor | None, threat: Threat, attack: Attack, seed: int,
     ids: Tensor | None, batch: int,
-) -> Probe:  # fmt: skip
+) -> Subject:  # fmt: skip
     """The probe for at most `SAMPLES` of the samples; ValueError, in one line, for what cannot be judged."""
     if not 0 < float(threat.eps) < math.inf:
         raise ValueError(f"masking checks need a finite eps above 0, got {threat.eps}")
@@ -100,7 +100,7 @@ def probe(
     right = (logits.argmax(1) == y).nonzero().squeeze(1)
     if not len(right):
         raise ValueError(f"the model gets none of {count} samples right: nothing to check")
-    return Probe(model, threat, attack, x[right], y[right], ids[right], logits[right], seed, batch)
+    return Subject(model, threat, attack, x[right], y[right], ids[right], logits[right], seed, batch)
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, seed: int, b
     """Input gradient of each sample's loss in eval mode and full precision; ValueError where the model has none."""
     with guard(model, mode="eval", seed=seed), full_precision(x.device):
         oracle = Oracle(model, *torch.zeros(2, 1, dtype=torch.int64, device=x.device), check=False)
-        return torch.cat([oracle.look(a, b, loss)[0] for a, b in zip(x.split(batch), y.split(batch))])
+        return torch.cat([oracle.gradient(a, b, loss)[0] for a, b in zip(x.split(batch), y.split(batch))])
 
 
 def looks_like_probabilities(logits: object) -> bool:
