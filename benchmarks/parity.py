@@ -4,7 +4,7 @@
     python benchmarks/parity.py RUN [RUN ...] --out results/parity.json
 
 Each run is a folder that `atent train` left; its own threat and test images of its own data serve, by its data.subset.
-What any package returns is judged by us: in the box, within the radius (the peer is forgiven a part in 10^5),
+What any package returns is evaluated here: in the box, within the radius (the peer is forgiven a part in 10^5),
 misclassified, by true labels. Budget attacks are compared by robust accuracy, minimum-norm attacks by the median norm,
 both on the same images: an attack of ours counts as weaker where a one-sided sign test over the images on which the two
 differ falls below 2.5 %. FMN and ALMA are held against DDN at the same number of forwards.
@@ -137,7 +137,7 @@ def versus(threat: Threat) -> list[tuple[Attack, str, Peer]]:
     return rows
 
 
-# ---- the judgement -----------------------------------------------------------------------------------------------
+# ---- the evaluation ----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ def test_the_losses_are_those_of_the_points(name, norm, conv_net, batch):
         ("Langevin", {"steps": 5}, 5),
         ("FMN", {"steps": 6}, 6),
         ("Square", {"queries": 7}, 8),
-        ("EoT", {"attack": "PGD(steps=4)", "draws": 3}, 4),
+        ("EoT", {"attack": "PGD(steps=4)", "samples": 3}, 4),
         ("APGD", {"steps": 4}, 5),
     ],
 )

@@ -63,7 +63,7 @@ SETTINGS = {
         {"steps": 3, "loss": "dlr-targeted", "targets": 2, "restarts": 2},
     ],
     "AutoAttack": lambda norm: [{"version": "rand", "steps": 2, "eot": 2}],
-    "EoT": lambda norm: [{"attack": "FGSM", "draws": 3}],
+    "EoT": lambda norm: [{"attack": "FGSM", "samples": 3}],
 }
 # The minimum-norm attacks draw nothing: every setting is in PLAIN too.
 MINIMUM_NORM = {
@@ -86,7 +86,7 @@ QUICK = {
     "Square": {"queries": 30},
     "APGD": {"steps": 8},
     "AutoAttack": {"steps": 4, "targets": 3, "queries": 20},
-    "EoT": {"attack": "PGD(steps=3)", "draws": 2},
+    "EoT": {"attack": "PGD(steps=3)", "samples": 2},
     "CarliniWagner": {"steps": 20, "search_steps": 3, "step_size": 0.05, "initial_const": 0.5},
     "DeepFool": {"steps": 6},
     "DDN": {"steps": 15},
@@ -106,7 +106,7 @@ PLAIN = [
     ("FAB", {"steps": 4, "targets": 3}),
     ("FAB", {"steps": 12, "targets": 3, "stop_at_eps": True}),
     ("APGD", {"start": "zero", "steps": 3}),
-    ("EoT", {"attack": "FGSM", "draws": 3}),
+    ("EoT", {"attack": "FGSM", "samples": 3}),
     *((name, setting) for name, more in MINIMUM_NORM.items() for setting in [{}, *more]),
 ]
 
@@ -276,7 +276,7 @@ KNOWN_PASSES = [
     ("APGD", {"steps": 7, "restarts": 3}, 26, 21),
     ("APGD", {"steps": 7, "loss": "dlr-targeted"}, 75, 63),
     ("APGD", {"steps": 7, "loss": "dlr-targeted", "targets": 20}, 75, 63),
-    ("EoT", {"attack": "PGD(steps=7)", "draws": 4}, 28, 28),
+    ("EoT", {"attack": "PGD(steps=7)", "samples": 4}, 28, 28),
     # the clean logits, and after each part a look at who stands
     ("AutoAttack", {"version": "rand", "steps": 7, "eot": 3}, 1 + 2 * (24 + 1), 2 * 21),
     ("AutoAttack", {"steps": 7, "targets": 9, "queries": 1}, 1 + (8 + 1) + (75 + 1) + (127 + 1) + (2 + 1), 7 + 63 + 63),
@@ -469,7 +469,7 @@ BAD_SETTINGS = [
     ("APGD", "linf", {"start": "sphere"}, r"start \(for linf\) 'sphere' is not known"),
     ("AutoAttack", "linf", {"version": "plus"}, "version 'plus' is not known: use one of standard, rand"),
     ("AutoAttack", "l2", {"queries": 0}, "queries must be at least 1, got 0"),
-    ("EoT", "linf", {"draws": 0}, "draws must be at least 1, got 0"),
+    ("EoT", "linf", {"samples": 0}, "samples must be at least 1, got 0"),
     ("EoT", "linf", {"attack": "Square"}, "EoT averages gradients, and Square uses none: run it by itself"),
     ("EoT", "linf", {"attack": "AutoAttack"}, "EoT needs an attack that is one search .*, got AutoAttack: use PGD"),
     ("EoT", "linf", {"attack": "APGD(eot=5)"}, r"EoT needs an attack that is one search .*, got APGD\(eot=5\)"),
@@ -483,7 +483,7 @@ BAD_SETTINGS = [
     ("Langevin", "l2", {"projection": "often"}, "projection 'often' is not known"),
     ("Langevin", "l2", {"variant": "mine"}, "variant 'mine' is not known: use one of released, published"),
     ("Langevin", "l2", {"gradient": "big"}, "gradient 'big' is not known"),
-    ("Langevin", "l2", {"anchor": "hard"}, "pull 'hard' is not known"),
+    ("Langevin", "l2", {"anchor": "hard"}, "anchor 'hard' is not known"),
     ("Langevin", "linf", {"start": "sphere"}, r"start \(for linf\) 'sphere'"),
     ("Langevin", "l2", {"steps": 0}, "steps must be at least 1, got 0"),
     ("Langevin", "l2", {"steps": 1.5}, "steps must be a whole number, got 1.5"),
@@ -496,7 +496,7 @@ BAD_SETTINGS = [
     ("Langevin", "l2", {"effective_noise": 0.1, "temperature": 0.2}, "effective_noise 0.1 and temperature 0.2 exclude"),
     ("Langevin", "l2", {"temperature": -1.0}, "temperature must be at least 0, got -1"),
     ("Langevin", "l2", {"effective_noise": 0.1, "step_size": 0.0}, "needs a step size above 0, got 0"),
-    ("Langevin", "l2", {"gamma": 2.5}, "a pull of 2.5 per step makes the chain diverge"),
+    ("Langevin", "l2", {"gamma": 2.5}, "an anchor term of weight 2.5 per step makes the chain diverge"),
 ]
 
 

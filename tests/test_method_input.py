@@ -59,7 +59,7 @@ BAD = [
     ("digits-l2-atent", {"method.temperature": -1.0}, "temperature"),
     ("digits-l2-atent", {"method.alpha": 1.1}, "alpha must lie in (0, 1], got 1.1"),
     ("digits-l2-atent", {"method.gamma": -1.0}, "gamma must be at least 0, got -1"),
-    ("digits-l2-atent", {"method.gamma": 2.5}, "a pull of 2.5 per step makes the chain diverge"),
+    ("digits-l2-atent", {"method.gamma": 2.5}, "an anchor term of weight 2.5 per step makes the chain diverge"),
     ("digits-l2-atent", {"method.start": "corner"}, "start (for l2) 'corner' is not known: use one of zero"),
     ("digits-l2-atent", {"method.objective": "data-entropy"}, "'data-entropy' needs gradient 'raw', got 'unit'"),
     ("digits-l2-atent-data-entropy", {"method.noise": 0.0}, "objective 'data-entropy' needs noise above 0"),

@@ -186,7 +186,7 @@ def test_a_schedule_reaches_backward():
         ({"noise": "0.5..0.1@1.5"}, "is not a valid schedule"),
         ({"noise": "-0.1..0.5"}, "noise must be at least 0, got -0.1"),
         ({"noise": "0.5..nan"}, "noise must be"),
-        ({"gamma": "0.1..2.5"}, "a pull of 2.5 per step makes the chain diverge"),
+        ({"gamma": "0.1..2.5"}, "an anchor term of weight 2.5 per step makes the chain diverge"),
         ({"temperature": "0.1..0.2", "noise": 0.1}, "exclude each other"),
     ],
     ids=str,

@@ -44,9 +44,9 @@ def test_settings_are_the_papers(name):
     j = made(name)
     chain = j.method.chain()
     assert (
-        j.model.name, chain.threat.norm, chain.threat.eps, chain.steps, chain.step_size, chain.anchor_weight, chain.noise,
-        chain.projection, chain.start, j.method.alpha, j.train.batch_size, j.optimizer.lr, j.optimizer.weight_decay,
-        j.train.epochs,
+        j.model.name, chain.threat.norm, chain.threat.eps, chain.steps, chain.step_size, chain.anchor_weight,
+        chain.noise, chain.projection, chain.start, j.method.alpha, j.train.batch_size, j.optimizer.lr,
+        j.optimizer.weight_decay, j.train.epochs,
     ) == COLUMNS[name]  # fmt: skip
     assert j.optimizer.name == "SGD"
     assert j.optimizer.momentum == 0.9

@@ -24,7 +24,7 @@ SETTINGS = {
     "FAB": [{"steps": 10, "restarts": 2}, {"steps": 10, "targets": 3}],
     "Square": [{"queries": 60}],
     "AutoAttack": [{"steps": 5, "targets": 2, "queries": 20}],
-    "EoT": [{"attack": "PGD(steps=3)", "draws": 2}],
+    "EoT": [{"attack": "PGD(steps=3)", "samples": 2}],
     "Transfer": [{"attack": "DDN(steps=10)"}, {"attack": "PGD(steps=3)"}],
     "CarliniWagner": [{"steps": 40, "search_steps": 4, "abort_early": True}],
     "DeepFool": [{}],

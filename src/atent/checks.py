@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.guard import check_shape
-from atent.messages import unknown
+from atent.messages import deprecated, unknown
 from atent.threat import Box, Threat
 
 _OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
@@ -43,8 +43,20 @@ class Settings(type):
         threat = args[0] if args else given.get("threat")
         fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
         if type(threat) is not Threat or "threat" not in fields or not given.keys() <= fields.keys():
+            given = _current(cls, given)
             _refuse(cls, args, given)
         return super().__call__(*args, **given)
+
+
+def _current(cls: type, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by the present names of fields; a former one, in ``FORMER`` of the class, is reported once."""
+    former: dict[str, str] = getattr(cls, "FORMER", {})
+    for old, new in former.items():
+        if old in given and new in given:
+            raise ValueError(f"{cls.__name__}: {old} and {new} are the same setting: keep {new}")
+        if old in given:
+            deprecated(f"{old} of {cls.__name__}", new)
+    return {former.get(name, name): value for name, value in given.items()}
 
 
 def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:

@@ -21,7 +21,8 @@ _LOW = 0xFFFFFFFF
 
 
 class Streams(Protocol):
-    """What an attack asks for: numbers of the shape, dtype and device of ``like`` (n, ...)."""
+    """Random number streams, as an attack asks for them: numbers of the shape, dtype and device of ``like`` (n,
+    ...)."""
 
     def uniform(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor: ...
     def normal(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor: ...
@@ -30,6 +31,10 @@ class Streams(Protocol):
     ) -> Tensor: ...
     def take(self, index: Tensor) -> Streams: ...
     def named(self, name: str) -> Streams: ...
+
+
+Draws = Streams
+"""The former name, for attacks of the user's own."""
 
 
 def philox(counter: Any, key: tuple[int, int]) -> Any:

@@ -139,7 +139,7 @@ def test_measures_are_ones_that_can_be_made(scale):
                 if m.kind == "attack":
                     parse(m.attack, None, ATTACKS)
                 if m.kind == "smoothing":
-                    check_radius(float(m.radius), m.draws, 0.001, m.sigma)
+                    check_radius(float(m.radius), m.samples, 0.001, m.sigma)
                 assert m.n <= (scale.strong if "AutoAttack" in m.attack else scale.images)
     assert seen > 60
     dim = {"smoke": 64, "laptop": 784}.get(scale.name, 3072)

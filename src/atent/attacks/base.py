@@ -59,7 +59,7 @@ class Attack(metaclass=Settings):
 
     @property
     def stream(self) -> str:
-        """The name that keys the attack's random draws."""
+        """The name that keys the attack's random numbers."""
         return type(self).__name__
 
     @property
@@ -69,7 +69,7 @@ class Attack(metaclass=Settings):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
-        raise TypeError(f"{type(self).__name__} has no search: define search(oracle, x, y, draws)")
+        raise TypeError(f"{type(self).__name__} has no search: define search(oracle, x, y, streams)")
 
     def of(self, rows: Tensor) -> Attack:
         """The attack on some of the samples: itself where all have one eps."""
@@ -94,7 +94,7 @@ class Attack(metaclass=Settings):
     def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """What the part of that name finds, x where a minimum-norm one finds nothing within eps.
 
-        ``draws`` are the composite's; the part has streams of its own in them, so that it finds the same in the
+        ``streams`` are the composite's; the part has streams of its own in them, so that it finds the same in the
         composite's ``search`` and alone.
         """
         return self.parts()[part].bounded(oracle, x, y, streams.named(part))

@@ -1,8 +1,9 @@
-"""Expectation over transformation: any gradient attack of the house, on gradients averaged over draws."""
+"""Expectation over transformation: any gradient attack of this library, on gradients averaged over samples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,13 +18,16 @@ from atent.threat import Threat
 @attack
 @dataclass(frozen=True)
 class EoT(Attack):
-    """The ``attack`` with every gradient (and its loss) averaged over ``draws`` passes, for models that draw at random
-    (Athalye et al. 2018). With one draw it is the attack itself, bit for bit.
+    """The ``attack`` with every gradient (and its loss) averaged over ``samples`` passes, for random models
+    (Athalye et al. 2018). With one sample it is the attack itself, bit for bit.
 
-    The model draws from torch's generators, which are seeded for every call; judge it in a mode in which it does draw.
-    ValueError for an attack without gradients, for one that averages by itself (``eot`` above 1) or that is made of
-    others, and for one under another threat.
+    The model draws from torch's generators, which are seeded for every call; evaluate it in a mode in which it is
+    random.
+    ValueError for an attack without gradients, for one that averages its own gradients (``eot`` above 1) or that is
+    made of others, and for one under another threat.
     """
+
+    FORMER: ClassVar[dict[str, str]] = {"draws": "samples"}
 
     threat: Threat
     attack: str = "PGD(steps=20)"
@@ -32,7 +36,7 @@ class EoT(Attack):
     """Passes that a gradient is averaged over."""
 
     def __post_init__(self) -> None:
-        check_number("draws", self.samples, 1, whole=True)
+        check_number("samples", self.samples, 1, whole=True)
         inner = self.inner
         if not inner.needs_gradient:
             raise ValueError(f"EoT averages gradients, and {self.attack} uses none: run it by itself")
@@ -59,7 +63,7 @@ class EoT(Attack):
 
     @property
     def passes(self) -> int:
-        # Half of the passes are gradients, at most; each costs two, and comes draws times.
+        # Half of the passes are gradients, at most; each costs two, and is taken once per sample.
         most = self.inner.passes
         return most + 2 * (self.samples - 1) * (most // 2)
 

@@ -18,7 +18,10 @@ if typing.TYPE_CHECKING:
 
 
 # Former spellings of options.
-_MOVED = {f"--method.awp.{name}": f"--train.awp.{name}" for name in ("gamma", "warmup")}
+_MOVED = {
+    **{f"--method.awp.{name}": f"--train.awp.{name}" for name in ("gamma", "warmup")},
+    "--method.pull": "--method.anchor",
+}
 
 
 def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: bool = False) -> tuple[Job, bool]:

@@ -120,8 +120,8 @@ def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[s
 def _smoothing_lines(found: SmoothingFile) -> list[str]:
     sampling = found.draws
     below = [
-        f"sigma {sampling['sigma']:g}, n {sampling['n']:,}, n0 {sampling['n0']}, alpha {sampling['alpha']:g} per image, seed"
-        f" {sampling['seed']}; n draws reach l2 {found.largest_radius:.4g}",
+        f"sigma {sampling['sigma']:g}, n {sampling['n']:,}, n0 {sampling['n0']}, alpha {sampling['alpha']:g} per image,"
+        f" seed {sampling['seed']}; n samples reach l2 {found.largest_radius:.4g}",
         f"abstained {found.abstained.k} of {found.n}; mean radius {found.radius_mean:.4g}, median"
         f" {found.radius_median:.4g}, 0 where wrong",
         f"{found.seconds_per_image:.3g} s per image",

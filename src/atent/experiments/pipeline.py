@@ -246,8 +246,9 @@ def _method_line(config: dict[str, Any]) -> str:
     line: str = method["name"] + (f", {threat['norm']} eps {threat['eps']:g}" if threat else "")
     if chain:
         line += (
-            f", K {chain['steps']}, step {chain['step_size']:g}, pull {chain['pull']:g}, noise {chain['noise']:g}"
-            f" (effective {chain['effective_noise']:.4g} per step), projection {chain['projection']}"
+            f", K {chain['steps']}, step {chain['step_size']:g}, anchor weight {chain['anchor_weight']:g}"
+            f", noise {chain['noise']:g} (effective {chain['effective_noise']:.4g} per step), projection"
+            f" {chain['projection']}"
         )
     if method.get("calibrated"):
         line += f", {'noise' if method['calibrated'] == 'noise' else 'gamma'} to be calibrated"

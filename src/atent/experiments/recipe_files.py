@@ -155,8 +155,9 @@ def moved(tables: Tables) -> Tables:
         found = relocated(tables)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if found is not tables:
-        deprecated("method.awp", "train.awp")
+    for old, new in (("awp", "train.awp"), ("pull", "method.anchor")):
+        if found is not tables and old in tables["method"] and old not in found["method"]:
+            deprecated(f"method.{old}", new)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,8 @@ class ATENT(Method):
     ``robust_loss`` (mu^K); with data-entropy ``tilt``, the standard deviation of L / T over an image's samples: at 0
     both objectives have one gradient, far above 1 few samples carry the weight and the estimate is noisy.
     """
+
+    FORMER: ClassVar[dict[str, str]] = {"pull": "anchor"}
 
     threat: Threat
     steps: int = 10
@@ -210,10 +212,11 @@ class ATENT(Method):
     ) -> Calibration[ATENT]:  # fmt: skip
         """Find the ``setting``, gamma or noise, whose median ||x^K - x|| is ``target``; default: the threat's eps.
 
-        ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in portions of ``batch``, as in training: in train mode
-        batch-norm joins the samples of a portion. Distances are in the threat's norm, at full eps, with one set of
-        random numbers for all values, keyed by ``seed``. gamma is looked for up to a pull of 1 per step, noise up to
-        the width of the box per step. The answer holds for the model as it is: gradients grow and shrink as it trains.
+        ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in batches of ``batch``, as in training: in train mode
+        batch-norm joins the samples of a batch. Distances are in the threat's norm, at full eps, with one set of
+        random numbers for all values, keyed by ``seed``. gamma is searched up to an anchor weight of 1 per step, noise
+        up to the width of the box per step. The answer holds for the model as it is: gradients grow and shrink as it
+        trains.
 
         The model comes back as it was found. ValueError, with the range seen, for a target that the chain does not
         reach, and for a setting that is a schedule or that projection makes moot.

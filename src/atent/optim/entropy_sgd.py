@@ -28,7 +28,7 @@ class EntropySGD(torch.optim.Optimizer):
         mu <- (1 - alpha) mu + alpha w'
 
     then a step of torch's SGD (momentum, Nesterov, weight decay) at w with gradient gamma_t (w - mu). Two misprints
-    of line 6 are corrected: the gradient is taken at w', and the pull goes towards the anchor w. With
+    of line 6 are corrected: the gradient is taken at w', and the anchor term pulls towards w. With
     ``average="ergodic"`` mu is sum eta'_k w'_k / sum eta'_k, which is the plain mean, since eta' is constant inside
     an outer step. ``inner_steps=0`` is torch.optim.SGD itself, bit for bit.
 
@@ -45,8 +45,8 @@ class EntropySGD(torch.optim.Optimizer):
     steps their buffer begins in the same way; here that is torch's SGD, whose buffer begins at the first gradient
     itself. Their paper's noise lacks the factor sqrt(2), their code has it, and so has this.
 
-    Scoping: gamma_t = gamma (1 + scoping)^t, t counting outer steps, held at 1 / inner_lr. There a step's pull ends on
-    the anchor and gamma (w - w') is the plain gradient; beyond twice that the walk would diverge.
+    Scoping: gamma_t = gamma (1 + scoping)^t, t counting outer steps, held at 1 / inner_lr. There a step's anchor term
+    ends on the anchor and gamma (w - w') is the plain gradient; beyond twice that the walk would diverge.
 
     Batches: the closure zeroes ``.grad``, leaves the gradient there and returns the loss; one outer step calls it
     `calls_per_step` times. Whether it brings the same batch each time or the next one is the loop's to do:

@@ -30,8 +30,8 @@ WIDE = (-1e3, 1e3)
 def noise_after(steps: int, step_size: float, weight: float, noise: float) -> float:
     """Standard deviation per value of the noise that ``steps`` steps leave, without projection and clamp.
 
-    Each step adds N(0, s^2), s = noise sqrt(2 step_size), and the pull shrinks what was there by 1 - pull: the variance
-    is s^2 (1 + r + .. + r^(steps - 1)), r = (1 - pull)^2.
+    Each step adds N(0, s^2), s = noise sqrt(2 step_size), and the anchor term shrinks what was there by 1 - weight: the
+    variance is s^2 (1 + r + .. + r^(steps - 1)), r = (1 - weight)^2.
     """
     return effective_noise(step_size, noise) * math.sqrt(_geometric((1 - weight) ** 2, steps))
 

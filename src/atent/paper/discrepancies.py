@@ -67,7 +67,7 @@ DISCREPANCIES: tuple[Discrepancy, ...] = (
         "gamma is 0.08 in one sentence and 0.05 in the next; the code has 0.05, 0.01 and 0 in places. It sets how far"
         " the chain goes", (("distance", ()),),
     ),
-    Discrepancy("Eq. 7 multiplies the pull by the step size, the code does not", (("gamma", ()),)),
+    Discrepancy("Eq. 7 multiplies the anchor term by the step size, the code does not", (("gamma", ()),)),
     Discrepancy(
         "Eq. 7 takes the gradient as it is, the code its sign (linf) or its direction (l2): step lengths then do not"
         " depend on the loss, and the chain samples no density of the loss",

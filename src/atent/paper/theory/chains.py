@@ -35,8 +35,9 @@ def langevin(
     field: Field, start: Tensor, x: Tensor, density: Entropic, step_size: float, steps: int, record: Record,
     *, rng: torch.Generator, burn: int = 0,
 ) -> Trace:  # fmt: skip
-    """The paper's chain (Eq. 7) with raw gradients and a pull scaled by the step, free of projection and box: ``start``
-    and ``x`` (m, ...), one chain a row. Its stationary law differs from p by a bias of the order of the step size."""
+    """The paper's chain (Eq. 7) with raw gradients and an anchor term scaled by the step, free of projection and box:
+    ``start`` and ``x`` (m, ...), one chain a row. Its stationary law differs from p by a bias of the order of the step
+    size."""
     z, kept = start, []
     noise = math.sqrt(density.temperature)
     losses, grad = field(z)

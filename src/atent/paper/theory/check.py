@@ -32,7 +32,7 @@ class Settings(metaclass=checks.Settings):
     """How much is looked at."""
 
     gamma: float = 10.0
-    """Pull of the density on images, in the paper's scaling; above 0."""
+    """gamma of the density on images, in the paper's scaling; above 0."""
     temperature: float | None = None
     """T of the density on images; default: gamma radius^2 / d, where the Gaussian part alone reaches the radius."""
     radius: float = 1.0

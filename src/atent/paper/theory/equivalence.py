@@ -14,7 +14,7 @@ from atent.paper.theory.rows import Row, agree, skipped
 from atent.rng import Batch
 from atent.threat import Threat
 
-SOFT = "PGD whose projection is the soft pull, x + (1 - eta' gamma)(x' - x), is ATENT without noise"
+SOFT = "PGD whose projection is the soft anchor term, x + (1 - eta' gamma)(x' - x), is ATENT without noise"
 HARD = "PGD with projection onto the l2 ball is ATENT without noise (B.4)"
 BATCHES = "chains batch by batch sample the same p as chains over all data (B.3)"
 
@@ -22,8 +22,8 @@ BATCHES = "chains batch by batch sample the same p as chains over all data (B.3)
 def without_noise(
     model: nn.Module, x: Tensor, y: Tensor, *, gamma: float, eps: float, box: tuple[float, float], steps: int = 10
 ) -> list[Row]:
-    """T11: the published variant's chain, noise 0, beside PGD written out, with the soft pull and the hard ball; from x
-    itself, ``gamma`` in the paper's scaling, both clamped to the box."""
+    """T11: the published variant's chain, noise 0, beside PGD written out, with the soft anchor term and the hard ball;
+    from x itself, ``gamma`` in the paper's scaling, both clamped to the box."""
     threat = Threat("l2", eps, box)
     eta = min(2 * eps / steps, 0.9 / gamma)
     chain = sampler(
@@ -41,7 +41,7 @@ def without_noise(
         hard = (x + ahead * (eps / length).clamp(max=1.0)).clamp(*box)
     sizes = [(part - x).flatten(1).norm(dim=1).median() for part in (walked, hard)]
     case = f"{len(x)} images, {steps} steps of {eta:.4g} with raw gradients, gamma {gamma:.4g}, eps {eps:g}, no noise"
-    reach = f"median ||x' - x|| {float(sizes[0]):.4f} under the pull, {float(sizes[1]):.4f} under the projection"
+    reach = f"median ||x' - x|| {float(sizes[0]):.4f} under the anchor term, {float(sizes[1]):.4f} under the projection"
     return [
         agree(
             "T11", SOFT, case, float((walked - soft).abs().max()), 1e-12, n=len(x), basis="exact",

@@ -208,7 +208,7 @@ def free_energy_bound(density: Entropic, loss_at_x: float, lipschitz: float, dim
 
 
 def integrability(seed: int = 0) -> list[Row]:
-    """T3 on the line, by quadrature: log-loss of a logistic model, with and without a pull."""
+    """T3 on the line, by quadrature: log-loss of a logistic model, with and without an anchor term."""
     rng = torch.Generator().manual_seed(seed)
     cases = 200
     slope = torch.randn(cases, generator=rng, dtype=torch.float64) * 3
@@ -235,7 +235,7 @@ def integrability(seed: int = 0) -> list[Row]:
         f"{cases} logistic losses on the line: 0 <= T log(Z/Z_0) <= L(x) + L sqrt(dT/gamma) + L^2/(2 gamma)",
         float(ratio.max()), wrong, cases, basis="quadrature",
     )  # fmt: skip
-    # Without a pull: the integral over [-R, R] grows at least as 2R.
+    # Without an anchor term: the integral over [-R, R] grows at least as 2R.
     sizes = torch.tensor([10.0, 100.0, 1000.0], dtype=torch.float64)
     totals = []
     for size in sizes:
@@ -243,7 +243,8 @@ def integrability(seed: int = 0) -> list[Row]:
         totals.append(float(torch.trapezoid(torch.nn.functional.softplus(z - 1).clamp_max(5).exp(), z)))
     grown = min(total / (2 * float(size)) for total, size in zip(totals, sizes, strict=True))
     second = Row(
-        "T3", "without a pull (gamma = 0) there is no density", "a logistic loss cut at 5: the integral of exp(L) over"
+        "T3", "without an anchor term (gamma = 0) there is no density",
+        "a logistic loss cut at 5: the integral of exp(L) over"
         " [-R, R] beside 2R, R = 10, 100, 1000", "holds" if grown >= 1 else "fails", "smallest integral / 2R", grown,
         None, len(sizes), "quadrature", "cross-entropy is at least 0, so exp(L/T) >= 1 and Z the volume",
     )  # fmt: skip

@@ -228,16 +228,16 @@ class Conditions:
     recipe: str
     steps: int
     gamma: float
-    """In the paper's scaling: the pull per unit of step size."""
+    """In the paper's scaling: the weight of the anchor term per unit of step size."""
     met: dict[str, bool]
     """Condition -> whether it holds."""
     step_size: float
     allowed: float | None
-    """The largest step size that the theorem takes; None without a pull, where there is no m."""
+    """The largest step size that the theorem takes; None without an anchor term, where there is no m."""
     needed: float | None
-    """1 / (eta' m), the steps of one relaxation time in the best case; None without a pull."""
+    """1 / (eta' m), the steps of one relaxation time in the best case; None without an anchor term."""
     kept: float
-    """(1 - pull)^K: what is left of the start after K steps where the loss is flat."""
+    """(1 - weight)^K: what is left of the start after K steps where the loss is flat."""
 
 
 def conditions(
@@ -247,9 +247,9 @@ def conditions(
     library is ``clamped`` to the box after each step.
 
     M = beta + gamma and m = gamma/4 by Lemma B.1. The theorem is for the plain recursion x - eta grad F + noise: raw
-    gradients, a pull scaled by the step, neither projection nor box. It asks for M-smoothness and (m, b)-dissipativity,
-    and its moment bounds for a step of at most min(1, m / (4 M^2)) and an inverse temperature of at least 2/m (Raginsky
-    et al. 2017, Lemma 3, for the same recursion).
+    gradients, an anchor term scaled by the step, neither projection nor box. It asks for M-smoothness and (m,
+    b)-dissipativity, and its moment bounds for a step of at most min(1, m / (4 M^2)) and an inverse temperature of at
+    least 2/m (Raginsky et al. 2017, Lemma 3, for the same recursion).
     """
     eta = chain.step_size
     gamma = chain.anchor_weight / eta if eta > 0 else 0.0
@@ -257,7 +257,7 @@ def conditions(
     allowed = min(1.0, gamma / 4 / (4 * (curvature + gamma) ** 2)) if gamma > 0 else None
     met = {
         "raw gradient": chain.gradient == "raw",
-        "pull above 0": gamma > 0,
+        "anchor term above 0": gamma > 0,
         "noise above 0": temperature > 0,
         "no projection": chain.projection == "never",
         "no box": not clamped,
@@ -276,7 +276,7 @@ def convergence_rows(found: Mapping[str, Conditions]) -> list[Row]:
     """A row a recipe: not applicable where the recursion is another one, fails where only numbers are against it."""
     out = []
     for name, c in found.items():
-        form = ("raw gradient", "pull above 0", "noise above 0", "no projection", "no box", "smooth network")
+        form = ("raw gradient", "anchor term above 0", "noise above 0", "no projection", "no box", "smooth network")
         wrong = [k for k in form if not c.met[k]]
         numbers = [k for k in ("step size", "inverse temperature", "steps") if not c.met[k]]
         case = f"recipe {name}: K {c.steps}, eta' {c.step_size:.4g}, gamma {c.gamma:.4g} in the paper's scaling"
@@ -290,7 +290,7 @@ def convergence_rows(found: Mapping[str, Conditions]) -> list[Row]:
         if c.needed is not None and not c.met["steps"]:
             parts.append(f"one relaxation time is {c.needed:.3g} steps in the best case, K = {c.steps}")
         if c.gamma == 0:
-            parts.append("without a pull there is no density to converge to")
+            parts.append("without an anchor term there is no density to converge to")
         verdict: Verdict = "not applicable" if wrong else "fails" if numbers else "holds"
         out.append(
             Row(
