@@ -26,7 +26,7 @@ from atent.experiments.comparison import measure
 from atent.experiments.recipe_files import as_toml, read_recipe
 from atent.markdown import table as markdown_table
 from atent.messages import deprecated
-from atent.runs import read_json, write_atomic, write_json
+from atent.runs import read_json, with_present_keys, write_atomic, write_json
 
 Tables = dict[str, Any]
 
@@ -102,7 +102,7 @@ def variants(
 
 def effects(found: dict[str, Any], names: tuple[str, str]) -> list[dict[str, Any]]:
     """What each part brings, from the content of comparison.json: the accuracy of the network that has the part less
-    that of the one that has it not, seed by seed, natural and under the worst of the attacks. The last row is all parts
+    that of the one that has it not, seed by seed, clean and under the worst of the attacks. The last row is all parts
     together: the larger recipe less the smaller."""
     small, large = names
     rows = {row["recipe"]: row["seeds"] for row in found["rows"]}
@@ -110,7 +110,7 @@ def effects(found: dict[str, Any], names: tuple[str, str]) -> list[dict[str, Any
     def effect(part: str, to: str, having: str, lacking: str) -> dict[str, Any]:
         pairs = list(zip(rows[having], rows[lacking], strict=True))
         entry: dict[str, Any] = {"part": part, "to": to}
-        for key in ("natural", "worst"):
+        for key in ("clean", "worst"):
             entry[key] = asdict(measure([a[key]["value"] - b[key]["value"] for a, b in pairs]))
         entry["seconds"] = asdict(measure([a["seconds_per_epoch"] / b["seconds_per_epoch"] for a, b in pairs]))
         return entry
@@ -140,9 +140,9 @@ def table(found: dict[str, Any], names: tuple[str, str]) -> str:
     attacks = ", ".join(found["rows"][0]["attacks"])
     rows = []
     for row in effects(found, names):
-        cells = [points(row["natural"]), points(row["worst"]), f"{row['seconds']['mean']:.2f} times"]
+        cells = [points(row["clean"]), points(row["worst"]), f"{row['seconds']['mean']:.2f} times"]
         rows.append([row["part"], row["to"], *cells])
-    heads = ["part", "added to", "natural (points)", "robust (points)", "time of an epoch"]
+    heads = ["part", "added to", "clean (points)", "robust (points)", "time of an epoch"]
     lines = markdown_table(heads, rows, left=2)
     data, seeds = found["data"], len(found["seeds"])
     lines += [
@@ -175,7 +175,7 @@ if __name__ == "__main__":
     code = main(["compare", *map(str, paths), "--name", given.name, "--runs", str(given.runs), *rest])
     place = given.runs / given.name
     if code == 0:
-        found = read_json(place / "comparison.json")
+        found = with_present_keys(read_json(place / "comparison.json"))
         write_json(place / "ablation.json", {"effects": effects(found, names)})
         write_atomic(place / "ablation.md", table(found, names))
         print(table(found, names))

@@ -225,7 +225,7 @@ def test_evaluate_takes_an_eps_for_each_sample(conv_net, batch):
         evaluate(model, x, y, attacks, batch=size, cascade=cascade) for size in (3, 8) for cascade in (True, False)
     ]
     assert len({str(each.worst) for each in found}) == 1
-    assert 0 < found[0].worst["k"] < found[0].natural["k"]
+    assert 0 < found[0].worst["k"] < found[0].clean["k"]
     assert found[0].to_json()["attacks"]["PGD-3"]["threat"]["eps"] == pytest.approx(tuple(eps.tolist()))
 
 

@@ -213,8 +213,8 @@ def test_transfer_is_weaker_than_seeing_the_model(norm, conv_net, other, batch):
     # the points are the source's, the verdicts the attacked model's
     assert torch.equal(out.x_adv, PGD(threat, steps=40)(other, x, y, seed=5))
     assert torch.equal(out.success, net(out.x_adv).argmax(1) != y)
-    natural = int((net(x).argmax(1) != y).sum())
-    assert natural < int(out.success.sum()) < int(white.success.sum())
+    clean = int((net(x).argmax(1) != y).sum())
+    assert clean < int(out.success.sum()) < int(white.success.sum())
     assert len(source.seen) == 40
     assert out.forwards.tolist() == [1] * 80
     assert out.backwards.tolist() == [0] * 80

@@ -380,9 +380,9 @@ def test_the_metrics_are_those_of_the_bounds():
     ):
         metrics = ran(method, model, x, y)[0]
         proved = verified(copy.deepcopy(model).eval(), x, y, threat, bound).double().mean()
-        assert 0 < float(proved) < float(metrics["natural"])
+        assert 0 < float(proved) < float(metrics["clean"])
         assert float(metrics["verified"]) == float(proved)
-        assert float(metrics["natural"]) == float((model(x).argmax(1) == y).double().mean())
+        assert float(metrics["clean"]) == float((model(x).argmax(1) == y).double().mean())
 
 
 def test_an_overflowing_bound_without_weight_is_left_out():

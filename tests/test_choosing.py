@@ -10,6 +10,7 @@ import pytest
 from atent.experiments.recipes import recipe_names
 from atent.paper.evidence import difference
 from atent.paper.verdicts import ALIKE
+from atent.runs import with_present_keys
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "choosing.md"
@@ -21,7 +22,7 @@ spec.loader.exec_module(tables)
 
 
 def comparison(name):
-    return json.loads((ROOT / f"results/{name}/comparison.json").read_text())["rows"]
+    return with_present_keys(json.loads((ROOT / f"results/{name}/comparison.json").read_text()))["rows"]
 
 
 def test_the_tables_are_those_of_the_results():
@@ -183,13 +184,13 @@ def test_what_l2_on_digits_says():
     assert gaps.pop("mma") == pytest.approx(28.5, abs=0.1)
     assert [round(min(gaps.values())), round(max(gaps.values()))] == [12, 18]
     assert "12 to 18 points above AutoAttack, and 28.5 for" in " ".join(TEXT.split())
-    natural = {name: 100 * row["natural"]["mean"] for name, row in race("race-l2-time").items()}
-    assert natural["atent"] - natural["atent-plus"] == pytest.approx(5, abs=0.5)
+    clean = {name: 100 * row["clean"]["mean"] for name, row in race("race-l2-time").items()}
+    assert clean["atent"] - clean["atent-plus"] == pytest.approx(5, abs=0.5)
 
 
 def constant(seed):
     """A training that ended as a constant: the share of one class, under every attack."""
-    return seed["natural"]["value"] == seed["worst"]["value"] < 0.2
+    return seed["clean"]["value"] == seed["worst"]["value"] < 0.2
 
 
 def test_how_trainings_on_mnist_fail():
@@ -206,7 +207,7 @@ def test_how_trainings_on_mnist_fail():
 def test_what_the_parts_bring():
     """No part that is in an atent-plus has an interval clear of 0; of the others, the three that the guide names."""
     effects = {
-        name: json.loads((ROOT / f"results/ablation-{name}/ablation.json").read_text())["effects"]
+        name: with_present_keys(json.loads((ROOT / f"results/ablation-{name}/ablation.json").read_text()))["effects"]
         for name in ("digits-linf", "digits-l2", "mnist5k-linf", "mnist5k-l2")
     }
     assert sum(map(len, effects.values())) == 33
@@ -234,7 +235,7 @@ def test_what_the_parts_bring():
 
 
 def test_what_is_certified():
-    found = json.loads((ROOT / "results/laptop/table-s2.json").read_text())
+    found = with_present_keys(json.loads((ROOT / "results/laptop/table-s2.json").read_text()))
     cells = {row["key"]: row["cells"] for row in found["blocks"][0]["rows"]}
     ours = {key: c["certified"]["ours"] for key, c in cells.items() if c["certified"]["ours"]}
     seconds = {key: cells[key]["seconds"]["ours"]["value"] for key in ours}
@@ -244,7 +245,7 @@ def test_what_is_certified():
     assert f"the dual bound {dual} of the first {ours['dual']['n']} in 6 s" in text
     assert [round(1000 * seconds["crown-ibp"]), round(seconds["dual"])] == [5, 6]
     assert "highest" not in next(line for line in TEXT.splitlines() if "`CROWNIBP`" in line)
-    rows = json.loads((ROOT / "results/certified/mnist5k.json").read_text())["rows"]
+    rows = with_present_keys(json.loads((ROOT / "results/certified/mnist5k.json").read_text()))["rows"]
     same = {row["run"]: row["certified"][-1]["share"] for row in rows if "s2" in row["run"]}
     reported = [f"{100 * same[f'mnist5k-linf-{key}-s2']['value']:.1f}" for key in ("crown-ibp", "dual")]
     assert "by CROWN on the same 200 images, one training of each, {} and {}".format(*reported) in text
@@ -253,7 +254,7 @@ def test_what_is_certified():
     lack = difference(ours["gaussian"], ours["smoothadv"])
     assert below(lack)
     assert f"`Gaussian` is below `SmoothAdv` ({lack})" in text
-    tuned = json.loads((ROOT / "results/laptop/finetune.json").read_text())
+    tuned = with_present_keys(json.loads((ROOT / "results/laptop/finetune.json").read_text()))
     rows = {row["key"]: row["cells"]["robust"]["ours"] for row in tuned["blocks"][0]["rows"]}
     assert [round(100 * rows[key]["value"]) for key in ("benign", "atent", "pgdat")] == [0, 73, 74]
     assert undecided(difference(rows["atent"], rows["pgdat"]))

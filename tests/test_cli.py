@@ -79,7 +79,7 @@ def test_train_evaluate_load(here, capsys):
     assert status == 0, err
     assert (path / "evaluation.json").read_bytes() == before
     again = json.loads((path / "evaluation-2.json").read_text())
-    assert again["attacks"]["PGD-2"]["robust"]["k"] == again["natural"]["k"] == found["natural"]["k"]
+    assert again["attacks"]["PGD-2"]["robust"]["k"] == again["clean"]["k"] == found["clean"]["k"]
 
     err = refused(capsys, "evaluate", str(path), "--out", str(path / "evaluation.json"), "--quiet")
     assert "never overwritten" in err
@@ -90,7 +90,7 @@ def test_train_evaluate_load(here, capsys):
     assert (small / "best.safetensors").stat().st_size < 0.6 * (path / "best.safetensors").stat().st_size
     assert said(capsys, "evaluate", "small", "--quiet")[0] == 0
     halves = json.loads((small / "evaluation.json").read_text())
-    assert abs(halves["natural"]["k"] - found["natural"]["k"]) <= 2
+    assert abs(halves["clean"]["k"] - found["clean"]["k"]) <= 2
     with pytest.raises(FileExistsError):
         export(path, here / "small")
 
@@ -452,12 +452,12 @@ def test_evaluate_runs_a_cascade_and_says_what_it_measured(run_of, capsys):
     assert list(found["attacks"]) == ["FGSM", "PGD-3"]
     assert found["attacks"]["PGD-3"]["attacked"] == found["attacks"]["FGSM"]["robust"]["k"]
     assert found["worst"] == found["attacks"]["PGD-3"]["robust"]
-    assert set(found["outcomes"]) == {"ids", "natural", "attacks"}
+    assert set(found["outcomes"]) == {"ids", "clean", "attacks"}
     for line in (
         "after FGSM", "after PGD-3", "threat   linf 0.15 (eps 0.15)",
         "digits, test images: a stratified sample of 60 of 500 (seed 0), linf 0.15",
         "samples  digits, test images: a stratified sample of 60 of 500 (seed 0)",
-        f"natural  {stats.percent(found['natural'])}", f"robust   {stats.percent(found['worst'])} under the worst of",
+        f"clean  {stats.percent(found['clean'])}", f"robust   {stats.percent(found['worst'])} under the worst of",
         f"version  atent {atent.__version__}", "seed     0", "Not measured by AutoAttack",
         "written: run/evaluation.json",
     ):  # fmt: skip
@@ -466,7 +466,7 @@ def test_evaluate_runs_a_cascade_and_says_what_it_measured(run_of, capsys):
     assert status == 0, err
     alone = folder.read_json(run_of / "evaluation-2.json")
     assert list(alone["attacks"]) == ["PGD-3", "FGSM"]
-    assert {a["attacked"] for a in alone["attacks"].values()} == {alone["natural"]["k"]}
+    assert {a["attacked"] for a in alone["attacks"].values()} == {alone["clean"]["k"]}
     assert "linf 8/255 (eps 0.0313725)" in out
     assert "worst of these" in out
     assert (alone["cascade"], alone["seed"]) == (False, 3)
@@ -620,7 +620,7 @@ def test_attack_keeps_arrays_and_draws_them(run_of, capsys):
     # the same attack on the same samples, as evaluate runs it
     assert said(capsys, "evaluate", "run", "--attacks", "PGD(steps=5)", "--limit", "30", "--quiet")[0] == 0
     found = folder.read_json(run_of / "evaluation.json")
-    # evaluate leaves natural errors alone, and an attack may turn one into a right answer
+    # evaluate leaves errors on clean images alone, and an attack may turn one into a right answer
     fooled = set(made["ids"][made["success"]].tolist()) - set(found["wrong"])
     assert fooled == set(found["attacks"]["PGD-5"]["fooled"])
     assert fooled

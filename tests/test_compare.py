@@ -110,12 +110,12 @@ def test_compare_trains_once_and_reuses(here, capsys):
         assert list(row["attacks"]) == ["PGD-1", "FGSM"]
         seeds = row["seeds"]
         made = [json.loads((path / s["run"] / "evaluation.json").read_text()) for s in seeds]
-        assert [s["natural"] for s in seeds] == [m["natural"] for m in made]
+        assert [s["clean"] for s in seeds] == [m["clean"] for m in made]
         assert [s["attacks"]["FGSM"] for s in seeds] == [m["attacks"]["FGSM"]["robust"] for m in made]
-        assert row["natural"]["mean"] == pytest.approx(sum(m["natural"]["k"] for m in made) / 80)
+        assert row["clean"]["mean"] == pytest.approx(sum(m["clean"]["k"] for m in made) / 80)
         # the only epoch is the last one, and the best
         assert row["last"] == row["worst"]
-        assert row["natural"]["low"] <= row["natural"]["mean"] <= row["natural"]["high"]
+        assert row["clean"]["low"] <= row["clean"]["mean"] <= row["clean"]["high"]
         assert all(s["seconds_per_epoch"] > 0 and s["best_epoch"] == 1 for s in seeds)
         assert all(s["memory_mb"] > 1 for s in seeds)
         assert json.loads((path / seeds[1]["run"] / "config.json").read_text())["train"]["seed"] == 1
@@ -123,7 +123,7 @@ def test_compare_trains_once_and_reuses(here, capsys):
     images = "digits, test images: a stratified sample of 40 of 500 (seed 0); "
     for part in ("| plain (Standard) |", "FGSM (%)", images, "2 seeds (0, 1)", "linf 0.1", "t-interval"):
         assert part in text
-    for part in ("natural (%)", "s / epoch", "peak MiB", "result folder: runs/compare"):
+    for part in ("clean (%)", "s / epoch", "peak MiB", "result folder: runs/compare"):
         assert part in out
     assert caveat({}) in text
     assert caveat({}) in out
@@ -188,8 +188,8 @@ def test_compare_goes_on_after_an_interruption(here, capsys):
     assert "1 seed (0)" in out
     assert "no standard deviation" in out
     row = json.loads((path / "comparison.json").read_text())["rows"][0]
-    share = row["seeds"][0]["natural"]
-    assert row["natural"] == {"mean": share["value"], "sd": None, "low": share["low"], "high": share["high"]}
+    share = row["seeds"][0]["clean"]
+    assert row["clean"] == {"mean": share["value"], "sd": None, "low": share["low"], "high": share["high"]}
     assert all(torch.isfinite(v).all() for v in atent.load(path / "plain-seed0").state_dict().values())
 
 
@@ -386,23 +386,23 @@ def test_no_interval_no_mark():
 
 ONE = stats.share(1, 2)
 SEED = {
-    "seed": 0, "run": "r", "natural": ONE, "attacks": {}, "worst": ONE, "seconds_per_epoch": 1.0, "memory_mb": None,
+    "seed": 0, "run": "r", "clean": ONE, "attacks": {}, "worst": ONE, "seconds_per_epoch": 1.0, "memory_mb": None,
     "best_epoch": 1,
 }  # fmt: skip
 
 
-def made_up(*naturals):
+def made_up(*values):
     """A comparison whose rows have these cells, under two attacks."""
-    cells = [Spread(m, 0.01, low, high) for m, low, high in naturals]
+    cells = [Spread(m, 0.01, low, high) for m, low, high in values]
     best = winner(cells)
     where = {"device": "cpu", "device_name": "a chip", "threads": 2, "commit": "abc", "dirty": False}
     one = {"mean": 1.0, "sd": None, "low": None, "high": None}
     rows = [
         {
-            "recipe": f"r{i}", "method": "Standard", "threat": None, "natural": vars(cell), "worst": vars(cell),
+            "recipe": f"r{i}", "method": "Standard", "threat": None, "clean": vars(cell), "worst": vars(cell),
             "attacks": {"FGSM": vars(cell), "PGD-2": vars(cell)}, "seconds_per_epoch": one, "memory_mb": None,
             "best_epoch": one, "seeds": [SEED | {"provenance": where}],
-            "best": {"natural": best == i, "worst": best == i, "attacks": {"FGSM": best == i, "PGD-2": False}},
+            "best": {"clean": best == i, "worst": best == i, "attacks": {"FGSM": best == i, "PGD-2": False}},
         }
         for i, cell in enumerate(cells)
     ]  # fmt: skip
@@ -418,7 +418,7 @@ def test_markdown_marks_the_certain_best_alone():
     text = markdown(made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6)))
     table = text.splitlines()
     assert table[0] == (
-        "| recipe | natural (%) | FGSM (%) | PGD-2 (%) | worst of these (%) | s / epoch | peak MiB | best epoch |"
+        "| recipe | clean (%) | FGSM (%) | PGD-2 (%) | worst of these (%) | s / epoch | peak MiB | best epoch |"
     )
     assert table[2] == (
         "| r0 (Standard) | **90.0 +- 1.0** [88.0, 92.0] | **90.0 +- 1.0** [88.0, 92.0] | 90.0 +- 1.0 [88.0, 92.0]"
@@ -431,7 +431,7 @@ def test_markdown_marks_the_certain_best_alone():
     assert "**" not in markdown(made_up((0.9, 0.88, 0.92), (0.89, 0.87, 0.91)))
 
 
-BARE = {"epoch": 1, "validation_natural": 0.5}
+BARE = {"epoch": 1, "validation_clean": 0.5}
 
 
 def test_the_last_epoch_stands_beside_the_best(monkeypatch, tmp_path):
@@ -463,7 +463,7 @@ def test_the_last_epochs_figure_of_a_run(here, epoch, last, expected):
         run.append_jsonl(made.path / run.METRICS, {"epoch": n, "seconds": 1.0, "memory_mb": None})
     stored = migrate.evaluation(json.loads((BEFORE / "finished" / "evaluation.json").read_text()))
     stored = EvaluationFile.from_json(stored)
-    other = last and LastEpoch(2, stored.natural, {}, Share(**stats.share(last, 10)))
+    other = last and LastEpoch(2, stored.clean, {}, Share(**stats.share(last, 10)))
     stored = replace(stored, epoch=epoch, worst=Share(**stats.share(9, 10)), last=other)
     found = seed_result(made, stored).last
     assert (found and found.k) == expected
@@ -495,7 +495,7 @@ def test_a_budget_of_time(here, capsys):
         assert rows[-1]["elapsed"] == pytest.approx(2.0, abs=0.5)
         assert seed["passes"] == rows[-1]["passes"]
         assert row["minutes"]["mean"] == pytest.approx(2 / 60, abs=1 / 60)
-        assert sum("validation_natural" in r for r in rows) == 2
+        assert sum("validation_clean" in r for r in rows) == 2
     reported = (path / "comparison.md").read_text()
     assert "2 s of training each" in reported
     assert "| epochs |" in reported.splitlines()[0]
@@ -542,7 +542,7 @@ def test_the_pareto_plot_shows_what_the_rows_say(monkeypatch, tmp_path):
     ((panels, robust),) = seen
     assert list(panels) == ["digits, linf 0.1, 2 epochs each", "digits, linf 0.1, 10 minutes each"]
     share = {"value": 0.9, "low": 0.88, "high": 0.92}
-    assert panels["digits, linf 0.1, 2 epochs each"]["r0"] == {"natural": share, "robust": share}
+    assert panels["digits, linf 0.1, 2 epochs each"]["r0"] == {"clean": share, "robust": share}
     assert robust == "robust accuracy (%), worst of 2 attacks"
     draw_pareto(tmp_path, [replace(found, minutes=1.0), replace(found, minutes=0.25)])
     assert [name.rsplit(", ")[-1] for name in seen.pop()[0]] == ["60 s each", "15 s each"]

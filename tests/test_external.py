@@ -65,7 +65,7 @@ def test_your_own_network(here):
     content = evaluate_target(found, progress=False).to_json()
     torch.manual_seed(0)
     same = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    assert content["natural"]["k"] == int((same(x).argmax(1) == y).sum())
+    assert content["clean"]["k"] == int((same(x).argmax(1) == y).sum())
     assert content["model"] == "strange:build"
     reported = {"name": "digits", "split": "test", "n": 20, "of": 500, "subset": "stratified", "subset_seed": 0}
     assert content["data"].items() >= reported.items()

@@ -387,7 +387,7 @@ def rigged(monkeypatch, values):
     monkeypatch.setattr(Watch, "measure", reported)
 
 
-@pytest.mark.parametrize("select", ["auto", "natural", "last"])
+@pytest.mark.parametrize("select", ["auto", "clean", "last"])
 def test_a_collapse_warns_stops_and_keeps_the_best_weights(digits, monkeypatch, tmp_path, select):
     rigged(monkeypatch, [0.5, 0.6, 0.49, 0.02])
     said, path = [], tmp_path / "run"
@@ -438,7 +438,7 @@ def test_fgsm_without_a_random_start_collapses_on_mnist_and_is_stopped():
     data = load(DataSettings("mnist", limit=3000, validation=300))
     model = make(ModelSettings("digits_cnn"), classes=10, shape=data.shape, seed=0)
     said = []
-    settings = quick(epochs=24, watch="auto", watch_limit=100, select="natural")
+    settings = quick(epochs=24, watch="auto", watch_limit=100, select="clean")
     method = FGSMRS(Threat("linf", 0.3), start="zero", eps_warmup=0.4)
     fitted = fit(
         model, data, method, optimizer=Optimizer(lr=0.05), settings=settings, progress=False, say=said.append

@@ -240,7 +240,7 @@ def test_standard_is_cross_entropy(batchnorm):
     loss.backward()
     assert distance(grad, gradient(model)) <= ROUNDING
     assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
-    assert float(metrics["natural"]) == float((logits.argmax(1) == y).double().mean())
+    assert float(metrics["clean"]) == float((logits.argmax(1) == y).double().mean())
 
 
 # -- PGDAT

@@ -299,7 +299,7 @@ def test_where_no_boundary_is_in_reach_only_the_clean_loss_is_left(norm):
     assert metrics["margin"][3] == 0
     # the one wrong sample counts with weight 1, shared by both parts; the right ones have no loss to speak of
     assert float(metrics["loss"]) == pytest.approx(1e4 / N, rel=1e-2)
-    assert float(metrics["natural"]) == pytest.approx((N - 1) / N)
+    assert float(metrics["clean"]) == pytest.approx((N - 1) / N)
 
 
 def test_right_means_more_than_half_of_the_probability():
@@ -309,7 +309,7 @@ def test_right_means_more_than_half_of_the_probability():
         model.weight.copy_(4 * torch.eye(3))
         model.bias.zero_()
     metrics = make("l2").backward(model, x, y, rng=stream())
-    assert float(metrics["natural"]) == 1
+    assert float(metrics["clean"]) == 1
     assert metrics["margin"][0] == 0 < metrics["margin"][1]
 
 

@@ -72,9 +72,9 @@ def test_kl_equals_a_slow_transcription(batchnorm, given, smoothing):
     fit = smoothed(clean, y, smoothing).mean()
     (0.5 * (fit + 4.0 * mu)).backward()
     assert distance(gradient(model), gradient(theirs)) <= 1e-9
-    for name, value in {"loss": fit + 4.0 * mu, "natural_loss": fit, "robust_loss": mu}.items():
+    for name, value in {"loss": fit + 4.0 * mu, "clean_loss": fit, "robust_loss": mu}.items():
         assert float(metrics[name]) == pytest.approx(value.item(), rel=1e-9), name
-    assert float(metrics["natural"]) == float((clean.argmax(1) == y).double().mean())
+    assert float(metrics["clean"]) == float((clean.argmax(1) == y).double().mean())
 
 
 @pytest.mark.parametrize("objective", ["free-energy", "data-entropy"])

@@ -136,7 +136,7 @@ def test_it_is_evaluated(here, capsys, tmp_path):
     x, y = part.batch(torch.arange(30))
     want = evaluate(net.eval(), x, y, [PGD(LINF, steps=3)], ids=part.ids)
     assert found["worst"] == want.worst
-    assert found["natural"] == want.natural
+    assert found["clean"] == want.clean
     assert {k: found["data"][k] for k in ("name", "split", "n", "of")} == {
         "name": "entries_mine:data", "split": "test", "n": 30, "of": 100,
     }  # fmt: skip
@@ -205,7 +205,7 @@ def test_it_is_certified_by_noise(here, capsys, tmp_path):
     status, _, err = said(capsys, "certify", tmp_path / "noisy", *args)
     assert (status, err) == (0, "")
     content = folder.read_json(tmp_path / "noisy" / "certificate.json")
-    assert content["draws"]["sigma"] == 0.25
+    assert content["sampling"]["sigma"] == 0.25
     assert content["trained"] == "Gaussian"
     net, part = mine.net(), mine.data().sample("test", 4)
     load_weights(net, "noisy")
@@ -230,7 +230,7 @@ def test_a_network_of_ones_own_is_verified(here, capsys, monkeypatch, tmp_path):
     assert said(capsys, *args, "--norm", "linf", "--radius", "0")[0] == 0
     content = folder.read_json(tmp_path / "entries_mine-net-certificate.json")
     # At radius 0 the bounds are the logits.
-    assert content["certified"][0]["share"]["k"] <= content["natural"]["k"]
+    assert content["certified"][0]["share"]["k"] <= content["clean"]["k"]
     assert content["run"] == "entries_mine:net"
     status, _, err = said(capsys, "certify", "entries_mine:net", "--data", "entries_mine:data", "--limit", "1")
     assert status == 2

@@ -99,7 +99,7 @@ def one_epoch(name):
     model = make(j.model, classes=10, shape=shape)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     settings = dataclasses.replace(
-        j.train, epochs=1, validate_attack="none", validate_limit=10, select="natural", device="cpu", threads=None
+        j.train, epochs=1, validate_attack="none", validate_limit=10, select="clean", device="cpu", threads=None
     )
     fitted = fit(
         model, data, method, optimizer=j.optimizer, schedule=j.schedule, settings=TrainSettings(**vars(settings)),

@@ -145,10 +145,10 @@ class Document(HTMLParser):
 def test_the_figures_are_those_of_the_files(made, page):
     doc = Document(page)
     first, second = load(made / "evaluation.json"), load(made / "evaluation-2.json")
-    assert first["worst"]["k"] < first["natural"]["k"]
+    assert first["worst"]["k"] < first["clean"]["k"]
     alone, cascade = doc.rows("attack", "accuracy, 95 % interval", "attacked")
     for rows, found, after in ((alone, first, ""), (cascade, second, "after ")):
-        named = {"no attack (natural)": found["natural"], "worst of these": found["worst"]}
+        named = {"no attack (clean)": found["clean"], "worst of these": found["worst"]}
         for name, reported in found["attacks"].items():
             written = reported["attack"] if reported["attack"] != name else ""
             named[f"{after}{name}{written}"] = reported["robust"]
@@ -161,7 +161,7 @@ def test_the_figures_are_those_of_the_files(made, page):
             n: [percent(s), s["value"]] for n, s in named.items()
         }
 
-    for kind in ("worst", "natural"):
+    for kind in ("worst", "clean"):
         s = first[kind]
         interval = f"[{100 * s['low']:.1f}, {100 * s['high']:.1f}]"
         reported = f"{100 * s['value']:.1f} %95 % interval {interval}; {s['k']} of {s['n']} images"
@@ -181,7 +181,7 @@ def test_the_figures_are_those_of_the_files(made, page):
 
     smooth, bound = doc.rows("proved")
     content = load(made / "certificate.json")
-    proved = [percent(content["natural"]), percent(content["smoothed"])]
+    proved = [percent(content["clean"]), percent(content["smoothed"])]
     proved += [percent(row["share"]) for row in content["certified"]]
     assert [cells[0][0] for cells in smooth.values()] == proved
     (reported,) = load(made / "certificate-2.json")["certified"]
@@ -199,13 +199,13 @@ def test_best_and_last_epoch_are_those_of_the_files(made, run):
         row["best"] = row["epoch"] == 2
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = load(run / "evaluation.json")
-    last = {"epoch": 6, "natural": share(31, 40), "worst": share(7, 40)}
+    last = {"epoch": 6, "clean": share(31, 40), "worst": share(7, 40)}
     last["attacks"] = {name: {"robust": share(9 + i, 40)} for i, name in enumerate(found["attacks"])}
     change(run / "evaluation.json", epoch=2, last=last)
     doc = part(sections.section("epochs", read(run)))
     (table,) = doc.rows("accuracy, 95 % interval", "best epoch (2)", "last epoch (6)")
     assert [cell[0] for cell in table["test, worst of these"]] == [percent(found["worst"]), percent(last["worst"])]
-    assert [cell[1] for cell in table["test, natural"]] == [found["natural"]["value"], 31 / 40]
+    assert [cell[1] for cell in table["test, clean"]] == [found["clean"]["value"], 31 / 40]
     assert table["test, PGD-3"][1][0] == percent(share(10, 40))
     assert [cell[1] for cell in table["validation, robust"]] == [r["validation_robust"] for r in (rows[1], rows[5])]
     assert "The last epoch is the best one." not in doc.text
@@ -218,7 +218,7 @@ def test_the_headline_is_the_lowest_upper_limit_under_the_same_threat(run):
     def another(number, k, n, attack="PGD(steps=100)", **more):
         reported = first["attacks"]["PGD-3"] | {"attack": attack, "robust": share(k, n)}
         reported |= {"threat": reported["threat"] | more.pop("threat", {})}
-        found = first | {"weights": "best", "n": n, "natural": share(n, n), "worst": share(k, n), **more}
+        found = first | {"weights": "best", "n": n, "clean": share(n, n), "worst": share(k, n), **more}
         write_json(
             run / f"evaluation-{number}.json", found | {"attacks": {attack.split("(")[0]: reported}, "last": None}
         )
@@ -250,7 +250,7 @@ def test_a_cascade_and_the_parts_of_an_ensemble_are_told_as_such(run):
     least = reported | {"attack": "AutoAttack", "robust": share(3, 10), "parts": parts}
     worst = share(3, 10)
     attacks = {"FGSM": found["attacks"]["FGSM"] | {"robust": share(5, 10)}, "AutoAttack": least}
-    change(run / "evaluation.json", **found | {"attacks": attacks, "worst": worst, "natural": share(9, 10)})
+    change(run / "evaluation.json", **found | {"attacks": attacks, "worst": worst, "clean": share(9, 10)})
     (run / "evaluation-2.json").unlink()
     doc = part(sections.section("headline", read(run)), sections.section("attacks", read(run)))
     assert "The worst of FGSM, AutoAttack, run in this order, each on what still stood; the last to fool an" in doc.text
@@ -318,20 +318,20 @@ def test_where_images_cannot_be_made_the_page_says_why(run):
 
 def test_several_runs_stand_side_by_side(made, run):
     found = load(run / "evaluation.json")
-    change(run / "evaluation.json", worst=share(1, 40), natural=share(39, 40))
+    change(run / "evaluation.json", worst=share(1, 40), clean=share(39, 40))
     first = load(made / "evaluation.json")
     doc = Document(report([made, run, made], images=0))
-    (rows,) = doc.rows("run", "method", "robust (worst case)", "natural", *first["attacks"])
+    (rows,) = doc.rows("run", "method", "robust (worst case)", "clean", *first["attacks"])
     assert list(rows) == ["whole", "copy"]
-    for name, worst, natural in (("whole", first["worst"], first["natural"]), ("copy", share(1, 40), share(39, 40))):
-        shares = [worst, natural, *(a["robust"] for a in found["attacks"].values())]
+    for name, worst, clean in (("whole", first["worst"], first["clean"]), ("copy", share(1, 40), share(39, 40))):
+        shares = [worst, clean, *(a["robust"] for a in found["attacks"].values())]
         cells = rows[name][1 : 3 + len(found["attacks"])]
         assert [value for _, value in cells] == [s["value"] for s in shares]
         assert [text for text, _ in cells] == [percent(s).replace(" [", "[") for s in shares]
     assert CAVEAT in doc.text
     assert "Judged differently" not in doc.text
     alts = [a["alt"] for a in doc.all("img")]
-    dots = next(alt for alt in alts if alt.startswith("Natural and robust accuracy by run"))
+    dots = next(alt for alt in alts if alt.startswith("Clean and robust accuracy by run"))
     assert "copy 97.5 % and 2.5 %" in dots
     assert any(alt.startswith("whole: Accuracy against epoch") and "copy: Accuracy" in alt for alt in alts)
     change(run / "evaluation.json", n=39)
@@ -339,10 +339,10 @@ def test_several_runs_stand_side_by_side(made, run):
 
 
 def test_the_figures_of_several_runs_draw_what_they_are_given():
-    table = {"a": {"natural": share(9, 10), "robust": share(2, 10)}, "b": {"robust": {"value": 0.5, "low": None}}}
+    table = {"a": {"clean": share(9, 10), "robust": share(2, 10)}, "b": {"robust": {"value": 0.5, "low": None}}}
     (axes,) = plots.dots(table).axes
     places = {line.get_label(): line.get_xdata() for line in axes.get_lines()}
-    assert places["natural"] == pytest.approx([90])
+    assert places["clean"] == pytest.approx([90])
     assert places["robust"] == pytest.approx([20, 50])
     spans = [[100 * end for end in (s["low"], s["high"])] for s in (share(9, 10), share(2, 10))]
     drawn = [segment[:, 0].tolist() for bars in axes.collections for segment in bars.get_segments()]
@@ -351,16 +351,16 @@ def test_the_figures_of_several_runs_draw_what_they_are_given():
     with pytest.raises(ValueError, match="expected a fraction"):
         plots.dots({"a": {"robust": {"value": 2}}})
 
-    rows = {"a": [{"epoch": 1, "validation_natural": 0.5}, {"epoch": 2, "validation_natural": 0.75}]}
-    rows["b"] = [{"epoch": 1, "validation_natural": 0.25, "validation_robust": 0.125}]
-    natural, robust = plots.together(rows).axes
-    assert [list(line.get_ydata()) for line in natural.get_lines()] == [[50, 75], [25]]
+    rows = {"a": [{"epoch": 1, "validation_clean": 0.5}, {"epoch": 2, "validation_clean": 0.75}]}
+    rows["b"] = [{"epoch": 1, "validation_clean": 0.25, "validation_robust": 0.125}]
+    clean, robust = plots.together(rows).axes
+    assert [list(line.get_ydata()) for line in clean.get_lines()] == [[50, 75], [25]]
     assert [list(line.get_ydata()) for line in robust.get_lines()] == [[12.5]]
-    assert robust.get_lines()[0].get_color() == natural.get_lines()[1].get_color() == plots.PALETTE[1]
+    assert robust.get_lines()[0].get_color() == clean.get_lines()[1].get_color() == plots.PALETTE[1]
     assert (robust.get_xlabel(), robust.get_ylabel()) == ("epoch", "robust accuracy (%)")
     narrow = plots.narrow(plots.curves(rows["a"]), 4)
     assert tuple(narrow.get_size_inches()) == (5.2, 4)
-    assert [t.get_text() for t in narrow.legends[0].get_texts()] == ["natural, validation"]
+    assert [t.get_text() for t in narrow.legends[0].get_texts()] == ["clean, validation"]
     assert len(narrow.legends) == 1
     assert plots.svg(narrow) == plots.svg(narrow)
 
@@ -429,7 +429,7 @@ def test_an_unfinished_certificate_is_named_and_left_alone(run):
     ("name", "content", "told"),
     [
         ("evaluation.json", "{", "not valid JSON"),
-        ("evaluation.json", '{"natural": {}}', "'data' is missing"),
+        ("evaluation.json", '{"clean": {}}', "'data' is missing"),
         ("evaluation-2.json", "[]", "is not what its name says"),
         ("metrics.jsonl", '{"loss": 1}\n', "'epoch' is missing"),
         ("config.json", "{}", "no table 'method'"),
@@ -452,7 +452,7 @@ def test_earlier_results_without_newer_fields_are_shown():
     rows = {name: cells for table in doc.rows("attack", "accuracy, 95 % interval") for name, cells in table.items()}
     fgsm = found["attacks"]["FGSM"]
     assert rows["FGSM"][0] == [percent(fgsm["robust"]), fgsm["robust"]["value"]]
-    assert rows["FGSM"][1][1] == found["natural"]["k"]
+    assert rows["FGSM"][1][1] == found["clean"]["k"]
     assert rows["FGSM"][2][1] == fgsm["distance_median"]
 
 

@@ -364,7 +364,7 @@ def test_rows_are_those_of_certify_and_predict(task, tmp_path):
     for i, row in enumerate(found.rows):
         assert (row.idx, row.label, row.predict, row.radius) == (100 + i, int(y[i]), int(classes[i]), float(radii[i]))
         assert row.correct == int(row.predict == row.label)
-        assert (row.smoothed, row.natural) == (int(plain[i]), int(model(x[i : i + 1]).argmax()))
+        assert (row.smoothed, row.clean) == (int(plain[i]), int(model(x[i : i + 1]).argmax()))
     assert read_rows(tmp_path / "certificate.csv") == list(found.rows)
     head = (tmp_path / "certificate.csv").read_text().splitlines()[0]
     assert head.split("\t")[:6] == ["idx", "label", "predict", "radius", "correct", "time"]
@@ -453,7 +453,7 @@ def test_shards_merge_into_the_whole(task, tmp_path):
 def test_the_summary_tells_three_accuracies_apart():
     sampling = Sampling(0.5, n0=10, n=1000, alpha=0.001)
     rows = [
-        # label, predict, radius, natural, smoothed
+        # label, predict, radius, clean, smoothed
         (1, 1, 0.6, 1, 1),
         (1, 1, 0.2, 0, 1),
         (1, -1, 0.0, 1, 1),
@@ -462,7 +462,7 @@ def test_the_summary_tells_three_accuracies_apart():
     ]
     made = tuple(Row(i, a, b, r, int(a == b), 2.0, c, d) for i, (a, b, r, c, d) in enumerate(rows))
     found = Certificate(made, sampling, dim=64).to_json([0, 0.2, 0.5])
-    assert (found["natural"]["k"], found["smoothed"]["k"], found["abstained"]["k"]) == (3, 3, 2)
+    assert (found["clean"]["k"], found["smoothed"]["k"], found["abstained"]["k"]) == (3, 3, 2)
     assert [c["share"]["k"] for c in found["certified"]] == [2, 2, 1]
     low, high = interval(1, 5)
     assert found["certified"][2] == {
@@ -470,7 +470,7 @@ def test_the_summary_tells_three_accuracies_apart():
     }  # fmt: skip
     assert found["radius_mean"] == pytest.approx(0.16)
     assert (found["radius_median"], found["seconds_per_image"], found["n"]) == (0.0, 2.0, 5)
-    assert found["draws"] == {"sigma": 0.5, "n0": 10, "n": 1000, "alpha": 0.001, "seed": 0}
+    assert found["sampling"] == {"sigma": 0.5, "n0": 10, "n": 1000, "alpha": 0.001, "seed": 0}
     with pytest.raises(ValueError, match=r"radius 1\.3 cannot be certified"):
         Certificate(made, sampling, dim=64).to_json([1.3])
     assert [c["radius"] for c in Certificate(made, sampling, dim=64).to_json()["certified"]] == [0, 0.5, 1.0]
@@ -525,12 +525,12 @@ def test_the_command_certifies_resumes_shards_and_merges(run, capsys, tmp_path):
     status, out, err = said(*common, "--limit", "6", "--radius", "0.1", "1/8", "--plot", str(figure))
     assert status == 0, err
     assert figure.stat().st_size > 10_000
-    assert "natural, the network itself" in out
-    assert "natural, the smoothed network" in out
+    assert "clean, the network itself" in out
+    assert "clean, the smoothed network" in out
     assert "certified at l2 0.125" in out
     found = json.loads((run / "certificate.json").read_text())
     # the noise that the network was trained with
-    assert found["draws"]["sigma"] == json.loads((run / "config.json").read_text())["method"]["sigma"]
+    assert found["sampling"]["sigma"] == json.loads((run / "config.json").read_text())["method"]["sigma"]
     assert (found["n"], found["complete"], found["provenance"]["seed"]) == (6, True, 0)
     before = read_rows(run / "certificate.csv")
 

@@ -336,7 +336,7 @@ def data(n=7, seed=1):
 
 
 def shares(found):
-    return {"natural": found.natural, "worst": found.worst, "outcomes": found.outcomes, "hint": found.hint}
+    return {"clean": found.clean, "worst": found.worst, "outcomes": found.outcomes, "hint": found.hint}
 
 
 def run(attack):
@@ -712,7 +712,7 @@ class Votes(Twin):
 def test_whole_numbers_are_scores_and_complex_ones_are_refused():
     # Before: TypeError of torch.finfo from evaluate and certify.
     (x, y), net, twin = data(), made(Votes), made(Twin)
-    assert evaluate(net, x, y, {}).natural == evaluate(twin, x, y, {}).natural
+    assert evaluate(net, x, y, {}).clean == evaluate(twin, x, y, {}).clean
     found = [
         [row.predict for row in quietly(certify_run, each, x, y, Sampling(0.25, 20, 100, 0.05)).rows]
         for each in (net, twin)

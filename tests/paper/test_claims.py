@@ -108,7 +108,7 @@ def test_passes_are_counted():
 
 def test_labels_left_out_raise_the_count(found):
     values = found["labels"].values
-    assert values["robust, true labels"] < values["robust, predicted labels"] <= values["natural"]
+    assert values["robust, true labels"] < values["robust, predicted labels"] <= values["clean"]
     data = load(DataSettings("moons"))
     x, y = data.train.batch(range(len(data.train)))
     ones = torch.cat([x, torch.ones(len(x), 1)], 1).double()
@@ -311,7 +311,7 @@ def test_certificates_are_competitive_within_five_points(found):
 
 def test_what_is_smoothed_and_what_is_certified(found):
     def s2(clean, certified):
-        return {"table-s2": table(**{"atent-smoothing": {"natural": clean, "certified": certified}})}
+        return {"table-s2": table(**{"atent-smoothing": {"clean": clean, "certified": certified}})}
 
     says = "certified robust accuracy is the share that the smoothed classifier gets right"
     assert verdict_of(found, says, **s2(seeded(600, 500), seeded(600, 500))) == "true"

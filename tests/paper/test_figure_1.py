@@ -184,13 +184,13 @@ def test_result_counts_what_the_runs_found(made):
     assert all(row["published"] is None for row in whole["rows"])
     for row in whole["rows"]:
         evaluation = read_json(path / "runs/figure-1/tiny" / f"{row['name']}-seed0" / "evaluation.json")
-        assert evaluation["natural"]["n"] == 40
-        assert row["ours"]["natural"]["mean"] == evaluation["natural"]["value"]
-        one = {key: row["ours"][key]["mean"] for key in ("natural", "published", "strong", "grid")}
-        assert one["natural"] >= one["published"] >= one["strong"]
+        assert evaluation["clean"]["n"] == 40
+        assert row["ours"]["clean"]["mean"] == evaluation["clean"]["value"]
+        one = {key: row["ours"][key]["mean"] for key in ("clean", "published", "strong", "grid")}
+        assert one["clean"] >= one["published"] >= one["strong"]
         (grid,) = (seed["grid"] for seed in row["seeds"])
         assert (grid["outcomes"].count("1"), len(grid["outcomes"])) == (grid["k"], grid["n"])
-        assert row["ours"]["natural"]["low"] <= one["natural"] <= row["ours"]["natural"]["high"]
+        assert row["ours"]["clean"]["low"] <= one["clean"] <= row["ours"]["clean"]["high"]
     leads = {gap["over"]: gap["ours"]["grid"]["mean"] for gap in whole["gaps"]}
     grid = {row["name"]: row["ours"]["grid"]["mean"] for row in whole["rows"]}
     assert leads == {name: pytest.approx(100 * (grid["atent"] - grid[name])) for name in grid if name != "atent"}

@@ -49,7 +49,7 @@ class Row(NamedTuple):
     """1 where predict is the label."""
     time: float
     """Seconds, an equal share where samples were certified together."""
-    natural: int
+    clean: int
     """Class of the base model without noise."""
     smoothed: int
     """Class of the smoothed model by PREDICT from the n draws of the estimate, -1 where it abstains."""
@@ -100,7 +100,7 @@ class Certificate:
     def to_json(self, radii: Sequence[float] | None = None) -> dict[str, Any]:
         """The content of certificate.json; ``radii`` left out: 0 and the multiples of sigma that n draws reach.
 
-        Three accuracies, which the literature calls by one name: ``natural`` of the base model without noise;
+        Three accuracies, which the literature calls by one name: ``clean`` of the base model without noise;
         ``smoothed``, the smoothed model's own, abstentions counted as wrong (PREDICT); ``certified``, at l2 radii.
         """
         sampling, rows = self.sampling, self.rows
@@ -114,8 +114,8 @@ class Certificate:
             "method": "smoothing",
             "norm": "l2",
             "n": len(rows),
-            "draws": asdict(sampling),
-            "natural": share(sum(r.natural == r.label for r in rows), len(rows)),
+            "sampling": asdict(sampling),
+            "clean": share(sum(r.clean == r.label for r in rows), len(rows)),
             "smoothed": share(sum(r.smoothed == r.label for r in rows), len(rows)),
             "certified": [
                 {"radius": float(r), "linf_radius": linf_radius(float(r), self.dim), "share": self.certified(float(r))}
@@ -173,7 +173,7 @@ def certify_run(
         claim(path, made_of(sampling, about or {}))
         done = {row.idx: row for row in read_rows(path)}
     smoothed = Smoothed(model, sampling.sigma, channels_last)
-    check_labels(y, _natural(model, x[:1], sampling.seed).shape[1])
+    check_labels(y, _clean(model, x[:1], sampling.seed).shape[1])
     hint = dependence_hint(model, noisy(x, sampling.sigma, sampling.seed), seed=sampling.seed)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
     if advance and len(left) < len(ids):
@@ -292,7 +292,8 @@ def read_rows(path: str | Path) -> list[Row]:
     if tail:
         write_atomic(path, head + "\n" if head else "")
     lines = head.split("\n") if head else []
-    if lines and lines[0].split("\t") != list(Row._fields):
+    # Earlier versions called the clean class natural.
+    if lines and lines[0].replace("natural", "clean").split("\t") != list(Row._fields):
         raise ValueError(f"{path}, line 1: expected the columns {' '.join(Row._fields)}, found {lines[0]!r}")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
@@ -330,11 +331,11 @@ def _rows(
     advance: Advance | None,
 ) -> list[Row]:
     begun = time.perf_counter()
-    natural = _natural(smoothed.model, x, sampling.seed).argmax(1)
+    clean = _clean(smoothed.model, x, sampling.seed).argmax(1)
     found = smoothed.two_votes(x, sampling.n0, sampling.n, seed=sampling.seed, ids=ids, batch=batch, advance=advance)
     classes, radii = certificates(*found, sampling.sigma, sampling.alpha)
     plain = predictions(found[1], sampling.alpha)
-    table = (v.tolist() for v in (ids, y, classes, radii, classes == y, natural, plain))
+    table = (v.tolist() for v in (ids, y, classes, radii, classes == y, clean, plain))
     seconds = round((time.perf_counter() - begun) / len(x), 6)
     return [
         Row(i, label, got, radius, int(right), seconds, base, vote)
@@ -343,7 +344,7 @@ def _rows(
 
 
 @torch.no_grad()
-def _natural(model: nn.Module, x: Tensor, seed: int) -> Tensor:
+def _clean(model: nn.Module, x: Tensor, seed: int) -> Tensor:
     """The base model's logits without noise."""
     with guard(model, mode="eval", seed=seed), full_precision(x.device):
         return ask(model, x)

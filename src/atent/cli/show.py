@@ -67,7 +67,7 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
     if cascade:
         table.add_column("attacked", justify="right")
         table.add_column("seconds", justify="right")
-    table.add_row("natural", *(found.natural.text for found in models.values()))
+    table.add_row("clean", *(found.clean.text for found in models.values()))
     for attack, result in first.attacks.items():
         if cascade:
             for part, inner in result.parts.items():

@@ -1,4 +1,4 @@
-"""Natural and robust accuracy of a model on given samples."""
+"""Clean and robust accuracy of a model on given samples."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from atent.evaluate.outcomes import bits, flags
 from atent.evaluate.samples import Checked, checked
 from atent.guard import ask, guard, outside_inference
 from atent.independence import dependence_hint
+from atent.messages import deprecated
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import share
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of evaluation.json."""
 
 
@@ -37,7 +38,7 @@ class Evaluation:
 
     n: int
     seed: int
-    natural: dict[str, Any]
+    clean: dict[str, Any]
     """Share of the samples classified rightly."""
     worst: dict[str, Any]
     """Share of the samples that are right on the clean input and under every attack."""
@@ -57,11 +58,17 @@ class Evaluation:
     hint: str | None = None
     """One line on a mistake that the figures suggest."""
     outcomes: dict[str, Any] = field(default_factory=dict)
-    """One character per sample: ids ("0-499"), natural (1 right, 0 wrong), by attack f fooled, s stood, - not tried;
+    """One character per sample: ids ("0-499"), clean (1 right, 0 wrong), by attack f fooled, s stood, - not tried;
     `atent.evaluate.outcomes.per_sample` reads it."""
     per_class: list[dict[str, Any]] = field(default_factory=list)
-    """For each class that has samples, in order: class, n (its samples), natural and worst (shares of these n)."""
+    """For each class that has samples, in order: class, n (its samples), clean and worst (shares of these n)."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def natural(self) -> dict[str, Any]:
+        """The former name of `clean`."""
+        deprecated("Evaluation.natural", "Evaluation.clean")
+        return self.clean
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
@@ -144,7 +151,7 @@ def evaluate(
     evaluated in eval mode and comes back as it was.
 
     Labels must be the true ones: an attack against predicted labels pushes a misclassified sample away from its wrong
-    class, perhaps into the right one, and counts natural errors as robust.
+    class, perhaps into the right one, and counts errors on clean images as robust.
 
     With ``cascade`` the attacks run from cheap to dear (by `Attack.passes`, ties in the order given), and only samples
     that still stand meet the next one: the last figure is the worst case, at the least cost. Without it every attack
@@ -208,14 +215,14 @@ def evaluate(
     return Evaluation(
         n=len(x),
         seed=seed,
-        natural=share(int(right.sum()), len(x)),
+        clean=share(int(right.sum()), len(x)),
         worst=share(int(remaining.sum()), len(x)),
         attacks=results,
         wrong=ids.cpu()[~right].tolist(),
         cascade=cascade,
         search_dtype=search_dtype,
         hint=hint,
-        outcomes={"ids": spans(ids.tolist()), "natural": bits(right), "attacks": outcomes},
+        outcomes={"ids": spans(ids.tolist()), "clean": bits(right), "attacks": outcomes},
         per_class=_per_class(y.cpu(), right, remaining),
     )
 
@@ -225,7 +232,7 @@ def _per_class(y: Tensor, right: Tensor, remaining: Tensor) -> list[dict[str, An
     for label in y.unique().tolist():
         own = y == label
         n = int(own.sum())
-        shares = {name: share(int(kept[own].sum()), n) for name, kept in (("natural", right), ("worst", remaining))}
+        shares = {name: share(int(kept[own].sum()), n) for name, kept in (("clean", right), ("worst", remaining))}
         rows.append({"class": label, "n": n, **shares})
     return rows
 

@@ -39,7 +39,7 @@ def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Ten
         return None
     values = [", ".join(f"{v:.3g}" for v in t.tolist()) for t in (mean, std)]
     return (
-        f"the model seems to expect normalised inputs: natural accuracy {100 * raw['value']:.0f} % on raw pixels,"
+        f"the model seems to expect normalised inputs: clean accuracy {100 * raw['value']:.0f} % on raw pixels,"
         f" {100 * found['value']:.0f} % on standardised ones; put atent.models.Normalize(mean, std) in front of it,"
         f" with the mean and std of its training (of this data: [{values[0]}] and [{values[1]}])"
     )

@@ -37,7 +37,7 @@ def robust_accuracy(norms: Tensor, radii: Tensor) -> Tensor:
 
 
 def curve(norms: Tensor) -> Curve:
-    """`robust_accuracy` at 0, the natural accuracy, and at every radius where it falls. ValueError as there."""
+    """`robust_accuracy` at 0, the clean accuracy, and at every radius where it falls. ValueError as there."""
     ordered = _sorted(norms)
     radii = torch.cat([ordered.new_zeros(1), ordered[ordered.isfinite()]]).unique()
     return Curve(radii.tolist(), robust_accuracy(norms, radii).tolist())

@@ -31,5 +31,5 @@ def per_sample(outcomes: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for i, number in enumerate(unspan(outcomes["ids"])):
         attacks = {name: _WORDS[text[i]] for name, text in outcomes["attacks"].items()}
-        rows.append({"id": number, "right": outcomes["natural"][i] == "1", "attacks": attacks})
+        rows.append({"id": number, "right": outcomes["clean"][i] == "1", "attacks": attacks})
     return rows

@@ -70,7 +70,7 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Robust accuracy at each of ``radii`` (numbers or fractions such as "8/255") under each attack alone.
 
-    One row per attack and radius, radii ascending: attack (its name), norm, radius, threat (as text), natural, robust
+    One row per attack and radius, radii ascending: attack (its name), norm, radius, threat (as text), clean, robust
     and monotone (shares with 95 % intervals), seconds. ``robust`` is what the attack at this very radius left standing;
     ``monotone`` counts a sample as fooled if this or any smaller radius fooled it, as the smaller ball lies in the
     larger one. Where the two differ, the attack was too weak at the larger radius.
@@ -99,7 +99,7 @@ def sweep(
                 "norm": _threat(attack).norm,
                 "radius": r,
                 "threat": show(_threat(attack)),
-                "natural": found.natural,
+                "clean": found.clean,
                 "robust": result["robust"],
                 "monotone": share(int(remaining[name].sum()), found.n),
                 "seconds": result["seconds"],

@@ -103,14 +103,14 @@ def certify_folder(
 def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
     """A certificate for people: a title, (name, share) rows, and the lines below them."""
     images = found.images
-    rows, below = [("natural, the network itself", found.natural)], []
+    rows, below = [("clean, the network itself", found.clean)], []
     title = f"{found.run}: {images.name}, test images: {images.text}"
     if isinstance(found, BoundsFile):
         rows += [(f"verified by {found.method}, {each.threat.text}", each.share) for each in found.certified]
         below = [f"{each.seconds_per_image:.3g} s per image" for each in found.certified]
     elif isinstance(found, SmoothingFile):
         title += f", shard {found.shard} of them" if found.shard else ""
-        rows.append(("natural, the smoothed network", found.smoothed))
+        rows.append(("clean, the smoothed network", found.smoothed))
         for at in found.certified:
             rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
         below = _smoothing_lines(found)
@@ -118,7 +118,7 @@ def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[s
 
 
 def _smoothing_lines(found: SmoothingFile) -> list[str]:
-    sampling = found.draws
+    sampling = found.sampling
     below = [
         f"sigma {sampling['sigma']:g}, n {sampling['n']:,}, n0 {sampling['n0']}, alpha {sampling['alpha']:g} per image,"
         f" seed {sampling['seed']}; n samples reach l2 {found.largest_radius:.4g}",
@@ -249,7 +249,7 @@ def _bounded(who: Target, method: str, threats: list[Threat], progress: bool) ->
     x, y, ids = who.test()
     for threat in threats:
         threat.check_eps(x.shape[1:])
-    natural = predict(who.model, x, y) == y
+    clean = predict(who.model, x, y) == y
     results = []
     with bar(len(x) * len(threats), who.name, enabled=progress) as advance:
         for threat in threats:
@@ -268,7 +268,7 @@ def _bounded(who: Target, method: str, threats: list[Threat], progress: bool) ->
         about["ids"] = who.samples()["ids"]
     content = {
         **_head(who, ids.tolist(), x.shape[1:]), "method": method, "n": len(x),
-        "natural": stats.share(int(natural.sum()), len(x)), "certified": results,
+        "clean": stats.share(int(clean.sum()), len(x)), "certified": results,
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     }  # fmt: skip
     out = sidecar(_free(who.place / f"{who.stem}{CERTIFICATE}", about))

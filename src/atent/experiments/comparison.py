@@ -111,14 +111,14 @@ def layout(found: ComparisonFile) -> tuple[list[str], list[tuple[str, list[Entry
     # With one attack, or over several threats, there is no worst one that says more.
     worst = len(attacks) > 1 and len(found.threats) == 1
     last = _has_last(found)
-    shares = ["natural", *attacks, *(["worst of these"] if worst else []), *(["at the last epoch"] if last else [])]
+    shares = ["clean", *attacks, *(["worst of these"] if worst else []), *(["at the last epoch"] if last else [])]
     timed = found.minutes is not None
     headings = [*(f"{name} (%)" for name in shares), "s / epoch", "peak MiB", "best epoch"]
     headings += ["epochs"] if timed else []
     rows = []
     for row in found.rows:
         best = row.best
-        entries = [_entry(row.natural, 100, best=best["natural"])]
+        entries = [_entry(row.clean, 100, best=best["clean"])]
         entries += [_entry(row.attacks[a], 100, best=best["attacks"][a]) for a in attacks]
         if worst:
             entries.append(_entry(row.worst, 100, best=best["worst"]))
@@ -194,7 +194,7 @@ def draw(path: Path, found: ComparisonFile) -> None:
     last = _has_last(found)
 
     def shown(row: RecipeResult) -> dict[str, Spread]:
-        cells: dict[str, Spread | None] = {"natural": row.natural, **row.attacks}
+        cells: dict[str, Spread | None] = {"clean": row.clean, **row.attacks}
         if last:
             cells |= {"worst,\nbest epoch": row.worst, "worst,\nlast epoch": row.last}
         return {name: cell for name, cell in cells.items() if cell}
@@ -207,7 +207,7 @@ def draw(path: Path, found: ComparisonFile) -> None:
 
 
 def draw_pareto(path: Path, comparisons: Sequence[ComparisonFile]) -> None:
-    """pareto.png: natural against worst-case accuracy, a panel for each comparison; none for several threats."""
+    """pareto.png: clean against worst-case accuracy, a panel for each comparison; none for several threats."""
     from atent import plots
 
     panels: dict[str, dict[str, Any]] = {}
@@ -219,9 +219,7 @@ def draw_pareto(path: Path, comparisons: Sequence[ComparisonFile]) -> None:
         title = f"{found.data.name}, {found.threats[0]}, {length}"
         while title in panels:
             title += " "
-        panels[title] = {
-            row.recipe: {"natural": _limits(row.natural), "robust": _limits(row.worst)} for row in found.rows
-        }
+        panels[title] = {row.recipe: {"clean": _limits(row.clean), "robust": _limits(row.worst)} for row in found.rows}
     measured_by = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
     plots.save(plots.pareto(panels, robust=f"robust accuracy (%), {measured_by}"), path / PARETO)
 

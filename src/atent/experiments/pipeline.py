@@ -153,7 +153,7 @@ def run_job(
         last = evaluate_model(model, data, attacks, job.evaluate, progress=progress)
         robust = {name: {"robust": found["robust"]} for name, found in last["attacks"].items()}
         content["last"] = {
-            "epoch": fitted.history[-1]["epoch"], "natural": last["natural"], "attacks": robust, "worst": last["worst"],
+            "epoch": fitted.history[-1]["epoch"], "clean": last["clean"], "attacks": robust, "worst": last["worst"],
         }  # fmt: skip
         load_weights(model, path)
     evaluation = EvaluationFile.from_json(content)
@@ -206,10 +206,10 @@ def baseline(job: Job, threat: Threat) -> Job:
 
 
 def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
-    """curves.png: benign and robust accuracy, train and validation, against epoch."""
+    """curves.png: clean and robust accuracy, train and validation, against epoch."""
     from atent import plots
 
-    drawn = {name: [row for row in rows if "validation_natural" in row] for name, rows in runs.items()}
+    drawn = {name: [row for row in rows if "validation_clean" in row] for name, rows in runs.items()}
     figure = plots.curves(drawn) if len(drawn) > 1 else plots.curves(next(iter(drawn.values())))
     plots.save(figure, path / folder.CURVES)
 

@@ -156,8 +156,10 @@ def moved(tables: Tables) -> Tables:
     except ValueError as error:
         raise UsageError(str(error)) from None
     for old, new in (("awp", "train.awp"), ("pull", "method.anchor")):
-        if found is not tables and old in tables["method"] and old not in found["method"]:
+        if found is not tables and old in tables.get("method", {}) and old not in found["method"]:
             deprecated(f"method.{old}", new)
+    if found.get("train", {}).get("select") != tables.get("train", {}).get("select"):
+        deprecated("train.select natural", "clean")
     return found
 
 

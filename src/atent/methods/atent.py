@@ -72,7 +72,7 @@ class ATENT(Method):
     gamma, noise, effective_noise and temperature may be schedules over the training: "0.5..0.1" is linear from start to
     end, "0.5..0.1@0.3" arrives after 30 %. eps has eps_warmup.
 
-    Metrics: accuracy (``robust``) and distance at the last iterates; with ``kl`` also ``natural``, ``natural_loss`` and
+    Metrics: accuracy (``robust``) and distance at the last iterates; with ``kl`` also ``clean``, ``clean_loss`` and
     ``robust_loss`` (mu^K); with data-entropy ``tilt``, the standard deviation of L / T over an image's samples: at 0
     both objectives have one gradient, far above 1 few samples carry the weight and the estimate is noisy.
     """
@@ -365,7 +365,7 @@ class ATENT(Method):
         if clean is None:
             return {}
         fit = cross_entropy(clean.detach(), y, self.label_smoothing).mean()
-        return {"natural": correct(clean, y), "natural_loss": fit, "robust_loss": mu.detach()}
+        return {"clean": correct(clean, y), "clean_loss": fit, "robust_loss": mu.detach()}
 
     def _tilt(self, aux: Any, progress: float) -> Metrics:
         if self.objective == "free-energy":

@@ -176,6 +176,6 @@ class MMA(Method):
         if self.clean_weight > 0:
             loss = loss + self.clean_weight * cross_entropy(logits, y).mean()
         return loss, {
-            "natural": correct(logits, y),
+            "clean": correct(logits, y),
             "margin": torch.where(right, margin, torch.zeros_like(margin)),
         }

@@ -126,7 +126,7 @@ def passes(method: Method, shape: tuple[int, ...] = (2,)) -> tuple[int, int]:
 
 
 def by_predicted_labels(eps: float = 0.2) -> dict[str, float]:
-    """Natural and robust accuracy of a linear classifier on the half-moons, exactly, and what an attack counts that
+    """Clean and robust accuracy of a linear classifier on the half-moons, exactly, and what an attack counts that
     takes the classifier's answers for the labels.
 
     The classifier is least squares on the training points. Under linf eps its margin y f(x) falls by eps ||w||_1 for
@@ -141,7 +141,7 @@ def by_predicted_labels(eps: float = 0.2) -> dict[str, float]:
     margin = (2 * y - 1) * (x @ w[:2] + w[2])
     reach = eps * float(w[:2].abs().sum())
     return {
-        "natural": float((margin > 0).double().mean()),
+        "clean": float((margin > 0).double().mean()),
         "robust, true labels": float((margin > reach).double().mean()),
         "robust, predicted labels": float(((margin > reach) | ((margin <= 0) & (margin > -reach))).double().mean()),
     }

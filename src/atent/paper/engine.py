@@ -183,7 +183,10 @@ def _turn(bench: Bench, path: Path) -> Iterator[None]:
 
 def measured(path: Path) -> dict[str, Any]:
     """What was measured of a run, by `Measure.key`."""
-    return folder.read_json(path / MEASURES) if (path / MEASURES).is_file() else {}
+    found: dict[str, Any] = (
+        folder.with_present_keys(folder.read_json(path / MEASURES)) if (path / MEASURES).is_file() else {}
+    )
+    return found
 
 
 def measure(bench: Bench, path: Path, wanted: Sequence[Measure]) -> None:
@@ -220,7 +223,7 @@ def _accuracy(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
         part.unlink()
     kept = found.outcomes
     if not attacks:
-        return {"share": found.natural, "outcomes": {"ids": kept["ids"], "share": kept["natural"]}}
+        return {"share": found.clean, "outcomes": {"ids": kept["ids"], "share": kept["clean"]}}
     result = found.attacks["attack"]
     about = {k: result[k] for k in ("attack", "threat", "seconds")}
     return {"share": result["robust"], **about, "outcomes": robust_images(found, "attack")}
@@ -243,9 +246,9 @@ def _smoothing(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
         )  # fmt: skip
     content = found.to_json([float(m.radius)])
     (at,) = content["certified"]
-    shares = {"natural": content["natural"], "smoothed": content["smoothed"], "certified": at["share"]}
+    shares = {"clean": content["clean"], "smoothed": content["smoothed"], "certified": at["share"]}
     flags: dict[str, list[Any]] = {
-        "natural": [r.natural == r.label for r in found.rows], "smoothed": [r.smoothed == r.label for r in found.rows],
+        "clean": [r.clean == r.label for r in found.rows], "smoothed": [r.smoothed == r.label for r in found.rows],
         "certified": [r.correct and r.radius >= float(m.radius) for r in found.rows],
     }  # fmt: skip
     outcomes = {"ids": spans(r.idx for r in found.rows), **{key: _bits(each) for key, each in flags.items()}}
@@ -266,12 +269,12 @@ def _bounds(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     (at,) = content["certified"]
     ids, verified = _some(who, m).test()[2].tolist(), set(at["verified"])
     outcomes = {"ids": spans(ids), "certified": _bits(i in verified for i in ids)}
-    shares = {"natural": content["natural"], "certified": at["share"]}
+    shares = {"clean": content["clean"], "certified": at["share"]}
     return {**shares, "outcomes": outcomes, "seconds": at["seconds_per_image"]}
 
 
 _MEASURES: dict[str, Callable[[Bench, Target, Measure], dict[str, Any]]] = {
-    "natural": _accuracy, "attack": _accuracy, "smoothing": _smoothing, "bounds": _bounds,
+    "clean": _accuracy, "attack": _accuracy, "smoothing": _smoothing, "bounds": _bounds,
 }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def run_figure_1(
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     folder.write_json(out / f"{NAME}.json", _content(scale, plans, place, count, load_data(settings), threat))
-    # What is returned and told is what is stored.
+    # What is returned and reported is what is stored.
     content: dict[str, Any] = folder.read_json(out / f"{NAME}.json")
     folder.write_atomic(out / f"{NAME}.md", markdown(content))
     _draw(out / f"{NAME}.png", content, place, load_data(settings), threat)
@@ -127,10 +127,7 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
     run_job(job, path, resume=started, progress=False, report=stop)
     _grid(path, job)
     found = migrate.read(path / folder.EVALUATION, EvaluationFile)
-    say(
-        f"{path.name}: natural {found.natural.text}, worst of PGD {found.worst.text},"
-        f" {time.perf_counter() - begun:.0f} s"
-    )
+    say(f"{path.name}: clean {found.clean.text}, worst of PGD {found.worst.text}, {time.perf_counter() - begun:.0f} s")
 
 
 def _check(job: Job, path: Path) -> None:
@@ -215,7 +212,7 @@ def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, An
             continue
         evaluation = migrate.read(path / folder.EVALUATION, EvaluationFile)
         shares = {
-            "natural": asdict(evaluation.natural),
+            "clean": asdict(evaluation.clean),
             "published": asdict(next(iter(evaluation.attacks.values())).robust),  # the recipe's first attack
             "strong": asdict(evaluation.worst),
             "grid": _grid(path, as_begun(job, path)),
@@ -252,14 +249,14 @@ def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
 def markdown(content: Mapping[str, Any]) -> str:
     """The table with its caption."""
     data, protocol = content["data"], content["protocol"]
-    heads = ["published natural", "published robust", "natural", "PGD-40", "strong", "grid", "s / training"]
+    heads = ["published clean", "published robust", "clean", "PGD-40", "strong", "grid", "s / training"]
     lines = [f"# {content['title']}", ""]
     rows = []
     for row in content["rows"]:
         printed = row["published"]
-        cells = [f"{printed[key]:.2f}" if printed else "-" for key in ("natural", "robust")]
+        cells = [f"{printed[key]:.2f}" if printed else "-" for key in ("clean", "robust")]
         if row["ours"]:
-            cells += [_cell(row["ours"][key]) for key in ("natural", "published", "strong", "grid")]
+            cells += [_cell(row["ours"][key]) for key in ("clean", "published", "strong", "grid")]
             cells.append(f"{row['seconds_per_training']['mean']:.0f}")
         else:
             cells += ["not reached"] * 5
@@ -323,7 +320,7 @@ def _draw(path: Path, content: Mapping[str, Any], place: Path, data: Data, threa
             regions = ask(model, points).argmax(1).view(len(across), len(up)).T
         first = next(m for m in row["seeds"] if m["seed"] == 0)
         title = (
-            f"{row['label']}: natural {100 * first['natural']['value']:.1f} %, PGD-40"
+            f"{row['label']}: clean {100 * first['clean']['value']:.1f} %, PGD-40"
             f" {100 * first['published']['value']:.1f} %, grid {100 * first['grid']['value']:.1f} %"
         )
         panels[title] = {"regions": regions.numpy(), "stands": exhaustive(model, x, y, threat).numpy()}

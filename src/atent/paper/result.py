@@ -6,8 +6,10 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from atent import runs as folder
 from atent.data.described import words
 from atent.experiments.comparison import INTERVAL, accuracy, measure
 from atent.experiments.results import Spread
@@ -87,6 +89,15 @@ def _row(bench: Bench, row: Row, columns: Sequence[Any], seeds: Sequence[int]) -
         source = published()[row.published[0]].rows[row.published[1]]
         printed = {key: getattr(source, key) for key in ("label", "network", "settings", "source")}
     return {"key": row.key, "label": row.label, "published": printed, "made": made, "cells": cells}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a result file of any version."""
+    content: dict[str, Any] = folder.with_present_keys(folder.read_json(path))
+    for column in (column for block in content.get("blocks", ()) for column in block["columns"]):
+        if column["key"] == "natural":
+            column |= {"key": "clean", "label": column["label"].replace("natural", "clean")}
+    return content
 
 
 def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Sequence[int]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Figure S1: benign and robust accuracy of linf ATENT, in training and on the test set, against epoch.
+"""Figure S1: clean and robust accuracy of linf ATENT, in training and on the test set, against epoch.
 
 The test curve is a diagnostic of the published figure: it is written beside the run and chooses nothing.
 """
@@ -69,7 +69,7 @@ def make(bench: Bench, seeds: Sequence[int], made: Training | None = None) -> No
 
 
 def collect(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
-    """Per epoch, each of train, validation and test, natural and robust: mean, spread and interval over the seeds."""
+    """Per epoch, each of train, validation and test, clean and robust: mean, spread and interval over the seeds."""
     made = training(bench)
     found = [
         (seed, bench.path(made, seed)) for seed in seeds if stage(run_of(bench, made, seed), bench.build) == "finished"
@@ -78,16 +78,16 @@ def collect(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
     rates: dict[int, float] = {}
     provenance = []
     for _, path in found:
-        for row in folder.read_jsonl(path / folder.METRICS):
+        for row in folder.read_rows(path / folder.METRICS):
             rates[row["epoch"]] = row["lr"]
             into = rows.setdefault(row["epoch"], {})
-            for key in ("train_natural", "train_robust", "validation_natural", "validation_robust"):
+            for key in ("train_clean", "train_robust", "validation_clean", "validation_robust"):
                 if key in row:
                     into.setdefault(key, []).append(row[key])
         for row in _tests(path):
             provenance.append(row["provenance"])
             into = rows.setdefault(row["epoch"], {})
-            for kind in ("natural", "robust"):
+            for kind in ("clean", "robust"):
                 into.setdefault(f"test_{kind}", []).append(row[kind])
     tests = {seed: {row["epoch"]: row for row in _tests(path)} for seed, path in found}
     epochs = []
@@ -123,7 +123,7 @@ def _measure_epoch(bench: Bench, path: Path, row: dict[str, Any]) -> None:
     attack = parse("PGD(steps=10)", who.threat, ATTACKS)
     with torch.random.fork_rng(devices=[]):
         found = evaluate(who.model, x, y, {"robust": attack}, ids=ids, cascade=False)
-    entry = {"epoch": row["epoch"], "natural": found.natural, "robust": found.attacks["robust"]["robust"]}
+    entry = {"epoch": row["epoch"], "clean": found.clean, "robust": found.attacks["robust"]["robust"]}
     entry["data"] = who.samples()
     entry["outcomes"] = robust_images(found, "robust")
     entry["provenance"] = folder.provenance(seed=0, device=x.device)
@@ -164,7 +164,7 @@ def _epochs(path: Path) -> set[int]:
 def _tests(path: Path) -> list[dict[str, Any]]:
     """The test rows, one per epoch."""
     return (
-        list({row["epoch"]: row for row in folder.read_jsonl(path / TEST)}.values()) if (path / TEST).is_file() else []
+        list({row["epoch"]: row for row in folder.read_rows(path / TEST)}.values()) if (path / TEST).is_file() else []
     )
 
 
@@ -203,8 +203,8 @@ def markdown(content: dict[str, Any]) -> str:
     if not content["complete"]:
         lines += ["Not complete: the same command resumes.", ""]
     if content["epochs"]:
-        keys = ("train_natural", "test_natural", "train_robust", "test_robust")
-        heads = ["epoch", "rate", *(f"{k}, {p} (%)" for k in ("benign", "robust") for p in ("train", "test"))]
+        keys = ("train_clean", "test_clean", "train_robust", "test_robust")
+        heads = ["epoch", "rate", *(f"{k}, {p} (%)" for k in ("clean", "robust") for p in ("train", "test"))]
         rows = []
         for epoch in content["epochs"]:
             cells = [_text(epoch, key) for key in keys]
@@ -212,7 +212,7 @@ def markdown(content: dict[str, Any]) -> str:
         lines += markdown_table(heads, rows, left=0)
         about, peak, last = content["about"], content["peak"], content["last"]
         images = about.get("samples") or f"the first {content['images']:,}"
-        lines += ["", f"![Benign and robust accuracy against epoch]({NAME}.png)", ""]
+        lines += ["", f"![Clean and robust accuracy against epoch]({NAME}.png)", ""]
         if peak:
             lines += [
                 f"Robust test accuracy is highest at epoch {peak['epoch']} ({_text(peak, 'test_robust')}) and"

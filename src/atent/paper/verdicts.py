@@ -219,7 +219,7 @@ def worst_attack(found: Results) -> Finding:
 
 def clean_or_certified(found: Results) -> Finding:
     """Whether the smoothed classifier's clean accuracy and what is certified are one number, network by network."""
-    cells = found.cells("table-s2", ("atent-smoothing", "natural"), ("atent-smoothing", "certified"))
+    cells = found.cells("table-s2", ("atent-smoothing", "clean"), ("atent-smoothing", "certified"))
     if cells is None:
         return _missing()
     clean, certified = cells

@@ -19,7 +19,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 Row = Mapping[str, Any]
 """A row of a result file."""
 
-COLOUR = {"natural": PALETTE[0], "robust": PALETTE[1]}
+COLOUR = {"clean": PALETTE[0], "robust": PALETTE[1]}
 MARKERS = "os^DvPX"
 TEXT = 12
 GREY = "#555555"

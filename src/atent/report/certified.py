@@ -37,7 +37,7 @@ def _curve(run: Run, name: str, found: Certificate) -> Drawing | None:
         plots.certified({run.name: found.radii}),
         f"Certified accuracy of {len(found.radii):,} test images against l2 radius in pixel units: {listed}.",
         f"{name}: randomised smoothing; a certificate is wrong with a probability of at most"
-        f" {content.draws['alpha']:g}.",
+        f" {content.sampling['alpha']:g}.",
     )
 
 

@@ -135,7 +135,7 @@ def _certificate(file: Path) -> Certificate | None:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    rows = folder.read_jsonl(path) if path.is_file() else []
+    rows = folder.read_rows(path) if path.is_file() else []
     for row in rows:
         if "epoch" not in row:
             raise ValueError(f"{path}: 'epoch' is missing, so it was not made by atent: move it elsewhere")

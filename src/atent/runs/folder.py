@@ -35,8 +35,8 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def relocated(tables: dict[str, Any]) -> dict[str, Any]:
-    """Tables of settings with what earlier versions called otherwise: ``method.awp`` as ``train.awp``, and ``pull`` of
-    ATENT as ``anchor``.
+    """Tables of settings with what earlier versions called otherwise: ``method.awp`` as ``train.awp``, ``pull`` of
+    ATENT as ``anchor``, and ``train.select`` natural as clean.
 
     ValueError, in one line, where both are there.
     """
@@ -61,6 +61,9 @@ def _chain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(tables: dict[str, Any]) -> dict[str, Any]:
+    train = tables.get("train")
+    if isinstance(train, dict) and train.get("select") == "natural":
+        tables = {**tables, "train": {**train, "select": "clean"}}
     method = tables.get("method")
     if not isinstance(method, dict) or method.get("name") != "ATENT" or "pull" not in method:
         return tables

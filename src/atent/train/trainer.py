@@ -166,7 +166,7 @@ class Trainer:
         # A run that was stopped within its first epoch has none.
         if (path / folder.METRICS).is_file():
             folder.keep_jsonl(path / folder.METRICS, lambda row: row["epoch"] <= self.position["epoch"])
-            self.history = folder.read_jsonl(path / folder.METRICS)
+            self.history = folder.read_rows(path / folder.METRICS)
         for row in self.history:
             self.best.add(row)
             if self.watch and "watch_robust" in row:
@@ -294,7 +294,7 @@ class Trainer:
 
     def validate(self, row: dict[str, Any]) -> bool:
         """Add the validation of an epoch to its row, where one is due; whether it was."""
-        settings, model, earlier = self.settings, self.model, [r for r in self.history if "validation_natural" in r]
+        settings, model, earlier = self.settings, self.model, [r for r in self.history if "validation_clean" in r]
         before = earlier[-1].get("elapsed", 0.0) if earlier else 0.0
         measured = self.clock.due(row["epoch"], settings.validate_every, settings.validations, before)
         if measured:
@@ -382,7 +382,7 @@ class Trainer:
         self.position = saved["mark"]
         put(self.model, saved["model"], saved.get("own", ()))
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.state, self.meter = saved["method"], Meter.restore(saved["meter"])
+        self.state, self.meter = saved["method"], Meter.restore(folder.with_present_keys(saved["meter"]))
         self.clock.elapsed = self.position.get("elapsed", 0.0)
         if self.average:
             self.average.restore(saved["average"])

@@ -1,0 +1,67 @@
+"""Former names in files and in code: what called clean accuracy natural is read, and reported once."""
+
+import json
+
+import pytest
+import torch
+
+from atent import evaluate
+from atent.cli.jobs import recipe_job
+from atent.experiments.recipe_files import moved
+from atent.messages import deprecated
+from atent.runs import read_rows, with_present_keys
+from atent.runs.folder import completed
+from atent.train.settings import TrainSettings
+
+
+def test_keys_of_every_depth_and_no_others(tmp_path):
+    old = {"natural": {"k": 3}, "per_class": [{"natural": 1, "naturally": 2, "robust_loss": 0}], "natural_loss": 4}
+    before = json.dumps(old)
+    assert with_present_keys(old) == {
+        "clean": {"k": 3}, "per_class": [{"clean": 1, "naturally": 2, "robust_loss": 0}], "clean_loss": 4,
+    }  # fmt: skip
+    assert json.dumps(old) == before
+    rows = tmp_path / "metrics.jsonl"
+    rows.write_text('{"epoch": 1, "validation_natural_low": 0.5}\n{"epoch": 2, "validation_clean_low": 0.75}\n')
+    assert [row["validation_clean_low"] for row in read_rows(rows)] == [0.5, 0.75]
+
+
+def test_the_former_value_of_select_is_read_everywhere(capsys):
+    deprecated.cache_clear()
+    assert TrainSettings(select="natural") == TrainSettings(select="clean")
+    assert moved({"train": {"select": "natural"}}) == {"train": {"select": "clean"}}
+    for words in (["--train.select", "natural"], ["--train.select=natural"]):
+        assert recipe_job("digits-linf-pgdat", words, prog="atent train")[0].train.select == "clean"
+    assert capsys.readouterr().err.splitlines() == [
+        "atent: select natural is deprecated: write clean",
+        "atent: train.select natural is deprecated: write clean",
+        "atent: --train.select natural is deprecated: write --train.select clean",
+    ]
+
+
+def test_a_configuration_of_an_earlier_version_has_the_names_of_today():
+    old = {
+        "method": {"name": "ATENT", "pull": "scaled"}, "train": {"select": "natural"}, "data": {"subset": "first"},
+        "about": {"chain": {"pull": 0.05, "noise": 0.1}},
+    }  # fmt: skip
+    assert completed(old) == {
+        "method": {"name": "ATENT", "anchor": "scaled"}, "train": {"select": "clean"}, "data": {"subset": "first"},
+        "about": {"chain": {"anchor_weight": 0.05, "noise": 0.1}},
+    }  # fmt: skip
+
+
+def test_the_former_attribute_of_an_evaluation(capsys):
+    deprecated.cache_clear()
+    found = evaluate(torch.nn.Identity(), torch.eye(3), torch.tensor([0, 1, 1]), {})
+    assert found.natural is found.clean
+    assert found.clean["k"] == 2
+    assert "Evaluation.natural is deprecated: write Evaluation.clean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["Draws", "draws_needed"])
+def test_former_names_of_certify(name, capsys):
+    import atent.certify
+
+    deprecated.cache_clear()
+    assert getattr(atent.certify, name) is getattr(atent.certify, {"Draws": "Sampling"}.get(name, "samples_needed"))
+    assert f"atent.certify.{name} is deprecated" in capsys.readouterr().err
