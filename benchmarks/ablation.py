@@ -6,7 +6,7 @@ The parts are the settings in which the two recipes differ; the fields of an ave
 into --recipes, each equal to one of the two but for one part, and `atent compare` trains them; every option that is not
 known here is handed to it. ``--also method.label_smoothing=0.1`` (again and again) tries a part that neither has, on
 top of the larger recipe; ``--both train.batch_size=32`` sets something in both recipes first, so that it is no part.
-What is trained stays: the same command goes on.
+What is trained stays: the same command resumes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def setting(text: str) -> tuple[str, str, Any]:
 
 
 def having(tables: Tables, text: str) -> Tables:
-    """The tables with the setting that ``text`` tells."""
+    """The tables with the setting in ``text``."""
     section, key, value = setting(text)
     return taking(tables, {section: {key: value}}, [(section, key)])
 

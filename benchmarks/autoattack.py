@@ -4,7 +4,7 @@
 
 Both run the standard version against the run's own threat on the same test images, in interleaved slices: one takes a
 slice first, then the other. Times are CPU seconds of the process, which other work lengthens little; wall
-seconds stand beside them. Robust accuracies are counted by us. Ours is also told apart by its parts.
+seconds stand beside them. Robust accuracies are counted by us. Ours is also shown by its parts.
 """
 
 from __future__ import annotations

@@ -282,7 +282,7 @@ class Campaign:
         return {**os.environ, **calm, **threads, "PYTHONPATH": str(code / "src"), "PYTHONUNBUFFERED": "1"}
 
     def _reap(self, asked: bool = False) -> None:
-        """Take note of workers that ended; ``asked``: they were told to stop."""
+        """Take note of workers that ended; ``asked``: they were asked to stop."""
         for name, (child, record) in list(self.running.items()):
             status = child.poll()
             if status is None:

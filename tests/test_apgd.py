@@ -369,7 +369,7 @@ def test_a_pass_sees_no_more_rows_than_the_batch_unless_they_are_small():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_host_waits_at_the_looks_only(loss, conv_net, batch):
+def test_the_host_waits_at_the_checks_only(loss, conv_net, batch):
     net, (x, y) = conv_net(), batch(8)
     attack, seen = APGD(Threat("linf", 0.03), steps=60, loss=loss, targets=1), []
     for steps in (60, 100):

@@ -247,7 +247,7 @@ def test_the_chain_leaves_frozen_batchnorm_frozen():
         assert distance(a, b) <= ROUNDING
 
 
-def test_warmup_shrinks_a_scaled_pull_with_the_step():
+def test_warmup_shrinks_a_scaled_anchor_term_with_the_step():
     method = ATENT(Threat("l2", 1.0), variant="published", gamma=0.5, eps_warmup=0.5, effective_noise=0.1)
     full, half, none = method.chain(1.0), method.chain(0.25), method.chain(0.0)
     assert half.threat.eps == pytest.approx(0.5)
@@ -548,7 +548,7 @@ def test_the_chain_describes_itself(norm, variant):
     for name in ("steps", "noise", "start", "projection", "gradient"):
         assert found[name] == s[name], name
     assert found["step_size"] == pytest.approx(s["step_size"])
-    assert found["anchor"] == pytest.approx(anchor)
+    assert found["anchor_weight"] == pytest.approx(anchor)
     assert found["effective_noise"] == pytest.approx(math.sqrt(2 * s["step_size"]) * 1e-3)
 
 

@@ -102,7 +102,7 @@ def test_the_number_of_calls(name, setting, calls, conv_net, batch):
     assert [k for k, _, _ in seen] == list(range(calls))
 
 
-def test_a_transfer_tells_of_its_source(conv_net, batch):
+def test_a_transfer_reports_its_source(conv_net, batch):
     seen, source = [], conv_net()
     attack = Transfer(Threat("linf", 0.1), "PGD(steps=3)", source)
     attack(conv_net(norm=True), *batch(3), callback=lambda k, x_adv, loss: seen.append((x_adv, loss)))

@@ -599,7 +599,7 @@ def test_restarts_only_go_on_with_survivors_and_never_lose(norm, name, conv_net,
     assert (out.forwards[~out.success] == 19).all()
 
 
-def test_restarts_end_when_nothing_stands(conv_net, batch):
+def test_restarts_end_when_nothing_is_robust(conv_net, batch):
     x, y = batch(8)
     wrong = (y + 1) % 10
     model = Recorded(conv_net())

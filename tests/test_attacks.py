@@ -267,12 +267,12 @@ KNOWN_PASSES = [
     # the start and the query
     ("Square", {"queries": 1}, 2, 0),
     ("Square", {"queries": 1, "restarts": 2}, 6, 0),
-    # each restart is judged by one more forward
+    # each restart is evaluated by one more forward
     ("PGD", {"steps": 7, "restarts": 3}, 24, 21),
-    # the last point is only judged
+    # the last point is only evaluated
     ("APGD", {"steps": 7}, 8, 7),
     ("APGD", {"steps": 7, "eot": 3}, 24, 21),
-    # the first run and the others together are judged; the clean logits name the targets
+    # the first run and the others together are evaluated; the clean logits name the targets
     ("APGD", {"steps": 7, "restarts": 3}, 26, 21),
     ("APGD", {"steps": 7, "loss": "dlr-targeted"}, 75, 63),
     ("APGD", {"steps": 7, "loss": "dlr-targeted", "targets": 20}, 75, 63),
@@ -470,7 +470,7 @@ BAD_SETTINGS = [
     ("AutoAttack", "linf", {"version": "plus"}, "version 'plus' is not known: use one of standard, rand"),
     ("AutoAttack", "l2", {"queries": 0}, "queries must be at least 1, got 0"),
     ("EoT", "linf", {"samples": 0}, "samples must be at least 1, got 0"),
-    ("EoT", "linf", {"attack": "Square"}, "EoT averages gradients, and Square uses none: run it by itself"),
+    ("EoT", "linf", {"attack": "Square"}, "EoT averages gradients, and Square uses none: run it alone"),
     ("EoT", "linf", {"attack": "AutoAttack"}, "EoT needs an attack that is one search .*, got AutoAttack: use PGD"),
     ("EoT", "linf", {"attack": "APGD(eot=5)"}, r"EoT needs an attack that is one search .*, got APGD\(eot=5\)"),
     ("EoT", "linf", {"attack": "EoT"}, "EoT needs an attack that is one search with single gradients, got EoT"),
@@ -512,7 +512,7 @@ def test_a_budget_attack_needs_a_budget(conv_net, batch):
         ATTACKS["FGSM"](Threat("linf", math.inf))(conv_net(), *batch(3))
 
 
-def test_gradients_are_averaged_over_draws(conv_net, batch):
+def test_gradients_are_averaged_over_samples(conv_net, batch):
     from atent.attacks.oracle import Oracle
     from atent.losses import cross_entropy
 
@@ -527,7 +527,7 @@ def test_gradients_are_averaged_over_draws(conv_net, batch):
     assert counters.tolist() == [[5] * 4] * 2
 
 
-def test_dlr_on_two_classes_names_the_mend(two_class):
+def test_dlr_on_two_classes_names_the_fix(two_class):
     model, x, y, _ = two_class()
     with pytest.raises(ValueError, match="at least 3 classes, got 2: use the margin loss"):
         build("PGD", "linf", {"loss": "dlr"})(model, x, y)

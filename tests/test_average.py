@@ -1,4 +1,4 @@
-"""Averaged weights and training by the clock: closed forms, exact resume, and both kinds of weights judged."""
+"""Averaged weights and training by the clock: closed forms, exact resume, and both kinds of weights evaluated."""
 
 import dataclasses
 import itertools
@@ -159,7 +159,7 @@ def test_bad_settings_are_named(bad):
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa"])
-def test_both_weights_are_judged_and_kept(digits, tmp_path, kind):
+def test_both_weights_are_evaluated_and_kept(digits, tmp_path, kind):
     fitted = train(digits, tmp_path / "run", average=kind, average_decay=0.9)
     rows = fitted.history
     part = digits.validation.first(40)

@@ -111,7 +111,7 @@ def test_the_words_are_those_of_the_intervals():
         ("race-l2-epochs", "trades"), ("race-l2-time", "trades"),
     ):  # fmt: skip
         assert str(leads[name][row]) in table, (name, row)
-    standing = words("Where ATENT stands")
+    standing = words("Where ATENT ranks")
     assert str(leads["race-time"]["atent"]) in standing
     assert str(pairs("race-time", "mma")["atent"]) in standing
     assert [below(leads[name]["atent"]) for name in NAMES] == [name == "race-time" for name in NAMES]
@@ -136,11 +136,11 @@ def test_averaged_weights_are_compared_with_their_own_alone():
         assert f"{lead} points from" in " ".join(TEXT.split())
     kept = [race(name)["atent-plus"]["worst"]["mean"] for name in NAMES]
     reported = "keeps {:.1f} and {:.1f} % in linf on digits, {:.1f} and {:.1f} in l2, {:.1f} and {:.1f} on MNIST"
-    assert reported.format(*(100 * k for k in kept)) in words("Where ATENT stands")
+    assert reported.format(*(100 * k for k in kept)) in words("Where ATENT ranks")
 
 
-def test_where_atent_stands():
-    text = words("Where ATENT stands")
+def test_where_atent_ranks():
+    text = words("Where ATENT ranks")
     at = {name: {k: f"{100 * row['worst']['mean']:.1f}" for k, row in race(name).items()} for name in NAMES}
     atent, pgdat, mart = (at["race-epochs"][k] for k in ("atent", "pgdat", "mart"))
     assert f"keeps {atent} % under AutoAttack, `digits-linf-pgdat` {pgdat} and `digits-linf-mart` {mart}" in text

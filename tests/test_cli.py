@@ -457,7 +457,7 @@ def test_evaluate_runs_a_cascade_and_says_what_it_measured(run_of, capsys):
         "after FGSM", "after PGD-3", "threat   linf 0.15 (eps 0.15)",
         "digits, test images: a stratified sample of 60 of 500 (seed 0), linf 0.15",
         "samples  digits, test images: a stratified sample of 60 of 500 (seed 0)",
-        f"clean  {stats.percent(found['clean'])}", f"robust   {stats.percent(found['worst'])} under the worst of",
+        f"clean    {stats.percent(found['clean'])}", f"robust   {stats.percent(found['worst'])} under the worst of",
         f"version  atent {atent.__version__}", "seed     0", "Not measured by AutoAttack",
         "written: run/evaluation.json",
     ):  # fmt: skip

@@ -170,7 +170,7 @@ def test_compare_goes_on_after_an_interruption(here, capsys):
     assert status == 1
     assert len(err.strip().splitlines()) == 1
     assert "0 of 2 runs finished" in err
-    assert "the same command again goes on" in err
+    assert "the same command resumes" in err
     done = len((path / "plain-seed0" / "metrics.jsonl").read_text().splitlines())
     assert 1 <= done < 50
     assert not (path / "comparison.json").exists()
@@ -222,7 +222,7 @@ def test_a_failing_run_stops_the_others(here, capsys, fake):
     assert "ended without a result" in refused(capsys, "plain.toml", "pgd.toml", "--quiet", status=1)
 
 
-def test_what_the_runs_are_told(here, capsys, fake, monkeypatch):
+def test_what_the_runs_are_given(here, capsys, fake, monkeypatch):
     monkeypatch.setattr(room, "cores", lambda: 7)
     Path("pgd.toml").write_text(Path("pgd.toml").read_text().replace("threads = 1\n", ""))
     fake('echo "$@"; sleep 0.5; exit 1')
@@ -287,7 +287,7 @@ def test_mistakes_are_one_line(here, capsys, args, parts):
         ({"more": "limit = 30\nseed = 2"}, ["evaluate.limit (1000 and 30), evaluate.seed (0 and 2)"]),
     ],
 )
-def test_a_mismatch_names_field_values_and_mend(here, capsys, change, parts):
+def test_a_mismatch_names_field_values_and_fix(here, capsys, change, parts):
     recipe("other", "pgd", **change)
     err = refused(capsys, "plain.toml", "other.toml")
     for part in ("recipes plain.toml and other.toml differ in ", *parts):
@@ -434,7 +434,7 @@ def test_markdown_marks_the_certain_best_alone():
 BARE = {"epoch": 1, "validation_clean": 0.5}
 
 
-def test_the_last_epoch_stands_beside_the_best(monkeypatch, tmp_path):
+def test_the_last_epoch_is_shown_beside_the_best(monkeypatch, tmp_path):
     found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
     cells = (Spread(0.85, 0.07, 0.7, 0.95), None)
     found = replace(found, rows=[replace(row, last=cell) for row, cell in zip(found.rows, cells, strict=True)])

@@ -205,7 +205,7 @@ def test_arrays_of_every_layout(net, data):
 
 
 @pytest.mark.parametrize("form", ["loader", "dataset", "batches", "generator"])
-def test_whatever_gives_pairs_stands_for_both(form, net, data):
+def test_whatever_gives_pairs_replaces_both(form, net, data):
     x, y = data
 
     def pairs():

@@ -137,7 +137,7 @@ def test_a_list_is_named_by_its_label_and_two_threats_do_not_collide(known):
         evaluate(model, x, y, [a, a])
 
 
-def test_the_model_is_judged_in_eval_mode_and_comes_back_as_found(conv_net, batch):
+def test_the_model_is_evaluated_in_eval_mode_and_comes_back_as_found(conv_net, batch):
     x, y = batch(20)
     model = conv_net(norm=True)
     expected = model(x).argmax(1)
@@ -187,7 +187,7 @@ def test_no_attacks_is_clean_accuracy(known):
     assert got.attacks == {}
 
 
-def test_progress_is_told_with_the_running_robust_accuracy(known):
+def test_progress_is_reported_with_the_running_robust_accuracy(known):
     model, x, y, _, _ = known
     attacks = {"one": FGSM(Threat("linf", 0.02)), "two": FGSM(Threat("l2", 0.5))}
     for cascade in (False, True):
@@ -216,7 +216,7 @@ def test_progress_is_told_with_the_running_robust_accuracy(known):
     ({"model": lambda m: nn.Sequential(m, nn.Softmax(1))}, "returns probabilities"),
 ])  # fmt: skip
 @pytest.mark.parametrize("attacks", [[FGSM(Threat("linf", 0.1))], []], ids=["attacked", "clean"])
-def test_what_cannot_be_judged_is_refused_in_one_line(change, text, attacks, known):
+def test_what_cannot_be_evaluated_is_refused_in_one_line(change, text, attacks, known):
     if not attacks and "outside the box" in text:
         attacks = [PGD(Threat("l2", 0.1, (0, 2)))]  # without an attack there is no box: another one then
         text = r"outside the box \[0, 2\]"
@@ -270,7 +270,7 @@ def test_attacks_of_equal_cost_keep_their_order(conv_net, batch):
     assert list(evaluate(conv_net(), x, y, attacks).attacks) == ["c", "b", "a"]
 
 
-def test_the_outcome_of_every_sample_is_told(conv_net, batch):
+def test_the_outcome_of_every_sample_is_reported(conv_net, batch):
     x, y = batch(40)
     ids = torch.cat([5 + torch.arange(20), 100 + torch.arange(20)])
     got = evaluate(conv_net(), x, y, RISING, ids=ids)
@@ -282,7 +282,7 @@ def test_the_outcome_of_every_sample_is_told(conv_net, batch):
         reported = [row["attacks"][name] for row in rows]
         assert [row["id"] for row in rows if row["attacks"][name] == "fooled"] == result["fooled"]
         assert reported.count("not tried") == 40 - result["attacked"]
-        assert reported.count("stood") == result["robust"]["k"]
+        assert reported.count("robust") == result["robust"]["k"]
     assert set(got.outcomes["attacks"]["pgd"]) == {"f", "s", "-"}
 
 
@@ -711,7 +711,7 @@ def test_a_result_comes_back_from_json(conv_net, batch):
     again = Evaluation.from_json(content | {"run": "r", "provenance": {}})
     assert json.loads(json.dumps(again.to_json())) == content
     assert again.schema_version == 2
-    with pytest.raises(ValueError, match="version 7, not 1"):
+    with pytest.raises(ValueError, match="version 7, not 2"):
         Evaluation.from_json(content | {"schema_version": 7})
     with pytest.raises(ValueError, match="has no worst"):
         Evaluation.from_json({key: value for key, value in content.items() if key != "worst"})

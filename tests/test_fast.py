@@ -44,7 +44,7 @@ def test_fgsm_rs_is_its_algorithm(mode, step_size, start):
     metrics = method.backward(model, x, y, rng=stream())
 
     rng = stream()
-    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own draws
+    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own random numbers
     delta = EPS * (2 * torch.rand(x.shape, generator=rng, dtype=x.dtype) - 1) * (start == "uniform")
     delta = (x + delta).clamp(0, 1) - x
     probe = copy.deepcopy(slow).train(mode == "train")
@@ -124,7 +124,7 @@ def test_the_state_grows_to_the_largest_batch_and_keeps_what_it_has():
     assert float(state["delta"].abs().max()) == EPS
 
 
-def test_a_replay_is_not_plain_training_and_the_first_pass_is():
+def test_a_replay_is_not_standard_training_and_the_first_pass_is():
     method, model, (x, y) = Free(LINF), network(), batch()
     state = method.init(100, (1, 6, 6), torch.device("cpu"))
     grads = []

@@ -165,7 +165,7 @@ def test_batch_norm_in_train_mode_is_named(threat, conv_net, test_set):
     passed, figure = verdict("independent", AlwaysTraining(body), *test_set, threat)
     assert not passed, figure
     before = {k: v.clone() for k, v in body.state_dict().items()}
-    # a model that is merely handed over in train mode is judged in eval mode, and is no defect
+    # a model that is merely handed over in train mode is evaluated in eval mode, and is no defect
     passed, figure = verdict("independent", body.train(), *test_set, threat)
     assert passed, figure
     assert body.training
@@ -209,7 +209,7 @@ def test_clean_models_pass_everything(kind, threat, request, test_set):
     assert all(isinstance(c, Check) and c.figure and "\n" not in c.why for c in checks)
 
 
-def test_the_robust_model_is_robust_and_the_plain_one_is_not(robust, plain, test_set):
+def test_the_robust_model_is_robust_and_the_standard_one_is_not(robust, plain, test_set):
     stand = [int((~PGD(Threat("linf", 0.15)).run(m, *test_set).success).sum()) for m in (robust, plain)]
     assert stand[0] > 35
     assert stand[1] < 20
@@ -363,7 +363,7 @@ def test_deterministic_and_the_model_as_found(robust, test_set):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_draws_hang_on_ids_and_samples_are_stratified(robust, digits):
+def test_random_numbers_depend_on_ids_and_samples_are_stratified(robust, digits):
     x, y = digits
     sample = subject(robust, x[:250], y[:250], LINF, PGD(LINF), 0, 1000 + torch.arange(250), 250)
     assert sample.n <= 100
@@ -382,7 +382,7 @@ def test_draws_hang_on_ids_and_samples_are_stratified(robust, digits):
     assert torch.equal(part.robust(PGD(LINF))[shared], sample.robust(PGD(LINF))[among])
 
 
-def test_what_cannot_be_judged_is_refused(robust, test_set):
+def test_what_cannot_be_evaluated_is_refused(robust, test_set):
     x, y = test_set
     for threat in (Threat("linf", 0.0), Threat("l2", "inf")):
         with pytest.raises(ValueError, match="finite eps above 0"):

@@ -73,7 +73,7 @@ def size(d, norm):
 
 def slow_unit_starts(method, x, rng):
     """Points of the unit ball around 0, drawn in the package's order."""
-    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own draws
+    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own random numbers
     if method.start == "zero":
         return torch.zeros_like(x)
     if method.threat.norm == "linf":
@@ -314,7 +314,7 @@ def test_right_means_more_than_half_of_the_probability():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_where_all_are_wrong_it_is_plain_training(norm):
+def test_where_all_are_wrong_it_is_standard_training(norm):
     model, (x, y) = network(), batch()
     with torch.no_grad():
         y = model(x).argmin(1)
@@ -414,7 +414,7 @@ def test_makes_no_pass_more_than_it_needs(clean_weight, last):
     assert len(back) == STEPS + last
 
 
-def test_nobody_waits_for_the_device():
+def test_nothing_waits_for_the_device():
     model, (x, y) = network(), batch()
     counts = []
     for given in ({}, {"steps": 9, "bisection": 15}):
@@ -422,7 +422,7 @@ def test_nobody_waits_for_the_device():
         with Syncs() as syncs:
             method.backward(model, x, y, rng=stream(), ids=IDS, state=fresh(method, varied=False))
         counts.append(len(syncs.seen))
-    # the seed of the network's own draws inside the attack
+    # the seed of the network's own random numbers inside the attack
     assert counts == [1, 1]
 
 

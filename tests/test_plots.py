@@ -293,7 +293,7 @@ def cell(value, low=None, high=None):
     return {"value": value, "low": low, "high": high}
 
 
-def test_pareto_fills_whom_nobody_beats():
+def test_pareto_fills_what_nothing_beats():
     table = {
         "plain": {"clean": cell(0.95, 0.93, 0.97), "robust": cell(0.02, 0.01, 0.04)},
         "good": {"clean": cell(0.9, 0.88, 0.92), "robust": cell(0.5, 0.45, 0.55)},

@@ -37,10 +37,10 @@ class Noise(Attack):
     def passes(self):
         return self.tries + 1
 
-    def search(self, oracle, x, y, streams):
+    def search(self, oracle, x, y, draws):  # streams, by a name of its own
         best = x
         for k in range(self.tries):
-            step = self.threat.eps * streams.normal(x, use="start", restart=k).sign()
+            step = self.threat.eps * draws.normal(x, use="start", restart=k).sign()
             candidate = self.threat.project(x + step, x)
             wrong = oracle.logits(candidate, y).argmax(1) != y
             best = torch.where(wrong.view(-1, *[1] * (x.dim() - 1)), candidate, best)

@@ -283,7 +283,7 @@ def test_the_commands_that_a_report_prints_are_taken(name, here, capsys, tmp_pat
 
 
 def test_what_no_run_of_a_report_needs_is_refused(here, tmp_path):
-    with pytest.raises(ValueError, match="--data entries_mine:data is of no use: every run brings its own"):
+    with pytest.raises(ValueError, match="--data entries_mine:data has no effect: every run brings its own"):
         report(["digits"], images=0, model="digits_cnn", data="entries_mine:data", progress=False)
 
 

@@ -72,7 +72,7 @@ def test_the_commands_parse():
             assert train_job(*args).recipe
 
 
-def test_the_commands_that_judge_parse():
+def test_the_commands_that_evaluate_parse():
     from atent.attacks import ATTACKS
     from atent.attacks.spec import parse
     from atent.threat import Threat
@@ -201,7 +201,7 @@ def _percent(share):
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist5k"])
-def test_what_is_proved_is_that_of_the_results(name):
+def test_what_is_certified_is_that_of_the_results(name):
     """Every row of the certified table is a row of the README, and the claim on ATENT's noise holds."""
     rows = {
         row["run"]: row
@@ -229,7 +229,7 @@ def test_the_speed_of_certificates_is_that_of_the_results():
         assert f"| {result['model']} | {' | '.join(cells)} |" in TEXT
 
 
-def test_the_provable_network_is_proved_again():
+def test_the_provable_network_is_verified_again():
     """The kept weights of kw_small verify as the file says, on the first images of the real test set."""
     from atent import Threat
     from atent.certify import verified
@@ -249,7 +249,7 @@ def test_the_provable_network_is_proved_again():
 
 
 def test_the_kept_weights_load_and_classify():
-    """The float16 weights in results/ are a whole run folder; on real images where they are to be had."""
+    """The float16 weights in results/ are a whole run folder; on real images where they are available."""
     model = load(ROOT / "results/mnist-linf-atent-laptop")
     assert sum(p.numel() for p in model.parameters()) == 312_202
     if not os.environ.get("ATENT_DATA_ROOT") or not (Path(os.environ["ATENT_DATA_ROOT"]) / "mnist").is_dir():

@@ -179,7 +179,7 @@ def test_the_figures_are_those_of_the_files(made, page):
         for row in second["sweep"]
     ]  # fmt: skip
 
-    smooth, bound = doc.rows("proved")
+    smooth, bound = doc.rows("certificate", "accuracy, 95 % interval")
     content = load(made / "certificate.json")
     proved = [percent(content["clean"]), percent(content["smoothed"])]
     proved += [percent(row["share"]) for row in content["certified"]]
@@ -242,7 +242,7 @@ def test_the_headline_is_the_lowest_upper_limit_under_the_same_threat(run):
     assert f"AutoAttack was run in evaluation-6.json: {percent(share(40, 40))}" in head
 
 
-def test_a_cascade_and_the_parts_of_an_ensemble_are_told_as_such(run):
+def test_a_cascade_and_the_parts_of_an_ensemble_are_reported_as_such(run):
     found = load(run / "evaluation-2.json")
     reported = found["attacks"]["PGD-2"]
     alike = {key: reported[key] for key in PART}
@@ -253,7 +253,10 @@ def test_a_cascade_and_the_parts_of_an_ensemble_are_told_as_such(run):
     change(run / "evaluation.json", **found | {"attacks": attacks, "worst": worst, "clean": share(9, 10)})
     (run / "evaluation-2.json").unlink()
     doc = part(sections.section("headline", read(run)), sections.section("attacks", read(run)))
-    assert "The worst of FGSM, AutoAttack, run in this order, each on what still stood; the last to fool an" in doc.text
+    assert (
+        "The worst of FGSM, AutoAttack, each on the images that were robust to those before it; the last to fool an"
+        in doc.text
+    )
     assert "image was AutoAttack." in doc.text
     (rows,) = doc.rows("attack", "accuracy, 95 % interval")
     assert rows["AutoAttack: after its APGD-CE"][0] == [percent(share(4, 10)), 0.4]
@@ -295,7 +298,7 @@ def test_the_images_are_a_stratified_sample_and_what_the_strongest_attack_made_o
         assert alts[0] == says
         assert alts[1].startswith(f"image {number}, class {y[i]}, adversarial: seen as ")
         fooled = f"seen as {y[i]}," not in alts[1]
-        verdict = "wrong by itself" if seen[i] != y[i] else "fooled" if fooled else "stands"
+        verdict = "misclassified without an attack" if seen[i] != y[i] else "fooled" if fooled else "robust"
         assert f"class {y[i]}, image {number}: {verdict}" in doc.text
         assert alts[2].startswith(f"image {number}, difference x ")
 
@@ -316,7 +319,7 @@ def test_where_images_cannot_be_made_the_page_says_why(run):
 # ---- several ----------------------------------------------------------------------------------------------
 
 
-def test_several_runs_stand_side_by_side(made, run):
+def test_several_runs_are_shown_side_by_side(made, run):
     found = load(run / "evaluation.json")
     change(run / "evaluation.json", worst=share(1, 40), clean=share(39, 40))
     first = load(made / "evaluation.json")
@@ -365,7 +368,7 @@ def test_the_figures_of_several_runs_draw_what_they_are_given():
     assert plots.svg(narrow) == plots.svg(narrow)
 
 
-def test_folders_of_one_name_are_told_apart(made, tmp_path):
+def test_folders_of_one_name_are_distinguished(made, tmp_path):
     shutil.copytree(made, tmp_path / "whole")
     doc = Document(report([made, tmp_path / "whole"], images=0))
     (rows,) = doc.rows("run", "method")
@@ -399,13 +402,13 @@ def test_a_bare_folder_gives_a_page_that_says_what_is_missing(made, tmp_path):
     shutil.copy(made / "config.json", bare)
     text = Document(report([bare], images=2, progress=False)).text
     for part in (
-        "Not judged on the test set yet",
+        "Not evaluated on the test set yet",
         f"atent evaluate {bare}",
         "There is no evaluation.",
         "do not say which epoch was the best",
         "no validation accuracies to draw",
         "Not measured yet. To measure it:",
-        "Nothing is proved yet.",
+        "Nothing is certified yet.",
         "Not made yet.",
         "The images could not be made",
         "PGDAT",
@@ -426,7 +429,7 @@ def test_an_unfinished_certificate_is_named_and_left_alone(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "reported"),
     [
         ("evaluation.json", "{", "not valid JSON"),
         ("evaluation.json", '{"clean": {}}', "'data' is missing"),
@@ -452,7 +455,7 @@ def test_earlier_results_without_newer_fields_are_shown():
     rows = {name: cells for table in doc.rows("attack", "accuracy, 95 % interval") for name, cells in table.items()}
     fgsm = found["attacks"]["FGSM"]
     assert rows["FGSM"][0] == [percent(fgsm["robust"]), fgsm["robust"]["value"]]
-    assert rows["FGSM"][1][1] == found["clean"]["k"]
+    assert rows["FGSM"][1][1] == found["natural"]["k"]
     assert rows["FGSM"][2][1] == fgsm["distance_median"]
 
 

@@ -123,7 +123,7 @@ def test_certificates_and_predictions_are_those_of_the_paper():
     assert (classes.dtype, radii.dtype) == (torch.int64, torch.float64)
 
 
-def test_it_abstains_where_the_draws_do_not_decide():
+def test_it_abstains_where_the_samples_do_not_decide():
     model = Half(3)
     x = model.points(torch.tensor([0.0, 3.0]))
     smoothed = Smoothed(model, SIGMA)
@@ -248,7 +248,7 @@ def test_counts_do_not_depend_on_batch_order_or_shard(conv_net, batch, size):
     assert not torch.equal(smoothed.votes(x, 330, seed=4, ids=ids + 1), whole)
 
 
-def test_a_model_in_train_mode_is_judged_in_eval_mode_and_comes_back_as_it_was(batch):
+def test_a_model_in_train_mode_is_evaluated_in_eval_mode_and_comes_back_as_it_was(batch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 10))
     x, _ = batch(4, torch.float32)
@@ -279,7 +279,7 @@ def test_the_arithmetic_of_the_paper():
 
 @pytest.mark.parametrize("sigma", [0.12, 1.0])
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0, 2.5, 3.6])
-def test_draws_needed_is_the_smallest_number(share, sigma):
+def test_samples_needed_is_the_smallest_number(share, sigma):
     n = samples_needed(share * sigma, sigma, 0.01)
     assert largest_radius(n, 0.01, sigma) >= share * sigma
     assert n == 1 or largest_radius(n - 1, 0.01, sigma) < share * sigma or largest_radius(n - 1, 0.01, sigma) == 0
@@ -450,7 +450,7 @@ def test_shards_merge_into_the_whole(task, tmp_path):
             certify_run(model, x, y, DRAWS, ids=ids, shard=shard)
 
 
-def test_the_summary_tells_three_accuracies_apart():
+def test_the_summary_separates_three_accuracies():
     sampling = Sampling(0.5, n0=10, n=1000, alpha=0.001)
     rows = [
         # label, predict, radius, clean, smoothed

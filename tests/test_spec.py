@@ -260,7 +260,7 @@ class Own(Attack):
 Own.__name__ = Own.__qualname__ = "AutoAttack"
 
 
-def test_labels_of_somebody_s_attack_keep_every_field_and_leave_the_standard_name_alone():
+def test_labels_of_a_user_s_attack_keep_every_field_and_leave_the_standard_name_alone():
     # Before: all of these were called "AutoAttack-3", and the text was that of AutoAttack itself.
     own = Own(Threat("linf", 0.1))
     assert label(own) == f"{__name__}:AutoAttack-3"

@@ -266,7 +266,7 @@ def test_queries_that_change_nothing_are_passed_over(conv_net, batch):
         assert useless <= queries / 32 + 64
 
 
-def test_what_is_tried_again_is_seen_in_the_draws():
+def test_what_is_tried_again_is_seen_in_the_random_numbers():
     x = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     moves = Squares.draw(Threat("linf", 0.1), x, [0.2] * 30 + [0.04] * 170, PerSample(1, torch.arange(4)), 0)
     for i in range(4):
@@ -320,7 +320,7 @@ def test_who_falls_drops_out_soon(norm, conv_net, batch):
     assert sum(sizes) + 40 == int(out.forwards.sum())
 
 
-def test_the_loop_waits_for_nothing_between_two_looks(conv_net, batch):
+def test_the_loop_waits_for_nothing_between_two_checks(conv_net, batch):
     (x, y), model = batch(6), conv_net()
     counts = []
     for queries in (65, 126):

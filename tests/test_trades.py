@@ -112,7 +112,7 @@ def test_backward_adds_weight_times_the_gradient(method):
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_the_same_draws_give_the_same_bits_and_others_do_not(method):
+def test_the_same_random_numbers_give_the_same_bits_and_others_do_not(method):
     model, (x, y) = network(dropout=0.3), batch()
     (a, one, _), (b, two, _) = (run(method, model, x, y) for _ in range(2))
     assert torch.equal(one, two)
@@ -270,7 +270,7 @@ def slow_kl(p_logits, q_logits):
 def slow_adversary(model, x, rng, norm, eps, steps, step_size=None, noise=0.0, start_noise=0.001, box=(0.0, 1.0)):
     """The inner maximisation one sample at a time, in eval mode, the clean logits anew for each step."""
     step_size = 2.5 * eps / steps if step_size is None else step_size
-    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own draws
+    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own random numbers
     begin = x + start_noise * torch.randn(x.shape, generator=rng, dtype=x.dtype)
     was = model.training
     model.eval()

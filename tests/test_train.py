@@ -116,7 +116,7 @@ def test_the_best_weights_come_back(digits, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), fitted.model.state_dict().values()))
 
 
-def test_a_training_that_collapsed_says_so_once_and_not_at_its_first_look(digits):
+def test_a_training_that_collapsed_says_so_once_and_not_at_its_first_evaluation(digits):
     class Constant(nn.Module):
         def __init__(self):
             super().__init__()
@@ -141,7 +141,7 @@ def test_select_last_and_clean(digits):
     assert clean.best["validation_clean"] == max(r["validation_clean"] for r in clean.history)
 
 
-def test_plain_training_is_selected_by_clean_accuracy_and_judged_under_a_threat(digits):
+def test_standard_training_is_selected_by_clean_accuracy_and_evaluated_under_a_threat(digits):
     fitted = fit(
         network(), digits, Standard(), threat=LINF, settings=settings(), optimizer=Optimizer(lr=0.05), progress=False
     )

@@ -296,7 +296,7 @@ def _now(device: torch.device) -> float:
 def _agreement(exact: list[Tensor], rounded: list[Tensor]) -> tuple[float, float]:
     """The relative error of the logits, and the mean cosine of the gradients, in float64."""
     (logits, grads), (low, low_grads) = ([t.double() for t in pair] for pair in (exact, rounded))
-    # Softmax knows no shift, and what all samples share tells none from another.
+    # Softmax knows no shift, and what all samples share separates no two.
     logits, low = (z - z.mean(1, keepdim=True) for z in (logits, low))
     if len(logits) > 1:
         logits, low = (z - z.mean(0) for z in (logits, low))

@@ -16,6 +16,7 @@ from atent.methods import ATENT, PGDAT, TRADES, Standard
 from atent.paper import claims, derivations, evidence, facts, timing, verdicts
 from atent.paper.claims import run_claims
 from atent.paper.discrepancies import DISCREPANCIES
+from atent.paper.result import read_result
 from atent.paper.statements import CLAIMS
 from atent.runs import read_json
 from atent.stats import share
@@ -77,7 +78,7 @@ def test_known_numbers(found):
     assert found["weights"].values["variance within the chain that it sees"] == pytest.approx(
         1 - 0.81 * (1 - 0.01**10) / 0.99, rel=1e-12
     )
-    assert found["certificate"].values["draws that 0.435 needs, all agreeing"] == 47_808
+    assert found["certificate"].values["samples that 0.435 needs, all agreeing"] == 47_808
     assert found["drift"].values["linf CIFAR-10"] == pytest.approx(0.094)
     assert found["radii"].values["0.031 in 1/255"] == pytest.approx(7.905)
     assert found["walk"].values["difference"] == 0.0
@@ -376,7 +377,7 @@ def test_one_image_refutes_the_worst_attack(found):
     assert verdict_of(found, says, **s3(seeded(300, n=320), seeded(300, n=320))) == "not decided"
 
 
-def test_nothing_is_judged_without_a_measure(found):
+def test_nothing_is_evaluated_without_a_measure(found):
     empty = evidence.Results({}, found)
     for claim in CLAIMS:
         reported = claim.evaluate(empty)
@@ -414,7 +415,7 @@ def test_curves_of_s1(found, kept):
     assert verdict_of(found, fall, **curves(before, low, low, kept=kept)) == "not decided"
 
 
-def test_a_curve_is_not_judged_by_its_peak(found):
+def test_a_curve_is_not_decided_by_its_peak(found):
     """Epochs that waver at random: the highest of many is above the last by the choice alone."""
     epochs = [(500, 500, 500)] * 3 + [(500 + d, 500 - d, 500 + d) for d in (3, -3, 40, -2, 3)] + [(500, 501, 499)]
     assert verdict_of(found, "and then falls at once", **curves(*epochs)) == "false"
@@ -569,10 +570,10 @@ def test_every_discrepancy_has_a_number_and_a_command(found):
 
 
 def test_the_committed_verdicts_are_those_of_the_committed_files(found, tmp_path):
-    """claims.json and the page say what the judges say of the result files beside it."""
+    """claims.json and the page say what the rules say of the result files beside it."""
     root = Path(__file__).parents[2]
     place = root / "results" / "laptop"
-    tables = {path.stem: read_json(path) for path in place.glob("*.json") if path.stem != "claims"}
+    tables = {path.stem: read_result(path) for path in place.glob("*.json") if path.stem != "claims"}
     kept = read_json(place / "claims.json")
     reported = {claim.says: claim.evaluate(evidence.Results(tables, found)) for claim in CLAIMS}
     assert {c["says"]: (c["verdict"], c["ours"]) for c in kept["claims"]} == {

@@ -224,12 +224,12 @@ def test_smoke_needs_no_files_and_the_others_are_the_papers():
 
 
 def test_regions_refuse_sizes_that_disagree():
-    panel = {"regions": np.zeros((3, 2)), "stands": np.ones(2, bool)}
+    panel = {"regions": np.zeros((3, 2)), "robust": np.ones(2, bool)}
     x, y = np.zeros((2, 2)), np.zeros(2)
     figure = plots.regions({"a": panel, "b": panel, "c": panel}, [0, 1], [0, 1, 2], x, y, eps=0.2)
     assert len(figure.axes) == 3
     assert figure.axes[0].get_title(loc="left") == "a"
-    for bad in ({"regions": np.zeros((2, 3))}, {"stands": np.ones(3, bool)}):
+    for bad in ({"regions": np.zeros((2, 3))}, {"robust": np.ones(3, bool)}):
         with pytest.raises(ValueError, match="a: regions"):
             plots.regions({"a": panel | bad}, [0, 1], [0, 1, 2], x, y, eps=0.2)
     with pytest.raises(ValueError, match="no panels"):

@@ -369,7 +369,7 @@ def test_smoothing_and_bounds(here, capsys):
     assert "78.7" in line
 
 
-def test_fine_tuning_begins_with_the_benign_network_of_the_same_seed(here, capsys):
+def test_fine_tuning_begins_with_the_standard_network_of_the_same_seed(here, capsys):
     status, out, err = run(capsys, "finetune", "--only", "pgdat", "--seeds", "2")
     assert status == 0, err
     runs = Path("runs/reproduce/smoke")

@@ -158,7 +158,7 @@ def test_weighted_covariance_is_unbiased():
 
 
 @pytest.mark.parametrize(
-    ("losses", "t", "weights", "told"),
+    ("losses", "t", "weights", "reported"),
     [
         (torch.zeros(1, 3), 1.0, None, "m >= 2"),
         (torch.zeros(3, 2), 0.0, None, "nothing is sampled"),
@@ -182,7 +182,7 @@ def hessians(model, z, y):
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.Softplus, nn.Sigmoid, lambda: nn.Softplus(beta=5.0)])
-def test_proved_constants_bound_dense_hessians(activation):
+def test_certified_constants_bound_dense_hessians(activation):
     model = net(activation)
     proved = constants.of_chain(model, (1, 4, 4))
     x, y = images()
@@ -235,7 +235,7 @@ def test_linear_softmax_in_closed_form():
     )
 
 
-def test_the_lemma_holds_with_proved_constants_and_fails_with_less():
+def test_the_lemma_holds_with_certified_constants_and_fails_with_less():
     model, (x, y) = net(nn.Tanh), images()
     proved = constants.of_chain(model, (1, 4, 4))
     found = lemma.sample(model, x, y, 2.0, proved, n=2000)
@@ -308,7 +308,7 @@ def test_dense_is_the_same_function():
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan])
-def test_no_density_without_a_pull(gamma):
+def test_no_density_without_an_anchor_term(gamma):
     with pytest.raises(ValueError, match=r"gamma must be above 0.*no density to normalise"):
         Entropic(gamma, 1.0)
     with pytest.raises(ValueError, match="gamma must be above 0"):
@@ -460,7 +460,7 @@ def test_corrected_forms_sample_and_printed_ones_do_not(make):
     assert (printed, mended) == (["fails"], ["holds"])
 
 
-def test_pgd_is_atent_without_noise_under_the_soft_pull_alone():
+def test_pgd_is_atent_without_noise_under_the_soft_anchor_term_alone():
     x, y = images()
     soft, hard = equivalence.without_noise(net(nn.Tanh), x, y, gamma=1.0, eps=0.5, box=(0.0, 1.0))
     assert (soft.verdict, hard.verdict) == ("holds", "fails")
@@ -512,7 +512,7 @@ def test_the_command_writes_the_table(here, capsys):
     assert found["provenance"]["seed"] == 0
     assert (here / "theory-zoom.png").stat().st_size > 1000
     assert "prove nothing" in out
-    proved = [r for r in found["rows"] if r["statement"] in ("T1", "T2") and "proved constants" in r["checked"]]
+    proved = [r for r in found["rows"] if r["statement"] in ("T1", "T2") and "certified constants" in r["checked"]]
     assert len(proved) >= 3
     assert {r["verdict"] for r in proved} == {"holds"}
     assert main(["theory", "own:smooth", "--data", "digits", "--out", "theory.json", *SMALL]) == 2
@@ -544,7 +544,7 @@ def test_kinks_warn_and_the_report_shows_the_table(here, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "reported"),
     [
         (["--gamma", "0"], "gamma must be above 0"),
         (["--limit", "3"], "at least 4 images"),

@@ -75,7 +75,7 @@ class ALMA(Attack):
     multiplier_init: float = 1.0
     """First multiplier."""
     check_steps: int = 10
-    """Steps between looks at the constraint's improvement."""
+    """Steps between evaluations of the constraint's improvement."""
     tau: float = 0.95
     """Share of its former value below which g must fall to count as improved."""
     gamma: float = 1.2

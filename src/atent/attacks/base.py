@@ -78,7 +78,7 @@ class Attack(metaclass=Settings):
         return self if part is threat else replace(self, threat=part)
 
     def parts(self) -> dict[str, Attack]:
-        """The attacks that a composite one runs in turn, by name, each on what stands after those before; {}: none."""
+        """The attacks that a composite one runs, by name, each on what is robust to those before; {}: none."""
         return {}
 
     def remarks(self, classes: int) -> list[str]:
@@ -126,7 +126,7 @@ class Attack(metaclass=Settings):
         with ``rng`` one stream serves the batch and the input checks are left out, as in training. The model
         is seen in ``mode`` and comes back as it was found. Arrays become tensors, see `atent.checks.as_inputs`.
         With ``targeted`` the labels are targets, and the attack wants the model to give them; ``callback(k, x_adv,
-        loss)`` is told of every point whose loss the attack computes, see `atent.attacks.watch.Watch`.
+        loss)`` receives every point whose loss the attack computes, see `atent.attacks.watch.Watch`.
         ValueError for inputs that no attack can use, and for an attack without targets.
         """
         return self._guarded(

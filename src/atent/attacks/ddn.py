@@ -73,7 +73,7 @@ class DDN(Attack):
     gamma: float = 0.05
     """Factor by which the norm changes: (1 - gamma) after a success, (1 + gamma) after a failure; in [0, 1)."""
     levels: int | None = None
-    """Grey values of the box to which every point is rounded, 256 for images of 8 bits; left out: no rounding. The
+    """Grey values of the box to which every point is rounded, 256 for images of 8 bits; default: no rounding. The
     point is rounded, not the perturbation, which is the same where x has these values."""
 
     def __post_init__(self) -> None:

@@ -39,11 +39,11 @@ class EoT(Attack):
         check_number("samples", self.samples, 1, whole=True)
         inner = self.inner
         if not inner.needs_gradient:
-            raise ValueError(f"EoT averages gradients, and {self.attack} uses none: run it by itself")
+            raise ValueError(f"EoT averages gradients, and {self.attack} uses none: run it alone")
         if inner.parts() or hasattr(inner, "inner") or getattr(inner, "eot", 1) > 1:
             raise ValueError(
                 f"EoT needs an attack that is one search with single gradients, got {self.attack}: use PGD(...), or"
-                " AutoAttack(version=rand) by itself"
+                " AutoAttack(version=rand) alone"
             )
 
     @property

@@ -19,7 +19,7 @@ from atent.checks import check_number
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
 
-# Steps between two looks at who is done, where samples may stop.
+# Steps between two evaluations of which samples are done, where samples may stop.
 _CHECK = 10
 # Radius of a random start where neither a found point nor eps gives one, as in the authors' code; in box widths.
 _FREE = {"linf": 0.3, "l2": 1.0}
@@ -53,7 +53,7 @@ class FAB(Attack):
     restarts: int = 1
     """Number of starts; the smallest change counts."""
     targets: int | None = None
-    """Number of wrong classes that get a run of their own (FAB-T); left out: one run that looks at all of them."""
+    """Number of wrong classes that get a run of their own (FAB-T); default: one run for all of them."""
     alpha_max: float = 0.1
     """Largest share of the step from x; between 0 and 1."""
     eta: float = 1.05
@@ -94,7 +94,7 @@ class FAB(Attack):
         return found
 
     def _chase(self, oracle: Oracle, x: Tensor, y: Tensor, others: Tensor, streams: Streams) -> Tensor:
-        """The smallest change of samples that are classified rightly, x where none was found."""
+        """The smallest change of samples that are classified correctly, x where none was found."""
         runs = others.shape[1]
         eps = x.new_zeros(len(x)) + self.threat.take(oracle.rows).radii(x)
         found, best = x.clone(), x.new_full((len(x),), math.inf)

@@ -26,7 +26,7 @@ class FMN(Attack):
 
     Untargeted, from x, Algorithm 1. Each step adds the l2-unit gradient of the margin, for either norm, brings the
     perturbation to the radius r and the point into the box. Until a first success r is the distance to the boundary as
-    the gradient tells it: the point's norm + |margin| / dual norm of the gradient; afterwards r shrinks by ``gamma``
+    the gradient gives it: the point's norm + |margin| / dual norm of the gradient; afterwards r shrinks by ``gamma``
     after a success (and to the best norm at most) and grows by it after a failure. Step and ``gamma`` fall on cosines.
     ``steps`` forwards, ``steps - 1`` backwards.
 

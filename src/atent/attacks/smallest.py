@@ -15,7 +15,7 @@ from atent.threat import Norm, Threat, l2_norm, per_sample
 
 
 class Iterate(NamedTuple):
-    """What a walk sees at the point where it stands; n samples."""
+    """What a walk sees at its current point; n samples."""
 
     z: Tensor
     """The point, the shape of x."""

@@ -19,7 +19,7 @@ from atent.threat import Threat, per_sample
 
 # Of 10,000 queries, those after which the share of the image that a window covers is halved.
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# Passes between two looks at who is done; in the beginning, after 1, 2, 4, 8 and so on.
+# Passes between two evaluations of which samples are done; in the beginning, after 1, 2, 4, 8 and so on.
 _CHECK = 64
 
 

@@ -22,7 +22,7 @@ from atent.threat import Threat
 @attack
 @dataclass(frozen=True)
 class Transfer(Attack):
-    """The ``attack`` on the ``source`` model; its results are judged on the attacked model, which gives no gradients
+    """The ``attack`` on the ``source`` model; its results are evaluated on the attacked model, which gives no gradients
     and no answers before (Papernot et al. 2016). With the attacked model as the source it is the attack itself, bit
     for bit.
 

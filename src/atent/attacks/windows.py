@@ -112,7 +112,7 @@ class Squares:
         side = self.sides[queries]
         place, across = self.places.gather(1, queries), w - side + 1
         top, left = place // across, place % across
-        # Sums over all rectangles from the corner tell how many pixels of a window are at x + eps.
+        # Sums over all rectangles from the corner give how many pixels of a window are at x + eps.
         sums = F.pad((best == self.high).float().cumsum(2).cumsum(3), (1, 0, 1, 0)).flatten(2)
 
         def corner(i: Tensor, j: Tensor) -> Tensor:

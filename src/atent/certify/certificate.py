@@ -42,7 +42,7 @@ class Row(NamedTuple):
     label: int
     """True class."""
     predict: int
-    """Class that CERTIFY proves, -1 where it abstains."""
+    """Class that CERTIFY certifies, -1 where it abstains."""
     radius: float
     """l2 radius around the sample within which that class cannot change; 0 where it abstains."""
     correct: int
@@ -52,7 +52,7 @@ class Row(NamedTuple):
     clean: int
     """Class of the base model without noise."""
     smoothed: int
-    """Class of the smoothed model by PREDICT from the n draws of the estimate, -1 where it abstains."""
+    """Class of the smoothed model by PREDICT from the n samples of the estimate, -1 where it abstains."""
 
 
 _HEADER = "\t".join(Row._fields) + "\n"
@@ -65,9 +65,9 @@ class Sampling(metaclass=Settings):
     sigma: float
     """Standard deviation of the noise, in pixel units."""
     n0: int = 100
-    """Draws that choose the class."""
+    """Noise samples that choose the class."""
     n: int = 100_000
-    """Draws that estimate its share."""
+    """Noise samples that estimate its share."""
     alpha: float = 0.001
     """Probability, per sample, that the certificate is wrong."""
     seed: int = 0
@@ -90,15 +90,15 @@ class Certificate:
     """One line where the model's answers depend on the batch, so that no row holds."""
 
     def certified(self, radius: float) -> dict[str, Any]:
-        """Share of the samples whose class is right and proved within the l2 ``radius``, with a 95 % interval.
+        """Share of the samples whose class is right and certified within the l2 ``radius``, with a 95 % interval.
 
-        The interval speaks of the sampling of the test set. Each certificate may besides be wrong with probability
+        The interval is for the sampling of the test set. Each certificate may besides be wrong with probability
         alpha, so of n certificates alpha n at most are expected to be.
         """
         return share(sum(r.correct and r.radius >= radius for r in self.rows), len(self.rows))
 
     def to_json(self, radii: Sequence[float] | None = None) -> dict[str, Any]:
-        """The content of certificate.json; ``radii`` left out: 0 and the multiples of sigma that n draws reach.
+        """The content of certificate.json; ``radii`` default: 0 and the multiples of sigma that n samples reach.
 
         Three accuracies, which the literature calls by one name: ``clean`` of the base model without noise;
         ``smoothed``, the smoothed model's own, abstentions counted as wrong (PREDICT); ``certified``, at l2 radii.
@@ -148,7 +148,7 @@ def certify_run(
     channels_last: bool | None = None,
     advance: Advance | None = None,
 ) -> Certificate:
-    """Certify samples one group after the other, and go on where an earlier call stopped.
+    """Certify samples one group after the other, and resume where an earlier call stopped.
 
     ``x`` (n, ...) and true labels ``y`` (n,), tensors or arrays, or a DataLoader as ``x`` and None as ``y``; sample
     numbers ``ids`` (n,), each once. ``path``: a file to which every finished row is appended (tabs between columns, a
@@ -241,7 +241,7 @@ def made_of(sampling: Sampling, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def made_alike(path: Path, made: dict[str, Any]) -> bool:
-    """Whether the certificate at ``path`` is absent, or was made with these draws and about these things."""
+    """Whether the certificate at ``path`` is absent, or was made with these samples and about these things."""
     return not sidecar(path).exists() or dumps(_made(path)) == dumps(made)
 
 

@@ -111,7 +111,7 @@ class Smoothed(metaclass=Settings):
     ) -> Tensor:
         """PREDICT of the paper: classes (n,) int64 of g, each wrong with probability at most alpha, or `ABSTAIN`.
 
-        Abstains where the two-sided binomial test does not tell the two most frequent classes apart. It looks at the
+        Abstains where the two-sided binomial test does not separate the two most frequent classes. It looks at the
         first n of the noise samples from which `certify` estimates. Arguments, errors as there; ValueError also for an
         n whose noise samples could not decide even in full agreement.
         """
@@ -251,7 +251,7 @@ def largest_radius(n: int, alpha: float, sigma: float) -> float:
 def samples_needed(radius: float | str, sigma: float, alpha: float) -> int:
     """The smallest n whose noise samples, all agreeing, certify the l2 ``radius``; for radius 0, that do not abstain.
 
-    ValueError for a radius beyond 6 sigma: that takes billions of noise samples, where float64 no longer tells n
+    ValueError for a radius beyond 6 sigma: that takes billions of noise samples, where float64 no longer separates n
     from n + 1.
     """
     from scipy.special import log_ndtr

@@ -85,7 +85,7 @@ def saturation(subject: Subject) -> Verdict:
 
 
 def finite_differences(subject: Subject) -> Verdict:
-    """Autograd tells how the margin changes: central differences on sampled coordinates agree with it, at a tiny step
+    """Autograd gives how the margin changes: central differences on sampled coordinates agree with it, at a tiny step
     and at the step of PGD-20.
 
     A staircase agrees at one of the two at best, and so does a fine sawtooth. Half of the coordinates are drawn, half

@@ -12,7 +12,7 @@ from atent.stats import share
 
 _SAMPLES = 1000
 _GAIN = 0.1
-# So few samples may be of one class for a network that can tell classes apart.
+# So few samples may be of one class for a network that can separate classes.
 _FEW = 20
 
 
@@ -56,7 +56,7 @@ def collapse_hint(predicted: Tensor, y: Tensor) -> str | None:
         return None
     return (
         f"the network gives class {int(given)} to all {n} samples: where its training collapsed, a lower optimizer.lr"
-        f" or an eps that grows (method.eps_warmup) may mend it"
+        f" or an eps that grows (method.eps_warmup) may help"
     )
 
 

@@ -1,4 +1,4 @@
-"""The file that lets a killed evaluation go on: a line for every batch that an attack has met."""
+"""The file that lets a killed evaluation resume: a line for every batch that an attack has met."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Ledger:
         """What is known of ``rows``, their first ones."""
         met = self._met.get((attack, part), NOTHING)
         if not torch.equal(met.rows, rows[: len(met.rows)]):
-            raise ValueError(f"{self.path} tells of other samples than {attack} would meet here: remove it")
+            raise ValueError(f"{self.path} describes other samples than {attack} would meet here: remove it")
         return met
 
     def add(self, attack: str, part: str | None, met: Met) -> None:

@@ -17,7 +17,7 @@ class Curve(NamedTuple):
     radii: list[float]
     """0 and every distinct finite norm, rising, in pixel units."""
     accuracy: list[float]
-    """Share of the samples that stand at each radius, in [0, 1]; it holds until the next one."""
+    """Share of the samples that are robust at each radius, in [0, 1]; it holds until the next one."""
 
 
 def found_norms(outcome: Outcome) -> Tensor:

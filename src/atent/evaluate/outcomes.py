@@ -11,11 +11,11 @@ from torch import Tensor
 from atent.data.described import unspan
 
 FOOLED, ROBUST, NOT_TRIED = "f", "s", "-"
-_WORDS = {FOOLED: "fooled", ROBUST: "stood", NOT_TRIED: "not tried"}
+_WORDS = {FOOLED: "fooled", ROBUST: "robust", NOT_TRIED: "not tried"}
 
 
 def flags(tried: Tensor, fooled: Tensor) -> str:
-    """One character per sample: f fooled, s stood, - not tried; bool (n,) each."""
+    """One character per sample: f fooled, s robust, - not tried; bool (n,) each."""
     codes = torch.where(tried, torch.where(fooled, 0, 1), 2).tolist()
     return "".join((FOOLED, ROBUST, NOT_TRIED)[code] for code in codes)
 
@@ -27,7 +27,7 @@ def bits(values: Tensor) -> str:
 
 def per_sample(outcomes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The `outcomes` of an evaluation as one row per sample: its id, whether it is right without an attack, and what
-    each attack did: fooled, stood or not tried."""
+    each attack did: fooled, robust or not tried."""
     rows = []
     for i, number in enumerate(unspan(outcomes["ids"])):
         attacks = {name: _WORDS[text[i]] for name, text in outcomes["attacks"].items()}

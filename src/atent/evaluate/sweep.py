@@ -27,7 +27,7 @@ def at_radii(
 ) -> dict[tuple[str, float], Attack]:
     """Each attack at each radius, by (name, radius), radii ascending.
 
-    Only eps changes: a step size that is left out grows with it, one that is set stays. ValueError, in one line, for no
+    Only eps changes: a step size at its default grows with it, one that is set stays. ValueError, in one line, for no
     attacks, no radii, a radius twice, one that is no number of at least 0, for two attacks of one name, and for an
     attack with an eps for each sample, which a radius for all would replace.
     """
@@ -71,12 +71,12 @@ def sweep(
     """Robust accuracy at each of ``radii`` (numbers or fractions such as "8/255") under each attack alone.
 
     One row per attack and radius, radii ascending: attack (its name), norm, radius, threat (as text), clean, robust
-    and monotone (shares with 95 % intervals), seconds. ``robust`` is what the attack at this very radius left standing;
-    ``monotone`` counts a sample as fooled if this or any smaller radius fooled it, as the smaller ball lies in the
-    larger one. Where the two differ, the attack was too weak at the larger radius.
+    and monotone (shares with 95 % intervals), seconds. ``robust`` is what the attack at this very radius left correctly
+    classified; ``monotone`` counts a sample as fooled if this or any smaller radius fooled it, as the smaller ball lies
+    in the larger one. Where the two differ, the attack was too weak at the larger radius.
 
-    The model is judged as by `evaluate`, whose other arguments these are; ``resume`` needs a file of its own.
-    ``advance`` is told of n samples for each radius and each of `rounds`. ValueError as `at_radii` and `evaluate`.
+    The model is evaluated as by `evaluate`, whose other arguments these are; ``resume`` needs a file of its own.
+    ``advance`` receives n samples for each radius and each of `rounds`. ValueError as `at_radii` and `evaluate`.
     """
     jobs = at_radii(attacks, radii)
     named = {f"{name}, {show(_threat(attack))}": attack for (name, _), attack in jobs.items()}

@@ -70,7 +70,7 @@ def certify_folder(
     ``target``, ``model`` and ``data`` as `load_target` takes them: also a file of weights, or the user's own network.
 
     ``method`` "smoothing" draws noise (`certify_run`); "ibp", "crown-ibp", "crown" and "dual" compute bounds
-    (`verified`) within ``radii`` under the run's norm or ``norm``, left out: the run's eps. The same call goes on
+    (`verified`) within ``radii`` under the run's norm or ``norm``; default: the run's eps. The same call resumes
     where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
     gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged`` joins the
     shards. ``compiled``: smoothing with the network fused by ``torch.compile``, ``channels_last``: that of
@@ -167,7 +167,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _about(who: Target) -> dict[str, Any]:
-    """What a certificate is about, whatever its numbers of images and draws."""
+    """What a certificate is about, whatever its numbers of images and samples."""
     return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
 
 

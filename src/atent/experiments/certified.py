@@ -98,7 +98,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     lines += [
         "",
         f"{_images(rows[0]['images'])}. In brackets: 95 % intervals over the choice of test images.",
-        "A column's linf ball lies within its l2 ball: smoothing and bounds in l2 prove both, bounds in linf the linf"
+        "A column's linf ball lies within its l2 ball: smoothing and bounds in l2 certify both, bounds in linf the linf"
         " ball alone.",
         "Clean, smoothed: accuracy of the smoothed network, abstentions wrong; it certifies no radius.",
         f"Hardware: {about['device_name']}, {about['threads']} threads; seconds of wall time. Commit:"

@@ -38,8 +38,8 @@ def measure(values: Sequence[float]) -> Spread:
 def accuracy(shares: Sequence[Mapping[str, Any]]) -> Spread:
     """The same of one share per seed; the interval is the wider, end by end, of the t- and the binomial one.
 
-    The seeds are judged on the same images: counts that agree over seeds tell no more of the test set than one of them,
-    so the binomial interval is that of the mean count at one seed's n.
+    The seeds are evaluated on the same images: counts that agree over seeds say no more of the test set than one of
+    them, so the binomial interval is that of the mean count at one seed's n.
     """
     cell = measure([share["value"] for share in shares])
     n = min(share["n"] for share in shares)
@@ -59,7 +59,7 @@ def winner(cells: Sequence[Spread]) -> int | None:
 
 
 def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = None) -> str | None:
-    """What must stand beside robust accuracies (the `attacks` of an evaluation) that AutoAttack did not measure.
+    """What must be shown beside robust accuracies (the `attacks` of an evaluation) that AutoAttack did not measure.
 
     None only where AutoAttack ran at its standard settings, in the model's own precision, against every finite threat
     of the evaluation.
@@ -159,7 +159,7 @@ def caption(found: ComparisonFile) -> list[str]:
     lines = [
         f"{data.name}, test images: {data.text}; {found.model}, {_length(found)}, batches"
         f" of {found.batch_size}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))});"
-        f" judged under {', '.join(found.threats)}.",
+        f" evaluated under {', '.join(found.threats)}.",
         f"Figures: {found.interval}. Bold: above the interval of every other row.",
         f"Hardware: {'; '.join(machines)}{several}. Seconds: median over the epochs. Commit: {', '.join(commits)}.",
     ]

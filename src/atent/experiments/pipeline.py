@@ -1,4 +1,4 @@
-"""From settings to a finished run: data, model, training, one look at the test set, and the files that tell of it."""
+"""From settings to a finished run: data, model, training, one evaluation on the test set, and the files of it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is trained and judged."""
+    """A run that is trained and evaluated."""
 
     path: Path
     fitted: Fitted

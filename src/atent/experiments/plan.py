@@ -69,9 +69,9 @@ class Run:
 
 
 def agree(jobs: Mapping[str, Job]) -> None:
-    """ValueError, in one line with the mend, unless the jobs may be compared.
+    """ValueError, in one line with the fix, unless the jobs may be compared.
 
-    Data settings (root and augment aside), network, epochs (or minutes), batch size, and the judgement's attacks,
+    Data settings (root and augment aside), network, epochs (or minutes), batch size, and the evaluation's attacks,
     threat, number of images and seed must be the same.
     """
     (first, one), *others = jobs.items()
@@ -133,7 +133,7 @@ def seeded(job: Job, seed: int) -> Job:
 
 
 def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
-    """The folder to work in: a free one, or that of an earlier comparison that ``plan`` goes on with.
+    """The folder to work in: a free one, or that of an earlier comparison that ``plan`` resumes.
 
     Without a name: that of the same comparison, else the first free one of compare, compare-2 ... A folder that is
     named may be widened by recipes and seeds. ValueError, in one line, where it holds anything else.
@@ -219,7 +219,7 @@ def state(run: Run, build: Build, aside: tuple[str, ...] = ()) -> str:
         # A kill may come before the configuration is written; only hidden temporary files are there then.
         if path.is_dir() and all(p.name.startswith(".") for p in path.iterdir()):
             return "new"
-        raise FileExistsError(f"{path} exists and is no run folder: choose another --name")
+        raise FileExistsError(f"{path} exists and is not a run folder: choose another --name")
     differs = _differs(folder.read_json(path / folder.CONFIG), run.job, build, aside)
     if differs:
         raise ValueError(f"{path} was trained with other settings ({differs}): choose another --name")

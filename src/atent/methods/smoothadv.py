@@ -108,7 +108,7 @@ class SmoothAdv(Method):
         check_number("sigma", self.sigma, 0)
         check_number("samples", self.samples, 1, whole=True)
         check_choice("attack", self.attack, ("pgd", "ddn"))
-        # DDN looks at x first: with one step it would see nothing else.
+        # DDN evaluates x first: with one step it would see nothing else.
         check_number("steps", self.steps, 2 if self.attack == "ddn" else 1, whole=True)
         if self.attack == "ddn" and (self.step_size is not None or self.start != "zero"):
             raise ValueError("step_size and start are PGD's: leave them out with attack 'ddn'")

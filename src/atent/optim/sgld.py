@@ -80,7 +80,7 @@ class SGLD(torch.optim.Optimizer):
 
 
 def normals(groups: list[dict[str, Any]], *keys: int | str) -> Iterator[Tensor | None]:
-    """Standard normal samples for each parameter of each group in turn, as a function of the keys alone.
+    """Standard normal samples for each parameter of each group, as a function of the keys alone.
 
     None where the group has no noise. A parameter's samples do not depend on which others have a gradient.
     """

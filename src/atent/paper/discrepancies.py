@@ -116,7 +116,7 @@ DISCREPANCIES: tuple[Discrepancy, ...] = (
     ),
     Discrepancy(
         "certified accuracy is defined as the clean accuracy of the smoothed classifier; a certificate at 0.435 takes"
-        " far more draws than the code makes", (("certificate", ()),), _certified_gap, "atent reproduce table-s2",
+        " far more samples than the code makes", (("certificate", ()),), _certified_gap, "atent reproduce table-s2",
     ),
     Discrepancy(
         "one training and one attack each: differences below the interval of 10,000 images say nothing, such as 60.5"

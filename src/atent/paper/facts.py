@@ -158,10 +158,10 @@ def _budget() -> Fact:
 def _certificate() -> Fact:
     return Fact(
         "what sigma 0.12 and alpha 0.001 certify",
-        "certificates at l2 0.435; 1,000 draws in the code",
+        "certificates at l2 0.435; 1,000 samples in the code",
         {
-            "draws that 0.435 needs, all agreeing": samples_needed(0.435, 0.12, 0.001),
-            **{f"largest radius of {n:,} draws": largest_radius(n, 0.001, 0.12) for n in (1_000, 10_000, 100_000)},
+            "samples that 0.435 needs, all agreeing": samples_needed(0.435, 0.12, 0.001),
+            **{f"largest radius of {n:,} samples": largest_radius(n, 0.001, 0.12) for n in (1_000, 10_000, 100_000)},
             "l2 radius of linf 2/255 on 3 x 32 x 32 values": 2 / 255 * math.sqrt(DIM),
         },
     )

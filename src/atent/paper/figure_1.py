@@ -51,7 +51,7 @@ def run_figure_1(
     ``scale`` is smoke (two half-moons, 3 epochs, one seed), laptop or paper (both the paper's points, network and
     epochs, 10 seeds); without MNIST the half-moons replace it, at a rescaled radius, and the result says so. ``seeds``
     replaces the number of seeds. Run folders lie in runs/figure-1/; finished ones are used again. Once
-    `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files tell what is done, and
+    `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files say what is done, and
     the same call resumes. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
     Raises ValueError, in one line, for an unknown scale, a number of seeds below 1, or a run folder of other settings.
     """
@@ -323,7 +323,7 @@ def _draw(path: Path, content: Mapping[str, Any], place: Path, data: Data, threa
             f"{row['label']}: clean {100 * first['clean']['value']:.1f} %, PGD-40"
             f" {100 * first['published']['value']:.1f} %, grid {100 * first['grid']['value']:.1f} %"
         )
-        panels[title] = {"regions": regions.numpy(), "stands": exhaustive(model, x, y, threat).numpy()}
+        panels[title] = {"regions": regions.numpy(), "robust": exhaustive(model, x, y, threat).numpy()}
     names = [str(name) for name in data.about["class_names"]]
     words = [f"digit {name}" if name.isdigit() else name for name in names]
     figure = plots.regions(panels, across.tolist(), up.tolist(), x.numpy(), y.numpy(), eps=eps, classes=words)

@@ -94,7 +94,7 @@ def _row(bench: Bench, row: Row, columns: Sequence[Any], seeds: Sequence[int]) -
 def read_result(path: Path) -> dict[str, Any]:
     """The content of a result file of any version."""
     content: dict[str, Any] = folder.with_present_keys(folder.read_json(path))
-    for column in (column for block in content.get("blocks", ()) for column in block["columns"]):
+    for column in (column for block in content.get("blocks", ()) for column in block.get("columns", ())):
         if column["key"] == "natural":
             column |= {"key": "clean", "label": column["label"].replace("natural", "clean")}
     return content

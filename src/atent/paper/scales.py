@@ -26,7 +26,7 @@ class Scale:
     certified: int
     """Test images of a smoothing certificate."""
     samples: int
-    """Draws of noise per image."""
+    """Noise samples per image."""
     l2: tuple[float, float]
     """Table S1's radii: half the radius of training, and all of it."""
     noisy: float

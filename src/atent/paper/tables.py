@@ -71,7 +71,7 @@ def table_s1(s: Scale) -> Table:
 
 def table_s2(s: Scale) -> Table:
     """The smoothed classifier: its clean accuracy, which the paper calls certified, and the certificate itself."""
-    smoothing = f"{s.samples:,} draws of noise {s.sigma:g}, alpha 0.001"
+    smoothing = f"{s.samples:,} samples of noise {s.sigma:g}, alpha 0.001"
     columns = (
         Column("base", "clean, the network itself (%)", "no noise"),
         Column(

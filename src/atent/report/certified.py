@@ -14,7 +14,7 @@ from atent.report.render import Drawing, drawing
 
 
 def certificates(run: Run) -> dict[str, Any]:
-    """Each certificate: its rows, what stands below them, and the curve of smoothing."""
+    """Each certificate: its rows, what is shown below them, and the curve of smoothing."""
     shown = []
     for name, found in run.certificates.items():
         _, rows, below = layout(found.content)

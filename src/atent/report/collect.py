@@ -51,7 +51,8 @@ class Run:
     @property
     def headline(self) -> str | None:
         """The file whose robust accuracy says most: the one with the lowest upper limit, as each is an upper bound on
-        what a perfect attack would leave; of those that judge the best epoch's weights under the first one's threat."""
+        what a perfect attack would leave; of those that evaluate the best epoch's weights under the first one's
+        threat."""
         best = {name: f for name, f in self.evaluations.items() if f.of_best}
         found = best or self.evaluations
         alike = [name for name, f in found.items() if f.threats == next(iter(found.values())).threats]
@@ -103,7 +104,7 @@ def _run(path: Path, name: str) -> Run:
     config = folder.read_json(path / folder.CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("method"), dict):
         raise ValueError(
-            f"{path / folder.CONFIG} has no table 'method', so it is no run's: give a folder of atent train"
+            f"{path / folder.CONFIG} has no table 'method', so it is not a run's: give a folder of atent train"
         )
     evaluations, certificates, theories = (
         # the plain name first, then by number

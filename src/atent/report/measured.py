@@ -46,7 +46,7 @@ def _worst(found: EvaluationFile) -> str:
         counts = [found.clean.k, *(a.robust.k for a in named.values())]
         took = [name for name, before, after in zip(named, counts, counts[1:]) if after < before]
         last = f"the last to fool an image was {took[-1]}" if took else "none fooled an image"
-        return f"The worst of {', '.join(named)}, run in this order, each on what still stood; {last}."
+        return f"The worst of {', '.join(named)}, each on the images that were robust to those before it; {last}."
     name, least = min(named.items(), key=lambda item: item[1].robust.k)
     if len(named) == 1:
         return f"Under {name} alone."

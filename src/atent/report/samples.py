@@ -47,7 +47,7 @@ class Sample:
     distance: float
     """Of the two images, in the threat's norm."""
     right: bool
-    """The original is classified rightly."""
+    """The original is classified correctly."""
     fooled: bool
     """The adversarial image is misclassified."""
 
@@ -83,7 +83,7 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
             return f"The data are no pictures: each sample has the shape {tuple(x.shape[1:])}."
         made, _ = adversarial(target, progress=progress)
     except (ValueError, OSError, ImportError, KeyError, TypeError, RuntimeError) as error:
-        # The rest of the page stands without them.
+        # The rest of the page does not need them.
         reason = f"the configuration has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         return f"The images could not be made: {reason}"
     low, high = target.data.box
@@ -118,7 +118,7 @@ def _attack(run: Run) -> tuple[str, Threat | None]:
                 continue  # an attack that holds a network cannot be written as text
             known.append((entry.robust.k, entry.attack, threat))
     if known and found is not None:
-        # In a cascade each met what the ones before had left, from cheap to dear.
+        # In a cascade each met what the ones before had left, in order of increasing cost.
         return known[-1][1:] if found.cascade else min(known, key=lambda item: item[0])[1:]
     if attacks:
         return "PGD(steps=40)", attacks[0].threat.threat()

@@ -343,7 +343,7 @@ def _syncs(case: Case) -> None:
     with _Waits() as waits:
         case.run(case.model)
     found = f"{len(waits.seen)} operations that wait ({', '.join(sorted(set(waits.seen)))})"
-    # The seed of the network's own draws within an attack is the one that is left.
+    # The seed of the network's own random numbers within an attack is the one that is left.
     require(len(waits.seen) <= 1, found, "1, and none per step: no .item(), no boolean index")
 
 

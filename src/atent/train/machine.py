@@ -52,7 +52,7 @@ def threads(
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """MiB: the most that torch has allocated on a GPU, or that this process has held; None where nobody counts."""
+    """MiB: the most that torch has allocated on a GPU, or that this process has held; None where nothing counts it."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     try:

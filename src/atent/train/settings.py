@@ -18,7 +18,7 @@ from atent.threads import Threads, check_threads
 
 @dataclass(frozen=True)
 class TrainSettings(metaclass=Settings):
-    """How long, in which portions, on what, and which epoch to keep; ValueError for values out of range."""
+    """How long, in which batches, on what, and which epoch to keep; ValueError for values out of range."""
 
     epochs: int = 10
     """Passes over the training set; with minutes, the length that the schedules are written for."""
@@ -120,5 +120,5 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} is not to be had here ({reason}): use auto or cpu") from None
+        raise ValueError(f"device {name!r} is unavailable here ({reason}): use auto or cpu") from None
     return device

@@ -300,7 +300,7 @@ class Trainer:
         if measured:
             accuracies, hint = self.validation.measure(model, progress=self.progress)
             row |= accuracies
-            # At its first validation a network may not have begun to tell classes apart.
+            # At its first validation a network may not have begun to separate classes.
             if hint and not self._hinted and earlier:
                 self.say(f"warning at epoch {row['epoch']}: {hint}")
                 self._hinted = True

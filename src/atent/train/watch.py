@@ -78,7 +78,7 @@ class Watch:
         assert self.best is not None
         then, now = ({k: f"{100 * r[k]:.1f} %" for k in self.attacks} for r in (self.best, row))
         text = (
-            f"at epoch {row['epoch']}: {now['watch_robust']} of {len(self.part)} held-out images stand PGD,"
+            f"at epoch {row['epoch']}: {now['watch_robust']} of {len(self.part)} held-out images are robust to PGD,"
             f" {then['watch_robust']} did after epoch {self.best['epoch']}; under the training's attack"
             f" {then['watch_training']} became {now['watch_training']}"
         )
@@ -90,7 +90,7 @@ class Watch:
 def watch(method: Method, data: Data, settings: TrainSettings, threat: Threat | None) -> Watch | None:
     """The watch that the settings ask for: auto watches methods whose adversary takes a single step.
 
-    ValueError where a watch is asked for that has nothing to look at: without a threat.
+    ValueError where a watch is asked for that has nothing to evaluate: without a threat.
     """
     if settings.watch == "off" or (settings.watch == "auto" and not method.single_step):
         return None

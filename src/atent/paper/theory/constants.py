@@ -1,4 +1,4 @@
-"""The constants of Lemma B.1: how steep and how curved the loss is in its input, estimated or proved."""
+"""The constants of Lemma B.1: how steep and how curved the loss is in its input, estimated or certified."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Constants:
     """Where they come from."""
 
 
-# ---- proved ------------------------------------------------------------------------------------------------
+# ---- certified ---------------------------------------------------------------------------------------------
 
 
 def of_linear_softmax(weight: Tensor) -> dict[str, tuple[float, float]]:

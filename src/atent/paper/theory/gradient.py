@@ -254,7 +254,8 @@ def bounds(trials: int = 2000, seed: int = 0) -> list[Row]:
 
 
 def monte_carlo(density: Entropic, n: int = 20_000, seed: int = 0) -> list[Row]:
-    """Quadrature beside plain Monte Carlo: ``n`` independent draws of p on the line, by inverting its distribution."""
+    """Quadrature beside plain Monte Carlo: ``n`` independent samples of p on the line, by inverting its
+    distribution."""
     problem = problems(seed)[0]
     grid = Grid.around(problem.x, density, problem.lipschitz, points=40_001)
     p = probabilities(problem.loss, problem.w, density, grid)
@@ -278,7 +279,7 @@ def monte_carlo(density: Entropic, n: int = 20_000, seed: int = 0) -> list[Row]:
         out.append(
             Row(
                 claim=claim, statement="T6" if claim == UPDATE else "T4",
-                checked=f"{problem.name}, gamma {density.gamma:g}, T {t:g}: {n:,} independent draws against quadrature"
+                checked=f"{problem.name}, gamma {density.gamma:g}, T {t:g}: {n:,} samples of p against quadrature"
                 f" ({expected:.5f})",
                 verdict="holds" if away <= error * 3.3 / 1.96 else "fails", what="first component, Monte Carlo",
                 value=float(terms.mean()), error=error, n=n, basis="sampled",

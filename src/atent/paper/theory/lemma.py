@@ -114,7 +114,7 @@ def sample(
 
 def rows(found: Sampled, constants: Constants, gamma: float, named: str) -> list[Row]:
     """The lemma's lines for one network and one pair of constants."""
-    kind = "proved" if constants.certified else "estimated"
+    kind = "certified" if constants.certified else "estimated"
     beta = "" if constants.smooth is None else f", beta {constants.smooth:.4g}"
     case = f"{named}, {kind} constants ({constants.how}): L {constants.lipschitz:.4g}{beta}, gamma {gamma:g}"
     low = "" if constants.certified else "estimates are lower bounds, so violations do not refute the lemma"

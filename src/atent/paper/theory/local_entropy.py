@@ -95,7 +95,7 @@ def local(seed: int = 0) -> list[Row]:
     rate = math.log10(near[0] / near[-1]) / 3
     out.append(
         Row(
-            "T7", FLAT, "gamma = 0.1, 0.01, 1e-3, 1e-4 at the 6 places, T = 1, a loss that confines by itself",
+            "T7", FLAT, "gamma = 0.1, 0.01, 1e-3, 1e-4 at the 6 places, T = 1, a loss that confines",
             "holds" if rate > 0.8 else "fails", "largest |gradient| at 1e-4", near[-1], None, len(places), "quadrature",
             f"it falls as gamma^{rate:.2f}: {', '.join(f'{v:.1e}' for v in near)}",
         )
@@ -143,7 +143,7 @@ def algorithm(chains: int = 40_000, steps: int = 400, seed: int = 0) -> list[Row
     anchor = torch.full((chains,), w, dtype=torch.float64)
     true_mean, true_var = gamma * w / (gamma + a), noise**2 / (gamma + a)
     out = []
-    for name, at_walker in (("mended: the gradient at w'", True), ("as printed: the gradient at w", False)):
+    for name, at_walker in (("corrected: the gradient at w'", True), ("as printed: the gradient at w", False)):
         z = anchor.clone()
         for _ in range(steps):
             normal = torch.randn(chains, generator=rng, dtype=torch.float64)

@@ -26,7 +26,7 @@ class Row:
     claim: str
     """What is claimed."""
     checked: str
-    """What was computed to look at it."""
+    """What was computed to check it."""
     verdict: Verdict
     what: str = ""
     """What ``value`` is."""

@@ -213,7 +213,7 @@ def rows(found: Gradients, density: Entropic, named: str, bound: float | None = 
             "T3", "0 <= T log(Z/Z_0) <= L(x) + L sqrt(dT/gamma) + L^2/(2 gamma)", f"{named}: thermodynamic integration",
             "not applicable" if bound is None else "holds" if inside else "fails", "T log(Z/Z_0)", level, 1.96 * error,
             found.chains * found.steps, "sampled",
-            "no proved Lipschitz constant" if bound is None else f"the upper bound is {bound:.4g}",
+            "no certified Lipschitz constant" if bound is None else f"the upper bound is {bound:.4g}",
         )
     )  # fmt: skip
     return out
