@@ -49,7 +49,7 @@ class EvaluateSettings(metaclass=Settings):
     seed: int = 0
     """Seed of the attacks' random numbers."""
     last: bool = True
-    """Judge the last epoch's weights as well, where another epoch is the best."""
+    """Evaluate the last epoch's weights as well, where another epoch is the best."""
     checks: bool = False
     """Also look for masked gradients (`atent.evaluate.masking_checks`), where there is a threat."""
     channels_last: bool = False
