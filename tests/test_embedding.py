@@ -79,8 +79,8 @@ def test_mmd_needs_two_samples():
 
 def test_learning_is_adams():
     """Two hidden layers, five steps: the weights are those of torch's Adam on the same loss."""
-    judge, state = Discriminator(6, 2, 0.01, 0.5), {}
-    judge.begin(state, normal(2, 3, 0))
+    learner, state = Discriminator(6, 2, 0.01, 0.5), {}
+    learner.begin(state, normal(2, 3, 0))
     net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1)).double()
     with torch.no_grad():
         for i, layer in enumerate(net[::2]):
@@ -89,42 +89,42 @@ def test_learning_is_adams():
     adam = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.5, 0.999))
     for step in range(5):
         samples, prior = normal(7, 3, 10 + step, 0.5), normal(7, 3, 20 + step)
-        told = -torch.log(torch.sigmoid(net(prior))).mean() - torch.log(1 - torch.sigmoid(net(samples))).mean()
+        theirs = -torch.log(torch.sigmoid(net(prior))).mean() - torch.log(1 - torch.sigmoid(net(samples))).mean()
         adam.zero_grad()
-        told.backward()
+        theirs.backward()
         adam.step()
-        assert float(judge.learn(state, samples, prior)) == pytest.approx(told.item(), rel=1e-10)
+        assert float(learner.learn(state, samples, prior)) == pytest.approx(theirs.item(), rel=1e-10)
     for i, layer in enumerate(net[::2]):
         torch.testing.assert_close(state[f"discriminator.{i}.weight"], layer.weight.detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_of_two_gaussians_it_learns_the_logistic_of_a_linear_function():
     """Equal covariances: the best log-odds are z -> -mu z + |mu|^2 / 2, prior at 0 and samples at mu."""
-    judge, state, mu = Discriminator(1, 0, 0.02, 0.5), {}, torch.tensor([0.8, -0.6], dtype=torch.float64)
+    learner, state, mu = Discriminator(1, 0, 0.02, 0.5), {}, torch.tensor([0.8, -0.6], dtype=torch.float64)
     for step in range(500):
         samples, prior = normal(500, 2, 2 * step, mu), normal(500, 2, 2 * step + 1)
-        judge.begin(state, samples)
-        judge.learn(state, samples, prior)
+        learner.begin(state, samples)
+        learner.learn(state, samples, prior)
     torch.testing.assert_close(state["discriminator.0.weight"][0], -mu, rtol=0, atol=0.1)
     assert float(state["discriminator.0.bias"]) == pytest.approx(0.5, abs=0.1)
 
 
 def test_of_equal_laws_it_stays_at_chance():
-    judge, state = Discriminator(16, 1, 0.003, 0.5), {}
+    learner, state = Discriminator(16, 1, 0.003, 0.5), {}
     for step in range(200):
         samples, prior = normal(256, 2, 2 * step), normal(256, 2, 2 * step + 1)
-        judge.begin(state, samples)
-        loss = judge.learn(state, samples, prior)
+        learner.begin(state, samples)
+        loss = learner.learn(state, samples, prior)
     assert float(loss) == pytest.approx(CHANCE, abs=0.05)
-    assert float(judge.logits(state, normal(256, 2, 999)).sigmoid().sub(0.5).abs().mean()) < 0.1
+    assert float(learner.logits(state, normal(256, 2, 999)).sigmoid().sub(0.5).abs().mean()) < 0.1
 
 
 def test_samples_that_are_not_finite_teach_nothing():
-    judge, state = Discriminator(4, 1, 0.01, 0.5), {}
-    judge.begin(state, normal(3, 2, 0))
-    judge.learn(state, normal(3, 2, 1), normal(3, 2, 2))
+    learner, state = Discriminator(4, 1, 0.01, 0.5), {}
+    learner.begin(state, normal(3, 2, 0))
+    learner.learn(state, normal(3, 2, 1), normal(3, 2, 2))
     before = {name: value.clone() for name, value in state.items()}
-    judge.learn(state, torch.full((3, 2), math.nan, dtype=torch.float64), normal(3, 2, 2))
+    learner.learn(state, torch.full((3, 2), math.nan, dtype=torch.float64), normal(3, 2, 2))
     assert all(torch.equal(value, before[name]) for name, value in state.items())
 
 
@@ -344,7 +344,7 @@ def test_what_it_does_not_go_around_is_one_line():
         EmbeddingRegularised(PGDAT(LINF), 0.1)
     tables = read_recipe("digits-linf-free")
     tables["train"] = {**tables["train"], "embedding": {"weight": 0.1}}
-    with pytest.raises(UsageError, match="train.embedding: embedding regularisation does not go around Free"):
+    with pytest.raises(UsageError, match="embedding: embedding regularisation does not go around Free"):
         job(tables, "mine")
 
 

@@ -213,7 +213,7 @@ class EmbeddingRegularised(Method):
             samples = torch.cat([wide(part) for part in parts])
             prior = term.sigma * PerSample(key, torch.arange(len(samples), device=x.device)).normal(samples.detach())
             if term.divergence == "discriminator":
-                return (*self._deceived(state, samples, prior), (samples, prior))
+                return (*self._against(state, samples, prior), (samples, prior))
             scale = 2 * samples.shape[1] * term.sigma**2
             kernel = multiquadrics(scale) if term.kernel == "multiquadric" else rbf((scale / 2) ** 0.5)
             # Each law by itself: the embeddings of an image and of its adversarial input are not independent.
@@ -221,14 +221,14 @@ class EmbeddingRegularised(Method):
             value = torch.stack([mmd(a, b, kernel) for a, b in zip(samples.split(sizes), prior.split(sizes))]).mean()
         return value, {"embedding": value.detach()}, (samples, prior)
 
-    def _deceived(self, state: State, samples: Tensor, prior: Tensor) -> tuple[Tensor, Metrics]:
+    def _against(self, state: State, samples: Tensor, prior: Tensor) -> tuple[Tensor, Metrics]:
         """-E log g(Z), and the discriminator's own loss, of the discriminator as it is."""
-        judge = self.term.discriminator
-        judge.begin(state, samples.detach())
-        odds = judge.logits(state, samples)
+        discriminator = self.term.discriminator
+        discriminator.begin(state, samples.detach())
+        odds = discriminator.logits(state, samples)
         value = softplus(-odds).mean()
         with torch.no_grad():
-            own = softplus(-judge.logits(state, prior)).mean() + softplus(odds).mean()
+            own = softplus(-discriminator.logits(state, prior)).mean() + softplus(odds).mean()
         return value, {"embedding": value.detach(), "discriminator_loss": own}
 
 
