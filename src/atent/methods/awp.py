@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
 from atent.methods.base import METHODS, Method, Metrics, State
+from atent.methods.batchnorm import buffers_kept
 from atent.threat import Threat
 
 
@@ -137,16 +138,14 @@ def may_perturb(method: type[Method]) -> bool:
 def _aside(model: nn.Module) -> Iterator[None]:
     """Inside, gradients gather from nothing; after, gradients and buffers are as they were before."""
     grads = [(p, p.grad) for p in model.parameters()]
-    buffers = [(b.data, b.detach().clone()) for b in model.buffers()]
-    try:
-        for p, _ in grads:
-            p.grad = None
-        yield
-    finally:
-        for p, grad in grads:
-            p.grad = grad
-        if buffers:
-            torch._foreach_copy_([b for b, _ in buffers], [value for _, value in buffers])
+    with buffers_kept(model):
+        try:
+            for p, _ in grads:
+                p.grad = None
+            yield
+        finally:
+            for p, grad in grads:
+                p.grad = grad
 
 
 @contextmanager

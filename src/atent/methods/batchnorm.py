@@ -1,4 +1,4 @@
-"""Batch-norm statistics when one forward pass replaces two."""
+"""Batch-norm statistics when one forward pass replaces two, or none should count."""
 
 from __future__ import annotations
 
@@ -38,3 +38,15 @@ def two_updates(layers: list[_NormBase]) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, momenta):
             layer.momentum = momentum
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, forward passes may move buffers, such as batch-norm statistics; after, these are as before."""
+    # Through .data: a graph that is still alive would see a new version.
+    before = [(b.data, b.detach().clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        if before:
+            torch._foreach_copy_([b for b, _ in before], [value for _, value in before])

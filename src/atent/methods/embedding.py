@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -17,6 +15,7 @@ from atent.losses import wide
 from atent.messages import unknown
 from atent.methods.awp import AWP, may_perturb
 from atent.methods.base import Method, Metrics, State, warm
+from atent.methods.batchnorm import buffers_kept
 from atent.methods.divergence import CHANCE, Discriminator, mmd, multiquadrics, rbf
 from atent.rng import PerSample
 from atent.threat import Threat
@@ -207,7 +206,7 @@ class EmbeddingRegularised(Method):
     ) -> tuple[Tensor, Metrics, tuple[Tensor, Tensor]]:
         """D, its metrics, and the embeddings and samples of the prior that it was computed from."""
         term, points = self.term, self.method.points(x, inner)
-        with _buffers_kept(model):
+        with buffers_kept(model):
             parts = [embed(model, inputs, term.layer) for inputs in (x, points) if inputs is not None]
         with torch.autocast(x.device.type, enabled=False):
             samples = torch.cat([wide(part) for part in parts])
@@ -279,18 +278,6 @@ def embed(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
 def _key(rng: torch.Generator) -> Tensor:
     """A key for the samples of the prior, a scalar on the device."""
     return torch.randint(2**62, (), generator=rng, device=rng.device)
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Inside, forward passes may move buffers, such as batch-norm statistics; after, these are as before."""
-    before = [(b, b.detach().clone()) for b in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            # Through .data: the graph that is still alive would see a new version.
-            buffer.data.copy_(value)
 
 
 # ---- as settings of a training -----------------------------------------------------------------------------
