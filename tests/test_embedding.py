@@ -197,7 +197,7 @@ def test_weight_zero_is_the_method_bit_for_bit(method):
     ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
 def test_it_keeps_the_contract(method, divergence):
-    term = EmbeddingTerm(0.3, divergence, width=8, depth=1, lr=0.01)
+    term = EmbeddingTerm(0.3) if divergence == "mmd" else EmbeddingTerm(0.3, divergence, width=8, depth=1, lr=0.01)
     assert "AWP goes around it and puts the weights back" in check_method(EmbeddingRegularised(method, term))
 
 
@@ -325,7 +325,9 @@ def test_a_diverging_discriminator_is_one_line(digits):
         ({"weight": 1, "ramp": 2}, "in .0, 1., got 2"),
         ({"weight": 1, "depth": -1}, "depth .of the discriminator. must be at least 0"),
         ({"weight": 1, "beta1": 1.0}, "beta1"),
-        ({"ramp": 0.5}, "no effect without its weight"),
+        ({"ramp": 0.5}, "ramp .of embedding. has no effect without a weight"),
+        ({"weight": 1, "width": 8}, "width .of embedding. has no effect on divergence mmd"),
+        ({"weight": 1, "divergence": "discriminator", "kernel": "rbf"}, "kernel .of embedding. has no effect"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_one_line(given, line):

@@ -61,8 +61,16 @@ class EmbeddingTerm(metaclass=Settings):
         check_number("lr (of the discriminator)", self.lr, 0, above=True)
         if not 0 <= self.beta1 < 1:
             raise ValueError(f"beta1 (of the discriminator) must lie in [0, 1), got {self.beta1}")
-        if not self.weight and any(getattr(self, f.name) != f.default for f in fields(self)):
-            raise ValueError("embedding has no effect without its weight: set one, such as weight = 0.1")
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if given and not self.weight:
+            raise ValueError(
+                f"{given[0]} (of embedding) has no effect without a weight: set one, such as weight = 0.1, or leave"
+                f" {given[0]} out"
+            )
+        others = {"mmd": ("width", "depth", "lr", "beta1"), "discriminator": ("kernel",)}[self.divergence]
+        odd = next((name for name in given if name in others), None)
+        if odd:
+            raise ValueError(f"{odd} (of embedding) has no effect on divergence {self.divergence}: leave it out")
 
     @property
     def discriminator(self) -> Discriminator:
