@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from atent.attacks.base import Attack, attack
-from atent.attacks.loops import ascend, restarted, worst_of
+from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
@@ -212,13 +212,10 @@ class Langevin(Attack):
         chain = self.sampler
 
         def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int) -> Tensor:
-            return ascend(
-                oracle,
-                chain.begin(x, draws, restart),
-                y,
-                steps=chain.steps,
-                loss=cross_entropy,
-                move=lambda z, grad, k: chain.move(z, x, grad, k, draws, restart),
-            )
+            z = chain.begin(x, draws, restart)
+            for k in range(chain.steps):
+                grad, _, _ = oracle.look(z, y, cross_entropy)
+                z = chain.move(z, x, grad, k, draws, restart)
+            return z
 
         return worst_of(self.restarts, once, oracle, x, y, draws)
