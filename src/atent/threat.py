@@ -148,14 +148,17 @@ class Threat:
             return self
         return replace(self, eps=Radii(self.eps.tensor[index.cpu()].tolist()))
 
-    def radii(self, like: Tensor, of: Callable[[Any], Any] = lambda eps: eps) -> Any:
-        """``of(eps)`` as a number, or where samples differ in eps as a tensor (n,) in the type of ``like``."""
-        return of(self.eps) if type(self.eps) is float else of(cast(Radii, self.eps).tensor).to(like)
+    def radii(self, like: Tensor, of: Callable[[Any], Any] | None = None) -> Any:
+        """eps, or ``of(eps)``, as a number, or where samples differ in eps as a tensor (n,) in the type of ``like``."""
+        if type(self.eps) is float:
+            return self.eps if of is None else of(self.eps)
+        eps = cast(Radii, self.eps).tensor
+        return (eps if of is None else of(eps)).to(like)
 
-    def lengths(self, x: Tensor, of: Callable[[Any], Any] = lambda eps: eps) -> Any:
+    def lengths(self, x: Tensor, of: Callable[[Any], Any] | None = None) -> Any:
         """As `radii`, and a tensor has the shape (n, 1, ...) that broadcasts over the samples of ``x``."""
         if type(self.eps) is float:
-            return of(self.eps)
+            return self.eps if of is None else of(self.eps)
         return per_sample(self.radii(x, of), x)
 
     def check_samples(self, n: int) -> None:
