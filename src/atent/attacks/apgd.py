@@ -14,7 +14,7 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, dlr_targeted, margin_targeted
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
 _TARGETED = "dlr-targeted"
@@ -117,7 +117,7 @@ class APGD(Attack):
         runs = self.restarts * (self.targets if self.targeted else 1)
         return runs * self.eot * (2 * self.steps + 1) + self.targeted + (2 if runs > 1 else 0) + 1
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         if self.eot > 1:
             oracle = oracle.averaging(self.eot)
         whole, aims = x, y[:, None]
@@ -127,24 +127,24 @@ class APGD(Attack):
         # The targets of a restart of its own each, as published: run r goes to target r // restarts.
         runs = range(self.restarts * aims.shape[1])
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, wave: int, aims: Tensor) -> Tensor:
+        def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, wave: int, aims: Tensor) -> Tensor:
             beside = runs[1:] if wave else runs[:1]
             aims = aims[:, [run // self.restarts for run in beside]]
             if not wave:
-                return self._climb(oracle, x, y, self._begin(oracle, x, draws, beside), aims)
+                return self._climb(oracle, x, y, self._begin(oracle, x, streams, beside), aims)
             found = []
             for rows in torch.arange(len(x), device=x.device).split(side_by_side(whole, len(beside))):
                 part = oracle.take(rows)
-                begin = self._begin(part, x[rows], draws.take(rows), beside)
+                begin = self._begin(part, x[rows], streams.take(rows), beside)
                 found.append(self._climb(part, x[rows], y[rows], begin, aims[rows]))
             return torch.cat(found)
 
-        return worst_of(min(2, len(runs)), once, oracle, x, y, draws, aims)
+        return worst_of(min(2, len(runs)), once, oracle, x, y, streams, aims)
 
-    def _begin(self, oracle: Oracle, x: Tensor, draws: Draws, runs: range) -> Tensor:
+    def _begin(self, oracle: Oracle, x: Tensor, streams: Streams, runs: range) -> Tensor:
         """The starts of several runs, (n, runs, ...)."""
         threat = self.threat.take(oracle.rows)
-        return torch.stack([start(threat, self.start, x, draws, run) for run in runs], 1)
+        return torch.stack([start(threat, self.start, x, streams, run) for run in runs], 1)
 
     def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, begin: Tensor, aims: Tensor) -> Tensor:
         """Several runs for each sample, side by side: starts (n, runs, ...) and targets (n, runs); one result each."""
@@ -159,7 +159,7 @@ class APGD(Attack):
         def loss(logits: Tensor, y: Tensor) -> Tensor:
             return self._loss(oracle, logits, y, aim)
 
-        grad, values, logits = oracle.look(point, y, loss)
+        grad, values, logits = oracle.gradient(point, y, loss)
         before = best = point
         best_grad, best_value, best_margin = grad, values, oracle.margin(logits, y)
         last = at_check = values
@@ -171,7 +171,7 @@ class APGD(Attack):
             if k:
                 before, point = point, self._move(threat, x, point, before, grad, size, k)
                 if k < self.steps:
-                    grad, values, logits = oracle.look(point, y, loss)
+                    grad, values, logits = oracle.gradient(point, y, loss)
                 else:
                     values, logits = oracle.value(point, y, loss)
                 raised, last = raised + (values > last), values
@@ -190,7 +190,7 @@ class APGD(Attack):
                 point = torch.where(per_sample(halved, x), best, point)
                 grad = torch.where(per_sample(halved, x), best_grad, grad)
                 raised, at_check = torch.zeros_like(raised), best_value
-            if k < self.steps and oracle.draws == 1 and (k in checks or k in _EARLY):
+            if k < self.steps and oracle.samples == 1 and (k in checks or k in _EARLY):
                 standing = (best_margin <= 0).view(-1, runs).all(1)
                 keep = standing.repeat_interleave(runs).nonzero().squeeze(1)
                 if len(keep) < len(x):

@@ -23,7 +23,7 @@ from atent.checks import (
 from atent.guard import Mode, guard, outside_inference
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.registry import Registry
-from atent.rng import Batch, Draws, PerSample, narrow
+from atent.rng import Batch, Streams, PerSample, narrow
 from atent.threat import Threat, per_sample
 
 
@@ -67,7 +67,7 @@ class Attack(metaclass=Settings):
         """The most forwards and backwards together that one sample can cost, the verdict's forward included."""
         raise TypeError(f"{type(self).__name__} has no passes: define how many one sample can cost at most")
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
         raise TypeError(f"{type(self).__name__} has no search: define search(oracle, x, y, draws)")
 
@@ -91,17 +91,17 @@ class Attack(metaclass=Settings):
             able = ", ".join(name for name, kind in ATTACKS.items() if kind.aims)
             raise ValueError(f"{type(self).__name__} takes no targets: use one of {able}, or targeted=False")
 
-    def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """What the part of that name finds, x where a minimum-norm one finds nothing within eps.
 
         ``draws`` are the composite's; the part has streams of its own in them, so that it finds the same in the
         composite's ``search`` and alone.
         """
-        return self.parts()[part].bounded(oracle, x, y, draws.named(part))
+        return self.parts()[part].bounded(oracle, x, y, streams.named(part))
 
-    def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """`search`, with x where a minimum-norm attack finds nothing within eps."""
-        x_adv = self.search(oracle, x, y, draws)
+        x_adv = self.search(oracle, x, y, streams)
         if not self.minimum_norm:
             return x_adv
         threat: Threat = self.threat.take(oracle.rows)
@@ -171,7 +171,7 @@ class Attack(metaclass=Settings):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """`run` without the distances; ``success`` is empty where no ``verdict`` is asked for."""
         threat: Threat = self.threat
-        draws: Draws
+        streams: Streams
         if targeted:
             self.check_aims()
         if rng is None:
@@ -190,9 +190,9 @@ class Attack(metaclass=Settings):
             threat.check_samples(len(x))
         n, y = len(x), y.long()
         if rng is None:
-            draws, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)
+            streams, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)
         else:
-            draws, inner = Batch(rng), int(torch.randint(2**62, (), generator=rng, device=rng.device))
+            streams, inner = Batch(rng), int(torch.randint(2**62, (), generator=rng, device=rng.device))
         if n == 0:
             counters = torch.zeros(2, 0, dtype=torch.int64, device=x.device)
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
@@ -204,10 +204,10 @@ class Attack(metaclass=Settings):
             watch = None if callback is None else Watch(callback, clean)
             oracle = Oracle(seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch)
             if part is not None:
-                x_adv = self.search_part(part, oracle, clean, y, draws).detach()
+                x_adv = self.search_part(part, oracle, clean, y, streams).detach()
             else:
                 search = self.bounded if self.minimum_norm else self.search
-                x_adv = search(oracle, clean, y, draws).detach()
+                x_adv = search(oracle, clean, y, streams).detach()
             if not verdict:
                 return x_adv, torch.empty(0), *counters
             # The verdict is checked like the first pass: NaN logits would count as fooled.

@@ -10,7 +10,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
 from atent.losses import cross_entropy
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat
 
 
@@ -30,7 +30,7 @@ class FGSM(Attack):
     def passes(self) -> int:
         return 3
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
-        grad, _, _ = oracle.look(x, y, oracle.aimed(cross_entropy))
+        grad, _, _ = oracle.gradient(x, y, oracle.aimed(cross_entropy))
         return threat.project(x + threat.lengths(x) * threat.ascent(grad), x)

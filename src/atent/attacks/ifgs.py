@@ -11,7 +11,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
 from atent.checks import check_number
 from atent.losses import cross_entropy
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat
 
 
@@ -51,10 +51,10 @@ class IFGS(Attack):
     def passes(self) -> int:
         return 2 * self.steps + 1
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
         step, loss, z = threat.lengths(x, self._length), oracle.aimed(cross_entropy), x
         for _ in range(self.steps):
-            grad, _, _ = oracle.look(z, y, loss)
+            grad, _, _ = oracle.gradient(z, y, loss)
             z = threat.project(z + step * threat.ascent(grad), x)
         return z

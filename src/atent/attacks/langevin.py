@@ -14,17 +14,17 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.losses import cross_entropy
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.sgld import effective_noise, langevin_step, noise_for
 from atent.threat import Radii, Threat, unit
 
 Variant = Literal["released", "published"]
 Projection = Literal["never", "last", "every"]
 Gradient = Literal["raw", "unit", "sign"]
-Pull = Literal["free", "scaled"]
+Anchor = Literal["free", "scaled"]
 
 # (gradient, pull scaling, projection, start) by variant and norm; see `sampler`.
-_VARIANTS: dict[tuple[str, str], tuple[Gradient, Pull, Projection, Start]] = {
+_VARIANTS: dict[tuple[str, str], tuple[Gradient, Anchor, Projection, Start]] = {
     ("released", "l2"): ("unit", "free", "never", "sphere"),
     ("released", "linf"): ("sign", "free", "last", "corner"),
     ("published", "l2"): ("raw", "scaled", "never", "sphere"),
@@ -42,22 +42,22 @@ class Sampler:
     threat: Threat
     steps: int
     step_size: float
-    pull: float
+    anchor_weight: float
     """Factor of (x - x^k), the step size included where the variant scales by it."""
     noise: float
     start: Start
     projection: Projection
     gradient: Gradient
 
-    def begin(self, x: Tensor, draws: Draws, restart: int = 0) -> Tensor:
+    def begin(self, x: Tensor, streams: Streams, restart: int = 0) -> Tensor:
         """x^0, not clamped to the box, as in the authors' code."""
-        return start(self.threat, self.start, x, draws, restart)
+        return start(self.threat, self.start, x, streams, restart)
 
-    def move(self, z: Tensor, x: Tensor, grad: Tensor, k: int, draws: Draws, restart: int = 0) -> Tensor:
+    def move(self, z: Tensor, x: Tensor, grad: Tensor, k: int, streams: Streams, restart: int = 0) -> Tensor:
         """x^{k+1} from x^k = ``z``, the anchor ``x`` and the gradient of each sample's own loss at ``z``."""
         direction = unit(grad) if self.gradient == "unit" else grad.sign() if self.gradient == "sign" else grad
-        normal = draws.normal(z, use="noise", restart=restart, step=k) if self.noise else None
-        z = langevin_step(z, direction, x, step_size=self.step_size, pull=self.pull, noise=self.noise, normal=normal)
+        normal = streams.normal(z, use="noise", restart=restart, step=k) if self.noise else None
+        z = langevin_step(z, direction, x, step_size=self.step_size, weight=self.anchor_weight, noise=self.noise, normal=normal)
         if self.projection == "every" or (self.projection == "last" and k == self.steps - 1):
             z = self.threat.project_ball(z, x)
         return self.threat.clamp(z)
@@ -76,7 +76,7 @@ def sampler(
     threat: Threat, *, variant: Variant = "released", steps: int = 10, step_size: float | None = None,
     gamma: float | None = None, noise: float | None = None, effective_noise: float | None = None,
     temperature: float | None = None, start: Start | None = None, projection: Projection | None = None,
-    gradient: Gradient | None = None, pull: Pull | None = None,
+    gradient: Gradient | None = None, anchor: Anchor | None = None,
 ) -> Sampler:  # fmt: skip
     """Resolve the settings of ATENT's inner chain; a variant fills what is None, any field overrides it.
 
@@ -94,13 +94,13 @@ def sampler(
     """
     check_choice("variant", variant, ("released", "published"))
     check_number("steps", steps, 1, whole=True)
-    d_gradient, d_pull, d_projection, d_start = _VARIANTS[variant, threat.norm]
+    d_gradient, d_anchor, d_projection, d_start = _VARIANTS[variant, threat.norm]
     gradient = d_gradient if gradient is None else gradient
-    pull = d_pull if pull is None else pull
+    anchor = d_anchor if anchor is None else anchor
     projection = d_projection if projection is None else projection
     start = d_start if start is None else start
     check_choice("gradient", gradient, ("raw", "unit", "sign"))
-    check_choice("pull", pull, ("free", "scaled"))
+    check_choice("pull", anchor, ("free", "scaled"))
     check_choice("projection", projection, ("never", "last", "every"))
     check_start(threat, start)
     # What one unit of step size is worth: a raw gradient shrinks as the box widens, a unit gradient or a sign does not.
@@ -110,12 +110,12 @@ def sampler(
     check_number("step_size", step_size, 0)
     if gamma is None:
         gamma = 0.05 if threat.norm == "l2" else 0.0
-        gamma /= reach * threat.width if pull == "scaled" else 1.0
+        gamma /= reach * threat.width if anchor == "scaled" else 1.0
     check_number("gamma", gamma, 0)
     noise = _noise(step_size, noise, effective_noise, temperature)
     noise = 1e-3 * math.sqrt(threat.width / reach) if noise is None else noise
     check_number("noise", noise, 0)
-    factor = gamma * (step_size if pull == "scaled" else 1.0)
+    factor = gamma * (step_size if anchor == "scaled" else 1.0)
     if factor > 2:
         raise ValueError(
             f"a pull of {factor:g} per step makes the chain diverge (it must stay at or below 2): lower gamma"
@@ -177,7 +177,7 @@ class Langevin(Attack):
     start: Start | None = None
     projection: Literal["last", "every"] | None = None
     gradient: Gradient | None = None
-    pull: Pull | None = None
+    anchor: Anchor | None = None
     restarts: int = 1
     """Number of chains; the worst result counts."""
 
@@ -198,7 +198,7 @@ class Langevin(Attack):
     def passes(self) -> int:
         return restarted(2 * self.steps, self.restarts)
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
         if isinstance(threat.eps, Radii):
             # A chain is resolved for one radius: noise and pull follow from it.
@@ -206,15 +206,15 @@ class Langevin(Attack):
             for eps in sorted(set(threat.eps)):
                 rows = (threat.eps.tensor == eps).nonzero().squeeze(1).to(x.device)
                 one = replace(self, threat=replace(threat, eps=eps))
-                found[rows] = one.search(oracle.take(rows), x[rows], y[rows], draws.take(rows))
+                found[rows] = one.search(oracle.take(rows), x[rows], y[rows], streams.take(rows))
             return found
         chain = self.sampler
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int) -> Tensor:
-            z = chain.begin(x, draws, restart)
+        def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int) -> Tensor:
+            z = chain.begin(x, streams, restart)
             for k in range(chain.steps):
-                grad, _, _ = oracle.look(z, y, cross_entropy)
-                z = chain.move(z, x, grad, k, draws, restart)
+                grad, _, _ = oracle.gradient(z, y, cross_entropy)
+                z = chain.move(z, x, grad, k, streams, restart)
             return z
 
-        return worst_of(self.restarts, once, oracle, x, y, draws)
+        return worst_of(self.restarts, once, oracle, x, y, streams)

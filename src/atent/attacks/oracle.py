@@ -31,7 +31,7 @@ class Oracle:
     _: KW_ONLY
     check: bool
     """The next pass is the first: its logits are checked."""
-    draws: int = 1
+    samples: int = 1
     """Above 1 every gradient is averaged over as many passes: expectation over transformation, for random models
     (Athalye et al. 2018)."""
     channels_last: bool = False
@@ -53,9 +53,9 @@ class Oracle:
         seen = torch.zeros_like(self.forwards).index_add_(0, rows, torch.ones_like(rows, dtype=self.forwards.dtype))
         return replace(self, check=False, least=(0, ""), rows=rows, seen=seen)
 
-    def averaging(self, draws: int) -> Oracle:
+    def averaging(self, samples: int) -> Oracle:
         """The same model and counters, every gradient averaged over ``draws`` passes."""
-        return replace(self, draws=draws)
+        return replace(self, samples=samples)
 
     def demanding(self, classes: int, why: str) -> Oracle:
         """The same model and counters; a checked first pass raises ValueError with fewer classes, ``why`` in it."""
@@ -73,7 +73,7 @@ class Oracle:
         """The loss to climb: ``loss``, or its negative where labels are targets."""
         return (lambda logits, y: -loss(logits, y)) if self.targeted else loss
 
-    def tell(self, x: Tensor, values: Tensor) -> None:
+    def report(self, x: Tensor, values: Tensor) -> None:
         """Show the watch the losses ``values`` (n,) at ``x``."""
         if self.watch is not None:
             self.watch.see(self.model, self.rows, x, values)
@@ -114,18 +114,18 @@ class Oracle:
         """Each sample's loss (n,) and logits (n, classes) without a graph, averaged as gradients are."""
         logits = self._answer(x, y)
         values = loss(logits, y)
-        for _ in range(1, self.draws):
+        for _ in range(1, self.samples):
             z = self._answer(x, y)
             values, logits = values + loss(z, y), logits + z
-        if self.draws > 1:
-            values, logits = values / self.draws, logits / self.draws
-        self.tell(x, values)
+        if self.samples > 1:
+            values, logits = values / self.samples, logits / self.samples
+        self.report(x, values)
         return values, logits
 
-    def look(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Input gradient of each sample's loss (summed over the batch), the losses (n,) and logits (n, classes)."""
         found: tuple[Tensor, Tensor, Tensor] | None = None
-        for _ in range(self.draws):
+        for _ in range(self.samples):
             z = x.detach().requires_grad_()
             with torch.enable_grad():
                 logits = self._answer(z, y)
@@ -134,10 +134,10 @@ class Oracle:
             seen = grad, values.detach(), logits.detach()
             found = seen if found is None else (found[0] + seen[0], found[1] + seen[1], found[2] + seen[2])
         assert found is not None, "draws is at least 1"
-        if self.draws > 1:
-            found = found[0] / self.draws, found[1] / self.draws, found[2] / self.draws
+        if self.samples > 1:
+            found = found[0] / self.samples, found[1] / self.samples, found[2] / self.samples
         if self.watch is not None:
-            self.tell(x, found[1])
+            self.report(x, found[1])
         return found
 
     def slopes(self, x: Tensor, y: Tensor, classes: Tensor, see: Callable[[Tensor, Tensor, int], None]) -> Tensor:
@@ -151,19 +151,19 @@ class Oracle:
         columns = range(classes.shape[1])
         size = max(1, _MOST // max(1, x.numel()))
         groups = [columns[i : i + size] for i in range(0, len(columns), size)]
-        if self.draws == 1:
-            return self._told(x, y, self._slopes(x, y, classes, groups, see))
+        if self.samples == 1:
+            return self._reported(x, y, self._slopes(x, y, classes, groups, see))
         logits = []
         for group in groups:
-            passes = [self._shown(x, y, classes, group) for _ in range(self.draws)]
-            grads, differences, z = (sum(part[1:], part[0]) / self.draws for part in zip(*passes))
+            passes = [self._shown(x, y, classes, group) for _ in range(self.samples)]
+            grads, differences, z = (sum(part[1:], part[0]) / self.samples for part in zip(*passes))
             see(grads, differences, group.start)
             logits.append(z)
-        return self._told(x, y, sum(logits[1:], logits[0]) / len(logits))
+        return self._reported(x, y, sum(logits[1:], logits[0]) / len(logits))
 
-    def _told(self, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+    def _reported(self, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         if self.watch is not None:
-            self.tell(x, margin(logits, y))
+            self.report(x, margin(logits, y))
         return logits
 
     def _shown(self, x: Tensor, y: Tensor, classes: Tensor, group: range) -> tuple[Tensor, Tensor, Tensor]:

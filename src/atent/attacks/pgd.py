@@ -15,7 +15,7 @@ from atent.attacks.oracle import Loss, Oracle
 from atent.attacks.starts import ALLOWED, Start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
 
 
@@ -89,13 +89,13 @@ class PGD(Attack):
         if self.loss == "kl":
             raise ValueError("loss 'kl' knows no labels, and so no targets: use loss 'ce', 'margin' or 'dlr'")
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         clean = (oracle.logits(x, y),) if self.loss == "kl" else ()
         if self.restarts == 1:
-            return self._climb(oracle, x, y, draws, 0, *clean)
-        return worst_of(self.restarts, self._climb, oracle, x, y, draws, *clean)
+            return self._climb(oracle, x, y, streams, 0, *clean)
+        return worst_of(self.restarts, self._climb, oracle, x, y, streams, *clean)
 
-    def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int, *clean: Tensor) -> Tensor:
+    def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int, *clean: Tensor) -> Tensor:
         """Where one start leads; ``clean`` are the logits that kl compares with."""
         threat = self.threat if oracle.rows is None else self.threat.take(oracle.rows)
         step = threat.lengths(x, self._length)
@@ -104,13 +104,13 @@ class PGD(Attack):
             loss = oracle.aimed(loss)
         if self.start == "gaussian":
             noise = 1e-3 * threat.width if self.start_noise is None else self.start_noise
-            z = x + noise * draws.normal(x, use="start", restart=restart)
+            z = x + noise * streams.normal(x, use="start", restart=restart)
         else:
-            z = start(threat, self.start, x, draws, restart)
+            z = start(threat, self.start, x, streams, restart)
             z = z if self.start == "cube" else threat.clamp(z)
         best, highest, past = z, None, torch.zeros_like(x)
         for k in range(self.steps):
-            grad, values, _ = oracle.look(z, y, loss)
+            grad, values, _ = oracle.gradient(z, y, loss)
             if self.keep == "best" and k:
                 best, highest = _higher(best, highest, z, values)
             if self.momentum:
@@ -119,7 +119,7 @@ class PGD(Attack):
         if self.keep == "last":
             return z
         values = loss(oracle.logits(z, y), y)
-        oracle.tell(z, values)
+        oracle.report(z, values)
         return _higher(best, highest, z, values)[0]
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.langevin import SAMPLER_FIELDS, Gradient, Projection, Pull, Sampler, Variant, sampler
+from atent.attacks.langevin import SAMPLER_FIELDS, Gradient, Projection, Anchor, Sampler, Variant, sampler
 from atent.attacks.starts import Start
 from atent.checks import check_choice, check_number
 from atent.guard import ask, guard
@@ -101,7 +101,7 @@ class ATENT(Method):
     """Projection onto the ball: never, last or every step; default: as the variant."""
     gradient: Gradient | None = None
     """Gradient in the step: raw, unit (l2 norm 1) or sign; default: as the variant."""
-    pull: Pull | None = None
+    anchor: Anchor | None = None
     """Whether the anchor term is free of the step size or scaled by it; default: as the variant."""
     dropout: Literal["shared", "fresh"] = "shared"
     """One dropout mask per iterate (shared), or one for each of its two passes (fresh)."""
@@ -237,7 +237,7 @@ class ATENT(Method):
         """The iterates [x^1, ..., x^K], for data-entropy as `Samples`; the model comes back as it was found."""
         if self.calibrated:
             self._refuse_uncalibrated()
-        chain, draws = self.chain(progress), Batch(rng)
+        chain, streams = self.chain(progress), Batch(rng)
         clean, x, y = x, self._copies(x), self._copies(y)
         keep = self.objective == "data-entropy"
         # From a copy of the stream: `backward` must draw the same start and noise.
@@ -246,10 +246,10 @@ class ATENT(Method):
         with guard(model, mode="eval" if self.mode == "eval" else "as-is", seed=inner):
             with torch.no_grad():
                 reference = ask(model, clean) if self.outer_loss == "kl" else None
-            z = chain.begin(x, draws)
+            z = chain.begin(x, streams)
             for k in range(chain.steps):
                 slope, losses = self._input_gradient(model, z, y, reference)
-                z = chain.move(z, x, slope, k, draws)
+                z = chain.move(z, x, slope, k, streams)
                 found.iterates.append(z)
                 if keep and k:
                     found.losses.append(losses)

@@ -139,7 +139,7 @@ class MMA(Method):
         with guard(model, mode="eval", seed=inner):
             oracle = Oracle(model, *torch.zeros(2, len(x), dtype=torch.int64, device=x.device), check=False)
             for _ in range(self.steps):
-                grad, _, _ = oracle.look(z, y, soft_logit_margin)
+                grad, _, _ = oracle.gradient(z, y, soft_logit_margin)
                 z = threat.project(z + step * threat.ascent(grad), x, eps=eps)
             length = threat.distance(z, x).to(x.dtype)
             # The floor keeps 0/0 away: a sample that did not move has no direction, and never crosses.
