@@ -47,7 +47,7 @@ class APGD(Attack):
     z = project(x_k + s ascent(g_k)), x_{k+1} = project(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_{k-1})), with step sizes s
     of each sample's own: 2 eps at first, and halved at a checkpoint where less than a share ``rho`` of the steps since
     the last one raised the loss, or where neither step size nor best loss changed since then; a sample whose step is
-    halved goes on from its best point.
+    halved resumes from its best point.
 
     ``loss="dlr-targeted"`` climbs Eq. 7 towards the ``targets`` most likely wrong classes of the clean logits, each
     from a start of its own. Its formula takes 4 classes, that of "dlr" 3: with fewer the plain difference of logits,
@@ -57,7 +57,7 @@ class APGD(Attack):
     A sample is done when it is fooled, which is looked at after 0, 1, 2, 4, 8 and 16 steps and at the checkpoints; of
     what it has found by then the largest margin counts. The first run decides which samples see the others, and those
     go side by side, as rows of one batch: a sample is done when one of them succeeds. A pass sees no more rows than
-    the caller's batch has, or 2^16 input numbers. A random model, ``eot`` above 1, is judged by its mean logits and
+    the caller's batch has, or 2^16 input numbers. A random model, ``eot`` above 1, is evaluated by its mean logits and
     climbed to the end.
 
     ``steps`` backwards and steps + 1 forwards per run, times ``eot``. Differences from the paper: a checkpoint looks
@@ -81,7 +81,7 @@ class APGD(Attack):
     rho: float = 0.75
     """A step size stays while more than this share of the steps raises the loss; 0 to 1."""
     eot: int = 1
-    """Draws over which gradients are averaged, for random models."""
+    """Samples over which gradients are averaged, for random models."""
     start: Start = "boundary"
     """boundary as published, or another start of PGD's, brought into the ball and the box."""
 

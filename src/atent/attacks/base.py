@@ -23,7 +23,7 @@ from atent.checks import (
 from atent.guard import Mode, guard, outside_inference
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.registry import Registry
-from atent.rng import Batch, Streams, PerSample, narrow
+from atent.rng import Batch, PerSample, Streams, narrow
 from atent.threat import Threat, per_sample
 
 
@@ -59,7 +59,7 @@ class Attack(metaclass=Settings):
 
     @property
     def stream(self) -> str:
-        """The name that keys the attack's random draws."""
+        """The name that keys the attack's random numbers."""
         return type(self).__name__
 
     @property
@@ -69,7 +69,7 @@ class Attack(metaclass=Settings):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
-        raise TypeError(f"{type(self).__name__} has no search: define search(oracle, x, y, draws)")
+        raise TypeError(f"{type(self).__name__} has no search: define search(oracle, x, y, streams)")
 
     def of(self, rows: Tensor) -> Attack:
         """The attack on some of the samples: itself where all have one eps."""
@@ -78,7 +78,7 @@ class Attack(metaclass=Settings):
         return self if part is threat else replace(self, threat=part)
 
     def parts(self) -> dict[str, Attack]:
-        """The attacks that a composite one runs in turn, by name, each on what stands after those before; {}: none."""
+        """The attacks that a composite one runs, by name, each on what is robust to those before; {}: none."""
         return {}
 
     def remarks(self, classes: int) -> list[str]:
@@ -94,7 +94,7 @@ class Attack(metaclass=Settings):
     def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """What the part of that name finds, x where a minimum-norm one finds nothing within eps.
 
-        ``draws`` are the composite's; the part has streams of its own in them, so that it finds the same in the
+        ``streams`` are the composite's; the part has streams of its own in them, so that it finds the same in the
         composite's ``search`` and alone.
         """
         return self.parts()[part].bounded(oracle, x, y, streams.named(part))
@@ -126,7 +126,7 @@ class Attack(metaclass=Settings):
         with ``rng`` one stream serves the batch and the input checks are left out, as in training. The model
         is seen in ``mode`` and comes back as it was found. Arrays become tensors, see `atent.checks.as_inputs`.
         With ``targeted`` the labels are targets, and the attack wants the model to give them; ``callback(k, x_adv,
-        loss)`` is told of every point whose loss the attack computes, see `atent.attacks.watch.Watch`.
+        loss)`` receives every point whose loss the attack computes, see `atent.attacks.watch.Watch`.
         ValueError for inputs that no attack can use, and for an attack without targets.
         """
         return self._guarded(model, x, y, seed, ids, rng, mode, targeted, callback)[0]

@@ -21,9 +21,10 @@ def worst_of(
     streams: Streams,
     *more: Tensor,
 ) -> Tensor:
-    """Repeat a search on the samples that still stand; per sample the result with the largest margin wins.
+    """Repeat a search on the samples that remain correctly classified; per sample the result with the largest margin
+    wins.
 
-    A search is ``once(oracle, x, y, draws, restart, *more)``; ``more`` are further tensors of one row per sample.
+    A search is ``once(oracle, x, y, streams, restart, *more)``; ``more`` are further tensors of one row per sample.
     """
     x_adv = once(oracle, x, y, streams, 0, *more)
     if restarts == 1:

@@ -12,6 +12,7 @@ from atent.attacks.watch import Watch
 from atent.checks import check_logits
 from atent.guard import NO_GRADIENT, ask, explain
 from atent.losses import margin
+from atent.messages import deprecated
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,7 +40,7 @@ class Oracle:
     targeted: bool = False
     """Labels are targets: `margin` and `fooled` say how near they are, and `aimed` turns a loss around."""
     watch: Watch | None = None
-    """Is told of every loss."""
+    """Receives every loss."""
     rows: Tensor | None = None
     """Numbers of the samples that are seen, among those that are counted; None: all, each once."""
     seen: Tensor | int = 1
@@ -54,7 +55,7 @@ class Oracle:
         return replace(self, check=False, least=(0, ""), rows=rows, seen=seen)
 
     def averaging(self, samples: int) -> Oracle:
-        """The same model and counters, every gradient averaged over ``draws`` passes."""
+        """The same model and counters, every gradient averaged over ``samples`` passes."""
         return replace(self, samples=samples)
 
     def demanding(self, classes: int, why: str) -> Oracle:
@@ -133,19 +134,24 @@ class Oracle:
                 grad = self._slope(values, z)
             seen = grad, values.detach(), logits.detach()
             found = seen if found is None else (found[0] + seen[0], found[1] + seen[1], found[2] + seen[2])
-        assert found is not None, "draws is at least 1"
+        assert found is not None, "samples is at least 1"
         if self.samples > 1:
             found = found[0] / self.samples, found[1] / self.samples, found[2] / self.samples
         if self.watch is not None:
             self.report(x, found[1])
         return found
 
+    def look(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """The former name of `gradient`."""
+        deprecated("oracle.look", "oracle.gradient")
+        return self.gradient(x, y, loss)
+
     def slopes(self, x: Tensor, y: Tensor, classes: Tensor, see: Callable[[Tensor, Tensor, int], None]) -> Tensor:
         """Show ``see`` the input gradients of z_k - z_y for the ``classes`` k (n, m), a few at a time; logits (n, C).
 
         ``see(grads, differences, first)`` gets the gradients (n, k, ...) and the differences (n, k) of the columns of
         ``classes`` from ``first`` on; k is as large as `_MOST` numbers allow, and at least 1, so that memory does not
-        grow with the number of classes. One forward, and one backward per column; gradients averaged over ``draws``
+        grow with the number of classes. One forward, and one backward per column; gradients averaged over ``samples``
         passes are so for each group of columns, with forwards of its own.
         """
         columns = range(classes.shape[1])

@@ -28,7 +28,7 @@ class PGD(Attack):
     The starts ``cube`` and ``gaussian`` take their first gradient where they fall, perhaps outside the ball and the
     box: cube, x + U(-eps, eps)^d, as the published l2 evaluation of ATENT does, and gaussian, x + start_noise N(0, I),
     as TRADES does. All others are clamped to the box. ``steps`` forwards and backwards per restart; with more than one
-    restart, only samples that still stand go on.
+    restart, only samples that remain correctly classified are searched again.
 
     ``loss="kl"`` climbs KL(softmax(f(x)) || softmax(f(x'))), the inner maximum of TRADES (Zhang et al. 2019): it knows
     no labels, and asks for the clean logits once, one forward more. With ``momentum`` mu above 0 the direction is that
@@ -42,7 +42,7 @@ class PGD(Attack):
     steps: int = 20
     """Number of gradient steps."""
     step_size: float | None = None
-    """Length of a step in pixel units; left out: 2.5 eps / steps."""
+    """Length of a step in pixel units; default: 2.5 eps / steps."""
     restarts: int = 1
     """Number of starts; the worst result counts."""
     start: Start | Literal["gaussian"] = "uniform"

@@ -20,7 +20,7 @@ from atent.stats import share, sign_test
 from atent.threat import Threat
 
 SAMPLES = 100
-"""The most samples that the checks look at, a class-stratified sample of those given."""
+"""The most samples that the checks use, a class-stratified sample of those given."""
 LEVEL = 0.01
 """Probability below which a paired difference is no chance."""
 SLACK = 0.05
@@ -29,14 +29,14 @@ SLACK = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model on n samples that it classifies rightly, under a threat; each attack is run once and remembered."""
+    """A model on n samples that it classifies correctly, under a threat; each attack is run once and remembered."""
 
     model: nn.Module
     threat: Threat
     attack: Attack
-    """The attack whose settings are judged."""
+    """The attack whose settings are checked."""
     x: Tensor
-    """Inputs (n, ...) in the box, rightly classified."""
+    """Inputs (n, ...) in the box, correctly classified."""
     y: Tensor
     """True labels (n,)."""
     ids: Tensor
@@ -52,7 +52,7 @@ class Subject:
         return len(self.x)
 
     def run(self, attack: Attack) -> tuple[Tensor, Tensor]:
-        """Which samples stand (bool) and how far each was moved (float64), both (n,)."""
+        """Which samples are robust (bool) and how far each was moved (float64), both (n,)."""
         if repr(attack) not in self._done:
             outcomes = [
                 attack.run(self.model, self.x[part], self.y[part], seed=self.seed, ids=self.ids[part])
@@ -67,12 +67,12 @@ class Subject:
         return self.run(attack)[0]
 
     def robust_to_all(self) -> Tensor:
-        """Which samples stand under every attack that was run within the threat, bool (n,)."""
+        """Which samples are robust to every attack that was run within the threat, bool (n,)."""
         runs = [robust for attack, robust, _ in self._done.values() if attack.threat == self.threat]
         return torch.stack(runs).all(0)
 
     def gradient(self, loss: Loss) -> Tensor:
-        """Input gradient of each sample's loss, the shape of x, in the precision in which the model is judged."""
+        """Input gradient of each sample's loss, the shape of x, in the precision in which the model is evaluated."""
         return gradient(self.model, self.x, self.y, loss, seed=self.seed, batch=self.batch)
 
 
@@ -80,7 +80,7 @@ def subject(
     model: nn.Module, x: Tensor | Checked, y: Tensor | None, threat: Threat, attack: Attack, seed: int,
     ids: Tensor | None, batch: int,
 ) -> Subject:  # fmt: skip
-    """The probe for at most `SAMPLES` of the samples; ValueError, in one line, for what cannot be judged."""
+    """The subject for at most `SAMPLES` of the samples; ValueError, in one line, for what cannot be evaluated."""
     if not 0 < float(threat.eps) < math.inf:
         raise ValueError(f"masking checks need a finite eps above 0, got {threat.eps}")
     if attack.threat != threat:
@@ -123,15 +123,15 @@ def looks_like_probabilities(logits: object) -> bool:
 
 
 def weaker(attack: Tensor, rival: Tensor) -> bool:
-    """Whether more samples stand under an attack than under a rival that it should match, beyond chance.
+    """Whether more samples are robust to an attack than to a rival that it should match, beyond chance.
 
-    ``attack`` and ``rival`` are verdicts on the same samples, bool (n,), true where one stands. Only samples on which
-    they differ count.
+    ``attack`` and ``rival`` are verdicts on the same samples, bool (n,), true where one is robust. Only samples on
+    which they differ count.
     """
     return sign_test(int((attack & ~rival).sum()), int((rival & ~attack).sum())) < LEVEL
 
 
 def gained(before: Tensor, after: Tensor) -> tuple[int, bool]:
-    """Samples that stood ``before`` and do not stand ``after`` more attacks, and whether they are too many."""
+    """Samples that are robust ``before`` and not ``after`` more attacks, and whether they are too many."""
     lost = int((before & ~after).sum())
     return lost, share(lost, len(before))["low"] > SLACK

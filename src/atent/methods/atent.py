@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.langevin import SAMPLER_FIELDS, Gradient, Projection, Anchor, Sampler, Variant, sampler
+from atent.attacks.langevin import SAMPLER_FIELDS, Anchor, Gradient, Projection, Sampler, Variant, sampler
 from atent.attacks.starts import Start
 from atent.checks import check_choice, check_number
 from atent.guard import ask, guard
@@ -73,10 +73,12 @@ class ATENT(Method):
     gamma, noise, effective_noise and temperature may be schedules over the training: "0.5..0.1" is linear from start to
     end, "0.5..0.1@0.3" arrives after 30 %. eps has eps_warmup.
 
-    Metrics: accuracy (``robust``) and distance at the last iterates; with ``kl`` also ``natural``, ``natural_loss`` and
+    Metrics: accuracy (``robust``) and distance at the last iterates; with ``kl`` also ``clean``, ``clean_loss`` and
     ``robust_loss`` (mu^K); with data-entropy ``tilt``, the standard deviation of L / T over an image's samples: at 0
     both objectives have one gradient, far above 1 few samples carry the weight and the estimate is noisy.
     """
+
+    FORMER: ClassVar[dict[str, str]] = {"pull": "anchor"}
 
     threat: Threat
     steps: int = 10
@@ -220,10 +222,11 @@ class ATENT(Method):
     ) -> Calibration[ATENT]:  # fmt: skip
         """Find the ``setting``, gamma or noise, whose median ||x^K - x|| is ``target``; default: the threat's eps.
 
-        ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in portions of ``batch``, as in training: in train mode
-        batch-norm joins the samples of a portion. Distances are in the threat's norm, at full eps, with one set of
-        random numbers for all values, keyed by ``seed``. gamma is looked for up to a pull of 1 per step, noise up to
-        the width of the box per step. The answer holds for the model as it is: gradients grow and shrink as it trains.
+        ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in batches of ``batch``, as in training: in train mode
+        batch-norm joins the samples of a batch. Distances are in the threat's norm, at full eps, with one set of
+        random numbers for all values, keyed by ``seed``. gamma is searched up to an anchor weight of 1 per step, noise
+        up to the width of the box per step. The answer holds for the model as it is: gradients grow and shrink as it
+        trains.
 
         The model comes back as it was found. ValueError, with the range seen, for a target that the chain does not
         reach, and for a setting that is a schedule or that projection makes moot.
@@ -366,7 +369,7 @@ class ATENT(Method):
 
     def _clean_metrics(self, clean: Tensor, y: Tensor, fit: Tensor, mu: Tensor) -> Metrics:
         """Of outer_loss kl."""
-        return {"natural": correct(clean, y), "natural_loss": fit, "robust_loss": mu}
+        return {"clean": correct(clean, y), "clean_loss": fit, "robust_loss": mu}
 
     def _tilt(self, aux: Samples, progress: float) -> Metrics:
         """Of data-entropy."""
