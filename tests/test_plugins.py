@@ -18,11 +18,13 @@ from atent.registry import Registry, plugin_of
 
 MODULE = """
 import dataclasses
+import functools
 import math
 import torch
 from torch import nn
 from atent import Threat
 from atent.attacks import Attack
+from atent.certify import Smoothed, bounds
 from atent.data import from_tensors
 from atent.methods import Method
 
@@ -98,6 +100,35 @@ def net():
 
 def nothing():
     return 3
+
+
+def intervals(model, x, threat):
+    '''Intervals from layer to layer.'''
+    return bounds(model, x, threat, "ibp")
+
+
+tight = functools.partial(bounds, method="crown")
+
+
+def unsound(model, x, threat):
+    logits = model(x)
+    return torch.zeros_like(logits), torch.full_like(logits, -1.0)
+
+
+class Halved:
+    '''Half of the radii of randomised smoothing.'''
+
+    def __init__(self, model, sigma):
+        self.model, self.sigma = model, sigma
+
+    def certify(self, x, n0, n, alpha, *, seed, ids):
+        classes, radii = Smoothed(self.model, self.sigma).certify(x, n0, n, alpha, seed=seed, ids=ids)
+        return classes, radii / 2
+
+
+class Boundless(Halved):
+    def certify(self, x, n0, n, alpha, *, seed, ids):
+        return torch.zeros(len(x)).long(), torch.full((len(x),), 9.0)
 """
 
 RECIPE = """
@@ -156,6 +187,8 @@ def installed(mine, monkeypatch):
         blobs = theirs:blobs
         [atent.optimizers]
         Lion = theirs:Lion
+        [atent.certifiers]
+        intervals = theirs:intervals
     """)
     )
     monkeypatch.syspath_prepend(str(place))
@@ -308,3 +341,67 @@ def test_a_built_in_is_no_plug_in():
     assert plugin_of(ATTACKS, ATTACKS["PGD"]) is None
     assert ATTACKS.name_of(ATTACKS["PGD"]) == "PGD"
     assert ATTACKS.origin("PGD") == "built-in"
+
+
+# ---- certifiers
+
+
+@pytest.fixture
+def begun(mine, capsys):
+    """A run of one epoch that hardly moves, so that it gets images wrong."""
+    run(capsys, "train", "blobs.toml", "--name", "a", "--train.epochs", "1", "--optimizer.lr", "1e-6", "--quiet")
+    return mine
+
+
+def certified(capsys, *words):
+    return json.loads(run(capsys, "certify", "runs/a", "--limit", "12", "--quiet", "--json", *words))
+
+
+def test_bounds_from_outside_certify_as_the_built_in_ones(installed, capsys):
+    run(capsys, "train", "blobs.toml", "--name", "a", "--quiet")
+    ours = certified(capsys, "--method", "ibp", "--radius", "0.005")
+    assert ours["certified"][0]["share"]["k"] > 0
+    assert "certifier" not in ours
+    for name, module, version in (("intervals", "theirs", "theirs 1.2"), ("mine:intervals", "mine", None)):
+        found = certified(capsys, "--method", name, "--radius", "0.005")
+        # Margins are tighter than differences of bounds, so it verifies no more.
+        assert set(found["certified"][0]["verified"]) <= set(ours["certified"][0]["verified"])
+        assert found["method"] == name
+        wanted = {"kind": "certifier", "name": name, "module": module, "qualname": "intervals", "version": version}
+        assert found["certifier"] == found["made"]["certifier"] == wanted
+    # A partial has no name of its own: the record is of what was written.
+    found = certified(capsys, "--method", "mine:tight", "--radius", "0.005", "--table", "t.md")
+    assert (found["certifier"]["module"], found["certifier"]["qualname"]) == ("mine", "tight")
+    assert "mine:tight" in (installed / "t.md").read_text()
+    rows = json.loads(run(capsys, "list", "certifiers", "--json"))
+    assert {"name": "intervals", "about": "Intervals from layer to layer", "origin": "theirs 1.2"} in rows
+    run(capsys, "report", "runs/a", "--images", "2", "--quiet")
+    assert "mine:tight" in (installed / "runs/a/report.html").read_text()
+
+
+def test_smoothing_from_outside_is_resumed_and_never_mixed(begun, capsys):
+    how = ("--sigma", "0.2", "--n", "200", "--n0", "20", "--radius", "0.05")
+    ours = certified(capsys, *how)
+    found = certified(capsys, *how, "--method", "mine:Halved")
+    assert found["certifier"]["qualname"] == "Halved"
+    assert 0 < found["radius_mean"] == pytest.approx(ours["radius_mean"] / 2)
+    rows = begun / "runs/a/certificate-2.csv"
+    before = rows.read_text()
+    assert certified(capsys, *how, "--method", "mine:Halved")["certified"] == found["certified"]
+    assert rows.read_text() == before
+
+
+def test_a_certifier_that_cannot_be_is_refused_in_one_line(begun, capsys):
+    noise = ["--sigma", "0.2", "--n", "100"]
+    for words, parts in (
+        (["crwn"], ["certifier 'crwn'", "did you mean 'crown'"]),
+        (["mine:absent"], ["no attribute 'absent'"]),
+        (["mine:Noise"], ["is Noise, not a function of (model, x, threat), or a class with a method certify"]),
+        (["mine:nothing"], ["mine:nothing raised TypeError"]),
+        (["mine:unsound"], ["that the model misclassifies", "check_certifier"]),
+        (["mine:Boundless", *noise], ["radii of 9 to 9", "certify 0 to"]),
+        (["mine:Halved", *noise, "--batch-size", "5"], ["--batch-size has no effect"]),
+    ):
+        assert main(["certify", "runs/a", "--limit", "30", "--quiet", "--method", *words]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert all(p in line for p in parts), line

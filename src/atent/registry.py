@@ -152,6 +152,13 @@ class Registry(Mapping[str, T]):
         importable = entry.__module__ != "__main__" and "<" not in entry.__qualname__
         return where(entry) if importable else str(entry.__name__)
 
+    def reference(self, name: str) -> str:
+        """What ``name``, which is not built in, stands for, as module:Thing."""
+        if ":" in name:
+            return name
+        entry = self._entries()[name]
+        return f"{entry.module}:{entry.attr}"
+
     def origin(self, name: str) -> str:
         """Where ``name`` comes from: "built-in", the package and version, or the module."""
         if self.is_built_in(name):
@@ -180,6 +187,15 @@ def plugin_of(registry: Registry[Any], entry: Any) -> Plugin | None:
         return None
     module = entry.__module__
     return Plugin(registry.kind, registry.name_of(entry), module, entry.__qualname__, version_of(module))
+
+
+def plugin_named(registry: Registry[Any], name: str) -> Plugin | None:
+    """The record of what ``name`` stands for, also of an object that has no name itself, such as a
+    `functools.partial`; None for a built-in."""
+    if registry.is_built_in(name):
+        return None
+    module, _, qualname = registry.reference(name).partition(":")
+    return Plugin(registry.kind, name, module, qualname, version_of(module))
 
 
 def version_of(module: str) -> str | None:

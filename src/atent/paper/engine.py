@@ -259,10 +259,11 @@ def _smoothing(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
 
 
 def _bounds(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
-    _, content, _ = certify_folder(
+    _, found, _ = certify_folder(
         who.place, method=m.method, radii=[m.radius], norm="linf", limit=m.n, subset="stratified",
         progress=bench.progress,
     )  # fmt: skip
+    content = found.to_json()
     (at,) = content["certified"]
     ids, verified = _some(who, m).test()[2].tolist(), set(at["verified"])
     outcomes = {"ids": spans(ids), "certified": _bits(i in verified for i in ids)}
