@@ -2,7 +2,11 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,12 +162,12 @@ attacks = ["FGSM", "{p}{attack}(tries=3)"]
 def mine(tmp_path, monkeypatch):
     """A module in the current directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "mine", raising=False)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "mine.py").write_text(MODULE)
     text = RECIPE.format(p="mine:", data="blobs", method="MyAT", optimizer="Lion", attack="Noise")
     (tmp_path / "blobs.toml").write_text(text)
     yield tmp_path
-    __import__("sys").modules.pop("mine", None)
+    sys.modules.pop("mine", None)
 
 
 @pytest.fixture
@@ -197,7 +201,7 @@ def installed(mine, monkeypatch):
     text = RECIPE.format(p="", data="blobs", method="MyAT", optimizer="Lion", attack="Noise")
     (mine / "blobs.toml").write_text(text)
     yield mine
-    __import__("sys").modules.pop("theirs", None)
+    sys.modules.pop("theirs", None)
 
 
 def run(capsys, *words):
@@ -261,7 +265,7 @@ def test_a_built_in_keeps_its_name_and_a_broken_package_takes_no_other_with_it(i
 def test_what_is_missing_is_said_in_one_line(mine, capsys):
     run(capsys, "train", "blobs.toml", "--name", "a", "--quiet")
     (mine / "mine.py").unlink()
-    __import__("sys").modules.pop("mine", None)
+    sys.modules.pop("mine", None)
     for words in (["train", "--resume", "runs/a"], ["evaluate", "runs/a", "--quiet"]):
         assert main(words) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
@@ -405,3 +409,86 @@ def test_a_certifier_that_cannot_be_is_refused_in_one_line(begun, capsys):
         assert main(["certify", "runs/a", "--limit", "30", "--quiet", "--method", *words]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert all(p in line for p in parts), line
+
+
+# ---- new files of the library itself
+
+DROPPED = """
+from dataclasses import dataclass
+from atent.attacks.base import Attack, attack
+from atent.threat import Threat
+
+@attack
+@dataclass(frozen=True)
+class Dropped(Attack):
+    'The input itself.'
+    threat: Threat
+    needs_gradient = False
+
+    @property
+    def passes(self):
+        return 2
+
+    def search(self, oracle, x, y, draws):
+        oracle.logits(x, y)
+        return x
+"""
+DROPPED_METHOD = """
+from dataclasses import dataclass
+from torch.nn.functional import cross_entropy
+from atent.methods.base import Method, method
+
+@method
+@dataclass(frozen=True)
+class DroppedAT(Method):
+    'Training on the input itself.'
+
+    def adversary(self, model, x, y, *, rng, ids=None, progress=1.0, state=None):
+        return x
+
+    def loss(self, model, x, y, aux, *, progress=1.0, state=None):
+        return cross_entropy(model(aux), y), {}
+"""
+LOOK = """
+import importlib.util, json, sys
+from atent import Threat
+import atent.attacks, atent.methods
+from atent.attacks import Dropped
+from atent.methods import DroppedAT
+from atent.cli import main
+from atent.testing import check_attack, check_method
+
+star = {}
+exec("from atent.attacks import *", star)
+spec = importlib.util.spec_from_file_location("conf", sys.argv[1])
+conf = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conf)
+assert main(["list", "attacks"]) == main(["list", "methods"]) == 0
+print(json.dumps({
+    "where": Dropped.__module__, "star": "Dropped" in star and "PGD" in star, "dir": "DroppedAT" in dir(atent.methods),
+    "docs": ["Dropped" in conf.known_table("attacks"), "DroppedAT" in conf.known_table("methods")],
+    "kept": [len(check_attack(Dropped(Threat("linf", 0.1)))) > 5, len(check_method(DroppedAT())) > 5],
+}))
+"""
+
+
+def test_a_file_dropped_into_the_library_needs_no_second_line(tmp_path):
+    import atent
+
+    source = Path(atent.__file__).parent
+    shutil.copytree(source, tmp_path / "atent", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "atent/attacks/dropped.py").write_text(DROPPED)
+    (tmp_path / "atent/methods/dropped.py").write_text(DROPPED_METHOD)
+    conf = Path(__file__).parent.parent / "docs" / "conf.py"
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, str(conf)], env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *listed, last = done.stdout.splitlines()
+    assert any("Dropped " in line and "The input itself" in line for line in listed)
+    assert any("DroppedAT " in line and "Training on the input itself" in line for line in listed)
+    found = json.loads(last)
+    assert found == {
+        "where": "atent.attacks.dropped", "star": True, "dir": True, "docs": [True, True], "kept": [True, True],
+    }  # fmt: skip

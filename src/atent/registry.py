@@ -14,7 +14,7 @@ import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -167,6 +167,18 @@ class Registry(Mapping[str, T]):
         if package is not None:
             return f"{package.name} {package.version}"
         return version_of(name.partition(":")[0]) or name.partition(":")[0]
+
+
+def exported(registry: Registry[Any], module: str, name: str, others: Sequence[str]) -> Any:
+    """What `getattr` gives for ``name`` of the package ``module``, whose things the registry knows by name.
+
+    ``others`` are the package's other public names, for ``import *``. AttributeError for a name that is not known.
+    """
+    if name == "__all__":
+        return [*others, *(known for known in registry if registry.is_built_in(known))]
+    if name in registry:
+        return registry[name]
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
