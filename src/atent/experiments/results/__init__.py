@@ -15,7 +15,15 @@ from atent.experiments.results.certificate import (
     CertifiedTable,
     SmoothingFile,
 )
-from atent.experiments.results.comparison import COMPARISON_VERSION, ComparisonFile, RecipeResult, SeedResult, Spread
+from atent.experiments.results.comparison import (
+    COMPARISON_VERSION,
+    ComparisonFile,
+    Difference,
+    PairResult,
+    RecipeResult,
+    SeedResult,
+    Spread,
+)
 from atent.experiments.results.evaluation import EVALUATION_VERSION, AttackResult, EvaluationFile, LastEpoch, Part
 from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFile
 
@@ -33,9 +41,11 @@ __all__ = [
     "CertifiedRow",
     "CertifiedTable",
     "ComparisonFile",
+    "Difference",
     "EvaluatedSamples",
     "EvaluationFile",
     "LastEpoch",
+    "PairResult",
     "Part",
     "RecipeResult",
     "Result",
