@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+import types
+import typing
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -88,6 +90,51 @@ def _example(cls: type, first: str) -> str:
             continue
         return f'{cls.__name__}(Threat("{norm}", {text}))'
     return f'{cls.__name__}(Threat("linf", 8/255), ...)'
+
+
+def mistyped(cls: type, values: Mapping[str, Any]) -> str | None:
+    """The first of ``values`` that is not of the type of its field in the dataclass ``cls``, in words; None where all
+    are. Types other than numbers, texts, flags, choices and tuples of them are taken as they are."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception:  # a name that only a type checker knows
+        return None
+    for name, value in values.items():
+        if name in hints and not _is_of(value, hints[name]):
+            return f"{name} must be {_told(hints[name])}, got {value!r}"
+    return None
+
+
+_TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)), int: ("a whole number", (int,)), float: ("a number", (int, float)),
+    str: ("a text", (str,)), type(None): ("none", (type(None),)),
+}  # fmt: skip
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if origin is tuple:
+        kinds = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple | list) else parts
+        return isinstance(value, tuple | list) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if hint not in _TYPES:
+        return True
+    return isinstance(value, _TYPES[hint][1]) and (hint is bool or not isinstance(value, bool))
+
+
+def _told(hint: Any) -> str:
+    """A type in words."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_told, parts))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        return f"a tuple of {', '.join(dict.fromkeys(_told(part) for part in parts if part is not ...))}"
+    return _TYPES[hint][0] if hint in _TYPES else str(getattr(hint, "__name__", hint))
 
 
 # ---- arrays and loaders ----------------------------------------------------------------------------------
