@@ -105,12 +105,12 @@ def _check_resumed(words: list[str]) -> None:
     """UsageError for a field of a recipe, which a run that resumes has already."""
     for word in words:
         option = word.partition("=")[0]
-        if option.startswith("--") and option[2:].partition(".")[0] in SECTIONS and "." in option:
-            if option not in SAME:
-                raise UsageError(
-                    f"{option} has no effect with --resume, a run resumes with its own settings: leave it out, or train"
-                    " a new run by its recipe"
-                )
+        section, dot, _ = option[2:].partition(".")
+        if option.startswith("--") and dot and section in SECTIONS and option not in SAME:
+            raise UsageError(
+                f"{option} has no effect with --resume, a run resumes with its own settings: leave it out, or train"
+                " a new run by its recipe"
+            )
 
 
 def _resume(
