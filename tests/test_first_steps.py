@@ -16,7 +16,8 @@ from atent.checks import mistyped
 from atent.cli import main
 from atent.cli.parse import read
 from atent.data import DataSettings, from_tensors, load
-from atent.methods import Standard
+from atent.methods import ATENT, PGDAT, Standard
+from atent.optim import Schedule
 from atent.train import TrainSettings, fit
 
 QUICK = ["--device", "cpu", "--quiet", "--limit", "8"]
@@ -176,3 +177,16 @@ def test_an_unfinished_evaluation_of_something_else_stays_and_stops_nothing(mine
     named = Path("mine.partial.jsonl")
     named.write_text(other.read_text())
     assert main([*words, "--out", "mine.json"]) == 2
+
+
+def test_choices_are_those_of_the_types():
+    """The type of a field lists them once, for recipes and for Python."""
+    for make, told in (
+        (lambda: TrainSettings(average="emma"), "average 'emma' is not known: use one of none, ema, swa"),
+        (lambda: DataSettings(subset="some"), "subset 'some' is not known: use one of stratified, first"),
+        (lambda: Schedule(kind="cosin"), "kind 'cosin' is not known: use one of constant, step, multistep, cosine"),
+        (lambda: PGDAT(Threat("linf", 0.1), mode="eva"), "mode 'eva' is not known: use one of eval, train"),
+        (lambda: ATENT(Threat("linf", 0.1), dropout="x"), "dropout 'x' is not known: use one of shared, fresh"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            make()

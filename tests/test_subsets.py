@@ -171,7 +171,7 @@ def test_the_first_ones_are_an_explicit_choice():
     both = from_tensors(*points(), *points())
     assert set(both.validation.ids.tolist()) == set(data.validation.ids.tolist())
     assert torch.equal(both.train.ids, data.train.ids)
-    with pytest.raises(ValueError, match="subset 'some' is not known: use stratified or first"):
+    with pytest.raises(ValueError, match="subset 'some' is not known: use one of stratified, first"):
         from_tensors(*points(), *points(), subset="some")
 
 

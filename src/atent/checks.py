@@ -92,6 +92,21 @@ def _example(cls: type, first: str) -> str:
     return f'{cls.__name__}(Threat("linf", 8/255), ...)'
 
 
+def check_choices(settings: Any) -> None:
+    """ValueError unless every field of the dataclass whose type is a Literal has one of its values: the type is the
+    one place that lists them, for recipes, help and calls from Python."""
+    for name, allowed in _choices(type(settings)).items():
+        value = getattr(settings, name)
+        if value not in allowed:
+            raise ValueError(f"{name} {value!r} is not known: use one of {', '.join(map(str, allowed))}")
+
+
+def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    return {name: typing.get_args(hint) for name, hint in fields.items() if typing.get_origin(hint) is typing.Literal}
+
+
 def mistyped(cls: type, values: Mapping[str, Any]) -> str | None:
     """The first of ``values`` that is not of the type of its field in the dataclass ``cls``, in words; None where all
     are. Types other than numbers, texts, flags, choices and tuples of them are taken as they are."""
