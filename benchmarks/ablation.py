@@ -6,7 +6,7 @@ The parts are the settings in which the two recipes differ; the fields of an ave
 into --recipes, each equal to one of the two but for one part, and `atent compare` trains them; every option that is not
 known here is handed to it. ``--also method.label_smoothing=0.1`` (again and again) tries a part that neither has, on
 top of the larger recipe; ``--both train.batch_size=32`` sets something in both recipes first, so that it is no part.
-What is trained stays: the same command goes on.
+What is trained stays: the same command resumes.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def setting(text: str) -> tuple[str, str, Any]:
 
 
 def having(tables: Tables, text: str) -> Tables:
-    """The tables with the setting that ``text`` tells."""
+    """The tables with the setting in ``text``."""
     section, key, value = setting(text)
     return taking(tables, {section: {key: value}}, [(section, key)])
 
@@ -88,8 +88,8 @@ def variants(
     made[names[1]] = large
     for text in also:
         _, key, value = setting(text)
-        told = "" if isinstance(value, dict) else f"-{text.partition('=')[2]}".replace("/", "-").replace(" ", "")
-        made[f"{names[1]}-with-{key}{told}"] = having(large, text)
+        entry = "" if isinstance(value, dict) else f"-{text.partition('=')[2]}".replace("/", "-").replace(" ", "")
+        made[f"{names[1]}-with-{key}{entry}"] = having(large, text)
     once: dict[str, Tables] = {}
     for name, tables in made.items():
         plain = {k: v for k, v in tables.items() if isinstance(v, dict)}
@@ -108,23 +108,23 @@ class Effect:
     part: str
     to: str
     """The recipe that it is added to."""
-    natural: Spread
+    clean: Spread
     worst: Spread
     seconds: Spread
 
 
 def effects(found: ComparisonFile, names: tuple[str, str]) -> list[Effect]:
     """What each part brings: the accuracy of the network that has the part less that of the one that has it not, seed
-    by seed, natural and under the worst of the attacks. The last one is all parts together: the larger recipe less the
+    by seed, clean and under the worst of the attacks. The last one is all parts together: the larger recipe less the
     smaller."""
     small, large = names
     rows = {row.recipe: row.seeds for row in found.rows}
 
     def effect(part: str, to: str, having: str, lacking: str) -> Effect:
         pairs = list(zip(rows[having], rows[lacking], strict=True))
-        natural = measure([a.natural.value - b.natural.value for a, b in pairs])
+        clean = measure([a.clean.value - b.clean.value for a, b in pairs])
         worst = measure([a.worst.value - b.worst.value for a, b in pairs])
-        return Effect(part, to, natural, worst, measure([a.seconds_per_epoch / b.seconds_per_epoch for a, b in pairs]))
+        return Effect(part, to, clean, worst, measure([a.seconds_per_epoch / b.seconds_per_epoch for a, b in pairs]))
 
     out = []
     for recipe in rows:
@@ -149,8 +149,8 @@ def table(found: ComparisonFile, names: tuple[str, str]) -> str:
     attacks = ", ".join(found.rows[0].attacks)
     rows = []
     for each in effects(found, names):
-        rows.append([each.part, each.to, points(each.natural), points(each.worst), f"{each.seconds.mean:.2f} times"])
-    heads = ["part", "added to", "natural (points)", "robust (points)", "time of an epoch"]
+        rows.append([each.part, each.to, points(each.clean), points(each.worst), f"{each.seconds.mean:.2f} times"])
+    heads = ["part", "added to", "clean (points)", "robust (points)", "time of an epoch"]
     lines = markdown_table(heads, rows, left=2)
     data, seeds = found.data, len(found.seeds)
     lines += [

@@ -13,6 +13,7 @@ from atent.experiments import migrate
 from atent.experiments.recipe_files import as_toml, read_recipe
 from atent.experiments.recipes import job
 from atent.experiments.results import ComparisonFile, Share
+from atent.runs import with_present_keys
 
 spec = importlib.util.spec_from_file_location("ablation", Path(__file__).parent.parent / "benchmarks" / "ablation.py")
 ablation = sys.modules["ablation"] = importlib.util.module_from_spec(spec)
@@ -87,10 +88,10 @@ def test_what_is_written_is_what_is_meant():
 def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():
     """Against numbers worked out by hand; a part's removal counts as what it brought."""
 
-    def row(recipe, natural, worst, seconds):
+    def row(recipe, clean, worst, seconds):
         seeds = [
-            replace(model.seeds[0], seed=k, natural=share(a), worst=share(b), seconds_per_epoch=seconds)
-            for k, (a, b) in enumerate(zip(natural, worst, strict=True))
+            replace(model.seeds[0], seed=k, clean=share(a), worst=share(b), seconds_per_epoch=seconds)
+            for k, (a, b) in enumerate(zip(clean, worst, strict=True))
         ]
         return replace(model, recipe=recipe, seeds=seeds)
 
@@ -110,7 +111,7 @@ def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():
     added = effects["awp", "a"]
     assert added.worst.mean == pytest.approx(0.15)
     assert added.worst.sd == pytest.approx(0.05 * 2**0.5)
-    assert added.natural.mean == pytest.approx(0.05)
+    assert added.clean.mean == pytest.approx(0.05)
     assert added.seconds.mean == 2
     assert effects["awp", "b, without it"].worst.mean == pytest.approx(0.2)
     assert effects["x-1", "b"].worst.mean == pytest.approx(-0.05)
@@ -121,9 +122,9 @@ def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("ablation-*/ablation.json")), ids=lambda path: path.parent.name)
 def test_committed_effects_are_those_of_their_comparison(path):
     found = migrate.read(path.with_name("comparison.json"), ComparisonFile)
-    kept = json.loads(path.read_text())["effects"]
+    kept = with_present_keys(json.loads(path.read_text()))["effects"]
     made = [asdict(each) for each in ablation.effects(found, (found.rows[0].recipe, kept[-2]["to"].partition(",")[0]))]
     for one, other in zip(made, kept, strict=True):
         assert (one["part"], one["to"]) == (other["part"], other["to"])
-        for figure in ("natural", "worst", "seconds"):
+        for figure in ("clean", "worst", "seconds"):
             assert one[figure] == pytest.approx(other[figure], rel=1e-9, abs=1e-12)

@@ -32,7 +32,7 @@ def mine(tmp_path, monkeypatch):
         "from atent.attacks import Attack\n\n"
         "def net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n\n"
         "@dataclass(frozen=True)\nclass X(Attack):\n    threat: Threat\n    tries: int = 2\n    size: float = 1\n"
-        "    passes = 2\n    def search(self, oracle, x, y, draws):\n        return x\n"
+        "    passes = 2\n    def search(self, oracle, x, y, streams):\n        return x\n"
     )
     data = load(DataSettings(limit=64, test_limit=20, validation=20))
     how = TrainSettings(epochs=1, batch_size=32, device="cpu", validate_attack="FGSM")
@@ -113,7 +113,7 @@ def test_a_search_that_returns_nonsense_is_named(given, told):
     class Odd(Attack):
         threat: Threat
 
-        def search(self, oracle, x, y, draws):
+        def search(self, oracle, x, y, streams):
             return given(x)
 
     net, x, y = nn.Linear(4, 3), torch.rand(5, 4), torch.arange(5) % 3

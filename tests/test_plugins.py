@@ -43,10 +43,10 @@ class Noise(Attack):
     def passes(self):
         return self.tries + 1
 
-    def search(self, oracle, x, y, draws):
+    def search(self, oracle, x, y, streams):  # streams, by a name of its own
         best = x
         for k in range(self.tries):
-            step = self.threat.eps * draws.normal(x, use="start", restart=k).sign()
+            step = self.threat.eps * streams.normal(x, use="start", restart=k).sign()
             candidate = self.threat.project(x + step, x)
             wrong = oracle.logits(candidate, y).argmax(1) != y
             best = torch.where(wrong.view(-1, *[1] * (x.dim() - 1)), candidate, best)
@@ -429,7 +429,7 @@ class Dropped(Attack):
     def passes(self):
         return 2
 
-    def search(self, oracle, x, y, draws):
+    def search(self, oracle, x, y, streams):
         oracle.logits(x, y)
         return x
 """

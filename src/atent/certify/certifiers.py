@@ -68,14 +68,14 @@ def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threa
         )
     own = torch.nn.functional.one_hot(y, shape[1]).bool()
     # A NaN compares as false: it verifies nothing.
-    proved: Tensor = (lower.gather(1, y[:, None]) > upper.masked_fill(own, -math.inf)).all(1)
-    wrong = int((proved & (logits.argmax(1) != y)).sum())
+    certain: Tensor = (lower.gather(1, y[:, None]) > upper.masked_fill(own, -math.inf)).all(1)
+    wrong = int((certain & (logits.argmax(1) != y)).sum())
     if wrong:
         raise ValueError(
             f"{name} verifies {wrong} of {len(x)} images that the model misclassifies, so its bounds are wrong: check"
             " it by atent.testing.check_certifier"
         )
-    return proved
+    return certain
 
 
 def _kind(found: Any) -> str:

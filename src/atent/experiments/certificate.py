@@ -15,7 +15,17 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent import stats
-from atent.certify import CERTIFIERS, Certificate, Draws, certify_run, merge, smooths, verified, verified_by
+from atent.certify import (
+    CERTIFIERS,
+    METHODS,
+    Certificate,
+    Sampling,
+    certify_run,
+    merge,
+    smooths,
+    verified,
+    verified_by,
+)
 from atent.certify.certificate import check_shard, claim, made_alike, made_of, sidecar, write_rows
 from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
@@ -89,8 +99,8 @@ def certify_folder(
         if shard or merged or compiled or sigma is not None:
             raise ValueError(f"method {method} draws no noise: leave --sigma, --shard, --merge and --compile out")
         return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
-    draws = Draws(sigma_of(who.config, who.name) if sigma is None else sigma, n0, n, alpha, seed)
-    how = _How(method, plugin, draws, goals, batch, compiled, channels_last)
+    sampling = Sampling(sigma_of(who.config, who.name) if sigma is None else sigma, n0, n, alpha, seed)
+    how = _How(method, plugin, sampling, goals, batch, compiled, channels_last)
     _check(how, norm, device)
     return _smoothed(who, how, shard, merged, progress)
 
@@ -101,7 +111,7 @@ class _How:
 
     method: str
     plugin: Plugin | None
-    draws: Draws
+    sampling: Sampling
     goals: list[float] | None
     batch: int | None
     compiled: bool
@@ -118,9 +128,9 @@ def _check(how: _How, norm: Norm | None, device: str) -> None:
         for option, value in (("--batch-size", how.batch), ("--channels-last", how.channels_last)):
             if value is not None:
                 raise ValueError(f"{option} has no effect on {how.method}: set it inside that class")
-    draws = how.draws
+    sampling = how.sampling
     for goal in how.goals or ():
-        check_radius(goal, draws.n, draws.alpha, draws.sigma)
+        check_radius(goal, sampling.n, sampling.alpha, sampling.sigma)
     if how.compiled and pick_device(device).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or leave it out")
 
@@ -128,14 +138,14 @@ def _check(how: _How, norm: Norm | None, device: str) -> None:
 def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
     """A certificate for people: a title, (name, share) rows, and the lines below them."""
     images = found.images
-    rows, below = [("natural, the network itself", found.natural)], []
+    rows, below = [("clean, the network itself", found.clean)], []
     title = f"{found.run}: {images.name}, test images: {images.text}"
     if isinstance(found, BoundsFile):
         rows += [(f"verified by {found.method}, {each.threat.text}", each.share) for each in found.certified]
         below = [f"{each.seconds_per_image:.3g} s per image" for each in found.certified]
     elif isinstance(found, SmoothingFile):
         title += f", shard {found.shard} of them" if found.shard else ""
-        rows.append(("natural, the smoothed network", found.smoothed))
+        rows.append(("clean, the smoothed network", found.smoothed))
         for at in found.certified:
             rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
         below = _smoothing_lines(found)
@@ -143,10 +153,10 @@ def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[s
 
 
 def _smoothing_lines(found: SmoothingFile) -> list[str]:
-    draws = found.draws
+    sampling = found.sampling
     below = [
-        f"sigma {draws['sigma']:g}, n {draws['n']:,}, n0 {draws['n0']}, alpha {draws['alpha']:g} per image, seed"
-        f" {draws['seed']}; n draws reach l2 {found.largest_radius:.4g}",
+        f"sigma {sampling['sigma']:g}, n {sampling['n']:,}, n0 {sampling['n0']}, alpha {sampling['alpha']:g} per image,"
+        f" seed {sampling['seed']}; n samples reach l2 {found.largest_radius:.4g}",
         f"abstained {found.abstained.k} of {found.n}; mean radius {found.radius_mean:.4g}, median"
         f" {found.radius_median:.4g}, 0 where wrong",
         f"{found.seconds_per_image:.3g} s per image",
@@ -214,8 +224,8 @@ def _smoothed(
     who: Target, how: _How, shard: str | None, merged: bool, progress: bool
 ) -> tuple[Path, SmoothingFile, Certificate]:
     x, y, ids = who.test()
-    draws, about = how.draws, _about(who, how.plugin)
-    made = made_of(draws, about)
+    sampling, about = how.sampling, _about(who, how.plugin)
+    made = made_of(sampling, about)
     if merged:
         table = _free(who.place / f"{who.stem}{CERTIFICATE}", made)
         shards = sorted(who.place.glob(f"{who.stem}certificate*.shard-*-of-*.csv"))
@@ -229,15 +239,15 @@ def _smoothed(
         table = _free(who.place / f"{who.stem}{name}", made)
         i, n, k = check_shard(index, len(x))
         model = cast(nn.Module, torch.compile(who.model)) if how.compiled else who.model
-        with bar(len(range(i, n, k)) * (draws.n0 + draws.n), who.name, enabled=progress) as advance:
+        with bar(len(range(i, n, k)) * (sampling.n0 + sampling.n), who.name, enabled=progress) as advance:
             found = certify_run(
-                model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=how.batch,
+                model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=how.batch,
                 channels_last=how.channels_last, certifier=CERTIFIERS.find(how.method), advance=advance,
             )  # fmt: skip
     head = _head(who, how.method, how.plugin, [row.idx for row in found.rows], x.shape[1:])
     content = SmoothingFile.from_json({
         **found.to_json(how.goals), **head, "shard": shard,
-        "provenance": folder.provenance(seed=draws.seed, device=x.device), "made": made, "complete": True,
+        "provenance": folder.provenance(seed=sampling.seed, device=x.device), "made": made, "complete": True,
     })  # fmt: skip
     folder.write_json(sidecar(table), content.to_json())
     return sidecar(table), content, found
@@ -280,17 +290,17 @@ def _bounded(
     x, y, ids = who.test()
     for threat in threats:
         threat.check_eps(x.shape[1:])
-    natural = predict(who.model, x, y) == y
+    clean = predict(who.model, x, y) == y
     results = []
     with bar(len(x) * len(threats), who.name, enabled=progress) as advance:
         for threat in threats:
             begun = time.perf_counter()
-            proved = _verified(who.model, x, y, threat, method, plugin, advance)
+            certain = _verified(who.model, x, y, threat, method, advance)
             results.append(
                 {
                     "threat": threat.plain(),
-                    "share": stats.share(int(proved.sum()), len(x)),
-                    "verified": ids[proved].tolist(),
+                    "share": stats.share(int(certain.sum()), len(x)),
+                    "verified": ids[certain].tolist(),
                     "seconds_per_image": (time.perf_counter() - begun) / len(x),
                 }
             )
@@ -299,7 +309,7 @@ def _bounded(
         about["ids"] = who.samples()["ids"]
     content = BoundsFile.from_json({
         **_head(who, method, plugin, ids.tolist(), x.shape[1:]), "n": len(x),
-        "natural": stats.share(int(natural.sum()), len(x)), "certified": results,
+        "clean": stats.share(int(clean.sum()), len(x)), "certified": results,
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     })  # fmt: skip
     out = sidecar(_free(who.place / f"{who.stem}{CERTIFICATE}", about))
@@ -307,12 +317,10 @@ def _bounded(
     return out, content
 
 
-def _verified(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, method: Any, plugin: Plugin | None, advance: Advance
-) -> Tensor:
+def _verified(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, method: Any, advance: Advance) -> Tensor:
     out = []
     for a, b in zip(x.split(50), y.split(50)):
-        if plugin is None:
+        if method in METHODS:
             with torch.no_grad():
                 out.append(verified(model, a, b, threat, method))
         else:

@@ -36,7 +36,7 @@ def row(found: SmoothingFile | BoundsFile) -> CertifiedRow:
     else:
         smoothed, entries = None, [_entry(at, size) for at in found.certified]
     return CertifiedRow(
-        found.run, found.trained, _how(found), found.images, found.natural, smoothed, entries, found.provenance
+        found.run, found.trained, _how(found), found.images, found.clean, smoothed, entries, found.provenance
     )
 
 
@@ -88,21 +88,21 @@ def markdown(rows: Sequence[CertifiedRow]) -> str:
             radii.append(l2)
     dim = math.prod(rows[0].images.shape or ())
     headings = [f"l2 {r:.3g} = linf {255 * r / math.sqrt(dim):.3g}/255 (%)" for r in radii]
-    head = ["run", "certificate", "natural, network (%)", "natural, smoothed (%)", *headings, "s / image"]
+    head = ["run", "certificate", "clean, network (%)", "clean, smoothed (%)", *headings, "s / image"]
     shown = []
     for r in rows:
         cells = [_cell(next((e for e in r.certified if abs(e.l2 - x) <= _SAME * x), None)) for x in radii]
         seconds = max(entry.seconds for entry in r.certified)
-        base = [f"{r.run} ({r.trained})", r.how, _figure(r.natural), _figure(r.smoothed)]
+        base = [f"{r.run} ({r.trained})", r.how, _figure(r.clean), _figure(r.smoothed)]
         shown.append([*base, *cells, f"{seconds:.3g}"])
     lines = markdown_table(head, shown, left=2)
     about = rows[0].provenance
     lines += [
         "",
         f"{_images(rows[0].images)}. In brackets: 95 % intervals over the choice of test images.",
-        "A column's linf ball lies within its l2 ball: smoothing and bounds in l2 prove both, bounds in linf the linf"
+        "A column's linf ball lies within its l2 ball: smoothing and bounds in l2 certify both, bounds in linf the linf"
         " ball alone.",
-        "Natural, smoothed: accuracy of the smoothed network, abstentions wrong; it certifies no radius.",
+        "Clean, smoothed: accuracy of the smoothed network, abstentions wrong; it certifies no radius.",
         f"Hardware: {about['device_name']}, {about['threads']} threads; seconds of wall time. Commit:"
         f" {', '.join(dict.fromkeys(str(r.provenance['commit']) for r in rows))}.",
     ]
@@ -112,8 +112,8 @@ def markdown(rows: Sequence[CertifiedRow]) -> str:
 def _how(found: SmoothingFile | BoundsFile) -> str:
     if isinstance(found, BoundsFile):
         return f"{found.method}, {' and '.join(dict.fromkeys(at.threat.norm for at in found.certified))}"
-    draws = found.draws
-    return f"{found.method}, sigma {draws['sigma']:.3g}, n {draws['n']:,}, alpha {draws['alpha']:g}"
+    sampling = found.sampling
+    return f"{found.method}, sigma {sampling['sigma']:.3g}, n {sampling['n']:,}, alpha {sampling['alpha']:g}"
 
 
 def _images(images: Samples) -> str:

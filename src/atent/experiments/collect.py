@@ -65,7 +65,7 @@ def assembled(rows: list[Row], **head: Any) -> ComparisonFile:
     """The comparison of these rows; ``head``: the fields of `ComparisonFile` that do not follow from them."""
     seeds = [found.seed for found in rows[0].seeds]
     evaluation = rows[-1].evaluations[-1]
-    made = _marked([_row(row) for row in rows])
+    made = _with_best([_row(row) for row in rows])
     return ComparisonFile(
         schema_version=COMPARISON_VERSION,
         data=evaluation.data,
@@ -97,7 +97,7 @@ def _row(row: Row) -> RecipeResult:
         recipe=row.label,
         method=row.method,
         threat=Adversary(**row.threat) if row.threat else None,
-        natural=accuracy([asdict(s.natural) for s in seeds]),
+        clean=accuracy([asdict(s.clean) for s in seeds]),
         attacks={a: accuracy([asdict(s.attacks[a]) for s in seeds]) for a in seeds[0].attacks},
         worst=accuracy([asdict(s.worst) for s in seeds]),
         last=accuracy([asdict(share) for share in last]) if len(last) == len(seeds) else None,
@@ -116,10 +116,10 @@ def _row(row: Row) -> RecipeResult:
 
 def pairs(rows: Sequence[Row]) -> list[PairResult]:
     """Every row less every later one, paired by seed and image; none for a single seed without outcomes by image."""
-    kept = [{kind: _outcomes(row, kind) for kind in ("natural", "worst")} for row in rows]
+    kept = [{kind: _outcomes(row, kind) for kind in ("clean", "worst")} for row in rows]
     out = []
     for i, j in itertools.combinations(range(len(rows)), 2):
-        found = [_difference(rows[i], rows[j], kind, kept[i][kind], kept[j][kind]) for kind in ("natural", "worst")]
+        found = [_difference(rows[i], rows[j], kind, kept[i][kind], kept[j][kind]) for kind in ("clean", "worst")]
         if found[0] is not None and found[1] is not None:
             by_image = found[0].p is not None and found[1].p is not None
             out.append(PairResult(rows[i].label, rows[j].label, found[0], found[1], _basis(rows[i], by_image)))
@@ -145,11 +145,11 @@ def _outcomes(row: Row, kind: str) -> list[str] | None:
     """For each seed "1" or "0" by image, in the order of the seeds; None where a file does not say."""
     out = []
     for seed, found in sorted(zip(row.seeds, row.evaluations), key=lambda pair: pair[0].seed):
-        natural = found.outcomes.get("natural")
-        if natural is None:
+        clean = found.outcomes.get("clean")
+        if clean is None:
             return None
         marks = found.outcomes["attacks"].values() if kind == "worst" else ()
-        text = "".join("1" if n == "1" and FOOLED not in rest else "0" for n, *rest in zip(natural, *marks))
+        text = "".join("1" if n == "1" and FOOLED not in rest else "0" for n, *rest in zip(clean, *marks))
         # Labels or ids that do not fit the share would pair the wrong images.
         if text.count("1") != getattr(seed, kind).k:
             return None
@@ -158,24 +158,24 @@ def _outcomes(row: Row, kind: str) -> list[str] | None:
 
 
 def _basis(row: Row, by_image: bool) -> str:
-    seeds, images = len(row.seeds), f"{row.seeds[0].natural.n:,} images"
+    seeds, images = len(row.seeds), f"{row.seeds[0].clean.n:,} images"
     if seeds == 1:
         return f"over {images}, for these two networks"
     return f"over {seeds} seeds and {images}" if by_image else f"over {seeds} seeds, on the same {images}"
 
 
-def _marked(rows: list[RecipeResult]) -> list[RecipeResult]:
+def _with_best(rows: list[RecipeResult]) -> list[RecipeResult]:
     """The rows, each with what of it lies above every other row's for certain."""
 
     def best(cells: Sequence[Spread]) -> list[bool]:
         first = winner(cells)
         return [first == i for i in range(len(cells))]
 
-    natural, worst = best([r.natural for r in rows]), best([r.worst for r in rows])
+    clean, worst = best([r.clean for r in rows]), best([r.worst for r in rows])
     attacks = {a: best([r.attacks[a] for r in rows]) for a in rows[0].attacks}
     return [
         replace(row, best={
-            "natural": natural[i], "worst": worst[i], "attacks": {a: each[i] for a, each in attacks.items()},
+            "clean": clean[i], "worst": worst[i], "attacks": {a: each[i] for a, each in attacks.items()},
         })
         for i, row in enumerate(rows)
     ]  # fmt: skip
@@ -183,7 +183,7 @@ def _marked(rows: list[RecipeResult]) -> list[RecipeResult]:
 
 def seed_result(path: Path, seed: int, evaluation: EvaluationFile, *, last: bool = True) -> SeedResult:
     """One training, from the metrics of the run at ``path`` and its ``evaluation``; ``last``: with the last epoch."""
-    rows = folder.read_jsonl(path / folder.METRICS)
+    rows = folder.read_rows(path / folder.METRICS)
     if evaluation.epoch is None:
         raise ValueError(f"{path / folder.EVALUATION} does not say which epoch was evaluated: remove it")
     # Where the last epoch is the best there is one evaluation of both; none is asked for without evaluate.last.
@@ -192,7 +192,7 @@ def seed_result(path: Path, seed: int, evaluation: EvaluationFile, *, last: bool
     return SeedResult(
         seed=seed,
         run=path.name,
-        natural=evaluation.natural,
+        clean=evaluation.clean,
         attacks={name: attack.robust for name, attack in evaluation.attacks.items()},
         worst=evaluation.worst,
         last=end.worst if end is not None and last else None,

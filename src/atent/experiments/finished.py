@@ -153,8 +153,8 @@ def _grouped(made: list[_Made]) -> dict[str, list[_Made]]:
         others = [other[0].settings() for other, theirs in zip(rows, names) if theirs == name]
         own = row[0].settings()
         keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
-        told = ", ".join(f"{key.partition('.')[2]} {own[key]}" for key in keys[:3])
-        out[f"{name} ({told})" if told else name] = row
+        more = ", ".join(f"{key.partition('.')[2]} {own[key]}" for key in keys[:3])
+        out[f"{name} ({more})" if more else name] = row
     return out
 
 

@@ -19,7 +19,7 @@ from atent.checks import check_choices, check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
-from atent.rng import Batch, Draws
+from atent.rng import Batch, Streams
 from atent.threat import Threat
 
 
@@ -57,7 +57,7 @@ class SmoothDDN(Attack):
     steps: int
     shrink: float
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         eps = float(self.threat.eps)
         found = decoupled(oracle, x, y, threat=self.threat, steps=self.steps, first=eps, gamma=self.shrink)
         return self.threat.project(found, x)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from atent.experiments.results.base import Adversary, Result, Samples, Share, whole
 from atent.registry import Plugin
 
-CERTIFICATE_VERSION = 1
+CERTIFICATE_VERSION = 2
 CERTIFIED_VERSION = 1
 
 
@@ -48,7 +48,7 @@ class CertificateFile(Result):
     images: Samples
     method: str
     n: int
-    natural: Share
+    clean: Share
     provenance: dict[str, Any]
     made: dict[str, Any]
     complete: bool
@@ -61,7 +61,7 @@ class CertificateFile(Result):
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         """As `Result.from_json`, as the type that it is: only smoothing has noise samples."""
-        kind = SmoothingFile if "draws" in content else BoundsFile
+        kind = SmoothingFile if "sampling" in content else BoundsFile
         return cast(Self, TypeAdapter(kind).validate_python(content))
 
     @classmethod
@@ -76,7 +76,8 @@ class SmoothingFile(CertificateFile):
     """A certificate by randomised smoothing."""
 
     norm: str
-    draws: dict[str, Any]
+    sampling: dict[str, Any]
+    """Settings of the noise samples: sigma, n0, n, alpha, seed."""
     smoothed: Share
     certified: list[Certified]
     abstained: Share
@@ -122,7 +123,7 @@ class CertifiedRow:
     how: str
     """The method and its settings, as text."""
     images: Samples
-    natural: Share
+    clean: Share
     smoothed: Share | None
     """None for bounds."""
     certified: list[CertifiedEntry]
