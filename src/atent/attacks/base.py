@@ -102,6 +102,12 @@ class Attack(metaclass=Settings):
     def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """`search`, with x where a minimum-norm attack finds nothing within eps."""
         x_adv = self.search(oracle, x, y, streams)
+        if not (isinstance(x_adv, Tensor) and x_adv.shape == x.shape and x_adv.is_floating_point()):
+            got = f"{x_adv.dtype} of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
+            raise ValueError(
+                f"{type(self).__name__}.search must return adversarial inputs, {x.dtype} of shape {tuple(x.shape)},"
+                f" got {got}"
+            )
         if not self.minimum_norm:
             return x_adv
         threat: Threat = self.threat.take(oracle.rows)
