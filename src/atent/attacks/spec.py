@@ -48,14 +48,15 @@ def parse(
     called = reference[1] if reference else name.id
     cls = attacks.find(called)
     known = [f.name for f in dataclasses.fields(cls) if f.name != "threat"]
-    values = {}
+    values: dict[str, Any] = {}
     for keyword in keywords:
+        field = str(keyword.arg)
         # The class itself reports a former name as deprecated.
-        if keyword.arg not in (*known, *_THREAT, *getattr(cls, "FORMER", {})):
-            raise ValueError(unknown(f"field of {called}", str(keyword.arg), [*known, *_THREAT]))
-        if keyword.arg in values:
-            raise ValueError(f"attack {text!r} gives {keyword.arg} twice")
-        values[keyword.arg] = _value(keyword.value, text)
+        if field not in (*known, *_THREAT, *getattr(cls, "FORMER", {})):
+            raise ValueError(unknown(f"field of {called}", field, [*known, *_THREAT]))
+        if field in values:
+            raise ValueError(f"attack {text!r} gives {field} twice")
+        values[field] = _value(keyword.value, text)
     norm, eps = values.pop("norm", threat and threat.norm), values.pop("eps", threat and threat.eps)
     if norm is None or eps is None:
         raise ValueError(f"attack {text!r} has no threat: add norm='linf' (or 'l2') and eps=...")
