@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 from zoo import ZOO, Attending, Batched, Twin, data, made, quietly
 
+from atent import Threat
 from atent.certify import Smoothed
 from atent.certify.certificate import Draws, certify_run
-from atent.evaluate import evaluate
+from atent.evaluate import evaluate, masking_checks
 from atent.independence import dependence
 
 
@@ -78,6 +79,28 @@ def test_dependence_that_only_noise_shows_is_found():
     assert "of its batch" in certify_run(net, x[:2], y[:2], Draws(0.5, 20, 100, 0.05)).to_json()["hint"]  # before: None
     with pytest.warns(UserWarning, match="of its batch"):
         Smoothed(net, 0.5).certify(x[:2], n0=20, n=100, alpha=0.05)
+
+
+class Crowded(Twin):
+    """Depends on its batch only where that holds more than 100 images."""
+
+    def forward(self, z):
+        return super().forward(z - z.mean(0) if len(z) > 100 else z)
+
+
+def test_dependence_that_begins_in_large_batches_is_found_where_there_are_such():
+    net, (x, y) = made(Crowded), data(120)
+    says = "in a batch of 120"
+    assert says in evaluate(net, x, y, {}, batch=250).hint
+    assert evaluate(net, x, y, {}, batch=100).hint is None
+    assert evaluate(made(Twin), x, y, {}, batch=250).hint is None
+    draws = Draws(0.25, 20, 100, 0.05)
+    assert "in a batch of 200" in certify_run(net, x[:2], y[:2], draws).to_json()["hint"]
+    assert certify_run(net, x[:2], y[:2], draws, batch=100).hint is None
+    with pytest.warns(UserWarning, match="in a batch of 200"):
+        Smoothed(net, 0.25).certify(x[:2], n0=20, n=100, alpha=0.05)
+    (failed,) = [c for c in masking_checks(net, x, net(x).argmax(1), Threat("linf", 0.1)) if c.name == "independent"]
+    assert not failed.passed
 
 
 @pytest.mark.parametrize("name", ["arithmetic in place", "spectral norm", "squeezes inside", "traced", "compiled"])

@@ -20,6 +20,7 @@ from atent.certify.smoothing import (
     certificates,
     check_draws,
     check_radius,
+    forward_size,
     largest_radius,
     linf_radius,
     noisy,
@@ -174,7 +175,8 @@ def certify_run(
         done = {row.idx: row for row in read_rows(path)}
     smoothed = Smoothed(model, draws.sigma, channels_last)
     check_labels(y, _natural(model, x[:1], draws.seed).shape[1])
-    hint = dependence_hint(model, noisy(x, draws.sigma, draws.seed), seed=draws.seed)
+    size = min(forward_size(x, batch), draws.n * len(x))
+    hint = dependence_hint(model, noisy(x, draws.sigma, draws.seed), seed=draws.seed, size=size)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
     if advance and len(left) < len(ids):
         advance((len(ids) - len(left)) * (draws.n0 + draws.n), "")

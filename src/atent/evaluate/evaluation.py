@@ -243,7 +243,7 @@ class _Trial:
         """One line on a mistake that the clean predictions suggest."""
         right = (predicted == self.y).cpu()
         return (
-            dependence_hint(self.model, self.x, seed=narrow(self.seed))
+            dependence_hint(self.model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
             or normalisation_hint(right, self.x, lambda z: predict(self.model, z, self.y, batch=self.batch), self.y)
             or collapse_hint(predicted, self.y)
             or one_class_hint(self.y)

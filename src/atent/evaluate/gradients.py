@@ -56,7 +56,7 @@ def repeatable(probe: Probe) -> Verdict:
 
 def independent(probe: Probe) -> Verdict:
     """A sample's logits are the same alone and beside other samples."""
-    found = dependence(probe.model, probe.x, seed=probe.seed)
+    found = dependence(probe.model, probe.x, seed=probe.seed, size=probe.batch)
     if found is None:
         return False, "not measured: the model fails on a batch of other samples"
     size = f"{100 * found.change:.2g} % of the largest" if found.found else "rounding only"
