@@ -8,7 +8,7 @@ from zoo import ZOO, Attending, Batched, Twin, data, made, quietly
 
 from atent import Threat
 from atent.certify import Smoothed
-from atent.certify.certificate import Draws, certify_run
+from atent.certify.certificate import Sampling, certify_run
 from atent.evaluate import evaluate, masking_checks
 from atent.independence import dependence
 
@@ -18,7 +18,7 @@ def test_dependence_on_the_batch_is_reported_by_evaluate_certify_and_the_checks(
     net, (x, y) = made(kind), data(12)
     says = "depends on the other samples of its batch"
     assert says in evaluate(net, x, y, {}).hint
-    assert says in quietly(certify_run, net, x[:2], y[:2], Draws(0.25, 20, 100, 0.05)).to_json()["hint"]
+    assert says in quietly(certify_run, net, x[:2], y[:2], Sampling(0.25, 20, 100, 0.05)).to_json()["hint"]
     with pytest.warns(UserWarning, match=says):
         Smoothed(net, 0.25).certify(x[:2], n0=20, n=100, alpha=0.05)
     with pytest.warns(UserWarning, match=says):
@@ -76,7 +76,9 @@ def test_dependence_that_whole_images_or_odd_batches_hide_is_found(kind):
 def test_dependence_that_only_noise_shows_is_found():
     (x, y), net = data(12), made(Beyond)
     assert evaluate(net, x, y, {}).hint is None
-    assert "of its batch" in certify_run(net, x[:2], y[:2], Draws(0.5, 20, 100, 0.05)).to_json()["hint"]  # before: None
+    assert (
+        "of its batch" in certify_run(net, x[:2], y[:2], Sampling(0.5, 20, 100, 0.05)).to_json()["hint"]
+    )  # before: None
     with pytest.warns(UserWarning, match="of its batch"):
         Smoothed(net, 0.5).certify(x[:2], n0=20, n=100, alpha=0.05)
 
@@ -94,9 +96,9 @@ def test_dependence_that_begins_in_large_batches_is_found_where_there_are_such()
     assert says in evaluate(net, x, y, {}, batch=250).hint
     assert evaluate(net, x, y, {}, batch=100).hint is None
     assert evaluate(made(Twin), x, y, {}, batch=250).hint is None
-    draws = Draws(0.25, 20, 100, 0.05)
-    assert "in a batch of 200" in certify_run(net, x[:2], y[:2], draws).to_json()["hint"]
-    assert certify_run(net, x[:2], y[:2], draws, batch=100).hint is None
+    sampling = Sampling(0.25, 20, 100, 0.05)
+    assert "in a batch of 200" in certify_run(net, x[:2], y[:2], sampling).to_json()["hint"]
+    assert certify_run(net, x[:2], y[:2], sampling, batch=100).hint is None
     with pytest.warns(UserWarning, match="in a batch of 200"):
         Smoothed(net, 0.25).certify(x[:2], n0=20, n=100, alpha=0.05)
     (failed,) = [c for c in masking_checks(net, x, net(x).argmax(1), Threat("linf", 0.1)) if c.name == "independent"]

@@ -29,7 +29,7 @@ from zoo import (
 from atent import Threat
 from atent.attacks import PGD
 from atent.certify import Smoothed, bounds, verified
-from atent.certify.certificate import Draws, certify_run
+from atent.certify.certificate import Sampling, certify_run
 from atent.data import from_tensors
 from atent.evaluate import evaluate, predict
 from atent.guard import ask
@@ -179,9 +179,9 @@ class Votes(Twin):
 def test_whole_numbers_are_scores_and_complex_ones_are_refused():
     # Before: TypeError of torch.finfo from evaluate and certify.
     (x, y), net, twin = data(), made(Votes), made(Twin)
-    assert evaluate(net, x, y, {}).natural == evaluate(twin, x, y, {}).natural
+    assert evaluate(net, x, y, {}).clean == evaluate(twin, x, y, {}).clean
     found = [
-        [row.predict for row in quietly(certify_run, each, x, y, Draws(0.25, 20, 100, 0.05)).rows]
+        [row.predict for row in quietly(certify_run, each, x, y, Sampling(0.25, 20, 100, 0.05)).rows]
         for each in (net, twin)
     ]
     assert found[0] == found[1]

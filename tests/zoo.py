@@ -11,14 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from atent import Threat
 from atent.attacks import DDN, FGSM, PGD, DeepFool, Langevin, Square
 from atent.certify import Smoothed, bounds, verified
-from atent.certify.certificate import Draws, certify_run
+from atent.certify.certificate import Sampling, certify_run
 from atent.data import from_tensors
 from atent.evaluate import evaluate, predict, sweep
 from atent.evaluate.craft import craft
 from atent.guard import ask
 from atent.methods import ATENT, AWP, MART, MMA, PGDAT, TRADES, Free, SmoothAdv, Standard
 from atent.optim import Optimizer
-from atent.report.samples import _told
+from atent.report.samples import _predicted
 from atent.train import TrainSettings, fit
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
@@ -328,7 +328,7 @@ def data(n=7, seed=1):
 
 
 def shares(found):
-    return {"natural": found.natural, "worst": found.worst, "outcomes": found.outcomes, "hint": found.hint}
+    return {"clean": found.clean, "worst": found.worst, "outcomes": found.outcomes, "hint": found.hint}
 
 
 def run(attack):
@@ -353,9 +353,9 @@ ENTRIES = {
     "craft": lambda net, x, y: craft(net, x, y, FGSM(LINF), batch=3),
     "certify": lambda net, x, y: quietly(Smoothed(net, 0.25).certify, x[:3], n0=20, n=100, alpha=0.05),
     "certify_run": lambda net, x, y: [
-        row._replace(time=0.0) for row in quietly(certify_run, net, x[:3], y[:3], Draws(0.25, 20, 100, 0.05)).rows
+        row._replace(time=0.0) for row in quietly(certify_run, net, x[:3], y[:3], Sampling(0.25, 20, 100, 0.05)).rows
     ],
-    "pictures": lambda net, x, y: _told(net, x),
+    "pictures": lambda net, x, y: _predicted(net, x),
 }
 BOUNDS = {
     "bounds": lambda net, x, y: tuple(t.detach() for t in bounds(net, x[:2], LINF)),
