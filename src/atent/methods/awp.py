@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
 from atent.methods.base import METHODS, Method, Metrics, State
-from atent.methods.batchnorm import buffers_kept
 from atent.threat import Threat
 
 
@@ -132,6 +131,18 @@ class AWP(Method):
 def may_perturb(method: type[Method]) -> bool:
     """Whether AWP goes around the methods of this class: they descend by `Method.backward`."""
     return method.backward is Method.backward
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, forward passes may move buffers, such as batch-norm statistics; after, these are as before."""
+    # Through .data: a graph that is still alive would see a new version.
+    before = [(b.data, b.detach().clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        if before:
+            torch._foreach_copy_([b for b, _ in before], [value for _, value in before])
 
 
 @contextmanager

@@ -13,9 +13,8 @@ from atent.checks import Settings, check_choice, check_number
 from atent.guard import ask
 from atent.losses import wide
 from atent.messages import unknown
-from atent.methods.awp import AWP, may_perturb
+from atent.methods.awp import AWP, buffers_kept, may_perturb
 from atent.methods.base import Method, Metrics, State, warm
-from atent.methods.batchnorm import buffers_kept
 from atent.methods.divergence import CHANCE, Discriminator, mmd, multiquadrics, rbf
 from atent.rng import PerSample
 from atent.threat import Threat
