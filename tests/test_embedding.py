@@ -18,7 +18,19 @@ from atent import runs as folder
 from atent.data import DataSettings, load
 from atent.experiments.pipeline import baseline
 from atent.experiments.recipes import UsageError, job, read_recipe
-from atent.methods import ATENT, AWP, MMA, PGDAT, TRADES, EmbeddingRegularised, EmbeddingTerm, Free, Gaussian, Standard
+from atent.methods import (
+    ATENT,
+    AWP,
+    FGSMRS,
+    MMA,
+    PGDAT,
+    TRADES,
+    EmbeddingRegularised,
+    EmbeddingTerm,
+    Free,
+    Gaussian,
+    Standard,
+)
 from atent.methods.divergence import CHANCE, Discriminator, mmd, multiquadrics, rbf
 from atent.methods.embedding import embed
 from atent.models import build
@@ -334,6 +346,11 @@ def test_bad_settings_are_one_line(given, line):
     with pytest.raises(ValueError, match=line) as caught:
         EmbeddingTerm(**given)
     assert "\n" not in str(caught.value)
+
+
+def test_a_method_of_a_single_step_stays_one():
+    assert EmbeddingRegularised(FGSMRS(LINF), EmbeddingTerm(0.1)).single_step
+    assert not EmbeddingRegularised(PGDAT(LINF), EmbeddingTerm(0.1)).single_step
 
 
 def test_what_it_does_not_go_around_is_one_line():

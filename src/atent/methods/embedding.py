@@ -126,6 +126,8 @@ class EmbeddingRegularised(Method):
             raise ValueError(
                 f"embedding regularisation does not go around {name}, whose backward is its own: use another method"
             )
+        # The term does not change whether the method may overfit catastrophically.
+        object.__setattr__(self, "single_step", self.method.single_step)
 
     @property
     def threat(self) -> Threat | None:
