@@ -15,9 +15,14 @@ from torch import nn
 
 from atent import Threat
 from atent import runs as folder
+from atent.attacks import PGD
+from atent.cli import main
 from atent.data import DataSettings, load
+from atent.evaluate import Check
+from atent.experiments.evaluation import evaluate_target
 from atent.experiments.pipeline import baseline
 from atent.experiments.recipes import UsageError, job, read_recipe
+from atent.experiments.target import load_target
 from atent.methods import (
     ATENT,
     AWP,
@@ -226,7 +231,7 @@ def test_the_term_is_the_divergence_at_clean_and_adversarial_inputs():
     clean, moved = (free[:7](inputs).flatten(1) for inputs in (x, points))
     kernel = rbf((24 * 4) ** 0.5)
     value = (mmd(clean, prior[:N], kernel) + mmd(moved, prior[N:], kernel)) / 2
-    assert float(metrics["embedding"]) == pytest.approx(float(value), rel=1e-9)
+    assert float(metrics["embedding"]) == pytest.approx(value.item(), rel=1e-9)
     nn.functional.cross_entropy(free(points), y).add(0.3 * value).backward()
     torch.testing.assert_close(gradient(made), gradient(free), rtol=1e-9, atol=1e-11)
     # Batch-norm saw the method's own pass alone.
@@ -382,3 +387,24 @@ def test_the_recipes_evaluate_with_the_checks():
         made = train_job(name)
         assert made.evaluate.checks
         assert {text.partition("(")[0] for text in made.evaluate.attacks} >= {"APGD", "Square"}
+
+
+def test_a_recipe_with_checks_has_them_in_its_evaluation(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def checks(model, x, y, threat, *, attack, seed, batch):
+        asked.append((threat, attack))
+        return [Check("black-box", False, "3 of 4", "gradients are masked")]
+
+    monkeypatch.setattr("atent.experiments.evaluation.masking_checks", checks)
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.limit", "60", "--train.epochs", "1", "--train.validate-limit", "10", "--evaluate.limit", "5"]
+    words = [*small, "--method.steps", "1", "--evaluate.attacks", "FGSM", "PGD(steps=2)", "--train.device", "cpu"]
+    assert main(["train", "digits-linf-pgdat-er", "--quiet", "--name", "er", *words]) == 0
+    ((threat, attack),) = asked
+    assert (threat.norm, threat.eps, attack) == ("linf", 0.15, PGD(threat, steps=2))
+    kept = folder.read_json("runs/er/evaluation.json")["checks"]
+    assert [(check["name"], check["passed"]) for check in kept] == [("black-box", False)]
+    assert "gradients are masked" in capsys.readouterr().out
+    # The run keeps asking for them.
+    assert evaluate_target(load_target("runs/er", device="cpu"), progress=False).checks[0].name == "black-box"
