@@ -26,8 +26,11 @@ COUNTS = {
     "kw_resnet": 4_214_850,
     "dm_large": 17_190_602,
     "two_class": 16_720,
+    "vit_tiny": 40_682,
+    "vit_small": 317_770,
+    "vit_b16": 85_806_346,
 }
-LARGE = ("wrn_28_10", "wrn_34_10")
+LARGE = ("wrn_28_10", "wrn_34_10", "vit_b16")
 SMALL = [name for name in COUNTS if name not in LARGE]
 
 
@@ -124,6 +127,9 @@ def test_forward_of_the_large(name):
         ("dm_large", (1, 28, 28)),
         ("dm_large", (2, 5, 8)),
         ("two_class", (5,)),
+        ("vit_tiny", (2, 32, 20)),
+        ("vit_small", (3, 32, 32)),
+        ("vit_b16", (1, 32, 48)),
     ],
 )
 def test_other_shapes(name, shape):
@@ -268,7 +274,7 @@ def test_normalize_wants_the_channels_of_the_input():
 
 
 def test_which_models_drop():
-    assert [name for name in MODELS if has_dropout(name)] == [n for n in MODELS if n[:3] in ("sma", "wrn")]
+    assert [name for name in MODELS if has_dropout(name)] == [n for n in MODELS if n[:3] in ("sma", "vit", "wrn")]
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "wrn_28_4"])
@@ -336,7 +342,11 @@ def test_wrn_depth(depth, widen):
         ("resnet20", {"shape": (3, 32.0, 32)}, ["(c, h, w)"]),
         ("resnet20", {"classes": 1}, ["classes", "1"]),
         ("resnet20", {"classes": "ten"}, ["classes", "'ten'"]),
-        ("resnet20", {"dropout": 0.1}, ["resnet20 has no dropout", "small_cnn, wrn_28_10, wrn_28_4"]),
+        (
+            "resnet20",
+            {"dropout": 0.1},
+            ["resnet20 has no dropout", "small_cnn, vit_b16, vit_small, vit_tiny, wrn_28_10"],
+        ),
         ("small_cnn", {"dropout": 1.0}, ["[0, 1)", "1.0"]),
         ("small_cnn", {"dropout": -0.1}, ["[0, 1)", "-0.1"]),
         ("wrn_34_10", {"dropout": float("nan")}, ["[0, 1)", "nan"]),

@@ -30,6 +30,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
         for code in blocks:
             exec(compile(code, "docs/training.md", "exec"), names)
         assert names["perturbed"].history[-1]["sharpness"] > 0
+        assert "embedding" in names["regularised"].history[-1]
         assert [row["epoch"] for row in names["again"].history] == [1, 2, 3]
         few = {
             "evaluate": ["--limit", "5", "--quiet"],

@@ -59,12 +59,17 @@ def _single(model: nn.Module, x: Tensor) -> Any:
 def check_shape(logits: Any, n: int) -> None:
     """ValueError, in one line, unless ``logits`` is a tensor (n, classes) with 2 classes or more."""
     if not isinstance(logits, Tensor):
-        raise ValueError(f"the model must return logits (n, classes), got a {type(logits).__name__}")
+        raise ValueError(f"the model must return logits (n, classes), got a {type(logits).__name__}{wrapping(logits)}")
     if logits.dim() == 1 and len(logits) == n:
         raise ValueError(_one_output("one output for each sample"))
     if logits.dim() != 2 or len(logits) != n:
         raise ValueError(f"the model must return logits (n, classes), got shape {tuple(logits.shape)} for {n} inputs")
     check_classes(logits.shape[1])
+
+
+def wrapping(answer: Any) -> str:
+    """What to do with an answer that holds the logits, for the error about it."""
+    return ": wrap the model by atent.models.transformers_logits(net)" if hasattr(answer, "logits") else ""
 
 
 def check_classes(classes: int) -> None:

@@ -37,7 +37,7 @@ Draws = Streams
 """The former name, for attacks of the user's own."""
 
 
-def philox(counter: Any, key: tuple[int, int]) -> Any:
+def philox(counter: Any, key: tuple[Any, Any]) -> Any:
     """Philox-4x32-10: four words of 32 bits from four counter words and two keys.
 
     Words are int64 tensors, or plain integers, in [0, 2^32).
@@ -60,12 +60,13 @@ def philox(counter: Any, key: tuple[int, int]) -> Any:
 @dataclass(frozen=True)
 class PerSample:
     """Streams keyed by (seed, id): ``ids`` is int64 (n,), each in [0, 2^48); ``attack`` separates the attacks.
+    The seed may be a scalar tensor, int64, which is not waited for.
 
     Seed, id, restart, step and place have bits of their own in key and counter, so streams of one use never overlap.
     (attack, use) is hashed to 32 bits: of the 100 or so names of an evaluation two share them with probability 1e-6.
     """
 
-    seed: int
+    seed: int | Tensor
     ids: Tensor
     attack: str = ""
 

@@ -79,6 +79,9 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
         with guard(model, mode="as-is"):  # a forward pass may write buffers
             traced = _Tracer().trace(root)
     except Exception as error:
+        layer = _unsupported(model)
+        if layer:
+            raise ValueError(f"{layer} is not supported by bounds: use {SUPPORTED}") from None
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ValueError(
             f"bounds cannot read the network's forward pass, which must not branch on x: {first[0]}"
@@ -100,6 +103,18 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
         else:
             found[step] = _translate(step, root, nodes, found, shared)
     return Graph(model, tuple(nodes), output, training)
+
+
+def _unsupported(model: nn.Module) -> str | None:
+    """The first layer of torch that no bound knows, for the error about a forward pass that cannot be traced."""
+    for name, module in model.named_modules():
+        own = type(module).__module__.startswith("torch.nn.") and not isinstance(module, _CONTAINERS)
+        if own and _known(module) is None:
+            return f"{name or 'the model'} ({type(module).__name__})"
+    return None
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:

@@ -83,8 +83,9 @@ def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
     except ValueError as error:
         raise UsageError(f"--method.name: {error}") from None
     if name != tables["method"]["name"]:
-        if not may_perturb(cls) and tables.get("train", {}).pop("awp", None):
-            print(f"atent: {name} takes no awp: left out of the recipe", file=sys.stderr)
+        for around in ("awp", "embedding"):
+            if not may_perturb(cls) and tables.get("train", {}).pop(around, None):
+                print(f"atent: {name} takes no {around}: left out of the recipe", file=sys.stderr)
         tables["method"] = with_method(tables["method"], name)
     return words[:at] + words[at + (1 if equals else 2) :]
 

@@ -147,6 +147,7 @@ def _train(
     if not baseline:
         print()
         show.accuracies(models)
+        _warnings(done.evaluation)
         print(f"\nrun folder: {path}")
         return 0
     threat = threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate)
@@ -161,6 +162,15 @@ def _train(
     status = _verdict(done.evaluation, plain.evaluation)
     print(f"\nrun folder: {path}")
     return status
+
+
+def _warnings(found: EvaluationFile) -> None:
+    """The checks for masked gradients that warn, where the recipe asks for them, a line each."""
+    failed = [check for check in found.checks if not check.passed]
+    if found.checks:
+        print(f"checks for masked gradients: {len(failed)} of {len(found.checks)} warn")
+    for check in failed:
+        print(f"{check.name} ({check.figure}): {check.why}")
 
 
 def _tracked(job: Any, path: Path, *, log: tuple[str, ...], **options: Any) -> Any:

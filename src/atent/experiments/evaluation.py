@@ -19,11 +19,13 @@ from atent.data.described import described
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep
 from atent.evaluate.craft import craft
 from atent.evaluate.ledger import Foreign
+from atent.evaluate.samples import Checked
 from atent.evaluate.sweep import at_radii
 from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, Target, inputs
 from atent.precision import SearchDtype
 from atent.progress import bar
+from atent.threat import Threat
 
 
 def evaluate_model(
@@ -32,13 +34,21 @@ def evaluate_model(
     attacks: Mapping[str, Attack],
     settings: EvaluateSettings,
     *,
+    threat: Threat | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate on the test images that the settings ask for, each attack alone; plain values with provenance."""
+    """Evaluate on the test images that the settings ask for, each attack alone; plain values with provenance.
+
+    ``threat`` is that of the settings' checks.
+    """
     x, y, ids = inputs(model, data, settings.limit)
     with bar(len(x) * rounds(attacks), "test", enabled=progress) as advance:
         found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **_how(settings))
-    return {**_measured(data, settings, found), "provenance": folder.provenance(seed=settings.seed, device=x.device)}
+    content = _measured(data, settings, found)
+    if settings.checks and threat is not None:
+        boxes = {threat.box} | {a.threat.box for a in attacks.values()}
+        content["checks"] = _masking(model, checked(model, x, y, ids, boxes), threat, attacks, settings)
+    return {**content, "provenance": folder.provenance(seed=settings.seed, device=x.device)}
 
 
 def evaluate_target(
@@ -52,13 +62,14 @@ def evaluate_target(
     progress: bool = True,
 ) -> EvaluationFile:
     """The content of evaluation.json: what `evaluate` finds, with ``radii`` the rows of `sweep` as ``sweep``, and with
-    ``checks`` those of `masking_checks` as ``checks``.
+    ``checks``, or where the target's settings ask for them, those of `masking_checks` as ``checks``.
 
     ``partial`` names a file from which a killed evaluation resumes, and which is removed when all is done; the sweep
     has another beside it. Raises as these functions do.
     """
-    _check_request(target, radii, checks)
     model, attacks, settings = target.model, target.attacks, target.settings
+    checks = checks or settings.checks
+    _check_request(target, radii, checks)
     x, y, ids = target.test()
     boxes = {a.threat.box for a in attacks.values()} | ({target.threat.box} if checks and target.threat else set())
     known = checked(model, x, y, ids, boxes)
@@ -76,18 +87,25 @@ def evaluate_target(
                 # The first file is of this evaluation: another name would begin it anew.
                 raise ValueError(str(error)) from None
     if checks and target.threat is not None:
-        own = [a for a in attacks.values() if a.threat == target.threat]
-        strongest = max(own, key=lambda attack: attack.passes, default=None)
-        made = masking_checks(
-            model, known, None, target.threat, attack=strongest, seed=settings.seed, batch=settings.batch
-        )  # fmt: skip
-        content["checks"] = [asdict(check) for check in made]
+        content["checks"] = _masking(model, known, target.threat, attacks, settings)
     content["provenance"] = folder.provenance(seed=settings.seed, device=x.device)
     for path in parts:
         if path is not None:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
     return EvaluationFile.from_json(content)
+
+
+def _masking(
+    model: nn.Module, known: Checked, threat: Threat, attacks: Mapping[str, Attack], settings: EvaluateSettings
+) -> list[dict[str, Any]]:
+    """What `masking_checks` finds, with the attack of that threat that takes the most passes."""
+    own = [a for a in attacks.values() if a.threat == threat]
+    strongest = max(own, key=lambda attack: attack.passes, default=None)
+    made = masking_checks(
+        model, known, None, threat, attack=strongest, seed=settings.seed, batch=settings.batch
+    )  # fmt: skip
+    return [asdict(check) for check in made]
 
 
 def _check_request(target: Target, radii: Sequence[float | str], checks: bool) -> None:

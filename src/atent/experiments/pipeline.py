@@ -22,7 +22,8 @@ from atent.experiments.evaluation import evaluate_model
 from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, data_of, threat_of
 from atent.methods import Method, Standard
-from atent.methods.awp import Perturbation, apart, perturbed, plain, title
+from atent.methods.awp import Perturbation, plain
+from atent.methods.embedding import EmbeddingTerm
 from atent.models import MODELS, ModelSettings, check_output, make
 from atent.optim import Optimizer, Schedule
 from atent.optim.settings import OPTIMIZERS
@@ -35,6 +36,7 @@ from atent.train.callbacks import Callback
 from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.preflight import check_attacks
 from atent.train.settings import TrainSettings, pick_device
+from atent.train.step import apart, around, title
 
 Say = Callable[[str], None]
 
@@ -54,15 +56,15 @@ class Job:
 
     def __post_init__(self) -> None:
         # `AWP(method)` says the same as train.awp.
-        method, awp = apart(self.method, self.train.awp)
-        perturbed(method, awp)
+        method, train = apart(self.method, self.train)
+        around(method, train)
         object.__setattr__(self, "method", method)
-        object.__setattr__(self, "train", replace(self.train, awp=awp))
+        object.__setattr__(self, "train", train)
 
     @property
     def title(self) -> str:
         """The name of what trains, for tables."""
-        return title(self.method, self.train.awp)
+        return title(self.method, self.train)
 
     def sections(self) -> dict[str, Any]:
         """The settings as plain values, in a recipe's form."""
@@ -170,7 +172,8 @@ def _evaluated(
     job: Job, path: Path, model: nn.Module, fitted: Fitted, data: Data, attacks: dict[str, Attack], progress: bool
 ) -> EvaluationFile:
     """The test set's evaluation of the best epoch and, with ``evaluate.last``, of the last one."""
-    content = evaluate_model(fitted.model, data, attacks, job.evaluate, progress=progress)
+    threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
+    content = evaluate_model(fitted.model, data, attacks, job.evaluate, threat=threat, progress=progress)
     kept = {"average": fitted.best["best_weights"] == "average"} if "best_weights" in fitted.best else {}
     content = {"run": path.name, "epoch": fitted.best["epoch"], **kept, **content}
     if fitted.stopped:
@@ -225,7 +228,8 @@ def saved_run(path: Path, *, model: str | None = None, data: str | None = None, 
 def baseline(job: Job, threat: Threat) -> Job:
     """The same data, split, network, epochs, optimizer and evaluation with standard training."""
     evaluate = replace(job.evaluate, norm=threat.norm, eps=float(threat.eps))
-    return replace(job, method=Standard(), train=replace(job.train, awp=Perturbation()), evaluate=evaluate)
+    train = replace(job.train, awp=Perturbation(), embedding=EmbeddingTerm())
+    return replace(job, method=Standard(), train=train, evaluate=evaluate)
 
 
 def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
@@ -278,4 +282,7 @@ def _method_line(config: dict[str, Any]) -> str:
     awp = config["train"].get("awp")
     if awp and awp["gamma"]:
         line += f", weights perturbed by {awp['gamma']:g} (AWP)"
+    term = config["train"].get("embedding")
+    if term and term["weight"]:
+        line += f", embeddings regularised by {term['weight']:g} {term['divergence']} (after Li et al. 2021)"
     return line

@@ -54,7 +54,7 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
     try:
         return Job(recipe=recipe, **built)
     except ValueError as error:
-        raise UsageError(f"train.awp: {error}") from None
+        raise UsageError(f"train.{'embedding' if built['train'].embedding.weight else 'awp'}: {error}") from None
 
 
 def resumed_job(

@@ -50,6 +50,8 @@ class EvaluateSettings(metaclass=Settings):
     """Seed of the attacks' random numbers."""
     last: bool = True
     """Evaluate the last epoch's weights as well, where another epoch is the best."""
+    checks: bool = False
+    """Also look for masked gradients (`atent.evaluate.masking_checks`), where there is a threat."""
     channels_last: bool = False
     """Images in the channels-last memory format: often faster for convolutions, the same to rounding."""
     allow_large_eps: bool = False

@@ -11,6 +11,8 @@ from atent.methods.awp import Perturbation as Perturbation
 from atent.methods.base import METHODS as METHODS
 from atent.methods.base import Method as Method
 from atent.methods.base import method as method
+from atent.methods.embedding import EmbeddingRegularised as EmbeddingRegularised
+from atent.methods.embedding import EmbeddingTerm as EmbeddingTerm
 from atent.registry import exported
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from atent.methods.trades import TRADES as TRADES
     from atent.methods.trades_smoothing import TRADESSmoothing as TRADESSmoothing
 
-_OTHERS = ("AWP", "METHODS", "Method", "Perturbation", "method")
+_OTHERS = ("AWP", "EmbeddingRegularised", "EmbeddingTerm", "METHODS", "Method", "Perturbation", "method")
 
 
 def __getattr__(name: str) -> Any:

@@ -283,6 +283,11 @@ class ATENT(Method):
         fit = cross_entropy(clean, y, self.label_smoothing).mean()
         return fit + self.beta * value, metrics | self._clean_metrics(clean, y, fit.detach(), value.detach())
 
+    def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        """The last iterates of the chains."""
+        iterates: list[Tensor] = aux.iterates if isinstance(aux, Samples) else aux
+        return iterates[-1]
+
     def descend(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, weight: float = 1.0,
         state: State | None = None,

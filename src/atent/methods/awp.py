@@ -103,6 +103,12 @@ class AWP(Method):
     ) -> tuple[Tensor, Metrics]:
         return self.method.loss(model, x, y, aux, progress=progress, state=state)
 
+    def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        return self.method.points(x, aux)
+
+    def diverged(self, state: State | None) -> str | None:
+        return self.method.diverged(state)
+
     def backward(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
@@ -128,19 +134,29 @@ def may_perturb(method: type[Method]) -> bool:
 
 
 @contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, forward passes may move buffers, such as batch-norm statistics; after, these are as before."""
+    # Through .data: a graph that is still alive would see a new version.
+    before = [(b.data, b.detach().clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        if before:
+            torch._foreach_copy_([b for b, _ in before], [value for _, value in before])
+
+
+@contextmanager
 def _aside(model: nn.Module) -> Iterator[None]:
     """Inside, gradients gather from nothing; after, gradients and buffers are as they were before."""
     grads = [(p, p.grad) for p in model.parameters()]
-    buffers = [(b.data, b.detach().clone()) for b in model.buffers()]
-    try:
-        for p, _ in grads:
-            p.grad = None
-        yield
-    finally:
-        for p, grad in grads:
-            p.grad = grad
-        if buffers:
-            torch._foreach_copy_([b for b, _ in buffers], [value for _, value in buffers])
+    with buffers_kept(model):
+        try:
+            for p, _ in grads:
+                p.grad = None
+            yield
+        finally:
+            for p, grad in grads:
+                p.grad = grad
 
 
 @contextmanager
@@ -203,8 +219,3 @@ def plain(method: Method) -> dict[str, Any]:
     threat = getattr(method, "threat", None)
     against = {"threat": threat.plain()} if threat is not None else {}
     return {"name": METHODS.name_of(type(method)), **asdict(method), **against}
-
-
-def title(method: Method, awp: Perturbation) -> str:
-    """The name of a method for tables: TRADES, or TRADES-AWP."""
-    return f"{type(method).__name__}{'-AWP' if awp.gamma else ''}"

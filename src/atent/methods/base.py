@@ -78,6 +78,16 @@ class Method(metaclass=Settings):
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
             )[1]  # fmt: skip
 
+    def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        """The inputs (m, ...) beside ``x`` that the loss sees at ``aux``, for terms around the method; None: there are
+        none. By default ``aux`` itself, where it is a batch of the shape of ``x``."""
+        return aux if isinstance(aux, Tensor) and aux.shape == x.shape else None
+
+    def diverged(self, state: State | None) -> str | None:
+        """One line on what in ``state`` has diverged and what to change; None: nothing has. It may wait for the
+        device."""
+        return None
+
     def descend(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, weight: float = 1.0,
         state: State | None = None,

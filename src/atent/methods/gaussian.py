@@ -38,6 +38,9 @@ class Gaussian(Method):
         """The noise, or None; the model is not asked."""
         return gaussian_noise(x, self.sigma, rng)
 
+    def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        return None if aux is None else x + aux
+
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:

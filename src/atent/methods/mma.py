@@ -158,6 +158,11 @@ class MMA(Method):
             state["eps"].index_copy_(0, ids.to(now.device), now)
         return [at(margin).detach(), margin]
 
+    def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        """The boundary points."""
+        boundary: Tensor = aux[0]
+        return boundary
+
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:

@@ -141,6 +141,10 @@ class SmoothAdv(Method):
         noise = self.sigma * Batch(rng).normal(noise) if self.sigma > 0 else torch.zeros_like(noise)
         return [self.adversary_at(progress)(Averaged(model, noise), x, y, rng=rng), noise]
 
+    def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        x_adv, noise = aux
+        return x_adv.repeat_interleave(self.samples, 0) + noise  # type: ignore[no-any-return]
+
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:

@@ -73,6 +73,11 @@ class TRADESSmoothing(Method):
         noise = gaussian_noise(x, self.sigma, rng)
         return [self.trades.adversary(shifted(model, noise), x, y, rng=rng, progress=progress), noise]
 
+    def points(self, x: Tensor, aux: Any) -> Tensor | None:
+        x_adv, noise = aux
+        seen: Tensor = x if x_adv is None else x_adv
+        return None if seen is x and noise is None else seen if noise is None else seen + noise
+
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:

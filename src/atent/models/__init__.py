@@ -12,10 +12,11 @@ from .binary import binary_logits
 from .normalize import Normalize
 from .reference import check_output, from_reference
 from .registry import MODELS, model
+from .transformers import transformers_logits
 
 __all__ = [
     "MODELS", "ModelSettings", "Normalize", "binary_logits", "build", "check_output", "from_reference",
-    "has_activation", "has_dropout", "make", "model", "native_shape",
+    "has_activation", "has_dropout", "has_patch", "make", "model", "native_shape", "transformers_logits",
 ]  # fmt: skip
 
 
@@ -26,6 +27,7 @@ def build(
     shape: Sequence[int] | None = None,
     dropout: float | None = None,
     activation: str | None = None,
+    patch: int | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> nn.Module:
     """The network `name` of `MODELS`, in train mode, with fresh weights from torch's global generator.
@@ -33,12 +35,13 @@ def build(
     `classes` is at least 2. `shape` is the (c, h, w) of one input ((d,) for `two_class`), default `native_shape(name)`.
     `dropout` in [0, 1), default the network's own, goes only to networks that have such a field.
     `activation` is relu, softplus or tanh, default relu, for networks that have such a field.
+    `patch` is the side of a vision transformer's patches in pixels, default the network's own.
     `normalize` is (mean, std), per channel in pixel units: then the model is a `Sequential` of
     `normalize` and `network`, and its state-dict keys begin with these two names; without it the network
     comes bare. Builds on the device of `torch.device(...)` as a context, also on "meta".
 
     Raises ValueError, in one line, for an unknown name, a shape or a number of classes that the network
-    cannot take, a dropout or an activation that is unknown, out of range or on a network without one, and a
+    cannot take, a dropout, an activation or a patch that is unknown, out of range or on a network without one, and a
     normalisation that does not fit the channels.
     """
     function = MODELS.find(name)
@@ -55,6 +58,11 @@ def build(
         )
         raise ValueError(f"shape must be {wanted}, got {shape}: {fix}")
     settings: dict[str, float | str] = {}
+    if patch is not None:
+        if not has_patch(name):
+            able = ", ".join(other for other in MODELS if has_patch(other))
+            raise ValueError(f"{name} has no patches; these have: {able}")
+        settings["patch"] = patch
     if activation is not None:
         if not has_activation(name):
             able = ", ".join(other for other in MODELS if has_activation(other))
@@ -90,6 +98,11 @@ def has_dropout(name: str) -> bool:
 def has_activation(name: str) -> bool:
     """Whether the activation of the network `name` can be chosen. Raises ValueError for an unknown name."""
     return "activation" in inspect.signature(MODELS.find(name)).parameters
+
+
+def has_patch(name: str) -> bool:
+    """Whether the network `name` cuts its input into patches. Raises ValueError for an unknown name."""
+    return "patch" in inspect.signature(MODELS.find(name)).parameters
 
 
 # The settings build on `build`.

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from atent.guard import check_classes, check_weights, dtype_of, explained, guard
+from atent.guard import check_classes, check_weights, dtype_of, explained, guard, wrapping
 from atent.registry import current_directory_on_path, first_line, load_object
 
 T = TypeVar("T")
@@ -70,7 +70,9 @@ def check_output(
     except Exception as error:
         raise ValueError(f"the model cannot take inputs of shape {tuple(shape)}: {first_line(error)}") from error
     if not isinstance(output, torch.Tensor):
-        raise ValueError(f"the model gives {_kind(output)}, want a tensor of logits of shape (2, {classes})")
+        raise ValueError(
+            f"the model gives {_kind(output)}, want a tensor of logits of shape (2, {classes}){wrapping(output)}"
+        )
     if output.shape in ((2,), (2, 1)):
         check_classes(1)
     if output.ndim == 2 and len(output) == 2 and output.shape[1] != classes:

@@ -12,7 +12,7 @@ MODELS: Registry[Callable[..., nn.Module]] = Registry(
     "model", "atent.models", "atent.models", callable, "a function that builds an nn.Module"
 )
 """Name -> function that builds the network; it takes ``classes`` and ``shape`` (whose default is the native one), and
-``dropout`` and ``activation`` where it has them."""
+``dropout``, ``activation`` and ``patch`` where it has them."""
 
 model = MODELS.register
 """Decorator that makes a network known by its function's name."""

@@ -22,6 +22,8 @@ class ModelSettings(metaclass=Settings):
     """Dropout rate in [0, 1), for networks that have such a field; default: the network's own."""
     activation: str | None = None
     """relu, softplus or tanh, for networks where it can be chosen (digits_cnn); default: relu."""
+    patch: int | None = None
+    """Side of the patches of a vision transformer in pixels, which divides the image's; default: the network's own."""
     mean: tuple[float, ...] | None = None
     """Per-channel mean that the model's first layer takes off; with std."""
     std: tuple[float, ...] | None = None
@@ -41,13 +43,14 @@ def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if ":" in settings.name:
-            if any(value is not None for value in (settings.dropout, settings.activation, settings.mean)):
+            own = (settings.dropout, settings.activation, settings.patch, settings.mean)
+            if any(value is not None for value in own):
                 raise ValueError(
-                    f"dropout, activation, mean and std are for built-in models: set them inside {settings.name}"
+                    f"dropout, activation, patch, mean and std are for built-in models: set them inside {settings.name}"
                 )
             return from_reference(settings.name)
         normalize = None if settings.mean is None or settings.std is None else (settings.mean, settings.std)
         return build(
             settings.name, classes=classes, shape=shape, dropout=settings.dropout, activation=settings.activation,
-            normalize=normalize,
+            patch=settings.patch, normalize=normalize,
         )  # fmt: skip

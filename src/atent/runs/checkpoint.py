@@ -13,7 +13,19 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.guard import guard
-from atent.runs.weights import Notes, Snapshot, State, differences, fitted, pack, put, unpack, visible, whole
+from atent.runs.weights import (
+    Notes,
+    Snapshot,
+    State,
+    differences,
+    fitted,
+    pack,
+    put,
+    translated,
+    unpack,
+    visible,
+    whole,
+)
 
 STATE = "state.pt"
 
@@ -82,11 +94,13 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> 
     that averages its weights the best epoch of each kind, raw, ema or swa.
 
     float16 files are raised to the model's own type; either may be of a network inside `torch.compile`. A network that
-    makes layers in its first forward pass makes them here. FileNotFoundError or ValueError, in one line, where the file
-    is absent, damaged, or of another architecture.
+    makes layers in its first forward pass makes them here, and one whose class knows the names of other libraries
+    (vision transformers: timm, transformers) takes their files. FileNotFoundError or ValueError, in one line, where the
+    file is absent, damaged, or of another architecture.
     """
     path = weights_file(Path(path), which)
     about, state, notes = read_weights(path)
+    state = translated(model, state)
     own = notes.get("own", [])
     check_architecture(model, state, path, about, own)
     put(model, fitted(visible(model), state), own)

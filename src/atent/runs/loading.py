@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.messages import unknown
-from atent.models import MODELS, ModelSettings, build, from_reference, make
+from atent.models import MODELS, ModelSettings, build, from_reference, has_patch, make
 from atent.runs.checkpoint import load_weights, read_weights, weights_file
 
 
@@ -103,11 +104,19 @@ def _named(
     """The network called ``name`` as ``tensors`` have it: with the layer that normalises where they do."""
     # Weights do not show it.
     activation = made.get("activation") if name == made.get("name") else None
-    settings = ModelSettings(name=name, activation=activation)
+    settings = ModelSettings(name=name, activation=activation, patch=_patch(name, tensors))
     if "normalize.mean" in tensors and ":" not in name:
         channels = tensors["normalize.mean"].numel()
-        settings = ModelSettings(name=name, activation=activation, mean=(0.0,) * channels, std=(1.0,) * channels)
+        settings = replace(settings, mean=(0.0,) * channels, std=(1.0,) * channels)
     return make(settings, classes=classes, shape=shape)
+
+
+def _patch(name: str, tensors: Mapping[str, Tensor]) -> int | None:
+    """The side of a vision transformer's patches, as its kernel shows it."""
+    if ":" in name or not has_patch(name):
+        return None
+    kernels = ("patch_embed.proj.weight", "patch_embeddings.projection.weight")
+    return next((t.shape[-1] for key, t in tensors.items() if key.endswith(kernels)), None)
 
 
 def load_file(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import nn
 
 from atent.data import Data
 from atent.methods import Method
-from atent.methods.awp import apart
 from atent.optim import Optimizer, Schedule
 from atent.threat import Threat
 from atent.train.builders import Builders
@@ -19,6 +17,7 @@ from atent.train.callbacks import Bar, Callback, EarlyStopping, Report
 from atent.train.describe import describe, digest_of, facts
 from atent.train.result import Diverged, Fitted
 from atent.train.settings import TrainSettings
+from atent.train.step import apart
 from atent.train.trainer import Trainer
 
 __all__ = ["Diverged", "Fitted", "describe", "digest_of", "facts", "fit"]
@@ -59,7 +58,8 @@ def fit(
     ``builder`` names what builds the network again, as module:function or a network of `atent.models.MODELS`, called
     with ``builder_args``; ``data_builder`` what gives the data. Both are tried before the training, and recorded, so
     that the commands take the run without ``--model`` and ``--data``. Data of `atent.data.load` need no builder.
-    ``AWP(method)`` is the same as ``method`` with ``settings.awp``.
+    ``AWP(method)`` is the same as ``method`` with ``settings.awp``, `EmbeddingRegularised` as with
+    ``settings.embedding``.
 
     Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
     folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
@@ -82,7 +82,7 @@ def fit(
     wrong = next((c for c in callbacks if not isinstance(c, Callback)), None)
     if wrong is not None:
         raise ValueError(f"callbacks has a {type(wrong).__name__}: derive it from atent.train.Callback")
-    method, settings = _step(method, settings or TrainSettings())
+    method, settings = apart(method, settings or TrainSettings())
     stopping = [EarlyStopping(settings.patience)] if settings.patience else []
     every = [*([Bar()] if progress else []), *([Report(report)] if report else []), *stopping, *callbacks]
     return Trainer(
@@ -91,9 +91,3 @@ def fit(
         run=Path(run) if run is not None else None, config=config, resume=resume, progress=progress, callbacks=every,
         say=say, builders=Builders(builder, builder_args or {}, data_builder, data_builder_args or {}),
     ).train()  # fmt: skip
-
-
-def _step(method: Method, settings: TrainSettings) -> tuple[Method, TrainSettings]:
-    """The method, and the settings of the step, to which the perturbation of `AWP` belongs."""
-    method, awp = apart(method, settings.awp)
-    return method, replace(settings, awp=awp)

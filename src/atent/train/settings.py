@@ -12,6 +12,7 @@ from atent.checks import Settings, check_choices, check_number
 from atent.data.settings import everything
 from atent.messages import deprecated
 from atent.methods.awp import Perturbation
+from atent.methods.embedding import EmbeddingTerm
 from atent.optim.average import check_average
 from atent.threads import Threads, check_threads
 
@@ -55,6 +56,8 @@ class TrainSettings(metaclass=Settings):
     """Share of the training before the average begins."""
     awp: Perturbation = field(default=Perturbation())
     """Adversarial weight perturbation: each step takes its gradient at weights that were moved along it."""
+    embedding: EmbeddingTerm = field(default=EmbeddingTerm())
+    """Embedding regularisation: each step also draws the embeddings towards a Gaussian."""
     select_weights: Literal["both", "raw", "average"] = "both"
     """Which weights may be the best: the raw ones, the averaged ones, or both."""
     patience: int | None = None
@@ -88,6 +91,11 @@ class TrainSettings(metaclass=Settings):
         if not isinstance(self.awp, Perturbation):
             raise ValueError(
                 f"awp is a Perturbation, got a {type(self.awp).__name__}: write Perturbation(0.005), from atent.methods"
+            )
+        if not isinstance(self.embedding, EmbeddingTerm):
+            raise ValueError(
+                f"embedding is an EmbeddingTerm, got a {type(self.embedding).__name__}: write"
+                " EmbeddingTerm(weight=0.1), from atent.methods"
             )
         if self.patience is not None:
             check_number("patience", self.patience, 1, whole=True)

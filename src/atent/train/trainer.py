@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from atent import runs as folder
 from atent.data import Data, augment
 from atent.methods import Method
-from atent.methods.awp import perturbed
 from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
 from atent.rng import fold
@@ -41,6 +40,7 @@ from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
 from atent.train.meter import Meter
 from atent.train.result import Diverged, Fitted
 from atent.train.settings import TrainSettings, pick_device
+from atent.train.step import around
 from atent.train.validation import Validation
 from atent.train.watch import STOP, watch
 
@@ -58,11 +58,10 @@ class Trainer:
         say: Callable[[str], None], builders: Builders,
     ) -> None:  # fmt: skip
         self.model, self.bare, self.settings, self.schedule = model, method, settings, schedule
-        self.method = perturbed(method, settings.awp)
+        self.method = around(method, settings)
         self.optimizer_settings, self.path, self.say = optimizer, run, say
         self.progress, self.callbacks, self._hinted = progress, callbacks, False
-        own = getattr(method, "threat", None)
-        threat = own or threat
+        own, threat = method.threat, method.threat or threat
         self.device = pick_device(settings.device)
         self._place(data, threat)
         builders.check(model, data)
@@ -112,7 +111,7 @@ class Trainer:
     def _check(self) -> bool:
         """ValueError for what would end the training later; whether a last batch of one image joins the one before."""
         named = {f"validate_attack {self.settings.validate_attack}": a for a in self.validation.attacks.values()}
-        method, size = perturbed(calibration.stand_in(self.bare), self.settings.awp), self.settings.batch_size
+        method, size = around(calibration.stand_in(self.bare), self.settings), self.settings.batch_size
         given = (self.model, self.data, method, self.state, named, self.begun, self.path, self.amp, size)
         return preflight.check(*given)
 
@@ -140,7 +139,7 @@ class Trainer:
             if self.path is not None:
                 folder.create(self.path)
                 folder.write_json(self.path / folder.CONFIG, self.config)
-        self.method = perturbed(calibration.adopt(self.bare, self.position.get("calibration")), settings.awp)
+        self.method = around(calibration.adopt(self.bare, self.position.get("calibration")), settings)
 
     def _calibrate(self) -> None:
         with self.amp:
@@ -267,13 +266,14 @@ class Trainer:
         return gradient
 
     def _read_loss(self, epoch: int, step: int) -> float:
-        """The epoch's mean loss so far; Diverged where it is not finite."""
-        if not self.meter.finite():
+        """The epoch's mean loss so far; Diverged where it, or something of the method, is not finite."""
+        line = self.method.diverged(self.state)
+        if line is None and not self.meter.finite():
+            now, lr = f"epoch {epoch + 1}, step {step + 1}", self.optimizer.param_groups[0]["lr"]
+            line = f"the loss is not finite at {now}: lower optimizer.lr (now {lr:g}) or warm eps up"
+        if line is not None:
             kept = f"what was saved before stays in {self.path}" if self.path else "nothing was written"
-            raise Diverged(
-                f"the loss is not finite at epoch {epoch + 1}, step {step + 1}: lower optimizer.lr"
-                f" (now {self.optimizer.param_groups[0]['lr']:g}) or warm eps up; {kept}"
-            )
+            raise Diverged(f"{line}; {kept}")
         return float(self.meter.sums["loss"]) / self.meter.count
 
     def _row(self, epoch: int, step: int, begun: float) -> dict[str, Any]:
