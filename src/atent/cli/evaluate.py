@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from atent.cli import show
 from atent.cli.parse import Flat, Place, arg
+from atent.cli.studies import StudyOptions, print_studies
 from atent.cli.target import Target
 
 RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
@@ -15,6 +16,7 @@ RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
 
 def evaluate(
     target: Annotated[Target, Flat],
+    studies: Annotated[StudyOptions, Flat],
     *,
     attacks: Annotated[tuple[str, ...] | None, arg("ATTACK ...")] = None,
     cascade: bool = True,
@@ -68,8 +70,8 @@ def evaluate(
         place = subject.place / f"{subject.stem}{folder.EVALUATION}"
         path = Path(out) if out else show.free_file(place)
         evaluation = evaluate_target(
-            subject, cascade=cascade, radii=radius, checks=checks or strict, search_dtype=search_dtype,
-            partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
+            subject, cascade=cascade, radii=radius, checks=checks or strict, studies=studies.studies(),
+            search_dtype=search_dtype, partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
         )  # fmt: skip
         path = path if out else show.free_file(place)
         found = evaluation.to_json()
@@ -84,6 +86,7 @@ def evaluate(
             written.append(show.free_file(path.with_name(f"{subject.stem}security.png")))
             plots.save(plots.security(found["sweep"]), written[-1])
             _radii(found["sweep"])
+        written += print_studies(evaluation, path, subject.stem)
         print("\n" + "\n".join(summary(evaluation)))
         warned = _checks(found["checks"]) if "checks" in found else False
         print(f"\nwritten: {', '.join(map(str, written))}")

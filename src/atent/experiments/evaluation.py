@@ -20,6 +20,7 @@ from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds
 from atent.evaluate.craft import craft
 from atent.evaluate.sweep import at_radii
 from atent.experiments.results import EvaluationFile
+from atent.experiments.studies import Studies, partials, run_studies
 from atent.experiments.target import EvaluateSettings, Target, inputs
 from atent.precision import SearchDtype
 from atent.progress import bar
@@ -46,6 +47,7 @@ def evaluate_target(
     cascade: bool = True,
     radii: Sequence[float | str] = (),
     checks: bool = False,
+    studies: Studies | None = None,
     search_dtype: SearchDtype | None = None,
     partial: Path | None = None,
     progress: bool = True,
@@ -57,6 +59,8 @@ def evaluate_target(
     has another beside it. Raises as these functions do.
     """
     _check_request(target, radii, checks)
+    studies = studies or Studies()
+    studies.check(target)
     model, attacks, settings = target.model, target.attacks, target.settings
     x, y, ids = target.test()
     boxes = {a.threat.box for a in attacks.values()} | ({target.threat.box} if checks and target.threat else set())
@@ -77,8 +81,9 @@ def evaluate_target(
             model, known, None, target.threat, attack=strongest, seed=settings.seed, batch=settings.batch
         )  # fmt: skip
         content["checks"] = [asdict(check) for check in made]
+    content |= run_studies(studies, target, known, partial=partial, progress=progress)
     content["provenance"] = folder.provenance(seed=settings.seed, device=x.device)
-    for path in parts:
+    for path in (*parts, *(partials(partial, studies.chosen) if partial else [])):
         if path is not None:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()

@@ -1,4 +1,5 @@
-"""The result files as types: what evaluation.json, certificate.json, comparison.json and theory.json hold.
+"""The result files as types: what evaluation.json, certificate.json, comparison.json, theory.json and
+transfer.json hold.
 
 `from_json` takes a file of the current version; `atent.experiments.migrate` brings older files to it first. An unknown
 key is an error, so that no part of a file is lost without notice.
@@ -8,6 +9,15 @@ from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, 
 from atent.experiments.results.certificate import CERTIFICATE_VERSION, BoundsFile, CertificateFile, SmoothingFile
 from atent.experiments.results.comparison import COMPARISON_VERSION, ComparisonFile, RecipeResult, SeedResult, Spread
 from atent.experiments.results.evaluation import EVALUATION_VERSION, AttackResult, EvaluationFile, LastEpoch, Part
+from atent.experiments.results.studies import (
+    TRANSFER_VERSION,
+    BandReport,
+    CorruptionReport,
+    FlipReport,
+    FourierReport,
+    Mean,
+    TransferFile,
+)
 from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFile
 
 __all__ = [
@@ -15,14 +25,20 @@ __all__ = [
     "COMPARISON_VERSION",
     "EVALUATION_VERSION",
     "THEORY_VERSION",
+    "TRANSFER_VERSION",
     "Adversary",
     "AttackResult",
+    "BandReport",
     "BoundsFile",
     "CertificateFile",
     "ComparisonFile",
+    "CorruptionReport",
     "EvaluatedSamples",
     "EvaluationFile",
+    "FlipReport",
+    "FourierReport",
     "LastEpoch",
+    "Mean",
     "Part",
     "RecipeResult",
     "Result",
@@ -33,4 +49,5 @@ __all__ = [
     "Spread",
     "Statement",
     "TheoryFile",
+    "TransferFile",
 ]

@@ -52,6 +52,12 @@ class Share:
     k: int
     n: int
 
+    @classmethod
+    def of(cls, k: int, n: int) -> Share:
+        """k of n; ValueError as `atent.stats.interval`."""
+        found = stats.share(k, n)
+        return cls(found["value"], found["low"], found["high"], int(k), int(n))
+
     @property
     def text(self) -> str:
         """For people: "98.2 % [96.6, 99.2]"."""

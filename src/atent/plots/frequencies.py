@@ -1,0 +1,95 @@
+"""Frequencies: the bands of perturbations, and the error under noise of one frequency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from atent.plots.canvas import COLOUR, GREY, PALETTE, TEXT, blank, plain, span
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def bands(report: Mapping[str, Any], *, title: str | None = None) -> Figure:
+    """Accuracy under each band of the perturbations, its share of their energy, and the spectrum.
+
+    `report`: as `BandReport.to_json` gives it. Raises ValueError for no bands and for values that are not fractions.
+    """
+    import numpy
+    from matplotlib.colors import LogNorm
+
+    rows = report["bands"]
+    if not rows:
+        raise ValueError("no bands to draw")
+    figure = blank(12, 4.6)
+    left, middle, right = figure.subplots(1, 3, width_ratios=(5, 4, 4))
+    parts = {"none": report["clean"], "whole": report["full"], **{row["band"]: row["robust"] for row in rows}}
+    for place, (name, share) in enumerate(parts.items()):
+        value, low, high = span(share, name)
+        left.hlines(place, low, high, color=COLOUR["robust"], linewidth=2)
+        left.plot(
+            value, place, "o", color=COLOUR["natural" if name == "none" else "robust"], markersize=7, clip_on=False
+        )
+    plain(left)
+    left.set_yticks(range(len(parts)), list(parts))
+    left.invert_yaxis()
+    left.set_xlim(0, 100)
+    left.set_xlabel("accuracy (%), 95 % intervals")
+    left.set_title("under this part of the perturbation", fontsize=TEXT, loc="left")
+    for place, row in enumerate(rows):
+        if row["energy"] is not None:
+            # An interval of a mean may leave [0, 1].
+            value, low, high = (100 * min(max(row["energy"][key], 0), 1) for key in ("value", "low", "high"))
+            middle.barh(place, value, 0.6, color=PALETTE[0])
+            middle.hlines(place, low, high, color="#333333", linewidth=1.5)
+        middle.plot([100 * row["white"]] * 2, [place - 0.38, place + 0.38], color=GREY, linestyle=":", linewidth=2)
+    plain(middle)
+    middle.set_yticks(range(len(rows)), [row["band"] for row in rows])
+    middle.invert_yaxis()
+    middle.set_xlim(0, 100)
+    middle.set_xlabel("share of energy (%); dotted: white noise")
+    middle.set_title("energy", fontsize=TEXT, loc="left")
+    spectrum = numpy.asarray(report["spectrum"], dtype=float)
+    floor = max(spectrum.max() * 1e-4, 1e-12)
+    shown = right.imshow(
+        numpy.maximum(spectrum, floor), cmap="viridis", interpolation="nearest",
+        norm=LogNorm(floor, max(spectrum.max(), 2 * floor)),
+    )  # fmt: skip
+    edge = report["cut"] - 0.5
+    right.axhline(edge, color="white", linewidth=1)
+    right.axvline(edge, color="white", linewidth=1)
+    right.set_xlabel("horizontal frequency", fontsize=TEXT)
+    right.set_ylabel("vertical frequency", fontsize=TEXT)
+    right.set_title("share of each coefficient", fontsize=TEXT, loc="left")
+    figure.colorbar(shown, ax=right, shrink=0.8)
+    figure.suptitle(title or f"{report['attack']}, n = {report['n']:,}", fontsize=TEXT + 1)
+    return figure
+
+
+def fourier(report: Mapping[str, Any], *, title: str | None = None) -> Figure:
+    """The error (%) under noise of each frequency, the constant image in the centre.
+
+    `report`: as `FourierReport.to_json` gives it. Raises ValueError for counts that are no share of n.
+    """
+    import numpy
+
+    errors, n = numpy.asarray(report["errors"], dtype=float), report["n"]
+    if errors.ndim != 2 or not errors.size or errors.min() < 0 or errors.max() > n:
+        raise ValueError(f"a Fourier map needs counts of errors from 0 to {n}, one for each frequency")
+    h, w = errors.shape
+    figure = blank(6.2, 5.4)
+    axes = figure.subplots()
+    extent = (-(w // 2) - 0.5, w - w // 2 - 0.5, h - h // 2 - 0.5, -(h // 2) - 0.5)
+    shown = axes.imshow(100 * errors / n, cmap="magma", vmin=0, vmax=100, interpolation="nearest", extent=extent)
+    axes.set_xlabel("horizontal frequency", fontsize=TEXT)
+    axes.set_ylabel("vertical frequency", fontsize=TEXT)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.9)
+    bar.set_label("error (%)", fontsize=TEXT)
+    clean = 100 * report["clean"]["value"]
+    told = f"noise of l2 norm {report['eps']:.3g}, n = {n:,}; without noise {clean:.1f} % error"
+    axes.set_title(title or told, fontsize=TEXT - 1, loc="left")
+    if not math.isfinite(clean):
+        raise ValueError(f"the error without noise is {clean}")
+    return figure
