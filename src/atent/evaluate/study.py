@@ -19,7 +19,6 @@ from atent.evaluate.lines import Lines, Notes
 from atent.evaluate.samples import Checked, checked
 from atent.guard import outside_inference
 from atent.progress import Advance
-from atent.rng import narrow
 from atent.threat import Box, Threat
 
 
@@ -88,7 +87,7 @@ def study(
     ``models`` are further ones that are asked. ValueError, in one line, for samples that are not in the box or, with
     ``images``, are not images, for fewer than two of them, and for a file of another study.
     """
-    batch, seed = check_number("batch", batch, 1, whole=True), narrow(check_seed(seed))
+    batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     found = checked(model, x, y, ids, {box})
     if images:
         check_images(found.x.shape[1:])

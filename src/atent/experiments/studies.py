@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,7 @@ def _corruptions(
         left_out=[name for name in CORRUPTIONS if name not in found.names],
         reference=s.reference,
         ratios={} if other is None else dict(zip(found.names, found.ratios())),
-        mce=None if mce is None else Mean.of(mce),
+        mce=None if mce is None else Mean.of(mce, math.inf),
     )
 
 
@@ -214,7 +215,7 @@ def _flips(s: Studies, target: Target, known: Checked, reference: nn.Module | No
         rows=rows,
         mean=Mean.of(found.mean_rate()),
         reference=s.reference,
-        mfr=None if mfr is None else Mean.of(mfr),
+        mfr=None if mfr is None else Mean.of(mfr, math.inf),
     )
 
 

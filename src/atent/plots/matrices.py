@@ -57,7 +57,7 @@ def transfer(report: Mapping[str, Any], *, title: str | None = None) -> Figure:
     axes = figure.subplots()
     _cells(axes, values, "viridis", ends)
     axes.axhline(0.5, color="white", linewidth=3)
-    axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    axes.set_xticks(range(len(names)), names, rotation=20, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(shares)), ["no attack", *names])
     axes.set_xlabel("evaluated network", fontsize=TEXT)
     axes.set_ylabel("attacked network", fontsize=TEXT)

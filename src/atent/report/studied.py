@@ -22,7 +22,7 @@ def frequencies(run: Run) -> dict[str, Any]:
     bands, maps = [], []
     for name, found in run.evaluations.items():
         if found.bands is not None:
-            drawn = drawing(plots.bands(found.bands.to_json()), _bands(found.bands), name, height=6.5)
+            drawn = drawing(plots.bands(found.bands.to_json(), stacked=True), _bands(found.bands), name, height=10)
             bands.append((name, found.bands, drawn))
         if found.fourier is not None:
             drawn = drawing(plots.fourier(found.fourier.to_json()), _fourier(found.fourier), name, height=4.6)
@@ -56,7 +56,10 @@ def corruptions(run: Run) -> dict[str, Any]:
     for name, found in run.evaluations.items():
         if found.corruptions is not None:
             drawn = drawing(
-                plots.corruptions(found.corruptions.to_json()), _corruptions(found.corruptions), name, height=5.6
+                plots.corruptions(found.corruptions.to_json(), title=f"error (%), n = {found.n:,}"),
+                _corruptions(found.corruptions),
+                name,
+                height=5.6,
             )
             shown.append((name, found.corruptions, drawn))
     flips = [(name, found.flips) for name, found in run.evaluations.items() if found.flips is not None]

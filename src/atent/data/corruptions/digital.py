@@ -112,7 +112,9 @@ def jpeg_compression(x: Tensor, level: int, draws: PerSample) -> Tensor:
     turn = torch.tensor(_YCC, dtype=torch.float64, device=x.device)
     ycc = torch.einsum("ij,njhw->nihw", turn, levels).round()
     light = _quantised(ycc[:, :1] - 128, _LUMINANCE, level) + 128
-    half = F.avg_pool2d(_grown(ycc[:, 1:], 2), 2)
+    # Encoders round the mean of four to a whole number, up and down in turn where it is halfway.
+    sums = 4 * F.avg_pool2d(_grown(ycc[:, 1:], 2), 2)
+    half = ((sums + 1 + torch.arange(sums.shape[3], device=x.device) % 2) / 4).floor()
     tint = F.interpolate(_quantised(half, _CHROMINANCE, level), scale_factor=2, mode="bilinear")[:, :, :h, :w]
     rgb = torch.einsum("ij,njhw->nihw", turn.inverse(), torch.cat((light, tint), 1))
     return rgb.round().clamp(0, 255).div(255).to(x.dtype)
@@ -128,7 +130,8 @@ def _quantised(x: Tensor, table: tuple[tuple[int, ...], ...], quality: int) -> T
     rows, columns = wide.shape[2] // 8, wide.shape[3] // 8
     blocks = wide.view(n, c, rows, 8, columns, 8).transpose(3, 4)
     turn = dct_matrix(8).to(x)
-    kept = (turn @ blocks @ turn.T).div(steps).round() * steps
+    scaled = (turn @ blocks @ turn.T) / steps
+    kept = (scaled.abs() + 0.5).floor() * scaled.sign() * steps
     back = (turn.T @ kept @ turn).transpose(3, 4).reshape_as(wide)
     return back[:, :, :h, :w].round()
 

@@ -35,17 +35,16 @@ _FEW = 4096
 
 
 def poisson(mean: Tensor, u: Tensor) -> Tensor:
-    """The quantile ``u`` of the Poisson law of that ``mean``, float64: the least k with P(X <= k) >= u.
-
-    P(X <= k) = Q(k + 1, mean), Q the regularised upper incomplete gamma function.
-    """
+    """The quantile ``u`` of the Poisson law of that ``mean``, float64: the least k with P(X <= k) >= u."""
     most = float(mean.max()) if mean.numel() else 0.0
     # Beyond ten standard deviations and 40 counts lies less than a u of double precision can say.
     count = math.ceil(most + 10 * math.sqrt(most) + 40)
     levels, which = mean.unique(return_inverse=True)
     if len(levels) > _FEW:
         return _searched(mean, u, count)
-    law = torch.special.gammaincc(torch.arange(1, count + 1, device=mean.device).double(), levels[:, None])
+    counts = torch.arange(count, device=mean.device).double()
+    logs = torch.special.xlogy(counts, levels[:, None]) - levels[:, None] - torch.lgamma(counts + 1)
+    law = logs.exp().cumsum(1).clamp_max(1)
     # Row after row, each shifted by 1, the table is one ascending line.
     line = (law + torch.arange(len(levels), device=mean.device)[:, None]).flatten()
     found: Tensor = (torch.searchsorted(line, u + which) - count * which).to(mean.dtype)
@@ -53,7 +52,7 @@ def poisson(mean: Tensor, u: Tensor) -> Tensor:
 
 
 def _searched(mean: Tensor, u: Tensor, count: int) -> Tensor:
-    """As `poisson`, below ``count``, by bisection."""
+    """As `poisson`, below ``count``, by bisection: P(X <= k) is the regularised upper incomplete gamma function."""
     low = torch.full_like(mean, -1.0)
     for i in reversed(range(count.bit_length())):
         middle = low + 2**i

@@ -21,9 +21,9 @@ class Mean:
     high: float
 
     @classmethod
-    def of(cls, found: Estimate) -> Mean:
-        """From a figure with its interval."""
-        return cls(found.value, found.low, found.high)
+    def of(cls, found: Estimate, most: float = 1.0) -> Mean:
+        """From a figure of at least 0 and at most ``most``, to which its interval is cut."""
+        return cls(found.value, max(found.low, 0.0), min(found.high, most))
 
     @property
     def text(self) -> str:
