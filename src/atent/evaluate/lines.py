@@ -43,9 +43,10 @@ class Lines:
             raise ValueError(f"{self.path} holds no unfinished {kind}: give another file to resume from")
         differs = [key for key, value in wanted.items() if head.get(key) != value]
         if differs:
+            article = "an" if kind[0] in "aeiou" else "a"
             raise ValueError(
-                f"{self.path} belongs to an {kind} with other {', '.join(differs)}: remove it, or give another file to"
-                " resume from"
+                f"{self.path} belongs to {article} {kind} with other {', '.join(differs)}: remove it, or give"
+                " another file to resume from"
             )
 
     def add(self, row: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ def bands(report: Mapping[str, Any], *, title: str | None = None, stacked: bool 
         value, low, high = span(share, name)
         left.hlines(place, low, high, color=COLOUR["robust"], linewidth=2)
         left.plot(
-            value, place, "o", color=COLOUR["natural" if name == "none" else "robust"], markersize=7, clip_on=False
+            value, place, "o", color=COLOUR["clean" if name == "none" else "robust"], markersize=7, clip_on=False
         )
     plain(left)
     left.set_yticks(range(len(parts)), list(parts))
