@@ -29,9 +29,7 @@ def bands(report: Mapping[str, Any], *, title: str | None = None, stacked: bool 
     for place, (name, share) in enumerate(parts.items()):
         value, low, high = span(share, name)
         left.hlines(place, low, high, color=COLOUR["robust"], linewidth=2)
-        left.plot(
-            value, place, "o", color=COLOUR["clean" if name == "none" else "robust"], markersize=7, clip_on=False
-        )
+        left.plot(value, place, "o", color=COLOUR["clean" if name == "none" else "robust"], markersize=7, clip_on=False)
     plain(left)
     left.set_yticks(range(len(parts)), list(parts))
     left.invert_yaxis()
@@ -61,8 +59,9 @@ def bands(report: Mapping[str, Any], *, title: str | None = None, stacked: bool 
     right.axvline(edge, color="white", linewidth=1)
     right.set_xlabel("horizontal frequency", fontsize=TEXT)
     right.set_ylabel("vertical frequency", fontsize=TEXT)
-    right.set_title("share of each coefficient", fontsize=TEXT, loc="left")
-    figure.colorbar(shown, ax=right, shrink=0.8)
+    right.set_title("share of each coefficient (%)", fontsize=TEXT, loc="left")
+    # The page writes text as it is: powers of ten in mathematics would show their dollar signs.
+    figure.colorbar(shown, ax=right, shrink=0.8, format=lambda value, _: f"{100 * value:g}")
     figure.suptitle(title or f"{report['attack']}, n = {report['n']:,}", fontsize=TEXT + 1)
     return figure
 
