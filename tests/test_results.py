@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from atent.experiments import migrate
-from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile
+from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile, TransferFile
 
 ROOT = Path(__file__).parents[1]
 KINDS = {
@@ -14,6 +14,7 @@ KINDS = {
     "certificate": (migrate.certificate, CertificateFile),
     "comparison": (migrate.comparison, ComparisonFile),
     "theory": (migrate.theory, TheoryFile),
+    "transfer": (migrate.transfer, TransferFile),
 }
 FILES = [
     (path, kind)

@@ -1,11 +1,13 @@
 """`atent evaluate --bands --corruptions --flips --fourier` and `atent transfer`: what is printed, written and shown."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from atent import plots
 from atent.cli import main
 from atent.experiments import migrate
 from atent.experiments.results import (
@@ -92,6 +94,23 @@ def test_the_files_are_read_as_their_types(runs, made):
         migrate.transfer({**transfer, "schema_version": 99})
 
 
+def test_pictures_are_the_same_bytes_and_refuse_what_is_no_share(made):
+    evaluation, transfer = made
+    for name, content, emptied in (
+        ("bands", evaluation["bands"], "bands"),
+        ("corruptions", evaluation["corruptions"], "rows"),
+        ("fourier", evaluation["fourier"], "errors"),
+        ("transfer", transfer, "networks"),
+    ):
+        draw = getattr(plots, name)
+        assert plots.svg(draw(content)) == plots.svg(draw(content))
+        with pytest.raises(ValueError, match=r"draw|counts"):
+            draw({**content, emptied: []})
+    worse = {**evaluation["bands"], "full": {**evaluation["bands"]["full"], "value": 1.5}}
+    with pytest.raises(ValueError, match="whole"):
+        plots.bands(worse)
+
+
 @pytest.mark.parametrize(("name", "kind"), [*STUDIES.items(), ("transfer", TransferFile)])
 def test_schema_file_is_up_to_date(name, kind):
     assert json.loads((ROOT / f"docs/schemas/{name}.json").read_text()) == kind.schema()
@@ -140,3 +159,28 @@ def test_vectors_have_neither_frequencies_nor_corruptions(tmp_path, monkeypatch,
         assert main([*words, f"--{study}"]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "images (c, h, w)" in line
+
+
+# ---- docs/corruptions.md ------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs/corruptions.md").read_text()
+
+
+def test_the_pages_python_runs():
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.S):
+        exec(compile(code, "docs/corruptions.md", "exec"), names)
+    assert names["found"].robust.shape == (2, 2, 50)
+
+
+def test_the_pages_figures_are_those_of_the_results():
+    found = migrate.read(ROOT / "results/studies-digits/evaluation.json", EvaluationFile)
+    matrix = migrate.read(ROOT / "results/studies-digits/transfer.json", TransferFile)
+    figures = [found.bands.full, *(row.robust for row in found.bands.bands)]
+    figures += [share for net in matrix.networks for share in (net.clean, *net.robust)]
+    assert all(f"{100 * f.value:.1f} [{100 * f.low:.1f}, {100 * f.high:.1f}]" in PAGE for f in figures)
+    for name in {row.corruption for row in found.corruptions.rows}:
+        errors = [100 * row.error.value for row in found.corruptions.rows if row.corruption == name]
+        assert f"| `{name}` | {' | '.join(f'{e:.1f}' for e in errors)} | {found.corruptions.ratios[name]:.2f} |" in PAGE
+    for mean in (found.corruptions.mce, found.flips.mfr):
+        assert f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]" in PAGE

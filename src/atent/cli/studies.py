@@ -74,7 +74,8 @@ def _bands(found: BandReport) -> None:
     from rich.table import Table
 
     print(
-        f"\nfrequency bands of {found.attack}, {found.threat.text}, first high frequency {found.cut}, n = {found.n:,}"
+        f"\nfrequency bands of {found.attack}, {found.threat.text}, first high frequency {found.cut},"
+        f" n = {found.n:,}{_took(found.seconds)}"
     )
     table = Table()
     table.add_column("part of the perturbation")
@@ -91,7 +92,9 @@ def _bands(found: BandReport) -> None:
 def _corruptions(found: CorruptionReport) -> None:
     from rich.table import Table
 
-    print(f"\nerror (%) under common corruptions, n = {found.n:,}; without one {found.clean.text}")
+    print(
+        f"\nerror (%) under common corruptions, n = {found.n:,}{_took(found.seconds)}; without one {found.clean.text}"
+    )
     table = Table()
     table.add_column("corruption")
     for severity in range(1, 6):
@@ -117,7 +120,7 @@ def _corruptions(found: CorruptionReport) -> None:
 def _flips(found: FlipReport) -> None:
     from rich.table import Table
 
-    print(f"\nflip rates, n = {found.n:,}")
+    print(f"\nflip rates, n = {found.n:,}{_took(found.seconds)}")
     table = Table()
     table.add_column("sequence")
     table.add_column("each frame is compared with")
@@ -139,10 +142,14 @@ def _fourier(found: FourierReport) -> None:
     h, w = len(found.errors), len(found.errors[0])
     mean = sum(map(sum, found.errors)) / (h * w * found.n)
     print(
-        f"\nFourier map: noise of l2 norm {found.eps:.4g} in one channel; without noise {found.clean.text} are wrong,"
-        f" under it {100 * mean:.1f} % on average, most at vertical {worst[1] - h // 2}, horizontal"
+        f"\nFourier map: noise of l2 norm {found.eps:.4g} in one channel, n = {found.n:,}{_took(found.seconds)}; without noise"
+        f" {found.clean.text} are wrong, under it {100 * mean:.1f} % on average, most at vertical {worst[1] - h // 2}, horizontal"
         f" {worst[2] - w // 2}: {100 * worst[0] / found.n:.1f} %"
     )
+
+
+def _took(seconds: float | None) -> str:
+    return "" if seconds is None else f", {seconds:.1f} s"
 
 
 def print_transfer(found: TransferFile) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +95,11 @@ class Studies:
         """The reference network on the target's device; ValueError where it does not take the target's images."""
         if self.reference is None:
             return None
-        parameter = next(target.model.parameters())
-        net = load_source(self.reference).to(parameter.device, parameter.dtype).eval()
-        check_output(net, target.data.shape, target.data.classes, parameter.device)
+        net = load_source(self.reference).eval()
+        like = next(target.model.parameters(), None)
+        if like is not None:
+            net = net.to(like.device, like.dtype)
+        check_output(net, target.data.shape, target.data.classes, like.device if like is not None else "cpu")
         return net
 
 
@@ -119,9 +122,10 @@ def run_studies(
             "seed": target.settings.seed, "batch": target.settings.batch,
             "resume": partials(partial, [name])[0] if partial else None,
         }  # fmt: skip
+        begun = time.perf_counter()
         with bar(round(rounds[name] * len(known.x)), name, enabled=progress) as advance:
             report: Result = _MEASURED[name](studies, target, known, reference, {**how, "advance": advance})
-        found[name] = report.to_json()
+        found[name] = report.to_json() | {"seconds": round(time.perf_counter() - begun, 3)}
     return found
 
 
@@ -144,7 +148,7 @@ def _bands(s: Studies, target: Target, known: Checked, reference: nn.Module | No
         n=n,
         seed=how["seed"],
         attack=spell(attack),
-        threat=Adversary(**{**attack.threat.plain(), "eps": str(attack.threat.eps)}),
+        threat=Adversary.of(attack.threat),
         cut=found.cut,
         clean=kept(found.right),
         full=kept(found.robust[FULL]),

@@ -108,7 +108,7 @@ def transfer_matrix(
         n=n,
         seed=first.settings.seed,
         attack=spell(attack),
-        threat=Adversary(**{**attack.threat.plain(), "eps": str(attack.threat.eps)}),
+        threat=Adversary.of(attack.threat),
         networks=networks,
         seconds=round(time.perf_counter() - begun, 3),
         provenance=folder.provenance(seed=first.settings.seed, device=x.device),

@@ -34,13 +34,14 @@ def glass_blur(x: Tensor, level: tuple[float, int, int], draws: PerSample) -> Te
     soft = gaussian_blur(x, sigma)
     places = torch.arange(h * w, device=x.device).expand(n, -1).clone()
     for turn in range(rounds):
-        moves = draws.integers(2 * reach, (n, h * w, 2), use="moves", step=turn) - reach
+        down, right = (draws.integers(2 * reach, (n, h * w, 2), use="moves", step=turn) - reach).unbind(2)
+        moves = w * down + right
         for i in range(h - reach, reach, -1):
             for j in range(w - reach, reach, -1):
                 here = i * w + j
-                there = here + moves[:, here] @ torch.tensor([w, 1], device=x.device)
-                other = places.gather(1, there[:, None])
-                places.scatter_(1, there[:, None], places[:, here, None].clone())
+                there = (here + moves[:, here])[:, None]
+                other = places.gather(1, there)
+                places.scatter_(1, there, places[:, here, None].clone())
                 places[:, here] = other[:, 0]
     mixed = soft.flatten(2).gather(2, places[:, None].expand(-1, c, -1)).view_as(x)
     return gaussian_blur(mixed, sigma).clamp(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self, cast
 
@@ -73,6 +74,12 @@ class Adversary:
     eps: float | str
     box: tuple[float, float]
     allow_large_eps: bool = False
+
+    @classmethod
+    def of(cls, threat: Threat) -> Adversary:
+        """From a threat with one eps for all samples."""
+        eps = float(threat.eps)
+        return cls(**{**threat.plain(), "eps": "inf" if eps == math.inf else eps})
 
     def threat(self) -> Threat:
         """The threat itself."""

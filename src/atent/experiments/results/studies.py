@@ -72,6 +72,8 @@ class BandReport(Result):
     """Samples with a perturbation, whose energy is meant."""
     spectrum: list[list[float]]
     """Mean share of each coefficient in the squared norm, rows of vertical frequency from 0."""
+    seconds: float | None = None
+    """Of the command that finished it."""
 
 
 @whole
@@ -110,6 +112,8 @@ class CorruptionReport(Result):
     """By corruption: the sum of errors over severities, divided by the reference's; None where that makes no error."""
     mce: Mean | None = None
     """Mean corruption error: the mean of the ratios that are known."""
+    seconds: float | None = None
+    """Of the command that finished it."""
 
 
 @whole
@@ -140,6 +144,8 @@ class FlipReport(Result):
     reference: str | None = None
     mfr: Mean | None = None
     """Mean over the sequences of the rate divided by the reference's, where that is not 0."""
+    seconds: float | None = None
+    """Of the command that finished it."""
 
 
 @whole
@@ -156,6 +162,8 @@ class FourierReport(Result):
     """Samples that are misclassified without noise."""
     errors: list[list[int]]
     """Misclassified samples by vertical and horizontal frequency, the constant image in the centre (h // 2, w // 2)."""
+    seconds: float | None = None
+    """Of the command that finished it."""
 
 
 @whole
