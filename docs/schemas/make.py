@@ -7,6 +7,7 @@ from pathlib import Path
 from atent.experiments.results import (
     BandReport,
     CertificateFile,
+    CertifiedTable,
     ComparisonFile,
     CorruptionReport,
     EvaluationFile,
@@ -19,6 +20,7 @@ from atent.experiments.results import (
 KINDS = {
     "bands": BandReport,
     "certificate": CertificateFile,
+    "certified": CertifiedTable,
     "comparison": ComparisonFile,
     "corruptions": CorruptionReport,
     "evaluation": EvaluationFile,

@@ -11,6 +11,9 @@ from atent.cli.parse import Flat, Place, arg
 from atent.cli.studies import StudyOptions, print_studies
 from atent.cli.target import Target
 
+if typing.TYPE_CHECKING:
+    from atent.experiments.results import EvaluationFile
+
 RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
 
 
@@ -68,11 +71,14 @@ def evaluate(
         subject = load_target(**target.keywords(), attacks=attacks)
         show.threads(target.threads)
         place = subject.place / f"{subject.stem}{folder.EVALUATION}"
-        path = Path(out) if out else show.free_file(place)
-        evaluation = evaluate_target(
-            subject, cascade=cascade, radii=radius, checks=checks or strict, studies=studies.studies(),
-            search_dtype=search_dtype, partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
-        )  # fmt: skip
+
+        def evaluated(path: Path) -> EvaluationFile:
+            return evaluate_target(
+                subject, cascade=cascade, radii=radius, checks=checks or strict, studies=studies.studies(),
+                search_dtype=search_dtype, partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
+            )  # fmt: skip
+
+        path, evaluation = (Path(out), evaluated(Path(out))) if out else show.in_free_file(place, evaluated)
         path = path if out else show.free_file(place)
         found = evaluation.to_json()
         folder.write_json(path, found)

@@ -141,10 +141,11 @@ def _fourier(found: FourierReport) -> None:
     worst = max((k, i, j) for i, row in enumerate(found.errors) for j, k in enumerate(row))
     h, w = len(found.errors), len(found.errors[0])
     mean = sum(map(sum, found.errors)) / (h * w * found.n)
+    place = f"vertical {worst[1] - h // 2}, horizontal {worst[2] - w // 2}"
     print(
-        f"\nFourier map: noise of l2 norm {found.eps:.4g} in one channel, n = {found.n:,}{_took(found.seconds)}; without noise"
-        f" {found.clean.text} are wrong, under it {100 * mean:.1f} % on average, most at vertical {worst[1] - h // 2}, horizontal"
-        f" {worst[2] - w // 2}: {100 * worst[0] / found.n:.1f} %"
+        f"\nerror under noise of one frequency, l2 norm {found.eps:.4g} in one channel, n = {found.n:,}"
+        f"{_took(found.seconds)}: {100 * mean:.1f} % on average, at most {100 * worst[0] / found.n:.1f} % ({place});"
+        f" without noise {found.clean.text}"
     )
 
 

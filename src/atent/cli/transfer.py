@@ -12,6 +12,9 @@ from atent.cli import show
 from atent.cli.parse import Limit, Name, Norm, Number, Place, Subset, Text, Threads, arg
 from atent.experiments.recipe_files import UsageError
 
+if typing.TYPE_CHECKING:
+    from atent.experiments.results import TransferFile
+
 
 def transfer(
     targets: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|MODULE:FUNCTION ...")] = (),
@@ -101,8 +104,11 @@ def transfer(
         show.threads(threads)
         first = next(iter(found.values()))
         place = first.place / f"{first.stem}{TRANSFER}"
-        path = Path(out) if out else show.free_file(place)
-        matrix = transfer_matrix(found, partial=path.with_suffix(".partial.jsonl"), progress=not quiet)
+
+        def measured(path: Path) -> TransferFile:
+            return transfer_matrix(found, partial=path.with_suffix(".partial.jsonl"), progress=not quiet)
+
+        path, matrix = (Path(out), measured(Path(out))) if out else show.in_free_file(place, measured)
         path = path if out else show.free_file(place)
         write_json(path, matrix.to_json())
         picture = Path(png) if png else show.free_file(path.with_suffix(".png"))

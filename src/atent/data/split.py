@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atent.data.settings import Limit, Rule, everything
+from atent.threat import Box
 
 Part = Literal["train", "validation", "test"]
 
@@ -16,7 +17,7 @@ Part = Literal["train", "validation", "test"]
 SUBSET = 2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Samples that stay in their compact form, on any device, until a batch is asked for.
 
@@ -46,6 +47,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def __repr__(self) -> str:
+        kind = str(self.x.dtype).removeprefix("torch.")
+        return f"Split({len(self):,} samples of shape {tuple(self.x.shape[1:])}, {kind} on {self.x.device})"
 
     def to(self, device: torch.device | str) -> "Split":
         """The same samples on `device`."""
@@ -92,12 +97,12 @@ class Split:
         return torch.as_tensor(index, dtype=torch.int64, device=self.x.device)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """A data set ready for training.
 
     name: its key in `SOURCES`. classes: number of labels. shape: of one sample, without the batch.
-    box: lowest and highest value a coordinate may take, in pixel units.
+    box: lowest and highest value a coordinate may take, in pixel units, or those of each channel.
     train, validation, test: disjoint; validation was carved from the source's training part.
     about: plain JSON: source, files with sha256 and whether they are the known ones, counts, split, class
         names and what is missing.
@@ -107,13 +112,17 @@ class Data:
     name: str
     classes: int
     shape: tuple[int, ...]
-    box: tuple[float, float]
+    box: Box
     train: Split
     validation: Split
     test: Split
     about: dict[str, Any]
     subset: Rule = "stratified"
     seed: int = 0
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(getattr(self, part)):,} {part}" for part in ("train", "validation", "test"))
+        return f"Data({self.name!r}, {self.classes} classes, shape {self.shape}, {sizes})"
 
     def sample(self, part: Part, n: Limit, rule: Rule | None = None) -> Split:
         """n samples of the part "train", "validation" or "test", by the data's rule or ``rule``; all where n is "all",
@@ -142,7 +151,7 @@ class Source:
     train: Split
     test: Split
     validation: int
-    box: tuple[float, float] = (0.0, 1.0)
+    box: Box = (0.0, 1.0)
     about: dict[str, Any] = field(default_factory=dict)
 
 

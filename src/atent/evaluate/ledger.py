@@ -46,7 +46,7 @@ NOTHING = Met(torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).doubl
 class Ledger:
     """What was met so far, in memory and, with a path, in a file that survives a kill.
 
-    ``fingerprint`` says what is evaluated; ValueError, in one line, for a file with another one or of another kind.
+    ``fingerprint`` says what is evaluated; `Foreign`, in one line, for a file with another one or of another kind.
     """
 
     def __init__(self, path: str | Path | None = None, fingerprint: Mapping[str, Any] | None = None) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 from atent.runs import append_jsonl, read_jsonl
 
 
+class Foreign(ValueError):
+    """The file is not of this measurement."""
+
+
 class Lines:
     """The rows of an unfinished measurement, in a file that survives a kill; without a path they are not kept.
 
@@ -23,7 +27,7 @@ class Lines:
 
     Raises
     ------
-    ValueError
+    Foreign
         In one line, for a file of another kind or with another fingerprint.
     """
 
@@ -40,11 +44,11 @@ class Lines:
         head, *self.rows = found
         wanted, self._head = self._head, None
         if head.get("kind") != wanted["kind"]:
-            raise ValueError(f"{self.path} holds no unfinished {kind}: give another file to resume from")
+            raise Foreign(f"{self.path} holds no unfinished {kind}: give another file to resume from")
         differs = [key for key, value in wanted.items() if head.get(key) != value]
         if differs:
             article = "an" if kind[0] in "aeiou" else "a"
-            raise ValueError(
+            raise Foreign(
                 f"{self.path} belongs to {article} {kind} with other {', '.join(differs)}: remove it, or give"
                 " another file to resume from"
             )

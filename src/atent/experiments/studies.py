@@ -18,6 +18,7 @@ from atent.data.corruptions import CORRUPTIONS, SEVERITIES, check_images, suited
 from atent.data.corruptions.sequences import SEQUENCES
 from atent.evaluate import Checked, fourier_map, measure_bands, measure_corruptions, measure_flips
 from atent.evaluate.bands import FULL, checked_cut
+from atent.evaluate.lines import Foreign
 from atent.experiments.results import BandReport, CorruptionReport, FlipReport, FourierReport, Mean, Result, Share
 from atent.experiments.results.base import Adversary
 from atent.experiments.results.studies import (
@@ -124,7 +125,11 @@ def run_studies(
         }  # fmt: skip
         begun = time.perf_counter()
         with bar(round(rounds[name] * len(known.x)), name, enabled=progress) as advance:
-            report: Result = _MEASURED[name](studies, target, known, reference, {**how, "advance": advance})
+            try:
+                report: Result = _MEASURED[name](studies, target, known, reference, {**how, "advance": advance})
+            except Foreign as error:
+                # The evaluation's own file is of this one: another name would begin it anew.
+                raise ValueError(str(error)) from None
         found[name] = report.to_json() | {"seconds": round(time.perf_counter() - begun, 3)}
     return found
 
