@@ -8,12 +8,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from atent.cli.width import screen
 
 if TYPE_CHECKING:
     from atent.experiments.results import EvaluationFile, Part
+
+R = TypeVar("R")
 
 
 @contextlib.contextmanager
@@ -120,3 +122,16 @@ def free_file(path: Path, *, after: Path | None = None) -> Path:
         names = itertools.dropwhile(lambda name: name != after, names)
         next(names)
     return next(name for name in names if not name.exists())
+
+
+def in_free_file(place: Path, measured: Callable[[Path], R]) -> tuple[Path, R]:
+    """What ``measured`` finds under the first name of ``place`` that has no result, and no unfinished measurement of
+    something else; that name, and what was found."""
+    from atent.evaluate.lines import Foreign
+
+    path = free_file(place)
+    while True:
+        try:
+            return path, measured(path)
+        except Foreign:
+            path = free_file(place, after=path)
