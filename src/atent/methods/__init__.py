@@ -1,9 +1,11 @@
 """Training methods: each one file, a frozen dataclass of its settings; see `atent.methods.base.Method`."""
 
+from atent.methods.acl import ACL
 from atent.methods.atent import ATENT
 from atent.methods.awp import AWP, Perturbation
 from atent.methods.base import METHODS, Method, method
 from atent.methods.crown_ibp import CROWNIBP
+from atent.methods.distilled_trades import DistilledTRADES
 from atent.methods.dual import Dual
 from atent.methods.fgsm_rs import FGSMRS
 from atent.methods.free import Free
@@ -18,8 +20,8 @@ from atent.methods.trades_smoothing import TRADESSmoothing
 
 # A new method is one new file with the decorator `method`; the names above are for readers and type checkers.
 __all__ = [
-    "ATENT", "AWP", "CROWNIBP", "FGSMRS", "MART", "METHODS", "MMA", "PGDAT", "TRADES", "Dual", "Free", "Gaussian",
-    "Method", "Perturbation", "SmoothAdv", "Standard", "TRADESSmoothing", "method",
+    "ACL", "ATENT", "AWP", "CROWNIBP", "FGSMRS", "MART", "METHODS", "MMA", "PGDAT", "TRADES", "DistilledTRADES", "Dual",
+    "Free", "Gaussian", "Method", "Perturbation", "SmoothAdv", "Standard", "TRADESSmoothing", "method",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from atent import runs as folder
 from atent.data import Data
 from atent.methods import Method
+from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
 from atent.runs.folder import BUILDER_KEYS
 from atent.train.settings import TrainSettings
@@ -42,7 +43,10 @@ def completed(fingerprint: str, now: str, method: Method) -> str:
         # Earlier versions kept the bare name of a method of the user's own.
         parts["method"]["name"] = new
     known = {f.name: f.default for f in fields(method) if f.default is not MISSING}
-    defaults = {"optimizer": asdict(Optimizer()), "schedule": asdict(Schedule()), "train": asdict(TrainSettings())}
+    defaults = {
+        "model": asdict(ModelSettings()), "optimizer": asdict(Optimizer()), "schedule": asdict(Schedule()),
+        "train": asdict(TrainSettings()),
+    }  # fmt: skip
     return folder.dumps(_completed(parts, json.loads(now), json.loads(folder.dumps({**defaults, "method": known}))))
 
 
