@@ -30,30 +30,31 @@ def load_start(
         name takes the encoder, with the batch-norms of one branch; the projection head and the probe stay behind, and
         the last layer begins at zero. All else is `load_weights`.
     branch
-        Which batch-norms of a pre-training run, "n" or "a"; default: those that it was evaluated with.
+        Which batch-norms of a pre-training run, "n" or "a"; default: those that it was evaluated with, of a run from
+        Python "a" where they were trained.
     which
         As `load_weights`.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line, as `load_weights`, and for a branch where the weights have one set of batch-norms.
+        In one line, as `load_weights`, for a branch where the weights have one set of batch-norms, and for one that the
+        pre-training did not train.
     """
     if isinstance(model, Frozen):
         return load_start(model.network, path, branch, which=which)
     file = weights_file(Path(path), which)
     about, state, _ = read_weights(file)
-    settings = about.get("model") or {}
     if isinstance(model, Contrastive):
         return load_weights(model, file)
-    if not settings.get("projection"):
+    if not ("probe.weight" in state and any(name.startswith("projection.") for name in state)):
         if branch is not None:
             raise ValueError(
                 f"model.branch {branch} is for weights of a pre-training run, and {path} has one set of batch-norms:"
                 " leave it out"
             )
         return load_weights(model, file)
-    chosen = branch or settings.get("branch") or "a"
+    chosen = _branch(state, branch, (about.get("model") or {}).get("branch"), path)
     last = last_linear(model, tuple(about["shape"]))
     own = visible(model)
     head = {name: torch.zeros_like(own[name]) for name in own if name.rpartition(".")[0] == last}
@@ -61,6 +62,19 @@ def load_start(
     check_architecture(model, encoder, file, about)
     put(model, fitted(own, encoder))
     return about
+
+
+def _branch(state: State, asked: Branch | None, own: Branch | None, path: str | Path) -> Branch:
+    """The branch to take; ValueError for one that has seen no batch."""
+    seen: dict[Branch, int] = {
+        which: sum(int(v) for k, v in state.items() if k.endswith(f"branch_{which}.num_batches_tracked"))
+        for which in ("n", "a")
+    }
+    found: Branch = asked or own or ("a" if seen["a"] else "n")
+    if not seen[found]:
+        other = "n" if found == "a" else "a"
+        raise ValueError(f"the batch-norms of branch {found} were not trained in {path}: use model.branch {other}")
+    return found
 
 
 def _encoder(state: State, branch: Branch) -> State:
