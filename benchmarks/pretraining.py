@@ -18,8 +18,10 @@ from typing import Any
 from atent import runs as folder
 from atent.cli.jobs import recipe_job
 from atent.data.described import words as words_on
+from atent.experiments import migrate
 from atent.experiments.pipeline import Job, run_job
 from atent.experiments.pretraining import pretraining
+from atent.experiments.results import EvaluationFile
 from atent.markdown import table
 from atent.stats import Estimate, paired, t_interval
 
@@ -60,23 +62,22 @@ def jobs(scale: str, seed: int, place: Path, words: Sequence[str]) -> dict[str, 
     }
 
 
-def measured(name: str, job: Job, path: Path) -> dict[str, Any]:
+def measured(name: str, job: Job, path: Path) -> EvaluationFile:
     """The evaluation of a run, which is trained where it is not finished."""
     if not (path / folder.EVALUATION).is_file():
         print(f"{name}: {path}", flush=True)
         run_job(job, path, resume=(path / folder.LAST / "state.pt").is_file(), progress=False)
-    found: dict[str, Any] = folder.read_json(path / folder.EVALUATION)
-    return found
+    return migrate.read(path / folder.EVALUATION, EvaluationFile)
 
 
-def content(scale: str, found: dict[int, dict[str, dict[str, Any]]], made: dict[str, Job]) -> dict[str, Any]:
+def content(scale: str, found: dict[int, dict[str, EvaluationFile]], made: dict[str, Job]) -> dict[str, Any]:
     """What is written: each run's accuracies, their means over seeds, and the differences of `PAIRS`."""
     seeds, first = sorted(found), next(iter(found.values()))
-    n = first["scratch"]["data"]["n"]
+    n = first["scratch"].n
 
     def shares(name: str) -> dict[str, list[float]]:
         each = [found[seed][name] for seed in seeds]
-        return {"natural": [e["natural"]["value"] for e in each], "robust": [e["worst"]["value"] for e in each]}
+        return {"clean": [e.clean.value for e in each], "robust": [e.worst.value for e in each]}
 
     def means(name: str) -> dict[str, Any]:
         if len(seeds) < 2:
@@ -88,7 +89,7 @@ def content(scale: str, found: dict[int, dict[str, dict[str, Any]]], made: dict[
         return {kind: _plain(paired(one[kind], other[kind], n)) for kind in one} if len(seeds) > 1 else {}
 
     return {
-        "schema_version": 1, "scale": scale, "seeds": seeds, "n": n, "data": first["scratch"]["data"],
+        "schema_version": 1, "scale": scale, "seeds": seeds, "n": n, "data": first["scratch"].to_json()["data"],
         "attacks": list(ATTACKS), "pretraining_epochs": made["acl"].train.epochs,
         "rows": [
             {"name": name, "what": what, "epochs": made[name].train.epochs, "images": made[name].data.limit,
@@ -113,12 +114,12 @@ def page(told: dict[str, Any], command: str) -> str:
         return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
     rows = [
-        [row["what"], f"{row['epochs']}", *(figure(row["mean"].get(k), row["seeds"][k]) for k in ("natural", "robust"))]
+        [row["what"], f"{row['epochs']}", *(figure(row["mean"].get(k), row["seeds"][k]) for k in ("clean", "robust"))]
         for row in told["rows"]
     ]
     names = {row["name"]: row["what"] for row in told["rows"]}
     gains = [
-        [f"{names[each['of']]}, less {names[each['less']]}", *(figure(each.get(k)) for k in ("natural", "robust"))]
+        [f"{names[each['of']]}, less {names[each['less']]}", *(figure(each.get(k)) for k in ("clean", "robust"))]
         for each in told["differences"]
     ]
     seeds, subset = ", ".join(map(str, told["seeds"])), words_on(told["data"])
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for pretraining.json and pretraining.md")
     given, words = parser.parse_known_args(argv)
     out = given.out or Path("results") / f"pretraining-{given.scale}"
-    found: dict[int, dict[str, dict[str, Any]]] = {}
+    found: dict[int, dict[str, EvaluationFile]] = {}
     for seed in range(given.seeds):
         made = jobs(given.scale, seed, given.runs, words)
         each = {name: measured(name, job, given.runs / f"{name}-seed{seed}") for name, job in made.items()}

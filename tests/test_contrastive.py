@@ -425,8 +425,8 @@ def test_the_loss_is_that_of_the_variant(variant):
     if moved is not None:
         assert bool(LINF.contains(moved, clean[: len(moved)]).all())
     assert set(metrics) == {
-        "S2S": {"natural", "alignment"}, "A2S": {"natural", "robust"}, "A2A": {"robust"},
-        "DS": {"natural", "robust", "natural_loss", "robust_loss", "alignment"},
+        "S2S": {"clean", "alignment"}, "A2S": {"clean", "robust"}, "A2A": {"robust"},
+        "DS": {"clean", "robust", "clean_loss", "robust_loss", "alignment"},
     }[variant]  # fmt: skip
 
 
@@ -488,7 +488,7 @@ def test_networks_without_a_head_give_embeddings_by_their_logits():
     metrics = method.backward(model, x, y, rng=stream())
     z = copy.deepcopy(model)(torch.cat([x, x]))
     assert float(metrics["loss"]) == pytest.approx(float(nt_xent(z[: len(x)], z[len(x) :]).mean().detach()), rel=1e-9)
-    assert "natural" not in metrics
+    assert "clean" not in metrics
 
 
 def test_what_it_refuses():

@@ -74,8 +74,8 @@ class StopAfterOne(Callback):
 def test_a_run_is_like_any_other(here, capsys):
     run = here / "runs" / "digits-acl"
     row = json.loads((run / "metrics.jsonl").read_text())
-    assert {"loss", "natural", "robust", "natural_loss", "robust_loss", "alignment", "validation_natural"} <= set(row)
-    assert row["loss"] == pytest.approx((row["natural_loss"] + row["robust_loss"]) / 2, rel=1e-6)
+    assert {"loss", "clean", "robust", "clean_loss", "robust_loss", "alignment", "validation_clean"} <= set(row)
+    assert row["loss"] == pytest.approx((row["clean_loss"] + row["robust_loss"]) / 2, rel=1e-6)
     config = json.loads((run / "config.json").read_text())
     assert config["model"]["projection"] == [64, 64]
     assert config["model"]["branch"] == "a"

@@ -14,7 +14,7 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, dlr_targeted, margin, margin_targeted
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
 _TARGETED = "dlr-targeted"
@@ -47,7 +47,7 @@ class APGD(Attack):
     z = project(x_k + s ascent(g_k)), x_{k+1} = project(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_{k-1})), with step sizes s
     of each sample's own: 2 eps at first, and halved at a checkpoint where less than a share ``rho`` of the steps since
     the last one raised the loss, or where neither step size nor best loss changed since then; a sample whose step is
-    halved goes on from its best point.
+    halved resumes from its best point.
 
     ``loss="dlr-targeted"`` climbs Eq. 7 towards the ``targets`` most likely wrong classes of the clean logits, each
     from a start of its own. Its formula takes 4 classes, that of "dlr" 3: with fewer the plain difference of logits,
@@ -57,7 +57,7 @@ class APGD(Attack):
     A sample is done when it is fooled, which is looked at after 0, 1, 2, 4, 8 and 16 steps and at the checkpoints; of
     what it has found by then the largest margin counts. The first run decides which samples see the others, and those
     go side by side, as rows of one batch: a sample is done when one of them succeeds. A pass sees no more rows than
-    the caller's batch has, or 2^16 input numbers. A random model, ``eot`` above 1, is judged by its mean logits and
+    the caller's batch has, or 2^16 input numbers. A random model, ``eot`` above 1, is evaluated by its mean logits and
     climbed to the end.
 
     ``steps`` backwards and steps + 1 forwards per run, times ``eot``. Differences from the paper: a checkpoint looks
@@ -81,7 +81,7 @@ class APGD(Attack):
     rho: float = 0.75
     """A step size stays while more than this share of the steps raises the loss; 0 to 1."""
     eot: int = 1
-    """Draws over which gradients are averaged, for random models."""
+    """Samples over which gradients are averaged, for random models."""
     start: Start = "boundary"
     """boundary as published, or another start of PGD's, brought into the ball and the box."""
 
@@ -117,7 +117,7 @@ class APGD(Attack):
         runs = self.restarts * (self.targets if self.targeted else 1)
         return runs * self.eot * (2 * self.steps + 1) + self.targeted + (2 if runs > 1 else 0) + 1
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         if self.eot > 1:
             oracle = oracle.averaging(self.eot)
         whole, aims = x, y[:, None]
@@ -127,24 +127,24 @@ class APGD(Attack):
         # The targets of a restart of its own each, as published: run r goes to target r // restarts.
         runs = range(self.restarts * aims.shape[1])
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, wave: int, aims: Tensor) -> Tensor:
+        def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, wave: int, aims: Tensor) -> Tensor:
             beside = runs[1:] if wave else runs[:1]
             aims = aims[:, [run // self.restarts for run in beside]]
             if not wave:
-                return self._climb(oracle, x, y, self._begin(oracle, x, draws, beside), aims)
+                return self._climb(oracle, x, y, self._begin(oracle, x, streams, beside), aims)
             found = []
             for rows in torch.arange(len(x), device=x.device).split(side_by_side(whole, len(beside))):
                 part = oracle.take(rows)
-                begin = self._begin(part, x[rows], draws.take(rows), beside)
+                begin = self._begin(part, x[rows], streams.take(rows), beside)
                 found.append(self._climb(part, x[rows], y[rows], begin, aims[rows]))
             return torch.cat(found)
 
-        return worst_of(min(2, len(runs)), once, oracle, x, y, draws, aims)
+        return worst_of(min(2, len(runs)), once, oracle, x, y, streams, aims)
 
-    def _begin(self, oracle: Oracle, x: Tensor, draws: Draws, runs: range) -> Tensor:
+    def _begin(self, oracle: Oracle, x: Tensor, streams: Streams, runs: range) -> Tensor:
         """The starts of several runs, (n, runs, ...)."""
         threat = self.threat.take(oracle.rows)
-        return torch.stack([start(threat, self.start, x, draws, run) for run in runs], 1)
+        return torch.stack([start(threat, self.start, x, streams, run) for run in runs], 1)
 
     def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, begin: Tensor, aims: Tensor) -> Tensor:
         """Several runs for each sample, side by side: starts (n, runs, ...) and targets (n, runs); one result each."""
@@ -164,7 +164,7 @@ class APGD(Attack):
 
         climbed = oracle.aimed(LOSSES.get(self.loss, margin))
 
-        grad, values, logits = oracle.look(point, y, loss)
+        grad, values, logits = oracle.gradient(point, y, loss)
         before = best = point
         best_grad, best_value, best_margin = grad, values, oracle.margin(logits, y)
         last = at_check = values
@@ -181,7 +181,7 @@ class APGD(Attack):
                     moved = threat.project(point + step, x)
                 before, point = point, moved
                 if k < self.steps:
-                    grad, values, logits = oracle.look(point, y, loss)
+                    grad, values, logits = oracle.gradient(point, y, loss)
                 else:
                     values, logits = oracle.value(point, y, loss)
                 raised, last = raised + (values > last), values
@@ -200,7 +200,7 @@ class APGD(Attack):
                 point = torch.where(per_sample(halved, x), best, point)
                 grad = torch.where(per_sample(halved, x), best_grad, grad)
                 raised, at_check = torch.zeros_like(raised), best_value
-            if k < self.steps and oracle.draws == 1 and (k in checks or k in _EARLY):
+            if k < self.steps and oracle.samples == 1 and (k in checks or k in _EARLY):
                 standing = (best_margin <= 0).view(-1, runs).all(1)
                 keep = standing.repeat_interleave(runs).nonzero().squeeze(1)
                 if len(keep) < len(x):

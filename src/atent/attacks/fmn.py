@@ -10,9 +10,9 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Look, annealed, check_share, farthest, walk
+from atent.attacks.smallest import Iterate, annealed, check_share, farthest, walk
 from atent.checks import check_choice, check_number
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
 
 # A point on the very boundary, where a linear model's first estimate ends, is adversarial or not as rounding decides.
@@ -26,7 +26,7 @@ class FMN(Attack):
 
     Untargeted, from x, Algorithm 1. Each step adds the l2-unit gradient of the margin, for either norm, brings the
     perturbation to the radius r and the point into the box. Until a first success r is the distance to the boundary as
-    the gradient tells it: the point's norm + |margin| / dual norm of the gradient; afterwards r shrinks by ``gamma``
+    the gradient gives it: the point's norm + |margin| / dual norm of the gradient; afterwards r shrinks by ``gamma``
     after a success (and to the best norm at most) and grows by it after a failure. Step and ``gamma`` fall on cosines.
     ``steps`` forwards, ``steps - 1`` backwards.
 
@@ -75,7 +75,7 @@ class FMN(Attack):
     def passes(self) -> int:
         return 2 * self.steps
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat
         begin = threat.width if self.step_size is None else self.step_size
         last = begin / 100 if self.final_step_size is None else self.final_step_size
@@ -84,19 +84,19 @@ class FMN(Attack):
         limit = farthest(threat, x)
         radius = torch.full_like(limit, torch.inf)
 
-        def move(look: Look, k: int) -> Tensor:
+        def move(at: Iterate, k: int) -> Tensor:
             nonlocal radius
             step = annealed(begin, last, k / self.steps)
             gamma = annealed(self.gamma, self.final_gamma, k / self.steps)
-            slope = torch.linalg.vector_norm(look.grad.flatten(1), dual, dim=1)
-            near = (radius * (1 - gamma)).minimum(look.smallest)
+            slope = torch.linalg.vector_norm(at.grad.flatten(1), dual, dim=1)
+            near = (radius * (1 - gamma)).minimum(at.smallest)
             # Where the margin is flat the boundary is out of sight.
-            estimate = torch.where(slope > 0, look.values.abs() / slope, torch.inf)
-            first = _BEYOND * (look.norm + estimate)
-            growing = look.smallest.isfinite() | (2 * k >= self.steps)
+            estimate = torch.where(slope > 0, at.values.abs() / slope, torch.inf)
+            first = _BEYOND * (at.norm + estimate)
+            growing = at.smallest.isfinite() | (2 * k >= self.steps)
             far = torch.where(growing, radius * (1 + gamma), first)
-            radius = torch.where(look.fooled, near, far).minimum(limit)
-            z = look.z + step * unit(look.grad)
+            radius = torch.where(at.fooled, near, far).minimum(limit)
+            z = at.z + step * unit(at.grad)
             if on_sphere:
                 return threat.clamp(x + per_sample(radius, x) * unit(z - x))
             return threat.project(z, x, radius)

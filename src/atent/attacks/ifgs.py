@@ -12,7 +12,7 @@ from atent.attacks.loops import ascend
 from atent.attacks.oracle import Oracle
 from atent.checks import check_number
 from atent.losses import cross_entropy
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat
 
 
@@ -22,8 +22,8 @@ class IFGS(Attack):
     """x^0 = x, x^{k+1} = project(x^k + step_size * sign(g_k)), g_k the gradient of the cross-entropy at x^k: the basic
     iterative method, Kurakin et al. 2017, Eq. 2; supplement of Jagatap et al. 2022, B.4.
 
-    In l2 the unit gradient takes the place of the sign. It is `PGD` from x itself: no draws, no restarts, the last
-    iterate. ``steps`` forwards and backwards.
+    In l2 the unit gradient takes the place of the sign. It is `PGD` from x itself: no random numbers, no restarts, the
+    last iterate. ``steps`` forwards and backwards.
     """
 
     aims: ClassVar[bool] = True
@@ -32,7 +32,7 @@ class IFGS(Attack):
     steps: int = 10
     """Number of gradient steps."""
     step_size: float | None = None
-    """Length of a step in pixel units; left out: 1.25 eps / steps. Kurakin et al. step by one level of grey, 1/255, and
+    """Length of a step in pixel units; default: 1.25 eps / steps. Kurakin et al. step by one level of grey, 1/255, and
     take as many steps as the lesser of 1.25 eps and eps + 4, eps counted in such levels."""
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class IFGS(Attack):
     def passes(self) -> int:
         return 2 * self.steps + 1
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
         step = threat.lengths(x, self._length)
         return ascend(

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from atent.checks import check_choice
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
 
 Start = Literal["zero", "uniform", "corner", "sphere", "boundary", "cube"]
@@ -25,7 +25,7 @@ def check_start(threat: Threat, kind: str) -> None:
     check_choice(f"start (for {threat.norm})", kind, ALLOWED[threat.norm])
 
 
-def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) -> Tensor:
+def start(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int = 0) -> Tensor:
     """A starting point for each sample of ``x``; not clamped to the box.
 
     zero      x itself
@@ -39,15 +39,15 @@ def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) 
     if kind == "zero":
         return x
     if kind == "cube" or (kind == "uniform" and threat.norm == "linf"):
-        return x + eps * (2.0 * draws.uniform(x, use="start", restart=restart) - 1.0)
+        return x + eps * (2.0 * streams.uniform(x, use="start", restart=restart) - 1.0)
     if kind == "corner":
         # A comparison, not a sign: a generator's uniform can be exactly 0.5, which has none.
-        return x + eps * (2.0 * (draws.uniform(x, use="start", restart=restart) > 0.5).to(x.dtype) - 1.0)
+        return x + eps * (2.0 * (streams.uniform(x, use="start", restart=restart) > 0.5).to(x.dtype) - 1.0)
     if kind == "boundary" and threat.norm == "linf":
-        return x + eps * unit(2.0 * draws.uniform(x, use="start", restart=restart) - 1.0, math.inf)
-    direction = unit(draws.normal(x, use="start", restart=restart))
+        return x + eps * unit(2.0 * streams.uniform(x, use="start", restart=restart) - 1.0, math.inf)
+    direction = unit(streams.normal(x, use="start", restart=restart))
     if kind in ("sphere", "boundary"):
         return x + eps * direction
     dim = math.prod(x.shape[1:])
-    share = draws.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1) ** (1.0 / dim)
+    share = streams.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1) ** (1.0 / dim)
     return x + per_sample(threat.radii(x) * share, x) * direction

@@ -61,7 +61,7 @@ class ACL(Method):
     the last epoch (``select = "last"``) where labels are not to choose it. Of any other network the logits are the
     embeddings.
 
-    Metrics: ``natural`` and ``robust``, the probe's accuracy on clean and perturbed views; ``natural_loss`` and
+    Metrics: ``clean`` and ``robust``, the probe's accuracy on clean and perturbed views; ``clean_loss`` and
     ``robust_loss``, the two parts of DS; ``alignment``, the mean cosine of a pair. Passes of 2n views: ``steps`` + 2
     forwards and ``steps`` backwards of the adversary, one of each per stream.
 
@@ -173,7 +173,7 @@ class ACL(Method):
             if logits is not None:
                 labels = y.repeat(len(logits) // len(y))
                 probes.append(cross_entropy(logits, labels).mean())
-                metrics["natural" if which == "n" else "robust"] = correct(logits, labels)
+                metrics["clean" if which == "n" else "robust"] = correct(logits, labels)
             return found
 
         parts: dict[str, Tensor] = {}
@@ -183,7 +183,7 @@ class ACL(Method):
             parts["robust_loss"] = self._adversarial(embed, aux.perturbed, anchor)
         if self.variant in ("S2S", "DS"):
             first, second = embed(clean, "n").chunk(2)
-            parts["natural_loss"] = nt_xent(first, second, self.temperature).mean()
+            parts["clean_loss"] = nt_xent(first, second, self.temperature).mean()
             metrics["alignment"] = cosine_similarity(first, second).detach().mean()
         if self.variant in ("A2A", "DS"):
             parts["robust_loss"] = self._adversarial(embed, aux.perturbed, None)

@@ -42,8 +42,8 @@ class TRADES(Method):
     replace a zero gradient by a random one. ``beta = 0`` is `Standard`: there is no adversary, and batch-norm
     statistics see the clean batch alone.
 
-    Metrics: accuracy at clean (``natural``) and perturbed inputs (``robust``), and the two parts of the loss, the
-    cross-entropy (``natural_loss``) and the mean KL without its factor (``robust_loss``); without an adversary the
+    Metrics: accuracy at clean (``clean``) and perturbed inputs (``robust``), and the two parts of the loss, the
+    cross-entropy (``clean_loss``) and the mean KL without its factor (``robust_loss``); without an adversary the
     robust ones are absent.
     """
 
@@ -101,12 +101,12 @@ def combined(
     model: nn.Module, x: Tensor, y: Tensor, perturbed: Tensor | None, beta: float, fit_of: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Metrics]:
     """``fit_of(f(x))`` + beta mean KL(f(x) || f(x')), and metrics; ``perturbed``, x', is None without an adversary."""
-    natural = ask(model, x)
-    fit = fit_of(natural)
-    metrics = {"natural": correct(natural, y), "natural_loss": fit.detach()}
+    clean = ask(model, x)
+    fit = fit_of(clean)
+    metrics = {"clean": correct(clean, y), "clean_loss": fit.detach()}
     if perturbed is None:
         return fit, metrics
     robust = ask(model, perturbed)
-    gap = kl(robust, natural).mean()
+    gap = kl(robust, clean).mean()
     metrics |= {"robust": correct(robust, y), "robust_loss": gap.detach()}
     return fit + beta * gap, metrics
