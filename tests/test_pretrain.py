@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.util
 import json
 import re
 import shlex
@@ -21,7 +22,7 @@ from atent.experiments.recipes import job, read_recipe
 from atent.methods import ACL, AWP, DistilledTRADES, Standard
 from atent.models import ModelSettings, make
 from atent.optim import Optimizer
-from atent.runs.checkpoint import read_weights
+from atent.runs.checkpoint import read_weights, save_weights
 from atent.runs.pretrained import load_start
 from atent.testing.networks import same
 from atent.train import Callback, TrainSettings, fit
@@ -81,8 +82,10 @@ def test_a_run_is_like_any_other(here, capsys):
     assert config["model"]["branch"] == "a"
     model = atent.load(run)
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-    assert main(["evaluate", "runs/digits-acl", "--attacks", "FGSM", "--limit", "20", "--quiet"]) == 0
+    before = (run / "best.safetensors").read_bytes()
+    assert main(["pretrain", "--resume", "runs/digits-acl", "--quiet"]) == 0
     assert "FGSM" in capsys.readouterr().out
+    assert (run / "best.safetensors").read_bytes() == before
 
 
 def test_a_resumed_pretraining_is_the_unbroken_one(tmp_path):
@@ -238,11 +241,13 @@ def test_a_missing_pretraining_names_its_command(tmp_path, monkeypatch, capsys):
     assert "run `atent pretrain digits-acl` first" in capsys.readouterr().err
 
 
-def test_a_branch_of_ordinary_weights_is_one_line(here, capsys):
-    assert main(["train", "digits-acl-standard", *SHORT]) == 0
-    run = "runs/digits-acl-standard"
-    assert main(["train", "digits-acl-standard", "--model.weights", run, "--model.branch", "n", *SHORT]) == 2
-    assert "has one set of batch-norms: leave it out" in capsys.readouterr().err
+def test_a_branch_of_ordinary_weights_is_one_line(tmp_path):
+    model = make(ModelSettings("digits_cnn"), classes=10, shape=(1, 8, 8))
+    save_weights(tmp_path / "plain.safetensors", model, {"model": {"name": "digits_cnn"}})
+    with pytest.raises(ValueError, match="has one set of batch-norms: leave it out") as error:
+        load_start(model, tmp_path / "plain.safetensors", "n")
+    assert "\n" not in str(error.value)
+    load_start(model, tmp_path / "plain.safetensors")
 
 
 def test_a_teacher_of_another_task_is_one_line(tmp_path):
@@ -254,6 +259,29 @@ def test_a_teacher_of_another_task_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="knows 3 classes, the data has 10") as error:
         fit(model, digits(), DistilledTRADES(LINF, str(teacher)), settings=SETTINGS, progress=False)
     assert "\n" not in str(error.value)
+
+
+# -- benchmarks/pretraining.py
+
+
+def test_the_benchmark_compares_equal_numbers_of_samples(tmp_path):
+    path = Path(__file__).parent.parent / "benchmarks" / "pretraining.py"
+    spec = importlib.util.spec_from_file_location("benchmark_pretraining", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    made = benchmark.jobs("digits", 5, tmp_path, ["--data.validation", "100"])
+    assert set(made) == {"acl", *benchmark.ROWS}
+    assert {one.train.seed for one in made.values()} == {5}
+    assert {one.evaluate.attacks for one in made.values()} == {benchmark.ATTACKS}
+    for one, other in benchmark.PAIRS:
+        a, b = made[one], made[other]
+        seen = [x.train.epochs * min(x.data.limit or 1197, 1197) for x in (a, b)]
+        assert abs(seen[0] / seen[1] - 1) < 0.1
+        assert (a.model.weights, b.model.weights) == (str(tmp_path / "acl-seed5"), None)
+        assert dataclasses.replace(a.model, weights=None) == b.model
+        assert a.optimizer == b.optimizer
+        assert a.schedule == b.schedule
+    assert made["semi"].method.teacher == str(tmp_path / "few-seed5")
 
 
 # -- docs/pretraining.md

@@ -36,7 +36,7 @@ def next_steps(job: Job, path: Path) -> str:
     weights = f"--model.name {job.model.name} --model.weights {path}"
     return "\n".join(
         [
-            f"linear evaluation     atent train RECIPE {weights} --model.frozen true",
+            f"linear evaluation     atent train RECIPE {weights} --model.frozen",
             f"fine-tuning           atent train RECIPE {weights}",
         ]
     )
