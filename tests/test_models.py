@@ -15,6 +15,7 @@ COUNTS = {
     "small_cnn": 312_202,
     "lenet5": 3_274_634,
     "resnet18": 11_173_962,
+    "resnet8": 78_042,
     "resnet20": 272_474,
     "resnet110": 1_730_714,
     "preact_resnet18": 11_172_170,

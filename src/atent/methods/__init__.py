@@ -17,8 +17,10 @@ from atent.registry import exported
 
 if TYPE_CHECKING:
     # What type checkers see of the methods that the library has; at run time no name needs a line here.
+    from atent.methods.acl import ACL as ACL
     from atent.methods.atent import ATENT as ATENT
     from atent.methods.crown_ibp import CROWNIBP as CROWNIBP
+    from atent.methods.distilled_trades import DistilledTRADES as DistilledTRADES
     from atent.methods.dual import Dual as Dual
     from atent.methods.fgsm_rs import FGSMRS as FGSMRS
     from atent.methods.free import Free as Free

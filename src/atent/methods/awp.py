@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from atent.checks import Settings, check_number
 from atent.methods.base import METHODS, Method, Metrics, State
 from atent.threat import Threat
+
+if TYPE_CHECKING:
+    from atent.data import Data
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,9 @@ class AWP(Method):
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         return self.method.init(n_train, shape, device)
+
+    def prepare(self, data: Data) -> State:
+        return self.method.prepare(data)
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
