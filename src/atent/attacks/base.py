@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,10 @@ class Attack(metaclass=Settings):
             able = ", ".join(name for name, kind in ATTACKS.items() if kind.aims)
             raise ValueError(f"{type(self).__name__} takes no targets: use one of {able}, or targeted=False")
 
-    def _refuse(self, found: Any, x: Tensor) -> NoReturn:
+    def _checked(self, found: Any, x: Tensor) -> Tensor:
+        """What a search found; ValueError where that is not adversarial inputs for ``x``."""
+        if isinstance(found, Tensor) and found.shape == x.shape and found.is_floating_point():
+            return found
         got = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         wanted = f"adversarial inputs, {x.dtype} of shape {tuple(x.shape)}"
         raise ValueError(f"{type(self).__name__}.search must return {wanted}, got {got}")
@@ -106,10 +109,9 @@ class Attack(metaclass=Settings):
 
     def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """`search`, with x where a minimum-norm attack finds nothing within eps."""
-        x_adv = self.search(oracle, x, y, streams)
-        return self._within(oracle, x_adv, x) if self.minimum_norm else x_adv
-
-    def _within(self, oracle: Oracle, x_adv: Tensor, x: Tensor) -> Tensor:
+        x_adv = self._checked(self.search(oracle, x, y, streams), x)
+        if not self.minimum_norm:
+            return x_adv
         threat: Threat = self.threat.take(oracle.rows)
         return torch.where(per_sample(threat.contains(x_adv, x), x), x_adv, x)
 
@@ -210,14 +212,11 @@ class Attack(metaclass=Settings):
             watch = None if callback is None else Watch(callback, clean)
             oracle = Oracle(seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch)
             if part is not None:
-                x_adv = self.search_part(part, oracle, clean, y, streams)
+                x_adv = self.search_part(part, oracle, clean, y, streams).detach()
+            elif self.minimum_norm:
+                x_adv = self.bounded(oracle, clean, y, streams).detach()
             else:
-                x_adv = self.search(oracle, clean, y, streams)
-            if not isinstance(x_adv, Tensor) or x_adv.shape != x.shape or not x_adv.is_floating_point():
-                self._refuse(x_adv, x)
-            x_adv = x_adv.detach()
-            if self.minimum_norm and part is None:
-                x_adv = self._within(oracle, x_adv, clean)
+                x_adv = self._checked(self.search(oracle, clean, y, streams), clean).detach()
             if not verdict:
                 return x_adv, torch.empty(0), *counters
             # The verdict is checked like the first pass: NaN logits would count as fooled.
