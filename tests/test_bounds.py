@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kit import Syncs
+from kit import BALLS, Syncs
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,9 +16,9 @@ from atent.attacks import PGD
 from atent.certify import METHODS, bounds, margins, read, verified
 from atent.certify.region import region
 from atent.models import Normalize, binary_logits, build, native_shape
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
-NORM = pytest.mark.parametrize("norm", NORMS)
+NORM = pytest.mark.parametrize("norm", BALLS)
 METHOD = pytest.mark.parametrize("method", METHODS)
 EPS = {"linf": 0.03, "l2": 0.2}
 
@@ -694,7 +694,7 @@ def test_a_wrong_label_is_never_verified(trained, images):
 
 
 @pytest.mark.parametrize(
-    ("method", "norm"), [*((m, n) for m in ("ibp", "crown-ibp") for n in NORMS), ("dual", "linf"), ("crown", "linf")]
+    ("method", "norm"), [*((m, n) for m in ("ibp", "crown-ibp") for n in BALLS), ("dual", "linf"), ("crown", "linf")]
 )
 def test_gradients_by_finite_differences(method, norm, trained, images):
     x, y = images(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.spec import nested
 from atent.checks import check_number
 from atent.rng import Draws
-from atent.threat import Threat
+from atent.threat import NORMS, Threat
 
 
 @attack
@@ -24,6 +25,8 @@ class EoT(Attack):
     ValueError for an attack without gradients, for one that averages by itself (``eot`` above 1) or that is made of
     others, and for one under another threat.
     """
+
+    norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
     attack: str = "PGD(steps=20)"

@@ -12,7 +12,7 @@ from atent.attacks.loops import ascend
 from atent.attacks.oracle import Oracle
 from atent.losses import cross_entropy
 from atent.rng import Draws
-from atent.threat import Threat
+from atent.threat import COUNTS, NORMS, Threat
 
 
 @attack
@@ -20,10 +20,13 @@ from atent.threat import Threat
 class FGSM(Attack):
     """One step of length eps along the steepest ascent of the cross-entropy (Goodfellow et al. 2015).
 
-    linf: x + eps sign(g); l2: x + eps g / ||g||_2; then the box. One forward, one backward.
+    linf: x + eps sign(g); l2: x + eps g / ||g||_2; l1: eps in the largest coordinate that the box does not stop; then
+    ball and box. l0, patch: a step of 10 widths of the box along g over its largest entry, projected. One forward, one
+    backward.
     """
 
     aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
 
@@ -33,8 +36,8 @@ class FGSM(Attack):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         threat = self.threat.take(oracle.rows)
-        eps = threat.lengths(x)
+        length = threat.leap if threat.norm in COUNTS else threat.lengths(x)
         return ascend(
             oracle, x, y, steps=1, loss=cross_entropy,
-            move=lambda z, grad, k: threat.project(z + eps * threat.ascent(grad), x),
+            move=lambda z, grad, k: threat.project(z + length * threat.ascent(grad, z), x),
         )  # fmt: skip

@@ -99,12 +99,6 @@ def walk(
     return best
 
 
-def check_l2(name: str, threat: Threat, instead: str) -> None:
-    """ValueError unless the threat is l2."""
-    if threat.norm != "l2":
-        raise ValueError(f"{name} needs an l2 threat, got {threat.norm}: use {instead}")
-
-
 def check_share(name: str, value: float) -> None:
     """ValueError unless ``value`` lies in [0, 1)."""
     check_number(name, value, 0)
