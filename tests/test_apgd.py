@@ -9,10 +9,10 @@ from kit import BALLS, Syncs
 from torch import nn
 
 from atent.attacks import APGD, PGD, EoT
-from atent.attacks.apgd import checkpoints
 from atent.attacks.loops import side_by_side
 from atent.attacks.spec import label, parse
 from atent.attacks.starts import start
+from atent.attacks.step_rules import checkpoints
 from atent.losses import dlr_targeted
 from atent.rng import PerSample
 from atent.stats import sign_test

@@ -244,12 +244,14 @@ def test_contains_has_the_documented_tolerance():
 
 @DTYPE
 @pytest.mark.parametrize("scale", [1e-38, 1.0, 1e30])
-def test_l1_ascent_is_the_largest_coordinate_that_the_box_does_not_stop(dtype, scale):
+def test_l1_ascent_is_the_largest_coordinate_and_a_step_goes_on_at_the_wall(dtype, scale):
     grad = torch.tensor([[1.0, -3.0, 2.0], [0.0, 0.0, 0.0], [-2.0, 2.0, 1.0]], dtype=dtype) * scale
     threat = Threat("l1", 1.0)
     assert threat.ascent(grad).tolist() == [[0, -1, 0], [0, 0, 0], [-1, 0, 0]]
-    at = torch.tensor([[0.5, 0.0, 0.9], [0.5, 0.5, 0.5], [0.0, 1.0, 1.0]], dtype=dtype)
-    assert threat.ascent(grad, at).tolist() == [[0, 0, 1], [0, 0, 0], [0, 0, 0]]
+    z = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.5, 0.5], [0.0, 1.0, 0.5]], dtype=dtype)
+    assert threat.step(z, grad, 0.75).tolist() == [[0.5, 0, 0.75], [0.5, 0.5, 0.5], [0, 1, 1]]
+    lengths = torch.tensor([[0.125], [1.0], [0.25]], dtype=dtype)
+    assert threat.step(z, grad, lengths).tolist() == [[0.5, 0.125, 0.25], [0.5, 0.5, 0.5], [0, 1, 0.75]]
 
 
 @pytest.mark.parametrize("threat", [Threat("l0", 3), PATCHES], ids=str)

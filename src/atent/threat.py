@@ -309,19 +309,31 @@ class Threat:
         inside = self.clamp(inside) if boxed else inside
         return self.blocks(x.shape[1:]).project(z, inside, x, self.radii(x.double()) if eps is None else eps)
 
-    def ascent(self, grad: Tensor, at: Tensor | None = None) -> Tensor:
+    def step(self, z: Tensor, grad: Tensor, length: Any) -> Tensor:
+        """``z`` moved along the steepest ascent by ``length``, a number or (n, 1, ...); not yet projected.
+
+        ``z + length * ascent(grad)``, but in l1, where a single coordinate would meet the box, the steepest way inside
+        the box: coordinates go to its wall, those of the largest gradients first, until the length is used up.
+        """
+        if self.norm != "l1":
+            return z + length * self.ascent(grad)
+        low, high = self.edges(z)
+        room = torch.where(grad > 0, high - z, z - low).clamp_min(0).flatten(1)
+        budget = length.flatten(1) if isinstance(length, Tensor) else room.new_full((len(z), 1), length)
+        size = grad.flatten(1).abs()
+        far = l1.filled(size, torch.where(size > 0, room, 0), budget)
+        moved: Tensor = z + grad.sign() * far.view_as(z)
+        return moved
+
+    def ascent(self, grad: Tensor) -> Tensor:
         """Direction of steepest ascent of unit length for gradients (n, ...); a zero one gives zero, not NaN.
 
-        linf: the sign. l2: g / ||g||_2. l1: the sign of the largest coordinate, all others 0; with the points ``at``
-        the largest of those that the box does not stop. l0, patch: g over its largest entry, since a count bounds no
-        length: the sizes say which elements or patches `project` keeps. With a long step it keeps those of the largest
-        |g_i| times the room that the box leaves, the best ones to first order.
+        linf: the sign. l2: g / ||g||_2. l1: the sign of the largest coordinate, all others 0. l0, patch: g over its
+        largest entry, since a count bounds no length: the sizes say which elements or patches `project` keeps. With a
+        long step it keeps those of the largest |g_i| times the room that the box leaves, the best ones to first order.
         """
         if self.norm == "linf":
             return grad.sign()
-        if self.norm == "l1" and at is not None:
-            low, high = self.edges(at)
-            grad = torch.where((grad > 0) & (at >= high) | (grad < 0) & (at <= low), 0, grad)
         if self.norm == "l1":
             return l1.ascent(grad)
         return unit(grad, math.inf if self.norm in COUNTS else 2)

@@ -175,6 +175,6 @@ class ALMA(Attack):
             why = "ALMA's difference of logits ratio needs 3 classes or more: use constraint='margin'"
             oracle = oracle.demanding(3, why)
         return walk(
-            oracle, x, y, norm="l2", steps=self.steps, loss=partial(self._constraint, oracle), move=move,
+            oracle, x, y, threat=self.threat, steps=self.steps, loss=partial(self._constraint, oracle), move=move,
             confidence=self.tolerance,
         )  # fmt: skip

@@ -47,7 +47,7 @@ def decoupled(
             z = low + extent * ((z - low) / extent * (levels - 1)).round() / (levels - 1)
         return z
 
-    return walk(oracle, x, y, norm="l2", steps=steps, loss=oracle.aimed(cross_entropy), move=move)
+    return walk(oracle, x, y, threat=threat, steps=steps, loss=oracle.aimed(cross_entropy), move=move)
 
 
 @attack

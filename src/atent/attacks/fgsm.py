@@ -20,9 +20,9 @@ from atent.threat import COUNTS, NORMS, Threat
 class FGSM(Attack):
     """One step of length eps along the steepest ascent of the cross-entropy (Goodfellow et al. 2015).
 
-    linf: x + eps sign(g); l2: x + eps g / ||g||_2; l1: eps in the largest coordinate that the box does not stop; then
-    ball and box. l0, patch: a step of 10 widths of the box along g over its largest entry, projected. One forward, one
-    backward.
+    linf: x + eps sign(g); l2: x + eps g / ||g||_2; l1: the coordinates of the largest gradients go to the wall
+    of the box until eps is used up; then ball and box. l0, patch: a step of 10 widths of the box along g over its
+    largest entry, projected. One forward, one backward.
     """
 
     aims: ClassVar[bool] = True
@@ -39,5 +39,5 @@ class FGSM(Attack):
         length = threat.leap if threat.norm in COUNTS else threat.lengths(x)
         return ascend(
             oracle, x, y, steps=1, loss=cross_entropy,
-            move=lambda z, grad, k: threat.project(z + length * threat.ascent(grad, z), x),
+            move=lambda z, grad, k: threat.project(threat.step(z, grad, length), x),
         )  # fmt: skip

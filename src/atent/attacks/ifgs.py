@@ -61,5 +61,5 @@ class IFGS(Attack):
         step = threat.lengths(x, self._length)
         return ascend(
             oracle, x, y, steps=self.steps, loss=cross_entropy,
-            move=lambda z, grad, k: threat.project(z + step * threat.ascent(grad, z), x),
+            move=lambda z, grad, k: threat.project(threat.step(z, grad, step), x),
         )  # fmt: skip

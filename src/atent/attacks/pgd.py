@@ -22,7 +22,7 @@ from atent.threat import COUNTS, NORMS, Threat, unit
 @dataclass(frozen=True)
 class PGD(Attack):
     """x <- project(x + step_size * ascent(g)), Madry et al. 2018; steepest ascent is the sign (linf), the unit gradient
-    (l2), or the largest coordinate that the box does not stop (l1).
+    (l2), or goes to the wall of the box in the coordinates of the largest gradients (l1).
 
     In l0 and for patches the gradient over its largest entry is added, and the projection keeps the elements or patches
     that it takes furthest. Long steps let it choose anew each time: with short ones, what was chosen first stays.
@@ -112,7 +112,7 @@ class PGD(Attack):
                 nonlocal past
                 if self.momentum:
                     grad = past = self.momentum * past + unit(grad, 1)
-                return threat.project(z + step * threat.ascent(grad, z), x)
+                return threat.project(threat.step(z, grad, step), x)
 
             return ascend(
                 oracle,

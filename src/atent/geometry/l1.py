@@ -32,7 +32,7 @@ def project(v: Tensor, room: Tensor | None, eps: Any) -> Tensor:
 
     References
     ----------
-    Croce and Hein 2021 (Mind the box), Proposition 2.1; without the box Duchi et al. 2008.
+    Croce and Hein 2021 (Mind the box); without the box Duchi et al. 2008.
     """
     size = v.abs()
     # Ends count from the largest entry: of numbers far beyond eps only the differences matter, and these stay exact.
@@ -65,3 +65,14 @@ def ascent(grad: Tensor) -> Tensor:
     at = flat.abs().argmax(1, keepdim=True)
     made: Tensor = torch.zeros_like(flat).scatter(1, at, flat.gather(1, at).sign()).view_as(grad)
     return made
+
+
+def filled(value: Tensor, room: Tensor, total: Tensor) -> Tensor:
+    """The lengths (n, d) between 0 and ``room`` that sum to ``total`` (n, 1) and have the largest <value, lengths>.
+
+    All of the room where that is less. Coordinates are filled in the order of their ``value``: what a unit is worth.
+    """
+    order = value.argsort(dim=1, descending=True, stable=True)
+    room = room.gather(1, order)
+    before = room.cumsum(1) - room
+    return torch.zeros_like(room).scatter(1, order, torch.minimum((total - before).clamp_min(0), room))
