@@ -6,7 +6,7 @@ The parts are the settings in which the two recipes differ; the fields of an ave
 into --recipes, each equal to one of the two but for one part, and `atent compare` trains them; every option that is not
 known here is handed to it. ``--also method.label_smoothing=0.1`` (again and again) tries a part that neither has, on
 top of the larger recipe; ``--both train.batch_size=32`` sets something in both recipes first, so that it is no part.
-What is trained stays: the same command goes on.
+What is trained stays: the same command resumes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from atent.experiments.comparison import measure
 from atent.experiments.recipe_files import as_toml, read_recipe
 from atent.markdown import table as markdown_table
 from atent.messages import deprecated
-from atent.runs import read_json, write_atomic, write_json
+from atent.runs import read_json, with_present_keys, write_atomic, write_json
 
 Tables = dict[str, Any]
 
@@ -69,7 +69,7 @@ def setting(text: str) -> tuple[str, str, Any]:
 
 
 def having(tables: Tables, text: str) -> Tables:
-    """The tables with the setting that ``text`` tells."""
+    """The tables with the setting in ``text``."""
     section, key, value = setting(text)
     return taking(tables, {section: {key: value}}, [(section, key)])
 
@@ -87,8 +87,8 @@ def variants(
     made[names[1]] = large
     for text in also:
         _, key, value = setting(text)
-        told = "" if isinstance(value, dict) else f"-{text.partition('=')[2]}".replace("/", "-").replace(" ", "")
-        made[f"{names[1]}-with-{key}{told}"] = having(large, text)
+        entry = "" if isinstance(value, dict) else f"-{text.partition('=')[2]}".replace("/", "-").replace(" ", "")
+        made[f"{names[1]}-with-{key}{entry}"] = having(large, text)
     once: dict[str, Tables] = {}
     for name, tables in made.items():
         plain = {k: v for k, v in tables.items() if isinstance(v, dict)}
@@ -102,18 +102,18 @@ def variants(
 
 def effects(found: dict[str, Any], names: tuple[str, str]) -> list[dict[str, Any]]:
     """What each part brings, from the content of comparison.json: the accuracy of the network that has the part less
-    that of the one that has it not, seed by seed, natural and under the worst of the attacks. The last row is all parts
+    that of the one that has it not, seed by seed, clean and under the worst of the attacks. The last row is all parts
     together: the larger recipe less the smaller."""
     small, large = names
     rows = {row["recipe"]: row["seeds"] for row in found["rows"]}
 
     def effect(part: str, to: str, having: str, lacking: str) -> dict[str, Any]:
         pairs = list(zip(rows[having], rows[lacking], strict=True))
-        told: dict[str, Any] = {"part": part, "to": to}
-        for key in ("natural", "worst"):
-            told[key] = asdict(measure([a[key]["value"] - b[key]["value"] for a, b in pairs]))
-        told["seconds"] = asdict(measure([a["seconds_per_epoch"] / b["seconds_per_epoch"] for a, b in pairs]))
-        return told
+        entry: dict[str, Any] = {"part": part, "to": to}
+        for key in ("clean", "worst"):
+            entry[key] = asdict(measure([a[key]["value"] - b[key]["value"] for a, b in pairs]))
+        entry["seconds"] = asdict(measure([a["seconds_per_epoch"] / b["seconds_per_epoch"] for a, b in pairs]))
+        return entry
 
     out = []
     for recipe in rows:
@@ -140,9 +140,9 @@ def table(found: dict[str, Any], names: tuple[str, str]) -> str:
     attacks = ", ".join(found["rows"][0]["attacks"])
     rows = []
     for row in effects(found, names):
-        cells = [points(row["natural"]), points(row["worst"]), f"{row['seconds']['mean']:.2f} times"]
+        cells = [points(row["clean"]), points(row["worst"]), f"{row['seconds']['mean']:.2f} times"]
         rows.append([row["part"], row["to"], *cells])
-    heads = ["part", "added to", "natural (points)", "robust (points)", "time of an epoch"]
+    heads = ["part", "added to", "clean (points)", "robust (points)", "time of an epoch"]
     lines = markdown_table(heads, rows, left=2)
     data, seeds = found["data"], len(found["seeds"])
     lines += [
@@ -175,7 +175,7 @@ if __name__ == "__main__":
     code = main(["compare", *map(str, paths), "--name", given.name, "--runs", str(given.runs), *rest])
     place = given.runs / given.name
     if code == 0:
-        found = read_json(place / "comparison.json")
+        found = with_present_keys(read_json(place / "comparison.json"))
         write_json(place / "ablation.json", {"effects": effects(found, names)})
         write_atomic(place / "ablation.md", table(found, names))
         print(table(found, names))

@@ -59,9 +59,9 @@ def authors(
     method: ATENT, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, *, full: bool = True
 ) -> Tensor:
     """mu, its gradient in ``.grad``, by two passes per iterate and K live graphs."""
-    chain, draws = method.chain(), Batch(rng)
+    chain, streams = method.chain(), Batch(rng)
     reduction = "sum" if chain.gradient == "raw" else "mean"
-    z, mask, mu = chain.begin(x, draws), None, torch.zeros(())
+    z, mask, mu = chain.begin(x, streams), None, torch.zeros(())
     for k in range(chain.steps):
         zk = z.detach().requires_grad_()
         if mask is not None:
@@ -72,7 +72,7 @@ def authors(
             slope = zk.grad
         else:
             (slope,) = torch.autograd.grad(loss, zk)
-        z = chain.move(zk.detach(), x, slope, k, draws)
+        z = chain.move(zk.detach(), x, slope, k, streams)
         mask = torch.get_rng_state()
         mu = (1 - method.alpha) * mu + method.alpha * F.cross_entropy(model(z), y)
     model.zero_grad()

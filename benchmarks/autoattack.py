@@ -4,7 +4,7 @@
 
 Both run the standard version against the run's own threat on the same test images, in interleaved slices: one takes a
 slice first, then the other. Times are CPU seconds of the process, which other work lengthens little; wall
-seconds stand beside them. Robust accuracies are counted by us. Ours is also told apart by its parts.
+seconds stand beside them. Robust accuracies are counted by us. Ours is also shown by its parts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from atent_step import positive, summary
-from parity import autoattack, judged
+from parity import autoattack, evaluated
 from torch import Tensor, nn
 
 import atent
@@ -51,7 +51,7 @@ def ours(
 def port(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> int:
     with guard(model), torch.random.fork_rng():
         x_adv = autoattack("whole")(model, x.clone(), y.clone(), threat)
-    return int((~judged(model, x, y, x_adv, threat, 1e-5)[0].isfinite()).sum())
+    return int((~evaluated(model, x, y, x_adv, threat, 1e-5)[0].isfinite()).sum())
 
 
 def main() -> int:

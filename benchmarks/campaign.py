@@ -282,7 +282,7 @@ class Campaign:
         return {**os.environ, **calm, **threads, "PYTHONPATH": str(code / "src"), "PYTHONUNBUFFERED": "1"}
 
     def _reap(self, asked: bool = False) -> None:
-        """Take note of workers that ended; ``asked``: they were told to stop."""
+        """Take note of workers that ended; ``asked``: they were asked to stop."""
         for name, (child, record) in list(self.running.items()):
             status = child.poll()
             if status is None:
@@ -294,8 +294,8 @@ class Campaign:
             elif asked or status == INTERRUPTED or (status < 0 and record["kills"] < KILLS):
                 self.state.settle(record, "interrupted")
             else:
-                told = f"killed by signal {-status}, {KILLS} times" if status < 0 else last_line(self.state.log(name))
-                self.state.settle(record, "failed", error=told)
+                reason = f"killed by signal {-status}, {KILLS} times" if status < 0 else last_line(self.state.log(name))
+                self.state.settle(record, "failed", error=reason)
             print(f"{now()}  {record['status']:6} {name}  {core_hours(record):.2f} core hours", flush=True)
 
     def _end_workers(self) -> None:

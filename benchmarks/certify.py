@@ -1,12 +1,12 @@
 """Randomised smoothing: images per second beside the usual loop, which takes one image after the other.
 
-The usual loop is the structure of Cohen et al.'s published code, written anew: per image, per batch of draws the image
-is repeated, noise of a global stream is added, the argmax goes to numpy and is counted there. It has their default
-batch of 1,000 draws, and is timed at 400 (the batch of their experiments) and at this library's own batch as well, so
-that the share of the batch size can be told from the rest. Rounds interleave all of them and turn the order, so that a
-slow spell of the machine hits all; the first round is not counted. With one thread, seconds are of CPU time, which
-other work on the machine does not stretch. Before the times, both are held against each other: the same network, so
-the shares of the chosen class must agree within five standard errors.
+The usual loop is the structure of Cohen et al.'s published code, written anew: per image, per batch of samples the
+image is repeated, noise of a global stream is added, the argmax goes to numpy and is counted there. It has their
+default batch of 1,000 samples, and is timed at 400 (the batch of their experiments) and at this library's own batch as
+well, so that the share of the batch size can be separated from the rest. Rounds interleave all of them and turn the
+order, so that a slow spell of the machine hits all; the first round is not counted. With one thread, seconds are of CPU
+time, which other work on the machine does not stretch. Before the times, both are held against each other: the same
+network, so the shares of the chosen class must agree within five standard errors.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def usual(model: nn.Module, x: Tensor, sigma: float, n0: int, n: int, batch: int
 
 
 def problem(name: str, images: int) -> tuple[nn.Module, Tensor]:
-    """The network with random weights whose logits tell classes apart, and random images."""
+    """The network with random weights whose logits separate classes, and random images."""
     torch.manual_seed(0)
     model = build(name).eval()
     for p in model.parameters():
@@ -127,10 +127,10 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", default=["digits_cnn", "small_cnn"], help="networks to time")
     parser.add_argument("--bounds", nargs="*", default=["digits_cnn", "kw_small"], help="networks whose bounds to time")
     parser.add_argument("--images", type=positive, default=4, help="images per run")
-    parser.add_argument("--n0", type=positive, default=100, help="draws that choose the class")
-    parser.add_argument("--n", type=positive, default=10_000, help="draws that estimate its share")
+    parser.add_argument("--n0", type=positive, default=100, help="noise samples that choose the class")
+    parser.add_argument("--n", type=positive, default=10_000, help="noise samples that estimate its share")
     parser.add_argument("--sigma", type=float, default=0.25, help="standard deviation of the noise")
-    parser.add_argument("--batch", type=positive, help="draws per forward of atent; left out: its default")
+    parser.add_argument("--batch", type=positive, help="noise samples per forward; default: atent's own")
     parser.add_argument("--bounded", type=positive, default=50, help="images per call of the bounds")
     parser.add_argument("--compile", action="store_true", help="time atent with the network compiled as well")
     parser.add_argument("--rounds", type=positive, default=5, help="rounds, after one that is not counted")

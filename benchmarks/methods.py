@@ -4,7 +4,7 @@ Every method runs at the same batch, the same number of inner steps and its own 
 linf 0.3 and l2 2) and ResNet-20 (CIFAR shape, linf 8/255 and l2 1), in rounds that turn the order, so that a slow spell
 of the machine hits all; the first round is not counted. Entropy-SGD is an optimizer: its row is one step with five
 inner steps around the plain loss. Passes are counted by hooks on the network, in batches of the method's own size (a
-batch of SmoothAdv's with two draws counts as two). Memory is the most that autograd holds at once for the backward
+batch of SmoothAdv's with two samples counts as two). Memory is the most that autograd holds at once for the backward
 pass; see atent_step.py for how that is measured.
 """
 

@@ -4,7 +4,7 @@
     python benchmarks/parity.py RUN [RUN ...] --out results/parity.json
 
 Each run is a folder that `atent train` left; its own threat and test images of its own data serve, by its data.subset.
-What any package returns is judged by us: in the box, within the radius (the peer is forgiven a part in 10^5),
+What any package returns is evaluated here: in the box, within the radius (the peer is forgiven a part in 10^5),
 misclassified, by true labels. Budget attacks are compared by robust accuracy, minimum-norm attacks by the median norm,
 both on the same images: an attack of ours counts as weaker where a one-sided sign test over the images on which the two
 differ falls below 2.5 %. FMN and ALMA are held against DDN at the same number of forwards.
@@ -137,11 +137,13 @@ def versus(threat: Threat) -> list[tuple[Attack, str, Peer]]:
     return rows
 
 
-# ---- the judgement -----------------------------------------------------------------------------------------------
+# ---- the evaluation ----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def judged(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, slack: float) -> tuple[Tensor, float]:
+def evaluated(
+    model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, slack: float
+) -> tuple[Tensor, float]:
     """Norms (n,) of the points that are adversarial, infinite where they are not, and the largest norm seen."""
     x_adv = x_adv.detach().to(x.dtype)
     norm = threat.distance(x_adv, x)
@@ -166,8 +168,8 @@ def row(ours: Attack, peer: str, run: Peer, model: nn.Module, x: Tensor, y: Tens
         np.random.seed(0)  # noqa: NPY002
         x_peer, s_peer = timed(lambda: run(model, x.clone(), y.clone(), threat))
     (a, far_a), (b, far_b) = (
-        judged(model, x, y, x_ours, threat, 0.0 if np.isinf(threat.eps) else 1e-6),
-        judged(model, x, y, x_peer, threat, 1e-5),
+        evaluated(model, x, y, x_ours, threat, 0.0 if np.isinf(threat.eps) else 1e-6),
+        evaluated(model, x, y, x_peer, threat, 1e-5),
     )
     n, minimum = len(x), np.isinf(threat.eps)
     if minimum:
@@ -200,10 +202,10 @@ def against_ddn(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> list[
     for steps in (100, 300, 1000):
         # ALMA's first step: of 0.05, 0.1, 0.3 and 0.6, the best on the validation images of the digits runs.
         base = DDN(endless, steps=steps).run(model, x, y)
-        reference = judged(model, x, y, base.x_adv, endless, 0.0)[0]
+        reference = evaluated(model, x, y, base.x_adv, endless, 0.0)[0]
         for attack in (FMN(endless, steps=steps), ALMA(endless, steps=steps, first_step=0.3)):
             found = attack.run(model, x, y)
-            norm = judged(model, x, y, found.x_adv, endless, 0.0)[0]
+            norm = evaluated(model, x, y, found.x_adv, endless, 0.0)[0]
             rows.append({
                 "attack": label(attack), "steps": steps, "forwards": int(found.forwards.max()),
                 "ddn_forwards": int(base.forwards.max()), "median": finite(norm.median()),

@@ -22,7 +22,7 @@ from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
 _MARKED = re.compile(r"(<!-- (comparison|ablation): (\S+) -->\n).*?(<!-- end -->)", re.S)
-_SHOWN = ("natural (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")
+_SHOWN = ("clean (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")
 
 
 def comparison(folder: Path) -> str:
@@ -31,7 +31,7 @@ def comparison(folder: Path) -> str:
     typed = migrate.read(folder / "comparison.json", ComparisonFile)
     headings, rows = layout(typed)
     found = typed.to_json()
-    # Where AutoAttack ran, it is the judge: what another attack finds besides is in the folder's own table.
+    # Where AutoAttack ran, it decides: what another attack finds is in the folder's own table.
     shown = [h for h in _SHOWN if h in headings and not (h.startswith("worst") and "AutoAttack (%)" in headings)]
     places = [headings.index(h) for h in shown]
     leads = beside(found["rows"])

@@ -31,8 +31,8 @@ def settings(norm, eps, steps, variant="released", **given):
         "gamma": 0.05 if norm == "l2" else 0.0, "start": "sphere" if norm == "l2" else "corner",
         "dropout": "fresh", "mode": "train", "box": (0.0, 1.0),
     }  # fmt: skip
-    if "pull" in given:
-        scaled = given.pop("pull") == "scaled"
+    if "anchor" in given:
+        scaled = given.pop("anchor") == "scaled"
     assert not set(given) - set(out)
     return {**out, **given, "scaled": scaled}
 

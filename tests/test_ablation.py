@@ -82,10 +82,10 @@ def test_what_is_written_is_what_is_meant():
 def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():
     """Against numbers worked out by hand; a part's removal counts as what it brought."""
 
-    def row(recipe, natural, worst, seconds):
+    def row(recipe, clean, worst, seconds):
         seeds = [
-            {"natural": {"value": a}, "worst": {"value": b}, "seconds_per_epoch": seconds}
-            for a, b in zip(natural, worst, strict=True)
+            {"clean": {"value": a}, "worst": {"value": b}, "seconds_per_epoch": seconds}
+            for a, b in zip(clean, worst, strict=True)
         ]
         return {"recipe": recipe, "seeds": seeds, "attacks": {"AutoAttack": {}}}
 
@@ -100,7 +100,7 @@ def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():
     added = effects["awp", "a"]
     assert added["worst"]["mean"] == pytest.approx(0.15)
     assert added["worst"]["sd"] == pytest.approx(0.05 * 2**0.5)
-    assert added["natural"]["mean"] == pytest.approx(0.05)
+    assert added["clean"]["mean"] == pytest.approx(0.05)
     assert added["seconds"]["mean"] == 2
     assert effects["awp", "b, without it"]["worst"]["mean"] == pytest.approx(0.2)
     assert effects["x-1", "b"]["worst"]["mean"] == pytest.approx(-0.05)

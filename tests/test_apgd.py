@@ -141,7 +141,7 @@ class Slow:
 
 def slow_attack(net, attack, x, y, sample, seed):
     """One sample: adversarial point, forwards and backwards, the verdict's forward included."""
-    draws = PerSample(seed, torch.tensor([sample]), "APGD")
+    streams = PerSample(seed, torch.tensor([sample]), "APGD")
     forwards = 0
     targets = [None]
     if attack.loss == "dlr-targeted":
@@ -151,7 +151,7 @@ def slow_attack(net, attack, x, y, sample, seed):
     runs = []
     for target in targets:
         for _ in range(attack.restarts):
-            begin = start(attack.threat, attack.start, x[None], draws, len(runs))[0]
+            begin = start(attack.threat, attack.start, x[None], streams, len(runs))[0]
             runs.append(Slow(net, attack, x, y, begin, target))
     answers = []
     for wave in (runs[:1], runs[1:]):
@@ -209,11 +209,11 @@ def test_checkpoints_are_the_published_ones():
 @NORM
 def test_the_start_is_on_the_boundary(norm):
     x = torch.full((40, 6), 0.5, dtype=torch.float64)
-    draws = PerSample(1, torch.arange(40), "A")
-    d = start(Threat(norm, 0.3), "boundary", x, draws) - x
+    streams = PerSample(1, torch.arange(40), "A")
+    d = start(Threat(norm, 0.3), "boundary", x, streams) - x
     size = d.abs().amax(1) if norm == "linf" else d.norm(dim=1)
     assert (size - 0.3).abs().max() <= 1e-12
-    u, n = 2 * draws.uniform(x, use="start") - 1, draws.normal(x, use="start")
+    u, n = 2 * streams.uniform(x, use="start") - 1, streams.normal(x, use="start")
     direction = u / u.abs().amax(1, keepdim=True) if norm == "linf" else n / n.norm(dim=1, keepdim=True)
     assert (d - 0.3 * direction).abs().max() <= 1e-12
 
@@ -369,7 +369,7 @@ def test_a_pass_sees_no_more_rows_than_the_batch_unless_they_are_small():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_host_waits_at_the_looks_only(loss, conv_net, batch):
+def test_the_host_waits_at_the_checks_only(loss, conv_net, batch):
     net, (x, y) = conv_net(), batch(8)
     attack, seen = APGD(Threat("linf", 0.03), steps=60, loss=loss, targets=1), []
     for steps in (60, 100):
@@ -412,7 +412,7 @@ def test_the_first_move_follows_the_mean_gradient(norm, name):
         APGD(threat, steps=2, eot=6, start="zero")(model, x, y)
         size = 0.2
     else:
-        EoT(threat, "PGD(steps=2, start=zero, step_size=0.04)", draws=6)(model, x, y)
+        EoT(threat, "PGD(steps=2, start=zero, step_size=0.04)", samples=6)(model, x, y)
         size = 0.04
     assert len(model.seen) == (18 if name == "APGD" else 12)
     assert all(torch.equal(z, x) for z in model.seen[:6])
@@ -440,11 +440,11 @@ def test_with_one_draw_it_is_the_attack_itself(norm, inner, conv_net, batch):
     net, (x, y) = conv_net(), batch(20)
     threat = Threat(norm, EPS[norm])
     alone = parse(inner, threat, ATTACKS).run(net, x, y, seed=2)
-    eot = EoT(threat, inner, draws=1)
+    eot = EoT(threat, inner, samples=1)
     for got, expected in zip(eot.run(net, x, y, seed=2), alone):
         assert torch.equal(got, expected)
-    more = EoT(threat, inner, draws=3).run(net, x, y, seed=2)
-    assert ((more.forwards + more.backwards) <= EoT(threat, inner, draws=3).passes).all()
+    more = EoT(threat, inner, samples=3).run(net, x, y, seed=2)
+    assert ((more.forwards + more.backwards) <= EoT(threat, inner, samples=3).passes).all()
     assert threat.contains(more.x_adv, x).all()
 
 
@@ -453,8 +453,8 @@ def test_averaging_finds_the_steeper_way():
     x = 0.3 + 0.4 * torch.rand(100, 10, generator=g, dtype=torch.float64)
     y, threat, model = (x @ Noisy().w).argmax(1), Threat("l2", 0.3), Noisy()
     loss = []
-    for draws in (1, 40):
-        x_adv = EoT(threat, "FGSM", draws=draws)(Noisy(), x, y)
+    for streams in (1, 40):
+        x_adv = EoT(threat, "FGSM", samples=streams)(Noisy(), x, y)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             answers = torch.stack([nn.functional.cross_entropy(model(x_adv), y) for _ in range(300)])

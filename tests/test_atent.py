@@ -156,12 +156,12 @@ def test_equals_the_transcription(name, steps, norm, variant):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("projection", ["never", "last", "every"])
-@pytest.mark.parametrize("pull", ["free", "scaled"])
+@pytest.mark.parametrize("anchor", ["free", "scaled"])
 @pytest.mark.parametrize("grad", ["raw", "unit", "sign"])
-def test_every_switch_equals_the_transcription(norm, projection, pull, grad):
+def test_every_switch_equals_the_transcription(norm, projection, anchor, grad):
     compare(
         NETWORKS["residual-bn"], 4, norm=norm, dropout="shared",
-        projection=projection, pull=pull, gradient=grad, gamma=0.3, noise=0.02, alpha=0.6, step_size=0.17,
+        projection=projection, anchor=anchor, gradient=grad, gamma=0.3, noise=0.02, alpha=0.6, step_size=0.17,
     )  # fmt: skip
 
 
@@ -247,11 +247,11 @@ def test_the_chain_leaves_frozen_batchnorm_frozen():
         assert distance(a, b) <= ROUNDING
 
 
-def test_warmup_shrinks_a_scaled_pull_with_the_step():
+def test_warmup_shrinks_a_scaled_anchor_term_with_the_step():
     method = ATENT(Threat("l2", 1.0), variant="published", gamma=0.5, eps_warmup=0.5, effective_noise=0.1)
     full, half, none = method.chain(1.0), method.chain(0.25), method.chain(0.0)
     assert half.threat.eps == pytest.approx(0.5)
-    assert half.pull == pytest.approx(full.pull / 2)
+    assert half.anchor_weight == pytest.approx(full.anchor_weight / 2)
     assert half.noise == full.noise
     assert none.step_size == 0
 
@@ -500,7 +500,7 @@ BAD = [
     {"noise": 0.0, "effective_noise": 0.0}, {"step_size": 0.0, "effective_noise": 0.1},
     {"alpha": 0.0}, {"alpha": -0.5}, {"alpha": 1.1}, {"alpha": math.nan}, {"variant": "arxiv"},
     {"start": "corner"}, {"start": "nowhere"}, {"projection": "first"}, {"gradient": "adam"},
-    {"pull": "none"}, {"dropout": "off"}, {"mode": "as-is"}, {"objective": "data-entropy"},
+    {"anchor": "none"}, {"dropout": "off"}, {"mode": "as-is"}, {"objective": "data-entropy"},
     {"eps_warmup": -0.1}, {"eps_warmup": math.nan}, {"eps_warmup": 1.5},
 ]  # fmt: skip
 
@@ -543,12 +543,12 @@ def test_a_corner_start_is_for_linf_and_a_sphere_for_l2():
 def test_the_chain_describes_itself(norm, variant):
     found = ATENT(Threat(norm, EPS[norm]), variant=variant).chain().describe()
     s = oracle.settings(norm, EPS[norm], 10, variant)
-    pull = s["gamma"] * (s["step_size"] if s["scaled"] else 1)
+    anchor = s["gamma"] * (s["step_size"] if s["scaled"] else 1)
     assert found["threat"] == {"norm": norm, "eps": EPS[norm], "box": (0.0, 1.0)}
     for name in ("steps", "noise", "start", "projection", "gradient"):
         assert found[name] == s[name], name
     assert found["step_size"] == pytest.approx(s["step_size"])
-    assert found["pull"] == pytest.approx(pull)
+    assert found["anchor_weight"] == pytest.approx(anchor)
     assert found["effective_noise"] == pytest.approx(math.sqrt(2 * s["step_size"]) * 1e-3)
 
 

@@ -43,8 +43,8 @@ def test_a_callback_that_spoils_what_it_gets_changes_nothing(name, norm, conv_ne
         loss.fill_(math.nan)
 
     for mode in ("eval", "train"):
-        plain, told = attack.run(model, x, y, mode=mode), attack.run(model, x, y, mode=mode, callback=callback)
-        assert all(torch.equal(a, b) for a, b in zip(plain, told))
+        plain, reported = attack.run(model, x, y, mode=mode), attack.run(model, x, y, mode=mode, callback=callback)
+        assert all(torch.equal(a, b) for a, b in zip(plain, reported))
         assert seen == list(range(len(seen)))
         assert len(seen) >= 1
         seen.clear()
@@ -90,17 +90,19 @@ def test_the_losses_are_those_of_the_points(name, norm, conv_net, batch):
         ("Langevin", {"steps": 5}, 5),
         ("FMN", {"steps": 6}, 6),
         ("Square", {"queries": 7}, 8),
-        ("EoT", {"attack": "PGD(steps=4)", "draws": 3}, 4),
+        ("EoT", {"attack": "PGD(steps=4)", "samples": 3}, 4),
         ("APGD", {"steps": 4}, 5),
     ],
 )
 def test_the_number_of_calls(name, setting, calls, conv_net, batch):
     seen = []
-    ATTACKS[name](Threat("linf", 1e-6), **setting)(conv_net(), *batch(5), callback=lambda *told: seen.append(told))
+    ATTACKS[name](Threat("linf", 1e-6), **setting)(
+        conv_net(), *batch(5), callback=lambda *reported: seen.append(reported)
+    )
     assert [k for k, _, _ in seen] == list(range(calls))
 
 
-def test_a_transfer_tells_of_its_source(conv_net, batch):
+def test_a_transfer_reports_its_source(conv_net, batch):
     seen, source = [], conv_net()
     attack = Transfer(Threat("linf", 0.1), "PGD(steps=3)", source)
     attack(conv_net(norm=True), *batch(3), callback=lambda k, x_adv, loss: seen.append((x_adv, loss)))
@@ -223,7 +225,7 @@ def test_evaluate_takes_an_eps_for_each_sample(conv_net, batch):
         evaluate(model, x, y, attacks, batch=size, cascade=cascade) for size in (3, 8) for cascade in (True, False)
     ]
     assert len({str(each.worst) for each in found}) == 1
-    assert 0 < found[0].worst["k"] < found[0].natural["k"]
+    assert 0 < found[0].worst["k"] < found[0].clean["k"]
     assert found[0].to_json()["attacks"]["PGD-3"]["threat"]["eps"] == pytest.approx(tuple(eps.tolist()))
 
 

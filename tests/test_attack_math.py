@@ -380,14 +380,14 @@ def test_keep_best_counts_the_first_step_too(norm):
 
 def chain(norm, variant, net, x, y, eps, steps, step, gamma, noise, every):
     """The released code's and Eq. 7's chains, written out; every iterate and the end."""
-    draws = PerSample(9, IDS, "Langevin")
-    n = draws.normal(x, use="start")
-    u = draws.uniform(x, use="start")
+    streams = PerSample(9, IDS, "Langevin")
+    n = streams.normal(x, use="start")
+    u = streams.uniform(x, use="start")
     z = x + eps * (n / n.norm(dim=1, keepdim=True) if norm == "l2" else (u - 0.5).sign())
     out = [z]
     for k in range(steps):
         g = softmax_gradient(net.weight.data, net.bias.data, z, y)
-        xi = draws.normal(x, use="noise", step=k)
+        xi = streams.normal(x, use="noise", step=k)
         if norm == "linf":
             z = z + step * g.sign()
         elif variant == "released":
@@ -425,14 +425,14 @@ def test_langevin_chains_are_the_written_out_ones(norm, variant, linear):
 
 
 def test_langevin_defaults():
-    for norm, step, pull, gradient, projection, begin in (
+    for norm, step, anchor, gradient, projection, begin in (
         ("l2", 0.2, 0.05, "unit", "never", "sphere"), ("linf", 0.25, 0.0, "sign", "last", "corner"),
     ):  # fmt: skip
         got = sampler(Threat(norm, 1.0), steps=10)
-        assert (got.step_size, got.pull, got.noise) == (step, pull, 1e-3)
+        assert (got.step_size, got.anchor_weight, got.noise) == (step, anchor, 1e-3)
         assert (got.gradient, got.projection, got.start) == (gradient, projection, begin)
     published = sampler(Threat("l2", 1.0), steps=10, variant="published")
-    assert (published.pull, published.gradient) == (0.05 * 0.2, "raw")
+    assert (published.anchor_weight, published.gradient) == (0.05 * 0.2, "raw")
     assert sampler(Threat("linf", 1.0), variant="published").projection == "every"
     assert sampler(Threat("l2", 1.0), step_size=0.02175, effective_noise=0.1203).noise == pytest.approx(0.577, abs=3e-4)
     assert sampler(Threat("l2", 1.0), temperature=0.25).noise == 0.5
@@ -487,9 +487,9 @@ def test_a_zero_gradient_moves_nothing_and_makes_no_nan(norm, dtype):
 
 
 def begin(norm, kind, dim, eps, per_sample=True, n=6000):
-    draws = PerSample(5, torch.arange(n), "A") if per_sample else Batch(torch.Generator().manual_seed(5))
+    streams = PerSample(5, torch.arange(n), "A") if per_sample else Batch(torch.Generator().manual_seed(5))
     x = torch.full((n, dim), 0.5, dtype=torch.float64)
-    return start(Threat(norm, eps), kind, x, draws) - x
+    return start(Threat(norm, eps), kind, x, streams) - x
 
 
 @pytest.mark.parametrize("per_sample", [True, False], ids=["per sample", "batch"])
@@ -545,8 +545,8 @@ def test_cubes_are_uniform_in_each_coordinate(norm, kind):
     ("linf", "uniform"), ("linf", "corner"), ("l2", "uniform"), ("l2", "sphere"), ("l2", "cube"),
 ])  # fmt: skip
 def test_restarts_begin_elsewhere(norm, kind):
-    x, draws = torch.full((500, 4), 0.5, dtype=torch.float64), PerSample(5, torch.arange(500), "A")
-    a, b = (start(Threat(norm, 0.3), kind, x, draws, restart) - x for restart in (0, 1))
+    x, streams = torch.full((500, 4), 0.5, dtype=torch.float64), PerSample(5, torch.arange(500), "A")
+    a, b = (start(Threat(norm, 0.3), kind, x, streams, restart) - x for restart in (0, 1))
     assert abs(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()) < 4 / math.sqrt(2000)
     if (norm, kind) == ("l2", "uniform"):
         radii = torch.stack([size("l2", a), size("l2", b)])
@@ -600,7 +600,7 @@ def test_restarts_only_go_on_with_survivors_and_never_lose(norm, name, conv_net,
     assert (out.forwards[~out.success] == 19).all()
 
 
-def test_restarts_end_when_nothing_stands(conv_net, batch):
+def test_restarts_end_when_nothing_is_robust(conv_net, batch):
     x, y = batch(8)
     wrong = (y + 1) % 10
     model = Recorded(conv_net())

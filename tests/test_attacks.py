@@ -42,7 +42,7 @@ SETTINGS = {
         {"steps": 3, "variant": "published"},
         {"steps": 3, "variant": "published", "step_size": 0.05, "gamma": 2.0, "noise": 0.2},
         {"steps": 3, "projection": "every", "effective_noise": 0.1, "restarts": 3},
-        {"steps": 3, "gradient": "raw", "pull": "scaled", "step_size": 0.5, "noise": 0.5},
+        {"steps": 3, "gradient": "raw", "anchor": "scaled", "step_size": 0.5, "noise": 0.5},
         {"steps": 3, "temperature": 0.04},
     ],
     "FAB": lambda norm: [
@@ -65,7 +65,7 @@ SETTINGS = {
         {"steps": 3, "loss": "dlr-targeted", "targets": 2, "restarts": 2},
     ],
     "AutoAttack": lambda norm: [{"version": "rand", "steps": 2, "eot": 2}],
-    "EoT": lambda norm: [{"attack": "FGSM", "draws": 3}],
+    "EoT": lambda norm: [{"attack": "FGSM", "samples": 3}],
 }
 # The same for the norms that not all attacks have.
 SPARSE = {
@@ -93,7 +93,7 @@ QUICK = {
     "Square": {"queries": 30},
     "APGD": {"steps": 8},
     "AutoAttack": {"steps": 4, "targets": 3, "queries": 20},
-    "EoT": {"attack": "PGD(steps=3)", "draws": 2},
+    "EoT": {"attack": "PGD(steps=3)", "samples": 2},
     "CarliniWagner": {"steps": 20, "search_steps": 3, "step_size": 0.05, "initial_const": 0.5},
     "DeepFool": {"steps": 6},
     "DDN": {"steps": 15},
@@ -113,7 +113,7 @@ PLAIN = [
     ("FAB", {"steps": 4, "targets": 3}),
     ("FAB", {"steps": 12, "targets": 3, "stop_at_eps": True}),
     ("APGD", {"start": "zero", "steps": 3}),
-    ("EoT", {"attack": "FGSM", "draws": 3}),
+    ("EoT", {"attack": "FGSM", "samples": 3}),
     *((name, setting) for name, more in MINIMUM_NORM.items() for setting in [{}, *more]),
 ]
 
@@ -277,16 +277,16 @@ KNOWN_PASSES = [
     # the start and the query
     ("Square", {"queries": 1}, 2, 0),
     ("Square", {"queries": 1, "restarts": 2}, 6, 0),
-    # each restart is judged by one more forward
+    # each restart is evaluated by one more forward
     ("PGD", {"steps": 7, "restarts": 3}, 24, 21),
-    # the last point is only judged
+    # the last point is only evaluated
     ("APGD", {"steps": 7}, 8, 7),
     ("APGD", {"steps": 7, "eot": 3}, 24, 21),
-    # the first run and the others together are judged; the clean logits name the targets
+    # the first run and the others together are evaluated; the clean logits name the targets
     ("APGD", {"steps": 7, "restarts": 3}, 26, 21),
     ("APGD", {"steps": 7, "loss": "dlr-targeted"}, 75, 63),
     ("APGD", {"steps": 7, "loss": "dlr-targeted", "targets": 20}, 75, 63),
-    ("EoT", {"attack": "PGD(steps=7)", "draws": 4}, 28, 28),
+    ("EoT", {"attack": "PGD(steps=7)", "samples": 4}, 28, 28),
     # the clean logits, and after each part a look at who stands
     ("AutoAttack", {"version": "rand", "steps": 7, "eot": 3}, 1 + 2 * (24 + 1), 2 * 21),
     ("AutoAttack", {"steps": 7, "targets": 9, "queries": 1}, 1 + (8 + 1) + (75 + 1) + (127 + 1) + (2 + 1), 7 + 63 + 63),
@@ -480,8 +480,8 @@ BAD_SETTINGS = [
     ("APGD", "linf", {"start": "sphere"}, r"start \(for linf\) 'sphere' is not known"),
     ("AutoAttack", "linf", {"version": "plus"}, "version 'plus' is not known: use one of standard, rand"),
     ("AutoAttack", "l2", {"queries": 0}, "queries must be at least 1, got 0"),
-    ("EoT", "linf", {"draws": 0}, "draws must be at least 1, got 0"),
-    ("EoT", "linf", {"attack": "Square"}, "EoT averages gradients, and Square uses none: run it by itself"),
+    ("EoT", "linf", {"samples": 0}, "samples must be at least 1, got 0"),
+    ("EoT", "linf", {"attack": "Square"}, "EoT averages gradients, and Square uses none: run it alone"),
     ("EoT", "linf", {"attack": "AutoAttack"}, "EoT needs an attack that is one search .*, got AutoAttack: use PGD"),
     ("EoT", "linf", {"attack": "APGD(eot=5)"}, r"EoT needs an attack that is one search .*, got APGD\(eot=5\)"),
     ("EoT", "linf", {"attack": "EoT"}, "EoT needs an attack that is one search with single gradients, got EoT"),
@@ -494,7 +494,7 @@ BAD_SETTINGS = [
     ("Langevin", "l2", {"projection": "often"}, "projection 'often' is not known"),
     ("Langevin", "l2", {"variant": "mine"}, "variant 'mine' is not known: use one of released, published"),
     ("Langevin", "l2", {"gradient": "big"}, "gradient 'big' is not known"),
-    ("Langevin", "l2", {"pull": "hard"}, "pull 'hard' is not known"),
+    ("Langevin", "l2", {"anchor": "hard"}, "anchor 'hard' is not known"),
     ("Langevin", "linf", {"start": "sphere"}, r"start \(for linf\) 'sphere'"),
     ("Langevin", "l2", {"steps": 0}, "steps must be at least 1, got 0"),
     ("Langevin", "l2", {"steps": 1.5}, "steps must be a whole number, got 1.5"),
@@ -507,7 +507,7 @@ BAD_SETTINGS = [
     ("Langevin", "l2", {"effective_noise": 0.1, "temperature": 0.2}, "effective_noise 0.1 and temperature 0.2 exclude"),
     ("Langevin", "l2", {"temperature": -1.0}, "temperature must be at least 0, got -1"),
     ("Langevin", "l2", {"effective_noise": 0.1, "step_size": 0.0}, "needs a step size above 0, got 0"),
-    ("Langevin", "l2", {"gamma": 2.5}, "a pull of 2.5 per step makes the chain diverge"),
+    ("Langevin", "l2", {"gamma": 2.5}, "an anchor term of weight 2.5 per step makes the chain diverge"),
 ]
 
 
@@ -523,22 +523,22 @@ def test_a_budget_attack_needs_a_budget(conv_net, batch):
         ATTACKS["FGSM"](Threat("linf", math.inf))(conv_net(), *batch(3))
 
 
-def test_gradients_are_averaged_over_draws(conv_net, batch):
+def test_gradients_are_averaged_over_samples(conv_net, batch):
     from atent.attacks.oracle import Oracle
     from atent.losses import cross_entropy
 
     model, (x, y) = nn.Sequential(nn.Dropout(0.3), conv_net()).train(), batch(4)
     counters = torch.zeros(2, 4, dtype=torch.int64)
     torch.manual_seed(0)
-    grad, values, _ = Oracle(model, *counters, check=True).averaging(5).look(x, y, cross_entropy)
+    grad, values, _ = Oracle(model, *counters, check=True).averaging(5).gradient(x, y, cross_entropy)
     torch.manual_seed(0)
-    single = [Oracle(model, *torch.zeros_like(counters), check=False).look(x, y, cross_entropy) for _ in range(5)]
+    single = [Oracle(model, *torch.zeros_like(counters), check=False).gradient(x, y, cross_entropy) for _ in range(5)]
     assert torch.allclose(grad, sum(g for g, _, _ in single) / 5, rtol=1e-12, atol=1e-15)
     assert torch.allclose(values, sum(v for _, v, _ in single) / 5, rtol=1e-12)
     assert counters.tolist() == [[5] * 4] * 2
 
 
-def test_dlr_on_two_classes_names_the_mend(two_class):
+def test_dlr_on_two_classes_names_the_fix(two_class):
     model, x, y, _ = two_class()
     with pytest.raises(ValueError, match="at least 3 classes, got 2: use the margin loss"):
         build("PGD", "linf", {"loss": "dlr"})(model, x, y)

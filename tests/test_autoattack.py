@@ -93,8 +93,8 @@ def test_each_part_sees_what_the_ones_before_left(norm, conv_net, batch):
     assert out.forwards[fooled["clean"]].tolist() == [2] * int(fooled["clean"].sum())
     assert 5 < int(fooled["APGD-CE"].sum()) < 55
     assert stand.any()
-    judged = evaluate(net, x, y, {"AA": attack}, seed=1, ids=100 + torch.arange(60))
-    assert judged.worst["k"] == int(stand.sum())
+    evaluated = evaluate(net, x, y, {"AA": attack}, seed=1, ids=100 + torch.arange(60))
+    assert evaluated.worst["k"] == int(stand.sum())
 
 
 def test_later_parts_find_what_earlier_ones_miss(batch):
@@ -155,10 +155,10 @@ def test_few_classes_are_attacked_by_the_targets_that_exist(version, classes, ba
         if part != "Square":
             found = attack.run(model, x, y, part=part).success
             assert torch.equal(found[clear], (distance < eps)[clear]), part
-    told = "; ".join(attack.remarks(classes))
-    assert ("APGD-T climbs the difference of logits" in told) == (version == "standard" and classes < 4)
-    assert ("APGD-DLR climbs the difference of logits" in told) == (version == "rand" and classes < 3)
-    assert ("FAB-T aims at the" in told) == (version == "standard")
+    reported = "; ".join(attack.remarks(classes))
+    assert ("APGD-T climbs the difference of logits" in reported) == (version == "standard" and classes < 4)
+    assert ("APGD-DLR climbs the difference of logits" in reported) == (version == "rand" and classes < 3)
+    assert ("FAB-T aims at the" in reported) == (version == "standard")
 
 
 def test_nothing_is_remarked_on_ten_classes():
@@ -214,8 +214,8 @@ def test_transfer_is_weaker_than_seeing_the_model(norm, conv_net, other, batch):
     # the points are the source's, the verdicts the attacked model's
     assert torch.equal(out.x_adv, PGD(threat, steps=40)(other, x, y, seed=5))
     assert torch.equal(out.success, net(out.x_adv).argmax(1) != y)
-    natural = int((net(x).argmax(1) != y).sum())
-    assert natural < int(out.success.sum()) < int(white.success.sum())
+    clean = int((net(x).argmax(1) != y).sum())
+    assert clean < int(out.success.sum()) < int(white.success.sum())
     assert len(source.seen) == 40
     assert out.forwards.tolist() == [1] * 80
     assert out.backwards.tolist() == [0] * 80

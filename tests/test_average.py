@@ -1,4 +1,4 @@
-"""Averaged weights and training by the clock: closed forms, exact resume, and both kinds of weights judged."""
+"""Averaged weights and training by the clock: closed forms, exact resume, and both kinds of weights evaluated."""
 
 import dataclasses
 import itertools
@@ -159,26 +159,26 @@ def test_bad_settings_are_named(bad):
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa"])
-def test_both_weights_are_judged_and_kept(digits, tmp_path, kind):
+def test_both_weights_are_evaluated_and_kept(digits, tmp_path, kind):
     fitted = train(digits, tmp_path / "run", average=kind, average_decay=0.9)
     rows = fitted.history
     part = digits.validation.first(40)
     x, y = part.batch(torch.arange(len(part)))
-    natural = {"raw": "validation_natural", kind: "average_validation_natural"}
+    clean = {"raw": "validation_clean", kind: "average_validation_clean"}
     robust = {"raw": "validation_robust", kind: "average_validation_robust"}
-    assert all({*natural.values(), *robust.values(), "average_train_robust"} <= set(row) for row in rows)
-    assert any(row[natural["raw"]] != row[natural[kind]] for row in rows)
-    # Standard training has no threat of its own: natural accuracy selects
+    assert all({*clean.values(), *robust.values(), "average_train_robust"} <= set(row) for row in rows)
+    assert any(row[clean["raw"]] != row[clean[kind]] for row in rows)
+    # Standard training has no threat of its own: clean accuracy selects
     tops = {}
-    for name, key in natural.items():
+    for name, key in clean.items():
         top = max(row[key] for row in rows)
         tops[name] = next(row for row in rows if row[key] == top)
         model = load_run_weights(tmp_path / "run" / f"{name}.safetensors")
-        assert evaluate(model, x, y, []).natural["value"] == top
-    winner = max(tops, key=lambda name: tops[name][natural[name]])
-    assert fitted.best[natural[winner]] == max(tops[name][natural[name]] for name in tops)
+        assert evaluate(model, x, y, []).clean["value"] == top
+    winner = max(tops, key=lambda name: tops[name][clean[name]])
+    assert fitted.best[clean[winner]] == max(tops[name][clean[name]] for name in tops)
     best, other = (load_run_weights(tmp_path / "run" / f) for f in ("best.safetensors", f"{winner}.safetensors"))
-    if tops["raw"][natural["raw"]] != tops[kind][natural[kind]]:
+    if tops["raw"][clean["raw"]] != tops[kind][clean[kind]]:
         assert fitted.best["best_weights"] == ("raw" if winner == "raw" else "average")
         assert same(best, other)
     assert same(best, fitted.model)
@@ -209,7 +209,7 @@ def test_the_average_changes_no_raw_weight(digits, tmp_path):
 def test_the_average_of_the_loop_is_that_of_its_steps(digits):
     """4 epochs of 4 steps, averaged from half of the training on, against a loop written out here."""
     fitted = train(digits, average="ema", average_decay=0.5, average_start=0.5, select="last")
-    assert all("average_validation_natural" not in row for row in fitted.history[:1])
+    assert all("average_validation_clean" not in row for row in fitted.history[:1])
     seen = []
 
     class Spy(Standard):
@@ -302,10 +302,10 @@ def timed(ticks, seconds, seen):
 
 def test_a_given_time_is_kept_and_the_schedule_ends_with_it(digits, tmp_path, ticks):
     """A minute of steps of 4 s: 15 of them, 3 epochs of 4 and 3 more; progress is the share of the minute."""
-    seen, told, schedule = [], [], Schedule("cosine", unit="step")
+    seen, reported, schedule = [], [], Schedule("cosine", unit="step")
     fitted = train(
         digits, tmp_path / "run", method=timed(ticks, 4.0, seen), schedule=schedule, minutes=1.0, epochs=2, lr=0.1,
-        report=told.append,
+        report=reported.append,
     )  # fmt: skip
     assert seen == pytest.approx([4 * i / 60 for i in range(15)])
     rows = fitted.history
@@ -314,7 +314,7 @@ def test_a_given_time_is_kept_and_the_schedule_ends_with_it(digits, tmp_path, ti
     # a schedule written for 2 epochs of 4 steps, at the share of the time that is gone
     at = [min(int(8 * seen[i]), 7) for i in (3, 7, 11, 14)]
     assert [row["lr"] for row in rows] == pytest.approx([0.1 * lr_factor(schedule, t, 4, 2) for t in at])
-    assert "validation_natural" in rows[-1]
+    assert "validation_clean" in rows[-1]
     assert rows == folder.read_jsonl(tmp_path / "run" / folder.METRICS)
     # what is over is over
     again = train(
@@ -326,14 +326,14 @@ def test_a_given_time_is_kept_and_the_schedule_ends_with_it(digits, tmp_path, ti
 
 
 def test_measurements_are_spread_over_the_time(digits, tmp_path, ticks):
-    seen, told = [], []
+    seen, reported = [], []
     fitted = train(
-        digits, tmp_path / "run", method=timed(ticks, 1.0, seen), minutes=1.0, validations=3, report=told.append
+        digits, tmp_path / "run", method=timed(ticks, 1.0, seen), minutes=1.0, validations=3, report=reported.append
     )
-    measured = [row["elapsed"] for row in fitted.history if "validation_natural" in row]
+    measured = [row["elapsed"] for row in fitted.history if "validation_clean" in row]
     assert measured == [20.0, 40.0, 60.0]
     assert len(fitted.history) == 15
-    assert [row["elapsed"] for row in told] == measured
+    assert [row["elapsed"] for row in reported] == measured
 
 
 def test_resumed_by_the_clock_goes_on_where_it_was(digits, tmp_path, ticks):

@@ -186,7 +186,7 @@ def test_the_weights_come_back_bit_for_bit(name, norm, given, fails):
     else:
         with pytest.raises(RuntimeError, match="stop"):
             method.backward(model, x, y, rng=stream())
-        # as before the batch: nobody has been told of a gradient
+        # as before the batch: no gradient has been reported
         assert all(p.grad is None for p in model.parameters() if p is not frozen_bias)
         assert torch.equal(frozen_bias.grad, torch.ones(5))
         if fails == "at w":
@@ -207,11 +207,11 @@ def test_a_layer_without_a_gradient_stays_and_nothing_is_nan():
 
 
 @pytest.mark.parametrize(("name", "norm", "given"), CASES)
-def test_nobody_waits_for_the_device(name, norm, given):
+def test_nothing_waits_for_the_device(name, norm, given):
     model, (x, y) = network(True, 0.3), batch()
     with Syncs() as syncs:
         metrics = AWP(inner(name, norm, **given), GAMMA).backward(model, x, y, rng=stream())
-    # the seed of the network's own draws inside an attack
+    # the seed of the network's own random numbers inside an attack
     assert len(syncs.seen) <= 1
     assert all(isinstance(v, torch.Tensor) and not v.requires_grad for v in metrics.values())
 
@@ -302,13 +302,13 @@ def test_a_recipe_asks_for_it_beside_its_method():
     made = job(tables, "x")
     assert made.method == bare.method
     assert made.train == dataclasses.replace(bare.train, awp=Perturbation(0.004, 0.25))
-    told = made.sections()
+    reported = made.sections()
     fields = {**dataclasses.asdict(bare.method), "threat": bare.method.threat.plain()}
-    assert told["method"] == {"name": "TRADES", **fields}
-    assert told["train"]["awp"] == {"gamma": 0.004, "warmup": 0.25}
+    assert reported["method"] == {"name": "TRADES", **fields}
+    assert reported["train"]["awp"] == {"gamma": 0.004, "warmup": 0.25}
     assert (made.title, bare.title) == ("TRADES-AWP", "TRADES")
     # What a run folder keeps makes the same job again, and so does the method around the method.
-    assert job(told | {"recipe": None}, "x") == made
+    assert job(reported | {"recipe": None}, "x") == made
     assert dataclasses.replace(bare, method=AWP(bare.method, 0.004, 0.25)) == made
     threat = made.method.threat
     plain = baseline(made, threat)

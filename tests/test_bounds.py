@@ -771,7 +771,7 @@ def test_the_model_comes_back_as_it_was(trained, images):
 @pytest.mark.parametrize(
     "name", ["small_cnn", "lenet5", "digits_cnn", "resnet20", "resnet110", "kw_small", "kw_resnet"]
 )
-def test_networks_of_the_house(name):
+def test_built_in_networks(name):
     torch.manual_seed(0)
     c = native_shape(name)[0]
     shape = (c, 16, 16) if name == "small_cnn" else (c, 8, 8)
@@ -786,7 +786,7 @@ def test_networks_of_the_house(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "wrn_28_4", "wrn_28_10", "wrn_34_10", "dm_large"])
-def test_large_networks_of_the_house_are_read(name):
+def test_large_built_in_networks_are_read(name):
     with torch.device("meta"):
         net = build(name).eval()
     graph = read(net)

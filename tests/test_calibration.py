@@ -89,7 +89,7 @@ def test_a_network_without_gradient_has_a_closed_form():
     assert found.method.gamma is None
 
 
-def test_left_out_the_target_is_eps_and_the_draws_repeat():
+def test_the_default_target_is_eps_and_the_random_numbers_repeat():
     model, (x, y) = network(True, 0.3), batch(n=64)
     method = ATENT(Threat("l2", 1.0), effective_noise=0.01, calibrated=True)
     a, b = (method.calibrate(model, x, y, batch=16) for _ in range(2))
@@ -184,7 +184,7 @@ def trained(data, path=None, method=ASKING, said=None, **more):
     return fit(model, data, method, settings=settings, run=path, progress=False, **say, **more)
 
 
-def test_a_training_adopts_what_it_finds_and_tells(digits, tmp_path):
+def test_a_training_adopts_what_it_finds_and_reports_it(digits, tmp_path):
     said = []
     fitted = trained(digits, tmp_path / "run", said=said)
     config = json.loads((tmp_path / "run/config.json").read_text())
@@ -192,7 +192,7 @@ def test_a_training_adopts_what_it_finds_and_tells(digits, tmp_path):
     assert found["median"] == pytest.approx(1.0, rel=0.01)
     assert found["q10"] < found["median"] < found["q90"]
     assert found["n"] == 128
-    assert config["about"]["chain"]["pull"] == pytest.approx(found["value"])
+    assert config["about"]["chain"]["anchor_weight"] == pytest.approx(found["value"])
     assert config["method"]["calibrated"] is True
     (line,) = [s for s in said if s.startswith("found")]
     assert line.startswith(f"found   gamma {found['value']:.4g}")

@@ -104,11 +104,13 @@ def test_a_killed_job_resumes_to_equal_bits_and_a_failed_one_stops_no_other(plac
     assert [record(place, name)["status"] for name in ("first", "broken", "last")] == ["done", "failed", "done"]
     assert "unknown recipe 'digits-linf-nothing'" in record(place, "broken")["error"]
     # Both segments count, and the results stand beside what they cost.
-    told = json.loads((place / "out" / "first" / "job.json").read_text())
-    assert len(told["segments"]) == len(record(place, "first")["segments"]) == 2
-    assert told["core_hours"] == pytest.approx(sum(s["core_seconds"] for s in told["segments"]) / 3600, abs=1e-3)
-    assert (told["epochs"], told["images_seen"]) == (3, 3 * 1097)
-    assert told["segments"][0]["instructions"] == torch.backends.cpu.get_cpu_capability()
+    reported = json.loads((place / "out" / "first" / "job.json").read_text())
+    assert len(reported["segments"]) == len(record(place, "first")["segments"]) == 2
+    assert reported["core_hours"] == pytest.approx(
+        sum(s["core_seconds"] for s in reported["segments"]) / 3600, abs=1e-3
+    )
+    assert (reported["epochs"], reported["images_seen"]) == (3, 3 * 1097)
+    assert reported["segments"][0]["instructions"] == torch.backends.cpu.get_cpu_capability()
     whole = load_file(unbroken(place) / folder.BEST)
     resumed = load_file(checkpoint.parents[1] / folder.BEST)
     assert all(torch.equal(resumed[key], value) for key, value in whole.items())

@@ -199,7 +199,7 @@ def same(one, two):
 
 
 @NORM
-def test_without_eps_or_with_kappa_1_it_is_plain_training(norm):
+def test_without_eps_or_with_kappa_1_it_is_standard_training(norm):
     model, (x, y) = network(), batch()
     threat, none = Threat(norm, 0.1), Threat(norm, 0.0)
     plain = ran(Standard(), model, x, y)
@@ -380,9 +380,9 @@ def test_the_metrics_are_those_of_the_bounds():
     ):
         metrics = ran(method, model, x, y)[0]
         proved = verified(copy.deepcopy(model).eval(), x, y, threat, bound).double().mean()
-        assert 0 < float(proved) < float(metrics["natural"])
+        assert 0 < float(proved) < float(metrics["clean"])
         assert float(metrics["verified"]) == float(proved)
-        assert float(metrics["natural"]) == float((model(x).argmax(1) == y).double().mean())
+        assert float(metrics["clean"]) == float((model(x).argmax(1) == y).double().mean())
 
 
 def test_an_overflowing_bound_without_weight_is_left_out():
@@ -542,7 +542,7 @@ def test_a_graph_read_for_training_still_refuses_batch_norm():
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "kw_small", "kw_resnet", "dm_large", "small_cnn"])
-def test_the_houses_networks_that_the_refusal_names_train(name):
+def test_the_built_in_networks_that_the_refusal_names_train(name):
     c = native_shape(name)[0]
     shape = (c, 16, 16) if name == "small_cnn" else (c, 8, 8)
     model = build(name, shape=shape, dropout=0.0 if name == "small_cnn" else None)

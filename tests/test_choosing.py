@@ -10,6 +10,7 @@ import pytest
 from atent.experiments.recipes import recipe_names
 from atent.paper.evidence import difference
 from atent.paper.verdicts import ALIKE
+from atent.runs import with_present_keys
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "choosing.md"
@@ -21,7 +22,7 @@ spec.loader.exec_module(tables)
 
 
 def comparison(name):
-    return json.loads((ROOT / f"results/{name}/comparison.json").read_text())["rows"]
+    return with_present_keys(json.loads((ROOT / f"results/{name}/comparison.json").read_text()))["rows"]
 
 
 def test_the_tables_are_those_of_the_results():
@@ -93,10 +94,10 @@ NAMES = {
 def test_what_is_decided(name):
     """The rows that the guide calls below and alike are those that the paired intervals put there; none is above."""
     leads = pairs(name)
-    told = NAMES[name]
-    assert {key for key, lead in leads.items() if below(lead)} == told["below"]
-    assert {key for key, lead in leads.items() if alike(lead)} == told["alike"]
-    assert {key for key, lead in leads.items() if undecided(lead)} == set(leads) - told["below"] - told["alike"]
+    reported = NAMES[name]
+    assert {key for key, lead in leads.items() if below(lead)} == reported["below"]
+    assert {key for key, lead in leads.items() if alike(lead)} == reported["alike"]
+    assert {key for key, lead in leads.items() if undecided(lead)} == set(leads) - reported["below"] - reported["alike"]
 
 
 def test_the_words_are_those_of_the_intervals():
@@ -110,7 +111,7 @@ def test_the_words_are_those_of_the_intervals():
         ("race-l2-epochs", "trades"), ("race-l2-time", "trades"),
     ):  # fmt: skip
         assert str(leads[name][row]) in table, (name, row)
-    standing = words("Where ATENT stands")
+    standing = words("Where ATENT ranks")
     assert str(leads["race-time"]["atent"]) in standing
     assert str(pairs("race-time", "mma")["atent"]) in standing
     assert [below(leads[name]["atent"]) for name in NAMES] == [name == "race-time" for name in NAMES]
@@ -134,12 +135,12 @@ def test_averaged_weights_are_compared_with_their_own_alone():
         assert undecided(lead)
         assert f"{lead} points from" in " ".join(TEXT.split())
     kept = [race(name)["atent-plus"]["worst"]["mean"] for name in NAMES]
-    told = "keeps {:.1f} and {:.1f} % in linf on digits, {:.1f} and {:.1f} in l2, {:.1f} and {:.1f} on MNIST"
-    assert told.format(*(100 * k for k in kept)) in words("Where ATENT stands")
+    reported = "keeps {:.1f} and {:.1f} % in linf on digits, {:.1f} and {:.1f} in l2, {:.1f} and {:.1f} on MNIST"
+    assert reported.format(*(100 * k for k in kept)) in words("Where ATENT ranks")
 
 
-def test_where_atent_stands():
-    text = words("Where ATENT stands")
+def test_where_atent_ranks():
+    text = words("Where ATENT ranks")
     at = {name: {k: f"{100 * row['worst']['mean']:.1f}" for k, row in race(name).items()} for name in NAMES}
     atent, pgdat, mart = (at["race-epochs"][k] for k in ("atent", "pgdat", "mart"))
     assert f"keeps {atent} % under AutoAttack, `digits-linf-pgdat` {pgdat} and `digits-linf-mart` {mart}" in text
@@ -177,19 +178,19 @@ def test_what_l2_on_digits_says():
     rows = race("race-l2-epochs")
     del rows["standard"]
     pgd = {name: 100 * row["attacks"]["PGD-20"]["mean"] for name, row in rows.items()}
-    judged = {name: 100 * row["worst"]["mean"] for name, row in rows.items()}
-    assert max(pgd, key=pgd.get) == min(judged, key=judged.get) == "mma"
-    gaps = {name: pgd[name] - judged[name] for name in rows}
+    robust = {name: 100 * row["worst"]["mean"] for name, row in rows.items()}
+    assert max(pgd, key=pgd.get) == min(robust, key=robust.get) == "mma"
+    gaps = {name: pgd[name] - robust[name] for name in rows}
     assert gaps.pop("mma") == pytest.approx(28.5, abs=0.1)
     assert [round(min(gaps.values())), round(max(gaps.values()))] == [12, 18]
     assert "12 to 18 points above AutoAttack, and 28.5 for" in " ".join(TEXT.split())
-    natural = {name: 100 * row["natural"]["mean"] for name, row in race("race-l2-time").items()}
-    assert natural["atent"] - natural["atent-plus"] == pytest.approx(5, abs=0.5)
+    clean = {name: 100 * row["clean"]["mean"] for name, row in race("race-l2-time").items()}
+    assert clean["atent"] - clean["atent-plus"] == pytest.approx(5, abs=0.5)
 
 
 def constant(seed):
     """A training that ended as a constant: the share of one class, under every attack."""
-    return seed["natural"]["value"] == seed["worst"]["value"] < 0.2
+    return seed["clean"]["value"] == seed["worst"]["value"] < 0.2
 
 
 def test_how_trainings_on_mnist_fail():
@@ -206,7 +207,7 @@ def test_how_trainings_on_mnist_fail():
 def test_what_the_parts_bring():
     """No part that is in an atent-plus has an interval clear of 0; of the others, the three that the guide names."""
     effects = {
-        name: json.loads((ROOT / f"results/ablation-{name}/ablation.json").read_text())["effects"]
+        name: with_present_keys(json.loads((ROOT / f"results/ablation-{name}/ablation.json").read_text()))["effects"]
         for name in ("digits-linf", "digits-l2", "mnist5k-linf", "mnist5k-l2")
     }
     assert sum(map(len, effects.values())) == 33
@@ -222,19 +223,19 @@ def test_what_the_parts_bring():
         ("mnist5k-l2", "outer_loss-kl"): (5.3, 1.5, 9.1),
     }
     mean = {(name, e["part"]): round(100 * e["worst"]["mean"], 1) for name, found in effects.items() for e in found}
-    told = {
+    reported = {
         ("mnist5k-linf", "all of them"): 2.3, ("mnist5k-l2", "all of them"): 2.0, ("mnist5k-linf", "alpha"): 2.0,
         ("mnist5k-l2", "alpha"): 1.7, ("mnist5k-linf", "awp"): -18.0, ("mnist5k-l2", "awp"): -0.7,
         ("mnist5k-linf", "eps_warmup-0.3"): -23.7,
     }  # fmt: skip
-    assert told.items() <= mean.items()
+    assert reported.items() <= mean.items()
     rows = {row["recipe"]: row for row in comparison("ablation-mnist5k-linf")}
     perturbed = rows["mnist5k-linf-atent-plus-with-awp"]["seeds"]
     assert [round(100 * seed["worst"]["value"]) for seed in perturbed] == [83, 83, 36]
 
 
 def test_what_is_certified():
-    found = json.loads((ROOT / "results/laptop/table-s2.json").read_text())
+    found = with_present_keys(json.loads((ROOT / "results/laptop/table-s2.json").read_text()))
     cells = {row["key"]: row["cells"] for row in found["blocks"][0]["rows"]}
     ours = {key: c["certified"]["ours"] for key, c in cells.items() if c["certified"]["ours"]}
     seconds = {key: cells[key]["seconds"]["ours"]["value"] for key in ours}
@@ -244,16 +245,16 @@ def test_what_is_certified():
     assert f"the dual bound {dual} of the first {ours['dual']['n']} in 6 s" in text
     assert [round(1000 * seconds["crown-ibp"]), round(seconds["dual"])] == [5, 6]
     assert "highest" not in next(line for line in TEXT.splitlines() if "`CROWNIBP`" in line)
-    rows = json.loads((ROOT / "results/certified/mnist5k.json").read_text())["rows"]
+    rows = with_present_keys(json.loads((ROOT / "results/certified/mnist5k.json").read_text()))["rows"]
     same = {row["run"]: row["certified"][-1]["share"] for row in rows if "s2" in row["run"]}
-    told = [f"{100 * same[f'mnist5k-linf-{key}-s2']['value']:.1f}" for key in ("crown-ibp", "dual")]
-    assert "by CROWN on the same 200 images, one training of each, {} and {}".format(*told) in text
+    reported = [f"{100 * same[f'mnist5k-linf-{key}-s2']['value']:.1f}" for key in ("crown-ibp", "dual")]
+    assert "by CROWN on the same 200 images, one training of each, {} and {}".format(*reported) in text
     assert [round(100 * ours[key]["value"]) for key in ("smoothadv", "trades-smoothing")] == [91, 91]
     assert alike(difference(ours["smoothadv"], ours["trades-smoothing"]))
     lack = difference(ours["gaussian"], ours["smoothadv"])
     assert below(lack)
     assert f"`Gaussian` is below `SmoothAdv` ({lack})" in text
-    tuned = json.loads((ROOT / "results/laptop/finetune.json").read_text())
+    tuned = with_present_keys(json.loads((ROOT / "results/laptop/finetune.json").read_text()))
     rows = {row["key"]: row["cells"]["robust"]["ours"] for row in tuned["blocks"][0]["rows"]}
     assert [round(100 * rows[key]["value"]) for key in ("benign", "atent", "pgdat")] == [0, 73, 74]
     assert undecided(difference(rows["atent"], rows["pgdat"]))

@@ -40,9 +40,9 @@ def refused(capsys, *args, status=2, lines=1):
     """The error of a command that must fail: so many lines, no traceback."""
     got, _, err = said(capsys, *args)
     assert got == status, err
-    told = err.strip().splitlines()
-    assert len(told) == lines, err
-    assert all(line.startswith("atent: ") for line in told)
+    reported = err.strip().splitlines()
+    assert len(reported) == lines, err
+    assert all(line.startswith("atent: ") for line in reported)
     return err
 
 
@@ -61,8 +61,8 @@ def test_train_evaluate_load(here, capsys):
     assert names >= {"config.json", "metrics.jsonl", "best.safetensors", "last", "curves.png", "evaluation.json"}
     found = json.loads((path / "evaluation.json").read_text())
     assert found["n"] == 60
-    told = {"name": "digits", "split": "test", "n": 60, "of": 500, "subset": "stratified", "subset_seed": 0}
-    assert found["data"].items() >= told.items()
+    reported = {"name": "digits", "split": "test", "n": 60, "of": 500, "subset": "stratified", "subset_seed": 0}
+    assert found["data"].items() >= reported.items()
     assert found["data"]["ids"] == found["outcomes"]["ids"]
     assert set(found["attacks"]) == {"FGSM", "PGD-3"}
     assert found["provenance"]["version"] == atent.__version__
@@ -79,7 +79,7 @@ def test_train_evaluate_load(here, capsys):
     assert status == 0, err
     assert (path / "evaluation.json").read_bytes() == before
     again = json.loads((path / "evaluation-2.json").read_text())
-    assert again["attacks"]["PGD-2"]["robust"]["k"] == again["natural"]["k"] == found["natural"]["k"]
+    assert again["attacks"]["PGD-2"]["robust"]["k"] == again["clean"]["k"] == found["clean"]["k"]
 
     err = refused(capsys, "evaluate", str(path), "--out", str(path / "evaluation.json"), "--quiet")
     assert "never overwritten" in err
@@ -90,7 +90,7 @@ def test_train_evaluate_load(here, capsys):
     assert (small / "best.safetensors").stat().st_size < 0.6 * (path / "best.safetensors").stat().st_size
     assert said(capsys, "evaluate", "small", "--quiet")[0] == 0
     halves = json.loads((small / "evaluation.json").read_text())
-    assert abs(halves["natural"]["k"] - found["natural"]["k"]) <= 2
+    assert abs(halves["clean"]["k"] - found["clean"]["k"]) <= 2
     with pytest.raises(FileExistsError):
         export(path, here / "small")
 
@@ -452,12 +452,12 @@ def test_evaluate_runs_a_cascade_and_says_what_it_measured(run_of, capsys):
     assert list(found["attacks"]) == ["FGSM", "PGD-3"]
     assert found["attacks"]["PGD-3"]["attacked"] == found["attacks"]["FGSM"]["robust"]["k"]
     assert found["worst"] == found["attacks"]["PGD-3"]["robust"]
-    assert set(found["outcomes"]) == {"ids", "natural", "attacks"}
+    assert set(found["outcomes"]) == {"ids", "clean", "attacks"}
     for line in (
         "after FGSM", "after PGD-3", "threat   linf 0.15 (eps 0.15)",
         "digits, test images: a stratified sample of 60 of 500 (seed 0), linf 0.15",
         "samples  digits, test images: a stratified sample of 60 of 500 (seed 0)",
-        f"natural  {stats.percent(found['natural'])}", f"robust   {stats.percent(found['worst'])} under the worst of",
+        f"clean    {stats.percent(found['clean'])}", f"robust   {stats.percent(found['worst'])} under the worst of",
         f"version  atent {atent.__version__}", "seed     0", "Not measured by AutoAttack",
         "written: run/evaluation.json",
     ):  # fmt: skip
@@ -466,7 +466,7 @@ def test_evaluate_runs_a_cascade_and_says_what_it_measured(run_of, capsys):
     assert status == 0, err
     alone = folder.read_json(run_of / "evaluation-2.json")
     assert list(alone["attacks"]) == ["PGD-3", "FGSM"]
-    assert {a["attacked"] for a in alone["attacks"].values()} == {alone["natural"]["k"]}
+    assert {a["attacked"] for a in alone["attacks"].values()} == {alone["clean"]["k"]}
     assert "linf 8/255 (eps 0.0313725)" in out
     assert "worst of these" in out
     assert (alone["cascade"], alone["seed"]) == (False, 3)
@@ -528,7 +528,7 @@ def test_radii_give_rows_and_a_picture(run_of, capsys):
 
 def test_checks_are_printed_stored_and_may_be_strict(run_of, capsys, monkeypatch):
     from atent.evaluate import Check
-    from atent.experiments import evaluation as judgement
+    from atent.experiments import evaluation as module
 
     verdicts = [
         Check("logits", True, "in [-3, 9]", "remove the softmax"),
@@ -540,7 +540,7 @@ def test_checks_are_printed_stored_and_may_be_strict(run_of, capsys, monkeypatch
         asked.update(rest, n=len(x.x), threat=threat)
         return verdicts
 
-    monkeypatch.setattr(judgement, "masking_checks", fake)
+    monkeypatch.setattr(module, "masking_checks", fake)
     status, out, err = said(capsys, "evaluate", "run", *CHEAP, "--checks")
     assert status == 0, err
     assert "loss: use margin" in out
@@ -620,7 +620,7 @@ def test_attack_keeps_arrays_and_draws_them(run_of, capsys):
     # the same attack on the same samples, as evaluate runs it
     assert said(capsys, "evaluate", "run", "--attacks", "PGD(steps=5)", "--limit", "30", "--quiet")[0] == 0
     found = folder.read_json(run_of / "evaluation.json")
-    # evaluate leaves natural errors alone, and an attack may turn one into a right answer
+    # evaluate leaves errors on clean images alone, and an attack may turn one into a right answer
     fooled = set(made["ids"][made["success"]].tolist()) - set(found["wrong"])
     assert fooled == set(found["attacks"]["PGD-5"]["fooled"])
     assert fooled

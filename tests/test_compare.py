@@ -110,12 +110,12 @@ def test_compare_trains_once_and_reuses(here, capsys):
         assert list(row["attacks"]) == ["PGD-1", "FGSM"]
         seeds = row["seeds"]
         made = [json.loads((path / s["run"] / "evaluation.json").read_text()) for s in seeds]
-        assert [s["natural"] for s in seeds] == [m["natural"] for m in made]
+        assert [s["clean"] for s in seeds] == [m["clean"] for m in made]
         assert [s["attacks"]["FGSM"] for s in seeds] == [m["attacks"]["FGSM"]["robust"] for m in made]
-        assert row["natural"]["mean"] == pytest.approx(sum(m["natural"]["k"] for m in made) / 80)
+        assert row["clean"]["mean"] == pytest.approx(sum(m["clean"]["k"] for m in made) / 80)
         # the only epoch is the last one, and the best
         assert row["last"] == row["worst"]
-        assert row["natural"]["low"] <= row["natural"]["mean"] <= row["natural"]["high"]
+        assert row["clean"]["low"] <= row["clean"]["mean"] <= row["clean"]["high"]
         assert all(s["seconds_per_epoch"] > 0 and s["best_epoch"] == 1 for s in seeds)
         assert all(s["memory_mb"] > 1 for s in seeds)
         assert json.loads((path / seeds[1]["run"] / "config.json").read_text())["train"]["seed"] == 1
@@ -123,7 +123,7 @@ def test_compare_trains_once_and_reuses(here, capsys):
     images = "digits, test images: a stratified sample of 40 of 500 (seed 0); "
     for part in ("| plain (Standard) |", "FGSM (%)", images, "2 seeds (0, 1)", "linf 0.1", "t-interval"):
         assert part in text
-    for part in ("natural (%)", "s / epoch", "peak MiB", "result folder: runs/compare"):
+    for part in ("clean (%)", "s / epoch", "peak MiB", "result folder: runs/compare"):
         assert part in out
     assert caveat({}) in text
     assert caveat({}) in out
@@ -170,7 +170,7 @@ def test_compare_goes_on_after_an_interruption(here, capsys):
     assert status == 1
     assert len(err.strip().splitlines()) == 1
     assert "0 of 2 runs finished" in err
-    assert "the same command again goes on" in err
+    assert "the same command resumes" in err
     done = len((path / "plain-seed0" / "metrics.jsonl").read_text().splitlines())
     assert 1 <= done < 50
     assert not (path / "comparison.json").exists()
@@ -188,8 +188,8 @@ def test_compare_goes_on_after_an_interruption(here, capsys):
     assert "1 seed (0)" in out
     assert "no standard deviation" in out
     row = json.loads((path / "comparison.json").read_text())["rows"][0]
-    share = row["seeds"][0]["natural"]
-    assert row["natural"] == {"mean": share["value"], "sd": None, "low": share["low"], "high": share["high"]}
+    share = row["seeds"][0]["clean"]
+    assert row["clean"] == {"mean": share["value"], "sd": None, "low": share["low"], "high": share["high"]}
     assert all(torch.isfinite(v).all() for v in atent.load(path / "plain-seed0").state_dict().values())
 
 
@@ -215,26 +215,26 @@ def test_a_failing_run_stops_the_others(here, capsys, fake):
     assert time.perf_counter() - begun < 30
     assert "pgd-seed0 failed: the loss is not finite" in err
     assert "pgd-seed0.log" in err
-    assert "goes on" in err
+    assert "resumes" in err
     fake("kill -9 $$")
     assert "was ended by SIGKILL" in refused(capsys, "plain.toml", "pgd.toml", "--quiet", status=1)
     fake("exit 0")
     assert "ended without a result" in refused(capsys, "plain.toml", "pgd.toml", "--quiet", status=1)
 
 
-def test_what_the_runs_are_told(here, capsys, fake, monkeypatch):
+def test_what_the_runs_are_given(here, capsys, fake, monkeypatch):
     monkeypatch.setattr(room, "cores", lambda: 7)
     Path("pgd.toml").write_text(Path("pgd.toml").read_text().replace("threads = 1\n", ""))
     fake('echo "$@"; sleep 0.5; exit 1')
     refused(capsys, "plain.toml", "pgd.toml", "--first_seed", "4", "--jobs", "2", "--optimizer.lr", "1", status=1)
-    told = {m: (here / "runs" / "compare" / f"{m}-seed4.log").read_text().strip() for m in METHODS}
-    for name, text in told.items():
+    reported = {m: (here / "runs" / "compare" / f"{m}-seed4.log").read_text().strip() for m in METHODS}
+    for name, text in reported.items():
         start = (
             f"-m atent train {name}.toml --runs runs/compare --name {name}-seed4 --train.seed 4 --no_baseline --quiet"
         )
         assert text.startswith(start + " --optimizer.lr 1")
-    assert "--train.threads" not in told["plain"]
-    assert told["pgd"].endswith("--train.threads 3")
+    assert "--train.threads" not in reported["plain"]
+    assert reported["pgd"].endswith("--train.threads 3")
 
 
 def test_two_commands_do_not_share_a_folder(here, capsys):
@@ -287,7 +287,7 @@ def test_mistakes_are_one_line(here, capsys, args, parts):
         ({"more": "limit = 30\nseed = 2"}, ["evaluate.limit (1000 and 30), evaluate.seed (0 and 2)"]),
     ],
 )
-def test_a_mismatch_names_field_values_and_mend(here, capsys, change, parts):
+def test_a_mismatch_names_field_values_and_fix(here, capsys, change, parts):
     recipe("other", "pgd", **change)
     err = refused(capsys, "plain.toml", "other.toml")
     for part in ("recipes plain.toml and other.toml differ in ", *parts):
@@ -386,23 +386,23 @@ def test_no_interval_no_mark():
 
 ONE = stats.share(1, 2)
 SEED = {
-    "seed": 0, "run": "r", "natural": ONE, "attacks": {}, "worst": ONE, "seconds_per_epoch": 1.0, "memory_mb": None,
+    "seed": 0, "run": "r", "clean": ONE, "attacks": {}, "worst": ONE, "seconds_per_epoch": 1.0, "memory_mb": None,
     "best_epoch": 1,
 }  # fmt: skip
 
 
-def made_up(*naturals):
+def made_up(*values):
     """A comparison whose rows have these cells, under two attacks."""
-    cells = [Spread(m, 0.01, low, high) for m, low, high in naturals]
+    cells = [Spread(m, 0.01, low, high) for m, low, high in values]
     best = winner(cells)
     where = {"device": "cpu", "device_name": "a chip", "threads": 2, "commit": "abc", "dirty": False}
     one = {"mean": 1.0, "sd": None, "low": None, "high": None}
     rows = [
         {
-            "recipe": f"r{i}", "method": "Standard", "threat": None, "natural": vars(cell), "worst": vars(cell),
+            "recipe": f"r{i}", "method": "Standard", "threat": None, "clean": vars(cell), "worst": vars(cell),
             "attacks": {"FGSM": vars(cell), "PGD-2": vars(cell)}, "seconds_per_epoch": one, "memory_mb": None,
             "best_epoch": one, "seeds": [SEED | {"provenance": where}],
-            "best": {"natural": best == i, "worst": best == i, "attacks": {"FGSM": best == i, "PGD-2": False}},
+            "best": {"clean": best == i, "worst": best == i, "attacks": {"FGSM": best == i, "PGD-2": False}},
         }
         for i, cell in enumerate(cells)
     ]  # fmt: skip
@@ -418,7 +418,7 @@ def test_markdown_marks_the_certain_best_alone():
     text = markdown(made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6)))
     table = text.splitlines()
     assert table[0] == (
-        "| recipe | natural (%) | FGSM (%) | PGD-2 (%) | worst of these (%) | s / epoch | peak MiB | best epoch |"
+        "| recipe | clean (%) | FGSM (%) | PGD-2 (%) | worst of these (%) | s / epoch | peak MiB | best epoch |"
     )
     assert table[2] == (
         "| r0 (Standard) | **90.0 +- 1.0** [88.0, 92.0] | **90.0 +- 1.0** [88.0, 92.0] | 90.0 +- 1.0 [88.0, 92.0]"
@@ -431,10 +431,10 @@ def test_markdown_marks_the_certain_best_alone():
     assert "**" not in markdown(made_up((0.9, 0.88, 0.92), (0.89, 0.87, 0.91)))
 
 
-BARE = {"epoch": 1, "validation_natural": 0.5}
+BARE = {"epoch": 1, "validation_clean": 0.5}
 
 
-def test_the_last_epoch_stands_beside_the_best(monkeypatch, tmp_path):
+def test_the_last_epoch_is_shown_beside_the_best(monkeypatch, tmp_path):
     found = made_up((0.9, 0.88, 0.92), (0.5, 0.4, 0.6))
     cells = (Spread(0.85, 0.07, 0.7, 0.95), None)
     found = replace(found, rows=[replace(row, last=cell) for row, cell in zip(found.rows, cells, strict=True)])
@@ -463,7 +463,7 @@ def test_the_last_epochs_figure_of_a_run(here, epoch, last, expected):
         run.append_jsonl(made.path / run.METRICS, {"epoch": n, "seconds": 1.0, "memory_mb": None})
     stored = migrate.evaluation(json.loads((BEFORE / "finished" / "evaluation.json").read_text()))
     stored = EvaluationFile.from_json(stored)
-    other = last and LastEpoch(2, stored.natural, {}, Share(**stats.share(last, 10)))
+    other = last and LastEpoch(2, stored.clean, {}, Share(**stats.share(last, 10)))
     stored = replace(stored, epoch=epoch, worst=Share(**stats.share(9, 10)), last=other)
     found = seed_result(made, stored).last
     assert (found and found.k) == expected
@@ -495,10 +495,10 @@ def test_a_budget_of_time(here, capsys):
         assert rows[-1]["elapsed"] == pytest.approx(2.0, abs=0.5)
         assert seed["passes"] == rows[-1]["passes"]
         assert row["minutes"]["mean"] == pytest.approx(2 / 60, abs=1 / 60)
-        assert sum("validation_natural" in r for r in rows) == 2
-    told = (path / "comparison.md").read_text()
-    assert "2 s of training each" in told
-    assert "| epochs |" in told.splitlines()[0]
+        assert sum("validation_clean" in r for r in rows) == 2
+    reported = (path / "comparison.md").read_text()
+    assert "2 s of training each" in reported
+    assert "| epochs |" in reported.splitlines()[0]
     assert all((here / "runs" / name / "pareto.png").read_bytes().startswith(b"\x89PNG") for name in ("epochs", "time"))
     # the same again trains nothing
     before = times(path)
@@ -542,7 +542,7 @@ def test_the_pareto_plot_shows_what_the_rows_say(monkeypatch, tmp_path):
     ((panels, robust),) = seen
     assert list(panels) == ["digits, linf 0.1, 2 epochs each", "digits, linf 0.1, 10 minutes each"]
     share = {"value": 0.9, "low": 0.88, "high": 0.92}
-    assert panels["digits, linf 0.1, 2 epochs each"]["r0"] == {"natural": share, "robust": share}
+    assert panels["digits, linf 0.1, 2 epochs each"]["r0"] == {"clean": share, "robust": share}
     assert robust == "robust accuracy (%), worst of 2 attacks"
     draw_pareto(tmp_path, [replace(found, minutes=1.0), replace(found, minutes=0.25)])
     assert [name.rsplit(", ")[-1] for name in seen.pop()[0]] == ["60 s each", "15 s each"]
@@ -557,20 +557,20 @@ def test_the_caveat_goes_with_autoattack():
     assert caveat({"a": {"attack": "FGSM"}, "AutoAttack": {"attack": "AutoAttack"}}) is None
 
 
-def told(attack, norm="linf", eps=0.1):
+def reported(attack, norm="linf", eps=0.1):
     return {"attack": attack, "threat": {"norm": norm, "eps": eps, "box": [0.0, 1.0]}}
 
 
 def test_the_caveat_stays_beside_a_weakened_autoattack():
     weak = "Not measured by AutoAttack at its standard settings: a stronger attack may lower these figures."
     for text in ("AutoAttack(steps=1)", "AutoAttack(version=rand)", "AutoAttack(queries=500)"):
-        assert caveat({"a": told("FGSM"), "AutoAttack": told(text)}) == weak
-    assert "Not measured by AutoAttack:" in caveat({"a": told("Transfer(attack=AutoAttack, source=x)")})
-    standard = {"a": told("AutoAttack")}
+        assert caveat({"a": reported("FGSM"), "AutoAttack": reported(text)}) == weak
+    assert "Not measured by AutoAttack:" in caveat({"a": reported("Transfer(attack=AutoAttack, source=x)")})
+    standard = {"a": reported("AutoAttack")}
     assert caveat(standard) is None
     assert "searched in bfloat16" in caveat(standard, "bfloat16")
     # At another radius, or in another norm, it measured something else.
-    assert caveat(standard | {"b": told("FGSM")}) is None
-    assert "Not measured by AutoAttack at linf 0.2:" in caveat(standard | {"b": told("FGSM", eps=0.2)})
-    assert "at l2 0.1:" in caveat(standard | {"b": told("FGSM", "l2")})
-    assert caveat(standard | {"b": told("DDN", "l2", "inf")}) is None
+    assert caveat(standard | {"b": reported("FGSM")}) is None
+    assert "Not measured by AutoAttack at linf 0.2:" in caveat(standard | {"b": reported("FGSM", eps=0.2)})
+    assert "at l2 0.1:" in caveat(standard | {"b": reported("FGSM", "l2")})
+    assert caveat(standard | {"b": reported("DDN", "l2", "inf")}) is None

@@ -83,7 +83,7 @@ TABLE = [
     # gradients, the bisection, the clean batch and the boundary points
     (MMA, {"bisection": 6}, BOTH, "K*(1 + 1) + B + 2*(1 + 2)"),
     (MMA, {"bisection": 6, "margin_loss": "slm"}, BOTH, "K*(1 + 1) + B + 2*(1 + 2)"),
-    # without its loss the clean batch still tells right from wrong
+    # without its loss the clean batch still measures accuracy
     (MMA, {"bisection": 6, "clean_weight": 0.0}, BOTH, "K*(1 + 1) + B + 1 + (1 + 2)"),
 ]
 CASES = [

@@ -352,7 +352,7 @@ def test_root_comes_from_the_environment_then_from_data(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "npz", "folder"])
-def test_absent_data_says_what_where_and_how_to_mend(tmp_path, name):
+def test_absent_data_says_what_where_and_how_to_fix(tmp_path, name):
     fails(
         FileNotFoundError,
         tmp_path / "no",

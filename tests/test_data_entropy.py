@@ -281,7 +281,7 @@ def test_free_energy_of_several_chains_is_their_mean(given):
     assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
 
 
-def test_nobody_waits_for_the_device():
+def test_nothing_waits_for_the_device():
     model, (x, y) = network(True, 0.3), batch()
     counts = []
     for steps in (4, 12):

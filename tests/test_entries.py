@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from atent import Threat
 from atent.attacks import ATTACKS, DDN, FMN, PGD
 from atent.attacks.spec import parse, show
-from atent.certify import Draws, Smoothed, bounds, certify_run, verified
+from atent.certify import Sampling, Smoothed, bounds, certify_run, verified
 from atent.checks import Settings, plain
 from atent.data import DataSettings, collect, from_tensors
 from atent.evaluate import evaluate, masking_checks, predict, sweep
@@ -43,7 +43,7 @@ def data():
     return torch.randint(17, (20, 1, 8, 8), generator=rng) / 16, torch.arange(20) % 3
 
 
-def told(found):
+def reported(found):
     """An evaluation without its times."""
     content = found.to_json()
     for attack in content["attacks"].values():
@@ -62,14 +62,14 @@ def test_integers_of_numpy_and_torch_are_integers(kind, net, data):
     assert attack == ATTACK
     assert type(attack.steps) is int
     assert torch.equal(attack(net, x, y, seed=kind(3)), want)
-    assert told(evaluate(net, x, y, [ATTACK], seed=kind(3), batch=kind(7))) == told(
+    assert reported(evaluate(net, x, y, [ATTACK], seed=kind(3), batch=kind(7))) == reported(
         evaluate(net, x, y, [ATTACK], seed=3)
     )
     votes = Smoothed(net, 0.25).votes(x, 120, seed=3)
     assert torch.equal(Smoothed(net, 0.25).votes(x, kind(120), seed=kind(3), batch=kind(100)), votes)
-    draws = Draws(0.25, kind(50), kind(100), 0.01, kind(3))
-    assert draws == Draws(0.25, 50, 100, 0.01, 3)
-    json.dumps(dataclasses.asdict(draws))
+    sampling = Sampling(0.25, kind(50), kind(100), 0.01, kind(3))
+    assert sampling == Sampling(0.25, 50, 100, 0.01, 3)
+    json.dumps(dataclasses.asdict(sampling))
     settings = TrainSettings(epochs=kind(3), batch_size=kind(8), seed=kind(3))
     assert settings == TrainSettings(epochs=3, batch_size=8, seed=3)
     json.dumps(dataclasses.asdict(settings))
@@ -151,7 +151,7 @@ def test_settings_are_copied_pickled_and_replaced():
 def test_arrays_are_taken_as_tensors_are(floats, integers, net, data):
     x, y = data
     ax, ay, ids = x.numpy().astype(floats), y.numpy().astype(integers), np.arange(20, dtype=np.int32)
-    assert told(evaluate(net, ax, ay, [ATTACK], ids=ids)) == told(evaluate(net, x, y, [ATTACK]))
+    assert reported(evaluate(net, ax, ay, [ATTACK], ids=ids)) == reported(evaluate(net, x, y, [ATTACK]))
     assert torch.equal(ATTACK(net, ax, ay, ids=ids), ATTACK(net, x, y))
     assert torch.equal(ATTACK.run(net, ax, ay).norm, ATTACK.run(net, x, y).norm)
     assert torch.equal(predict(net, ax, ay), predict(net, x, y))
@@ -159,7 +159,7 @@ def test_arrays_are_taken_as_tensors_are(floats, integers, net, data):
     small = Threat("linf", 0.01)
     assert torch.equal(verified(net, ax, ay, small), verified(net, x, y, small))
     assert torch.equal(bounds(net, ax, small)[0], bounds(net, x, small)[0])
-    rows = [certify_run(net, *pair, Draws(0.25, 50, 100, 0.01), ids=ids).rows for pair in ((ax, ay), (x, y))]
+    rows = [certify_run(net, *pair, Sampling(0.25, 50, 100, 0.01), ids=ids).rows for pair in ((ax, ay), (x, y))]
     assert [r._replace(time=0) for r in rows[0]] == [r._replace(time=0) for r in rows[1]]
     assert torch.equal(craft(net, ax, ay, ATTACK)["x_adv"], craft(net, x, y, ATTACK)["x_adv"])
     made = from_tensors(ax, ay, ax, ay, validation=np.int64(4), split_seed=np.int64(2))
@@ -177,7 +177,7 @@ def test_half_precision_is_attacked_in_single(dtype, net, data):
     made = ATTACK(net, half, y)
     assert made.dtype == torch.float32
     assert torch.equal(made, ATTACK(net, x, y))
-    assert told(evaluate(net, half, y, [ATTACK])) == told(evaluate(net, x, y, [ATTACK]))
+    assert reported(evaluate(net, half, y, [ATTACK])) == reported(evaluate(net, x, y, [ATTACK]))
     assert torch.equal(Smoothed(net, 0.25).votes(half, 50), Smoothed(net, 0.25).votes(x, 50))
     assert torch.equal(bounds(net, half, LINF)[0], bounds(net, x, LINF)[0])
     assert torch.equal(from_tensors(half, y, half, y).train.x, from_tensors(x, y, x, y).train.x)
@@ -205,7 +205,7 @@ def test_arrays_of_every_layout(net, data):
 
 
 @pytest.mark.parametrize("form", ["loader", "dataset", "batches", "generator"])
-def test_whatever_gives_pairs_stands_for_both(form, net, data):
+def test_whatever_gives_pairs_replaces_both(form, net, data):
     x, y = data
 
     def pairs():
@@ -218,9 +218,9 @@ def test_whatever_gives_pairs_stands_for_both(form, net, data):
         }
         return made[form]
 
-    assert told(evaluate(net, pairs(), attacks=[ATTACK])) == told(evaluate(net, x, y, [ATTACK]))
+    assert reported(evaluate(net, pairs(), attacks=[ATTACK])) == reported(evaluate(net, x, y, [ATTACK]))
     assert torch.equal(craft(net, pairs(), None, ATTACK)["x_adv"], craft(net, x, y, ATTACK)["x_adv"])
-    assert len(certify_run(net, pairs(), None, Draws(0.25, 50, 100, 0.01)).rows) == 20
+    assert len(certify_run(net, pairs(), None, Sampling(0.25, 50, 100, 0.01)).rows) == 20
     assert sweep(net, pairs(), None, [ATTACK], [0.1])[0]["robust"] == sweep(net, x, y, [ATTACK], [0.1])[0]["robust"]
     assert len(masking_checks(net, pairs(), None, LINF)) > 10
     both = collect(pairs())

@@ -16,7 +16,7 @@ from atent.rng import fold
 from atent.threat import Threat
 
 
-def draws(*shape, seed=0):
+def numbers(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -24,8 +24,8 @@ class Problem:
     """A smooth, non-quadratic loss of two float64 parameters on batches that move on at every call."""
 
     def __init__(self, stay=False):
-        self.a, self.b = (nn.Parameter(draws(*shape, seed=s)) for s, shape in enumerate([(4, 3), (3,)]))
-        self.batches, self.calls, self.stay = draws(7, 5, 4, seed=9), 0, stay
+        self.a, self.b = (nn.Parameter(numbers(*shape, seed=s)) for s, shape in enumerate([(4, 3), (3,)]))
+        self.batches, self.calls, self.stay = numbers(7, 5, 4, seed=9), 0, stay
 
     @property
     def parameters(self):
@@ -255,20 +255,20 @@ def test_groups_have_their_own_settings():
     other.step(alone.closure)
     assert torch.equal(both.b, alone.b)
     assert torch.allclose(both.a.grad, 4 * alone.a.grad)
-    late = nn.Parameter(draws(2))
+    late = nn.Parameter(numbers(2))
     optimizer.add_param_group({"params": [late]})
     assert [g["t"] for g in optimizer.param_groups] == [1, 1, 1]
     with pytest.raises(ValueError, match="inner_steps is one for all"):
-        optimizer.add_param_group({"params": [nn.Parameter(draws(2))], "inner_steps": 3})
+        optimizer.add_param_group({"params": [nn.Parameter(numbers(2))], "inner_steps": 3})
 
 
 def test_a_parameter_without_gradient_stays():
-    problem, idle, frozen = Problem(), nn.Parameter(draws(3)), nn.Parameter(draws(2), requires_grad=False)
+    problem, idle, frozen = Problem(), nn.Parameter(numbers(3)), nn.Parameter(numbers(2), requires_grad=False)
     optimizer = EntropySGD([idle, *problem.parameters, frozen], lr=1.0, noise=1.0, weight_decay=0.1)
     for _ in range(2):
         optimizer.step(problem.closure)
-    assert torch.equal(idle, draws(3))
-    assert torch.equal(frozen, draws(2))
+    assert torch.equal(idle, numbers(3))
+    assert torch.equal(frozen, numbers(2))
 
 
 # ---- scoping
@@ -525,7 +525,7 @@ def test_the_gradient_of_p_in_place_of_log_p_does_not_sample_p():
     """T9: from exact draws of a standard normal, steps along grad log p keep its law, steps along grad p lose it."""
     spread = {}
     for kind in ("log p", "p"):
-        theta = nn.Parameter(draws(20_000))
+        theta = nn.Parameter(numbers(20_000))
         optimizer = SGLD([theta], lr=0.05)
 
         def closure(theta=theta, kind=kind):

@@ -46,7 +46,7 @@ def test_shares_match_counts_by_hand(known):
     attacks = {"a": FGSM(Threat("linf", linf)), "b": PGD(Threat("l2", l2), steps=30, step_size=2 * l2)}
     got = evaluate(model, x, y, attacks, ids=ids, seed=8, cascade=False)
     assert (got.n, got.seed) == (24, 8)
-    assert got.natural == share(20, 24)
+    assert got.clean == share(20, 24)
     assert got.wrong == ids[wrong].tolist()
     for name, hit in fooled.items():
         assert sorted(got.attacks[name]["fooled"]) == ids[hit].tolist()
@@ -62,7 +62,7 @@ def test_shares_match_counts_by_hand(known):
     assert got.attacks["b"]["threat"] == {"norm": "l2", "eps": l2, "box": (0.0, 1.0)}
     assert got.attacks["b"]["settings"]["steps"] == 30
     assert got.attacks["a"]["attack"] == "FGSM"
-    for found in (got.natural, got.worst):
+    for found in (got.clean, got.worst):
         assert found["low"] < found["value"] < found["high"]
 
 
@@ -73,9 +73,9 @@ class Half(Attack):
     threat: Threat
     bright: bool
 
-    def search(self, oracle, x, y, draws):
+    def search(self, oracle, x, y, streams):
         chosen = (x.flatten(1)[:, :20].mean(1) > 0.28) == self.bright
-        return torch.where(chosen[:, None, None, None], FGSM(self.threat).search(oracle, x, y, draws), x)
+        return torch.where(chosen[:, None, None, None], FGSM(self.threat).search(oracle, x, y, streams), x)
 
     @property
     def passes(self):
@@ -92,7 +92,7 @@ def test_the_worst_case_is_the_union_over_attacks(conv_net, batch):
     fooled = set(got.wrong).union(*(r["fooled"] for r in got.attacks.values()))
     assert got.worst["k"] == 60 - len(fooled)
     assert got.worst["k"] < min(every)
-    assert max(every) < got.natural["k"] < 60
+    assert max(every) < got.clean["k"] < 60
     assert got.worst == whole.worst == whole.attacks["fgsm"]["robust"]
     for result in got.attacks.values():
         assert not set(result["fooled"]) & set(got.wrong)
@@ -137,7 +137,7 @@ def test_a_list_is_named_by_its_label_and_two_threats_do_not_collide(known):
         evaluate(model, x, y, [a, a])
 
 
-def test_the_model_is_judged_in_eval_mode_and_comes_back_as_found(conv_net, batch):
+def test_the_model_is_evaluated_in_eval_mode_and_comes_back_as_found(conv_net, batch):
     x, y = batch(20)
     model = conv_net(norm=True)
     expected = model(x).argmax(1)
@@ -173,34 +173,34 @@ def test_nothing_right_is_a_result_too(known):
     model, x, y, _, wrong = known
     got = evaluate(model, x[wrong], y[wrong], [FGSM(Threat("linf", 0.1))])
     plain = json.loads(dumps(got.to_json()))
-    assert plain["natural"] == plain["worst"] == plain["attacks"]["FGSM"]["robust"] == share(0, 4)
+    assert plain["clean"] == plain["worst"] == plain["attacks"]["FGSM"]["robust"] == share(0, 4)
     assert plain["attacks"]["FGSM"]["fooled"] == []
     assert plain["attacks"]["FGSM"]["distance"] is None
-    assert plain["outcomes"] == {"ids": "0-3", "natural": "0000", "attacks": {"FGSM": "----"}}
+    assert plain["outcomes"] == {"ids": "0-3", "clean": "0000", "attacks": {"FGSM": "----"}}
     assert plain["attacks"]["FGSM"]["forwards"] == 0
 
 
-def test_no_attacks_is_natural_accuracy(known):
+def test_no_attacks_is_clean_accuracy(known):
     model, x, y, _, _ = known
     got = evaluate(model, x, y, [])
-    assert got.natural == got.worst == share(20, 24)
+    assert got.clean == got.worst == share(20, 24)
     assert got.attacks == {}
 
 
-def test_progress_is_told_with_the_running_robust_accuracy(known):
+def test_progress_is_reported_with_the_running_robust_accuracy(known):
     model, x, y, _, _ = known
     attacks = {"one": FGSM(Threat("linf", 0.02)), "two": FGSM(Threat("l2", 0.5))}
     for cascade in (False, True):
-        told: list[tuple[int, str]] = []
-        got = evaluate(model, x, y, attacks, batch=8, cascade=cascade, advance=lambda *said: told.append(said))  # noqa: B023
-        assert sum(n for n, _ in told) == 48 == 24 * rounds(attacks)
-        first = [text for _, text in told if text.startswith("one ")]
+        reported: list[tuple[int, str]] = []
+        got = evaluate(model, x, y, attacks, batch=8, cascade=cascade, advance=lambda *said: reported.append(said))  # noqa: B023
+        assert sum(n for n, _ in reported) == 48 == 24 * rounds(attacks)
+        first = [text for _, text in reported if text.startswith("one ")]
         # the four wrong ones need no attack, the other twenty come in batches
-        assert [n for n, _ in told][:4] == [4, 8, 8, 4]
+        assert [n for n, _ in reported][:4] == [4, 8, 8, 4]
         assert first[0] == "one 83.3 %"
         assert first[-1] == f"one {100 * got.attacks['one']['robust']['value']:.1f} %"
         assert first == sorted(first, reverse=True)
-        begun = next(text for _, text in told if text.startswith("two "))
+        begun = next(text for _, text in reported if text.startswith("two "))
         assert begun == ("two" + first[-1][3:] if cascade else "two 83.3 %")
 
 
@@ -215,8 +215,8 @@ def test_progress_is_told_with_the_running_robust_accuracy(known):
     ({"batch": -5}, "batch must be at least 1, got -5"),
     ({"model": lambda m: nn.Sequential(m, nn.Softmax(1))}, "returns probabilities"),
 ])  # fmt: skip
-@pytest.mark.parametrize("attacks", [[FGSM(Threat("linf", 0.1))], []], ids=["attacked", "natural"])
-def test_what_cannot_be_judged_is_refused_in_one_line(change, text, attacks, known):
+@pytest.mark.parametrize("attacks", [[FGSM(Threat("linf", 0.1))], []], ids=["attacked", "clean"])
+def test_what_cannot_be_evaluated_is_refused_in_one_line(change, text, attacks, known):
     if not attacks and "outside the box" in text:
         attacks = [PGD(Threat("l2", 0.1, (0, 2)))]  # without an attack there is no box: another one then
         text = r"outside the box \[0, 2\]"
@@ -251,7 +251,7 @@ def test_a_cascade_is_the_worst_of_its_attacks_alone(conv_net, batch):
     assert list(got.attacks) == ["fgsm", "pgd", "chain"]
     assert (alone.cascade, got.cascade) == (False, True)
     assert got.worst == alone.worst == got.attacks["chain"]["robust"]
-    fallen, standing = set(alone.wrong), got.natural["k"]
+    fallen, standing = set(alone.wrong), got.clean["k"]
     for name, result in got.attacks.items():
         new = set(alone.attacks[name]["fooled"]) - fallen
         assert set(result["fooled"]) == new
@@ -259,8 +259,8 @@ def test_a_cascade_is_the_worst_of_its_attacks_alone(conv_net, batch):
         standing -= len(new)
         fallen |= new
         assert result["robust"] == share(standing, 60)
-        assert alone.attacks[name]["attacked"] == got.natural["k"]
-    assert 0 < len(got.attacks["pgd"]["fooled"]) < got.natural["k"]
+        assert alone.attacks[name]["attacked"] == got.clean["k"]
+    assert 0 < len(got.attacks["pgd"]["fooled"]) < got.clean["k"]
     assert got.attacks["chain"]["forwards"] < alone.attacks["chain"]["forwards"]
 
 
@@ -270,7 +270,7 @@ def test_attacks_of_equal_cost_keep_their_order(conv_net, batch):
     assert list(evaluate(conv_net(), x, y, attacks).attacks) == ["c", "b", "a"]
 
 
-def test_the_outcome_of_every_sample_is_told(conv_net, batch):
+def test_the_outcome_of_every_sample_is_reported(conv_net, batch):
     x, y = batch(40)
     ids = torch.cat([5 + torch.arange(20), 100 + torch.arange(20)])
     got = evaluate(conv_net(), x, y, RISING, ids=ids)
@@ -279,10 +279,10 @@ def test_the_outcome_of_every_sample_is_told(conv_net, batch):
     assert [row["id"] for row in rows] == ids.tolist()
     assert [row["id"] for row in rows if not row["right"]] == got.wrong
     for name, result in got.attacks.items():
-        told = [row["attacks"][name] for row in rows]
+        reported = [row["attacks"][name] for row in rows]
         assert [row["id"] for row in rows if row["attacks"][name] == "fooled"] == result["fooled"]
-        assert told.count("not tried") == 40 - result["attacked"]
-        assert told.count("stood") == result["robust"]["k"]
+        assert reported.count("not tried") == 40 - result["attacked"]
+        assert reported.count("robust") == result["robust"]["k"]
     assert set(got.outcomes["attacks"]["pgd"]) == {"f", "s", "-"}
 
 
@@ -315,14 +315,14 @@ class Twofold(Attack):
     def passes(self):
         return 100
 
-    def search(self, oracle, x, y, draws):
+    def search(self, oracle, x, y, streams):
         x_adv, fooled = x, oracle.logits(x, y).argmax(1) != y
         for part in self.parts():
             rows = (~fooled).nonzero().squeeze(1)
             if not len(rows):
                 break
             some = oracle.take(rows)
-            found = self.search_part(part, some, x[rows], y[rows], draws.take(rows))
+            found = self.search_part(part, some, x[rows], y[rows], streams.take(rows))
             found = torch.where(self.threat.contains(found, x[rows])[:, None, None, None], found, x[rows])
             x_adv = x_adv.index_copy(0, rows, found)
             fooled = fooled.index_copy(0, rows, some.logits(found, y[rows]).argmax(1) != y[rows])
@@ -340,8 +340,8 @@ class Nearest(Attack):
     def passes(self):
         return 3
 
-    def search(self, oracle, x, y, draws):
-        return FGSM(Threat("linf", 0.03)).search(oracle, x, y, draws)
+    def search(self, oracle, x, y, streams):
+        return FGSM(Threat("linf", 0.03)).search(oracle, x, y, streams)
 
 
 def test_a_composite_attack_in_parts_is_the_attack_as_one(conv_net, batch):
@@ -387,9 +387,9 @@ def test_autoattack_in_parts_is_autoattack_as_one(conv_net, batch):
 def test_an_endless_threat_becomes_json(conv_net, batch):
     x, y = batch(12)
     got = evaluate(conv_net(), x, y, {"nearest": Nearest(Threat("linf", "inf"))})
-    told = json.loads(dumps(got.to_json()))["attacks"]["nearest"]["threat"]
-    assert told == {"norm": "linf", "eps": "inf", "box": [0.0, 1.0]}
-    assert Threat(**told).eps == math.inf
+    reported = json.loads(dumps(got.to_json()))["attacks"]["nearest"]["threat"]
+    assert reported == {"norm": "linf", "eps": "inf", "box": [0.0, 1.0]}
+    assert Threat(**reported).eps == math.inf
 
 
 # ---- a kill and the same call again
@@ -449,8 +449,8 @@ def test_a_killed_evaluation_goes_on(batches, cascade, conv_net, batch, tmp_path
 def plain(evaluation):
     found = json.loads(dumps(evaluation.to_json()))
     for result in found["attacks"].values():
-        for told in (result, *result.get("parts", {}).values()):
-            told.pop("seconds")
+        for reported in (result, *result.get("parts", {}).values()):
+            reported.pop("seconds")
     return found
 
 
@@ -514,14 +514,14 @@ def test_the_search_may_be_in_half_precision_and_the_verdict_never_is(dtype, con
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = evaluate(model, x, y, [PGD(THREAT, steps=5)], search_dtype=str(dtype).removeprefix("torch."))
     searching = [kind for kind, gradient in model.seen if gradient]
-    judging = [kind for kind, gradient in model.seen if not gradient]
+    verdicts = [kind for kind, gradient in model.seen if not gradient]
     assert set(searching) == {dtype}
     assert len(searching) == 5
-    assert set(judging) == {torch.float32}
-    assert got.natural == full.natural
+    assert set(verdicts) == {torch.float32}
+    assert got.clean == full.clean
     assert got.search_dtype == str(dtype).removeprefix("torch.")
     assert abs(got.worst["k"] - full.worst["k"]) <= 3
-    assert got.worst["k"] < got.natural["k"]
+    assert got.worst["k"] < got.clean["k"]
     out = PGD(THREAT, steps=5).run(model, x, y, search_dtype=got.search_dtype)
     with torch.no_grad():
         assert torch.equal(out.success, model(out.x_adv).argmax(1) != y)
@@ -564,8 +564,8 @@ def test_a_model_of_normalised_inputs_is_noticed(conv_net, batch):
     inner = conv_net()
     wants = nn.Sequential(Scaled(float(std), float(mean)), inner)  # gives inner what it knows, from standardised inputs
     got = evaluate(wants, x, y, [])
-    assert got.natural["value"] < 0.8
-    raw, standardised = (round(100 * v) for v in (got.natural["value"], evaluate(inner, x, y, []).natural["value"]))
+    assert got.clean["value"] < 0.8
+    raw, standardised = (round(100 * v) for v in (got.clean["value"], evaluate(inner, x, y, []).clean["value"]))
     assert f"{raw} % on raw pixels, {standardised} % on standardised ones; put atent.models.Normalize" in got.hint
     assert f"[{mean:.3g}] and [{std:.3g}]" in got.hint
     assert "\n" not in got.hint
@@ -615,7 +615,7 @@ def test_a_network_that_gives_everything_one_class_is_noticed(batch):
     assert evaluate(Constant(), x[:19], y[:19], []).hint is None
     # its own class alone makes it perfect, which is no praise
     praised = evaluate(Constant(), x, torch.full_like(y, 7), [])
-    assert praised.natural["value"] == 1.0
+    assert praised.clean["value"] == 1.0
     assert praised.hint.startswith("all 60 samples are of class 7")
     assert "stratified" in praised.hint
     assert "\n" not in praised.hint
@@ -639,7 +639,7 @@ def test_a_sweep_is_the_attack_at_each_radius(conv_net, batch):
         )
         alone = evaluate(model, x, y, [attack], seed=5)
         assert row["robust"] == alone.worst
-        assert row["natural"] == alone.natural
+        assert row["clean"] == alone.clean
     for name in ("PGD-3", "ATENT-3 (noise 0.2)"):
         counts = [r["monotone"]["k"] for r in rows if r["attack"] == name]
         assert counts == sorted(counts, reverse=True)
@@ -650,18 +650,18 @@ def test_a_sweep_is_the_attack_at_each_radius(conv_net, batch):
 class Odd(FGSM):
     """FGSM that forgets to attack at large radii."""
 
-    def search(self, oracle, x, y, draws):
-        return x if self.threat.eps > 0.08 else super().search(oracle, x, y, draws)
+    def search(self, oracle, x, y, streams):
+        return x if self.threat.eps > 0.08 else super().search(oracle, x, y, streams)
 
 
 def test_what_a_smaller_radius_fooled_stays_fooled(conv_net, batch):
     x, y = batch(40)
     rows = sweep(conv_net(), x, y, {"odd": Odd(THREAT)}, [0.1, 0.05, 0])
     raw, monotone = ([r[key]["k"] for r in rows] for key in ("robust", "monotone"))
-    natural = rows[0]["natural"]["k"]
-    assert raw == [natural, raw[1], natural]
-    assert raw[1] < natural
-    assert monotone == [natural, raw[1], raw[1]]
+    clean = rows[0]["clean"]["k"]
+    assert raw == [clean, raw[1], clean]
+    assert raw[1] < clean
+    assert monotone == [clean, raw[1], raw[1]]
 
 
 @pytest.mark.parametrize(("attacks", "radii", "text"), [
@@ -710,8 +710,8 @@ def test_a_result_comes_back_from_json(conv_net, batch):
     content = json.loads(json.dumps(found.to_json()))
     again = Evaluation.from_json(content | {"run": "r", "provenance": {}})
     assert json.loads(json.dumps(again.to_json())) == content
-    assert again.schema_version == 1
-    with pytest.raises(ValueError, match="version 7, not 1"):
+    assert again.schema_version == 2
+    with pytest.raises(ValueError, match="version 7, not 2"):
         Evaluation.from_json(content | {"schema_version": 7})
     with pytest.raises(ValueError, match="has no worst"):
         Evaluation.from_json({key: value for key, value in content.items() if key != "worst"})

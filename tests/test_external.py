@@ -65,15 +65,15 @@ def test_your_own_network(here):
     content = evaluate_target(found, progress=False).to_json()
     torch.manual_seed(0)
     same = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    assert content["natural"]["k"] == int((same(x).argmax(1) == y).sum())
+    assert content["clean"]["k"] == int((same(x).argmax(1) == y).sum())
     assert content["model"] == "strange:build"
-    told = {"name": "digits", "split": "test", "n": 20, "of": 500, "subset": "stratified", "subset_seed": 0}
-    assert content["data"].items() >= told.items()
+    reported = {"name": "digits", "split": "test", "n": 20, "of": 500, "subset": "stratified", "subset_seed": 0}
+    assert content["data"].items() >= reported.items()
     assert sorted(y.tolist()) == [label for label in range(10) for _ in range(2)]
     assert len(ids) == 20
 
 
-def test_a_model_in_float64_is_judged_in_float64(here):
+def test_a_model_in_float64_is_evaluated_in_float64(here):
     x, _, _ = load_target("strange:wide", **ASK).test()
     assert x.dtype == torch.float64
     assert evaluate_target(load_target("strange:wide", **ASK, limit=10), progress=False).n == 10
@@ -147,7 +147,7 @@ def test_attacks_may_bring_their_own_threats(here):
         evaluate_target(found, checks=True, progress=False)
 
 
-def test_left_out_attacks_are_strong_ones(here):
+def test_default_attacks_are_strong_ones(here):
     found = load_target("strange:build", **{**ASK, "attacks": None})
     assert found.settings.attacks == STRONG
     first, second = found.attacks.values()

@@ -44,7 +44,7 @@ def test_fgsm_rs_is_its_algorithm(mode, step_size, start):
     metrics = method.backward(model, x, y, rng=stream())
 
     rng = stream()
-    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own draws
+    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own random numbers
     delta = EPS * (2 * torch.rand(x.shape, generator=rng, dtype=x.dtype) - 1) * (start == "uniform")
     delta = (x + delta).clamp(0, 1) - x
     probe = copy.deepcopy(slow).train(mode == "train")
@@ -124,7 +124,7 @@ def test_the_state_grows_to_the_largest_batch_and_keeps_what_it_has():
     assert float(state["delta"].abs().max()) == EPS
 
 
-def test_a_replay_is_not_plain_training_and_the_first_pass_is():
+def test_a_replay_is_not_standard_training_and_the_first_pass_is():
     method, model, (x, y) = Free(LINF), network(), batch()
     state = method.init(100, (1, 6, 6), torch.device("cpu"))
     grads = []
@@ -339,7 +339,7 @@ def test_the_verdict(digits, rows, verdicts):
     found = []
     for epoch, (pgd, own) in enumerate(rows, 1):
         row = {"epoch": epoch, "watch_robust": pgd, "watch_training": own}
-        row["watch"] = watcher.judge(row)
+        row["watch"] = watcher.assess(row)
         found.append(row["watch"])
         if row["watch"] != OK:
             line = watcher.line(row)
@@ -385,11 +385,11 @@ def test_the_probe_is_pgd_and_the_trainings_attack_on_the_first_validation_image
 def rigged(monkeypatch, values):
     """The probe's answers, epoch by epoch, and a training's attack that notices nothing."""
     left = list(values)
-    told = lambda self, model: {"watch_robust": left.pop(0), "watch_training": 0.7}  # noqa: E731
-    monkeypatch.setattr(Watch, "measure", told)
+    reported = lambda self, model: {"watch_robust": left.pop(0), "watch_training": 0.7}  # noqa: E731
+    monkeypatch.setattr(Watch, "measure", reported)
 
 
-@pytest.mark.parametrize("select", ["auto", "natural", "last"])
+@pytest.mark.parametrize("select", ["auto", "clean", "last"])
 def test_a_collapse_warns_stops_and_keeps_the_best_weights(digits, monkeypatch, tmp_path, select):
     rigged(monkeypatch, [0.5, 0.6, 0.49, 0.02])
     said, path = [], tmp_path / "run"
@@ -440,7 +440,7 @@ def test_fgsm_without_a_random_start_collapses_on_mnist_and_is_stopped():
     data = load(DataSettings("mnist", limit=3000, validation=300))
     model = make(ModelSettings("digits_cnn"), classes=10, shape=data.shape, seed=0)
     said = []
-    settings = quick(epochs=24, watch="auto", watch_limit=100, select="natural")
+    settings = quick(epochs=24, watch="auto", watch_limit=100, select="clean")
     method = FGSMRS(Threat("linf", 0.3), start="zero", eps_warmup=0.4)
     fitted = fit(
         model, data, method, optimizer=Optimizer(lr=0.05), settings=settings, progress=False, say=said.append

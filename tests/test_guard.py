@@ -112,8 +112,8 @@ def test_the_snapshot_would_notice():
 def test_inside_the_mode_is_as_asked(mode):
     model = lived_in()
     found = [m.training for m in model.modules()]
-    with guard(model, mode=mode) as lent:
-        assert lent is model
+    with guard(model, mode=mode) as given:
+        assert given is model
         inside = [m.training for m in model.modules()]
     assert inside == {"eval": [False] * len(found), "train": [True] * len(found), "as-is": found}[mode]
 

@@ -23,7 +23,7 @@ def test_evaluate_prints_what_it_writes(run, capsys):
     assert main(["evaluate", "finished", "--attacks", "FGSM", "--radius", "0.05", "--json", "--device", "cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((run / "evaluation-2.json").read_text())
-    assert EvaluationFile.from_json(printed).schema_version == 1
+    assert EvaluationFile.from_json(printed).schema_version == 2
 
 
 @pytest.mark.parametrize("how", [["--sigma", "0.1", "--n", "500"], ["--method", "ibp"]], ids=["smoothing", "bounds"])
@@ -33,7 +33,7 @@ def test_certify_prints_what_it_writes(run, capsys, how):
     printed = json.loads(capsys.readouterr().out)
     (made,) = [p for p in run.glob("certificate*.json") if earlier.get(p) != p.read_text()]
     assert printed == json.loads(made.read_text())
-    assert CertificateFile.from_json(printed).schema_version == 1
+    assert CertificateFile.from_json(printed).schema_version == 2
 
 
 def test_attack_prints_one_document(run, capsys):

@@ -86,7 +86,7 @@ def test_every_attack_refuses_it_and_takes_permission(name, net, batch):
     x, y = batch(3)
     norm = "l2" if name in ("CarliniWagner", "DDN", "ALMA") else "linf"
     few = {
-        "steps": 2, "queries": 2, "search_steps": 1, "targets": 1, "attack": "FGSM", "source": net, "draws": 1,
+        "steps": 2, "queries": 2, "search_steps": 1, "targets": 1, "attack": "FGSM", "source": net, "samples": 1,
         "levels": None,
     }  # fmt: skip
     known = {f.name for f in dataclasses.fields(ATTACKS[name])}

@@ -64,7 +64,7 @@ def test_gradients_match_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_each_sample_stands_alone(name):
+def test_each_sample_is_independent(name):
     z, y = logits(seed=3)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:7]
     assert (ALL[name](z[order], y[order]) - ALL[name](z, y)[order]).abs().max() <= 1e-14

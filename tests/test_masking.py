@@ -15,7 +15,7 @@ import atent
 from atent.attacks import FGSM, PGD, Langevin, Square
 from atent.evaluate import CHECKS, Check, masking_checks
 from atent.evaluate.masking import step_of
-from atent.evaluate.probe import Probe, gained, probe, weaker
+from atent.evaluate.subject import Subject, gained, subject, weaker
 from atent.models import build
 from atent.threat import Threat
 
@@ -71,7 +71,7 @@ def failed(checks):
 
 def verdict(name, model, x, y, threat, attack=None):
     """One check alone."""
-    return CHECKS[name][0](probe(model, x, y, threat, attack or PGD(threat), 0, None, 250))
+    return CHECKS[name][0](subject(model, x, y, threat, attack or PGD(threat), 0, None, 250))
 
 
 class Around(nn.Module):
@@ -165,7 +165,7 @@ def test_batch_norm_in_train_mode_is_named(threat, conv_net, test_set):
     passed, figure = verdict("independent", AlwaysTraining(body), *test_set, threat)
     assert not passed, figure
     before = {k: v.clone() for k, v in body.state_dict().items()}
-    # a model that is merely handed over in train mode is judged in eval mode, and is no defect
+    # a model that is merely handed over in train mode is evaluated in eval mode, and is no defect
     passed, figure = verdict("independent", body.train(), *test_set, threat)
     assert passed, figure
     assert body.training
@@ -209,7 +209,7 @@ def test_clean_models_pass_everything(kind, threat, request, test_set):
     assert all(isinstance(c, Check) and c.figure and "\n" not in c.why for c in checks)
 
 
-def test_the_robust_model_is_robust_and_the_plain_one_is_not(robust, plain, test_set):
+def test_the_robust_model_is_robust_and_the_standard_one_is_not(robust, plain, test_set):
     stand = [int((~PGD(Threat("linf", 0.15)).run(m, *test_set).success).sum()) for m in (robust, plain)]
     assert stand[0] > 35
     assert stand[1] < 20
@@ -267,8 +267,8 @@ def test_a_costly_attack_is_not_run_again(robust, test_set):
 
 
 def test_a_weak_attack_is_named(plain, test_set):
-    sample = probe(plain, *test_set, LINF, PGD(LINF, steps=1, step_size=0.01, start="zero"), 0, None, 250)
-    sample.stands(PGD(LINF))
+    sample = subject(plain, *test_set, LINF, PGD(LINF, steps=1, step_size=0.01, start="zero"), 0, None, 250)
+    sample.robust(PGD(LINF))
     passed, figure = CHECKS["attack-strength"][0](sample)
     assert not passed, figure
 
@@ -299,7 +299,7 @@ def scripted(n=100, **counts):
     assert len(stand) == len(runs[name])
     done = {repr(a): (a, torch.arange(n) < k, torch.zeros(n)) for a, k in zip(runs[name], stand)}
     x = torch.zeros(n, 1, 8, 8)
-    sample = Probe(
+    sample = Subject(
         nn.Identity(), LINF, PGD(LINF), x, torch.zeros(n).long(), torch.arange(n), x.view(n, -1)[:, :10], 0, 9
     )
     sample._done.update(done)
@@ -363,26 +363,26 @@ def test_deterministic_and_the_model_as_found(robust, test_set):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_draws_hang_on_ids_and_samples_are_stratified(robust, digits):
+def test_random_numbers_depend_on_ids_and_samples_are_stratified(robust, digits):
     x, y = digits
-    sample = probe(robust, x[:250], y[:250], LINF, PGD(LINF), 0, 1000 + torch.arange(250), 250)
+    sample = subject(robust, x[:250], y[:250], LINF, PGD(LINF), 0, 1000 + torch.arange(250), 250)
     assert sample.n <= 100
     # the same few, wherever they stand
     turned = torch.arange(249, -1, -1)
-    again = probe(robust, x[turned], y[turned], LINF, PGD(LINF), 0, 1000 + turned, 250)
+    again = subject(robust, x[turned], y[turned], LINF, PGD(LINF), 0, 1000 + turned, 250)
     assert torch.equal(again.ids, sample.ids)
     assert torch.equal(sample.x, x[sample.ids - 1000])
     assert torch.equal(sample.y, y[sample.ids - 1000])
     still = PGD(LINF, steps=1, step_size=0)  # moved by the draws alone
     assert torch.equal(sample.run(still)[1], still.run(robust, sample.x, sample.y, ids=sample.ids).norm)
-    part = probe(robust, x[:250][25:50], y[:250][25:50], LINF, PGD(LINF), 0, 1025 + torch.arange(25), 4)
+    part = subject(robust, x[:250][25:50], y[:250][25:50], LINF, PGD(LINF), 0, 1025 + torch.arange(25), 4)
     shared = [i for i, j in enumerate(part.ids.tolist()) if j in sample.ids.tolist()]
     among = [sample.ids.tolist().index(part.ids[i]) for i in shared]
     assert len(shared) > 5
-    assert torch.equal(part.stands(PGD(LINF))[shared], sample.stands(PGD(LINF))[among])
+    assert torch.equal(part.robust(PGD(LINF))[shared], sample.robust(PGD(LINF))[among])
 
 
-def test_what_cannot_be_judged_is_refused(robust, test_set):
+def test_what_cannot_be_evaluated_is_refused(robust, test_set):
     x, y = test_set
     for threat in (Threat("linf", 0.0), Threat("l2", "inf")):
         with pytest.raises(ValueError, match="finite eps above 0"):
@@ -418,6 +418,6 @@ def test_the_samples_are_of_every_class_whatever_the_order(order):
     y = torch.arange(1000)
     y = {"sorted": y // 100, "periodic": y % 10, "rare": torch.where(y < 10, y, 0)}[order]
     x = torch.nn.functional.one_hot(y, 10).float()
-    sample = probe(torch.nn.Identity(), x, y, LINF, PGD(LINF), 0, None, 250)
+    sample = subject(torch.nn.Identity(), x, y, LINF, PGD(LINF), 0, None, 250)
     shares = sample.y.bincount(minlength=10).tolist()
     assert shares == ([91] + [1] * 9 if order == "rare" else [10] * 10)

@@ -59,7 +59,7 @@ BAD = [
     ("digits-l2-atent", {"method.temperature": -1.0}, "temperature"),
     ("digits-l2-atent", {"method.alpha": 1.1}, "alpha must lie in (0, 1], got 1.1"),
     ("digits-l2-atent", {"method.gamma": -1.0}, "gamma must be at least 0, got -1"),
-    ("digits-l2-atent", {"method.gamma": 2.5}, "a pull of 2.5 per step makes the chain diverge"),
+    ("digits-l2-atent", {"method.gamma": 2.5}, "an anchor term of weight 2.5 per step makes the chain diverge"),
     ("digits-l2-atent", {"method.start": "corner"}, "start (for l2) 'corner' is not known: use one of zero"),
     ("digits-l2-atent", {"method.objective": "data-entropy"}, "'data-entropy' needs gradient 'raw', got 'unit'"),
     ("digits-l2-atent-data-entropy", {"method.noise": 0.0}, "objective 'data-entropy' needs noise above 0"),
@@ -124,11 +124,11 @@ def test_on_the_command_line(recipe, given, text, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     words = [word for k, v in given.items() for word in ((f"--{k}",) if v is True else (f"--{k}", str(v)))]
     status = main(["train", recipe, *words])
-    told = capsys.readouterr().err.strip()
+    reported = capsys.readouterr().err.strip()
     assert status == 2
-    assert "\n" not in told
-    assert told.startswith("atent: ")
-    assert text in told
+    assert "\n" not in reported
+    assert reported.startswith("atent: ")
+    assert text in reported
     assert not (tmp_path / "runs").exists()
 
 
@@ -158,19 +158,19 @@ QUICK = ["--train.epochs", "1", "--data.limit", "64", "--train.device", "cpu", "
 
 def refused(capsys, *args):
     status = main(["train", *args])
-    told = capsys.readouterr().err.strip()
-    assert (status, told.count("\n")) == (2, 0), told
-    return told
+    reported = capsys.readouterr().err.strip()
+    assert (status, reported.count("\n")) == (2, 0), reported
+    return reported
 
 
 @pytest.mark.parametrize("recipe", ["digits-finetune-atent", "digits-finetune-pgdat"])
 def test_fine_tuning_names_the_training_that_comes_first(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    told = refused(capsys, recipe, *QUICK)
-    assert "no weights in runs/digits-linf-standard" in told
-    assert "run `atent train digits-linf-standard` first, or give others by --model.weights" in told
-    told = refused(capsys, recipe, "--model.weights", "other/digits-l2-standard", *QUICK)
-    assert "run `atent train digits-l2-standard --runs other` first" in told
+    reported = refused(capsys, recipe, *QUICK)
+    assert "no weights in runs/digits-linf-standard" in reported
+    assert "run `atent train digits-linf-standard` first, or give others by --model.weights" in reported
+    reported = refused(capsys, recipe, "--model.weights", "other/digits-l2-standard", *QUICK)
+    assert "run `atent train digits-l2-standard --runs other` first" in reported
     assert "no weights at nowhere: give a run folder or a .safetensors file" in refused(
         capsys, recipe, "--model.weights", "nowhere", *QUICK
     )
@@ -184,12 +184,12 @@ def test_weights_of_another_architecture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     about = {"model": {"name": "lenet5"}, "classes": 10, "shape": [1, 28, 28]}
     save_weights(tmp_path / "lenet.safetensors", build("lenet5"), about)
-    told = refused(capsys, "digits-finetune-pgdat", "--model.weights", "lenet.safetensors", *QUICK)
-    assert "lenet.safetensors holds another architecture" in told
-    assert "build the model it was made with (lenet5, 10 classes, inputs (1, 28, 28))" in told
+    reported = refused(capsys, "digits-finetune-pgdat", "--model.weights", "lenet.safetensors", *QUICK)
+    assert "lenet.safetensors holds another architecture" in reported
+    assert "build the model it was made with (lenet5, 10 classes, inputs (1, 28, 28))" in reported
     save_weights(tmp_path / "unnamed.safetensors", build("lenet5"), {})
-    told = refused(capsys, "digits-finetune-pgdat", "--model.weights", "unnamed.safetensors", *QUICK)
-    assert told.endswith("build the model it was made with")
+    reported = refused(capsys, "digits-finetune-pgdat", "--model.weights", "unnamed.safetensors", *QUICK)
+    assert reported.endswith("build the model it was made with")
     assert not (tmp_path / "runs").exists()
 
 

@@ -168,7 +168,7 @@ def test_no_two_methods_give_the_same_gradient(norm):
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     names = [n for n in METHODS if "threat" not in METHODS[n].__dataclass_fields__ or defined(n, norm)]
-    # Free's first pass is plain training by definition: its replays are tested with it
+    # Free's first pass is standard training by definition: its replays are tested with it
     names = [n for n in names if n != "Free"]
     grads = {name: run(make(name, norm), model, x, y)[1] for name in names}
     for a, b in itertools.combinations(grads, 2):
@@ -240,7 +240,7 @@ def test_standard_is_cross_entropy(batchnorm):
     loss.backward()
     assert distance(grad, gradient(model)) <= ROUNDING
     assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=ROUNDING)
-    assert float(metrics["natural"]) == float((logits.argmax(1) == y).double().mean())
+    assert float(metrics["clean"]) == float((logits.argmax(1) == y).double().mean())
 
 
 # -- PGDAT
@@ -249,7 +249,7 @@ def test_standard_is_cross_entropy(batchnorm):
 def slow_pgd(model, x, y, rng, norm, eps, steps, *, step_size=None, start="uniform"):
     """PGD one sample at a time, as Madry et al. state it, in eval mode; the iterates [x^0, ..., x^K]."""
     step_size = 2.5 * eps / steps if step_size is None else step_size
-    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own draws
+    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own random numbers
     z = x.clone()
     if start == "uniform" and norm == "linf":
         z = x + eps * (2 * torch.rand(x.shape, generator=rng, dtype=x.dtype) - 1)

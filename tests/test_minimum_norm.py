@@ -212,7 +212,7 @@ def test_a_margin_that_rounding_could_turn_is_none():
     assert beyond(oracle, logits, y).tolist() == [False, False, True, True]
     assert beyond(oracle, logits.double(), y).tolist() == [False, True, True, True]
     assert beyond(oracle, logits, y, 0.01).tolist() == [False] * 4
-    # but x itself is judged as verdicts are
+    # but x itself is evaluated as verdicts are
     model = nn.Linear(2, 2)
     with torch.no_grad():
         model.weight.copy_(torch.eye(2))
@@ -612,7 +612,7 @@ def test_who_has_fallen_leaves_deepfool(conv_net, batch):
 
 
 @pytest.mark.parametrize("name", ["DDN", "FMN", "ALMA"])
-def test_no_look_waits_for_the_device(name, conv_net, batch):
+def test_no_evaluation_waits_for_the_device(name, conv_net, batch):
     model, (x, y) = conv_net(), batch(4)
     counts = []
     for steps in (5, 25):

@@ -73,7 +73,7 @@ def size(d, norm):
 
 def slow_unit_starts(method, x, rng):
     """Points of the unit ball around 0, drawn in the package's order."""
-    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own draws
+    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own random numbers
     if method.start == "zero":
         return torch.zeros_like(x)
     if method.threat.norm == "linf":
@@ -299,7 +299,7 @@ def test_where_no_boundary_is_in_reach_only_the_clean_loss_is_left(norm):
     assert metrics["margin"][3] == 0
     # the one wrong sample counts with weight 1, shared by both parts; the right ones have no loss to speak of
     assert float(metrics["loss"]) == pytest.approx(1e4 / N, rel=1e-2)
-    assert float(metrics["natural"]) == pytest.approx((N - 1) / N)
+    assert float(metrics["clean"]) == pytest.approx((N - 1) / N)
 
 
 def test_right_means_more_than_half_of_the_probability():
@@ -309,12 +309,12 @@ def test_right_means_more_than_half_of_the_probability():
         model.weight.copy_(4 * torch.eye(3))
         model.bias.zero_()
     metrics = make("l2").backward(model, x, y, rng=stream())
-    assert float(metrics["natural"]) == 1
+    assert float(metrics["clean"]) == 1
     assert metrics["margin"][0] == 0 < metrics["margin"][1]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_where_all_are_wrong_it_is_plain_training(norm):
+def test_where_all_are_wrong_it_is_standard_training(norm):
     model, (x, y) = network(), batch()
     with torch.no_grad():
         y = model(x).argmin(1)
@@ -414,7 +414,7 @@ def test_makes_no_pass_more_than_it_needs(clean_weight, last):
     assert len(back) == STEPS + last
 
 
-def test_nobody_waits_for_the_device():
+def test_nothing_waits_for_the_device():
     model, (x, y) = network(), batch()
     counts = []
     for given in ({}, {"steps": 9, "bisection": 15}):
@@ -422,7 +422,7 @@ def test_nobody_waits_for_the_device():
         with Syncs() as syncs:
             method.backward(model, x, y, rng=stream(), ids=IDS, state=fresh(method, varied=False))
         counts.append(len(syncs.seen))
-    # the seed of the network's own draws inside the attack
+    # the seed of the network's own random numbers inside the attack
     assert counts == [1, 1]
 
 

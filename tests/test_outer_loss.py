@@ -72,9 +72,9 @@ def test_kl_equals_a_slow_transcription(batchnorm, given, smoothing):
     fit = smoothed(clean, y, smoothing).mean()
     (0.5 * (fit + 4.0 * mu)).backward()
     assert distance(gradient(model), gradient(theirs)) <= 1e-9
-    for name, value in {"loss": fit + 4.0 * mu, "natural_loss": fit, "robust_loss": mu}.items():
+    for name, value in {"loss": fit + 4.0 * mu, "clean_loss": fit, "robust_loss": mu}.items():
         assert float(metrics[name]) == pytest.approx(value.item(), rel=1e-9), name
-    assert float(metrics["natural"]) == float((clean.argmax(1) == y).double().mean())
+    assert float(metrics["clean"]) == float((clean.argmax(1) == y).double().mean())
 
 
 @pytest.mark.parametrize("objective", ["free-energy", "data-entropy"])
@@ -186,7 +186,7 @@ def test_a_schedule_reaches_backward():
         ({"noise": "0.5..0.1@1.5"}, "is not a valid schedule"),
         ({"noise": "-0.1..0.5"}, "noise must be at least 0, got -0.1"),
         ({"noise": "0.5..nan"}, "noise must be"),
-        ({"gamma": "0.1..2.5"}, "a pull of 2.5 per step makes the chain diverge"),
+        ({"gamma": "0.1..2.5"}, "an anchor term of weight 2.5 per step makes the chain diverge"),
         ({"temperature": "0.1..0.2", "noise": 0.1}, "exclude each other"),
     ],
     ids=str,

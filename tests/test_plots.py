@@ -18,12 +18,12 @@ def rows(epochs=20, best=12):
         row = {
             "epoch": epoch,
             "loss": 1.0,
-            "train_natural": 0.9 * t,
+            "train_clean": 0.9 * t,
             "train_robust": 0.6 * t,
-            "validation_natural": 0.8 * t,
+            "validation_clean": 0.8 * t,
             "validation_robust": 0.5 * t,
         }
-        for kind in ("natural", "robust"):
+        for kind in ("clean", "robust"):
             cell = stats.share(round(1000 * row[f"validation_{kind}"]), 1000)
             row[f"validation_{kind}_low"], row[f"validation_{kind}_high"] = cell["low"], cell["high"]
         if epoch in (3, best):
@@ -46,14 +46,14 @@ def test_curves_draws_what_the_rows_say():
     assert isinstance(figure, Figure)
     (axes,) = figure.axes
     drawn = lines(axes)
-    assert list(drawn) == ["natural, train", "natural, validation", "robust, train", "robust, validation"]
+    assert list(drawn) == ["clean, train", "clean, validation", "robust, train", "robust, validation"]
     for label, line in drawn.items():
         kind, split = label.split(", ")
         assert list(line.get_xdata()) == list(range(1, 21))
         assert list(line.get_ydata()) == pytest.approx([100 * row[f"{split}_{kind}"] for row in data])
     colours = {label: to_hex(line.get_color()) for label, line in drawn.items()}
-    assert colours["natural, train"] == colours["natural, validation"] != colours["robust, train"]
-    assert drawn["natural, validation"].get_linestyle() == "-" != drawn["natural, train"].get_linestyle()
+    assert colours["clean, train"] == colours["clean, validation"] != colours["robust, train"]
+    assert drawn["clean, validation"].get_linestyle() == "-" != drawn["clean, train"].get_linestyle()
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_ylim()) == ("epoch", "accuracy (%)", (0, 100))
     assert len(axes.collections) == 2
     assert legend(figure) == [*drawn, "95 % interval", "best epoch"]
@@ -75,16 +75,16 @@ def test_curves_marks_the_last_best_epoch():
     stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
     assert [star.get_xdata()[0] for star in stars] == [12, 12]
     assert [star.get_ydata()[0] for star in stars] == pytest.approx(
-        [100 * data[11]["validation_natural"], 100 * data[11]["validation_robust"]]
+        [100 * data[11]["validation_clean"], 100 * data[11]["validation_robust"]]
     )
-    assert axes.get_title(loc="left") == "digits\nbest epoch 12: natural 69.2 %, robust 43.2 %"
+    assert axes.get_title(loc="left") == "digits\nbest epoch 12: clean 69.2 %, robust 43.2 %"
 
 
 def test_curves_leaves_out_what_is_missing():
-    data = [{"epoch": e, "train_natural": 0.5, "validation_robust": 0.2 if e % 5 == 0 else None} for e in range(1, 11)]
+    data = [{"epoch": e, "train_clean": 0.5, "validation_robust": 0.2 if e % 5 == 0 else None} for e in range(1, 11)]
     figure = plots.curves(data)
     drawn = lines(figure.axes[0])
-    assert list(drawn) == ["natural, train", "robust, validation"]
+    assert list(drawn) == ["clean, train", "robust, validation"]
     assert list(drawn["robust, validation"].get_xdata()) == [5, 10]
     assert legend(figure) == list(drawn)
 
@@ -108,9 +108,9 @@ def test_curves_gives_each_run_its_panel(count):
         ({}, "no runs"),
         ({"a": rows(), "b": []}, "run 'b': no rows"),
         ([{"epoch": 1, "loss": 2.0}], "no accuracies"),
-        ([{"train_natural": 0.5}], "row 1 has no epoch"),
-        ([{"epoch": 7, "train_natural": 51.3}], r"epoch 7: train_natural is 51\.3"),
-        ([{"epoch": 7, "train_natural": math.nan}], "train_natural is nan"),
+        ([{"train_clean": 0.5}], "row 1 has no epoch"),
+        ([{"epoch": 7, "train_clean": 51.3}], r"epoch 7: train_clean is 51\.3"),
+        ([{"epoch": 7, "train_clean": math.nan}], "train_clean is nan"),
     ],
 )
 def test_curves_refuses(data, message):
@@ -214,14 +214,14 @@ def test_palette_is_of_distinct_colours():
 # ---- security curves and adversarial images
 
 
-def sweep_rows(counts, norm="linf", n=200, natural=190):
+def sweep_rows(counts, norm="linf", n=200, clean=190):
     """counts: {attack: {radius: (standing, standing under smaller radii too)}}"""
     return [
         {
             "attack": attack,
             "norm": norm,
             "radius": radius,
-            "natural": stats.share(natural, n),
+            "clean": stats.share(clean, n),
             "robust": stats.share(alone, n),
             "monotone": stats.share(both, n),
         }
@@ -230,7 +230,7 @@ def sweep_rows(counts, norm="linf", n=200, natural=190):
     ]
 
 
-def test_security_draws_each_attack_from_the_natural_accuracy_on():
+def test_security_draws_each_attack_from_the_clean_accuracy_on():
     counts = {"PGD-20": {0.1: (150, 150), 0.2: (80, 80)}, "ATENT-20": {0.2: (120, 90), 0.1: (100, 100)}}
     figure = plots.security(sweep_rows(counts), title="digits")
     (axes,) = figure.axes
@@ -293,19 +293,19 @@ def cell(value, low=None, high=None):
     return {"value": value, "low": low, "high": high}
 
 
-def test_pareto_fills_whom_nobody_beats():
+def test_pareto_fills_what_nothing_beats():
     table = {
-        "plain": {"natural": cell(0.95, 0.93, 0.97), "robust": cell(0.02, 0.01, 0.04)},
-        "good": {"natural": cell(0.9, 0.88, 0.92), "robust": cell(0.5, 0.45, 0.55)},
-        "beaten": {"natural": cell(0.89), "robust": cell(0.5)},
-        "cautious": {"natural": cell(0.8), "robust": cell(0.6)},
+        "plain": {"clean": cell(0.95, 0.93, 0.97), "robust": cell(0.02, 0.01, 0.04)},
+        "good": {"clean": cell(0.9, 0.88, 0.92), "robust": cell(0.5, 0.45, 0.55)},
+        "beaten": {"clean": cell(0.89), "robust": cell(0.5)},
+        "cautious": {"clean": cell(0.8), "robust": cell(0.6)},
     }
     figure = plots.pareto({"epochs": table, "time": {"good": table["good"], "late": table["cautious"]}})
     first, second = figure.axes
     assert [a.get_title(loc="left") for a in (first, second)] == ["epochs", "time"]
     drawn = {line.get_label(): line for line in first.lines if line.get_label() in table}
     assert {n: (line.get_xdata()[0], line.get_ydata()[0]) for n, line in drawn.items()} == {
-        n: (100 * row["natural"]["value"], 100 * row["robust"]["value"]) for n, row in table.items()
+        n: (100 * row["clean"]["value"], 100 * row["robust"]["value"]) for n, row in table.items()
     }
     assert [n for n, line in drawn.items() if line.get_markerfacecolor() == "white"] == ["beaten"]
     steps = next(line for line in first.lines if line.get_drawstyle() == "steps-pre")
@@ -321,7 +321,7 @@ def test_pareto_fills_whom_nobody_beats():
 def test_pareto_labels_do_not_overlap(tmp_path):
     """Twenty names as long as a recipe's: legend and axes keep apart, and all is on the page."""
     names = [f"mnist5k-linf-trades-awp-{i}" for i in range(20)]
-    table = {n: {"natural": cell(0.5 + 0.02 * i), "robust": cell(0.5 - 0.02 * i)} for i, n in enumerate(names)}
+    table = {n: {"clean": cell(0.5 + 0.02 * i), "robust": cell(0.5 - 0.02 * i)} for i, n in enumerate(names)}
     for panels in ({"one": table}, {"one": table, "two": table}):
         figure = plots.pareto(panels)
         figure.savefig(tmp_path / "a.png")
@@ -337,7 +337,7 @@ def test_pareto_refuses_what_it_cannot_draw():
     with pytest.raises(ValueError, match="no models"):
         plots.pareto({"a": {}})
     with pytest.raises(ValueError, match=r"x, robust.*fraction"):
-        plots.pareto({"a": {"x": {"natural": cell(0.5), "robust": cell(50)}}})
+        plots.pareto({"a": {"x": {"clean": cell(0.5), "robust": cell(50)}}})
 
 
 def test_minimum_norm_draws_steps_that_fall_at_the_radii():

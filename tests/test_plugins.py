@@ -37,7 +37,7 @@ class Noise(Attack):
     def passes(self):
         return self.tries + 1
 
-    def search(self, oracle, x, y, draws):
+    def search(self, oracle, x, y, draws):  # streams, by a name of its own
         best = x
         for k in range(self.tries):
             step = self.threat.eps * draws.normal(x, use="start", restart=k).sign()

@@ -13,12 +13,12 @@ from atent import Threat, precision
 from atent import runs as folder
 from atent.attacks import DDN, FAB, FMN, PGD, DeepFool
 from atent.certify import Smoothed
-from atent.certify.certificate import Draws, certify_run
+from atent.certify.certificate import Sampling, certify_run
 from atent.data import DataSettings, load
 from atent.evaluate import masking_checks
 from atent.methods import ATENT, AWP, METHODS, PGDAT, Standard, objectives
 from atent.optim import EntropySGD, Optimizer
-from atent.precision import Probe, bfloat16_pays
+from atent.precision import Timing, bfloat16_pays
 from atent.runs.checkpoint import STATE
 from atent.train import TrainSettings, fit, trainer
 from atent.train.interrupt import Interrupted
@@ -80,27 +80,27 @@ def train(data, model, path=None, resume=False, epochs=1, **changes):
 
 
 def test_the_probe_reports_the_times_of_the_passes(clock):
-    probe = bfloat16_pays(network(clock), (1, 8, 8), "cpu", batch=40)
-    assert probe.samples == 40
+    timing = bfloat16_pays(network(clock), (1, 8, 8), "cpu", batch=40)
+    assert timing.samples == 40
     # 40 samples at 1e-6 and 1e-7 s each; the clock's sums round by less than 1e-12
-    assert probe.float32 == pytest.approx(4e-5, rel=1e-6)
-    assert probe.bfloat16 == pytest.approx(4e-6, rel=1e-6)
-    assert (probe.faster, probe.agrees, probe.pays) == (True, True, True)
+    assert timing.float32 == pytest.approx(4e-5, rel=1e-6)
+    assert timing.bfloat16 == pytest.approx(4e-6, rel=1e-6)
+    assert (timing.faster, timing.agrees, timing.pays) == (True, True, True)
     timed = [low for samples, low in clock.seen if samples == 40][-2 * precision._REPEATS :]
     assert timed == [False, True] * precision._REPEATS  # interleaved
 
 
 def test_a_slower_bfloat16_does_not_pay(clock):
     clock.low = 1.5e-6
-    probe = bfloat16_pays(network(clock), (1, 8, 8), "cpu")
-    assert (probe.faster, probe.agrees, probe.pays) == (False, True, False)
+    timing = bfloat16_pays(network(clock), (1, 8, 8), "cpu")
+    assert (timing.faster, timing.agrees, timing.pays) == (False, True, False)
 
 
 def test_a_hopeless_bfloat16_is_left_after_two_passes(clock):
     clock.exact, clock.low = 1e-3, 0.5
-    probe = bfloat16_pays(network(clock), (1, 8, 8), "cpu")
+    timing = bfloat16_pays(network(clock), (1, 8, 8), "cpu")
     assert [low for _, low in clock.seen].count(True) == 2
-    assert (probe.samples, probe.bfloat16) == (2, pytest.approx(1.0))
+    assert (timing.samples, timing.bfloat16) == (2, pytest.approx(1.0))
     assert clock.now < 3
 
 
@@ -121,15 +121,15 @@ def test_a_first_pass_that_prepares_kernels_decides_nothing(clock):
 @pytest.mark.parametrize("ratio", [0.3, 1.5, 3.0])
 def test_the_probe_takes_less_than_three_seconds(clock, exact, ratio):
     clock.exact, clock.low = exact, exact * ratio
-    probe = bfloat16_pays(network(clock), (1, 8, 8), "cpu", batch=4096)
+    timing = bfloat16_pays(network(clock), (1, 8, 8), "cpu", batch=4096)
     assert clock.now < 3
-    assert probe.faster is (ratio < 1)
+    assert timing.faster is (ratio < 1)
 
 
 def test_rounding_that_hides_the_input_disagrees(clock):
     """At 1e4 bfloat16 numbers are 64 apart: pixels of [0, 1] vanish beside such an offset."""
-    probe = bfloat16_pays(network(clock, offset=1e4), (1, 8, 8), "cpu")
-    assert (probe.faster, probe.agrees, probe.pays) == (True, False, False)
+    timing = bfloat16_pays(network(clock, offset=1e4), (1, 8, 8), "cpu")
+    assert (timing.faster, timing.agrees, timing.pays) == (True, False, False)
 
 
 def test_agreement_has_the_values_of_its_formulas():
@@ -140,8 +140,8 @@ def test_agreement_has_the_values_of_its_formulas():
     assert relative == pytest.approx(1 / 2, rel=1e-12)
     assert cosine == pytest.approx((0.5**0.5 + 1 + 0) / 3, rel=1e-12)
     nan = [torch.full((2, 2), torch.nan), grads]
-    assert not Probe(1, 1.0, 0.5, *precision._agreement([logits, grads], nan)).agrees
-    assert not Probe(1, 1.0, 0.5, *precision._agreement(nan, nan)).agrees
+    assert not Timing(1, 1.0, 0.5, *precision._agreement([logits, grads], nan)).agrees
+    assert not Timing(1, 1.0, 0.5, *precision._agreement(nan, nan)).agrees
 
 
 def test_a_last_layer_of_zeros_agrees(clock):
@@ -332,7 +332,7 @@ def test_votes_clean_pass_and_checks_are_in_full_precision(conv_net, batch):
     seen.clear()
     with torch.autocast("cpu", torch.bfloat16):
         votes = Smoothed(model, 0.25).votes(x, 200)
-        certify_run(model, x, y, Draws(0.25, n0=100, n=100, alpha=0.01))
+        certify_run(model, x, y, Sampling(0.25, n0=100, n=100, alpha=0.01))
         masking_checks(model, x, y, Threat("linf", 0.1), attack=PGD(Threat("linf", 0.1), steps=2))
     assert torch.equal(votes, expected)
     assert set(seen) == {(torch.float32, False), (torch.float64, False)}  # float64: the twin of the derivatives' check

@@ -602,8 +602,8 @@ def test_a_method_that_cannot_begin_or_be_kept_is_refused(kind, why, tmp_path):
 def test_a_validation_attack_that_cannot_run_is_refused(tmp_path, monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class Picky(ATTACKS["PGD"]):
-        def search(self, oracle, x, y, draws):
-            return super().search(oracle.demanding(4, "Picky needs at least 4"), x, y, draws)
+        def search(self, oracle, x, y, streams):
+            return super().search(oracle.demanding(4, "Picky needs at least 4"), x, y, streams)
 
     monkeypatch.setitem(ATTACKS._discover(), "Picky", Picky)
     with pytest.raises(ValueError, match=r"validate_attack Picky\(steps=2\) cannot run here: Picky needs at least 4"):

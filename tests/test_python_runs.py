@@ -15,7 +15,7 @@ import atent
 from atent import Threat, load
 from atent import runs as folder
 from atent.attacks import PGD
-from atent.certify import Draws, certify_run
+from atent.certify import Sampling, certify_run
 from atent.cli import main
 from atent.data import DataSettings
 from atent.data import load as load_data
@@ -136,7 +136,7 @@ def test_it_is_evaluated(here, capsys, tmp_path):
     x, y = part.batch(torch.arange(30))
     want = evaluate(net.eval(), x, y, [PGD(LINF, steps=3)], ids=part.ids)
     assert found["worst"] == want.worst
-    assert found["natural"] == want.natural
+    assert found["clean"] == want.clean
     assert {k: found["data"][k] for k in ("name", "split", "n", "of")} == {
         "name": "entries_mine:data", "split": "test", "n": 30, "of": 100,
     }  # fmt: skip
@@ -205,11 +205,11 @@ def test_it_is_certified_by_noise(here, capsys, tmp_path):
     status, _, err = said(capsys, "certify", tmp_path / "noisy", *args)
     assert (status, err) == (0, "")
     content = folder.read_json(tmp_path / "noisy" / "certificate.json")
-    assert content["draws"]["sigma"] == 0.25
+    assert content["sampling"]["sigma"] == 0.25
     assert content["trained"] == "Gaussian"
     net, part = mine.net(), mine.data().sample("test", 4)
     load_weights(net, "noisy")
-    want = certify_run(net.eval(), *part.batch(torch.arange(4)), Draws(0.25, 20, 100, 0.01), ids=part.ids)
+    want = certify_run(net.eval(), *part.batch(torch.arange(4)), Sampling(0.25, 20, 100, 0.01), ids=part.ids)
     assert content["radius_mean"] == want.to_json()["radius_mean"]
     # A file of weights, and the bare network, have certificates of their own beside them.
     shutil.copy("noisy/best.safetensors", tmp_path / "kept.safetensors")
@@ -230,7 +230,7 @@ def test_a_network_of_ones_own_is_verified(here, capsys, monkeypatch, tmp_path):
     assert said(capsys, *args, "--norm", "linf", "--radius", "0")[0] == 0
     content = folder.read_json(tmp_path / "entries_mine-net-certificate.json")
     # At radius 0 the bounds are the logits.
-    assert content["certified"][0]["share"]["k"] <= content["natural"]["k"]
+    assert content["certified"][0]["share"]["k"] <= content["clean"]["k"]
     assert content["run"] == "entries_mine:net"
     status, _, err = said(capsys, "certify", "entries_mine:net", "--data", "entries_mine:data", "--limit", "1")
     assert status == 2
@@ -283,7 +283,7 @@ def test_the_commands_that_a_report_prints_are_taken(name, here, capsys, tmp_pat
 
 
 def test_what_no_run_of_a_report_needs_is_refused(here, tmp_path):
-    with pytest.raises(ValueError, match="--data entries_mine:data is of no use: every run brings its own"):
+    with pytest.raises(ValueError, match="--data entries_mine:data has no effect: every run brings its own"):
         report(["digits"], images=0, model="digits_cnn", data="entries_mine:data", progress=False)
 
 

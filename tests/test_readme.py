@@ -15,6 +15,7 @@ from atent.data import DataSettings
 from atent.data import load as load_data
 from atent.experiments.recipes import read_recipe, recipe_names
 from atent.paper.evidence import difference
+from atent.runs import with_present_keys
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -71,7 +72,7 @@ def test_the_commands_parse():
             assert train_job(*args).recipe
 
 
-def test_the_commands_that_judge_parse():
+def test_the_commands_that_evaluate_parse():
     from atent.attacks import ATTACKS
     from atent.attacks.spec import parse
     from atent.threat import Threat
@@ -89,20 +90,22 @@ def test_the_commands_that_judge_parse():
 
 def test_figures_are_those_of_the_results():
     """What the README says of MNIST and of the step is what the commands wrote."""
-    found = json.loads((ROOT / "results/mnist-linf-atent-laptop/evaluation.json").read_text())
-    shares = [found["natural"], *(a["robust"] for a in found["attacks"].values())]
+    found = with_present_keys(json.loads((ROOT / "results/mnist-linf-atent-laptop/evaluation.json").read_text()))
+    shares = [found["clean"], *(a["robust"] for a in found["attacks"].values())]
     cells = [f"{100 * s['value']:.1f} % [{100 * s['low']:.1f}, {100 * s['high']:.1f}]" for s in shares]
     assert f"| {' | '.join(cells)} |" in TEXT
     assert f"First {found['data']['n']:,} test images" in TEXT
-    harder = json.loads((ROOT / "results/mnist-linf-atent-laptop/evaluation-margin.json").read_text())
+    harder = with_present_keys(
+        json.loads((ROOT / "results/mnist-linf-atent-laptop/evaluation-margin.json").read_text())
+    )
     for share in (harder["worst"], *(a["robust"] for a in harder["attacks"].values())):
         assert f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]" in TEXT
     for name in ("mma", "pgdat"):
-        found = json.loads((ROOT / f"results/mma-digits-l2/{name}.json").read_text())
+        found = with_present_keys(json.loads((ROOT / f"results/mma-digits-l2/{name}.json").read_text()))
         for share in (found["attacks"]["PGD-20"]["robust"], found["worst"]):
             cell = f"{100 * share['value']:.1f} %[{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
             assert cell.replace(" ", "") in TEXT.replace(" ", "").replace("\n", "")
-    for result in json.loads((ROOT / "results/atent_step.json").read_text())["results"]:
+    for result in with_present_keys(json.loads((ROOT / "results/atent_step.json").read_text()))["results"]:
         ratios = [result["ratio_to_accumulated"][kind] for kind in ("authors", "inputs only")]
         cells = [f"{r['median']:.2f} [{r['q10']:.2f}, {r['q90']:.2f}]" for r in ratios]
         assert " | ".join(cells) in TEXT
@@ -111,10 +114,10 @@ def test_figures_are_those_of_the_results():
 @pytest.mark.parametrize("name", ["digits-linf", "digits-l2", "mnist5k-linf"])
 def test_comparisons_are_those_of_the_results(name):
     """A row of the README for each recipe, and the claim that stands above them."""
-    rows = json.loads((ROOT / f"results/{name}/comparison.json").read_text())["rows"]
+    rows = with_present_keys(json.loads((ROOT / f"results/{name}/comparison.json").read_text()))["rows"]
     for row in rows:
-        natural, weak, worst = row["natural"], row["attacks"]["PGD-20"], row["worst"]
-        cells = [f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in (natural, weak, worst)]
+        clean, weak, worst = row["clean"], row["attacks"]["PGD-20"], row["worst"]
+        cells = [f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in (clean, weak, worst)]
         interval = f"[{100 * worst['low']:.1f}, {100 * worst['high']:.1f}]"
         assert f"| `{row['recipe']}` | {' | '.join(cells)} {interval} |" in TEXT
     plain = next(row["worst"]["high"] for row in rows if row["recipe"] == f"{name}-standard")
@@ -133,10 +136,10 @@ def _lead(row, base):
 
 def test_what_is_decided_on_digits_is_what_the_results_decide():
     """Of the adversarial methods, those that the README puts above or below PGD-AT, and no others."""
-    told = {"digits-linf": {"mma": True}, "digits-l2": {"trades": False, "trades-smoothing": False}}
+    reported = {"digits-linf": {"mma": True}, "digits-l2": {"trades": False, "trades-smoothing": False}}
     text = " ".join(TEXT.split())
-    for name, expected in told.items():
-        rows = json.loads((ROOT / f"results/{name}/comparison.json").read_text())["rows"]
+    for name, expected in reported.items():
+        rows = with_present_keys(json.loads((ROOT / f"results/{name}/comparison.json").read_text()))["rows"]
         rows = {row["recipe"].removeprefix(f"{name}-"): row for row in rows}
         leads = {key: _lead(row, rows["pgdat"]) for key, row in rows.items()}
         weak = ("standard", "gaussian", "entropy-sgd", "pgdat")
@@ -146,29 +149,32 @@ def test_what_is_decided_on_digits_is_what_the_results_decide():
 
 
 def test_the_two_objectives_are_those_of_the_results():
-    found = json.loads((ROOT / "results/digits-data-entropy/comparison.json").read_text())
+    found = with_present_keys(json.loads((ROOT / "results/digits-data-entropy/comparison.json").read_text()))
     rows = {row["recipe"].removeprefix("digits-l2-atent-"): row for row in found["rows"]}
     for row in rows.values():
-        cells = [row["natural"], row["attacks"]["PGD-20"], row["worst"]]
-        told = " | ".join(f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in cells)
-        assert f"{told} [{100 * row['worst']['low']:.1f}, {100 * row['worst']['high']:.1f}] |" in TEXT
+        cells = [row["clean"], row["attacks"]["PGD-20"], row["worst"]]
+        reported = " | ".join(f"{100 * cell['mean']:.1f} +- {100 * cell['sd']:.1f}" for cell in cells)
+        assert f"{reported} [{100 * row['worst']['low']:.1f}, {100 * row['worst']['high']:.1f}] |" in TEXT
     gain = _lead(rows["data-entropy"], rows["free-energy"])
     assert gain.inside(0) is True
     value, interval = str(gain).split(" ", 1)
     assert f"The difference is {value} points {interval}, paired by seed" in TEXT
-    best = {row["recipe"]: row for row in json.loads((ROOT / "results/digits-l2/comparison.json").read_text())["rows"]}
+    best = {
+        row["recipe"]: row
+        for row in with_present_keys(json.loads((ROOT / "results/digits-l2/comparison.json").read_text()))["rows"]
+    }
     for name in ("digits-l2-pgdat", "digits-l2-atent"):
         assert f"`{name}` ({100 * best[name]['worst']['mean']:.1f} %)" in TEXT
         assert _lead(rows["data-entropy"], best[name]).inside(0) is False
         assert _lead(rows["free-energy"], best[name]).inside(0) is False
     gap = _lead(best["digits-l2-atent"], rows["data-entropy"]).found
-    told = f"{100 * gap.value:.1f} points [{100 * gap.low:.1f}, {100 * gap.high:.1f}] below the latter"
-    assert told in " ".join(TEXT.split())
+    reported = f"{100 * gap.value:.1f} points [{100 * gap.low:.1f}, {100 * gap.high:.1f}] below the latter"
+    assert reported in " ".join(TEXT.split())
 
 
 def test_parity_is_that_of_the_results():
     """No attack is weaker than its peer, and AutoAttack's figures are the file's."""
-    found = json.loads((ROOT / "results/parity.json").read_text())
+    found = with_present_keys(json.loads((ROOT / "results/parity.json").read_text()))
     rows = [row for result in found["results"] for row in result["rows"]]
     assert not any(row["weaker"] for row in rows)
     assert f"{len({(row['ours'], row['peer']) for row in rows})} pairings" in TEXT
@@ -177,8 +183,8 @@ def test_parity_is_that_of_the_results():
     spent = [sum(row[key] for row in whole) for key in ("ours_seconds", "peer_seconds")]
     assert f"took {spent[0]:.0f} s where the port took {spent[1]:.0f} s" in TEXT
     assert f"{spent[1] / spent[0]:.2f} times" in TEXT
-    told = "leaves {}, {}, {} and {} % where pyautoattack leaves {}, {}, {} and {} %".format(*ours, *peer)
-    assert told in " ".join(TEXT.split())
+    reported = "leaves {}, {}, {} and {} % where pyautoattack leaves {}, {}, {} and {} %".format(*ours, *peer)
+    assert reported in " ".join(TEXT.split())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("autoattack-*.json")), ids=lambda path: path.stem)
@@ -195,13 +201,16 @@ def _percent(share):
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist5k"])
-def test_what_is_proved_is_that_of_the_results(name):
+def test_what_is_certified_is_that_of_the_results(name):
     """Every row of the certified table is a row of the README, and the claim on ATENT's noise holds."""
-    rows = {row["run"]: row for row in json.loads((ROOT / f"results/certified/{name}.json").read_text())["rows"]}
+    rows = {
+        row["run"]: row
+        for row in with_present_keys(json.loads((ROOT / f"results/certified/{name}.json").read_text()))["rows"]
+    }
     assert len(rows) == 7
     for run, row in rows.items():
         proved = [_percent(entry["share"]) for entry in row["certified"] if entry["l2"] > 0]
-        cells = [_percent(row["natural"]), _percent(row["smoothed"]), *proved]
+        cells = [_percent(row["clean"]), _percent(row["smoothed"]), *proved]
         (line,) = [line for line in TEXT.splitlines() if line.startswith(f"| `{run}` | {cells[0]} |")]
         assert [cell for cell in map(str.strip, line.split("|")[2:-2]) if cell != "-"] == [c for c in cells if c != "-"]
     published, mended = (
@@ -213,14 +222,14 @@ def test_what_is_proved_is_that_of_the_results(name):
 
 
 def test_the_speed_of_certificates_is_that_of_the_results():
-    found = json.loads((ROOT / "results/certify.json").read_text())
+    found = with_present_keys(json.loads((ROOT / "results/certify.json").read_text()))
     for result in found["results"]:
         ratios = [result["rows"][f"usual, batch {b}"]["times_slower_than_atent"] for b in (1000, 400, 200)]
         cells = [f"{r['median']:.2f} [{r['q10']:.2f}, {r['q90']:.2f}]" for r in ratios]
         assert f"| {result['model']} | {' | '.join(cells)} |" in TEXT
 
 
-def test_the_provable_network_is_proved_again():
+def test_the_provable_network_is_verified_again():
     """The kept weights of kw_small verify as the file says, on the first images of the real test set."""
     from atent import Threat
     from atent.certify import verified
@@ -240,7 +249,7 @@ def test_the_provable_network_is_proved_again():
 
 
 def test_the_kept_weights_load_and_classify():
-    """The float16 weights in results/ are a whole run folder; on real images where they are to be had."""
+    """The float16 weights in results/ are a whole run folder; on real images where they are available."""
     model = load(ROOT / "results/mnist-linf-atent-laptop")
     assert sum(p.numel() for p in model.parameters()) == 312_202
     if not os.environ.get("ATENT_DATA_ROOT") or not (Path(os.environ["ATENT_DATA_ROOT"]) / "mnist").is_dir():

@@ -15,6 +15,7 @@ from atent.experiments.recipe_files import (
     _report_renamed,
     as_toml,
     base_names,
+    moved,
     read_recipe,
     recipe_file,
     recipe_names,
@@ -227,3 +228,12 @@ def test_another_method_keeps_the_fields_that_it_has(write, capsys):
     assert "gamma" not in found["method"]
     assert "PGDAT has no variant, gamma" in capsys.readouterr().err
     assert type(job(found, "mine").method).__name__ == "PGDAT"
+
+
+def test_the_former_name_of_the_anchor_term_is_read():
+    found = moved({"method": {"name": "ATENT", "pull": "scaled"}})
+    assert found["method"] == {"name": "ATENT", "anchor": "scaled"}
+    other = {"method": {"name": "mine:Tug", "pull": 3}}
+    assert moved(other) is other
+    with pytest.raises(UsageError, match=r"method\.pull and method\.anchor"):
+        moved({"method": {"name": "ATENT", "pull": "free", "anchor": "free"}})

@@ -44,9 +44,9 @@ def test_settings_are_the_papers(name):
     j = made(name)
     chain = j.method.chain()
     assert (
-        j.model.name, chain.threat.norm, chain.threat.eps, chain.steps, chain.step_size, chain.pull, chain.noise,
-        chain.projection, chain.start, j.method.alpha, j.train.batch_size, j.optimizer.lr, j.optimizer.weight_decay,
-        j.train.epochs,
+        j.model.name, chain.threat.norm, chain.threat.eps, chain.steps, chain.step_size, chain.anchor_weight,
+        chain.noise, chain.projection, chain.start, j.method.alpha, j.train.batch_size, j.optimizer.lr,
+        j.optimizer.weight_decay, j.train.epochs,
     ) == COLUMNS[name]  # fmt: skip
     assert j.optimizer.name == "SGD"
     assert j.optimizer.momentum == 0.9
@@ -99,7 +99,7 @@ def one_epoch(name):
     model = make(j.model, classes=10, shape=shape)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     settings = dataclasses.replace(
-        j.train, epochs=1, validate_attack="none", validate_limit=10, select="natural", device="cpu", threads=None
+        j.train, epochs=1, validate_attack="none", validate_limit=10, select="clean", device="cpu", threads=None
     )
     fitted = fit(
         model, data, method, optimizer=j.optimizer, schedule=j.schedule, settings=TrainSettings(**vars(settings)),

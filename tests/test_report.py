@@ -52,8 +52,8 @@ def made(tmp_path_factory):
     tables["evaluate"] |= {"attacks": ["FGSM", "PGD(steps=3)", "PGD(steps=4, loss=margin)"]}
     path = tmp_path_factory.mktemp("report") / "whole"
     run_job(config.job(tables, "digits-linf-pgdat"), path, progress=False)
-    judged = load_target(str(path), attacks=["FGSM", "PGD(steps=2)"], limit=10, device="cpu")
-    found = evaluate_target(judged, radii=["0.05", "0.15"], progress=False).to_json()
+    target = load_target(str(path), attacks=["FGSM", "PGD(steps=2)"], limit=10, device="cpu")
+    found = evaluate_target(target, radii=["0.05", "0.15"], progress=False).to_json()
     found["checks"] = [
         {"name": "logits", "passed": True, "figure": "outputs lie in [-3, 3]", "why": "not shown"},
         {"name": "eps-zero", "passed": False, "figure": "9 of 10 stand", "why": "the attack ignores eps"},
@@ -145,27 +145,27 @@ class Document(HTMLParser):
 def test_the_figures_are_those_of_the_files(made, page):
     doc = Document(page)
     first, second = load(made / "evaluation.json"), load(made / "evaluation-2.json")
-    assert first["worst"]["k"] < first["natural"]["k"]
+    assert first["worst"]["k"] < first["clean"]["k"]
     alone, cascade = doc.rows("attack", "accuracy, 95 % interval", "attacked")
     for rows, found, after in ((alone, first, ""), (cascade, second, "after ")):
-        named = {"no attack (natural)": found["natural"], "worst of these": found["worst"]}
-        for name, told in found["attacks"].items():
-            written = told["attack"] if told["attack"] != name else ""
-            named[f"{after}{name}{written}"] = told["robust"]
+        named = {"no attack (clean)": found["clean"], "worst of these": found["worst"]}
+        for name, reported in found["attacks"].items():
+            written = reported["attack"] if reported["attack"] != name else ""
+            named[f"{after}{name}{written}"] = reported["robust"]
             cells = rows[f"{after}{name}{written}"]
-            assert cells[1] == [f"{told['attacked']:,}", told["attacked"]]
-            assert cells[2][1] == (told["distance"] or {"median": None})["median"]
-            assert cells[3][1] == (told["forwards"] + told["backwards"]) / told["attacked"]
-            assert cells[4][1] == told["seconds"]
+            assert cells[1] == [f"{reported['attacked']:,}", reported["attacked"]]
+            assert cells[2][1] == (reported["distance"] or {"median": None})["median"]
+            assert cells[3][1] == (reported["forwards"] + reported["backwards"]) / reported["attacked"]
+            assert cells[4][1] == reported["seconds"]
         assert {name: cells[0] for name, cells in rows.items()} == {
             n: [percent(s), s["value"]] for n, s in named.items()
         }
 
-    for kind in ("worst", "natural"):
+    for kind in ("worst", "clean"):
         s = first[kind]
         interval = f"[{100 * s['low']:.1f}, {100 * s['high']:.1f}]"
-        told = f"{100 * s['value']:.1f} %95 % interval {interval}; {s['k']} of {s['n']} images"
-        assert told in doc.text
+        reported = f"{100 * s['value']:.1f} %95 % interval {interval}; {s['k']} of {s['n']} images"
+        assert reported in doc.text
     assert CAVEAT in doc.text
 
     (radii,) = (t[1:] for t in doc.tables if t[0][1][0] == "radius")
@@ -179,13 +179,13 @@ def test_the_figures_are_those_of_the_files(made, page):
         for row in second["sweep"]
     ]  # fmt: skip
 
-    smooth, bound = doc.rows("proved")
+    smooth, bound = doc.rows("certificate", "accuracy, 95 % interval")
     content = load(made / "certificate.json")
-    proved = [percent(content["natural"]), percent(content["smoothed"])]
+    proved = [percent(content["clean"]), percent(content["smoothed"])]
     proved += [percent(row["share"]) for row in content["certified"]]
     assert [cells[0][0] for cells in smooth.values()] == proved
-    (told,) = load(made / "certificate-2.json")["certified"]
-    assert bound["verified by ibp, linf 0.01"][0][0] == percent(told["share"])
+    (reported,) = load(made / "certificate-2.json")["certified"]
+    assert bound["verified by ibp, linf 0.01"][0][0] == percent(reported["share"])
 
     (checks,) = doc.rows("check")
     assert checks["logits"] == [["pass", None], ["outputs lie in [-3, 3]", None]]
@@ -199,13 +199,13 @@ def test_best_and_last_epoch_are_those_of_the_files(made, run):
         row["best"] = row["epoch"] == 2
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = load(run / "evaluation.json")
-    last = {"epoch": 6, "natural": share(31, 40), "worst": share(7, 40)}
+    last = {"epoch": 6, "clean": share(31, 40), "worst": share(7, 40)}
     last["attacks"] = {name: {"robust": share(9 + i, 40)} for i, name in enumerate(found["attacks"])}
     change(run / "evaluation.json", epoch=2, last=last)
     doc = part(sections.section("epochs", read(run)))
     (table,) = doc.rows("accuracy, 95 % interval", "best epoch (2)", "last epoch (6)")
     assert [cell[0] for cell in table["test, worst of these"]] == [percent(found["worst"]), percent(last["worst"])]
-    assert [cell[1] for cell in table["test, natural"]] == [found["natural"]["value"], 31 / 40]
+    assert [cell[1] for cell in table["test, clean"]] == [found["clean"]["value"], 31 / 40]
     assert table["test, PGD-3"][1][0] == percent(share(10, 40))
     assert [cell[1] for cell in table["validation, robust"]] == [r["validation_robust"] for r in (rows[1], rows[5])]
     assert "The last epoch is the best one." not in doc.text
@@ -216,10 +216,12 @@ def test_the_headline_is_the_lowest_upper_limit_under_the_same_threat(run):
     high = first["worst"]["high"]
 
     def another(number, k, n, attack="PGD(steps=100)", **more):
-        told = first["attacks"]["PGD-3"] | {"attack": attack, "robust": share(k, n)}
-        told |= {"threat": told["threat"] | more.pop("threat", {})}
-        found = first | {"weights": "best", "n": n, "natural": share(n, n), "worst": share(k, n), **more}
-        write_json(run / f"evaluation-{number}.json", found | {"attacks": {attack.split("(")[0]: told}, "last": None})
+        reported = first["attacks"]["PGD-3"] | {"attack": attack, "robust": share(k, n)}
+        reported |= {"threat": reported["threat"] | more.pop("threat", {})}
+        found = first | {"weights": "best", "n": n, "clean": share(n, n), "worst": share(k, n), **more}
+        write_json(
+            run / f"evaluation-{number}.json", found | {"attacks": {attack.split("(")[0]: reported}, "last": None}
+        )
         return share(k, n)["high"]
 
     # fewer images and a lower figure, but a wider interval; another threat; other weights
@@ -240,18 +242,21 @@ def test_the_headline_is_the_lowest_upper_limit_under_the_same_threat(run):
     assert f"AutoAttack was run in evaluation-6.json: {percent(share(40, 40))}" in head
 
 
-def test_a_cascade_and_the_parts_of_an_ensemble_are_told_as_such(run):
+def test_a_cascade_and_the_parts_of_an_ensemble_are_reported_as_such(run):
     found = load(run / "evaluation-2.json")
-    told = found["attacks"]["PGD-2"]
-    alike = {key: told[key] for key in PART}
+    reported = found["attacks"]["PGD-2"]
+    alike = {key: reported[key] for key in PART}
     parts = {"APGD-CE": alike | {"robust": share(4, 10)}, "Square": alike | {"robust": share(3, 10)}}
-    least = told | {"attack": "AutoAttack", "robust": share(3, 10), "parts": parts}
+    least = reported | {"attack": "AutoAttack", "robust": share(3, 10), "parts": parts}
     worst = share(3, 10)
     attacks = {"FGSM": found["attacks"]["FGSM"] | {"robust": share(5, 10)}, "AutoAttack": least}
-    change(run / "evaluation.json", **found | {"attacks": attacks, "worst": worst, "natural": share(9, 10)})
+    change(run / "evaluation.json", **found | {"attacks": attacks, "worst": worst, "clean": share(9, 10)})
     (run / "evaluation-2.json").unlink()
     doc = part(sections.section("headline", read(run)), sections.section("attacks", read(run)))
-    assert "The worst of FGSM, AutoAttack, run in this order, each on what still stood; the last to fool an" in doc.text
+    assert (
+        "The worst of FGSM, AutoAttack, each on the images that were robust to those before it; the last to fool an"
+        in doc.text
+    )
     assert "image was AutoAttack." in doc.text
     (rows,) = doc.rows("attack", "accuracy, 95 % interval")
     assert rows["AutoAttack: after its APGD-CE"][0] == [percent(share(4, 10)), 0.4]
@@ -266,7 +271,7 @@ def test_the_images_are_a_stratified_sample_and_what_the_strongest_attack_made_o
 
     found = load(made / "evaluation.json")
     assert read(made).headline == "evaluation.json"
-    strongest = min(found["attacks"].values(), key=lambda told: told["robust"]["k"])
+    strongest = min(found["attacks"].values(), key=lambda reported: reported["robust"]["k"])
     doc = Document(page)
     which = "a stratified sample of 3 of 500 (seed 0)"
     assert f"Test images, {which}, under {strongest['attack']}, linf 0.15:" in doc.text
@@ -293,7 +298,7 @@ def test_the_images_are_a_stratified_sample_and_what_the_strongest_attack_made_o
         assert alts[0] == says
         assert alts[1].startswith(f"image {number}, class {y[i]}, adversarial: seen as ")
         fooled = f"seen as {y[i]}," not in alts[1]
-        verdict = "wrong by itself" if seen[i] != y[i] else "fooled" if fooled else "stands"
+        verdict = "misclassified without an attack" if seen[i] != y[i] else "fooled" if fooled else "robust"
         assert f"class {y[i]}, image {number}: {verdict}" in doc.text
         assert alts[2].startswith(f"image {number}, difference x ")
 
@@ -314,22 +319,22 @@ def test_where_images_cannot_be_made_the_page_says_why(run):
 # ---- several ----------------------------------------------------------------------------------------------
 
 
-def test_several_runs_stand_side_by_side(made, run):
+def test_several_runs_are_shown_side_by_side(made, run):
     found = load(run / "evaluation.json")
-    change(run / "evaluation.json", worst=share(1, 40), natural=share(39, 40))
+    change(run / "evaluation.json", worst=share(1, 40), clean=share(39, 40))
     first = load(made / "evaluation.json")
     doc = Document(report([made, run, made], images=0))
-    (rows,) = doc.rows("run", "method", "robust (worst case)", "natural", *first["attacks"])
+    (rows,) = doc.rows("run", "method", "robust (worst case)", "clean", *first["attacks"])
     assert list(rows) == ["whole", "copy"]
-    for name, worst, natural in (("whole", first["worst"], first["natural"]), ("copy", share(1, 40), share(39, 40))):
-        shares = [worst, natural, *(a["robust"] for a in found["attacks"].values())]
+    for name, worst, clean in (("whole", first["worst"], first["clean"]), ("copy", share(1, 40), share(39, 40))):
+        shares = [worst, clean, *(a["robust"] for a in found["attacks"].values())]
         cells = rows[name][1 : 3 + len(found["attacks"])]
         assert [value for _, value in cells] == [s["value"] for s in shares]
         assert [text for text, _ in cells] == [percent(s).replace(" [", "[") for s in shares]
     assert CAVEAT in doc.text
     assert "Judged differently" not in doc.text
     alts = [a["alt"] for a in doc.all("img")]
-    dots = next(alt for alt in alts if alt.startswith("Natural and robust accuracy by run"))
+    dots = next(alt for alt in alts if alt.startswith("Clean and robust accuracy by run"))
     assert "copy 97.5 % and 2.5 %" in dots
     assert any(alt.startswith("whole: Accuracy against epoch") and "copy: Accuracy" in alt for alt in alts)
     change(run / "evaluation.json", n=39)
@@ -337,10 +342,10 @@ def test_several_runs_stand_side_by_side(made, run):
 
 
 def test_the_figures_of_several_runs_draw_what_they_are_given():
-    table = {"a": {"natural": share(9, 10), "robust": share(2, 10)}, "b": {"robust": {"value": 0.5, "low": None}}}
+    table = {"a": {"clean": share(9, 10), "robust": share(2, 10)}, "b": {"robust": {"value": 0.5, "low": None}}}
     (axes,) = plots.dots(table).axes
     places = {line.get_label(): line.get_xdata() for line in axes.get_lines()}
-    assert places["natural"] == pytest.approx([90])
+    assert places["clean"] == pytest.approx([90])
     assert places["robust"] == pytest.approx([20, 50])
     spans = [[100 * end for end in (s["low"], s["high"])] for s in (share(9, 10), share(2, 10))]
     drawn = [segment[:, 0].tolist() for bars in axes.collections for segment in bars.get_segments()]
@@ -349,21 +354,21 @@ def test_the_figures_of_several_runs_draw_what_they_are_given():
     with pytest.raises(ValueError, match="expected a fraction"):
         plots.dots({"a": {"robust": {"value": 2}}})
 
-    rows = {"a": [{"epoch": 1, "validation_natural": 0.5}, {"epoch": 2, "validation_natural": 0.75}]}
-    rows["b"] = [{"epoch": 1, "validation_natural": 0.25, "validation_robust": 0.125}]
-    natural, robust = plots.together(rows).axes
-    assert [list(line.get_ydata()) for line in natural.get_lines()] == [[50, 75], [25]]
+    rows = {"a": [{"epoch": 1, "validation_clean": 0.5}, {"epoch": 2, "validation_clean": 0.75}]}
+    rows["b"] = [{"epoch": 1, "validation_clean": 0.25, "validation_robust": 0.125}]
+    clean, robust = plots.together(rows).axes
+    assert [list(line.get_ydata()) for line in clean.get_lines()] == [[50, 75], [25]]
     assert [list(line.get_ydata()) for line in robust.get_lines()] == [[12.5]]
-    assert robust.get_lines()[0].get_color() == natural.get_lines()[1].get_color() == plots.PALETTE[1]
+    assert robust.get_lines()[0].get_color() == clean.get_lines()[1].get_color() == plots.PALETTE[1]
     assert (robust.get_xlabel(), robust.get_ylabel()) == ("epoch", "robust accuracy (%)")
     narrow = plots.narrow(plots.curves(rows["a"]), 4)
     assert tuple(narrow.get_size_inches()) == (5.2, 4)
-    assert [t.get_text() for t in narrow.legends[0].get_texts()] == ["natural, validation"]
+    assert [t.get_text() for t in narrow.legends[0].get_texts()] == ["clean, validation"]
     assert len(narrow.legends) == 1
     assert plots.svg(narrow) == plots.svg(narrow)
 
 
-def test_folders_of_one_name_are_told_apart(made, tmp_path):
+def test_folders_of_one_name_are_distinguished(made, tmp_path):
     shutil.copytree(made, tmp_path / "whole")
     doc = Document(report([made, tmp_path / "whole"], images=0))
     (rows,) = doc.rows("run", "method")
@@ -397,13 +402,13 @@ def test_a_bare_folder_gives_a_page_that_says_what_is_missing(made, tmp_path):
     shutil.copy(made / "config.json", bare)
     text = Document(report([bare], images=2, progress=False)).text
     for part in (
-        "Not judged on the test set yet",
+        "Not evaluated on the test set yet",
         f"atent evaluate {bare}",
         "There is no evaluation.",
         "do not say which epoch was the best",
         "no validation accuracies to draw",
         "Not measured yet. To measure it:",
-        "Nothing is proved yet.",
+        "Nothing is certified yet.",
         "Not made yet.",
         "The images could not be made",
         "PGDAT",
@@ -424,19 +429,19 @@ def test_an_unfinished_certificate_is_named_and_left_alone(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "reported"),
     [
         ("evaluation.json", "{", "not valid JSON"),
-        ("evaluation.json", '{"natural": {}}', "'data' is missing"),
+        ("evaluation.json", '{"clean": {}}', "'data' is missing"),
         ("evaluation-2.json", "[]", "is not what its name says"),
         ("metrics.jsonl", '{"loss": 1}\n', "'epoch' is missing"),
         ("config.json", "{}", "no table 'method'"),
         ("certificate.json", "{}", "'complete' is missing"),
     ],
 )
-def test_a_damaged_file_is_named_in_one_line(run, name, content, told):
+def test_a_damaged_file_is_named_in_one_line(run, name, content, reported):
     (run / name).write_text(content)
-    with pytest.raises(ValueError, match=re.escape(told)) as error:
+    with pytest.raises(ValueError, match=re.escape(reported)) as error:
         report([run], images=0)
     assert str(run / name) in str(error.value)
     assert "\n" not in str(error.value)
@@ -494,8 +499,8 @@ def spoil(path, tmp_path):
     settings["provenance"]["device_name"] = EVIL
     write_json(evil / "config.json", settings)
     found = load(evil / "evaluation-2.json")
-    told = found["attacks"].pop("PGD-2") | {"attack": EVIL}
-    found["attacks"][EVIL] = told | {"parts": {EVIL: {key: told[key] for key in PART}}}
+    reported = found["attacks"].pop("PGD-2") | {"attack": EVIL}
+    found["attacks"][EVIL] = reported | {"parts": {EVIL: {key: reported[key] for key in PART}}}
     for row in found["sweep"]:
         row["attack"] = EVIL
     found["checks"][1] |= {"name": EVIL, "figure": EVIL, "why": EVIL}
@@ -540,7 +545,7 @@ def test_the_command_writes_beside_the_run_and_never_over_an_earlier_report(run,
     assert "Side by side" in Path("report.html").read_text()
     assert said(capsys, "report", run, "--images", 0, "--out", "mine.html")[:2] == (0, "written: mine.html\n")
     before = sorted(run.parent.rglob("*"))
-    for args, status, told in (
+    for args, status, reported in (
         ([run, "--out", "mine.html"], 2, "never overwritten"),
         ([run, "--out", "absent/mine.html", "--images", 0], 1, "cannot write absent/mine.html"),
         ([run.parent], 2, "is not a run folder (no config.json)"),
@@ -551,7 +556,7 @@ def test_the_command_writes_beside_the_run_and_never_over_an_earlier_report(run,
     ):
         got, out, err = said(capsys, "report", *args)
         assert (got, out) == (status, ""), err
-        assert told in err
+        assert reported in err
         assert len(err.strip().splitlines()) == 1
     assert sorted(run.parent.rglob("*")) == before
     status, out, _ = said(capsys, "report", "--help")

@@ -63,16 +63,16 @@ def test_a_sample_draws_the_same_bits_in_any_company(kind, dtype):
 
 
 def test_shapes_and_dtypes_follow_like():
-    draws = PerSample(0, torch.arange(3))
+    streams = PerSample(0, torch.arange(3))
     like = torch.empty(3, 2, 5, 7, dtype=torch.float32).to(memory_format=torch.channels_last)
     for name in ("uniform", "normal"):
-        flat = getattr(draws, name)(torch.empty(3, 70))
-        got = getattr(draws, name)(like)
+        flat = getattr(streams, name)(torch.empty(3, 70))
+        got = getattr(streams, name)(like)
         assert got.shape == like.shape
         assert got.dtype == like.dtype
         assert torch.equal(got.flatten(1), flat)
-    assert draws.integers(5, (3,)).shape == (3,)
-    assert draws.integers(5, (3,)).dtype == torch.int64
+    assert streams.integers(5, (3,)).shape == (3,)
+    assert streams.integers(5, (3,)).dtype == torch.int64
 
 
 BASE = dict(seed=1, ident=10, attack="PGD", use="start", restart=0, step=0)
@@ -84,8 +84,8 @@ OTHERS = [
 
 
 def stream(seed, ident, attack, use, restart, step):
-    draws = PerSample(seed, torch.tensor([ident]), attack)
-    return draws.uniform(torch.empty(1, 5000, dtype=torch.float64), use=use, restart=restart, step=step)[0]
+    streams = PerSample(seed, torch.tensor([ident]), attack)
+    return streams.uniform(torch.empty(1, 5000, dtype=torch.float64), use=use, restart=restart, step=step)[0]
 
 
 @pytest.mark.parametrize("change", OTHERS, ids=str)
@@ -106,20 +106,20 @@ def test_streams_do_not_overlap_when_shifted():
 
 
 def test_uniforms_lie_strictly_inside():
-    draws = PerSample(0, torch.arange(200))
+    streams = PerSample(0, torch.arange(200))
     for dtype in (torch.float32, torch.float64):
-        u = draws.uniform(torch.empty(200, 10_000, dtype=dtype))
+        u = streams.uniform(torch.empty(200, 10_000, dtype=dtype))
         assert u.min() > 0
         assert u.max() < 1
 
 
 def test_extreme_words_stay_strictly_inside(monkeypatch):
-    draws = PerSample(0, torch.arange(1))
+    streams = PerSample(0, torch.arange(1))
     extremes = torch.tensor([[0, 2**32 - 1, 511, 512]])
     monkeypatch.setattr(PerSample, "words", lambda self, count, **k: extremes[:, :count])
-    u = draws.uniform(torch.empty(1, 4, dtype=torch.float32))[0]
+    u = streams.uniform(torch.empty(1, 4, dtype=torch.float32))[0]
     assert 0 < u[0] == u[2] < u[3] < u[1] < 1
-    assert torch.isfinite(draws.normal(torch.empty(1, 4, dtype=torch.float32))).all()
+    assert torch.isfinite(streams.normal(torch.empty(1, 4, dtype=torch.float32))).all()
 
 
 def source(kind, seed, n):
@@ -132,9 +132,9 @@ def source(kind, seed, n):
 @pytest.mark.parametrize("kind", ["per sample", "batch"])
 def test_distributions(kind, dtype):
     n, dim = 40, 1001
-    draws = source(kind, 7, n)
+    streams = source(kind, 7, n)
     like = torch.empty(n, dim, dtype=dtype)
-    u, z = draws.uniform(like, use="u").double().flatten(), draws.normal(like, use="z").double().flatten()
+    u, z = streams.uniform(like, use="u").double().flatten(), streams.normal(like, use="z").double().flatten()
     size = n * dim
     assert stats.kstest(u.numpy(), "uniform").pvalue > 0.01
     assert stats.kstest(z.numpy(), "norm").pvalue > 0.01
@@ -163,8 +163,8 @@ def test_neighbours_are_uncorrelated(along):
         z = PerSample(9, torch.arange(200), "A").normal(torch.empty(200, 200, dtype=torch.float64))
         a, b = (z[:-1], z[1:]) if along == "id" else (z[:, :-1], z[:, 1:])
     else:
-        draws, like = PerSample(9, torch.arange(100), "A"), torch.empty(100, 50, dtype=torch.float64)
-        z = torch.stack([draws.normal(like, **{along: k}) for k in range(9)])
+        streams, like = PerSample(9, torch.arange(100), "A"), torch.empty(100, 50, dtype=torch.float64)
+        z = torch.stack([streams.normal(like, **{along: k}) for k in range(9)])
         a, b = z[:-1], z[1:]
     r = torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
     assert abs(r) < 4 / math.sqrt(a.numel())

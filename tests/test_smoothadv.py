@@ -58,7 +58,7 @@ def slow_start(method, x, rng):
     if method.sigma > 0:
         draw = torch.randn(n * m, *x.shape[1:], generator=rng, dtype=x.dtype)
         noise = method.sigma * draw.reshape(n, m, *x.shape[1:])
-    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own draws
+    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own random numbers
     begin = x.clone()
     if method.start == "uniform":
         u = torch.randn(x.shape, generator=rng, dtype=x.dtype)
@@ -286,7 +286,7 @@ def test_adversary_leaves_the_model_as_found(attack, fails):
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_the_same_draws_serve_all_steps_and_the_loss():
+def test_the_same_samples_serve_all_steps_and_the_loss():
     model, (x, y) = network(), batch()
     seen = []
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().unflatten(0, (N, 2))))

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 from atent import Threat, plots
-from atent.certify import ABSTAIN, Certificate, Draws, Smoothed, certify_run, draws_needed, largest_radius, merge
+from atent.certify import ABSTAIN, Certificate, Sampling, Smoothed, certify_run, largest_radius, merge, samples_needed
 from atent.certify.certificate import Row, read_rows
 from atent.certify.noise import Noise, address, device_seed
 from atent.certify.smoothing import certificates, linf_radius, predictions
@@ -123,7 +123,7 @@ def test_certificates_and_predictions_are_those_of_the_paper():
     assert (classes.dtype, radii.dtype) == (torch.int64, torch.float64)
 
 
-def test_it_abstains_where_the_draws_do_not_decide():
+def test_it_abstains_where_the_samples_do_not_decide():
     model = Half(3)
     x = model.points(torch.tensor([0.0, 3.0]))
     smoothed = Smoothed(model, SIGMA)
@@ -248,7 +248,7 @@ def test_counts_do_not_depend_on_batch_order_or_shard(conv_net, batch, size):
     assert not torch.equal(smoothed.votes(x, 330, seed=4, ids=ids + 1), whole)
 
 
-def test_a_model_in_train_mode_is_judged_in_eval_mode_and_comes_back_as_it_was(batch):
+def test_a_model_in_train_mode_is_evaluated_in_eval_mode_and_comes_back_as_it_was(batch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 10))
     x, _ = batch(4, torch.float32)
@@ -266,21 +266,21 @@ def test_a_model_in_train_mode_is_judged_in_eval_mode_and_comes_back_as_it_was(b
 
 
 def test_the_arithmetic_of_the_paper():
-    assert draws_needed(0.435, 0.12, 0.001) == 47_808
+    assert samples_needed(0.435, 0.12, 0.001) == 47_808
     reach = [largest_radius(n, 0.001, 0.12) for n in (100_000, 10_000, 1000)]
     assert [round(r, 3) for r in reach] == [0.457, 0.384, 0.296]
     assert round(255 * linf_radius(0.435, 3072), 2) == 2.0
-    assert draws_needed(0, 0.12, 0.001) == 10
+    assert samples_needed(0, 0.12, 0.001) == 10
     assert largest_radius(9, 0.001, 0.12) == 0 < largest_radius(10, 0.001, 0.12)
     # At alpha = 2^-k, k draws show exactly 1/2, and abstain.
     assert largest_radius(5, 2.0**-5, 1.0) == 0
-    assert draws_needed(0, 1.0, 2.0**-5) == 6
+    assert samples_needed(0, 1.0, 2.0**-5) == 6
 
 
 @pytest.mark.parametrize("sigma", [0.12, 1.0])
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0, 2.5, 3.6])
-def test_draws_needed_is_the_smallest_number(share, sigma):
-    n = draws_needed(share * sigma, sigma, 0.01)
+def test_samples_needed_is_the_smallest_number(share, sigma):
+    n = samples_needed(share * sigma, sigma, 0.01)
     assert largest_radius(n, 0.01, sigma) >= share * sigma
     assert n == 1 or largest_radius(n - 1, 0.01, sigma) < share * sigma or largest_radius(n - 1, 0.01, sigma) == 0
 
@@ -297,7 +297,7 @@ def test_what_cannot_be_certified_is_refused_with_the_numbers():
         smoothed.predict(x, 10)
     assert smoothed.predict(x + 5, 11).shape == (1,)
     with pytest.raises(ValueError, match="give sigma >= "):
-        draws_needed(1.0, 0.12, 0.001)
+        samples_needed(1.0, 0.12, 0.001)
     # Reachable ones pass, as numbers, fractions and threats.
     for radius in (0.29, "1/4", Threat("l2", 0.29)):
         smoothed.certify(x, n=1000, radius=radius)
@@ -341,7 +341,7 @@ class Nan(nn.Module):
 # ---- files
 
 
-DRAWS = Draws(SIGMA, n0=20, n=150, alpha=0.01, seed=3)
+DRAWS = Sampling(SIGMA, n0=20, n=150, alpha=0.01, seed=3)
 
 
 def same(a, b):
@@ -364,7 +364,7 @@ def test_rows_are_those_of_certify_and_predict(task, tmp_path):
     for i, row in enumerate(found.rows):
         assert (row.idx, row.label, row.predict, row.radius) == (100 + i, int(y[i]), int(classes[i]), float(radii[i]))
         assert row.correct == int(row.predict == row.label)
-        assert (row.smoothed, row.natural) == (int(plain[i]), int(model(x[i : i + 1]).argmax()))
+        assert (row.smoothed, row.clean) == (int(plain[i]), int(model(x[i : i + 1]).argmax()))
     assert read_rows(tmp_path / "certificate.csv") == list(found.rows)
     head = (tmp_path / "certificate.csv").read_text().splitlines()[0]
     assert head.split("\t")[:6] == ["idx", "label", "predict", "radius", "correct", "time"]
@@ -399,7 +399,7 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(task, tmp_path):
     assert len(read_rows(path)) == len(x)
     # More images continue the file, other draws and another model do not.
     with pytest.raises(ValueError, match=r"made with draws\.seed 3, not 4"):
-        certify_run(model, x, y, Draws(SIGMA, 20, 150, 0.01, seed=4), ids=ids, path=path)
+        certify_run(model, x, y, Sampling(SIGMA, 20, 150, 0.01, seed=4), ids=ids, path=path)
     with pytest.raises(ValueError, match=r"made with about\.weights None, not abc"):
         certify_run(model, x, y, DRAWS, ids=ids, path=path, about={"weights": "abc"})
 
@@ -435,7 +435,7 @@ def test_shards_merge_into_the_whole(task, tmp_path):
     with pytest.raises(ValueError, match="4 of 11 samples are in no shard"):
         merge(paths[1:], 64, ids.tolist())
     other = tmp_path / "other.csv"
-    certify_run(model, x, y, Draws(SIGMA, 20, 160, 0.01), ids=ids, path=other, shard=(0, 3))
+    certify_run(model, x, y, Sampling(SIGMA, 20, 160, 0.01), ids=ids, path=other, shard=(0, 3))
     with pytest.raises(ValueError, match="made otherwise"):
         merge([*paths, other], 64)
     text = paths[0].read_text().replace("100\t", "101\t", 1)
@@ -450,10 +450,10 @@ def test_shards_merge_into_the_whole(task, tmp_path):
             certify_run(model, x, y, DRAWS, ids=ids, shard=shard)
 
 
-def test_the_summary_tells_three_accuracies_apart():
-    draws = Draws(0.5, n0=10, n=1000, alpha=0.001)
+def test_the_summary_separates_three_accuracies():
+    sampling = Sampling(0.5, n0=10, n=1000, alpha=0.001)
     rows = [
-        # label, predict, radius, natural, smoothed
+        # label, predict, radius, clean, smoothed
         (1, 1, 0.6, 1, 1),
         (1, 1, 0.2, 0, 1),
         (1, -1, 0.0, 1, 1),
@@ -461,8 +461,8 @@ def test_the_summary_tells_three_accuracies_apart():
         (1, -1, 0.0, 0, -1),
     ]
     made = tuple(Row(i, a, b, r, int(a == b), 2.0, c, d) for i, (a, b, r, c, d) in enumerate(rows))
-    found = Certificate(made, draws, dim=64).to_json([0, 0.2, 0.5])
-    assert (found["natural"]["k"], found["smoothed"]["k"], found["abstained"]["k"]) == (3, 3, 2)
+    found = Certificate(made, sampling, dim=64).to_json([0, 0.2, 0.5])
+    assert (found["clean"]["k"], found["smoothed"]["k"], found["abstained"]["k"]) == (3, 3, 2)
     assert [c["share"]["k"] for c in found["certified"]] == [2, 2, 1]
     low, high = interval(1, 5)
     assert found["certified"][2] == {
@@ -470,10 +470,10 @@ def test_the_summary_tells_three_accuracies_apart():
     }  # fmt: skip
     assert found["radius_mean"] == pytest.approx(0.16)
     assert (found["radius_median"], found["seconds_per_image"], found["n"]) == (0.0, 2.0, 5)
-    assert found["draws"] == {"sigma": 0.5, "n0": 10, "n": 1000, "alpha": 0.001, "seed": 0}
+    assert found["sampling"] == {"sigma": 0.5, "n0": 10, "n": 1000, "alpha": 0.001, "seed": 0}
     with pytest.raises(ValueError, match=r"radius 1\.3 cannot be certified"):
-        Certificate(made, draws, dim=64).to_json([1.3])
-    assert [c["radius"] for c in Certificate(made, draws, dim=64).to_json()["certified"]] == [0, 0.5, 1.0]
+        Certificate(made, sampling, dim=64).to_json([1.3])
+    assert [c["radius"] for c in Certificate(made, sampling, dim=64).to_json()["certified"]] == [0, 0.5, 1.0]
 
 
 # ---- the figure
@@ -525,12 +525,12 @@ def test_the_command_certifies_resumes_shards_and_merges(run, capsys, tmp_path):
     status, out, err = said(*common, "--limit", "6", "--radius", "0.1", "1/8", "--plot", str(figure))
     assert status == 0, err
     assert figure.stat().st_size > 10_000
-    assert "natural, the network itself" in out
-    assert "natural, the smoothed network" in out
+    assert "clean, the network itself" in out
+    assert "clean, the smoothed network" in out
     assert "certified at l2 0.125" in out
     found = json.loads((run / "certificate.json").read_text())
     # the noise that the network was trained with
-    assert found["draws"]["sigma"] == json.loads((run / "config.json").read_text())["method"]["sigma"]
+    assert found["sampling"]["sigma"] == json.loads((run / "config.json").read_text())["method"]["sigma"]
     assert (found["n"], found["complete"], found["provenance"]["seed"]) == (6, True, 0)
     before = read_rows(run / "certificate.csv")
 

@@ -16,11 +16,13 @@ from atent.attacks import (
     AutoAttack,
     CarliniWagner,
     DeepFool,
+    EoT,
     Langevin,
     Square,
 )  # fmt: skip
 from atent.attacks.base import Attack
 from atent.attacks.spec import check_names, is_standard, label, labelled, parse, relabelled, spell
+from atent.messages import deprecated
 from atent.threat import Threat
 
 LINF, L2 = Threat("linf", "8/255"), Threat("l2", 0.5)
@@ -41,12 +43,12 @@ SPOKEN = {
     "ALMA": [{}, {"steps": 100, "alpha": 0.5, "penalty": "p3", "constraint": "margin"}],
     "APGD": [{}, {"loss": "dlr-targeted", "targets": 3, "rho": 0.5}, {"loss": "dlr", "eot": 5, "start": "zero"}],
     "AutoAttack": [{}, {"version": "rand", "eot": 3}, {"steps": 5, "targets": 3, "queries": 10}],
-    "EoT": [{}, {"attack": "PGD(steps=3, loss=dlr)", "draws": 4}, {"attack": "FGSM"}],
+    "EoT": [{}, {"attack": "PGD(steps=3, loss=dlr)", "samples": 4}, {"attack": "FGSM"}],
     "Transfer": [{"source": "runs/mine"}, {"source": "mine.net:build", "attack": "APGD(loss='dlr-targeted')"}],
     "Langevin": [
         {}, {"variant": "published", "noise": 1e-9, "gamma": 0.0}, {"effective_noise": 0.12, "steps": 7},
         {"temperature": 0.25},
-        {"projection": "every", "gradient": "raw", "pull": "scaled", "start": "zero", "restarts": 2},
+        {"projection": "every", "gradient": "raw", "anchor": "scaled", "start": "zero", "restarts": 2},
     ],
 }  # fmt: skip
 
@@ -252,17 +254,29 @@ class Own(Attack):
     restarts: int = 1
     attack: str = "x"
 
-    def search(self, oracle, x, y, draws):
+    def search(self, oracle, x, y, streams):
         return x
 
 
 Own.__name__ = Own.__qualname__ = "AutoAttack"
 
 
-def test_labels_of_somebody_s_attack_keep_every_field_and_leave_the_standard_name_alone():
+def test_labels_of_a_user_s_attack_keep_every_field_and_leave_the_standard_name_alone():
     # Before: all of these were called "AutoAttack-3", and the text was that of AutoAttack itself.
     own = Own(Threat("linf", 0.1))
     assert label(own) == f"{__name__}:AutoAttack-3"
     assert not is_standard(spell(own))
     changes = ({"version": "b"}, {"queries": 6}, {"momentum": 1}, {"search_steps": 2}, {"restarts": 0}, {"attack": "y"})
     assert len({label(own), *(label(dataclasses.replace(own, **change)) for change in changes)}) == 1 + len(changes)
+
+
+def test_former_names_of_settings_are_read_with_a_line(capsys):
+    deprecated.cache_clear()
+    assert Langevin(LINF, pull="scaled") == Langevin(LINF, anchor="scaled")
+    assert EoT(LINF, "FGSM", draws=3) == EoT(LINF, "FGSM", samples=3)
+    assert capsys.readouterr().err.splitlines() == [
+        "atent: pull of Langevin is deprecated: write anchor",
+        "atent: draws of EoT is deprecated: write samples",
+    ]
+    with pytest.raises(ValueError, match="draws and samples are the same setting"):
+        EoT(LINF, "FGSM", draws=3, samples=3)

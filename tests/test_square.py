@@ -104,21 +104,21 @@ def test_all_places_are_equally_likely():
 # -- one sample at a time, every query
 
 
-def slow_square(norm, eps, model, x, label, draws, queries, p_init, loss):
+def slow_square(norm, eps, model, x, label, streams, queries, p_init, loss):
     """The algorithm as published, with the draws of the attack; the start counts as no query."""
     c, h, w = x.shape
     x = x.numpy()
     each = 1 + c if norm == "linf" else 3 + c
     blocks = [range(first, min(first + 256, queries)) for first in range(0, queries, 256)]
     u = np.concatenate([
-        draws.uniform(torch.empty(1, len(block) * each), use="query", step=step).view(-1, each).numpy()
+        streams.uniform(torch.empty(1, len(block) * each), use="query", step=step).view(-1, each).numpy()
         for step, block in enumerate(blocks)
     ])  # fmt: skip
 
     def coins(use, *shape):
-        return (draws.uniform(torch.empty(1, math.prod(shape)).double(), use=use) > 0.5).view(shape).numpy()
+        return (streams.uniform(torch.empty(1, math.prod(shape)).double(), use=use) > 0.5).view(shape).numpy()
 
-    def judge(point):
+    def score_of(point):
         with torch.no_grad():
             logits = model(torch.tensor(point)[None])
         y = torch.tensor([label])
@@ -148,7 +148,7 @@ def slow_square(norm, eps, model, x, label, draws, queries, p_init, loss):
                     tile = slow_eta(side).T if turned[i, j] else slow_eta(side)
                     delta[ch, top : top + side, left : left + side] = tile if up[ch, i, j] else -tile
         best = spread(delta)
-    value, fallen = judge(best)
+    value, fallen = score_of(best)
     tried = []
     for query in range(queries):
         if fallen:
@@ -178,7 +178,7 @@ def slow_square(norm, eps, model, x, label, draws, queries, p_init, loss):
             delta[:, rows2, columns2] = 0
             delta[:, rows, columns] = new
             z = spread(delta)
-        score, wrong = judge(z)
+        score, wrong = score_of(z)
         tried.append((score, value))
         if score > value or wrong:
             best, value, fallen = z, score, wrong
@@ -219,8 +219,8 @@ def test_the_transcription_finds_the_same(norm, kind, loss, conv_net, batch):
     out = attack.run(model, x, y, seed=9, ids=ids)
     accepted = 0
     for i in range(len(x)):
-        draws = PerSample(9, ids[i : i + 1], "Square")
-        slow, fallen, tried = slow_square(norm, eps, model, x[i], int(y[i]), draws, queries, 0.6, loss)
+        streams = PerSample(9, ids[i : i + 1], "Square")
+        slow, fallen, tried = slow_square(norm, eps, model, x[i], int(y[i]), streams, queries, 0.6, loss)
         assert bool(out.success[i]) == fallen
         assert np.abs(out.x_adv[i].numpy() - slow).max() <= 1e-9
         accepted += sum(score > value for score, value in tried)
@@ -266,7 +266,7 @@ def test_queries_that_change_nothing_are_passed_over(conv_net, batch):
         assert useless <= queries / 32 + 64
 
 
-def test_what_is_tried_again_is_seen_in_the_draws():
+def test_what_is_tried_again_is_seen_in_the_random_numbers():
     x = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     moves = Squares.draw(Threat("linf", 0.1), x, [0.2] * 30 + [0.04] * 170, PerSample(1, torch.arange(4)), 0)
     for i in range(4):
@@ -320,7 +320,7 @@ def test_who_falls_drops_out_soon(norm, conv_net, batch):
     assert sum(sizes) + 40 == int(out.forwards.sum())
 
 
-def test_the_loop_waits_for_nothing_between_two_looks(conv_net, batch):
+def test_the_loop_waits_for_nothing_between_two_checks(conv_net, batch):
     (x, y), model = batch(6), conv_net()
     counts = []
     for queries in (65, 126):

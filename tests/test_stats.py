@@ -164,7 +164,7 @@ def test_exact_powers_are_found(b, fixed):
     assert found.high >= b - 0.01
 
 
-def test_a_power_that_a_straight_line_fits_is_told_from_a_line():
+def test_a_power_that_a_straight_line_fits_is_distinguished_from_a_line():
     """K^1.3 has R^2 above 0.99 against a straight line; its exponent is not 1."""
     rng = np.random.default_rng(0)
     bent, straight = (costs(rng, b, a) for b, a in ((1.3, 0.0), (1.0, 0.8)))

@@ -178,12 +178,12 @@ def test_the_first_ones_are_an_explicit_choice():
 def test_the_split_seed_draws_them_and_nothing_else_does():
     one, other = (from_tensors(*points(), *points(), split_seed=seed) for seed in (0, 1))
     assert not torch.equal(one.sample("test", 50).ids, other.sample("test", 50).ids)
-    told = described(one, "test", one.sample("test", 50))
-    assert told == {
+    reported = described(one, "test", one.sample("test", 50))
+    assert reported == {
         "name": "tensors", "split": "test", "n": 50, "of": 600, "subset": "stratified", "subset_seed": 0,
         "ids": spans(one.sample("test", 50).ids.tolist()),
     }  # fmt: skip
-    assert words(told) == "a stratified sample of 50 of 600 (seed 0)"
+    assert words(reported) == "a stratified sample of 50 of 600 (seed 0)"
     assert words({"n": 5000, "of": 10_000}) == "the first 5,000 of 10,000"  # results made before
     assert words({"n": 500, "of": 500, "subset": "stratified", "subset_seed": 0}) == "all 500"
 
@@ -240,11 +240,11 @@ def test_the_best_epoch_of_sorted_data_is_chosen_on_every_class(tmp_path):
     }
     for data in sources.values():
         fitted = grown(data)
-        assert [row["validation_natural"] for row in fitted.history] == [pytest.approx(1 / 3), 1.0]
-        assert [row["train_natural"] for row in fitted.history] == [pytest.approx(1 / 3), 1.0]
+        assert [row["validation_clean"] for row in fitted.history] == [pytest.approx(1 / 3), 1.0]
+        assert [row["train_clean"] for row in fitted.history] == [pytest.approx(1 / 3), 1.0]
         assert fitted.best["epoch"] == 2
     first = grown(from_tensors(*points(), *points(), subset="first"))
-    assert [row["validation_natural"] for row in first.history] == [1.0, 1.0]
+    assert [row["validation_clean"] for row in first.history] == [1.0, 1.0]
     assert first.best["epoch"] == 1
 
 
@@ -254,15 +254,15 @@ def test_what_validation_and_watch_measure_is_recorded(tmp_path):
         epochs=1, batch_size=270, validate_limit=15, validate_attack="FGSM", watch_limit=9, watch_steps=1, device="cpu"
     )
     fit(Grows(), data, FGSMRS(threat), settings=settings, run=tmp_path / "run", progress=False)
-    told = folder.read_json(tmp_path / "run/config.json")
-    assert told["data"]["subset"] == "stratified"
+    reported = folder.read_json(tmp_path / "run/config.json")
+    assert reported["data"]["subset"] == "stratified"
     probe = Validation(data, settings, threat, robust=True)
     for name, part in (*probe.parts.items(), ("watch", watch(FGSMRS(threat), data, settings, threat).part)):
-        record = told["about"]["subsets"][name]
+        record = reported["about"]["subsets"][name]
         assert unspan(record["ids"]) == part.ids.tolist()
         assert part.y.bincount().tolist() == [len(part) // 3] * 3
         assert record["n"] == (9 if name == "watch" else 15)
-    assert told["about"]["subsets"]["validation"]["of"] == len(data.validation)
+    assert reported["about"]["subsets"]["validation"]["of"] == len(data.validation)
 
 
 def test_runs_of_other_training_seeds_and_methods_are_evaluated_on_the_same_images(tmp_path, monkeypatch):
@@ -320,7 +320,7 @@ def test_per_class_shares_are_those_of_the_outcomes():
         own = [s for s in samples if int(y[s["id"]]) == row["class"]]
         stood = [s["right"] and all(v != "fooled" for v in s["attacks"].values()) for s in own]
         assert row["n"] == len(own) == 20
-        assert row["natural"] == stats.share(sum(s["right"] for s in own), 20)
+        assert row["clean"] == stats.share(sum(s["right"] for s in own), 20)
         assert row["worst"] == stats.share(sum(stood), 20)
     assert sum(row["worst"]["k"] for row in found.per_class) == found.worst["k"]
     assert json.loads(json.dumps(found.to_json()))["per_class"] == found.per_class
@@ -387,7 +387,7 @@ def test_an_old_run_resumes_on_the_images_that_it_began_with(old, capsys):
     assert carved.ids.tolist() == sorted(carved.ids.tolist())
     net = load_target("started", which="last", device="cpu").model
     seen = net(torch.from_numpy(x[carved.ids[:15].numpy()] / np.float32(255))).argmax(1)
-    assert rows[-1]["validation_natural"] == pytest.approx((seen == 0).double().mean().item())
+    assert rows[-1]["validation_clean"] == pytest.approx((seen == 0).double().mean().item())
     found = folder.read_json("started/evaluation.json")
     assert found["outcomes"]["ids"] == "0-29"
     assert words(found["data"]) == "the first 30 of 90"
@@ -410,7 +410,7 @@ def test_an_old_run_of_python_resumes_on_the_images_that_it_began_with(tmp_path)
     assert config["data"].pop("subset") == "first"
     folder.write_json(tmp_path / "short/config.json", config)
     resumed = run("short", now, resume=True)
-    assert [row["validation_natural"] for row in resumed.history] == [1.0, 1.0]
+    assert [row["validation_clean"] for row in resumed.history] == [1.0, 1.0]
     assert resumed.best["epoch"] == 1
     # a run that recorded its rule is held to it
     with pytest.raises(KeyboardInterrupt):
@@ -433,12 +433,12 @@ def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(ol
     found = folder.read_json("finished/evaluation-2.json")
     # the run keeps 80 test images by the same rule: 30, 30 and 20 of the three classes
     assert [row["n"] for row in found["per_class"]] == [11, 11, 8]
-    assert found["natural"]["k"] == 11
+    assert found["clean"]["k"] == 11
     assert found["hint"].startswith("the network gives class 0 to all 30 samples")
     for row in found["per_class"]:
         (line,) = [line for line in out.splitlines() if line.startswith(f"│ {row['class']} ")]
         cells = [cell.strip() for cell in line.strip("│").split("│")]
-        assert cells[1:3] == [str(row["n"]), stats.percent(row["natural"])]
+        assert cells[1:3] == [str(row["n"]), stats.percent(row["clean"])]
     assert main([*args, "--limit", "all"]) == 0
     assert folder.read_json("finished/evaluation-3.json")["n"] == 80  # data.test_limit of the run
     page = report(["finished"], images=3, progress=False)

@@ -54,8 +54,8 @@ class Corner(Attack):
     def passes(self):
         return 3
 
-    def direction(self, oracle, x, draws):
-        return draws.normal(x, use="start").sign()
+    def direction(self, oracle, x, streams):
+        return streams.normal(x, use="start").sign()
 
     def length(self):
         return self.threat.eps
@@ -63,9 +63,9 @@ class Corner(Attack):
     def inside(self, x_adv, x):
         return self.threat.project(x_adv, x)
 
-    def search(self, oracle, x, y, draws):
-        gradient, _, _ = oracle.look(x, y, lambda z, y: F.cross_entropy(z, y, reduction="none"))
-        noise = self.direction(oracle, x, draws)
+    def search(self, oracle, x, y, streams):
+        gradient, _, _ = oracle.gradient(x, y, lambda z, y: F.cross_entropy(z, y, reduction="none"))
+        noise = self.direction(oracle, x, streams)
         return self.inside(x + self.length() * torch.where(gradient == 0, noise, noise.abs() * gradient.sign()), x)
 
 
@@ -115,7 +115,7 @@ class StaysEvalAfterAnException(Corner):
 
 
 class GlobalGenerator(Corner):
-    def direction(self, oracle, x, draws):
+    def direction(self, oracle, x, streams):
         return torch.from_numpy(np.random.randn(*x.shape)).to(x).sign()  # noqa: NPY002
 
 
@@ -126,7 +126,7 @@ class MovesGlobalGenerator(Corner):
 
 
 class IgnoresIds(Corner):
-    def direction(self, oracle, x, draws):
+    def direction(self, oracle, x, streams):
         return torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
 
     def length(self):
@@ -171,7 +171,7 @@ class MovesForNothing(Corner):
 
 
 class FindsAndKeepsMoving(DDN):
-    def bounded(self, oracle, x, y, draws):
+    def bounded(self, oracle, x, y, streams):
         return self.threat.project(x + 1e-3, x)
 
 

@@ -89,7 +89,7 @@ def test_each_records_the_figures_of_every_epoch_once(data, tmp_path, fakes):
     train(data, run, callbacks=[*(kind() for kind in TRACKERS.values()), Stop()])
     done = train(data, run, resume=True, callbacks=[kind() for kind in TRACKERS.values()])
     rows = [numbers(row) for row in done.history]
-    assert {"loss", "validation_natural", "lr"} <= rows[0].keys()
+    assert {"loss", "validation_clean", "lr"} <= rows[0].keys()
     assert not {"epoch", "best"} & rows[0].keys()
     scalars = [args for args, _ in fakes.named("add_scalar")]
     assert scalars == [(k, v, epoch) for epoch, row in enumerate(rows, 1) for k, v in row.items()]
@@ -137,10 +137,10 @@ def test_the_command_records_the_evaluation_too(tmp_path, fakes, capsys):
     assert main(["train", *words, *log]) == 0
     found = folder.read_json(tmp_path / "run" / folder.EVALUATION)
     scalars = {args[0]: args[1] for args, _ in fakes.named("add_scalar")}
-    assert scalars["test/natural"] == found["natural"]["value"]
+    assert scalars["test/clean"] == found["clean"]["value"]
     assert scalars["test/FGSM"] == found["attacks"]["FGSM"]["robust"]["value"]
     ((last,), _) = fakes.named("log")[-1]
-    assert last["test/natural"] == found["natural"]["value"]
+    assert last["test/clean"] == found["clean"]["value"]
     assert [name for name, *_ in fakes.calls][-2:] == ["close", "finish"]
     assert not fakes.named("create_run")
     assert main(["train", *words, "--runs", str(tmp_path), "--log", "tensorbord"]) == 2

@@ -112,7 +112,7 @@ def test_backward_adds_weight_times_the_gradient(method):
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_the_same_draws_give_the_same_bits_and_others_do_not(method):
+def test_the_same_random_numbers_give_the_same_bits_and_others_do_not(method):
     model, (x, y) = network(dropout=0.3), batch()
     (a, one, _), (b, two, _) = (run(method, model, x, y) for _ in range(2))
     assert torch.equal(one, two)
@@ -192,12 +192,12 @@ def test_makes_k_plus_3_forwards_and_no_more(method):
         (False, False), *[(False, True)] * 3, (True, True), (True, True)
     ]  # fmt: skip
     assert model.backwards == 3 + 2
-    first, natural, robust = model.seen[0][0], model.seen[4][0], model.seen[5][0]
-    assert torch.equal(first, natural)
-    noise = natural - x
+    first, clean, robust = model.seen[0][0], model.seen[4][0], model.seen[5][0]
+    assert torch.equal(first, clean)
+    noise = clean - x
     assert (noise.norm() == 0) == isinstance(method, TRADES)
     assert method.threat.contains((robust - noise).clamp(0, 1), x).all()
-    assert float((robust - natural).abs().max()) > 0.01
+    assert float((robust - clean).abs().max()) > 0.01
 
 
 def test_without_a_kl_only_the_clean_batch_is_seen():
@@ -220,8 +220,8 @@ def test_metrics_say_what_loss_says(method):
     if isinstance(method, Gaussian):
         assert set(found) == {"loss", "noisy"}
         return
-    assert set(found) == {"loss", "natural", "robust", "natural_loss", "robust_loss"}
-    parts = float(found["natural_loss"]) + method.beta * float(found["robust_loss"])
+    assert set(found) == {"loss", "clean", "robust", "clean_loss", "robust_loss"}
+    parts = float(found["clean_loss"]) + method.beta * float(found["robust_loss"])
     assert float(found["loss"]) == pytest.approx(parts, rel=ROUNDING)
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
     assert distance(grad, expected) <= 1e-10
@@ -270,7 +270,7 @@ def slow_kl(p_logits, q_logits):
 def slow_adversary(model, x, rng, norm, eps, steps, step_size=None, noise=0.0, start_noise=0.001, box=(0.0, 1.0)):
     """The inner maximisation one sample at a time, in eval mode, the clean logits anew for each step."""
     step_size = 2.5 * eps / steps if step_size is None else step_size
-    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own draws
+    torch.randint(2**62, (), generator=rng)  # the package's seed for the network's own random numbers
     begin = x + start_noise * torch.randn(x.shape, generator=rng, dtype=x.dtype)
     was = model.training
     model.eval()
@@ -316,17 +316,17 @@ def test_trades_equals_a_slow_transcription(norm, batchnorm, given):
     assert touched["box"]
     assert norm == "linf" or given["steps"] == 1 or touched["ball"] or "step_size" in given
     torch.manual_seed(21)
-    natural = model(x)
+    clean = model(x)
     robust = model(x_adv)
-    fit = -torch.log(torch.softmax(natural, 1)[torch.arange(N), y]).mean()
-    gap = slow_kl(natural, robust).mean()
+    fit = -torch.log(torch.softmax(clean, 1)[torch.arange(N), y]).mean()
+    gap = slow_kl(clean, robust).mean()
     (fit + beta * gap).backward()
     assert distance(grad, gradient(model)) <= ROUNDING
     same_buffers(buffers, model.buffers())
     assert float(metrics["loss"]) == pytest.approx((fit + beta * gap).item(), rel=ROUNDING)
-    assert float(metrics["natural_loss"]) == pytest.approx(fit.item(), rel=ROUNDING)
+    assert float(metrics["clean_loss"]) == pytest.approx(fit.item(), rel=ROUNDING)
     assert float(metrics["robust_loss"]) == pytest.approx(gap.item(), rel=ROUNDING)
-    assert float(metrics["natural"]) == float((natural.argmax(1) == y).double().mean())
+    assert float(metrics["clean"]) == float((clean.argmax(1) == y).double().mean())
     assert float(metrics["robust"]) == float((robust.argmax(1) == y).double().mean())
 
 
@@ -349,9 +349,9 @@ def test_the_gradient_runs_through_both_arguments_of_the_kl(norm):
     method = TRADES(threat(norm), steps=4)
     _, grad, _ = run(method, model, x, y)
     x_adv = method.adversary(model, x, y, rng=stream())
-    natural, robust = model(x), model(x_adv)
-    for p, q in ((natural.detach(), robust), (natural, robust.detach()), (robust, natural)):
-        loss = F.cross_entropy(natural, y) + 6.0 * slow_kl(p, q).mean()
+    clean, robust = model(x), model(x_adv)
+    for p, q in ((clean.detach(), robust), (clean, robust.detach()), (robust, clean)):
+        loss = F.cross_entropy(clean, y) + 6.0 * slow_kl(p, q).mean()
         other = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
         assert distance(torch.cat([g.flatten() for g in other]), grad) > 1e-2
 
@@ -384,7 +384,7 @@ def test_trades_without_beta_is_standard(method):
     assert torch.equal(a["loss"], b["loss"])
     # the statistics of batch-norm see the clean batch alone
     assert all(torch.equal(p, q) for p, q in zip(one, two, strict=True))
-    assert set(a) == {"loss", "natural", "natural_loss"}
+    assert set(a) == {"loss", "clean", "clean_loss"}
 
 
 @pytest.mark.parametrize("method", KL_CASES)
@@ -515,15 +515,15 @@ def test_trades_smoothing_equals_a_slow_transcription(batchnorm, given):
     x_adv, touched = slow_adversary(model, x, rng, "l2", EPS["l2"], 4, given["step_size"], noise)
     assert touched["box"]
     torch.manual_seed(21)
-    natural = model(x + noise)
+    clean = model(x + noise)
     robust = model(x_adv + noise)
-    fit = -torch.log(torch.softmax(natural, 1)[torch.arange(N), y]).mean()
-    gap = slow_kl(natural, robust).mean()
+    fit = -torch.log(torch.softmax(clean, 1)[torch.arange(N), y]).mean()
+    gap = slow_kl(clean, robust).mean()
     (fit + given["beta"] * gap).backward()
     assert distance(grad, gradient(model)) <= ROUNDING
     same_buffers(buffers, model.buffers())
     assert float(metrics["loss"]) == pytest.approx((fit + given["beta"] * gap).item(), rel=ROUNDING)
-    assert float(metrics["natural"]) == float((natural.argmax(1) == y).double().mean())
+    assert float(metrics["clean"]) == float((clean.argmax(1) == y).double().mean())
     assert float(metrics["robust"]) == float((robust.argmax(1) == y).double().mean())
 
 

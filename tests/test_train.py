@@ -77,8 +77,8 @@ def test_a_run_folder_is_complete(digits, tmp_path):
     assert rows == seen == fitted.history
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     wanted = {
-        "loss", "lr", "robust", "distance_q10", "distance_median", "distance_q90", "train_natural", "train_robust",
-        "validation_natural", "validation_robust", "validation_robust_low", "validation_robust_high", "best", "seconds",
+        "loss", "lr", "robust", "distance_q10", "distance_median", "distance_q90", "train_clean", "train_robust",
+        "validation_clean", "validation_robust", "validation_robust_low", "validation_robust_high", "best", "seconds",
         "memory_mb",
     }  # fmt: skip
     assert all(wanted <= set(row) for row in rows)
@@ -96,7 +96,7 @@ def test_distance_quantiles_are_those_of_the_batches(digits):
 
 def test_the_best_epoch_is_the_best_of_validation(digits):
     fitted = train(digits, epochs=4)
-    scores = [(row["validation_robust"], row["validation_natural"], -row["epoch"]) for row in fitted.history]
+    scores = [(row["validation_robust"], row["validation_clean"], -row["epoch"]) for row in fitted.history]
     assert fitted.best["epoch"] == -max(scores)[2]
     flagged = [row["epoch"] for row in fitted.history if row["best"]]
     assert flagged[-1] == fitted.best["epoch"]
@@ -109,14 +109,14 @@ def test_the_best_weights_come_back(digits, tmp_path):
     fitted = train(digits, tmp_path / "run", epochs=4)
     part = digits.validation.first(40)
     x, y = part.batch(torch.arange(len(part)))
-    assert evaluate(fitted.model, x, y, []).natural["value"] == fitted.best["validation_natural"]
+    assert evaluate(fitted.model, x, y, []).clean["value"] == fitted.best["validation_clean"]
     other = network(1)
     about = load_weights(other, tmp_path / "run")
     assert about["epoch"] == fitted.best["epoch"]
     assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), fitted.model.state_dict().values()))
 
 
-def test_a_training_that_collapsed_says_so_once_and_not_at_its_first_look(digits):
+def test_a_training_that_collapsed_says_so_once_and_not_at_its_first_evaluation(digits):
     class Constant(nn.Module):
         def __init__(self):
             super().__init__()
@@ -135,18 +135,18 @@ def test_a_training_that_collapsed_says_so_once_and_not_at_its_first_look(digits
     assert not said
 
 
-def test_select_last_and_natural(digits):
+def test_select_last_and_clean(digits):
     assert train(digits, select="last").best["epoch"] == 3
-    natural = train(digits, select="natural")
-    assert natural.best["validation_natural"] == max(r["validation_natural"] for r in natural.history)
+    clean = train(digits, select="clean")
+    assert clean.best["validation_clean"] == max(r["validation_clean"] for r in clean.history)
 
 
-def test_plain_training_is_selected_by_natural_accuracy_and_judged_under_a_threat(digits):
+def test_standard_training_is_selected_by_clean_accuracy_and_evaluated_under_a_threat(digits):
     fitted = fit(
         network(), digits, Standard(), threat=LINF, settings=settings(), optimizer=Optimizer(lr=0.05), progress=False
     )
     assert all("validation_robust" in row for row in fitted.history)
-    assert fitted.best["validation_natural"] == max(r["validation_natural"] for r in fitted.history)
+    assert fitted.best["validation_clean"] == max(r["validation_clean"] for r in fitted.history)
 
 
 def test_the_users_random_state_is_left_alone(digits):
@@ -458,7 +458,7 @@ def test_vectors_are_data_too():
     mine = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
     threat = Threat("linf", 0.1, data.box)
     fitted = fit(mine, data, ATENT(threat, steps=3), settings=TrainSettings(epochs=2, device="cpu"), progress=False)
-    assert fitted.history[-1]["validation_natural"] > 0.6
+    assert fitted.history[-1]["validation_clean"] > 0.6
 
 
 def test_weights_of_another_architecture_are_named(digits, tmp_path):

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from atent import Threat
 from atent.attacks import DDN, FGSM, PGD, DeepFool, Langevin, Square
 from atent.certify import Smoothed, bounds, verified
-from atent.certify.certificate import Draws, certify_run
+from atent.certify.certificate import Sampling, certify_run
 from atent.data import from_tensors
 from atent.evaluate import evaluate, masking_checks, predict, sweep
 from atent.evaluate.craft import craft
@@ -26,7 +26,7 @@ from atent.paper.theory.constants import curvature, kinks
 from atent.paper.theory.density import gradients
 from atent.paper.theory.network import prepared
 from atent.precision import refuses_channels_last
-from atent.report.samples import _told
+from atent.report.samples import _predicted
 from atent.train import TrainSettings, fit
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
@@ -336,7 +336,7 @@ def data(n=7, seed=1):
 
 
 def shares(found):
-    return {"natural": found.natural, "worst": found.worst, "outcomes": found.outcomes, "hint": found.hint}
+    return {"clean": found.clean, "worst": found.worst, "outcomes": found.outcomes, "hint": found.hint}
 
 
 def run(attack):
@@ -361,9 +361,9 @@ ENTRIES = {
     "craft": lambda net, x, y: craft(net, x, y, FGSM(LINF), batch=3),
     "certify": lambda net, x, y: quietly(Smoothed(net, 0.25).certify, x[:3], n0=20, n=100, alpha=0.05),
     "certify_run": lambda net, x, y: [
-        row._replace(time=0.0) for row in quietly(certify_run, net, x[:3], y[:3], Draws(0.25, 20, 100, 0.05)).rows
+        row._replace(time=0.0) for row in quietly(certify_run, net, x[:3], y[:3], Sampling(0.25, 20, 100, 0.05)).rows
     ],
-    "pictures": lambda net, x, y: _told(net, x),
+    "pictures": lambda net, x, y: _predicted(net, x),
 }
 BOUNDS = {
     "bounds": lambda net, x, y: tuple(t.detach() for t in bounds(net, x[:2], LINF)),
@@ -673,7 +673,7 @@ def test_dependence_on_the_batch_is_reported_by_evaluate_certify_and_the_checks(
     net, (x, y) = made(kind), data(12)
     says = "depends on the other samples of its batch"
     assert says in evaluate(net, x, y, {}).hint
-    assert says in quietly(certify_run, net, x[:2], y[:2], Draws(0.25, 20, 100, 0.05)).to_json()["hint"]
+    assert says in quietly(certify_run, net, x[:2], y[:2], Sampling(0.25, 20, 100, 0.05)).to_json()["hint"]
     with pytest.warns(UserWarning, match=says):
         Smoothed(net, 0.25).certify(x[:2], n0=20, n=100, alpha=0.05)
     with pytest.warns(UserWarning, match=says):
@@ -712,9 +712,9 @@ class Votes(Twin):
 def test_whole_numbers_are_scores_and_complex_ones_are_refused():
     # Before: TypeError of torch.finfo from evaluate and certify.
     (x, y), net, twin = data(), made(Votes), made(Twin)
-    assert evaluate(net, x, y, {}).natural == evaluate(twin, x, y, {}).natural
+    assert evaluate(net, x, y, {}).clean == evaluate(twin, x, y, {}).clean
     found = [
-        [row.predict for row in quietly(certify_run, each, x, y, Draws(0.25, 20, 100, 0.05)).rows]
+        [row.predict for row in quietly(certify_run, each, x, y, Sampling(0.25, 20, 100, 0.05)).rows]
         for each in (net, twin)
     ]
     assert found[0] == found[1]
@@ -768,7 +768,9 @@ def test_dependence_that_whole_images_or_odd_batches_hide_is_found(kind):
 def test_dependence_that_only_noise_shows_is_found():
     (x, y), net = data(12), made(Beyond)
     assert evaluate(net, x, y, {}).hint is None
-    assert "of its batch" in certify_run(net, x[:2], y[:2], Draws(0.5, 20, 100, 0.05)).to_json()["hint"]  # before: None
+    assert (
+        "of its batch" in certify_run(net, x[:2], y[:2], Sampling(0.5, 20, 100, 0.05)).to_json()["hint"]
+    )  # before: None
     with pytest.warns(UserWarning, match="of its batch"):
         Smoothed(net, 0.5).certify(x[:2], n0=20, n=100, alpha=0.05)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.guard import check_shape
-from atent.messages import unknown
+from atent.messages import deprecated, unknown
 from atent.threat import Box, Threat
 
 _OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
@@ -43,10 +43,22 @@ class Settings(type):
         threat = args[0] if args else given.get("threat")
         fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
         if type(threat) is not Threat or "threat" not in fields or not given.keys() <= fields.keys():
+            given = _current(cls, given)
             _refuse(cls, args, given)
         elif threat.norm not in getattr(cls, "norms", (threat.norm,)):
             check_norm(cls, threat.norm)
         return super().__call__(*args, **given)
+
+
+def _current(cls: type, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by the present names of fields; a former one, in ``FORMER`` of the class, is reported once."""
+    former: dict[str, str] = getattr(cls, "FORMER", {})
+    for old, new in former.items():
+        if old in given and new in given:
+            raise ValueError(f"{cls.__name__}: {old} and {new} are the same setting: keep {new}")
+        if old in given:
+            deprecated(f"{old} of {cls.__name__}", new)
+    return {former.get(name, name): value for name, value in given.items()}
 
 
 def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
@@ -63,9 +75,9 @@ def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         value = args[0] if args else given.get(first, getattr(cls, first, None) if first == "threat" else None)
         fits = isinstance(value, Threat) if first == "threat" else isinstance(type(value), Settings)
         if not fits or odd in ("eps", "epsilon", "norm"):
-            told = ", ".join([*map(_short, args), *(f"{name}={_short(value)}" for name, value in given.items())])
+            written = ", ".join([*map(_short, args), *(f"{name}={_short(value)}" for name, value in given.items())])
             name, wanted = cls.__name__, first.title()
-            raise ValueError(f"{name} takes a {wanted} first, got {name}({told}): write {_example(cls, first)}")
+            raise ValueError(f"{name} takes a {wanted} first, got {name}({written}): write {_example(cls, first)}")
     if "threat" not in fields and any(type(value) is Threat for value in (*args, *given.values())):
         known = f": its fields are {', '.join(fields)}" if fields else ""
         raise ValueError(f"{cls.__name__} takes no Threat{known}")
@@ -249,8 +261,8 @@ def check_ids(ids: Tensor, n: int) -> None:
 def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
     """ValueError, in one line, for inputs or labels that no attack can use."""
     if not x.is_floating_point():
-        told = f"[{box[0]:g}, {box[1]:g}]" if isinstance(box[0], float) else "the box"
-        raise ValueError(f"inputs must be floats in {told}, got {x.dtype}: divide pixels by 255")
+        interval = f"[{box[0]:g}, {box[1]:g}]" if isinstance(box[0], float) else "the box"
+        raise ValueError(f"inputs must be floats in {interval}, got {x.dtype}: divide pixels by 255")
     if x.dim() < 2:
         raise ValueError(f"inputs must be (n, d) or (n, c, h, w), got shape {tuple(x.shape)}")
     if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:

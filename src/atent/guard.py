@@ -145,7 +145,7 @@ def check_weights(model: nn.Module) -> None:
 
 @contextmanager
 def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> Iterator[nn.Module]:
-    """Lend a model out: inside, its parameters are frozen and it is in ``mode``; after, it is as before.
+    """Guard a model: inside, its parameters are frozen and it is in ``mode``; after, it is as before.
 
     Restored on success and on exception, each whatever becomes of the others: the mode of each module, each
     parameter's ``requires_grad`` and ``.grad``, each buffer (batch-norm statistics included), the global random states
@@ -179,7 +179,7 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
             stack.enter_context(torch.inference_mode(False))
         if mode != "as-is":
             _set_mode(model, mode == "train")
-        # Frozen parameters cannot collect gradients, also where somebody's forward calls backward().
+        # Frozen parameters cannot collect gradients, also where a user's forward calls backward().
         for p in parameters:
             if not is_lazy(p):  # one that the first forward pass makes has no gradient yet
                 p.requires_grad_(False)

@@ -157,7 +157,7 @@ _HOPELESS = 8.0
 
 
 @dataclass(frozen=True)
-class Probe:
+class Timing:
     """What one forward pass and input gradient cost in float32 and under bfloat16 autocast, and how the two agree."""
 
     samples: int
@@ -202,7 +202,7 @@ def bfloat16_pays(
     batch: int = 64,
     x: Tensor | None = None,
     channels_last: bool = False,
-) -> Probe:
+) -> Timing:
     """Measure whether ``model`` (float32, on ``device``) is faster under bfloat16 autocast there, and agrees.
 
     Times are medians of interleaved passes in eval mode, forward and input gradient of the cross-entropy, over ``x``
@@ -227,7 +227,7 @@ def bfloat16_pays(
 _Pass = Callable[[int, bool], tuple[float, Tensor, Tensor]]
 
 
-def _measure(run: _Pass, most: int, end: float) -> Probe:
+def _measure(run: _Pass, most: int, end: float) -> Timing:
     """``run(n, low)`` gives seconds, logits and input gradients of n samples, in bfloat16 where ``low``."""
     n = min(2, most)
     while True:
@@ -251,7 +251,7 @@ def _measure(run: _Pass, most: int, end: float) -> Probe:
             for low, kept in times.items():
                 kept.append(run(n, low)[0])
     logits, cosine = _agreement(exact, rounded)
-    return Probe(n, median(times[False]), median(times[True]), logits, cosine)
+    return Timing(n, median(times[False]), median(times[True]), logits, cosine)
 
 
 def _pass(model: nn.Module, x: Tensor, low: bool) -> tuple[float, Tensor, Tensor]:
@@ -296,7 +296,7 @@ def _now(device: torch.device) -> float:
 def _agreement(exact: list[Tensor], rounded: list[Tensor]) -> tuple[float, float]:
     """The relative error of the logits, and the mean cosine of the gradients, in float64."""
     (logits, grads), (low, low_grads) = ([t.double() for t in pair] for pair in (exact, rounded))
-    # Softmax knows no shift, and what all samples share tells none from another.
+    # Softmax knows no shift, and what all samples share separates no two.
     logits, low = (z - z.mean(1, keepdim=True) for z in (logits, low))
     if len(logits) > 1:
         logits, low = (z - z.mean(0) for z in (logits, low))

@@ -1,6 +1,6 @@
 """Things that are found by name: the package's own, an installed package's, or one in the user's files.
 
-A name is one of three. A built-in: every file of its room that applies the room's decorator is found by itself. An
+A name is one of three. A built-in: every file of its room that applies the room's decorator is found. An
 entry point of an installed package, in the room's group (`atent.attacks`, `atent.methods`, `atent.models`,
 `atent.data`, `atent.optimizers`). Or "module:Thing", imported from the current directory or the installed packages.
 """

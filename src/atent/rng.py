@@ -20,16 +20,21 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
 
 
-class Draws(Protocol):
-    """What an attack asks for: numbers of the shape, dtype and device of ``like`` (n, ...)."""
+class Streams(Protocol):
+    """Random number streams, as an attack asks for them: numbers of the shape, dtype and device of ``like`` (n,
+    ...)."""
 
     def uniform(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor: ...
     def normal(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor: ...
     def integers(
         self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0
     ) -> Tensor: ...
-    def take(self, index: Tensor) -> Draws: ...
-    def named(self, name: str) -> Draws: ...
+    def take(self, index: Tensor) -> Streams: ...
+    def named(self, name: str) -> Streams: ...
+
+
+Draws = Streams
+"""The former name, for attacks of the user's own."""
 
 
 def philox(counter: Any, key: tuple[int, int]) -> Any:

@@ -2,9 +2,9 @@
 
 The same step moves inputs in ATENT and its attack, and weights in Entropy-SGD and SGLD:
 
-    z' = z + step_size * direction + pull * (anchor - z) + noise * sqrt(2 * step_size) * N(0, I)
+    z' = z + step_size * direction + weight * (anchor - z) + noise * sqrt(2 * step_size) * N(0, I)
 
-With ``direction`` the gradient of log p and pull = step_size * gamma it samples
+With ``direction`` the gradient of log p and weight = step_size * gamma it samples
 p(z) ~ exp((log p(z) - gamma/2 ||z - anchor||^2) / noise^2): the temperature is noise squared
 (Welling and Teh 2011; supplement of Jagatap et al. 2022, B.2 and B.3).
 """
@@ -24,19 +24,19 @@ def langevin_step(
     anchor: Tensor | None = None,
     *,
     step_size: float,
-    pull: float = 0.0,
+    weight: float = 0.0,
     noise: float = 0.0,
     normal: Tensor | None = None,
 ) -> Tensor:
     """The step above; all tensors have the shape of ``z``.
 
-    ``normal`` holds standard normal samples. ValueError for noise without ``normal`` or a pull without ``anchor``.
+    ``normal`` holds standard normal samples. ValueError for noise without ``normal`` or a weight without ``anchor``.
     """
     out = z.add(direction, alpha=step_size)
-    if pull:
+    if weight:
         if anchor is None:
-            raise ValueError(f"a pull of {pull:g} needs an anchor")
-        out = out.add_(anchor - z, alpha=pull)
+            raise ValueError(f"an anchor term of weight {weight:g} needs an anchor")
+        out = out.add_(anchor - z, alpha=weight)
     if noise:
         if normal is None:
             raise ValueError(f"noise of {noise:g} needs standard normal samples")

@@ -316,14 +316,13 @@ class Threat:
         the box: coordinates go to its wall, those of the largest gradients first, until the length is used up.
         """
         if self.norm != "l1":
-            return z + length * self.ascent(grad)
+            far: Tensor = z + length * self.ascent(grad)
+            return far
         low, high = self.edges(z)
         room = torch.where(grad > 0, high - z, z - low).clamp_min(0).flatten(1)
         budget = length.flatten(1) if isinstance(length, Tensor) else room.new_full((len(z), 1), length)
         size = grad.flatten(1).abs()
-        far = l1.filled(size, torch.where(size > 0, room, 0), budget)
-        moved: Tensor = z + grad.sign() * far.view_as(z)
-        return moved
+        return z + grad.sign() * l1.filled(size, torch.where(size > 0, room, 0), budget).view_as(z)
 
     def ascent(self, grad: Tensor) -> Tensor:
         """Direction of steepest ascent of unit length for gradients (n, ...); a zero one gives zero, not NaN.

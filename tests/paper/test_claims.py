@@ -16,6 +16,7 @@ from atent.methods import ATENT, PGDAT, TRADES, Standard
 from atent.paper import claims, derivations, evidence, facts, timing, verdicts
 from atent.paper.claims import run_claims
 from atent.paper.discrepancies import DISCREPANCIES
+from atent.paper.result import read_result
 from atent.paper.statements import CLAIMS
 from atent.runs import read_json
 from atent.stats import share
@@ -32,24 +33,24 @@ def found():
 # --- the chain ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("steps", "pull"), [(1, 0.05), (10, 0.05), (10, 0.0), (7, 0.4)])
-def test_accumulated_noise_is_that_of_the_chain(steps, pull):
-    chain = sampler(Threat("l2", 0.435, WIDE), steps=steps, step_size=0.02175, gamma=pull, noise=0.577, start="zero")
-    sd = derivations.noise_after(steps, 0.02175, pull, 0.577)
+@pytest.mark.parametrize(("steps", "weight"), [(1, 0.05), (10, 0.05), (10, 0.0), (7, 0.4)])
+def test_accumulated_noise_is_that_of_the_chain(steps, weight):
+    chain = sampler(Threat("l2", 0.435, WIDE), steps=steps, step_size=0.02175, gamma=weight, noise=0.577, start="zero")
+    sd = derivations.noise_after(steps, 0.02175, weight, 0.577)
     seen = derivations.simulated(chain, dim=400, samples=400, aligned=False)
     # 160,000 draws: the standard deviation is known to a relative 1 / sqrt(320,000).
     assert float(seen.std()) == pytest.approx(sd, rel=0.01)
     slow = 0.0
     for _ in range(steps):
-        slow = (1 - pull) ** 2 * slow + 2 * 0.02175 * 0.577**2
+        slow = (1 - weight) ** 2 * slow + 2 * 0.02175 * 0.577**2
     assert sd == pytest.approx(math.sqrt(slow), rel=1e-12)
 
 
-@pytest.mark.parametrize("pull", [0.05, 0.08])
-def test_aligned_distance_is_that_of_the_chain(pull):
-    chain = sampler(Threat("l2", 1.0, WIDE), steps=10, step_size=0.2, gamma=pull, noise=0.0)
+@pytest.mark.parametrize("weight", [0.05, 0.08])
+def test_aligned_distance_is_that_of_the_chain(weight):
+    chain = sampler(Threat("l2", 1.0, WIDE), steps=10, step_size=0.2, gamma=weight, noise=0.0)
     seen = derivations.simulated(chain, dim=20_000, samples=50).double().norm(dim=1)
-    assert float(seen.mean()) == pytest.approx(derivations.distance_after(10, 0.2, pull, 1.0, aligned=True), rel=0.01)
+    assert float(seen.mean()) == pytest.approx(derivations.distance_after(10, 0.2, weight, 1.0, aligned=True), rel=0.01)
 
 
 def test_distance_at_right_angles_is_that_of_orthogonal_steps():
@@ -77,7 +78,7 @@ def test_known_numbers(found):
     assert found["weights"].values["variance within the chain that it sees"] == pytest.approx(
         1 - 0.81 * (1 - 0.01**10) / 0.99, rel=1e-12
     )
-    assert found["certificate"].values["draws that 0.435 needs, all agreeing"] == 47_808
+    assert found["certificate"].values["samples that 0.435 needs, all agreeing"] == 47_808
     assert found["drift"].values["linf CIFAR-10"] == pytest.approx(0.094)
     assert found["radii"].values["0.031 in 1/255"] == pytest.approx(7.905)
     assert found["walk"].values["difference"] == 0.0
@@ -90,9 +91,9 @@ def test_known_numbers(found):
 
 def test_share_of_the_budget_is_the_attacks():
     for step, printed in ((0.25, 0.97), (0.05, 0.42)):
-        told = derivations.share_of_budget(10, step, math.sqrt(3072 / 3))
-        assert told == pytest.approx(printed, abs=0.005)
-        assert derivations.attacked(10, step, samples=50) == pytest.approx(told, abs=0.01)
+        reported = derivations.share_of_budget(10, step, math.sqrt(3072 / 3))
+        assert reported == pytest.approx(printed, abs=0.005)
+        assert derivations.attacked(10, step, samples=50) == pytest.approx(reported, abs=0.01)
     # Without a start across, a path of half the budget is half the budget.
     assert derivations.share_of_budget(10, 0.05, 0.0) == pytest.approx(0.5)
     assert derivations.share_of_budget(10, 0.25, 0.0) == 1.0
@@ -108,7 +109,7 @@ def test_passes_are_counted():
 
 def test_labels_left_out_raise_the_count(found):
     values = found["labels"].values
-    assert values["robust, true labels"] < values["robust, predicted labels"] <= values["natural"]
+    assert values["robust, true labels"] < values["robust, predicted labels"] <= values["clean"]
     data = load(DataSettings("moons"))
     x, y = data.train.batch(range(len(data.train)))
     ones = torch.cat([x, torch.ones(len(x), 1)], 1).double()
@@ -161,7 +162,7 @@ def table(**rows):
     return {"scale": "laptop", "complete": True, "blocks": [{"rows": made}]}
 
 
-def judged(found, says, **tables):
+def verdict_of(found, says, **tables):
     (claim,) = (c for c in CLAIMS if c.says == says)
     return claim.evaluate(evidence.Results(tables, found)).verdict
 
@@ -231,14 +232,14 @@ def test_alike_is_an_equivalence(found):
         return {"table-s1": table(**{k: {"half-published": c} for k, c in zip(("pgdat", "mma", "atent"), each)})}
 
     says = "at half the radius the three networks are alike"
-    assert judged(found, says, **s1(seeded(900, 905, 910), seeded(901, 904, 911), seeded(902, 906, 910))) == "true"
-    assert judged(found, says, **s1(seeded(900, 905, 910), seeded(901, 904, 911), seeded(952, 956, 960))) == "false"
+    assert verdict_of(found, says, **s1(seeded(900, 905, 910), seeded(901, 904, 911), seeded(902, 906, 910))) == "true"
+    assert verdict_of(found, says, **s1(seeded(900, 905, 910), seeded(901, 904, 911), seeded(952, 956, 960))) == "false"
     # Intervals that merely meet: three networks that differ by 10 points each time are not shown to be alike.
     wide = s1(seeded(850, 900, 950), seeded(950, 850, 900), seeded(900, 950, 850))
-    assert judged(found, says, **wide) == "not decided"
-    assert judged(found, says, **s1(cell(900), cell(900), cell(900))) == "not decided"
+    assert verdict_of(found, says, **wide) == "not decided"
+    assert verdict_of(found, says, **s1(cell(900), cell(900), cell(900))) == "not decided"
     # Few images that agree are no equivalence either.
-    assert judged(found, says, **s1(*[seeded(45, 45, 45, n=50)] * 3)) == "not decided"
+    assert verdict_of(found, says, **s1(*[seeded(45, 45, 45, n=50)] * 3)) == "not decided"
 
 
 def test_the_lead_at_the_full_radius(found):
@@ -248,12 +249,12 @@ def test_the_lead_at_the_full_radius(found):
 
     says, base = "at the full radius ATENT is best", seeded(500, 510, 490)
     above, below = seeded(700, 715, 695), seeded(300, 312, 290)
-    assert judged(found, says, **s1(above, base, above)) == "true"
-    assert judged(found, says, **s1(below, base, below)) == "false"
+    assert verdict_of(found, says, **s1(above, base, above)) == "true"
+    assert verdict_of(found, says, **s1(below, base, below)) == "false"
     # What the published attack shows and AutoAttack takes back.
-    assert judged(found, says, **s1(above, base, below)) == "false"
-    assert judged(found, says, **s1(above, base, seeded(505, 500, 495))) == "not decided"
-    assert judged(found, says, **s1(cell(700), cell(500), cell(700))) == "not decided"
+    assert verdict_of(found, says, **s1(above, base, below)) == "false"
+    assert verdict_of(found, says, **s1(above, base, seeded(505, 500, 495))) == "not decided"
+    assert verdict_of(found, says, **s1(cell(700), cell(500), cell(700))) == "not decided"
 
 
 def test_all_of_s1(found):
@@ -271,14 +272,14 @@ def test_all_of_s1(found):
     above, below, level = seeded(700, 715, 695), seeded(300, 312, 290), seeded(505, 500, 495)
     both = "ATENT is more robust than every baseline of Table S1"
     smoothing = "trained for smoothing, ATENT is more robust than TRADES"
-    assert [judged(found, both, **s1(*c)) for c in ((above, above), (above, below), (above, level))] == [
+    assert [verdict_of(found, both, **s1(*c)) for c in ((above, above), (above, below), (above, level))] == [
         "true", "false", "not decided",
     ]  # fmt: skip
     tables = [s1(above, c)["table-s1"] for c in (above, below, level)]
     for found_table in tables:
         for row in found_table["blocks"][0]["rows"]:
             row["cells"]["small-autoattack"] = row["cells"]["small-published"]
-    assert [judged(found, smoothing, **{"table-s1": t}) for t in tables] == ["true", "false", "not decided"]
+    assert [verdict_of(found, smoothing, **{"table-s1": t}) for t in tables] == ["true", "false", "not decided"]
 
 
 def test_a_smaller_network_needs_two_networks(found):
@@ -291,8 +292,8 @@ def test_a_smaller_network_needs_two_networks(found):
 
     says = "ATENT is best even with a smaller network"
     for atent, verdict in (((700, 715, 695), "true"), ((300, 312, 290), "false"), ((505, 500, 495), "not decided")):
-        assert judged(found, says, **s1("small", seeded(*atent))) == verdict
-        assert judged(found, says, **s1("wide", seeded(*atent))) == "not measured yet"
+        assert verdict_of(found, says, **s1("small", seeded(*atent))) == verdict
+        assert verdict_of(found, says, **s1("wide", seeded(*atent))) == "not measured yet"
 
 
 def test_certificates_are_competitive_within_five_points(found):
@@ -301,22 +302,22 @@ def test_certificates_are_competitive_within_five_points(found):
         return {"table-s2": table(**{k: {"certified": c} for k, c in rows.items()})}
 
     says, rival = "ATENT's certificate is competitive", seeded(900, 905, 910)
-    assert judged(found, says, **s2(seeded(880, 884, 890), rival, rival)) == "true"
-    assert judged(found, says, **s2(seeded(639, 126, 678), rival, rival)) == "false"
-    assert judged(found, says, **s2(seeded(880, 884, 890), rival, seeded(960, 966, 968))) == "partly"
+    assert verdict_of(found, says, **s2(seeded(880, 884, 890), rival, rival)) == "true"
+    assert verdict_of(found, says, **s2(seeded(639, 126, 678), rival, rival)) == "false"
+    assert verdict_of(found, says, **s2(seeded(880, 884, 890), rival, seeded(960, 966, 968))) == "partly"
     # Far below on average, but not for certain; near, but one training of each.
-    assert judged(found, says, **s2(seeded(920, 126, 678), rival, rival)) == "not decided"
-    assert judged(found, says, **s2(cell(880), cell(900), cell(900))) == "not decided"
+    assert verdict_of(found, says, **s2(seeded(920, 126, 678), rival, rival)) == "not decided"
+    assert verdict_of(found, says, **s2(cell(880), cell(900), cell(900))) == "not decided"
 
 
 def test_what_is_smoothed_and_what_is_certified(found):
     def s2(clean, certified):
-        return {"table-s2": table(**{"atent-smoothing": {"natural": clean, "certified": certified}})}
+        return {"table-s2": table(**{"atent-smoothing": {"clean": clean, "certified": certified}})}
 
     says = "certified robust accuracy is the share that the smoothed classifier gets right"
-    assert judged(found, says, **s2(seeded(600, 500), seeded(600, 500))) == "true"
-    assert judged(found, says, **s2(seeded(600, 500), seeded(600, 499))) == "false"
-    assert judged(found, says, **s2(seeded(20, 20, n=50), seeded(20, 20, n=50))) == "not decided"
+    assert verdict_of(found, says, **s2(seeded(600, 500), seeded(600, 500))) == "true"
+    assert verdict_of(found, says, **s2(seeded(600, 500), seeded(600, 499))) == "false"
+    assert verdict_of(found, says, **s2(seeded(20, 20, n=50), seeded(20, 20, n=50))) == "not decided"
 
 
 def test_the_loss_of_fine_tuning(found):
@@ -324,12 +325,12 @@ def test_the_loss_of_fine_tuning(found):
         return {"finetune": table(scratch={"robust": scratch}, atent={"robust": atent})}
 
     says = "fine-tuning loses some 5 points"
-    assert judged(found, says, **tuned(seeded(600, 601, 602), seeded(550, 550, 553))) == "true"
-    assert judged(found, says, **tuned(seeded(700, 701, 702), seeded(550, 550, 553))) == "false"
-    assert judged(found, says, **tuned(seeded(600, 601, 602), seeded(595, 596, 596))) == "false"
+    assert verdict_of(found, says, **tuned(seeded(600, 601, 602), seeded(550, 550, 553))) == "true"
+    assert verdict_of(found, says, **tuned(seeded(700, 701, 702), seeded(550, 550, 553))) == "false"
+    assert verdict_of(found, says, **tuned(seeded(600, 601, 602), seeded(595, 596, 596))) == "false"
     # A failed training from scratch decides nothing, whatever the mean; nor does one training of each.
-    assert judged(found, says, **tuned(seeded(850, 270, 815), seeded(735, 720, 750))) == "not decided"
-    assert judged(found, says, **tuned(cell(570), cell(520))) == "not decided"
+    assert verdict_of(found, says, **tuned(seeded(850, 270, 815), seeded(735, 720, 750))) == "not decided"
+    assert verdict_of(found, says, **tuned(cell(570), cell(520))) == "not decided"
 
 
 def test_fine_tuned_networks_are_paired(found):
@@ -337,9 +338,9 @@ def test_fine_tuned_networks_are_paired(found):
         return {"finetune": table(atent={"robust": atent}, pgdat={"robust": pgdat})}
 
     says = "a fine-tuned benign network is a little more robust than PGD-AT's"
-    assert judged(found, says, **tuned(seeded(712, 762, 662), seeded(702, 751, 653))) == "true"
-    assert judged(found, says, **tuned(seeded(702, 751, 653), seeded(712, 762, 662))) == "false"
-    assert judged(found, says, **tuned(seeded(733, 719, 752), seeded(734, 729, 768))) == "not decided"
+    assert verdict_of(found, says, **tuned(seeded(712, 762, 662), seeded(702, 751, 653))) == "true"
+    assert verdict_of(found, says, **tuned(seeded(702, 751, 653), seeded(712, 762, 662))) == "false"
+    assert verdict_of(found, says, **tuned(seeded(733, 719, 752), seeded(734, 729, 768))) == "not decided"
 
 
 def test_attacks_of_s3(found):
@@ -350,11 +351,11 @@ def test_attacks_of_s3(found):
 
     says = "ATENT's attacks are about as strong as PGD's"
     near, far, unclear = seeded(605, 606, 604), seeded(700, 702, 701), seeded(600, 640, 760)
-    assert judged(found, says, **s3(near, near, near, near)) == "true"
-    assert judged(found, says, **s3(far, far, far, far)) == "false"
-    assert judged(found, says, **s3(near, near, near, far)) == "partly"
-    assert judged(found, says, **s3(near, near, unclear, near)) == "not decided"
-    assert judged(found, says, **s3(*[cell(605)] * 4, pgd=(600,))) == "not decided"
+    assert verdict_of(found, says, **s3(near, near, near, near)) == "true"
+    assert verdict_of(found, says, **s3(far, far, far, far)) == "false"
+    assert verdict_of(found, says, **s3(near, near, near, far)) == "partly"
+    assert verdict_of(found, says, **s3(near, near, unclear, near)) == "not decided"
+    assert verdict_of(found, says, **s3(*[cell(605)] * 4, pgd=(600,))) == "not decided"
 
 
 def test_one_image_refutes_the_worst_attack(found):
@@ -364,26 +365,26 @@ def test_one_image_refutes_the_worst_attack(found):
 
     says = "PGD is the worst possible attack"
     # Fewer images may be easier ones: what PGD leaves of the same ones counts.
-    assert judged(found, says, **s3(cell(45, 50), {"value": 0.92})) == "false"
-    assert judged(found, says, **s3(cell(45, 50), {"value": 0.9})) == "not decided"
+    assert verdict_of(found, says, **s3(cell(45, 50), {"value": 0.92})) == "false"
+    assert verdict_of(found, says, **s3(cell(45, 50), {"value": 0.9})) == "not decided"
     # Seeds whose mean hides the one image, and an image that the counts hide.
-    assert judged(found, says, **s3(seeded(45, 47, n=50), seeded(46, 46, n=50))) == "false"
+    assert verdict_of(found, says, **s3(seeded(45, 47, n=50), seeded(46, 46, n=50))) == "false"
     many = "1" * 300 + "0" * 20
-    assert judged(found, says, **s3(pictured("0" + many[1:-1] + "1"), pictured(many))) == "false"
-    assert judged(found, says, **s3(pictured(many), pictured(many))) == "true"
+    assert verdict_of(found, says, **s3(pictured("0" + many[1:-1] + "1"), pictured(many))) == "false"
+    assert verdict_of(found, says, **s3(pictured(many), pictured(many))) == "true"
     # 298 images would not show a share of one in a hundred; nor do counts that agree show that the images do.
-    assert judged(found, says, **s3(pictured(many[:298]), pictured(many[:298]))) == "not decided"
-    assert judged(found, says, **s3(seeded(300, n=320), seeded(300, n=320))) == "not decided"
+    assert verdict_of(found, says, **s3(pictured(many[:298]), pictured(many[:298]))) == "not decided"
+    assert verdict_of(found, says, **s3(seeded(300, n=320), seeded(300, n=320))) == "not decided"
 
 
-def test_nothing_is_judged_without_a_measure(found):
+def test_nothing_is_evaluated_without_a_measure(found):
     empty = evidence.Results({}, found)
     for claim in CLAIMS:
-        told = claim.evaluate(empty)
-        assert (told.verdict == "not measured yet") == (claim.table is not None), claim.says
-        assert told.ours
+        reported = claim.evaluate(empty)
+        assert (reported.verdict == "not measured yet") == (claim.table is not None), claim.says
+        assert reported.ours
     s1 = table(atent={"full-published": cell(500), "full-autoattack": cell(480)}, pgdat={"full-published": cell(400)})
-    assert judged(found, "at the full radius ATENT is best", **{"table-s1": s1}) == "not measured yet"
+    assert verdict_of(found, "at the full radius ATENT is best", **{"table-s1": s1}) == "not measured yet"
 
 
 def curves(*epochs, decay=3, kept=True):
@@ -409,15 +410,15 @@ def test_curves_of_s1(found, kept):
         ((418, 424, 422), (398, 404, 400), "not decided", "not decided"),
     ):
         tables = curves(before, low, after, (480, 481, 482), last, kept=kept)
-        assert (judged(found, spike, **tables), judged(found, fall, **tables)) == (rises, sinks)
+        assert (verdict_of(found, spike, **tables), verdict_of(found, fall, **tables)) == (rises, sinks)
     # Nothing follows the first epoch at the lower rate.
-    assert judged(found, fall, **curves(before, low, low, kept=kept)) == "not decided"
+    assert verdict_of(found, fall, **curves(before, low, low, kept=kept)) == "not decided"
 
 
-def test_a_curve_is_not_judged_by_its_peak(found):
+def test_a_curve_is_not_decided_by_its_peak(found):
     """Epochs that waver at random: the highest of many is above the last by the choice alone."""
     epochs = [(500, 500, 500)] * 3 + [(500 + d, 500 - d, 500 + d) for d in (3, -3, 40, -2, 3)] + [(500, 501, 499)]
-    assert judged(found, "and then falls at once", **curves(*epochs)) == "false"
+    assert verdict_of(found, "and then falls at once", **curves(*epochs)) == "false"
 
 
 def s4(seed=0, noise=0.02, rounds=5, power=1.0, of="cpu_seconds", **costs):
@@ -438,7 +439,7 @@ def s4(seed=0, noise=0.02, rounds=5, power=1.0, of="cpu_seconds", **costs):
 
 def test_costs_of_s4(found):
     same, inner = "ATENT costs as much as PGD and TRADES", "its time per epoch is between those of PGD and TRADES"
-    told = [
+    reported = [
         (s4(atent=10, pgdat=9, trades=11), "true", "true"),
         (s4(atent=10, pgdat=4, trades=30), "false", "true"),
         (s4(atent=10, pgdat=11, trades=30), "partly", "false"),
@@ -449,39 +450,40 @@ def test_costs_of_s4(found):
         (s4(atent=10, pgdat=9, trades=11, noise=1.0), "not decided", "not decided"),
         (s4(atent=10, pgdat=9, trades=11, rounds=1), "not decided", "not decided"),
     ]
-    for tables, cost, place in told:
-        assert (judged(found, same, **tables), judged(found, inner, **tables)) == (cost, place)
+    for tables, cost, place in reported:
+        assert (verdict_of(found, same, **tables), verdict_of(found, inner, **tables)) == (cost, place)
     # On an accelerator the clock counts; it says that all cost the same.
     clock = s4(atent=10, pgdat=4, trades=30, of="seconds")
-    assert judged(found, same, **clock) == "true"
+    assert verdict_of(found, same, **clock) == "true"
 
 
 def test_a_cost_is_linear_by_its_exponent(found):
     says = "its time is linear in K"
     costs = {"atent": 10, "pgdat": 9, "trades": 11}
-    assert judged(found, says, **s4(**costs)) == "true"
+    assert verdict_of(found, says, **s4(**costs)) == "true"
     for power in (1.3, 1.2, 0.7, 2.0):
-        assert judged(found, says, **s4(power=power, **costs)) == "false", power
-    assert judged(found, says, **s4(power=1.1, **costs)) == "not decided"
-    assert judged(found, says, **s4(noise=0.3, **costs)) == "not decided"
-    assert judged(found, says, **s4(rounds=1, **costs)) == "not decided"
+        assert verdict_of(found, says, **s4(power=power, **costs)) == "false", power
+    assert verdict_of(found, says, **s4(power=1.1, **costs)) == "not decided"
+    assert verdict_of(found, says, **s4(noise=0.3, **costs)) == "not decided"
+    assert verdict_of(found, says, **s4(rounds=1, **costs)) == "not decided"
 
 
 def test_leads_in_the_plane(found):
     def plane(**rows):
-        told = [
+        reported = [
             {"name": name, "seeds": [{"seed": s, "grid": share(k, 500)} for s, k in enumerate(counts)]}
             for name, counts in rows.items()
         ]
-        return {"figure-1": {"scale": "laptop", "rows": told}}
+        return {"figure-1": {"scale": "laptop", "rows": reported}}
 
     says, ours = "in the plane ATENT is the most robust of four", (400, 404, 402, 398)
     low = [k - 10 + (k % 3) for k in ours]
-    assert judged(found, says, **plane(atent=ours, trades=low, pgdat=low, standard=low)) == "true"
-    assert judged(found, says, **plane(atent=low, trades=low, pgdat=ours, standard=low)) == "false"
-    assert judged(found, says, **plane(atent=ours, trades=low, pgdat=ours[::-1], standard=low)) == "not decided"
+    assert verdict_of(found, says, **plane(atent=ours, trades=low, pgdat=low, standard=low)) == "true"
+    assert verdict_of(found, says, **plane(atent=low, trades=low, pgdat=ours, standard=low)) == "false"
+    assert verdict_of(found, says, **plane(atent=ours, trades=low, pgdat=ours[::-1], standard=low)) == "not decided"
     assert (
-        judged(found, says, **plane(atent=ours[:1], trades=low[:1], pgdat=low[:1], standard=low[:1])) == "not decided"
+        verdict_of(found, says, **plane(atent=ours[:1], trades=low[:1], pgdat=low[:1], standard=low[:1]))
+        == "not decided"
     )
 
 
@@ -503,19 +505,19 @@ def test_paper_by_its_own_figures(found):
     """At face value: single trainings, without a spread."""
     printed = evidence.as_printed(found)
     assert printed.cell("table-s1", "atent", "half-published")["value"] == pytest.approx(0.6512)
-    told = {c.says: c.evaluate(printed).verdict for c in CLAIMS if c.table}
+    reported = {c.says: c.evaluate(printed).verdict for c in CLAIMS if c.table}
     # 65.12 lies below 66.69 and 66.81, by less than two points.
-    assert told["ATENT is more robust than every baseline of Table S1"] == "false"
-    assert told["at half the radius the three networks are alike"] == "true"
-    assert told["at the full radius ATENT is best"] == "true"
+    assert reported["ATENT is more robust than every baseline of Table S1"] == "false"
+    assert reported["at half the radius the three networks are alike"] == "true"
+    assert reported["at the full radius ATENT is best"] == "true"
     # 59.69 and 47.53 against 57.23 and 39.37 at the two larger radii.
-    assert told["ATENT's attacks are about as strong as PGD's"] == "partly"
+    assert reported["ATENT's attacks are about as strong as PGD's"] == "partly"
     # 55.41 against 60.8 and 58.1.
-    assert told["ATENT's certificate is competitive"] == "partly"
-    assert told["ATENT costs as much as PGD and TRADES"] == "partly"
-    assert told["its time per epoch is between those of PGD and TRADES"] == "true"
-    assert told["fine-tuning loses some 5 points"] == "true"
-    assert told["its time is linear in K"] == "not measured yet"
+    assert reported["ATENT's certificate is competitive"] == "partly"
+    assert reported["ATENT costs as much as PGD and TRADES"] == "partly"
+    assert reported["its time per epoch is between those of PGD and TRADES"] == "true"
+    assert reported["fine-tuning loses some 5 points"] == "true"
+    assert reported["its time is linear in K"] == "not measured yet"
 
 
 # --- the files ----------------------------------------------------------------------------------------------
@@ -530,11 +532,11 @@ def test_files_and_page_are_written(tmp_path, found, monkeypatch):
     page.write_text(f"before\n{claims.BEGIN}\nan earlier table\n{claims.END}\nafter\n")
     content = run_claims(tmp_path, page)
     assert read_json(tmp_path / "claims.json") == content
-    told = {c["says"]: c for c in content["claims"]}
-    assert told["fine-tuning loses some 5 points"]["verdict"] == "true"
-    assert told["fine-tuning loses some 5 points"]["scale"] == "laptop"
-    assert "+5.0 [+4.8, +5.2] points lost" in told["fine-tuning loses some 5 points"]["ours"]
-    assert told["at the full radius ATENT is best"]["ours"] == "not measured yet"
+    reported = {c["says"]: c for c in content["claims"]}
+    assert reported["fine-tuning loses some 5 points"]["verdict"] == "true"
+    assert reported["fine-tuning loses some 5 points"]["scale"] == "laptop"
+    assert "+5.0 [+4.8, +5.2] points lost" in reported["fine-tuning loses some 5 points"]["ours"]
+    assert reported["at the full radius ATENT is best"]["ours"] == "not measured yet"
     assert content["facts"]["noise"] == asdict(found["noise"])
     text = page.read_text()
     assert text.startswith("before\n")
@@ -549,10 +551,10 @@ def test_files_and_page_are_written(tmp_path, found, monkeypatch):
 def test_the_command_writes_the_claims(tmp_path, monkeypatch, capsys):
     from atent.cli import main
 
-    told = {}
-    monkeypatch.setattr(claims, "run_claims", lambda out: told.setdefault("out", out))
+    reported = {}
+    monkeypatch.setattr(claims, "run_claims", lambda out: reported.setdefault("out", out))
     assert main(["reproduce", "claims", "--out", str(tmp_path)]) == 0
-    assert told["out"] == tmp_path
+    assert reported["out"] == tmp_path
     assert "claims.json" in capsys.readouterr().out
 
 
@@ -568,14 +570,14 @@ def test_every_discrepancy_has_a_number_and_a_command(found):
 
 
 def test_the_committed_verdicts_are_those_of_the_committed_files(found, tmp_path):
-    """claims.json and the page say what the judges say of the result files beside it."""
+    """claims.json and the page say what the rules say of the result files beside it."""
     root = Path(__file__).parents[2]
     place = root / "results" / "laptop"
-    tables = {path.stem: read_json(path) for path in place.glob("*.json") if path.stem != "claims"}
+    tables = {path.stem: read_result(path) for path in place.glob("*.json") if path.stem != "claims"}
     kept = read_json(place / "claims.json")
-    told = {claim.says: claim.evaluate(evidence.Results(tables, found)) for claim in CLAIMS}
+    reported = {claim.says: claim.evaluate(evidence.Results(tables, found)) for claim in CLAIMS}
     assert {c["says"]: (c["verdict"], c["ours"]) for c in kept["claims"]} == {
-        says: (judged.verdict, judged.ours) for says, judged in told.items()
+        says: (verdict_of.verdict, verdict_of.ours) for says, verdict_of in reported.items()
     }
     page = tmp_path / "paper.md"
     page.write_text((root / "docs" / "paper.md").read_text())

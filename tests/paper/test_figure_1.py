@@ -184,13 +184,13 @@ def test_result_counts_what_the_runs_found(made):
     assert all(row["published"] is None for row in whole["rows"])
     for row in whole["rows"]:
         evaluation = read_json(path / "runs/figure-1/tiny" / f"{row['name']}-seed0" / "evaluation.json")
-        assert evaluation["natural"]["n"] == 40
-        assert row["ours"]["natural"]["mean"] == evaluation["natural"]["value"]
-        one = {key: row["ours"][key]["mean"] for key in ("natural", "published", "strong", "grid")}
-        assert one["natural"] >= one["published"] >= one["strong"]
+        assert evaluation["clean"]["n"] == 40
+        assert row["ours"]["clean"]["mean"] == evaluation["clean"]["value"]
+        one = {key: row["ours"][key]["mean"] for key in ("clean", "published", "strong", "grid")}
+        assert one["clean"] >= one["published"] >= one["strong"]
         (grid,) = (seed["grid"] for seed in row["seeds"])
         assert (grid["outcomes"].count("1"), len(grid["outcomes"])) == (grid["k"], grid["n"])
-        assert row["ours"]["natural"]["low"] <= one["natural"] <= row["ours"]["natural"]["high"]
+        assert row["ours"]["clean"]["low"] <= one["clean"] <= row["ours"]["clean"]["high"]
     leads = {gap["over"]: gap["ours"]["grid"]["mean"] for gap in whole["gaps"]}
     grid = {row["name"]: row["ours"]["grid"]["mean"] for row in whole["rows"]}
     assert leads == {name: pytest.approx(100 * (grid["atent"] - grid[name])) for name in grid if name != "atent"}
@@ -224,12 +224,12 @@ def test_smoke_needs_no_files_and_the_others_are_the_papers():
 
 
 def test_regions_refuse_sizes_that_disagree():
-    panel = {"regions": np.zeros((3, 2)), "stands": np.ones(2, bool)}
+    panel = {"regions": np.zeros((3, 2)), "robust": np.ones(2, bool)}
     x, y = np.zeros((2, 2)), np.zeros(2)
     figure = plots.regions({"a": panel, "b": panel, "c": panel}, [0, 1], [0, 1, 2], x, y, eps=0.2)
     assert len(figure.axes) == 3
     assert figure.axes[0].get_title(loc="left") == "a"
-    for bad in ({"regions": np.zeros((2, 3))}, {"stands": np.ones(3, bool)}):
+    for bad in ({"regions": np.zeros((2, 3))}, {"robust": np.ones(3, bool)}):
         with pytest.raises(ValueError, match="a: regions"):
             plots.regions({"a": panel | bad}, [0, 1], [0, 1, 2], x, y, eps=0.2)
     with pytest.raises(ValueError, match="no panels"):

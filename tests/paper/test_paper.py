@@ -139,7 +139,7 @@ def test_measures_are_ones_that_can_be_made(scale):
                 if m.kind == "attack":
                     parse(m.attack, None, ATTACKS)
                 if m.kind == "smoothing":
-                    check_radius(float(m.radius), m.draws, 0.001, m.sigma)
+                    check_radius(float(m.radius), m.samples, 0.001, m.sigma)
                 assert m.n <= (scale.strong if "AutoAttack" in m.attack else scale.images)
     assert seen > 60
     dim = {"smoke": 64, "laptop": 784}.get(scale.name, 3072)
@@ -216,7 +216,7 @@ def test_a_table_from_end_to_end(here, capsys):
     first = found["blocks"][0]["rows"][0]
     cells = first["cells"]
     assert {key: cell["published"] for key, cell in cells.items()} == {
-        "natural": "83.25", "half-published": "66.69", "half-weak": None, "half-autoattack": None,
+        "clean": "83.25", "half-published": "66.69", "half-weak": None, "half-autoattack": None,
         "full-published": "46.11", "full-weak": None, "full-autoattack": None,
     }  # fmt: skip
     kept = [measured(runs / f"digits-l2-pgdat-seed{k}") for k in (0, 1)]
@@ -232,16 +232,16 @@ def test_a_table_from_end_to_end(here, capsys):
     assert mine["commit"]
     assert cells["full-autoattack"]["ours"]["n"] == 4
     same = [k[f"{text}, stratified 4"]["share"]["value"] for k in kept]
-    told = cells["half-autoattack"]["ours"]["same_images"]
-    assert (told["attack"], told["value"], told["each"]) == (text, statistics.fmean(same), same)
+    reported = cells["half-autoattack"]["ours"]["same_images"]
+    assert (reported["attack"], reported["value"], reported["each"]) == (text, statistics.fmean(same), same)
     # What became of each image stands beside each figure: networks and attacks are compared image by image.
-    for one in (mine, cells["natural"]["ours"], cells["full-autoattack"]["ours"], told):
+    for one in (mine, cells["clean"]["ours"], cells["full-autoattack"]["ours"], reported):
         counts = [each.count("1") for each in one["outcomes"]["each"]]
         images = len(unspan(one["outcomes"]["ids"]))
         assert {len(each) for each in one["outcomes"]["each"]} == {images}
         assert [k / images for k in counts] == one["each"]
     # The rows that were left out say so, and nothing of the paper stands in our column.
-    other = found["blocks"][0]["rows"][1]["cells"]["natural"]
+    other = found["blocks"][0]["rows"][1]["cells"]["clean"]
     assert (other["ours"], other["why"], other["published"]) == (None, "not measured yet", "88.92")
     assert not found["complete"]
     page = (here / "results" / "table-s1.md").read_text()
@@ -305,7 +305,7 @@ def test_measures_stop_too(here):
     bench = Bench(SCALES["smoke"], Path("runs"), config.job, config.read_recipe)
     path = engine.train(bench, Training("digits-linf-standard"), 0)
     late = dataclasses.replace(bench, deadline=time.monotonic() - 1)
-    wanted = [Measure("natural", 20), Measure("attack", 20, attack="FGSM(norm=linf, eps=0.1)")]
+    wanted = [Measure("clean", 20), Measure("attack", 20, attack="FGSM(norm=linf, eps=0.1)")]
     engine.measure(bench, path, wanted[:1])
     with pytest.raises(Interrupted):
         engine.measure(late, path, wanted)
@@ -341,20 +341,20 @@ def test_smoothing_and_bounds(here, capsys):
     kept = measured(Path("runs/reproduce/smoke/digits-l2-gaussian-seed0"))
     (content,) = kept.values()
     cells = rows["gaussian"]["cells"]
-    shown = {"base": "natural", "natural": "smoothed", "certified": "certified"}
+    shown = {"base": "clean", "clean": "smoothed", "certified": "certified"}
     for key, name in shown.items():
         assert cells[key]["ours"]["value"] == content[name]["value"]
         assert cells[key]["published"] is None
         outcomes = cells[key]["ours"]["outcomes"]["each"]
         assert [each.count("1") / len(each) for each in outcomes] == cells[key]["ours"]["each"]
     # What is certified is classified correctly.
-    certified, smoothed = (cells[key]["ours"]["outcomes"]["each"][0] for key in ("certified", "natural"))
+    certified, smoothed = (cells[key]["ours"]["outcomes"]["each"][0] for key in ("certified", "clean"))
     assert all(c <= s for c, s in zip(certified, smoothed, strict=True))
     assert cells["seconds"]["ours"]["value"] == content["seconds"] > 0
-    assert cells["certified"]["ours"]["value"] <= cells["natural"]["ours"]["value"]
+    assert cells["certified"]["ours"]["value"] <= cells["clean"]["ours"]["value"]
     bounds = rows["crown-ibp"]["cells"]
-    assert bounds["natural"]["ours"] is None
-    assert bounds["natural"]["why"].startswith("not reached: bounds verify")
+    assert bounds["clean"]["ours"] is None
+    assert bounds["clean"]["why"].startswith("not reached: bounds verify")
     assert bounds["certified"]["published"] == "54"
     (verified,) = bounds["certified"]["ours"]["outcomes"]["each"]
     assert verified.count("1") / len(verified) == bounds["certified"]["ours"]["value"]
@@ -369,7 +369,7 @@ def test_smoothing_and_bounds(here, capsys):
     assert "78.7" in line
 
 
-def test_fine_tuning_begins_with_the_benign_network_of_the_same_seed(here, capsys):
+def test_fine_tuning_begins_with_the_standard_network_of_the_same_seed(here, capsys):
     status, out, err = run(capsys, "finetune", "--only", "pgdat", "--seeds", "2")
     assert status == 0, err
     runs = Path("runs/reproduce/smoke")
@@ -526,7 +526,7 @@ def test_the_readmes_block_is_made_from_the_results(here, capsys):
     Path("results/smoke").mkdir()
     Path("results/smoke/finetune.json").write_text(json.dumps(found))
     text = block(Path("results"), Path("docs"))
-    mine = found["blocks"][0]["rows"][0]["cells"]["natural"]
+    mine = found["blocks"][0]["rows"][0]["cells"]["clean"]
     assert result.text(mine) in text
     assert text.count("Fine-tuning a benign network") == 1
     assert "not complete" in text

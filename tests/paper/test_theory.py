@@ -158,7 +158,7 @@ def test_weighted_covariance_is_unbiased():
 
 
 @pytest.mark.parametrize(
-    ("losses", "t", "weights", "told"),
+    ("losses", "t", "weights", "reported"),
     [
         (torch.zeros(1, 3), 1.0, None, "m >= 2"),
         (torch.zeros(3, 2), 0.0, None, "nothing is sampled"),
@@ -166,8 +166,8 @@ def test_weighted_covariance_is_unbiased():
         (torch.zeros(3, 2), 1.0, [1.0, -1.0, 1.0], "at least 0"),
     ],
 )
-def test_coefficients_refuse(losses, t, weights, told):
-    with pytest.raises(ValueError, match=told):
+def test_coefficients_refuse(losses, t, weights, reported):
+    with pytest.raises(ValueError, match=reported):
         coefficients(losses, t, weights)
 
 
@@ -182,14 +182,14 @@ def hessians(model, z, y):
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.Softplus, nn.Sigmoid, lambda: nn.Softplus(beta=5.0)])
-def test_proved_constants_bound_dense_hessians(activation):
+def test_certified_constants_bound_dense_hessians(activation):
     model = net(activation)
     proved = constants.of_chain(model, (1, 4, 4))
     x, y = images()
     z = torch.cat([x, 4 * torch.randn(6, 1, 4, 4, generator=rng(2), dtype=D)])
     y = torch.cat([y, y])
     true = torch.linalg.matrix_norm(hessians(model, z, y), 2)
-    assert proved.proved
+    assert proved.certified
     assert float(true.max()) <= proved.smooth
     assert float(gradients(model, z, y).flatten(1).norm(dim=1).max()) <= proved.lipschitz
     # power iteration from below, near enough
@@ -235,7 +235,7 @@ def test_linear_softmax_in_closed_form():
     )
 
 
-def test_the_lemma_holds_with_proved_constants_and_fails_with_less():
+def test_the_lemma_holds_with_certified_constants_and_fails_with_less():
     model, (x, y) = net(nn.Tanh), images()
     proved = constants.of_chain(model, (1, 4, 4))
     found = lemma.sample(model, x, y, 2.0, proved, n=2000)
@@ -308,7 +308,7 @@ def test_dense_is_the_same_function():
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan])
-def test_no_density_without_a_pull(gamma):
+def test_no_density_without_an_anchor_term(gamma):
     with pytest.raises(ValueError, match=r"gamma must be above 0.*no density to normalise"):
         Entropic(gamma, 1.0)
     with pytest.raises(ValueError, match="gamma must be above 0"):
@@ -411,11 +411,11 @@ def test_chains_that_disagree_print_no_figure():
     model, (x, y) = net(nn.Tanh), images()
     found = sampler.mix(model, x, y, Entropic(2.0, 0.1), chains=3, steps=12, curvature=500.0)
     assert not found.converged
-    told = sampler.mixing_rows(found, 10, "net")
+    reported = sampler.mixing_rows(found, 10, "net")
     short = compare(model, x[:1], y[:1], Entropic(2.0, 0.1), chains=3, steps=12, burn=1, nodes=2)
-    told += integrated(short, Entropic(2.0, 0.1), "net")
-    assert {r.verdict for r in told} == {"not converged"}
-    assert all(r.value is None and r.error is None and "R-hat" in r.reason for r in told)
+    reported += integrated(short, Entropic(2.0, 0.1), "net")
+    assert {r.verdict for r in reported} == {"not converged"}
+    assert all(r.value is None and r.error is None and "R-hat" in r.reason for r in reported)
 
 
 def test_conditions_of_convergence():
@@ -446,21 +446,21 @@ def test_conditions_of_convergence():
 
 
 def test_the_local_entropys_rows():
-    told = {r.claim: r.verdict for r in local_entropy.local()}
-    assert told.pop(local_entropy.CHAIN) == "fails"
-    assert set(told.values()) == {"holds"}
-    assert len(told) == 4
+    reported = {r.claim: r.verdict for r in local_entropy.local()}
+    assert reported.pop(local_entropy.CHAIN) == "fails"
+    assert set(reported.values()) == {"holds"}
+    assert len(reported) == 4
 
 
 @pytest.mark.parametrize("make", [local_entropy.algorithm, local_entropy.grad_p])
 def test_corrected_forms_sample_and_printed_ones_do_not(make):
-    told = {r.claim: r.verdict for r in make(chains=6000)}
-    printed = [v for claim, v in told.items() if "as printed" in claim]
-    mended = [v for claim, v in told.items() if "as printed" not in claim]
+    reported = {r.claim: r.verdict for r in make(chains=6000)}
+    printed = [v for claim, v in reported.items() if "as printed" in claim]
+    mended = [v for claim, v in reported.items() if "as printed" not in claim]
     assert (printed, mended) == (["fails"], ["holds"])
 
 
-def test_pgd_is_atent_without_noise_under_the_soft_pull_alone():
+def test_pgd_is_atent_without_noise_under_the_soft_anchor_term_alone():
     x, y = images()
     soft, hard = equivalence.without_noise(net(nn.Tanh), x, y, gamma=1.0, eps=0.5, box=(0.0, 1.0))
     assert (soft.verdict, hard.verdict) == ("holds", "fails")
@@ -512,7 +512,7 @@ def test_the_command_writes_the_table(here, capsys):
     assert found["provenance"]["seed"] == 0
     assert (here / "theory-zoom.png").stat().st_size > 1000
     assert "prove nothing" in out
-    proved = [r for r in found["rows"] if r["statement"] in ("T1", "T2") and "proved constants" in r["checked"]]
+    proved = [r for r in found["rows"] if r["statement"] in ("T1", "T2") and "certified constants" in r["checked"]]
     assert len(proved) >= 3
     assert {r["verdict"] for r in proved} == {"holds"}
     assert main(["theory", "own:smooth", "--data", "digits", "--out", "theory.json", *SMALL]) == 2
@@ -544,7 +544,7 @@ def test_kinks_warn_and_the_report_shows_the_table(here, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "reported"),
     [
         (["--gamma", "0"], "gamma must be above 0"),
         (["--limit", "3"], "at least 4 images"),
@@ -552,11 +552,11 @@ def test_kinks_warn_and_the_report_shows_the_table(here, capsys):
         (["--temperature", "0"], "temperature must be above 0"),
     ],
 )
-def test_mistakes_are_one_line(here, capsys, args, told):
+def test_mistakes_are_one_line(here, capsys, args, reported):
     assert main(["theory", "own:smooth", "--data", "digits", *SMALL, *args]) == 2
     err = capsys.readouterr().err.strip().splitlines()
     assert len(err) == 1
-    assert told in err[0]
+    assert reported in err[0]
 
 
 def test_prepared_is_a_copy():

@@ -13,9 +13,9 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.bisection import bisect
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Look, check_share, walk
+from atent.attacks.smallest import Iterate, check_share, walk
 from atent.checks import check_choice, check_number
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample, unit
 
 
@@ -76,7 +76,7 @@ class ALMA(Attack):
     multiplier_init: float = 1.0
     """First multiplier."""
     check_steps: int = 10
-    """Steps between looks at the constraint's improvement."""
+    """Steps between evaluations of the constraint's improvement."""
     tau: float = 0.95
     """Share of its former value below which g must fall to count as improved."""
     gamma: float = 1.2
@@ -138,7 +138,7 @@ class ALMA(Attack):
         norm = l2_norm(descent)
         return torch.where(norm > 0, t / norm.clamp_min(torch.finfo(x.dtype).tiny), 0)
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         alpha = alpha_of(self.steps) if self.alpha is None else self.alpha
         cubic = self.penalty == "p2"
         rho = torch.full(y.shape, self.rho_init, dtype=x.dtype, device=x.device)
@@ -148,9 +148,9 @@ class ALMA(Attack):
         found_at = torch.full_like(rho, self.steps + 1)
         square, momentum = torch.ones_like(x), torch.zeros_like(x)
 
-        def move(look: Look, k: int) -> Tensor:
+        def move(at: Iterate, k: int) -> Tensor:
             nonlocal rho, multiplier, rate, before, found, found_at, square, momentum
-            g = look.values.to(x.dtype)
+            g = at.values.to(x.dtype)
             if k and (k + 1) % self.check_steps == 0:
                 rho = torch.where(found | (g < self.tau * before), rho, self.gamma * rho)
             if k == 0 or (k + 1) % self.check_steps == 0:
@@ -158,18 +158,18 @@ class ALMA(Attack):
             if k:
                 now = penalty_slope(g, rho, multiplier, cubic)
                 multiplier = (alpha * multiplier + (1 - alpha) * now).clamp(1e-6, 1e12)
-            found_at = torch.where(look.fooled & ~found, float(k), found_at)
-            found = found | look.fooled
+            found_at = torch.where(at.fooled & ~found, float(k), found_at)
+            found = found | at.fooled
             # In widths of the box, so that the penalty weighs the same in every box. The first term is the gradient of
             # ||z - x||_2, zero at x.
-            slope = self.threat.width * look.grad
-            descent = unit(look.z - x) + per_sample(penalty_slope(g, rho, multiplier, cubic), x) * slope
+            slope = self.threat.width * at.grad
+            descent = unit(at.z - x) + per_sample(penalty_slope(g, rho, multiplier, cubic), x) * slope
             if k == 0:
                 rate = self._rate(x, descent)
             square = alpha * square + (1 - alpha) * descent**2
             momentum = alpha * momentum + descent / (square.sqrt() + 1e-8)
             decay = self.final_rate ** ((k - found_at).clamp_min(0) / (self.steps - found_at))
-            return self.threat.clamp(look.z - per_sample(rate * decay, x) * momentum)
+            return self.threat.clamp(at.z - per_sample(rate * decay, x) * momentum)
 
         if self.constraint == "dlr":
             why = "ALMA's difference of logits ratio needs 3 classes or more: use constraint='margin'"

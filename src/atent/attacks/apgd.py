@@ -15,7 +15,7 @@ from atent.attacks.starts import Start, check_start, start
 from atent.attacks.step_rules import Halving, Rule, Sparse, stages
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, dlr_targeted, margin, margin_targeted
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
 _TARGETED = "dlr-targeted"
@@ -46,7 +46,7 @@ class APGD(Attack):
     A sample is done when it is fooled, which is looked at after 0, 1, 2, 4, 8 and 16 steps and at the checkpoints; of
     what it has found by then the largest margin counts. The first run decides which samples see the others, and those
     go side by side, as rows of one batch: a sample is done when one of them succeeds. A pass sees no more rows than
-    the caller's batch has, or 2^16 input numbers. A random model, ``eot`` above 1, is judged by its mean logits and
+    the caller's batch has, or 2^16 input numbers. A random model, ``eot`` above 1, is evaluated by its mean logits and
     climbed to the end.
 
     ``steps`` backwards and steps + 1 forwards per run (shrinking: steps + 3), times ``eot``. Differences from the
@@ -71,7 +71,7 @@ class APGD(Attack):
     rho: float = 0.75
     """A step size stays while more than this share of the steps raises the loss; 0 to 1."""
     eot: int = 1
-    """Draws over which gradients are averaged, for random models."""
+    """Samples over which gradients are averaged, for random models."""
     start: Start = "boundary"
     """boundary as published, or another start of PGD's, brought into the ball and the box."""
     radii: Literal["fixed", "shrinking"] = "fixed"
@@ -117,7 +117,7 @@ class APGD(Attack):
         runs = self.restarts * (self.targets if self.targeted else 1)
         return runs * self.eot * (2 * self.steps + len(self.stages)) + self.targeted + (2 if runs > 1 else 0) + 1
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         if self.eot > 1:
             oracle = oracle.averaging(self.eot)
         whole, aims = x, y[:, None]
@@ -127,24 +127,24 @@ class APGD(Attack):
         # The targets of a restart of its own each, as published: run r goes to target r // restarts.
         runs = range(self.restarts * aims.shape[1])
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, wave: int, aims: Tensor) -> Tensor:
+        def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, wave: int, aims: Tensor) -> Tensor:
             beside = runs[1:] if wave else runs[:1]
             aims = aims[:, [run // self.restarts for run in beside]]
             if not wave:
-                return self._climb(oracle, x, y, self._begin(oracle, x, draws, beside), aims)
+                return self._climb(oracle, x, y, self._begin(oracle, x, streams, beside), aims)
             found = []
             for rows in torch.arange(len(x), device=x.device).split(side_by_side(whole, len(beside))):
                 part = oracle.take(rows)
-                begin = self._begin(part, x[rows], draws.take(rows), beside)
+                begin = self._begin(part, x[rows], streams.take(rows), beside)
                 found.append(self._climb(part, x[rows], y[rows], begin, aims[rows]))
             return torch.cat(found)
 
-        return worst_of(min(2, len(runs)), once, oracle, x, y, draws, aims)
+        return worst_of(min(2, len(runs)), once, oracle, x, y, streams, aims)
 
-    def _begin(self, oracle: Oracle, x: Tensor, draws: Draws, runs: range) -> Tensor:
+    def _begin(self, oracle: Oracle, x: Tensor, streams: Streams, runs: range) -> Tensor:
         """The starts of several runs, (n, runs, ...)."""
         threat = self.threat.take(oracle.rows).scaled(self.stages[0][0])
-        return torch.stack([start(threat, self.start, x, draws, run) for run in runs], 1)
+        return torch.stack([start(threat, self.start, x, streams, run) for run in runs], 1)
 
     def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, begin: Tensor, aims: Tensor) -> Tensor:
         """Several runs for each sample, side by side: starts (n, runs, ...) and targets (n, runs); one result each."""
@@ -184,7 +184,7 @@ class APGD(Attack):
 
         climbed = oracle.aimed(LOSSES.get(self.loss, margin))
 
-        grad, values, logits = oracle.look(point, y, loss)
+        grad, values, logits = oracle.gradient(point, y, loss)
         before = best = point
         best_grad, best_value, best_margin = grad, values, oracle.margin(logits, y)
         rule: Rule = (
@@ -198,7 +198,7 @@ class APGD(Attack):
             if k:
                 before, point = point, rule.move(threat, x, point, before, grad, k)
                 if k < steps:
-                    grad, values, logits = oracle.look(point, y, loss)
+                    grad, values, logits = oracle.gradient(point, y, loss)
                 else:
                     values, logits = oracle.value(point, y, loss)
                 rule.see(values)
@@ -214,7 +214,7 @@ class APGD(Attack):
             if k in rule.checks:
                 back = per_sample(rule.check(k, x, best, best_value), x)
                 point, grad = torch.where(back, best, point), torch.where(back, best_grad, grad)
-            if runs and k < steps and oracle.draws == 1 and (k in rule.checks or k in _EARLY):
+            if runs and k < steps and oracle.samples == 1 and (k in rule.checks or k in _EARLY):
                 standing = (best_margin <= 0).view(-1, runs).all(1)
                 keep = standing.repeat_interleave(runs).nonzero().squeeze(1)
                 if len(keep) < len(x):

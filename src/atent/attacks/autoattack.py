@@ -1,4 +1,4 @@
-"""AutoAttack: four attacks without free parameters, each on what the ones before left standing."""
+"""AutoAttack: four attacks without free parameters, each on the samples that remain correctly classified."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atent.attacks.loops import worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.square import Square
 from atent.checks import check_choice, check_number
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat
 
 _VERSIONS = ("standard", "rand")
@@ -28,12 +28,12 @@ class AutoAttack(Attack):
     ``standard``, for models without randomness: APGD on cross-entropy, targeted APGD, targeted FAB, Square. In l1
     (Croce and Hein 2021) both APGDs shrink their radius from 3 eps to eps, that on cross-entropy has 5 restarts, and
     the targeted one 5 targets.
-    ``rand``, for random models: APGD on cross-entropy and on the DLR loss, gradients averaged over ``eot`` draws.
+    ``rand``, for random models: APGD on cross-entropy and on the DLR loss, gradients averaged over ``eot`` streams.
 
     A sample that the model misclassifies is not attacked, and a part only attacks the samples that the parts before
-    it left standing, which one forward per part decides. FAB stops with a sample once a point within eps is found.
-    On models of fewer than 10 classes the targeted parts aim at all wrong ones, and on fewer than a DLR loss takes (4;
-    rand: 3) `APGD` climbs the difference of logits in its place; `remarks` says so.
+    it left correctly classified, which one forward per part decides. FAB stops with a sample once a point within eps is
+    found. On models of fewer than 10 classes the targeted parts aim at all wrong ones, and on fewer than a DLR loss
+    takes (4; rand: 3) `APGD` climbs the difference of logits in its place; `remarks` says so.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
@@ -48,7 +48,7 @@ class AutoAttack(Attack):
     queries: int = 5000
     """Queries of Square; published: 5,000."""
     eot: int = 20
-    """Draws that a gradient of rand is averaged over; published: 20."""
+    """Samples that a gradient of rand is averaged over; published: 20."""
 
     def __post_init__(self) -> None:
         check_choice("version", self.version, _VERSIONS)
@@ -77,15 +77,15 @@ class AutoAttack(Attack):
 
     @property
     def passes(self) -> int:
-        # A part's own figure has a verdict in it, which here is the look at who still stands; one more on x, and one
-        # at the end.
+        # A part's own figure has a verdict in it, which here is the evaluation of who is still robust; one more on x,
+        # and one at the end.
         return sum(part.passes for part in self.parts().values()) + 2
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         names = list(self.parts())
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, k: int) -> Tensor:
+        def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, k: int) -> Tensor:
             # The first candidate is x itself: what is wrong without an attack is not attacked.
-            return self.search_part(names[k - 1], oracle, x, y, draws) if k else x
+            return self.search_part(names[k - 1], oracle, x, y, streams) if k else x
 
-        return worst_of(1 + len(names), once, oracle, x, y, draws)
+        return worst_of(1 + len(names), once, oracle, x, y, streams)

@@ -23,7 +23,7 @@ from atent.checks import (
 from atent.guard import Mode, guard, outside_inference
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.registry import Registry
-from atent.rng import Batch, Draws, PerSample, narrow
+from atent.rng import Batch, PerSample, Streams, narrow
 from atent.threat import Threat, per_sample
 
 
@@ -66,7 +66,7 @@ class Attack(metaclass=Settings):
 
     @property
     def stream(self) -> str:
-        """The name that keys the attack's random draws."""
+        """The name that keys the attack's random numbers."""
         return type(self).__name__
 
     @property
@@ -74,9 +74,9 @@ class Attack(metaclass=Settings):
         """The most forwards and backwards together that one sample can cost, the verdict's forward included."""
         raise TypeError(f"{type(self).__name__} has no passes: define how many one sample can cost at most")
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
-        raise TypeError(f"{type(self).__name__} has no search: define search(oracle, x, y, draws)")
+        raise TypeError(f"{type(self).__name__} has no search: define search(oracle, x, y, streams)")
 
     def of(self, rows: Tensor) -> Attack:
         """The attack on some of the samples: itself where all have one eps."""
@@ -85,7 +85,7 @@ class Attack(metaclass=Settings):
         return self if part is threat else replace(self, threat=part)
 
     def parts(self) -> dict[str, Attack]:
-        """The attacks that a composite one runs in turn, by name, each on what stands after those before; {}: none."""
+        """The attacks that a composite one runs, by name, each on what is robust to those before; {}: none."""
         return {}
 
     def remarks(self, classes: int) -> list[str]:
@@ -98,17 +98,17 @@ class Attack(metaclass=Settings):
             able = ", ".join(name for name, kind in ATTACKS.items() if kind.aims)
             raise ValueError(f"{type(self).__name__} takes no targets: use one of {able}, or targeted=False")
 
-    def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """What the part of that name finds, x where a minimum-norm one finds nothing within eps.
 
-        ``draws`` are the composite's; the part has streams of its own in them, so that it finds the same in the
+        ``streams`` are the composite's; the part has streams of its own in them, so that it finds the same in the
         composite's ``search`` and alone.
         """
-        return self.parts()[part].bounded(oracle, x, y, draws.named(part))
+        return self.parts()[part].bounded(oracle, x, y, streams.named(part))
 
-    def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """`search`, with x where a minimum-norm attack finds nothing within eps."""
-        x_adv = self.search(oracle, x, y, draws)
+        x_adv = self.search(oracle, x, y, streams)
         if not self.minimum_norm:
             return x_adv
         threat: Threat = self.threat.take(oracle.rows)
@@ -133,7 +133,7 @@ class Attack(metaclass=Settings):
         with ``rng`` one stream serves the batch and the input checks are left out, as in training. The model
         is seen in ``mode`` and comes back as it was found. Arrays become tensors, see `atent.checks.as_inputs`.
         With ``targeted`` the labels are targets, and the attack wants the model to give them; ``callback(k, x_adv,
-        loss)`` is told of every point whose loss the attack computes, see `atent.attacks.watch.Watch`.
+        loss)`` receives every point whose loss the attack computes, see `atent.attacks.watch.Watch`.
         ValueError for inputs that no attack can use, and for an attack without targets.
         """
         return self._guarded(
@@ -192,7 +192,7 @@ class Attack(metaclass=Settings):
         callback: Callback | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         threat: Threat = self.threat
-        draws: Draws
+        streams: Streams
         if targeted:
             self.check_aims()
         if rng is None:
@@ -211,9 +211,9 @@ class Attack(metaclass=Settings):
             threat.check_samples(len(x))
         n, y = len(x), y.long()
         if rng is None:
-            draws, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)
+            streams, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)
         else:
-            draws = Batch(rng)
+            streams = Batch(rng)
             inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
         if n == 0:
             counters = torch.zeros(2, 0, dtype=torch.int64, device=x.device)
@@ -229,9 +229,9 @@ class Attack(metaclass=Settings):
                 seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch
             )  # fmt: skip
             if part is None:
-                x_adv = self.bounded(oracle, clean, y, draws).detach()
+                x_adv = self.bounded(oracle, clean, y, streams).detach()
             else:
-                x_adv = self.search_part(part, oracle, clean, y, draws).detach()
+                x_adv = self.search_part(part, oracle, clean, y, streams).detach()
             # The verdict is checked like the first pass: NaN logits would count as fooled.
             oracle.model, oracle.check = model, rng is None
             if not verdict:

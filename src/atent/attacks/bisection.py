@@ -13,7 +13,7 @@ def bisect(crossed: Callable[[Tensor], Tensor], first: Tensor, high: Tensor, ste
 
     ``crossed`` takes lengths (n,) and says (n,) bool; it is asked ``steps`` times, first at ``first`` (n,). Where it
     changes once, the result is within ``high / 2**steps`` of the change; where it never holds, it comes as near to
-    ``high``, and where it always holds, as near to 0. The last middle is returned unasked: nobody needs its answer.
+    ``high``, and where it always holds, as near to 0. The last middle is returned unasked: its answer is not needed.
     """
     low, t = torch.zeros_like(first), first
     for _ in range(steps):

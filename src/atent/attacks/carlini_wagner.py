@@ -13,7 +13,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
 from atent.attacks.smallest import beyond, keep_smaller
 from atent.checks import check_number
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
 
 
@@ -67,7 +67,7 @@ class CarliniWagner(Attack):
     def passes(self) -> int:
         return 2 * self.steps * self.search_steps + 2
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         total, extent = self.threat.edges(x, lambda low, high: (low + high, high - low))
         # The factor keeps w finite at the walls of the box.
         begin = ((2 * x - total) / extent * (1 - 1e-6)).atanh()
@@ -121,7 +121,7 @@ class CarliniWagner(Attack):
             bent = w.tanh()
             # Where tanh rounds to 1 the sum may round past the wall.
             z = self.threat.clamp(middle + half * bent)
-            grad, short, logits = oracle.look(z, y, hinge)
+            grad, short, logits = oracle.gradient(z, y, hinge)
             norm, fooled = l2_norm(z - x), beyond(oracle, logits, y, self.confidence)
             best, smallest = keep_smaller(best, smallest, z, norm, fooled)
             objective = (norm / width) ** 2 + c * short

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Look, annealed, check_share, farthest, walk
+from atent.attacks.smallest import Iterate, annealed, check_share, farthest, walk
 from atent.checks import check_number
 from atent.losses import cross_entropy
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
 
 
@@ -38,11 +38,11 @@ def decoupled(
     limit = farthest(threat, x)
     size = torch.full_like(limit, first)
 
-    def move(look: Look, k: int) -> Tensor:
+    def move(at: Iterate, k: int) -> Tensor:
         nonlocal size
         rate = threat.width * annealed(1.0, 0.01, (k + 1) / steps)
-        size = torch.where(look.fooled, size * (1 - gamma), size * (1 + gamma)).minimum(limit)
-        z = threat.clamp(x + per_sample(size, x) * unit(look.z - x + rate * unit(look.grad)))
+        size = torch.where(at.fooled, size * (1 - gamma), size * (1 + gamma)).minimum(limit)
+        z = threat.clamp(x + per_sample(size, x) * unit(at.z - x + rate * unit(at.grad)))
         if levels is not None:
             z = low + extent * ((z - low) / extent * (levels - 1)).round() / (levels - 1)
         return z
@@ -74,7 +74,7 @@ class DDN(Attack):
     gamma: float = 0.05
     """Factor by which the norm changes: (1 - gamma) after a success, (1 + gamma) after a failure; in [0, 1)."""
     levels: int | None = None
-    """Grey values of the box to which every point is rounded, 256 for images of 8 bits; left out: no rounding. The
+    """Grey values of the box to which every point is rounded, 256 for images of 8 bits; default: no rounding. The
     point is rounded, not the perturbation, which is the same where x has these values."""
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class DDN(Attack):
     def passes(self) -> int:
         return 2 * self.steps
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         first = self.threat.width if self.init_norm is None else self.init_norm
         return decoupled(
             oracle, x, y, threat=self.threat, steps=self.steps, first=first, gamma=self.gamma,

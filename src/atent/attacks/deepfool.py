@@ -14,7 +14,7 @@ from atent.attacks.boundary import Boundary, nearest_boundary
 from atent.attacks.oracle import Oracle
 from atent.attacks.smallest import beyond
 from atent.checks import check_number
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
 
 # In widths of the box. Where the box cuts steps off, they would shrink before the boundary and never cross it.
@@ -63,7 +63,7 @@ class DeepFool(Attack):
     def passes(self) -> int:
         return self.steps * self.classes + 3
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         logits = oracle.logits(x, y)
         others = min(self.classes, logits.shape[1]) - 1
         ranked = logits.scatter(1, y[:, None], -math.inf).topk(others, dim=1).indices

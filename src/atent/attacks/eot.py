@@ -1,4 +1,4 @@
-"""Expectation over transformation: any gradient attack of the house, on gradients averaged over draws."""
+"""Expectation over transformation: any gradient attack of this library, on gradients averaged over samples."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
 from atent.attacks.spec import nested
 from atent.checks import check_number
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import NORMS, Threat
 
 
 @attack
 @dataclass(frozen=True)
 class EoT(Attack):
-    """The ``attack`` with every gradient (and its loss) averaged over ``draws`` passes, for models that draw at random
-    (Athalye et al. 2018). With one draw it is the attack itself, bit for bit.
+    """The ``attack`` with every gradient (and its loss) averaged over ``samples`` passes, for random models
+    (Athalye et al. 2018). With one sample it is the attack itself, bit for bit.
 
-    The model draws from torch's generators, which are seeded for every call; judge it in a mode in which it does draw.
-    ValueError for an attack without gradients, for one that averages by itself (``eot`` above 1) or that is made of
-    others, and for one under another threat.
+    The model draws from torch's generators, which are seeded for every call; evaluate it in a mode in which it is
+    random.
+    ValueError for an attack without gradients, for one that averages its own gradients (``eot`` above 1) or that is
+    made of others, and for one under another threat.
     """
 
+    FORMER: ClassVar[dict[str, str]] = {"draws": "samples"}
     norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
     attack: str = "PGD(steps=20)"
     """The attack, as text."""
-    draws: int = 20
+    samples: int = 20
     """Passes that a gradient is averaged over."""
 
     def __post_init__(self) -> None:
-        check_number("draws", self.draws, 1, whole=True)
+        check_number("samples", self.samples, 1, whole=True)
         inner = self.inner
         if not inner.needs_gradient:
-            raise ValueError(f"EoT averages gradients, and {self.attack} uses none: run it by itself")
+            raise ValueError(f"EoT averages gradients, and {self.attack} uses none: run it alone")
         if inner.parts() or hasattr(inner, "inner") or getattr(inner, "eot", 1) > 1:
             raise ValueError(
                 f"EoT needs an attack that is one search with single gradients, got {self.attack}: use PGD(...), or"
-                " AutoAttack(version=rand) by itself"
+                " AutoAttack(version=rand) alone"
             )
 
     @property
@@ -62,9 +64,9 @@ class EoT(Attack):
 
     @property
     def passes(self) -> int:
-        # Half of the passes are gradients, at most; each costs two, and comes draws times.
+        # Half of the passes are gradients, at most; each costs two, and is taken once per sample.
         most = self.inner.passes
-        return most + 2 * (self.draws - 1) * (most // 2)
+        return most + 2 * (self.samples - 1) * (most // 2)
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        return self.inner.bounded(oracle.averaging(self.draws), x, y, draws)
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        return self.inner.bounded(oracle.averaging(self.samples), x, y, streams)

@@ -17,10 +17,10 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.smallest import length
 from atent.attacks.starts import start
 from atent.checks import check_number
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
-# Steps between two looks at who is done, where samples may stop.
+# Steps between two evaluations of which samples are done, where samples may stop.
 _CHECK = 10
 # Radius of a random start where neither a found point nor eps gives one, as in the authors' code; in box widths.
 _FREE = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
@@ -55,7 +55,7 @@ class FAB(Attack):
     restarts: int = 1
     """Number of starts; the smallest change counts."""
     targets: int | None = None
-    """Number of wrong classes that get a run of their own (FAB-T); left out: one run that looks at all of them."""
+    """Number of wrong classes that get a run of their own (FAB-T); default: one run for all of them."""
     alpha_max: float = 0.1
     """Largest share of the step from x; between 0 and 1."""
     eta: float = 1.05
@@ -84,7 +84,7 @@ class FAB(Attack):
     def remarks(self, classes: int) -> list[str]:
         return [all_targets(classes)] if self.targets is not None and self.targets > classes - 1 else []
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         logits = oracle.logits(x, y)
         wrong = logits.scatter(1, y[:, None], -math.inf).argsort(1, descending=True)[:, :-1]
         # (n, runs, classes per run)
@@ -92,11 +92,11 @@ class FAB(Attack):
         found = x.clone()
         rows = (logits.argmax(1) == y).nonzero().squeeze(1)
         for part in rows.split(side_by_side(x, others.shape[1])) if len(rows) and others.shape[1:].numel() else ():
-            found[part] = self._chase(oracle.take(part), x[part], y[part], others[part], draws.take(part))
+            found[part] = self._chase(oracle.take(part), x[part], y[part], others[part], streams.take(part))
         return found
 
-    def _chase(self, oracle: Oracle, x: Tensor, y: Tensor, others: Tensor, draws: Draws) -> Tensor:
-        """The smallest change of samples that are classified rightly, x where none was found."""
+    def _chase(self, oracle: Oracle, x: Tensor, y: Tensor, others: Tensor, streams: Streams) -> Tensor:
+        """The smallest change of samples that are classified correctly, x where none was found."""
         runs = others.shape[1]
         eps = x.new_zeros(len(x)) + self.threat.take(oracle.rows).radii(x)
         found, best = x.clone(), x.new_full((len(x),), math.inf)
@@ -108,7 +108,7 @@ class FAB(Attack):
         part, clean, true, goals = oracle.take(rows(alive)), rows(x), rows(y), others.flatten(0, 1)
         for restart in range(self.restarts):
             within = torch.minimum(best, eps)[alive]
-            z = clean if restart == 0 else self._random(clean, within, draws.take(alive), restart)
+            z = clean if restart == 0 else self._random(clean, within, streams.take(alive), restart)
             for k in range(self.steps):
                 if self.stop_at_eps and (k or restart) and k % _CHECK == 0:
                     far = best[alive] > eps[alive]
@@ -139,12 +139,12 @@ class FAB(Attack):
         alpha = per_sample((size_z / (size_z + size_x)).clamp_max(self.alpha_max), x)
         return self.threat.clamp((1 - alpha) * (z + self.eta * d_z) + alpha * (x + self.eta * d_x))
 
-    def _random(self, x: Tensor, best: Tensor, draws: Draws, restart: int) -> Tensor:
+    def _random(self, x: Tensor, best: Tensor, streams: Streams, restart: int) -> Tensor:
         """A random start for each run; ``x`` has the rows of the runs, ``best``, the norm so far and eps at most, and
-        ``draws`` those of the samples."""
+        ``streams`` those of the samples."""
         runs = len(x) // len(best)
         ball, origin = Threat(self.threat.norm, 1.0), torch.zeros_like(x[::runs])
-        change = [start(ball, "uniform", origin, draws.named(f"run {run}"), restart) for run in range(runs)]
+        change = [start(ball, "uniform", origin, streams.named(f"run {run}"), restart) for run in range(runs)]
         radius = best / 2
         radius = torch.where(radius.isfinite(), radius, _FREE[self.threat.norm] / 2 * self.threat.width)
         far = per_sample(radius.repeat_interleave(runs), x)

@@ -11,7 +11,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.loops import ascend
 from atent.attacks.oracle import Oracle
 from atent.losses import cross_entropy
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import COUNTS, NORMS, Threat
 
 
@@ -34,7 +34,7 @@ class FGSM(Attack):
     def passes(self) -> int:
         return 3
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
         length = threat.leap if threat.norm in COUNTS else threat.lengths(x)
         return ascend(

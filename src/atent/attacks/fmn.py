@@ -10,9 +10,9 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import DUAL, Look, annealed, check_share, farthest, walk
+from atent.attacks.smallest import DUAL, Iterate, annealed, check_share, farthest, walk
 from atent.checks import check_choice, check_number
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
 
 # A point on the very boundary, where a linear model's first estimate ends, is adversarial or not as rounding decides.
@@ -78,7 +78,7 @@ class FMN(Attack):
     def passes(self) -> int:
         return 2 * self.steps
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat
         begin = threat.width if self.step_size is None else self.step_size
         last = begin / 100 if self.final_step_size is None else self.final_step_size
@@ -86,23 +86,23 @@ class FMN(Attack):
         limit = farthest(threat, x)
         radius = torch.full_like(limit, 1.0 if threat.norm == "l0" else torch.inf)
 
-        def move(look: Look, k: int) -> Tensor:
+        def move(at: Iterate, k: int) -> Tensor:
             nonlocal radius
             step = annealed(begin, last, k / self.steps)
             gamma = annealed(self.gamma, self.final_gamma, k / self.steps)
             if threat.norm == "l0":
                 near, far = (radius - 1).minimum((radius * (1 - gamma)).floor()), (radius * (1 + gamma)).floor()
-                near, far = near.minimum(look.smallest), far.maximum(radius + 1)
+                near, far = near.minimum(at.smallest), far.maximum(radius + 1)
             else:
-                slope = torch.linalg.vector_norm(look.grad.flatten(1), DUAL[threat.norm], dim=1)
-                near = (radius * (1 - gamma)).minimum(look.smallest)
+                slope = torch.linalg.vector_norm(at.grad.flatten(1), DUAL[threat.norm], dim=1)
+                near = (radius * (1 - gamma)).minimum(at.smallest)
                 # Where the margin is flat the boundary is out of sight.
-                estimate = torch.where(slope > 0, look.values.abs() / slope, torch.inf)
-                first = _BEYOND * (look.norm + estimate)
-                growing = look.smallest.isfinite() | (2 * k >= self.steps)
+                estimate = torch.where(slope > 0, at.values.abs() / slope, torch.inf)
+                first = _BEYOND * (at.norm + estimate)
+                growing = at.smallest.isfinite() | (2 * k >= self.steps)
                 far = torch.where(growing, radius * (1 + gamma), first)
-            radius = torch.where(look.fooled, near, far).minimum(limit)
-            z = look.z + step * unit(look.grad)
+            radius = torch.where(at.fooled, near, far).minimum(limit)
+            z = at.z + step * unit(at.grad)
             if on_sphere:
                 return threat.clamp(x + per_sample(radius, x) * unit(z - x))
             return threat.project(z, x, radius)

@@ -12,7 +12,7 @@ from atent.attacks.loops import ascend
 from atent.attacks.oracle import Oracle
 from atent.checks import check_number
 from atent.losses import cross_entropy
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import COUNTS, NORMS, Threat
 
 
@@ -22,8 +22,8 @@ class IFGS(Attack):
     """x^0 = x, x^{k+1} = project(x^k + step_size * sign(g_k)), g_k the gradient of the cross-entropy at x^k: the basic
     iterative method, Kurakin et al. 2017, Eq. 2; supplement of Jagatap et al. 2022, B.4.
 
-    In other norms their steepest ascent takes the place of the sign, see `Threat.ascent`. It is `PGD` from x itself: no
-    draws, no restarts, the last iterate. ``steps`` forwards and backwards.
+    In other norms their steepest ascent takes the place of the sign, see `Threat.step`. It is `PGD` from x itself: no
+    random numbers, no restarts, the last iterate. ``steps`` forwards and backwards.
     """
 
     aims: ClassVar[bool] = True
@@ -56,7 +56,7 @@ class IFGS(Attack):
     def passes(self) -> int:
         return 2 * self.steps + 1
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
         step = threat.lengths(x, self._length)
         return ascend(

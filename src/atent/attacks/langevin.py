@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -14,17 +14,17 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
 from atent.losses import cross_entropy
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.sgld import effective_noise, langevin_step, noise_for
 from atent.threat import Radii, Threat, unit
 
 Variant = Literal["released", "published"]
 Projection = Literal["never", "last", "every"]
 Gradient = Literal["raw", "unit", "sign"]
-Pull = Literal["free", "scaled"]
+Anchor = Literal["free", "scaled"]
 
-# (gradient, pull scaling, projection, start) by variant and norm; see `sampler`.
-_VARIANTS: dict[tuple[str, str], tuple[Gradient, Pull, Projection, Start]] = {
+# (gradient, scaling of the anchor term, projection, start) by variant and norm; see `sampler`.
+_VARIANTS: dict[tuple[str, str], tuple[Gradient, Anchor, Projection, Start]] = {
     ("released", "l2"): ("unit", "free", "never", "sphere"),
     ("released", "linf"): ("sign", "free", "last", "corner"),
     ("published", "l2"): ("raw", "scaled", "never", "sphere"),
@@ -36,28 +36,30 @@ _VARIANTS: dict[tuple[str, str], tuple[Gradient, Pull, Projection, Start]] = {
 class Sampler:
     """A fully resolved Langevin chain over inputs: nothing left to default.
 
-    x^{k+1} = clamp(project(x^k + step_size * d(g_k) + pull * (x - x^k) + noise * sqrt(2 step_size) * N(0, I)))
+    x^{k+1} = clamp(project(x^k + step_size * d(g_k) + anchor_weight * (x - x^k) + noise * sqrt(2 step_size) * N(0, I)))
     """
 
     threat: Threat
     steps: int
     step_size: float
-    pull: float
+    anchor_weight: float
     """Factor of (x - x^k), the step size included where the variant scales by it."""
     noise: float
     start: Start
     projection: Projection
     gradient: Gradient
 
-    def begin(self, x: Tensor, draws: Draws, restart: int = 0) -> Tensor:
+    def begin(self, x: Tensor, streams: Streams, restart: int = 0) -> Tensor:
         """x^0, not clamped to the box, as in the authors' code."""
-        return start(self.threat, self.start, x, draws, restart)
+        return start(self.threat, self.start, x, streams, restart)
 
-    def move(self, z: Tensor, x: Tensor, grad: Tensor, k: int, draws: Draws, restart: int = 0) -> Tensor:
+    def move(self, z: Tensor, x: Tensor, grad: Tensor, k: int, streams: Streams, restart: int = 0) -> Tensor:
         """x^{k+1} from x^k = ``z``, the anchor ``x`` and the gradient of each sample's own loss at ``z``."""
         direction = unit(grad) if self.gradient == "unit" else grad.sign() if self.gradient == "sign" else grad
-        normal = draws.normal(z, use="noise", restart=restart, step=k) if self.noise else None
-        z = langevin_step(z, direction, x, step_size=self.step_size, pull=self.pull, noise=self.noise, normal=normal)
+        normal = streams.normal(z, use="noise", restart=restart, step=k) if self.noise else None
+        z = langevin_step(
+            z, direction, x, step_size=self.step_size, weight=self.anchor_weight, noise=self.noise, normal=normal
+        )
         if self.projection == "every" or (self.projection == "last" and k == self.steps - 1):
             z = self.threat.project_ball(z, x)
         return self.threat.clamp(z)
@@ -85,15 +87,15 @@ def sampler(
     start: Start | None = None,
     projection: Projection | None = None,
     gradient: Gradient | None = None,
-    pull: Pull | None = None,
+    anchor: Anchor | None = None,
 ) -> Sampler:
     """Resolve the settings of ATENT's inner chain; a variant fills what is None, any field overrides it.
 
-    ``released`` (the authors' code): l2 has the unit gradient, the pull gamma (x - x^k) not multiplied by the step
-    size, no projection, a start on the sphere; linf has the sign, no pull, projection after the last step, a start
-    in a corner. ``published`` (Eq. 7): l2 has the raw gradient of each sample's loss and the pull multiplied by the
-    step size, no projection; linf, whose exact text is not at hand, is read here as the sign with projection after
-    every step. Every variant clamps to the box after each step.
+    ``released`` (the authors' code): l2 has the unit gradient, the anchor term gamma (x - x^k) not multiplied by the
+    step size, no projection, a start on the sphere; linf has the sign, no anchor term, projection after the last step,
+    a start in a corner. ``published`` (Eq. 7): l2 has the raw gradient of each sample's loss and the anchor term
+    multiplied by the step size, no projection; linf, whose exact text is not at hand, is read here as the sign with
+    projection after every step. Every variant clamps to the box after each step.
 
     Defaults: step size 2 eps / steps (l2, supplement A.2) or 2.5 eps / steps (linf), gamma 0.05 (l2) or 0 (linf),
     noise 1e-3, for a box of width 1; in another box they follow its width, so that the chain is the same in its units.
@@ -103,13 +105,13 @@ def sampler(
     """
     check_choice("variant", variant, ("released", "published"))
     check_number("steps", steps, 1, whole=True)
-    d_gradient, d_pull, d_projection, d_start = _VARIANTS[variant, threat.norm]
+    d_gradient, d_anchor, d_projection, d_start = _VARIANTS[variant, threat.norm]
     gradient = d_gradient if gradient is None else gradient
-    pull = d_pull if pull is None else pull
+    anchor = d_anchor if anchor is None else anchor
     projection = d_projection if projection is None else projection
     start = d_start if start is None else start
     check_choice("gradient", gradient, ("raw", "unit", "sign"))
-    check_choice("pull", pull, ("free", "scaled"))
+    check_choice("anchor", anchor, ("free", "scaled"))
     check_choice("projection", projection, ("never", "last", "every"))
     check_start(threat, start)
     # What one unit of step size is worth: a raw gradient shrinks as the box widens, a unit gradient or a sign does not.
@@ -119,7 +121,7 @@ def sampler(
     check_number("step_size", step_size, 0)
     if gamma is None:
         gamma = 0.05 if threat.norm == "l2" else 0.0
-        gamma /= reach * threat.width if pull == "scaled" else 1.0
+        gamma /= reach * threat.width if anchor == "scaled" else 1.0
     check_number("gamma", gamma, 0)
     levels = {"noise": noise, "effective_noise": effective_noise, "temperature": temperature}
     given = [f"{name} {value}" for name, value in levels.items() if value is not None]
@@ -136,17 +138,17 @@ def sampler(
         noise = noise_for(step_size, effective_noise)
     noise = 1e-3 * math.sqrt(threat.width / reach) if noise is None else noise
     check_number("noise", noise, 0)
-    factor = gamma * (step_size if pull == "scaled" else 1.0)
+    factor = gamma * (step_size if anchor == "scaled" else 1.0)
     if factor > 2:
         raise ValueError(
-            f"a pull of {factor:g} per step makes the chain diverge (it must stay at or below 2): lower gamma"
+            f"an anchor term of weight {factor:g} per step makes the chain diverge: it must be at most 2, lower gamma"
         )
     return Sampler(threat, steps, step_size, factor, noise, start, projection, gradient)
 
 
 SAMPLER_FIELDS = (
     "variant", "steps", "step_size", "gamma", "noise", "effective_noise", "temperature",
-    "start", "projection", "gradient", "pull",
+    "start", "projection", "gradient", "anchor",
 )  # fmt: skip
 """The keywords of `sampler`, which the attack and the method have as fields."""
 
@@ -154,11 +156,13 @@ SAMPLER_FIELDS = (
 @attack
 @dataclass(frozen=True)
 class Langevin(Attack):
-    """ATENT as an attack (supplement A.3): the training chain, judged at its last iterate.
+    """ATENT as an attack (supplement A.3): the training chain, evaluated at its last iterate.
 
     The chain is the one that `sampler` describes; as an attack it always projects at its last step, also where the
     variant never does. ``steps`` forwards and backwards per restart.
     """
+
+    FORMER: ClassVar[dict[str, str]] = {"pull": "anchor"}
 
     threat: Threat
     steps: int = 20
@@ -166,7 +170,8 @@ class Langevin(Attack):
     step_size: float | None = None
     """eta': length of a step. Default: 2 eps / steps (l2), 2.5 eps / steps (linf); see `sampler` for other boxes."""
     gamma: float | None = None
-    """Pull towards the clean input. Default: 0.05 (l2), 0 (linf); see `sampler` for other boxes."""
+    """gamma of the quadratic penalty gamma/2 ||x' - x||^2. Default: 0.05 (l2), 0 (linf); see `sampler` for other
+    boxes."""
     noise: float | None = None
     """Thermal noise, the square root of the temperature. Default: 1e-3; see `sampler` for other boxes."""
     effective_noise: float | None = None
@@ -178,7 +183,8 @@ class Langevin(Attack):
     start: Start | None = None
     projection: Literal["last", "every"] | None = None
     gradient: Gradient | None = None
-    pull: Pull | None = None
+    anchor: Anchor | None = None
+    """Whether the anchor term is free of the step size or scaled by it; default: as the variant."""
     restarts: int = 1
     """Number of chains; the worst result counts."""
 
@@ -199,26 +205,26 @@ class Langevin(Attack):
     def passes(self) -> int:
         return restarted(2 * self.steps, self.restarts)
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
         if isinstance(threat.eps, Radii):
-            # A chain is resolved for one radius: noise and pull follow from it.
+            # A chain is resolved for one radius: noise and the anchor term follow from it.
             found = x.clone()
             for eps in sorted(set(threat.eps)):
                 rows = (threat.eps.tensor == eps).nonzero().squeeze(1).to(x.device)
                 one = replace(self, threat=replace(threat, eps=eps))
-                found[rows] = one.search(oracle.take(rows), x[rows], y[rows], draws.take(rows))
+                found[rows] = one.search(oracle.take(rows), x[rows], y[rows], streams.take(rows))
             return found
         chain = self.sampler
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int) -> Tensor:
+        def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int) -> Tensor:
             return ascend(
                 oracle,
-                chain.begin(x, draws, restart),
+                chain.begin(x, streams, restart),
                 y,
                 steps=chain.steps,
                 loss=cross_entropy,
-                move=lambda z, grad, k: chain.move(z, x, grad, k, draws, restart),
+                move=lambda z, grad, k: chain.move(z, x, grad, k, streams, restart),
             )
 
-        return worst_of(self.restarts, once, oracle, x, y, draws)
+        return worst_of(self.restarts, once, oracle, x, y, streams)

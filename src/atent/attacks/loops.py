@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atent.attacks.oracle import Loss, Oracle
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import per_sample
 
 
@@ -41,13 +41,13 @@ def ascend(
         best_value = torch.where(better, values, best_value)
 
     for k in range(steps):
-        grad, values, _ = oracle.look(x_adv, y, loss)
+        grad, values, _ = oracle.gradient(x_adv, y, loss)
         if keep == "best" and k:
             remember(values)
         x_adv = move(x_adv, grad, k)
     if keep == "best":
         values = loss(oracle.logits(x_adv, y), y)
-        oracle.tell(x_adv, values)
+        oracle.report(x_adv, values)
         remember(values)
         return best
     return x_adv
@@ -59,14 +59,15 @@ def worst_of(
     oracle: Oracle,
     x: Tensor,
     y: Tensor,
-    draws: Draws,
+    streams: Streams,
     *more: Tensor,
 ) -> Tensor:
-    """Repeat a search on the samples that still stand; per sample the result with the largest margin wins.
+    """Repeat a search on the samples that remain correctly classified; per sample the result with the largest margin
+    wins.
 
     A search is ``once(oracle, x, y, draws, restart, *more)``; ``more`` are further tensors of one row per sample.
     """
-    x_adv = once(oracle, x, y, draws, 0, *more)
+    x_adv = once(oracle, x, y, streams, 0, *more)
     if restarts == 1:
         return x_adv
     best = oracle.margin(oracle.logits(x_adv, y), y)
@@ -75,7 +76,7 @@ def worst_of(
         if not len(rows):
             break
         part = oracle.take(rows)
-        candidate = once(part, x[rows], y[rows], draws.take(rows), restart, *(t[rows] for t in more))
+        candidate = once(part, x[rows], y[rows], streams.take(rows), restart, *(t[rows] for t in more))
         score = oracle.margin(part.logits(candidate, y[rows]), y[rows])
         better = score > best[rows]
         x_adv = x_adv.index_copy(0, rows, torch.where(per_sample(better, x), candidate, x_adv[rows]))

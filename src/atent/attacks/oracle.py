@@ -12,6 +12,7 @@ from atent.attacks.watch import Watch
 from atent.checks import check_logits
 from atent.guard import NO_GRADIENT, ask, explain
 from atent.losses import margin
+from atent.messages import deprecated
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -22,9 +23,9 @@ _MOST = 2**24
 class Oracle:
     """The model as an attack sees it: logits and input gradients, each pass counted per sample.
 
-    ``draws`` above 1 averages every gradient over as many passes: expectation over transformation, for random models
+    ``samples`` above 1 averages every gradient over as many passes: expectation over transformation, for random models
     (Athalye et al. 2018). With ``targeted`` labels are targets: `margin` and `fooled` say how near they are, and
-    `aimed` turns a loss around. ``watch`` is told of every loss.
+    `aimed` turns a loss around. ``watch`` receives every loss.
     """
 
     def __init__(
@@ -34,12 +35,12 @@ class Oracle:
         backwards: Tensor,
         *,
         check: bool,
-        draws: int = 1,
+        samples: int = 1,
         channels_last: bool = False,
         targeted: bool = False,
         watch: Watch | None = None,
     ) -> None:
-        self.model, self.check, self.draws, self.channels_last = model, check, draws, channels_last
+        self.model, self.check, self.samples, self.channels_last = model, check, samples, channels_last
         self.forwards, self.backwards, self.targeted, self.watch = forwards, backwards, targeted, watch
         self.rows: Tensor | None = None
         self.least: tuple[int, str] = (0, "")
@@ -51,10 +52,10 @@ class Oracle:
         part.rows = rows if self.rows is None else self.rows[rows]
         return part
 
-    def averaging(self, draws: int) -> Oracle:
-        """The same model and counters, every gradient averaged over ``draws`` passes."""
+    def averaging(self, samples: int) -> Oracle:
+        """The same model and counters, every gradient averaged over ``samples`` passes."""
         same = copy.copy(self)
-        same.draws = draws
+        same.samples = samples
         return same
 
     def demanding(self, classes: int, why: str) -> Oracle:
@@ -75,7 +76,7 @@ class Oracle:
         """The loss to climb: ``loss``, or its negative where labels are targets."""
         return (lambda logits, y: -loss(logits, y)) if self.targeted else loss
 
-    def tell(self, x: Tensor, values: Tensor) -> None:
+    def report(self, x: Tensor, values: Tensor) -> None:
         """Show the watch the losses ``values`` (n,) at ``x``."""
         if self.watch is not None:
             self.watch.see(self.model, self.rows, x, values)
@@ -122,18 +123,18 @@ class Oracle:
         """Each sample's loss (n,) and logits (n, classes) without a graph, averaged as gradients are."""
         logits = self._answer(x, y)
         values = loss(logits, y)
-        for _ in range(1, self.draws):
+        for _ in range(1, self.samples):
             z = self._answer(x, y)
             values, logits = values + loss(z, y), logits + z
-        if self.draws > 1:
-            values, logits = values / self.draws, logits / self.draws
-        self.tell(x, values)
+        if self.samples > 1:
+            values, logits = values / self.samples, logits / self.samples
+        self.report(x, values)
         return values, logits
 
-    def look(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Input gradient of each sample's loss (summed over the batch), the losses (n,) and logits (n, classes)."""
         found: tuple[Tensor, Tensor, Tensor] | None = None
-        for _ in range(self.draws):
+        for _ in range(self.samples):
             z = x.detach().requires_grad_()
             with torch.enable_grad():
                 logits = self._answer(z, y)
@@ -141,37 +142,42 @@ class Oracle:
                 grad = self._slope(values, z)
             seen = grad, values.detach(), logits.detach()
             found = seen if found is None else (found[0] + seen[0], found[1] + seen[1], found[2] + seen[2])
-        assert found is not None, "draws is at least 1"
-        if self.draws > 1:
-            found = found[0] / self.draws, found[1] / self.draws, found[2] / self.draws
+        assert found is not None, "samples is at least 1"
+        if self.samples > 1:
+            found = found[0] / self.samples, found[1] / self.samples, found[2] / self.samples
         if self.watch is not None:
-            self.tell(x, found[1])
+            self.report(x, found[1])
         return found
+
+    def look(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """The former name of `gradient`."""
+        deprecated("oracle.look", "oracle.gradient")
+        return self.gradient(x, y, loss)
 
     def slopes(self, x: Tensor, y: Tensor, classes: Tensor, see: Callable[[Tensor, Tensor, int], None]) -> Tensor:
         """Show ``see`` the input gradients of z_k - z_y for the ``classes`` k (n, m), a few at a time; logits (n, C).
 
         ``see(grads, differences, first)`` gets the gradients (n, k, ...) and the differences (n, k) of the columns of
         ``classes`` from ``first`` on; k is as large as `_MOST` numbers allow, and at least 1, so that memory does not
-        grow with the number of classes. One forward, and one backward per column; gradients averaged over ``draws``
+        grow with the number of classes. One forward, and one backward per column; gradients averaged over ``samples``
         passes are so for each group of columns, with forwards of its own.
         """
         columns = range(classes.shape[1])
         size = max(1, _MOST // max(1, x.numel()))
         groups = [columns[i : i + size] for i in range(0, len(columns), size)]
-        if self.draws == 1:
-            return self._told(x, y, self._slopes(x, y, classes, groups, see))
+        if self.samples == 1:
+            return self._reported(x, y, self._slopes(x, y, classes, groups, see))
         logits = []
         for group in groups:
-            passes = [self._shown(x, y, classes, group) for _ in range(self.draws)]
-            grads, differences, z = (sum(part[1:], part[0]) / self.draws for part in zip(*passes))
+            passes = [self._shown(x, y, classes, group) for _ in range(self.samples)]
+            grads, differences, z = (sum(part[1:], part[0]) / self.samples for part in zip(*passes))
             see(grads, differences, group.start)
             logits.append(z)
-        return self._told(x, y, sum(logits[1:], logits[0]) / len(logits))
+        return self._reported(x, y, sum(logits[1:], logits[0]) / len(logits))
 
-    def _told(self, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+    def _reported(self, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         if self.watch is not None:
-            self.tell(x, margin(logits, y))
+            self.report(x, margin(logits, y))
         return logits
 
     def _shown(self, x: Tensor, y: Tensor, classes: Tensor, group: range) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.starts import ALLOWED, Start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import COUNTS, NORMS, Threat, unit
 
 
@@ -30,7 +30,7 @@ class PGD(Attack):
     The starts ``cube`` and ``gaussian`` take their first gradient where they fall, perhaps outside the ball and the
     box: cube, x + U(-eps, eps)^d, as the published l2 evaluation of ATENT does, and gaussian, x + start_noise N(0, I),
     as TRADES does. All others are clamped to the box. ``steps`` forwards and backwards per restart; with more than one
-    restart, only samples that still stand go on.
+    restart, only samples that remain correctly classified are searched again.
 
     ``loss="kl"`` climbs KL(softmax(f(x)) || softmax(f(x'))), the inner maximum of TRADES (Zhang et al. 2019): it knows
     no labels, and asks for the clean logits once, one forward more. With ``momentum`` mu above 0 the direction is that
@@ -94,17 +94,17 @@ class PGD(Attack):
         if self.loss == "kl":
             raise ValueError("loss 'kl' knows no labels, and so no targets: use loss 'ce', 'margin' or 'dlr'")
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         reference = (oracle.logits(x, y),) if self.loss == "kl" else ()
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int, *clean: Tensor) -> Tensor:
+        def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int, *clean: Tensor) -> Tensor:
             threat = self.threat.take(oracle.rows)
             step = threat.lengths(x, self._length)
             if self.start == "gaussian":
                 noise = 1e-3 * threat.width if self.start_noise is None else self.start_noise
-                begin = x + noise * draws.normal(x, use="start", restart=restart)
+                begin = x + noise * streams.normal(x, use="start", restart=restart)
             else:
-                begin = start(threat, self.start, x, draws, restart)
+                begin = start(threat, self.start, x, streams, restart)
                 begin = begin if self.start == "cube" else threat.clamp(begin)
             past = torch.zeros_like(x)
 
@@ -124,4 +124,4 @@ class PGD(Attack):
                 keep=self.keep,
             )
 
-        return worst_of(self.restarts, once, oracle, x, y, draws, *reference)
+        return worst_of(self.restarts, once, oracle, x, y, streams, *reference)

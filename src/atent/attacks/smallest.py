@@ -14,8 +14,8 @@ from atent.checks import check_number
 from atent.threat import COUNTS, Threat, l2_norm, per_sample
 
 
-class Look(NamedTuple):
-    """What a walk sees at the point where it stands; n samples."""
+class Iterate(NamedTuple):
+    """What a walk sees at its current point; n samples."""
 
     z: Tensor
     """The point, the shape of x."""
@@ -83,7 +83,7 @@ def walk(
     threat: Threat,
     steps: int,
     loss: Loss,
-    move: Callable[[Look, int], Tensor],
+    move: Callable[[Iterate, int], Tensor],
     confidence: float = 0.0,
 ) -> Tensor:
     """Look at ``steps`` points, x first, then ``z = move(look, k)`` for k = 0 .. steps-2; the smallest adversarial one.
@@ -98,14 +98,14 @@ def walk(
         if last:
             logits = oracle.logits(z, y)
             if oracle.watch is not None:
-                oracle.tell(z, loss(logits, y))
+                oracle.report(z, loss(logits, y))
         else:
-            grad, values, logits = oracle.look(z, y, loss)
+            grad, values, logits = oracle.gradient(z, y, loss)
         distance = length(threat, z - x)
         fooled = beyond(oracle, logits, y, confidence) if k else oracle.fooled(logits, y)
         best, smallest = keep_smaller(best, smallest, z, distance, fooled)
         if not last:
-            z = move(Look(z, grad, values, fooled, distance, smallest), k)
+            z = move(Iterate(z, grad, values, fooled, distance, smallest), k)
     return best
 
 

@@ -159,7 +159,7 @@ def _name(attack: Attack) -> tuple[str, set[str]]:
         version = getattr(attack, "version", "standard")
         return cls + ("" if version == "standard" else f" {version}"), {*said, "version"}
     name = {"Langevin": "ATENT", "CarliniWagner": "CW"}.get(cls, cls)
-    # Of what a class from somebody's file has, only what the label shows is said.
+    # Of what a class of the user's own has, only what the label shows is said.
     count = next((f for f in ("steps", "queries") if hasattr(attack, f)), "")
     steps, restarts = getattr(attack, count, None), getattr(attack, "restarts", 1)
     loss, usual = getattr(attack, "loss", "ce"), getattr(type(attack), "loss", "ce")
@@ -227,7 +227,7 @@ def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
 def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The `attacks` of a stored evaluation by the labels of today; as they are where one is no attack's text."""
     try:
-        made = [parse(told["attack"], Threat(**told["threat"]), ATTACKS) for told in attacks.values()]
+        made = [parse(entry["attack"], Threat(**entry["threat"]), ATTACKS) for entry in attacks.values()]
         return dict(zip(labelled(made), attacks.values()))
     except (KeyError, TypeError, ValueError):
         return dict(attacks)

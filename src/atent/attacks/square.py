@@ -14,12 +14,12 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.windows import Masses, Squares, as_image
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
 # Of 10,000 queries, those after which the share of the image that a window covers is halved.
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# Passes between two looks at who is done; in the beginning, after 1, 2, 4, 8 and so on.
+# Passes between two evaluations of which samples are done; in the beginning, after 1, 2, 4, 8 and so on.
 _CHECK = 64
 
 
@@ -71,29 +71,29 @@ class Square(Attack):
     def passes(self) -> int:
         return restarted(1 + self.queries, self.restarts)
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
-        return worst_of(self.restarts, self._once, oracle, x, y, draws)
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        return worst_of(self.restarts, self._once, oracle, x, y, streams)
 
     def share(self, query: int) -> float:
         """p: the share of the image that the window of a query (0 .. queries-1) covers."""
         return self.p_init / 2.0 ** sum(query * 10_000 // self.queries > end for end in _HALVED)
 
-    def _once(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws, restart: int) -> Tensor:
+    def _once(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int) -> Tensor:
         shape, loss = x.shape[1:], oracle.aimed(LOSSES[self.loss])
         image = x.reshape(len(x), *as_image(shape))
         shares = [self.share(query) for query in range(self.queries)]
         threat = self.threat.take(oracle.rows)
-        moves = (Squares if threat.norm == "linf" else Masses).draw(threat, image, shares, draws, restart)
+        moves = (Squares if threat.norm == "linf" else Masses).draw(threat, image, shares, streams, restart)
 
-        def judge(z: Tensor) -> tuple[Tensor, Tensor]:
+        def score_of(z: Tensor) -> tuple[Tensor, Tensor]:
             z = z.view(-1, *shape)
             logits = oracle.logits(z, y)
             values = loss(logits, y)
-            oracle.tell(z, values)
+            oracle.report(z, values)
             return values, oracle.margin(logits, y) > 0
 
-        best = moves.start(draws, restart)
-        value, fallen = judge(best)
+        best = moves.start(streams, restart)
+        value, fallen = score_of(best)
         result, rows = best.clone(), torch.arange(len(x), device=x.device)
         # The query at which each sample is, and the one that last changed its point.
         at, changed = torch.zeros_like(y), torch.zeros_like(y)
@@ -108,7 +108,7 @@ class Square(Attack):
                     best, value, fallen, at, changed = best[on], value[on], fallen[on], at[on], changed[on]
             query = moves.next(best, at, changed)
             z = moves.propose(best, query, k)
-            score, wrong = judge(z)
+            score, wrong = score_of(z)
             better = ((score > value) | wrong) & ~fallen
             best = torch.where(per_sample(better, z), z, best)
             value, fallen = torch.where(better, score, value), fallen | wrong

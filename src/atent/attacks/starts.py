@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from atent.checks import check_choice
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import COUNTS, Threat, per_sample, unit
 
 Start = Literal["zero", "uniform", "corner", "sphere", "boundary", "cube"]
@@ -29,7 +29,7 @@ def check_start(threat: Threat, kind: str) -> None:
     check_choice(f"start (for {threat.norm})", kind, ALLOWED[threat.norm])
 
 
-def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) -> Tensor:
+def start(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int = 0) -> Tensor:
     """A starting point for each sample of ``x``; not clamped to the box.
 
     zero      x itself
@@ -43,44 +43,44 @@ def start(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int = 0) 
     if kind == "zero":
         return x
     if threat.norm == "l1":
-        return _l1(threat, kind, x, draws, restart)
+        return _l1(threat, kind, x, streams, restart)
     if threat.norm in COUNTS:
-        return _count(threat, x, draws, restart)
+        return _count(threat, x, streams, restart)
     eps: float | Tensor = threat.lengths(x)
     if kind == "cube" or (kind == "uniform" and threat.norm == "linf"):
-        return x + eps * (2.0 * draws.uniform(x, use="start", restart=restart) - 1.0)
+        return x + eps * (2.0 * streams.uniform(x, use="start", restart=restart) - 1.0)
     if kind == "corner":
         # A comparison, not a sign: a generator's uniform can be exactly 0.5, which has none.
-        return x + eps * (2.0 * (draws.uniform(x, use="start", restart=restart) > 0.5).to(x.dtype) - 1.0)
+        return x + eps * (2.0 * (streams.uniform(x, use="start", restart=restart) > 0.5).to(x.dtype) - 1.0)
     if kind == "boundary" and threat.norm == "linf":
-        return x + eps * unit(2.0 * draws.uniform(x, use="start", restart=restart) - 1.0, math.inf)
-    direction = unit(draws.normal(x, use="start", restart=restart))
+        return x + eps * unit(2.0 * streams.uniform(x, use="start", restart=restart) - 1.0, math.inf)
+    direction = unit(streams.normal(x, use="start", restart=restart))
     if kind in ("sphere", "boundary"):
         return x + eps * direction
     dim = math.prod(x.shape[1:])
-    share = draws.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1) ** (1.0 / dim)
+    share = streams.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1) ** (1.0 / dim)
     return x + per_sample(threat.radii(x) * share, x) * direction
 
 
-def _l1(threat: Threat, kind: str, x: Tensor, draws: Draws, restart: int) -> Tensor:
+def _l1(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int) -> Tensor:
     """Uniform in the ball or on the sphere: exponential lengths over their sum, one more for the ball; or boundary."""
     if kind == "boundary":
-        return threat.project(x + threat.width * draws.normal(x, use="start", restart=restart), x)
+        return threat.project(x + threat.width * streams.normal(x, use="start", restart=restart), x)
     tiny = torch.finfo(x.dtype).tiny
-    lengths = -draws.uniform(x, use="start", restart=restart).clamp_min(tiny).log()
+    lengths = -streams.uniform(x, use="start", restart=restart).clamp_min(tiny).log()
     total = lengths.flatten(1).sum(1)
     if kind == "uniform":
-        rest = draws.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1)
+        rest = streams.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1)
         total = total - rest.clamp_min(tiny).log()
-    signs = 2.0 * (draws.uniform(x, use="sign", restart=restart) > 0.5).to(x.dtype) - 1.0
+    signs = 2.0 * (streams.uniform(x, use="sign", restart=restart) > 0.5).to(x.dtype) - 1.0
     return x + per_sample(threat.radii(x) / total.clamp_min(tiny), x) * signs * lengths
 
 
-def _count(threat: Threat, x: Tensor, draws: Draws, restart: int) -> Tensor:
+def _count(threat: Threat, x: Tensor, streams: Streams, restart: int) -> Tensor:
     """As many elements, pixels or patches as may change, at random, each element uniform in what it may become."""
     blocks = threat.blocks(x.shape[1:])
-    order = draws.uniform(x.new_empty(len(x), blocks.count), use="place", restart=restart)
-    u = draws.uniform(x, use="start", restart=restart)
+    order = streams.uniform(x.new_empty(len(x), blocks.count), use="place", restart=restart)
+    u = streams.uniform(x, use="start", restart=restart)
     if threat.inner_eps is None:
         low, high = threat.edges(x)
         moved = low + (high - low) * u

@@ -14,7 +14,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
 from atent.attacks.spec import nested
 from atent.guard import guard
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.runs.loading import load
 from atent.threat import NORMS, Threat
 
@@ -22,7 +22,7 @@ from atent.threat import NORMS, Threat
 @attack
 @dataclass(frozen=True)
 class Transfer(Attack):
-    """The ``attack`` on the ``source`` model; its results are judged on the attacked model, which gives no gradients
+    """The ``attack`` on the ``source`` model; its results are evaluated on the attacked model, which gives no gradients
     and no answers before (Papernot et al. 2016). With the attacked model as the source it is the attack itself, bit
     for bit.
 
@@ -69,12 +69,12 @@ class Transfer(Attack):
         """The source, loaded."""
         return load_source(self.source) if isinstance(self.source, str) else self.source
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         model = self.model.to(x) if isinstance(self.source, str) else self.model
         counters = torch.zeros(2, len(x), dtype=torch.int64, device=x.device)
         with guard(model):
             seen = Oracle(model, *counters, check=True, targeted=oracle.targeted, watch=oracle.watch)
-            return self.inner.bounded(seen, x, y, draws)
+            return self.inner.bounded(seen, x, y, streams)
 
 
 def load_source(text: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What an attack tells of its way: a callback sees every point whose loss is computed, and can change none."""
+"""What an attack reports of its search: a callback sees every point whose loss is computed, and can change none."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
 
 # Queries whose random numbers are drawn in one call: each call's words are 8 bytes of scratch.
@@ -35,12 +35,12 @@ def window_side(share: float, h: int, w: int, least: int) -> int:
     return min(max(round(math.sqrt(share * h * w)), least), h, w)
 
 
-def _uniforms(x: Tensor, queries: int, each: int, draws: Draws, restart: int) -> Tensor:
+def _uniforms(x: Tensor, queries: int, each: int, streams: Streams, restart: int) -> Tensor:
     """``each`` uniform numbers per query and sample, float32 (n, queries, each)."""
     blocks = []
     for step, first in enumerate(range(0, queries, _BLOCK)):
         like = torch.empty(len(x), min(_BLOCK, queries - first) * each, dtype=torch.float32, device=x.device)
-        blocks.append(draws.uniform(like, use="query", restart=restart, step=step).view(len(x), -1, each))
+        blocks.append(streams.uniform(like, use="query", restart=restart, step=step).view(len(x), -1, each))
     return torch.cat(blocks, dim=1)
 
 
@@ -49,9 +49,9 @@ def _places(u: Tensor, sides: Tensor, h: int, w: int) -> Tensor:
     return (u * ((h - sides + 1) * (w - sides + 1))).long()
 
 
-def _coins(x: Tensor, shape: tuple[int, ...], draws: Draws, use: str, restart: int) -> Tensor:
+def _coins(x: Tensor, shape: tuple[int, ...], streams: Streams, use: str, restart: int) -> Tensor:
     """Fair coins, bool (n, *shape)."""
-    return (draws.uniform(x.new_empty(len(x), math.prod(shape)), use=use, restart=restart) > 0.5).view(-1, *shape)
+    return (streams.uniform(x.new_empty(len(x), math.prod(shape)), use=use, restart=restart) > 0.5).view(-1, *shape)
 
 
 def _last_time(keys: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ class Squares:
     """int64 (n, queries): the last query that proposed the same."""
 
     @classmethod
-    def draw(cls, threat: Threat, x: Tensor, shares: Sequence[float], draws: Draws, restart: int) -> Squares:
+    def draw(cls, threat: Threat, x: Tensor, shares: Sequence[float], streams: Streams, restart: int) -> Squares:
         """The queries for images ``x`` (n, c, h, w), one for each share."""
         _, c, h, w = x.shape
         eps = threat.lengths(x)
         sides = torch.tensor([window_side(share, h, w, 1) for share in shares], device=x.device)
-        u = _uniforms(x, len(shares), 1 + c, draws, restart)
+        u = _uniforms(x, len(shares), 1 + c, streams, restart)
         places, signs = _places(u[..., 0], sides, h, w), u[..., 1:] > 0.5
         if c <= 16:
             bits = (signs * 2 ** torch.arange(c, device=x.device)).sum(2)
@@ -100,10 +100,10 @@ class Squares:
         mine = (self.places, self.signs, self.before)
         return Squares(self.low[rows], self.high[rows], self.sides, *(t[rows] for t in mine))
 
-    def start(self, draws: Draws, restart: int) -> Tensor:
+    def start(self, streams: Streams, restart: int) -> Tensor:
         """Vertical stripes: one sign for each column and channel."""
         _, c, _, w = self.low.shape
-        return torch.where(_coins(self.low, (c, 1, w), draws, "stripes", restart), self.high, self.low)
+        return torch.where(_coins(self.low, (c, 1, w), streams, "stripes", restart), self.high, self.low)
 
     def next(self, best: Tensor, at: Tensor, changed: Tensor) -> Tensor:
         """The first query from ``at`` (n,) on that can change ``best``, which is as the query ``changed`` (n,) left
@@ -114,7 +114,7 @@ class Squares:
         side = self.sides[queries]
         place, across = self.places.gather(1, queries), w - side + 1
         top, left = place // across, place % across
-        # Sums over all rectangles from the corner tell how many pixels of a window are at x + eps.
+        # Sums over all rectangles from the corner give how many pixels of a window are at x + eps.
         sums = F.pad((best == self.high).float().cumsum(2).cumsum(3), (1, 0, 1, 0)).flatten(2)
 
         def corner(i: Tensor, j: Tensor) -> Tensor:
@@ -183,12 +183,12 @@ class Masses:
     """bool (n, queries, 1 + c): whether the pattern is transposed, and its sign in each channel."""
 
     @classmethod
-    def draw(cls, threat: Threat, x: Tensor, shares: Sequence[float], draws: Draws, restart: int) -> Masses:
+    def draw(cls, threat: Threat, x: Tensor, shares: Sequence[float], streams: Streams, restart: int) -> Masses:
         """The queries for images ``x`` (n, c, h, w), one for each share."""
         _, c, h, w = x.shape
         least = [window_side(share, h, w, 3) for share in shares]
         sides = tuple(min(side + 1 - side % 2, h, w) for side in least)
-        u, each = _uniforms(x, len(shares), 3 + c, draws, restart), torch.tensor(sides, device=x.device)
+        u, each = _uniforms(x, len(shares), 3 + c, streams, restart), torch.tensor(sides, device=x.device)
         windows, sources = (_places(u[..., i], each, h, w) for i in (0, 1))
         upright = {side: eta(side, x, ORDER[threat.norm]) for side in set(sides)}
         patterns = {side: torch.stack([p.flatten(), p.T.flatten()]) for side, p in upright.items()}
@@ -199,7 +199,7 @@ class Masses:
         mine = (self.windows, self.sources, self.coins)
         return Masses(self.threat.take(rows), self.x[rows], self.sides, self.patterns, *(t[rows] for t in mine))
 
-    def start(self, draws: Draws, restart: int) -> Tensor:
+    def start(self, streams: Streams, restart: int) -> Tensor:
         """A grid of patterns eta of length eps; each is transposed at random, with a random sign for each channel.
 
         In l1 a pattern has length 1 in widths of the box, or more where eps asks for it, before all are projected.
@@ -207,8 +207,8 @@ class Masses:
         n, c, h, w = self.x.shape
         side = max(min(h, w) // 5, 1)
         down, across = h // side, w // side
-        up = _coins(self.x, (c, down, 1, across, 1), draws, "tile signs", restart)
-        turned = _coins(self.x, (1, down, 1, across, 1), draws, "tile turns", restart)
+        up = _coins(self.x, (c, down, 1, across, 1), streams, "tile signs", restart)
+        turned = _coins(self.x, (1, down, 1, across, 1), streams, "tile turns", restart)
         pattern = eta(side, self.x, self.order)
         tile = torch.where(turned, pattern.T[:, None], pattern[:, None])
         grid = torch.where(up, tile, -tile).reshape(n, c, down * side, across * side)

@@ -1,12 +1,24 @@
 """Certificates: what can be certified about a classifier within a threat."""
 
+from typing import Any
+
 from atent.certify.bounds import METHODS, bounds, margins, verified
-from atent.certify.certificate import Certificate, Draws, certify_run, merge
+from atent.certify.certificate import Certificate, Sampling, certify_run, merge
 from atent.certify.certifiers import CERTIFIERS, certifier
 from atent.certify.graph import Graph, read
-from atent.certify.smoothing import ABSTAIN, Smoothed, draws_needed, largest_radius, linf_radius
+from atent.certify.smoothing import ABSTAIN, Smoothed, largest_radius, linf_radius, samples_needed
+from atent.messages import deprecated
 
 __all__ = [
-    "ABSTAIN", "CERTIFIERS", "METHODS", "Certificate", "Draws", "Graph", "Smoothed", "bounds", "certifier",
-    "certify_run", "draws_needed", "largest_radius", "linf_radius", "margins", "merge", "read", "verified",
+    "ABSTAIN", "CERTIFIERS", "METHODS", "Certificate", "Graph", "Sampling", "Smoothed", "bounds", "certifier",
+    "certify_run", "largest_radius", "linf_radius", "margins", "merge", "read", "samples_needed", "verified",
 ]  # fmt: skip
+
+_FORMER = {"Draws": "Sampling", "draws_needed": "samples_needed"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FORMER:
+        deprecated(f"atent.certify.{name}", f"atent.certify.{_FORMER[name]}")
+        return globals()[_FORMER[name]]
+    raise AttributeError(f"module 'atent.certify' has no attribute {name!r}")

@@ -206,9 +206,7 @@ def _one_sample(constant: Tensor, dims: int) -> Tensor:
     while constant.dim() > dims and constant.shape[0] == 1:
         constant = constant[0]
     if constant.dim() > dims:
-        raise ValueError(
-            f"a constant of shape {tuple(constant.shape)} runs across samples: bounds treat them one by one"
-        )
+        raise ValueError(f"a constant of shape {tuple(constant.shape)} runs across samples: bounds treat each alone")
     return constant
 
 

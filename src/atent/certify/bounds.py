@@ -194,7 +194,7 @@ def _check_reading(graph: Graph, x: Tensor, threat: Threat) -> None:
             before = seed_all(seed, x.device)
             answers.append(ask(graph.model, few).to(box.lower))
             states.append((before, random_states(x.device)))
-        # Who draws leaves another state each time; who seeds the generators itself, the same one.
+        # A network that draws leaves another state each time; one that seeds the generators itself, the same one.
         if any(a != b and b != d for (a, b), (_, d) in zip(zip(*states[0]), zip(*states[1]))):
             raise ValueError("the network draws random numbers in its forward pass: bounds need a fixed function")
     for answer in answers:

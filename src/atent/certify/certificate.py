@@ -18,8 +18,8 @@ from atent.certify.smoothing import (
     ABSTAIN,
     Smoothed,
     certificates,
-    check_draws,
     check_radius,
+    check_sampling,
     largest_radius,
     linf_radius,
     noisy,
@@ -42,32 +42,32 @@ class Row(NamedTuple):
     label: int
     """True class."""
     predict: int
-    """Class that CERTIFY proves, -1 where it abstains."""
+    """Class that CERTIFY certifies, -1 where it abstains."""
     radius: float
     """l2 radius around the sample within which that class cannot change; 0 where it abstains."""
     correct: int
     """1 where predict is the label."""
     time: float
     """Seconds, an equal share where samples were certified together."""
-    natural: int
+    clean: int
     """Class of the base model without noise."""
     smoothed: int
-    """Class of the smoothed model by PREDICT from the n draws of the estimate, -1 where it abstains."""
+    """Class of the smoothed model by PREDICT from the n samples of the estimate, -1 where it abstains."""
 
 
 _HEADER = "\t".join(Row._fields) + "\n"
 
 
 @dataclass(frozen=True)
-class Draws(metaclass=Settings):
+class Sampling(metaclass=Settings):
     """What a certificate costs and promises; ValueError for numbers that can never certify."""
 
     sigma: float
     """Standard deviation of the noise, in pixel units."""
     n0: int = 100
-    """Draws that choose the class."""
+    """Noise samples that choose the class."""
     n: int = 100_000
-    """Draws that estimate its share."""
+    """Noise samples that estimate its share."""
     alpha: float = 0.001
     """Probability, per sample, that the certificate is wrong."""
     seed: int = 0
@@ -75,7 +75,7 @@ class Draws(metaclass=Settings):
 
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0, above=True)
-        check_draws(self.n0, self.n, self.alpha, self.sigma)
+        check_sampling(self.n0, self.n, self.alpha, self.sigma)
         check_seed(self.seed)
 
 
@@ -84,46 +84,46 @@ class Certificate:
     """The certificates of n samples of ``dim`` values each."""
 
     rows: tuple[Row, ...]
-    draws: Draws
+    sampling: Sampling
     dim: int
     hint: str | None = None
     """One line where the model's answers depend on the batch, so that no row holds."""
 
     def certified(self, radius: float) -> dict[str, Any]:
-        """Share of the samples whose class is right and proved within the l2 ``radius``, with a 95 % interval.
+        """Share of the samples whose class is right and certified within the l2 ``radius``, with a 95 % interval.
 
-        The interval speaks of the sampling of the test set. Each certificate may besides be wrong with probability
+        The interval is for the sampling of the test set. Each certificate may besides be wrong with probability
         alpha, so of n certificates alpha n at most are expected to be.
         """
         return share(sum(r.correct and r.radius >= radius for r in self.rows), len(self.rows))
 
     def to_json(self, radii: Sequence[float] | None = None) -> dict[str, Any]:
-        """The content of certificate.json; ``radii`` left out: 0 and the multiples of sigma that n draws reach.
+        """The content of certificate.json; ``radii`` default: 0 and the multiples of sigma that n samples reach.
 
-        Three accuracies, which the literature calls by one name: ``natural`` of the base model without noise;
+        Three accuracies, which the literature calls by one name: ``clean`` of the base model without noise;
         ``smoothed``, the smoothed model's own, abstentions counted as wrong (PREDICT); ``certified``, at l2 radii.
         """
-        draws, rows = self.draws, self.rows
-        most = largest_radius(draws.n, draws.alpha, draws.sigma)
+        sampling, rows = self.sampling, self.rows
+        most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
         if radii is None:
-            radii = [k * draws.sigma for k in range(int(most / draws.sigma) + 1)]
+            radii = [k * sampling.sigma for k in range(int(most / sampling.sigma) + 1)]
         for radius in radii:
-            check_radius(radius, draws.n, draws.alpha, draws.sigma, dim=self.dim)
-        proved = sorted(r.radius if r.correct else 0.0 for r in rows)
+            check_radius(radius, sampling.n, sampling.alpha, sampling.sigma, dim=self.dim)
+        reached = sorted(r.radius if r.correct else 0.0 for r in rows)
         return {
             "method": "smoothing",
             "norm": "l2",
             "n": len(rows),
-            "draws": asdict(draws),
-            "natural": share(sum(r.natural == r.label for r in rows), len(rows)),
+            "sampling": asdict(sampling),
+            "clean": share(sum(r.clean == r.label for r in rows), len(rows)),
             "smoothed": share(sum(r.smoothed == r.label for r in rows), len(rows)),
             "certified": [
                 {"radius": float(r), "linf_radius": linf_radius(float(r), self.dim), "share": self.certified(float(r))}
                 for r in radii
             ],
             "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
-            "radius_mean": sum(proved) / len(rows),
-            "radius_median": proved[(len(rows) - 1) // 2],
+            "radius_mean": sum(reached) / len(rows),
+            "radius_median": reached[(len(rows) - 1) // 2],
             "largest_radius": most,
             "hint": self.hint,
             "seconds_per_image": sum(r.time for r in rows) / len(rows),
@@ -138,7 +138,7 @@ def certify_run(
     model: nn.Module,
     x: Tensor,
     y: Tensor | None,
-    draws: Draws,
+    sampling: Sampling,
     *,
     ids: Tensor | None = None,
     path: str | Path | None = None,
@@ -148,7 +148,7 @@ def certify_run(
     channels_last: bool | None = None,
     advance: Advance | None = None,
 ) -> Certificate:
-    """Certify samples one group after the other, and go on where an earlier call stopped.
+    """Certify samples one group after the other, and resume where an earlier call stopped.
 
     ``x`` (n, ...) and true labels ``y`` (n,), tensors or arrays, or a DataLoader as ``x`` and None as ``y``; sample
     numbers ``ids`` (n,), each once. ``path``: a file to which every finished row is appended (tabs between columns, a
@@ -170,23 +170,23 @@ def certify_run(
     done: dict[int, Row] = {}
     if path is not None:
         path = Path(path)
-        claim(path, made_of(draws, about or {}))
+        claim(path, made_of(sampling, about or {}))
         done = {row.idx: row for row in read_rows(path)}
-    smoothed = Smoothed(model, draws.sigma, channels_last)
-    check_labels(y, _natural(model, x[:1], draws.seed).shape[1])
-    hint = dependence_hint(model, noisy(x, draws.sigma, draws.seed), seed=draws.seed)
+    smoothed = Smoothed(model, sampling.sigma, channels_last)
+    check_labels(y, _clean(model, x[:1], sampling.seed).shape[1])
+    hint = dependence_hint(model, noisy(x, sampling.sigma, sampling.seed), seed=sampling.seed)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
     if advance and len(left) < len(ids):
-        advance((len(ids) - len(left)) * (draws.n0 + draws.n), "")
+        advance((len(ids) - len(left)) * (sampling.n0 + sampling.n), "")
     # As many samples at once as fill a few forwards, and no more, so that little is lost by an interruption.
-    group = max(1, 4 * (batch or 1000) // draws.n)
+    group = max(1, 4 * (batch or 1000) // sampling.n)
     for begin in range(0, len(left), group):
         part = torch.tensor(left[begin : begin + group])
-        rows = _rows(smoothed, x[part.to(x.device)], y[part.to(y.device)], ids[part], draws, batch, advance)
+        rows = _rows(smoothed, x[part.to(x.device)], y[part.to(y.device)], ids[part], sampling, batch, advance)
         if path is not None:
             _append(path, rows)
         done |= {row.idx: row for row in rows}
-    return Certificate(tuple(done[i] for i in sorted(ids.tolist())), draws, math.prod(x.shape[1:]), hint)
+    return Certificate(tuple(done[i] for i in sorted(ids.tolist())), sampling, math.prod(x.shape[1:]), hint)
 
 
 def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = None) -> Certificate:
@@ -214,7 +214,7 @@ def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = Non
             f"{len(missing)} of {len(wanted)} samples are in no shard, such as {missing[:3]}: run the shards that are"
             " not finished"
         )
-    return Certificate(tuple(rows[i] for i in wanted), Draws(**first["draws"]), dim)
+    return Certificate(tuple(rows[i] for i in wanted), Sampling(**first["draws"]), dim)
 
 
 def check_shard(shard: tuple[int, int], n: int) -> tuple[int, int, int]:
@@ -235,13 +235,13 @@ def sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def made_of(draws: Draws, about: dict[str, Any]) -> dict[str, Any]:
+def made_of(sampling: Sampling, about: dict[str, Any]) -> dict[str, Any]:
     """What the rows of one file share: the settings, the noise's streams, and what is certified."""
-    return {"draws": asdict(draws), "about": about, "noise": NOISE}
+    return {"draws": asdict(sampling), "about": about, "noise": NOISE}
 
 
 def made_alike(path: Path, made: dict[str, Any]) -> bool:
-    """Whether the certificate at ``path`` is absent, or was made with these draws and about these things."""
+    """Whether the certificate at ``path`` is absent, or was made with these samples and about these things."""
     return not sidecar(path).exists() or dumps(_made(path)) == dumps(made)
 
 
@@ -292,7 +292,8 @@ def read_rows(path: str | Path) -> list[Row]:
     if tail:
         write_atomic(path, head + "\n" if head else "")
     lines = head.split("\n") if head else []
-    if lines and lines[0].split("\t") != list(Row._fields):
+    # Earlier versions called the clean class natural.
+    if lines and lines[0].replace("natural", "clean").split("\t") != list(Row._fields):
         raise ValueError(f"{path}, line 1: expected the columns {' '.join(Row._fields)}, found {lines[0]!r}")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
@@ -321,14 +322,20 @@ def _append(path: Path, rows: list[Row]) -> None:
 
 
 def _rows(
-    smoothed: Smoothed, x: Tensor, y: Tensor, ids: Tensor, draws: Draws, batch: int | None, advance: Advance | None
+    smoothed: Smoothed,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    sampling: Sampling,
+    batch: int | None,
+    advance: Advance | None,
 ) -> list[Row]:
     begun = time.perf_counter()
-    natural = _natural(smoothed.model, x, draws.seed).argmax(1)
-    found = smoothed.two_votes(x, draws.n0, draws.n, seed=draws.seed, ids=ids, batch=batch, advance=advance)
-    classes, radii = certificates(*found, draws.sigma, draws.alpha)
-    plain = predictions(found[1], draws.alpha)
-    table = (v.tolist() for v in (ids, y, classes, radii, classes == y, natural, plain))
+    clean = _clean(smoothed.model, x, sampling.seed).argmax(1)
+    found = smoothed.two_votes(x, sampling.n0, sampling.n, seed=sampling.seed, ids=ids, batch=batch, advance=advance)
+    classes, radii = certificates(*found, sampling.sigma, sampling.alpha)
+    plain = predictions(found[1], sampling.alpha)
+    table = (v.tolist() for v in (ids, y, classes, radii, classes == y, clean, plain))
     seconds = round((time.perf_counter() - begun) / len(x), 6)
     return [
         Row(i, label, got, radius, int(right), seconds, base, vote)
@@ -337,7 +344,7 @@ def _rows(
 
 
 @torch.no_grad()
-def _natural(model: nn.Module, x: Tensor, seed: int) -> Tensor:
+def _clean(model: nn.Module, x: Tensor, seed: int) -> Tensor:
     """The base model's logits without noise."""
     with guard(model, mode="eval", seed=seed), full_precision(x.device):
         return ask(model, x)

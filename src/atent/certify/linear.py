@@ -186,7 +186,7 @@ def least(bound: Form, boxes: Sequence[Box], region: Region) -> Tensor:
     value = bound.constant
     if bound.error is not None:
         value = value - (SAFE * bound.error + 2 * UNIT * value.detach().abs() + FLOOR)
-    # An overflow on the way, NaN or infinite, tells nothing.
+    # An overflow on the way, NaN or infinite, decides nothing.
     return value.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 

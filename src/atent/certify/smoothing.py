@@ -90,7 +90,7 @@ class Smoothed(metaclass=Settings):
         (0, 1) and unusable inputs.
         """
         n0, n, alpha = plain(n0), plain(n), plain(alpha)
-        check_draws(n0, n, alpha, self.sigma)
+        check_sampling(n0, n, alpha, self.sigma)
         x = as_inputs(x, self.model)
         if radius is not None:
             check_radius(radius, n, alpha, self.sigma, dim=math.prod(x.shape[1:]))
@@ -111,7 +111,7 @@ class Smoothed(metaclass=Settings):
     ) -> Tensor:
         """PREDICT of the paper: classes (n,) int64 of g, each wrong with probability at most alpha, or `ABSTAIN`.
 
-        Abstains where the two-sided binomial test does not tell the two most frequent classes apart. It looks at the
+        Abstains where the two-sided binomial test does not separate the two most frequent classes. It looks at the
         first n of the noise samples from which `certify` estimates. Arguments, errors as there; ValueError also for an
         n whose noise samples could not decide even in full agreement.
         """
@@ -248,10 +248,10 @@ def largest_radius(n: int, alpha: float, sigma: float) -> float:
     return float(sigma * ndtri(low)) if low > 0.5 else 0.0
 
 
-def draws_needed(radius: float | str, sigma: float, alpha: float) -> int:
+def samples_needed(radius: float | str, sigma: float, alpha: float) -> int:
     """The smallest n whose noise samples, all agreeing, certify the l2 ``radius``; for radius 0, that do not abstain.
 
-    ValueError for a radius beyond 6 sigma: that takes billions of noise samples, where float64 no longer tells n
+    ValueError for a radius beyond 6 sigma: that takes billions of noise samples, where float64 no longer separates n
     from n + 1.
     """
     from scipy.special import log_ndtr
@@ -274,7 +274,7 @@ def linf_radius(radius: float, dim: int) -> float:
     return radius / math.sqrt(dim)
 
 
-def check_draws(n0: int, n: int, alpha: float, sigma: float) -> None:
+def check_sampling(n0: int, n: int, alpha: float, sigma: float) -> None:
     """ValueError, with the arithmetic, for numbers of noise samples that CERTIFY cannot use."""
     check_number("n0", n0, 1, whole=True)
     check_number("n", n, 1, whole=True)
@@ -286,7 +286,7 @@ def check_draws(n0: int, n: int, alpha: float, sigma: float) -> None:
     if largest_radius(n, alpha, sigma) == 0:
         raise ValueError(
             f"n = {n} noise samples always abstain at alpha {alpha:g}: in full agreement they show a share of"
-            f" alpha^(1/n) = {alpha ** (1 / n):.4f}, not above 1/2; give n >= {draws_needed(0, sigma, alpha)}"
+            f" alpha^(1/n) = {alpha ** (1 / n):.4f}, not above 1/2; give n >= {samples_needed(0, sigma, alpha)}"
         )
 
 
@@ -307,7 +307,7 @@ def check_radius(radius: float | str | Threat, n: int, alpha: float, sigma: floa
     if goal > most:
         fix = "give a larger sigma"
         if goal <= 6 * sigma:
-            fix = f"give n >= {draws_needed(goal, sigma, alpha):,}, or a larger sigma"
+            fix = f"give n >= {samples_needed(goal, sigma, alpha):,}, or a larger sigma"
         raise ValueError(
             f"radius {goal:g} cannot be certified: n = {n:,} noise samples at sigma {sigma:g} and alpha {alpha:g} reach"
             f" {most:.4g} at most, where all agree; {fix}"

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
             return 1
-        return _fail(*_told(error))
+        return _fail(*_message(error))
 
 
 def command(name: str) -> ModuleType:
@@ -86,7 +86,7 @@ def _run(name: str, words: list[str]) -> int:
     return int(function(**given))
 
 
-def _told(error: Exception) -> tuple[str, int]:
+def _message(error: Exception) -> tuple[str, int]:
     """The message and the exit status of an exception."""
     failed = type(error).__name__ in ("Diverged", "Interrupted")
     expected = failed or isinstance(error, ValueError | OSError | ImportError)

@@ -59,7 +59,9 @@ def attack(
             drawn = (made[k][rows] for k in ("x", "x_adv", "y", "predicted"))
             plots.save(plots.adversarial(*drawn, title=title), picture)
         fooled, n = int(made["success"].sum()), len(made["y"])
-        print(f"{about['attack']}: {fooled} of {n} images are misclassified after it, natural errors included")
+        print(
+            f"{about['attack']}: {fooled} of {n} images are misclassified after it, errors on the clean images included"
+        )
         print(f"written: {', '.join(str(p) for p in (file, picture) if p)}")
         emit({**about, "n": n, "misclassified": fooled, "written": [str(p) for p in (file, picture) if p]})
     return 0

@@ -102,7 +102,7 @@ def _classes(found: dict[str, Any]) -> None:
     names = found["data"]["class_names"]
     for row in found["per_class"]:
         name = str(names[row["class"]]) if names else str(row["class"])
-        table.add_row(name, f"{row['n']:,}", show.share(row["natural"]), show.share(row["worst"]))
+        table.add_row(name, f"{row['n']:,}", show.share(row["clean"]), show.share(row["worst"]))
     show.print_table(table)
 
 

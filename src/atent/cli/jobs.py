@@ -12,13 +12,27 @@ from atent.cli.parse import documented, parsed
 from atent.cli.words import help_wanted, options_of, spelled
 from atent.experiments.recipe_files import SECTIONS, UsageError, read_recipe, with_method
 from atent.experiments.recipes import job
+from atent.messages import deprecated
 
 if typing.TYPE_CHECKING:
     from atent.experiments.pipeline import Job
 
 
 # Former spellings of options.
-_MOVED = {f"--method.awp.{name}": f"--train.awp.{name}" for name in ("gamma", "warmup")}
+_MOVED = {
+    **{f"--method.awp.{name}": f"--train.awp.{name}" for name in ("gamma", "warmup")},
+    "--method.pull": "--method.anchor",
+}
+
+
+def _with_present_values(words: list[str]) -> list[str]:
+    """The words with the former value natural of --train.select as it is called now."""
+    out = list(words)
+    for i, word in enumerate(words):
+        if word == "--train.select=natural" or (word == "natural" and words[i - 1 : i] == ["--train.select"]):
+            out[i] = word.replace("natural", "clean")
+            deprecated("--train.select natural", "--train.select clean")
+    return out
 
 
 def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: bool = False) -> tuple[Job, bool]:
@@ -34,7 +48,7 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
     fields: list[Any] = [(s, type(start), dataclasses.field(default=start)) for s, start in starts.items()]
     sections = dataclasses.make_dataclass("sections", fields, frozen=True)
     known = options_of(sections)
-    words = spelled(words, known, sections=True, renamed=_MOVED)
+    words = spelled(_with_present_values(words), known, sections=True, renamed=_MOVED)
     about = (
         f"Train by the recipe {recipe}: {tables.get('about', 'no description')}. Other options: `atent train --help`."
     )

@@ -119,7 +119,7 @@ def _reason(event: Any) -> str:
         return f"{event.argument.display_name()} needs a value: see `{event.prog} --help`"
     if kind == "InstantiationFailure":
         text = " ".join(str(event.message).split())
-        # The parser tries the types of a union one after the other, and tells of each.
+        # The parser tries the types of a union one after the other, and reports each.
         tried = re.match(r"no type matching \S+ could be instantiated from \['(.*?)'\]", text)
         if tried:
             metavar = str(event.argument.lowered.metavar).replace("{None}|", "")

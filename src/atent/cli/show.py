@@ -67,11 +67,11 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
     if cascade:
         table.add_column("attacked", justify="right")
         table.add_column("seconds", justify="right")
-    table.add_row("natural", *(found.natural.text for found in models.values()))
+    table.add_row("clean", *(found.clean.text for found in models.values()))
     for attack, result in first.attacks.items():
         if cascade:
-            for part, told in result.parts.items():
-                table.add_row(f"  after its {part}", *_cells(told), style="dim")
+            for part, inner in result.parts.items():
+                table.add_row(f"  after its {part}", *_cells(inner), style="dim")
             table.add_row(f"after {attack}", *_cells(result))
         else:
             table.add_row(attack, *(found.attacks[attack].robust.text for found in models.values()))

@@ -116,8 +116,8 @@ def _print_rows(rows: list[Statement]) -> None:
     for heading in ("", "statement and what was checked", "verdict", "figure, 95 %", "n"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        told = f"{row.claim}\n[dim]{row.checked.replace('[', '(').replace(']', ')')}[/dim]"
+        described = f"{row.claim}\n[dim]{row.checked.replace('[', '(').replace(']', ')')}[/dim]"
         why = "\n".join(part for part in (f"{row.what} {row.figure}" if row.figure else "", row.reason) if part)
         n = "" if row.n is None else f"{row.n:,}"
-        table.add_row(row.statement, told, f"{row.verdict}\n[dim]{row.basis}[/dim]", why, n)
+        table.add_row(row.statement, described, f"{row.verdict}\n[dim]{row.basis}[/dim]", why, n)
     show.print_table(table, width=None if sys.stdout.isatty() else 160)

@@ -184,11 +184,11 @@ def _epoch_line(row: dict[str, Any]) -> None:
         return f"{100 * row[key]:5.1f} %" if key in row else "    - "
 
     distance = f"  distance {row['distance_median']:.3g}" if "distance_median" in row else ""
-    if "average_validation_natural" in row:
-        both = " / ".join(percent(f"average_validation_{k}").strip() for k in ("natural", "robust"))
+    if "average_validation_clean" in row:
+        both = " / ".join(percent(f"average_validation_{k}").strip() for k in ("clean", "robust"))
         distance += f"  averaged {both}"
     print(
-        f"epoch {row['epoch']:>3}  loss {row['loss']:.3f}  validation natural {percent('validation_natural')}"
+        f"epoch {row['epoch']:>3}  loss {row['loss']:.3f}  validation clean {percent('validation_clean')}"
         f"  robust {percent('validation_robust')}{distance}  {row['seconds']:.1f} s{'  best' if row['best'] else ''}",
         flush=True,
     )

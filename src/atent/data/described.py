@@ -21,15 +21,15 @@ def described(data: Data, part: Part, chosen: Split) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def words(told: Mapping[str, Any]) -> str:
+def words(samples: Mapping[str, Any]) -> str:
     """Which samples `described` describes: "all 500", "a stratified sample of 100 of 500 (seed 0)" or "the first 100 of
     500". Results made before subsets were recorded are of the first ones."""
-    n, of = f"{told['n']:,}", f"{told['of']:,}"
-    if told["n"] == told["of"]:
+    n, of = f"{samples['n']:,}", f"{samples['of']:,}"
+    if samples["n"] == samples["of"]:
         return f"all {n}"
-    if told.get("subset", "first") == "first":
+    if samples.get("subset", "first") == "first":
         return f"the first {n} of {of}"
-    return f"a stratified sample of {n} of {of} (seed {told['subset_seed']})"
+    return f"a stratified sample of {n} of {of} (seed {samples['subset_seed']})"
 
 
 def spans(numbers: Iterable[int]) -> str:

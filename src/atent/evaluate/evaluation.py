@@ -1,4 +1,4 @@
-"""Natural and robust accuracy of a model on given samples."""
+"""Clean and robust accuracy of a model on given samples."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from atent.checks import as_inputs, as_labels, check_logits, check_number, check
 from atent.data.described import spans
 from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
-from atent.evaluate.outcomes import bits, marks
+from atent.evaluate.outcomes import bits, flags
 from atent.evaluate.samples import Checked, checked
 from atent.guard import ask, guard, outside_inference
 from atent.independence import dependence_hint
+from atent.messages import deprecated
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import share
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of evaluation.json."""
 
 
@@ -37,31 +38,37 @@ class Evaluation:
 
     n: int
     seed: int
-    natural: dict[str, Any]
-    """Share of the samples classified rightly."""
+    clean: dict[str, Any]
+    """Share of the samples classified correctly."""
     worst: dict[str, Any]
     """Share of the samples that are right on the clean input and under every attack."""
     attacks: dict[str, dict[str, Any]]
     """By name, in the order in which they ran: attack (as text), threat, settings; attacked, the number of samples that
-    it met; robust, the share of all n that stand after it (in a cascade after those before it too, otherwise after it
-    alone); fooled (ids); remarks, where the model has fewer classes than the attack is made for: what it does instead;
-    distance (q10, median and q90 over the fooled samples, in the threat's norm; None without
+    it met; robust, the share of all n that remain correctly classified after it (in a cascade after those before it
+    too, otherwise after it alone); fooled (ids); remarks, where the model has fewer classes than the attack is made
+    for: what it does instead; distance (q10, median and q90 over the fooled samples, in the threat's norm; None without
     any), forwards, backwards, seconds. A composite attack has parts: the same from attacked on, by name of the part,
-    each on what stands after the parts before it."""
+    each on the samples that are robust to the parts before it."""
     wrong: list[int]
     """Ids of the samples that are misclassified without an attack."""
     cascade: bool = False
-    """Each attack met only the samples that stood after those before it."""
+    """Each attack met only the samples that were robust to those before it."""
     search_dtype: str | None = None
     """Type of the autocast that the attacks searched under; verdicts are in the model's own."""
     hint: str | None = None
     """One line on a mistake that the figures suggest."""
     outcomes: dict[str, Any] = field(default_factory=dict)
-    """One character per sample: ids ("0-499"), natural (1 right, 0 wrong), by attack f fooled, s stood, - not tried;
+    """One character per sample: ids ("0-499"), clean (1 right, 0 wrong), by attack f fooled, s robust, - not tried;
     `atent.evaluate.outcomes.per_sample` reads it."""
     per_class: list[dict[str, Any]] = field(default_factory=list)
-    """For each class that has samples, in order: class, n (its samples), natural and worst (shares of these n)."""
+    """For each class that has samples, in order: class, n (its samples), clean and worst (shares of these n)."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def natural(self) -> dict[str, Any]:
+        """The former name of `clean`."""
+        deprecated("Evaluation.natural", "Evaluation.clean")
+        return self.clean
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
@@ -135,37 +142,37 @@ def evaluate(
     channels_last: bool = False,
     advance: Advance | None = None,
 ) -> Evaluation:
-    """Attack the rightly classified samples and count who stands.
+    """Attack the correctly classified samples and count those that remain so.
 
     ``x`` (n, ...) floats in the attacks' box, ``y`` (n,) true labels, tensors or arrays; a DataLoader of (x, y) may
     replace both, ``evaluate(model, loader, attacks=[...])``, and `Checked` samples x, y and ids. ``ids`` (n,) sample
-    numbers (default 0 .. n-1), which key the random draws together with ``seed``. A sample that is wrong without an
+    numbers (default 0 .. n-1), which key the random numbers together with ``seed``. A sample that is wrong without an
     attack counts as fooled by all. ``attacks`` maps names to attacks; a list is named by `labelled`. The model is
     evaluated in eval mode and comes back as it was.
 
     Labels must be the true ones: an attack against predicted labels pushes a misclassified sample away from its wrong
-    class, perhaps into the right one, and counts natural errors as robust.
+    class, perhaps into the right one, and counts errors on clean images as robust.
 
-    With ``cascade`` the attacks run from cheap to dear (by `Attack.passes`, ties in the order given), and only samples
-    that still stand meet the next one: the last figure is the worst case, at the least cost. Without it every attack
-    meets every rightly classified sample, and each figure is that of one attack alone. `worst` is the same in both, as
-    every sample draws from its own streams.
+    With ``cascade`` the attacks run in order of increasing cost (by `Attack.passes`, ties in the order given), and only
+    samples that remain correctly classified meet the next one: the last figure is the worst case, at the least cost.
+    Without it every attack meets every correctly classified sample, and each figure is that of one attack alone.
+    `worst` is the same in both, as every sample draws from its own streams.
 
-    A composite attack (one with `parts`) runs part by part, with the share that stands after each; on a model without
-    randomness the verdict on each sample is that of the attack as one.
+    A composite attack (one with `parts`) runs part by part, with the share that is robust after each; on a model
+    without randomness the verdict on each sample is that of the attack as one.
 
-    ``resume`` names a JSONL file: every batch is written there, and the same call, after a kill, goes on from it (the
+    ``resume`` names a JSONL file: every batch is written there, and the same call, after a kill, resumes from it (the
     batch size may differ) to the Evaluation of an unbroken one. It stays when all is done; then the same call reads
     all of it. It is for one model, inputs, labels, ids, attacks, seed, settings and version.
 
     ``search_dtype`` ("bfloat16", "float16") searches under autocast: faster on an accelerator, and never the verdict:
-    clean and adversarial inputs are judged in the model's own type without autocast and TF32. A search in low precision
-    may miss a sample that float32 would fool, so the default is None, on every device. ``channels_last`` is that of
-    `Attack.run`: only speed.
+    clean and adversarial inputs are evaluated in the model's own type without autocast and TF32. A search in low
+    precision may miss a sample that float32 would fool, so the default is None, on every device. ``channels_last`` is
+    that of `Attack.run`: only speed.
 
-    ``advance(samples, text)`` is told of progress, n samples for each of `rounds`, with the running robust accuracy.
+    ``advance(samples, text)`` receives the progress, n samples for each of `rounds`, with the running robust accuracy.
 
-    ValueError for inputs, labels or outputs that cannot be judged, for no samples, for one attack twice, and for a
+    ValueError for inputs, labels or outputs that cannot be evaluated, for no samples, for one attack twice, and for a
     resume file of another evaluation.
     """
     if attacks is None:
@@ -199,33 +206,33 @@ def evaluate(
         or collapse_hint(predicted, y)
         or one_class_hint(y)
     )
-    standing, results, outcomes = right.clone(), {}, {}
+    remaining, results, outcomes = right.clone(), {}, {}
     for name, attack in named.items():
-        results[name], outcomes[name], after = trial.attack(name, attack, standing if cascade else right)
+        results[name], outcomes[name], after = trial.attack(name, attack, remaining if cascade else right)
         remarks = attack.remarks(classes)
         results[name] |= {"remarks": remarks} if remarks else {}
-        standing &= after
+        remaining &= after
     return Evaluation(
         n=len(x),
         seed=seed,
-        natural=share(int(right.sum()), len(x)),
-        worst=share(int(standing.sum()), len(x)),
+        clean=share(int(right.sum()), len(x)),
+        worst=share(int(remaining.sum()), len(x)),
         attacks=results,
         wrong=ids.cpu()[~right].tolist(),
         cascade=cascade,
         search_dtype=search_dtype,
         hint=hint,
-        outcomes={"ids": spans(ids.tolist()), "natural": bits(right), "attacks": outcomes},
-        per_class=_per_class(y.cpu(), right, standing),
+        outcomes={"ids": spans(ids.tolist()), "clean": bits(right), "attacks": outcomes},
+        per_class=_per_class(y.cpu(), right, remaining),
     )
 
 
-def _per_class(y: Tensor, right: Tensor, standing: Tensor) -> list[dict[str, Any]]:
+def _per_class(y: Tensor, right: Tensor, remaining: Tensor) -> list[dict[str, Any]]:
     rows = []
     for label in y.unique().tolist():
         own = y == label
         n = int(own.sum())
-        shares = {name: share(int(kept[own].sum()), n) for name, kept in (("natural", right), ("worst", standing))}
+        shares = {name: share(int(kept[own].sum()), n) for name, kept in (("clean", right), ("worst", remaining))}
         rows.append({"class": label, "n": n, **shares})
     return rows
 
@@ -246,28 +253,29 @@ class _Trial:
     advance: Advance | None
 
     def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor]:
-        """The result of an attack on the samples that stand ``before`` (n,), their marks, and who stands after it."""
-        standing, whole, parts = before.clone(), NOTHING, {}
+        """The result of an attack on the samples that are robust ``before`` (n,), their flags, and which are robust
+        after it."""
+        remaining, whole, parts = before.clone(), NOTHING, {}
         for part in attack.parts() or [None]:
-            met = self._meet(name, attack, part, standing)
-            standing[met.rows[met.fooled]] = False
+            met = self._meet(name, attack, part, remaining)
+            remaining[met.rows[met.fooled]] = False
             whole = whole.then(met)
             if part is not None:
-                parts[part] = self._told(met, standing)
+                parts[part] = self._summary(met, remaining)
         result = {
             "attack": spell(attack),
             "threat": attack.threat.plain(),
             "settings": plain(attack),
             # A sample that several parts met was attacked once.
-            **self._told(whole, standing) | {"attacked": int(before.sum())},
+            **self._summary(whole, remaining) | {"attacked": int(before.sum())},
         }
-        return result | ({"parts": parts} if parts else {}), marks(before, before & ~standing), standing
+        return result | ({"parts": parts} if parts else {}), flags(before, before & ~remaining), remaining
 
-    def _meet(self, name: str, attack: Attack, part: str | None, standing: Tensor) -> Met:
-        rows = standing.nonzero().squeeze(1)
+    def _meet(self, name: str, attack: Attack, part: str | None, remaining: Tensor) -> Met:
+        rows = remaining.nonzero().squeeze(1)
         met = self.ledger.met(name, part, rows)
         text = name if part is None else f"{name}, {part}"
-        self._tell(len(standing) - len(rows) + len(met.rows), text, len(rows) - int(met.fooled.sum()))
+        self._announce(len(remaining) - len(rows) + len(met.rows), text, len(rows) - int(met.fooled.sum()))
         for some in rows[len(met.rows) :].split(self.batch):
             if not len(some):
                 continue
@@ -282,17 +290,17 @@ class _Trial:
             )  # fmt: skip
             self.ledger.add(name, part, new)
             met = met.then(new)
-            self._tell(len(some), text, len(rows) - int(met.fooled.sum()))
+            self._announce(len(some), text, len(rows) - int(met.fooled.sum()))
         return met
 
-    def _tell(self, samples: int, text: str, standing: int) -> None:
+    def _announce(self, samples: int, text: str, remaining: int) -> None:
         if self.advance:
-            self.advance(samples, f"{text} {100 * standing / len(self.x):.1f} %")
+            self.advance(samples, f"{text} {100 * remaining / len(self.x):.1f} %")
 
-    def _told(self, met: Met, standing: Tensor) -> dict[str, Any]:
+    def _summary(self, met: Met, remaining: Tensor) -> dict[str, Any]:
         return {
             "attacked": len(met.rows),
-            "robust": share(int(standing.sum()), len(self.x)),
+            "robust": share(int(remaining.sum()), len(self.x)),
             "fooled": self.ids.cpu()[met.rows[met.fooled]].tolist(),
             "distance": _quantiles(met.distance[met.fooled]),
             "forwards": met.forwards,

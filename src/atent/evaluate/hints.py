@@ -10,9 +10,9 @@ from torch import Tensor
 from atent.data.split import spread
 from atent.stats import share
 
-_LOOK = 1000
+_SAMPLES = 1000
 _GAIN = 0.1
-# So few samples may be of one class for a network that can tell classes apart.
+# So few samples may be of one class for a network that can separate classes.
 _FEW = 20
 
 
@@ -25,8 +25,8 @@ def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Ten
     """
     if x.dim() != 4:
         return None
-    if len(x) > _LOOK:
-        some = torch.from_numpy(spread(y.cpu().numpy(), (0,))[:_LOOK])
+    if len(x) > _SAMPLES:
+        some = torch.from_numpy(spread(y.cpu().numpy(), (0,))[:_SAMPLES])
         x, y, right = x[some.to(x.device)], y[some.to(y.device)], right[some.to(right.device)]
     raw = share(int(right.sum()), len(x))
     if raw["high"] > 1 - _GAIN:
@@ -39,7 +39,7 @@ def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Ten
         return None
     values = [", ".join(f"{v:.3g}" for v in t.tolist()) for t in (mean, std)]
     return (
-        f"the model seems to expect normalised inputs: natural accuracy {100 * raw['value']:.0f} % on raw pixels,"
+        f"the model seems to expect normalised inputs: clean accuracy {100 * raw['value']:.0f} % on raw pixels,"
         f" {100 * found['value']:.0f} % on standardised ones; put atent.models.Normalize(mean, std) in front of it,"
         f" with the mean and std of its training (of this data: [{values[0]}] and [{values[1]}])"
     )
@@ -56,7 +56,7 @@ def collapse_hint(predicted: Tensor, y: Tensor) -> str | None:
         return None
     return (
         f"the network gives class {int(given)} to all {n} samples: where its training collapsed, a lower optimizer.lr"
-        f" or an eps that grows (method.eps_warmup) may mend it"
+        f" or an eps that grows (method.eps_warmup) may help"
     )
 
 

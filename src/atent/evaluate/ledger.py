@@ -1,4 +1,4 @@
-"""The file that lets a killed evaluation go on: a line for every batch that an attack has met."""
+"""The file that lets a killed evaluation resume: a line for every batch that an attack has met."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Ledger:
         for row in rows:
             met = Met(
                 torch.tensor(unspan(row["rows"])).long(),
-                torch.tensor([mark == "1" for mark in row["fooled"]]),
+                torch.tensor([flag == "1" for flag in row["fooled"]]),
                 torch.tensor(row["distance"], dtype=torch.float64),
                 *(row[key] for key in Met._fields[3:]),
             )
@@ -84,7 +84,7 @@ class Ledger:
         """What is known of ``rows``, their first ones."""
         met = self._met.get((attack, part), NOTHING)
         if not torch.equal(met.rows, rows[: len(met.rows)]):
-            raise ValueError(f"{self.path} tells of other samples than {attack} would meet here: remove it")
+            raise ValueError(f"{self.path} describes other samples than {attack} would meet here: remove it")
         return met
 
     def add(self, attack: str, part: str | None, met: Met) -> None:

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from atent.attacks import FGSM, PGD, Attack, Langevin, Square
 from atent.attacks.spec import label
 from atent.evaluate import gradients
-from atent.evaluate.probe import Probe, gained, probe, weaker
 from atent.evaluate.samples import Checked
+from atent.evaluate.subject import Subject, gained, subject, weaker
 from atent.progress import Advance
 from atent.threat import COUNTS, Threat
 
 QUERIES = 200
 """Queries of the black-box attack."""
 COSTLY = 2500
-"""Passes per sample above which the attack that is judged is not run again."""
+"""Passes per sample above which the attack that is checked is not run again."""
 
 
 @dataclass(frozen=True)
@@ -41,86 +41,86 @@ class Check:
 
 
 def _tally(verdicts: list[Tensor]) -> str:
-    return f"{' / '.join(str(int(v.sum())) for v in verdicts)} of {len(verdicts[0])} stand"
+    return f"{' / '.join(str(int(v.sum())) for v in verdicts)} of {len(verdicts[0])} robust"
 
 
 def _never_rises(verdicts: list[Tensor]) -> bool:
     return not any(weaker(after, before) for before, after in itertools.pairwise(verdicts))
 
 
-def eps_zero(p: Probe) -> gradients.Verdict:
+def eps_zero(p: Subject) -> gradients.Verdict:
     """Without a budget the attack changes nothing: every sample that is right stays right."""
     # No count is 0; nothing is allowed in a ball of linf 0 either.
-    stands = p.stands(
+    robust = p.robust(
         PGD(Threat("linf", 0.0, p.threat.box) if p.threat.norm in COUNTS else p.threat.scaled(0), steps=1)
     )
-    return bool(stands.all()), f"{_tally([stands])} at eps 0"
+    return bool(robust.all()), f"{_tally([robust])} at eps 0"
 
 
-def eps_whole_box(p: Probe) -> gradients.Verdict:
+def eps_whole_box(p: Subject) -> gradients.Verdict:
     """With the whole box as budget any input can become any other: at most half of chance may stand."""
     width, dim = p.threat.width, p.x[0].numel()
     eps = {"linf": width, "l2": width * math.sqrt(dim), "l1": width * dim}.get(p.threat.norm, 0.0)
     # A count covers the whole box where all elements may change: that is linf with its width.
     whole = replace(p.threat, eps=eps, allow_large_eps=True) if eps else Threat("linf", width, p.threat.box, True)
-    stands = p.stands(PGD(whole, steps=40))
-    return int(stands.sum()) <= p.n / (
+    robust = p.robust(PGD(whole, steps=40))
+    return int(robust.sum()) <= p.n / (
         2 * p.logits.shape[1]
-    ), f"{_tally([stands])} at eps {eps or width:.3g}, the whole box"
+    ), f"{_tally([robust])} at eps {eps or width:.3g}, the whole box"
 
 
-def eps_monotone(p: Probe) -> gradients.Verdict:
+def eps_monotone(p: Subject) -> gradients.Verdict:
     """A larger budget fools no fewer."""
     threat = replace(p.threat, allow_large_eps=True)
-    verdicts = [p.stands(PGD(threat.scaled(factor))) for factor in (0.5, 1, 2)]
+    verdicts = [p.robust(PGD(threat.scaled(factor))) for factor in (0.5, 1, 2)]
     return _never_rises(verdicts), f"{_tally(verdicts)} at 0.5 / 1 / 2 eps"
 
 
-def steps_monotone(p: Probe) -> gradients.Verdict:
+def steps_monotone(p: Subject) -> gradients.Verdict:
     """More steps fool no fewer."""
-    verdicts = [p.stands(PGD(p.threat, steps=steps)) for steps in (5, 20, 50)]
+    verdicts = [p.robust(PGD(p.threat, steps=steps)) for steps in (5, 20, 50)]
     return _never_rises(verdicts), f"{_tally(verdicts)} after 5 / 20 / 50 steps"
 
 
-def restarts(p: Probe) -> gradients.Verdict:
+def restarts(p: Subject) -> gradients.Verdict:
     """More restarts fool no fewer, and not many more: on a smooth loss the start matters little."""
-    one, more = (p.stands(PGD(p.threat, restarts=count)) for count in (1, 3))
+    one, more = (p.robust(PGD(p.threat, restarts=count)) for count in (1, 3))
     return not weaker(more, one) and not gained(one, more)[1], f"{_tally([one, more])} after 1 / 3 restarts"
 
 
-def iterative(p: Probe) -> gradients.Verdict:
+def iterative(p: Subject) -> gradients.Verdict:
     """Many steps are at least as strong as one."""
-    one, many = p.stands(FGSM(p.threat)), p.stands(PGD(p.threat))
+    one, many = p.robust(FGSM(p.threat)), p.robust(PGD(p.threat))
     return not weaker(many, one), f"{_tally([one, many])} under FGSM / PGD-20"
 
 
-def black_box(p: Probe) -> gradients.Verdict:
+def black_box(p: Subject) -> gradients.Verdict:
     """An attack with gradients is at least as strong as one without."""
     if p.threat.norm not in Square.norms:
         return True, f"no attack without gradients has a form for {p.threat.norm}: nothing to compare with"
-    blind, sighted = p.stands(Square(p.threat, queries=QUERIES)), p.stands(PGD(p.threat))
+    blind, sighted = p.robust(Square(p.threat, queries=QUERIES)), p.robust(PGD(p.threat))
     return not weaker(sighted, blind), f"{_tally([blind, sighted])} under Square with {QUERIES} queries / PGD-20"
 
 
-def loss(p: Probe) -> gradients.Verdict:
+def loss(p: Subject) -> gradients.Verdict:
     """The cross-entropy, which depends on the scale of the logits, is as good to climb as the margin, which does not
     saturate."""
-    ce, free = (p.stands(PGD(p.threat, loss=name)) for name in ("ce", "margin"))
+    ce, free = (p.robust(PGD(p.threat, loss=name)) for name in ("ce", "margin"))
     return not weaker(ce, free), f"{_tally([ce, free])} under PGD-20 on the cross-entropy / the margin"
 
 
-def step_budget(p: Probe) -> gradients.Verdict:
-    """Steps x step size cross the ball, and the samples that stand were indeed moved far."""
+def step_budget(p: Subject) -> gradients.Verdict:
+    """Steps x step size cross the ball, and the robust samples were indeed moved far."""
     name, length = label(p.attack), step_of(p.attack)
     if length is None or p.threat.norm in COUNTS:
-        return True, f"{name} has no steps of a fixed length: nothing to judge"
+        return True, f"{name} has no steps of a fixed length: nothing to check"
     steps, eps = p.attack.steps, float(p.threat.eps)  # type: ignore[attr-defined]
     path = steps * length / eps
-    stands, distance = p.run(p.attack)
-    reached = float(distance[stands].median()) / eps if bool(stands.any()) else None
+    robust, distance = p.run(p.attack)
+    reached = float(distance[robust].median()) / eps if bool(robust.any()) else None
     text = f"{steps} steps of {length:.3g} make {path:.3g} eps"
     if reached is not None:
-        text += f"; the median sample that stands was moved {reached:.2f} eps (n = {int(stands.sum())})"
+        text += f"; the median robust sample was moved {reached:.2f} eps (n = {int(robust.sum())})"
     return path >= 1 - 1e-9 and (reached is None or reached >= 0.5), text
 
 
@@ -132,24 +132,24 @@ def step_of(attack: Attack) -> float | None:
     return getattr(attack, "resolved_step", None) if hasattr(attack, "steps") else None
 
 
-def attack_strength(p: Probe) -> gradients.Verdict:
-    """The attack that is judged misses little of what the attacks of the other checks find within the same budget."""
+def attack_strength(p: Subject) -> gradients.Verdict:
+    """The attack that is checked misses little of what the attacks of the other checks find within the same budget."""
     name = label(p.attack)
     if p.attack.passes > COSTLY:
         return True, f"{name} takes up to {p.attack.passes} passes per sample: not run again"
-    stands = p.stands(p.attack)
-    lost, many = gained(stands, p.stands_all())
-    return not many, f"{_tally([stands])} under {name}; other attacks of these checks fool {lost} of them"
+    robust = p.robust(p.attack)
+    lost, many = gained(robust, p.robust_to_all())
+    return not many, f"{_tally([robust])} under {name}; other attacks of these checks fool {lost} of them"
 
 
-CHECKS: dict[str, tuple[Callable[[Probe], gradients.Verdict], str]] = {
+CHECKS: dict[str, tuple[Callable[[Subject], gradients.Verdict], str]] = {
     "logits": (
         gradients.logits,
         "probabilities flatten every loss: remove the softmax or sigmoid, attacks need logits",
     ),
     "repeatable": (
         gradients.repeatable,
-        "the model is random: average gradients and verdicts over many draws (EOT), or certify it by smoothing",
+        "the model is random: average gradients and verdicts over many samples (EOT), or certify it by smoothing",
     ),
     "independent": (
         gradients.independent,
@@ -165,11 +165,11 @@ CHECKS: dict[str, tuple[Callable[[Probe], gradients.Verdict], str]] = {
     ),
     "finite-differences": (
         gradients.finite_differences,
-        "autograd does not tell how the model changes (staircase, sawtooth, false backward): use Square or BPDA",
+        "autograd does not describe how the model changes (staircase, sawtooth, false backward): use Square or BPDA",
     ),
     "eps-zero": (
         eps_zero,
-        "accuracy changes without an attack: the model is random or differs between calls; mend this first",
+        "accuracy changes without an attack: the model is random or differs between calls; fix this first",
     ),
     "eps-whole-box": (
         eps_whole_box,
@@ -226,18 +226,18 @@ def masking_checks(
     """Every check of `CHECKS` on a model, in that order; a failed one is a warning.
 
     ``x`` (n, ...) floats in the threat's box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1)
-    that key the draws together with ``seed``. At most 100 samples are looked at, stratified by class, and of these the
-    ones that the model gets right. ``attack`` is the attack that was relied on (default: PGD with 20 steps):
-    "step-budget" and "attack-strength" judge it, all others judge the model with attacks of their own. Comparisons of
+    that key the random numbers together with ``seed``. At most 100 samples are used, stratified by class, and of these
+    the ones that the model gets right. ``attack`` is the attack that was relied on (default: PGD with 20 steps):
+    "step-budget" and "attack-strength" check it, all others check the model with attacks of their own. Comparisons of
     attacks are paired by sample: a check fails where a sign test on the samples that differ falls below 1 %, or where a
     stronger attack fools more than 5 % on top at the lower end of the 95 % interval.
 
-    The model is judged in eval mode and comes back as it was. A check that raises, as where the model has no gradient,
-    fails with the reason as its figure. ``advance(checks, text)`` is told of progress, 1 per check, `len(CHECKS)` in
-    all. ValueError for inputs or labels that cannot be judged, for an eps of 0 or infinity, for an attack under another
-    threat, and for a model that gets no sample right.
+    The model is evaluated in eval mode and comes back as it was. A check that raises, as where the model has no
+    gradient, fails with the reason as its figure. ``advance(checks, text)`` receives the progress, 1 per check,
+    `len(CHECKS)` in all. ValueError for inputs or labels that cannot be evaluated, for an eps of 0 or infinity, for an
+    attack under another threat, and for a model that gets no sample right.
     """
-    sample = probe(model, x, y, threat, PGD(threat) if attack is None else attack, seed, ids, batch)
+    sample = subject(model, x, y, threat, PGD(threat) if attack is None else attack, seed, ids, batch)
     results = []
     for name, (check, why) in CHECKS.items():
         if advance:
@@ -246,7 +246,7 @@ def masking_checks(
             passed, figure = check(sample)
         except torch.OutOfMemoryError:  # says nothing of the model
             raise
-        except Exception as error:  # somebody's forward may raise anything, and the other checks still count
+        except Exception as error:  # a user's forward may raise anything, and the other checks still count
             reason = str(error).partition("\n")[0] or type(error).__name__
             passed, figure = False, f"not measured: {reason}"
         results.append(Check(name, passed, figure, why))

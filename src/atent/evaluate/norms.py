@@ -17,7 +17,7 @@ class Curve(NamedTuple):
     radii: list[float]
     """0 and every distinct finite norm, rising, in pixel units."""
     accuracy: list[float]
-    """Share of the samples that stand at each radius, in [0, 1]; it holds until the next one."""
+    """Share of the samples that are robust at each radius, in [0, 1]; it holds until the next one."""
 
 
 def found_norms(outcome: Outcome) -> Tensor:
@@ -37,7 +37,7 @@ def robust_accuracy(norms: Tensor, radii: Tensor) -> Tensor:
 
 
 def curve(norms: Tensor) -> Curve:
-    """`robust_accuracy` at 0, the natural accuracy, and at every radius where it falls. ValueError as there."""
+    """`robust_accuracy` at 0, the clean accuracy, and at every radius where it falls. ValueError as there."""
     ordered = _sorted(norms)
     radii = torch.cat([ordered.new_zeros(1), ordered[ordered.isfinite()]]).unique()
     return Curve(radii.tolist(), robust_accuracy(norms, radii).tolist())

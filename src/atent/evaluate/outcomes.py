@@ -10,14 +10,14 @@ from torch import Tensor
 
 from atent.data.described import unspan
 
-FOOLED, STOOD, NOT_TRIED = "f", "s", "-"
-_WORDS = {FOOLED: "fooled", STOOD: "stood", NOT_TRIED: "not tried"}
+FOOLED, ROBUST, NOT_TRIED = "f", "s", "-"
+_WORDS = {FOOLED: "fooled", ROBUST: "robust", NOT_TRIED: "not tried"}
 
 
-def marks(tried: Tensor, fooled: Tensor) -> str:
-    """One character per sample: f fooled, s stood, - not tried; bool (n,) each."""
+def flags(tried: Tensor, fooled: Tensor) -> str:
+    """One character per sample: f fooled, s robust, - not tried; bool (n,) each."""
     codes = torch.where(tried, torch.where(fooled, 0, 1), 2).tolist()
-    return "".join((FOOLED, STOOD, NOT_TRIED)[code] for code in codes)
+    return "".join((FOOLED, ROBUST, NOT_TRIED)[code] for code in codes)
 
 
 def bits(values: Tensor) -> str:
@@ -27,9 +27,9 @@ def bits(values: Tensor) -> str:
 
 def per_sample(outcomes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The `outcomes` of an evaluation as one row per sample: its id, whether it is right without an attack, and what
-    each attack did: fooled, stood or not tried."""
+    each attack did: fooled, robust or not tried."""
     rows = []
     for i, number in enumerate(unspan(outcomes["ids"])):
         attacks = {name: _WORDS[text[i]] for name, text in outcomes["attacks"].items()}
-        rows.append({"id": number, "right": outcomes["natural"][i] == "1", "attacks": attacks})
+        rows.append({"id": number, "right": outcomes["clean"][i] == "1", "attacks": attacks})
     return rows

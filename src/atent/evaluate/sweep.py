@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from atent.attacks.base import Attack
 from atent.attacks.spec import label, show
 from atent.evaluate.evaluation import evaluate
-from atent.evaluate.outcomes import STOOD
+from atent.evaluate.outcomes import ROBUST
 from atent.evaluate.samples import Checked
 from atent.precision import SearchDtype
 from atent.progress import Advance
@@ -27,7 +27,7 @@ def at_radii(
 ) -> dict[tuple[str, float], Attack]:
     """Each attack at each radius, by (name, radius), radii ascending.
 
-    Only eps changes: a step size that is left out grows with it, one that is set stays. ValueError, in one line, for no
+    Only eps changes: a step size at its default grows with it, one that is set stays. ValueError, in one line, for no
     attacks, no radii, a radius twice, one that is no number of at least 0, for two attacks of one name, and for an
     attack with an eps for each sample, which a radius for all would replace.
     """
@@ -70,13 +70,13 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Robust accuracy at each of ``radii`` (numbers or fractions such as "8/255") under each attack alone.
 
-    One row per attack and radius, radii ascending: attack (its name), norm, radius, threat (as text), natural, robust
-    and monotone (shares with 95 % intervals), seconds. ``robust`` is what the attack at this very radius left standing;
-    ``monotone`` counts a sample as fooled if this or any smaller radius fooled it, as the smaller ball lies in the
-    larger one. Where the two differ, the attack was too weak at the larger radius.
+    One row per attack and radius, radii ascending: attack (its name), norm, radius, threat (as text), clean, robust
+    and monotone (shares with 95 % intervals), seconds. ``robust`` is what the attack at this very radius left correctly
+    classified; ``monotone`` counts a sample as fooled if this or any smaller radius fooled it, as the smaller ball lies
+    in the larger one. Where the two differ, the attack was too weak at the larger radius.
 
-    The model is judged as by `evaluate`, whose other arguments these are; ``resume`` needs a file of its own.
-    ``advance`` is told of n samples for each radius and each of `rounds`. ValueError as `at_radii` and `evaluate`.
+    The model is evaluated as by `evaluate`, whose other arguments these are; ``resume`` needs a file of its own.
+    ``advance`` receives n samples for each radius and each of `rounds`. ValueError as `at_radii` and `evaluate`.
     """
     jobs = at_radii(attacks, radii)
     named = {f"{name}, {show(_threat(attack))}": attack for (name, _), attack in jobs.items()}
@@ -88,10 +88,10 @@ def sweep(
         channels_last=channels_last, advance=advance,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
-    standing: dict[str, Tensor] = {}
+    remaining: dict[str, Tensor] = {}
     for (name, r), (key, attack) in zip(jobs, named.items()):
-        stood = torch.tensor([mark == STOOD for mark in found.outcomes["attacks"][key]])
-        standing[name] = stood & standing.get(name, stood)
+        robust = torch.tensor([flag == ROBUST for flag in found.outcomes["attacks"][key]])
+        remaining[name] = robust & remaining.get(name, robust)
         result = found.attacks[key]
         rows.append(
             {
@@ -99,9 +99,9 @@ def sweep(
                 "norm": _threat(attack).norm,
                 "radius": r,
                 "threat": show(_threat(attack)),
-                "natural": found.natural,
+                "clean": found.clean,
                 "robust": result["robust"],
-                "monotone": share(int(standing[name].sum()), found.n),
+                "monotone": share(int(remaining[name].sum()), found.n),
                 "seconds": result["seconds"],
             }
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from atent import messages, stats
 from atent import runs as folder
-from atent.certify import METHODS, Certificate, Draws, certify_run, merge, verified
+from atent.certify import METHODS, Certificate, Sampling, certify_run, merge, verified
 from atent.certify.certificate import check_shard, claim, made_alike, made_of, sidecar, write_rows
 from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
@@ -70,7 +70,7 @@ def certify_folder(
     ``target``, ``model`` and ``data`` as `load_target` takes them: also a file of weights, or the user's own network.
 
     ``method`` "smoothing" draws noise (`certify_run`); "ibp", "crown-ibp", "crown" and "dual" compute bounds
-    (`verified`) within ``radii`` under the run's norm or ``norm``, left out: the run's eps. The same call goes on
+    (`verified`) within ``radii`` under the run's norm or ``norm``; default: the run's eps. The same call resumes
     where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
     gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged`` joins the
     shards. ``compiled``: smoothing with the network fused by ``torch.compile``, ``channels_last``: that of
@@ -92,25 +92,25 @@ def certify_folder(
         raise ValueError(
             f"Gaussian smoothing certifies in l2, not in {norm}: leave --norm out, or use a --method of bounds"
         )
-    draws = Draws(sigma_of(who.config, who.name) if sigma is None else sigma, n0, n, alpha, seed)
+    sampling = Sampling(sigma_of(who.config, who.name) if sigma is None else sigma, n0, n, alpha, seed)
     for goal in goals or ():
-        check_radius(goal, draws.n, draws.alpha, draws.sigma)
+        check_radius(goal, sampling.n, sampling.alpha, sampling.sigma)
     if compiled and pick_device(device).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or leave it out")
-    return _smoothed(who, draws, goals, shard, merged, batch, compiled, channels_last, progress)
+    return _smoothed(who, sampling, goals, shard, merged, batch, compiled, channels_last, progress)
 
 
 def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
     """A certificate for people: a title, (name, share) rows, and the lines below them."""
     images = found.images
-    rows, below = [("natural, the network itself", found.natural)], []
+    rows, below = [("clean, the network itself", found.clean)], []
     title = f"{found.run}: {images.name}, test images: {images.text}"
     if isinstance(found, BoundsFile):
         rows += [(f"verified by {found.method}, {each.threat.text}", each.share) for each in found.certified]
         below = [f"{each.seconds_per_image:.3g} s per image" for each in found.certified]
     elif isinstance(found, SmoothingFile):
         title += f", shard {found.shard} of them" if found.shard else ""
-        rows.append(("natural, the smoothed network", found.smoothed))
+        rows.append(("clean, the smoothed network", found.smoothed))
         for at in found.certified:
             rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
         below = _smoothing_lines(found)
@@ -118,10 +118,10 @@ def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[s
 
 
 def _smoothing_lines(found: SmoothingFile) -> list[str]:
-    draws = found.draws
+    sampling = found.sampling
     below = [
-        f"sigma {draws['sigma']:g}, n {draws['n']:,}, n0 {draws['n0']}, alpha {draws['alpha']:g} per image, seed"
-        f" {draws['seed']}; n draws reach l2 {found.largest_radius:.4g}",
+        f"sigma {sampling['sigma']:g}, n {sampling['n']:,}, n0 {sampling['n0']}, alpha {sampling['alpha']:g} per image,"
+        f" seed {sampling['seed']}; n samples reach l2 {found.largest_radius:.4g}",
         f"abstained {found.abstained.k} of {found.n}; mean radius {found.radius_mean:.4g}, median"
         f" {found.radius_median:.4g}, 0 where wrong",
         f"{found.seconds_per_image:.3g} s per image",
@@ -167,7 +167,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _about(who: Target) -> dict[str, Any]:
-    """What a certificate is about, whatever its numbers of images and draws."""
+    """What a certificate is about, whatever its numbers of images and samples."""
     return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
 
 
@@ -184,12 +184,12 @@ def _head(who: Target, ids: Sequence[int], shape: Sequence[int]) -> dict[str, An
 
 
 def _smoothed(
-    who: Target, draws: Draws, goals: list[float] | None, shard: str | None, merged: bool, batch: int | None,
+    who: Target, sampling: Sampling, goals: list[float] | None, shard: str | None, merged: bool, batch: int | None,
     compiled: bool, channels_last: bool | None, progress: bool,
 ) -> tuple[Path, dict[str, Any], Certificate]:  # fmt: skip
     x, y, ids = who.test()
     about = _about(who)
-    made = made_of(draws, about)
+    made = made_of(sampling, about)
     if merged:
         table = _free(who.place / f"{who.stem}{CERTIFICATE}", made)
         shards = sorted(who.place.glob(f"{who.stem}certificate*.shard-*-of-*.csv"))
@@ -203,13 +203,13 @@ def _smoothed(
         table = _free(who.place / f"{who.stem}{name}", made)
         i, n, k = check_shard(index, len(x))
         model = cast(nn.Module, torch.compile(who.model)) if compiled else who.model
-        with bar(len(range(i, n, k)) * (draws.n0 + draws.n), who.name, enabled=progress) as advance:
+        with bar(len(range(i, n, k)) * (sampling.n0 + sampling.n), who.name, enabled=progress) as advance:
             found = certify_run(
-                model, x, y, draws, ids=ids, path=table, about=about, shard=index, batch=batch,
+                model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=batch,
                 channels_last=channels_last, advance=advance,
             )  # fmt: skip
     content = {**_head(who, [row.idx for row in found.rows], x.shape[1:]), **found.to_json(goals), "shard": shard}
-    content |= {"provenance": folder.provenance(seed=draws.seed, device=x.device), "made": made, "complete": True}
+    content |= {"provenance": folder.provenance(seed=sampling.seed, device=x.device), "made": made, "complete": True}
     folder.write_json(sidecar(table), content)
     return sidecar(table), content, found
 
@@ -249,17 +249,17 @@ def _bounded(who: Target, method: str, threats: list[Threat], progress: bool) ->
     x, y, ids = who.test()
     for threat in threats:
         threat.check_eps(x.shape[1:])
-    natural = predict(who.model, x, y) == y
+    clean = predict(who.model, x, y) == y
     results = []
     with bar(len(x) * len(threats), who.name, enabled=progress) as advance:
         for threat in threats:
             begun = time.perf_counter()
-            proved = _verified(who.model, x, y, threat, method, advance)
+            certain = _verified(who.model, x, y, threat, method, advance)
             results.append(
                 {
                     "threat": threat.plain(),
-                    "share": stats.share(int(proved.sum()), len(x)),
-                    "verified": ids[proved].tolist(),
+                    "share": stats.share(int(certain.sum()), len(x)),
+                    "verified": ids[certain].tolist(),
                     "seconds_per_image": (time.perf_counter() - begun) / len(x),
                 }
             )
@@ -268,7 +268,7 @@ def _bounded(who: Target, method: str, threats: list[Threat], progress: bool) ->
         about["ids"] = who.samples()["ids"]
     content = {
         **_head(who, ids.tolist(), x.shape[1:]), "method": method, "n": len(x),
-        "natural": stats.share(int(natural.sum()), len(x)), "certified": results,
+        "clean": stats.share(int(clean.sum()), len(x)), "certified": results,
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     }  # fmt: skip
     out = sidecar(_free(who.place / f"{who.stem}{CERTIFICATE}", about))

@@ -38,7 +38,7 @@ def row(content: dict[str, Any]) -> dict[str, Any]:
         "trained": content["trained"],
         "how": _how(content),
         "images": content["images"],
-        "natural": content["natural"],
+        "clean": content["clean"],
         "smoothed": content.get("smoothed"),
         "certified": entries,
         "provenance": content["provenance"],
@@ -64,7 +64,7 @@ def add(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     """
     check_table(path)
     beside = path.with_suffix(".json")
-    known = folder.read_json(beside)["rows"] if beside.exists() else []
+    known = folder.with_present_keys(folder.read_json(beside))["rows"] if beside.exists() else []
     table = {(r["run"], r["how"]): r for r in [*known, *rows]}
     first = next(iter(table.values()))["images"]
     for found in table.values():
@@ -86,21 +86,21 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             radii.append(l2)
     dim = math.prod(rows[0]["images"]["shape"])
     headings = [f"l2 {r:.3g} = linf {255 * r / math.sqrt(dim):.3g}/255 (%)" for r in radii]
-    head = ["run", "certificate", "natural, network (%)", "natural, smoothed (%)", *headings, "s / image"]
+    head = ["run", "certificate", "clean, network (%)", "clean, smoothed (%)", *headings, "s / image"]
     shown = []
     for r in rows:
         cells = [_cell(next((e for e in r["certified"] if abs(e["l2"] - x) <= _SAME * x), None)) for x in radii]
         seconds = max(entry["seconds"] for entry in r["certified"])
-        base = [f"{r['run']} ({r['trained']})", r["how"], _figure(r["natural"]), _figure(r["smoothed"])]
+        base = [f"{r['run']} ({r['trained']})", r["how"], _figure(r["clean"]), _figure(r["smoothed"])]
         shown.append([*base, *cells, f"{seconds:.3g}"])
     lines = markdown_table(head, shown, left=2)
     about = rows[0]["provenance"]
     lines += [
         "",
         f"{_images(rows[0]['images'])}. In brackets: 95 % intervals over the choice of test images.",
-        "A column's linf ball lies within its l2 ball: smoothing and bounds in l2 prove both, bounds in linf the linf"
+        "A column's linf ball lies within its l2 ball: smoothing and bounds in l2 certify both, bounds in linf the linf"
         " ball alone.",
-        "Natural, smoothed: accuracy of the smoothed network, abstentions wrong; it certifies no radius.",
+        "Clean, smoothed: accuracy of the smoothed network, abstentions wrong; it certifies no radius.",
         f"Hardware: {about['device_name']}, {about['threads']} threads; seconds of wall time. Commit:"
         f" {', '.join(dict.fromkeys(str(r['provenance']['commit']) for r in rows))}.",
     ]
@@ -111,8 +111,8 @@ def _how(content: dict[str, Any]) -> str:
     if content["method"] != "smoothing":
         norms = dict.fromkeys(found["threat"]["norm"] for found in content["certified"])
         return f"{content['method']}, {' and '.join(norms)}"
-    draws = content["draws"]
-    return f"smoothing, sigma {draws['sigma']:.3g}, n {draws['n']:,}, alpha {draws['alpha']:g}"
+    sampling = content["sampling"]
+    return f"smoothing, sigma {sampling['sigma']:.3g}, n {sampling['n']:,}, alpha {sampling['alpha']:g}"
 
 
 def _images(images: dict[str, Any]) -> str:

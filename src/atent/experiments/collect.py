@@ -30,7 +30,7 @@ def collect(plan: Plan, path: Path, at_once: int = 1) -> ComparisonFile:
     for run in plan.runs(path):
         evaluation = _evaluation(run)
         made[run.given].append(seed_result(run, evaluation))
-    rows = _marked([_row(job, made[given]) for given, job in plan.jobs.items()])
+    rows = _with_best([_row(job, made[given]) for given, job in plan.jobs.items()])
     job = next(iter(plan.jobs.values()))
     return ComparisonFile(
         schema_version=COMPARISON_VERSION,
@@ -65,7 +65,7 @@ def _row(job: Job, seeds: list[SeedResult]) -> RecipeResult:
         recipe=job.recipe or "",
         method=job.title,
         threat=Adversary(**threat.plain()) if threat else None,
-        natural=accuracy([asdict(s.natural) for s in seeds]),
+        clean=accuracy([asdict(s.clean) for s in seeds]),
         attacks={a: accuracy([asdict(s.attacks[a]) for s in seeds]) for a in seeds[0].attacks},
         worst=accuracy([asdict(s.worst) for s in seeds]),
         last=accuracy([asdict(share) for share in last]) if len(last) == len(seeds) else None,
@@ -79,18 +79,18 @@ def _row(job: Job, seeds: list[SeedResult]) -> RecipeResult:
     )
 
 
-def _marked(rows: list[RecipeResult]) -> list[RecipeResult]:
+def _with_best(rows: list[RecipeResult]) -> list[RecipeResult]:
     """The rows, each with what of it lies above every other row's for certain."""
 
     def best(cells: Sequence[Spread]) -> list[bool]:
         first = winner(cells)
         return [first == i for i in range(len(cells))]
 
-    natural, worst = best([r.natural for r in rows]), best([r.worst for r in rows])
+    clean, worst = best([r.clean for r in rows]), best([r.worst for r in rows])
     attacks = {a: best([r.attacks[a] for r in rows]) for a in rows[0].attacks}
     return [
         replace(row, best={
-            "natural": natural[i], "worst": worst[i], "attacks": {a: each[i] for a, each in attacks.items()},
+            "clean": clean[i], "worst": worst[i], "attacks": {a: each[i] for a, each in attacks.items()},
         })
         for i, row in enumerate(rows)
     ]  # fmt: skip
@@ -98,7 +98,7 @@ def _marked(rows: list[RecipeResult]) -> list[RecipeResult]:
 
 def seed_result(run: Run, evaluation: EvaluationFile) -> SeedResult:
     """One training, from its metrics and its ``evaluation``."""
-    rows = folder.read_jsonl(run.path / folder.METRICS)
+    rows = folder.read_rows(run.path / folder.METRICS)
     if evaluation.epoch is None:
         raise ValueError(f"{run.path / folder.EVALUATION} does not say which epoch was evaluated: remove it")
     # Where the last epoch is the best there is one evaluation of both; none is asked for without evaluate.last.
@@ -107,7 +107,7 @@ def seed_result(run: Run, evaluation: EvaluationFile) -> SeedResult:
     return SeedResult(
         seed=run.job.train.seed,
         run=run.path.name,
-        natural=evaluation.natural,
+        clean=evaluation.clean,
         attacks={name: attack.robust for name, attack in evaluation.attacks.items()},
         worst=evaluation.worst,
         last=last.worst if last is not None and run.job.evaluate.last else None,

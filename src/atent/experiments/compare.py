@@ -68,7 +68,7 @@ def compare(
     equal time.
 
     Raises ValueError and FileExistsError of one line before anything is trained; ChildProcessError where a run fails
-    and Interrupted after Ctrl-C: the other runs are stopped, with their state saved, and the same command goes on.
+    and Interrupted after Ctrl-C: the other runs are stopped, with their state saved, and the same command resumes.
     """
     agree(plan.jobs)
     other = None
@@ -102,7 +102,7 @@ def _train(
 ) -> None:
     waiting = deque(run for run in plan.runs(path) if todo[run.path] != "finished")
     running: dict[subprocess.Popen[bytes], tuple[Run, float]] = {}
-    again = "finished runs stay as they are, and the same command again goes on"
+    again = "finished runs stay as they are, and the same command resumes"
     done = len(todo) - len(waiting)
     with stop_requests() as asked, bar(len(todo), "compare", enabled=progress) as advance:
         advance(done, "")
@@ -133,7 +133,7 @@ def _start(
     if stage == "started":
         words += ["--resume", str(run.path), "--quiet"]
     else:
-        # Equal settings and no state to go on from: the same training begins anew.
+        # Equal settings and no state to resume from: the same training begins anew.
         if run.path.exists():
             shutil.rmtree(run.path)
         words += [run.given, "--runs", str(run.path.parent), "--name", run.path.name]

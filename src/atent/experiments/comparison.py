@@ -38,8 +38,8 @@ def measure(values: Sequence[float]) -> Spread:
 def accuracy(shares: Sequence[Mapping[str, Any]]) -> Spread:
     """The same of one share per seed; the interval is the wider, end by end, of the t- and the binomial one.
 
-    The seeds are judged on the same images: counts that agree over seeds tell no more of the test set than one of them,
-    so the binomial interval is that of the mean count at one seed's n.
+    The seeds are evaluated on the same images: counts that agree over seeds say no more of the test set than one of
+    them, so the binomial interval is that of the mean count at one seed's n.
     """
     cell = measure([share["value"] for share in shares])
     n = min(share["n"] for share in shares)
@@ -59,7 +59,7 @@ def winner(cells: Sequence[Spread]) -> int | None:
 
 
 def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = None) -> str | None:
-    """What must stand beside robust accuracies (the `attacks` of an evaluation) that AutoAttack did not measure.
+    """What must be shown beside robust accuracies (the `attacks` of an evaluation) that AutoAttack did not measure.
 
     None only where AutoAttack ran at its standard settings, in the model's own precision, against every finite threat
     of the evaluation.
@@ -79,8 +79,8 @@ def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = 
 
 def caveat_of(found: EvaluationFile) -> str | None:
     """`caveat` of an evaluation."""
-    told = {name: {"attack": a.attack, "threat": asdict(a.threat)} for name, a in found.attacks.items()}
-    return caveat(told, found.search_dtype)
+    named = {name: {"attack": a.attack, "threat": asdict(a.threat)} for name, a in found.attacks.items()}
+    return caveat(named, found.search_dtype)
 
 
 def _against(attack: Mapping[str, Any]) -> tuple[str, float]:
@@ -111,14 +111,14 @@ def layout(found: ComparisonFile) -> tuple[list[str], list[tuple[str, list[Entry
     # With one attack, or over several threats, there is no worst one that says more.
     worst = len(attacks) > 1 and len(found.threats) == 1
     last = _has_last(found)
-    shares = ["natural", *attacks, *(["worst of these"] if worst else []), *(["at the last epoch"] if last else [])]
+    shares = ["clean", *attacks, *(["worst of these"] if worst else []), *(["at the last epoch"] if last else [])]
     timed = found.minutes is not None
     headings = [*(f"{name} (%)" for name in shares), "s / epoch", "peak MiB", "best epoch"]
     headings += ["epochs"] if timed else []
     rows = []
     for row in found.rows:
         best = row.best
-        entries = [_entry(row.natural, 100, best=best["natural"])]
+        entries = [_entry(row.clean, 100, best=best["clean"])]
         entries += [_entry(row.attacks[a], 100, best=best["attacks"][a]) for a in attacks]
         if worst:
             entries.append(_entry(row.worst, 100, best=best["worst"]))
@@ -159,7 +159,7 @@ def caption(found: ComparisonFile) -> list[str]:
     lines = [
         f"{data.name}, test images: {data.text}; {found.model}, {_length(found)}, batches"
         f" of {found.batch_size}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))});"
-        f" judged under {', '.join(found.threats)}.",
+        f" evaluated under {', '.join(found.threats)}.",
         f"Figures: {found.interval}. Bold: above the interval of every other row.",
         f"Hardware: {'; '.join(machines)}{several}. Seconds: median over the epochs. Commit: {', '.join(commits)}.",
     ]
@@ -194,7 +194,7 @@ def draw(path: Path, found: ComparisonFile) -> None:
     last = _has_last(found)
 
     def shown(row: RecipeResult) -> dict[str, Spread]:
-        cells: dict[str, Spread | None] = {"natural": row.natural, **row.attacks}
+        cells: dict[str, Spread | None] = {"clean": row.clean, **row.attacks}
         if last:
             cells |= {"worst,\nbest epoch": row.worst, "worst,\nlast epoch": row.last}
         return {name: cell for name, cell in cells.items() if cell}
@@ -207,7 +207,7 @@ def draw(path: Path, found: ComparisonFile) -> None:
 
 
 def draw_pareto(path: Path, comparisons: Sequence[ComparisonFile]) -> None:
-    """pareto.png: natural against worst-case accuracy, a panel for each comparison; none for several threats."""
+    """pareto.png: clean against worst-case accuracy, a panel for each comparison; none for several threats."""
     from atent import plots
 
     panels: dict[str, dict[str, Any]] = {}
@@ -219,11 +219,9 @@ def draw_pareto(path: Path, comparisons: Sequence[ComparisonFile]) -> None:
         title = f"{found.data.name}, {found.threats[0]}, {length}"
         while title in panels:
             title += " "
-        panels[title] = {
-            row.recipe: {"natural": _limits(row.natural), "robust": _limits(row.worst)} for row in found.rows
-        }
-    told = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
-    plots.save(plots.pareto(panels, robust=f"robust accuracy (%), {told}"), path / PARETO)
+        panels[title] = {row.recipe: {"clean": _limits(row.clean), "robust": _limits(row.worst)} for row in found.rows}
+    measured_by = names[0] if len(names) == 1 else f"worst of {len(names)} attacks"
+    plots.save(plots.pareto(panels, robust=f"robust accuracy (%), {measured_by}"), path / PARETO)
 
 
 def _limits(cell: Spread) -> dict[str, float | None]:

@@ -122,7 +122,7 @@ def summary(found: EvaluationFile) -> list[str]:
     lines = [
         f"threat   {', '.join(shown) or 'none'}",
         f"samples  {found.data.name}, test images: {found.data.text}",
-        f"natural  {found.natural.text}",
+        f"clean    {found.clean.text}",
     ]
     if len({(t.norm, t.eps) for t in threats.values()}) == 1:
         lines.append(f"robust   {found.worst.text} under the worst of {', '.join(threats)}")

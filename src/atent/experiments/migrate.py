@@ -1,7 +1,7 @@
 """Result files of earlier versions, brought to the current one: one function for each kind of file.
 
-A file without ``schema_version`` was written before versions were recorded. Each function leaves what it is given
-unchanged, and returns a current file as it is.
+A file without ``schema_version`` was written before versions were recorded; version 1 called clean accuracy natural.
+Each function leaves what it is given unchanged, and returns a current file as it is.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def evaluation(content: dict[str, Any]) -> dict[str, Any]:
     """The content of an evaluation.json of any version, as the current one has it."""
     if _current(content, EVALUATION_VERSION, "an evaluation"):
         return content
+    content = folder.with_present_keys(content)
     # The first files ran each attack alone, and kept no outcome of each sample.
     blank: dict[str, Any] = {
         "cascade": False,
@@ -85,7 +86,7 @@ def evaluation(content: dict[str, Any]) -> dict[str, Any]:
         **content,
         "schema_version": EVALUATION_VERSION,
         "data": {"class_names": None, **_samples(content["data"])},
-        "attacks": {name: _attack(told, content["natural"]["k"]) for name, told in content["attacks"].items()},
+        "attacks": {name: _attack(entry, content["clean"]["k"]) for name, entry in content["attacks"].items()},
     }
 
 
@@ -93,7 +94,10 @@ def certificate(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a certificate.json of any version; one that is not complete has no version."""
     if _current(content, CERTIFICATE_VERSION, "a certificate") or not content["complete"]:
         return content
+    content = folder.with_present_keys(content)
     blank = {"hint": None, "shard": None} if content["method"] == "smoothing" else {}
+    if "draws" in content:
+        content["sampling"] = content.pop("draws")
     return {**blank, **content, "schema_version": CERTIFICATE_VERSION, "images": _samples(content["images"])}
 
 
@@ -101,6 +105,7 @@ def comparison(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a comparison.json of any version."""
     if _current(content, COMPARISON_VERSION, "a comparison"):
         return content
+    content = folder.with_present_keys(content)
     # The first files had no budget in minutes, and did not count passes.
     rows = [{"passes": None, "minutes": None, "last": None, **row, "seeds": _seeds(row)} for row in content["rows"]]
     head = {"minutes": None, **content, "schema_version": COMPARISON_VERSION}
@@ -121,20 +126,20 @@ def _seeds(row: dict[str, Any]) -> list[dict[str, Any]]:
 def _current(content: dict[str, Any], version: int, kind: str) -> bool:
     """Whether ``content`` is of this version; LaterVersion for one of a later version."""
     found = content.get("schema_version", 0)
-    if found not in (0, version):
+    if found not in range(version + 1):
         raise LaterVersion(f"{kind} of schema version {found}: this atent reads versions up to {version}, update atent")
     return bool(found == version)
 
 
-def _samples(told: dict[str, Any]) -> dict[str, Any]:
+def _samples(samples: dict[str, Any]) -> dict[str, Any]:
     # Before subsets were recorded, the first samples were measured.
-    return {"subset": "first", "subset_seed": None, "ids": None, **told}
+    return {"subset": "first", "subset_seed": None, "ids": None, **samples}
 
 
-def _attack(told: dict[str, Any], right: int) -> dict[str, Any]:
+def _attack(result: dict[str, Any], right: int) -> dict[str, Any]:
     """The result of one attack; the first files have a median distance alone, and no number of attacked samples."""
-    told = {"attacked": right, **told}
-    if "distance_median" in told:
-        median = told.pop("distance_median")
-        told["distance"] = None if median is None else {"median": median}
-    return told
+    result = {"attacked": right, **result}
+    if "distance_median" in result:
+        median = result.pop("distance_median")
+        result["distance"] = None if median is None else {"median": median}
+    return result

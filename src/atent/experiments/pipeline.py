@@ -1,4 +1,4 @@
-"""From settings to a finished run: data, model, training, one look at the test set, and the files that tell of it."""
+"""From settings to a finished run: data, model, training, one evaluation on the test set, and the files of it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is trained and judged."""
+    """A run that is trained and evaluated."""
 
     path: Path
     fitted: Fitted
@@ -130,9 +130,9 @@ def run_job(
     say(f"data    {data.name}: {parts}, {counts['test']} test")
     limits: dict[Part, Limit] = {"validation": job.train.validate_limit or None, "test": job.evaluate.limit}
     for part, limit in limits.items():
-        told = described(data, part, data.sample(part, limit))
-        if told["n"] < told["of"]:
-            say(f"subset  {part}: {words(told)}")
+        chosen = described(data, part, data.sample(part, limit))
+        if chosen["n"] < chosen["of"]:
+            say(f"subset  {part}: {words(chosen)}")
     network = config["model"].get("name") or config["model"].get("class")
     say(f"model   {network}, {config['about']['parameters']:,} parameters")
     say(f"method  {_method_line(config)}")
@@ -153,7 +153,7 @@ def run_job(
         last = evaluate_model(model, data, attacks, job.evaluate, progress=progress)
         robust = {name: {"robust": found["robust"]} for name, found in last["attacks"].items()}
         content["last"] = {
-            "epoch": fitted.history[-1]["epoch"], "natural": last["natural"], "attacks": robust, "worst": last["worst"],
+            "epoch": fitted.history[-1]["epoch"], "clean": last["clean"], "attacks": robust, "worst": last["worst"],
         }  # fmt: skip
         load_weights(model, path)
     evaluation = EvaluationFile.from_json(content)
@@ -206,10 +206,10 @@ def baseline(job: Job, threat: Threat) -> Job:
 
 
 def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
-    """curves.png: benign and robust accuracy, train and validation, against epoch."""
+    """curves.png: clean and robust accuracy, train and validation, against epoch."""
     from atent import plots
 
-    drawn = {name: [row for row in rows if "validation_natural" in row] for name, rows in runs.items()}
+    drawn = {name: [row for row in rows if "validation_clean" in row] for name, rows in runs.items()}
     figure = plots.curves(drawn) if len(drawn) > 1 else plots.curves(next(iter(drawn.values())))
     plots.save(figure, path / folder.CURVES)
 
@@ -246,8 +246,9 @@ def _method_line(config: dict[str, Any]) -> str:
     line: str = method["name"] + (f", {threat['norm']} eps {threat['eps']:g}" if threat else "")
     if chain:
         line += (
-            f", K {chain['steps']}, step {chain['step_size']:g}, pull {chain['pull']:g}, noise {chain['noise']:g}"
-            f" (effective {chain['effective_noise']:.4g} per step), projection {chain['projection']}"
+            f", K {chain['steps']}, step {chain['step_size']:g}, anchor weight {chain['anchor_weight']:g}"
+            f", noise {chain['noise']:g} (effective {chain['effective_noise']:.4g} per step), projection"
+            f" {chain['projection']}"
         )
     if method.get("calibrated"):
         line += f", {'noise' if method['calibrated'] == 'noise' else 'gamma'} to be calibrated"

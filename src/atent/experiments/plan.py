@@ -69,27 +69,29 @@ class Run:
 
 
 def agree(jobs: Mapping[str, Job]) -> None:
-    """ValueError, in one line with the mend, unless the jobs may be compared.
+    """ValueError, in one line with the fix, unless the jobs may be compared.
 
-    Data settings (root and augment aside), network, epochs (or minutes), batch size, and the judgement's attacks,
+    Data settings (root and augment aside), network, epochs (or minutes), batch size, and the evaluation's attacks,
     threat, number of images and seed must be the same.
     """
     (first, one), *others = jobs.items()
     for name, other in others:
         a, b = _common(one), _common(other)
         differ = {key: (a[key], b[key]) for key in a if a[key] != b[key]}
-        judged = ("evaluate.norm", "evaluate.eps")
-        if not any(key in differ for key in judged) and _attacks(one) != _attacks(other):
+        evaluated = ("evaluate.norm", "evaluate.eps")
+        if not any(key in differ for key in evaluated) and _attacks(one) != _attacks(other):
             differ["evaluate.attacks"] = (one.evaluate.attacks, other.evaluate.attacks)
         if differ:
-            told = ", ".join(f"{key} ({_word(x)} and {_word(y)})" for key, (x, y) in differ.items())
-            mend = " ".join(f"--{key} {_word(y if x is None else x)}" for key, (x, y) in differ.items())
-            raise ValueError(f"recipes {first} and {name} differ in {told}: give both the same, such as by {mend}")
+            differences = ", ".join(f"{key} ({_word(x)} and {_word(y)})" for key, (x, y) in differ.items())
+            fix = " ".join(f"--{key} {_word(y if x is None else x)}" for key, (x, y) in differ.items())
+            raise ValueError(
+                f"recipes {first} and {name} differ in {differences}: give both the same, such as by {fix}"
+            )
 
 
 def _common(job: Job) -> dict[str, Any]:
     """What the jobs of a comparison must share, by its option; the attacks are compared by `_attacks`."""
-    threat = _judged_by(job)
+    threat = _evaluated_under(job)
     return {
         **{f"data.{k}": v for k, v in asdict(job.data).items() if k not in ("root", "augment")},
         **{f"model.{k}": v for k, v in asdict(job.model).items()},
@@ -104,7 +106,7 @@ def _common(job: Job) -> dict[str, Any]:
     }
 
 
-def _judged_by(job: Job) -> Threat | None:
+def _evaluated_under(job: Job) -> Threat | None:
     own = getattr(job.method, "threat", None)
     # The box is the data's, which is not loaded yet; a method that has a threat must have that box.
     return threat_of(own, own.box if own else (0.0, 1.0), job.evaluate)
@@ -112,7 +114,7 @@ def _judged_by(job: Job) -> Threat | None:
 
 def _attacks(job: Job) -> list[str]:
     """The attacks in one spelling, whatever their order."""
-    threat = _judged_by(job)
+    threat = _evaluated_under(job)
     return sorted(spell(parse(text, threat, ATTACKS), threat=True) for text in job.evaluate.attacks)
 
 
@@ -131,7 +133,7 @@ def seeded(job: Job, seed: int) -> Job:
 
 
 def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
-    """The folder to work in: a free one, or that of an earlier comparison that ``plan`` goes on with.
+    """The folder to work in: a free one, or that of an earlier comparison that ``plan`` resumes.
 
     Without a name: that of the same comparison, else the first free one of compare, compare-2 ... A folder that is
     named may be widened by recipes and seeds. ValueError, in one line, where it holds anything else.
@@ -217,7 +219,7 @@ def state(run: Run, build: Build, aside: tuple[str, ...] = ()) -> str:
         # A kill may come before the configuration is written; only hidden temporary files are there then.
         if path.is_dir() and all(p.name.startswith(".") for p in path.iterdir()):
             return "new"
-        raise FileExistsError(f"{path} exists and is no run folder: choose another --name")
+        raise FileExistsError(f"{path} exists and is not a run folder: choose another --name")
     differs = _differs(folder.read_json(path / folder.CONFIG), run.job, build, aside)
     if differs:
         raise ValueError(f"{path} was trained with other settings ({differs}): choose another --name")

@@ -155,8 +155,11 @@ def moved(tables: Tables) -> Tables:
         found = relocated(tables)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if found is not tables:
-        deprecated("method.awp", "train.awp")
+    for old, new in (("awp", "train.awp"), ("pull", "method.anchor")):
+        if found is not tables and old in tables.get("method", {}) and old not in found["method"]:
+            deprecated(f"method.{old}", new)
+    if found.get("train", {}).get("select") != tables.get("train", {}).get("select"):
+        deprecated("train.select natural", "clean")
     return found
 
 

@@ -49,7 +49,7 @@ class EvaluateSettings(metaclass=Settings):
     seed: int = 0
     """Seed of the attacks' random numbers."""
     last: bool = True
-    """Judge the last epoch's weights as well, where another epoch is the best."""
+    """Evaluate the last epoch's weights as well, where another epoch is the best."""
     channels_last: bool = False
     """Images in the channels-last memory format: often faster for convolutions, the same to rounding."""
     allow_large_eps: bool = False

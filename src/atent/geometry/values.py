@@ -81,7 +81,7 @@ def as_eps(value: Any) -> float | Radii:
 
 def as_box(value: Any) -> Box:
     """A pair of numbers, or a pair of tuples with one number for each channel."""
-    told = f"box must be (low, high), finite, with low < high, got {value} (or one sequence for each)"
+    message = f"box must be (low, high), finite, with low < high, got {value} (or one sequence for each)"
     try:
         low, high = (v.tolist() if hasattr(v, "tolist") else v for v in value)
         pairs = [(low, high)]
@@ -90,7 +90,7 @@ def as_box(value: Any) -> Box:
             pairs = list(zip(low, high, strict=True))
         numbers = [(float(a), float(b)) for a, b in pairs]
     except (TypeError, ValueError):
-        raise ValueError(told) from None
+        raise ValueError(message) from None
     if not numbers or not all(a < b and math.isfinite(a) and math.isfinite(b) for a, b in numbers):
-        raise ValueError(told)
+        raise ValueError(message)
     return (tuple(a for a, _ in numbers), tuple(b for _, b in numbers)) if several else numbers[0]

@@ -200,8 +200,8 @@ def numbers(row: Row) -> dict[str, float]:
 
 def accuracies(content: dict[str, Any]) -> dict[str, float]:
     """The accuracies of an evaluation.json, by test/ and the name of the attack."""
-    robust = {name: told["robust"]["value"] for name, told in content["attacks"].items()}
-    both = {"natural": content["natural"]["value"], **robust}
+    robust = {name: entry["robust"]["value"] for name, entry in content["attacks"].items()}
+    both = {"clean": content["clean"]["value"], **robust}
     if content.get("worst"):
         both["worst"] = content["worst"]["value"]
     return {f"test/{name}": value for name, value in both.items()}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from atent.attacks.langevin import SAMPLER_FIELDS, Gradient, Projection, Pull, Sampler, Variant, sampler
+from atent.attacks.langevin import SAMPLER_FIELDS, Anchor, Gradient, Projection, Sampler, Variant, sampler
 from atent.attacks.starts import Start
 from atent.checks import check_choice, check_number
 from atent.guard import ask, guard
@@ -72,10 +72,12 @@ class ATENT(Method):
     gamma, noise, effective_noise and temperature may be schedules over the training: "0.5..0.1" is linear from start to
     end, "0.5..0.1@0.3" arrives after 30 %. eps has eps_warmup.
 
-    Metrics: accuracy (``robust``) and distance at the last iterates; with ``kl`` also ``natural``, ``natural_loss`` and
+    Metrics: accuracy (``robust``) and distance at the last iterates; with ``kl`` also ``clean``, ``clean_loss`` and
     ``robust_loss`` (mu^K); with data-entropy ``tilt``, the standard deviation of L / T over an image's samples: at 0
     both objectives have one gradient, far above 1 few samples carry the weight and the estimate is noisy.
     """
+
+    FORMER: ClassVar[dict[str, str]] = {"pull": "anchor"}
 
     threat: Threat
     steps: int = 10
@@ -100,7 +102,7 @@ class ATENT(Method):
     """Projection onto the ball: never, last or every step; default: as the variant."""
     gradient: Gradient | None = None
     """Gradient in the step: raw, unit (l2 norm 1) or sign; default: as the variant."""
-    pull: Pull | None = None
+    anchor: Anchor | None = None
     """Whether the anchor term is free of the step size or scaled by it; default: as the variant."""
     dropout: Literal["shared", "fresh"] = "shared"
     """One dropout mask per iterate (shared), or one for each of its two passes (fresh)."""
@@ -210,10 +212,11 @@ class ATENT(Method):
     ) -> Calibration[ATENT]:  # fmt: skip
         """Find the ``setting``, gamma or noise, whose median ||x^K - x|| is ``target``; default: the threat's eps.
 
-        ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in portions of ``batch``, as in training: in train mode
-        batch-norm joins the samples of a portion. Distances are in the threat's norm, at full eps, with one set of
-        random numbers for all values, keyed by ``seed``. gamma is looked for up to a pull of 1 per step, noise up to
-        the width of the box per step. The answer holds for the model as it is: gradients grow and shrink as it trains.
+        ``x`` (n, ...) in pixel units and ``y`` (n,) are taken in batches of ``batch``, as in training: in train mode
+        batch-norm joins the samples of a batch. Distances are in the threat's norm, at full eps, with one set of
+        random numbers for all values, keyed by ``seed``. gamma is searched up to an anchor weight of 1 per step, noise
+        up to the width of the box per step. The answer holds for the model as it is: gradients grow and shrink as it
+        trains.
 
         The model comes back as it was found. ValueError, with the range seen, for a target that the chain does not
         reach, and for a setting that is a schedule or that projection makes moot.
@@ -225,7 +228,7 @@ class ATENT(Method):
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> list[Tensor] | Samples:  # fmt: skip
         """The iterates [x^1, ..., x^K], for data-entropy as `Samples`; the model comes back as it was found."""
-        chain, draws = self.chain(progress), Batch(rng)
+        chain, streams = self.chain(progress), Batch(rng)
         self._refuse_uncalibrated()
         clean, x, y = x, self._copies(x), self._copies(y)
         keep = self.objective == "data-entropy"
@@ -235,10 +238,10 @@ class ATENT(Method):
         with guard(model, mode="eval" if self.mode == "eval" else "as-is", seed=inner):
             with torch.no_grad():
                 reference = ask(model, clean) if self.outer_loss == "kl" else None
-            z = chain.begin(x, draws)
+            z = chain.begin(x, streams)
             for k in range(chain.steps):
                 slope, losses = self._input_gradient(model, z, y, reference)
-                z = chain.move(z, x, slope, k, draws)
+                z = chain.move(z, x, slope, k, streams)
                 found.iterates.append(z)
                 if keep and k:
                     found.losses.append(losses)
@@ -362,7 +365,7 @@ class ATENT(Method):
         if clean is None:
             return {}
         fit = cross_entropy(clean.detach(), y, self.label_smoothing).mean()
-        return {"natural": correct(clean, y), "natural_loss": fit, "robust_loss": mu.detach()}
+        return {"clean": correct(clean, y), "clean_loss": fit, "robust_loss": mu.detach()}
 
     def _tilt(self, aux: Any, progress: float) -> Metrics:
         if self.objective == "free-energy":

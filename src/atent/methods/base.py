@@ -131,12 +131,12 @@ def check_budget(threat: Threat) -> None:
         raise ValueError("a training method needs a finite eps, got inf: give the radius to train for")
 
 
-def check_reach(threat: Threat, length: float, told: str) -> None:
+def check_reach(threat: Threat, length: float, what: str) -> None:
     """ValueError for a length that float32 loses beside the larger half of the box's values; 0 passes."""
     top = max(map(abs, threat.span))
     # Half the spacing of the numbers from top / 2 on: added to one of them, anything shorter gives the same number.
     if 0 < length < 2.0**-25 * top:
-        raise ValueError(f"{told} {length:.3g} is lost in float32 beside a pixel of {top:g}: make it longer")
+        raise ValueError(f"{what} {length:.3g} is lost in float32 beside a pixel of {top:g}: make it longer")
 
 
 def check_warmup(eps_warmup: float) -> None:

@@ -121,8 +121,9 @@ def calibrate(
             )
         return low, median, high
 
-    # Above a pull of 1 per step the chain overshoots its anchor; noise as wide as the box leaves nothing of the image.
-    per_gamma = replace(method, gamma=1e-3).chain().pull / 1e-3
+    # Above a weight of 1 per step the chain overshoots its anchor; noise as wide as the box leaves nothing of the
+    # image.
+    per_gamma = replace(method, gamma=1e-3).chain().anchor_weight / 1e-3
     top = 1.0 / per_gamma if setting == "gamma" else noise_for(chain.step_size, chain.threat.width)
     # The value is top s^4: bisection in s finds small values as well as large ones.
     ends = (0.01, 1.0)

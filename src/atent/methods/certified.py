@@ -20,22 +20,22 @@ def mixed_loss(
     """kappa CE(f(x), y) + (1 - kappa) CE(-margins, y), means over the batch, and metrics.
 
     ``bound`` gives the margins' lower bounds (n, classes) of the network as a graph; None, where eps is 0, is the plain
-    cross-entropy. Metrics: accuracy at the clean inputs (``natural``), and the share of the samples whose bounds are
+    cross-entropy. Metrics: accuracy at the clean inputs (``clean``), and the share of the samples whose bounds are
     all above 0 (``verified``). ValueError for a network with batch-norm or dropout in train mode.
     """
     graph = read(model, training=True)
     with torch.set_grad_enabled(kappa > 0 or bound is None):
         logits = ask(model, x)
-    natural = correct(logits, y)
+    clean = correct(logits, y)
     if bound is None:
-        return cross_entropy(logits, y).mean(), {"natural": natural, "verified": natural}
+        return cross_entropy(logits, y).mean(), {"clean": clean, "verified": clean}
     with torch.set_grad_enabled(kappa < 1):
         below = bound(graph)
     # The entry of the true class is 0 itself.
     verified = ((below.detach() > 0).sum(1) == below.shape[1] - 1).double().mean()
     # 0 times a bound that overflowed would be NaN, so a part without weight is left out.
     parts = [weight * cross_entropy(z, y).mean() for weight, z in ((kappa, logits), (1 - kappa, -below)) if weight > 0]
-    return sum(parts[1:], parts[0]), {"natural": natural, "verified": verified}
+    return sum(parts[1:], parts[0]), {"clean": clean, "verified": verified}
 
 
 def check_share(name: str, value: float) -> None:

@@ -45,7 +45,7 @@ class CROWNIBP(Method):
     where beta > 0, those of a second call and one backwards through the layers for each class. Keep the last epoch
     (``select = "last"``): an accuracy under attack may be best before eps has grown.
 
-    Metrics: clean accuracy (``natural``) and the share of the batch verified by m at the current eps (``verified``).
+    Metrics: clean accuracy (``clean``) and the share of the batch verified by m at the current eps (``verified``).
     """
 
     threat: Threat

@@ -43,7 +43,7 @@ class Dual(Method):
     The network must be a fixed function in train mode, without batch-norm and dropout: ValueError otherwise, and for
     layers that `atent.certify.read` does not know. Keep the last epoch (``select = "last"``).
 
-    Metrics: clean accuracy (``natural``) and the share of the batch with J above 0 at the current eps (``verified``).
+    Metrics: clean accuracy (``clean``) and the share of the batch with J above 0 at the current eps (``verified``).
     """
 
     threat: Threat

@@ -45,7 +45,7 @@ class MART(Method):
     ``beta`` is lambda in the paper; the authors' code takes 6 for a wide network (and by default), 5 for ResNet-18. At
     eps 0.031 it takes 10 steps of 0.007.
 
-    Metrics: accuracy at clean (``natural``) and perturbed inputs (``robust``), and the two parts of the loss, the
+    Metrics: accuracy at clean (``clean``) and perturbed inputs (``robust``), and the two parts of the loss, the
     boosted cross-entropy (``boosted_loss``) and the mean weighted KL without ``beta`` (``robust_loss``).
     """
 
@@ -90,12 +90,12 @@ class MART(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        natural, robust = ask(model, x), ask(model, aux)
+        clean, robust = ask(model, x), ask(model, aux)
         boosted = boosted_cross_entropy(robust, y).mean()
-        z = natural.to(torch.promote_types(natural.dtype, torch.float32))
+        z = clean.to(torch.promote_types(clean.dtype, torch.float32))
         doubt = 1.0 - softmax(z, 1).gather(1, y[:, None]).squeeze(1)
-        gap = (kl(robust, natural) * doubt).mean()
+        gap = (kl(robust, clean) * doubt).mean()
         return boosted + self.beta * gap, {
-            "natural": correct(natural, y), "robust": correct(robust, y),
+            "clean": correct(clean, y), "robust": correct(robust, y),
             "boosted_loss": boosted.detach(), "robust_loss": gap.detach(),
         }  # fmt: skip

@@ -164,7 +164,7 @@ class MMA(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
         boundary, margin = aux
-        # Without its loss the clean pass still tells right from wrong, and moves batch-norm.
+        # Without its loss the clean pass still measures accuracy, and moves batch-norm.
         with torch.set_grad_enabled(self.clean_weight > 0):
             logits = ask(model, x)
         right = soft_logit_margin(logits.detach(), y) < 0
@@ -176,6 +176,6 @@ class MMA(Method):
         if self.clean_weight > 0:
             loss = loss + self.clean_weight * cross_entropy(logits, y).mean()
         return loss, {
-            "natural": correct(logits, y),
+            "clean": correct(logits, y),
             "margin": torch.where(right, margin, torch.zeros_like(margin)),
         }

@@ -16,7 +16,7 @@ from atent.attacks.langevin import Sampler
 from atent.guard import ask
 from atent.losses import cross_entropy, wide
 from atent.methods.batchnorm import tracked, two_updates
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.sgld import data_entropy_coefficients
 
 Losses = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -92,13 +92,13 @@ class Step:
         return logits
 
 
-def free_energy(step: Step, chain: Sampler, draws: Draws) -> Found:
+def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
     """grad mu^K = sum_k c_k mean_i grad_w L(x_i^k), as the chain goes.
 
     One forward at x^k serves grad_x L for the chain's next step and grad_w L for the sum.
     """
     norms = tracked(step.model)
-    z, iterates = chain.begin(step.x, draws).detach(), []
+    z, iterates = chain.begin(step.x, streams).detach(), []
     for k, share in enumerate(step.shares):
         last = k == chain.steps
         if k:
@@ -113,23 +113,23 @@ def free_energy(step: Step, chain: Sampler, draws: Draws) -> Found:
         if share:
             step.add(share, losses, grads[len(inputs) :])
         if not last:
-            z = chain.move(z.detach(), step.x, grads[0], k, draws)
+            z = chain.move(z.detach(), step.x, grads[0], k, streams)
     return Found(iterates, logits)
 
 
-def free_energy_two_passes(step: Step, chain: Sampler, draws: Draws) -> Found:
+def free_energy_two_passes(step: Step, chain: Sampler, streams: Streams) -> Found:
     """The same sum in two passes at each iterate, which see two dropout masks.
 
     The authors' order: the loss pass at x^k comes before the gradient pass at x^k.
     """
-    z, iterates = chain.begin(step.x, draws).detach(), []
+    z, iterates = chain.begin(step.x, streams).detach(), []
     for k, share in enumerate(step.shares):
         if k:
             iterates.append(z.detach())
         if k > step.skipped:
             logits = step.add_at(z, share)
         if k < chain.steps:
-            z = chain.move(z.detach(), step.x, step.input_gradient(z), k, draws)
+            z = chain.move(z.detach(), step.x, step.input_gradient(z), k, streams)
     return Found(iterates, logits)
 
 

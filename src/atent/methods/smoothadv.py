@@ -19,7 +19,7 @@ from atent.checks import check_choice, check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
-from atent.rng import Batch, Draws
+from atent.rng import Batch, Streams
 from atent.threat import Threat
 
 
@@ -57,7 +57,7 @@ class SmoothDDN(Attack):
     steps: int
     shrink: float
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         eps = float(self.threat.eps)
         found = decoupled(oracle, x, y, threat=self.threat, steps=self.steps, first=eps, gamma=self.shrink)
         return self.threat.project(found, x)
@@ -108,7 +108,7 @@ class SmoothAdv(Method):
         check_number("sigma", self.sigma, 0)
         check_number("samples", self.samples, 1, whole=True)
         check_choice("attack", self.attack, ("pgd", "ddn"))
-        # DDN looks at x first: with one step it would see nothing else.
+        # DDN evaluates x first: with one step it would see nothing else.
         check_number("steps", self.steps, 2 if self.attack == "ddn" else 1, whole=True)
         if self.attack == "ddn" and (self.step_size is not None or self.start != "zero"):
             raise ValueError("step_size and start are PGD's: leave them out with attack 'ddn'")

@@ -27,4 +27,4 @@ class Standard(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
         logits = ask(model, x)
-        return cross_entropy(logits, y, self.label_smoothing).mean(), {"natural": correct(logits, y)}
+        return cross_entropy(logits, y, self.label_smoothing).mean(), {"clean": correct(logits, y)}

@@ -41,8 +41,8 @@ class TRADES(Method):
     replace a zero gradient by a random one. ``beta = 0`` is `Standard`: there is no adversary, and batch-norm
     statistics see the clean batch alone.
 
-    Metrics: accuracy at clean (``natural``) and perturbed inputs (``robust``), and the two parts of the loss, the
-    cross-entropy (``natural_loss``) and the mean KL without its factor (``robust_loss``); without an adversary the
+    Metrics: accuracy at clean (``clean``) and perturbed inputs (``robust``), and the two parts of the loss, the
+    cross-entropy (``clean_loss``) and the mean KL without its factor (``robust_loss``); without an adversary the
     robust ones are absent.
     """
 
@@ -93,12 +93,12 @@ class TRADES(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        natural = ask(model, x)
-        fit = cross_entropy(natural, y, self.label_smoothing).mean()
-        metrics = {"natural": correct(natural, y), "natural_loss": fit.detach()}
+        clean = ask(model, x)
+        fit = cross_entropy(clean, y, self.label_smoothing).mean()
+        metrics = {"clean": correct(clean, y), "clean_loss": fit.detach()}
         if self.beta == 0:
             return fit, metrics
         robust = ask(model, aux)
-        gap = kl(robust, natural).mean()
+        gap = kl(robust, clean).mean()
         metrics |= {"robust": correct(robust, y), "robust_loss": gap.detach()}
         return fit + self.beta * gap, metrics

@@ -33,7 +33,7 @@ class TRADESSmoothing(Method):
     recipe for their rows should set.
 
     ``sigma = 0`` draws no noise and is `TRADES`; ``beta = 0`` is `Gaussian`. While eps warms up, sigma stays. The
-    metrics are those of `TRADES`, ``natural`` at x + n and ``robust`` at x' + n.
+    metrics are those of `TRADES`, ``clean`` at x + n and ``robust`` at x' + n.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l2",)

@@ -28,7 +28,7 @@ class EntropySGD(torch.optim.Optimizer):
         mu <- (1 - alpha) mu + alpha w'
 
     then a step of torch's SGD (momentum, Nesterov, weight decay) at w with gradient gamma_t (w - mu). Two misprints
-    of line 6 are corrected: the gradient is taken at w', and the pull goes towards the anchor w. With
+    of line 6 are corrected: the gradient is taken at w', and the anchor term pulls towards w. With
     ``average="ergodic"`` mu is sum eta'_k w'_k / sum eta'_k, which is the plain mean, since eta' is constant inside
     an outer step. ``inner_steps=0`` is torch.optim.SGD itself, bit for bit.
 
@@ -45,8 +45,8 @@ class EntropySGD(torch.optim.Optimizer):
     steps their buffer begins in the same way; here that is torch's SGD, whose buffer begins at the first gradient
     itself. Their paper's noise lacks the factor sqrt(2), their code has it, and so has this.
 
-    Scoping: gamma_t = gamma (1 + scoping)^t, t counting outer steps, held at 1 / inner_lr. There a step's pull ends on
-    the anchor and gamma (w - w') is the plain gradient; beyond twice that the walk would diverge.
+    Scoping: gamma_t = gamma (1 + scoping)^t, t counting outer steps, held at 1 / inner_lr. There a step's anchor term
+    ends on the anchor and gamma (w - w') is the plain gradient; beyond twice that the walk would diverge.
 
     Batches: the closure zeroes ``.grad``, leaves the gradient there and returns the loss; one outer step calls it
     `calls_per_step` times. Whether it brings the same batch each time or the next one is the loop's to do:
@@ -140,11 +140,11 @@ class EntropySGD(torch.optim.Optimizer):
             for k in range(first["inner_steps"]):
                 with torch.enable_grad():
                     losses.append(closure().detach())
-                draws = normals(groups, first["seed"], "entropy-sgd", first["t"], k)
+                samples = normals(groups, first["seed"], "entropy-sgd", first["t"], k)
                 for group, gamma in zip(groups, gammas):
                     eta, inertia = group["inner_lr"], group["inner_momentum"]
                     for p in group["params"]:
-                        normal = next(draws)
+                        normal = next(samples)
                         if p.grad is None:
                             continue
                         means.setdefault(p, anchors[p].clone())
@@ -156,7 +156,7 @@ class EntropySGD(torch.optim.Optimizer):
                             ahead = p.grad.add(speeds[p], alpha=inertia)
                         p.copy_(
                             langevin_step(
-                                p, -ahead, anchors[p], step_size=eta, pull=eta * gamma, noise=group["noise"],
+                                p, -ahead, anchors[p], step_size=eta, weight=eta * gamma, noise=group["noise"],
                                 normal=normal,
                             )
                         )  # fmt: skip

@@ -31,7 +31,7 @@ class Walk(metaclass=Settings):
     inner_steps: int = 5
     """L: Langevin steps per step of the weights; 0 is plain SGD."""
     gamma: float = 1e-3
-    """Pull towards the weights that the walk started from."""
+    """gamma of the quadratic penalty on the distance from the weights that the walk started from."""
     scoping: float = 0.0
     """Growth of gamma: gamma (1 + scoping)^t after t steps."""
     inner_lr: float = 0.1

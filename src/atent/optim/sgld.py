@@ -60,11 +60,11 @@ class SGLD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         first = self.param_groups[0]
-        draws = normals(self.param_groups, first["seed"], "sgld", first["t"])
+        samples = normals(self.param_groups, first["seed"], "sgld", first["t"])
         for group in self.param_groups:
             lr, gamma, noise = group["lr"], group["gamma"], group["noise"]
             for p in group["params"]:
-                normal = next(draws)
+                normal = next(samples)
                 if p.grad is None:
                     continue
                 if gamma and "anchor" not in self.state[p]:
@@ -72,7 +72,7 @@ class SGLD(torch.optim.Optimizer):
                 p.copy_(
                     langevin_step(
                         p, -p.grad.add(p, alpha=group["weight_decay"]), self.state[p].get("anchor") if gamma else None,
-                        step_size=lr, pull=lr * gamma, noise=noise, normal=normal,
+                        step_size=lr, weight=lr * gamma, noise=noise, normal=normal,
                     )
                 )  # fmt: skip
             group["t"] += 1
@@ -80,7 +80,7 @@ class SGLD(torch.optim.Optimizer):
 
 
 def normals(groups: list[dict[str, Any]], *keys: int | str) -> Iterator[Tensor | None]:
-    """Standard normal samples for each parameter of each group in turn, as a function of the keys alone.
+    """Standard normal samples for each parameter of each group, as a function of the keys alone.
 
     None where the group has no noise. A parameter's samples do not depend on which others have a gradient.
     """

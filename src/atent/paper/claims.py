@@ -33,7 +33,7 @@ def run_claims(out: str | Path, page: str | Path | None = None) -> dict[str, Any
     """
     found = measured(out)
     printed = as_printed(found.facts)
-    claims = [_told(found, printed, claim) for claim in CLAIMS]
+    claims = [_entry(found, printed, claim) for claim in CLAIMS]
     made = {
         "name": NAME,
         "title": "What the supplement claims, and what its text and code disagree on",
@@ -95,7 +95,7 @@ def tables(content: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _told(found: Results, printed: Results, claim: Claim) -> dict[str, Any]:
+def _entry(found: Results, printed: Results, claim: Claim) -> dict[str, Any]:
     finding = claim.evaluate(found)
     # A claim about settings has one verdict: no printed figure is evaluated.
     own = claim.evaluate(printed).verdict if claim.table else NOT_YET
@@ -129,5 +129,5 @@ if __name__ == "__main__":
     words = sys.argv[1:]
     if len(words) not in (1, 2):
         sys.exit("usage: python -m atent.paper.claims RESULTS [PAGE.md]")
-    told = [claim["verdict"] for claim in run_claims(*words)["claims"]]
-    print(json.dumps({v: told.count(v) for v in dict.fromkeys(told)}))
+    verdicts = [claim["verdict"] for claim in run_claims(*words)["claims"]]
+    print(json.dumps({v: verdicts.count(v) for v in dict.fromkeys(verdicts)}))

@@ -27,38 +27,38 @@ WIDE = (-1e3, 1e3)
 # ---- the chain -------------------------------------------------------------------------------------------
 
 
-def noise_after(steps: int, step_size: float, pull: float, noise: float) -> float:
+def noise_after(steps: int, step_size: float, weight: float, noise: float) -> float:
     """Standard deviation per value of the noise that ``steps`` steps leave, without projection and clamp.
 
-    Each step adds N(0, s^2), s = noise sqrt(2 step_size), and the pull shrinks what was there by 1 - pull: the variance
-    is s^2 (1 + r + .. + r^(steps - 1)), r = (1 - pull)^2.
+    Each step adds N(0, s^2), s = noise sqrt(2 step_size), and the anchor term shrinks what was there by 1 - weight: the
+    variance is s^2 (1 + r + .. + r^(steps - 1)), r = (1 - weight)^2.
     """
-    return effective_noise(step_size, noise) * math.sqrt(_geometric((1 - pull) ** 2, steps))
+    return effective_noise(step_size, noise) * math.sqrt(_geometric((1 - weight) ** 2, steps))
 
 
-def distance_after(steps: int, step_size: float, pull: float, start: float, *, aligned: bool) -> float:
+def distance_after(steps: int, step_size: float, weight: float, start: float, *, aligned: bool) -> float:
     """||x^K - x|| after unit-gradient steps without noise, from a random direction at distance ``start``.
 
     ``aligned``: all gradients are one direction, as of a linear loss; otherwise each is at right angles to all that was
     before, the least that unit steps can go. The start is at right angles to all of them, as it nearly is in many
     dimensions.
     """
-    rest = start * (1 - pull) ** steps
-    walked = step_size * (_geometric(1 - pull, steps) if aligned else math.sqrt(_geometric((1 - pull) ** 2, steps)))
+    rest = start * (1 - weight) ** steps
+    walked = step_size * (_geometric(1 - weight, steps) if aligned else math.sqrt(_geometric((1 - weight) ** 2, steps)))
     return math.hypot(walked, rest)
 
 
 def simulated(chain: Sampler, *, dim: int = DIM, samples: int = 50, aligned: bool = True, seed: int = 0) -> Tensor:
     """x^K - x (samples, dim) of the chain itself on a linear loss, or on one without a gradient (``aligned`` false)."""
-    draws = Batch(torch.Generator().manual_seed(seed))
+    streams = Batch(torch.Generator().manual_seed(seed))
     x = torch.rand(samples, dim, generator=torch.Generator().manual_seed(seed + 1))
     x = x if chain.threat.box == (0.0, 1.0) else torch.zeros(samples, dim)
     grad = torch.zeros_like(x)
     if aligned:
         grad[:, 0] = 1.0
-    z = chain.begin(x, draws)
+    z = chain.begin(x, streams)
     for k in range(chain.steps):
-        z = chain.move(z, x, grad, k, draws)
+        z = chain.move(z, x, grad, k, streams)
     return z - x
 
 
@@ -126,7 +126,7 @@ def passes(method: Method, shape: tuple[int, ...] = (2,)) -> tuple[int, int]:
 
 
 def by_predicted_labels(eps: float = 0.2) -> dict[str, float]:
-    """Natural and robust accuracy of a linear classifier on the half-moons, exactly, and what an attack counts that
+    """Clean and robust accuracy of a linear classifier on the half-moons, exactly, and what an attack counts that
     takes the classifier's answers for the labels.
 
     The classifier is least squares on the training points. Under linf eps its margin y f(x) falls by eps ||w||_1 for
@@ -141,7 +141,7 @@ def by_predicted_labels(eps: float = 0.2) -> dict[str, float]:
     margin = (2 * y - 1) * (x @ w[:2] + w[2])
     reach = eps * float(w[:2].abs().sum())
     return {
-        "natural": float((margin > 0).double().mean()),
+        "clean": float((margin > 0).double().mean()),
         "robust, true labels": float((margin > reach).double().mean()),
         "robust, predicted labels": float(((margin > reach) | ((margin <= 0) & (margin > -reach))).double().mean()),
     }

@@ -67,7 +67,7 @@ DISCREPANCIES: tuple[Discrepancy, ...] = (
         "gamma is 0.08 in one sentence and 0.05 in the next; the code has 0.05, 0.01 and 0 in places. It sets how far"
         " the chain goes", (("distance", ()),),
     ),
-    Discrepancy("Eq. 7 multiplies the pull by the step size, the code does not", (("gamma", ()),)),
+    Discrepancy("Eq. 7 multiplies the anchor term by the step size, the code does not", (("gamma", ()),)),
     Discrepancy(
         "Eq. 7 takes the gradient as it is, the code its sign (linf) or its direction (l2): step lengths then do not"
         " depend on the loss, and the chain samples no density of the loss",
@@ -116,7 +116,7 @@ DISCREPANCIES: tuple[Discrepancy, ...] = (
     ),
     Discrepancy(
         "certified accuracy is defined as the clean accuracy of the smoothed classifier; a certificate at 0.435 takes"
-        " far more draws than the code makes", (("certificate", ()),), _certified_gap, "atent reproduce table-s2",
+        " far more samples than the code makes", (("certificate", ()),), _certified_gap, "atent reproduce table-s2",
     ),
     Discrepancy(
         "one training and one attack each: differences below the interval of 10,000 images say nothing, such as 60.5"

@@ -21,10 +21,10 @@ from atent import runs as folder
 from atent import stats
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse
-from atent.certify import Draws, certify_run
+from atent.certify import Sampling, certify_run
 from atent.data.described import spans
 from atent.evaluate import Evaluation, evaluate
-from atent.evaluate.outcomes import FOOLED, NOT_TRIED, STOOD
+from atent.evaluate.outcomes import FOOLED, NOT_TRIED, ROBUST
 from atent.experiments.certificate import certify_folder, fingerprint
 from atent.experiments.pipeline import Job, Say, as_begun, run_job
 from atent.experiments.plan import Build, Run, state
@@ -37,7 +37,7 @@ from atent.train.interrupt import Interrupted
 MEASURES = "measures.json"
 
 # An image that is wrong without an attack was not tried.
-_ROBUST = str.maketrans({STOOD: "1", FOOLED: "0", NOT_TRIED: "0"})
+_ROBUST = str.maketrans({ROBUST: "1", FOOLED: "0", NOT_TRIED: "0"})
 
 # Few enough that a time limit is kept, and that little is lost by a kill.
 _STRONG_BATCH = 50
@@ -109,7 +109,7 @@ def stage(run: Run, build: Build) -> str:
 
 
 def train(
-    bench: Bench, training: Training, seed: int, look: Callable[[Path, dict[str, Any]], None] | None = None
+    bench: Bench, training: Training, seed: int, each_epoch: Callable[[Path, dict[str, Any]], None] | None = None
 ) -> Path:
     """The finished run of a training, made if it is not there; Interrupted, with the state saved, when time is up.
 
@@ -126,7 +126,7 @@ def train(
             shutil.rmtree(run.path)
         begun = time.monotonic()
         bench.say(f"train    {run.path.name}" + (" (resumes)" if found == "started" else ""))
-        report = None if look is None else lambda row: look(run.path, row)
+        report = None if each_epoch is None else lambda row: each_epoch(run.path, row)
         try:
             with alarm(bench.deadline):
                 run_job(run.job, run.path, resume=found == "started", progress=bench.progress, report=report)
@@ -162,15 +162,15 @@ def _turn(bench: Bench, path: Path) -> Iterator[None]:
         return
     handle = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR)
     try:
-        told = False
+        announced = False
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if not told:
+                if not announced:
                     bench.say(f"wait     {path.name} is in use by another command")
-                told = True
+                announced = True
                 bench.check()
                 time.sleep(0.2)
         yield
@@ -183,7 +183,10 @@ def _turn(bench: Bench, path: Path) -> Iterator[None]:
 
 def measured(path: Path) -> dict[str, Any]:
     """What was measured of a run, by `Measure.key`."""
-    return folder.read_json(path / MEASURES) if (path / MEASURES).is_file() else {}
+    found: dict[str, Any] = (
+        folder.with_present_keys(folder.read_json(path / MEASURES)) if (path / MEASURES).is_file() else {}
+    )
+    return found
 
 
 def measure(bench: Bench, path: Path, wanted: Sequence[Measure]) -> None:
@@ -220,7 +223,7 @@ def _accuracy(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
         part.unlink()
     kept = found.outcomes
     if not attacks:
-        return {"share": found.natural, "outcomes": {"ids": kept["ids"], "share": kept["natural"]}}
+        return {"share": found.clean, "outcomes": {"ids": kept["ids"], "share": kept["clean"]}}
     result = found.attacks["attack"]
     about = {k: result[k] for k in ("attack", "threat", "seconds")}
     return {"share": result["robust"], **about, "outcomes": robust_images(found, "attack")}
@@ -233,27 +236,27 @@ def robust_images(found: Evaluation, attack: str) -> dict[str, str]:
 
 def _smoothing(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     x, y, ids = _some(who, m).test()
-    draws = Draws(m.sigma, n=m.draws)
+    sampling = Sampling(m.sigma, n=m.samples)
     about = {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
-    total = len(x) * (draws.n0 + draws.n)
+    total = len(x) * (sampling.n0 + sampling.n)
     with bar(total, who.name, enabled=bench.progress) as advance:
         found = certify_run(
-            who.model, x, y, draws, ids=ids, path=who.place / f"certificate-{_short(m)}.csv", about=about,
+            who.model, x, y, sampling, ids=ids, path=who.place / f"certificate-{_short(m)}.csv", about=about,
             advance=_watched(bench, advance),
         )  # fmt: skip
     content = found.to_json([float(m.radius)])
     (at,) = content["certified"]
-    shares = {"natural": content["natural"], "smoothed": content["smoothed"], "certified": at["share"]}
-    marks: dict[str, list[Any]] = {
-        "natural": [r.natural == r.label for r in found.rows], "smoothed": [r.smoothed == r.label for r in found.rows],
+    shares = {"clean": content["clean"], "smoothed": content["smoothed"], "certified": at["share"]}
+    flags: dict[str, list[Any]] = {
+        "clean": [r.clean == r.label for r in found.rows], "smoothed": [r.smoothed == r.label for r in found.rows],
         "certified": [r.correct and r.radius >= float(m.radius) for r in found.rows],
     }  # fmt: skip
-    outcomes = {"ids": spans(r.idx for r in found.rows), **{key: _bits(each) for key, each in marks.items()}}
+    outcomes = {"ids": spans(r.idx for r in found.rows), **{key: _bits(each) for key, each in flags.items()}}
     return {
         **shares,
         "outcomes": outcomes,
         "seconds": content["seconds_per_image"],
-        "draws": asdict(draws),
+        "draws": asdict(sampling),
         "radius": at["radius"],
     }
 
@@ -266,18 +269,18 @@ def _bounds(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     (at,) = content["certified"]
     ids, verified = _some(who, m).test()[2].tolist(), set(at["verified"])
     outcomes = {"ids": spans(ids), "certified": _bits(i in verified for i in ids)}
-    shares = {"natural": content["natural"], "certified": at["share"]}
+    shares = {"clean": content["clean"], "certified": at["share"]}
     return {**shares, "outcomes": outcomes, "seconds": at["seconds_per_image"]}
 
 
 _MEASURES: dict[str, Callable[[Bench, Target, Measure], dict[str, Any]]] = {
-    "natural": _accuracy, "attack": _accuracy, "smoothing": _smoothing, "bounds": _bounds,
+    "clean": _accuracy, "attack": _accuracy, "smoothing": _smoothing, "bounds": _bounds,
 }  # fmt: skip
 
 
-def _bits(marks: Iterable[Any]) -> str:
+def _bits(flags: Iterable[Any]) -> str:
     """One character per image, 1 or 0."""
-    return "".join("1" if mark else "0" for mark in marks)
+    return "".join("1" if flag else "0" for flag in flags)
 
 
 def _short(m: Measure) -> str:

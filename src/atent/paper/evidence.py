@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atent import runs as folder
 from atent import stats
 from atent.paper import timing
 from atent.paper.facts import FACTS, Fact
 from atent.paper.published import published
+from atent.paper.result import read_result
 from atent.stats import Estimate
 
 Cell = Mapping[str, Any]
@@ -105,7 +105,7 @@ class Results:
 def measured(out: str | Path) -> Results:
     """What the files in ``out`` hold, and every fact, computed now."""
     paths = {name: Path(out) / f"{name}.json" for name in _TABLES}
-    tables = {name: folder.read_json(path) for name, path in paths.items() if path.is_file()}
+    tables = {name: read_result(path) for name, path in paths.items() if path.is_file()}
     return Results(tables, {key: make() for key, make in FACTS.items()})
 
 
@@ -119,7 +119,7 @@ def as_printed(facts: Mapping[str, Fact]) -> Results:
             cells = {}
             for column, figure in row.values.items():
                 # Table S1 prints one protocol where we have three.
-                place = column if name != "table-s1" or column == "natural" else f"{column}-published"
+                place = column if name != "table-s1" or column == "clean" else f"{column}-published"
                 cells[place] = {"ours": {"value": figure.value if name == "table-s4" else figure.value / 100}}
             rows.append({"key": key, "cells": cells})
         tables[name] = {"blocks": [{"rows": rows}]}

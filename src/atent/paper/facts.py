@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from atent.certify.smoothing import draws_needed, largest_radius
+from atent.certify.smoothing import largest_radius, samples_needed
 from atent.methods import ATENT, PGDAT, TRADES, Method
 from atent.models import build
 from atent.paper.derivations import (
@@ -71,7 +71,7 @@ def _noise() -> Fact:
 
 def _accumulated() -> Fact:
     chain = smoothing_chain(WIDE)
-    sd = noise_after(chain.steps, chain.step_size, chain.pull, chain.noise)
+    sd = noise_after(chain.steps, chain.step_size, chain.anchor_weight, chain.noise)
     clamped = simulated(smoothing_chain((0.0, 1.0)), aligned=False)
     return Fact(
         "noise that training for smoothing adds up to over its 10 steps",
@@ -86,10 +86,10 @@ def _accumulated() -> Fact:
 
 def _distance() -> Fact:
     values = {}
-    for pull in (0.05, 0.08):
-        values[f"gamma {pull}, gradients aligned"] = distance_after(10, 0.2, pull, 1.0, aligned=True)
-        values[f"gamma {pull}, gradients at right angles"] = distance_after(10, 0.2, pull, 1.0, aligned=False)
-        values[f"gamma {pull}, in the limit of many steps"] = 0.2 / pull
+    for weight in (0.05, 0.08):
+        values[f"gamma {weight}, gradients aligned"] = distance_after(10, 0.2, weight, 1.0, aligned=True)
+        values[f"gamma {weight}, gradients at right angles"] = distance_after(10, 0.2, weight, 1.0, aligned=False)
+        values[f"gamma {weight}, in the limit of many steps"] = 0.2 / weight
     return Fact("||X'^K - X|| at eps2 = 1, K = 10, eta' = 0.2, without noise", "about eps2 = 1", values)
 
 
@@ -158,10 +158,10 @@ def _budget() -> Fact:
 def _certificate() -> Fact:
     return Fact(
         "what sigma 0.12 and alpha 0.001 certify",
-        "certificates at l2 0.435; 1,000 draws in the code",
+        "certificates at l2 0.435; 1,000 samples in the code",
         {
-            "draws that 0.435 needs, all agreeing": draws_needed(0.435, 0.12, 0.001),
-            **{f"largest radius of {n:,} draws": largest_radius(n, 0.001, 0.12) for n in (1_000, 10_000, 100_000)},
+            "samples that 0.435 needs, all agreeing": samples_needed(0.435, 0.12, 0.001),
+            **{f"largest radius of {n:,} samples": largest_radius(n, 0.001, 0.12) for n in (1_000, 10_000, 100_000)},
             "l2 radius of linf 2/255 on 3 x 32 x 32 values": 2 / 255 * math.sqrt(DIM),
         },
     )

@@ -51,7 +51,7 @@ def run_figure_1(
     ``scale`` is smoke (two half-moons, 3 epochs, one seed), laptop or paper (both the paper's points, network and
     epochs, 10 seeds); without MNIST the half-moons replace it, at a rescaled radius, and the result says so. ``seeds``
     replaces the number of seeds. Run folders lie in runs/figure-1/; finished ones are used again. Once
-    `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files tell what is done, and
+    `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files say what is done, and
     the same call resumes. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
     Raises ValueError, in one line, for an unknown scale, a number of seeds below 1, or a run folder of other settings.
     """
@@ -77,7 +77,7 @@ def run_figure_1(
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     folder.write_json(out / f"{NAME}.json", _content(scale, plans, place, count, load_data(settings), threat))
-    # What is returned and told is what is stored.
+    # What is returned and reported is what is stored.
     content: dict[str, Any] = folder.read_json(out / f"{NAME}.json")
     folder.write_atomic(out / f"{NAME}.md", markdown(content))
     _draw(out / f"{NAME}.png", content, place, load_data(settings), threat)
@@ -127,10 +127,7 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
     run_job(job, path, resume=started, progress=False, report=stop)
     _grid(path, job)
     found = migrate.read(path / folder.EVALUATION, EvaluationFile)
-    say(
-        f"{path.name}: natural {found.natural.text}, worst of PGD {found.worst.text},"
-        f" {time.perf_counter() - begun:.0f} s"
-    )
+    say(f"{path.name}: clean {found.clean.text}, worst of PGD {found.worst.text}, {time.perf_counter() - begun:.0f} s")
 
 
 def _check(job: Job, path: Path) -> None:
@@ -215,7 +212,7 @@ def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, An
             continue
         evaluation = migrate.read(path / folder.EVALUATION, EvaluationFile)
         shares = {
-            "natural": asdict(evaluation.natural),
+            "clean": asdict(evaluation.clean),
             "published": asdict(next(iter(evaluation.attacks.values())).robust),  # the recipe's first attack
             "strong": asdict(evaluation.worst),
             "grid": _grid(path, as_begun(job, path)),
@@ -243,8 +240,8 @@ def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
             key: asdict(measure([100 * (a[key]["value"] - b[key]["value"]) for a, b in pairs]))
             for key in made[0]["keys"]
         }
-        told = PUBLISHED.get(name)
-        published = told and {key: PUBLISHED["atent"][key] - told[key] for key in told}
+        printed = PUBLISHED.get(name)
+        published = printed and {key: PUBLISHED["atent"][key] - printed[key] for key in printed}
         out.append({"over": name, "seeds": len(pairs), "published": published, "ours": lead})
     return out
 
@@ -252,14 +249,14 @@ def _gaps(found: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any]]
 def markdown(content: Mapping[str, Any]) -> str:
     """The table with its caption."""
     data, protocol = content["data"], content["protocol"]
-    heads = ["published natural", "published robust", "natural", "PGD-40", "strong", "grid", "s / training"]
+    heads = ["published clean", "published robust", "clean", "PGD-40", "strong", "grid", "s / training"]
     lines = [f"# {content['title']}", ""]
     rows = []
     for row in content["rows"]:
-        told = row["published"]
-        cells = [f"{told[key]:.2f}" if told else "-" for key in ("natural", "robust")]
+        printed = row["published"]
+        cells = [f"{printed[key]:.2f}" if printed else "-" for key in ("clean", "robust")]
         if row["ours"]:
-            cells += [_cell(row["ours"][key]) for key in ("natural", "published", "strong", "grid")]
+            cells += [_cell(row["ours"][key]) for key in ("clean", "published", "strong", "grid")]
             cells.append(f"{row['seconds_per_training']['mean']:.0f}")
         else:
             cells += ["not reached"] * 5
@@ -267,10 +264,10 @@ def markdown(content: Mapping[str, Any]) -> str:
     lines += [*markdown_table(["trained by", *heads], rows), ""]
     leads = []
     for gap in content["gaps"]:
-        told = gap["published"]
+        printed = gap["published"]
         shown = [_points(gap["ours"][key]) for key in ("published", "strong", "grid")]
-        told_text = f"{told['robust']:+.2f}" if told and data["name"] == "two-class" else "-"
-        leads.append([LABELS[gap["over"]], told_text, *shown])
+        printed_text = f"{printed['robust']:+.2f}" if printed and data["name"] == "two-class" else "-"
+        leads.append([LABELS[gap["over"]], printed_text, *shown])
     lines += markdown_table(["ATENT's lead over", "published, robust", "PGD-40", "strong", "grid"], leads)
     if all(any(m["seed"] == 0 for m in row["seeds"]) for row in content["rows"]):
         lines += ["", f"![Decision regions of four networks, with each test point's ball]({NAME}.png)"]
@@ -323,10 +320,10 @@ def _draw(path: Path, content: Mapping[str, Any], place: Path, data: Data, threa
             regions = ask(model, points).argmax(1).view(len(across), len(up)).T
         first = next(m for m in row["seeds"] if m["seed"] == 0)
         title = (
-            f"{row['label']}: natural {100 * first['natural']['value']:.1f} %, PGD-40"
+            f"{row['label']}: clean {100 * first['clean']['value']:.1f} %, PGD-40"
             f" {100 * first['published']['value']:.1f} %, grid {100 * first['grid']['value']:.1f} %"
         )
-        panels[title] = {"regions": regions.numpy(), "stands": exhaustive(model, x, y, threat).numpy()}
+        panels[title] = {"regions": regions.numpy(), "robust": exhaustive(model, x, y, threat).numpy()}
     names = [str(name) for name in data.about["class_names"]]
     words = [f"digit {name}" if name.isdigit() else name for name in names]
     figure = plots.regions(panels, across.tolist(), up.tolist(), x.numpy(), y.numpy(), eps=eps, classes=words)

@@ -27,28 +27,28 @@ class Training:
 class Measure:
     """What is measured of a trained network, on a stratified sample of ``n`` test images (the paper names none)."""
 
-    kind: Literal["natural", "attack", "smoothing", "bounds"]
+    kind: Literal["clean", "attack", "smoothing", "bounds"]
     n: int
     attack: str = ""
     """attack: as text, with norm and eps."""
     sigma: float = 0.0
     """smoothing: noise in pixel units."""
-    draws: int = 0
+    samples: int = 0
     """smoothing: noise samples per image."""
     radius: float | str = 0.0
     """smoothing: the l2 radius; bounds: the linf one."""
     method: str = ""
     """bounds: which."""
-    show: Literal["share", "natural", "smoothed", "certified", "seconds"] = "share"
+    show: Literal["share", "clean", "smoothed", "certified", "seconds"] = "share"
     """Which figure of it the cell shows."""
 
     @property
     def key(self) -> str:
         """Measures with one key are measured once."""
         return {
-            "natural": "natural",
+            "clean": "natural",  # as in files of measures that are there already
             "attack": self.attack,
-            "smoothing": f"smoothing, sigma {self.sigma:g}, {self.draws} draws, l2 {self.radius}",
+            "smoothing": f"smoothing, sigma {self.sigma:g}, {self.samples} draws, l2 {self.radius}",
             "bounds": f"{self.method}, linf {self.radius}",
         }[self.kind] + f", stratified {self.n}"
 

@@ -159,16 +159,16 @@ def _draw_sweep(content: dict[str, Any], table: Table) -> Any:
     ((block,), (described,)) = (content["blocks"], table.blocks)
     rows = []
     for row, cells in zip(block["rows"], described.rows, strict=True):
-        natural = row["cells"]["natural"]["ours"]
+        clean = row["cells"]["clean"]["ours"]
         for key, c in row["cells"].items():
             attack = cells.cells[key].measure
-            if key == "natural" or natural is None or c["ours"] is None or attack is None:
+            if key == "clean" or clean is None or c["ours"] is None or attack is None:
                 continue
             r = radius(attack.attack.rpartition("eps=")[2].removesuffix(")"))
             share = {end: c["ours"][end] for end in ("value", "low", "high", "n")}
             name = f"{row['label'].partition(',')[0]}, n = {share['n']:,}"
             rows.append(
-                {"attack": name, "norm": "linf", "radius": r, "natural": natural, "robust": share, "monotone": share}
+                {"attack": name, "norm": "linf", "radius": r, "clean": clean, "robust": share, "monotone": share}
             )
     return plots.security(rows, title=f"{content['title']}, scale {content['scale']}") if rows else None
 

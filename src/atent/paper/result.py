@@ -6,8 +6,10 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from atent import runs as folder
 from atent.data.described import words
 from atent.experiments.comparison import INTERVAL, accuracy, measure
 from atent.experiments.results import Spread
@@ -89,6 +91,15 @@ def _row(bench: Bench, row: Row, columns: Sequence[Any], seeds: Sequence[int]) -
     return {"key": row.key, "label": row.label, "published": printed, "made": made, "cells": cells}
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a result file of any version."""
+    content: dict[str, Any] = folder.with_present_keys(folder.read_json(path))
+    for column in (column for block in content.get("blocks", ()) for column in block.get("columns", ())):
+        if column["key"] == "natural":
+            column |= {"key": "clean", "label": column["label"].replace("natural", "clean")}
+    return content
+
+
 def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Sequence[int]) -> dict[str, Any]:
     table, line = row.published or ("", "")
     beside = c.published if row.published else None
@@ -105,10 +116,10 @@ def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Seque
     values = [content[c.measure.show] for _, content in found]
     spread = measure(values) if c.measure.show == "seconds" else accuracy(values)
     n = c.measure.n if c.measure.show == "seconds" else min(v["n"] for v in values)
-    told = c.measure.attack or protocol
+    wording = c.measure.attack or protocol
     mine = ours(
         spread, unit=c.measure.unit, n=n, seeds=[seed for seed, _ in found],
-        protocol=f"{told}; {protocol}" if c.measure.attack and protocol else told, scale=bench.scale.name,
+        protocol=f"{wording}; {protocol}" if c.measure.attack and protocol else wording, scale=bench.scale.name,
         provenance=[content["provenance"] for _, content in found],
         each=[] if c.measure.show == "seconds" else [v["value"] for v in values],
     )  # fmt: skip
@@ -195,14 +206,14 @@ def grid(block: Mapping[str, Any]) -> list[str]:
     }
     headings = ["row", "the paper's network", "ours"]
     for column in block["columns"]:
-        told = column.get("printed") or column["label"].removesuffix(" (%)")
-        headings += ([f"paper: {told}"] if printed[column["key"]] else []) + [column["label"]]
+        wording = column.get("printed") or column["label"].removesuffix(" (%)")
+        headings += ([f"paper: {wording}"] if printed[column["key"]] else []) + [column["label"]]
     shown = []
     for row in block["rows"]:
         source, made = row["published"], row["made"]
-        told = ", ".join(filter(None, (source["network"], source["settings"]))) if source else "-"
+        wording = ", ".join(filter(None, (source["network"], source["settings"]))) if source else "-"
         epochs = f", {made['epochs']} epochs" if made and "epochs" in made else ""
-        cells = [row["label"], told, made["network"] + epochs if made else "-"]
+        cells = [row["label"], wording, made["network"] + epochs if made else "-"]
         for column in block["columns"]:
             found = row["cells"][column["key"]]
             cells += ([found["published"] or "-"] if printed[column["key"]] else []) + [text(found)]
@@ -231,14 +242,14 @@ def captions(content: Mapping[str, Any]) -> list[str]:
     drawn = dict.fromkeys(mine["samples"] for cell in cells if (mine := cell["ours"]) and mine.get("samples"))
     if drawn:
         lines.append(f"They are {'; '.join(drawn)}: the same for every network.")
-    told = dict.fromkeys(
+    wording = dict.fromkeys(
         f"{c['label'].removesuffix(' (%)')}: {c['protocol']}"
         for block in content["blocks"]
         for c in block["columns"]
         if c["protocol"]
     )
-    if told:
-        lines.append(f"Protocols: {'; '.join(told)}.")
+    if wording:
+        lines.append(f"Protocols: {'; '.join(wording)}.")
     seeds = content["seeds"]
     many = "s" if len(seeds) > 1 else ""
     lines.append(f"{len(seeds)} seed{many} ({', '.join(map(str, seeds))}). Figures: {content['interval']}.")

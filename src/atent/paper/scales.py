@@ -25,8 +25,8 @@ class Scale:
     """Test images under AutoAttack."""
     certified: int
     """Test images of a smoothing certificate."""
-    draws: int
-    """Draws of noise per image."""
+    samples: int
+    """Noise samples per image."""
     l2: tuple[float, float]
     """Table S1's radii: half the radius of training, and all of it."""
     noisy: float
@@ -70,7 +70,7 @@ SMOKE = Scale(
         "scikit-learn's digits (8 x 8) and a small network after 3 epochs stand in for the paper's data and networks,"
         " and all radii are rescaled: this shows that every part runs, and measures no claim"
     ),
-    small="digits", mnist="digits", seeds=1, images=100, strong=16, certified=16, draws=10_000,
+    small="digits", mnist="digits", seeds=1, images=100, strong=16, certified=16, samples=10_000,
     l2=(0.5, 1.0), noisy=1.0, smoothing=0.376, sigma=0.12, bounded="12/255",
     linf=0.15, sweep=(0.0375, 0.075, 0.15, 0.225), mnist_linf=0.15, mnist_l2=1.0,
     changes={"train": {"epochs": 3, "batch_size": 16, "validate_limit": 50}}, cheaper="queries=500", timed=(3, 2),
@@ -82,7 +82,7 @@ LAPTOP = Scale(
         "5,000 training images of MNIST and a small network after 4 epochs stand in for the paper's data and networks,"
         " and all radii are rescaled: the order of methods can be compared with the paper's, the figures cannot"
     ),
-    small="mnist5k", mnist="mnist5k", seeds=3, images=1_000, strong=50, certified=1_000, draws=1_000,
+    small="mnist5k", mnist="mnist5k", seeds=3, images=1_000, strong=50, certified=1_000, samples=1_000,
     l2=(1.0, 2.0), noisy=0.55, smoothing=0.549, sigma=0.25, bounded="5/255",
     linf=0.3, sweep=(0.075, 0.15, 0.3, 0.45), mnist_linf=0.3, mnist_l2=2.0,
     changes={"train": {"epochs": 4, "batch_size": 32}}, dual=40, timed=(5, 8),
@@ -91,7 +91,7 @@ LAPTOP = Scale(
 PAPER = Scale(
     name="paper",
     about="the paper's data, networks, radii and epochs, as far as they are stated",
-    small="cifar10", mnist="mnist", seeds=1, images=10_000, strong=1_000, certified=500, draws=100_000,
+    small="cifar10", mnist="mnist", seeds=1, images=10_000, strong=1_000, certified=500, samples=100_000,
     l2=(0.5, 1.0), noisy=0.435, smoothing=0.435, sigma=0.12, bounded="2/255",
     linf=0.031, sweep=("2/255", "4/255", 0.031, "12/255"), mnist_linf=0.3, mnist_l2=2.0,
     timed=(5, 20),
@@ -114,7 +114,7 @@ CIFAR = Scale(
         " size, one learning-rate cycle and averaged weights (EMA) for every method: the order of methods can be"
         " compared with the paper's; its WRN-34-10 and WRN-28-4 at 76 and more epochs are out of reach of a CPU"
     ),
-    small="cifar10", mnist="mnist", seeds=1, images=10_000, strong=300, certified=200, draws=100_000,
+    small="cifar10", mnist="mnist", seeds=1, images=10_000, strong=300, certified=200, samples=100_000,
     l2=(0.5, 1.0), noisy=0.435, smoothing=0.435, sigma=0.12, bounded="2/255",
     linf="8/255", sweep=("2/255", "4/255", "8/255", "12/255"), mnist_linf=0.3, mnist_l2=2.0,
     changes={

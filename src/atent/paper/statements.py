@@ -89,7 +89,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "A.2", "certified robust accuracy is the share that the smoothed classifier gets right",
-        _print("table-s2", ("atent-smoothing", "natural"), ("atent-smoothing", "certified")) + " (radius 0, 0.435)",
+        _print("table-s2", ("atent-smoothing", "clean"), ("atent-smoothing", "certified")) + " (radius 0, 0.435)",
         "atent reproduce table-s2", verdicts.clean_or_certified,
         "no image is correctly classified and not certified (true needs 299 images); that share is the clean accuracy"
         " of the smoothed classifier, a certificate has a radius",

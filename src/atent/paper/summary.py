@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from atent import runs as folder
-from atent.paper.result import grid
+from atent.paper.result import grid, read_result
 from atent.paper.scales import SCALES
 from atent.paper.tables import NAMES
 
@@ -20,8 +20,8 @@ _PROTOCOLS = ("published", "weak", "autoattack")
 
 # One line each on the page: what the whole tables hold besides is in the files that it names.
 _SHOWN = {
-    "table-s1": ("natural", "full-published", "full-weak", "full-autoattack", *(f"small-{k}" for k in _PROTOCOLS)),
-    "table-s2": ("natural", "certified"),
+    "table-s1": ("clean", "full-published", "full-weak", "full-autoattack", *(f"small-{k}" for k in _PROTOCOLS)),
+    "table-s2": ("clean", "certified"),
     "table-s3": None,
     "table-s4": None,
     "finetune": None,
@@ -35,7 +35,7 @@ def block(results: Path, beside: Path) -> str:
     lines = [BEGIN, ""]
     for scale in (s for s in SCALES if s != "smoke"):
         found = [p for p in (results / scale / f"{name}.json" for name in NAMES) if p.is_file()]
-        contents = {p: folder.read_json(p) for p in found}
+        contents = {p: read_result(p) for p in found}
         tables = {p: c for p, c in contents.items() if "blocks" in c and c["name"] in _SHOWN}
         if not tables:
             continue
@@ -56,9 +56,9 @@ def refresh(text: str, results: Path, beside: Path) -> str:
 
 def _table(path: Path, content: Mapping[str, Any]) -> list[str]:
     seeds, n = content["seeds"], _images(content)
-    told = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}" + (f", {n} test images" if n else "")
+    scope = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}" + (f", {n} test images" if n else "")
     state = "" if content["complete"] else "; not complete"
-    lines = [f"**{content['title']}** ({told}{state}; [all of it]({path.with_suffix('.md').as_posix()}))", ""]
+    lines = [f"**{content['title']}** ({scope}{state}; [all of it]({path.with_suffix('.md').as_posix()}))", ""]
     for part in content["blocks"]:
         keep = _SHOWN[content["name"]]
         lines += [*([part["title"], ""] if part["title"] else []), *grid(_only(part, keep)), ""]

@@ -23,18 +23,18 @@ def table_s1(s: Scale) -> Table:
     """CIFAR-10 under l2 attack: the published step, the released code's shorter one, and AutoAttack."""
     half, full = s.l2
     first = (
-        _NATURAL,
+        _CLEAN,
         *(
             column
             for key, r in (("half", half), ("full", full))
             for column in _three(s, key, r)
         ),
     )  # fmt: skip
-    second = (_NATURAL, *_three(s, "small", s.noisy))
+    second = (_CLEAN, *_three(s, "small", s.noisy))
 
     def row(key: str, recipe: str, label: str, radii: dict[str, float]) -> Row:
         training = Training(f"{s.small}-l2-{recipe}")
-        cells = {"natural": Cell(training, Measure("natural", s.images), "natural")}
+        cells = {"clean": Cell(training, Measure("clean", s.images), "clean")}
         for at, r in radii.items():
             same = Measure("attack", s.strong, attack=_protocols(s, r)[0][1])
             for protocol, text, n in _protocols(s, r):
@@ -71,12 +71,12 @@ def table_s1(s: Scale) -> Table:
 
 def table_s2(s: Scale) -> Table:
     """The smoothed classifier: its clean accuracy, which the paper calls certified, and the certificate itself."""
-    smoothing = f"{s.draws:,} draws of noise {s.sigma:g}, alpha 0.001"
+    smoothing = f"{s.samples:,} samples of noise {s.sigma:g}, alpha 0.001"
     columns = (
-        Column("base", "natural, the network itself (%)", "no noise"),
+        Column("base", "clean, the network itself (%)", "no noise"),
         Column(
-            "natural",
-            "natural, smoothed (%)",
+            "clean",
+            "clean, smoothed (%)",
             f"PREDICT of Cohen et al. 2019, {smoothing}; abstentions are wrong",
             "sigma 0.12",
         ),
@@ -102,11 +102,11 @@ def table_s2(s: Scale) -> Table:
                 why = _ONE_NETWORK
 
         def cell(show: Any, beside: str | None) -> Cell:
-            made = Measure("smoothing", s.certified, sigma=s.sigma, draws=s.draws, radius=s.smoothing, show=show)
+            made = Measure("smoothing", s.certified, sigma=s.sigma, samples=s.samples, radius=s.smoothing, show=show)
             return Cell(None if why else training, None if why else made, beside if printed else None, why)
 
         cells = {
-            "base": cell("natural", None), "natural": cell("smoothed", "natural"),
+            "base": cell("clean", None), "clean": cell("smoothed", "clean"),
             "certified": cell("certified", "certified"), "seconds": cell("seconds", None),
         }  # fmt: skip
         return Row(key, label, cells, ("table-s2", key) if printed else None)
@@ -121,7 +121,7 @@ def table_s2(s: Scale) -> Table:
 
         none = Cell(None, None, None, "bounds verify the network itself: there is no smoothed one")
         cells = {
-            "base": cell("natural", "natural"), "natural": none, "certified": cell("certified", "certified"),
+            "base": cell("clean", "clean"), "clean": none, "certified": cell("certified", "certified"),
             "seconds": cell("seconds", None),
         }  # fmt: skip
         return Row(key, label, cells, ("table-s2", key))
@@ -153,7 +153,7 @@ def table_s3(s: Scale) -> Table:
     step = ", step_size=0.003" if s.as_published else ""
     keys = ("2", "4", "8", "12")
     columns = (
-        Column("natural", "natural (%)", "no attack"),
+        Column("clean", "clean (%)", "no attack"),
         *(Column(k, f"linf {r} (%)", "", f"linf {k}/255") for k, r in zip(keys, s.sweep)),
     )
 
@@ -161,7 +161,7 @@ def table_s3(s: Scale) -> Table:
         return f"PGD(steps=20{step}, norm=linf, eps={r})"
 
     def row(key: str, label: str, text: Callable[[float | str], str], n: int) -> Row:
-        cells = {"natural": Cell(training, Measure("natural", n))}
+        cells = {"clean": Cell(training, Measure("clean", n))}
         for k, r in zip(keys, s.sweep):
             also = Measure("attack", n, attack=pgd(r)) if key == "autoattack" else None
             cells[k] = Cell(training, Measure("attack", n, attack=text(r)), k, also=also)
@@ -266,7 +266,7 @@ def claimed() -> set[tuple[str, str, str]]:
 
 # ---- columns that several tables share ---------------------------------------------------------------------
 
-_NATURAL = Column("natural", "natural (%)", "no attack")
+_CLEAN = Column("clean", "clean (%)", "no attack")
 
 
 def _three(s: Scale, key: str, radius: float) -> tuple[Column, ...]:
@@ -307,7 +307,7 @@ def _against(norm: str, eps: float | str, steps: int, more: str, s: Scale) -> li
     pgd = f"PGD(steps={steps}{more}, norm={norm}, eps={eps})"
     strong = Measure("attack", s.strong, attack=_autoattack(s, norm, eps))
     return [
-        (_NATURAL, Cell(None, Measure("natural", s.images), "natural")),
+        (_CLEAN, Cell(None, Measure("clean", s.images), "clean")),
         (
             Column("robust", f"PGD-{steps} (%)", f"{norm} {eps}, one start{more.replace('=', ' ')}"),
             Cell(None, Measure("attack", s.images, attack=pgd), "robust"),

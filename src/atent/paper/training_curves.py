@@ -1,4 +1,4 @@
-"""Figure S1: benign and robust accuracy of linf ATENT, in training and on the test set, against epoch.
+"""Figure S1: clean and robust accuracy of linf ATENT, in training and on the test set, against epoch.
 
 The test curve is a diagnostic of the published figure: it is written beside the run and chooses nothing.
 """
@@ -62,14 +62,14 @@ def make(bench: Bench, seeds: Sequence[int], made: Training | None = None) -> No
     ``made``: the training with settings of the machine on top. Default: `training`.
     """
     for seed in seeds:
-        path = train(bench, made or training(bench), seed, look=lambda run, row: _look(bench, run, row))
+        path = train(bench, made or training(bench), seed, each_epoch=lambda run, row: _measure_epoch(bench, run, row))
         missing = _epochs(path / folder.METRICS) - _epochs(path / TEST)
         if missing:
             bench.say(f"note     {path.name}: stopped before the test accuracy of epoch {sorted(missing)} was measured")
 
 
 def collect(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
-    """Per epoch, each of train, validation and test, natural and robust: mean, spread and interval over the seeds."""
+    """Per epoch, each of train, validation and test, clean and robust: mean, spread and interval over the seeds."""
     made = training(bench)
     found = [
         (seed, bench.path(made, seed)) for seed in seeds if stage(run_of(bench, made, seed), bench.build) == "finished"
@@ -78,30 +78,30 @@ def collect(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
     rates: dict[int, float] = {}
     provenance = []
     for _, path in found:
-        for row in folder.read_jsonl(path / folder.METRICS):
+        for row in folder.read_rows(path / folder.METRICS):
             rates[row["epoch"]] = row["lr"]
             into = rows.setdefault(row["epoch"], {})
-            for key in ("train_natural", "train_robust", "validation_natural", "validation_robust"):
+            for key in ("train_clean", "train_robust", "validation_clean", "validation_robust"):
                 if key in row:
                     into.setdefault(key, []).append(row[key])
         for row in _tests(path):
             provenance.append(row["provenance"])
             into = rows.setdefault(row["epoch"], {})
-            for kind in ("natural", "robust"):
+            for kind in ("clean", "robust"):
                 into.setdefault(f"test_{kind}", []).append(row[kind])
     tests = {seed: {row["epoch"]: row for row in _tests(path)} for seed, path in found}
     epochs = []
     for epoch, values in sorted(rows.items()):
-        told: dict[str, Any] = {"epoch": epoch, "lr": rates.get(epoch)}
+        entry: dict[str, Any] = {"epoch": epoch, "lr": rates.get(epoch)}
         for key, each in values.items():
             if key.startswith("test"):
                 cell = accuracy(each)
-                told |= {key: cell.mean, f"{key}_low": cell.low, f"{key}_high": cell.high, f"{key}_sd": cell.sd}
+                entry |= {key: cell.mean, f"{key}_low": cell.low, f"{key}_high": cell.high, f"{key}_sd": cell.sd}
             else:
-                told[key] = sum(each) / len(each)
-        if "test_robust" in told:
-            told["test"] = _each({seed: of[epoch] for seed, of in tests.items() if epoch in of})
-        epochs.append(told)
+                entry[key] = sum(each) / len(each)
+        if "test_robust" in entry:
+            entry["test"] = _each({seed: of[epoch] for seed, of in tests.items() if epoch in of})
+        epochs.append(entry)
     decayed = [b["epoch"] for a, b in itertools.pairwise(epochs) if (b["lr"] or 0) < 0.5 * (a["lr"] or 0)]
     return {
         "recipe": made.recipe,
@@ -113,7 +113,7 @@ def collect(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
+def _measure_epoch(bench: Bench, path: Path, row: dict[str, Any]) -> None:
     """Measure the epoch's weights on the test set; they are on the disk by now."""
     if row["epoch"] in _epochs(path / TEST):
         return
@@ -123,11 +123,11 @@ def _look(bench: Bench, path: Path, row: dict[str, Any]) -> None:
     attack = parse("PGD(steps=10)", who.threat, ATTACKS)
     with torch.random.fork_rng(devices=[]):
         found = evaluate(who.model, x, y, {"robust": attack}, ids=ids, cascade=False)
-    told = {"epoch": row["epoch"], "natural": found.natural, "robust": found.attacks["robust"]["robust"]}
-    told["data"] = who.samples()
-    told["outcomes"] = robust_images(found, "robust")
-    told["provenance"] = folder.provenance(seed=0, device=x.device)
-    folder.append_jsonl(path / TEST, told)
+    entry = {"epoch": row["epoch"], "clean": found.clean, "robust": found.attacks["robust"]["robust"]}
+    entry["data"] = who.samples()
+    entry["outcomes"] = robust_images(found, "robust")
+    entry["provenance"] = folder.provenance(seed=0, device=x.device)
+    folder.append_jsonl(path / TEST, entry)
 
 
 def _each(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _epochs(path: Path) -> set[int]:
 def _tests(path: Path) -> list[dict[str, Any]]:
     """The test rows, one per epoch."""
     return (
-        list({row["epoch"]: row for row in folder.read_jsonl(path / TEST)}.values()) if (path / TEST).is_file() else []
+        list({row["epoch"]: row for row in folder.read_rows(path / TEST)}.values()) if (path / TEST).is_file() else []
     )
 
 
@@ -203,8 +203,8 @@ def markdown(content: dict[str, Any]) -> str:
     if not content["complete"]:
         lines += ["Not complete: the same command resumes.", ""]
     if content["epochs"]:
-        keys = ("train_natural", "test_natural", "train_robust", "test_robust")
-        heads = ["epoch", "rate", *(f"{k}, {p} (%)" for k in ("benign", "robust") for p in ("train", "test"))]
+        keys = ("train_clean", "test_clean", "train_robust", "test_robust")
+        heads = ["epoch", "rate", *(f"{k}, {p} (%)" for k in ("clean", "robust") for p in ("train", "test"))]
         rows = []
         for epoch in content["epochs"]:
             cells = [_text(epoch, key) for key in keys]
@@ -212,7 +212,7 @@ def markdown(content: dict[str, Any]) -> str:
         lines += markdown_table(heads, rows, left=0)
         about, peak, last = content["about"], content["peak"], content["last"]
         images = about.get("samples") or f"the first {content['images']:,}"
-        lines += ["", f"![Benign and robust accuracy against epoch]({NAME}.png)", ""]
+        lines += ["", f"![Clean and robust accuracy against epoch]({NAME}.png)", ""]
         if peak:
             lines += [
                 f"Robust test accuracy is highest at epoch {peak['epoch']} ({_text(peak, 'test_robust')}) and"

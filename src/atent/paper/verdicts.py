@@ -92,8 +92,8 @@ def best_of_s1(found: Results, columns: Sequence[str], rows: Sequence[str], ours
             return _missing()
         gaps = [found.less(cells[0], other) for other in cells[1:]]
         leads += gaps
-        told = ", ".join(f"{gap} over {row} {percent(c)}" for row, c, gap in zip(rows, cells[1:], gaps))
-        words.append(f"{column}: ATENT {percent(cells[0])}, {told}")
+        listed = ", ".join(f"{gap} over {row} {percent(c)}" for row, c, gap in zip(rows, cells[1:], gaps))
+        words.append(f"{column}: ATENT {percent(cells[0])}, {listed}")
     return Finding(every(lead.inside(0) for lead in leads), f"{'; '.join(words)}; {_bases(leads)}")
 
 
@@ -140,8 +140,8 @@ def competitive(found: Results) -> Finding:
         return _missing()
     ours, *others = cells
     gaps = [found.less(ours, other) for other in others]
-    told = ", ".join(f"{gap} over {row} {percent(c)}" for row, c, gap in zip(rows, others, gaps))
-    return Finding(settings(gap.inside(-ABOUT) for gap in gaps), f"ATENT {percent(ours)}, {told}; {_bases(gaps)}")
+    listed = ", ".join(f"{gap} over {row} {percent(c)}" for row, c, gap in zip(rows, others, gaps))
+    return Finding(settings(gap.inside(-ABOUT) for gap in gaps), f"ATENT {percent(ours)}, {listed}; {_bases(gaps)}")
 
 
 def finetune_loss(found: Results) -> Finding:
@@ -219,7 +219,7 @@ def worst_attack(found: Results) -> Finding:
 
 def clean_or_certified(found: Results) -> Finding:
     """Whether the smoothed classifier's clean accuracy and what is certified are one number, network by network."""
-    cells = found.cells("table-s2", ("atent-smoothing", "natural"), ("atent-smoothing", "certified"))
+    cells = found.cells("table-s2", ("atent-smoothing", "clean"), ("atent-smoothing", "certified"))
     if cells is None:
         return _missing()
     clean, certified = cells
@@ -354,11 +354,11 @@ def _costs(found: Results, ratios: Mapping[str, tuple[Estimate, Estimate]]) -> s
 def _clock(found: Results) -> str:
     """What the seconds are of, and how many rounds there are."""
     kept = found.tables.get("table-s4", {}).get("timings", {})
-    told = dict.fromkeys(
+    listed = dict.fromkeys(
         f"{'CPU seconds' if t['of'] == 'cpu_seconds' else 'seconds'}, {t['rounds']} interleaved rounds"
         for t in kept.values()
     )
-    return f"; {'; '.join(told)}" if told else ""
+    return f"; {'; '.join(listed)}" if listed else ""
 
 
 def linear(found: Results) -> Finding:

@@ -129,9 +129,9 @@ def accuracies(table: Mapping[str, Mapping[str, Row]], *, title: str | None = No
 def pareto(
     panels: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]], *, robust: str = "robust accuracy (%)"
 ) -> Figure:
-    """Natural against robust accuracy (%), a point per model with its 95 % intervals, and the Pareto front in grey.
+    """Clean against robust accuracy (%), a point per model with its 95 % intervals, and the Pareto front in grey.
 
-    `panels`: {title: {model: {"natural": share, "robust": share}}}, a share with the fractions `value` and, optional or
+    `panels`: {title: {model: {"clean": share, "robust": share}}}, a share with the fractions `value` and, optional or
     None, `low` and `high`; one panel beside the other with common axes, and a model looks the same in each. Models that
     none of their panel beats in one accuracy without losing in the other are filled, the rest hollow. `robust` names
     the upright axis. Raises ValueError where there is nothing to draw or a value is not a fraction.
@@ -146,7 +146,7 @@ def pareto(
     for axes, (title, table) in zip(places, panels.items(), strict=True):
         plain(axes)
         spans = {
-            name: [span(row[kind], f"{name}, {kind}") for kind in ("natural", "robust")] for name, row in table.items()
+            name: [span(row[kind], f"{name}, {kind}") for kind in ("clean", "robust")] for name, row in table.items()
         }
         at = {name: (x[0], y[0]) for name, (x, y) in spans.items()}
         front = sorted(p for p in set(at.values()) if not any(_beats(q, p) for q in at.values()))
@@ -164,7 +164,7 @@ def pareto(
                 x[0], y[0], linestyle="none", marker=MARKERS[i % len(MARKERS)], markersize=9, color=colour, zorder=3,
                 markerfacecolor=colour if at[name] in front else "white", markeredgewidth=1.8, label=name,
             )  # fmt: skip
-        axes.set_xlabel("natural accuracy (%)")
+        axes.set_xlabel("clean accuracy (%)")
         axes.set_title(title, loc="left", fontsize=TEXT)
     figure.axes[0].set_ylabel(robust)
     legend = figure.legend(
@@ -183,8 +183,8 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     """Robust accuracy (%) against the radius of the threat, one line per attack, with bands of 95 % intervals.
 
-    `rows` as `evaluate.sweep` gives them: attack, norm, radius, natural, robust and monotone (shares). A line begins at
-    radius 0 with the natural accuracy. Where what smaller radii fooled is more than a radius fools itself, a dashed
+    `rows` as `evaluate.sweep` gives them: attack, norm, radius, clean, robust and monotone (shares). A line begins at
+    radius 0 with the clean accuracy. Where what smaller radii fooled is more than a radius fools itself, a dashed
     line counts it too. Radii that are whole grey levels are written as such. Raises ValueError for no rows, for rows of
     several norms, and for values that are not fractions.
     """
@@ -198,7 +198,7 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     plain(axes)
     for i, name in enumerate(dict.fromkeys(row["attack"] for row in rows)):
         own = sorted((row for row in rows if row["attack"] == name), key=lambda row: row["radius"])
-        begin = [] if own[0]["radius"] == 0 else [{"radius": 0.0, "robust": own[0]["natural"]}]
+        begin = [] if own[0]["radius"] == 0 else [{"radius": 0.0, "robust": own[0]["clean"]}]
         x = [unit * row["radius"] for row in (*begin, *own)]
         value, low, high = (
             [100 * fraction(row["robust"], key, f"{name} at {row['radius']:g}") for row in (*begin, *own)]

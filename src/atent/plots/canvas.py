@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008), told apart by colour-blind readers; yellow last, since it is weak on white
+# Okabe and Ito (2008), distinct to colour-blind readers; yellow last, since it is weak on white
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 Row = Mapping[str, Any]
 """A row of a result file."""
 
-COLOUR = {"natural": PALETTE[0], "robust": PALETTE[1]}
+COLOUR = {"clean": PALETTE[0], "robust": PALETTE[1]}
 MARKERS = "os^DvPX"
 TEXT = 12
 GREY = "#555555"
@@ -95,7 +95,7 @@ def plain(axes: Axes) -> None:
 
 
 def look(i: int) -> dict[str, Any]:
-    """Colour and dashes of the line number i, told apart beyond the palette."""
+    """Colour and dashes of the line number i, distinct beyond the palette."""
     return {"color": PALETTE[i % len(PALETTE)], "linestyle": ("-", (0, (5, 2)), (0, (1, 1.5)))[i // len(PALETTE) % 3]}
 
 

@@ -88,7 +88,7 @@ def regions(
 ) -> Figure:
     """Decision regions of two classes in the plane, a panel for each network, with each point's linf ball as a square.
 
-    `panels`: {title: {"regions": classes (len(up), len(across)) seen at the lattice of `across` and `up`, "stands":
+    `panels`: {title: {"regions": classes (len(up), len(across)) seen at the lattice of `across` and `up`, "robust":
     bool (n,), whether the network is right on the whole ball}}. `x` (n, 2), `y` (n,) 0 or 1, arrays; `eps` the radius,
     in the coordinates' units. Balls with an adversary are drawn strongly, the others faintly; class 1 has triangles.
     Raises ValueError for no panels, or where the sizes disagree.
@@ -108,10 +108,10 @@ def regions(
     places = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     colours, size = PALETTE[:2], 2 * eps
     for axes, (title, panel) in zip(places, panels.items(), strict=False):
-        seen, stands = numpy.asarray(panel["regions"]), numpy.asarray(panel["stands"], dtype=bool)
-        if seen.shape != (len(up), len(across)) or stands.shape != (len(x),) or len(x) != len(y):
+        seen, robust = numpy.asarray(panel["regions"]), numpy.asarray(panel["robust"], dtype=bool)
+        if seen.shape != (len(up), len(across)) or robust.shape != (len(x),) or len(x) != len(y):
             raise ValueError(
-                f"{title}: regions {seen.shape} on a lattice of {(len(up), len(across))}, {len(stands)} verdicts for"
+                f"{title}: regions {seen.shape} on a lattice of {(len(up), len(across))}, {len(robust)} verdicts for"
                 f" {len(x)} points with {len(y)} classes"
             )
         tint = ListedColormap([_tint(colour) for colour in colours])
@@ -119,7 +119,7 @@ def regions(
         axes.contour(across, up, seen, levels=[0.5], colors=[GREY], linewidths=1.2)
         for kind in (0, 1):
             for firm in (True, False):
-                chosen = numpy.flatnonzero((numpy.asarray(y) == kind) & (stands == firm))
+                chosen = numpy.flatnonzero((numpy.asarray(y) == kind) & (robust == firm))
                 boxes = [Rectangle((x[i][0] - eps, x[i][1] - eps), size, size) for i in chosen]
                 axes.add_collection(
                     PatchCollection(

@@ -16,11 +16,11 @@ _STYLE = {"train": (0, (4, 2)), "validation": "-"}
 
 
 def curves(rows: Sequence[Row] | Mapping[str, Sequence[Row]], *, title: str | None = None) -> Figure:
-    """Natural and robust accuracy (%) against epoch, in training (dashed) and validation (solid).
+    """Clean and robust accuracy (%) against epoch, in training (dashed) and validation (solid).
 
     `rows`: the rows of metrics.jsonl, or {run name: rows} for one panel per run, with a shared y axis. Keys
-    of a row: `epoch` (from 1) and, as fractions in [0, 1], each optional or None, `train_natural`,
-    `train_robust`, `validation_natural`, `validation_robust`; `validation_natural_low` / `_high` and the same
+    of a row: `epoch` (from 1) and, as fractions in [0, 1], each optional or None, `train_clean`,
+    `train_robust`, `validation_clean`, `validation_robust`; `validation_clean_low` / `_high` and the same
     for robust draw a band. The last row with a true `best` is marked. Raises ValueError if a run has no
     rows or no accuracies, a row no epoch, or a value is not a fraction.
     """
@@ -53,7 +53,7 @@ def curves(rows: Sequence[Row] | Mapping[str, Sequence[Row]], *, title: str | No
 
 
 def together(runs: Mapping[str, Sequence[Row]]) -> Figure:
-    """Validation accuracy (%) of several runs against epoch, one line per run: natural above, robust below.
+    """Validation accuracy (%) of several runs against epoch, one line per run: clean above, robust below.
 
     `runs`: {name: rows of metrics.jsonl}, keys as in `curves`; a panel that no run has values for is left out. Raises
     ValueError where there is nothing to draw or a value is not a fraction.
@@ -61,7 +61,7 @@ def together(runs: Mapping[str, Sequence[Row]]) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     found = {}
-    for kind in ("natural", "robust"):
+    for kind in ("clean", "robust"):
         lines = {name: _series(list(rows), f"validation_{kind}", f"run {name!r}: ") for name, rows in runs.items()}
         lines = {name: series for name, series in lines.items() if series[0]}
         if lines:
@@ -89,11 +89,11 @@ def together(runs: Mapping[str, Sequence[Row]]) -> Figure:
 
 
 def characteristics(rows: Sequence[Row], *, decay: int | None = None, title: str | None = None) -> Figure:
-    """Benign and robust accuracy (%) against epoch, in training (dashed), on the test set (solid) and on the validation
+    """Clean and robust accuracy (%) against epoch, in training (dashed), on the test set (solid) and on the validation
     split (dotted).
 
-    `rows`: `epoch` and, as fractions, each optional, `train_natural`, `train_robust` and the same for `test` and
-    `validation`; `test_natural_low` / `_high` and the same for robust draw a band. `decay`: the first epoch at a lower
+    `rows`: `epoch` and, as fractions, each optional, `train_clean`, `train_robust` and the same for `test` and
+    `validation`; `test_clean_low` / `_high` and the same for robust draw a band. `decay`: the first epoch at a lower
     rate, marked. Raises ValueError for no rows or values that are not fractions.
     """
     from matplotlib.ticker import MaxNLocator
@@ -108,7 +108,7 @@ def characteristics(rows: Sequence[Row], *, decay: int | None = None, title: str
         for split, style in dashes.items():
             epochs, values = _series(list(rows), f"{split}_{kind}", "")
             if epochs:
-                name = f"{'benign' if kind == 'natural' else kind}, {split}"
+                name = f"{kind}, {split}"
                 axes.plot(
                     epochs, values, color=colour, linestyle=style, linewidth=2 if split == "test" else 1.5, label=name,
                     marker="o" if len(epochs) <= 12 and split == "test" else None, markersize=4, clip_on=False,

@@ -14,13 +14,13 @@ from atent.report.render import Drawing, drawing
 
 
 def certificates(run: Run) -> dict[str, Any]:
-    """Each certificate: its rows, what stands below them, and the curve of smoothing."""
+    """Each certificate: its rows, what is shown below them, and the curve of smoothing."""
     shown = []
     for name, found in run.certificates.items():
         _, rows, below = layout(found.content)
         lines = [f"{name}, test images: {found.content.images.text}.", *below]
-        told = "; ".join(line.rstrip(".") for line in lines) + "."
-        shown.append((name, rows, told, _curve(run, name, found)))
+        listed = "; ".join(line.rstrip(".") for line in lines) + "."
+        shown.append((name, rows, listed, _curve(run, name, found)))
     return {
         "certificates": shown,
         "unfinished": run.unfinished,
@@ -32,12 +32,12 @@ def _curve(run: Run, name: str, found: Certificate) -> Drawing | None:
     content = found.content
     if found.radii is None or not isinstance(content, SmoothingFile):
         return None
-    told = ", ".join(f"{words.percent(row.share.value)} at {row.radius:.3g}" for row in content.certified)
+    listed = ", ".join(f"{words.percent(row.share.value)} at {row.radius:.3g}" for row in content.certified)
     return drawing(
         plots.certified({run.name: found.radii}),
-        f"Certified accuracy of {len(found.radii):,} test images against l2 radius in pixel units: {told}.",
+        f"Certified accuracy of {len(found.radii):,} test images against l2 radius in pixel units: {listed}.",
         f"{name}: randomised smoothing; a certificate is wrong with a probability of at most"
-        f" {content.draws['alpha']:g}.",
+        f" {content.sampling['alpha']:g}.",
     )
 
 

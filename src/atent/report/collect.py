@@ -51,14 +51,15 @@ class Run:
     @property
     def headline(self) -> str | None:
         """The file whose robust accuracy says most: the one with the lowest upper limit, as each is an upper bound on
-        what a perfect attack would leave; of those that judge the best epoch's weights under the first one's threat."""
+        what a perfect attack would leave; of those that evaluate the best epoch's weights under the first one's
+        threat."""
         best = {name: f for name, f in self.evaluations.items() if f.of_best}
         found = best or self.evaluations
         alike = [name for name, f in found.items() if f.threats == next(iter(found.values())).threats]
         return min(alike, key=lambda name: found[name].worst.high, default=None)
 
     @property
-    def judged(self) -> EvaluationFile | None:
+    def evaluated(self) -> EvaluationFile | None:
         """The content of the headline's file."""
         return self.evaluations[self.headline] if self.headline is not None else None
 
@@ -66,7 +67,7 @@ class Run:
     def best_epoch(self) -> int | None:
         """The epoch whose weights are kept as the best."""
         best = next((row["epoch"] for row in reversed(self.rows) if row.get("best")), None)
-        return best if best is not None or self.judged is None else self.judged.epoch
+        return best if best is not None or self.evaluated is None else self.evaluated.epoch
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _run(path: Path, name: str) -> Run:
     config = folder.read_json(path / folder.CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("method"), dict):
         raise ValueError(
-            f"{path / folder.CONFIG} has no table 'method', so it is no run's: give a folder of atent train"
+            f"{path / folder.CONFIG} has no table 'method', so it is not a run's: give a folder of atent train"
         )
     evaluations, certificates, theories = (
         # the plain name first, then by number
@@ -135,7 +136,7 @@ def _certificate(file: Path) -> Certificate | None:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    rows = folder.read_jsonl(path) if path.is_file() else []
+    rows = folder.read_rows(path) if path.is_file() else []
     for row in rows:
         if "epoch" not in row:
             raise ValueError(f"{path}: 'epoch' is missing, so it was not made by atent: move it elsewhere")

@@ -38,7 +38,7 @@ class Row:
 
 def several(runs: Mapping[str, Run]) -> Markup:
     """One table of all runs, and their curves together."""
-    evaluated = {title: run.judged for title, run in runs.items() if run.judged is not None}
+    evaluated = {title: run.evaluated for title, run in runs.items() if run.evaluated is not None}
     unsure = [title for title, found in evaluated.items() if caveat_of(found)]
     which = "" if len(unsure) == len(runs) else f"{', '.join(unsure)}: "
     return render(
@@ -52,7 +52,7 @@ def several(runs: Mapping[str, Run]) -> Markup:
 
 
 def _row(title: str, run: Run) -> Row:
-    method, found = run.config["method"], run.judged
+    method, found = run.config["method"], run.evaluated
     threat = method.get("threat")
     seconds = [row["seconds"] for row in run.rows if "seconds" in row]
     return Row(
@@ -71,25 +71,25 @@ def _accuracies(runs: Mapping[str, Run], evaluated: Mapping[str, EvaluationFile]
         return []
     label = words.short(runs)
     dots = {
-        label[title]: {"natural": asdict(found.natural), "robust (worst case)": asdict(found.worst)}
+        label[title]: {"clean": asdict(found.clean), "robust (worst case)": asdict(found.worst)}
         for title, found in evaluated.items()
     }
-    told = "; ".join(
-        f"{title} {words.percent(found.natural.value)} and {words.percent(found.worst.value)}"
+    listed = "; ".join(
+        f"{title} {words.percent(found.clean.value)} and {words.percent(found.worst.value)}"
         for title, found in evaluated.items()
     )
-    alt = f"Natural and robust accuracy by run: {told}."
+    alt = f"Clean and robust accuracy by run: {listed}."
     return [drawing(plots.dots(dots), alt, height=1.6 + 0.5 * len(dots))]
 
 
 def _curves(runs: Mapping[str, Run]) -> list[Drawing]:
-    curves = {t: r.rows for t, r in runs.items() if any(row.get("validation_natural") is not None for row in r.rows)}
+    curves = {t: r.rows for t, r in runs.items() if any(row.get("validation_clean") is not None for row in r.rows)}
     if not curves:
         return []
     label = words.short(runs)
     drawn = plots.together({label[title]: rows for title, rows in curves.items()})
-    told = " ".join(f"{title}: {words.course(rows)}" for title, rows in curves.items())
-    return [drawing(drawn, told, "Validation accuracy while training.", height=5.5 + 0.12 * len(curves))]
+    listed = " ".join(f"{title}: {words.course(rows)}" for title, rows in curves.items())
+    return [drawing(drawn, listed, "Validation accuracy while training.", height=5.5 + 0.12 * len(curves))]
 
 
 def _differences(evaluated: Mapping[str, EvaluationFile]) -> list[str]:
@@ -109,11 +109,9 @@ def over_seeds(comparison: Comparison) -> Markup:
     """The table, the figure and the caption of a comparison, and each training of it."""
     found = comparison.found
     headings, rows = layout(found)
-    dots = {
-        row.recipe: {"natural": _share(row.natural), "robust (worst case)": _share(row.worst)} for row in found.rows
-    }
-    told = "; ".join(
-        f"{row.recipe} {words.percent(row.natural.mean)} and {words.percent(row.worst.mean)}" for row in found.rows
+    dots = {row.recipe: {"clean": _share(row.clean), "robust (worst case)": _share(row.worst)} for row in found.rows}
+    listed = "; ".join(
+        f"{row.recipe} {words.percent(row.clean.mean)} and {words.percent(row.worst.mean)}" for row in found.rows
     )
     return render(
         "seeds.html",
@@ -124,7 +122,7 @@ def over_seeds(comparison: Comparison) -> Markup:
         # The last line of a caption is the caveat, which the template shows above it.
         caption=[line for line in caption(found) if line != found.caveat],
         drawing=drawing(
-            plots.dots(dots), f"Natural and worst-case robust accuracy, means over the seeds: {told}.",
+            plots.dots(dots), f"Clean and worst-case robust accuracy, means over the seeds: {listed}.",
             "Means over the seeds, with 95 % intervals.", height=1.6 + 0.5 * len(dots),
         ),
         trainings=[(row.method, seed) for row in found.rows for seed in row.seeds],

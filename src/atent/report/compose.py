@@ -18,8 +18,8 @@ def report(
 ) -> str:  # fmt: skip
     """The page on one or several run folders, or folders of `atent compare`, as the text of an HTML file.
 
-    ``images`` test images are shown under attack, where the weights and the data (in ``root``, left out: as the run had
-    it) are to be had; ``model`` and ``data`` name those of runs that were trained from Python, as
+    ``images`` test images are shown under attack, where the weights and the data (in ``root``; default: as the run had
+    it) are available; ``model`` and ``data`` name those of runs that were trained from Python, as
     `atent.experiments.target.load_target` takes them. Nothing is written.
     FileNotFoundError or ValueError in one line for a folder that is neither, and for a damaged file in it.
     """
@@ -27,14 +27,14 @@ def report(
         raise ValueError("which run? give the path of one run folder at least")
     if images < 0:
         raise ValueError(f"images must be at least 0, got {images}: 0 leaves them out")
-    # All are read before the long work, so that a mistaken path is told at once.
+    # All are read before the long work, so that a mistaken path is reported at once.
     found = [read(path, model=model, data=data) for path in dict.fromkeys(map(Path, folders))]
     for option in ("model", "data"):
         value = {"model": model, "data": data}[option]
         if value is not None and not any(getattr(each, option, None) for each in found):
-            raise ValueError(f"--{option} {value} is of no use: every run brings its own")
+            raise ValueError(f"--{option} {value} has no effect: every run brings its own")
     names = [each.name for each in found]
-    # Two folders of one name are told apart by their paths.
+    # Two folders of one name are distinguished by their paths.
     titled = {each.name if names.count(each.name) == 1 else str(each.path): each for each in found}
     runs = {title: each for title, each in titled.items() if isinstance(each, Run)}
     parts = []

@@ -68,7 +68,7 @@ def _settings(name: str, method: dict[str, Any], chain: dict[str, Any]) -> list[
 
 def course(run: Run) -> dict[str, Any]:
     """The training curves."""
-    drawn = [row for row in run.rows if row.get("validation_natural") is not None]
+    drawn = [row for row in run.rows if row.get("validation_clean") is not None]
     if not drawn:
         return {"drawing": None}
     seconds = [row["seconds"] for row in run.rows if "seconds" in row]

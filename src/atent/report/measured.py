@@ -18,7 +18,7 @@ from atent.report.render import drawing
 
 def headline(run: Run) -> dict[str, Any]:
     """The robust accuracy that may be claimed, the clean one, and what must be reported beside them."""
-    found = run.judged
+    found = run.evaluated
     if found is None:
         return {"found": None, "command": command(run, "evaluate")}
     others = []
@@ -43,10 +43,10 @@ def _worst(found: EvaluationFile) -> str:
     if not named:
         return ""
     if found.cascade:
-        counts = [found.natural.k, *(a.robust.k for a in named.values())]
+        counts = [found.clean.k, *(a.robust.k for a in named.values())]
         took = [name for name, before, after in zip(named, counts, counts[1:]) if after < before]
         last = f"the last to fool an image was {took[-1]}" if took else "none fooled an image"
-        return f"The worst of {', '.join(named)}, run in this order, each on what still stood; {last}."
+        return f"The worst of {', '.join(named)}, each on the images that were robust to those before it; {last}."
     name, least = min(named.items(), key=lambda item: item[1].robust.k)
     if len(named) == 1:
         return f"Under {name} alone."
@@ -76,7 +76,7 @@ def epochs(run: Run) -> dict[str, Any]:
     best = next((r for r in reversed(run.rows) if r.get("best")), None)
     validation: list[tuple[str, list[tuple[float | None, str]]]] = []
     if best is not None:
-        for kind in ("natural", "robust"):
+        for kind in ("clean", "robust"):
             key = f"validation_{kind}"
             cells = [(row.get(key), _validation(row, key)) for row in (best, run.rows[-1])]
             if any(value is not None for value, _ in cells):
@@ -84,14 +84,14 @@ def epochs(run: Run) -> dict[str, Any]:
     test: list[tuple[Any, ...]] = []
     if first is not None and last is not None:
         pairs = [(n, a.robust, last.attacks[n].robust if n in last.attacks else None) for n, a in first.attacks.items()]
-        test = [("natural", first.natural, last.natural), *pairs, ("worst of these", first.worst, last.worst)]
+        test = [("clean", first.clean, last.clean), *pairs, ("worst of these", first.worst, last.worst)]
     end = run.rows[-1]["epoch"] if run.rows else last.epoch if last else None
     return {"validation": validation, "test": test, "best": run.best_epoch, "end": end, "chosen": _selected(run)}
 
 
 def _selected(run: Run) -> str:
-    told = ((run.config.get("about") or {}).get("subsets") or {}).get("validation")
-    return f" ({described.words(told)})" if told else ""
+    chosen = ((run.config.get("about") or {}).get("subsets") or {}).get("validation")
+    return f" ({described.words(chosen)})" if chosen else ""
 
 
 def _validation(row: dict[str, Any], key: str) -> str:

@@ -47,7 +47,7 @@ class Sample:
     distance: float
     """Of the two images, in the threat's norm."""
     right: bool
-    """The original is classified rightly."""
+    """The original is classified correctly."""
     fooled: bool
     """The adversarial image is misclassified."""
 
@@ -74,23 +74,23 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
     if threat is None:
         return "The run has no threat: give evaluate.norm and evaluate.eps to have it attacked."
     try:
-        judged = load_target(
+        target = load_target(
             str(run.path), model=run.model, data=run.data, root=root, norm=threat.norm, eps=str(threat.eps),
             attacks=(text,), limit=count, allow_large_eps=threat.allow_large_eps,
         )  # fmt: skip
-        x, _, ids = judged.test()
+        x, _, ids = target.test()
         if x.dim() != 4 or x.shape[1] not in (1, 3):
             return f"The data are no pictures: each sample has the shape {tuple(x.shape[1:])}."
-        made, _ = adversarial(judged, progress=progress)
+        made, _ = adversarial(target, progress=progress)
     except (ValueError, OSError, ImportError, KeyError, TypeError, RuntimeError) as error:
-        # The rest of the page stands without them.
+        # The rest of the page does not need them.
         reason = f"the configuration has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         return f"The images could not be made: {reason}"
-    low, high = judged.data.box
+    low, high = target.data.box
     before, after = ((made[k].float() - low) / (high - low) for k in ("x", "x_adv"))
     changes, factor = plots.magnified(before, after)
-    names = [str(name) for name in judged.data.about.get("class_names") or range(judged.data.classes)]
-    (clean, sure), (attacked, sure_of_it) = (_told(judged.model, made[k].to(x)) for k in ("x", "x_adv"))
+    names = [str(name) for name in target.data.about.get("class_names") or range(target.data.classes)]
+    (clean, sure), (attacked, sure_of_it) = (_predicted(target.model, made[k].to(x)) for k in ("x", "x_adv"))
     samples = [
         Sample(
             int(ids[i]), names[y],
@@ -99,26 +99,26 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
         )
         for i, y in enumerate(made["y"].tolist())
     ]  # fmt: skip
-    (attack,) = judged.attacks.values()
-    return Gallery(spell(attack), threat, words(judged.samples()), factor, tuple(samples))
+    (attack,) = target.attacks.values()
+    return Gallery(spell(attack), threat, words(target.samples()), factor, tuple(samples))
 
 
 def _attack(run: Run) -> tuple[str, Threat | None]:
     """The attack to show, as text, and its threat."""
-    found = run.judged
+    found = run.evaluated
     attacks = list(found.attacks.values()) if found is not None else []
     known = []
-    for told in attacks:
+    for entry in attacks:
         # An ensemble takes minutes; what gives no gradients is no picture of the network's weakness.
-        if told.backwards and not told.parts:
-            threat = told.threat.threat()
+        if entry.backwards and not entry.parts:
+            threat = entry.threat.threat()
             try:
-                parse(told.attack, threat, ATTACKS)
+                parse(entry.attack, threat, ATTACKS)
             except ValueError:
                 continue  # an attack that holds a network cannot be written as text
-            known.append((told.robust.k, told.attack, threat))
+            known.append((entry.robust.k, entry.attack, threat))
     if known and found is not None:
-        # In a cascade each met what the ones before had left, from cheap to dear.
+        # In a cascade each met what the ones before had left, in order of increasing cost.
         return known[-1][1:] if found.cascade else min(known, key=lambda item: item[0])[1:]
     if attacks:
         return "PGD(steps=40)", attacks[0].threat.threat()
@@ -127,7 +127,7 @@ def _attack(run: Run) -> tuple[str, Threat | None]:
 
 
 @torch.no_grad()
-def _told(model: nn.Module, x: Tensor) -> tuple[list[int], list[float]]:
+def _predicted(model: nn.Module, x: Tensor) -> tuple[list[int], list[float]]:
     """The class that the model sees in each image, and its softmax."""
     with guard(model, mode="eval"), full_precision(x.device):
         found = ask(model, x).double().softmax(1).max(1)

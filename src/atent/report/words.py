@@ -18,9 +18,9 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def threat(told: dict[str, Any]) -> str:
+def threat(stored: dict[str, Any]) -> str:
     """What an adversary may do, from a threat as plain values."""
-    t = Threat(**told)
+    t = Threat(**stored)
     if t.eps == math.inf:
         return f"{t.norm} without a limit: the smallest change that fools is looked for"
     low, high = t.span
@@ -72,7 +72,7 @@ def course(rows: Sequence[dict[str, Any]]) -> str:
     """Training curves in numbers."""
     parts = []
     for split in ("validation", "train"):
-        for kind in ("natural", "robust"):
+        for kind in ("clean", "robust"):
             known = [row for row in rows if row.get(f"{split}_{kind}") is not None]
             if known:
                 first, last = known[0], known[-1]
@@ -82,7 +82,7 @@ def course(rows: Sequence[dict[str, Any]]) -> str:
                 )
     best = next((row for row in reversed(rows) if row.get("best")), None)
     if best:
-        at = [f"{k} {percent(best[f'validation_{k}'])}" for k in ("natural", "robust") if f"validation_{k}" in best]
+        at = [f"{k} {percent(best[f'validation_{k}'])}" for k in ("clean", "robust") if f"validation_{k}" in best]
         parts.append(f"best epoch {best['epoch']}, validation " + ", ".join(at))
     return "Accuracy against epoch: " + "; ".join(parts) + "."
 
@@ -95,7 +95,7 @@ def security(rows: Sequence[dict[str, Any]]) -> str:
         for name in names
     ]
     return (
-        f"Robust accuracy against radius, {percent(rows[0]['natural']['value'])} without an attack: "
+        f"Robust accuracy against radius, {percent(rows[0]['clean']['value'])} without an attack: "
         + "; ".join(lines)
         + "."
     )

@@ -24,6 +24,7 @@ from atent.runs.folder import (
     read_config,
     relocated,
 )
+from atent.runs.former import read_rows, with_present_keys
 from atent.runs.origin import provenance
 
 __all__ = [
@@ -45,7 +46,9 @@ __all__ = [
     "read_config",
     "read_json",
     "read_jsonl",
+    "read_rows",
     "relocated",
+    "with_present_keys",
     "write_atomic",
     "write_json",
 ]

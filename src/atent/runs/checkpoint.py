@@ -71,9 +71,9 @@ def check_architecture(
     if mismatch:
         more = f" and {len(mismatch) - 1} more" if len(mismatch) > 1 else ""
         made = (about.get("model") or {}).get("name")
-        told = f" ({made}, {about.get('classes')} classes, inputs {tuple(about.get('shape', ()))})" if made else ""
+        described = f" ({made}, {about.get('classes')} classes, inputs {tuple(about.get('shape', ()))})" if made else ""
         raise ValueError(
-            f"{path} holds another architecture: {mismatch[0]}{more}; build the model it was made with{told}"
+            f"{path} holds another architecture: {mismatch[0]}{more}; build the model it was made with{described}"
         )
 
 

@@ -27,7 +27,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration with what the absence of a setting means: runs made before data.subset took the first
     samples. Settings that have moved since are where they are now."""
-    config = relocated(config) if isinstance(config, dict) else config
+    config = _chain(relocated(config)) if isinstance(config, dict) else config
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict) or "subset" in data:
         return config
@@ -35,10 +35,12 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def relocated(tables: dict[str, Any]) -> dict[str, Any]:
-    """Tables of settings with ``method.awp``, where earlier versions kept it, as ``train.awp``.
+    """Tables of settings with what earlier versions called otherwise: ``method.awp`` as ``train.awp``, ``pull`` of
+    ATENT as ``anchor``, and ``train.select`` natural as clean.
 
     ValueError, in one line, where both are there.
     """
+    tables = _renamed(tables)
     method, train = tables.get("method"), tables.get("train", {})
     if not isinstance(method, dict) or "awp" not in method or not isinstance(train, dict):
         return tables
@@ -46,6 +48,28 @@ def relocated(tables: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("method.awp and train.awp are the same setting: keep train.awp")
     kept = {key: value for key, value in method.items() if key != "awp"}
     return {**tables, "method": kept, "train": {**train, "awp": method["awp"]}}
+
+
+def _chain(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the weight of the chain's anchor term, which was called pull, by its present name."""
+    about = config.get("about")
+    chain = about.get("chain") if isinstance(about, dict) else None
+    if not isinstance(about, dict) or not chain or "pull" not in chain:
+        return config
+    found = {"anchor_weight" if key == "pull" else key: value for key, value in chain.items()}
+    return {**config, "about": {**about, "chain": found}}
+
+
+def _renamed(tables: dict[str, Any]) -> dict[str, Any]:
+    train = tables.get("train")
+    if isinstance(train, dict) and train.get("select") == "natural":
+        tables = {**tables, "train": {**train, "select": "clean"}}
+    method = tables.get("method")
+    if not isinstance(method, dict) or method.get("name") != "ATENT" or "pull" not in method:
+        return tables
+    if "anchor" in method:
+        raise ValueError("method.pull and method.anchor are the same setting: keep method.anchor")
+    return {**tables, "method": {"anchor" if key == "pull" else key: value for key, value in method.items()}}
 
 
 def create(path: str | Path) -> Path:

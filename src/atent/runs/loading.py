@@ -20,7 +20,7 @@ def load(run: str | Path, *, which: str = "best", device: str = "cpu", model: st
     """The model of a run folder, with its best weights (or ``which`` of `load_weights`), in eval mode.
 
     ``model`` names the network, as `restore` takes it, where the run does not. FileNotFoundError or ValueError, in one
-    line, where the folder is no run or the model cannot be built.
+    line, where the folder is not a run or the model cannot be built.
     """
     return restore(run, which=which, model=model)[0].to(device).eval()
 
@@ -113,9 +113,9 @@ def _named(
 def load_file(
     path: str | Path, name: str | None = None, *, classes: int, shape: tuple[int, ...]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A network of the house with the weights of a .safetensors file, in eval mode, and the file's metadata.
+    """A built-in model with the weights of a .safetensors file, in eval mode, and the file's metadata.
 
-    ``name`` is that of the network, or the user's own as module:function; left out, the file must name one of the
+    ``name`` is that of the network, or the user's own as module:function; without it the file must name a
     house's, as those that training wrote do. The layer that normalises is there where the file has one.
     FileNotFoundError or ValueError, in one line, for a missing or unknown name, and as `load_weights`.
     """

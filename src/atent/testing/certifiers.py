@@ -143,8 +143,8 @@ def _reach(case: Smoothing) -> None:
     most = case.largest()
     for certifier in (case.certifier, _with_network(case.certifier, _One())):
         radius = float(Smoothing(certifier, case.x, case.n, case.alpha, case.seed).certify()[1].max())
-        told = f"at most {most:.4g} at alpha {case.alpha:g} and sigma {certifier.sigma:g}"
-        require(radius <= most * (1 + 1e-9), f"radius {radius:.4g} from {case.n} samples", told)
+        limit = f"at most {most:.4g} at alpha {case.alpha:g} and sigma {certifier.sigma:g}"
+        require(radius <= most * (1 + 1e-9), f"radius {radius:.4g} from {case.n} samples", limit)
 
 
 class _One(nn.Module):
@@ -207,7 +207,7 @@ def _with_network(certifier: Any, network: nn.Module) -> Any:
 
 
 @_smoothing.promise("the same seed and ids give the same result, whatever the global random states")
-def _same_draws(case: Smoothing) -> None:
+def _same_samples(case: Smoothing) -> None:
     first = case.certify()
     networks.move_global_generators()
     require(same(case.certify(), first), "another certificate", "the same bits")
@@ -228,7 +228,7 @@ def _shards(case: Smoothing) -> None:
 
 
 @_smoothing.promise("the network and the global random states come back as found")
-def _lent(case: Smoothing) -> None:
+def _comes_back(case: Smoothing) -> None:
     model = case.certifier.model
     training = model.training
     try:

@@ -14,8 +14,8 @@ Check = Callable[[Case], None]
 class ContractError(AssertionError):
     """A promise that is not kept: one line with the promise, what was found and what is allowed."""
 
-    def __init__(self, subject: str, promise: str, told: str) -> None:
-        super().__init__(" ".join(f"{subject}: {promise}: {told}".split()))
+    def __init__(self, subject: str, promise: str, detail: str) -> None:
+        super().__init__(" ".join(f"{subject}: {promise}: {detail}".split()))
         self.subject, self.promise = subject, promise
 
 

@@ -202,8 +202,8 @@ def _weighted(case: Case) -> None:
         again, found = case.run(case.model, grad=_BEFORE, weight=weight)
         off = _distance(found - _BEFORE, weight * full)
         why = "as if .grad had been overwritten" if _distance(found, weight * full) <= ROUNDING else ""
-        told = f"at weight {weight:g} a change of .grad that is off by {off:.2g} of it {why}"
-        require(off <= ROUNDING, told.strip(), f"{ROUNDING:g}")
+        observed = f"at weight {weight:g} a change of .grad that is off by {off:.2g} of it {why}"
+        require(off <= ROUNDING, observed.strip(), f"{ROUNDING:g}")
         moved, level = abs(float(again["loss"] - metrics["loss"])), abs(float(metrics["loss"]))
         require(moved <= ROUNDING * level, f"a loss that weight {weight:g} moves by {moved:.2g}", "the same")
 
@@ -219,7 +219,7 @@ def _repeats(case: Case) -> None:
         case.method.backward(model, case.x.clone(), case.y, rng=_stream(case.x), ids=case.ids, state=case.state())
         return _gradient(model)
 
-    if case.plain is not case.model or not _draws(case.plain, case.x):
+    if case.plain is not case.model or not _is_random(case.plain, case.x):
         one, two = _twice(unseeded)
         require(same(one, two), "another gradient once the global generators have moved", "draws from rng alone")
 
@@ -230,7 +230,7 @@ def _twice(call: Callable[[], Any]) -> tuple[Any, Any]:
     return first, call()
 
 
-def _draws(model: nn.Module, x: Tensor) -> bool:
+def _is_random(model: nn.Module, x: Tensor) -> bool:
     with torch.no_grad():
         one, two = (copy.deepcopy(model)(x.clone()) for _ in range(2))
     return not same(one, two)
@@ -343,7 +343,7 @@ def _syncs(case: Case) -> None:
     with _Waits() as waits:
         case.run(case.model)
     found = f"{len(waits.seen)} operations that wait ({', '.join(sorted(set(waits.seen)))})"
-    # The seed of the network's own draws within an attack is the one that is left.
+    # The seed of the network's own random numbers within an attack is the one that is left.
     require(len(waits.seen) <= 1, found, "1, and none per step: no .item(), no boolean index")
 
 

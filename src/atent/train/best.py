@@ -24,7 +24,7 @@ class Best:
             row["best"] = False
             return {}
         scores = {"raw": self.validation.score(row)}
-        if "average_validation_natural" in row:
+        if "average_validation_clean" in row:
             scores["average"] = self.validation.score(row, "average_")
         candidates = [kind for kind in self.allowed if kind in scores]
         if self.validation.select == "last":

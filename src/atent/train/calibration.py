@@ -15,14 +15,14 @@ from atent.methods.calibration import Calibration, Setting
 from atent.rng import fold
 from atent.train.settings import TrainSettings
 
-# Batches to look at, of training images that hold every class, with the training's augmentation.
+# Batches to calibrate on, of training images that hold every class, with the training's augmentation.
 _BATCHES = 2
 
 
-def look(
+def calibrated(
     method: Method, model: nn.Module, data: Data, settings: TrainSettings, move: Callable[..., Tensor], *, joined: bool
 ) -> Calibration[ATENT] | None:
-    """What `ATENT.calibrate` finds for the untrained model at the threat's eps; None where nobody asks for it.
+    """What `ATENT.calibrate` finds for the untrained model at the threat's eps; None where it is not asked for.
 
     ``joined``: the network cannot be seen on the one image that is left over, so that is left out.
     """
@@ -51,7 +51,7 @@ def stand_in(method: Method) -> Method:
 
 
 def adopt(method: Method, found: dict[str, Any] | None) -> Method:
-    """The method with the value that `Calibration.describe` tells of; itself for None."""
+    """The method with the value that `Calibration.describe` reports; itself for None."""
     if found is None:
         return method
     given: dict[str, Any] = {"calibrated": False, found["setting"]: found["value"]}

@@ -101,7 +101,7 @@ class EarlyStopping(Callback):
         return self._reason(progress)
 
     def _count(self, row: Row) -> None:
-        if "validation_natural" in row:
+        if "validation_clean" in row:
             self.waited = 0 if row["best"] else self.waited + 1
 
     def _reason(self, progress: Progress) -> str | None:
@@ -118,7 +118,7 @@ class Report(Callback):
 
     def epoch(self, progress: Progress, row: Row) -> None:
         """Pass the row on."""
-        if "validation_natural" in row or progress.settings.minutes is None:
+        if "validation_clean" in row or progress.settings.minutes is None:
             self.function(row)
 
 

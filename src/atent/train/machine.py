@@ -18,10 +18,10 @@ from atent.train.settings import TrainSettings
 def check_bfloat16(model: nn.Module, data: Data, settings: TrainSettings, device: torch.device) -> None:
     """ValueError, with what was measured, unless bfloat16 is faster here and agrees with float32."""
     x, _ = data.train.batch(torch.arange(min(len(data.train), settings.batch_size), device=device))
-    probe = bfloat16_pays(model, data.shape, device, x=x, channels_last=settings.channels_last)
-    if not probe.pays:
-        why = "disagrees with float32" if probe.faster else "is not faster than float32"
-        raise ValueError(f"precision bfloat16 {why} on this {device.type} ({probe}): use precision float32")
+    timing = bfloat16_pays(model, data.shape, device, x=x, channels_last=settings.channels_last)
+    if not timing.pays:
+        why = "disagrees with float32" if timing.faster else "is not faster than float32"
+        raise ValueError(f"precision bfloat16 {why} on this {device.type} ({timing}): use precision float32")
 
 
 def channels_last(
@@ -52,7 +52,7 @@ def threads(
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """MiB: the most that torch has allocated on a GPU, or that this process has held; None where nobody counts."""
+    """MiB: the most that torch has allocated on a GPU, or that this process has held; None where nothing counts it."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     try:

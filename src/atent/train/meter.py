@@ -1,4 +1,4 @@
-"""Running metrics of an epoch, kept on the device until somebody looks."""
+"""Running metrics of an epoch, kept on the device until it is read."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def check_attacks(model: nn.Module, data: Data, attacks: Mapping[str, Attack]) -
 
 
 class _Enough(Exception):
-    """The attack has begun, and would go on."""
+    """The attack has begun, and would continue."""
 
 
 class _Brief(nn.Module):
@@ -209,7 +209,7 @@ class _Brief(nn.Module):
 
 @contextmanager
 def _random_state() -> Iterator[None]:
-    """Inside, draws are free: all global random states come back."""
+    """Inside, random numbers are free: all global random states come back."""
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with guard(nn.Module()), torch.random.fork_rng(devices=cuda):
         yield

@@ -10,6 +10,7 @@ import torch
 
 from atent.checks import Settings, check_number
 from atent.data.settings import everything
+from atent.messages import deprecated
 from atent.methods.awp import Perturbation
 from atent.optim.average import check_average
 from atent.threads import Threads, check_threads
@@ -17,7 +18,7 @@ from atent.threads import Threads, check_threads
 
 @dataclass(frozen=True)
 class TrainSettings(metaclass=Settings):
-    """How long, in which portions, on what, and which epoch to keep; ValueError for values out of range."""
+    """How long, in which batches, on what, and which epoch to keep; ValueError for values out of range."""
 
     epochs: int = 10
     """Passes over the training set; with minutes, the length that the schedules are written for."""
@@ -35,8 +36,8 @@ class TrainSettings(metaclass=Settings):
     """bfloat16 runs the network under autocast; a CPU is measured first, and refused where that is not faster."""
     channels_last: bool = False
     """Keep images and kernels channels-last in memory: often faster, equal up to rounding."""
-    select: Literal["auto", "robust", "natural", "last"] = "auto"
-    """Which epoch is best, by validation accuracy; auto: robust where the method has a threat, else natural."""
+    select: Literal["auto", "robust", "clean", "last"] = "auto"
+    """Which epoch is best, by validation accuracy; auto: robust where the method has a threat, else clean."""
     validate_attack: str = "PGD(steps=10)"
     """Attack of each epoch's robust validation accuracy; none: no robust validation."""
     validate_limit: int | Literal["all"] = 500
@@ -101,8 +102,11 @@ class TrainSettings(metaclass=Settings):
         if not 0 < self.watch_drop <= 1:
             raise ValueError(f"watch_drop must be above 0 and at most 1, got {self.watch_drop}")
         check_threads(self.threads)
-        if self.select not in ("auto", "robust", "natural", "last"):
-            raise ValueError(f"select {self.select!r} is not known: use auto, robust, natural or last")
+        if self.select == "natural":  # type: ignore[comparison-overlap]
+            deprecated("select natural", "clean")
+            object.__setattr__(self, "select", "clean")
+        if self.select not in ("auto", "robust", "clean", "last"):
+            raise ValueError(f"select {self.select!r} is not known: use auto, robust, clean or last")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision {self.precision!r} is not known: use float32 or bfloat16")
 
@@ -116,5 +120,5 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} is not to be had here ({reason}): use auto or cpu") from None
+        raise ValueError(f"device {name!r} is unavailable here ({reason}): use auto or cpu") from None
     return device

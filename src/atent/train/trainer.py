@@ -145,7 +145,7 @@ class Trainer:
     def _calibrate(self) -> None:
         with self.amp:
             given = (self.bare, self.model, self.data, self.settings, self.augment)
-            found = calibration.look(*given, joined=self._joined)
+            found = calibration.calibrated(*given, joined=self._joined)
         if found is None:
             return
         self.say(f"found   {found}")
@@ -166,11 +166,11 @@ class Trainer:
         # A run that was stopped within its first epoch has none.
         if (path / folder.METRICS).is_file():
             folder.keep_jsonl(path / folder.METRICS, lambda row: row["epoch"] <= self.position["epoch"])
-            self.history = folder.read_jsonl(path / folder.METRICS)
+            self.history = folder.read_rows(path / folder.METRICS)
         for row in self.history:
             self.best.add(row)
             if self.watch and "watch_robust" in row:
-                self.watch.judge(row)
+                self.watch.assess(row)
         if self.watch and self.history and self.history[-1].get("watch") == STOP:
             self.stopped = self.watch.line(self.history[-1])
 
@@ -294,13 +294,13 @@ class Trainer:
 
     def validate(self, row: dict[str, Any]) -> bool:
         """Add the validation of an epoch to its row, where one is due; whether it was."""
-        settings, model, earlier = self.settings, self.model, [r for r in self.history if "validation_natural" in r]
+        settings, model, earlier = self.settings, self.model, [r for r in self.history if "validation_clean" in r]
         before = earlier[-1].get("elapsed", 0.0) if earlier else 0.0
         measured = self.clock.due(row["epoch"], settings.validate_every, settings.validations, before)
         if measured:
             accuracies, hint = self.validation.measure(model, progress=self.progress)
             row |= accuracies
-            # At its first validation a network may not have begun to tell classes apart.
+            # At its first validation a network may not have begun to separate classes.
             if hint and not self._hinted and earlier:
                 self.say(f"warning at epoch {row['epoch']}: {hint}")
                 self._hinted = True
@@ -309,7 +309,7 @@ class Trainer:
                 averaged = self.validation.measure(model, progress=self.progress)[0]
                 row |= {f"average_{k}": v for k, v in averaged.items()}
         if self.watch and (measured or settings.minutes is None):
-            line = self.watch.look(row, model)
+            line = self.watch.update(row, model)
             self.stopped = line if row["watch"] == STOP else None
             if line:
                 self.say(line)
@@ -382,7 +382,7 @@ class Trainer:
         self.position = saved["mark"]
         put(self.model, saved["model"], saved.get("own", ()))
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.state, self.meter = saved["method"], Meter.restore(saved["meter"])
+        self.state, self.meter = saved["method"], Meter.restore(folder.with_present_keys(saved["meter"]))
         self.clock.elapsed = self.position.get("elapsed", 0.0)
         if self.average:
             self.average.restore(saved["average"])

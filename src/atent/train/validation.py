@@ -19,7 +19,7 @@ from atent.train.settings import TrainSettings
 
 
 class Validation:
-    """Natural and robust accuracy on the validation split and on as many training samples, without augmentation."""
+    """Clean and robust accuracy on the validation split and on as many training samples, without augmentation."""
 
     def __init__(self, data: Data, settings: TrainSettings, threat: Threat | None, *, robust: bool) -> None:
         limit = everything(settings.validate_limit) or len(data.validation)
@@ -33,7 +33,7 @@ class Validation:
         select = settings.select
         if select == "robust" and not wanted:
             raise ValueError("select robust needs a robust validation: give validate_attack, and a threat")
-        self.select = select if select != "auto" else ("robust" if wanted and robust else "natural")
+        self.select = select if select != "auto" else ("robust" if wanted and robust else "clean")
 
     def subsets(self, data: Data) -> dict[str, Any]:
         """Which samples are measured, for the record."""
@@ -50,7 +50,7 @@ class Validation:
                 found = evaluate(
                     model, x, y, self.attacks, seed=self.seed, ids=part.ids, cascade=False, advance=advance
                 )
-                shares = {"natural": found.natural, **{k: v["robust"] for k, v in found.attacks.items()}}
+                shares = {"clean": found.clean, **{k: v["robust"] for k, v in found.attacks.items()}}
                 for kind, share in shares.items():
                     row[f"{name}_{kind}"] = share["value"]
                     if name == "validation":
@@ -63,6 +63,6 @@ class Validation:
         """What the best epoch has most of; ties go to the other accuracy, then to the earlier epoch."""
         if self.select == "last":
             return row["epoch"], 0.0
-        kinds = ("robust", "natural") if self.select == "robust" else ("natural", "robust")
+        kinds = ("robust", "clean") if self.select == "robust" else ("clean", "robust")
         first, second = (row.get(f"{prefix}validation_{kind}", -1.0) for kind in kinds)
         return first, second if self.select == "robust" else 0.0

@@ -56,9 +56,9 @@ class Watch:
         draws for the same images each time."""
         x, y = self.part.batch(torch.arange(len(self.part), device=self.part.x.device))
         found = evaluate(model, x, y, self.attacks, seed=self.seed, ids=self.part.ids, cascade=False)
-        return {name: told["robust"]["value"] for name, told in found.attacks.items()}
+        return {name: entry["robust"]["value"] for name, entry in found.attacks.items()}
 
-    def judge(self, row: dict[str, Any]) -> str:
+    def assess(self, row: dict[str, Any]) -> str:
         """The verdict on an epoch's row, from what `measure` found."""
         best = self.best
         if best is None or row["watch_robust"] > best["watch_robust"]:
@@ -67,10 +67,10 @@ class Watch:
         fall = best["watch_robust"] - row["watch_robust"] - max(0.0, best["watch_training"] - row["watch_training"])
         return STOP if fall > self.drop else WARNING if fall > self.drop / 2 else OK
 
-    def look(self, row: dict[str, Any], model: nn.Module) -> str | None:
+    def update(self, row: dict[str, Any], model: nn.Module) -> str | None:
         """Adds what `measure` finds and ``watch``, the verdict, to the row; a line for the user, where there is one."""
         row |= self.measure(model)
-        row["watch"] = self.judge(row)
+        row["watch"] = self.assess(row)
         return None if row["watch"] == OK else self.line(row)
 
     def line(self, row: dict[str, Any]) -> str:
@@ -78,7 +78,7 @@ class Watch:
         assert self.best is not None
         then, now = ({k: f"{100 * r[k]:.1f} %" for k in self.attacks} for r in (self.best, row))
         text = (
-            f"at epoch {row['epoch']}: {now['watch_robust']} of {len(self.part)} held-out images stand PGD,"
+            f"at epoch {row['epoch']}: {now['watch_robust']} of {len(self.part)} held-out images are robust to PGD,"
             f" {then['watch_robust']} did after epoch {self.best['epoch']}; under the training's attack"
             f" {then['watch_training']} became {now['watch_training']}"
         )
@@ -90,7 +90,7 @@ class Watch:
 def watch(method: Method, data: Data, settings: TrainSettings, threat: Threat | None) -> Watch | None:
     """The watch that the settings ask for: auto watches methods whose adversary takes a single step.
 
-    ValueError where a watch is asked for that has nothing to look at: without a threat.
+    ValueError where a watch is asked for that has nothing to evaluate: without a threat.
     """
     if settings.watch == "off" or (settings.watch == "auto" and not method.single_step):
         return None

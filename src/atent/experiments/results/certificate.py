@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from atent.experiments.results.base import Adversary, Result, Samples, Share, whole
 
-CERTIFICATE_VERSION = 1
+CERTIFICATE_VERSION = 2
 
 
 @whole
@@ -46,7 +46,7 @@ class CertificateFile(Result):
     images: Samples
     method: str
     n: int
-    natural: Share
+    clean: Share
     provenance: dict[str, Any]
     made: dict[str, Any]
     complete: bool
@@ -72,7 +72,8 @@ class SmoothingFile(CertificateFile):
     """A certificate by randomised smoothing."""
 
     norm: str
-    draws: dict[str, Any]
+    sampling: dict[str, Any]
+    """Settings of the noise samples: sigma, n0, n, alpha, seed."""
     smoothed: Share
     certified: list[Certified]
     abstained: Share

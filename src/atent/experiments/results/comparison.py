@@ -7,7 +7,7 @@ from typing import Any
 
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
 
-COMPARISON_VERSION = 1
+COMPARISON_VERSION = 2
 
 
 @whole
@@ -28,7 +28,7 @@ class SeedResult:
 
     seed: int
     run: str
-    natural: Share
+    clean: Share
     attacks: dict[str, Share]
     worst: Share
     last: Share | None
@@ -49,7 +49,7 @@ class RecipeResult:
     recipe: str
     method: str
     threat: Adversary | None
-    natural: Spread
+    clean: Spread
     attacks: dict[str, Spread]
     worst: Spread
     last: Spread | None

@@ -57,7 +57,7 @@ class LastEpoch:
     """The accuracies of the last epoch's weights, where another epoch is the best."""
 
     epoch: int
-    natural: Share
+    clean: Share
     attacks: dict[str, Robust]
     worst: Share
 
@@ -70,7 +70,7 @@ class ClassResult:
     label: Annotated[int, Field(alias="class")]
     n: int
     """Its samples."""
-    natural: Share
+    clean: Share
     worst: Share
 
 
@@ -85,7 +85,7 @@ class SweepRow:
     radius: float
     threat: str
     """Norm and radius as text."""
-    natural: Share
+    clean: Share
     robust: Share
     """Samples that remain correctly classified at this radius."""
     monotone: Share
@@ -115,7 +115,7 @@ class EvaluationFile(Result):
     data: EvaluatedSamples
     n: int
     seed: int
-    natural: Share
+    clean: Share
     worst: Share
     attacks: dict[str, AttackResult]
     wrong: list[int]

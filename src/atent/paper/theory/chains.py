@@ -35,15 +35,16 @@ def langevin(
     field: Field, start: Tensor, x: Tensor, density: Entropic, step_size: float, steps: int, record: Record,
     *, rng: torch.Generator, burn: int = 0,
 ) -> Trace:  # fmt: skip
-    """The paper's chain (Eq. 7) with raw gradients and a pull scaled by the step, free of projection and box: ``start``
-    and ``x`` (m, ...), one chain a row. Its stationary law differs from p by a bias of the order of the step size."""
+    """The paper's chain (Eq. 7) with raw gradients and an anchor term scaled by the step, free of projection and box:
+    ``start`` and ``x`` (m, ...), one chain a row. Its stationary law differs from p by a bias of the order of the step
+    size."""
     z, kept = start, []
     noise = math.sqrt(density.temperature)
     losses, grad = field(z)
     for k in range(burn + steps):
         normal = torch.randn(z.shape, generator=rng, dtype=z.dtype)
         z = langevin_step(
-            z, grad, x, step_size=step_size, pull=step_size * density.gamma, noise=noise, normal=normal
+            z, grad, x, step_size=step_size, weight=step_size * density.gamma, noise=noise, normal=normal
         )  # fmt: skip
         losses, grad = field(z)
         if k >= burn:
@@ -65,18 +66,18 @@ def metropolis(
     part = torch.ones(len(start), dtype=start.dtype) if share is None else share
     h = torch.full((len(start),), step_size, dtype=start.dtype)
 
-    def look(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def fields(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         losses, grad = field(z)
-        return part * losses - density.pull(z, x), part.view(column) * grad - gamma * (z - x), losses
+        return part * losses - density.anchor_term(z, x), part.view(column) * grad - gamma * (z - x), losses
 
     z = start
-    value, slope, losses = look(z)
+    value, slope, losses = fields(z)
     kept, taken, tried = [], 0.0, 0
     for k in range(burn + steps):
         wide = h.view(column)
         normal = torch.randn(z.shape, generator=rng, dtype=z.dtype)
         other = z + wide * slope + (2 * wide * t).sqrt() * normal
-        value2, slope2, losses2 = look(other)
+        value2, slope2, losses2 = fields(other)
         back = (z - other - wide * slope2).flatten(1).square().sum(1) / (4 * h * t)
         ahead = normal.flatten(1).square().sum(1) / 2
         chance = ((value2 - value) / t - back + ahead).clamp(max=0).exp()

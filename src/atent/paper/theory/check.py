@@ -32,7 +32,7 @@ class Settings(metaclass=checks.Settings):
     """How much is looked at."""
 
     gamma: float = 10.0
-    """Pull of the density on images, in the paper's scaling; above 0."""
+    """gamma of the density on images, in the paper's scaling; above 0."""
     temperature: float | None = None
     """T of the density on images; default: gamma radius^2 / d, where the Gaussian part alone reaches the radius."""
     radius: float = 1.0
@@ -160,7 +160,7 @@ def _lemma(
         classes = int(max(int(y.max()) + 1, ask(bare, x[:1]).shape[1]))
         linear, sampled = lemma.linear_softmax(x, y, classes, gamma, n=settings.samples, seed=seed)
         out += linear
-        ratios = {"linear-softmax, proved": sampled.ratios}
+        ratios = {"linear-softmax, certified": sampled.ratios}
         rng = torch.Generator().manual_seed(seed)
         spread = math.sqrt(density.temperature / gamma)
         clouds = torch.cat([x, x + spread * torch.randn(x.shape, generator=rng, dtype=x.dtype)])
@@ -168,11 +168,11 @@ def _lemma(
         try:
             kinds.append(of_chain(net, tuple(x.shape[1:])))
         except ValueError as error:
-            out.append(skipped("T1", lemma.SMOOTH, f"{name}, proved constants", str(error)))
+            out.append(skipped("T1", lemma.SMOOTH, f"{name}, certified constants", str(error)))
         table.facts["scale"] = kinds[0].smooth
         for constants in kinds:
             constants = without_curvature(constants) if found else constants
-            kind = "proved" if constants.proved else "estimated"
+            kind = "certified" if constants.certified else "estimated"
             table.facts[kind] = asdict(constants)
             seen = lemma.sample(bare, x, y, gamma, constants, n=settings.samples, seed=seed)
             out += lemma.rows(seen, constants, gamma, name)

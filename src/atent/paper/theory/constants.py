@@ -1,4 +1,4 @@
-"""The constants of Lemma B.1: how steep and how curved the loss is in its input, estimated or proved."""
+"""The constants of Lemma B.1: how steep and how curved the loss is in its input, estimated or certified."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Constants:
     """L: ||grad L|| is at most this."""
     smooth: float | None
     """beta: the gradient's own Lipschitz constant; None where there is none, or none is known."""
-    proved: bool
+    certified: bool
     """Whether these are upper bounds; estimates are lower bounds."""
     how: str
     """Where they come from."""
 
 
-# ---- proved ------------------------------------------------------------------------------------------------
+# ---- certified ---------------------------------------------------------------------------------------------
 
 
 def of_linear_softmax(weight: Tensor) -> dict[str, tuple[float, float]]:

@@ -21,7 +21,7 @@ class Entropic:
     """gamma and T of the density. Its energy is F(x') = gamma/2 ||x' - x||^2 - L(x'); p ~ exp(-F / T)."""
 
     gamma: float
-    """Pull towards the clean input, above 0."""
+    """gamma of the anchor term gamma/2 ||x' - x||^2, above 0."""
     temperature: float
     """T = noise^2, above 0."""
 
@@ -36,7 +36,7 @@ class Entropic:
         """log of the integral of exp(-gamma/2 ||x' - x||^2 / T) over R^dim: log Z where the loss is 0."""
         return 0.5 * dim * math.log(2 * math.pi * self.temperature / self.gamma)
 
-    def pull(self, z: Tensor, x: Tensor) -> Tensor:
+    def anchor_term(self, z: Tensor, x: Tensor) -> Tensor:
         """gamma/2 ||z - x||^2, (n,)."""
         return 0.5 * self.gamma * (z - x).flatten(1).square().sum(1)
 
@@ -45,8 +45,8 @@ def check_gamma(gamma: float) -> None:
     """ValueError unless gamma > 0."""
     if not (math.isfinite(gamma) and gamma > 0):
         raise ValueError(
-            f"gamma must be above 0, got {gamma}: cross-entropy is at least 0, so without a pull exp(L / T) is at least"
-            " 1 everywhere, its integral is infinite, and there is no density to normalise"
+            f"gamma must be above 0, got {gamma}: cross-entropy is at least 0, so without an anchor term exp(L / T) is"
+            " at least 1 everywhere, its integral is infinite, and there is no density to normalise"
         )
 
 

@@ -14,7 +14,7 @@ from atent.paper.theory.rows import Row, agree, skipped
 from atent.rng import Batch
 from atent.threat import Threat
 
-SOFT = "PGD whose projection is the soft pull, x + (1 - eta' gamma)(x' - x), is ATENT without noise"
+SOFT = "PGD whose projection is the soft anchor term, x + (1 - eta' gamma)(x' - x), is ATENT without noise"
 HARD = "PGD with projection onto the l2 ball is ATENT without noise (B.4)"
 BATCHES = "chains batch by batch sample the same p as chains over all data (B.3)"
 
@@ -22,33 +22,33 @@ BATCHES = "chains batch by batch sample the same p as chains over all data (B.3)
 def without_noise(
     model: nn.Module, x: Tensor, y: Tensor, *, gamma: float, eps: float, box: tuple[float, float], steps: int = 10
 ) -> list[Row]:
-    """T11: the published variant's chain, noise 0, beside PGD written out, with the soft pull and the hard ball; from x
-    itself, ``gamma`` in the paper's scaling, both clamped to the box."""
+    """T11: the published variant's chain, noise 0, beside PGD written out, with the soft anchor term and the hard ball;
+    from x itself, ``gamma`` in the paper's scaling, both clamped to the box."""
     threat = Threat("l2", eps, box)
     eta = min(2 * eps / steps, 0.9 / gamma)
     chain = sampler(
         threat, variant="published", steps=steps, step_size=eta, gamma=gamma, noise=0.0, start="zero"
     )  # fmt: skip
     field = loss_field(model, y)
-    draws = Batch(torch.Generator())
-    walked = chain.begin(x, draws)
+    streams = Batch(torch.Generator())
+    walked = chain.begin(x, streams)
     soft, hard = x.clone(), x.clone()
     for k in range(steps):
-        walked = chain.move(walked, x, field(walked)[1], k, draws)
+        walked = chain.move(walked, x, field(walked)[1], k, streams)
         soft = (x + (1 - eta * gamma) * (soft - x) + eta * field(soft)[1]).clamp(*box)
         ahead = hard + eta * field(hard)[1] - x
         length = ahead.flatten(1).norm(dim=1).clamp_min(1e-300).view(-1, *[1] * (x.dim() - 1))
         hard = (x + ahead * (eps / length).clamp(max=1.0)).clamp(*box)
     sizes = [(part - x).flatten(1).norm(dim=1).median() for part in (walked, hard)]
-    told = f"{len(x)} images, {steps} steps of {eta:.4g} with raw gradients, gamma {gamma:.4g}, eps {eps:g}, no noise"
-    reach = f"median ||x' - x|| {float(sizes[0]):.4f} under the pull, {float(sizes[1]):.4f} under the projection"
+    case = f"{len(x)} images, {steps} steps of {eta:.4g} with raw gradients, gamma {gamma:.4g}, eps {eps:g}, no noise"
+    reach = f"median ||x' - x|| {float(sizes[0]):.4f} under the anchor term, {float(sizes[1]):.4f} under the projection"
     return [
         agree(
-            "T11", SOFT, told, float((walked - soft).abs().max()), 1e-12, n=len(x), basis="exact",
+            "T11", SOFT, case, float((walked - soft).abs().max()), 1e-12, n=len(x), basis="exact",
             what="largest difference of a pixel",
         ),
         agree(
-            "T11", HARD, told, float((walked - hard).flatten(1).norm(dim=1).median()), 1e-12, n=len(x), basis="exact",
+            "T11", HARD, case, float((walked - hard).flatten(1).norm(dim=1).median()), 1e-12, n=len(x), basis="exact",
             what="median ||difference||", reason=reach,
         ),
     ]  # fmt: skip
@@ -64,12 +64,12 @@ def batches(
     half = len(x) // 2
     if half < 2:
         return [skipped("T13", BATCHES, "one image among others", "it needs four images at least")]
-    told = (
+    case = (
         f"one image among {half} and among {half} others, {steps} noise-free steps of {step_size:g}, gamma {gamma:.4g}"
     )
     out = [
         agree(
-            "T13", f"{BATCHES}: samples independent given the weights", f"this network in eval mode: {told}",
+            "T13", f"{BATCHES}: samples independent given the weights", f"this network in eval mode: {case}",
             _moved(model, x, y, half, gamma, steps, step_size), 1e-9, n=half, basis="exact",
             what="||difference of the ends|| / ||x' - x||", reason="exact but for the rounding of another batch",
         )
@@ -82,7 +82,7 @@ def batches(
         if not normed:
             return [
                 *out,
-                skipped("T13", f"{BATCHES}: train-mode batch-norm", told, "no convolution to normalise after"),
+                skipped("T13", f"{BATCHES}: train-mode batch-norm", case, "no convolution to normalise after"),
             ]
         whose = "the same network with batch-norm after each convolution, which changes nothing in eval mode"
     else:
@@ -93,7 +93,7 @@ def batches(
     off = _moved(coupled, x, y, half, gamma, steps, step_size)
     out.append(
         agree(
-            "T13", f"{BATCHES}: train-mode batch-norm", f"{whose}, in train mode: {told}", off, 1e-9, n=half,
+            "T13", f"{BATCHES}: train-mode batch-norm", f"{whose}, in train mode: {case}", off, 1e-9, n=half,
             basis="exact", what="||difference of the ends|| / ||x' - x||",
             reason=f"batch statistics couple the samples; in eval mode the same network moves by {still:.1e}",
         )

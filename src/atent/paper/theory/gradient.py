@@ -84,7 +84,7 @@ def identities(density: Entropic, seed: int = 0) -> list[Row]:
         grid = Grid.around(problem.x, density, problem.lipschitz)
         w, loss = problem.w, problem.loss
         m = moments(loss, w, density, grid)
-        told = f"{problem.name}, {where}: quadrature against central differences"
+        case = f"{problem.name}, {where}: quadrature against central differences"
         n = len(grid.points)
         free = central(lambda v: free_energy(loss, v, density, grid), w)  # noqa: B023
         entropy = central(lambda v: data_entropy(loss, v, density, grid), w)  # noqa: B023
@@ -96,9 +96,9 @@ def identities(density: Entropic, seed: int = 0) -> list[Row]:
                 away, 1e-8, n=n, what="absolute difference",
             )
         )  # fmt: skip
-        out.append(agree("T6", UPDATE, told, off(m.plain(), free), 1e-6, n=n))
-        out.append(agree("T4", EXACT, told, off(m.exact(density.temperature), entropy), 1e-6, n=n))
-        out.append(agree("T4", PRINTED, told, off(m.printed(), entropy), 1e-6, n=n))
+        out.append(agree("T6", UPDATE, case, off(m.plain(), free), 1e-6, n=n))
+        out.append(agree("T4", EXACT, case, off(m.exact(density.temperature), entropy), 1e-6, n=n))
+        out.append(agree("T4", PRINTED, case, off(m.printed(), entropy), 1e-6, n=n))
     return out
 
 
@@ -126,12 +126,12 @@ def shifts(density: Entropic, c: float = 1.0, seed: int = 0) -> list[Row]:
         moved = after.printed() - before.printed()
         worst["printed"] = max(worst["printed"], float(moved.norm()) / size)
         predicted = max(predicted, float((moved - c * before.slope).norm() / moved.norm()))
-    told = f"the three problems, c = {c:g}, gamma {density.gamma:g}, T {density.temperature:g}"
+    case = f"the three problems, c = {c:g}, gamma {density.gamma:g}, T {density.temperature:g}"
     reason = f"it moves by c E[grad L], to {predicted:.1e}"
     return [
-        agree("T4", claims["exact"], told, worst["exact"], 1e-9, n=n, what="largest relative change"),
+        agree("T4", claims["exact"], case, worst["exact"], 1e-9, n=n, what="largest relative change"),
         agree(
-            "T4", claims["printed"], told, worst["printed"], 1e-9, n=n, what="largest relative change", reason=reason
+            "T4", claims["printed"], case, worst["printed"], 1e-9, n=n, what="largest relative change", reason=reason
         ),
     ]
 
@@ -157,7 +157,7 @@ def variational(density: Entropic, trials: int = 500, seed: int = 0) -> list[Row
     grid = Grid.around(problem.x, density, problem.lipschitz)
     rng = torch.Generator().manual_seed(seed)
     t = density.temperature
-    energy = problem.loss(problem.w, grid.points) - density.pull(grid.points, grid.x)
+    energy = problem.loss(problem.w, grid.points) - density.anchor_term(grid.points, grid.x)
     top = float(free_energy(problem.loss, problem.w, density, grid))
 
     def functional(log_q: Tensor) -> float:
@@ -227,10 +227,10 @@ def bounds(trials: int = 2000, seed: int = 0) -> list[Row]:
         for claim, bound in ((BOUND, 1 + high / t), (SHARPENED, 1 + high / (2 * t)), (LEAST, least_bound(high, t))):
             worst[claim] = max(worst[claim], size / bound)
             count[claim] += size > bound * (1 + 1e-9)
-    told = (
+    case = (
         f"{trials} random laws of (L, grad L), half of them at another T than 1 (R becomes R/T), a third near the worst"
     )
-    out = [bounded("T5", claim, told, worst[claim], count[claim], trials) for claim in worst]
+    out = [bounded("T5", claim, case, worst[claim], count[claim], trials) for claim in worst]
     grid_rows = []
     for t in (1.0, 0.2):
         density = Entropic(2.0, t)
@@ -254,7 +254,8 @@ def bounds(trials: int = 2000, seed: int = 0) -> list[Row]:
 
 
 def monte_carlo(density: Entropic, n: int = 20_000, seed: int = 0) -> list[Row]:
-    """Quadrature beside plain Monte Carlo: ``n`` independent draws of p on the line, by inverting its distribution."""
+    """Quadrature beside plain Monte Carlo: ``n`` independent samples of p on the line, by inverting its
+    distribution."""
     problem = problems(seed)[0]
     grid = Grid.around(problem.x, density, problem.lipschitz, points=40_001)
     p = probabilities(problem.loss, problem.w, density, grid)
@@ -278,7 +279,7 @@ def monte_carlo(density: Entropic, n: int = 20_000, seed: int = 0) -> list[Row]:
         out.append(
             Row(
                 claim=claim, statement="T6" if claim == UPDATE else "T4",
-                checked=f"{problem.name}, gamma {density.gamma:g}, T {t:g}: {n:,} independent draws against quadrature"
+                checked=f"{problem.name}, gamma {density.gamma:g}, T {t:g}: {n:,} samples of p against quadrature"
                 f" ({expected:.5f})",
                 verdict="holds" if away <= error * 3.3 / 1.96 else "fails", what="first component, Monte Carlo",
                 value=float(terms.mean()), error=error, n=n, basis="sampled",

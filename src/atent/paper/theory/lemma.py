@@ -114,30 +114,32 @@ def sample(
 
 def rows(found: Sampled, constants: Constants, gamma: float, named: str) -> list[Row]:
     """The lemma's lines for one network and one pair of constants."""
-    kind = "proved" if constants.proved else "estimated"
+    kind = "certified" if constants.certified else "estimated"
     beta = "" if constants.smooth is None else f", beta {constants.smooth:.4g}"
-    told = f"{named}, {kind} constants ({constants.how}): L {constants.lipschitz:.4g}{beta}, gamma {gamma:g}"
-    low = "" if constants.proved else "estimates are lower bounds, so violations do not refute the lemma"
+    case = f"{named}, {kind} constants ({constants.how}): L {constants.lipschitz:.4g}{beta}, gamma {gamma:g}"
+    low = "" if constants.certified else "estimates are lower bounds, so violations do not refute the lemma"
     out = []
     if constants.smooth is not None:
         out.append(
-            _verdict("T1", SMOOTH, told, found.smooth, found.violations["smooth"], found.n // 2, constants.proved, low)
+            _verdict(
+                "T1", SMOOTH, case, found.smooth, found.violations["smooth"], found.n // 2, constants.certified, low
+            )
         )
     for name, claim in (("dissipative", DISSIPATIVE), ("sharp", SHARPER)):
         ratio = getattr(found, name)
-        out.append(_verdict("T2", claim, told, ratio, found.violations[name], found.n, constants.proved, low))
+        out.append(_verdict("T2", claim, case, ratio, found.violations[name], found.n, constants.certified, low))
     return out
 
 
 def _verdict(
-    statement: str, claim: str, told: str, ratio: float, violations: int, n: int, proved: bool, low: str
+    statement: str, claim: str, case: str, ratio: float, violations: int, n: int, certified: bool, low: str
 ) -> Row:  # fmt: skip
-    row = bounded(statement, claim, told, ratio, violations, n, reason=low)
-    if proved or not violations:
+    row = bounded(statement, claim, case, ratio, violations, n, reason=low)
+    if certified or not violations:
         return row
     # The premise is what fails: the constant is too small.
     return Row(
-        statement, claim, told, "not applicable", row.what, row.value, None, n, "sampled",
+        statement, claim, case, "not applicable", row.what, row.value, None, n, "sampled",
         f"{violations} of {n:,} exceed it: the estimate is too low for the premise; {low}",
     )  # fmt: skip
 
@@ -206,7 +208,7 @@ def free_energy_bound(density: Entropic, loss_at_x: float, lipschitz: float, dim
 
 
 def integrability(seed: int = 0) -> list[Row]:
-    """T3 on the line, by quadrature: log-loss of a logistic model, with and without a pull."""
+    """T3 on the line, by quadrature: log-loss of a logistic model, with and without an anchor term."""
     rng = torch.Generator().manual_seed(seed)
     cases = 200
     slope = torch.randn(cases, generator=rng, dtype=torch.float64) * 3
@@ -233,7 +235,7 @@ def integrability(seed: int = 0) -> list[Row]:
         f"{cases} logistic losses on the line: 0 <= T log(Z/Z_0) <= L(x) + L sqrt(dT/gamma) + L^2/(2 gamma)",
         float(ratio.max()), wrong, cases, basis="quadrature",
     )  # fmt: skip
-    # Without a pull: the integral over [-R, R] grows at least as 2R.
+    # Without an anchor term: the integral over [-R, R] grows at least as 2R.
     sizes = torch.tensor([10.0, 100.0, 1000.0], dtype=torch.float64)
     totals = []
     for size in sizes:
@@ -241,7 +243,8 @@ def integrability(seed: int = 0) -> list[Row]:
         totals.append(float(torch.trapezoid(torch.nn.functional.softplus(z - 1).clamp_max(5).exp(), z)))
     grown = min(total / (2 * float(size)) for total, size in zip(totals, sizes, strict=True))
     second = Row(
-        "T3", "without a pull (gamma = 0) there is no density", "a logistic loss cut at 5: the integral of exp(L) over"
+        "T3", "without an anchor term (gamma = 0) there is no density",
+        "a logistic loss cut at 5: the integral of exp(L) over"
         " [-R, R] beside 2R, R = 10, 100, 1000", "holds" if grown >= 1 else "fails", "smallest integral / 2R", grown,
         None, len(sizes), "quadrature", "cross-entropy is at least 0, so exp(L/T) >= 1 and Z the volume",
     )  # fmt: skip

@@ -36,7 +36,7 @@ def local_entropy(loss: Callable[[Tensor], Tensor], w: Tensor, gamma: float, tem
     return -temperature * (exponent.logsumexp(0) + math.log(cell))
 
 
-def pulled(loss: Callable[[Tensor], Tensor], w: Tensor, gamma: float, temperature: float = 1.0) -> Tensor:
+def anchored(loss: Callable[[Tensor], Tensor], w: Tensor, gamma: float, temperature: float = 1.0) -> Tensor:
     """E[gamma (w - w')] under the local Gibbs density, by quadrature."""
     points, _ = _line(w, gamma, temperature)
     p = (-(loss(points) + gamma / 2 * (w - points).square()) / temperature).softmax(0)
@@ -59,25 +59,25 @@ def local(seed: int = 0) -> list[Row]:
     for w in places:
         for gamma, t in ((1.0, 1.0), (5.0, 0.3)):
             true = central(lambda v: local_entropy(well, v[0], gamma, t), w[None], 1e-5)[0]  # noqa: B023
-            right = pulled(well, w, gamma, t)
+            right = anchored(well, w, gamma, t)
             # grad Z / Z, which is minus the gradient times 1/T: the slip is in the sign
             printed = -right
             scale = max(float(true.abs()), 1e-3)
             worst = max(worst, float((right - true).abs()) / scale)
             slip = max(slip, float((printed - true).abs()) / scale)
-    told = (
+    case = (
         "a loss with two valleys on the line, 6 places, (gamma, T) = (1, 1) and (5, 0.3): against central differences"
     )
     out = [
-        agree("T7", GRADIENT, told, worst, 1e-6, n=12),
+        agree("T7", GRADIENT, case, worst, 1e-6, n=12),
         agree(
-            "T7", CHAIN, told, slip, 1e-6, n=12,
+            "T7", CHAIN, case, slip, 1e-6, n=12,
             reason="the sign is lost there, and lost once more in the next line, so that the last line is right",
         ),
     ]  # fmt: skip
     far = [
         max(
-            float((pulled(well, w, g) - torch.func.grad(well)(w)).abs()) / float(torch.func.grad(well)(w).abs())
+            float((anchored(well, w, g) - torch.func.grad(well)(w)).abs()) / float(torch.func.grad(well)(w).abs())
             for w in places
         )
         for g in (1e2, 1e3, 1e4, 1e5)
@@ -91,11 +91,11 @@ def local(seed: int = 0) -> list[Row]:
         )
     )  # fmt: skip
     # The loss grows as w^2/10, so that Z exists at gamma = 0 too.
-    near = [max(abs(float(pulled(well, w, g))) for w in places) for g in (1e-1, 1e-2, 1e-3, 1e-4)]
+    near = [max(abs(float(anchored(well, w, g))) for w in places) for g in (1e-1, 1e-2, 1e-3, 1e-4)]
     rate = math.log10(near[0] / near[-1]) / 3
     out.append(
         Row(
-            "T7", FLAT, "gamma = 0.1, 0.01, 1e-3, 1e-4 at the 6 places, T = 1, a loss that confines by itself",
+            "T7", FLAT, "gamma = 0.1, 0.01, 1e-3, 1e-4 at the 6 places, T = 1, a loss that confines",
             "holds" if rate > 0.8 else "fails", "largest |gradient| at 1e-4", near[-1], None, len(places), "quadrature",
             f"it falls as gamma^{rate:.2f}: {', '.join(f'{v:.1e}' for v in near)}",
         )
@@ -122,7 +122,7 @@ def _optimizer(seed: int, copies: int = 2000, steps: int = 600) -> list[Row]:
     assert w.grad is not None
     each = w.grad
     value, error = float(each.mean()), 1.96 * float(each.std()) / math.sqrt(copies)
-    true = float(pulled(well, torch.tensor(at, dtype=torch.float64), gamma, noise**2))
+    true = float(anchored(well, torch.tensor(at, dtype=torch.float64), gamma, noise**2))
     # The walk begins at w: what it forgets takes 1 / (eta gamma) of its steps.
     start = abs(true) / (eta * gamma * steps) + eta * abs(true)
     return [
@@ -143,12 +143,12 @@ def algorithm(chains: int = 40_000, steps: int = 400, seed: int = 0) -> list[Row
     anchor = torch.full((chains,), w, dtype=torch.float64)
     true_mean, true_var = gamma * w / (gamma + a), noise**2 / (gamma + a)
     out = []
-    for name, at_walker in (("mended: the gradient at w'", True), ("as printed: the gradient at w", False)):
+    for name, at_walker in (("corrected: the gradient at w'", True), ("as printed: the gradient at w", False)):
         z = anchor.clone()
         for _ in range(steps):
             normal = torch.randn(chains, generator=rng, dtype=torch.float64)
             slope = a * (z if at_walker else anchor)
-            z = langevin_step(z, -slope, anchor, step_size=eta, pull=eta * gamma, noise=noise, normal=normal)
+            z = langevin_step(z, -slope, anchor, step_size=eta, weight=eta * gamma, noise=noise, normal=normal)
         mean, var = float(z.mean()), float(z.var())
         error = 1.96 * float(z.std()) / math.sqrt(chains)
         # the variance of a step eta is 1 / (1 - eta (gamma + a) / 2) of that of the density
@@ -182,13 +182,13 @@ def grad_p(chains: int = 20_000, seed: int = 0) -> list[Row]:
         error = 1.96 * float((z - z.mean()).square().std()) / math.sqrt(chains)
         expected = 1 / (1 - eta / 2)
         good = abs(var - expected) <= error * 3.3 / 1.96
-        told = f"the step leaves {expected:.4f}" if log else (
+        note = f"the step leaves {expected:.4f}" if log else (
             f"grad p vanishes in the tails, so the chain walks off: without drift it is {1 + 2 * eta * steps:g}"
         )  # fmt: skip
         out.append(
             Row(
                 "T9", claim, f"standard Gaussian, {chains:,} chains of {steps} steps of {eta:g}, begun in equilibrium",
-                "holds" if good else "fails", "variance (1 is right)", var, error, chains, "sampled", told,
+                "holds" if good else "fails", "variance (1 is right)", var, error, chains, "sampled", note,
             )
         )  # fmt: skip
     return out

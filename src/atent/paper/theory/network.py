@@ -1,4 +1,4 @@
-"""The network as the theory room looks at it: a copy in float64, frozen, in eval mode, fast where it is small."""
+"""The network as the theory room uses it: a copy in float64, frozen, in eval mode, fast where it is small."""
 
 from __future__ import annotations
 

@@ -50,13 +50,13 @@ class Grid:
 
 def log_normaliser(loss: Loss, w: Tensor, density: Entropic, grid: Grid) -> Tensor:
     """log Z_T(w), a scalar that can be differentiated in ``w``."""
-    exponent = (loss(w, grid.points) - density.pull(grid.points, grid.x)) / density.temperature
+    exponent = (loss(w, grid.points) - density.anchor_term(grid.points, grid.x)) / density.temperature
     return exponent.logsumexp(0) + math.log(grid.cell)
 
 
 def probabilities(loss: Loss, w: Tensor, density: Entropic, grid: Grid) -> Tensor:
     """p at the grid points, summing to 1."""
-    return ((loss(w, grid.points) - density.pull(grid.points, grid.x)) / density.temperature).softmax(0)
+    return ((loss(w, grid.points) - density.anchor_term(grid.points, grid.x)) / density.temperature).softmax(0)
 
 
 def free_energy(loss: Loss, w: Tensor, density: Entropic, grid: Grid) -> Tensor:

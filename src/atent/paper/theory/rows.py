@@ -26,7 +26,7 @@ class Row:
     claim: str
     """What is claimed."""
     checked: str
-    """What was computed to look at it."""
+    """What was computed to check it."""
     verdict: Verdict
     what: str = ""
     """What ``value`` is."""
@@ -63,10 +63,10 @@ def bounded(
     reason: str = "",
 ) -> Row:  # fmt: skip
     """A row on a bound: ``violations`` of ``n`` points, and the largest ratio of what is bounded to its bound."""
-    told = f"{violations} of {n:,} violate it" + (f"; {reason}" if reason else "")
+    counted = f"{violations} of {n:,} violate it" + (f"; {reason}" if reason else "")
     return Row(
         statement, claim, checked, "fails" if violations else "holds", "largest ratio to the bound", ratios, None, n,
-        basis, told,
+        basis, counted,
     )  # fmt: skip
 
 

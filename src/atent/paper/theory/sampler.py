@@ -37,29 +37,29 @@ def stationary(chains: int = 40_000, seed: int = 0) -> list[Row]:
     for eta, gamma, noise in ((0.1, 1.0, 1.0), (0.5, 1.0, 0.3), (1.5, 1.0, 1.0)):
         var = _variance(chains, eta, eta * gamma, noise, rng)
         exact = noise**2 / gamma / (1 - eta * gamma / 2)
-        told = f"{chains:,} chains, eta' {eta:g}, gamma {gamma:g}, eps {noise:g}; T/gamma is {noise**2 / gamma:.4g}"
-        out.append(_ratio(VARIANCE, told, var / exact, error, chains, f"variance {var:.5f}, closed form {exact:.5f}"))
-    for eta, pull, noise in ((0.02175, 0.05, 0.577), (0.125, 0.05, 1e-2)):
-        var = _variance(chains, eta, pull, noise, rng)
-        exact = 2 * eta * noise**2 / (1 - (1 - pull) ** 2)
-        told = f"{chains:,} chains, eta' {eta:g}, G {pull:g} not scaled by the step, eps {noise:g}"
-        out.append(_ratio(RELEASED, told, var / exact, error, chains, f"variance {var:.4g}, closed form {exact:.4g}"))
+        case = f"{chains:,} chains, eta' {eta:g}, gamma {gamma:g}, eps {noise:g}; T/gamma is {noise**2 / gamma:.4g}"
+        out.append(_ratio(VARIANCE, case, var / exact, error, chains, f"variance {var:.5f}, closed form {exact:.5f}"))
+    for eta, weight, noise in ((0.02175, 0.05, 0.577), (0.125, 0.05, 1e-2)):
+        var = _variance(chains, eta, weight, noise, rng)
+        exact = 2 * eta * noise**2 / (1 - (1 - weight) ** 2)
+        case = f"{chains:,} chains, eta' {eta:g}, G {weight:g} not scaled by the step, eps {noise:g}"
+        out.append(_ratio(RELEASED, case, var / exact, error, chains, f"variance {var:.4g}, closed form {exact:.4g}"))
     return [*out, *_quadratic(chains, rng), _ergodic(seed)]
 
 
-def _ratio(claim: str, told: str, ratio: float, error: float, n: int, reason: str) -> Row:
+def _ratio(claim: str, case: str, ratio: float, error: float, n: int, reason: str) -> Row:
     verdict: Verdict = "holds" if abs(ratio - 1) <= error * 3.3 / 1.96 else "fails"
-    return Row("T14", claim, told, verdict, "variance / closed form", ratio, error, n, "sampled", reason)
+    return Row("T14", claim, case, verdict, "variance / closed form", ratio, error, n, "sampled", reason)
 
 
-def _variance(chains: int, eta: float, pull: float, noise: float, rng: torch.Generator, slope: float = 0.0) -> float:
+def _variance(chains: int, eta: float, weight: float, noise: float, rng: torch.Generator, slope: float = 0.0) -> float:
     """Variance of z after as many steps as it takes to forget the start; the gradient is slope * z."""
-    keep = abs(1 - pull + eta * slope)
+    keep = abs(1 - weight + eta * slope)
     steps = math.ceil(math.log(1e-6) / math.log(max(keep, 1e-6))) + 1
     z, zero = torch.zeros(chains, dtype=torch.float64), torch.zeros(chains, dtype=torch.float64)
     for _ in range(steps):
         normal = torch.randn(chains, generator=rng, dtype=torch.float64)
-        z = langevin_step(z, slope * z, zero, step_size=eta, pull=pull, noise=noise, normal=normal)
+        z = langevin_step(z, slope * z, zero, step_size=eta, weight=weight, noise=noise, normal=normal)
     return float(z.var())
 
 
@@ -68,10 +68,10 @@ def _quadratic(chains: int, rng: torch.Generator) -> list[Row]:
     eta, gamma, a, noise = 0.2, 2.0, 1.2, 0.7
     var = _variance(chains, eta, eta * gamma, noise, rng, slope=a)
     exact = noise**2 / (gamma - a) / (1 - eta * (gamma - a) / 2)
-    told = f"{chains:,} chains, L(x') = {a:g}/2 x'^2, eta' {eta:g}, gamma {gamma:g}, eps {noise:g}"
+    case = f"{chains:,} chains, L(x') = {a:g}/2 x'^2, eta' {eta:g}, gamma {gamma:g}, eps {noise:g}"
     claim = "with a quadratic loss of curvature a < gamma the same with gamma - a in the place of gamma"
     error = 1.96 * math.sqrt(2 / chains)
-    return [_ratio(claim, told, var / exact, error, chains, f"variance {var:.5f}, closed form {exact:.5f}")]
+    return [_ratio(claim, case, var / exact, error, chains, f"variance {var:.5f}, closed form {exact:.5f}")]
 
 
 def _ergodic(seed: int, chains: int = 400, steps: int = 3000) -> Row:
@@ -84,7 +84,7 @@ def _ergodic(seed: int, chains: int = 400, steps: int = 3000) -> Row:
     for t in range(steps):
         eta = first * (1 + t) ** -0.5
         normal = torch.randn(chains, generator=rng, dtype=torch.float64)
-        z = langevin_step(z, zero, zero, step_size=eta, pull=eta * gamma, noise=noise, normal=normal)
+        z = langevin_step(z, zero, zero, step_size=eta, weight=eta * gamma, noise=noise, normal=normal)
         if t >= steps // 10:
             top, below = top + eta * z.square(), below + eta
     each = top / below
@@ -177,7 +177,7 @@ def mix(
 
 def mixing_rows(found: Mixing, steps: int, named: str) -> list[Row]:
     """T12 on the data: what K = ``steps`` leaves of the start; without a figure where the chains disagree."""
-    told = (
+    case = (
         f"{named}: {found.images} images, {found.chains} chains of {found.steps} steps (half kept), eta'"
         f" {found.step_size:.4g}, raw gradient, no projection, no box"
     )
@@ -185,13 +185,13 @@ def mixing_rows(found: Mixing, steps: int, named: str) -> list[Row]:
     why = "; ".join(f"{name}: R-hat {m.rhat:.3f}, effective size {m.size:.0f}" for name, m in found.means.items())
     if not found.converged:
         return [
-            skipped("T12", MIXING, told, why, converged=False),
-            skipped("T14", "the unadjusted chain's E[L] is that of p but for O(eta')", told, why, converged=False),
+            skipped("T12", MIXING, case, why, converged=False),
+            skipped("T14", "the unadjusted chain's E[L] is that of p but for O(eta')", case, why, converged=False),
         ]
     left = max(found.curve[min(steps, len(found.curve) - 1)], found.losses[min(steps, len(found.losses) - 1)])
     out.append(
         Row(
-            "T12", MIXING, f"{told}; K = {steps}", "holds" if left < 0.05 else "fails",
+            "T12", MIXING, f"{case}; K = {steps}", "holds" if left < 0.05 else "fails",
             f"autocorrelation at lag {steps}", left, None, found.images * found.chains * (found.steps // 2), "sampled",
             f"one independent draw takes {found.time:.0f} steps (the slowest quantity and image); {why}",
         )
@@ -201,7 +201,7 @@ def mixing_rows(found: Mixing, steps: int, named: str) -> list[Row]:
         error = math.hypot(found.biased.error, found.unbiased.error)
         out.append(
             Row(
-                "T14", "the unadjusted chain's E[L] is that of p but for O(eta')", told,
+                "T14", "the unadjusted chain's E[L] is that of p but for O(eta')", case,
                 "holds" if abs(away) <= error * 1.7 + 0.05 * abs(found.unbiased.value) else "fails",
                 "E[L] by Langevin less E[L] by Metropolis-Langevin", away, error, found.chains * (found.steps // 2),
                 "sampled",
@@ -211,7 +211,7 @@ def mixing_rows(found: Mixing, steps: int, named: str) -> list[Row]:
     else:
         out.append(
             skipped(
-                "T14", "the unadjusted chain's E[L] is that of p but for O(eta')", told, found.unbiased.why_not,
+                "T14", "the unadjusted chain's E[L] is that of p but for O(eta')", case, found.unbiased.why_not,
                 converged=False,
             )
         )  # fmt: skip
@@ -228,16 +228,16 @@ class Conditions:
     recipe: str
     steps: int
     gamma: float
-    """In the paper's scaling: the pull per unit of step size."""
+    """In the paper's scaling: the weight of the anchor term per unit of step size."""
     met: dict[str, bool]
     """Condition -> whether it holds."""
     step_size: float
     allowed: float | None
-    """The largest step size that the theorem takes; None without a pull, where there is no m."""
+    """The largest step size that the theorem takes; None without an anchor term, where there is no m."""
     needed: float | None
-    """1 / (eta' m), the steps of one relaxation time in the best case; None without a pull."""
+    """1 / (eta' m), the steps of one relaxation time in the best case; None without an anchor term."""
     kept: float
-    """(1 - pull)^K: what is left of the start after K steps where the loss is flat."""
+    """(1 - weight)^K: what is left of the start after K steps where the loss is flat."""
 
 
 def conditions(
@@ -247,17 +247,17 @@ def conditions(
     library is ``clamped`` to the box after each step.
 
     M = beta + gamma and m = gamma/4 by Lemma B.1. The theorem is for the plain recursion x - eta grad F + noise: raw
-    gradients, a pull scaled by the step, neither projection nor box. It asks for M-smoothness and (m, b)-dissipativity,
-    and its moment bounds for a step of at most min(1, m / (4 M^2)) and an inverse temperature of at least 2/m (Raginsky
-    et al. 2017, Lemma 3, for the same recursion).
+    gradients, an anchor term scaled by the step, neither projection nor box. It asks for M-smoothness and (m,
+    b)-dissipativity, and its moment bounds for a step of at most min(1, m / (4 M^2)) and an inverse temperature of at
+    least 2/m (Raginsky et al. 2017, Lemma 3, for the same recursion).
     """
     eta = chain.step_size
-    gamma = chain.pull / eta if eta > 0 else 0.0
+    gamma = chain.anchor_weight / eta if eta > 0 else 0.0
     temperature = chain.noise**2
     allowed = min(1.0, gamma / 4 / (4 * (curvature + gamma) ** 2)) if gamma > 0 else None
     met = {
         "raw gradient": chain.gradient == "raw",
-        "pull above 0": gamma > 0,
+        "anchor term above 0": gamma > 0,
         "noise above 0": temperature > 0,
         "no projection": chain.projection == "never",
         "no box": not clamped,
@@ -267,17 +267,19 @@ def conditions(
         "steps": gamma > 0 and chain.steps * eta * gamma / 4 >= 1,
     }
     needed = 4 / (eta * gamma) if gamma > 0 and eta > 0 else None
-    return Conditions(recipe, chain.steps, gamma, met, eta, allowed, needed, abs(1 - chain.pull) ** chain.steps)
+    return Conditions(
+        recipe, chain.steps, gamma, met, eta, allowed, needed, abs(1 - chain.anchor_weight) ** chain.steps
+    )
 
 
 def convergence_rows(found: Mapping[str, Conditions]) -> list[Row]:
     """A row a recipe: not applicable where the recursion is another one, fails where only numbers are against it."""
     out = []
     for name, c in found.items():
-        form = ("raw gradient", "pull above 0", "noise above 0", "no projection", "no box", "smooth network")
+        form = ("raw gradient", "anchor term above 0", "noise above 0", "no projection", "no box", "smooth network")
         wrong = [k for k in form if not c.met[k]]
         numbers = [k for k in ("step size", "inverse temperature", "steps") if not c.met[k]]
-        told = f"recipe {name}: K {c.steps}, eta' {c.step_size:.4g}, gamma {c.gamma:.4g} in the paper's scaling"
+        case = f"recipe {name}: K {c.steps}, eta' {c.step_size:.4g}, gamma {c.gamma:.4g} in the paper's scaling"
         parts = []
         if wrong:
             parts.append(f"another recursion or premise: lacks {', '.join(wrong)}")
@@ -288,11 +290,11 @@ def convergence_rows(found: Mapping[str, Conditions]) -> list[Row]:
         if c.needed is not None and not c.met["steps"]:
             parts.append(f"one relaxation time is {c.needed:.3g} steps in the best case, K = {c.steps}")
         if c.gamma == 0:
-            parts.append("without a pull there is no density to converge to")
+            parts.append("without an anchor term there is no density to converge to")
         verdict: Verdict = "not applicable" if wrong else "fails" if numbers else "holds"
         out.append(
             Row(
-                "T12", CONVERGES, told, verdict, "conditions met of nine", float(sum(c.met.values())), None, len(c.met),
+                "T12", CONVERGES, case, verdict, "conditions met of nine", float(sum(c.met.values())), None, len(c.met),
                 "exact", "; ".join(parts),
             )
         )  # fmt: skip

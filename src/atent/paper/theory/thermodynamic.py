@@ -109,7 +109,7 @@ def compare(
         each = torch.stack([k.mean(1) for k in kept])
         ends.append((torch.tensor(weights, dtype=x.dtype)[:, None] * each[:-1]).sum(0))
         tops.append(each[-1])
-        ladders.append([(lam, *_told(row)) for lam, row in zip([*lambdas, 1.0], each, strict=True)])
+        ladders.append([(lam, *_mean(row)) for lam, row in zip([*lambdas, 1.0], each, strict=True)])
 
     def slope_too(moved: _Moved, z: Tensor, losses: Tensor) -> Tensor:
         return torch.stack([losses, moved.along(z, y.expand(len(z)), direction)], 1)
@@ -148,7 +148,7 @@ def _steepest(model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module, float,
     return ahead.requires_grad_(False), norm, size
 
 
-def _told(each: Tensor) -> tuple[float, float]:
+def _mean(each: Tensor) -> tuple[float, float]:
     return float(each.mean()), float(each.std()) / math.sqrt(len(each))
 
 
@@ -181,7 +181,7 @@ class _Moved(nn.Module):
 
 def rows(found: Gradients, density: Entropic, named: str, bound: float | None = None) -> list[Row]:
     """The lines of T4 and T6 on images; without a figure where the chains have not converged."""
-    told = (
+    case = (
         f"{named}: {found.chains} Metropolis-Langevin chains of {found.steps} steps a node, gamma {density.gamma:.4g},"
         f" T {density.temperature:.4g}; difference of the objective over a stretch of the weights against the integral"
         " of the formula along it"
@@ -193,7 +193,7 @@ def rows(found: Gradients, density: Entropic, named: str, bound: float | None = 
     ready = found.worst.rhat <= 1.05 and found.least >= 100
     why = f"R-hat up to {found.worst.rhat:.4g} (1.05 wanted), effective size from {found.least:.0f} (100 wanted)"
     if not ready:
-        return [skipped(statement, claim, told, why, converged=False) for statement, claim, _, _ in cases]
+        return [skipped(statement, claim, case, why, converged=False) for statement, claim, _, _ in cases]
     out = []
     for statement, claim, (left, a), (right, b) in cases:
         error = math.hypot(a, b)
@@ -201,7 +201,7 @@ def rows(found: Gradients, density: Entropic, named: str, bound: float | None = 
         allowed = 3 * error + 0.01 * abs(left)
         out.append(
             Row(
-                statement, claim, told, "holds" if abs(right - left) <= allowed else "fails", "formula less objective",
+                statement, claim, case, "holds" if abs(right - left) <= allowed else "fails", "formula less objective",
                 right - left, 1.96 * error, found.chains * found.steps, "sampled",
                 f"objective {left:.4f} +- {1.96 * a:.4f}, formula {right:.4f} +- {1.96 * b:.4f}; {why.split(' (')[0]}",
             )
@@ -213,7 +213,7 @@ def rows(found: Gradients, density: Entropic, named: str, bound: float | None = 
             "T3", "0 <= T log(Z/Z_0) <= L(x) + L sqrt(dT/gamma) + L^2/(2 gamma)", f"{named}: thermodynamic integration",
             "not applicable" if bound is None else "holds" if inside else "fails", "T log(Z/Z_0)", level, 1.96 * error,
             found.chains * found.steps, "sampled",
-            "no proved Lipschitz constant" if bound is None else f"the upper bound is {bound:.4g}",
+            "no certified Lipschitz constant" if bound is None else f"the upper bound is {bound:.4g}",
         )
     )  # fmt: skip
     return out

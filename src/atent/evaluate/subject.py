@@ -20,7 +20,7 @@ from atent.stats import share, sign_test
 from atent.threat import Threat
 
 SAMPLES = 100
-"""The most samples that the checks look at, a class-stratified sample of those given."""
+"""The most samples that the checks use, a class-stratified sample of those given."""
 LEVEL = 0.01
 """Probability below which a paired difference is no chance."""
 SLACK = 0.05
@@ -28,15 +28,15 @@ SLACK = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
-    """A model on n samples that it classifies rightly, under a threat; each attack is run once and remembered."""
+class Subject:
+    """A model on n samples that it classifies correctly, under a threat; each attack is run once and remembered."""
 
     model: nn.Module
     threat: Threat
     attack: Attack
-    """The attack whose settings are judged."""
+    """The attack whose settings are checked."""
     x: Tensor
-    """Inputs (n, ...) in the box, rightly classified."""
+    """Inputs (n, ...) in the box, correctly classified."""
     y: Tensor
     """True labels (n,)."""
     ids: Tensor
@@ -52,35 +52,35 @@ class Probe:
         return len(self.x)
 
     def run(self, attack: Attack) -> tuple[Tensor, Tensor]:
-        """Which samples stand (bool) and how far each was moved (float64), both (n,)."""
+        """Which samples are robust (bool) and how far each was moved (float64), both (n,)."""
         if repr(attack) not in self._done:
             outcomes = [
                 attack.run(self.model, self.x[part], self.y[part], seed=self.seed, ids=self.ids[part])
                 for part in torch.arange(self.n, device=self.x.device).split(self.batch)
             ]
-            stands = ~torch.cat([o.success for o in outcomes])
-            self._done[repr(attack)] = attack, stands, torch.cat([o.norm for o in outcomes])
+            robust = ~torch.cat([o.success for o in outcomes])
+            self._done[repr(attack)] = attack, robust, torch.cat([o.norm for o in outcomes])
         return self._done[repr(attack)][1:]
 
-    def stands(self, attack: Attack) -> Tensor:
+    def robust(self, attack: Attack) -> Tensor:
         """Which samples the model still gets right, bool (n,)."""
         return self.run(attack)[0]
 
-    def stands_all(self) -> Tensor:
-        """Which samples stand under every attack that was run within the threat, bool (n,)."""
-        runs = [stands for attack, stands, _ in self._done.values() if attack.threat == self.threat]
+    def robust_to_all(self) -> Tensor:
+        """Which samples are robust to every attack that was run within the threat, bool (n,)."""
+        runs = [robust for attack, robust, _ in self._done.values() if attack.threat == self.threat]
         return torch.stack(runs).all(0)
 
     def gradient(self, loss: Loss) -> Tensor:
-        """Input gradient of each sample's loss, the shape of x, in the precision in which the model is judged."""
+        """Input gradient of each sample's loss, the shape of x, in the precision in which the model is evaluated."""
         return gradient(self.model, self.x, self.y, loss, seed=self.seed, batch=self.batch)
 
 
-def probe(
+def subject(
     model: nn.Module, x: Tensor | Checked, y: Tensor | None, threat: Threat, attack: Attack, seed: int,
     ids: Tensor | None, batch: int,
-) -> Probe:  # fmt: skip
-    """The probe for at most `SAMPLES` of the samples; ValueError, in one line, for what cannot be judged."""
+) -> Subject:  # fmt: skip
+    """The subject for at most `SAMPLES` of the samples; ValueError, in one line, for what cannot be evaluated."""
     if not 0 < float(threat.eps) < math.inf:
         raise ValueError(f"masking checks need a finite eps above 0, got {threat.eps}")
     if attack.threat != threat:
@@ -100,7 +100,7 @@ def probe(
     right = (logits.argmax(1) == y).nonzero().squeeze(1)
     if not len(right):
         raise ValueError(f"the model gets none of {count} samples right: nothing to check")
-    return Probe(model, threat, attack, x[right], y[right], ids[right], logits[right], seed, batch)
+    return Subject(model, threat, attack, x[right], y[right], ids[right], logits[right], seed, batch)
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, seed: int, b
     """Input gradient of each sample's loss in eval mode and full precision; ValueError where the model has none."""
     with guard(model, mode="eval", seed=seed), full_precision(x.device):
         oracle = Oracle(model, *torch.zeros(2, 1, dtype=torch.int64, device=x.device), check=False)
-        return torch.cat([oracle.look(a, b, loss)[0] for a, b in zip(x.split(batch), y.split(batch))])
+        return torch.cat([oracle.gradient(a, b, loss)[0] for a, b in zip(x.split(batch), y.split(batch))])
 
 
 def looks_like_probabilities(logits: object) -> bool:
@@ -123,15 +123,15 @@ def looks_like_probabilities(logits: object) -> bool:
 
 
 def weaker(attack: Tensor, rival: Tensor) -> bool:
-    """Whether more samples stand under an attack than under a rival that it should match, beyond chance.
+    """Whether more samples are robust to an attack than to a rival that it should match, beyond chance.
 
-    ``attack`` and ``rival`` are verdicts on the same samples, bool (n,), true where one stands. Only samples on which
-    they differ count.
+    ``attack`` and ``rival`` are verdicts on the same samples, bool (n,), true where one is robust. Only samples on
+    which they differ count.
     """
     return sign_test(int((attack & ~rival).sum()), int((rival & ~attack).sum())) < LEVEL
 
 
 def gained(before: Tensor, after: Tensor) -> tuple[int, bool]:
-    """Samples that stood ``before`` and do not stand ``after`` more attacks, and whether they are too many."""
+    """Samples that are robust ``before`` and not ``after`` more attacks, and whether they are too many."""
     lost = int((before & ~after).sum())
     return lost, share(lost, len(before))["low"] > SLACK
