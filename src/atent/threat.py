@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -121,7 +122,7 @@ class Threat:
             return {}
         return {k: getattr(self, k) for k, unset in zip(EXTRA, _ELSEWHERE) if getattr(self, k) != unset}
 
-    @property
+    @cached_property
     def width(self) -> float:
         """Width of the box, that of the widest channel: the unit of every length that has no other."""
         low, high = self.box
@@ -182,14 +183,17 @@ class Threat:
             return self
         return replace(self, eps=Radii(self.eps.tensor[index.cpu()].tolist()))
 
-    def radii(self, like: Tensor, of: Callable[[Any], Any] = lambda eps: eps) -> Any:
-        """``of(eps)`` as a number, or where samples differ in eps as a tensor (n,) in the type of ``like``."""
-        return of(self.eps) if type(self.eps) is float else of(cast(Radii, self.eps).tensor).to(like)
+    def radii(self, like: Tensor, of: Callable[[Any], Any] | None = None) -> Any:
+        """eps, or ``of(eps)``, as a number, or where samples differ in eps as a tensor (n,) in the type of ``like``."""
+        if type(self.eps) is float:
+            return self.eps if of is None else of(self.eps)
+        eps = cast(Radii, self.eps).tensor
+        return (eps if of is None else of(eps)).to(like)
 
-    def lengths(self, x: Tensor, of: Callable[[Any], Any] = lambda eps: eps) -> Any:
+    def lengths(self, x: Tensor, of: Callable[[Any], Any] | None = None) -> Any:
         """As `radii`, and a tensor has the shape (n, 1, ...) that broadcasts over the samples of ``x``."""
         if type(self.eps) is float:
-            return of(self.eps)
+            return self.eps if of is None else of(self.eps)
         return per_sample(self.radii(x, of), x)
 
     def check_samples(self, n: int) -> None:
@@ -211,7 +215,8 @@ class Threat:
         For l0 and patch also ValueError for samples that have no such pixels or patches, and for more patches than
         there are.
         """
-        self.check_channels(shape)
+        if type(self.box[0]) is not float:
+            self.check_channels(shape)
         eps = max(self.eps, default=0.0) if isinstance(self.eps, Radii) else float(self.eps)
         if self.norm in COUNTS:
             self._check_count(eps, self.blocks(shape).count)
@@ -316,7 +321,7 @@ class Threat:
         the box: coordinates go to its wall, those of the largest gradients first, until the length is used up.
         """
         if self.norm != "l1":
-            far: Tensor = z + length * self.ascent(grad)
+            far: Tensor = z + length * (grad.sign() if self.norm == "linf" else self.ascent(grad))
             return far
         low, high = self.edges(z)
         room = torch.where(grad > 0, high - z, z - low).clamp_min(0).flatten(1)

@@ -14,7 +14,7 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.attacks.step_rules import Halving, Rule, Sparse, stages
 from atent.checks import check_choice, check_number
-from atent.losses import LOSSES, dlr_targeted, margin, margin_targeted
+from atent.losses import LOSSES, dlr_targeted, margin_targeted
 from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
@@ -160,11 +160,7 @@ class APGD(Attack):
             warm = point if self.radii == "shrinking" else None
             last = factor == 1
             point, score = self._ascend(oracle, threat, x, y, point, aim, steps, runs if last else 0, warm)
-        if runs == 1:
-            return point
-        pick = score.view(-1, runs).argmax(1)
-        chosen: Tensor = point.unflatten(0, (-1, runs))[torch.arange(len(pick), device=x.device), pick]
-        return chosen
+        return point if runs == 1 else _worst(point, score, runs)
 
     def _ascend(
         self, oracle: Oracle, threat: Threat, x: Tensor, y: Tensor, point: Tensor, aim: Tensor, steps: int, runs: int,
@@ -177,12 +173,7 @@ class APGD(Attack):
         """
 
         def loss(logits: Tensor, y: Tensor) -> Tensor:
-            few = logits.shape[1] < _LEAST.get(self.loss, 0)
-            if self.targeted:
-                return margin_targeted(logits, y, aim) if few else dlr_targeted(logits, y, aim)
-            return climbed(logits, y) if not few else oracle.margin(logits, y)
-
-        climbed = oracle.aimed(LOSSES.get(self.loss, margin))
+            return self._loss(oracle, logits, y, aim)
 
         grad, values, logits = oracle.gradient(point, y, loss)
         before = best = point
@@ -227,3 +218,17 @@ class APGD(Attack):
                     if not len(keep):
                         break
         return done.index_copy(0, place, best), done_margin.index_copy(0, place, best_margin)
+
+    def _loss(self, oracle: Oracle, logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+        """What is climbed; the difference of logits where the model has fewer classes than the loss takes."""
+        few = logits.shape[1] < _LEAST.get(self.loss, 0)
+        if self.targeted:
+            return margin_targeted(logits, y, aim) if few else dlr_targeted(logits, y, aim)
+        return oracle.margin(logits, y) if few else oracle.aimed(LOSSES[self.loss])(logits, y)
+
+
+def _worst(points: Tensor, margins: Tensor, runs: int) -> Tensor:
+    """Of each sample's ``runs``, which lie next to each other, the one of the largest margin."""
+    pick = margins.view(-1, runs).argmax(1)
+    chosen: Tensor = points.unflatten(0, (-1, runs))[torch.arange(len(pick), device=pick.device), pick]
+    return chosen

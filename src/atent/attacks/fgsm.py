@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from atent.attacks.base import Attack, attack
-from atent.attacks.loops import ascend
 from atent.attacks.oracle import Oracle
 from atent.losses import cross_entropy
 from atent.rng import Streams
@@ -37,7 +36,5 @@ class FGSM(Attack):
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
         length = threat.leap if threat.norm in COUNTS else threat.lengths(x)
-        return ascend(
-            oracle, x, y, steps=1, loss=cross_entropy,
-            move=lambda z, grad, k: threat.project(threat.step(z, grad, length), x),
-        )  # fmt: skip
+        grad, _, _ = oracle.gradient(x, y, oracle.aimed(cross_entropy))
+        return threat.project(threat.step(x, grad, length), x)

@@ -18,6 +18,7 @@ from atent.data import Data
 from atent.data.described import described
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep
 from atent.evaluate.craft import craft
+from atent.evaluate.ledger import Foreign
 from atent.evaluate.sweep import at_radii
 from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, Target, inputs
@@ -69,7 +70,11 @@ def evaluate_target(
     content = {**target.about, **_measured(target.data, settings, found)}
     if radii:
         with bar(samples * len(radii), "radii", enabled=progress) as advance:
-            content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **how)
+            try:
+                content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **how)
+            except Foreign as error:
+                # The first file is of this evaluation: another name would begin it anew.
+                raise ValueError(str(error)) from None
     if checks and target.threat is not None:
         own = [a for a in attacks.values() if a.threat == target.threat]
         strongest = max(own, key=lambda attack: attack.passes, default=None)
