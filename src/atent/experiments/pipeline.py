@@ -201,7 +201,7 @@ def saved_run(path: Path, *, model: str | None = None, data: str | None = None, 
 
 def baseline(job: Job, threat: Threat) -> Job:
     """The same data, split, network, epochs, optimizer and evaluation with standard training."""
-    evaluate = replace(job.evaluate, norm=threat.norm, eps=float(threat.eps))
+    evaluate = replace(job.evaluate, norm=threat.norm, eps=float(threat.eps), **threat.extra())
     return replace(job, method=Standard(), train=replace(job.train, awp=Perturbation()), evaluate=evaluate)
 
 
