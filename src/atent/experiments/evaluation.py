@@ -151,7 +151,7 @@ def summary(found: EvaluationFile) -> list[str]:
         f"samples  {found.data.name}, test images: {found.data.text}",
         f"clean    {found.clean.text}",
     ]
-    if len({(t.norm, t.eps) for t in threats.values()}) == 1:
+    if len({(t.norm, t.eps, *t.extra().items()) for t in threats.values()}) == 1:
         lines.append(f"robust   {found.worst.text} under the worst of {', '.join(threats)}")
     searched = f", search in {found.search_dtype}" if found.search_dtype else ""
     return [

@@ -25,7 +25,7 @@ from atent.models import check_output, from_reference
 from atent.precision import gaining
 from atent.runs.loading import load_file, restore
 from atent.threads import Threads, check_threads
-from atent.threat import Box, Norm, Threat
+from atent.threat import EXTRA, Box, Group, Inner, Norm, Threat
 from atent.train.settings import pick_device
 
 STRONG = ("PGD(steps=20)", "AutoAttack")
@@ -41,7 +41,7 @@ class EvaluateSettings(metaclass=Settings):
     norm: Norm | None = None
     """Norm of the threat; default: the method's."""
     eps: float | str | None = None
-    """Radius of the threat; default: the method's."""
+    """Radius of the threat, or how many elements, pixels or patches may change (l0, patch); default: the method's."""
     limit: Limit = 1000
     """Number of test images, chosen by data.subset; all: every one."""
     batch: int = 250
@@ -56,6 +56,14 @@ class EvaluateSettings(metaclass=Settings):
     """Images in the channels-last memory format: often faster for convolutions, the same to rounding."""
     allow_large_eps: bool = False
     """Permit an eps that covers the whole box (linf: the box width or more, l2: its diagonal or more)."""
+    group: Group | None = None
+    """l0: what eps counts, element or pixel; default: as the method's threat, or element."""
+    side: int | None = None
+    """patch: side of a patch in pixels; default: the method's."""
+    inner: Inner | None = None
+    """patch: what may happen inside a patch, free or linf; default: as the method's threat, or free."""
+    inner_eps: float | str | None = None
+    """patch with inner linf: largest change of an element; default: the method's."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", everything(self.limit))
@@ -69,12 +77,18 @@ class EvaluateSettings(metaclass=Settings):
 
 
 def threat_of(own: Threat | None, box: Box, settings: EvaluateSettings) -> Threat | None:
-    """The threat to evaluate under: the method's ``own``, norm and eps replaced where the settings say so."""
+    """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so."""
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
         eps = float(own.eps)
     allowed = settings.allow_large_eps or (own is not None and own.allow_large_eps)
-    return None if norm is None or eps is None else Threat(norm, eps, box, allowed)
+    if norm is None or eps is None:
+        return None
+    more = own.extra() if own is not None and own.norm == norm else {}
+    more |= {name: value for name in EXTRA if (value := getattr(settings, name)) is not None}
+    if more.get("inner") == "free":
+        more.pop("inner_eps", None)
+    return Threat(norm, eps, box, allowed, **more)
 
 
 def inputs(model: nn.Module, data: Data, limit: Limit) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,6 +144,10 @@ def load_target(
     root: str | None = None,
     norm: Norm | None = None,
     eps: float | str | None = None,
+    group: Group | None = None,
+    side: int | None = None,
+    inner: Inner | None = None,
+    inner_eps: float | str | None = None,
     attacks: Sequence[str] | None = None,
     which: str = "best",
     weights: str | None = None,
@@ -155,7 +173,8 @@ def load_target(
     """
     named = None if attacks is None else tuple(attacks)
     changes = {
-        "norm": norm, "eps": eps, "attacks": named, "limit": limit, "seed": seed, "batch": batch,
+        "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner,
+        "inner_eps": inner_eps, "attacks": named, "limit": limit, "seed": seed, "batch": batch,
         "channels_last": channels_last, "allow_large_eps": allow_large_eps or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
