@@ -84,7 +84,7 @@ def test_the_commands_that_evaluate_parse():
     assert {words[1] for words in found} == {"evaluate", "attack"}
     for _, command, *args in found:
         options = given(command, *args)
-        for text in options["attacks"] if command == "evaluate" else [options["attack"]]:
+        for text in (options["attacks"] or ()) if command == "evaluate" else [options["attack"]]:
             parse(text, Threat("linf", 0.1), ATTACKS)
 
 

@@ -243,24 +243,24 @@ def same(one, other, rounding=0.0):
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_batch_does_not_matter(study, conv_net, batch):
-    net, (x, y) = conv_net(), batch(12)
+    net, (x, y) = conv_net(), batch(8)
     # Energies and distances are sums of up to 64 squares of numbers below 1, in another order.
-    same(STUDIES[study](net, x, y, batch=12), STUDIES[study](net, x, y, batch=5), 1e-9)
+    same(STUDIES[study](net, x, y, batch=8), STUDIES[study](net, x, y, batch=5), 1e-9)
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_killed_study_resumes(study, conv_net, batch, tmp_path):
-    net, (x, y) = conv_net(), batch(10)
+    net, (x, y) = conv_net(), batch(6)
     whole = Counting(net)
-    wanted = STUDIES[study](whole, x, y, batch=4)
+    wanted = STUDIES[study](whole, x, y, batch=3)
     file = tmp_path / "study.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        STUDIES[study](Counting(net, whole.calls * 2 // 3), x, y, batch=4, resume=file)
+        STUDIES[study](Counting(net, whole.calls * 2 // 3), x, y, batch=3, resume=file)
     rest = Counting(net)
-    same(STUDIES[study](rest, x, y, batch=4, resume=file), wanted)
+    same(STUDIES[study](rest, x, y, batch=3, resume=file), wanted)
     assert rest.calls < whole.calls
     with pytest.raises(ValueError, match="other seed") as error:
-        STUDIES[study](rest, x, y, batch=4, resume=file, seed=1)
+        STUDIES[study](rest, x, y, batch=3, resume=file, seed=1)
     assert "\n" not in str(error.value)
 
 

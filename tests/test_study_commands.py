@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import given
 
 from atent import plots
 from atent.cli import main
@@ -184,3 +185,10 @@ def test_the_pages_figures_are_those_of_the_results():
         assert f"| `{name}` | {' | '.join(f'{e:.1f}' for e in errors)} | {found.corruptions.ratios[name]:.2f} |" in PAGE
     for mean in (found.corruptions.mce, found.flips.mfr):
         assert f"{mean.value:.2f} [{mean.low:.2f}, {mean.high:.2f}]" in PAGE
+
+
+def test_the_pages_transfers_parse():
+    lines = [line for line in PAGE.splitlines() if line.startswith("atent transfer ")]
+    assert lines
+    for line in lines:
+        assert len(given("transfer", *line.split()[2:])["targets"]) == 3
