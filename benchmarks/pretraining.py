@@ -160,7 +160,7 @@ def page(told: dict[str, Any], command: str) -> str:
             f"# Contrastive pre-training, {told['scale']}", "",
             f"{told['pretraining_epochs']} epochs of pre-training without labels, which the epochs of the table do not"
             f" count. Test images: {words_on(told['data'])}. Robust: right under {' and '.join(told['attacks'])}. Means"
-            " over the seeds with Student's 95 % interval, in %. Not measured by AutoAttack: it may lower robust figures.",
+            " over the seeds with Student's 95 % interval, in %. AutoAttack may lower robust figures.",
             "", *table(["training", "epochs", "seeds", "clean accuracy", "robust accuracy"], rows), "",
             "Differences in points, paired by seed and image; their 95 % intervals cover other seeds and other images:",
             "", *table(["difference", "seeds", "clean accuracy", "robust accuracy"], gains), "",
