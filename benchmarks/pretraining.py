@@ -3,27 +3,30 @@
     python benchmarks/pretraining.py digits --seeds 3 --runs runs/pretraining --out results/pretraining-digits
 
 For each seed a network is pre-trained by the recipe SCALE-acl. The trainings that follow see as many samples in as many
-steps from its weights as from random ones. What is finished is not made again: the same command resumes, and the table
-holds the seeds that are complete. Options that are not known here are fields of all recipes, such as --data.root PATH.
+steps from its weights as from random ones. What is finished is not made again: the same command resumes, and
+``--finished`` writes the table of what is there. Options that are not known here are fields of all recipes, such as
+--data.root PATH.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from atent import runs as folder
 from atent.cli.jobs import recipe_job
 from atent.data.described import words as words_on
+from atent.evaluate.outcomes import per_sample
 from atent.experiments import migrate
 from atent.experiments.pipeline import Job, run_job
 from atent.experiments.pretraining import pretraining
 from atent.experiments.results import EvaluationFile
 from atent.markdown import table
-from atent.stats import Estimate, paired, t_interval
+from atent.stats import paired, t_interval
 
 ATTACKS = ("PGD(steps=20)", "PGD(steps=50, loss=margin)")
 ROWS = {
@@ -70,68 +73,97 @@ def measured(name: str, job: Job, path: Path) -> EvaluationFile:
     return migrate.read(path / folder.EVALUATION, EvaluationFile)
 
 
-def content(scale: str, found: dict[int, dict[str, EvaluationFile]], made: dict[str, Job]) -> dict[str, Any]:
-    """What is written: each run's accuracies, their means over seeds, and the differences of `PAIRS`."""
-    seeds, first = sorted(found), next(iter(found.values()))
-    n = first["scratch"].n
+def shares(each: Iterable[EvaluationFile]) -> dict[str, list[float]]:
+    """Clean and robust accuracy of each evaluation."""
+    each = list(each)
+    return {"clean": [e.clean.value for e in each], "robust": [e.worst.value for e in each]}
 
-    def shares(name: str) -> dict[str, list[float]]:
-        each = [found[seed][name] for seed in seeds]
-        return {"clean": [e.clean.value for e in each], "robust": [e.worst.value for e in each]}
 
-    def means(name: str) -> dict[str, Any]:
-        if len(seeds) < 2:
-            return {}
-        return {kind: _plain(t_interval(values, resolution=1 / n)) for kind, values in shares(name).items()}
+def outcomes(found: EvaluationFile) -> dict[str, str]:
+    """One character per image, 1 or 0: right without an attack, and right under all."""
+    rows = per_sample(found.outcomes)
+    robust = (row["right"] and set(row["attacks"].values()) == {"robust"} for row in rows)
+    return {"clean": found.outcomes["clean"], "robust": "".join("01"[held] for held in robust)}
 
-    def differences(a: str, b: str) -> dict[str, Any]:
-        one, other = shares(a), shares(b)
-        return {kind: _plain(paired(one[kind], other[kind], n)) for kind in one} if len(seeds) > 1 else {}
 
+def means(each: Sequence[EvaluationFile]) -> dict[str, Any]:
+    """Means over the seeds with Student's interval; nothing for a single seed."""
+    if len(each) < 2:
+        return {}
+    return {kind: asdict(t_interval(values, resolution=1 / each[0].n)) for kind, values in shares(each).items()}
+
+
+def differences(pairs: Sequence[tuple[EvaluationFile, EvaluationFile]]) -> dict[str, Any]:
+    """Differences paired by seed and image, with intervals that cover other seeds and other images."""
+    if not pairs:
+        return {}
+    one, other = shares(a for a, _ in pairs), shares(b for _, b in pairs)
+    by_image = [(outcomes(a), outcomes(b)) for a, b in pairs]
     return {
-        "schema_version": 1, "scale": scale, "seeds": seeds, "n": n, "data": first["scratch"].to_json()["data"],
-        "attacks": list(ATTACKS), "pretraining_epochs": made["acl"].train.epochs,
+        kind: asdict(
+            paired(
+                one[kind], other[kind], pairs[0][0].n, ([a[kind] for a, _ in by_image], [b[kind] for _, b in by_image])
+            )
+        )
+        for kind in one
+    }
+
+
+def content(scale: str, found: dict[str, dict[int, EvaluationFile]], made: dict[str, Job]) -> dict[str, Any]:
+    """What is written: each run's accuracies, their means over the seeds, and the differences of `PAIRS`.
+
+    ``found`` holds evaluations by name and seed, of those that are finished.
+    """
+    first = next(iter(found["scratch"].values()))
+    return {
+        "schema_version": 1, "scale": scale, "n": first.n, "data": first.to_json()["data"], "attacks": list(ATTACKS),
+        "pretraining_epochs": made["acl"].train.epochs,
         "rows": [
             {"name": name, "what": what, "epochs": made[name].train.epochs, "images": made[name].data.limit,
-             "seeds": shares(name), "mean": means(name)}
+             "seeds": sorted(found[name]), **shares(found[name].values()), "mean": means([*found[name].values()])}
             for name, what in ROWS.items()
         ],
-        "differences": [{"of": a, "less": b, **differences(a, b)} for a, b in PAIRS],
-        "provenance": first["scratch"].provenance,
+        "differences": [
+            {"of": a, "less": b, "seeds": (both := sorted({*found[a]} & {*found[b]})),
+             **differences([(found[a][seed], found[b][seed]) for seed in both])}
+            for a, b in PAIRS
+        ],
+        "provenance": first.provenance,
     }  # fmt: skip
 
 
-def _plain(found: Estimate) -> dict[str, float]:
-    return {"value": found.value, "low": found.low, "high": found.high}
+def figure(estimate: dict[str, float] | None, values: Sequence[float] = ()) -> str:
+    """A mean with its interval, or where there is none the values; in %."""
+    if not estimate:
+        return ", ".join(f"{100 * v:.1f}" for v in values)
+    return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
 def page(told: dict[str, Any], command: str) -> str:
-    """The table, as Markdown."""
+    """The tables, as Markdown."""
+    kinds = ("clean", "robust")
 
-    def figure(estimate: dict[str, float] | None, values: Sequence[float] = ()) -> str:
-        if not estimate:
-            return ", ".join(f"{100 * v:.1f}" for v in values)
-        return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+    def seeds(row: dict[str, Any]) -> str:
+        return ", ".join(map(str, row["seeds"]))
 
     rows = [
-        [row["what"], f"{row['epochs']}", *(figure(row["mean"].get(k), row["seeds"][k]) for k in ("clean", "robust"))]
+        [row["what"], str(row["epochs"]), seeds(row), *(figure(row["mean"].get(k), row[k]) for k in kinds)]
         for row in told["rows"]
     ]
     names = {row["name"]: row["what"] for row in told["rows"]}
     gains = [
-        [f"{names[each['of']]}, less {names[each['less']]}", *(figure(each.get(k)) for k in ("clean", "robust"))]
+        [f"{names[each['of']]}, less {names[each['less']]}", seeds(each), *(figure(each.get(k)) for k in kinds)]
         for each in told["differences"]
     ]
-    seeds, subset = ", ".join(map(str, told["seeds"])), words_on(told["data"])
     return "\n".join(
         [
             f"# Contrastive pre-training, {told['scale']}", "",
-            f"{told['pretraining_epochs']} epochs of pre-training without labels; seeds {seeds}; test images:"
-            f" {subset}. Robust: the worst of {' and '.join(told['attacks'])} for each image. Means over"
-            " seeds with Student's 95 % interval, in %.",
-            "", *table(["training", "epochs", "clean accuracy", "robust accuracy"], rows), "",
-            "Differences paired by seed, in points:", "",
-            *table(["difference", "clean accuracy", "robust accuracy"], gains), "",
+            f"{told['pretraining_epochs']} epochs of pre-training without labels, which the epochs of the table do not"
+            f" count. Test images: {words_on(told['data'])}. Robust: right under {' and '.join(told['attacks'])}. Means"
+            " over the seeds with Student's 95 % interval, in %. AutoAttack may lower robust figures.",
+            "", *table(["training", "epochs", "seeds", "clean accuracy", "robust accuracy"], rows), "",
+            "Differences in points, paired by seed and image; their 95 % intervals cover other seeds and other images:",
+            "", *table(["difference", "seeds", "clean accuracy", "robust accuracy"], gains), "",
             f"    {command}", "",
         ]
     )  # fmt: skip
@@ -143,18 +175,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--runs", type=Path, default=Path("runs/pretraining"))
     parser.add_argument("--out", type=Path, help="folder for pretraining.json and pretraining.md")
+    parser.add_argument("--finished", action="store_true", help="train nothing: the table of what is finished")
     given, words = parser.parse_known_args(argv)
-    out = given.out or Path("results") / f"pretraining-{given.scale}"
-    found: dict[int, dict[str, EvaluationFile]] = {}
+    found: dict[str, dict[int, EvaluationFile]] = {name: {} for name in ("acl", *ROWS)}
     for seed in range(given.seeds):
         made = jobs(given.scale, seed, given.runs, words)
-        each = {name: measured(name, job, given.runs / f"{name}-seed{seed}") for name, job in made.items()}
-        found[seed] = each
-        told = content(given.scale, found, made)
-        out.mkdir(parents=True, exist_ok=True)
-        folder.write_json(out / "pretraining.json", told)
-        command = f"python benchmarks/pretraining.py {given.scale} --seeds {given.seeds}"
-        folder.write_atomic(out / "pretraining.md", page(told, command).encode())
+        for name, job in made.items():
+            path = given.runs / f"{name}-seed{seed}"
+            if not given.finished or (path / folder.EVALUATION).is_file():
+                found[name][seed] = measured(name, job, path)
+    command = f"python benchmarks/pretraining.py {given.scale} --seeds {given.seeds}"
+    told = content(given.scale, found, made)
+    out = given.out or Path("results") / f"pretraining-{given.scale}"
+    out.mkdir(parents=True, exist_ok=True)
+    folder.write_json(out / "pretraining.json", told)
+    folder.write_atomic(out / "pretraining.md", page(told, command).encode())
     print(page(told, command))
     return 0
 

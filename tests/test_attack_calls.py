@@ -22,6 +22,9 @@ AIMED = pytest.mark.parametrize(("name", "norm"), [pytest.param(*each, id=" ".jo
 STEPS = {"PGD": {"steps": 3}, "IFGS": {"steps": 3}, "Langevin": {"steps": 3}}
 
 
+CLIMB_CE = ("FGSM", "IFGS", "PGD", "Langevin", "DDN", "EoT", "SparsePGD", "TokenAttack")
+
+
 def small(name, norm, eps=None):
     return build(name, norm, STEPS.get(name, {}), eps)
 
@@ -65,10 +68,11 @@ def constraint(logits, y):
 def test_the_losses_are_those_of_the_points(name, norm, conv_net, batch):
     model, (x, y) = conv_net(), batch(6)
     attack = small(name, norm)
-    losses = [cross_entropy] if name in ("FGSM", "IFGS", "PGD", "Langevin", "DDN", "EoT") else [LOSSES["margin"]]
+    losses = [cross_entropy] if name in CLIMB_CE else [LOSSES["margin"]]
     # The parts of AutoAttack climb losses of their own.
     losses = [*losses, cross_entropy] if name in ("APGD", "AutoAttack") else losses
-    losses = {"CarliniWagner": [hinge], "ALMA": [constraint]}.get(name, losses)
+    hinged = dict.fromkeys(("CarliniWagner", "SAPF", "SigmaZero"), [hinge])
+    losses = {**hinged, "ALMA": [constraint]}.get(name, losses)
 
     def callback(k, x_adv, loss):
         logits, met = model(x_adv), ~loss.isnan()
