@@ -71,7 +71,7 @@ def test_the_losses_are_those_of_the_points(name, norm, conv_net, batch):
     losses = [cross_entropy] if name in CLIMB_CE else [LOSSES["margin"]]
     # The parts of AutoAttack climb losses of their own.
     losses = [*losses, cross_entropy] if name in ("APGD", "AutoAttack") else losses
-    hinged = dict.fromkeys(("CarliniWagner", "SAPF", "SigmaZero"), [hinge])
+    hinged = {each: [hinge] for each in ("CarliniWagner", "SAPF", "SigmaZero")}
     losses = {**hinged, "ALMA": [constraint]}.get(name, losses)
 
     def callback(k, x_adv, loss):

@@ -89,12 +89,12 @@ def test_every_attack_refuses_it_and_takes_permission(name, net, batch):
     x, y = batch(3)
     norm = next(norm for norm in HUGE if norm in ATTACKS[name].norms)
     few = {
-        "steps": 2, "queries": 2, "search_steps": 1, "final_steps": 2, "targets": 1, "attack": "FGSM", "source": net, "samples": 1,
-        "levels": None,
+        "steps": 2, "queries": 2, "search_steps": 1, "final_steps": 2, "targets": 1, "attack": "FGSM", "source": net,
+        "samples": 1, "levels": None,
     }  # fmt: skip
     known = {f.name for f in dataclasses.fields(ATTACKS[name])}
     settings = {k: v for k, v in few.items() if k in known}
-    with pytest.raises(ValueError, match="did you mean 8/255|eps must be below the number of") as error:
+    with pytest.raises(ValueError, match=r"did you mean 8/255|eps must be below the number of") as error:
         ATTACKS[name](threat=threat_in(norm, HUGE[norm]), **settings)(net, x, y)
     assert "\n" not in str(error.value)
     allowed = ATTACKS[name](threat=threat_in(norm, HUGE[norm], allow_large_eps=True), **settings)

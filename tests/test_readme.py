@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import given, train_job
+from kit import threat_in
 
 from atent import load
 from atent.data import DataSettings
@@ -75,7 +76,6 @@ def test_the_commands_parse():
 def test_the_commands_that_evaluate_parse():
     from atent.attacks import ATTACKS
     from atent.attacks.spec import parse
-    from atent.threat import Threat
 
     lines = [line.removeprefix("$ ") for line in TEXT.splitlines()]
     found = [
@@ -84,8 +84,9 @@ def test_the_commands_that_evaluate_parse():
     assert {words[1] for words in found} == {"evaluate", "attack"}
     for _, command, *args in found:
         options = given(command, *args)
+        threat = threat_in(args[args.index("--norm") + 1] if "--norm" in args else "linf")
         for text in (options["attacks"] or ()) if command == "evaluate" else [options["attack"]]:
-            parse(text, Threat("linf", 0.1), ATTACKS)
+            parse(text, threat, ATTACKS)
 
 
 def test_figures_are_those_of_the_results():
