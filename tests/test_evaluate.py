@@ -10,6 +10,7 @@ from atent.attacks import FGSM, PGD, Attack, AutoAttack, Langevin
 from atent.attacks.spec import label
 from atent.data.described import spans, unspan
 from atent.evaluate import Evaluation, evaluate, masking_checks, predict, rounds, samples, sweep
+from atent.evaluate.craft import craft
 from atent.evaluate.outcomes import per_sample
 from atent.models import Normalize
 from atent.precision import Lowered
@@ -756,3 +757,31 @@ def test_checked_samples_are_not_checked_again(conv_net, batch, monkeypatch):
     with pytest.raises(ValueError, match="box"):
         evaluate(model, known, None, [FGSM(Threat("linf", 0.1, box=(0.9, 1.0)))])
     assert seen == [(0.0, 1.0), (0.9, 1.0)]
+
+
+@dataclass(frozen=True)
+class Leaves(Attack):
+    """Goes twice as far as its threat allows."""
+
+    norms = ("linf", "l0")
+
+    @property
+    def passes(self):
+        return 1
+
+    def search(self, oracle, x, y, streams):
+        if self.threat.norm == "l0":
+            return self.threat.clamp(x + 0.5)
+        return self.threat.clamp(x + 2 * self.threat.eps)
+
+
+@pytest.mark.parametrize("threat", [Threat("linf", 0.1), Threat("l0", 2)], ids=str)
+def test_an_attack_that_leaves_its_threat_is_refused(threat, conv_net, batch):
+    model, (x, y) = conv_net(), batch(9)
+    for measure in (
+        lambda: evaluate(model, x, y, [Leaves(threat)]),
+        lambda: craft(model, x, y, Leaves(threat)),
+    ):
+        with pytest.raises(ValueError, match=r"Leaves left its threat: a result has l\w+ distance") as error:
+            measure()
+        assert "\n" not in str(error.value)

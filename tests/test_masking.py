@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import atent
-from atent.attacks import FGSM, PGD, Langevin, Square
+from atent.attacks import FGSM, PGD, Langevin, SparsePGD, Square, TokenAttack
 from atent.evaluate import CHECKS, Check, masking_checks
 from atent.evaluate.masking import step_of
 from atent.evaluate.subject import Subject, gained, subject, weaker
@@ -421,3 +421,14 @@ def test_the_samples_are_of_every_class_whatever_the_order(order):
     sample = subject(torch.nn.Identity(), x, y, LINF, PGD(LINF), 0, None, 250)
     shares = sample.y.bincount(minlength=10).tolist()
     assert shares == ([91] + [1] * 9 if order == "rare" else [10] * 10)
+
+
+def test_counts_have_a_check_without_gradients(conv_net, batch):
+    model, (x, y) = conv_net(torch.float32), batch(60, torch.float32)
+    threat = Threat("l0", 1)
+    checks = {check.name: check for check in masking_checks(model, x, y, threat, attack=SparsePGD(threat, steps=5))}
+    assert "SparseRS" in checks["black-box"].figure
+    assert "1 / 1 / 2 elements" in checks["eps-monotone"].figure
+    patch = Threat("patch", 1, side=2)
+    checks = {c.name: c for c in masking_checks(model, x, y, patch, attack=TokenAttack(patch, steps=5))}
+    assert checks["black-box"].figure.startswith("not measured")

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from atent.attacks.ifgs import IFGS as IFGS
     from atent.attacks.langevin import Langevin as Langevin
     from atent.attacks.pgd import PGD as PGD
+    from atent.attacks.sapf import SAPF as SAPF
+    from atent.attacks.sigma_zero import SigmaZero as SigmaZero
+    from atent.attacks.sparse_pgd import SparsePGD as SparsePGD
+    from atent.attacks.sparse_rs import SparseRS as SparseRS
     from atent.attacks.square import Square as Square
+    from atent.attacks.token import TokenAttack as TokenAttack
     from atent.attacks.transfer import Transfer as Transfer
 
 _OTHERS = ("ATTACKS", "Attack", "Outcome", "Sampler", "attack", "sampler")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from atent.attacks.base import Attack
 from atent.checks import as_samples, check_number, check_seed, numbered
 from atent.evaluate.evaluation import predict
+from atent.evaluate.outcomes import attacked
 from atent.progress import Advance
 from atent.runs import atomic, dumps
 
@@ -42,7 +43,7 @@ def craft(
     attack.threat.check_samples(len(x))
     found = []
     for some in torch.arange(len(x), device=x.device).split(batch):
-        found.append(attack.of(some).run(model, x[some], y[some], seed=seed, ids=ids[some])[:3])
+        found.append(attacked(attack.of(some), model, x[some], y[some], seed=seed, ids=ids[some])[:3])
         if advance:
             advance(len(some), "")
     x_adv, success, norm = (torch.cat(parts) for parts in zip(*found))

@@ -17,7 +17,7 @@ from atent.checks import as_inputs, as_labels, check_logits, check_number, check
 from atent.data.described import spans
 from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
-from atent.evaluate.outcomes import bits, flags
+from atent.evaluate.outcomes import attacked, bits, flags
 from atent.evaluate.samples import Checked, checked
 from atent.guard import ask, guard, outside_inference
 from atent.independence import dependence_hint
@@ -284,8 +284,8 @@ class _Trial:
             if not len(some):
                 continue
             begun, at = time.perf_counter(), some.to(self.x.device)
-            outcome = attack.of(at).run(
-                self.model, self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part,
+            outcome = attacked(
+                attack.of(at), self.model, self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part,
                 search_dtype=self.search_dtype, channels_last=self.channels_last,
             )  # fmt: skip
             new = Met(

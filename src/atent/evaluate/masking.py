@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from atent.attacks import FGSM, PGD, Attack, Langevin, Square
+from atent.attacks import FGSM, PGD, Attack, Langevin, SparsePGD, SparseRS, Square
 from atent.attacks.spec import label
 from atent.evaluate import gradients
 from atent.evaluate.samples import Checked
@@ -72,8 +72,12 @@ def eps_whole_box(p: Subject) -> gradients.Verdict:
 def eps_monotone(p: Subject) -> gradients.Verdict:
     """A larger budget fools no fewer."""
     threat = replace(p.threat, allow_large_eps=True)
-    verdicts = [p.robust(PGD(threat.scaled(factor))) for factor in (0.5, 1, 2)]
-    return _never_rises(verdicts), f"{_tally(verdicts)} at 0.5 / 1 / 2 eps"
+    threats = [threat.scaled(factor) for factor in (0.5, 1, 2)]
+    verdicts = [p.robust(PGD(each)) for each in threats]
+    # A count is rounded: half of 1 is 1.
+    counts = " / ".join(f"{float(each.eps):g}" for each in threats)
+    radii = f"{counts} {threat.units}" if threat.norm in COUNTS else "0.5 / 1 / 2 eps"
+    return _never_rises(verdicts), f"{_tally(verdicts)} at {radii}"
 
 
 def steps_monotone(p: Subject) -> gradients.Verdict:
@@ -96,10 +100,16 @@ def iterative(p: Subject) -> gradients.Verdict:
 
 def black_box(p: Subject) -> gradients.Verdict:
     """An attack with gradients is at least as strong as one without."""
-    if p.threat.norm not in Square.norms:
-        return True, f"no attack without gradients has a form for {p.threat.norm}: nothing to compare with"
-    blind, sighted = p.robust(Square(p.threat, queries=QUERIES)), p.robust(PGD(p.threat))
-    return not weaker(sighted, blind), f"{_tally([blind, sighted])} under Square with {QUERIES} queries / PGD-20"
+    pair: tuple[Attack, Attack] | None = None
+    if p.threat.norm in Square.norms:
+        pair = Square(p.threat, queries=QUERIES), PGD(p.threat)
+    elif p.threat.norm in SparseRS.norms:
+        pair = SparseRS(p.threat, queries=QUERIES), SparsePGD(p.threat, steps=20)
+    if pair is None:
+        return True, f"not measured: no attack without gradients has a form for {p.threat.norm}"
+    names = f"{type(pair[0]).__name__} with {QUERIES} queries / {type(pair[1]).__name__}-20"
+    blind, sighted = map(p.robust, pair)
+    return not weaker(sighted, blind), f"{_tally([blind, sighted])} under {names}"
 
 
 def loss(p: Subject) -> gradients.Verdict:

@@ -6,12 +6,35 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from atent.attacks.base import Attack, Outcome
 from atent.data.described import unspan
 
 FOOLED, ROBUST, NOT_TRIED = "f", "s", "-"
 _WORDS = {FOOLED: "fooled", ROBUST: "robust", NOT_TRIED: "not tried"}
+
+
+def attacked(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, **how: Any) -> Outcome:
+    """``attack.run(model, x, y, **how)``; ValueError, in one line, for a result outside the attack's threat.
+
+    Such a result would count as a success of a larger adversary. Inputs in half precision are not checked: a unit of
+    theirs is more than the tolerance.
+    """
+    out = attack.run(model, x, y, **how)
+    if not len(out.norm) or out.x_adv.dtype not in (torch.float32, torch.float64):
+        return out
+    threat = attack.threat
+    inside = threat.contains(out.x_adv, threat.clamp(x.detach()))
+    if not bool(inside.all()):
+        row = int((~inside).nonzero()[0])
+        eps = float(threat.take(torch.tensor([row])).radii(torch.zeros(1, dtype=torch.float64)))
+        raise ValueError(
+            f"{type(attack).__name__} left its threat: a result has {threat.norm} distance"
+            f" {float(out.norm[row]):.6g} at eps {eps:g}, or lies outside the box: project it in"
+            " `search` (threat.project), and try atent.testing.check_attack"
+        )
+    return out
 
 
 def flags(tried: Tensor, fooled: Tensor) -> str:

@@ -12,6 +12,7 @@ from atent.attacks.base import Attack
 from atent.attacks.oracle import Loss, Oracle
 from atent.checks import check_logits, check_number, check_seed
 from atent.data.split import spread
+from atent.evaluate.outcomes import attacked
 from atent.evaluate.samples import Checked, checked
 from atent.guard import ask, guard
 from atent.precision import full_precision
@@ -55,7 +56,7 @@ class Subject:
         """Which samples are robust (bool) and how far each was moved (float64), both (n,)."""
         if repr(attack) not in self._done:
             outcomes = [
-                attack.run(self.model, self.x[part], self.y[part], seed=self.seed, ids=self.ids[part])
+                attacked(attack, self.model, self.x[part], self.y[part], seed=self.seed, ids=self.ids[part])
                 for part in torch.arange(self.n, device=self.x.device).split(self.batch)
             ]
             robust = ~torch.cat([o.success for o in outcomes])
