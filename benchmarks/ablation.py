@@ -16,17 +16,18 @@ import copy
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from atent.cli import main
-from atent.data.described import words
+from atent.experiments import migrate
 from atent.experiments.comparison import measure
 from atent.experiments.recipe_files import as_toml, read_recipe
+from atent.experiments.results import ComparisonFile, Spread
 from atent.markdown import table as markdown_table
 from atent.messages import deprecated
-from atent.runs import read_json, with_present_keys, write_atomic, write_json
+from atent.runs import write_atomic, write_json
 
 Tables = dict[str, Any]
 
@@ -100,20 +101,30 @@ def variants(
     return once
 
 
-def effects(found: dict[str, Any], names: tuple[str, str]) -> list[dict[str, Any]]:
-    """What each part brings, from the content of comparison.json: the accuracy of the network that has the part less
-    that of the one that has it not, seed by seed, clean and under the worst of the attacks. The last row is all parts
-    together: the larger recipe less the smaller."""
-    small, large = names
-    rows = {row["recipe"]: row["seeds"] for row in found["rows"]}
+@dataclass(frozen=True)
+class Effect:
+    """What one part brings: the network that has it less, and for seconds over, the one that has it not."""
 
-    def effect(part: str, to: str, having: str, lacking: str) -> dict[str, Any]:
+    part: str
+    to: str
+    """The recipe that it is added to."""
+    clean: Spread
+    worst: Spread
+    seconds: Spread
+
+
+def effects(found: ComparisonFile, names: tuple[str, str]) -> list[Effect]:
+    """What each part brings: the accuracy of the network that has the part less that of the one that has it not, seed
+    by seed, clean and under the worst of the attacks. The last one is all parts together: the larger recipe less the
+    smaller."""
+    small, large = names
+    rows = {row.recipe: row.seeds for row in found.rows}
+
+    def effect(part: str, to: str, having: str, lacking: str) -> Effect:
         pairs = list(zip(rows[having], rows[lacking], strict=True))
-        entry: dict[str, Any] = {"part": part, "to": to}
-        for key in ("clean", "worst"):
-            entry[key] = asdict(measure([a[key]["value"] - b[key]["value"] for a, b in pairs]))
-        entry["seconds"] = asdict(measure([a["seconds_per_epoch"] / b["seconds_per_epoch"] for a, b in pairs]))
-        return entry
+        clean = measure([a.clean.value - b.clean.value for a, b in pairs])
+        worst = measure([a.worst.value - b.worst.value for a, b in pairs])
+        return Effect(part, to, clean, worst, measure([a.seconds_per_epoch / b.seconds_per_epoch for a, b in pairs]))
 
     out = []
     for recipe in rows:
@@ -127,28 +138,25 @@ def effects(found: dict[str, Any], names: tuple[str, str]) -> list[dict[str, Any
     return [*out, effect("all of them", small, large, small)]
 
 
-def table(found: dict[str, Any], names: tuple[str, str]) -> str:
+def table(found: ComparisonFile, names: tuple[str, str]) -> str:
     """The effects as Markdown: points of accuracy, and how many times the time of an epoch."""
 
-    def points(cell: dict[str, Any]) -> str:
-        if cell["sd"] is None:
-            return f"{100 * cell['mean']:+.1f}"
-        return (
-            f"{100 * cell['mean']:+.1f} +- {100 * cell['sd']:.1f} [{100 * cell['low']:+.1f}, {100 * cell['high']:+.1f}]"
-        )
+    def points(cell: Spread) -> str:
+        if cell.sd is None or cell.low is None or cell.high is None:
+            return f"{100 * cell.mean:+.1f}"
+        return f"{100 * cell.mean:+.1f} +- {100 * cell.sd:.1f} [{100 * cell.low:+.1f}, {100 * cell.high:+.1f}]"
 
-    attacks = ", ".join(found["rows"][0]["attacks"])
+    attacks = ", ".join(found.rows[0].attacks)
     rows = []
-    for row in effects(found, names):
-        cells = [points(row["clean"]), points(row["worst"]), f"{row['seconds']['mean']:.2f} times"]
-        rows.append([row["part"], row["to"], *cells])
+    for each in effects(found, names):
+        rows.append([each.part, each.to, points(each.clean), points(each.worst), f"{each.seconds.mean:.2f} times"])
     heads = ["part", "added to", "clean (points)", "robust (points)", "time of an epoch"]
     lines = markdown_table(heads, rows, left=2)
-    data, seeds = found["data"], len(found["seeds"])
+    data, seeds = found.data, len(found.seeds)
     lines += [
         "",
-        f"Robust: the worst of {attacks}, {', '.join(found['threats'])}, {data['name']}, test images:"
-        f" {words(data)}; {seeds} seed{'s' if seeds > 1 else ''}. Mean +- standard deviation of the differences"
+        f"Robust: the worst of {attacks}, {', '.join(found.threats)}, {data.name}, test images:"
+        f" {data.text}; {seeds} seed{'s' if seeds > 1 else ''}. Mean +- standard deviation of the differences"
         " between networks of one seed, and in brackets their 95 % t-interval over the seeds: the images are the same"
         " on both sides, and what other images would say is not in it.",
         "",
@@ -175,8 +183,8 @@ if __name__ == "__main__":
     code = main(["compare", *map(str, paths), "--name", given.name, "--runs", str(given.runs), *rest])
     place = given.runs / given.name
     if code == 0:
-        found = with_present_keys(read_json(place / "comparison.json"))
-        write_json(place / "ablation.json", {"effects": effects(found, names)})
+        found = migrate.read(place / "comparison.json", ComparisonFile)
+        write_json(place / "ablation.json", {"effects": [asdict(each) for each in effects(found, names)]})
         write_atomic(place / "ablation.md", table(found, names))
         print(table(found, names))
     sys.exit(code)

@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 HERE = Path(__file__).resolve().parent
 KINDS = ("train", "curves", "measure", "timing", "table", "command")
 INTERRUPTED = 3
@@ -317,14 +319,15 @@ def last_line(path: Path) -> str:
 @contextlib.contextmanager
 def alone(state: State) -> Iterator[None]:
     """Hold the state against a second campaign; ValueError where there is one."""
-    import fcntl
-
-    with (state.place / "lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"a campaign is at work on {state.place}: see `status`, or give another --state") from None
+    lock = FileLock(state.place / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"a campaign is at work on {state.place}: see `status`, or give another --state") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def at_work(state: State) -> bool:

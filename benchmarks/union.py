@@ -22,7 +22,7 @@ from atent.experiments.recipes import job
 METHODS = ("standard", "pgdat", "trades", "atent")
 NETWORKS = ("cnn", "vit")
 TRAINING: dict[str, dict[str, Any]] = {
-    "digits": {"recipe": "digits-linf", "epochs": 30, "cnn": "digits_cnn"},
+    "digits": {"recipe": "digits-linf", "epochs": 20, "cnn": "digits_cnn"},
     "mnist5k": {"recipe": "mnist5k-linf", "epochs": 4, "cnn": "small_cnn"},
 }
 """For each data set: what its recipes begin with, epochs of every method, and the convolutional network."""

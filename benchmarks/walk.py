@@ -1,6 +1,6 @@
 """How far one call walks: the files and functions of the package that it passes, how deep, and how long it takes.
 
-python benchmarks/walk.py
+python benchmarks/walk.py [-v]
 """
 
 from __future__ import annotations
@@ -21,50 +21,55 @@ from atent.attacks import PGD
 from atent.methods import ATENT
 from atent.threat import Threat
 
-HOUSE = str(Path(atent.__file__).parent)
+PACKAGE = str(Path(atent.__file__).parent)
+
+# These have frames of their own before Python 3.12 and none from then on: the counts are those of every version.
+COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>")
 
 
 class Walk(NamedTuple):
     """What one call passes of the package."""
 
     files: set[str]
-    functions: set[str]
-    calls: int
+    functions: dict[str, int]
+    """``file function`` -> how often it is called; closures, lambdas and generators count, comprehensions do not."""
     depth: int
-    """The most frames of the package that are open at once."""
+    """The most functions of the package that are open at once."""
 
 
 def walk(call: Callable[[], Any]) -> Walk:
     """The walk of one call; the profiler's own frames do not count."""
-    files: set[str] = set()
-    functions: set[str] = set()
-    calls = depth = most = 0
+    functions: dict[str, int] = {}
+    depth = most = 0
 
     def see(frame: FrameType, event: str, _: Any) -> None:
-        nonlocal calls, depth, most
+        nonlocal depth, most
         code = frame.f_code
-        if event not in ("call", "return") or not code.co_filename.startswith(HOUSE):
+        if event not in ("call", "return") or not code.co_filename.startswith(PACKAGE):
+            return
+        if code.co_name in COMPREHENSIONS:
             return
         depth += 1 if event == "call" else -1
         if event == "call":
-            files.add(code.co_filename[len(HOUSE) + 1 :])
-            functions.add(f"{code.co_filename[len(HOUSE) + 1 :]} {code.co_qualname}")
-            calls, most = calls + 1, max(most, depth)
+            name = f"{code.co_filename[len(PACKAGE) + 1 :]} {code.co_qualname}"
+            functions[name], most = functions.get(name, 0) + 1, max(most, depth)
 
+    before = sys.getprofile()
     sys.setprofile(see)
     try:
         call()
     finally:
-        sys.setprofile(None)
-    return Walk(files, functions, calls, most)
+        sys.setprofile(before)
+    return Walk({name.split()[0] for name in functions}, functions, most)
 
 
 def calls() -> dict[str, Callable[[], Any]]:
     """One call of PGD as training and one as an evaluation makes it, and one step of ATENT."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-    x, y = torch.rand(32, 8), torch.arange(32) % 3
-    threat, rng = Threat("linf", 0.1), torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    x, y, threat = torch.rand(32, 8, generator=rng), torch.arange(32) % 3, Threat("linf", 0.1)
     attack, method = PGD(threat, steps=3), ATENT(threat, steps=3)
     return {
         "PGD, training": lambda: attack(net, x, y, rng=rng),
@@ -84,17 +89,17 @@ def seconds(call: Callable[[], Any], repeats: int = 200) -> float:
 
 
 def main() -> None:
-    """Print one line for each call."""
+    """Print one line for each call, and with -v one for each function."""
     torch.set_num_threads(1)
     for name, call in calls().items():
         call()
         found = walk(call)
         print(
-            f"{name:16} {len(found.files):3} files {len(found.functions):3} functions {found.calls:4} calls"
-            f" depth {found.depth:2}  {1e6 * seconds(call):6.0f} us"
+            f"{name:16} {len(found.files):3} files {len(found.functions):3} functions"
+            f" {sum(found.functions.values()):4} calls depth {found.depth:2}  {1e6 * seconds(call):6.0f} us"
         )
         if "-v" in sys.argv:
-            print("\n".join(f"    {each}" for each in sorted(found.functions)))
+            print("\n".join(f"    {count:3} {each}" for each, count in sorted(found.functions.items())))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import re
 from importlib import metadata
 from pathlib import Path
 
+from atent.cli.list import known
 from atent.experiments.recipe_files import read_recipe, recipe_names
 
 project = "atent"
@@ -32,9 +33,17 @@ def recipe_table() -> str:
     return "\n".join(["| recipe | what it trains |", "|---|---|", *rows, ""])
 
 
+def known_table(kind: str) -> str:
+    """What `atent list` prints of a kind, but for where it comes from: what this library has."""
+    rows = [f"| `{name}` | {about} |" for name, about, origin in known(kind) if origin == "built-in"]
+    return "\n".join(["| name | what it is |", "|---|---|", *rows, ""])
+
+
 def _generate(app) -> None:
     (HERE / "_generated").mkdir(exist_ok=True)
     (HERE / "_generated" / "recipes.md").write_text(recipe_table(), encoding="utf-8")
+    for kind in ("attacks", "methods", "models", "data", "certifiers", "optimizers"):
+        (HERE / "_generated" / f"{kind}.md").write_text(known_table(kind), encoding="utf-8")
 
 
 def _name_files(app, docname, source) -> None:

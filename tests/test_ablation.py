@@ -1,19 +1,25 @@
 """The ablation's recipes: each differs from its neighbour by one part, and none comes twice."""
 
 import importlib.util
+import json
+import sys
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from atent.experiments import migrate
 from atent.experiments.recipe_files import as_toml, read_recipe
 from atent.experiments.recipes import job
+from atent.experiments.results import ComparisonFile, Share
+from atent.runs import with_present_keys
 
 spec = importlib.util.spec_from_file_location("ablation", Path(__file__).parent.parent / "benchmarks" / "ablation.py")
-ablation = importlib.util.module_from_spec(spec)
+ablation = sys.modules["ablation"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ablation)
 
+RESULTS = Path(__file__).parent.parent / "results"
 SMALL, LARGE = "digits-linf-atent", "digits-linf-atent-plus"
 
 
@@ -84,25 +90,41 @@ def test_what_a_part_brings_is_the_mean_difference_of_equal_seeds():
 
     def row(recipe, clean, worst, seconds):
         seeds = [
-            {"clean": {"value": a}, "worst": {"value": b}, "seconds_per_epoch": seconds}
-            for a, b in zip(clean, worst, strict=True)
+            replace(model.seeds[0], seed=k, clean=share(a), worst=share(b), seconds_per_epoch=seconds)
+            for k, (a, b) in enumerate(zip(clean, worst, strict=True))
         ]
-        return {"recipe": recipe, "seeds": seeds, "attacks": {"AutoAttack": {}}}
+        return replace(model, recipe=recipe, seeds=seeds)
 
+    def share(value):
+        return Share(value, 0.0, 1.0, round(200 * value), 200)
+
+    whole = migrate.read(RESULTS / "ablation-digits-linf/comparison.json", ComparisonFile)
+    model = whole.rows[0]
     rows = [
         row("a", (0.9, 0.8), (0.5, 0.4), 1.0), row("a-with-awp", (0.9, 0.9), (0.6, 0.6), 2.0),
         row("b-without-awp", (0.8, 0.8), (0.4, 0.4), 1.0), row("b", (0.9, 0.8), (0.7, 0.5), 2.0),
         row("b-with-x-1", (0.9, 0.8), (0.6, 0.5), 2.0),
     ]  # fmt: skip
-    found = {"rows": rows, "data": {"name": "digits", "n": 200, "of": 500}, "seeds": [0, 1], "threats": ["linf 0.15"]}
-    effects = {(e["part"], e["to"]): e for e in ablation.effects(found, ("a", "b"))}
+    found = replace(whole, rows=rows, seeds=[0, 1])
+    effects = {(e.part, e.to): e for e in ablation.effects(found, ("a", "b"))}
     assert list(effects) == [("awp", "a"), ("awp", "b, without it"), ("x-1", "b"), ("all of them", "a")]
     added = effects["awp", "a"]
-    assert added["worst"]["mean"] == pytest.approx(0.15)
-    assert added["worst"]["sd"] == pytest.approx(0.05 * 2**0.5)
-    assert added["clean"]["mean"] == pytest.approx(0.05)
-    assert added["seconds"]["mean"] == 2
-    assert effects["awp", "b, without it"]["worst"]["mean"] == pytest.approx(0.2)
-    assert effects["x-1", "b"]["worst"]["mean"] == pytest.approx(-0.05)
+    assert added.worst.mean == pytest.approx(0.15)
+    assert added.worst.sd == pytest.approx(0.05 * 2**0.5)
+    assert added.clean.mean == pytest.approx(0.05)
+    assert added.seconds.mean == 2
+    assert effects["awp", "b, without it"].worst.mean == pytest.approx(0.2)
+    assert effects["x-1", "b"].worst.mean == pytest.approx(-0.05)
     text = ablation.table(found, ("a", "b"))
     assert "| awp | a | +5.0 +- 7.1 [-58.5, +68.5] | +15.0 +- 7.1 [-48.5, +78.5] | 2.00 times |" in text
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("ablation-*/ablation.json")), ids=lambda path: path.parent.name)
+def test_committed_effects_are_those_of_their_comparison(path):
+    found = migrate.read(path.with_name("comparison.json"), ComparisonFile)
+    kept = with_present_keys(json.loads(path.read_text()))["effects"]
+    made = [asdict(each) for each in ablation.effects(found, (found.rows[0].recipe, kept[-2]["to"].partition(",")[0]))]
+    for one, other in zip(made, kept, strict=True):
+        assert (one["part"], one["to"]) == (other["part"], other["to"])
+        for figure in ("clean", "worst", "seconds"):
+            assert one[figure] == pytest.approx(other[figure], rel=1e-9, abs=1e-12)

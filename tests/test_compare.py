@@ -19,11 +19,13 @@ from atent import plots, stats
 from atent import runs as run
 from atent.cli import main
 from atent.cli.words import seconds
+from atent.evaluate.outcomes import per_sample
 from atent.experiments import compare as room
 from atent.experiments import migrate
 from atent.experiments.collect import seed_result
 from atent.experiments.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
-from atent.experiments.plan import Run, agree
+from atent.experiments.finished import compare_runs
+from atent.experiments.plan import agree
 from atent.experiments.results import ComparisonFile, EvaluationFile, LastEpoch, Share, Spread
 
 BEFORE = Path(__file__).parent / "before_subsets"
@@ -93,6 +95,17 @@ def times(path):
 # ---- the whole path
 
 
+def by_hand(path, one, other, seeds):
+    """For each image, over the seeds: how often the one is robust less how often the other is."""
+    total = [0] * 40
+    for name, sign in ((one, 1), (other, -1)):
+        for seed in range(seeds):
+            kept = json.loads((path / f"{name}-seed{seed}/evaluation.json").read_text())["outcomes"]
+            for i, row in enumerate(per_sample(kept)):
+                total[i] += sign * (row["right"] and "fooled" not in row["attacks"].values())
+    return total
+
+
 def test_compare_trains_once_and_reuses(here, capsys):
     status, out, err = said(capsys, "--seeds", "2", "--jobs", "2")
     assert status == 0, err
@@ -128,6 +141,25 @@ def test_compare_trains_once_and_reuses(here, capsys):
     assert caveat({}) in text
     assert caveat({}) in out
     assert (path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+    # The finished runs, compared from Python, give the same rows, paired by seed and image.
+    whole = ComparisonFile.from_json(found)
+    again = compare_runs(sorted(path.glob("*-seed?")))
+    assert {r.recipe: r for r in again.rows} == {r.recipe: r for r in whole.rows}
+    assert (again.data, again.model, again.epochs, again.seeds) == (whole.data, whole.model, whole.epochs, whole.seeds)
+    assert (again.cascade, again.differs, again.threats) == (False, [], whole.threats)
+    (pair,), (row, other) = whole.pairs, whole.rows
+    assert (pair.one, pair.other, pair.basis) == ("plain", "pgd", "over 2 seeds and 40 images")
+    assert pair.worst.value == pytest.approx(row.worst.mean - other.worst.mean)
+    gaps = by_hand(path, "plain", "pgd", 2)
+    assert pair.worst.p == stats.mcnemar(sum(g > 0 for g in gaps), sum(g < 0 for g in gaps))
+    assert pair.worst.low <= pair.worst.value <= pair.worst.high
+    assert "less" in out
+    status = main(["compare", *map(str, sorted(path.glob("*-seed?"))), "--runs", "other", "--json"])
+    text = capsys.readouterr()
+    assert status == 0, text.err
+    assert json.loads(text.out)["rows"] == again.to_json()["rows"]
+    assert json.loads(Path("other/compare/comparison.json").read_text()) == json.loads(text.out)
 
     # The same again trains nothing; neither does a narrower machine or another place of the data.
     before = times(path)
@@ -258,6 +290,7 @@ def test_two_commands_do_not_share_a_folder(here, capsys):
         (["plain.toml", "plain.toml"], ["plain.toml is given twice"]),
         (["plain.toml", "sub/plain.toml"], ["the same name"]),
         (["plain.toml", "pgd.toml", "--seeds", "0"], ["seeds must be at least 1, got 0"]),
+        (["plain.toml", "pgd.toml", "--seeds", "3", "4"], ["got 3 4", "write --seeds 2 --first-seed 3"]),
         (["plain.toml", "pgd.toml", "--jobs", "0"], ["jobs must be at least 1, got 0"]),
         (["plain.toml", "pgd.toml", "--first_seed", "-1"], ["first-seed must be at least 0"]),
         (["plain.toml", "pgd.toml", "--seedz", "2"], ["--seedz", "did you mean '--seeds'"]),
@@ -457,19 +490,18 @@ def test_the_last_epoch_is_shown_beside_the_best(monkeypatch, tmp_path):
     ids=["the best", "evaluated", "not evaluated"],
 )  # fmt: skip
 def test_the_last_epochs_figure_of_a_run(here, epoch, last, expected):
-    made = Run("pgd.toml", next(iter(jobs("pgd.toml", "plain.toml").values())), here / "r")
-    made.path.mkdir()
+    made = here / "r"
+    made.mkdir()
     for n in (1, 2):
-        run.append_jsonl(made.path / run.METRICS, {"epoch": n, "seconds": 1.0, "memory_mb": None})
+        run.append_jsonl(made / run.METRICS, {"epoch": n, "seconds": 1.0, "memory_mb": None})
     stored = migrate.evaluation(json.loads((BEFORE / "finished" / "evaluation.json").read_text()))
     stored = EvaluationFile.from_json(stored)
     other = last and LastEpoch(2, stored.clean, {}, Share(**stats.share(last, 10)))
     stored = replace(stored, epoch=epoch, worst=Share(**stats.share(9, 10)), last=other)
-    found = seed_result(made, stored).last
+    found = seed_result(made, 0, stored).last
     assert (found and found.k) == expected
     # Where it is not asked for, a run whose best epoch is the last has no more than the others.
-    bare = replace(made, job=replace(made.job, evaluate=replace(made.job.evaluate, last=False)))
-    assert seed_result(bare, stored).last is None
+    assert seed_result(made, 0, stored, last=False).last is None
 
 
 # ---- by the clock

@@ -2,7 +2,11 @@
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,11 +22,13 @@ from atent.registry import Registry, plugin_of
 
 MODULE = """
 import dataclasses
+import functools
 import math
 import torch
 from torch import nn
 from atent import Threat
 from atent.attacks import Attack
+from atent.certify import Smoothed, bounds
 from atent.data import from_tensors
 from atent.methods import Method
 
@@ -37,10 +43,10 @@ class Noise(Attack):
     def passes(self):
         return self.tries + 1
 
-    def search(self, oracle, x, y, draws):  # streams, by a name of its own
+    def search(self, oracle, x, y, streams):  # streams, by a name of its own
         best = x
         for k in range(self.tries):
-            step = self.threat.eps * draws.normal(x, use="start", restart=k).sign()
+            step = self.threat.eps * streams.normal(x, use="start", restart=k).sign()
             candidate = self.threat.project(x + step, x)
             wrong = oracle.logits(candidate, y).argmax(1) != y
             best = torch.where(wrong.view(-1, *[1] * (x.dim() - 1)), candidate, best)
@@ -98,6 +104,35 @@ def net():
 
 def nothing():
     return 3
+
+
+def intervals(model, x, threat):
+    '''Intervals from layer to layer.'''
+    return bounds(model, x, threat, "ibp")
+
+
+tight = functools.partial(bounds, method="crown")
+
+
+def unsound(model, x, threat):
+    logits = model(x)
+    return torch.zeros_like(logits), torch.full_like(logits, -1.0)
+
+
+class Halved:
+    '''Half of the radii of randomised smoothing.'''
+
+    def __init__(self, model, sigma):
+        self.model, self.sigma = model, sigma
+
+    def certify(self, x, n0, n, alpha, *, seed, ids):
+        classes, radii = Smoothed(self.model, self.sigma).certify(x, n0, n, alpha, seed=seed, ids=ids)
+        return classes, radii / 2
+
+
+class Boundless(Halved):
+    def certify(self, x, n0, n, alpha, *, seed, ids):
+        return torch.zeros(len(x)).long(), torch.full((len(x),), 9.0)
 """
 
 RECIPE = """
@@ -127,12 +162,12 @@ attacks = ["FGSM", "{p}{attack}(tries=3)"]
 def mine(tmp_path, monkeypatch):
     """A module in the current directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "mine", raising=False)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "mine.py").write_text(MODULE)
     text = RECIPE.format(p="mine:", data="blobs", method="MyAT", optimizer="Lion", attack="Noise")
     (tmp_path / "blobs.toml").write_text(text)
     yield tmp_path
-    __import__("sys").modules.pop("mine", None)
+    sys.modules.pop("mine", None)
 
 
 @pytest.fixture
@@ -156,6 +191,8 @@ def installed(mine, monkeypatch):
         blobs = theirs:blobs
         [atent.optimizers]
         Lion = theirs:Lion
+        [atent.certifiers]
+        intervals = theirs:intervals
     """)
     )
     monkeypatch.syspath_prepend(str(place))
@@ -164,7 +201,7 @@ def installed(mine, monkeypatch):
     text = RECIPE.format(p="", data="blobs", method="MyAT", optimizer="Lion", attack="Noise")
     (mine / "blobs.toml").write_text(text)
     yield mine
-    __import__("sys").modules.pop("theirs", None)
+    sys.modules.pop("theirs", None)
 
 
 def run(capsys, *words):
@@ -228,7 +265,7 @@ def test_a_built_in_keeps_its_name_and_a_broken_package_takes_no_other_with_it(i
 def test_what_is_missing_is_said_in_one_line(mine, capsys):
     run(capsys, "train", "blobs.toml", "--name", "a", "--quiet")
     (mine / "mine.py").unlink()
-    __import__("sys").modules.pop("mine", None)
+    sys.modules.pop("mine", None)
     for words in (["train", "--resume", "runs/a"], ["evaluate", "runs/a", "--quiet"]):
         assert main(words) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
@@ -308,3 +345,150 @@ def test_a_built_in_is_no_plug_in():
     assert plugin_of(ATTACKS, ATTACKS["PGD"]) is None
     assert ATTACKS.name_of(ATTACKS["PGD"]) == "PGD"
     assert ATTACKS.origin("PGD") == "built-in"
+
+
+# ---- certifiers
+
+
+@pytest.fixture
+def begun(mine, capsys):
+    """A run of one epoch that hardly moves, so that it gets images wrong."""
+    run(capsys, "train", "blobs.toml", "--name", "a", "--train.epochs", "1", "--optimizer.lr", "1e-6", "--quiet")
+    return mine
+
+
+def certified(capsys, *words):
+    return json.loads(run(capsys, "certify", "runs/a", "--limit", "12", "--quiet", "--json", *words))
+
+
+def test_bounds_from_outside_certify_as_the_built_in_ones(installed, capsys):
+    run(capsys, "train", "blobs.toml", "--name", "a", "--quiet")
+    ours = certified(capsys, "--method", "ibp", "--radius", "0.005")
+    assert ours["certified"][0]["share"]["k"] > 0
+    assert "certifier" not in ours
+    for name, module, version in (("intervals", "theirs", "theirs 1.2"), ("mine:intervals", "mine", None)):
+        found = certified(capsys, "--method", name, "--radius", "0.005")
+        # Margins are tighter than differences of bounds, so it verifies no more.
+        assert set(found["certified"][0]["verified"]) <= set(ours["certified"][0]["verified"])
+        assert found["method"] == name
+        wanted = {"kind": "certifier", "name": name, "module": module, "qualname": "intervals", "version": version}
+        assert found["certifier"] == found["made"]["certifier"] == wanted
+    # A partial has no name of its own: the record is of what was written.
+    found = certified(capsys, "--method", "mine:tight", "--radius", "0.005", "--table", "t.md")
+    assert (found["certifier"]["module"], found["certifier"]["qualname"]) == ("mine", "tight")
+    assert "mine:tight" in (installed / "t.md").read_text()
+    rows = json.loads(run(capsys, "list", "certifiers", "--json"))
+    assert {"name": "intervals", "about": "Intervals from layer to layer", "origin": "theirs 1.2"} in rows
+    run(capsys, "report", "runs/a", "--images", "2", "--quiet")
+    assert "mine:tight" in (installed / "runs/a/report.html").read_text()
+
+
+def test_smoothing_from_outside_is_resumed_and_never_mixed(begun, capsys):
+    how = ("--sigma", "0.2", "--n", "200", "--n0", "20", "--radius", "0.05")
+    ours = certified(capsys, *how)
+    found = certified(capsys, *how, "--method", "mine:Halved")
+    assert found["certifier"]["qualname"] == "Halved"
+    assert 0 < found["radius_mean"] == pytest.approx(ours["radius_mean"] / 2)
+    rows = begun / "runs/a/certificate-2.csv"
+    before = rows.read_text()
+    assert certified(capsys, *how, "--method", "mine:Halved")["certified"] == found["certified"]
+    assert rows.read_text() == before
+
+
+def test_a_certifier_that_cannot_be_is_refused_in_one_line(begun, capsys):
+    noise = ["--sigma", "0.2", "--n", "100"]
+    for words, parts in (
+        (["crwn"], ["certifier 'crwn'", "did you mean 'crown'"]),
+        (["mine:absent"], ["no attribute 'absent'"]),
+        (["mine:Noise"], ["is Noise, not a function of (model, x, threat), or a class with a method certify"]),
+        (["mine:nothing"], ["mine:nothing raised TypeError"]),
+        (["mine:unsound"], ["that the model misclassifies", "check_certifier"]),
+        (["mine:Boundless", *noise], ["radii of 9 to 9", "certify 0 to"]),
+        (["mine:Halved", *noise, "--batch-size", "5"], ["--batch-size has no effect"]),
+    ):
+        assert main(["certify", "runs/a", "--limit", "30", "--quiet", "--method", *words]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert all(p in line for p in parts), line
+
+
+# ---- new files of the library itself
+
+DROPPED = """
+from dataclasses import dataclass
+from atent.attacks.base import Attack, attack
+from atent.threat import Threat
+
+@attack
+@dataclass(frozen=True)
+class Dropped(Attack):
+    'The input itself.'
+    threat: Threat
+    needs_gradient = False
+
+    @property
+    def passes(self):
+        return 2
+
+    def search(self, oracle, x, y, streams):
+        oracle.logits(x, y)
+        return x
+"""
+DROPPED_METHOD = """
+from dataclasses import dataclass
+from torch.nn.functional import cross_entropy
+from atent.methods.base import Method, method
+
+@method
+@dataclass(frozen=True)
+class DroppedAT(Method):
+    'Training on the input itself.'
+
+    def adversary(self, model, x, y, *, rng, ids=None, progress=1.0, state=None):
+        return x
+
+    def loss(self, model, x, y, aux, *, progress=1.0, state=None):
+        return cross_entropy(model(aux), y), {}
+"""
+LOOK = """
+import importlib.util, json, sys
+from atent import Threat
+import atent.attacks, atent.methods
+from atent.attacks import Dropped
+from atent.methods import DroppedAT
+from atent.cli import main
+from atent.testing import check_attack, check_method
+
+star = {}
+exec("from atent.attacks import *", star)
+spec = importlib.util.spec_from_file_location("conf", sys.argv[1])
+conf = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(conf)
+assert main(["list", "attacks"]) == main(["list", "methods"]) == 0
+print(json.dumps({
+    "where": Dropped.__module__, "star": "Dropped" in star and "PGD" in star, "dir": "DroppedAT" in dir(atent.methods),
+    "docs": ["Dropped" in conf.known_table("attacks"), "DroppedAT" in conf.known_table("methods")],
+    "kept": [len(check_attack(Dropped(Threat("linf", 0.1)))) > 5, len(check_method(DroppedAT())) > 5],
+}))
+"""
+
+
+def test_a_file_dropped_into_the_library_needs_no_second_line(tmp_path):
+    import atent
+
+    source = Path(atent.__file__).parent
+    shutil.copytree(source, tmp_path / "atent", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "atent/attacks/dropped.py").write_text(DROPPED)
+    (tmp_path / "atent/methods/dropped.py").write_text(DROPPED_METHOD)
+    conf = Path(__file__).parent.parent / "docs" / "conf.py"
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, str(conf)], env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *listed, last = done.stdout.splitlines()
+    assert any("Dropped " in line and "The input itself" in line for line in listed)
+    assert any("DroppedAT " in line and "Training on the input itself" in line for line in listed)
+    found = json.loads(last)
+    assert found == {
+        "where": "atent.attacks.dropped", "star": True, "dir": True, "docs": [True, True], "kept": [True, True],
+    }  # fmt: skip

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from atent.data import DataSettings
 from atent.data import load as load_data
 from atent.data.described import described
 from atent.evaluate import evaluate
+from atent.experiments.finished import compare_runs
+from atent.experiments.results import ComparisonFile
 from atent.methods import CROWNIBP, PGDAT, Gaussian, Standard
 from atent.models import build
 from atent.report import report
@@ -503,3 +506,60 @@ def test_a_wrong_builder_is_said_before_the_training(args, says, here, tmp_path)
         fit(mine.net(), mine.data(), Standard(), settings=settings(), run=tmp_path / "run", progress=False, **args)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+# ---- compared
+
+
+def test_runs_from_python_are_compared(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    from entries_mine import data, net
+
+    made = []
+    for steps in (1, 2):
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            how = {"builder": "entries_mine:net", "data_builder": "entries_mine:data"}
+            run = home / f"compared-{steps}-{seed}"
+            method = PGDAT(LINF, steps=steps)
+            made.append(fit(net(), data(), method, settings=settings(seed=seed), run=run, progress=False, **how))
+    # They have no evaluation yet: each is evaluated once.
+    found = compare_runs(made, attacks=["PGD(steps=3)"], limit=30, device="cpu")
+    assert [row.recipe for row in found.rows] == ["PGDAT (steps 1)", "PGDAT (steps 2)"]
+    assert (found.seeds, found.model, found.epochs, found.data.n) == ([0, 1], "Sequential", 1, 30)
+    for row, steps in zip(found.rows, (1, 2)):
+        kept = [folder.read_json(home / f"compared-{steps}-{seed}/evaluation.json") for seed in (0, 1)]
+        assert [asdict(seed.worst) for seed in row.seeds] == [k["worst"] for k in kept]
+        assert row.threat.norm == "linf"
+    (pair,) = found.pairs
+    assert pair.clean.value == pytest.approx(found.rows[0].clean.mean - found.rows[1].clean.mean)
+    # The folders alone, named, and one seed: the images decide, for these two networks.
+    names = {"one": home / "compared-1-0", "two": str(home / "compared-2-0")}
+    one = compare_runs(names)
+    assert [row.recipe for row in one.rows] == ["one", "two"]
+    assert one.pairs[0].basis == "over 30 images, for these two networks"
+    assert ComparisonFile.from_json(one.to_json()) == one
+    assert main(["compare", str(home / "compared-1-0"), str(home / "compared-2-0"), "--runs", str(home / "c")]) == 0
+    assert "less" in capsys.readouterr().out
+    other = home / "compared-2-1"
+    for runs, told in (
+        ([made[0], made[1]], "needs two rows or more, got 1"),
+        ([made[0], home], "is not a run folder"),
+        ([made[0], 3], "got a int"),
+        ({"a": made[0], "b": made[3]}, "trained with the seeds 0, b with 1"),
+        ({"a": [made[0], made[0]], "b": made[2]}, "have the same seed"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=told) as error:
+            compare_runs(runs)
+        assert "\n" not in str(error.value)
+    changed = folder.read_json(other / "evaluation.json")
+    folder.write_json(other / "evaluation.json", {**changed, "seed": 7})
+    with pytest.raises(ValueError, match="differ in the seed of their evaluations"):
+        compare_runs(made)
+    for words, told in (
+        (["--seeds", "2"], "--seeds has no effect on run folders"),
+        (["--train.epochs", "2"], "--train.epochs has no effect on run folders"),
+        (["digits-linf-atent"], "digits-linf-atent is not a run folder, the others are"),
+    ):
+        assert main(["compare", *map(str, names.values()), *words]) == 2
+        assert told in capsys.readouterr().err

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from atent.experiments import migrate
-from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile
+from atent.experiments.results import CertificateFile, CertifiedTable, ComparisonFile, EvaluationFile, TheoryFile
 
 ROOT = Path(__file__).parents[1]
 KINDS = {
     "evaluation": (migrate.evaluation, EvaluationFile),
     "certificate": (migrate.certificate, CertificateFile),
+    "certified": (migrate.certified, CertifiedTable),
     "comparison": (migrate.comparison, ComparisonFile),
     "theory": (migrate.theory, TheoryFile),
 }
@@ -19,7 +20,7 @@ FILES = [
     (path, kind)
     for kind in KINDS
     for place in ("results", "tests/before_subsets")
-    for path in sorted((ROOT / place).rglob("theory/*.json" if kind == "theory" else f"{kind}*.json"))
+    for path in sorted((ROOT / place).rglob(f"{kind}/*.json" if kind in ("theory", "certified") else f"{kind}*.json"))
 ]
 
 

@@ -268,7 +268,7 @@ def test_create_takes_new_and_empty_folders_only(tmp_path):
     assert path.is_dir()
     assert run.create(path) == path
     (path / run.CONFIG).write_text("{}")
-    with pytest.raises(FileExistsError, match="choose another --name, or --resume"):
+    with pytest.raises(FileExistsError, match=r"choose another name .*--name, in Python run=.*resume=True"):
         run.create(path)
     with pytest.raises(FileExistsError):
         run.create(path / run.CONFIG)

@@ -279,3 +279,9 @@ def test_former_names_of_settings_are_read_with_a_line(capsys):
     ]
     with pytest.raises(ValueError, match="draws and samples are the same setting"):
         EoT(LINF, "FGSM", draws=3, samples=3)
+
+
+def test_a_former_name_of_a_field_is_read(capsys):
+    made = parse('EoT(attack="PGD(steps=3)", draws=4)', Threat("linf", 0.1), ATTACKS)
+    assert made.samples == 4
+    assert spell(made) == "EoT(attack='PGD(steps=3)', samples=4)"

@@ -171,7 +171,7 @@ def test_the_first_ones_are_an_explicit_choice():
     both = from_tensors(*points(), *points())
     assert set(both.validation.ids.tolist()) == set(data.validation.ids.tolist())
     assert torch.equal(both.train.ids, data.train.ids)
-    with pytest.raises(ValueError, match="subset 'some' is not known: use stratified or first"):
+    with pytest.raises(ValueError, match="subset 'some' is not known: use one of stratified, first"):
         from_tensors(*points(), *points(), subset="some")
 
 
@@ -454,11 +454,11 @@ def test_an_old_certificate_grows_on_the_images_that_it_began_with(old):
     assert [row.idx for row in found.rows] == list(range(12))
     # Its noise was another: the rows that are there are not mixed with new ones.
     assert out.name == "certificate-2.json"
-    assert content["images"]["ids"] == "0-11"
+    assert content.images.ids == "0-11"
     # by request, other images in the same table; the report shows those that the last result is of
     out, content, found = certify_folder(Path("finished"), limit=9, subset="stratified", **made)
     assert np.bincount([row.label for row in found.rows]).min() >= 2
-    assert words(content["images"]) == "a stratified sample of 9 of 90 (seed 0)"
+    assert content.images.text == "a stratified sample of 9 of 90 (seed 0)"
     from atent.report.collect import read
 
     _, shown = read(Path("finished")).certificates.values()

@@ -490,7 +490,8 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
             assert main([*shlex.split(command)[1:], "--quiet"]) == 0, capsys.readouterr().err
         assert (tmp_path / "runs/blobs/report.html").exists()
         # Every entry point names a thing of the example, in a group that a registry reads.
-        groups = {registry.group: registry for registry in (ATTACKS, METHODS, MODELS, SOURCES, OPTIMIZERS)}
+        known = (ATTACKS, METHODS, MODELS, SOURCES, OPTIMIZERS, CERTIFIERS)
+        groups = {registry.group: registry for registry in known}
         announced = tomllib.loads(entries)["project"]["entry-points"]
         assert announced.keys() == groups.keys()
         for group, things in announced.items():

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
-from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile
+from atent.experiments.results import CertificateFile, CertifiedTable, ComparisonFile, EvaluationFile, TheoryFile
 
 KINDS = {
     "evaluation": EvaluationFile,
     "certificate": CertificateFile,
+    "certified": CertifiedTable,
     "comparison": ComparisonFile,
     "theory": TheoryFile,
 }

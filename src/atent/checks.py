@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+import types
+import typing
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -100,6 +102,66 @@ def _example(cls: type, first: str) -> str:
             continue
         return f'{cls.__name__}(Threat("{norm}", {text}))'
     return f'{cls.__name__}(Threat("linf", 8/255), ...)'
+
+
+def check_choices(settings: Any) -> None:
+    """ValueError unless every field of the dataclass whose type is a Literal has one of its values: the type is the
+    one place that lists them, for recipes, help and calls from Python."""
+    for name, allowed in _choices(type(settings)).items():
+        value = getattr(settings, name)
+        if value not in allowed:
+            raise ValueError(f"{name} {value!r} is not known: use one of {', '.join(map(str, allowed))}")
+
+
+def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    return {name: typing.get_args(hint) for name, hint in fields.items() if typing.get_origin(hint) is typing.Literal}
+
+
+def mistyped(cls: type, values: Mapping[str, Any]) -> str | None:
+    """The first of ``values`` that is not of the type of its field in the dataclass ``cls``, in words; None where all
+    are. Types other than numbers, texts, flags, choices and tuples of them are taken as they are."""
+    try:
+        hints = typing.get_type_hints(cls)
+    except Exception:  # a name that only a type checker knows
+        return None
+    for name, value in values.items():
+        if name in hints and not _is_of(value, hints[name]):
+            return f"{name} must be {_in_words(hints[name])}, got {value!r}"
+    return None
+
+
+_TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)), int: ("a whole number", (int,)), float: ("a number", (int, float)),
+    str: ("a text", (str,)), type(None): ("none", (type(None),)),
+}  # fmt: skip
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_of(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if origin is tuple:
+        kinds = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple | list) else parts
+        return isinstance(value, tuple | list) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if hint not in _TYPES:
+        return True
+    return isinstance(value, _TYPES[hint][1]) and (hint is bool or not isinstance(value, bool))
+
+
+def _in_words(hint: Any) -> str:
+    """A type in words."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_in_words, parts))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        return f"a tuple of {', '.join(dict.fromkeys(_in_words(part) for part in parts if part is not ...))}"
+    return _TYPES[hint][0] if hint in _TYPES else str(getattr(hint, "__name__", hint))
 
 
 # ---- arrays and loaders ----------------------------------------------------------------------------------

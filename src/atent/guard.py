@@ -160,17 +160,21 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
 
     ValueError for a model that was made under ``torch.inference_mode``.
     """
-    check_weights(model)
     # Each walk through a deep network takes time: one of each kind serves all that follows.
     modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
-    devices = sorted({t.device for t in (*parameters, *buffers) if t.device.type == "cuda"}, key=str)
+    tensors: list[Tensor] = [*parameters, *buffers]
+    if any([not is_lazy(t) and t.is_inference() for t in tensors]):
+        check_weights(model)
+    devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
     with ExitStack() as stack:
         # The last to be registered is the first to be restored: the random states, which nothing can refuse, at the end
         # of this list.
         registered = [(m, dict(m._buffers.items())) for m in modules]
-        stack.callback(_restore_buffers, registered, [(b, b.detach().clone()) for b in buffers if not is_lazy(b)])
-        stack.callback(_restore_parameters, [(p, p.requires_grad, p.grad) for p in parameters])
-        stack.callback(_restore_modes, [(m, m.training) for m in modules if hasattr(m, "training")])
+        values = [(b, b.detach().clone()) for b in buffers if not is_lazy(b)]
+        stack.callback(_restore, registered, values, [(p, p.requires_grad, p.grad) for p in parameters])
+        for m in modules:
+            if hasattr(m, "training"):
+                stack.callback(setattr, m, "training", m.training)
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002
         stack.callback(torch.set_rng_state, torch.get_rng_state())
@@ -182,8 +186,15 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         if torch.is_inference_mode_enabled():
             # Only there: the context would turn gradients on.
             stack.enter_context(torch.inference_mode(False))
-        if mode != "as-is":
-            _set_mode(model, mode == "train")
+        # A frozen script has one mode, that in which it was frozen.
+        if mode != "as-is" and hasattr(model, "training"):
+            try:
+                model.train(mode == "train")
+            except NotImplementedError as error:
+                raise ValueError(
+                    "the model cannot be put into eval mode, as a program of torch.export cannot: give the network"
+                    " itself"
+                ) from error
         # Frozen parameters cannot collect gradients, also where a user's forward calls backward().
         for p in parameters:
             if not is_lazy(p):  # one that the first forward pass makes has no gradient yet
@@ -195,17 +206,6 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
                 with torch.cuda.device(d):
                     torch.cuda.manual_seed(seed)
         yield model
-
-
-def _set_mode(model: nn.Module, train: bool) -> None:
-    # A frozen script has one mode, that in which it was frozen.
-    if hasattr(model, "training"):
-        try:
-            model.train(train)
-        except NotImplementedError as error:
-            raise ValueError(
-                "the model cannot be put into eval mode, as a program of torch.export cannot: give the network itself"
-            ) from error
 
 
 def random_states(device: torch.device) -> tuple[Any, ...]:
@@ -226,34 +226,33 @@ def seed_all(seed: int, device: torch.device) -> tuple[Any, ...]:
     return random_states(device)
 
 
-def _restore_modes(modes: list[tuple[nn.Module, bool]]) -> None:
-    for m, training in modes:
-        m.training = training
-
-
-def _restore_parameters(parameters: list[tuple[nn.Parameter, bool, Tensor | None]]) -> None:
-    for p, requires_grad, grad in parameters:
-        if not is_lazy(p):
-            p.requires_grad_(requires_grad)
-            p.grad = grad
-
-
 Registered = list[tuple[nn.Module, dict[str, Tensor | None]]]
 
 
-def _restore_buffers(registered: Registered, values: list[tuple[Tensor, Tensor]]) -> None:
-    for m, before in registered:
-        if isinstance(m, torch.jit.ScriptModule):
-            # Its table of buffers is a view that can be read only.
-            for name, b in before.items():
-                if m._buffers[name] is not b:
-                    setattr(m, name, b)
-        else:
-            m._buffers.clear()
-            m._buffers.update(before)
-    # Batch-norm moves its statistics without a new version, so all are written back; through .data, because a
-    # graph that is still alive may have saved them and would see a new version.
-    for b, value in values:
-        b.data.copy_(value)
-        if b.grad_fn is not None:  # written with a graph
-            b.detach_()
+def _restore(
+    registered: Registered,
+    values: list[tuple[Tensor, Tensor]],
+    parameters: list[tuple[nn.Parameter, bool, Tensor | None]],
+) -> None:
+    """Parameters as they were, and whatever becomes of them, the buffers: which are registered, and their values."""
+    try:
+        for p, requires_grad, grad in parameters:
+            if not is_lazy(p):
+                p.requires_grad_(requires_grad)
+                p.grad = grad
+    finally:
+        for m, before in registered:
+            if isinstance(m, torch.jit.ScriptModule):
+                # Its table of buffers is a view that can be read only.
+                for name, b in before.items():
+                    if m._buffers[name] is not b:
+                        setattr(m, name, b)
+            else:
+                m._buffers.clear()
+                m._buffers.update(before)
+        # Batch-norm moves its statistics without a new version, so all are written back; through .data, because a
+        # graph that is still alive may have saved them and would see a new version.
+        for b, value in values:
+            b.data.copy_(value)
+            if b.grad_fn is not None:  # written with a graph
+                b.detach_()

@@ -14,7 +14,7 @@ import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -152,6 +152,13 @@ class Registry(Mapping[str, T]):
         importable = entry.__module__ != "__main__" and "<" not in entry.__qualname__
         return where(entry) if importable else str(entry.__name__)
 
+    def reference(self, name: str) -> str:
+        """What ``name``, which is not built in, stands for, as module:Thing."""
+        if ":" in name:
+            return name
+        entry = self._entries()[name]
+        return f"{entry.module}:{entry.attr}"
+
     def origin(self, name: str) -> str:
         """Where ``name`` comes from: "built-in", the package and version, or the module."""
         if self.is_built_in(name):
@@ -160,6 +167,18 @@ class Registry(Mapping[str, T]):
         if package is not None:
             return f"{package.name} {package.version}"
         return version_of(name.partition(":")[0]) or name.partition(":")[0]
+
+
+def exported(registry: Registry[Any], module: str, name: str, others: Sequence[str]) -> Any:
+    """What `getattr` gives for ``name`` of the package ``module``, whose things the registry knows by name.
+
+    ``others`` are the package's other public names, for ``import *``. AttributeError for a name that is not known.
+    """
+    if name == "__all__":
+        return [*others, *(known for known in registry if registry.is_built_in(known))]
+    if name in registry:
+        return registry[name]
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True)
@@ -180,6 +199,15 @@ def plugin_of(registry: Registry[Any], entry: Any) -> Plugin | None:
         return None
     module = entry.__module__
     return Plugin(registry.kind, registry.name_of(entry), module, entry.__qualname__, version_of(module))
+
+
+def plugin_named(registry: Registry[Any], name: str) -> Plugin | None:
+    """The record of what ``name`` stands for, also of an object that has no name itself, such as a
+    `functools.partial`; None for a built-in."""
+    if registry.is_built_in(name):
+        return None
+    module, _, qualname = registry.reference(name).partition(":")
+    return Plugin(registry.kind, name, module, qualname, version_of(module))
 
 
 def version_of(module: str) -> str | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
@@ -101,7 +102,7 @@ class Threat:
         object.__setattr__(self, "eps", _eps(self.eps))
         object.__setattr__(self, "box", _box(self.box))
 
-    @property
+    @cached_property
     def width(self) -> float:
         """Width of the box, that of the widest channel: the unit of every length that has no other."""
         low, high = self.box
@@ -147,14 +148,17 @@ class Threat:
             return self
         return replace(self, eps=Radii(self.eps.tensor[index.cpu()].tolist()))
 
-    def radii(self, like: Tensor, of: Callable[[Any], Any] = lambda eps: eps) -> Any:
-        """``of(eps)`` as a number, or where samples differ in eps as a tensor (n,) in the type of ``like``."""
-        return of(self.eps) if type(self.eps) is float else of(cast(Radii, self.eps).tensor).to(like)
+    def radii(self, like: Tensor, of: Callable[[Any], Any] | None = None) -> Any:
+        """eps, or ``of(eps)``, as a number, or where samples differ in eps as a tensor (n,) in the type of ``like``."""
+        if type(self.eps) is float:
+            return self.eps if of is None else of(self.eps)
+        eps = cast(Radii, self.eps).tensor
+        return (eps if of is None else of(eps)).to(like)
 
-    def lengths(self, x: Tensor, of: Callable[[Any], Any] = lambda eps: eps) -> Any:
+    def lengths(self, x: Tensor, of: Callable[[Any], Any] | None = None) -> Any:
         """As `radii`, and a tensor has the shape (n, 1, ...) that broadcasts over the samples of ``x``."""
         if type(self.eps) is float:
-            return of(self.eps)
+            return self.eps if of is None else of(self.eps)
         return per_sample(self.radii(x, of), x)
 
     def check_samples(self, n: int) -> None:
@@ -173,7 +177,8 @@ class Threat:
         width: any sample may become any other, which is mostly 8 written for 8/255. An infinite eps, which only
         minimum-norm attacks take, and threats with ``allow_large_eps`` pass.
         """
-        self.check_channels(shape)
+        if type(self.box[0]) is not float:
+            self.check_channels(shape)
         eps = max(self.eps, default=0.0) if isinstance(self.eps, Radii) else float(self.eps)
         name, limit = "width", self.width
         if self.norm == "l2" and type(self.box[0]) is float:

@@ -548,3 +548,18 @@ def test_the_page_says_what_the_results_say():
         assert not any((root / "results" / scale / "table-s1.json").is_file() for scale in ("laptop", "paper"))
         pytest.skip("no table of the paper is in results/ yet")
     assert text == refresh(text, root / "results", root / "docs")
+
+
+def test_a_run_that_another_command_holds_is_waited_for(tmp_path):
+    path, said = tmp_path / "run", []
+    first = Bench(SCALES["smoke"], tmp_path, config.job, config.read_recipe, say=said.append)
+    late = dataclasses.replace(first, asked=lambda: True)
+    with engine._turn(first, path):
+        # Another command on the same run waits until it is stopped.
+        with pytest.raises(Interrupted), engine._turn(late, path):
+            pass
+        assert [line.split()[0] for line in said] == ["wait"]
+        with engine._turn(late, tmp_path / "other"):
+            pass
+    with engine._turn(late, path):
+        pass

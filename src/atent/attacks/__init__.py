@@ -1,30 +1,43 @@
-"""Attacks: each one file, a frozen dataclass of its settings; see `atent.attacks.base.Attack` for the contract."""
+"""Attacks: each one file, a frozen dataclass of its settings; see `atent.attacks.base.Attack` for the contract.
 
-from atent.attacks.alma import ALMA
-from atent.attacks.apgd import APGD
-from atent.attacks.autoattack import AutoAttack
-from atent.attacks.base import ATTACKS, Attack, Outcome, attack
-from atent.attacks.carlini_wagner import CarliniWagner
-from atent.attacks.ddn import DDN
-from atent.attacks.deepfool import DeepFool
-from atent.attacks.eot import EoT
-from atent.attacks.fab import FAB
-from atent.attacks.fgsm import FGSM
-from atent.attacks.fmn import FMN
-from atent.attacks.ifgs import IFGS
-from atent.attacks.langevin import Langevin, Sampler, sampler
-from atent.attacks.pgd import PGD
-from atent.attacks.square import Square
-from atent.attacks.transfer import Transfer
+The attacks are found by name: `from atent.attacks import PGD` asks the registry, which imports every file of
+this folder.
+"""
 
-# A new attack is one new file with the decorator `attack`; the names above are for readers and type checkers.
-__all__ = [
-    "ALMA", "APGD", "ATTACKS", "DDN", "FAB", "FGSM", "FMN", "IFGS", "PGD", "Attack", "AutoAttack", "CarliniWagner",
-    "DeepFool", "EoT", "Langevin", "Outcome", "Sampler", "Square", "Transfer", "attack", "sampler",
-]  # fmt: skip
+from typing import TYPE_CHECKING, Any
+
+from atent.attacks.base import ATTACKS as ATTACKS
+from atent.attacks.base import Attack as Attack
+from atent.attacks.base import Outcome as Outcome
+from atent.attacks.base import attack as attack
+from atent.attacks.langevin import Sampler as Sampler
+from atent.attacks.langevin import sampler as sampler
+from atent.registry import exported
+
+if TYPE_CHECKING:
+    # What type checkers see of the attacks that the library has; at run time no name needs a line here.
+    from atent.attacks.alma import ALMA as ALMA
+    from atent.attacks.apgd import APGD as APGD
+    from atent.attacks.autoattack import AutoAttack as AutoAttack
+    from atent.attacks.carlini_wagner import CarliniWagner as CarliniWagner
+    from atent.attacks.ddn import DDN as DDN
+    from atent.attacks.deepfool import DeepFool as DeepFool
+    from atent.attacks.eot import EoT as EoT
+    from atent.attacks.fab import FAB as FAB
+    from atent.attacks.fgsm import FGSM as FGSM
+    from atent.attacks.fmn import FMN as FMN
+    from atent.attacks.ifgs import IFGS as IFGS
+    from atent.attacks.langevin import Langevin as Langevin
+    from atent.attacks.pgd import PGD as PGD
+    from atent.attacks.square import Square as Square
+    from atent.attacks.transfer import Transfer as Transfer
+
+_OTHERS = ("ATTACKS", "Attack", "Outcome", "Sampler", "attack", "sampler")
 
 
-def __getattr__(name: str) -> type[Attack]:
-    if name in ATTACKS:
-        return ATTACKS[name]
-    raise AttributeError(f"module 'atent.attacks' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    return exported(ATTACKS, __name__, name, _OTHERS)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *ATTACKS])

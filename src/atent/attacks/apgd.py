@@ -13,7 +13,7 @@ from atent.attacks.loops import all_targets, side_by_side, worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
-from atent.losses import LOSSES, dlr_targeted, margin, margin_targeted
+from atent.losses import LOSSES, dlr_targeted, margin_targeted
 from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
@@ -157,12 +157,7 @@ class APGD(Attack):
         aim, point = aims.flatten(), threat.project(begin.flatten(0, 1), x)
 
         def loss(logits: Tensor, y: Tensor) -> Tensor:
-            few = logits.shape[1] < _LEAST.get(self.loss, 0)
-            if self.targeted:
-                return margin_targeted(logits, y, aim) if few else dlr_targeted(logits, y, aim)
-            return climbed(logits, y) if not few else oracle.margin(logits, y)
-
-        climbed = oracle.aimed(LOSSES.get(self.loss, margin))
+            return self._loss(oracle, logits, y, aim)
 
         grad, values, logits = oracle.gradient(point, y, loss)
         before = best = point
@@ -172,14 +167,9 @@ class APGD(Attack):
         raised, halved = torch.zeros_like(values), torch.zeros_like(y, dtype=torch.bool)
         done, done_margin, place = point, best_margin, torch.arange(len(x), device=x.device)
         checks = checkpoints(self.steps)
-
         for k in range(self.steps + 1):
             if k:
-                moved = threat.project(point + per_sample(size, x) * threat.ascent(grad), x)
-                if k > 1:
-                    step = _MOMENTUM * (moved - point) + (1 - _MOMENTUM) * (point - before)
-                    moved = threat.project(point + step, x)
-                before, point = point, moved
+                before, point = point, self._move(threat, x, point, before, grad, size, k)
                 if k < self.steps:
                     grad, values, logits = oracle.gradient(point, y, loss)
                 else:
@@ -215,8 +205,27 @@ class APGD(Attack):
                     if not len(keep):
                         break
         done, done_margin = done.index_copy(0, place, best), done_margin.index_copy(0, place, best_margin)
-        if runs == 1:
-            return done
-        pick = done_margin.view(-1, runs).argmax(1)
-        chosen: Tensor = done.unflatten(0, (-1, runs))[torch.arange(len(pick), device=x.device), pick]
-        return chosen
+        return done if runs == 1 else _worst(done, done_margin, runs)
+
+    def _loss(self, oracle: Oracle, logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+        """What is climbed; the difference of logits where the model has fewer classes than the loss takes."""
+        few = logits.shape[1] < _LEAST.get(self.loss, 0)
+        if self.targeted:
+            return margin_targeted(logits, y, aim) if few else dlr_targeted(logits, y, aim)
+        return oracle.margin(logits, y) if few else oracle.aimed(LOSSES[self.loss])(logits, y)
+
+    def _move(
+        self, threat: Threat, x: Tensor, point: Tensor, before: Tensor, grad: Tensor, size: Tensor, k: int
+    ) -> Tensor:
+        """Point k from the two before it: a step of the gradient, and from the second on with momentum."""
+        moved = threat.project(point + per_sample(size, x) * threat.ascent(grad), x)
+        if k == 1:
+            return moved
+        return threat.project(point + (_MOMENTUM * (moved - point) + (1 - _MOMENTUM) * (point - before)), x)
+
+
+def _worst(points: Tensor, margins: Tensor, runs: int) -> Tensor:
+    """Of each sample's ``runs``, which lie next to each other, the one of the largest margin."""
+    pick = margins.view(-1, runs).argmax(1)
+    chosen: Tensor = points.unflatten(0, (-1, runs))[torch.arange(len(pick), device=pick.device), pick]
+    return chosen

@@ -102,6 +102,12 @@ class Attack(metaclass=Settings):
     def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """`search`, with x where a minimum-norm attack finds nothing within eps."""
         x_adv = self.search(oracle, x, y, streams)
+        if not (isinstance(x_adv, Tensor) and x_adv.shape == x.shape and x_adv.is_floating_point()):
+            got = f"{x_adv.dtype} of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
+            raise ValueError(
+                f"{type(self).__name__}.search must return adversarial inputs, {x.dtype} of shape {tuple(x.shape)},"
+                f" got {got}"
+            )
         if not self.minimum_norm:
             return x_adv
         threat: Threat = self.threat.take(oracle.rows)
@@ -129,9 +135,7 @@ class Attack(metaclass=Settings):
         loss)`` receives every point whose loss the attack computes, see `atent.attacks.watch.Watch`.
         ValueError for inputs that no attack can use, and for an attack without targets.
         """
-        return self._guarded(
-            model, x, y, seed, ids, rng, mode, verdict=False, targeted=targeted, callback=callback
-        )[0]  # fmt: skip
+        return self._guarded(model, x, y, seed, ids, rng, mode, targeted, callback)[0]
 
     def run(
         self,
@@ -161,29 +165,17 @@ class Attack(metaclass=Settings):
         if rng is None:
             x = as_inputs(x, model)
         x_adv, success, forwards, backwards = self._guarded(
-            model, x, y, seed, ids, rng, mode, verdict=True, part=part, search_dtype=search_dtype,
-            channels_last=channels_last, targeted=targeted, callback=callback,
-        )  # fmt: skip
+            model, x, y, seed, ids, rng, mode, targeted, callback, part, search_dtype, channels_last, verdict=True
+        )
         threat: Threat = self.threat
         return Outcome(x_adv, success, threat.distance(x_adv, threat.clamp(x.detach())), forwards, backwards)
 
     def _guarded(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor | None,
-        seed: int,
-        ids: Tensor | None,
-        rng: torch.Generator | None,
-        mode: Mode,
-        *,
-        verdict: bool,
-        part: str | None = None,
-        search_dtype: SearchDtype | None = None,
-        channels_last: bool = False,
-        targeted: bool = False,
-        callback: Callback | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor | None,
+        rng: torch.Generator | None, mode: Mode, targeted: bool, callback: Callback | None, part: str | None = None,
+        search_dtype: SearchDtype | None = None, channels_last: bool = False, *, verdict: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """`run` without the distances; ``success`` is empty where no ``verdict`` is asked for."""
         threat: Threat = self.threat
         streams: Streams
         if targeted:
@@ -206,29 +198,26 @@ class Attack(metaclass=Settings):
         if rng is None:
             streams, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)
         else:
-            streams = Batch(rng)
-            inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+            streams, inner = Batch(rng), int(torch.randint(2**62, (), generator=rng, device=rng.device))
         if n == 0:
             counters = torch.zeros(2, 0, dtype=torch.int64, device=x.device)
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters
         exact = rng is None and search_dtype is None
         with guard(model, mode=mode, seed=inner), full_precision(x.device) if exact else nullcontext():
-            counters = torch.zeros(2, n, dtype=torch.int64, device=x.device)
+            counters, clean = torch.zeros(2, n, dtype=torch.int64, device=x.device), threat.clamp(x)
             seen = model if search_dtype is None else Lowered(model, search_dtype)
-            clean = threat.clamp(x)
             last = channels_last and images_last(model, clean)
             watch = None if callback is None else Watch(callback, clean)
-            oracle = Oracle(
-                seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch
-            )  # fmt: skip
-            if part is None:
-                x_adv = self.bounded(oracle, clean, y, streams).detach()
-            else:
+            oracle = Oracle(seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch)
+            if part is not None:
                 x_adv = self.search_part(part, oracle, clean, y, streams).detach()
-            # The verdict is checked like the first pass: NaN logits would count as fooled.
-            oracle.model, oracle.check = model, rng is None
+            else:
+                search = self.bounded if self.minimum_norm else self.search
+                x_adv = search(oracle, clean, y, streams).detach()
             if not verdict:
                 return x_adv, torch.empty(0), *counters
+            # The verdict is checked like the first pass: NaN logits would count as fooled.
+            oracle.model, oracle.check = model, rng is None
             with full_precision(x.device):
                 return x_adv, oracle.fooled(oracle.logits(x_adv, y), y), *counters
 

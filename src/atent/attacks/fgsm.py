@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from atent.attacks.base import Attack, attack
-from atent.attacks.loops import ascend
 from atent.attacks.oracle import Oracle
 from atent.losses import cross_entropy
 from atent.rng import Streams
@@ -33,8 +32,5 @@ class FGSM(Attack):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
-        eps = threat.lengths(x)
-        return ascend(
-            oracle, x, y, steps=1, loss=cross_entropy,
-            move=lambda z, grad, k: threat.project(z + eps * threat.ascent(grad), x),
-        )  # fmt: skip
+        grad, _, _ = oracle.gradient(x, y, oracle.aimed(cross_entropy))
+        return threat.project(x + threat.lengths(x) * threat.ascent(grad), x)

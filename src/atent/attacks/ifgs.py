@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from atent.attacks.base import Attack, attack
-from atent.attacks.loops import ascend
 from atent.attacks.oracle import Oracle
 from atent.checks import check_number
 from atent.losses import cross_entropy
@@ -54,8 +53,8 @@ class IFGS(Attack):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
-        step = threat.lengths(x, self._length)
-        return ascend(
-            oracle, x, y, steps=self.steps, loss=cross_entropy,
-            move=lambda z, grad, k: threat.project(z + step * threat.ascent(grad), x),
-        )  # fmt: skip
+        step, loss, z = threat.lengths(x, self._length), oracle.aimed(cross_entropy), x
+        for _ in range(self.steps):
+            grad, _, _ = oracle.gradient(z, y, loss)
+            z = threat.project(z + step * threat.ascent(grad), x)
+        return z

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from atent.attacks.base import Attack, attack
-from atent.attacks.loops import ascend, restarted, worst_of
+from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
@@ -75,20 +75,11 @@ class Sampler:
 
 
 def sampler(
-    threat: Threat,
-    *,
-    variant: Variant = "released",
-    steps: int = 10,
-    step_size: float | None = None,
-    gamma: float | None = None,
-    noise: float | None = None,
-    effective_noise: float | None = None,
-    temperature: float | None = None,
-    start: Start | None = None,
-    projection: Projection | None = None,
-    gradient: Gradient | None = None,
-    anchor: Anchor | None = None,
-) -> Sampler:
+    threat: Threat, *, variant: Variant = "released", steps: int = 10, step_size: float | None = None,
+    gamma: float | None = None, noise: float | None = None, effective_noise: float | None = None,
+    temperature: float | None = None, start: Start | None = None, projection: Projection | None = None,
+    gradient: Gradient | None = None, anchor: Anchor | None = None,
+) -> Sampler:  # fmt: skip
     """Resolve the settings of ATENT's inner chain; a variant fills what is None, any field overrides it.
 
     ``released`` (the authors' code): l2 has the unit gradient, the anchor term gamma (x - x^k) not multiplied by the
@@ -123,6 +114,21 @@ def sampler(
         gamma = 0.05 if threat.norm == "l2" else 0.0
         gamma /= reach * threat.width if anchor == "scaled" else 1.0
     check_number("gamma", gamma, 0)
+    noise = _noise(step_size, noise, effective_noise, temperature)
+    noise = 1e-3 * math.sqrt(threat.width / reach) if noise is None else noise
+    check_number("noise", noise, 0)
+    factor = gamma * (step_size if anchor == "scaled" else 1.0)
+    if factor > 2:
+        raise ValueError(
+            f"an anchor term of weight {factor:g} per step makes the chain diverge: it must be at most 2, lower gamma"
+        )
+    return Sampler(threat, steps, step_size, factor, noise, start, projection, gradient)
+
+
+def _noise(
+    step_size: float, noise: float | None, effective_noise: float | None, temperature: float | None
+) -> float | None:
+    """The one noise level that is given, as ``noise``; ValueError for more than one."""
     levels = {"noise": noise, "effective_noise": effective_noise, "temperature": temperature}
     given = [f"{name} {value}" for name, value in levels.items() if value is not None]
     if len(given) > 1:
@@ -136,14 +142,7 @@ def sampler(
     if effective_noise is not None:
         check_number("effective_noise", effective_noise, 0)
         noise = noise_for(step_size, effective_noise)
-    noise = 1e-3 * math.sqrt(threat.width / reach) if noise is None else noise
-    check_number("noise", noise, 0)
-    factor = gamma * (step_size if anchor == "scaled" else 1.0)
-    if factor > 2:
-        raise ValueError(
-            f"an anchor term of weight {factor:g} per step makes the chain diverge: it must be at most 2, lower gamma"
-        )
-    return Sampler(threat, steps, step_size, factor, noise, start, projection, gradient)
+    return noise
 
 
 SAMPLER_FIELDS = (
@@ -218,13 +217,10 @@ class Langevin(Attack):
         chain = self.sampler
 
         def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int) -> Tensor:
-            return ascend(
-                oracle,
-                chain.begin(x, streams, restart),
-                y,
-                steps=chain.steps,
-                loss=cross_entropy,
-                move=lambda z, grad, k: chain.move(z, x, grad, k, streams, restart),
-            )
+            z = chain.begin(x, streams, restart)
+            for k in range(chain.steps):
+                grad, _, _ = oracle.gradient(z, y, cross_entropy)
+                z = chain.move(z, x, grad, k, streams, restart)
+            return z
 
         return worst_of(self.restarts, once, oracle, x, y, streams)

@@ -1,56 +1,15 @@
-"""The loops that attacks share: ascent, restarts, and runs side by side."""
+"""What attacks share that begin more than once: restarts, and runs side by side."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from atent.attacks.oracle import Loss, Oracle
+from atent.attacks.oracle import Oracle
 from atent.rng import Streams
 from atent.threat import per_sample
-
-
-def ascend(
-    oracle: Oracle,
-    x_adv: Tensor,
-    y: Tensor,
-    *,
-    steps: int,
-    loss: Loss,
-    move: Callable[[Tensor, Tensor, int], Tensor],
-    keep: str = "last",
-) -> Tensor:
-    """Climb the loss (descend it where labels are targets): ``x_adv = move(x_adv, gradient, k)``, k = 0 .. steps-1.
-
-    ``keep="best"`` returns for each sample the iterate after the start with the highest loss, at the price of
-    one more forward; ``"last"`` returns the last one.
-    """
-    loss, best = oracle.aimed(loss) if oracle.targeted else loss, x_adv
-    # The losses keep their own precision: rounded to that of x, a smaller one could pass for the larger.
-    best_value: Tensor | None = None
-
-    def remember(values: Tensor) -> None:
-        nonlocal best, best_value
-        if best_value is None:
-            best_value = torch.full_like(values, -math.inf)
-        better = values > best_value
-        best = torch.where(per_sample(better, x_adv), x_adv, best)
-        best_value = torch.where(better, values, best_value)
-
-    for k in range(steps):
-        grad, values, _ = oracle.gradient(x_adv, y, loss)
-        if keep == "best" and k:
-            remember(values)
-        x_adv = move(x_adv, grad, k)
-    if keep == "best":
-        values = loss(oracle.logits(x_adv, y), y)
-        oracle.report(x_adv, values)
-        remember(values)
-        return best
-    return x_adv
 
 
 def worst_of(
@@ -65,7 +24,7 @@ def worst_of(
     """Repeat a search on the samples that remain correctly classified; per sample the result with the largest margin
     wins.
 
-    A search is ``once(oracle, x, y, draws, restart, *more)``; ``more`` are further tensors of one row per sample.
+    A search is ``once(oracle, x, y, streams, restart, *more)``; ``more`` are further tensors of one row per sample.
     """
     x_adv = once(oracle, x, y, streams, 0, *more)
     if restarts == 1:

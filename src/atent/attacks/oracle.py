@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,49 +20,47 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 _MOST = 2**24
 
 
+@dataclass(eq=False)
 class Oracle:
-    """The model as an attack sees it: logits and input gradients, each pass counted per sample.
+    """The model as an attack sees it: logits and input gradients, each pass counted per sample."""
 
-    ``samples`` above 1 averages every gradient over as many passes: expectation over transformation, for random models
-    (Athalye et al. 2018). With ``targeted`` labels are targets: `margin` and `fooled` say how near they are, and
-    `aimed` turns a loss around. ``watch`` receives every loss.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        forwards: Tensor,
-        backwards: Tensor,
-        *,
-        check: bool,
-        samples: int = 1,
-        channels_last: bool = False,
-        targeted: bool = False,
-        watch: Watch | None = None,
-    ) -> None:
-        self.model, self.check, self.samples, self.channels_last = model, check, samples, channels_last
-        self.forwards, self.backwards, self.targeted, self.watch = forwards, backwards, targeted, watch
-        self.rows: Tensor | None = None
-        self.least: tuple[int, str] = (0, "")
+    model: nn.Module
+    forwards: Tensor
+    """int64 (n,): forward passes of each sample, counted here."""
+    backwards: Tensor
+    """int64 (n,): backward passes of each sample, counted here."""
+    _: KW_ONLY
+    check: bool
+    """The next pass is the first: its logits are checked."""
+    samples: int = 1
+    """Above 1 every gradient is averaged over as many passes: expectation over transformation, for random models
+    (Athalye et al. 2018)."""
+    channels_last: bool = False
+    """Images are shown in that memory format."""
+    targeted: bool = False
+    """Labels are targets: `margin` and `fooled` say how near they are, and `aimed` turns a loss around."""
+    watch: Watch | None = None
+    """Receives every loss."""
+    rows: Tensor | None = None
+    """Numbers of the samples that are seen, among those that are counted; None: all, each once."""
+    seen: Tensor | int = 1
+    """How often a pass sees each of the samples that are counted, (n,)."""
+    least: tuple[int, str] = (0, "")
+    """The fewest classes that a checked first pass takes, and what it says of fewer."""
 
     def take(self, rows: Tensor) -> Oracle:
         """The same model and the same counters, for some of the samples."""
-        part = copy.copy(self)
-        part.check, part.least = False, (0, "")
-        part.rows = rows if self.rows is None else self.rows[rows]
-        return part
+        rows = rows if self.rows is None else self.rows[rows]
+        seen = torch.zeros_like(self.forwards).index_add_(0, rows, torch.ones_like(rows, dtype=self.forwards.dtype))
+        return replace(self, check=False, least=(0, ""), rows=rows, seen=seen)
 
     def averaging(self, samples: int) -> Oracle:
         """The same model and counters, every gradient averaged over ``samples`` passes."""
-        same = copy.copy(self)
-        same.samples = samples
-        return same
+        return replace(self, samples=samples)
 
     def demanding(self, classes: int, why: str) -> Oracle:
         """The same model and counters; a checked first pass raises ValueError with fewer classes, ``why`` in it."""
-        same = copy.copy(self)
-        same.least = classes, why
-        return same
+        return replace(self, least=(classes, why))
 
     def margin(self, logits: Tensor, y: Tensor) -> Tensor:
         """How far each sample is beyond the boundary that the attack looks for, (n,): above 0 where it is."""
@@ -92,14 +90,8 @@ class Oracle:
             if logits.shape[1] < least:
                 raise ValueError(f"{why}, got {logits.shape[1]} classes")
             self.check = False
-        self._count(self.forwards)
+        self.forwards += self.seen
         return logits
-
-    def _count(self, counter: Tensor) -> None:
-        if self.rows is None:
-            counter += 1
-        else:
-            counter.index_add_(0, self.rows, torch.ones_like(self.rows))
 
     def _slope(self, values: Tensor, x: Tensor, *, again: bool = False) -> Tensor:
         """The counted gradient of the sum of ``values`` (n,) with respect to ``x``; ``again`` keeps the graph."""
@@ -110,7 +102,7 @@ class Oracle:
         except RuntimeError as error:
             explain(self.model, x, error)
             raise
-        self._count(self.backwards)
+        self.backwards += self.seen
         return grad
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor
 
 from atent.attacks.base import Attack, attack
-from atent.attacks.loops import ascend, restarted, worst_of
-from atent.attacks.oracle import Oracle
+from atent.attacks.loops import restarted, worst_of
+from atent.attacks.oracle import Loss, Oracle
 from atent.attacks.starts import ALLOWED, Start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
 from atent.rng import Streams
-from atent.threat import Threat, unit
+from atent.threat import Threat, per_sample, unit
 
 
 @attack
@@ -89,33 +90,42 @@ class PGD(Attack):
             raise ValueError("loss 'kl' knows no labels, and so no targets: use loss 'ce', 'margin' or 'dlr'")
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
-        reference = (oracle.logits(x, y),) if self.loss == "kl" else ()
+        clean = (oracle.logits(x, y),) if self.loss == "kl" else ()
+        if self.restarts == 1:
+            return self._climb(oracle, x, y, streams, 0, *clean)
+        return worst_of(self.restarts, self._climb, oracle, x, y, streams, *clean)
 
-        def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int, *clean: Tensor) -> Tensor:
-            threat = self.threat.take(oracle.rows)
-            step = threat.lengths(x, self._length)
-            if self.start == "gaussian":
-                noise = 1e-3 * threat.width if self.start_noise is None else self.start_noise
-                begin = x + noise * streams.normal(x, use="start", restart=restart)
-            else:
-                begin = start(threat, self.start, x, streams, restart)
-                begin = begin if self.start == "cube" else threat.clamp(begin)
-            past = torch.zeros_like(x)
+    def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int, *clean: Tensor) -> Tensor:
+        """Where one start leads; ``clean`` are the logits that kl compares with."""
+        threat = self.threat if oracle.rows is None else self.threat.take(oracle.rows)
+        step = threat.lengths(x, self._length)
+        loss: Loss = (lambda logits, _: kl(logits, *clean)) if clean else LOSSES[self.loss]
+        if oracle.targeted:
+            loss = oracle.aimed(loss)
+        if self.start == "gaussian":
+            noise = 1e-3 * threat.width if self.start_noise is None else self.start_noise
+            z = x + noise * streams.normal(x, use="start", restart=restart)
+        else:
+            z = start(threat, self.start, x, streams, restart)
+            z = z if self.start == "cube" else threat.clamp(z)
+        best, highest, past = z, None, torch.zeros_like(x)
+        for k in range(self.steps):
+            grad, values, _ = oracle.gradient(z, y, loss)
+            if self.keep == "best" and k:
+                best, highest = _higher(best, highest, z, values)
+            if self.momentum:
+                grad = past = self.momentum * past + unit(grad, 1)
+            z = threat.project(z + step * threat.ascent(grad), x)
+        if self.keep == "last":
+            return z
+        values = loss(oracle.logits(z, y), y)
+        oracle.report(z, values)
+        return _higher(best, highest, z, values)[0]
 
-            def move(z: Tensor, grad: Tensor, k: int) -> Tensor:
-                nonlocal past
-                if self.momentum:
-                    grad = past = self.momentum * past + unit(grad, 1)
-                return threat.project(z + step * threat.ascent(grad), x)
 
-            return ascend(
-                oracle,
-                begin,
-                y,
-                steps=self.steps,
-                loss=(lambda logits, _: kl(logits, *clean)) if clean else LOSSES[self.loss],
-                move=move,
-                keep=self.keep,
-            )
-
-        return worst_of(self.restarts, once, oracle, x, y, streams, *reference)
+def _higher(best: Tensor, highest: Tensor | None, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Per sample the iterate of the higher loss, and that loss; ``z`` where there is none before it, unless NaN."""
+    # The losses keep their own precision: rounded to that of x, a smaller one could pass for the larger.
+    highest = torch.full_like(values, -math.inf) if highest is None else highest
+    better = values > highest
+    return torch.where(per_sample(better, z), z, best), torch.where(better, values, highest)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from atent.attacks.base import ATTACKS, Attack
+from atent.checks import mistyped
 from atent.messages import unknown
 from atent.registry import Registry
 from atent.threat import Radii, Threat
@@ -47,22 +48,28 @@ def parse(
     called = reference[1] if reference else name.id
     cls = attacks.find(called)
     known = [f.name for f in dataclasses.fields(cls) if f.name != "threat"]
-    values = {}
+    values: dict[str, Any] = {}
     for keyword in keywords:
-        if keyword.arg not in (*known, *_THREAT):
-            raise ValueError(unknown(f"field of {called}", str(keyword.arg), [*known, *_THREAT]))
-        if keyword.arg in values:
-            raise ValueError(f"attack {text!r} gives {keyword.arg} twice")
-        values[keyword.arg] = _value(keyword.value, text)
+        field = str(keyword.arg)
+        # The class itself reports a former name as deprecated.
+        if field not in (*known, *_THREAT, *getattr(cls, "FORMER", {})):
+            raise ValueError(unknown(f"field of {called}", field, [*known, *_THREAT]))
+        if field in values:
+            raise ValueError(f"attack {text!r} gives {field} twice")
+        values[field] = _value(keyword.value, text)
     norm, eps = values.pop("norm", threat and threat.norm), values.pop("eps", threat and threat.eps)
     if norm is None or eps is None:
         raise ValueError(f"attack {text!r} has no threat: add norm='linf' (or 'l2') and eps=...")
     box = threat.box if threat else (0.0, 1.0)
     allowed = bool(values.pop("allow_large_eps", False)) or allow_large_eps or bool(threat and threat.allow_large_eps)
+    wrong = mistyped(cls, values)
     try:
         made = cls(threat=Threat(norm, eps, box, allowed), **values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"attack {text!r}: {error}") from None
+        # What the attack itself says of a value comes first.
+        raise ValueError(f"attack {text!r}: {wrong if wrong and isinstance(error, TypeError) else error}") from None
+    if wrong:
+        raise ValueError(f"attack {text!r}: {wrong}")
     if made.threat.eps == math.inf and not made.minimum_norm:
         small = ", ".join(each for each, kind in attacks.items() if kind.minimum_norm)
         raise ValueError(f"attack {text!r} needs a finite eps, got inf: add eps=..., or use one of {small}")

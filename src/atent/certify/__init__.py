@@ -4,14 +4,31 @@ from typing import Any
 
 from atent.certify.bounds import METHODS, bounds, margins, verified
 from atent.certify.certificate import Certificate, Sampling, certify_run, merge
-from atent.certify.certifiers import CERTIFIERS, certifier
+from atent.certify.certifiers import CERTIFIERS, certifier, smooths, verified_by
 from atent.certify.graph import Graph, read
 from atent.certify.smoothing import ABSTAIN, Smoothed, largest_radius, linf_radius, samples_needed
 from atent.messages import deprecated
 
 __all__ = [
-    "ABSTAIN", "CERTIFIERS", "METHODS", "Certificate", "Graph", "Sampling", "Smoothed", "bounds", "certifier",
-    "certify_run", "largest_radius", "linf_radius", "margins", "merge", "read", "samples_needed", "verified",
+    "ABSTAIN",
+    "CERTIFIERS",
+    "METHODS",
+    "Certificate",
+    "Graph",
+    "Sampling",
+    "Smoothed",
+    "bounds",
+    "certifier",
+    "certify_run",
+    "largest_radius",
+    "linf_radius",
+    "margins",
+    "merge",
+    "read",
+    "samples_needed",
+    "smooths",
+    "verified",
+    "verified_by",
 ]  # fmt: skip
 
 _FORMER = {"Draws": "Sampling", "draws_needed": "samples_needed"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from atent.guard import ask, guard
 from atent.independence import dependence_hint
 from atent.precision import full_precision
 from atent.progress import Advance
+from atent.registry import first_line
 from atent.runs import dumps, read_json, write_atomic, write_json
 from atent.stats import share
 
@@ -146,6 +147,7 @@ def certify_run(
     shard: tuple[int, int] = (0, 1),
     batch: int | None = None,
     channels_last: bool | None = None,
+    certifier: Callable[[nn.Module, float], Any] = Smoothed,
     advance: Advance | None = None,
 ) -> Certificate:
     """Certify samples one group after the other, and resume where an earlier call stopped.
@@ -155,8 +157,10 @@ def certify_run(
     header), beside a .json that says how it was made; the rows that it holds already are taken as they are, so the same
     call continues an interrupted one, and gives the same rows but for ``time``. ``about``: plain values that must agree
     as well, such as the model's fingerprint. ``shard`` (i, k) takes the samples i::k; each shard has a file of its own,
-    see `merge`. ``batch``, ``channels_last`` and ``advance`` as in `Smoothed`. ValueError for inputs that cannot be
-    certified, for labels beyond the model's outputs, and for a file that was made another way.
+    see `merge`. ``batch``, ``channels_last`` and ``advance`` as in `Smoothed`. ``certifier``: another class, called
+    with the model and sigma, whose ``certify`` gives what that of `Smoothed` gives; the class that it certifies stands
+    for the smoothed model's prediction. ValueError for inputs that cannot be certified, for labels beyond the model's
+    outputs, for a file that was made another way, and for a certifier that raises or gives something else.
     """
     x, y = as_samples(x, y, model)
     if not len(x):
@@ -172,7 +176,7 @@ def certify_run(
         path = Path(path)
         claim(path, made_of(sampling, about or {}))
         done = {row.idx: row for row in read_rows(path)}
-    smoothed = Smoothed(model, sampling.sigma, channels_last)
+    smoothed = _made_by(certifier, model, sampling.sigma, channels_last)
     check_labels(y, _clean(model, x[:1], sampling.seed).shape[1])
     hint = dependence_hint(model, noisy(x, sampling.sigma, sampling.seed), seed=sampling.seed)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
@@ -182,7 +186,7 @@ def certify_run(
     group = max(1, 4 * (batch or 1000) // sampling.n)
     for begin in range(0, len(left), group):
         part = torch.tensor(left[begin : begin + group])
-        rows = _rows(smoothed, x[part.to(x.device)], y[part.to(y.device)], ids[part], sampling, batch, advance)
+        rows = _rows(smoothed, model, x[part.to(x.device)], y[part.to(y.device)], ids[part], sampling, batch, advance)
         if path is not None:
             _append(path, rows)
         done |= {row.idx: row for row in rows}
@@ -321,26 +325,66 @@ def _append(path: Path, rows: list[Row]) -> None:
         os.fsync(file.fileno())
 
 
+def _made_by(
+    certifier: Callable[[nn.Module, float], Any], model: nn.Module, sigma: float, channels_last: bool | None
+) -> Any:
+    if certifier is Smoothed:
+        return Smoothed(model, sigma, channels_last)
+    try:
+        return certifier(model, sigma)
+    except Exception as error:
+        raise ValueError(f"{_name(certifier)} raised {first_line(error)}") from error
+
+
+def _name(certifier: Any) -> str:
+    return str(getattr(certifier, "__name__", type(certifier).__name__))
+
+
 def _rows(
-    smoothed: Smoothed,
-    x: Tensor,
-    y: Tensor,
-    ids: Tensor,
-    sampling: Sampling,
-    batch: int | None,
+    smoothed: Any, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, sampling: Sampling, batch: int | None,
     advance: Advance | None,
-) -> list[Row]:
+) -> list[Row]:  # fmt: skip
     begun = time.perf_counter()
-    clean = _clean(smoothed.model, x, sampling.seed).argmax(1)
-    found = smoothed.two_votes(x, sampling.n0, sampling.n, seed=sampling.seed, ids=ids, batch=batch, advance=advance)
-    classes, radii = certificates(*found, sampling.sigma, sampling.alpha)
-    plain = predictions(found[1], sampling.alpha)
-    table = (v.tolist() for v in (ids, y, classes, radii, classes == y, clean, plain))
+    clean = _clean(model, x, sampling.seed).argmax(1)
+    if type(smoothed) is Smoothed:
+        found = smoothed.two_votes(
+            x, sampling.n0, sampling.n, seed=sampling.seed, ids=ids, batch=batch, advance=advance
+        )
+        classes, radii = certificates(*found, sampling.sigma, sampling.alpha)
+        plain = predictions(found[1], sampling.alpha)
+    else:
+        classes, radii = _certified_by(smoothed, model, x, ids, sampling)
+        plain = classes
+        if advance:
+            advance(len(x) * (sampling.n0 + sampling.n), "")
+    table = (v.tolist() for v in (ids, y, classes, radii, classes == y.to(classes.device), clean, plain))
     seconds = round((time.perf_counter() - begun) / len(x), 6)
     return [
         Row(i, label, got, radius, int(right), seconds, base, vote)
         for i, label, got, radius, right, base, vote in zip(*table)
     ]
+
+
+def _certified_by(smoothed: Any, model: nn.Module, x: Tensor, ids: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Classes (n,) and radii (n,) of a certifier from outside; ValueError, in one line, where they are none."""
+    name, n = type(smoothed).__name__, len(x)
+    with guard(model, mode="eval", seed=sampling.seed), full_precision(x.device):
+        try:
+            found = smoothed.certify(x, sampling.n0, sampling.n, sampling.alpha, seed=sampling.seed, ids=ids)
+        except Exception as error:
+            raise ValueError(f"{name}.certify raised {first_line(error)}") from error
+    pair = tuple(found) if isinstance(found, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(t, Tensor) and t.shape == (n,) for t in pair):
+        raise ValueError(f"{name}.certify must return (classes, radii), tensors of shape ({n},): see Smoothed.certify")
+    classes, radii = pair[0].long(), pair[1].double()
+    most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
+    # Written so that NaN is refused.
+    if not bool(((radii >= 0) & (radii <= most * (1 + 1e-9))).all()):
+        raise ValueError(
+            f"{name}.certify gives radii of {float(radii.min()):.4g} to {float(radii.max()):.4g}: {sampling.n:,} noise"
+            f" samples of sigma {sampling.sigma:g} certify 0 to {most:.4g}"
+        )
+    return classes, torch.where(classes == ABSTAIN, 0.0, radii)
 
 
 @torch.no_grad()

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from atent.certify.bounds import bounds
 from atent.certify.smoothing import Smoothed
-from atent.registry import Registry
+from atent.guard import ask, guard
+from atent.precision import full_precision
+from atent.registry import Registry, first_line
 from atent.threat import Threat
+
+
+def _is_certifier(found: Any) -> bool:
+    return callable(found) and (not isinstance(found, type) or callable(getattr(found, "certify", None)))
+
 
 CERTIFIERS: Registry[Callable[..., Any]] = Registry(
     "certifier",
     "atent.certify",
     "atent.certifiers",
-    callable,
+    _is_certifier,
     "a function of (model, x, threat), or a class with a method certify",
 )
 """Name -> class whose objects have ``certify``, as `Smoothed`, or function (model, x, threat) that gives bounds of the
@@ -26,6 +35,51 @@ certifier = CERTIFIERS.register
 """Decorator that makes a certifier known by its own name, or ``certifier("name")`` by another."""
 
 certifier("smoothing")(Smoothed)
+
+
+def smooths(name: str) -> bool:
+    """Whether the certifier ``name`` is a class as `Smoothed`, not a function as `bounds`. ValueError for a name that
+    is not known."""
+    return isinstance(CERTIFIERS.find(name), type)
+
+
+def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    """bool (n,): the certifier ``name`` bounds the logit of class ``y`` (n,) from below by more than it bounds every
+    other logit from above.
+
+    ValueError, in one line, where it raises or gives anything but a pair of bounds, and for an image that it verifies
+    and the model misclassifies: its bounds are wrong.
+    """
+    with guard(model, mode="eval"), full_precision(x.device):
+        with torch.no_grad():
+            logits = ask(model, x)
+        try:
+            found = CERTIFIERS.find(name)(model, x, threat)
+        except Exception as error:
+            raise ValueError(f"{name} raised {first_line(error)}") from error
+    shape = tuple(logits.shape)
+    if not (isinstance(found, tuple | list) and len(found) == 2 and all(isinstance(t, Tensor) for t in found)):
+        raise ValueError(f"{name} returned {_kind(found)}, not the pair (lower, upper) of tensors of shape {shape}")
+    lower, upper = (t.detach() for t in found)
+    if lower.shape != logits.shape or upper.shape != logits.shape:
+        got = f"{tuple(lower.shape)} and {tuple(upper.shape)}"
+        raise ValueError(
+            f"{name} returned bounds of shapes {got}, not {shape}: a lower and an upper one for each logit"
+        )
+    own = torch.nn.functional.one_hot(y, shape[1]).bool()
+    # A NaN compares as false: it verifies nothing.
+    certain: Tensor = (lower.gather(1, y[:, None]) > upper.masked_fill(own, -math.inf)).all(1)
+    wrong = int((certain & (logits.argmax(1) != y)).sum())
+    if wrong:
+        raise ValueError(
+            f"{name} verifies {wrong} of {len(x)} images that the model misclassifies, so its bounds are wrong: check"
+            " it by atent.testing.check_certifier"
+        )
+    return certain
+
+
+def _kind(found: Any) -> str:
+    return "None" if found is None else f"a {type(found).__name__}"
 
 
 @certifier("ibp")

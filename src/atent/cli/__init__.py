@@ -101,17 +101,28 @@ def _fail(text: str, status: int) -> int:
     return status
 
 
+_OPTIONS = {
+    "--help": "this text; `atent COMMAND --help` explains a command",
+    "--version": "the version",
+    "--debug": "a traceback instead of a one-line error",
+    "--install-completion [bash|zsh|fish]": "complete commands, options and recipes in the shell",
+}
+_EXAMPLES = (
+    "atent train digits-linf-atent",
+    "atent train cifar10-l2-atent --method.steps 5 --data.limit 2000",
+    'atent evaluate runs/digits-linf-atent --attacks "PGD(steps=40, restarts=5)"',
+)
+
+
 def _help() -> str:
-    rows = "\n".join(f"  {name:<10} {about}" for name, about in COMMANDS.items())
-    return (
-        f"usage: atent COMMAND [OPTIONS]\n\n{_ABOUT}\n\ncommands:\n{rows}\n\n"
-        "options:\n  --help     this text; `atent COMMAND --help` explains a command\n"
-        "  --version  the version\n  --debug    a traceback instead of a one-line error\n"
-        "  --install-completion [bash|zsh|fish]  complete commands, options and recipes in the shell\n\n"
-        "examples:\n  atent train digits-linf-atent\n"
-        "  atent train cifar10-l2-atent --method.steps 5 --data.limit 2000\n"
-        '  atent evaluate runs/digits-linf-atent --attacks "PGD(steps=40, restarts=5)"'
-    )
+    from atent.cli.width import wrapped
+
+    commands = [wrapped(f"  {name:<10} {about}", 13) for name, about in COMMANDS.items()]
+    options = [wrapped(f"  {name:<10} {about}", 13) for name, about in _OPTIONS.items()]
+    # A command that is broken into lines cannot be copied.
+    examples = [f"  {line}" for line in _EXAMPLES]
+    head = ["usage: atent COMMAND [OPTIONS]", "", wrapped(_ABOUT, 0), ""]
+    return "\n".join([*head, "commands:", *commands, "", "options:", *options, "", "examples:", *examples])
 
 
 def run() -> None:

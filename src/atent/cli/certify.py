@@ -12,6 +12,9 @@ from atent.cli import show
 from atent.cli.parse import Name, Norm, Number, Place, Real, Subset, Text, Threads, Tristate, arg
 from atent.experiments.recipe_files import UsageError
 
+if typing.TYPE_CHECKING:
+    from atent.experiments.results import CertificateFile
+
 RENAMED = {"--batch": "--batch-size"}
 MEANT = {"--eps": "--radius"}
 
@@ -21,7 +24,7 @@ def certify(
     *,
     data: Name = None,
     model: Name = None,
-    method: typing.Literal["smoothing", "ibp", "crown-ibp", "crown", "dual"] = "smoothing",
+    method: Annotated[str, arg("NAME")] = "smoothing",
     sigma: Real = None,
     n: Annotated[int, arg("N")] = 100_000,
     n0: Annotated[int, arg("N")] = 100,
@@ -60,7 +63,9 @@ def certify(
     model
         Network that a .safetensors file holds, or that a run from Python trained; or module:function.
     method
-        Randomised smoothing, which certifies the network under noise, or bounds, which verify the network itself.
+        Randomised smoothing, which certifies the network under noise, or bounds, which verify the network itself:
+        smoothing, ibp, crown-ibp, crown, dual, one of an installed package (`atent list certifiers`), or your own as
+        module:Thing.
     sigma
         Standard deviation of the noise in pixel units. Default: what the run was trained with.
     n
@@ -114,12 +119,12 @@ def certify(
     """
     if not runs:
         raise UsageError("which run? `atent certify RUN [RUN ...]` takes the paths that training printed")
-    from atent.experiments.certificate import certify_folder, draw, layout
+    from atent.certify import smooths
+    from atent.experiments.certificate import certify_folder, draw
     from atent.experiments.certified import add, check_table, row
-    from atent.experiments.results import CertificateFile
 
     check_table(table)
-    if plot and method != "smoothing":
+    if plot and not smooths(method):
         raise ValueError(f"--plot draws the radii of smoothing, and method {method} verifies single radii: omit --plot")
     with show.json_alone(json) as emit:
         done = {}
@@ -131,25 +136,32 @@ def certify(
                 compiled=compile, channels_last=channels_last, progress=not quiet,
             )  # fmt: skip
         show.threads(threads)
-        from rich.table import Table
-
-        for out, content, _ in done.values():
-            title, rows, below = layout(CertificateFile.from_json(content))
-            shown = Table()
-            shown.add_column("accuracy, 95 % interval")
-            shown.add_column("", justify="right")
-            for name, value in rows:
-                shown.add_row(name, value.text)
-            print(title)
-            show.print_table(shown)
-            print("\n".join(below))
-            print(f"written: {out}\n")
+        for out, found, _ in done.values():
+            _print(out, found)
         if plot:
             draw({run: rows for run, (_, _, rows) in done.items()}, plot, radius)
             print(f"written: {plot}")
         if table:
-            beside = add(Path(table), [row(content) for _, content, _ in done.values()])
+            beside = add(Path(table), [row(found) for _, found, _ in done.values()])
             print(f"written: {table}, {beside}")
-        results = [content for _, content, _ in done.values()]
+        results = [found.to_json() for _, found, _ in done.values()]
         emit(results[0] if len(results) == 1 else results)
     return 0
+
+
+def _print(out: Path, found: CertificateFile) -> None:
+    """A certificate as a table, and the file that holds it."""
+    from rich.table import Table
+
+    from atent.experiments.certificate import layout
+
+    title, rows, below = layout(found)
+    shown = Table()
+    shown.add_column("accuracy, 95 % interval")
+    shown.add_column("", justify="right")
+    for name, value in rows:
+        shown.add_row(name, value.text)
+    print(title)
+    show.print_table(shown)
+    print("\n".join(below))
+    print(f"written: {out}\n")

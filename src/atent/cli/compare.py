@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
+import typing
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -14,9 +17,12 @@ from atent.cli.words import help_wanted, hyphened, options_of, seconds, split_se
 from atent.experiments.recipe_files import SECTIONS, UsageError
 from atent.messages import unknown
 
+if typing.TYPE_CHECKING:
+    from atent.experiments.results import ComparisonFile
+
 
 def compare(
-    recipes: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RECIPE RECIPE ...")] = (),
+    recipes: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RECIPE|RUN ...")] = (),
     *,
     seeds: Annotated[int, arg("N")] = 3,
     first_seed: Annotated[int, arg("N")] = 0,
@@ -31,7 +37,7 @@ def compare(
     fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
     command: Annotated[str, tyro.conf.Suppress] = "",
 ) -> int:
-    """Train recipes alike, over several seeds, into one table with intervals.
+    """Train recipes alike, over several seeds, into one table with intervals; or compare runs that are trained.
 
     Any field of a recipe, such as --train.epochs 5 or --data.limit 500, may follow and holds for all. The same command
     again resumes. Exit status: 0 done, 1 failed, 2 not understood.
@@ -39,7 +45,8 @@ def compare(
     Parameters
     ----------
     recipes
-        Recipes to compare, two or more, by name or as .toml files.
+        Recipes to compare, two or more, by name or as .toml files. Or run folders, which are compared as they are on
+        the images that they were evaluated on; runs that differ in the seed alone are one row.
     seeds
         Number of seeds: every recipe is trained once with each.
     first_seed
@@ -65,6 +72,8 @@ def compare(
     for option, value, least in (("--seeds", seeds, 1), ("--first-seed", first_seed, 0), ("--jobs", jobs, 1)):
         if value < least:
             raise UsageError(f"{option} must be at least {least}, got {value}")
+    if any(map(_is_run, recipes)):
+        return _finished(recipes, name=name, runs=runs, beside=beside, json=json, command=command)
     overrides = list(fields)
     if budget is not None:
         overrides += ["--train.minutes", f"{seconds(budget, '--budget') / 60:.9g}"]
@@ -74,7 +83,6 @@ def compare(
     if allow_large_eps:
         overrides.append("--allow_large_eps")
     from atent.experiments import compare as room
-    from atent.experiments.comparison import caption, layout
     from atent.experiments.plan import Plan
     from atent.experiments.recipes import job
 
@@ -84,23 +92,70 @@ def compare(
             plan, runs=runs, name=name, at_once=jobs, build=job, beside=beside, progress=not quiet,
             say=lambda line: print(line, flush=True),
         )  # fmt: skip
-        from rich.table import Table
-        from rich.text import Text as Cell
-
-        headings, rows = layout(found)
-        table = Table()
-        table.add_column("recipe", no_wrap=True)
-        for heading in headings:
-            table.add_column(heading, justify="right")
-        for row, entries in rows:
-            cells = (Cell(f"{e.text}\n{e.interval}".rstrip(), style="bold" if e.best else "") for e in entries)
-            table.add_row(row, *cells)
-        print()
-        show.print_table(table)
-        print("\n".join(caption(found)))
-        print(f"\nresult folder: {path}")
+        _print(path, found)
         emit(found.to_json())
     return 0
+
+
+def _is_run(word: str) -> bool:
+    return (Path(word) / "config.json").is_file()
+
+
+def _finished(
+    given: tuple[str, ...], *, name: str | None, runs: str, beside: str | None, json: bool, command: str
+) -> int:
+    """Compare run folders."""
+    other = next((word for word in given if not _is_run(word)), None)
+    if other is not None:
+        raise UsageError(f"{other} is not a run folder, the others are: give recipes alone, or run folders alone")
+    from atent.experiments.compare import written
+    from atent.experiments.finished import compare_runs
+
+    with show.json_alone(json) as emit:
+        found = compare_runs(given, command=command)
+        path = written(found, runs=runs, name=name, beside=beside)
+        _print(path, found)
+        emit(found.to_json())
+    return 0
+
+
+def _print(path: Path, found: ComparisonFile) -> None:
+    """The table of a comparison, what stands below it, and its folder."""
+    from rich.table import Table
+    from rich.text import Text as Cell
+
+    from atent.experiments.comparison import caption, layout, paired_lines
+
+    headings, rows = layout(found)
+    table = Table()
+    table.add_column("recipe", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row, entries in rows:
+        cells = (Cell(f"{e.text}\n{e.interval}".rstrip(), style="bold" if e.best else "") for e in entries)
+        table.add_row(row, *cells)
+    print()
+    show.print_table(table)
+    print("\n".join([*caption(found), *paired_lines(found)]))
+    print(f"\nresult folder: {path}")
+
+
+# Options that say how runs are trained, which run folders are already.
+_TRAINING = ("--seeds", "--first-seed", "--jobs", "--budget", "--allow-large-eps")
+
+
+def _check_seeds(words: list[str]) -> None:
+    """UsageError where seeds are listed: the option is their number."""
+    if "--seeds" not in words:
+        return
+    at = words.index("--seeds") + 1
+    listed = list(itertools.takewhile(str.isdigit, words[at:]))
+    if len(listed) > 1:
+        first = min(map(int, listed))
+        raise UsageError(
+            f"--seeds is the number of seeds, got {' '.join(listed)}: for the seeds from {first} on write --seeds"
+            f" {len(listed)} --first-seed {first}"
+        )
 
 
 def run(words: list[str]) -> int:
@@ -111,7 +166,13 @@ def run(words: list[str]) -> int:
     seed = next((w for w in fields if hyphened(w.partition("=")[0]) in ("--train.seed", "--train-seed")), None)
     if seed or "--train-seed" in map(hyphened, own):
         raise UsageError("--train.seed is given by the comparison: use --first-seed and --seeds")
+    _check_seeds(own)
     known = options_of(compare)
+    if any(map(_is_run, own)):
+        odd = [word.partition("=")[0] for word in (*own, *fields) if word.startswith("--")]
+        idle = next((o for o in odd if "." in o or "--" + hyphened(o[2:]) in _TRAINING), None)
+        if idle:
+            raise UsageError(f"{idle} has no effect on run folders, which are trained: leave it out, or give recipes")
     for word in own:
         option = "--" + hyphened(word.partition("=")[0][2:])
         if word.startswith("--") and option not in (*known, "--help", "--no-quiet"):

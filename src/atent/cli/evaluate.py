@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from atent.cli import show
 from atent.cli.parse import Flat, Place, arg
 from atent.cli.target import Target
+
+if typing.TYPE_CHECKING:
+    from atent.experiments.results import EvaluationFile
 
 RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
 
@@ -66,11 +70,14 @@ def evaluate(
         subject = load_target(**target.keywords(), attacks=attacks)
         show.threads(target.threads)
         place = subject.place / f"{subject.stem}{folder.EVALUATION}"
-        path = Path(out) if out else show.free_file(place)
-        evaluation = evaluate_target(
-            subject, cascade=cascade, radii=radius, checks=checks or strict, search_dtype=search_dtype,
-            partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
-        )  # fmt: skip
+
+        def evaluated(path: Path) -> EvaluationFile:
+            return evaluate_target(
+                subject, cascade=cascade, radii=radius, checks=checks or strict, search_dtype=search_dtype,
+                partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
+            )  # fmt: skip
+
+        path, evaluation = (Path(out), evaluated(Path(out))) if out else _in_free_file(place, evaluated)
         path = path if out else show.free_file(place)
         found = evaluation.to_json()
         folder.write_json(path, found)
@@ -89,6 +96,19 @@ def evaluate(
         print(f"\nwritten: {', '.join(map(str, written))}")
         emit(found)
     return 1 if warned and strict else 0
+
+
+def _in_free_file(place: Path, evaluated: Callable[[Path], EvaluationFile]) -> tuple[Path, EvaluationFile]:
+    """The evaluation under the first name of ``place`` that has no result, and no unfinished evaluation of something
+    else; the name, and what was found."""
+    from atent.evaluate.ledger import Foreign
+
+    path = show.free_file(place)
+    while True:
+        try:
+            return path, evaluated(path)
+        except Foreign:
+            path = show.free_file(place, after=path)
 
 
 def _classes(found: dict[str, Any]) -> None:

@@ -46,14 +46,15 @@ def list(kind: Annotated[tyro.conf.Positional[str | None], arg("KIND")] = None, 
     if kind not in KINDS:
         raise UsageError(unknown("kind", kind, KINDS))
     with show.json_alone(json) as emit:
-        rows = [{"name": name, "about": about, "origin": origin} for name, about, origin in _rows(kind)]
+        rows = [{"name": name, "about": about, "origin": origin} for name, about, origin in known(kind)]
         emit(rows)
         if not json:
             _print(kind, rows)
     return 0
 
 
-def _rows(kind: str) -> Iterator[tuple[str, str, str]]:
+def known(kind: str) -> Iterator[tuple[str, str, str]]:
+    """Name, description and origin of everything of a kind."""
     if kind == "recipes":
         from atent.experiments.recipe_files import read_recipe, recipe_names
 

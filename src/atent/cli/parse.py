@@ -12,8 +12,6 @@ import inspect
 import io
 import os
 import re
-import shutil
-import sys
 import textwrap
 import typing
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from atent.cli.width import terminal_width
 from atent.cli.words import help_wanted, is_hidden, negated, options_of, spelled
 from atent.docstrings import field_docs
 from atent.experiments.recipe_files import UsageError
@@ -128,6 +127,10 @@ def _reason(event: Any) -> str:
             )
             return f"{event.argument.display_name()} must be {wanted}, got {tried[1]!r}"
         name = event.argument.display_name() if event.argument is not None else ""
+        literal = re.search(r"(invalid literal for int\(\)|could not convert string to float).*?: (.*)$", text)
+        if literal:
+            wanted = "a whole number" if "int()" in literal[1] else "a number"
+            return f"{name} must be {wanted}, got {literal[2]}"
         return text if name and name in text else f"{name}: {text}".removeprefix(": ")
     return f"the command line is not understood ({kind}): see `{event.prog} --help`"
 
@@ -138,17 +141,6 @@ def _shown(argument: Any) -> str:
 
 
 # ---- help --------------------------------------------------------------------------------------------------
-
-
-def terminal_width() -> int:
-    """Columns of the terminal, also where standard output is piped; 80 where there is none."""
-    if os.environ.get("COLUMNS", "").isdigit():
-        return max(40, int(os.environ["COLUMNS"]))
-    for stream in (sys.__stdout__, sys.__stderr__, sys.__stdin__):
-        with contextlib.suppress(OSError, AttributeError, ValueError):
-            if stream is not None:
-                return max(40, os.get_terminal_size(stream.fileno()).columns)
-    return 80
 
 
 @contextlib.contextmanager
@@ -236,8 +228,3 @@ def _all_of(classes: list[type]) -> list[type]:
         inside = [k for k in typing.get_type_hints(cls).values() if isinstance(k, type) and dataclasses.is_dataclass(k)]
         out += [c for c in (cls, *_all_of(inside)) if c not in out]
     return out
-
-
-def screen() -> int:
-    """Width at which tables are printed: the terminal's, or enough for all columns where output is piped."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 140

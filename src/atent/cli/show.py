@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atent.cli.parse import screen
+from atent.cli.width import screen
 
 if TYPE_CHECKING:
     from atent.experiments.results import EvaluationFile, Part
@@ -109,11 +110,13 @@ def refuse_taken(path: Path, option: str) -> None:
         raise FileExistsError(f"{path} exists: choose another {option}, an earlier result is never overwritten")
 
 
-def free_file(path: Path) -> Path:
-    """``path``, or the same name with the first free number: an earlier result is never overwritten."""
-    number = 1
-    free = path
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
+def free_file(path: Path, *, after: Path | None = None) -> Path:
+    """``path``, or the same name with the first free number, beyond that of ``after``: an earlier result is never
+    overwritten."""
+    names: Iterator[Path] = itertools.chain(
+        [path], (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    )
+    if after is not None:
+        names = itertools.dropwhile(lambda name: name != after, names)
+        next(names)
+    return next(name for name in names if not name.exists())

@@ -20,8 +20,8 @@ class Target:
     training wrote it, --model; or your own network as module:function, with --data. The function takes no arguments
     and returns an nn.Module from inputs in [0, 1] to logits."""
     data: Name = None
-    """Data set whose test images are used: digits, mnist, fashion-mnist, cifar10, moons, two-class, npz, folder, or
-    your own as module:function. A run brings its own, unless it was trained on tensors from Python."""
+    """Data set whose test images are used: a name of `atent list data`, or your own as module:function. A run brings
+    its own, unless it was trained on tensors from Python."""
     model: Name = None
     """Network that a .safetensors file holds the weights of, or that a run from Python trained: a name such as
     resnet20, or module:function."""

@@ -11,7 +11,7 @@ import tyro
 from atent.cli import show
 from atent.cli.jobs import recipe_job
 from atent.cli.parse import Name, Place, arg, read
-from atent.cli.words import help_wanted, split_sections
+from atent.cli.words import SAME, help_wanted, split_sections
 from atent.experiments.recipe_files import SECTIONS, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def train(
         With --resume, of a run that was trained on tensors: module:function that gives its data, as
         atent.data.from_tensors does.
     root
-        With --resume: folder that holds the data. Default: as the run had it.
+        Folder that holds the data (npz: the file), as --data.root. Default: as the recipe, or with --resume the run.
     log
         Record the training by these trackers as well: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
@@ -75,7 +75,7 @@ def train(
     if recipe is None:
         raise UsageError("which recipe? `atent train RECIPE`; `atent recipes` lists them")
     if root is not None:
-        raise UsageError("--root is for --resume: use --data.root")
+        fields = (*fields, "--data.root", root)
     from atent import runs as folder
 
     job, own = recipe_job(recipe, list(fields), prog=f"atent train {recipe}", allow_large_eps=allow_large_eps)
@@ -90,6 +90,7 @@ def train(
 def run(words: list[str]) -> int:
     """`atent train` of these words, some of which set fields of the recipe."""
     if any(word.partition("=")[0] == "--resume" for word in words):
+        _check_resumed(words)
         return train(**read(train, words, "atent train"))
     own, fields = split_sections(words)
     if help_wanted(own):
@@ -98,6 +99,18 @@ def run(words: list[str]) -> int:
             recipe_job(own[0], [*fields, "--help"], prog=f"atent train {own[0]}")
         own.append("--help")
     return train(**read(train, own, "atent train"), fields=tuple(fields))
+
+
+def _check_resumed(words: list[str]) -> None:
+    """UsageError for a field of a recipe, which a run that resumes has already."""
+    for word in words:
+        option = word.partition("=")[0]
+        section, dot, _ = option[2:].partition(".")
+        if option.startswith("--") and dot and section in SECTIONS and option not in SAME:
+            raise UsageError(
+                f"{option} has no effect with --resume, a run resumes with its own settings: leave it out, or train"
+                " a new run by its recipe"
+            )
 
 
 def _resume(

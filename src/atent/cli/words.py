@@ -17,6 +17,9 @@ from atent.experiments.recipe_files import UsageError
 SECTION_NAMES = ("method", "model", "data", "optimizer")
 """Sections of a recipe whose bare name as an option means their `name`."""
 
+SAME = {"--data.name": "--data", "--data.root": "--root", "--model.name": "--model"}
+"""Fields of a recipe, and the options of other commands that mean the same."""
+
 # Where "none" is one of the names to choose from.
 _NAMED_NONE = ("--train.average", "--optimizer.walk.scale")
 # No limit means all; as the value of an option, None would mean its default.
@@ -107,6 +110,8 @@ def spelled(
             continue
         head, equals, tail = word.partition("=")
         option = _option(head, renamed or {}, sections)
+        if option not in known and SAME.get(option) in known:
+            option = SAME[option]
         following = words[i + 1] if not equals and i + 1 < len(words) else None
         out.append(option)
         wants_values = typing.get_origin(_optional(known.get(option))) is tuple

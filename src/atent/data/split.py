@@ -16,7 +16,7 @@ Part = Literal["train", "validation", "test"]
 SUBSET = 2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Split:
     """Samples that stay in their compact form, on any device, until a batch is asked for.
 
@@ -46,6 +46,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def __repr__(self) -> str:
+        kind = str(self.x.dtype).removeprefix("torch.")
+        return f"Split({len(self):,} samples of shape {tuple(self.x.shape[1:])}, {kind} on {self.x.device})"
 
     def to(self, device: torch.device | str) -> "Split":
         """The same samples on `device`."""
@@ -92,7 +96,7 @@ class Split:
         return torch.as_tensor(index, dtype=torch.int64, device=self.x.device)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Data:
     """A data set ready for training.
 
@@ -114,6 +118,10 @@ class Data:
     about: dict[str, Any]
     subset: Rule = "stratified"
     seed: int = 0
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(getattr(self, part)):,} {part}" for part in ("train", "validation", "test"))
+        return f"Data({self.name!r}, {self.classes} classes, shape {self.shape}, {sizes})"
 
     def sample(self, part: Part, n: Limit, rule: Rule | None = None) -> Split:
         """n samples of the part "train", "validation" or "test", by the data's rule or ``rule``; all where n is "all",

@@ -45,10 +45,14 @@ class Met(NamedTuple):
 NOTHING = Met(torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), 0, 0, 0.0)
 
 
+class Foreign(ValueError):
+    """The file is not of this evaluation."""
+
+
 class Ledger:
     """What was met so far, in memory and, with a path, in a file that survives a kill.
 
-    ``fingerprint`` says what is evaluated; ValueError, in one line, for a file with another one or of another kind.
+    ``fingerprint`` says what is evaluated; `Foreign`, in one line, for a file with another one or of another kind.
     """
 
     def __init__(self, path: str | Path | None = None, fingerprint: Mapping[str, Any] | None = None) -> None:
@@ -64,10 +68,10 @@ class Ledger:
             return
         head, *rows = lines
         if head.get("kind") != _KIND:
-            raise ValueError(f"{self.path} holds no unfinished evaluation: give another file to resume from")
+            raise Foreign(f"{self.path} holds no unfinished evaluation: give another file to resume from")
         differs = [key for key, value in wanted.items() if head.get(key) != value]
         if differs:
-            raise ValueError(
+            raise Foreign(
                 f"{self.path} belongs to an evaluation with other {', '.join(differs)}: remove it, or give"
                 " another file to resume from"
             )

@@ -6,16 +6,26 @@ import hashlib
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from atent import messages, stats
 from atent import runs as folder
-from atent.certify import METHODS, Certificate, Sampling, certify_run, merge, verified
+from atent import stats
+from atent.certify import (
+    CERTIFIERS,
+    METHODS,
+    Certificate,
+    Sampling,
+    certify_run,
+    merge,
+    smooths,
+    verified,
+    verified_by,
+)
 from atent.certify.certificate import check_shard, claim, made_alike, made_of, sidecar, write_rows
 from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
@@ -24,6 +34,7 @@ from atent.evaluate import predict
 from atent.experiments.results import CERTIFICATE_VERSION, BoundsFile, CertificateFile, Share, SmoothingFile
 from atent.experiments.target import Target, load_target
 from atent.progress import Advance, bar
+from atent.registry import Plugin, plugin_named
 from atent.runs.weights import visible
 from atent.threads import Threads
 from atent.threat import Norm, Threat, radius
@@ -61,7 +72,7 @@ def certify_folder(
     compiled: bool = False,
     channels_last: bool | None = None,
     progress: bool = True,
-) -> tuple[Path, dict[str, Any], Certificate | None]:
+) -> tuple[Path, SmoothingFile | BoundsFile, Certificate | None]:
     """Certify ``limit`` test images of a run ("all": every one): the .json written, its content, and the rows of
     smoothing.
 
@@ -69,35 +80,59 @@ def certify_folder(
 
     ``target``, ``model`` and ``data`` as `load_target` takes them: also a file of weights, or the user's own network.
 
-    ``method`` "smoothing" draws noise (`certify_run`); "ibp", "crown-ibp", "crown" and "dual" compute bounds
-    (`verified`) within ``radii`` under the run's norm or ``norm``; default: the run's eps. The same call resumes
+    ``method`` is a name of `CERTIFIERS`, or module:Thing: "smoothing", and a class of the user's own, draw noise
+    (`certify_run`); "ibp", "crown-ibp", "crown" and "dual" compute bounds (`verified`), and so does a function
+    (`verified_by`), within ``radii`` under the run's norm or ``norm``, default: the run's eps. The same call resumes
     where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
     gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged`` joins the
     shards. ``compiled``: smoothing with the network fused by ``torch.compile``, ``channels_last``: that of
     `Smoothed`; both the same up to rounding. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
     """
-    if method not in ("smoothing", *METHODS):
-        raise ValueError(messages.unknown("method", method, ("smoothing", *METHODS)))
+    noisy, plugin = smooths(method), plugin_named(CERTIFIERS, method)
     who = load_target(
         str(target), model=model, data=data, root=root, attacks=(), which=which, device=device, threads=threads,
         subset=subset, allow_large_eps=allow_large_eps,
     )  # fmt: skip
     who = replace(who, settings=replace(who.settings, limit=limit))
     goals = None if radii is None else [radius(r, "radius") for r in radii]
-    if method != "smoothing":
+    if not noisy:
         if shard or merged or compiled or sigma is not None:
             raise ValueError(f"method {method} draws no noise: leave --sigma, --shard, --merge and --compile out")
-        return *_bounded(who, method, _threats(who, norm, goals), progress), None
+        return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
+    sampling = Sampling(sigma_of(who.config, who.name) if sigma is None else sigma, n0, n, alpha, seed)
+    how = _How(method, plugin, sampling, goals, batch, compiled, channels_last)
+    _check(how, norm, device)
+    return _smoothed(who, how, shard, merged, progress)
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a certificate by smoothing is made."""
+
+    method: str
+    plugin: Plugin | None
+    sampling: Sampling
+    goals: list[float] | None
+    batch: int | None
+    compiled: bool
+    channels_last: bool | None
+
+
+def _check(how: _How, norm: Norm | None, device: str) -> None:
+    """ValueError, before the long work, for what smoothing cannot do."""
     if norm not in (None, "l2"):
         raise ValueError(
             f"Gaussian smoothing certifies in l2, not in {norm}: leave --norm out, or use a --method of bounds"
         )
-    sampling = Sampling(sigma_of(who.config, who.name) if sigma is None else sigma, n0, n, alpha, seed)
-    for goal in goals or ():
+    if how.plugin is not None:
+        for option, value in (("--batch-size", how.batch), ("--channels-last", how.channels_last)):
+            if value is not None:
+                raise ValueError(f"{option} has no effect on {how.method}: set it inside that class")
+    sampling = how.sampling
+    for goal in how.goals or ():
         check_radius(goal, sampling.n, sampling.alpha, sampling.sigma)
-    if compiled and pick_device(device).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+    if how.compiled and pick_device(device).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or leave it out")
-    return _smoothed(who, sampling, goals, shard, merged, batch, compiled, channels_last, progress)
 
 
 def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
@@ -166,29 +201,30 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _about(who: Target) -> dict[str, Any]:
-    """What a certificate is about, whatever its numbers of images and samples."""
-    return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test"}
+def _about(who: Target, plugin: Plugin | None) -> dict[str, Any]:
+    """What a certificate is about, whatever its numbers of images and noise samples."""
+    own = {} if plugin is None else {"certifier": asdict(plugin)}
+    return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test", **own}
 
 
-def _head(who: Target, ids: Sequence[int], shape: Sequence[int]) -> dict[str, Any]:
-    method = who.config.get("method") or {}
+def _head(who: Target, method: str, plugin: Plugin | None, ids: Sequence[int], shape: Sequence[int]) -> dict[str, Any]:
     images = {**who.samples(), "n": len(ids), "ids": spans(ids), "shape": list(shape)}
     return {
         "schema_version": CERTIFICATE_VERSION,
         "run": who.name,
         **who.about,
-        "trained": method.get("name"),
+        "trained": (who.config.get("method") or {}).get("name"),
         "images": images,
+        "method": method,
+        "certifier": None if plugin is None else asdict(plugin),
     }
 
 
 def _smoothed(
-    who: Target, sampling: Sampling, goals: list[float] | None, shard: str | None, merged: bool, batch: int | None,
-    compiled: bool, channels_last: bool | None, progress: bool,
-) -> tuple[Path, dict[str, Any], Certificate]:  # fmt: skip
+    who: Target, how: _How, shard: str | None, merged: bool, progress: bool
+) -> tuple[Path, SmoothingFile, Certificate]:
     x, y, ids = who.test()
-    about = _about(who)
+    sampling, about = how.sampling, _about(who, how.plugin)
     made = made_of(sampling, about)
     if merged:
         table = _free(who.place / f"{who.stem}{CERTIFICATE}", made)
@@ -202,15 +238,18 @@ def _smoothed(
         name = CERTIFICATE if shard is None else f"certificate.shard-{index[0]}-of-{index[1]}.csv"
         table = _free(who.place / f"{who.stem}{name}", made)
         i, n, k = check_shard(index, len(x))
-        model = cast(nn.Module, torch.compile(who.model)) if compiled else who.model
+        model = cast(nn.Module, torch.compile(who.model)) if how.compiled else who.model
         with bar(len(range(i, n, k)) * (sampling.n0 + sampling.n), who.name, enabled=progress) as advance:
             found = certify_run(
-                model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=batch,
-                channels_last=channels_last, advance=advance,
+                model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=how.batch,
+                channels_last=how.channels_last, certifier=CERTIFIERS.find(how.method), advance=advance,
             )  # fmt: skip
-    content = {**_head(who, [row.idx for row in found.rows], x.shape[1:]), **found.to_json(goals), "shard": shard}
-    content |= {"provenance": folder.provenance(seed=sampling.seed, device=x.device), "made": made, "complete": True}
-    folder.write_json(sidecar(table), content)
+    head = _head(who, how.method, how.plugin, [row.idx for row in found.rows], x.shape[1:])
+    content = SmoothingFile.from_json({
+        **found.to_json(how.goals), **head, "shard": shard,
+        "provenance": folder.provenance(seed=sampling.seed, device=x.device), "made": made, "complete": True,
+    })  # fmt: skip
+    folder.write_json(sidecar(table), content.to_json())
     return sidecar(table), content, found
 
 
@@ -245,7 +284,9 @@ def _threats(who: Target, norm: Norm | None, goals: list[float] | None) -> list[
     return [Threat(kind, r, who.data.box, allowed) for r in goals]
 
 
-def _bounded(who: Target, method: str, threats: list[Threat], progress: bool) -> tuple[Path, dict[str, Any]]:
+def _bounded(
+    who: Target, method: str, plugin: Plugin | None, threats: list[Threat], progress: bool
+) -> tuple[Path, BoundsFile]:
     x, y, ids = who.test()
     for threat in threats:
         threat.check_eps(x.shape[1:])
@@ -263,25 +304,26 @@ def _bounded(who: Target, method: str, threats: list[Threat], progress: bool) ->
                     "seconds_per_image": (time.perf_counter() - begun) / len(x),
                 }
             )
-    about = _about(who) | {"method": method, "threats": [t.plain() for t in threats], "n": len(x)}
+    about = _about(who, plugin) | {"method": method, "threats": [t.plain() for t in threats], "n": len(x)}
     if who.data.subset != "first" and len(x) < len(who.data.test):
         about["ids"] = who.samples()["ids"]
-    content = {
-        **_head(who, ids.tolist(), x.shape[1:]), "method": method, "n": len(x),
+    content = BoundsFile.from_json({
+        **_head(who, method, plugin, ids.tolist(), x.shape[1:]), "n": len(x),
         "clean": stats.share(int(clean.sum()), len(x)), "certified": results,
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
-    }  # fmt: skip
+    })  # fmt: skip
     out = sidecar(_free(who.place / f"{who.stem}{CERTIFICATE}", about))
-    folder.write_json(out, content)
+    folder.write_json(out, content.to_json())
     return out, content
 
 
-def _verified(
-    model: nn.Module, x: torch.Tensor, y: torch.Tensor, threat: Threat, method: Any, advance: Advance
-) -> torch.Tensor:
+def _verified(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, method: Any, advance: Advance) -> Tensor:
     out = []
     for a, b in zip(x.split(50), y.split(50)):
-        with torch.no_grad():
-            out.append(verified(model, a, b, threat, method))
+        if method in METHODS:
+            with torch.no_grad():
+                out.append(verified(model, a, b, threat, method))
+        else:
+            out.append(verified_by(method, model, a, b, threat))
         advance(len(a), f"{method} {threat.norm} {float(threat.eps):g}")
     return torch.cat(out)

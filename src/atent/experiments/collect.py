@@ -2,69 +2,101 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from atent import runs as folder
+from atent import stats
 from atent.attacks.spec import relabelled
+from atent.evaluate.outcomes import FOOLED
 from atent.experiments import migrate
 from atent.experiments.comparison import INTERVAL, accuracy, caveat_of, measure, winner
-from atent.experiments.pipeline import Job
-from atent.experiments.plan import Plan, Run
+from atent.experiments.plan import Plan
 from atent.experiments.results import (
     COMPARISON_VERSION,
     Adversary,
     ComparisonFile,
+    Difference,
     EvaluationFile,
+    PairResult,
     RecipeResult,
     SeedResult,
     Spread,
 )
 
 
+@dataclass(frozen=True)
+class Row:
+    """What becomes one row of the table."""
+
+    label: str
+    method: str
+    """For tables."""
+    threat: dict[str, Any] | None
+    """The method's, as plain values."""
+    seeds: list[SeedResult]
+    evaluations: list[EvaluationFile]
+    """One for each seed."""
+
+
 def collect(plan: Plan, path: Path, at_once: int = 1) -> ComparisonFile:
     """The content of comparison.json, from finished runs."""
-    made: dict[str, list[SeedResult]] = {given: [] for given in plan.jobs}
+    made: dict[str, list[tuple[SeedResult, EvaluationFile]]] = {given: [] for given in plan.jobs}
     for run in plan.runs(path):
-        evaluation = _evaluation(run)
-        made[run.given].append(seed_result(run, evaluation))
-    rows = _with_best([_row(job, made[given]) for given, job in plan.jobs.items()])
+        found = evaluation_of(run.path)
+        seed = run.job.train.seed
+        made[run.given].append((seed_result(run.path, seed, found, last=run.job.evaluate.last), found))
+    rows = []
+    for given, job in plan.jobs.items():
+        threat, (seeds, evaluations) = getattr(job.method, "threat", None), zip(*made[given])
+        rows.append(Row(job.recipe or "", job.title, threat and threat.plain(), list(seeds), list(evaluations)))
     job = next(iter(plan.jobs.values()))
+    return assembled(
+        rows, command=plan.command, model=job.model.name, epochs=job.train.epochs, minutes=job.train.minutes,
+        batch_size=job.train.batch_size, at_once=at_once,
+    )  # fmt: skip
+
+
+def assembled(rows: list[Row], **head: Any) -> ComparisonFile:
+    """The comparison of these rows; ``head``: the fields of `ComparisonFile` that do not follow from them."""
+    seeds = [found.seed for found in rows[0].seeds]
+    evaluation = rows[-1].evaluations[-1]
+    made = _with_best([_row(row) for row in rows])
     return ComparisonFile(
         schema_version=COMPARISON_VERSION,
-        command=plan.command,
         data=evaluation.data,
-        model=job.model.name,
-        epochs=job.train.epochs,
-        minutes=job.train.minutes,
-        batch_size=job.train.batch_size,
-        seeds=list(plan.seeds),
+        seeds=seeds,
         threats=evaluation.threats,
-        at_once=at_once,
-        interval=INTERVAL if len(plan.seeds) > 1 else "exact binomial, 95 %; one seed: no standard deviation",
+        interval=INTERVAL if len(seeds) > 1 else "exact binomial, 95 %; one seed: no standard deviation",
         caveat=caveat_of(evaluation),
-        rows=rows,
-        provenance=folder.provenance(device=rows[0].seeds[0].provenance["device"]),
+        rows=made,
+        provenance=folder.provenance(device=made[0].seeds[0].provenance["device"]),
+        cascade=evaluation.cascade,
+        pairs=pairs(rows),
+        **head,
     )
 
 
-def _evaluation(run: Run) -> EvaluationFile:
-    file = run.path / folder.EVALUATION
+def evaluation_of(path: Path) -> EvaluationFile:
+    """The evaluation.json of the run at ``path``."""
+    file = path / folder.EVALUATION
     content = migrate.evaluation(folder.read_json(file))
     # Runs of an earlier version, which are used again, may have labels that said less.
     return migrate.parsed({**content, "attacks": relabelled(content["attacks"])}, EvaluationFile, file)
 
 
-def _row(job: Job, seeds: list[SeedResult]) -> RecipeResult:
-    threat = getattr(job.method, "threat", None)
+def _row(row: Row) -> RecipeResult:
+    seeds = row.seeds
     memory = [s.memory_mb for s in seeds if s.memory_mb is not None]
     last = [s.last for s in seeds if s.last is not None]
     return RecipeResult(
-        recipe=job.recipe or "",
-        method=job.title,
-        threat=Adversary(**threat.plain()) if threat else None,
+        recipe=row.label,
+        method=row.method,
+        threat=Adversary(**row.threat) if row.threat else None,
         clean=accuracy([asdict(s.clean) for s in seeds]),
         attacks={a: accuracy([asdict(s.attacks[a]) for s in seeds]) for a in seeds[0].attacks},
         worst=accuracy([asdict(s.worst) for s in seeds]),
@@ -77,6 +109,59 @@ def _row(job: Job, seeds: list[SeedResult]) -> RecipeResult:
         best={},
         seeds=seeds,
     )
+
+
+# ---- pairs -----------------------------------------------------------------------------------------------
+
+
+def pairs(rows: Sequence[Row]) -> list[PairResult]:
+    """Every row less every later one, paired by seed and image; none for a single seed without outcomes by image."""
+    kept = [{kind: _outcomes(row, kind) for kind in ("clean", "worst")} for row in rows]
+    out = []
+    for i, j in itertools.combinations(range(len(rows)), 2):
+        found = [_difference(rows[i], rows[j], kind, kept[i][kind], kept[j][kind]) for kind in ("clean", "worst")]
+        if found[0] is not None and found[1] is not None:
+            by_image = found[0].p is not None and found[1].p is not None
+            out.append(PairResult(rows[i].label, rows[j].label, found[0], found[1], _basis(rows[i], by_image)))
+    return out
+
+
+def _difference(
+    one: Row, other: Row, kind: str, a: list[str] | None, b: list[str] | None
+) -> Difference | None:  # fmt: skip
+    shares = [[getattr(found, kind) for found in sorted(row.seeds, key=lambda s: s.seed)] for row in (one, other)]
+    outcomes = (a, b) if a is not None and b is not None else None
+    if outcomes is None and len(shares[0]) == 1:
+        return None
+    values = [[share.value for share in side] for side in shares]
+    found, p = stats.paired(values[0], values[1], shares[0][0].n, outcomes), None
+    if outcomes is not None:
+        gaps = stats.by_image(*outcomes)
+        p = stats.mcnemar(sum(g > 0 for g in gaps), sum(g < 0 for g in gaps))
+    return Difference(found.value, found.low, found.high, p)
+
+
+def _outcomes(row: Row, kind: str) -> list[str] | None:
+    """For each seed "1" or "0" by image, in the order of the seeds; None where a file does not say."""
+    out = []
+    for seed, found in sorted(zip(row.seeds, row.evaluations), key=lambda pair: pair[0].seed):
+        clean = found.outcomes.get("clean")
+        if clean is None:
+            return None
+        marks = found.outcomes["attacks"].values() if kind == "worst" else ()
+        text = "".join("1" if n == "1" and FOOLED not in rest else "0" for n, *rest in zip(clean, *marks))
+        # Labels or ids that do not fit the share would pair the wrong images.
+        if text.count("1") != getattr(seed, kind).k:
+            return None
+        out.append(text)
+    return out
+
+
+def _basis(row: Row, by_image: bool) -> str:
+    seeds, images = len(row.seeds), f"{row.seeds[0].clean.n:,} images"
+    if seeds == 1:
+        return f"over {images}, for these two networks"
+    return f"over {seeds} seeds and {images}" if by_image else f"over {seeds} seeds, on the same {images}"
 
 
 def _with_best(rows: list[RecipeResult]) -> list[RecipeResult]:
@@ -96,21 +181,21 @@ def _with_best(rows: list[RecipeResult]) -> list[RecipeResult]:
     ]  # fmt: skip
 
 
-def seed_result(run: Run, evaluation: EvaluationFile) -> SeedResult:
-    """One training, from its metrics and its ``evaluation``."""
-    rows = folder.read_rows(run.path / folder.METRICS)
+def seed_result(path: Path, seed: int, evaluation: EvaluationFile, *, last: bool = True) -> SeedResult:
+    """One training, from the metrics of the run at ``path`` and its ``evaluation``; ``last``: with the last epoch."""
+    rows = folder.read_rows(path / folder.METRICS)
     if evaluation.epoch is None:
-        raise ValueError(f"{run.path / folder.EVALUATION} does not say which epoch was evaluated: remove it")
+        raise ValueError(f"{path / folder.EVALUATION} does not say which epoch was evaluated: remove it")
     # Where the last epoch is the best there is one evaluation of both; none is asked for without evaluate.last.
-    last = evaluation if evaluation.epoch == rows[-1]["epoch"] else evaluation.last
+    end = evaluation if evaluation.epoch == rows[-1]["epoch"] else evaluation.last
     memory = [row["memory_mb"] for row in rows if row.get("memory_mb") is not None]
     return SeedResult(
-        seed=run.job.train.seed,
-        run=run.path.name,
+        seed=seed,
+        run=path.name,
         clean=evaluation.clean,
         attacks={name: attack.robust for name, attack in evaluation.attacks.items()},
         worst=evaluation.worst,
-        last=last.worst if last is not None and run.job.evaluate.last else None,
+        last=end.worst if end is not None and last else None,
         seconds_per_epoch=statistics.median(row["seconds"] for row in rows),
         memory_mb=max(memory, default=None),
         best_epoch=evaluation.epoch,

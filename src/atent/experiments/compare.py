@@ -22,7 +22,7 @@ from atent.experiments import migrate
 from atent.experiments.collect import collect
 from atent.experiments.comparison import draw, draw_pareto, markdown
 from atent.experiments.pipeline import Say
-from atent.experiments.plan import PLAN, Build, Plan, Run, agree, place, seeded, state
+from atent.experiments.plan import NAME, PLAN, Build, Plan, Run, agree, place, seeded, state
 from atent.experiments.results import ComparisonFile
 from atent.progress import bar
 from atent.threads import cores, wait_passively
@@ -71,11 +71,7 @@ def compare(
     and Interrupted after Ctrl-C: the other runs are stopped, with their state saved, and the same command resumes.
     """
     agree(plan.jobs)
-    other = None
-    if beside is not None:
-        if not (Path(beside) / RESULT).is_file():
-            raise FileNotFoundError(f"{beside} holds no {RESULT}: give --beside the folder of a finished comparison")
-        other = migrate.read(Path(beside) / RESULT, ComparisonFile)
+    other = _beside(beside)
     path = place(runs, name, plan, build)
     path.mkdir(parents=True, exist_ok=True)
     with _alone(path) as inherited:
@@ -90,11 +86,37 @@ def compare(
             if state(run, build) != "finished":
                 raise ChildProcessError(f"{run.path} ended without a result: see {run.log}")
         found = collect(plan, path, at_once)
-        folder.write_json(path / RESULT, found.to_json())
-        folder.write_atomic(path / TABLE, markdown(found))
-        draw(path, found)
-        draw_pareto(path, [other, found] if other else [found])
+        _write(path, found, other)
     return path, found
+
+
+def written(
+    found: ComparisonFile, *, runs: str | Path = "runs", name: str | None = None, beside: str | Path | None = None
+) -> Path:
+    """Write a comparison of finished runs into a new folder, as `compare` does; the folder.
+
+    Raises FileExistsError for a ``name`` that is taken, and for ``beside`` as `compare`.
+    """
+    other = _beside(beside)
+    path = folder.create(Path(runs) / name if name else folder.free_name(runs, NAME))
+    _write(path, found, other)
+    return path
+
+
+def _beside(path: str | Path | None) -> ComparisonFile | None:
+    """The earlier comparison that the Pareto plot shows as well."""
+    if path is None:
+        return None
+    if not (Path(path) / RESULT).is_file():
+        raise FileNotFoundError(f"{path} holds no {RESULT}: give --beside the folder of a finished comparison")
+    return migrate.read(Path(path) / RESULT, ComparisonFile)
+
+
+def _write(path: Path, found: ComparisonFile, other: ComparisonFile | None) -> None:
+    folder.write_json(path / RESULT, found.to_json())
+    folder.write_atomic(path / TABLE, markdown(found))
+    draw(path, found)
+    draw_pareto(path, [other, found] if other else [found])
 
 
 def _train(

@@ -11,7 +11,14 @@ from typing import Any
 
 from atent import stats
 from atent.attacks.spec import is_standard
-from atent.experiments.results import AttackResult, ComparisonFile, EvaluationFile, RecipeResult, Spread
+from atent.experiments.results import (
+    AttackResult,
+    ComparisonFile,
+    Difference,
+    EvaluationFile,
+    RecipeResult,
+    Spread,
+)
 from atent.markdown import table as markdown_table
 from atent.stats import t_interval
 
@@ -156,19 +163,44 @@ def caption(found: ComparisonFile) -> list[str]:
     machines = dict.fromkeys(f"{p['device_name']} ({p['device']}, {p['threads']} threads)" for p in made)
     commits = dict.fromkeys(f"{p['commit'] or 'unknown'}{' with changes' if p['dirty'] else ''}" for p in made)
     several = f", {found.at_once} runs at once" if found.at_once > 1 else ""
+    batches = "" if found.batch_size is None else f", batches of {found.batch_size}"
     lines = [
-        f"{data.name}, test images: {data.text}; {found.model}, {_length(found)}, batches"
-        f" of {found.batch_size}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))});"
+        f"{data.name}, test images: {data.text}; {found.model}, {_length(found)}{batches};"
+        f" {len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({', '.join(map(str, seeds))});"
         f" evaluated under {', '.join(found.threats)}.",
         f"Figures: {found.interval}. Bold: above the interval of every other row.",
         f"Hardware: {'; '.join(machines)}{several}. Seconds: median over the epochs. Commit: {', '.join(commits)}.",
     ]
+    if found.cascade:
+        lines.append("Each attack met the images that remained correctly classified after those before it.")
+    if found.differs:
+        lines.append(f"Beside the method the runs differ in {', '.join(found.differs)}.")
     return [*lines, found.caveat] if found.caveat else lines
+
+
+def paired_lines(found: ComparisonFile) -> list[str]:
+    """The row with the highest robust accuracy less each other one, in points; last, what the intervals cover."""
+    if not found.pairs:
+        return []
+    first = max(found.rows, key=lambda row: row.worst.mean).recipe
+    lines = []
+    for pair in found.pairs:
+        if first in (pair.one, pair.other):
+            sign = 1 if pair.one == first else -1
+            both = [f"{name} {_points(each, sign)}" for name, each in (("clean", pair.clean), ("robust", pair.worst))]
+            lines.append(f"{first} less {pair.other if sign > 0 else pair.one}: {', '.join(both)}")
+    return [*lines, f"Points, with 95 % intervals {found.pairs[0].basis}; p: McNemar's exact test over the images."]
+
+
+def _points(found: Difference, sign: int) -> str:
+    low, high = sorted((100 * sign * found.low, 100 * sign * found.high))
+    p = "" if found.p is None else f", p {found.p:.2g}"
+    return f"{100 * sign * found.value:+.1f} [{low:+.1f}, {high:+.1f}]{p}"
 
 
 def _length(found: ComparisonFile) -> str:
     if found.minutes is None:
-        return f"{found.epochs} epochs"
+        return "different numbers of epochs" if found.epochs is None else f"{found.epochs} epochs"
     return f"{_time(found.minutes)} of training each (its steps alone; validation and checkpoints are not counted)"
 
 
@@ -184,7 +216,8 @@ def markdown(found: ComparisonFile) -> str:
         cells = [(f"**{e.text}**" if e.best else e.text) + (f" {e.interval}" if e.interval else "") for e in entries]
         shown.append([name, *cells])
     lines = markdown_table(["recipe", *headings], shown)
-    return "\n".join([*lines, "", *caption(found), "", f"`{found.command}`", ""])
+    between = [*(f"- {line}" for line in paired_lines(found)), ""] if found.pairs else []
+    return "\n".join([*lines, "", *caption(found), "", *between, f"`{found.command}`", ""])
 
 
 def draw(path: Path, found: ComparisonFile) -> None:
@@ -215,7 +248,7 @@ def draw_pareto(path: Path, comparisons: Sequence[ComparisonFile]) -> None:
         if len(found.threats) != 1:
             return
         names = list(found.rows[0].attacks)
-        length = f"{found.epochs} epochs each" if found.minutes is None else f"{_time(found.minutes)} each"
+        length = f"{_length(found)} each" if found.minutes is None else f"{_time(found.minutes)} each"
         title = f"{found.data.name}, {found.threats[0]}, {length}"
         while title in panels:
             title += " "

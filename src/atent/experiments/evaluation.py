@@ -18,6 +18,7 @@ from atent.data import Data
 from atent.data.described import described
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep
 from atent.evaluate.craft import craft
+from atent.evaluate.ledger import Foreign
 from atent.evaluate.samples import Checked
 from atent.evaluate.sweep import at_radii
 from atent.experiments.results import EvaluationFile
@@ -80,7 +81,11 @@ def evaluate_target(
     content = {**target.about, **_measured(target.data, settings, found)}
     if radii:
         with bar(samples * len(radii), "radii", enabled=progress) as advance:
-            content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **how)
+            try:
+                content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **how)
+            except Foreign as error:
+                # The first file is of this evaluation: another name would begin it anew.
+                raise ValueError(str(error)) from None
     if checks and target.threat is not None:
         content["checks"] = _masking(model, known, target.threat, attacks, settings)
     content["provenance"] = folder.provenance(seed=settings.seed, device=x.device)

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 from atent import runs as folder
 from atent.experiments.results import (
     CERTIFICATE_VERSION,
+    CERTIFIED_VERSION,
     COMPARISON_VERSION,
     EVALUATION_VERSION,
     THEORY_VERSION,
     CertificateFile,
+    CertifiedTable,
     ComparisonFile,
     EvaluationFile,
     Result,
@@ -47,6 +49,7 @@ def parsed(content: Any, kind: type[R], path: Path) -> R:
     """As `read`, from the ``content`` of the file at ``path``, which errors name."""
     migrations: dict[type[Result], Callable[[Any], dict[str, Any]]] = {
         EvaluationFile: evaluation, CertificateFile: certificate, ComparisonFile: comparison, TheoryFile: theory,
+        CertifiedTable: certified,
     }  # fmt: skip
     try:
         return kind.from_json(migrations[kind](content))
@@ -99,6 +102,15 @@ def certificate(content: dict[str, Any]) -> dict[str, Any]:
     if "draws" in content:
         content["sampling"] = content.pop("draws")
     return {**blank, **content, "schema_version": CERTIFICATE_VERSION, "images": _samples(content["images"])}
+
+
+def certified(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of the file beside a table of certificates, of any version."""
+    if _current(content, CERTIFIED_VERSION, "a table of certificates"):
+        return content
+    content = folder.with_present_keys(content)
+    rows = [{**row, "images": _samples(row["images"])} for row in content["rows"]]
+    return {**content, "schema_version": CERTIFIED_VERSION, "rows": rows}
 
 
 def comparison(content: dict[str, Any]) -> dict[str, Any]:

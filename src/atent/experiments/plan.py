@@ -194,6 +194,11 @@ def _differs(saved: dict[str, Any], job: Job, build: Build, aside: tuple[str, ..
 
 def _flat(job: Job) -> dict[str, Any]:
     """A job's settings by their options, as JSON has them, without those that only say where it runs."""
+    return flat(json.loads(folder.dumps(job.sections())))
+
+
+def flat(plain: dict[str, Any]) -> dict[str, Any]:
+    """The same of the sections of a configuration."""
 
     def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
@@ -202,7 +207,6 @@ def _flat(job: Job) -> dict[str, Any]:
         elif path not in _ASIDE:
             yield path, value
 
-    plain = json.loads(folder.dumps(job.sections()))
     # The method's name comes first: where it differs, so do its fields.
     return {"method.name": plain["method"]["name"], **dict(walk(plain, ""))}
 

@@ -1,30 +1,42 @@
-"""Training methods: each one file, a frozen dataclass of its settings; see `atent.methods.base.Method`."""
+"""Training methods: each one file, a frozen dataclass of its settings; see `atent.methods.base.Method`.
 
-from atent.methods.atent import ATENT
-from atent.methods.awp import AWP, Perturbation
-from atent.methods.base import METHODS, Method, method
-from atent.methods.crown_ibp import CROWNIBP
-from atent.methods.dual import Dual
-from atent.methods.embedding import EmbeddingRegularised, EmbeddingTerm
-from atent.methods.fgsm_rs import FGSMRS
-from atent.methods.free import Free
-from atent.methods.gaussian import Gaussian
-from atent.methods.mart import MART
-from atent.methods.mma import MMA
-from atent.methods.pgdat import PGDAT
-from atent.methods.smoothadv import SmoothAdv
-from atent.methods.standard import Standard
-from atent.methods.trades import TRADES
-from atent.methods.trades_smoothing import TRADESSmoothing
+The methods are found by name: `from atent.methods import ATENT` asks the registry, which imports every file of
+this folder.
+"""
 
-# A new method is one new file with the decorator `method`; the names above are for readers and type checkers.
-__all__ = [
-    "ATENT", "AWP", "CROWNIBP", "FGSMRS", "MART", "METHODS", "MMA", "PGDAT", "TRADES", "Dual", "EmbeddingRegularised",
-    "EmbeddingTerm", "Free", "Gaussian", "Method", "Perturbation", "SmoothAdv", "Standard", "TRADESSmoothing", "method",
-]  # fmt: skip
+from typing import TYPE_CHECKING, Any
+
+from atent.methods.awp import AWP as AWP
+from atent.methods.awp import Perturbation as Perturbation
+from atent.methods.base import METHODS as METHODS
+from atent.methods.base import Method as Method
+from atent.methods.base import method as method
+from atent.methods.embedding import EmbeddingTerm as EmbeddingTerm
+from atent.registry import exported
+
+if TYPE_CHECKING:
+    # What type checkers see of the methods that the library has; at run time no name needs a line here.
+    from atent.methods.atent import ATENT as ATENT
+    from atent.methods.crown_ibp import CROWNIBP as CROWNIBP
+    from atent.methods.dual import Dual as Dual
+    from atent.methods.embedding import EmbeddingRegularised as EmbeddingRegularised
+    from atent.methods.fgsm_rs import FGSMRS as FGSMRS
+    from atent.methods.free import Free as Free
+    from atent.methods.gaussian import Gaussian as Gaussian
+    from atent.methods.mart import MART as MART
+    from atent.methods.mma import MMA as MMA
+    from atent.methods.pgdat import PGDAT as PGDAT
+    from atent.methods.smoothadv import SmoothAdv as SmoothAdv
+    from atent.methods.standard import Standard as Standard
+    from atent.methods.trades import TRADES as TRADES
+    from atent.methods.trades_smoothing import TRADESSmoothing as TRADESSmoothing
+
+_OTHERS = ("AWP", "EmbeddingTerm", "METHODS", "Method", "Perturbation", "method")
 
 
-def __getattr__(name: str) -> type[Method]:
-    if name in METHODS:
-        return METHODS[name]
-    raise AttributeError(f"module 'atent.methods' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    return exported(METHODS, __name__, name, _OTHERS)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *METHODS])

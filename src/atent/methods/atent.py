@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -10,14 +12,13 @@ from torch import Tensor, nn
 
 from atent.attacks.langevin import SAMPLER_FIELDS, Anchor, Gradient, Projection, Sampler, Variant, sampler
 from atent.attacks.starts import Start
-from atent.checks import check_choice, check_number
+from atent.checks import check_choice, check_choices, check_number
 from atent.guard import ask, guard
 from atent.losses import check_smoothing, cross_entropy, kl, wide
 from atent.methods import base
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
 from atent.methods.calibration import Calibration, calibrate
 from atent.methods.objectives import (
-    Found,
     Samples,
     Step,
     data_entropy,
@@ -131,10 +132,7 @@ class ATENT(Method):
         check_number("alpha", self.alpha, 0, above=True)
         if self.alpha > 1:
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
-        check_choice("dropout", self.dropout, ("shared", "fresh"))
-        check_choice("mode", self.mode, ("train", "eval"))
-        check_choice("objective", self.objective, ("free-energy", "data-entropy"))
-        check_choice("outer_loss", self.outer_loss, ("ce", "kl"))
+        check_choices(self)
         check_number("beta", self.beta, 0)
         check_number("chains", self.chains, 1, whole=True)
         check_smoothing(self.label_smoothing)
@@ -188,6 +186,8 @@ class ATENT(Method):
 
     def chain(self, progress: float = 1.0) -> Sampler:
         """The resolved chain at ``progress``: while eps warms up, step size and radius shrink together."""
+        if self._constant is not None:
+            return self._constant
         fields = {name: getattr(self, name) for name in SAMPLER_FIELDS}
         fields |= {
             name: base.scheduled(name, fields[name], progress) for name in _SCHEDULED if fields[name] is not None
@@ -200,11 +200,18 @@ class ATENT(Method):
         fields |= {"effective_noise": None, "temperature": None}
         return sampler(self.threat.scaled(factor), **fields)
 
+    @cached_property
+    def _constant(self) -> Sampler | None:
+        """The chain of the whole training, where nothing of it is scheduled."""
+        if self.eps_warmup or any(isinstance(getattr(self, name), str) for name in _SCHEDULED):
+            return None
+        return sampler(self.threat, **{name: getattr(self, name) for name in SAMPLER_FIELDS})
+
     def weights(self) -> list[float]:
         """c_0 .. c_K: the share of each iterate's loss in the average."""
         if self.objective == "data-entropy" or self.burn_in is not None:
             return [0.0] * (self._skipped + 1) + [1 / (self.steps - self._skipped)] * (self.steps - self._skipped)
-        return [0.0, *(self.alpha * (1 - self.alpha) ** (self.steps - k) for k in range(1, self.steps + 1))]
+        return [0.0, *[self.alpha * (1 - self.alpha) ** (self.steps - k) for k in range(1, self.steps + 1)]]
 
     def calibrate(
         self, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
@@ -228,8 +235,9 @@ class ATENT(Method):
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
     ) -> list[Tensor] | Samples:  # fmt: skip
         """The iterates [x^1, ..., x^K], for data-entropy as `Samples`; the model comes back as it was found."""
+        if self.calibrated:
+            self._refuse_uncalibrated()
         chain, streams = self.chain(progress), Batch(rng)
-        self._refuse_uncalibrated()
         clean, x, y = x, self._copies(x), self._copies(y)
         keep = self.objective == "data-entropy"
         # From a copy of the stream: `backward` must draw the same start and noise.
@@ -267,8 +275,13 @@ class ATENT(Method):
                 surrogate = surrogate + share * (losses * factors).mean()
         if self.objective == "data-entropy":
             value = value.detach() + surrogate - surrogate.detach()
-        metrics = self._metrics(logits, z, x, y) | self._tilt(aux, progress)
-        return self._total(value, clean, y), metrics | self._clean_metrics(value, clean, y)
+        metrics = self._metrics(logits, z, self._copies(x), self._copies(y))
+        if self.objective == "data-entropy":
+            metrics |= self._tilt(aux, progress)
+        if clean is None:
+            return value, metrics
+        fit = cross_entropy(clean, y, self.label_smoothing).mean()
+        return fit + self.beta * value, metrics | self._clean_metrics(clean, y, fit.detach(), value.detach())
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:
         """The last iterates of the chains."""
@@ -287,6 +300,8 @@ class ATENT(Method):
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> tuple[Any, Metrics]:  # fmt: skip
         """The accumulating pass: the iterates, and the gradient that they leave on the way."""
+        if self.calibrated:
+            self._refuse_uncalibrated()
         return self._gradient(model, x, y, None, rng, progress=progress, weight=weight)
 
     def _gradient(
@@ -294,35 +309,31 @@ class ATENT(Method):
         weight: float,
     ) -> tuple[Any, Metrics]:  # fmt: skip
         """The gradient at the iterates ``aux``; without any, at those of a chain drawn from ``rng``."""
-        many = self._copies(x)
-        step = Step(model, many, self._copies(y), self._losses, self.weights(), self._skipped, weight)
+        many, labels = self._copies(x), self._copies(y)
+        step = Step(model, many, labels, self._losses, self.weights(), self._skipped, weight)
         if rng is not None and (self.mode == "eval" or self.objective == "data-entropy"):
             aux = self.adversary(model, x, y, rng=rng, progress=progress)
-
-        def body() -> Found:
+        with kl_outer(step, x, y, self.beta, self.label_smoothing) if self.outer_loss == "kl" else nullcontext():
             if self.objective == "data-entropy":
-                return data_entropy(step, aux, len(x), self._temperature(progress))
-            if aux is not None or rng is None:
-                return free_energy_at(step, aux)
-            self._refuse_uncalibrated()
-            walk = free_energy_two_passes if self.dropout == "fresh" else free_energy
-            return walk(step, self.chain(progress), Batch(rng))
-
-        if self.outer_loss == "kl":
-            iterates, logits = kl_outer(step, x, y, self.beta, self.label_smoothing, body)
-        else:
-            iterates, logits = body()
-        total = self._total(step.mu, step.clean, y).detach()
-        metrics = {"loss": total, **self._metrics(logits, iterates[-1], x, y)}
-        metrics |= self._clean_metrics(step.mu, step.clean, y) | self._tilt(aux, progress)
+                iterates, logits = data_entropy(step, aux, len(x), self._temperature(progress))
+            elif aux is not None or rng is None:
+                iterates, logits = free_energy_at(step, aux)
+            else:
+                accumulate = free_energy_two_passes if self.dropout == "fresh" else free_energy
+                iterates, logits = accumulate(step, self.chain(progress), Batch(rng))
+        metrics = {"loss": step.mu, **self._metrics(logits, iterates[-1], many, labels)}
+        if step.clean is not None:
+            metrics["loss"] = step.fit + self.beta * step.mu
+            metrics |= self._clean_metrics(step.clean, y, step.fit, step.mu)
+        if self.objective == "data-entropy":
+            metrics |= self._tilt(aux, progress)
         return iterates if aux is None else aux, metrics
 
     def _refuse_uncalibrated(self) -> None:
-        if self.calibrated:
-            raise ValueError(
-                "a calibrated method is resolved before the first batch: use the method of"
-                " calibrate(model, x, y), or fit, which does so"
-            )
+        raise ValueError(
+            "a calibrated method is resolved before the first batch: use the method of calibrate(model, x, y), or fit,"
+            " which does so"
+        )
 
     def _copies(self, x: Tensor) -> Tensor:
         """The batch once for each chain, (chains n, ...)."""
@@ -354,26 +365,15 @@ class ATENT(Method):
     def _temperature(self, progress: float) -> float:
         return self.chain(progress).noise ** 2
 
-    def _total(self, mu: Tensor, clean: Tensor | None, y: Tensor) -> Tensor:
-        if clean is None:
-            return mu
-        return cross_entropy(clean, y, self.label_smoothing).mean() + self.beta * mu
-
     def _metrics(self, logits: Tensor, z: Tensor, x: Tensor, y: Tensor) -> Metrics:
         """Robust training accuracy at the last iterate, and ||x^K - x|| per sample in the threat's norm."""
-        return {
-            "robust": correct(logits, self._copies(y)),
-            "distance": self.threat.distance(z.detach(), self._copies(x)),
-        }
+        return {"robust": correct(logits, y), "distance": self.threat.distance(z.detach(), x)}
 
-    def _clean_metrics(self, mu: Tensor, clean: Tensor | None, y: Tensor) -> Metrics:
-        if clean is None:
-            return {}
-        fit = cross_entropy(clean.detach(), y, self.label_smoothing).mean()
-        return {"clean": correct(clean, y), "clean_loss": fit, "robust_loss": mu.detach()}
+    def _clean_metrics(self, clean: Tensor, y: Tensor, fit: Tensor, mu: Tensor) -> Metrics:
+        """Of outer_loss kl."""
+        return {"clean": correct(clean, y), "clean_loss": fit, "robust_loss": mu}
 
-    def _tilt(self, aux: Any, progress: float) -> Metrics:
-        if self.objective == "free-energy":
-            return {}
+    def _tilt(self, aux: Samples, progress: float) -> Metrics:
+        """Of data-entropy."""
         losses = aux.by_image(self._skipped, aux.losses[0].numel() // self.chains)
         return {"tilt": losses.std(0) / self._temperature(progress)}

@@ -86,40 +86,16 @@ def calibrate(
     target = check_number("target", float(method.threat.eps) if target is None else target, 0, above=True)
     if len(x) == 0:
         raise ValueError("calibration needs inputs, got none: give x of shape (n, ...) with n at least 1")
-    given = getattr(method, setting)
-    if isinstance(given, str):
-        raise ValueError(f"{setting} {given!r} is a schedule: calibrate a constant one, or leave it out")
     method = replace(method, calibrated=False)
-    chain = method.chain()
-    if chain.projection != "never" and target >= float(chain.threat.eps):
-        raise ValueError(
-            f"projection {chain.projection!r} cuts the samples at eps {chain.threat.eps:g}, so nothing is left to find"
-            f" for a radius of {target:g}: use projection 'never', or a smaller radius"
-        )
-    if chain.step_size == 0:
-        raise ValueError("a step_size of 0 moves nothing: calibrate a chain with a step above 0")
-
-    def made(value: float) -> M:
-        if setting == "gamma":
-            return replace(method, gamma=value)
-        return replace(method, noise=value, effective_noise=None, temperature=None)
+    chain = _movable(method, setting, target)
 
     def quantiles(value: float) -> tuple[float, float, float]:
-        # The same random numbers for each value, so that the median moves with the value alone.
-        rng = torch.Generator(x.device).manual_seed(seed)
-        found = []
-        for part, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
-            # The chain is one for both objectives; this one asks for no losses.
-            walk = replace(made(value), objective="free-energy").adversary(model, part, labels, rng=rng)
-            found.append(method.threat.distance(walk[-1], torch.cat([part] * method.chains)))
-        distances = torch.cat(found)
-        levels = torch.tensor([0.1, 0.5, 0.9], dtype=distances.dtype, device=x.device)
-        low, median, high = torch.quantile(distances, levels).tolist()
-        if not low <= median <= high < float("inf"):
+        found = _quantiles(_with(method, setting, value), model, x, y, batch, seed)
+        if not found[0] <= found[1] <= found[2] < float("inf"):
             raise ValueError(
                 f"with {setting} {value:g} the chain leaves no finite distance: look at the model's losses"
             )
-        return low, median, high
+        return found
 
     # Above a weight of 1 per step the chain overshoots its anchor; noise as wide as the box leaves nothing of the
     # image.
@@ -141,7 +117,9 @@ def calibrate(
         value = top * middle**4
         found = quantiles(value)
         if abs(found[1] - target) <= _TOLERANCE * target:
-            return Calibration(made(value), setting, value, float(target), found[1], found[0], found[2], len(x))
+            return Calibration(
+                _with(method, setting, value), setting, value, float(target), found[1], found[0], found[2], len(x)
+            )
         if (found[1] < target) == grows:
             inner = middle
         else:
@@ -150,3 +128,41 @@ def calibrate(
         f"the median distance jumps past {target:g} at {setting} {value:.3g}, to {found[1]:.3g}: take more inputs, or"
         " another step_size"
     )
+
+
+def _movable(method: Walking, setting: Setting, target: float) -> Sampler:
+    """The method's chain; ValueError where the setting cannot move its samples to the target."""
+    given = getattr(method, setting)
+    if isinstance(given, str):
+        raise ValueError(f"{setting} {given!r} is a schedule: calibrate a constant one, or leave it out")
+    chain = method.chain()
+    if chain.projection != "never" and target >= float(chain.threat.eps):
+        raise ValueError(
+            f"projection {chain.projection!r} cuts the samples at eps {chain.threat.eps:g}, so nothing is left to find"
+            f" for a radius of {target:g}: use projection 'never', or a smaller radius"
+        )
+    if chain.step_size == 0:
+        raise ValueError("a step_size of 0 moves nothing: calibrate a chain with a step above 0")
+    return chain
+
+
+def _with(method: M, setting: Setting, value: float) -> M:
+    """The method with that gamma, or that noise."""
+    if setting == "gamma":
+        return replace(method, gamma=value)
+    return replace(method, noise=value, effective_noise=None, temperature=None)
+
+
+def _quantiles(method: M, model: nn.Module, x: Tensor, y: Tensor, batch: int, seed: int) -> tuple[float, float, float]:
+    """10 %, 50 % and 90 % of the distances that the method's chain leaves."""
+    # The same random numbers at each call, so that the median moves with the method alone.
+    rng = torch.Generator(x.device).manual_seed(seed)
+    found = []
+    for part, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
+        # The chain is one for both objectives; this one asks for no losses.
+        walk = replace(method, objective="free-energy").adversary(model, part, labels, rng=rng)
+        found.append(method.threat.distance(walk[-1], torch.cat([part] * method.chains)))
+    distances = torch.cat(found)
+    levels = torch.tensor([0.1, 0.5, 0.9], dtype=distances.dtype, device=x.device)
+    low, median, high = torch.quantile(distances, levels).tolist()
+    return low, median, high

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.bisection import bisect
-from atent.attacks.loops import ascend
 from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
@@ -139,10 +138,9 @@ class MMA(Method):
         step = per_sample(self.step_scale / self.steps * eps, x)
         with guard(model, mode="eval", seed=inner):
             oracle = Oracle(model, *torch.zeros(2, len(x), dtype=torch.int64, device=x.device), check=False)
-            z = ascend(
-                oracle, z, y, steps=self.steps, loss=soft_logit_margin,
-                move=lambda z, grad, k: threat.project(z + step * threat.ascent(grad), x, eps=eps),
-            )  # fmt: skip
+            for _ in range(self.steps):
+                grad, _, _ = oracle.gradient(z, y, soft_logit_margin)
+                z = threat.project(z + step * threat.ascent(grad), x, eps=eps)
             length = threat.distance(z, x).to(x.dtype)
             # The floor keeps 0/0 away: a sample that did not move has no direction, and never crosses.
             direction = (z - x) / per_sample(length.clamp_min(torch.finfo(x.dtype).tiny), x)

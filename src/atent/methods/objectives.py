@@ -5,17 +5,17 @@ c_k is the share of iterate k, L the loss of chain and average, mu^K = sum_k c_k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from atent.attacks.langevin import Sampler
 from atent.guard import ask
 from atent.losses import cross_entropy, wide
-from atent.methods.batchnorm import tracked, two_updates
 from atent.rng import Streams
 from atent.sgld import data_entropy_coefficients
 
@@ -63,20 +63,16 @@ class Step:
         self.shares, self.skipped, self.weight = shares, skipped, weight
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.targets: list[Tensor] = list(self.parameters)
-        self.mu = torch.zeros((), device=x.device)
+        self.mu = self.fit = torch.zeros((), device=x.device)
         self.clean: Tensor | None = None
         self.reference: Tensor | None = None
-        self._losses = losses
-
-    def losses(self, logits: Tensor) -> Tensor:
-        """L per sample."""
-        return self._losses(logits, self.labels, self.reference)
+        self.losses = losses
 
     def input_gradient(self, z: Tensor) -> Tensor:
         """The gradient of each sample's loss at ``z``, in a pass of its own; the clean answer is a constant there."""
         z = z.detach().requires_grad_()
         reference = None if self.reference is None else self.reference.detach()
-        return torch.autograd.grad(self._losses(ask(self.model, z), self.labels, reference).sum(), z)[0]
+        return torch.autograd.grad(self.losses(ask(self.model, z), self.labels, reference).sum(), z)[0]
 
     def add(self, share: float, losses: Tensor, grads: Sequence[Tensor | None]) -> None:
         """Add an iterate's losses to mu, and the gradients of their sum to the targets."""
@@ -86,10 +82,40 @@ class Step:
     def add_at(self, z: Tensor, share: float, factors: Tensor | None = None) -> Tensor:
         """Add the iterate ``z`` in a pass of its own, each sample's gradient times its factor; gives the logits."""
         logits = ask(self.model, z)
-        losses = self.losses(logits)
+        losses = self.losses(logits, self.labels, self.reference)
         weighed = losses if factors is None else losses * factors
         self.add(share, losses, torch.autograd.grad(weighed.sum(), self.targets, allow_unused=True))
         return logits
+
+
+def tracked(model: nn.Module) -> list[_NormBase]:
+    """The batch- and instance-norm layers whose running statistics a train-mode forward would move."""
+    return [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+
+
+@contextmanager
+def two_updates(layers: list[_NormBase]) -> Iterator[None]:
+    """Inside, one forward moves the running statistics as two forwards of the same batch would.
+
+    With momentum m two updates are one with 1 - (1 - m)^2; with ``momentum=None`` (the cumulative average) after n
+    batches they are one with 2 / (n + 2). ``num_batches_tracked`` counts one more. Exact for layers that a forward
+    uses once; one that it uses twice sees its two updates in another order.
+    """
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            if layer.momentum is None and isinstance(layer, _BatchNorm):
+                layer.momentum = 2.0 / (int(layer.num_batches_tracked or 0) + 2)
+            elif layer.momentum is not None:
+                layer.momentum = 1.0 - (1.0 - layer.momentum) ** 2
+        yield
+        with torch.no_grad():
+            for layer in layers:
+                if isinstance(layer, _BatchNorm) and layer.num_batches_tracked is not None:
+                    layer.num_batches_tracked.add_(1)
+    finally:
+        for layer, momentum in zip(layers, momenta):
+            layer.momentum = momentum
 
 
 def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
@@ -104,9 +130,9 @@ def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
         if k:
             iterates.append(z.detach())
         # The first iterates have no loss pass and the last no gradient pass; the others' forward serves as both.
-        with two_updates(norms) if k > step.skipped and not last else nullcontext():
+        with two_updates(norms) if norms and step.skipped < k < chain.steps else nullcontext():
             logits = ask(step.model, z.requires_grad_(not last))
-        losses = step.losses(logits)
+        losses = step.losses(logits, step.labels, step.reference)
         # Where alpha is 1, or so near that the share underflows, the older iterates weigh nothing.
         inputs, weights = ([] if last else [z]), (step.targets if share else [])
         grads = torch.autograd.grad(losses.sum(), [*inputs, *weights], allow_unused=True)
@@ -152,8 +178,9 @@ def data_entropy(step: Step, samples: Samples, images: int, temperature: float) 
     return Found(samples.iterates, logits)
 
 
-def kl_outer(step: Step, x: Tensor, y: Tensor, beta: float, smoothing: float, body: Callable[[], Found]) -> Found:
-    """grad [CE(f(x), y) + beta mu^K] with L(x') = KL(f(x) || f(x')), mu^K's gradient by ``body``.
+@contextmanager
+def kl_outer(step: Step, x: Tensor, y: Tensor, beta: float, smoothing: float) -> Iterator[None]:
+    """grad [CE(f(x), y) + beta mu^K] with L(x') = KL(f(x) || f(x')), mu^K's gradient by the body inside.
 
     The clean answer f(x) is a target of the body beside the weights: what passes through it is summed there, and goes
     to the weights once, d f(x)/d w (grad_f CE + beta grad_f mu^K).
@@ -164,12 +191,12 @@ def kl_outer(step: Step, x: Tensor, y: Tensor, beta: float, smoothing: float, bo
     step.reference = reference = clean.detach().requires_grad_()
     step.targets.append(reference)
     step.weight = weight * beta
-    found = body()
+    yield
     fit = cross_entropy(clean, y, smoothing).mean()
+    step.fit = fit.detach()
     back = reference.grad if reference.grad is not None else torch.zeros_like(reference)
     outer = [torch.full_like(fit, weight), back]
     _accumulate(step.parameters, torch.autograd.grad([fit, clean], step.parameters, outer, allow_unused=True), 1.0)
-    return found
 
 
 def _accumulate(targets: Sequence[Tensor], grads: Sequence[Tensor | None], share: float) -> None:

@@ -15,7 +15,7 @@ from atent.attacks.ddn import decoupled
 from atent.attacks.oracle import Oracle
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
-from atent.checks import check_choice, check_number
+from atent.checks import check_choices, check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
@@ -107,8 +107,8 @@ class SmoothAdv(Method):
             raise ValueError(f"SmoothAdv needs an l2 threat (Gaussian smoothing is about l2), got {self.threat.norm}")
         check_number("sigma", self.sigma, 0)
         check_number("samples", self.samples, 1, whole=True)
-        check_choice("attack", self.attack, ("pgd", "ddn"))
-        # DDN evaluates x first: with one step it would see nothing else.
+        check_choices(self)
+        # DDN looks at x first: with one step it would see nothing else.
         check_number("steps", self.steps, 2 if self.attack == "ddn" else 1, whole=True)
         if self.attack == "ddn" and (self.step_size is not None or self.start != "zero"):
             raise ValueError("step_size and start are PGD's: leave them out with attack 'ddn'")

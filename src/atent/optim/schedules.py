@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from atent.checks import Settings
+from atent.checks import Settings, check_choices
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,7 @@ class Schedule(metaclass=Settings):
     """Share of the training at which the cyclic schedule is at the base rate, above 0 and below 1."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("constant", "step", "multistep", "cosine", "cyclic"):
-            raise ValueError(f"schedule {self.kind!r} is not known: use constant, step, multistep, cosine or cyclic")
-        if self.unit not in ("epoch", "step"):
-            raise ValueError(f"schedule unit {self.unit!r} is not known: use epoch or step")
+        check_choices(self)
         if self.kind == "step" and self.every < 1:
             raise ValueError(f"the step schedule needs every >= 1, got {self.every}")
         if self.kind == "multistep" and (not self.milestones or list(self.milestones) != sorted(self.milestones)):

@@ -6,7 +6,6 @@ A network is a run folder, runs/SCALE/NAME-seedK; beside its weights, measures.j
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import signal
 import threading
@@ -16,6 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from atent import runs as folder
 from atent import stats
@@ -155,27 +156,21 @@ def alarm(deadline: float | None) -> Iterator[None]:
 @contextmanager
 def _turn(bench: Bench, path: Path) -> Iterator[None]:
     """Hold a run against other commands; one that is held is waited for."""
+    lock, told = FileLock(path.with_name(f".{path.name}.lock")), False
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            break
+        except Timeout:
+            if not told:
+                bench.say(f"wait     {path.name} is in use by another command")
+            told = True
+            bench.check()
+            time.sleep(0.2)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR)
-    try:
-        announced = False
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not announced:
-                    bench.say(f"wait     {path.name} is in use by another command")
-                announced = True
-                bench.check()
-                time.sleep(0.2)
         yield
     finally:
-        os.close(handle)
+        lock.release()
 
 
 # ---- measures ----------------------------------------------------------------------------------------------
@@ -262,10 +257,11 @@ def _smoothing(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
 
 
 def _bounds(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
-    _, content, _ = certify_folder(
+    _, found, _ = certify_folder(
         who.place, method=m.method, radii=[m.radius], norm="linf", limit=m.n, subset="stratified",
         progress=bench.progress,
     )  # fmt: skip
+    content = found.to_json()
     (at,) = content["certified"]
     ids, verified = _some(who, m).test()[2].tolist(), set(at["verified"])
     outcomes = {"ids": spans(ids), "certified": _bits(i in verified for i in ids)}

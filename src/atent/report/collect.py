@@ -10,7 +10,7 @@ from atent import runs as folder
 from atent.certify.certificate import read_rows
 from atent.data.described import unspan
 from atent.experiments import migrate
-from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, TheoryFile
+from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, SmoothingFile, TheoryFile
 from atent.experiments.target import names_data, names_model
 
 COMPARISON = "comparison.json"
@@ -128,7 +128,7 @@ def _certificate(file: Path) -> Certificate | None:
     if isinstance(plain, dict) and plain.get("complete") is False:
         return None
     content = migrate.parsed(plain, CertificateFile, file)
-    rows = read_rows(file.with_suffix(".csv")) if content.method == "smoothing" else []
+    rows = read_rows(file.with_suffix(".csv")) if isinstance(content, SmoothingFile) else []
     if content.images.ids is not None:  # the table may hold rows of other subsets
         wanted = set(unspan(content.images.ids))
         rows = [row for row in rows if row.idx in wanted]

@@ -79,7 +79,10 @@ def create(path: str | Path) -> Path:
     """
     path = Path(path)
     if not _is_free(path):
-        raise FileExistsError(f"{path} exists and is not empty: choose another --name, or --resume")
+        raise FileExistsError(
+            f"{path} exists and is not empty: choose another name (--name, in Python run=), or resume it (--resume,"
+            " resume=True)"
+        )
     path.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from atent.checks import Settings, check_number
+from atent.checks import Settings, check_choices, check_number
 from atent.data.settings import everything
 from atent.messages import deprecated
 from atent.methods.awp import Perturbation
@@ -99,24 +99,15 @@ class TrainSettings(metaclass=Settings):
             )
         if self.patience is not None:
             check_number("patience", self.patience, 1, whole=True)
-        if self.average not in ("none", "ema", "swa"):
-            raise ValueError(f"average {self.average!r} is not known: use none, ema or swa")
-        if self.select_weights not in ("both", "raw", "average"):
-            raise ValueError(f"select_weights {self.select_weights!r} is not known: use both, raw or average")
-        if self.average == "none" and self.select_weights == "average":
-            raise ValueError("select_weights average needs an average: give average ema or swa")
-        if self.watch not in ("auto", "on", "off"):
-            raise ValueError(f"watch {self.watch!r} is not known: use auto, on or off")
-        if not 0 < self.watch_drop <= 1:
-            raise ValueError(f"watch_drop must be above 0 and at most 1, got {self.watch_drop}")
-        check_threads(self.threads)
         if self.select == "natural":  # type: ignore[comparison-overlap]
             deprecated("select natural", "clean")
             object.__setattr__(self, "select", "clean")
-        if self.select not in ("auto", "robust", "clean", "last"):
-            raise ValueError(f"select {self.select!r} is not known: use auto, robust, clean or last")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision {self.precision!r} is not known: use float32 or bfloat16")
+        check_choices(self)
+        if self.average == "none" and self.select_weights == "average":
+            raise ValueError("select_weights average needs an average: give average ema or swa")
+        if not 0 < self.watch_drop <= 1:
+            raise ValueError(f"watch_drop must be above 0 and at most 1, got {self.watch_drop}")
+        check_threads(self.threads)
 
 
 def pick_device(name: str) -> torch.device:

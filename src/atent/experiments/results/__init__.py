@@ -5,13 +5,31 @@ key is an error, so that no part of a file is lost without notice.
 """
 
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Samples, Share
-from atent.experiments.results.certificate import CERTIFICATE_VERSION, BoundsFile, CertificateFile, SmoothingFile
-from atent.experiments.results.comparison import COMPARISON_VERSION, ComparisonFile, RecipeResult, SeedResult, Spread
+from atent.experiments.results.certificate import (
+    CERTIFICATE_VERSION,
+    CERTIFIED_VERSION,
+    BoundsFile,
+    CertificateFile,
+    CertifiedEntry,
+    CertifiedRow,
+    CertifiedTable,
+    SmoothingFile,
+)
+from atent.experiments.results.comparison import (
+    COMPARISON_VERSION,
+    ComparisonFile,
+    Difference,
+    PairResult,
+    RecipeResult,
+    SeedResult,
+    Spread,
+)
 from atent.experiments.results.evaluation import EVALUATION_VERSION, AttackResult, EvaluationFile, LastEpoch, Part
 from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFile
 
 __all__ = [
     "CERTIFICATE_VERSION",
+    "CERTIFIED_VERSION",
     "COMPARISON_VERSION",
     "EVALUATION_VERSION",
     "THEORY_VERSION",
@@ -19,10 +37,15 @@ __all__ = [
     "AttackResult",
     "BoundsFile",
     "CertificateFile",
+    "CertifiedEntry",
+    "CertifiedRow",
+    "CertifiedTable",
     "ComparisonFile",
+    "Difference",
     "EvaluatedSamples",
     "EvaluationFile",
     "LastEpoch",
+    "PairResult",
     "Part",
     "RecipeResult",
     "Result",

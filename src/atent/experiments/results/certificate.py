@@ -1,4 +1,4 @@
-"""certificate.json as types: one of smoothing, one of bounds."""
+"""certificate.json as types, one of smoothing and one of bounds, and the table that several of them make."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any, Self, cast
 from pydantic import TypeAdapter
 
 from atent.experiments.results.base import Adversary, Result, Samples, Share, whole
+from atent.registry import Plugin
 
 CERTIFICATE_VERSION = 2
+CERTIFIED_VERSION = 1
 
 
 @whole
@@ -53,11 +55,13 @@ class CertificateFile(Result):
     weights: str | None = None
     model: str | None = None
     epoch: int | None = None
+    certifier: Plugin | None = None
+    """Where the method is not built in: its module, name and version."""
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """As `Result.from_json`, as the type that the method asks for."""
-        kind = SmoothingFile if content["method"] == "smoothing" else BoundsFile
+        """As `Result.from_json`, as the type that it is: only smoothing has noise samples."""
+        kind = SmoothingFile if "sampling" in content else BoundsFile
         return cast(Self, TypeAdapter(kind).validate_python(content))
 
     @classmethod
@@ -92,3 +96,44 @@ class BoundsFile(CertificateFile):
     """A certificate by bounds on the network's outputs."""
 
     certified: list[Verified]
+
+
+@whole
+@dataclass(frozen=True)
+class CertifiedEntry:
+    """The certified accuracy of one row of the table at one radius."""
+
+    norm: str
+    radius: float
+    l2: float
+    """The l2 radius in which linf balls and l2 balls are compared: for smoothing its own, whose ball holds the linf
+    ball of radius l2 / sqrt(d); for bounds in linf, eps sqrt(d)."""
+    share: Share
+    seconds: float
+    """Per image."""
+
+
+@whole
+@dataclass(frozen=True)
+class CertifiedRow:
+    """One certificate of one run."""
+
+    run: str
+    trained: str | None
+    how: str
+    """The method and its settings, as text."""
+    images: Samples
+    clean: Share
+    smoothed: Share | None
+    """None for bounds."""
+    certified: list[CertifiedEntry]
+    provenance: dict[str, Any]
+
+
+@whole
+@dataclass(frozen=True)
+class CertifiedTable(Result):
+    """The file beside the table that `atent certify --table` writes."""
+
+    schema_version: int
+    rows: list[CertifiedRow]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
@@ -65,6 +65,31 @@ class RecipeResult:
 
 @whole
 @dataclass(frozen=True)
+class Difference:
+    """An accuracy less another, paired by seed and image, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    p: float | None
+    """McNemar's exact test on the images; None where an older evaluation has no outcomes by image."""
+
+
+@whole
+@dataclass(frozen=True)
+class PairResult:
+    """One recipe less another."""
+
+    one: str
+    other: str
+    clean: Difference
+    worst: Difference
+    basis: str
+    """What the intervals cover: other seeds, other images, or both."""
+
+
+@whole
+@dataclass(frozen=True)
 class ComparisonFile(Result):
     """comparison.json."""
 
@@ -72,9 +97,10 @@ class ComparisonFile(Result):
     command: str
     data: EvaluatedSamples
     model: str
-    epochs: int
+    epochs: int | None
+    """None where finished runs differ in it, and so for batch_size."""
     minutes: float | None
-    batch_size: int
+    batch_size: int | None
     seeds: list[int]
     threats: list[str]
     at_once: int
@@ -82,3 +108,9 @@ class ComparisonFile(Result):
     caveat: str | None
     rows: list[RecipeResult]
     provenance: dict[str, Any]
+    cascade: bool = False
+    """Each attack met only the images that remained correctly classified after those before it."""
+    differs: list[str] = field(default_factory=list)
+    """Settings, other than the method's, in which finished runs differ."""
+    pairs: list[PairResult] = field(default_factory=list)
+    """Every row less every later one; none for a single seed without outcomes by image."""

@@ -1,0 +1,34 @@
+"""How wide the commands print; it imports nothing that takes time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import textwrap
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, also where standard output is piped; 80 where there is none."""
+    if os.environ.get("COLUMNS", "").isdigit():
+        return max(40, int(os.environ["COLUMNS"]))
+    for stream in (sys.__stdout__, sys.__stderr__, sys.__stdin__):
+        with contextlib.suppress(OSError, AttributeError, ValueError):
+            if stream is not None:
+                return max(40, os.get_terminal_size(stream.fileno()).columns)
+    return 80
+
+
+def screen() -> int:
+    """Width at which tables are printed: $COLUMNS, the terminal's, or enough for all columns where output is piped."""
+    if os.environ.get("COLUMNS", "").isdigit():
+        return terminal_width()
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
+
+
+def wrapped(text: str, indent: int) -> str:
+    """A line for the terminal's width; what does not fit stands below, ``indent`` columns in."""
+    return textwrap.fill(
+        text, terminal_width(), subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False
+    )

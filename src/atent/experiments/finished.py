@@ -1,0 +1,217 @@
+"""A comparison of runs that are trained already: by recipes, or from Python by `atent.train.fit`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atent import runs as folder
+from atent.data import Limit
+from atent.experiments.collect import Row, assembled, evaluation_of, seed_result
+from atent.experiments.evaluation import evaluate_target
+from atent.experiments.plan import flat
+from atent.experiments.results import ComparisonFile, EvaluationFile
+from atent.experiments.target import load_target
+from atent.threat import Threat
+
+# Sections of a configuration that say what a run is; where it ran, and its seed, do not.
+_SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
+_APART = ("train.seed", "train.device", "data.builder", "model.builder")
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One finished run."""
+
+    path: Path
+    config: dict[str, Any]
+    evaluation: EvaluationFile
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["train"]["seed"])
+
+    @property
+    def title(self) -> str:
+        """The method's name, for tables."""
+        awp = (self.config["train"].get("awp") or {}).get("gamma")
+        return f"{self.config['method']['name']}{'-AWP' if awp else ''}"
+
+    def settings(self) -> dict[str, Any]:
+        """What makes runs that differ in the seed alone one row."""
+        plain = json.loads(folder.dumps({s: self.config[s] for s in _SECTIONS if s in self.config}))
+        found = {key: value for key, value in flat(plain).items() if not key.startswith(_APART)}
+        about = self.config["about"]["data"]
+        return {"recipe": self.config.get("recipe"), **found, "data.counts": about["counts"]["train"]}
+
+
+def compare_runs(
+    runs: Sequence[Any] | Mapping[str, Any],
+    *,
+    attacks: Sequence[str] | None = None,
+    limit: Limit = None,
+    model: str | None = None,
+    data: str | None = None,
+    root: str | None = None,
+    device: str = "auto",
+    progress: bool = False,
+    command: str = "compare_runs",
+) -> ComparisonFile:
+    """Compare trained runs on the test images that they were evaluated on: what `atent compare` says of its own.
+
+    Parameters
+    ----------
+    runs
+        Run folders, or what `fit` and `run_job` return for one; runs that differ in nothing but the seed are one row,
+        named by their recipe or method. Or a mapping from the name of a row to its run, or its runs.
+    attacks, limit, model, data, root, device, progress
+        How a run without evaluation.json is evaluated, each attack alone, as `load_target` takes them. The result is
+        written into its folder.
+    command
+        What the result says that it was made by.
+
+    Returns
+    -------
+    ComparisonFile
+        Means and intervals over the seeds, and in ``pairs`` the differences with their tests; ``differs`` names the
+        settings beside the method in which the runs differ.
+
+    Raises
+    ------
+    FileNotFoundError
+        For what is not a run folder.
+    ValueError
+        In one line, for fewer than two rows, rows of different seeds, and evaluations that differ in their images,
+        attacks or seed.
+    """
+    how = {
+        "attacks": attacks, "limit": limit, "model": model, "data": data, "root": root, "device": device,
+    }  # fmt: skip
+    if isinstance(runs, Mapping):
+        named = {name: each if isinstance(each, list | tuple) else [each] for name, each in runs.items()}
+        groups = {name: [_made(run, how, progress) for run in each] for name, each in named.items()}
+    else:
+        groups = _grouped([_made(run, how, progress) for run in runs])
+    if len(groups) < 2:
+        raise ValueError(
+            f"a comparison needs two rows or more, got {len(groups)}: runs that differ in the seed alone are one row;"
+            " a mapping from names to runs makes other rows"
+        )
+    _check(groups)
+    every = [made for row in groups.values() for made in row]
+    networks = dict.fromkeys(str(m.config["model"].get("name") or m.config["model"]["class"]) for m in every)
+    return assembled(
+        [_row(name, row) for name, row in groups.items()], command=command, at_once=1, model=" and ".join(networks),
+        epochs=_common(every, "epochs"), minutes=_common(every, "minutes"), batch_size=_common(every, "batch_size"),
+        differs=_differing(groups),
+    )  # fmt: skip
+
+
+def _common(runs: list[_Made], key: str) -> Any:
+    """A setting of the training, None where the runs differ in it."""
+    values = {made.config["train"].get(key) for made in runs}
+    return values.pop() if len(values) == 1 else None
+
+
+def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
+    path = _path(run)
+    if not (path / folder.CONFIG).is_file():
+        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give what training wrote")
+    config = folder.read_config(path / folder.CONFIG)
+    if not (path / folder.EVALUATION).is_file():
+        found = evaluate_target(load_target(str(path), **how), cascade=False, progress=progress)
+        folder.write_json(path / folder.EVALUATION, found.to_json())
+    return _Made(path, config, evaluation_of(path))
+
+
+def _path(run: Any) -> Path:
+    """The folder of a run: its path, or that of what training gave back."""
+    if isinstance(run, str | os.PathLike):
+        return Path(run)
+    path = getattr(run, "path", None) or getattr(run, "run", None)
+    if path is None:
+        raise ValueError(
+            f"a run is a folder, or what training with one gave back, got a {type(run).__name__}: train with"
+            " fit(..., run='runs/NAME')"
+        )
+    return Path(path)
+
+
+def _grouped(made: list[_Made]) -> dict[str, list[_Made]]:
+    """Rows by name; where two have the same, with the settings in which they differ."""
+    alike: dict[str, list[_Made]] = {}
+    for run in made:
+        alike.setdefault(json.dumps(run.settings(), sort_keys=True), []).append(run)
+    rows = list(alike.values())
+    names = [str(row[0].config.get("recipe") or row[0].title) for row in rows]
+    out: dict[str, list[_Made]] = {}
+    for name, row in zip(names, rows):
+        others = [other[0].settings() for other, theirs in zip(rows, names) if theirs == name]
+        own = row[0].settings()
+        keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
+        more = ", ".join(f"{key.partition('.')[2]} {own[key]}" for key in keys[:3])
+        out[f"{name} ({more})" if more else name] = row
+    return out
+
+
+def _check(groups: dict[str, list[_Made]]) -> None:
+    """ValueError, in one line, unless the runs were evaluated alike and each row has the same seeds."""
+    (first, one), *_ = groups.items()
+    seeds = sorted(made.seed for made in one)
+    for name, row in groups.items():
+        own = sorted(made.seed for made in row)
+        if len(set(own)) < len(own):
+            twice = [str(made.path) for made in row if own.count(made.seed) > 1]
+            raise ValueError(f"{' and '.join(twice)} have the same seed: give one of them, or names for both")
+        if own != seeds:
+            raise ValueError(
+                f"{first} was trained with the seeds {_list(seeds)}, {name} with {_list(own)}: give the same seeds of"
+                " each"
+            )
+        for made in row:
+            for what, value in _evaluated(made).items():
+                if value != _evaluated(one[0])[what]:
+                    raise ValueError(
+                        f"{one[0].path} and {made.path} differ in the {what} of their evaluations: move evaluation.json"
+                        " away in both, and evaluate them alike"
+                    )
+
+
+def _evaluated(made: _Made) -> dict[str, Any]:
+    """What the evaluations of a comparison must share."""
+    found, about = made.evaluation, made.config["about"]["data"]
+    # Tensors of two trainings may be different ones under the same numbers.
+    digest = about.get("digest") if about.get("source") == "tensors" else None
+    attacks = {name: (a.attack, a.threat) for name, a in found.attacks.items()}
+    return {
+        "images": (found.data, digest), "attacks": attacks, "cascade": found.cascade, "precision": found.search_dtype,
+        "seed": found.seed,
+    }  # fmt: skip
+
+
+def _list(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _row(name: str, row: list[_Made]) -> Row:
+    row = sorted(row, key=lambda made: made.seed)
+    last = all((made.config.get("evaluate") or {}).get("last", False) for made in row)
+    seeds = [seed_result(made.path, made.seed, made.evaluation, last=last) for made in row]
+    threat = row[0].config["method"].get("threat")
+    plain = Threat(**threat).plain() if threat else None
+    return Row(name, row[0].title, plain, seeds, [made.evaluation for made in row])
+
+
+def _differing(groups: dict[str, list[_Made]]) -> list[str]:
+    """The settings beside the method in which the rows differ, with their values."""
+    settings = [row[0].settings() for row in groups.values()]
+    out = []
+    for key in dict.fromkeys(key for each in settings for key in each):
+        values = list(dict.fromkeys(json.dumps(each.get(key)) for each in settings))
+        if len(values) > 1 and not key.startswith(("method.", "recipe", "evaluate.")):
+            out.append(f"{key} ({', '.join(value.strip(chr(34)) for value in values)})")
+    return out

@@ -1,0 +1,43 @@
+"""A call of an attack and a step of a method pass few files and functions of the package."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from atent.threat import Threat
+
+spec = importlib.util.spec_from_file_location("walk", Path(__file__).parent.parent / "benchmarks" / "walk.py")
+walk = importlib.util.module_from_spec(spec)
+sys.modules["walk"] = walk
+spec.loader.exec_module(walk)
+
+
+# Upper bounds, to be lowered with the counts: what one more function adds should be worth it.
+@pytest.mark.parametrize(
+    ("name", "files", "functions", "depth"),
+    [("PGD, training", 8, 21, 7), ("PGD, evaluation", 10, 38, 9), ("ATENT step", 10, 30, 8)],
+)
+def test_a_call_passes_few_files_and_functions(name, files, functions, depth):
+    call = walk.calls()[name]
+    call()
+    found = walk.walk(call)
+    assert len(found.files) <= files, sorted(found.files)
+    assert len(found.functions) <= functions, sorted(found.functions)
+    assert found.depth <= depth
+
+
+def test_the_walk_counts_what_is_called_and_not_comprehensions():
+    threat, x = Threat("linf", 0.1), torch.rand(4, 3)
+
+    def call():
+        sum([threat.eps for _ in range(3)])
+        threat.project(x, x)
+        threat.clamp(x)
+
+    names = ["threat.py Threat.clamp", "threat.py Threat.project", "threat.py Threat.project_ball"]
+    found = walk.walk(call)
+    assert found.functions == dict(zip(names, (2, 1, 1)))
+    assert (found.files, found.depth) == ({"threat.py"}, 2)
