@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from atent.experiments.results import CertificateFile, CertifiedTable, ComparisonFile, EvaluationFile, TheoryFile
+from atent.experiments.results import CertificateFile, CertifiedTable, ComparisonFile, EvaluationFile, TheoryFile, UnionReport
 
 KINDS = {
     "evaluation": EvaluationFile,
@@ -11,6 +11,7 @@ KINDS = {
     "certified": CertifiedTable,
     "comparison": ComparisonFile,
     "theory": TheoryFile,
+    "union": UnionReport,
 }
 for name, kind in KINDS.items():
     Path(__file__).with_name(f"{name}.json").write_text(json.dumps(kind.schema(), indent=2) + "\n")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from atent.cli.width import screen
 
 if TYPE_CHECKING:
-    from atent.experiments.results import EvaluationFile, Part
+    from atent.experiments.results import EvaluationFile, Part, UnionReport
 
 
 @contextlib.contextmanager
@@ -85,9 +85,31 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
             print(f"{name}, under the worst of these: best {best}, last {end}")
         if found.hint:
             print(f"hint: {found.hint}")
+        if found.union is not None:
+            print_union(found.union, name if len(models) > 1 else "")
     for line in (*remarks(first.attacks), caveat_of(first)):
         if line:
             print(line)
+
+
+def print_union(found: UnionReport, name: str = "") -> None:
+    """Robust accuracy by threat, the union, and which threat breaks what."""
+    from rich.table import Table
+
+    print(f"\n{name + ': ' if name else ''}several threats at once, n = {found.n:,}, {found.clean.k:,} correct")
+    table = Table()
+    table.add_column("threat")
+    for heading in ("robust, 95 % interval", "broken", "by it alone"):
+        table.add_column(heading, justify="right")
+    for threat in found.threats:
+        table.add_column(f"also by {threat}", justify="right")
+    for threat, result in found.threats.items():
+        broken = found.broken[threat]
+        both = ("" if other == threat else f"{k:,}" for other, k in broken.items())
+        table.add_row(threat, result.robust.text, f"{broken[threat]:,}", f"{result.alone:,}", *both)
+    table.add_row("every threat (union)", found.worst.text, f"{found.clean.k - found.worst.k:,}", style="bold")
+    table.add_row("average", found.average.text)
+    print_table(table)
 
 
 def _cells(result: Part) -> tuple[str, str, str]:

@@ -9,12 +9,14 @@ from atent.evaluate.evaluation import Evaluation, evaluate, predict, rounds
 from atent.evaluate.masking import CHECKS, Check, masking_checks
 from atent.evaluate.samples import Checked, checked
 from atent.evaluate.sweep import sweep
+from atent.evaluate.union import Union, union
 
 __all__ = [
     "CHECKS",
     "Check",
     "Checked",
     "Evaluation",
+    "Union",
     "checked",
     "evaluate",
     "masking_checks",
@@ -22,6 +24,7 @@ __all__ = [
     "predict",
     "rounds",
     "sweep",
+    "union",
 ]
 
 

@@ -13,14 +13,13 @@ from torch import nn
 
 from atent import runs as folder
 from atent.attacks import ATTACKS, Attack
-from atent.attacks.spec import labelled, parse
 from atent.data import SOURCES, Data, DataSettings, Limit
 from atent.data import load as load_data
 from atent.data.described import described, words
 from atent.data.split import Part
 from atent.experiments.evaluation import evaluate_model
 from atent.experiments.results import EvaluationFile
-from atent.experiments.target import EvaluateSettings, data_of, threat_of
+from atent.experiments.target import EvaluateSettings, attacks_of, data_of, threat_of
 from atent.methods import Method, Standard
 from atent.methods.awp import Perturbation, plain
 from atent.methods.embedding import EmbeddingTerm
@@ -103,8 +102,7 @@ def run_job(
         job = as_begun(job, path)
     data = saved.data if saved else load_data(job.data)
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
-    allowed = job.evaluate.allow_large_eps
-    attacks = labelled([parse(text, threat, ATTACKS, allow_large_eps=allowed) for text in job.evaluate.attacks])
+    attacks = attacks_of(job.evaluate, threat, data)
     for attack in attacks.values():
         attack.threat.check_eps(data.shape)
     if saved:

@@ -5,6 +5,7 @@ from atent.plots.canvas import PALETTE, narrow, save, svg
 from atent.plots.pictures import adversarial, images, magnified, regions
 from atent.plots.quantities import cost, lines
 from atent.plots.training import characteristics, curves, together
+from atent.plots.union import union
 
 __all__ = [
     "PALETTE",
@@ -26,4 +27,5 @@ __all__ = [
     "security",
     "svg",
     "together",
+    "union",
 ]

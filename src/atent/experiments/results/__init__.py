@@ -26,6 +26,7 @@ from atent.experiments.results.comparison import (
 )
 from atent.experiments.results.evaluation import EVALUATION_VERSION, AttackResult, EvaluationFile, LastEpoch, Part
 from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFile
+from atent.experiments.results.union import UnionReport
 
 __all__ = [
     "CERTIFICATE_VERSION",
@@ -56,4 +57,5 @@ __all__ = [
     "Spread",
     "Statement",
     "TheoryFile",
+    "UnionReport",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from atent.evaluate.evaluation import SCHEMA_VERSION
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
+from atent.experiments.results.union import UnionReport
 
 EVALUATION_VERSION = SCHEMA_VERSION
 
@@ -119,7 +120,7 @@ class EvaluationFile(Result):
     worst: Share
     attacks: dict[str, AttackResult]
     wrong: list[int]
-    cascade: bool
+    cascade: bool | Literal["threat"]
     search_dtype: str | None
     hint: str | None
     outcomes: dict[str, Any]
@@ -136,6 +137,7 @@ class EvaluationFile(Result):
     last: LastEpoch | None = None
     sweep: list[SweepRow] = field(default_factory=list)
     checks: list[CheckResult] = field(default_factory=list)
+    union: UnionReport | None = None
 
     @property
     def threats(self) -> list[str]:
