@@ -274,7 +274,8 @@ def test_an_attack_stays_in_the_box_of_each_channel(name, norm):
     boxes = ((0.0, -1.0, 0.2), (1.0, 2.0, 0.5))
     for dtype in (torch.float32, torch.float64):
         model, x, y = coloured(dtype, boxes)
-        attack = small(name, norm)
+        # DDN's few steps find nothing within the usual eps.
+        attack = small(name, norm, 3.0 if name == "DDN" else None)
         attack = replace(attack, threat=replace(attack.threat, box=boxes))
         out = attack.run(model, x, y)
         assert attack.threat.contains(out.x_adv, x).all()
@@ -282,8 +283,8 @@ def test_an_attack_stays_in_the_box_of_each_channel(name, norm):
             own = out.x_adv[:, c]
             assert own.min() >= torch.tensor(low, dtype=dtype)
             assert own.max() <= torch.tensor(high, dtype=dtype)
-        # Not because nothing moves; DDN's few steps find nothing within eps here.
-        assert (out.norm > 0).any() or name in ("Transfer", "DDN")
+        # Not because nothing moves.
+        assert (out.norm > 0).any() or name == "Transfer"
 
 
 @CASE

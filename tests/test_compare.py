@@ -106,7 +106,8 @@ def by_hand(path, one, other, seeds):
     return total
 
 
-def test_compare_trains_once_and_reuses(here, capsys):
+def test_compare_trains_once_and_reuses(here, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # no column is wrapped, however long the times are
     status, out, err = said(capsys, "--seeds", "2", "--jobs", "2")
     assert status == 0, err
     path = here / "runs" / "compare"

@@ -227,6 +227,26 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(change, text, attacks, 
     assert "\n" not in str(error.value)
 
 
+def test_a_constant_network_with_a_one_hot_bias_gives_logits(known):
+    """Its rows are >= 0 and sum to 1, as probabilities do; a network whose rows differ is refused all the same."""
+    _, x, y, _, _ = known
+    net = nn.Linear(x[0].numel(), 2)
+    nn.init.zeros_(net.weight)
+    net.bias.data = torch.tensor([0.0, 1.0])
+    constant = nn.Sequential(nn.Flatten(), net).to(x.dtype)
+    found = evaluate(constant, x, y, [PGD(Threat("linf", 0.1), steps=2)])
+    assert found.clean["k"] == found.worst["k"] == int((y == 1).sum())
+    sure = Through(lambda z: nn.functional.one_hot((z.flatten(1).sum(1) > z.mean() * z[0].numel()).long(), 2).to(z))
+    with pytest.raises(ValueError, match="returns probabilities"):
+        predict(sure, x, y)
+
+
+class Through(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
 def test_predict_of_nothing():
     assert predict(nn.Linear(3, 2), torch.zeros(0, 3), torch.zeros(0).long()).shape == (0,)
 

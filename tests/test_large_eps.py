@@ -15,6 +15,8 @@ from atent.certify import verified
 from atent.data import from_tensors
 from atent.evaluate import evaluate, masking_checks, sweep
 from atent.experiments import recipes
+from atent.experiments.compare import compare
+from atent.experiments.plan import Plan, agree
 from atent.methods import AWP, PGDAT, Standard
 from atent.methods.awp import plain
 from atent.threat import Threat
@@ -166,3 +168,16 @@ def test_the_commands_have_the_flag():
     assert not job.method.threat.allow_large_eps
     jobs = compare_jobs("digits-linf-pgdat", "digits-linf-standard", flag)
     assert all(job.evaluate.allow_large_eps for job in jobs.values())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--method.threat.eps", "8"], ["--evaluate.eps", "8"], ["--evaluate.attacks", "PGD(steps=2, norm=linf, eps=8)"]],
+)
+def test_a_comparison_refuses_a_large_eps_before_it_makes_a_folder(words, tmp_path):
+    recipe = ("digits-linf-pgdat", "digits-linf-trades")
+    with pytest.raises(ValueError, match=r"^digits-linf-pgdat: linf eps must be below the box width 1, got 8[^\n]*$"):
+        compare(Plan(compare_jobs(*recipe, *words), (0,), (), ""), runs=tmp_path, build=recipes.job)
+    assert not list(tmp_path.iterdir())
+    agree(compare_jobs(*recipe, *words, "--allow-large-eps"))
+    agree(compare_jobs(*recipe))

@@ -62,3 +62,21 @@ def test_no_import_points_up():
 def test_files_are_read_in_one_sitting():
     long = {str(p.relative_to(SOURCE)): n for p in SOURCE.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
     assert not long
+
+
+def longer_than_a_screen(path):
+    """The functions of a file that have more than 60 lines of code, their docstrings apart."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+            if lines > 60:
+                yield node.name
+
+
+def test_functions_fit_a_screen():
+    found = {
+        f"{p.relative_to(SOURCE).as_posix()}:{name}" for p in SOURCE.rglob("*.py") for name in longer_than_a_screen(p)
+    }
+    assert not found

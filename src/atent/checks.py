@@ -357,7 +357,9 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
     z = logits.detach().float()
     if not torch.isfinite(z).all():
         raise ValueError("the model returned NaN or infinite logits: check its weights and its input range")
-    if bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
+    # Equal rows of one 1 and 0 elsewhere are a network that ignores its input, such as one with nothing but a bias.
+    constant = bool((z == z[:1]).all()) and bool(((z == 0) | (z == 1)).all())
+    if not constant and bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
         raise ValueError(
             "the model returns probabilities (each row is >= 0 and sums to 1): remove its softmax, attacks need logits"
         )

@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     Eps: TypeAlias = float | str | Radii
     Box: TypeAlias = tuple[Any, Any]
 else:
-    # What a recipe or an option may give: one number, one box.
+    # What a recipe or an option may give: one number, and one box or one for each channel.
     Eps = float | str
-    Box = tuple[float, float]
+    Box = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def per_sample(v: Tensor, like: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from atent.certify.smoothing import (
     certificates,
     check_radius,
     check_sampling,
+    forward_size,
     largest_radius,
     linf_radius,
     noisy,
@@ -178,7 +179,8 @@ def certify_run(
         done = {row.idx: row for row in read_rows(path)}
     smoothed = _made_by(certifier, model, sampling.sigma, channels_last)
     check_labels(y, _clean(model, x[:1], sampling.seed).shape[1])
-    hint = dependence_hint(model, noisy(x, sampling.sigma, sampling.seed), seed=sampling.seed)
+    size = min(forward_size(x, batch), sampling.n * len(x))
+    hint = dependence_hint(model, noisy(x, sampling.sigma, sampling.seed), seed=sampling.seed, size=size)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
     if advance and len(left) < len(ids):
         advance((len(ids) - len(left)) * (sampling.n0 + sampling.n), "")

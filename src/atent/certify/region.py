@@ -91,16 +91,13 @@ def region(x: Tensor, threat: Threat, arithmetic: Arithmetic | None = None) -> R
     eps = float(threat.eps)
     if arithmetic is None:
         return Region(threat.norm, eps, centre, threat.clamp(centre - eps), threat.clamp(centre + eps))
-    if threat.span != threat.box:
-        raise ValueError("bounds with rounding take one box for all channels, got one for each: give rounding=False")
-    low, high = threat.box
-    unit, pixel = arithmetic.unit, 1.01 * arithmetic.unit * max(1.0, abs(low), abs(high))
+    unit, pixel = arithmetic.unit, 1.01 * arithmetic.unit * max(1.0, *map(abs, threat.span))
     if threat.norm == "linf":
         eps = eps * (1 + 4 * unit) + pixel
     else:
         eps = eps * (1 + 18 * unit) + SAFE * pixel * math.sqrt(x.shape[1:].numel())
-    low, high = min(low, arithmetic.nearest(low)), max(high, arithmetic.nearest(high))
     centre = centre.double()
+    low, high = threat.edges(centre, arithmetic.outwards)
     end = torch.full_like(centre, torch.inf)
     lower, upper = torch.nextafter(centre - eps, -end), torch.nextafter(centre + eps, end)
     return Region(threat.norm, eps, centre, lower.clamp(min=low), upper.clamp(max=high), arithmetic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,9 +46,13 @@ class Arithmetic:
         share = SAFE * (gamma(roundings, self.unit) + gamma(own))
         return share * size + (roundings + 1) * torch.finfo(self.dtype).tiny
 
-    def nearest(self, value: float) -> float:
-        """A number of the caller's, as the network's dtype holds it."""
-        return float(np.float32(value)) if self.dtype == torch.float32 else value
+    def outwards(self, low: Any, high: Any) -> tuple[Any, Any]:
+        """The sides of a box, numbers or float64 tensors, or what the network's dtype makes of them where that is
+        further out."""
+        if isinstance(low, Tensor):
+            return torch.minimum(low, low.to(self.dtype).double()), torch.maximum(high, high.to(self.dtype).double())
+        near = [float(np.float32(side)) if self.dtype == torch.float32 else side for side in (low, high)]
+        return min(low, near[0]), max(high, near[1])
 
 
 def down(value: Tensor, dtype: torch.dtype) -> Tensor:

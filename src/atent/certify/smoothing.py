@@ -94,7 +94,7 @@ class Smoothed(metaclass=Settings):
         x = as_inputs(x, self.model)
         if radius is not None:
             check_radius(radius, n, alpha, self.sigma, dim=math.prod(x.shape[1:]))
-        self._warn(x, seed)
+        self._warn(x, seed, n, batch)
         found = self.two_votes(x, n0, n, seed=seed, ids=ids, batch=batch, advance=advance)
         return certificates(*found, self.sigma, alpha)
 
@@ -122,11 +122,12 @@ class Smoothed(metaclass=Settings):
                 f"n = {n} noise samples always abstain at alpha {alpha:g}: in full agreement their two-sided p is"
                 f" 2^{1 - n} = {2.0 ** (1 - n):.3g}; give n >= {math.ceil(1 - math.log2(alpha))}"
             )
-        self._warn(x, seed)
+        self._warn(x, seed, n, batch)
         return predictions(self.votes(x, n, seed=seed, ids=ids, batch=batch, advance=advance), alpha)
 
-    def _warn(self, x: Tensor, seed: int) -> None:
-        hint = dependence_hint(self.model, noisy(x, self.sigma, seed), seed=seed) if len(x) else None
+    def _warn(self, x: Tensor, seed: int, n: int, batch: int | None) -> None:
+        size = min(forward_size(x, batch), n * len(x))
+        hint = dependence_hint(self.model, noisy(x, self.sigma, seed), seed=seed, size=size) if len(x) else None
         if hint is not None:
             warnings.warn(hint, stacklevel=3)
 
@@ -159,9 +160,7 @@ class Smoothed(metaclass=Settings):
         if not len(x):
             raise ValueError("no samples to smooth: give at least one")
         numbers = numbered(ids, len(x), "cpu").tolist()
-        if batch is None:
-            batch = 200 if x.device.type == "cpu" else 4000
-        batch = check_number("batch", batch, 1, whole=True)
+        batch = forward_size(x, batch)
         sizes = [min(BLOCK, n - start) for start in range(0, n, BLOCK)]
         tasks, per = len(x) * len(sizes), max(1, batch // BLOCK)
         # The noise is drawn in plain order, for its bits, whatever the layout that the model is shown.
@@ -194,6 +193,14 @@ class Smoothed(metaclass=Settings):
         if not torch.isfinite(largest):
             raise ValueError("the model returned NaN or infinite logits: check its weights and its input range")
         return tally.view(len(x), -1)
+
+
+def forward_size(x: Tensor, batch: int | None) -> int:
+    """Noisy inputs in one forward pass."""
+    if batch is None:
+        batch = 200 if x.device.type == "cpu" else 4000
+    size: int = check_number("batch", batch, 1, whole=True)
+    return size
 
 
 def _gains(model: nn.Module, x: Tensor) -> bool:

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from atent.cli.parse import documented, parsed
+from atent.cli.parse import boxes, documented, parsed
 from atent.cli.words import help_wanted, options_of, spelled
 from atent.experiments.recipe_files import SECTIONS, UsageError, read_recipe, with_method
 from atent.experiments.recipes import job
@@ -55,7 +55,7 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
     classes = [type(start) for start in starts.values()]
 
     def parse() -> Any:
-        return parsed(sections, words, prog, known, description=about, default=sections())
+        return parsed(sections, words, prog, known, description=about, default=sections(), registry=boxes())
 
     if help_wanted(words):
         with documented(classes):

@@ -105,6 +105,40 @@ def parsed(
     return result
 
 
+def boxes() -> tyro.constructors.ConstructorRegistry:
+    """How the box of a threat is read: ``0 1``, or the smallest and the largest value of each channel,
+    ``0,-1 1,1``."""
+    from atent.threat import Box
+
+    def side(word: str) -> float | tuple[float, ...]:
+        try:
+            numbers = tuple(float(part) for part in word.strip("[]()").removesuffix(",").split(","))
+        except ValueError:
+            raise ValueError(
+                f"a box is two numbers, or two lists such as 0,-1 1,1 for two channels: {word!r}"
+            ) from None
+        return numbers if "," in word else numbers[0]
+
+    def written(value: Any) -> str:
+        if isinstance(value, tuple):
+            return ",".join(f"{number:g}" for number in value) + ("," if len(value) == 1 else "")
+        return f"{value:g}"
+
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: Any) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        if info.type != Box:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=2, metavar="LOW HIGH", instance_from_str=lambda words: tuple(map(side, words)),
+            is_instance=lambda value: isinstance(value, tuple) and len(value) == 2,
+            str_from_instance=lambda value: [written(end) for end in value],
+        )  # fmt: skip
+
+    return registry
+
+
 def _reason(event: Any) -> str:
     """One line for what the parser refuses; kinds of failures that it does not know yet are named by their class."""
     kind = type(event).__name__

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atent.data.settings import Limit, Rule, everything
+from atent.threat import Box
 
 Part = Literal["train", "validation", "test"]
 
@@ -101,7 +102,7 @@ class Data:
     """A data set ready for training.
 
     name: its key in `SOURCES`. classes: number of labels. shape: of one sample, without the batch.
-    box: lowest and highest value a coordinate may take, in pixel units.
+    box: lowest and highest value a coordinate may take, in pixel units, or those of each channel.
     train, validation, test: disjoint; validation was carved from the source's training part.
     about: plain JSON: source, files with sha256 and whether they are the known ones, counts, split, class
         names and what is missing.
@@ -111,7 +112,7 @@ class Data:
     name: str
     classes: int
     shape: tuple[int, ...]
-    box: tuple[float, float]
+    box: Box
     train: Split
     validation: Split
     test: Split
@@ -150,7 +151,7 @@ class Source:
     train: Split
     test: Split
     validation: int
-    box: tuple[float, float] = (0.0, 1.0)
+    box: Box = (0.0, 1.0)
     about: dict[str, Any] = field(default_factory=dict)
 
 

@@ -185,8 +185,7 @@ def evaluate(
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     named = dict(attacks) if isinstance(attacks, Mapping) else labelled(attacks)
     check_names(named)
-    boxes = {a.threat.box for a in named.values()}
-    samples = checked(model, x, y, ids, boxes)
+    samples = checked(model, x, y, ids, {a.threat.box for a in named.values()})
     x, y, ids = samples.x, samples.y, samples.ids
     for attack in named.values():
         attack.threat.check_eps(x.shape[1:])
@@ -204,12 +203,7 @@ def evaluate(
     trial = _Trial(model, x, y, ids, seed, batch, search_dtype, last, ledger, advance)
     predicted, classes = _answers(model, x, y, batch)
     right = (predicted == y).cpu()
-    hint = (
-        dependence_hint(model, x, seed=narrow(seed))
-        or normalisation_hint(right, x, lambda z: predict(model, z, y, batch=batch), y)
-        or collapse_hint(predicted, y)
-        or one_class_hint(y)
-    )
+    hint = trial.hint(predicted)
     remaining, results, outcomes = right.clone(), {}, {}
     left: dict[Threat | None, Tensor] = {}
     for name, attack in named.items():
@@ -265,6 +259,16 @@ class _Trial:
     channels_last: bool
     ledger: Ledger
     advance: Advance | None
+
+    def hint(self, predicted: Tensor) -> str | None:
+        """One line on a mistake that the clean predictions suggest."""
+        right = (predicted == self.y).cpu()
+        return (
+            dependence_hint(self.model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
+            or normalisation_hint(right, self.x, lambda z: predict(self.model, z, self.y, batch=self.batch), self.y)
+            or collapse_hint(predicted, self.y)
+            or one_class_hint(self.y)
+        )
 
     def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor]:
         """The result of an attack on the samples that are robust ``before`` (n,), their flags, and which are robust

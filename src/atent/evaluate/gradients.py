@@ -56,7 +56,7 @@ def repeatable(subject: Subject) -> Verdict:
 
 def independent(subject: Subject) -> Verdict:
     """A sample's logits are the same alone and beside other samples."""
-    found = dependence(subject.model, subject.x, seed=subject.seed)
+    found = dependence(subject.model, subject.x, seed=subject.seed, size=subject.batch)
     if found is None:
         return False, "not measured: the model fails on a batch of other samples"
     size = f"{100 * found.change:.2g} % of the largest" if found.found else "rounding only"

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from atent.checks import as_samples, check_batch, numbered
-
-Box = tuple[float, float]
+from atent.threat import Box
 
 
 @dataclass(frozen=True, eq=False)

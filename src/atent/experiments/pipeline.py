@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module, resources
 from pathlib import Path
@@ -102,46 +102,75 @@ def run_job(
         job = as_begun(job, path)
     data = saved.data if saved else load_data(job.data)
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
-    attacks = attacks_of(job.evaluate, threat, data)
-    for attack in attacks.values():
-        attack.threat.check_eps(data.shape)
-    if saved:
-        model = saved.model
-    else:
-        model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
-        # A network may make its layers in its first forward pass.
-        check_output(model, data.shape, data.classes)
-    if job.model.weights is not None and not resume:
-        _begin_from(model, Path(job.model.weights))
+    attacks = _attacks(job, threat, data)
+    model = saved.model if saved else _network(job, data, resume)
     check_attacks(model, data, {f"evaluate.attacks {name}": attack for name, attack in attacks.items()})
     import_module("matplotlib.figure")  # the curves are drawn at the end
-    config = (
-        saved.config
-        if saved
-        else {
-            **job.sections(),
-            "about": _with_plugins(facts(model, data, job.method), job, attacks.values()),
-            "provenance": folder.provenance(seed=job.train.seed, device=pick_device(job.train.device)),
-        }
-    )
-    counts = data.about["counts"]
-    say(f"run     {path}")
-    parts = f"{counts['train']} train, {counts['validation']} validation (seed {data.about['split']['seed']})"
-    say(f"data    {data.name}: {parts}, {counts['test']} test")
-    limits: dict[Part, Limit] = {"validation": job.train.validate_limit or None, "test": job.evaluate.limit}
-    for part, limit in limits.items():
-        chosen = described(data, part, data.sample(part, limit))
-        if chosen["n"] < chosen["of"]:
-            say(f"subset  {part}: {words(chosen)}")
-    network = config["model"].get("name") or config["model"].get("class")
-    say(f"model   {network}, {config['about']['parameters']:,} parameters")
-    say(f"method  {_method_line(config)}")
+    config = saved.config if saved else _config(job, model, data, attacks.values())
+    for line in _introduction(job, path, data, config):
+        say(line)
     fitted = fit(
         model, data, job.method, optimizer=job.optimizer, schedule=job.schedule, settings=job.train,
         augmentation=job.data.augment, threat=threat, run=path, config=config, resume=resume, progress=progress,
         report=report, say=say, callbacks=callbacks,
     )  # fmt: skip
     draw_curves(path, {job.recipe or job.title: fitted.history})
+    evaluation = _evaluated(job, path, model, fitted, data, attacks, progress)
+    content = evaluation.to_json()
+    folder.write_json(path / folder.EVALUATION, content)
+    for callback in callbacks:
+        callback.evaluation(content)
+    return Finished(path, fitted, evaluation)
+
+
+def _attacks(job: Job, threat: Threat | None, data: Data) -> dict[str, Attack]:
+    """The attacks of the evaluation by name, each with an eps that the data allow."""
+    attacks = attacks_of(job.evaluate, threat, data)
+    for attack in attacks.values():
+        attack.threat.check_eps(data.shape)
+    return attacks
+
+
+def _network(job: Job, data: Data, resume: bool) -> nn.Module:
+    """The network that the job describes, with the weights it begins from unless the run resumes."""
+    model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
+    # A network may make its layers in its first forward pass.
+    check_output(model, data.shape, data.classes)
+    if job.model.weights is not None and not resume:
+        _begin_from(model, Path(job.model.weights))
+    return model
+
+
+def _config(job: Job, model: nn.Module, data: Data, attacks: Iterable[Attack]) -> dict[str, Any]:
+    """What config.json records of the job, the network and the data."""
+    return {
+        **job.sections(),
+        "about": _with_plugins(facts(model, data, job.method), job, attacks),
+        "provenance": folder.provenance(seed=job.train.seed, device=pick_device(job.train.device)),
+    }
+
+
+def _introduction(job: Job, path: Path, data: Data, config: dict[str, Any]) -> Iterator[str]:
+    """The lines that are printed before the training begins."""
+    counts = data.about["counts"]
+    yield f"run     {path}"
+    parts = f"{counts['train']} train, {counts['validation']} validation (seed {data.about['split']['seed']})"
+    yield f"data    {data.name}: {parts}, {counts['test']} test"
+    limits: dict[Part, Limit] = {"validation": job.train.validate_limit or None, "test": job.evaluate.limit}
+    for part, limit in limits.items():
+        chosen = described(data, part, data.sample(part, limit))
+        if chosen["n"] < chosen["of"]:
+            yield f"subset  {part}: {words(chosen)}"
+    network = config["model"].get("name") or config["model"].get("class")
+    yield f"model   {network}, {config['about']['parameters']:,} parameters"
+    yield f"method  {_method_line(config)}"
+
+
+def _evaluated(
+    job: Job, path: Path, model: nn.Module, fitted: Fitted, data: Data, attacks: dict[str, Attack], progress: bool
+) -> EvaluationFile:
+    """The test set's evaluation of the best epoch and, with ``evaluate.last``, of the last one."""
+    threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     content = evaluate_model(fitted.model, data, attacks, job.evaluate, threat=threat, progress=progress)
     kept = {"average": fitted.best["best_weights"] == "average"} if "best_weights" in fitted.best else {}
     content = {"run": path.name, "epoch": fitted.best["epoch"], **kept, **content}
@@ -156,12 +185,7 @@ def run_job(
             "epoch": fitted.history[-1]["epoch"], "clean": last["clean"], "attacks": robust, "worst": last["worst"],
         }  # fmt: skip
         load_weights(model, path)
-    evaluation = EvaluationFile.from_json(content)
-    content = evaluation.to_json()
-    folder.write_json(path / folder.EVALUATION, content)
-    for callback in callbacks:
-        callback.evaluation(content)
-    return Finished(path, fitted, evaluation)
+    return EvaluationFile.from_json(content)
 
 
 def as_begun(job: Job, path: Path) -> Job:

@@ -74,6 +74,8 @@ def agree(jobs: Mapping[str, Job]) -> None:
     Data settings (root and augment aside), network, epochs (or minutes), batch size, and the evaluation's attacks,
     threat, number of images and seed must be the same.
     """
+    for name, job in jobs.items():
+        _check_radii(name, job)
     (first, one), *others = jobs.items()
     for name, other in others:
         a, b = _common(one), _common(other)
@@ -111,6 +113,24 @@ def _evaluated_under(job: Job) -> Threat | None:
     own = getattr(job.method, "threat", None)
     # The box is the data's, which is not loaded yet; a method that has a threat must have that box.
     return threat_of(own, own.box if own else (0.0, 1.0), job.evaluate)
+
+
+def _check_radii(name: str, job: Job) -> None:
+    """ValueError, with the recipe's name, for a linf eps that covers the box, before a folder is made.
+
+    Only where the method says what the box is: the data, which are not loaded yet, say the rest in each training.
+    """
+    own, allowed = getattr(job.method, "threat", None), job.evaluate.allow_large_eps
+    if own is None:
+        return
+    judged = threat_of(own, own.box, job.evaluate)
+    attacks = [parse(text, judged, ATTACKS, allow_large_eps=allowed) for text in job.evaluate.attacks]
+    for threat in (own, judged, *(attack.threat for attack in attacks)):
+        if threat is not None and threat.norm == "linf":
+            try:
+                threat.check_eps((len(own.box[0]),) if isinstance(own.box[0], tuple) else (1,))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
 
 
 def _attacks(job: Job) -> list[str]:

@@ -26,7 +26,7 @@ from atent.models import check_output, from_reference
 from atent.precision import gaining
 from atent.runs.loading import load_file, restore
 from atent.threads import Threads, check_threads
-from atent.threat import Norm, Threat
+from atent.threat import Box, Norm, Threat
 from atent.train.settings import pick_device
 
 STRONG = ("PGD(steps=20)", "AutoAttack")
@@ -72,7 +72,7 @@ class EvaluateSettings(metaclass=Settings):
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def threat_of(own: Threat | None, box: tuple[float, float], settings: EvaluateSettings) -> Threat | None:
+def threat_of(own: Threat | None, box: Box, settings: EvaluateSettings) -> Threat | None:
     """The threat to evaluate under: the method's ``own``, norm and eps replaced where the settings say so."""
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
@@ -245,7 +245,7 @@ def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: st
     for what, seen, wanted in (
         ("classes", found.classes, about["classes"]),
         ("inputs of shape", list(found.shape), list(about["shape"])),
-        ("values in", list(found.box), list(about["box"])),
+        ("values in", folder.plain(found.box), list(about["box"])),
     ):
         if seen != wanted:
             raise ValueError(f"--data {builder} has {what} {seen}, {run} was trained with {wanted}: give its own data")

@@ -71,8 +71,32 @@ def table_s1(s: Scale) -> Table:
 
 def table_s2(s: Scale) -> Table:
     """The smoothed classifier: its clean accuracy, which the paper calls certified, and the certificate itself."""
+    network = "resnet110" if s.name == "paper" else None
+    rows = (
+        _bounded(s, "crown-ibp", "CROWN-IBP", "crown-ibp"),
+        _bounded(s, "dual", "the dual bound of Wong et al.", "dual"),
+        _smoothed(s, "gaussian", "gaussian", "Gaussian noise", printed=False),
+        _smoothed(s, "smoothadv", "smoothadv", "SmoothAdv", network=network),
+        _smoothed(s, "trades-smoothing-110", "trades-smoothing", "TRADES smoothing, ResNet-110", network="resnet110"),
+        _smoothed(s, "trades-smoothing", "trades-smoothing", "TRADES smoothing"),
+        _smoothed(s, "atent-smoothing", "atent-smoothing", "ATENT, noise per step"),
+        # The key and the run's name of result files and run folders made under the recipe's former name.
+        _smoothed(
+            s,
+            "atent-mended",
+            "atent-smoothing-corrected",
+            "ATENT, noise over the chain",
+            printed=False,
+            run="atent-smoothing-mended",
+        ),
+    )
+    block = Block("", _columns_s2(s), rows)
+    return Table("table-s2", "Table S2: accuracy after randomised smoothing", (block,))
+
+
+def _columns_s2(s: Scale) -> tuple[Column, ...]:
     smoothing = f"{s.samples:,} samples of noise {s.sigma:g}, alpha 0.001"
-    columns = (
+    return (
         Column("base", "clean, the network itself (%)", "no noise"),
         Column(
             "clean",
@@ -90,60 +114,45 @@ def table_s2(s: Scale) -> Table:
         Column("seconds", "seconds per image", "of the certificate"),
     )
 
-    def smoothed(
-        key: str, recipe: str, label: str, *, printed: bool = True, network: str | None = None, run: str = ""
-    ) -> Row:
-        training = Training(f"{s.small}-l2-{recipe}", label=run and f"{s.small}-l2-{run}")
-        why = ""
-        if network is not None:
-            if s.name == "paper":
-                training = Training(training.recipe, {"model": {"name": network}}, f"{training.recipe}-{network}")
-            else:
-                why = _ONE_NETWORK
 
-        def cell(show: Any, beside: str | None) -> Cell:
-            made = Measure("smoothing", s.certified, sigma=s.sigma, samples=s.samples, radius=s.smoothing, show=show)
-            return Cell(None if why else training, None if why else made, beside if printed else None, why)
+def _smoothed(
+    s: Scale, key: str, recipe: str, label: str, *, printed: bool = True, network: str | None = None, run: str = ""
+) -> Row:
+    """A row of table S2 by randomised smoothing; ``network`` replaces the recipe's, at the paper's scale alone."""
+    training = Training(f"{s.small}-l2-{recipe}", label=run and f"{s.small}-l2-{run}")
+    why = ""
+    if network is not None:
+        if s.name == "paper":
+            training = Training(training.recipe, {"model": {"name": network}}, f"{training.recipe}-{network}")
+        else:
+            why = _ONE_NETWORK
 
-        cells = {
-            "base": cell("clean", None), "clean": cell("smoothed", "clean"),
-            "certified": cell("certified", "certified"), "seconds": cell("seconds", None),
-        }  # fmt: skip
-        return Row(key, label, cells, ("table-s2", key) if printed else None)
+    def cell(show: Any, beside: str | None) -> Cell:
+        made = Measure("smoothing", s.certified, sigma=s.sigma, samples=s.samples, radius=s.smoothing, show=show)
+        return Cell(None if why else training, None if why else made, beside if printed else None, why)
 
-    def bounded(key: str, label: str, method: str) -> Row:
-        recipe = f"{s.small}-linf-{key}-2" if s.as_published else f"{s.small}-linf-{key}-s2"
-        training = Training(recipe)
-        n = min(s.certified, s.dual or s.certified) if method == "dual" else s.certified
+    cells = {
+        "base": cell("clean", None), "clean": cell("smoothed", "clean"),
+        "certified": cell("certified", "certified"), "seconds": cell("seconds", None),
+    }  # fmt: skip
+    return Row(key, label, cells, ("table-s2", key) if printed else None)
 
-        def cell(show: Any, beside: str | None) -> Cell:
-            return Cell(training, Measure("bounds", n, method=method, radius=s.bounded, show=show), beside)
 
-        none = Cell(None, None, None, "bounds verify the network itself: there is no smoothed one")
-        cells = {
-            "base": cell("clean", "clean"), "clean": none, "certified": cell("certified", "certified"),
-            "seconds": cell("seconds", None),
-        }  # fmt: skip
-        return Row(key, label, cells, ("table-s2", key))
+def _bounded(s: Scale, key: str, label: str, method: str) -> Row:
+    """A row of table S2 by bounds of the network itself."""
+    recipe = f"{s.small}-linf-{key}-2" if s.as_published else f"{s.small}-linf-{key}-s2"
+    training = Training(recipe)
+    n = min(s.certified, s.dual or s.certified) if method == "dual" else s.certified
 
-    rows = (
-        bounded("crown-ibp", "CROWN-IBP", "crown-ibp"),
-        bounded("dual", "the dual bound of Wong et al.", "dual"),
-        smoothed("gaussian", "gaussian", "Gaussian noise", printed=False),
-        smoothed("smoothadv", "smoothadv", "SmoothAdv", network="resnet110" if s.name == "paper" else None),
-        smoothed("trades-smoothing-110", "trades-smoothing", "TRADES smoothing, ResNet-110", network="resnet110"),
-        smoothed("trades-smoothing", "trades-smoothing", "TRADES smoothing"),
-        smoothed("atent-smoothing", "atent-smoothing", "ATENT, noise per step"),
-        # The key and the run's name of result files and run folders made under the recipe's former name.
-        smoothed(
-            "atent-mended",
-            "atent-smoothing-corrected",
-            "ATENT, noise over the chain",
-            printed=False,
-            run="atent-smoothing-mended",
-        ),
-    )
-    return Table("table-s2", "Table S2: accuracy after randomised smoothing", (Block("", columns, rows),))
+    def cell(show: Any, beside: str | None) -> Cell:
+        return Cell(training, Measure("bounds", n, method=method, radius=s.bounded, show=show), beside)
+
+    none = Cell(None, None, None, "bounds verify the network itself: there is no smoothed one")
+    cells = {
+        "base": cell("clean", "clean"), "clean": none, "certified": cell("certified", "certified"),
+        "seconds": cell("seconds", None),
+    }  # fmt: skip
+    return Row(key, label, cells, ("table-s2", key))
 
 
 def table_s3(s: Scale) -> Table:

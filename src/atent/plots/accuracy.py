@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from atent.plots.canvas import GREY, MARKERS, PALETTE, TEXT, Row, blank, fraction, legend_columns, look, plain, span
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -64,50 +65,8 @@ def accuracies(table: Mapping[str, Mapping[str, Row]], *, title: str | None = No
     axes = figure.subplots()
     plain(axes)
     axes.grid(axis="x", visible=False)
-    width = 0.84 / len(table)
-    size = max(7, min(TEXT - 1, 160 / (len(table) * len(attacks))))
-    for i, (model, row) in enumerate(table.items()):
-        places = [j for j, attack in enumerate(attacks) if attack in row]
-        x = [j + (i - (len(table) - 1) / 2) * width for j in places]
-        value, low, high = (
-            [100 * fraction(row[attacks[j]], key, f"{model}, {attacks[j]}") for j in places]
-            for key in ("value", "low", "high")
-        )
-        below = [max(0.0, v - end) for v, end in zip(value, low, strict=True)]
-        above = [max(0.0, end - v) for v, end in zip(value, high, strict=True)]
-        axes.bar(
-            x,
-            value,
-            0.92 * width,
-            label=model,
-            color=PALETTE[i % len(PALETTE)],
-            hatch=None if i < len(PALETTE) else "//",
-            yerr=[below, above],
-            error_kw={"ecolor": "#333333", "capsize": min(4, 30 * width), "elinewidth": 1.2},
-        )
-        for place, v, end in zip(x, value, high, strict=True):
-            # side by side, numbers over many bars would run into each other
-            axes.text(
-                place,
-                end + 1.2,
-                f"{v:.1f}",
-                ha="center",
-                va="bottom",
-                fontsize=size,
-                rotation=90 * many,
-            )
-        for j, attack in enumerate(attacks):
-            if attack not in row:
-                # an empty place would read as zero
-                axes.text(
-                    j + (i - (len(table) - 1) / 2) * width,
-                    1.2,
-                    "not\nrun",
-                    ha="center",
-                    va="bottom",
-                    fontsize=size - 1,
-                    color=GREY,
-                )
+    for i, model in enumerate(table):
+        _bars(axes, i, model, table, attacks, upright=many)
     axes.set_xticks(range(len(attacks)), attacks)
     if len(attacks) > 5:
         axes.tick_params(axis="x", rotation=30)
@@ -124,6 +83,34 @@ def accuracies(table: Mapping[str, Mapping[str, Row]], *, title: str | None = No
     )
     legend.get_title().set(color=GREY, fontsize=TEXT - 2)
     return figure
+
+
+def _bars(
+    axes: Axes, i: int, model: str, table: Mapping[str, Mapping[str, Row]], attacks: Sequence[str], *, upright: bool
+) -> None:
+    """The bars of the model number ``i``, one for each attack, with their intervals and numbers."""
+    row, width = table[model], 0.84 / len(table)
+    size = max(7, min(TEXT - 1, 160 / (len(table) * len(attacks))))
+    middle = {attack: j + (i - (len(table) - 1) / 2) * width for j, attack in enumerate(attacks)}
+    met = [attack for attack in attacks if attack in row]
+    value, low, high = (
+        [100 * fraction(row[attack], key, f"{model}, {attack}") for attack in met] for key in ("value", "low", "high")
+    )
+    below = [max(0.0, v - end) for v, end in zip(value, low, strict=True)]
+    above = [max(0.0, end - v) for v, end in zip(value, high, strict=True)]
+    axes.bar(
+        [middle[attack] for attack in met], value, 0.92 * width, label=model, color=PALETTE[i % len(PALETTE)],
+        hatch=None if i < len(PALETTE) else "//", yerr=[below, above],
+        error_kw={"ecolor": "#333333", "capsize": min(4, 30 * width), "elinewidth": 1.2},
+    )  # fmt: skip
+    text: dict[str, Any] = {"ha": "center", "va": "bottom"}
+    for attack, v, end in zip(met, value, high, strict=True):
+        # side by side, numbers over many bars would run into each other
+        axes.text(middle[attack], end + 1.2, f"{v:.1f}", fontsize=size, rotation=90 * upright, **text)
+    for attack in attacks:
+        if attack not in row:
+            # an empty place would read as zero
+            axes.text(middle[attack], 1.2, "not\nrun", fontsize=size - 1, color=GREY, **text)
 
 
 def pareto(
@@ -278,45 +265,12 @@ def certified(
     where the class is wrong or nothing is certified. `marks`: {radius: label} draws dotted vertical lines. Raises
     ValueError if there is nothing to draw or a radius is not finite.
     """
-    from atent.stats import interval
-
     if not models or not all(len(radii) for radii in models.values()):
         raise ValueError("no certificates to draw: give the radii of one model at least")
     figure = blank(9, 5.4)
     axes = figure.subplots()
     plain(axes)
-    end = 0.0
-    for i, (name, radii) in enumerate(models.items()):
-        if not all(math.isfinite(r) for r in radii):
-            raise ValueError(f"{name}: radii must be finite numbers, -1 where the class is wrong")
-        n, certified = len(radii), sorted(r for r in radii if r >= 0)
-        # The share is left-continuous: it falls just beyond each radius, so a step holds up to its right end.
-        places = [0.0, *certified]
-        counts = [len(certified), *range(len(certified), 0, -1)]
-        if certified:
-            places.append(certified[-1])
-            counts.append(0)
-            end = max(end, certified[-1])
-        known = {k: interval(k, n) for k in set(counts)}
-        colour = PALETTE[i % len(PALETTE)]
-        axes.plot(
-            places,
-            [100 * k / n for k in counts],
-            drawstyle="steps-pre",
-            color=colour,
-            linewidth=2,
-            linestyle="-" if i < len(PALETTE) else "--",
-            label=f"{name} (n = {n:,})",
-        )
-        axes.fill_between(
-            places,
-            [100 * known[k][0] for k in counts],
-            [100 * known[k][1] for k in counts],
-            step="pre",
-            color=colour,
-            alpha=0.15,
-            linewidth=0,
-        )
+    end = max(_steps(axes, i, name, radii) for i, (name, radii) in enumerate(models.items()))
     for place, label in (marks or {}).items():
         axes.axvline(place, color=GREY, linestyle=":", linewidth=1.5)
         axes.annotate(label, (place, 0), (4, 3), textcoords="offset points", va="bottom", fontsize=TEXT - 2, color=GREY)
@@ -336,3 +290,29 @@ def certified(
     )
     legend.get_title().set(color=GREY, fontsize=TEXT - 2)
     return figure
+
+
+def _steps(axes: Axes, i: int, name: str, radii: Sequence[float]) -> float:
+    """The step curve of the model number ``i`` with its band; its largest radius, 0 where nothing is certified."""
+    from atent.stats import interval
+
+    if not all(math.isfinite(r) for r in radii):
+        raise ValueError(f"{name}: radii must be finite numbers, -1 where the class is wrong")
+    n, certified = len(radii), sorted(r for r in radii if r >= 0)
+    # The share is left-continuous: it falls just beyond each radius, so a step holds up to its right end.
+    places = [0.0, *certified]
+    counts = [len(certified), *range(len(certified), 0, -1)]
+    if certified:
+        places.append(certified[-1])
+        counts.append(0)
+    known = {k: interval(k, n) for k in set(counts)}
+    colour = PALETTE[i % len(PALETTE)]
+    axes.plot(
+        places, [100 * k / n for k in counts], drawstyle="steps-pre", color=colour, linewidth=2,
+        linestyle="-" if i < len(PALETTE) else "--", label=f"{name} (n = {n:,})",
+    )  # fmt: skip
+    axes.fill_between(
+        places, [100 * known[k][0] for k in counts], [100 * known[k][1] for k in counts], step="pre", color=colour,
+        alpha=0.15, linewidth=0,
+    )  # fmt: skip
+    return places[-1]

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 from atent.plots.canvas import GREY, PALETTE, TEXT, blank
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+COLOURS = PALETTE[:2]
+"""Of the two classes of `regions`."""
 
 
 def images(x: Any, labels: Sequence[str] | None = None, *, columns: int = 8, title: str | None = None) -> Figure:
@@ -93,12 +98,6 @@ def regions(
     in the coordinates' units. Balls with an adversary are drawn strongly, the others faintly; class 1 has triangles.
     Raises ValueError for no panels, or where the sizes disagree.
     """
-    import numpy
-    from matplotlib.collections import PatchCollection
-    from matplotlib.colors import ListedColormap
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Rectangle
-
     if not panels:
         raise ValueError("no panels to draw")
     columns = 2 if len(panels) > 1 else 1
@@ -106,37 +105,8 @@ def regions(
     tall = (up[-1] - up[0]) / (across[-1] - across[0])
     figure = blank(5.6 * columns, 1.0 + (5.0 * tall + 0.5) * lines)
     places = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    colours, size = PALETTE[:2], 2 * eps
     for axes, (title, panel) in zip(places, panels.items(), strict=False):
-        seen, robust = numpy.asarray(panel["regions"]), numpy.asarray(panel["robust"], dtype=bool)
-        if seen.shape != (len(up), len(across)) or robust.shape != (len(x),) or len(x) != len(y):
-            raise ValueError(
-                f"{title}: regions {seen.shape} on a lattice of {(len(up), len(across))}, {len(robust)} verdicts for"
-                f" {len(x)} points with {len(y)} classes"
-            )
-        tint = ListedColormap([_tint(colour) for colour in colours])
-        axes.pcolormesh(across, up, seen, cmap=tint, vmin=0, vmax=1, shading="nearest", rasterized=True)
-        axes.contour(across, up, seen, levels=[0.5], colors=[GREY], linewidths=1.2)
-        for kind in (0, 1):
-            for firm in (True, False):
-                chosen = numpy.flatnonzero((numpy.asarray(y) == kind) & (robust == firm))
-                boxes = [Rectangle((x[i][0] - eps, x[i][1] - eps), size, size) for i in chosen]
-                axes.add_collection(
-                    PatchCollection(
-                        boxes, facecolor="none", edgecolor=colours[kind], linewidth=0.5 if firm else 0.9,
-                        alpha=0.25 if firm else 0.9,
-                    )
-                )  # fmt: skip
-            own = numpy.asarray(x)[numpy.asarray(y) == kind]
-            axes.plot(
-                own[:, 0], own[:, 1], linestyle="none", marker="o^"[kind], markersize=4, color=colours[kind],
-                markeredgecolor="white", markeredgewidth=0.4, zorder=3,
-            )  # fmt: skip
-        axes.set_xlim(across[0], across[-1])
-        axes.set_ylim(up[0], up[-1])
-        axes.set_aspect("equal")
-        axes.tick_params(labelsize=TEXT - 2)
-        axes.set_title(title, fontsize=TEXT - 1, loc="left")
+        _panel(axes, title, panel, across, up, x, y, eps)
     for axes in places[len(panels) :]:
         axes.remove()
     for i in range(len(panels)):
@@ -144,18 +114,69 @@ def regions(
             places[i].set_ylabel("second coordinate", fontsize=TEXT)
         if i + columns >= len(panels):
             places[i].set_xlabel("first coordinate", fontsize=TEXT)
-    handles = [
-        Line2D([], [], linestyle="none", marker="o^"[kind], color=colours[kind], label=classes[kind]) for kind in (0, 1)
+    figure.legend(
+        handles=_handles(eps, classes), loc="outside lower center", ncols=columns * 2, frameon=False, fontsize=TEXT - 1
+    )
+    return figure
+
+
+def _panel(
+    axes: Axes, title: str, panel: Mapping[str, Any], across: Sequence[float], up: Sequence[float], x: Any, y: Any,
+    eps: float,
+) -> None:  # fmt: skip
+    """One network's regions, their border, the points and their balls."""
+    import numpy
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Rectangle
+
+    seen, robust = numpy.asarray(panel["regions"]), numpy.asarray(panel["robust"], dtype=bool)
+    if seen.shape != (len(up), len(across)) or robust.shape != (len(x),) or len(x) != len(y):
+        raise ValueError(
+            f"{title}: regions {seen.shape} on a lattice of {(len(up), len(across))}, {len(robust)} verdicts for"
+            f" {len(x)} points with {len(y)} classes"
+        )
+    tint = ListedColormap([_tint(colour) for colour in COLOURS])
+    axes.pcolormesh(across, up, seen, cmap=tint, vmin=0, vmax=1, shading="nearest", rasterized=True)
+    axes.contour(across, up, seen, levels=[0.5], colors=[GREY], linewidths=1.2)
+    for kind, colour in enumerate(COLOURS):
+        for firm in (True, False):
+            chosen = numpy.flatnonzero((numpy.asarray(y) == kind) & (robust == firm))
+            balls = [Rectangle((x[i][0] - eps, x[i][1] - eps), 2 * eps, 2 * eps) for i in chosen]
+            axes.add_collection(
+                PatchCollection(
+                    balls, facecolor="none", edgecolor=colour, linewidth=0.5 if firm else 0.9,
+                    alpha=0.25 if firm else 0.9,
+                )
+            )  # fmt: skip
+        own = numpy.asarray(x)[numpy.asarray(y) == kind]
+        axes.plot(
+            own[:, 0], own[:, 1], linestyle="none", marker="o^"[kind], markersize=4, color=colour,
+            markeredgecolor="white", markeredgewidth=0.4, zorder=3,
+        )  # fmt: skip
+    axes.set_xlim(across[0], across[-1])
+    axes.set_ylim(up[0], up[-1])
+    axes.set_aspect("equal")
+    axes.tick_params(labelsize=TEXT - 2)
+    axes.set_title(title, fontsize=TEXT - 1, loc="left")
+
+
+def _handles(eps: float, classes: Sequence[str]) -> list[Line2D]:
+    """The legend of `regions`: the two classes, and the two kinds of balls."""
+    from matplotlib.lines import Line2D
+
+    points = [
+        Line2D([], [], linestyle="none", marker="o^"[kind], color=colour, label=classes[kind])
+        for kind, colour in enumerate(COLOURS)
     ]
     square: dict[str, Any] = {
         "linestyle": "none", "marker": "s", "markersize": 11, "markerfacecolor": "none", "color": GREY,
     }  # fmt: skip
-    handles += [
+    return [
+        *points,
         Line2D([], [], **square, alpha=0.9, markeredgewidth=1.4, label=f"ball of radius {eps:g}, not right throughout"),
         Line2D([], [], **square, alpha=0.35, markeredgewidth=0.8, label="ball, right throughout"),
-    ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns * 2, frameon=False, fontsize=TEXT - 1)
-    return figure
+    ]
 
 
 def _tint(colour: str) -> tuple[float, ...]:

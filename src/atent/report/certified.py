@@ -11,6 +11,7 @@ from atent.report import words
 from atent.report.collect import Certificate, Run
 from atent.report.commands import command
 from atent.report.render import Drawing, drawing
+from atent.threat import Threat
 
 
 def certificates(run: Run) -> dict[str, Any]:
@@ -49,6 +50,6 @@ def _certified_by(run: Run) -> tuple[str, ...]:
     except ValueError:
         if run.config["method"].get("name") in ("CROWNIBP", "Dual"):
             return "--method", "crown"
-        low, high = ((run.config.get("about") or {}).get("data") or {}).get("box") or (0.0, 1.0)
-        return "--sigma", f"{0.25 * (high - low):g}"
+        box = ((run.config.get("about") or {}).get("data") or {}).get("box") or (0.0, 1.0)
+        return "--sigma", f"{0.25 * Threat('l2', 0.0, box).width:g}"
     return ()

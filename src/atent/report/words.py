@@ -28,7 +28,8 @@ def threat(stored: dict[str, Any]) -> str:
         "linf": f"each pixel value may change by up to {float(t.eps):.4g}",
         "l2": f"changes of Euclidean length up to {float(t.eps):.4g}",
     }[t.norm]
-    return f"{show(t)}: {of}, with pixel values from {low:g} to {high:g}"
+    own = "" if t.box == t.span else ", each channel in its own range"
+    return f"{show(t)}: {of}, with pixel values from {low:g} to {high:g}{own}"
 
 
 def method(name: str) -> str:

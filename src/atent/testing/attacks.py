@@ -63,6 +63,8 @@ def check_attack(
     box = threat.box if isinstance(threat, Threat) else (0.0, 1.0)
     if isinstance(threat, Threat) and isinstance(threat.eps, Radii):
         raise ValueError("check_attack takes a threat with one eps for all samples: give a number")
+    if isinstance(box[0], tuple):
+        raise ValueError("check_attack takes a threat with one box for all channels: give a pair of numbers")
     own = networks.given(model, x, y)
     if own is None:
         low, high = box

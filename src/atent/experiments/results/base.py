@@ -10,7 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from atent import stats
 from atent.attacks.spec import show
 from atent.data import described
-from atent.threat import Norm, Threat
+from atent.threat import Box, Norm, Threat
 
 whole = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 
@@ -65,7 +65,7 @@ class Adversary:
 
     norm: str
     eps: float | str
-    box: tuple[float, float]
+    box: Box
     allow_large_eps: bool = False
 
     def threat(self) -> Threat:

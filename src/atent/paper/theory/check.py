@@ -22,6 +22,7 @@ from atent.paper.theory.density import Entropic
 from atent.paper.theory.network import dense, prepared
 from atent.paper.theory.rows import Row, skipped
 from atent.rng import narrow
+from atent.threat import Box
 
 Say = Callable[[str], None]
 Recipes = Callable[[], Mapping[str, tuple[Sampler, bool]]]
@@ -64,7 +65,7 @@ class Settings(metaclass=checks.Settings):
 
 def check(
     model: nn.Module, x: Tensor, y: Tensor, settings: Settings, *, name: str = "the network",
-    box: tuple[float, float] = (0.0, 1.0), recipes: Recipes | None = None,
+    box: Box = (0.0, 1.0), recipes: Recipes | None = None,
     say: Say = lambda _text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """The table and the curves, as plain values.

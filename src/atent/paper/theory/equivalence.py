@@ -12,7 +12,7 @@ from atent.guard import ask
 from atent.paper.theory.density import loss_field
 from atent.paper.theory.rows import Row, agree, skipped
 from atent.rng import Batch
-from atent.threat import Threat
+from atent.threat import Box, Threat
 
 SOFT = "PGD whose projection is the soft anchor term, x + (1 - eta' gamma)(x' - x), is ATENT without noise"
 HARD = "PGD with projection onto the l2 ball is ATENT without noise (B.4)"
@@ -20,7 +20,7 @@ BATCHES = "chains batch by batch sample the same p as chains over all data (B.3)
 
 
 def without_noise(
-    model: nn.Module, x: Tensor, y: Tensor, *, gamma: float, eps: float, box: tuple[float, float], steps: int = 10
+    model: nn.Module, x: Tensor, y: Tensor, *, gamma: float, eps: float, box: Box, steps: int = 10
 ) -> list[Row]:
     """T11: the published variant's chain, noise 0, beside PGD written out, with the soft anchor term and the hard ball;
     from x itself, ``gamma`` in the paper's scaling, both clamped to the box."""
@@ -35,10 +35,10 @@ def without_noise(
     soft, hard = x.clone(), x.clone()
     for k in range(steps):
         walked = chain.move(walked, x, field(walked)[1], k, streams)
-        soft = (x + (1 - eta * gamma) * (soft - x) + eta * field(soft)[1]).clamp(*box)
+        soft = threat.clamp(x + (1 - eta * gamma) * (soft - x) + eta * field(soft)[1])
         ahead = hard + eta * field(hard)[1] - x
         length = ahead.flatten(1).norm(dim=1).clamp_min(1e-300).view(-1, *[1] * (x.dim() - 1))
-        hard = (x + ahead * (eps / length).clamp(max=1.0)).clamp(*box)
+        hard = threat.clamp(x + ahead * (eps / length).clamp(max=1.0))
     sizes = [(part - x).flatten(1).norm(dim=1).median() for part in (walked, hard)]
     case = f"{len(x)} images, {steps} steps of {eta:.4g} with raw gradients, gamma {gamma:.4g}, eps {eps:g}, no noise"
     reach = f"median ||x' - x|| {float(sizes[0]):.4f} under the anchor term, {float(sizes[1]):.4f} under the projection"

@@ -78,59 +78,95 @@ def compare(
     model, ahead = dense(model, shape), dense(ahead, shape)
     parameters, direction = ({k: v.detach() for k, v in m.named_parameters()} for m in (model, ahead))
     step_size = 0.5 / (density.gamma + curvature) / x.numel() ** (1 / 3)
-    spread = math.sqrt(density.temperature / density.gamma)
+    line = _Line(
+        model, parameters, direction, x, y, density, chains, steps, burn, step_size, rng, advance,
+    )  # fmt: skip
+    ends, tops, ladder, means = _ends(line, h, nodes)
+    formulas, others = _formulas(line, h)
+    means += others
+    return Gradients(
+        _total([ends[1], -ends[0]]), _total([tops[1], -tops[0]]), formulas["plain"], formulas["exact"],
+        formulas["printed"], _total([ends[0] / 2, ends[1] / 2]), tuple(ladder), chains, steps,
+        max(means, key=lambda m: m.rhat), min(m.size for m in means),
+    )  # fmt: skip
 
-    def at(s: float) -> _Moved:
-        return _Moved(model, {k: v + s * direction[k] for k, v in parameters.items()})
+
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """Chains at one image x while the weights move along a direction: w + s u."""
+
+    model: nn.Module
+    parameters: dict[str, Tensor]
+    """w, by name."""
+    direction: dict[str, Tensor]
+    """u, by name."""
+    x: Tensor
+    y: Tensor
+    density: Entropic
+    chains: int
+    steps: int
+    burn: int
+    step_size: float
+    rng: torch.Generator
+    advance: Advance
 
     def run(
-        s: float, shares: Sequence[float], keep: Callable[[_Moved, Tensor, Tensor], Tensor], thin: int
+        self, s: float, shares: Sequence[float], keep: Callable[[_Moved, Tensor, Tensor], Tensor], thin: int
     ) -> list[Tensor]:
-        """For each share the kept quantities, (quantities, chains, steps)."""
-        moved, labels = at(s), y.expand(chains * len(shares))
+        """For each share the kept quantities, (quantities, chains, steps), at w + s u."""
+        x, density = self.x, self.density
+        moved = _Moved(self.model, {k: v + s * self.direction[k] for k, v in self.parameters.items()})
+        labels = self.y.expand(self.chains * len(shares))
         anchor = x.expand(len(labels), *x.shape[1:])
-        begin = anchor + spread * torch.randn(anchor.shape, generator=rng, dtype=x.dtype)
-        share = torch.tensor(shares, dtype=x.dtype).repeat_interleave(chains)
+        spread = math.sqrt(density.temperature / density.gamma)
+        begin = anchor + spread * torch.randn(anchor.shape, generator=self.rng, dtype=x.dtype)
+        share = torch.tensor(shares, dtype=x.dtype).repeat_interleave(self.chains)
         trace = metropolis(
-            loss_field(moved, labels), begin, anchor, density, step_size, steps,
-            lambda z, losses: keep(moved, z, losses), rng=rng, burn=burn, share=share, thin=thin,
+            loss_field(moved, labels), begin, anchor, density, self.step_size, self.steps,
+            lambda z, losses: keep(moved, z, losses), rng=self.rng, burn=self.burn, share=share, thin=thin,
         )  # fmt: skip
-        advance(1, "")
-        return list(trace.kept.split(chains, 1))
+        self.advance(1, "")
+        return list(trace.kept.split(self.chains, 1))
 
-    only_loss = lambda _m, _z, losses: losses[:, None]  # noqa: E731
+
+Ladder = list[tuple[float, float, float]]
+
+
+def _ends(line: _Line, h: float, nodes: int) -> tuple[list[Tensor], list[Tensor], Ladder, list[Mean]]:
+    """At w - h u and w + h u, chain by chain: the integral of E_lambda[L] over lambda, and E[L] at lambda = 1; the
+    ladder of E_lambda[L] at w + h u; all means."""
     lambdas, weights = _legendre(nodes, 0.0, 1.0)
-    means: list[Mean] = []
-    ends, tops, ladders = [], [], []
+    ladder: Ladder = []
+    ends, tops, means = [], [], []
     for s in (-h, h):
-        kept = [k[0] for k in run(s, [*lambdas, 1.0], only_loss, 1)]
+        kept = [k[0] for k in line.run(s, [*lambdas, 1.0], lambda _m, _z, losses: losses[:, None], 1)]
         means += [mean(k) for k in kept]
         # chain by chain: independent numbers, whose spread is the error
         each = torch.stack([k.mean(1) for k in kept])
-        ends.append((torch.tensor(weights, dtype=x.dtype)[:, None] * each[:-1]).sum(0))
+        ends.append((torch.tensor(weights, dtype=line.x.dtype)[:, None] * each[:-1]).sum(0))
         tops.append(each[-1])
-        ladders.append([(lam, *_mean(row)) for lam, row in zip([*lambdas, 1.0], each, strict=True)])
+        ladder = [(lam, *_mean(row)) for lam, row in zip([*lambdas, 1.0], each, strict=True)]
+    return ends, tops, ladder, means
+
+
+def _formulas(line: _Line, h: float) -> tuple[dict[str, tuple[float, float]], list[Mean]]:
+    """The integrals of the formulas from w - h u to w + h u with their standard errors, and all means."""
 
     def slope_too(moved: _Moved, z: Tensor, losses: Tensor) -> Tensor:
-        return torch.stack([losses, moved.along(z, y.expand(len(z)), direction)], 1)
+        return torch.stack([losses, moved.along(z, line.y.expand(len(z)), line.direction)], 1)
 
-    places, shares = _legendre(3, -h, h)
+    means: list[Mean] = []
     sums: dict[str, list[Tensor]] = {"plain": [], "exact": [], "printed": []}
-    for place, weight in zip(places, shares, strict=True):
-        ((losses, rates),) = run(place, [1.0], slope_too, 3)
+    for place, weight in zip(*_legendre(3, -h, h), strict=True):
+        ((losses, rates),) = line.run(place, [1.0], slope_too, 3)
         means += [mean(losses), mean(rates)]
         # Around the mean of the other chains: unbiased, and one number for each chain.
-        others = (losses.mean(1).sum() - losses.mean(1)) / (chains - 1)
+        others = (losses.mean(1).sum() - losses.mean(1)) / (line.chains - 1)
         covariance = ((losses - others[:, None]) * rates).mean(1)
         sums["plain"].append(weight * rates.mean(1))
-        sums["exact"].append(weight * (rates.mean(1) + covariance / density.temperature))
+        sums["exact"].append(weight * (rates.mean(1) + covariance / line.density.temperature))
         sums["printed"].append(weight * (rates * (1 + losses)).mean(1))
-    formulas = {name: _total(parts) for name, parts in sums.items()}
-    return Gradients(
-        _total([ends[1], -ends[0]]), _total([tops[1], -tops[0]]), formulas["plain"], formulas["exact"],
-        formulas["printed"], _total([ends[0] / 2, ends[1] / 2]), tuple(ladders[1]), chains, steps,
-        max(means, key=lambda m: m.rhat), min(m.size for m in means),
-    )  # fmt: skip
+    return {name: _total(parts) for name, parts in sums.items()}, means
 
 
 def _steepest(model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module, float, float]:

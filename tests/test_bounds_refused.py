@@ -1,0 +1,215 @@
+"""Networks and calls that bounds refuse, each in one line."""
+
+import copy
+import random
+
+import pytest
+import torch
+from bound_networks import inputs
+from torch import nn
+from torch.nn import functional as F
+
+from atent.certify import bounds, margins, read, verified
+from atent.threat import Threat
+
+
+def refused(call, *parts):
+    with pytest.raises(ValueError, match=r".") as error:
+        call()
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 300
+    for part in parts:
+        assert part in text
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Own(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).exp()
+
+
+class Aliased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act = nn.Linear(3, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        before = self.fc(x)
+        return self.act(before) + before
+
+
+class Wide(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def hooked():
+    net = nn.Sequential(nn.Linear(3, 3))
+    net[0].register_forward_hook(lambda m, a, out: out * 2)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "parts"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), nn.Sigmoid()), ["1 (Sigmoid)", "not supported", "Conv2d, ReLU"]),
+        (nn.Sequential(nn.Linear(3, 3), nn.Softmax(1)), ["1 (Softmax)", "Conv2d, ReLU"]),
+        (nn.Sequential(Own(3, 3)), ["0 (Own)", "not supported"]),
+        (Branch(), ["branch"]),
+        (Aliased(), ["act (ReLU)", "inplace=False"]),
+        (hooked(), ["0 (Linear)", "hook"]),
+        (nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)), ["track_running_stats"]),
+        (nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")), ["circular", "zeros"]),
+        (nn.Sequential(nn.Conv2d(1, 1, 2, padding="same")), ["same", "odd kernel"]),
+        (nn.Sequential(nn.AvgPool2d(2, ceil_mode=True)), ["ceil_mode"]),
+        (nn.Sequential(nn.AvgPool2d(2, padding=1, count_include_pad=False)), ["count_include_pad"]),
+        (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True)), ["ceil_mode"]),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(2)), ["2", "mean over the image"]),
+        (nn.Sequential(nn.Flatten(0)), ["start_dim"]),
+        (Wide(torch.ones(3, 3)), ["(3, 3)", "samples"]),
+        (Wide(torch.ones(1, 1)), None),
+    ],
+)
+def test_networks_that_are_refused(net, parts):
+    net, x = net.double().eval(), inputs((3,))
+    if parts is None:
+        bounds(net, x, Threat("linf", 0.1))
+    else:
+        refused(lambda: bounds(net, x, Threat("linf", 0.1)), *parts)
+
+
+def test_what_is_no_call_for_bounds(trained, batch):
+    net, (x, y) = trained["plain"], batch(3)
+    threat = Threat("linf", 0.1)
+    loose = copy.deepcopy(net)
+    graph = read(loose)
+    loose[1].train()
+    refused(lambda: bounds(loose, x, threat), "1 (BatchNorm2d)", "train mode", "model.eval()")
+    refused(lambda: bounds(graph, x, threat), "train mode")
+    refused(lambda: bounds(copy.deepcopy(net).train(), x, threat), "the model is in train mode", "model.eval()")
+    refused(lambda: bounds(net, x, threat, "lp"), "'lp'", "ibp, crown-ibp, crown, dual")
+    refused(lambda: bounds(net, x, threat, chunk=0), "chunk")
+    refused(lambda: bounds(net, x, Threat("linf", "inf")), "finite eps")
+    refused(lambda: bounds(net, x.float(), threat), "float32", "float64")
+    refused(lambda: bounds(net, 255 * x, threat), "outside the box")
+    refused(lambda: bounds(net, x[:, :, :5], threat), "(3, 1, 5, 8)")
+    refused(lambda: bounds(net, x.expand(-1, 2, -1, -1), threat), "(3, 2, 8, 8)", "cannot take")
+    refused(lambda: margins(net, x, y[:2], threat), "3 integers")
+    refused(lambda: margins(net, x, y.double(), threat), "labels")
+    refused(lambda: verified(net, x, y + 8, threat), "out of range", "10 outputs")
+    refused(lambda: bounds(nn.Sequential(nn.Conv2d(1, 2, 3)).double().eval(), x, threat), "(n, classes)")
+    stretch = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), Wide(torch.ones(3))).double().eval()
+    refused(lambda: bounds(stretch, x, threat), "(1,)", "(3,)")
+
+
+def _replaced(net):
+    layer = net[1]
+    layer.forward = lambda z: 3 * F.linear(z, layer.weight, layer.bias)
+    return net
+
+
+class _Standardised(nn.Conv2d):
+    def _conv_forward(self, z, weight, bias):
+        return super()._conv_forward(z, 3 * (weight - weight.mean((1, 2, 3), keepdim=True)), bias)
+
+
+class _Around(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.register_buffer("scale", torch.ones(()))
+        self.count = torch.ones(())
+
+
+class _Filled(_Around):
+    def forward(self, z):
+        self.scale.fill_(3.0)
+        return self.net(z) * self.scale
+
+
+class _NewBuffer(_Around):
+    def forward(self, z):
+        self.scale = torch.tensor(3.0)
+        return self.net(z) * self.scale
+
+
+class _Counted(_Around):
+    def forward(self, z):
+        self.count = self.count + 1
+        return self.net(z) * self.count
+
+
+class _Autocast(_Around):
+    def forward(self, z):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.net(z)
+
+
+class _Noisy(_Around):
+    def forward(self, z):
+        return self.net(z) + torch.randn(3)
+
+
+class _Depth(_Around):
+    def forward(self, z):
+        return self.net(z) * (1 if random.random() < 0.5 else 2)
+
+
+def _net16():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+
+
+UNSEEN = {
+    "a replaced forward": lambda: _replaced(_net16()),
+    "another _conv_forward": lambda: nn.Sequential(_Standardised(1, 3, 3), nn.Flatten(), nn.Linear(12, 3)).eval(),
+    **{kind.__name__: lambda kind=kind: kind(_net16()).eval() for kind in _Around.__subclasses__()},
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+def test_what_a_trace_cannot_see_is_refused(name, method):
+    # Before, each gave bounds of another network: a point of the ball had logits outside of them.
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    net = UNSEEN[name]()
+    random_state = torch.get_rng_state()
+    says = "draws random numbers" if name in ("_Noisy", "_Depth") else "bounds cannot see"
+    for call in (
+        lambda: bounds(net, x, Threat("linf", 1e-4), method),
+        lambda: verified(net, x, torch.zeros(3, dtype=torch.long), Threat("l2", 1e-4), method),
+        lambda: bounds(read(net), x, Threat("linf", 1e-4), method),
+    ):
+        with pytest.raises(ValueError, match=says):
+            call()
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_hook_on_all_modules_is_refused():
+    x = torch.rand(3, 1, 4, 4)
+    hook = nn.modules.module.register_module_forward_hook(lambda m, i, o: o * 2 if isinstance(m, nn.Linear) else None)
+    try:
+        with pytest.raises(ValueError, match="bounds cannot see"):
+            bounds(_net16(), x, Threat("linf", 1e-4))
+    finally:
+        hook.remove()
+
+
+def test_a_network_that_seeds_the_generators_itself_is_a_fixed_function():
+    class Seeded(_Around):
+        def forward(self, z):
+            torch.manual_seed(3)
+            return self.net(z) + torch.randn(3)
+
+    x, net = torch.rand(3, 1, 4, 4), Seeded(_net16()).eval()
+    lower, upper = bounds(net, x, Threat("linf", 0.01))
+    assert ((lower <= net(x)) & (net(x) <= upper)).all()
