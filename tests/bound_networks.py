@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
+from kit import BALLS
 from torch import nn
 from torch.nn import functional as F
 
 from atent.certify import METHODS, bounds, margins
 from atent.models import Normalize
-from atent.threat import NORMS
 
-NORM = pytest.mark.parametrize("norm", NORMS)
+NORM = pytest.mark.parametrize("norm", BALLS)
 METHOD = pytest.mark.parametrize("method", METHODS)
 EPS = {"linf": 0.03, "l2": 0.2}
 

@@ -115,7 +115,11 @@ def two_class():
             net.weight.copy_(torch.stack([-w / 2, w / 2]))
             net.bias.copy_(torch.stack([-b / 2, b / 2]))
         score = x.double() @ w + b
-        distance = {"linf": score.abs() / w.abs().sum(), "l2": score.abs() / w.norm()}
+        distance = {
+            "linf": score.abs() / w.abs().sum(),
+            "l2": score.abs() / w.norm(),
+            "l1": score.abs() / w.abs().max(),
+        }
         return net, x, (score > 0).long(), distance
 
     return make

@@ -6,6 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 N, CLASSES = 8, 5
 
+BALLS = ("linf", "l2")
+"""The norms of bounds, and of every attack and method unless it says otherwise."""
+
 # Two ways to compute one float64 quantity through the tests' networks differ by rounding alone, and by the order of
 # sums that a processor's kernels choose: at most 10 steps of 8 layers, forwards and backwards, each of sums of up to
 # 2^8 products, round by 10 * 16 * 2^8 * 2^-53 < 5e-12 of the sums of absolute values, and of those cancellation leaves

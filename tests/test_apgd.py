@@ -5,20 +5,20 @@ from itertools import pairwise
 
 import pytest
 import torch
-from kit import Syncs
+from kit import BALLS, Syncs
 from torch import nn
 
 from atent.attacks import APGD, PGD, EoT
-from atent.attacks.apgd import checkpoints
 from atent.attacks.loops import side_by_side
 from atent.attacks.spec import label, parse
 from atent.attacks.starts import start
+from atent.attacks.step_rules import checkpoints
 from atent.losses import dlr_targeted
 from atent.rng import PerSample
 from atent.stats import sign_test
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
-NORM = pytest.mark.parametrize("norm", NORMS)
+NORM = pytest.mark.parametrize("norm", BALLS)
 # Some of the digits fall at once, some late, some never.
 EPS = {"linf": 0.07, "l2": 0.45}
 LOSSES = ("ce", "margin", "dlr", "dlr-targeted")

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from kit import BALLS
 from scipy import stats
 from torch import nn
 
@@ -12,9 +13,9 @@ from atent.attacks import FGSM, IFGS, PGD, Langevin, sampler
 from atent.attacks.starts import start
 from atent.losses import cross_entropy, margin
 from atent.rng import Batch, PerSample
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
-NORM = pytest.mark.parametrize("norm", NORMS)
+NORM = pytest.mark.parametrize("norm", BALLS)
 
 
 class Recorded(nn.Module):
@@ -553,7 +554,7 @@ def test_restarts_begin_elsewhere(norm, kind):
 
 
 def test_a_zero_start_is_x():
-    for norm in NORMS:
+    for norm in BALLS:
         assert torch.equal(begin(norm, "zero", 4, 0.3), torch.zeros(6000, 4, dtype=torch.float64))
 
 

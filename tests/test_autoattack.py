@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit import BALLS
 from torch import nn
 
 from atent.attacks import APGD, FAB, PGD, AutoAttack, Square, Transfer
@@ -12,9 +13,9 @@ from atent.evaluate import evaluate
 from atent.experiments.comparison import remarks
 from atent.experiments.results import AttackResult
 from atent.runs.loading import load
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
-NORM = pytest.mark.parametrize("norm", NORMS)
+NORM = pytest.mark.parametrize("norm", BALLS)
 EPS = {"linf": 0.08, "l2": 0.5}
 SMALL = {"steps": 10, "targets": 4, "queries": 60}
 

@@ -5,16 +5,16 @@ import copy
 import pytest
 import torch
 from bound_networks import EPS, METHOD, NORM
-from kit import Syncs
+from kit import BALLS, Syncs
 from torch import nn
 from torch.nn import functional as F
 
 from atent.certify import bounds, margins, read, verified
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
 
 @pytest.mark.parametrize(
-    ("method", "norm"), [*((m, n) for m in ("ibp", "crown-ibp") for n in NORMS), ("dual", "linf"), ("crown", "linf")]
+    ("method", "norm"), [*((m, n) for m in ("ibp", "crown-ibp") for n in BALLS), ("dual", "linf"), ("crown", "linf")]
 )
 def test_gradients_by_finite_differences(method, norm, trained, batch):
     x, y = batch(1)

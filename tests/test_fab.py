@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kit import Syncs
+from kit import BALLS, Syncs
 from scipy.optimize import brentq, linprog
 from torch import nn
 
@@ -19,11 +19,11 @@ from atent.attacks.loops import side_by_side
 from atent.attacks.oracle import Oracle
 from atent.attacks.starts import start
 from atent.rng import PerSample
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
-NORM = pytest.mark.parametrize("norm", NORMS)
+NORM = pytest.mark.parametrize("norm", BALLS)
 TARGETS = pytest.mark.parametrize("targets", [None, 3], ids=["all classes", "targeted"])
-ENDLESS = {norm: Threat(norm, math.inf) for norm in NORMS}
+ENDLESS = {norm: Threat(norm, math.inf) for norm in BALLS}
 
 
 def size(norm, d):
@@ -263,7 +263,7 @@ def test_the_known_distance_where_the_box_is_in_the_way(norm):
 
 def test_as_good_as_a_strong_attack_with_a_budget(conv_net, batch):
     model, (x, y) = conv_net(norm=True), batch(40)
-    for norm in NORMS:
+    for norm in BALLS:
         smallest = FAB(ENDLESS[norm], targets=9, steps=40).run(model, x, y)
         assert smallest.success.all()
         for eps in smallest.norm.quantile(torch.tensor([0.3, 0.6, 0.9]).double()).tolist():
@@ -273,7 +273,7 @@ def test_as_good_as_a_strong_attack_with_a_budget(conv_net, batch):
 
 def test_targets_look_further_than_the_nearest_tangent(conv_net, batch):
     model, (x, y) = conv_net(norm=True), batch(40)
-    for norm in NORMS:
+    for norm in BALLS:
         near, far = (FAB(ENDLESS[norm], targets=targets, steps=30).run(model, x, y).norm for targets in (None, 9))
         assert (far <= 1.02 * near).all()
         assert (far < 0.999 * near).sum() >= 1

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from kit import BALLS
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ from atent.certify.interval import Box
 from atent.certify.linear import relax
 from atent.certify.region import region
 from atent.certify.rounding import Arithmetic, down
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -162,7 +163,7 @@ def campaign(seeds):
     total, false = 0, 0
     for seed in seeds:
         for k, kind in enumerate(KINDS):
-            method, norm = METHODS[(seed + k) % len(METHODS)], NORMS[(seed // 4) % 2]
+            method, norm = METHODS[(seed + k) % len(METHODS)], BALLS[(seed // 4) % 2]
             found, wrong, exceeded = certificates(kind, seed, norm, RADII[seed % len(RADII)], method)
             total, false = total + found, false + wrong
             assert exceeded == 0, (kind.__name__, seed, norm, method)
@@ -253,14 +254,14 @@ def rational_certificates(seed, dtype, norm, method):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bounds_hold_in_rational_arithmetic(dtype):
-    cases = [(seed, norm, method) for seed in range(12) for norm in NORMS for method in METHODS]
+    cases = [(seed, norm, method) for seed in range(12) for norm in BALLS for method in METHODS]
     assert sum(rational_certificates(seed, dtype, norm, method) for seed, norm, method in cases) > 50
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bounds_of_many_networks_hold_in_rational_arithmetic(dtype):
-    cases = [(seed, norm, method) for seed in range(100, 250) for norm in NORMS for method in METHODS]
+    cases = [(seed, norm, method) for seed in range(100, 250) for norm in BALLS for method in METHODS]
     total = sum(rational_certificates(seed, dtype, norm, method) for seed, norm, method in cases)
     print(f"0 false of {total} certificates in {dtype}")
     assert total > 500
@@ -291,7 +292,7 @@ def test_lines_hold_for_the_slopes_as_they_are_rounded():
             assert max(z, rest) <= Fraction(b) * Fraction(z) + Fraction(c)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 def test_the_minimum_over_a_region_is_below_what_fractions_say(norm):
     g = stream("region", norm)
     x = torch.rand(4, 6, generator=g, dtype=torch.float64)
@@ -311,7 +312,7 @@ def test_the_minimum_over_a_region_is_below_what_fractions_say(norm):
                     assert found[i, s].item() <= value
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-0.4242, 2.8215)])
 def test_a_region_has_room_for_what_a_threat_accepts(norm, box):
     # float32 rounds the box and the step: the points that attacks return lie a little outside of both.

@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 
 import pytest
+from kit import BALLS
 
 from atent.attacks import (
     ALMA,
@@ -22,7 +23,7 @@ from atent.attacks import (
 from atent.attacks.base import Attack
 from atent.attacks.spec import check_names, is_standard, label, labelled, parse, relabelled, spell
 from atent.messages import deprecated
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
 LINF, L2 = Threat("linf", "8/255"), Threat("l2", 0.5)
 
@@ -55,7 +56,7 @@ SPOKEN = {
 L2_ONLY = ("CarliniWagner", "DDN", "ALMA")
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_what_is_spelled_is_parsed(name, norm):
     if name in L2_ONLY:

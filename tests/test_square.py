@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from kit import Syncs
+from kit import BALLS, Syncs
 from scipy import stats
 from torch import nn
 
@@ -13,9 +13,9 @@ from atent.attacks import PGD, Square
 from atent.attacks.windows import Squares, _places, as_image, eta, window_side
 from atent.losses import cross_entropy, margin
 from atent.rng import PerSample
-from atent.threat import NORMS, Threat
+from atent.threat import Threat
 
-NORM = pytest.mark.parametrize("norm", NORMS)
+NORM = pytest.mark.parametrize("norm", BALLS)
 LOSS = {"margin": margin, "ce": cross_entropy}
 
 

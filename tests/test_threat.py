@@ -7,13 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit import BALLS
 
-from atent.threat import NORMS, Threat, radius, unit
+from atent.threat import Threat, radius, unit
 
-NORM = pytest.mark.parametrize("norm", NORMS)
+NORM = pytest.mark.parametrize("norm", BALLS)
 DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 problems = {
-    "norm": st.sampled_from(NORMS),
+    "norm": st.sampled_from(BALLS),
     "eps": st.one_of(st.just(0.0), st.floats(1e-6, 3.0)),
     "scale": st.sampled_from([1e-9, 1e-3, 0.1, 1.0, 30.0]),
     "shape": st.sampled_from([(3, 1), (2, 5), (2, 1, 8, 8), (1, 3, 4, 5)]),

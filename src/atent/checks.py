@@ -34,8 +34,8 @@ class Settings(type):
     """The class of dataclasses of settings: their numbers are Python's own, and misuse gets one line.
 
     A number of numpy or torch is replaced by the plain one, so that what is written to files and compared with them
-    does not depend on where a number came from. ValueError for a field that the dataclass does not have, and where its
-    first field is a `Threat`, or a method, and something else is given.
+    does not depend on where a number came from. ValueError for a field that the dataclass does not have, where its
+    first field is a `Threat`, or a method, and something else is given, and for a threat in none of its ``norms``.
     """
 
     def __call__(cls, *args: Any, **given: Any) -> Any:
@@ -47,6 +47,8 @@ class Settings(type):
         if type(threat) is not Threat or "threat" not in fields or not given.keys() <= fields.keys():
             given = _current(cls, given)
             _refuse(cls, args, given)
+        elif threat.norm not in getattr(cls, "norms", (threat.norm,)):
+            check_norm(cls, threat.norm)
         return super().__call__(*args, **given)
 
 
@@ -83,6 +85,14 @@ def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         raise ValueError(f"{cls.__name__} takes no Threat{known}")
     if odd is not None:
         raise ValueError(unknown(f"field of {cls.__name__}", odd, fields))
+
+
+def check_norm(cls: Any, norm: str) -> None:
+    """ValueError, in one line, where an attack or a training method takes no threat in ``norm``."""
+    if norm not in cls.norms:
+        able = cls.able(norm)
+        instead = f", or use one of {', '.join(able)}" if able else ""
+        raise ValueError(f"{cls.__name__} has no form for {norm}: give a threat in {' or '.join(cls.norms)}{instead}")
 
 
 def _short(value: Any) -> str:

@@ -3,62 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from fractions import Fraction
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-Norm = Literal["linf", "l2"]
-NORMS: tuple[str, ...] = ("linf", "l2")
+from atent.geometry import l0, l1, patch
+from atent.geometry.blocks import Blocks
+from atent.geometry.l0 import Group
+from atent.geometry.patch import Inner
+from atent.geometry.values import Box, Eps, Radii, as_box, as_eps, check_counts, radius
 
+__all__ = [
+    "COUNTS", "EXTRA", "NORMS", "Box", "Eps", "Group", "Inner", "Norm", "Radii", "Threat", "l2_norm", "per_sample",
+    "radius", "unit",
+]  # fmt: skip
 
-def radius(value: float | str, name: str = "eps") -> float:
-    """A radius from a number or a fraction such as ``"8/255"``; ValueError unless finite and >= 0."""
-    try:
-        number = float(Fraction(value.strip())) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError, TypeError, OverflowError):
-        raise ValueError(f"{name} {value!r} is not a number: give one such as 0.3 or '8/255'") from None
-    if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
-    return number
-
-
-class Radii(tuple[float, ...]):
-    """One radius for each sample: compared, hashed and written as a tuple; no single number."""
-
-    def __new__(cls, values: Iterable[float | str]) -> Radii:
-        return super().__new__(cls, (radius(v) for v in values))
-
-    def __float__(self) -> float:
-        raise ValueError(
-            f"the threat has an eps for each of {len(self)} samples, and one number is needed here: attacks, evaluate"
-            " and craft take one per sample"
-        )
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
-        """For pydantic: no text of a file gives them."""
-        from pydantic_core import core_schema
-
-        return core_schema.is_instance_schema(cls)
-
-    @property
-    def tensor(self) -> Tensor:
-        """The radii, float64 (n,)."""
-        return torch.tensor(self, dtype=torch.float64)
-
-
-if TYPE_CHECKING:
-    Eps: TypeAlias = float | str | Radii
-    Box: TypeAlias = tuple[Any, Any]
-else:
-    # What a recipe or an option may give: one number, and one box or one for each channel.
-    Eps = float | str
-    Box = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
+Norm = Literal["linf", "l2", "l1", "l0", "patch"]
+NORMS: tuple[str, ...] = ("linf", "l2", "l1", "l0", "patch")
+COUNTS = ("l0", "patch")
+"""The norms that count: their eps is a whole number of elements, pixels or patches."""
+EXTRA = ("group", "side", "inner", "inner_eps")
+"""The fields of a threat that only l0 and patch have."""
+# Where they are not set.
+_ELSEWHERE = ("element", None, "free", None)
 
 
 def per_sample(v: Tensor, like: Tensor) -> Tensor:
@@ -76,21 +47,35 @@ def l2_norm(d: Tensor) -> Tensor:
 class Threat:
     """The ball ``{x' : |x' - x| <= eps}`` in a norm, inside the box of legal inputs.
 
+    In l0 at most eps = k elements of a sample differ, or with ``group="pixel"`` k pixels, whose channels change
+    together. ``Threat("patch", K, side=p)`` changes at most K squares of p x p pixels of the grid that tiles the image,
+    freely, or with ``inner="linf"`` by at most ``inner_eps`` in each element.
+
     Inputs are in pixel units, that is in ``box`` (images: [0, 1]); a model normalises inside itself.
     A tensor or a sequence as ``eps`` gives each sample its own radius, in the order of the batch that is attacked; it
     is kept as a tuple of numbers, and `take` goes with some of the samples. A ``box`` of two sequences gives each
     channel (the first dimension of a sample) its own: ``((0.0, -1.0), (1.0, 1.0))`` for two channels.
-    ValueError for an unknown norm, an ``eps`` that is negative or not a number, or an empty box.
+    ValueError for an unknown norm, an ``eps`` that is negative or not a number (l0, patch: not a whole number of at
+    least 1), an empty box, or a field that is for another norm.
     """
 
     norm: Norm
-    """Norm of the perturbation: linf or l2."""
+    """Norm of the perturbation: linf, l2, l1, l0 or patch."""
     eps: Eps
-    """Radius in pixel units; a fraction such as 8/255 is understood. "inf": no limit, for minimum-norm attacks."""
+    """Radius in pixel units, a fraction such as 8/255 is understood; l0, patch: how many elements, pixels or patches
+    may change. "inf": no limit, for minimum-norm attacks."""
     box: Box = (0.0, 1.0)
     """Smallest and largest legal value of an input coordinate, or the smallest and the largest ones of each channel."""
     allow_large_eps: bool = field(default=False, compare=False, repr=False)
     """Permit an eps that covers the whole box, which is otherwise refused where it is used: see `check_eps`."""
+    group: Group = "element"
+    """l0: what is counted, element, or pixel with all its channels."""
+    side: int | None = None
+    """patch: side of a patch in pixels; it divides both sides of the image."""
+    inner: Inner = "free"
+    """patch: what may happen inside a patch: free (anything in the box) or linf."""
+    inner_eps: float | str | None = None
+    """patch with inner linf: largest change of an element in pixel units."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -99,14 +84,54 @@ class Threat:
                 if isinstance(norm, str) and norm.lower() in NORMS:
                     hint = f"did you mean Threat({norm.lower()!r}, {eps!r})? "
             raise ValueError(f"unknown norm {self.norm!r}: {hint}use one of {', '.join(NORMS)}")
-        object.__setattr__(self, "eps", _eps(self.eps))
-        object.__setattr__(self, "box", _box(self.box))
+        object.__setattr__(self, "eps", as_eps(self.eps))
+        object.__setattr__(self, "box", as_box(self.box))
+        if self.norm in COUNTS or (self.group, self.side, self.inner, self.inner_eps) != _ELSEWHERE:
+            self._check_fields()
+
+    def _check_fields(self) -> None:
+        """ValueError for a count that is none, and for fields that do not belong together."""
+        if self.norm in COUNTS:
+            check_counts(self.norm, cast("float | Radii", self.eps))
+        for name, norm, unset in zip(EXTRA, ("l0", *["patch"] * 3), _ELSEWHERE):
+            if self.norm != norm and getattr(self, name) != unset:
+                raise ValueError(f"{name} is for a {norm} threat, got {name} {getattr(self, name)!r} with {self.norm}")
+        if self.group not in l0.GROUPS:
+            raise ValueError(f"group must be one of {', '.join(l0.GROUPS)}, got {self.group!r}")
+        if self.norm != "patch":
+            return
+        if isinstance(self.side, bool) or not isinstance(self.side, int) or self.side < 1:
+            raise ValueError(f"a patch threat needs side, a whole number of pixels of at least 1, got {self.side!r}")
+        if self.inner not in patch.INNERS:
+            raise ValueError(f"inner must be one of {', '.join(patch.INNERS)}, got {self.inner!r}")
+        if self.inner == "free" and self.inner_eps is not None:
+            raise ValueError(f"inner_eps {self.inner_eps} needs inner 'linf', got inner 'free'")
+        if self.inner == "linf":
+            if self.inner_eps is None:
+                raise ValueError("inner 'linf' needs inner_eps, the largest change of an element, such as 16/255")
+            object.__setattr__(self, "inner_eps", radius(self.inner_eps, "inner_eps"))
+
+    def __repr__(self) -> str:
+        shown = {"norm": self.norm, "eps": self.eps, "box": self.box}
+        fields = ", ".join(f"{name}={value!r}" for name, value in {**shown, **self.extra()}.items())
+        return f"Threat({fields})"
+
+    def extra(self) -> dict[str, Any]:
+        """The fields of `EXTRA` that are set."""
+        if self.norm not in COUNTS:
+            return {}
+        return {k: getattr(self, k) for k, unset in zip(EXTRA, _ELSEWHERE) if getattr(self, k) != unset}
 
     @cached_property
     def width(self) -> float:
         """Width of the box, that of the widest channel: the unit of every length that has no other."""
         low, high = self.box
         return float(high - low if type(low) is float else max(b - a for a, b in zip(low, high)))
+
+    @property
+    def leap(self) -> float:
+        """The step of gradient attacks in l0 and for patches, 10 widths of the box: see `ascent`."""
+        return 10 * self.width
 
     @property
     def span(self) -> tuple[float, float]:
@@ -136,11 +161,21 @@ class Threat:
                 f" or {shape[0]} smallest and {shape[0]} largest values"
             )
 
+    def blocks(self, shape: Sequence[int]) -> Blocks:
+        """What l0 and patch count in samples of ``shape`` (no batch dimension); ValueError where they do not fit."""
+        return l0.blocks(shape, self.group) if self.norm == "l0" else patch.blocks(shape, cast(int, self.side))
+
     def scaled(self, factor: float) -> Threat:
-        """The same threat with ``factor * eps``."""
+        """The same threat with ``factor * eps``; a count is rounded down, and at least 1."""
+
+        def scale(eps: float) -> float:
+            made = eps * factor
+            # 100 * 0.29 is a little less than 29.
+            return max(1.0, math.floor(made + 1e-9)) if self.norm in COUNTS and math.isfinite(made) else made
+
         if isinstance(self.eps, Radii):
-            return replace(self, eps=Radii(eps * factor for eps in self.eps))
-        return replace(self, eps=float(self.eps) * factor)
+            return replace(self, eps=Radii(scale(eps) for eps in self.eps))
+        return replace(self, eps=scale(float(self.eps)))
 
     def take(self, index: Tensor | None) -> Threat:
         """The threat for the samples of that ``index``: itself where all have one eps, or for None."""
@@ -167,34 +202,63 @@ class Threat:
             raise ValueError(f"the threat has an eps for each of {len(self.eps)} samples, got {n} samples: give {n}")
 
     def plain(self) -> dict[str, Any]:
-        """The fields as plain values, which `Threat` takes back; ``allow_large_eps`` only where it is set."""
-        return {k: v for k, v in asdict(self).items() if k != "allow_large_eps" or v}
+        """The fields as plain values, which `Threat` takes back; beside norm, eps and box those that are set."""
+        allowed = {"allow_large_eps": True} if self.allow_large_eps else {}
+        return {"norm": self.norm, "eps": self.eps, "box": self.box, **allowed, **self.extra()}
 
     def check_eps(self, shape: Sequence[int]) -> None:
         """ValueError, in one line, for an eps that covers the whole box of samples of ``shape`` (no batch dimension).
 
-        That is a linf eps of at least the box width, or an l2 eps of at least the box diagonal, sqrt(d) times the
-        width: any sample may become any other, which is mostly 8 written for 8/255. An infinite eps, which only
-        minimum-norm attacks take, and threats with ``allow_large_eps`` pass.
+        That is a linf eps of at least the box width, an l2 or l1 eps of at least the box diagonal in that norm, or as
+        many elements, pixels or free patches as there are: any sample may become any other, which is mostly 8 written
+        for 8/255. An infinite eps, which only minimum-norm attacks take, and threats with ``allow_large_eps`` pass.
+        For l0 and patch also ValueError for samples that have no such pixels or patches, and for more patches than
+        there are.
         """
         if type(self.box[0]) is not float:
             self.check_channels(shape)
         eps = max(self.eps, default=0.0) if isinstance(self.eps, Radii) else float(self.eps)
+        if self.norm in COUNTS:
+            self._check_count(eps, self.blocks(shape).count)
+            return
         name, limit = "width", self.width
-        if self.norm == "l2" and type(self.box[0]) is float:
-            name, limit = "diagonal", math.sqrt(math.prod(shape)) * limit
-        elif self.norm == "l2":
-            squares = [(b - a) ** 2 for a, b in zip(*self.box)]
-            name, limit = "diagonal", math.sqrt(math.prod(shape) / len(squares) * math.fsum(squares))
+        power = {"l2": 2, "l1": 1}.get(self.norm)
+        if power and type(self.box[0]) is float:
+            name, limit = "diagonal", math.prod(shape) ** (1 / power) * limit
+        elif power:
+            lengths = [(b - a) ** power for a, b in zip(*self.box)]
+            name, limit = "diagonal", (math.prod(shape) / len(lengths) * math.fsum(lengths)) ** (1 / power)
         # A diagonal that the caller computed in another order is one all the same.
         if self.allow_large_eps or math.isinf(eps) or eps < limit * (1 - 1e-12):
             return
         levels = eps * self.width
-        guess = f"did you mean {levels:g}/255?" if levels / 255 < limit else "give a smaller one"
+        plain = self.norm == "l1" or levels / 255 >= limit
+        guess = "give a smaller one" if plain else f"did you mean {levels:g}/255?"
         raise ValueError(
             f"{self.norm} eps must be below the box {name} {limit:g}, got {eps:g}: {guess}"
             " (--allow-large-eps to insist; in Python Threat(..., allow_large_eps=True))"
         )
+
+    def _check_count(self, eps: float, count: int) -> None:
+        """ValueError, in one line, for a count that covers samples of ``count`` elements, pixels or patches."""
+        bounded = self.norm == "patch" and self.inner == "linf"
+        if self.allow_large_eps or math.isinf(eps) or (eps <= count if bounded else eps < count):
+            if bounded and not self.allow_large_eps and float(cast(float, self.inner_eps)) >= self.width:
+                raise ValueError(
+                    f"inner_eps must be below the box width {self.width:g}, got {self.inner_eps}: give a smaller one,"
+                    " or inner 'free'"
+                )
+            return
+        raise ValueError(
+            f"{self.norm} eps must be {'at most' if bounded else 'below'} the number of {self.units} of a sample,"
+            f" {count}, got {eps:g}: give a smaller one (--allow-large-eps to insist; in Python Threat(...,"
+            " allow_large_eps=True))"
+        )
+
+    @property
+    def units(self) -> str:
+        """What eps counts: elements, pixels or patches; "" for the norms that measure."""
+        return {"l0": f"{self.group}s", "patch": "patches"}.get(self.norm, "")
 
     def clamp(self, x: Tensor) -> Tensor:
         """Nearest point of the box."""
@@ -202,6 +266,10 @@ class Threat:
 
     def project_ball(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Nearest point of the ball around ``x``, box ignored; ``eps`` (n,) gives each sample its own radius."""
+        if self.norm == "l1":
+            return self._project_l1(x_adv, x, eps, boxed=False)
+        if self.norm in COUNTS:
+            return self._project_count(x_adv, x, eps, boxed=False)
         d = x_adv - x
         if self.norm == "linf":
             own = self.eps if type(self.eps) is float else self.lengths(d)
@@ -214,67 +282,98 @@ class Threat:
         return x + d * per_sample(shrink, d)
 
     def project(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
-        """Ball first, then box: for ``x`` in the box the clamp never leaves the ball. Shapes (n, ...)."""
+        """A point of ball and box near ``x_adv``, for ``x`` in the box; shapes (n, ...).
+
+        linf, l1, l0, patch: the nearest one. l2: the nearest point of the ball, then that of the box, which never
+        leaves the ball.
+        """
+        if self.norm == "l1":
+            return self._project_l1(x_adv, x, eps, boxed=True)
+        if self.norm in COUNTS:
+            return self._project_count(x_adv, x, eps, boxed=True)
         return self.clamp(self.project_ball(x_adv, x, eps))
 
-    def ascent(self, grad: Tensor) -> Tensor:
-        """Direction of steepest ascent of unit length: the sign (linf) or g / ||g||_2 per sample (l2).
+    def _project_l1(self, z: Tensor, x: Tensor, eps: Tensor | None, *, boxed: bool) -> Tensor:
+        # In float64, so that the only rounding that the ball sees is that of the coordinates of the result.
+        wide = x.double()
+        v = z.double() - wide
+        room = None
+        if boxed:
+            low, high = self.edges(wide)
+            room = torch.where(v < 0, wide - low, high - wide).clamp_min(0).flatten(1)
+        limit = self.radii(wide) if eps is None else eps.to(wide)
+        d = l1.project(v.flatten(1), room, limit[:, None] if isinstance(limit, Tensor) else limit).view_as(x)
+        near = torch.where(d == 0, x, (wide + d).to(x.dtype))
+        return self.clamp(near) if boxed else near
 
-        A zero gradient gives a zero direction, not NaN.
+    def _project_count(self, z: Tensor, x: Tensor, eps: Tensor | None, *, boxed: bool) -> Tensor:
+        inside = z
+        if self.inner_eps is not None:
+            limit = float(self.inner_eps)
+            inside = x + (z - x).clamp(-limit, limit)
+        inside = self.clamp(inside) if boxed else inside
+        return self.blocks(x.shape[1:]).project(z, inside, x, self.radii(x.double()) if eps is None else eps)
+
+    def step(self, z: Tensor, grad: Tensor, length: Any) -> Tensor:
+        """``z`` moved along the steepest ascent by ``length``, a number or (n, 1, ...); not yet projected.
+
+        ``z + length * ascent(grad)``, but in l1, where a single coordinate would meet the box, the steepest way inside
+        the box: coordinates go to its wall, those of the largest gradients first, until the length is used up.
         """
-        return grad.sign() if self.norm == "linf" else unit(grad)
+        if self.norm != "l1":
+            far: Tensor = z + length * (grad.sign() if self.norm == "linf" else self.ascent(grad))
+            return far
+        low, high = self.edges(z)
+        room = torch.where(grad > 0, high - z, z - low).clamp_min(0).flatten(1)
+        budget = length.flatten(1) if isinstance(length, Tensor) else room.new_full((len(z), 1), length)
+        size = grad.flatten(1).abs()
+        return z + grad.sign() * l1.filled(size, torch.where(size > 0, room, 0), budget).view_as(z)
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        """Direction of steepest ascent of unit length for gradients (n, ...); a zero one gives zero, not NaN.
+
+        linf: the sign. l2: g / ||g||_2. l1: the sign of the largest coordinate, all others 0. l0, patch: g over its
+        largest entry, since a count bounds no length: the sizes say which elements or patches `project` keeps. With a
+        long step it keeps those of the largest |g_i| times the room that the box leaves, the best ones to first order.
+        """
+        if self.norm == "linf":
+            return grad.sign()
+        if self.norm == "l1":
+            return l1.ascent(grad)
+        return unit(grad, math.inf if self.norm in COUNTS else 2)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Norm of each perturbation, measured in float64, shape (n,)."""
+        """Norm of each perturbation, measured in float64, shape (n,); l0, patch: how many differ in any bit."""
+        if self.norm in COUNTS:
+            return self.blocks(x.shape[1:]).changed(x_adv, x)
         d = (x_adv.double() - x.double()).flatten(1)
-        return d.abs().amax(1) if self.norm == "linf" else torch.linalg.vector_norm(d, dim=1)
+        size: Tensor = torch.linalg.vector_norm(d, {"linf": math.inf, "l2": 2, "l1": 1}[self.norm], dim=1)
+        return size
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Per sample: in the box, and within ``eps`` as near as float32 can say, shape (n,), bool.
 
-        Tolerance: 6e-8 per pixel (linf), a relative 1e-6 and 6e-8 sqrt(dim) (l2), measured in float64, where the box
-        reaches to 1; in another box 6e-8 times its largest absolute value in the place of 6e-8.
+        Tolerance, measured in float64, where the box reaches to 1: 6e-8 per pixel (linf), a relative 1e-6 and 6e-8
+        sqrt(dim) (l2), a relative 1e-6 and 6e-8 for each element that differs (l1), 6e-8 for an element inside a patch;
+        none for a count. In another box 6e-8 times its largest absolute value in the place of 6e-8.
         """
         (low, high), (first, last) = self.edges(x_adv), self.span
         inside = ((x_adv >= low) & (x_adv <= high)).flatten(1).all(1)
         eps = self.radii(x.double())
         # Half a unit in the last place of a coordinate, which grows with the box.
         pixel = 6e-8 * max(abs(first), abs(last))
-        limit = eps + pixel if self.norm == "linf" else eps * (1 + 1e-6) + pixel * math.sqrt(x[:1].numel())
+        limit = eps
+        if self.norm == "linf":
+            limit = eps + pixel
+        elif self.norm == "l2":
+            limit = eps * (1 + 1e-6) + pixel * math.sqrt(x[:1].numel())
+        elif self.norm == "l1":
+            limit = eps * (1 + 1e-6) + pixel * (x_adv != x).flatten(1).sum(1)
+        elif self.inner_eps is not None:
+            far = (x_adv.double() - x.double()).abs() > float(self.inner_eps) + pixel
+            inside = inside & ~far.flatten(1).any(1)
         found: Tensor = inside & (self.distance(x_adv, x) <= limit)
         return found
-
-
-def _eps(value: Any) -> float | Radii:
-    """A radius, inf, or one radius for each sample."""
-    if isinstance(value, float):
-        return value if value == math.inf else radius(value)
-    if isinstance(value, Radii):
-        return value
-    if isinstance(value, str):
-        return math.inf if value == "inf" else radius(value)
-    if hasattr(value, "ndim") and value.ndim > 1:
-        raise ValueError(f"eps must be a number or one for each sample, (n,), got shape {tuple(value.shape)}")
-    if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
-        return Radii(value.tolist() if hasattr(value, "tolist") else value)
-    return math.inf if value == math.inf else radius(value)
-
-
-def _box(value: Any) -> Box:
-    """A pair of numbers, or a pair of tuples with one number for each channel."""
-    message = f"box must be (low, high), finite, with low < high, got {value} (or one sequence for each)"
-    try:
-        low, high = (v.tolist() if hasattr(v, "tolist") else v for v in value)
-        pairs = [(low, high)]
-        several = isinstance(low, list | tuple) or isinstance(high, list | tuple)
-        if several:
-            pairs = list(zip(low, high, strict=True))
-        numbers = [(float(a), float(b)) for a, b in pairs]
-    except (TypeError, ValueError):
-        raise ValueError(message) from None
-    if not numbers or not all(a < b and math.isfinite(a) and math.isfinite(b) for a, b in numbers):
-        raise ValueError(message)
-    return (tuple(a for a, _ in numbers), tuple(b for _, b in numbers)) if several else numbers[0]
 
 
 def unit(grad: Tensor, order: float = 2) -> Tensor:

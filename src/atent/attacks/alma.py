@@ -13,7 +13,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.bisection import bisect
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Iterate, check_l2, check_share, walk
+from atent.attacks.smallest import Iterate, check_share, walk
 from atent.checks import check_choice, check_number
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample, unit
@@ -58,6 +58,7 @@ class ALMA(Attack):
 
     minimum_norm: ClassVar[bool] = True
     aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
 
     threat: Threat
     """l2 only; a perturbation longer than eps is not returned."""
@@ -88,7 +89,6 @@ class ALMA(Attack):
     """Difference of logits by which a point must be misclassified to count: rounding does not turn it."""
 
     def __post_init__(self) -> None:
-        check_l2("ALMA", self.threat, "FMN or DeepFool")
         # x comes first: with one step the attack would see nothing else.
         check_number("steps", self.steps, 2, whole=True)
         if self.alpha is not None:
@@ -175,6 +175,6 @@ class ALMA(Attack):
             why = "ALMA's difference of logits ratio needs 3 classes or more: use constraint='margin'"
             oracle = oracle.demanding(3, why)
         return walk(
-            oracle, x, y, norm="l2", steps=self.steps, loss=partial(self._constraint, oracle), move=move,
+            oracle, x, y, threat=self.threat, steps=self.steps, loss=partial(self._constraint, oracle), move=move,
             confidence=self.tolerance,
         )  # fmt: skip

@@ -12,6 +12,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.loops import all_targets, side_by_side, worst_of
 from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
+from atent.attacks.step_rules import Halving, Rule, Sparse, stages
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, dlr_targeted, margin_targeted
 from atent.rng import Streams
@@ -21,33 +22,21 @@ _TARGETED = "dlr-targeted"
 # The classes that the formula of a loss takes.
 _LEAST = {"dlr": 3, _TARGETED: 4}
 _EARLY = (0, 1, 2, 4, 8, 16)
-_MOMENTUM = 0.75
-
-
-def checkpoints(steps: int) -> dict[int, int]:
-    """Step -> steps since the checkpoint before: where Auto-PGD looks back; Croce and Hein 2020, section 3.1.
-
-    w_j = ceil(p_j steps) with p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
-    """
-    found, last, at, gap = {}, 0, 22, 22
-    while at <= 100:
-        step = -(-at * steps // 100)
-        if step > last:
-            found[step] = step - last
-        last, gap = step, max(gap - 3, 6)
-        at += gap
-    return found
 
 
 @attack
 @dataclass(frozen=True)
 class APGD(Attack):
-    """Auto-PGD of Croce and Hein 2020, Algorithm 1, for linf and l2.
+    """Auto-PGD of Croce and Hein 2020, Algorithm 1, for linf and l2, and of Croce and Hein 2021 for l1.
 
-    z = project(x_k + s ascent(g_k)), x_{k+1} = project(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_{k-1})), with step sizes s
-    of each sample's own: 2 eps at first, and halved at a checkpoint where less than a share ``rho`` of the steps since
-    the last one raised the loss, or where neither step size nor best loss changed since then; a sample whose step is
-    halved resumes from its best point.
+    linf, l2: z = project(x_k + s ascent(g_k)), x_{k+1} = project(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_{k-1})), with
+    step sizes s of each sample's own: 2 eps at first, and halved at a checkpoint where less than a share ``rho`` of the
+    steps since the last one raised the loss, or where neither step size nor best loss changed since then; a sample
+    whose step is halved resumes from its best point.
+
+    l1: equal steps in the coordinates of the largest gradients, projected onto ball and box, without momentum; step
+    size and number of coordinates adapt (`step_rules.Sparse`). With ``radii="shrinking"`` 30 % of a run's steps are in
+    the ball of 3 eps, 30 % in that of 2 eps and 40 % in that of eps, each part from the best point of the one before.
 
     ``loss="dlr-targeted"`` climbs Eq. 7 towards the ``targets`` most likely wrong classes of the clean logits, each
     from a start of its own. Its formula takes 4 classes, that of "dlr" 3: with fewer the plain difference of logits,
@@ -60,14 +49,15 @@ class APGD(Attack):
     the caller's batch has, or 2^16 input numbers. A random model, ``eot`` above 1, is evaluated by its mean logits and
     climbed to the end.
 
-    ``steps`` backwards and steps + 1 forwards per run, times ``eot``. Differences from the paper: a checkpoint looks
-    at its own iterate, not one step later. From the authors' code: it takes a gradient at the last point too, which
-    nothing uses; it halves at a share of exactly rho, and never at the first checkpoint for want of a better loss; it
-    compares the first step's loss with 0, not with the start's; its checkpoints are rounded otherwise (100 steps: the
-    same); it returns the last misclassified iterate; its targets come one after the other.
+    ``steps`` backwards and steps + 1 forwards per run (shrinking: steps + 3), times ``eot``. Differences from the
+    paper: a checkpoint looks at its own iterate, not one step later. From the authors' code: it takes a gradient at the
+    last point too, which nothing uses; it halves at a share of exactly rho, and never at the first checkpoint for want
+    of a better loss; it compares the first step's loss with 0, not with the start's; its checkpoints are rounded
+    otherwise (100 steps: the same); it returns the last misclassified iterate; its targets come one after the other.
     """
 
     aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     threat: Threat
     steps: int = 100
@@ -84,6 +74,8 @@ class APGD(Attack):
     """Samples over which gradients are averaged, for random models."""
     start: Start = "boundary"
     """boundary as published, or another start of PGD's, brought into the ball and the box."""
+    radii: Literal["fixed", "shrinking"] = "fixed"
+    """l1: shrinking, from 3 eps over 2 eps to eps, as in AutoAttack; or fixed, all steps in the ball of eps."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts", "targets", "eot"):
@@ -93,6 +85,14 @@ class APGD(Attack):
         if self.rho > 1:
             raise ValueError(f"rho is a share of steps and must be at most 1, got {self.rho}")
         check_start(self.threat, self.start)
+        check_choice("radii", self.radii, ("fixed", "shrinking"))
+        if self.radii == "shrinking" and self.threat.norm != "l1":
+            raise ValueError(f"radii 'shrinking' is for l1, got {self.threat.norm}: use radii 'fixed'")
+
+    @property
+    def stages(self) -> list[tuple[float, int]]:
+        """Radii in units of eps, and the steps at each."""
+        return stages(self.steps) if self.radii == "shrinking" else [(1.0, self.steps)]
 
     @property
     def targeted(self) -> bool:
@@ -115,7 +115,7 @@ class APGD(Attack):
     @property
     def passes(self) -> int:
         runs = self.restarts * (self.targets if self.targeted else 1)
-        return runs * self.eot * (2 * self.steps + 1) + self.targeted + (2 if runs > 1 else 0) + 1
+        return runs * self.eot * (2 * self.steps + len(self.stages)) + self.targeted + (2 if runs > 1 else 0) + 1
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         if self.eot > 1:
@@ -143,7 +143,7 @@ class APGD(Attack):
 
     def _begin(self, oracle: Oracle, x: Tensor, streams: Streams, runs: range) -> Tensor:
         """The starts of several runs, (n, runs, ...)."""
-        threat = self.threat.take(oracle.rows)
+        threat = self.threat.take(oracle.rows).scaled(self.stages[0][0])
         return torch.stack([start(threat, self.start, x, streams, run) for run in runs], 1)
 
     def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, begin: Tensor, aims: Tensor) -> Tensor:
@@ -153,8 +153,24 @@ class APGD(Attack):
             # A sample's rows lie next to each other.
             rows = torch.arange(len(x), device=x.device).repeat_interleave(runs)
             oracle, x, y = oracle.take(rows), x[rows], y[rows]
-        threat = self.threat.take(oracle.rows)
-        aim, point = aims.flatten(), threat.project(begin.flatten(0, 1), x)
+        whole, point, aim = self.threat.take(oracle.rows), begin.flatten(0, 1), aims.flatten()
+        for factor, steps in self.stages:
+            threat = whole.scaled(factor)
+            point = threat.project(point, x)
+            warm = point if self.radii == "shrinking" else None
+            last = factor == 1
+            point, score = self._ascend(oracle, threat, x, y, point, aim, steps, runs if last else 0, warm)
+        return point if runs == 1 else _worst(point, score, runs)
+
+    def _ascend(
+        self, oracle: Oracle, threat: Threat, x: Tensor, y: Tensor, point: Tensor, aim: Tensor, steps: int, runs: int,
+        warm: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The best points of ``steps`` steps from ``point``, and their margins.
+
+        ``runs`` rows in a row are of one sample, and leave once one of them is misclassified; 0: none leaves, and the
+        loss alone says what is best. ``warm``: a point whose number of changed coordinates the l1 steps begin with.
+        """
 
         def loss(logits: Tensor, y: Tensor) -> Tensor:
             return self._loss(oracle, logits, y, aim)
@@ -162,50 +178,46 @@ class APGD(Attack):
         grad, values, logits = oracle.gradient(point, y, loss)
         before = best = point
         best_grad, best_value, best_margin = grad, values, oracle.margin(logits, y)
-        last = at_check = values
-        size = torch.zeros_like(best_margin, dtype=x.dtype) + threat.radii(x, lambda eps: 2 * eps)
-        raised, halved = torch.zeros_like(values), torch.zeros_like(y, dtype=torch.bool)
+        rule: Rule = (
+            Sparse.begin(threat, x, warm, steps)
+            if threat.norm == "l1"
+            else Halving.begin(threat, x, values, best_margin, steps, self.rho)
+        )
         done, done_margin, place = point, best_margin, torch.arange(len(x), device=x.device)
-        checks = checkpoints(self.steps)
-        for k in range(self.steps + 1):
+
+        for k in range(steps + 1):
             if k:
-                before, point = point, self._move(threat, x, point, before, grad, size, k)
-                if k < self.steps:
+                before, point = point, rule.move(threat, x, point, before, grad, k)
+                if k < steps:
                     grad, values, logits = oracle.gradient(point, y, loss)
                 else:
                     values, logits = oracle.value(point, y, loss)
-                raised, last = raised + (values > last), values
+                rule.see(values)
                 score = oracle.margin(logits, y)
-                # Once misclassified, the margin decides what is better, before that the loss.
-                fooled = torch.maximum(score, best_margin) > 0
-                better = torch.where(fooled, score > best_margin, values > best_value)
+                better = values > best_value
+                if runs:
+                    # Once misclassified, the margin decides what is better, before that the loss.
+                    better = torch.where(torch.maximum(score, best_margin) > 0, score > best_margin, better)
                 best = torch.where(per_sample(better, x), point, best)
                 best_grad = torch.where(per_sample(better, x), grad, best_grad)
                 best_value = torch.maximum(values, best_value)
                 best_margin = torch.where(better, score, best_margin)
-            if k in checks:
-                stuck = ~halved & (at_check >= best_value)
-                halved = (raised < self.rho * checks[k]) | stuck
-                size = torch.where(halved, size / 2, size)
-                point = torch.where(per_sample(halved, x), best, point)
-                grad = torch.where(per_sample(halved, x), best_grad, grad)
-                raised, at_check = torch.zeros_like(raised), best_value
-            if k < self.steps and oracle.samples == 1 and (k in checks or k in _EARLY):
+            if k in rule.checks:
+                back = per_sample(rule.check(k, x, best, best_value), x)
+                point, grad = torch.where(back, best, point), torch.where(back, best_grad, grad)
+            if runs and k < steps and oracle.samples == 1 and (k in rule.checks or k in _EARLY):
                 standing = (best_margin <= 0).view(-1, runs).all(1)
                 keep = standing.repeat_interleave(runs).nonzero().squeeze(1)
                 if len(keep) < len(x):
                     done, done_margin = done.index_copy(0, place, best), done_margin.index_copy(0, place, best_margin)
-                    oracle, threat = oracle.take(keep), threat.take(keep)
-                    x, y, aim, point, before, grad, best, best_grad, place = (
-                        t[keep] for t in (x, y, aim, point, before, grad, best, best_grad, place)
-                    )
-                    best_value, best_margin, last, at_check, size, raised, halved = (
-                        t[keep] for t in (best_value, best_margin, last, at_check, size, raised, halved)
+                    oracle, threat, rule = oracle.take(keep), threat.take(keep), rule.take(keep)
+                    x, y, aim, point, before, grad, best, best_grad, place, best_value, best_margin = (
+                        t[keep]
+                        for t in (x, y, aim, point, before, grad, best, best_grad, place, best_value, best_margin)
                     )
                     if not len(keep):
                         break
-        done, done_margin = done.index_copy(0, place, best), done_margin.index_copy(0, place, best_margin)
-        return done if runs == 1 else _worst(done, done_margin, runs)
+        return done.index_copy(0, place, best), done_margin.index_copy(0, place, best_margin)
 
     def _loss(self, oracle: Oracle, logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
         """What is climbed; the difference of logits where the model has fewer classes than the loss takes."""
@@ -213,15 +225,6 @@ class APGD(Attack):
         if self.targeted:
             return margin_targeted(logits, y, aim) if few else dlr_targeted(logits, y, aim)
         return oracle.margin(logits, y) if few else oracle.aimed(LOSSES[self.loss])(logits, y)
-
-    def _move(
-        self, threat: Threat, x: Tensor, point: Tensor, before: Tensor, grad: Tensor, size: Tensor, k: int
-    ) -> Tensor:
-        """Point k from the two before it: a step of the gradient, and from the second on with momentum."""
-        moved = threat.project(point + per_sample(size, x) * threat.ascent(grad), x)
-        if k == 1:
-            return moved
-        return threat.project(point + (_MOMENTUM * (moved - point) + (1 - _MOMENTUM) * (point - before)), x)
 
 
 def _worst(points: Tensor, margins: Tensor, runs: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -25,8 +25,10 @@ _VERSIONS = ("standard", "rand")
 class AutoAttack(Attack):
     """The ensemble of Croce and Hein 2020, in the versions of the authors' code.
 
-    ``standard``, for models without randomness: APGD on cross-entropy, targeted APGD, targeted FAB, Square.
-    ``rand``, for random models: APGD on cross-entropy and on the DLR loss, gradients averaged over ``eot`` samples.
+    ``standard``, for models without randomness: APGD on cross-entropy, targeted APGD, targeted FAB, Square. In l1
+    (Croce and Hein 2021) both APGDs shrink their radius from 3 eps to eps, that on cross-entropy has 5 restarts, and
+    the targeted one 5 targets.
+    ``rand``, for random models: APGD on cross-entropy and on the DLR loss, gradients averaged over ``eot`` streams.
 
     A sample that the model misclassifies is not attacked, and a part only attacks the samples that the parts before
     it left correctly classified, which one forward per part decides. FAB stops with a sample once a point within eps is
@@ -34,13 +36,15 @@ class AutoAttack(Attack):
     takes (4; rand: 3) `APGD` climbs the difference of logits in its place; `remarks` says so.
     """
 
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+
     threat: Threat
     version: Literal["standard", "rand"] = "standard"
     """standard, or rand for random models."""
     steps: int = 100
     """Steps of APGD and FAB; published: 100."""
     targets: int = 9
-    """Target classes of APGD-T and FAB-T, at most all wrong ones; published: 9."""
+    """Target classes of APGD-T and FAB-T, at most all wrong ones; published: 9, and for APGD-T in l1 at most 5."""
     queries: int = 5000
     """Queries of Square; published: 5,000."""
     eot: int = 20
@@ -58,9 +62,12 @@ class AutoAttack(Attack):
                 "APGD-CE": APGD(threat, steps, eot=self.eot),
                 "APGD-DLR": APGD(threat, steps, eot=self.eot, loss="dlr"),
             }
+        sparse = threat.norm == "l1"
+        radii: Literal["fixed", "shrinking"] = "shrinking" if sparse else "fixed"
+        few = min(targets, 5) if sparse else targets
         return {
-            "APGD-CE": APGD(threat, steps),
-            "APGD-T": APGD(threat, steps, loss="dlr-targeted", targets=targets),
+            "APGD-CE": APGD(threat, steps, 5 if sparse else 1, radii=radii),
+            "APGD-T": APGD(threat, steps, loss="dlr-targeted", targets=few, radii=radii),
             "FAB-T": FAB(threat, steps, targets=targets, stop_at_eps=True),
             "Square": Square(threat, self.queries),
         }

@@ -56,6 +56,13 @@ class Attack(metaclass=Settings):
     """The attack differentiates the model."""
     aims: ClassVar[bool] = False
     """The attack takes ``targeted=True``."""
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    """The norms of the threats that it takes: it is refused, in one line, where it is made with another."""
+
+    @classmethod
+    def able(cls, norm: str) -> list[str]:
+        """The names of the attacks for a norm."""
+        return [name for name, kind in ATTACKS.items() if norm in kind.norms]
 
     @property
     def stream(self) -> str:
@@ -189,9 +196,9 @@ class Attack(metaclass=Settings):
             raise ValueError(
                 f"{type(self).__name__} needs a finite eps, got inf: only minimum-norm attacks work without a budget"
             )
-        threat.check_eps(x.shape[1:])
         if rng is None:
             check_batch(x, y, threat.box)
+        threat.check_eps(x.shape[1:])
         if type(threat.eps) is not float:
             threat.check_samples(len(x))
         n, y = len(x), y.long()

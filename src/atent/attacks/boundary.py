@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atent.attacks.oracle import Oracle
+from atent.attacks.smallest import DUAL
 from atent.threat import Norm, per_sample
 
 
@@ -26,11 +27,12 @@ class Boundary(NamedTuple):
 def nearest_boundary(oracle: Oracle, x: Tensor, y: Tensor, classes: Tensor, norm: Norm) -> tuple[Boundary, Tensor]:
     """The nearest of the boundaries to ``classes`` (n, m) seen from ``x``, in ``norm``, and the logits (n, C).
 
-    Moosavi-Dezfooli et al. 2016, Eq. 8 (l2) and 11 (linf). A boundary without a slope is out of reach; where all are,
-    the first one is returned, at distance inf. One forward and m backwards; see `Oracle.slopes` for the memory.
+    Moosavi-Dezfooli et al. 2016, Eq. 8 (l2) and 11 (linf); l1 alike, by the largest entry of the slope. A boundary
+    without a slope is out of reach; where all are, the first one is returned, at distance inf. One forward and m
+    backwards; see `Oracle.slopes` for the memory.
     """
     best: Boundary | None = None
-    dual = 1 if norm == "linf" else 2
+    dual = DUAL[norm]
 
     def see(grads: Tensor, differences: Tensor, first: int) -> None:
         nonlocal best

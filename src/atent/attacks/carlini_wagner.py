@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import beyond, check_l2, keep_smaller
+from atent.attacks.smallest import beyond, keep_smaller
 from atent.checks import check_number
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
@@ -35,6 +35,7 @@ class CarliniWagner(Attack):
 
     minimum_norm: ClassVar[bool] = True
     aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
 
     threat: Threat
     """l2 only; a perturbation longer than eps is not returned."""
@@ -53,7 +54,6 @@ class CarliniWagner(Attack):
     that may be larger."""
 
     def __post_init__(self) -> None:
-        check_l2("CarliniWagner", self.threat, "FMN or DeepFool")
         check_number("steps", self.steps, 1, whole=True)
         check_number("search_steps", self.search_steps, 1, whole=True)
         check_number("step_size", self.step_size, 0, above=True)

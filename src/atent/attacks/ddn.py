@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Iterate, annealed, check_l2, check_share, farthest, walk
+from atent.attacks.smallest import Iterate, annealed, check_share, farthest, walk
 from atent.checks import check_number
 from atent.losses import cross_entropy
 from atent.rng import Streams
@@ -47,7 +47,7 @@ def decoupled(
             z = low + extent * ((z - low) / extent * (levels - 1)).round() / (levels - 1)
         return z
 
-    return walk(oracle, x, y, norm="l2", steps=steps, loss=oracle.aimed(cross_entropy), move=move)
+    return walk(oracle, x, y, threat=threat, steps=steps, loss=oracle.aimed(cross_entropy), move=move)
 
 
 @attack
@@ -63,6 +63,7 @@ class DDN(Attack):
 
     minimum_norm: ClassVar[bool] = True
     aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
 
     threat: Threat
     """l2 only; a perturbation longer than eps is not returned."""
@@ -77,7 +78,6 @@ class DDN(Attack):
     point is rounded, not the perturbation, which is the same where x has these values."""
 
     def __post_init__(self) -> None:
-        check_l2("DDN", self.threat, "FMN or DeepFool")
         # x comes first: with one step the attack would see nothing else.
         check_number("steps", self.steps, 2, whole=True)
         if self.init_norm is not None:

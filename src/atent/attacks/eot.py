@@ -12,7 +12,7 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.spec import nested
 from atent.checks import check_number
 from atent.rng import Streams
-from atent.threat import Threat
+from atent.threat import NORMS, Threat
 
 
 @attack
@@ -28,6 +28,7 @@ class EoT(Attack):
     """
 
     FORMER: ClassVar[dict[str, str]] = {"draws": "samples"}
+    norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
     attack: str = "PGD(steps=20)"

@@ -14,15 +14,16 @@ from atent.attacks.boundary import nearest_boundary
 from atent.attacks.hyperplane import to_hyperplane
 from atent.attacks.loops import all_targets, side_by_side
 from atent.attacks.oracle import Oracle
+from atent.attacks.smallest import length
 from atent.attacks.starts import start
 from atent.checks import check_number
 from atent.rng import Streams
-from atent.threat import Threat, l2_norm, per_sample
+from atent.threat import Threat, per_sample
 
 # Steps between two evaluations of which samples are done, where samples may stop.
 _CHECK = 10
 # Radius of a random start where neither a found point nor eps gives one, as in the authors' code; in box widths.
-_FREE = {"linf": 0.3, "l2": 1.0}
+_FREE = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 
 
 @attack
@@ -46,6 +47,7 @@ class FAB(Attack):
     """
 
     minimum_norm: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     threat: Threat
     steps: int = 100
@@ -139,7 +141,7 @@ class FAB(Attack):
 
     def _random(self, x: Tensor, best: Tensor, streams: Streams, restart: int) -> Tensor:
         """A random start for each run; ``x`` has the rows of the runs, ``best``, the norm so far and eps at most, and
-        ``draws`` those of the samples."""
+        ``streams`` those of the samples."""
         runs = len(x) // len(best)
         ball, origin = Threat(self.threat.norm, 1.0), torch.zeros_like(x[::runs])
         change = [start(ball, "uniform", origin, streams.named(f"run {run}"), restart) for run in range(runs)]
@@ -149,4 +151,4 @@ class FAB(Attack):
         return self.threat.clamp(x + far * torch.stack(change, dim=1).flatten(0, 1))
 
     def _norm(self, d: Tensor) -> Tensor:
-        return d.flatten(1).abs().amax(1) if self.threat.norm == "linf" else l2_norm(d)
+        return length(self.threat, d)

@@ -11,7 +11,7 @@ from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
 from atent.losses import cross_entropy
 from atent.rng import Streams
-from atent.threat import Threat
+from atent.threat import COUNTS, NORMS, Threat
 
 
 @attack
@@ -19,10 +19,13 @@ from atent.threat import Threat
 class FGSM(Attack):
     """One step of length eps along the steepest ascent of the cross-entropy (Goodfellow et al. 2015).
 
-    linf: x + eps sign(g); l2: x + eps g / ||g||_2; then the box. One forward, one backward.
+    linf: x + eps sign(g); l2: x + eps g / ||g||_2; l1: the coordinates of the largest gradients go to the wall
+    of the box until eps is used up; then ball and box. l0, patch: a step of 10 widths of the box along g over its
+    largest entry, projected. One forward, one backward.
     """
 
     aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
 
@@ -32,5 +35,6 @@ class FGSM(Attack):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
+        length = threat.leap if threat.norm in COUNTS else threat.lengths(x)
         grad, _, _ = oracle.gradient(x, y, oracle.aimed(cross_entropy))
-        return threat.project(x + threat.lengths(x) * threat.ascent(grad), x)
+        return threat.project(threat.step(x, grad, length), x)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Iterate, annealed, check_share, farthest, walk
+from atent.attacks.smallest import DUAL, Iterate, annealed, check_share, farthest, walk
 from atent.checks import check_choice, check_number
 from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
@@ -22,29 +22,32 @@ _BEYOND = 1.001
 @attack
 @dataclass(frozen=True)
 class FMN(Attack):
-    """The smallest perturbation on a sphere (l2) or in a ball (linf) that follows the boundary, Pintor et al. 2021.
+    """The smallest perturbation on a sphere (l2) or in a ball (linf, l1, l0) that follows the boundary.
 
-    Untargeted, from x, Algorithm 1. Each step adds the l2-unit gradient of the margin, for either norm, brings the
-    perturbation to the radius r and the point into the box. Until a first success r is the distance to the boundary as
-    the gradient gives it: the point's norm + |margin| / dual norm of the gradient; afterwards r shrinks by ``gamma``
-    after a success (and to the best norm at most) and grows by it after a failure. Step and ``gamma`` fall on cosines.
-    ``steps`` forwards, ``steps - 1`` backwards.
+    Untargeted, from x, Algorithm 1 of Pintor et al. 2021. Each step adds the l2-unit gradient of the margin, for every
+    norm, brings the perturbation to the radius r and the point into the box. Until a first success r is the distance to
+    the boundary as the gradient tells it: the point's norm + |margin| / dual norm of the gradient; afterwards r shrinks
+    by ``gamma`` after a success (and to the best norm at most) and grows by it after a failure. Step and ``gamma`` fall
+    on cosines.
+    ``steps`` forwards, ``steps - 1`` backwards. In l0 r is a whole number, 1 at first, and changes by 1 at least.
 
     ``projection`` says how a perturbation is brought to r. ``ball`` is the paper's form and that of its first code:
     the nearest point of the ball, which shortens and never lengthens. In l2 a step across the ball then ends inside
     it, and the clamp shortens again, so that the point stays short of the boundary while r grows. ``sphere`` is the
     form of the authors' later library (adversarial-library): the perturbation is rescaled to length r, longer or
-    shorter. Default: sphere for l2; ball for linf, where both use it.
+    shorter. Default: sphere for l2; ball elsewhere, where both use it.
 
-    Deviations: the estimated distance is lengthened by 0.1 %; r also grows where half of the steps went by without a
-    success, since the estimate knows nothing of the box and may stay short of the boundary.
+    Deviations: in l1 and l0 the point is the nearest one of ball and box, not of one after the other; the estimated
+    distance is lengthened by 0.1 %; r also grows where half of the steps went by without a success, since the estimate
+    knows nothing of the box and may stay short of the boundary.
     """
 
     minimum_norm: ClassVar[bool] = True
     aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
 
     threat: Threat
-    """l2 or linf; a perturbation longer than eps is not returned."""
+    """linf, l2, l1 or l0; a perturbation longer than eps is not returned."""
     steps: int = 1000
     """Number of points looked at, x included; the paper reports 30 to 1000."""
     step_size: float | None = None
@@ -56,7 +59,7 @@ class FMN(Attack):
     final_gamma: float = 0.001
     """The same at the end; in [0, 1)."""
     projection: Literal["sphere", "ball"] | None = None
-    """How a perturbation is brought to the radius: sphere (l2 only) or ball. Default: sphere for l2, ball for linf."""
+    """How a perturbation is brought to the radius: sphere (l2 only) or ball. Default: sphere for l2, ball elsewhere."""
 
     def __post_init__(self) -> None:
         # x comes first: with one step the attack would see nothing else.
@@ -80,25 +83,28 @@ class FMN(Attack):
         begin = threat.width if self.step_size is None else self.step_size
         last = begin / 100 if self.final_step_size is None else self.final_step_size
         on_sphere = threat.norm == "l2" and self.projection != "ball"
-        dual = 2 if threat.norm == "l2" else 1
         limit = farthest(threat, x)
-        radius = torch.full_like(limit, torch.inf)
+        radius = torch.full_like(limit, 1.0 if threat.norm == "l0" else torch.inf)
 
         def move(at: Iterate, k: int) -> Tensor:
             nonlocal radius
             step = annealed(begin, last, k / self.steps)
             gamma = annealed(self.gamma, self.final_gamma, k / self.steps)
-            slope = torch.linalg.vector_norm(at.grad.flatten(1), dual, dim=1)
-            near = (radius * (1 - gamma)).minimum(at.smallest)
-            # Where the margin is flat the boundary is out of sight.
-            estimate = torch.where(slope > 0, at.values.abs() / slope, torch.inf)
-            first = _BEYOND * (at.norm + estimate)
-            growing = at.smallest.isfinite() | (2 * k >= self.steps)
-            far = torch.where(growing, radius * (1 + gamma), first)
+            if threat.norm == "l0":
+                near, far = (radius - 1).minimum((radius * (1 - gamma)).floor()), (radius * (1 + gamma)).floor()
+                near, far = near.minimum(at.smallest), far.maximum(radius + 1)
+            else:
+                slope = torch.linalg.vector_norm(at.grad.flatten(1), DUAL[threat.norm], dim=1)
+                near = (radius * (1 - gamma)).minimum(at.smallest)
+                # Where the margin is flat the boundary is out of sight.
+                estimate = torch.where(slope > 0, at.values.abs() / slope, torch.inf)
+                first = _BEYOND * (at.norm + estimate)
+                growing = at.smallest.isfinite() | (2 * k >= self.steps)
+                far = torch.where(growing, radius * (1 + gamma), first)
             radius = torch.where(at.fooled, near, far).minimum(limit)
             z = at.z + step * unit(at.grad)
             if on_sphere:
                 return threat.clamp(x + per_sample(radius, x) * unit(z - x))
             return threat.project(z, x, radius)
 
-        return walk(oracle, x, y, norm=threat.norm, steps=self.steps, loss=oracle.margin, move=move)
+        return walk(oracle, x, y, threat=threat, steps=self.steps, loss=oracle.margin, move=move)

@@ -16,7 +16,8 @@ def to_hyperplane(threat: Threat, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
 
     Croce and Hein 2020 (FAB), appendix: every coordinate moves in its own useful direction until it meets the box,
     by |d_i| = min(mu v_i, room_i) with v = 1 (linf) or |w| (l2), and <w, d> grows with mu in straight pieces that
-    end where a coordinate meets the box. Sorted ends and two running sums say on which piece the gap is closed.
+    end where a coordinate meets the box. Sorted ends and two running sums say on which piece the gap is closed. In l1
+    a unit of length gains most where |w| is largest: coordinates are filled up to the box in that order.
     """
     flat, weight = x.flatten(1), w.flatten(1)
     # Multiples of (w, gap) mean the same hyperplane: the largest weight becomes 1, so that no square underflows.
@@ -27,6 +28,8 @@ def to_hyperplane(threat: Threat, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
     size, gap = weight.abs(), gap.abs()
     low, high = threat.edges(x)
     room = torch.where(sign > 0, (high - x).flatten(1), (x - low).flatten(1))
+    if threat.norm == "l1":
+        return (sign * _filled(size, room, gap)).view_as(x)
     rate = torch.ones_like(size) if threat.norm == "linf" else size
     # Without weight nothing is gained on any piece: such a coordinate may end on the first.
     ends, order = torch.where(size > 0, room / rate, torch.zeros_like(room)).sort(1)
@@ -37,3 +40,13 @@ def to_hyperplane(threat: Threat, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
     left, slope = gap - met.gather(1, piece), rising.gather(1, piece)
     mu = torch.where(slope > 0, left / slope, torch.zeros_like(left)).clamp_min(0.0)
     return (sign * torch.minimum(mu * rate, room)).view_as(x)
+
+
+def _filled(size: Tensor, room: Tensor, gap: Tensor) -> Tensor:
+    """Lengths (n, d) up to ``room`` of the least sum with <size, lengths> = ``gap`` (n, 1), or all of it."""
+    order = size.argsort(dim=1, descending=True, stable=True)
+    size, room = size.gather(1, order), torch.where(size > 0, room, 0).gather(1, order)
+    full = size * room
+    left = gap - (full.cumsum(1) - full)
+    part = torch.where(size > 0, left / size, 0).clamp_min(0)
+    return torch.zeros_like(room).scatter(1, order, torch.minimum(part, room))

@@ -12,7 +12,7 @@ from atent.attacks.oracle import Oracle
 from atent.checks import check_number
 from atent.losses import cross_entropy
 from atent.rng import Streams
-from atent.threat import Threat
+from atent.threat import COUNTS, NORMS, Threat
 
 
 @attack
@@ -21,18 +21,20 @@ class IFGS(Attack):
     """x^0 = x, x^{k+1} = project(x^k + step_size * sign(g_k)), g_k the gradient of the cross-entropy at x^k: the basic
     iterative method, Kurakin et al. 2017, Eq. 2; supplement of Jagatap et al. 2022, B.4.
 
-    In l2 the unit gradient takes the place of the sign. It is `PGD` from x itself: no random numbers, no restarts, the
-    last iterate. ``steps`` forwards and backwards.
+    In other norms their steepest ascent takes the place of the sign, see `Threat.step`. It is `PGD` from x itself: no
+    random numbers, no restarts, the last iterate. ``steps`` forwards and backwards.
     """
 
     aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
     steps: int = 10
     """Number of gradient steps."""
     step_size: float | None = None
-    """Length of a step in pixel units; default: 1.25 eps / steps. Kurakin et al. step by one level of grey, 1/255, and
-    take as many steps as the lesser of 1.25 eps and eps + 4, eps counted in such levels."""
+    """Length of a step in pixel units. Default: 1.25 eps / steps; l0, patch: 10 widths of the box. Kurakin et al. step
+    by one level of grey, 1/255, and take as many steps as the lesser of 1.25 eps and eps + 4, eps counted in such
+    levels."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
@@ -45,7 +47,9 @@ class IFGS(Attack):
         return float(self._length(float(self.threat.eps)))
 
     def _length(self, eps: Any) -> Any:
-        return 1.25 * eps / self.steps if self.step_size is None else 0 * eps + self.step_size
+        if self.step_size is None and self.threat.norm not in COUNTS:
+            return 1.25 * eps / self.steps
+        return 0 * eps + (self.threat.leap if self.step_size is None else self.step_size)
 
     @property
     def passes(self) -> int:
@@ -56,5 +60,5 @@ class IFGS(Attack):
         step, loss, z = threat.lengths(x, self._length), oracle.aimed(cross_entropy), x
         for _ in range(self.steps):
             grad, _, _ = oracle.gradient(z, y, loss)
-            z = threat.project(z + step * threat.ascent(grad), x)
+            z = threat.project(threat.step(z, grad, step), x)
         return z

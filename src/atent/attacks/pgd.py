@@ -16,14 +16,17 @@ from atent.attacks.starts import ALLOWED, Start, start
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES, kl
 from atent.rng import Streams
-from atent.threat import Threat, per_sample, unit
+from atent.threat import COUNTS, NORMS, Threat, per_sample, unit
 
 
 @attack
 @dataclass(frozen=True)
 class PGD(Attack):
-    """x <- project(x + step_size * ascent(g)), Madry et al. 2018; steepest ascent is the sign (linf) or the unit
-    gradient (l2).
+    """x <- project(x + step_size * ascent(g)), Madry et al. 2018; steepest ascent is the sign (linf), the unit gradient
+    (l2), or goes to the wall of the box in the coordinates of the largest gradients (l1).
+
+    In l0 and for patches the gradient over its largest entry is added, and the projection keeps the elements or patches
+    that it takes furthest. Long steps let it choose anew each time: with short ones, what was chosen first stays.
 
     The starts ``cube`` and ``gaussian`` take their first gradient where they fall, perhaps outside the ball and the
     box: cube, x + U(-eps, eps)^d, as the published l2 evaluation of ATENT does, and gaussian, x + start_noise N(0, I),
@@ -37,12 +40,13 @@ class PGD(Attack):
     """
 
     aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
     steps: int = 20
     """Number of gradient steps."""
     step_size: float | None = None
-    """Length of a step in pixel units; default: 2.5 eps / steps."""
+    """Length of a step in pixel units. Default: 2.5 eps / steps; l0, patch: 10 widths of the box."""
     restarts: int = 1
     """Number of starts; the worst result counts."""
     start: Start | Literal["gaussian"] = "uniform"
@@ -79,7 +83,9 @@ class PGD(Attack):
         return float(self._length(float(self.threat.eps)))
 
     def _length(self, eps: Any) -> Any:
-        return 2.5 * eps / self.steps if self.step_size is None else 0 * eps + self.step_size
+        if self.step_size is None and self.threat.norm not in COUNTS:
+            return 2.5 * eps / self.steps
+        return 0 * eps + (self.threat.leap if self.step_size is None else self.step_size)
 
     @property
     def passes(self) -> int:
@@ -115,7 +121,7 @@ class PGD(Attack):
                 best, highest = _higher(best, highest, z, values)
             if self.momentum:
                 grad = past = self.momentum * past + unit(grad, 1)
-            z = threat.project(z + step * threat.ascent(grad), x)
+            z = threat.project(threat.step(z, grad, step), x)
         if self.keep == "last":
             return z
         values = loss(oracle.logits(z, y), y)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from atent.attacks.oracle import Loss, Oracle
 from atent.checks import check_number
-from atent.threat import Norm, Threat, l2_norm, per_sample
+from atent.threat import COUNTS, Threat, l2_norm, per_sample
 
 
 class Iterate(NamedTuple):
@@ -31,15 +31,25 @@ class Iterate(NamedTuple):
     """The smallest distance of an adversarial point so far, z included; inf where there is none, (n,)."""
 
 
-def length(norm: Norm, d: Tensor) -> Tensor:
-    """The norm of each sample, (n,), in the dtype of ``d``."""
-    return l2_norm(d) if norm == "l2" else d.flatten(1).abs().amax(1)
+DUAL: dict[str, float] = {"linf": 1, "l2": 2, "l1": math.inf}
+"""Order of the norm by which a gradient's length divides a margin to give the distance to the boundary."""
+
+
+def length(threat: Threat, d: Tensor) -> Tensor:
+    """The norm of each sample, (n,), in the dtype of ``d``; the threat's eps plays no part."""
+    if threat.norm == "l2":
+        return l2_norm(d)
+    if threat.norm == "l1":
+        return d.flatten(1).abs().sum(1, dtype=torch.float64).to(d.dtype)
+    if threat.norm in COUNTS:
+        return threat.blocks(d.shape[1:]).changed(d, torch.zeros_like(d)).to(d.dtype)
+    return d.flatten(1).abs().amax(1)
 
 
 def farthest(threat: Threat, x: Tensor) -> Tensor:
     """Distance from ``x`` to the farthest corner of the box, (n,): no perturbation is longer."""
     low, high = threat.edges(x)
-    return length(threat.norm, torch.maximum(x - low, high - x))
+    return length(threat, torch.maximum(x - low, high - x))
 
 
 def annealed(first: float, last: float, share: float) -> float:
@@ -70,7 +80,7 @@ def walk(
     x: Tensor,
     y: Tensor,
     *,
-    norm: Norm,
+    threat: Threat,
     steps: int,
     loss: Loss,
     move: Callable[[Iterate, int], Tensor],
@@ -91,18 +101,12 @@ def walk(
                 oracle.report(z, loss(logits, y))
         else:
             grad, values, logits = oracle.gradient(z, y, loss)
-        distance = length(norm, z - x)
+        distance = length(threat, z - x)
         fooled = beyond(oracle, logits, y, confidence) if k else oracle.fooled(logits, y)
         best, smallest = keep_smaller(best, smallest, z, distance, fooled)
         if not last:
             z = move(Iterate(z, grad, values, fooled, distance, smallest), k)
     return best
-
-
-def check_l2(name: str, threat: Threat, instead: str) -> None:
-    """ValueError unless the threat is l2."""
-    if threat.norm != "l2":
-        raise ValueError(f"{name} needs an l2 threat, got {threat.norm}: use {instead}")
 
 
 def check_share(name: str, value: float) -> None:

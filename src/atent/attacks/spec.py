@@ -13,7 +13,7 @@ from atent.attacks.base import ATTACKS, Attack
 from atent.checks import mistyped
 from atent.messages import unknown
 from atent.registry import Registry
-from atent.threat import Radii, Threat
+from atent.threat import COUNTS, EXTRA, Radii, Threat
 
 _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5) or FGSM"
 
@@ -21,7 +21,7 @@ _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5)
 _APGD = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr-targeted": "APGD-T", "margin": "APGD-margin"}
 
 
-_THREAT = ("norm", "eps", "allow_large_eps")
+_THREAT = ("norm", "eps", "allow_large_eps", *EXTRA)
 
 
 # The name of an attack may be that of one in the user's files, module:Class.
@@ -31,8 +31,8 @@ _REFERENCE = re.compile(r"\s*([\w.]+:[\w.]+)\s*(\(.*)?", re.DOTALL)
 def parse(
     text: str, threat: Threat | None, attacks: Registry[type[Attack]], *, allow_large_eps: bool = False
 ) -> Attack:
-    """The attack that ``text`` names, against ``threat``; ``norm=``, ``eps=`` and ``allow_large_eps=`` in the text
-    replace its own, and the argument permits a large eps in any text.
+    """The attack that ``text`` names, against ``threat``; ``norm=``, ``eps=``, ``group=`` and the other fields of a
+    threat in the text replace its own, and the argument permits a large eps in any text.
 
     ValueError, in one line, for bad syntax, an unknown attack or field, or a value out of range.
     """
@@ -57,14 +57,18 @@ def parse(
         if field in values:
             raise ValueError(f"attack {text!r} gives {field} twice")
         values[field] = _value(keyword.value, text)
-    norm, eps = values.pop("norm", threat and threat.norm), values.pop("eps", threat and threat.eps)
-    if norm is None or eps is None:
+    against = {} if threat is None else threat.plain()
+    # A field of the attack's own goes before one of the threat.
+    changes = {name: values.pop(name) for name in _THREAT if name in values and name not in known}
+    if changes.get("norm", against.get("norm")) != against.get("norm"):
+        against = {name: value for name, value in against.items() if name not in EXTRA}
+    against |= changes
+    if against.get("norm") is None or against.get("eps") is None:
         raise ValueError(f"attack {text!r} has no threat: add norm='linf' (or 'l2') and eps=...")
-    box = threat.box if threat else (0.0, 1.0)
-    allowed = bool(values.pop("allow_large_eps", False)) or allow_large_eps or bool(threat and threat.allow_large_eps)
+    against["allow_large_eps"] = bool(against.get("allow_large_eps")) or allow_large_eps
     wrong = mistyped(cls, values)
     try:
-        made = cls(threat=Threat(norm, eps, box, allowed), **values)
+        made = cls(threat=Threat(**against), **values)
     except (TypeError, ValueError) as error:
         # What the attack itself says of a value comes first.
         raise ValueError(f"attack {text!r}: {wrong if wrong and isinstance(error, TypeError) else error}") from None
@@ -121,7 +125,8 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
     ]
     if threat:
         against: Threat = attack.threat
-        fields += [f"norm={against.norm}", f"eps={against.eps}"]
+        eps = f"{against.eps:g}" if against.norm in COUNTS and isinstance(against.eps, float) else against.eps
+        fields += [f"norm={against.norm}", f"eps={eps}", *(f"{k}={_written(v)}" for k, v in against.extra().items())]
         fields += ["allow_large_eps=True"] if against.allow_large_eps else []
     return _called(type(attack)) + (f"({', '.join(fields)})" if fields else "")
 
@@ -236,10 +241,20 @@ def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 
 def show(threat: Threat) -> str:
-    """A threat for people: "linf 8/255", "l2 0.5"."""
+    """A threat for people: "linf 8/255", "l2 0.5", "l0 100 pixels", "patch 2 of 4x4 linf 8/255"."""
     if isinstance(threat.eps, Radii):
-        return f"{threat.norm} {min(threat.eps, default=0):g}..{max(threat.eps, default=0):g} per sample"
-    eps = float(threat.eps)
-    grey = round(255 * eps) if math.isfinite(eps) else 0
-    text = f"{grey}/255" if 1 <= grey <= 32 and math.isclose(eps, grey / 255, rel_tol=1e-9) else f"{eps:g}"
-    return f"{threat.norm} {text}"
+        size = f"{min(threat.eps, default=0):g}..{max(threat.eps, default=0):g}"
+    else:
+        size = _size(float(threat.eps))
+    if threat.norm == "l0":
+        size += f" {threat.units.removesuffix('s') if size == '1' else threat.units}"
+    elif threat.norm == "patch":
+        size += f" of {threat.side}x{threat.side}"
+        size += f" linf {_size(float(threat.inner_eps))}" if threat.inner_eps is not None else ""
+    return f"{threat.norm} {size}{' per sample' if isinstance(threat.eps, Radii) else ''}"
+
+
+def _size(eps: float) -> str:
+    """A radius for people: as levels of grey where it is a small whole number of them."""
+    levels = round(255 * eps) if math.isfinite(eps) else 0
+    return f"{levels}/255" if 1 <= levels <= 32 and math.isclose(eps, levels / 255, rel_tol=1e-9) else f"{eps:g}"

@@ -36,7 +36,8 @@ class Square(Attack):
     linf (Algorithm 2) starts with vertical stripes of +-eps, and sets a window to x + eps or x - eps, a random sign
     for each channel. Queries that cannot change anything are counted, but not asked: see `Squares`. l2 (Algorithm 3)
     starts with a grid of patterns eta, and gives to a window the mass of another one and what is left of eps, shaped
-    as eta (transposed at random, a random sign for each channel) plus what the window held.
+    as eta (transposed at random, a random sign for each channel) plus what the window held. l1 (Croce and Hein 2021)
+    does so with lengths in the place of squares, and projects onto ball and box: see `Masses`.
 
     Places are uniform over all windows inside the image, as in the paper; the authors' code never takes the last row
     or column. The grid covers the middle of the image with as many tiles of side // 5 as there is room for; theirs
@@ -46,6 +47,7 @@ class Square(Attack):
 
     needs_gradient: ClassVar[bool] = False
     aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
 
     threat: Threat
     queries: int = 5000

@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from atent.checks import check_choice
 from atent.rng import Streams
-from atent.threat import Threat, per_sample, unit
+from atent.threat import COUNTS, Threat, per_sample, unit
 
 Start = Literal["zero", "uniform", "corner", "sphere", "boundary", "cube"]
 
-# A corner is a point of the linf sphere; the other sphere is round.
+# A corner is a point of the linf sphere; the other spheres have none.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "linf": ("zero", "uniform", "corner", "boundary", "cube"),
     "l2": ("zero", "uniform", "sphere", "boundary", "cube"),
+    "l1": ("zero", "uniform", "sphere", "boundary"),
+    "l0": ("zero", "uniform"),
+    "patch": ("zero", "uniform"),
 }
 
 
@@ -29,15 +33,20 @@ def start(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int =
     """A starting point for each sample of ``x``; not clamped to the box.
 
     zero      x itself
-    uniform   uniform in the ball
+    uniform   uniform in the ball; l0, patch: k elements, pixels or patches at random, uniform in all that is allowed
     corner    x + eps * (+-1 per coordinate), linf
-    sphere    uniform on the sphere of radius eps, l2
-    boundary  linf: U(-1, 1)^d divided by its largest entry, times eps; l2: as sphere; the start of Auto-PGD
+    sphere    uniform on the sphere of radius eps, l2 and l1
+    boundary  linf: U(-1, 1)^d divided by its largest entry, times eps; l2: as sphere; l1: Gaussian noise of the box's
+              width, projected onto ball and box; the start of Auto-PGD
     cube      x + U(-eps, eps)^d, in l2 far outside the ball: the start of the published l2 evaluation
     """
-    eps: float | Tensor = threat.lengths(x)
     if kind == "zero":
         return x
+    if threat.norm == "l1":
+        return _l1(threat, kind, x, streams, restart)
+    if threat.norm in COUNTS:
+        return _count(threat, x, streams, restart)
+    eps: float | Tensor = threat.lengths(x)
     if kind == "cube" or (kind == "uniform" and threat.norm == "linf"):
         return x + eps * (2.0 * streams.uniform(x, use="start", restart=restart) - 1.0)
     if kind == "corner":
@@ -51,3 +60,30 @@ def start(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int =
     dim = math.prod(x.shape[1:])
     share = streams.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1) ** (1.0 / dim)
     return x + per_sample(threat.radii(x) * share, x) * direction
+
+
+def _l1(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int) -> Tensor:
+    """Uniform in the ball or on the sphere: exponential lengths over their sum, one more for the ball; or boundary."""
+    if kind == "boundary":
+        return threat.project(x + threat.width * streams.normal(x, use="start", restart=restart), x)
+    tiny = torch.finfo(x.dtype).tiny
+    lengths = -streams.uniform(x, use="start", restart=restart).clamp_min(tiny).log()
+    total = lengths.flatten(1).sum(1)
+    if kind == "uniform":
+        rest = streams.uniform(x.flatten(1)[:, :1], use="radius", restart=restart).squeeze(1)
+        total = total - rest.clamp_min(tiny).log()
+    signs = 2.0 * (streams.uniform(x, use="sign", restart=restart) > 0.5).to(x.dtype) - 1.0
+    return x + per_sample(threat.radii(x) / total.clamp_min(tiny), x) * signs * lengths
+
+
+def _count(threat: Threat, x: Tensor, streams: Streams, restart: int) -> Tensor:
+    """As many elements, pixels or patches as may change, at random, each element uniform in what it may become."""
+    blocks = threat.blocks(x.shape[1:])
+    order = streams.uniform(x.new_empty(len(x), blocks.count), use="place", restart=restart)
+    u = streams.uniform(x, use="start", restart=restart)
+    if threat.inner_eps is None:
+        low, high = threat.edges(x)
+        moved = low + (high - low) * u
+    else:
+        moved = x + float(threat.inner_eps) * (2.0 * u - 1.0)
+    return torch.where(blocks.largest(order, threat.radii(x)), moved, x)

@@ -16,7 +16,7 @@ from atent.attacks.spec import nested
 from atent.guard import guard
 from atent.rng import Streams
 from atent.runs.loading import load
-from atent.threat import Threat
+from atent.threat import NORMS, Threat
 
 
 @attack
@@ -32,6 +32,7 @@ class Transfer(Attack):
     """
 
     needs_gradient: ClassVar[bool] = False
+    norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
     attack: str = "PGD(steps=40)"

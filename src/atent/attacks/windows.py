@@ -1,4 +1,4 @@
-"""The moves of the square attack: random windows of an image, one search for linf and one for l2."""
+"""The moves of the square attack: random windows of an image, one search for linf and one for l2 and l1."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from atent.threat import Threat, l2_norm, per_sample
 
 # Queries whose random numbers are drawn in one call: each call's words are 8 bytes of scratch.
 _BLOCK = 256
+# Order of the norm in which windows have a mass.
+ORDER = {"l2": 2, "l1": 1}
 # How many queries ahead a sample looks for one that can change something.
 _AHEAD = 32
 
@@ -140,27 +142,34 @@ class Squares:
         return torch.where(window, torch.where(up, self.high, self.low), best)
 
 
-def _hill(h: int, w: int) -> Tensor:
-    """A hill in the middle of a rectangle: the sum of 1 / (k + 1)^2 over all k from the distance to the middle on."""
+def _hill(h: int, w: int, power: int) -> Tensor:
+    """A hill in the middle of a rectangle: the sum of (k + 1)^-power over all k from the distance to the middle on."""
     i, j = torch.arange(h)[:, None], torch.arange(w)[None, :]
     away = torch.maximum((i - h // 2).abs(), (j - w // 2).abs())
-    terms = 1.0 / torch.arange(1, max(h, w) // 2 + 2, dtype=torch.float64) ** 2
+    terms = 1.0 / torch.arange(1, max(h, w) // 2 + 2, dtype=torch.float64) ** power
     return terms.flip(0).cumsum(0).flip(0)[away]
 
 
-def eta(side: int, like: Tensor) -> Tensor:
-    """The pattern of the l2 attack, shape (side, side), of length 1: a hill above a valley (Eq. 2)."""
-    half = side // 2
-    hills = [_hill(half, side), _hill(side - half, side)]
-    upper, lower = (hill / hill.norm() if hill.numel() else hill for hill in hills)
+def eta(side: int, like: Tensor, order: int = 2) -> Tensor:
+    """The pattern of the l2 and the l1 attack (``order``), shape (side, side), of length 1: a hill above a valley.
+
+    Andriushchenko et al. 2020, Eq. 2; in l1 the hill falls with the fourth power (Croce and Hein 2021).
+    """
+    half, power = side // 2, {2: 2, 1: 4}[order]
+    hills = [_hill(half, side, power), _hill(side - half, side, power)]
+    upper, lower = (hill / hill.norm(order) if hill.numel() else hill for hill in hills)
     pattern = torch.cat([upper, -lower])
-    made: Tensor = (pattern / pattern.norm()).to(like)
+    made: Tensor = (pattern / pattern.norm(order)).to(like)
     return made
 
 
 @dataclass(frozen=True)
 class Masses:
-    """l2, Algorithm 3: a query gives to a window the mass of another one and what is left of eps."""
+    """l2, Algorithm 3: a query gives to a window the mass of another one and what is left of eps.
+
+    l1, Croce and Hein 2021: lengths take the place of their squares, what a window gets is multiplied by the number of
+    channels, and the point is projected onto ball and box.
+    """
 
     threat: Threat
     x: Tensor
@@ -181,7 +190,7 @@ class Masses:
         sides = tuple(min(side + 1 - side % 2, h, w) for side in least)
         u, each = _uniforms(x, len(shares), 3 + c, streams, restart), torch.tensor(sides, device=x.device)
         windows, sources = (_places(u[..., i], each, h, w) for i in (0, 1))
-        upright = {side: eta(side, x) for side in set(sides)}
+        upright = {side: eta(side, x, ORDER[threat.norm]) for side in set(sides)}
         patterns = {side: torch.stack([p.flatten(), p.T.flatten()]) for side, p in upright.items()}
         return cls(threat, x, sides, patterns, windows, sources, u[..., 2:] > 0.5)
 
@@ -191,22 +200,35 @@ class Masses:
         return Masses(self.threat.take(rows), self.x[rows], self.sides, self.patterns, *(t[rows] for t in mine))
 
     def start(self, streams: Streams, restart: int) -> Tensor:
-        """A grid of patterns eta of length eps; each is transposed at random, with a random sign for each channel."""
+        """A grid of patterns eta of length eps; each is transposed at random, with a random sign for each channel.
+
+        In l1 a pattern has length 1 in widths of the box, or more where eps asks for it, before all are projected.
+        """
         n, c, h, w = self.x.shape
         side = max(min(h, w) // 5, 1)
         down, across = h // side, w // side
         up = _coins(self.x, (c, down, 1, across, 1), streams, "tile signs", restart)
         turned = _coins(self.x, (1, down, 1, across, 1), streams, "tile turns", restart)
-        pattern = eta(side, self.x)
+        pattern = eta(side, self.x, self.order)
         tile = torch.where(turned, pattern.T[:, None], pattern[:, None])
         grid = torch.where(up, tile, -tile).reshape(n, c, down * side, across * side)
         top, left = (h - down * side) // 2, (w - across * side) // 2
         delta = torch.zeros_like(self.x)
         delta[:, :, top : top + down * side, left : left + across * side] = grid
+        if self.order == 1:
+            total = delta.abs().sum((1, 2, 3), keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
+            delta = delta * (self.threat.lengths(delta) / total).clamp_min(self.threat.width)
         return self._full(delta)
 
+    @property
+    def order(self) -> int:
+        """2 for l2, 1 for l1."""
+        return ORDER[self.threat.norm]
+
     def _full(self, delta: Tensor) -> Tensor:
-        """x plus delta at length eps, in the box."""
+        """x plus delta at length eps, in the box; l1: the nearest point to it of ball and box."""
+        if self.order == 1:
+            return self.threat.project(self.x + delta, self.x)
         length = self.threat.radii(delta) * (l2_norm(delta) + 1e-12 * self.threat.width).reciprocal()
         return self.threat.clamp(self.x + delta * per_sample(length, delta))
 
@@ -228,13 +250,18 @@ class Masses:
         window, source = self._cells(self.windows, k), self._cells(self.sources, k)
         (upright, lying), coins = self.patterns[self.sides[k]], self.coins[:, k, :, None]
         shape = torch.where(coins[:, :1], lying, upright)
-        whole = self.threat.lengths(delta, lambda eps: eps**2)
-        spare = (whole - delta.square().sum((1, 2), keepdim=True)).clamp_min(0.0) / len(delta[0])
+        square, order, channels = self.order == 2, self.order, len(delta[0])
+
+        def mass(t: Tensor, dims: tuple[int, ...]) -> Tensor:
+            return (t.square() if square else t.abs()).sum(dims, keepdim=True)
+
+        whole = self.threat.lengths(delta, lambda eps: eps**order)
+        spare = (whole - mass(delta, (1, 2))).clamp_min(0.0) / channels
         held = delta.gather(2, window)
         emptied = delta.scatter(2, window, 0.0)
         # Where the windows overlap, the mass counts once.
-        mass = held.square().sum(2, keepdim=True) + emptied.gather(2, source).square().sum(2, keepdim=True)
-        length = held.norm(dim=2, keepdim=True) + 1e-12 * self.threat.width
+        both = spare + (mass(held, (2,)) + mass(emptied.gather(2, source), (2,)))
+        length = held.norm(order, dim=2, keepdim=True) + 1e-12 * self.threat.width
         new = torch.where(coins[:, 1:], shape, -shape) + held / length
-        new = new / (new.norm(dim=2, keepdim=True) + 1e-12) * (spare + mass).sqrt()
+        new = new / (new.norm(order, dim=2, keepdim=True) + 1e-12) * (both.sqrt() if square else both * channels)
         return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best))

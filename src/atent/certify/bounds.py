@@ -155,6 +155,8 @@ def prepare(
     """The network as a graph and the region of each sample; ValueError for what bounds cannot take."""
     check_choice("method", method, METHODS)
     check_number("chunk", chunk, 1, whole=True)
+    if threat.norm not in ("linf", "l2"):
+        raise ValueError(f"bounds have no form for {threat.norm}: give a threat in linf or l2")
     if math.isinf(float(threat.eps)):
         raise ValueError("bounds need a finite eps, got inf")
     graph = model if isinstance(model, Graph) else read(model)

@@ -300,6 +300,8 @@ def check_sampling(n0: int, n: int, alpha: float, sigma: float) -> None:
 def check_radius(radius: float | str | Threat, n: int, alpha: float, sigma: float, *, dim: int | None = None) -> float:
     """The l2 radius as a number; ValueError, with the arithmetic, where n noise samples at sigma cannot certify it."""
     if isinstance(radius, Threat):
+        if radius.norm not in ("linf", "l2"):
+            raise ValueError(f"Gaussian smoothing certifies in l2, got a threat in {radius.norm}: give an l2 radius")
         if radius.norm != "l2":
             size = "eps * sqrt(d)" if dim is None else f"{float(radius.eps) * math.sqrt(dim):.4g} (eps * sqrt({dim}))"
             raise ValueError(

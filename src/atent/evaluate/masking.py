@@ -20,7 +20,7 @@ from atent.evaluate import gradients
 from atent.evaluate.samples import Checked
 from atent.evaluate.subject import Subject, gained, subject, weaker
 from atent.progress import Advance
-from atent.threat import Threat
+from atent.threat import COUNTS, Threat
 
 QUERIES = 200
 """Queries of the black-box attack."""
@@ -50,16 +50,23 @@ def _never_rises(verdicts: list[Tensor]) -> bool:
 
 def eps_zero(p: Subject) -> gradients.Verdict:
     """Without a budget the attack changes nothing: every sample that is right stays right."""
-    robust = p.robust(PGD(p.threat.scaled(0), steps=1))
+    # No count is 0; nothing is allowed in a ball of linf 0 either.
+    robust = p.robust(
+        PGD(Threat("linf", 0.0, p.threat.box) if p.threat.norm in COUNTS else p.threat.scaled(0), steps=1)
+    )
     return bool(robust.all()), f"{_tally([robust])} at eps 0"
 
 
 def eps_whole_box(p: Subject) -> gradients.Verdict:
-    """With the whole box as budget any input can become any other: at most half of chance may be robust."""
-    width = p.threat.width
-    eps = width if p.threat.norm == "linf" else width * math.sqrt(p.x[0].numel())
-    robust = p.robust(PGD(replace(p.threat, eps=eps, allow_large_eps=True), steps=40))
-    return int(robust.sum()) <= p.n / (2 * p.logits.shape[1]), f"{_tally([robust])} at eps {eps:.3g}, the whole box"
+    """With the whole box as budget any input can become any other: at most half of chance may stand."""
+    width, dim = p.threat.width, p.x[0].numel()
+    eps = {"linf": width, "l2": width * math.sqrt(dim), "l1": width * dim}.get(p.threat.norm, 0.0)
+    # A count covers the whole box where all elements may change: that is linf with its width.
+    whole = replace(p.threat, eps=eps, allow_large_eps=True) if eps else Threat("linf", width, p.threat.box, True)
+    robust = p.robust(PGD(whole, steps=40))
+    return int(robust.sum()) <= p.n / (
+        2 * p.logits.shape[1]
+    ), f"{_tally([robust])} at eps {eps or width:.3g}, the whole box"
 
 
 def eps_monotone(p: Subject) -> gradients.Verdict:
@@ -89,6 +96,8 @@ def iterative(p: Subject) -> gradients.Verdict:
 
 def black_box(p: Subject) -> gradients.Verdict:
     """An attack with gradients is at least as strong as one without."""
+    if p.threat.norm not in Square.norms:
+        return True, f"no attack without gradients has a form for {p.threat.norm}: nothing to compare with"
     blind, sighted = p.robust(Square(p.threat, queries=QUERIES)), p.robust(PGD(p.threat))
     return not weaker(sighted, blind), f"{_tally([blind, sighted])} under Square with {QUERIES} queries / PGD-20"
 
@@ -103,7 +112,7 @@ def loss(p: Subject) -> gradients.Verdict:
 def step_budget(p: Subject) -> gradients.Verdict:
     """Steps x step size cross the ball, and the robust samples were indeed moved far."""
     name, length = label(p.attack), step_of(p.attack)
-    if length is None:
+    if length is None or p.threat.norm in COUNTS:
         return True, f"{name} has no steps of a fixed length: nothing to check"
     steps, eps = p.attack.steps, float(p.threat.eps)  # type: ignore[attr-defined]
     path = steps * length / eps

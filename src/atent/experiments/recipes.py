@@ -47,7 +47,10 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
         if found:
             errors += found
             continue
-        built[section], wrong = _validated(cls, values, section)
+        try:
+            built[section], wrong = _validated(cls, values, section)
+        except ValueError as error:
+            wrong = [f"{section}: {error}"]
         errors += wrong
     if errors:
         raise UsageError("\n".join(errors))
@@ -104,6 +107,11 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
     """The dataclass, or a line for each value of the wrong type or out of range."""
     import pydantic
 
+    if "threat" in values and hasattr(cls, "norms"):
+        from atent.checks import check_norm
+
+        # pydantic makes dataclasses without calling their class.
+        check_norm(cls, values["threat"].get("norm"))
     try:
         # As JSON, strictly: "5" is no number and true is no 1, but a list may be a tuple.
         return pydantic.TypeAdapter(cls).validate_json(json.dumps(values), strict=True), []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,13 @@ class Method(metaclass=Settings):
     # Without annotations: no fields of the dataclasses that inherit them.
     replays = 1
     single_step = False
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    """The norms of the threats that it takes: it is refused, in one line, where it is made with another."""
+
+    @classmethod
+    def able(cls, norm: str) -> list[str]:
+        """The names of the methods with an adversary in a norm."""
+        return [name for name, kind in METHODS.items() if _has_threat(kind) and norm in kind.norms]
 
     if TYPE_CHECKING:
 
@@ -106,6 +113,10 @@ class Method(metaclass=Settings):
         return aux, self.descend(model, x, y, aux, progress=progress, weight=weight, state=state)
 
 
+def _has_threat(kind: type[Method]) -> bool:
+    return any(f.name == "threat" for f in fields(kind))
+
+
 def _is_method(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, Method) and is_dataclass(found)
 
@@ -128,15 +139,6 @@ def check_budget(threat: Threat) -> None:
     """ValueError unless the threat's eps is finite: an adversary that trains stays in a ball."""
     if math.isinf(float(threat.eps)):
         raise ValueError("a training method needs a finite eps, got inf: give the radius to train for")
-
-
-def check_linf(method: Method, threat: Threat) -> None:
-    """ValueError unless the threat is linf, for methods whose paper knows no other."""
-    if threat.norm != "linf":
-        raise ValueError(
-            f"{type(method).__name__} is for the linf ball, got {threat.norm}: give a threat with norm linf, or use"
-            " PGDAT"
-        )
 
 
 def check_reach(threat: Threat, length: float, what: str) -> None:

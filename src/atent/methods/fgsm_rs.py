@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from atent.methods.base import (
     Metrics,
     State,
     check_budget,
-    check_linf,
     check_reach,
     check_warmup,
     correct,
@@ -47,6 +46,8 @@ class FGSMRS(Method):
 
     single_step = True
 
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+
     threat: Threat
     """Ball of the adversary, linf."""
     step_size: float | None = None
@@ -59,7 +60,6 @@ class FGSMRS(Method):
     """Share of the training over which eps, and the step with it, grows linearly from 0."""
 
     def __post_init__(self) -> None:
-        check_linf(self, self.threat)
         check_budget(self.threat)
         if self.step_size is not None:
             check_number("step_size", self.step_size, 0)

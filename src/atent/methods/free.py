@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from atent.methods.base import (
     Metrics,
     State,
     check_budget,
-    check_linf,
     check_reach,
     check_warmup,
     correct,
@@ -49,6 +48,8 @@ class Free(Method):
 
     single_step = True
 
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+
     threat: Threat
     """Ball of the adversary, linf."""
     replays: int = 8
@@ -59,7 +60,6 @@ class Free(Method):
     """Share of the training over which eps, and the step with it, grows linearly from 0."""
 
     def __post_init__(self) -> None:
-        check_linf(self, self.threat)
         check_budget(self.threat)
         check_number("replays", self.replays, 1, whole=True)
         if self.step_size is not None:

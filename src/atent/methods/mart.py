@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from atent.methods.base import (
     Metrics,
     State,
     check_budget,
-    check_linf,
     check_reach,
     check_warmup,
     correct,
@@ -50,6 +49,8 @@ class MART(Method):
     boosted cross-entropy (``boosted_loss``) and the mean weighted KL without ``beta`` (``robust_loss``).
     """
 
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+
     threat: Threat
     """Ball of the adversary, linf."""
     steps: int = 10
@@ -64,7 +65,6 @@ class MART(Method):
     """Share of the training over which eps, and the step with it, grows linearly from 0."""
 
     def __post_init__(self) -> None:
-        check_linf(self, self.threat)
         check_budget(self.threat)
         check_number("steps", self.steps, 1, whole=True)
         if self.step_size is not None:

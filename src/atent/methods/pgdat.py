@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from atent.checks import check_choices
 from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
-from atent.threat import Threat
+from atent.threat import NORMS, Threat
 
 
 @method
@@ -33,6 +33,8 @@ class PGDAT(Method):
     trace in either mode, and the statistics take the perturbed batch alone. Their steps at eps 8/255 are 2/255, ten and
     seven of them, from a uniform start that is clamped to the box.
     """
+
+    norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
     steps: int = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,8 @@ class SmoothAdv(Method):
     (they by whole epochs, the first of which has eps / warmup already).
     """
 
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+
     threat: Threat
     """Radius and box of the adversary, before the noise; l2 only."""
     sigma: float = 0.12
@@ -103,8 +105,6 @@ class SmoothAdv(Method):
     """Share of the training over which eps grows linearly from 0."""
 
     def __post_init__(self) -> None:
-        if self.threat.norm != "l2":
-            raise ValueError(f"SmoothAdv needs an l2 threat (Gaussian smoothing is about l2), got {self.threat.norm}")
         check_number("sigma", self.sigma, 0)
         check_number("samples", self.samples, 1, whole=True)
         check_choices(self)

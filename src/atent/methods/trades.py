@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy, kl
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
-from atent.threat import Threat
+from atent.threat import NORMS, Threat
 
 
 @method
@@ -46,8 +46,10 @@ class TRADES(Method):
     robust ones are absent.
     """
 
+    norms: ClassVar[tuple[str, ...]] = NORMS
+
     threat: Threat
-    """Ball of the adversary: linf or l2."""
+    """What the adversary may change."""
     steps: int = 10
     """Number of gradient steps on the KL divergence."""
     step_size: float | None = None
@@ -78,7 +80,7 @@ class TRADES(Method):
         """The adversary at ``progress``; a given step size shrinks with eps, the start does not."""
         factor = warm(self.eps_warmup, progress)
         threat = self.threat.scaled(factor)
-        step = 2.5 * float(threat.eps) / self.steps if self.step_size is None else self.step_size * factor
+        step = None if self.step_size is None else self.step_size * factor
         return PGD(threat, self.steps, step, start="gaussian", loss="kl", start_noise=self.start_noise)
 
     def adversary(

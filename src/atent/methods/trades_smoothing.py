@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class TRADESSmoothing(Method):
     metrics are those of `TRADES`, ``clean`` at x + n and ``robust`` at x' + n.
     """
 
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+
     threat: Threat = PUBLISHED
     """Ball of the adversary around the input without noise: norm l2 only."""
     sigma: float = 0.12
@@ -52,11 +54,6 @@ class TRADESSmoothing(Method):
     """Share of the training over which eps, and a given step size with it, grows linearly from 0."""
 
     def __post_init__(self) -> None:
-        if self.threat.norm != "l2":
-            raise ValueError(
-                f"TRADESSmoothing is for the l2 ball, got {self.threat.norm}: give a threat with norm l2 (linf 2/255 of"
-                " a CIFAR-10 image lies in l2 0.435), or use TRADES"
-            )
         check_number("sigma", self.sigma, 0)
         _ = self.trades
 

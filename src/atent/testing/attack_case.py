@@ -67,15 +67,35 @@ def under(attack: Attack, threat: Threat) -> Attack:
 
 def within(threat: Threat, x_adv: Tensor, x: Tensor, eps: float, where: str = "") -> None:
     """`Broken` for a sample further from x than eps and the contract's tolerance, in float64."""
-    size, top = lengths(threat.norm, x_adv, x), max(map(abs, threat.box))
+    size, top = lengths(threat, x_adv, x), max(map(abs, threat.span))
     room = 6e-8 * top
-    limit = eps + room if threat.norm == "linf" else eps * (1 + 1e-6) + room * math.sqrt(x[0].numel())
-    worst = int(size.argmax())
-    found = f"{threat.norm} distance {float(size[worst]):.9g} of sample {worst}{where}"
-    require(bool((size <= limit).all()), found, f"at most {limit:.9g} at eps {eps:g}")
-
-
-def lengths(norm: str, x_adv: Tensor, x: Tensor) -> Tensor:
-    """The norm of each perturbation, in float64."""
     d = (x_adv.double() - x.double()).flatten(1)
-    return d.abs().amax(1) if norm == "linf" else (d * d).sum(1).sqrt()
+    limit: Tensor = torch.full_like(size, eps)
+    if threat.norm == "linf":
+        limit = limit + room
+    elif threat.norm == "l2":
+        limit = limit * (1 + 1e-6) + room * math.sqrt(d.shape[1])
+    elif threat.norm == "l1":
+        limit = limit * (1 + 1e-6) + room * (d != 0).sum(1)
+    worst = int((size - limit).argmax())
+    found = f"{threat.norm} distance {float(size[worst]):.9g} of sample {worst}{where}"
+    require(bool((size <= limit).all()), found, f"at most {float(limit[worst]):.9g} at eps {eps:g}")
+    if threat.inner_eps is not None:
+        most, inner = float(d.abs().max()), float(threat.inner_eps)
+        require(most <= inner + room, f"a change of {most:.9g} inside a patch{where}", f"inner_eps {inner:g}")
+
+
+def lengths(threat: Threat, x_adv: Tensor, x: Tensor) -> Tensor:
+    """The distance of each sample to x in the threat's norm, in float64."""
+    d = x_adv.double() - x.double()
+    if threat.norm == "linf":
+        return d.flatten(1).abs().amax(1)
+    if threat.norm in ("l2", "l1"):
+        return (d * d).flatten(1).sum(1).sqrt() if threat.norm == "l2" else d.flatten(1).abs().sum(1)
+    changed = d != 0
+    if threat.norm == "patch":
+        side = threat.side or 1
+        changed = changed.any(1).unfold(1, side, side).unfold(2, side, side).flatten(3).any(3)
+    elif threat.group == "pixel":
+        changed = changed.any(1)
+    return changed.flatten(1).sum(1).double()

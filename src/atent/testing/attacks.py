@@ -240,7 +240,7 @@ def _success(case: Case) -> None:
 @promise("norm is the distance to x in the threat's norm, in float64")
 def _norm(case: Case) -> None:
     for _, x, out in case.outcomes.values():
-        wanted = lengths(case.threat.norm, out.x_adv, x)
+        wanted = lengths(case.threat, out.x_adv, x)
         off = float((out.norm - wanted).abs().max())
         require(off <= 1e-12 * (1 + float(wanted.max())), f"a norm that is off by {off:.3g}", "rounding")
 

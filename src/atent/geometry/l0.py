@@ -1,0 +1,28 @@
+"""The l0 "ball": at most k elements of a sample differ, or at most k pixels, whose channels change together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from atent.geometry.blocks import Blocks
+
+Group = Literal["element", "pixel"]
+GROUPS = ("element", "pixel")
+
+
+def blocks(shape: Sequence[int], group: Group) -> Blocks:
+    """The elements, or the pixels, of samples of ``shape`` (no batch dimension), a pixel being all its channels.
+
+    ValueError for pixels of samples without several channels.
+    """
+    if group == "element":
+        return Blocks(math.prod(shape), lambda t: t.flatten(1), lambda m: m.view(-1, *shape))
+    if len(shape) < 2 or shape[0] < 2:
+        raise ValueError(
+            f"group 'pixel' joins the channels of a pixel, and inputs of shape {tuple(shape)} have one: use group"
+            " 'element'"
+        )
+    rest = shape[1:]
+    return Blocks(math.prod(rest), lambda t: t.sum(1).flatten(1), lambda m: m.view(-1, 1, *rest))

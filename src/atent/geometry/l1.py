@@ -1,0 +1,78 @@
+"""The l1 ball cut to the box: the nearest point, exact, for a whole batch at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def project(v: Tensor, room: Tensor | None, eps: Any) -> Tensor:
+    """The nearest point to each ``v`` of the l1 ball around 0, cut to a box.
+
+    The minimiser of ||d - v||^2 subject to ||d||_1 <= eps and |d_i| <= room_i on the side of v_i is
+    d_i = sign(v_i) clip(|v_i| - t, 0, room_i): t = 0 where that fits, else the t at which the lengths sum to eps. The
+    sum falls in t in straight pieces, which end at every |v_i| and |v_i| - room_i: the sorted ends and a running sum
+    say on which piece eps is met. Clipping first and projecting then gives another point.
+
+    Parameters
+    ----------
+    v
+        (n, d), float64.
+    room
+        (n, d): how far each coordinate may move in the direction of v, at least 0. None: no box.
+    eps
+        A number, or float64 (n, 1).
+
+    Returns
+    -------
+    Tensor
+        (n, d), float64.
+
+    References
+    ----------
+    Croce and Hein 2021 (Mind the box); without the box Duchi et al. 2008.
+    """
+    size = v.abs()
+    # Ends count from the largest entry: of numbers far beyond eps only the differences matter, and these stay exact.
+    top = size.amax(1, keepdim=True)
+    entry = size - top
+    ends, weights = entry, torch.ones_like(entry)
+    reach = size
+    if room is not None:
+        reach = torch.minimum(size, room)
+        # Below t = 0 nothing is asked.
+        ends = torch.cat([entry, torch.maximum(entry - room, -top)], 1)
+        weights = torch.cat([weights, -weights], 1)
+    ends, order = ends.sort(dim=1, descending=True)
+    moving = weights.gather(1, order).cumsum(1)
+    # The sum of the lengths at each end, from the largest down; between two ends `moving` coordinates grow.
+    met = (moving[:, :-1] * (ends[:, :-1] - ends[:, 1:])).cumsum(1)
+    met = torch.cat([torch.zeros_like(top), met], 1)
+    limit = torch.zeros_like(top) + eps
+    piece = (torch.searchsorted(met, limit) - 1).clamp_min(0)
+    left = limit - met.gather(1, piece)
+    t = ends.gather(1, piece) - left / moving.gather(1, piece).clamp_min(1)
+    cut = torch.minimum((entry - t).clamp_min(0), reach)
+    fits = reach.sum(1, keepdim=True) <= limit
+    return v.sign() * torch.where(fits, reach, cut)
+
+
+def ascent(grad: Tensor) -> Tensor:
+    """Steepest ascent of l1 length 1: the largest coordinate of each gradient (n, ...), the first of equals."""
+    flat = grad.flatten(1)
+    at = flat.abs().argmax(1, keepdim=True)
+    made: Tensor = torch.zeros_like(flat).scatter(1, at, flat.gather(1, at).sign()).view_as(grad)
+    return made
+
+
+def filled(value: Tensor, room: Tensor, total: Tensor) -> Tensor:
+    """The lengths (n, d) between 0 and ``room`` that sum to ``total`` (n, 1) and have the largest <value, lengths>.
+
+    All of the room where that is less. Coordinates are filled in the order of their ``value``: what a unit is worth.
+    """
+    order = value.argsort(dim=1, descending=True, stable=True)
+    room = room.gather(1, order)
+    before = room.cumsum(1) - room
+    return torch.zeros_like(room).scatter(1, order, torch.minimum((total - before).clamp_min(0), room))

@@ -1,0 +1,96 @@
+"""What a threat is made of: radii and boxes, read from what people write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+
+def radius(value: float | str, name: str = "eps") -> float:
+    """A radius from a number or a fraction such as ``"8/255"``; ValueError unless finite and >= 0."""
+    try:
+        number = float(Fraction(value.strip())) if isinstance(value, str) else float(value)
+    except (ValueError, ZeroDivisionError, TypeError, OverflowError):
+        raise ValueError(f"{name} {value!r} is not a number: give one such as 0.3 or '8/255'") from None
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+    return number
+
+
+class Radii(tuple[float, ...]):
+    """One radius for each sample: compared, hashed and written as a tuple; no single number."""
+
+    def __new__(cls, values: Iterable[float | str]) -> Radii:
+        return super().__new__(cls, (radius(v) for v in values))
+
+    def __float__(self) -> float:
+        raise ValueError(
+            f"the threat has an eps for each of {len(self)} samples, and one number is needed here: attacks, evaluate"
+            " and craft take one per sample"
+        )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
+        """For pydantic: no text of a file gives them."""
+        from pydantic_core import core_schema
+
+        return core_schema.is_instance_schema(cls)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The radii, float64 (n,)."""
+        return torch.tensor(self, dtype=torch.float64)
+
+
+if TYPE_CHECKING:
+    Eps: TypeAlias = float | str | Radii
+    Box: TypeAlias = tuple[Any, Any]
+else:
+    # What a recipe or an option may give: one number, and one box or one for each channel.
+    Eps = float | str
+    Box = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def check_counts(norm: str, eps: float | Radii) -> None:
+    """ValueError unless every eps is a whole number of at least 1, or unlimited."""
+    what = {"l0": "elements or pixels", "patch": "patches"}[norm]
+    for value in eps if isinstance(eps, Radii) else (eps,):
+        if value != math.inf and (value < 1 or value != math.floor(value)):
+            raise ValueError(f"{norm} eps is a number of {what}: give a whole number of at least 1, got {value:g}")
+
+
+def as_eps(value: Any) -> float | Radii:
+    """A radius, inf, or one radius for each sample."""
+    if isinstance(value, float):
+        return value if value == math.inf else radius(value)
+    if isinstance(value, Radii):
+        return value
+    if isinstance(value, str):
+        return math.inf if value == "inf" else radius(value)
+    if hasattr(value, "ndim") and value.ndim > 1:
+        raise ValueError(f"eps must be a number or one for each sample, (n,), got shape {tuple(value.shape)}")
+    if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
+        return Radii(value.tolist() if hasattr(value, "tolist") else value)
+    return math.inf if value == math.inf else radius(value)
+
+
+def as_box(value: Any) -> Box:
+    """A pair of numbers, or a pair of tuples with one number for each channel."""
+    message = f"box must be (low, high), finite, with low < high, got {value} (or one sequence for each)"
+    try:
+        low, high = (v.tolist() if hasattr(v, "tolist") else v for v in value)
+        pairs = [(low, high)]
+        several = isinstance(low, list | tuple) or isinstance(high, list | tuple)
+        if several:
+            pairs = list(zip(low, high, strict=True))
+        numbers = [(float(a), float(b)) for a, b in pairs]
+    except (TypeError, ValueError):
+        raise ValueError(message) from None
+    if not numbers or not all(a < b and math.isfinite(a) and math.isfinite(b) for a, b in numbers):
+        raise ValueError(message)
+    return (tuple(a for a, _ in numbers), tuple(b for _, b in numbers)) if several else numbers[0]
