@@ -65,6 +65,9 @@ SETTINGS = {
         {"steps": 3, "loss": "dlr-targeted", "targets": 2, "restarts": 2},
     ],
     "AutoAttack": lambda norm: [{"version": "rand", "steps": 2, "eot": 2}],
+    "SparsePGD": lambda norm: [{"steps": 20, "gradient": "projected", "restarts": 2, "patience": 1, "loss": "margin"}],
+    "SparseRS": lambda norm: [{"queries": 20, "restarts": 2, "loss": "ce", "p_init": 0.3}],
+    "TokenAttack": lambda norm: [{"steps": 6, "score": "greedy", "restarts": 2}, {"steps": 9, "score": "l1"}],
     "EoT": lambda norm: [{"attack": "FGSM", "samples": 3}],
 }
 # The same for the norms that not all attacks have.
@@ -99,11 +102,20 @@ QUICK = {
     "DDN": {"steps": 15},
     "FMN": {"steps": 15},
     "ALMA": {"steps": 20, "alpha": 0.5},
+    "SAPF": {"steps": 25, "final_steps": 15, "search_steps": 3, "initial_const": 0.1},
+    "SigmaZero": {"steps": 30},
+    "SparsePGD": {"steps": 10},
+    "SparseRS": {"queries": 30},
+    "TokenAttack": {"steps": 8},
 }
 # The fewest classes that an attack works with, where that is more than 2.
 CLASSES = {"AutoAttack": 4, "ALMA": 3}
 # No draws at all: the seed does not matter.
 PLAIN = [
+    ("SAPF", {}),
+    ("SigmaZero", {}),
+    ("TokenAttack", {}),
+    ("TokenAttack", {"steps": 9, "score": "l1"}),
     ("FGSM", {}),
     ("IFGS", {}),
     ("IFGS", {"steps": 3, "step_size": 0.05}),

@@ -1,0 +1,299 @@
+"""SAPF: a sparse attack by factorising the perturbation into magnitudes and places."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from atent.attacks.base import Attack, attack
+from atent.attacks.oracle import Oracle
+from atent.attacks.regions import grid, superpixels, visibility
+from atent.attacks.smallest import beyond, keep_smaller
+from atent.attacks.sparse import counts
+from atent.checks import check_choice, check_number
+from atent.geometry.blocks import largest
+from atent.rng import Streams
+from atent.threat import Threat, l2_norm, per_sample
+
+# The largest weight of the loss that is tried.
+_MOST = 100.0
+# Penalties of the constraints (box, sphere, regions, count): at first, and at most; they grow by 1 % a step.
+_RHO = ((5e-3, 20.0), (5e-3, 20.0), (5e-3, 100.0), (1e-4, 1e-2))
+# Halvings of the way from x to a success, which a step of the descent may overshoot.
+_HALVINGS = 12
+
+
+class _Problem(NamedTuple):
+    """What one descent minimises, for n samples: all tensors have n rows."""
+
+    x: Tensor
+    y: Tensor
+    k: Tensor
+    weight: Tensor
+    """Weight of the loss, (n,)."""
+    visible: Tensor | None
+    """Weight of each unit's change, (n, u); None: 1."""
+    regions: Tensor | None
+    """Number of the region of each unit, int64 (n, u); None: no regions."""
+
+    def take(self, rows: Tensor) -> _Problem:
+        return _Problem(*(None if t is None else t[rows] for t in self))  # type: ignore[arg-type]
+
+
+@attack
+@dataclass(frozen=True)
+class SAPF(Attack):
+    """The smallest l2 change of exactly k elements or pixels: SAPF of Fan et al. 2020.
+
+    The perturbation is e * G, magnitudes times places. Minimises ||e * G * W||_2^2 + c max(0, z_y - max other logit +
+    confidence) + region_weight sum_B ||G_B||_2 over e and binary G with k ones; "binary" is the box [0, 1] and the
+    sphere ||G - 1/2||^2 = u / 4 together, and each constraint has an ADMM variable of its own. From e = 0 and G = 1,
+    ``steps`` gradient steps on e, as many on G (and both again for each further round), then G becomes its k largest
+    entries and e takes ``final_steps`` more. Step sizes fall by a tenth every 50 steps, to 1e-3. This is done for
+    ``search_steps`` weights c: ten times the last one, at most 100, until a success, then halfway between the largest
+    that failed and the smallest that succeeded; a weight that meets no success with G = 1 has failed. The smallest
+    success is returned, x where the network is wrong there, and where there is none the last point. No random number.
+
+    Deviations from the authors' code: the k largest entries of G, so that never more than k units change, in place of
+    those above 1/2; the smallest success, not the last; a step of G no longer than its curvature allows; the way
+    from x to a success is halved 12 times to where it becomes one; samples are batched, each with its own c. Magnitudes
+    are in widths of the box. ``Threat("l0", k, group="pixel")`` shares G over the channels of a pixel.
+
+    References
+    ----------
+    Fan et al., "Sparse Adversarial Attack via Perturbation Factorization", ECCV 2020.
+    """
+
+    aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("l0",)
+
+    threat: Threat
+    """l0: at most eps units change."""
+    steps: int = 2000
+    """Steps on the magnitudes, and as many on the places, of a round."""
+    rounds: int = 1
+    """Rounds of both."""
+    final_steps: int = 1000
+    """Steps on the magnitudes once the places are fixed."""
+    search_steps: int = 6
+    """Number of weights c tried."""
+    step_size: float = 0.1
+    """First step size of both descents."""
+    initial_const: float = 1e-3
+    """The first c, in squared widths of the box per logit, above 0, at most 100."""
+    confidence: float = 0.0
+    """Margin of logits by which the result must be misclassified."""
+    regions: Literal["none", "grid", "superpixels"] = "none"
+    """Regions that group sparsity favours: none, squares of `region_side`, or SLIC superpixels (needs scikit-image)."""
+    region_weight: float = 1e-3
+    """Weight of the group sparsity, without effect for regions none."""
+    region_side: int = 4
+    """Side of a square of the grid."""
+    visibility: bool = False
+    """Weight changes by 1 / (local standard deviation + 1e-4), scaled to [0, 1]: changes hide where images vary."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "rounds", "final_steps", "search_steps", "region_side"):
+            check_number(name, getattr(self, name), 1, whole=True)
+        check_number("step_size", self.step_size, 0, above=True)
+        check_number("initial_const", self.initial_const, 0, above=True)
+        if self.initial_const > _MOST:
+            raise ValueError(f"initial_const must be at most {_MOST:g}, got {self.initial_const}")
+        check_number("confidence", self.confidence, 0)
+        check_choice("regions", self.regions, ("none", "grid", "superpixels"))
+        check_number("region_weight", self.region_weight, 0)
+        if not isinstance(self.visibility, bool):
+            raise ValueError(f"visibility must be true or false, got {self.visibility!r}")
+
+    @property
+    def passes(self) -> int:
+        return self.search_steps * (2 * (2 * self.rounds * self.steps + self.final_steps) + 1 + _HALVINGS) + 2
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        open_ = (~oracle.fooled(oracle.logits(x, y), y)).nonzero().squeeze(1)
+        if not len(open_):
+            return x
+        threat, part = self.threat.take(oracle.rows).take(open_), oracle.take(open_)
+        return x.index_copy(0, open_, self._weights(threat, part, x[open_], y[open_]))
+
+    def _weights(self, threat: Threat, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
+        """The smallest success over the weights tried; the last point where there is none."""
+        c = torch.full(y.shape, self.initial_const, dtype=x.dtype, device=x.device)
+        lower, upper = torch.zeros_like(c), torch.full_like(c, math.inf)
+        best, smallest, last = x, torch.full_like(c, math.inf), x
+        seen = visibility(threat, x) if self.visibility else None
+        regions = self._regions(threat, x)
+        for _ in range(self.search_steps):
+            problem = _Problem(x, y, counts(threat, x), c, seen, regions)
+            last, z, norm = self._factorise(threat, oracle, problem)
+            won = norm.isfinite()
+            best, smallest = keep_smaller(best, smallest, z, norm, won)
+            lower, upper = torch.where(won, lower, c), torch.where(won, c, upper)
+            c = torch.where(upper.isinf(), (10 * c).clamp_max(_MOST), (lower + upper) / 2)
+        return torch.where(per_sample(smallest.isfinite(), x), best, last)
+
+    def _regions(self, threat: Threat, x: Tensor) -> Tensor | None:
+        if self.regions == "none" or self.region_weight == 0:
+            return None
+        return grid(threat, x, self.region_side) if self.regions == "grid" else superpixels(threat, x)
+
+    def _factorise(self, threat: Threat, oracle: Oracle, problem: _Problem) -> tuple[Tensor, Tensor, Tensor]:
+        """For one weight of each sample: the last point, the smallest success, and its norm (inf where none)."""
+        blocks = threat.blocks(problem.x.shape[1:])
+        e, places = torch.zeros_like(problem.x), problem.x.new_ones(len(problem.x), blocks.count)
+        e, met = self._dense(threat, oracle, problem, e, places)
+        last = self._sparse_point(threat, problem, e, blocks.pool(e**2))
+        best, smallest = problem.x, torch.full_like(problem.weight, math.inf)
+        # Fewer places are harder: a weight that leads nowhere with all of them is too small.
+        rows = met.nonzero().squeeze(1)
+        if len(rows):
+            some = self._few(threat.take(rows), oracle.take(rows), problem.take(rows), e[rows], places[rows])
+            last, best = last.index_copy(0, rows, some[0]), best.index_copy(0, rows, some[1])
+            smallest = smallest.index_copy(0, rows, some[2])
+        return last, best, smallest
+
+    def _few(
+        self, threat: Threat, oracle: Oracle, problem: _Problem, e: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_factorise`, from the magnitudes that all places take."""
+        for round_ in range(self.rounds):
+            if round_:
+                e, _ = self._dense(threat, oracle, problem, e, places)
+            places = self._places(threat, oracle, problem, e, places)
+        places = largest(places.abs(), problem.k).to(e.dtype)
+        best, smallest = problem.x, torch.full_like(problem.weight, math.inf)
+        for step in range(self.final_steps):
+            e, z, logits = self._magnitudes(threat, oracle, problem, e, places, step)
+            norm = self._size(threat, problem, z)
+            best, smallest = keep_smaller(best, smallest, z, norm, self._fooled(oracle, logits, problem.y))
+        last = threat.clamp(self._point(threat, problem.x, e, places))
+        best, smallest = self._keep_last(threat, oracle, problem, last, best, smallest)
+        return last, *self._shorten(threat, oracle, problem, best, smallest)
+
+    def _dense(
+        self, threat: Threat, oracle: Oracle, problem: _Problem, e: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The magnitudes after `steps` steps, and bool (n,): a point on the way was a success."""
+        met = torch.zeros_like(problem.y, dtype=torch.bool)
+        for step in range(self.steps):
+            e, _, logits = self._magnitudes(threat, oracle, problem, e, places, step)
+            met |= self._fooled(oracle, logits, problem.y)
+        return e, met
+
+    def _sparse_point(self, threat: Threat, problem: _Problem, e: Tensor, scores: Tensor) -> Tensor:
+        return threat.clamp(self._point(threat, problem.x, e, largest(scores, problem.k).to(e.dtype)))
+
+    def _keep_last(
+        self, threat: Threat, oracle: Oracle, problem: _Problem, last: Tensor, best: Tensor, smallest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        fooled = self._fooled(oracle, oracle.logits(last, problem.y), problem.y)
+        return keep_smaller(best, smallest, last, self._size(threat, problem, last), fooled)
+
+    def _shorten(
+        self, threat: Threat, oracle: Oracle, problem: _Problem, best: Tensor, smallest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The successes, moved towards x as far as they remain successes."""
+        way, found = best - problem.x, smallest.isfinite()
+        short, long = torch.zeros_like(smallest), torch.ones_like(smallest)
+        for _ in range(_HALVINGS):
+            middle = (short + long) / 2
+            z = threat.clamp(problem.x + per_sample(middle, way) * way)
+            won = self._fooled(oracle, oracle.logits(z, problem.y), problem.y) & found
+            best = torch.where(per_sample(won, z), z, best)
+            short, long = torch.where(won, short, middle), torch.where(won, middle, long)
+        return best, torch.where(found, self._size(threat, problem, best), smallest)
+
+    def _fooled(self, oracle: Oracle, logits: Tensor, y: Tensor) -> Tensor:
+        return beyond(oracle, logits, y, self.confidence)
+
+    def _size(self, threat: Threat, problem: _Problem, z: Tensor) -> Tensor:
+        change = z - problem.x
+        return l2_norm(change if problem.visible is None else change * _spread(threat, problem.visible, change))
+
+    def _point(self, threat: Threat, x: Tensor, e: Tensor, places: Tensor) -> Tensor:
+        return x + threat.width * e * _spread(threat, places, x)
+
+    def _slope(
+        self, threat: Threat, oracle: Oracle, problem: _Problem, e: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient of the weighted loss with respect to e * G, the point seen, and its logits."""
+        point = self._point(threat, problem.x, e, places)
+        z = threat.clamp(point)
+
+        def hinge(logits: Tensor, y: Tensor) -> Tensor:
+            return (self.confidence - oracle.margin(logits, y)).clamp_min(0)
+
+        grad, _, logits = oracle.gradient(z, problem.y, hinge)
+        # Where the box cuts the point off, a longer perturbation changes nothing.
+        slope = torch.where(z == point, grad, 0) * threat.width
+        return per_sample(problem.weight, slope) * slope, z, logits
+
+    def _magnitudes(
+        self, threat: Threat, oracle: Oracle, problem: _Problem, e: Tensor, places: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The magnitudes after a step, and the point before it with its logits."""
+        slope, z, logits = self._slope(threat, oracle, problem, e, places)
+        seen = places if problem.visible is None else places * problem.visible
+        cost, open_ = _spread(threat, seen**2, e), _spread(threat, places, e)
+        return e - self._rate(step) * (2 * e * cost + slope * open_), z, logits
+
+    def _rate(self, step: int) -> float:
+        return max(self.step_size * 0.9 ** (step // 50), min(1e-3, self.step_size))
+
+    def _places(self, threat: Threat, oracle: Oracle, problem: _Problem, e: Tensor, places: Tensor) -> Tensor:
+        """The places after `steps` steps of ADMM."""
+        box, sphere, region = (torch.zeros_like(places) for _ in range(3))
+        blocks, k = threat.blocks(e.shape[1:]), problem.k.to(e.dtype)[:, None]
+        total = torch.zeros_like(k)
+        cost = 2 * blocks.pool(e**2) * (1 if problem.visible is None else problem.visible**2)
+        rho = [first for first, _ in _RHO]
+        for step in range(self.steps):
+            slope, *_ = self._slope(threat, oracle, problem, e, places)
+            inside = onto_box(places + box / rho[0])
+            round_ = onto_sphere(places + sphere / rho[1])
+            grouped = places
+            if problem.regions is not None:
+                grouped = shrink(places + region / rho[2], problem.regions, self.region_weight / rho[2])
+            excess = places.sum(1, keepdim=True) - k
+            grad = (
+                places * cost + blocks.pool(slope * e) + box + sphere + region + total + rho[0] * (places - inside)
+                + rho[1] * (places - round_) + rho[2] * (places - grouped) + rho[3] * excess
+            )  # fmt: skip
+            curvature = cost.amax(1, keepdim=True) + sum(rho[:3]) + rho[3] * places.shape[1]
+            places = places - curvature.reciprocal().clamp_max(self._rate(step)) * grad
+            box, sphere = box + rho[0] * (places - inside), sphere + rho[1] * (places - round_)
+            if problem.regions is not None:
+                region = region + rho[2] * (places - grouped)
+            total = total + rho[3] * (places.sum(1, keepdim=True) - k)
+            rho = [min(1.01 * r, most) for r, (_, most) in zip(rho, _RHO)]
+        return places
+
+
+def _spread(threat: Threat, values: Tensor, like: Tensor) -> Tensor:
+    """The values (n, u) of the units at their elements, in a shape that broadcasts over ``like``."""
+    return threat.blocks(like.shape[1:]).spread(values)
+
+
+def onto_box(v: Tensor) -> Tensor:
+    """The nearest point of [0, 1]^u."""
+    return v.clamp(0, 1)
+
+
+def onto_sphere(v: Tensor) -> Tensor:
+    """The nearest point of the sphere ||v - 1/2||^2 = u / 4; that of the ones where v is its centre. Shape (n, u)."""
+    away = v - 0.5
+    norm = torch.linalg.vector_norm(away, dim=1, keepdim=True)
+    away, norm = torch.where(norm > 0, away, 1.0), torch.where(norm > 0, norm, math.sqrt(v.shape[1]))
+    return 0.5 + 0.5 * math.sqrt(v.shape[1]) * away / norm
+
+
+def shrink(v: Tensor, regions: Tensor, by: float) -> Tensor:
+    """The minimiser of by * sum_B ||g_B|| + ||g - v||^2 / 2: each region's vector, shorter by ``by``. Shape (n, u)."""
+    squares = torch.zeros(len(v), int(regions.max()) + 1, dtype=v.dtype, device=v.device)
+    norm = squares.scatter_add(1, regions, v**2).sqrt()
+    keep = torch.where(norm > by, 1 - by / norm.clamp_min(torch.finfo(v.dtype).tiny), 0.0)
+    return v * keep.gather(1, regions)

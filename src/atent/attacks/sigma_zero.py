@@ -1,0 +1,106 @@
+"""sigma-zero: few changed elements by gradient descent on a smooth count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from atent.attacks.base import Attack, attack
+from atent.attacks.oracle import Oracle
+from atent.attacks.smallest import annealed, beyond, keep_smaller
+from atent.checks import check_number
+from atent.geometry.blocks import Blocks
+from atent.rng import Streams
+from atent.threat import Threat, per_sample, unit
+
+
+@attack
+@dataclass(frozen=True)
+class SigmaZero(Attack):
+    """The fewest changed elements (or pixels) by gradient descent, sigma-zero of Cinà et al. 2025.
+
+    Descends mean_i d_i^2 / (d_i^2 + sigma) + max(0, z_y - max other logit) over the perturbation d by Adam on the
+    gradient divided by its largest entry. After each step the point is brought into the box, and entries below a
+    threshold tau become 0; tau grows by ``threshold_rate`` times the step size where the point is adversarial and
+    shrinks by it where it is not. The step size falls on a cosine to a tenth. The adversarial iterate with the fewest
+    changes is returned. ``steps`` forwards and ``steps - 1`` backwards, and no random number.
+
+    The perturbation is measured in widths of the box. With ``Threat("l0", k, group="pixel")`` d_i is the l2 norm of a
+    pixel over its channels, and the threshold compares the largest channel.
+
+    References
+    ----------
+    Cinà et al., "sigma-zero: Gradient-based Optimization of l0-norm Adversarial Examples", ICLR 2025.
+    """
+
+    minimum_norm: ClassVar[bool] = True
+    aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("l0",)
+
+    threat: Threat
+    """l0 only; a perturbation of more than eps units is not returned."""
+    steps: int = 1000
+    """Number of points evaluated, x included."""
+    step_size: float = 1.0
+    """The first step of Adam, in widths of the box."""
+    sigma: float = 1e-3
+    """Sharpness of the smooth count, in squared widths of the box: smaller is closer to a count."""
+    threshold: float = 0.3
+    """The first threshold tau, in widths of the box, in [0, 1]."""
+    threshold_rate: float = 0.01
+    """Change of tau in a step, in units of the step size."""
+
+    def __post_init__(self) -> None:
+        check_number("steps", self.steps, 1, whole=True)
+        check_number("step_size", self.step_size, 0, above=True)
+        check_number("sigma", self.sigma, 0, above=True)
+        check_number("threshold", self.threshold, 0)
+        if self.threshold > 1:
+            raise ValueError(f"threshold must lie in [0, 1] widths of the box, got {self.threshold}")
+        check_number("threshold_rate", self.threshold_rate, 0)
+
+    @property
+    def passes(self) -> int:
+        return 2 * self.steps
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        blocks, width, z, best = self.threat.blocks(x.shape[1:]), self.threat.width, x, x
+        fewest = torch.full(y.shape, math.inf, dtype=x.dtype, device=x.device)
+        mean, square = torch.zeros_like(x), torch.zeros_like(x)
+        tau = torch.full_like(fewest, self.threshold)
+
+        def hinge(logits: Tensor, y: Tensor) -> Tensor:
+            return (-oracle.margin(logits, y)).clamp_min(0)
+
+        for k in range(self.steps):
+            if k + 1 == self.steps:
+                _, logits = oracle.value(z, y, hinge)
+            else:
+                grad, _, logits = oracle.gradient(z, y, hinge)
+            fooled = beyond(oracle, logits, y) if k else oracle.fooled(logits, y)
+            best, fewest = keep_smaller(best, fewest, z, blocks.changed(z, x).to(x.dtype), fooled)
+            if k + 1 == self.steps:
+                break
+            d = (z - x) / width
+            grad = unit(grad * width + count_slope(blocks, d, self.sigma), math.inf)
+            mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad**2
+            unbiased = mean / (1 - 0.9 ** (k + 1)), square / (1 - 0.999 ** (k + 1))
+            step = annealed(self.step_size, 0.1 * self.step_size, max(0, k - 1) / self.steps)
+            z = self.threat.clamp(x + width * (d - step * unbiased[0] / (unbiased[1].sqrt() + 1e-8)))
+            change = self.threshold_rate * annealed(self.step_size, 0.1 * self.step_size, k / self.steps)
+            tau = (tau + torch.where(fooled, change, -change)).clamp(0, 1)
+            # A block is as large as its largest entry.
+            d = (z - x).abs() / width
+            kept = blocks.pool((d >= per_sample(tau, d)).to(x.dtype)) > 0
+            z = torch.where(blocks.spread(kept), z, x)
+        return best
+
+
+def count_slope(blocks: Blocks, d: Tensor, sigma: float) -> Tensor:
+    """Gradient of mean_b |d_b|^2 / (|d_b|^2 + sigma) over the blocks b of perturbations ``d`` (n, ...)."""
+    squares = blocks.spread(blocks.pool(d**2))
+    return 2 * sigma * d / (squares + sigma) ** 2 / blocks.count

@@ -1,0 +1,122 @@
+"""Sparse PGD: a magnitude and a mask, climbed side by side."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from atent.attacks.base import Attack, attack
+from atent.attacks.loops import restarted, worst_of
+from atent.attacks.oracle import Oracle
+from atent.attacks.sparse import counts
+from atent.checks import check_choice, check_number
+from atent.geometry.blocks import largest
+from atent.losses import LOSSES
+from atent.rng import Streams
+from atent.threat import Threat, per_sample, unit
+
+# Steps between two evaluations of which samples are still searched for.
+_CHECK = 16
+
+
+@attack
+@dataclass(frozen=True)
+class SparsePGD(Attack):
+    """PGD for at most k changed pixels or elements: sPGD of Zhong, Huang and Liu 2024.
+
+    The perturbation is a magnitude p times a mask of the k largest scores sigmoid(s). A step moves p by ``step_size``
+    along the sign of its gradient, into the box, and s by ``mask_step`` sqrt(dim) along its gradient of unit length. A
+    mask that stays the same for ``patience`` steps begins again from new random scores. p starts uniform in the box
+    widths around x, s normal. A sample is done when it is misclassified; the iterate with the largest margin is
+    returned. ``steps`` forwards and backwards per restart and one forward more.
+
+    ``gradient="unprojected"`` gives p the gradient weighted by the sigmoid of the scores, so that magnitudes outside
+    the mask learn too (the paper's default, which explores); ``"projected"`` weights it by the mask (which exploits).
+    The paper's sAA takes the worse of both, and of `SparseRS`.
+
+    References
+    ----------
+    Zhong, Huang and Liu, "Towards Efficient Training and Evaluation of Robust Models against l0 Bounded Adversarial
+    Perturbations", ICML 2024.
+    """
+
+    aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("l0",)
+
+    threat: Threat
+    steps: int = 300
+    """Number of gradient steps."""
+    restarts: int = 1
+    """Number of starts; the worst result counts."""
+    gradient: Literal["unprojected", "projected"] = "unprojected"
+    """Weight of the magnitude's gradient: the sigmoid of the scores, or the mask."""
+    step_size: float = 0.25
+    """Step of the magnitude, in widths of the box."""
+    mask_step: float = 0.25
+    """Step of the scores, in units of sqrt(number of elements)."""
+    patience: int = 3
+    """Steps without a change of the mask after which its scores are new."""
+    loss: Literal["ce", "margin", "dlr"] = "ce"
+    """Loss to climb: cross-entropy, margin, or difference of logits ratio."""
+
+    def __post_init__(self) -> None:
+        check_number("steps", self.steps, 1, whole=True)
+        check_number("restarts", self.restarts, 1, whole=True)
+        check_choice("gradient", self.gradient, ("unprojected", "projected"))
+        check_number("step_size", self.step_size, 0, above=True)
+        check_number("mask_step", self.mask_step, 0, above=True)
+        check_number("patience", self.patience, 1, whole=True)
+        check_choice("loss", self.loss, tuple(LOSSES))
+
+    @property
+    def passes(self) -> int:
+        return restarted(2 * self.steps + 1, self.restarts)
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        return worst_of(self.restarts, self._once, oracle, x, y, streams)
+
+    def _once(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int) -> Tensor:
+        threat, loss = self.threat.take(oracle.rows), oracle.aimed(LOSSES[self.loss])
+        blocks, width = threat.blocks(x.shape[1:]), threat.width
+        k, reach = counts(threat, x), self.mask_step * math.sqrt(x[0].numel())
+        p = threat.clamp(x + width * (2 * streams.uniform(x, use="start", restart=restart) - 1)) - x
+        scores = streams.normal(x.new_empty(len(x), blocks.count), use="mask", restart=restart)
+        mask, idle = largest(scores, k), torch.zeros_like(y)
+        result, highest = x.clone(), torch.full(y.shape, -math.inf, dtype=torch.float64, device=x.device)
+        rows = torch.arange(len(x), device=x.device)
+        for step in range(self.steps + 1):
+            if step and step % _CHECK == 0:
+                on = (highest[rows] <= 0).nonzero().squeeze(1)
+                if not len(on):
+                    break
+                if len(on) < len(rows):
+                    rows, oracle, streams, threat = rows[on], oracle.take(on), streams.take(on), threat.take(on)
+                    x, y, k, p, scores, mask, idle = (t[on] for t in (x, y, k, p, scores, mask, idle))
+            z = threat.clamp(torch.where(blocks.spread(mask), x + p, x))
+            if step == self.steps:
+                _, logits = oracle.value(z, y, loss)
+            else:
+                grad, _, logits = oracle.gradient(z, y, loss)
+            margin = oracle.margin(logits, y).double()
+            better = margin > highest[rows]
+            result[rows] = torch.where(per_sample(better, z), z, result[rows])
+            highest[rows] = torch.where(better, margin, highest[rows])
+            if step == self.steps:
+                break
+            soft = scores.sigmoid()
+            weight = soft if self.gradient == "unprojected" else mask.to(x.dtype)
+            slope, toward = grad * blocks.spread(weight), blocks.pool(grad * p) * soft * (1 - soft)
+            p = threat.clamp(x + (p + width * self.step_size * slope.sign()).clamp(-width, width)) - x
+            scores = scores + reach * unit(toward)
+            moved = largest(scores, k)
+            idle = torch.where((moved == mask).all(1), idle + 1, 0)
+            anew = idle >= self.patience
+            # Drawn for all samples in every step: what a sample draws must not depend on the others.
+            fresh = streams.normal(scores, use="mask", restart=restart, step=step + 1)
+            scores = torch.where(anew[:, None], fresh, scores)
+            mask, idle = torch.where(anew[:, None], largest(scores, k), moved), torch.where(anew, 0, idle)
+        return result

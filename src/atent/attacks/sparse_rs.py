@@ -1,0 +1,124 @@
+"""Sparse-RS: random search for few changed pixels, by the model's scores alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from atent.attacks.base import Attack, attack
+from atent.attacks.loops import restarted, worst_of
+from atent.attacks.oracle import Loss, Oracle
+from atent.attacks.sparse import counts
+from atent.checks import check_choice, check_number
+from atent.geometry.blocks import Blocks, largest
+from atent.losses import LOSSES
+from atent.rng import Streams
+from atent.threat import Threat, per_sample
+
+# Of 10,000 queries, the last one of each share of `p_init`, and what divides it.
+_SHARES = ((0, 1), (50, 2), (200, 4), (500, 5), (1000, 6), (2000, 8), (4000, 10), (6000, 12), (8000, 15), (10_000, 20))
+# Passes between two evaluations of which samples are still searched for.
+_CHECK = 64
+
+
+@attack
+@dataclass(frozen=True)
+class SparseRS(Attack):
+    """Croce et al. 2022 (Sparse-RS) for at most k changed pixels or elements; no gradients.
+
+    A query gives some of the changed pixels back to x and changes as many others to random corners of the box, and is
+    kept if the loss rises. The share of the k pixels that are exchanged falls from p_init by the authors' schedule
+    (p_init divided by 2, 4, 5, 6, 8, 10, 12, 15, 20 after the start, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of
+    10,000 queries), and is one pixel at least. Each sample has pixels and colours of its own, and is done when it is
+    misclassified.
+
+    Deviation: a pixel whose random corner equals x takes the opposite corner, since it would change nothing; the
+    authors' code does so for single exchanges.
+
+    References
+    ----------
+    Croce et al., "Sparse-RS: a Versatile Framework for Query-Efficient Sparse Black-Box Adversarial Attacks", AAAI
+    2022.
+    """
+
+    needs_gradient: ClassVar[bool] = False
+    aims: ClassVar[bool] = True
+    norms: ClassVar[tuple[str, ...]] = ("l0",)
+
+    threat: Threat
+    queries: int = 5000
+    """Number of exchanges tried, one forward each; the start is one more."""
+    p_init: float = 0.8
+    """Share of the changed pixels that the first queries exchange; above 0, at most 1."""
+    restarts: int = 1
+    """Number of searches; the worst result counts."""
+    loss: Literal["margin", "ce"] = "margin"
+    """Loss to climb: margin or cross-entropy."""
+
+    def __post_init__(self) -> None:
+        check_number("queries", self.queries, 1, whole=True)
+        check_number("restarts", self.restarts, 1, whole=True)
+        check_number("p_init", self.p_init, 0, above=True)
+        if self.p_init > 1:
+            raise ValueError(f"p_init must be at most 1, got {self.p_init}")
+        check_choice("loss", self.loss, ("margin", "ce"))
+
+    @property
+    def passes(self) -> int:
+        return restarted(1 + self.queries, self.restarts)
+
+    def share(self, query: int) -> float:
+        """The share of the changed pixels that a query (0 .. queries-1) exchanges."""
+        at = (query + 1) * 10_000 // self.queries
+        return self.p_init / next(divisor for end, divisor in _SHARES if at <= end)
+
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        return worst_of(self.restarts, self._once, oracle, x, y, streams)
+
+    def _once(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int) -> Tensor:
+        threat, loss = self.threat.take(oracle.rows), oracle.aimed(LOSSES[self.loss])
+        k, blocks = counts(threat, x), threat.blocks(x.shape[1:])
+        mask = largest(streams.uniform(x.new_empty(len(x), blocks.count), use="blocks", restart=restart), k)
+        best = torch.where(blocks.spread(mask), _corners(threat, blocks, x, streams, restart, 0), x)
+        value, fallen = _ask(oracle, best, y, loss)
+        result, rows = best.clone(), torch.arange(len(x), device=x.device)
+        for query in range(self.queries):
+            if query and (query % _CHECK == 0 or query & (query - 1) == 0):
+                result[rows] = best
+                on = (~fallen).nonzero().squeeze(1)
+                if not len(on):
+                    break
+                if len(on) < len(rows):
+                    rows, oracle, streams, threat = rows[on], oracle.take(on), streams.take(on), threat.take(on)
+                    x, y, k, mask, best, value, fallen = (t[on] for t in (x, y, k, mask, best, value, fallen))
+            # As many leave as come: no more than there are unchanged pixels.
+            some = (self.share(query) * k).long().clamp_min(1).minimum(mask.shape[1] - k)
+            keys = streams.uniform(x.new_empty(mask.shape), use="blocks", restart=restart, step=query + 1)
+            leaving = largest(torch.where(mask, keys, -1.0), some)
+            coming = largest(torch.where(mask, -1.0, keys), some)
+            z = torch.where(blocks.spread(leaving), x, best)
+            z = torch.where(blocks.spread(coming), _corners(threat, blocks, x, streams, restart, query + 1), z)
+            score, wrong = _ask(oracle, z, y, loss)
+            better = ((score > value) | wrong) & ~fallen
+            best = torch.where(per_sample(better, z), z, best)
+            mask = torch.where(better[:, None], (mask & ~leaving) | coming, mask)
+            value, fallen = torch.where(better, score, value), fallen | wrong
+        result[rows] = best
+        return result
+
+
+def _ask(oracle: Oracle, z: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+    values, logits = oracle.value(z, y, loss)
+    return values, oracle.margin(logits, y) > 0
+
+
+def _corners(threat: Threat, blocks: Blocks, x: Tensor, streams: Streams, restart: int, step: int) -> Tensor:
+    """A random corner of the box for every block, another than x."""
+    low, high = threat.edges(x)
+    up = streams.uniform(x, use="corners", restart=restart, step=step) > 0.5
+    corners = torch.where(up, high, low).to(x.dtype)
+    changed = blocks.pool((corners != x).to(x.dtype)) > 0
+    return torch.where(blocks.spread(changed), corners, torch.where(up, low, high).to(x.dtype))

@@ -1,0 +1,98 @@
+"""The smallest whole budget at which an attack succeeds: how many pixels or patches a network withstands."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack
+from atent.checks import check_number
+from atent.guard import ask, guard
+from atent.progress import Advance
+from atent.threat import Radii
+
+
+@torch.no_grad()
+def fewest(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack,
+    *,
+    most: int | None = None,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch: int = 250,
+    advance: Advance | None = None,
+) -> Tensor:
+    """The smallest k at which ``attack`` fools each sample, by bisection, float64 (n,).
+
+    An upper bound of what an optimal adversary needs, and as fine as the attack is: bisection assumes that a larger
+    budget never makes it fail. `atent.evaluate.norms` turns the numbers into a curve of robust accuracy and quantiles.
+
+    Parameters
+    ----------
+    model, x, y
+        Network, inputs (n, ...) in the box, and true labels (n,).
+    attack
+        An attack under a threat that counts, "l0" or "patch"; its own eps is replaced.
+    most
+        The largest k tried. Default: the threat's eps.
+    seed, ids
+        Of the random numbers, as in `Attack.run`.
+    batch
+        Samples attacked at a time.
+    advance
+        Called with the number of samples that are done.
+
+    Returns
+    -------
+    Tensor
+        0 for misclassified samples, inf where the attack fails with ``most``.
+
+    Raises
+    ------
+    ValueError
+        For a threat that does not count, and for a ``most`` below 1.
+    """
+    threat = attack.threat
+    if threat.norm not in ("l0", "patch"):
+        raise ValueError(f"fewest counts pixels or patches, got a threat in {threat.norm}: use an l0 or a patch threat")
+    limit = int(float(threat.eps)) if most is None else most
+    check_number("most", limit, 1, whole=True)
+    numbers = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)
+    found = [
+        _bisected(model, x[rows], y[rows], attack, limit, seed, numbers[rows], advance)
+        for rows in torch.arange(len(x)).split(batch)
+    ]
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
+
+
+def _bisected(
+    model: nn.Module, x: Tensor, y: Tensor, attack: Attack, most: int, seed: int, ids: Tensor, advance: Advance | None
+) -> Tensor:
+    """`fewest` of one batch."""
+
+    def succeeds(rows: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        here = replace(attack, threat=replace(attack.threat, eps=Radii(k.tolist())))
+        out = here.run(model, x[rows], y[rows], seed=seed, ids=ids[rows])
+        return out.success, out.norm
+
+    with guard(model, mode="eval", seed=seed):
+        wrong = (ask(model, x).argmax(1) != y).cpu()
+    every = torch.arange(len(x))
+    fooled, used = succeeds(every, torch.full((len(x),), float(most), dtype=torch.float64))
+    # An attack that changed fewer pixels than it might shows a smaller budget at once.
+    high = torch.where(wrong, 0.0, torch.where(fooled.cpu(), used.cpu(), math.inf))
+    low = torch.zeros(len(x), dtype=torch.float64)
+    while len(rows := ((high - low > 1) & high.isfinite()).nonzero().squeeze(1)):
+        middle = ((low[rows] + high[rows]) / 2).floor()
+        fooled, used = succeeds(rows, middle)
+        high[rows] = torch.where(fooled.cpu(), used.cpu(), high[rows])
+        low[rows] = torch.where(fooled.cpu(), low[rows], middle)
+    if advance is not None:
+        advance(len(x), "")
+    return high
