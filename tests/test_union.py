@@ -257,13 +257,14 @@ def test_a_recipe_names_several_threats(tmp_path):
     tables["data"] |= {"limit": 300}
     tables["evaluate"] |= {"threats": THREATS, "limit": 20, "last": False}
     done = run_job(job(tables, "both"), tmp_path / "both", progress=False)
-    assert done.evaluation.union is not None and done.evaluation.cascade is False
+    assert done.evaluation.union is not None
+    assert done.evaluation.cascade is False
     assert [attack.threat.text for attack in done.evaluation.attacks.values()] == ["linf 0.06", "linf 0.06", "l2 0.5"]
     # Evaluated again the run brings its threats, and attacks that are named replace them.
     assert load_target(str(tmp_path / "both")).settings.threats == tuple(THREATS)
     assert list(load_target(str(tmp_path / "both"), attacks=["FGSM"]).attacks) == ["FGSM"]
     tables["evaluate"]["threats"] = "linf 0.06"
-    with pytest.raises(UsageError, match="evaluate.threats"):
+    with pytest.raises(UsageError, match=r"evaluate\.threats"):
         job(tables, "both")
 
 

@@ -3,7 +3,14 @@
 import json
 from pathlib import Path
 
-from atent.experiments.results import CertificateFile, CertifiedTable, ComparisonFile, EvaluationFile, TheoryFile, UnionReport
+from atent.experiments.results import (
+    CertificateFile,
+    CertifiedTable,
+    ComparisonFile,
+    EvaluationFile,
+    TheoryFile,
+    UnionReport,
+)
 
 KINDS = {
     "evaluation": EvaluationFile,

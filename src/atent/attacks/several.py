@@ -91,7 +91,9 @@ def several(
         for each in _split(attacks) or USUAL[threat.norm]:
             attack = parse(each, threat, ATTACKS, allow_large_eps=allow_large_eps)
             if attack.threat != threat:
-                raise ValueError(f"attack {each!r} of threat {text!r} has a threat of its own: leave its norm and eps out")
+                raise ValueError(
+                    f"attack {each!r} of threat {text!r} has a threat of its own: leave its norm and eps out"
+                )
             made.append(attack)
     if len(seen) < 2:
         raise ValueError(f"a union needs two threats or more, got {', '.join(map(repr, texts)) or 'none'}: add another")
