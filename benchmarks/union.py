@@ -62,7 +62,8 @@ _L1 = "APGD(steps=50, radii=shrinking), APGD(steps=50, loss=dlr, radii=shrinking
 _L0 = "SparsePGD(steps=100), SparseRS(queries=500)"
 _PATCH = "TokenAttack(score=l1), __main__:EveryPatch"
 PLANS = {
-    # linf as trained; the other radii leave PGD-AT's convolutional network of seed 0 about half of the validation images.
+    # linf as trained; the other radii leave PGD-AT's convolutional network of seed 0 right on about half of the
+    # validation images.
     "digits": Plan(
         "digits-linf", 20, "digits_cnn", 200,
         (f"linf 0.15: {_APGD}", f"l2 0.75: {_APGD}", f"l1 1: {_L1}", f"l0 1: {_L0}", f"patch 1 side 2: {_PATCH}"),

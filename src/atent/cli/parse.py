@@ -43,6 +43,9 @@ Limit = Annotated[int | typing.Literal["all"] | None, arg("N|all")]
 Threads = Annotated[int | typing.Literal["auto"] | None, arg("N|auto")]
 Subset = Annotated[typing.Literal["stratified", "first"] | None, arg("{stratified,first}")]
 Norm = Annotated[typing.Literal["linf", "l2"] | None, arg("{linf,l2}")]
+AnyNorm = Annotated[typing.Literal["linf", "l2", "l1", "l0", "patch"] | None, arg("{linf,l2,l1,l0,patch}")]
+Group = Annotated[typing.Literal["element", "pixel"] | None, arg("{element,pixel}")]
+Inner = Annotated[typing.Literal["free", "linf"] | None, arg("{free,linf}")]
 Tristate = Annotated[bool | None, arg("")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from atent.cli.parse import Limit, Name, Norm, Number, Place, Subset, Text, Threads, Tristate, arg
+from atent.cli.parse import AnyNorm, Group, Inner, Limit, Name, Number, Place, Subset, Text, Threads, Tristate, arg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +25,20 @@ class Target:
     model: Name = None
     """Network that a .safetensors file holds the weights of, or that a run from Python trained: a name such as
     resnet20, or module:function."""
-    norm: Norm = None
+    norm: AnyNorm = None
     """Norm of the threat. Default: the run's."""
     eps: Text = None
-    """Radius of the threat in pixel units, such as 0.3 or 8/255. Default: the run's."""
+    """Radius of the threat in pixel units, such as 0.3 or 8/255; l0, patch: how many elements, pixels or patches may
+    change. Default: the run's."""
+    group: Group = None
+    """l0: what --eps counts. Default: the run's, or element."""
+    side: Number = None
+    """patch: side of a patch in pixels. Default: the run's."""
+    inner: Inner = None
+    """patch: what may happen inside a patch, anything (free) or changes of --inner-eps at most (linf). Default: the
+    run's, or free."""
+    inner_eps: Text = None
+    """patch with --inner linf: largest change of a pixel value. Default: the run's."""
     which: typing.Literal["best", "last", "raw", "ema", "swa"] = "best"
     """Weights of a run's best epoch or of its last; of a run that averages them, raw, ema or swa: the best epoch of
     each kind."""

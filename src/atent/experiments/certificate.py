@@ -281,7 +281,8 @@ def _threats(who: Target, norm: Norm | None, goals: list[float] | None) -> list[
         missing = "--norm and --radius" if kind is None else f"--radius, such as --norm {kind} --radius 8/255"
         raise ValueError(f"{who.name} has no radius of its own in {kind or 'any norm'}: give {missing}")
     allowed = who.settings.allow_large_eps or (own is not None and own.allow_large_eps)
-    return [Threat(kind, r, who.data.box, allowed) for r in goals]
+    more = own.extra() if own is not None and own.norm == kind else {}
+    return [Threat(kind, r, who.data.box, allowed, **more) for r in goals]
 
 
 def _bounded(

@@ -21,6 +21,7 @@ from atent.experiments.results import (
 )
 from atent.markdown import table as markdown_table
 from atent.stats import t_interval
+from atent.threat import EXTRA
 
 FIGURE = "comparison.png"
 PARETO = "pareto.png"
@@ -90,9 +91,9 @@ def caveat_of(found: EvaluationFile) -> str | None:
     return caveat(named, found.search_dtype)
 
 
-def _against(attack: Mapping[str, Any]) -> tuple[str, float]:
+def _against(attack: Mapping[str, Any]) -> tuple[Any, ...]:
     threat = attack.get("threat") or {"norm": "", "eps": math.inf}
-    return threat["norm"], float(threat["eps"])
+    return threat["norm"], float(threat["eps"]), *(threat.get(name) for name in EXTRA)
 
 
 def remarks(attacks: Mapping[str, AttackResult]) -> list[str]:

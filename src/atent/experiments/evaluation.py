@@ -150,7 +150,7 @@ def summary(found: EvaluationFile) -> list[str]:
         f"samples  {found.data.name}, test images: {found.data.text}",
         f"clean    {found.clean.text}",
     ]
-    if len({(t.norm, t.eps) for t in threats.values()}) == 1:
+    if len({(t.norm, t.eps, *t.extra().items()) for t in threats.values()}) == 1:
         lines.append(f"robust   {found.worst.text} under the worst of {', '.join(threats)}")
     if found.union is not None:
         lines.append(f"robust   {found.worst.text} to all of {', '.join(found.union.threats)}")

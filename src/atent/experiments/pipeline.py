@@ -225,7 +225,7 @@ def saved_run(path: Path, *, model: str | None = None, data: str | None = None, 
 
 def baseline(job: Job, threat: Threat) -> Job:
     """The same data, split, network, epochs, optimizer and evaluation with standard training."""
-    evaluate = replace(job.evaluate, norm=threat.norm, eps=float(threat.eps))
+    evaluate = replace(job.evaluate, norm=threat.norm, eps=float(threat.eps), **threat.extra())
     train = replace(job.train, awp=Perturbation(), embedding=EmbeddingTerm())
     return replace(job, method=Standard(), train=train, evaluate=evaluate)
 

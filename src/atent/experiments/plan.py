@@ -16,7 +16,7 @@ from atent.attacks.spec import parse, spell
 from atent.experiments.pipeline import Job
 from atent.experiments.target import threat_of
 from atent.runs.checkpoint import STATE
-from atent.threat import Threat
+from atent.threat import EXTRA, Threat
 
 PLAN = "plan.json"
 NAME = "compare"
@@ -80,7 +80,7 @@ def agree(jobs: Mapping[str, Job]) -> None:
     for name, other in others:
         a, b = _common(one), _common(other)
         differ = {key: (a[key], b[key]) for key in a if a[key] != b[key]}
-        evaluated = ("evaluate.norm", "evaluate.eps")
+        evaluated = ("evaluate.norm", "evaluate.eps", *(f"evaluate.{name}" for name in EXTRA))
         if not any(key in differ for key in evaluated) and _attacks(one) != _attacks(other):
             differ["evaluate.attacks"] = (one.evaluate.attacks, other.evaluate.attacks)
         if differ:
@@ -104,6 +104,7 @@ def _common(job: Job) -> dict[str, Any]:
         "evaluate.norm": threat and threat.norm,
         "evaluate.eps": threat and threat.eps,
         "evaluate.threats": job.evaluate.threats,
+        **{f"evaluate.{name}": threat and threat.extra().get(name) for name in EXTRA},
         "evaluate.limit": job.evaluate.limit,
         "evaluate.seed": job.evaluate.seed,
     }

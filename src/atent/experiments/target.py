@@ -26,7 +26,7 @@ from atent.models import check_output, from_reference
 from atent.precision import gaining
 from atent.runs.loading import load_file, restore
 from atent.threads import Threads, check_threads
-from atent.threat import Box, Norm, Threat
+from atent.threat import EXTRA, Box, Group, Inner, Norm, Threat
 from atent.train.settings import pick_device
 
 STRONG = ("PGD(steps=20)", "AutoAttack")
@@ -45,7 +45,7 @@ class EvaluateSettings(metaclass=Settings):
     norm: Norm | None = None
     """Norm of the threat; default: the method's."""
     eps: float | str | None = None
-    """Radius of the threat; default: the method's."""
+    """Radius of the threat, or how many elements, pixels or patches may change (l0, patch); default: the method's."""
     limit: Limit = 1000
     """Number of test images, chosen by data.subset; all: every one."""
     batch: int = 250
@@ -60,6 +60,14 @@ class EvaluateSettings(metaclass=Settings):
     """Images in the channels-last memory format: often faster for convolutions, the same to rounding."""
     allow_large_eps: bool = False
     """Permit an eps that covers the whole box (linf: the box width or more, l2: its diagonal or more)."""
+    group: Group | None = None
+    """l0: what eps counts, element or pixel; default: as the method's threat, or element."""
+    side: int | None = None
+    """patch: side of a patch in pixels; default: the method's."""
+    inner: Inner | None = None
+    """patch: what may happen inside a patch, free or linf; default: as the method's threat, or free."""
+    inner_eps: float | str | None = None
+    """patch with inner linf: largest change of an element; default: the method's."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limit", everything(self.limit))
@@ -73,12 +81,18 @@ class EvaluateSettings(metaclass=Settings):
 
 
 def threat_of(own: Threat | None, box: Box, settings: EvaluateSettings) -> Threat | None:
-    """The threat to evaluate under: the method's ``own``, norm and eps replaced where the settings say so."""
+    """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so."""
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
         eps = float(own.eps)
     allowed = settings.allow_large_eps or (own is not None and own.allow_large_eps)
-    return None if norm is None or eps is None else Threat(norm, eps, box, allowed)
+    if norm is None or eps is None:
+        return None
+    more = own.extra() if own is not None and own.norm == norm else {}
+    more |= {name: value for name in EXTRA if (value := getattr(settings, name)) is not None}
+    if more.get("inner") == "free":
+        more.pop("inner_eps", None)
+    return Threat(norm, eps, box, allowed, **more)
 
 
 def inputs(model: nn.Module, data: Data, limit: Limit) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,6 +148,10 @@ def load_target(
     root: str | None = None,
     norm: Norm | None = None,
     eps: float | str | None = None,
+    group: Group | None = None,
+    side: int | None = None,
+    inner: Inner | None = None,
+    inner_eps: float | str | None = None,
     attacks: Sequence[str] | None = None,
     threats: Sequence[str] | None = None,
     which: str = "best",
@@ -152,11 +170,12 @@ def load_target(
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
     was trained from Python needs ``model`` (see `restore`) and, where it was trained on tensors, ``data`` (see
     `data_of`). The others need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are
-    `STRONG` by default. ``threats`` are several at once, as `EvaluateSettings.threats`, in the place of ``attacks``. A file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one)
-    are chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
-    torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
-    `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or
-    has no effect on such a target.
+    `STRONG` by default. ``threats`` are several at once, as `EvaluateSettings` has them, in the place of ``attacks``. A
+    file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are chosen by
+    ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of torch on the
+    CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of `EvaluateSettings`.
+    FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or has no effect on
+    such a target.
     """
     if attacks is not None and threats:
         raise ValueError(
@@ -167,7 +186,8 @@ def load_target(
     # Attacks that are named replace a recipe's threats.
     together = (None if attacks is None else ()) if threats is None else tuple(threats)
     changes = {
-        "norm": norm, "eps": eps, "attacks": named, "threats": together, "limit": limit, "seed": seed, "batch": batch,
+        "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
+        "attacks": named, "threats": together, "limit": limit, "seed": seed, "batch": batch,
         "channels_last": channels_last, "allow_large_eps": allow_large_eps or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}

@@ -76,7 +76,7 @@ def gallery(run: Run, count: int, *, root: str | None = None, progress: bool = T
     try:
         target = load_target(
             str(run.path), model=run.model, data=run.data, root=root, norm=threat.norm, eps=str(threat.eps),
-            attacks=(text,), limit=count, allow_large_eps=threat.allow_large_eps,
+            **threat.extra(), attacks=(text,), limit=count, allow_large_eps=threat.allow_large_eps,
         )  # fmt: skip
         x, _, ids = target.test()
         if x.dim() != 4 or x.shape[1] not in (1, 3):

@@ -24,9 +24,13 @@ def threat(stored: dict[str, Any]) -> str:
     if t.eps == math.inf:
         return f"{t.norm} without a limit: the smallest change that fools is looked for"
     low, high = t.span
+    inside = "freely" if t.inner_eps is None else f"each pixel value by up to {float(t.inner_eps):.4g}"
     of = {
         "linf": f"each pixel value may change by up to {float(t.eps):.4g}",
         "l2": f"changes of Euclidean length up to {float(t.eps):.4g}",
+        "l1": f"changes whose absolute values sum to at most {float(t.eps):.4g}",
+        "l0": f"at most {float(t.eps):g} {t.units} may change, freely",
+        "patch": f"at most {float(t.eps):g} patches of {t.side} x {t.side} pixels may change, {inside}",
     }[t.norm]
     own = "" if t.box == t.span else ", each channel in its own range"
     return f"{show(t)}: {of}, with pixel values from {low:g} to {high:g}{own}"

@@ -24,7 +24,9 @@ def describe(
     augmentation: str, threat: Threat | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """A run's configuration from the settings alone, where no recipe gave one."""
-    evaluate = {"norm": threat.norm, "eps": float(threat.eps)} if threat and method.threat is None else {}
+    evaluate = {}
+    if threat and method.threat is None:
+        evaluate = {"norm": threat.norm, "eps": float(threat.eps), **threat.extra()}
     return {
         "recipe": None,
         "data": {"augment": augmentation, "subset": data.subset},

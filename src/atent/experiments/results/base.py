@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from pydantic import ConfigDict, TypeAdapter, with_config
 
 from atent import stats
 from atent.attacks.spec import show
 from atent.data import described
-from atent.threat import Box, Norm, Threat
+from atent.threat import Box, Threat
 
 whole = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 
@@ -67,10 +67,16 @@ class Adversary:
     eps: float | str
     box: Box
     allow_large_eps: bool = False
+    group: str = "element"
+    """l0: what eps counts."""
+    side: int | None = None
+    """patch: side of a patch."""
+    inner: str = "free"
+    inner_eps: float | None = None
 
     def threat(self) -> Threat:
         """The threat itself."""
-        return Threat(cast(Norm, self.norm), self.eps, self.box, self.allow_large_eps)
+        return Threat(**asdict(self))
 
     @property
     def text(self) -> str:
