@@ -204,15 +204,7 @@ def evaluate(
     predicted, classes = _answers(model, x, y, batch)
     right = (predicted == y).cpu()
     hint = trial.hint(predicted)
-    remaining, results, outcomes = right.clone(), {}, {}
-    left: dict[Threat | None, Tensor] = {}
-    for name, attack in named.items():
-        chain: Threat | None = attack.threat if cascade == "threat" else None
-        before = left.get(chain, right) if cascade else right
-        results[name], outcomes[name], left[chain] = trial.attack(name, attack, before)
-        remarks = attack.remarks(classes)
-        results[name] |= {"remarks": remarks} if remarks else {}
-        remaining &= left[chain]
+    results, outcomes, remaining = trial.attacks(named, right, cascade, classes)
     return Evaluation(
         n=len(x),
         seed=seed,
@@ -269,6 +261,21 @@ class _Trial:
             or collapse_hint(predicted, self.y)
             or one_class_hint(self.y)
         )
+
+    def attacks(
+        self, named: Mapping[str, Attack], right: Tensor, cascade: bool | Literal["threat"], classes: int
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, str], Tensor]:
+        """Results and flags by attack, and which of the samples that are ``right`` (n,) are robust to all of them."""
+        results, outcomes, remaining = {}, {}, right.clone()
+        left: dict[Threat | None, Tensor] = {}
+        for name, attack in named.items():
+            chain: Threat | None = attack.threat if cascade == "threat" else None
+            before = left.get(chain, right) if cascade else right
+            results[name], outcomes[name], left[chain] = self.attack(name, attack, before)
+            remarks = attack.remarks(classes)
+            results[name] |= {"remarks": remarks} if remarks else {}
+            remaining &= left[chain]
+        return results, outcomes, remaining
 
     def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor]:
         """The result of an attack on the samples that are robust ``before`` (n,), their flags, and which are robust

@@ -280,7 +280,8 @@ def _run(
     data = data_of(config, path, name, root)
     # What was trained from Python is evaluated as a network without a recipe is.
     known = {"attacks": STRONG, **(config.get("evaluate") or {}), **given}
-    settings = EvaluateSettings(**{**known, "attacks": tuple(known["attacks"])})
+    lists = {name: tuple(known.get(name, ())) for name in ("attacks", "threats")}
+    settings = EvaluateSettings(**{**known, **lists})
     method = config["method"].get("threat")
     own = Threat(**{**method, "box": data.box}) if method else None
     threat = threat_of(own, data.box, settings)
