@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -75,6 +75,8 @@ PLANS = {
         "patch 8 side 7",
     ),
 }  # fmt: skip
+# Whether a difference is one of networks that are trained too little.
+PLANS["digits-long"] = replace(PLANS["digits"], epochs=40)
 
 
 @dataclass(frozen=True)

@@ -257,6 +257,11 @@ def test_the_command_writes_prints_draws_and_reports(run, capsys):
     assert all(text in page for text in ("several threats at once", found.union.average.text, found.worst.text))
 
 
+def test_the_schema_of_the_report_is_up_to_date():
+    path = Path(__file__).parent.parent / "docs/schemas/union.json"
+    assert json.loads(path.read_text()) == UnionReport.schema()
+
+
 def test_attacks_belong_to_one_threat(run, capsys):
     assert main(["evaluate", "finished", "--threats", *THREATS, "--attacks", "FGSM"]) == 2
     line = capsys.readouterr().err.strip()
