@@ -74,8 +74,9 @@ def test_the_commands_parse():
 
 def test_the_commands_that_evaluate_parse():
     from atent.attacks import ATTACKS
+    from atent.attacks.several import several
     from atent.attacks.spec import parse
-    from atent.threat import Threat
+    from atent.threat import EXTRA, Threat
 
     lines = [line.removeprefix("$ ") for line in TEXT.splitlines()]
     found = [
@@ -84,8 +85,13 @@ def test_the_commands_that_evaluate_parse():
     assert {words[1] for words in found} == {"evaluate", "attack"}
     for _, command, *args in found:
         options = given(command, *args)
-        for text in options["attacks"] if command == "evaluate" else [options["attack"]]:
-            parse(text, Threat("linf", 0.1), ATTACKS)
+        target = options["target"]
+        more = {name: value for name in EXTRA if (value := getattr(target, name)) is not None}
+        threat = Threat(target.norm or "linf", target.eps or 0.1, **more)
+        for text in options["attacks"] or () if command == "evaluate" else [options["attack"]]:
+            parse(text, threat, ATTACKS)
+        if options.get("threats"):
+            assert len(several(options["threats"])) >= len(options["threats"])
 
 
 def test_figures_are_those_of_the_results():
