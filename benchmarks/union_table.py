@@ -29,7 +29,8 @@ def write(out: Path) -> None:
     for data, name in DATA.items():
         found = _read(out, data)
         if found:
-            lines += [f"## {name}", *_setting(found), *_accuracies(found), *_differences(found), *_curves(found)]
+            lines += [f"## {name}", *_setting(found), *_accuracies(found), *_differences(found), *_answer(found)]
+            lines += _curves(found)
             lines += list(_pictures(found, data, out))
     with atomic(out / "README.md") as place:
         place.write_text("\n\n".join(lines) + "\n")
@@ -112,14 +113,19 @@ def _spread(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
-def _gap(found: Results, method: str, bits: Callable[[dict[str, Any]], str]) -> Estimate | None:
-    """The accuracy of the convolutional network less that of the transformer."""
-    one, other = (found.get((method, network), {}) for network in NETWORKS)
-    seeds = sorted(one.keys() & other.keys())
+def _gap(
+    found: Results, method: str, bits: Callable[[dict[str, Any]], str], *, correct: bool = False
+) -> tuple[Estimate, int] | None:
+    """The accuracy of the convolutional network less that of the transformer, and the number of images; ``correct``: on
+    the images that all of these networks classify correctly without an attack."""
+    sides = [found.get((method, network), {}) for network in NETWORKS]
+    seeds = sorted(sides[0].keys() & sides[1].keys())
     if not seeds:
         return None
-    a, b = ([bits(side[seed]) for seed in seeds] for side in (one, other))
-    return paired([_share(x) for x in a], [_share(x) for x in b], len(a[0]), (a, b))
+    clean = [side[seed]["union"]["outcomes"]["clean"] for side in sides for seed in seeds]
+    kept = [not correct or all(flag == "1" for flag in flags) for flags in zip(*clean)]
+    a, b = (["".join(bit for bit, keep in zip(bits(side[seed]), kept) if keep) for seed in seeds] for side in sides)
+    return paired([_share(x) for x in a], [_share(x) for x in b], len(a[0]), (a, b)), len(a[0])
 
 
 def _differences(found: Results) -> Iterator[str]:
@@ -128,12 +134,39 @@ def _differences(found: Results) -> Iterator[str]:
         " over other images and trainings (one seed: other images)."
     )
     measures = _measures(found)
-    rows = [["", *measures]]
+    rows = []
     for method in NAMES:
         gaps = [_gap(found, method, bits) for bits in measures.values()]
         if gaps[0] is not None:
-            rows.append([NAMES[method], *(_points(gap) for gap in gaps if gap is not None)])
-    yield "\n".join(table(rows[0], rows[1:]))
+            rows.append([NAMES[method], *(_points(gap[0]) for gap in gaps if gap is not None)])
+    yield "\n".join(table(["", *measures], rows))
+
+
+def _answer(found: Results) -> Iterator[str]:
+    """What the intervals allow on one patch."""
+    threat = next(t for t in _any(found)["union"]["threats"] if t.startswith("patch"))
+    measure = _measures(found)[threat]
+    told = []
+    for method in NAMES:
+        every, both = _gap(found, method, measure), _gap(found, method, measure, correct=True)
+        if every is None or both is None:
+            continue
+        told.append(
+            f"- {NAMES[method]}: {_points(every[0])} points on all images, {_verdict(every[0])};"
+            f" {_points(both[0])} on the {both[1]} images that all of these networks classify correctly without an"
+            f" attack, {_verdict(both[0])}."
+        )
+    yield (
+        "**With one patch, do convolutional networks keep more than transformers** (Joshi, Jagatap and Hegde 2021, on"
+        f" ImageNet)? Under {threat}, every place tried, the convolutional network less the transformer:"
+    )
+    yield "\n".join(told)
+
+
+def _verdict(gap: Estimate) -> str:
+    if gap.low > 0:
+        return "so it keeps more"
+    return "so it keeps less" if gap.high < 0 else "which leaves it open"
 
 
 def _points(gap: Estimate) -> str:

@@ -97,19 +97,21 @@ def print_union(found: UnionReport, name: str = "") -> None:
     from rich.table import Table
 
     print(f"\n{name + ': ' if name else ''}several threats at once, n = {found.n:,}, {found.clean.k:,} correct")
-    table = Table()
-    table.add_column("threat")
-    for heading in ("robust, 95 % interval", "broken", "by it alone"):
-        table.add_column(heading, justify="right")
+    accuracy, overlap = Table(), Table()
+    for heading in ("threat", "robust, 95 % interval", "breaks", "and no other breaks"):
+        accuracy.add_column(heading, justify="left" if heading == "threat" else "right")
+    overlap.add_column("threat")
     for threat in found.threats:
-        table.add_column(f"also by {threat}", justify="right")
+        overlap.add_column(threat, justify="right")
     for threat, result in found.threats.items():
         broken = found.broken[threat]
-        both = ("" if other == threat else f"{k:,}" for other, k in broken.items())
-        table.add_row(threat, result.robust.text, f"{broken[threat]:,}", f"{result.alone:,}", *both)
-    table.add_row("every threat (union)", found.worst.text, f"{found.clean.k - found.worst.k:,}", style="bold")
-    table.add_row("average", found.average.text)
-    print_table(table)
+        accuracy.add_row(threat, result.robust.text, f"{broken[threat]:,}", f"{result.alone:,}")
+        overlap.add_row(threat, *(f"{k:,}" for k in broken.values()))
+    accuracy.add_row("every threat (union)", found.worst.text, f"{found.clean.k - found.worst.k:,}", style="bold")
+    accuracy.add_row("average", found.average.text)
+    print_table(accuracy)
+    print("which threat breaks what: of the images that the row breaks, the column breaks too")
+    print_table(overlap)
 
 
 def _cells(result: Part) -> tuple[str, str, str]:

@@ -42,6 +42,8 @@ def _worst(found: EvaluationFile) -> str:
     named = found.attacks
     if not named:
         return ""
+    if found.cascade == "threat":
+        return f"The worst of {', '.join(named)}; those of one threat are each on the images that it left so far."
     if found.cascade:
         counts = [found.clean.k, *(a.robust.k for a in named.values())]
         took = [name for name, before, after in zip(named, counts, counts[1:]) if after < before]
