@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from atent.threat import Threat
+
 N, CLASSES = 8, 5
 
 BALLS = ("linf", "l2")
@@ -70,3 +72,10 @@ class Syncs(TorchDispatchMode):
         if func.overloadpacket.__name__ in self.WAIT:
             self.seen.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+def threat_in(norm, eps=None, **more):
+    """A threat of a norm that suits images of 6 x 6 and 8 x 8 pixels."""
+    usual = {"linf": 0.1, "l2": 0.6, "l1": 1.5, "l0": 2, "patch": 1}
+    form = {"side": 2} if norm == "patch" else {}
+    return Threat(norm, usual[norm] if eps is None else eps, **form, **more)

@@ -357,7 +357,7 @@ def test_completion_in_bash(tmp_path):
     [
         (["--seed", "x"], "--seed must be a whole number, got 'x'"),
         (["--limit", "q"], "--limit must be a whole number or all, got 'q'"),
-        (["--norm", "l1"], "--norm must be one of"),
+        (["--norm", "l3"], "--norm must be one of"),
     ],
 )
 def test_a_value_of_another_type_is_said_in_words(words, line, capsys):

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from atent import Threat
 from atent.methods import (
+    ACL,
     ATENT,
     CROWNIBP,
     FGSMRS,
@@ -22,6 +23,7 @@ from atent.methods import (
     MMA,
     PGDAT,
     TRADES,
+    DistilledTRADES,
     Dual,
     Free,
     Gaussian,
@@ -66,6 +68,7 @@ TABLE = [
     # the clean answer in eval mode, K gradients, and both batches in train mode
     (TRADES, {}, BOTH, "1 + K*(1 + 1) + 2*(1 + 2)"),
     (TRADES, {"beta": 0.0}, BOTH, "1 + 2"),
+    (DistilledTRADES, {}, BOTH, "1 + K*(1 + 1) + 2*(1 + 2)"),
     (TRADESSmoothing, {}, L2, "1 + K*(1 + 1) + 2*(1 + 2)"),
     (TRADESSmoothing, {"sigma": 0.0}, L2, "1 + K*(1 + 1) + 2*(1 + 2)"),
     (TRADESSmoothing, {"beta": 0.0}, L2, "1 + 2"),
@@ -85,6 +88,12 @@ TABLE = [
     (MMA, {"bisection": 6, "margin_loss": "slm"}, BOTH, "K*(1 + 1) + B + 2*(1 + 2)"),
     # without its loss the clean batch still measures accuracy
     (MMA, {"bisection": 6, "clean_weight": 0.0}, BOTH, "K*(1 + 1) + B + 1 + (1 + 2)"),
+    # two views of each input; the best of them and x^0 .. x^K, of which the views and x^K give no gradient
+    (ACL, {}, BOTH, "2*(1 + K*(1 + 1) + 1) + 2*2*(1 + 2)"),
+    (ACL, {"variant": "A2A"}, BOTH, "2*(1 + K*(1 + 1) + 1) + 2*(1 + 2)"),
+    # the second view is clean, and its answer in eval mode constant
+    (ACL, {"variant": "A2S"}, BOTH, "1 + (1 + K*(1 + 1) + 1) + 2*(1 + 2)"),
+    (ACL, {"variant": "S2S"}, BOTH, "2*(1 + 2)"),
 ]
 CASES = [
     pytest.param(cls, norm, given, formula, id=" ".join(filter(None, [cls.__name__, norm, *map(str, given.items())])))

@@ -15,10 +15,27 @@ from torch import nn
 
 from atent import Threat
 from atent import runs as folder
+from atent.attacks import PGD
+from atent.cli import main
 from atent.data import DataSettings, load
+from atent.evaluate import Check
+from atent.experiments.evaluation import evaluate_target
 from atent.experiments.pipeline import baseline
 from atent.experiments.recipes import UsageError, job, read_recipe
-from atent.methods import ATENT, AWP, MMA, PGDAT, TRADES, EmbeddingRegularised, EmbeddingTerm, Free, Gaussian, Standard
+from atent.experiments.target import load_target
+from atent.methods import (
+    ATENT,
+    AWP,
+    FGSMRS,
+    MMA,
+    PGDAT,
+    TRADES,
+    EmbeddingRegularised,
+    EmbeddingTerm,
+    Free,
+    Gaussian,
+    Standard,
+)
 from atent.methods.divergence import CHANCE, Discriminator, mmd, multiquadrics, rbf
 from atent.methods.embedding import embed
 from atent.models import build
@@ -79,8 +96,8 @@ def test_mmd_needs_two_samples():
 
 def test_learning_is_adams():
     """Two hidden layers, five steps: the weights are those of torch's Adam on the same loss."""
-    judge, state = Discriminator(6, 2, 0.01, 0.5), {}
-    judge.begin(state, normal(2, 3, 0))
+    learner, state = Discriminator(6, 2, 0.01, 0.5), {}
+    learner.begin(state, normal(2, 3, 0))
     net = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1)).double()
     with torch.no_grad():
         for i, layer in enumerate(net[::2]):
@@ -89,42 +106,42 @@ def test_learning_is_adams():
     adam = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.5, 0.999))
     for step in range(5):
         samples, prior = normal(7, 3, 10 + step, 0.5), normal(7, 3, 20 + step)
-        told = -torch.log(torch.sigmoid(net(prior))).mean() - torch.log(1 - torch.sigmoid(net(samples))).mean()
+        theirs = -torch.log(torch.sigmoid(net(prior))).mean() - torch.log(1 - torch.sigmoid(net(samples))).mean()
         adam.zero_grad()
-        told.backward()
+        theirs.backward()
         adam.step()
-        assert float(judge.learn(state, samples, prior)) == pytest.approx(told.item(), rel=1e-10)
+        assert float(learner.learn(state, samples, prior)) == pytest.approx(theirs.item(), rel=1e-10)
     for i, layer in enumerate(net[::2]):
         torch.testing.assert_close(state[f"discriminator.{i}.weight"], layer.weight.detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_of_two_gaussians_it_learns_the_logistic_of_a_linear_function():
     """Equal covariances: the best log-odds are z -> -mu z + |mu|^2 / 2, prior at 0 and samples at mu."""
-    judge, state, mu = Discriminator(1, 0, 0.02, 0.5), {}, torch.tensor([0.8, -0.6], dtype=torch.float64)
+    learner, state, mu = Discriminator(1, 0, 0.02, 0.5), {}, torch.tensor([0.8, -0.6], dtype=torch.float64)
     for step in range(500):
         samples, prior = normal(500, 2, 2 * step, mu), normal(500, 2, 2 * step + 1)
-        judge.begin(state, samples)
-        judge.learn(state, samples, prior)
+        learner.begin(state, samples)
+        learner.learn(state, samples, prior)
     torch.testing.assert_close(state["discriminator.0.weight"][0], -mu, rtol=0, atol=0.1)
     assert float(state["discriminator.0.bias"]) == pytest.approx(0.5, abs=0.1)
 
 
 def test_of_equal_laws_it_stays_at_chance():
-    judge, state = Discriminator(16, 1, 0.003, 0.5), {}
+    learner, state = Discriminator(16, 1, 0.003, 0.5), {}
     for step in range(200):
         samples, prior = normal(256, 2, 2 * step), normal(256, 2, 2 * step + 1)
-        judge.begin(state, samples)
-        loss = judge.learn(state, samples, prior)
+        learner.begin(state, samples)
+        loss = learner.learn(state, samples, prior)
     assert float(loss) == pytest.approx(CHANCE, abs=0.05)
-    assert float(judge.logits(state, normal(256, 2, 999)).sigmoid().sub(0.5).abs().mean()) < 0.1
+    assert float(learner.logits(state, normal(256, 2, 999)).sigmoid().sub(0.5).abs().mean()) < 0.1
 
 
 def test_samples_that_are_not_finite_teach_nothing():
-    judge, state = Discriminator(4, 1, 0.01, 0.5), {}
-    judge.begin(state, normal(3, 2, 0))
-    judge.learn(state, normal(3, 2, 1), normal(3, 2, 2))
+    learner, state = Discriminator(4, 1, 0.01, 0.5), {}
+    learner.begin(state, normal(3, 2, 0))
+    learner.learn(state, normal(3, 2, 1), normal(3, 2, 2))
     before = {name: value.clone() for name, value in state.items()}
-    judge.learn(state, torch.full((3, 2), math.nan, dtype=torch.float64), normal(3, 2, 2))
+    learner.learn(state, torch.full((3, 2), math.nan, dtype=torch.float64), normal(3, 2, 2))
     assert all(torch.equal(value, before[name]) for name, value in state.items())
 
 
@@ -197,7 +214,7 @@ def test_weight_zero_is_the_method_bit_for_bit(method):
     ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
 def test_it_keeps_the_contract(method, divergence):
-    term = EmbeddingTerm(0.3, divergence, width=8, depth=1, lr=0.01)
+    term = EmbeddingTerm(0.3) if divergence == "mmd" else EmbeddingTerm(0.3, divergence, width=8, depth=1, lr=0.01)
     assert "AWP goes around it and puts the weights back" in check_method(EmbeddingRegularised(method, term))
 
 
@@ -214,7 +231,7 @@ def test_the_term_is_the_divergence_at_clean_and_adversarial_inputs():
     clean, moved = (free[:7](inputs).flatten(1) for inputs in (x, points))
     kernel = rbf((24 * 4) ** 0.5)
     value = (mmd(clean, prior[:N], kernel) + mmd(moved, prior[N:], kernel)) / 2
-    assert float(metrics["embedding"]) == pytest.approx(float(value), rel=1e-9)
+    assert float(metrics["embedding"]) == pytest.approx(value.item(), rel=1e-9)
     nn.functional.cross_entropy(free(points), y).add(0.3 * value).backward()
     torch.testing.assert_close(gradient(made), gradient(free), rtol=1e-9, atol=1e-11)
     # Batch-norm saw the method's own pass alone.
@@ -325,13 +342,20 @@ def test_a_diverging_discriminator_is_one_line(digits):
         ({"weight": 1, "ramp": 2}, "in .0, 1., got 2"),
         ({"weight": 1, "depth": -1}, "depth .of the discriminator. must be at least 0"),
         ({"weight": 1, "beta1": 1.0}, "beta1"),
-        ({"ramp": 0.5}, "no effect without its weight"),
+        ({"ramp": 0.5}, "ramp .of embedding. has no effect without a weight"),
+        ({"weight": 1, "width": 8}, "width .of embedding. has no effect on divergence mmd"),
+        ({"weight": 1, "divergence": "discriminator", "kernel": "rbf"}, "kernel .of embedding. has no effect"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_one_line(given, line):
     with pytest.raises(ValueError, match=line) as caught:
         EmbeddingTerm(**given)
     assert "\n" not in str(caught.value)
+
+
+def test_a_method_of_a_single_step_stays_one():
+    assert EmbeddingRegularised(FGSMRS(LINF), EmbeddingTerm(0.1)).single_step
+    assert not EmbeddingRegularised(PGDAT(LINF), EmbeddingTerm(0.1)).single_step
 
 
 def test_what_it_does_not_go_around_is_one_line():
@@ -344,7 +368,7 @@ def test_what_it_does_not_go_around_is_one_line():
         EmbeddingRegularised(PGDAT(LINF), 0.1)
     tables = read_recipe("digits-linf-free")
     tables["train"] = {**tables["train"], "embedding": {"weight": 0.1}}
-    with pytest.raises(UsageError, match="train.embedding: embedding regularisation does not go around Free"):
+    with pytest.raises(UsageError, match="embedding: embedding regularisation does not go around Free"):
         job(tables, "mine")
 
 
@@ -363,3 +387,24 @@ def test_the_recipes_evaluate_with_the_checks():
         made = train_job(name)
         assert made.evaluate.checks
         assert {text.partition("(")[0] for text in made.evaluate.attacks} >= {"APGD", "Square"}
+
+
+def test_a_recipe_with_checks_has_them_in_its_evaluation(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def checks(model, x, y, threat, *, attack, seed, batch):
+        asked.append((threat, attack))
+        return [Check("black-box", False, "3 of 4", "gradients are masked")]
+
+    monkeypatch.setattr("atent.experiments.evaluation.masking_checks", checks)
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.limit", "60", "--train.epochs", "1", "--train.validate-limit", "10", "--evaluate.limit", "5"]
+    words = [*small, "--method.steps", "1", "--evaluate.attacks", "FGSM", "PGD(steps=2)", "--train.device", "cpu"]
+    assert main(["train", "digits-linf-pgdat-er", "--quiet", "--name", "er", *words]) == 0
+    ((threat, attack),) = asked
+    assert (threat.norm, threat.eps, attack) == ("linf", 0.15, PGD(threat, steps=2))
+    kept = folder.read_json("runs/er/evaluation.json")["checks"]
+    assert [(check["name"], check["passed"]) for check in kept] == [("black-box", False)]
+    assert "gradients are masked" in capsys.readouterr().out
+    # The run keeps asking for them.
+    assert evaluate_target(load_target("runs/er", device="cpu"), progress=False).checks[0].name == "black-box"

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from commands import compare_jobs, given, train_job
+from kit import threat_in
 from torch import nn
 
 from atent.attacks import ALMA, ATTACKS, DDN, FGSM, FMN, PGD, DeepFool
@@ -80,23 +81,23 @@ def net():
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double().eval()
 
 
-HUGE = {"linf": 8.0, "l2": 8.0}
+HUGE = {"linf": 8.0, "l2": 8.0, "l0": 64, "patch": 16}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_refuses_it_and_takes_permission(name, net, batch):
     x, y = batch(3)
-    norm = "l2" if name in ("CarliniWagner", "DDN", "ALMA") else "linf"
+    norm = next(norm for norm in HUGE if norm in ATTACKS[name].norms)
     few = {
-        "steps": 2, "queries": 2, "search_steps": 1, "targets": 1, "attack": "FGSM", "source": net, "samples": 1,
-        "levels": None,
+        "steps": 2, "queries": 2, "search_steps": 1, "final_steps": 2, "targets": 1, "attack": "FGSM", "source": net,
+        "samples": 1, "levels": None,
     }  # fmt: skip
     known = {f.name for f in dataclasses.fields(ATTACKS[name])}
     settings = {k: v for k, v in few.items() if k in known}
-    with pytest.raises(ValueError, match="did you mean 8/255") as error:
-        ATTACKS[name](threat=Threat(norm, HUGE[norm]), **settings)(net, x, y)
+    with pytest.raises(ValueError, match=r"did you mean 8/255|eps must be below the number of") as error:
+        ATTACKS[name](threat=threat_in(norm, HUGE[norm]), **settings)(net, x, y)
     assert "\n" not in str(error.value)
-    allowed = ATTACKS[name](threat=Threat(norm, HUGE[norm], allow_large_eps=True), **settings)
+    allowed = ATTACKS[name](threat=threat_in(norm, HUGE[norm], allow_large_eps=True), **settings)
     assert allowed(net, x, y).shape == x.shape
 
 

@@ -322,23 +322,24 @@ def test_to_ask_for_a_name_imports_nothing(tmp_path, monkeypatch):
 
 def test_a_new_file_is_all_that_a_built_in_needs(tmp_path, monkeypatch):
     """A package of two files, of which nobody lists the second."""
-    package = tmp_path / "zoo"
+    package = tmp_path / "menagerie"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "from atent.registry import Registry\nZOO = Registry('beast', 'zoo', 'zoo.beasts', callable, 'a beast')\n"
+        "from atent.registry import Registry\n"
+        "ZOO = Registry('beast', 'menagerie', 'menagerie.beasts', callable, 'a beast')\n"
     )
-    (package / "lion.py").write_text("from zoo import ZOO\n@ZOO.register\ndef lion(): return 'roar'\n")
+    (package / "lion.py").write_text("from menagerie import ZOO\n@ZOO.register\ndef lion(): return 'roar'\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    import zoo
+    import menagerie
 
-    assert isinstance(zoo.ZOO, Registry)
-    assert list(zoo.ZOO) == ["lion"]
-    assert zoo.ZOO.find("lion")() == "roar"
-    assert zoo.ZOO.name_of(zoo.ZOO["lion"]) == "lion"
+    assert isinstance(menagerie.ZOO, Registry)
+    assert list(menagerie.ZOO) == ["lion"]
+    assert menagerie.ZOO.find("lion")() == "roar"
+    assert menagerie.ZOO.name_of(menagerie.ZOO["lion"]) == "lion"
     with pytest.raises(ValueError, match="did you mean 'lion'"):
-        zoo.ZOO.find("lino")
-    with pytest.raises(ValueError, match=r"registered by zoo\.lion:lion already"):
-        zoo.ZOO.register("lion")(test_text_comes_back)
+        menagerie.ZOO.find("lino")
+    with pytest.raises(ValueError, match=r"registered by menagerie\.lion:lion already"):
+        menagerie.ZOO.register("lion")(test_text_comes_back)
 
 
 def test_a_built_in_is_no_plug_in():

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import given, train_job
+from kit import threat_in
 
 from atent import load
 from atent.data import DataSettings
@@ -76,7 +77,6 @@ def test_the_commands_that_evaluate_parse():
     from atent.attacks import ATTACKS
     from atent.attacks.several import several
     from atent.attacks.spec import parse
-    from atent.threat import EXTRA, Threat
 
     lines = [line.removeprefix("$ ") for line in TEXT.splitlines()]
     found = [
@@ -85,10 +85,8 @@ def test_the_commands_that_evaluate_parse():
     assert {words[1] for words in found} == {"evaluate", "attack"}
     for _, command, *args in found:
         options = given(command, *args)
-        target = options["target"]
-        more = {name: value for name in EXTRA if (value := getattr(target, name)) is not None}
-        threat = Threat(target.norm or "linf", target.eps or 0.1, **more)
-        for text in options["attacks"] or () if command == "evaluate" else [options["attack"]]:
+        threat = threat_in(args[args.index("--norm") + 1] if "--norm" in args else "linf")
+        for text in (options["attacks"] or ()) if command == "evaluate" else [options["attack"]]:
             parse(text, threat, ATTACKS)
         if options.get("threats"):
             assert len(several(options["threats"])) >= len(options["threats"])

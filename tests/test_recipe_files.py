@@ -108,7 +108,24 @@ def test_bases_are_not_recipes():
 def test_every_base_is_extended():
     files = [recipe_file(name, bases=True).read_text() for name in [*recipe_names(), *base_names()]]
     for name in base_names():
-        assert any(f'extends = "{name}"' in text for text in files), name
+        assert any(name in parents(text) for text in files), name
+
+
+def parents(text):
+    """The names that a recipe extends, the one that wins last."""
+    found = tomllib.loads(text).get("extends", [])
+    return [found] if isinstance(found, str) else found
+
+
+def inherited_by(text):
+    """{section.key: value} of all that a recipe has from those that it extends."""
+    values = {}
+    for name in parents(text):
+        base = recipe_file(name, bases=True).read_text()
+        values |= inherited_by(base)
+        own = tomllib.loads(base)
+        values |= {f"{s}.{key}": value for s in SECTIONS for key, value in own.get(s, {}).items()}
+    return values
 
 
 def stated(text):
@@ -129,16 +146,7 @@ def stated(text):
 @pytest.mark.parametrize("name", recipe_names())
 def test_no_value_is_stated_twice_without_a_reason(name):
     text = recipe_file(name).read_text()
-    parent = tomllib.loads(text)["extends"]
-    base = recipe_file(parent, bases=True).read_text()
-    # What the parent resolves to, through a child that states nothing.
-    inherited = {}
-    while base:
-        own = tomllib.loads(base)
-        for section in SECTIONS:
-            for key, value in own.get(section, {}).items():
-                inherited.setdefault(f"{section}.{key}", value)
-        base = recipe_file(own["extends"], bases=True).read_text() if "extends" in own else ""
+    inherited = inherited_by(text)
     values, reasons = stated(text)
     again = [
         key for key, value in values.items() if key in inherited and inherited[key] == value and key not in reasons

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from atent.experiments import migrate
-from atent.experiments.results import CertificateFile, CertifiedTable, ComparisonFile, EvaluationFile, TheoryFile
+from atent.experiments.results import (
+    CertificateFile,
+    CertifiedTable,
+    ComparisonFile,
+    EvaluationFile,
+    TheoryFile,
+    TransferFile,
+)
 
 ROOT = Path(__file__).parents[1]
 KINDS = {
@@ -15,6 +22,7 @@ KINDS = {
     "certified": (migrate.certified, CertifiedTable),
     "comparison": (migrate.comparison, ComparisonFile),
     "theory": (migrate.theory, TheoryFile),
+    "transfer": (migrate.transfer, TransferFile),
 }
 FILES = [
     (path, kind)

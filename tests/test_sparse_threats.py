@@ -371,3 +371,45 @@ def test_what_is_allowed_beside_the_limits():
     Threat("patch", "inf", side=2).check_eps((1, 4, 4))
     Threat("l0", 15).check_eps((16,))
     Threat("l1", 17.1, BOXES).check_eps((3, 2, 2))
+
+
+# ---- from options, recipes and result files ---------------------------------------------------------------
+
+
+def test_options_replace_what_the_methods_threat_says():
+    from atent.experiments.target import EvaluateSettings, threat_of
+
+    box = (0.0, 1.0)
+    assert threat_of(INNER, box, EvaluateSettings()) == INNER
+    assert threat_of(INNER, box, EvaluateSettings(eps=3)).eps == 3.0
+    assert threat_of(INNER, box, EvaluateSettings(inner="free")) == PATCHES
+    assert threat_of(INNER, box, EvaluateSettings(norm="l1", eps="3/2")) == L1
+    assert threat_of(None, box, EvaluateSettings(norm="l0", eps="5", group="pixel")) == PIXELS
+    with pytest.raises(ValueError, match=r"^group is for a l0 threat, got group 'pixel' with patch$"):
+        threat_of(INNER, box, EvaluateSettings(group="pixel"))
+
+
+def test_recipes_and_result_files_hold_them():
+    from atent.experiments.recipe_files import read_recipe
+    from atent.experiments.recipes import job
+    from atent.experiments.results import Adversary
+
+    tables = read_recipe("digits-linf-pgdat")
+    tables["method"]["threat"] = {"norm": "patch", "eps": 2, "side": 2, "inner": "linf", "inner_eps": "16/255"}
+    made = job(tables, "x")
+    assert made.method.threat == INNER
+    assert json.loads(json.dumps(made.sections()))["method"]["threat"]["inner_eps"] == 16 / 255
+    tables["method"]["threat"] = {"norm": "l0", "eps": 0}
+    with pytest.raises(ValueError, match=r"method\.threat: l0 eps is a number of elements or pixels"):
+        job(tables, "x")
+    for threat in (L1, PIXELS, PATCHES, INNER):
+        assert Adversary(**threat.plain()).threat() == threat
+
+
+def test_certificates_refuse_them_in_one_line():
+    from atent.certify import bounds
+
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    for threat in (L1, Threat("l0", 3), PATCHES):
+        with pytest.raises(ValueError, match=rf"^bounds have no form for {threat.norm}: give a threat in linf or l2$"):
+            bounds(model, torch.rand(2, 1, 4, 4), threat)

@@ -2,7 +2,7 @@ import contextlib
 import dataclasses
 
 import pytest
-from kit import BALLS
+from kit import BALLS, threat_in
 
 from atent.attacks import (
     ALMA,
@@ -23,7 +23,7 @@ from atent.attacks import (
 from atent.attacks.base import Attack
 from atent.attacks.spec import check_names, is_standard, label, labelled, parse, relabelled, spell
 from atent.messages import deprecated
-from atent.threat import Threat
+from atent.threat import COUNTS, Threat
 
 LINF, L2 = Threat("linf", "8/255"), Threat("l2", 0.5)
 
@@ -53,15 +53,15 @@ SPOKEN = {
 }  # fmt: skip
 
 
-L2_ONLY = ("CarliniWagner", "DDN", "ALMA")
+def norms_of(name):
+    """The norms in which an attack is spelled here: its balls, or what else it has."""
+    own = ATTACKS[name].norms
+    return [norm for norm in BALLS if norm in own] or list(own)
 
 
-@pytest.mark.parametrize("norm", BALLS)
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(("name", "norm"), [(name, norm) for name in ATTACKS for norm in norms_of(name)])
 def test_what_is_spelled_is_parsed(name, norm):
-    if name in L2_ONLY:
-        norm = "l2"
-    threat = Threat(norm, "8/255", (-1, 2))
+    threat = threat_in(norm, 3 if norm in COUNTS else "8/255", box=(-1, 2))
     for settings in SPOKEN.get(name, [{}]):
         attack = ATTACKS[name](threat=threat, **settings)
         assert parse(spell(attack), threat, ATTACKS) == attack
@@ -198,7 +198,7 @@ def test_labels():
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_label_says_every_field_that_is_not_as_by_default(name):
-    threat = L2 if name in L2_ONLY else LINF
+    threat = threat_in(norms_of(name)[0])
     for settings in SPOKEN.get(name, [{}]):
         attack = ATTACKS[name](threat=threat, **settings)
         for field, value in settings.items():

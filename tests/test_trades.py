@@ -496,9 +496,9 @@ def test_a_given_step_shrinks_with_eps():
     method = TRADES(Threat("l2", 1.0), steps=5, step_size=0.2, eps_warmup=0.5)
     for progress, factor in [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)]:
         attack = method.attack(progress)
-        assert (attack.threat.eps, attack.step_size) == pytest.approx((factor, 0.2 * factor))
-    assert TRADES(Threat("l2", 1.0), steps=5, eps_warmup=0.5).attack(0.25).step_size == pytest.approx(0.25)
-    assert TRADES(Threat("linf", 0.1), steps=5).attack(1.0).step_size == pytest.approx(0.05)
+        assert (attack.threat.eps, attack.resolved_step) == pytest.approx((factor, 0.2 * factor))
+    assert TRADES(Threat("l2", 1.0), steps=5, eps_warmup=0.5).attack(0.25).resolved_step == pytest.approx(0.25)
+    assert TRADES(Threat("linf", 0.1), steps=5).attack(1.0).resolved_step == pytest.approx(0.05)
 
 
 # -- TRADES with smoothing

@@ -254,7 +254,7 @@ def test_the_command_writes_prints_draws_and_reports(run, capsys):
     assert python.outcomes == printed["union"]["outcomes"]
     runs.write_json(run / "evaluation-2.json", printed)
     page = str(report([run], images=0))
-    assert all(text in page for text in ("several threats at once", found.union.average.text, found.worst.text))
+    assert all(text in page for text in ("several threats at once", found.union.average.percent, found.worst.text))
 
 
 def test_the_schema_of_the_report_is_up_to_date():

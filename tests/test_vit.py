@@ -1,6 +1,5 @@
 """Vision transformers: the layout against transformers and timm, gradients, refusals, and what runs on them."""
 
-import copy
 import json
 import re
 import sys
@@ -133,15 +132,15 @@ def test_the_names_are_those_of_timm(tmp_path):
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
-def classical_names(state):
-    """The state of a `small` network as transformers publishes it: one matrix for each of queries, keys and values."""
+def classical_names(state, depth=2):
+    """The state of a network as transformers publishes it: one matrix for each of queries, keys and values."""
     out = {
         "vit.embeddings.cls_token": state["cls_token"], "vit.embeddings.position_embeddings": state["pos_embed"],
     }  # fmt: skip
     for part in ("weight", "bias"):
         out[f"vit.embeddings.patch_embeddings.projection.{part}"] = state[f"patch_embed.proj.{part}"]
         out[f"vit.layernorm.{part}"], out[f"classifier.{part}"] = state[f"norm.{part}"], state[f"head.{part}"]
-        for i in range(2):
+        for i in range(depth):
             ours, theirs = f"blocks.{i}", f"vit.encoder.layer.{i}"
             triple = state[f"{ours}.attn.qkv.{part}"].chunk(3)
             for name, matrix in zip(("query", "key", "value"), triple, strict=True):
@@ -158,7 +157,7 @@ def test_files_of_transformers_load_into_a_network_inside_another(tmp_path):
     state = {k: v.clone() for k, v in small().state_dict().items()}
     save_file(classical_names(state), tmp_path / "file.safetensors")
     model = nn.Sequential(nn.Identity(), small())
-    load_weights(model, tmp_path / "file.safetensors")
+    load_weights(torch.compile(model), tmp_path / "file.safetensors")
     assert all(torch.equal(v, state[k]) for k, v in model[1].state_dict().items())
 
 
@@ -372,13 +371,17 @@ def test_bfloat16_agrees_to_its_rounding():
     assert float((found - wanted).abs().max()) <= 40 * 2**-9 * float(wanted.abs().max())
 
 
-def test_a_file_shows_the_side_of_its_patches(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["timm", "transformers"])
+def test_a_file_shows_the_side_of_its_patches(layout, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = build("vit_tiny", shape=(1, 8, 8), patch=2)
-    save_file(copy.deepcopy(model).state_dict(), tmp_path / "file.safetensors")
+    model = build("vit_tiny", shape=(1, 8, 8), patch=2).eval()
+    state = model.state_dict()
+    save_file(classical_names(state, 3) if layout == "transformers" else state, tmp_path / "file.safetensors")
     ask = {"data": "digits", "norm": "linf", "eps": 0.1, "attacks": ["FGSM"], "limit": 10}
     found = load_target("file.safetensors", model="vit_tiny", **ask)
-    assert found.model.patch_embed.proj.kernel_size == (2, 2)
+    x = found.test()[0]
+    with torch.no_grad():
+        assert torch.equal(found.model(x), model(x))
 
 
 def test_runs_made_before_patches_resume():

@@ -1,23 +1,34 @@
-"""Write the JSON Schema of each result file beside this script: `python docs/schemas/make.py`."""
+"""Write the JSON Schema of each result file, and of each part that has a version, beside this script:
+`python docs/schemas/make.py`."""
 
 import json
 from pathlib import Path
 
 from atent.experiments.results import (
+    BandReport,
     CertificateFile,
     CertifiedTable,
     ComparisonFile,
+    CorruptionReport,
     EvaluationFile,
+    FlipReport,
+    FourierReport,
     TheoryFile,
+    TransferFile,
     UnionReport,
 )
 
 KINDS = {
-    "evaluation": EvaluationFile,
+    "bands": BandReport,
     "certificate": CertificateFile,
     "certified": CertifiedTable,
     "comparison": ComparisonFile,
+    "corruptions": CorruptionReport,
+    "evaluation": EvaluationFile,
+    "flips": FlipReport,
+    "fourier": FourierReport,
     "theory": TheoryFile,
+    "transfer": TransferFile,
     "union": UnionReport,
 }
 for name, kind in KINDS.items():

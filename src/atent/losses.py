@@ -90,6 +90,40 @@ def boosted_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return -own - log_p.scatter(1, other[:, None], float("-inf")).logsumexp(1)
 
 
+def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
+    """The normalised temperature-scaled cross-entropy of n pairs, the mean of a pair's two views, (n,).
+
+    With unit vectors z of all 2n views and s_ij = z_i^T z_j, view i costs
+    -s_i,pos(i) / T + log sum_{k != i} exp(s_ik / T): the cross-entropy of the similarities with -inf on the diagonal.
+
+    Parameters
+    ----------
+    first, second
+        Embeddings (n, d) of the two views, of any length; row i of one is the pair of row i of the other.
+    temperature
+        T, above 0.
+
+    Raises
+    ------
+    ValueError
+        For one pair alone, which has nothing to be told from.
+
+    References
+    ----------
+    Chen et al. 2020, "A simple framework for contrastive learning of visual representations", Eq. 1.
+    """
+    n = len(first)
+    if n < 2:
+        raise ValueError(f"NT-Xent compares 2 pairs of views or more, got {n}: use a batch of at least 2 images")
+    z = F.normalize(wide(torch.cat([first, second])), dim=1)
+    similar = (z @ z.t()) / temperature
+    # The self term is masked: subtracting exp(1/T) is exact only where a cosine of 1 is.
+    own = torch.eye(2 * n, dtype=torch.bool, device=z.device)
+    pair = torch.arange(2 * n, device=z.device).roll(n)
+    each = F.cross_entropy(similar.masked_fill(own, float("-inf")), pair, reduction="none")
+    return (each[:n] + each[n:]) / 2
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,
     "margin": margin,

@@ -226,6 +226,28 @@ def ratio(a: Sequence[float], b: Sequence[float], *, level: float = 0.95) -> Est
     return Estimate(*(math.exp(v) for v in (found.value, found.low, found.high)))
 
 
+def mean_of_ratios(
+    a: Sequence[Sequence[float]], b: Sequence[Sequence[float]], *, level: float = 0.95
+) -> Estimate | None:
+    """The mean over rows of sum(a_row) / sum(b_row), with the interval over columns, which are the samples.
+
+    Rows of ``b`` that sum to 0 are left out; None where no row is left. The interval is that of the delta method: each
+    sample moves the mean by its share in the numerators less that in the denominators. ValueError unless both have the
+    same shape, of two samples or more.
+    """
+    top, bottom = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if top.shape != bottom.shape or top.ndim != 2 or top.shape[1] < 2:
+        raise ValueError(f"a mean of ratios needs two tables (rows, samples) alike, got {top.shape} and {bottom.shape}")
+    known = bottom.sum(1) > 0
+    if not known.any():
+        return None
+    top, bottom, n = top[known], bottom[known], top.shape[1]
+    ratios = top.sum(1) / bottom.sum(1)
+    moves = ((top - ratios[:, None] * bottom) / bottom.mean(1, keepdims=True)).mean(0)
+    value, half = float(ratios.mean()), t_quantile(n - 1, level) * float(moves.std(ddof=1)) / math.sqrt(n)
+    return Estimate(value, value - half, value + half)
+
+
 # ---- growth ------------------------------------------------------------------------------------------------
 
 _EXPONENTS = np.arange(0.2, 3.0025, 0.005)

@@ -334,7 +334,8 @@ class Threat:
 
         linf: the sign. l2: g / ||g||_2. l1: the sign of the largest coordinate, all others 0. l0, patch: g over its
         largest entry, since a count bounds no length: the sizes say which elements or patches `project` keeps. With a
-        long step it keeps those of the largest |g_i| times the room that the box leaves, the best ones to first order.
+        long step it keeps those of the largest ``|g_i|`` times the room that the box leaves, the best ones to first
+        order.
         """
         if self.norm == "linf":
             return grad.sign()

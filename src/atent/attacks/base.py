@@ -98,6 +98,14 @@ class Attack(metaclass=Settings):
             able = ", ".join(name for name, kind in ATTACKS.items() if kind.aims)
             raise ValueError(f"{type(self).__name__} takes no targets: use one of {able}, or targeted=False")
 
+    def _checked(self, found: Any, x: Tensor) -> Tensor:
+        """What a search found; ValueError where that is not adversarial inputs for ``x``."""
+        if isinstance(found, Tensor) and found.shape == x.shape and found.is_floating_point():
+            return found
+        got = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        wanted = f"adversarial inputs, {x.dtype} of shape {tuple(x.shape)}"
+        raise ValueError(f"{type(self).__name__}.search must return {wanted}, got {got}")
+
     def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """What the part of that name finds, x where a minimum-norm one finds nothing within eps.
 
@@ -108,13 +116,7 @@ class Attack(metaclass=Settings):
 
     def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         """`search`, with x where a minimum-norm attack finds nothing within eps."""
-        x_adv = self.search(oracle, x, y, streams)
-        if not (isinstance(x_adv, Tensor) and x_adv.shape == x.shape and x_adv.is_floating_point()):
-            got = f"{x_adv.dtype} of shape {tuple(x_adv.shape)}" if isinstance(x_adv, Tensor) else type(x_adv).__name__
-            raise ValueError(
-                f"{type(self).__name__}.search must return adversarial inputs, {x.dtype} of shape {tuple(x.shape)},"
-                f" got {got}"
-            )
+        x_adv = self._checked(self.search(oracle, x, y, streams), x)
         if not self.minimum_norm:
             return x_adv
         threat: Threat = self.threat.take(oracle.rows)
@@ -218,9 +220,10 @@ class Attack(metaclass=Settings):
             oracle = Oracle(seen, *counters, check=rng is None, channels_last=last, targeted=targeted, watch=watch)
             if part is not None:
                 x_adv = self.search_part(part, oracle, clean, y, streams).detach()
+            elif self.minimum_norm:
+                x_adv = self.bounded(oracle, clean, y, streams).detach()
             else:
-                search = self.bounded if self.minimum_norm else self.search
-                x_adv = search(oracle, clean, y, streams).detach()
+                x_adv = self._checked(self.search(oracle, clean, y, streams), clean).detach()
             if not verdict:
                 return x_adv, torch.empty(0), *counters
             # The verdict is checked like the first pass: NaN logits would count as fooled.

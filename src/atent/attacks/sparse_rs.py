@@ -117,8 +117,8 @@ def _ask(oracle: Oracle, z: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tens
 
 def _corners(threat: Threat, blocks: Blocks, x: Tensor, streams: Streams, restart: int, step: int) -> Tensor:
     """A random corner of the box for every block, another than x."""
-    low, high = threat.edges(x)
+    low, high = (torch.as_tensor(edge, dtype=x.dtype, device=x.device) for edge in threat.edges(x))
     up = streams.uniform(x, use="corners", restart=restart, step=step) > 0.5
-    corners = torch.where(up, high, low).to(x.dtype)
+    corners = torch.where(up, high, low)
     changed = blocks.pool((corners != x).to(x.dtype)) > 0
-    return torch.where(blocks.spread(changed), corners, torch.where(up, low, high).to(x.dtype))
+    return torch.where(blocks.spread(changed), corners, torch.where(up, low, high))

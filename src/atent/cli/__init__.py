@@ -16,8 +16,10 @@ _ABOUT = "Train robust networks, measure how robust they are, and certify what c
 
 COMMANDS: dict[str, str] = {
     "train": "train a model by a recipe, evaluate it on the test set, keep a run folder",
+    "pretrain": "pre-train a network without labels, for a training to begin from",
     "evaluate": "robust accuracy of a model under attacks, with 95 % intervals: a run's, or your own",
     "attack": "attack a model's test images and keep the results, as arrays and as a picture",
+    "transfer": "adversarial images of each of several networks, tried on all of them",
     "certify": "certified accuracy of a run's test images: randomised smoothing, or bounds",
     "compare": "train several recipes alike over several seeds, into one table with intervals",
     "reproduce": "make the paper's tables and figures again: its figures beside ours",

@@ -19,7 +19,10 @@ _atent() {{
         esac
         case "$current" in
             -*) ;;
-            *) case "${{COMP_WORDS[1]}}" in train|compare|recipes) words="$words $(atent recipes --names)" ;; esac ;;
+            *)
+                case "${{COMP_WORDS[1]}}" in
+                    train|pretrain|compare|recipes) words="$words $(atent recipes --names)" ;;
+                esac ;;
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -39,7 +42,7 @@ def script(shell: str) -> str:
         for name, all_of_it in options.items():
             seen = f"'__fish_seen_subcommand_from {name}'"
             lines += [f"complete -c atent -n {seen} -l {option[2:]}" for option in all_of_it]
-            if name in ("train", "compare", "recipes"):
+            if name in ("train", "pretrain", "compare", "recipes"):
                 lines.append(f"complete -c atent -n {seen} -a '(atent recipes --names)'")
         return "\n".join(lines) + "\n"
     cases = "\n".join(f'            {name}) words="{" ".join(each)}" ;;' for name, each in options.items())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 from atent.cli import show
 from atent.cli.parse import Flat, Place, arg
+from atent.cli.studies import StudyOptions, print_studies
 from atent.cli.target import Target
 
 if typing.TYPE_CHECKING:
@@ -19,6 +19,7 @@ RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
 
 def evaluate(
     target: Annotated[Target, Flat],
+    studies: Annotated[StudyOptions, Flat],
     *,
     attacks: Annotated[tuple[str, ...] | None, arg("ATTACK ...")] = None,
     threats: Annotated[tuple[str, ...] | None, arg("THREAT ...")] = None,
@@ -78,11 +79,11 @@ def evaluate(
 
         def evaluated(path: Path) -> EvaluationFile:
             return evaluate_target(
-                subject, cascade=cascade, radii=radius, checks=checks or strict, search_dtype=search_dtype,
-                partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
+                subject, cascade=cascade, radii=radius, checks=checks or strict, studies=studies.studies(),
+                search_dtype=search_dtype, partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
             )  # fmt: skip
 
-        path, evaluation = (Path(out), evaluated(Path(out))) if out else _in_free_file(place, evaluated)
+        path, evaluation = (Path(out), evaluated(Path(out))) if out else show.in_free_file(place, evaluated)
         path = path if out else show.free_file(place)
         found = evaluation.to_json()
         folder.write_json(path, found)
@@ -96,6 +97,7 @@ def evaluate(
             written.append(show.free_file(path.with_name(f"{subject.stem}security.png")))
             plots.save(plots.security(found["sweep"]), written[-1])
             _radii(found["sweep"])
+        written += print_studies(evaluation, path, subject.stem)
         if evaluation.union is not None:
             from atent import plots
 
@@ -106,19 +108,6 @@ def evaluate(
         print(f"\nwritten: {', '.join(map(str, written))}")
         emit(found)
     return 1 if warned and strict else 0
-
-
-def _in_free_file(place: Path, evaluated: Callable[[Path], EvaluationFile]) -> tuple[Path, EvaluationFile]:
-    """The evaluation under the first name of ``place`` that has no result, and no unfinished evaluation of something
-    else; the name, and what was found."""
-    from atent.evaluate.ledger import Foreign
-
-    path = show.free_file(place)
-    while True:
-        try:
-            return path, evaluated(path)
-        except Foreign:
-            path = show.free_file(place, after=path)
 
 
 def _classes(found: dict[str, Any]) -> None:

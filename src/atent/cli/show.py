@@ -8,12 +8,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from atent.cli.width import screen
 
 if TYPE_CHECKING:
     from atent.experiments.results import EvaluationFile, Part, UnionReport
+
+R = TypeVar("R")
 
 
 @contextlib.contextmanager
@@ -108,7 +110,7 @@ def print_union(found: UnionReport, name: str = "") -> None:
         accuracy.add_row(threat, result.robust.text, f"{broken[threat]:,}", f"{result.alone:,}")
         overlap.add_row(threat, *(f"{k:,}" for k in broken.values()))
     accuracy.add_row("every threat (union)", found.worst.text, f"{found.clean.k - found.worst.k:,}", style="bold")
-    accuracy.add_row("average", found.average.text)
+    accuracy.add_row("average", found.average.percent)
     print_table(accuracy)
     print("which threat breaks what: of the images that the row breaks, the column breaks too")
     print_table(overlap)
@@ -144,3 +146,16 @@ def free_file(path: Path, *, after: Path | None = None) -> Path:
         names = itertools.dropwhile(lambda name: name != after, names)
         next(names)
     return next(name for name in names if not name.exists())
+
+
+def in_free_file(place: Path, measured: Callable[[Path], R]) -> tuple[Path, R]:
+    """What ``measured`` finds under the first name of ``place`` that has no result, and no unfinished measurement of
+    something else; that name, and what was found."""
+    from atent.evaluate.lines import Foreign
+
+    path = free_file(place)
+    while True:
+        try:
+            return path, measured(path)
+        except Foreign:
+            path = free_file(place, after=path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,28 +78,37 @@ def train(
     if root is not None:
         fields = (*fields, "--data.root", root)
     from atent import runs as folder
+    from atent.methods import ACL
 
     job, own = recipe_job(recipe, list(fields), prog=f"atent train {recipe}", allow_large_eps=allow_large_eps)
+    if isinstance(job.method, ACL):
+        raise ValueError(f"{job.title} trains without labels: use `atent pretrain {recipe}`")
     beside = own if baseline is None else baseline
     if beside:
         _check_baseline(job)
     wanted = name or job.recipe or "run"
     path = Path(runs) / wanted if name else folder.free_name(runs, wanted)
-    return _train(job, path, baseline=beside, quiet=quiet, log=log)
+    return train_job(job, path, baseline=beside, quiet=quiet, log=log)
 
 
 def run(words: list[str]) -> int:
     """`atent train` of these words, some of which set fields of the recipe."""
+    return run_words(words, train)
+
+
+def run_words(words: list[str], command: Callable[..., int]) -> int:
+    """A command that trains by a recipe, of these words, some of which set fields of the recipe."""
+    prog = f"atent {command.__name__}"
     if any(word.partition("=")[0] == "--resume" for word in words):
         _check_resumed(words)
-        return train(**read(train, words, "atent train"))
+        return command(**read(command, words, prog))
     own, fields = split_sections(words)
     if help_wanted(own):
         own = [word for word in own if word not in ("-h", "--help")]
         if own and not own[0].startswith("-"):
-            recipe_job(own[0], [*fields, "--help"], prog=f"atent train {own[0]}")
+            recipe_job(own[0], [*fields, "--help"], prog=f"{prog} {own[0]}")
         own.append("--help")
-    return train(**read(train, own, "atent train"), fields=tuple(fields))
+    return command(**read(command, own, prog), fields=tuple(fields))
 
 
 def _check_resumed(words: list[str]) -> None:
@@ -126,13 +136,13 @@ def _resume(
     saved = folder.read_config(path / folder.CONFIG)
     if all(section in saved for section in SECTIONS) and saved["model"].get("name"):
         job = resumed_job(saved, path, model=model, data=data, root=root)
-        return _train(job, path, resume=True, baseline=baseline, quiet=quiet, log=log)
+        return train_job(job, path, resume=True, baseline=baseline, quiet=quiet, log=log)
     job = python_job(saved, path, baseline=baseline)
     python = saved_run(path, model=model, data=data, root=root)
-    return _train(job, path, resume=True, saved=python, baseline=baseline, quiet=quiet, log=log)
+    return train_job(job, path, resume=True, saved=python, baseline=baseline, quiet=quiet, log=log)
 
 
-def _train(
+def train_job(
     job: Any, path: Path, *, baseline: bool, quiet: bool, log: tuple[str, ...], resume: bool = False, saved: Any = None
 ) -> int:
     """Train or resume, with the baseline beside it, and print what was found."""

@@ -5,24 +5,41 @@ from types import ModuleType
 from typing import Any
 
 from atent.evaluate import norms
+from atent.evaluate.bands import Bands, measure_bands, split_bands
+from atent.evaluate.corruptions import Corrupted, measure_corruptions
 from atent.evaluate.evaluation import Evaluation, evaluate, predict, rounds
+from atent.evaluate.flips import Flips, measure_flips
+from atent.evaluate.fourier import FourierMap, fourier_basis, fourier_map
 from atent.evaluate.masking import CHECKS, Check, masking_checks
 from atent.evaluate.samples import Checked, checked
 from atent.evaluate.sweep import sweep
+from atent.evaluate.transfer import Transfers, measure_transfer
 from atent.evaluate.union import Union, union
 
 __all__ = [
     "CHECKS",
+    "Bands",
     "Check",
     "Checked",
+    "Corrupted",
     "Evaluation",
+    "Flips",
+    "FourierMap",
+    "Transfers",
     "Union",
     "checked",
     "evaluate",
+    "fourier_basis",
+    "fourier_map",
     "masking_checks",
+    "measure_bands",
+    "measure_corruptions",
+    "measure_flips",
+    "measure_transfer",
     "norms",
     "predict",
     "rounds",
+    "split_bands",
     "sweep",
     "union",
 ]

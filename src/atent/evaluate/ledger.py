@@ -15,11 +15,9 @@ from atent import __version__
 from atent.attacks.base import Attack
 from atent.attacks.spec import spell
 from atent.data.described import spans, unspan
+from atent.evaluate.lines import Lines
 from atent.evaluate.outcomes import bits
-from atent.runs import append_jsonl, read_jsonl
 from atent.threat import Box
-
-_KIND = "atent evaluation, unfinished"
 
 
 class Met(NamedTuple):
@@ -45,10 +43,6 @@ class Met(NamedTuple):
 NOTHING = Met(torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), 0, 0, 0.0)
 
 
-class Foreign(ValueError):
-    """The file is not of this evaluation."""
-
-
 class Ledger:
     """What was met so far, in memory and, with a path, in a file that survives a kill.
 
@@ -56,26 +50,9 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path | None = None, fingerprint: Mapping[str, Any] | None = None) -> None:
-        self.path = path if path is None else Path(path)
+        self._lines = Lines(path, "evaluation", fingerprint)
         self._met: dict[tuple[str, str | None], Met] = {}
-        if self.path is None:
-            return
-        lines = read_jsonl(self.path) if self.path.is_file() else []
-        wanted = {"kind": _KIND, **(fingerprint or {})}
-        # Written with the first batch, so that what is refused leaves no file.
-        self._head = None if lines else wanted
-        if not lines:
-            return
-        head, *rows = lines
-        if head.get("kind") != _KIND:
-            raise Foreign(f"{self.path} holds no unfinished evaluation: give another file to resume from")
-        differs = [key for key, value in wanted.items() if head.get(key) != value]
-        if differs:
-            raise Foreign(
-                f"{self.path} belongs to an evaluation with other {', '.join(differs)}: remove it, or give"
-                " another file to resume from"
-            )
-        for row in rows:
+        for row in self._lines.rows:
             met = Met(
                 torch.tensor(unspan(row["rows"])).long(),
                 torch.tensor([flag == "1" for flag in row["fooled"]]),
@@ -88,18 +65,14 @@ class Ledger:
         """What is known of ``rows``, their first ones."""
         met = self._met.get((attack, part), NOTHING)
         if not torch.equal(met.rows, rows[: len(met.rows)]):
-            raise ValueError(f"{self.path} describes other samples than {attack} would meet here: remove it")
+            raise ValueError(f"{self._lines.path} describes other samples than {attack} would meet here: remove it")
         return met
 
     def add(self, attack: str, part: str | None, met: Met) -> None:
         """Write down one more batch."""
         self._remember((attack, part), met)
-        if self.path is not None:
-            if self._head is not None:
-                append_jsonl(self.path, self._head)
-                self._head = None
-            row = met._asdict() | {"rows": spans(met.rows.tolist()), "fooled": bits(met.fooled)}
-            append_jsonl(self.path, {"attack": attack, "part": part, **row})
+        row = met._asdict() | {"rows": spans(met.rows.tolist()), "fooled": bits(met.fooled)}
+        self._lines.add({"attack": attack, "part": part, **row})
 
     def _remember(self, key: tuple[str, str | None], met: Met) -> None:
         self._met[key] = self._met.get(key, NOTHING).then(met)

@@ -81,7 +81,7 @@ def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = 
         return f"AutoAttack searched in {search_dtype}, not in the model's own precision: {weaker}"
     # A minimum-norm attack without a limit has no radius that AutoAttack could be run at.
     left = {_against(a) for a in attacks.values()} - standard
-    missing = sorted(f"{norm} {eps:g}" for norm, eps in left if math.isfinite(eps))
+    missing = sorted({f"{norm} {eps:g}" for norm, eps, *_ in left if math.isfinite(eps)})
     return f"Not measured by AutoAttack at {' and '.join(missing)}: {weaker}" if missing else None
 
 

@@ -18,10 +18,11 @@ from atent.data import Data
 from atent.data.described import described
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep, union
 from atent.evaluate.craft import craft
-from atent.evaluate.ledger import Foreign
+from atent.evaluate.lines import Foreign
 from atent.evaluate.samples import Checked
 from atent.evaluate.sweep import at_radii
 from atent.experiments.results import EvaluationFile
+from atent.experiments.studies import Studies, partials, run_studies
 from atent.experiments.target import EvaluateSettings, Target, inputs
 from atent.precision import SearchDtype
 from atent.progress import bar
@@ -57,6 +58,7 @@ def evaluate_target(
     cascade: bool = True,
     radii: Sequence[float | str] = (),
     checks: bool = False,
+    studies: Studies | None = None,
     search_dtype: SearchDtype | None = None,
     partial: Path | None = None,
     progress: bool = True,
@@ -68,9 +70,10 @@ def evaluate_target(
     ``partial`` names a file from which a killed evaluation resumes, and which is removed when all is done; the sweep
     has another beside it. Raises as these functions do.
     """
-    model, attacks, settings = target.model, target.attacks, target.settings
+    model, attacks, settings, studies = target.model, target.attacks, target.settings, studies or Studies()
     checks = checks or settings.checks
     _check_request(target, radii, checks)
+    studies.check(target)
     x, y, ids = target.test()
     boxes = {a.threat.box for a in attacks.values()} | ({target.threat.box} if checks and target.threat else set())
     known = checked(model, x, y, ids, boxes)
@@ -90,8 +93,9 @@ def evaluate_target(
                 raise ValueError(str(error)) from None
     if checks and target.threat is not None:
         content["checks"] = _masking(model, known, target.threat, attacks, settings)
+    content |= run_studies(studies, target, known, partial=partial, progress=progress)
     content["provenance"] = folder.provenance(seed=settings.seed, device=x.device)
-    for path in parts:
+    for path in (*parts, *(partials(partial, studies.chosen) if partial else [])):
         if path is not None:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()

@@ -17,12 +17,14 @@ from atent.experiments.results import (
     COMPARISON_VERSION,
     EVALUATION_VERSION,
     THEORY_VERSION,
+    TRANSFER_VERSION,
     CertificateFile,
     CertifiedTable,
     ComparisonFile,
     EvaluationFile,
     Result,
     TheoryFile,
+    TransferFile,
 )
 
 R = TypeVar("R", bound=Result)
@@ -49,7 +51,7 @@ def parsed(content: Any, kind: type[R], path: Path) -> R:
     """As `read`, from the ``content`` of the file at ``path``, which errors name."""
     migrations: dict[type[Result], Callable[[Any], dict[str, Any]]] = {
         EvaluationFile: evaluation, CertificateFile: certificate, ComparisonFile: comparison, TheoryFile: theory,
-        CertifiedTable: certified,
+        CertifiedTable: certified, TransferFile: transfer,
     }  # fmt: skip
     try:
         return kind.from_json(migrations[kind](content))
@@ -129,6 +131,13 @@ def theory(content: dict[str, Any]) -> dict[str, Any]:
     if _current(content, THEORY_VERSION, "a theory result"):
         return content
     return {**content, "schema_version": THEORY_VERSION, "data": _samples(content["data"])}
+
+
+def transfer(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a transfer.json of any version."""
+    if _current({"schema_version": content["schema_version"]}, TRANSFER_VERSION, "a transfer matrix"):
+        return content
+    raise ValueError(f"schema version {content['schema_version']}, which no version of atent wrote")
 
 
 def _seeds(row: dict[str, Any]) -> list[dict[str, Any]]:

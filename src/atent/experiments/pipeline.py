@@ -18,6 +18,7 @@ from atent.data import load as load_data
 from atent.data.described import described, words
 from atent.data.split import Part
 from atent.experiments.evaluation import evaluate_model
+from atent.experiments.recipe_files import read_recipe
 from atent.experiments.results import EvaluationFile
 from atent.experiments.target import EvaluateSettings, attacks_of, data_of, threat_of
 from atent.methods import Method, Standard
@@ -30,6 +31,7 @@ from atent.registry import Registry, plugin_of
 from atent.rng import fold
 from atent.runs.checkpoint import check_architecture, load_state, load_weights
 from atent.runs.loading import model_of
+from atent.runs.pretrained import load_start
 from atent.threat import Threat
 from atent.train.callbacks import Callback
 from atent.train.loop import Fitted, digest_of, facts, fit
@@ -136,8 +138,8 @@ def _network(job: Job, data: Data, resume: bool) -> nn.Module:
     model = make(job.model, classes=data.classes, shape=data.shape, seed=fold(job.train.seed, "weights"))
     # A network may make its layers in its first forward pass.
     check_output(model, data.shape, data.classes)
-    if job.model.weights is not None and not resume:
-        _begin_from(model, Path(job.model.weights))
+    if not resume:
+        _begin_from(model, job.model)
     return model
 
 
@@ -250,19 +252,27 @@ def _with_plugins(about: dict[str, Any], job: Job, attacks: Iterable[Attack]) ->
     return {**about, "plugins": known} if known else about
 
 
-def _begin_from(model: nn.Module, path: Path) -> None:
+def _begin_from(model: nn.Module, settings: ModelSettings) -> None:
     """Load the weights to begin with; where the run that a recipe makes is absent, the error names its command."""
+    if settings.weights is None:
+        if settings.frozen:
+            raise ValueError("model.frozen keeps the weights that the training begins with: give model.weights")
+        if settings.branch and not settings.projection:
+            raise ValueError("model.branch is for weights of a pre-training run: give model.weights")
+        return
+    path = Path(settings.weights)
     if path.suffix != ".safetensors" and not (path / folder.BEST).is_file():
         command = None
         if (path / folder.CONFIG).is_file():
             command = f"atent train --resume {path}"
         elif (resources.files("atent.recipes") / f"{path.name}.toml").is_file():
-            command = f"atent train {path.name}" + ("" if path.parent == Path("runs") else f" --runs {path.parent}")
+            verb = "pretrain" if read_recipe(path.name)["method"]["name"] == "ACL" else "train"
+            command = f"atent {verb} {path.name}" + ("" if path.parent == Path("runs") else f" --runs {path.parent}")
         if command:
             raise FileNotFoundError(
                 f"no weights in {path} yet: run `{command}` first, or give others by --model.weights"
             )
-    load_weights(model, path)
+    load_start(model, path, settings.branch)
 
 
 def _method_line(config: dict[str, Any]) -> str:

@@ -109,9 +109,12 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
 
     if "threat" in values and hasattr(cls, "norms"):
         from atent.checks import check_norm
+        from atent.threat import NORMS
 
-        # pydantic makes dataclasses without calling their class.
-        check_norm(cls, values["threat"].get("norm"))
+        norm = values["threat"].get("norm")
+        # pydantic makes dataclasses without calling their class; of a norm that is none it says more itself.
+        if norm in NORMS:
+            check_norm(cls, norm)
     try:
         # As JSON, strictly: "5" is no number and true is no 1, but a list may be a tuple.
         return pydantic.TypeAdapter(cls).validate_json(json.dumps(values), strict=True), []

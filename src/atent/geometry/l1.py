@@ -35,13 +35,27 @@ def project(v: Tensor, room: Tensor | None, eps: Any) -> Tensor:
     Croce and Hein 2021 (Mind the box); without the box Duchi et al. 2008.
     """
     size = v.abs()
-    # Ends count from the largest entry: of numbers far beyond eps only the differences matter, and these stay exact.
+    reach = size if room is None else torch.minimum(size, room)
+    # Lengths count from the largest entry: of numbers far beyond eps only the differences matter, and these stay exact.
     top = size.amax(1, keepdim=True)
-    entry = size - top
+    entry, limit = size - top, torch.zeros_like(top) + eps
+    some, rooms = entry, room
+    if v.device.type == "cpu":
+        # Few coordinates differ from 0, mostly; elsewhere their number would have to be waited for.
+        many = max(1, int((size > 0).sum(1).amax())) if len(v) else 1
+        if 2 * many <= v.shape[1]:
+            at = size.topk(many, dim=1, sorted=False).indices
+            some, rooms = entry.gather(1, at), None if room is None else room.gather(1, at)
+    t = _threshold(some, rooms, top, limit)
+    cut = torch.minimum((entry - t).clamp_min(0), reach)
+    fits = reach.sum(1, keepdim=True) <= limit
+    return v.sign() * torch.where(fits, reach, cut)
+
+
+def _threshold(entry: Tensor, room: Tensor | None, top: Tensor, limit: Tensor) -> Tensor:
+    """t - top (n, 1), where the lengths sum to the ``limit``, from |v| - top (n, m); of no use where they all fit."""
     ends, weights = entry, torch.ones_like(entry)
-    reach = size
     if room is not None:
-        reach = torch.minimum(size, room)
         # Below t = 0 nothing is asked.
         ends = torch.cat([entry, torch.maximum(entry - room, -top)], 1)
         weights = torch.cat([weights, -weights], 1)
@@ -50,13 +64,9 @@ def project(v: Tensor, room: Tensor | None, eps: Any) -> Tensor:
     # The sum of the lengths at each end, from the largest down; between two ends `moving` coordinates grow.
     met = (moving[:, :-1] * (ends[:, :-1] - ends[:, 1:])).cumsum(1)
     met = torch.cat([torch.zeros_like(top), met], 1)
-    limit = torch.zeros_like(top) + eps
     piece = (torch.searchsorted(met, limit) - 1).clamp_min(0)
     left = limit - met.gather(1, piece)
-    t = ends.gather(1, piece) - left / moving.gather(1, piece).clamp_min(1)
-    cut = torch.minimum((entry - t).clamp_min(0), reach)
-    fits = reach.sum(1, keepdim=True) <= limit
-    return v.sign() * torch.where(fits, reach, cut)
+    return ends.gather(1, piece) - left / moving.gather(1, piece).clamp_min(1)
 
 
 def ascent(grad: Tensor) -> Tensor:

@@ -11,13 +11,16 @@ from atent.methods.awp import Perturbation as Perturbation
 from atent.methods.base import METHODS as METHODS
 from atent.methods.base import Method as Method
 from atent.methods.base import method as method
+from atent.methods.embedding import EmbeddingRegularised as EmbeddingRegularised
 from atent.methods.embedding import EmbeddingTerm as EmbeddingTerm
 from atent.registry import exported
 
 if TYPE_CHECKING:
     # What type checkers see of the methods that the library has; at run time no name needs a line here.
+    from atent.methods.acl import ACL as ACL
     from atent.methods.atent import ATENT as ATENT
     from atent.methods.crown_ibp import CROWNIBP as CROWNIBP
+    from atent.methods.distilled_trades import DistilledTRADES as DistilledTRADES
     from atent.methods.dual import Dual as Dual
     from atent.methods.embedding import EmbeddingRegularised as EmbeddingRegularised
     from atent.methods.fgsm_rs import FGSMRS as FGSMRS
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from atent.methods.trades import TRADES as TRADES
     from atent.methods.trades_smoothing import TRADESSmoothing as TRADESSmoothing
 
-_OTHERS = ("AWP", "EmbeddingTerm", "METHODS", "Method", "Perturbation", "method")
+_OTHERS = ("AWP", "EmbeddingRegularised", "EmbeddingTerm", "METHODS", "Method", "Perturbation", "method")
 
 
 def __getattr__(name: str) -> Any:

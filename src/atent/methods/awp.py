@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from atent.checks import Settings, check_number
 from atent.methods.base import METHODS, Method, Metrics, State
 from atent.threat import Threat
+
+if TYPE_CHECKING:
+    from atent.data import Data
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ class AWP(Method):
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         return self.method.init(n_train, shape, device)
 
+    def prepare(self, data: Data) -> State:
+        return self.method.prepare(data)
+
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
@@ -134,19 +140,29 @@ def may_perturb(method: type[Method]) -> bool:
 
 
 @contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, forward passes may move buffers, such as batch-norm statistics; after, these are as before."""
+    # Through .data: a graph that is still alive would see a new version.
+    before = [(b.data, b.detach().clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        if before:
+            torch._foreach_copy_([b for b, _ in before], [value for _, value in before])
+
+
+@contextmanager
 def _aside(model: nn.Module) -> Iterator[None]:
     """Inside, gradients gather from nothing; after, gradients and buffers are as they were before."""
     grads = [(p, p.grad) for p in model.parameters()]
-    buffers = [(b.data, b.detach().clone()) for b in model.buffers()]
-    try:
-        for p, _ in grads:
-            p.grad = None
-        yield
-    finally:
-        for p, grad in grads:
-            p.grad = grad
-        if buffers:
-            torch._foreach_copy_([b for b, _ in buffers], [value for _, value in buffers])
+    with buffers_kept(model):
+        try:
+            for p, _ in grads:
+                p.grad = None
+            yield
+        finally:
+            for p, grad in grads:
+                p.grad = grad
 
 
 @contextmanager

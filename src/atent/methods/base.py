@@ -14,13 +14,16 @@ from atent.guard import explained
 from atent.registry import Registry
 from atent.threat import Threat
 
+if TYPE_CHECKING:
+    from atent.data import Data
+
 Metrics = dict[str, Tensor]
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Method(metaclass=Settings):
-    """A frozen dataclass of settings with four functions; a concrete method overrides what it needs.
+    """A frozen dataclass of settings with functions; a concrete method overrides what it needs.
 
     All see a batch ``x`` (n, ...) in pixel units and labels ``y`` (n,). ``progress`` runs from 0 to 1 over the
     training; ``rng`` is the batch's own generator; ``ids`` are the samples' numbers in the training set; ``state`` is
@@ -60,6 +63,11 @@ class Method(metaclass=Settings):
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         """Running or per-sample state, saved with the checkpoint; none by default."""
+        return {}
+
+    def prepare(self, data: Data) -> State:
+        """More of the state, for which the training samples must be seen; called once, before the first step of a
+        training that is not resumed. None by default."""
         return {}
 
     def adversary(

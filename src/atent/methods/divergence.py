@@ -86,14 +86,19 @@ class Discriminator:
     """A network from a sample (d,) to the log-odds that it comes from the prior, trained by Adam.
 
     Its weights and Adam's moments live in a method's state, under names that begin with "discriminator", from the first
-    batch on; the weights start from a stream of their own, by He's rule. 0 hidden layers make a linear function.
+    batch on; the weights start from a stream of their own, by He's rule.
     """
 
     width: int
+    """Units of each hidden layer."""
     depth: int
+    """Hidden layers; 0: a linear function."""
     lr: float
+    """Learning rate of Adam."""
     beta1: float
+    """First beta of Adam."""
     beta2: float = 0.999
+    """Second beta of Adam."""
 
     @property
     def _names(self) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -15,7 +13,7 @@ from atent.checks import Settings, check_choice, check_number
 from atent.guard import ask
 from atent.losses import wide
 from atent.messages import unknown
-from atent.methods.awp import AWP, may_perturb
+from atent.methods.awp import AWP, buffers_kept, may_perturb
 from atent.methods.base import Method, Metrics, State, warm
 from atent.methods.divergence import CHANCE, Discriminator, mmd, multiquadrics, rbf
 from atent.rng import PerSample
@@ -62,8 +60,16 @@ class EmbeddingTerm(metaclass=Settings):
         check_number("lr (of the discriminator)", self.lr, 0, above=True)
         if not 0 <= self.beta1 < 1:
             raise ValueError(f"beta1 (of the discriminator) must lie in [0, 1), got {self.beta1}")
-        if not self.weight and any(getattr(self, f.name) != f.default for f in fields(self)):
-            raise ValueError("embedding has no effect without its weight: set one, such as weight = 0.1")
+        given = [f.name for f in fields(self) if getattr(self, f.name) != f.default]
+        if given and not self.weight:
+            raise ValueError(
+                f"{given[0]} (of embedding) has no effect without a weight: set one, such as weight = 0.1, or leave"
+                f" {given[0]} out"
+            )
+        others = {"mmd": ("width", "depth", "lr", "beta1"), "discriminator": ("kernel",)}[self.divergence]
+        odd = next((name for name in given if name in others), None)
+        if odd:
+            raise ValueError(f"{odd} (of embedding) has no effect on divergence {self.divergence}: leave it out")
 
     @property
     def discriminator(self) -> Discriminator:
@@ -120,6 +126,8 @@ class EmbeddingRegularised(Method):
             raise ValueError(
                 f"embedding regularisation does not go around {name}, whose backward is its own: use another method"
             )
+        # The term does not change whether the method may overfit catastrophically.
+        object.__setattr__(self, "single_step", self.method.single_step)
 
     @property
     def threat(self) -> Threat | None:
@@ -207,13 +215,13 @@ class EmbeddingRegularised(Method):
     ) -> tuple[Tensor, Metrics, tuple[Tensor, Tensor]]:
         """D, its metrics, and the embeddings and samples of the prior that it was computed from."""
         term, points = self.term, self.method.points(x, inner)
-        with _buffers_kept(model):
+        with buffers_kept(model):
             parts = [embed(model, inputs, term.layer) for inputs in (x, points) if inputs is not None]
         with torch.autocast(x.device.type, enabled=False):
             samples = torch.cat([wide(part) for part in parts])
             prior = term.sigma * PerSample(key, torch.arange(len(samples), device=x.device)).normal(samples.detach())
             if term.divergence == "discriminator":
-                return (*self._deceived(state, samples, prior), (samples, prior))
+                return (*self._against(state, samples, prior), (samples, prior))
             scale = 2 * samples.shape[1] * term.sigma**2
             kernel = multiquadrics(scale) if term.kernel == "multiquadric" else rbf((scale / 2) ** 0.5)
             # Each law by itself: the embeddings of an image and of its adversarial input are not independent.
@@ -221,14 +229,14 @@ class EmbeddingRegularised(Method):
             value = torch.stack([mmd(a, b, kernel) for a, b in zip(samples.split(sizes), prior.split(sizes))]).mean()
         return value, {"embedding": value.detach()}, (samples, prior)
 
-    def _deceived(self, state: State, samples: Tensor, prior: Tensor) -> tuple[Tensor, Metrics]:
+    def _against(self, state: State, samples: Tensor, prior: Tensor) -> tuple[Tensor, Metrics]:
         """-E log g(Z), and the discriminator's own loss, of the discriminator as it is."""
-        judge = self.term.discriminator
-        judge.begin(state, samples.detach())
-        odds = judge.logits(state, samples)
+        discriminator = self.term.discriminator
+        discriminator.begin(state, samples.detach())
+        odds = discriminator.logits(state, samples)
         value = softplus(-odds).mean()
         with torch.no_grad():
-            own = softplus(-judge.logits(state, prior)).mean() + softplus(odds).mean()
+            own = softplus(-discriminator.logits(state, prior)).mean() + softplus(odds).mean()
         return value, {"embedding": value.detach(), "discriminator_loss": own}
 
 
@@ -279,18 +287,6 @@ def embed(model: nn.Module, x: Tensor, layer: str | None = None) -> Tensor:
 def _key(rng: torch.Generator) -> Tensor:
     """A key for the samples of the prior, a scalar on the device."""
     return torch.randint(2**62, (), generator=rng, device=rng.device)
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Inside, forward passes may move buffers, such as batch-norm statistics; after, these are as before."""
-    before = [(b, b.detach().clone()) for b in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            # Through .data: the graph that is still alive would see a new version.
-            buffer.data.copy_(value)
 
 
 # ---- as settings of a training -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -93,12 +94,21 @@ class TRADES(Method):
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
-        clean = ask(model, x)
-        fit = cross_entropy(clean, y, self.label_smoothing).mean()
-        metrics = {"clean": correct(clean, y), "clean_loss": fit.detach()}
-        if self.beta == 0:
-            return fit, metrics
-        robust = ask(model, aux)
-        gap = kl(robust, clean).mean()
-        metrics |= {"robust": correct(robust, y), "robust_loss": gap.detach()}
-        return fit + self.beta * gap, metrics
+        return combined(
+            model, x, y, aux, self.beta, lambda logits: cross_entropy(logits, y, self.label_smoothing).mean()
+        )
+
+
+def combined(
+    model: nn.Module, x: Tensor, y: Tensor, perturbed: Tensor | None, beta: float, fit_of: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Metrics]:
+    """``fit_of(f(x))`` + beta mean KL(f(x) || f(x')), and metrics; ``perturbed``, x', is None without an adversary."""
+    clean = ask(model, x)
+    fit = fit_of(clean)
+    metrics = {"clean": correct(clean, y), "clean_loss": fit.detach()}
+    if perturbed is None:
+        return fit, metrics
+    robust = ask(model, perturbed)
+    gap = kl(robust, clean).mean()
+    metrics |= {"robust": correct(robust, y), "robust_loss": gap.detach()}
+    return fit + beta * gap, metrics

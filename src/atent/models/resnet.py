@@ -80,6 +80,16 @@ def resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) ->
 
 
 @model
+def resnet8(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
+    """ResNet-8, the smallest of the family of `resnet20`: widths 16-32-64, 1 basic block each; 78,042 parameters.
+
+    A network with batch-norm that trains on small images on a CPU. (n, c, h, w) to (n, classes) logits; any c, and
+    h, w >= 8, else ValueError.
+    """
+    return _resnet("resnet8", shape, (16, 32, 64), (1, 1, 1), classes)
+
+
+@model
 def resnet20(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
     """ResNet-20 for CIFAR (He et al. 2016, section 4.2): widths 16-32-64, 3 basic blocks each.
 

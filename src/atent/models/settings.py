@@ -9,6 +9,8 @@ from torch import nn
 
 from atent.checks import Settings
 from atent.models import build
+from atent.models.contrastive import Contrastive, Frozen
+from atent.models.dual import Branch
 from atent.models.reference import from_reference
 
 
@@ -29,7 +31,15 @@ class ModelSettings(metaclass=Settings):
     std: tuple[float, ...] | None = None
     """Per-channel standard deviation that the model's first layer divides by; with mean."""
     weights: str | None = None
-    """Weights to begin from: a run folder or a .safetensors file of the same network."""
+    """Weights to begin from: a run folder or a .safetensors file of the same network; of a pre-training run the last
+    layer begins at zero."""
+    projection: tuple[int, ...] = ()
+    """For pre-training: widths of the projection head, such as 512 512; the batch-norms are doubled. Default: none."""
+    branch: Branch | None = None
+    """Which batch-norms to take from a pre-training run, n (clean) or a (adversarial); of a network with a projection
+    head, those that evaluation uses. Default: as the pre-training run says, and a."""
+    frozen: bool = False
+    """Train the last layer alone (linear evaluation): the others keep their weights and batch-norm statistics."""
 
 
 def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed: int = 0) -> nn.Module:
@@ -42,15 +52,29 @@ def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed:
         raise ValueError("model.mean and model.std go together: give both or neither")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if ":" in settings.name:
-            own = (settings.dropout, settings.activation, settings.patch, settings.mean)
-            if any(value is not None for value in own):
-                raise ValueError(
-                    f"dropout, activation, patch, mean and std are for built-in models: set them inside {settings.name}"
-                )
-            return from_reference(settings.name)
-        normalize = None if settings.mean is None or settings.std is None else (settings.mean, settings.std)
-        return build(
-            settings.name, classes=classes, shape=shape, dropout=settings.dropout, activation=settings.activation,
-            patch=settings.patch, normalize=normalize,
-        )  # fmt: skip
+        return _around(_made(settings, classes, shape), settings, shape)
+
+
+def _made(settings: ModelSettings, classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """The network itself."""
+    if ":" in settings.name:
+        own = (settings.dropout, settings.activation, settings.patch, settings.mean)
+        if any(value is not None for value in own):
+            raise ValueError(
+                f"dropout, activation, patch, mean and std are for built-in models: set them inside {settings.name}"
+            )
+        return from_reference(settings.name)
+    normalize = None if settings.mean is None or settings.std is None else (settings.mean, settings.std)
+    return build(
+        settings.name, classes=classes, shape=shape, dropout=settings.dropout, activation=settings.activation,
+        patch=settings.patch, normalize=normalize,
+    )  # fmt: skip
+
+
+def _around(network: nn.Module, settings: ModelSettings, shape: tuple[int, ...]) -> nn.Module:
+    """The network as pre-training and linear evaluation see it."""
+    if settings.projection and settings.frozen:
+        raise ValueError("model.projection is for pre-training, model.frozen for linear evaluation: set one of them")
+    if settings.projection:
+        return Contrastive(network, settings.projection, shape, settings.branch or "a")
+    return Frozen(network, shape) if settings.frozen else network

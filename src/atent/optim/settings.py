@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from atent.checks import Settings, check_number
+from atent.messages import unknown
 from atent.optim.entropy_sgd import EntropySGD
 from atent.optim.sgld import SGLD
 from atent.registry import Registry, first_line
@@ -17,7 +19,8 @@ from atent.registry import Registry, first_line
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry(
     "optimizer", "atent.optim", "atent.optimizers", callable, "a torch.optim.Optimizer, or a function that makes one"
 )
-"""Name -> function (settings, parameters, seed) of a built-in optimizer, or (parameters, lr, ...) of another."""
+"""Name -> function (settings, parameters, seed) of a built-in optimizer, whose further parameters are those of
+``Optimizer.args``, or (parameters, lr, ...) of another."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,12 @@ class Optimizer(metaclass=Settings):
     """Settings of the optimizer; ValueError for values out of range."""
 
     name: str = "SGD"
-    """SGD, Adam, EntropySGD, SGLD, or your own as module:Class: a `torch.optim.Optimizer`, or a function that makes
-    one, called with the parameters, lr, and args."""
+    """SGD, Adam, EntropySGD, SGLD, LARS, or your own as module:Class: a `torch.optim.Optimizer`, or a function that
+    makes one, called with the parameters, lr, and args."""
     lr: float = 0.1
     """Learning rate at the start, before the schedule."""
     momentum: float = 0.9
-    """Momentum of SGD and EntropySGD."""
+    """Momentum of SGD, EntropySGD and LARS."""
     nesterov: bool = False
     """Nesterov momentum (SGD, EntropySGD)."""
     weight_decay: float = 0.0
@@ -72,7 +75,7 @@ class Optimizer(metaclass=Settings):
     """Longest gradient (l2, of all weights together, before weight decay): a longer one is scaled down to it, as by
     `torch.nn.utils.clip_grad_norm_`; default: as it is."""
     args: dict[str, float | bool | str] = field(default_factory=dict)
-    """Further keywords of an optimizer of your own."""
+    """Further keywords of LARS (trust) and of an optimizer of your own."""
     walk: Walk = field(default_factory=Walk)
     """The walk of EntropySGD; SGLD takes its noise."""
 
@@ -88,12 +91,23 @@ class Optimizer(metaclass=Settings):
             raise ValueError("nesterov needs a momentum above 0")
         if self.nesterov and self.name not in ("SGD", "EntropySGD"):
             raise ValueError(f"nesterov is for SGD and EntropySGD, not for {self.name}: leave it out")
-        if self.args and OPTIMIZERS.origin(self.name) == "built-in":
-            raise ValueError(f"optimizer.args is for an optimizer of your own, not for {self.name}: leave it out")
+        _check_args(build_one, self)
         if self.name not in ("EntropySGD", "SGLD") and self.walk != Walk():
             raise ValueError(f"optimizer.walk is for EntropySGD and SGLD, not for {self.name}: leave it out")
         # What the optimizer itself refuses is refused here, before anything is trained.
         _made(build_one, self, [nn.Parameter(torch.zeros(1))], 0)
+
+
+def _check_args(entry: Callable[..., torch.optim.Optimizer], settings: Optimizer) -> None:
+    """ValueError for keywords that a built-in optimizer does not have."""
+    if not settings.args or OPTIMIZERS.origin(settings.name) != "built-in":
+        return
+    known = list(inspect.signature(entry).parameters)[3:]
+    if not known:
+        raise ValueError(f"optimizer.args is for an optimizer of your own, not for {settings.name}: leave it out")
+    odd = next((key for key in settings.args if key not in known), None)
+    if odd is not None:
+        raise ValueError(unknown(f"argument of {settings.name}", odd, known))
 
 
 Parameters = Iterable[nn.Parameter]
@@ -142,7 +156,7 @@ def _made(
 ) -> torch.optim.Optimizer:
     """The optimizer that an entry of `OPTIMIZERS` makes; ValueError, in one line, where one of the user's does not."""
     if OPTIMIZERS.origin(settings.name) == "built-in":
-        return entry(settings, parameters, seed)
+        return entry(settings, parameters, seed, **settings.args)
     given = {"weight_decay": settings.weight_decay} if settings.weight_decay else {}
     try:
         made = entry(parameters, lr=settings.lr, **given, **settings.args)

@@ -2,6 +2,8 @@
 
 from atent.plots.accuracy import accuracies, certified, dots, minimum_norm, pareto, security
 from atent.plots.canvas import PALETTE, narrow, save, svg
+from atent.plots.frequencies import bands, fourier
+from atent.plots.matrices import corruptions, transfer
 from atent.plots.pictures import adversarial, images, magnified, regions
 from atent.plots.quantities import cost, lines
 from atent.plots.training import characteristics, curves, together
@@ -11,11 +13,14 @@ __all__ = [
     "PALETTE",
     "accuracies",
     "adversarial",
+    "bands",
     "certified",
     "characteristics",
+    "corruptions",
     "cost",
     "curves",
     "dots",
+    "fourier",
     "images",
     "lines",
     "magnified",
@@ -27,5 +32,6 @@ __all__ = [
     "security",
     "svg",
     "together",
+    "transfer",
     "union",
 ]

@@ -10,7 +10,14 @@ from atent import runs as folder
 from atent.certify.certificate import read_rows
 from atent.data.described import unspan
 from atent.experiments import migrate
-from atent.experiments.results import CertificateFile, ComparisonFile, EvaluationFile, SmoothingFile, TheoryFile
+from atent.experiments.results import (
+    CertificateFile,
+    ComparisonFile,
+    EvaluationFile,
+    SmoothingFile,
+    TheoryFile,
+    TransferFile,
+)
 from atent.experiments.target import names_data, names_model
 
 COMPARISON = "comparison.json"
@@ -43,6 +50,8 @@ class Run:
     """Certificates that were begun."""
     theories: dict[str, TheoryFile] = field(default_factory=dict)
     """Each theory*.json by its file name."""
+    transfers: dict[str, TransferFile] = field(default_factory=dict)
+    """Each transfer*.json by its file name."""
     model: str | None = None
     """What builds the network, as the user named it, where the run does not say."""
     data: str | None = None
@@ -106,10 +115,10 @@ def _run(path: Path, name: str) -> Run:
         raise ValueError(
             f"{path / folder.CONFIG} has no table 'method', so it is not a run's: give a folder of atent train"
         )
-    evaluations, certificates, theories = (
+    evaluations, certificates, theories, transfers = (
         # the plain name first, then by number
         sorted(path.glob(f"{stem}*.json"), key=lambda file: (len(file.name), file.name))
-        for stem in ("evaluation", "certificate", "theory")
+        for stem in ("evaluation", "certificate", "theory", "transfer")
     )
     # Shards are parts of a certificate, which --merge joins.
     certified = {file.name: _certificate(file) for file in certificates if ".shard-" not in file.name}
@@ -119,6 +128,7 @@ def _run(path: Path, name: str) -> Run:
         {name: found for name, found in certified.items() if found is not None},
         tuple(name for name, found in certified.items() if found is None),
         {file.name: migrate.read(file, TheoryFile) for file in theories},
+        transfers={file.name: migrate.read(file, TransferFile) for file in transfers},
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from atent.report import certified, made, measured, theory
+from atent.report import certified, made, measured, studied, theory
 from atent.report.collect import Run
 from atent.report.render import render
 from atent.report.samples import Gallery
@@ -23,6 +23,9 @@ SECTIONS: dict[str, tuple[str, Context]] = {
     "course": ("Training", made.course),
     "unions": ("Several threats at once", measured.unions),
     "radii": ("Robustness against radius", measured.radii),
+    "frequencies": ("Frequencies", studied.frequencies),
+    "corruptions": ("Common corruptions", studied.corruptions),
+    "transfers": ("Transfer between networks", studied.transfers),
     "certificates": ("Certified accuracy", certified.certificates),
     "images": ("Test images under attack", lambda run: {}),
     "checks": ("Checks for masked gradients and weak attacks", measured.checks),
@@ -38,11 +41,20 @@ def section(name: str, run: Run, **more: Any) -> Markup:
     return render(f"{name}.html", **SECTIONS[name][1](run), **more)
 
 
+_CONCERNS: dict[str, Callable[[Run], bool]] = {
+    "theory": theory.concerns,
+    "frequencies": studied.has_images,
+    "corruptions": studied.has_images,
+    "transfers": lambda run: bool(run.transfers),
+}
+"""Sections that not every run has."""
+
+
 def of_run(run: Run, gallery: Gallery | str) -> Markup:
     """Every section of a run; ``gallery`` are its images, or why there are none."""
     shown = []
     for name, (title, _) in SECTIONS.items():
-        if name != "theory" or theory.concerns(run):
+        if name not in _CONCERNS or _CONCERNS[name](run):
             more = {"gallery": gallery} if name == "images" else {}
             shown.append((title, section(name, run, **more)))
     return render("run.html", sections=shown)

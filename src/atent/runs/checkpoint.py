@@ -13,8 +13,19 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.guard import guard
-from atent.models.published import translated
-from atent.runs.weights import Notes, Snapshot, State, differences, fitted, pack, put, unpack, visible, whole
+from atent.runs.weights import (
+    Notes,
+    Snapshot,
+    State,
+    differences,
+    fitted,
+    pack,
+    put,
+    translated,
+    unpack,
+    visible,
+    whole,
+)
 
 STATE = "state.pt"
 

@@ -115,7 +115,8 @@ def _patch(name: str, tensors: Mapping[str, Tensor]) -> int | None:
     """The side of a vision transformer's patches, as its kernel shows it."""
     if ":" in name or not has_patch(name):
         return None
-    return next((t.shape[-1] for key, t in tensors.items() if key.endswith("patch_embed.proj.weight")), None)
+    kernels = ("patch_embed.proj.weight", "patch_embeddings.projection.weight")
+    return next((t.shape[-1] for key, t in tensors.items() if key.endswith(kernels)), None)
 
 
 def load_file(

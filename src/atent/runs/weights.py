@@ -165,6 +165,24 @@ def fitted(model: State, state: State) -> State:
     return {k: like(k, v) for k, v in state.items()}
 
 
+def translated(model: nn.Module, state: Mapping[str, Any]) -> State:
+    """A state in the names of ``model``, where the class of a network inside it knows the names that it has.
+
+    Such a class has a method ``published_state(state)`` that gives the state in its own names, or None for one that is
+    not of a layout that it knows. What lies outside that network, such as the layer that normalises, stays as it is in
+    ``model``. Any other state is given back unchanged.
+    """
+    for path, module in model.named_modules():
+        translate = getattr(module, "published_state", None)
+        renamed = translate(state) if callable(translate) else None
+        if renamed is not None:
+            name = plain_name(model, path) if path else ""
+            prefix = f"{name}." if name else ""
+            around = {k: v for k, v in visible(model).items() if not k.startswith(prefix)}
+            return {**around, **{prefix + k: v for k, v in renamed.items()}}
+    return dict(state)
+
+
 # ---- for files -----------------------------------------------------------------------------------------------------
 
 

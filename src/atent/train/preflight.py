@@ -63,12 +63,19 @@ def move(model: nn.Module, device: torch.device, layout: torch.memory_format) ->
             )
 
 
-def begin(method: Method, n: int, shape: tuple[int, ...], device: torch.device) -> Any:
-    """The method's first state; ValueError in one line where its ``init`` fails."""
+def begin(method: Method, data: Data, device: torch.device, *, resume: bool) -> Any:
+    """The method's first state; ValueError in one line where its ``init`` or ``prepare`` fails.
+
+    A resumed training has what was prepared in its checkpoint.
+    """
+    n, shape = len(data.train), data.shape
     try:
-        return method.init(n, shape, device)
+        state = method.init(n, shape, device)
+        if not resume:
+            state = {**state, **method.prepare(data)}
+        return state
     except Exception as error:
-        text = " ".join(str(error).split()) if isinstance(error, ValueError) else _line(error)
+        text = " ".join(str(error).split()) if isinstance(error, ValueError | OSError) else _line(error)
         raise ValueError(f"{type(method).__name__} cannot begin on {n} images of shape {shape}: {text}") from error
 
 

@@ -75,7 +75,7 @@ class Trainer:
         self.amp: AbstractContextManager[Any] = (
             torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
         )
-        self.state = preflight.begin(self.method, len(self.data.train), data.shape, self.device)
+        self.state = preflight.begin(self.method, self.data, self.device, resume=resume)
         self.begun = Snapshot(model)
         self._joined = self._check()
         self._count_steps()

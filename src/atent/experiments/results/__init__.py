@@ -1,4 +1,5 @@
-"""The result files as types: what evaluation.json, certificate.json, comparison.json and theory.json hold.
+"""The result files as types: what evaluation.json, certificate.json, comparison.json, theory.json and
+transfer.json hold.
 
 `from_json` takes a file of the current version; `atent.experiments.migrate` brings older files to it first. An unknown
 key is an error, so that no part of a file is lost without notice.
@@ -25,6 +26,15 @@ from atent.experiments.results.comparison import (
     Spread,
 )
 from atent.experiments.results.evaluation import EVALUATION_VERSION, AttackResult, EvaluationFile, LastEpoch, Part
+from atent.experiments.results.studies import (
+    TRANSFER_VERSION,
+    BandReport,
+    CorruptionReport,
+    FlipReport,
+    FourierReport,
+    Mean,
+    TransferFile,
+)
 from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFile
 from atent.experiments.results.union import UnionReport
 
@@ -34,18 +44,24 @@ __all__ = [
     "COMPARISON_VERSION",
     "EVALUATION_VERSION",
     "THEORY_VERSION",
+    "TRANSFER_VERSION",
     "Adversary",
     "AttackResult",
+    "BandReport",
     "BoundsFile",
     "CertificateFile",
     "CertifiedEntry",
     "CertifiedRow",
     "CertifiedTable",
     "ComparisonFile",
+    "CorruptionReport",
     "Difference",
     "EvaluatedSamples",
     "EvaluationFile",
+    "FlipReport",
+    "FourierReport",
     "LastEpoch",
+    "Mean",
     "PairResult",
     "Part",
     "RecipeResult",
@@ -57,5 +73,6 @@ __all__ = [
     "Spread",
     "Statement",
     "TheoryFile",
+    "TransferFile",
     "UnionReport",
 ]

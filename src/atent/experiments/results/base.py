@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -52,6 +53,12 @@ class Share:
     k: int
     n: int
 
+    @classmethod
+    def of(cls, k: int, n: int) -> Share:
+        """k of n; ValueError as `atent.stats.interval`."""
+        found = stats.share(k, n)
+        return cls(found["value"], found["low"], found["high"], int(k), int(n))
+
     @property
     def text(self) -> str:
         """For people: "98.2 % [96.6, 99.2]"."""
@@ -73,6 +80,12 @@ class Adversary:
     """patch: side of a patch."""
     inner: str = "free"
     inner_eps: float | None = None
+
+    @classmethod
+    def of(cls, threat: Threat) -> Adversary:
+        """From a threat with one eps for all samples."""
+        eps = float(threat.eps)
+        return cls(**{**threat.plain(), "eps": "inf" if eps == math.inf else eps})
 
     def threat(self) -> Threat:
         """The threat itself."""

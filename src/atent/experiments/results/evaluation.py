@@ -9,6 +9,7 @@ from pydantic import Field
 
 from atent.evaluate.evaluation import SCHEMA_VERSION
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
+from atent.experiments.results.studies import BandReport, CorruptionReport, FlipReport, FourierReport
 from atent.experiments.results.union import UnionReport
 
 EVALUATION_VERSION = SCHEMA_VERSION
@@ -137,6 +138,10 @@ class EvaluationFile(Result):
     last: LastEpoch | None = None
     sweep: list[SweepRow] = field(default_factory=list)
     checks: list[CheckResult] = field(default_factory=list)
+    bands: BandReport | None = None
+    corruptions: CorruptionReport | None = None
+    flips: FlipReport | None = None
+    fourier: FourierReport | None = None
     union: UnionReport | None = None
 
     @property

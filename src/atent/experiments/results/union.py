@@ -6,21 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atent.experiments.results.base import Adversary, Result, Share, whole
-
-
-@whole
-@dataclass(frozen=True)
-class Average:
-    """A mean of shares over samples with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def text(self) -> str:
-        """For people: "31.6 % [29.8, 33.4]"."""
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+from atent.experiments.results.studies import Mean
 
 
 @whole
@@ -62,7 +48,7 @@ class UnionReport(Result):
     clean: Share
     worst: Share
     """Samples that remain correctly classified under every threat: the union."""
-    average: Average
+    average: Mean
     """Mean over the threats of the robust accuracy."""
     threats: dict[str, ThreatResult]
     """By threat as text."""

@@ -1,0 +1,75 @@
+"""`atent pretrain`: weights to begin with, learned without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from atent.cli import train as training
+from atent.cli.jobs import recipe_job
+from atent.cli.parse import Name, Place, arg
+from atent.experiments.recipe_files import UsageError
+
+
+def pretrain(
+    recipe: Annotated[tyro.conf.Positional[str | None], arg("RECIPE")] = None,
+    *,
+    name: Name = None,
+    runs: Annotated[str, arg("PATH")] = "runs",
+    resume: Annotated[str | None, arg("RUN")] = None,
+    allow_large_eps: bool = False,
+    root: Place = None,
+    log: Annotated[tuple[str, ...], arg("TRACKER")] = (),
+    quiet: bool = False,
+    fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
+) -> int:
+    """Pre-train a network without labels by a recipe of method ACL, and keep all of it in a run folder.
+
+    The run is made and resumed as that of `atent train`. Its accuracies are those of a linear probe that is trained on
+    the features beside, through which no label reaches the network. Afterwards `atent train RECIPE --model.weights RUN`
+    fine-tunes the network, or with --model.frozen its last layer alone; --model.branch n or a chooses the batch-norms
+    of clean or of adversarial inputs. Every field of a recipe is an option as well: `atent pretrain RECIPE --help`.
+    Exit status: 0 done, 1 failed, 2 not understood.
+
+    Parameters
+    ----------
+    recipe
+        What to train.
+    name
+        Name of the run folder. Default: the recipe's name, numbered where it is taken.
+    runs
+        Folder that holds the run folders.
+    resume
+        Resume this run, with its own settings.
+    allow_large_eps
+        Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more.
+    root
+        With --resume: folder that holds the data. Default: as the run had it.
+    log
+        Record the training by these trackers as well: tensorboard, mlflow, wandb (each an extra of the package).
+    quiet
+        No progress bar.
+    """
+    if resume is not None:
+        return training.train(recipe, resume=resume, root=root, log=log, quiet=quiet)
+    if recipe is None:
+        raise UsageError("which recipe? `atent pretrain RECIPE`, such as digits-acl; `atent recipes` lists them")
+    if root is not None:
+        raise UsageError("--root is for --resume: use --data.root")
+    from atent import runs as folder
+    from atent.experiments.pretraining import next_steps, pretraining
+
+    job, _ = recipe_job(recipe, list(fields), prog=f"atent pretrain {recipe}", allow_large_eps=allow_large_eps)
+    job = pretraining(job)
+    wanted = name or job.recipe or "run"
+    path = Path(runs) / wanted if name else folder.free_name(runs, wanted)
+    status = training.train_job(job, path, baseline=False, quiet=quiet, log=log)
+    print(next_steps(job, path))
+    return status
+
+
+def run(words: list[str]) -> int:
+    """`atent pretrain` of these words, some of which set fields of the recipe."""
+    return training.run_words(words, pretrain)

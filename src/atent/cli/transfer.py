@@ -1,0 +1,119 @@
+"""`atent transfer`: adversarial images of each of several networks, tried on all of them."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from atent.cli import show
+from atent.cli.parse import Limit, Name, Norm, Number, Place, Subset, Text, Threads, arg
+from atent.experiments.recipe_files import UsageError
+
+if typing.TYPE_CHECKING:
+    from atent.experiments.results import TransferFile
+
+
+def transfer(
+    targets: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|MODULE:FUNCTION ...")] = (),
+    *,
+    attack: Annotated[str, arg("ATTACK")] = "PGD(steps=40)",
+    data: Name = None,
+    norm: Norm = None,
+    eps: Text = None,
+    which: typing.Literal["best", "last", "raw", "ema", "swa"] = "best",
+    allow_large_eps: bool = False,
+    limit: Limit = None,
+    subset: Subset = None,
+    seed: Number = None,
+    batch_size: Number = None,
+    root: Place = None,
+    device: Annotated[str, arg("NAME")] = "auto",
+    threads: Threads = None,
+    out: Place = None,
+    png: Place = None,
+    quiet: bool = False,
+    json: bool = False,
+) -> int:
+    """Attack each of several networks, and evaluate all of them on its adversarial images.
+
+    The networks see the same test images, and the attack has the same random numbers on each. A network robust to its
+    own attack and not to one that was made on another is likely to mask its gradients. A run that was killed resumes.
+    Exit status: 0 done, 1 failed, 2 not understood.
+
+    Parameters
+    ----------
+    targets
+        Two networks or more: run folders, .safetensors files that training wrote, or module:function.
+    attack
+        The attack on each network, written as a call.
+    data
+        Data set of networks that bring none: files and module:function.
+    norm
+        Norm of the threat. Default: that of the runs, where it is one.
+    eps
+        Radius of the threat in pixel units, such as 0.3 or 8/255. Default: that of the runs, where it is one.
+    which
+        Weights of the runs' best epoch or of their last, or of one of the averages.
+    allow_large_eps
+        Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more.
+    limit
+        Number of test images; all: every one. Default: as the first run, or 1000.
+    subset
+        Which images, where they are fewer than all: stratified or first. Default: as the first run, or stratified.
+    seed
+        Seed of the attack's random numbers. Default: as the first run, or 0.
+    batch_size
+        Images per batch. Default: as the first run, or 250.
+    root
+        Folder that holds the data (npz: the file). Default: as the runs had it.
+    device
+        auto, cpu, cuda ...
+    threads
+        CPU threads: a number, or auto (one where a network gains nothing from more, measured). Default: all cores.
+    out
+        JSON file to write. Default: transfer.json in the first run folder, or in this folder, numbered where it is
+        taken. Until it is whole, the same name with .partial.jsonl holds what is done: the same command resumes from
+        it.
+    png
+        Where to draw the matrix. Default: beside the JSON file.
+    quiet
+        No progress bar.
+    json
+        Print the result as JSON to standard output, and nothing else there.
+    """
+    if len(targets) < 2:
+        raise UsageError("a transfer matrix needs two networks or more: `atent transfer RUN RUN ... [OPTIONS]`")
+    from atent import plots
+    from atent.cli.studies import print_transfer
+    from atent.experiments.transfer import TRANSFER, load_targets, transfer_matrix
+    from atent.runs import write_json
+
+    with show.json_alone(json) as emit:
+        for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
+            if given is not None:
+                show.refuse_taken(Path(given), option)
+                if Path(given).suffix != kind:
+                    raise ValueError(f"{option} {given}: the name must end in {kind}")
+        found = load_targets(
+            targets, attack, data=data, norm=norm, eps=eps, which=which, allow_large_eps=allow_large_eps, limit=limit,
+            subset=subset, seed=seed, batch=batch_size, root=root, device=device, threads=threads,
+        )  # fmt: skip
+        show.threads(threads)
+        first = next(iter(found.values()))
+        place = first.place / f"{first.stem}{TRANSFER}"
+
+        def measured(path: Path) -> TransferFile:
+            return transfer_matrix(found, partial=path.with_suffix(".partial.jsonl"), progress=not quiet)
+
+        path, matrix = (Path(out), measured(Path(out))) if out else show.in_free_file(place, measured)
+        path = path if out else show.free_file(place)
+        write_json(path, matrix.to_json())
+        picture = Path(png) if png else show.free_file(path.with_suffix(".png"))
+        plots.save(plots.transfer(matrix.to_json()), picture)
+        print_transfer(matrix)
+        print(f"\nwritten: {path}, {picture}")
+        emit(matrix.to_json())
+    return 0

@@ -1,0 +1,137 @@
+"""Blurs and warps of images (n, c, h, w) that treat every image alone, so that results do not depend on the batch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from atent.rng import PerSample
+
+GREY = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luminance (ITU-R BT.601)."""
+
+
+def grey(x: Tensor) -> Tensor:
+    """The luminance (n, 1, h, w) of colour images; the mean of the channels where there are not three."""
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
+    return (x * torch.tensor(GREY, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def gaussian_blur(x: Tensor, sigma: float, *, truncate: float = 4.0, border: str = "replicate") -> Tensor:
+    """Gaussian blur, separable; ``sigma`` in pixels, the kernel cut at ``truncate * sigma``."""
+    reach = int(truncate * sigma + 0.5)
+    if reach < 1:
+        return x
+    places = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (places / sigma) ** 2)
+    weights: list[float] = (kernel / kernel.sum()).tolist()
+    return _along(_along(x, weights, 2, border), weights, 3, border)
+
+
+def _along(x: Tensor, weights: list[float], dim: int, border: str) -> Tensor:
+    """Correlation of one dimension with an odd number of weights."""
+    reach, size = len(weights) // 2, x.shape[dim]
+    wide = padded(x, reach if dim == 2 else 0, reach if dim == 3 else 0, border)
+    parts = (weight * wide.narrow(dim, i, size) for i, weight in enumerate(weights))
+    return torch.stack(tuple(parts)).sum(0)
+
+
+def padded(x: Tensor, rows: int, columns: int, border: str) -> Tensor:
+    """The image with ``rows`` and ``columns`` more on each side, also where they exceed it.
+
+    ``border``: "replicate" repeats the edge (aaa|abcd|ddd), "reflect" mirrors about it (dcb|abcd|cba), "symmetric"
+    mirrors with it (cba|abcd|dcb).
+    """
+    for dim, more in ((2, rows), (3, columns)):
+        if more:
+            size = x.shape[dim]
+            places = torch.arange(-more, size + more, device=x.device)
+            if border == "replicate" or size == 1:
+                places = places.clamp(0, size - 1)
+            else:
+                edge = int(border == "symmetric")
+                period = 2 * (size - 1 + edge)
+                places = places.remainder(period)
+                places = torch.where(places < size, places, period - edge - places)
+            x = x.index_select(dim, places)
+    return x
+
+
+def correlate(x: Tensor, kernel: Tensor, border: str) -> Tensor:
+    """Correlation of every channel with a kernel (k, k) of odd size."""
+    reach = len(kernel) // 2
+    wide = padded(x, reach, reach, border)
+    h, w = x.shape[2:]
+    out = torch.zeros_like(x)
+    for i, row in enumerate(kernel.tolist()):
+        for j, weight in enumerate(row):
+            if weight:
+                out += weight * wide[:, :, i : i + h, j : j + w]
+    return out
+
+
+def pixels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of every pixel, (1, h, w) each."""
+    h, w = x.shape[2:]
+    rows, columns = torch.meshgrid(
+        torch.arange(h, dtype=x.dtype, device=x.device), torch.arange(w, dtype=x.dtype, device=x.device), indexing="ij"
+    )
+    return rows[None], columns[None]
+
+
+def sampled(x: Tensor, rows: Tensor, columns: Tensor, border: str = "border") -> Tensor:
+    """The image at ``rows`` and ``columns`` (n or 1, h, w), in pixels, by bilinear interpolation.
+
+    ``border`` is that of `torch.nn.functional.grid_sample`: border, reflection or zeros.
+    """
+    h, w = x.shape[2:]
+    grid = torch.stack((2 * columns / max(w - 1, 1) - 1, 2 * rows / max(h - 1, 1) - 1), dim=3)
+    grid = grid.to(x.dtype).expand(len(x), -1, -1, -1)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode=border, align_corners=True)
+
+
+def zoomed(x: Tensor, factor: float, border: str = "border") -> Tensor:
+    """The image enlarged by ``factor`` about its centre; below 1: reduced."""
+    rows, columns = pixels(x)
+    top, left = (x.shape[2] - 1) / 2, (x.shape[3] - 1) / 2
+    return sampled(x, top + (rows - top) / factor, left + (columns - left) / factor, border)
+
+
+def motion_blurred(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
+    """Blur along ``angle`` (n,), in degrees: a half of a Gaussian of ``sigma`` pixels over 2 radius + 1 of them."""
+    rows, columns = pixels(x)
+    down, right = (f(angle * (math.pi / 180)).view(-1, 1, 1).to(x.dtype) for f in (torch.sin, torch.cos))
+    weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(2 * radius + 1)]
+    total = math.fsum(weights)
+    out = torch.zeros_like(x)
+    for i, weight in enumerate(weights):
+        out += (weight / total) * sampled(x, rows + i * down, columns + i * right)
+    return out
+
+
+def plasma(like: Tensor, draws: PerSample, decay: float) -> Tensor:
+    """Diamond-square noise in [0, 1], (n, 1, h, w): at each halving of the scale it varies ``decay**2`` less."""
+    n, h, w = len(like), *like.shape[2:]
+    size = 1 << max(1, (max(h, w) - 1).bit_length())
+    field = torch.zeros(n, size, size, dtype=like.dtype, device=like.device)
+    step, height, level = size, 1.0, 0
+    while step >= 2:
+        half = step // 2
+
+        def around(a: Tensor, b: Tensor, use: str, height: float = height, level: int = level) -> Tensor:
+            jitter = 2 * draws.uniform(a, use=use, step=level) - 1
+            return (a + b) / 4 + height * jitter
+
+        corners = field[:, ::step, ::step]
+        square = corners + corners.roll(-1, 1)
+        centres = around(square, square.roll(-1, 2), "centres")
+        field[:, half::step, half::step] = centres
+        field[:, ::step, half::step] = around(centres + centres.roll(1, 1), corners + corners.roll(-1, 2), "rows")
+        field[:, half::step, ::step] = around(centres + centres.roll(1, 2), corners + corners.roll(-1, 1), "columns")
+        step, height, level = half, height / decay**2, level + 1
+    low, high = field.amin((1, 2), keepdim=True), field.amax((1, 2), keepdim=True)
+    return ((field - low) / (high - low))[:, None, :h, :w]

@@ -1,0 +1,199 @@
+"""Which frequencies of a perturbation fool a model: its bands under the discrete cosine transform, one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack
+from atent.checks import check_number
+from atent.data.corruptions import check_images
+from atent.data.corruptions.digital import dct_matrix
+from atent.evaluate.samples import Checked
+from atent.evaluate.study import Study, study
+from atent.progress import Advance
+
+BANDS = ("low", "high", "horizontal", "vertical")
+"""low and high: both frequencies below the cut, or neither. Mixed: horizontal is high along the rows of pixels alone,
+vertical along the columns alone."""
+FULL = "full"
+
+
+def dct(d: Tensor) -> Tensor:
+    """The orthonormal two-dimensional discrete cosine transform (type II) of each channel (n, c, h, w)."""
+    rows, columns = (dct_matrix(size).to(d) for size in d.shape[2:])
+    return rows @ d @ columns.T
+
+
+def inverse_dct(coefficients: Tensor) -> Tensor:
+    """The images whose `dct` these are."""
+    rows, columns = (dct_matrix(size).to(coefficients) for size in coefficients.shape[2:])
+    return rows.T @ coefficients @ columns
+
+
+def band_masks(h: int, w: int, cut: int) -> dict[str, Tensor]:
+    """The coefficients of each of the `BANDS`, bool (h, w): four blocks that meet at ``cut``."""
+    low_rows, low_columns = torch.arange(h) < cut, torch.arange(w) < cut
+    return {
+        "low": low_rows[:, None] & low_columns,
+        "high": ~low_rows[:, None] & ~low_columns,
+        "horizontal": low_rows[:, None] & ~low_columns,
+        "vertical": ~low_rows[:, None] & low_columns,
+    }
+
+
+def filtered(d: Tensor, mask: Tensor) -> Tensor:
+    """The part of ``d`` (n, c, h, w) in the coefficients of ``mask`` (h, w); ``d`` itself where that has all."""
+    if bool(mask.all()):
+        return d
+    return inverse_dct(dct(d) * mask.to(d))
+
+
+def split_bands(d: Tensor, cut: int | None = None) -> dict[str, Tensor]:
+    """The parts of a perturbation in the four `BANDS`: they sum to it, and their squared norms to its own.
+
+    Parameters
+    ----------
+    d
+        Perturbations (n, c, h, w).
+    cut
+        The first high frequency, 1 to the smaller side less 1; default: a quarter of the smaller side.
+
+    Raises
+    ------
+    ValueError
+        In one line, for inputs that are not images, and for a cut that leaves no band on one side.
+
+    References
+    ----------
+    Shao et al., On the adversarial robustness of vision transformers, arXiv 2103.15670, who cut images of 224 pixels at
+    32, and leave the two mixed bands out.
+    """
+    check_images(d.shape[1:])
+    cut = checked_cut(cut, d.shape[2], d.shape[3])
+    coefficients = dct(d)
+    masks = band_masks(d.shape[2], d.shape[3], cut)
+    return {name: inverse_dct(coefficients * mask.to(d)) for name, mask in masks.items()}
+
+
+def checked_cut(cut: int | None, h: int, w: int) -> int:
+    """The cut as a number, a quarter of the smaller side by default; ValueError where a band would be empty."""
+    side = min(h, w)
+    if cut is None:
+        return side // 4
+    cut = int(check_number("band cut", cut, 1, whole=True))
+    if cut >= side:
+        raise ValueError(f"band cut must be 1 to {side - 1} on images of {h} x {w}, got {cut}")
+    return cut
+
+
+@dataclass(frozen=True, eq=False)
+class Bands:
+    """What each band of an attack's perturbations does, on n samples; tensors on the CPU."""
+
+    cut: int
+    """The first high frequency."""
+    right: Tensor
+    """bool (n,): correctly classified without an attack."""
+    robust: dict[str, Tensor]
+    """bool (n,) for the whole perturbation (`FULL`) and for each band alone: still correctly classified."""
+    energy: dict[str, Tensor]
+    """float64 (n,) for each band: its squared l2 norm; 0 where no perturbation was found, or none was looked for."""
+    spectrum: Tensor
+    """float64 (h, w): the mean share of each coefficient in the squared norm of a perturbation; sums to 1."""
+    white: dict[str, float]
+    """The share of coefficients in each band: what white noise would have of its energy there."""
+
+    def shares(self) -> dict[str, Tensor]:
+        """Each band's share of the energy, float64 (m,), over the m samples that were perturbed."""
+        total = torch.stack(tuple(self.energy.values())).sum(0)
+        moved = total > 0
+        return {name: part[moved] / total[moved] for name, part in self.energy.items()}
+
+
+def measure_bands(
+    model: nn.Module,
+    x: Tensor | Checked,
+    y: Tensor | None,
+    attack: Attack,
+    *,
+    cut: int | None = None,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch: int = 250,
+    resume: str | Path | None = None,
+    advance: Advance | None = None,
+) -> Bands:
+    """Attack the correctly classified samples, and try each band of the perturbations alone.
+
+    A part is added to the clean image and the sum is clipped to the box. A sample that is misclassified without an
+    attack is robust to no part.
+
+    Parameters
+    ----------
+    model
+        Any module from images to logits; it is evaluated in eval mode and comes back as it was.
+    x, y
+        Images (n, c, h, w) in the attack's box and true labels (n,), or `Checked` samples and None.
+    attack
+        The attack whose perturbations are split.
+    cut
+        As in `split_bands`.
+    seed, ids, batch
+        As in `evaluate`.
+    resume
+        JSON-lines file from which the same call resumes after a kill.
+    advance
+        Called with n samples in all, and a text.
+
+    Raises
+    ------
+    ValueError
+        In one line, as `evaluate` and `split_bands`.
+    """
+    s = study(
+        "band report", model, x, y, box=attack.threat.box, seed=seed, ids=ids, batch=batch, resume=resume,
+        advance=advance, attacks={"attack": attack}, cut=cut,
+    )  # fmt: skip
+    h, w = s.x.shape[2:]
+    cut = checked_cut(cut, h, w)
+    attack.threat.check_eps(s.x.shape[1:])
+    attack.threat.check_samples(s.n)
+    right = s.right()
+    robust = {name: torch.zeros(s.n, dtype=torch.bool) for name in (FULL, *BANDS)}
+    energy = {name: torch.zeros(s.n, dtype=torch.float64) for name in BANDS}
+    spectrum, moved = torch.zeros(h * w, dtype=torch.float64), 0
+    s.step(s.n - int(right.sum()), "bands")
+    for key, at in s.batches(right.nonzero().squeeze(1)):
+        row = s.notes.of(key, lambda at=at: _row(s, attack, cut, at))  # type: ignore[misc]
+        for name, kept in robust.items():
+            kept[at.cpu()] = ~torch.tensor(row["wrong"][name], dtype=torch.bool)
+        for name, part in energy.items():
+            part[at.cpu()] = torch.tensor(row["energy"][name], dtype=torch.float64)
+        spectrum += torch.tensor(row["spectrum"], dtype=torch.float64)
+        moved += row["moved"]
+        s.step(len(at), f"bands {int(robust[FULL].sum())} robust")
+    white = {name: float(mask.double().mean()) for name, mask in band_masks(h, w, cut).items()}
+    return Bands(cut, right, robust, energy, spectrum.view(h, w) / max(moved, 1), white)
+
+
+def _row(s: Study, attack: Attack, cut: int, at: Tensor) -> dict[str, object]:
+    """What the perturbations of one batch are and do, as plain values."""
+    x = attack.threat.clamp(s.x[at])
+    x_adv = attack.of(at)(s.model, x, s.y[at], seed=s.seed, ids=s.ids[at])
+    d = x_adv.double() - x.double()
+    parts = split_bands(d, cut)
+    wrong = {FULL: s.wrong(s.model, x_adv, at)}
+    wrong |= {name: s.wrong(s.model, attack.threat.clamp((x + part).to(x.dtype)), at) for name, part in parts.items()}
+    squares = dct(d).square().sum(1).flatten(1)
+    total = squares.sum(1, keepdim=True)
+    shares = torch.where(total > 0, squares / total, 0.0)
+    return {
+        "wrong": wrong,
+        "energy": {name: part.square().flatten(1).sum(1).tolist() for name, part in parts.items()},
+        "spectrum": shares.sum(0).tolist(),
+        "moved": int((total > 0).sum()),
+    }

@@ -1,0 +1,132 @@
+"""How many images a model misclassifies under common corruptions, beside a reference network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from atent.checks import check_choice
+from atent.data.corruptions import SEVERITIES, corrupt, suited
+from atent.evaluate.samples import Checked
+from atent.evaluate.study import study
+from atent.progress import Advance
+from atent.stats import Estimate, mean_of_ratios, t_interval
+from atent.threat import Box
+
+
+@dataclass(frozen=True, eq=False)
+class Corrupted:
+    """Errors of a model on n corrupted samples, and of a reference network on the same images; on the CPU."""
+
+    names: tuple[str, ...]
+    """The corruptions."""
+    clean: Tensor
+    """bool (n,): misclassified without a corruption."""
+    wrong: Tensor
+    """bool (corruptions, severities, n): misclassified."""
+    distance: Tensor
+    """float64 (corruptions, severities): mean l2 distance to the clean image, in pixel units."""
+    reference: Tensor | None = None
+    """As ``wrong``, of the reference network."""
+
+    def mean_error(self) -> Estimate:
+        """The mean over corruptions and severities of the error, with its 95 % interval over images."""
+        each = self.wrong.double().mean((0, 1)).tolist()
+        return t_interval(each, resolution=1 / self.wrong[..., 0].numel())
+
+    def ratios(self) -> list[float | None]:
+        """Of each corruption the sum of errors over severities, divided by the reference network's: CE; None where that
+        makes no error. ValueError without a reference."""
+        own, other = self._sums()
+        return [float(a / b) if b > 0 else None for a, b in zip(own.sum(1), other.sum(1))]
+
+    def mce(self) -> Estimate | None:
+        """The mean of the `ratios`, without those that are None, with its 95 % interval over images; None where no
+        corruption is left. ValueError without a reference."""
+        return mean_of_ratios(*(part.tolist() for part in self._sums()))
+
+    def _sums(self) -> tuple[Tensor, Tensor]:
+        """At how many severities each image is misclassified, (corruptions, n), by the model and by the reference."""
+        if self.reference is None:
+            raise ValueError("a mean corruption error needs a reference network: give reference=")
+        return self.wrong.double().sum(1), self.reference.double().sum(1)
+
+
+def measure_corruptions(
+    model: nn.Module,
+    x: Tensor | Checked,
+    y: Tensor | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    reference: nn.Module | None = None,
+    box: Box = (0.0, 1.0),
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch: int = 250,
+    resume: str | Path | None = None,
+    advance: Advance | None = None,
+) -> Corrupted:
+    """The errors of a model under corruptions at five severities.
+
+    Parameters
+    ----------
+    model
+        Any module from images to logits; it is evaluated in eval mode and comes back as it was.
+    x, y
+        Images (n, c, h, w) in ``box`` and true labels (n,), or `Checked` samples and None.
+    names
+        Corruptions; default: all that `atent.data.corruptions.suited` finds for the images' size.
+    reference
+        A network whose errors on the same images the mean corruption error divides by.
+    box
+        Smallest and largest legal value.
+    seed, ids, batch
+        As in `evaluate`; with ``ids`` they key the random numbers of every image.
+    resume
+        JSON-lines file from which the same call resumes after a kill.
+    advance
+        Called with n samples for each corruption and severity, and a text.
+
+    Raises
+    ------
+    ValueError
+        In one line, for inputs that are not images, and for an unknown corruption or one that does not suit them.
+
+    References
+    ----------
+    Hendrycks and Dietterich, Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019.
+    """
+    models = {"reference": reference} if reference is not None else {}
+    s = study(
+        "corruption report", model, x, y, box=box, seed=seed, ids=ids, batch=batch, resume=resume, advance=advance,
+        models=models, names=None if names is None else list(names),
+    )  # fmt: skip
+    known = suited(s.x.shape[1:])
+    for name in names or ():
+        check_choice("corruption", name, tuple(known))
+    chosen = tuple(known if names is None else names)
+    if not chosen:
+        raise ValueError("names is empty: give one corruption at least, or None for all")
+    asked = {"wrong": model, **models}
+    wrong = {who: torch.zeros(len(chosen), len(SEVERITIES), s.n, dtype=torch.bool) for who in asked}
+    distance = torch.zeros(len(chosen), len(SEVERITIES), dtype=torch.float64)
+    for i, name in enumerate(chosen):
+        for j, severity in enumerate(SEVERITIES):
+            for key, at in s.batches():
+
+                def row(at: Tensor = at, name: str = name, severity: int = severity) -> dict[str, object]:
+                    changed = corrupt(s.x[at], name, severity, seed=s.seed, ids=s.ids[at], box=box)
+                    moved = (changed.double() - s.x[at].double()).flatten(1).norm(dim=1)
+                    errors = {who: s.wrong(net, changed, at) for who, net in asked.items()}
+                    return {**errors, "distance": float(moved.sum())}
+
+                found = s.notes.of(f"{name} {severity} {key}", row)
+                for who, table in wrong.items():
+                    table[i, j, at.cpu()] = torch.tensor(found[who], dtype=torch.bool)
+                distance[i, j] += found["distance"] / s.n
+                s.step(len(at), f"{name} {severity}")
+    return Corrupted(chosen, ~s.right(), wrong["wrong"], distance, wrong.get("reference"))

@@ -1,0 +1,109 @@
+"""How often a model changes its mind along sequences of almost equal images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from atent.checks import check_choice
+from atent.data.corruptions.sequences import SEQUENCES, flips, framed
+from atent.evaluate.evaluation import predict
+from atent.evaluate.samples import Checked
+from atent.evaluate.study import study
+from atent.progress import Advance
+from atent.stats import Estimate, mean_of_ratios, t_interval
+from atent.threat import Box
+
+
+@dataclass(frozen=True, eq=False)
+class Flips:
+    """Flip rates of a model along sequences from n samples, and of a reference network along the same ones."""
+
+    names: tuple[str, ...]
+    """The sequences."""
+    rates: Tensor
+    """float64 (sequences, n): the share of comparisons in which the class changes."""
+    reference: Tensor | None = None
+    """As ``rates``, of the reference network."""
+
+    def rate(self, i: int) -> Estimate:
+        """The mean over the images of the sequence number ``i``, with its 95 % interval."""
+        return _mean(self.rates[i], 1)
+
+    def mean_rate(self) -> Estimate:
+        """The mean over sequences and images, with its 95 % interval over images."""
+        return _mean(self.rates.mean(0), len(self.names))
+
+    def mean_flip_rate(self) -> Estimate | None:
+        """The mean over the sequences of the rate divided by the reference network's: mFR, with its 95 % interval;
+        sequences in which that never changes are left out, None where none is left. ValueError without a reference."""
+        if self.reference is None:
+            raise ValueError("a mean flip rate needs a reference network: give reference=")
+        return mean_of_ratios(self.rates.tolist(), self.reference.tolist())
+
+
+def _mean(each: Tensor, parts: int) -> Estimate:
+    # A rate counts in steps of one comparison, of which there are 30 or fewer.
+    return t_interval(each.tolist(), resolution=1 / (30 * parts))
+
+
+def measure_flips(
+    model: nn.Module,
+    x: Tensor | Checked,
+    y: Tensor | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    reference: nn.Module | None = None,
+    box: Box = (0.0, 1.0),
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch: int = 250,
+    resume: str | Path | None = None,
+    advance: Advance | None = None,
+) -> Flips:
+    """How often the predicted class changes along sequences of noise and along ordered ones.
+
+    No label is used: a constant classifier never changes its class. Arguments are those of `measure_corruptions`;
+    ``names`` are of `atent.data.corruptions.sequences.SEQUENCES`, default: all.
+
+    Raises
+    ------
+    ValueError
+        In one line, for inputs that are not images, and for an unknown sequence.
+
+    References
+    ----------
+    Hendrycks and Dietterich, Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019.
+    """
+    models = {"reference": reference} if reference is not None else {}
+    for name in names or ():
+        check_choice("sequence", name, tuple(SEQUENCES))
+    chosen = tuple(SEQUENCES if names is None else names)
+    if not chosen:
+        raise ValueError("names is empty: give one sequence at least, or None for all")
+    s = study(
+        "flip report", model, x, y, box=box, seed=seed, ids=ids, batch=batch, resume=resume, advance=advance,
+        models=models, names=list(chosen),
+    )  # fmt: skip
+    asked = {"rates": model, **models}
+    rates = {who: torch.zeros(len(chosen), s.n, dtype=torch.float64) for who in asked}
+    for i, name in enumerate(chosen):
+        for key, at in s.batches():
+
+            def row(at: Tensor = at, name: str = name) -> dict[str, object]:
+                seen: dict[str, list[Tensor]] = {who: [] for who in asked}
+                for frame in framed(s.unit(s.x[at]), name, seed=s.seed, ids=s.ids[at]):
+                    for who, net in asked.items():
+                        seen[who].append(predict(net, s.boxed(frame), s.y[at], batch=s.batch))
+                ordered = SEQUENCES[name].ordered
+                return {who: flips(torch.stack(each, 1), ordered=ordered).tolist() for who, each in seen.items()}
+
+            found = s.notes.of(f"{name} {key}", row)
+            for who, table in rates.items():
+                table[i, at.cpu()] = torch.tensor(found[who], dtype=torch.float64)
+            s.step(len(at), name)
+    return Flips(chosen, rates["rates"], rates.get("reference"))

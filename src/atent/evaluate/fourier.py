@@ -1,0 +1,119 @@
+"""To which frequencies of noise a model is sensitive: its error against the Fourier basis, as a map."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from atent.checks import check_number
+from atent.evaluate.samples import Checked
+from atent.evaluate.study import Study, study
+from atent.progress import Advance
+from atent.rng import PerSample
+from atent.threat import Box, Threat
+
+PIXEL = 0.1
+"""The root mean square of a perturbation's pixels by default, in widths of the box."""
+
+
+def fourier_basis(h: int, w: int) -> Tensor:
+    """A real Fourier basis of images, (h, w, h, w), float64, orthonormal: ``basis[i, j]`` is the image of the frequency
+    (i - h // 2, j - w // 2), so that the constant image is in the centre.
+
+    The images are cos + sin of the frequency's phase (Hartley's): each has two frequencies alone, opposite ones, and
+    unit norm.
+    """
+    rows = torch.outer(torch.arange(h, dtype=torch.float64) - h // 2, torch.arange(h, dtype=torch.float64) / h)
+    columns = torch.outer(torch.arange(w, dtype=torch.float64) - w // 2, torch.arange(w, dtype=torch.float64) / w)
+    phase = 2 * math.pi * (rows[:, None, :, None] + columns[None, :, None, :])
+    return (phase.cos() + phase.sin()) / math.sqrt(h * w)
+
+
+@dataclass(frozen=True, eq=False)
+class FourierMap:
+    """Errors of a model on n samples under noise of one frequency; on the CPU."""
+
+    eps: float
+    """l2 norm of the noise in one channel, in pixel units."""
+    clean: Tensor
+    """bool (n,): misclassified without noise."""
+    errors: Tensor
+    """int64 (h, w): misclassified samples by frequency, the constant one in the centre (h // 2, w // 2)."""
+
+
+def fourier_map(
+    model: nn.Module,
+    x: Tensor | Checked,
+    y: Tensor | None = None,
+    *,
+    eps: float | None = None,
+    box: Box = (0.0, 1.0),
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch: int = 250,
+    resume: str | Path | None = None,
+    advance: Advance | None = None,
+) -> FourierMap:
+    """The errors of a model on ``x + eps r U``, clipped to the box, for every image U of `fourier_basis`.
+
+    r is 1 or -1 at random for each sample, channel and frequency.
+
+    Parameters
+    ----------
+    model
+        Any module from images to logits; it is evaluated in eval mode and comes back as it was.
+    x, y
+        Images (n, c, h, w) in ``box`` and true labels (n,), or `Checked` samples and None.
+    eps
+        l2 norm of the noise in one channel, in pixel units; default: pixels of a root mean square of 0.1 box widths,
+        2.8 on images of 28 x 28.
+    box, seed, ids, batch
+        As in `measure_corruptions`.
+    resume
+        JSON-lines file from which the same call resumes after a kill.
+    advance
+        Called with h w samples in all, one for each frequency, and a text.
+
+    Raises
+    ------
+    ValueError
+        In one line, for inputs that are not images, and for an eps that is not above 0.
+
+    References
+    ----------
+    Yin et al., A Fourier perspective on model robustness in computer vision, NeurIPS 2019. They take one of each pair
+    of opposite frequencies, and so one image for both.
+    """
+    if eps is not None:
+        eps = float(check_number("fourier eps", eps, 0, above=True))
+    s = study(
+        "Fourier map", model, x, y, box=box, seed=seed, ids=ids, batch=batch, resume=resume, advance=advance, eps=eps
+    )  # fmt: skip
+    h, w = s.x.shape[2:]
+    if eps is None:
+        eps = PIXEL * Threat("linf", 0.0, box).width * math.sqrt(h * w)
+    basis = fourier_basis(h, w).to(s.x)
+    errors = torch.zeros(h, w, dtype=torch.int64)
+    for i in range(h):
+        found = s.notes.of(str(i), lambda i=i: {"errors": _line(s, basis[i], eps, i)})  # type: ignore[misc]
+        errors[i] = torch.tensor(found["errors"])
+        s.step(w, f"frequency {i - h // 2}")
+    return FourierMap(eps, ~s.right(), errors)
+
+
+def _line(s: Study, images: Tensor, eps: float, i: int) -> list[int]:
+    """The errors at each frequency of the line ``i`` of the map, whose basis images are given."""
+    threat = Threat("linf", 0.0, s.box)
+    errors = [0] * len(images)
+    for _, at in s.batches():
+        draws = PerSample(s.seed, s.ids[at], "fourier")
+        x = s.x[at]
+        for j, image in enumerate(images):
+            u = draws.uniform(x[:, :, :1, :1], restart=i, step=j)
+            noisy = threat.clamp(x + eps * torch.where(u < 0.5, -1.0, 1.0).to(x.dtype) * image)
+            errors[j] += sum(s.wrong(s.model, noisy, at))
+    return errors

@@ -1,0 +1,89 @@
+"""Transfer: adversarial images of each of several networks, tried on every one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack
+from atent.evaluate.evaluation import predict
+from atent.evaluate.samples import Checked
+from atent.evaluate.study import study
+from atent.progress import Advance
+
+
+@dataclass(frozen=True, eq=False)
+class Transfers:
+    """Which samples remain correctly classified by each network under the attack on each; on the CPU."""
+
+    names: tuple[str, ...]
+    """The networks."""
+    right: Tensor
+    """bool (networks, n): correctly classified without an attack."""
+    robust: Tensor
+    """bool (networks, networks, n): ``robust[i, j]`` of the network j under the attack on the network i."""
+
+
+def measure_transfer(
+    models: Mapping[str, nn.Module],
+    x: Tensor | Checked,
+    y: Tensor | None,
+    attack: Attack,
+    *,
+    seed: int = 0,
+    ids: Tensor | None = None,
+    batch: int = 250,
+    resume: str | Path | None = None,
+    advance: Advance | None = None,
+) -> Transfers:
+    """Attack every sample on each network, and evaluate all networks on the result.
+
+    The same attack with the same random numbers meets each network; the diagonal is the white-box attack. A sample that
+    a network misclassifies without an attack is not robust on it, whatever the attack does to it.
+
+    Parameters
+    ----------
+    models
+        Two networks or more, by name; each is evaluated in eval mode and comes back as it was.
+    x, y
+        Inputs (n, ...) in the attack's box and true labels (n,), or `Checked` samples and None.
+    attack
+        The attack on each source.
+    seed, ids, batch
+        As in `evaluate`.
+    resume
+        JSON-lines file from which the same call resumes after a kill.
+    advance
+        Called with n samples for each network, and a text.
+
+    Raises
+    ------
+    ValueError
+        In one line, for fewer than two networks, and as `evaluate`.
+    """
+    if len(models) < 2:
+        raise ValueError(f"a transfer matrix needs two networks or more, got {len(models)}")
+    first = next(iter(models.values()))
+    s = study(
+        "transfer matrix", first, x, y, box=attack.threat.box, seed=seed, ids=ids, batch=batch, resume=resume,
+        advance=advance, attacks={"attack": attack}, models=models, images=False,
+    )  # fmt: skip
+    attack.threat.check_eps(s.x.shape[1:])
+    attack.threat.check_samples(s.n)
+    right = torch.stack([(predict(net, s.x, s.y, batch=s.batch) == s.y).cpu() for net in models.values()])
+    robust = torch.zeros(len(models), len(models), s.n, dtype=torch.bool)
+    for i, (name, source) in enumerate(models.items()):
+        for key, at in s.batches():
+
+            def row(at: Tensor = at, source: nn.Module = source) -> dict[str, object]:
+                x_adv = attack.of(at)(source, s.x[at], s.y[at], seed=s.seed, ids=s.ids[at])
+                return {"wrong": [s.wrong(net, x_adv, at) for net in models.values()]}
+
+            found = s.notes.of(f"{i} {key}", row)
+            robust[i][:, at.cpu()] = ~torch.tensor(found["wrong"], dtype=torch.bool)
+            s.step(len(at), f"{name} {100 * float(robust[i, i].double().mean()):.1f} %")
+    return Transfers(tuple(models), right, robust & right[None])

@@ -1,0 +1,42 @@
+"""What `atent pretrain` asks of a recipe, and what may follow the run that it makes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from atent.experiments.pipeline import Job
+from atent.methods import ACL
+from atent.methods.acl import TRAINED
+
+PROJECTION = (128, 128)
+"""Widths of the projection head where a recipe gives none."""
+
+
+def pretraining(job: Job) -> Job:
+    """The job with a projection head, and evaluated by batch-norms that its variant trains.
+
+    ValueError, in one line, for a method that trains with labels, and for a branch that stays untrained.
+    """
+    method = job.method
+    if not isinstance(method, ACL):
+        raise ValueError(f"{job.title} trains with labels: use `atent train`; `atent pretrain` is for ACL")
+    trained = TRAINED[method.variant]
+    branch = job.model.branch or ("a" if "a" in trained else "n")
+    if branch not in trained:
+        raise ValueError(
+            f"model.branch {branch} is not trained by variant {method.variant}: use {' or '.join(trained)}"
+        )
+    model = replace(job.model, projection=job.model.projection or PROJECTION, branch=branch)
+    return replace(job, model=model)
+
+
+def next_steps(job: Job, path: Path) -> str:
+    """Commands that may follow, a line each."""
+    weights = f"--model.name {job.model.name} --model.weights {path}"
+    return "\n".join(
+        [
+            f"linear evaluation     atent train RECIPE {weights} --model.frozen",
+            f"fine-tuning           atent train RECIPE {weights}",
+        ]
+    )

@@ -1,0 +1,249 @@
+"""Studies of a target beside its robust accuracy: frequency bands, corruptions, flips, a Fourier map."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from atent.attacks import ATTACKS, Attack
+from atent.attacks.spec import parse, spell
+from atent.attacks.transfer import load_source
+from atent.data.corruptions import CORRUPTIONS, SEVERITIES, check_images, suited
+from atent.data.corruptions.sequences import SEQUENCES
+from atent.evaluate import Checked, fourier_map, measure_bands, measure_corruptions, measure_flips
+from atent.evaluate.bands import FULL, checked_cut
+from atent.evaluate.lines import Foreign
+from atent.experiments.results import BandReport, CorruptionReport, FlipReport, FourierReport, Mean, Result, Share
+from atent.experiments.results.base import Adversary
+from atent.experiments.results.studies import (
+    BANDS_VERSION,
+    CORRUPTIONS_VERSION,
+    FLIPS_VERSION,
+    FOURIER_VERSION,
+    BandResult,
+    CorruptionRow,
+    FlipRow,
+)
+from atent.experiments.target import Target
+from atent.models import check_output
+from atent.progress import bar
+from atent.stats import t_interval
+
+
+@dataclass(frozen=True)
+class Studies:
+    """What is measured beside the robust accuracy."""
+
+    bands: bool = False
+    """Each frequency band of an attack's perturbations alone."""
+    band_attack: str = "PGD(steps=40)"
+    """That attack, written as a call."""
+    band_cut: int | None = None
+    """The first high frequency; default: a quarter of the image's side."""
+    corruptions: bool = False
+    """Errors under common corruptions at five severities."""
+    flips: bool = False
+    """Flip rates along sequences of almost equal images."""
+    reference: str | None = None
+    """A run folder or module:function: the network whose errors and flips are divided by."""
+    fourier: bool = False
+    """Errors under noise of each frequency."""
+    fourier_eps: float | None = None
+    """l2 norm of that noise in one channel; default: pixels of a root mean square of 0.1."""
+
+    @property
+    def chosen(self) -> list[str]:
+        """The studies that are wanted, as the result names them."""
+        return [name for name in _MEASURED if getattr(self, name)]
+
+    def check(self, target: Target) -> None:
+        """ValueError, in one line and before the long work, for what cannot be measured on the target, and for an
+        option that has no effect."""
+        for option, value, of in (
+            ("--reference", self.reference, self.corruptions or self.flips),
+            ("--band-attack", None if self.band_attack == Studies.band_attack else self.band_attack, self.bands),
+            ("--band-cut", self.band_cut, self.bands),
+            ("--fourier-eps", self.fourier_eps, self.fourier),
+        ):
+            if value is not None and not of:
+                wanted = {"--reference": "--corruptions or --flips", "--fourier-eps": "--fourier"}.get(
+                    option, "--bands"
+                )
+                raise ValueError(f"{option} {value} has no effect without {wanted}: add it, or leave {option} out")
+        if not self.chosen:
+            return
+        check_images(target.data.shape)
+        if self.bands:
+            checked_cut(self.band_cut, *target.data.shape[1:])
+            self.attack(target).threat.check_eps(target.data.shape)
+        self.network(target)
+
+    def attack(self, target: Target) -> Attack:
+        """The attack whose perturbations are split."""
+        if target.threat is None and "eps=" not in self.band_attack:
+            raise ValueError("--bands needs a threat: give --norm and --eps")
+        return parse(
+            self.band_attack, target.threat, ATTACKS, allow_large_eps=target.settings.allow_large_eps
+        )  # fmt: skip
+
+    def network(self, target: Target) -> nn.Module | None:
+        """The reference network on the target's device; ValueError where it does not take the target's images."""
+        if self.reference is None:
+            return None
+        net = load_source(self.reference).eval()
+        like = next(target.model.parameters(), None)
+        if like is not None:
+            net = net.to(like.device, like.dtype)
+        check_output(net, target.data.shape, target.data.classes, like.device if like is not None else "cpu")
+        return net
+
+
+def run_studies(
+    studies: Studies, target: Target, known: Checked, *, partial: Path | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """The reports that are wanted, by name, as plain values.
+
+    ``partial`` names the evaluation's file to resume from; each study has one beside it, see `partials`.
+    """
+    found: dict[str, Any] = {}
+    reference = studies.network(target)
+    h, w = target.data.shape[1:] if len(target.data.shape) == 3 else (0, 0)
+    rounds = {
+        "bands": 1, "corruptions": len(suited(target.data.shape)) * len(SEVERITIES) if studies.corruptions else 0,
+        "flips": len(SEQUENCES), "fourier": h * w / max(len(known.x), 1),
+    }  # fmt: skip
+    for name in studies.chosen:
+        how = {
+            "seed": target.settings.seed, "batch": target.settings.batch,
+            "resume": partials(partial, [name])[0] if partial else None,
+        }  # fmt: skip
+        begun = time.perf_counter()
+        with bar(round(rounds[name] * len(known.x)), name, enabled=progress) as advance:
+            try:
+                report: Result = _MEASURED[name](studies, target, known, reference, {**how, "advance": advance})
+            except Foreign as error:
+                # The evaluation's own file is of this one: another name would begin it anew.
+                raise ValueError(str(error)) from None
+        found[name] = report.to_json() | {"seconds": round(time.perf_counter() - begun, 3)}
+    return found
+
+
+def partials(partial: Path, names: list[str]) -> list[Path]:
+    """The file of each study beside that of the evaluation."""
+    return [partial.with_suffix(f".{name}{partial.suffix}") for name in names]
+
+
+def _bands(s: Studies, target: Target, known: Checked, reference: nn.Module | None, how: dict[str, Any]) -> BandReport:
+    attack = s.attack(target)
+    found = measure_bands(target.model, known, None, attack, cut=s.band_cut, **how)
+    n, shares = len(known.x), found.shares()
+
+    def kept(values: Any) -> Share:
+        return Share.of(int(values.sum()), n)
+
+    perturbed = len(next(iter(shares.values())))
+    return BandReport(
+        schema_version=BANDS_VERSION,
+        n=n,
+        seed=how["seed"],
+        attack=spell(attack),
+        threat=Adversary.of(attack.threat),
+        cut=found.cut,
+        clean=kept(found.right),
+        full=kept(found.robust[FULL]),
+        bands=[
+            BandResult(
+                name,
+                kept(found.robust[name]),
+                Mean.of(t_interval(each.tolist())) if perturbed > 1 else None,
+                found.white[name],
+            )
+            for name, each in shares.items()
+        ],
+        perturbed=perturbed,
+        spectrum=found.spectrum.tolist(),
+    )
+
+
+def _corruptions(
+    s: Studies, target: Target, known: Checked, reference: nn.Module | None, how: dict[str, Any]
+) -> CorruptionReport:
+    found = measure_corruptions(target.model, known, reference=reference, box=target.data.box, **how)
+    n, other = len(known.x), found.reference
+    rows = [
+        CorruptionRow(
+            name,
+            CORRUPTIONS[name].kind,
+            severity,
+            Share.of(int(found.wrong[i, j].sum()), n),
+            float(found.distance[i, j]),
+            None if other is None else Share.of(int(other[i, j].sum()), n),
+        )
+        for i, name in enumerate(found.names)
+        for j, severity in enumerate(SEVERITIES)
+    ]
+    mce = None if other is None else found.mce()
+    return CorruptionReport(
+        schema_version=CORRUPTIONS_VERSION,
+        n=n,
+        seed=how["seed"],
+        clean=Share.of(int(found.clean.sum()), n),
+        rows=rows,
+        mean=Mean.of(found.mean_error()),
+        left_out=[name for name in CORRUPTIONS if name not in found.names],
+        reference=s.reference,
+        ratios={} if other is None else dict(zip(found.names, found.ratios())),
+        mce=None if mce is None else Mean.of(mce, math.inf),
+    )
+
+
+def _flips(s: Studies, target: Target, known: Checked, reference: nn.Module | None, how: dict[str, Any]) -> FlipReport:
+    found = measure_flips(target.model, known, reference=reference, box=target.data.box, **how)
+    others = None if found.reference is None else type(found)(found.names, found.reference)
+    rows = [
+        FlipRow(
+            name,
+            SEQUENCES[name].ordered,
+            len(SEQUENCES[name].amounts) - int(SEQUENCES[name].ordered),
+            Mean.of(found.rate(i)),
+            None if others is None else Mean.of(others.rate(i)),
+        )
+        for i, name in enumerate(found.names)
+    ]
+    mfr = None if others is None else found.mean_flip_rate()
+    return FlipReport(
+        schema_version=FLIPS_VERSION,
+        n=len(known.x),
+        seed=how["seed"],
+        rows=rows,
+        mean=Mean.of(found.mean_rate()),
+        reference=s.reference,
+        mfr=None if mfr is None else Mean.of(mfr, math.inf),
+    )
+
+
+def _fourier(
+    s: Studies, target: Target, known: Checked, reference: nn.Module | None, how: dict[str, Any]
+) -> FourierReport:
+    found = fourier_map(target.model, known, eps=s.fourier_eps, box=target.data.box, **how)
+    n = len(known.x)
+    return FourierReport(
+        schema_version=FOURIER_VERSION,
+        n=n,
+        seed=how["seed"],
+        eps=found.eps,
+        clean=Share.of(int(found.clean.sum()), n),
+        errors=found.errors.tolist(),
+    )
+
+
+_MEASURED: dict[str, Callable[..., Result]] = {
+    "bands": _bands, "corruptions": _corruptions, "flips": _flips, "fourier": _fourier,
+}  # fmt: skip
+"""Study -> what measures it, in the order in which they run."""

@@ -1,0 +1,115 @@
+"""From several networks to their transfer matrix."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from atent import runs as folder
+from atent.attacks.spec import show, spell
+from atent.evaluate import measure_transfer
+from atent.evaluate.outcomes import bits
+from atent.experiments.results import TRANSFER_VERSION, Samples, Share, TransferFile
+from atent.experiments.results.base import Adversary
+from atent.experiments.results.studies import Network
+from atent.experiments.target import Target, load_target
+from atent.progress import bar
+
+TRANSFER = "transfer.json"
+
+
+def load_targets(texts: Sequence[str], attack: str, *, data: str | None = None, **how: Any) -> dict[str, Target]:
+    """The networks by name, all with the one ``attack``, on the data, the images and the settings of the first.
+
+    ``data`` is for those that bring none; ``how`` goes to `load_target`. Two of one name are told apart by their paths.
+
+    Raises
+    ------
+    ValueError
+        In one line, for a network that is given twice, for data of other forms, and where the runs have different
+        threats and no ``norm`` and ``eps`` say which.
+    """
+    twice = next((text for text in texts if texts.count(text) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice: leave one out")
+    made = []
+    for text in texts:
+        path = Path(text)
+        is_run = path.is_dir()
+        which = how.get("which") if is_run else "best"
+        made.append(load_target(text, attacks=(attack,), **{**how, "data": None if is_run else data, "which": which}))
+    first = made[0]
+    for text, each in zip(texts, made):
+        for what, own, other in (
+            ("data", each.data.name, first.data.name),
+            ("inputs of shape", each.data.shape, first.data.shape),
+            ("classes", each.data.classes, first.data.classes),
+            ("values in", each.data.box, first.data.box),
+            (
+                "test images",
+                each.data.sample("test", "all").ids.tolist(),
+                first.data.sample("test", "all").ids.tolist(),
+            ),
+        ):
+            if own != other:
+                told = "other test images" if what == "test images" else f"{what} {own}, {texts[0]} has {other}"
+                raise ValueError(f"{text} has {told}: a transfer matrix needs networks of the same data")
+        threats = [next(iter(t.attacks.values())).threat for t in (first, each)]
+        if threats[0] != threats[1]:
+            raise ValueError(
+                f"{texts[0]} has the threat {show(threats[0])}, {text} has {show(threats[1])}: give --norm and --eps"
+            )
+    names = [each.name for each in made]
+    return {
+        each.name if names.count(each.name) == 1 else text: replace(each, data=first.data, settings=first.settings)
+        for text, each in zip(texts, made)
+    }
+
+
+def transfer_matrix(
+    targets: Mapping[str, Target], *, partial: Path | None = None, progress: bool = True
+) -> TransferFile:
+    """The robust accuracy of each target under the attack on each; the content of transfer.json.
+
+    ``partial`` names a file from which a killed measurement resumes, and which is removed when all is done. Raises as
+    `atent.evaluate.measure_transfer`.
+    """
+    begun = time.perf_counter()
+    first = next(iter(targets.values()))
+    attack = next(iter(first.attacks.values()))
+    x, y, ids = first.test()
+    with bar(len(x) * len(targets), "transfer", enabled=progress) as advance:
+        found = measure_transfer(
+            {name: target.model for name, target in targets.items()}, x, y, attack, seed=first.settings.seed, ids=ids,
+            batch=first.settings.batch, resume=partial, advance=advance,
+        )  # fmt: skip
+    n = len(x)
+    networks = [
+        Network(
+            name,
+            target.about,
+            Share.of(int(found.right[j].sum()), n),
+            [Share.of(int(found.robust[i, j].sum()), n) for i in range(len(targets))],
+            bits(found.right[j]),
+            [bits(found.robust[i, j]) for i in range(len(targets))],
+        )
+        for j, (name, target) in enumerate(targets.items())
+    ]
+    if partial is not None:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+    return TransferFile(
+        schema_version=TRANSFER_VERSION,
+        data=Samples(**first.samples()),
+        n=n,
+        seed=first.settings.seed,
+        attack=spell(attack),
+        threat=Adversary.of(attack.threat),
+        networks=networks,
+        seconds=round(time.perf_counter() - begun, 3),
+        provenance=folder.provenance(seed=first.settings.seed, device=x.device),
+    )

@@ -1,0 +1,204 @@
+"""Adversarial contrastive learning: robust pre-training without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from atent.attacks.starts import start
+from atent.checks import check_choice, check_number
+from atent.data.views import Views
+from atent.guard import ask, guard
+from atent.losses import cross_entropy, nt_xent
+from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
+from atent.models.dual import Branch, branch
+from atent.rng import Batch
+from atent.threat import Threat
+
+Variant = Literal["S2S", "A2S", "A2A", "DS"]
+# Branches that a variant trains.
+TRAINED: dict[str, str] = {"S2S": "n", "A2S": "na", "A2A": "a", "DS": "na"}
+Embed = Callable[[Tensor, Branch], Tensor]
+"""(views, branch) -> embeddings."""
+
+
+class Pairs(NamedTuple):
+    """The views of a batch of n images."""
+
+    clean: Tensor
+    """(2n, ...): the first views, then the second ones."""
+    perturbed: Tensor | None
+    """The adversary's: of both views (2n, ...), for A2S of the first (n, ...), for S2S None."""
+
+
+@method
+@dataclass(frozen=True)
+class ACL(Method):
+    """Contrastive learning of views x1, x2 of each image, with adversarial ones x + d (Jiang et al. 2020).
+
+    With L the NT-Xent loss (`atent.losses.nt_xent`) of embeddings, f_n and f_a the network with the batch-norms of
+    clean and of adversarial inputs and all other weights shared, the variants descend
+
+        S2S  L(f_n(x1), f_n(x2))                   standard to standard: SimCLR
+        A2S  L(f_a(x1 + d1), f_n(x2))              adversarial to standard
+        A2A  L(f_a(x1 + d1), f_a(x2 + d2))         adversarial to adversarial
+        DS   [S2S + A2A] / 2                       dual stream, the best of them in the paper
+
+    The perturbations maximise the adversarial part of that loss over both views jointly, d1 and d2 in the ball around
+    their view: ``steps`` of projected steepest ascent from a uniform start, with the network in eval mode. Of the
+    views themselves and all iterates that with the highest loss of the batch is kept, so that the adversary never
+    lowers it. No label enters the loss.
+
+    The network is one with a projection head, `atent.models.contrastive.Contrastive` (``model.projection`` in a
+    recipe). Its last linear layer is trained beside as a probe: cross-entropy on features through which no gradient
+    passes. The weights before it therefore do not depend on labels, and the accuracies of the validation say how well a
+    linear classifier would do on the features so far. The loss that is reported is the contrastive one alone. Select
+    the last epoch (``select = "last"``) where labels are not to choose it. Of any other network the logits are the
+    embeddings.
+
+    Metrics: ``clean`` and ``robust``, the probe's accuracy on clean and perturbed views; ``clean_loss`` and
+    ``robust_loss``, the two parts of DS; ``alignment``, the mean cosine of a pair. Passes of 2n views: ``steps`` + 2
+    forwards and ``steps`` backwards of the adversary, one of each per stream.
+
+    Deviations from the authors' code (VITA-Group/Adversarial-Contrastive-Learning): it trains on the last iterate; it
+    interleaves the views; its denominator takes exp(1/T) off in place of the self term. Which batch-norms A2S gives to
+    its clean view is this library's reading. A schedule for crops and colours that weakens over the training
+    (DYNACL, Luo et al. 2023) is not offered.
+
+    References
+    ----------
+    Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS.
+    """
+
+    threat: Threat
+    """Ball of the perturbations around each view: linf or l2."""
+    variant: Variant = "DS"
+    """S2S, A2S, A2A or DS."""
+    steps: int = 5
+    """Number of gradient steps of the adversary."""
+    step_size: float | None = None
+    """Length of a step in pixel units; default: 2.5 eps / steps. The paper takes 2/255 at eps 8/255."""
+    temperature: float = 0.5
+    """T of NT-Xent, above 0."""
+    views: Views = field(default=Views())
+    """How the two views of an image are made; augmentation of the data (``data.augment``) comes before it."""
+    eps_warmup: float = 0.0
+    """Share of the training over which eps grows linearly from 0."""
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, tuple(TRAINED))
+        check_number("steps", self.steps, 1, whole=True)
+        check_number("temperature", self.temperature, 0, above=True)
+        if self.step_size is not None:
+            check_number("step_size", self.step_size, 0)
+        check_warmup(self.eps_warmup)
+        check_budget(self.threat)
+        check_reach(self.threat, self._step(1.0), f"with steps={self.steps} a step_size of")
+        if self.views.recolours and self.threat.box != (0.0, 1.0):
+            raise ValueError(
+                f"colour jitter is defined for pixels in [0, 1], the threat's box is {self.threat.box}: set"
+                " views.jitter_probability to 0"
+            )
+
+    def _step(self, factor: float) -> float:
+        return (2.5 * float(self.threat.eps) / self.steps if self.step_size is None else self.step_size) * factor
+
+    def adversary(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
+        ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
+    ) -> Pairs:  # fmt: skip
+        """Two views of each image, and what the adversary makes of them; the model comes back as it was found."""
+        if len(x) < 2:
+            raise ValueError(
+                f"NT-Xent compares 2 pairs of views or more, got {len(x)}: use a batch of at least 2 images"
+            )
+        clean = self.threat.clamp(torch.cat([self.views(x, rng), self.views(x, rng)]))
+        if self.variant == "S2S":
+            return Pairs(clean, None)
+        return Pairs(clean, self.perturb(model, clean, rng=rng, progress=progress))
+
+    def perturb(self, model: nn.Module, clean: Tensor, *, rng: torch.Generator, progress: float = 1.0) -> Tensor:
+        """The perturbed views, see `Pairs`: of ``clean`` (2n, ...) in the box, by joint ascent on the batch's loss.
+
+        The model comes back as it was found: modes, buffers, ``.grad`` and global random state.
+        """
+        factor = warm(self.eps_warmup, progress)
+        threat, step, draws = self.threat.scaled(factor), self._step(factor), Batch(rng)
+        seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+        origin = clean[: len(clean) // 2] if self.variant == "A2S" else clean
+        with guard(model, mode="eval", seed=seed):
+
+            def embed(z: Tensor, which: Branch) -> Tensor:
+                return _embedded(model, z, which)[0]
+
+            anchor = None
+            if self.variant == "A2S":
+                with torch.no_grad():
+                    anchor = embed(clean[len(origin) :], "n")
+            with torch.no_grad():
+                best, top = origin, self._adversarial(embed, origin, anchor)
+            z = threat.clamp(start(threat, "uniform", origin, draws))
+            for k in range(self.steps + 1):
+                last = k == self.steps
+                with torch.set_grad_enabled(not last):
+                    z = z.detach().requires_grad_(not last)
+                    value = self._adversarial(embed, z, anchor)
+                better = value.detach() > top
+                best, top = torch.where(better, z.detach(), best), torch.where(better, value.detach(), top)
+                if not last:
+                    grad = torch.autograd.grad(value, z)[0]
+                    z = threat.project(z.detach() + step * threat.ascent(grad), origin)
+        return best.detach()
+
+    def _adversarial(self, embed: Embed, perturbed: Tensor, anchor: Tensor | None) -> Tensor:
+        """L of the perturbed views, against the clean second views' embeddings ``anchor`` in A2S."""
+        z = embed(perturbed, "a")
+        first, second = z.chunk(2) if anchor is None else (z, anchor)
+        return nt_xent(first, second, self.temperature).mean()
+
+    def loss(
+        self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """The contrastive loss of the `Pairs` ``aux``; its gradient contains that of the probe."""
+        metrics: Metrics = {}
+        probes: list[Tensor] = []
+
+        def embed(z: Tensor, which: Branch) -> Tensor:
+            found, logits = _embedded(model, z, which)
+            if logits is not None:
+                labels = y.repeat(len(logits) // len(y))
+                probes.append(cross_entropy(logits, labels).mean())
+                metrics["clean" if which == "n" else "robust"] = correct(logits, labels)
+            return found
+
+        parts: dict[str, Tensor] = {}
+        clean = aux.clean
+        if self.variant == "A2S":
+            anchor = embed(clean[len(x) :], "n")
+            parts["robust_loss"] = self._adversarial(embed, aux.perturbed, anchor)
+        if self.variant in ("S2S", "DS"):
+            first, second = embed(clean, "n").chunk(2)
+            parts["clean_loss"] = nt_xent(first, second, self.temperature).mean()
+            metrics["alignment"] = cosine_similarity(first, second).detach().mean()
+        if self.variant in ("A2A", "DS"):
+            parts["robust_loss"] = self._adversarial(embed, aux.perturbed, None)
+        value = torch.stack(list(parts.values())).mean()
+        if self.variant == "DS":
+            metrics |= {name: part.detach() for name, part in parts.items()}
+        if probes:
+            probe = torch.stack(probes).mean()
+            # Its gradient, and not its value: the loss is what is pre-trained.
+            value = value + (probe - probe.detach())
+        return value, metrics
+
+
+def _embedded(model: nn.Module, x: Tensor, which: Branch) -> tuple[Tensor, Tensor | None]:
+    """Embeddings of a copy of ``x`` and the probe's logits; of a network without a head its logits, and None."""
+    with branch(model, which):
+        contrast = getattr(model, "contrast", None)
+        return (ask(model, x), None) if contrast is None else contrast(x.clone())

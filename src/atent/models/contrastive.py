@@ -1,0 +1,125 @@
+"""Networks around a network: with a projection head for pre-training, and with all but the last layer frozen."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from atent.guard import dtype_of, guard
+from atent.models.dual import Branch, doubled
+
+
+class Contrastive(nn.Module):
+    """A network as contrastive pre-training sees it: batch-norms doubled, a projection head beside its last layer.
+
+    The last linear layer stays as a probe: the network itself gives logits (n, classes), so that it is evaluated,
+    attacked and saved as any other, while the head's embeddings are what the pre-training compares.
+
+    Parameters
+    ----------
+    network
+        A network from inputs (n, ...) to logits whose last operation is a linear layer; it is changed in place.
+    widths
+        Widths of the head's linear layers; each is followed by batch-norm and, but for the last, ReLU.
+    shape
+        Of one input, without the batch.
+    branch
+        The batch-norms that act where nothing else is said: "a" (adversarial) or "n" (clean).
+
+    Raises
+    ------
+    ValueError
+        In one line, for a network that does not end in a linear layer, or has no other layer, and for widths below 2.
+    """
+
+    def __init__(self, network: nn.Module, widths: Sequence[int], shape: Sequence[int], branch: Branch = "a") -> None:
+        super().__init__()
+        if not widths or min(widths) < 2:
+            raise ValueError(f"projection is a list of widths of at least 2, got {tuple(widths)}: use such as 512 512")
+        name = last_linear(network, shape)
+        if not name:
+            raise ValueError("the network is one linear layer: pre-training needs layers before it")
+        layer = cast(nn.Linear, network.get_submodule(name))
+        parent, _, own = name.rpartition(".")
+        network.get_submodule(parent).add_module(own, nn.Identity())
+        self.network = doubled(network, branch)
+        self.probe = layer
+        self.projection = doubled(_head(layer.in_features, widths), branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, classes) of the probe."""
+        return cast(Tensor, self.probe(self.network(x)))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Embeddings (n, d) of the head."""
+        return cast(Tensor, self.projection(self.network(x)))
+
+    def contrast(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings, and the probe's logits, whose gradient ends at the probe."""
+        features = self.network(x)
+        return self.projection(features), self.probe(features.detach())
+
+
+def _head(inputs: int, widths: Sequence[int]) -> nn.Sequential:
+    """fc - BN - ReLU - fc - BN ...; a bias before batch-norm would have no effect."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.ReLU()] if layers else []
+        layers += [nn.Linear(inputs, width, bias=False), nn.BatchNorm1d(width)]
+        inputs = width
+    return nn.Sequential(*layers)
+
+
+class Frozen(nn.Sequential):
+    """A network of which the last linear layer trains alone: a linear evaluation of its features.
+
+    All other weights take no gradient, and all other layers stay in eval mode, so that batch-norm statistics stay and
+    dropout is off. Parameters as `Contrastive`.
+    """
+
+    network: nn.Module
+
+    def __init__(self, network: nn.Module, shape: Sequence[int]) -> None:
+        name = last_linear(network, shape)
+        super().__init__(OrderedDict(network=network))
+        self._last = f"network.{name}".rstrip(".")
+        self.requires_grad_(False)
+        self.get_submodule(self._last).requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Train or eval mode of the last layer; the others are in eval mode."""
+        super().train(False)
+        self.training = mode
+        self.get_submodule(self._last).train(mode)
+        return self
+
+
+def last_linear(network: nn.Module, shape: Sequence[int]) -> str:
+    """The name of the linear layer whose answer is the network's, "" where it is the network itself.
+
+    One forward pass of zeros; the network comes back as it was. ValueError, in one line, where there is none.
+    """
+    first = next(network.parameters(), torch.zeros(0))
+    answers: dict[str, Any] = {}
+    handles = [
+        m.register_forward_hook(lambda _m, _given, out, name=name: answers.__setitem__(name, out))
+        for name, m in network.named_modules()
+        if isinstance(m, nn.Linear)
+    ]
+    try:
+        with guard(network, mode="eval"), torch.no_grad():
+            out = network(torch.zeros(2, *shape, dtype=dtype_of(network) or torch.float32, device=first.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = next((name for name, answer in answers.items() if answer is out), None)
+    if found is None:
+        raise ValueError(
+            f"{type(network).__name__} does not end in a linear layer: pre-training and linear evaluation need one"
+        )
+    return found

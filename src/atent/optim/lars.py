@@ -1,0 +1,89 @@
+"""Layer-wise adaptive rate scaling, for training with large batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atent.checks import check_number
+from atent.optim.settings import OPTIMIZERS, Optimizer, Parameters
+from atent.optim.sgld import Closure
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose rate is, for each parameter tensor w, in proportion to its norm (You et al. 2017).
+
+    With the gradient g of the loss, the local rate and the step are
+
+        r = trust ||w|| / (||g|| + weight_decay ||w||),  v <- momentum v + lr r (g + weight_decay w),  w <- w - v
+
+    so that a step has the length lr trust ||w||, whatever the scale of the gradient. Where ||w|| or ||g|| is 0, r is 1,
+    as for a bias that begins at 0. Every parameter is adapted, biases and the scales of batch-norm included, as in the
+    code of Jiang et al. 2020; other codes leave those out. Momentum gathers steps in which the rate is contained: a
+    schedule does not rescale the past. ``trust=0`` is not allowed; without adaptation use SGD.
+
+    Parameters
+    ----------
+    params
+        Tensors or groups, as for any optimizer of torch.
+    lr
+        Rate before the schedule, above 0; 5.0 in Jiang et al. 2020.
+    momentum
+        In [0, 1).
+    weight_decay
+        At least 0.
+    trust
+        Share of a layer's norm that a step at lr = 1 takes, above 0.
+
+    References
+    ----------
+    You, Gitman and Ginsburg 2017, "Large batch training of convolutional networks", Algorithm 1.
+    """
+
+    def __init__(
+        self, params: Iterable[Any], lr: float, *, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        given = self.defaults | param_group
+        check_number("lr", given["lr"], 0, above=True)
+        check_number("weight_decay", given["weight_decay"], 0)
+        check_number("trust", given["trust"], 0, above=True)
+        if not 0 <= given["momentum"] < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {given['momentum']}")
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
+        """One step from the gradients that the closure leaves, or from those in place; the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            gradients = [p.grad for p in weights]
+            decay, lr = group["weight_decay"], group["lr"]
+            rates = [
+                torch.where((size > 0) & (slope > 0), group["trust"] * size / (slope + decay * size), 1.0) * lr
+                for size, slope in zip(torch._foreach_norm(weights), torch._foreach_norm(gradients), strict=True)
+            ]
+            moves = torch._foreach_add(gradients, weights, alpha=decay)
+            torch._foreach_mul_(moves, rates)
+            past = [self.state[p].get("momentum") for p in weights]
+            for p, move, old in zip(weights, moves, past, strict=True):
+                self.state[p]["momentum"] = move if old is None else old.mul_(group["momentum"]).add_(move)
+            torch._foreach_sub_(weights, [self.state[p]["momentum"] for p in weights])
+        return loss
+
+
+@OPTIMIZERS.register("LARS")
+def _lars(settings: Optimizer, parameters: Parameters, seed: int, trust: float = 1e-3) -> torch.optim.Optimizer:
+    """Layer-wise adaptive rate scaling (You et al. 2017): SGD whose steps are in proportion to a layer's weights."""
+    return LARS(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, trust=trust)
