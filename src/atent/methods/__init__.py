@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from atent.methods.crown_ibp import CROWNIBP as CROWNIBP
     from atent.methods.distilled_trades import DistilledTRADES as DistilledTRADES
     from atent.methods.dual import Dual as Dual
-    from atent.methods.embedding import EmbeddingRegularised as EmbeddingRegularised
     from atent.methods.fgsm_rs import FGSMRS as FGSMRS
     from atent.methods.free import Free as Free
     from atent.methods.gaussian import Gaussian as Gaussian
