@@ -75,6 +75,7 @@ def test_the_commands_parse():
 
 def test_the_commands_that_evaluate_parse():
     from atent.attacks import ATTACKS
+    from atent.attacks.several import several
     from atent.attacks.spec import parse
 
     lines = [line.removeprefix("$ ") for line in TEXT.splitlines()]
@@ -87,6 +88,8 @@ def test_the_commands_that_evaluate_parse():
         threat = threat_in(args[args.index("--norm") + 1] if "--norm" in args else "linf")
         for text in (options["attacks"] or ()) if command == "evaluate" else [options["attack"]]:
             parse(text, threat, ATTACKS)
+        if options.get("threats"):
+            assert len(several(options["threats"])) >= len(options["threats"])
 
 
 def test_figures_are_those_of_the_results():

@@ -15,6 +15,7 @@ from atent.experiments.results import (
     FourierReport,
     TheoryFile,
     TransferFile,
+    UnionReport,
 )
 
 KINDS = {
@@ -28,6 +29,7 @@ KINDS = {
     "fourier": FourierReport,
     "theory": TheoryFile,
     "transfer": TransferFile,
+    "union": UnionReport,
 }
 for name, kind in KINDS.items():
     Path(__file__).with_name(f"{name}.json").write_text(json.dumps(kind.schema(), indent=2) + "\n")

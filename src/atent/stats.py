@@ -121,6 +121,21 @@ def t_quantile(df: float, level: float = 0.95) -> float:
     return float(stdtrit(df, (1 + level) / 2))
 
 
+def bounded_mean(values: Sequence[float], *, level: float = 0.95) -> Estimate:
+    """The mean of values in [0, 1], one for each sample, with its interval over other samples, cut to [0, 1].
+
+    A t-interval of the values with two samples at 0 and two at 1 added, as Agresti and Coull (1998) do for a share, so
+    that values which never differ do not leave an error of 0. ValueError without values, and for one outside [0, 1].
+    """
+    n = len(values)
+    if not n or not all(0 <= v <= 1 for v in values):
+        raise ValueError(f"a mean of shares needs one value or more, all in [0, 1], got {n} values")
+    middle = (math.fsum(values) + 2) / (n + 4)
+    error = math.sqrt(((math.fsum(v * v for v in values) + 2) / (n + 4) - middle**2) / (n + 4))
+    half = t_quantile(n + 3, level) * error
+    return Estimate(math.fsum(values) / n, max(0.0, middle - half), min(1.0, middle + half))
+
+
 # ---- paired samples ----------------------------------------------------------------------------------------
 
 

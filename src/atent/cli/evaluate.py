@@ -22,6 +22,7 @@ def evaluate(
     studies: Annotated[StudyOptions, Flat],
     *,
     attacks: Annotated[tuple[str, ...] | None, arg("ATTACK ...")] = None,
+    threats: Annotated[tuple[str, ...] | None, arg("THREAT ...")] = None,
     cascade: bool = True,
     radius: Annotated[tuple[str, ...], arg("R ...")] = (),
     checks: bool = False,
@@ -41,6 +42,10 @@ def evaluate(
     attacks
         Attacks, each written as a call, such as "PGD(steps=40, step_size=0.01, restarts=5)". Default: the recipe's, or
         PGD with 20 steps and AutoAttack.
+    threats
+        Several threats at once in the place of one, each as "linf 8/255", "l2 0.5", "l1 12", "l0 6 group pixel" or
+        "patch 1 side 4", and after a colon its attacks, such as "l1 12: APGD, Square"; default: strong ones for the
+        norm. Reported are the union, every threat alone, which threat breaks what, and union.png.
     cascade
         Each attack on the images that the attacks before it left correctly classified, so that the last figure is the
         worst case; --no-cascade: each attack alone, on every correctly classified image, as training reports it.
@@ -68,7 +73,7 @@ def evaluate(
     with show.json_alone(json) as emit:
         if out is not None:
             show.refuse_taken(Path(out), "--out")
-        subject = load_target(**target.keywords(), attacks=attacks)
+        subject = load_target(**target.keywords(), attacks=attacks, threats=threats)
         show.threads(target.threads)
         place = subject.place / f"{subject.stem}{folder.EVALUATION}"
 
@@ -93,6 +98,11 @@ def evaluate(
             plots.save(plots.security(found["sweep"]), written[-1])
             _radii(found["sweep"])
         written += print_studies(evaluation, path, subject.stem)
+        if evaluation.union is not None:
+            from atent import plots
+
+            written.append(show.free_file(path.with_name(f"{subject.stem}union.png")))
+            plots.save(plots.union(evaluation.union.to_json()), written[-1])
         print("\n" + "\n".join(summary(evaluation)))
         warned = _checks(found["checks"]) if "checks" in found else False
         print(f"\nwritten: {', '.join(map(str, written))}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from atent.cli.width import screen
 
 if TYPE_CHECKING:
-    from atent.experiments.results import EvaluationFile, Part
+    from atent.experiments.results import EvaluationFile, Part, UnionReport
 
 R = TypeVar("R")
 
@@ -87,9 +87,33 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
             print(f"{name}, under the worst of these: best {best}, last {end}")
         if found.hint:
             print(f"hint: {found.hint}")
+        if found.union is not None:
+            print_union(found.union, name if len(models) > 1 else "")
     for line in (*remarks(first.attacks), caveat_of(first)):
         if line:
             print(line)
+
+
+def print_union(found: UnionReport, name: str = "") -> None:
+    """Robust accuracy by threat, the union, and which threat breaks what."""
+    from rich.table import Table
+
+    print(f"\n{name + ': ' if name else ''}several threats at once, n = {found.n:,}, {found.clean.k:,} correct")
+    accuracy, overlap = Table(), Table()
+    for heading in ("threat", "robust, 95 % interval", "breaks", "and no other breaks"):
+        accuracy.add_column(heading, justify="left" if heading == "threat" else "right")
+    overlap.add_column("threat")
+    for threat in found.threats:
+        overlap.add_column(threat, justify="right")
+    for threat, result in found.threats.items():
+        broken = found.broken[threat]
+        accuracy.add_row(threat, result.robust.text, f"{broken[threat]:,}", f"{result.alone:,}")
+        overlap.add_row(threat, *(f"{k:,}" for k in broken.values()))
+    accuracy.add_row("every threat (union)", found.worst.text, f"{found.clean.k - found.worst.k:,}", style="bold")
+    accuracy.add_row("average", found.average.percent)
+    print_table(accuracy)
+    print("which threat breaks what: of the images that the row breaks, the column breaks too")
+    print_table(overlap)
 
 
 def _cells(result: Part) -> tuple[str, str, str]:

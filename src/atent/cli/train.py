@@ -206,6 +206,8 @@ def _check_baseline(job: Any) -> None:
 
     if threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate) is None:
         raise ValueError("--baseline compares under a threat: use a robust method, or set evaluate.norm and eps")
+    if job.evaluate.threats:
+        raise ValueError("--baseline compares under one threat: leave evaluate.threats empty, or use --no-baseline")
     names = [re.split(r"\W", text.strip())[0] for text in job.evaluate.attacks]
     # An unknown name gets its own message later.
     if "PGD" not in names and ATTACKS.keys() >= set(names):

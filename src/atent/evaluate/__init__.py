@@ -14,6 +14,7 @@ from atent.evaluate.masking import CHECKS, Check, masking_checks
 from atent.evaluate.samples import Checked, checked
 from atent.evaluate.sweep import sweep
 from atent.evaluate.transfer import Transfers, measure_transfer
+from atent.evaluate.union import Union, union
 
 __all__ = [
     "CHECKS",
@@ -25,6 +26,7 @@ __all__ = [
     "Flips",
     "FourierMap",
     "Transfers",
+    "Union",
     "checked",
     "evaluate",
     "fourier_basis",
@@ -39,6 +41,7 @@ __all__ = [
     "rounds",
     "split_bands",
     "sweep",
+    "union",
 ]
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import share
+from atent.threat import Threat
 
 SCHEMA_VERSION = 2
 """Version of evaluation.json."""
@@ -51,8 +52,8 @@ class Evaluation:
     each on the samples that are robust to the parts before it."""
     wrong: list[int]
     """Ids of the samples that are misclassified without an attack."""
-    cascade: bool = False
-    """Each attack met only the samples that were robust to those before it."""
+    cascade: bool | Literal["threat"] = False
+    """Each attack met only the samples that were robust to those before it; "threat": to those of its own threat."""
     search_dtype: str | None = None
     """Type of the autocast that the attacks searched under; verdicts are in the model's own."""
     hint: str | None = None
@@ -137,7 +138,7 @@ def evaluate(
     ids: Tensor | None = None,
     batch: int = 250,
     resume: str | Path | None = None,
-    cascade: bool = True,
+    cascade: bool | Literal["threat"] = True,
     search_dtype: SearchDtype | None = None,
     channels_last: bool = False,
     advance: Advance | None = None,
@@ -156,7 +157,8 @@ def evaluate(
     With ``cascade`` the attacks run in order of increasing cost (by `Attack.passes`, ties in the order given), and only
     samples that remain correctly classified meet the next one: the last figure is the worst case, at the least cost.
     Without it every attack meets every correctly classified sample, and each figure is that of one attack alone.
-    `worst` is the same in both, as every sample draws from its own streams.
+    `worst` is the same in both, as every sample draws from its own streams. With ``cascade="threat"`` the attacks of
+    each threat are a cascade of their own, which `union` needs to say which threat breaks what.
 
     A composite attack (one with `parts`) runs part by part, with the share that is robust after each; on a model
     without randomness the verdict on each sample is that of the attack as one.
@@ -188,8 +190,10 @@ def evaluate(
     for attack in named.values():
         attack.threat.check_eps(x.shape[1:])
         attack.threat.check_samples(len(x))
+    if cascade not in (True, False, "threat"):
+        raise ValueError(f'cascade must be True, False or "threat", got {cascade!r}')
     if cascade:
-        named = dict(sorted(named.items(), key=lambda item: item[1].passes))
+        named = _ordered(named, cascade)
     if search_dtype is not None:
         Lowered(model, search_dtype)  # refuses what cannot be lowered, also where nothing is attacked
     settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last}
@@ -200,12 +204,7 @@ def evaluate(
     predicted, classes = _answers(model, x, y, batch)
     right = (predicted == y).cpu()
     hint = trial.hint(predicted)
-    remaining, results, outcomes = right.clone(), {}, {}
-    for name, attack in named.items():
-        results[name], outcomes[name], after = trial.attack(name, attack, remaining if cascade else right)
-        remarks = attack.remarks(classes)
-        results[name] |= {"remarks": remarks} if remarks else {}
-        remaining &= after
+    results, outcomes, remaining = trial.attacks(named, right, cascade, classes)
     return Evaluation(
         n=len(x),
         seed=seed,
@@ -219,6 +218,13 @@ def evaluate(
         outcomes={"ids": spans(ids.tolist()), "clean": bits(right), "attacks": outcomes},
         per_class=_per_class(y.cpu(), right, remaining),
     )
+
+
+def _ordered(named: Mapping[str, Attack], cascade: bool | Literal["threat"]) -> dict[str, Attack]:
+    """The attacks in order of increasing cost, within each threat where each has a cascade of its own."""
+    threats: list[Threat] = [attack.threat for attack in named.values()]
+    place = {threat: i for i, threat in reversed(list(enumerate(threats)))} if cascade == "threat" else {}
+    return dict(sorted(named.items(), key=lambda item: (place.get(item[1].threat, 0), item[1].passes)))
 
 
 def _per_class(y: Tensor, right: Tensor, remaining: Tensor) -> list[dict[str, Any]]:
@@ -255,6 +261,21 @@ class _Trial:
             or collapse_hint(predicted, self.y)
             or one_class_hint(self.y)
         )
+
+    def attacks(
+        self, named: Mapping[str, Attack], right: Tensor, cascade: bool | Literal["threat"], classes: int
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, str], Tensor]:
+        """Results and flags by attack, and which of the samples that are ``right`` (n,) are robust to all of them."""
+        results, outcomes, remaining = {}, {}, right.clone()
+        left: dict[Threat | None, Tensor] = {}
+        for name, attack in named.items():
+            chain: Threat | None = attack.threat if cascade == "threat" else None
+            before = left.get(chain, right) if cascade else right
+            results[name], outcomes[name], left[chain] = self.attack(name, attack, before)
+            remarks = attack.remarks(classes)
+            results[name] |= {"remarks": remarks} if remarks else {}
+            remaining &= left[chain]
+        return results, outcomes, remaining
 
     def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor]:
         """The result of an attack on the samples that are robust ``before`` (n,), their flags, and which are robust

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from atent.attacks import Attack
 from atent.attacks.spec import show, spell
 from atent.data import Data
 from atent.data.described import described
-from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep
+from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep, union
 from atent.evaluate.craft import craft
 from atent.evaluate.lines import Foreign
 from atent.evaluate.samples import Checked
@@ -64,7 +64,8 @@ def evaluate_target(
     progress: bool = True,
 ) -> EvaluationFile:
     """The content of evaluation.json: what `evaluate` finds, with ``radii`` the rows of `sweep` as ``sweep``, and with
-    ``checks``, or where the target's settings ask for them, those of `masking_checks` as ``checks``.
+    ``checks``, or where the target's settings ask for them, those of `masking_checks` as ``checks``. Where the settings
+    have several threats, a cascade is within each, and ``union`` is the report on all.
 
     ``partial`` names a file from which a killed evaluation resumes, and which is removed when all is done; the sweep
     has another beside it. Raises as these functions do.
@@ -80,7 +81,8 @@ def evaluate_target(
     parts = [partial, partial.with_suffix(".sweep" + partial.suffix)] if partial else [None, None]
     samples = len(x) * rounds(attacks)
     with bar(samples, "test", enabled=progress) as advance:
-        found = evaluate(model, known, None, attacks, cascade=cascade, resume=parts[0], advance=advance, **how)
+        chain: bool | Literal["threat"] = "threat" if cascade and settings.threats else cascade
+        found = evaluate(model, known, None, attacks, cascade=chain, resume=parts[0], advance=advance, **how)
     content = {**target.about, **_measured(target.data, settings, found)}
     if radii:
         with bar(samples * len(radii), "radii", enabled=progress) as advance:
@@ -135,6 +137,7 @@ def _measured(data: Data, settings: EvaluateSettings, found: Evaluation) -> dict
     return {
         "data": {**about, "class_names": data.about.get("class_names")},
         **found.to_json(),
+        **({"union": union(found).to_json()} if settings.threats else {}),
     }
 
 
@@ -153,6 +156,8 @@ def summary(found: EvaluationFile) -> list[str]:
     ]
     if len({(t.norm, t.eps, *t.extra().items()) for t in threats.values()}) == 1:
         lines.append(f"robust   {found.worst.text} under the worst of {', '.join(threats)}")
+    if found.union is not None:
+        lines.append(f"robust   {found.worst.text} to all of {', '.join(found.union.threats)}")
     searched = f", search in {found.search_dtype}" if found.search_dtype else ""
     return [
         *lines,

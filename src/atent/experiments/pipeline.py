@@ -13,7 +13,6 @@ from torch import nn
 
 from atent import runs as folder
 from atent.attacks import ATTACKS, Attack
-from atent.attacks.spec import labelled, parse
 from atent.data import SOURCES, Data, DataSettings, Limit
 from atent.data import load as load_data
 from atent.data.described import described, words
@@ -21,7 +20,7 @@ from atent.data.split import Part
 from atent.experiments.evaluation import evaluate_model
 from atent.experiments.recipe_files import read_recipe
 from atent.experiments.results import EvaluationFile
-from atent.experiments.target import EvaluateSettings, data_of, threat_of
+from atent.experiments.target import EvaluateSettings, attacks_of, data_of, threat_of
 from atent.methods import Method, Standard
 from atent.methods.awp import Perturbation, plain
 from atent.methods.embedding import EmbeddingTerm
@@ -128,8 +127,7 @@ def run_job(
 
 def _attacks(job: Job, threat: Threat | None, data: Data) -> dict[str, Attack]:
     """The attacks of the evaluation by name, each with an eps that the data allow."""
-    allowed = job.evaluate.allow_large_eps
-    attacks = labelled([parse(text, threat, ATTACKS, allow_large_eps=allowed) for text in job.evaluate.attacks])
+    attacks = attacks_of(job.evaluate, threat, data)
     for attack in attacks.values():
         attack.threat.check_eps(data.shape)
     return attacks

@@ -103,6 +103,7 @@ def _common(job: Job) -> dict[str, Any]:
         "train.batch_size": job.train.batch_size,
         "evaluate.norm": threat and threat.norm,
         "evaluate.eps": threat and threat.eps,
+        "evaluate.threats": job.evaluate.threats,
         **{f"evaluate.{name}": threat and threat.extra().get(name) for name in EXTRA},
         "evaluate.limit": job.evaluate.limit,
         "evaluate.seed": job.evaluate.seed,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.attacks import ATTACKS, Attack
+from atent.attacks.several import several
 from atent.attacks.spec import labelled, parse
 from atent.checks import Settings
 from atent.data import SOURCES, Data, DataSettings, Limit, Rule, Split, everything
@@ -38,6 +39,9 @@ class EvaluateSettings(metaclass=Settings):
 
     attacks: tuple[str, ...] = ("FGSM", "PGD(steps=20)", "Langevin(steps=20)")
     """Attacks, each written as a call, such as PGD(steps=40, step_size=0.01, restarts=5)."""
+    threats: tuple[str, ...] = ()
+    """Several threats at once, in the place of norm, eps and attacks: each as "linf 8/255", "l0 6 group pixel" or
+    "patch 1 side 4", after a colon its attacks: "l1 5: APGD(steps=50), Square"; default: strong ones for the norm."""
     norm: Norm | None = None
     """Norm of the threat; default: the method's."""
     eps: float | str | None = None
@@ -149,6 +153,7 @@ def load_target(
     inner: Inner | None = None,
     inner_eps: float | str | None = None,
     attacks: Sequence[str] | None = None,
+    threats: Sequence[str] | None = None,
     which: str = "best",
     weights: str | None = None,
     device: str = "auto",
@@ -165,16 +170,24 @@ def load_target(
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
     was trained from Python needs ``model`` (see `restore`) and, where it was trained on tensors, ``data`` (see
     `data_of`). The others need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are
-    `STRONG` by default. A file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one)
-    are chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
-    torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
-    `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or
-    has no effect on such a target.
+    `STRONG` by default. ``threats`` are several at once, as `EvaluateSettings` has them, in the place of ``attacks``. A
+    file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are chosen by
+    ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of torch on the
+    CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of `EvaluateSettings`.
+    FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or has no effect on
+    such a target.
     """
+    if attacks is not None and threats:
+        raise ValueError(
+            "--attacks is for one threat, and --threats names several: give the attacks of each after a colon, such as"
+            f" {f'{threats[0]}: PGD(steps=40), Square'!r}"
+        )
     named = None if attacks is None else tuple(attacks)
+    # Attacks that are named replace a recipe's threats.
+    together = (None if attacks is None else ()) if threats is None else tuple(threats)
     changes = {
-        "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner,
-        "inner_eps": inner_eps, "attacks": named, "limit": limit, "seed": seed, "batch": batch,
+        "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
+        "attacks": named, "threats": together, "limit": limit, "seed": seed, "batch": batch,
         "channels_last": channels_last, "allow_large_eps": allow_large_eps or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
@@ -267,20 +280,22 @@ def _run(
     data = data_of(config, path, name, root)
     # What was trained from Python is evaluated as a network without a recipe is.
     known = {"attacks": STRONG, **(config.get("evaluate") or {}), **given}
-    settings = EvaluateSettings(**{**known, "attacks": tuple(known["attacks"])})
+    lists = {name: tuple(known.get(name, ())) for name in ("attacks", "threats")}
+    settings = EvaluateSettings(**{**known, **lists})
     method = config["method"].get("threat")
     own = Threat(**{**method, "box": data.box}) if method else None
     threat = threat_of(own, data.box, settings)
     _need_threat(path, threat, settings)
+    attacks = attacks_of(settings, threat, data)
     if model is not None:
         check_output(net, data.shape, data.classes)
     head = {"run": path.name, "weights": str(weights) if weights else which, "epoch": about.get("epoch")}
-    return Target(path.name, net, data, threat, _parsed(settings, threat), settings, head, path, config=config)
+    return Target(path.name, net, data, threat, attacks, settings, head, path, config=config)
 
 
 def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSettings) -> None:
     """ValueError where neither the options nor the attacks say what the adversary may do."""
-    if threat is None and not all("eps=" in text for text in settings.attacks):
+    if threat is None and not settings.threats and not all("eps=" in text for text in settings.attacks):
         missing = [f"--{name}" for name in ("norm", "eps") if getattr(settings, name) is None]
         raise ValueError(
             f"{' and '.join(missing)} missing: give the threat that {target} is evaluated under, such as"
@@ -298,7 +313,7 @@ def _other(target: str, given: dict[str, Any], model: str | None, data: str | No
     loaded = load_data(DataSettings(data, root))
     threat = threat_of(None, loaded.box, settings)
     _need_threat(target, threat, settings)
-    attacks = _parsed(settings, threat)
+    attacks = attacks_of(settings, threat, loaded)
     path = Path(target)
     if path.suffix == ".safetensors":
         net, about = load_file(path, model, classes=loaded.classes, shape=loaded.shape)
@@ -313,6 +328,9 @@ def _other(target: str, given: dict[str, Any], model: str | None, data: str | No
     return Target(target, net, loaded, threat, attacks, settings, head, place, stem)
 
 
-def _parsed(settings: EvaluateSettings, threat: Threat | None) -> dict[str, Attack]:
+def attacks_of(settings: EvaluateSettings, threat: Threat | None, data: Data) -> dict[str, Attack]:
+    """The attacks of the settings by name: under their threats, or where they have none under ``threat``."""
     allowed = settings.allow_large_eps
+    if settings.threats:
+        return several(settings.threats, data.box, shape=data.shape, allow_large_eps=allowed)
     return labelled([parse(text, threat, ATTACKS, allow_large_eps=allowed) for text in settings.attacks])

@@ -7,6 +7,7 @@ from atent.plots.matrices import corruptions, transfer
 from atent.plots.pictures import adversarial, images, magnified, regions
 from atent.plots.quantities import cost, lines
 from atent.plots.training import characteristics, curves, together
+from atent.plots.union import union
 
 __all__ = [
     "PALETTE",
@@ -32,4 +33,5 @@ __all__ = [
     "svg",
     "together",
     "transfer",
+    "union",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from atent import plots
 from atent.data import described
 from atent.experiments.comparison import caveat_of
-from atent.experiments.results import EvaluationFile
+from atent.experiments.results import EvaluationFile, UnionReport
 from atent.report import words
 from atent.report.collect import Run
 from atent.report.commands import command
@@ -42,6 +42,8 @@ def _worst(found: EvaluationFile) -> str:
     named = found.attacks
     if not named:
         return ""
+    if found.cascade == "threat":
+        return f"The worst of {', '.join(named)}; those of one threat are each on the images that it left so far."
     if found.cascade:
         counts = [found.clean.k, *(a.robust.k for a in named.values())]
         took = [name for name, before, after in zip(named, counts, counts[1:]) if after < before]
@@ -100,6 +102,34 @@ def _validation(row: dict[str, Any], key: str) -> str:
     low, high = (row.get(f"{key}_{end}") for end in ("low", "high"))
     interval = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
     return words.percent(row[key]) + interval
+
+
+def unions(run: Run) -> dict[str, Any]:
+    """The evaluations under several threats at once."""
+    shown = []
+    for name, found in run.evaluations.items():
+        if found.union is not None:
+            drawn = drawing(plots.union(found.union.to_json(), stacked=True), _union(found.union), name, height=9)
+            shown.append((name, found.union, drawn))
+    return {"unions": shown, "command": command(run, "evaluate", "--threats", *_threats(run))}
+
+
+def _union(found: UnionReport) -> str:
+    each = ", ".join(f"{words.percent(t.robust.value)} under {name}" for name, t in found.threats.items())
+    return (
+        f"Robust accuracy: {each}; {words.percent(found.average.value)} on average, {words.percent(found.worst.value)}"
+        f" under all at once; {words.percent(found.clean.value)} without an attack."
+    )
+
+
+def _threats(run: Run) -> list[str]:
+    """Two threats of like size for the command: linf and l2, one of them the run's own where it has such a one."""
+    shape = ((run.config.get("about") or {}).get("data") or {}).get("shape") or (1,)
+    own = run.config["method"].get("threat") or {}
+    # The linf ball reaches to root of dim in l2 in its corners, and to 1 along the axes.
+    root = math.sqrt(math.prod(shape)) / 2
+    eps = {"linf": 1.0, "l2": 1 / root}.get(own.get("norm", ""), 0.0) * float(own.get("eps", 0)) or 0.1
+    return [f"linf {eps:.4g}", f"l2 {eps * root:.4g}"]
 
 
 def radii(run: Run) -> dict[str, Any]:

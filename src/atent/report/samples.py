@@ -119,7 +119,7 @@ def _attack(run: Run) -> tuple[str, Threat | None]:
             known.append((entry.robust.k, entry.attack, threat))
     if known and found is not None:
         # In a cascade each met what the ones before had left, in order of increasing cost.
-        return known[-1][1:] if found.cascade else min(known, key=lambda item: item[0])[1:]
+        return known[-1][1:] if found.cascade is True else min(known, key=lambda item: item[0])[1:]
     if attacks:
         return "PGD(steps=40)", attacks[0].threat.threat()
     given = run.config["method"].get("threat")

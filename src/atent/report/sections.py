@@ -21,6 +21,7 @@ SECTIONS: dict[str, tuple[str, Context]] = {
     "classes": ("Accuracy by class", measured.classes),
     "epochs": ("Best and last epoch", measured.epochs),
     "course": ("Training", made.course),
+    "unions": ("Several threats at once", measured.unions),
     "radii": ("Robustness against radius", measured.radii),
     "frequencies": ("Frequencies", studied.frequencies),
     "corruptions": ("Common corruptions", studied.corruptions),

@@ -36,6 +36,7 @@ from atent.experiments.results.studies import (
     TransferFile,
 )
 from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFile
+from atent.experiments.results.union import UnionReport
 
 __all__ = [
     "CERTIFICATE_VERSION",
@@ -73,4 +74,5 @@ __all__ = [
     "Statement",
     "TheoryFile",
     "TransferFile",
+    "UnionReport",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
 
@@ -108,7 +108,7 @@ class ComparisonFile(Result):
     caveat: str | None
     rows: list[RecipeResult]
     provenance: dict[str, Any]
-    cascade: bool = False
+    cascade: bool | Literal["threat"] = False
     """Each attack met only the images that remained correctly classified after those before it."""
     differs: list[str] = field(default_factory=list)
     """Settings, other than the method's, in which finished runs differ."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from atent.evaluate.evaluation import SCHEMA_VERSION
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Share, whole
 from atent.experiments.results.studies import BandReport, CorruptionReport, FlipReport, FourierReport
+from atent.experiments.results.union import UnionReport
 
 EVALUATION_VERSION = SCHEMA_VERSION
 
@@ -120,7 +121,7 @@ class EvaluationFile(Result):
     worst: Share
     attacks: dict[str, AttackResult]
     wrong: list[int]
-    cascade: bool
+    cascade: bool | Literal["threat"]
     search_dtype: str | None
     hint: str | None
     outcomes: dict[str, Any]
@@ -141,6 +142,7 @@ class EvaluationFile(Result):
     corruptions: CorruptionReport | None = None
     flips: FlipReport | None = None
     fourier: FourierReport | None = None
+    union: UnionReport | None = None
 
     @property
     def threats(self) -> list[str]:

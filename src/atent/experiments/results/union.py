@@ -1,0 +1,60 @@
+"""The union report as a type: a part of evaluation.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from atent.experiments.results.base import Adversary, Result, Share, whole
+from atent.experiments.results.studies import Mean
+
+
+@whole
+@dataclass(frozen=True)
+class UnionAttack:
+    """What one attack did in the cascade of its threat."""
+
+    attack: str
+    """The attack, written as a call."""
+    attacked: int
+    """Samples that it met."""
+    fooled: int
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+@whole
+@dataclass(frozen=True)
+class ThreatResult:
+    """What one threat did."""
+
+    threat: Adversary
+    attacks: dict[str, UnionAttack]
+    robust: Share
+    """Samples that remain correctly classified under all of its attacks."""
+    alone: int
+    """Samples that this threat breaks and no other."""
+
+
+@whole
+@dataclass(frozen=True, kw_only=True)
+class UnionReport(Result):
+    """Robust accuracy under several threats at once."""
+
+    schema_version: int
+    n: int
+    seed: int
+    clean: Share
+    worst: Share
+    """Samples that remain correctly classified under every threat: the union."""
+    average: Mean
+    """Mean over the threats of the robust accuracy."""
+    threats: dict[str, ThreatResult]
+    """By threat as text."""
+    broken: dict[str, dict[str, int]]
+    """By two threats: how many correctly classified samples both break; by one and the same, how many it breaks."""
+    by_count: list[int]
+    """How many correctly classified samples 0, 1, 2, ... of the threats break."""
+    outcomes: dict[str, Any]
+    """One character per sample: ids, clean (1 right, 0 wrong), and by threat 1 robust, 0 not."""
