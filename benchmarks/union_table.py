@@ -156,6 +156,8 @@ def _answer(found: Results) -> Iterator[str]:
             f" {_points(both[0])} on the {both[1]} images that all of these networks classify correctly without an"
             f" attack, {_verdict(both[0])}."
         )
+    if not told:
+        return
     yield (
         "**With one patch, do convolutional networks keep more than transformers** (Joshi, Jagatap and Hegde 2021, on"
         f" ImageNet)? Under {threat}, every place tried, the convolutional network less the transformer:"
