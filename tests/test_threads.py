@@ -148,11 +148,11 @@ def test_the_commands_take_and_print_it(monkeypatch, tmp_path, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(target, "gaining", lambda model, x: 1)
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "of_threads.py").write_text(
         "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
     )
     words = [
-        "evaluate", "mine:make", "--data", "digits", "--norm", "linf", "--eps", "0.1", "--attacks", "FGSM", "--limit",
+        "evaluate", "of_threads:make", "--data", "digits", "--norm", "linf", "--eps", "0.1", "--attacks", "FGSM", "--limit",
         "20", "--quiet", "--threads",
     ]  # fmt: skip
     assert main([*words, "auto"]) == 0
