@@ -152,8 +152,8 @@ def test_the_commands_take_and_print_it(monkeypatch, tmp_path, capsys):
         "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
     )
     words = [
-        "evaluate", "of_threads:make", "--data", "digits", "--norm", "linf", "--eps", "0.1", "--attacks", "FGSM", "--limit",
-        "20", "--quiet", "--threads",
+        "evaluate", "of_threads:make", "--data", "digits", "--norm", "linf", "--eps", "0.1", "--attacks", "FGSM",
+        "--limit", "20", "--quiet", "--threads",
     ]  # fmt: skip
     assert main([*words, "auto"]) == 0
     assert f"threads 1 of {cores()} cores" in capsys.readouterr().out
