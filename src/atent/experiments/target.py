@@ -77,9 +77,17 @@ class EvaluateSettings(metaclass=Settings):
 
 
 def threat_of(own: Threat | None, box: Box, settings: EvaluateSettings) -> Threat | None:
-    """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so."""
+    """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so.
+
+    ValueError, in one line, for another norm without its eps: a radius in one norm says nothing of one in another.
+    """
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
+        if norm != own.norm:
+            raise ValueError(
+                f"--norm {norm} needs its own --eps: the run's {float(own.eps):g} is a radius in {own.norm} (in a"
+                " recipe evaluate.norm and evaluate.eps)"
+            )
         eps = float(own.eps)
     allowed = settings.allow_large_eps or (own is not None and own.allow_large_eps)
     if norm is None or eps is None:
