@@ -312,6 +312,8 @@ def test_the_images_of_a_threat_that_counts(run, counted):
     found = gallery(read(run), 2, progress=False)
     assert found.threat == target.threat
     assert [sample.distance for sample in found.samples] == [counted["eps"]] * 2
+    doc = part(sections.section("attacks", read(run)))
+    assert f"The distance, a number of {target.threat.units}, is" in doc.text
 
 
 def test_where_images_cannot_be_made_the_page_says_why(run):
