@@ -45,7 +45,8 @@ class Target:
     weights: Place = None
     """A .safetensors file of the same network, instead of the run's own weights."""
     allow_large_eps: bool = False
-    """Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more."""
+    """Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
+    patch of as many elements, pixels or patches as a sample has."""
     limit: Limit = None
     """Number of test images; all: every one. Default: as the recipe, or 1000."""
     subset: Subset = None

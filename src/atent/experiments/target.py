@@ -55,7 +55,8 @@ class EvaluateSettings(metaclass=Settings):
     channels_last: bool = False
     """Images in the channels-last memory format: often faster for convolutions, the same to rounding."""
     allow_large_eps: bool = False
-    """Permit an eps that covers the whole box (linf: the box width or more, l2: its diagonal or more)."""
+    """Permit an eps that covers the whole box (linf: the box width or more, l2, l1: its diagonal or more, l0, patch: as
+    many elements, pixels or patches as a sample has)."""
     group: Group | None = None
     """l0: what eps counts, element or pixel; default: as the method's threat, or element."""
     side: int | None = None
