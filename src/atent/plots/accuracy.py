@@ -7,7 +7,20 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import GREY, MARKERS, PALETTE, TEXT, Row, blank, fraction, legend_columns, look, plain, span
+from atent.plots.canvas import (
+    GREY,
+    MARKERS,
+    PALETTE,
+    TEXT,
+    Row,
+    blank,
+    fraction,
+    legend_columns,
+    look,
+    plain,
+    span,
+    whole_ticks,
+)
 from atent.threat import COUNTS
 
 if TYPE_CHECKING:
@@ -208,7 +221,7 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     axes.set_xlim(left=0)
     axes.set_xlabel(f"{norms[0]} radius ({units})")
     if norms[0] in COUNTS:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_ticks(axes.xaxis)
     axes.set_ylabel("robust accuracy (%)")
     if title:
         axes.set_title(title, fontsize=TEXT + 1, loc="left")
@@ -267,7 +280,7 @@ def minimum_norm(
     axes.set_ylim(0, 100)
     axes.set_xlabel(f"{norm} radius ({_units(norm)})")
     if norm in COUNTS:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_ticks(axes.xaxis)
     axes.set_ylabel("robust accuracy (%)")
     if title:
         axes.set_title(title, fontsize=TEXT + 2, loc="left")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import COLOUR, GREY, PALETTE, TEXT, blank, fraction, plain, span
+from atent.plots.canvas import COLOUR, GREY, PALETTE, TEXT, blank, fraction, plain, span, whole_ticks
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -58,7 +57,7 @@ def bands(report: Mapping[str, Any], *, title: str | None = None, stacked: bool 
     edge = report["cut"] - 0.5
     right.axhline(edge, color="white", linewidth=1)
     right.axvline(edge, color="white", linewidth=1)
-    _whole(right)
+    whole_ticks(right.xaxis, right.yaxis)
     right.set_xlabel("horizontal frequency", fontsize=TEXT)
     right.set_ylabel("vertical frequency", fontsize=TEXT)
     right.set_title("share of each coefficient (%)", fontsize=TEXT, loc="left")
@@ -66,12 +65,6 @@ def bands(report: Mapping[str, Any], *, title: str | None = None, stacked: bool 
     figure.colorbar(shown, ax=right, shrink=0.8, format=lambda value, _: f"{100 * value:g}")
     figure.suptitle(title or f"{report['attack']}, n = {report['n']:,}", fontsize=TEXT + 1)
     return figure
-
-
-def _whole(axes: Axes) -> None:
-    """Ticks at whole frequencies alone: a small image has few."""
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
 
 
 def fourier(report: Mapping[str, Any], *, title: str | None = None) -> Figure:
@@ -91,7 +84,7 @@ def fourier(report: Mapping[str, Any], *, title: str | None = None) -> Figure:
     extent = (-(w // 2) - 0.5, w - w // 2 - 0.5, h - h // 2 - 0.5, -(h // 2) - 0.5)
     most = max(10.0, 100 * float(errors.max()) / n)
     shown = axes.imshow(100 * errors / n, cmap="magma", vmin=0, vmax=most, interpolation="nearest", extent=extent)
-    _whole(axes)
+    whole_ticks(axes.xaxis, axes.yaxis)
     axes.set_xlabel("horizontal frequency", fontsize=TEXT)
     axes.set_ylabel("vertical frequency", fontsize=TEXT)
     bar = figure.colorbar(shown, ax=axes, shrink=0.9)
