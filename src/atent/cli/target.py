@@ -29,7 +29,7 @@ class Target:
     """Norm of the threat. Default: the run's."""
     eps: Text = None
     """Radius of the threat in pixel units, such as 0.3 or 8/255; l0, patch: how many elements, pixels or patches may
-    change. Default: the run's."""
+    change. Default: the run's; needed with another --norm than the run's."""
     group: Group = None
     """l0: what --eps counts. Default: the run's, or element."""
     side: Number = None

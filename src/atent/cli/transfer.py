@@ -54,7 +54,8 @@ def transfer(
     norm
         Norm of the threat. Default: that of the runs, where it is one.
     eps
-        Radius of the threat in pixel units, such as 0.3 or 8/255. Default: that of the runs, where it is one.
+        Radius of the threat in pixel units, such as 0.3 or 8/255. Default: that of the runs, where it is one; needed
+        with another --norm than theirs.
     which
         Weights of the runs' best epoch or of their last, or of one of the averages.
     allow_large_eps

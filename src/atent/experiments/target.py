@@ -41,7 +41,8 @@ class EvaluateSettings(metaclass=Settings):
     norm: Norm | None = None
     """Norm of the threat; default: the method's."""
     eps: float | str | None = None
-    """Radius of the threat, or how many elements, pixels or patches may change (l0, patch); default: the method's."""
+    """Radius of the threat, or how many elements, pixels or patches may change (l0, patch); default: the method's, in
+    its norm alone."""
     limit: Limit = 1000
     """Number of test images, chosen by data.subset; all: every one."""
     batch: int = 250
