@@ -594,6 +594,14 @@ def reported(attack, norm="linf", eps=0.1):
     return {"attack": attack, "threat": {"norm": norm, "eps": eps, "box": [0.0, 1.0]}}
 
 
+@pytest.mark.parametrize("norm", ["l0", "patch"])
+def test_the_caveat_asks_for_no_autoattack_where_there_is_none(norm):
+    counted = {"a": reported("PGD", norm, 3.0)}
+    assert caveat(counted) == f"There is no AutoAttack for {norm}: a stronger attack may lower these figures."
+    assert caveat(counted | {"AutoAttack": reported("AutoAttack")}) == caveat(counted)
+    assert "Not measured by AutoAttack:" in caveat(counted | {"b": reported("FGSM")})
+
+
 def test_the_caveat_stays_beside_a_weakened_autoattack():
     weak = "Not measured by AutoAttack at its standard settings: a stronger attack may lower these figures."
     for text in ("AutoAttack(steps=1)", "AutoAttack(version=rand)", "AutoAttack(queries=500)"):

@@ -211,6 +211,12 @@ def test_palette_is_of_distinct_colours():
     assert len({to_hex(colour) for colour in plots.PALETTE}) == len(plots.PALETTE) == 8
 
 
+def test_frequencies_are_whole_numbers():
+    report = {"errors": [[1] * 4] * 4, "n": 10, "eps": 1.0, "clean": stats.share(1, 10)}
+    axes = plots.fourier(report).axes[0]
+    assert all(tick == round(tick) for tick in (*axes.get_xticks(), *axes.get_yticks()))
+
+
 # ---- security curves and adversarial images
 
 
@@ -258,6 +264,31 @@ def test_security_writes_grey_levels_as_such():
     (axes,) = figure.axes
     assert list(lines(axes)["PGD-20"].get_xdata()) == pytest.approx([0, 2, 8])
     assert axes.get_xlabel() == "linf radius (1/255 of the pixel range)"
+
+
+@pytest.mark.parametrize(
+    ("norm", "texts", "units"),
+    [
+        ("l0", {1: "l0 1 pixel", 2: "l0 2 pixels"}, "pixels"),
+        ("l0", {1: "l0 1 element", 2: "l0 2 elements"}, "elements"),
+        ("patch", {1: "patch 1 of 2x2", 2: "patch 2 of 2x2"}, "patches"),
+        ("l1", {1: "l1 1", 2: "l1 2"}, "pixel units"),
+        ("l2", {1: "l2 1", 2: "l2 2"}, "pixel units"),
+    ],
+)
+def test_security_leaves_whole_numbers_of_other_norms_as_they_are(norm, texts, units):
+    rows = sweep_rows({"PGD-20": {radius: (100, 100) for radius in texts}}, norm=norm)
+    (axes,) = plots.security([row | {"threat": texts[row["radius"]]} for row in rows]).axes
+    assert list(lines(axes)["PGD-20"].get_xdata()) == [0, 1, 2]
+    assert axes.get_xlabel() == f"{norm} radius ({units})"
+    counts = norm in ("l0", "patch")
+    assert all(tick == round(tick) for tick in axes.get_xticks()) == counts
+
+
+def test_minimum_norm_names_what_a_count_counts():
+    (axes,) = plots.minimum_norm({"fewest": ([0, 1, 2], [1.0, 0.5, 0.1])}, norm="patch").axes
+    assert axes.get_xlabel() == "patch radius (patches)"
+    assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_security_refuses_what_it_cannot_draw():

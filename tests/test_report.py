@@ -303,6 +303,19 @@ def test_the_images_are_a_stratified_sample_and_what_the_strongest_attack_made_o
         assert alts[2].startswith(f"image {number}, difference x ")
 
 
+@pytest.mark.parametrize("counted", [{"norm": "l0", "eps": 3}, {"norm": "patch", "eps": 1, "side": 2}])
+def test_the_images_of_a_threat_that_counts(run, counted):
+    target = load_target(str(run), attacks=["PGD(steps=2)"], limit=4, device="cpu", **counted)
+    for path in run.glob("evaluation*.json"):
+        path.unlink()
+    write_json(run / "evaluation.json", evaluate_target(target, progress=False).to_json())
+    found = gallery(read(run), 2, progress=False)
+    assert found.threat == target.threat
+    assert [sample.distance for sample in found.samples] == [counted["eps"]] * 2
+    doc = part(sections.section("attacks", read(run)))
+    assert f"The distance, a number of {target.threat.units}, is" in doc.text
+
+
 def test_where_images_cannot_be_made_the_page_says_why(run):
     assert "No images were asked for" in gallery(read(run), 0)
     (run / "best.safetensors").unlink()

@@ -249,3 +249,25 @@ def test_fewest_patches_by_bisection():
     assert not wrong.any()
     with pytest.raises(ValueError, match="counts pixels or patches"):
         fewest(model, x, y, PGD(Threat("linf", 0.1)))
+
+
+def test_fewest_may_need_all_patches_and_no_more():
+    # Only all four patches together cross the gap.
+    model, x, y = Linear(torch.ones(1, 4, 4), 15.0), torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, dtype=torch.long)
+    attack = TokenAttack(Threat("patch", 1, side=2), score="l1", steps=10)
+    assert fewest(model, x, y, attack, most=4).tolist() == [4]
+    assert fewest(model, x, y, attack, most=3).tolist() == [math.inf]
+    with pytest.raises(ValueError, match=r"^most must be at most the number of patches of a sample, 4, got 5$"):
+        fewest(model, x, y, attack, most=5)
+
+
+def test_fewest_without_a_limit_tries_all_elements():
+    model, x, y, *_ = problem((1, 2, 2), n=3, scale=0.1)
+    found = fewest(model, x, y, SigmaZero(Threat("l0", "inf"), steps=5))
+    assert (found <= 4).logical_or(found.isinf()).all()
+
+
+def test_fewest_refuses_labels_that_are_too_few():
+    model, x, y, *_ = problem((1, 2, 2), n=3, scale=1.0)
+    with pytest.raises(ValueError, match="labels must be 3 integers, one per input"):
+        fewest(model, x, y[:2], TokenAttack(Threat("patch", 1, side=1)))

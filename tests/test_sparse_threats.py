@@ -389,6 +389,16 @@ def test_options_replace_what_the_methods_threat_says():
         threat_of(INNER, box, EvaluateSettings(group="pixel"))
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l0"])
+def test_another_norm_needs_its_own_eps(norm):
+    from atent.experiments.target import EvaluateSettings, threat_of
+
+    own = Threat("l1", 0.15)
+    with pytest.raises(ValueError, match=rf"^--norm {norm} needs its own --eps: the run's 0.15 is a radius in l1"):
+        threat_of(own, own.box, EvaluateSettings(norm=norm))
+    assert threat_of(own, own.box, EvaluateSettings(norm="l1")) == own
+
+
 def test_recipes_and_result_files_hold_them():
     from atent.experiments.recipe_files import read_recipe
     from atent.experiments.recipes import job

@@ -9,7 +9,7 @@ import pytest
 from commands import given
 
 from atent import plots
-from atent.cli import main
+from atent.cli import main, studies
 from atent.experiments import migrate
 from atent.experiments.results import (
     BandReport,
@@ -17,8 +17,11 @@ from atent.experiments.results import (
     EvaluationFile,
     FlipReport,
     FourierReport,
+    Mean,
+    Share,
     TransferFile,
 )
+from atent.experiments.results.studies import CorruptionRow
 from atent.report import report
 from atent.report.collect import read
 
@@ -150,6 +153,21 @@ def test_what_cannot_be_measured_is_refused_in_one_line(runs, words, what, capsy
     assert main([*words, *ROOTED]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert what in line
+
+
+def test_the_names_of_corruptions_fit_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    names, all_wrong, mean = ("elastic_transform", "jpeg_compression"), Share.of(10, 10), Mean(1.0, 1.0, 1.0)
+    rows = [CorruptionRow(name, "blur", s, all_wrong, 1.0, all_wrong) for name in names for s in range(1, 6)]
+    found = CorruptionReport(
+        schema_version=1, n=10, seed=0, clean=all_wrong, rows=rows, mean=mean, reference="other",
+        ratios=dict.fromkeys(names), mce=None,
+    )  # fmt: skip
+    studies._corruptions(found)
+    out = capsys.readouterr().out
+    assert all(name in out for name in names)
+    assert out.count("100.0") >= 12
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
 
 
 def test_vectors_have_neither_frequencies_nor_corruptions(tmp_path, monkeypatch, capsys):

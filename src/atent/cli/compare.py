@@ -61,7 +61,8 @@ def compare(
         Give each training this time, such as 10m, 90s or 1h30m, instead of equal epochs: the time of its steps, with
         schedules stretched to fit. The table says how many epochs each came to.
     allow_large_eps
-        Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more.
+        Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
+        patch of as many elements, pixels or patches as a sample has.
     beside
         Result folder of an earlier comparison, to be drawn beside this one in pareto.png.
     quiet

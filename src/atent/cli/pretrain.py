@@ -44,7 +44,8 @@ def pretrain(
     resume
         Resume this run, with its own settings.
     allow_large_eps
-        Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more.
+        Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
+        patch of as many elements, pixels or patches as a sample has.
     root
         With --resume: folder that holds the data. Default: as the run had it.
     log

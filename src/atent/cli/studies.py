@@ -95,8 +95,8 @@ def _corruptions(found: CorruptionReport) -> None:
     print(
         f"\nerror (%) under common corruptions, n = {found.n:,}{_took(found.seconds)}; without one {found.clean.text}"
     )
-    table = Table()
-    table.add_column("corruption")
+    table = Table(pad_edge=False)  # with a reference it fills 80 columns
+    table.add_column("corruption", no_wrap=True)
     for severity in range(1, 6):
         table.add_column(str(severity), justify="right")
     table.add_column("mean", justify="right")
@@ -122,7 +122,7 @@ def _flips(found: FlipReport) -> None:
 
     print(f"\nflip rates, n = {found.n:,}{_took(found.seconds)}")
     table = Table()
-    table.add_column("sequence")
+    table.add_column("sequence", no_wrap=True)
     table.add_column("each frame is compared with")
     table.add_column("flip rate, 95 % interval", justify="right")
     if found.reference is not None:

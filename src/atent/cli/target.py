@@ -29,7 +29,7 @@ class Target:
     """Norm of the threat. Default: the run's."""
     eps: Text = None
     """Radius of the threat in pixel units, such as 0.3 or 8/255; l0, patch: how many elements, pixels or patches may
-    change. Default: the run's."""
+    change. Default: the run's; needed with another --norm than the run's."""
     group: Group = None
     """l0: what --eps counts. Default: the run's, or element."""
     side: Number = None
@@ -45,7 +45,8 @@ class Target:
     weights: Place = None
     """A .safetensors file of the same network, instead of the run's own weights."""
     allow_large_eps: bool = False
-    """Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more."""
+    """Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
+    patch of as many elements, pixels or patches as a sample has."""
     limit: Limit = None
     """Number of test images; all: every one. Default: as the recipe, or 1000."""
     subset: Subset = None

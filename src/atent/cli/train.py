@@ -56,7 +56,8 @@ def train(
         Also train the same network by standard training, print both, and fail unless the robust model is more robust
         beyond the intervals; --no-baseline: do not. Default: as the recipe.
     allow_large_eps
-        Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more.
+        Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
+        patch of as many elements, pixels or patches as a sample has.
     model
         With --resume, of a run that was trained from Python: what builds its network, as module:function or by name.
     data

@@ -54,11 +54,13 @@ def transfer(
     norm
         Norm of the threat. Default: that of the runs, where it is one.
     eps
-        Radius of the threat in pixel units, such as 0.3 or 8/255. Default: that of the runs, where it is one.
+        Radius of the threat in pixel units, such as 0.3 or 8/255. Default: that of the runs, where it is one; needed
+        with another --norm than theirs.
     which
         Weights of the runs' best epoch or of their last, or of one of the averages.
     allow_large_eps
-        Allow an eps that covers the whole box: linf of its width or more, l2 of its diagonal or more.
+        Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
+        patch of as many elements, pixels or patches as a sample has.
     limit
         Number of test images; all: every one. Default: as the first run, or 1000.
     subset

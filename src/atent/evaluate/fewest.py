@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack
-from atent.checks import check_number
+from atent.checks import check_batch, check_number
 from atent.guard import ask, guard
 from atent.progress import Advance
 from atent.threat import Radii
@@ -40,7 +40,7 @@ def fewest(
     attack
         An attack under a threat that counts, "l0" or "patch"; its own eps is replaced.
     most
-        The largest k tried. Default: the threat's eps.
+        The largest k tried, at most as many as a sample has. Default: the eps of the threat, or all where it is inf.
     seed, ids
         Of the random numbers, as in `Attack.run`.
     batch
@@ -56,13 +56,21 @@ def fewest(
     Raises
     ------
     ValueError
-        For a threat that does not count, and for a ``most`` below 1.
+        For a threat that does not count, a ``most`` below 1 or above their number, and inputs or labels that no attack
+        can use.
     """
     threat = attack.threat
     if threat.norm not in ("l0", "patch"):
         raise ValueError(f"fewest counts pixels or patches, got a threat in {threat.norm}: use an l0 or a patch threat")
-    limit = int(float(threat.eps)) if most is None else most
+    check_batch(x, y, threat.box)
+    count = threat.blocks(x.shape[1:]).count
+    limit = int(min(float(threat.eps), count)) if most is None else most
     check_number("most", limit, 1, whole=True)
+    if limit > count:
+        raise ValueError(f"most must be at most the number of {threat.units} of a sample, {count}, got {limit}")
+    if threat.inner_eps is None:
+        # The question is how many are enough: all of them is an answer.
+        attack = replace(attack, threat=replace(threat, allow_large_eps=True))
     numbers = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)
     found = [
         _bisected(model, x[rows], y[rows], attack, limit, seed, numbers[rows], advance)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atent import stats
+from atent.attacks import ATTACKS
 from atent.attacks.spec import is_standard
 from atent.experiments.results import (
     AttackResult,
@@ -70,9 +71,15 @@ def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = 
     """What must be shown beside robust accuracies (the `attacks` of an evaluation) that AutoAttack did not measure.
 
     None only where AutoAttack ran at its standard settings, in the model's own precision, against every finite threat
-    of the evaluation.
+    of the evaluation in a norm that it has.
     """
     weaker = "a stronger attack may lower these figures."
+    under = {_against(a) for a in attacks.values()}
+    norms = {norm for norm, *_ in under} - {""}
+    others = norms - set(ATTACKS.find("AutoAttack").norms)
+    impossible = f"There is no AutoAttack for {' and '.join(sorted(others))}: {weaker}" if others else None
+    if others and others == norms:
+        return impossible
     standard = {_against(a) for a in attacks.values() if is_standard(a["attack"])}
     if not standard:
         other = any(a["attack"].startswith("AutoAttack(") for a in attacks.values())
@@ -80,9 +87,9 @@ def caveat(attacks: Mapping[str, Mapping[str, Any]], search_dtype: str | None = 
     if search_dtype is not None:
         return f"AutoAttack searched in {search_dtype}, not in the model's own precision: {weaker}"
     # A minimum-norm attack without a limit has no radius that AutoAttack could be run at.
-    left = {_against(a) for a in attacks.values()} - standard
-    missing = sorted({f"{norm} {eps:g}" for norm, eps, *_ in left if math.isfinite(eps)})
-    return f"Not measured by AutoAttack at {' and '.join(missing)}: {weaker}" if missing else None
+    left = under - standard
+    missing = sorted({f"{norm} {eps:g}" for norm, eps, *_ in left if math.isfinite(eps) and norm not in others})
+    return f"Not measured by AutoAttack at {' and '.join(missing)}: {weaker}" if missing else impossible
 
 
 def caveat_of(found: EvaluationFile) -> str | None:

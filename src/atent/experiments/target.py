@@ -45,7 +45,8 @@ class EvaluateSettings(metaclass=Settings):
     norm: Norm | None = None
     """Norm of the threat; default: the method's."""
     eps: float | str | None = None
-    """Radius of the threat, or how many elements, pixels or patches may change (l0, patch); default: the method's."""
+    """Radius of the threat, or how many elements, pixels or patches may change (l0, patch); default: the method's, in
+    its norm alone."""
     limit: Limit = 1000
     """Number of test images, chosen by data.subset; all: every one."""
     batch: int = 250
@@ -59,7 +60,8 @@ class EvaluateSettings(metaclass=Settings):
     channels_last: bool = False
     """Images in the channels-last memory format: often faster for convolutions, the same to rounding."""
     allow_large_eps: bool = False
-    """Permit an eps that covers the whole box (linf: the box width or more, l2: its diagonal or more)."""
+    """Permit an eps that covers the whole box (linf: the box width or more, l2, l1: its diagonal or more, l0, patch: as
+    many elements, pixels or patches as a sample has)."""
     group: Group | None = None
     """l0: what eps counts, element or pixel; default: as the method's threat, or element."""
     side: int | None = None
@@ -81,9 +83,17 @@ class EvaluateSettings(metaclass=Settings):
 
 
 def threat_of(own: Threat | None, box: Box, settings: EvaluateSettings) -> Threat | None:
-    """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so."""
+    """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so.
+
+    ValueError, in one line, for another norm without its eps: a radius in one norm says nothing of one in another.
+    """
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
+        if norm != own.norm:
+            raise ValueError(
+                f"--norm {norm} needs its own --eps: the run's {float(own.eps):g} is a radius in {own.norm} (in a"
+                " recipe evaluate.norm and evaluate.eps)"
+            )
         eps = float(own.eps)
     allowed = settings.allow_large_eps or (own is not None and own.allow_large_eps)
     if norm is None or eps is None:

@@ -7,7 +7,21 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import GREY, MARKERS, PALETTE, TEXT, Row, blank, fraction, legend_columns, look, plain, span
+from atent.plots.canvas import (
+    GREY,
+    MARKERS,
+    PALETTE,
+    TEXT,
+    Row,
+    blank,
+    fraction,
+    legend_columns,
+    look,
+    plain,
+    span,
+    whole_ticks,
+)
+from atent.threat import COUNTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,14 +186,18 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
 
     `rows` as `evaluate.sweep` gives them: attack, norm, radius, clean, robust and monotone (shares). A line begins at
     radius 0 with the clean accuracy. Where what smaller radii fooled is more than a radius fools itself, a dashed
-    line counts it too. Radii that are whole grey levels are written as such. Raises ValueError for no rows, for rows of
-    several norms, and for values that are not fractions.
+    line counts it too. linf radii that are whole grey levels are written as such, those of l0 and patch as counts of
+    what the row's `threat` says. Raises ValueError for no rows, for rows of several norms, and for values that are not
+    fractions.
     """
     norms = sorted({row["norm"] for row in rows})
     if len(norms) != 1:
         raise ValueError(f"a security curve is of one norm, got {', '.join(norms) or 'no rows'}: draw one for each")
-    grey = all(abs(255 * row["radius"] - round(255 * row["radius"])) < 1e-6 for row in rows)
+    grey = norms[0] == "linf" and all(
+        row["radius"] < 1 and abs(255 * row["radius"] - round(255 * row["radius"])) < 1e-6 for row in rows
+    )
     unit = 255 if grey else 1
+    units = "1/255 of the pixel range" if grey else _units(norms[0], [str(row.get("threat", "")) for row in rows])
     figure = blank(8, 5.2)
     axes = figure.subplots()
     plain(axes)
@@ -201,7 +219,9 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
             )
     axes.set_ylim(0, 100)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"{norms[0]} radius ({'1/255 of the pixel range' if grey else 'pixel units'})")
+    axes.set_xlabel(f"{norms[0]} radius ({units})")
+    if norms[0] in COUNTS:
+        whole_ticks(axes.xaxis)
     axes.set_ylabel("robust accuracy (%)")
     if title:
         axes.set_title(title, fontsize=TEXT + 1, loc="left")
@@ -212,12 +232,22 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     return figure
 
 
+def _units(norm: str, threats: Sequence[str] = ()) -> str:
+    """In what the radii of a norm are measured, or what they count; ``threats`` in words tell pixels from elements."""
+    if norm == "patch":
+        return "patches"
+    if norm == "l0":
+        told = [text.rpartition(" ")[2].removesuffix("s") + "s" for text in threats]
+        return told[0] if len(set(told)) == 1 and told[0] in ("pixels", "elements") else "number changed"
+    return "pixel units"
+
+
 def minimum_norm(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, norm: str = "l2", title: str | None = None
 ) -> Figure:
     """Robust accuracy (%) against the radius, one falling step line per attack.
 
-    `curves`: {attack: (radii, accuracy)} as `evaluate.norms.curve` gives them: radii in pixel units that rise from 0,
+    `curves`: {attack: (radii, accuracy)} as `evaluate.norms.curve` gives them: radii, or counts, that rise from 0,
     fractions in [0, 1] that do not rise; each holds until the next radius. `norm` names the radius. Raises ValueError
     for no curves, or one that is empty, does not begin at 0, or goes the wrong way.
     """
@@ -248,7 +278,9 @@ def minimum_norm(
         )
     axes.set_xlim(0, 1.05 * end if end else 1)
     axes.set_ylim(0, 100)
-    axes.set_xlabel(f"{norm} radius (pixel units)")
+    axes.set_xlabel(f"{norm} radius ({_units(norm)})")
+    if norm in COUNTS:
+        whole_ticks(axes.xaxis)
     axes.set_ylabel("robust accuracy (%)")
     if title:
         axes.set_title(title, fontsize=TEXT + 2, loc="left")

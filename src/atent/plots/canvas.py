@@ -11,6 +11,7 @@ from atent.runs import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), distinct to colour-blind readers; yellow last, since it is weak on white
@@ -83,6 +84,14 @@ def blank(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def whole_ticks(*axes: Axis) -> None:
+    """Ticks at whole numbers alone, for what counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def plain(axes: Axes) -> None:

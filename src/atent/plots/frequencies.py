@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from atent.plots.canvas import COLOUR, GREY, PALETTE, TEXT, blank, fraction, plain, span
+from atent.plots.canvas import COLOUR, GREY, PALETTE, TEXT, blank, fraction, plain, span, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +57,7 @@ def bands(report: Mapping[str, Any], *, title: str | None = None, stacked: bool 
     edge = report["cut"] - 0.5
     right.axhline(edge, color="white", linewidth=1)
     right.axvline(edge, color="white", linewidth=1)
+    whole_ticks(right.xaxis, right.yaxis)
     right.set_xlabel("horizontal frequency", fontsize=TEXT)
     right.set_ylabel("vertical frequency", fontsize=TEXT)
     right.set_title("share of each coefficient (%)", fontsize=TEXT, loc="left")
@@ -83,6 +84,7 @@ def fourier(report: Mapping[str, Any], *, title: str | None = None) -> Figure:
     extent = (-(w // 2) - 0.5, w - w // 2 - 0.5, h - h // 2 - 0.5, -(h // 2) - 0.5)
     most = max(10.0, 100 * float(errors.max()) / n)
     shown = axes.imshow(100 * errors / n, cmap="magma", vmin=0, vmax=most, interpolation="nearest", extent=extent)
+    whole_ticks(axes.xaxis, axes.yaxis)
     axes.set_xlabel("horizontal frequency", fontsize=TEXT)
     axes.set_ylabel("vertical frequency", fontsize=TEXT)
     bar = figure.colorbar(shown, ax=axes, shrink=0.9)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from atent import plots
 from atent.attacks.spec import show
-from atent.experiments.comparison import caption, caveat, caveat_of, layout
+from atent.experiments.comparison import caption, caveat_of, layout
 from atent.experiments.results import EvaluationFile, Spread
 from atent.report import words
 from atent.report.collect import Comparison, Run
@@ -39,16 +39,25 @@ class Row:
 def several(runs: Mapping[str, Run]) -> Markup:
     """One table of all runs, and their curves together."""
     evaluated = {title: run.evaluated for title, run in runs.items() if run.evaluated is not None}
-    unsure = [title for title, found in evaluated.items() if caveat_of(found)]
-    which = "" if len(unsure) == len(runs) else f"{', '.join(unsure)}: "
     return render(
         "several.html",
         rows=[_row(title, run) for title, run in runs.items()],
         attacks=list(dict.fromkeys(name for found in evaluated.values() for name in found.attacks)),
         differ=_differences(evaluated),
-        caveat=which + str(caveat({})) if unsure else None,
+        caveat=_caveats(runs, evaluated),
         drawings=[*_accuracies(runs, evaluated), *_curves(runs)],
     )
+
+
+def _caveats(runs: Mapping[str, Run], evaluated: Mapping[str, EvaluationFile]) -> str | None:
+    """What the evaluations leave open, each sentence once, with the runs that it is about unless it is about all."""
+    about: dict[str, list[str]] = {}
+    for title, found in evaluated.items():
+        text = caveat_of(found)
+        if text is not None:
+            about.setdefault(text, []).append(title)
+    said = [text if len(of) == len(runs) else f"{', '.join(of)}: {text}" for text, of in about.items()]
+    return " ".join(said) or None
 
 
 def _row(title: str, run: Run) -> Row:

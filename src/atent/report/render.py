@@ -67,6 +67,7 @@ def _environment() -> Environment:
     made.filters |= {
         "base64": lambda data: base64.b64encode(data).decode(),
         "caveat": caveat_of,
+        "distances": words.distances,
         "form": lambda value, spec="": "" if value is None else format(value, spec),
         "key": lambda value: repr(float(value)),
         "limits": limits,

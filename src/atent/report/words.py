@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from atent.attacks.spec import show
 from atent.docstrings import field_docs
 from atent.methods import METHODS
 from atent.threat import Threat
+
+if TYPE_CHECKING:
+    from atent.experiments.results import AttackResult
 
 
 def percent(value: float) -> str:
@@ -34,6 +37,13 @@ def threat(stored: dict[str, Any]) -> str:
     }[t.norm]
     own = "" if t.box == t.span else ", each channel in its own range"
     return f"{show(t)}: {of}, with pixel values from {low:g} to {high:g}{own}"
+
+
+def distances(found: Mapping[str, AttackResult]) -> str:
+    """What the distances of an evaluation's attacks are: lengths in pixel units, or numbers of what a count counts."""
+    threats = [result.threat.threat() for result in found.values()]
+    kinds = dict.fromkeys(f"a number of {t.units}" if t.units else "in pixel units" for t in threats)
+    return " or ".join(kinds) or "in pixel units"
 
 
 def method(name: str) -> str:
