@@ -314,6 +314,10 @@ def test_the_images_of_a_threat_that_counts(run, counted):
     assert [sample.distance for sample in found.samples] == [counted["eps"]] * 2
     doc = part(sections.section("attacks", read(run)))
     assert f"The distance, a number of {target.threat.units}, is" in doc.text
+    change(run / "config.json", method=load(run / "config.json")["method"] | {"threat": counted})
+    offered = part(sections.section("radii", read(run))).text.partition("--radius ")[2].split()
+    assert float(offered[0]) == 1
+    assert all(re.fullmatch(r"[1-9]\d*", word) for word in offered[:2])
 
 
 def test_where_images_cannot_be_made_the_page_says_why(run):

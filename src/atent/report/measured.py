@@ -14,6 +14,7 @@ from atent.report import words
 from atent.report.collect import Run
 from atent.report.commands import command
 from atent.report.render import drawing
+from atent.threat import COUNTS
 
 
 def headline(run: Run) -> dict[str, Any]:
@@ -140,9 +141,14 @@ def radii(run: Run) -> dict[str, Any]:
         if rows:
             caption = f"{name}: each attack alone, n = {found.sweep[0].robust.n:,}."
             sweeps.append((name, found.sweep, drawing(plots.security(rows), words.security(rows), caption)))
-    known = next((a.threat.eps for found in run.evaluations.values() for a in found.attacks.values()), None)
-    eps = float(known if known is not None else (run.config["method"].get("threat") or {}).get("eps", "inf"))
+    known = next((asdict(a.threat) for found in run.evaluations.values() for a in found.attacks.values()), None)
+    # The command evaluates under the run's own threat.
+    threat = run.config["method"].get("threat") or known or {}
+    eps = float(threat.get("eps", "inf"))
     some = [f"{factor * eps:.4g}" for factor in (0.5, 1, 1.5)] if 0 < eps < math.inf else ["0.1", "0.2"]
+    if threat.get("norm") in COUNTS:
+        most = int(eps) if eps < math.inf else 2
+        some = [str(k) for k in sorted({max(1, most // 2), most, most + 1})]
     return {"sweeps": sweeps, "command": command(run, "evaluate", "--radius", *some)}
 
 
