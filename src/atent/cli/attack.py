@@ -37,6 +37,7 @@ def attack(
         Print what was done, without the images, as JSON to standard output, and nothing else there.
     """
     from atent import plots
+    from atent.attacks.spec import show as text_of
     from atent.evaluate.craft import save
     from atent.experiments.evaluation import adversarial
     from atent.experiments.target import load_target
@@ -55,7 +56,8 @@ def attack(
         if picture is not None:
             shown = (made["success"] & (made["norm"] > 0)).nonzero().squeeze(1)[:8]
             rows = shown if len(shown) else slice(8)
-            title = f"{subject.name}, {about['attack']}, {about['threat']['norm']} {about['threat']['eps']}"
+            (crafted,) = subject.attacks.values()
+            title = f"{subject.name}, {about['attack']}, {text_of(crafted.threat)}"
             drawn = (made[k][rows] for k in ("x", "x_adv", "y", "predicted"))
             plots.save(plots.adversarial(*drawn, title=title), picture)
         fooled, n = int(made["success"].sum()), len(made["y"])

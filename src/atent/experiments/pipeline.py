@@ -13,6 +13,7 @@ from torch import nn
 
 from atent import runs as folder
 from atent.attacks import ATTACKS, Attack
+from atent.attacks.spec import show
 from atent.data import SOURCES, Data, DataSettings, Limit
 from atent.data import load as load_data
 from atent.data.described import described, words
@@ -32,7 +33,7 @@ from atent.rng import fold
 from atent.runs.checkpoint import check_architecture, load_state, load_weights
 from atent.runs.loading import model_of
 from atent.runs.pretrained import load_start
-from atent.threat import Threat
+from atent.threat import COUNTS, Threat
 from atent.train.callbacks import Callback
 from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.preflight import check_attacks
@@ -278,7 +279,11 @@ def _begin_from(model: nn.Module, settings: ModelSettings) -> None:
 def _method_line(config: dict[str, Any]) -> str:
     method, chain = config["method"], config["about"].get("chain")
     threat = method.get("threat")
-    line: str = method["name"] + (f", {threat['norm']} eps {threat['eps']:g}" if threat else "")
+    line: str = method["name"]
+    if threat:
+        line += (
+            f", {show(Threat(**threat))}" if threat["norm"] in COUNTS else f", {threat['norm']} eps {threat['eps']:g}"
+        )
     if chain:
         line += (
             f", K {chain['steps']}, step {chain['step_size']:g}, anchor weight {chain['anchor_weight']:g}"
