@@ -389,6 +389,21 @@ def test_options_replace_what_the_methods_threat_says():
         threat_of(INNER, box, EvaluateSettings(group="pixel"))
 
 
+def test_another_norm_needs_its_own_eps():
+    from atent.attacks import ATTACKS
+    from atent.attacks.spec import parse
+    from atent.experiments.target import EvaluateSettings, threat_of
+
+    own = Threat("linf", 0.15)
+    for norm in ("l2", "l0"):
+        with pytest.raises(ValueError, match=rf"^norm {norm} without its eps: .*linf 0\.15.* --eps [^\n]*$"):
+            threat_of(own, own.box, EvaluateSettings(norm=norm))
+        with pytest.raises(ValueError, match=rf"has norm {norm} without its eps: add eps"):
+            parse(f"PGD(norm={norm})", own, ATTACKS)
+    assert threat_of(own, own.box, EvaluateSettings(norm="linf")) == own
+    assert parse("PGD(norm=linf)", own, ATTACKS).threat == own
+
+
 def test_recipes_and_result_files_hold_them():
     from atent.experiments.recipe_files import read_recipe
     from atent.experiments.recipes import job

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.attacks import ATTACKS, Attack
-from atent.attacks.spec import labelled, parse
+from atent.attacks.spec import labelled, parse, show
 from atent.checks import Settings
 from atent.data import SOURCES, Data, DataSettings, Limit, Rule, Split, everything
 from atent.data import load as load_data
@@ -77,9 +77,17 @@ class EvaluateSettings(metaclass=Settings):
 
 
 def threat_of(own: Threat | None, box: Box, settings: EvaluateSettings) -> Threat | None:
-    """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so."""
+    """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so.
+
+    ValueError, in one line, for another norm without its own eps: a radius in one norm says nothing in another.
+    """
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
+        if norm != own.norm:
+            raise ValueError(
+                f"norm {norm} without its eps: the method's threat is {show(own)}, whose radius is none in {norm}; give"
+                " --eps (evaluate.eps in a recipe) as well"
+            )
         eps = float(own.eps)
     allowed = settings.allow_large_eps or (own is not None and own.allow_large_eps)
     if norm is None or eps is None:
