@@ -389,6 +389,13 @@ def test_options_replace_what_the_methods_threat_says():
         threat_of(INNER, box, EvaluateSettings(group="pixel"))
 
 
+def test_a_recipes_attacks_without_a_form_are_named_by_their_field():
+    from atent.experiments.target import EvaluateSettings, recipe_attacks
+
+    with pytest.raises(ValueError, match=r"^evaluate\.attacks: .*no form for l0.*SparsePGD[^\n]*$"):
+        recipe_attacks(EvaluateSettings(), Threat("l0", 3))
+
+
 def test_another_norm_needs_its_own_eps():
     from atent.attacks import ATTACKS
     from atent.attacks.spec import parse

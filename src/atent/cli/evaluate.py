@@ -39,8 +39,9 @@ def evaluate(
     Parameters
     ----------
     attacks
-        Attacks, each written as a call, such as "PGD(steps=40, step_size=0.01, restarts=5)". Default: the recipe's, or
-        PGD with 20 steps and AutoAttack.
+        Attacks, each written as a call, such as "PGD(steps=40, step_size=0.01, restarts=5)". Default: the recipe's,
+        where they have a form for the norm, or those of the norm: "PGD(steps=20)" and AutoAttack (linf, l2, l1),
+        SparsePGD and SparseRS (l0), TokenAttack (patch).
     cascade
         Each attack on the images that the attacks before it left correctly classified, so that the last figure is the
         worst case; --no-cascade: each attack alone, on every correctly classified image, as training reports it.

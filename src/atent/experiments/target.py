@@ -28,8 +28,15 @@ from atent.threads import Threads, check_threads
 from atent.threat import EXTRA, Box, Group, Inner, Norm, Threat
 from atent.train.settings import pick_device
 
-STRONG = ("PGD(steps=20)", "AutoAttack")
-"""What evaluates a model that has no recipe: a cheap attack, and on what it leaves the strong one."""
+_STANDARD = ("PGD(steps=20)", "AutoAttack")
+STRONG: dict[str, tuple[str, ...]] = {
+    "linf": _STANDARD,
+    "l2": _STANDARD,
+    "l1": _STANDARD,
+    "l0": ("SparsePGD", "SparseRS"),
+    "patch": ("TokenAttack",),
+}
+"""What evaluates a model that has no recipe, by norm: a cheap attack, and on what it leaves a stronger one."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ def load_target(
     target: str,
     *,
     model: str | None = None,
-    data: str | None = None,
+    data: str | Data | None = None,
     root: str | None = None,
     norm: Norm | None = None,
     eps: float | str | None = None,
@@ -173,9 +180,9 @@ def load_target(
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
     was trained from Python needs ``model`` (see `restore`) and, where it was trained on tensors, ``data`` (see
     `data_of`). The others need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are
-    `STRONG` by default. A file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one)
-    are chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
-    torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
+    `STRONG` of the norm by default. A file needs ``model`` unless it says what it holds. ``limit`` test images ("all":
+    every one) are chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets
+    those of torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
     `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or
     has no effect on such a target.
     """
@@ -197,7 +204,12 @@ def load_target(
         if own and value is not None:
             raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
     check_threads(threads)
-    made = _other(target, given, model, data, root) if own else _run(path, given, model, data, root, which, weights)
+    if own:
+        made = _other(target, given, model, data, root)
+    else:
+        if isinstance(data, Data):
+            raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
+        made = _run(path, given, model, data, root, which, weights)
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))
@@ -274,16 +286,30 @@ def _run(
     net, about, config = restore(path, which=which, weights=weights, model=model)
     data = data_of(config, path, name, root)
     # What was trained from Python is evaluated as a network without a recipe is.
-    known = {"attacks": STRONG, **(config.get("evaluate") or {}), **given}
+    known = {"attacks": (), **(config.get("evaluate") or {}), **given}
     settings = EvaluateSettings(**{**known, "attacks": tuple(known["attacks"])})
     method = config["method"].get("threat")
     own = Threat(**{**method, "box": data.box}) if method else None
     threat = threat_of(own, data.box, settings)
+    # A recipe's attacks are for its own norm.
+    if not settings.attacks or ("attacks" not in given and not _have_forms(settings.attacks, threat)):
+        settings = replace(settings, attacks=strong(threat))
     _need_threat(path, threat, settings)
     if model is not None:
         check_output(net, data.shape, data.classes)
     head = {"run": path.name, "weights": str(weights) if weights else which, "epoch": about.get("epoch")}
     return Target(path.name, net, data, threat, _parsed(settings, threat), settings, head, path, config=config)
+
+
+def strong(threat: Threat | None) -> tuple[str, ...]:
+    """The attacks of `STRONG` for a threat."""
+    return STRONG["linf" if threat is None else threat.norm]
+
+
+def _have_forms(attacks: Sequence[str], threat: Threat | None) -> bool:
+    """Whether each of the attacks has a form for the norm, as far as it names no threat of its own."""
+    names = [re.split(r"[^\w.:]", text.strip())[0] for text in attacks if "norm=" not in text]
+    return threat is None or all(threat.norm in ATTACKS.find(name).norms for name in names)
 
 
 def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSettings) -> None:
@@ -296,15 +322,17 @@ def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSe
         )
 
 
-def _other(target: str, given: dict[str, Any], model: str | None, data: str | None, root: str | None) -> Target:
+def _other(target: str, given: dict[str, Any], model: str | None, data: str | Data | None, root: str | None) -> Target:
     if data is None:
         raise ValueError(
             f"--data is missing: on which test set is {target} evaluated? one of {', '.join(SOURCES)}, or your own as"
             " module:function"
         )
-    settings = EvaluateSettings(**{"attacks": STRONG, **given})
-    loaded = load_data(DataSettings(data, root))
+    settings = EvaluateSettings(**{"attacks": (), **given})
+    loaded = data if isinstance(data, Data) else load_data(DataSettings(data, root))
     threat = threat_of(None, loaded.box, settings)
+    if "attacks" not in given:
+        settings = replace(settings, attacks=strong(threat))
     _need_threat(target, threat, settings)
     attacks = _parsed(settings, threat)
     path = Path(target)
@@ -319,6 +347,14 @@ def _other(target: str, given: dict[str, Any], model: str | None, data: str | No
         place, stem = Path(), re.sub(r"\W+", "-", target) + "-"
     check_output(net, loaded.shape, loaded.classes, next((p.device for p in net.parameters()), "cpu"))
     return Target(target, net, loaded, threat, attacks, settings, head, place, stem)
+
+
+def recipe_attacks(settings: EvaluateSettings, threat: Threat | None) -> list[Attack]:
+    """The attacks of a recipe; ValueError names the field that holds them."""
+    try:
+        return [parse(text, threat, ATTACKS, allow_large_eps=settings.allow_large_eps) for text in settings.attacks]
+    except ValueError as error:
+        raise ValueError(f"evaluate.attacks: {error}") from None
 
 
 def _parsed(settings: EvaluateSettings, threat: Threat | None) -> dict[str, Attack]:
