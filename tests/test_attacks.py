@@ -501,7 +501,7 @@ BAD_SETTINGS = [
     ("EoT", "linf", {"attack": "PGX"}, "unknown attack 'PGX'"),
     ("Transfer", "linf", {}, "Transfer needs a source: a run folder, module:function or, from Python, a module"),
     ("Transfer", "linf", {"source": 3}, "Transfer needs a source"),
-    ("Transfer", "linf", {"source": "x", "attack": "PGD(norm=l2)"}, "has a threat of its own"),
+    ("Transfer", "linf", {"source": "x", "attack": "PGD(norm=l2, eps=0.5)"}, "has a threat of its own"),
     ("Langevin", "l2", {"projection": "never"}, "an attack must end in the ball"),
     ("Langevin", "l2", {"projection": "often"}, "projection 'often' is not known"),
     ("Langevin", "l2", {"variant": "mine"}, "variant 'mine' is not known: use one of released, published"),

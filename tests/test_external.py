@@ -1,5 +1,9 @@
 """What `atent evaluate` and `atent attack` are pointed at: a run folder, a .safetensors file, module:function."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -149,8 +153,25 @@ def test_attacks_may_bring_their_own_threats(here):
 
 def test_default_attacks_are_strong_ones(here):
     found = load_target("strange:build", **{**ASK, "attacks": None})
-    assert found.settings.attacks == STRONG
+    assert found.settings.attacks == STRONG["linf"]
     first, second = found.attacks.values()
     assert isinstance(first, PGD)
     assert isinstance(second, ATTACKS["AutoAttack"])
     assert first.passes < second.passes
+
+
+@pytest.mark.parametrize("more", [{"norm": "l0", "eps": 5, "group": "element"}, {"norm": "patch", "eps": 1, "side": 2}])
+def test_default_attacks_have_a_form_for_the_norm(more, here):
+    ask = {**ASK, **more, "attacks": None}
+    found = load_target("strange:build", **ask)
+    assert found.settings.attacks == STRONG[more["norm"]]
+    assert {attack.threat.norm for attack in found.attacks.values()} == {more["norm"]}
+    old = Path(__file__).parent / "before_subsets"
+    run, data = here / "run", {"root": str(old / "sorted.npz"), "data": None}
+    shutil.copytree(old / "finished", run)
+    config = json.loads((run / "config.json").read_text())
+    config["evaluate"]["attacks"] = ["AutoAttack"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert load_target(str(run), **{**ask, **data}).settings.attacks == STRONG[more["norm"]]
+    with pytest.raises(ValueError, match="AutoAttack has no form for"):
+        load_target("strange:build", **{**ask, "attacks": ["AutoAttack"]})

@@ -215,6 +215,7 @@ def test_distillation_resumes_without_its_teacher(folder, tmp_path):
     ("words", "says"),
     [
         (["pretrain"], "which recipe? `atent pretrain RECIPE`"),
+        (["pretrain", "nope"], "unknown recipe 'nope' (known: cifar10-acl"),
         (["pretrain", "digits-linf-trades"], "TRADES trains with labels: use `atent train`"),
         (["pretrain", "digits-acl", "--method.variant", "S2S", "--model.branch", "a"], "is not trained by variant S2S"),
         (["pretrain", "digits-acl", "--method.views.flip", "2"], "flip (of views) is a probability, in [0, 1], got 2"),
@@ -222,7 +223,7 @@ def test_distillation_resumes_without_its_teacher(folder, tmp_path):
         (["train", "digits-acl"], "ACL trains without labels: use `atent pretrain digits-acl`"),
         (["train", "digits-linf-trades", "--model.frozen"], "keeps the weights that the training begins with"),
         (["train", "digits-linf-trades", "--model.branch", "n"], "is for weights of a pre-training run: give"),
-        (["train", "digits-acl-trades", "--model.name", "digits_cnn"], "holds another architecture"),
+        (["train", "digits-acl-trades", "--model.name", "digits_cnn"], "give --model.name resnet8"),
         (["train", "digits-acl-semi", "--method.teacher", "runs/none"], "runs/none is not a run folder"),
         (["train", "digits-acl-trades", "--model.weights", "runs/gone"], "no weights at"),
     ],
@@ -233,6 +234,20 @@ def test_one_line_says_what_to_do(here, capsys, words, says):
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert says in told
     assert sorted(p.name for p in (here / "runs").iterdir()) == before
+
+
+def test_an_interrupted_pretraining_names_its_command(folder):
+    from atent.runs.folder import read_config
+    from atent.train.interrupt import how_to_resume
+
+    config = read_config(folder / "runs/digits-acl/config.json")
+    assert "`atent pretrain --resume runs/a`" in how_to_resume(config, Path("runs/a"), 1, 0)
+
+
+def test_a_missing_teacher_names_its_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits-acl-semi", *SHORT]) == 2
+    assert "run `atent train digits-acl-few` first" in capsys.readouterr().err
 
 
 def test_a_missing_pretraining_names_its_command(tmp_path, monkeypatch, capsys):

@@ -389,14 +389,26 @@ def test_options_replace_what_the_methods_threat_says():
         threat_of(INNER, box, EvaluateSettings(group="pixel"))
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l0"])
-def test_another_norm_needs_its_own_eps(norm):
+def test_a_recipes_attacks_without_a_form_are_named_by_their_field():
+    from atent.experiments.target import EvaluateSettings, recipe_attacks
+
+    with pytest.raises(ValueError, match=r"^evaluate\.attacks: .*no form for l0.*SparsePGD[^\n]*$"):
+        recipe_attacks(EvaluateSettings(), Threat("l0", 3))
+
+
+def test_another_norm_needs_its_own_eps():
+    from atent.attacks import ATTACKS
+    from atent.attacks.spec import parse
     from atent.experiments.target import EvaluateSettings, threat_of
 
-    own = Threat("l1", 0.15)
-    with pytest.raises(ValueError, match=rf"^--norm {norm} needs its own --eps: the run's 0.15 is a radius in l1"):
-        threat_of(own, own.box, EvaluateSettings(norm=norm))
-    assert threat_of(own, own.box, EvaluateSettings(norm="l1")) == own
+    own = Threat("linf", 0.15)
+    for norm in ("l2", "l0"):
+        with pytest.raises(ValueError, match=rf"^norm {norm} without its eps: .*linf 0\.15.* --eps [^\n]*$"):
+            threat_of(own, own.box, EvaluateSettings(norm=norm))
+        with pytest.raises(ValueError, match=rf"has norm {norm} without its eps: add eps"):
+            parse(f"PGD(norm={norm})", own, ATTACKS)
+    assert threat_of(own, own.box, EvaluateSettings(norm="linf")) == own
+    assert parse("PGD(norm=linf)", own, ATTACKS).threat == own
 
 
 def test_recipes_and_result_files_hold_them():

@@ -142,7 +142,8 @@ def test_the_report_shows_them_and_names_what_was_not_measured(runs, made):
         (["evaluate", "RUN", "--fourier-eps", "1"], "--fourier-eps 1.0 has no effect without --fourier"),
         (["evaluate", "RUN", "--bands", "--band-cut", "8"], "1 to 3"),
         (["evaluate", "RUN", "--bands", "--band-attack", "PDG"], "PDG"),
-        (["evaluate", "RUN", "--corruptions", "--reference", "nowhere"], "nowhere"),
+        (["evaluate", "RUN", "--corruptions", "--reference", "nowhere"], "--reference: source 'nowhere' is"),
+        (["evaluate", "RUN", "--flips", "--reference", "torch.nn:Identity"], "--reference torch.nn:Identity: "),
         (["transfer", "RUN"], "two networks"),
         (["transfer", "RUN", "RUN"], "given twice"),
         (["transfer", "RUN", "other", "--out", "here.txt"], ".json"),
@@ -168,6 +169,27 @@ def test_the_names_of_corruptions_fit_80_columns(monkeypatch, capsys):
     assert all(name in out for name in names)
     assert out.count("100.0") >= 12
     assert "\N{HORIZONTAL ELLIPSIS}" not in out
+
+
+def test_a_transfer_takes_the_data_of_its_run(runs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine_flat.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["transfer", str(runs / "one"), "mine_flat:net", "--limit", "4", "--json", "--quiet", *ROOTED]
+    assert main([*words, "--attack", "FGSM", "--norm", "linf", "--eps", "0.1", "--out", "found.json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 4
+
+
+def test_a_transfer_may_be_of_few_pixels_or_patches(runs, tmp_path, capsys):
+    words = ["transfer", str(runs / "one"), str(runs / "two"), "--limit", "4", "--json", "--quiet", *ROOTED]
+    for name, threat in {
+        "l0": ["--norm", "l0", "--eps", "3", "--group", "element", "--attack", "SparseRS(queries=2)"],
+        "patch": ["--norm", "patch", "--eps", "1", "--side", "2", "--inner", "linf", "--inner-eps", "0.1", "--attack",
+                  "TokenAttack(steps=1)"],
+    }.items():  # fmt: skip
+        assert main([*words, *threat, "--out", str(tmp_path / f"{name}.json")]) == 0
+        assert json.loads(capsys.readouterr().out)["threat"]["norm"] == name
 
 
 def test_vectors_have_neither_frequencies_nor_corruptions(tmp_path, monkeypatch, capsys):

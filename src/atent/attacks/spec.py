@@ -13,7 +13,7 @@ from atent.attacks.base import ATTACKS, Attack
 from atent.checks import mistyped
 from atent.messages import unknown
 from atent.registry import Registry
-from atent.threat import COUNTS, EXTRA, Radii, Threat
+from atent.threat import COUNTS, EXTRA, NORMS, Radii, Threat
 
 _SYNTAX = "write it as a call, such as PGD(steps=40, step_size=0.01, restarts=5) or FGSM"
 
@@ -61,6 +61,8 @@ def parse(
     # A field of the attack's own goes before one of the threat.
     changes = {name: values.pop(name) for name in _THREAT if name in values and name not in known}
     if changes.get("norm", against.get("norm")) != against.get("norm"):
+        if against and changes["norm"] in NORMS and "eps" not in changes:
+            raise ValueError(f"attack {text!r} has norm {changes['norm']} without its eps: add eps=...")
         against = {name: value for name, value in against.items() if name not in EXTRA}
     against |= changes
     if against.get("norm") is None or against.get("eps") is None:

@@ -10,7 +10,8 @@ import tyro
 from atent.cli import train as training
 from atent.cli.jobs import recipe_job
 from atent.cli.parse import Name, Place, arg
-from atent.experiments.recipe_files import UsageError
+from atent.experiments.recipe_files import RENAMED, UsageError, base_names, recipe_names
+from atent.messages import unknown
 
 
 def pretrain(
@@ -60,8 +61,10 @@ def pretrain(
     if root is not None:
         raise UsageError("--root is for --resume: use --data.root")
     from atent import runs as folder
-    from atent.experiments.pretraining import next_steps, pretraining
+    from atent.experiments.pretraining import next_steps, pretraining, pretraining_recipes
 
+    if not recipe.endswith(".toml") and recipe not in (*recipe_names(), *base_names(), *RENAMED):
+        raise UsageError(unknown("recipe", recipe, pretraining_recipes()))
     job, _ = recipe_job(recipe, list(fields), prog=f"atent pretrain {recipe}", allow_large_eps=allow_large_eps)
     job = pretraining(job)
     wanted = name or job.recipe or "run"

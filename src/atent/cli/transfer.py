@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from atent.cli import show
-from atent.cli.parse import Limit, Name, Norm, Number, Place, Subset, Text, Threads, arg
+from atent.cli.parse import AnyNorm, Group, Inner, Limit, Name, Number, Place, Subset, Text, Threads, arg
 from atent.experiments.recipe_files import UsageError
 
 if typing.TYPE_CHECKING:
@@ -21,8 +21,12 @@ def transfer(
     *,
     attack: Annotated[str, arg("ATTACK")] = "PGD(steps=40)",
     data: Name = None,
-    norm: Norm = None,
+    norm: AnyNorm = None,
     eps: Text = None,
+    group: Group = None,
+    side: Number = None,
+    inner: Inner = None,
+    inner_eps: Text = None,
     which: typing.Literal["best", "last", "raw", "ema", "swa"] = "best",
     allow_large_eps: bool = False,
     limit: Limit = None,
@@ -50,12 +54,21 @@ def transfer(
     attack
         The attack on each network, written as a call.
     data
-        Data set of networks that bring none: files and module:function.
+        Data set of networks that bring none: files and module:function. Default: that of the first run.
     norm
         Norm of the threat. Default: that of the runs, where it is one.
     eps
-        Radius of the threat in pixel units, such as 0.3 or 8/255. Default: that of the runs, where it is one; needed
-        with another --norm than theirs.
+        Radius of the threat in pixel units, such as 0.3 or 8/255; l0, patch: how many elements, pixels or patches may
+        change. Default: that of the runs, where it is one; needed with another --norm than theirs.
+    group
+        l0: what --eps counts. Default: that of the runs, or element.
+    side
+        patch: side of a patch in pixels. Default: that of the runs.
+    inner
+        patch: what may happen inside a patch, anything (free) or changes of --inner-eps at most (linf). Default: that
+        of the runs, or free.
+    inner_eps
+        patch with --inner linf: largest change of a pixel value. Default: that of the runs.
     which
         Weights of the runs' best epoch or of their last, or of one of the averages.
     allow_large_eps
@@ -100,8 +113,9 @@ def transfer(
                 if Path(given).suffix != kind:
                     raise ValueError(f"{option} {given}: the name must end in {kind}")
         found = load_targets(
-            targets, attack, data=data, norm=norm, eps=eps, which=which, allow_large_eps=allow_large_eps, limit=limit,
-            subset=subset, seed=seed, batch=batch_size, root=root, device=device, threads=threads,
+            targets, attack, data=data, norm=norm, eps=eps, group=group, side=side, inner=inner, inner_eps=inner_eps,
+            which=which, allow_large_eps=allow_large_eps, limit=limit, subset=subset, seed=seed, batch=batch_size,
+            root=root, device=device, threads=threads,
         )  # fmt: skip
         show.threads(threads)
         first = next(iter(found.values()))

@@ -13,7 +13,7 @@ from torch import nn
 
 from atent import runs as folder
 from atent.attacks import ATTACKS, Attack
-from atent.attacks.spec import show
+from atent.attacks.spec import labelled, show
 from atent.data import SOURCES, Data, DataSettings, Limit
 from atent.data import load as load_data
 from atent.data.described import described, words
@@ -21,7 +21,7 @@ from atent.data.split import Part
 from atent.experiments.evaluation import evaluate_model
 from atent.experiments.recipe_files import read_recipe
 from atent.experiments.results import EvaluationFile
-from atent.experiments.target import EvaluateSettings, attacks_of, data_of, threat_of
+from atent.experiments.target import EvaluateSettings, attacks_of, data_of, recipe_attacks, threat_of
 from atent.methods import Method, Standard
 from atent.methods.awp import Perturbation, plain
 from atent.methods.embedding import EmbeddingTerm
@@ -30,7 +30,7 @@ from atent.optim import Optimizer, Schedule
 from atent.optim.settings import OPTIMIZERS
 from atent.registry import Registry, plugin_of
 from atent.rng import fold
-from atent.runs.checkpoint import check_architecture, load_state, load_weights
+from atent.runs.checkpoint import check_architecture, load_state, load_weights, read_weights, weights_file
 from atent.runs.loading import model_of
 from atent.runs.pretrained import load_start
 from atent.threat import COUNTS, Threat
@@ -103,6 +103,9 @@ def run_job(
     """
     if resume:
         job = as_begun(job, path)
+    teacher = getattr(job.method, "teacher", None)
+    if teacher and not resume:
+        _need_run(Path(teacher), "method.teacher")
     data = saved.data if saved else load_data(job.data)
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     attacks = _attacks(job, threat, data)
@@ -128,7 +131,10 @@ def run_job(
 
 def _attacks(job: Job, threat: Threat | None, data: Data) -> dict[str, Attack]:
     """The attacks of the evaluation by name, each with an eps that the data allow."""
-    attacks = attacks_of(job.evaluate, threat, data)
+    if job.evaluate.threats:
+        attacks = attacks_of(job.evaluate, threat, data)
+    else:
+        attacks = labelled(recipe_attacks(job.evaluate, threat))
     for attack in attacks.values():
         attack.threat.check_eps(data.shape)
     return attacks
@@ -262,18 +268,29 @@ def _begin_from(model: nn.Module, settings: ModelSettings) -> None:
             raise ValueError("model.branch is for weights of a pre-training run: give model.weights")
         return
     path = Path(settings.weights)
-    if path.suffix != ".safetensors" and not (path / folder.BEST).is_file():
-        command = None
-        if (path / folder.CONFIG).is_file():
-            command = f"atent train --resume {path}"
-        elif (resources.files("atent.recipes") / f"{path.name}.toml").is_file():
-            verb = "pretrain" if read_recipe(path.name)["method"]["name"] == "ACL" else "train"
-            command = f"atent {verb} {path.name}" + ("" if path.parent == Path("runs") else f" --runs {path.parent}")
-        if command:
-            raise FileNotFoundError(
-                f"no weights in {path} yet: run `{command}` first, or give others by --model.weights"
-            )
-    load_start(model, path, settings.branch)
+    _need_run(path, "model.weights")
+    try:
+        load_start(model, path, settings.branch)
+    except ValueError as error:
+        made = (read_weights(weights_file(path, "best"))[0].get("model") or {}).get("name")
+        if made in (None, settings.name):
+            raise
+        raise ValueError(f"{path} holds a {made}, not a {settings.name}: give --model.name {made}") from error
+
+
+def _need_run(path: Path, field: str) -> None:
+    """FileNotFoundError, in one line with the command that makes it, for a run of a recipe without weights yet."""
+    if path.suffix == ".safetensors" or (path / folder.BEST).is_file():
+        return
+    if (path / folder.CONFIG).is_file():
+        verb = "pretrain" if folder.read_config(path / folder.CONFIG)["method"]["name"] == "ACL" else "train"
+        command = f"atent {verb} --resume {path}"
+    elif (resources.files("atent.recipes") / f"{path.name}.toml").is_file():
+        verb = "pretrain" if read_recipe(path.name)["method"]["name"] == "ACL" else "train"
+        command = f"atent {verb} {path.name}" + ("" if path.parent == Path("runs") else f" --runs {path.parent}")
+    else:
+        return
+    raise FileNotFoundError(f"no weights in {path} yet: run `{command}` first, or give others by --{field}")
 
 
 def _method_line(config: dict[str, Any]) -> str:

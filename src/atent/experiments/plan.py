@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from atent import runs as folder
-from atent.attacks import ATTACKS
-from atent.attacks.spec import parse, spell
+from atent.attacks.spec import spell
 from atent.experiments.pipeline import Job
-from atent.experiments.target import threat_of
+from atent.experiments.target import recipe_attacks, threat_of
 from atent.runs.checkpoint import STATE
 from atent.threat import EXTRA, Threat
 
@@ -121,11 +120,11 @@ def _check_radii(name: str, job: Job) -> None:
 
     Only where the method says what the box is: the data, which are not loaded yet, say the rest in each training.
     """
-    own, allowed = getattr(job.method, "threat", None), job.evaluate.allow_large_eps
+    own = getattr(job.method, "threat", None)
     if own is None:
         return
     judged = threat_of(own, own.box, job.evaluate)
-    attacks = [parse(text, judged, ATTACKS, allow_large_eps=allowed) for text in job.evaluate.attacks]
+    attacks = recipe_attacks(job.evaluate, judged)
     for threat in (own, judged, *(attack.threat for attack in attacks)):
         if threat is not None and threat.norm == "linf":
             try:
@@ -137,7 +136,7 @@ def _check_radii(name: str, job: Job) -> None:
 def _attacks(job: Job) -> list[str]:
     """The attacks in one spelling, whatever their order."""
     threat = _evaluated_under(job)
-    return sorted(spell(parse(text, threat, ATTACKS), threat=True) for text in job.evaluate.attacks)
+    return sorted(spell(attack, threat=True) for attack in recipe_attacks(job.evaluate, threat))
 
 
 def _word(value: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from atent.experiments.pipeline import Job
+from atent.experiments.recipe_files import read_recipe, recipe_names
 from atent.methods import ACL
 from atent.methods.acl import TRAINED
 
@@ -29,6 +30,11 @@ def pretraining(job: Job) -> Job:
         )
     model = replace(job.model, projection=job.model.projection or PROJECTION, branch=branch)
     return replace(job, model=model)
+
+
+def pretraining_recipes() -> list[str]:
+    """The names of the package's recipes that pre-train."""
+    return [name for name in recipe_names() if read_recipe(name)["method"]["name"] == "ACL"]
 
 
 def next_steps(job: Job, path: Path) -> str:

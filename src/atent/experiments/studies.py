@@ -96,11 +96,17 @@ class Studies:
         """The reference network on the target's device; ValueError where it does not take the target's images."""
         if self.reference is None:
             return None
-        net = load_source(self.reference).eval()
+        try:
+            net = load_source(self.reference).eval()
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"--reference: {error}") from error
         like = next(target.model.parameters(), None)
         if like is not None:
             net = net.to(like.device, like.dtype)
-        check_output(net, target.data.shape, target.data.classes, like.device if like is not None else "cpu")
+        try:
+            check_output(net, target.data.shape, target.data.classes, like.device if like is not None else "cpu")
+        except ValueError as error:
+            raise ValueError(f"--reference {self.reference}: {error}") from error
         return net
 
 

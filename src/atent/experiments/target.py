@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from atent import runs as folder
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.several import several
-from atent.attacks.spec import labelled, parse
+from atent.attacks.spec import labelled, parse, show
 from atent.checks import Settings
 from atent.data import SOURCES, Data, DataSettings, Limit, Rule, Split, everything
 from atent.data import load as load_data
@@ -29,8 +29,15 @@ from atent.threads import Threads, check_threads
 from atent.threat import EXTRA, Box, Group, Inner, Norm, Threat
 from atent.train.settings import pick_device
 
-STRONG = ("PGD(steps=20)", "AutoAttack")
-"""What evaluates a model that has no recipe: a cheap attack, and on what it leaves the strong one."""
+_STANDARD = ("PGD(steps=20)", "AutoAttack")
+STRONG: dict[str, tuple[str, ...]] = {
+    "linf": _STANDARD,
+    "l2": _STANDARD,
+    "l1": _STANDARD,
+    "l0": ("SparsePGD", "SparseRS"),
+    "patch": ("TokenAttack",),
+}
+"""What evaluates a model that has no recipe, by norm: a cheap attack, and on what it leaves a stronger one."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +92,14 @@ class EvaluateSettings(metaclass=Settings):
 def threat_of(own: Threat | None, box: Box, settings: EvaluateSettings) -> Threat | None:
     """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so.
 
-    ValueError, in one line, for another norm without its eps: a radius in one norm says nothing of one in another.
+    ValueError, in one line, for another norm without its own eps: a radius in one norm says nothing in another.
     """
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
         if norm != own.norm:
             raise ValueError(
-                f"--norm {norm} needs its own --eps: the run's {float(own.eps):g} is a radius in {own.norm} (in a"
-                " recipe evaluate.norm and evaluate.eps)"
+                f"norm {norm} without its eps: the method's threat is {show(own)}, whose radius is none in {norm}; give"
+                " --eps (evaluate.eps in a recipe) as well"
             )
         eps = float(own.eps)
     allowed = settings.allow_large_eps or (own is not None and own.allow_large_eps)
@@ -154,7 +161,7 @@ def load_target(
     target: str,
     *,
     model: str | None = None,
-    data: str | None = None,
+    data: str | Data | None = None,
     root: str | None = None,
     norm: Norm | None = None,
     eps: float | str | None = None,
@@ -180,8 +187,8 @@ def load_target(
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
     was trained from Python needs ``model`` (see `restore`) and, where it was trained on tensors, ``data`` (see
     `data_of`). The others need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are
-    `STRONG` by default. ``threats`` are several at once, as `EvaluateSettings` has them, in the place of ``attacks``. A
-    file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are chosen by
+    `STRONG` of the norm by default. ``threats`` are several at once, as `EvaluateSettings` has them, in the place of
+    ``attacks``. A file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are chosen by
     ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of torch on the
     CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of `EvaluateSettings`.
     FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or has no effect on
@@ -212,7 +219,12 @@ def load_target(
         if own and value is not None:
             raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
     check_threads(threads)
-    made = _other(target, given, model, data, root) if own else _run(path, given, model, data, root, which, weights)
+    if own:
+        made = _other(target, given, model, data, root)
+    else:
+        if isinstance(data, Data):
+            raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
+        made = _run(path, given, model, data, root, which, weights)
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))
@@ -289,18 +301,32 @@ def _run(
     net, about, config = restore(path, which=which, weights=weights, model=model)
     data = data_of(config, path, name, root)
     # What was trained from Python is evaluated as a network without a recipe is.
-    known = {"attacks": STRONG, **(config.get("evaluate") or {}), **given}
+    known = {"attacks": (), **(config.get("evaluate") or {}), **given}
     lists = {name: tuple(known.get(name, ())) for name in ("attacks", "threats")}
     settings = EvaluateSettings(**{**known, **lists})
     method = config["method"].get("threat")
     own = Threat(**{**method, "box": data.box}) if method else None
     threat = threat_of(own, data.box, settings)
+    # A recipe's attacks are for its own norm.
+    if not settings.attacks or ("attacks" not in given and not _have_forms(settings.attacks, threat)):
+        settings = replace(settings, attacks=strong(threat))
     _need_threat(path, threat, settings)
     attacks = attacks_of(settings, threat, data)
     if model is not None:
         check_output(net, data.shape, data.classes)
     head = {"run": path.name, "weights": str(weights) if weights else which, "epoch": about.get("epoch")}
     return Target(path.name, net, data, threat, attacks, settings, head, path, config=config)
+
+
+def strong(threat: Threat | None) -> tuple[str, ...]:
+    """The attacks of `STRONG` for a threat."""
+    return STRONG["linf" if threat is None else threat.norm]
+
+
+def _have_forms(attacks: Sequence[str], threat: Threat | None) -> bool:
+    """Whether each of the attacks has a form for the norm, as far as it names no threat of its own."""
+    names = [re.split(r"[^\w.:]", text.strip())[0] for text in attacks if "norm=" not in text]
+    return threat is None or all(threat.norm in ATTACKS.find(name).norms for name in names)
 
 
 def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSettings) -> None:
@@ -313,15 +339,17 @@ def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSe
         )
 
 
-def _other(target: str, given: dict[str, Any], model: str | None, data: str | None, root: str | None) -> Target:
+def _other(target: str, given: dict[str, Any], model: str | None, data: str | Data | None, root: str | None) -> Target:
     if data is None:
         raise ValueError(
             f"--data is missing: on which test set is {target} evaluated? one of {', '.join(SOURCES)}, or your own as"
             " module:function"
         )
-    settings = EvaluateSettings(**{"attacks": STRONG, **given})
-    loaded = load_data(DataSettings(data, root))
+    settings = EvaluateSettings(**{"attacks": (), **given})
+    loaded = data if isinstance(data, Data) else load_data(DataSettings(data, root))
     threat = threat_of(None, loaded.box, settings)
+    if "attacks" not in given:
+        settings = replace(settings, attacks=strong(threat))
     _need_threat(target, threat, settings)
     attacks = attacks_of(settings, threat, loaded)
     path = Path(target)
@@ -336,6 +364,14 @@ def _other(target: str, given: dict[str, Any], model: str | None, data: str | No
         place, stem = Path(), re.sub(r"\W+", "-", target) + "-"
     check_output(net, loaded.shape, loaded.classes, next((p.device for p in net.parameters()), "cpu"))
     return Target(target, net, loaded, threat, attacks, settings, head, place, stem)
+
+
+def recipe_attacks(settings: EvaluateSettings, threat: Threat | None) -> list[Attack]:
+    """The attacks of a recipe; ValueError names the field that holds them."""
+    try:
+        return [parse(text, threat, ATTACKS, allow_large_eps=settings.allow_large_eps) for text in settings.attacks]
+    except ValueError as error:
+        raise ValueError(f"evaluate.attacks: {error}") from None
 
 
 def attacks_of(settings: EvaluateSettings, threat: Threat | None, data: Data) -> dict[str, Attack]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from atent import runs as folder
 from atent.attacks.spec import show, spell
+from atent.data import Data
 from atent.evaluate import measure_transfer
 from atent.evaluate.outcomes import bits
 from atent.experiments.results import TRANSFER_VERSION, Samples, Share, TransferFile
@@ -25,7 +26,8 @@ TRANSFER = "transfer.json"
 def load_targets(texts: Sequence[str], attack: str, *, data: str | None = None, **how: Any) -> dict[str, Target]:
     """The networks by name, all with the one ``attack``, on the data, the images and the settings of the first.
 
-    ``data`` is for those that bring none; ``how`` goes to `load_target`. Two of one name are told apart by their paths.
+    ``data`` is for those that bring none (default: the data of the first run among them); ``how`` goes to
+    `load_target`. Two of one name are told apart by their paths.
 
     Raises
     ------
@@ -36,12 +38,16 @@ def load_targets(texts: Sequence[str], attack: str, *, data: str | None = None, 
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice is not None:
         raise ValueError(f"{twice} is given twice: leave one out")
-    made = []
-    for text in texts:
-        path = Path(text)
-        is_run = path.is_dir()
-        which = how.get("which") if is_run else "best"
-        made.append(load_target(text, attacks=(attack,), **{**how, "data": None if is_run else data, "which": which}))
+    found: dict[str, Target] = {}
+    brought: Data | None = None
+    # Runs first: they bring the data for the others.
+    for text in sorted(texts, key=lambda text: not Path(text).is_dir()):
+        if Path(text).is_dir():
+            found[text] = load_target(text, attacks=(attack,), **how)
+            brought = brought or found[text].data
+        else:
+            found[text] = load_target(text, attacks=(attack,), **{**how, "data": data or brought, "which": "best"})
+    made = [found[text] for text in texts]
     first = made[0]
     for text, each in zip(texts, made):
         for what, own, other in (

@@ -41,7 +41,8 @@ def how_to_resume(config: dict[str, Any], path: Path | None, epoch: int, step: i
     where = f"interrupted at epoch {epoch + 1}, step {step + 1}"
     if path is None:
         return f"{where}; without a run folder nothing is kept"
-    again = f"`atent train --resume {path}`"
+    verb = "pretrain" if config["method"]["name"] == "ACL" else "train"
+    again = f"`atent {verb} --resume {path}`"
     if not config["model"].get("name"):
         model = "" if config["model"].get("builder") else " --model module:function"
         about = config["about"]["data"]
