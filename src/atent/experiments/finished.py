@@ -87,8 +87,8 @@ def compare_runs(
     FileNotFoundError
         For what is not a run folder.
     ValueError
-        In one line, for fewer than two rows, a row without runs, rows of different seeds, and evaluations that differ in their images,
-        attacks or seed.
+        In one line, for fewer than two rows, a row without runs, rows of different seeds, and evaluations that differ
+        in their images, attacks or seed.
     """
     how = {
         "attacks": attacks, "limit": limit, "model": model, "data": data, "root": root, "device": device,
