@@ -24,6 +24,7 @@ from atent.experiments.pipeline import baseline
 from atent.experiments.recipes import UsageError, job, read_recipe
 from atent.experiments.target import load_target
 from atent.methods import (
+    ACL,
     ATENT,
     AWP,
     FGSMRS,
@@ -362,6 +363,8 @@ def test_what_it_does_not_go_around_is_one_line():
     term = EmbeddingTerm(0.1)
     with pytest.raises(ValueError, match="does not go around Free, whose backward is its own"):
         EmbeddingRegularised(Free(LINF), term)
+    with pytest.raises(ValueError, match="does not go around ACL, which trains without labels"):
+        EmbeddingRegularised(ACL(LINF), term)
     with pytest.raises(ValueError, match="goes inside AWP"):
         EmbeddingRegularised(AWP(PGDAT(LINF)), term)
     with pytest.raises(ValueError, match="term is an EmbeddingTerm, got a float"):

@@ -546,13 +546,23 @@ def test_runs_from_python_are_compared(home, monkeypatch, capsys):
         ([made[0], made[1]], "needs two rows or more, got 1"),
         ([made[0], home], "is not a run folder"),
         ([made[0], 3], "got a int"),
+        (str(home / "compared-1-0"), "a list of runs, or a mapping"),
+        ({"a": made[0], "b": []}, "got none for b"),
         ({"a": made[0], "b": made[3]}, "trained with the seeds 0, b with 1"),
         ({"a": [made[0], made[0]], "b": made[2]}, "have the same seed"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=told) as error:
             compare_runs(runs)
         assert "\n" not in str(error.value)
+    assert compare_runs(made, attacks=["PGD(steps = 3)"]) == compare_runs(made)
+    with pytest.raises(ValueError, match=r"was evaluated already, by PGD\(steps=3\), got attacks FGSM"):
+        compare_runs(made, attacks=["FGSM"])
     changed = folder.read_json(other / "evaluation.json")
+    (attack,) = changed["attacks"].values()
+    further = {**attack, "threat": {**attack["threat"], "eps": 0.25}}
+    folder.write_json(other / "evaluation.json", {**changed, "attacks": dict.fromkeys(changed["attacks"], further)})
+    with pytest.raises(ValueError, match=r"the threat of their evaluations \(.* and linf 0.25\)"):
+        compare_runs(made)
     folder.write_json(other / "evaluation.json", {**changed, "seed": 7})
     with pytest.raises(ValueError, match="differ in the seed of their evaluations"):
         compare_runs(made)

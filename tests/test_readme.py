@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from commands import given, train_job
 from kit import threat_in
 
 from atent import load
+from atent.attacks import ATTACKS
 from atent.data import DataSettings
 from atent.data import load as load_data
 from atent.experiments.recipes import read_recipe, recipe_names
+from atent.methods import METHODS
 from atent.paper.evidence import difference
 from atent.runs import with_present_keys
 
@@ -29,6 +32,28 @@ def test_the_readme_is_short_and_says_where_the_rest_is():
     assert len(README.splitlines()) <= 150
     for name in ("measured", "reproduce", "methods", "recipes", "start", "index"):
         assert f"docs/{name}.md" in README
+
+
+def test_the_readme_names_every_attack_and_method():
+    plain = re.sub(r"[\s-]", "", README).lower()
+    for name in (*ATTACKS, *METHODS):
+        assert name.lower() in plain, name
+
+
+@pytest.mark.parametrize("registry", [ATTACKS, METHODS], ids=["attacks", "methods"])
+def test_the_tables_give_the_norms_of_each(registry):
+    """The tables of docs/methods.md name each attack and method once, with the norms that it takes."""
+    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", PAGES[ROOT / "docs" / "methods.md"], re.M)
+    given = [(name, norms) for names, norms in rows for name in re.findall(r"`(\w+)`", names)]
+    for name, kind in registry.items():
+        # A method without a threat takes none.
+        wanted = ", ".join(kind.norms) if "threat" in {each.name for each in fields(kind)} else "no threat"
+        assert [norms for other, norms in given if other == name] == [wanted], name
+
+
+def test_the_page_on_attacks_lists_those_that_take_targets():
+    (listed,) = re.findall(r"^(\w+, [\w\s,]+)\stake\stargets", PAGES[ROOT / "docs" / "attacks.md"], re.M)
+    assert set(re.split(r",\s|\sand\s", listed)) == {name for name, kind in ATTACKS.items() if kind.aims}
 
 
 def test_every_page_is_in_the_site():
@@ -74,7 +99,6 @@ def test_the_commands_parse():
 
 
 def test_the_commands_that_evaluate_parse():
-    from atent.attacks import ATTACKS
     from atent.attacks.several import several
     from atent.attacks.spec import parse
 

@@ -322,6 +322,8 @@ def test_counts_are_scaled_to_whole_numbers():
     ("make", "text"),
     [
         (lambda: Threat("l0", 0), "l0 eps is a number of elements or pixels: give a whole number of at least 1, got 0"),
+        (lambda: Threat("l0", -1), "give a whole number of at least 1, got -"),
+        (lambda: Threat("l0", True), "eps must be a number, got True"),
         (lambda: Threat("l0", 2.5), "whole number of at least 1, got 2.5"),
         (lambda: Threat("patch", "8/255", side=2), "patch eps is a number of patches: give a whole number"),
         (lambda: Threat("l0", [3, 0.5]), "whole number of at least 1, got 0.5"),

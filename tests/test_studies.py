@@ -144,12 +144,22 @@ def test_a_reference_without_errors_leaves_no_ratio(batch):
     assert (found.ratios(), found.mce()) == ([None], None)
 
 
+def test_the_interval_of_a_mean_error_is_one_of_a_share(batch):
+    x, _ = batch(6)
+    right, wrong = (
+        measure_corruptions(Constant(), x, torch.full((6,), label), names=["fog"]).mean_error() for label in (0, 1)
+    )
+    assert (right.value, right.low, wrong.value, wrong.high) == (0, 0, 1, 1)
+    assert right.high > 0
+    assert wrong.low < 1
+
+
 def test_a_constant_classifier_never_flips(batch):
     x, _ = batch(6)
     found = measure_flips(Constant(), x, torch.zeros(6, dtype=torch.int64))
     assert found.names == tuple(SEQUENCES)
     assert not found.rates.any()
-    assert found.mean_rate().value == 0
+    assert (found.mean_rate().value, found.mean_rate().low) == (0, 0)
 
 
 def test_the_interval_of_a_mean_of_ratios_covers():

@@ -177,6 +177,7 @@ def test_resumed_after_an_interrupt_equals_unbroken(digits, tmp_path, method, mo
     def interrupting(self, *args, **kwargs):
         calls.append(1)
         if len(calls) == 5:
+            time.sleep(0.5)
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, *args, **kwargs)
 
@@ -187,6 +188,7 @@ def test_resumed_after_an_interrupt_equals_unbroken(digits, tmp_path, method, mo
     monkeypatch.undo()
     resumed = train(digits, tmp_path / "broken", method, model=network(7), resume=True)
     assert without_times(resumed.history) == without_times(whole.history)
+    assert resumed.history[1]["seconds"] >= 0.5  # the time before the interruption is the epoch's too
     for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values()):
         assert torch.equal(a, b)
     for name in (folder.BEST, f"{folder.LAST}/model.safetensors"):

@@ -100,18 +100,24 @@ def _whole(name: str, value: Any) -> int:
 # ---- one sample --------------------------------------------------------------------------------------------
 
 
-def t_interval(values: Sequence[float], *, level: float = 0.95, resolution: float = 0.0) -> Estimate:
+def t_interval(
+    values: Sequence[float],
+    *,
+    level: float = 0.95,
+    resolution: float = 0.0,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """The mean of two or more values with Student's t-interval: exact for normal values.
 
     ``resolution`` is the step in which values are counted, such as 1 / n for a share of n samples: the standard
-    deviation is taken as no smaller, since counts that agree by chance would leave an interval of no width. Raises
-    ValueError for fewer than two values.
+    deviation is taken as no smaller, since counts that agree by chance would leave an interval of no width. The
+    interval is cut to ``within``, the values that the mean can have. Raises ValueError for fewer than two values.
     """
     if len(values) < 2:
         raise ValueError(f"a t-interval needs two values or more, got {len(values)}")
     mean, spread = statistics.fmean(values), max(statistics.stdev(values), resolution)
     half = t_quantile(len(values) - 1, level) * spread / math.sqrt(len(values))
-    return Estimate(mean, mean - half, mean + half)
+    return Estimate(mean, max(mean - half, within[0]), min(mean + half, within[1]))
 
 
 def t_quantile(df: float, level: float = 0.95) -> float:
@@ -233,7 +239,7 @@ def mean_of_ratios(
 
     Rows of ``b`` that sum to 0 are left out; None where no row is left. The interval is that of the delta method: each
     sample moves the mean by its share in the numerators less that in the denominators. ValueError unless both have the
-    same shape, of two samples or more.
+    same shape, of two samples or more. The interval of tables without a negative entry ends at 0.
     """
     top, bottom = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if top.shape != bottom.shape or top.ndim != 2 or top.shape[1] < 2:
@@ -245,7 +251,8 @@ def mean_of_ratios(
     ratios = top.sum(1) / bottom.sum(1)
     moves = ((top - ratios[:, None] * bottom) / bottom.mean(1, keepdims=True)).mean(0)
     value, half = float(ratios.mean()), t_quantile(n - 1, level) * float(moves.std(ddof=1)) / math.sqrt(n)
-    return Estimate(value, value - half, value + half)
+    least = 0.0 if min(top.min(), bottom.min()) >= 0 else -math.inf
+    return Estimate(value, max(value - half, least), value + half)
 
 
 # ---- growth ------------------------------------------------------------------------------------------------

@@ -84,6 +84,10 @@ class Threat:
                 if isinstance(norm, str) and norm.lower() in NORMS:
                     hint = f"did you mean Threat({norm.lower()!r}, {eps!r})? "
             raise ValueError(f"unknown norm {self.norm!r}: {hint}use one of {', '.join(NORMS)}")
+        if isinstance(self.eps, bool):
+            raise ValueError(f"eps must be a number, got {self.eps}")
+        if self.norm in COUNTS and isinstance(self.eps, int | float) and self.eps < 0:
+            check_counts(self.norm, self.eps)
         object.__setattr__(self, "eps", as_eps(self.eps))
         object.__setattr__(self, "box", as_box(self.box))
         if self.norm in COUNTS or (self.group, self.side, self.inner, self.inner_eps) != _ELSEWHERE:

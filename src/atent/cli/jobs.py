@@ -84,7 +84,8 @@ def _switched(tables: dict[str, Any], words: list[str]) -> list[str]:
         raise UsageError(f"--method.name: {error}") from None
     if name != tables["method"]["name"]:
         for around in ("awp", "embedding"):
-            if not may_perturb(cls) and tables.get("train", {}).pop(around, None):
+            takes = may_perturb(cls) and (around == "awp" or cls.labelled)
+            if not takes and tables.get("train", {}).pop(around, None):
                 print(f"atent: {name} takes no {around}: left out of the recipe", file=sys.stderr)
         tables["method"] = with_method(tables["method"], name)
     return words[:at] + words[at + (1 if equals else 2) :]

@@ -83,7 +83,7 @@ def train(
 
     job, own = recipe_job(recipe, list(fields), prog=f"atent train {recipe}", allow_large_eps=allow_large_eps)
     if isinstance(job.method, ACL):
-        raise ValueError(f"{job.title} trains without labels: use `atent pretrain {recipe}`")
+        raise ValueError(f"{type(job.method).__name__} trains without labels: use `atent pretrain {recipe}`")
     beside = own if baseline is None else baseline
     if beside:
         _check_baseline(job)

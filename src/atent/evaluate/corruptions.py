@@ -36,7 +36,7 @@ class Corrupted:
     def mean_error(self) -> Estimate:
         """The mean over corruptions and severities of the error, with its 95 % interval over images."""
         each = self.wrong.double().mean((0, 1)).tolist()
-        return t_interval(each, resolution=1 / self.wrong[..., 0].numel())
+        return t_interval(each, resolution=1 / self.wrong[..., 0].numel(), within=(0.0, 1.0))
 
     def ratios(self) -> list[float | None]:
         """Of each corruption the sum of errors over severities, divided by the reference network's: CE; None where that

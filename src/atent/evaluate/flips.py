@@ -48,7 +48,7 @@ class Flips:
 
 def _mean(each: Tensor, parts: int) -> Estimate:
     # A rate counts in steps of one comparison, of which there are 30 or fewer.
-    return t_interval(each.tolist(), resolution=1 / (30 * parts))
+    return t_interval(each.tolist(), resolution=1 / (30 * parts), within=(0.0, 1.0))
 
 
 def measure_flips(

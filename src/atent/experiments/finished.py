@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from atent import runs as folder
+from atent.attacks import ATTACKS
+from atent.attacks.spec import parse, spell
 from atent.data import Limit
 from atent.experiments.collect import Row, assembled, evaluation_of, seed_result
 from atent.experiments.evaluation import evaluate_target
@@ -70,7 +72,7 @@ def compare_runs(
         named by their recipe or method. Or a mapping from the name of a row to its run, or its runs.
     attacks, limit, model, data, root, device, progress
         How a run without evaluation.json is evaluated, each attack alone, as `load_target` takes them. The result is
-        written into its folder.
+        written into its folder. A run that was evaluated by other ``attacks`` is refused.
     command
         What the result says that it was made by.
 
@@ -85,14 +87,21 @@ def compare_runs(
     FileNotFoundError
         For what is not a run folder.
     ValueError
-        In one line, for fewer than two rows, rows of different seeds, and evaluations that differ in their images,
-        attacks or seed.
+        In one line, for fewer than two rows, a row without runs, rows of different seeds, and evaluations that differ
+        in their images, attacks or seed.
     """
     how = {
         "attacks": attacks, "limit": limit, "model": model, "data": data, "root": root, "device": device,
     }  # fmt: skip
+    if isinstance(runs, str | os.PathLike):
+        raise ValueError(
+            f"runs are a list of runs, or a mapping from names to them, got {str(runs)!r} alone: give two or more"
+        )
     if isinstance(runs, Mapping):
         named = {name: each if isinstance(each, list | tuple) else [each] for name, each in runs.items()}
+        empty = [str(name) for name, row in named.items() if not row]
+        if empty:
+            raise ValueError(f"a row needs a run or more, got none for {', '.join(empty)}")
         groups = {name: [_made(run, how, progress) for run in each] for name, each in named.items()}
     else:
         groups = _grouped([_made(run, how, progress) for run in runs])
@@ -125,7 +134,22 @@ def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
     if not (path / folder.EVALUATION).is_file():
         found = evaluate_target(load_target(str(path), **how), cascade=False, progress=progress)
         folder.write_json(path / folder.EVALUATION, found.to_json())
-    return _Made(path, config, evaluation_of(path))
+    made = _Made(path, config, evaluation_of(path))
+    _check_attacks(made, how["attacks"])
+    return made
+
+
+def _check_attacks(made: _Made, wanted: Sequence[str] | None) -> None:
+    """ValueError, in one line, for a run that was evaluated by other attacks than those that are asked for."""
+    found = {attack.attack: attack.threat.threat() for attack in made.evaluation.attacks.values()}
+    if wanted is None or set(wanted) == set(found):
+        return
+    threat = next(iter(found.values()), None)
+    if {spell(parse(text, threat, ATTACKS)) for text in wanted} != set(found):
+        raise ValueError(
+            f"{made.path} was evaluated already, by {', '.join(found) or 'no attack'}, got attacks {', '.join(wanted)}:"
+            f" leave attacks out, or move its {folder.EVALUATION} away"
+        )
 
 
 def _path(run: Any) -> Path:
@@ -175,10 +199,21 @@ def _check(groups: dict[str, list[_Made]]) -> None:
         for made in row:
             for what, value in _evaluated(made).items():
                 if value != _evaluated(one[0])[what]:
-                    raise ValueError(
-                        f"{one[0].path} and {made.path} differ in the {what} of their evaluations: move evaluation.json"
-                        " away in both, and evaluate them alike"
-                    )
+                    raise ValueError(f"{one[0].path} and {made.path} differ in {_difference(one[0], made, what)}")
+
+
+def _difference(a: _Made, b: _Made, what: str) -> str:
+    """In what two evaluations differ, and what to do: a clause each."""
+    data = [str(made.config["data"].get("name") or made.config["about"]["data"].get("source")) for made in (a, b)]
+    if what == "images" and data[0] != data[1]:
+        return f"their data ({', '.join(data)}): give runs of the same data"
+    threats = [", ".join(dict.fromkeys(t.threat.text for t in made.evaluation.attacks.values())) for made in (a, b)]
+    if what == "attacks" and threats[0] != threats[1]:
+        return (
+            f"the threat of their evaluations ({' and '.join(threats)}): evaluate both in one, by"
+            " `atent evaluate RUN --norm NORM --eps EPS`"
+        )
+    return f"the {what} of their evaluations: move {folder.EVALUATION} away in both, and evaluate them alike"
 
 
 def _evaluated(made: _Made) -> dict[str, Any]:

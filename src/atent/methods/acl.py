@@ -75,6 +75,9 @@ class ACL(Method):
     Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS.
     """
 
+    # Without annotation: no field.
+    labelled = False
+
     threat: Threat
     """Ball of the perturbations around each view: linf or l2."""
     variant: Variant = "DS"

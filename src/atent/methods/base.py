@@ -32,13 +32,15 @@ class Method(metaclass=Settings):
 
     ``replays`` is how often in a row the loop brings each batch, with an optimizer's step each time. ``single_step``
     says that the adversary takes one gradient per batch: such methods may overfit catastrophically, and the loop
-    watches them (`atent.train.watch`). `AWP` goes around every method that leaves `backward` as it is here: it calls
+    watches them (`atent.train.watch`). ``labelled`` says that the loss classifies: embedding regularisation goes around
+    no other method. `AWP` goes around every method that leaves `backward` as it is here: it calls
     `attack_and_descend` and `descend` in its place.
     """
 
     # Without annotations: no fields of the dataclasses that inherit them.
     replays = 1
     single_step = False
+    labelled = True
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     """The norms of the threats that it takes: it is refused, in one line, where it is made with another."""
 

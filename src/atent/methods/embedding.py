@@ -126,6 +126,11 @@ class EmbeddingRegularised(Method):
             raise ValueError(
                 f"embedding regularisation does not go around {name}, whose backward is its own: use another method"
             )
+        if not self.method.labelled:
+            raise ValueError(
+                f"embedding regularisation does not go around {name}, which trains without labels: use it in the"
+                " fine-tuning"
+            )
         # The term does not change whether the method may overfit catastrophically.
         object.__setattr__(self, "single_step", self.method.single_step)
 

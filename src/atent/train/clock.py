@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from typing import Any
 
 
 class Clock:
@@ -19,10 +21,13 @@ class Clock:
         self.epochs, self.steps = epochs, steps
         self.limit = None if minutes is None else 60.0 * minutes
         self.elapsed = elapsed
+        self.before = elapsed
         self._since: float | None = None
 
-    def start(self) -> None:
-        """From now on time counts."""
+    def start(self, *, fresh: bool = False) -> None:
+        """From now on time counts; a fresh epoch keeps in ``before`` how long those before it have taken."""
+        if fresh:
+            self.before = self.elapsed
         self._since = time.perf_counter()
 
     def stop(self) -> None:
@@ -32,6 +37,15 @@ class Clock:
     def seconds(self) -> float:
         """How long the steps have taken so far."""
         return self.elapsed + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    def state(self) -> dict[str, float]:
+        """What `restore` takes back."""
+        return {"elapsed": self.seconds(), "before": self.before}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `state` gave, or an earlier version, which kept no ``before``."""
+        self.elapsed = saved.get("elapsed", 0.0)
+        self.before = saved.get("before", self.elapsed)
 
     def progress(self, now: int) -> float:
         """The share of the training that lies before step ``now``, in [0, 1]."""

@@ -202,9 +202,9 @@ class Trainer:
         self.rng.manual_seed(fold(self.settings.seed, "order", epoch))
         order = torch.randperm(len(self.data.train), generator=self.rng, device=self.device)
         start, self.position["step"] = self.position["step"], 0
-        begun, step = time.perf_counter(), start - 1
+        step = start - 1
         self.model.train()
-        self.clock.start()
+        self.clock.start(fresh=not start)
         for step in range(start, self.steps):
             self.train_step(order, epoch, step)
             last = step + 1 == self.steps or self.clock.spent()
@@ -217,7 +217,7 @@ class Trainer:
             if last:
                 break
         self.clock.stop()
-        row = self._row(epoch, step, begun)
+        row = self._row(epoch, step)
         self.meter = Meter()
         if self.average:
             self.average.after_epoch(self.clock.progress((epoch + 1) * self.steps))
@@ -276,12 +276,12 @@ class Trainer:
             raise Diverged(f"{line}; {kept}")
         return float(self.meter.sums["loss"]) / self.meter.count
 
-    def _row(self, epoch: int, step: int, begun: float) -> dict[str, Any]:
+    def _row(self, epoch: int, step: int) -> dict[str, Any]:
         """The row of an epoch, before its validation."""
         row = {
             "epoch": epoch + 1,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "seconds": round(time.perf_counter() - begun, 3),
+            "seconds": round(self.clock.elapsed - self.clock.before, 3),
             "memory_mb": machine.peak_memory(self.device),
             "precision": self.settings.precision,
             "channels_last": self.layout is torch.channels_last,
@@ -365,7 +365,7 @@ class Trainer:
 
     def _save(self, epoch: int, step: int) -> None:
         if self.path is not None:
-            self.position.update(epoch=epoch, step=step, elapsed=self.clock.seconds())
+            self.position.update(epoch=epoch, step=step, **self.clock.state())
             save_state(self.path, self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -383,7 +383,7 @@ class Trainer:
         put(self.model, saved["model"], saved.get("own", ()))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state, self.meter = saved["method"], Meter.restore(folder.with_present_keys(saved["meter"]))
-        self.clock.elapsed = self.position.get("elapsed", 0.0)
+        self.clock.restore(self.position)
         if self.average:
             self.average.restore(saved["average"])
 
