@@ -189,10 +189,10 @@ def load_target(
     `data_of`). The others need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are
     `STRONG` of the norm by default. ``threats`` are several at once, as `EvaluateSettings` has them, in the place of
     ``attacks``. A file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are
-    chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of torch on the
-    CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of `EvaluateSettings`.
-    FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or has no effect on
-    such a target.
+    chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
+    torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
+    `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit,
+    or has no effect on such a target.
     """
     if attacks is not None and threats:
         raise ValueError(
