@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module, resources
 from pathlib import Path
@@ -283,14 +283,20 @@ def _need_run(path: Path, field: str) -> None:
     if path.suffix == ".safetensors" or (path / folder.BEST).is_file():
         return
     if (path / folder.CONFIG).is_file():
-        verb = "pretrain" if folder.read_config(path / folder.CONFIG)["method"]["name"] == "ACL" else "train"
+        verb = "pretrain" if _method_of(folder.read_config(path / folder.CONFIG)) == "ACL" else "train"
         command = f"atent {verb} --resume {path}"
     elif (resources.files("atent.recipes") / f"{path.name}.toml").is_file():
-        verb = "pretrain" if read_recipe(path.name)["method"]["name"] == "ACL" else "train"
+        verb = "pretrain" if _method_of(read_recipe(path.name)) == "ACL" else "train"
         command = f"atent {verb} {path.name}" + ("" if path.parent == Path("runs") else f" --runs {path.parent}")
     else:
         return
     raise FileNotFoundError(f"no weights in {path} yet: run `{command}` first, or give others by --{field}")
+
+
+def _method_of(tables: Mapping[str, Any]) -> str | None:
+    """The name of the method, where the tables of a recipe or a run have one."""
+    name: str | None = (tables.get("method") or {}).get("name")
+    return name
 
 
 def _method_line(config: dict[str, Any]) -> str:

@@ -194,11 +194,7 @@ def load_target(
     `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit,
     or has no effect on such a target.
     """
-    if attacks is not None and threats:
-        raise ValueError(
-            "--attacks is for one threat, and --threats names several: give the attacks of each after a colon, such as"
-            f" {f'{threats[0]}: PGD(steps=40), Square'!r}"
-        )
+    _check_either(attacks, threats)
     named = None if attacks is None else tuple(attacks)
     # Attacks that are named replace a recipe's threats.
     together = (None if attacks is None else ()) if threats is None else tuple(threats)
@@ -308,7 +304,7 @@ def _run(
     own = Threat(**{**method, "box": data.box}) if method else None
     threat = threat_of(own, data.box, settings)
     # A recipe's attacks are for its own norm.
-    if not settings.attacks or ("attacks" not in given and not _have_forms(settings.attacks, threat)):
+    if "attacks" not in given and not (settings.attacks and _have_forms(settings.attacks, threat)):
         settings = replace(settings, attacks=strong(threat))
     _need_threat(path, threat, settings)
     attacks = attacks_of(settings, threat, data)
@@ -316,6 +312,15 @@ def _run(
         check_output(net, data.shape, data.classes)
     head = {"run": path.name, "weights": str(weights) if weights else which, "epoch": about.get("epoch")}
     return Target(path.name, net, data, threat, attacks, settings, head, path, config=config)
+
+
+def _check_either(attacks: Sequence[str] | None, threats: Sequence[str] | None) -> None:
+    """ValueError for attacks beside several threats, which bring their own."""
+    if attacks is not None and threats:
+        raise ValueError(
+            "--attacks is for one threat, and --threats names several: give the attacks of each after a colon, such as"
+            f" {f'{threats[0]}: PGD(steps=40), Square'!r}"
+        )
 
 
 def strong(threat: Threat | None) -> tuple[str, ...]:
