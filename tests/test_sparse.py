@@ -52,7 +52,7 @@ def optimal_count(gain, gap):
 # -- l0
 
 
-@pytest.mark.parametrize("k", [3, 8])
+@pytest.mark.parametrize("k", [pytest.param(3, marks=pytest.mark.slow), 8])
 def test_sapf_reaches_the_smallest_l2_change_of_k_elements(k):
     model, x, y, gap, w, room = problem((40,), scale=0.5)
     out = SAPF(Threat("l0", k), **QUICK).run(model, x, y)
@@ -66,6 +66,7 @@ def test_sapf_reaches_the_smallest_l2_change_of_k_elements(k):
     assert (size[free] >= best[free] * (1 - 1e-9)).all()
 
 
+@pytest.mark.slow
 def test_sapf_changes_whole_pixels_and_leaves_the_others_bit_for_bit():
     model, x, y, gap, w, _ = problem((3, 6, 6), scale=0.5)
     out = SAPF(Threat("l0", 4, group="pixel"), **QUICK).run(model, x, y)
@@ -76,6 +77,7 @@ def test_sapf_changes_whole_pixels_and_leaves_the_others_bit_for_bit():
     assert ((out.x_adv - x).flatten(1).norm(dim=1) <= 1.05 * best).all()
 
 
+@pytest.mark.slow
 def test_sapf_with_regions_changes_fewer_of_them():
     # Two regions of like weights: without the group term the places are anywhere.
     g = torch.Generator().manual_seed(0)
