@@ -34,7 +34,7 @@ from atent.experiments.recipe_files import read_recipe
 from atent.experiments.recipes import job
 from atent.experiments.target import load_target
 from atent.losses import cross_entropy
-from atent.rng import Draws
+from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
 METHODS = ("standard", "pgdat", "trades", "atent")
@@ -98,7 +98,7 @@ class EveryPatch(Attack):
         # The grids of both data sets have 16 places.
         return 16 * 2 * (self.steps + 1)
 
-    def search(self, oracle: Oracle, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+    def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         blocks, step = self.threat.blocks(x.shape[1:]), 0.25 * self.threat.width
         found, done = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for place in torch.eye(blocks.count, dtype=x.dtype, device=x.device):

@@ -59,9 +59,10 @@ class SAPF(Attack):
     success is returned, x where the network is wrong there, and where there is none the last point. No random number.
 
     Deviations from the authors' code: the k largest entries of G, so that never more than k units change, in place of
-    those above 1/2; the smallest success, not the last; a step of G no longer than its curvature allows; the way
-    from x to a success is halved 12 times to where it becomes one; samples are batched, each with its own c. Magnitudes
-    are in widths of the box. ``Threat("l0", k, group="pixel")`` shares G over the channels of a pixel.
+    those above 1/2; the smallest success, not the last; no steps on G for a weight that meets no success with G = 1;
+    a step of G no longer than its curvature allows; the way from x to a success is halved 12 times to where it
+    becomes one; samples are batched, each with its own c. Magnitudes are in widths of the box. ``Threat("l0", k,
+    group="pixel")`` shares G over the channels of a pixel.
 
     References
     ----------
@@ -293,7 +294,7 @@ def onto_sphere(v: Tensor) -> Tensor:
 
 def shrink(v: Tensor, regions: Tensor, by: float) -> Tensor:
     """The minimiser of by * sum_B ||g_B|| + ||g - v||^2 / 2: each region's vector, shorter by ``by``. Shape (n, u)."""
-    squares = torch.zeros(len(v), int(regions.max()) + 1, dtype=v.dtype, device=v.device)
-    norm = squares.scatter_add(1, regions, v**2).sqrt()
+    # There are no more regions than entries.
+    norm = torch.zeros_like(v).scatter_add(1, regions, v**2).sqrt()
     keep = torch.where(norm > by, 1 - by / norm.clamp_min(torch.finfo(v.dtype).tiny), 0.0)
     return v * keep.gather(1, regions)

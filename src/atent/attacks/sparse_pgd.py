@@ -12,12 +12,12 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
-from atent.attacks.sparse import counts
+from atent.attacks.sparse import Found, counts
 from atent.checks import check_choice, check_number
 from atent.geometry.blocks import largest
 from atent.losses import LOSSES
 from atent.rng import Streams
-from atent.threat import Threat, per_sample, unit
+from atent.threat import Threat, unit
 
 # Steps between two evaluations of which samples are still searched for.
 _CHECK = 16
@@ -31,8 +31,8 @@ class SparsePGD(Attack):
     The perturbation is a magnitude p times a mask of the k largest scores sigmoid(s). A step moves p by ``step_size``
     along the sign of its gradient, into the box, and s by ``mask_step`` sqrt(dim) along its gradient of unit length. A
     mask that stays the same for ``patience`` steps begins again from new random scores. p starts uniform in the box
-    widths around x, s normal. A sample is done when it is misclassified; the iterate with the largest margin is
-    returned. ``steps`` forwards and backwards per restart and one forward more.
+    widths around x, s normal. A sample is done when it is misclassified; without a success the iterate with the largest
+    margin is returned. ``steps`` forwards and backwards per restart and one forward more.
 
     ``gradient="unprojected"`` gives p the gradient weighted by the sigmoid of the scores, so that magnitudes outside
     the mask learn too (the paper's default, which explores); ``"projected"`` weights it by the mask (which exploits).
@@ -86,25 +86,21 @@ class SparsePGD(Attack):
         p = threat.clamp(x + width * (2 * streams.uniform(x, use="start", restart=restart) - 1)) - x
         scores = streams.normal(x.new_empty(len(x), blocks.count), use="mask", restart=restart)
         mask, idle = largest(scores, k), torch.zeros_like(y)
-        result, highest = x.clone(), torch.full(y.shape, -math.inf, dtype=torch.float64, device=x.device)
-        rows = torch.arange(len(x), device=x.device)
+        found = Found(x)
         for step in range(self.steps + 1):
             if step and step % _CHECK == 0:
-                on = (highest[rows] <= 0).nonzero().squeeze(1)
+                on = found.left()
                 if not len(on):
                     break
-                if len(on) < len(rows):
-                    rows, oracle, streams, threat = rows[on], oracle.take(on), streams.take(on), threat.take(on)
+                if len(on) < len(x):
+                    oracle, streams, threat = oracle.take(on), streams.take(on), threat.take(on)
                     x, y, k, p, scores, mask, idle = (t[on] for t in (x, y, k, p, scores, mask, idle))
             z = threat.clamp(torch.where(blocks.spread(mask), x + p, x))
             if step == self.steps:
                 _, logits = oracle.value(z, y, loss)
             else:
                 grad, _, logits = oracle.gradient(z, y, loss)
-            margin = oracle.margin(logits, y).double()
-            better = margin > highest[rows]
-            result[rows] = torch.where(per_sample(better, z), z, result[rows])
-            highest[rows] = torch.where(better, margin, highest[rows])
+            found.see(z, oracle.margin(logits, y))
             if step == self.steps:
                 break
             soft = scores.sigmoid()
@@ -119,4 +115,4 @@ class SparsePGD(Attack):
             fresh = streams.normal(scores, use="mask", restart=restart, step=step + 1)
             scores = torch.where(anew[:, None], fresh, scores)
             mask, idle = torch.where(anew[:, None], largest(scores, k), moved), torch.where(anew, 0, idle)
-        return result
+        return found.points

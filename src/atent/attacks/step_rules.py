@@ -117,7 +117,7 @@ class Sparse:
     def begin(cls, threat: Threat, x: Tensor, start: Tensor | None, steps: int) -> Sparse:
         """The state at ``start``, the end of an earlier search; None: at a random start."""
         d, eps = x[0].numel(), x.new_zeros(len(x)) + threat.radii(x)
-        changed = eps.new_full(eps.shape, d) if start is None else (start != x).flatten(1).sum(1).to(eps)
+        changed = eps.new_full(eps.shape, d) if start is None else _changed(start, x, eps).to(eps)
         share = torch.full_like(eps, _FIRST) if start is None else changed / (_FEWER * d)
         every = max(1, steps * 4 // 100)
         return cls({k: every for k in range(every, steps + 1, every)}, eps, eps, share, changed)
@@ -138,7 +138,7 @@ class Sparse:
         pass
 
     def check(self, k: int, x: Tensor, best: Tensor, best_value: Tensor) -> Tensor:
-        changed = (best != x).flatten(1).sum(1).to(self.changed)
+        changed = _changed(best, x, self.eps).to(self.changed)
         fewer = changed < 0.95 * self.changed
         self.share, self.changed = changed / (_FEWER * x[0].numel()), changed
         self.size = torch.where(fewer, self.eps, torch.maximum(self.size / _SHRINK, self.eps / _LEAST))
@@ -147,6 +147,15 @@ class Sparse:
     def take(self, rows: Tensor) -> Sparse:
         mine = {name: getattr(self, name)[rows] for name in ("eps", "size", "share", "changed")}
         return replace(self, **mine)
+
+
+def _changed(z: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+    """How many coordinates of each sample differ from x by more than rounding.
+
+    The projection leaves some of those that end at its threshold a unit in the last place off, of x or of the radius.
+    """
+    room = 4 * torch.finfo(x.dtype).eps * torch.maximum(x.abs(), per_sample(eps, x))
+    return ((z - x).abs() > room).flatten(1).sum(1)
 
 
 def stages(steps: int) -> list[tuple[float, int]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
-from atent.attacks.sparse import counts
+from atent.attacks.sparse import Found, counts
 from atent.checks import check_choice, check_number
 from atent.geometry.blocks import Blocks, largest
 from atent.losses import LOSSES
@@ -30,7 +30,8 @@ class TokenAttack(Attack):
 
     The gradient at x scores the patches of the threat's grid, the K best may change, and each of ``steps`` steps moves
     them by ``step_size`` along the sign of the gradient, into the box and, with ``inner="linf"``, to within
-    ``inner_eps`` of x. A sample is done when it is misclassified; the iterate with the largest margin is returned.
+    ``inner_eps`` of x. A sample is done when it is misclassified; without a success the iterate with the largest margin
+    is returned.
     ``steps`` forwards and backwards per restart and one forward more: the first gradient serves both the score and
     the first step. Restarts after the first begin at a random point of the K patches.
 
@@ -87,25 +88,20 @@ class TokenAttack(Attack):
         count, blocks = counts(threat, x), threat.blocks(x.shape[1:])
         chosen = torch.zeros(len(x), blocks.count, dtype=torch.bool, device=x.device)
         begin = x + _reach(threat) * (2 * streams.uniform(x, use="start", restart=restart) - 1)
-        result, highest = x.clone(), torch.full(y.shape, -math.inf, dtype=torch.float64, device=x.device)
-        rows = torch.arange(len(x), device=x.device)
-        length = self._lengths(x, count)
+        found, length = Found(x), self._lengths(x, count)
         for step in range(self.steps + 1):
             if step and step % _CHECK == 0:
-                on = (highest[rows] <= 0).nonzero().squeeze(1)
+                on = found.left()
                 if not len(on):
                     break
-                if len(on) < len(rows):
-                    rows, oracle, threat = rows[on], oracle.take(on), threat.take(on)
+                if len(on) < len(x):
+                    oracle, threat = oracle.take(on), threat.take(on)
                     x, y, z, count, chosen, begin, length = (t[on] for t in (x, y, z, count, chosen, begin, length))
             if step == self.steps:
                 _, logits = oracle.value(z, y, loss)
             else:
                 grad, _, logits = oracle.gradient(z, y, loss)
-            margin = oracle.margin(logits, y).double()
-            better = (margin > highest[rows]) & (highest[rows] <= 0)
-            result[rows] = torch.where(per_sample(better, z), z, result[rows])
-            highest[rows] = torch.where(better, margin, highest[rows])
+            found.see(z, oracle.margin(logits, y))
             if step == self.steps:
                 break
             chosen = self._choose(blocks, grad, chosen, count, step)
@@ -113,7 +109,7 @@ class TokenAttack(Attack):
             limit = _reach(threat)
             z = threat.clamp(x + (z - x).clamp(-limit, limit))
             z = torch.where(blocks.spread(chosen), z, x)
-        return result
+        return found.points
 
     def _lengths(self, x: Tensor, count: Tensor) -> Tensor:
         """The step of each sample: under "greedy" the last of K patches has a Kth of the steps."""

@@ -12,6 +12,7 @@ from atent.attacks.base import Attack
 from atent.checks import check_number
 from atent.data.corruptions import check_images
 from atent.data.corruptions.digital import dct_matrix
+from atent.evaluate.outcomes import attacked
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import Study, study
 from atent.progress import Advance
@@ -183,7 +184,7 @@ def measure_bands(
 def _row(s: Study, attack: Attack, cut: int, at: Tensor) -> dict[str, object]:
     """What the perturbations of one batch are and do, as plain values."""
     x = attack.threat.clamp(s.x[at])
-    x_adv = attack.of(at)(s.model, x, s.y[at], seed=s.seed, ids=s.ids[at])
+    x_adv = attacked(attack.of(at), s.model, x, s.y[at], seed=s.seed, ids=s.ids[at]).x_adv
     d = x_adv.double() - x.double()
     parts = split_bands(d, cut)
     wrong = {FULL: s.wrong(s.model, x_adv, at)}

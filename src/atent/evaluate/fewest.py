@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.checks import check_batch, check_number
+from atent.evaluate.outcomes import attacked
 from atent.guard import ask, guard
 from atent.progress import Advance
 from atent.threat import Radii
@@ -86,7 +87,7 @@ def _bisected(
 
     def succeeds(rows: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         here = replace(attack, threat=replace(attack.threat, eps=Radii(k.tolist())))
-        out = here.run(model, x[rows], y[rows], seed=seed, ids=ids[rows])
+        out = attacked(here, model, x[rows], y[rows], seed=seed, ids=ids[rows])
         return out.success, out.norm
 
     with guard(model, mode="eval", seed=seed):

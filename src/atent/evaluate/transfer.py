@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.evaluate.evaluation import predict
+from atent.evaluate.outcomes import attacked
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import study
 from atent.progress import Advance
@@ -80,7 +81,7 @@ def measure_transfer(
         for key, at in s.batches():
 
             def row(at: Tensor = at, source: nn.Module = source) -> dict[str, object]:
-                x_adv = attack.of(at)(source, s.x[at], s.y[at], seed=s.seed, ids=s.ids[at])
+                x_adv = attacked(attack.of(at), source, s.x[at], s.y[at], seed=s.seed, ids=s.ids[at]).x_adv
                 return {"wrong": [s.wrong(net, x_adv, at) for net in models.values()]}
 
             found = s.notes.of(f"{i} {key}", row)

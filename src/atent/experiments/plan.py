@@ -123,9 +123,10 @@ def _check_radii(name: str, job: Job) -> None:
     own = getattr(job.method, "threat", None)
     if own is None:
         return
-    judged = threat_of(own, own.box, job.evaluate)
-    attacks = recipe_attacks(job.evaluate, judged)
-    for threat in (own, judged, *(attack.threat for attack in attacks)):
+    evaluated = threat_of(own, own.box, job.evaluate)
+    # Several threats bring attacks of their own.
+    attacks = [] if job.evaluate.threats else recipe_attacks(job.evaluate, evaluated)
+    for threat in (own, evaluated, *(attack.threat for attack in attacks)):
         if threat is not None and threat.norm == "linf":
             try:
                 threat.check_eps((len(own.box[0]),) if isinstance(own.box[0], tuple) else (1,))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.attacks import ATTACKS, Attack
-from atent.attacks.several import several
+from atent.attacks.several import USUAL, several
 from atent.attacks.spec import labelled, parse, show
 from atent.checks import Settings
 from atent.data import SOURCES, Data, DataSettings, Limit, Rule, Split, everything
@@ -29,15 +29,10 @@ from atent.threads import Threads, check_threads
 from atent.threat import EXTRA, Box, Group, Inner, Norm, Threat
 from atent.train.settings import pick_device
 
-_STANDARD = ("PGD(steps=20)", "AutoAttack")
 STRONG: dict[str, tuple[str, ...]] = {
-    "linf": _STANDARD,
-    "l2": _STANDARD,
-    "l1": _STANDARD,
-    "l0": ("SparsePGD", "SparseRS"),
-    "patch": ("TokenAttack",),
+    norm: ("PGD(steps=20)", *attacks) if attacks == ("AutoAttack",) else attacks for norm, attacks in USUAL.items()
 }
-"""What evaluates a model that has no recipe, by norm: a cheap attack, and on what it leaves a stronger one."""
+"""What evaluates a model without a recipe, by norm: the `USUAL` attacks, after a cheap one where that is AutoAttack."""
 
 
 @dataclass(frozen=True)
