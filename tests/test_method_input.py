@@ -192,7 +192,8 @@ def test_weights_of_another_architecture(tmp_path, monkeypatch, capsys):
     about = {"model": {"name": "lenet5"}, "classes": 10, "shape": [1, 28, 28]}
     save_weights(tmp_path / "lenet.safetensors", build("lenet5"), about)
     reported = refused(capsys, "digits-finetune-pgdat", "--model.weights", "lenet.safetensors", *QUICK)
-    assert "lenet.safetensors holds a lenet5, not a digits_cnn: give --model.name lenet5" in reported
+    made = "lenet.safetensors holds a lenet5 (10 classes, inputs (1, 28, 28))"
+    assert f"{made}, not a digits_cnn: give --model.name lenet5" in reported
     save_weights(tmp_path / "unnamed.safetensors", build("lenet5"), {})
     reported = refused(capsys, "digits-finetune-pgdat", "--model.weights", "unnamed.safetensors", *QUICK)
     assert reported.endswith("build the model it was made with")

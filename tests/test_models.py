@@ -55,7 +55,7 @@ def refuses(*parts):
         yield
     text = str(error.value)
     assert "\n" not in text
-    assert len(text) < 300
+    assert len(text) < 250
     for part in parts:
         assert part in text
 
@@ -322,7 +322,7 @@ def test_wrn_depth(depth, widen):
 @pytest.mark.parametrize(
     ("name", "settings", "parts"),
     [
-        ("resnet_20", {}, ["'resnet_20'", "did you mean 'resnet20'", *COUNTS]),
+        ("resnet_20", {}, ["'resnet_20'", "did you mean 'resnet20'"]),
         ("zzz", {}, ["'zzz' (known:", *COUNTS]),
         ("small_cnn", {"shape": (1, 8, 8)}, ["16 x 16", "(1, 8, 8)"]),
         ("lenet5", {"shape": (1, 28, 3)}, ["4 x 4", "(1, 28, 3)"]),

@@ -18,12 +18,12 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     """One line for a bad name: "unknown model 'resnt20': did you mean 'resnet20'? (known: ...)".
 
-    A list of more than twenty names is left out where one of them is near.
+    A list of more than twelve names is omitted where one of them is near.
     """
     names = list(names)
     meant = nearest(name, names)
     hint = f": did you mean {meant!r}?" if meant else ""
-    known = "" if meant and len(names) > 20 else f" (known: {', '.join(names) or 'none'})"
+    known = "" if meant and len(names) > 12 else f" (known: {', '.join(names) or 'none'})"
     return f"unknown {kind} {name!r}{hint}{known}"
 
 

@@ -124,7 +124,9 @@ class Sparse:
 
     def move(self, threat: Threat, x: Tensor, point: Tensor, before: Tensor, grad: Tensor, k: int) -> Tensor:
         low, high = threat.edges(point)
-        stopped = ((grad > 0) & (point >= high)) | ((grad < 0) & (point <= low))
+        # x plus all the room to a wall may round to this side of it.
+        near = 4 * torch.finfo(x.dtype).eps * max(map(abs, threat.span))
+        stopped = ((grad > 0) & (point >= high - near)) | ((grad < 0) & (point <= low + near))
         grad = torch.where(stopped, 0, grad).flatten(1)
         size, d = grad.abs(), grad.shape[1]
         # A share is a ratio of whole numbers, which its rounding must not bring below the next one.

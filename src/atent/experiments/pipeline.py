@@ -272,10 +272,14 @@ def _begin_from(model: nn.Module, settings: ModelSettings) -> None:
     try:
         load_start(model, path, settings.branch)
     except ValueError as error:
-        made = (read_weights(weights_file(path, "best"))[0].get("model") or {}).get("name")
+        about = read_weights(weights_file(path, "best"))[0]
+        made = (about.get("model") or {}).get("name")
         if made in (None, settings.name):
             raise
-        raise ValueError(f"{path} holds a {made}, not a {settings.name}: give --model.name {made}") from error
+        raise ValueError(
+            f"{path} holds a {made} ({about.get('classes')} classes, inputs {tuple(about.get('shape', ()))}), not a"
+            f" {settings.name}: give --model.name {made}"
+        ) from error
 
 
 def _need_run(path: Path, field: str) -> None:
