@@ -23,11 +23,11 @@ from atent.threat import Threat
 
 NORM = pytest.mark.parametrize("norm", BALLS)
 TARGETS = pytest.mark.parametrize("targets", [None, 3], ids=["all classes", "targeted"])
-ENDLESS = {norm: Threat(norm, math.inf) for norm in BALLS}
+ENDLESS = {norm: Threat(norm, math.inf) for norm in ("linf", "l2", "l1")}
 
 
 def size(norm, d):
-    return np.abs(d).max() if norm == "linf" else np.sqrt((d * d).sum())
+    return {"linf": np.abs(d).max(), "l2": np.sqrt((d * d).sum()), "l1": np.abs(d).sum()}[norm]
 
 
 # -- the way to a hyperplane
@@ -40,7 +40,7 @@ def reach(x, w, gap, low, high):
 
 
 def slow_way(norm, x, w, gap, low=0.0, high=1.0):
-    """Smallest d with <w, d> = gap in the box, one sample, by a linear program (linf) or the multiplier's root (l2)."""
+    """Smallest d with <w, d> = gap in the box, one sample, by a linear program, or by the multiplier's root in l2."""
     most = reach(x, w, gap, low, high)
     if abs(most) <= abs(gap):
         return np.where(w == 0, 0.0, np.where(np.sign(gap) * w > 0, high - x, low - x))
@@ -54,6 +54,10 @@ def slow_way(norm, x, w, gap, low=0.0, high=1.0):
         far = np.sign(gap) * 2 * (high - low) / np.abs(w[w != 0]).min()
         return step(brentq(lambda mu: (w * step(mu)).sum() - gap, *sorted((0.0, far)), xtol=1e-15, rtol=1e-15))
     d = len(x)
+    if norm == "l1":
+        bounds = [*((0, far) for far in high - x), *((0, far) for far in x - low)]
+        found = linprog(np.ones(2 * d), A_eq=np.r_[w, -w][None], b_eq=[gap], bounds=bounds)
+        return found.x[:d] - found.x[d:]
     above = np.block([[np.eye(d), -np.ones((d, 1))], [-np.eye(d), -np.ones((d, 1))]])
     found = linprog(
         np.r_[np.zeros(d), 1.0], A_ub=above, b_ub=np.zeros(2 * d), A_eq=np.r_[w, 0.0][None], b_eq=[gap],
@@ -74,7 +78,7 @@ def problems(n=60, d=7, box=(0.0, 1.0), seed=3):
     return x, w, most * rng.choice([0.01, 0.3, 0.7, 0.97, 1.5], n)
 
 
-@NORM
+@pytest.mark.parametrize("norm", ENDLESS)
 @pytest.mark.parametrize("box", [(0.0, 1.0), (-2.0, 0.5)], ids=["unit box", "other box"])
 def test_the_smallest_step_onto_a_hyperplane(norm, box):
     x, w, gap = problems(box=box)
@@ -132,7 +136,7 @@ def slow_run(norm, model, x, y, others, z, steps, alpha_max=0.1, eta=1.05, beta=
             difference = logits[other] - logits[y]
             (grad,) = torch.autograd.grad(difference, leaf, retain_graph=True)
             w, value = grad.flatten().numpy(), difference.item()
-            dual = np.abs(w).sum() if norm == "linf" else np.sqrt((w * w).sum())
+            dual = {"linf": np.abs(w).sum(), "l2": np.sqrt((w * w).sum()), "l1": np.abs(w).max()}[norm]
             tangents.append((abs(value) / dual, value, w))
         _, value, w = min(tangents, key=lambda t: t[0])
         here, clean = z.flatten().numpy(), x.flatten().numpy()
@@ -171,7 +175,7 @@ def points(n=7, seed=1):
 
 @pytest.mark.parametrize("restarts", [1, 2])
 @TARGETS
-@NORM
+@pytest.mark.parametrize("norm", ENDLESS)
 def test_the_transcription_finds_the_same(norm, targets, restarts):
     model, x = Smooth(), points()
     y = model(x).argmax(1)
@@ -191,7 +195,7 @@ def test_the_transcription_finds_the_same(norm, targets, restarts):
                 z = x[i]
                 if restart:
                     # eps is infinite: half the best norm, or the radius of the authors' code
-                    radius = (before if math.isfinite(before) else {"linf": 0.3, "l2": 1.0}[norm]) / 2
+                    radius = (before if math.isfinite(before) else {"linf": 0.3, "l2": 1.0, "l1": 5.0}[norm]) / 2
                     stream = PerSample(5, torch.tensor([i]), "FAB").named(f"run {number}")
                     ball = start(Threat(norm, 1.0), "uniform", torch.zeros(1, 2, 2, 2).double(), stream, restart)[0]
                     z = (x[i] + radius * ball).clamp(0, 1)

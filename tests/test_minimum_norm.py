@@ -256,9 +256,33 @@ def slow_ddn(model, x, label, steps, init, gamma, levels):
     return best, seen
 
 
+def nearest_in_l1(d, x, radius):
+    """The point of the l1 ball and the box that is nearest to x + d: the multiplier by bisection."""
+    room = torch.where(d > 0, 1 - x, x)
+
+    def cut(t):
+        return (d.abs() - t).clamp_min(0).minimum(room)
+
+    low, high = 0.0, float(d.abs().max())
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float(cut(middle).sum()) <= radius else (middle, high)
+    return x + d.sign() * cut(0.0 if float(cut(0.0).sum()) <= radius else high)
+
+
+def nearest_in_l0(d, x, count):
+    """The nearest point with so many changed elements: those whose change brings it nearest to x + d."""
+    held = (x + d).clamp(0, 1) - x
+    gain = (d.square() - (d - held).square()).flatten().tolist()
+    kept = sorted(range(len(gain)), key=lambda i: -gain[i])[: int(count)]
+    z = x.clone().flatten()
+    z[kept] = (x + held).flatten()[kept]
+    return z.view_as(x)
+
+
 def slow_fmn(model, x, label, norm, steps, first, last, gamma_first, gamma_last, projection=None):
-    order, dual = (2, 2) if norm == "l2" else (math.inf, 1)
-    z, radius, best, best_norm, seen = x, math.inf, x, math.inf, []
+    order, dual = {"l2": (2, 2), "linf": (math.inf, 1), "l1": (1, math.inf), "l0": (0, None)}[norm]
+    z, radius, best, best_norm, seen = x, 1 if norm == "l0" else math.inf, x, math.inf, []
     farthest = float(torch.maximum(x, 1 - x).flatten().norm(p=order))
     for k in range(steps):
         seen.append(z)
@@ -269,7 +293,10 @@ def slow_fmn(model, x, label, norm, steps, first, last, gamma_first, gamma_last,
         cosine = (1 + math.cos(math.pi * k / steps)) / 2
         step, gamma = last + (first - last) * cosine, gamma_last + (gamma_first - gamma_last) * cosine
         gap = abs(float(logits[runner_up(logits, label)] - logits[label]))
-        if adversarial:
+        if norm == "l0":
+            shrunk, grown = min(radius - 1, math.floor(radius * (1 - gamma))), math.floor(radius * (1 + gamma))
+            radius = min(shrunk, best_norm) if adversarial else max(grown, radius + 1)
+        elif adversarial:
             radius = min(radius * (1 - gamma), best_norm)
         elif best_norm < math.inf or k >= steps / 2:
             radius = radius * (1 + gamma)
@@ -277,6 +304,9 @@ def slow_fmn(model, x, label, norm, steps, first, last, gamma_first, gamma_last,
             radius = 1.001 * (here + gap / float(g.flatten().norm(p=dual)))
         radius = min(radius, farthest)
         d = z + step * g / g.norm() - x
+        if norm in ("l1", "l0"):
+            z = (nearest_in_l1 if norm == "l1" else nearest_in_l0)(d, x, radius)
+            continue
         if norm == "linf":
             d = d.clamp(-radius, radius)
         else:
@@ -441,14 +471,14 @@ def test_ddn_equals_its_transcription(levels, five):
         assert ((found[0] * (levels - 1)) - (found[0] * (levels - 1)).round()).abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("norm", FREE)
+@pytest.mark.parametrize("norm", [*FREE, "l1", "l0"])
 @pytest.mark.parametrize(
     "given",
     [{}, {"projection": "ball"}, {"step_size": 0.2, "final_step_size": 0.05, "gamma": 0.2, "final_gamma": 0.01}],
 )
 def test_fmn_equals_its_transcription(norm, given, five):
     model, x, y = five
-    a = FMN(FREE[norm], steps=40, **given)
+    a = FMN(Threat(norm, "inf"), steps=40, **given)
     first = given.get("step_size", 1.0)
     last = given.get("final_step_size", first / 100)
 

@@ -260,3 +260,14 @@ def test_apgd_in_l1_is_as_strong_as_pyautoattack():
         # Both are random: of n samples on which they differ, sqrt(n) either way is chance.
         differ = int((ours ^ theirs).sum())
         assert int((ours & ~theirs).sum()) <= differ / 2 + 2 * math.sqrt(differ)
+
+
+def test_long_steps_choose_elements_better_than_short_ones(conv_net, batch):
+    model, (x, _) = conv_net(), batch(60)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    fooled = {
+        step: int(PGD(Threat("l0", 2), steps=20, step_size=step, loss="margin").run(model, x, y).success.sum())
+        for step in (0.3, 10.0)
+    }
+    assert fooled[10.0] >= fooled[0.3] + 5

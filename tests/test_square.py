@@ -65,26 +65,33 @@ def test_vectors_are_read_as_images(conv_net, batch):
         assert torch.equal(attack(flat, x.flatten(1), y), attack(body, x, y).flatten(1))
 
 
-def slow_rectangle(h, w):
-    """Squares that grow around the middle cell, cut at the edge, the k-th adding 1 / k^2 to all that it covers."""
+def slow_rectangle(h, w, order):
+    """Squares that grow around the middle cell, cut at the edge, the k-th adding 1 / k^2 (l2) or 1 / k^4 (l1)."""
     delta = np.zeros((h, w))
     for k in range(1, max(h // 2, w // 2) + 2):
         for i in range(max(h // 2 - k + 1, 0), min(h // 2 + k, h)):
             for j in range(max(w // 2 - k + 1, 0), min(w // 2 + k, w)):
-                delta[i, j] += 1 / k**2
-    return delta / np.sqrt((delta**2).sum()) if delta.size else delta
+                delta[i, j] += 1 / k ** {2: 2, 1: 4}[order]
+    return delta / measured(delta, order) if delta.size else delta
 
 
-def slow_eta(side):
-    pattern = np.concatenate([slow_rectangle(side // 2, side), -slow_rectangle(side - side // 2, side)])
-    return pattern / np.sqrt((pattern**2).sum())
+def measured(d, order):
+    """The l2 (``order`` 2) or the l1 norm of all entries."""
+    return np.sqrt((d**2).sum()) if order == 2 else np.abs(d).sum()
 
 
+def slow_eta(side, order):
+    halves = slow_rectangle(side // 2, side, order), slow_rectangle(side - side // 2, side, order)
+    pattern = np.concatenate([halves[0], -halves[1]])
+    return pattern / measured(pattern, order)
+
+
+@pytest.mark.parametrize("order", [2, 1])
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 13])
-def test_the_pattern(side):
-    pattern = eta(side, torch.empty(0).double())
-    assert np.abs(pattern.numpy() - slow_eta(side)).max() <= 1e-15
-    assert float(pattern.norm()) == pytest.approx(1)
+def test_the_pattern(side, order):
+    pattern = eta(side, torch.empty(0).double(), order)
+    assert np.abs(pattern.numpy() - slow_eta(side, order)).max() <= 1e-15
+    assert float(pattern.norm(order)) == pytest.approx(1)
     assert (pattern[: side // 2] > 0).all()
     assert (pattern[side // 2 :] < 0).all()
 
@@ -104,10 +111,24 @@ def test_all_places_are_equally_likely():
 # -- one sample at a time, every query
 
 
+def slow_nearest(d, x, eps):
+    """The point of the l1 ball and the box that is nearest to x + d: the multiplier by bisection."""
+    room = np.where(d > 0, 1 - x, x)
+
+    def cut(t):
+        return np.minimum(np.maximum(np.abs(d) - t, 0), room)
+
+    low, high = 0.0, np.abs(d).max()
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if cut(middle).sum() <= eps else (middle, high)
+    return x + np.sign(d) * cut(0.0 if cut(0.0).sum() <= eps else high)
+
+
 def slow_square(norm, eps, model, x, label, streams, queries, p_init, loss):
     """The algorithm as published, with the draws of the attack; the start counts as no query."""
     c, h, w = x.shape
-    x = x.numpy()
+    x, order = x.numpy(), 1 if norm == "l1" else 2
     each = 1 + c if norm == "linf" else 3 + c
     blocks = [range(first, min(first + 256, queries)) for first in range(0, queries, 256)]
     u = np.concatenate([
@@ -131,6 +152,8 @@ def slow_square(norm, eps, model, x, label, streams, queries, p_init, loss):
         return slice(top, top + side), slice(left, left + side)
 
     def spread(delta):
+        if norm == "l1":
+            return slow_nearest(delta, x, eps)
         return np.clip(x + delta * eps / (np.sqrt((delta**2).sum()) + 1e-12), 0, 1)
 
     if norm == "linf":
@@ -145,8 +168,10 @@ def slow_square(norm, eps, model, x, label, streams, queries, p_init, loss):
             for i in range(down):
                 for j in range(across):
                     top, left = (h - side * down) // 2 + i * side, (w - side * across) // 2 + j * side
-                    tile = slow_eta(side).T if turned[i, j] else slow_eta(side)
+                    tile = slow_eta(side, order).T if turned[i, j] else slow_eta(side, order)
                     delta[ch, top : top + side, left : left + side] = tile if up[ch, i, j] else -tile
+        if norm == "l1":
+            delta *= max(eps / np.abs(delta).sum(), 1.0)
         best = spread(delta)
     value, fallen = score_of(best)
     tried = []
@@ -165,16 +190,19 @@ def slow_square(norm, eps, model, x, label, streams, queries, p_init, loss):
             side = min(side if side % 2 else side + 1, h, w)
             rows, columns = window(u[query, 0], side)
             rows2, columns2 = window(u[query, 1], side)
-            delta, pattern = best - x, slow_eta(side)
+            delta, pattern = best - x, slow_eta(side, order)
             mask = np.zeros((h, w), dtype=bool)
             mask[rows, columns] = mask[rows2, columns2] = True
             new = np.zeros((c, side, side))
             for ch in range(c):
                 held = delta[ch, rows, columns]
                 shape = (pattern.T if u[query, 2] > 0.5 else pattern) * (1 if u[query, 3 + ch] > 0.5 else -1)
-                new[ch] = shape + held / (np.sqrt((held**2).sum()) + 1e-12)
-                mass = max(eps**2 - (delta**2).sum(), 0) / c + (delta[ch][mask] ** 2).sum()
-                new[ch] *= np.sqrt(mass) / (np.sqrt((new[ch] ** 2).sum()) + 1e-12)
+                new[ch] = shape + held / (measured(held, order) + 1e-12)
+                if norm == "l2":
+                    length = np.sqrt(max(eps**2 - (delta**2).sum(), 0) / c + (delta[ch][mask] ** 2).sum())
+                else:
+                    length = c * (max(eps - np.abs(delta).sum(), 0) / c + np.abs(delta[ch][mask]).sum())
+                new[ch] *= length / (measured(new[ch], order) + 1e-12)
             delta[:, rows2, columns2] = 0
             delta[:, rows, columns] = new
             z = spread(delta)
@@ -206,14 +234,14 @@ def colours(n=5):
 
 @pytest.mark.parametrize("loss", LOSS)
 @pytest.mark.parametrize("kind", ["digits", "colours"])
-@NORM
+@pytest.mark.parametrize("norm", [*BALLS, "l1"])
 def test_the_transcription_finds_the_same(norm, kind, loss, conv_net, batch):
     if kind == "digits":
         model, (x, y) = conv_net(norm=True), batch(8)
-        eps, queries = {"linf": 0.09, "l2": 0.7}[norm], {"linf": 700, "l2": 200}[norm]
+        eps, queries = {"linf": (0.09, 700), "l2": (0.7, 200), "l1": (3.0, 200)}[norm]
     else:
         model, x = Colour(), colours()
-        y, eps, queries = model(x).argmax(1), {"linf": 0.02, "l2": 0.25}[norm], 300
+        y, eps, queries = model(x).argmax(1), {"linf": 0.02, "l2": 0.25, "l1": 1.0}[norm], 300
     ids = torch.arange(len(x)) + 40
     attack = Square(Threat(norm, eps), queries=queries, p_init=0.6, loss=loss)
     out = attack.run(model, x, y, seed=9, ids=ids)

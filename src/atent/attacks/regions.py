@@ -40,7 +40,7 @@ def superpixels(threat: Threat, x: Tensor) -> Tensor:
         from skimage.segmentation import slic
     except ImportError:
         raise ImportError(
-            "regions 'superpixels' needs scikit-image: pip install scikit-image, or use regions='grid'"
+            "regions 'superpixels' needs scikit-image: pip install 'atent[superpixels]', or use regions='grid'"
         ) from None
     low, high = threat.edges(x)
     found = []
