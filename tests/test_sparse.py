@@ -273,3 +273,24 @@ def test_fewest_refuses_labels_that_are_too_few():
     model, x, y, *_ = problem((1, 2, 2), n=3, scale=1.0)
     with pytest.raises(ValueError, match="labels must be 3 integers, one per input"):
         fewest(model, x, y[:2], TokenAttack(Threat("patch", 1, side=1)))
+
+
+def test_sigma_zero_changes_as_few_elements_as_the_authors_form(conv_net, batch):
+    """Adversarial-library holds the form of the authors; it needs torchvision and visdom, beside which it may not
+    import."""
+    try:
+        from adv_lib.attacks.sigma_zero import sigma_zero
+    except ImportError as error:
+        pytest.skip(f"adversarial-library does not import: {error}")
+    model, (x, _) = conv_net(), batch(40)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    theirs = sigma_zero(model, x, y, num_steps=300)
+    with torch.no_grad():
+        fooled = model(theirs).argmax(1) != y
+    out = SigmaZero(Threat("l0", "inf"), steps=300).run(model, x, y)
+    counts = (theirs != x).flatten(1).sum(1).double()
+    assert (out.success | ~fooled).all()
+    both = fooled & out.success
+    # The forms differ in the margin that a result must have; most images have the same count.
+    assert out.norm[both].mean() <= counts[both].mean() + 0.5
