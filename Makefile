@@ -8,7 +8,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # Threads that spin while they wait slow down whatever else runs.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: train test test-slow lint docs clean
+.PHONY: train test test-slow soak lint docs clean
 
 train: .venv/installed
 	$(BIN)/atent train digits-linf-atent --baseline
@@ -18,6 +18,10 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# An hour of kills at random moments; what each command leaves must equal an undisturbed one.
+soak: .venv/installed-dev
+	$(BIN)/python benchmarks/soak.py --minutes 60
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
