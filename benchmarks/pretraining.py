@@ -90,7 +90,10 @@ def means(each: Sequence[EvaluationFile]) -> dict[str, Any]:
     """Means over the seeds with Student's interval; nothing for a single seed."""
     if len(each) < 2:
         return {}
-    return {kind: asdict(t_interval(values, resolution=1 / each[0].n)) for kind, values in shares(each).items()}
+    return {
+        kind: asdict(t_interval(values, resolution=1 / each[0].n, within=(0.0, 1.0)))
+        for kind, values in shares(each).items()
+    }
 
 
 def differences(pairs: Sequence[tuple[EvaluationFile, EvaluationFile]]) -> dict[str, Any]:

@@ -559,9 +559,15 @@ def test_runs_from_python_are_compared(home, monkeypatch, capsys):
         with pytest.raises((ValueError, FileNotFoundError), match=told) as error:
             compare_runs(runs)
         assert "\n" not in str(error.value)
-    assert compare_runs(made, attacks=["PGD(steps = 3)"]) == compare_runs(made)
+    assert compare_runs(made, attacks=["PGD(steps = 3)"]).rows == found.rows
     with pytest.raises(ValueError, match=r"was evaluated already, by PGD\(steps=3\), got attacks FGSM"):
         compare_runs(made, attacks=["FGSM"])
+    assert compare_runs(made, limit=30).rows == compare_runs(made).rows
+    for limit in (20, 1000, "all"):
+        with pytest.raises(
+            ValueError, match=f"was evaluated already, on 30 images, got limit {limit}: leave limit out"
+        ):
+            compare_runs(made, limit=limit)
     changed = folder.read_json(other / "evaluation.json")
     (attack,) = changed["attacks"].values()
     further = {**attack, "threat": {**attack["threat"], "eps": 0.25}}

@@ -72,7 +72,8 @@ def compare_runs(
         named by their recipe or method. Or a mapping from the name of a row to its run, or its runs.
     attacks, limit, model, data, root, device, progress
         How a run without evaluation.json is evaluated, each attack alone, as `load_target` takes them. The result is
-        written into its folder. A run that was evaluated by other ``attacks`` is refused.
+        written into its folder. A run that was evaluated by other ``attacks``, or on another number of images than
+        ``limit`` asks for, is refused.
     command
         What the result says that it was made by.
 
@@ -136,7 +137,19 @@ def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
         folder.write_json(path / folder.EVALUATION, found.to_json())
     made = _Made(path, config, evaluation_of(path))
     _check_attacks(made, how["attacks"])
+    _check_limit(made, how["limit"])
     return made
+
+
+def _check_limit(made: _Made, limit: Limit) -> None:
+    """ValueError, in one line, for a run that was evaluated on another number of images than is asked for."""
+    data = made.evaluation.data
+    wanted = data.of if limit == "all" else data.n if limit is None else min(limit, data.of)
+    if data.n != wanted:
+        raise ValueError(
+            f"{made.path} was evaluated already, on {data.n:,} images, got limit {limit}: leave limit out, or move its"
+            f" {folder.EVALUATION} away"
+        )
 
 
 def _check_attacks(made: _Made, wanted: Sequence[str] | None) -> None:
