@@ -69,7 +69,11 @@ def _setting(found: Results) -> Iterator[str]:
     threats = one["union"]["threats"]
     rows = [[t, ", ".join(f"`{a['attack']}`" for a in each["attacks"].values())] for t, each in threats.items()]
     yield "\n".join(table(["threat", "attacks, each on what the ones before left"], rows, left=2))
-    missing = [f"{NAMES[m]} {k}" for m in NAMES for k in NETWORKS if len(found.get((m, k), {})) < len(_seeds(found))]
+    some = {m for m, _ in found}
+    missing = [
+        f"{NAMES[m]} {k}" for m in NAMES for k in NETWORKS
+        if m in some and len(found.get((m, k), {})) < len(_seeds(found))
+    ]  # fmt: skip
     if missing:
         yield f"Not all seeds are there for {', '.join(missing)}."
 
