@@ -20,6 +20,16 @@ def plain(w: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """W^T on windows of an image: what the same layer does anywhere in it."""
+
+    transpose: Callable[[Tensor], Tensor | None]
+    """a (n, s, c, h, w) -> W^T a on the window that a depends on; None where W differs from place to place."""
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
 class Affine:
     """The map z -> W z + b of one sample. Weights are read at each call, so training moves them."""
 
@@ -36,6 +46,8 @@ class Affine:
     one entry into W^T a, whatever the order of the sums."""
     mixes: bool = True
     """Whether an output may depend on several inputs; False: W has one entry per row and per column."""
+    windows: Windows | None = None
+    """Where W^T may act on a part of an image."""
 
 
 def linear(m: nn.Linear) -> Affine:
@@ -65,6 +77,12 @@ def conv(m: nn.Conv2d) -> Affine:
         back: Tensor = rows.unflatten(0, a.shape[:2])
         return back
 
+    def window(a: Tensor) -> Tensor:
+        rows, weight = a.flatten(0, 1), m.weight.to(a.dtype)
+        rows = F.conv_transpose2d(rows, weight, None, m.stride, 0, 0, m.groups, m.dilation)
+        back: Tensor = rows.unflatten(0, a.shape[:2])
+        return back
+
     def offset(dims: int, dtype: torch.dtype, of: Entrywise) -> Tensor | None:
         return None if m.bias is None else of(m.bias.to(dtype)).view(-1, 1, 1)
 
@@ -72,7 +90,7 @@ def conv(m: nn.Conv2d) -> Affine:
         outputs, *window = m.weight.shape
         return math.prod(window) + 1, outputs // m.groups * math.prod(window[1:])
 
-    return Affine(apply, transpose, offset, roundings)
+    return Affine(apply, transpose, offset, roundings, windows=Windows(window, _two(m.stride), padding))
 
 
 def average(m: nn.AvgPool2d) -> Affine:
@@ -98,9 +116,15 @@ def average(m: nn.AvgPool2d) -> Affine:
         back: Tensor = rows.squeeze(1).unflatten(0, a.shape[:3])
         return back
 
+    def window(a: Tensor) -> Tensor:
+        rows = F.conv_transpose2d(a.flatten(0, 2).unsqueeze(1), weight(a), None, stride)
+        back: Tensor = rows.squeeze(1).unflatten(0, a.shape[:3])
+        return back
+
     # The share 1 / k^2 is rounded too, or divided by afterwards.
     count = kernel[0] * kernel[1] + 2
-    return Affine(apply, transpose, _no_offset, lambda shape: (count, count))
+    windows = Windows(window, stride, padding)
+    return Affine(apply, transpose, _no_offset, lambda shape: (count, count), windows=windows)
 
 
 def mean(keepdim: bool) -> Affine:
@@ -152,6 +176,7 @@ def batch_norm(m: Any) -> Affine:
         # The sum with eps, the root, the quotient, and a product and a sum each for the mean and the offset; two spare.
         lambda shape: (9, 6),
         mixes=False,
+        windows=Windows(lambda a: a * channels(scale(a.dtype), 3)),
     )
 
 
@@ -162,6 +187,10 @@ def scaled(constant: Callable[[], Tensor], *, divided: bool = False) -> Affine:
         value = constant().to(dtype)
         return 1 / value if divided else value
 
+    def window(a: Tensor) -> Tensor | None:
+        each = _one_sample(factor(a.dtype), 3)
+        return a * each if everywhere(each) else None
+
     return Affine(
         lambda z, of: z * of(_fitting(factor(z.dtype), z)),
         lambda a, shape: a * _one_sample(factor(a.dtype), len(shape)),
@@ -169,6 +198,7 @@ def scaled(constant: Callable[[], Tensor], *, divided: bool = False) -> Affine:
         # The constant may be a number that the network's dtype rounds.
         lambda shape: (3, 3),
         mixes=False,
+        windows=Windows(window),
     )
 
 
@@ -182,7 +212,12 @@ def shifted(constant: Callable[[], Tensor]) -> Affine:
     def offset(dims: int, dtype: torch.dtype, of: Entrywise) -> Tensor:
         return of(_one_sample(constant(), dims).to(dtype))
 
-    return Affine(apply, lambda a, shape: a, offset, lambda shape: (2, 0), mixes=False)
+    return Affine(apply, lambda a, shape: a, offset, lambda shape: (2, 0), mixes=False, windows=Windows(plain))
+
+
+def everywhere(constant: Tensor) -> bool:
+    """Whether a constant that meets images (channels, rows, columns) is the same in all places."""
+    return all(side == 1 for side in constant.shape[-2:])
 
 
 def _no_offset(dims: int, dtype: torch.dtype, of: Entrywise) -> None:

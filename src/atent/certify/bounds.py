@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from atent.certify import interval
 from atent.certify.graph import CURVED, Graph, Node, read, refuse_training
 from atent.certify.interval import Box
-from atent.certify.linear import Form, Relaxation, back, form, least, relax
+from atent.certify.linear import Coefficients, Form, Relaxation, back, form, least, relax
 from atent.certify.region import Region, region
 from atent.certify.rounding import Arithmetic, down
+from atent.certify.window import units as windows_of
 from atent.checks import as_inputs, as_samples, check_batch, check_choice, check_number
 from atent.guard import ask, check_classes, check_weights, guard, random_states, seed_all
 from atent.precision import full_precision
@@ -271,14 +272,19 @@ def _tighten(
         pairs = _open(((box.lower < 0) & (box.upper > 0)).flatten(1), chunk)
     else:
         pairs = _all(n, width, chunk, box.lower.device)
+    rounding, image = place.arithmetic is not None, len(shape) == 3
     found, rows, columns = [], [], []
     for samples, units, unit in pairs:
-        # The part up to the nearest ReLUs is the same for all samples: once for each unit, not for each pair.
-        hot = torch.zeros(len(units), width, dtype=box.lower.dtype, device=box.lower.device)
-        hot = hot.scatter(1, units[:, None], 1.0)
-        shared = back(graph, form(source, hot.view(1, -1, *shape), rounding=place.arithmetic is not None), boxes)
-        linear = back(graph, _spread(shared, samples, unit), boxes, relaxations, samples)
-        found.append(least(linear, boxes, place.take(samples)))
+        if image:
+            hot = windows_of(samples, units[unit], shape, box.lower.dtype)
+            linear = back(graph, form(source, hot, rounding=rounding), boxes, relaxations, samples)
+        else:
+            # The part up to the nearest ReLUs is the same for all samples: once for each unit, not for each pair.
+            one = torch.zeros(len(units), width, dtype=box.lower.dtype, device=box.lower.device)
+            one = one.scatter(1, units[:, None], 1.0).view(1, -1, *shape)
+            shared = back(graph, form(source, one, rounding=rounding), boxes)
+            linear = back(graph, _spread(shared, samples, unit), boxes, relaxations, samples)
+        found.append(least(linear, boxes, place, samples))
         rows.append(samples)
         columns.append(units[unit])
     if not found:
@@ -301,7 +307,8 @@ def _spread(shared: Form, samples: Tensor, unit: Tensor) -> Form:
     if error is not None:
         # Each sample has its own, unless nothing was rounded.
         error = (error[0, unit] if len(error) == 1 else error[samples, unit])[:, None].expand(-1, 2)
-    return Form({k: both(a) for k, a in shared.pending.items()}, both(shared.constant), error)
+    pending: dict[int, Coefficients] = {k: both(a) for k, a in shared.pending.items() if isinstance(a, Tensor)}
+    return Form(pending, both(shared.constant), error)
 
 
 Pairs = Iterator[tuple[Tensor, Tensor, Tensor]]

@@ -9,15 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from atent.certify.affine import plain
+from atent.certify.affine import Affine, everywhere, plain
 from atent.certify.graph import CURVED, Graph, Node
 from atent.certify.interval import Box
 from atent.certify.region import Region
 from atent.certify.rounding import FLOOR, SAFE, UNIT, gamma
+from atent.certify.window import Window
 
 Relaxation = tuple[Tensor, ...]
 """Of a ReLU: slope below, slope above, offset above. Of max-pooling: place below, place above, slope above, offset
 above. Each (n, ...)."""
+
+
+Coefficients = Tensor | Window
+"""Of the values of a node: of all of them (n, s, ...), or of those that a unit sees."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Form:
     functions for every sample.
     """
 
-    pending: dict[int, Tensor]
+    pending: dict[int, Coefficients]
     constant: Tensor
     error: Tensor | None = None
     """At most how far rounding may have raised the function, without a graph; None where rounding does not count."""
@@ -45,9 +50,10 @@ class Form:
         return self if self.error is None else replace(self, error=self.error + error)
 
 
-def form(node: int, a: Tensor, *, rounding: bool) -> Form:
+def form(node: int, a: Coefficients, *, rounding: bool) -> Form:
     """The functions ``<a, z_node>``; ``a`` (n, s, ...)."""
-    zero = a.new_zeros(a.shape[:2])
+    values = a.values if isinstance(a, Window) else a
+    zero = values.new_zeros(values.shape[:2])
     return Form({node: a}, zero, zero if rounding else None)
 
 
@@ -119,10 +125,6 @@ def back(
     With ``relaxations`` (by position) down to the input alone; without, exactly, down to the nearest ReLUs,
     max-poolings and the input. ``rows``: the samples of boxes and relaxations that the functions belong to.
     """
-
-    def of(t: Tensor) -> Tensor:
-        return t if rows is None else t[rows]
-
     lines = relaxations or {}
     todo, kept, bound = dict(start.pending), {}, replace(start, pending={})
     while todo:
@@ -134,54 +136,102 @@ def back(
             continue
         slack = boxes[place].slack
         if slack is not None:
-            bound = bound.less(_weighed(a, of(slack)))
+            bound = bound.less(_weighed(a, slack, rows))
         shape = boxes[node.inputs[0]].lower.shape[1:]
         if node.kind == "affine":
-            offset = node.op.offset(a.dim() - 2, a.dtype, plain)
-            if offset is not None:
-                bound = bound.plus(_sum(a.sum_to_size(*a.shape[:2], *_full(offset, a.dim() - 2)) * offset))
-            a = node.op.transpose(a, shape)
+            a, term = _back_affine(node.op, a, shape)
+            bound = bound if term is None else bound.plus(term)
         elif node.kind == "relu":
-            flat, slope, lift = (of(t) for t in lines[place])
-            term = _dot(a.clamp(max=0), lift)
+            size = shape.numel()
+            a, term = _back_relu(a, lines[place], rows)
             # All of one sign: nothing cancels.
-            bound = bound.plus(term, gamma(lift.shape[1:].numel() + 4) * term.detach().abs())
-            a = a * torch.where(a > 0, flat[:, None], slope[:, None])
+            bound = bound.plus(term, gamma(size + 4) * term.detach().abs())
         elif node.kind == "maxpool":
-            a, term = _back_max(a, tuple(of(t) for t in lines[place]), shape)
+            a, term = _back_max(node.op, a, tuple(_of(a, t, rows) for t in lines[place]), shape)
             bound = bound.plus(term)
         for source in node.inputs:
             if source not in todo:
                 todo[source] = a
                 continue
-            todo[source] = todo[source] + a
+            todo[source] = _added(todo[source], a, boxes[source].lower.shape[1:])
             if bound.error is not None:
-                bound = bound.less(UNIT * _weighed(todo[source], of(boxes[source].size())))
+                bound = bound.less(UNIT * _weighed(todo[source], boxes[source].size(), rows))
     return replace(bound, pending=kept)
 
 
-def _back_max(a: Tensor, relaxation: Relaxation, shape: torch.Size) -> tuple[Tensor, Tensor]:
+def _back_affine(op: Affine, a: Coefficients, shape: torch.Size) -> tuple[Coefficients, Tensor | None]:
+    """The coefficients of the layer's input, and what its offset adds."""
+    values = a.values if isinstance(a, Window) else a
+    offset, term = op.offset(values.dim() - 2, values.dtype, plain), None
+    if offset is not None and isinstance(a, Window) and not everywhere(offset):
+        term = _dot(values, a.of(offset.expand(1, *shape)))
+    elif offset is not None:
+        term = _sum(values.sum_to_size(*values.shape[:2], *_full(offset, values.dim() - 2)) * offset)
+    if not isinstance(a, Window):
+        return op.transpose(a, shape), term
+    moved = op.windows.transpose(values) if op.windows is not None else None
+    if moved is None or op.windows is None:
+        return op.transpose(a.dense(op.apply(values.new_zeros(1, *shape), plain).shape[1:]), shape), term
+    there = a.moved(moved, op.windows.stride, op.windows.padding, shape[1:])
+    return there.dense(shape) if there.wide(shape[1:]) else there, term
+
+
+def _back_relu(a: Coefficients, lines: Relaxation, rows: Tensor | None) -> tuple[Coefficients, Tensor]:
+    """The coefficients of a ReLU's input, and what the offsets of its lines add."""
+    flat, slope, lift = (_of(a, t, rows) for t in lines)
+    values = a.values if isinstance(a, Window) else a
+    term = _dot(values.clamp(max=0), lift)
+    values = values * torch.where(values > 0, flat[:, None], slope[:, None])
+    return replace(a, values=values) if isinstance(a, Window) else values, term
+
+
+def _of(a: Coefficients, t: Tensor, rows: Tensor | None) -> Tensor:
+    """The entries of ``t`` (samples, ...) beside which the coefficients stand; ``rows``: the samples of dense ones."""
+    if isinstance(a, Window):
+        return a.of(t)
+    return t if rows is None else t[rows]
+
+
+def _added(a: Coefficients, b: Coefficients, shape: torch.Size) -> Coefficients:
+    if isinstance(a, Window) and isinstance(b, Window):
+        return a.plus(b)
+    one, two = (each.dense(shape) if isinstance(each, Window) else each for each in (a, b))
+    return one + two
+
+
+def _back_max(
+    m: nn.MaxPool2d, a: Coefficients, relaxation: Relaxation, shape: torch.Size
+) -> tuple[Coefficients, Tensor]:
+    """The coefficients of the input of max-pooling, and what the offsets of its lines add."""
     below, above, slope, lift = relaxation
-    a = a.expand(len(below), *a.shape[1:])
-    positive, negative = a.clamp(min=0), a.clamp(max=0)
-    out = a.new_zeros(*a.shape[:3], shape[1] * shape[2])
-    for part, place in ((positive, below), (negative * slope[:, None], above)):
-        part = part.flatten(3)
-        out = out.scatter_add(3, place.flatten(2)[:, None].expand_as(part), part)
-    return out.unflatten(3, shape[1:]), _dot(negative, lift)
+    values = a.values if isinstance(a, Window) else a.expand(len(below), *a.shape[1:])
+    positive, negative = values.clamp(min=0), values.clamp(max=0)
+    parts, term = ((positive, below), (negative * slope[:, None], above)), _dot(negative, lift)
+    if isinstance(a, Window):
+        (high, wide), (d, e) = _pair(m.kernel_size), _pair(m.dilation)
+        there = a.scattered(
+            parts, (d * (high - 1) + 1, e * (wide - 1) + 1), _pair(m.stride), _pair(m.padding), shape[1:]
+        )
+        return there.dense(shape) if there.wide(shape[1:]) else there, term
+    out = values.new_zeros(*values.shape[:3], shape[1] * shape[2])
+    for part, place in parts:
+        out = out.scatter_add(3, place.flatten(2)[:, None].expand_as(part.flatten(3)), part.flatten(3))
+    return out.unflatten(3, shape[1:]), term
 
 
-def least(bound: Form, boxes: Sequence[Box], region: Region) -> Tensor:
+def least(bound: Form, boxes: Sequence[Box], region: Region, rows: Tensor | None = None) -> Tensor:
     """The minimum (n, s) of each function over the region, with its pending nodes anywhere in their boxes, less all
-    that rounding may have added."""
+    that rounding may have added. ``rows``: the samples that the functions belong to."""
     for place, a in bound.pending.items():
         if place == 0:
-            term = region.minimum(a)
-            bound = bound.plus(term, 0.0 if bound.error is None else region.rounding(a))
+            there = a.region(region) if isinstance(a, Window) else region if rows is None else region.take(rows)
+            values = a.values if isinstance(a, Window) else a
+            term = there.minimum(values)
+            bound = bound.plus(term, 0.0 if bound.error is None else there.rounding(values))
             continue
-        box = boxes[place]
-        term = _dot(a.clamp(min=0), box.lower) + _dot(a.clamp(max=0), box.upper)
-        error = 0.0 if bound.error is None else gamma(a.shape[2:].numel() + 4) * _weighed(a, box.size())
+        box, values = boxes[place], a.values if isinstance(a, Window) else a
+        term = _dot(values.clamp(min=0), _of(a, box.lower, rows)) + _dot(values.clamp(max=0), _of(a, box.upper, rows))
+        error = 0.0 if bound.error is None else gamma(values.shape[2:].numel() + 4) * _weighed(a, box.size(), rows)
         bound = bound.plus(term, error)
     value = bound.constant
     if bound.error is not None:
@@ -191,9 +241,10 @@ def least(bound: Form, boxes: Sequence[Box], region: Region) -> Tensor:
 
 
 @torch.no_grad()
-def _weighed(a: Tensor, v: Tensor) -> Tensor:
-    """<|a|, v>, as `_dot`."""
-    return _dot(a.abs(), v)
+def _weighed(a: Coefficients, v: Tensor, rows: Tensor | None = None) -> Tensor:
+    """<|a|, v>, as `_dot`; ``rows``: the samples of ``v`` that dense coefficients belong to."""
+    values = a.values if isinstance(a, Window) else a
+    return _dot(values.abs(), _of(a, v, rows))
 
 
 def _dot(a: Tensor, v: Tensor) -> Tensor:

@@ -65,7 +65,10 @@ class Region:
             free = size * square.sqrt()[..., None] < room
             slope = torch.where(free, size, 0).square().sum(2)
             rest = (limit - torch.where(free, 0, room).square().sum(2)).clamp_min(0)
-            square = torch.where(slope > 0, rest / slope, square)
+            before, square = square, torch.where(slope > 0, rest / slope, square)
+            # Most functions are at their optimum after a few steps; an accelerator would have to be waited for.
+            if a.device.type == "cpu" and torch.equal(before, square):
+                break
         t = square.sqrt()
         length = torch.minimum(size * t[..., None], room)
         # Where every coordinate that matters is at its bound the ball does not: m = 0.

@@ -1,0 +1,147 @@
+"""Coefficients on the part of an image that a unit sees: a window, instead of rows that are zero almost everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atent.certify.region import Region
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The coefficients of functions of a node's values (channels, rows, columns): zero outside a window of each sample.
+
+    A convolution moves the window of the unit at ``at`` to ``stride * at + shift``, and widens it.
+    """
+
+    values: Tensor
+    """(n, s, c, h, w): s functions of each of n units; zero where the window leaves the image."""
+    samples: Tensor
+    """(n,): the sample that each unit belongs to."""
+    at: Tensor
+    """(n, 2): row and column of each unit in the map of the units."""
+    grid: Pair
+    """Height and width of that map."""
+    stride: Pair = (1, 1)
+    shift: Pair = (0, 0)
+
+    def of(self, t: Tensor) -> Tensor:
+        """What lies in the windows: from ``t`` (samples or 1, c, rows, columns) to (n, c, h, w), zero outside."""
+        sides = [
+            (max(0, -shift), max(0, stride * (count - 1) + shift + size - whole))
+            for count, stride, shift, size, whole in zip(
+                self.grid, self.stride, self.shift, self.values.shape[-2:], t.shape[-2:]
+            )
+        ]
+        (up, down), (left, right) = sides
+        h, w = self.values.shape[-2:]
+        patches = F.pad(t, (left, right, up, down)).unfold(2, h, 1).unfold(3, w, 1)
+        top, side = (self.at[:, i] * self.stride[i] + self.shift[i] + before for i, before in enumerate((up, left)))
+        rows = self.samples if len(t) > 1 else torch.zeros_like(self.samples)
+        found: Tensor = patches[rows, :, top, side]
+        return found
+
+    def moved(self, values: Tensor, stride: Pair, padding: Pair, image: Sequence[int]) -> Window:
+        """The windows on the other side of a convolution with that stride and padding, cut to an ``image``."""
+        scaled = _each(int.__mul__, self.shift, stride)
+        made = replace(
+            self,
+            values=values,
+            stride=_each(int.__mul__, self.stride, stride),
+            shift=_each(int.__sub__, scaled, padding),
+        )
+        if not made._leaves(image):
+            return made
+        inside = made.of(values.new_ones(1, 1, *image))
+        return replace(made, values=values * inside[:, None])
+
+    def scattered(
+        self, parts: Sequence[tuple[Tensor, Tensor]], kernel: Pair, stride: Pair, padding: Pair, image: Sequence[int]
+    ) -> Window:
+        """The windows in front of max-pooling.
+
+        Each of the values (n, s, c, h, w) of a part goes to a place in its own window of the pooling, the number
+        (n, c, h, w) of an entry of the ``image``; values with the same place are added.
+        """
+        h, w = (step * (size - 1) + side for step, size, side in zip(stride, _sizes(self), kernel))
+        n, s, c = self.values.shape[:3]
+        empty = self.values.new_zeros(n, s, c, h * w)
+        made = self.moved(empty.unflatten(3, (h, w)), stride, padding, image)
+        top, left = ((self.at[:, i] * made.stride[i] + made.shift[i]).view(-1, 1, 1, 1) for i in range(2))
+        out = empty
+        for values, place in parts:
+            cell = (place // image[1] - top) * w + place % image[1] - left
+            # Where the window of the units leaves the image values are zero, and places without meaning.
+            cell = cell.clamp(0, h * w - 1).flatten(2)[:, None].expand(n, s, c, place.shape[-2] * place.shape[-1])
+            out = out.scatter_add(3, cell, values.flatten(3))
+        return replace(made, values=out.unflatten(3, (h, w)))
+
+    def _leaves(self, image: Sequence[int]) -> bool:
+        ends = zip(self.grid, self.stride, self.shift, self.values.shape[-2:], image)
+        return any(
+            shift < 0 or stride * (count - 1) + shift + size > whole for count, stride, shift, size, whole in ends
+        )
+
+    def plus(self, other: Window) -> Window:
+        """The sum of the coefficients of the same functions, which two ways through the network brought here."""
+        low = _each(min, self.shift, other.shift)
+        high = _each(max, *(_each(int.__add__, each.shift, _sizes(each)) for each in (self, other)))
+        one, two = (each._padded(low, high) for each in (self, other))
+        return replace(self, values=one + two, shift=low)
+
+    def _padded(self, low: Pair, high: Pair) -> Tensor:
+        (up, left), end = _each(int.__sub__, self.shift, low), _each(int.__add__, self.shift, _sizes(self))
+        down, right = _each(int.__sub__, high, end)
+        return F.pad(self.values, (left, right, up, down))
+
+    def wide(self, image: Sequence[int]) -> bool:
+        """Whether the windows cover most of the ``image``, so that rows of all its entries cost less."""
+        h, w = self.values.shape[-2:]
+        return 2 * h * w >= image[0] * image[1]
+
+    def dense(self, shape: Sequence[int]) -> Tensor:
+        """The coefficients of all entries of the image, (n, s, *shape)."""
+        h, w = self.values.shape[-2:]
+        rows, columns = (
+            self.at[:, i, None] * self.stride[i] + self.shift[i] + torch.arange(size, device=self.at.device)
+            for i, size in enumerate((h, w))
+        )
+        # Entries outside the image are zero: they may be added anywhere.
+        cells = rows.clamp(0, shape[1] - 1)[:, :, None] * shape[2] + columns.clamp(0, shape[2] - 1)[:, None]
+        n, s, c = self.values.shape[:3]
+        out = self.values.new_zeros(n, s, c, shape[1] * shape[2])
+        made: Tensor = out.scatter_add(
+            3, cells.flatten(1)[:, None, None].expand(n, s, c, h * w), self.values.flatten(3)
+        )
+        return torch.unflatten(made, 3, tuple(shape[1:]))
+
+    def region(self, region: Region) -> Region:
+        """The regions of the windows."""
+        centre, lower, upper = (self.of(t) for t in (region.centre, region.lower, region.upper))
+        return replace(region, centre=centre, lower=lower, upper=upper)
+
+
+def units(samples: Tensor, columns: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Window:
+    """Each unit of a map of that ``shape``, by its number in ``columns`` (n,), and its negative: two functions each."""
+    channel, cell = columns // (shape[1] * shape[2]), columns % (shape[1] * shape[2])
+    hot = torch.zeros(len(columns), shape[0], dtype=dtype, device=columns.device)
+    hot = hot.scatter(1, channel[:, None], 1.0)
+    values = torch.stack([hot, -hot], 1)[..., None, None]
+    at = torch.stack([cell // shape[2], cell % shape[2]], 1)
+    return Window(values, samples, at, (shape[1], shape[2]))
+
+
+def _sizes(window: Window) -> Pair:
+    h, w = window.values.shape[-2:]
+    return h, w
+
+
+def _each(function: Callable[[int, int], int], a: Pair, b: Pair) -> Pair:
+    return function(a[0], b[0]), function(a[1], b[1])
