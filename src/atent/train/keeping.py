@@ -215,9 +215,9 @@ class Keeper:
                 )
             lines.append(f"{path / file} {wrong}: restored")
         for file, kind in self._last().items() if ends else ():
-            if not manifest.is_whole(path / file):
+            if wrong := _wrong(path, file, mark["epoch"], mark["epoch"]):
                 built[file] = kind, {**about, "epoch": ends}
-                lines.append(f"{path / file} is damaged: restored")
+                lines.append(f"{path / file} {wrong}: restored")
         text, found = "".join(self._lines), _text(path / METRICS)
         if not found.startswith(text):
             lines.append(f"{path / METRICS} is not the history of the checkpoint: restored")
