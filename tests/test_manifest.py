@@ -1,11 +1,13 @@
 """What a run folder keeps is found whole, or named; a resume loses nothing of it."""
 
+import hashlib
 import itertools
 import json
 import os
 import random
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from kit import unsealed
 from torch import nn
 
 from atent import runs as folder
+from atent.cli import main
 from atent.data import from_tensors
+from atent.experiments.inventory import inventory
 from atent.methods import Standard
 from atent.runs import manifest
 from atent.runs.checkpoint import export, find_state, load_state, load_weights, read_weights, save_state
@@ -22,6 +26,7 @@ from atent.runs.manifest import Damaged, check, record, seal, states
 from atent.train import Callback, TrainSettings, fit
 from atent.train.keeping import Keeper
 
+BEFORE = Path(__file__).parent / "before_subsets"
 CPU = torch.device("cpu")
 STATE, PREVIOUS = "last/state.pt", "last/previous.pt"
 FLIPS = 30
@@ -471,3 +476,30 @@ def test_loading_a_run_checks_it(tmp_path):
     flip(tmp_path / "run" / folder.CONFIG, 11)
     with pytest.raises(ValueError, match="config"):
         load(tmp_path / "run")
+
+
+def test_show_names_each_file_and_its_state(run, capsys):
+    def shown(*args):
+        status = main(["show", str(run), "--json", *args])
+        found = json.loads(capsys.readouterr().out)
+        return status, {entry["name"]: entry for entry in found["files"]}
+
+    status, files = shown()
+    assert status == 0
+    assert {entry["state"] for entry in files.values()} == {"whole"}
+    digest = hashlib.sha256((run / folder.BEST).read_bytes()).hexdigest()
+    assert files[folder.BEST]["sha256"] == digest
+    flip(run / folder.BEST, 7)
+    assert (shown()[0], shown()[1][folder.BEST]["state"]) == (1, "damaged")
+
+
+def test_show_compares_the_data(tmp_path, monkeypatch):
+    """Of the run of an earlier version."""
+    shutil.copytree(BEFORE, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    assert [entry.state for entry in inventory("finished").data] == ["whole"]
+    flip(tmp_path / "sorted.npz", 20000)
+    assert [entry.state for entry in inventory("finished").data] in (["changed"], ["not found"])
+    (tmp_path / "sorted.npz").unlink()
+    assert [entry.state for entry in inventory("finished").data] == ["not found"]
+    assert {entry.state for entry in inventory("finished").files} == {"not covered"}

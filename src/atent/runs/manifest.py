@@ -8,17 +8,16 @@ versions made, is read unchecked; so is a file that the manifest does not name.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from atent.messages import once
 from atent.runs import files as plain_files
 from atent.runs.files import atomic, written
 from atent.runs.names import BEST, CONFIG, LAST, MANIFEST, METRICS
@@ -55,7 +54,7 @@ def check(run: str | Path, *names: str) -> None:
     known = sums(run)
     if known is None:
         if is_run(run):
-            _unchecked(str(run))
+            once(f"{run} has no {MANIFEST}, so damage in its files would go unseen")
         return
     for name in names:
         if name in known and (run / name).is_file() and not _is_whole(run, name):
@@ -164,12 +163,6 @@ def _fix(run: Path, name: str) -> str:
     if name == CONFIG:
         return f"undo the change, or remove {MANIFEST} to read the folder unchecked"
     return "copy it from a backup, or remove it and make it again"
-
-
-@functools.cache
-def _unchecked(run: str) -> None:
-    """Report a folder without a manifest on stderr, once."""
-    print(f"atent: {run} has no {MANIFEST}, so damage in its files would go unseen", file=sys.stderr)
 
 
 def _read(run: Path) -> dict[str, Any] | None:
