@@ -98,6 +98,7 @@ def same(fitted, path, whole, there):
         assert one[0]["epoch"] == two[0]["epoch"]
         assert all(torch.equal(one[1][key], two[1][key]) for key in two[1])
     assert set(states(path).values()) <= {"whole", "not covered"}
+    assert not any("next" in entry for entry in manifest.sums(path).values())
 
 
 def flip(path, bit):

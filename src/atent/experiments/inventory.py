@@ -62,7 +62,10 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
     if not (run / folder.CONFIG).is_file() and not (run / folder.MANIFEST).is_file():
         raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
     known = manifest.sums(run) or {}
-    files = tuple(Entry(name, state, known.get(name, {}).get("sha256")) for name, state in manifest.states(run).items())
+    files = tuple(
+        Entry(name, state, (manifest.settled(run, name, known) or known[name])["sha256"] if name in known else None)
+        for name, state in manifest.states(run).items()
+    )
     intact = manifest.is_whole(run / folder.CONFIG) and manifest.is_run(run)
     data = _data(folder.read_config(run / folder.CONFIG), root) if intact else ()
     return Inventory(str(run), manifest.run_id(run), files, data)
