@@ -224,6 +224,7 @@ class Keeper:
         text, found = "".join(self._lines), _text(path / METRICS)
         if not found.startswith(text):
             lines.append(f"{path / METRICS} is not the history of the checkpoint: restored")
+        self._sums = _unsettled(path)
         with manifest.sealed(path, known=self._sums) as files:
             if self._fallback:
                 files.keep(f"{LAST}/{PREVIOUS}", f"{LAST}/{STATE}")
@@ -262,6 +263,17 @@ def _wrong(run: Path, file: str, epoch: int, reached: int) -> str | None:
     if found == epoch or (found > reached and manifest.sums(run) is None):
         return None
     return f"is of epoch {found}"
+
+
+def _unsettled(run: Path) -> dict[str, manifest.Sum]:
+    """The sums of the files that a killed training was replacing."""
+    known = manifest.sums(run) or {}
+    found = {
+        name: manifest.settled(run, name, known)
+        for name, entry in known.items()
+        if "next" in entry and (name == METRICS or name.endswith(".safetensors") or name.startswith(f"{LAST}/"))
+    }
+    return {name: entry for name, entry in found.items() if entry is not None}
 
 
 def _text(path: Path) -> str:
