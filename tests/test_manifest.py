@@ -287,13 +287,13 @@ def test_a_run_that_is_killed_before_it_has_a_configuration_begins_again(whole, 
 
 
 class KilledAt(Callback):
-    """Ends the training at a rename of the best epoch's checkpoint."""
+    """Ends the training at a rename of the checkpoint after an epoch."""
 
-    def __init__(self, rename):
-        self.left, self.saving, self.original = rename, False, os.replace
+    def __init__(self, rename, epoch):
+        self.left, self.at, self.saving, self.original = rename, epoch, False, os.replace
 
     def step(self, progress):
-        self.saving = progress.epoch == BEST_EPOCH and progress.last
+        self.saving = progress.epoch == self.at and progress.last
 
     def checkpoint(self, progress, row):
         self.saving = False
@@ -305,11 +305,13 @@ class KilledAt(Callback):
         self.original(source, target)
 
 
-def killed_at(rename, path, monkeypatch):
+def killed_at(rename, epoch, path, monkeypatch):
     """Whether there are so many renames."""
-    kill = KilledAt(rename)
+    kill = KilledAt(rename, epoch)
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", kill.replace)
+        # Of the best epoch's weights in memory until the next checkpoint.
+        patch.setattr(Keeper, "affordable", lambda self: len(self._lines) != BEST_EPOCH or epoch == BEST_EPOCH)
         try:
             trained(path, callbacks=[kill])
         except SystemExit:
@@ -317,13 +319,32 @@ def killed_at(rename, path, monkeypatch):
     return False
 
 
-def test_a_kill_between_any_two_renames_of_a_checkpoint_loses_nothing(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize("epoch", [BEST_EPOCH, BEST_EPOCH + 1])
+def test_a_kill_between_any_two_renames_of_a_checkpoint_loses_nothing(whole, tmp_path, monkeypatch, epoch):
+    """Of the one that writes new best weights, with the checkpoint of their epoch or of the next."""
     for rename in itertools.count(1):
         path = tmp_path / str(rename)
-        if not killed_at(rename, path, monkeypatch):
+        if not killed_at(rename, epoch, path, monkeypatch):
             break
         same(trained(path, resume=True), path, *whole)
     assert rename > 6
+
+
+def test_checkpoints_that_cost_too_much_are_left_out(whole, tmp_path, monkeypatch):
+    """What is there in the end is the same."""
+    monkeypatch.setattr(Keeper, "affordable", lambda self: False)
+    saved = []
+
+    class Saved(Callback):
+        def checkpoint(self, progress, row):
+            saved.append(row["epoch"])
+
+    same(trained(tmp_path / "run", callbacks=[Saved()]), tmp_path / "run", *whole)
+    assert saved == [EPOCHS]
+    with pytest.raises(SystemExit):
+        trained(tmp_path / "killed", callbacks=[Stops(BEST_EPOCH + 1, 1)])
+    assert load_state(tmp_path / "killed", CPU)["mark"]["epoch"] == 0
+    same(trained(tmp_path / "killed", resume=True), tmp_path / "killed", *whole)
 
 
 def test_resume_falls_back_to_the_checkpoint_before(whole, run):
@@ -448,6 +469,19 @@ def test_a_checkpoint_is_due_when_saving_costs_a_hundredth(monkeypatch, tmp_path
     assert due(2.0, 201)
     assert due(2.0, 7, minutes=0.1)
     assert not due(0.1, 119, minutes=2)
+
+
+def test_the_ends_of_epochs_are_saved_within_a_hundredth_of_the_time(monkeypatch, tmp_path):
+    now = [0.0]
+    monkeypatch.setattr("atent.train.keeping.time.perf_counter", lambda: now[0])
+    for minutes, seconds, spent, at, want in (
+        (None, 0.1, 0.4, 5, True), (None, 0.1, 0.55, 5, False), (None, 0.1, 0.55, 66, True),
+        (None, 1.0, 10.0, 1099, False), (None, 1.0, 10.0, 1101, True), (5, 1.0, 10.0, 5, True),
+    ):  # fmt: skip
+        now[0] = 0.0
+        keeper = Keeper(tmp_path, net(), None, None, TrainSettings(save_minutes=minutes), CPU, print)
+        keeper._seconds, keeper._spent, now[0] = seconds, spent, at
+        assert keeper.affordable() == want
 
 
 # ---- copies

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,20 @@ def fill(
     temporary: Path, model: nn.Module | dict[str, Tensor], about: dict[str, Any], start: Snapshot | None = None
 ) -> None:
     """`save_weights` into the temporary file of an atomic write."""
+    _fill(temporary, *_packed(model, start), about)
+
+
+def held(model: nn.Module, about: dict[str, Any], start: Snapshot) -> Callable[[Path], None]:
+    """The weights as they are now; the function that comes back does later what `fill` does."""
+    tensors, notes = _packed(model, start)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    return lambda temporary: _fill(temporary, tensors, notes, about)
+
+
+def _packed(model: nn.Module | dict[str, Tensor], start: Snapshot | None) -> tuple[dict[str, Tensor], Notes]:
     own = start.own(model) if start is not None and isinstance(model, nn.Module) else []
     tensors, notes = pack(whole(model, own) if isinstance(model, nn.Module) else model)
-    _fill(temporary, tensors, notes | ({"own": own} if own else {}), about)
+    return tensors, notes | ({"own": own} if own else {})
 
 
 def _fill(temporary: Path, tensors: dict[str, Tensor], notes: Notes, about: dict[str, Any]) -> None:

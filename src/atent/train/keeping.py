@@ -1,8 +1,8 @@
 """What a training keeps in its run folder, and when: checkpoints, the weights of the best epochs, the history.
 
-A checkpoint holds all that an exact resume needs, the history included, and the one before it is kept. It is written
-first, then the weights of an epoch that has become the best: so the best epoch's weights are at any moment in the
-folder, or in a checkpoint of that very epoch, from which a resume restores them.
+A checkpoint holds all that an exact resume needs, the history included; the one before it is kept, and so are the best
+weights that it knows. At any moment, and after a kill at any moment, the folder has two checkpoints and the weights of
+the best epoch of each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from atent import runs as folder
 from atent.optim import Average
 from atent.runs import manifest
-from atent.runs.checkpoint import add_state, fill, find_state, load_weights, read_weights
+from atent.runs.checkpoint import add_state, fill, find_state, held, load_weights, read_weights
 from atent.runs.names import CONFIG, LAST, METRICS, PREVIOUS, STATE, WEIGHTS
 from atent.runs.weights import Snapshot, State, copied, put
 from atent.train.settings import TrainSettings
@@ -66,9 +66,11 @@ class Keeper:
         self.settings, self.device, self.say = settings, device, say
         self._lines: list[str] = []
         self._sums: dict[str, manifest.Sum] = {}
+        self._held: dict[str, Callable[[Path], None]] = {}
         self._best: tuple[State, list[str]] | None = None
         self._fallback: str | None = None
-        self._saved_at, self._seconds = time.perf_counter(), 0.0
+        self._begun = self._saved_at = time.perf_counter()
+        self._seconds = self._spent = 0.0
 
     # ---- saving
 
@@ -92,9 +94,24 @@ class Keeper:
         least = max(_LEAST_SECONDS, self._seconds / _SHARE) if minutes is None else 60.0 * minutes
         return time.perf_counter() - self._saved_at >= least
 
-    def start(self) -> None:
-        """Count the time to the next checkpoint from now on."""
+    def affordable(self) -> bool:
+        """Whether all checkpoints, with another one, cost at most a hundredth of the time so far, or of a minute."""
+        if self.settings.save_minutes is not None:
+            return True
+        budget = _SHARE * max(time.perf_counter() - self._begun, _LEAST_SECONDS)
+        return self._spent + self._seconds <= budget
+
+    def start(self, *, fresh: bool = False) -> None:
+        """Count the time to the next checkpoint from now on; ``fresh``: also that of the training."""
         self._saved_at = time.perf_counter()
+        if fresh:
+            self._begun = self._saved_at
+
+    def hold(self, about: dict[str, Any], best: Mapping[str, str]) -> None:
+        """Keep the best weights of an epoch in memory until the next checkpoint; arguments as `save`."""
+        for name, kind in best.items():
+            with self._weights(kind):
+                self._held[name] = held(self.model, {**about, "weights": kind}, self.begun)
 
     def save(
         self, state: Callable[[], dict[str, Any]], about: dict[str, Any] | None = None, best: Mapping[str, str] = {}
@@ -116,6 +133,7 @@ class Keeper:
             begun = time.perf_counter()
             self._write(self.path, state(), about, best)
             self._seconds = time.perf_counter() - begun
+            self._spent += self._seconds
         elif "best" in best:
             with self._weights(best["best"]):
                 self._best = copied(self.model), self.begun.own(self.model)
@@ -123,17 +141,22 @@ class Keeper:
 
     def _write(self, path: Path, state: dict[str, Any], about: dict[str, Any] | None, best: Mapping[str, str]) -> None:
         with manifest.sealed(path, known=self._sums) as files:
-            add_state(files, self._with_history(state))
-            for name, kind in best.items():
+            # Before the checkpoint that names them: the one that is there finds its own under the other name.
+            for name in self._held.keys() | best.keys():
                 file = f"{name}.safetensors"
                 files.keep(file, _previous(file))
-                with self._weights(kind), files.add(file) as temporary:
-                    fill(temporary, self.model, {**(about or {}), "weights": kind}, self.begun)
+                with self._weights(best.get(name, "raw")), files.add(file) as temporary:
+                    if name in best:
+                        fill(temporary, self.model, {**(about or {}), "weights": best[name]}, self.begun)
+                    else:
+                        self._held[name](temporary)
+            add_state(files, self._with_history(state))
             if about is not None:
                 for file, kind in self._last().items():
                     with self._weights(kind), files.add(file) as temporary:
                         fill(temporary, self.model, about, self.begun)
                 files.write(METRICS, "".join(self._lines))
+        self._held.clear()
 
     def _last(self) -> dict[str, str]:
         """The files of the last epoch's weights, and of which weights they are."""

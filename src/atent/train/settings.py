@@ -71,8 +71,8 @@ class TrainSettings(metaclass=Settings):
     watch_drop: float = 0.2
     """Fall of the accuracy under that PGD, and not under the training's attack, that stops; half of it warns."""
     save_minutes: float | None = None
-    """Minutes between checkpoints inside an epoch (each epoch's end has one); 0: at every step. Default: one, or so
-    many that saving takes at most 1 % of the time."""
+    """Minutes between checkpoints inside an epoch, and each epoch's end has one; 0: at every step. Default: one minute,
+    and the ends of epochs, as long as saving takes at most 1 % of the time."""
 
     def __post_init__(self) -> None:
         if everything(self.validate_limit) is None:

@@ -171,7 +171,7 @@ class Trainer:
         """Train to the end; the network then has the best epoch's weights."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), stop_requests() as asked:
-            self.keeper.start()
+            self.keeper.start(fresh=True)
             try:
                 self.stopped = first([self.stopped, *[c.start(self._progress()) for c in self.callbacks]])
                 for epoch in itertools.count(self.position["epoch"]):
@@ -312,8 +312,12 @@ class Trainer:
         self.history.append(row)
         self.keeper.add(row)
         # Many epochs may fit between two measurements in a given time: not each is worth a checkpoint.
-        if written := measured or bool(best) or self.settings.minutes is None:
+        worth = (measured or self.settings.minutes is None) and self.keeper.affordable()
+        written = self.path is None or worth or self.clock.over(row["epoch"])
+        if written:
             self._save(row["epoch"], 0, about, best)
+        else:
+            self.keeper.hold(about, best)
         self.position["step"] = 0
         progress = self._progress(row["epoch"], self.steps, last=True)
         for callback in self.callbacks:
