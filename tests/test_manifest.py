@@ -9,6 +9,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from kit import unsealed
@@ -18,6 +19,7 @@ from atent import runs as folder
 from atent.cli import main
 from atent.data import from_tensors
 from atent.experiments.inventory import inventory
+from atent.experiments.target import load_target
 from atent.methods import Standard
 from atent.runs import manifest
 from atent.runs.checkpoint import export, find_state, load_state, load_weights, read_weights, save_state
@@ -526,6 +528,19 @@ def test_show_names_each_file_and_its_state(run, capsys):
     assert files[folder.BEST]["sha256"] == digest
     flip(run / folder.BEST, 7)
     assert (shown()[0], shown()[1][folder.BEST]["state"]) == (1, "damaged")
+
+
+def test_changed_data_are_named(tmp_path, monkeypatch, capsys):
+    """Where a run of an earlier version is evaluated."""
+    shutil.copytree(BEFORE, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    load_target("finished", device="cpu")
+    assert "SHA-256" not in capsys.readouterr().err
+    arrays = dict(np.load("sorted.npz"))
+    arrays["x_test"][0] ^= 1
+    np.savez("sorted.npz", **arrays)
+    load_target("finished", device="cpu")
+    assert "sorted.npz of npz has another SHA-256" in capsys.readouterr().err
 
 
 def test_show_compares_the_data(tmp_path, monkeypatch):

@@ -197,6 +197,7 @@ class Keeper:
             does not have every epoch.
         """
         path = self._folder()
+        self._held.clear()
         state, self._fallback = find_state(path, self.device)
         text = state.pop("metrics", None)
         if text is None:
