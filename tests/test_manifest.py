@@ -286,6 +286,8 @@ def test_a_run_that_is_killed_before_it_has_a_configuration_begins_again(whole, 
     monkeypatch.undo()
     assert (tmp_path / "run" / STATE).is_file()
     same(trained(tmp_path / "run"), tmp_path / "run", *whole)
+    ids = (folder.read_json(tmp_path / "run" / name) for name in (folder.MANIFEST, folder.CONFIG))
+    assert next(ids)["run"] == next(ids)["id"]
 
 
 class KilledAt(Callback):

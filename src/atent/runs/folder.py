@@ -78,6 +78,8 @@ def create(path: str | Path) -> Path:
             " resume=True)"
         )
     path.mkdir(parents=True, exist_ok=True)
+    for name in (MANIFEST, f"{LAST}/{STATE}"):
+        (path / name).unlink(missing_ok=True)
     return path
 
 

@@ -229,8 +229,8 @@ class Keeper:
         for name, (epoch, kind) in best.items():
             file = f"{name}.safetensors"
             wrong = _wrong(path, file, epoch, mark["epoch"])
-            if wrong is None:
-                continue
+            if wrong is None or (name != "best" and manifest.sums(path) is None):
+                continue  # earlier versions kept the best alone
             if not _wrong(path, _previous(file), epoch, epoch):
                 kept.append(file)
             elif epoch == ends:
