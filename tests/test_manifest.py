@@ -21,8 +21,9 @@ from atent.data import from_tensors
 from atent.experiments.inventory import inventory
 from atent.experiments.target import load_target
 from atent.methods import Standard
+from atent.report.collect import read
 from atent.runs import manifest
-from atent.runs.checkpoint import export, find_state, load_state, load_weights, read_weights, save_state
+from atent.runs.checkpoint import check_best, export, find_state, load_state, load_weights, read_weights, save_state
 from atent.runs.loading import load
 from atent.runs.manifest import Damaged, check, record, seal, states
 from atent.train import Callback, TrainSettings, fit
@@ -437,8 +438,24 @@ def test_weights_of_another_run_are_refused(run, tmp_path):
     with pytest.raises(Damaged):
         load_weights(net(), run)
     own = folder.read_json(run / folder.CONFIG)["id"]
-    with pytest.raises(ValueError, match=f"{folder.BEST} is of run .*, and .* is run {own}"):
-        load_weights(net(), unsealed(run))
+    (run / folder.EVALUATION).unlink()  # for the report, it is not one
+    unsealed(run)
+    for reader in (lambda: load_weights(net(), run), lambda: check_best(run), lambda: read(run)):
+        with pytest.raises(ValueError, match=f"{folder.BEST} is of run .*, and .* is run {own}"):
+            reader()
+    assert {e.name: e.state for e in inventory(run).files}[folder.BEST] == "of another run"
+
+
+def test_a_report_needs_what_it_shows(run):
+    (run / folder.EVALUATION).unlink()
+    assert read(run).rows
+    (run / folder.METRICS).rename(run / "aside")
+    with pytest.raises(Damaged, match="is missing"):
+        read(run)
+    (run / "aside").rename(run / folder.METRICS)
+    flip(run / folder.BEST, 70)
+    with pytest.raises(Damaged, match=folder.BEST):
+        read(run)
 
 
 def test_a_checkpoint_without_history_needs_every_row(whole, run):

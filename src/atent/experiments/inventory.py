@@ -11,8 +11,9 @@ from atent.data import SOURCES
 from atent.data import load as load_data
 from atent.experiments.target import recorded_data
 from atent.runs import manifest
+from atent.runs.checkpoint import check_best
 
-BAD = ("damaged", "missing", "changed")
+BAD = ("damaged", "missing", "changed", "of another run")
 """States of a file that is not what was written."""
 
 
@@ -22,7 +23,7 @@ class Entry:
 
     name: str
     state: str
-    """whole, damaged, missing or not covered; of data also changed or not found."""
+    """whole, damaged, missing or not covered; of the best weights also of another run, of data changed or not found."""
     sha256: str | None
     """The sum that was recorded; of data without files the first digits of that of the training samples."""
 
@@ -66,6 +67,12 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
         Entry(name, state, (manifest.settled(run, name, known) or known[name])["sha256"] if name in known else None)
         for name, state in manifest.states(run).items()
     )
+    try:
+        check_best(run)
+    except folder.Damaged:
+        pass
+    except ValueError:
+        files = tuple(replace(e, state="of another run") if e.name == folder.BEST else e for e in files)
     intact = manifest.is_whole(run / folder.CONFIG) and manifest.is_run(run)
     data = _data(folder.read_config(run / folder.CONFIG), root) if intact else ()
     return Inventory(str(run), manifest.run_id(run), files, data)

@@ -19,6 +19,8 @@ from atent.experiments.results import (
     TransferFile,
 )
 from atent.experiments.target import names_data, names_model
+from atent.runs import manifest
+from atent.runs.checkpoint import check_best
 from atent.runs.manifest import read_json
 
 COMPARISON = "comparison.json"
@@ -116,6 +118,7 @@ def _run(path: Path, name: str) -> Run:
         raise ValueError(
             f"{path / folder.CONFIG} has no table 'method', so it is not a run's: give a folder of atent train"
         )
+    check_best(path)
     evaluations, certificates, theories, transfers = (
         # the plain name first, then by number
         sorted(path.glob(f"{stem}*.json"), key=lambda file: (len(file.name), file.name))
@@ -147,6 +150,8 @@ def _certificate(file: Path) -> Certificate | None:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file() and folder.METRICS in (manifest.sums(path.parent) or {}):
+        raise folder.Damaged(f"{path} is missing: `atent train --resume {path.parent}` restores it")
     rows = folder.read_rows(path) if path.is_file() else []
     for row in rows:
         if "epoch" not in row:

@@ -102,6 +102,28 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
     return about, state, notes
 
 
+def check_best(run: Path) -> None:
+    """Check the best weights of a run folder without loading them, for those who show what was measured on them.
+
+    Raises
+    ------
+    ValueError
+        In one line: they are damaged by the manifest, not whole, or of another run. Absent ones pass.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = run / BEST
+    if not path.is_file():
+        return
+    manifest.check(run, BEST)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("atent", "{}"))
+    except (SafetensorError, ValueError) as error:
+        raise folder.Damaged(f"{path} is not a whole safetensors file ({error}): copy it again") from None
+    _check_run(path, about)
+
+
 def _check_run(path: Path, about: dict[str, Any]) -> None:
     """ValueError for weights in the folder of another run."""
     place = manifest.home(path)
