@@ -27,6 +27,7 @@ from atent.experiments.comparison import INTERVAL, accuracy, caveat, draw, draw_
 from atent.experiments.finished import compare_runs
 from atent.experiments.plan import agree
 from atent.experiments.results import ComparisonFile, EvaluationFile, LastEpoch, Share, Spread
+from atent.runs import manifest
 
 BEFORE = Path(__file__).parent / "before_subsets"
 
@@ -180,7 +181,7 @@ def test_compare_trains_once_and_reuses(here, capsys, monkeypatch):
     assert "no comparison" in refused(capsys, *named[:3], "plain-seed0", *named[4:], "--runs", str(path))
     saved = run.read_json(path / "pgd-seed1" / "config.json")
     saved["method"]["steps"] = 7
-    (path / "pgd-seed1" / "config.json").write_text(json.dumps(saved))
+    manifest.write_json(path / "pgd-seed1" / "config.json", saved)
     err = refused(capsys, *named)
     assert "pgd-seed1 was trained with other settings (method.steps 7, not 1)" in err
 
@@ -188,7 +189,7 @@ def test_compare_trains_once_and_reuses(here, capsys, monkeypatch):
 def test_compare_goes_on_after_an_interruption(here, capsys):
     args = ["--seeds", "1", "--train.epochs", "50", "--name", "mine"]
     path = here / "runs" / "mine"
-    state = path / "plain-seed0" / "last" / "state.pt"
+    state = path / "plain-seed0" / "metrics.jsonl"
 
     def stop():
         end = time.monotonic() + 120

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from commands import given
+from kit import unsealed
 
 import atent
 from atent import plots
@@ -68,7 +69,7 @@ def made(tmp_path_factory):
 def run(made, tmp_path):
     """A copy of it to change."""
     shutil.copytree(made, tmp_path / "copy")
-    return tmp_path / "copy"
+    return unsealed(tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
@@ -508,7 +509,7 @@ def test_the_page_is_whole_and_needs_nothing_else(page):
 def spoil(path, tmp_path):
     """The run again, with markup wherever a file can hold a name."""
     evil = tmp_path / '"><img src=x onerror=alert(2)> $\\frac$'
-    shutil.copytree(path, evil)
+    unsealed(shutil.copytree(path, evil))
     change(evil / "config.json", recipe=EVIL)
     settings = load(evil / "config.json")
     settings["about"]["data"] |= {"name": EVIL, "source": EVIL, "files": {EVIL: {"sha256": EVIL}}}

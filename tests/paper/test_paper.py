@@ -28,7 +28,7 @@ from atent.paper.layout import Measure, Training
 from atent.paper.published import Figure, published, value
 from atent.paper.scales import LAPTOP, PAPER, SCALES, SMOKE
 from atent.paper.tables import ELSEWHERE, NAMES, TABLES, UNREACHED, claimed
-from atent.runs import read_json, read_jsonl
+from atent.runs import manifest, read_json, read_jsonl
 from atent.threat import Threat, radius
 from atent.train.interrupt import Interrupted, stop_requests
 
@@ -262,7 +262,7 @@ def test_a_table_from_end_to_end(here, capsys):
     path = runs / "digits-l2-pgdat-seed0" / "config.json"
     saved = read_json(path)
     saved["method"]["steps"] = 7
-    path.write_text(json.dumps(saved))
+    manifest.write_json(path, saved)
     status, _, err = run(capsys, "table-s1", "--only", "pgdat")
     assert status == 2
     assert len(err.strip().splitlines()) == 1

@@ -19,6 +19,9 @@ from atent.experiments.results import (
     TransferFile,
 )
 from atent.experiments.target import names_data, names_model
+from atent.runs import manifest
+from atent.runs.checkpoint import check_best
+from atent.runs.manifest import read_json
 
 COMPARISON = "comparison.json"
 
@@ -110,11 +113,12 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
 
 
 def _run(path: Path, name: str) -> Run:
-    config = folder.read_json(path / folder.CONFIG)
+    config = read_json(path / folder.CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("method"), dict):
         raise ValueError(
             f"{path / folder.CONFIG} has no table 'method', so it is not a run's: give a folder of atent train"
         )
+    check_best(path)
     evaluations, certificates, theories, transfers = (
         # the plain name first, then by number
         sorted(path.glob(f"{stem}*.json"), key=lambda file: (len(file.name), file.name))
@@ -134,7 +138,7 @@ def _run(path: Path, name: str) -> Run:
 
 def _certificate(file: Path) -> Certificate | None:
     """None for one that is not finished."""
-    plain = folder.read_json(file)
+    plain = read_json(file)
     if isinstance(plain, dict) and plain.get("complete") is False:
         return None
     content = migrate.parsed(plain, CertificateFile, file)
@@ -146,6 +150,8 @@ def _certificate(file: Path) -> Certificate | None:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file() and folder.METRICS in (manifest.sums(path.parent) or {}):
+        raise folder.Damaged(f"{path} is missing: `atent train --resume {path.parent}` restores it")
     rows = folder.read_rows(path) if path.is_file() else []
     for row in rows:
         if "epoch" not in row:

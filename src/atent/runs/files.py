@@ -10,7 +10,8 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,20 +31,52 @@ def atomic(path: str | Path) -> Iterator[Path]:
     torch and safetensors are turned into it. Any other exception of the block passes through.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+    with written(path) as half:
+        yield half
+        sync([half])
+    with _removed_on_failure(path, half):
+        os.replace(half, path)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """As `atomic`, without the rename and without `sync`, which the caller does."""
+    half = temporary(path)
+    with _removed_on_failure(path, half):
+        yield half
         # safetensors writes for the owner alone; every other file of a run is readable as the umask says
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.chmod(half, 0o666 & ~_umask())
+
+
+def temporary(path: Path) -> Path:
+    """A name in the folder of `path` for what is not whole yet, with the suffix of `path`."""
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+
+
+def sync(paths: Sequence[Path]) -> None:
+    """Wait until files are on the disk: all at once, as a file system commits them together."""
+
+    def wait(path: Path) -> None:
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+
+    if len(paths) < 2:
+        list(map(wait, paths))
+        return
+    with ThreadPoolExecutor(len(paths)) as pool:
+        list(pool.map(wait, paths))
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path, temporary: Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if not _is_write_failure(error):
             raise
-        raise _write_error(path, temporary, error) from error
+        raise write_error(path, temporary, error) from error
 
 
 def _umask() -> int:
@@ -55,7 +88,7 @@ def _umask() -> int:
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Writes `data` (text as UTF-8) to `path`: all of it, or nothing. Raises OSError as `atomic` does."""
-    with atomic(path) as temporary, open(temporary, "xb") as file:
+    with atomic(path) as half, open(half, "xb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
@@ -63,7 +96,8 @@ def _is_write_failure(error: BaseException) -> bool:
     return isinstance(error, OSError) or (isinstance(error, Exception) and bool(_WRITER.search(str(error))))
 
 
-def _write_error(path: Path, temporary: Path | None, error: BaseException) -> OSError:
+def write_error(path: Path, temporary: Path | None, error: BaseException) -> OSError:
+    """The failure to write `path`, by way of a temporary file, in one line."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
@@ -90,8 +124,12 @@ def write_json(path: str | Path, obj: Any) -> None:
     values are written with their own shortest digits. Raises ValueError, naming the key path, for NaN,
     infinity, or a value that JSON does not have; OSError as `write_atomic`.
     """
-    plain = _plain(obj, "", Path(path).name)
-    write_atomic(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    write_atomic(path, as_json(obj, Path(path).name))
+
+
+def as_json(obj: Any, name: str) -> str:
+    """The text that `write_json` writes; ``name`` is the file's, for errors."""
+    return json.dumps(_plain(obj, "", name), indent=2, allow_nan=False) + "\n"
 
 
 def plain(obj: Any) -> Any:
@@ -131,7 +169,7 @@ def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> None:
                 file.truncate(end)
                 raise
     except OSError as error:
-        raise _write_error(path, None, error) from error
+        raise write_error(path, None, error) from error
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
