@@ -70,8 +70,9 @@ class TrainSettings(metaclass=Settings):
     """Steps of the watch's PGD."""
     watch_drop: float = 0.2
     """Fall of the accuracy under that PGD, and not under the training's attack, that stops; half of it warns."""
-    save_minutes: float = 5.0
-    """Minutes between checkpoints inside an epoch (each epoch's end has one); 0: at every step."""
+    save_minutes: float | None = None
+    """Minutes between checkpoints inside an epoch (each epoch's end has one); 0: at every step. Default: one, or so
+    many that saving takes at most 1 % of the time."""
 
     def __post_init__(self) -> None:
         if everything(self.validate_limit) is None:
@@ -83,8 +84,9 @@ class TrainSettings(metaclass=Settings):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("validate_limit", "save_minutes"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         check_average(self.average_decay, self.average_start)
