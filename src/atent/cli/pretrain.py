@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -60,16 +59,15 @@ def pretrain(
         raise UsageError("which recipe? `atent pretrain RECIPE`, such as digits-acl; `atent recipes` lists them")
     if root is not None:
         raise UsageError("--root is for --resume: use --data.root")
-    from atent import runs as folder
     from atent.experiments.pretraining import next_steps, pretraining, pretraining_recipes
+    from atent.runs.locks import claimed
 
     if not recipe.endswith(".toml") and recipe not in (*recipe_names(), *base_names(), *RENAMED):
         raise UsageError(unknown("recipe", recipe, pretraining_recipes()))
     job, _ = recipe_job(recipe, list(fields), prog=f"atent pretrain {recipe}", allow_large_eps=allow_large_eps)
     job = pretraining(job)
-    wanted = name or job.recipe or "run"
-    path = Path(runs) / wanted if name else folder.free_name(runs, wanted)
-    status = training.train_job(job, path, baseline=False, quiet=quiet, log=log)
+    with claimed(runs, name or job.recipe or "run", "pretrain", numbered=not name) as path:
+        status = training.train_job(job, path, baseline=False, quiet=quiet, log=log)
     print(next_steps(job, path))
     return status
 

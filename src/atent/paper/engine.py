@@ -6,7 +6,6 @@ A network is a run folder, runs/SCALE/NAME-seedK; beside its weights, measures.j
 from __future__ import annotations
 
 import hashlib
-import shutil
 import signal
 import threading
 import time
@@ -15,8 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from atent import runs as folder
 from atent import stats
@@ -33,6 +30,7 @@ from atent.experiments.target import Target, load_target
 from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale
 from atent.progress import Advance, bar
+from atent.runs.locks import held
 from atent.train.interrupt import Interrupted
 
 MEASURES = "measures.json"
@@ -124,7 +122,7 @@ def train(
             return run.path
         bench.check()
         if found == "new" and run.path.exists():
-            shutil.rmtree(run.path)
+            folder.clear(run.path)
         begun = time.monotonic()
         bench.say(f"train    {run.path.name}" + (" (resumes)" if found == "started" else ""))
         report = None if each_epoch is None else lambda row: each_epoch(run.path, row)
@@ -156,21 +154,16 @@ def alarm(deadline: float | None) -> Iterator[None]:
 @contextmanager
 def _turn(bench: Bench, path: Path) -> Iterator[None]:
     """Hold a run against other commands; one that is held is waited for."""
-    lock, told = FileLock(path.with_name(f".{path.name}.lock")), False
-    while True:
-        try:
-            lock.acquire(blocking=False)
-            break
-        except Timeout:
-            if not told:
-                bench.say(f"wait     {path.name} is in use by another command")
-            told = True
-            bench.check()
-            time.sleep(0.2)
-    try:
+    lines: list[str] = []
+
+    def wait(line: str) -> None:
+        if not lines:
+            bench.say(f"wait     {line}")
+        lines.append(line)
+        bench.check()
+
+    with held(path / folder.LOCK, "reproduce", wait=wait):
         yield
-    finally:
-        lock.release()
 
 
 # ---- measures ----------------------------------------------------------------------------------------------

@@ -9,11 +9,12 @@ import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
+
+from atent.runs.stale import temporary_of
 
 # torch and safetensors report a full disk as errors that are not OSError, and torch without the reason
 _WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter|\(os error \d+\)")
@@ -39,7 +40,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
     """As `atomic`, without the rename: after the block the temporary file is whole on the disk."""
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = temporary_of(path)
     with _removed_on_failure(path, temporary):
         yield temporary
         with open(temporary, "rb+") as file:
