@@ -47,6 +47,7 @@ def certify(
     plot: Place = None,
     table: Place = None,
     quiet: bool = False,
+    steal_lock: bool = False,
     json: bool = False,
 ) -> int:
     """Certify the accuracy of models on their test images: by randomised smoothing, or by bounds on the network.
@@ -114,6 +115,8 @@ def certify(
         that smoothing and bounds of several commands meet in one table.
     quiet
         No progress bar.
+    steal_lock
+        Take over the lock of a process on another host, which is known to be gone.
     json
         Print the certificate (of several runs: a list) as JSON to standard output, and nothing else there.
     """
@@ -122,7 +125,9 @@ def certify(
     from atent.certify import smooths
     from atent.experiments.certificate import certify_folder, draw
     from atent.experiments.certified import add, check_table, row
+    from atent.runs import locks
 
+    locks.steal(steal_lock)
     check_table(table)
     if plot and not smooths(method):
         raise ValueError(f"--plot draws the radii of smoothing, and method {method} verifies single radii: omit --plot")

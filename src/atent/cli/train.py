@@ -32,6 +32,7 @@ def train(
     root: Place = None,
     log: Annotated[tuple[str, ...], arg("TRACKER")] = (),
     quiet: bool = False,
+    steal_lock: bool = False,
     fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
 ) -> int:
     """Train a model by a recipe, evaluate it on the test set once, and keep all of it in a run folder.
@@ -69,7 +70,12 @@ def train(
         Record the training by these trackers as well: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
         No progress bar.
+    steal_lock
+        Take over the lock of a process on another host, which is known to be gone.
     """
+    from atent.runs import locks
+
+    locks.steal(steal_lock)
     if resume is not None:
         if recipe is not None:
             raise UsageError(f"{recipe!r} is one argument too many: --resume takes the recipe of {resume}")

@@ -23,7 +23,8 @@ from atent.experiments.pipeline import Say
 from atent.experiments.plan import NAME, PLAN, Build, Plan, Run, agree, place, seeded, state
 from atent.experiments.results import ComparisonFile
 from atent.progress import bar
-from atent.runs.locks import held
+from atent.runs.locks import InUse, held
+from atent.signals import followed, resumed_by
 from atent.threads import cores, wait_passively
 from atent.train.interrupt import Interrupted, stop_requests
 
@@ -47,13 +48,16 @@ def compare(
     ``beside`` is the folder of an earlier comparison that the Pareto plot shows as well: equal epochs, say, beside
     equal time.
 
-    Raises ValueError and FileExistsError of one line before anything is trained; ChildProcessError where a run fails
-    and Interrupted after Ctrl-C: the other runs are stopped, with their state saved, and the same command resumes.
+    Raises ValueError (InUse while another process is at work there) and FileExistsError of one line before anything is
+    trained; ChildProcessError where a run fails and Interrupted after a signal of `atent.signals`: the other runs are
+    stopped, with their state saved, and the same command resumes. The runs end with the process that started them.
     """
     agree(plan.jobs)
     other = _beside(beside)
     path = place(runs, name, plan, build)
-    with held(path / folder.LOCK, "compare"):
+    with resumed_by("the same command resumes"), held(path / folder.LOCK, "compare"):
+        if place(runs, name, plan, build) != path:
+            raise InUse(f"{path} was taken by another comparison meanwhile: give the same command again")
         # Runs of a comparison that was killed save and end by themselves; what they are is known after that.
         for run in plan.runs(path):
             if run.path.is_dir():
@@ -157,7 +161,7 @@ def _start(plan: Plan, run: Run, stage: str, at_once: int) -> subprocess.Popen[b
         words += ["--train.seed", str(run.job.train.seed), "--no_baseline", "--quiet", *plan.overrides]
         if at_once > 1 and run.job.train.threads is None:
             words += ["--train.threads", str(max(1, cores() // at_once))]
-    environment = dict(os.environ)
+    environment = followed(dict(os.environ))
     wait_passively(environment)
     with open(run.log, "ab") as log:
         return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)

@@ -35,8 +35,10 @@ from atent.runs.loading import model_of
 from atent.runs.locks import held
 from atent.runs.manifest import write_json
 from atent.runs.pretrained import load_start
+from atent.signals import resumed_by
 from atent.threat import COUNTS, Threat
 from atent.train.callbacks import Callback
+from atent.train.interrupt import again
 from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.preflight import check_attacks
 from atent.train.settings import TrainSettings, pick_device
@@ -103,9 +105,16 @@ def run_job(
     Python, to resume it. Raises what the rooms raise: ValueError (InUse while another process is at work on the run),
     FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
     """
-    with held(path / folder.LOCK, "train"):
+    with held(path / folder.LOCK, "train"), resumed_by(lambda: _again(path)):
         job = as_begun(job, path) if resume else job
         return _run(job, path, resume, saved, progress=progress, report=report, say=say, callbacks=callbacks)
+
+
+def _again(path: Path) -> str:
+    """What resumes a run that was stopped outside its steps."""
+    if not (path / folder.CONFIG).is_file():
+        return "nothing was saved yet, give the same command again"
+    return f"resume with {again(folder.read_config(path / folder.CONFIG), path)}"
 
 
 def _run(

@@ -6,7 +6,6 @@ A network is a run folder, runs/SCALE/NAME-seedK; beside its weights, measures.j
 from __future__ import annotations
 
 import hashlib
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from atent import runs as folder
-from atent import stats
+from atent import signals, stats
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse
 from atent.certify import Sampling, certify_run
@@ -57,15 +56,11 @@ class Bench:
     """Of `time.monotonic`; None: no limit."""
     progress: bool = False
     say: Say = lambda line: None
-    asked: Callable[[], bool] = lambda: False
-    """Whether Ctrl-C or SIGTERM came."""
 
     def check(self) -> None:
-        """Interrupted once the time is up or a stop was requested."""
+        """Interrupted once the time is up."""
         if self.late():
             raise Interrupted("time is up: the same command resumes")
-        if self.asked():
-            raise Interrupted("interrupted: the same command resumes")
 
     def late(self) -> bool:
         """Whether the time is up."""
@@ -138,11 +133,11 @@ def train(
 
 @contextmanager
 def alarm(deadline: float | None) -> Iterator[None]:
-    """Ask the training loop to save and stop at ``deadline``, as SIGTERM would."""
+    """Ask the training loop to save and stop at ``deadline``, as a signal would."""
     if deadline is None:
         yield
         return
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), signal.raise_signal, (signal.SIGTERM,))
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), signals.request)
     timer.daemon = True
     timer.start()
     try:

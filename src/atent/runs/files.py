@@ -74,6 +74,54 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
+def write_new(path: str | Path, data: bytes | str, *, numbered: bool = True) -> Path:
+    """Writes `data` to a file that was not there: `path`, or where that is taken path-2, path-3 ...; which one.
+
+    No other process gets the same name. Raises OSError as `atomic` does, FileExistsError where the name is taken and
+    not `numbered`.
+    """
+    path = Path(path)
+    with written(path) as temporary, open(temporary, "xb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+    try:
+        return _named(temporary, path, numbered)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def reserved(path: Path, *, numbered: bool = True) -> Path:
+    """Makes an empty file that was not there, to be replaced by `atomic`: `path`, or where that is taken path-2 ..."""
+    return _first(path, numbered, lambda name: os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)))
+
+
+def _named(temporary: Path, path: Path, numbered: bool) -> Path:
+    try:
+        # A second name is given to the whole file, or none.
+        return _first(path, numbered, lambda name: os.link(temporary, name))
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        name = reserved(path, numbered=numbered)
+        os.replace(temporary, name)
+        return name
+
+
+def _first(path: Path, numbered: bool, make: Callable[[Path], None]) -> Path:
+    name, number = path, 1
+    while True:
+        try:
+            make(name)
+            return name
+        except FileExistsError:
+            if not numbered:
+                raise FileExistsError(
+                    f"{path} exists: choose another name, an earlier result is never overwritten"
+                ) from None
+            number += 1
+            name = path.with_stem(f"{path.stem}-{number}")
+
+
 def _is_write_failure(error: BaseException) -> bool:
     return isinstance(error, OSError) or (isinstance(error, Exception) and bool(_WRITER.search(str(error))))
 

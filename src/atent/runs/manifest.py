@@ -279,6 +279,13 @@ def write_json(path: str | Path, obj: Any) -> None:
         temporary.write_text(plain_files.as_json(obj, Path(path).name), encoding="utf-8")
 
 
+def write_new(path: str | Path, obj: Any, *, numbered: bool = True) -> Path:
+    """`obj` as JSON by `atent.runs.files.write_new`, recorded where that lies in a run folder; which file."""
+    made = plain_files.write_new(path, plain_files.as_json(obj, Path(path).name), numbered=numbered)
+    record_file(made)
+    return made
+
+
 def record(run: str | Path, *names: str) -> None:
     """Take the present content of files of a run folder as what was written; one that is absent is forgotten."""
     run = Path(run)
