@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from commands import compare_jobs
-from kit import unsealed
 
 import atent
 from atent import plots, stats
@@ -28,6 +27,7 @@ from atent.experiments.comparison import INTERVAL, accuracy, caveat, draw, draw_
 from atent.experiments.finished import compare_runs
 from atent.experiments.plan import agree
 from atent.experiments.results import ComparisonFile, EvaluationFile, LastEpoch, Share, Spread
+from atent.runs import manifest
 
 BEFORE = Path(__file__).parent / "before_subsets"
 
@@ -181,7 +181,7 @@ def test_compare_trains_once_and_reuses(here, capsys, monkeypatch):
     assert "no comparison" in refused(capsys, *named[:3], "plain-seed0", *named[4:], "--runs", str(path))
     saved = run.read_json(path / "pgd-seed1" / "config.json")
     saved["method"]["steps"] = 7
-    (unsealed(path / "pgd-seed1") / "config.json").write_text(json.dumps(saved))
+    manifest.write_json(path / "pgd-seed1" / "config.json", saved)
     err = refused(capsys, *named)
     assert "pgd-seed1 was trained with other settings (method.steps 7, not 1)" in err
 

@@ -509,7 +509,7 @@ def test_the_page_is_whole_and_needs_nothing_else(page):
 def spoil(path, tmp_path):
     """The run again, with markup wherever a file can hold a name."""
     evil = tmp_path / '"><img src=x onerror=alert(2)> $\\frac$'
-    shutil.copytree(path, evil)
+    unsealed(shutil.copytree(path, evil))
     change(evil / "config.json", recipe=EVIL)
     settings = load(evil / "config.json")
     settings["about"]["data"] |= {"name": EVIL, "source": EVIL, "files": {EVIL: {"sha256": EVIL}}}

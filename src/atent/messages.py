@@ -28,6 +28,12 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> str:
 
 
 @functools.cache
+def once(line: str) -> None:
+    """Print a line on stderr, once."""
+    print(f"atent: {line}", file=sys.stderr)
+
+
+@functools.cache
 def deprecated(old: str, new: str) -> None:
     """Report a former spelling on stderr, once."""
     print(f"atent: {old} is deprecated: write {new}", file=sys.stderr)

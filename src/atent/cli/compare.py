@@ -84,9 +84,8 @@ def compare(
     if len(recipes) < 2:
         raise UsageError("a comparison needs two recipes or more: `atent compare RECIPE RECIPE ... [OPTIONS]`")
     made = jobs_of(recipes, overrides, allow_large_eps=allow_large_eps)
-    for option, wanted in (("--allow_large_eps", allow_large_eps), ("--steal-lock", steal_lock)):
-        if wanted:
-            overrides.append(option)
+    if allow_large_eps:
+        overrides.append("--allow_large_eps")
     from atent.experiments import compare as room
     from atent.experiments.plan import Plan
     from atent.experiments.recipes import job

@@ -1,4 +1,4 @@
-"""What the commands print: tables of accuracies, and results as JSON."""
+"""`atent show`, and what the other commands print: tables of accuracies, and results as JSON."""
 
 from __future__ import annotations
 
@@ -7,12 +7,47 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import tyro
+
+from atent.cli.parse import Place, arg
 from atent.cli.width import screen
 
 if TYPE_CHECKING:
     from atent.experiments.results import EvaluationFile, Part, UnionReport
+
+
+def show(run: Annotated[tyro.conf.Positional[str], arg("RUN")], *, root: Place = None, json: bool = False) -> int:
+    """Show the files of a run and of its data, with their SHA-256 sums, and whether they are still what was written.
+
+    A file is whole, damaged (its sum is not the recorded one), missing, or not covered by the run's manifest. Exit
+    status: 0 nothing is damaged or missing, 1 something is, 2 not understood.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    root
+        Folder that holds the data (npz: the file), as --data.root. Default: as the run.
+    json
+        Print the result as JSON to standard output, and nothing else there.
+    """
+    from rich.table import Table
+
+    from atent.experiments.inventory import inventory
+
+    with json_alone(json) as emit:
+        found = inventory(run, root)
+        table = Table(title=f"{found.run}, run {found.id or 'without id'}", title_justify="left")
+        for heading in ("file", "state", "SHA-256"):
+            table.add_column(heading, overflow="fold")
+        for place, entries in (("", found.files), ("data: ", found.data)):
+            for entry in entries:
+                table.add_row(f"{place}{entry.name}", entry.state, entry.sha256 or "")
+        print_table(table)
+        emit(found)
+    return 0 if found.whole else 1
 
 
 @contextlib.contextmanager

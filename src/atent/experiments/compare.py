@@ -23,7 +23,7 @@ from atent.experiments.pipeline import Say
 from atent.experiments.plan import NAME, PLAN, Build, Plan, Run, agree, place, seeded, state
 from atent.experiments.results import ComparisonFile
 from atent.progress import bar
-from atent.runs.locks import InUse, held
+from atent.runs.locks import InUse, held, stealing
 from atent.signals import followed, resumed_by
 from atent.threads import cores, wait_passively
 from atent.train.interrupt import Interrupted, stop_requests
@@ -161,6 +161,7 @@ def _start(plan: Plan, run: Run, stage: str, at_once: int) -> subprocess.Popen[b
         words += ["--train.seed", str(run.job.train.seed), "--no_baseline", "--quiet", *plan.overrides]
         if at_once > 1 and run.job.train.threads is None:
             words += ["--train.threads", str(max(1, cores() // at_once))]
+    words += ["--steal-lock"] if stealing() else []
     environment = followed(dict(os.environ))
     wait_passively(environment)
     with open(run.log, "ab") as log:

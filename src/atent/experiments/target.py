@@ -22,6 +22,7 @@ from atent.data import load as load_data
 from atent.data.builder import built
 from atent.data.described import described
 from atent.data.settings import check_rule
+from atent.messages import once
 from atent.models import check_output, from_reference
 from atent.precision import gaining
 from atent.runs.loading import load_file, restore
@@ -266,7 +267,7 @@ def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: st
     if settings is not None:
         if name is not None:
             raise ValueError(f"--data {name} has no effect on {run}: a run brings its own, {settings.name}")
-        return load_data(replace(settings, root=root) if root else settings)
+        return _as_trained(load_data(replace(settings, root=root) if root else settings), config, run)
     made = config.get("data") or {}
     builder, args = (made.get("builder"), made.get("builder_args") or {}) if name is None else (name, {})
     if builder is None:
@@ -283,6 +284,15 @@ def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: st
         if seen != wanted:
             raise ValueError(f"--data {builder} has {what} {seen}, {run} was trained with {wanted}: give its own data")
     return found
+
+
+def _as_trained(data: Data, config: dict[str, Any], run: Path) -> Data:
+    """The data of a run, with one line on stderr where a file is not the one that the run was trained with."""
+    before = config["about"]["data"].get("files") or {}
+    for name, entry in (data.about.get("files") or {}).items():
+        if entry["sha256"] != before.get(name, entry)["sha256"]:
+            once(f"{name} of {data.name} has another SHA-256 than when {run} was trained: the data were changed")
+    return data
 
 
 def _run(

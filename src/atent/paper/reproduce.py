@@ -40,8 +40,8 @@ def reproduce(
 
     Networks are trained and measured once, in ``runs``, and used again by other tables and later calls. After
     ``time_limit`` seconds, or a signal of `atent.signals`, all is saved, what is measured is written, and Interrupted
-    says that the same command resumes. ``only`` names rows of a table to train and measure. ValueError, in one line, for
-    names that are not known, and where ``out`` holds a result of another scale.
+    says that the same command resumes. ``only`` names rows of a table to train and measure. ValueError, in one line,
+    for names that are not known, and where ``out`` holds a result of another scale.
     """
     begun = time.monotonic()
     if scale not in SCALES:

@@ -9,12 +9,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
 
-from atent.runs.stale import temporary_of
+from atent.runs.stale import temporary
 
 # torch and safetensors report a full disk as errors that are not OSError, and torch without the reason
 _WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter|\(os error \d+\)")
@@ -31,22 +32,35 @@ def atomic(path: str | Path) -> Iterator[Path]:
     torch and safetensors are turned into it. Any other exception of the block passes through.
     """
     path = Path(path)
-    with written(path) as temporary:
-        yield temporary
-    with _removed_on_failure(path, temporary):
-        os.replace(temporary, path)
+    with written(path) as half:
+        yield half
+        sync([half])
+    with _removed_on_failure(path, half):
+        os.replace(half, path)
 
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """As `atomic`, without the rename: after the block the temporary file is whole on the disk."""
-    temporary = temporary_of(path)
-    with _removed_on_failure(path, temporary):
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+    """As `atomic`, without the rename and without `sync`, which the caller does."""
+    half = temporary(path)
+    with _removed_on_failure(path, half):
+        yield half
         # safetensors writes for the owner alone; every other file of a run is readable as the umask says
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(half, 0o666 & ~_umask())
+
+
+def sync(paths: Sequence[Path]) -> None:
+    """Wait until files are on the disk: all at once, as a file system commits them together."""
+
+    def wait(path: Path) -> None:
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+
+    if len(paths) < 2:
+        list(map(wait, paths))
+        return
+    with ThreadPoolExecutor(len(paths)) as pool:
+        list(pool.map(wait, paths))
 
 
 @contextlib.contextmanager
@@ -58,7 +72,7 @@ def _removed_on_failure(path: Path, temporary: Path) -> Iterator[None]:
             temporary.unlink()
         if not _is_write_failure(error):
             raise
-        raise _write_error(path, temporary, error) from error
+        raise write_error(path, temporary, error) from error
 
 
 def _umask() -> int:
@@ -70,7 +84,7 @@ def _umask() -> int:
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Writes `data` (text as UTF-8) to `path`: all of it, or nothing. Raises OSError as `atomic` does."""
-    with atomic(path) as temporary, open(temporary, "xb") as file:
+    with atomic(path) as half, open(half, "xb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
@@ -95,15 +109,15 @@ def reserved(path: Path, *, numbered: bool = True) -> Path:
     return _first(path, numbered, lambda name: os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)))
 
 
-def _named(temporary: Path, path: Path, numbered: bool) -> Path:
+def _named(half: Path, path: Path, numbered: bool) -> Path:
     try:
         # A second name is given to the whole file, or none.
-        return _first(path, numbered, lambda name: os.link(temporary, name))
+        return _first(path, numbered, lambda name: os.link(half, name))
     except FileExistsError:
         raise
     except OSError:  # a file system without links
         name = reserved(path, numbered=numbered)
-        os.replace(temporary, name)
+        os.replace(half, name)
         return name
 
 
@@ -126,7 +140,8 @@ def _is_write_failure(error: BaseException) -> bool:
     return isinstance(error, OSError) or (isinstance(error, Exception) and bool(_WRITER.search(str(error))))
 
 
-def _write_error(path: Path, temporary: Path | None, error: BaseException) -> OSError:
+def write_error(path: Path, temporary: Path | None, error: BaseException) -> OSError:
+    """The failure to write `path`, by way of a temporary file, in one line."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
@@ -198,7 +213,7 @@ def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> None:
                 file.truncate(end)
                 raise
     except OSError as error:
-        raise _write_error(path, None, error) from error
+        raise write_error(path, None, error) from error
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

@@ -50,6 +50,11 @@ def steal(wanted: bool) -> None:
     _STEAL.set(wanted)
 
 
+def stealing() -> bool:
+    """What `steal` said."""
+    return _STEAL.get()
+
+
 def lock_of(path: Path) -> Path:
     """The lock of one file, beside it."""
     return path.with_name(f".{path.name}.lock")
@@ -84,7 +89,7 @@ def held(
     place = os.path.realpath(path)
     while True:
         try:
-            release = _entered(place, what, steal or _STEAL.get())
+            release = _entered(place, what, steal or stealing())
             break
         except InUse as error:
             if wait is None:

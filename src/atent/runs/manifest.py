@@ -8,19 +8,19 @@ versions made, is read unchecked; so is a file that the manifest does not name.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from atent.messages import once
 from atent.runs import files as plain_files
-from atent.runs.files import atomic, written
+from atent.runs import stale
+from atent.runs.files import atomic, sync, write_error, written
 from atent.runs.names import BEST, CONFIG, LAST, MANIFEST, METRICS
 
 SCHEMA = 1
@@ -55,7 +55,7 @@ def check(run: str | Path, *names: str) -> None:
     known = sums(run)
     if known is None:
         if is_run(run):
-            _unchecked(str(run))
+            once(f"{run} has no {MANIFEST}, so damage in its files would go unseen")
         return
     for name in names:
         if name in known and (run / name).is_file() and not _is_whole(run, name):
@@ -166,12 +166,6 @@ def _fix(run: Path, name: str) -> str:
     return "copy it from a backup, or remove it and make it again"
 
 
-@functools.cache
-def _unchecked(run: str) -> None:
-    """Report a folder without a manifest on stderr, once."""
-    print(f"atent: {run} has no {MANIFEST}, so damage in its files would go unseen", file=sys.stderr)
-
-
 def _read(run: Path) -> dict[str, Any] | None:
     path = run / MANIFEST
     try:
@@ -221,16 +215,22 @@ class Sealed:
         if (self.run / name).is_file():
             self._kept.append((name, under))
 
-    def _replace(self, run_id: str | None) -> None:
+    def replace(self, run_id: str | None, known: dict[str, Sum] | None) -> None:
+        """Put the files into their places; ``run_id`` and ``known`` as `sealed` takes them."""
         if not (self._kept or self._added):
             return
         coming = {name: found for name, (_, found) in self._added.items()}
+        try:
+            sync([temporary for temporary, _ in self._added.values()])
+        except OSError as error:
+            raise write_error(self.run, None, error) from error
 
         def announce(entries: dict[str, Sum]) -> None:
+            entries.update(known or {})
             for name, under in self._kept:
-                coming[under] = _settled(self.run, name, entries) or sum_of(self.run / name)
+                coming[under] = settled(self.run, name, entries) or sum_of(self.run / name)
             for name, found in coming.items():
-                present = _settled(self.run, name, entries)
+                present = settled(self.run, name, entries)
                 entries[name] = {**present, "next": found} if present else found
 
         _update(self.run, announce, run_id)
@@ -238,26 +238,46 @@ class Sealed:
             _link(self.run / name, self.run / under)
         for name, (temporary, _) in self._added.items():
             os.replace(temporary, self.run / name)
-        _update(self.run, lambda entries: entries.update(coming), run_id)
+        if known is None:
+            settle(self.run, coming)
+        else:
+            known.update(coming)
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
+        """Remove what was not put into its place."""
         for temporary, _ in self._added.values():
             with contextlib.suppress(OSError):
                 temporary.unlink()
 
 
 @contextlib.contextmanager
-def sealed(run: Path, run_id: str | None = None) -> Iterator[Sealed]:
+def sealed(run: Path, run_id: str | None = None, known: dict[str, Sum] | None = None) -> Iterator[Sealed]:
     """Replace files of a run folder together with their sums, in the order in which the block adds them.
 
-    When the block raises, all of them stay as they were. ``run_id``: that of a folder that has no config.json yet.
+    When the block raises, all of them stay as they were.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    run_id
+        The id of a run that has no config.json yet.
+    known
+        For one who writes again and again: the sums of the files written so far, which grow here. The manifest is then
+        written once each time, with both sums of each file, and `settle` ends the series.
     """
     files = Sealed(run)
     try:
         yield files
-        files._replace(run_id)
+        files.replace(run_id, known)
     finally:
-        files._discard()
+        files.discard()
+
+
+def settle(run: Path, known: dict[str, Sum]) -> None:
+    """Leave in the manifest only the present sums of files that were replaced."""
+    if known:
+        _update(run, lambda entries: entries.update(known))
 
 
 @contextlib.contextmanager
@@ -328,8 +348,8 @@ def _update(run: Path, change: Callable[[dict[str, Sum]], Any], own_id: str | No
         plain_files.write_json(run / MANIFEST, {**content, "sum": _own_sum(content)})
 
 
-def _settled(run: Path, name: str, entries: dict[str, Sum]) -> Sum | None:
-    """The sum of a file that is to be replaced: after a kill it is the present or the next one."""
+def settled(run: Path, name: str, entries: dict[str, Sum]) -> Sum | None:
+    """The sum of a present file; while it is replaced, and after a kill then, that is the recorded or the next one."""
     entry, path = entries.get(name), run / name
     if not path.is_file():
         return None
@@ -343,14 +363,17 @@ def _settled(run: Path, name: str, entries: dict[str, Sum]) -> Sum | None:
 
 def _link(path: Path, under: Path) -> None:
     """Give a file a second name, or a copy where the file system has no links."""
-    with atomic(under) as temporary:
+    temporary = stale.temporary(under)
+    try:
         try:
             os.link(path, temporary)
         except OSError:
             shutil.copyfile(path, temporary)
-    # A rename onto another name of the same file does nothing.
-    with contextlib.suppress(OSError):
-        temporary.unlink()
+            sync([temporary])
+        os.replace(temporary, under)
+    finally:
+        # A rename onto another name of the same file does nothing, and leaves the first.
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

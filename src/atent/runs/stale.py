@@ -16,8 +16,8 @@ _NAME = re.compile(r"\..+\.(?:(?P<where>[0-9a-f]{6})-(?P<pid>\d+)-)?[0-9a-f]{8}\
 _OLD = 24 * 3600.0
 
 
-def temporary_of(path: Path) -> Path:
-    """A name beside ``path`` for what will be renamed to it; its suffix is that of ``path``."""
+def temporary(path: Path) -> Path:
+    """A name in the folder of ``path`` for what is not whole yet, with the suffix of ``path``."""
     who = f"{_where()}-{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f".{path.stem}.{who}.tmp{path.suffix}")
 

@@ -65,6 +65,7 @@ class Keeper:
         self.path, self.model, self.begun, self.average = path, model, begun, average
         self.settings, self.device, self.say = settings, device, say
         self._lines: list[str] = []
+        self._sums: dict[str, manifest.Sum] = {}
         self._best: tuple[State, list[str]] | None = None
         self._fallback: str | None = None
         self._saved_at, self._seconds = time.perf_counter(), 0.0
@@ -76,7 +77,7 @@ class Keeper:
         if self.path is None:
             return
         folder.create(self.path)
-        with manifest.sealed(self.path, config["id"]) as files:
+        with manifest.sealed(self.path, config["id"], self._sums) as files:
             add_state(files, self._with_history(state()))
             files.write(CONFIG, folder.as_json(config, CONFIG))
 
@@ -121,7 +122,7 @@ class Keeper:
         self._saved_at = time.perf_counter()
 
     def _write(self, path: Path, state: dict[str, Any], about: dict[str, Any] | None, best: Mapping[str, str]) -> None:
-        with manifest.sealed(path) as files:
+        with manifest.sealed(path, known=self._sums) as files:
             add_state(files, self._with_history(state))
             for name, kind in best.items():
                 file = f"{name}.safetensors"
@@ -147,11 +148,13 @@ class Keeper:
     def _with_history(self, state: dict[str, Any]) -> dict[str, Any]:
         return {**state, "metrics": "".join(self._lines)}
 
-    def load_best(self, epoch: int) -> None:
-        """Give the network the weights of the best epoch; Damaged where the run folder has not got them."""
+    def finish(self, epoch: int) -> None:
+        """End the series of checkpoints, and give the network the weights of the best epoch; Damaged where the run
+        folder has not got them."""
         if self._best is not None:
             put(self.model, *self._best)
         elif self.path is not None:
+            manifest.settle(self.path, self._sums)
             about = load_weights(self.model, self.path)
             if about.get("epoch", epoch) != epoch:
                 raise folder.Damaged(
@@ -215,13 +218,13 @@ class Keeper:
                 )
             lines.append(f"{path / file} {wrong}: restored")
         for file, kind in self._last().items() if ends else ():
-            if not manifest.is_whole(path / file):
+            if wrong := _wrong(path, file, mark["epoch"], mark["epoch"]):
                 built[file] = kind, {**about, "epoch": ends}
-                lines.append(f"{path / file} is damaged: restored")
+                lines.append(f"{path / file} {wrong}: restored")
         text, found = "".join(self._lines), _text(path / METRICS)
         if not found.startswith(text):
             lines.append(f"{path / METRICS} is not the history of the checkpoint: restored")
-        with manifest.sealed(path) as files:
+        with manifest.sealed(path, known=self._sums) as files:
             if self._fallback:
                 files.keep(f"{LAST}/{PREVIOUS}", f"{LAST}/{STATE}")
             for file in kept:

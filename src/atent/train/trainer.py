@@ -185,7 +185,7 @@ class Trainer:
         best = self.best.row
         if best is None:
             raise ValueError(f"the training ended before its first epoch: {self.stopped}")
-        self.keeper.load_best(best["epoch"])
+        self.keeper.finish(best["epoch"])
         return Fitted(self.model.eval(), self.history, best, self.path, self.stopped)
 
     def _train_epoch(self, epoch: int, asked: Callable[[], bool]) -> None:

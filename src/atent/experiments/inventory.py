@@ -1,0 +1,94 @@
+"""What a run folder holds, and whether it is still what was written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from atent import runs as folder
+from atent.data import SOURCES
+from atent.data import load as load_data
+from atent.experiments.target import recorded_data
+from atent.runs import manifest
+
+BAD = ("damaged", "missing", "changed")
+"""States of a file that is not what was written."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the run, or one of its data."""
+
+    name: str
+    state: str
+    """whole, damaged, missing or not covered; of data also changed or not found."""
+    sha256: str | None
+    """The sum that was recorded; of data without files the first digits of that of the training samples."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The files of a run folder and of its data."""
+
+    run: str
+    id: str | None
+    """None for a run made before runs had ids."""
+    files: tuple[Entry, ...]
+    data: tuple[Entry, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every file that is covered is there and as it was written."""
+        return not any(entry.state in BAD for entry in (*self.files, *self.data))
+
+
+def inventory(run: str | Path, root: str | None = None) -> Inventory:
+    """Compare the files of a run folder, and the data that it names, with the sums that were recorded.
+
+    Parameters
+    ----------
+    run
+        The run folder; its files are read, and nothing in it is imported.
+    root
+        The folder of the data, as ``data.root``. Default: the run's.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        In one line: no run folder, or a damaged manifest.
+    """
+    run = Path(run)
+    if not (run / folder.CONFIG).is_file() and not (run / folder.MANIFEST).is_file():
+        raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
+    known = manifest.sums(run) or {}
+    files = tuple(
+        Entry(name, state, (manifest.settled(run, name, known) or known[name])["sha256"] if name in known else None)
+        for name, state in manifest.states(run).items()
+    )
+    intact = manifest.is_whole(run / folder.CONFIG) and manifest.is_run(run)
+    data = _data(folder.read_config(run / folder.CONFIG), root) if intact else ()
+    return Inventory(str(run), manifest.run_id(run), files, data)
+
+
+def _data(config: dict[str, Any], root: str | None) -> tuple[Entry, ...]:
+    about = config["about"].get("data") or {}
+    recorded = {name: entry["sha256"] for name, entry in (about.get("files") or {}).items()}
+    if not recorded:
+        return (Entry("training samples", "not covered", about["digest"]),) if about.get("digest") else ()
+    now = _sums(config, root)
+    states = {name: "not found" if now.get(name) is None else "changed" for name in recorded}
+    states |= {name: "whole" for name, found in recorded.items() if now.get(name) == found}
+    return tuple(Entry(name, states[name], found) for name, found in recorded.items())
+
+
+def _sums(config: dict[str, Any], root: str | None) -> dict[str, str]:
+    """The sums of the data's files as they are now; none where they cannot be loaded, or by code that is not ours."""
+    settings = recorded_data(config)
+    if settings is None or not SOURCES.is_built_in(settings.name):
+        return {}
+    try:
+        about = load_data(replace(settings, root=root) if root else settings).about
+    except (OSError, ValueError):
+        return {}
+    return {name: entry["sha256"] for name, entry in (about.get("files") or {}).items()}
