@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from atent.runs import append_jsonl, dumps, plain, write_atomic
+from atent.runs.files import report_dropped
 from atent.runs.locks import held, lock_of
 
 SUM = "sum"
@@ -108,7 +108,7 @@ class Lines:
         self._begun = True
         damaged = len(found) - len(self.rows) + (not intact)
         if damaged:
-            report(path, damaged)
+            report_dropped(path, damaged)
             again = [self._first() if summed else head, *(self._summed(row) if summed else row for row in self.rows)]
             write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in again))
 
@@ -120,12 +120,6 @@ class Lines:
         if found is None and summed:
             return None
         return row if (found is None or found == self._sum(row)) and valid(row) else None
-
-
-def report(path: Path | None, rows: int) -> None:
-    """Say on stderr that rows of a file were damaged."""
-    what = "1 damaged row is" if rows == 1 else f"{rows:,} damaged rows are"
-    print(f"atent: {path}: {what} dropped, and measured again", file=sys.stderr)
 
 
 def belongs(path: Path, kind: str, fingerprint: Mapping[str, Any]) -> bool:
@@ -216,7 +210,7 @@ class Notes:
             answer = {name: value for name, value in known.items() if name != "key"}
             if fits(answer, shape):
                 return answer
-            report(self._lines.path, 1)
+            report_dropped(self._lines.path, 1)
         # Nothing is asked for twice in one measurement.
         answer = make()
         self._lines.add({"key": key, **answer})

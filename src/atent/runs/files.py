@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -102,6 +103,12 @@ def write_new(path: str | Path, data: bytes | str, *, numbered: bool = True) -> 
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def report_dropped(path: Path | None, rows: int) -> None:
+    """Says on stderr that rows of a file were damaged."""
+    what = "1 damaged row is" if rows == 1 else f"{rows:,} damaged rows are"
+    print(f"atent: {path}: {what} dropped, and measured again", file=sys.stderr)
 
 
 def reserved(path: Path, *, numbered: bool = True) -> Path:
