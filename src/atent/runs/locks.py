@@ -17,7 +17,7 @@ from typing import Any
 
 from atent.runs.folder import check_free, free_name, is_free
 from atent.runs.names import LOCK
-from atent.runs.stale import boot, sweep
+from atent.runs.stale import alive, boot, sweep
 
 _POLL = 0.1  # seconds between two tries for a lock that is waited for
 
@@ -35,14 +35,23 @@ class _Own:
 
     thread: int
     note: dict[str, Any]
+    release: Callable[[], None]
     depth: int = 1
 
 
 # A kernel lock belongs to the process: what it holds is known per process as well.
 _OWN: dict[str, _Own] = {}
-_GUARD = threading.Lock()
+_INHERITED: list[_Own] = []
+# The garbage collector may end a block of this thread while another begins.
+_GUARD = threading.RLock()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_OWN.clear)
+    os.register_at_fork(after_in_child=lambda: _forget())
+
+
+def _forget() -> None:
+    """In a forked child: the locks are the parent's. Their objects stay, as filelock closes their files after this."""
+    _INHERITED.extend(_OWN.values())
+    _OWN.clear()
 
 
 def steal(wanted: bool) -> None:
@@ -89,7 +98,7 @@ def held(
     place = os.path.realpath(path)
     while True:
         try:
-            release = _entered(place, what, steal or stealing())
+            own = _entered(place, what, steal or stealing())
             break
         except InUse as error:
             if wait is None:
@@ -99,7 +108,7 @@ def held(
     try:
         yield
     finally:
-        release()
+        _leave(place, own)
 
 
 @contextlib.contextmanager
@@ -131,62 +140,78 @@ def claimed(root: str | Path, name: str, what: str, *, numbered: bool = True) ->
                 return
 
 
-def _entered(place: str, what: str, steal: bool) -> Callable[[], None]:
-    """Take the lock, or take it once more; what gives it back."""
+def _entered(place: str, what: str, steal: bool) -> _Own:
+    """Take the lock, or take it once more."""
     with _GUARD:
-        own = _OWN.get(place)
-        if own is None:
-            leave = _taken(place, what, steal)
-            _OWN[place] = _Own(threading.get_ident(), _note(what))
-        elif own.thread != threading.get_ident():
-            raise InUse(_line(place, own.note))
-        else:
+        while (own := _OWN.get(place)) is not None:
+            if own.thread != threading.get_ident():
+                raise InUse(_line(place, own.note))
             own.depth += 1
-            return lambda: _leave(place, lambda: None)
-    return lambda: _leave(place, leave)
+            if _OWN.get(place) is own:
+                return own
+        own = _Own(threading.get_ident(), _note(what), _taken(place, what, steal))
+        _OWN[place] = own
+        return own
 
 
-def _leave(place: str, leave: Callable[[], None]) -> None:
+def _leave(place: str, own: _Own) -> None:
     with _GUARD:
-        own = _OWN.get(place)
-        # A forked child leaves the block too, but holds nothing.
-        if own is None:
-            return
         own.depth -= 1
-        if not own.depth:
+        # A forked child leaves the block too, but holds nothing.
+        if not own.depth and _OWN.get(place) is own:
             del _OWN[place]
-            leave()
+            own.release()
 
 
 def _taken(place: str, what: str, steal: bool) -> Callable[[], None]:
+    path = Path(place)
+    made = _folders(path.parent)
+    before = _read(path)
+    if before and _elsewhere(before) and not steal:
+        raise InUse(_line(place, before, elsewhere=True))
+    try:
+        handle, lock = _locked(path)
+    except TimeoutError:
+        raise InUse(_line(place, before or _read(path))) from None
+    with contextlib.suppress(OSError):  # Windows lets nothing else into a locked file
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps(_note(what)).encode() + b"\n")
+    sweep(path.parent, below=path.name == LOCK)
+    _sweep_locks(path)
+    return lambda: _released(path, handle, lock, made)
+
+
+def _sweep_locks(own: Path) -> None:
+    """Remove the locks beside ``own`` that processes of this kernel left when they were killed."""
+    for path in own.parent.glob(".*.lock"):
+        note = _read(path) if path != own else {}
+        pid = note.get("pid")
+        if type(pid) is int and note.get("boot") == boot() != "" and not alive(pid):
+            with contextlib.suppress(OSError):
+                _released(path, *_locked(path), [])
+
+
+def _locked(path: Path) -> tuple[int, Any]:
+    """The file of a lock, open, and its kernel lock; TimeoutError where another holds it."""
     from filelock import FileLock, Timeout
 
-    path = Path(place)
     while True:
-        made = _folders(path.parent)
-        before = _read(path)
-        if before and _elsewhere(before) and not steal:
-            raise InUse(_line(place, before, elsewhere=True))
+        path.parent.mkdir(parents=True, exist_ok=True)  # the holder before may have removed its folder
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        lock = FileLock(place)
+        lock = FileLock(path)
         try:
             lock.acquire(blocking=False)
         except Timeout:
             os.close(handle)
-            raise InUse(_line(place, before or _read(path))) from None
+            raise TimeoutError from None
         except BaseException:
             os.close(handle)
             raise
         # The holder before may have removed the file after it was opened here.
         if _is_there(handle, path):
-            break
+            return handle, lock
         lock.release()
         os.close(handle)
-    with contextlib.suppress(OSError):  # Windows lets nothing else into a locked file
-        os.ftruncate(handle, 0)
-        os.write(handle, json.dumps(_note(what)).encode() + b"\n")
-    sweep(path.parent, below=path.name == LOCK)
-    return lambda: _released(path, handle, lock, made)
 
 
 def _released(path: Path, handle: int, lock: Any, made: list[Path]) -> None:
