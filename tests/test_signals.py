@@ -1,5 +1,7 @@
 """Signals end every command alike: what was good stays, one line says what resumes it, the status is 128 + n."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -74,33 +76,31 @@ def test_outside_the_main_thread_nothing_is_handled():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_command_that_is_stopped_says_what_resumes_it(here, capsys, monkeypatch, name):
-    from atent.attacks import Attack
+def test_a_command_that_is_stopped_says_what_resumes_it(trained, capsys, monkeypatch, name):
+    """In the evaluation on the test set, which is none of the steps of a training, and in `atent evaluate`."""
+    from atent.experiments import evaluation, pipeline
 
-    words = ["train", "digits-linf-standard", "--no_baseline", "--name", "run", "--train.epochs", "1", *TINY]
-    original, run = Attack.run, ["evaluate", "run", "--attacks", "FGSM", "--norm", "linf", "--eps", "0.1", "--quiet"]
-
-    def stopping(self, *args, **kwargs):
+    def stopping(*args, **how):
         signal.raise_signal(getattr(signal, name))
-        return original(self, *args, **kwargs)
 
-    # The first attack of a training is that of its evaluation on the test set: this recipe validates without one.
-    monkeypatch.setattr(Attack, "run", stopping)
-    for command, expected in ((words, "atent train --resume runs/run"), (run, "the same command resumes")):
-        if command is run:
-            monkeypatch.undo()
-            monkeypatch.chdir(here / "runs")
-            monkeypatch.setattr(Attack, "run", stopping)
-        assert main(command) == status_of(name)
-        (line,) = capsys.readouterr().err.strip().splitlines()
-        assert f"interrupted by {name}: " in line or "interrupted at epoch" in line
-        assert expected in line
-        if command is words:
-            monkeypatch.undo()
-            monkeypatch.chdir(here)
-            assert main(["train", "--resume", "runs/run", "--quiet"]) == 0
-            assert (here / "runs" / "run" / "evaluation.json").is_file()
-            capsys.readouterr()
+    monkeypatch.setattr(pipeline, "evaluate_model", stopping)
+    monkeypatch.setattr(evaluation, "evaluate", stopping)
+    for words, how in (
+        (["train", "--resume", str(trained), "--quiet"], f"resume with `atent train --resume {trained}`"),
+        (["evaluate", str(trained), "--attacks", "FGSM", "--norm", "linf", "--eps", "0.1"], "the same command resumes"),
+    ):
+        assert main(words) == status_of(name)
+        assert capsys.readouterr().err == f"atent: interrupted by {name}: {how}\n"
+    assert not [p for p in trained.rglob(".*") if ".lock" in p.name or ".tmp" in p.name]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of one epoch."""
+    place = tmp_path_factory.mktemp("trained")
+    words = ["train", "digits-linf-standard", "--no_baseline", "--runs", str(place), "--name", "run", *TINY]
+    assert main([*words, "--train.epochs", "1"]) == 0
+    return place / "run"
 
 
 def test_nothing_is_left_of_a_start(here, capsys, monkeypatch):
@@ -129,7 +129,8 @@ def test_a_child_ends_with_its_parent(kernel):
     )
     parent = (
         "import subprocess, sys, time, os\nfrom atent.signals import followed\n"
-        f"c = subprocess.Popen([sys.executable, '-c', {child!r}], env=followed(dict(os.environ)), stdout=subprocess.PIPE)\n"
+        f"words, env = [sys.executable, '-c', {child!r}], followed(dict(os.environ))\n"
+        "c = subprocess.Popen(words, env=env, stdout=subprocess.PIPE)\n"
         "c.stdout.readline(); print(c.pid, flush=True); time.sleep(600)"
     )
     with script(parent) as process:
@@ -138,6 +139,7 @@ def test_a_child_ends_with_its_parent(kernel):
     assert until(lambda: not is_alive(pid), seconds=20)
 
 
+@pytest.mark.slow
 def test_a_comparison_that_is_killed_leaves_no_orphan(here):
     """Its run saves and ends, and the next call resumes it."""
     (here / "plain.toml").write_text(Path(recipe("digits-linf-standard")).read_text())
@@ -190,14 +192,16 @@ def test_a_closed_stream_is_silent_and_a_full_disk_is_not(monkeypatch, tmp_path)
     stream = open(tmp_path / "a", "w")  # noqa: SIM115
     stream.close()
     assert Steady(stream).write("text") == 4
-    if Path("/dev/full").exists():
-        with open("/dev/full", "w") as full, pytest.raises(OSError, match="No space left"):
-            steady_full = Steady(full)
-            try:
-                steady_full.write("x" * 100_000)
-                steady_full.flush()
-            finally:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    full = Steady(Full())
+    with pytest.raises(OSError, match="No space left"):
+        full.write("text")
+
+
+class Full(io.StringIO):
+    """A stream to a disk without space."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 # ---- the grid: each command, each signal, at several moments
@@ -206,14 +210,9 @@ def test_a_closed_stream_is_silent_and_a_full_disk_is_not(monkeypatch, tmp_path)
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     place = tmp_path_factory.mktemp("grid")
-    runs = ("--runs", str(place / "runs"))
+    words = ["train", "digits-linf-standard", "--no_baseline", "--runs", str(place / "runs"), *TINY]
     for name in ("a", "b"):
-        assert (
-            main(
-                ["train", "digits-linf-standard", "--no_baseline", "--name", name, *runs, "--train.epochs", "1", *TINY]
-            )
-            == 0
-        )
+        assert main([*words, "--name", name, "--train.epochs", "1"]) == 0
     return place
 
 
@@ -239,12 +238,13 @@ def grid(place, name):
     }[name]  # fmt: skip
 
 
+COMMANDS = ("train", "test set", "pretrain", "compare", "evaluate", "attack", "transfer", "certify", "reproduce")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", ["train", "test set", "pretrain", "compare", "evaluate", "attack", "transfer", "certify", "reproduce"]
-)
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("moment", [1.0, 4.0, 9.0])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_at_every_moment(prepared, here, command, name, moment):
     process = started(*grid(prepared, command))
     time.sleep(moment * float(os.environ.get("ATENT_SLOWER", "1")))
