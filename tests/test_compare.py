@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import compare_jobs
+from processes import held_elsewhere
 
 import atent
 from atent import plots, stats
@@ -201,7 +202,7 @@ def test_compare_goes_on_after_an_interruption(here, capsys):
     thread.start()
     status, _, err = said(capsys, *args)
     thread.join()
-    assert status == 1
+    assert status == 130
     assert len(err.strip().splitlines()) == 1
     assert "0 of 2 runs finished" in err
     assert "the same command resumes" in err
@@ -272,13 +273,9 @@ def test_what_the_runs_are_given(here, capsys, fake, monkeypatch):
 
 
 def test_two_commands_do_not_share_a_folder(here, capsys):
-    fcntl = pytest.importorskip("fcntl")
-    (here / "runs" / "mine").mkdir(parents=True)
-    handle = os.open(here / "runs" / "mine", os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    assert "is at work in" in refused(capsys, "plain.toml", "pgd.toml", "--name", "mine")
-    os.close(handle)
-    assert list((here / "runs" / "mine").iterdir()) == []
+    with held_elsewhere(here / "runs" / "mine" / ".lock"):
+        assert "runs/mine is in use by" in refused(capsys, "plain.toml", "pgd.toml", "--name", "mine")
+        assert [p.name for p in (here / "runs" / "mine").iterdir()] == [".lock"]
 
 
 # ---- what may be compared

@@ -14,8 +14,8 @@ from torch import nn
 
 from atent import Threat, plots
 from atent.certify import ABSTAIN, Certificate, Sampling, Smoothed, certify_run, largest_radius, merge, samples_needed
-from atent.certify.certificate import Row, read_rows
 from atent.certify.noise import Noise, address, device_seed
+from atent.certify.rows import Row, read_rows
 from atent.certify.smoothing import certificates, linf_radius, predictions
 from atent.cli import main
 from atent.stats import interval

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from atent.certify.noise import NOISE
+from atent.certify.rows import Row, append, claim, made, read_rows, resumed
 from atent.certify.smoothing import (
     ABSTAIN,
     Smoothed,
@@ -32,32 +32,9 @@ from atent.independence import dependence_hint
 from atent.precision import full_precision
 from atent.progress import Advance
 from atent.registry import first_line
-from atent.runs import dumps, manifest, write_atomic, write_json
+from atent.runs import manifest
+from atent.runs.locks import held, lock_of
 from atent.stats import share
-
-
-class Row(NamedTuple):
-    """One sample; the first six columns are those of Cohen et al.'s files."""
-
-    idx: int
-    """Sample number."""
-    label: int
-    """True class."""
-    predict: int
-    """Class that CERTIFY certifies, -1 where it abstains."""
-    radius: float
-    """l2 radius around the sample within which that class cannot change; 0 where it abstains."""
-    correct: int
-    """1 where predict is the label."""
-    time: float
-    """Seconds, an equal share where samples were certified together."""
-    clean: int
-    """Class of the base model without noise."""
-    smoothed: int
-    """Class of the smoothed model by PREDICT from the n samples of the estimate, -1 where it abstains."""
-
-
-_HEADER = "\t".join(Row._fields) + "\n"
 
 
 @dataclass(frozen=True)
@@ -172,11 +149,23 @@ def certify_run(
         raise ValueError("ids must be different sample numbers: two equal ones would share their noise and their row")
     mine = slice(*check_shard(shard, len(x)))
     x, y, ids = x[mine], y[mine], ids[mine]
+    if path is None:
+        return _certified(model, x, y, ids, sampling, None, batch, channels_last, certifier, advance)
+    path = Path(path)
+    with held(lock_of(path), "certify"):
+        claim(path, made_of(sampling, about or {}))
+        return _certified(model, x, y, ids, sampling, path, batch, channels_last, certifier, advance)
+
+
+def _certified(
+    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, sampling: Sampling, path: Path | None, batch: int | None,
+    channels_last: bool | None, certifier: Callable[[nn.Module, float], Any], advance: Advance | None,
+) -> Certificate:  # fmt: skip
+    """The certificate of samples, with the rows that the file at ``path`` holds."""
     done: dict[int, Row] = {}
     if path is not None:
-        path = Path(path)
-        claim(path, made_of(sampling, about or {}))
-        done = {row.idx: row for row in read_rows(path)}
+        most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
+        done = resumed(path, dict(zip(ids.tolist(), y.tolist())), most)
         manifest.forget_file(path)  # it grows
     smoothed = _made_by(certifier, model, sampling.sigma, channels_last)
     check_labels(y, _clean(model, x[:1], sampling.seed).shape[1])
@@ -191,7 +180,7 @@ def certify_run(
         part = torch.tensor(left[begin : begin + group])
         rows = _rows(smoothed, model, x[part.to(x.device)], y[part.to(y.device)], ids[part], sampling, batch, advance)
         if path is not None:
-            _append(path, rows)
+            append(path, rows)
         done |= {row.idx: row for row in rows}
     return Certificate(tuple(done[i] for i in sorted(ids.tolist())), sampling, math.prod(x.shape[1:]), hint)
 
@@ -203,10 +192,10 @@ def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = Non
     """
     if not paths:
         raise ValueError("no shards to merge: give the files that `--shard i/k` wrote")
-    first = _made(Path(paths[0]))
+    first = made(Path(paths[0]))
     rows: dict[int, Row] = {}
     for path in map(Path, paths):
-        if _made(path) != first:
+        if made(path) != first:
             raise ValueError(f"{path} was made otherwise than {paths[0]}: merge shards of one command only")
         for row in read_rows(path):
             if row.idx in rows and row._replace(time=0.0) != rows[row.idx]._replace(time=0.0):
@@ -234,100 +223,9 @@ def check_shard(shard: tuple[int, int], n: int) -> tuple[int, int, int]:
     return i, n, k
 
 
-# ---- files -----------------------------------------------------------------------------------------------
-
-
-def sidecar(path: Path) -> Path:
-    """Where the settings of a file of rows, and in the end its summary, lie."""
-    return path.with_suffix(".json")
-
-
 def made_of(sampling: Sampling, about: dict[str, Any]) -> dict[str, Any]:
     """What the rows of one file share: the settings, the noise's streams, and what is certified."""
     return {"draws": asdict(sampling), "about": about, "noise": NOISE}
-
-
-def made_alike(path: Path, made: dict[str, Any]) -> bool:
-    """Whether the certificate at ``path`` is absent, or was made with these samples and about these things."""
-    return not sidecar(path).exists() or dumps(_made(path)) == dumps(made)
-
-
-def claim(path: Path, made: dict[str, Any]) -> None:
-    """Say how the rows of ``path`` are made; ValueError where they were made otherwise."""
-    if not sidecar(path).exists():
-        if path.exists():
-            raise ValueError(f"{path} has no {sidecar(path).name} that says how it was made: choose another file")
-        write_json(sidecar(path), {"made": made, "complete": False})
-    elif not made_alike(path, made):
-        old, new = _flat(_made(path)), _flat(made)
-        key = next(k for k in (*old, *new) if old.get(k) != new.get(k))
-        if key == "noise":
-            raise ValueError(
-                f"{path} was made with the noise of another version ({old.get(key, 'before it was recorded')}), not"
-                f" {new.get(key)}: choose another file, rows of the two do not mix"
-            )
-        raise ValueError(
-            f"{path} was made with {key} {old.get(key)}, not {new.get(key)}: choose another file, or the old value"
-        )
-
-
-def _made(path: Path) -> dict[str, Any]:
-    if not sidecar(path).is_file():
-        raise FileNotFoundError(
-            f"{path} has no {sidecar(path).name} that says how it was made: give a certificate's .csv"
-        )
-    made: dict[str, Any] = manifest.read_json(sidecar(path))["made"]
-    return made
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return out
-
-
-def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a file; an absent one has none, and a torn last line, left by a kill, is cut off.
-
-    ValueError, with the line number, for a broken line elsewhere.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    manifest.check_file(path)
-    head, _, tail = path.read_text().rpartition("\n")
-    if tail:
-        write_atomic(path, head + "\n" if head else "")
-    lines = head.split("\n") if head else []
-    # Earlier versions called the clean class natural.
-    if lines and lines[0].replace("natural", "clean").split("\t") != list(Row._fields):
-        raise ValueError(f"{path}, line 1: expected the columns {' '.join(Row._fields)}, found {lines[0]!r}")
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        try:
-            kinds = (int, int, int, float, int, float, int, int)
-            rows.append(Row(*(kind(cell) for kind, cell in zip(kinds, line.split("\t"), strict=True))))
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: not a row of a certificate: {line!r}") from None
-    return rows
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """A whole file of rows, atomically."""
-    with manifest.seal(path) as temporary:
-        temporary.write_text(_HEADER + "".join(map(_line, rows)))
-
-
-def _line(row: Row) -> str:
-    return "\t".join(repr(cell) for cell in row) + "\n"
-
-
-def _append(path: Path, rows: list[Row]) -> None:
-    with open(path, "a") as file:
-        file.write(("" if file.tell() else _HEADER) + "".join(map(_line, rows)))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _made_by(

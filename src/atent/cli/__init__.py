@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
+from contextvars import copy_context
 from importlib import import_module
 from types import ModuleType
 
+from atent import signals
+from atent.cli.streams import steady
 from atent.threads import wait_passively
 
 # Before anything loads torch.
@@ -33,9 +37,21 @@ COMMANDS: dict[str, str] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 failed, 2 not understood. Errors are one line each."""
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 not understood, 128 + n ended by the signal n.
+
+    Errors are one line each."""
+    signals.follow_parent()
     # Not list(): the command of that name is a module in this namespace once it is imported.
     args = [*(sys.argv[1:] if argv is None else argv)]
+    with signals.raising(), steady():
+        try:
+            # What a command sets for its own calls ends with it.
+            return copy_context().run(_main, args)
+        except KeyboardInterrupt as error:
+            return _stopped(error)
+
+
+def _main(args: list[str]) -> int:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     if not args or args[0] in ("-h", "--help"):
@@ -59,15 +75,20 @@ def main(argv: list[str] | None = None) -> int:
         return _run(name, rest)
     except SystemExit as stop:
         return int(stop.code or 0)
-    except KeyboardInterrupt:
-        return _fail("interrupted: what was saved before stays as it was", 1)
-    except BrokenPipeError:
-        return 1
     except Exception as error:
         if debug:
             traceback.print_exc()
             return 1
         return _fail(*_message(error))
+
+
+def _stopped(error: KeyboardInterrupt) -> int:
+    """The line and the status of a command that a signal ended."""
+    signals.ignored()
+    number = getattr(error, "signum", signal.SIGINT)
+    how = getattr(error, "how", None) or "what was saved before stays as it was; give the same command again"
+    _fail(f"interrupted by {signal.Signals(number).name}: {how}", 1)
+    return signals.status(128 + number)
 
 
 def command(name: str) -> ModuleType:
@@ -95,7 +116,8 @@ def _message(error: Exception) -> tuple[str, int]:
     expected = failed or isinstance(error, ValueError | OSError | ImportError)
     text = str(error) if expected else f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
     bad_input = isinstance(error, ValueError | FileNotFoundError | FileExistsError | ImportError)
-    return text or type(error).__name__, 2 if bad_input and not failed else 1
+    status = signals.status(1) if type(error).__name__ == "Interrupted" else 1
+    return text or type(error).__name__, 2 if bad_input and not failed else status
 
 
 def _fail(text: str, status: int) -> int:

@@ -41,14 +41,16 @@ def attack(
     from atent.evaluate.craft import save
     from atent.experiments.evaluation import adversarial
     from atent.experiments.target import load_target
+    from atent.runs import locks
+    from atent.signals import resumed_by
 
     file, picture = Path(out), Path(png) if png else None
     for path, option, kind in ((file, "--out", ".npz"), (picture, "--png", ".png")):
-        if path is not None:
-            show.refuse_taken(path, option)
-            if path.suffix != kind:
-                raise ValueError(f"{option} {path}: the name must end in {kind}")
-    with show.json_alone(json) as emit:
+        if path is not None and path.suffix != kind:
+            raise ValueError(f"{option} {path}: the name must end in {kind}")
+    locks.steal(target.steal_lock)
+    nothing = "nothing was written, the same command begins again"
+    with show.json_alone(json) as emit, show.own(out=file, png=picture), resumed_by(nothing):
         subject = load_target(**target.keywords(), attacks=(attack,))
         show.threads(target.threads)
         made, about = adversarial(subject, progress=not target.quiet)

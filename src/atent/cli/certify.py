@@ -47,6 +47,7 @@ def certify(
     plot: Place = None,
     table: Place = None,
     quiet: bool = False,
+    steal_lock: bool = False,
     json: bool = False,
 ) -> int:
     """Certify the accuracy of models on their test images: by randomised smoothing, or by bounds on the network.
@@ -114,18 +115,19 @@ def certify(
         that smoothing and bounds of several commands meet in one table.
     quiet
         No progress bar.
+    steal_lock
+        Take over the lock of a process on another host, which is known to be gone.
     json
         Print the certificate (of several runs: a list) as JSON to standard output, and nothing else there.
     """
     if not runs:
         raise UsageError("which run? `atent certify RUN [RUN ...]` takes the paths that training printed")
-    from atent.certify import smooths
     from atent.experiments.certificate import certify_folder, draw
-    from atent.experiments.certified import add, check_table, row
+    from atent.experiments.certified import add, row
+    from atent.runs.locks import steal
 
-    check_table(table)
-    if plot and not smooths(method):
-        raise ValueError(f"--plot draws the radii of smoothing, and method {method} verifies single radii: omit --plot")
+    steal(steal_lock)
+    _check_written(table, plot, method)
     with show.json_alone(json) as emit:
         done = {}
         for run in dict.fromkeys(runs):
@@ -147,6 +149,16 @@ def certify(
         results = [found.to_json() for _, found, _ in done.values()]
         emit(results[0] if len(results) == 1 else results)
     return 0
+
+
+def _check_written(table: str | None, plot: str | None, method: str) -> None:
+    """ValueError, before the long work, for what cannot be written."""
+    from atent.certify import smooths
+    from atent.experiments.certified import check_table
+
+    check_table(table)
+    if plot and not smooths(method):
+        raise ValueError(f"--plot draws the radii of smoothing, and method {method} verifies single radii: omit --plot")
 
 
 def _print(out: Path, found: CertificateFile) -> None:

@@ -33,6 +33,7 @@ def compare(
     allow_large_eps: bool = False,
     beside: Place = None,
     quiet: bool = False,
+    steal_lock: bool = False,
     json: bool = False,
     fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
     command: Annotated[str, tyro.conf.Suppress] = "",
@@ -67,6 +68,8 @@ def compare(
         Result folder of an earlier comparison, to be drawn beside this one in pareto.png.
     quiet
         No progress bar.
+    steal_lock
+        Take over the lock of a process on another host, which is known to be gone.
     json
         Print the comparison as JSON to standard output, and nothing else there.
     """
@@ -86,7 +89,9 @@ def compare(
     from atent.experiments import compare as room
     from atent.experiments.plan import Plan
     from atent.experiments.recipes import job
+    from atent.runs import locks
 
+    locks.steal(steal_lock)
     with show.json_alone(json) as emit:
         plan = Plan(made, tuple(range(first_seed, first_seed + seeds)), tuple(overrides), command)
         path, found = room.compare(

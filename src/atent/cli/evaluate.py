@@ -11,9 +11,6 @@ from atent.cli.parse import Flat, Place, arg
 from atent.cli.studies import StudyOptions, print_studies
 from atent.cli.target import Target
 
-if typing.TYPE_CHECKING:
-    from atent.experiments.results import EvaluationFile
-
 RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
 
 
@@ -62,33 +59,30 @@ def evaluate(
         Let the attacks search in half precision, faster on an accelerator; verdicts stay in float32.
     out
         JSON file to write. Default: evaluation.json in the run folder, beside the file, or in this folder for your own
-        network, numbered where it is taken. Until it is whole, the same name with .partial.jsonl holds what is done:
-        after Ctrl-C or a kill the same command resumes from it.
+        network, numbered where it is taken. Until it is whole, a file of that name that ends in .partial.jsonl holds
+        what is done: after Ctrl-C or a kill the same command resumes from it.
     json
         Print the result as JSON to standard output, and nothing else there.
     """
     from atent import runs as folder
-    from atent.experiments.evaluation import evaluate_target, summary
+    from atent.experiments.evaluation import evaluate_target, summary, unfinished_evaluation
     from atent.experiments.target import load_target
-    from atent.runs.manifest import write_json
+    from atent.runs import locks
+    from atent.runs.manifest import write_new
 
-    with show.json_alone(json) as emit:
-        if out is not None:
-            show.refuse_taken(Path(out), "--out")
+    locks.steal(target.steal_lock)
+    with show.json_alone(json) as emit, show.own(out=Path(out) if out else None):
         subject = load_target(**target.keywords(), attacks=attacks, threats=threats)
         show.threads(target.threads)
-        place = subject.place / f"{subject.stem}{folder.EVALUATION}"
-
-        def evaluated(path: Path) -> EvaluationFile:
-            return evaluate_target(
-                subject, cascade=cascade, radii=radius, checks=checks or strict, studies=studies.studies(),
-                search_dtype=search_dtype, partial=path.with_suffix(".partial.jsonl"), progress=not target.quiet,
-            )  # fmt: skip
-
-        path, evaluation = (Path(out), evaluated(Path(out))) if out else show.in_free_file(place, evaluated)
-        path = path if out else show.free_file(place)
-        found = evaluation.to_json()
-        write_json(path, found)
+        place = Path(out) if out else subject.place / f"{subject.stem}{folder.EVALUATION}"
+        request: dict[str, Any] = {
+            "cascade": cascade, "radii": radius, "checks": checks or strict, "studies": studies.studies(),
+            "search_dtype": search_dtype,
+        }  # fmt: skip
+        with unfinished_evaluation(subject, place, **request) as partial:
+            evaluation = evaluate_target(subject, **request, partial=partial, progress=not target.quiet)
+            found = evaluation.to_json()
+            path = write_new(place, found, numbered=out is None)
         show.accuracies({subject.name: evaluation})
         if per_class:
             _classes(found)

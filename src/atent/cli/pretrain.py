@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -24,6 +23,7 @@ def pretrain(
     root: Place = None,
     log: Annotated[tuple[str, ...], arg("TRACKER")] = (),
     quiet: bool = False,
+    steal_lock: bool = False,
     fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
 ) -> int:
     """Pre-train a network without labels by a recipe of method ACL, and keep all of it in a run folder.
@@ -53,23 +53,26 @@ def pretrain(
         Record the training by these trackers as well: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
         No progress bar.
+    steal_lock
+        Take over the lock of a process on another host, which is known to be gone.
     """
     if resume is not None:
-        return training.train(recipe, resume=resume, root=root, log=log, quiet=quiet)
+        return training.train(recipe, resume=resume, root=root, log=log, quiet=quiet, steal_lock=steal_lock)
     if recipe is None:
         raise UsageError("which recipe? `atent pretrain RECIPE`, such as digits-acl; `atent recipes` lists them")
     if root is not None:
         raise UsageError("--root is for --resume: use --data.root")
-    from atent import runs as folder
     from atent.experiments.pretraining import next_steps, pretraining, pretraining_recipes
+    from atent.runs import locks
+    from atent.runs.locks import claimed
 
+    locks.steal(steal_lock)
     if not recipe.endswith(".toml") and recipe not in (*recipe_names(), *base_names(), *RENAMED):
         raise UsageError(unknown("recipe", recipe, pretraining_recipes()))
     job, _ = recipe_job(recipe, list(fields), prog=f"atent pretrain {recipe}", allow_large_eps=allow_large_eps)
     job = pretraining(job)
-    wanted = name or job.recipe or "run"
-    path = Path(runs) / wanted if name else folder.free_name(runs, wanted)
-    status = training.train_job(job, path, baseline=False, quiet=quiet, log=log)
+    with claimed(runs, name or job.recipe or "run", "pretrain", numbered=not name) as path:
+        status = training.train_job(job, path, baseline=False, quiet=quiet, log=log)
     print(next_steps(job, path))
     return status
 

@@ -23,6 +23,7 @@ def reproduce(
     runs: Annotated[str, arg("PATH")] = "runs/reproduce",
     only: Annotated[tuple[str, ...], arg("ROW ...")] = (),
     quiet: bool = False,
+    steal_lock: bool = False,
     command: Annotated[str, tyro.conf.Suppress] = "",
 ) -> int:
     """Train what a table of the paper needs, and write the table: the published figure beside ours.
@@ -52,6 +53,8 @@ def reproduce(
         Train and measure these rows alone, by the key that table-*.json gives them, such as atent.
     quiet
         No progress bar.
+    steal_lock
+        Take over the lock of a process on another host, which is known to be gone.
     """
     if what is None:
         raise UsageError(
@@ -61,7 +64,9 @@ def reproduce(
     from atent.experiments.recipe_files import read_recipe
     from atent.experiments.recipes import job
     from atent.paper.reproduce import reproduce as make
+    from atent.runs import locks
 
+    locks.steal(steal_lock)
     written = make(
         what, scale, build=job, read=read_recipe, seeds=seeds, time_limit=limit, out=out, runs=runs, only=only,
         progress=not quiet, say=lambda line: print(line, flush=True), command=command,

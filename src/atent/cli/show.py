@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -17,8 +16,6 @@ from atent.cli.width import screen
 
 if TYPE_CHECKING:
     from atent.experiments.results import EvaluationFile, Part, UnionReport
-
-R = TypeVar("R")
 
 
 def show(run: Annotated[tyro.conf.Positional[str], arg("RUN")], *, root: Place = None, json: bool = False) -> int:
@@ -171,26 +168,26 @@ def refuse_taken(path: Path, option: str) -> None:
         raise FileExistsError(f"{path} exists: choose another {option}, an earlier result is never overwritten")
 
 
-def free_file(path: Path, *, after: Path | None = None) -> Path:
-    """``path``, or the same name with the first free number, beyond that of ``after``: an earlier result is never
-    overwritten."""
-    names: Iterator[Path] = itertools.chain(
-        [path], (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    )
-    if after is not None:
-        names = itertools.dropwhile(lambda name: name != after, names)
-        next(names)
-    return next(name for name in names if not name.exists())
+@contextlib.contextmanager
+def own(**given: Path | None) -> Iterator[None]:
+    """Inside, the files that options name are this command's own; those of ``given`` are by the option, None for none.
+
+    FileExistsError, in one line, for one that is there, and InUse where another command is to write it.
+    """
+    from atent.runs.locks import held, lock_of
+
+    with contextlib.ExitStack() as stack:
+        for option, path in given.items():
+            if path is not None:
+                refuse_taken(path, f"--{option}")
+                stack.enter_context(held(lock_of(path), "write"))
+                refuse_taken(path, f"--{option}")
+        yield
 
 
-def in_free_file(place: Path, measured: Callable[[Path], R]) -> tuple[Path, R]:
-    """What ``measured`` finds under the first name of ``place`` that has no result, and no unfinished measurement of
-    something else; that name, and what was found."""
-    from atent.evaluate.lines import Foreign
+def free_file(path: Path) -> Path:
+    """A file for this command alone, empty yet: ``path``, or the same name with the first free number. An earlier
+    result is never overwritten."""
+    from atent.runs.files import reserved
 
-    path = free_file(place)
-    while True:
-        try:
-            return path, measured(path)
-        except Foreign:
-            path = free_file(place, after=path)
+    return reserved(path)

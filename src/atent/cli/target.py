@@ -67,9 +67,13 @@ class Target:
     """CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores."""
     quiet: bool = False
     """No progress bar."""
+    steal_lock: bool = False
+    """Take over the lock of a process on another host, which is known to be gone."""
 
     def keywords(self) -> dict[str, Any]:
         """The keywords of `atent.experiments.target.load_target`."""
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "quiet"}
+        given = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("quiet", "steal_lock")
+        }
         given["batch"] = given.pop("batch_size")
         return given

@@ -32,6 +32,7 @@ def train(
     root: Place = None,
     log: Annotated[tuple[str, ...], arg("TRACKER")] = (),
     quiet: bool = False,
+    steal_lock: bool = False,
     fields: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
 ) -> int:
     """Train a model by a recipe, evaluate it on the test set once, and keep all of it in a run folder.
@@ -69,7 +70,12 @@ def train(
         Record the training by these trackers as well: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
         No progress bar.
+    steal_lock
+        Take over the lock of a process on another host, which is known to be gone.
     """
+    from atent.runs import locks
+
+    locks.steal(steal_lock)
     if resume is not None:
         if recipe is not None:
             raise UsageError(f"{recipe!r} is one argument too many: --resume takes the recipe of {resume}")
@@ -78,8 +84,8 @@ def train(
         raise UsageError("which recipe? `atent train RECIPE`; `atent recipes` lists them")
     if root is not None:
         fields = (*fields, "--data.root", root)
-    from atent import runs as folder
     from atent.methods import ACL
+    from atent.runs.locks import claimed
 
     job, own = recipe_job(recipe, list(fields), prog=f"atent train {recipe}", allow_large_eps=allow_large_eps)
     if isinstance(job.method, ACL):
@@ -87,9 +93,8 @@ def train(
     beside = own if baseline is None else baseline
     if beside:
         _check_baseline(job)
-    wanted = name or job.recipe or "run"
-    path = Path(runs) / wanted if name else folder.free_name(runs, wanted)
-    return train_job(job, path, baseline=beside, quiet=quiet, log=log)
+    with claimed(runs, name or job.recipe or "run", "train", numbered=not name) as path:
+        return train_job(job, path, baseline=beside, quiet=quiet, log=log)
 
 
 def run(words: list[str]) -> int:
@@ -147,10 +152,10 @@ def train_job(
     job: Any, path: Path, *, baseline: bool, quiet: bool, log: tuple[str, ...], resume: bool = False, saved: Any = None
 ) -> int:
     """Train or resume, with the baseline beside it, and print what was found."""
-    from atent import runs as folder
     from atent.experiments.pipeline import baseline as plain_job
     from atent.experiments.pipeline import draw_curves
     from atent.experiments.target import threat_of
+    from atent.runs.locks import claimed
 
     options: dict[str, Any] = {"progress": not quiet, "log": log}
     done = _tracked(job, path, resume=resume, saved=saved, **options)
@@ -163,9 +168,9 @@ def train_job(
         return 0
     threat = threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate)
     assert threat is not None
-    beside = folder.free_name(path.parent, f"{path.name}-standard")
     print("\nBeside it, standard training: the same data, split, network, epochs, optimizer and schedule.")
-    plain = _tracked(plain_job(job, threat), beside, **options)
+    with claimed(path.parent, f"{path.name}-standard", "train") as beside:
+        plain = _tracked(plain_job(job, threat), beside, **options)
     models["Standard"] = plain.evaluation
     draw_curves(path, {job.title: done.fitted.history, "Standard": plain.fitted.history})
     print()

@@ -12,9 +12,6 @@ from atent.cli import show
 from atent.cli.parse import AnyNorm, Group, Inner, Limit, Name, Number, Place, Subset, Text, Threads, arg
 from atent.experiments.recipe_files import UsageError
 
-if typing.TYPE_CHECKING:
-    from atent.experiments.results import TransferFile
-
 
 def transfer(
     targets: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|MODULE:FUNCTION ...")] = (),
@@ -39,6 +36,7 @@ def transfer(
     out: Place = None,
     png: Place = None,
     quiet: bool = False,
+    steal_lock: bool = False,
     json: bool = False,
 ) -> int:
     """Attack each of several networks, and evaluate all of them on its adversarial images.
@@ -90,12 +88,14 @@ def transfer(
         CPU threads: a number, or auto (one where a network gains nothing from more, measured). Default: all cores.
     out
         JSON file to write. Default: transfer.json in the first run folder, or in this folder, numbered where it is
-        taken. Until it is whole, the same name with .partial.jsonl holds what is done: the same command resumes from
-        it.
+        taken. Until it is whole, a file of that name that ends in .partial.jsonl holds what is done: the same command
+        resumes from it.
     png
         Where to draw the matrix. Default: beside the JSON file.
     quiet
         No progress bar.
+    steal_lock
+        Take over the lock of a process on another host, which is known to be gone.
     json
         Print the result as JSON to standard output, and nothing else there.
     """
@@ -103,15 +103,16 @@ def transfer(
         raise UsageError("a transfer matrix needs two networks or more: `atent transfer RUN RUN ... [OPTIONS]`")
     from atent import plots
     from atent.cli.studies import print_transfer
-    from atent.experiments.transfer import TRANSFER, load_targets, transfer_matrix
-    from atent.runs.manifest import write_json
+    from atent.experiments.transfer import TRANSFER, load_targets, transfer_matrix, unfinished_matrix
+    from atent.runs import locks
+    from atent.runs.manifest import write_new
 
-    with show.json_alone(json) as emit:
-        for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
-            if given is not None:
-                show.refuse_taken(Path(given), option)
-                if Path(given).suffix != kind:
-                    raise ValueError(f"{option} {given}: the name must end in {kind}")
+    locks.steal(steal_lock)
+    for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
+        if given is not None and Path(given).suffix != kind:
+            raise ValueError(f"{option} {given}: the name must end in {kind}")
+    named = {"out": Path(out) if out else None, "png": Path(png) if png else None}
+    with show.json_alone(json) as emit, show.own(**named):
         found = load_targets(
             targets, attack, data=data, norm=norm, eps=eps, group=group, side=side, inner=inner, inner_eps=inner_eps,
             which=which, allow_large_eps=allow_large_eps, limit=limit, subset=subset, seed=seed, batch=batch_size,
@@ -119,14 +120,10 @@ def transfer(
         )  # fmt: skip
         show.threads(threads)
         first = next(iter(found.values()))
-        place = first.place / f"{first.stem}{TRANSFER}"
-
-        def measured(path: Path) -> TransferFile:
-            return transfer_matrix(found, partial=path.with_suffix(".partial.jsonl"), progress=not quiet)
-
-        path, matrix = (Path(out), measured(Path(out))) if out else show.in_free_file(place, measured)
-        path = path if out else show.free_file(place)
-        write_json(path, matrix.to_json())
+        place = Path(out) if out else first.place / f"{first.stem}{TRANSFER}"
+        with unfinished_matrix(found, place) as partial:
+            matrix = transfer_matrix(found, partial=partial, progress=not quiet)
+            path = write_new(place, matrix.to_json(), numbered=out is None)
         picture = Path(png) if png else show.free_file(path.with_suffix(".png"))
         plots.save(plots.transfer(matrix.to_json()), picture)
         print_transfer(matrix)

@@ -12,6 +12,7 @@ from atent.attacks.base import Attack
 from atent.checks import check_number
 from atent.data.corruptions import check_images
 from atent.data.corruptions.digital import dct_matrix
+from atent.evaluate.lines import Shape, Values
 from atent.evaluate.outcomes import attacked
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import Study, study
@@ -169,7 +170,12 @@ def measure_bands(
     spectrum, moved = torch.zeros(h * w, dtype=torch.float64), 0
     s.step(s.n - int(right.sum()), "bands")
     for key, at in s.batches(right.nonzero().squeeze(1)):
-        row = s.notes.of(key, lambda at=at: _row(s, attack, cut, at))  # type: ignore[misc]
+        bits, reals = Values("bit", (len(at),)), Values("real", (len(at),))
+        shape: Shape = {
+            "wrong": dict.fromkeys((FULL, *BANDS), bits), "energy": dict.fromkeys(BANDS, reals),
+            "spectrum": Values("real", (h * w,)), "moved": Values("count", (), len(at)),
+        }  # fmt: skip
+        row = s.notes.of(key, lambda at=at: _row(s, attack, cut, at), shape)  # type: ignore[misc]
         for name, kept in robust.items():
             kept[at.cpu()] = ~torch.tensor(row["wrong"][name], dtype=torch.bool)
         for name, part in energy.items():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atent.checks import check_choice
 from atent.data.corruptions import SEVERITIES, corrupt, suited
+from atent.evaluate.lines import Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import study
 from atent.progress import Advance
@@ -124,7 +125,8 @@ def measure_corruptions(
                     errors = {who: s.wrong(net, changed, at) for who, net in asked.items()}
                     return {**errors, "distance": float(moved.sum())}
 
-                found = s.notes.of(f"{name} {severity} {key}", row)
+                shape = {**dict.fromkeys(asked, Values("bit", (len(at),))), "distance": Values("real")}
+                found = s.notes.of(f"{name} {severity} {key}", row, shape)
                 for who, table in wrong.items():
                     table[i, j, at.cpu()] = torch.tensor(found[who], dtype=torch.bool)
                 distance[i, j] += found["distance"] / s.n

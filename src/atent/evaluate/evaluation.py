@@ -196,8 +196,11 @@ def evaluate(
         named = _ordered(named, cascade)
     if search_dtype is not None:
         Lowered(model, search_dtype)  # refuses what cannot be lowered, also where nothing is attacked
-    settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last}
-    ledger = Ledger(resume, fingerprint(model, x, y, ids, named, **settings)) if resume is not None else Ledger()
+    settings: dict[str, Any] = {
+        "seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last
+    }  # fmt: skip
+    about = depends_on(model, samples, named, **settings) if resume is not None else None
+    ledger = Ledger(resume, about, attacks=named, n=len(x))
     x, y = outside_inference(x), outside_inference(y)
     last = channels_last and images_last(model, x)
     trial = _Trial(model, x, y, ids, seed, batch, search_dtype, last, ledger, advance)
@@ -218,6 +221,16 @@ def evaluate(
         outcomes={"ids": spans(ids.tolist()), "clean": bits(right), "attacks": outcomes},
         per_class=_per_class(y.cpu(), right, remaining),
     )
+
+
+def depends_on(
+    model: nn.Module, samples: Checked, attacks: Mapping[str, Attack], *, seed: int, cascade: bool | Literal["threat"],
+    search_dtype: SearchDtype | None = None, channels_last: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """What `evaluate` of these arguments writes into the first line of its ``resume`` file."""
+    named = _ordered(attacks, cascade) if cascade else attacks
+    settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last}
+    return fingerprint(model, samples.x, samples.y, samples.ids, named, **settings)
 
 
 def _ordered(named: Mapping[str, Attack], cascade: bool | Literal["threat"]) -> dict[str, Attack]:

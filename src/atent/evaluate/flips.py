@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from atent.checks import check_choice
 from atent.data.corruptions.sequences import SEQUENCES, flips, framed
 from atent.evaluate.evaluation import predict
+from atent.evaluate.lines import Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import study
 from atent.progress import Advance
@@ -102,7 +103,7 @@ def measure_flips(
                 ordered = SEQUENCES[name].ordered
                 return {who: flips(torch.stack(each, 1), ordered=ordered).tolist() for who, each in seen.items()}
 
-            found = s.notes.of(f"{name} {key}", row)
+            found = s.notes.of(f"{name} {key}", row, {who: Values("real", (len(at),), 1.0) for who in asked})
             for who, table in rates.items():
                 table[i, at.cpu()] = torch.tensor(found[who], dtype=torch.float64)
             s.step(len(at), name)

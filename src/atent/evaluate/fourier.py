@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import check_number
+from atent.evaluate.lines import Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import Study, study
 from atent.progress import Advance
@@ -99,7 +100,8 @@ def fourier_map(
     basis = fourier_basis(h, w).to(s.x)
     errors = torch.zeros(h, w, dtype=torch.int64)
     for i in range(h):
-        found = s.notes.of(str(i), lambda i=i: {"errors": _line(s, basis[i], eps, i)})  # type: ignore[misc]
+        shape = {"errors": Values("count", (w,), s.n)}
+        found = s.notes.of(str(i), lambda i=i: {"errors": _line(s, basis[i], eps, i)}, shape)  # type: ignore[misc]
         errors[i] = torch.tensor(found["errors"])
         s.step(w, f"frequency {i - h // 2}")
     return FourierMap(eps, ~s.right(), errors)

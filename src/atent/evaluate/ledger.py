@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from atent import __version__
 from atent.attacks.base import Attack
 from atent.attacks.spec import spell
 from atent.data.described import spans, unspan
-from atent.evaluate.lines import Lines
+from atent.evaluate.lines import Lines, Values
 from atent.evaluate.outcomes import bits
 from atent.threat import Box
 
@@ -46,12 +47,20 @@ NOTHING = Met(torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).doubl
 class Ledger:
     """What was met so far, in memory and, with a path, in a file that survives a kill.
 
-    ``fingerprint`` says what is evaluated; `Foreign`, in one line, for a file with another one or of another kind.
+    ``fingerprint`` says what is evaluated, ``attacks`` by what, and ``n`` on how many samples. Raises as `Lines`.
     """
 
-    def __init__(self, path: str | Path | None = None, fingerprint: Mapping[str, Any] | None = None) -> None:
-        self._lines = Lines(path, "evaluation", fingerprint)
-        self._met: dict[tuple[str, str | None], Met] = {}
+    def __init__(
+        self, path: str | Path | None = None, fingerprint: Mapping[str, Any] | None = None, *,
+        attacks: Mapping[str, Attack] | None = None, n: int = 0,
+    ) -> None:  # fmt: skip
+        names = {(name, part) for name, a in (attacks or {}).items() for part in (a.parts() or [None])}
+
+        def valid(row: dict[str, Any]) -> bool:
+            return row.keys() == _KEYS and _is_met(row, n) and (row["attack"], row["part"]) in names
+
+        self._lines = Lines(path, "evaluation", fingerprint, valid=valid)
+        self._met: dict[tuple[str, str | None], dict[int, Met]] = {}
         for row in self._lines.rows:
             met = Met(
                 torch.tensor(unspan(row["rows"])).long(),
@@ -59,23 +68,58 @@ class Ledger:
                 torch.tensor(row["distance"], dtype=torch.float64),
                 *(row[key] for key in Met._fields[3:]),
             )
-            self._remember((row["attack"], row["part"]), met)
+            # Where a row was lost, what was measured again stands behind what followed it.
+            self._met.setdefault((row["attack"], row["part"]), {})[int(met.rows[0])] = met
 
     def met(self, attack: str, part: str | None, rows: Tensor) -> Met:
         """What is known of ``rows``, their first ones."""
-        met = self._met.get((attack, part), NOTHING)
-        if not torch.equal(met.rows, rows[: len(met.rows)]):
-            raise ValueError(f"{self._lines.path} describes other samples than {attack} would meet here: remove it")
-        return met
+        known, found = self._met.get((attack, part), {}), NOTHING
+        while len(found.rows) < len(rows):
+            left = rows[len(found.rows) :]
+            batch = known.get(int(left[0]))
+            if batch is None or not torch.equal(batch.rows, left[: len(batch.rows)]):
+                break
+            found = found.then(batch)
+        return found
 
     def add(self, attack: str, part: str | None, met: Met) -> None:
         """Write down one more batch."""
-        self._remember((attack, part), met)
         row = met._asdict() | {"rows": spans(met.rows.tolist()), "fooled": bits(met.fooled)}
         self._lines.add({"attack": attack, "part": part, **row})
 
-    def _remember(self, key: tuple[str, str | None], met: Met) -> None:
-        self._met[key] = self._met.get(key, NOTHING).then(met)
+
+_KEYS = {"attack", "part", *Met._fields}
+
+
+def _is_met(row: dict[str, Any], n: int) -> bool:
+    """Whether the values of a row can be what an attack did to some of n samples."""
+    m = _places(row["rows"], n)
+    if not m or not isinstance(row["attack"], str) or not isinstance(row["part"], str | None):
+        return False
+    fooled, counts = row["fooled"], Values("count")
+    return (
+        isinstance(fooled, str)
+        and len(fooled) == m
+        and set(fooled) <= {"0", "1"}
+        and Values("real", (m,)).fit(row["distance"])
+        and counts.fit(row["forwards"])
+        and counts.fit(row["backwards"])
+        and Values("real").fit(row["seconds"])
+    )
+
+
+def _places(text: Any, n: int) -> int:
+    """How many places, ascending and below n, a text of `spans` names; 0 for any other text."""
+    if not isinstance(text, str) or not re.fullmatch(r"\d{1,18}(-\d{1,18})?( \d{1,18}(-\d{1,18})?)*", text):
+        return 0
+    end, count = -1, 0
+    for word in text.split():
+        low, _, high = word.partition("-")
+        first, last = int(low), int(high or low)
+        if not end < first <= last < n:
+            return 0
+        end, count = last, count + last - first + 1
+    return count
 
 
 def fingerprint(

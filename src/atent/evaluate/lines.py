@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import weakref
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from atent.runs import append_jsonl, read_jsonl
+from atent.runs import append_jsonl, dumps, plain, write_atomic
+from atent.runs.files import report_dropped
+from atent.runs.locks import held, lock_of
+
+SUM = "sum"
+"""The key of a row's own checksum."""
+
+_SUMS = "sums"
+"""The key of the first line that says that every row has one, which rows of earlier versions have not."""
 
 
 class Foreign(ValueError):
@@ -16,6 +30,10 @@ class Foreign(ValueError):
 class Lines:
     """The rows of an unfinished measurement, in a file that survives a kill; without a path they are not kept.
 
+    Each row has a checksum over its values and the first line, so that a flipped bit is found, as is a row of another
+    measurement. Damaged rows are dropped, with one line on stderr; a torn last one, as a kill leaves it, without. While
+    this exists no other process takes the file.
+
     Parameters
     ----------
     path
@@ -24,43 +42,157 @@ class Lines:
         What is measured, such as "evaluation".
     fingerprint
         What the result depends on.
+    valid
+        Whether a row, without its checksum, can be one of this measurement; default: every one can.
 
     Raises
     ------
     Foreign
         In one line, for a file of another kind or with another fingerprint.
+    InUse
+        In one line, while another process measures into the file.
     """
 
-    def __init__(self, path: str | Path | None, kind: str, fingerprint: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: str | Path | None, kind: str, fingerprint: Mapping[str, Any] | None = None, *,
+        valid: Callable[[dict[str, Any]], bool] = lambda row: True,
+    ) -> None:  # fmt: skip
         self.path = path if path is None else Path(path)
-        self._head: dict[str, Any] | None = {"kind": f"atent {kind}, unfinished", **(fingerprint or {})}
+        self._head: dict[str, Any] = plain({"kind": f"atent {kind}, unfinished", **(fingerprint or {})})
+        self._salt = dumps(self._head)
+        self._begun = False
         self.rows: list[dict[str, Any]] = []
         """What the file held."""
-        if self.path is None or not self.path.is_file():
+        if self.path is None:
             return
-        found = read_jsonl(self.path)
-        if not found:
-            return
-        head, *self.rows = found
-        wanted, self._head = self._head, None
-        if head.get("kind") != wanted["kind"]:
-            raise Foreign(f"{self.path} holds no unfinished {kind}: give another file to resume from")
-        differs = [key for key, value in wanted.items() if head.get(key) != value]
-        if differs:
-            article = "an" if kind[0] in "aeiou" else "a"
-            raise Foreign(
-                f"{self.path} belongs to {article} {kind} with other {', '.join(differs)}: remove it, or give"
-                " another file to resume from"
-            )
+        lock = ExitStack()
+        lock.enter_context(held(lock_of(self.path), kind))
+        weakref.finalize(self, lock.close)
+        if self.path.is_file():
+            self._read(self.path, kind, valid)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write one more row."""
         if self.path is None:
             return
-        if self._head is not None:
-            append_jsonl(self.path, self._head)
-            self._head = None
-        append_jsonl(self.path, row)
+        if not self._begun:
+            append_jsonl(self.path, self._first())
+            self._begun = True
+        append_jsonl(self.path, self._summed(row))
+
+    def _first(self) -> dict[str, Any]:
+        return {**self._head, _SUMS: True}
+
+    def _summed(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {**row, SUM: self._sum(row)}
+
+    def _sum(self, row: Mapping[str, Any]) -> str:
+        return hashlib.sha256(f"{self._salt}\n{dumps(row)}".encode()).hexdigest()[:16]
+
+    def _read(self, path: Path, kind: str, valid: Callable[[dict[str, Any]], bool]) -> None:
+        *lines, tail = path.read_bytes().split(b"\n")
+        # A whole object without its newline is a row; anything else there was torn by a kill.
+        if _object(tail) is not None:
+            lines.append(tail)
+        lines = [line for line in lines if line.strip()]
+        if not lines:
+            return
+        head = _object(lines[0]) or {}
+        intact = all(head.get(key) == value for key, value in self._head.items())
+        summed = not intact or _SUMS in head
+        found = [self._row(line, summed, valid) for line in lines[1:]]
+        self.rows = [row for row in found if row is not None]
+        # A row with the sum of this measurement shows that the first line is damaged, not of another.
+        if not intact and not self.rows:
+            raise _foreign(path, kind, head, self._head)
+        self._begun = True
+        damaged = len(found) - len(self.rows) + (not intact)
+        if damaged:
+            report_dropped(path, damaged)
+            again = [self._first() if summed else head, *(self._summed(row) if summed else row for row in self.rows)]
+            write_atomic(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in again))
+
+    def _row(self, line: bytes, summed: bool, valid: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+        row = _object(line)
+        if row is None:
+            return None
+        found = row.pop(SUM, None)
+        if found is None and summed:
+            return None
+        return row if (found is None or found == self._sum(row)) and valid(row) else None
+
+
+def belongs(path: Path, kind: str, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether a file's first line is that of such a measurement."""
+    try:
+        with open(path, "rb") as file:
+            head = _object(file.readline(1 << 24)) or {}
+    except OSError:
+        return False
+    return head.get("kind") == f"atent {kind}, unfinished" and all(
+        head.get(k) == v for k, v in plain(fingerprint).items()
+    )
+
+
+def _foreign(path: Path, kind: str, head: Mapping[str, Any], wanted: Mapping[str, Any]) -> Foreign:
+    if head.get("kind") != wanted["kind"]:
+        return Foreign(f"{path} holds no unfinished {kind}: move it away, or give another file to resume from")
+    differs = ", ".join(key for key, value in wanted.items() if head.get(key) != value)
+    article = "an" if kind[0] in "aeiou" else "a"
+    return Foreign(
+        f"{path} belongs to {article} {kind} with other {differs}: give another file to resume from, or the same"
+        " settings"
+    )
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """The object that a line holds, in JSON's own numbers; None for anything else."""
+
+    def refuse(name: str) -> Any:
+        raise ValueError(name)
+
+    try:
+        found = json.loads(line.decode(), parse_constant=refuse)
+        # 1e999 is read as infinity, which no row may hold.
+        dumps(found)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+# ---- answers by key
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a value of a row must be: nested lists of these sizes, whose entries are of that kind."""
+
+    kind: Literal["bit", "count", "real"]
+    """0 or 1; a whole number of 0 or more; a finite one of 0 or more."""
+    sizes: tuple[int, ...] = ()
+    most: float = math.inf
+
+    def fit(self, value: Any) -> bool:
+        """Whether ``value`` is that."""
+        return self._fit(value, self.sizes)
+
+    def _fit(self, value: Any, sizes: tuple[int, ...]) -> bool:
+        if sizes:
+            return isinstance(value, list) and len(value) == sizes[0] and all(self._fit(v, sizes[1:]) for v in value)
+        kinds = (int, float) if self.kind == "real" else (int,)
+        most = 1 if self.kind == "bit" else self.most
+        return type(value) in kinds and 0 <= value <= most and math.isfinite(value)
+
+
+Shape = Mapping[str, "Values | Mapping[str, Values]"]
+"""What the values of a row must be, by their names."""
+
+
+def fits(row: Any, shape: Shape) -> bool:
+    """Whether ``row`` has the values of ``shape``, and no others."""
+    if not isinstance(row, dict) or row.keys() != shape.keys():
+        return False
+    return all(s.fit(row[k]) if isinstance(s, Values) else fits(row[k], s) for k, s in shape.items())
 
 
 class Notes:
@@ -70,11 +202,16 @@ class Notes:
         self._lines = lines
         self._known = {row["key"]: row for row in lines.rows}
 
-    def of(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The answer of that ``key``: as it was noted, or as ``make`` gives it now; plain values."""
-        if key not in self._known:
-            row = {"key": key, **make()}
-            self._lines.add(row)
-            # Nothing is asked for twice in one measurement.
-            return row
-        return self._known[key]
+    def of(self, key: str, make: Callable[[], dict[str, Any]], shape: Shape) -> dict[str, Any]:
+        """The answer of that ``key``: as it was noted, where it has the ``shape``, or as ``make`` gives it now; plain
+        values."""
+        known = self._known.get(key)
+        if known is not None:
+            answer = {name: value for name, value in known.items() if name != "key"}
+            if fits(answer, shape):
+                return answer
+            report_dropped(self._lines.path, 1)
+        # Nothing is asked for twice in one measurement.
+        answer = make()
+        self._lines.add({"key": key, **answer})
+        return answer

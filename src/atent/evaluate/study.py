@@ -77,6 +77,17 @@ class Study:
             self.advance(samples, text)
 
 
+def depends_on(
+    model: nn.Module, samples: Checked, *, box: Box, seed: int, batch: int,
+    attacks: Mapping[str, Attack] | None = None, models: Mapping[str, nn.Module] | None = None, **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What a `study` of these arguments writes into the first line of its file."""
+    x, y, ids = samples.x, samples.y.long(), samples.ids
+    about = fingerprint(model, x, y, ids, attacks or {}, seed=seed, batch=batch, box=list(box), **settings)
+    others = {name: fingerprint(m, x[:0], y[:0], ids[:0], {})["model"] for name, m in (models or {}).items()}
+    return {**about, "others": others}
+
+
 def study(
     kind: str, model: nn.Module, x: Tensor | Checked, y: Tensor | None, *, box: Box, seed: int, ids: Tensor | None,
     batch: int, resume: str | Path | None, advance: Advance | None, attacks: Mapping[str, Attack] | None = None,
@@ -96,7 +107,8 @@ def study(
     x, y, ids = outside_inference(found.x), outside_inference(found.y).long(), found.ids
     lines = Lines(None, kind)
     if resume is not None:
-        about = fingerprint(model, x, y, ids, attacks or {}, seed=seed, batch=batch, box=list(box), **settings)
-        others = {name: fingerprint(m, x[:0], y[:0], ids[:0], {})["model"] for name, m in (models or {}).items()}
-        lines = Lines(resume, kind, {**about, "others": others})
+        about = depends_on(
+            model, found, box=box, seed=seed, batch=batch, attacks=attacks, models=models, **settings
+        )  # fmt: skip
+        lines = Lines(resume, kind, about, valid=lambda row: isinstance(row.get("key"), str))
     return Study(model, x, y, ids, box, seed, batch, Notes(lines), advance)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.evaluate.evaluation import predict
+from atent.evaluate.lines import Values
 from atent.evaluate.outcomes import attacked
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import study
@@ -84,7 +85,7 @@ def measure_transfer(
                 x_adv = attacked(attack.of(at), source, s.x[at], s.y[at], seed=s.seed, ids=s.ids[at]).x_adv
                 return {"wrong": [s.wrong(net, x_adv, at) for net in models.values()]}
 
-            found = s.notes.of(f"{i} {key}", row)
+            found = s.notes.of(f"{i} {key}", row, {"wrong": Values("bit", (len(models), len(at)))})
             robust[i][:, at.cpu()] = ~torch.tensor(found["wrong"], dtype=torch.bool)
             s.step(len(at), f"{name} {100 * float(robust[i, i].double().mean()):.1f} %")
     return Transfers(tuple(models), right, robust & right[None])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,8 @@ from atent.certify import (
     verified,
     verified_by,
 )
-from atent.certify.certificate import check_shard, claim, made_alike, made_of, sidecar, write_rows
+from atent.certify.certificate import check_shard, made_of
+from atent.certify.rows import claimed, free, made_alike, sidecar, sums, write_rows
 from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
 from atent.data.described import spans
@@ -36,7 +38,9 @@ from atent.experiments.target import Target, load_target
 from atent.progress import Advance, bar
 from atent.registry import Plugin, plugin_named
 from atent.runs import manifest
+from atent.runs.locks import held, lock_of
 from atent.runs.weights import visible
+from atent.signals import resumed_by
 from atent.threads import Threads
 from atent.threat import Norm, Threat, radius
 from atent.train.settings import pick_device
@@ -99,11 +103,21 @@ def certify_folder(
     if not noisy:
         if shard or merged or compiled or sigma is not None:
             raise ValueError(f"method {method} draws no noise: leave --sigma, --shard, --merge and --compile out")
-        return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
+        with _alone(who, method, plugin, norm, goals, limit), resumed_by("the same command begins again"):
+            return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
     sampling = Sampling(sigma_of(who.config, who.name) if sigma is None else sigma, n0, n, alpha, seed)
     how = _How(method, plugin, sampling, goals, batch, compiled, channels_last)
     _check(how, norm, device)
-    return _smoothed(who, how, shard, merged, progress)
+    with _alone(who, method, plugin, sampling, shard, merged), resumed_by("the same command resumes"):
+        return _smoothed(who, how, shard, merged, progress)
+
+
+@contextmanager
+def _alone(who: Target, *request: Any) -> Iterator[None]:
+    """Hold the lock of this very certificate: others of the same run may be made at once."""
+    digest = hashlib.sha256(folder.dumps([fingerprint(who.model), *request]).encode()).hexdigest()[:12]
+    with held(lock_of(who.place / f"{who.stem}certificate.{digest}"), "certify"):
+        yield
 
 
 @dataclass(frozen=True)
@@ -228,17 +242,17 @@ def _smoothed(
     sampling, about = how.sampling, _about(who, how.plugin)
     made = made_of(sampling, about)
     if merged:
-        table = _free(who.place / f"{who.stem}{CERTIFICATE}", made)
+        table = free(who.place / f"{who.stem}{CERTIFICATE}", made)
         shards = sorted(who.place.glob(f"{who.stem}certificate*.shard-*-of-*.csv"))
         files = [f for f in shards if made_alike(f, made)]
         found = merge([*files, *([table] if table.exists() else [])], x[0].numel(), ids.tolist())
-        claim(table, made)
+        table = claimed(table, made)
         write_rows(table, found.rows)
     else:
         index = _shard(shard)
-        name = CERTIFICATE if shard is None else f"certificate.shard-{index[0]}-of-{index[1]}.csv"
-        table = _free(who.place / f"{who.stem}{name}", made)
         i, n, k = check_shard(index, len(x))
+        name = CERTIFICATE if shard is None else f"certificate.shard-{index[0]}-of-{index[1]}.csv"
+        table = claimed(who.place / f"{who.stem}{name}", made)
         model = cast(nn.Module, torch.compile(who.model)) if how.compiled else who.model
         with bar(len(range(i, n, k)) * (sampling.n0 + sampling.n), who.name, enabled=progress) as advance:
             found = certify_run(
@@ -251,6 +265,7 @@ def _smoothed(
         "provenance": folder.provenance(seed=sampling.seed, device=x.device), "made": made, "complete": True,
     })  # fmt: skip
     manifest.record_file(table)
+    sums(table).unlink(missing_ok=True)
     manifest.write_json(sidecar(table), content.to_json())
     return sidecar(table), content, found
 
@@ -262,16 +277,6 @@ def _shard(text: str | None) -> tuple[int, int]:
     if not (slash and i.isdigit() and k.isdigit()):
         raise ValueError(f"shard must be i/k, such as 0/4 for the first of four, got {text!r}")
     return int(i), int(k)
-
-
-def _free(path: Path, made: dict[str, Any]) -> Path:
-    """``path``, or the first numbered one, that is absent or was made alike: earlier results stay as they are."""
-    stem, dot, tail = path.name.partition(".")
-    number, free = 1, path
-    while not made_alike(free, made):
-        number += 1
-        free = path.with_name(f"{stem}-{number}{dot}{tail}")
-    return free
 
 
 def _threats(who: Target, norm: Norm | None, goals: list[float] | None) -> list[Threat]:
@@ -315,7 +320,7 @@ def _bounded(
         "clean": stats.share(int(clean.sum()), len(x)), "certified": results,
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     })  # fmt: skip
-    out = sidecar(_free(who.place / f"{who.stem}{CERTIFICATE}", about))
+    out = sidecar(claimed(who.place / f"{who.stem}{CERTIFICATE}", about))
     manifest.write_json(out, content.to_json())
     return out, content
 

@@ -21,6 +21,7 @@ from atent.experiments.results import (
 )
 from atent.experiments.results.certificate import Verified
 from atent.markdown import table as markdown_table
+from atent.runs.locks import held, lock_of
 
 # Radii closer than this share of each other are one column: 0.549 is what l2 smoothing says of linf 5/255.
 _SAME = 2e-3
@@ -64,6 +65,12 @@ def add(path: Path, rows: Sequence[CertifiedRow]) -> Path:
     ending, and for images that are not those of the table: shares of different images do not compare.
     """
     check_table(path)
+    with held(lock_of(path), "certify", wait=lambda line: None):
+        return _added(path, rows)
+
+
+def _added(path: Path, rows: Sequence[CertifiedRow]) -> Path:
+    """`add`, while no other process does."""
     beside = path.with_suffix(".json")
     known = migrate.read(beside, CertifiedTable).rows if beside.exists() else []
     table = {(r.run, r.how): r for r in [*known, *rows]}

@@ -7,14 +7,12 @@ command again reuses finished runs and resumes started ones.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from atent import runs as folder
@@ -25,30 +23,13 @@ from atent.experiments.pipeline import Say
 from atent.experiments.plan import NAME, PLAN, Build, Plan, Run, agree, place, seeded, state
 from atent.experiments.results import ComparisonFile
 from atent.progress import bar
+from atent.runs.locks import InUse, held, stealing
+from atent.signals import followed, resumed_by
 from atent.threads import cores, wait_passively
 from atent.train.interrupt import Interrupted, stop_requests
 
 RESULT = "comparison.json"
 TABLE = "comparison.md"
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[tuple[int, ...]]:
-    """Hold the folder against a second command; yields what the children inherit, since orphans must hold it too."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield ()
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another comparison, or a run of one that was killed, is at work in {path}") from None
-        yield (handle,)
-    finally:
-        os.close(handle)
 
 
 def compare(
@@ -67,21 +48,28 @@ def compare(
     ``beside`` is the folder of an earlier comparison that the Pareto plot shows as well: equal epochs, say, beside
     equal time.
 
-    Raises ValueError and FileExistsError of one line before anything is trained; ChildProcessError where a run fails
-    and Interrupted after Ctrl-C: the other runs are stopped, with their state saved, and the same command resumes.
+    Raises ValueError (InUse while another process is at work there) and FileExistsError of one line before anything is
+    trained; ChildProcessError where a run fails and Interrupted after a signal of `atent.signals`: the other runs are
+    stopped, with their state saved, and the same command resumes. The runs end with the process that started them.
     """
     agree(plan.jobs)
     other = _beside(beside)
     path = place(runs, name, plan, build)
-    path.mkdir(parents=True, exist_ok=True)
-    with _alone(path) as inherited:
+    with resumed_by("the same command resumes"), held(path / folder.LOCK, "compare"):
+        if place(runs, name, plan, build) != path:
+            raise InUse(f"{path} was taken by another comparison meanwhile: give the same command again")
+        # Runs of a comparison that was killed save and end by themselves; what they are is known after that.
+        for run in plan.runs(path):
+            if run.path.is_dir():
+                with held(run.path / folder.LOCK, "compare", wait=_told(say)):
+                    pass
         todo = {run.path: state(run, build) for run in plan.runs(path)}
         jobs = {job.recipe: seeded(job, plan.seeds[0]).sections() for job in plan.jobs.values()}
         folder.write_json(path / PLAN, {"command": plan.command, "seeds": plan.seeds, "jobs": jobs})
         counts = {kind: list(todo.values()).count(kind) for kind in ("finished", "started")}
         notes = "".join(f", {n} {kind} before" for kind, n in counts.items() if n)
         say(f"compare {path}: {len(todo)} runs{notes}")
-        _train(plan, path, todo, at_once, inherited, progress=progress, say=say)
+        _train(plan, path, todo, at_once, progress=progress, say=say)
         for run in plan.runs(path):
             if state(run, build) != "finished":
                 raise ChildProcessError(f"{run.path} ended without a result: see {run.log}")
@@ -120,8 +108,8 @@ def _write(path: Path, found: ComparisonFile, other: ComparisonFile | None) -> N
 
 
 def _train(
-    plan: Plan, path: Path, todo: dict[Path, str], at_once: int, inherited: tuple[int, ...], *, progress: bool, say: Say
-) -> None:
+    plan: Plan, path: Path, todo: dict[Path, str], at_once: int, *, progress: bool, say: Say
+) -> None:  # fmt: skip
     waiting = deque(run for run in plan.runs(path) if todo[run.path] != "finished")
     running: dict[subprocess.Popen[bytes], tuple[Run, float]] = {}
     again = "finished runs stay as they are, and the same command resumes"
@@ -132,7 +120,7 @@ def _train(
             while waiting or running:
                 while waiting and len(running) < at_once:
                     run = waiting.popleft()
-                    running[_start(plan, run, todo[run.path], at_once, inherited)] = run, time.perf_counter()
+                    running[_start(plan, run, todo[run.path], at_once)] = run, time.perf_counter()
                     advance(0, ", ".join(r.path.name for r, _ in running.values()))
                 time.sleep(0.05)
                 if asked():
@@ -148,26 +136,36 @@ def _train(
             _stop(list(running))
 
 
-def _start(
-    plan: Plan, run: Run, stage: str, at_once: int, inherited: tuple[int, ...]
-) -> subprocess.Popen[bytes]:  # fmt: skip
+def _told(say: Say) -> Say:
+    """Says a line that comes again and again once."""
+    lines: set[str] = set()
+
+    def once(line: str) -> None:
+        if not lines:
+            say(line)
+        lines.add(line)
+
+    return once
+
+
+def _start(plan: Plan, run: Run, stage: str, at_once: int) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "atent", "train"]
     if stage == "started":
         words += ["--resume", str(run.path), "--quiet"]
     else:
         # Equal settings and no state to resume from: the same training begins anew.
         if run.path.exists():
-            shutil.rmtree(run.path)
+            with held(run.path / folder.LOCK, "compare"):
+                folder.clear(run.path)
         words += [run.given, "--runs", str(run.path.parent), "--name", run.path.name]
         words += ["--train.seed", str(run.job.train.seed), "--no_baseline", "--quiet", *plan.overrides]
         if at_once > 1 and run.job.train.threads is None:
             words += ["--train.threads", str(max(1, cores() // at_once))]
-    environment = dict(os.environ)
+    words += ["--steal-lock"] if stealing() else []
+    environment = followed(dict(os.environ))
     wait_passively(environment)
     with open(run.log, "ab") as log:
-        return subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=inherited, env=environment
-        )
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
 
 def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +18,13 @@ from atent.data import Data
 from atent.data.described import described
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep, union
 from atent.evaluate.craft import craft
-from atent.evaluate.lines import Foreign
+from atent.evaluate.evaluation import depends_on
 from atent.evaluate.samples import Checked
 from atent.evaluate.sweep import at_radii
 from atent.experiments.results import EvaluationFile
-from atent.experiments.studies import Studies, partials, run_studies
+from atent.experiments.studies import Studies, run_studies
 from atent.experiments.target import EvaluateSettings, Target, inputs
+from atent.experiments.unfinished import unfinished
 from atent.precision import SearchDtype
 from atent.progress import bar
 from atent.threat import Threat
@@ -67,39 +68,63 @@ def evaluate_target(
     ``checks``, or where the target's settings ask for them, those of `masking_checks` as ``checks``. Where the settings
     have several threats, a cascade is within each, and ``union`` is the report on all.
 
-    ``partial`` names a file from which a killed evaluation resumes, and which is removed when all is done; the sweep
-    has another beside it. Raises as these functions do.
+    ``partial`` names a file from which a killed evaluation resumes, as `unfinished_evaluation` gives it; the sweep and
+    each study have another beside it. Raises as these functions do.
     """
     model, attacks, settings, studies = target.model, target.attacks, target.settings, studies or Studies()
     checks = checks or settings.checks
     _check_request(target, radii, checks)
     studies.check(target)
-    x, y, ids = target.test()
-    boxes = {a.threat.box for a in attacks.values()} | ({target.threat.box} if checks and target.threat else set())
-    known = checked(model, x, y, ids, boxes)
+    known = _samples(target, checks)
     how = _how(settings) | {"search_dtype": search_dtype}
     parts = [partial, partial.with_suffix(".sweep" + partial.suffix)] if partial else [None, None]
-    samples = len(x) * rounds(attacks)
+    samples = len(known.x) * rounds(attacks)
     with bar(samples, "test", enabled=progress) as advance:
-        chain: bool | Literal["threat"] = "threat" if cascade and settings.threats else cascade
+        chain = _chain(target, cascade)
         found = evaluate(model, known, None, attacks, cascade=chain, resume=parts[0], advance=advance, **how)
     content = {**target.about, **_measured(target.data, settings, found)}
     if radii:
         with bar(samples * len(radii), "radii", enabled=progress) as advance:
-            try:
-                content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **how)
-            except Foreign as error:
-                # The first file is of this evaluation: another name would begin it anew.
-                raise ValueError(str(error)) from None
+            content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **how)
     if checks and target.threat is not None:
         content["checks"] = _masking(model, known, target.threat, attacks, settings)
     content |= run_studies(studies, target, known, partial=partial, progress=progress)
-    content["provenance"] = folder.provenance(seed=settings.seed, device=x.device)
-    for path in (*parts, *(partials(partial, studies.chosen) if partial else [])):
-        if path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+    content["provenance"] = folder.provenance(seed=settings.seed, device=known.x.device)
     return EvaluationFile.from_json(content)
+
+
+@contextlib.contextmanager
+def unfinished_evaluation(
+    target: Target,
+    place: Path,
+    *,
+    cascade: bool = True,
+    radii: Sequence[float | str] = (),
+    checks: bool = False,
+    studies: Studies | None = None,
+    search_dtype: SearchDtype | None = None,
+) -> Iterator[Path]:
+    """The ``partial`` of `evaluate_target` with these arguments for a result at ``place``: see `unfinished`, whose
+    kind, an evaluation, it is."""
+    about = depends_on(
+        target.model, _samples(target, checks), target.attacks, cascade=_chain(target, cascade),
+        search_dtype=search_dtype, seed=target.settings.seed, channels_last=target.settings.channels_last,
+    )  # fmt: skip
+    request = {"radii": [str(r) for r in radii], "checks": checks, "studies": asdict(studies or Studies())}
+    with unfinished(place, "evaluation", about, **request) as partial:
+        yield partial
+
+
+def _samples(target: Target, checks: bool) -> Checked:
+    """The target's test images, checked against the boxes of what they meet."""
+    boxes = {a.threat.box for a in target.attacks.values()}
+    if checks and target.threat:
+        boxes.add(target.threat.box)
+    return checked(target.model, *target.test(), boxes)
+
+
+def _chain(target: Target, cascade: bool) -> bool | Literal["threat"]:
+    return "threat" if cascade and target.settings.threats else cascade
 
 
 def _masking(

@@ -32,10 +32,13 @@ from atent.registry import Registry, plugin_of
 from atent.rng import fold
 from atent.runs.checkpoint import check_architecture, load_state, load_weights, read_weights, weights_file
 from atent.runs.loading import model_of
+from atent.runs.locks import held
 from atent.runs.manifest import write_json
 from atent.runs.pretrained import load_start
+from atent.signals import resumed_by
 from atent.threat import COUNTS, Threat
 from atent.train.callbacks import Callback
+from atent.train.interrupt import again
 from atent.train.loop import Fitted, digest_of, facts, fit
 from atent.train.preflight import check_attacks
 from atent.train.settings import TrainSettings, pick_device
@@ -99,11 +102,26 @@ def run_job(
     """Train, evaluate on the test set once, and leave a whole run folder at ``path``.
 
     A run that is resumed keeps its own data.subset. ``saved``: what `saved_run` read of a run that was trained from
-    Python, to resume it. Raises what the rooms raise: ValueError, FileNotFoundError, FileExistsError, Diverged,
-    Interrupted, OSError.
+    Python, to resume it. Raises what the rooms raise: ValueError (InUse while another process is at work on the run),
+    FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
     """
-    if resume:
-        job = as_begun(job, path)
+    with held(path / folder.LOCK, "train"), resumed_by(lambda: _again(path)):
+        job = as_begun(job, path) if resume else job
+        return _run(job, path, resume, saved, progress=progress, report=report, say=say, callbacks=callbacks)
+
+
+def _again(path: Path) -> str:
+    """What resumes a run that was stopped outside its steps."""
+    if not (path / folder.CONFIG).is_file():
+        return "nothing was saved yet, give the same command again"
+    return f"resume with {again(folder.read_config(path / folder.CONFIG), path)}"
+
+
+def _run(
+    job: Job, path: Path, resume: bool, saved: Saved | None, *, progress: bool,
+    report: Callable[[dict[str, Any]], None] | None, say: Say, callbacks: Sequence[Callback],
+) -> Finished:  # fmt: skip
+    """`run_job` under the run's lock."""
     teacher = getattr(job.method, "teacher", None)
     if teacher and not resume:
         _need_run(Path(teacher), "method.teacher")

@@ -18,7 +18,6 @@ from atent.data.corruptions import CORRUPTIONS, SEVERITIES, check_images, suited
 from atent.data.corruptions.sequences import SEQUENCES
 from atent.evaluate import Checked, fourier_map, measure_bands, measure_corruptions, measure_flips
 from atent.evaluate.bands import FULL, checked_cut
-from atent.evaluate.lines import Foreign
 from atent.experiments.results import BandReport, CorruptionReport, FlipReport, FourierReport, Mean, Result, Share
 from atent.experiments.results.base import Adversary
 from atent.experiments.results.studies import (
@@ -115,7 +114,8 @@ def run_studies(
 ) -> dict[str, Any]:
     """The reports that are wanted, by name, as plain values.
 
-    ``partial`` names the evaluation's file to resume from; each study has one beside it, see `partials`.
+    ``partial`` names the evaluation's file to resume from; each study has one beside it, with its name before the
+    suffix.
     """
     found: dict[str, Any] = {}
     reference = studies.network(target)
@@ -127,22 +127,13 @@ def run_studies(
     for name in studies.chosen:
         how = {
             "seed": target.settings.seed, "batch": target.settings.batch,
-            "resume": partials(partial, [name])[0] if partial else None,
+            "resume": partial.with_suffix(f".{name}{partial.suffix}") if partial else None,
         }  # fmt: skip
         begun = time.perf_counter()
         with bar(round(rounds[name] * len(known.x)), name, enabled=progress) as advance:
-            try:
-                report: Result = _MEASURED[name](studies, target, known, reference, {**how, "advance": advance})
-            except Foreign as error:
-                # The evaluation's own file is of this one: another name would begin it anew.
-                raise ValueError(str(error)) from None
+            report: Result = _MEASURED[name](studies, target, known, reference, {**how, "advance": advance})
         found[name] = report.to_json() | {"seconds": round(time.perf_counter() - begun, 3)}
     return found
-
-
-def partials(partial: Path, names: list[str]) -> list[Path]:
-    """The file of each study beside that of the evaluation."""
-    return [partial.with_suffix(f".{name}{partial.suffix}") for name in names]
 
 
 def _bands(s: Studies, target: Target, known: Checked, reference: nn.Module | None, how: dict[str, Any]) -> BandReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 from atent import runs as folder
 from atent.attacks.spec import show, spell
 from atent.data import Data
-from atent.evaluate import measure_transfer
+from atent.evaluate import checked, measure_transfer
 from atent.evaluate.outcomes import bits
+from atent.evaluate.study import depends_on
 from atent.experiments.results import TRANSFER_VERSION, Samples, Share, TransferFile
 from atent.experiments.results.base import Adversary
 from atent.experiments.results.studies import Network
 from atent.experiments.target import Target, load_target
+from atent.experiments.unfinished import unfinished
 from atent.progress import bar
 
 TRANSFER = "transfer.json"
@@ -76,12 +78,26 @@ def load_targets(texts: Sequence[str], attack: str, *, data: str | None = None, 
     }
 
 
+@contextlib.contextmanager
+def unfinished_matrix(targets: Mapping[str, Target], place: Path) -> Iterator[Path]:
+    """The ``partial`` of `transfer_matrix` for a result at ``place``: see `unfinished`."""
+    first = next(iter(targets.values()))
+    attack = next(iter(first.attacks.values()))
+    about = depends_on(
+        first.model, checked(first.model, *first.test(), {attack.threat.box}), box=attack.threat.box,
+        seed=first.settings.seed, batch=first.settings.batch, attacks={"attack": attack},
+        models={name: target.model for name, target in targets.items()},
+    )  # fmt: skip
+    with unfinished(place, "transfer matrix", about) as partial:
+        yield partial
+
+
 def transfer_matrix(
     targets: Mapping[str, Target], *, partial: Path | None = None, progress: bool = True
 ) -> TransferFile:
     """The robust accuracy of each target under the attack on each; the content of transfer.json.
 
-    ``partial`` names a file from which a killed measurement resumes, and which is removed when all is done. Raises as
+    ``partial`` names a file from which a killed measurement resumes, as `unfinished_matrix` gives it. Raises as
     `atent.evaluate.measure_transfer`.
     """
     begun = time.perf_counter()
@@ -105,9 +121,6 @@ def transfer_matrix(
         )
         for j, (name, target) in enumerate(targets.items())
     ]
-    if partial is not None:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
     return TransferFile(
         schema_version=TRANSFER_VERSION,
         data=Samples(**first.samples()),

@@ -6,8 +6,6 @@ A network is a run folder, runs/SCALE/NAME-seedK; beside its weights, measures.j
 from __future__ import annotations
 
 import hashlib
-import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,10 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from atent import runs as folder
-from atent import stats
+from atent import signals, stats
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse
 from atent.certify import Sampling, certify_run
@@ -33,6 +29,7 @@ from atent.experiments.target import Target, load_target
 from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale
 from atent.progress import Advance, bar
+from atent.runs.locks import held
 from atent.train.interrupt import Interrupted
 
 MEASURES = "measures.json"
@@ -59,15 +56,11 @@ class Bench:
     """Of `time.monotonic`; None: no limit."""
     progress: bool = False
     say: Say = lambda line: None
-    asked: Callable[[], bool] = lambda: False
-    """Whether Ctrl-C or SIGTERM came."""
 
     def check(self) -> None:
-        """Interrupted once the time is up or a stop was requested."""
+        """Interrupted once the time is up."""
         if self.late():
             raise Interrupted("time is up: the same command resumes")
-        if self.asked():
-            raise Interrupted("interrupted: the same command resumes")
 
     def late(self) -> bool:
         """Whether the time is up."""
@@ -124,7 +117,7 @@ def train(
             return run.path
         bench.check()
         if found == "new" and run.path.exists():
-            shutil.rmtree(run.path)
+            folder.clear(run.path)
         begun = time.monotonic()
         bench.say(f"train    {run.path.name}" + (" (resumes)" if found == "started" else ""))
         report = None if each_epoch is None else lambda row: each_epoch(run.path, row)
@@ -140,11 +133,11 @@ def train(
 
 @contextmanager
 def alarm(deadline: float | None) -> Iterator[None]:
-    """Ask the training loop to save and stop at ``deadline``, as SIGTERM would."""
+    """Ask the training loop to save and stop at ``deadline``, as a signal would."""
     if deadline is None:
         yield
         return
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), signal.raise_signal, (signal.SIGTERM,))
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), signals.request)
     timer.daemon = True
     timer.start()
     try:
@@ -156,21 +149,16 @@ def alarm(deadline: float | None) -> Iterator[None]:
 @contextmanager
 def _turn(bench: Bench, path: Path) -> Iterator[None]:
     """Hold a run against other commands; one that is held is waited for."""
-    lock, told = FileLock(path.with_name(f".{path.name}.lock")), False
-    while True:
-        try:
-            lock.acquire(blocking=False)
-            break
-        except Timeout:
-            if not told:
-                bench.say(f"wait     {path.name} is in use by another command")
-            told = True
-            bench.check()
-            time.sleep(0.2)
-    try:
+    lines: list[str] = []
+
+    def wait(line: str) -> None:
+        if not lines:
+            bench.say(f"wait     {line}")
+        lines.append(line)
+        bench.check()
+
+    with held(path / folder.LOCK, "reproduce", wait=wait):
         yield
-    finally:
-        lock.release()
 
 
 # ---- measures ----------------------------------------------------------------------------------------------

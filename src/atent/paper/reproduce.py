@@ -17,7 +17,8 @@ from atent.paper.engine import Bench, Read
 from atent.paper.layout import Table
 from atent.paper.scales import SCALES
 from atent.paper.tables import NAMES, TABLES
-from atent.train.interrupt import Interrupted, stop_requests
+from atent.signals import raising
+from atent.train.interrupt import Interrupted
 
 
 def reproduce(
@@ -38,9 +39,9 @@ def reproduce(
     """Make ``what``, one of `NAMES`, "claims" or "all", at ``scale``, and return the files written in ``out``.
 
     Networks are trained and measured once, in ``runs``, and used again by other tables and later calls. After
-    ``time_limit`` seconds, Ctrl-C or SIGTERM everything is saved, what is measured is written, and Interrupted says
-    that the same command resumes. ``only`` names rows of a table to train and measure. ValueError, in one line, for
-    names that are not known, and where ``out`` holds a result of another scale.
+    ``time_limit`` seconds, or a signal of `atent.signals`, all is saved, what is measured is written, and Interrupted
+    says that the same command resumes. ``only`` names rows of a table to train and measure. ValueError, in one line,
+    for names that are not known, and where ``out`` holds a result of another scale.
     """
     begun = time.monotonic()
     if scale not in SCALES:
@@ -62,10 +63,8 @@ def reproduce(
         _check_place(out / f"{name}.json", scale)
     chosen = tuple(range(size.seeds if seeds is None else seeds))
     written: list[Path] = []
-    with stop_requests() as asked:
-        bench = Bench(
-            size, Path(runs), build, read, None if time_limit is None else begun + time_limit, progress, say, asked
-        )
+    with raising():
+        bench = Bench(size, Path(runs), build, read, None if time_limit is None else begun + time_limit, progress, say)
         out.mkdir(parents=True, exist_ok=True)
         for name in names:
             say(f"{name}, scale {scale}")
@@ -77,6 +76,8 @@ def reproduce(
                 _MAKE.get(name, _make_table)(bench, name, chosen, only)
             except Interrupted as stop:
                 stopped = stop
+            except KeyboardInterrupt:
+                stopped = Interrupted("interrupted: the same command resumes")
             if name != "figure-1":
                 written += _WRITE.get(name, _write_table)(bench, name, chosen, out, command)
             if stopped is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from atent import runs as folder
-from atent.certify.certificate import read_rows
+from atent.certify.rows import read_rows
 from atent.data.described import unspan
 from atent.experiments import migrate
 from atent.experiments.results import (

@@ -12,10 +12,10 @@ from atent.runs.files import (
     write_atomic,
     write_json,
 )
-from atent.runs.folder import completed, create, free_name, is_free, read_config, relocated
+from atent.runs.folder import check_free, clear, completed, create, free_name, is_free, read_config, relocated
 from atent.runs.former import read_rows, with_present_keys
 from atent.runs.manifest import Damaged
-from atent.runs.names import BEST, CONFIG, CURVES, EVALUATION, LAST, MANIFEST, METRICS
+from atent.runs.names import BEST, CONFIG, CURVES, EVALUATION, LAST, LOCK, MANIFEST, METRICS
 from atent.runs.origin import provenance
 
 __all__ = [
@@ -24,12 +24,15 @@ __all__ = [
     "CURVES",
     "EVALUATION",
     "LAST",
+    "LOCK",
     "MANIFEST",
     "METRICS",
     "Damaged",
     "append_jsonl",
     "as_json",
     "atomic",
+    "check_free",
+    "clear",
     "completed",
     "create",
     "dumps",

@@ -9,12 +9,14 @@ import json
 import math
 import os
 import re
-import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
+
+from atent.runs.stale import temporary
 
 # torch and safetensors report a full disk as errors that are not OSError, and torch without the reason
 _WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter|\(os error \d+\)")
@@ -46,11 +48,6 @@ def written(path: Path) -> Iterator[Path]:
         yield half
         # safetensors writes for the owner alone; every other file of a run is readable as the umask says
         os.chmod(half, 0o666 & ~_umask())
-
-
-def temporary(path: Path) -> Path:
-    """A name in the folder of `path` for what is not whole yet, with the suffix of `path`."""
-    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
 
 
 def sync(paths: Sequence[Path]) -> None:
@@ -90,6 +87,60 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Writes `data` (text as UTF-8) to `path`: all of it, or nothing. Raises OSError as `atomic` does."""
     with atomic(path) as half, open(half, "xb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_new(path: str | Path, data: bytes | str, *, numbered: bool = True) -> Path:
+    """Writes `data` to a file that was not there: `path`, or where that is taken path-2, path-3 ...; which one.
+
+    No other process gets the same name. Raises OSError as `atomic` does, FileExistsError where the name is taken and
+    not `numbered`.
+    """
+    path = Path(path)
+    with written(path) as temporary, open(temporary, "xb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+    try:
+        return _named(temporary, path, numbered)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def report_dropped(path: Path | None, rows: int) -> None:
+    """Says on stderr that rows of a file were damaged."""
+    what = "1 damaged row is" if rows == 1 else f"{rows:,} damaged rows are"
+    print(f"atent: {path}: {what} dropped, and measured again", file=sys.stderr)
+
+
+def reserved(path: Path, *, numbered: bool = True) -> Path:
+    """Makes an empty file that was not there, to be replaced by `atomic`: `path`, or where that is taken path-2 ..."""
+    return _first(path, numbered, lambda name: os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)))
+
+
+def _named(half: Path, path: Path, numbered: bool) -> Path:
+    try:
+        # A second name is given to the whole file, or none.
+        return _first(path, numbered, lambda name: os.link(half, name))
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        name = reserved(path, numbered=numbered)
+        os.replace(half, name)
+        return name
+
+
+def _first(path: Path, numbered: bool, make: Callable[[Path], None]) -> Path:
+    name, number = path, 1
+    while True:
+        try:
+            make(name)
+            return name
+        except FileExistsError:
+            if not numbered:
+                raise FileExistsError(
+                    f"{path} exists: choose another name, an earlier result is never overwritten"
+                ) from None
+            number += 1
+            name = path.with_stem(f"{path.stem}-{number}")
 
 
 def _is_write_failure(error: BaseException) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from atent.runs import manifest
-from atent.runs.names import CONFIG, LAST, MANIFEST, STATE
+from atent.runs.names import CONFIG, LAST, LOCK, MANIFEST, STATE
 
 BUILDER_KEYS = ("builder", "builder_args")
 """Where the sections model and data of a run from Python say what builds them again."""
@@ -72,26 +74,43 @@ def create(path: str | Path) -> Path:
     Raises FileExistsError of one line if something is there already, OSError if it cannot be made.
     """
     path = Path(path)
-    if not is_free(path):
-        raise FileExistsError(
-            f"{path} exists and is not empty: choose another name (--name, in Python run=), or resume it (--resume,"
-            " resume=True)"
-        )
+    check_free(path)
     path.mkdir(parents=True, exist_ok=True)
     for name in (MANIFEST, f"{LAST}/{STATE}"):
         (path / name).unlink(missing_ok=True)
     return path
 
 
-def free_name(root: str | Path, name: str) -> Path:
-    """The first of root/name, root/name-2, root/name-3 ... that `create` would take; makes nothing.
+def check_free(path: Path) -> None:
+    """FileExistsError, in one line, unless `is_free`."""
+    if not is_free(path):
+        raise FileExistsError(
+            f"{path} exists and is not empty: choose another name (--name, in Python run=), or resume it (--resume,"
+            " resume=True)"
+        )
+
+
+def clear(path: Path) -> None:
+    """Remove what lies in a folder, but for its lock."""
+    for each in path.iterdir():
+        if each.name == LOCK:
+            continue
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
+
+
+def free_name(root: str | Path, name: str, *, aside: Collection[Path] = ()) -> Path:
+    """The first of root/name, root/name-2, root/name-3 ... that `create` would take and that is not one of ``aside``;
+    makes nothing.
 
     Raises ValueError if `name` is not the name of one folder.
     """
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise ValueError(f"a run name is the name of one folder, without slashes, not {name!r}")
     path, number = Path(root) / name, 1
-    while not is_free(path):
+    while path in aside or not is_free(path):
         number += 1
         path = Path(root) / f"{name}-{number}"
     return path

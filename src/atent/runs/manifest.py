@@ -19,6 +19,7 @@ from typing import Any
 
 from atent.messages import once
 from atent.runs import files as plain_files
+from atent.runs import stale
 from atent.runs.files import atomic, sync, write_error, written
 from atent.runs.names import BEST, CONFIG, LAST, MANIFEST, METRICS
 
@@ -298,6 +299,13 @@ def write_json(path: str | Path, obj: Any) -> None:
         temporary.write_text(plain_files.as_json(obj, Path(path).name), encoding="utf-8")
 
 
+def write_new(path: str | Path, obj: Any, *, numbered: bool = True) -> Path:
+    """`obj` as JSON by `atent.runs.files.write_new`, recorded where that lies in a run folder; which file."""
+    made = plain_files.write_new(path, plain_files.as_json(obj, Path(path).name), numbered=numbered)
+    record_file(made)
+    return made
+
+
 def record(run: str | Path, *names: str) -> None:
     """Take the present content of files of a run folder as what was written; one that is absent is forgotten."""
     run = Path(run)
@@ -355,7 +363,7 @@ def settled(run: Path, name: str, entries: dict[str, Sum]) -> Sum | None:
 
 def _link(path: Path, under: Path) -> None:
     """Give a file a second name, or a copy where the file system has no links."""
-    temporary = plain_files.temporary(under)
+    temporary = stale.temporary(under)
     try:
         try:
             os.link(path, temporary)

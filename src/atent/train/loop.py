@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import nn
 from atent.data import Data
 from atent.methods import Method
 from atent.optim import Optimizer, Schedule
+from atent.runs.locks import held
+from atent.runs.names import LOCK
 from atent.threat import Threat
 from atent.train.builders import Builders
 from atent.train.callbacks import Bar, Callback, EarlyStopping, Report
@@ -61,8 +64,9 @@ def fit(
     ``AWP(method)`` is the same as ``method`` with ``settings.awp``, `EmbeddingRegularised` as with
     ``settings.embedding``.
 
-    Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
-    folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
+    Raises ValueError for settings that cannot work, InUse (a ValueError) while another process is at work in the run
+    folder, FileExistsError for a folder that holds something else, Diverged for a loss that is not finite, Interrupted
+    after Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 (with ``run``, the state is saved first).
     """
     if not isinstance(data, Data):
         raise ValueError(
@@ -85,9 +89,11 @@ def fit(
     method, settings = apart(method, settings or TrainSettings())
     stopping = [EarlyStopping(settings.patience)] if settings.patience else []
     every = [*([Bar()] if progress else []), *([Report(report)] if report else []), *stopping, *callbacks]
-    return Trainer(
-        model, data, method, optimizer=optimizer or Optimizer(), schedule=schedule or Schedule(),
-        settings=settings, augmentation=augmentation, threat=threat,
-        run=Path(run) if run is not None else None, config=config, resume=resume, progress=progress, callbacks=every,
-        say=say, builders=Builders(builder, builder_args or {}, data_builder, data_builder_args or {}),
-    ).train()  # fmt: skip
+    builders = Builders(builder, builder_args or {}, data_builder, data_builder_args or {})
+    with held(Path(run) / LOCK, "train") if run is not None else nullcontext():
+        return Trainer(
+            model, data, method, optimizer=optimizer or Optimizer(), schedule=schedule or Schedule(),
+            settings=settings, augmentation=augmentation, threat=threat,
+            run=Path(run) if run is not None else None, config=config, resume=resume, progress=progress,
+            callbacks=every, say=say, builders=builders,
+        ).train()  # fmt: skip

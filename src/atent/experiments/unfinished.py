@@ -1,0 +1,64 @@
+"""The files of a measurement that may be killed: one for each request, by its content, and held by one process."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from atent import runs as folder
+from atent.evaluate.lines import belongs
+from atent.runs.locks import held, lock_of
+from atent.signals import resumed_by
+
+_SUFFIX = ".partial.jsonl"
+
+
+@contextmanager
+def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request: Any) -> Iterator[Path]:
+    """The file beside the result ``place`` from which the measurement resumes; removed when the block ends well.
+
+    Requests that differ have files of their own, so they can be measured at once. A file that an earlier version left
+    is taken up where it is of this measurement.
+
+    Parameters
+    ----------
+    place
+        The file of the result.
+    kind, fingerprint
+        What is measured, as `Lines` records it.
+    request
+        What the result depends on besides.
+
+    Raises
+    ------
+    InUse
+        In one line, while another process measures the same.
+    """
+    digest = hashlib.sha256(folder.dumps([kind, fingerprint, request]).encode()).hexdigest()[:12]
+    path = place.with_suffix(f".{digest}{_SUFFIX}")
+    with held(lock_of(path), kind), resumed_by("the same command resumes"):
+        if not path.exists():
+            _take_up(place, path, kind, fingerprint)
+        yield path
+        for each in _family(path):
+            with suppress(FileNotFoundError):
+                each.unlink()
+
+
+def _family(path: Path) -> list[Path]:
+    """The file, and those of the parts of a measurement beside it."""
+    return [path, *path.parent.glob(f"{path.stem}.*{path.suffix}")]
+
+
+def _take_up(place: Path, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> None:
+    """Give the files of an earlier version, which were numbered as results are, their present names."""
+    former = re.compile(rf"{re.escape(place.stem)}(-\d+)?{re.escape(_SUFFIX)}")
+    for each in sorted(place.parent.glob(f"*{_SUFFIX}")):
+        if former.fullmatch(each.name) and belongs(each, kind, fingerprint):
+            for one in _family(each):
+                one.rename(path.with_name(path.stem + one.name.removeprefix(each.stem)))
+            return

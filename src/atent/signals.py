@@ -1,0 +1,163 @@
+"""Signals that ask to stop: SIGINT, SIGTERM, SIGHUP, and SIGUSR1 and SIGUSR2, which batch systems send before the end.
+
+Where work has a good place to stop, as a training has between two steps, `stop_requests` notes the signal; everywhere
+else it raises `Stopped`, and the files that are kept row by row, or written whole, are what they were.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from types import FrameType
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_PARENT = "ATENT_PARENT"
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked to stop.
+
+    Parameters
+    ----------
+    signum
+        The signal.
+    how
+        What resumes the work, where that is known.
+    """
+
+    def __init__(self, signum: int, how: str | None = None) -> None:
+        super().__init__(signum)
+        self.signum, self.how = signum, how
+
+
+@dataclass
+class _State:
+    """Of the process, as signals are."""
+
+    first: int | None = None
+    """The first signal since the outermost `raising` began."""
+    raising: bool = False
+    noted: list[bool] = field(default_factory=list)
+    """Whether each `stop_requests` that is at work, the innermost last, was asked to stop."""
+
+
+_STATE = _State()
+
+
+def handled() -> list[signal.Signals]:
+    """The signals that ask to stop; without those that are ignored, as under nohup, and none outside the main thread,
+    which alone may handle them."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
+    known = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    return [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Inside, a signal raises `Stopped`."""
+    if _STATE.raising:
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        _STATE.first = _STATE.first or signum
+        raise Stopped(signum)
+
+    _STATE.raising, _STATE.first = True, None
+    before = {each: signal.signal(each, stop) for each in handled()}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        _STATE.raising = False
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether a signal, or `request`, asked to stop; a second SIGINT raises at once."""
+    place = len(_STATE.noted)
+    _STATE.noted.append(False)
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if _STATE.noted[place] and signum == signal.SIGINT:
+            raise Stopped(signum)
+        _STATE.first = _STATE.first or signum
+        request()
+
+    before = {each: signal.signal(each, note) for each in handled()}
+    try:
+        yield lambda: _STATE.noted[place]
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        del _STATE.noted[place:]
+
+
+def request() -> None:
+    """Ask every `stop_requests` that is at work to stop, as a signal would."""
+    _STATE.noted[:] = [True] * len(_STATE.noted)
+
+
+def ignored() -> None:
+    """Ignore what else asks to stop until the outermost `raising` ends: the end is near."""
+    for each in handled():
+        signal.signal(each, lambda signum, frame: None)
+
+
+def status(default: int) -> int:
+    """The exit status of a command that was stopped: 128 and the number of the first signal, else ``default``."""
+    return default if _STATE.first is None else 128 + _STATE.first
+
+
+@contextmanager
+def resumed_by(how: str | Callable[[], str]) -> Iterator[None]:
+    """Where the block is stopped, `Stopped` says how the work is resumed, unless it says so already."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        known = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        known.how = known.how or (how if isinstance(how, str) else how())
+        raise known from None
+
+
+# ---- children
+
+
+def followed(environment: dict[str, str]) -> dict[str, str]:
+    """The environment for a child that `follow_parent` ends with this process."""
+    return {**environment, _PARENT: str(os.getpid())}
+
+
+def follow_parent() -> None:
+    """Receive SIGTERM when the process that started this one by `followed` is gone."""
+    parent = os.environ.pop(_PARENT, "")
+    if not parent.isdigit() or os.name == "nt":
+        return
+    if not (sys.platform == "linux" and _signalled_by_kernel()):
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+    # It may have died before the kernel was asked.
+    if os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _signalled_by_kernel() -> bool:
+    import ctypes
+
+    set_parent_death_signal = 1
+    with suppress(OSError, AttributeError):
+        return bool(ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGTERM), 0, 0, 0) == 0)
+    return False
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
