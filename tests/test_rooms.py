@@ -7,7 +7,19 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
-    ["docstrings", "geometry", "messages", "progress", "threads", "markdown", "rng", "losses", "sgld", "stats"],
+    [
+        "docstrings",
+        "geometry",
+        "messages",
+        "progress",
+        "threads",
+        "markdown",
+        "rng",
+        "losses",
+        "sgld",
+        "stats",
+        "trust",
+    ],
     ["threat", "guard", "registry"],
     ["checks", "precision"],
     ["independence", "models", "optim"],

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atent import runs as folder
+from atent import trust
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.several import USUAL, several
 from atent.attacks.spec import labelled, parse, show
@@ -176,6 +177,7 @@ def load_target(
     batch: int | None = None,
     channels_last: bool | None = None,
     allow_large_eps: bool = False,
+    trust_code: bool = False,
 ) -> Target:
     """What ``target`` names, ready to be evaluated: a run folder, a .safetensors file, or module:function.
 
@@ -186,8 +188,9 @@ def load_target(
     ``attacks``. A file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are
     chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
     torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
-    `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit,
-    or has no effect on such a target.
+    `EvaluateSettings`. ``trust_code``: let a run that you did not make on this machine import what it names.
+    FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or has no effect on
+    such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
     _check_either(attacks, threats)
     named = None if attacks is None else tuple(attacks)
@@ -210,12 +213,14 @@ def load_target(
         if own and value is not None:
             raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
     check_threads(threads)
-    if own:
-        made = _other(target, given, model, data, root)
-    else:
-        if isinstance(data, Data):
-            raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
-        made = _run(path, given, model, data, root, which, weights)
+    if not own and isinstance(data, Data):
+        raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
+    with trust.fenced(*([target] if own else []), model, data, attacks, threats, trust_code=trust_code):
+        if own:
+            made = _other(target, given, model, data, root)
+        else:
+            assert not isinstance(data, Data)
+            made = _run(path, given, model, data, root, which, weights)
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))

@@ -110,6 +110,7 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
 
 
 def _run(path: Path, name: str) -> Run:
+    folder.admit(path)
     config = folder.read_json(path / folder.CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("method"), dict):
         raise ValueError(

@@ -26,6 +26,7 @@ from atent.runs.folder import (
 )
 from atent.runs.former import read_rows, with_present_keys
 from atent.runs.origin import provenance
+from atent.runs.trusted import admit, signed
 
 __all__ = [
     "BEST",
@@ -34,6 +35,7 @@ __all__ = [
     "EVALUATION",
     "LAST",
     "METRICS",
+    "admit",
     "append_jsonl",
     "atomic",
     "completed",
@@ -48,6 +50,7 @@ __all__ = [
     "read_jsonl",
     "read_rows",
     "relocated",
+    "signed",
     "with_present_keys",
     "write_atomic",
     "write_json",

@@ -138,7 +138,7 @@ class Trainer:
             self._calibrate()
             if self.path is not None:
                 folder.create(self.path)
-                folder.write_json(self.path / folder.CONFIG, self.config)
+                folder.write_json(self.path / folder.CONFIG, folder.signed(self.config))
         self.method = around(calibration.adopt(self.bare, self.position.get("calibration")), settings)
 
     def _calibrate(self) -> None:
