@@ -26,7 +26,7 @@ from typing import Any
 
 # A reference inside a longer text, such as an attack's; what belongs to a path is none.
 _INSIDE = re.compile(r"(?<![\w./\\:-])([^\W\d][\w.]*:[^\W\d][\w.]*)(?![\w/\\:-])")
-_WHOLE = re.compile(r"[\w.-]+:[\w.]+")
+_WHOLE = re.compile(r"[\w.-]+:[^\W\d][\w.]*")
 _KEY_BYTES = 32
 
 

@@ -72,6 +72,8 @@ def parse(
     wrong = mistyped(cls, values)
     try:
         made = cls(threat=Threat(**against), **values)
+    except trust.Untrusted:
+        raise
     except (TypeError, ValueError) as error:
         # What the attack itself says of a value comes first.
         raise ValueError(f"attack {text!r}: {wrong if wrong and isinstance(error, TypeError) else error}") from None

@@ -209,18 +209,9 @@ def load_target(
             f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed, a .safetensors file"
             " or module:function"
         )
-    for option, value in {"--which": None if which == "best" else which, "--weights": weights}.items():
-        if own and value is not None:
-            raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
     check_threads(threads)
-    if not own and isinstance(data, Data):
-        raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
     with trust.fenced(*([target] if own else []), model, data, attacks, threats, trust_code=trust_code):
-        if own:
-            made = _other(target, given, model, data, root)
-        else:
-            assert not isinstance(data, Data)
-            made = _run(path, given, model, data, root, which, weights)
+        made = _found(target, own, given, model, data, root, which, weights)
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))
@@ -228,6 +219,21 @@ def load_target(
     if threads is not None:
         torch.set_num_threads(gaining(made.model, made.test()[0][:128]) if threads == "auto" else threads)
     return made
+
+
+def _found(
+    target: str, own: bool, given: dict[str, Any], model: str | None, data: str | Data | None, root: str | None,
+    which: str, weights: str | None,
+) -> Target:  # fmt: skip
+    """A run, or one of the user's ``own`` networks; ValueError for options that are for the other kind."""
+    if not own:
+        if isinstance(data, Data):
+            raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
+        return _run(Path(target), given, model, data, root, which, weights)
+    for option, value in {"--which": None if which == "best" else which, "--weights": weights}.items():
+        if value is not None:
+            raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
+    return _other(target, given, model, data, root)
 
 
 def names_model(config: dict[str, Any]) -> bool:
