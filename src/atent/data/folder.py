@@ -12,7 +12,7 @@ from atent.data.split import Source, halves, split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 # What such a file may hold, whatever its suffix: for others, such as PostScript, Pillow starts another program.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 GREY, COLOUR = ("1", "L"), ("RGB", "RGBA", "P", "LA", "PA", "CMYK", "YCbCr")
 TEST_SEED = 20210
 
