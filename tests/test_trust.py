@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -476,6 +477,12 @@ def test_a_training_without_a_home_goes_on_with_a_line(tmp_path, ran, monkeypatc
     assert said(capsys, *words, "--trust-code")[0] == 0
     # Nothing is lost where all is built in.
     assert said(capsys, "train", "digits-linf-fgsmrs", "--name", "b", *TRAIN)[2] == ""
+
+
+def test_the_page_runs():
+    page = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "docs/security.md", "exec"), {})
 
 
 # ---- the current folder ------------------------------------------------------------------------------------------
