@@ -54,6 +54,7 @@ TRAIN = [
         "--quiet",
     ),
 ]
+BASES = ["own", pytest.param("python", marks=pytest.mark.slow)]
 COMMANDS = {
     "train": "train --resume {run} --quiet",
     "pretrain": "pretrain --resume {run} --quiet",
@@ -190,7 +191,7 @@ def tried(name, run, home, out, *more):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("base", ["own", "python"])
+@pytest.mark.parametrize("base", BASES)
 def test_a_command_runs_nothing_of_a_hostile_folder(base, name, home, tmp_path, ran):
     for text in FORMS:
         tried(name, hostile(home / base, tmp_path, text), home, tmp_path / "out")
@@ -201,7 +202,7 @@ def test_a_command_runs_nothing_of_a_hostile_folder(base, name, home, tmp_path, 
     assert "evilmod" not in sys.modules
 
 
-@pytest.mark.parametrize("base", ["own", "python"])
+@pytest.mark.parametrize("base", BASES)
 def test_no_field_of_a_configuration_runs_code(base, home, tmp_path, ran):
     for path in fields(home / base):
         run = hostile(home / base, tmp_path, EVIL, [path])
@@ -227,8 +228,8 @@ def test_the_flag_lets_it_run_and_the_line_says_what(base, path, home, tmp_path,
     run = hostile(home / base, tmp_path, EVIL, [path])
     words = ("evaluate", run, "--limit", 4, "--quiet", *([] if base == "own" else ["--attacks", "FGSM"]))
     status, out, err = said(capsys, *words)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert all(part in err for part in (str(run), EVIL, "--trust-code"))
+    assert (status, out) == (2, "")
+    assert all(part in err.splitlines()[-1] for part in (str(run), EVIL, "--trust-code"))
     assert not ran.exists()
     said(capsys, *words, "--trust-code")
     assert ran.exists()

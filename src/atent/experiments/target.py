@@ -23,6 +23,7 @@ from atent.data import load as load_data
 from atent.data.builder import built
 from atent.data.described import described
 from atent.data.settings import check_rule
+from atent.experiments.recorded import recorded_data
 from atent.models import check_output, from_reference
 from atent.precision import gaining
 from atent.runs.loading import load_file, restore
@@ -234,37 +235,6 @@ def _found(
         if value is not None:
             raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
     return _other(target, given, model, data, root)
-
-
-def names_model(config: dict[str, Any]) -> bool:
-    """Whether a run's configuration says how its network was built."""
-    model = config.get("model") or {}
-    return bool(model.get("name") or model.get("builder"))
-
-
-def names_data(config: dict[str, Any]) -> bool:
-    """Whether a run's configuration says how its data can be loaded again."""
-    about = (config.get("about") or {}).get("data") or {}
-    known = about.get("name") in SOURCES and about.get("source") != "tensors"
-    data = config.get("data") or {}
-    return bool(data.get("name") or data.get("builder") or about.get("settings")) or known
-
-
-def recorded_data(config: dict[str, Any]) -> DataSettings | None:
-    """The data set that a run's configuration describes; None for a run on tensors, which no settings load again."""
-    data, about = config.get("data") or {}, config["about"]["data"]
-    if data.get("builder") or not names_data(config):
-        return None
-    if data.get("name"):
-        return DataSettings(**data)
-    if about.get("settings"):
-        return DataSettings(**about["settings"])
-    # From Python the settings are known by what they led to.
-    split = about["split"]
-    return DataSettings(
-        about["name"], validation=split["validation"], split_seed=split["seed"], limit=about["limit"],
-        test_limit=about["test_limit"], augment=data.get("augment", "none"), subset=data.get("subset", "stratified"),
-    )  # fmt: skip
 
 
 def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: str | None = None) -> Data:

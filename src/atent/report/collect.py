@@ -10,6 +10,7 @@ from atent import runs as folder
 from atent.certify.certificate import read_rows
 from atent.data.described import unspan
 from atent.experiments import migrate
+from atent.experiments.recorded import names_data, names_model
 from atent.experiments.results import (
     CertificateFile,
     ComparisonFile,
@@ -18,7 +19,6 @@ from atent.experiments.results import (
     TheoryFile,
     TransferFile,
 )
-from atent.experiments.target import names_data, names_model
 
 COMPARISON = "comparison.json"
 
