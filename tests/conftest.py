@@ -23,6 +23,14 @@ def no_cuda():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_key(tmp_path_factory):
+    """The key that signs runs is the session's, not that of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def cuda_where_marked(request, monkeypatch):
     """A test marked `cuda` sees the GPU, and is skipped where there is none."""

@@ -264,10 +264,8 @@ def test_what_the_runs_are_given(here, capsys, fake, monkeypatch):
     refused(capsys, "plain.toml", "pgd.toml", "--first_seed", "4", "--jobs", "2", "--optimizer.lr", "1", status=1)
     reported = {m: (here / "runs" / "compare" / f"{m}-seed4.log").read_text().strip() for m in METHODS}
     for name, text in reported.items():
-        start = (
-            f"-m atent train {name}.toml --runs runs/compare --name {name}-seed4 --train.seed 4 --no_baseline --quiet"
-        )
-        assert text.startswith(start + " --optimizer.lr 1")
+        start = f"-P -m atent train {name}.toml --runs runs/compare --name {name}-seed4 --train.seed 4"
+        assert text.startswith(start + " --no_baseline --quiet --optimizer.lr 1")
     assert "--train.threads" not in reported["plain"]
     assert reported["pgd"].endswith("--train.threads 3")
 

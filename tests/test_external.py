@@ -173,6 +173,6 @@ def test_default_attacks_have_a_form_for_the_norm(more, here):
     config = json.loads((run / "config.json").read_text())
     config["evaluate"]["attacks"] = ["AutoAttack"]
     (unsealed(run) / "config.json").write_text(json.dumps(config))
-    assert load_target(str(run), **{**ask, **data}).settings.attacks == STRONG[more["norm"]]
+    assert load_target(str(run), **{**ask, **data}, trust_code=True).settings.attacks == STRONG[more["norm"]]
     with pytest.raises(ValueError, match="AutoAttack has no form for"):
         load_target("strange:build", **{**ask, "attacks": ["AutoAttack"]})

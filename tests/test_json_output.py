@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from kit import own
 
 from atent.cli import main
 from atent.experiments.results import CertificateFile, EvaluationFile
@@ -16,7 +17,7 @@ BEFORE = Path(__file__).parent / "before_subsets"
 def run(tmp_path, monkeypatch):
     shutil.copytree(BEFORE, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "finished"
+    return own(tmp_path / "finished")
 
 
 def test_evaluate_prints_what_it_writes(run, capsys):

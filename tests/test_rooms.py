@@ -8,7 +8,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
     ["docstrings", "geometry", "messages", "progress", "signals", "threads", "markdown", "rng", "losses", "sgld"],
-    ["stats"],
+    ["stats", "trust"],
     ["threat", "guard", "registry"],
     ["checks", "precision"],
     ["independence", "models", "optim"],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import given
+from kit import own
 
 from atent import plots
 from atent.cli import main, studies
@@ -35,7 +36,7 @@ def runs(tmp_path_factory):
     """Two runs, one of which has every study and a transfer matrix; and what the commands printed."""
     place = tmp_path_factory.mktemp("studies")
     for name in ("one", "two"):
-        shutil.copytree(ROOT / "tests/before_subsets/finished", place / name)
+        own(shutil.copytree(ROOT / "tests/before_subsets/finished", place / name))
     return place
 
 

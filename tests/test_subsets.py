@@ -379,14 +379,14 @@ def old(tmp_path, monkeypatch):
 
 def test_an_old_run_resumes_on_the_images_that_it_began_with(old, capsys):
     before = folder.read_jsonl("started/metrics.jsonl")
-    assert main(["train", "--resume", "started", "--quiet"]) == 0, capsys.readouterr().err
+    assert main(["train", "--resume", "started", "--quiet", "--trust-code"]) == 0, capsys.readouterr().err
     rows = folder.read_jsonl("started/metrics.jsonl")
     assert rows[:2] == before
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     x = np.load("sorted.npz")["x_train"]
     carved = load(DataSettings("npz", "sorted.npz", validation=45, subset="first")).validation
     assert carved.ids.tolist() == sorted(carved.ids.tolist())
-    net = load_target("started", which="last", device="cpu").model
+    net = load_target("started", which="last", device="cpu", trust_code=True).model
     seen = net(torch.from_numpy(x[carved.ids[:15].numpy()] / np.float32(255))).argmax(1)
     assert rows[-1]["validation_clean"] == pytest.approx((seen == 0).double().mean().item())
     found = folder.read_json("started/evaluation.json")
@@ -422,11 +422,12 @@ def test_an_old_run_of_python_resumes_on_the_images_that_it_began_with(tmp_path)
 
 def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(old, capsys):
     kept = folder.read_json("finished/evaluation.json")
-    again = evaluate_target(load_target("finished", device="cpu"), cascade=False, progress=False)
+    again = evaluate_target(load_target("finished", device="cpu", trust_code=True), cascade=False, progress=False)
     assert again.outcomes["ids"] == kept["outcomes"]["ids"] == "0-29"
     assert again.worst.k == 30
     assert again.hint.startswith("all 30 samples are of class 0")
     args = ["evaluate", "finished", "--attacks", "FGSM", "--subset", "stratified", "--per-class", "--quiet"]
+    args.append("--trust-code")
     assert main(args) == 0
     out = capsys.readouterr().out
     assert "a stratified sample of 30 of 90 (seed 0)" in out
@@ -442,7 +443,7 @@ def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(ol
         assert cells[1:3] == [str(row["n"]), stats.percent(row["clean"])]
     assert main([*args, "--limit", "all"]) == 0
     assert folder.read_json("finished/evaluation-3.json")["n"] == 80  # data.test_limit of the run
-    page = report(["finished"], images=3, progress=False)
+    page = report(["finished"], images=3, progress=False, trust_code=True)
     assert "Test images, the first 3 of 90, under" in page
     assert "the first 30 of 90" in page
     assert "Accuracy by class" in page
@@ -450,7 +451,7 @@ def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(ol
 
 
 def test_an_old_certificate_grows_on_the_images_that_it_began_with(old):
-    made = {"sigma": 0.1, "n0": 20, "n": 200, "alpha": 0.01, "device": "cpu", "progress": False}
+    made = {"sigma": 0.1, "n0": 20, "n": 200, "alpha": 0.01, "device": "cpu", "progress": False, "trust_code": True}
     out, content, found = certify_folder(Path("finished"), limit=12, **made)
     assert [row.idx for row in found.rows] == list(range(12))
     # Its noise was another: the rows that are there are not mixed with new ones.
@@ -467,7 +468,7 @@ def test_an_old_certificate_grows_on_the_images_that_it_began_with(old):
 
 
 def test_bounds_of_other_images_do_not_replace_those_that_are_there(old):
-    bounds = {"method": "ibp", "radii": [0.01], "limit": 9, "device": "cpu", "progress": False}
+    bounds = {"method": "ibp", "radii": [0.01], "limit": 9, "device": "cpu", "progress": False, "trust_code": True}
     names = [certify_folder(Path("finished"), subset=rule, **bounds)[0].name for rule in ("first", "stratified") * 2]
     assert names == ["certificate-2.json", "certificate-3.json"] * 2
 

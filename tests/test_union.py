@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from kit import own
 
 from atent import plots, runs
 from atent.attacks import ATTACKS, FGSM, PGD, Attack
@@ -233,7 +234,7 @@ THREATS = ["linf 0.06: FGSM, PGD(steps=2)", "l2 0.5: PGD(steps=2)"]
 def run(tmp_path, monkeypatch):
     shutil.copytree(BEFORE, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "finished"
+    return own(tmp_path / "finished")
 
 
 def test_the_command_writes_prints_draws_and_reports(run, capsys):

@@ -2,12 +2,14 @@
 
 A name is one of three. A built-in: every file of its room that applies the room's decorator is found. An
 entry point of an installed package, in the room's group (`atent.attacks`, `atent.methods`, `atent.models`,
-`atent.data`, `atent.optimizers`). Or "module:Thing", imported from the current directory or the installed packages.
+`atent.data`, `atent.optimizers`). Or "module:Thing", imported from the current directory or the installed packages,
+where `atent.trust` lets it: `load_object` is the one place in which a name becomes code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.metadata
 import os
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
+from atent import trust
 from atent.messages import unknown
 
 T = TypeVar("T")
@@ -107,6 +110,9 @@ class Registry(Mapping[str, T]):
         if not self.fits(found):
             kind = found.__name__ if isinstance(found, type) else f"of type {type(found).__name__}"
             raise ValueError(f"{self.kind} {name!r} is {kind}, not {self.wanted}")
+        if dataclasses.is_dataclass(found):
+            # What the code gives itself by default is as trusted as the code.
+            trust.grant([each.default for each in dataclasses.fields(found)])
         right: T = found
         return right
 
@@ -118,11 +124,16 @@ class Registry(Mapping[str, T]):
         return self.find(name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (self.is_built_in(name) or name in self._entries())
+        return isinstance(name, str) and (name in self._discover() or name in self._entries())
 
     def is_built_in(self, name: str) -> bool:
         """Whether ``name`` is one of the package's own."""
-        return name in self._discover()
+        return name in self._discover() and self._is_own(self._built_in[name])
+
+    def _is_own(self, entry: Any) -> bool:
+        """Whether the package defines ``entry``; a module of the user's may register others by the decorator."""
+        module = getattr(entry, "__module__", self.package)
+        return f"{module}.".startswith(f"{self.package.partition('.')[0]}.")
 
     def __iter__(self) -> Iterator[str]:
         yield from self._discover()
@@ -144,7 +155,7 @@ class Registry(Mapping[str, T]):
         """The name by which `find` gives ``entry`` again; its bare name where nothing does, as for one that a script
         or a function defines."""
         for name, known in self._discover().items():
-            if known is entry:
+            if known is entry and self._is_own(entry):
                 return name
         installed = next((n for n, e in self._entries().items() if e.value == where(entry)), None)
         if installed is not None:
@@ -156,6 +167,8 @@ class Registry(Mapping[str, T]):
         """What ``name``, which is not built in, stands for, as module:Thing."""
         if ":" in name:
             return name
+        if name in self._discover():
+            return where(self._built_in[name])
         entry = self._entries()[name]
         return f"{entry.module}:{entry.attr}"
 
@@ -163,10 +176,11 @@ class Registry(Mapping[str, T]):
         """Where ``name`` comes from: "built-in", the package and version, or the module."""
         if self.is_built_in(name):
             return "built-in"
-        package = None if ":" in name else self._entries()[name].dist
+        package = self._entries()[name].dist if name in self._entries() else None
         if package is not None:
             return f"{package.name} {package.version}"
-        return version_of(name.partition(":")[0]) or name.partition(":")[0]
+        module = self.reference(name).partition(":")[0]
+        return version_of(module) or module
 
 
 def exported(registry: Registry[Any], module: str, name: str, others: Sequence[str]) -> Any:
@@ -229,13 +243,13 @@ def load_object(reference: str) -> Any:
 
     The module is looked for in the current directory first, as `python -m` does; `sys.path` is afterwards as it was.
     ValueError, in one line, where the colon is missing, the module or the name does not exist, or the import raises
-    (the cause is chained).
+    (the cause is chained); Untrusted, before anything is imported, for a reference that `atent.trust` does not let run.
     """
     name, colon, path = reference.partition(":")
     if not (name and colon and path) or name.startswith("."):
         raise ValueError(f"a reference reads module:function, got {reference!r}")
-    with current_directory_on_path():
-        found = _import(name, reference)
+    trust.check(reference)
+    found = load_module(name, reference)
     for part in path.split("."):
         try:
             found = getattr(found, part)
@@ -244,16 +258,18 @@ def load_object(reference: str) -> Any:
     return found
 
 
-def _import(name: str, reference: str) -> Any:
+def load_module(name: str, asked: str) -> Any:
+    """The module ``name``, which the user trusts, found as `load_object` finds it; errors begin with ``asked``."""
     # A file written since the last import is otherwise invisible for as long as its folder's time stamp lasts.
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        with current_directory_on_path(), trust.lifted():
+            return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         # What the module itself imports may be missing too, and that is another mistake.
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            raise ValueError(f"{reference}: no module named {error.name!r} here or installed") from error
-        raise ValueError(f"{reference}: importing {name} raised {first_line(error)}") from error
+            raise ValueError(f"{asked}: no module named {error.name!r} here or installed") from error
+        raise ValueError(f"{asked}: importing {name} raised {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atent import trust
 from atent.attacks.base import ATTACKS, Attack
 from atent.checks import mistyped
 from atent.messages import unknown
@@ -71,6 +72,8 @@ def parse(
     wrong = mistyped(cls, values)
     try:
         made = cls(threat=Threat(**against), **values)
+    except trust.Untrusted:
+        raise
     except (TypeError, ValueError) as error:
         # What the attack itself says of a value comes first.
         raise ValueError(f"attack {text!r}: {wrong if wrong and isinstance(error, TypeError) else error}") from None
@@ -234,9 +237,11 @@ def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
 
 
 def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The `attacks` of a stored evaluation by the labels of today; as they are where one is no attack's text."""
+    """The `attacks` of a stored evaluation by the labels of today; as they are where one is no attack's text, or is
+    that of code which the file may not run."""
     try:
-        made = [parse(entry["attack"], Threat(**entry["threat"]), ATTACKS) for entry in attacks.values()]
+        with trust.fenced():
+            made = [parse(entry["attack"], Threat(**entry["threat"]), ATTACKS) for entry in attacks.values()]
         return dict(zip(labelled(made), attacks.values()))
     except (KeyError, TypeError, ValueError):
         return dict(attacks)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from atent import trust
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
 from atent.attacks.spec import nested
@@ -43,6 +44,9 @@ class Transfer(Attack):
     def __post_init__(self) -> None:
         if self.source == "" or not isinstance(self.source, str | nn.Module):
             raise ValueError("Transfer needs a source: a run folder, module:function or, from Python, a module")
+        # It is loaded later, where nobody knows any more who wrote it.
+        if isinstance(self.source, str) and ":" in self.source and not Path(self.source).is_dir():
+            trust.check(self.source)
         _ = self.inner
 
     @property
@@ -78,7 +82,8 @@ class Transfer(Attack):
 
 
 def load_source(text: str) -> nn.Module:
-    """The model of a run folder, or what ``module:function`` names; ValueError, in one line, for neither."""
+    """The model of a run folder, or what ``module:function`` names; ValueError, in one line, for neither, and for a
+    run that would run code which the user does not trust."""
     if Path(text).is_dir():
         return load(text)
     if ":" in text:

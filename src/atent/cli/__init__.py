@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
 def _main(args: list[str]) -> int:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
+    trust_code = "--trust-code" in args
+    args = [a for a in args if a != "--trust-code"]
     if not args or args[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -62,8 +64,9 @@ def _main(args: list[str]) -> int:
 
         print(f"atent {__version__}")
         return 0
-    name, rest = args[0], args[1:]
     try:
+        args, plugins = _plugins(args)
+        name, rest = args[0], args[1:]
         if name in ("--install-completion", "--show-completion"):
             from atent.cli.completion import install, show
 
@@ -72,7 +75,11 @@ def _main(args: list[str]) -> int:
             from atent.messages import unknown
 
             return _fail(unknown("command", name, COMMANDS), 2)
-        return _run(name, rest)
+        from atent import trust
+
+        # From here on a name runs that these words, a recipe that they name, or a run of the user's own gives.
+        with trust.fenced(rest, trust_code=trust_code, plugins=plugins):
+            return _run(name, rest, plugins)
     except SystemExit as stop:
         return int(stop.code or 0)
     except Exception as error:
@@ -96,8 +103,31 @@ def command(name: str) -> ModuleType:
     return import_module(f"atent.cli.{name}")
 
 
-def _run(name: str, words: list[str]) -> int:
-    """Run a command with its words; one that reads them itself has a function `run`."""
+def _plugins(args: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The words without each ``--plugin MODULE``, and the modules; ValueError in one line where one is missing."""
+    left, found = [], []
+    words = iter(args)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--plugin":
+            left.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if not all(part.isidentifier() for part in value.split(".")):
+            raise ValueError(f"--plugin needs a module, such as mypackage.attacks, got {value!r}")
+        found.append(value)
+    if not left:
+        raise ValueError("--plugin is for a command: `atent COMMAND --plugin MODULE`")
+    return left, tuple(found)
+
+
+def _run(name: str, words: list[str], plugins: tuple[str, ...]) -> int:
+    """Run a command with its words, after the plug-ins; one that reads its words itself has a function `run`."""
+    if plugins:
+        from atent.registry import load_module
+
+        for plugin in plugins:
+            load_module(plugin, f"--plugin {plugin}")
     module = command(name)
     if hasattr(module, "run"):
         return int(module.run(words))
@@ -129,6 +159,8 @@ def _fail(text: str, status: int) -> int:
 _OPTIONS = {
     "--help": "this text; `atent COMMAND --help` explains a command",
     "--version": "the version",
+    "--plugin MODULE": "with a command: import this module of yours first, which may register attacks, methods ...",
+    "--trust-code": "with a command: let run folders that you did not make on this machine import what they name",
     "--debug": "a traceback instead of a one-line error",
     "--install-completion [bash|zsh|fish]": "complete commands, options and recipes in the shell",
 }

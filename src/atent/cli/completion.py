@@ -36,7 +36,8 @@ def script(shell: str) -> str:
     """The completion script for bash, zsh or fish; UsageError, in one line, for another shell."""
     from atent.cli import COMMANDS, command
 
-    options = {name: ["--help", *options_of(getattr(command(name), name))] for name in COMMANDS}
+    everywhere = ["--help", "--plugin", "--trust-code"]
+    options = {name: [*everywhere, *options_of(getattr(command(name), name))] for name in COMMANDS}
     if shell == "fish":
         lines = [f"complete -c atent -f -n __fish_use_subcommand -a {name} -d '{COMMANDS[name]}'" for name in options]
         for name, all_of_it in options.items():

@@ -8,6 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+from atent import trust
 from atent.cli.parse import boxes, documented, parsed
 from atent.cli.words import help_wanted, options_of, spelled
 from atent.experiments.recipe_files import SECTIONS, UsageError, read_recipe, with_method
@@ -42,6 +43,8 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
     UsageError, with a line for each mistake. Raises SystemExit after help.
     """
     tables = read_recipe(recipe)
+    # The user passes the recipe, and with it what it extends.
+    trust.grant(tables)
     words = _switched(tables, words)
     default = job(tables, recipe if not recipe.endswith(".toml") else Path(recipe).stem)
     starts = {s: getattr(default, s) for s in SECTIONS}

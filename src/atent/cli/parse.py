@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from atent.cli.width import terminal_width
+from atent.cli.width import terminal_width, wrapped
 from atent.cli.words import help_wanted, is_hidden, negated, options_of, spelled
 from atent.docstrings import field_docs
 from atent.experiments.recipe_files import UsageError
@@ -201,7 +201,9 @@ def _help() -> Iterator[None]:
         with contextlib.redirect_stdout(text):
             yield
     finally:
-        print(_tidy(text.getvalue()), end="")
+        if text.getvalue():
+            print(_tidy(text.getvalue()), end="")
+            print("\n" + wrapped("also: --plugin MODULE, --trust-code, --debug, explained by `atent --help`", 0))
 
 
 def _tidy(text: str) -> str:

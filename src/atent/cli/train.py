@@ -139,6 +139,7 @@ def _resume(
 
     if not (path / folder.CONFIG).is_file():
         raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the one to resume")
+    folder.admit(path)
     saved = folder.read_config(path / folder.CONFIG)
     if all(section in saved for section in SECTIONS) and saved["model"].get("name"):
         job = resumed_job(saved, path, model=model, data=data, root=root)

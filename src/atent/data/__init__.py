@@ -8,12 +8,14 @@ A new source is one file with a loader `(root) -> Source` and the decorator `dat
 """
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 
+from atent import trust
 from atent.checks import as_tensor, collect, plain
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
@@ -70,8 +72,10 @@ def _loaded(loader: Any, settings: DataSettings) -> Source | Data:
         return loader
     if SOURCES.origin(settings.name) == "built-in":
         return cast(Source, loader(settings.root))
+    # An installed package finds what it needs where it is installed.
+    nearby = current_directory_on_path() if ":" in settings.name else nullcontext()
     try:
-        with current_directory_on_path():
+        with nearby, trust.lifted():
             made = loader(settings.root) if _takes_root(loader) else loader()
     except (Exception, SystemExit) as error:
         raise ValueError(f"{settings.name} raised {first_line(error)}") from error

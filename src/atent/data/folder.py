@@ -11,6 +11,8 @@ from atent.data.sources import dataset
 from atent.data.split import Source, halves, split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+# What such a file may hold, whatever its suffix: for others, such as PostScript, Pillow starts another program.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 GREY, COLOUR = ("1", "L"), ("RGB", "RGBA", "P", "LA", "PA", "CMYK", "YCbCr")
 TEST_SEED = 20210
 
@@ -44,7 +46,7 @@ def _decode(files: list[Path]) -> np.ndarray:
     images = []
     for file in files:
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 if image.mode not in GREY + COLOUR:
                     raise ValueError(f"mode {image.mode}; wanted 8-bit grey or colour")
                 images.append(np.asarray(image.convert("L" if image.mode in GREY else "RGB")))

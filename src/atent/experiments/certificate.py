@@ -77,6 +77,7 @@ def certify_folder(
     compiled: bool = False,
     channels_last: bool | None = None,
     progress: bool = True,
+    trust_code: bool = False,
 ) -> tuple[Path, SmoothingFile | BoundsFile, Certificate | None]:
     """Certify ``limit`` test images of a run ("all": every one): the .json written, its content, and the rows of
     smoothing.
@@ -91,12 +92,13 @@ def certify_folder(
     where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
     gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged`` joins the
     shards. ``compiled``: smoothing with the network fused by ``torch.compile``, ``channels_last``: that of
-    `Smoothed`; both the same up to rounding. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
+    `Smoothed`; both the same up to rounding. ``trust_code`` as `load_target`. Raises what the rooms raise: ValueError
+    and FileNotFoundError in one line.
     """
     noisy, plugin = smooths(method), plugin_named(CERTIFIERS, method)
     who = load_target(
         str(target), model=model, data=data, root=root, attacks=(), which=which, device=device, threads=threads,
-        subset=subset, allow_large_eps=allow_large_eps,
+        subset=subset, allow_large_eps=allow_large_eps, trust_code=trust_code,
     )  # fmt: skip
     who = replace(who, settings=replace(who.settings, limit=limit))
     goals = None if radii is None else [radius(r, "radius") for r in radii]

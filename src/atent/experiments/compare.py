@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atent import runs as folder
+from atent import trust
 from atent.experiments import migrate
 from atent.experiments.collect import collect
 from atent.experiments.comparison import draw, draw_pareto, markdown
@@ -30,6 +31,7 @@ from atent.train.interrupt import Interrupted, stop_requests
 
 RESULT = "comparison.json"
 TABLE = "comparison.md"
+_SOURCE = Path(__file__).resolve().parents[2]
 
 
 def compare(
@@ -149,7 +151,8 @@ def _told(say: Say) -> Say:
 
 
 def _start(plan: Plan, run: Run, stage: str, at_once: int) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", "atent", "train"]
+    # A file of the current folder must not replace a module of the library.
+    words = [sys.executable, *(["-P"] if Path.cwd() != _SOURCE else []), "-m", "atent", "train", *trust.options()]
     if stage == "started":
         words += ["--resume", str(run.path), "--quiet"]
     else:

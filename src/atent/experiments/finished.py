@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atent import runs as folder
+from atent import trust
 from atent.attacks import ATTACKS
 from atent.attacks.spec import parse, spell
 from atent.data import Limit
@@ -63,6 +64,7 @@ def compare_runs(
     device: str = "auto",
     progress: bool = False,
     command: str = "compare_runs",
+    trust_code: bool = False,
 ) -> ComparisonFile:
     """Compare trained runs on the test images that they were evaluated on: what `atent compare` says of its own.
 
@@ -77,6 +79,8 @@ def compare_runs(
         ``limit`` asks for, is refused.
     command
         What the result says that it was made by.
+    trust_code
+        Let runs that you did not make on this machine import what they name; without evaluation.json they need it.
 
     Returns
     -------
@@ -99,14 +103,12 @@ def compare_runs(
         raise ValueError(
             f"runs are a list of runs, or a mapping from names to them, got {str(runs)!r} alone: give two or more"
         )
-    if isinstance(runs, Mapping):
-        named = {name: each if isinstance(each, list | tuple) else [each] for name, each in runs.items()}
-        empty = [str(name) for name, row in named.items() if not row]
-        if empty:
-            raise ValueError(f"a row needs a run or more, got none for {', '.join(empty)}")
-        groups = {name: [_made(run, how, progress) for run in each] for name, each in named.items()}
-    else:
-        groups = _grouped([_made(run, how, progress) for run in runs])
+    with trust.fenced(attacks, model, data, trust_code=trust_code):
+        return _compared(_groups(runs, how, progress), command)
+
+
+def _compared(groups: dict[str, list[_Made]], command: str) -> ComparisonFile:
+    """The comparison of the rows; ValueError, in one line, for what cannot be compared."""
     if len(groups) < 2:
         raise ValueError(
             f"a comparison needs two rows or more, got {len(groups)}: runs that differ in the seed alone are one row;"
@@ -122,6 +124,17 @@ def compare_runs(
     )  # fmt: skip
 
 
+def _groups(runs: Sequence[Any] | Mapping[str, Any], how: dict[str, Any], progress: bool) -> dict[str, list[_Made]]:
+    """The runs of each row by its name."""
+    if isinstance(runs, Mapping):
+        named = {name: each if isinstance(each, list | tuple) else [each] for name, each in runs.items()}
+        empty = [str(name) for name, row in named.items() if not row]
+        if empty:
+            raise ValueError(f"a row needs a run or more, got none for {', '.join(empty)}")
+        return {name: [_made(run, how, progress) for run in each] for name, each in named.items()}
+    return _grouped([_made(run, how, progress) for run in runs])
+
+
 def _common(runs: list[_Made], key: str) -> Any:
     """A setting of the training, None where the runs differ in it."""
     values = {made.config["train"].get(key) for made in runs}
@@ -132,6 +145,7 @@ def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
     path = _path(run)
     if not (path / folder.CONFIG).is_file():
         raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give what training wrote")
+    folder.admit(path)
     config = folder.read_config(path / folder.CONFIG)
     if not (path / folder.EVALUATION).is_file():
         found = evaluate_target(load_target(str(path), **how), cascade=False, progress=progress)

@@ -9,7 +9,7 @@ from typing import Any
 from atent import runs as folder
 from atent.data import SOURCES
 from atent.data import load as load_data
-from atent.experiments.target import recorded_data
+from atent.experiments.recorded import recorded_data
 from atent.runs import manifest
 from atent.runs.checkpoint import check_best
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from atent import runs as folder
+from atent import trust
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import labelled, show
 from atent.data import SOURCES, Data, DataSettings, Limit
@@ -233,9 +234,18 @@ class Saved:
     config: dict[str, Any]
 
 
-def saved_run(path: Path, *, model: str | None = None, data: str | None = None, root: str | None = None) -> Saved:
+def saved_run(
+    path: Path, *, model: str | None = None, data: str | None = None, root: str | None = None, trust_code: bool = False
+) -> Saved:
     """The network and the data of a run folder of `fit`, ready to be resumed; ``model`` and ``data`` name them, as
-    `model_of` and `data_of` take them. ValueError, in one line, as there, and for other training samples."""
+    `model_of` and `data_of` take them. ``trust_code``: let a run that you did not make on this machine import what it
+    names. ValueError, in one line, as there, and for other training samples."""
+    with trust.fenced(model, data, trust_code=trust_code):
+        folder.admit(path)
+        return _saved(path, model, data, root)
+
+
+def _saved(path: Path, model: str | None, data: str | None, root: str | None) -> Saved:
     config = folder.read_config(path / folder.CONFIG)
     state = load_state(path, torch.device("cpu"))
     net = model_of(config, path, model, state["model"])

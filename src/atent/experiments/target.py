@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atent import runs as folder
+from atent import trust
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.several import USUAL, several
 from atent.attacks.spec import labelled, parse, show
@@ -22,6 +23,7 @@ from atent.data import load as load_data
 from atent.data.builder import built
 from atent.data.described import described
 from atent.data.settings import check_rule
+from atent.experiments.recorded import recorded_data
 from atent.messages import once
 from atent.models import check_output, from_reference
 from atent.precision import gaining
@@ -177,6 +179,7 @@ def load_target(
     batch: int | None = None,
     channels_last: bool | None = None,
     allow_large_eps: bool = False,
+    trust_code: bool = False,
 ) -> Target:
     """What ``target`` names, ready to be evaluated: a run folder, a .safetensors file, or module:function.
 
@@ -187,8 +190,9 @@ def load_target(
     ``attacks``. A file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are
     chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
     torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
-    `EvaluateSettings`. FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit,
-    or has no effect on such a target.
+    `EvaluateSettings`. ``trust_code``: let a run that you did not make on this machine import what it names.
+    FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or has no effect on
+    such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
     _check_either(attacks, threats)
     named = None if attacks is None else tuple(attacks)
@@ -207,16 +211,9 @@ def load_target(
             f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed, a .safetensors file"
             " or module:function"
         )
-    for option, value in {"--which": None if which == "best" else which, "--weights": weights}.items():
-        if own and value is not None:
-            raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
     check_threads(threads)
-    if own:
-        made = _other(target, given, model, data, root)
-    else:
-        if isinstance(data, Data):
-            raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
-        made = _run(path, given, model, data, root, which, weights)
+    with trust.fenced(*([target] if own else []), model, data, attacks, threats, trust_code=trust_code):
+        made = _found(target, own, given, model, data, root, which, weights)
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))
@@ -226,35 +223,19 @@ def load_target(
     return made
 
 
-def names_model(config: dict[str, Any]) -> bool:
-    """Whether a run's configuration says how its network was built."""
-    model = config.get("model") or {}
-    return bool(model.get("name") or model.get("builder"))
-
-
-def names_data(config: dict[str, Any]) -> bool:
-    """Whether a run's configuration says how its data can be loaded again."""
-    about = (config.get("about") or {}).get("data") or {}
-    known = about.get("name") in SOURCES and about.get("source") != "tensors"
-    data = config.get("data") or {}
-    return bool(data.get("name") or data.get("builder") or about.get("settings")) or known
-
-
-def recorded_data(config: dict[str, Any]) -> DataSettings | None:
-    """The data set that a run's configuration describes; None for a run on tensors, which no settings load again."""
-    data, about = config.get("data") or {}, config["about"]["data"]
-    if data.get("builder") or not names_data(config):
-        return None
-    if data.get("name"):
-        return DataSettings(**data)
-    if about.get("settings"):
-        return DataSettings(**about["settings"])
-    # From Python the settings are known by what they led to.
-    split = about["split"]
-    return DataSettings(
-        about["name"], validation=split["validation"], split_seed=split["seed"], limit=about["limit"],
-        test_limit=about["test_limit"], augment=data.get("augment", "none"), subset=data.get("subset", "stratified"),
-    )  # fmt: skip
+def _found(
+    target: str, own: bool, given: dict[str, Any], model: str | None, data: str | Data | None, root: str | None,
+    which: str, weights: str | None,
+) -> Target:  # fmt: skip
+    """A run, or one of the user's ``own`` networks; ValueError for options that are for the other kind."""
+    if not own:
+        if isinstance(data, Data):
+            raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
+        return _run(Path(target), given, model, data, root, which, weights)
+    for option, value in {"--which": None if which == "best" else which, "--weights": weights}.items():
+        if value is not None:
+            raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
+    return _other(target, given, model, data, root)
 
 
 def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: str | None = None) -> Data:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from atent import trust
 from atent.guard import check_classes, check_weights, dtype_of, explained, guard, wrapping
 from atent.registry import current_directory_on_path, first_line, load_object
 
@@ -32,7 +33,7 @@ def resolve(reference: str, kind: type[T], wanted: str, args: Mapping[str, Any] 
     It must be a `kind`, which is called `wanted`. Raises ValueError, in one line, as `from_reference`.
     """
     found = load_object(reference)
-    with current_directory_on_path():
+    with current_directory_on_path(), trust.lifted():
         if isinstance(found, kind):
             if args:
                 raise ValueError(f"{reference} is {wanted} itself, and takes no arguments: got {', '.join(args)}")

@@ -74,9 +74,13 @@ def narrow(figure: Figure, height: float) -> Figure:
 
 def _write(figure: Figure, out: Path | io.BytesIO, kind: str, text: str = "path") -> None:
     import matplotlib
+    from matplotlib.text import Text
 
     metadata = {"Date": None} if kind == "svg" else None
-    with matplotlib.rc_context({"svg.hashsalt": "atent", "svg.fonttype": text}):
+    # A matplotlibrc in the current folder must not start LaTeX.
+    for each in figure.findobj(Text):
+        each.set_usetex(False)
+    with matplotlib.rc_context({"svg.hashsalt": "atent", "svg.fonttype": text, "text.usetex": False}):
         figure.savefig(out, format=kind, dpi=200, metadata=metadata, facecolor="white")
 
 

@@ -10,6 +10,7 @@ from atent import runs as folder
 from atent.certify.rows import read_rows
 from atent.data.described import unspan
 from atent.experiments import migrate
+from atent.experiments.recorded import names_data, names_model
 from atent.experiments.results import (
     CertificateFile,
     ComparisonFile,
@@ -18,7 +19,6 @@ from atent.experiments.results import (
     TheoryFile,
     TransferFile,
 )
-from atent.experiments.target import names_data, names_model
 from atent.runs import manifest
 from atent.runs.checkpoint import check_best
 from atent.runs.manifest import read_json
@@ -113,6 +113,7 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
 
 
 def _run(path: Path, name: str) -> Run:
+    folder.admit(path)
     config = read_json(path / folder.CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("method"), dict):
         raise ValueError(

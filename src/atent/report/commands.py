@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atent import runs as folder
-from atent.experiments.target import names_data, names_model
+from atent.experiments.recorded import names_data, names_model
 from atent.report.collect import Run
 from atent.runs.checkpoint import STATE
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from atent import runs as folder
+from atent import trust
 from atent.report import compared, sections
 from atent.report.collect import Run, read
 from atent.report.render import page
@@ -14,19 +15,27 @@ from atent.report.samples import gallery
 
 def report(
     folders: Sequence[str | Path], *, images: int = 8, model: str | None = None, data: str | None = None,
-    root: str | None = None, progress: bool = True,
+    root: str | None = None, progress: bool = True, trust_code: bool = False,
 ) -> str:  # fmt: skip
     """The page on one or several run folders, or folders of `atent compare`, as the text of an HTML file.
 
     ``images`` test images are shown under attack, where the weights and the data (in ``root``; default: as the run had
     it) are available; ``model`` and ``data`` name those of runs that were trained from Python, as
-    `atent.experiments.target.load_target` takes them. Nothing is written.
+    `atent.experiments.target.load_target` takes them. Of a run that you did not make on this machine the names are
+    shown, and nothing that they name is imported without ``trust_code``. Nothing is written.
     FileNotFoundError or ValueError in one line for a folder that is neither, and for a damaged file in it.
     """
     if not folders:
         raise ValueError("which run? give the path of one run folder at least")
     if images < 0:
         raise ValueError(f"images must be at least 0, got {images}: 0 leaves them out")
+    with trust.fenced(model, data, trust_code=trust_code):
+        return _page(folders, images, model, data, root, progress)
+
+
+def _page(
+    folders: Sequence[str | Path], images: int, model: str | None, data: str | None, root: str | None, progress: bool
+) -> str:
     # All are read before the long work, so that a mistaken path is reported at once.
     found = [read(path, model=model, data=data) for path in dict.fromkeys(map(Path, folders))]
     for option in ("model", "data"):

@@ -78,7 +78,7 @@ def course(run: Run) -> dict[str, Any]:
 
 def settings(run: Run) -> dict[str, Any]:
     """The resolved configuration, whole."""
-    shown = {key: value for key, value in run.config.items() if key not in ("about", "provenance")}
+    shown = {key: value for key, value in run.config.items() if key not in ("about", "provenance", "signature")}
     return {"file": folder.CONFIG, "text": json.dumps(shown, indent=2, ensure_ascii=False)}
 
 

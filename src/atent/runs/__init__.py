@@ -17,6 +17,7 @@ from atent.runs.former import read_rows, with_present_keys
 from atent.runs.manifest import Damaged
 from atent.runs.names import BEST, CONFIG, CURVES, EVALUATION, LAST, LOCK, MANIFEST, METRICS
 from atent.runs.origin import provenance
+from atent.runs.trusted import admit, signed
 
 __all__ = [
     "BEST",
@@ -28,6 +29,7 @@ __all__ = [
     "MANIFEST",
     "METRICS",
     "Damaged",
+    "admit",
     "append_jsonl",
     "as_json",
     "atomic",
@@ -46,6 +48,7 @@ __all__ = [
     "read_jsonl",
     "read_rows",
     "relocated",
+    "signed",
     "with_present_keys",
     "write_atomic",
     "write_json",

@@ -12,28 +12,33 @@ import torch
 from torch import Tensor, nn
 
 from atent import runs as folder
+from atent import trust
 from atent.messages import unknown
 from atent.models import MODELS, ModelSettings, build, from_reference, has_patch, make
 from atent.runs.checkpoint import load_weights, read_weights, weights_file
 
 
-def load(run: str | Path, *, which: str = "best", device: str = "cpu", model: str | None = None) -> nn.Module:
+def load(
+    run: str | Path, *, which: str = "best", device: str = "cpu", model: str | None = None, trust_code: bool = False
+) -> nn.Module:
     """The model of a run folder, with its best weights (or ``which`` of `load_weights`), in eval mode.
 
-    ``model`` names the network, as `restore` takes it, where the run does not. FileNotFoundError or ValueError, in one
-    line, where the folder is not a run or the model cannot be built.
+    ``model`` names the network, as `restore` takes it, where the run does not. ``trust_code``: let a run that you did
+    not make on this machine import what it names. FileNotFoundError or ValueError, in one line, where the folder is not
+    a run or the model cannot be built; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
-    return restore(run, which=which, model=model)[0].to(device).eval()
+    return restore(run, which=which, model=model, trust_code=trust_code)[0].to(device).eval()
 
 
 def restore(
-    run: str | Path, *, which: str = "best", weights: str | None = None, model: str | None = None
-) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    run: str | Path, *, which: str = "best", weights: str | None = None, model: str | None = None,
+    trust_code: bool = False,
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:  # fmt: skip
     """The model of a run folder with its weights, their metadata, and the run's configuration.
 
     ``weights``: a file instead of the run's own. ``model``: for a run that was trained from a Python object, which
     network it was, a built-in one by name or the user's own as module:function, in place of its builder.
-    FileNotFoundError or ValueError, in one line, as `load` and `load_weights`.
+    ``trust_code`` and errors as `load` and `load_weights`.
     """
     run = Path(run)
     if not (run / folder.CONFIG).is_file():
@@ -41,7 +46,9 @@ def restore(
     config = folder.read_config(run / folder.CONFIG)
     path = weights_file(Path(weights) if weights else run, which)
     names = read_weights(path)[1] if model is not None else {}
-    net = model_of(config, run, model, names)
+    with trust.fenced(model, trust_code=trust_code):
+        folder.admit(run)
+        net = model_of(config, run, model, names)
     return net, load_weights(net, path), config
 
 

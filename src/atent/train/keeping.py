@@ -81,7 +81,7 @@ class Keeper:
         folder.create(self.path)
         with manifest.sealed(self.path, config["id"], self._sums) as files:
             add_state(files, self._with_history(state()))
-            files.write(CONFIG, folder.as_json(config, CONFIG))
+            files.write(CONFIG, folder.as_json(folder.signed(config), CONFIG))
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take the row of an epoch into the history, which the next checkpoint writes."""

@@ -15,8 +15,9 @@ from atent import runs as folder
 from atent.data import DataSettings, Limit, Rule
 from atent.data import load as load_data
 from atent.data.described import described
+from atent.experiments.recorded import names_data
 from atent.experiments.results import THEORY_VERSION
-from atent.experiments.target import Target, load_target, names_data
+from atent.experiments.target import Target, load_target
 from atent.paper.theory.check import Recipes, Settings, check
 from atent.runs.manifest import read_json
 

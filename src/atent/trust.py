@@ -1,0 +1,217 @@
+"""Which names may become code.
+
+A name such as "module:function" is imported where the user gives it: on the command line, in a recipe, as an argument
+in Python. In a run folder it is text that whoever made the folder wrote. Inside a fence only granted names run: those
+of the user, and those of runs whose configuration is signed by the key in the user's home. Every such name passes
+through `atent.registry.load_object`, which asks `check`.
+
+A fence belongs to its context: a thread that is started inside begins without one, and each function that opens a
+folder makes its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+# A reference inside a longer text, such as an attack's; what belongs to a path is none.
+_INSIDE = re.compile(r"(?<![\w./\\:-])([^\W\d][\w.]*:[^\W\d][\w.]*)(?![\w/\\:-])")
+_WHOLE = re.compile(r"[\w.-]+:[^\W\d][\w.]*")
+_KEY_BYTES = 32
+
+
+class Untrusted(ValueError):
+    """A name that nobody whom the user trusts has given would run code."""
+
+
+@dataclass(frozen=True)
+class _Fence:
+    """What may run."""
+
+    names: set[str]
+    """References that are granted."""
+    code: bool = False
+    """Whether every reference is."""
+    plugins: tuple[str, ...] = ()
+    """Modules that the command line imported first."""
+    read: dict[str, list[str]] = field(default_factory=dict)
+    """References that each folder without a valid signature names, for the message."""
+
+
+_FENCE: ContextVar[_Fence | None] = ContextVar("atent.trust", default=None)
+
+
+@contextlib.contextmanager
+def fenced(*given: Any, trust_code: bool = False, plugins: tuple[str, ...] = ()) -> Iterator[None]:
+    """Inside, only granted names are imported; within another fence that one decides.
+
+    Parameters
+    ----------
+    given
+        Texts, and lists and dictionaries of them, whose references are granted.
+    trust_code
+        Grant every name, whatever folder it comes from.
+    plugins
+        Modules that are imported first, which `options` repeats.
+    """
+    outer = _FENCE.get()
+    made = _Fence(set(references(given)), trust_code, plugins) if outer is None else outer
+    token = _FENCE.set(replace(made, code=made.code or trust_code))
+    try:
+        yield
+    finally:
+        _FENCE.reset(token)
+
+
+@contextlib.contextmanager
+def lifted() -> Iterator[None]:
+    """Inside, code that is trusted runs, and names what it likes."""
+    fence = _FENCE.get()
+    token = _FENCE.set(fence if fence is not None and fence.code else None)
+    try:
+        yield
+    finally:
+        _FENCE.reset(token)
+
+
+def grant(*values: Any) -> None:
+    """Let the references in ``values`` run in the present fence; no effect without one."""
+    fence = _FENCE.get()
+    if fence is not None:
+        fence.names.update(references(values))
+
+
+def note(folder: str | Path, values: Any) -> None:
+    """Keep what a folder names and must not run, for the message of `check`."""
+    fence = _FENCE.get()
+    if fence is not None:
+        fence.read[str(folder)] = references(values)
+
+
+def granted(reference: str) -> bool:
+    """Whether ``reference`` may run."""
+    fence = _FENCE.get()
+    return fence is None or fence.code or reference in fence.names
+
+
+def check(reference: str) -> None:
+    """Untrusted, in one line that lists all that the folder would run, unless ``reference`` may run."""
+    fence = _FENCE.get()
+    if fence is None or granted(reference):
+        return
+    for folder, names in fence.read.items():
+        if reference in names:
+            listed = ", ".join(name for name in names if name not in fence.names)
+            raise Untrusted(
+                f"{folder} was not made by you on this machine, and would run {listed}: look at that code, then add"
+                " --trust-code (in Python trust_code=True)"
+            )
+    raise Untrusted(
+        f"{reference} would run code, and you have not named it: name it on the command line or in a recipe, or add"
+        " --trust-code (in Python trust_code=True)"
+    )
+
+
+def options() -> list[str]:
+    """The words by which a child of this command trusts the same."""
+    fence = _FENCE.get()
+    if fence is None:
+        return []
+    return [*(["--trust-code"] if fence.code else []), *(word for name in fence.plugins for word in ("--plugin", name))]
+
+
+def references(value: Any) -> list[str]:
+    """Every reference in a text, or in the texts of lists and dictionaries, each once and in their order."""
+    return list(dict.fromkeys(_references(value)))
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield from _references([*value, *value.values()])
+    elif isinstance(value, list | tuple | set | frozenset):
+        for each in value:
+            yield from _references(each)
+    elif isinstance(value, str):
+        # An option may hold its value: --model=module:function.
+        whole = value.rpartition("=")[2] if value.startswith("--") else value
+        found = [whole.strip()] if _WHOLE.fullmatch(whole.strip()) else _INSIDE.findall(value)
+        # The name of a folder, which may be another's, is no word of the user's own.
+        yield from (each for each in found if not os.path.lexists(each))
+
+
+# ---- the key -----------------------------------------------------------------------------------------------
+
+
+def key_file() -> Path:
+    """Where the user's key lies; OSError where there is no home."""
+    given = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    if given.is_absolute():
+        return given / "atent" / "key"
+    try:
+        return Path.home() / ".config" / "atent" / "key"
+    except RuntimeError as error:
+        raise OSError("there is no home folder") from error
+
+
+def signature(content: bytes) -> str:
+    """The signature of ``content`` by the user's key, which is made at its first use; OSError where there is none."""
+    path = key_file()
+    try:
+        key = _read(path)
+    except FileNotFoundError:
+        key = _make(path)
+    return _signed(key, content)
+
+
+def genuine(content: bytes, text: Any) -> bool:
+    """Whether ``text`` is the `signature` of ``content``."""
+    try:
+        key = _read(key_file())
+    except OSError:
+        return False
+    return isinstance(text, str) and hmac.compare_digest(_signed(key, content).encode(), text.encode())
+
+
+def _signed(key: bytes, content: bytes) -> str:
+    return hmac.new(key, b"atent run configuration\n" + content, hashlib.sha256).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    """The key; OSError for one that another user may have written or read, and for what is no key."""
+    # A pipe must not keep the command waiting.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(handle, "rb") as file:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode) or about.st_size != _KEY_BYTES:
+            raise OSError(f"{path} is not a key of {_KEY_BYTES} bytes: remove it, and a new one is made")
+        if hasattr(os, "geteuid") and (about.st_uid != os.geteuid() or about.st_mode & 0o077):
+            raise OSError(f"{path} may be read by others: remove it, and a new one is made")
+        return file.read(_KEY_BYTES)
+
+
+def _make(path: Path) -> bytes:
+    """A new key; of several processes that make one at once all take the first."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".key.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        # A link appears whole, and never replaces another's.
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return _read(path)
