@@ -70,13 +70,17 @@ class TrainSettings(metaclass=Settings):
     """Steps of the watch's PGD."""
     watch_drop: float = 0.2
     """Fall of the accuracy under that PGD, and not under the training's attack, that stops; half of it warns."""
+    watch_gap: float = 0.2
+    """Accuracy under the training's attack above that under PGD, lower limit, that warns; 1: never."""
+    watch_window: int = 3
+    """Watched epochs in a row in which that gap must stand before it warns."""
     save_minutes: float = 5.0
     """Minutes between checkpoints inside an epoch (each epoch's end has one); 0: at every step."""
 
     def __post_init__(self) -> None:
         if everything(self.validate_limit) is None:
             object.__setattr__(self, "validate_limit", 0)
-        for name in ("epochs", "batch_size", "validate_every", "validations", "watch_steps"):
+        for name in ("epochs", "batch_size", "validate_every", "validations", "watch_steps", "watch_window"):
             check_number(name, getattr(self, name), 1, whole=True)
         for name in ("watch_limit",):
             value = everything(getattr(self, name))
@@ -107,6 +111,8 @@ class TrainSettings(metaclass=Settings):
             raise ValueError("select_weights average needs an average: give average ema or swa")
         if not 0 < self.watch_drop <= 1:
             raise ValueError(f"watch_drop must be above 0 and at most 1, got {self.watch_drop}")
+        if not 0 < self.watch_gap <= 1:
+            raise ValueError(f"watch_gap must be above 0 and at most 1, got {self.watch_gap}")
         check_threads(self.threads)
 
 
