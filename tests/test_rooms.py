@@ -8,7 +8,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
     ["docstrings", "geometry", "messages", "progress", "threads", "markdown", "rng", "losses", "sgld", "stats"],
-    ["threat", "guard", "registry"],
+    ["threat", "guard", "registry", "memory"],
     ["checks", "precision"],
     ["independence", "models", "optim"],
     ["runs"],

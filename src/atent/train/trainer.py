@@ -37,6 +37,7 @@ from atent.train.clock import Clock
 from atent.train.describe import describe, summary, with_subsets
 from atent.train.fingerprint import as_begun, completed, fingerprint
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
+from atent.train.memory import MicroBatches
 from atent.train.meter import Meter
 from atent.train.result import Diverged, Fitted
 from atent.train.settings import TrainSettings, pick_device
@@ -140,6 +141,7 @@ class Trainer:
                 folder.create(self.path)
                 folder.write_json(self.path / folder.CONFIG, self.config)
         self.method = around(calibration.adopt(self.bare, self.position.get("calibration")), settings)
+        self.micro = MicroBatches(self.model, self.method, self.say)
 
     def _calibrate(self) -> None:
         with self.amp:
@@ -251,17 +253,25 @@ class Trainer:
             self.rng.manual_seed(fold(seed, "augment", now - now % self.method.replays, position))
             x, y = self.data.train.batch(index)
             x = self.augment(x, self.rng).contiguous(memory_format=self.layout)
-            self.rng.manual_seed(fold(seed, "step", now, call))
-            torch.manual_seed(fold(seed, "model", now, call))
-            self.optimizer.zero_grad()
-            with self.amp:
-                metrics = self.method.backward(
-                    self.model, x, y, rng=self.rng, ids=index, progress=done, state=self.state
-                )  # fmt: skip
+
+            def descend(rows: slice, weight: float) -> dict[str, Tensor]:
+                # A batch that is one part has the random numbers that it has without parts.
+                at = (now, call, rows.start) if weight < 1 else (now, call)
+                self.rng.manual_seed(fold(seed, "step", *at))
+                torch.manual_seed(fold(seed, "model", *at))
+                state = self.method.rows(self.state, x, rows) if weight < 1 else self.state
+                with self.amp:
+                    return self.method.backward(
+                        self.model, x[rows], y[rows], rng=self.rng, ids=index[rows], progress=done, weight=weight,
+                        state=state,
+                    )  # fmt: skip
+
+            found = self.micro.accumulate(len(y), self.position, self.state, self.optimizer.zero_grad, descend)
             if self.optimizer_settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_settings.clip_norm)
-            self.meter.add(metrics, len(y))
-            return metrics["loss"]
+            for metrics, n in found:
+                self.meter.add(metrics, n)
+            return torch.stack([metrics["loss"] * (n / len(y)) for metrics, n in found]).sum()
 
         return gradient
 
@@ -286,6 +296,7 @@ class Trainer:
             "precision": self.settings.precision,
             "channels_last": self.layout is torch.channels_last,
             **self.meter.summary(),
+            **{name: self.position[name] for name in ("micro_batch",) if name in self.position},
         }
         if self.settings.minutes is not None:
             passes = round(epoch + (step + 1) / self.steps, 3)

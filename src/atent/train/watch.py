@@ -137,14 +137,15 @@ class Watch:
             )
         elif "gap" in self.reasons:
             text = (
-                f"at epoch {row['epoch']}: {now['watch_training']} of {len(self.part)} held-out images are robust to the"
-                f" training's attack and {now['watch_robust']} to PGD, a gap above {100 * self.gap:g} points in each of"
-                f" the last {self.window} epochs"
+                f"at epoch {row['epoch']}: {now['watch_training']} of {len(self.part)} held-out images are robust to"
+                f" the training's attack and {now['watch_robust']} to PGD, a gap above {100 * self.gap:g} points in"
+                f" each of the last {self.window} epochs"
             )
         else:
             text = (
-                f"at epoch {row['epoch']}: the gradients at an image and at a random point near it have a mean cosine of"
-                f" {row['watch_alignment']:.2f}, after more than {ALIGNED:g}: one step does not lead where several do"
+                f"at epoch {row['epoch']}: the gradients at an image and at a random point near it have a mean"
+                f" cosine of {row['watch_alignment']:.2f}, after more than {ALIGNED:g}: one step does not lead where"
+                f" several do"
             )
         if row["watch"] == STOP:
             return f"stopped {text}: catastrophic overfitting; the best epoch's weights are kept"
