@@ -1,5 +1,7 @@
 """What the tests of the training methods share: small float64 networks, batches, streams and distances."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,6 +49,12 @@ def batch(n=N, seed=5, side=6, classes=CLASSES):
 def stream(seed=11):
     """The generator of a step."""
     return torch.Generator().manual_seed(seed)
+
+
+def unsealed(run):
+    """A run folder without its sums, as earlier versions left it: its files may be changed."""
+    (Path(run) / "manifest.json").unlink(missing_ok=True)
+    return run
 
 
 def gradient(model):

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from commands import train_job
-from kit import ROUNDING, N, Syncs, batch, distance, gradient, network, stream
+from kit import ROUNDING, N, Syncs, batch, distance, gradient, network, stream, unsealed
 from torch import nn
 
 from atent import Threat
@@ -439,7 +439,7 @@ def test_a_run_of_an_earlier_version_resumes(digits, tmp_path):
         tables["method"]["awp"] = awp
         return tables
 
-    path = tmp_path / "old"
+    path = unsealed(tmp_path / "old")
     folder.write_json(path / folder.CONFIG, former(folder.read_json(path / folder.CONFIG)))
     saved = torch.load(path / "last" / "state.pt", weights_only=True)
     saved["mark"]["config"] = folder.dumps(former(json.loads(saved["mark"]["config"])))

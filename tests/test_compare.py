@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import compare_jobs
+from kit import unsealed
 
 import atent
 from atent import plots, stats
@@ -180,7 +181,7 @@ def test_compare_trains_once_and_reuses(here, capsys, monkeypatch):
     assert "no comparison" in refused(capsys, *named[:3], "plain-seed0", *named[4:], "--runs", str(path))
     saved = run.read_json(path / "pgd-seed1" / "config.json")
     saved["method"]["steps"] = 7
-    (path / "pgd-seed1" / "config.json").write_text(json.dumps(saved))
+    (unsealed(path / "pgd-seed1") / "config.json").write_text(json.dumps(saved))
     err = refused(capsys, *named)
     assert "pgd-seed1 was trained with other settings (method.steps 7, not 1)" in err
 
@@ -188,7 +189,7 @@ def test_compare_trains_once_and_reuses(here, capsys, monkeypatch):
 def test_compare_goes_on_after_an_interruption(here, capsys):
     args = ["--seeds", "1", "--train.epochs", "50", "--name", "mine"]
     path = here / "runs" / "mine"
-    state = path / "plain-seed0" / "last" / "state.pt"
+    state = path / "plain-seed0" / "metrics.jsonl"
 
     def stop():
         end = time.monotonic() + 120

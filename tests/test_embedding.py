@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from commands import train_job
-from kit import N, batch, gradient, network, stream
+from kit import N, batch, gradient, network, stream, unsealed
 from test_train import without_times
 from torch import nn
 
@@ -316,7 +316,7 @@ def test_a_run_made_before_resumes(digits, tmp_path):
     kept = json.loads(state["mark"]["config"])
     del kept["train"]["embedding"]
     state["mark"]["config"] = folder.dumps(kept)
-    torch.save(state, run / folder.LAST / "state.pt")
+    torch.save(state, unsealed(run) / folder.LAST / "state.pt")
     train(digits, run, embedding=EmbeddingTerm(), resume=True)
     with pytest.raises(ValueError, match="other settings"):
         train(digits, run, resume=True)

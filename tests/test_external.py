@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit import unsealed
 from safetensors.torch import save_file
 from torch import nn
 
@@ -171,7 +172,7 @@ def test_default_attacks_have_a_form_for_the_norm(more, here):
     shutil.copytree(old / "finished", run)
     config = json.loads((run / "config.json").read_text())
     config["evaluate"]["attacks"] = ["AutoAttack"]
-    (run / "config.json").write_text(json.dumps(config))
+    (unsealed(run) / "config.json").write_text(json.dumps(config))
     assert load_target(str(run), **{**ask, **data}).settings.attacks == STRONG[more["norm"]]
     with pytest.raises(ValueError, match="AutoAttack has no form for"):
         load_target("strange:build", **{**ask, "attacks": ["AutoAttack"]})

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from kit import unsealed
 
 from atent.cli.jobs import recipe_job
 from atent.data import DataSettings, load
@@ -108,7 +109,9 @@ def test_a_run_of_an_earlier_version_resumes_within_an_epoch(tmp_path):
     state = load_state(tmp_path / "old", torch.device("cpu"))
     assert state["mark"]["step"] > 0
     assert "clean" in state["meter"]["sums"]
-    save_state(tmp_path / "old", {**state, "meter": in_former_words(state["meter"])})
+    del state["metrics"]
+    save_state(unsealed(tmp_path / "old"), {**state, "meter": in_former_words(state["meter"])})
     rows = read_rows(tmp_path / "old" / "metrics.jsonl")
+    unsealed(tmp_path / "old")
     (tmp_path / "old" / "metrics.jsonl").write_text("".join(json.dumps(in_former_words(r)) + "\n" for r in rows))
     assert trained("old", resume=True) == trained("whole")

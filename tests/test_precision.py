@@ -229,7 +229,7 @@ def test_a_run_resumes_under_another_precision_and_says_so(digits, clock, tmp_pa
 def test_a_run_of_an_earlier_version_resumes(digits, tmp_path):
     """Its fingerprint holds precision and channels_last."""
     train(digits, network(), tmp_path / "run")
-    path = tmp_path / "run" / folder.LAST / STATE
+    path = kit.unsealed(tmp_path / "run") / folder.LAST / STATE
     state = torch.load(path, weights_only=True)
     parts = json.loads(state["mark"]["config"])
     parts["train"] |= {"precision": "float32", "channels_last": False}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import given
+from kit import unsealed
 
 import atent
 from atent import Threat, load
@@ -364,7 +365,7 @@ def test_a_method_of_ones_own_is_resumed_from_python(here, capsys, tmp_path):
     shutil.copytree("tensors", tmp_path / "own")
     config = json.loads((tmp_path / "own" / "config.json").read_text())
     config["method"]["name"] = "Mine"
-    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    (unsealed(tmp_path / "own") / "config.json").write_text(json.dumps(config))
     status, _, err = said(capsys, "train", "--resume", tmp_path / "own", *NAMED)
     assert status == 2
     assert "unknown method 'Mine'" in err
@@ -376,7 +377,7 @@ def test_runs_of_earlier_versions_are_taken(here, capsys, tmp_path):
     shutil.copytree("tensors", tmp_path / "old")
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     del config["evaluate"], config["about"]["data"]["digest"]
-    (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    (unsealed(tmp_path / "old") / "config.json").write_text(json.dumps(config))
     assert said(capsys, "evaluate", tmp_path / "old", *NAMED, *SMALL)[0] == 0
     assert said(capsys, "train", "--resume", tmp_path / "old", *NAMED, "--quiet")[0] == 0
 
@@ -565,7 +566,9 @@ def test_runs_from_python_are_compared(home, monkeypatch, capsys):
     changed = folder.read_json(other / "evaluation.json")
     (attack,) = changed["attacks"].values()
     further = {**attack, "threat": {**attack["threat"], "eps": 0.25}}
-    folder.write_json(other / "evaluation.json", {**changed, "attacks": dict.fromkeys(changed["attacks"], further)})
+    folder.write_json(
+        unsealed(other) / "evaluation.json", {**changed, "attacks": dict.fromkeys(changed["attacks"], further)}
+    )
     with pytest.raises(ValueError, match=r"the threat of their evaluations \(.* and linf 0.25\)"):
         compare_runs(made)
     folder.write_json(other / "evaluation.json", {**changed, "seed": 7})

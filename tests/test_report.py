@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from commands import given
+from kit import unsealed
 
 import atent
 from atent import plots
@@ -68,7 +69,7 @@ def made(tmp_path_factory):
 def run(made, tmp_path):
     """A copy of it to change."""
     shutil.copytree(made, tmp_path / "copy")
-    return tmp_path / "copy"
+    return unsealed(tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import given, train_job
+from kit import unsealed
 from torch import nn
 
 from atent import runs as folder
@@ -408,7 +409,7 @@ def test_an_old_run_of_python_resumes_on_the_images_that_it_began_with(tmp_path)
         run("short", first, report=killed)
     config = folder.read_json(tmp_path / "short/config.json")
     assert config["data"].pop("subset") == "first"
-    folder.write_json(tmp_path / "short/config.json", config)
+    folder.write_json(unsealed(tmp_path / "short") / "config.json", config)
     resumed = run("short", now, resume=True)
     assert [row["validation_clean"] for row in resumed.history] == [1.0, 1.0]
     assert resumed.best["epoch"] == 1

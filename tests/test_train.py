@@ -249,8 +249,9 @@ def test_resume_needs_something_to_resume(digits, tmp_path):
 
 def test_a_damaged_state_is_one_line(digits, tmp_path):
     train(digits, tmp_path / "run", epochs=1)
-    (tmp_path / "run" / folder.LAST / "state.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
-    with pytest.raises(ValueError, match="is damaged") as caught:
+    for name in ("state.pt", "previous.pt"):
+        (tmp_path / "run" / folder.LAST / name).write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(ValueError, match="is damaged, and so is previous") as caught:
         train(digits, tmp_path / "run", epochs=1, resume=True)
     assert "\n" not in str(caught.value)
 
@@ -278,20 +279,18 @@ def test_an_existing_run_folder_is_refused_and_untouched(digits, tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(digits, tmp_path, monkeypatch):
-    import atent.train.trainer as trainer
-
     saves = []
-    original = trainer.save_state
+    original = torch.save
 
-    def failing(run, state):
-        saves.append(1)
-        if len(saves) == 2:
-            with folder.atomic(run / folder.LAST / "state.pt") as temporary:
-                temporary.write_bytes(b"half")
-                raise OSError(28, "No space left on device", str(temporary))
-        original(run, state)
+    def failing(state, path):
+        if isinstance(path, os.PathLike):
+            saves.append(1)
+        if len(saves) == 3:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
+        original(state, path)
 
-    monkeypatch.setattr(trainer, "save_state", failing)
+    monkeypatch.setattr(torch, "save", failing)
     with pytest.raises(OSError, match="No space left") as caught:
         train(digits, tmp_path / "run")
     assert "\n" not in str(caught.value)

@@ -32,7 +32,7 @@ from atent.independence import dependence_hint
 from atent.precision import full_precision
 from atent.progress import Advance
 from atent.registry import first_line
-from atent.runs import dumps, read_json, write_atomic, write_json
+from atent.runs import dumps, manifest, write_atomic, write_json
 from atent.stats import share
 
 
@@ -177,6 +177,7 @@ def certify_run(
         path = Path(path)
         claim(path, made_of(sampling, about or {}))
         done = {row.idx: row for row in read_rows(path)}
+        manifest.forget_file(path)  # it grows
     smoothed = _made_by(certifier, model, sampling.sigma, channels_last)
     check_labels(y, _clean(model, x[:1], sampling.seed).shape[1])
     size = min(forward_size(x, batch), sampling.n * len(x))
@@ -275,7 +276,7 @@ def _made(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path} has no {sidecar(path).name} that says how it was made: give a certificate's .csv"
         )
-    made: dict[str, Any] = read_json(sidecar(path))["made"]
+    made: dict[str, Any] = manifest.read_json(sidecar(path))["made"]
     return made
 
 
@@ -294,6 +295,7 @@ def read_rows(path: str | Path) -> list[Row]:
     path = Path(path)
     if not path.exists():
         return []
+    manifest.check_file(path)
     head, _, tail = path.read_text().rpartition("\n")
     if tail:
         write_atomic(path, head + "\n" if head else "")
@@ -313,7 +315,8 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """A whole file of rows, atomically."""
-    write_atomic(path, _HEADER + "".join(map(_line, rows)))
+    with manifest.seal(path) as temporary:
+        temporary.write_text(_HEADER + "".join(map(_line, rows)))
 
 
 def _line(row: Row) -> str:

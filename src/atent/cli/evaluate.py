@@ -70,6 +70,7 @@ def evaluate(
     from atent import runs as folder
     from atent.experiments.evaluation import evaluate_target, summary
     from atent.experiments.target import load_target
+    from atent.runs.manifest import write_json
 
     with show.json_alone(json) as emit:
         if out is not None:
@@ -87,7 +88,7 @@ def evaluate(
         path, evaluation = (Path(out), evaluated(Path(out))) if out else show.in_free_file(place, evaluated)
         path = path if out else show.free_file(place)
         found = evaluation.to_json()
-        folder.write_json(path, found)
+        write_json(path, found)
         show.accuracies({subject.name: evaluation})
         if per_class:
             _classes(found)

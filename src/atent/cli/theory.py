@@ -84,7 +84,7 @@ def theory(
     from atent.experiments.recipes import chains as recipes
     from atent.experiments.results import TheoryFile
     from atent.paper.theory import command as room
-    from atent.runs import write_json
+    from atent.runs.manifest import write_json
 
     if out is not None:
         show.refuse_taken(Path(out), "--out")

@@ -104,7 +104,7 @@ def transfer(
     from atent import plots
     from atent.cli.studies import print_transfer
     from atent.experiments.transfer import TRANSFER, load_targets, transfer_matrix
-    from atent.runs import write_json
+    from atent.runs.manifest import write_json
 
     with show.json_alone(json) as emit:
         for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):

@@ -36,6 +36,7 @@ from atent.experiments.target import Target, load_target
 from atent.memory import Batches
 from atent.progress import Advance, bar
 from atent.registry import Plugin, plugin_named
+from atent.runs import manifest
 from atent.runs.weights import visible
 from atent.threads import Threads
 from atent.threat import Norm, Threat, radius
@@ -250,7 +251,8 @@ def _smoothed(
         **found.to_json(how.goals), **head, "shard": shard,
         "provenance": folder.provenance(seed=sampling.seed, device=x.device), "made": made, "complete": True,
     })  # fmt: skip
-    folder.write_json(sidecar(table), content.to_json())
+    manifest.record_file(table)
+    manifest.write_json(sidecar(table), content.to_json())
     return sidecar(table), content, found
 
 
@@ -315,7 +317,7 @@ def _bounded(
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     })  # fmt: skip
     out = sidecar(_free(who.place / f"{who.stem}{CERTIFICATE}", about))
-    folder.write_json(out, content.to_json())
+    manifest.write_json(out, content.to_json())
     return out, content
 
 

@@ -27,6 +27,7 @@ from atent.experiments.results import (
     SeedResult,
     Spread,
 )
+from atent.runs.manifest import read_json
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def assembled(rows: list[Row], **head: Any) -> ComparisonFile:
 def evaluation_of(path: Path) -> EvaluationFile:
     """The evaluation.json of the run at ``path``."""
     file = path / folder.EVALUATION
-    content = migrate.evaluation(folder.read_json(file))
+    content = migrate.evaluation(read_json(file))
     # Runs of an earlier version, which are used again, may have labels that said less.
     return migrate.parsed({**content, "attacks": relabelled(content["attacks"])}, EvaluationFile, file)
 

@@ -18,6 +18,7 @@ from atent.experiments.evaluation import evaluate_target
 from atent.experiments.plan import flat
 from atent.experiments.results import ComparisonFile, EvaluationFile
 from atent.experiments.target import load_target
+from atent.runs.manifest import write_json
 from atent.threat import Threat
 
 # Sections of a configuration that say what a run is; where it ran, and its seed, do not.
@@ -133,7 +134,7 @@ def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
     config = folder.read_config(path / folder.CONFIG)
     if not (path / folder.EVALUATION).is_file():
         found = evaluate_target(load_target(str(path), **how), cascade=False, progress=progress)
-        folder.write_json(path / folder.EVALUATION, found.to_json())
+        write_json(path / folder.EVALUATION, found.to_json())
     made = _Made(path, config, evaluation_of(path))
     _check_attacks(made, how["attacks"])
     return made

@@ -26,6 +26,7 @@ from atent.experiments.results import (
     TheoryFile,
     TransferFile,
 )
+from atent.runs.manifest import read_json
 
 R = TypeVar("R", bound=Result)
 
@@ -42,9 +43,10 @@ def read(path: Path, kind: type[R]) -> R:
     FileNotFoundError
         Where there is no such file.
     ValueError
-        In one line that names the file: not JSON, of a later version, or not a file of this kind.
+        In one line that names the file: damaged by its run's manifest, not JSON, of a later version, or not a file of
+        this kind.
     """
-    return parsed(folder.read_json(path), kind, path)
+    return parsed(read_json(path), kind, path)
 
 
 def parsed(content: Any, kind: type[R], path: Path) -> R:

@@ -32,6 +32,7 @@ from atent.registry import Registry, plugin_of
 from atent.rng import fold
 from atent.runs.checkpoint import check_architecture, load_state, load_weights, read_weights, weights_file
 from atent.runs.loading import model_of
+from atent.runs.manifest import write_json
 from atent.runs.pretrained import load_start
 from atent.threat import COUNTS, Threat
 from atent.train.callbacks import Callback
@@ -123,7 +124,7 @@ def run_job(
     draw_curves(path, {job.recipe or job.title: fitted.history})
     evaluation = _evaluated(job, path, model, fitted, data, attacks, progress)
     content = evaluation.to_json()
-    folder.write_json(path / folder.EVALUATION, content)
+    write_json(path / folder.EVALUATION, content)
     for callback in callbacks:
         callback.evaluation(content)
     return Finished(path, fitted, evaluation)

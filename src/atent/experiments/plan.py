@@ -15,6 +15,7 @@ from atent.attacks.spec import spell
 from atent.experiments.pipeline import Job
 from atent.experiments.target import recipe_attacks, threat_of
 from atent.runs.checkpoint import STATE
+from atent.runs.manifest import read_json
 from atent.threat import EXTRA, Threat
 
 PLAN = "plan.json"
@@ -242,11 +243,10 @@ def state(run: Run, build: Build, aside: tuple[str, ...] = ()) -> str:
     if not path.exists():
         return "new"
     if not (path / folder.CONFIG).is_file():
-        # A kill may come before the configuration is written; only hidden temporary files are there then.
-        if path.is_dir() and all(p.name.startswith(".") for p in path.iterdir()):
+        if folder.is_free(path):
             return "new"
         raise FileExistsError(f"{path} exists and is not a run folder: choose another --name")
-    differs = _differs(folder.read_json(path / folder.CONFIG), run.job, build, aside)
+    differs = _differs(read_json(path / folder.CONFIG), run.job, build, aside)
     if differs:
         raise ValueError(f"{path} was trained with other settings ({differs}): choose another --name")
     if (path / folder.EVALUATION).is_file():

@@ -217,7 +217,7 @@ def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, An
             "strong": asdict(evaluation.worst),
             "grid": _grid(path, as_begun(job, path)),
         }
-        seconds = sum(row["seconds"] for row in folder.read_jsonl(path / folder.METRICS))
+        seconds = sum(row["seconds"] for row in folder.read_rows(path / folder.METRICS))
         out.append(
             {
                 "seed": seed, "run": path.name, **shares, "keys": list(shares), "seconds": seconds,

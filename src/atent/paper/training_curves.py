@@ -24,6 +24,7 @@ from atent.paper.engine import Bench, robust_images, run_of, stage, train
 from atent.paper.layout import Training
 from atent.paper.published import value
 from atent.paper.result import commit, head, machine
+from atent.runs.manifest import read_json
 from atent.threat import Threat
 
 NAME = "figure-s1"
@@ -147,7 +148,7 @@ def _images(bench: Bench) -> int:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    config = folder.read_json(path / folder.CONFIG)
+    config = read_json(path / folder.CONFIG)
     method = config["method"]["threat"]
     samples = next((row["data"] for row in _tests(path) if "data" in row), None)
     return {

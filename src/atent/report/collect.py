@@ -19,6 +19,7 @@ from atent.experiments.results import (
     TransferFile,
 )
 from atent.experiments.target import names_data, names_model
+from atent.runs.manifest import read_json
 
 COMPARISON = "comparison.json"
 
@@ -110,7 +111,7 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
 
 
 def _run(path: Path, name: str) -> Run:
-    config = folder.read_json(path / folder.CONFIG)
+    config = read_json(path / folder.CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("method"), dict):
         raise ValueError(
             f"{path / folder.CONFIG} has no table 'method', so it is not a run's: give a folder of atent train"
@@ -134,7 +135,7 @@ def _run(path: Path, name: str) -> Run:
 
 def _certificate(file: Path) -> Certificate | None:
     """None for one that is not finished."""
-    plain = folder.read_json(file)
+    plain = read_json(file)
     if isinstance(plain, dict) and plain.get("complete") is False:
         return None
     content = migrate.parsed(plain, CertificateFile, file)

@@ -1,7 +1,8 @@
-"""Run folders: whole files, valid JSON, provenance; `atent.runs.checkpoint` and `atent.runs.loading` hold weights."""
+"""Run folders: whole files and their sums, valid JSON, provenance; `checkpoint` and `loading` hold weights."""
 
 from atent.runs.files import (
     append_jsonl,
+    as_json,
     atomic,
     dumps,
     keep_jsonl,
@@ -11,20 +12,10 @@ from atent.runs.files import (
     write_atomic,
     write_json,
 )
-from atent.runs.folder import (
-    BEST,
-    CONFIG,
-    CURVES,
-    EVALUATION,
-    LAST,
-    METRICS,
-    completed,
-    create,
-    free_name,
-    read_config,
-    relocated,
-)
+from atent.runs.folder import completed, create, free_name, is_free, read_config, relocated
 from atent.runs.former import read_rows, with_present_keys
+from atent.runs.manifest import Damaged
+from atent.runs.names import BEST, CONFIG, CURVES, EVALUATION, LAST, MANIFEST, METRICS
 from atent.runs.origin import provenance
 
 __all__ = [
@@ -33,13 +24,17 @@ __all__ = [
     "CURVES",
     "EVALUATION",
     "LAST",
+    "MANIFEST",
     "METRICS",
+    "Damaged",
     "append_jsonl",
+    "as_json",
     "atomic",
     "completed",
     "create",
     "dumps",
     "free_name",
+    "is_free",
     "keep_jsonl",
     "plain",
     "provenance",

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.guard import guard
+from atent.runs import manifest
+from atent.runs.names import BEST, LAST, PREVIOUS, STATE, WEIGHTS
 from atent.runs.weights import (
     Notes,
     Snapshot,
@@ -27,7 +29,10 @@ from atent.runs.weights import (
     whole,
 )
 
-STATE = "state.pt"
+__all__ = ["PREVIOUS", "STATE"]
+
+_PARTS = {"mark", "model", "optimizer", "method", "meter"}
+"""What every version's checkpoint has."""
 
 
 def save_weights(
@@ -37,36 +42,62 @@ def save_weights(
 
     Tied weights are kept once, extra state that is JSON in the metadata, and names are those of the network inside
     `torch.compile`. With ``start``, the training's `Snapshot`, also buffers that have been added, resized, or changed
-    without being persistent. ValueError, in one line, for what such a file cannot hold.
+    without being persistent. In a run folder the manifest gets the file's sum. ValueError, in one line, for what such a
+    file cannot hold.
     """
+    with manifest.seal(path) as temporary:
+        fill(temporary, model, about, start)
+
+
+def fill(
+    temporary: Path, model: nn.Module | dict[str, Tensor], about: dict[str, Any], start: Snapshot | None = None
+) -> None:
+    """`save_weights` into the temporary file of an atomic write."""
     own = start.own(model) if start is not None and isinstance(model, nn.Module) else []
     tensors, notes = pack(whole(model, own) if isinstance(model, nn.Module) else model)
-    _write(path, tensors, notes | ({"own": own} if own else {}), about)
+    _fill(temporary, tensors, notes | ({"own": own} if own else {}), about)
 
 
-def _write(path: Path, tensors: dict[str, Tensor], notes: Notes, about: dict[str, Any]) -> None:
+def _fill(temporary: Path, tensors: dict[str, Tensor], notes: Notes, about: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     metadata = {"atent": json.dumps(folder.plain(about))}
     if notes:
         metadata["state"] = json.dumps(notes)
-    with folder.atomic(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    save_file(tensors, temporary, metadata=metadata)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
-    """The metadata, the state and its notes, of a .safetensors file; FileNotFoundError or ValueError in one line."""
+    """The metadata, the state and its notes, of a .safetensors file.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        In one line: the file is absent, not whole, damaged by the manifest of its run folder, or of another run.
+    """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: give a run folder or a .safetensors file")
+    manifest.check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             about, notes = (json.loads(metadata.get(key, "{}")) for key in ("atent", "state"))
-            return about, unpack({name: file.get_tensor(name) for name in file.keys()}, notes), notes  # noqa: SIM118
+            state = unpack({name: file.get_tensor(name) for name in file.keys()}, notes)  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
+        raise folder.Damaged(f"{path} is not a whole safetensors file ({error}): copy it again") from None
+    _check_run(path, about)
+    return about, state, notes
+
+
+def _check_run(path: Path, about: dict[str, Any]) -> None:
+    """ValueError for weights in the folder of another run."""
+    place = manifest.home(path)
+    own = manifest.run_id(place[0]) if place else None
+    if place and own is not None and about.get("run") != own:
+        made = f"run {about['run']}" if about.get("run") else "a run without id"
+        raise ValueError(f"{path} is of {made}, and {place[0]} is run {own}: copy the run's own file back")
 
 
 def check_architecture(
@@ -111,7 +142,7 @@ def weights_file(path: Path, which: str) -> Path:
     """The weights of a run folder, or the file itself."""
     if not path.is_dir():
         return path
-    return path / (f"{folder.LAST}/model.safetensors" if which == "last" else f"{which}.safetensors")
+    return path / (f"{LAST}/{WEIGHTS}" if which == "last" else f"{which}.safetensors")
 
 
 def _first_pass(model: nn.Module, shape: tuple[int, ...]) -> None:
@@ -130,36 +161,83 @@ def export(run: str | Path, out: str | Path) -> Path:
     run = Path(run)
     if not (run / folder.CONFIG).is_file():
         raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
-    about, state, notes = read_weights(run / folder.BEST)
+    about, state, notes = read_weights(run / BEST)
     tensors, packed = pack(state)
     exact = packed.get("complex", ())
     halves = {k: v.half() if v.is_floating_point() and k not in exact else v for k, v in tensors.items()}
     floats = [k for k, v in halves.items() if v.is_floating_point()]
     lost = next((k for k in floats if (tensors[k].isfinite() & ~halves[k].isfinite()).any()), None)
     if lost:
-        raise ValueError(f"{lost} is too large for float16: keep {run / folder.BEST} itself")
+        raise ValueError(f"{lost} is too large for float16: keep {run / BEST} itself")
+    kept = (folder.CONFIG, folder.METRICS)
+    manifest.check(run, *kept)
     out = folder.create(out)
-    for name in (folder.CONFIG, folder.METRICS):
-        folder.write_atomic(out / name, (run / name).read_bytes())
-    _write(out / folder.BEST, halves, {**notes, **packed}, about)
+    with manifest.sealed(out, manifest.run_id(run)) as files:
+        for name in kept:
+            files.write(name, (run / name).read_bytes())
+        with files.add(BEST) as temporary:
+            _fill(temporary, halves, {**notes, **packed}, about)
     return out
 
 
+# ---- checkpoints
+
+
 def save_state(run: Path, state: dict[str, Any]) -> None:
-    """Everything of a resume in one file, so that no crash leaves half of it."""
-    (run / folder.LAST).mkdir(exist_ok=True)
-    with folder.atomic(run / folder.LAST / STATE) as temporary:
+    """Everything of a resume in one file; the checkpoint before it stays beside it."""
+    with manifest.sealed(run) as files:
+        add_state(files, state)
+
+
+def add_state(files: manifest.Sealed, state: dict[str, Any]) -> None:
+    """`save_state` together with other files."""
+    (files.run / LAST).mkdir(exist_ok=True)
+    files.keep(f"{LAST}/{STATE}", f"{LAST}/{PREVIOUS}")
+    with files.add(f"{LAST}/{STATE}") as temporary:
         torch.save(state, temporary)
 
 
 def load_state(run: Path, device: torch.device) -> dict[str, Any]:
-    """What `save_state` wrote; FileNotFoundError or ValueError in one line."""
-    path = run / folder.LAST / STATE
-    if not path.is_file():
-        raise FileNotFoundError(f"nothing to resume in {run}: it has no {folder.LAST}/{STATE}")
+    """What `save_state` wrote last and is whole; raises as `find_state`."""
+    return find_state(run, device)[0]
+
+
+def find_state(run: Path, device: torch.device) -> tuple[dict[str, Any], str | None]:
+    """The newest checkpoint of a run that is whole, and where it is the previous one, why, in one line.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no checkpoint.
+    Damaged
+        No checkpoint is whole. Both in one line; nothing is changed on the disk.
+    """
+    newest, previous = (run / LAST / name for name in (STATE, PREVIOUS))
+    if not newest.exists() and not previous.exists():
+        raise FileNotFoundError(f"nothing to resume in {run}: it has no {LAST}/{STATE}")
+    manifest.sums(run)  # a damaged manifest is not the checkpoints' fault
+    state = _whole_state(newest, device)
+    if state is not None:
+        return state, None
+    what = "is damaged" if newest.exists() else "is missing"
+    state = _whole_state(previous, device)
+    if state is None:
+        other = f", and so is {PREVIOUS}" if previous.exists() else ""
+        raise folder.Damaged(f"{newest} {what}{other}: copy it from a backup, or train again under another name")
+    mark = state["mark"]
+    return state, f"{newest} {what}: resuming from the checkpoint before it, epoch {mark['epoch']}, step {mark['step']}"
+
+
+def _whole_state(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """A checkpoint; None where it is absent, differs from its sum, or cannot be read."""
+    if not path.is_file() or not manifest.is_whole(path):
+        return None
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-        return state
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged ({reason}): start the training again under another name") from None
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # whatever torch meets in a damaged file, its advice is to load it unsafely
+        return None
+    if not isinstance(state, dict) or not state.keys() >= _PARTS or not isinstance(state["mark"], dict):
+        return None
+    return state if {"config", "epoch", "step"} <= state["mark"].keys() else None

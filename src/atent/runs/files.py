@@ -30,14 +30,28 @@ def atomic(path: str | Path) -> Iterator[Path]:
     torch and safetensors are turned into it. Any other exception of the block passes through.
     """
     path = Path(path)
+    with written(path) as temporary:
+        yield temporary
+    with _removed_on_failure(path, temporary):
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """As `atomic`, without the rename: after the block the temporary file is whole on the disk."""
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
+    with _removed_on_failure(path, temporary):
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         # safetensors writes for the owner alone; every other file of a run is readable as the umask says
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _removed_on_failure(path: Path, temporary: Path) -> Iterator[None]:
+    try:
+        yield
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -90,8 +104,12 @@ def write_json(path: str | Path, obj: Any) -> None:
     values are written with their own shortest digits. Raises ValueError, naming the key path, for NaN,
     infinity, or a value that JSON does not have; OSError as `write_atomic`.
     """
-    plain = _plain(obj, "", Path(path).name)
-    write_atomic(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    write_atomic(path, as_json(obj, Path(path).name))
+
+
+def as_json(obj: Any, name: str) -> str:
+    """The text that `write_json` writes; ``name`` is the file's, for errors."""
+    return json.dumps(_plain(obj, "", name), indent=2, allow_nan=False) + "\n"
 
 
 def plain(obj: Any) -> Any:

@@ -6,22 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from atent.runs.files import read_json
-
-CONFIG = "config.json"
-METRICS = "metrics.jsonl"
-BEST = "best.safetensors"
-LAST = "last"
-EVALUATION = "evaluation.json"
-CURVES = "curves.png"
+from atent.runs import manifest
+from atent.runs.names import CONFIG, LAST, MANIFEST, STATE
 
 BUILDER_KEYS = ("builder", "builder_args")
 """Where the sections model and data of a run from Python say what builds them again."""
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json at ``path``, `completed`. Raises as `read_json`."""
-    return completed(read_json(path))
+    """The config.json at ``path``, `completed`. Raises as `atent.runs.manifest.read_json`."""
+    return completed(manifest.read_json(path))
 
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
@@ -73,12 +67,12 @@ def _renamed(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def create(path: str | Path) -> Path:
-    """Makes a run folder, with its parents; an empty one is taken as it is.
+    """Makes a run folder, with its parents; one that `is_free` is taken as it is.
 
     Raises FileExistsError of one line if something is there already, OSError if it cannot be made.
     """
     path = Path(path)
-    if not _is_free(path):
+    if not is_free(path):
         raise FileExistsError(
             f"{path} exists and is not empty: choose another name (--name, in Python run=), or resume it (--resume,"
             " resume=True)"
@@ -95,13 +89,18 @@ def free_name(root: str | Path, name: str) -> Path:
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise ValueError(f"a run name is the name of one folder, without slashes, not {name!r}")
     path, number = Path(root) / name, 1
-    while not _is_free(path):
+    while not is_free(path):
         number += 1
         path = Path(root) / f"{name}-{number}"
     return path
 
 
-def _is_free(path: Path) -> bool:
+def is_free(path: Path) -> bool:
+    """Whether a run may be made at ``path``: it is absent, or a folder without anything but hidden files and what a
+    training that was killed at its very beginning leaves, which writes config.json last."""
     if not os.path.lexists(path):
         return True
-    return path.is_dir() and next(path.iterdir(), None) is None
+    if not path.is_dir():
+        return False
+    found = {p.name for p in (*path.iterdir(), *(path / LAST).glob("*")) if not p.name.startswith(".")}
+    return CONFIG not in found and found <= {LAST, MANIFEST, STATE}

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from atent.runs import manifest
 from atent.runs.files import read_jsonl
 
 # Clean accuracy was called natural: natural, natural_loss, validation_natural_low.
@@ -23,6 +24,7 @@ def with_present_keys(value: Any) -> Any:
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl of any version. Raises as `read_jsonl`."""
+    """The rows of a metrics.jsonl of any version. Raises as `read_jsonl`, and Damaged."""
+    manifest.check_file(path)
     rows: list[dict[str, Any]] = with_present_keys(read_jsonl(path))
     return rows

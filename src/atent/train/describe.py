@@ -80,7 +80,8 @@ def digest_of(data: Data) -> dict[str, str]:
 def summary(config: dict[str, Any]) -> dict[str, Any]:
     """What a weights file should say of itself."""
     data = config["about"]["data"]
+    known = {"run": config["id"]} if "id" in config else {}
     return {
-        "recipe": config.get("recipe"), "model": config["model"], "classes": data["classes"],
+        **known, "recipe": config.get("recipe"), "model": config["model"], "classes": data["classes"],
         "shape": data["shape"], "box": data["box"], "provenance": config["provenance"],
     }  # fmt: skip

@@ -13,6 +13,7 @@ from atent.methods import Method
 from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
 from atent.runs.folder import BUILDER_KEYS
+from atent.runs.manifest import read_json
 from atent.train.settings import TrainSettings
 
 # What belongs to the machine: a run may resume with other values of these.
@@ -65,6 +66,6 @@ def as_begun(data: Data, run: Path) -> Data:
     """The data as the run at ``run`` took its subsets: one made before runs recorded data.subset took the first
     samples in source order."""
     path = run / folder.CONFIG
-    if data.subset == "first" or not path.is_file() or "subset" in folder.read_json(path).get("data", {}):
+    if data.subset == "first" or not path.is_file() or "subset" in read_json(path).get("data", {}):
         return data
     return replace(data, subset="first", validation=data.validation.take(data.validation.ids.argsort()))

@@ -74,21 +74,28 @@ class TrainSettings(metaclass=Settings):
     """Accuracy under the training's attack above that under PGD, lower limit, that warns; 1: never."""
     watch_window: int = 3
     """Watched epochs in a row in which that gap must stand before it warns."""
-    save_minutes: float = 5.0
-    """Minutes between checkpoints inside an epoch (each epoch's end has one); 0: at every step."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """What a loss, gradient or weight that is not finite does: ends the training; skips each step whose gradient is
+    not finite; or goes back to the last checkpoint and takes the batches in another order."""
+    rollbacks: int = 3
+    """How often on_nonfinite rollback goes back in all, before it ends the training."""
+    save_minutes: float | None = None
+    """Minutes between checkpoints inside an epoch (each epoch's end has one); 0: at every step. Default: one, or so
+    many that saving takes at most 1 % of the time."""
 
     def __post_init__(self) -> None:
         if everything(self.validate_limit) is None:
             object.__setattr__(self, "validate_limit", 0)
-        for name in ("epochs", "batch_size", "validate_every", "validations", "watch_steps", "watch_window"):
+        for name in ("epochs", "batch_size", "validate_every", "validations", "watch_steps", "watch_window", "rollbacks"):
             check_number(name, getattr(self, name), 1, whole=True)
         for name in ("watch_limit",):
             value = everything(getattr(self, name))
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("validate_limit", "save_minutes"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
         check_average(self.average_decay, self.average_start)

@@ -11,8 +11,7 @@ keeps its law, and nothing counts steps as independent.
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from atent.methods import Method
 from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
 from atent.rng import fold
-from atent.runs.checkpoint import load_state, load_weights, save_state, save_weights
-from atent.runs.weights import Snapshot, State, copied, put, whole
+from atent.runs.weights import Snapshot, put, whole
 from atent.threat import Threat
 from atent.train import calibration, machine, preflight
 from atent.train.best import Best
@@ -37,6 +35,7 @@ from atent.train.clock import Clock
 from atent.train.describe import describe, summary, with_subsets
 from atent.train.fingerprint import as_begun, completed, fingerprint
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
+from atent.train.keeping import Keeper, identified
 from atent.train.memory import MicroBatches
 from atent.train.meter import Meter
 from atent.train.result import Diverged, Fitted
@@ -86,11 +85,11 @@ class Trainer:
         self.rng = torch.Generator(self.device)
         config = config or describe(model, self.data, method, optimizer, schedule, settings, augmentation, threat)
         subsets = self.validation.subsets(self.data) | (self.watch.subsets(self.data) if self.watch else {})
-        self.config = with_subsets(builders.record(config), self.data, subsets)
+        self.config = identified(with_subsets(builders.record(config), self.data, subsets), run, resume)
         self.position: dict[str, Any] = {"config": fingerprint(self.config), "epoch": 0, "step": 0}
         self.history: list[dict[str, Any]] = []
         self.best, self.meter = Best(self.validation, settings), Meter()
-        self.best_weights: tuple[State, list[str]] | None = None
+        self.keeper = Keeper(run, model, self.begun, self.average, settings, self.device, say)
         self.stopped: str | None = None
         self._begin(resume)
 
@@ -137,9 +136,8 @@ class Trainer:
             machine.check_bfloat16(self.model, self.data, settings, self.device)
         if not resume:
             self._calibrate()
-            if self.path is not None:
-                folder.create(self.path)
-                folder.write_json(self.path / folder.CONFIG, self.config)
+            self.position.update(self.clock.state())
+            self.keeper.begin(self.config, self.state_dict)
         self.method = around(calibration.adopt(self.bare, self.position.get("calibration")), settings)
         self.micro = MicroBatches(self.model, self.method, self.say)
 
@@ -156,22 +154,18 @@ class Trainer:
         self.config = {**self.config, "about": about}
 
     def _resume(self) -> None:
-        path = self.path
-        if path is None:
-            raise ValueError("resume needs the run folder to resume from: give run=...")
-        saved = load_state(path, self.device)
+        saved, rows = self.keeper.find()
         now = self.position["config"]
         if completed(saved["mark"]["config"], now, self.bare) != now:
-            raise ValueError(f"{path} was trained with other settings: resume with those of its {folder.CONFIG}")
+            raise ValueError(f"{self.path} was trained with other settings: resume with those of its {folder.CONFIG}")
         self.load_state_dict(saved)
-        # A run that was stopped within its first epoch has none.
-        if (path / folder.METRICS).is_file():
-            folder.keep_jsonl(path / folder.METRICS, lambda row: row["epoch"] <= self.position["epoch"])
-            self.history = folder.read_rows(path / folder.METRICS)
+        self.history = rows
+        kept: dict[str, tuple[int, str]] = {}
         for row in self.history:
-            self.best.add(row)
+            kept |= {name: (row["epoch"], kind) for name, kind in self.best.add(row).items()}
             if self.watch and "watch_robust" in row:
                 self.watch.assess(row)
+        self.keeper.restore(self.position, kept, summary(self.config))
         if self.watch and self.history and self.history[-1].get("watch") == STOP:
             self.stopped = self.watch.line(self.history[-1])
 
@@ -179,7 +173,7 @@ class Trainer:
         """Train to the end; the network then has the best epoch's weights."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), stop_requests() as asked:
-            self._saved_at = time.perf_counter()
+            self.keeper.start()
             try:
                 self.stopped = first([self.stopped, *[c.start(self._progress()) for c in self.callbacks]])
                 for epoch in itertools.count(self.position["epoch"]):
@@ -193,10 +187,7 @@ class Trainer:
         best = self.best.row
         if best is None:
             raise ValueError(f"the training ended before its first epoch: {self.stopped}")
-        if self.best_weights is not None:
-            put(self.model, *self.best_weights)
-        elif self.path is not None:
-            load_weights(self.model, self.path)
+        self.keeper.load_best(best["epoch"])
         return Fitted(self.model.eval(), self.history, best, self.path, self.stopped)
 
     def _train_epoch(self, epoch: int, asked: Callable[[], bool]) -> None:
@@ -328,56 +319,37 @@ class Trainer:
 
     def _keep(self, row: dict[str, Any], measured: bool) -> None:
         """Keep the epoch, where it is best, and its checkpoint; then call the callbacks."""
-        about = {"epoch": row["epoch"], **summary(self.config)}
-        for name, kind in self.best.add(row).items():
-            with self.average.applied() if self.average and kind == "average" else nullcontext():
-                if self.path is not None:
-                    file = self.path / f"{name}.safetensors"
-                    save_weights(file, self.model, {**about, "weights": kind}, self.begun)
-                elif name == "best":
-                    self.best_weights = copied(self.model), self.begun.own(self.model)
+        best, about = self.best.add(row), {"epoch": row["epoch"], **summary(self.config)}
         self.history.append(row)
+        self.keeper.add(row)
         # Many epochs may fit between two measurements in a given time: not each is worth a checkpoint.
-        written = self.path is not None and (measured or self.settings.minutes is None)
-        if self.path is not None:
-            folder.append_jsonl(self.path / folder.METRICS, row)
-            if written:
-                self._checkpoint(self.path / folder.LAST, row["epoch"], about)
+        if written := measured or bool(best) or self.settings.minutes is None:
+            self._save(row["epoch"], 0, about, best)
         self.position["step"] = 0
         progress = self._progress(row["epoch"], self.steps, last=True)
         for callback in self.callbacks:
             if measured:
                 callback.validation(progress, row)
-            if written:
+            if written and self.path is not None:
                 callback.checkpoint(progress, row)
         self.stopped = first([self.stopped, *[c.epoch(progress, row) for c in self.callbacks]])
-
-    def _checkpoint(self, last: Path, epoch: int, about: dict[str, Any]) -> None:
-        """The weights and the state at the end of an epoch."""
-        last.mkdir(exist_ok=True)
-        save_weights(last / "model.safetensors", self.model, about, self.begun)
-        if self.average and self.average.count:
-            with self.average.applied():
-                save_weights(last / f"{self.settings.average}.safetensors", self.model, about, self.begun)
-        self._save(epoch, 0)
-        self._saved_at = time.perf_counter()
+        if self.stopped and not written:  # metrics.jsonl ends with this epoch
+            self._save(row["epoch"], 0, about)
 
     def _save_in_time(self, epoch: int, step: int, last: bool, asked: Callable[[], bool]) -> None:
         """A checkpoint inside an epoch, where one is due; Interrupted where the training was asked to stop."""
-        due = time.perf_counter() - self._saved_at >= 60 * self.settings.save_minutes
-        if asked() or (due and not last):
+        if asked() or (not last and self.keeper.due()):
             self.clock.stop()
             if self.meter.finite():
                 self._save(epoch, step + 1)
-            self._saved_at = time.perf_counter()
+            self.keeper.start()
             self.clock.start()
         if asked():
             raise Interrupted(how_to_resume(self.config, self.path, epoch, step))
 
-    def _save(self, epoch: int, step: int) -> None:
-        if self.path is not None:
-            self.position.update(epoch=epoch, step=step, **self.clock.state())
-            save_state(self.path, self.state_dict())
+    def _save(self, epoch: int, step: int, about: dict[str, Any] | None = None, best: Mapping[str, str] = {}) -> None:
+        self.position.update(epoch=epoch, step=step, **self.clock.state())
+        self.keeper.save(self.state_dict, about, best)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs; the keys are those of state.pt."""

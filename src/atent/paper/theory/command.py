@@ -18,6 +18,7 @@ from atent.data.described import described
 from atent.experiments.results import THEORY_VERSION
 from atent.experiments.target import Target, load_target, names_data
 from atent.paper.theory.check import Recipes, Settings, check
+from atent.runs.manifest import read_json
 
 THEORY = "theory.json"
 
@@ -92,7 +93,7 @@ def of_run(
 
 def _without_data(path: Path) -> bool:
     """Whether a run folder does not say what its data are."""
-    return (path / folder.CONFIG).is_file() and not names_data(folder.read_json(path / folder.CONFIG))
+    return (path / folder.CONFIG).is_file() and not names_data(read_json(path / folder.CONFIG))
 
 
 def draw(content: dict[str, Any], out: Path) -> list[Path]:

@@ -1,0 +1,277 @@
+"""What a training keeps in its run folder, and when: checkpoints, the weights of the best epochs, the history.
+
+A checkpoint holds all that an exact resume needs, the history included, and the one before it is kept. It is written
+first, then the weights of an epoch that has become the best: so the best epoch's weights are at any moment in the
+folder, or in a checkpoint of that very epoch, from which a resume restores them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from atent import runs as folder
+from atent.optim import Average
+from atent.runs import manifest
+from atent.runs.checkpoint import add_state, fill, find_state, load_weights, read_weights
+from atent.runs.names import CONFIG, LAST, METRICS, PREVIOUS, STATE, WEIGHTS
+from atent.runs.weights import Snapshot, State, copied, put
+from atent.train.settings import TrainSettings
+
+_LEAST_SECONDS = 60.0
+_SHARE = 0.01
+"""Of the time between two checkpoints, what the saving of one may take."""
+
+
+def identified(config: dict[str, Any], run: Path | None, resume: bool) -> dict[str, Any]:
+    """A configuration with the id of its run: a new one, or that of the run that resumes, if it has one."""
+    config = {key: value for key, value in config.items() if key != "id"}
+    if not (resume and run is not None and (run / CONFIG).is_file()):
+        return {"id": secrets.token_hex(8), **config}
+    manifest.check(run, CONFIG)
+    known = manifest.run_id(run)
+    return {"id": known, **config} if known else config
+
+
+class Keeper:
+    """The files of one training; without a run folder, the best weights in memory.
+
+    Parameters
+    ----------
+    path
+        The run folder, or None.
+    model, begun, average
+        The network, how its state looked at the start, and the average of its weights.
+    settings
+        For `train.save_minutes` and the kind of the average.
+    device
+        Where the network trains.
+    say
+        Called with a line for each file that a resume restores.
+    """
+
+    def __init__(
+        self, path: Path | None, model: nn.Module, begun: Snapshot, average: Average | None, settings: TrainSettings,
+        device: torch.device, say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.path, self.model, self.begun, self.average = path, model, begun, average
+        self.settings, self.device, self.say = settings, device, say
+        self._lines: list[str] = []
+        self._best: tuple[State, list[str]] | None = None
+        self._fallback: str | None = None
+        self._saved_at, self._seconds = time.perf_counter(), 0.0
+
+    # ---- saving
+
+    def begin(self, config: dict[str, Any], state: Callable[[], dict[str, Any]]) -> None:
+        """Make the run folder, with the checkpoint of step 0 and, last, config.json, which makes it a run."""
+        if self.path is None:
+            return
+        folder.create(self.path)
+        with manifest.sealed(self.path, config["id"]) as files:
+            add_state(files, self._with_history(state()))
+            files.write(CONFIG, folder.as_json(config, CONFIG))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take the row of an epoch into the history, which the next checkpoint writes."""
+        if self.path is not None:
+            self._lines.append(json.dumps(folder.plain(row), allow_nan=False) + "\n")
+
+    def due(self) -> bool:
+        """Whether the last checkpoint lies so far back that another one costs at most a hundredth of the time."""
+        minutes = self.settings.save_minutes
+        least = max(_LEAST_SECONDS, self._seconds / _SHARE) if minutes is None else 60.0 * minutes
+        return time.perf_counter() - self._saved_at >= least
+
+    def start(self) -> None:
+        """Count the time to the next checkpoint from now on."""
+        self._saved_at = time.perf_counter()
+
+    def save(
+        self, state: Callable[[], dict[str, Any]], about: dict[str, Any] | None = None, best: Mapping[str, str] = {}
+    ) -> None:
+        """Write a checkpoint; at the end of an epoch also its weights.
+
+        Parameters
+        ----------
+        state
+            Gives what `load_state_dict` takes.
+        about
+            At an epoch's end: what its weights files record.
+        best
+            The files of the weights that are now the best, without their suffix: of which weights, raw or average.
+        """
+        if self.path is not None:
+            if self.device.type == "cuda":  # the steps before are not what saving costs
+                torch.cuda.synchronize(self.device)
+            begun = time.perf_counter()
+            self._write(self.path, state(), about, best)
+            self._seconds = time.perf_counter() - begun
+        elif "best" in best:
+            with self._weights(best["best"]):
+                self._best = copied(self.model), self.begun.own(self.model)
+        self._saved_at = time.perf_counter()
+
+    def _write(self, path: Path, state: dict[str, Any], about: dict[str, Any] | None, best: Mapping[str, str]) -> None:
+        with manifest.sealed(path) as files:
+            add_state(files, self._with_history(state))
+            for name, kind in best.items():
+                file = f"{name}.safetensors"
+                files.keep(file, _previous(file))
+                with self._weights(kind), files.add(file) as temporary:
+                    fill(temporary, self.model, {**(about or {}), "weights": kind}, self.begun)
+            if about is not None:
+                for file, kind in self._last().items():
+                    with self._weights(kind), files.add(file) as temporary:
+                        fill(temporary, self.model, about, self.begun)
+                files.write(METRICS, "".join(self._lines))
+
+    def _last(self) -> dict[str, str]:
+        """The files of the last epoch's weights, and of which weights they are."""
+        averaged = self.average is not None and self.average.count
+        files = {f"{LAST}/{WEIGHTS}": "raw"}
+        return files | {f"{LAST}/{self.settings.average}.safetensors": "average"} if averaged else files
+
+    def _weights(self, kind: str) -> AbstractContextManager[None]:
+        """Inside, the network has its raw or its averaged weights."""
+        return self.average.applied() if self.average and kind == "average" else nullcontext()
+
+    def _with_history(self, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, "metrics": "".join(self._lines)}
+
+    def load_best(self, epoch: int) -> None:
+        """Give the network the weights of the best epoch; Damaged where the run folder has not got them."""
+        if self._best is not None:
+            put(self.model, *self._best)
+        elif self.path is not None:
+            about = load_weights(self.model, self.path)
+            if about.get("epoch", epoch) != epoch:
+                raise folder.Damaged(
+                    f"{self.path / folder.BEST} is of epoch {about['epoch']}, and the best is epoch {epoch}: train"
+                    " again under another name"
+                )
+
+    # ---- resuming
+
+    def find(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The checkpoint to resume from, and the rows of the epochs before it; nothing changes on the disk.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            In one line: there is no checkpoint, none is whole, or one without history is beside a metrics.jsonl that
+            does not have every epoch.
+        """
+        path = self._folder()
+        state, self._fallback = find_state(path, self.device)
+        text = state.pop("metrics", None)
+        if text is None:
+            text = _history(path / METRICS, state["mark"]["epoch"])
+        self._lines = text.splitlines(keepends=True)
+        rows = [json.loads(line) for line in self._lines]
+        return state, folder.with_present_keys(rows)
+
+    def restore(self, mark: Mapping[str, Any], best: Mapping[str, tuple[int, str]], about: dict[str, Any]) -> None:
+        """Put the run folder into the state of the checkpoint that was found, a line for each file that changes.
+
+        Parameters
+        ----------
+        mark
+            The checkpoint's epoch and step; the network has its weights.
+        best
+            The files of the best weights, without their suffix: of which epoch, and of which weights.
+        about
+            What weights files record, but for the epoch.
+
+        Raises
+        ------
+        Damaged
+            Before anything changes: weights of the best epoch are not there, and the checkpoint is of another epoch.
+        """
+        path, ends = self._folder(), mark["epoch"] if not mark["step"] else None
+        lines = [self._fallback] if self._fallback else []
+        kept, built = [], {}
+        for name, (epoch, kind) in best.items():
+            file = f"{name}.safetensors"
+            wrong = _wrong(path, file, epoch, mark["epoch"])
+            if wrong is None:
+                continue
+            if not _wrong(path, _previous(file), epoch, epoch):
+                kept.append(file)
+            elif epoch == ends:
+                built[file] = kind, {**about, "epoch": epoch, "weights": kind}
+            else:
+                raise folder.Damaged(
+                    f"{path / file} {wrong}, and the checkpoint no longer has the weights of epoch {epoch}, the best:"
+                    " copy the file from a backup, or train again under another name"
+                )
+            lines.append(f"{path / file} {wrong}: restored")
+        for file, kind in self._last().items() if ends else ():
+            if not manifest.is_whole(path / file):
+                built[file] = kind, {**about, "epoch": ends}
+                lines.append(f"{path / file} is damaged: restored")
+        text, found = "".join(self._lines), _text(path / METRICS)
+        if not found.startswith(text):
+            lines.append(f"{path / METRICS} is not the history of the checkpoint: restored")
+        with manifest.sealed(path) as files:
+            if self._fallback:
+                files.keep(f"{LAST}/{PREVIOUS}", f"{LAST}/{STATE}")
+            for file in kept:
+                files.keep(_previous(file), file)
+            for file, (kind, known) in built.items():
+                with self._weights(kind), files.add(file) as temporary:
+                    fill(temporary, self.model, known, self.begun)
+            if found != text:
+                files.write(METRICS, text)
+        for line in lines:
+            self.say(line)
+
+    def _folder(self) -> Path:
+        if self.path is None:
+            raise ValueError("resume needs the run folder to resume from: give run=...")
+        return self.path
+
+
+def _previous(file: str) -> str:
+    """Where the best weights before those in ``file`` stay: the checkpoint before the newest may name them."""
+    return f"{LAST}/previous-{file}"
+
+
+def _wrong(run: Path, file: str, epoch: int, reached: int) -> str | None:
+    """Why a file does not have the weights of an epoch; None where it has."""
+    if not (run / file).is_file():
+        return "is missing"
+    try:
+        found = read_weights(run / file)[0].get("epoch", epoch)
+    except folder.Damaged:
+        return "is damaged"
+    except ValueError:
+        return "is of another run"
+    # Earlier versions wrote the weights before the checkpoint: the resumed training comes to their epoch again.
+    if found == epoch or (found > reached and manifest.sums(run) is None):
+        return None
+    return f"is of epoch {found}"
+
+
+def _text(path: Path) -> str:
+    """The content of a file, "" where it is absent."""
+    return path.read_bytes().decode(errors="replace") if path.is_file() else ""
+
+
+def _history(path: Path, epochs: int) -> str:
+    """The rows of so many epochs from a metrics.jsonl beside a checkpoint of an earlier version, which has none."""
+    rows = folder.read_jsonl(path)[:epochs] if path.is_file() else []
+    if [row.get("epoch") for row in rows] != list(range(1, epochs + 1)):
+        raise folder.Damaged(
+            f"{path} does not have each of the {epochs} epochs of the checkpoint, which an earlier version wrote"
+            " without the history: copy it from a backup, or train again under another name"
+        )
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
