@@ -31,6 +31,12 @@ class MicroBatches:
 
     def __init__(self, model: nn.Module, method: Method, say: Callable[[str], None]) -> None:
         self.model, self.method, self.say = model, method, say
+        self.begun: Begun | None = None
+
+    def undo(self) -> None:
+        """Put the buffers and the method's state back to before the last batch, whose step is not taken."""
+        assert self.begun is not None, "a batch has passed"
+        self.begun.restore()
 
     def accumulate(
         self, n: int, position: dict[str, Any], state: dict[str, Any], clear: Callable[[], None], part: Part
@@ -41,13 +47,13 @@ class MicroBatches:
         OutOfMemory, in one line, where a single sample does not fit, or where the method needs the batch as a whole.
         """
         while True:
-            begun = Begun(self.model, state)
+            self.begun = Begun(self.model, state)
             clear()
             most = min(n, position.get("micro_batch", n))
             found = self._tried(n, most, position, part)
             if found is not None:
                 return found
-            begun.restore()
+            self.undo()
             clear()
             release()
             smaller = position["micro_batch"]

@@ -86,7 +86,15 @@ class TrainSettings(metaclass=Settings):
     def __post_init__(self) -> None:
         if everything(self.validate_limit) is None:
             object.__setattr__(self, "validate_limit", 0)
-        for name in ("epochs", "batch_size", "validate_every", "validations", "watch_steps", "watch_window", "rollbacks"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "validate_every",
+            "validations",
+            "watch_steps",
+            "watch_window",
+            "rollbacks",
+        ):
             check_number(name, getattr(self, name), 1, whole=True)
         for name in ("watch_limit",):
             value = everything(getattr(self, name))

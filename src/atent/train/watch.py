@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -72,6 +73,12 @@ class Watch:
         self.best: dict[str, Any] | None = None
         self.wide, self.aligned = 0, False
         self.reasons: list[str] = []
+
+    def fresh(self) -> Watch:
+        """The same watch before its first epoch."""
+        again = copy.copy(self)
+        again.best, again.wide, again.aligned, again.reasons = None, 0, False, []
+        return again
 
     def subsets(self, data: Data) -> dict[str, Any]:
         """Which samples are measured, for the record."""
