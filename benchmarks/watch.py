@@ -4,9 +4,9 @@
     python benchmarks/watch.py --table
 
 Small networks are trained on digits and on 1,500 images of MNIST, Fashion-MNIST or CIFAR-10 (ATENT_DATA_ROOT) at 16x16
-pixels, with the watch measuring and never stopping. Each training adds a line to results/watch/SET.jsonl; one that is there is not made
-again. The constants of the rules were chosen on the set ``tuning``; the rates are those of the set ``held-out``, whose
-seeds and settings differ.
+pixels, with the watch measuring and never stopping. Each training adds a line to results/watch/SET.jsonl; one that is
+there is not made again. The constants of the rules were chosen on the set ``tuning``; the rates are those of the set
+``held-out``, whose seeds and settings differ.
 
 What a training is does not come from the watch, but from validation images that the watch does not see. R is the
 accuracy under PGD (40 steps and 2 restarts of 300 images at the end, 10 steps of 100 images after each epoch), S that
@@ -22,8 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,16 +33,15 @@ from torch.nn.functional import avg_pool2d, pad
 
 from atent import Threat
 from atent.attacks import PGD, Attack
-from atent.attacks.spec import spell
 from atent.data import Data, DataSettings, Split, from_tensors, load
 from atent.evaluate import evaluate
-from atent.methods import Method, METHODS
+from atent.methods import METHODS, Method
 from atent.models import ModelSettings, make
 from atent.optim import Optimizer
 from atent.runs import provenance
 from atent.stats import percent, share
 from atent.train import Callback, TrainSettings, fit
-from atent.train.watch import OK, STOP, Watch
+from atent.train.watch import STOP, Watch
 
 HERE = Path(__file__).parents[1] / "results" / "watch"
 SIGNALS = ("watch_robust", "watch_training", "watch_gap_low", "watch_alignment")
@@ -156,41 +154,57 @@ def trained(case: Case) -> dict[str, Any]:
 
 # ---- the sets ------------------------------------------------------------------------------------------------------
 
-COMMON = {
+COMMON: dict[str, dict[str, Any]] = {
     "tuning": {"lr": 0.05, "batch_size": 32, "warmup": 0.3, "epochs": 10, "first": 0},
     "held-out": {"lr": 0.04, "batch_size": 48, "warmup": 0.2, "epochs": 12, "first": 100},
 }
 """What the trainings of a set share; the seeds count from ``first``."""
 
-FAMILIES = [
-    # data, eps, method, factor of the epochs, seeds for tuning and held out
-    ("mnist", 0.2, "PGDAT:steps=7", 1, 0, 1), ("mnist", 0.25, "PGDAT:steps=7", 1, 0, 1),
-    ("fashion-mnist", 0.12, "PGDAT:steps=7", 1, 0, 1),
-    ("mnist", 0.2, "FGSMRS:start=zero,step=1", 1, 1, 4), ("mnist", 0.2, "FGSMRS:step=2", 1, 1, 4),
-    ("fashion-mnist", 0.12, "FGSMRS:start=zero,step=1", 1, 1, 4), ("fashion-mnist", 0.12, "FGSMRS:step=2", 1, 1, 4),
-    ("digits", 0.1, "PGDAT:steps=7", 1.5, 1, 1), ("digits", 0.1, "FGSMRS", 1.5, 1, 5),
-    ("digits", 0.1, "Free:replays=4", 0.4, 1, 4), ("digits", 0.1, "FGSMRS:step=2", 1.5, 1, 3),
-    ("mnist", 0.25, "FGSMRS:start=zero,step=1", 1, 1, 4), ("mnist", 0.25, "FGSMRS:step=2", 1, 1, 4),
-    ("mnist", 0.1, "PGDAT:steps=7", 1, 1, 1), ("mnist", 0.1, "FGSMRS", 1, 1, 4), ("mnist", 0.1, "Free:replays=4", 0.4, 1, 3),
-    ("mnist", 0.2, "FGSMRS", 1, 1, 3), ("mnist", 0.2, "Free:replays=10", 0.3, 1, 2),
-    ("fashion-mnist", 0.05, "PGDAT:steps=7", 1, 1, 1), ("fashion-mnist", 0.05, "FGSMRS", 1, 1, 4),
-    ("fashion-mnist", 0.05, "Free:replays=4", 0.4, 1, 2),
-    ("cifar10", 0.015, "PGDAT:steps=7", 1, 1, 1), ("cifar10", 0.015, "FGSMRS", 1, 1, 2),
-]  # fmt: skip
+QUICK = {"lr": 0.05, "batch_size": 24, "warmup": 0.2, "epochs": 8, "first": 200}
+"""Held out, of more and smaller steps: those of the families that are made to collapse."""
+
+FAMILIES: list[tuple[str, float, str, float, int, int, int]] = [
+    # data, eps, method, factor of the epochs; seeds for tuning, held out, and held out in QUICK
+    ("mnist", 0.25, "PGDAT:steps=7", 1, 0, 0, 1),
+    ("mnist", 0.2, "FGSMRS:start=zero,step=1", 1, 1, 1, 10),
+    ("mnist", 0.25, "FGSMRS:start=zero,step=1", 1, 1, 1, 10),
+    ("digits", 0.1, "FGSMRS", 1.5, 1, 6, 0),
+    ("digits", 0.1, "FGSMRS:step=2", 1.5, 1, 3, 0),
+    ("digits", 0.1, "Free:replays=4", 0.4, 1, 8, 0),
+    ("digits", 0.05, "FGSMRS", 1, 0, 6, 0),
+    ("mnist", 0.1, "FGSMRS", 1, 1, 2, 0),
+    ("mnist", 0.1, "Free:replays=4", 0.4, 1, 2, 0),
+    ("mnist", 0.25, "FGSMRS:step=2", 1, 1, 0, 2),
+    ("mnist", 0.2, "FGSMRS", 1, 1, 0, 2),
+    ("digits", 0.1, "PGDAT:steps=7", 1.5, 1, 1, 0),
+    ("digits", 0.05, "PGDAT:steps=7", 1, 0, 1, 0),
+    ("mnist", 0.1, "PGDAT:steps=7", 1, 1, 1, 0),
+    ("mnist", 0.2, "PGDAT:steps=7", 1, 1, 0, 0),
+    ("mnist", 0.2, "FGSMRS:step=2", 1, 1, 0, 0),
+    ("mnist", 0.2, "Free:replays=10", 0.3, 1, 0, 0),
+    ("fashion-mnist", 0.05, "PGDAT:steps=7", 1, 1, 0, 0),
+    ("fashion-mnist", 0.05, "FGSMRS", 1, 1, 0, 0),
+    ("fashion-mnist", 0.05, "Free:replays=4", 0.4, 1, 0, 0),
+    ("fashion-mnist", 0.12, "FGSMRS:start=zero,step=1", 1, 1, 0, 0),
+    ("fashion-mnist", 0.12, "FGSMRS:step=2", 1, 1, 0, 0),
+    ("cifar10", 0.015, "PGDAT:steps=7", 1, 1, 0, 0),
+    ("cifar10", 0.015, "FGSMRS", 1, 1, 0, 0),
+]
 
 
 def cases(name: str) -> list[Case]:
     """The trainings of a set, seed by seed, so that one which is cut short has some of each."""
-    given, out = COMMON[name], []
-    column = list(COMMON).index(name) - 2
-    for k in range(max(family[column] for family in FAMILIES)):
+    groups = [(COMMON["tuning"], 4)] if name == "tuning" else [(QUICK, 6), (COMMON["held-out"], 5)]
+    out = []
+    for k in range(max(max(family[4:]) for family in FAMILIES)):
         for family in FAMILIES:
             data, eps, method, factor = family[:4]
-            if k < family[column]:
-                lr = given["lr"] * (0.4 if method.startswith("Free") else 0.6 if data == "cifar10" else 1.0)
-                epochs = round(given["epochs"] * factor)
-                seed = int(given["first"]) + k
-                out.append(Case(data, eps, method, seed, epochs, lr, int(given["batch_size"]), given["warmup"]))
+            for given, column in groups:
+                if k < int(family[column]):
+                    lr = given["lr"] * (0.4 if method.startswith("Free") else 0.6 if data == "cifar10" else 1.0)
+                    epochs = round(given["epochs"] * factor)
+                    seed = given["first"] + k
+                    out.append(Case(data, eps, method, seed, epochs, lr, given["batch_size"], given["warmup"]))
     return out
 
 
@@ -212,16 +226,72 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
+# ---- the rates -----------------------------------------------------------------------------------------------------
+
+
+def kind(row: dict[str, Any], reference: float) -> str:
+    """What a training is: collapsed, good or neither."""
+    end, best = row["end"], 0.0
+    lost = False
+    for robust_share, own in row["trace"]:
+        best = max(best, robust_share)
+        if robust_share < best / 2:
+            lost = True
+            if own - robust_share >= 0.2:
+                return "collapsed"
+    if end["R"] < reference / 2 and end["S"] - end["R"] >= 0.2:
+        return "collapsed"
+    return "good" if not lost and end["R"] >= 0.8 * reference else "neither"
+
+
+def alarms(row: dict[str, Any]) -> set[str]:
+    """The rules that warn at some epoch with the settings' defaults, and "stop"."""
+    case = Case(**{f.name: row[f.name] for f in fields(Case)})
+    watch, found = Watch(case.build(), images("digits"), TrainSettings(), case.threat), set[str]()
+    for epoch in row["epochs_measured"]:
+        verdict = watch.assess(epoch)
+        found |= set(watch.reasons) | ({"stop"} if verdict == STOP else set())
+        if verdict == STOP:
+            break
+    return found
+
+
+def references() -> dict[tuple[str, float], float]:
+    """P by data and eps: the R of PGD-AT, of the last of the sets that has one."""
+    rows = [row for name in COMMON for row in rows_of(name) if row["method"].startswith("PGDAT")]
+    return {(row["data"], row["eps"]): row["end"]["R"] for row in rows}
+
+
+def table(name: str) -> str:
+    """The rates of a set, as a table of Markdown."""
+    known, counts = references(), {}
+    for row in rows_of(name):
+        reference = known.get((row["data"], row["eps"]), 0.0)
+        if reference >= 0.2:
+            counts.setdefault(kind(row, reference), []).append(alarms(row))
+    lines = ["| training | n | any alarm (%) | fall | gap | alignment | stopped |", "|---|---|---|---|---|---|---|"]
+    for what in ("good", "collapsed", "neither"):
+        found = counts.get(what, [])
+        if found:
+            each = [sum(rule in rules for rules in found) for rule in ("fall", "gap", "alignment", "stop")]
+            some = percent(share(sum(bool(rules) for rules in found), len(found)))
+            lines.append(f"| {what} | {len(found)} | {some} | {' | '.join(map(str, each))} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="*", choices=[*COMMON, []], help="sets to train: tuning, held-out")
+    parser.add_argument("--table", action="store_true", help="print the rates of the sets that have been made")
     parser.add_argument("--shard", default="0/1", help="i/k: every kth training from the ith on, for k processes")
     given = parser.parse_args()
     torch.set_num_threads(1)
     i, k = map(int, given.shard.split("/"))
     for name in given.sets:
         make_set(name, (i, k))
+    for name in COMMON if given.table else ():
+        print(f"{name}\n\n{table(name)}\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Memory that runs out: the step, the evaluation and the certification continue in smaller parts, and give the same."""
 
+from dataclasses import fields, is_dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from atent.certify import Smoothed
 from atent.data import DataSettings, load
 from atent.evaluate import evaluate
 from atent.memory import Batches, OutOfMemory, out_of_memory
-from atent.methods import AWP, MMA, PGDAT, Free, Standard
+from atent.methods import AWP, METHODS, MMA, PGDAT, Free, Standard
 from atent.optim import Optimizer
 from atent.optim.settings import Walk
 from atent.runs import read_rows
@@ -209,6 +211,51 @@ def test_the_allocators_own_error_is_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert out_of_memory(caught.value)
+
+
+# -- methods
+
+
+def split(aux, rows, n):
+    """The part of what an adversary found that belongs to some samples."""
+    if isinstance(aux, torch.Tensor):
+        return aux.unflatten(0, (n, -1))[rows].flatten(0, 1) if len(aux) % n == 0 else aux
+    if isinstance(aux, list | tuple):
+        return [split(inner, rows, n) for inner in aux]
+    if is_dataclass(aux):
+        return type(aux)(*(split(getattr(aux, f.name), rows, n) for f in fields(aux)))
+    return aux
+
+
+def made(kind):
+    """A method with what it needs at the least."""
+    norm = "linf" if "linf" in kind.norms else kind.norms[0]
+    given = {"threat": Threat(norm, 0.1)} if any(f.name == "threat" for f in fields(kind)) else {}
+    return kind(**given)
+
+
+PARTS = [name for name, kind in METHODS.items() if kind.divisible and name != "DistilledTRADES"]
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_loss_of_a_divisible_method_is_the_mean_over_its_samples(name):
+    """At one adversary, parts of a batch weighed by their shares add up to its gradient: what `divisible` promises."""
+    method = made(METHODS[name])
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 5)).double()
+    x, y, ids = torch.rand(10, 1, 4, 4, dtype=torch.float64), torch.arange(10) % 5, torch.arange(10)
+    state = method.init(10, (1, 4, 4), torch.device("cpu"))
+    rng = torch.Generator().manual_seed(3)
+    aux = method.adversary(model, x, y, rng=rng, ids=ids, state=state)
+    grads = []
+    for parts in ([slice(0, 10)], [slice(0, 3), slice(3, 4), slice(4, 10)]):
+        model.zero_grad()
+        for rows in parts:
+            share = (rows.stop - rows.start) / 10
+            method.descend(model, x[rows], y[rows], split(aux, rows, 10), weight=share, state=state)
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert float(grads[0].norm()) > 0
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-9, atol=1e-12)
 
 
 # -- evaluation and certification

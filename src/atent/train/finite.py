@@ -114,29 +114,37 @@ class Finite:
 def _sound(values: Sequence[Tensor]) -> Tensor:
     """Of each tensor whether all its numbers are finite, bool on the device; nothing waits for it."""
     plain = [_plain(value) for value in values]
-    alike = [p for p in plain if p is not None and p.dtype == values[0].dtype]
-    if len(alike) < len(values):
-        true = torch.ones((), dtype=torch.bool, device=values[0].device)
-        return torch.stack([true if p is None else p.isfinite().all() for p in plain])
-    # The largest absolute value: unlike the length it does not overflow.
-    return torch.stack(torch._foreach_norm(alike, float("inf"))).isfinite()
+    known = [p for p in plain if p is not None]
+    true = torch.ones((), dtype=torch.bool, device=values[0].device)
+    if not known:
+        return true.expand(len(values))
+    if known[0].is_cuda and len({p.dtype for p in known}) == 1:
+        tops = list(torch._foreach_norm(known, float("inf")))
+    else:
+        # On a CPU a sum takes a tenth of the time of a maximum. It overflows only near the largest float.
+        tops = [p.sum(dtype=torch.float32 if p.dtype.itemsize == 2 else p.dtype) for p in known]
+        if len({t.dtype for t in tops}) > 1:
+            tops = [t.double() for t in tops]
+    flags = torch.stack(tops).isfinite()
+    if len(known) == len(values):
+        return flags
+    left = iter(flags)
+    return torch.stack([true if p is None else next(left) for p in plain])
 
 
+@torch.no_grad()
 def finite(values: Sequence[Tensor]) -> bool:
-    """Whether all numbers are finite: one pass for all, and one wait for the device."""
-    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    """Whether all numbers are finite: one pass over them, and one wait for each device."""
+    places: dict[torch.device, list[Tensor]] = {}
     for value in values:
-        plain = _plain(value)
-        if plain is not None:
-            kinds.setdefault((plain.dtype, plain.device), []).append(plain)
-    # The largest absolute value: unlike the length it does not overflow.
-    tops = [torch.stack(torch._foreach_norm(some, float("inf"))).isfinite().all() for some in kinds.values()]
-    return all(bool(top) for top in tops)
+        places.setdefault(value.device, []).append(value)
+    return all(bool(_sound(some).all()) for some in places.values())
 
 
 def _plain(value: Tensor) -> Tensor | None:
     """The floating-point numbers of a tensor; None where it has none."""
-    value = value.detach()
+    if value.dtype == torch.float32 and value.layout == torch.strided and value.numel():
+        return value  # the common case, at each step
     if value.is_quantized or not value.numel():
         return None
     if value.layout != torch.strided:

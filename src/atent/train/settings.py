@@ -73,7 +73,7 @@ class TrainSettings(metaclass=Settings):
     watch_gap: float = 0.2
     """Accuracy under the training's attack above that under PGD, lower limit, that warns; 1: never."""
     watch_window: int = 3
-    """Watched epochs in a row in which that gap must stand before it warns."""
+    """Watched epochs in a row with that gap, none of them the best so far, before it warns."""
     on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
     """What a loss, gradient or weight that is not finite does: ends the training; skips each step whose gradient is
     not finite; or goes back to the last checkpoint and takes the batches in another order."""

@@ -25,7 +25,7 @@ from atent.train.settings import TrainSettings
 OK, WARNING, STOP = "ok", "warning", "stop"
 """What the row of a watched epoch says under ``watch``."""
 
-ALIGNED, MISALIGNED = 0.6, 0.3
+ALIGNED, MISALIGNED = 0.6, 0.4
 """A warning where the alignment of the gradients has been above the first and is now below the second."""
 
 
@@ -52,9 +52,10 @@ class Watch:
     one fall.)
 
     *Gap.* A network that has been fooling its attack from the start has nowhere to fall from: ``watch_gap_low`` above
-    ``watch_gap`` in each of the last ``watch_window`` watched epochs is a warning.
+    ``watch_gap`` in each of the last ``watch_window`` watched epochs is a warning, where none of them is the best so
+    far by ``watch_robust``: while that grows, a training only begins.
 
-    *Alignment.* ``watch_alignment`` below 0.3 after it has been above 0.6 is a warning: one step no longer points where
+    *Alignment.* ``watch_alignment`` below 0.4 after it has been above 0.6 is a warning: one step no longer points where
     several lead.
 
     A network may recover by itself (Li, Wang, Jana and Carin 2020), and collapse again. The watch does not wait for
@@ -104,7 +105,8 @@ class Watch:
         verdict = self._fall(row)
         self.reasons = ["fall"] if verdict != OK else []
         # Rows of earlier versions have neither a gap nor an alignment.
-        self.wide = self.wide + 1 if (row.get("watch_gap_low") or 0.0) > self.gap else 0
+        wide = (row.get("watch_gap_low") or 0.0) > self.gap and self.best is not row
+        self.wide = self.wide + 1 if wide else 0
         if self.wide >= self.window:
             self.reasons.append("gap")
         found = row.get("watch_alignment")
@@ -146,7 +148,7 @@ class Watch:
             text = (
                 f"at epoch {row['epoch']}: {now['watch_training']} of {len(self.part)} held-out images are robust to"
                 f" the training's attack and {now['watch_robust']} to PGD, a gap above {100 * self.gap:g} points in"
-                f" each of the last {self.window} epochs"
+                f" each of the last {self.window} epochs, none of which was the best"
             )
         else:
             text = (
