@@ -13,8 +13,8 @@ accuracy under PGD (40 steps and 2 restarts of 300 images at the end, 10 steps o
 under the training's attack on the same images, and P the R at the end of PGD-AT with the same data and eps.
 
 collapsed  R < P / 2 and S - R >= 0.2 at the end, or R below half of its best so far and S - R >= 0.2 after an epoch
-good       R >= 0.8 P at the end, R never below half of its best so far, and not collapsed
-neither    the others: a training that diverges or stays weak
+good       R >= 0.8 P at the end, never below half of its best so far, nor 20 points below it while S - R >= 0.2
+neither    the others: a training that diverges, stays weak, or is fooled for an epoch and recovers
 """
 
 from __future__ import annotations
@@ -235,10 +235,10 @@ def kind(row: dict[str, Any], reference: float) -> str:
     lost = False
     for robust_share, own in row["trace"]:
         best = max(best, robust_share)
-        if robust_share < best / 2:
-            lost = True
-            if own - robust_share >= 0.2:
-                return "collapsed"
+        apart = own - robust_share >= 0.2
+        lost |= robust_share < best / 2 or (apart and best - robust_share >= 0.2)
+        if apart and robust_share < best / 2:
+            return "collapsed"
     if end["R"] < reference / 2 and end["S"] - end["R"] >= 0.2:
         return "collapsed"
     return "good" if not lost and end["R"] >= 0.8 * reference else "neither"

@@ -77,7 +77,7 @@ def test_what_lasts_is_said_once_and_a_fall_each_time(digits, monkeypatch):
     watcher = Watch(FGSMRS(LINF), digits, TrainSettings(), LINF)
     lines = [watcher.update({"epoch": epoch}, nn.Identity()) for epoch, _ in enumerate(rows, 1)]
     assert [line is not None for line in lines] == [False, False, False, True, False, True, True]
-    assert "a gap above 20 points" in lines[3]
+    assert "a gap above 15 points" in lines[3]
     again = watcher.fresh()
     assert (again.best, again.wide, again.reasons) == (None, 0, [])
     assert watcher.best is not None

@@ -70,7 +70,7 @@ class TrainSettings(metaclass=Settings):
     """Steps of the watch's PGD."""
     watch_drop: float = 0.2
     """Fall of the accuracy under that PGD, and not under the training's attack, that stops; half of it warns."""
-    watch_gap: float = 0.2
+    watch_gap: float = 0.15
     """Accuracy under the training's attack above that under PGD, lower limit, that warns; 1: never."""
     watch_window: int = 3
     """Watched epochs in a row with that gap, none of them the best so far, before it warns."""
