@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 ORDER = [
     ["docstrings", "geometry", "messages", "progress", "signals", "threads", "markdown", "rng", "losses", "sgld"],
     ["stats", "trust"],
-    ["threat", "guard", "registry"],
+    ["threat", "guard", "registry", "memory"],
     ["checks", "precision"],
     ["independence", "models", "optim"],
     ["runs"],

@@ -27,6 +27,11 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}{hint}{known}"
 
 
+def note(line: str) -> None:
+    """Report on stderr what a command or call does otherwise than asked."""
+    print(f"atent: {line}", file=sys.stderr)
+
+
 @functools.cache
 def once(line: str) -> None:
     """Print a line on stderr, once."""
@@ -36,4 +41,4 @@ def once(line: str) -> None:
 @functools.cache
 def deprecated(old: str, new: str) -> None:
     """Report a former spelling on stderr, once."""
-    print(f"atent: {old} is deprecated: write {new}", file=sys.stderr)
+    note(f"{old} is deprecated: write {new}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from atent.certify.noise import BLOCK, Noise
 from atent.checks import Settings, as_inputs, check_batch, check_number, check_seed, numbered, plain
 from atent.guard import ask, guard, outside_inference
 from atent.independence import FEW, OTHERS, dependence_hint
+from atent.memory import Batches
 from atent.precision import full_precision, images_last
 from atent.progress import Advance
 from atent.rng import narrow
@@ -139,6 +141,11 @@ class Smoothed(metaclass=Settings):
         chosen = self.votes(x, n0, seed=seed, ids=ids, first=_SELECTION, batch=batch, advance=advance)
         return chosen, self.votes(x, n, seed=seed, ids=ids, batch=batch, advance=advance)
 
+    @cached_property
+    def _forwards(self) -> Batches:
+        """The forward passes of all calls: what memory allowed one is what the next begins with."""
+        return Batches("the certification")
+
     def _layout(self, x: Tensor) -> torch.memory_format:
         wanted = _gains(self.model, x) if self.channels_last is None else self.channels_last
         return torch.channels_last if wanted and images_last(self.model, x) else torch.contiguous_format
@@ -181,8 +188,9 @@ class Smoothed(metaclass=Settings):
                     torch.add(x[sample], drawn, alpha=self.sigma, out=inputs[rows : rows + size])
                     owner[rows : rows + size] = sample
                     rows += size
-                for part, whose in zip(inputs[:rows].split(batch), owner[:rows].split(batch)):
-                    logits = ask(self.model, part)
+                # The parts that memory allows: what is counted does not depend on them, up to the rounding of kernels.
+                for part, logits in self._forwards.over(rows, batch, lambda chosen: ask(self.model, inputs[chosen])):
+                    whose = owner[part]
                     if not len(tally):
                         tally = torch.zeros(len(x) * logits.shape[1], dtype=torch.int64, device=x.device)
                     # The maximum keeps a NaN, and costs less than a test of each logit.

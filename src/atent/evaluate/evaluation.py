@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from atent.evaluate.outcomes import attacked, bits, flags
 from atent.evaluate.samples import Checked, checked
 from atent.guard import ask, guard, outside_inference
 from atent.independence import dependence_hint
+from atent.memory import Batches
 from atent.messages import deprecated
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.progress import Advance
@@ -114,9 +116,8 @@ def _answers(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> tuple[Tensor
     """As `predict`, and the number of classes, 0 without a sample."""
     out, classes = [], 0
     with guard(model, mode="eval"), full_precision(x.device):
-        for i in range(0, len(x), batch):
-            logits = ask(model, x[i : i + batch])
-            check_logits(logits, y[i : i + batch])
+        for part, logits in Batches("the evaluation").over(len(x), batch, lambda rows: ask(model, x[rows])):
+            check_logits(logits, y[part])
             out.append(logits.argmax(1))
             classes = logits.shape[1]
     return torch.cat(out) if out else y.new_zeros(0), classes
@@ -265,6 +266,11 @@ class _Trial:
     ledger: Ledger
     advance: Advance | None
 
+    @cached_property
+    def batches(self) -> Batches:
+        """The batches of all attacks: what memory allowed one is what the next begins with."""
+        return Batches("the evaluation")
+
     def hint(self, predicted: Tensor) -> str | None:
         """One line on a mistake that the clean predictions suggest."""
         right = (predicted == self.y).cpu()
@@ -314,18 +320,21 @@ class _Trial:
         met = self.ledger.met(name, part, rows)
         text = name if part is None else f"{name}, {part}"
         self._announce(len(remaining) - len(rows) + len(met.rows), text, len(rows) - int(met.fooled.sum()))
-        for some in rows[len(met.rows) :].split(self.batch):
-            if not len(some):
-                continue
-            begun, at = time.perf_counter(), some.to(self.x.device)
+        left = rows[len(met.rows) :]
+
+        def meet(chosen: slice) -> Met:
+            begun, at = time.perf_counter(), left[chosen].to(self.x.device)
             outcome = attacked(
                 attack.of(at), self.model, self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part,
                 search_dtype=self.search_dtype, channels_last=self.channels_last,
             )  # fmt: skip
-            new = Met(
-                some, outcome.success.cpu(), outcome.norm.double().cpu(), int(outcome.forwards.sum()),
+            return Met(
+                left[chosen], outcome.success.cpu(), outcome.norm.double().cpu(), int(outcome.forwards.sum()),
                 int(outcome.backwards.sum()), time.perf_counter() - begun,
             )  # fmt: skip
+
+        for chosen, new in self.batches.over(len(left), self.batch, meet):
+            some = left[chosen]
             self.ledger.add(name, part, new)
             met = met.then(new)
             self._announce(len(some), text, len(rows) - int(met.fooled.sum()))

@@ -35,6 +35,7 @@ from atent.data.described import spans
 from atent.evaluate import predict
 from atent.experiments.results import CERTIFICATE_VERSION, BoundsFile, CertificateFile, Share, SmoothingFile
 from atent.experiments.target import Target, load_target
+from atent.memory import Batches
 from atent.progress import Advance, bar
 from atent.registry import Plugin, plugin_named
 from atent.runs import manifest
@@ -328,12 +329,14 @@ def _bounded(
 
 
 def _verified(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, method: Any, advance: Advance) -> Tensor:
+    def part(rows: slice) -> Tensor:
+        if method not in METHODS:
+            return verified_by(method, model, x[rows], y[rows], threat)
+        with torch.no_grad():
+            return verified(model, x[rows], y[rows], threat, method)
+
     out = []
-    for a, b in zip(x.split(50), y.split(50)):
-        if method in METHODS:
-            with torch.no_grad():
-                out.append(verified(model, a, b, threat, method))
-        else:
-            out.append(verified_by(method, model, a, b, threat))
-        advance(len(a), f"{method} {threat.norm} {float(threat.eps):g}")
+    for rows, found in Batches("the verification").over(len(x), 50, part):
+        out.append(found)
+        advance(rows.stop - rows.start, f"{method} {threat.norm} {float(threat.eps):g}")
     return torch.cat(out)

@@ -75,8 +75,9 @@ class ACL(Method):
     Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS.
     """
 
-    # Without annotation: no field.
+    # Without annotations: no fields. Each view is compared with the others of its batch.
     labelled = False
+    divisible = False
 
     threat: Threat
     """Ball of the perturbations around each view: linf or l2."""

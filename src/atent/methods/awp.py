@@ -71,6 +71,9 @@ class AWP(Method):
     loss.
     """
 
+    # Without annotation: no field. The perturbation is that of the batch.
+    divisible = False
+
     method: Method
     """The method around which the weights are perturbed: any that leaves `Method.backward` as it is."""
     gamma: float = 5e-3

@@ -32,7 +32,9 @@ class Method(metaclass=Settings):
 
     ``replays`` is how often in a row the loop brings each batch, with an optimizer's step each time. ``single_step``
     says that the adversary takes one gradient per batch: such methods may overfit catastrophically, and the loop
-    watches them (`atent.train.watch`). ``labelled`` says that the loss classifies: embedding regularisation goes around
+    watches them (`atent.train.watch`). ``divisible`` says that the loss of a batch is the mean over its samples: parts
+    of it, each with its share as ``weight``, add up to its gradient, and where memory runs out the loop takes
+    micro-batches. ``labelled`` says that the loss classifies: embedding regularisation goes around
     no other method. `AWP` goes around every method that leaves `backward` as it is here: it calls
     `attack_and_descend` and `descend` in its place.
     """
@@ -40,6 +42,7 @@ class Method(metaclass=Settings):
     # Without annotations: no fields of the dataclasses that inherit them.
     replays = 1
     single_step = False
+    divisible = True
     labelled = True
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     """The norms of the threats that it takes: it is refused, in one line, where it is made with another."""
@@ -71,6 +74,11 @@ class Method(metaclass=Settings):
         """More of the state, for which the training samples must be seen; called once, before the first step of a
         training that is not resumed. None by default."""
         return {}
+
+    def rows(self, state: State, x: Tensor, part: slice) -> State:
+        """The state that a part of the batch ``x`` sees; a method that keeps something by position in the batch gives
+        views of these positions. By default ``state`` itself."""
+        return state
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,

@@ -109,6 +109,9 @@ class EmbeddingRegularised(Method):
     Li et al. 2021, Improving Adversarial Robustness via Low-dimensional Embedding (ER-Classifier), arXiv 1811.07950.
     """
 
+    # Without annotation: no field. The divergence is that of the embeddings of the batch.
+    divisible = False
+
     method: Method
     """The method whose loss the term joins: any that leaves `Method.backward` as it is."""
     term: EmbeddingTerm = EmbeddingTerm()

@@ -42,8 +42,8 @@ class Free(Method):
     delta to the box of the image that it just met, and clamps nothing where it meets the next.) One thing differs: g
     is taken at the clamped input, while theirs goes back through the clamp, is 0 at the pixels that it moved, and
     leaves delta there as it was. ``eps_warmup`` is ours too: at 0, its default, the method is theirs. The first pass
-    of a training, and one without ``state``, is plain. Where a batch is split, its parts all begin at delta's first
-    rows.
+    of a training, and one without ``state``, is plain. The parts of a batch that is split have the rows of their
+    positions (`rows`).
     """
 
     single_step = True
@@ -75,6 +75,11 @@ class Free(Method):
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         """``delta``: the perturbation by position in the batch, (0, ...) before the first."""
         return {"delta": torch.zeros(0, *shape, device=device)}
+
+    def rows(self, state: State, x: Tensor, part: slice) -> State:
+        """``delta`` of the part's positions, a view."""
+        _rows(state, x)
+        return {"delta": state["delta"][part]}
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
@@ -109,5 +114,7 @@ def _rows(state: State | None, x: Tensor) -> Tensor:
     if state is None:
         return torch.zeros_like(x)
     delta = state["delta"].to(x.dtype)
-    state["delta"] = torch.cat([delta, x.new_zeros(max(0, len(x) - len(delta)), *x.shape[1:])])
+    # A delta that is long enough stays itself: it may be a view.
+    more = x.new_zeros(max(0, len(x) - len(delta)), *x.shape[1:])
+    state["delta"] = torch.cat([delta, more]) if len(more) else delta
     return state["delta"][: len(x)]

@@ -58,3 +58,9 @@ def adopt(method: Method, found: dict[str, Any] | None) -> Method:
     if found["setting"] == "noise":
         given |= {"effective_noise": None, "temperature": None}
     return replace(method, **given)
+
+
+def recorded(config: dict[str, Any], found: Calibration[ATENT]) -> dict[str, Any]:
+    """The configuration with what was found."""
+    known = {"chain": found.method.chain().describe(), "calibration": found.describe()}
+    return {**config, "about": {**config["about"], **known}}

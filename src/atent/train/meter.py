@@ -16,8 +16,18 @@ class Meter:
 
     def __init__(self) -> None:
         self.count = 0
+        self.skipped = self.in_a_row = 0
+        """Steps that were not taken, of this epoch and since the last that was."""
         self.sums: dict[str, Tensor] = {}
         self.values: dict[str, list[Tensor]] = {}
+
+    def skip(self) -> None:
+        """Count a step that was not taken."""
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+
+    def take(self) -> None:
+        """Count a step that was taken."""
+        self.in_a_row = 0
 
     def add(self, metrics: dict[str, Tensor], n: int) -> None:
         """The metrics of a batch of n samples."""
@@ -28,10 +38,6 @@ class Meter:
             else:
                 total = value.detach().double() * n
                 self.sums[name] = self.sums[name] + total if name in self.sums else total
-
-    def finite(self) -> bool:
-        """Whether the loss so far is a number; waits for the device."""
-        return "loss" not in self.sums or bool(torch.isfinite(self.sums["loss"]))
 
     def summary(self) -> dict[str, float | None]:
         """Means, and the 10, 50 and 90 % quantiles of vectors as ``name_q10``, ``name_median``, ``name_q90``.
@@ -47,7 +53,9 @@ class Meter:
 
     def state(self) -> dict[str, object]:
         """What `restore` takes."""
-        return {"count": self.count, "sums": self.sums, "values": {k: torch.cat(v) for k, v in self.values.items()}}
+        values = {k: torch.cat(v) for k, v in self.values.items()}
+        skipped = {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {"count": self.count, "sums": self.sums, "values": values, **skipped}
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> Meter:
@@ -55,4 +63,6 @@ class Meter:
         meter = cls()
         meter.count, meter.sums = state["count"], dict(state["sums"])
         meter.values = {k: [v] for k, v in state["values"].items()}
+        # Earlier versions skipped nothing.
+        meter.skipped, meter.in_a_row = state.get("skipped", 0), state.get("in_a_row", 0)
         return meter

@@ -10,7 +10,12 @@ from torch import nn
 
 
 class Diverged(ValueError):
-    """The loss became NaN or infinite."""
+    """A loss, gradient or weight became NaN or infinite."""
+
+    def __init__(self, why: str, kept: str = "") -> None:
+        super().__init__(f"{why}; {kept}" if kept else why)
+        self.why = why
+        """What became so and where, in one line."""
 
 
 @dataclass(frozen=True)

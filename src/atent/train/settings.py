@@ -70,6 +70,15 @@ class TrainSettings(metaclass=Settings):
     """Steps of the watch's PGD."""
     watch_drop: float = 0.2
     """Fall of the accuracy under that PGD, and not under the training's attack, that stops; half of it warns."""
+    watch_gap: float = 0.15
+    """Accuracy under the training's attack above that under PGD, lower limit, that warns; 1: never."""
+    watch_window: int = 3
+    """Watched epochs in a row with that gap, none of them the best so far, before it warns."""
+    on_nonfinite: Literal["stop", "skip", "rollback"] = "stop"
+    """What a loss, gradient or weight that is not finite does: ends the training; skips each step whose gradient is
+    not finite; or goes back to the last checkpoint and takes the batches in another order."""
+    rollbacks: int = 3
+    """How often on_nonfinite rollback goes back in all, before it ends the training."""
     save_minutes: float | None = None
     """Minutes between checkpoints inside an epoch, and each epoch's end has one; 0: at every step. Default: one minute,
     and the ends of epochs, as long as saving takes at most 1 % of the time."""
@@ -77,7 +86,15 @@ class TrainSettings(metaclass=Settings):
     def __post_init__(self) -> None:
         if everything(self.validate_limit) is None:
             object.__setattr__(self, "validate_limit", 0)
-        for name in ("epochs", "batch_size", "validate_every", "validations", "watch_steps"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "validate_every",
+            "validations",
+            "watch_steps",
+            "watch_window",
+            "rollbacks",
+        ):
             check_number(name, getattr(self, name), 1, whole=True)
         for name in ("watch_limit",):
             value = everything(getattr(self, name))
@@ -109,6 +126,8 @@ class TrainSettings(metaclass=Settings):
             raise ValueError("select_weights average needs an average: give average ema or swa")
         if not 0 < self.watch_drop <= 1:
             raise ValueError(f"watch_drop must be above 0 and at most 1, got {self.watch_drop}")
+        if not 0 < self.watch_gap <= 1:
+            raise ValueError(f"watch_gap must be above 0 and at most 1, got {self.watch_gap}")
         check_threads(self.threads)
 
 

@@ -34,10 +34,13 @@ from atent.train.callbacks import Callback, Progress, first
 from atent.train.clock import Clock
 from atent.train.describe import describe, summary, with_subsets
 from atent.train.fingerprint import as_begun, completed, fingerprint
+from atent.train.finite import Finite, Skipped, line_of, order_of
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
 from atent.train.keeping import Keeper, identified
+from atent.train.memory import MicroBatches
 from atent.train.meter import Meter
 from atent.train.result import Diverged, Fitted
+from atent.train.rows import row_of
 from atent.train.settings import TrainSettings, pick_device
 from atent.train.step import around
 from atent.train.validation import Validation
@@ -89,6 +92,7 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.best, self.meter = Best(self.validation, settings), Meter()
         self.keeper = Keeper(run, model, self.begun, self.average, settings, self.device, say)
+        self.finite = Finite(model, self.optimizer, self.average, settings, run)
         self.stopped: str | None = None
         self._begin(resume)
 
@@ -138,18 +142,16 @@ class Trainer:
             self.position.update(self.clock.state())
             self.keeper.begin(self.config, self.state_dict)
         self.method = around(calibration.adopt(self.bare, self.position.get("calibration")), settings)
+        self.micro = MicroBatches(self.model, self.method, self.say)
 
     def _calibrate(self) -> None:
         with self.amp:
             given = (self.bare, self.model, self.data, self.settings, self.augment)
             found = calibration.calibrated(*given, joined=self._joined)
-        if found is None:
-            return
-        self.say(f"found   {found}")
-        self.position["calibration"] = found.describe()
-        chain = found.method.chain().describe()
-        about = {**self.config["about"], "chain": chain, "calibration": found.describe()}
-        self.config = {**self.config, "about": about}
+        if found is not None:
+            self.say(f"found   {found}")
+            self.position["calibration"] = found.describe()
+            self.config = calibration.recorded(self.config, found)
 
     def _resume(self) -> None:
         saved, rows = self.keeper.find()
@@ -174,11 +176,14 @@ class Trainer:
             self.keeper.start(fresh=True)
             try:
                 self.stopped = first([self.stopped, *[c.start(self._progress()) for c in self.callbacks]])
-                for epoch in itertools.count(self.position["epoch"]):
-                    # A step that was saved after the time was over still has its epoch to end.
-                    if self.stopped or (self.clock.over(epoch) and not self.position["step"]):
-                        break
-                    self._train_epoch(epoch, asked)
+                epoch = self.position["epoch"]
+                # A step that was saved after the time was over still has its epoch to end.
+                while not self.stopped and (not self.clock.over(epoch) or self.position["step"]):
+                    try:
+                        self._train_epoch(epoch, asked)
+                        epoch += 1
+                    except Diverged as error:
+                        epoch = self._back(error)
             finally:
                 for callback in self.callbacks:
                     callback.end(self._progress())
@@ -188,10 +193,25 @@ class Trainer:
         self.keeper.finish(best["epoch"])
         return Fitted(self.model.eval(), self.history, best, self.path, self.stopped)
 
+    def _back(self, error: Diverged) -> int:
+        """Go back to the last checkpoint, where the settings say so, for another order of the batches; its epoch."""
+        marks, settings = self.position.get("rollbacks", []), self.settings
+        if settings.on_nonfinite != "rollback" or len(marks) == settings.rollbacks:
+            raise error
+        self.clock.stop()
+        self.best, self.watch = Best(self.validation, settings), self.watch and self.watch.fresh()
+        self._resume()
+        self.finite.reset()
+        epoch, step = self.position["epoch"], self.position["step"]
+        taken = -(-step // self.method.replays) * self.batches_per_step * settings.batch_size
+        self.position["rollbacks"] = [*marks, {"epoch": epoch, "step": step, "taken": taken, "why": error.why}]
+        self.say(f"{error.why}; back to epoch {epoch + 1}, step {step + 1}, with another order of the batches")
+        self._save(epoch, step)
+        return int(epoch)
+
     def _train_epoch(self, epoch: int, asked: Callable[[], bool]) -> None:
         """The steps of an epoch, its validation and its checkpoint."""
-        self.rng.manual_seed(fold(self.settings.seed, "order", epoch))
-        order = torch.randperm(len(self.data.train), generator=self.rng, device=self.device)
+        order = order_of(self.settings.seed, epoch, len(self.data.train), self.rng, self.position.get("rollbacks", ()))
         start, self.position["step"] = self.position["step"], 0
         step = start - 1
         self.model.train()
@@ -199,7 +219,7 @@ class Trainer:
         for step in range(start, self.steps):
             self.train_step(order, epoch, step)
             last = step + 1 == self.steps or self.clock.spent()
-            loss = self._read_loss(epoch, step) if step % _READ_LOSS == 0 or last else None
+            loss = self._read_loss(last) if step % _READ_LOSS == 0 or last else None
             if self.callbacks:
                 progress = self._progress(epoch + 1, step + 1, loss, last)
                 for callback in self.callbacks:
@@ -208,7 +228,10 @@ class Trainer:
             if last:
                 break
         self.clock.stop()
-        row = self._row(epoch, step)
+        row = row_of(
+            epoch + 1, epoch + (step + 1) / self.steps, lr=self.optimizer.param_groups[0]["lr"], clock=self.clock,
+            meter=self.meter, settings=self.settings, position=self.position, device=self.device, layout=self.layout,
+        )  # fmt: skip
         self.meter = Meter()
         if self.average:
             self.average.after_epoch(self.clock.progress((epoch + 1) * self.steps))
@@ -225,7 +248,13 @@ class Trainer:
             group["lr"] = self.optimizer_settings.lr * factor
         block, share = step // self.method.replays, self.batches_per_step
         part = range(block * share, min((block + 1) * share, self.batches))
-        self.optimizer.step(self._closure(order, now, done, part))  # type: ignore[arg-type]
+        try:
+            self.optimizer.step(self._closure(order, now, done, part))  # type: ignore[arg-type]
+        except Skipped:
+            self.micro.undo()
+            self.meter.skip()
+            return
+        self.meter.take()
         if self.average:
             self.average.after_step(self.clock.progress(now + 1))
 
@@ -242,46 +271,43 @@ class Trainer:
             self.rng.manual_seed(fold(seed, "augment", now - now % self.method.replays, position))
             x, y = self.data.train.batch(index)
             x = self.augment(x, self.rng).contiguous(memory_format=self.layout)
-            self.rng.manual_seed(fold(seed, "step", now, call))
-            torch.manual_seed(fold(seed, "model", now, call))
-            self.optimizer.zero_grad()
-            with self.amp:
-                metrics = self.method.backward(
-                    self.model, x, y, rng=self.rng, ids=index, progress=done, state=self.state
-                )  # fmt: skip
+
+            def descend(rows: slice, weight: float) -> dict[str, Tensor]:
+                # A batch that is one part has the random numbers that it has without parts.
+                at = (now, call, rows.start) if weight < 1 else (now, call)
+                self.rng.manual_seed(fold(seed, "step", *at))
+                torch.manual_seed(fold(seed, "model", *at))
+                state = self.method.rows(self.state, x, rows) if weight < 1 else self.state
+                with self.amp:
+                    return self.method.backward(
+                        self.model, x[rows], y[rows], rng=self.rng, ids=index[rows], progress=done, weight=weight,
+                        state=state,
+                    )  # fmt: skip
+
+            found = self.micro.accumulate(len(y), self.position, self.state, self.optimizer.zero_grad, descend)
+            self.finite.see(now, [metrics["loss"] for metrics, _ in found])
             if self.optimizer_settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_settings.clip_norm)
-            self.meter.add(metrics, len(y))
-            return metrics["loss"]
+            for metrics, n in found:
+                self.meter.add(metrics, n)
+            return torch.stack([metrics["loss"] * (n / len(y)) for metrics, n in found]).sum()
 
         return gradient
 
-    def _read_loss(self, epoch: int, step: int) -> float:
-        """The epoch's mean loss so far; Diverged where it, or something of the method, is not finite."""
-        line = self.method.diverged(self.state)
-        if line is None and not self.meter.finite():
-            now, lr = f"epoch {epoch + 1}, step {step + 1}", self.optimizer.param_groups[0]["lr"]
-            line = f"the loss is not finite at {now}: lower optimizer.lr (now {lr:g}) or warm eps up"
+    def _problem(self) -> str | None:
+        """What has diverged, in one line; waits for the device."""
+        lr = self.optimizer.param_groups[0]["lr"]
+        return self.method.diverged(self.state) or line_of(self.finite.problem(self.steps), self.meter, lr)
+
+    def _read_loss(self, last: bool) -> float | None:
+        """The epoch's mean loss so far, None where no step was taken; Diverged where something is not finite."""
+        line = self._problem()
+        if line is None and last and not self.meter.count:
+            line = "no step of the epoch had a finite loss and gradient: lower optimizer.lr"
         if line is not None:
             kept = f"what was saved before stays in {self.path}" if self.path else "nothing was written"
-            raise Diverged(f"{line}; {kept}")
-        return float(self.meter.sums["loss"]) / self.meter.count
-
-    def _row(self, epoch: int, step: int) -> dict[str, Any]:
-        """The row of an epoch, before its validation."""
-        row = {
-            "epoch": epoch + 1,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "seconds": round(self.clock.elapsed - self.clock.before, 3),
-            "memory_mb": machine.peak_memory(self.device),
-            "precision": self.settings.precision,
-            "channels_last": self.layout is torch.channels_last,
-            **self.meter.summary(),
-        }
-        if self.settings.minutes is not None:
-            passes = round(epoch + (step + 1) / self.steps, 3)
-            row |= {"passes": passes, "elapsed": round(self.clock.elapsed, 3)}
-        return row
+            raise Diverged(line, kept)
+        return float(self.meter.sums["loss"]) / self.meter.count if self.meter.count else None
 
     def validate(self, row: dict[str, Any]) -> bool:
         """Add the validation of an epoch to its row, where one is due; whether it was."""
@@ -333,8 +359,10 @@ class Trainer:
         """A checkpoint inside an epoch, where one is due; Interrupted where the training was asked to stop."""
         if asked() or (not last and self.keeper.due()):
             self.clock.stop()
-            if self.meter.finite():
+            if self._problem() is None:
                 self._save(epoch, step + 1)
+            elif not asked():
+                self._read_loss(last)
             self.keeper.start()
             self.clock.start()
         if asked():

@@ -2,64 +2,121 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from atent.attacks import FGSM, PGD, Attack
+from atent.attacks.starts import start
 from atent.data import Data
 from atent.data.described import described
 from atent.evaluate import evaluate
+from atent.evaluate.outcomes import ROBUST
+from atent.evaluate.subject import gradient
+from atent.losses import cross_entropy
 from atent.methods import Method
+from atent.rng import PerSample
+from atent.stats import paired
 from atent.threat import Threat
 from atent.train.settings import TrainSettings
 
 OK, WARNING, STOP = "ok", "warning", "stop"
 """What the row of a watched epoch says under ``watch``."""
 
+ALIGNED, MISALIGNED = 0.6, 0.4
+"""A warning where the alignment of the gradients has been above the first and is now below the second."""
+
 
 class Watch:
-    """Measures accuracy under PGD on held-out images after each epoch, beside that under the training's attack.
+    """Three signals on held-out images after each epoch; `assess` turns them into a verdict.
 
     Wong, Rice and Kolter (2020) found that FGSM training can lose its robustness to PGD within an epoch or two, while
-    accuracy under FGSM stays or grows (Kim, Lee and Lee 2021), and stop where the former falls by more than 20 points
-    from one epoch to the next. Here the fall is counted from the best epoch so far, so that two smaller steps are one
-    fall; it is measured on ``watch_limit`` validation images by `Data.sample` (theirs: a training batch), by PGD
-    with ``watch_steps`` steps of 2.5 eps / steps (theirs: 5 of 2/255) from a uniform start; and what the same images
-    have lost under the training's attack since that best epoch is taken off: a network that is worse at the end of an
-    epoch, or a training that diverges, loses both, and is no such case. A fall above ``watch_drop`` stops the
-    training, above half of it is a warning. The training's attack is the method's own where it has one that runs alone
-    (FGSMRS, PGDAT, TRADES, MART), and FGSM for the others, such as Free; both attacks see the network in eval mode
-    (theirs: in train mode).
+    accuracy under FGSM stays or grows (Kim, Lee and Lee 2021). All is measured on ``watch_limit`` validation images by
+    `Data.sample`, the same with the same random numbers each time, in eval mode:
+
+    - ``watch_robust``: accuracy under PGD with ``watch_steps`` steps of 2.5 eps / steps from a uniform start.
+    - ``watch_training``: accuracy under the training's attack, which is the method's own where it has one that runs
+      alone (FGSMRS, PGDAT, TRADES, MART), and FGSM for the others, such as Free.
+    - ``watch_gap_low``: lower limit of the paired 95 % interval of the difference of these two.
+    - ``watch_alignment``: mean cosine between the gradients of the loss at x and at a uniform point of the ball (the
+      quantity that Andriushchenko and Flammarion 2020 regularise); images without a gradient do not count.
+
+    Three rules read them.
+
+    *Fall.* ``watch_robust`` has fallen from its best epoch, and by more than what ``watch_training`` has lost since
+    then: a network that is worse at the end of an epoch, or a training that diverges, loses both. A fall above
+    ``watch_drop`` stops the training, above half of it is a warning. (Wong et al. stop where the accuracy of a training
+    batch under five steps of 2/255 falls by more than 20 points from one epoch to the next; here two smaller steps are
+    one fall.)
+
+    *Gap.* A network that has been fooling its attack from the start has nowhere to fall from: ``watch_gap_low`` above
+    ``watch_gap`` in each of the last ``watch_window`` watched epochs is a warning, where none of them is the best so
+    far by ``watch_robust``: while that grows, a training only begins.
+
+    *Alignment.* ``watch_alignment`` below 0.4 after it has been above 0.6 is a warning: one step no longer points where
+    several lead.
 
     A network may recover by itself (Li, Wang, Jana and Carin 2020), and collapse again. The watch does not wait for
-    that.
+    that. The measured rates of false alarms and of catches are on the page *reliability*.
     """
 
     def __init__(self, method: Method, data: Data, settings: TrainSettings, threat: Threat) -> None:
-        self.part = data.sample("validation", settings.watch_limit)
+        self.part, self.threat = data.sample("validation", settings.watch_limit), threat
         own = getattr(method, "attack", None)
         self.attacks: dict[str, Attack] = {
             "watch_robust": PGD(threat, settings.watch_steps),
             "watch_training": own(1.0) if callable(own) else FGSM(threat),
         }
         self.drop, self.seed = settings.watch_drop, settings.seed
+        self.gap, self.window = settings.watch_gap, settings.watch_window
         self.best: dict[str, Any] | None = None
+        self.wide, self.aligned = 0, False
+        self.reasons: list[str] = []
+
+    def fresh(self) -> Watch:
+        """The same watch before its first epoch."""
+        again = copy.copy(self)
+        again.best, again.wide, again.aligned, again.reasons = None, 0, False, []
+        return again
 
     def subsets(self, data: Data) -> dict[str, Any]:
         """Which samples are measured, for the record."""
         return {"watch": described(data, "validation", self.part)}
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """``watch_robust`` and ``watch_training``: accuracy under PGD and under the training's attack, with the same
-        draws for the same images each time."""
+    def measure(self, model: nn.Module) -> dict[str, float | None]:
+        """The four figures of an epoch; ``watch_alignment`` is None where no image has a gradient."""
         x, y = self.part.batch(torch.arange(len(self.part), device=self.part.x.device))
         found = evaluate(model, x, y, self.attacks, seed=self.seed, ids=self.part.ids, cascade=False)
-        return {name: entry["robust"]["value"] for name, entry in found.attacks.items()}
+        shares = {name: entry["robust"]["value"] for name, entry in found.attacks.items()}
+        robust, training = (
+            "".join("1" if flag == ROBUST else "0" for flag in found.outcomes["attacks"][name]) for name in self.attacks
+        )
+        gap = paired([shares["watch_training"]], [shares["watch_robust"]], len(x), ([training], [robust]))
+        return {
+            **shares,
+            "watch_gap_low": gap.low,
+            "watch_alignment": alignment(model, self.threat, x, y, seed=self.seed, ids=self.part.ids),
+        }
 
     def assess(self, row: dict[str, Any]) -> str:
-        """The verdict on an epoch's row, from what `measure` found."""
+        """The verdict on an epoch's row, from what `measure` found; rows come in the order of their epochs."""
+        verdict = self._fall(row)
+        self.reasons = ["fall"] if verdict != OK else []
+        # Rows of earlier versions have neither a gap nor an alignment.
+        wide = (row.get("watch_gap_low") or 0.0) > self.gap and self.best is not row
+        self.wide = self.wide + 1 if wide else 0
+        if self.wide >= self.window:
+            self.reasons.append("gap")
+        found = row.get("watch_alignment")
+        if found is not None:
+            self.aligned = self.aligned or found > ALIGNED
+            if self.aligned and found < MISALIGNED:
+                self.reasons.append("alignment")
+        return WARNING if verdict == OK and self.reasons else verdict
+
+    def _fall(self, row: dict[str, Any]) -> str:
         best = self.best
         if best is None or row["watch_robust"] > best["watch_robust"]:
             self.best = row
@@ -68,23 +125,50 @@ class Watch:
         return STOP if fall > self.drop else WARNING if fall > self.drop / 2 else OK
 
     def update(self, row: dict[str, Any], model: nn.Module) -> str | None:
-        """Adds what `measure` finds and ``watch``, the verdict, to the row; a line for the user, where there is one."""
+        """Adds what `measure` finds and ``watch``, the verdict, to the row; a line for the user, where there is one.
+
+        A gap or a misalignment that lasts is said once.
+        """
+        before = set(self.reasons) - {"fall"}
         row |= self.measure(model)
         row["watch"] = self.assess(row)
-        return None if row["watch"] == OK else self.line(row)
+        return self.line(row) if set(self.reasons) - before else None
 
     def line(self, row: dict[str, Any]) -> str:
         """What has happened, in one line."""
         assert self.best is not None
         then, now = ({k: f"{100 * r[k]:.1f} %" for k in self.attacks} for r in (self.best, row))
-        text = (
-            f"at epoch {row['epoch']}: {now['watch_robust']} of {len(self.part)} held-out images are robust to PGD,"
-            f" {then['watch_robust']} did after epoch {self.best['epoch']}; under the training's attack"
-            f" {then['watch_training']} became {now['watch_training']}"
-        )
+        if "fall" in self.reasons:
+            text = (
+                f"at epoch {row['epoch']}: {now['watch_robust']} of {len(self.part)} held-out images are robust to PGD,"
+                f" {then['watch_robust']} did after epoch {self.best['epoch']}; under the training's attack"
+                f" {then['watch_training']} became {now['watch_training']}"
+            )
+        elif "gap" in self.reasons:
+            text = (
+                f"at epoch {row['epoch']}: {now['watch_training']} of {len(self.part)} held-out images are robust to"
+                f" the training's attack and {now['watch_robust']} to PGD, a gap above {100 * self.gap:g} points in"
+                f" each of the last {self.window} epochs, none of which was the best"
+            )
+        else:
+            text = (
+                f"at epoch {row['epoch']}: the gradients at an image and at a random point near it have a mean"
+                f" cosine of {row['watch_alignment']:.2f}, after more than {ALIGNED:g}: one step does not lead where"
+                f" several do"
+            )
         if row["watch"] == STOP:
             return f"stopped {text}: catastrophic overfitting; the best epoch's weights are kept"
         return f"warning {text}: this may be catastrophic overfitting"
+
+
+def alignment(model: nn.Module, threat: Threat, x: Tensor, y: Tensor, *, seed: int, ids: Tensor) -> float | None:
+    """Mean cosine between the input gradients of the cross-entropy at ``x`` (n, ...) and at a uniform point of the
+    ball, with the model in eval mode; None where no sample has both."""
+    near = threat.clamp(start(threat, "uniform", x, PerSample(seed, ids, "watch")))
+    here, there = (gradient(model, z, y, cross_entropy, seed=seed, batch=250).flatten(1).double() for z in (x, near))
+    lengths = here.norm(dim=1) * there.norm(dim=1)
+    known = (lengths > 0) & lengths.isfinite()
+    return float(((here * there).sum(1)[known] / lengths[known]).mean()) if bool(known.any()) else None
 
 
 def watch(method: Method, data: Data, settings: TrainSettings, threat: Threat | None) -> Watch | None:

@@ -1,0 +1,191 @@
+"""A training whose numbers stop being finite: found before it is saved, and where it began."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent.optim import Average
+from atent.rng import fold
+from atent.train.meter import Meter
+from atent.train.settings import TrainSettings
+
+MOST_SKIPPED = 50
+"""Steps in a row that may be skipped; after them the training ends."""
+
+
+class Skipped(Exception):
+    """A step whose gradient or loss is not finite, before the optimizer has changed anything."""
+
+
+class Finite:
+    """Remembers on the device the first step whose loss or gradient is not finite, and checks what would be saved.
+
+    `see` waits for nothing; `problem` waits once where all is finite, and looks the names up where something is not.
+    Values that are not finite at the start, such as a mask of minus infinity, are left out.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None, settings: TrainSettings,
+        run: Path | None,
+    ) -> None:  # fmt: skip
+        if settings.on_nonfinite == "rollback" and run is None:
+            raise ValueError("on_nonfinite rollback goes back to a checkpoint: give run=..., or on_nonfinite skip")
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.skips = settings.on_nonfinite == "skip"
+        self.parameters = list(model.named_parameters())
+        self.ignored = {name for name, value in _named(model) if not finite([value])}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was seen: the training goes back to where all was finite."""
+        device = self.parameters[0][1].device
+        self.first = torch.full((), -1, dtype=torch.int64, device=device)
+        self.sound = torch.ones(len(self.parameters) + 1, dtype=torch.bool, device=device)
+
+    def see(self, step: int, losses: Sequence[Tensor]) -> None:
+        """Remember a step as the first whose losses or gradients are not finite, where it is. Where such steps are
+        skipped, Skipped is raised in its place, and this waits for the device."""
+        with torch.no_grad():
+            flags = torch.cat([_sound(losses).all().view(1), self._gradients()])
+            if self.skips:
+                if not bool(flags.all()):
+                    raise Skipped
+                return
+            new = (self.first < 0) & ~flags.all()
+            self.first = torch.where(new, step, self.first)
+            self.sound = torch.where(new, flags, self.sound)
+
+    def _gradients(self) -> Tensor:
+        """Of each parameter whether its gradient is finite, bool on the device."""
+        known = [(i, p.grad) for i, (_, p) in enumerate(self.parameters) if p.grad is not None]
+        if not known:
+            return torch.ones_like(self.sound[1:])
+        flags = _sound([grad for _, grad in known])
+        if len(known) == len(self.parameters):
+            return flags
+        # Indices from the CPU: nothing waits.
+        places = torch.tensor([i for i, _ in known], dtype=torch.int64).to(flags.device, non_blocking=True)
+        return torch.ones_like(self.sound[1:]).index_copy(0, places, flags)
+
+    def problem(self, steps: int) -> str | None:
+        """What is not finite and where it began, in a line without its end; None: all is finite.
+
+        ``steps``: the steps of an epoch, by which the number of a step is told.
+        """
+        first = int(self.first)
+        if first >= 0:
+            sound, at = self.sound.tolist(), f"epoch {first // steps + 1}, step {first % steps + 1}"
+            if not sound[0]:
+                return f"the loss is not finite at {at}"
+            return f"the gradient of {self.parameters[sound.index(False) - 1][0]} is not finite at {at}, the loss is"
+        groups = self._groups()
+        if finite([value for _, values in groups for _, value in values]):
+            return None
+        kind, name = next((kind, name) for kind, values in groups for name, v in values if not finite([v]))
+        return f"the {kind} {name} is not finite, and every loss and gradient is"
+
+    def _groups(self) -> list[tuple[str, list[tuple[str, Tensor]]]]:
+        """What would be saved, the likely origin first."""
+        groups = [
+            (kind, [(name, value) for name, value in values if name not in self.ignored])
+            for kind, values in (("weight", self.parameters), ("buffer", list(self.model.named_buffers())))
+        ]
+        names = {id(p): name for name, p in self.parameters}
+        state = [
+            (f"{key} of {names.get(id(p), 'a parameter')}", value)
+            for p, values in self.optimizer.state.items()
+            for key, value in values.items()
+            if isinstance(value, Tensor)
+        ]
+        groups.append(("optimizer's", state))
+        if self.average and self.average.count:
+            # A mask of minus infinity is in the average too.
+            means = [(f"number {i}", v) for i, v in enumerate(self.average.state()["mean"])]
+            groups.append(("averaged weight", [] if self.ignored else means))
+        return groups
+
+
+def _sound(values: Sequence[Tensor]) -> Tensor:
+    """Of each tensor whether all its numbers are finite, bool on the device; nothing waits for it."""
+    plain = [_plain(value) for value in values]
+    known = [p for p in plain if p is not None]
+    true = torch.ones((), dtype=torch.bool, device=values[0].device)
+    if not known:
+        return true.expand(len(values))
+    if known[0].is_cuda and len({p.dtype for p in known}) == 1:
+        tops = list(torch._foreach_norm(known, float("inf")))
+    else:
+        # On a CPU a sum takes a tenth of the time of a maximum. It overflows only near the largest float.
+        tops = [p.sum(dtype=torch.float32 if p.dtype.itemsize == 2 else p.dtype) for p in known]
+        if len({t.dtype for t in tops}) > 1:
+            tops = [t.double() for t in tops]
+    flags = torch.stack(tops).isfinite()
+    if len(known) == len(values):
+        return flags
+    left = iter(flags)
+    return torch.stack([true if p is None else next(left) for p in plain])
+
+
+@torch.no_grad()
+def finite(values: Sequence[Tensor]) -> bool:
+    """Whether all numbers are finite: one pass over them, and one wait for each device."""
+    places: dict[torch.device, list[Tensor]] = {}
+    for value in values:
+        places.setdefault(value.device, []).append(value)
+    return all(bool(_sound(some).all()) for some in places.values())
+
+
+def _plain(value: Tensor) -> Tensor | None:
+    """The floating-point numbers of a tensor; None where it has none."""
+    if value.dtype == torch.float32 and value.layout == torch.strided and value.numel():
+        return value  # the common case, at each step
+    if value.is_quantized or not value.numel():
+        return None
+    if value.layout != torch.strided:
+        value = value.coalesce().values() if value.layout == torch.sparse_coo else value.values()
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj())
+    return value if value.is_floating_point() and value.numel() else None
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return itertools.chain(model.named_parameters(), model.named_buffers())
+
+
+def line_of(problem: str | None, meter: Meter, lr: float) -> str | None:
+    """The line of a training that ends here; None where it continues."""
+    if problem is not None:
+        return f"{problem}: lower optimizer.lr (now {lr:g}), warm eps up, or see train.on_nonfinite"
+    if meter.in_a_row >= MOST_SKIPPED:
+        return f"{meter.in_a_row} steps in a row had no finite loss and gradient: lower optimizer.lr (now {lr:g})"
+    return None
+
+
+# ---- the order of the batches --------------------------------------------------------------------------------------
+
+
+def order_of(seed: int, epoch: int, n: int, rng: torch.Generator, rollbacks: Sequence[dict[str, Any]]) -> Tensor:
+    """The order in which an epoch takes the n samples: a function of the seed and of where the training went back.
+
+    Epochs after a rollback have an order of their own; in the epoch of one, the samples before ``taken`` stay, which
+    the steps before the checkpoint have used, and those after it are mixed again.
+    """
+    before = sum(mark["epoch"] < epoch for mark in rollbacks)
+    found = _mixed(n, rng, seed, "order", epoch, *([before] if before else []))
+    for number, mark in enumerate(rollbacks, 1):
+        if mark["epoch"] == epoch:
+            taken = mark["taken"]
+            rest = found[taken:]
+            found = torch.cat([found[:taken], rest[_mixed(len(rest), rng, seed, "order", epoch, "rollback", number)]])
+    return found
+
+
+def _mixed(n: int, rng: torch.Generator, *keys: int | str) -> Tensor:
+    rng.manual_seed(fold(*keys))
+    return torch.randperm(n, generator=rng, device=rng.device)

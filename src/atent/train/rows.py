@@ -1,0 +1,37 @@
+"""The row of an epoch in metrics.jsonl, before its validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from atent.train import machine
+from atent.train.clock import Clock
+from atent.train.meter import Meter
+from atent.train.settings import TrainSettings
+
+
+def row_of(
+    epoch: int, passes: float, *, lr: float, clock: Clock, meter: Meter, settings: TrainSettings,
+    position: dict[str, Any], device: torch.device, layout: torch.memory_format,
+) -> dict[str, Any]:  # fmt: skip
+    """What the steps of ``epoch`` (from 1) took and measured, after so many ``passes`` over the training set."""
+    row = {
+        "epoch": epoch,
+        "lr": lr,
+        "seconds": round(clock.elapsed - clock.before, 3),
+        "memory_mb": machine.peak_memory(device),
+        "precision": settings.precision,
+        "channels_last": layout is torch.channels_last,
+        **meter.summary(),
+    }
+    if "micro_batch" in position:
+        row["micro_batch"] = position["micro_batch"]
+    if settings.on_nonfinite == "skip":
+        row["skipped"] = meter.skipped
+    if "rollbacks" in position:
+        row["rollbacks"] = len(position["rollbacks"])
+    if settings.minutes is not None:
+        row |= {"passes": round(passes, 3), "elapsed": round(clock.elapsed, 3)}
+    return row
