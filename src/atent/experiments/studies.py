@@ -14,6 +14,7 @@ from torch import nn
 from atent.attacks import ATTACKS, Attack
 from atent.attacks.spec import parse, spell
 from atent.attacks.transfer import load_source
+from atent.checks import Settings
 from atent.data.corruptions import CORRUPTIONS, SEVERITIES, check_images, suited
 from atent.data.corruptions.sequences import SEQUENCES
 from atent.evaluate import Checked, fourier_map, measure_bands, measure_corruptions, measure_flips
@@ -37,7 +38,7 @@ from atent.stats import t_interval
 
 
 @dataclass(frozen=True)
-class Studies:
+class Studies(metaclass=Settings):
     """What is measured beside the robust accuracy."""
 
     bands: bool = False

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ STRONG: dict[str, tuple[str, ...]] = {
 @dataclass(frozen=True)
 class EvaluateSettings(metaclass=Settings):
     """How the finished model is evaluated on the test set."""
+
+    INFINITE: ClassVar[tuple[str, ...]] = ("eps",)
 
     attacks: tuple[str, ...] = ("FGSM", "PGD(steps=20)", "Langevin(steps=20)")
     """Attacks, each written as a call, such as PGD(steps=40, step_size=0.01, restarts=5)."""
