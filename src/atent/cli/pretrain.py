@@ -67,8 +67,9 @@ def pretrain(
         raise UsageError(unknown("recipe", recipe, pretraining_recipes()))
     job, _ = recipe_job(recipe, list(fields), prog=f"atent pretrain {recipe}", allow_large_eps=allow_large_eps)
     job = pretraining(job)
-    wanted = name or job.recipe or "run"
-    path = Path(runs) / wanted if name else folder.free_name(runs, wanted)
+    if name is not None:
+        folder.check_name(name)
+    path = folder.free_name(runs, job.recipe or "run") if name is None else Path(runs) / name
     status = training.train_job(job, path, baseline=False, quiet=quiet, log=log)
     print(next_steps(job, path))
     return status

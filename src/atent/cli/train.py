@@ -87,8 +87,9 @@ def train(
     beside = own if baseline is None else baseline
     if beside:
         _check_baseline(job)
-    wanted = name or job.recipe or "run"
-    path = Path(runs) / wanted if name else folder.free_name(runs, wanted)
+    if name is not None:
+        folder.check_name(name)
+    path = folder.free_name(runs, job.recipe or "run") if name is None else Path(runs) / name
     return train_job(job, path, baseline=beside, quiet=quiet, log=log)
 
 

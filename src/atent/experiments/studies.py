@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from atent.attacks import ATTACKS, Attack
+from atent.attacks.length import check_length
 from atent.attacks.spec import parse, spell
 from atent.attacks.transfer import load_source
 from atent.checks import Settings
@@ -82,7 +83,9 @@ class Studies(metaclass=Settings):
         check_images(target.data.shape)
         if self.bands:
             checked_cut(self.band_cut, *target.data.shape[1:])
-            self.attack(target).threat.check_eps(target.data.shape)
+            attack = self.attack(target)
+            attack.threat.check_eps(target.data.shape)
+            check_length({f"--band-attack {self.band_attack}": attack}, allowed=target.settings.allow_long)
         self.network(target)
 
     def attack(self, target: Target) -> Attack:

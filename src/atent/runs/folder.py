@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from atent.fields import shown
 from atent.runs.files import read_json
 
 CONFIG = "config.json"
@@ -14,6 +15,9 @@ BEST = "best.safetensors"
 LAST = "last"
 EVALUATION = "evaluation.json"
 CURVES = "curves.png"
+
+# A file system takes 255 bytes, and a name is numbered where it is taken.
+_LONGEST = 200
 
 BUILDER_KEYS = ("builder", "builder_args")
 """Where the sections model and data of a run from Python say what builds them again."""
@@ -87,13 +91,21 @@ def create(path: str | Path) -> Path:
     return path
 
 
+def check_name(name: str) -> None:
+    """ValueError, in one line, if `name` is not the name of one folder: a run stays inside the folder of runs."""
+    if name in ("", ".", "..") or any(part in name for part in "/\\\0\n\r") or len(name.encode()) > _LONGEST:
+        raise ValueError(
+            f"a run name is the name of one folder, without slashes and of at most {_LONGEST} bytes, got {shown(name)}:"
+            " use --runs for another place"
+        )
+
+
 def free_name(root: str | Path, name: str) -> Path:
     """The first of root/name, root/name-2, root/name-3 ... that `create` would take; makes nothing.
 
     Raises ValueError if `name` is not the name of one folder.
     """
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise ValueError(f"a run name is the name of one folder, without slashes, not {name!r}")
+    check_name(name)
     path, number = Path(root) / name, 1
     while not _is_free(path):
         number += 1

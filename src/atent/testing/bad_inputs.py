@@ -186,11 +186,7 @@ def settings_tried(
     for field in dataclasses.fields(cls):
         for what, value in ODD.items():
             given = {**good, field.name: value}
-            yield (
-                field.name,
-                what,
-                tried(lambda given=given: cls(**given), field.name, cls.__name__.lower(), works=right),
-            )  # type: ignore[misc]
+            yield field.name, what, tried(partial(cls, **given), field.name, cls.__name__.lower(), works=right)
 
 
 def check_settings(cls: Any, **good: Any) -> None:
