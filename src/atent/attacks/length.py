@@ -10,8 +10,8 @@ from atent.attacks.base import Attack
 LONGEST = 1_000_000
 """Passes through the network for one image, beyond which an attack runs only where that is asked for.
 
-SAPF takes 60,080, the most of the attacks at their defaults, and AutoAttack 9,721. At 10,000 passes a second, the rate of
-a small network on one core, this many take 100 s for one image and more than a day for a thousand: what is longer is
+SAPF takes 60,080, the most of the attacks at their defaults, and AutoAttack 9,721. At 10,000 passes a second, the rate
+of a small network on one core, this many take 100 s for one image and more than a day for a thousand: what is longer is
 mostly a digit too many.
 """
 LONGEST_INNER = 10_000

@@ -60,7 +60,8 @@ def check_size(what: object, size: int) -> None:
     """ValueError, in one line, for something of more bytes than `largest`."""
     if size > largest():
         raise ValueError(
-            f"{what}: {size:,} bytes, and {largest() / 2**30:g} GiB are allowed: give a smaller file, or set {LIMIT} (GiB)"
+            f"{what}: {size:,} bytes, and {largest() / 2**30:g} GiB are allowed: give a smaller file, or set {LIMIT} to"
+            " more GiB"
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.guard import guard
+from atent.runs.metadata import metadata_of
 from atent.runs.weights import (
     Notes,
     Snapshot,
@@ -62,8 +63,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
         raise FileNotFoundError(f"no weights at {path}: give a run folder or a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            about, notes = (json.loads(metadata.get(key, "{}")) for key in ("atent", "state"))
+            about, notes = metadata_of(path, file.metadata() or {}, file.keys())
             return about, unpack({name: file.get_tensor(name) for name in file.keys()}, notes), notes  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}): copy it again") from None
