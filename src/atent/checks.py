@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.fields import LARGEST, defaults, mistyped, shown, tupled
+from atent.fields import LARGEST, defaults, fitting, mistyped, shown
 from atent.guard import check_shape
 from atent.messages import deprecated, unknown
 from atent.threat import Box, Threat
 
 __all__ = [
     "Settings", "as_inputs", "as_labels", "as_samples", "as_tensor", "check_batch", "check_choice", "check_ids",
-    "check_labels", "check_logits", "check_norm", "check_number", "check_seed", "collect", "mistyped", "numbered",
-    "plain",
+    "check_labels", "check_logits", "check_norm", "check_number", "check_seed", "check_threat", "collect", "mistyped",
+    "numbered", "plain",
 ]  # fmt: skip
 
 _OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
@@ -61,7 +61,7 @@ class Settings(type):
         if len(named) < len(args) + len(given):
             twice = next(name for name in list(fields)[: len(args)] if name in given)
             raise ValueError(f"{cls.__name__} is given {twice} twice: give it once")
-        wrong = mistyped(cls, named := tupled(cls, _present(cls, named)))
+        wrong = mistyped(cls, named := fitting(cls, _present(cls, named)))
         if wrong:
             raise ValueError(wrong)
         _complete(cls, named)
@@ -243,7 +243,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
             # Of the types that numpy itself does not know, bfloat16 comes as numbers all the same.
             array = array.astype(np.float32)
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{name} cannot be read as numbers ({reason}): give a tensor or an array") from None
 
@@ -271,6 +271,12 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} {shown(value)} is not known: use one of {', '.join(allowed)}")
 
 
+def check_threat(threat: Any) -> None:
+    """ValueError unless ``threat`` is a `Threat`."""
+    if not isinstance(threat, Threat):
+        raise ValueError(f'threat must be a Threat, got {shown(threat)}: write Threat("linf", 8/255)')
+
+
 def check_seed(seed: int) -> int:
     """The seed as a plain integer; ValueError unless a whole number in [-2^63, 2^64), what torch's generators take."""
     seed = plain(seed)
@@ -283,9 +289,11 @@ def numbered(ids: Tensor | None, n: int, device: torch.device | str) -> Tensor:
     """Sample numbers (n,) on ``device``, default 0 .. n-1; ValueError as `check_ids`."""
     if ids is None:
         return torch.arange(n, device=device)
-    ids = as_labels(ids).to(device)
-    check_ids(ids, n)
-    return ids
+    numbers: Tensor = ids if isinstance(ids, Tensor) else as_tensor("ids", ids)
+    if not isinstance(ids, Tensor) and not numbers.is_floating_point() and numbers.dtype != torch.bool:
+        numbers = numbers.long()
+    check_ids(numbers.to(device), n)
+    return numbers.to(device)
 
 
 def check_ids(ids: Tensor, n: int) -> None:

@@ -106,17 +106,24 @@ def _choices(hint: Any) -> list[str]:
     return [choice for some in several for choice in some] if all(several) else []
 
 
-def tupled(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with lists and arrays as tuples, where the field takes one."""
+def fitting(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with lists and arrays as tuples where the field takes one, and whole numbers that no tensor holds as
+    floats where it takes those."""
     hints = _hints(cls)
 
     def made(name: str, value: Any) -> Any:
+        if type(value) is int and abs(value) >= 2**53 and _takes_float(hints.get(name)) and abs(value) < LARGEST:
+            return float(value)
         if not (isinstance(value, list) or hasattr(value, "tolist")) or not _takes_tuple(hints.get(name)):
             return value
         found = value.tolist() if hasattr(value, "tolist") else value
         return tuple(found) if isinstance(found, list) else found
 
     return {name: made(name, value) for name, value in values.items()}
+
+
+def _takes_float(hint: Any) -> bool:
+    return hint is float or (float in typing.get_args(hint) and int not in typing.get_args(hint))
 
 
 def _takes_tuple(hint: Any) -> bool:

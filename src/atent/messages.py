@@ -28,7 +28,8 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     names = list(names)
     meant = nearest(name, names)
     hint = f": did you mean {meant!r}?" if meant else ""
-    known = "" if meant and len(names) > 12 else f" (known: {', '.join(names) or 'none'})"
+    more = f" and {len(names) - 40} more" if len(names) > 40 else ""
+    known = "" if meant and len(names) > 12 else f" (known: {', '.join(names[:40]) or 'none'}{more})"
     given = repr(name) if len(name) <= _LONGEST else f"{name[:_LONGEST]!r}..."
     return f"unknown {kind} {given}{hint}{known}"
 
