@@ -198,7 +198,7 @@ def _quietly(call: Callable[..., Any], *args: Any, **given: Any) -> Any:
 
 
 # What recipes and command lines are tried with: the recipe and its sections, without the method's name.
-_RECIPES = ("digits-linf-atent", "digits-linf-pgdat", "digits-l2-smoothadv", "digits-linf-mma", "digits-linf-free")
+_RECIPES = ("digits-linf-atent", "digits-l2-smoothadv")
 
 
 def recipes() -> Iterator[Case]:
@@ -206,7 +206,8 @@ def recipes() -> Iterator[Case]:
     from atent.experiments.recipe_files import SECTIONS, as_toml, read_recipe
     from atent.experiments.recipes import job
 
-    values = {k: v for k, v in ODD.items() if type(v) in (int, float, bool, str) and len(str(v)[:50]) < 50}
+    # Of more digits than 4,300 Python reads no number, and so no file has one.
+    values = {k: v for k, v in ODD.items() if type(v) in (float, bool, str) or (type(v) is int and abs(v) < 10**4000)}
     values |= {
         "a list": [1, 2],
         "an empty list": [],
@@ -270,7 +271,7 @@ def command_line() -> Iterator[Case]:
     from atent.experiments.recipe_files import SECTIONS, read_recipe
     from atent.experiments.recipes import job
 
-    for recipe in _RECIPES[:2]:
+    for recipe in _RECIPES[:1]:
         made = job(read_recipe(recipe), recipe)
         options = {o for s in SECTIONS for o in options_of(type(getattr(made, s)), f"--{s}.")}
         for option in sorted(options):

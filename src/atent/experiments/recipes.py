@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import typing
@@ -32,6 +33,9 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
         "data": DataSettings, "model": ModelSettings, "optimizer": Optimizer, "schedule": Schedule,
         "train": TrainSettings, "evaluate": EvaluateSettings,
     }  # fmt: skip
+    for section in SECTIONS:
+        if not isinstance(tables.get(section, {}), dict):
+            raise UsageError(f"{section} must be a table, got {shown(tables[section])}: write [{section}]")
     tables = moved(tables)
     method = dict(tables.get("method", {}))
     name = method.pop("name", None)
@@ -106,6 +110,14 @@ def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
     return errors
 
 
+@functools.cache
+def _adapter(cls: type) -> Any:
+    """pydantic's reader of a dataclass, which takes it longer to make than to use."""
+    import pydantic
+
+    return pydantic.TypeAdapter(cls)
+
+
 def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[str]]:
     """The dataclass, or a line for each value of the wrong type or out of range."""
     import pydantic
@@ -120,14 +132,14 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
             check_norm(cls, norm)
     try:
         # As JSON, strictly: "5" is no number and true is no 1, but a list may be a tuple.
-        made: Any = pydantic.TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        made: Any = _adapter(cls).validate_json(json.dumps(values), strict=True)
         wrong = _out_of_range(made)
         return made, [f"{path}.{wrong}"] if wrong else []
     except pydantic.ValidationError as error:
         lines: dict[str, str] = {}
         for e in error.errors():
             # The branches of a union each report; the path without their names is the field's.
-            where = ".".join(str(p) for p in e["loc"] if not re.search(r"[\[\]-]|^(float|str|int|none)$", str(p)))
+            where = ".".join(str(p) for p in e["loc"] if not re.search(r"[\[\]-]|^(float|str|int|none|bool)$", str(p)))
             message = " ".join(e["msg"].removeprefix("Value error, ").removeprefix("Input ").split())
             got = "" if e["type"] in ("value_error", "missing") else f", got {shown(e['input'])}"
             lines.setdefault(where, f"{path}{'.' + where if where else ''}: {message}{got}")

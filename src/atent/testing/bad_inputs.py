@@ -156,7 +156,7 @@ def tried(make: Callable[[], Any], *names: str, works: Callable[[Any], Any] = la
         text = str(error)
         if "\n" in text or not text:
             return Verdict("wrong", f"an error of several lines: {text!r}")
-        if len(text) > 600:
+        if len(text) > 1000:
             return Verdict("wrong", f"an error of {len(text)} characters: {text[:200]}")
         if names and not any(re.search(rf"\b{re.escape(name)}\b", text) for name in names):
             return Verdict("wrong", f"an error that names none of {', '.join(names)}: {text}")
