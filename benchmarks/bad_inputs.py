@@ -221,7 +221,8 @@ def recipes() -> Iterator[Case]:
         for section, key in paths:
             for what, value in values.items():
                 changed = {**tables, section: {**tables.get(section, {}), key: value}}
-                yield f"{recipe} {section}.{key} = {what}", tried(partial(_quietly, job, changed, recipe), key, section)
+                call = partial(_lines, partial(job, changed, recipe))
+                yield f"{recipe} {section}.{key} = {what}", tried(call, key, section)
         for section in SECTIONS:
             for what, value in values.items():
                 yield f"{recipe} {section} = {what}", tried(partial(_quietly, job, {**tables, section: value}, recipe))
