@@ -15,6 +15,7 @@ ROOT = "ATENT_DATA_ROOT"
 LIMIT = "ATENT_DATA_LIMIT"
 # What a packed file may ask for to be unpacked; the strongest setting of xz asks for 65 MiB.
 _DICTIONARY = 2**28
+_PART = 2**20
 FIX = f"set --data.root or {ROOT}"
 
 
@@ -93,8 +94,13 @@ def read(path: Path, promised: Callable[[bytes], int] | None = None) -> tuple[by
 
 def _gunzip(raw: bytes, most: int) -> bytes:
     """The first ``most`` bytes."""
+    parts, left = [], most
     with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
-        return file.read(most)
+        # A buffered reader takes memory for all that it is asked for.
+        while left and (part := file.read(min(left, _PART))):
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)
 
 
 def _unxz(raw: bytes, most: int) -> bytes:
