@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import gzip
 import hashlib
+import importlib.util
 import io
 import json
 import lzma
@@ -128,9 +129,30 @@ def threat(data: bytes) -> None:
     show(parse_threat(data.decode("utf-8", "replace")))
 
 
+def partial(data: bytes) -> None:
+    from atent.evaluate.lines import Lines
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        Lines(_file(".partial.jsonl", data), "evaluation", {"seed": 0})
+
+
+def manifest(data: bytes) -> None:
+    from atent.runs.manifest import check, states
+
+    path = _file(".json", b"{}").with_name("run")
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text('{"method": {}, "about": {}}')
+    (path / "manifest.json").write_bytes(data)
+    with contextlib.redirect_stderr(io.StringIO()):
+        check(path, "config.json")
+        states(path)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    each.__name__: each for each in (idx, cifar, npz, safetensors, toml, config, attack, threat)
+    each.__name__: each for each in (idx, cifar, npz, safetensors, toml, config, attack, threat, partial)
 }
+if importlib.util.find_spec("atent.runs.manifest"):
+    TARGETS["manifest"] = manifest
 """Name -> what gives bytes to a reader."""
 # What is instrumented beside this package, which must be pure Python.
 _MODULES = ["atent", "tomllib", "zipfile", "numpy.lib.format", "numpy.lib._format_impl"]

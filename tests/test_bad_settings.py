@@ -28,8 +28,8 @@ from atent.methods import METHODS, PGDAT
 from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
 from atent.runs.folder import check_name
+from atent.testing import ContractError
 from atent.testing.bad_inputs import ODD, check_settings, settings_tried, tried
-from atent.testing.contract import Broken
 from atent.testing.networks import network
 from atent.train.settings import TrainSettings
 
@@ -105,8 +105,9 @@ def test_the_check_finds_a_setting_that_raises_what_it_may_not():
         def __post_init__(self):
             math.isfinite(self.size)
 
-    with pytest.raises(Broken, match="size"):
+    with pytest.raises(ContractError, match="size"):
         check_settings(Loose)
+    assert check_settings(Threat, norm="linf", eps=0.1) == [field.name for field in dataclasses.fields(Threat)]
     kinds = {verdict.kind for _, _, verdict in settings_tried(Loose, {})}
     assert kinds == {"wrong", "accepted"}
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.fields import mistyped
-from atent.testing.contract import require
+from atent.testing.contract import ContractError, require
 from atent.testing.networks import Found, Through
 from atent.threat import Threat
 
@@ -189,8 +189,28 @@ def settings_tried(
             yield field.name, what, tried(partial(cls, **given), field.name, cls.__name__.lower(), works=right)
 
 
-def check_settings(cls: Any, **good: Any) -> None:
-    """`Broken` unless every field of a dataclass works with each value of `ODD`, or refuses it in one line that names
-    the field; ``good`` are arguments that the dataclass cannot do without."""
+def check_settings(cls: Any, **good: Any) -> list[str]:
+    """Give every field of a dataclass of settings values of every type: it works with each, or refuses it in one line.
+
+    Parameters
+    ----------
+    cls
+        The dataclass, such as an attack or a training method.
+    good
+        Arguments that it cannot do without, such as ``threat``.
+
+    Returns
+    -------
+    list of str
+        The fields that were tried.
+
+    Raises
+    ------
+    ContractError
+        For the first value that raises another exception than a ValueError, or an error of several lines or without
+        the field's name, or that is accepted although it is not of the field's type.
+    """
     for field, what, verdict in settings_tried(cls, good):
-        require(verdict.kind != "wrong", f"{cls.__name__}({field}={what}): {verdict.says}", "one line, a ValueError")
+        if verdict.kind == "wrong":
+            raise ContractError(f"{cls.__name__}({field}={what})", "works, or is refused in one line", verdict.says)
+    return [field.name for field in dataclasses.fields(cls)]
