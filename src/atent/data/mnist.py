@@ -72,7 +72,7 @@ def idx(path: Path, magic: int) -> tuple[np.ndarray, str]:
     values = np.frombuffer(content, np.uint8, offset=header)
     size = math.prod(shape)
     if len(values) != size or size == 0:
-        seen = f"more than {size}" if len(values) > size else str(len(values))
+        seen = f"{len(values)} or more" if len(values) > size else str(len(values))
         raise ValueError(f"{path}: {seen} values; its header promises {shape}, that is {size}")
     return values.reshape(shape), digest
 

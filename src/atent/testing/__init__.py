@@ -1,4 +1,4 @@
-"""The contracts as a public suite: checks for attacks, methods, certifiers and settings of your own, and for the built-in ones.
+"""The contracts as a public suite: checks for attacks, methods, certifiers and settings, yours and the built-in ones.
 
 Each check returns the promises that it looked at, and raises `ContractError`, one line, for the first that is not kept.
 """
