@@ -3,12 +3,14 @@
     python benchmarks/tables.py docs/choosing.md
 
 Each table stands between marks, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a folder
-of results/ that `atent compare` or benchmarks/ablation.py wrote.
+of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME --> and <!-- fuzz: NAME --> show the
+files bad_inputs.json and fuzz.json of benchmarks/bad_inputs.py and benchmarks/fuzz.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from atent.markdown import table as markdown_table
 from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
-_MARKED = re.compile(r"(<!-- (comparison|ablation): (\S+) -->\n).*?(<!-- end -->)", re.S)
+_MARKED = re.compile(r"(<!-- (comparison|ablation|inputs|fuzz): (\S+) -->\n).*?(<!-- end -->)", re.S)
 _SHOWN = ("clean (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")
 
 
@@ -78,9 +80,31 @@ def ablation(folder: Path) -> str:
     return "".join(line + "\n" for line in (folder / "ablation.md").read_text().splitlines() if line.startswith("|"))
 
 
+def inputs(folder: Path) -> str:
+    """Bad inputs by room: how many were tried, and what became of them."""
+    found = json.loads((folder / "bad_inputs.json").read_text())
+    rows = {**found["by"], "all": found["total"]}
+    kinds = ("tried", "refused", "accepted", "wrong")
+    cells = [[name.replace("_", " "), *(f"{row[kind]:,}" for kind in kinds)] for name, row in rows.items()]
+    return "\n".join(markdown_table(["given to", "tried", "refused in one line", "works", "wrong"], cells)) + "\n"
+
+
+def fuzz(folder: Path) -> str:
+    """What each fuzzer reached."""
+    found = json.loads((folder / "fuzz.json").read_text())
+    cells = []
+    for name, row in found.items():
+        reached = row["coverage"] or {"edges": 0, "inputs": 0}
+        kinds = ", ".join(dict.fromkeys(kind.partition("-")[0] for kind in row["findings"])) or "none"
+        counts = (f"{row['minutes']:g}", f"{row['executions']:,}", str(reached["edges"]), str(reached["inputs"]))
+        cells.append([name, kinds, *counts, str(len(row["findings"]))])
+    headings = ["reader", "findings", "minutes", "executions", "edges reached", "inputs kept", "places"]
+    return "\n".join(markdown_table(headings, cells, left=2)) + "\n"
+
+
 def refreshed(text: str, results: Path) -> str:
     """A document with its tables made anew."""
-    make = {"comparison": comparison, "ablation": ablation}
+    make = {"comparison": comparison, "ablation": ablation, "inputs": inputs, "fuzz": fuzz}
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
 
 

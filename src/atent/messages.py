@@ -7,9 +7,14 @@ import functools
 import sys
 from collections.abc import Iterable
 
+# No name is longer; the comparison of a long text with all names would take minutes.
+_LONGEST = 100
+
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `name` was probably meant to be, or None; case does not count."""
+    if len(name) > _LONGEST:
+        return None
     lower = {known.lower(): known for known in names}
     found = difflib.get_close_matches(name.lower(), lower, n=1)
     return lower[found[0]] if found else None
@@ -23,8 +28,10 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     names = list(names)
     meant = nearest(name, names)
     hint = f": did you mean {meant!r}?" if meant else ""
-    known = "" if meant and len(names) > 12 else f" (known: {', '.join(names) or 'none'})"
-    return f"unknown {kind} {name!r}{hint}{known}"
+    more = f" and {len(names) - 40} more" if len(names) > 40 else ""
+    known = "" if meant and len(names) > 12 else f" (known: {', '.join(names[:40]) or 'none'}{more})"
+    given = repr(name) if len(name) <= _LONGEST else f"{name[:_LONGEST]!r}..."
+    return f"unknown {kind} {given}{hint}{known}"
 
 
 def note(line: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from atent.fields import shown
 from atent.guard import ask, dtype_of, guard
 from atent.threads import choose
 
@@ -114,8 +115,10 @@ class Lowered(nn.Module):
 
     def __init__(self, model: nn.Module, dtype: str) -> None:
         super().__init__()
-        if dtype not in SEARCH_DTYPES:
-            raise ValueError(f"search_dtype {dtype!r} is not known: use one of {', '.join(SEARCH_DTYPES)}, or none")
+        if not isinstance(dtype, str) or dtype not in SEARCH_DTYPES:
+            raise ValueError(
+                f"search_dtype {shown(dtype)} is not known: use one of {', '.join(SEARCH_DTYPES)}, or none"
+            )
         own = dtype_of(model)
         if own not in (None, torch.float32):
             raise ValueError(f"search_dtype {dtype} is for a float32 model, this one is {own}: leave it out")

@@ -20,6 +20,8 @@ _DECIDED = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # More threads must save a tenth of the time: less is within the noise of a machine that others use as well.
 _GAIN = 1.1
 _REPEATS = 3
+# No machine has more cores, and OpenMP ends the process where it cannot start so many threads.
+_MOST = 1024
 
 
 def wait_passively(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -46,8 +48,8 @@ def _quota(path: Path) -> int:
 def check_threads(threads: Threads) -> None:
     """ValueError unless ``threads`` is None, "auto" or a whole number from 1."""
     number = isinstance(threads, int) and not isinstance(threads, bool)
-    if not (threads is None or threads == "auto" or (number and int(threads) >= 1)):
-        raise ValueError(f"threads must be at least 1 and whole, or auto, got {threads!r}")
+    if not (threads is None or threads == "auto" or (number and 1 <= int(threads) <= _MOST)):
+        raise ValueError(f"threads must be whole and from 1 to {_MOST}, or auto, got {threads!r}")
 
 
 def choose(work: Callable[[], object], most: int | None = None) -> int:

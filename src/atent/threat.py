@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
+from atent.fields import mistyped, shown
 from atent.geometry import l0, l1, patch
 from atent.geometry.blocks import Blocks
 from atent.geometry.l0 import Group
@@ -59,6 +60,8 @@ class Threat:
     least 1), an empty box, or a field that is for another norm.
     """
 
+    INFINITE: ClassVar[tuple[str, ...]] = ("eps",)
+
     norm: Norm
     """Norm of the perturbation: linf, l2, l1, l0 or patch."""
     eps: Eps
@@ -78,16 +81,22 @@ class Threat:
     """patch with inner linf: largest change of an element in pixel units."""
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
+        if not isinstance(self.norm, str) or self.norm not in NORMS:
             hint = ""
             for norm, eps in ((self.norm, self.eps), (self.eps, self.norm)):  # other case, or the two exchanged
                 if isinstance(norm, str) and norm.lower() in NORMS:
-                    hint = f"did you mean Threat({norm.lower()!r}, {eps!r})? "
-            raise ValueError(f"unknown norm {self.norm!r}: {hint}use one of {', '.join(NORMS)}")
+                    hint = f"did you mean Threat({norm.lower()!r}, {shown(eps)})? "
+            raise ValueError(f"unknown norm {shown(self.norm)}: {hint}use one of {', '.join(NORMS)}")
+        # The other fields have readers of their own.
+        wrong = mistyped(Threat, {name: getattr(self, name) for name in ("allow_large_eps", *EXTRA[:3])})
+        if wrong:
+            raise ValueError(wrong)
         if isinstance(self.eps, bool):
             raise ValueError(f"eps must be a number, got {self.eps}")
         if self.norm in COUNTS and isinstance(self.eps, int | float) and self.eps < 0:
             check_counts(self.norm, self.eps)
+        if self.inner_eps is not None:
+            object.__setattr__(self, "inner_eps", radius(self.inner_eps, "inner_eps"))
         object.__setattr__(self, "eps", as_eps(self.eps))
         object.__setattr__(self, "box", as_box(self.box))
         if self.norm in COUNTS or (self.group, self.side, self.inner, self.inner_eps) != _ELSEWHERE:
@@ -99,21 +108,16 @@ class Threat:
             check_counts(self.norm, cast("float | Radii", self.eps))
         for name, norm, unset in zip(EXTRA, ("l0", *["patch"] * 3), _ELSEWHERE):
             if self.norm != norm and getattr(self, name) != unset:
-                raise ValueError(f"{name} is for a {norm} threat, got {name} {getattr(self, name)!r} with {self.norm}")
-        if self.group not in l0.GROUPS:
-            raise ValueError(f"group must be one of {', '.join(l0.GROUPS)}, got {self.group!r}")
+                got = shown(getattr(self, name))
+                raise ValueError(f"{name} is for a {norm} threat, got {name} {got} with {self.norm}")
         if self.norm != "patch":
             return
-        if isinstance(self.side, bool) or not isinstance(self.side, int) or self.side < 1:
+        if self.side is None or self.side < 1:
             raise ValueError(f"a patch threat needs side, a whole number of pixels of at least 1, got {self.side!r}")
-        if self.inner not in patch.INNERS:
-            raise ValueError(f"inner must be one of {', '.join(patch.INNERS)}, got {self.inner!r}")
         if self.inner == "free" and self.inner_eps is not None:
             raise ValueError(f"inner_eps {self.inner_eps} needs inner 'linf', got inner 'free'")
-        if self.inner == "linf":
-            if self.inner_eps is None:
-                raise ValueError("inner 'linf' needs inner_eps, the largest change of an element, such as 16/255")
-            object.__setattr__(self, "inner_eps", radius(self.inner_eps, "inner_eps"))
+        if self.inner == "linf" and self.inner_eps is None:
+            raise ValueError("inner 'linf' needs inner_eps, the largest change of an element, such as 16/255")
 
     def __repr__(self) -> str:
         shown = {"norm": self.norm, "eps": self.eps, "box": self.box}

@@ -142,6 +142,7 @@ def _noise(
     if effective_noise is not None:
         check_number("effective_noise", effective_noise, 0)
         noise = noise_for(step_size, effective_noise)
+        check_number(f"the noise of effective_noise {effective_noise:g}", noise, 0)
     return noise
 
 

@@ -18,6 +18,9 @@ from atent.losses import LOSSES, kl
 from atent.rng import Streams
 from atent.threat import COUNTS, NORMS, Threat, per_sample, unit
 
+# A momentum above 1 grows from step to step, and no float32 holds the sum of many.
+_MOMENTUM = 100.0
+
 
 @attack
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class PGD(Attack):
         check_choice("loss", self.loss, (*LOSSES, "kl"))
         check_choice("keep", self.keep, ("last", "best"))
         check_number("momentum", self.momentum, 0)
+        if self.momentum > _MOMENTUM:
+            raise ValueError(f"momentum must be at most {_MOMENTUM:g}, got {self.momentum:g}: its sum leaves float32")
         if self.start_noise is not None:
             check_number("start_noise", self.start_noise, 0, above=True)
         if self.start != "gaussian" and self.start_noise is not None:

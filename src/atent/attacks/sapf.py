@@ -25,6 +25,8 @@ _MOST = 100.0
 _RHO = ((5e-3, 20.0), (5e-3, 20.0), (5e-3, 100.0), (1e-4, 1e-2))
 # Halvings of the way from x to a success, which a step of the descent may overshoot.
 _HALVINGS = 12
+# Lengths of a step of the weights, which begin at 1.
+_STEP = 1e6
 
 
 class _Problem(NamedTuple):
@@ -101,6 +103,8 @@ class SAPF(Attack):
         for name in ("steps", "rounds", "final_steps", "search_steps", "region_side"):
             check_number(name, getattr(self, name), 1, whole=True)
         check_number("step_size", self.step_size, 0, above=True)
+        if self.step_size > _STEP:
+            raise ValueError(f"step_size must be at most {_STEP:g}, got {self.step_size:g}: the weights leave float32")
         check_number("initial_const", self.initial_const, 0, above=True)
         if self.initial_const > _MOST:
             raise ValueError(f"initial_const must be at most {_MOST:g}, got {self.initial_const}")

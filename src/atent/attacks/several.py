@@ -8,6 +8,7 @@ from typing import Any
 
 from atent.attacks.base import ATTACKS, Attack
 from atent.attacks.spec import labelled, parse, show
+from atent.fields import shown
 from atent.threat import Box, Threat
 
 USUAL: dict[str, tuple[str, ...]] = {
@@ -38,19 +39,19 @@ def parse_threat(text: str, box: Box = (0.0, 1.0), *, allow_large_eps: bool = Fa
     norm, _, rest = text.strip().partition(" ")
     eps, _, more = rest.strip().partition(" ")
     if not eps:
-        raise ValueError(f"threat {text!r} is not understood: {_SYNTAX}")
+        raise ValueError(f"threat {shown(text, 200)} is not understood: {_SYNTAX}")
     for pattern, pairs in _SHOWN:
         more = pattern.sub(pairs, more)
     words = re.sub(r"\bgroup group\b", "group", more).split()
     fields: dict[str, Any] = dict(zip(words[::2], words[1::2]))
     if len(words) % 2 or len(fields) < len(words) // 2 or not set(fields) <= {*_FIELDS}:
-        raise ValueError(f"threat {text!r} is not understood: {_SYNTAX}")
-    if fields.get("side", "").isdigit():
+        raise ValueError(f"threat {shown(text, 200)} is not understood: {_SYNTAX}")
+    if re.fullmatch(r"[0-9]{1,9}", fields.get("side", "")):
         fields["side"] = int(fields["side"])
     try:
         return Threat(norm.lower(), eps, box, allow_large_eps, **fields)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"threat {text!r}: {error}") from None
+        raise ValueError(f"threat {shown(text, 200)}: {error}") from None
 
 
 def several(
@@ -82,9 +83,10 @@ def several(
         named, _, attacks = text.partition(":")
         threat = parse_threat(named, box, allow_large_eps=allow_large_eps)
         if threat in seen:
-            raise ValueError(f"threat {show(threat)} is given twice, as {seen[threat]!r} and {text!r}: leave one out")
+            both = f"{shown(seen[threat])} and {shown(text)}"
+            raise ValueError(f"threat {show(threat)} is given twice, as {both}: leave one out")
         if threat.eps == float("inf"):
-            raise ValueError(f"threat {text!r} has no limit: give a finite eps")
+            raise ValueError(f"threat {shown(text, 200)} has no limit: give a finite eps")
         if shape is not None:
             threat.check_eps(shape)
         seen[threat] = text
@@ -92,11 +94,13 @@ def several(
             attack = parse(each, threat, ATTACKS, allow_large_eps=allow_large_eps)
             if attack.threat != threat:
                 raise ValueError(
-                    f"attack {each!r} of threat {text!r} has a threat of its own: leave its norm and eps out"
+                    f"attack {shown(each)} of threat {shown(text)} has a threat of its own: leave its norm and eps out"
                 )
             made.append(attack)
     if len(seen) < 2:
-        raise ValueError(f"a union needs two threats or more, got {', '.join(map(repr, texts)) or 'none'}: add another")
+        raise ValueError(
+            f"a union needs two threats or more, got {', '.join(map(shown, texts)) or 'none'}: add another"
+        )
     return labelled(made)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from atent import trust
 from atent.attacks.base import ATTACKS, Attack
-from atent.checks import mistyped
+from atent.fields import shown
 from atent.messages import unknown
 from atent.registry import Registry
 from atent.threat import COUNTS, EXTRA, NORMS, Radii, Threat
@@ -25,6 +25,8 @@ _APGD = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr-targeted": "APGD-T", "margin":
 _THREAT = ("norm", "eps", "allow_large_eps", *EXTRA)
 
 
+# Python's own parser ends the process on some texts of more.
+_LONGEST = 10_000
 # The name of an attack may be that of one in the user's files, module:Class.
 _REFERENCE = re.compile(r"\s*([\w.]+:[\w.]+)\s*(\(.*)?", re.DOTALL)
 
@@ -37,17 +39,22 @@ def parse(
 
     ValueError, in one line, for bad syntax, an unknown attack or field, or a value out of range.
     """
+    if not isinstance(text, str) or len(text) > _LONGEST:
+        raise ValueError(f"attack {shown(text, 200)} is not understood: {_SYNTAX}")
     reference = _REFERENCE.fullmatch(text)
     call = f"reference{reference[2] or ''}" if reference else text.strip()
     try:
         tree = ast.parse(call, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise ValueError(f"attack {text!r} is not understood: {_SYNTAX}") from None
+        raise ValueError(f"attack {shown(text, 200)} is not understood: {_SYNTAX}") from None
     name, keywords = (tree.func, tree.keywords) if isinstance(tree, ast.Call) else (tree, [])
     if not isinstance(name, ast.Name) or (isinstance(tree, ast.Call) and tree.args):
-        raise ValueError(f"attack {text!r} is not understood: {_SYNTAX}")
+        raise ValueError(f"attack {shown(text, 200)} is not understood: {_SYNTAX}")
     called = reference[1] if reference else name.id
-    cls = attacks.find(called)
+    try:
+        cls = attacks.find(called)
+    except ValueError as error:
+        raise ValueError(f"attack {shown(text, 200)}: {error}" if reference else str(error)) from None
     known = [f.name for f in dataclasses.fields(cls) if f.name != "threat"]
     values: dict[str, Any] = {}
     for keyword in keywords:
@@ -56,32 +63,28 @@ def parse(
         if field not in (*known, *_THREAT, *getattr(cls, "FORMER", {})):
             raise ValueError(unknown(f"field of {called}", field, [*known, *_THREAT]))
         if field in values:
-            raise ValueError(f"attack {text!r} gives {field} twice")
+            raise ValueError(f"attack {shown(text, 200)} gives {field} twice")
         values[field] = _value(keyword.value, text)
     against = {} if threat is None else threat.plain()
     # A field of the attack's own goes before one of the threat.
     changes = {name: values.pop(name) for name in _THREAT if name in values and name not in known}
     if changes.get("norm", against.get("norm")) != against.get("norm"):
         if against and changes["norm"] in NORMS and "eps" not in changes:
-            raise ValueError(f"attack {text!r} has norm {changes['norm']} without its eps: add eps=...")
+            raise ValueError(f"attack {shown(text, 200)} has norm {changes['norm']} without its eps: add eps=...")
         against = {name: value for name, value in against.items() if name not in EXTRA}
     against |= changes
     if against.get("norm") is None or against.get("eps") is None:
-        raise ValueError(f"attack {text!r} has no threat: add norm='linf' (or 'l2') and eps=...")
+        raise ValueError(f"attack {shown(text, 200)} has no threat: add norm='linf' (or 'l2') and eps=...")
     against["allow_large_eps"] = bool(against.get("allow_large_eps")) or allow_large_eps
-    wrong = mistyped(cls, values)
     try:
         made = cls(threat=Threat(**against), **values)
     except trust.Untrusted:
         raise
-    except (TypeError, ValueError) as error:
-        # What the attack itself says of a value comes first.
-        raise ValueError(f"attack {text!r}: {wrong if wrong and isinstance(error, TypeError) else error}") from None
-    if wrong:
-        raise ValueError(f"attack {text!r}: {wrong}")
+    except ValueError as error:
+        raise ValueError(f"attack {shown(text, 200)}: {error}") from None
     if made.threat.eps == math.inf and not made.minimum_norm:
         small = ", ".join(each for each, kind in attacks.items() if kind.minimum_norm)
-        raise ValueError(f"attack {text!r} needs a finite eps, got inf: add eps=..., or use one of {small}")
+        raise ValueError(f"attack {shown(text, 200)} needs a finite eps, got inf: add eps=..., or use one of {small}")
     return made
 
 
@@ -89,7 +92,9 @@ def nested(text: str, threat: Threat) -> Attack:
     """The attack that ``text`` names, as part of another against ``threat``; ValueError under another threat."""
     attack = parse(text, threat, ATTACKS)
     if attack.threat != threat:
-        raise ValueError(f"attack {text!r} has a threat of its own: give norm and eps to the attack around it")
+        raise ValueError(
+            f"attack {shown(text, 200)} has a threat of its own: give norm and eps to the attack around it"
+        )
     return attack
 
 
@@ -104,7 +109,14 @@ def _value(node: ast.expr, text: str) -> Any:
             return ast.literal_eval(node.left) / ast.literal_eval(node.right)
         return ast.literal_eval(node)
     except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError):
-        raise ValueError(f"attack {text!r}: {ast.unparse(node)} is not a plain value: {_SYNTAX}") from None
+        raise ValueError(f"attack {shown(text, 200)}: {_source(node)} is not a plain value: {_SYNTAX}") from None
+
+
+def _source(node: ast.expr) -> str:
+    try:
+        return shown(ast.unparse(node)).strip("'")
+    except (RecursionError, ValueError):
+        return "one of its values"
 
 
 def _written(value: Any) -> str:

@@ -42,7 +42,7 @@ class Transfer(Attack):
     """The source: a run folder or module:function, or from Python a module."""
 
     def __post_init__(self) -> None:
-        if self.source == "" or not isinstance(self.source, str | nn.Module):
+        if not isinstance(self.source, str | nn.Module) or self.source == "":
             raise ValueError("Transfer needs a source: a run folder, module:function or, from Python, a module")
         # It is loaded later, where nobody knows any more who wrote it.
         if isinstance(self.source, str) and ":" in self.source and not Path(self.source).is_dir():

@@ -17,7 +17,7 @@ from atent.certify.linear import Coefficients, Form, Relaxation, back, form, lea
 from atent.certify.region import Region, region
 from atent.certify.rounding import Arithmetic, down
 from atent.certify.window import units as windows_of
-from atent.checks import as_inputs, as_samples, check_batch, check_choice, check_number
+from atent.checks import as_inputs, as_samples, check_batch, check_choice, check_number, check_threat
 from atent.guard import ask, check_classes, check_weights, guard, random_states, seed_all
 from atent.precision import full_precision
 from atent.threat import Threat
@@ -156,6 +156,7 @@ def prepare(
     """The network as a graph and the region of each sample; ValueError for what bounds cannot take."""
     check_choice("method", method, METHODS)
     check_number("chunk", chunk, 1, whole=True)
+    check_threat(threat)
     if threat.norm not in ("linf", "l2"):
         raise ValueError(f"bounds have no form for {threat.norm}: give a threat in linf or l2")
     if math.isinf(float(threat.eps)):

@@ -96,6 +96,7 @@ class Smoothed(metaclass=Settings):
         x = as_inputs(x, self.model)
         if radius is not None:
             check_radius(radius, n, alpha, self.sigma, dim=math.prod(x.shape[1:]))
+        seed = check_seed(seed)
         self._warn(x, seed, n, batch)
         found = self.two_votes(x, n0, n, seed=seed, ids=ids, batch=batch, advance=advance)
         return certificates(*found, self.sigma, alpha)
@@ -124,6 +125,7 @@ class Smoothed(metaclass=Settings):
                 f"n = {n} noise samples always abstain at alpha {alpha:g}: in full agreement their two-sided p is"
                 f" 2^{1 - n} = {2.0 ** (1 - n):.3g}; give n >= {math.ceil(1 - math.log2(alpha))}"
             )
+        seed = check_seed(seed)
         self._warn(x, seed, n, batch)
         return predictions(self.votes(x, n, seed=seed, ids=ids, batch=batch, advance=advance), alpha)
 

@@ -23,6 +23,7 @@ from atent.cli.width import terminal_width, wrapped
 from atent.cli.words import help_wanted, is_hidden, negated, options_of, spelled
 from atent.docstrings import field_docs
 from atent.experiments.recipe_files import UsageError
+from atent.fields import shown
 from atent.messages import unknown
 
 Flat: object = tyro.conf.OmitArgPrefixes
@@ -103,8 +104,8 @@ def parsed(
     if left:
         before = words[words.index(left[0]) - 1] if left[0] in words[1:] else ""
         if known.get(before) is bool:
-            raise UsageError(f"{before} takes no value, got {left[0]!r}: write {before}, or {negated(before)}")
-        raise UsageError(f"{left[0]!r} is one argument too many: options begin with --")
+            raise UsageError(f"{before} takes no value, got {shown(left[0])}: write {before}, or {negated(before)}")
+        raise UsageError(f"{shown(left[0])} is one argument too many: options begin with --")
     return result
 
 
@@ -150,7 +151,7 @@ def _reason(event: Any) -> str:
         return f"{', '.join(names)} is missing: see `{event.prog} --help`"
     if kind == "InvalidChoice":
         choices = ", ".join(choice for choice in event.choices if choice != "None")
-        return f"{event.argument.display_name()} must be one of {choices}, got {event.value!r}"
+        return f"{event.argument.display_name()} must be one of {choices}, got {shown(str(event.value))}"
     if kind == "BadValue":
         return f"{event.argument.display_name()} needs a value: see `{event.prog} --help`"
     if kind == "InstantiationFailure":
@@ -162,14 +163,18 @@ def _reason(event: Any) -> str:
             wanted = " or ".join(
                 {"N": "a whole number", "X": "a number"}.get(part, part) for part in metavar.split("|")
             )
-            return f"{event.argument.display_name()} must be {wanted}, got {tried[1]!r}"
+            return f"{event.argument.display_name()} must be {wanted}, got {shown(tried[1])}"
         name = event.argument.display_name() if event.argument is not None else ""
         literal = re.search(r"(invalid literal for int\(\)|could not convert string to float).*?: (.*)$", text)
         if literal:
             wanted = "a whole number" if "int()" in literal[1] else "a number"
-            return f"{name} must be {wanted}, got {literal[2]}"
-        return text if name and name in text else f"{name}: {text}".removeprefix(": ")
+            return f"{name} must be {wanted}, got {_short(literal[2])}"
+        return _short(text, 400) if name and name in text else f"{name}: {_short(text, 400)}".removeprefix(": ")
     return f"the command line is not understood ({kind}): see `{event.prog} --help`"
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _shown(argument: Any) -> str:

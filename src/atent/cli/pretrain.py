@@ -71,7 +71,7 @@ def pretrain(
         raise UsageError(unknown("recipe", recipe, pretraining_recipes()))
     job, _ = recipe_job(recipe, list(fields), prog=f"atent pretrain {recipe}", allow_large_eps=allow_large_eps)
     job = pretraining(job)
-    with claimed(runs, name or job.recipe or "run", "pretrain", numbered=not name) as path:
+    with claimed(runs, (job.recipe or "run") if name is None else name, "pretrain", numbered=name is None) as path:
         status = training.train_job(job, path, baseline=False, quiet=quiet, log=log)
     print(next_steps(job, path))
     return status

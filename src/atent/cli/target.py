@@ -47,6 +47,8 @@ class Target:
     allow_large_eps: bool = False
     """Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
     patch of as many elements, pixels or patches as a sample has."""
+    allow_long: bool = False
+    """Allow attacks that take more than a million passes through the network for each image."""
     limit: Limit = None
     """Number of test images; all: every one. Default: as the recipe, or 1000."""
     subset: Subset = None

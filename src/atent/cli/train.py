@@ -93,7 +93,7 @@ def train(
     beside = own if baseline is None else baseline
     if beside:
         _check_baseline(job)
-    with claimed(runs, name or job.recipe or "run", "train", numbered=not name) as path:
+    with claimed(runs, (job.recipe or "run") if name is None else name, "train", numbered=name is None) as path:
         return train_job(job, path, baseline=beside, quiet=quiet, log=log)
 
 

@@ -46,8 +46,9 @@ def absent(path: Path) -> tuple[dict[str, Any], str]:
     content, digest = read(path)
     try:
         rows = list(csv.DictReader(io.StringIO(content.decode())))
-        batches, kinds = [row["file"] for row in rows], [CLASSES[int(row["label"])] for row in rows]
-    except (KeyError, ValueError, IndexError, TypeError) as error:
+        batches, labels = [row["file"] for row in rows], [int(row["label"]) for row in rows]
+        kinds = [dict(enumerate(CLASSES))[label] for label in labels]
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path}: wanted lines of file, position and label (0 to 9)") from error
     test = sum(batch == "test_batch" for batch in batches)
     return {

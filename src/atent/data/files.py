@@ -2,13 +2,20 @@
 
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from atent.fields import shown
+
 ROOT = "ATENT_DATA_ROOT"
+LIMIT = "ATENT_DATA_LIMIT"
+# What a packed file may ask for to be unpacked; the strongest setting of xz asks for 65 MiB.
+_DICTIONARY = 2**28
+_PART = 2**20
 FIX = f"set --data.root or {ROOT}"
 
 
@@ -35,19 +42,82 @@ def find(what: str, folders: Sequence[Path], names: Iterable[Sequence[str]]) -> 
     return paths
 
 
-def read(path: Path) -> tuple[bytes, str]:
+def largest() -> int:
+    """The most bytes that a file of data may have, as it lies on disk and unpacked: 8 GiB, or $ATENT_DATA_LIMIT in GiB.
+
+    A few megabytes can be packed so that they fill any memory. Raises ValueError for a limit that is no number.
+    """
+    text = os.environ.get(LIMIT, "8")
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 2**20:
+        raise ValueError(f"{LIMIT} must be a number of GiB above 0, got {shown(text)}")
+    return int(number * 2**30)
+
+
+def check_size(what: object, size: int) -> None:
+    """ValueError, in one line, for something of more bytes than `largest`."""
+    if size > largest():
+        raise ValueError(
+            f"{what}: {size:,} bytes, and {largest() / 2**30:g} GiB are allowed: give a smaller file, or set {LIMIT} to"
+            " more GiB"
+        )
+
+
+def read(path: Path, promised: Callable[[bytes], int] | None = None) -> tuple[bytes, str]:
     """Content of a plain, .gz or .xz file, unpacked, and the sha256 of the file as it lies on disk.
 
-    Raises ValueError, in one line, where the packed stream is cut short or damaged.
+    No more than `largest` bytes are unpacked, and where ``promised`` says from the first 64 bytes how many there are,
+    one more than that. Raises ValueError, in one line, where there are more than `largest`, and where the packed stream
+    is cut short or damaged.
     """
+    check_size(path, path.stat().st_size)
     raw = path.read_bytes()
     digest = hashlib.sha256(raw).hexdigest()
-    unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix, bytes)
+    unpack = {".gz": _gunzip, ".xz": _unxz}.get(path.suffix)
+    if unpack is None:
+        return raw, digest
+    most = largest()
     try:
-        return unpack(raw), digest
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if promised is not None:
+            check_size(f"{path}, as its header promises", wanted := promised(unpack(raw, 64)))
+            most = min(most, wanted + 1)
+        content = unpack(raw, most + 1)
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, MemoryError) as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{path}: damaged or cut short after {len(raw)} bytes ({reason})") from error
+    check_size(f"{path}, unpacked", len(content))
+    return content, digest
+
+
+def _gunzip(raw: bytes, most: int) -> bytes:
+    """The first ``most`` bytes."""
+    parts, left = [], most
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+        # A buffered reader takes memory for all that it is asked for.
+        while left and (part := file.read(min(left, _PART))):
+            parts.append(part)
+            left -= len(part)
+    return b"".join(parts)
+
+
+def _unxz(raw: bytes, most: int) -> bytes:
+    """The first ``most`` bytes; as `lzma.decompress`, streams may follow each other, and what follows is ignored."""
+    out = b""
+    while raw and len(out) < most:
+        stream = lzma.LZMADecompressor(memlimit=_DICTIONARY)
+        try:
+            out += stream.decompress(raw, most - len(out))
+        except lzma.LZMAError:
+            if out:
+                break
+            raise
+        if not stream.eof and len(out) < most:
+            raise EOFError("the stream has no end")
+        raw = stream.unused_data if stream.eof else b""
+    return out
 
 
 def record(digest: str, known: str | None) -> dict[str, str | bool]:

@@ -50,9 +50,9 @@ def _decode(files: list[Path]) -> np.ndarray:
                 if image.mode not in GREY + COLOUR:
                     raise ValueError(f"mode {image.mode}; wanted 8-bit grey or colour")
                 images.append(np.asarray(image.convert("L" if image.mode in GREY else "RGB")))
-        # Pillow reports damage as any of these; SyntaxError is a broken PNG chunk.
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{file}: not a readable image ({error})") from error
+        # Pillow reports damage by exceptions of many kinds, whatever its decoder runs into.
+        except Exception as error:
+            raise ValueError(f"{file}: not a readable image ({' '.join(str(error).split())})") from error
         if images[-1].shape[:2] != images[0].shape[:2]:
             sizes = [f"{a.shape[1]} x {a.shape[0]}" for a in (images[-1], images[0])]
             raise ValueError(f"{file}: {sizes[0]} pixels; all must be {sizes[1]}, as {files[0].name} is")

@@ -1,5 +1,6 @@
 """MNIST and Fashion-MNIST: four files each in the IDX format, gzip-compressed or plain."""
 
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,22 @@ def idx(path: Path, magic: int) -> tuple[np.ndarray, str]:
 
     Raises ValueError where the magic number or the number of bytes is another than the header's.
     """
-    content, digest = read(path)
     header = 16 if magic == IMAGES else 8
+
+    def promised(head: bytes) -> int:
+        return header + math.prod(struct.unpack_from(f">{header // 4}I", head)[1:]) if len(head) >= header else header
+
+    content, digest = read(path, promised)
     if len(content) < header:
         raise ValueError(f"{path}: {len(content)} bytes; an IDX header alone has {header}")
     seen, *shape = struct.unpack_from(f">{header // 4}I", content)
     if seen != magic:
         raise ValueError(f"{path}: magic number {seen}; wanted {magic}")
     values = np.frombuffer(content, np.uint8, offset=header)
-    size = int(np.prod(shape, dtype=object))
+    size = math.prod(shape)
     if len(values) != size or size == 0:
-        raise ValueError(f"{path}: {len(values)} values; its header promises {shape}, that is {size}")
+        seen = f"{len(values)} or more" if len(values) > size else str(len(values))
+        raise ValueError(f"{path}: {seen} values; its header promises {shape}, that is {size}")
     return values.reshape(shape), digest
 
 

@@ -1,13 +1,10 @@
 """The user's own arrays: one .npz file."""
 
-import io
-import zipfile
-import zlib
-
 import numpy as np
 
 from atent.data import checks
-from atent.data.files import FIX, data_root, read, record
+from atent.data.arrays import arrays
+from atent.data.files import FIX, data_root, record
 from atent.data.sources import dataset
 from atent.data.split import Source, split
 
@@ -41,19 +38,9 @@ def npz(root: str | None = None) -> Source:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "not there"
         raise FileNotFoundError(f"npz: wanted an .npz file, {path} is {kind}; {FIX} to the file's path")
-    content, digest = read(path)
-    if not content.startswith(b"PK"):
-        raise ValueError(f"{path}: not an .npz file (it does not begin like a zip archive)")
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            lacking = [key for key in KEYS if key not in archive]
-            if lacking:
-                raise ValueError(f"{', '.join(lacking)} not in the file, which holds {', '.join(archive)}")
-            arrays = {key: archive[key] for key in KEYS}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    x, x_test = (_images(f"{path}: {key}", arrays[key]) for key in ("x_train", "x_test"))
-    y, y_test = arrays["y_train"], arrays["y_test"]
+    found, digest = arrays(path, KEYS)
+    x, x_test = (_images(f"{path}: {key}", found[key]) for key in ("x_train", "x_test"))
+    y, y_test = found["y_train"], found["y_test"]
     if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
         raise ValueError(f"{path}: x_test holds {x_test.dtype} {x_test.shape[1:]}; x_train has {x.dtype} {x.shape[1:]}")
     checks.labels(f"{path}: y_train", y, len(x))

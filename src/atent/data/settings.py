@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from atent.checks import Settings, check_choices
+from atent.checks import Settings
 
 Rule = Literal["stratified", "first"]
 """How fewer samples than there are get chosen: a seeded, class-stratified sample, or the first ones."""
@@ -58,6 +58,5 @@ class DataSettings(metaclass=Settings):
     """Training augmentation: none, flip, crop-flip (zero padding of 4) or rotate-flip (within 5 degrees)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         for name in ("limit", "test_limit"):
             object.__setattr__(self, name, everything(getattr(self, name)))

@@ -2,7 +2,6 @@
 
 import io
 import json
-import zipfile
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 
 from atent import runs as folder
 from atent.data import checks
-from atent.data.files import data_root, read, record
+from atent.data.arrays import arrays
+from atent.data.files import data_root, record
 from atent.data.mnist import mnist
 from atent.data.sources import dataset
 from atent.data.split import Source, Split, halves
@@ -140,13 +140,22 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[str,
         raise FileNotFoundError(
             f"two-class: {path} is not there: give the folder that holds MNIST, or a file of points"
         )
-    content, digest = read(path)
+    found, digest = arrays(path, ("z", "digits", "about"))
+    z, digits = found["z"], found["digits"]
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            z, digits, about = archive["z"], archive["digits"], json.loads(str(archive["about"]))
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        about = json.loads(str(found["about"]))
+        _check_about(about["embedding"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no points of digits ({' '.join(str(error).split())})") from error
     if z.dtype != np.float32 or z.shape != (len(digits), 2):
         raise ValueError(f"{path}: coordinates are {z.dtype} {z.shape}; wanted float32 ({len(digits)}, 2)")
     checks.labels(path, digits, len(z), 10)
+    checks.floats(path, z, (-1e6, 1e6))
     return z, digits, about, {path.name: record(digest, None)}
+
+
+def _check_about(embedding: dict[str, Any]) -> None:
+    """ValueError unless the file says how its points were made, in numbers."""
+    for name in ("perplexity", "iterations", "seed", "points"):
+        if not isinstance(embedding[name], int | float):
+            raise ValueError(f"{name} is not a number")

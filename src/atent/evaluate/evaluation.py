@@ -20,6 +20,7 @@ from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hi
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
 from atent.evaluate.outcomes import attacked, bits, flags
 from atent.evaluate.samples import Checked, checked
+from atent.fields import shown
 from atent.guard import ask, guard, outside_inference
 from atent.independence import dependence_hint
 from atent.memory import Batches
@@ -108,6 +109,7 @@ def _finite(value: Any) -> Any:
 def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> Tensor:
     """Predicted classes (n,) in eval mode and full precision; the model comes back as it was. ValueError where it gives
     no logits."""
+    batch = check_number("batch", batch, 1, whole=True)
     return _answers(model, as_inputs(x, model), as_labels(y), batch)[0]
 
 
@@ -184,15 +186,14 @@ def evaluate(
             " as attacks for the clean accuracy alone"
         )
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
-    named = dict(attacks) if isinstance(attacks, Mapping) else labelled(attacks)
-    check_names(named)
+    named = _named(attacks)
     samples = checked(model, x, y, ids, {a.threat.box for a in named.values()})
     x, y, ids = samples.x, samples.y, samples.ids
     for attack in named.values():
         attack.threat.check_eps(x.shape[1:])
         attack.threat.check_samples(len(x))
-    if cascade not in (True, False, "threat"):
-        raise ValueError(f'cascade must be True, False or "threat", got {cascade!r}')
+    if not isinstance(cascade, bool) and not (isinstance(cascade, str) and cascade == "threat"):
+        raise ValueError(f'cascade must be True, False or "threat", got {shown(cascade)}')
     if cascade:
         named = _ordered(named, cascade)
     if search_dtype is not None:
@@ -232,6 +233,21 @@ def depends_on(
     named = _ordered(attacks, cascade) if cascade else attacks
     settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last}
     return fingerprint(model, samples.x, samples.y, samples.ids, named, **settings)
+
+
+def _named(attacks: Any) -> dict[str, Attack]:
+    """The attacks by name; ValueError for what are none."""
+    several = isinstance(attacks, Mapping | list | tuple)
+    odd = (
+        [a for a in (attacks.values() if isinstance(attacks, Mapping) else attacks) if not isinstance(a, Attack)]
+        if several
+        else [attacks]
+    )
+    if odd:
+        raise ValueError(f"attacks must be attacks in a list or by name, got {shown(odd[0])}: write [PGD(threat)]")
+    named = dict(attacks) if isinstance(attacks, Mapping) else labelled(attacks)
+    check_names(named)
+    return named
 
 
 def _ordered(named: Mapping[str, Attack], cascade: bool | Literal["threat"]) -> dict[str, Attack]:

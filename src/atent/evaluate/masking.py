@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from atent.attacks import FGSM, PGD, Attack, Langevin, SparsePGD, SparseRS, Square
 from atent.attacks.spec import label
+from atent.checks import check_threat
 from atent.evaluate import gradients
 from atent.evaluate.samples import Checked
 from atent.evaluate.subject import Subject, gained, subject, weaker
@@ -247,6 +248,7 @@ def masking_checks(
     `len(CHECKS)` in all. ValueError for inputs or labels that cannot be evaluated, for an eps of 0 or infinity, for an
     attack under another threat, and for a model that gets no sample right.
     """
+    check_threat(threat)
     sample = subject(model, x, y, threat, PGD(threat) if attack is None else attack, seed, ids, batch)
     results = []
     for name, (check, why) in CHECKS.items():

@@ -17,6 +17,7 @@ from atent.evaluate.evaluation import predict
 from atent.evaluate.ledger import fingerprint
 from atent.evaluate.lines import Lines, Notes
 from atent.evaluate.samples import Checked, checked
+from atent.geometry.values import as_box
 from atent.guard import outside_inference
 from atent.progress import Advance
 from atent.threat import Box, Threat
@@ -99,6 +100,7 @@ def study(
     ``images``, are not images, for fewer than two of them, and for a file of another study.
     """
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
+    box = as_box(box)
     found = checked(model, x, y, ids, {box})
     if images:
         check_images(found.x.shape[1:])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.attacks.oracle import Loss, Oracle
-from atent.checks import check_logits, check_number, check_seed
+from atent.checks import check_logits, check_number, check_seed, check_threat
 from atent.data.split import spread
 from atent.evaluate.outcomes import attacked
 from atent.evaluate.samples import Checked, checked
@@ -82,6 +82,7 @@ def subject(
     ids: Tensor | None, batch: int,
 ) -> Subject:  # fmt: skip
     """The subject for at most `SAMPLES` of the samples; ValueError, in one line, for what cannot be evaluated."""
+    check_threat(threat)
     if not 0 < float(threat.eps) < math.inf:
         raise ValueError(f"masking checks need a finite eps above 0, got {threat.eps}")
     if attack.threat != threat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module, resources
@@ -14,7 +15,8 @@ from torch import nn
 from atent import runs as folder
 from atent import trust
 from atent.attacks import ATTACKS, Attack
-from atent.attacks.spec import labelled, show
+from atent.attacks.length import LONGEST_INNER, check_length
+from atent.attacks.spec import label, labelled, parse, show
 from atent.data import SOURCES, Data, DataSettings, Limit
 from atent.data import load as load_data
 from atent.data.described import described, words
@@ -157,7 +159,27 @@ def _attacks(job: Job, threat: Threat | None, data: Data) -> dict[str, Attack]:
         attacks = labelled(recipe_attacks(job.evaluate, threat))
     for attack in attacks.values():
         attack.threat.check_eps(data.shape)
+    if job.evaluate.checks and threat is not None and threat.eps == math.inf:
+        raise ValueError("evaluate.checks needs a finite eps, got inf: set evaluate.eps, or leave evaluate.checks out")
+    _check_length(job, threat, attacks)
     return attacks
+
+
+def _check_length(job: Job, threat: Threat | None, attacks: dict[str, Attack]) -> None:
+    """ValueError for attacks of the evaluation or the validation, and a training's adversary, that would not end."""
+    allowed, option = job.evaluate.allow_long, "--evaluate.allow-long"
+    named = {f"evaluate.attacks {name}": attack for name, attack in attacks.items()}
+    if threat is not None and job.train.validate_attack.strip().lower() != "none":
+        made = parse(job.train.validate_attack, threat, ATTACKS, allow_large_eps=job.evaluate.allow_large_eps)
+        named[f"train.validate_attack {label(made)}"] = made
+    check_length(named, allowed=allowed, option=option)
+    inner = {"method.steps": getattr(job.method, "steps", 0), "train.watch_steps": job.train.watch_steps}
+    for name, steps in inner.items():
+        if steps > LONGEST_INNER and not allowed:
+            raise ValueError(
+                f"{name} {steps:,} is that many passes for every batch, and {LONGEST_INNER:,} are allowed: lower it"
+                f" ({option} to run it all the same)"
+            )
 
 
 def _network(job: Job, data: Data, resume: bool) -> nn.Module:

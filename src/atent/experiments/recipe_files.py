@@ -17,6 +17,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from atent.fields import shown
 from atent.messages import deprecated, unknown
 from atent.runs.folder import relocated
 
@@ -33,6 +34,12 @@ RENAMED = {
     for data in ("cifar10", "digits", "mnist5k")
 }
 """Former names of recipes: read for one minor version, with a deprecation line."""
+
+# No recipe comes near; a file of gigabytes or of a thousand brackets is none.
+_LARGEST = 2**20
+_DEEPEST = 8
+_LONGEST = 50
+_QUOTES = "'\""
 
 Tables = dict[str, Any]
 
@@ -84,13 +91,18 @@ def _report_renamed(name: str) -> None:
 def read_recipe(name: str) -> Tables:
     """The tables of a recipe, by name or by the path of a .toml file, with all that it extends; UsageError in one
     line."""
-    tables = _resolved(name, recipe_file(name), ())
+    tables = _resolved(name, recipe_file(name), (), {})
     return {key: tables[key] for key in (*_HEAD, *SECTIONS) if key in tables}
 
 
-def _resolved(name: str, file: Traversable, children: tuple[str, ...]) -> Tables:
+def _resolved(name: str, file: Traversable, children: tuple[str, ...], known: dict[str, Tables]) -> Tables:
+    """``known``: what was resolved before, as files that extend each other twice over would be read without end."""
+    if str(file) in known:
+        return known[str(file)]
     if str(file) in children:
         raise UsageError(f"recipe {name} extends itself: {' -> '.join(Path(c).stem for c in (*children, str(file)))}")
+    if len(children) > _LONGEST:
+        raise UsageError(f"recipe {name} is extended by a chain of {len(children)}: at most {_LONGEST} are read")
     own = _tables(name, file)
     parents = own.pop("extends", [])
     dropped = own.pop("drop", [])
@@ -105,7 +117,7 @@ def _resolved(name: str, file: Traversable, children: tuple[str, ...]) -> Tables
             above = recipe_file(parent, beside=beside, bases=True)
         except UsageError as error:
             raise UsageError(f"recipe {name} extends {parent!r}: {error}") from None
-        inherited = _resolved(parent, above, (*children, str(file)))
+        inherited = _resolved(parent, above, (*children, str(file)), known)
         # What a recipe is about is its own.
         made = _merged(made, {k: v for k, v in inherited.items() if k in SECTIONS})
     for path in dropped:
@@ -114,9 +126,10 @@ def _resolved(name: str, file: Traversable, children: tuple[str, ...]) -> Tables
             raise UsageError(f"recipe {name}: drop names {path!r}, which it does not inherit")
         made[section] = {k: v for k, v in made[section].items() if k != key}
     name_above, name_own = (part.get("method", {}).get("name") for part in (made, own))
-    if name_above and name_own and name_own != name_above:
+    if name_above and isinstance(name_own, str) and name_own and name_own != name_above:
         made["method"] = with_method(made["method"], name_own)
-    return _merged(made, own)
+    known[str(file)] = _merged(made, own)
+    return known[str(file)]
 
 
 def with_method(section: Tables, name: str) -> Tables:
@@ -137,16 +150,47 @@ def with_method(section: Tables, name: str) -> Tables:
 def _tables(name: str, file: Traversable) -> Tables:
     """What the file itself states."""
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:
+            content = stream.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise ValueError(f"it has more than {_LARGEST:,} bytes")
+        # Editors of Windows begin a file with a byte order mark.
+        tables = tomllib.loads(content.decode("utf-8-sig"))
+        _check_plain(tables, "", 0)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"recipe {name} is not valid TOML: {error}") from None
+        raise UsageError(f"recipe {name} is not valid TOML: {shown(str(error), 200).strip(_QUOTES)}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
+    except RecursionError:
+        raise UsageError(f"recipe {name} is nested too deep: {_DEEPEST} levels at most") from None
+    except ValueError as error:
+        raise UsageError(f"recipe {name} cannot be read: {error}") from None
     for key in tables:
         if key not in (*_HEAD, *SECTIONS):
             raise UsageError(f"recipe {name}: {unknown('table', key, (*SECTIONS, *_HEAD))}")
+        if key in SECTIONS and not isinstance(tables[key], dict):
+            raise UsageError(f"recipe {name}: {key} must be a table, got {shown(tables[key])}: write [{key}]")
+    for key, kind, words in (("about", str, "a text"), ("baseline", bool, "true or false")):
+        if not isinstance(tables.get(key, kind()), kind):
+            raise UsageError(f"recipe {name}: {key} must be {words}, got {shown(tables[key])}")
     try:
         return moved(tables)
     except UsageError as error:
         raise UsageError(f"recipe {name}: {error}") from None
+
+
+def _check_plain(value: Any, where: str, depth: int) -> None:
+    """ValueError, with the place, for what no setting takes: dates, and tables nested too deep."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{where} is nested deeper than {_DEEPEST} levels")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_plain(item, f"{where}.{key}" if where else shown(key).strip(_QUOTES), depth + 1)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{where}[{number}]", depth + 1)
+    elif not isinstance(value, str | int | float):
+        raise ValueError(f"{where} is a {type(value).__name__}, {value}: a recipe has texts, numbers, true and false")
 
 
 def moved(tables: Tables) -> Tables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import typing
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atent.experiments.recipe_files import SECTIONS, UsageError, moved, read_recipe, recipe_names
+from atent.fields import mistyped, shown
 from atent.messages import unknown
 from atent.runs.folder import BUILDER_KEYS
 
@@ -31,11 +33,16 @@ def job(tables: dict[str, Any], recipe: str | None) -> Job:
         "data": DataSettings, "model": ModelSettings, "optimizer": Optimizer, "schedule": Schedule,
         "train": TrainSettings, "evaluate": EvaluateSettings,
     }  # fmt: skip
+    for section in SECTIONS:
+        if not isinstance(tables.get(section, {}), dict):
+            raise UsageError(f"{section} must be a table, got {shown(tables[section])}: write [{section}]")
     tables = moved(tables)
     method = dict(tables.get("method", {}))
     name = method.pop("name", None)
     if name is None:
         raise UsageError(f"method.name is missing: use one of {', '.join(METHODS)}")
+    if not isinstance(name, str):
+        raise UsageError(f"method.name must be a text, got {shown(name)}: use one of {', '.join(METHODS)}")
     try:
         types["method"] = METHODS.find(name)
     except ValueError as error:
@@ -91,16 +98,24 @@ def python_job(saved: dict[str, Any], run: Path, *, baseline: bool = False) -> J
 
 def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
     if not isinstance(values, dict):
-        return [f"{path} must be a table, got {values!r}"]
+        return [f"{path} must be a table, got {shown(values)}"]
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]
     errors = []
     for key, value in values.items():
         if key not in names:
-            errors.append(f"{path}.{key}: {unknown('field', key, names)}")
+            errors.append(f"{path}{f'.{key}' if key.isidentifier() else ''}: {unknown('field', key, names)}")
         elif dataclasses.is_dataclass(hints[key]):
             errors += _unknown_fields(hints[key], value, f"{path}.{key}")
     return errors
+
+
+@functools.cache
+def _adapter(cls: type) -> Any:
+    """pydantic's reader of a dataclass, which takes it longer to make than to use."""
+    import pydantic
+
+    return pydantic.TypeAdapter(cls)
 
 
 def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[str]]:
@@ -113,20 +128,33 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
 
         norm = values["threat"].get("norm")
         # pydantic makes dataclasses without calling their class; of a norm that is none it says more itself.
-        if norm in NORMS:
+        if isinstance(norm, str) and norm in NORMS:
             check_norm(cls, norm)
     try:
         # As JSON, strictly: "5" is no number and true is no 1, but a list may be a tuple.
-        return pydantic.TypeAdapter(cls).validate_json(json.dumps(values), strict=True), []
+        made: Any = _adapter(cls).validate_json(json.dumps(values), strict=True)
+        wrong = _out_of_range(made)
+        return made, [f"{path}.{wrong}"] if wrong else []
     except pydantic.ValidationError as error:
         lines: dict[str, str] = {}
         for e in error.errors():
             # The branches of a union each report; the path without their names is the field's.
-            where = ".".join(str(p) for p in e["loc"] if not re.search(r"[\[\]-]|^(float|str|int|none)$", str(p)))
-            message = e["msg"].removeprefix("Value error, ").removeprefix("Input ")
-            got = "" if e["type"] in ("value_error", "missing") else f", got {e['input']!r}"
+            where = ".".join(str(p) for p in e["loc"] if not re.search(r"[\[\]-]|^(float|str|int|none|bool)$", str(p)))
+            message = " ".join(e["msg"].removeprefix("Value error, ").removeprefix("Input ").split())
+            got = "" if e["type"] in ("value_error", "missing") else f", got {shown(e['input'])}"
             lines.setdefault(where, f"{path}{'.' + where if where else ''}: {message}{got}")
         return None, list(lines.values())
+
+
+def _out_of_range(made: Any) -> str | None:
+    """What is wrong with a value of the dataclass, or of one inside it, by its path: pydantic looks at types alone."""
+    wrong = mistyped(type(made), {f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
+    for field in () if wrong else dataclasses.fields(made):
+        inside = getattr(made, field.name)
+        wrong = _out_of_range(inside) if dataclasses.is_dataclass(inside) else None
+        if wrong:
+            return f"{field.name}.{wrong}"
+    return wrong
 
 
 def chains() -> dict[str, tuple[Any, bool]]:

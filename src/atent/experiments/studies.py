@@ -12,8 +12,10 @@ from typing import Any
 from torch import nn
 
 from atent.attacks import ATTACKS, Attack
+from atent.attacks.length import check_length
 from atent.attacks.spec import parse, spell
 from atent.attacks.transfer import load_source
+from atent.checks import Settings
 from atent.data.corruptions import CORRUPTIONS, SEVERITIES, check_images, suited
 from atent.data.corruptions.sequences import SEQUENCES
 from atent.evaluate import Checked, fourier_map, measure_bands, measure_corruptions, measure_flips
@@ -36,7 +38,7 @@ from atent.stats import t_interval
 
 
 @dataclass(frozen=True)
-class Studies:
+class Studies(metaclass=Settings):
     """What is measured beside the robust accuracy."""
 
     bands: bool = False
@@ -80,7 +82,9 @@ class Studies:
         check_images(target.data.shape)
         if self.bands:
             checked_cut(self.band_cut, *target.data.shape[1:])
-            self.attack(target).threat.check_eps(target.data.shape)
+            attack = self.attack(target)
+            attack.threat.check_eps(target.data.shape)
+            check_length({f"--band-attack {self.band_attack}": attack}, allowed=target.settings.allow_long)
         self.network(target)
 
     def attack(self, target: Target) -> Attack:

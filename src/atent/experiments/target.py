@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from atent import runs as folder
 from atent import trust
 from atent.attacks import ATTACKS, Attack
+from atent.attacks.length import check_length
 from atent.attacks.several import USUAL, several
 from atent.attacks.spec import labelled, parse, show
 from atent.checks import Settings
@@ -42,6 +43,8 @@ STRONG: dict[str, tuple[str, ...]] = {
 class EvaluateSettings(metaclass=Settings):
     """How the finished model is evaluated on the test set."""
 
+    INFINITE: ClassVar[tuple[str, ...]] = ("eps",)
+
     attacks: tuple[str, ...] = ("FGSM", "PGD(steps=20)", "Langevin(steps=20)")
     """Attacks, each written as a call, such as PGD(steps=40, step_size=0.01, restarts=5)."""
     threats: tuple[str, ...] = ()
@@ -67,6 +70,8 @@ class EvaluateSettings(metaclass=Settings):
     allow_large_eps: bool = False
     """Permit an eps that covers the whole box (linf: the box width or more, l2, l1: its diagonal or more, l0, patch: as
     many elements, pixels or patches as a sample has)."""
+    allow_long: bool = False
+    """Permit attacks of more passes an image than `atent.attacks.length.LONGEST`."""
     group: Group | None = None
     """l0: what eps counts, element or pixel; default: as the method's threat, or element."""
     side: int | None = None
@@ -180,6 +185,7 @@ def load_target(
     channels_last: bool | None = None,
     allow_large_eps: bool = False,
     trust_code: bool = False,
+    allow_long: bool = False,
 ) -> Target:
     """What ``target`` names, ready to be evaluated: a run folder, a .safetensors file, or module:function.
 
@@ -202,6 +208,7 @@ def load_target(
         "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
         "attacks": named, "threats": together, "limit": limit, "seed": seed, "batch": batch,
         "channels_last": channels_last, "allow_large_eps": allow_large_eps or None,
+        "allow_long": allow_long or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
     path = Path(target)
@@ -369,5 +376,8 @@ def attacks_of(settings: EvaluateSettings, threat: Threat | None, data: Data) ->
     """The attacks of the settings by name: under their threats, or where they have none under ``threat``."""
     allowed = settings.allow_large_eps
     if settings.threats:
-        return several(settings.threats, data.box, shape=data.shape, allow_large_eps=allowed)
-    return labelled([parse(text, threat, ATTACKS, allow_large_eps=allowed) for text in settings.attacks])
+        made = several(settings.threats, data.box, shape=data.shape, allow_large_eps=allowed)
+    else:
+        made = labelled([parse(text, threat, ATTACKS, allow_large_eps=allowed) for text in settings.attacks])
+    check_length(made, allowed=settings.allow_long)
+    return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -10,16 +11,32 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from atent.fields import LARGEST, shown
+
 
 def radius(value: float | str, name: str = "eps") -> float:
     """A radius from a number or a fraction such as ``"8/255"``; ValueError unless finite and >= 0."""
     try:
-        number = float(Fraction(value.strip())) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError, TypeError, OverflowError):
-        raise ValueError(f"{name} {value!r} is not a number: give one such as 0.3 or '8/255'") from None
+        number = _number(value)
+    except (ValueError, ZeroDivisionError, TypeError, OverflowError, RuntimeError):
+        raise ValueError(f"{name} {shown(value)} is not a number: give one such as 0.3 or '8/255'") from None
+    quotes = "'"
     if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{name} must be finite and at least 0, got {value}")
+        raise ValueError(f"{name} must be finite and at least 0, got {shown(value).strip(quotes)}")
+    if number > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST:.2g}, the largest of float32, got {shown(value)}")
     return number
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, str):
+        if isinstance(value, bool | bytes | bytearray):
+            raise TypeError("no number")
+        return float(value)
+    # The fraction of 1e999999999 would fill the memory.
+    if len(value) > 100 or any(int(power) > 400 for power in re.findall(r"[eE][+-]?(\d+)", value.replace("_", ""))):
+        raise ValueError("too long")
+    return float(Fraction(value.strip()))
 
 
 class Radii(tuple[float, ...]):
@@ -61,7 +78,7 @@ def check_counts(norm: str, eps: float | Radii) -> None:
     what = {"l0": "elements or pixels", "patch": "patches"}[norm]
     for value in eps if isinstance(eps, Radii) else (eps,):
         if value != math.inf and (value < 1 or value != math.floor(value)):
-            raise ValueError(f"{norm} eps is a number of {what}: give a whole number of at least 1, got {value:g}")
+            raise ValueError(f"{norm} eps is a number of {what}: give a whole number of at least 1, got {shown(value)}")
 
 
 def as_eps(value: Any) -> float | Radii:
@@ -73,7 +90,7 @@ def as_eps(value: Any) -> float | Radii:
     if isinstance(value, str):
         return math.inf if value == "inf" else radius(value)
     if hasattr(value, "ndim") and value.ndim > 1:
-        raise ValueError(f"eps must be a number or one for each sample, (n,), got shape {tuple(value.shape)}")
+        raise ValueError(f"eps must be a number or one for each sample, (n,), got {shown(value)}")
     if isinstance(value, list | tuple) or getattr(value, "ndim", 0) == 1:
         return Radii(value.tolist() if hasattr(value, "tolist") else value)
     return math.inf if value == math.inf else radius(value)
@@ -81,16 +98,18 @@ def as_eps(value: Any) -> float | Radii:
 
 def as_box(value: Any) -> Box:
     """A pair of numbers, or a pair of tuples with one number for each channel."""
-    message = f"box must be (low, high), finite, with low < high, got {value} (or one sequence for each)"
+    message = f"box must be (low, high), finite, with low < high, got {shown(value)} (or one sequence for each)"
+    if isinstance(value, str | bytes | dict | set):
+        raise ValueError(message)
     try:
         low, high = (v.tolist() if hasattr(v, "tolist") else v for v in value)
         pairs = [(low, high)]
         several = isinstance(low, list | tuple) or isinstance(high, list | tuple)
         if several:
             pairs = list(zip(low, high, strict=True))
-        numbers = [(float(a), float(b)) for a, b in pairs]
-    except (TypeError, ValueError):
+        numbers = [(_number(a), _number(b)) for a, b in pairs]
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError, RuntimeError):
         raise ValueError(message) from None
-    if not numbers or not all(a < b and math.isfinite(a) and math.isfinite(b) for a, b in numbers):
+    if not numbers or not all(-LARGEST <= a < b <= LARGEST for a, b in numbers):
         raise ValueError(message)
     return (tuple(a for a, _ in numbers), tuple(b for _, b in numbers)) if several else numbers[0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atent.attacks.langevin import SAMPLER_FIELDS, Anchor, Gradient, Projection, Sampler, Variant, sampler
 from atent.attacks.starts import Start
-from atent.checks import check_choice, check_choices, check_number
+from atent.checks import check_choice, check_number
 from atent.guard import ask, guard
 from atent.losses import check_smoothing, cross_entropy, kl, wide
 from atent.methods import base
@@ -132,7 +132,6 @@ class ATENT(Method):
         check_number("alpha", self.alpha, 0, above=True)
         if self.alpha > 1:
             raise ValueError(f"alpha must lie in (0, 1], got {self.alpha}")
-        check_choices(self)
         check_number("beta", self.beta, 0)
         check_number("chains", self.chains, 1, whole=True)
         check_smoothing(self.label_smoothing)

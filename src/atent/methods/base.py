@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
+from atent.fields import shown
 from atent.guard import explained
 from atent.registry import Registry
 from atent.threat import Threat
@@ -197,7 +198,7 @@ def scheduled(name: str, value: float | str, progress: float) -> float:
         dots = ""
     if not dots or not 0 < end <= 1:
         raise ValueError(
-            f"{name} {value!r} is not a valid schedule: write a number, START..END such as 0.5..0.1, or 0.5..0.1@0.3 to"
-            " be there after 30 % of the training"
+            f"{name} {shown(value)} is not a valid schedule: write a number, START..END such as 0.5..0.1, or"
+            " 0.5..0.1@0.3 to be there after 30 % of the training"
         )
     return low + ramp(progress, 0.0, end) * (high - low)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from atent.certify.bounds import margins
 from atent.certify.graph import Graph
-from atent.checks import check_choices
 from atent.methods.base import Method, Metrics, State, check_budget, method, ramp
 from atent.methods.certified import check_share, mixed_loss
 from atent.threat import Threat
@@ -71,7 +70,6 @@ class CROWNIBP(Method):
             check_share(name, getattr(self, name))
         if self.eps_start > self.eps_end:
             raise ValueError(f"eps_end must be at least eps_start {self.eps_start:g}, got {self.eps_end:g}")
-        check_choices(self)
         check_budget(self.threat)
 
     def schedule(self, progress: float) -> tuple[float, float, float]:

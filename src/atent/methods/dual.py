@@ -16,6 +16,9 @@ from atent.methods.base import Method, Metrics, State, check_budget, check_warmu
 from atent.methods.certified import check_share, mixed_loss
 from atent.threat import Threat
 
+# Each is a vector of every layer's size for every sample.
+_PROJECTIONS = 10_000
+
 
 @method
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Dual(Method):
         check_share("kappa", self.kappa)
         if self.projections is not None:
             check_number("projections", self.projections, 1, whole=True)
+            if self.projections > _PROJECTIONS:
+                raise ValueError(f"projections must be at most {_PROJECTIONS:,}, got {self.projections}: use 10 to 50")
             if self.threat.norm != "linf":
                 raise ValueError(
                     f"projections estimate the dual norms of linf, got a threat in {self.threat.norm}: leave them out"

@@ -98,7 +98,8 @@ class MMA(Method):
             if self.eps_min > self.d_max:
                 raise ValueError(f"eps_min must be at most d_max, the threat's eps {self.d_max:g}, got {self.eps_min}")
         step = self.step_scale * self.resolved_eps_min / self.steps
-        check_reach(self.threat, step, f"with steps={self.steps} and eps_min={self.resolved_eps_min:g} a step of")
+        length = f"with steps={self.steps} and eps_min={self.resolved_eps_min:g} a step of"
+        check_reach(self.threat, step, f"step_scale {self.step_scale:g} {length}")
         check_number("clean_weight", self.clean_weight, 0)
         if self.clean_weight >= 1:
             raise ValueError(f"clean_weight must lie in [0, 1), got {self.clean_weight}")

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
-from atent.checks import check_choices
 from atent.guard import ask
 from atent.losses import check_smoothing, cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
@@ -53,7 +52,6 @@ class PGDAT(Method):
     """Share of the label spread over all classes in the loss; the adversary has hard labels, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         check_warmup(self.eps_warmup)
         check_smoothing(self.label_smoothing)
         check_budget(self.threat)

@@ -15,7 +15,7 @@ from atent.attacks.ddn import decoupled
 from atent.attacks.oracle import Oracle
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
-from atent.checks import check_choices, check_number
+from atent.checks import check_number
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
@@ -107,7 +107,6 @@ class SmoothAdv(Method):
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0)
         check_number("samples", self.samples, 1, whole=True)
-        check_choices(self)
         # DDN looks at x first: with one step it would see nothing else.
         check_number("steps", self.steps, 2 if self.attack == "ddn" else 1, whole=True)
         if self.attack == "ddn" and (self.step_size is not None or self.start != "zero"):

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from atent.checks import Settings, check_choices
+from atent.checks import Settings, check_number
+from atent.fields import shown
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,17 @@ class Schedule(metaclass=Settings):
     """Share of the training at which the cyclic schedule is at the base rate, above 0 and below 1."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
         if self.kind == "step" and self.every < 1:
             raise ValueError(f"the step schedule needs every >= 1, got {self.every}")
         if self.kind == "multistep" and (not self.milestones or list(self.milestones) != sorted(self.milestones)):
-            raise ValueError(f"the multistep schedule needs ascending milestones, got {self.milestones}")
-        if not self.factor > 0 or not all(f > 0 for f in self.factors):
-            raise ValueError(f"factors must be above 0, got {self.factors or self.factor}")
+            raise ValueError(f"the multistep schedule needs ascending milestones, got {shown(self.milestones)}")
+        check_number("factor", self.factor, 0, above=True)
+        for factor in self.factors:
+            check_number("each of factors", factor, 0, above=True)
         if self.factors and len(self.factors) != len(self.milestones):
             raise ValueError(f"factors needs one per milestone, {len(self.milestones)}, got {len(self.factors)}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup must be at least 0, got {self.warmup}")
+        for name in ("every", "warmup"):
+            check_number(name, getattr(self, name), 0, whole=True)
         if not 0 < self.peak < 1:
             raise ValueError(f"peak must lie between 0 and 1, got {self.peak}")
         # By epoch the whole first one would not move, at rate 0.

@@ -80,7 +80,10 @@ class Optimizer(metaclass=Settings):
     """The walk of EntropySGD; SGLD takes its noise."""
 
     def __post_init__(self) -> None:
-        build_one = OPTIMIZERS.find(self.name)
+        try:
+            build_one = OPTIMIZERS.find(self.name)
+        except ValueError as error:
+            raise ValueError(f"name: {error}" if ":" in self.name else str(error)) from error
         check_number("lr", self.lr, 0, above=True)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")

@@ -12,7 +12,17 @@ from atent.runs.files import (
     write_atomic,
     write_json,
 )
-from atent.runs.folder import check_free, clear, completed, create, free_name, is_free, read_config, relocated
+from atent.runs.folder import (
+    check_free,
+    check_name,
+    clear,
+    completed,
+    create,
+    free_name,
+    is_free,
+    read_config,
+    relocated,
+)
 from atent.runs.former import read_rows, with_present_keys
 from atent.runs.manifest import Damaged
 from atent.runs.names import BEST, CONFIG, CURVES, EVALUATION, LAST, LOCK, MANIFEST, METRICS
@@ -34,6 +44,7 @@ __all__ = [
     "as_json",
     "atomic",
     "check_free",
+    "check_name",
     "clear",
     "completed",
     "create",

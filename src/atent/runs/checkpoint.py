@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from atent import runs as folder
 from atent.guard import guard
 from atent.runs import manifest
+from atent.runs.metadata import metadata_of
 from atent.runs.names import BEST, LAST, PREVIOUS, STATE, WEIGHTS
 from atent.runs.weights import (
     Notes,
@@ -93,8 +94,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
     manifest.check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            about, notes = (json.loads(metadata.get(key, "{}")) for key in ("atent", "state"))
+            about, notes = metadata_of(path, file.metadata() or {}, file.keys())
             state = unpack({name: file.get_tensor(name) for name in file.keys()}, notes)  # noqa: SIM118
     except SafetensorError as error:
         raise folder.Damaged(f"{path} is not a whole safetensors file ({error}): copy it again") from None
@@ -118,8 +118,8 @@ def check_best(run: Path) -> None:
     manifest.check(run, BEST)
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("atent", "{}"))
-    except (SafetensorError, ValueError) as error:
+            about, _ = metadata_of(path, file.metadata() or {}, file.keys())
+    except SafetensorError as error:
         raise folder.Damaged(f"{path} is not a whole safetensors file ({error}): copy it again") from None
     _check_run(path, about)
 

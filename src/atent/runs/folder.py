@@ -8,8 +8,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from atent.fields import shown
 from atent.runs import manifest
 from atent.runs.names import CONFIG, LAST, LOCK, MANIFEST, STATE
+
+# A file system takes 255 bytes, and a name is numbered where it is taken.
+_LONGEST = 200
 
 BUILDER_KEYS = ("builder", "builder_args")
 """Where the sections model and data of a run from Python say what builds them again."""
@@ -101,14 +105,22 @@ def clear(path: Path) -> None:
             each.unlink()
 
 
+def check_name(name: str) -> None:
+    """ValueError, in one line, if `name` is not the name of one folder: a run stays inside the folder of runs."""
+    if name in ("", ".", "..") or any(part in name for part in "/\\\0\n\r") or len(name.encode()) > _LONGEST:
+        raise ValueError(
+            f"a run name is the name of one folder, without slashes and of at most {_LONGEST} bytes, got {shown(name)}:"
+            " use --runs for another place"
+        )
+
+
 def free_name(root: str | Path, name: str, *, aside: Collection[Path] = ()) -> Path:
     """The first of root/name, root/name-2, root/name-3 ... that `create` would take and that is not one of ``aside``;
     makes nothing.
 
     Raises ValueError if `name` is not the name of one folder.
     """
-    if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise ValueError(f"a run name is the name of one folder, without slashes, not {name!r}")
+    check_name(name)
     path, number = Path(root) / name, 1
     while path in aside or not is_free(path):
         number += 1

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from atent.runs.folder import check_free, free_name, is_free
+from atent.runs.folder import check_free, check_name, free_name, is_free
 from atent.runs.names import LOCK
 from atent.runs.stale import alive, boot, sweep
 
@@ -117,6 +117,7 @@ def claimed(root: str | Path, name: str, what: str, *, numbered: bool = True) ->
 
     Raises InUse and FileExistsError for the one name, ValueError as `free_name`.
     """
+    check_name(name)
     if not numbered:
         path = Path(root) / name
         if not path.is_dir():

@@ -224,7 +224,10 @@ def unpack(tensors: Mapping[str, Tensor], notes: Notes) -> State:
     state: State = {k.replace(_COMPILED, ""): v for k, v in tensors.items()}
     for name in notes.get("complex", ()):
         # A file's tensors lie at multiples of 8 bytes; complex128 needs 16, or the process dies in the copy.
-        state[name] = torch.view_as_complex(state[name].clone())
+        pairs = state[name]
+        if pairs.shape[-1:] != (2,) or pairs.dtype not in (torch.float16, torch.float32, torch.float64):
+            raise ValueError(f"{name} is {pairs.dtype} {tuple(pairs.shape)}, want pairs of floats: it is complex")
+        state[name] = torch.view_as_complex(pairs.clone())
     for name, of in notes.get("tied", {}).items():
         state[name] = state[of]
     return {**state, **notes.get("extra", {})}

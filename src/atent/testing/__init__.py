@@ -1,11 +1,12 @@
-"""The contracts as a public suite: checks for attacks, methods and certifiers of your own, and for the built-in ones.
+"""The contracts as a public suite: checks for attacks, methods, certifiers and settings, yours and the built-in ones.
 
 Each check returns the promises that it looked at, and raises `ContractError`, one line, for the first that is not kept.
 """
 
 from atent.testing.attacks import check_attack
+from atent.testing.bad_inputs import check_settings
 from atent.testing.certifiers import check_certifier
 from atent.testing.contract import ContractError
 from atent.testing.methods import check_method
 
-__all__ = ["ContractError", "check_attack", "check_certifier", "check_method"]
+__all__ = ["ContractError", "check_attack", "check_certifier", "check_method", "check_settings"]

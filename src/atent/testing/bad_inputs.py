@@ -1,19 +1,28 @@
-"""Inputs, labels, ids, seeds and networks that no attack can use, and the check that they are refused."""
+"""What comes from outside and is of no use: inputs, labels, ids, seeds and networks for attacks, values for settings.
+
+Each has the check that it is refused in one line.
+"""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack
-from atent.testing.contract import require
+from atent.fields import mistyped
+from atent.testing.contract import ContractError, require
 from atent.testing.networks import Found, Through
+from atent.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -92,3 +101,116 @@ def check_refused(kind: str, attack: Attack, model: nn.Module, x: Tensor, y: Ten
     else:
         require(False, f"a result for {kind}", "ValueError")
     found.check(f" after {kind}")
+
+
+# ---- values of settings --------------------------------------------------------------------------------------
+
+
+def _nested(depth: int) -> list[Any]:
+    made: list[Any] = []
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
+ODD: dict[str, Any] = {
+    "zero": 0, "one": 1, "two": 2, "minus one": -1, "2^31": 2**31, "2^63": 2**63, "-2^63": -(2**63), "2^64": 2**64,
+    "10^30": 10**30, "10^400": 10**400, "-10^400": -(10**400), "10^5000": 10**5000,
+    "0.5": 0.5, "-0.0": -0.0, "1.0": 1.0, "-0.5": -0.5, "1e308": 1e308, "-1e308": -1e308, "1e38": 1e38,
+    "a denormal": 5e-324, "1e-46": 1e-46, "inf": math.inf, "-inf": -math.inf, "nan": math.nan,
+    "true": True, "false": False, "none": None,
+    "an empty text": "", "a text": "x", "a number as text": "5", "a fraction": "8/255", "inf as text": "inf",
+    "nan as text": "nan", "a division by zero": "1/0", "a text with NUL": "a\0b", "a text of lines": "a\nb",
+    "a lone surrogate": "\ud800", "a long text": "x" * 100_000, "a path up": "../x", "digits": "9" * 5000,
+    "code": "__import__('os').getcwd()", "a reference": "nowhere:thing", "an odd reference": "os:",
+    "bytes": b"ab", "a list": [1, 2], "an empty list": [], "a deep list": _nested(5000), "a list of texts": ["a"],
+    "a tuple": (0.5, 0.5), "a tuple of nan": (math.nan, 1.0), "a dict": {"a": 1}, "an empty dict": {}, "a set": {1},
+    "complex": 1j, "an object": object(), "a class": int, "a function": len,
+    "numpy float": np.float32(0.5), "numpy int": np.int64(3), "numpy bool": np.bool_(True),
+    "numpy nan": np.float64("nan"),
+    "numpy text": np.str_("x"), "an array": np.zeros(3), "an array of no dimensions": np.array(2),
+    "a tensor": torch.zeros(3), "a number in a tensor": torch.tensor(0.25), "a tensor of 2^40": torch.tensor(2**40),
+    "a complex tensor": torch.zeros(2, dtype=torch.complex64),
+}  # fmt: skip
+"""What it is -> a value, of every type of JSON and Python, numpy and torch."""
+
+
+class Verdict(NamedTuple):
+    """What became of one value."""
+
+    kind: str
+    """refused, accepted or wrong."""
+    says: str
+    """The error; "" for a value that was accepted."""
+
+
+def tried(make: Callable[[], Any], *names: str, works: Callable[[Any], Any] = lambda made: None) -> Verdict:
+    """Whether ``make`` refuses in one line that holds one of ``names``, or makes something with which ``works`` passes.
+
+    ``works`` may refuse too, as where a value shows only on data; any exception but a ValueError is wrong.
+    """
+    try:
+        made = make()
+        works(made)
+    except ValueError as error:
+        text = str(error)
+        if "\n" in text or not text:
+            return Verdict("wrong", f"an error of several lines: {text!r}")
+        if len(text) > 1000:
+            return Verdict("wrong", f"an error of {len(text)} characters: {text[:200]}")
+        if names and not any(re.search(rf"\b{re.escape(name)}\b", text) for name in names):
+            return Verdict("wrong", f"an error that names none of {', '.join(names)}: {text}")
+        return Verdict("refused", text)
+    except Exception as error:
+        return Verdict("wrong", f"{type(error).__name__}: {str(error)[:200]}")
+    return Verdict("accepted", "")
+
+
+def settings_tried(
+    cls: Any, good: dict[str, Any], *, works: Callable[[Any], Any] = lambda made: None
+) -> Iterator[tuple[str, str, Verdict]]:
+    """Each field of a dataclass of settings, what it was given, and the verdict; ``good`` are the other arguments.
+
+    What is accepted must leave a value of the field's type, and ``works``.
+    """
+
+    def right(made: Any) -> None:
+        values = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+        if isinstance(made, Threat) and isinstance(made.eps, tuple):
+            values.pop("eps")  # one for each sample
+        wrong = mistyped(type(made), values)
+        if wrong:
+            raise TypeError(f"accepted, though {wrong}")
+        works(made)
+
+    for field in dataclasses.fields(cls):
+        for what, value in ODD.items():
+            given = {**good, field.name: value}
+            yield field.name, what, tried(partial(cls, **given), field.name, cls.__name__.lower(), works=right)
+
+
+def check_settings(cls: Any, **good: Any) -> list[str]:
+    """Give every field of a dataclass of settings values of every type: it works with each, or refuses it in one line.
+
+    Parameters
+    ----------
+    cls
+        The dataclass, such as an attack or a training method.
+    good
+        Arguments that it cannot do without, such as ``threat``.
+
+    Returns
+    -------
+    list of str
+        The fields that were tried.
+
+    Raises
+    ------
+    ContractError
+        For the first value that raises another exception than a ValueError, or an error of several lines or without
+        the field's name, or that is accepted although it is not of the field's type.
+    """
+    for field, what, verdict in settings_tried(cls, good):
+        if verdict.kind == "wrong":
+            raise ContractError(f"{cls.__name__}({field}={what})", "works, or is refused in one line", verdict.says)
+    return [field.name for field in dataclasses.fields(cls)]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from atent.checks import Settings, check_choices, check_number
+from atent.checks import Settings, check_number
 from atent.data.settings import everything
-from atent.messages import deprecated
 from atent.methods.awp import Perturbation
 from atent.methods.embedding import EmbeddingTerm
 from atent.optim.average import check_average
@@ -20,6 +19,8 @@ from atent.threads import Threads, check_threads
 @dataclass(frozen=True)
 class TrainSettings(metaclass=Settings):
     """How long, in which batches, on what, and which epoch to keep; ValueError for values out of range."""
+
+    FORMER_VALUES: ClassVar[dict[str, dict[str, str]]] = {"select": {"natural": "clean"}}
 
     epochs: int = 10
     """Passes over the training set; with minutes, the length that the schedules are written for."""
@@ -118,10 +119,6 @@ class TrainSettings(metaclass=Settings):
             )
         if self.patience is not None:
             check_number("patience", self.patience, 1, whole=True)
-        if self.select == "natural":  # type: ignore[comparison-overlap]
-            deprecated("select natural", "clean")
-            object.__setattr__(self, "select", "clean")
-        check_choices(self)
         if self.average == "none" and self.select_weights == "average":
             raise ValueError("select_weights average needs an average: give average ema or swa")
         if not 0 < self.watch_drop <= 1:

@@ -18,6 +18,13 @@ from atent.threat import Threat
 from atent.train.settings import TrainSettings
 
 
+def _parsed(spec: str, threat: Threat | None) -> Attack:
+    try:
+        return parse(spec, threat, ATTACKS)
+    except ValueError as error:
+        raise ValueError(f"validate_attack: {error}") from None
+
+
 class Validation:
     """Clean and robust accuracy on the validation split and on as many training samples, without augmentation."""
 
@@ -26,7 +33,7 @@ class Validation:
         self.parts: dict[Part, Split] = {name: data.sample(name, limit) for name in ("train", "validation")}
         spec = settings.validate_attack.strip()
         wanted = spec.lower() != "none" and threat is not None
-        self.attacks: dict[str, Attack] = {"robust": parse(spec, threat, ATTACKS)} if wanted else {}
+        self.attacks: dict[str, Attack] = {"robust": _parsed(spec, threat)} if wanted else {}
         for attack in self.attacks.values():
             attack.threat.check_eps(data.shape)
         self.seed = settings.seed
