@@ -325,7 +325,7 @@ def test_bad_input_is_one_line(digits):
             train(digits, **changes)
         assert "\n" not in str(caught.value)
     for field in ("epochs", "batch_size", "validate_every", "threads"):
-        with pytest.raises(ValueError, match=f"{field} must be at least 1"):
+        with pytest.raises(ValueError, match=f"{field} must be (at least|whole and from) 1"):
             settings(**{field: 0})
     frozen = network().requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameters"):

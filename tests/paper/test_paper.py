@@ -310,7 +310,7 @@ def test_measures_stop_too(here, monkeypatch):
     with pytest.raises(Interrupted):
         engine.measure(late, path, wanted)
     assert list(measured(path)) == [wanted[0].key]
-    times = iter([0, 0, 2])
+    times = iter([0, 0, 0, 2])
     with monkeypatch.context() as patch:
         patch.setattr(engine.time, "monotonic", lambda: next(times, 2))
         with pytest.raises(Interrupted):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,18 @@ from atent.precision import bfloat16_pays, gaining, refuses_channels_last
 from atent.threads import cores
 from atent.train import preflight
 from atent.train.settings import TrainSettings
+
+
+def prepare(
+    model: nn.Module, data: Data, settings: TrainSettings, position: dict[str, Any], device: torch.device,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Set the CPU threads, which ``position`` keeps for a resume; ValueError where bfloat16 does not pay on a CPU."""
+    if settings.threads is not None:
+        position["threads"] = threads(model, data, settings, position.get("threads"), say)
+        torch.set_num_threads(position["threads"])
+    if settings.precision == "bfloat16" and device.type != "cuda":
+        check_bfloat16(model, data, settings, device)
 
 
 def check_bfloat16(model: nn.Module, data: Data, settings: TrainSettings, device: torch.device) -> None:

@@ -128,20 +128,14 @@ class Trainer:
 
     def _begin(self, resume: bool) -> None:
         """The state to begin or to resume from, and the run folder."""
-        settings = self.settings
         if resume:
             self._resume()
-        if settings.threads is not None:
-            before = self.position.get("threads")
-            self.position["threads"] = machine.threads(self.model, self.data, settings, before, self.say)
-            torch.set_num_threads(self.position["threads"])
-        if settings.precision == "bfloat16" and self.device.type != "cuda":
-            machine.check_bfloat16(self.model, self.data, settings, self.device)
+        machine.prepare(self.model, self.data, self.settings, self.position, self.device, self.say)
         if not resume:
             self._calibrate()
             self.position.update(self.clock.state())
             self.keeper.begin(self.config, self.state_dict)
-        self.method = around(calibration.adopt(self.bare, self.position.get("calibration")), settings)
+        self.method = around(calibration.adopt(self.bare, self.position.get("calibration")), self.settings)
         self.micro = MicroBatches(self.model, self.method, self.say)
 
     def _calibrate(self) -> None:
