@@ -71,13 +71,25 @@ def raising() -> Iterator[None]:
         raise Stopped(signum)
 
     _STATE.raising, _STATE.first = True, None
-    before = {each: signal.signal(each, stop) for each in handled()}
+    before, hook = {each: signal.signal(each, stop) for each in handled()}, sys.unraisablehook
+    sys.unraisablehook = lambda lost: _again(lost.exc_value) or hook(lost)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for each, handler in before.items():
             signal.signal(each, handler)
         _STATE.raising = False
+
+
+def _again(error: BaseException | None) -> bool:
+    """Send a signal once more whose exception was raised where Python drops it, as in a finaliser."""
+    if not isinstance(error, Stopped):
+        return False
+    timer = threading.Timer(0.05, signal.raise_signal, (error.signum,))
+    timer.daemon = True
+    timer.start()
+    return True
 
 
 @contextmanager
