@@ -79,14 +79,16 @@ def test_a_signal_in_a_finaliser_is_not_lost():
             time.sleep(20)
 
 
-def test_a_signal_that_a_library_wraps_is_one(capsys, monkeypatch):
+@pytest.mark.parametrize("wrapped", ["text", "cause"])
+def test_a_signal_that_a_library_wraps_is_one(capsys, monkeypatch, wrapped):
     from atent import cli
 
     def wrapping(name, words):
         try:
             signal.raise_signal(signal.SIGHUP)
         except KeyboardInterrupt as error:
-            raise RuntimeError(f"a schema failed: Stopped: {error}") from None
+            text, cause = ("a schema failed: Stopped: 1", None) if wrapped == "text" else ("a class failed", error)
+            raise RuntimeError(text) from cause
 
     monkeypatch.setattr(cli, "_run", wrapping)
     assert main(["recipes"]) == 129

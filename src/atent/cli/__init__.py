@@ -76,8 +76,8 @@ def _main(args: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     except Exception as error:
-        # Compiled libraries turn what a signal raises inside them into errors of their own.
-        if "Stopped: " in str(error) and signals.status(0):
+        # Python and compiled libraries turn what a signal raises inside them into errors of their own.
+        if signals.caused(error):
             raise signals.Stopped(signals.status(0) - 128) from None
         if debug:
             traceback.print_exc()
