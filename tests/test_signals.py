@@ -67,6 +67,34 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_signal_in_a_finaliser_is_not_lost():
+    class Late:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with signals.raising():
+        late = Late()
+        with pytest.raises(signals.Stopped):  # noqa: PT012
+            del late
+            time.sleep(20)
+
+
+@pytest.mark.parametrize("wrapped", ["text", "cause"])
+def test_a_signal_that_a_library_wraps_is_one(capsys, monkeypatch, wrapped):
+    from atent import cli
+
+    def wrapping(name, words):
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        except KeyboardInterrupt as error:
+            text, cause = ("a schema failed: Stopped: 1", None) if wrapped == "text" else ("a class failed", error)
+            raise RuntimeError(text) from cause
+
+    monkeypatch.setattr(cli, "_run", wrapping)
+    assert main(["recipes"]) == 129
+    assert "interrupted by SIGHUP" in capsys.readouterr().err
+
+
 def test_outside_the_main_thread_nothing_is_handled():
     found = []
     thread = threading.Thread(target=lambda: found.append(signals.handled()))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _PARENT = "ATENT_PARENT"
@@ -43,6 +44,8 @@ class _State:
     first: int | None = None
     """The first signal since the outermost `raising` began."""
     raising: bool = False
+    dropping: bool = False
+    """Python reports an exception that it drops."""
     noted: list[bool] = field(default_factory=list)
     """Whether each `stop_requests` that is at work, the innermost last, was asked to stop."""
 
@@ -68,16 +71,45 @@ def raising() -> Iterator[None]:
 
     def stop(signum: int, frame: FrameType | None) -> None:
         _STATE.first = _STATE.first or signum
-        raise Stopped(signum)
+        if _STATE.dropping:
+            _again(signum)
+        else:
+            raise Stopped(signum)
+
+    def dropped(lost: Any) -> None:
+        # A signal that comes while this runs would be dropped too.
+        _STATE.dropping = True
+        try:
+            _again(lost.exc_value.signum) if isinstance(lost.exc_value, Stopped) else hook(lost)
+        finally:
+            _STATE.dropping = False
 
     _STATE.raising, _STATE.first = True, None
-    before = {each: signal.signal(each, stop) for each in handled()}
+    before, hook = {each: signal.signal(each, stop) for each in handled()}, sys.unraisablehook
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for each, handler in before.items():
             signal.signal(each, handler)
         _STATE.raising = False
+
+
+def _again(signum: int) -> None:
+    """Send a signal once more whose exception was raised where Python drops it, as in a finaliser."""
+    timer = threading.Timer(0.2, signal.raise_signal, (signum,))
+    timer.daemon = True
+    timer.start()
+
+
+def caused(error: BaseException | None) -> bool:
+    """Whether an error is what a library made of `Stopped`, by its cause or in its text."""
+    while error is not None:
+        if isinstance(error, Stopped) or "Stopped: " in str(error):
+            return _STATE.first is not None
+        error = error.__cause__
+    return False
 
 
 @contextmanager
