@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 from atent.threads import wait_passively
@@ -29,6 +30,15 @@ def own_key(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("home")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_are_not_ignored():
+    """Tests send signals; a suite that runs in the background, or under nohup, was started with some of them ignored."""
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

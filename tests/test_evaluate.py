@@ -494,7 +494,7 @@ def test_a_file_of_another_evaluation_is_refused(change, text, conv_net, batch, 
     x, y = (change.get(k, lambda v: v)(v) for k, v in (("x", x), ("y", y)))
     attacks = change.get("attacks", [PGD(THREAT, steps=2)])
     settings = {"ids": torch.arange(12), **{k: v for k, v in change.items() if k in ("ids", "seed", "cascade")}}
-    with pytest.raises(ValueError, match=f"{text}: remove it") as error:
+    with pytest.raises(ValueError, match=f"{text}: give another file to resume from") as error:
         evaluate(conv_net(norm="model" in change), x, y, attacks, resume=path, **settings)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == before

@@ -507,7 +507,7 @@ def test_fmn_in_l2_ends_on_the_boundary_where_the_ball_stalls():
 def test_the_sphere_is_for_l2():
     with pytest.raises(ValueError, match=r"projection \(for linf\) 'sphere' is not known: use one of ball"):
         FMN(FREE["linf"], projection="sphere")
-    with pytest.raises(ValueError, match=r"projection .* 'cube' is not known"):
+    with pytest.raises(ValueError, match="projection 'cube' is not known"):
         FMN(FREE["l2"], projection="cube")
 
 
@@ -708,7 +708,7 @@ def test_alma_and_fmn_are_no_farther_than_ddn_and_carlini_wagner_than_deepfool(c
         (ALMA, {"rho_init": 0.0}, "rho_init must be above 0"),
         (ALMA, {"multiplier_init": -1.0}, "multiplier_init must be above 0"),
         (ALMA, {"check_steps": 0}, "check_steps must be at least 1"),
-        (ALMA, {"tau": math.nan}, "tau must be at least 0, got nan"),
+        (ALMA, {"tau": math.nan}, "tau must be a finite number, got nan"),
         (ALMA, {"gamma": 0.9}, "gamma must be at least 1"),
         (ALMA, {"first_step": 0.0}, "first_step must be above 0"),
         (ALMA, {"final_rate": 1.5}, "final_rate must be at most 1, got 1.5"),

@@ -308,7 +308,7 @@ def test_what_cannot_be_certified_is_refused_with_the_numbers():
     [
         (lambda s, x: Smoothed(s.model, 0.0), "sigma must be above 0, got 0"),
         (lambda s, x: Smoothed(s.model, -1.0), "sigma must be above 0, got -1"),
-        (lambda s, x: Smoothed(s.model, math.nan), "sigma must be above 0, got nan"),
+        (lambda s, x: Smoothed(s.model, math.nan), "sigma must be a finite number, got nan"),
         (lambda s, x: s.certify(x, alpha=0.0), "alpha must be above 0, got 0"),
         (lambda s, x: s.certify(x, alpha=1.0), r"alpha must lie in \(0, 1\), got 1"),
         (lambda s, x: s.predict(x, alpha=2.0), r"alpha must lie in \(0, 1\), got 2"),

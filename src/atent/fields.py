@@ -91,8 +91,16 @@ def mistyped(cls: type, values: Mapping[str, Any]) -> str | None:
         choices = _choices(hint)
         if isinstance(value, str) and choices:
             return f"{name} {shown(value)} is not known: use one of {', '.join(choices)}"
-        return f"{name} must be {_in_words(hint)}{_limit(value)}, got {shown(value)}"
+        return f"{name} must be {_wanted(hint, value)}, got {shown(value)}"
     return None
+
+
+def _wanted(hint: Any, value: Any) -> str:
+    """What a field takes, with the limit that the value exceeds."""
+    words = _in_words(hint)
+    if isinstance(value, float) and not math.isfinite(value):
+        return words.replace("a number", "a finite number")
+    return words + _limit(value)
 
 
 def _choices(hint: Any) -> list[str]:
@@ -163,7 +171,7 @@ def _limit(value: Any) -> str:
     if isinstance(value, int):
         return "" if _WHOLE[0] <= value < _WHOLE[1] else " of at most 64 bits"
     if isinstance(value, float) and not abs(value) <= LARGEST:
-        return f" of at most {LARGEST:.2g}, the largest of float32" if math.isfinite(value) else " that is finite"
+        return f" of at most {LARGEST:.2g}, the largest of float32"
     return ""
 
 
@@ -173,9 +181,10 @@ def _in_words(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_in_words, parts))
     if origin is typing.Literal:
-        return f"one of {', '.join(map(str, parts))}"
+        return str(parts[0]) if len(parts) == 1 else f"one of {', '.join(map(str, parts))}"
     if origin is tuple:
         return f"a tuple of {', '.join(dict.fromkeys(_in_words(part) for part in parts if part is not ...))}"
     if origin is dict:
         return f"a table of {_in_words(parts[1])}"
-    return _TYPES[hint][0] if hint in _TYPES else f"a {getattr(hint, '__name__', hint)}"
+    name = str(getattr(hint, "__name__", hint))
+    return _TYPES[hint][0] if hint in _TYPES else f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"

@@ -555,13 +555,24 @@ def test_the_page_says_what_the_results_say():
 def test_a_run_that_another_command_holds_is_waited_for(tmp_path):
     path, said = tmp_path / "run", []
     first = Bench(SCALES["smoke"], tmp_path, config.job, config.read_recipe, say=said.append)
-    late = dataclasses.replace(first, asked=lambda: True)
-    with engine._turn(first, path):
-        # Another command on the same run waits until it is stopped.
-        with pytest.raises(Interrupted), engine._turn(late, path):
-            pass
-        assert [line.split()[0] for line in said] == ["wait"]
-        with engine._turn(late, tmp_path / "other"):
-            pass
+    late = dataclasses.replace(first, deadline=time.monotonic())
+    taken, done = threading.Event(), threading.Event()
+
+    def hold():
+        with engine._turn(first, path):
+            taken.set()
+            done.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert taken.wait(60)
+    # Another command on the same run waits until its time is up.
+    with pytest.raises(Interrupted), engine._turn(late, path):
+        pass
+    assert [line.split()[0] for line in said] == ["wait"]
+    with engine._turn(late, tmp_path / "other"):
+        pass
+    done.set()
+    other.join()
     with engine._turn(late, path):
         pass

@@ -66,8 +66,8 @@ class Region:
             slope = torch.where(free, size, 0).square().sum(2)
             rest = (limit - torch.where(free, 0, room).square().sum(2)).clamp_min(0)
             before, square = square, torch.where(slope > 0, rest / slope, square)
-            # Most functions are at their optimum after a few steps; an accelerator would have to be waited for.
-            if a.device.type == "cpu" and torch.equal(before, square):
+            # Most functions are at their optimum after a few steps. Training never waits for an accelerator.
+            if self.arithmetic is not None and a.device.type == "cpu" and torch.equal(before, square):
                 break
         t = square.sqrt()
         length = torch.minimum(size * t[..., None], room)
