@@ -34,7 +34,7 @@ def own_key(tmp_path_factory):
 
 @pytest.fixture(autouse=True, scope="session")
 def signals_are_not_ignored():
-    """Tests send signals; a suite that runs in the background, or under nohup, was started with some of them ignored."""
+    """Tests send signals, of which a suite in the background, or under nohup, is started with some ignored."""
     for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_IGN:

@@ -283,7 +283,7 @@ def test_bad_settings_are_one_line():
         with pytest.raises(ValueError, match="gamma"):
             AWP(PGDAT(threat), bad)
     for bad in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="share of the training|must be a finite number"):
+        with pytest.raises(ValueError, match=r"share of the training|must be a finite number"):
             AWP(PGDAT(threat), warmup=bad)
     for method in (Free(threat), AWP(PGDAT(threat))):
         with pytest.raises(ValueError, match="whose backward is its own"):

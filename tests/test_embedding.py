@@ -367,7 +367,7 @@ def test_what_it_does_not_go_around_is_one_line():
         EmbeddingRegularised(ACL(LINF), term)
     with pytest.raises(ValueError, match="goes inside AWP"):
         EmbeddingRegularised(AWP(PGDAT(LINF)), term)
-    with pytest.raises(ValueError, match="term must be an EmbeddingTerm, got 0.1"):
+    with pytest.raises(ValueError, match=r"term must be an EmbeddingTerm, got 0\.1"):
         EmbeddingRegularised(PGDAT(LINF), 0.1)
     tables = read_recipe("digits-linf-free")
     tables["train"] = {**tables["train"], "embedding": {"weight": 0.1}}

@@ -314,7 +314,7 @@ def test_no_density_without_an_anchor_term(gamma):
     with pytest.raises(ValueError, match="gamma must be above 0"):
         local_entropy.local_entropy(local_entropy.well, torch.zeros((), dtype=D), gamma)
     x, y = images()
-    with pytest.raises(ValueError, match="gamma must be (above 0|a finite number)"):
+    with pytest.raises(ValueError, match=r"gamma must be (above 0|a finite number)"):
         check(net(nn.Tanh), x, y, Settings(gamma=gamma))
 
 
