@@ -290,6 +290,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, default=Path("results/reliability/soak.json"), help="JSON file")
     given = parser.parse_args()
+    # Started in the background, it would hand on that SIGINT and SIGHUP are ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     found = soak(given.minutes, given.seed, lambda line: print(line, flush=True))
