@@ -31,7 +31,7 @@ from atent.runs import provenance, read_json, read_jsonl, write_json
 
 MOST_KILLS = 6
 """Kills of one command before it may end."""
-TIMES = {"seconds", "seconds_per_epoch", "time", "minutes", "memory_mb", "threads", "dirty"}
+TIMES = {"seconds", "seconds_per_epoch", "seconds_per_image", "time", "minutes", "memory_mb", "threads", "dirty"}
 """Keys whose values say when, for how long, and in how much memory."""
 QUIET = ("--quiet",)
 TRAININGS = {
