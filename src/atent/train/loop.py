@@ -61,8 +61,9 @@ def fit(
     ``AWP(method)`` is the same as ``method`` with ``settings.awp``, `EmbeddingRegularised` as with
     ``settings.embedding``.
 
-    Raises ValueError for settings that cannot work, Diverged for a loss that is not finite, FileExistsError for a run
-    folder in use, Interrupted after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
+    Raises ValueError for settings that cannot work, Diverged for a loss, gradient or weight that is not finite,
+    OutOfMemory for a step that does not fit with a single sample, FileExistsError for a run folder in use, Interrupted
+    after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
     """
     if not isinstance(data, Data):
         raise ValueError(
