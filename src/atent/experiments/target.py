@@ -202,8 +202,7 @@ def load_target(
     changes = {
         "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
         "attacks": named, "threats": together, "limit": limit, "seed": seed, "batch": batch,
-        "channels_last": channels_last, "allow_large_eps": allow_large_eps or None,
-        "allow_long": allow_long or None,
+        "channels_last": channels_last, "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
     path = Path(target)
@@ -217,12 +216,7 @@ def load_target(
         if own and value is not None:
             raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
     check_threads(threads)
-    if own:
-        made = _other(target, given, model, data, root)
-    else:
-        if isinstance(data, Data):
-            raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
-        made = _run(path, given, model, data, root, which, weights)
+    made = _other(target, given, model, data, root) if own else _run(path, given, model, data, root, which, weights)
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))
@@ -293,9 +287,11 @@ def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: st
 
 
 def _run(
-    path: Path, given: dict[str, Any], model: str | None, name: str | None, root: str | None, which: str,
+    path: Path, given: dict[str, Any], model: str | None, name: str | Data | None, root: str | None, which: str,
     weights: str | None,
 ) -> Target:  # fmt: skip
+    if isinstance(name, Data):
+        raise ValueError(f"data as an object has no effect on {path}: name it, for a run that brings none")
     net, about, config = restore(path, which=which, weights=weights, model=model)
     data = data_of(config, path, name, root)
     # What was trained from Python is evaluated as a network without a recipe is.
