@@ -94,7 +94,7 @@ def fuzz(folder: Path) -> str:
     found = json.loads((folder / "fuzz.json").read_text())
     cells = []
     for name, row in found.items():
-        reached = row["coverage"] or {"edges": 0, "inputs": 0}
+        reached = row["coverage"] or {"edges": "-", "inputs": "-"}
         kinds = ", ".join(dict.fromkeys(kind.partition("-")[0] for kind in row["findings"])) or "none"
         counts = (f"{row['minutes']:g}", f"{row['executions']:,}", str(reached["edges"]), str(reached["inputs"]))
         cells.append([name, kinds, *counts, str(len(row["findings"]))])

@@ -83,7 +83,7 @@ def test_a_signal_in_a_finaliser_is_not_lost():
 def test_a_signal_that_a_library_wraps_is_one(capsys, monkeypatch, wrapped):
     from atent import cli
 
-    def wrapping(name, words):
+    def wrapping(name, words, plugins):
         try:
             signal.raise_signal(signal.SIGHUP)
         except KeyboardInterrupt as error:

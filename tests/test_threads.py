@@ -98,7 +98,7 @@ def test_more_threads_are_chosen_where_they_save_time(monkeypatch, one, many, ch
 def test_bad_numbers_are_one_line(value):
     with pytest.raises(ValueError, match=f"threads must be whole and from 1 to 1024, or auto, got {value!r}"):
         check_threads(value)
-    with pytest.raises(ValueError, match="threads must be whole and from 1"):
+    with pytest.raises(ValueError, match="threads must be"):
         TrainSettings(threads=value)
 
 

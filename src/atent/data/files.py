@@ -83,7 +83,7 @@ def read(path: Path, promised: Callable[[bytes], int] | None = None) -> tuple[by
     try:
         if promised is not None:
             check_size(f"{path}, as its header promises", wanted := promised(unpack(raw, 64)))
-            most = min(most, wanted + 1)
+            most = min(most, wanted)
         content = unpack(raw, most + 1)
     except (EOFError, OSError, zlib.error, lzma.LZMAError, MemoryError) as error:
         reason = str(error).rstrip(".")

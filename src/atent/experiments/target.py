@@ -207,8 +207,7 @@ def load_target(
     changes = {
         "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
         "attacks": named, "threats": together, "limit": limit, "seed": seed, "batch": batch,
-        "channels_last": channels_last, "allow_large_eps": allow_large_eps or None,
-        "allow_long": allow_long or None,
+        "channels_last": channels_last, "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
     path = Path(target)
@@ -284,9 +283,11 @@ def _as_trained(data: Data, config: dict[str, Any], run: Path) -> Data:
 
 
 def _run(
-    path: Path, given: dict[str, Any], model: str | None, name: str | None, root: str | None, which: str,
+    path: Path, given: dict[str, Any], model: str | None, name: str | Data | None, root: str | None, which: str,
     weights: str | None,
 ) -> Target:  # fmt: skip
+    if isinstance(name, Data):
+        raise ValueError(f"data as an object has no effect on {path}: name it, for a run that brings none")
     net, about, config = restore(path, which=which, weights=weights, model=model)
     data = data_of(config, path, name, root)
     # What was trained from Python is evaluated as a network without a recipe is.

@@ -64,15 +64,10 @@ def fit(
     ``AWP(method)`` is the same as ``method`` with ``settings.awp``, `EmbeddingRegularised` as with
     ``settings.embedding``.
 
-<<<<<<< HEAD
     Raises ValueError for settings that cannot work, InUse (a ValueError) while another process is at work in the run
-    folder, FileExistsError for a folder that holds something else, Diverged for a loss that is not finite, Interrupted
-    after Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2 (with ``run``, the state is saved first).
-=======
-    Raises ValueError for settings that cannot work, Diverged for a loss, gradient or weight that is not finite,
-    OutOfMemory for a step that does not fit with a single sample, FileExistsError for a run folder in use, Interrupted
-    after Ctrl-C or SIGTERM (with ``run``, the state is saved first).
->>>>>>> h/watch
+    folder, FileExistsError for a folder that holds something else, Diverged for a loss, gradient or weight that is not
+    finite, OutOfMemory for a step that does not fit with a single sample, Interrupted after Ctrl-C, SIGTERM, SIGHUP,
+    SIGUSR1 or SIGUSR2 (with ``run``, the state is saved first).
     """
     if not isinstance(data, Data):
         raise ValueError(
