@@ -65,10 +65,7 @@ class Region:
             free = size * square.sqrt()[..., None] < room
             slope = torch.where(free, size, 0).square().sum(2)
             rest = (limit - torch.where(free, 0, room).square().sum(2)).clamp_min(0)
-            before, square = square, torch.where(slope > 0, rest / slope, square)
-            # Most functions are at their optimum after a few steps. Training never waits for an accelerator.
-            if self.arithmetic is not None and a.device.type == "cpu" and torch.equal(before, square):
-                break
+            square = torch.where(slope > 0, rest / slope, square)
         t = square.sqrt()
         length = torch.minimum(size * t[..., None], room)
         # Where every coordinate that matters is at its bound the ball does not: m = 0.
