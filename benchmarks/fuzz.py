@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import gzip
 import hashlib
-import importlib.util
 import io
 import json
 import lzma
@@ -149,10 +148,8 @@ def manifest(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    each.__name__: each for each in (idx, cifar, npz, safetensors, toml, config, attack, threat, partial)
+    each.__name__: each for each in (idx, cifar, npz, safetensors, toml, config, attack, threat, partial, manifest)
 }
-if importlib.util.find_spec("atent.runs.manifest"):
-    TARGETS["manifest"] = manifest
 """Name -> what gives bytes to a reader."""
 # What is instrumented beside this package, which must be pure Python.
 _MODULES = ["atent", "tomllib", "zipfile", "numpy.lib.format", "numpy.lib._format_impl"]

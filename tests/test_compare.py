@@ -504,6 +504,7 @@ def test_the_last_epochs_figure_of_a_run(here, epoch, last, expected):
 # ---- by the clock
 
 
+@pytest.mark.slow
 def test_a_budget_of_time(here, capsys):
     """Each training gets the same time, and the table says how many epochs it came to."""
     recipe("pgd", epochs=3)

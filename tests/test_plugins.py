@@ -243,6 +243,7 @@ def the_whole_way(place, capsys, name, version):
     assert "other" in out
 
 
+@pytest.mark.slow
 def test_in_the_users_files(mine, capsys):
     the_whole_way(mine, capsys, "mine:MyAT", None)
 

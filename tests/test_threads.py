@@ -96,7 +96,7 @@ def test_more_threads_are_chosen_where_they_save_time(monkeypatch, one, many, ch
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "all", "2"])
 def test_bad_numbers_are_one_line(value):
-    with pytest.raises(ValueError, match=f"threads must be whole and from 1 to 1024, or auto, got {value!r}"):
+    with pytest.raises(ValueError, match=f"threads must be at least 1, at most 1024 and whole, or auto, got {value!r}"):
         check_threads(value)
     with pytest.raises(ValueError, match="threads must be"):
         TrainSettings(threads=value)
@@ -158,4 +158,4 @@ def test_the_commands_take_and_print_it(monkeypatch, tmp_path, capsys):
     assert main([*words, "auto"]) == 0
     assert f"threads 1 of {cores()} cores" in capsys.readouterr().out
     assert main([*words, "0", "--out", "again.json"]) == 2
-    assert "threads must be whole and from 1 to 1024, or auto, got 0" in capsys.readouterr().err
+    assert "threads must be at least 1, at most 1024 and whole, or auto, got 0" in capsys.readouterr().err

@@ -181,7 +181,7 @@ def _in_words(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_in_words, parts))
     if origin is typing.Literal:
-        return str(parts[0]) if len(parts) == 1 else f"one of {', '.join(map(str, parts))}"
+        return repr(parts[0]) if len(parts) == 1 else f"one of {', '.join(map(str, parts))}"
     if origin is tuple:
         return f"a tuple of {', '.join(dict.fromkeys(_in_words(part) for part in parts if part is not ...))}"
     if origin is dict:

@@ -49,7 +49,7 @@ def check_threads(threads: Threads) -> None:
     """ValueError unless ``threads`` is None, "auto" or a whole number from 1."""
     number = isinstance(threads, int) and not isinstance(threads, bool)
     if not (threads is None or threads == "auto" or (number and 1 <= int(threads) <= _MOST)):
-        raise ValueError(f"threads must be whole and from 1 to {_MOST}, or auto, got {threads!r}")
+        raise ValueError(f"threads must be at least 1, at most {_MOST} and whole, or auto, got {threads!r}")
 
 
 def choose(work: Callable[[], object], most: int | None = None) -> int:
