@@ -26,6 +26,7 @@ import torch
 from campaign import INTERRUPTED, State, now, write
 
 from atent import runs as folder
+from atent import signals
 from atent.cli import main as atent
 from atent.data import load as load_data
 from atent.experiments import recipes as config
@@ -37,7 +38,7 @@ from atent.paper.scales import SCALES
 from atent.paper.tables import TABLES
 from atent.precision import bfloat16_pays
 from atent.runs.checkpoint import export
-from atent.train.interrupt import Interrupted, stop_requests
+from atent.train.interrupt import Interrupted
 
 BEAT = 10.0
 """Seconds between heartbeats: what a killed process can lose of its core hours."""
@@ -80,12 +81,12 @@ class Beat(threading.Thread):
 class Work:
     """What every kind of job needs."""
 
-    def __init__(self, record: dict[str, Any], state: State, out: Path, beat: Beat, asked: Callable[[], bool]) -> None:
+    def __init__(self, record: dict[str, Any], state: State, out: Path, beat: Beat) -> None:
         self.record, self.job, self.beat = record, record["job"], beat
         self.out = out / record["name"]
         self.bench = engine.Bench(
             SCALES[record["scale"]], state.place / "runs", config.job, config.read_recipe,
-            say=lambda line: print(line, flush=True), asked=asked,
+            say=lambda line: print(line, flush=True),
         )  # fmt: skip
 
     def training(self) -> Training:
@@ -137,9 +138,9 @@ def train(work: Work) -> None:
 
 def curves(work: Work) -> None:
     """The network of figure S1, whose weights are measured on test images after each epoch."""
-    asked = work.training()
-    training_curves.make(work.bench, [work.job["seed"]], asked)
-    publish(work, work.bench.path(asked, work.job["seed"]))
+    training = work.training()
+    training_curves.make(work.bench, [work.job["seed"]], training)
+    publish(work, work.bench.path(training, work.job["seed"]))
 
 
 def publish(work: Work, run: Path) -> None:
@@ -195,8 +196,9 @@ def command(work: Work) -> None:
     words = [w.format(**places) for w in work.job["argv"]]
     work.out.mkdir(parents=True, exist_ok=True)
     status = atent(words)
+    if status > 128:
+        raise Interrupted(f"atent {words[0]} was stopped")
     if status:
-        work.bench.check()
         raise ValueError(f"atent {words[0]} ended with status {status}")
     made = work.bench.runs / work.record["name"]
     for path in made.iterdir() if made.is_dir() else ():
@@ -224,11 +226,14 @@ def main(name: str, place: str, out: str, nice: str) -> int:
     beat = Beat(state.beat_file(name))
     beat.start()
     try:
-        with stop_requests() as asked:
+        with signals.raising():
             record = json.loads((state.place / "jobs" / f"{name}.json").read_text())
-            WORK[record["job"]["kind"]](Work(record, state, Path(out), beat, asked))
+            WORK[record["job"]["kind"]](Work(record, state, Path(out), beat))
     except Interrupted as stop:
         print(stop, flush=True)
+        return INTERRUPTED
+    except signals.Stopped:
+        print("interrupted: what was saved before stays as it was", flush=True)
         return INTERRUPTED
     except (ValueError, OSError) as error:
         print(f"{type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
