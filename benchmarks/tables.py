@@ -3,8 +3,8 @@
     python benchmarks/tables.py docs/choosing.md
 
 Each table stands between marks, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a folder
-of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME --> and <!-- fuzz: NAME --> show the
-files bad_inputs.json and fuzz.json of benchmarks/bad_inputs.py and benchmarks/fuzz.py.
+of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME --> and
+<!-- soak: NAME --> show the files bad_inputs.json, fuzz.json and soak.json of the scripts of these names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from atent.markdown import table as markdown_table
 from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
-_MARKED = re.compile(r"(<!-- (comparison|ablation|inputs|fuzz): (\S+) -->\n).*?(<!-- end -->)", re.S)
+_MARKED = re.compile(r"(<!-- (comparison|ablation|inputs|fuzz|soak): (\S+) -->\n).*?(<!-- end -->)", re.S)
 _SHOWN = ("clean (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")
 
 
@@ -89,6 +89,30 @@ def inputs(folder: Path) -> str:
     return "\n".join(markdown_table(["given to", "tried", "refused in one line", "works", "wrong"], cells)) + "\n"
 
 
+def soak(folder: Path) -> str:
+    """What a soak stopped, and what differed."""
+    found = json.loads((folder / "soak.json").read_text())
+    headings = [
+        "command",
+        "brought to an end",
+        "SIGKILL",
+        "other signals",
+        "differences",
+        "failures",
+        "MiB at most",
+        "open files at most",
+    ]
+    rows = []
+    for kind, count in found["commands"].items():
+        wrong = (len(count["differences"]), len(count["failures"]))
+        peak = (f"{count['memory'] / 1024:.0f}", count["files"])
+        rows.append([f"`{kind}`", *map(str, (count["cycles"], count["kills"], count["signals"], *wrong, *peak))])
+    total = found["total"]
+    whole = (total[key] for key in ("cycles", "kills", "signals", "differences", "failures"))
+    rows.append([f"all, {found['minutes']:g} minutes", *map(str, whole), "", ""])
+    return "\n".join(markdown_table(headings, rows)) + "\n"
+
+
 def fuzz(folder: Path) -> str:
     """What each fuzzer reached."""
     found = json.loads((folder / "fuzz.json").read_text())
@@ -104,7 +128,7 @@ def fuzz(folder: Path) -> str:
 
 def refreshed(text: str, results: Path) -> str:
     """A document with its tables made anew."""
-    make = {"comparison": comparison, "ablation": ablation, "inputs": inputs, "fuzz": fuzz}
+    make = {"comparison": comparison, "ablation": ablation, "inputs": inputs, "fuzz": fuzz, "soak": soak}
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
 
 

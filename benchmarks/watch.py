@@ -261,15 +261,16 @@ def alarms(row: dict[str, Any]) -> set[str]:
     return found
 
 
-def references() -> dict[tuple[str, float], float]:
-    """P by data and eps: the R of PGD-AT, of the last of the sets that has one."""
-    rows = [row for name in COMMON for row in rows_of(name) if row["method"].startswith("PGDAT")]
+def references(name: str) -> dict[tuple[str, float], float]:
+    """P by data and eps: the R of PGD-AT, of the set itself where it has one, else of another."""
+    sets = [*(each for each in COMMON if each != name), name]
+    rows = [row for each in sets for row in rows_of(each) if row["method"].startswith("PGDAT")]
     return {(row["data"], row["eps"]): row["end"]["R"] for row in rows}
 
 
 def table(name: str) -> str:
     """The rates of a set, as a table of Markdown."""
-    known, counts = references(), {}
+    known, counts = references(name), {}
     for row in rows_of(name):
         reference = known.get((row["data"], row["eps"]), 0.0)
         if reference >= 0.2:
