@@ -91,6 +91,7 @@ def unbroken(place):
     return engine.train(bench, training, 0)
 
 
+@pytest.mark.slow
 def test_a_killed_job_resumes_to_equal_bits_and_a_failed_one_stops_no_other(place):
     checkpoint = place / "state" / "runs" / "smoke" / "digits-linf-standard-seed0" / "last" / "state.pt"
     parent = start(place, "run")

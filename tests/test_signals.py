@@ -67,6 +67,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_finaliser_is_not_lost():
     class Late:
         def __del__(self):

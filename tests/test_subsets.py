@@ -204,7 +204,7 @@ def test_all_is_a_limit_everywhere(word):
         made = given(command, "run", "--limit", word, "--subset", "first")
         options = vars(made["target"]) if command in ("attack", "evaluate") else made
         assert (options["limit"], options["subset"]) == ("all", "first")
-    with pytest.raises(ValueError, match="all or none"):
+    with pytest.raises(ValueError, match="'all' or none"):
         EvaluateSettings(limit="every")
 
 
