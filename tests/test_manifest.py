@@ -27,6 +27,7 @@ from atent.runs.checkpoint import check_best, export, find_state, load_state, lo
 from atent.runs.loading import load
 from atent.runs.manifest import Damaged, check, record, seal, states
 from atent.train import Callback, TrainSettings, fit
+from atent.train.fingerprint import difference
 from atent.train.keeping import Keeper
 
 BEFORE = Path(__file__).parent / "before_subsets"
@@ -560,6 +561,20 @@ def test_changed_data_are_named(tmp_path, monkeypatch, capsys):
     np.savez("sorted.npz", **arrays)
     load_target("finished", device="cpu", trust_code=True)
     assert "sorted.npz of npz has another SHA-256" in capsys.readouterr().err
+
+
+def test_a_run_is_not_resumed_with_changed_data():
+    text = folder.dumps({"method": {"name": "Standard"}, "model": {}, "train": {}, "data": {}, "files": {"a": 1}})
+    other = text.replace('"a": 1', '"a": 2')
+    assert difference(text, text, Standard()) is None
+    assert "SHA-256" in difference(text, other, Standard())
+    changed = text.replace('"data": {}', '"data": {"name": "npz"}')
+    assert "config.json" in difference(text, changed, Standard())
+
+
+def test_a_history_that_is_missing_says_what_restores_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is missing: `atent train --resume"):
+        folder.read_rows(tmp_path / "metrics.jsonl")
 
 
 def test_show_compares_the_data(tmp_path, monkeypatch):

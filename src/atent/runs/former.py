@@ -25,6 +25,8 @@ def with_present_keys(value: Any) -> Any:
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl of any version. Raises as `read_jsonl`, and Damaged."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is missing: `atent train --resume {Path(path).parent}` restores it")
     manifest.check_file(path)
     rows: list[dict[str, Any]] = with_present_keys(read_jsonl(path))
     return rows

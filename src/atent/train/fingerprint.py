@@ -34,6 +34,15 @@ def fingerprint(config: dict[str, Any]) -> str:
     return folder.dumps({**parts, "train": train, "data": data, "files": files})
 
 
+def difference(saved: str, now: str, method: Method) -> str | None:
+    """In words what keeps a run with the fingerprint ``saved`` from being resumed with ``now``; None where nothing."""
+    before, after = json.loads(completed(saved, now, method)), json.loads(now)
+    parts = [part for part in {**before, **after} if before.get(part) != after.get(part)]
+    if parts == ["files"]:
+        return "data: its files have another SHA-256 today, give those of its training"
+    return f"settings: resume with those of its {folder.CONFIG}" if parts else None
+
+
 def completed(fingerprint: str, now: str, method: Method) -> str:
     """A saved fingerprint without the settings of `_MACHINE`, of which earlier versions kept two, and with those of the
     fingerprint ``now`` that came later, where they are at their defaults."""

@@ -33,7 +33,7 @@ from atent.train.builders import Builders
 from atent.train.callbacks import Callback, Progress, first
 from atent.train.clock import Clock
 from atent.train.describe import describe, summary, with_subsets
-from atent.train.fingerprint import as_begun, completed, fingerprint
+from atent.train.fingerprint import as_begun, difference, fingerprint
 from atent.train.finite import Finite, Skipped, line_of, order_of
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
 from atent.train.keeping import Keeper, identified
@@ -149,9 +149,9 @@ class Trainer:
 
     def _resume(self) -> None:
         saved, rows = self.keeper.find()
-        now = self.position["config"]
-        if completed(saved["mark"]["config"], now, self.bare) != now:
-            raise ValueError(f"{self.path} was trained with other settings: resume with those of its {folder.CONFIG}")
+        differs = difference(saved["mark"]["config"], self.position["config"], self.bare)
+        if differs:
+            raise ValueError(f"{self.path} was trained with other {differs}")
         self.load_state_dict(saved)
         self.history = rows
         kept: dict[str, tuple[int, str]] = {}
