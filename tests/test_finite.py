@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from atent.checks import NotFinite, check_logits
 from atent.data import DataSettings, load
 from atent.methods import PGDAT, Standard
 from atent.optim import Average, Optimizer
@@ -14,7 +15,7 @@ from atent.rng import fold
 from atent.runs import LAST, read_config, read_rows
 from atent.threat import Threat
 from atent.train import Callback, Diverged, TrainSettings, fit
-from atent.train.finite import Finite, finite, order_of
+from atent.train.finite import Finite, finite, finite_logits, order_of
 from atent.train.trainer import Trainer
 
 NAN = math.nan
@@ -297,3 +298,14 @@ def test_an_attack_and_replays_are_skipped_too(digits):
     fitted = fit(model, digits, method, settings=settings(on_nonfinite="skip", epochs=1), progress=False)
     assert fitted.history[0]["skipped"] == 1
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
+
+
+def test_logits_that_are_not_finite_end_the_training_as_a_failed_one(tmp_path):
+    """Weights may be finite, and too large for the forward pass of the validation."""
+    found = rf"validation of epoch 3: lower optimizer\.lr \(now 0\.5\); .* stays in {tmp_path}"
+    with pytest.raises(Diverged, match=found), finite_logits(3, 0.5, tmp_path):
+        raise NotFinite
+    with pytest.raises(Diverged, match="nothing was written"), finite_logits(1, 0.5, None):
+        check_logits(torch.tensor([[math.nan, 0.0]]), torch.tensor([0]))
+    with pytest.raises(ZeroDivisionError), finite_logits(1, 0.5, None):
+        raise ZeroDivisionError

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from kit import unsealed
+from safetensors.torch import save_file
 from torch import nn
 
 from atent import runs as folder
 from atent.cli import main
 from atent.data import from_tensors
-from atent.experiments.inventory import inventory
+from atent.experiments.inventory import accept_files, inventory
 from atent.experiments.target import load_target
 from atent.methods import Standard
 from atent.report.collect import read
@@ -436,9 +437,9 @@ def test_the_best_weights_that_the_checkpoint_before_knows_are_kept(whole, tmp_p
 def test_weights_of_another_run_are_refused(run, tmp_path):
     trained(tmp_path / "other", seed=1)
     shutil.copy(tmp_path / "other" / folder.BEST, run / folder.BEST)
-    with pytest.raises(Damaged):
-        load_weights(net(), run)
     own = folder.read_json(run / folder.CONFIG)["id"]
+    with pytest.raises(ValueError, match=f"{folder.BEST} is of run .*, and .* is run {own}"):
+        load_weights(net(), run)
     (run / folder.EVALUATION).unlink()  # for the report, it is not one
     unsealed(run)
     for reader in (lambda: load_weights(net(), run), lambda: check_best(run), lambda: read(run)):
@@ -587,3 +588,37 @@ def test_show_compares_the_data(tmp_path, monkeypatch):
     (tmp_path / "sorted.npz").unlink()
     assert [entry.state for entry in inventory("finished").data] == ["not found"]
     assert {entry.state for entry in inventory("finished").files} == {"not covered"}
+
+
+def test_an_edit_of_ones_own_is_accepted(run, tmp_path, capsys):
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "recipe": "mine"}))
+    assert main(["show", str(run), "--accept", "nothing.json"]) == 2
+    assert "has no file nothing.json: give one of" in capsys.readouterr().err
+    with pytest.raises(Damaged, match=r"config.json was changed .* `atent show .* --accept config.json`"):
+        folder.read_config(run / "config.json")
+    assert main(["show", str(run), "--accept", "config.json"]) == 0
+    assert folder.read_config(run / "config.json")["recipe"] == "mine"
+    # What was moved away on purpose is no longer missing.
+    (run / "metrics.jsonl").unlink()
+    assert main(["show", str(run)]) == 1
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        accept_files(tmp_path, ["config.json"])
+    accept_files(run, ["metrics.jsonl"])
+    assert states(run).get("metrics.jsonl") is None
+
+
+def test_weights_that_are_gone_say_what_restores_them(run):
+    (run / "best.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no best.safetensors: `atent train --resume"):
+        load_weights(net(), run)
+    with pytest.raises(Damaged, match=r"has no best\.safetensors"):
+        check_best(run)
+
+
+def test_damaged_weights_of_another_run_are_called_that(run):
+    about, tensors, _ = read_weights(run / "best.safetensors")
+    metadata = {"atent": json.dumps({**about, "run": "other"})}
+    save_file({k: v.clone() for k, v in tensors.items()}, run / "best.safetensors", metadata)
+    with pytest.raises(ValueError, match="is of run other"):
+        read_weights(run / "best.safetensors")

@@ -18,9 +18,9 @@ from atent.messages import deprecated, unknown
 from atent.threat import Box, Threat
 
 __all__ = [
-    "Settings", "as_inputs", "as_labels", "as_samples", "as_tensor", "check_batch", "check_choice", "check_ids",
-    "check_labels", "check_logits", "check_norm", "check_number", "check_seed", "check_threat", "collect", "mistyped",
-    "numbered", "plain",
+    "NotFinite", "Settings", "as_inputs", "as_labels", "as_samples", "as_tensor", "check_batch", "check_choice",
+    "check_ids", "check_labels", "check_logits", "check_norm", "check_number", "check_seed", "check_threat", "collect",
+    "mistyped", "numbered", "plain",
 ]  # fmt: skip
 
 _OWN = frozenset({int, float, str, bool, type(None), tuple, Threat})
@@ -344,13 +344,20 @@ def check_labels(y: Tensor, classes: int) -> None:
         raise ValueError(f"label {int(y.max())} is out of range: the model has {classes} outputs (0 to {classes - 1})")
 
 
+class NotFinite(ValueError):
+    """A network gives logits that are NaN or infinite."""
+
+    def __init__(self) -> None:
+        super().__init__("the model returned NaN or infinite logits: check its weights and its input range")
+
+
 def check_logits(logits: Tensor, y: Tensor) -> None:
     """ValueError, in one line, for a model output that cannot be logits for these labels."""
     check_shape(logits, len(y))
     check_labels(y, logits.shape[1])
     z = logits.detach().float()
     if not torch.isfinite(z).all():
-        raise ValueError("the model returned NaN or infinite logits: check its weights and its input range")
+        raise NotFinite
     # Equal rows of one 1 and 0 elsewhere are a network that ignores its input, such as one with nothing but a bias.
     constant = bool((z == z[:1]).all()) and bool(((z == 0) | (z == 1)).all())
     if not constant and bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 # No name is longer; the comparison of a long text with all names would take minutes.
 _LONGEST = 100
@@ -41,11 +41,23 @@ def note(line: str) -> None:
 
 @functools.cache
 def once(line: str) -> None:
-    """Print a line on stderr, once."""
-    print(f"atent: {line}", file=sys.stderr)
+    """`note` a line, once."""
+    note(line)
 
 
 @functools.cache
 def deprecated(old: str, new: str) -> None:
     """Report a former spelling on stderr, once."""
     note(f"{old} is deprecated: write {new}")
+
+
+def first_only(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Says the first line that it is given, and no other: for what is waited for and asked again and again."""
+    lines: list[str] = []
+
+    def told(line: str) -> None:
+        if not lines:
+            say(line)
+        lines.append(line)
+
+    return told

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.certify.noise import BLOCK, Noise
-from atent.checks import Settings, as_inputs, check_batch, check_number, check_seed, numbered, plain
+from atent.checks import NotFinite, Settings, as_inputs, check_batch, check_number, check_seed, numbered, plain
 from atent.guard import ask, guard, outside_inference
 from atent.independence import FEW, OTHERS, dependence_hint
 from atent.memory import Batches
@@ -201,7 +201,7 @@ class Smoothed(metaclass=Settings):
                 if advance:
                     advance(rows, "")
         if not torch.isfinite(largest):
-            raise ValueError("the model returned NaN or infinite logits: check its weights and its input range")
+            raise NotFinite
         return tally.view(len(x), -1)
 
 

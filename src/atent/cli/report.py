@@ -51,14 +51,13 @@ def report(
     if not runs:
         raise UsageError("which run? `atent report RUN [RUN ...]` takes the paths that training printed")
     from atent.report import report as page
-    from atent.runs import write_atomic
+    from atent.runs.files import write_new
 
     if out is not None:
         show.refuse_taken(Path(out), "--out")
     text = page(runs, images=images, model=model, data=data, root=root, progress=not quiet)
     # The same folder given twice is one.
     place = Path(runs[0]) if len(set(map(Path, runs))) == 1 else Path()
-    file = Path(out) if out is not None else show.free_file(place / "report.html")
-    write_atomic(file, text)
+    file = write_new(place / "report.html" if out is None else Path(out), text, numbered=out is None)
     print(f"written: {file}")
     return 0

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from atent.experiments.results import EvaluationFile, Part, UnionReport
 
 
-def show(run: Annotated[tyro.conf.Positional[str], arg("RUN")], *, root: Place = None, json: bool = False) -> int:
+def show(
+    run: Annotated[tyro.conf.Positional[str], arg("RUN")],
+    *,
+    root: Place = None,
+    accept: Annotated[tuple[str, ...], arg("FILE ...")] = (),
+    json: bool = False,
+) -> int:
     """Show the files of a run and of its data, with their SHA-256 sums, and whether they are still what was written.
 
     A file is whole, damaged (its sum is not the recorded one), missing, or not covered by the run's manifest. Exit
@@ -30,14 +36,18 @@ def show(run: Annotated[tyro.conf.Positional[str], arg("RUN")], *, root: Place =
         The run folder.
     root
         Folder that holds the data (npz: the file), as --data.root. Default: as the run.
+    accept
+        Take these files as they are now as what was written, such as config.json after an edit of your own, or one that
+        was moved away on purpose.
     json
         Print the result as JSON to standard output, and nothing else there.
     """
     from rich.table import Table
 
-    from atent.experiments.inventory import inventory
+    from atent.experiments.inventory import accept_files, inventory
 
     with json_alone(json) as emit:
+        accept_files(run, accept)
         found = inventory(run, root)
         table = Table(title=f"{found.run}, run {found.id or 'without id'}", title_justify="left")
         for heading in ("file", "state", "SHA-256"):

@@ -23,6 +23,7 @@ from atent.experiments.comparison import draw, draw_pareto, markdown
 from atent.experiments.pipeline import Say
 from atent.experiments.plan import NAME, PLAN, Build, Plan, Run, agree, place, seeded, state
 from atent.experiments.results import ComparisonFile
+from atent.messages import first_only
 from atent.progress import bar
 from atent.runs.locks import InUse, held, stealing
 from atent.signals import followed, resumed_by
@@ -63,7 +64,7 @@ def compare(
         # Runs of a comparison that was killed save and end by themselves; what they are is known after that.
         for run in plan.runs(path):
             if run.path.is_dir():
-                with held(run.path / folder.LOCK, "compare", wait=_told(say)):
+                with held(run.path / folder.LOCK, "compare", wait=first_only(say)):
                     pass
         todo = {run.path: state(run, build) for run in plan.runs(path)}
         jobs = {job.recipe: seeded(job, plan.seeds[0]).sections() for job in plan.jobs.values()}
@@ -136,18 +137,6 @@ def _train(
                     advance(1, ", ".join(r.path.name for r, _ in running.values()))
         finally:
             _stop(list(running))
-
-
-def _told(say: Say) -> Say:
-    """Says a line that comes again and again once."""
-    lines: set[str] = set()
-
-    def once(line: str) -> None:
-        if not lines:
-            say(line)
-        lines.add(line)
-
-    return once
 
 
 def _start(plan: Plan, run: Run, stage: str, at_once: int) -> subprocess.Popen[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,7 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
     FileNotFoundError, ValueError
         In one line: no run folder, or a damaged manifest.
     """
-    run = Path(run)
-    if not (run / folder.CONFIG).is_file() and not (run / folder.MANIFEST).is_file():
-        raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
+    run = _folder(run)
     known = manifest.sums(run) or {}
     files = tuple(
         Entry(name, state, (manifest.settled(run, name, known) or known[name])["sha256"] if name in known else None)
@@ -76,6 +75,13 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
     intact = manifest.is_whole(run / folder.CONFIG) and manifest.is_run(run)
     data = _data(folder.read_config(run / folder.CONFIG), root) if intact else ()
     return Inventory(str(run), manifest.run_id(run), files, data)
+
+
+def _folder(run: str | Path) -> Path:
+    path = Path(run)
+    if not (path / folder.CONFIG).is_file() and not (path / folder.MANIFEST).is_file():
+        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed")
+    return path
 
 
 def _data(config: dict[str, Any], root: str | None) -> tuple[Entry, ...]:
@@ -99,3 +105,19 @@ def _sums(config: dict[str, Any], root: str | None) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return {name: entry["sha256"] for name, entry in (about.get("files") or {}).items()}
+
+
+def accept_files(run: str | Path, names: Sequence[str]) -> None:
+    """Take files of a run as they are now as what was written; one that is gone is forgotten.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        In one line: no run folder, or a file that the run neither has nor knows.
+    """
+    known = manifest.states(_folder(run))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{run} has no file {name}: give one of {', '.join(known)}")
+    if names:
+        manifest.record(run, *names)

@@ -26,6 +26,7 @@ from atent.experiments.certificate import certify_folder, fingerprint
 from atent.experiments.pipeline import Job, Say, as_begun, run_job
 from atent.experiments.plan import Build, Run, state
 from atent.experiments.target import Target, load_target
+from atent.messages import first_only
 from atent.paper.layout import Measure, Table, Training
 from atent.paper.scales import Scale
 from atent.progress import Advance, bar
@@ -149,12 +150,10 @@ def alarm(deadline: float | None) -> Iterator[None]:
 @contextmanager
 def _turn(bench: Bench, path: Path) -> Iterator[None]:
     """Hold a run against other commands; one that is held is waited for."""
-    lines: list[str] = []
+    told = first_only(bench.say)
 
     def wait(line: str) -> None:
-        if not lines:
-            bench.say(f"wait     {line}")
-        lines.append(line)
+        told(f"wait     {line}")
         bench.check()
 
     with held(path / folder.LOCK, "reproduce", wait=wait):

@@ -90,8 +90,8 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: give a run folder or a .safetensors file")
-    manifest.check_file(path)
+        raise _absent(path)
+    _check_sum(path)
     try:
         with safe_open(path, framework="pt") as file:
             about, notes = metadata_of(path, file.metadata() or {}, file.keys())
@@ -108,20 +108,52 @@ def check_best(run: Path) -> None:
     Raises
     ------
     ValueError
-        In one line: they are damaged by the manifest, not whole, or of another run. Absent ones pass.
+        In one line: they are damaged by the manifest, not whole, of another run, or gone. A run that has not come to
+        any passes.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = run / BEST
     if not path.is_file():
+        if BEST in (manifest.sums(run) or {}):
+            raise folder.Damaged(str(_absent(path)))
         return
-    manifest.check(run, BEST)
+    _check_sum(path)
+    _check_run(path, _about(path))
+
+
+def _absent(path: Path) -> FileNotFoundError:
+    """For weights that are not there."""
+    place = manifest.home(path)
+    if place is None:
+        return FileNotFoundError(f"no weights at {path}: give a run folder or a .safetensors file")
+    return FileNotFoundError(
+        f"{place[0]} has no {place[1]}: `atent train --resume {place[0]}` makes or restores it where it can, else copy"
+        " it from a backup"
+    )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What a weights file says of itself; ValueError for one that is not whole."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
-            about, _ = metadata_of(path, file.metadata() or {}, file.keys())
+            return metadata_of(path, file.metadata() or {}, file.keys())[0]
     except SafetensorError as error:
         raise folder.Damaged(f"{path} is not a whole safetensors file ({error}): copy it again") from None
-    _check_run(path, about)
+
+
+def _check_sum(path: Path) -> None:
+    """`manifest.check_file`, where weights of another run are called that."""
+    try:
+        manifest.check_file(path)
+    except folder.Damaged:
+        try:
+            about = _about(path)
+        except ValueError:
+            about = None
+        if about and about.get("run"):
+            _check_run(path, about)
+        raise
 
 
 def _check_run(path: Path, about: dict[str, Any]) -> None:

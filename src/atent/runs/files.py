@@ -112,8 +112,16 @@ def report_dropped(path: Path | None, rows: int) -> None:
 
 
 def reserved(path: Path, *, numbered: bool = True) -> Path:
-    """Makes an empty file that was not there, to be replaced by `atomic`: `path`, or where that is taken path-2 ..."""
-    return _first(path, numbered, lambda name: os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)))
+    """Makes an empty file that was not there, to be replaced by `atomic`: `path`, or where that is taken path-2 ...
+
+    Raises as `write_new`.
+    """
+    try:
+        return _first(path, numbered, lambda name: os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)))
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise write_error(path, None, error) from error
 
 
 def _named(half: Path, path: Path, numbered: bool) -> Path:
@@ -153,7 +161,9 @@ def write_error(path: Path, temporary: Path | None, error: BaseException) -> OSE
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
     if cause is None:
-        reason = " ".join(str(error).split()) + " (is the disk full, or a quota reached?)"
+        # safetensors tells the reason, torch where in its own code it noticed.
+        known = re.search(r"[\w ]+\(os error \d+\)", str(error))
+        reason = f"{known[0].strip() if known else 'it could not be written'} (is the disk full, or a quota reached?)"
         number = None
     else:
         reason = cause.strerror or " ".join(str(cause).split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -165,15 +166,19 @@ def _leave(place: str, own: _Own) -> None:
 
 
 def _taken(place: str, what: str, steal: bool) -> Callable[[], None]:
-    path = Path(place)
-    made = _folders(path.parent)
-    before = _read(path)
+    path, before = Path(place), _read(Path(place))
     if before and _elsewhere(before) and not steal:
         raise InUse(_line(place, before, elsewhere=True))
     try:
+        made = _folders(path.parent)
         handle, lock = _locked(path)
     except TimeoutError:
         raise InUse(_line(place, before or _read(path))) from None
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        reason = f"cannot write in {_shown(path.parent)}: {error.strerror}: give another place (--out, --runs)"
+        raise PermissionError(reason) from error
     with contextlib.suppress(OSError):  # Windows lets nothing else into a locked file
         os.ftruncate(handle, 0)
         os.write(handle, json.dumps(_note(what)).encode() + b"\n")

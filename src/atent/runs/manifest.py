@@ -59,7 +59,8 @@ def check(run: str | Path, *names: str) -> None:
         return
     for name in names:
         if name in known and (run / name).is_file() and not _is_whole(run, name):
-            raise Damaged(f"{run / name} is damaged (its SHA-256 is not that of {MANIFEST}): {_fix(run, name)}")
+            what = "was changed" if name == CONFIG else "is damaged"
+            raise Damaged(f"{run / name} {what} (its SHA-256 is not that of {MANIFEST}): {_fix(run, name)}")
 
 
 def check_file(path: str | Path) -> None:
@@ -162,7 +163,7 @@ def _fix(run: Path, name: str) -> str:
     if name in (METRICS, BEST) or name.startswith(f"{LAST}/"):
         return f"`atent train --resume {run}` restores what its checkpoint holds, else copy it from a backup"
     if name == CONFIG:
-        return f"undo the change, or remove {MANIFEST} to read the folder unchecked"
+        return f"undo that, or take the file as it is now by `atent show {run} --accept {name}`"
     return "copy it from a backup, or remove it and make it again"
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from atent.checks import NotFinite
 from atent.optim import Average
 from atent.rng import fold
 from atent.train.meter import Meter
+from atent.train.result import Diverged
 from atent.train.settings import TrainSettings
 
 MOST_SKIPPED = 50
@@ -165,6 +168,16 @@ def line_of(problem: str | None, meter: Meter, lr: float) -> str | None:
     if meter.in_a_row >= MOST_SKIPPED:
         return f"{meter.in_a_row} steps in a row had no finite loss and gradient: lower optimizer.lr (now {lr:g})"
     return None
+
+
+@contextmanager
+def finite_logits(epoch: int, lr: float, run: Path | None) -> Iterator[None]:
+    """Inside, logits that are not finite end the training: weights may be finite and too large for a forward pass."""
+    try:
+        yield
+    except NotFinite:
+        line = f"the logits are not finite in the validation of epoch {epoch}: lower optimizer.lr (now {lr:g})"
+        raise Diverged(line, run) from None
 
 
 # ---- the order of the batches --------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from torch import nn
 
 
 class Diverged(ValueError):
-    """A loss, gradient or weight became NaN or infinite."""
+    """A loss, gradient, weight or logit became NaN or infinite; ``run`` is the folder of what was saved before."""
 
-    def __init__(self, why: str, kept: str = "") -> None:
-        super().__init__(f"{why}; {kept}" if kept else why)
+    def __init__(self, why: str, run: Path | None) -> None:
+        super().__init__(f"{why}; " + (f"what was saved before stays in {run}" if run else "nothing was written"))
         self.why = why
         """What became so and where, in one line."""
 

@@ -34,7 +34,7 @@ from atent.train.callbacks import Callback, Progress, first
 from atent.train.clock import Clock
 from atent.train.describe import describe, summary, with_subsets
 from atent.train.fingerprint import as_begun, difference, fingerprint
-from atent.train.finite import Finite, Skipped, line_of, order_of
+from atent.train.finite import Finite, Skipped, finite_logits, line_of, order_of
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
 from atent.train.keeping import Keeper, identified
 from atent.train.memory import MicroBatches
@@ -229,7 +229,8 @@ class Trainer:
         self.meter = Meter()
         if self.average:
             self.average.after_epoch(self.clock.progress((epoch + 1) * self.steps))
-        measured = self.validate(row)
+        with finite_logits(row["epoch"], row["lr"], self.path):
+            measured = self.validate(row)
         self._keep(row, measured)
 
     def train_step(self, order: Tensor, epoch: int, step: int) -> None:
@@ -299,8 +300,7 @@ class Trainer:
         if line is None and last and not self.meter.count:
             line = "no step of the epoch had a finite loss and gradient: lower optimizer.lr"
         if line is not None:
-            kept = f"what was saved before stays in {self.path}" if self.path else "nothing was written"
-            raise Diverged(line, kept)
+            raise Diverged(line, self.path)
         return float(self.meter.sums["loss"]) / self.meter.count if self.meter.count else None
 
     def validate(self, row: dict[str, Any]) -> bool:
