@@ -3,8 +3,9 @@
     python benchmarks/tables.py docs/choosing.md
 
 Each table stands between marks, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a folder
-of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME --> and
-<!-- soak: NAME --> show the files bad_inputs.json, fuzz.json and soak.json of the scripts of these names.
+of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME -->,
+<!-- soak: NAME --> and <!-- upkeep: NAME --> show the files bad_inputs.json, fuzz.json, soak.json and upkeep.json of
+the scripts of these names.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from atent.markdown import table as markdown_table
 from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
-_MARKED = re.compile(r"(<!-- (comparison|ablation|inputs|fuzz|soak): (\S+) -->\n).*?(<!-- end -->)", re.S)
+_MARKED = re.compile(r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep): (\S+) -->\n).*?(<!-- end -->)", re.S)
 _SHOWN = ("clean (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")
 
 
@@ -113,6 +114,25 @@ def soak(folder: Path) -> str:
     return "\n".join(markdown_table(headings, rows)) + "\n"
 
 
+def upkeep(folder: Path) -> str:
+    """What marks and saves cost."""
+    found = json.loads((folder / "upkeep.json").read_text())
+    rows = [
+        [
+            f"marks for numbers that are not finite, `{row['network']}`, batch {row['batch']}",
+            f"{100 * row['share']:.2f}",
+            f"of a step of {1000 * row['step']:.3g} ms",
+        ]
+        for row in found["marks"]
+    ]
+    kept = found["keeping"]
+    rows.append([
+        f"files of `{kept['recipe']}`, {kept['epochs']} epochs", f"{100 * kept['share']:.2f}",
+        f"of {kept['seconds']:.0f} s, {kept['saves']} saves",
+    ])  # fmt: skip
+    return "\n".join(markdown_table(["what", "share (%)", "of what"], rows)) + "\n"
+
+
 def fuzz(folder: Path) -> str:
     """What each fuzzer reached."""
     found = json.loads((folder / "fuzz.json").read_text())
@@ -128,7 +148,14 @@ def fuzz(folder: Path) -> str:
 
 def refreshed(text: str, results: Path) -> str:
     """A document with its tables made anew."""
-    make = {"comparison": comparison, "ablation": ablation, "inputs": inputs, "fuzz": fuzz, "soak": soak}
+    make = {
+        "comparison": comparison,
+        "ablation": ablation,
+        "inputs": inputs,
+        "fuzz": fuzz,
+        "soak": soak,
+        "upkeep": upkeep,
+    }
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
 
 

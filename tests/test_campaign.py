@@ -181,7 +181,7 @@ def test_every_kind_of_job_leaves_its_results(place):
     (place / "toy.toml").write_text(KINDS)
     finish(place, "run")
     left = {path.name: {file.name for file in path.iterdir()} for path in (place / "out").iterdir()}
-    network = {"best.safetensors", "config.json", "curves.png", "job.json", "metrics.jsonl"}
+    network = {"best.safetensors", "config.json", "curves.png", "job.json", "manifest.json", "metrics.jsonl"}
     assert left == {
         "curve": network | {"test.jsonl"},
         "times": {"job.json", "timing-l2.json", "timing-linf.json"},

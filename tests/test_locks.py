@@ -1,5 +1,6 @@
 """One process at a time works on a run, a measurement and a name; temporary files of dead ones are removed."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -122,6 +123,30 @@ def test_no_child_inherits_it(tmp_path, child):
             pass
     finally:
         os.kill(child, 9)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_the_child_of_a_dead_holder_gets_a_moment_to_close_it(tmp_path):
+    """A child has its parent's file until it first runs: here it closes it late, and then never."""
+    text = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom atent.runs import locks\n"
+        "kept = locks._taken(os.path.realpath(sys.argv[1]), 'train', False)\n"
+        "path = Path(sys.argv[1]).resolve()\n"
+        # Files that filelock does not know of, and so does not close.
+        "fds = [fd for fd in os.listdir('/proc/self/fd') if Path('/proc/self/fd', fd).resolve() == path]\n"
+        "copies = [os.dup(int(fd)) for fd in fds]\n"
+        "pid = os.fork()\nif pid: print(pid, flush=True); time.sleep(600)\n"
+        "time.sleep(float(sys.argv[2])); [os.close(fd) for fd in copies]; time.sleep(600)"
+    )
+    for seconds, free in ((1, True), (600, False)):
+        path = tmp_path / str(seconds) / ".lock"
+        with script(text, path, seconds) as parent:
+            child = int(parent.first)
+        try:
+            with contextlib.nullcontext() if free else pytest.raises(InUse), held(path, "train"):
+                pass
+        finally:
+            os.kill(child, 9)
 
 
 def test_it_can_be_waited_for(tmp_path):

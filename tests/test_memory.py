@@ -301,3 +301,10 @@ def test_another_error_passes():
     with pytest.raises(RuntimeError, match="shapes"):
         list(Batches("the work").over(5, 5, work))
     assert list(Batches("the work").over(0, 5, work)) == []
+
+
+def test_a_command_that_runs_out_of_memory_has_failed():
+    """It was understood: the status is 1, not 2."""
+    from atent.cli import _message
+
+    assert _message(OutOfMemory("no memory")) == ("no memory", 1)

@@ -104,11 +104,14 @@ def _again(signum: int) -> None:
 
 
 def caused(error: BaseException | None) -> bool:
-    """Whether an error is what a library made of `Stopped`, by its cause or in its text."""
-    while error is not None:
+    """Whether an error is what a library made of `Stopped`, in its text, or came up while that was handled: a module
+    whose import it ended is half there, and fails the next that imports it."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
         if isinstance(error, Stopped) or "Stopped: " in str(error):
             return _STATE.first is not None
-        error = error.__cause__
+        seen.append(error)
+        error = error.__cause__ or error.__context__
     return False
 
 

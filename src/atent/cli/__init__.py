@@ -145,7 +145,7 @@ def _run(name: str, words: list[str], plugins: tuple[str, ...]) -> int:
 
 def _message(error: Exception) -> tuple[str, int]:
     """The message and the exit status of an exception."""
-    failed = type(error).__name__ in ("Diverged", "Interrupted")
+    failed = type(error).__name__ in ("Diverged", "Interrupted", "OutOfMemory")
     expected = failed or isinstance(error, ValueError | OSError | ImportError)
     text = str(error) if expected else f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
     bad_input = isinstance(error, ValueError | FileNotFoundError | FileExistsError | ImportError)

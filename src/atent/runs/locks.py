@@ -21,6 +21,7 @@ from atent.runs.names import LOCK
 from atent.runs.stale import alive, boot, sweep
 
 _POLL = 0.1  # seconds between two tries for a lock that is waited for
+_GRACE = 5.0  # seconds until what a dead holder leaves must be free
 
 # A lock may be taken several calls below the option that asks for it.
 _STEAL: ContextVar[bool] = ContextVar("steal", default=False)
@@ -171,9 +172,9 @@ def _taken(place: str, what: str, steal: bool) -> Callable[[], None]:
         raise InUse(_line(place, before, elsewhere=True))
     try:
         made = _folders(path.parent)
-        handle, lock = _locked(path)
+        handle, lock = _locked_soon(path)
     except TimeoutError:
-        raise InUse(_line(place, before or _read(path))) from None
+        raise InUse(_line(place, _read(path) or before)) from None
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -190,11 +191,30 @@ def _taken(place: str, what: str, steal: bool) -> Callable[[], None]:
 def _sweep_locks(own: Path) -> None:
     """Remove the locks beside ``own`` that processes of this kernel left when they were killed."""
     for path in own.parent.glob(".*.lock"):
-        note = _read(path) if path != own else {}
-        pid = note.get("pid")
-        if type(pid) is int and note.get("boot") == boot() != "" and not alive(pid):
+        if path != own and _dead(_read(path)):
             with contextlib.suppress(OSError):
                 _released(path, *_locked(path), [])
+
+
+def _locked_soon(path: Path) -> tuple[int, Any]:
+    """`_locked`, tried again for a moment where the holder is dead.
+
+    A child that it started just before has its file of the lock too, until it first runs and closes it.
+    """
+    end = time.monotonic() + _GRACE
+    while True:
+        try:
+            return _locked(path)
+        except TimeoutError:
+            if not _dead(_read(path)) or time.monotonic() > end:
+                raise
+        time.sleep(_POLL / 10)
+
+
+def _dead(note: dict[str, Any]) -> bool:
+    """Whether the holder ran under this kernel and is gone."""
+    pid = note.get("pid")
+    return type(pid) is int and note.get("boot") == boot() != "" and not alive(pid)
 
 
 def _locked(path: Path) -> tuple[int, Any]:
