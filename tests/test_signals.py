@@ -1,5 +1,6 @@
 """Signals end every command alike: what was good stays, one line says what resumes it, the status is 128 + n."""
 
+import contextlib
 import errno
 import io
 import json
@@ -17,6 +18,7 @@ from processes import environment, is_alive, script, started, status_of, stopped
 from atent import signals
 from atent.cli import main
 from atent.cli.streams import Steady, steady
+from atent.runs import locks
 
 NAMES = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 TINY = (
@@ -67,7 +69,6 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.slow
 def test_a_signal_in_a_finaliser_is_not_lost():
     class Late:
         def __del__(self):
@@ -80,23 +81,79 @@ def test_a_signal_in_a_finaliser_is_not_lost():
             time.sleep(20)
 
 
-@pytest.mark.parametrize("wrapped", ["text", "cause", "context"])
-def test_a_signal_that_a_library_wraps_is_one(capsys, monkeypatch, wrapped):
+def test_a_signal_that_somebody_catches_comes_again(monkeypatch):
+    """As where a library tries an import and goes on without it; but never into what cleans up after the first one."""
+    monkeypatch.setattr(signals, "_ECHO", 0.05)
+    cleaned = []
+    with signals.raising():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        assert not cleaned
+        with pytest.raises(signals.Stopped):  # noqa: PT012
+            try:
+                time.sleep(20)
+            finally:
+                time.sleep(0.3)
+                cleaned.append(True)
+        assert cleaned
+        # A training that begins after it was caught ends at its next step.
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with signals.stop_requests() as asked:
+            end = time.monotonic() + 20
+            while not asked() and time.monotonic() < end:
+                time.sleep(0.01)
+            assert asked()
+    # Outside none is sent: the handlers are the program's own.
+    with signals.raising(), contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    time.sleep(0.2)
+
+
+def test_a_signal_waits_for_the_end_of_what_must_not_be_cut():
+    done = []
+    with signals.raising(), pytest.raises(signals.Stopped):  # noqa: PT012
+        with signals.postponed():
+            signal.raise_signal(signal.SIGHUP)
+            done.append("inside")
+        done.append("after")
+    assert done == ["inside"]
+
+
+@pytest.mark.parametrize("where", ["_locked", "_released"])
+def test_a_lock_is_taken_and_given_back_as_a_whole(tmp_path, monkeypatch, where):
+    whole = getattr(locks, where)
+
+    def cut(*given):
+        signal.raise_signal(signal.SIGINT)
+        return whole(*given)
+
+    monkeypatch.setattr(locks, where, cut)
+    with signals.raising(), pytest.raises(signals.Stopped), locks.held(tmp_path / "run" / ".lock", "train"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("made", ["text", "cause", "later"])
+def test_an_error_that_a_signal_led_to_is_the_signal(capsys, monkeypatch, made):
+    """A library makes its own error of it, or a module whose import it ended is half there."""
     from atent import cli
 
-    def wrapping(name, words, plugins):
+    def failing(name, words, plugins):
+        cause = None
         try:
             signal.raise_signal(signal.SIGHUP)
         except KeyboardInterrupt as error:
-            if wrapped == "context":
-                # As where the import that it ended is tried again on the way out.
-                _ = {}["half a module"]
-            text, cause = ("a schema failed: Stopped: 1", None) if wrapped == "text" else ("a class failed", error)
-            raise RuntimeError(text) from cause
+            cause = error if made == "cause" else None
+        raise RuntimeError("Stopped: 1" if made == "text" else "half a module") from cause
 
-    monkeypatch.setattr(cli, "_run", wrapping)
+    monkeypatch.setattr(cli, "_run", failing)
     assert main(["recipes"]) == 129
     assert "interrupted by SIGHUP" in capsys.readouterr().err
+    # Without a signal it is what it says.
+    monkeypatch.setattr(cli, "_run", lambda *given: 1 / 0)
+    assert main(["recipes"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_outside_the_main_thread_nothing_is_handled():
@@ -283,7 +340,7 @@ def test_every_command_at_every_moment(prepared, here, command, name, moment):
     time.sleep(moment * float(os.environ.get("ATENT_SLOWER", "1")))
     assert process.poll() is None
     status, err = stopped(process, getattr(signal, name))
-    assert status == status_of(name)
+    assert status == status_of(name), err
     assert "Traceback" not in err
     (line,) = (line for line in err.splitlines() if "interrupted" in line)
     assert any(word in line for word in ("resume", "again"))

@@ -12,11 +12,17 @@ _LONGEST = 100
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` was probably meant to be, or None; case does not count."""
+    """The one of `names` that `name` was probably meant to be, or None; case does not count.
+
+    One that begins with it comes before one that looks alike, and of dotted names one with the same last part.
+    """
     if len(name) > _LONGEST:
         return None
-    lower = {known.lower(): known for known in names}
-    found = difflib.get_close_matches(name.lower(), lower, n=1)
+    lower, given = {known.lower(): known for known in names}, name.lower()
+    longer = [known for known in lower if len(given) > 2 and known.startswith(given)]
+    last = given.rpartition(".")[2]
+    alike = [known for known in lower if "." in given and known.rpartition(".")[2] == last]
+    found = difflib.get_close_matches(given, longer or alike or lower, n=1, cutoff=0.0 if longer or alike else 0.6)
     return lower[found[0]] if found else None
 
 

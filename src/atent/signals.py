@@ -19,6 +19,8 @@ from typing import Any
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _PARENT = "ATENT_PARENT"
+_ECHO = 2.0  # seconds until a signal is sent once more
+_DEEPEST = 100  # exceptions that came up while another was handled
 
 
 class Stopped(KeyboardInterrupt):
@@ -44,8 +46,14 @@ class _State:
     first: int | None = None
     """The first signal since the outermost `raising` began."""
     raising: bool = False
+    raised: bool = False
+    """Whether `Stopped` was raised since then."""
     dropping: bool = False
     """Python reports an exception that it drops."""
+    echo: threading.Timer | None = None
+    """What sends the signal once more, lest somebody else's code caught the exception."""
+    echoing: bool = False
+    """The signal that comes is the echo's."""
     noted: list[bool] = field(default_factory=list)
     """Whether each `stop_requests` that is at work, the innermost last, was asked to stop."""
 
@@ -59,60 +67,96 @@ def handled() -> list[signal.Signals]:
     if threading.current_thread() is not threading.main_thread():
         return []
     known = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-    return [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]
+    # None: a handler that is not Python's, which could not be put back.
+    return [each for each in known if signal.getsignal(each) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Inside, a signal raises `Stopped`."""
+    """Inside, a signal raises `Stopped`, and does so again where that was caught and the work goes on."""
     if _STATE.raising:
         yield
         return
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        echoed, _STATE.echoing = _STATE.echoing, False
         _STATE.first = _STATE.first or signum
         if _STATE.dropping:
-            _again(signum)
-        else:
+            _again(signum, 0.2)
+            return
+        # What is cleaned up after the first one must not be broken off by its echo.
+        if not (echoed and _handling()):
+            _STATE.raised = True
+            _again(signum, _ECHO)
             raise Stopped(signum)
+        _again(signum, _ECHO)
 
     def dropped(lost: Any) -> None:
         # A signal that comes while this runs would be dropped too.
         _STATE.dropping = True
         try:
-            _again(lost.exc_value.signum) if isinstance(lost.exc_value, Stopped) else hook(lost)
+            _again(lost.exc_value.signum, 0.2) if isinstance(lost.exc_value, Stopped) else hook(lost)
         finally:
             _STATE.dropping = False
 
-    _STATE.raising, _STATE.first = True, None
+    _STATE.raising, _STATE.raised, _STATE.echoing, _STATE.first = True, False, False, None
     before, hook = {each: signal.signal(each, stop) for each in handled()}, sys.unraisablehook
     sys.unraisablehook = dropped
     try:
         yield
     finally:
+        _STATE.raising = False
+        if _STATE.echo is not None:
+            _STATE.echo.cancel()
         sys.unraisablehook = hook
         for each, handler in before.items():
             signal.signal(each, handler)
-        _STATE.raising = False
 
 
-def _again(signum: int) -> None:
-    """Send a signal once more whose exception was raised where Python drops it, as in a finaliser."""
-    timer = threading.Timer(0.2, signal.raise_signal, (signum,))
-    timer.daemon = True
-    timer.start()
+def _again(signum: int, seconds: float) -> None:
+    """Send a signal once more: its exception may have been raised where Python drops it, as in a finaliser, or where a
+    library takes every exception for one of its own."""
+
+    def send() -> None:
+        if _STATE.raising:
+            _STATE.echoing = True
+            signal.raise_signal(signum)
+
+    if _STATE.echo is not None:
+        _STATE.echo.cancel()
+    _STATE.echo = threading.Timer(seconds, send)
+    _STATE.echo.daemon = True
+    _STATE.echo.start()
 
 
-def caused(error: BaseException | None) -> bool:
-    """Whether an error is what a library made of `Stopped`, in its text, or came up while that was handled: a module
-    whose import it ended is half there, and fails the next that imports it."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        if isinstance(error, Stopped) or "Stopped: " in str(error):
-            return _STATE.first is not None
-        seen.append(error)
-        error = error.__cause__ or error.__context__
+def _handling() -> bool:
+    """Whether `Stopped` is being handled: a block that it ends cleans up."""
+    error, seen = sys.exc_info()[1], 0
+    while error is not None and seen < _DEEPEST:
+        if isinstance(error, Stopped):
+            return True
+        error, seen = error.__context__, seen + 1
     return False
+
+
+def caused() -> bool:
+    """Whether `Stopped` was raised, so that an error that ends a command comes of it: a library makes its own error of
+    it, or a module whose import it ended is half there and fails the next that imports it."""
+    return _STATE.raised
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Inside, which must be short, a signal waits: it takes effect when the block ends."""
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda signum, frame: came.append(signum)) for each in handled()}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextmanager
@@ -122,7 +166,9 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     _STATE.noted.append(False)
 
     def note(signum: int, frame: FrameType | None) -> None:
-        if _STATE.noted[place] and signum == signal.SIGINT:
+        echoed, _STATE.echoing = _STATE.echoing, False
+        if _STATE.noted[place] and signum == signal.SIGINT and not echoed:
+            _STATE.raised = True
             raise Stopped(signum)
         _STATE.first = _STATE.first or signum
         request()

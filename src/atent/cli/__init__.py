@@ -84,7 +84,7 @@ def _main(args: list[str]) -> int:
         return int(stop.code or 0)
     except Exception as error:
         # Python and compiled libraries turn what a signal raises inside them into errors of their own.
-        if signals.caused(error):
+        if signals.caused():
             raise signals.Stopped(signals.status(0) - 128) from None
         if debug:
             traceback.print_exc()

@@ -19,6 +19,7 @@ from typing import Any
 from atent.runs.folder import check_free, check_name, free_name, is_free
 from atent.runs.names import LOCK
 from atent.runs.stale import alive, boot, sweep
+from atent.signals import postponed
 
 _POLL = 0.1  # seconds between two tries for a lock that is waited for
 _GRACE = 5.0  # seconds until what a dead holder leaves must be free
@@ -97,20 +98,22 @@ def held(
     InUse
         In one line, where the lock is held, or was left by another host.
     """
-    place = os.path.realpath(path)
-    while True:
-        try:
-            own = _entered(place, what, steal or stealing())
-            break
-        except InUse as error:
-            if wait is None:
-                raise
-            wait(str(error))
-            time.sleep(_POLL)
+    place, own = os.path.realpath(path), None
     try:
+        while own is None:
+            try:
+                with postponed():
+                    own = _entered(place, what, steal or stealing())
+            except InUse as error:
+                if wait is None:
+                    raise
+                wait(str(error))
+                time.sleep(_POLL)
         yield
     finally:
-        _leave(place, own)
+        if own is not None:
+            with postponed():
+                _leave(place, own)
 
 
 @contextlib.contextmanager
