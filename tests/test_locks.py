@@ -14,7 +14,7 @@ import pytest
 from processes import SOURCE, environment, held_elsewhere, is_alive, script, until
 
 from atent.cli import main
-from atent.runs import files, stale
+from atent.runs import files, locks, stale
 from atent.runs.locks import InUse, claimed, held, lock_of
 
 
@@ -126,7 +126,7 @@ def test_no_child_inherits_it(tmp_path, child):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
-def test_the_child_of_a_dead_holder_gets_a_moment_to_close_it(tmp_path):
+def test_the_child_of_a_dead_holder_gets_a_moment_to_close_it(tmp_path, monkeypatch):
     """A child has its parent's file until it first runs: here it closes it late, and then never."""
     text = (
         "import os, sys, time\nfrom pathlib import Path\nfrom atent.runs import locks\n"
@@ -138,7 +138,8 @@ def test_the_child_of_a_dead_holder_gets_a_moment_to_close_it(tmp_path):
         "pid = os.fork()\nif pid: print(pid, flush=True); time.sleep(600)\n"
         "time.sleep(float(sys.argv[2])); [os.close(fd) for fd in copies]; time.sleep(600)"
     )
-    for seconds, free in ((1, True), (600, False)):
+    for seconds, grace, free in ((0.5, 60, True), (600, 0.2, False)):
+        monkeypatch.setattr(locks, "_GRACE", grace)
         path = tmp_path / str(seconds) / ".lock"
         with script(text, path, seconds) as parent:
             child = int(parent.first)
