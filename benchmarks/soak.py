@@ -27,6 +27,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+import atent
 from atent.runs import provenance, read_json, read_jsonl, write_json
 
 MOST_KILLS = 6
@@ -295,6 +296,8 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The commands run elsewhere: they are this code's, wherever a relative path would lead.
+    os.environ["PYTHONPATH"] = str(Path(atent.__file__).parent.parent)
     found = soak(given.minutes, given.seed, lambda line: print(line, flush=True))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(given.out, found)
