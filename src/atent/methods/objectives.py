@@ -23,6 +23,11 @@ Losses = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(logits, labels, clean logits or None) -> L per sample."""
 
 
+def shares_of(alpha: float, steps: int) -> list[float]:
+    """c_0 .. c_K of the running average mu^k = (1 - alpha) mu^{k-1} + alpha L(x^k): alpha (1 - alpha)^(K - k), c_0 0."""
+    return [0.0, *[alpha * (1 - alpha) ** (steps - k) for k in range(1, steps + 1)]]
+
+
 class Samples(NamedTuple):
     """The adversary of the data-entropy objective: iterates, and what the chain saw of their losses."""
 
@@ -72,7 +77,8 @@ class Step:
         """The gradient of each sample's loss at ``z``, in a pass of its own; the clean answer is a constant there."""
         z = z.detach().requires_grad_()
         reference = None if self.reference is None else self.reference.detach()
-        return torch.autograd.grad(self.losses(ask(self.model, z), self.labels, reference).sum(), z)[0]
+        losses = self.losses(ask(self.model, z), self.labels, reference)
+        return torch.autograd.grad(losses, z, torch.ones_like(losses))[0]
 
     def add(self, share: float, losses: Tensor, grads: Sequence[Tensor | None]) -> None:
         """Add an iterate's losses to mu, and the gradients of their sum to the targets."""
@@ -83,8 +89,8 @@ class Step:
         """Add the iterate ``z`` in a pass of its own, each sample's gradient times its factor; gives the logits."""
         logits = ask(self.model, z)
         losses = self.losses(logits, self.labels, self.reference)
-        weighed = losses if factors is None else losses * factors
-        self.add(share, losses, torch.autograd.grad(weighed.sum(), self.targets, allow_unused=True))
+        factors = torch.ones_like(losses) if factors is None else factors.to(losses.dtype)
+        self.add(share, losses, torch.autograd.grad(losses, self.targets, factors, allow_unused=True))
         return logits
 
 
@@ -98,10 +104,12 @@ def two_updates(layers: list[_NormBase]) -> Iterator[None]:
     """Inside, one forward moves the running statistics as two forwards of the same batch would.
 
     With momentum m two updates are one with 1 - (1 - m)^2; with ``momentum=None`` (the cumulative average) after n
-    batches they are one with 2 / (n + 2). ``num_batches_tracked`` counts one more. Exact for layers that a forward
-    uses once; one that it uses twice sees its two updates in another order.
+    batches they are one with 2 / (n + 2), where the host waits for n, as torch itself does at each such forward.
+    ``num_batches_tracked`` counts one more. Exact for layers that a forward uses once; one that it uses twice sees its
+    two updates in another order.
     """
     momenta = [layer.momentum for layer in layers]
+    counters = [m.num_batches_tracked for m in layers if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
     try:
         for layer in layers:
             if layer.momentum is None and isinstance(layer, _BatchNorm):
@@ -109,10 +117,8 @@ def two_updates(layers: list[_NormBase]) -> Iterator[None]:
             elif layer.momentum is not None:
                 layer.momentum = 1.0 - (1.0 - layer.momentum) ** 2
         yield
-        with torch.no_grad():
-            for layer in layers:
-                if isinstance(layer, _BatchNorm) and layer.num_batches_tracked is not None:
-                    layer.num_batches_tracked.add_(1)
+        if counters:
+            torch._foreach_add_(counters, 1)
     finally:
         for layer, momentum in zip(layers, momenta):
             layer.momentum = momentum
@@ -135,7 +141,7 @@ def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
         losses = step.losses(logits, step.labels, step.reference)
         # Where alpha is 1, or so near that the share underflows, the older iterates weigh nothing.
         inputs, weights = ([] if last else [z]), (step.targets if share else [])
-        grads = torch.autograd.grad(losses.sum(), [*inputs, *weights], allow_unused=True)
+        grads = torch.autograd.grad(losses, [*inputs, *weights], torch.ones_like(losses), allow_unused=True)
         if share:
             step.add(share, losses, grads[len(inputs) :])
         if not last:
@@ -205,6 +211,7 @@ def _accumulate(targets: Sequence[Tensor], grads: Sequence[Tensor | None], share
     old = [(p.grad, g) for p, g in pairs if p.grad is not None]
     if old:
         torch._foreach_add_([a for a, _ in old], [g for _, g in old], alpha=share)
-    for p, g in pairs:
-        if p.grad is None:
-            p.grad = g * share
+    new = [(p, g) for p, g in pairs if p.grad is None]
+    if new:
+        for (p, _), g in zip(new, torch._foreach_mul([g for _, g in new], share), strict=True):
+            p.grad = g
