@@ -21,6 +21,7 @@ from atent.methods.calibration import Calibration, calibrate
 from atent.methods.objectives import (
     Samples,
     Step,
+    check_samples,
     data_entropy,
     free_energy,
     free_energy_at,
@@ -156,7 +157,8 @@ class ATENT(Method):
             check_reach(self.threat, chain.step_size, f"with steps={self.steps} a step_size of")
         first = self.chain(0.0)
         if self.objective == "data-entropy":
-            self._check_samples(chain, min(chain.noise, first.noise))
+            samples = self.chains * (self.steps - self._skipped)
+            check_samples(chain, min(chain.noise, first.noise), samples)
         if self.outer_loss == "kl" and chain.start == "zero" and (chain.noise == 0 or chain.gradient != "raw"):
             raise ValueError("outer_loss 'kl' has no gradient at the clean input: use another start than 'zero'")
 
@@ -169,28 +171,6 @@ class ATENT(Method):
             )
         if self.drop_below and (self.objective == "data-entropy" or self.burn_in is not None):
             raise ValueError("drop_below has no effect where all iterates weigh the same: use burn_in alone")
-
-    def _check_samples(self, chain: Sampler, noise: float) -> None:
-        """ValueError, with the reason, for a chain that does not sample p."""
-        if noise == 0:
-            raise ValueError(
-                "objective 'data-entropy' needs noise above 0: without it the chain climbs, it samples no p"
-            )
-        if chain.gradient != "raw":
-            raise ValueError(
-                f"objective 'data-entropy' needs gradient 'raw', got {chain.gradient!r}: steps of one length"
-                " for all gradients do not sample p"
-            )
-        if chain.projection == "last":
-            raise ValueError(
-                "objective 'data-entropy' needs projection 'never' or 'every', got 'last': one projected iterate among"
-                " free ones is no sample of their p"
-            )
-        if self.chains * (self.steps - self._skipped) < 2:
-            raise ValueError(
-                "objective 'data-entropy' needs 2 samples or more for a covariance, got 1: lower burn_in, or raise"
-                " steps or chains"
-            )
 
     @property
     def _skipped(self) -> int:
@@ -324,13 +304,22 @@ class ATENT(Method):
             self._refuse_uncalibrated()
         return self._gradient(model, x, y, None, rng, progress=progress, weight=weight)
 
+    def step(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        progress: float = 1.0, weight: float = 1.0, state: State | None = None,
+    ) -> Metrics:  # fmt: skip
+        """The accumulating pass; of the iterates it keeps the last alone."""
+        if self.calibrated:
+            self._refuse_uncalibrated()
+        return self._gradient(model, x, y, None, rng, progress=progress, weight=weight, keep=False)[1]
+
     def _gradient(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, rng: torch.Generator | None, *, progress: float,
-        weight: float,
+        weight: float, keep: bool = True,
     ) -> tuple[Any, Metrics]:  # fmt: skip
         """The gradient at the iterates ``aux``; without any, at those of a chain drawn from ``rng``."""
         many, labels = self._copies(x), self._copies(y)
-        step = Step(model, many, labels, self._losses, self.weights(), self._skipped, weight)
+        step = Step(model, many, labels, self._losses, self.weights(), self._skipped, weight, keep)
         if rng is not None and (self.mode == "eval" or self.objective == "data-entropy"):
             aux = self.adversary(model, x, y, rng=rng, progress=progress)
         with kl_outer(step, x, y, self.beta, self.label_smoothing) if self.outer_loss == "kl" else nullcontext():

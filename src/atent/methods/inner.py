@@ -104,4 +104,5 @@ def lowered(method: Method, precision: InnerPrecision) -> Method:
 
 def exact(method: Method) -> Method:
     """The method without `ATENT.drop_below`, whose gradient is that of all iterates; itself for any other."""
-    return replace(method, drop_below=0.0) if getattr(method, "drop_below", 0.0) else method
+    changes: dict[str, Any] = {"drop_below": 0.0}
+    return replace(method, **changes) if getattr(method, "drop_below", 0.0) else method

@@ -5,6 +5,7 @@ c_k is the share of iterate k, L the loss of chain and average, mu^K = sum_k c_k
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
@@ -24,7 +25,7 @@ Losses = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def shares_of(alpha: float, steps: int) -> list[float]:
-    """c_0 .. c_K of the running average mu^k = (1 - alpha) mu^{k-1} + alpha L(x^k): alpha (1 - alpha)^(K - k), c_0 0."""
+    """c_0 .. c_K of mu^k = (1 - alpha) mu^{k-1} + alpha L(x^k): alpha (1 - alpha)^(K - k), and 0 for x^0."""
     return [0.0, *[alpha * (1 - alpha) ** (steps - k) for k in range(1, steps + 1)]]
 
 
@@ -61,9 +62,11 @@ class Step:
 
     def __init__(
         self, model: nn.Module, x: Tensor, labels: Tensor, losses: Losses, shares: list[float], skipped: int,
-        weight: float,
+        weight: float, keep: bool,
     ) -> None:  # fmt: skip
-        """``x`` and ``labels`` hold the batch once for each chain; ``weight`` multiplies the gradient."""
+        """``x`` and ``labels`` hold the batch once for each chain; ``weight`` multiplies the gradient; with ``keep`` a
+        body gives all iterates, else the last alone."""
+        self.keep = keep
         self.model, self.x, self.labels = model, x, labels
         self.shares, self.skipped, self.weight = shares, skipped, weight
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -72,6 +75,10 @@ class Step:
         self.clean: Tensor | None = None
         self.reference: Tensor | None = None
         self.losses = losses
+
+    def iterates(self) -> deque[Tensor]:
+        """For the iterates that a body gives."""
+        return deque(maxlen=None if self.keep else 1)
 
     def input_gradient(self, z: Tensor) -> Tensor:
         """The gradient of each sample's loss at ``z``, in a pass of its own; the clean answer is a constant there."""
@@ -109,7 +116,9 @@ def two_updates(layers: list[_NormBase]) -> Iterator[None]:
     two updates in another order.
     """
     momenta = [layer.momentum for layer in layers]
-    counters = [m.num_batches_tracked for m in layers if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
+    counters = [
+        m.num_batches_tracked for m in layers if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None
+    ]
     try:
         for layer in layers:
             if layer.momentum is None and isinstance(layer, _BatchNorm):
@@ -130,7 +139,7 @@ def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
     One forward at x^k serves grad_x L for the chain's next step and grad_w L for the sum.
     """
     norms = tracked(step.model)
-    z, iterates = chain.begin(step.x, streams).detach(), []
+    z, iterates = chain.begin(step.x, streams).detach(), step.iterates()
     for k, share in enumerate(step.shares):
         last = k == chain.steps
         if k:
@@ -146,7 +155,7 @@ def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
             step.add(share, losses, grads[len(inputs) :])
         if not last:
             z = chain.move(z.detach(), step.x, grads[0], k, streams)
-    return Found(iterates, logits)
+    return Found(list(iterates), logits)
 
 
 def free_energy_two_passes(step: Step, chain: Sampler, streams: Streams) -> Found:
@@ -154,7 +163,7 @@ def free_energy_two_passes(step: Step, chain: Sampler, streams: Streams) -> Foun
 
     The authors' order: the loss pass at x^k comes before the gradient pass at x^k.
     """
-    z, iterates = chain.begin(step.x, streams).detach(), []
+    z, iterates = chain.begin(step.x, streams).detach(), step.iterates()
     for k, share in enumerate(step.shares):
         if k:
             iterates.append(z.detach())
@@ -162,7 +171,7 @@ def free_energy_two_passes(step: Step, chain: Sampler, streams: Streams) -> Foun
             logits = step.add_at(z, share)
         if k < chain.steps:
             z = chain.move(z.detach(), step.x, step.input_gradient(z), k, streams)
-    return Found(iterates, logits)
+    return Found(list(iterates), logits)
 
 
 def free_energy_at(step: Step, iterates: list[Tensor]) -> Found:
@@ -170,6 +179,28 @@ def free_energy_at(step: Step, iterates: list[Tensor]) -> Found:
     for z, share in zip(iterates[step.skipped :], step.shares[step.skipped + 1 :], strict=True):
         logits = step.add_at(z, share)
     return Found(iterates, logits)
+
+
+def check_samples(chain: Sampler, noise: float, samples: int) -> None:
+    """ValueError, with the reason, for a chain whose iterates do not sample p, or too few ``samples`` for a covariance;
+    ``noise`` is the smallest of the training."""
+    if noise == 0:
+        raise ValueError("objective 'data-entropy' needs noise above 0: without it the chain climbs, it samples no p")
+    if chain.gradient != "raw":
+        raise ValueError(
+            f"objective 'data-entropy' needs gradient 'raw', got {chain.gradient!r}: steps of one length"
+            " for all gradients do not sample p"
+        )
+    if chain.projection == "last":
+        raise ValueError(
+            "objective 'data-entropy' needs projection 'never' or 'every', got 'last': one projected iterate among"
+            " free ones is no sample of their p"
+        )
+    if samples < 2:
+        raise ValueError(
+            "objective 'data-entropy' needs 2 samples or more for a covariance, got 1: lower burn_in, or raise"
+            " steps or chains"
+        )
 
 
 def data_entropy(step: Step, samples: Samples, images: int, temperature: float) -> Found:
