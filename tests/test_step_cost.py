@@ -13,7 +13,7 @@ from atent.data import DataSettings, load
 from atent.methods import ATENT, AWP, METHODS, MMA, PGDAT, TRADES, EmbeddingTerm, Perturbation
 from atent.methods.inner import LowInner
 from atent.methods.objectives import tracked, two_updates
-from atent.optim import Optimizer, Schedule
+from atent.optim import SGLD, EntropySGD, Optimizer, Schedule
 from atent.rng import fold, seed_from
 from atent.train import TrainSettings
 from atent.train.builders import Builders
@@ -50,6 +50,16 @@ def net(name):
 # -- waiting
 
 
+class Waits(Syncs):
+    """As `Syncs`, and gathers by a mask, which wait for their length."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("index", "index_put_"):
+            masks = [t for t in args[1] if t is not None and t.dtype == torch.bool]
+            self.seen += ["mask"] * len(masks)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """The seeds of networks come as on a GPU: `seed_from` draws no number there."""
@@ -82,7 +92,7 @@ def test_no_step_of_an_epoch_waits_for_the_device(digits, on_a_gpu, name, given)
     order = order_of(0, 0, len(digits.train), trainer.rng, ())
     trainer.model.train()
     trainer.train_step(order, 0, 0)  # the first step prepares an optimizer's state
-    with Syncs() as syncs:
+    with Waits() as syncs:
         trainer.train_step(order, 0, 1)
         trainer.train_step(order, 0, 2)
     assert syncs.seen == []
@@ -154,13 +164,40 @@ def test_batch_norm_counters_take_one_operation_for_all():
     assert [int(m.num_batches_tracked) for m in model] == [1, 1, 1]
 
 
+class Ops(Syncs):
+    """The names of all operations inside."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["SGLD", "EntropySGD"])
+def test_an_optimizers_walk_takes_the_same_operations_for_few_and_many_weights(kind):
+    """But for those that make a tensor of each, random numbers and copies, and for torch's own step."""
+
+    def moves(count):
+        params = [nn.Parameter(torch.rand(3)) for _ in range(count)]
+        made = (
+            SGLD(params, 0.01, gamma=0.1)
+            if kind == "SGLD"
+            else EntropySGD(params, 0.1, inner_lr=0.1, momentum=0, nesterov=False)
+        )
+
+        def closure():
+            for p in params:
+                p.grad = torch.ones(3)
+            return torch.zeros(())
+
+        with Ops() as ops:
+            made.step(closure)
+        return [name for name in ops.seen if name in ("add", "sub", "neg", "copy_", "mul", "_foreach_add_")]
+
+    assert moves(3) == moves(9)
+
+
 def test_a_steps_operations_do_not_grow_with_the_buffers():
     """Buffers are kept and put back by one call for all of them, not by some for each."""
-
-    class Ops(Syncs):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.seen.append(func.overloadpacket.__name__)
-            return func(*args, **(kwargs or {}))
 
     def copies(count):
         model, (x, y) = network(), batch()

@@ -304,7 +304,7 @@ class ATENT(Method):
             self._refuse_uncalibrated()
         return self._gradient(model, x, y, None, rng, progress=progress, weight=weight)
 
-    def step(
+    def _backward(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip

@@ -100,9 +100,9 @@ class Method(metaclass=Settings):
     ) -> Metrics:  # fmt: skip
         """Add ``weight`` times the gradient of the loss to each parameter's ``.grad``."""
         with explained(model, x):
-            return self.step(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
+            return self._backward(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
 
-    def step(
+    def _backward(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip

@@ -166,8 +166,12 @@ class EntropySGD(torch.optim.Optimizer):
             for p in group["params"]:
                 if p in plain:
                     self.state[p]["momentum_buffer"] = plain[p]
-                if p in means:
-                    p.grad = (p - means[p]).mul_(gamma if group["scale"] == "gamma" else 1.0)
+            moved = [p for p in group["params"] if p in means]
+            if moved:
+                slopes = torch._foreach_sub(moved, [means[p] for p in moved])
+                torch._foreach_mul_(slopes, gamma if group["scale"] == "gamma" else 1.0)
+                for p, slope in zip(moved, slopes, strict=True):
+                    p.grad = slope
         return losses[0]
 
     def _starts(self, p: Tensor, group: dict[str, Any]) -> bool:

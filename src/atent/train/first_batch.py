@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -212,5 +213,6 @@ def measured(
 
 
 def recorded(config: dict[str, Any], name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with what was found."""
-    return {**config, "about": {**config["about"], name: found}}
+    """The configuration with what was found; JSON holds no numbers that are not finite."""
+    plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
+    return {**config, "about": {**config["about"], name: plain}}
