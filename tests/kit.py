@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atent import runs as folder
@@ -81,6 +82,24 @@ class Syncs(TorchDispatchMode):
         if func.overloadpacket.__name__ in self.WAIT:
             self.seen.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+class Live(TorchDispatchMode):
+    """The most bytes of the tensors that operations inside have made and that are alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.known, self.most = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.known = {key: (ref, size) for key, (ref, size) in self.known.items() if not ref.expired()}
+        for t in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(t, torch.Tensor) and not func.is_view:
+                storage = t.untyped_storage()
+                self.known[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.most = max(self.most, sum(size for _, size in self.known.values()))
+        return out
 
 
 def threat_in(norm, eps=None, **more):

@@ -170,7 +170,7 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         # The last to be registered is the first to be restored: the random states, which nothing can refuse, at the end
         # of this list.
         registered = [(m, dict(m._buffers.items())) for m in modules]
-        values = [(b, b.detach().clone()) for b in buffers if not is_lazy(b)]
+        values = Values([b for b in buffers if not is_lazy(b)])
         stack.callback(_restore, registered, values, [(p, p.requires_grad, p.grad) for p in parameters])
         for m in modules:
             if hasattr(m, "training"):
@@ -226,12 +226,30 @@ def seed_all(seed: int, device: torch.device) -> tuple[Any, ...]:
     return random_states(device)
 
 
+class Values:
+    """The values of some buffers at one moment."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+        plain = all([t.layout is torch.strided and not t.is_quantized for t in tensors])
+        with torch.no_grad():
+            self.values = [torch.empty_like(t) if plain else t.clone() for t in tensors]
+            if plain and tensors:
+                torch._foreach_copy_(self.values, tensors)
+
+    def restore(self) -> None:
+        """Write them back."""
+        # Through .data: a graph that is still alive may have saved the tensors, and would see a new version.
+        if self.tensors:
+            torch._foreach_copy_([t.data for t in self.tensors], self.values)
+
+
 Registered = list[tuple[nn.Module, dict[str, Tensor | None]]]
 
 
 def _restore(
     registered: Registered,
-    values: list[tuple[Tensor, Tensor]],
+    values: Values,
     parameters: list[tuple[nn.Parameter, bool, Tensor | None]],
 ) -> None:
     """Parameters as they were, and whatever becomes of them, the buffers: which are registered, and their values."""
@@ -250,9 +268,8 @@ def _restore(
             else:
                 m._buffers.clear()
                 m._buffers.update(before)
-        # Batch-norm moves its statistics without a new version, so all are written back; through .data, because a
-        # graph that is still alive may have saved them and would see a new version.
-        for b, value in values:
-            b.data.copy_(value)
+        # Batch-norm moves its statistics without a new version, so all are written back.
+        values.restore()
+        for b in values.tensors:
             if b.grad_fn is not None:  # written with a graph
                 b.detach_()

@@ -18,6 +18,8 @@ from torch import Tensor
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
+# A GPU's generator counts in fours.
+_OFFSET = 4
 
 
 class Streams(Protocol):
@@ -149,6 +151,19 @@ def narrow(seed: int) -> int:
     """A seed for torch's CPU generators, which keep the low 32 bits: itself where it has no more, hashed where it has,
     so that 2^32 + 3 does not draw what 3 draws."""
     return seed if 0 <= seed <= _LOW else fold(seed)
+
+
+def seed_from(rng: torch.Generator) -> int:
+    """A seed for the random numbers of a network, from the generator of a step, which moves on.
+
+    On a CPU it is drawn. From a GPU a drawn number would have to come back first, and the host would wait at each step:
+    there it is a function of the generator's seed and offset, which the host knows.
+    """
+    if rng.device.type == "cpu":
+        return int(torch.randint(2**62, (), generator=rng))
+    offset = rng.get_offset()
+    rng.set_offset(offset + _OFFSET)
+    return fold(rng.initial_seed(), offset, "network")
 
 
 def fold(*keys: int | str) -> int:

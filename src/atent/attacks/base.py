@@ -23,7 +23,7 @@ from atent.checks import (
 from atent.guard import Mode, guard, outside_inference
 from atent.precision import Lowered, SearchDtype, full_precision, images_last
 from atent.registry import Registry
-from atent.rng import Batch, PerSample, Streams, narrow
+from atent.rng import Batch, PerSample, Streams, narrow, seed_from
 from atent.threat import Threat, per_sample
 
 
@@ -207,7 +207,7 @@ class Attack(metaclass=Settings):
         if rng is None:
             streams, inner = PerSample(seed, numbered(ids, n, x.device), self.stream), narrow(seed)
         else:
-            streams, inner = Batch(rng), int(torch.randint(2**62, (), generator=rng, device=rng.device))
+            streams, inner = Batch(rng), seed_from(rng)
         if n == 0:
             counters = torch.zeros(2, 0, dtype=torch.int64, device=x.device)
             return x.clone(), torch.zeros(0, dtype=torch.bool, device=x.device), *counters

@@ -17,7 +17,7 @@ from atent.guard import ask, guard
 from atent.losses import cross_entropy, nt_xent
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
 from atent.models.dual import Branch, branch
-from atent.rng import Batch
+from atent.rng import Batch, seed_from
 from atent.threat import Threat
 
 Variant = Literal["S2S", "A2S", "A2A", "DS"]
@@ -133,7 +133,7 @@ class ACL(Method):
         """
         factor = warm(self.eps_warmup, progress)
         threat, step, draws = self.threat.scaled(factor), self._step(factor), Batch(rng)
-        seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+        seed = seed_from(rng)
         origin = clean[: len(clean) // 2] if self.variant == "A2S" else clean
         with guard(model, mode="eval", seed=seed):
 

@@ -21,13 +21,15 @@ from atent.methods.calibration import Calibration, calibrate
 from atent.methods.objectives import (
     Samples,
     Step,
+    check_samples,
     data_entropy,
     free_energy,
     free_energy_at,
     free_energy_two_passes,
     kl_outer,
+    shares_of,
 )
-from atent.rng import Batch
+from atent.rng import Batch, seed_from
 from atent.threat import Threat
 
 _SCHEDULED = ("gamma", "noise", "effective_noise", "temperature")
@@ -69,6 +71,11 @@ class ATENT(Method):
     ``outer_loss="kl"`` puts L(x') = KL(f(x) || f(x')) in the place of the cross-entropy, in the chain and in mu^K, and
     w descends CE(f(x), y) + beta mu^K: TRADES with its maximum replaced by the objective. The gradient runs through
     both arguments, the chain holds f(x) constant; the clean batch has a pass of its own, in each mode.
+
+    ``drop_below`` leaves the first iterates out of mu^K, those whose share c_k is below it: at alpha 0.9 and 1e-3 the
+    last three remain. The chain still passes them, for its own gradient alone, and batch-norm statistics then take one
+    update from each. What is left out weighs at most (1 - alpha)^m beside m iterates that remain; the training measures
+    on its first batch by how much the gradient differs. The default is exact.
 
     gamma, noise, effective_noise and temperature may be schedules over the training: "0.5..0.1" is linear from start to
     end, "0.5..0.1@0.3" arrives after 30 %. eps has eps_warmup.
@@ -116,6 +123,8 @@ class ATENT(Method):
     burn_in: int | None = None
     """Number of first iterates without weight, the others weighing the same; default: steps // 2 for data-entropy, and
     the weights of alpha for free-energy."""
+    drop_below: float = 0.0
+    """Leave iterates out of the gradient whose share of the average is below this, at most alpha; 0 is exact."""
     chains: int = 1
     """Number of chains of each image; a chain costs what a batch does."""
     outer_loss: Literal["ce", "kl"] = "ce"
@@ -139,6 +148,7 @@ class ATENT(Method):
             check_number("burn_in", self.burn_in, 0, whole=True)
             if self.burn_in >= self.steps:
                 raise ValueError(f"burn_in must stay below steps={self.steps}, got {self.burn_in}")
+        self._check_dropping()
         check_choice("calibrated", str(self.calibrated), ("False", "True", "gamma", "noise"))
         check_warmup(self.eps_warmup)
         check_budget(self.threat)
@@ -147,31 +157,20 @@ class ATENT(Method):
             check_reach(self.threat, chain.step_size, f"with steps={self.steps} a step_size of")
         first = self.chain(0.0)
         if self.objective == "data-entropy":
-            self._check_samples(chain, min(chain.noise, first.noise))
+            samples = self.chains * (self.steps - self._skipped)
+            check_samples(chain, min(chain.noise, first.noise), samples)
         if self.outer_loss == "kl" and chain.start == "zero" and (chain.noise == 0 or chain.gradient != "raw"):
             raise ValueError("outer_loss 'kl' has no gradient at the clean input: use another start than 'zero'")
 
-    def _check_samples(self, chain: Sampler, noise: float) -> None:
-        """ValueError, with the reason, for a chain that does not sample p."""
-        if noise == 0:
+    def _check_dropping(self) -> None:
+        """ValueError for a ``drop_below`` that would drop all iterates, or cannot drop any."""
+        check_number("drop_below", self.drop_below, 0)
+        if self.drop_below > self.alpha:
             raise ValueError(
-                "objective 'data-entropy' needs noise above 0: without it the chain climbs, it samples no p"
+                f"drop_below must be at most alpha={self.alpha}, the last iterate's share, got {self.drop_below}"
             )
-        if chain.gradient != "raw":
-            raise ValueError(
-                f"objective 'data-entropy' needs gradient 'raw', got {chain.gradient!r}: steps of one length"
-                " for all gradients do not sample p"
-            )
-        if chain.projection == "last":
-            raise ValueError(
-                "objective 'data-entropy' needs projection 'never' or 'every', got 'last': one projected iterate among"
-                " free ones is no sample of their p"
-            )
-        if self.chains * (self.steps - self._skipped) < 2:
-            raise ValueError(
-                "objective 'data-entropy' needs 2 samples or more for a covariance, got 1: lower burn_in, or raise"
-                " steps or chains"
-            )
+        if self.drop_below and (self.objective == "data-entropy" or self.burn_in is not None):
+            raise ValueError("drop_below has no effect where all iterates weigh the same: use burn_in alone")
 
     @property
     def _skipped(self) -> int:
@@ -180,8 +179,10 @@ class ATENT(Method):
             return self.burn_in
         if self.objective == "data-entropy":
             return self.steps // 2
-        # The average is then the last loss alone.
-        return self.steps - 1 if self.alpha == 1 else 0
+        if self.alpha == 1:  # the average is then the last loss alone
+            return self.steps - 1
+        # Shares grow from iterate to iterate.
+        return sum(share < self.drop_below for share in shares_of(self.alpha, self.steps)[1:])
 
     def chain(self, progress: float = 1.0) -> Sampler:
         """The resolved chain at ``progress``: while eps warms up, step size and radius shrink together."""
@@ -210,7 +211,7 @@ class ATENT(Method):
         """c_0 .. c_K: the share of each iterate's loss in the average."""
         if self.objective == "data-entropy" or self.burn_in is not None:
             return [0.0] * (self._skipped + 1) + [1 / (self.steps - self._skipped)] * (self.steps - self._skipped)
-        return [0.0, *[self.alpha * (1 - self.alpha) ** (self.steps - k) for k in range(1, self.steps + 1)]]
+        return [0.0] * (self._skipped + 1) + shares_of(self.alpha, self.steps)[self._skipped + 1 :]
 
     def calibrate(
         self, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,
@@ -240,7 +241,7 @@ class ATENT(Method):
         clean, x, y = x, self._copies(x), self._copies(y)
         keep = self.objective == "data-entropy"
         # From a copy of the stream: `backward` must draw the same start and noise.
-        inner = int(torch.randint(2**62, (), generator=rng.clone_state(), device=rng.device))
+        inner = seed_from(rng.clone_state())
         found = Samples([], [])
         with guard(model, mode="eval" if self.mode == "eval" else "as-is", seed=inner):
             with torch.no_grad():
@@ -303,13 +304,22 @@ class ATENT(Method):
             self._refuse_uncalibrated()
         return self._gradient(model, x, y, None, rng, progress=progress, weight=weight)
 
+    def _backward(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        progress: float = 1.0, weight: float = 1.0, state: State | None = None,
+    ) -> Metrics:  # fmt: skip
+        """The accumulating pass; of the iterates it keeps the last alone."""
+        if self.calibrated:
+            self._refuse_uncalibrated()
+        return self._gradient(model, x, y, None, rng, progress=progress, weight=weight, keep=False)[1]
+
     def _gradient(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, rng: torch.Generator | None, *, progress: float,
-        weight: float,
+        weight: float, keep: bool = True,
     ) -> tuple[Any, Metrics]:  # fmt: skip
         """The gradient at the iterates ``aux``; without any, at those of a chain drawn from ``rng``."""
         many, labels = self._copies(x), self._copies(y)
-        step = Step(model, many, labels, self._losses, self.weights(), self._skipped, weight)
+        step = Step(model, many, labels, self._losses, self.weights(), self._skipped, weight, keep)
         if rng is not None and (self.mode == "eval" or self.objective == "data-entropy"):
             aux = self.adversary(model, x, y, rng=rng, progress=progress)
         with kl_outer(step, x, y, self.beta, self.label_smoothing) if self.outer_loss == "kl" else nullcontext():
@@ -351,7 +361,7 @@ class ATENT(Method):
         z = z.detach().requires_grad_()
         with torch.enable_grad():
             losses = self._losses(ask(model, z), y, None if reference is None else reference.detach())
-            return torch.autograd.grad(losses.sum(), z)[0], losses.detach()
+            return torch.autograd.grad(losses, z, torch.ones_like(losses))[0], losses.detach()
 
     def _weighed(self, aux: Any, progress: float) -> list[tuple[Tensor, float, Tensor | None]]:
         """Each iterate that weighs, its share, and the factors of its samples' gradients, None for 1."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
+from atent.guard import Values
 from atent.methods.base import METHODS, Method, Metrics, State
 from atent.threat import Threat
 
@@ -127,7 +128,7 @@ class AWP(Method):
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
             )  # fmt: skip
         layers = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-        with _aside(model):
+        with aside(model):
             aux, flat = self.method.attack_and_descend(
                 model, x, y, rng=rng, ids=ids, progress=progress, state=state
             )  # fmt: skip
@@ -145,17 +146,15 @@ def may_perturb(method: type[Method]) -> bool:
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Inside, forward passes may move buffers, such as batch-norm statistics; after, these are as before."""
-    # Through .data: a graph that is still alive would see a new version.
-    before = [(b.data, b.detach().clone()) for b in model.buffers()]
+    before = Values(list(model.buffers()))
     try:
         yield
     finally:
-        if before:
-            torch._foreach_copy_([b for b, _ in before], [value for _, value in before])
+        before.restore()
 
 
 @contextmanager
-def _aside(model: nn.Module) -> Iterator[None]:
+def aside(model: nn.Module) -> Iterator[None]:
     """Inside, gradients gather from nothing; after, gradients and buffers are as they were before."""
     grads = [(p, p.grad) for p in model.parameters()]
     with buffers_kept(model):

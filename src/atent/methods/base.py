@@ -100,9 +100,16 @@ class Method(metaclass=Settings):
     ) -> Metrics:  # fmt: skip
         """Add ``weight`` times the gradient of the loss to each parameter's ``.grad``."""
         with explained(model, x):
-            return self.attack_and_descend(
-                model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
-            )[1]  # fmt: skip
+            return self._backward(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
+
+    def _backward(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        progress: float = 1.0, weight: float = 1.0, state: State | None = None,
+    ) -> Metrics:  # fmt: skip
+        """`attack_and_descend` for those who want the gradient alone: what the adversary found need not be kept."""
+        return self.attack_and_descend(
+            model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state
+        )[1]  # fmt: skip
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:
         """The inputs (m, ...) beside ``x`` that the loss sees at ``aux``, for terms around the method; None: there are

@@ -14,6 +14,7 @@ from atent.certify.projection import estimated_margins
 from atent.checks import check_number
 from atent.methods.base import Method, Metrics, State, check_budget, check_warmup, method, warm
 from atent.methods.certified import check_share, mixed_loss
+from atent.rng import seed_from
 from atent.threat import Threat
 
 # Each is a vector of every layer's size for every sample.
@@ -86,11 +87,11 @@ class Dual(Method):
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
         ids: Tensor | None = None, progress: float = 1.0, state: State | None = None,
-    ) -> Tensor | None:  # fmt: skip
-        """The seed of the projections, a scalar; None without them."""
+    ) -> int | None:  # fmt: skip
+        """The seed of the projections; None without them."""
         if self.projections is None:
             return None
-        return torch.randint(2**62, (), generator=rng, device=rng.device)
+        return seed_from(rng)
 
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
@@ -100,7 +101,7 @@ class Dual(Method):
         def bound(graph: Graph) -> Tensor:
             if self.projections is None:
                 return margins(graph, x, y, threat, "dual", check=False, rounding=False)
-            rng = torch.Generator(x.device).manual_seed(int(aux))
+            rng = torch.Generator(x.device).manual_seed(aux)
             return estimated_margins(graph, x, y, threat, self.projections, rng)
 
         return mixed_loss(model, x, y, self.kappa, bound if float(threat.eps) > 0 else None)

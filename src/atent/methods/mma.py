@@ -15,7 +15,7 @@ from atent.checks import check_choice, check_number
 from atent.guard import ask, guard
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, correct, method
-from atent.rng import Batch
+from atent.rng import Batch, seed_from
 from atent.threat import Threat, per_sample
 
 REACH = 1.05
@@ -132,7 +132,7 @@ class MMA(Method):
             eps = x.new_full((len(x),), self.resolved_eps_min)
         else:
             eps = state["eps"][ids].to(x.dtype)
-        inner = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+        inner = seed_from(rng)
         # A start grows with its radius: draw it in the unit ball and shrink it to each sample's own.
         begin = start(Threat(threat.norm, 1.0, threat.box), self.start, x, Batch(rng)) - x
         z = threat.clamp(x + per_sample(eps, x) * begin)

@@ -5,6 +5,7 @@ c_k is the share of iterate k, L the loss of chain and average, mu^K = sum_k c_k
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
@@ -21,6 +22,11 @@ from atent.sgld import data_entropy_coefficients
 
 Losses = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(logits, labels, clean logits or None) -> L per sample."""
+
+
+def shares_of(alpha: float, steps: int) -> list[float]:
+    """c_0 .. c_K of mu^k = (1 - alpha) mu^{k-1} + alpha L(x^k): alpha (1 - alpha)^(K - k), and 0 for x^0."""
+    return [0.0, *[alpha * (1 - alpha) ** (steps - k) for k in range(1, steps + 1)]]
 
 
 class Samples(NamedTuple):
@@ -56,9 +62,11 @@ class Step:
 
     def __init__(
         self, model: nn.Module, x: Tensor, labels: Tensor, losses: Losses, shares: list[float], skipped: int,
-        weight: float,
+        weight: float, keep: bool,
     ) -> None:  # fmt: skip
-        """``x`` and ``labels`` hold the batch once for each chain; ``weight`` multiplies the gradient."""
+        """``x`` and ``labels`` hold the batch once for each chain; ``weight`` multiplies the gradient; with ``keep`` a
+        body gives all iterates, else the last alone."""
+        self.keep = keep
         self.model, self.x, self.labels = model, x, labels
         self.shares, self.skipped, self.weight = shares, skipped, weight
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -68,11 +76,16 @@ class Step:
         self.reference: Tensor | None = None
         self.losses = losses
 
+    def iterates(self) -> deque[Tensor]:
+        """For the iterates that a body gives."""
+        return deque(maxlen=None if self.keep else 1)
+
     def input_gradient(self, z: Tensor) -> Tensor:
         """The gradient of each sample's loss at ``z``, in a pass of its own; the clean answer is a constant there."""
         z = z.detach().requires_grad_()
         reference = None if self.reference is None else self.reference.detach()
-        return torch.autograd.grad(self.losses(ask(self.model, z), self.labels, reference).sum(), z)[0]
+        losses = self.losses(ask(self.model, z), self.labels, reference)
+        return torch.autograd.grad(losses, z, torch.ones_like(losses))[0]
 
     def add(self, share: float, losses: Tensor, grads: Sequence[Tensor | None]) -> None:
         """Add an iterate's losses to mu, and the gradients of their sum to the targets."""
@@ -83,8 +96,8 @@ class Step:
         """Add the iterate ``z`` in a pass of its own, each sample's gradient times its factor; gives the logits."""
         logits = ask(self.model, z)
         losses = self.losses(logits, self.labels, self.reference)
-        weighed = losses if factors is None else losses * factors
-        self.add(share, losses, torch.autograd.grad(weighed.sum(), self.targets, allow_unused=True))
+        factors = torch.ones_like(losses) if factors is None else factors.to(losses.dtype)
+        self.add(share, losses, torch.autograd.grad(losses, self.targets, factors, allow_unused=True))
         return logits
 
 
@@ -98,10 +111,14 @@ def two_updates(layers: list[_NormBase]) -> Iterator[None]:
     """Inside, one forward moves the running statistics as two forwards of the same batch would.
 
     With momentum m two updates are one with 1 - (1 - m)^2; with ``momentum=None`` (the cumulative average) after n
-    batches they are one with 2 / (n + 2). ``num_batches_tracked`` counts one more. Exact for layers that a forward
-    uses once; one that it uses twice sees its two updates in another order.
+    batches they are one with 2 / (n + 2), where the host waits for n, as torch itself does at each such forward.
+    ``num_batches_tracked`` counts one more. Exact for layers that a forward uses once; one that it uses twice sees its
+    two updates in another order.
     """
     momenta = [layer.momentum for layer in layers]
+    counters = [
+        m.num_batches_tracked for m in layers if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None
+    ]
     try:
         for layer in layers:
             if layer.momentum is None and isinstance(layer, _BatchNorm):
@@ -109,10 +126,8 @@ def two_updates(layers: list[_NormBase]) -> Iterator[None]:
             elif layer.momentum is not None:
                 layer.momentum = 1.0 - (1.0 - layer.momentum) ** 2
         yield
-        with torch.no_grad():
-            for layer in layers:
-                if isinstance(layer, _BatchNorm) and layer.num_batches_tracked is not None:
-                    layer.num_batches_tracked.add_(1)
+        if counters:
+            torch._foreach_add_(counters, 1)
     finally:
         for layer, momentum in zip(layers, momenta):
             layer.momentum = momentum
@@ -124,7 +139,7 @@ def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
     One forward at x^k serves grad_x L for the chain's next step and grad_w L for the sum.
     """
     norms = tracked(step.model)
-    z, iterates = chain.begin(step.x, streams).detach(), []
+    z, iterates = chain.begin(step.x, streams).detach(), step.iterates()
     for k, share in enumerate(step.shares):
         last = k == chain.steps
         if k:
@@ -135,12 +150,12 @@ def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
         losses = step.losses(logits, step.labels, step.reference)
         # Where alpha is 1, or so near that the share underflows, the older iterates weigh nothing.
         inputs, weights = ([] if last else [z]), (step.targets if share else [])
-        grads = torch.autograd.grad(losses.sum(), [*inputs, *weights], allow_unused=True)
+        grads = torch.autograd.grad(losses, [*inputs, *weights], torch.ones_like(losses), allow_unused=True)
         if share:
             step.add(share, losses, grads[len(inputs) :])
         if not last:
             z = chain.move(z.detach(), step.x, grads[0], k, streams)
-    return Found(iterates, logits)
+    return Found(list(iterates), logits)
 
 
 def free_energy_two_passes(step: Step, chain: Sampler, streams: Streams) -> Found:
@@ -148,7 +163,7 @@ def free_energy_two_passes(step: Step, chain: Sampler, streams: Streams) -> Foun
 
     The authors' order: the loss pass at x^k comes before the gradient pass at x^k.
     """
-    z, iterates = chain.begin(step.x, streams).detach(), []
+    z, iterates = chain.begin(step.x, streams).detach(), step.iterates()
     for k, share in enumerate(step.shares):
         if k:
             iterates.append(z.detach())
@@ -156,7 +171,7 @@ def free_energy_two_passes(step: Step, chain: Sampler, streams: Streams) -> Foun
             logits = step.add_at(z, share)
         if k < chain.steps:
             z = chain.move(z.detach(), step.x, step.input_gradient(z), k, streams)
-    return Found(iterates, logits)
+    return Found(list(iterates), logits)
 
 
 def free_energy_at(step: Step, iterates: list[Tensor]) -> Found:
@@ -164,6 +179,28 @@ def free_energy_at(step: Step, iterates: list[Tensor]) -> Found:
     for z, share in zip(iterates[step.skipped :], step.shares[step.skipped + 1 :], strict=True):
         logits = step.add_at(z, share)
     return Found(iterates, logits)
+
+
+def check_samples(chain: Sampler, noise: float, samples: int) -> None:
+    """ValueError, with the reason, for a chain whose iterates do not sample p, or too few ``samples`` for a covariance;
+    ``noise`` is the smallest of the training."""
+    if noise == 0:
+        raise ValueError("objective 'data-entropy' needs noise above 0: without it the chain climbs, it samples no p")
+    if chain.gradient != "raw":
+        raise ValueError(
+            f"objective 'data-entropy' needs gradient 'raw', got {chain.gradient!r}: steps of one length"
+            " for all gradients do not sample p"
+        )
+    if chain.projection == "last":
+        raise ValueError(
+            "objective 'data-entropy' needs projection 'never' or 'every', got 'last': one projected iterate among"
+            " free ones is no sample of their p"
+        )
+    if samples < 2:
+        raise ValueError(
+            "objective 'data-entropy' needs 2 samples or more for a covariance, got 1: lower burn_in, or raise"
+            " steps or chains"
+        )
 
 
 def data_entropy(step: Step, samples: Samples, images: int, temperature: float) -> Found:
@@ -205,6 +242,7 @@ def _accumulate(targets: Sequence[Tensor], grads: Sequence[Tensor | None], share
     old = [(p.grad, g) for p, g in pairs if p.grad is not None]
     if old:
         torch._foreach_add_([a for a, _ in old], [g for _, g in old], alpha=share)
-    for p, g in pairs:
-        if p.grad is None:
-            p.grad = g * share
+    new = [(p, g) for p, g in pairs if p.grad is None]
+    if new:
+        for (p, _), g in zip(new, torch._foreach_mul([g for _, g in new], share), strict=True):
+            p.grad = g

@@ -12,7 +12,7 @@ from torch.optim.sgd import sgd
 
 from atent.checks import check_choice, check_number
 from atent.optim.sgld import Closure, merge_group, normals
-from atent.sgld import langevin_step
+from atent.sgld import langevin_move_
 
 # One walk moves all parameters, so these cannot differ between groups; the other settings can.
 _SHARED = ("inner_steps", "average", "scale", "inner_batches", "seed", "t")
@@ -142,23 +142,17 @@ class EntropySGD(torch.optim.Optimizer):
                     losses.append(closure().detach())
                 samples = normals(groups, first["seed"], "entropy-sgd", first["t"], k)
                 for group, gamma in zip(groups, gammas):
-                    eta, inertia = group["inner_lr"], group["inner_momentum"]
-                    for p in group["params"]:
-                        normal = next(samples)
-                        if p.grad is None:
-                            continue
+                    eta, drawn = group["inner_lr"], {p: next(samples) for p in group["params"]}
+                    moving = [p for p in group["params"] if p.grad is not None]
+                    for p in moving:
                         means.setdefault(p, anchors[p].clone())
                         if k == 0 and self._starts(p, group):
                             plain[p] = p.grad.clone()
-                        ahead = p.grad
-                        if inertia:
-                            speeds[p] = inertia * speeds[p] + p.grad if p in speeds else p.grad.clone()
-                            ahead = p.grad.add(speeds[p], alpha=inertia)
-                        p.copy_(
-                            langevin_step(
-                                p, -ahead, anchors[p], step_size=eta, weight=eta * gamma, noise=group["noise"],
-                                normal=normal,
-                            )
+                    if moving:
+                        langevin_move_(
+                            moving, torch._foreach_neg(_ahead(moving, speeds, group["inner_momentum"])),
+                            [anchors[p] for p in moving], step_size=eta, weight=eta * gamma, noise=group["noise"],
+                            normals=[n for p in moving if (n := drawn[p]) is not None],
                         )  # fmt: skip
                     moved = [p for p in group["params"] if p in means]
                     share = group["alpha"] if group["average"] == "exponential" else 1 / (k + 1)
@@ -166,15 +160,18 @@ class EntropySGD(torch.optim.Optimizer):
                 # Under the caller's autocast the next call would see the weights before this step.
                 torch.clear_autocast_cache()
         finally:
-            for p, w in anchors.items():
-                p.copy_(w)
+            torch._foreach_copy_(list(anchors), list(anchors.values()))
             torch.clear_autocast_cache()
         for group, gamma in zip(groups, gammas):
             for p in group["params"]:
                 if p in plain:
                     self.state[p]["momentum_buffer"] = plain[p]
-                if p in means:
-                    p.grad = (p - means[p]).mul_(gamma if group["scale"] == "gamma" else 1.0)
+            moved = [p for p in group["params"] if p in means]
+            if moved:
+                slopes = torch._foreach_sub(moved, [means[p] for p in moved])
+                torch._foreach_mul_(slopes, gamma if group["scale"] == "gamma" else 1.0)
+                for p, slope in zip(moved, slopes, strict=True):
+                    p.grad = slope
         return losses[0]
 
     def _starts(self, p: Tensor, group: dict[str, Any]) -> bool:
@@ -195,6 +192,19 @@ class EntropySGD(torch.optim.Optimizer):
         if heavy:
             for p, buffer in zip(params, buffers):
                 self.state[p]["momentum_buffer"] = buffer
+
+
+def _ahead(params: list[Tensor], speeds: dict[Tensor, Tensor], inertia: float) -> list[Tensor]:
+    """The gradients with Nesterov's momentum, whose ``speeds`` are brought up to date."""
+    grads = [p.grad for p in params if p.grad is not None]
+    if not inertia:
+        return grads
+    old = [p for p in params if p in speeds]
+    if old:
+        torch._foreach_mul_([speeds[p] for p in old], inertia)
+        torch._foreach_add_([speeds[p] for p in old], [p.grad for p in old if p.grad is not None])
+    speeds.update({p: p.grad.clone() for p in params if p not in speeds and p.grad is not None})
+    return list(torch._foreach_add(grads, [speeds[p] for p in params], alpha=inertia))
 
 
 def scoped(gamma: float, scoping: float, t: int, inner_lr: float) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atent.checks import check_number
 from atent.rng import fold
-from atent.sgld import langevin_step
+from atent.sgld import langevin_move_
 
 Closure = Callable[[], Tensor]
 
@@ -63,17 +63,17 @@ class SGLD(torch.optim.Optimizer):
         samples = normals(self.param_groups, first["seed"], "sgld", first["t"])
         for group in self.param_groups:
             lr, gamma, noise = group["lr"], group["gamma"], group["noise"]
-            for p in group["params"]:
-                normal = next(samples)
-                if p.grad is None:
-                    continue
+            drawn = {p: next(samples) for p in group["params"]}
+            moving = [p for p in group["params"] if p.grad is not None]
+            for p in moving:
                 if gamma and "anchor" not in self.state[p]:
                     self.state[p]["anchor"] = p.clone()
-                p.copy_(
-                    langevin_step(
-                        p, -p.grad.add(p, alpha=group["weight_decay"]), self.state[p].get("anchor") if gamma else None,
-                        step_size=lr, weight=lr * gamma, noise=noise, normal=normal,
-                    )
+            if moving:
+                slopes = torch._foreach_add([p.grad for p in moving], moving, alpha=group["weight_decay"])
+                langevin_move_(
+                    moving, torch._foreach_neg(slopes), [self.state[p]["anchor"] for p in moving] if gamma else None,
+                    step_size=lr, weight=lr * gamma, noise=noise,
+                    normals=[n for p in moving if (n := drawn[p]) is not None],
                 )  # fmt: skip
             group["t"] += 1
         return loss

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ class Skipped(Exception):
 class Finite:
     """Remembers on the device the first step whose loss or gradient is not finite, and checks what would be saved.
 
-    `see` waits for nothing; `problem` waits once where all is finite, and looks the names up where something is not.
+    `see` waits for nothing and leaves one number per tensor; `problem` looks through those of all steps since its last
+    call, waits twice where all is finite, and looks the names up where something is not.
     Values that are not finite at the start, such as a mask of minus infinity, are left out.
     """
 
@@ -42,48 +43,43 @@ class Finite:
         self.model, self.optimizer, self.average = model, optimizer, average
         self.skips = settings.on_nonfinite == "skip"
         self.parameters = list(model.named_parameters())
+        self.leaves = [p for _, p in self.parameters]
         self.ignored = {name for name, value in _named(model) if not finite([value])}
         self.reset()
 
     def reset(self) -> None:
         """Forget what was seen: the training goes back to where all was finite."""
-        device = self.parameters[0][1].device
-        self.first = torch.full((), -1, dtype=torch.int64, device=device)
-        self.sound = torch.ones(len(self.parameters) + 1, dtype=torch.bool, device=device)
+        self.seen: list[tuple[int, Tensor]] = []
+        self.first: tuple[int, list[bool]] | None = None
 
     def see(self, step: int, losses: Sequence[Tensor]) -> None:
-        """Remember a step as the first whose losses or gradients are not finite, where it is. Where such steps are
-        skipped, Skipped is raised in its place, and this waits for the device."""
-        with torch.no_grad():
-            flags = torch.cat([_sound(losses).all().view(1), self._gradients()])
-            if self.skips:
-                if not bool(flags.all()):
-                    raise Skipped
-                return
-            new = (self.first < 0) & ~flags.all()
-            self.first = torch.where(new, step, self.first)
-            self.sound = torch.where(new, flags, self.sound)
+        """Remember what a step's losses and gradients add up to. Where steps that are not finite are skipped, Skipped
+        is raised for one, and this waits for the device."""
+        loss = losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum()
+        # Detached: a loss of a plug-in may still have its graph.
+        sums = _sums([loss, *[p.grad for p in self.leaves]]).detach()
+        if not self.skips:
+            self.seen.append((step, sums))
+        elif not bool(sums.isfinite().all()):
+            raise Skipped
 
-    def _gradients(self) -> Tensor:
-        """Of each parameter whether its gradient is finite, bool on the device."""
-        known = [(i, p.grad) for i, (_, p) in enumerate(self.parameters) if p.grad is not None]
-        if not known:
-            return torch.ones_like(self.sound[1:])
-        flags = _sound([grad for _, grad in known])
-        if len(known) == len(self.parameters):
-            return flags
-        # Indices from the CPU: nothing waits.
-        places = torch.tensor([i for i, _ in known], dtype=torch.int64).to(flags.device, non_blocking=True)
-        return torch.ones_like(self.sound[1:]).index_copy(0, places, flags)
+    def _settle(self) -> None:
+        """Look for the first bad step among those seen since the last call, in one reading for all of them."""
+        if self.seen and self.first is None:
+            flags = torch.stack([sums for _, sums in self.seen]).isfinite().tolist()
+            bad = ((step, row) for (step, _), row in zip(self.seen, flags, strict=True) if not all(row))
+            self.first = next(bad, None)
+        self.seen.clear()
 
     def problem(self, steps: int) -> str | None:
         """What is not finite and where it began, in a line without its end; None: all is finite.
 
         ``steps``: the steps of an epoch, by which the number of a step is told.
         """
-        first = int(self.first)
-        if first >= 0:
-            sound, at = self.sound.tolist(), f"epoch {first // steps + 1}, step {first % steps + 1}"
+        self._settle()
+        if self.first is not None:
+            step, sound = self.first
+            at = f"epoch {step // steps + 1}, step {step % steps + 1}"
             if not sound[0]:
                 return f"the loss is not finite at {at}"
             return f"the gradient of {self.parameters[sound.index(False) - 1][0]} is not finite at {at}, the loss is"
@@ -114,25 +110,25 @@ class Finite:
         return groups
 
 
-def _sound(values: Sequence[Tensor]) -> Tensor:
-    """Of each tensor whether all its numbers are finite, bool on the device; nothing waits for it."""
-    plain = [_plain(value) for value in values]
-    known = [p for p in plain if p is not None]
-    true = torch.ones((), dtype=torch.bool, device=values[0].device)
+def _sums(values: Sequence[Tensor | None]) -> Tensor:
+    """A number per tensor, on the device: finite exactly where all numbers of the tensor are, 0 for None.
+
+    On a CPU it is the sum, which takes a tenth of the time of a maximum and overflows only near the largest float.
+    """
+    if all([v is not None and v.dtype is torch.float32 and v.is_cpu for v in values]):
+        return torch.stack([v.sum() for v in cast("Sequence[Tensor]", values)])  # the common case, at each step
+    plain = [None if v is None else _plain(v) for v in values]
+    known = [v for v in plain if v is not None]
     if not known:
-        return true.expand(len(values))
-    if known[0].is_cuda and len({p.dtype for p in known}) == 1:
+        return torch.zeros(len(values))
+    if known[0].is_cuda and len({v.dtype for v in known}) == 1:
         tops = list(torch._foreach_norm(known, float("inf")))
     else:
-        # On a CPU a sum takes a tenth of the time of a maximum. It overflows only near the largest float.
-        tops = [p.sum(dtype=torch.float32 if p.dtype.itemsize == 2 else p.dtype) for p in known]
-        if len({t.dtype for t in tops}) > 1:
-            tops = [t.double() for t in tops]
-    flags = torch.stack(tops).isfinite()
-    if len(known) == len(values):
-        return flags
-    left = iter(flags)
-    return torch.stack([true if p is None else next(left) for p in plain])
+        tops = [v.sum() if v.dtype.itemsize > 2 else v.sum(dtype=torch.float32) for v in known]
+    if len(known) < len(values):
+        left, zero = iter(tops), known[0].new_zeros(())
+        tops = [zero if v is None else next(left) for v in plain]
+    return torch.stack(tops)
 
 
 @torch.no_grad()
@@ -141,13 +137,11 @@ def finite(values: Sequence[Tensor]) -> bool:
     places: dict[torch.device, list[Tensor]] = {}
     for value in values:
         places.setdefault(value.device, []).append(value)
-    return all(bool(_sound(some).all()) for some in places.values())
+    return all(bool(_sums(some).isfinite().all()) for some in places.values())
 
 
 def _plain(value: Tensor) -> Tensor | None:
     """The floating-point numbers of a tensor; None where it has none."""
-    if value.dtype == torch.float32 and value.layout == torch.strided and value.numel():
-        return value  # the common case, at each step
     if value.is_quantized or not value.numel():
         return None
     if value.layout != torch.strided:

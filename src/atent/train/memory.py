@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atent.guard import Values
 from atent.memory import OutOfMemory, halved, release
 from atent.methods import Method
 from atent.methods.base import Metrics
@@ -62,7 +63,7 @@ class MicroBatches:
     def _tried(self, n: int, most: int, position: dict[str, Any], part: Part) -> list[tuple[Metrics, int]] | None:
         """Every part; None where memory ran out and ``position`` has a smaller size."""
         # Parts of equal length: none is left with a single sample, which batch-norm could not normalise.
-        cuts = torch.linspace(0, n, -(-n // most) + 1).round().long().tolist()
+        cuts = [0, n] if most >= n else torch.linspace(0, n, -(-n // most) + 1).round().long().tolist()
         found = []
         try:
             for begin, end in itertools.pairwise(cuts):
@@ -83,14 +84,12 @@ class Begun:
     """The buffers and the method's state before a step."""
 
     def __init__(self, model: nn.Module, state: dict[str, Any]) -> None:
-        # Through .data: a graph that is still alive would see a new version.
-        self.buffers = [(b.data, b.detach().clone()) for b in model.buffers()]
+        self.buffers = Values(list(model.buffers()))
         self.state, self.kept = state, {key: _copied(value) for key, value in state.items()}
 
     def restore(self) -> None:
         """Put them back."""
-        if self.buffers:
-            torch._foreach_copy_([b for b, _ in self.buffers], [value for _, value in self.buffers])
+        self.buffers.restore()
         self.state.clear()
         self.state.update(self.kept)
 

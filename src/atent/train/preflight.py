@@ -97,7 +97,7 @@ def check_lazy(model: nn.Module) -> None:
 def twin(model: nn.Module) -> nn.Module | None:
     """A copy of a network to try things on; None where it cannot be copied."""
     try:
-        with _random_state():
+        with random_state():
             return copy.deepcopy(model)
     except Exception:
         return None
@@ -110,7 +110,7 @@ def check_pass(model: nn.Module, x: Tensor, classes: int) -> None:
         raise ValueError(f"the network is {own} and the data {x.dtype}: train it in {x.dtype}, by model.float()")
     before = {k: id(p) for k, p in model.named_parameters()}
     try:
-        with _random_state(), torch.no_grad():
+        with random_state(), torch.no_grad():
             out = model.train()(x.clone())
     except Exception as error:
         raise ValueError(f"the network cannot take {len(x)} training images: {_line(error)}") from error
@@ -215,7 +215,7 @@ class _Brief(nn.Module):
 
 
 @contextmanager
-def _random_state() -> Iterator[None]:
+def random_state() -> Iterator[None]:
     """Inside, random numbers are free: all global random states come back."""
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with guard(nn.Module()), torch.random.fork_rng(devices=cuda):
@@ -232,7 +232,7 @@ def gradient_of(
         index = torch.arange(n, device=data.train.x.device)
         x, y = data.train.batch(index)
         made = twin(model)
-        with _random_state(), amp:
+        with random_state(), amp:
             if made is not None:
                 rng = torch.Generator(x.device).manual_seed(0)
                 method.backward(made.train(), x, y, rng=rng, ids=index, state=copy.deepcopy(state))

@@ -12,6 +12,7 @@ from atent.checks import Settings, check_number
 from atent.data.settings import everything
 from atent.methods.awp import Perturbation
 from atent.methods.embedding import EmbeddingTerm
+from atent.methods.inner import InnerPrecision
 from atent.optim.average import check_average
 from atent.threads import Threads, check_threads
 
@@ -38,6 +39,9 @@ class TrainSettings(metaclass=Settings):
     """bfloat16 runs the network under autocast; a CPU is measured first, and refused where that is not faster."""
     channels_last: bool = False
     """Keep images and kernels channels-last in memory: often faster, equal up to rounding."""
+    inner_precision: InnerPrecision = "float32"
+    """bfloat16 runs the method's inner chain, and not the gradient of the weights, under autocast; it is checked on the
+    first batch, and refused where it disagrees. auto: bfloat16 where it also makes a step faster."""
     select: Literal["auto", "robust", "clean", "last"] = "auto"
     """Which epoch is best, by validation accuracy; auto: robust where the method has a threat, else clean."""
     validate_attack: str = "PGD(steps=10)"
@@ -116,6 +120,10 @@ class TrainSettings(metaclass=Settings):
             raise ValueError(
                 f"embedding is an EmbeddingTerm, got a {type(self.embedding).__name__}: write"
                 " EmbeddingTerm(weight=0.1), from atent.methods"
+            )
+        if self.inner_precision != "float32" and self.precision == "bfloat16":
+            raise ValueError(
+                f"inner_precision {self.inner_precision} has no effect with precision bfloat16: use precision float32"
             )
         if self.patience is not None:
             check_number("patience", self.patience, 1, whole=True)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from atent.methods import Method, awp, embedding
+from atent.methods.inner import InnerPrecision, lowered
 from atent.train.settings import TrainSettings
 
 
-def around(method: Method, settings: TrainSettings) -> Method:
+def around(method: Method, settings: TrainSettings, inner: InnerPrecision | None = None) -> Method:
     """The method with the terms and perturbations that the settings ask for; itself where they ask for none.
+
+    ``inner`` is the precision of its inner chain that was chosen where the settings leave it open; default: theirs.
 
     ValueError, in one line, for a method that they do not go around.
     """
+    method = lowered(method, inner or settings.inner_precision)
     return awp.perturbed(embedding.regularised(method, settings.embedding), settings.awp)
 
 

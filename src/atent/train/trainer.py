@@ -27,7 +27,7 @@ from atent.optim import Average, Optimizer, Schedule, build, lr_factor
 from atent.rng import fold
 from atent.runs.weights import Snapshot, put, whole
 from atent.threat import Threat
-from atent.train import calibration, machine, preflight
+from atent.train import calibration, first_batch, machine, preflight
 from atent.train.best import Best
 from atent.train.builders import Builders
 from atent.train.callbacks import Callback, Progress, first
@@ -132,20 +132,20 @@ class Trainer:
             self._resume()
         machine.prepare(self.model, self.data, self.settings, self.position, self.device, self.say)
         if not resume:
-            self._calibrate()
+            self._measure()
             self.position.update(self.clock.state())
             self.keeper.begin(self.config, self.state_dict)
-        self.method = around(calibration.adopt(self.bare, self.position.get("calibration")), self.settings)
+        method = calibration.adopt(self.bare, self.position.get("calibration"))
+        self.method = around(method, self.settings, self.position.get("inner_precision"))
         self.micro = MicroBatches(self.model, self.method, self.say)
 
-    def _calibrate(self) -> None:
+    def _measure(self) -> None:
         with self.amp:
-            given = (self.bare, self.model, self.data, self.settings, self.augment)
-            found = calibration.calibrated(*given, joined=self._joined)
-        if found is not None:
-            self.say(f"found   {found}")
-            self.position["calibration"] = found.describe()
-            self.config = calibration.recorded(self.config, found)
+            found, self.config = first_batch.measured(
+                self.model, self.bare, self.data, self.settings, self.state, self.augment, self.layout, self.config,
+                joined=self._joined, say=self.say,
+            )  # fmt: skip
+        self.position |= found
 
     def _resume(self) -> None:
         saved, rows = self.keeper.find()
