@@ -304,7 +304,7 @@ def _rows(
             advance=advance,
         )  # fmt: skip
         classes = plain = at.classes
-        radii, taken = torch.where(classes == ABSTAIN, 0.0, sampling.radius).double(), at.samples
+        radii, taken = (classes != ABSTAIN).double() * sampling.radius, at.samples
     elif type(smoothed) is Smoothed:
         found = smoothed.two_votes(
             x, sampling.n0, sampling.n, seed=sampling.seed, ids=ids, batch=batch, advance=advance

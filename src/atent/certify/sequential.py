@@ -164,7 +164,8 @@ def _certifying(looks: tuple[int, ...], spent: list[float], rate: float, alpha: 
     The probability of a certificate up to a look is computed exactly, over all paths of failures, and is at most what
     may be spent up to it. Futility has no part in it.
     """
-    out, used = [], 0.0
+    out: list[int] = []
+    used = 0.0
 
     def decide(low: int, mass: np.ndarray, look: int) -> slice:
         nonlocal used
@@ -172,7 +173,8 @@ def _certifying(looks: tuple[int, ...], spent: list[float], rate: float, alpha: 
         count = int(np.searchsorted(total, spent[look], side="right"))
         if count:
             used = float(total[count - 1])
-        out.append(low + count - 1 if count else -1)
+        # Paths with as few failures as an earlier look certifies are no longer under way.
+        out.append(low + count - 1 if count else max(out, default=-1))
         return slice(count, None)
 
     _walk(looks, rate, alpha * _TAIL, decide)
@@ -182,7 +184,8 @@ def _certifying(looks: tuple[int, ...], spent: list[float], rate: float, alpha: 
 def _futile(looks: tuple[int, ...], most: int, rate: float) -> tuple[int, ...]:
     """The fewest failures that end the test at each look: a class that fails at ``rate`` reaches one of these numbers
     with probability `_FUTILITY` at most, or more than ``most`` failures, which no look certifies."""
-    out, used = [], 0.0
+    out: list[int] = []
+    used = 0.0
 
     def decide(low: int, mass: np.ndarray, look: int) -> slice:
         nonlocal used
