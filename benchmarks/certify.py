@@ -23,8 +23,10 @@ import torch
 from atent_step import positive, summary
 from scipy.special import betaincinv, ndtri
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from atent.certify import Smoothed, verified
+from atent.certify.smoothing import forward_size
 from atent.models import build, native_shape
 from atent.progress import bar
 from atent.runs import provenance, write_json
@@ -71,9 +73,12 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
     smoothed = Smoothed(model, args.sigma)
     runs: dict[str, Callable[[], object]] = {
         f"usual, batch {b}": lambda b=b: usual(model, x, args.sigma, args.n0, args.n, b)
-        for b in dict.fromkeys((1000, 400, args.batch or 200))
+        for b in dict.fromkeys((1000, 400, forward_size(x, args.batch)))
     }
     runs["atent"] = lambda: smoothed.certify(x, args.n0, args.n, ALPHA, batch=args.batch)
+    if args.folded:
+        folded = Smoothed(fuse(model), args.sigma)
+        runs["atent, folded"] = lambda: folded.certify(x, args.n0, args.n, ALPHA, batch=args.batch)
     if args.compile:
         fused = Smoothed(cast(nn.Module, torch.compile(model)), args.sigma)
         runs["atent, compiled"] = lambda: fused.certify(x, args.n0, args.n, ALPHA, batch=args.batch)
@@ -133,6 +138,7 @@ def main() -> int:
     parser.add_argument("--batch", type=positive, help="noise samples per forward; default: atent's own")
     parser.add_argument("--bounded", type=positive, default=50, help="images per call of the bounds")
     parser.add_argument("--compile", action="store_true", help="time atent with the network compiled as well")
+    parser.add_argument("--folded", action="store_true", help="time atent with batch-norms folded as well")
     parser.add_argument("--rounds", type=positive, default=5, help="rounds, after one that is not counted")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--out", type=Path, help="JSON file for the result")

@@ -387,7 +387,7 @@ def test_bounds_from_outside_certify_as_the_built_in_ones(installed, capsys):
 
 def test_smoothing_from_outside_is_resumed_and_never_mixed(begun, capsys):
     how = ("--sigma", "0.2", "--n", "200", "--n0", "20", "--radius", "0.05")
-    ours = certified(capsys, *how)
+    ours = certified(capsys, *how, "--sequential", "False")
     found = certified(capsys, *how, "--method", "mine:Halved")
     assert found["certifier"]["qualname"] == "Halved"
     assert 0 < found["radius_mean"] == pytest.approx(ours["radius_mean"] / 2)

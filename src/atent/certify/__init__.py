@@ -6,6 +6,7 @@ from atent.certify.bounds import METHODS, bounds, margins, verified
 from atent.certify.certificate import Certificate, Sampling, certify_run, merge
 from atent.certify.certifiers import CERTIFIERS, certifier, smooths, verified_by
 from atent.certify.graph import Graph, read
+from atent.certify.sequential import CertifiedAt
 from atent.certify.smoothing import ABSTAIN, Smoothed, largest_radius, linf_radius, samples_needed
 from atent.messages import deprecated
 
@@ -14,6 +15,7 @@ __all__ = [
     "CERTIFIERS",
     "METHODS",
     "Certificate",
+    "CertifiedAt",
     "Graph",
     "Sampling",
     "Smoothed",

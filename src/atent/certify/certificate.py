@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from atent.certify.noise import NOISE
 from atent.certify.rows import Row, append, claim, made, read_rows, resumed
+from atent.certify.sequential import TEST
 from atent.certify.smoothing import (
     ABSTAIN,
     Smoothed,
@@ -36,6 +37,10 @@ from atent.runs import manifest
 from atent.runs.locks import held, lock_of
 from atent.stats import share
 
+# Images whose sequential tests share forward passes; an interruption loses that many at most.
+_TOGETHER = 50
+_ONE = "the sequential test decided radius {:g} alone: certify without a radius to estimate that of each sample"
+
 
 @dataclass(frozen=True)
 class Sampling(metaclass=Settings):
@@ -51,11 +56,20 @@ class Sampling(metaclass=Settings):
     """Probability, per sample, that the certificate is wrong."""
     seed: int = 0
     """Seed of the noise."""
+    radius: float | None = None
+    """The one l2 radius that a sequential test of n noise samples at most decides; default: the largest radius of each
+    sample is estimated from all n."""
 
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0, above=True)
         check_sampling(self.n0, self.n, self.alpha, self.sigma)
         check_seed(self.seed)
+        if self.radius is not None:
+            check_radius(self.radius, self.n, self.alpha, self.sigma)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as files hold them; without a radius, as they did before there was one."""
+        return {key: value for key, value in asdict(self).items() if key != "radius" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -72,8 +86,11 @@ class Certificate:
         """Share of the samples whose class is right and certified within the l2 ``radius``, with a 95 % interval.
 
         The interval is for the sampling of the test set. Each certificate may besides be wrong with probability
-        alpha, so of n certificates alpha n at most are expected to be.
+        alpha, so of n certificates alpha n at most are expected to be. ValueError for another radius than the one that
+        a sequential test decided.
         """
+        if self.sampling.radius not in (None, radius):
+            raise ValueError(f"radius {radius:g} was not tested, {_ONE.format(self.sampling.radius)}")
         return share(sum(r.correct and r.radius >= radius for r in self.rows), len(self.rows))
 
     def to_json(self, radii: Sequence[float] | None = None) -> dict[str, Any]:
@@ -83,6 +100,8 @@ class Certificate:
         ``smoothed``, the smoothed model's own, abstentions counted as wrong (PREDICT); ``certified``, at l2 radii.
         """
         sampling, rows = self.sampling, self.rows
+        if sampling.radius is not None:
+            return self._decided(sampling.radius, radii)
         most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
         if radii is None:
             radii = [k * sampling.sigma for k in range(int(most / sampling.sigma) + 1)]
@@ -93,13 +112,10 @@ class Certificate:
             "method": "smoothing",
             "norm": "l2",
             "n": len(rows),
-            "sampling": asdict(sampling),
+            "sampling": sampling.to_json(),
             "clean": share(sum(r.clean == r.label for r in rows), len(rows)),
             "smoothed": share(sum(r.smoothed == r.label for r in rows), len(rows)),
-            "certified": [
-                {"radius": float(r), "linf_radius": linf_radius(float(r), self.dim), "share": self.certified(float(r))}
-                for r in radii
-            ],
+            "certified": [self._at(float(r)) for r in radii],
             "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
             "radius_mean": sum(reached) / len(rows),
             "radius_median": reached[(len(rows) - 1) // 2],
@@ -108,8 +124,35 @@ class Certificate:
             "seconds_per_image": sum(r.time for r in rows) / len(rows),
         }
 
+    def _at(self, radius: float) -> dict[str, Any]:
+        return {"radius": radius, "linf_radius": linf_radius(radius, self.dim), "share": self.certified(radius)}
+
+    def _decided(self, radius: float, radii: Sequence[float] | None) -> dict[str, Any]:
+        """`to_json` of a sequential test; ValueError for other ``radii``."""
+        rows, taken = self.rows, [r.samples for r in self.rows]
+        return {
+            "method": "smoothing",
+            "norm": "l2",
+            "n": len(rows),
+            "sampling": self.sampling.to_json(),
+            "clean": share(sum(r.clean == r.label for r in rows), len(rows)),
+            "certified": [self._at(float(r)) for r in (radii or [radius])],
+            "certified_wrong": share(sum(r.predict not in (ABSTAIN, r.label) for r in rows), len(rows)),
+            "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
+            "samples_mean": sum(taken) / len(rows),
+            "samples_median": sorted(taken)[(len(rows) - 1) // 2],
+            "samples_most": max(taken),
+            "hint": self.hint,
+            "seconds_per_image": sum(r.time for r in rows) / len(rows),
+        }
+
     def radii(self) -> list[float]:
-        """The radius of each sample whose class is right, -1 for the others: what `plots.certified` draws."""
+        """The radius of each sample whose class is right, -1 for the others: what `plots.certified` draws.
+
+        ValueError after a sequential test, which decides one radius: there is no curve.
+        """
+        if self.sampling.radius is not None:
+            raise ValueError(f"there is no curve over radii, {_ONE.format(self.sampling.radius)}")
         return [r.radius if r.correct else -1.0 for r in self.rows]
 
 
@@ -137,10 +180,14 @@ def certify_run(
     as well, such as the model's fingerprint. ``shard`` (i, k) takes the samples i::k; each shard has a file of its own,
     see `merge`. ``batch``, ``channels_last`` and ``advance`` as in `Smoothed`. ``certifier``: another class, called
     with the model and sigma, whose ``certify`` gives what that of `Smoothed` gives; the class that it certifies stands
-    for the smoothed model's prediction. ValueError for inputs that cannot be certified, for labels beyond the model's
-    outputs, for a file that was made another way, and for a certifier that raises or gives something else.
+    for the smoothed model's prediction. With ``sampling.radius`` each sample is certified at that radius or not, see
+    `Smoothed.certify_at`; that takes `Smoothed` itself. ValueError for inputs that cannot be certified, for labels
+    beyond the model's outputs, for a file that was made another way, and for a certifier that raises or gives
+    something else.
     """
     x, y = as_samples(x, y, model)
+    if sampling.radius is not None and certifier is not Smoothed:
+        raise ValueError(f"the sequential test is that of smoothing, not of {_name(certifier)}: leave the radius out")
     if not len(x):
         raise ValueError("no samples to certify: give at least one")
     check_batch(x, y, (-math.inf, math.inf))
@@ -175,7 +222,8 @@ def _certified(
     if advance and len(left) < len(ids):
         advance((len(ids) - len(left)) * (sampling.n0 + sampling.n), "")
     # As many samples at once as fill a few forwards, and no more, so that little is lost by an interruption.
-    group = max(1, 4 * (batch or 1000) // sampling.n)
+    # A sequential test takes few noise samples of most images.
+    group = _TOGETHER if sampling.radius is not None else max(1, 4 * (batch or 1000) // sampling.n)
     for begin in range(0, len(left), group):
         part = torch.tensor(left[begin : begin + group])
         rows = _rows(smoothed, model, x[part.to(x.device)], y[part.to(y.device)], ids[part], sampling, batch, advance)
@@ -225,7 +273,8 @@ def check_shard(shard: tuple[int, int], n: int) -> tuple[int, int, int]:
 
 def made_of(sampling: Sampling, about: dict[str, Any]) -> dict[str, Any]:
     """What the rows of one file share: the settings, the noise's streams, and what is certified."""
-    return {"draws": asdict(sampling), "about": about, "noise": NOISE}
+    test = {} if sampling.radius is None else {"test": TEST}
+    return {"draws": sampling.to_json(), "about": about, "noise": NOISE, **test}
 
 
 def _made_by(
@@ -248,8 +297,15 @@ def _rows(
     advance: Advance | None,
 ) -> list[Row]:  # fmt: skip
     begun = time.perf_counter()
-    clean = _clean(model, x, sampling.seed).argmax(1)
-    if type(smoothed) is Smoothed:
+    clean, taken = _clean(model, x, sampling.seed).argmax(1), torch.zeros(len(x), dtype=torch.int64)
+    if sampling.radius is not None:
+        at = smoothed.decided(
+            x, sampling.radius, sampling.n0, sampling.n, sampling.alpha, seed=sampling.seed, ids=ids, batch=batch,
+            advance=advance,
+        )  # fmt: skip
+        classes = plain = at.classes
+        radii, taken = (classes != ABSTAIN).double() * sampling.radius, at.samples
+    elif type(smoothed) is Smoothed:
         found = smoothed.two_votes(
             x, sampling.n0, sampling.n, seed=sampling.seed, ids=ids, batch=batch, advance=advance
         )
@@ -260,11 +316,11 @@ def _rows(
         plain = classes
         if advance:
             advance(len(x) * (sampling.n0 + sampling.n), "")
-    table = (v.tolist() for v in (ids, y, classes, radii, classes == y.to(classes.device), clean, plain))
+    table = (v.tolist() for v in (ids, y, classes, radii, classes == y.to(classes.device), clean, plain, taken))
     seconds = round((time.perf_counter() - begun) / len(x), 6)
     return [
-        Row(i, label, got, radius, int(right), seconds, base, vote)
-        for i, label, got, radius, right, base, vote in zip(*table)
+        Row(i, label, got, radius, int(right), seconds, base, vote, samples)
+        for i, label, got, radius, right, base, vote, samples in zip(*table)
     ]
 
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,10 +32,15 @@ class Row(NamedTuple):
     clean: int
     """Class of the base model without noise."""
     smoothed: int
-    """Class of the smoothed model by PREDICT from the n samples of the estimate, -1 where it abstains."""
+    """Class of the smoothed model by PREDICT from the n samples of the estimate, -1 where it abstains; after a
+    sequential test that of predict."""
+    samples: int = 0
+    """Noise samples that a sequential test took, those of the selection included; 0, and no column, where n0 + n were
+    taken."""
 
 
-_HEADER = "\t".join(Row._fields) + "\n"
+# Files of the two kinds.
+_FIXED, _SEQUENTIAL = list(Row._fields[:-1]), list(Row._fields)
 
 
 def sidecar(path: Path) -> Path:
@@ -121,7 +126,7 @@ def read_rows(path: str | Path) -> list[Row]:
     manifest.check_file(path)
     *lines, _ = path.read_text(errors="replace").split("\n")
     if lines and not _is_header(lines[0]):
-        raise ValueError(f"{path}, line 1: expected the columns {' '.join(Row._fields)}, found {lines[0]!r}")
+        raise ValueError(f"{path}, line 1: expected the columns {' '.join(_FIXED)}, found {lines[0]!r}")
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         row = _parsed(line)
@@ -133,13 +138,19 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def _is_header(line: str) -> bool:
     # Earlier versions called the clean class natural.
-    return line.replace("natural", "clean").split("\t") == list(Row._fields)
+    return line.replace("natural", "clean").split("\t") in (_FIXED, _SEQUENTIAL)
+
+
+def _header(rows: Sequence[Row]) -> str:
+    return "\t".join(_SEQUENTIAL if rows and rows[0].samples else _FIXED) + "\n"
 
 
 def _parsed(line: str) -> Row | None:
-    kinds = (int, int, int, float, int, float, int, int)
+    cells = line.split("\t")
+    kinds = (int, int, int, float, int, float, int, int, int)
     try:
-        return Row(*(kind(cell) for kind, cell in zip(kinds, line.split("\t"), strict=True)))
+        values: list[Any] = [kind(cell) for kind, cell in zip(kinds[: max(len(cells), 8)], cells, strict=True)]
+        return Row(*values)
     except ValueError:
         return None
 
@@ -182,12 +193,12 @@ def resumed(path: Path, labels: Mapping[int, int], most: float) -> dict[int, Row
     ]  # fmt: skip
     headed = bool(lines) and _is_header(lines[0])
     if lines and not good and not headed:
-        raise ValueError(f"{path}, line 1: expected the columns {' '.join(Row._fields)}, found {lines[0][:200]!r}")
+        raise ValueError(f"{path}, line 1: expected the columns {' '.join(_FIXED)}, found {lines[0][:200]!r}")
     dropped = len(rows) - len(good) + (bool(lines) and not headed)
     if dropped:
         report_dropped(path, dropped)
     # A torn last line goes too.
-    write_atomic(path, (_HEADER if lines else "") + "".join(map(_line, good)))
+    write_atomic(path, (_header(good) if lines else "") + "".join(map(_line, good)))
     write_atomic(sums(path), "".join(f"{_sum(row, salt)}\n" for row in good))
     return {row.idx: row for row in good}
 
@@ -196,7 +207,7 @@ def append(path: Path, rows: list[Row]) -> None:
     """Add rows, whose checksums are written first."""
     salt = dumps(made(path))
     _write(sums(path), "".join(f"{_sum(row, salt)}\n" for row in rows), "")
-    _write(path, "".join(map(_line, rows)), _HEADER)
+    _write(path, "".join(map(_line, rows)), _header(rows))
 
 
 def _possible(row: Row, labels: Mapping[int, int], most: float) -> bool:
@@ -208,6 +219,7 @@ def _possible(row: Row, labels: Mapping[int, int], most: float) -> bool:
         and row.correct == int(row.predict == row.label)
         and 0 <= row.radius <= (most * (1 + 1e-9) if row.predict >= 0 else 0)
         and 0 <= row.time < math.inf
+        and row.samples >= 0
     )
 
 
@@ -215,14 +227,14 @@ def _sum(row: Row, salt: str) -> str:
     return hashlib.sha256(f"{salt}\n{_line(row)}".encode()).hexdigest()[:16]
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """A whole file of rows, atomically."""
     with manifest.seal(path) as temporary:
-        temporary.write_text(_HEADER + "".join(map(_line, rows)))
+        temporary.write_text(_header(rows) + "".join(map(_line, rows)))
 
 
 def _line(row: Row) -> str:
-    return "\t".join(repr(cell) for cell in row) + "\n"
+    return "\t".join(repr(cell) for cell in (row if row.samples else row[:-1])) + "\n"
 
 
 def _write(path: Path, text: str, head: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atent.certify.noise import BLOCK, Noise
-from atent.checks import NotFinite, Settings, as_inputs, check_batch, check_number, check_seed, numbered, plain
-from atent.guard import ask, guard, outside_inference
+from atent.certify.sequential import CertifiedAt, choose, decide, plan, threshold
+from atent.certify.votes import Votes, counting
+from atent.checks import Settings, as_inputs, check_batch, check_number, check_seed, numbered, plain
+from atent.guard import outside_inference
 from atent.independence import FEW, OTHERS, dependence_hint
 from atent.memory import Batches
-from atent.precision import full_precision, images_last
+from atent.precision import images_last
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import lower_limit
@@ -81,15 +83,15 @@ class Smoothed(metaclass=Settings):
         The class most frequent among ``n0`` noise samples is chosen; of ``n`` others k fall on it; with p the lower
         one-sided Clopper-Pearson limit of k in n at ``alpha``, the radius is sigma * Phi^-1(p) where p > 1/2 (Theorem
         1, with the bound 1 - p on the runner-up). For each sample, the probability that g differs from the class
-        somewhere within the radius is at most ``alpha``. All n are always taken: stopping early would need
-        another interval. In linf a radius r holds for r / sqrt(d), see `linf_radius`.
+        somewhere within the radius is at most ``alpha``. All n are always taken: stopping early needs another
+        test, see `certify_at`. In linf a radius r holds for r / sqrt(d), see `linf_radius`.
 
         ``x`` (n, ...) float32 or float64; ``ids`` (n,) sample numbers, default 0 .. n-1, which key the noise together
-        with ``seed``; ``batch`` noise samples per forward, of several inputs where n is small (default: 200 on the
-        CPU, where more falls out of the cache, else 4,000); ``advance(count, "")`` reports progress, n0 + n noise
-        samples per input. ``radius``: the l2 radius that is asked about; ValueError, with the arithmetic, where n
-        noise samples cannot reach it. ValueError also for n < n0, an (n, alpha) that always abstains, alpha outside
-        (0, 1) and unusable inputs.
+        with ``seed``; ``batch`` noise samples per forward, of several inputs where n is small (default: 100 on the
+        CPU, where more falls out of the cache, 200 for inputs below 784 values, else 4,000); ``advance(count, "")``
+        reports progress, n0 + n noise samples per input. ``radius``: the l2 radius that is asked about; ValueError,
+        with the arithmetic, where n noise samples cannot reach it. ValueError also for n < n0, an (n, alpha) that
+        always abstains, alpha outside (0, 1) and unusable inputs.
         """
         n0, n, alpha = plain(n0), plain(n), plain(alpha)
         check_sampling(n0, n, alpha, self.sigma)
@@ -100,6 +102,41 @@ class Smoothed(metaclass=Settings):
         self._warn(x, seed, n, batch)
         found = self.two_votes(x, n0, n, seed=seed, ids=ids, batch=batch, advance=advance)
         return certificates(*found, self.sigma, alpha)
+
+    def certify_at(
+        self, x: Tensor, radius: float | str | Threat, n0: int = 100, n: int = 100_000, alpha: float = 0.001, *,
+        seed: int = 0, ids: Tensor | None = None, batch: int | None = None, advance: Advance | None = None,
+    ) -> CertifiedAt:  # fmt: skip
+        """Whether the class is certified within one l2 ``radius``, by a sequential test with few noise samples.
+
+        The class is chosen as in `certify`, by ``n0`` noise samples at most, and tested on others, the first of those
+        from which `certify` estimates: after more and more of them, ``n`` at most, the test certifies, abstains or
+        continues. For each sample, the probability that a class is certified which g does not have everywhere within
+        the radius is at most ``alpha`` in total, whatever the number of noise samples (docs/certification.md). A class
+        near the threshold that `certify` would certify may be left undecided. It says nothing about other radii.
+
+        Arguments and errors as `certify`. ``advance`` reports n0 + n noise samples per input, also those saved.
+        """
+        n0, n, alpha = plain(n0), plain(n), plain(alpha)
+        check_sampling(n0, n, alpha, self.sigma)
+        x, seed = as_inputs(x, self.model), check_seed(seed)
+        goal = check_radius(radius, n, alpha, self.sigma, dim=math.prod(x.shape[1:]))
+        self._warn(x, seed, n, batch)
+        return self.decided(x, goal, n0, n, alpha, seed=seed, ids=ids, batch=batch, advance=advance)
+
+    def decided(
+        self, x: Tensor, radius: float, n0: int, n: int, alpha: float, *, seed: int = 0, ids: Tensor | None = None,
+        batch: int | None = None, advance: Advance | None = None,
+    ) -> CertifiedAt:  # fmt: skip
+        """As `certify_at`, of numbers that are checked."""
+        test = plan(threshold(radius, self.sigma), n, alpha)
+        with self._counting(x, seed, ids, batch, advance) as votes:
+            top, chosen = choose(votes, n0, _SELECTION)
+            certified, tested = decide(votes, top, test)
+        if advance:
+            advance(int(len(top) * (n0 + n) - chosen.sum() - tested.sum()), "")
+        classes = np.where(certified, top, ABSTAIN)
+        return CertifiedAt(radius, *(torch.from_numpy(v).to(x.device) for v in (classes, chosen, tested)))
 
     def predict(
         self,
@@ -161,54 +198,34 @@ class Smoothed(metaclass=Settings):
 
         ``first``: number of the first block of noise. Nothing waits for the device before the last forward.
         """
-        x, seed = outside_inference(as_inputs(x, self.model).detach()), check_seed(seed)
         n = check_number("n", n, 1, whole=True)
+        with self._counting(x, seed, ids, batch, advance) as votes:
+            found = votes.count(range(len(x)), 0, n, first=first)
+            votes.check()
+        return found
+
+    def _counting(
+        self, x: Tensor, seed: int, ids: Tensor | None, batch: int | None, advance: Advance | None
+    ) -> AbstractContextManager[Votes]:
+        """The votes of these samples, see `Votes`; ValueError for unusable inputs."""
+        x, seed = outside_inference(as_inputs(x, self.model).detach()), check_seed(seed)
         check_batch(x, torch.zeros(len(x), dtype=torch.int64), (-math.inf, math.inf))
         if x.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"inputs must be float32 or float64, got {x.dtype}: noise of 16 bits is not Gaussian")
         if not len(x):
             raise ValueError("no samples to smooth: give at least one")
         numbers = numbered(ids, len(x), "cpu").tolist()
-        batch = forward_size(x, batch)
-        sizes = [min(BLOCK, n - start) for start in range(0, n, BLOCK)]
-        tasks, per = len(x) * len(sizes), max(1, batch // BLOCK)
-        # The noise is drawn in plain order, for its bits, whatever the layout that the model is shown.
-        noise = Noise(x, seed)
-        form = self._layout(x)
-        inputs = torch.empty(
-            (min(per, tasks) * BLOCK, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=form
-        )
-        owner = torch.empty(len(inputs), dtype=torch.int64, device=x.device)
-        tally, largest = torch.zeros(0), x.new_zeros(())
-        with guard(self.model, mode="eval", seed=narrow(seed)), full_precision(x.device):
-            for begin in range(0, tasks, per):
-                work = [divmod(task, len(sizes)) for task in range(begin, min(begin + per, tasks))]
-                rows = 0
-                for sample, block in work:
-                    size = sizes[block]
-                    drawn = noise.draw(numbers[sample], first + block, size)
-                    torch.add(x[sample], drawn, alpha=self.sigma, out=inputs[rows : rows + size])
-                    owner[rows : rows + size] = sample
-                    rows += size
-                # The parts that memory allows: what is counted does not depend on them, up to the rounding of kernels.
-                for part, logits in self._forwards.over(rows, batch, lambda chosen: ask(self.model, inputs[chosen])):
-                    whose = owner[part]
-                    if not len(tally):
-                        tally = torch.zeros(len(x) * logits.shape[1], dtype=torch.int64, device=x.device)
-                    # The maximum keeps a NaN, and costs less than a test of each logit.
-                    largest = torch.maximum(largest, logits.abs().amax())
-                    tally.index_add_(0, whose * logits.shape[1] + logits.argmax(1), torch.ones_like(whose))
-                if advance:
-                    advance(rows, "")
-        if not torch.isfinite(largest):
-            raise NotFinite
-        return tally.view(len(x), -1)
+        return counting(
+            self.model, x, self.sigma, numbers, seed=seed, batch=forward_size(x, batch), layout=self._layout(x),
+            forwards=self._forwards, advance=advance,
+        )  # fmt: skip
 
 
 def forward_size(x: Tensor, batch: int | None) -> int:
-    """Noisy inputs in one forward pass."""
+    """Noisy inputs in one forward pass; default: on the CPU what its cache holds of a convolutional network."""
     if batch is None:
-        batch = 200 if x.device.type == "cpu" else 4000
+        small = math.prod(x.shape[1:]) < 28 * 28
+        batch = 4000 if x.device.type != "cpu" else 200 if small else 100
     size: int = check_number("batch", batch, 1, whole=True)
     return size
 

@@ -30,6 +30,7 @@ def certify(
     n0: Annotated[int, arg("N")] = 100,
     alpha: Annotated[float, arg("X")] = 0.001,
     radius: Annotated[tuple[str, ...] | None, arg("R ...")] = None,
+    sequential: Tristate = None,
     norm: Norm = None,
     allow_large_eps: bool = False,
     limit: Annotated[int | typing.Literal["all"], arg("N|all")] = 200,
@@ -70,14 +71,18 @@ def certify(
     sigma
         Standard deviation of the noise in pixel units. Default: what the run was trained with.
     n
-        Noise samples that estimate the share of the class.
+        Noise samples that estimate the share of the class; the most that a sequential test takes.
     n0
         Noise samples that choose the class.
     alpha
         Probability, per image, that its certificate is wrong.
     radius
-        Radii to report; refused where n samples cannot reach them. Smoothing: l2, default: multiples of sigma. Bounds:
-        in the run's norm, default: its eps.
+        Radii to report; refused where n samples cannot reach them. Smoothing: l2; one radius is decided by a sequential
+        test, several are read from all n samples; default: multiples of sigma. Bounds: in the run's norm, default:
+        its eps.
+    sequential
+        Decide the one --radius by a sequential test, which stops as soon as the noise samples suffice for certified
+        or not (smoothing). Default: where one is given. False: all n samples, with the radius of every image.
     norm
         Norm of the bounds. Default: the run's. Smoothing is l2.
     allow_large_eps
@@ -96,7 +101,7 @@ def certify(
     which
         Weights of the best epoch or of the last.
     batch_size
-        Noisy images per forward pass. Default: 200 on the CPU, else 4,000.
+        Noisy images per forward pass. Default: 100 on the CPU, 200 for images below 784 values, else 4,000.
     compile
         Fuse the network by torch.compile first: worth its minute for a larger network (smoothing).
     channels_last
@@ -127,15 +132,16 @@ def certify(
     from atent.runs.locks import steal
 
     steal(steal_lock)
-    _check_written(table, plot, method)
+    _check_written(table, plot, method, sequential is not False and len(radius or ()) == 1)
     with show.json_alone(json) as emit:
         done = {}
         for run in dict.fromkeys(runs):
             done[run] = certify_folder(
                 run, model=model, data=data, method=method, sigma=sigma, n0=n0, n=n, alpha=alpha, seed=seed,
-                limit=limit, subset=subset, radii=radius, norm=norm, allow_large_eps=allow_large_eps, shard=shard,
-                merged=merge, which=which, root=root, device=device, threads=threads, batch=batch_size,
-                compiled=compile, channels_last=channels_last, progress=not quiet,
+                limit=limit, subset=subset, radii=radius, sequential=sequential, norm=norm,
+                allow_large_eps=allow_large_eps, shard=shard, merged=merge, which=which, root=root, device=device,
+                threads=threads, batch=batch_size, compiled=compile, channels_last=channels_last,
+                progress=not quiet,
             )  # fmt: skip
         show.threads(threads)
         for out, found, _ in done.values():
@@ -151,14 +157,19 @@ def certify(
     return 0
 
 
-def _check_written(table: str | None, plot: str | None, method: str) -> None:
-    """ValueError, before the long work, for what cannot be written."""
+def _check_written(table: str | None, plot: str | None, method: str, one: bool) -> None:
+    """ValueError, before the long work, for what cannot be written; ``one``: a single radius is decided."""
     from atent.certify import smooths
     from atent.experiments.certified import check_table
 
     check_table(table)
     if plot and not smooths(method):
         raise ValueError(f"--plot draws the radii of smoothing, and method {method} verifies single radii: omit --plot")
+    if plot and one and method == "smoothing":
+        raise ValueError(
+            "--plot draws the radius of every image, and the sequential test decides one --radius alone: add"
+            " --sequential False, which takes all n samples, or omit --plot"
+        )
 
 
 def _print(out: Path, found: CertificateFile) -> None:

@@ -33,7 +33,14 @@ from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
 from atent.data.described import spans
 from atent.evaluate import predict
-from atent.experiments.results import CERTIFICATE_VERSION, BoundsFile, CertificateFile, Share, SmoothingFile
+from atent.experiments.results import (
+    CERTIFICATE_VERSION,
+    BoundsFile,
+    CertificateFile,
+    SequentialFile,
+    Share,
+    SmoothingFile,
+)
 from atent.experiments.target import Target, load_target
 from atent.memory import Batches
 from atent.progress import Advance, bar
@@ -47,6 +54,7 @@ from atent.threat import Norm, Threat, radius
 from atent.train.settings import pick_device
 
 CERTIFICATE = "certificate.csv"
+Smoothing = SmoothingFile | SequentialFile
 
 # Thermal noise below a grey level trains no network for smoothing.
 _GREY_LEVEL = 1 / 255
@@ -66,6 +74,7 @@ def certify_folder(
     limit: Limit = 200,
     subset: Rule | None = None,
     radii: Sequence[float | str] | None = None,
+    sequential: bool | None = None,
     norm: Norm | None = None,
     allow_large_eps: bool = False,
     shard: str | None = None,
@@ -79,7 +88,7 @@ def certify_folder(
     channels_last: bool | None = None,
     progress: bool = True,
     trust_code: bool = False,
-) -> tuple[Path, SmoothingFile | BoundsFile, Certificate | None]:
+) -> tuple[Path, Smoothing | BoundsFile, Certificate | None]:
     """Certify ``limit`` test images of a run ("all": every one): the .json written, its content, and the rows of
     smoothing.
 
@@ -91,10 +100,11 @@ def certify_folder(
     (`certify_run`); "ibp", "crown-ibp", "crown" and "dual" compute bounds (`verified`), and so does a function
     (`verified_by`), within ``radii`` under the run's norm or ``norm``, default: the run's eps. The same call resumes
     where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
-    gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged`` joins the
-    shards. ``compiled``: smoothing with the network fused by ``torch.compile``, ``channels_last``: that of
-    `Smoothed`; both the same up to rounding. ``trust_code`` as `load_target`. Raises what the rooms raise: ValueError
-    and FileNotFoundError in one line.
+    gets the next free name. ``sequential``: decide the one radius of ``radii`` by a sequential test with ``n`` noise
+    samples at most (`Smoothed.certify_at`); default: where smoothing is asked for exactly one. ``shard`` "i/k"
+    certifies the images i::k into a file of its own, ``merged`` joins the shards. ``compiled``: smoothing with the
+    network fused by ``torch.compile``, ``channels_last``: that of `Smoothed`; both the same up to rounding.
+    ``trust_code`` as `load_target`. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
     """
     noisy, plugin = smooths(method), plugin_named(CERTIFIERS, method)
     who = load_target(
@@ -104,15 +114,28 @@ def certify_folder(
     who = replace(who, settings=replace(who.settings, limit=limit))
     goals = None if radii is None else [radius(r, "radius") for r in radii]
     if not noisy:
+        if sequential:
+            raise ValueError(f"method {method} draws no noise, so it has no sequential test: leave --sequential out")
         if shard or merged or compiled or sigma is not None:
             raise ValueError(f"method {method} draws no noise: leave --sigma, --shard, --merge and --compile out")
         with _alone(who, method, plugin, norm, goals, limit), resumed_by("the same command begins again"):
             return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
-    sampling = Sampling(sigma_of(who.config, who.name) if sigma is None else sigma, n0, n, alpha, seed)
+    if sequential is None:
+        sequential = plugin is None and goals is not None and len(goals) == 1
+    noise = sigma_of(who.config, who.name) if sigma is None else sigma
+    sampling = Sampling(noise, n0, n, alpha, seed, _one(goals) if sequential else None)
     how = _How(method, plugin, sampling, goals, batch, compiled, channels_last)
     _check(how, norm, device)
     with _alone(who, method, plugin, sampling, shard, merged), resumed_by("the same command resumes"):
         return _smoothed(who, how, shard, merged, progress)
+
+
+def _one(goals: list[float] | None) -> float:
+    """The radius of a sequential test."""
+    if goals is None or len(goals) != 1:
+        given = "none" if goals is None else ", ".join(f"{goal:g}" for goal in goals)
+        raise ValueError(f"a sequential test decides one radius, got {given}: give one --radius, or --sequential False")
+    return goals[0]
 
 
 @contextmanager
@@ -161,6 +184,12 @@ def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[s
     if isinstance(found, BoundsFile):
         rows += [(f"verified by {found.method}, {each.threat.text}", each.share) for each in found.certified]
         below = [f"{each.seconds_per_image:.3g} s per image" for each in found.certified]
+    elif isinstance(found, SequentialFile):
+        title += f", shard {found.shard} of them" if found.shard else ""
+        (at,) = found.certified
+        rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
+        rows += [("another class certified there", found.certified_wrong), ("abstained", found.abstained)]
+        below = _sequential_lines(found)
     elif isinstance(found, SmoothingFile):
         title += f", shard {found.shard} of them" if found.shard else ""
         rows.append(("clean, the smoothed network", found.smoothed))
@@ -182,8 +211,23 @@ def _smoothing_lines(found: SmoothingFile) -> list[str]:
     return [*below, f"warning: {found.hint}"] if found.hint else below
 
 
+def _sequential_lines(found: SequentialFile) -> list[str]:
+    sampling = found.sampling
+    below = [
+        f"sequential test: sigma {sampling['sigma']:g}, n {sampling['n']:,} at most, n0 {sampling['n0']}, alpha"
+        f" {sampling['alpha']:g} per image in total, seed {sampling['seed']}",
+        f"noise samples per image: mean {found.samples_mean:,.0f}, median {found.samples_median:,}, most"
+        f" {found.samples_most:,}; all of n0 and n are {sampling['n0'] + sampling['n']:,}",
+        f"{found.seconds_per_image:.3g} s per image",
+    ]
+    return [*below, f"warning: {found.hint}"] if found.hint else below
+
+
 def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[float | str] | None = None) -> None:
-    """Certified accuracy against radius, one curve per run; the asked ``radii`` are marked."""
+    """Certified accuracy against radius, one curve per run; the asked ``radii`` are marked.
+
+    ValueError for a sequential test, which decides one radius.
+    """
     from atent import plots
 
     names = [Path(run).name for run in found]
@@ -240,7 +284,7 @@ def _head(who: Target, method: str, plugin: Plugin | None, ids: Sequence[int], s
 
 def _smoothed(
     who: Target, how: _How, shard: str | None, merged: bool, progress: bool
-) -> tuple[Path, SmoothingFile, Certificate]:
+) -> tuple[Path, Smoothing, Certificate]:
     x, y, ids = who.test()
     sampling, about = how.sampling, _about(who, how.plugin)
     made = made_of(sampling, about)
@@ -263,10 +307,10 @@ def _smoothed(
                 channels_last=how.channels_last, certifier=CERTIFIERS.find(how.method), advance=advance,
             )  # fmt: skip
     head = _head(who, how.method, how.plugin, [row.idx for row in found.rows], x.shape[1:])
-    content = SmoothingFile.from_json({
+    content = cast(Smoothing, CertificateFile.from_json({
         **found.to_json(how.goals), **head, "shard": shard,
         "provenance": folder.provenance(seed=sampling.seed, device=x.device), "made": made, "complete": True,
-    })  # fmt: skip
+    }))  # fmt: skip
     manifest.record_file(table)
     sums(table).unlink(missing_ok=True)
     manifest.write_json(sidecar(table), content.to_json())

@@ -16,6 +16,7 @@ from atent.experiments.results import (
     CertifiedRow,
     CertifiedTable,
     Samples,
+    SequentialFile,
     Share,
     SmoothingFile,
 )
@@ -27,15 +28,18 @@ from atent.runs.locks import held, lock_of
 _SAME = 2e-3
 
 
-def row(found: SmoothingFile | BoundsFile) -> CertifiedRow:
+def row(found: SmoothingFile | SequentialFile | BoundsFile) -> CertifiedRow:
     """One line of the table."""
     size = math.prod(found.images.shape or ())
     if isinstance(found, SmoothingFile):
         smoothed: Share | None = found.smoothed
+    else:
+        smoothed = None
+    if isinstance(found, BoundsFile):
+        entries = [_entry(at, size) for at in found.certified]
+    else:
         seconds = found.seconds_per_image
         entries = [CertifiedEntry("l2", at.radius, at.radius, at.share, seconds) for at in found.certified]
-    else:
-        smoothed, entries = None, [_entry(at, size) for at in found.certified]
     return CertifiedRow(
         found.run, found.trained, _how(found), found.images, found.clean, smoothed, entries, found.provenance
     )
@@ -116,11 +120,14 @@ def markdown(rows: Sequence[CertifiedRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _how(found: SmoothingFile | BoundsFile) -> str:
+def _how(found: SmoothingFile | SequentialFile | BoundsFile) -> str:
     if isinstance(found, BoundsFile):
         return f"{found.method}, {' and '.join(dict.fromkeys(at.threat.norm for at in found.certified))}"
     sampling = found.sampling
-    return f"{found.method}, sigma {sampling['sigma']:.3g}, n {sampling['n']:,}, alpha {sampling['alpha']:g}"
+    n = f"n {sampling['n']:,}"
+    if isinstance(found, SequentialFile):
+        n = f"sequential at {sampling['radius']:.3g}, n {sampling['n']:,} at most"
+    return f"{found.method}, sigma {sampling['sigma']:.3g}, {n}, alpha {sampling['alpha']:g}"
 
 
 def _images(images: Samples) -> str:

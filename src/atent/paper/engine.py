@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +238,7 @@ def _smoothing(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
         **shares,
         "outcomes": outcomes,
         "seconds": content["seconds_per_image"],
-        "draws": asdict(sampling),
+        "draws": sampling.to_json(),
         "radius": at["radius"],
     }
 

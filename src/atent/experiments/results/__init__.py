@@ -14,6 +14,7 @@ from atent.experiments.results.certificate import (
     CertifiedEntry,
     CertifiedRow,
     CertifiedTable,
+    SequentialFile,
     SmoothingFile,
 )
 from atent.experiments.results.comparison import (
@@ -68,6 +69,7 @@ __all__ = [
     "Result",
     "Samples",
     "SeedResult",
+    "SequentialFile",
     "Share",
     "SmoothingFile",
     "Spread",

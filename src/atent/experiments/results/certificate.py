@@ -40,7 +40,7 @@ class Verified:
 @whole
 @dataclass(frozen=True, kw_only=True)
 class CertificateFile(Result):
-    """A finished certificate.json: a `SmoothingFile` or a `BoundsFile`, by its method."""
+    """A finished certificate.json: a `SmoothingFile`, a `SequentialFile` or a `BoundsFile`, by how it was made."""
 
     schema_version: int
     run: str
@@ -60,14 +60,17 @@ class CertificateFile(Result):
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """As `Result.from_json`, as the type that it is: only smoothing has noise samples."""
-        kind = SmoothingFile if "sampling" in content else BoundsFile
+        """As `Result.from_json`, as the type that it is: only smoothing has noise samples, and only a sequential test
+        has one radius among their settings."""
+        if "sampling" not in content:
+            return cast(Self, TypeAdapter(BoundsFile).validate_python(content))
+        kind = SequentialFile if "radius" in content["sampling"] else SmoothingFile
         return cast(Self, TypeAdapter(kind).validate_python(content))
 
     @classmethod
     def schema(cls) -> dict[str, Any]:
-        """The JSON Schema of both."""
-        return TypeAdapter(SmoothingFile | BoundsFile).json_schema()
+        """The JSON Schema of all three."""
+        return TypeAdapter(SmoothingFile | SequentialFile | BoundsFile).json_schema()
 
 
 @whole
@@ -85,6 +88,28 @@ class SmoothingFile(CertificateFile):
     radius_median: float
     largest_radius: float
     """The largest radius that this number of samples can certify."""
+    hint: str | None
+    seconds_per_image: float
+    shard: str | None
+
+
+@whole
+@dataclass(frozen=True, kw_only=True)
+class SequentialFile(CertificateFile):
+    """A certificate by randomised smoothing at one radius, decided by a sequential test."""
+
+    norm: str
+    sampling: dict[str, Any]
+    """Settings of the noise samples: sigma, n0, n (the most that the test takes), alpha, seed, radius."""
+    certified: list[Certified]
+    """The one radius: images whose correct class is certified."""
+    certified_wrong: Share
+    """Images for which another class is certified."""
+    abstained: Share
+    samples_mean: float
+    """Noise samples per image, those of the selection included."""
+    samples_median: int
+    samples_most: int
     hint: str | None
     seconds_per_image: float
     shard: str | None

@@ -1,0 +1,234 @@
+"""The sequential test of one radius: is the share of the class above a threshold, with an error of alpha in total?
+
+docs/certification.md states the test and proves its error. It counts failures: noise samples that fall on another class
+than the chosen one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from torch import Tensor
+
+from atent.certify.votes import Votes
+
+TEST = "alpha-spending-1"
+"""The name of this test in files: rows that were decided by another one are never mixed with its rows."""
+
+# Shares of alpha that are spent up to the first look that can certify and up to the last but one.
+_FIRST, _BEFORE_LAST = 1 / 3, 1 / 2
+# What futility may cost where the last look alone would certify with probability 1 - _FUTILITY.
+_FUTILITY = 0.01
+_RATIO, _EARLY_RATIO, _EARLIEST = 1.25, 1.5, 24
+# Covers the rounding of the threshold and of the probabilities, and the tails that are not summed.
+_RESERVE, _TAIL = 1e-6, 1e-15
+
+
+@dataclass(frozen=True)
+class CertifiedAt:
+    """What `atent.certify.Smoothed.certify_at` decides about n samples at one radius."""
+
+    radius: float
+    """The l2 radius."""
+    classes: Tensor
+    """(n,) int64: the class that is certified within the radius, `atent.certify.ABSTAIN` where none is."""
+    chosen: Tensor
+    """(n,) int64: noise samples that chose the class."""
+    tested: Tensor
+    """(n,) int64: noise samples that the test took."""
+
+    @property
+    def samples(self) -> Tensor:
+        """(n,) int64: all noise samples."""
+        return self.chosen + self.tested
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The looks of a test, and what the failures found so far decide at each of them."""
+
+    looks: tuple[int, ...]
+    """Noise samples taken at each look, in ascending order; the last is the most that are taken."""
+    certify: tuple[int, ...]
+    """At most so many failures certify; -1: none do."""
+    abandon: tuple[int, ...]
+    """At least so many failures end the test without a certificate."""
+    detectable: float
+    """The share of the class from which on a certificate is found with a probability of at least 98 %."""
+
+
+def threshold(radius: float, sigma: float) -> float:
+    """The share of the class above which the l2 ``radius`` is certified under Gaussian noise: Phi(radius / sigma).
+
+    Other noise needs its own threshold and the same test.
+    """
+    from scipy.special import ndtr
+
+    return float(ndtr(radius / sigma))
+
+
+@lru_cache(maxsize=32)
+def plan(share: float, n: int, alpha: float) -> Plan:
+    """The test of "the share of the class is at most ``share``" with at most ``n`` noise samples and error ``alpha``.
+
+    Parameters
+    ----------
+    share
+        The threshold p0 in [1/2, 1).
+    n
+        The most noise samples; at least log(alpha) / log(share), so that full agreement certifies.
+    alpha
+        Probability, for every true share up to ``share``, that the test certifies.
+    """
+    from scipy.special import betaincinv
+
+    first = min(n, math.ceil(math.log(_FIRST * alpha) / math.log(share)))
+    looks = _looks(first, n)
+    spent = _spending(looks, first, alpha)
+    certify = _certifying(looks, spent, 1 - share, alpha)
+    last = certify[-1]
+    # P(at most `last` of n fail) = 1 - _FUTILITY; where n barely suffices the reserve may leave nothing to find.
+    rate = float(betaincinv(last + 1, n - last, _FUTILITY)) if last >= 0 else 0.0
+    return Plan(looks, certify, _futile(looks, max(certify), rate), 1 - rate)
+
+
+def choose(votes: Votes, n0: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """The class (n,) that is most frequent among ``n0`` noise samples of each input, and how many of them were taken.
+
+    Where the first half leads by more than the other half could make up, it decides alike. ``first``: number of the
+    first block of noise.
+    """
+    half = n0 // 2 + 1
+    counts = votes.count(range(len(votes.x)), 0, half, first=first).cpu().numpy()
+    votes.check()
+    ranked = np.sort(counts, axis=1)
+    left = np.flatnonzero(ranked[:, -1] - ranked[:, -2] <= n0 - half)
+    if half < n0 and len(left):
+        counts[left] += votes.count(left.tolist(), half, n0, first=first).cpu().numpy()
+    taken = np.full(len(counts), half)
+    taken[left] = n0
+    return counts.argmax(1), taken
+
+
+def decide(votes: Votes, top: np.ndarray, test: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the test certifies class ``top`` (n,) of each input, and how many noise samples it took.
+
+    All open inputs share forward passes, an input that is decided leaves them, and the device is waited for once at
+    each look.
+    """
+    failures, taken = np.zeros(len(top), np.int64), np.zeros(len(top), np.int64)
+    certified, left, before = np.zeros(len(top), bool), np.arange(len(top)), 0
+    for look, certify, abandon in zip(test.looks, test.certify, test.abandon, strict=True):
+        counts = votes.count(left.tolist(), before, look).cpu().numpy()
+        votes.check()
+        failures[left] += look - before - counts[np.arange(len(left)), top[left]]
+        taken[left], before = look, look
+        certified[left] = failures[left] <= certify
+        left = left[~certified[left] & (failures[left] < abandon)]
+        if not len(left):
+            break
+    return certified, taken
+
+
+def _looks(first: int, n: int) -> tuple[int, ...]:
+    """Geometric numbers up to ``n``: before ``first`` none can certify, but many can end a hopeless test."""
+    out, size = [], float(_EARLIEST)
+    while size < first:
+        out.append(int(size))
+        size *= _EARLY_RATIO
+    size = float(first)
+    while size < n:
+        out.append(int(size))
+        size = max(size * _RATIO, size + 1)
+    # A look just before the last one would decide little.
+    if out and first < out[-1] and out[-1] > n / (1 + (_RATIO - 1) / 2):
+        out.pop()
+    return (*out, n)
+
+
+def _spending(looks: tuple[int, ...], first: int, alpha: float) -> list[float]:
+    """How much of alpha is spent up to each look."""
+    within = sum(look >= first for look in looks[:-1])
+    rises = np.linspace(_FIRST, _BEFORE_LAST, within) if within > 1 else np.full(within, _FIRST)
+    shares = [0.0] * (len(looks) - 1 - within) + [float(s) for s in rises] + [1.0]
+    return [alpha * (1 - _RESERVE) * s for s in shares]
+
+
+def _certifying(looks: tuple[int, ...], spent: list[float], rate: float, alpha: float) -> tuple[int, ...]:
+    """The most failures that certify at each look, where a sample fails at the ``rate`` of the threshold.
+
+    The probability of a certificate up to a look is computed exactly, over all paths of failures, and is at most what
+    may be spent up to it. Futility has no part in it.
+    """
+    out: list[int] = []
+    used = 0.0
+
+    def decide(low: int, mass: np.ndarray, look: int) -> slice:
+        nonlocal used
+        total = used + np.cumsum(mass)
+        count = int(np.searchsorted(total, spent[look], side="right"))
+        if count:
+            used = float(total[count - 1])
+        # Paths with as few failures as an earlier look certifies are no longer under way.
+        out.append(low + count - 1 if count else max(out, default=-1))
+        return slice(count, None)
+
+    _walk(looks, rate, alpha * _TAIL, decide)
+    return tuple(out)
+
+
+def _futile(looks: tuple[int, ...], most: int, rate: float) -> tuple[int, ...]:
+    """The fewest failures that end the test at each look: a class that fails at ``rate`` reaches one of these numbers
+    with probability `_FUTILITY` at most, or more than ``most`` failures, which no look certifies."""
+    out: list[int] = []
+    used = 0.0
+
+    def decide(low: int, mass: np.ndarray, look: int) -> slice:
+        nonlocal used
+        total = used + np.cumsum(mass[::-1])
+        allowed = _FUTILITY * (look + 1) / len(looks)
+        count = int(np.searchsorted(total, allowed, side="right"))
+        if count:
+            used = float(total[count - 1])
+        out.append(min(low + len(mass) - count, most + 1))
+        return slice(0, len(mass) - count)
+
+    _walk(looks[:-1], rate, _FUTILITY * _TAIL, decide)
+    # At the last look everything is decided.
+    return (*out, 0)
+
+
+def _walk(looks: tuple[int, ...], rate: float, tail: float, decide: Callable[[int, np.ndarray, int], slice]) -> None:
+    """The distribution of the failures at each look, of the paths that no earlier look decided.
+
+    ``decide(low, mass, look)`` gets mass[i], the probability of low + i failures, and returns the part that goes on.
+    """
+    low, mass, before = 0, np.ones(1), 0
+    for i, look in enumerate(looks):
+        start, more = binomial(look - before, rate, tail)
+        low, mass, before = low + start, np.convolve(mass, more), look
+        kept = decide(low, mass, i)
+        low, mass = low + (kept.start or 0), mass[kept]
+        if not len(mass):
+            mass = np.zeros(1)
+
+
+def binomial(n: int, rate: float, tail: float) -> tuple[int, np.ndarray]:
+    """(low, mass): mass[i] is the probability of low + i of n, each at ``rate``; tails below about ``tail`` are left
+    out, and the rest is scaled to 1."""
+    mode, size = min(n, int((n + 1) * rate)), math.log(1 / tail)
+    # Bernstein's inequality.
+    reach = math.ceil(math.sqrt(2 * n * rate * (1 - rate) * size) + size) + 2
+    low, high = max(0, mode - reach), min(n, mode + reach)
+    odds = rate / (1 - rate) if rate < 1 else math.inf
+    below, above = np.arange(mode, low, -1.0), np.arange(mode, high, 1.0)
+    down = np.cumprod(below / (n - below + 1) / odds)[::-1] if odds else below
+    up = np.cumprod((n - above) / (above + 1) * odds)
+    mass = np.concatenate([down, [1.0], up])
+    kept = np.flatnonzero(mass >= tail)
+    mass = mass[kept[0] : kept[-1] + 1]
+    return low + int(kept[0]), mass / mass.sum()
