@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from atent.certify import bounds
-from atent.certify.window import Window, units
+from atent.certify.window import Units, Window, all_units, open_units, windows_of
 from atent.threat import Threat
 
 THREATS = [Threat("linf", 0.02), Threat("l2", 0.15)]
@@ -107,16 +107,36 @@ def test_windows_and_whole_images_give_the_same_bounds(name, threat, method, mon
         assert (a - b).abs().max() <= CLOSE * (1 + b.abs().max())
 
 
-def windows(n=6, shape=(3, 5, 4)):
-    g = torch.Generator().manual_seed(3)
-    samples = torch.randint(4, (n,), generator=g)
-    columns = torch.randint(shape[0] * shape[1] * shape[2], (n,), generator=g)
-    return units(samples, columns, shape, torch.float64), samples, columns
+SHAPE = (3, 5, 4)
+
+
+def windows():
+    """Of 6 units at 4 places of 4 samples."""
+    columns, samples = torch.tensor([7, 27, 0, 19, 59, 39]), torch.tensor([1, 1, 0, 2, 3, 2])
+    places, spot = (columns % 20 * 4 + samples).unique(return_inverse=True)
+    assert len(places) == 4
+    return windows_of(Units(samples, columns, spot, places), 4, SHAPE, torch.float64), samples, columns
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+def test_units_are_found_once_each_with_their_places(chunk):
+    g = torch.Generator().manual_seed(5)
+    mask = torch.rand(4, *SHAPE, generator=g) < 0.3
+    for wanted, groups in (
+        (torch.ones_like(mask), all_units(4, SHAPE, chunk, mask.device)),
+        (mask, open_units(mask, chunk)),
+    ):
+        seen = torch.zeros_like(mask, dtype=torch.int64).flatten(1)
+        for units in groups:
+            assert len(units.columns) <= max(chunk, SHAPE[0])
+            assert torch.equal(units.places[units.spot], units.columns % 20 * 4 + units.samples)
+            seen[units.samples, units.columns] += 1
+        assert torch.equal(seen.view_as(mask), wanted.long())
 
 
 def test_a_unit_and_its_negative_are_one_hot():
     window, _, columns = windows()
-    rows = window.dense((3, 5, 4)).flatten(2)
+    rows = window.dense(SHAPE).flatten(2)
     hot = torch.nn.functional.one_hot(columns, 60).double()
     assert torch.equal(rows, torch.stack([hot, -hot], 1))
 
@@ -134,7 +154,7 @@ def test_what_lies_in_windows_is_what_their_coefficients_weigh():
         z = torch.randn(4, 2, 9, 8, generator=g, dtype=torch.float64)
         rows = moved.dense((2, 9, 8))
         direct = nn.functional.conv_transpose2d(
-            window.dense((3, 5, 4)).flatten(0, 1), conv.weight, stride=2, padding=1, output_padding=(0, 1)
+            window.dense(SHAPE).flatten(0, 1), conv.weight, stride=2, padding=1, output_padding=(0, 1)
         ).unflatten(0, (6, 2))
     assert (rows - direct).abs().max() <= 1e-14
     weighed = (moved.values * moved.of(z)[:, None]).flatten(2).sum(2)

@@ -27,6 +27,8 @@ class Windows:
     """a (n, s, c, h, w) -> W^T a on the window that a depends on; None where W differs from place to place."""
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
+    kernel: tuple[int, int] = (1, 1)
+    """Height and width of what one output sees."""
 
 
 @dataclass(frozen=True)
@@ -48,39 +50,79 @@ class Affine:
     """Whether an output may depend on several inputs; False: W has one entry per row and per column."""
     windows: Windows | None = None
     """Where W^T may act on a part of an image."""
+    hold: Callable[[], Affine] | None = None
+    """The same map, which computes what it needs of its weights once and keeps it; None where that is cheap."""
 
 
-def linear(m: nn.Linear) -> Affine:
+Held = dict[Any, Tensor]
+"""What a layer keeps of its weights during one call of the bounds."""
+
+
+def _kept(held: Held | None, key: Any, make: Callable[[], Tensor]) -> Tensor:
+    if held is None:
+        return make()
+    if key not in held:
+        held[key] = make()
+    return held[key]
+
+
+def linear(m: nn.Linear, held: Held | None = None) -> Affine:
     """x W^T + b on the last dimension."""
+
+    def weight(dtype: torch.dtype) -> Tensor:
+        return _kept(held, dtype, lambda: m.weight.to(dtype))
+
     return Affine(
-        lambda z, of: F.linear(z, of(m.weight.to(z.dtype))),
-        lambda a, shape: a @ m.weight.to(a.dtype),
+        lambda z, of: F.linear(z, of(weight(z.dtype))),
+        lambda a, shape: a @ weight(a.dtype),
         lambda dims, dtype, of: None if m.bias is None else of(m.bias.to(dtype)),
         lambda shape: (m.weight.shape[1] + 1, m.weight.shape[0]),
+        hold=lambda: linear(m, {}),
     )
 
 
-def conv(m: nn.Conv2d) -> Affine:
-    """A convolution, its transpose by ``conv_transpose2d``. ValueError for padding that is not zeros and symmetric."""
+def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
+    """A convolution and its transpose. ValueError for padding that is not zeros and symmetric."""
     if m.padding_mode != "zeros":
         raise ValueError(f"padding_mode {m.padding_mode!r}: use zeros")
-    padding = _symmetric(m)
+    padding, stride, dilation = _symmetric(m), _two(m.stride), _two(m.dilation)
+    high, wide = (d * (k - 1) + 1 for k, d in zip(m.kernel_size, dilation))
+
+    def weight(dtype: torch.dtype) -> Tensor:
+        return _kept(held, dtype, lambda: m.weight.to(dtype))
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
-        return F.conv2d(z, of(m.weight.to(z.dtype)), None, m.stride, padding, m.dilation, m.groups)
+        return F.conv2d(z, of(weight(z.dtype)), None, stride, padding, dilation, m.groups)
+
+    def spread(rows: Tensor, padding: tuple[int, int], shape: Sequence[int]) -> Tensor:
+        """W^T of rows (n, c, h, w) in an image with sides ``shape``."""
+        if rows.is_cuda or m.groups > 1 or rows.dtype != torch.float64:
+            rest = _rest(shape, rows, m.kernel_size, stride, padding, dilation)
+            return F.conv_transpose2d(rows, weight(rows.dtype), None, stride, padding, rest, m.groups, dilation)
+        # On a CPU torch has no fast transpose in float64: a product for all rows, and what overlaps is added.
+        matrix = _kept(held, ("matrix", rows.dtype), lambda: weight(rows.dtype).flatten(1).T.contiguous())
+        parts = torch.bmm(matrix.expand(len(rows), -1, -1), rows.flatten(2))
+        return F.fold(parts, tuple(shape[-2:]), m.kernel_size, dilation, padding, stride)
 
     def transpose(a: Tensor, shape: torch.Size) -> Tensor:
-        rows = a.flatten(0, 1)
-        rest = _rest(shape, a, m.kernel_size, m.stride, padding, m.dilation)
-        weight = m.weight.to(a.dtype)
-        rows = F.conv_transpose2d(rows, weight, None, m.stride, padding, rest, m.groups, m.dilation)
-        back: Tensor = rows.unflatten(0, a.shape[:2])
+        back: Tensor = spread(a.flatten(0, 1), padding, shape).unflatten(0, a.shape[:2])
         return back
 
     def window(a: Tensor) -> Tensor:
-        rows, weight = a.flatten(0, 1), m.weight.to(a.dtype)
-        rows = F.conv_transpose2d(rows, weight, None, m.stride, 0, 0, m.groups, m.dilation)
-        back: Tensor = rows.unflatten(0, a.shape[:2])
+        rows = a.flatten(0, 1)
+        h, w = stride[0] * (a.shape[-2] - 1) + high, stride[1] * (a.shape[-1] - 1) + wide
+        entries = a.shape[-2] * a.shape[-1]
+        exact = rows.dtype == torch.float64 or not torch.is_grad_enabled()
+        if held is None or not exact or h * w > DENSE * math.prod(m.kernel_size):
+            found = spread(rows, (0, 0), (h, w))
+        else:
+            # A small window: one product with all of W^T there, zeros included.
+            def dense() -> Tensor:
+                eye = torch.eye(a.shape[2] * entries, dtype=a.dtype, device=a.device)
+                return spread(eye.view(-1, *a.shape[2:]), (0, 0), (h, w)).flatten(1)
+
+            found = (rows.flatten(1) @ _kept(held, (*a.shape[2:], a.dtype), dense)).view(len(rows), -1, h, w)
+        back: Tensor = found.unflatten(0, a.shape[:2])
         return back
 
     def offset(dims: int, dtype: torch.dtype, of: Entrywise) -> Tensor | None:
@@ -90,7 +132,12 @@ def conv(m: nn.Conv2d) -> Affine:
         outputs, *window = m.weight.shape
         return math.prod(window) + 1, outputs // m.groups * math.prod(window[1:])
 
-    return Affine(apply, transpose, offset, roundings, windows=Windows(window, _two(m.stride), padding))
+    windows = Windows(window, stride, padding, (high, wide))
+    return Affine(apply, transpose, offset, roundings, windows=windows, hold=lambda: conv(m, {}))
+
+
+DENSE = 16
+"""How many times more products a window's W^T as one matrix may take than without its zeros."""
 
 
 def average(m: nn.AvgPool2d) -> Affine:
@@ -123,7 +170,7 @@ def average(m: nn.AvgPool2d) -> Affine:
 
     # The share 1 / k^2 is rounded too, or divided by afterwards.
     count = kernel[0] * kernel[1] + 2
-    windows = Windows(window, stride, padding)
+    windows = Windows(window, stride, padding, kernel)
     return Affine(apply, transpose, _no_offset, lambda shape: (count, count), windows=windows)
 
 

@@ -13,18 +13,23 @@ from torch import Tensor, nn
 from atent.certify import interval
 from atent.certify.graph import CURVED, Graph, Node, read, refuse_training
 from atent.certify.interval import Box
-from atent.certify.linear import Coefficients, Form, Relaxation, back, form, least, relax
+from atent.certify.linear import Coefficients, Form, Relaxation, back, form, least, relax, widest
 from atent.certify.region import Region, region
 from atent.certify.rounding import Arithmetic, down
-from atent.certify.window import units as windows_of
+from atent.certify.slopes import STEPS, ascended, with_slopes
+from atent.certify.window import all_units, open_units, windows_of
 from atent.checks import as_inputs, as_samples, check_batch, check_choice, check_number, check_threat
 from atent.guard import ask, check_classes, check_weights, guard, random_states, seed_all
 from atent.precision import full_precision
 from atent.threat import Threat
 
-Method = Literal["ibp", "crown-ibp", "crown", "dual"]
-METHODS: tuple[str, ...] = ("ibp", "crown-ibp", "crown", "dual")
+Method = Literal["ibp", "crown-ibp", "crown", "dual", "alpha-crown"]
+METHODS: tuple[str, ...] = ("ibp", "crown-ibp", "crown", "dual", "alpha-crown")
+_KEEPING = ("crown", "alpha-crown")
+"""Methods that keep the better of linear bounds and intervals."""
 CHUNK = 1024
+BUDGET = 2**18
+"""On a CPU, about how many coefficients of pairs (sample, unit) there are at once: more leave its caches."""
 FEW = 4
 
 
@@ -35,6 +40,7 @@ def bounds(
     method: Method = "crown",
     *,
     chunk: int = CHUNK,
+    steps: int = STEPS,
     check: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """(lower, upper), each (n, classes): what every logit stays between for all inputs within the threat of ``x``.
@@ -49,9 +55,13 @@ def bounds(
       looser than an interval, so the better of the two is kept for every value. Only values whose sign the interval
       leaves open are bounded again, which costs a host sync per ``chunk``;
     - ``dual``: as crown with the lower slope u/(u-l) of each ReLU and nothing kept from intervals: the dual network of
-      Wong and Kolter 2018 (Theorem 1, without the box there; their code cuts to it for MNIST).
+      Wong and Kolter 2018 (Theorem 1, without the box there; their code cuts to it for MNIST);
+    - ``alpha-crown``: as crown, and for each bound of the logits the slopes of the lines below undecided ReLUs are
+      found by ``steps`` steps of projected Adam (Xu et al. 2021); hidden layers keep the bounds of crown. Never looser
+      than crown.
 
-    ``chunk``: values of hidden layers that crown and dual bound at once, summed over samples; it sets the memory.
+    ``chunk``: at most how many values of hidden layers crown and dual bound at once, summed over samples; it sets the
+    memory.
     They hold for the network in exact arithmetic and for the network as its dtype evaluates it: computed in float64
     whatever the dtype, and widened by a bound of all rounding (docs/certification.md, which says what is assumed of
     the hardware). The region has room for the rounding of an attack in that dtype (`region.region`). Where a sum may
@@ -63,6 +73,7 @@ def bounds(
     inputs that the model cannot take.
     """
     x = as_inputs(x, _module(model)) if check else x
+    check_number("steps", steps, 0, whole=True)
     graph, place = prepare(model, x, None, threat, method, chunk, check=check)
     with full_precision(x.device):
         boxes, relaxations = _hidden(graph, place, method, chunk)
@@ -71,10 +82,10 @@ def bounds(
             return down(box.lower, x.dtype), -down(-box.upper, x.dtype)
         eye = torch.eye(box.lower.shape[1], dtype=box.lower.dtype, device=x.device)
         start = form(graph.output, torch.cat([eye, -eye])[None], rounding=True)
-        below = least(back(graph, start, boxes, relaxations), boxes, place)
+        below = _least(graph, start, boxes, relaxations, place, method, steps)
         lower, minus_upper = below.expand(len(x), -1).chunk(2, 1)
         upper = -minus_upper
-        if method == "crown":
+        if method in _KEEPING:
             lower, upper = torch.fmax(lower, box.lower), torch.fmin(upper, box.upper)
         return down(lower, x.dtype), -down(-upper, x.dtype)
 
@@ -87,6 +98,7 @@ def margins(
     method: Method = "crown",
     *,
     chunk: int = CHUNK,
+    steps: int = STEPS,
     check: bool = True,
     rounding: bool = True,
 ) -> Tensor:
@@ -100,13 +112,14 @@ def margins(
     """
     if check:
         x, y = as_samples(x, y, _module(model))
+    check_number("steps", steps, 0, whole=True)
     graph, place = prepare(model, x, y, threat, method, chunk, check=check, rounding=rounding)
     with full_precision(x.device):
         boxes, relaxations = _hidden(graph, place, method, chunk)
         classes = boxes[graph.output].lower.shape[1]
         if check and len(y) and int(y.max()) >= classes:
             raise ValueError(f"label {int(y.max())} is out of range: the model has {classes} outputs")
-        return down(differences(graph, y, place, method, boxes, relaxations), x.dtype)
+        return down(differences(graph, y, place, method, boxes, relaxations, steps), x.dtype)
 
 
 def _module(model: nn.Module | Graph) -> nn.Module:
@@ -114,7 +127,13 @@ def _module(model: nn.Module | Graph) -> nn.Module:
 
 
 def differences(
-    graph: Graph, y: Tensor, place: Region, method: str, boxes: list[Box], relaxations: dict[int, Relaxation]
+    graph: Graph,
+    y: Tensor,
+    place: Region,
+    method: str,
+    boxes: list[Box],
+    relaxations: dict[int, Relaxation],
+    steps: int = STEPS,
 ) -> Tensor:
     """The `margins`, once the hidden layers' boxes and relaxations are known."""
     like = boxes[graph.output].lower
@@ -122,12 +141,31 @@ def differences(
     own = eye[y.long()]
     start = back(graph, form(graph.output, own[:, None] - eye, rounding=place.arithmetic is not None), boxes)
     found = []
-    if method in ("ibp", "crown"):
+    if method == "ibp" or method in _KEEPING:
         found.append(least(start, boxes, place))
     if method != "ibp":
-        found.append(least(back(graph, start, boxes, relaxations), boxes, place))
+        found.append(_least(graph, start, boxes, relaxations, place, method, steps))
     result = found[0] if len(found) == 1 else torch.fmax(found[1], found[0])
     return torch.where(own > 0, 0, result)
+
+
+def _least(
+    graph: Graph,
+    start: Form,
+    boxes: list[Box],
+    relaxations: dict[int, Relaxation],
+    place: Region,
+    method: str,
+    steps: int,
+) -> Tensor:
+    """The minimum (n, s) of each function by linear bounds down to the input."""
+    found = least(back(graph, start, boxes, relaxations), boxes, place)
+    if method != "alpha-crown" or not steps:
+        return found
+    dtype = found.dtype if place.arithmetic is None else place.arithmetic.dtype
+    slopes = ascended(graph, start, boxes, relaxations, place, steps, dtype)
+    lines = with_slopes(relaxations, {k: t.to(found.dtype) for k, t in slopes.items()})
+    return torch.fmax(found, least(back(graph, start, boxes, lines), boxes, place))
 
 
 @torch.no_grad()
@@ -139,13 +177,14 @@ def verified(
     method: Method = "crown",
     *,
     chunk: int = CHUNK,
+    steps: int = STEPS,
 ) -> Tensor:
     """bool (n,): verified that no input within the threat of ``x`` is classified as anything but ``y``, neither by the
     network in exact arithmetic nor as its own dtype evaluates it.
 
     All `margins` against other classes are above 0. False says nothing about the sample.
     """
-    below = margins(model, x, y, threat, method, chunk=chunk)
+    below = margins(model, x, y, threat, method, chunk=chunk, steps=steps)
     return (below > 0).sum(1) == below.shape[1] - 1
 
 
@@ -175,7 +214,7 @@ def prepare(
         )
     if check and not graph.training:
         _check_reading(graph, x.detach(), threat)
-    return graph, region(x.detach(), threat, Arithmetic(x.dtype) if rounding else None)
+    return graph.held(), region(x.detach(), threat, Arithmetic(x.dtype) if rounding else None)
 
 
 @torch.no_grad()
@@ -223,11 +262,11 @@ def _hidden(graph: Graph, place: Region, method: str, chunk: int) -> tuple[list[
         if node.kind in CURVED and method != "ibp":
             source = node.inputs[0]
             if (
-                method in ("crown", "dual")
+                method in ("dual", *_KEEPING)
                 and source not in tight
-                and _improvable(graph, source, boxes, place, method == "crown")
+                and _improvable(graph, source, boxes, place, method in _KEEPING)
             ):
-                boxes[source] = _tighten(graph, node, boxes, relaxations, place, method == "crown", chunk)
+                boxes[source] = _tighten(graph, node, boxes, relaxations, place, method in _KEEPING, chunk)
                 tight.add(source)
             relaxations[number] = relax(
                 node, boxes[source], adaptive=method != "dual", rounding=place.arithmetic is not None
@@ -267,27 +306,30 @@ def _tighten(
     """The box of the input of ``node`` by linear bounds; ``keep`` the better of the two, and what is settled."""
     source = node.inputs[0]
     box = boxes[source]
-    shape, n = box.lower.shape[1:], len(box.lower)
-    width = shape.numel()
-    if keep and node.kind == "relu":
-        pairs = _open(((box.lower < 0) & (box.upper > 0)).flatten(1), chunk)
-    else:
-        pairs = _all(n, width, chunk, box.lower.device)
-    rounding, image = place.arithmetic is not None, len(shape) == 3
+    shape, n, device = box.lower.shape[1:], len(box.lower), box.lower.device
+    mask = (box.lower < 0) & (box.upper > 0) if keep and node.kind == "relu" else None
+    if device.type == "cpu":
+        chunk = max(1, min(chunk, BUDGET // widest(graph, source, boxes)))
+    rounding = place.arithmetic is not None
     found, rows, columns = [], [], []
-    for samples, units, unit in pairs:
-        if image:
-            hot = windows_of(samples, units[unit], shape, box.lower.dtype)
-            linear = back(graph, form(source, hot, rounding=rounding), boxes, relaxations, samples)
-        else:
+    if len(shape) == 3:
+        for units in all_units(n, shape, chunk, device) if mask is None else open_units(mask, chunk):
+            hot = windows_of(units, n, shape, box.lower.dtype)
+            linear = back(graph, form(source, hot, rounding=rounding), boxes, relaxations, units.samples)
+            found.append(least(linear, boxes, place, units.samples))
+            rows.append(units.samples)
+            columns.append(units.columns)
+    else:
+        width = shape.numel()
+        for samples, units, unit in _all(n, width, chunk, device) if mask is None else _open(mask.flatten(1), chunk):
             # The part up to the nearest ReLUs is the same for all samples: once for each unit, not for each pair.
-            one = torch.zeros(len(units), width, dtype=box.lower.dtype, device=box.lower.device)
+            one = torch.zeros(len(units), width, dtype=box.lower.dtype, device=device)
             one = one.scatter(1, units[:, None], 1.0).view(1, -1, *shape)
             shared = back(graph, form(source, one, rounding=rounding), boxes)
             linear = back(graph, _spread(shared, samples, unit), boxes, relaxations, samples)
-        found.append(least(linear, boxes, place, samples))
-        rows.append(samples)
-        columns.append(units[unit])
+            found.append(least(linear, boxes, place, samples))
+            rows.append(samples)
+            columns.append(units[unit])
     if not found:
         return box
     where, below = (torch.cat(rows), torch.cat(columns)), torch.cat(found)

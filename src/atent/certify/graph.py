@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -47,6 +47,11 @@ class Graph:
     """Position of the logits."""
     training: bool = False
     """Whether the model may be in train mode: see `read`."""
+
+    def held(self) -> Graph:
+        """The same network, which keeps what it computes of its weights: for one call of the bounds."""
+        nodes = (replace(n, op=n.op.hold()) if n.kind == "affine" and n.op.hold else n for n in self.nodes)
+        return replace(self, nodes=tuple(nodes))
 
 
 class _Shape:

@@ -18,7 +18,7 @@ from atent.certify.window import Window
 
 Relaxation = tuple[Tensor, ...]
 """Of a ReLU: slope below, slope above, offset above. Of max-pooling: place below, place above, slope above, offset
-above. Each (n, ...)."""
+above. Each (n, ...); a slope below may be (n, s, ...), one for each of s functions."""
 
 
 Coefficients = Tensor | Window
@@ -159,6 +159,44 @@ def back(
     return replace(bound, pending=kept)
 
 
+def widest(graph: Graph, start: int, boxes: Sequence[Box]) -> int:
+    """How many coefficients one function of one unit of the node ``start`` has at most, on its way `back`."""
+    shape = boxes[start].lower.shape[1:]
+    sides: dict[int, tuple[int, int] | None] = {start: (1, 1) if len(shape) == 3 else None}
+    most = shape.numel() if len(shape) != 3 else shape[0]
+    while max(sides):
+        place = max(sides)
+        node, size = graph.nodes[place], sides.pop(place)
+        for source in node.inputs:
+            shape, there = boxes[source].lower.shape[1:], _side(node, size)
+            if there is not None and 2 * there[0] * there[1] >= shape[1] * shape[2]:
+                there = None
+            if source in sides:
+                other = sides[source]
+                there = None if there is None or other is None else (max(there[0], other[0]), max(there[1], other[1]))
+            sides[source] = there
+            most = max(most, shape.numel() if there is None else shape[0] * there[0] * there[1])
+    return most
+
+
+def _side(node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Height and width of the window in front of the node for one of that ``size`` behind it; None: all of it."""
+    if size is None or (node.kind == "affine" and node.op.windows is None):
+        return None
+    if node.kind == "affine":
+        (high, wide), stride = node.op.windows.kernel, node.op.windows.stride
+    elif node.kind == "maxpool":
+        (high, wide), stride = _extent(node.op), _pair(node.op.stride)
+    else:
+        return size
+    return stride[0] * (size[0] - 1) + high, stride[1] * (size[1] - 1) + wide
+
+
+def _extent(m: nn.MaxPool2d) -> tuple[int, int]:
+    (high, wide), (d, e) = _pair(m.kernel_size), _pair(m.dilation)
+    return d * (high - 1) + 1, e * (wide - 1) + 1
+
+
 def _back_affine(op: Affine, a: Coefficients, shape: torch.Size) -> tuple[Coefficients, Tensor | None]:
     """The coefficients of the layer's input, and what its offset adds."""
     values = a.values if isinstance(a, Window) else a
@@ -181,7 +219,9 @@ def _back_relu(a: Coefficients, lines: Relaxation, rows: Tensor | None) -> tuple
     flat, slope, lift = (_of(a, t, rows) for t in lines)
     values = a.values if isinstance(a, Window) else a
     term = _dot(values.clamp(max=0), lift)
-    values = values * torch.where(values > 0, flat[:, None], slope[:, None])
+    # Each function may have slopes of its own.
+    below = flat if flat.dim() == values.dim() else flat[:, None]
+    values = values * torch.where(values > 0, below, slope[:, None])
     return replace(a, values=values) if isinstance(a, Window) else values, term
 
 
@@ -208,10 +248,7 @@ def _back_max(
     positive, negative = values.clamp(min=0), values.clamp(max=0)
     parts, term = ((positive, below), (negative * slope[:, None], above)), _dot(negative, lift)
     if isinstance(a, Window):
-        (high, wide), (d, e) = _pair(m.kernel_size), _pair(m.dilation)
-        there = a.scattered(
-            parts, (d * (high - 1) + 1, e * (wide - 1) + 1), _pair(m.stride), _pair(m.padding), shape[1:]
-        )
+        there = a.scattered(parts, _extent(m), _pair(m.stride), _pair(m.padding), shape[1:])
         return there.dense(shape) if there.wide(shape[1:]) else there, term
     out = values.new_zeros(*values.shape[:3], shape[1] * shape[2])
     for part, place in parts:

@@ -59,13 +59,7 @@ class Region:
         # Entries are divided by the largest, so that squares of small ones do not vanish.
         largest = a.abs().amax(2)
         size, limit = a.abs() / torch.where(largest > 0, largest, 1)[..., None], self.eps**2
-        # |x' - x|^2 as a function of t^2, with t = 1/m: sum of min(|a| t, room)^2, concave in t^2.
-        square = limit / size.square().sum(2).clamp_min(1)
-        for _ in range(NEWTON):
-            free = size * square.sqrt()[..., None] < room
-            slope = torch.where(free, size, 0).square().sum(2)
-            rest = (limit - torch.where(free, 0, room).square().sum(2)).clamp_min(0)
-            square = torch.where(slope > 0, rest / slope, square)
+        square = _root(size.flatten(0, 1), room.expand_as(size).flatten(0, 1), limit).view_as(largest)
         t = square.sqrt()
         length = torch.minimum(size * t[..., None], room)
         # Where every coordinate that matters is at its bound the ball does not: m = 0.
@@ -101,6 +95,33 @@ def region(x: Tensor, threat: Threat, arithmetic: Arithmetic | None = None) -> R
     end = torch.full_like(centre, torch.inf)
     lower, upper = torch.nextafter(centre - eps, -end), torch.nextafter(centre + eps, end)
     return Region(threat.norm, eps, centre, lower.clamp(min=low), upper.clamp(max=high), arithmetic)
+
+
+def _root(size: Tensor, room: Tensor, limit: float) -> Tensor:
+    """t^2 (n,) for which the sum of min(size t, room)^2 over d entries, concave in t^2, is ``limit``.
+
+    On a CPU, rows that have arrived take no more steps, which changes nothing: elsewhere the host would wait for each.
+    """
+    square = limit / size.square().sum(1).clamp_min(1)
+    result, rows = square, None
+    for _ in range(NEWTON):
+        free = size * square.sqrt()[:, None] < room
+        slope = torch.where(free, size, 0).square().sum(1)
+        rest = (limit - torch.where(free, 0, room).square().sum(1)).clamp_min(0)
+        moved = torch.where(slope > 0, rest / slope, square)
+        if size.is_cuda:
+            square = result = moved
+            continue
+        going = moved != square
+        square = moved
+        result = square if rows is None else result.index_put((rows,), square)
+        count = int(going.sum())
+        if not count:
+            break
+        if 4 * count < 3 * len(going):
+            size, room, square = size[going], room[going], square[going]
+            rows = going.nonzero()[:, 0] if rows is None else rows[going]
+    return result
 
 
 def _dot(a: Tensor, v: Tensor) -> Tensor:

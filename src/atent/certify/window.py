@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,10 +23,12 @@ class Window:
 
     values: Tensor
     """(n, s, c, h, w): s functions of each of n units; zero where the window leaves the image."""
+    spot: Tensor
+    """(n,): the window that each unit sees, among g different ones: all channels at a place see the same."""
     samples: Tensor
-    """(n,): the sample that each unit belongs to."""
+    """(g,): the sample that each window belongs to."""
     at: Tensor
-    """(n, 2): row and column of each unit in the map of the units."""
+    """(g, 2): row and column of its units in their map."""
     grid: Pair
     """Height and width of that map."""
     stride: Pair = (1, 1)
@@ -46,7 +48,7 @@ class Window:
         top, side = (self.at[:, i] * self.stride[i] + self.shift[i] + before for i, before in enumerate((up, left)))
         rows = self.samples if len(t) > 1 else torch.zeros_like(self.samples)
         found: Tensor = patches[rows, :, top, side]
-        return found
+        return found.index_select(0, self.spot)
 
     def moved(self, values: Tensor, stride: Pair, padding: Pair, image: Sequence[int]) -> Window:
         """The windows on the other side of a convolution with that stride and padding, cut to an ``image``."""
@@ -74,7 +76,8 @@ class Window:
         n, s, c = self.values.shape[:3]
         empty = self.values.new_zeros(n, s, c, h * w)
         made = self.moved(empty.unflatten(3, (h, w)), stride, padding, image)
-        top, left = ((self.at[:, i] * made.stride[i] + made.shift[i]).view(-1, 1, 1, 1) for i in range(2))
+        at = self.at[self.spot]
+        top, left = ((at[:, i] * made.stride[i] + made.shift[i]).view(-1, 1, 1, 1) for i in range(2))
         out = empty
         for values, place in parts:
             cell = (place // image[1] - top) * w + place % image[1] - left
@@ -109,8 +112,9 @@ class Window:
     def dense(self, shape: Sequence[int]) -> Tensor:
         """The coefficients of all entries of the image, (n, s, *shape)."""
         h, w = self.values.shape[-2:]
+        at = self.at[self.spot]
         rows, columns = (
-            self.at[:, i, None] * self.stride[i] + self.shift[i] + torch.arange(size, device=self.at.device)
+            at[:, i, None] * self.stride[i] + self.shift[i] + torch.arange(size, device=at.device)
             for i, size in enumerate((h, w))
         )
         # Entries outside the image are zero: they may be added anywhere.
@@ -128,14 +132,48 @@ class Window:
         return replace(region, centre=centre, lower=lower, upper=upper)
 
 
-def units(samples: Tensor, columns: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Window:
-    """Each unit of a map of that ``shape``, by its number in ``columns`` (n,), and its negative: two functions each."""
-    channel, cell = columns // (shape[1] * shape[2]), columns % (shape[1] * shape[2])
-    hot = torch.zeros(len(columns), shape[0], dtype=dtype, device=columns.device)
+@dataclass(frozen=True)
+class Units:
+    """Units of a map (channels, rows, columns), of several samples."""
+
+    samples: Tensor
+    """(n,): the sample of each."""
+    columns: Tensor
+    """(n,): the number of each in the map."""
+    spot: Tensor
+    """(n,): which of the g different pairs of a sample and a place each is at."""
+    places: Tensor
+    """(g,): those pairs, numbered place by place."""
+
+
+def all_units(n: int, shape: Sequence[int], chunk: int, device: torch.device) -> Iterator[Units]:
+    """Every unit of a map of that ``shape`` for n samples, about ``chunk`` at a time; no host sync."""
+    cells = shape[1] * shape[2]
+    for places in torch.arange(cells * n, device=device).split(max(1, chunk // shape[0])):
+        spot = torch.arange(len(places), device=device).repeat_interleave(shape[0])
+        channel = torch.arange(shape[0], device=device).repeat(len(places))
+        pair = places[spot]
+        yield Units(pair % n, channel * cells + pair // n, spot, places)
+
+
+def open_units(mask: Tensor, chunk: int) -> Iterator[Units]:
+    """The units that ``mask`` (n, channels, rows, columns) marks, ``chunk`` at a time."""
+    n, cells = len(mask), mask.shape[2] * mask.shape[3]
+    for found in mask.permute(2, 3, 0, 1).flatten(0, 2).nonzero().split(chunk):
+        if len(found):
+            places, spot = found[:, 0].unique_consecutive(return_inverse=True)
+            yield Units(found[:, 0] % n, found[:, 1] * cells + found[:, 0] // n, spot, places)
+
+
+def windows_of(units: Units, n: int, shape: Sequence[int], dtype: torch.dtype) -> Window:
+    """Each unit of a map of that ``shape``, and its negative: two functions each, of n samples."""
+    channel = units.columns // (shape[1] * shape[2])
+    hot = torch.zeros(len(channel), shape[0], dtype=dtype, device=channel.device)
     hot = hot.scatter(1, channel[:, None], 1.0)
     values = torch.stack([hot, -hot], 1)[..., None, None]
+    cell = units.places // n
     at = torch.stack([cell // shape[2], cell % shape[2]], 1)
-    return Window(values, samples, at, (shape[1], shape[2]))
+    return Window(values, units.spot, units.places % n, at, (shape[1], shape[2]))
 
 
 def _sizes(window: Window) -> Pair:

@@ -66,8 +66,8 @@ def certify(
         Network that a .safetensors file holds, or that a run from Python trained; or module:function.
     method
         Randomised smoothing, which certifies the network under noise, or bounds, which verify the network itself:
-        smoothing, ibp, crown-ibp, crown, dual, one of an installed package (`atent list certifiers`), or your own as
-        module:Thing.
+        smoothing, ibp, crown-ibp, crown, alpha-crown, dual, one of an installed package (`atent list certifiers`), or
+        your own as module:Thing.
     sigma
         Standard deviation of the noise in pixel units. Default: what the run was trained with.
     n
