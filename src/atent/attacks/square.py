@@ -11,6 +11,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
+from atent.attacks.windowed import Scores, Window
 from atent.attacks.windows import Masses, Squares, as_image
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES
@@ -85,9 +86,11 @@ class Square(Attack):
         threat = self.threat.take(oracle.rows)
         moves = (Squares if threat.norm == "linf" else Masses).draw(threat, image, shares, streams, restart)
 
-        def score_of(z: Tensor) -> tuple[Tensor, Tensor]:
+        scores = Scores(oracle, x)
+
+        def score_of(z: Tensor, window: Window | None = None) -> tuple[Tensor, Tensor]:
             z = z.view(-1, *shape)
-            logits = oracle.logits(z, y)
+            logits = scores.logits(oracle, z, y, best, window)
             values = loss(logits, y)
             oracle.report(z, values)
             return values, oracle.margin(logits, y) > 0
@@ -105,11 +108,13 @@ class Square(Attack):
                     break
                 if len(on) < len(rows):
                     moves, oracle, rows, y = moves.take(on), oracle.take(on), rows[on], y[on]
+                    scores.take(on)
                     best, value, fallen, at, changed = best[on], value[on], fallen[on], at[on], changed[on]
             query = moves.next(best, at, changed)
             z = moves.propose(best, query, k)
-            score, wrong = score_of(z)
+            score, wrong = score_of(z, moves.window(query))
             better = ((score > value) | wrong) & ~fallen
+            scores.settle(better)
             best = torch.where(per_sample(better, z), z, best)
             value, fallen = torch.where(better, score, value), fallen | wrong
             at, changed = query + 1, torch.where(better, query, changed)

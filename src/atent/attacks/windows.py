@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atent.attacks.windowed import Window
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
 
@@ -126,12 +127,16 @@ class Squares:
         idle = held | (self.before.gather(1, queries) >= changed[:, None])
         return (at + idle.long().cumprod(1).sum(1).clamp_max(_AHEAD - 1)).clamp_max(len(self.sides) - 1)
 
+    def window(self, query: Tensor) -> Window:
+        """The windows of each sample's own query (n,)."""
+        side = self.sides[query]
+        place, across = self.places.gather(1, query[:, None]).squeeze(1), self.low.shape[3] - side + 1
+        return Window(place // across, place % across, side)
+
     def propose(self, best: Tensor, query: Tensor, k: int) -> Tensor:
         """The point of each sample's own query (n,), in pass k."""
         _, _, h, w = best.shape
-        side = self.sides[query]
-        place = self.places.gather(1, query[:, None]).squeeze(1)
-        top, left = place // (w - side + 1), place % (w - side + 1)
+        top, left, side = self.window(query)
 
         def covered(first: Tensor, length: int) -> Tensor:
             i = torch.arange(length, device=best.device)
@@ -235,6 +240,9 @@ class Masses:
     def next(self, best: Tensor, at: Tensor, changed: Tensor) -> Tensor:
         """Every query counts."""
         return at
+
+    def window(self, query: Tensor) -> None:
+        """A query changes more than a window: two, and the length of the whole."""
 
     def _cells(self, places: Tensor, k: int) -> Tensor:
         """Positions (n, c, side * side) of the windows in the flat image."""
