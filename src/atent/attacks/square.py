@@ -111,8 +111,8 @@ class Square(Attack):
                     scores.take(on)
                     best, value, fallen, at, changed = best[on], value[on], fallen[on], at[on], changed[on]
             query = moves.next(best, at, changed)
-            z = moves.propose(best, query, k)
-            score, wrong = score_of(z, moves.window(query))
+            z, window = moves.propose(best, query, k)
+            score, wrong = score_of(z, window)
             better = ((score > value) | wrong) & ~fallen
             scores.settle(better)
             best = torch.where(per_sample(better, z), z, best)

@@ -127,16 +127,12 @@ class Squares:
         idle = held | (self.before.gather(1, queries) >= changed[:, None])
         return (at + idle.long().cumprod(1).sum(1).clamp_max(_AHEAD - 1)).clamp_max(len(self.sides) - 1)
 
-    def window(self, query: Tensor) -> Window:
-        """The windows of each sample's own query (n,)."""
-        side = self.sides[query]
-        place, across = self.places.gather(1, query[:, None]).squeeze(1), self.low.shape[3] - side + 1
-        return Window(place // across, place % across, side)
-
-    def propose(self, best: Tensor, query: Tensor, k: int) -> Tensor:
-        """The point of each sample's own query (n,), in pass k."""
+    def propose(self, best: Tensor, query: Tensor, k: int) -> tuple[Tensor, Window]:
+        """The point of each sample's own query (n,), in pass k, and the window in which it differs from ``best``."""
         _, _, h, w = best.shape
-        top, left, side = self.window(query)
+        side = self.sides[query]
+        place = self.places.gather(1, query[:, None]).squeeze(1)
+        top, left = place // (w - side + 1), place % (w - side + 1)
 
         def covered(first: Tensor, length: int) -> Tensor:
             i = torch.arange(length, device=best.device)
@@ -144,7 +140,7 @@ class Squares:
 
         window = covered(top, h)[:, None, :, None] & covered(left, w)[:, None, None, :]
         up = self.signs[torch.arange(len(query), device=query.device), query][:, :, None, None]
-        return torch.where(window, torch.where(up, self.high, self.low), best)
+        return torch.where(window, torch.where(up, self.high, self.low), best), Window(top, left, side)
 
 
 def _hill(h: int, w: int, power: int) -> Tensor:
@@ -241,9 +237,6 @@ class Masses:
         """Every query counts."""
         return at
 
-    def window(self, query: Tensor) -> None:
-        """A query changes more than a window: two, and the length of the whole."""
-
     def _cells(self, places: Tensor, k: int) -> Tensor:
         """Positions (n, c, side * side) of the windows in the flat image."""
         _, c, _, w = self.x.shape
@@ -252,8 +245,8 @@ class Masses:
         rows, columns = place // across + cells, place % across + cells
         return (rows[:, :, None] * w + columns[:, None, :]).flatten(1)[:, None].expand(-1, c, -1)
 
-    def propose(self, best: Tensor, query: Tensor, k: int) -> Tensor:
-        """The points of query k, at which all samples are."""
+    def propose(self, best: Tensor, query: Tensor, k: int) -> tuple[Tensor, None]:
+        """The points of query k, at which all samples are: the length of the whole changes, not a window alone."""
         delta = (best - self.x).flatten(2)
         window, source = self._cells(self.windows, k), self._cells(self.sources, k)
         (upright, lying), coins = self.patterns[self.sides[k]], self.coins[:, k, :, None]
@@ -272,4 +265,4 @@ class Masses:
         length = held.norm(order, dim=2, keepdim=True) + 1e-12 * self.threat.width
         new = torch.where(coins[:, 1:], shape, -shape) + held / length
         new = new / (new.norm(order, dim=2, keepdim=True) + 1e-12) * (both.sqrt() if square else both * channels)
-        return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best))
+        return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best)), None
