@@ -5,8 +5,8 @@
 Both run the standard version against each run's own threat on the same test images, in interleaved slices: one takes a
 slice first, then the other. Times are CPU seconds of the process, which other work lengthens little; wall seconds stand
 beside them. Robust accuracies are counted by us, on the run's own network, and compared by a one-sided sign test over
-the images on which the two differ: exit status 1 where the port's is lower with p below 2.5 %. Ours is also shown by its
-parts, with the seconds of each. A run with batch-norm is made by, for example,
+the images on which the two differ: exit status 1 where the port's is lower with p below 2.5 %. Ours is also shown by
+its parts, with the seconds of each. A run with batch-norm is made by, for example,
 
     atent train cifar10-linf-fgsmrs --model resnet20 --method.threat.eps 2/255 --method.step_size 0.0098
 """
@@ -17,8 +17,8 @@ import argparse
 import copy
 import logging
 import sys
-import warnings
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ from atent.guard import guard
 from atent.progress import bar
 from atent.runs import provenance, read_config, write_json
 from atent.stats import share, sign_test
-
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 

@@ -81,7 +81,8 @@ class Syncs(TorchDispatchMode):
         name = func.overloadpacket.__name__
         # To gather by a mask is to count it first.
         masked = name.startswith("index") and any(
-            i is not None and i.dtype in (torch.bool, torch.uint8) for i in (args[1] if isinstance(args[1], list) else [])
+            i is not None and i.dtype in (torch.bool, torch.uint8)
+            for i in (args[1] if isinstance(args[1], list) else [])
         )
         if masked or name in self.WAIT:
             self.seen.append(name)

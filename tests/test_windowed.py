@@ -163,6 +163,33 @@ def test_a_layer_that_is_more_than_its_name_says_is_noticed(conv_net, batch, see
     assert torch.equal(found.success, expected.success)
 
 
+class Nudged(Windowed):
+    """Rounds otherwise than the network: the largest logit's last place moves at random."""
+
+    def logits(self, z, top, left):
+        found = super().logits(z, top, left)
+        noise = torch.rand(found.shape, generator=torch.Generator().manual_seed(int(top.sum())), dtype=found.dtype)
+        return found + (noise - 0.5) * 4 * torch.finfo(found.dtype).eps * found.abs().amax(1, keepdim=True)
+
+
+def test_rounding_is_no_gain(batch, monkeypatch):
+    """A network that looks at a quarter of the image: all queries elsewhere leave its logits as they are."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(192, 10)).double()
+    x, _ = batch(12)
+    with torch.no_grad():
+        seen = torch.zeros(3, 8, 8, dtype=torch.bool)
+        seen[:, :3, :3] = True
+        net[3].weight.mul_(seen.flatten())
+        y = net(x).argmax(1)
+    attack = Square(Threat("linf", 1e-3), queries=200)
+    whole = attack.run(net, x, y)
+    monkeypatch.setattr("atent.attacks.windowed.Windowed", Nudged)
+    nudged = attack.run(net, x, y)
+    assert torch.equal(nudged.x_adv, whole.x_adv)
+    assert torch.equal(nudged.forwards, whole.forwards)
+
+
 def test_no_more_is_kept_than_is_allowed(monkeypatch):
     net, x = network("small_cnn")
     monkeypatch.setattr("atent.attacks.windowed._MOST", 6 * 40_000)

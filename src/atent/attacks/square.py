@@ -35,7 +35,8 @@ class Square(Attack):
     when it is misclassified.
 
     linf (Algorithm 2) starts with vertical stripes of +-eps, and sets a window to x + eps or x - eps, a random sign
-    for each channel. Queries that cannot change anything are counted, but not asked: see `Squares`. l2 (Algorithm 3)
+    for each channel. Queries that cannot change anything are counted, but not asked: see `Squares`; on a CPU a query
+    computes what its window reaches of the first layers, where the network is known: see `Scores`. l2 (Algorithm 3)
     starts with a grid of patterns eta, and gives to a window the mass of another one and what is left of eps, shaped
     as eta (transposed at random, a random sign for each channel) plus what the window held. l1 (Croce and Hein 2021)
     does so with lengths in the place of squares, and projects onto ball and box: see `Masses`.
@@ -88,15 +89,16 @@ class Square(Attack):
 
         scores = Scores(oracle, x)
 
-        def score_of(z: Tensor, window: Window | None = None) -> tuple[Tensor, Tensor]:
+        def score_of(z: Tensor, window: Window | None = None) -> tuple[Tensor, Tensor, Tensor | float]:
             z = z.view(-1, *shape)
             logits = scores.logits(oracle, z, y, best, window)
             values = loss(logits, y)
             oracle.report(z, values)
-            return values, oracle.margin(logits, y) > 0
+            doubt = scores.doubt(logits)
+            return values, oracle.margin(logits, y) > doubt, doubt
 
         best = moves.start(streams, restart)
-        value, fallen = score_of(best)
+        value, fallen, _ = score_of(best)
         result, rows = best.clone(), torch.arange(len(x), device=x.device)
         # The query at which each sample is, and the one that last changed its point.
         at, changed = torch.zeros_like(y), torch.zeros_like(y)
@@ -112,8 +114,8 @@ class Square(Attack):
                     best, value, fallen, at, changed = best[on], value[on], fallen[on], at[on], changed[on]
             query = moves.next(best, at, changed)
             z, window = moves.propose(best, query, k)
-            score, wrong = score_of(z, window)
-            better = ((score > value) | wrong) & ~fallen
+            score, wrong, doubt = score_of(z, window)
+            better = ((score > value + doubt) | wrong) & ~fallen
             scores.settle(better)
             best = torch.where(per_sample(better, z), z, best)
             value, fallen = torch.where(better, score, value), fallen | wrong

@@ -226,6 +226,16 @@ class Scores:
             self.graph = self.windowed = None
         return logits
 
+    def doubt(self, logits: Tensor) -> Tensor | float:
+        """By how much the last ``logits`` may differ from the network's own, (n,): 0 where they are.
+
+        A query that changes nothing has the same logits from the network, and nearly the same from kept layers: what is
+        less than 16 units in the last place of the largest logit is no gain.
+        """
+        if self.windowed is None:
+            return 0.0
+        return 16 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).nan_to_num(0.0, 0.0)
+
     def settle(self, better: Tensor) -> None:
         """The points of the last query are the best ones where ``better`` (n,)."""
         if self.windowed is not None:
