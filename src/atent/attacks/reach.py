@@ -118,12 +118,13 @@ def graph_of(model: nn.Module) -> fx.GraphModule | None:
     """
     from atent.models.normalize import Normalize
 
-    for m in model.modules():
-        if m.training or m._forward_hooks or m._forward_pre_hooks:
-            return None
+    modules, traced = list(model.modules()), isinstance(model, fx.GraphModule)
+    if not traced and not all(type(m).__module__.startswith(("torch.nn.modules.", "atent.models.")) for m in modules):
+        return None
+    # A script has not all of these.
+    if any(getattr(m, name, None) for m in modules for name in ("training", "_forward_hooks", "_forward_pre_hooks")):
+        return None
     if not isinstance(model, fx.GraphModule):
-        if not all(type(m).__module__.startswith(("torch.nn.modules.", "atent.models.")) for m in model.modules()):
-            return None
 
         class Tracer(fx.Tracer):
             def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -154,7 +155,8 @@ def layer(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 def apply(graph: fx.GraphModule, node: fx.Node, args: list[Any]) -> Tensor:
     """What the node makes of ``args``."""
-    call: Any = layer(graph, node) or node.target
+    module = layer(graph, node)
+    call: Any = node.target if module is None else module
     made: Tensor = call(*args)
     return made
 

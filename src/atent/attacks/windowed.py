@@ -134,10 +134,11 @@ class Windowed:
         top, left = (t.clamp_max(size - side) for t, size in zip((top, left), z.shape[2:]))
         self.pending.clear()
         patches: dict[fx.Node, Tensor] = {}
-        for node, (down, across) in self.reach.spans.items():
+        along, each = torch.arange(side), torch.arange(len(z))[:, None, None]
+        down, across = top[:, None, None] + along[:, None], left[:, None, None] + along
+        for node in self.reach.spans:
             if node.op == "placeholder":
-                source = _Kept.of(z, 0)
-                patch = _Part.of(source, down.first, across.first, (side, side)).cut(source, top, left)
+                patch = z[each, :, down, across].permute(0, 3, 1, 2)
             else:
                 patch = self._patch(node, patches, top, left)
             patches[node] = patch
