@@ -79,8 +79,14 @@ class Syncs(TorchDispatchMode):
         self.seen = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in self.WAIT:
-            self.seen.append(func.overloadpacket.__name__)
+        name = func.overloadpacket.__name__
+        # To gather by a mask is to count it first.
+        masked = name.startswith("index") and any(
+            i is not None and i.dtype in (torch.bool, torch.uint8)
+            for i in (args[1] if isinstance(args[1], list) else [])
+        )
+        if masked or name in self.WAIT:
+            self.seen.append(name)
         return func(*args, **(kwargs or {}))
 
 

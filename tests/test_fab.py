@@ -379,6 +379,17 @@ def test_the_loop_waits_for_nothing(conv_net, batch):
     assert counts[0] == counts[1]
 
 
+def test_a_check_waits_once(conv_net, batch):
+    """Of 35 steps 3 are checked, whichever samples leave; a gather by a mask would wait for each tensor."""
+    (x, y), model = batch(20), conv_net()
+    attack = FAB(Threat("linf", 0.05), targets=2, steps=35, stop_at_eps=True)
+    with Syncs() as syncs:
+        out = attack.run(model, x, y, rng=torch.Generator().manual_seed(0))
+    assert len(out.forwards.unique()) >= 3
+    # The generator's seed, the samples to attack, and who is still to find.
+    assert len(syncs.seen) == 2 + 3
+
+
 def test_as_many_targets_as_there_are(two_class):
     model, x, y, _ = two_class()
     assert torch.equal(*(FAB(ENDLESS["l2"], targets=t, steps=5)(model, x, y) for t in (1, 9)))

@@ -106,17 +106,20 @@ class FAB(Attack):
             return t.repeat_interleave(runs, 0)
 
         part, clean, true, goals = oracle.take(rows(alive)), rows(x), rows(y), others.flatten(0, 1)
+        # A sample's rows lie next to each other.
+        beside = torch.arange(runs, device=x.device)
         for restart in range(self.restarts):
             within = torch.minimum(best, eps)[alive]
             z = clean if restart == 0 else self._random(clean, within, streams.take(alive), restart)
             for k in range(self.steps):
                 if self.stop_at_eps and (k or restart) and k % _CHECK == 0:
-                    far = best[alive] > eps[alive]
-                    alive, keep = alive[far], rows(far)
-                    if not len(alive):
+                    far = (best[alive] > eps[alive]).nonzero().squeeze(1)
+                    if not len(far):
                         return found
-                    z, clean, true, goals = z[keep], clean[keep], true[keep], goals[keep]
-                    part = oracle.take(rows(alive))
+                    if len(far) < len(alive):
+                        keep = (far[:, None] * runs + beside).flatten()
+                        alive, part = alive[far], part.take(keep)
+                        z, clean, true, goals = z[keep], clean[keep], true[keep], goals[keep]
                 z = self._step(part, z, clean, true, goals)
                 fooled = part.logits(z, true).argmax(1) != true
                 size = torch.where(fooled, self._norm(z - clean), math.inf)

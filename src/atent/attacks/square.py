@@ -11,6 +11,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
+from atent.attacks.windowed import Scores, Window
 from atent.attacks.windows import Masses, Squares, as_image
 from atent.checks import check_choice, check_number
 from atent.losses import LOSSES
@@ -34,7 +35,8 @@ class Square(Attack):
     when it is misclassified.
 
     linf (Algorithm 2) starts with vertical stripes of +-eps, and sets a window to x + eps or x - eps, a random sign
-    for each channel. Queries that cannot change anything are counted, but not asked: see `Squares`. l2 (Algorithm 3)
+    for each channel. Queries that cannot change anything are counted, but not asked: see `Squares`; on a CPU a query
+    computes what its window reaches of the first layers, where the network is known: see `Scores`. l2 (Algorithm 3)
     starts with a grid of patterns eta, and gives to a window the mass of another one and what is left of eps, shaped
     as eta (transposed at random, a random sign for each channel) plus what the window held. l1 (Croce and Hein 2021)
     does so with lengths in the place of squares, and projects onto ball and box: see `Masses`.
@@ -85,15 +87,18 @@ class Square(Attack):
         threat = self.threat.take(oracle.rows)
         moves = (Squares if threat.norm == "linf" else Masses).draw(threat, image, shares, streams, restart)
 
-        def score_of(z: Tensor) -> tuple[Tensor, Tensor]:
+        scores = Scores(oracle, x)
+
+        def score_of(z: Tensor, window: Window | None = None) -> tuple[Tensor, Tensor, Tensor | float]:
             z = z.view(-1, *shape)
-            logits = oracle.logits(z, y)
+            logits = scores.logits(oracle, z, y, best, window)
             values = loss(logits, y)
             oracle.report(z, values)
-            return values, oracle.margin(logits, y) > 0
+            doubt = scores.doubt(logits)
+            return values, oracle.margin(logits, y) > doubt, doubt
 
         best = moves.start(streams, restart)
-        value, fallen = score_of(best)
+        value, fallen, _ = score_of(best)
         result, rows = best.clone(), torch.arange(len(x), device=x.device)
         # The query at which each sample is, and the one that last changed its point.
         at, changed = torch.zeros_like(y), torch.zeros_like(y)
@@ -105,11 +110,13 @@ class Square(Attack):
                     break
                 if len(on) < len(rows):
                     moves, oracle, rows, y = moves.take(on), oracle.take(on), rows[on], y[on]
+                    scores.take(on)
                     best, value, fallen, at, changed = best[on], value[on], fallen[on], at[on], changed[on]
             query = moves.next(best, at, changed)
-            z = moves.propose(best, query, k)
-            score, wrong = score_of(z)
-            better = ((score > value) | wrong) & ~fallen
+            z, window = moves.propose(best, query, k)
+            score, wrong, doubt = score_of(z, window)
+            better = ((score > value + doubt) | wrong) & ~fallen
+            scores.settle(better)
             best = torch.where(per_sample(better, z), z, best)
             value, fallen = torch.where(better, score, value), fallen | wrong
             at, changed = query + 1, torch.where(better, query, changed)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atent.attacks.windowed import Window
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
 
@@ -126,8 +127,8 @@ class Squares:
         idle = held | (self.before.gather(1, queries) >= changed[:, None])
         return (at + idle.long().cumprod(1).sum(1).clamp_max(_AHEAD - 1)).clamp_max(len(self.sides) - 1)
 
-    def propose(self, best: Tensor, query: Tensor, k: int) -> Tensor:
-        """The point of each sample's own query (n,), in pass k."""
+    def propose(self, best: Tensor, query: Tensor, k: int) -> tuple[Tensor, Window]:
+        """The point of each sample's own query (n,), in pass k, and the window in which it differs from ``best``."""
         _, _, h, w = best.shape
         side = self.sides[query]
         place = self.places.gather(1, query[:, None]).squeeze(1)
@@ -139,7 +140,7 @@ class Squares:
 
         window = covered(top, h)[:, None, :, None] & covered(left, w)[:, None, None, :]
         up = self.signs[torch.arange(len(query), device=query.device), query][:, :, None, None]
-        return torch.where(window, torch.where(up, self.high, self.low), best)
+        return torch.where(window, torch.where(up, self.high, self.low), best), Window(top, left, side)
 
 
 def _hill(h: int, w: int, power: int) -> Tensor:
@@ -244,8 +245,8 @@ class Masses:
         rows, columns = place // across + cells, place % across + cells
         return (rows[:, :, None] * w + columns[:, None, :]).flatten(1)[:, None].expand(-1, c, -1)
 
-    def propose(self, best: Tensor, query: Tensor, k: int) -> Tensor:
-        """The points of query k, at which all samples are."""
+    def propose(self, best: Tensor, query: Tensor, k: int) -> tuple[Tensor, None]:
+        """The points of query k, at which all samples are: the length of the whole changes, not a window alone."""
         delta = (best - self.x).flatten(2)
         window, source = self._cells(self.windows, k), self._cells(self.sources, k)
         (upright, lying), coins = self.patterns[self.sides[k]], self.coins[:, k, :, None]
@@ -264,4 +265,4 @@ class Masses:
         length = held.norm(order, dim=2, keepdim=True) + 1e-12 * self.threat.width
         new = torch.where(coins[:, 1:], shape, -shape) + held / length
         new = new / (new.norm(order, dim=2, keepdim=True) + 1e-12) * (both.sqrt() if square else both * channels)
-        return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best))
+        return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best)), None
