@@ -38,6 +38,11 @@ class TrainSettings(metaclass=Settings):
     """bfloat16 runs the network under autocast; a CPU is measured first, and refused where that is not faster."""
     channels_last: bool = False
     """Keep images and kernels channels-last in memory: often faster, equal up to rounding."""
+    cuda_graphs: bool = False
+    """Record the step of a whole batch as a CUDA graph and replay it; methods that cannot be recorded run without."""
+    deterministic: bool = False
+    """On CUDA, kernels that give the same bits each time, at some cost in speed: an interrupted run that is resumed
+    then equals the unbroken one. Without effect on a CPU, where that is always so."""
     select: Literal["auto", "robust", "clean", "last"] = "auto"
     """Which epoch is best, by validation accuracy; auto: robust where the method has a threat, else clean."""
     validate_attack: str = "PGD(steps=10)"
