@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import dataclasses
+import re
+from pathlib import Path
 
 import kit
 import pytest
@@ -186,6 +188,17 @@ def test_an_inherited_answer_does_not_count():
     assert in_force(AWP(Own(LINF)), 0.5) is None
     assert in_force(TRADES(LINF), 0.5) is None
     assert in_force(ATENT(LINF, mode="eval"), 0.5) is None
+
+
+def test_the_page_s_own_method_takes_part():
+    (code,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "gpu.md").read_text(), re.S)
+    names = {"__name__": __name__}
+    exec(compile(code, "gpu.md", "exec"), names)
+    model = kit.network(True)
+    whole = steps(names["Mine"](), names["Mine"]().backward, copy.deepcopy(model))
+    found, recorder, _ = by_graphs(names["Mine"](), model)
+    assert same(found, whole)
+    assert len(recorder.tapes) == 1
 
 
 def toy(run=None, *, resume=False, **given):

@@ -42,12 +42,6 @@ name = "smoke"
 kind = "smoke"
 of = { only = "^(random|method Standard|graph Standard)" }
 [[job]]
-name = "speed"
-kind = "speed"
-training = "digits-l2-atent"
-train = { epochs = 30 }
-hours = 0.001
-[[job]]
 name = "broken"
 kind = "train"
 training = "digits-linf-nothing"
@@ -143,20 +137,20 @@ def test_estimates_come_from_what_was_seen(place):
 def test_jobs_wait_for_data_and_for_networks(place, monkeypatch):
     monkeypatch.setenv("ATENT_DATA_ROOT", str(place))
     found = queue(place)
-    job = found.jobs[3]
+    job = found.jobs[2]
     cifar = replace(job, training="cifar10-l2-atent")
     assert found.blocked(job) == ""
     assert found.blocked(cifar) == "waits for the data cifar10"
     (place / "state" / "data" / "cifar10").mkdir(parents=True)
     assert found.blocked(cifar) == ""
-    assert found.blocked(found.jobs[4]) == "waits for the training smoothed"
+    assert found.blocked(found.jobs[3]) == "waits for the training smoothed"
     run = place / "state" / "runs" / "smoke" / "smoothed-seed0"
     run.mkdir(parents=True)
     (run / "best.safetensors").touch()
     found.state.write({"name": "smoothed", "status": "interrupted", "segments": []})
-    assert found.blocked(found.jobs[4]) == "waits for the training smoothed"
+    assert found.blocked(found.jobs[3]) == "waits for the training smoothed"
     found.state.write({"name": "smoothed", "status": "done", "segments": []})
-    assert found.blocked(found.jobs[4]) == ""
+    assert found.blocked(found.jobs[3]) == ""
 
 
 def test_a_spent_budget_begins_nothing(place):
@@ -240,6 +234,20 @@ def test_a_check_sees_another_answer(monkeypatch):
     )
     with pytest.raises(gpu_smoke.Failed, match="loss"):
         gpu_smoke.method("Standard", CPU)
+
+
+def test_a_timing_is_of_steps_alone(place):
+    """As many as are timed, of the training as it is; validation and checkpoints are left out."""
+    job = campaign.Job("speed", "speed", training="digits-linf-standard", train={"epochs": 5, "device": "cpu"})
+    gpu_worker.speed(work(place, job), time.time() + 60, CPU)
+    found = json.loads((place / "state" / "out" / "speed" / "speed.json").read_text())
+    assert len(found["blocks"]["seconds_per_step"]) == gpu_worker.BLOCKS
+    assert found["seconds_per_epoch"] == pytest.approx(found["seconds_per_step"] * -(-48_928 // found["batch_size"]))
+    assert (found["method"], found["model"], found["one_step"]["waits"]) == ("Standard", "digits_cnn", 0)
+    with pytest.raises(ValueError, match="give it more epochs"):
+        gpu_worker.speed(
+            work(place, replace(job, train={"epochs": 1, "batch_size": 500, "device": "cpu"})), time.time() + 60, CPU
+        )
 
 
 @pytest.mark.slow
@@ -352,10 +360,9 @@ def test_killed_and_carried_to_another_machine_the_queue_ends_as_unbroken(place)
     assert third.returncode == 0, text
     report = json.loads((place / "end" / "report.json").read_text())
     status = {name: entry["status"] for name, entry in report["jobs"].items()}
-    assert status == {"smoke": "done", "speed": "done", "broken": "failed", "smoothed": "done", "attacked": "done"}
+    assert status == {"smoke": "done", "broken": "failed", "smoothed": "done", "attacked": "done"}
     assert "unknown recipe 'digits-linf-nothing'" in report["jobs"]["broken"]["error"]
     assert report["jobs"]["smoke"]["smoke"]["graph Standard"]["status"] == "skipped"
-    assert report["jobs"]["speed"]["speed"]["seconds_per_step"] > 0
     torch.set_num_threads(1)
     bench = engine.Bench(SCALES["smoke"], place / "runs", config.job, config.read_recipe)
     changes = {"method": {"label_smoothing": 0.1}, "train": {"save_minutes": 0.0, "device": "cpu"}}
