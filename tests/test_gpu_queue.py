@@ -85,7 +85,9 @@ def work(place, job, scale="smoke"):
         "began": "",
     }
     beat = SimpleNamespace(segment={}, now=lambda: {"core_seconds": 0.0})
-    return campaign_worker.Work(record, campaign.State(place / "state"), place / "state" / "out", beat)
+    found = campaign_worker.Work(record, campaign.State(place / "state"), place / "state" / "out", beat)
+    found.out.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 # ---- the jobs
@@ -216,13 +218,13 @@ def test_a_failed_check_stops_no_other(place, monkeypatch):
 def test_checks_after_their_minutes_are_not_run(place, monkeypatch):
     monkeypatch.setattr(gpu_smoke, "checks", lambda: {"late": lambda device: {}})
     path = place / "state" / "out" / "smoke" / "smoke.json"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"long": {"status": "ok", "seconds": 70.0}}))
     gpu_worker.smoke(work(place, campaign.Job("smoke", "smoke", of={"minutes": 1.0})), time.time() + 60, CPU)
     assert json.loads(path.read_text())["late"]["status"] == "not run"
 
 
-@pytest.mark.parametrize("name", ["random words", "float32 rounding", "method ATENT", "autocast AWP", "bounds ibp"])
+@pytest.mark.parametrize("name", ["random words", "float32 rounding", "method ATENT", "autocast AWP"])
 def test_a_check_of_the_cpu_against_itself(name):
     gpu_smoke.checks()[name](CPU)
 
