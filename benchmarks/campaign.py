@@ -34,7 +34,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("train", "curves", "measure", "timing", "table", "command")
+KINDS = ("train", "curves", "measure", "attack", "timing", "table", "command")
 INTERRUPTED = 3
 """Exit status of a worker that saved its state and stopped."""
 KILLS = 3
@@ -56,11 +56,14 @@ class Job:
     seed: int = 0
     train: dict[str, Any] = field(default_factory=dict)
     """Settings of [train] on top of the scale's, such as channels_last; precision "auto" is measured at each start."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Of other sections, on top of the scale's, such as the network; such a job's run has the job's name."""
     argv: tuple[str, ...] = ()
     """kind command: what follows `atent`; {out}, {runs} and {code} are its results, the runs, and its clone. The
     files of the folder {runs}/NAME, NAME the job's, count as results."""
     of: dict[str, Any] = field(default_factory=dict)
-    """kind table: the arguments of `reproduce` (what, scale, seeds, only), and own, changes of single recipes."""
+    """kind attack: the network, by the name of its run without the seed, the attack with norm and eps, and n. kind
+    table: the arguments of `reproduce` (what, scale, seeds, only), and own, changes of single recipes."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,12 @@ class Queue:
 
 _TYPES: dict[str, Any] = {
     "name": str, "kind": str, "hours": (int, float), "training": str, "seed": int, "train": dict, "argv": list,
-    "of": dict,
+    "of": dict, "changes": dict,
 }  # fmt: skip
 _NAME = re.compile(r"\w[\w.-]*")
 
 
-def read_queue(path: Path) -> Queue:
+def read_queue(path: Path, kinds: Sequence[str] = KINDS) -> Queue:
     """The jobs of a TOML file; ValueError, in one line, for whatever a campaign could not run."""
     from atent.paper.scales import SCALES
 
@@ -90,7 +93,7 @@ def read_queue(path: Path) -> Queue:
         raise ValueError(f"{path}: scale {content.get('scale')!r} is not known, use one of {', '.join(SCALES)}")
     if not content.get("job"):
         raise ValueError(f"{path} has no jobs: add [[job]] tables with a name and a kind")
-    jobs = tuple(_job(path, row, content.get("train", {})) for row in content["job"])
+    jobs = tuple(_job(path, row, content.get("train", {}), kinds) for row in content["job"])
     names = [job.name for job in jobs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -98,7 +101,7 @@ def read_queue(path: Path) -> Queue:
     return Queue(content["scale"], jobs)
 
 
-def _job(path: Path, row: dict[str, Any], common: dict[str, Any]) -> Job:
+def _job(path: Path, row: dict[str, Any], common: dict[str, Any], kinds: Sequence[str]) -> Job:
     """One [[job]] table; ``common`` are the file's settings of [train]."""
     where = f"{path}, job {row.get('name')}"
     for key, value in row.items():
@@ -108,9 +111,15 @@ def _job(path: Path, row: dict[str, Any], common: dict[str, Any]) -> Job:
             raise ValueError(f"{where}: {key} {value!r} is of the wrong type")
     if not _NAME.fullmatch(row.get("name", "")):
         raise ValueError(f"{where}: a name is letters, digits, '_', '-' and '.', since files are called by it")
-    if row.get("kind") not in KINDS:
-        raise ValueError(f"{where}: kind {row.get('kind')!r} is not known, use one of {', '.join(KINDS)}")
+    if row.get("kind") not in kinds:
+        raise ValueError(f"{where}: kind {row.get('kind')!r} is not known, use one of {', '.join(kinds)}")
     return Job(**{**row, "argv": tuple(row.get("argv", ())), "train": {**common, **row.get("train", {})}})
+
+
+def asked_of(job: Job) -> dict[str, Any]:
+    """What a record keeps of a job."""
+    asked = {key: getattr(job, key) for key in ("kind", "seed", "train", "changes", "of")}
+    return asked | {"argv": list(job.argv), "training": job.training or job.name}
 
 
 class State:
@@ -251,8 +260,7 @@ class Campaign:
         record = self.state.record(job.name)
         if record["status"] == "running":
             record = self.state.settle(record, "interrupted")
-        asked = {key: getattr(job, key) for key in ("kind", "seed", "train", "of")}
-        asked |= {"argv": list(job.argv), "training": job.training or job.name}
+        asked = asked_of(job)
         if "commit" not in record:
             commit = git("rev-parse", "HEAD", at=HERE)
             record |= {"commit": commit, "scale": self.queue.scale, "began": now(), "kills": 0, "job": asked}
@@ -344,8 +352,9 @@ def at_work(state: State) -> bool:
 
 def progress(state: State, record: Record) -> tuple[float, float] | None:
     """Epochs done and to do of a training; None for other jobs, and before its first step."""
-    folder = state.place / "runs" / record.get("scale", "") / f"{record.get('job', {}).get('training')}"
-    run = folder.with_name(f"{folder.name}-seed{record.get('job', {}).get('seed')}")
+    job = record.get("job", {})
+    name = record["name"] if job.get("changes") else job.get("training")
+    run = state.place / "runs" / record.get("scale", "") / f"{name}-seed{job.get('seed')}"
     if not (run / "config.json").is_file():
         return None
     rows = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").is_file() else []

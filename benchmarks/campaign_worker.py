@@ -99,8 +99,10 @@ class Work:
         if train.get("precision") == "auto":
             train["precision"] = self._precision(found)
         self.beat.segment["precision"] = train.get("precision", "float32")
-        changes = {**found.changes, "train": {**found.changes.get("train", {}), **train}}
-        return replace(found, label=name, changes=changes)
+        changes, own = dict(found.changes), self.job.get("changes", {})
+        for section, values in {**own, "train": train}.items():
+            changes[section] = {**changes.get(section, {}), **values}
+        return replace(found, label=self.record["name"] if own else name, changes=changes)
 
     def _tables(self) -> list[Table]:
         scale = self.bench.scale
@@ -170,6 +172,18 @@ def measure(work: Work) -> None:
     write(work.out / "job.json", work.describe())
 
 
+def attack(work: Work) -> None:
+    """One attack on the network of another job, into measures.json."""
+    of = work.job["of"]
+    run = work.bench.path(Training(of["network"]), work.job["seed"])
+    if not (run / folder.BEST).is_file():
+        raise ValueError(f"{run.name} is not trained: its job comes first")
+    engine.measure(work.bench, run, [Measure("attack", of["n"], attack=of["attack"])])
+    work.out.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run / engine.MEASURES, work.out / engine.MEASURES)
+    write(work.out / "job.json", work.describe())
+
+
 def times(work: Work) -> None:
     """Table S4's interleaved steps."""
     work.out.mkdir(parents=True, exist_ok=True)
@@ -208,7 +222,8 @@ def command(work: Work) -> None:
 
 
 WORK: dict[str, Callable[[Work], None]] = {
-    "train": train, "curves": curves, "measure": measure, "timing": times, "table": table, "command": command,
+    "train": train, "curves": curves, "measure": measure, "attack": attack, "timing": times, "table": table,
+    "command": command,
 }  # fmt: skip
 
 

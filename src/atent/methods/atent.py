@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -206,6 +207,10 @@ class ATENT(Method):
         if self.eps_warmup or any(isinstance(getattr(self, name), str) for name in _SCHEDULED):
             return None
         return sampler(self.threat, **{name: getattr(self, name) for name in SAMPLER_FIELDS})
+
+    def settings_at(self, progress: float) -> Hashable:
+        """The chain; None where it runs in a pass of its own, which draws a seed on the host."""
+        return (self, self.chain(progress)) if self.mode == "train" and self.objective == "free-energy" else None
 
     def weights(self) -> list[float]:
         """c_0 .. c_K: the share of each iterate's loss in the average."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
 from atent.guard import Values
-from atent.methods.base import METHODS, Method, Metrics, State
+from atent.methods.base import METHODS, Method, Metrics, State, in_force
 from atent.threat import Threat
 
 if TYPE_CHECKING:
@@ -112,6 +112,10 @@ class AWP(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None
     ) -> tuple[Tensor, Metrics]:
         return self.method.loss(model, x, y, aux, progress=progress, state=state)
+
+    def settings_at(self, progress: float) -> Hashable:
+        inner = in_force(self.method, progress)
+        return None if inner is None else (inner, self.gamma, progress < self.warmup)
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:
         return self.method.points(x, aux)

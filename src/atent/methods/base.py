@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -116,6 +117,13 @@ class Method(metaclass=Settings):
         none. By default ``aux`` itself, where it is a batch of the shape of ``x``."""
         return aux if isinstance(aux, Tensor) and aux.shape == x.shape else None
 
+    def settings_at(self, progress: float) -> Hashable:
+        """What of the settings is in force at ``progress``, for CUDA graphs (`train.cuda_graphs`): steps with equal
+        answers, batches of one shape and the same memory launch the same kernels. None: a step cannot be recorded, or,
+        by default, nothing is known of it. The answer is that of one class: a class that inherits from it defines its
+        own (see `in_force`)."""
+        return None
+
     def diverged(self, state: State | None) -> str | None:
         """One line on what in ``state`` has diverged and what to change; None: nothing has. It may wait for the
         device."""
@@ -154,6 +162,11 @@ METHODS: Registry[type[Method]] = Registry(
 
 method = METHODS.register
 """Decorator that makes a method known by its class's name."""
+
+
+def in_force(method: Method, progress: float) -> Hashable:
+    """`Method.settings_at`, where the method's own class defines it; an inherited answer may leave out what is new."""
+    return method.settings_at(progress) if "settings_at" in vars(type(method)) else None
 
 
 def correct(logits: Tensor, y: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -71,6 +72,10 @@ class Free(Method):
     def resolved_step(self) -> float:
         """The step size in use, once eps is whole."""
         return float(self.threat.eps) if self.step_size is None else self.step_size
+
+    def settings_at(self, progress: float) -> Hashable:
+        """As eps grows."""
+        return self, warm(self.eps_warmup, progress)
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         """``delta``: the perturbation by position in the batch, (0, ...) before the first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,10 @@ class Standard(Method):
 
     def __post_init__(self) -> None:
         check_smoothing(self.label_smoothing)
+
+    def settings_at(self, progress: float) -> Hashable:
+        """All of them, at all times."""
+        return self
 
     def loss(
         self, model: nn.Module, x: Tensor, y: Tensor, aux: Any, *, progress: float = 1.0, state: State | None = None

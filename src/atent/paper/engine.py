@@ -38,8 +38,9 @@ MEASURES = "measures.json"
 # An image that is wrong without an attack was not tried.
 _ROBUST = str.maketrans({ROBUST: "1", FOOLED: "0", NOT_TRIED: "0"})
 
-# Few enough that a time limit is kept, and that little is lost by a kill.
-_STRONG_BATCH = 50
+# Few enough that a time limit is kept, and that little is lost by a kill; on a GPU many enough that it is busy.
+_BATCH = {"cpu": 250, "cuda": 2000}
+_STRONG_BATCH = {"cpu": 50, "cuda": 1000}
 
 Read = Callable[[str], dict[str, Any]]
 """read(recipe): its tables."""
@@ -195,11 +196,12 @@ def _accuracy(bench: Bench, who: Target, m: Measure) -> dict[str, Any]:
     x, y, ids = _some(who, m).test()
     attacks = {"attack": parse(m.attack, None, ATTACKS)} if m.kind == "attack" else {}
     strong = any(attack.parts() for attack in attacks.values())
+    batch = (_STRONG_BATCH if strong else _BATCH).get(x.device.type, 250)
     part = who.place / f"measure-{_short(m)}.jsonl"
     with bar(len(x) * (4 if strong else 1), who.name, enabled=bench.progress) as advance:
         found = evaluate(
-            who.model, x, y, attacks, ids=ids, batch=_STRONG_BATCH if strong else 250, cascade=False,
-            resume=part if attacks else None, advance=_watched(bench, advance),
+            who.model, x, y, attacks, ids=ids, batch=batch, cascade=False, resume=part if attacks else None,
+            advance=_watched(bench, advance),
         )  # fmt: skip
     with suppress(FileNotFoundError):
         part.unlink()

@@ -42,6 +42,11 @@ class TrainSettings(metaclass=Settings):
     inner_precision: InnerPrecision = "float32"
     """bfloat16 runs the method's inner chain, and not the gradient of the weights, under autocast; it is checked on the
     first batch, and refused where it disagrees. auto: bfloat16 where it also makes a step faster."""
+    cuda_graphs: bool = False
+    """Record the step of a whole batch as a CUDA graph and replay it; methods that cannot be recorded run without."""
+    deterministic: bool = False
+    """On CUDA, kernels that give the same bits each time, at some cost in speed: an interrupted run that is resumed
+    then equals the unbroken one. Without effect on a CPU, where that is always so."""
     select: Literal["auto", "robust", "clean", "last"] = "auto"
     """Which epoch is best, by validation accuracy; auto: robust where the method has a threat, else clean."""
     validate_attack: str = "PGD(steps=10)"

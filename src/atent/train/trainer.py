@@ -27,7 +27,7 @@ from atent.optim import Average, Optimizer, Schedule, build, lr_factor
 from atent.rng import fold
 from atent.runs.weights import Snapshot, put, whole
 from atent.threat import Threat
-from atent.train import calibration, first_batch, machine, preflight
+from atent.train import calibration, first_batch, graphs, kernels, machine, preflight
 from atent.train.best import Best
 from atent.train.builders import Builders
 from atent.train.callbacks import Callback, Progress, first
@@ -138,6 +138,7 @@ class Trainer:
         method = calibration.adopt(self.bare, self.position.get("calibration"))
         self.method = around(method, self.settings, self.position.get("inner_precision"))
         self.micro = MicroBatches(self.model, self.method, self.say)
+        self.backward = graphs.graphed(self.method, self.settings, self.device, self.say)
 
     def _measure(self) -> None:
         with self.amp:
@@ -165,8 +166,7 @@ class Trainer:
 
     def train(self) -> Fitted:
         """Train to the end; the network then has the best epoch's weights."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), stop_requests() as asked:
+        with kernels.chosen(self.settings, self.device), stop_requests() as asked:
             self.keeper.start(fresh=True)
             try:
                 self.stopped = first([self.stopped, *[c.start(self._progress()) for c in self.callbacks]])
@@ -274,7 +274,7 @@ class Trainer:
                 torch.manual_seed(fold(seed, "model", *at))
                 state = self.method.rows(self.state, x, rows) if weight < 1 else self.state
                 with self.amp:
-                    return self.method.backward(
+                    return self.backward(
                         self.model, x[rows], y[rows], rng=self.rng, ids=index[rows], progress=done, weight=weight,
                         state=state,
                     )  # fmt: skip

@@ -1,0 +1,174 @@
+"""A training step as a CUDA graph: its launches are recorded once and replayed, so that the host no longer limits it.
+
+A graph repeats the same kernels on the same memory. So a batch is copied to where the recorded one lay, the gradients
+are those tensors that the recording left, and whatever else a step depends on (`_Key`) must be what it was. The random
+number streams are registered with the graph: each replay takes seed and offset from them, and draws what the step
+without a graph would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from atent.memory import release
+from atent.methods import Method
+from atent.methods.base import Metrics, State, in_force
+from atent.train.settings import TrainSettings
+
+WARM = 3
+"""Steps without a graph before one is recorded: kernels are chosen and libraries make their workspaces in them."""
+
+Backward = Callable[..., Metrics]
+"""`Method.backward`."""
+
+
+class Recorded(NamedTuple):
+    """What a recording leaves."""
+
+    metrics: Metrics
+    """The metrics of the step, overwritten by each replay."""
+    replay: Callable[[], None]
+    """Does the step again."""
+
+
+class Record(Protocol):
+    """Records what ``body`` launches without doing it; ``rng`` is the stream that it draws from. RuntimeError where
+    ``body`` does what no graph can hold, such as waiting for the device."""
+
+    def __call__(self, body: Callable[[], Metrics], rng: torch.Generator) -> Recorded: ...
+
+
+def graphed(method: Method, settings: TrainSettings, device: torch.device, say: Callable[[str], None]) -> Backward:
+    """The method's `backward`, by CUDA graphs where ``train.cuda_graphs`` asks for them; ValueError on other devices
+    than CUDA."""
+    if not settings.cuda_graphs:
+        return method.backward
+    if device.type != "cuda":
+        raise ValueError(f"train.cuda_graphs needs CUDA, the device is {device.type}: leave it out")
+    return Graphs(method, record, say).backward
+
+
+class _Key(NamedTuple):
+    """All that a step depends on beside the values in memory."""
+
+    settings: Hashable
+    inputs: tuple[Any, ...]
+    """Shape, type and layout of the batch."""
+    places: tuple[int, ...]
+    """Addresses of weights, buffers and the method's state."""
+    autocast: torch.dtype | None
+
+
+@dataclass
+class _Graph:
+    """A recorded step."""
+
+    key: _Key
+    inputs: tuple[Tensor, ...]
+    """Where it reads its batch."""
+    grads: list[tuple[nn.Parameter, Tensor]]
+    """Where it leaves its gradients."""
+    recorded: Recorded
+
+
+class Graphs:
+    """`Method.backward` with a graph of the step that comes most often: whole batches, at settings that stay.
+
+    Steps of another shape (the last batch, micro-batches), and steps whose settings change from one to the next (a
+    growing eps), are done without a graph. So are all steps once a recording has failed, which ``say`` reports.
+    """
+
+    def __init__(self, method: Method, record: Record, say: Callable[[str], None]) -> None:
+        self.method, self.record, self.say = method, record, say
+        self.graph: _Graph | None = None
+        self._last: _Key | None = None
+        self._seen = 0
+        self._failed = False
+
+    def backward(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        progress: float = 1.0, weight: float = 1.0, state: State | None = None,
+    ) -> Metrics:  # fmt: skip
+        """As `Method.backward`."""
+        given: dict[str, Any] = {"progress": progress, "weight": weight, "state": state}
+        key = None if self._failed or weight != 1.0 or ids is None else self._key(model, (x, y, ids), progress, state)
+        if key is None or ids is None:
+            return self.method.backward(model, x, y, rng=rng, ids=ids, **given)
+        self._seen = self._seen + 1 if key == self._last else 1
+        self._last = key
+        if (self.graph is None or self.graph.key != key) and self._seen > WARM:
+            self._capture(key, model, (x, y, ids), rng, given)
+        if self.graph is None or self.graph.key != key:
+            return self.method.backward(model, x, y, rng=rng, ids=ids, **given)
+        return self._replay(self.graph, (x, y, ids))
+
+    def _key(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], progress: float, state: State | None
+    ) -> _Key | None:  # fmt: skip
+        """None for a step that no graph holds."""
+        settings = in_force(self.method, progress)
+        parameters = list(model.parameters())
+        if settings is None or any(p.grad is not None for p in parameters):
+            return None
+        kept = [value for value in (state or {}).values() if isinstance(value, Tensor)]
+        places = tuple(t.data_ptr() for t in itertools.chain(parameters, model.buffers(), kept))
+        kind = inputs[0].device.type
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return _Key(settings, tuple((t.shape, t.dtype, t.stride()) for t in inputs), places, low)
+
+    def _capture(
+        self, key: _Key, model: nn.Module, inputs: tuple[Tensor, ...], rng: torch.Generator, given: dict[str, Any]
+    ) -> None:
+        """Record the step; where that fails, no step is recorded any more."""
+        self.graph = None  # its memory is free for the new one
+        x, y, ids = static = tuple(t.clone() for t in inputs)
+        parameters, before = list(model.parameters()), rng.get_state()
+        try:
+            recorded = self.record(lambda: self.method.backward(model, x, y, rng=rng, ids=ids, **given), rng)
+            grads = [(p, p.grad) for p in parameters if p.grad is not None]
+            for p in parameters:
+                p.grad = None
+            if self._key(model, inputs, given["progress"], given["state"]) != key:
+                raise RuntimeError("the step moves its state to other memory")
+            self.graph = _Graph(key, static, grads, recorded)
+        except RuntimeError as error:
+            self._failed = True
+            reason = " ".join(str(error).split())[:200]
+            self.say(f"warning: no CUDA graph of {type(self.method).__name__} ({reason}): its steps run without")
+        if self._failed:
+            for p in parameters:
+                p.grad = None
+            release()  # what the exception's frames held
+        rng.set_state(before)
+
+    def _replay(self, graph: _Graph, inputs: tuple[Tensor, ...]) -> Metrics:
+        for place, value in zip(graph.inputs, inputs, strict=True):
+            place.copy_(value)
+        graph.recorded.replay()
+        for p, grad in graph.grads:
+            p.grad = grad
+        # The next replay overwrites them.
+        return {name: value.clone() for name, value in graph.recorded.metrics.items()}
+
+
+def record(body: Callable[[], Metrics], rng: torch.Generator) -> Recorded:
+    """`Record` on CUDA."""
+    graph = torch.cuda.CUDAGraph()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # versions that register by themselves say so
+        graph.register_generator_state(rng)
+    # A weight that autocast has cast before the recording would keep its old value in every replay.
+    torch.clear_autocast_cache()
+    try:
+        with torch.cuda.graph(graph):
+            metrics = body()
+    finally:
+        torch.clear_autocast_cache()
+    return Recorded(metrics, graph.replay)
