@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from atent.data import Data
-from atent.precision import bfloat16_pays, gaining, refuses_channels_last
+from atent.precision import refuses_channels_last
+from atent.probe import bfloat16_pays, gaining
 from atent.threads import cores
 from atent.train import preflight
 from atent.train.settings import TrainSettings
