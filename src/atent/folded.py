@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -110,7 +111,7 @@ def _folded(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, int]:
             continue
         norm, other = (after, before) if type(second) in _NORMS else (before, after)
         _replace(traced, str(other.target), made)
-        norm.replace_all_uses_with(norm.args[0])
+        norm.replace_all_uses_with(cast(fx.Node, norm.args[0]))
         traced.graph.erase_node(norm)
         single -= {norm.target}
         done += 1
@@ -143,7 +144,7 @@ def _pairs(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
                 yield before, node
 
 
-def _into_layer_before(layer: nn.Module, norm: nn.Module, node: fx.Node) -> nn.Module | None:
+def _into_layer_before(layer: Any, norm: nn.Module, node: fx.Node) -> nn.Module | None:
     """``layer`` with the batch norm after it inside; None where they are no such pair."""
     affine = _affine(layer, norm, node)
     if affine is None:
@@ -155,7 +156,7 @@ def _into_layer_before(layer: nn.Module, norm: nn.Module, node: fx.Node) -> nn.M
     return _with(made, weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias)
 
 
-def _into_layer_after(norm: nn.Module, layer: nn.Module, node: fx.Node) -> nn.Module | None:
+def _into_layer_after(norm: nn.Module, layer: Any, node: fx.Node) -> nn.Module | None:
     """``layer``, which pads nothing, with the batch norm before it inside; None where they are no such pair."""
     if type(layer) is nn.Conv2d and (isinstance(layer.padding, str) or any(layer.padding)):
         return None
@@ -175,13 +176,13 @@ def _into_layer_after(norm: nn.Module, layer: nn.Module, node: fx.Node) -> nn.Mo
     return _with(copy.deepcopy(layer), weight * scale.reshape(form), bias)
 
 
-def _affine(layer: nn.Module, norm: nn.Module, node: fx.Node) -> tuple[Tensor, Tensor] | None:
+def _affine(layer: nn.Module, norm: Any, node: fx.Node) -> tuple[Tensor, Tensor] | None:
     """Scale and shift, in float64, of a batch norm beside a layer; None where they do not belong together.
 
     ``node`` is the first or second call, whose output has as many dimensions as what passes between the two.
     """
     kinds = {nn.Conv2d: (nn.BatchNorm2d, 4), nn.Linear: (nn.BatchNorm1d, 2)}
-    kind, dims = kinds.get(type(layer), (None, 0))  # type: ignore[call-overload]
+    kind, dims = kinds.get(type(layer), (None, 0))
     if kind is None or type(norm) is not kind or norm.running_mean is None or norm.running_var is None:
         return None
     # BatchNorm1d normalises the second dimension, a Linear layer computes the last.
@@ -194,12 +195,12 @@ def _affine(layer: nn.Module, norm: nn.Module, node: fx.Node) -> tuple[Tensor, T
     return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
-def _with(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
+def _with(layer: Any, weight: Tensor, bias: Tensor) -> nn.Module:
     """The layer with these weights, in its own type."""
     dtype = layer.weight.dtype
-    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)  # type: ignore[arg-type]
-    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)  # type: ignore[arg-type]
-    return layer
+    layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    return cast(nn.Module, layer)
 
 
 def _replace(traced: fx.GraphModule, name: str, module: nn.Module) -> None:

@@ -35,8 +35,8 @@ def craft(
     """Attack every sample, also those that are misclassified without an attack; all on the CPU.
 
     ``x`` (n, ...) floats in the attack's box, ``y`` (n,) true labels, tensors or arrays, or a DataLoader as ``x`` and
-    None as ``y``; ``ids`` (n,) sample numbers (default 0 .. n-1). ``search_dtype``, ``channels_last`` and ``folding`` as in
-    `evaluate`.
+    None as ``y``; ``ids`` (n,) sample numbers (default 0 .. n-1). ``search_dtype``, ``channels_last`` and ``folding``
+    as in `evaluate`.
     Gives x_adv and x (n, ...), y, ids, success (bool, the model misclassifies x_adv), predicted (its class of x_adv)
     and norm (float64, the distance of x_adv to x in the threat's norm), each (n,). ValueError as `Attack.run`, and for
     no samples.

@@ -66,7 +66,8 @@ class EvaluateSettings(metaclass=Settings):
     checks: bool = False
     """Also look for masked gradients (`atent.evaluate.masking_checks`), where there is a threat."""
     channels_last: bool | Auto = False
-    """Images in the channels-last memory format: often faster for convolutions, the same to rounding; auto: measured."""
+    """Images in the channels-last memory format: often faster for convolutions, the same to rounding; auto: as
+    measured."""
     folding: bool = True
     """Search on a copy with batch norm folded into the layers beside it; verdicts are those of the model itself."""
     allow_large_eps: bool = False
@@ -210,7 +211,8 @@ def load_target(
     changes = {
         "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
         "attacks": named, "threats": together, "limit": limit, "seed": seed, "batch": batch,
-        "channels_last": channels_last, "folding": folding, "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
+        "channels_last": channels_last, "folding": folding,
+        "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
     path = Path(target)
