@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -29,14 +29,18 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
 
 
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Inside, products and convolutions of a GPU are computed in TF32, or never are."""
-    before = _set_tf32(allowed)
-    try:
-        yield
-    finally:
-        _restore_tf32(before)
+class tf32(AbstractContextManager[None]):
+    """Inside, products and convolutions of a GPU are computed in TF32, or never are; to be entered again and again."""
+
+    def __init__(self, allowed: bool) -> None:
+        self._allowed = allowed
+        self._before: list[list[Any]] = []
+
+    def __enter__(self) -> None:
+        self._before.append(_set_tf32(self._allowed))
+
+    def __exit__(self, *error: object) -> None:
+        _restore_tf32(self._before.pop())
 
 
 def _set_tf32(allowed: bool) -> list[Any]:
@@ -52,6 +56,13 @@ def _restore_tf32(before: list[Any]) -> None:
     kinds, name, _ = _tf32_switches()
     for kind, value in zip(kinds, before):
         setattr(kind, name, value)
+
+
+def under(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, a float32 network computes in ``precision``: float32 (as the process is set), bfloat16 or tf32."""
+    if precision == "tf32":
+        return tf32(True)
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def check_tf32(device: torch.device) -> None:

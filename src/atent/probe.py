@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from time import perf_counter
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atent.guard import dtype_of, guard
-from atent.precision import SearchDtype, full_precision, tf32
+from atent.precision import SearchDtype, full_precision, under
 from atent.threads import choose
 
 Auto = Literal["auto"]
@@ -248,17 +247,6 @@ def _first_passes(
             hopeless.add(kind)
         found.times[kind], found.answers[kind] = [took], (answer[0], answer[1])
     return found, hopeless
-
-
-@contextmanager
-def under(precision: str, device: torch.device) -> Iterator[None]:
-    """Inside, a float32 network computes in ``precision``: float32 (as the process is set), bfloat16 or tf32."""
-    if precision == "tf32":
-        with tf32(True):
-            yield
-        return
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        yield
 
 
 def _pass(model: nn.Module, x: Tensor, kind: Kind) -> tuple[float, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from atent.runs.manifest import read_json
 from atent.train.settings import TrainSettings
 
 # What belongs to the machine: a run may resume with other values of these.
-_MACHINE = ("save_minutes", "threads", "device", "precision", "channels_last")
+_MACHINE = ("save_minutes", "threads", "device", "precision", "channels_last", "compile")
 
 
 def fingerprint(config: dict[str, Any]) -> str:
