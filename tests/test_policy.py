@@ -1,4 +1,4 @@
-"""Precision, memory format and compilation that are measured: what is chosen, kept and refused. Times are a fake clock's."""
+"""Precision, memory format and compilation as measured: what is chosen, kept and refused, by a fake clock."""
 
 import json
 
@@ -15,7 +15,7 @@ from atent.data import DataSettings, load
 from atent.experiments.recipe_files import UsageError
 from atent.precision import Lowered, full_precision, under
 from atent.probe import probe
-from atent.train import TrainSettings
+from atent.train import TrainSettings, machine
 from atent.train.clock import Clock as Steps
 from atent.train.compiling import Compiling
 
@@ -145,10 +145,10 @@ def test_a_training_records_what_auto_chose_and_resumes_with_it(digits, monkeypa
     saved = folder.read_config(tmp_path / "run" / folder.CONFIG)["train"]
     assert (saved["precision"], saved["channels_last"]) == ("bfloat16", False)
     monkeypatch.setattr("atent.train.machine.probe", None)  # never asked again
-    again = train(
-        digits, network(clock), tmp_path / "run", resume=True, epochs=2, precision="auto", channels_last="auto"
-    )
-    assert [row["precision"] for row in again.history] == ["bfloat16"] * 2
+    settings = TrainSettings(precision="auto", channels_last="auto")
+    kept = machine.resolved(network(), digits, settings, torch.device("cpu"), print, tmp_path / "run")
+    assert (kept.precision, kept.channels_last) == ("bfloat16", False)
+    train(digits, network(clock), tmp_path / "run", resume=True, precision="auto", channels_last="auto")
 
 
 def test_float32_and_eager_are_the_defaults():

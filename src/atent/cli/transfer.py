@@ -131,9 +131,7 @@ def transfer(
     from atent.runs.manifest import write_new
 
     locks.steal(steal_lock)
-    for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
-        if given is not None and Path(given).suffix != kind:
-            raise ValueError(f"{option} {given}: the name must end in {kind}")
+    _check_names(out, png)
     named = {"out": Path(out) if out else None, "png": Path(png) if png else None}
     with show.json_alone(json) as emit, show.own(**named):
         found = load_targets(
@@ -154,3 +152,10 @@ def transfer(
         print(f"\nwritten: {path}, {picture}")
         emit(matrix.to_json())
     return 0
+
+
+def _check_names(out: str | None, png: str | None) -> None:
+    """ValueError, before the long work, for a name of another kind of file."""
+    for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
+        if given is not None and Path(given).suffix != kind:
+            raise ValueError(f"{option} {given}: the name must end in {kind}")
