@@ -36,7 +36,7 @@ from atent.paper.layout import Measure, Table, Training
 from atent.paper.reproduce import reproduce
 from atent.paper.scales import SCALES
 from atent.paper.tables import TABLES
-from atent.precision import bfloat16_pays
+from atent.probe import bfloat16_pays
 from atent.runs.checkpoint import export
 from atent.train.interrupt import Interrupted
 

@@ -494,7 +494,7 @@ def test_a_file_of_another_evaluation_is_refused(change, text, conv_net, batch, 
     x, y = (change.get(k, lambda v: v)(v) for k, v in (("x", x), ("y", y)))
     attacks = change.get("attacks", [PGD(THREAT, steps=2)])
     settings = {"ids": torch.arange(12), **{k: v for k, v in change.items() if k in ("ids", "seed", "cascade")}}
-    with pytest.raises(ValueError, match=f"{text}: give another file to resume from") as error:
+    with pytest.raises(ValueError, match=f"{text}.*: give another file to resume from") as error:
         evaluate(conv_net(norm="model" in change), x, y, attacks, resume=path, **settings)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == before
@@ -536,8 +536,8 @@ def test_the_search_may_be_in_half_precision_and_the_verdict_never_is(dtype, con
         got = evaluate(model, x, y, [PGD(THREAT, steps=5)], search_dtype=str(dtype).removeprefix("torch."))
     searching = [kind for kind, gradient in model.seen if gradient]
     verdicts = [kind for kind, gradient in model.seen if not gradient]
-    assert set(searching) == {dtype}
-    assert len(searching) == 5
+    assert searching[:5] == [dtype] * 5
+    assert set(searching[5:]) <= {torch.float32}  # what ends near the boundary is searched again
     assert set(verdicts) == {torch.float32}
     assert got.clean == full.clean
     assert got.search_dtype == str(dtype).removeprefix("torch.")

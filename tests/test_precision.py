@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from atent import Threat, precision
+from atent import Threat, precision, probe
 from atent import runs as folder
 from atent.attacks import DDN, FAB, FMN, PGD, DeepFool
 from atent.certify import Smoothed
@@ -18,7 +18,7 @@ from atent.data import DataSettings, load
 from atent.evaluate import masking_checks
 from atent.methods import ATENT, AWP, METHODS, PGDAT, Standard, objectives
 from atent.optim import EntropySGD, Optimizer
-from atent.precision import Timing, bfloat16_pays
+from atent.probe import Timing, bfloat16_pays
 from atent.runs.checkpoint import STATE
 from atent.train import TrainSettings, fit, trainer
 from atent.train.interrupt import Interrupted
@@ -54,7 +54,7 @@ class Net(nn.Module):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(precision, "perf_counter", clock)
+    monkeypatch.setattr(probe, "perf_counter", clock)
     return clock
 
 
@@ -86,8 +86,8 @@ def test_the_probe_reports_the_times_of_the_passes(clock):
     assert timing.float32 == pytest.approx(4e-5, rel=1e-6)
     assert timing.bfloat16 == pytest.approx(4e-6, rel=1e-6)
     assert (timing.faster, timing.agrees, timing.pays) == (True, True, True)
-    timed = [low for samples, low in clock.seen if samples == 40][-2 * precision._REPEATS :]
-    assert timed == [False, True] * precision._REPEATS  # interleaved
+    timed = [low for samples, low in clock.seen if samples == 40][-2 * probe._REPEATS :]
+    assert timed == [False, True] * probe._REPEATS  # interleaved
 
 
 def test_a_slower_bfloat16_does_not_pay(clock):
@@ -136,12 +136,12 @@ def test_agreement_has_the_values_of_its_formulas():
     """The logits' means over classes are 2 and 4, and of what is left over samples 0: ||a||^2 = 4, ||b - a||^2 = 1."""
     logits, grads = torch.tensor([[1.0, 3.0], [5.0, 3.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]])
     low = torch.tensor([[1.5, 2.5], [4.5, 3.5]]), torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
-    relative, cosine = precision._agreement([logits, grads], list(low))
+    relative, cosine = probe._agreement([logits, grads], list(low))
     assert relative == pytest.approx(1 / 2, rel=1e-12)
     assert cosine == pytest.approx((0.5**0.5 + 1 + 0) / 3, rel=1e-12)
     nan = [torch.full((2, 2), torch.nan), grads]
-    assert not Timing(1, 1.0, 0.5, *precision._agreement([logits, grads], nan)).agrees
-    assert not Timing(1, 1.0, 0.5, *precision._agreement(nan, nan)).agrees
+    assert not Timing(1, 1.0, 0.5, *probe._agreement([logits, grads], nan)).agrees
+    assert not Timing(1, 1.0, 0.5, *probe._agreement(nan, nan)).agrees
 
 
 def test_a_last_layer_of_zeros_agrees(clock):

@@ -12,6 +12,7 @@ ORDER = [
     ["stats", "trust"],
     ["threat", "guard", "registry", "memory"],
     ["checks", "precision"],
+    ["probe", "folded"],
     ["independence", "models", "optim"],
     ["runs"],
     ["data"],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from atent import precision, threads
+from atent import probe, threads
 from atent.cli import main
 from atent.data import DataSettings, load
 from atent.methods import Standard
@@ -137,7 +137,7 @@ def test_a_training_measures_once_and_keeps_the_number_when_resumed(monkeypatch,
 def test_gaining_leaves_the_model_as_it_was():
     net, x = nn.Sequential(nn.BatchNorm2d(1), Net()).train(), torch.rand(16, 1, 8, 8)
     before, drawn = {k: v.clone() for k, v in net.state_dict().items()}, torch.get_rng_state()
-    assert precision.gaining(net, x) in {1, cores()}
+    assert probe.gaining(net, x) in {1, cores()}
     assert net.training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), drawn)

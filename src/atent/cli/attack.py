@@ -39,7 +39,7 @@ def attack(
     from atent import plots
     from atent.attacks.spec import show as text_of
     from atent.evaluate.craft import save
-    from atent.experiments.evaluation import adversarial
+    from atent.experiments.evaluation import adversarial, measured
     from atent.experiments.target import load_target
     from atent.runs import locks
     from atent.signals import resumed_by
@@ -53,7 +53,8 @@ def attack(
     with show.json_alone(json) as emit, show.own(out=file, png=picture), resumed_by(nothing):
         subject = load_target(**target.keywords(), attacks=(attack,))
         show.threads(target.threads)
-        made, about = adversarial(subject, progress=not target.quiet)
+        subject, dtype = measured(subject, target.search_dtype())  # type: ignore[arg-type]
+        made, about = adversarial(subject, search_dtype=dtype, progress=not target.quiet)
         save(file, made, about)
         if picture is not None:
             shown = (made["success"] & (made["norm"] > 0)).nonzero().squeeze(1)[:8]

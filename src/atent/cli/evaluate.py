@@ -56,7 +56,7 @@ def evaluate(
     strict
         Exit with 1 where a check warns; implies --checks.
     search_dtype
-        Let the attacks search in half precision, faster on an accelerator; verdicts stay in float32.
+        The former name of --precision.
     out
         JSON file to write. Default: evaluation.json in the run folder, beside the file, or in this folder for your own
         network, numbered where it is taken. Until it is whole, a file of that name that ends in .partial.jsonl holds
@@ -65,7 +65,7 @@ def evaluate(
         Print the result as JSON to standard output, and nothing else there.
     """
     from atent import runs as folder
-    from atent.experiments.evaluation import evaluate_target, summary, unfinished_evaluation
+    from atent.experiments.evaluation import evaluate_target, measured, summary, unfinished_evaluation
     from atent.experiments.target import load_target
     from atent.runs import locks
     from atent.runs.manifest import write_new
@@ -74,10 +74,11 @@ def evaluate(
     with show.json_alone(json) as emit, show.own(out=Path(out) if out else None):
         subject = load_target(**target.keywords(), attacks=attacks, threats=threats)
         show.threads(target.threads)
+        subject, dtype = measured(subject, target.search_dtype(search_dtype))  # type: ignore[arg-type]
         place = Path(out) if out else subject.place / f"{subject.stem}{folder.EVALUATION}"
         request: dict[str, Any] = {
             "cascade": cascade, "radii": radius, "checks": checks or strict, "studies": studies.studies(),
-            "search_dtype": search_dtype,
+            "search_dtype": dtype,
         }  # fmt: skip
         with unfinished_evaluation(subject, place, **request) as partial:
             evaluation = evaluate_target(subject, **request, partial=partial, progress=not target.quiet)

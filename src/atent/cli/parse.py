@@ -48,6 +48,11 @@ AnyNorm = Annotated[typing.Literal["linf", "l2", "l1", "l0", "patch"] | None, ar
 Group = Annotated[typing.Literal["element", "pixel"] | None, arg("{element,pixel}")]
 Inner = Annotated[typing.Literal["free", "linf"] | None, arg("{free,linf}")]
 Tristate = Annotated[bool | None, arg("")]
+Format = Annotated[typing.Literal["auto", "contiguous", "channels_last"] | None, arg("{auto,contiguous,channels_last}")]
+Precision = Annotated[
+    typing.Literal["float32", "auto", "bfloat16", "float16", "tf32"] | None,
+    arg("{float32,auto,bfloat16,float16,tf32}"),
+]
 
 
 def read(

@@ -8,7 +8,23 @@ from typing import Annotated, Any
 
 import tyro
 
-from atent.cli.parse import AnyNorm, Group, Inner, Limit, Name, Number, Place, Subset, Text, Threads, Tristate, arg
+from atent.cli.parse import (
+    AnyNorm,
+    Format,
+    Group,
+    Inner,
+    Limit,
+    Name,
+    Number,
+    Place,
+    Precision,
+    Subset,
+    Text,
+    Threads,
+    Tristate,
+    arg,
+)
+from atent.experiments.recipe_files import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +75,17 @@ class Target:
     batch_size: Number = None
     """Images per batch. Default: as the recipe, or 250."""
     channels_last: Tristate = None
-    """Images in the channels-last memory format, often faster for convolutions; --no-channels-last: the usual format.
-    Default: as the recipe, or the usual one."""
+    """The same as --memory-format channels_last, and --no-channels-last as contiguous."""
+    memory_format: Format = None
+    """How images lie in memory: channels_last is often faster for convolutions, equal up to rounding; auto measures
+    it. Default: as the recipe, or contiguous."""
+    precision: Precision = None
+    """In which precision attacks search: bfloat16, float16 and (CUDA) tf32 are often faster, and what ends near the
+    boundary is searched again in float32; auto measures which one pays. Verdicts are those of the network itself in its
+    own precision. Default: float32."""
+    folding: Tristate = None
+    """Attacks search on a copy of the network with batch norm folded into the layers beside it; --no-folding: on the
+    network itself. Default: as the recipe, or folded."""
     root: Place = None
     """Folder that holds the data (npz: the file). Default: as the run had it."""
     device: Annotated[str, arg("NAME")] = "auto"
@@ -75,7 +100,19 @@ class Target:
     def keywords(self) -> dict[str, Any]:
         """The keywords of `atent.experiments.target.load_target`."""
         given = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("quiet", "steal_lock")
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("quiet", "steal_lock", "precision", "memory_format")
         }
         given["batch"] = given.pop("batch_size")
+        if self.memory_format is not None:
+            if self.channels_last is not None:
+                raise UsageError("--memory-format and --channels-last are the same setting: keep --memory-format")
+            given["channels_last"] = "auto" if self.memory_format == "auto" else self.memory_format == "channels_last"
         return given
+
+    def search_dtype(self, former: str | None = None) -> str | None:
+        """The precision of a search as `atent.evaluate` takes it; ``former`` is what --search-dtype gave."""
+        if former is not None and self.precision is not None:
+            raise UsageError("--precision and --search-dtype are the same setting: keep --precision")
+        return former or (None if self.precision == "float32" else self.precision)

@@ -9,7 +9,21 @@ from typing import Annotated
 import tyro
 
 from atent.cli import show
-from atent.cli.parse import AnyNorm, Group, Inner, Limit, Name, Number, Place, Subset, Text, Threads, arg
+from atent.cli.parse import (
+    AnyNorm,
+    Group,
+    Inner,
+    Limit,
+    Name,
+    Number,
+    Place,
+    Precision,
+    Subset,
+    Text,
+    Threads,
+    Tristate,
+    arg,
+)
 from atent.experiments.recipe_files import UsageError
 
 
@@ -30,6 +44,8 @@ def transfer(
     subset: Subset = None,
     seed: Number = None,
     batch_size: Number = None,
+    precision: Precision = None,
+    folding: Tristate = None,
     root: Place = None,
     device: Annotated[str, arg("NAME")] = "auto",
     threads: Threads = None,
@@ -80,6 +96,12 @@ def transfer(
         Seed of the attack's random numbers. Default: as the first run, or 0.
     batch_size
         Images per batch. Default: as the first run, or 250.
+    precision
+        In which precision the attack searches, as for `atent evaluate`; auto measures the first network. Default:
+        float32.
+    folding
+        Search on copies of the networks with batch norm folded into the layers beside it; --no-folding: on the networks
+        themselves. Default: as the first run, or folded.
     root
         Folder that holds the data (npz: the file). Default: as the runs had it.
     device
@@ -103,26 +125,26 @@ def transfer(
         raise UsageError("a transfer matrix needs two networks or more: `atent transfer RUN RUN ... [OPTIONS]`")
     from atent import plots
     from atent.cli.studies import print_transfer
+    from atent.experiments.evaluation import measured
     from atent.experiments.transfer import TRANSFER, load_targets, transfer_matrix, unfinished_matrix
     from atent.runs import locks
     from atent.runs.manifest import write_new
 
     locks.steal(steal_lock)
-    for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
-        if given is not None and Path(given).suffix != kind:
-            raise ValueError(f"{option} {given}: the name must end in {kind}")
+    _check_names(out, png)
     named = {"out": Path(out) if out else None, "png": Path(png) if png else None}
     with show.json_alone(json) as emit, show.own(**named):
         found = load_targets(
             targets, attack, data=data, norm=norm, eps=eps, group=group, side=side, inner=inner, inner_eps=inner_eps,
             which=which, allow_large_eps=allow_large_eps, limit=limit, subset=subset, seed=seed, batch=batch_size,
-            root=root, device=device, threads=threads,
+            root=root, device=device, threads=threads, folding=folding,
         )  # fmt: skip
         show.threads(threads)
         first = next(iter(found.values()))
+        _, dtype = measured(first, None if precision == "float32" else precision)
         place = Path(out) if out else first.place / f"{first.stem}{TRANSFER}"
-        with unfinished_matrix(found, place) as partial:
-            matrix = transfer_matrix(found, partial=partial, progress=not quiet)
+        with unfinished_matrix(found, place, dtype) as partial:
+            matrix = transfer_matrix(found, search_dtype=dtype, partial=partial, progress=not quiet)
             path = write_new(place, matrix.to_json(), numbered=out is None)
         picture = Path(png) if png else show.free_file(path.with_suffix(".png"))
         plots.save(plots.transfer(matrix.to_json()), picture)
@@ -130,3 +152,10 @@ def transfer(
         print(f"\nwritten: {path}, {picture}")
         emit(matrix.to_json())
     return 0
+
+
+def _check_names(out: str | None, png: str | None) -> None:
+    """ValueError, before the long work, for a name of another kind of file."""
+    for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
+        if given is not None and Path(given).suffix != kind:
+            raise ValueError(f"{option} {given}: the name must end in {kind}")

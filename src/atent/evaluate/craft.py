@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from atent.attacks.base import Attack
 from atent.checks import as_samples, check_number, check_seed, numbered
 from atent.evaluate.evaluation import predict
-from atent.evaluate.outcomes import attacked
+from atent.evaluate.search import prepare
+from atent.precision import SearchDtype
+from atent.probe import Auto
 from atent.progress import Advance
 from atent.runs import atomic, dumps
 
@@ -25,12 +27,16 @@ def craft(
     seed: int = 0,
     ids: Tensor | None = None,
     batch: int = 250,
+    search_dtype: SearchDtype | Auto | None = None,
+    channels_last: bool | Auto = False,
+    folding: bool = True,
     advance: Advance | None = None,
 ) -> dict[str, Tensor]:
     """Attack every sample, also those that are misclassified without an attack; all on the CPU.
 
     ``x`` (n, ...) floats in the attack's box, ``y`` (n,) true labels, tensors or arrays, or a DataLoader as ``x`` and
-    None as ``y``; ``ids`` (n,) sample numbers (default 0 .. n-1).
+    None as ``y``; ``ids`` (n,) sample numbers (default 0 .. n-1). ``search_dtype``, ``channels_last`` and ``folding``
+    as in `evaluate`.
     Gives x_adv and x (n, ...), y, ids, success (bool, the model misclassifies x_adv), predicted (its class of x_adv)
     and norm (float64, the distance of x_adv to x in the threat's norm), each (n,). ValueError as `Attack.run`, and for
     no samples.
@@ -41,9 +47,10 @@ def craft(
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     ids = numbered(ids, len(x), x.device)
     attack.threat.check_samples(len(x))
+    search = prepare(model, x, search_dtype=search_dtype, channels_last=channels_last, folding=folding)
     found = []
     for some in torch.arange(len(x), device=x.device).split(batch):
-        found.append(attacked(attack.of(some), model, x[some], y[some], seed=seed, ids=ids[some])[:3])
+        found.append(search.attacked(attack.of(some), x[some], y[some], seed=seed, ids=ids[some])[:3])
         if advance:
             advance(len(some), "")
     x_adv, success, norm = (torch.cat(parts) for parts in zip(*found))

@@ -18,14 +18,16 @@ from atent.checks import as_inputs, as_labels, check_logits, check_number, check
 from atent.data.described import spans
 from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
 from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
-from atent.evaluate.outcomes import attacked, bits, flags
+from atent.evaluate.outcomes import bits, flags
 from atent.evaluate.samples import Checked, checked
+from atent.evaluate.search import Search, prepare, resolve, settings_of
 from atent.fields import shown
 from atent.guard import ask, guard, outside_inference
 from atent.independence import dependence_hint
 from atent.memory import Batches
 from atent.messages import deprecated
-from atent.precision import Lowered, SearchDtype, full_precision, images_last
+from atent.precision import SearchDtype, full_precision
+from atent.probe import Auto
 from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import share
@@ -33,6 +35,7 @@ from atent.threat import Threat
 
 SCHEMA_VERSION = 2
 """Version of evaluation.json."""
+_LATER = ("folded",)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class Evaluation:
     cascade: bool | Literal["threat"] = False
     """Each attack met only the samples that were robust to those before it; "threat": to those of its own threat."""
     search_dtype: str | None = None
-    """Type of the autocast that the attacks searched under; verdicts are in the model's own."""
+    """Precision in which the attacks searched; verdicts are in the model's own."""
+    folded: int = 0
+    """Batch norms that were folded in the copy of the model that was searched; verdicts are the model's own."""
     hint: str | None = None
     """One line on a mistake that the figures suggest."""
     outcomes: dict[str, Any] = field(default_factory=dict)
@@ -87,10 +92,10 @@ class Evaluation:
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ValueError(f"the evaluation has schema version {version}, not {SCHEMA_VERSION}: migrate it first")
-        missing = [f.name for f in fields(cls) if f.name not in content]
+        missing = [f.name for f in fields(cls) if f.name not in content and f.name not in _LATER]
         if missing:
             raise ValueError(f"the evaluation has no {', '.join(missing)}: give the content of an evaluation.json")
-        return cls(**{f.name: content[f.name] for f in fields(cls)})
+        return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; an infinite eps becomes "inf", which `Threat` reads."""
@@ -142,8 +147,9 @@ def evaluate(
     batch: int = 250,
     resume: str | Path | None = None,
     cascade: bool | Literal["threat"] = True,
-    search_dtype: SearchDtype | None = None,
-    channels_last: bool = False,
+    search_dtype: SearchDtype | Auto | None = None,
+    channels_last: bool | Auto = False,
+    folding: bool = True,
     advance: Advance | None = None,
 ) -> Evaluation:
     """Attack the correctly classified samples and count those that remain so.
@@ -170,10 +176,13 @@ def evaluate(
     batch size may differ) to the Evaluation of an unbroken one. It stays when all is done; then the same call reads
     all of it. It is for one model, inputs, labels, ids, attacks, seed, settings and version.
 
-    ``search_dtype`` ("bfloat16", "float16") searches under autocast: faster on an accelerator, and never the verdict:
-    clean and adversarial inputs are evaluated in the model's own type without autocast and TF32. A search in low
-    precision may miss a sample that float32 would fool, so the default is None, on every device. ``channels_last`` is
-    that of `Attack.run`: only speed.
+    Attacks search on a copy of the model with its batch norms folded where `atent.folded.fold` finds one that agrees;
+    ``folding=False``: on the model itself. ``search_dtype`` ("bfloat16", "float16", on CUDA "tf32") searches in low
+    precision. Neither is ever the verdict: clean and adversarial inputs are evaluated by the model itself in its own
+    type without autocast and TF32, and samples near the boundary are searched again in it, see
+    `atent.evaluate.search`. ``channels_last`` is that of `Attack.run`: only speed. "auto" for one of the last two is
+    measured on the samples, in less than 3 s (`atent.probe.probe`), and one line on stderr says what was chosen; it may
+    differ from run to run, so neither is the default.
 
     ``advance(samples, text)`` receives the progress, n samples for each of `rounds`, with the running robust accuracy.
 
@@ -196,16 +205,16 @@ def evaluate(
         raise ValueError(f'cascade must be True, False or "threat", got {shown(cascade)}')
     if cascade:
         named = _ordered(named, cascade)
-    if search_dtype is not None:
-        Lowered(model, search_dtype)  # refuses what cannot be lowered, also where nothing is attacked
-    settings: dict[str, Any] = {
-        "seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last
-    }  # fmt: skip
+    x, y = outside_inference(x), outside_inference(y)
+    search_dtype, channels_last = resolve(
+        model, x, search_dtype=search_dtype, channels_last=channels_last, folding=folding
+    )
+    search = prepare(model, x, search_dtype=search_dtype, channels_last=channels_last, folding=folding)
+    settings: dict[str, Any] = {"seed": seed, "cascade": cascade}
+    settings |= {"search_dtype": search_dtype, "channels_last": channels_last, "folding": folding}
     about = depends_on(model, samples, named, **settings) if resume is not None else None
     ledger = Ledger(resume, about, attacks=named, n=len(x))
-    x, y = outside_inference(x), outside_inference(y)
-    last = channels_last and images_last(model, x)
-    trial = _Trial(model, x, y, ids, seed, batch, search_dtype, last, ledger, advance)
+    trial = _Trial(search, x, y, ids, seed, batch, ledger, advance)
     predicted, classes = _answers(model, x, y, batch)
     right = (predicted == y).cpu()
     hint = trial.hint(predicted)
@@ -219,6 +228,7 @@ def evaluate(
         wrong=ids.cpu()[~right].tolist(),
         cascade=cascade,
         search_dtype=search_dtype,
+        folded=search.folded,
         hint=hint,
         outcomes={"ids": spans(ids.tolist()), "clean": bits(right), "attacks": outcomes},
         per_class=_per_class(y.cpu(), right, remaining),
@@ -227,11 +237,11 @@ def evaluate(
 
 def depends_on(
     model: nn.Module, samples: Checked, attacks: Mapping[str, Attack], *, seed: int, cascade: bool | Literal["threat"],
-    search_dtype: SearchDtype | None = None, channels_last: bool = False,
+    search_dtype: SearchDtype | None = None, channels_last: bool = False, folding: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """What `evaluate` of these arguments writes into the first line of its ``resume`` file."""
     named = _ordered(attacks, cascade) if cascade else attacks
-    settings = {"seed": seed, "cascade": cascade, "search_dtype": search_dtype, "channels_last": channels_last}
+    settings = {"seed": seed, "cascade": cascade, **settings_of(model, search_dtype, channels_last, folding)}
     return fingerprint(model, samples.x, samples.y, samples.ids, named, **settings)
 
 
@@ -271,14 +281,12 @@ def _per_class(y: Tensor, right: Tensor, remaining: Tensor) -> list[dict[str, An
 class _Trial:
     """What every attack of an evaluation meets."""
 
-    model: nn.Module
+    search: Search
     x: Tensor
     y: Tensor
     ids: Tensor
     seed: int
     batch: int
-    search_dtype: SearchDtype | None
-    channels_last: bool
     ledger: Ledger
     advance: Advance | None
 
@@ -289,10 +297,10 @@ class _Trial:
 
     def hint(self, predicted: Tensor) -> str | None:
         """One line on a mistake that the clean predictions suggest."""
-        right = (predicted == self.y).cpu()
+        right, model = (predicted == self.y).cpu(), self.search.model
         return (
-            dependence_hint(self.model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
-            or normalisation_hint(right, self.x, lambda z: predict(self.model, z, self.y, batch=self.batch), self.y)
+            dependence_hint(model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
+            or normalisation_hint(right, self.x, lambda z: predict(model, z, self.y, batch=self.batch), self.y)
             or collapse_hint(predicted, self.y)
             or one_class_hint(self.y)
         )
@@ -340,10 +348,9 @@ class _Trial:
 
         def meet(chosen: slice) -> Met:
             begun, at = time.perf_counter(), left[chosen].to(self.x.device)
-            outcome = attacked(
-                attack.of(at), self.model, self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part,
-                search_dtype=self.search_dtype, channels_last=self.channels_last,
-            )  # fmt: skip
+            outcome = self.search.attacked(
+                attack.of(at), self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part
+            )
             return Met(
                 left[chosen], outcome.success.cpu(), outcome.norm.double().cpu(), int(outcome.forwards.sum()),
                 int(outcome.backwards.sum()), time.perf_counter() - begun,

@@ -17,6 +17,7 @@ from atent.evaluate.evaluation import evaluate
 from atent.evaluate.outcomes import ROBUST
 from atent.evaluate.samples import Checked
 from atent.precision import SearchDtype
+from atent.probe import Auto
 from atent.progress import Advance
 from atent.stats import share
 from atent.threat import Radii, Threat, radius
@@ -64,8 +65,9 @@ def sweep(
     ids: Tensor | None = None,
     batch: int = 250,
     resume: str | Path | None = None,
-    search_dtype: SearchDtype | None = None,
-    channels_last: bool = False,
+    search_dtype: SearchDtype | Auto | None = None,
+    channels_last: bool | Auto = False,
+    folding: bool = True,
     advance: Advance | None = None,
 ) -> list[dict[str, Any]]:
     """Robust accuracy at each of ``radii`` (numbers or fractions such as "8/255") under each attack alone.
@@ -85,7 +87,7 @@ def sweep(
         named = {f"{name}, {r!r}": attack for (name, r), attack in jobs.items()}
     found = evaluate(
         model, x, y, named, seed=seed, ids=ids, batch=batch, resume=resume, cascade=False, search_dtype=search_dtype,
-        channels_last=channels_last, advance=advance,
+        channels_last=channels_last, folding=folding, advance=advance,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     remaining: dict[str, Tensor] = {}

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from atent.attacks.base import Attack
 from atent.evaluate.evaluation import predict
 from atent.evaluate.lines import Values
-from atent.evaluate.outcomes import attacked
-from atent.evaluate.samples import Checked
+from atent.evaluate.samples import Checked, checked
+from atent.evaluate.search import Search, prepare, resolve, settings_of
 from atent.evaluate.study import study
+from atent.precision import SearchDtype
+from atent.probe import Auto
 from atent.progress import Advance
 
 
@@ -40,6 +42,8 @@ def measure_transfer(
     ids: Tensor | None = None,
     batch: int = 250,
     resume: str | Path | None = None,
+    search_dtype: SearchDtype | Auto | None = None,
+    folding: bool = True,
     advance: Advance | None = None,
 ) -> Transfers:
     """Attack every sample on each network, and evaluate all networks on the result.
@@ -59,6 +63,8 @@ def measure_transfer(
         As in `evaluate`.
     resume
         JSON-lines file from which the same call resumes after a kill.
+    search_dtype, folding
+        As in `evaluate`; "auto" is measured on the first network, for all of them.
     advance
         Called with n samples for each network, and a text.
 
@@ -70,22 +76,36 @@ def measure_transfer(
     if len(models) < 2:
         raise ValueError(f"a transfer matrix needs two networks or more, got {len(models)}")
     first = next(iter(models.values()))
+    if search_dtype == "auto":
+        search_dtype, _ = resolve(first, checked(first, x, y, ids, {attack.threat.box}).x, search_dtype=search_dtype)
+    settings = transfer_settings(models, search_dtype, folding)
     s = study(
         "transfer matrix", first, x, y, box=attack.threat.box, seed=seed, ids=ids, batch=batch, resume=resume,
-        advance=advance, attacks={"attack": attack}, models=models, images=False,
+        advance=advance, attacks={"attack": attack}, models=models, images=False, **settings,
     )  # fmt: skip
     attack.threat.check_eps(s.x.shape[1:])
     attack.threat.check_samples(s.n)
     right = torch.stack([(predict(net, s.x, s.y, batch=s.batch) == s.y).cpu() for net in models.values()])
     robust = torch.zeros(len(models), len(models), s.n, dtype=torch.bool)
     for i, (name, source) in enumerate(models.items()):
+        search = prepare(source, s.x, search_dtype=search_dtype, folding=folding)
         for key, at in s.batches():
 
-            def row(at: Tensor = at, source: nn.Module = source) -> dict[str, object]:
-                x_adv = attacked(attack.of(at), source, s.x[at], s.y[at], seed=s.seed, ids=s.ids[at]).x_adv
+            def row(at: Tensor = at, search: Search = search) -> dict[str, object]:
+                x_adv = search.attacked(attack.of(at), s.x[at], s.y[at], seed=s.seed, ids=s.ids[at]).x_adv
                 return {"wrong": [s.wrong(net, x_adv, at) for net in models.values()]}
 
             found = s.notes.of(f"{i} {key}", row, {"wrong": Values("bit", (len(models), len(at)))})
             robust[i][:, at.cpu()] = ~torch.tensor(found["wrong"], dtype=torch.bool)
             s.step(len(at), f"{name} {100 * float(robust[i, i].double().mean()):.1f} %")
     return Transfers(tuple(models), right, robust & right[None])
+
+
+def transfer_settings(
+    models: Mapping[str, nn.Module], search_dtype: SearchDtype | None = None, folding: bool = True
+) -> dict[str, object]:
+    """What the numbers of a matrix depend on besides, for its file; nothing where no search differs from the model."""
+    found: dict[str, object] = {}
+    for model in models.values():
+        found |= settings_of(model, search_dtype, False, folding)
+    return {k: v for k, v in found.items() if v}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +50,7 @@ from atent.runs.weights import visible
 from atent.signals import resumed_by
 from atent.threads import Threads
 from atent.threat import Norm, Threat, radius
+from atent.train.compiling import compiler_missing
 from atent.train.settings import pick_device
 
 CERTIFICATE = "certificate.csv"
@@ -172,7 +172,7 @@ def _check(how: _How, norm: Norm | None, device: str) -> None:
     sampling = how.sampling
     for goal in how.goals or ():
         check_radius(goal, sampling.n, sampling.alpha, sampling.sigma)
-    if how.compiled and pick_device(device).type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+    if how.compiled and compiler_missing(pick_device(device)):
         raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or leave it out")
 
 

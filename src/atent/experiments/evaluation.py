@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +20,14 @@ from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds
 from atent.evaluate.craft import craft
 from atent.evaluate.evaluation import depends_on
 from atent.evaluate.samples import Checked
+from atent.evaluate.search import resolve
 from atent.evaluate.sweep import at_radii
 from atent.experiments.results import EvaluationFile
 from atent.experiments.studies import Studies, run_studies
 from atent.experiments.target import EvaluateSettings, Target, inputs
 from atent.experiments.unfinished import unfinished
 from atent.precision import SearchDtype
+from atent.probe import Auto
 from atent.progress import bar
 from atent.threat import Threat
 
@@ -93,6 +95,17 @@ def evaluate_target(
     return EvaluationFile.from_json(content)
 
 
+def measured(target: Target, search_dtype: SearchDtype | Auto | None) -> tuple[Target, SearchDtype | None]:
+    """The target and the precision of its search with what "auto" in them is here, measured once for all that follows:
+    see `atent.evaluate.search.resolve`."""
+    settings = target.settings
+    dtype, last = resolve(
+        target.model, target.test()[0][:64], search_dtype=search_dtype, channels_last=settings.channels_last,
+        folding=settings.folding,
+    )  # fmt: skip
+    return replace(target, settings=replace(settings, channels_last=last)), dtype
+
+
 @contextlib.contextmanager
 def unfinished_evaluation(
     target: Target,
@@ -108,7 +121,7 @@ def unfinished_evaluation(
     kind, an evaluation, it is."""
     about = depends_on(
         target.model, _samples(target, checks), target.attacks, cascade=_chain(target, cascade),
-        search_dtype=search_dtype, seed=target.settings.seed, channels_last=target.settings.channels_last,
+        search_dtype=search_dtype, **{k: v for k, v in _how(target.settings).items() if k != "batch"},
     )  # fmt: skip
     request = {"radii": [str(r) for r in radii], "checks": checks, "studies": asdict(studies or Studies())}
     with unfinished(place, "evaluation", about, **request) as partial:
@@ -154,7 +167,8 @@ def _check_request(target: Target, radii: Sequence[float | str], checks: bool) -
 
 
 def _how(settings: EvaluateSettings) -> dict[str, Any]:
-    return {"seed": settings.seed, "batch": settings.batch, "channels_last": settings.channels_last}
+    names = ("seed", "batch", "channels_last", "folding")
+    return {name: getattr(settings, name) for name in names}
 
 
 def _measured(data: Data, settings: EvaluateSettings, found: Evaluation) -> dict[str, Any]:
@@ -183,7 +197,9 @@ def summary(found: EvaluationFile) -> list[str]:
         lines.append(f"robust   {found.worst.text} under the worst of {', '.join(threats)}")
     if found.union is not None:
         lines.append(f"robust   {found.worst.text} to all of {', '.join(found.union.threats)}")
-    searched = f", search in {found.search_dtype}" if found.search_dtype else ""
+    how = [f"in {found.search_dtype}"] if found.search_dtype else []
+    how += [f"with {found.folded} batch norms folded"] if found.folded else []
+    searched = f", search {' '.join(how)}" if how else ""
     return [
         *lines,
         f"version  atent {about['version']}{commit}; torch {about['torch']} on {device}{searched}",
@@ -191,19 +207,20 @@ def summary(found: EvaluationFile) -> list[str]:
     ]
 
 
-def adversarial(target: Target, *, progress: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def adversarial(
+    target: Target, *, search_dtype: SearchDtype | None = None, progress: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The target's one attack on its test images: the tensors of `craft`, and what they are, as plain values."""
     (name, attack), x, y, ids = next(iter(target.attacks.items())), *target.test()
     settings = target.settings
     with bar(len(x), name, enabled=progress) as advance:
-        made = craft(
-            target.model, x, y, attack, seed=settings.seed, ids=ids, batch=settings.batch, advance=advance
-        )  # fmt: skip
+        made = craft(target.model, x, y, attack, ids=ids, search_dtype=search_dtype, advance=advance, **_how(settings))
     about = {
         **target.about,
         "data": target.samples(),
         "attack": spell(attack),
         "threat": {**attack.threat.plain(), "eps": str(attack.threat.eps)},
+        **({"search_dtype": search_dtype} if search_dtype else {}),
         "provenance": folder.provenance(seed=settings.seed, device=x.device),
     }
     return made, about

@@ -24,7 +24,7 @@ NAME = "compare"
 # Where and how fast a run is made, not what it is.
 _ASIDE = (
     "recipe", "data.root", "train.threads", "train.save_minutes", "train.precision", "train.channels_last",
-    "evaluate.batch",
+    "train.compile", "evaluate.batch", "evaluate.channels_last", "evaluate.folding",
 )  # fmt: skip
 
 Build = Callable[[dict[str, Any], str | None], Job]

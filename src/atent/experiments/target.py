@@ -27,7 +27,7 @@ from atent.data.settings import check_rule
 from atent.experiments.recorded import recorded_data
 from atent.messages import once
 from atent.models import check_output, from_reference
-from atent.precision import gaining
+from atent.probe import Auto, gaining
 from atent.runs.loading import load_file, restore
 from atent.threads import Threads, check_threads
 from atent.threat import EXTRA, Box, Group, Inner, Norm, Threat
@@ -65,8 +65,11 @@ class EvaluateSettings(metaclass=Settings):
     """Evaluate the last epoch's weights as well, where another epoch is the best."""
     checks: bool = False
     """Also look for masked gradients (`atent.evaluate.masking_checks`), where there is a threat."""
-    channels_last: bool = False
-    """Images in the channels-last memory format: often faster for convolutions, the same to rounding."""
+    channels_last: bool | Auto = False
+    """Images in the channels-last memory format: often faster for convolutions, the same to rounding; auto: as
+    measured."""
+    folding: bool = True
+    """Search on a copy with batch norm folded into the layers beside it; verdicts are those of the model itself."""
     allow_large_eps: bool = False
     """Permit an eps that covers the whole box (linf: the box width or more, l2, l1: its diagonal or more, l0, patch: as
     many elements, pixels or patches as a sample has)."""
@@ -182,7 +185,8 @@ def load_target(
     subset: Rule | None = None,
     seed: int | None = None,
     batch: int | None = None,
-    channels_last: bool | None = None,
+    channels_last: bool | Auto | None = None,
+    folding: bool | None = None,
     allow_large_eps: bool = False,
     trust_code: bool = False,
     allow_long: bool = False,
@@ -207,7 +211,8 @@ def load_target(
     changes = {
         "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
         "attacks": named, "threats": together, "limit": limit, "seed": seed, "batch": batch,
-        "channels_last": channels_last, "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
+        "channels_last": channels_last, "folding": folding,
+        "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
     path = Path(target)

@@ -15,11 +15,13 @@ from atent.data import Data
 from atent.evaluate import checked, measure_transfer
 from atent.evaluate.outcomes import bits
 from atent.evaluate.study import depends_on
+from atent.evaluate.transfer import transfer_settings
 from atent.experiments.results import TRANSFER_VERSION, Samples, Share, TransferFile
 from atent.experiments.results.base import Adversary
 from atent.experiments.results.studies import Network
 from atent.experiments.target import Target, load_target
 from atent.experiments.unfinished import unfinished
+from atent.precision import SearchDtype
 from atent.progress import bar
 
 TRANSFER = "transfer.json"
@@ -79,22 +81,26 @@ def load_targets(texts: Sequence[str], attack: str, *, data: str | None = None, 
 
 
 @contextlib.contextmanager
-def unfinished_matrix(targets: Mapping[str, Target], place: Path) -> Iterator[Path]:
+def unfinished_matrix(
+    targets: Mapping[str, Target], place: Path, search_dtype: SearchDtype | None = None
+) -> Iterator[Path]:
     """The ``partial`` of `transfer_matrix` for a result at ``place``: see `unfinished`."""
     first = next(iter(targets.values()))
     attack = next(iter(first.attacks.values()))
+    models = {name: target.model for name, target in targets.items()}
     about = depends_on(
         first.model, checked(first.model, *first.test(), {attack.threat.box}), box=attack.threat.box,
         seed=first.settings.seed, batch=first.settings.batch, attacks={"attack": attack},
-        models={name: target.model for name, target in targets.items()},
+        models=models, **transfer_settings(models, search_dtype, first.settings.folding),
     )  # fmt: skip
     with unfinished(place, "transfer matrix", about) as partial:
         yield partial
 
 
 def transfer_matrix(
-    targets: Mapping[str, Target], *, partial: Path | None = None, progress: bool = True
-) -> TransferFile:
+    targets: Mapping[str, Target], *, search_dtype: SearchDtype | None = None, partial: Path | None = None,
+    progress: bool = True,
+) -> TransferFile:  # fmt: skip
     """The robust accuracy of each target under the attack on each; the content of transfer.json.
 
     ``partial`` names a file from which a killed measurement resumes, as `unfinished_matrix` gives it. Raises as
@@ -107,7 +113,8 @@ def transfer_matrix(
     with bar(len(x) * len(targets), "transfer", enabled=progress) as advance:
         found = measure_transfer(
             {name: target.model for name, target in targets.items()}, x, y, attack, seed=first.settings.seed, ids=ids,
-            batch=first.settings.batch, resume=partial, advance=advance,
+            batch=first.settings.batch, resume=partial, search_dtype=search_dtype, folding=first.settings.folding,
+            advance=advance,
         )  # fmt: skip
     n = len(x)
     networks = [
@@ -129,6 +136,7 @@ def transfer_matrix(
         attack=spell(attack),
         threat=Adversary.of(attack.threat),
         networks=networks,
+        search_dtype=search_dtype,
         seconds=round(time.perf_counter() - begun, 3),
         provenance=folder.provenance(seed=first.settings.seed, device=x.device),
     )

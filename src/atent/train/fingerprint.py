@@ -17,7 +17,9 @@ from atent.runs.manifest import read_json
 from atent.train.settings import TrainSettings
 
 # What belongs to the machine: a run may resume with other values of these.
-_MACHINE = ("save_minutes", "threads", "device", "precision", "channels_last", "cuda_graphs", "deterministic")
+_MACHINE = (
+    "save_minutes", "threads", "device", "precision", "channels_last", "compile", "cuda_graphs", "deterministic",
+)  # fmt: skip
 
 
 def fingerprint(config: dict[str, Any]) -> str:

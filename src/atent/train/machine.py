@@ -4,34 +4,74 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from atent.data import Data
-from atent.precision import bfloat16_pays, gaining, refuses_channels_last
+from atent.precision import check_tf32, refuses_channels_last
+from atent.probe import AUTO, bfloat16_pays, gaining, probe
+from atent.runs.manifest import read_json
+from atent.runs.names import CONFIG
 from atent.threads import cores
 from atent.train import preflight
 from atent.train.settings import TrainSettings
 
 
+def resolved(
+    model: nn.Module, data: Data, settings: TrainSettings, device: torch.device, say: Callable[[str], None],
+    run: Path | None,
+) -> TrainSettings:  # fmt: skip
+    """The settings with a precision and a memory format in the place of "auto": those of the ``run`` that resumes, or
+    what is measured here, in one line.
+
+    ValueError where a precision that is named does not pay on a CPU, and for tf32 elsewhere than on CUDA.
+    """
+    names = ("precision", "channels_last")
+    if run is not None:
+        before = read_json(run / CONFIG).get("train", {}) if (run / CONFIG).is_file() else {}
+        kept = {k: before[k] for k in names if getattr(settings, k) == AUTO and before.get(k, AUTO) != AUTO}
+        settings = replace(settings, **kept)
+    if settings.precision == "tf32":
+        check_tf32(device)
+    if AUTO in (settings.precision, settings.channels_last):
+        x, _ = data.train.batch(torch.arange(min(len(data.train), settings.batch_size), device=data.train.x.device))
+        found = probe(
+            model, x.to(device), precisions=None if settings.precision == AUTO else (settings.precision,),
+            formats=None if settings.channels_last == AUTO else (settings.channels_last,),
+        )  # fmt: skip
+        say(f"precision {found}")
+        chosen = replace(settings, precision=cast("Any", found.precision), channels_last=found.channels_last)
+        if settings.precision == AUTO:
+            return chosen
+        settings = chosen
+    if settings.precision == "bfloat16" and device.type != "cuda":
+        check_bfloat16(model, data, settings, device)
+    return settings
+
+
+def recorded(config: dict[str, Any], settings: TrainSettings) -> dict[str, Any]:
+    """The configuration with what `resolved` chose."""
+    chosen = {"precision": settings.precision, "channels_last": settings.channels_last}
+    return {**config, "train": {**config["train"], **chosen}} if "train" in config else config
+
+
 def prepare(
-    model: nn.Module, data: Data, settings: TrainSettings, position: dict[str, Any], device: torch.device,
-    say: Callable[[str], None],
-) -> None:  # fmt: skip
-    """Set the CPU threads, which ``position`` keeps for a resume; ValueError where bfloat16 does not pay on a CPU."""
+    model: nn.Module, data: Data, settings: TrainSettings, position: dict[str, Any], say: Callable[[str], None]
+) -> None:
+    """Set the CPU threads, which ``position`` keeps for a resume."""
     if settings.threads is not None:
         position["threads"] = threads(model, data, settings, position.get("threads"), say)
         torch.set_num_threads(position["threads"])
-    if settings.precision == "bfloat16" and device.type != "cuda":
-        check_bfloat16(model, data, settings, device)
 
 
 def check_bfloat16(model: nn.Module, data: Data, settings: TrainSettings, device: torch.device) -> None:
     """ValueError, with what was measured, unless bfloat16 is faster here and agrees with float32."""
-    x, _ = data.train.batch(torch.arange(min(len(data.train), settings.batch_size), device=device))
-    timing = bfloat16_pays(model, data.shape, device, x=x, channels_last=settings.channels_last)
+    x, _ = data.train.batch(torch.arange(min(len(data.train), settings.batch_size), device=data.train.x.device))
+    timing = bfloat16_pays(model, data.shape, device, x=x.to(device), channels_last=bool(settings.channels_last))
     if not timing.pays:
         why = "disagrees with float32" if timing.faster else "is not faster than float32"
         raise ValueError(f"precision bfloat16 {why} on this {device.type} ({timing}): use precision float32")

@@ -35,10 +35,15 @@ class TrainSettings(metaclass=Settings):
     """auto (CUDA where there is one), cpu, cuda, cuda:1 ..."""
     threads: Threads = None
     """CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 runs the network under autocast; a CPU is measured first, and refused where that is not faster."""
-    channels_last: bool = False
-    """Keep images and kernels channels-last in memory: often faster, equal up to rounding."""
+    precision: Literal["float32", "bfloat16", "tf32", "auto"] = "float32"
+    """bfloat16 runs the network under autocast; a CPU is measured first, and refused where that is not faster. tf32 is
+    for CUDA. auto: the fastest that agrees with float32, as measured; the run keeps the choice."""
+    channels_last: bool | Literal["auto"] = False
+    """Keep images and kernels channels-last in memory: often faster, equal up to rounding; auto: as measured, the run
+    keeps the choice."""
+    compile: Literal["off", "model", "step", "auto"] = "off"
+    """Compile the network: its first steps take minutes, and its numbers round differently; auto: where the remaining
+    steps would take more than half an hour. A step cannot be compiled whole: its generators of random numbers."""
     inner_precision: InnerPrecision = "float32"
     """bfloat16 runs the method's inner chain, and not the gradient of the weights, under autocast; it is checked on the
     first batch, and refused where it disagrees. auto: bfloat16 where it also makes a step faster."""
@@ -139,6 +144,11 @@ class TrainSettings(metaclass=Settings):
         if not 0 < self.watch_gap <= 1:
             raise ValueError(f"watch_gap must be above 0 and at most 1, got {self.watch_gap}")
         check_threads(self.threads)
+        if self.compile == "step":
+            raise ValueError(
+                "compile step is impossible: a step draws from torch.Generator objects, which torch.compile does not"
+                " trace: use compile model"
+            )
 
 
 def pick_device(name: str) -> torch.device:

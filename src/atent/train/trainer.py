@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from atent.data import Data, augment
 from atent.methods import Method
 from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
+from atent.precision import under
 from atent.rng import fold
 from atent.runs.weights import Snapshot, put, whole
 from atent.threat import Threat
@@ -32,6 +32,7 @@ from atent.train.best import Best
 from atent.train.builders import Builders
 from atent.train.callbacks import Callback, Progress, first
 from atent.train.clock import Clock
+from atent.train.compiling import Compiling
 from atent.train.describe import describe, summary, with_subsets
 from atent.train.fingerprint import as_begun, difference, fingerprint
 from atent.train.finite import Finite, Skipped, finite_logits, line_of, order_of
@@ -61,11 +62,10 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.model, self.bare, self.settings, self.schedule = model, method, settings, schedule
         self.method = around(method, settings)
-        self.optimizer_settings, self.path, self.say = optimizer, run, say
+        self.optimizer_settings, self.path, self.say, self.device = optimizer, run, say, pick_device(settings.device)
         self.progress, self.callbacks, self._hinted = progress, callbacks, False
         own, threat = method.threat, method.threat or threat
-        self.device = pick_device(settings.device)
-        self._place(data, threat)
+        settings = self._place(data, threat, run if resume else None)
         builders.check(model, data)
         if resume and run is not None:
             data = as_begun(data, run)
@@ -73,10 +73,7 @@ class Trainer:
         self.validation = Validation(self.data, settings, threat, robust=own is not None)
         self.watch = watch(self.method, self.data, settings, threat)
         self.optimizer = build(optimizer, model, seed=settings.seed)
-        bfloat16 = settings.precision == "bfloat16"
-        self.amp: AbstractContextManager[Any] = (
-            torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
-        )
+        self.amp = under(settings.precision, self.device)
         self.state = preflight.begin(self.method, self.data, self.device, resume=resume)
         self.begun = Snapshot(model)
         self._joined = self._check()
@@ -87,7 +84,8 @@ class Trainer:
         self.rng = torch.Generator(self.device)
         config = config or describe(model, self.data, method, optimizer, schedule, settings, augmentation, threat)
         subsets = self.validation.subsets(self.data) | (self.watch.subsets(self.data) if self.watch else {})
-        self.config = identified(with_subsets(builders.record(config), self.data, subsets), run, resume)
+        config = machine.recorded(builders.record(config), settings)
+        self.config = identified(with_subsets(config, self.data, subsets), run, resume)
         self.position: dict[str, Any] = {"config": fingerprint(self.config), "epoch": 0, "step": 0}
         self.history: list[dict[str, Any]] = []
         self.best, self.meter = Best(self.validation, settings), Meter()
@@ -96,8 +94,8 @@ class Trainer:
         self.stopped: str | None = None
         self._begin(resume)
 
-    def _place(self, data: Data, threat: Threat | None) -> None:
-        """The network, checked, where it trains."""
+    def _place(self, data: Data, threat: Threat | None, before: Path | None) -> TrainSettings:
+        """The network, checked, where it trains; the settings, which resume the choices of the run ``before``."""
         if threat is not None and threat.box != Threat("linf", 0.0, data.box).box:
             raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
         if threat is not None:
@@ -105,11 +103,12 @@ class Trainer:
         self.layout = torch.contiguous_format
         preflight.move(self.model, self.device, self.layout)
         preflight.check_views(self.model)
-        dtype = data.validation.batch([0])[0].dtype
-        check_output(self.model, data.shape, data.classes, self.device, dtype=dtype)
+        check_output(self.model, data.shape, data.classes, self.device, dtype=data.validation.batch([0])[0].dtype)
         preflight.check_lazy(self.model)
+        self.settings = machine.resolved(self.model, data, self.settings, self.device, self.say, before)
         if self.settings.channels_last and len(data.shape) == 3:
             self.layout = machine.channels_last(self.model, data, self.device, self.say)
+        return self.settings
 
     def _check(self) -> bool:
         """ValueError for what would end the training later; whether a last batch of one image joins the one before."""
@@ -130,7 +129,8 @@ class Trainer:
         """The state to begin or to resume from, and the run folder."""
         if resume:
             self._resume()
-        machine.prepare(self.model, self.data, self.settings, self.position, self.device, self.say)
+        machine.prepare(self.model, self.data, self.settings, self.position, self.say)
+        self.compiling = Compiling(self.model, self.settings, self.position, self.device, self.say)
         if not resume:
             self._measure()
             self.position.update(self.clock.state())
@@ -179,6 +179,7 @@ class Trainer:
                     except Diverged as error:
                         epoch = self._back(error)
             finally:
+                self.compiling.end()
                 for callback in self.callbacks:
                     callback.end(self._progress())
         best = self.best.row
@@ -212,6 +213,7 @@ class Trainer:
         self.clock.start(fresh=not start)
         for step in range(start, self.steps):
             self.train_step(order, epoch, step)
+            self.compiling.after(self.clock, epoch * self.steps + step, self.position)
             last = step + 1 == self.steps or self.clock.spent()
             loss = self._read_loss(last) if step % _READ_LOSS == 0 or last else None
             if self.callbacks:

@@ -55,7 +55,15 @@ class Validation:
             for name, part in self.parts.items():
                 x, y = part.batch(torch.arange(len(part), device=part.x.device))
                 found = evaluate(
-                    model, x, y, self.attacks, seed=self.seed, ids=part.ids, cascade=False, advance=advance
+                    model,
+                    x,
+                    y,
+                    self.attacks,
+                    seed=self.seed,
+                    ids=part.ids,
+                    cascade=False,
+                    folding=False,
+                    advance=advance,
                 )
                 shares = {"clean": found.clean, **{k: v["robust"] for k, v in found.attacks.items()}}
                 for kind, share in shares.items():

@@ -88,7 +88,7 @@ class Watch:
     def measure(self, model: nn.Module) -> dict[str, float | None]:
         """The four figures of an epoch; ``watch_alignment`` is None where no image has a gradient."""
         x, y = self.part.batch(torch.arange(len(self.part), device=self.part.x.device))
-        found = evaluate(model, x, y, self.attacks, seed=self.seed, ids=self.part.ids, cascade=False)
+        found = evaluate(model, x, y, self.attacks, seed=self.seed, ids=self.part.ids, cascade=False, folding=False)
         shares = {name: entry["robust"]["value"] for name, entry in found.attacks.items()}
         robust, training = (
             "".join("1" if flag == ROBUST else "0" for flag in found.outcomes["attacks"][name]) for name in self.attacks

@@ -127,6 +127,8 @@ class EvaluationFile(Result):
     outcomes: dict[str, Any]
     per_class: list[ClassResult]
     provenance: dict[str, Any]
+    folded: int = 0
+    """Batch norms that were folded in the copy of the network that was searched."""
     run: str | None = None
     weights: str | None = None
     """"best", "last" or a file; None where training itself evaluated its best weights."""

@@ -199,3 +199,5 @@ class TransferFile(Result):
     networks: list[Network]
     seconds: float
     provenance: dict[str, Any]
+    search_dtype: str | None = None
+    """Precision in which the attacks searched; verdicts are in each network's own."""

@@ -1,0 +1,140 @@
+"""Search low, decide high: on which network, in which precision and memory format attacks look for adversarial inputs.
+
+A search may run on a folded copy of the network (`atent.folded`) and in a low precision. The verdict never does: each
+returned tensor is evaluated by the network itself, in its own precision. Two kinds of samples are attacked once more,
+on the network itself in its own precision, with the same random numbers:
+
+- those that the search calls fooled and the network itself classifies correctly;
+- those that remain correctly classified with a margin of at most ``NEAR`` units of the search's precision, times the
+  largest deviation of the sample's logits from their mean. The unit is 2^-8 for bfloat16, 2^-11 for float16 and tf32
+  and that of the network for a folded search.
+
+So rounding can lose a sample only where the low search ends further from the boundary than that. A minimum-norm attack,
+and a composite one with such a part, is searched in the network's own precision from the start: its points lie on the
+boundary, where rounding decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack, Outcome
+from atent.checks import check_logits
+from atent.evaluate.outcomes import attacked
+from atent.fields import shown
+from atent.folded import fold, has_batch_norm
+from atent.guard import ask, guard
+from atent.losses import margin
+from atent.messages import once
+from atent.precision import Lowered, SearchDtype, full_precision, images_last
+from atent.probe import AUTO, Auto, probe
+from atent.rng import narrow
+
+NEAR = 16
+"""Units of the search's precision, relative to the logits, within which a margin counts as near the boundary."""
+_UNITS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tf32": 2.0**-11}
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """How a model is searched; see the module."""
+
+    model: nn.Module
+    """The model itself, which gives the verdicts."""
+    network: nn.Module
+    """What the attacks see: a folded copy, or the model itself."""
+    dtype: SearchDtype | None = None
+    channels_last: bool = False
+    folded: int = 0
+    """Batch norms folded in ``network``."""
+
+    def attacked(
+        self, attack: Attack, x: Tensor, y: Tensor, *, seed: int, ids: Tensor, part: str | None = None
+    ) -> Outcome:
+        """As `outcomes.attacked`, with verdicts of the model itself, and a second search where the first one's
+        precision could have decided."""
+        kinds = (attack.parts()[part],) if part is not None else (attack, *attack.parts().values())
+        dtype = None if any(kind.minimum_norm for kind in kinds) else self.dtype
+        how: dict[str, Any] = {"seed": seed, "part": part, "channels_last": self.channels_last}
+        out = attacked(attack, self.network, x, y, ids=ids, search_dtype=dtype, **how)
+        if not len(x) or (self.network is self.model and dtype is None):
+            return out
+        wrong, near = self._verdict(out.x_adv, y, seed, _UNITS[dtype] if dtype else torch.finfo(x.dtype).eps / 2)
+        # A model with random numbers is never folded, and has its verdict from the attack's own draws.
+        success = out.success if self.network is self.model else wrong
+        again = (~success & (out.success | near)).nonzero().squeeze(1)
+        out = out._replace(success=success)
+        if not len(again):
+            return out
+        second = attacked(attack.of(again), self.model, x[again], y[again], ids=ids[again], **how)
+        merged = {
+            "x_adv": out.x_adv.index_copy(0, again, second.x_adv),
+            "success": success.index_copy(0, again, second.success),
+            "norm": out.norm.index_copy(0, again, second.norm),
+            "forwards": out.forwards.index_add(0, again, second.forwards),
+            "backwards": out.backwards.index_add(0, again, second.backwards),
+        }
+        return Outcome(**merged)
+
+    @torch.no_grad()
+    def _verdict(self, x: Tensor, y: Tensor, seed: int, unit: float) -> tuple[Tensor, Tensor]:
+        """Which samples the model misclassifies, and which lie near the boundary at this ``unit``, bool (n,) both."""
+        with guard(self.model, mode="eval", seed=narrow(seed)), full_precision(x.device):
+            logits = ask(self.model, x)
+        check_logits(logits, y)
+        spread = (logits - logits.mean(1, keepdim=True)).abs().amax(1)
+        return logits.argmax(1) != y, margin(logits, y).abs() <= NEAR * unit * spread
+
+
+def prepare(
+    model: nn.Module, x: Tensor, *, search_dtype: SearchDtype | Auto | None = None, channels_last: bool | Auto = False,
+    folding: bool = True,
+) -> Search:  # fmt: skip
+    """The search of ``model`` on inputs like ``x``; "auto" is measured here, on the network that is searched.
+
+    A network with batch norm that cannot be folded is searched as it is, and one line says why. ValueError as
+    `Lowered`, and for an unknown memory format.
+    """
+    dtype, last = resolve(model, x, search_dtype=search_dtype, channels_last=channels_last, folding=folding)
+    if dtype is not None:
+        Lowered(model, dtype)  # refuses what cannot be lowered, also where nothing is attacked
+    last = last and images_last(model, x)
+    found = fold(model, x, channels_last=last) if folding else None
+    if found is None or not found.layers:
+        if found is not None and found.reason is not None:
+            once(f"the network is searched with its batch norms, which cannot be folded: {found.reason}")
+        return Search(model, model, dtype, last)
+    return Search(model, found.network, dtype, last, found.layers)
+
+
+def resolve(
+    model: nn.Module, x: Tensor, *, search_dtype: SearchDtype | Auto | None, channels_last: bool | Auto = False,
+    folding: bool = True,
+) -> tuple[SearchDtype | None, bool]:  # fmt: skip
+    """Precision and memory format of a search, with what was measured in one line on stderr where one is "auto"."""
+    if not isinstance(channels_last, bool) and channels_last != AUTO:
+        raise ValueError(f'channels_last must be True, False or "auto", got {shown(channels_last)}')
+    if AUTO not in (search_dtype, channels_last):
+        return search_dtype, bool(channels_last)  # type: ignore[return-value]
+    low = None if search_dtype == AUTO else (search_dtype or "float32",)
+    network = fold(model, x).network if folding else model
+    found = probe(network, x, precisions=low, formats=None if channels_last == AUTO else (bool(channels_last),))
+    once(f"search  {found}")
+    return found.search_dtype, found.channels_last
+
+
+def settings_of(
+    model: nn.Module, search_dtype: SearchDtype | Auto | None, channels_last: bool | Auto, folding: bool
+) -> dict[str, Any]:
+    """What the numbers of a search depend on, for the file that a killed evaluation resumes from.
+
+    The keys of earlier versions, and those that came later where they make a difference.
+    """
+    made: dict[str, Any] = {"search_dtype": search_dtype, "channels_last": channels_last}
+    if search_dtype is not None:
+        made["near"] = NEAR
+    return made | ({"folding": True} if folding and has_batch_norm(model) else {})
