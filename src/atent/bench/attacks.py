@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from atent.attacks import APGD, FMN, PGD, AutoAttack, CarliniWagner
 from atent.attacks.base import Attack
 from atent.bench import rivals
+from atent.bench.methods import Norm
 from atent.bench.plan import Case, Omitted, Plan, Section
 from atent.bench.rivals import Peer
 from atent.bench.timing import Effort, Work, interleaved
@@ -27,6 +28,7 @@ from atent.threat import Threat
 
 TITLE = "attacks: seconds of other packages over this library's, and what remains correctly classified"
 OURS = "atent"
+NORMS: tuple[Norm, ...] = ("linf", "l2")
 EPS = {"linf": 0.15, "l2": 1.0}
 # Rounding of the packages' own projections: a part in 10^5 beyond the radius is forgiven.
 _SLACK = 1e-5
@@ -48,7 +50,7 @@ def _step(threat: Threat) -> float:
     return 2.5 * float(threat.eps) / 40
 
 
-def contests(norm: str, *, quick: bool) -> list[Contest]:
+def contests(norm: Norm, *, quick: bool) -> list[Contest]:
     """The attacks in a norm, at equal steps, step sizes, restarts and queries."""
     threat = Threat(norm, EPS[norm])
     endless, steps = Threat(norm, "inf"), 50 if quick else 200
@@ -84,16 +86,17 @@ def contests(norm: str, *, quick: bool) -> list[Contest]:
         Contest("AutoAttack", AutoAttack(threat), whole, 6.0, full_only=True),
     ]
     if norm == "l2":
-        search = {"steps": steps, "search_steps": 4}
         cw: dict[str, Peer] = {
             "foolbox": rivals.foolbox(
-                "L2CarliniWagnerAttack", budget=False, steps=steps, binary_search_steps=4, abort_early=False
+                "L2CarliniWagnerAttack", budget=False, steps=steps, binary_search_steps=4, initial_const=1e-3,
+                abort_early=False,
             ),
             "adv-lib": rivals.adv_lib(
-                "carlini_wagner_l2", binary_search_steps=4, max_iterations=steps, abort_early=False
+                "carlini_wagner_l2", binary_search_steps=4, max_iterations=steps, initial_const=1e-3, abort_early=False
             ),
-        }
-        out.insert(2, Contest(f"C&W-4x{steps}", CarliniWagner(endless, abort_early=False, **search), cw, 2.0))
+        }  # fmt: skip
+        ours = CarliniWagner(endless, steps=steps, search_steps=4, initial_const=1e-3, abort_early=False)
+        out.insert(2, Contest(f"C&W-4x{steps}", ours, cw, 2.0))
     return out
 
 
@@ -121,7 +124,7 @@ class Target:
     y: Tensor
 
 
-def trained(norm: str, images: int, *, epochs: int = 6, device: str = "cpu") -> Target:
+def trained(norm: Norm, images: int, *, epochs: int = 6, device: str = "cpu") -> Target:
     """digits_cnn after a short adversarial training on the embedded digits, and a stratified sample of test images."""
     from atent.train import TrainSettings, fit
 
@@ -146,10 +149,10 @@ def section(plan: Plan) -> Section:
     usable = rivals.installed()
     cases: list[Case] = []
     omitted = {name: rivals.found(name)[1] for name in rivals.PACKAGES if name not in usable}
-    for norm in ("linf", "l2"):
+    for norm in NORMS:
         made: list[Target] = []
 
-        def target(norm: str = norm, made: list[Target] = made) -> Target:
+        def target(norm: Norm = norm, made: list[Target] = made) -> Target:
             if not made:
                 made.append(trained(norm, plan.size.images, device=plan.device))
             return made[0]

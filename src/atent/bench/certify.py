@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from atent.threat import Threat
 
 TITLE = "certificates: seconds over those of forwards alone"
 SIGMA, ALPHA, CHOOSE = 0.25, 0.001, 100
-BOUNDS = ("ibp", "crown-ibp", "crown")
+BOUNDS: tuple[Literal["ibp", "crown-ibp", "crown"], ...] = ("ibp", "crown-ibp", "crown")
 _FORWARDS = "forwards alone"
 # What the published code takes at once, and its experiments.
 _USUAL = (1000, 400)
@@ -95,7 +96,7 @@ def _smoothing(plan: Plan, name: str, effort: Effort, advance: Advance) -> Bench
 
 def _bounds(plan: Plan, name: str, effort: Effort, advance: Advance) -> BenchCase:
     """Margins against the true class, all classes of a batch in one call."""
-    model, x, y = problem(name, min(plan.size.images, 16), device=plan.device)
+    model, x, y = problem(name, plan.size.images, device=plan.device)
     model.eval()
     threat = Threat("linf", 0.01)
     works: dict[str, Work] = {_FORWARDS: _forwards(model, x, len(x))}

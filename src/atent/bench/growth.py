@@ -41,9 +41,12 @@ def section(plan: Plan) -> Section:
         return step_of(ATENT(threat, steps=3), model, x, y)
 
     def in_images(n: int) -> Work:
-        model, x, y = problem(name, n, device=plan.device)
+        model, x, _ = problem(name, n, device=plan.device)
+        with torch.no_grad():
+            # What is misclassified without an attack is not attacked: here every image is.
+            y = model.eval()(x).argmax(1)
         attack = {"PGD": PGD(threat, steps=5)}
-        return lambda: evaluate(model.eval(), x, y, attack, batch=batch)
+        return lambda: evaluate(model, x, y, attack, batch=batch)
 
     def case(what: str, values: Sequence[int], make: Callable[[int], Work], about: str) -> Case:
         return Case(what, partial(_measure, what, values, make, about))

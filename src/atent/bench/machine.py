@@ -15,7 +15,7 @@ from atent.bench import rivals
 from atent.threads import cores
 
 # The flags of /proc/cpuinfo that say how wide a processor computes: x86 (vectors, matrices) and Arm.
-_SETS = re.compile(r"sse4_2|avx\w*|fma|f16c|amx_\w+|asimd\w*|sve\w*|sme\w*|bf16|i8mm|neon")
+_SETS = re.compile(r"sse4_2|avx\w*|fma|f16c|amx_\w+|asimd\w*|sve\w*|sme|sme2|bf16|i8mm|neon")
 
 
 def machine() -> dict[str, Any]:

@@ -140,9 +140,7 @@ def _repeated(t: Tensor, n: int) -> Tensor:
 class _Work(TorchDispatchMode):
     """Adds up the FLOP of matrix products and convolutions, and the bytes that operators read and write."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = self.bytes = 0.0
+    flops = bytes = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
@@ -173,9 +171,9 @@ def work_of(step: Work) -> tuple[float, float]:
 def saved_bytes(step: Callable[[], object], model: nn.Module) -> int:
     """Most bytes that autograd held at once for the backward pass while a step ran.
 
-    `saved_tensors_hooks` wraps each saved tensor in a handle, whose release takes it off the sum. A storage that several
-    operations save counts once; weights do not count. This is the part that grows with a step's graphs, not the peak of
-    the process: workspaces and the allocator's slack are not in it.
+    `saved_tensors_hooks` wraps each saved tensor in a handle, whose release takes it off the sum. A storage that
+    several operations save counts once; weights do not count. This is the part that grows with a step's graphs, not the
+    peak of the process: workspaces and the allocator's slack are not in it.
     """
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     holders: Counter[int] = Counter()

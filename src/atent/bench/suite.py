@@ -52,9 +52,7 @@ def run(plan: Plan, *, progress: bool = True) -> BenchFile:
     )  # fmt: skip
 
 
-def _measured(
-    plan: Plan, section: Section, begun: float, todo: float, advance: Advance
-) -> tuple[BenchSection, float]:
+def _measured(plan: Plan, section: Section, begun: float, todo: float, advance: Advance) -> tuple[BenchSection, float]:
     """The section, and the weight of what is left after it."""
     cases: list[BenchCase] = []
     omitted = dict(section.omitted)

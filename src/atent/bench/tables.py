@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from atent import markdown
-from atent.experiments.results.bench import BenchCase, BenchFile, BenchRow, BenchSection
+from atent.experiments.results.bench import BenchCase, BenchFile, BenchRow, BenchSection, Quartiles
 
 _HEADS = {
     "forwards": "forwards",
@@ -25,11 +27,11 @@ _SCALES = {"saved_bytes": 1e-6, "flops_per_second": 1e-9, "bytes_per_second": 1e
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under headings, of one section."""
+    """Rows under headings, of one section; each case begins with its name."""
 
     title: str
     headings: list[str]
-    rows: list[list[str]]
+    cases: dict[str, list[list[str]]]
     notes: list[str]
 
 
@@ -39,42 +41,39 @@ def tables(found: BenchFile) -> list[Table]:
 
 
 def _table(found: BenchFile, name: str, section: BenchSection) -> Table:
-    rows = [(case, row) for case in section.cases for row in case.rows]
-    ratios = any(row.ratio for _, row in rows)
-    robust = any(row.robust for _, row in rows)
-    figures = [figure for figure in _HEADS if any(figure in row.figures for _, row in rows)]
-    headings = ["case", "what", f"{found.clock} ms", "quartiles", "rounds"]
-    headings += ["ratio", "95 %"] if ratios else []
-    headings += ["robust (%)"] if robust else []
-    headings += [_HEADS[figure] for figure in figures]
-    headings += ["of the roof (%)"] if found.roof and name == "roofline" else []
-    cells = []
-    for case, row in rows:
-        line = [case.name, row.name, *_seconds(found, row)]
-        line += _ratio(row) if ratios else []
-        line += [_robust(row)] if robust else []
-        line += [_figure(row, figure) for figure in figures]
-        line += [_share(found, row)] if found.roof and name == "roofline" else []
-        cells.append(line)
-    return Table(section.title, headings, cells, [*_growth(section.cases), *_omitted(section)])
+    shown = {case.name: _shown(case) for case in section.cases}
+    every = [row for rows in shown.values() for row in rows]
+    figures = [figure for figure in _HEADS if any(figure in row.figures for row in every)]
+    columns: dict[str, Callable[[BenchRow], str]] = {"ms": lambda row: f"{1e3 * _took(found, row).median:.3g}"}
+    columns["quartiles"] = lambda row: f"[{1e3 * _took(found, row).q25:.3g}, {1e3 * _took(found, row).q75:.3g}]"
+    columns["n"] = lambda row: str(_took(found, row).n)
+    if any(row.ratio for row in every):
+        columns["ratio"] = lambda row: f"{row.ratio.rounds.median:.2f}" if row.ratio else ""
+        columns["95 %"] = lambda row: f"[{row.ratio.low:.2f}, {row.ratio.high:.2f}]" if row.ratio else ""
+    if any(row.robust for row in every):
+        columns["robust (%)"] = lambda row: f"{100 * row.robust.value:.1f}" if row.robust else ""
+    columns |= {_HEADS[figure]: partial(_figure, figure) for figure in figures}
+    if found.roof is not None and name == "roofline":
+        columns["of the roof (%)"] = partial(_of_the_roof, found)
+    cases = {
+        case: [[row.name, *(column(row) for column in columns.values())] for row in rows]
+        for case, rows in shown.items()
+    }  # fmt: skip
+    return Table(section.title, ["", *columns], cases, [*_growth(section.cases), *_omitted(section)])
 
 
-def _seconds(found: BenchFile, row: BenchRow) -> list[str]:
-    took = row.cpu if found.clock == "cpu" else row.wall
-    return [f"{1e3 * took.median:.3g}", f"{1e3 * took.q25:.3g} to {1e3 * took.q75:.3g}", str(took.n)]
+def _shown(case: BenchCase) -> list[BenchRow]:
+    """The rows of a case, without those that are there for another's ratio alone."""
+    bases = [row.ratio.base for row in case.rows if row.ratio is not None]
+    return [row for row in case.rows if row.figures or bases.count(row.name) != 1]
 
 
-def _ratio(row: BenchRow) -> list[str]:
-    if row.ratio is None:
-        return ["", ""]
-    return [f"{row.ratio.rounds.median:.2f}", f"{row.ratio.low:.2f} to {row.ratio.high:.2f}"]
+def _took(found: BenchFile, row: BenchRow) -> Quartiles:
+    """Seconds by the clock of the ratios."""
+    return row.cpu if found.clock == "cpu" else row.wall
 
 
-def _robust(row: BenchRow) -> str:
-    return "" if row.robust is None else f"{100 * row.robust.value:.1f}"
-
-
-def _figure(row: BenchRow, name: str) -> str:
+def _figure(name: str, row: BenchRow) -> str:
     return f"{row.figures[name] * _SCALES.get(name, 1.0):.3g}" if name in row.figures else ""
 
 
@@ -85,7 +84,7 @@ def roof_at(found: BenchFile, intensity: float) -> float:
     return min(found.roof.flops, found.roof.bandwidth * intensity)
 
 
-def _share(found: BenchFile, row: BenchRow) -> str:
+def _of_the_roof(found: BenchFile, row: BenchRow) -> str:
     if "intensity" not in row.figures:
         return ""
     return f"{100 * row.figures['flops_per_second'] / roof_at(found, row.figures['intensity']):.0f}"
@@ -125,8 +124,8 @@ def head(found: BenchFile) -> list[str]:
         f"instruction sets {sets}",
         f"version atent {about['version']}{commit}; torch {about['torch']}; Python {about['python']}",
         f"attacks of other packages: {packages}",
-        f"medians of interleaved rounds by {found.clock} seconds; ratios within a round, with the 95 % interval of"
-        " their geometric mean; seed 0",
+        f"medians and quartiles of n interleaved rounds, in {'CPU' if found.clock == 'cpu' else 'wall'} milliseconds;"
+        " ratios within a round, with the 95 % interval of their geometric mean",
     ]
     if found.roof is not None:
         lines.append(
@@ -141,6 +140,7 @@ def as_markdown(found: BenchFile) -> str:
     lines = ["# atent bench", "", *(f"- {line}" for line in head(found)), ""]
     for table in tables(found):
         lines += [f"## {table.title[0].upper()}{table.title[1:]}", ""]
-        lines += [*markdown.table(table.headings, table.rows, left=2), ""] if table.rows else []
+        rows = [[case, *cells] for case, some in table.cases.items() for cells in some]
+        lines += [*markdown.table(["case", "what", *table.headings[1:]], rows, left=2), ""] if rows else []
         lines += [*(f"- {note}" for note in table.notes), *([""] if table.notes else [])]
     return "\n".join(lines)

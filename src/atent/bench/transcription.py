@@ -9,8 +9,8 @@ inputs only  the same, but the inner backward differentiates with respect to the
 atent        `ATENT.backward`: one forward at x^k serves both gradients, K + 1 forwards, one live graph.
 
 Before anything is timed, all run on copies of one network and must agree in loss, weight gradient and batch-norm
-statistics: no term is dropped. Dropout is active and shared: the gradient pass at x^k sees the mask of its loss pass, in
-the first two by replaying the random state.
+statistics: no term is dropped. Dropout is active and shared: the gradient pass at x^k sees the mask of its loss pass,
+in the first two by replaying the random state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from atent.bench.methods import radius
+from atent.bench.methods import Norm, radius
 from atent.bench.passes import passes_of, problem, saved_bytes
 from atent.bench.plan import Case, Plan, Section
 from atent.bench.timing import Effort, Work, interleaved
@@ -56,7 +56,7 @@ def authors(
         loss = F.cross_entropy(model(zk), y, reduction=reduction)
         slope: Tensor | None
         if full:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             slope = zk.grad
         else:
             (slope,) = torch.autograd.grad(loss, zk)
@@ -65,7 +65,7 @@ def authors(
         mask = _state(x.device)
         mu = (1 - method.alpha) * mu + method.alpha * F.cross_entropy(model(z), y)
     model.zero_grad()
-    mu.backward()  # type: ignore[no-untyped-call]
+    mu.backward()
     return mu.detach()
 
 
@@ -116,7 +116,7 @@ def section(plan: Plan) -> Section:
     """A case for each network, in the norm that the paper trains it in."""
     cases = []
     for name in plan.nets:
-        norm = "linf" if radius(name, "l2") > 1 else "l2"
+        norm: Norm = "linf" if radius(name, "l2") > 1 else "l2"
         cases.append(Case(f"{name}, {norm}", partial(_measure, plan, name, Threat(norm, radius(name, norm)))))
     return Section(TITLE, cases)
 

@@ -92,12 +92,17 @@ def _print(found: BenchFile) -> None:
 
     print("\n".join(room.head(found)))
     for each in room.tables(found):
-        table = Table(show_edge=False, pad_edge=False)
-        for number, heading in enumerate(each.headings):
-            table.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
-        for row in each.rows:
-            table.add_row(*row)
         print(f"\n{each.title}")
-        if each.rows:
-            show.print_table(table, width=sum(max(map(len, c)) + 3 for c in zip(each.headings, *each.rows)))
-        print("\n".join(each.notes))
+        for case, rows in each.cases.items():
+            # Columns that are empty in this case are another's.
+            used = [i for i, cells in enumerate(zip(*rows)) if any(cells)]
+            table = Table(show_edge=False, pad_edge=False)
+            for i in used:
+                table.add_column(
+                    each.headings[i] or case, justify="right" if i else "left", no_wrap=not i, overflow="fold"
+                )
+            for row in rows:
+                table.add_row(*(row[i] for i in used))
+            print()
+            show.print_table(table)
+        print("\n".join(["", *each.notes] if each.notes else []))

@@ -19,6 +19,8 @@ def roofline(bench: Mapping[str, Any]) -> Figure:
     Bytes are those of every operator's tensors: a point above the sloping part has had them from a cache. Raises
     ValueError where the roofline was not measured.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     roof, section = bench.get("roof"), bench["sections"].get("roofline")
     if not roof or section is None:
         raise ValueError("no roofline to draw: measure the section roofline")
@@ -34,7 +36,7 @@ def roofline(bench: Mapping[str, Any]) -> Figure:
     axes.plot([low, ridge, high], [bandwidth * low, peak, peak], color=GREY, linewidth=2, zorder=1)
     axes.text(high, peak, f"{peak:.3g} GFLOP/s ", ha="right", va="bottom", fontsize=TEXT - 1, color=GREY)
     axes.annotate(
-        f"{bandwidth:.3g} GB/s", (low, bandwidth * low), xytext=(6, 14), textcoords="offset points",
+        f"{bandwidth:.3g} GB/s", (low, bandwidth * low), xytext=(14, -2), textcoords="offset points",
         fontsize=TEXT - 1, color=GREY,
     )  # fmt: skip
     kinds: list[str] = []
@@ -54,6 +56,10 @@ def roofline(bench: Mapping[str, Any]) -> Figure:
         axes.plot([], [], color=GREY, marker=MARKERS[i % len(MARKERS)], linestyle="none", markersize=8, label=kind)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlim(low, high)
     axes.set_xlabel("FLOP per byte that operators read and write")
     axes.set_ylabel("GFLOP/s")
