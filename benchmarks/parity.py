@@ -1,6 +1,6 @@
 """Our attacks beside those of the packages that can be installed, on the same images at equal budgets.
 
-    pip install foolbox==3.3.4 pyautoattack==0.2.0 adversarial-robustness-toolbox==1.20.1
+    pip install '.[bench]'
     python benchmarks/parity.py RUN [RUN ...] --out results/parity.json
 
 Each run is a folder that `atent train` left; its own threat and test images of its own data serve, by its data.subset.
@@ -29,6 +29,7 @@ from atent import Threat
 from atent.attacks import ALMA, APGD, DDN, FAB, FMN, PGD, AutoAttack, CarliniWagner, DeepFool, Square
 from atent.attacks.base import Attack
 from atent.attacks.spec import label, spell
+from atent.bench.rivals import Peer, art, autoattack, foolbox, norms_of
 from atent.data import DataSettings
 from atent.data import load as load_data
 from atent.data.described import described
@@ -36,71 +37,6 @@ from atent.guard import guard
 from atent.progress import bar
 from atent.runs import provenance, read_config, write_json
 from atent.stats import share, sign_test
-
-Peer = Callable[[nn.Module, Tensor, Tensor, Threat], Tensor]
-
-
-# ---- the peers ---------------------------------------------------------------------------------------------------
-
-
-def foolbox(name: str, *, budget: bool, **settings: Any) -> Peer:
-    def run(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-        import foolbox as fb
-
-        attack = getattr(fb.attacks, name.format(norm={"linf": "Linf", "l2": "L2"}[threat.norm]))(
-            **{k: v(threat) if callable(v) else v for k, v in settings.items()}
-        )
-        wrapped = fb.PyTorchModel(model, bounds=threat.box, device="cpu")
-        epsilons = float(threat.eps) if budget else None
-        return attack(wrapped, x, fb.criteria.Misclassification(y), epsilons=epsilons)[1]
-
-    return run
-
-
-def art(name: str, **settings: Any) -> Peer:
-    def run(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-        from art.attacks import evasion
-        from art.estimators.classification import PyTorchClassifier
-
-        classifier = PyTorchClassifier(
-            model=model, loss=nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]),
-            nb_classes=int(model(x[:1]).shape[1]), clip_values=threat.box, device_type="cpu",
-        )  # fmt: skip
-        known = {k: v(threat) if callable(v) else v for k, v in settings.items()}
-        attack = getattr(evasion, name)(
-            classifier, norm=np.inf if threat.norm == "linf" else 2, eps=float(threat.eps), batch_size=len(x),
-            verbose=False, **known,
-        )  # fmt: skip
-        return torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
-
-    return run
-
-
-def autoattack(part: str) -> Peer:
-    def run(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-        from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-        from pyautoattack.fab_pt import FABAttack_PT
-        from pyautoattack.square import SquareAttack
-
-        norm, eps = {"linf": "Linf", "l2": "L2"}[threat.norm], float(threat.eps)
-        common: dict[str, Any] = {"norm": norm, "eps": eps, "seed": 0, "device": "cpu"}
-        if part in ("ce", "dlr"):
-            return APGDAttack(model, loss=part, **common).perturb(x, y)
-        if part == "targeted":
-            return APGDAttack_targeted(model, **common).perturb(x, y)
-        if part == "fab":
-            return FABAttack_PT(model, n_iter=100, n_restarts=1, **common).perturb(x, y)
-        if part == "fab-targeted":
-            attack = FABAttack_PT(model, n_iter=100, n_restarts=1, targeted=True, **common)
-            return attack.perturb(x, y)
-        if part == "square":
-            return SquareAttack(model, n_queries=5000, resc_schedule=False, **common).perturb(x, y)
-        from pyautoattack import AutoAttack as Port
-
-        whole = Port(model, norm=norm, eps=eps, seed=0, device="cpu", version="standard")
-        return whole.run_standard_evaluation(x, y, batch_size=len(x))[0]
-
-    return run
 
 
 def versus(threat: Threat) -> list[tuple[Attack, str, Peer]]:
@@ -140,19 +76,11 @@ def versus(threat: Threat) -> list[tuple[Attack, str, Peer]]:
 # ---- the evaluation ----------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def evaluated(
     model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, slack: float
 ) -> tuple[Tensor, float]:
     """Norms (n,) of the points that are adversarial, infinite where they are not, and the largest norm seen."""
-    x_adv = x_adv.detach().to(x.dtype)
-    norm = threat.distance(x_adv, x)
-    low, high = threat.box
-    inside = ((x_adv >= low) & (x_adv <= high)).flatten(1).all(1) & (norm <= float(threat.eps) * (1 + slack) + slack)
-    fooled = (model(x_adv).argmax(1) != y) & inside
-    norm = torch.where(model(x).argmax(1) != y, torch.zeros_like(norm), norm)
-    fooled |= model(x).argmax(1) != y
-    return torch.where(fooled, norm, torch.full_like(norm, float("inf"))), float(threat.distance(x_adv, x).max())
+    return norms_of(model, x, y, x_adv, threat, slack), float(threat.distance(x_adv.detach().to(x.dtype), x).max())
 
 
 def timed(make: Callable[[], Tensor]) -> tuple[Tensor, float]:

@@ -5,7 +5,7 @@
 Each table stands between marks, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a folder
 of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME -->,
 <!-- soak: NAME --> and <!-- upkeep: NAME --> show the files bad_inputs.json, fuzz.json, soak.json and upkeep.json of
-the scripts of these names.
+the scripts of these names, and <!-- bench: NAME --> the bench.json of `atent bench`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+from atent.bench import head
+from atent.bench import tables as bench_tables
 from atent.experiments import migrate
 from atent.experiments.comparison import layout
 from atent.experiments.recipes import read_recipe
-from atent.experiments.results import ComparisonFile
+from atent.experiments.results import BenchFile, ComparisonFile
 from atent.markdown import table as markdown_table
 from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
-_MARKED = re.compile(r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep): (\S+) -->\n).*?(<!-- end -->)", re.S)
+_MARKED = re.compile(r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench): (\S+) -->\n).*?(<!-- end -->)", re.S)
 _SHOWN = ("clean (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")
 
 
@@ -146,6 +148,19 @@ def fuzz(folder: Path) -> str:
     return "\n".join(markdown_table(headings, cells, left=2)) + "\n"
 
 
+def bench(folder: Path) -> str:
+    """What `atent bench` measured, without quartiles: they are in the folder's bench.md."""
+    found = migrate.read(folder / "bench.json", BenchFile)
+    lines = [*(f"- {line}" for line in head(found)), ""]
+    for table in bench_tables(found):
+        kept = [i for i, heading in enumerate(table.headings) if heading != "quartiles"]
+        rows = [[case, *(cells[i] for i in kept)] for case, some in table.cases.items() for cells in some]
+        headings = ["case", "what", *(table.headings[i] for i in kept[1:])]
+        lines += [f"### {table.title[0].upper()}{table.title[1:]}", "", *markdown_table(headings, rows, left=2), ""]
+        lines += [*(f"- {note}" for note in table.notes), *([""] if table.notes else [])]
+    return "\n".join(lines)
+
+
 def refreshed(text: str, results: Path) -> str:
     """A document with its tables made anew."""
     make = {
@@ -155,6 +170,7 @@ def refreshed(text: str, results: Path) -> str:
         "fuzz": fuzz,
         "soak": soak,
         "upkeep": upkeep,
+        "bench": bench,
     }
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
 

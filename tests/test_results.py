@@ -7,6 +7,7 @@ import pytest
 
 from atent.experiments import migrate
 from atent.experiments.results import (
+    BenchFile,
     CertificateFile,
     CertifiedTable,
     ComparisonFile,
@@ -17,6 +18,7 @@ from atent.experiments.results import (
 
 ROOT = Path(__file__).parents[1]
 KINDS = {
+    "bench": (migrate.bench, BenchFile),
     "evaluation": (migrate.evaluation, EvaluationFile),
     "certificate": (migrate.certificate, CertificateFile),
     "certified": (migrate.certified, CertifiedTable),

@@ -21,7 +21,7 @@ ORDER = [
     ["methods", "evaluate"],
     ["train"],
     ["integrations", "experiments"],
-    ["testing", "report"],
+    ["testing", "report", "bench"],
     ["paper"],
     ["cli"],
     ["__main__"],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from atent.experiments.results import (
     BandReport,
+    BenchFile,
     CertificateFile,
     CertifiedTable,
     ComparisonFile,
@@ -20,6 +21,7 @@ from atent.experiments.results import (
 
 KINDS = {
     "bands": BandReport,
+    "bench": BenchFile,
     "certificate": CertificateFile,
     "certified": CertifiedTable,
     "comparison": ComparisonFile,

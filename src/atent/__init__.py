@@ -11,13 +11,9 @@ Importing the package imports nothing heavy: its rooms come when they are named.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-try:
-    __version__ = version("atent")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "unknown"
+__version__: str
 
 _ROOMS = ("attacks", "data", "evaluate", "losses", "methods", "models", "optim", "plots", "runs", "train")
 _NAMES = {"Threat": "atent.threat", "load": "atent.train"}
@@ -30,6 +26,15 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"atent.{name}")
     if name in _NAMES:
         return getattr(importlib.import_module(_NAMES[name]), name)
+    if name == "__version__":
+        # Reading it costs more than the rest of the package's import.
+        from importlib import metadata
+
+        try:
+            globals()[name] = metadata.version("atent")
+        except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+            globals()[name] = "unknown"
+        return globals()[name]
     raise AttributeError(f"module 'atent' has no attribute {name!r}")
 
 

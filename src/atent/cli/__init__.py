@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "reproduce": "make the paper's tables and figures again: its figures beside ours",
     "report": "write one HTML page on runs, for a screen, a phone or paper",
     "show": "show a run's files and data, and whether they are still what was written",
+    "bench": "measure how fast this library is on this machine, beside other packages and the machine's peak",
     "theory": "check the statements of the paper's theory on a network and its data",
     "recipes": "list the recipes, or print one",
     "list": "list attacks, methods, models, data, certifiers and optimizers, with where they come from",

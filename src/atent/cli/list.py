@@ -56,10 +56,10 @@ def list(kind: Annotated[tyro.conf.Positional[str | None], arg("KIND")] = None, 
 def known(kind: str) -> Iterator[tuple[str, str, str]]:
     """Name, description and origin of everything of a kind."""
     if kind == "recipes":
-        from atent.experiments.recipe_files import read_recipe, recipe_names
+        from atent.experiments.recipe_files import heads
 
-        for name in recipe_names():
-            yield name, read_recipe(name)["about"], "built-in"
+        for name, head in heads().items():
+            yield name, head["about"], "built-in"
         return
     module, _, name = _REGISTRIES[kind].partition(":")
     registry = getattr(import_module(module), name)

@@ -27,7 +27,7 @@ def recipes(
     names
         List the names alone, one a line.
     """
-    from atent.experiments.recipe_files import as_toml, read_recipe, recipe_file, recipe_names
+    from atent.experiments.recipe_files import as_toml, heads, read_recipe, recipe_file, recipe_names
 
     if name is not None:
         tables = read_recipe(name)
@@ -41,8 +41,7 @@ def recipes(
     table = Table(show_edge=False, pad_edge=False)
     for heading in ("recipe", "what it trains", "published figures that it aims at"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "recipe")
-    for each in recipe_names():
-        tables = read_recipe(each)
-        table.add_row(each, tables["about"], "; ".join(tables.get("aims", [])) or "-")
+    for each, head in heads().items():
+        table.add_row(each, head["about"], "; ".join(head.get("aims", [])) or "-")
     show.print_table(table)
     return 0

@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 
 from atent import runs as folder
 from atent.experiments.results import (
+    BENCH_VERSION,
     CERTIFICATE_VERSION,
     CERTIFIED_VERSION,
     COMPARISON_VERSION,
     EVALUATION_VERSION,
     THEORY_VERSION,
     TRANSFER_VERSION,
+    BenchFile,
     CertificateFile,
     CertifiedTable,
     ComparisonFile,
@@ -54,6 +56,7 @@ def parsed(content: Any, kind: type[R], path: Path) -> R:
     migrations: dict[type[Result], Callable[[Any], dict[str, Any]]] = {
         EvaluationFile: evaluation, CertificateFile: certificate, ComparisonFile: comparison, TheoryFile: theory,
         CertifiedTable: certified, TransferFile: transfer,
+        BenchFile: bench,
     }  # fmt: skip
     try:
         return kind.from_json(migrations[kind](content))
@@ -138,6 +141,13 @@ def theory(content: dict[str, Any]) -> dict[str, Any]:
 def transfer(content: dict[str, Any]) -> dict[str, Any]:
     """The content of a transfer.json of any version."""
     if _current({"schema_version": content["schema_version"]}, TRANSFER_VERSION, "a transfer matrix"):
+        return content
+    raise ValueError(f"schema version {content['schema_version']}, which no version of atent wrote")
+
+
+def bench(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a bench.json of any version."""
+    if _current({"schema_version": content["schema_version"]}, BENCH_VERSION, "a benchmark"):
         return content
     raise ValueError(f"schema version {content['schema_version']}, which no version of atent wrote")
 

@@ -52,14 +52,26 @@ def _package() -> Traversable:
     return resources.files("atent.recipes")
 
 
+@functools.cache
+def _names(folder: str) -> tuple[str, ...]:
+    """The names of the package's files in a folder, which every recipe that is read asks for."""
+    files = (_package() / folder if folder else _package()).iterdir()
+    return tuple(sorted(folder + f.name[:-5] for f in files if f.name.endswith(".toml")))
+
+
 def recipe_names() -> list[str]:
     """The names of the recipes that come with the package."""
-    return sorted(f.name[:-5] for f in _package().iterdir() if f.name.endswith(".toml"))
+    return list(_names(""))
 
 
 def base_names() -> list[str]:
     """The names of what the package's recipes extend."""
-    return sorted(BASE + f.name[:-5] for f in (_package() / "base").iterdir() if f.name.endswith(".toml"))
+    return list(_names(BASE))
+
+
+def heads() -> dict[str, Tables]:
+    """By recipe of the package, what it says of itself: `about` and `aims`, which no recipe inherits."""
+    return {name: {k: v for k, v in _tables(name, recipe_file(name)).items() if k in _HEAD} for name in recipe_names()}
 
 
 def recipe_file(name: str, *, beside: Path | None = None, bases: bool = False) -> Traversable:

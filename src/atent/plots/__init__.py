@@ -6,6 +6,7 @@ from atent.plots.frequencies import bands, fourier
 from atent.plots.matrices import corruptions, transfer
 from atent.plots.pictures import adversarial, images, magnified, regions
 from atent.plots.quantities import cost, lines
+from atent.plots.roofline import roofline
 from atent.plots.training import characteristics, curves, together
 from atent.plots.union import union
 
@@ -28,6 +29,7 @@ __all__ = [
     "narrow",
     "pareto",
     "regions",
+    "roofline",
     "save",
     "security",
     "svg",

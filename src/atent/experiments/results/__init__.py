@@ -1,11 +1,12 @@
-"""The result files as types: what evaluation.json, certificate.json, comparison.json, theory.json and
-transfer.json hold.
+"""The result files as types: what evaluation.json, certificate.json, comparison.json, theory.json,
+transfer.json and bench.json hold.
 
 `from_json` takes a file of the current version; `atent.experiments.migrate` brings older files to it first. An unknown
 key is an error, so that no part of a file is lost without notice.
 """
 
 from atent.experiments.results.base import Adversary, EvaluatedSamples, Result, Samples, Share
+from atent.experiments.results.bench import BENCH_VERSION, BenchFile
 from atent.experiments.results.certificate import (
     CERTIFICATE_VERSION,
     CERTIFIED_VERSION,
@@ -40,6 +41,7 @@ from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFi
 from atent.experiments.results.union import UnionReport
 
 __all__ = [
+    "BENCH_VERSION",
     "CERTIFICATE_VERSION",
     "CERTIFIED_VERSION",
     "COMPARISON_VERSION",
@@ -49,6 +51,7 @@ __all__ = [
     "Adversary",
     "AttackResult",
     "BandReport",
+    "BenchFile",
     "BoundsFile",
     "CertificateFile",
     "CertifiedEntry",

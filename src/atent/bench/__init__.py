@@ -1,0 +1,21 @@
+"""How fast this library is on the machine at hand: `atent bench`."""
+
+from atent.bench.plan import SECTIONS, Plan
+from atent.bench.suite import run
+from atent.bench.tables import as_markdown, head, roof_at, tables
+from atent.bench.write import JSON, NAME, PAGE, PICTURE, write
+
+__all__ = [
+    "JSON",
+    "NAME",
+    "PAGE",
+    "PICTURE",
+    "SECTIONS",
+    "Plan",
+    "as_markdown",
+    "head",
+    "roof_at",
+    "run",
+    "tables",
+    "write",
+]
