@@ -11,6 +11,7 @@ from atent.experiments.results import (
     CertifiedTable,
     ComparisonFile,
     EvaluationFile,
+    SweepFile,
     TheoryFile,
     TransferFile,
 )
@@ -21,6 +22,7 @@ KINDS = {
     "certificate": (migrate.certificate, CertificateFile),
     "certified": (migrate.certified, CertifiedTable),
     "comparison": (migrate.comparison, ComparisonFile),
+    "sweep": (migrate.sweep, SweepFile),
     "theory": (migrate.theory, TheoryFile),
     "transfer": (migrate.transfer, TransferFile),
 }

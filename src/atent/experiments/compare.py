@@ -131,8 +131,9 @@ def _train(
 
 
 def _task(plan: Plan, run: Run, stage: str, backend: Backend) -> Task:
-    words = [run.given, "--train.seed", str(run.job.train.seed), *plan.overrides]
-    threads = backend.threads()
+    overrides, threads = [*plan.overrides], backend.threads()
     if threads is not None and run.job.train.threads is None:
-        words += ["--train.threads", str(threads)]
-    return train_task(run.path, run.log, words, resume=stage == "started")
+        overrides += ["--train.threads", str(threads)]
+    return train_task(
+        run.path, run.log, run.given, run.job.train.seed, resume=stage == "started", overrides=overrides
+    )  # fmt: skip

@@ -6,6 +6,7 @@ from atent.plots.frequencies import bands, fourier
 from atent.plots.matrices import corruptions, transfer
 from atent.plots.pictures import adversarial, images, magnified, regions
 from atent.plots.quantities import cost, lines
+from atent.plots.sweep import front, importance, parallel
 from atent.plots.training import characteristics, curves, together
 from atent.plots.union import union
 
@@ -21,11 +22,14 @@ __all__ = [
     "curves",
     "dots",
     "fourier",
+    "front",
     "images",
+    "importance",
     "lines",
     "magnified",
     "minimum_norm",
     "narrow",
+    "parallel",
     "pareto",
     "regions",
     "save",

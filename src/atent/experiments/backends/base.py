@@ -68,21 +68,25 @@ class Backend(AbstractContextManager["Backend"], Protocol):
         """End what an earlier command that was killed has left at work on these tasks."""
 
 
-def train_task(run: Path, log: Path, new: Sequence[str], *, resume: bool, options: Sequence[str] = ()) -> Task:
-    """The command that trains ``run``: by the words ``new``, or resumed from what it has saved.
+def train_task(
+    run: Path, log: Path, recipe: str, seed: int, *, resume: bool, overrides: Sequence[str] = (),
+    options: Sequence[str] = (),
+) -> Task:  # fmt: skip
+    """The command that trains ``run`` by a recipe with ``overrides``, or resumes it from what it has saved.
 
     ``options`` are given in both cases. What a folder holds that does not resume is removed.
     """
     words = ["train", *trust.options()]
     if resume:
-        words += ["--resume", str(run)]
+        words += ["--resume", str(run), "--quiet"]
     else:
         # Equal settings and no state to resume from: the same training begins anew.
         if run.exists():
             with held(run / folder.LOCK, "train"):
                 folder.clear(run)
-        words += [*new, "--runs", str(run.parent), "--name", run.name, "--no-baseline"]
-    words += ["--quiet", *options, *(["--steal-lock"] if stealing() else [])]
+        words += [recipe, "--runs", str(run.parent), "--name", run.name, "--train.seed", str(seed)]
+        words += ["--no_baseline", "--quiet", *overrides]
+    words += [*options, *(["--steal-lock"] if stealing() else [])]
     return Task(run, tuple(words), log)
 
 

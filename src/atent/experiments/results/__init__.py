@@ -1,5 +1,5 @@
-"""The result files as types: what evaluation.json, certificate.json, comparison.json, theory.json and
-transfer.json hold.
+"""The result files as types: what evaluation.json, certificate.json, comparison.json, sweep.json, theory.json
+and transfer.json hold.
 
 `from_json` takes a file of the current version; `atent.experiments.migrate` brings older files to it first. An unknown
 key is an error, so that no part of a file is lost without notice.
@@ -35,6 +35,7 @@ from atent.experiments.results.studies import (
     Mean,
     TransferFile,
 )
+from atent.experiments.results.sweep import SWEEP_VERSION, SweepFile, TrialResult, TrialSeed
 from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFile
 from atent.experiments.results.union import UnionReport
 
@@ -43,6 +44,7 @@ __all__ = [
     "CERTIFIED_VERSION",
     "COMPARISON_VERSION",
     "EVALUATION_VERSION",
+    "SWEEP_VERSION",
     "THEORY_VERSION",
     "TRANSFER_VERSION",
     "Adversary",
@@ -72,7 +74,10 @@ __all__ = [
     "SmoothingFile",
     "Spread",
     "Statement",
+    "SweepFile",
     "TheoryFile",
     "TransferFile",
+    "TrialResult",
+    "TrialSeed",
     "UnionReport",
 ]
