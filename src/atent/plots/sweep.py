@@ -146,8 +146,11 @@ def front(
     axes.plot(*zip(*line), marker="o", markersize=8, linewidth=1.5, color=PALETTE[0], label="Pareto front")
     for number in chosen:
         axes.annotate(str(number), points[number], (5, 6), textcoords="offset points", fontsize=TEXT - 2)
-    for setter, label, way in zip((axes.set_xlabel, axes.set_ylabel), labels, directions):
-        setter(f"{label}, {'higher' if way == 'maximize' else 'lower'} is better")
+    words = [
+        f"{label}, {'higher' if way == 'maximize' else 'lower'} is better" for label, way in zip(labels, directions)
+    ]
+    axes.set_xlabel(words[0])
+    axes.set_ylabel(words[1])
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=TEXT - 1)
     return figure
 

@@ -14,6 +14,11 @@ from atent.experiments.extras import extra
 
 _FOLDER = ".slurm"
 """Of submitit's own files, beside the run folders."""
+_SHARED = (
+    "cluster", "name", "timeout_min", "mem_gb", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node",
+    "stderr_to_stdout",
+)  # fmt: skip
+"""Parameters that submitit takes for every cluster; the others are SLURM's."""
 
 
 class Job:
@@ -117,7 +122,7 @@ class Slurm:
         left = []
         for task in tasks:
             if _note(task).is_file():
-                kind = self._executor(task.run.parent / _FOLDER).job_class
+                kind = self.library.SlurmJob if self.cluster is None else self.library.LocalJob
                 left.append(Job(kind(task.run.parent / _FOLDER, _note(task).read_text().strip()), task, self.library))
         for job in left:
             job.stop()
@@ -137,5 +142,6 @@ def _parsed(parameters: Sequence[str]) -> dict[str, Any]:
         key, equals, value = word.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(f"--slurm takes NAME=VALUE, such as partition=gpu or timeout_min=240, got {word!r}")
-        found[key] = int(value) if value.lstrip("-").isdigit() else value
+        own = key in _SHARED or key.startswith("slurm_")
+        found[key if own else f"slurm_{key}"] = int(value) if value.lstrip("-").isdigit() else value
     return found

@@ -141,6 +141,8 @@ class _Work:
         """Train until every trial has ended."""
         advance(self.made, "")
         self.advance = advance
+        for number in list(self.open):
+            self._complete(number)
         drive(
             self.backend, self.take, self.ended, unwanted=self.unwanted,
             changed=lambda tasks: advance(0, ", ".join(task.run.name for task in tasks)),
@@ -239,11 +241,15 @@ class _Work:
         done = {**self._done(number), seed: about}
         self.study.note(number, "seeds", {str(key): done[key] for key in sorted(done)})
         self._read(number)
+        self._complete(number)
+
+    def _complete(self, number: int) -> None:
+        """End a trial whose seeds are all trained."""
+        done = self._done(number).values()
         if len(done) == self.sweep.seeds:
-            means = [fmean(each["values"][i] for each in done.values()) for i in range(len(values))]
-            self._end(
-                number, "complete", means, ", ".join(f"{n} {v:.4g}" for n, v in zip(self.sweep.objectives, means))
-            )
+            means = {name: fmean(each["values"][i] for each in done) for i, name in enumerate(self.sweep.objectives)}
+            words = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+            self._end(number, "complete", list(means.values()), words)
 
     def _fail(self, number: int, why: str) -> None:
         self.study.note(number, "reason", why)

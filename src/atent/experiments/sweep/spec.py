@@ -193,9 +193,10 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
         if key not in _KINDS:
             continue
         kind, words = _KINDS[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        kinds = (int, float) if kind is float else (kind,)
+        if isinstance(value, bool) or not isinstance(value, kinds):
             raise UsageError(f"[sweep] {key} must be {words}, got {shown(value)}")
-        if key in _LEAST and value < _LEAST[key]:
+        if key in _LEAST and given[key] < _LEAST[key]:
             raise UsageError(f"[sweep] {key} must be at least {_LEAST[key]}, got {value}")
     for key, allowed in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
         if key in given and given[key] not in allowed:
