@@ -52,7 +52,7 @@ def test_tasks_run_in_order_and_so_many_at_a_time(tmp_path):
     waiting, running, ended = tasks(tmp_path, "abc"), [], []
     fake = Fake({"a": Child(3), "b": Child(1), "c": Child(1, 5)}, at_once=2)
     drive(
-        fake, lambda: waiting.pop(0) if waiting else None, lambda task, status, _: ended.append((task.run.name, status)),
+        fake, lambda: waiting.pop(0) if waiting else None, lambda task, *end: ended.append((task.run.name, end[0])),
         changed=lambda now: running.append([task.run.name for task in now]), interrupted=str,
     )  # fmt: skip
     assert ended == [("b", 0), ("c", 5), ("a", 0)]
