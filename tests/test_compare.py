@@ -21,8 +21,8 @@ from atent import runs as run
 from atent.cli import main
 from atent.cli.words import seconds
 from atent.evaluate.outcomes import per_sample
-from atent.experiments import compare as room
 from atent.experiments import migrate
+from atent.experiments.backends import local
 from atent.experiments.collect import seed_result
 from atent.experiments.comparison import INTERVAL, accuracy, caveat, draw, draw_pareto, markdown, measure, winner
 from atent.experiments.finished import compare_runs
@@ -258,7 +258,7 @@ def test_a_failing_run_stops_the_others(here, capsys, fake):
 
 
 def test_what_the_runs_are_given(here, capsys, fake, monkeypatch):
-    monkeypatch.setattr(room, "cores", lambda: 7)
+    monkeypatch.setattr(local, "cores", lambda: 7)
     Path("pgd.toml").write_text(Path("pgd.toml").read_text().replace("threads = 1\n", ""))
     fake('echo "$@"; sleep 0.5; exit 1')
     refused(capsys, "plain.toml", "pgd.toml", "--first_seed", "4", "--jobs", "2", "--optimizer.lr", "1", status=1)

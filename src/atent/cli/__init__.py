@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "transfer": "adversarial images of each of several networks, tried on all of them",
     "certify": "certified accuracy of a run's test images: randomised smoothing, or bounds",
     "compare": "train several recipes alike over several seeds, into one table with intervals",
+    "sweep": "try a recipe's settings over a grid, at random or by a model, on validation figures",
     "reproduce": "make the paper's tables and figures again: its figures beside ours",
     "report": "write one HTML page on runs, for a screen, a phone or paper",
     "show": "show a run's files and data, and whether they are still what was written",

@@ -29,6 +29,11 @@ def compare(
     name: Name = None,
     runs: Annotated[str, arg("PATH")] = "runs",
     jobs: Annotated[int, arg("N")] = 1,
+    backend: Annotated[str, arg("{local,ray,slurm}")] = "local",
+    address: Text = None,
+    cpus: Annotated[int, arg("N")] = 1,
+    gpus: Annotated[float, arg("X")] = 0.0,
+    slurm: Annotated[tuple[str, ...], arg("NAME=VALUE ...")] = (),
     budget: Text = None,
     allow_large_eps: bool = False,
     beside: Place = None,
@@ -58,6 +63,16 @@ def compare(
         Folder that holds the result folder.
     jobs
         Trainings at once; each then gets its share of the CPU cores.
+    backend
+        Where the trainings run: processes of this machine, Ray tasks, or SLURM jobs (extras of the package).
+    address
+        With --backend ray: the cluster, such as auto. Default: one on this machine, for this command.
+    cpus
+        With --backend ray and slurm: CPUs of each training.
+    gpus
+        With --backend ray and slurm: GPUs of each training.
+    slurm
+        With --backend slurm: parameters of the jobs by submitit's names, such as partition=gpu timeout_min=240.
     budget
         Give each training this time, such as 10m, 90s or 1h30m, instead of equal epochs: the time of its steps, with
         schedules stretched to fit. The table says how many epochs each came to.
@@ -86,16 +101,18 @@ def compare(
     made = jobs_of(recipes, overrides, allow_large_eps=allow_large_eps)
     if allow_large_eps:
         overrides.append("--allow_large_eps")
+    from atent.experiments import backends
     from atent.experiments import compare as room
     from atent.experiments.plan import Plan
     from atent.experiments.recipes import job
     from atent.runs import locks
 
     locks.steal(steal_lock)
+    place = backends.make(backend, at_once=jobs, address=address, cpus=cpus, gpus=gpus, slurm=slurm)
     with show.json_alone(json) as emit:
         plan = Plan(made, tuple(range(first_seed, first_seed + seeds)), tuple(overrides), command)
         path, found = room.compare(
-            plan, runs=runs, name=name, at_once=jobs, build=job, beside=beside, progress=not quiet,
+            plan, runs=runs, name=name, backend=place, build=job, beside=beside, progress=not quiet,
             say=lambda line: print(line, flush=True),
         )  # fmt: skip
         _print(path, found)
@@ -147,7 +164,10 @@ def _print(path: Path, found: ComparisonFile) -> None:
 
 
 # Options that say how runs are trained, which run folders are already.
-_TRAINING = ("--seeds", "--first-seed", "--jobs", "--budget", "--allow-large-eps")
+_TRAINING = (
+    "--seeds", "--first-seed", "--jobs", "--backend", "--address", "--cpus", "--gpus", "--slurm", "--budget",
+    "--allow-large-eps",
+)  # fmt: skip
 
 
 def _check_seeds(words: list[str]) -> None:

@@ -26,6 +26,8 @@ def train(
     runs: Annotated[str, arg("PATH")] = "runs",
     resume: Annotated[str | None, arg("RUN")] = None,
     baseline: Annotated[bool | None, arg("")] = None,
+    validation_only: bool = False,
+    certifier: Name = None,
     allow_large_eps: bool = False,
     model: Name = None,
     data: Name = None,
@@ -56,6 +58,12 @@ def train(
     baseline
         Also train the same network by standard training, print both, and fail unless the robust model is more robust
         beyond the intervals; --no-baseline: do not. Default: as the recipe.
+    validation_only
+        Leave the test set alone: the rows of the epochs are in validation.jsonl, and `atent evaluate RUN` evaluates the
+        model later.
+    certifier
+        With --validation-only: also the certified accuracy on the validation images at the best epoch, by the bounds
+        ibp, crown-ibp, crown or dual.
     allow_large_eps
         Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
         patch of as many elements, pixels or patches as a sample has.
@@ -76,10 +84,18 @@ def train(
     from atent.runs import locks
 
     locks.steal(steal_lock)
+    if certifier is not None and not validation_only:
+        raise UsageError("--certifier is for --validation-only: use `atent certify RUN --method ...` for test images")
+    if validation_only and (baseline or log):
+        option = "--baseline" if baseline else "--log"
+        raise UsageError(f"--validation-only makes no evaluation, which {option} needs: leave one of them out")
     if resume is not None:
         if recipe is not None:
             raise UsageError(f"{recipe!r} is one argument too many: --resume takes the recipe of {resume}")
-        return _resume(Path(resume), model=model, data=data, root=root, baseline=bool(baseline), quiet=quiet, log=log)
+        return _resume(
+            Path(resume), model=model, data=data, root=root, baseline=bool(baseline), quiet=quiet, log=log,
+            validation_only=validation_only, certifier=certifier,
+        )  # fmt: skip
     if recipe is None:
         raise UsageError("which recipe? `atent train RECIPE`; `atent recipes` lists them")
     if root is not None:
@@ -90,11 +106,13 @@ def train(
     job, own = recipe_job(recipe, list(fields), prog=f"atent train {recipe}", allow_large_eps=allow_large_eps)
     if isinstance(job.method, ACL):
         raise ValueError(f"{type(job.method).__name__} trains without labels: use `atent pretrain {recipe}`")
-    beside = own if baseline is None else baseline
+    beside = own and not validation_only if baseline is None else baseline
     if beside:
         _check_baseline(job)
     with claimed(runs, (job.recipe or "run") if name is None else name, "train", numbered=name is None) as path:
-        return train_job(job, path, baseline=beside, quiet=quiet, log=log)
+        return train_job(
+            job, path, baseline=beside, quiet=quiet, log=log, validation_only=validation_only, certifier=certifier
+        )
 
 
 def run(words: list[str]) -> int:
@@ -131,7 +149,7 @@ def _check_resumed(words: list[str]) -> None:
 
 def _resume(
     path: Path, *, model: str | None, data: str | None, root: str | None, baseline: bool, quiet: bool,
-    log: tuple[str, ...],
+    log: tuple[str, ...], validation_only: bool, certifier: str | None,
 ) -> int:  # fmt: skip
     from atent import runs as folder
     from atent.experiments.pipeline import saved_run
@@ -143,21 +161,28 @@ def _resume(
     saved = folder.read_config(path / folder.CONFIG)
     if all(section in saved for section in SECTIONS) and saved["model"].get("name"):
         job = resumed_job(saved, path, model=model, data=data, root=root)
-        return train_job(job, path, resume=True, baseline=baseline, quiet=quiet, log=log)
-    job = python_job(saved, path, baseline=baseline)
-    python = saved_run(path, model=model, data=data, root=root)
-    return train_job(job, path, resume=True, saved=python, baseline=baseline, quiet=quiet, log=log)
+        python = None
+    else:
+        job = python_job(saved, path, baseline=baseline)
+        python = saved_run(path, model=model, data=data, root=root)
+    return train_job(
+        job, path, resume=True, saved=python, baseline=baseline, quiet=quiet, log=log,
+        validation_only=validation_only, certifier=certifier,
+    )  # fmt: skip
 
 
 def train_job(
-    job: Any, path: Path, *, baseline: bool, quiet: bool, log: tuple[str, ...], resume: bool = False, saved: Any = None
-) -> int:
+    job: Any, path: Path, *, baseline: bool, quiet: bool, log: tuple[str, ...], resume: bool = False, saved: Any = None,
+    validation_only: bool = False, certifier: str | None = None,
+) -> int:  # fmt: skip
     """Train or resume, with the baseline beside it, and print what was found."""
     from atent.experiments.pipeline import baseline as plain_job
     from atent.experiments.pipeline import draw_curves
     from atent.experiments.target import threat_of
     from atent.runs.locks import claimed
 
+    if validation_only:
+        return _validated(job, path, quiet=quiet, resume=resume, saved=saved, certifier=certifier)
     options: dict[str, Any] = {"progress": not quiet, "log": log}
     done = _tracked(job, path, resume=resume, saved=saved, **options)
     models = {job.title: done.evaluation}
@@ -179,6 +204,23 @@ def train_job(
     status = _verdict(done.evaluation, plain.evaluation)
     print(f"\nrun folder: {path}")
     return status
+
+
+def _validated(job: Any, path: Path, *, quiet: bool, resume: bool, saved: Any, certifier: str | None) -> int:
+    """Train without the test set, and print the best epoch."""
+    from atent.experiments.pipeline import fit_job
+    from atent.experiments.validated import Rows, check_certifier, verify
+
+    if certifier is not None:
+        check_certifier(certifier)
+    found = fit_job(
+        job, path, resume=resume, saved=saved, progress=not quiet, report=_epoch_line, say=print, callbacks=[Rows()]
+    )
+    if certifier is not None:
+        print(f"validation images verified by {certifier}: {verify(job, found.model, path, certifier).text}")
+    print(f"\nbest epoch: {found.best['epoch']}; the test set was left alone: `atent evaluate {path}` evaluates it")
+    print(f"run folder: {path}")
+    return 0
 
 
 def _warnings(found: EvaluationFile) -> None:

@@ -6,18 +6,13 @@ command again reuses finished runs and resumes started ones.
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 
 from atent import runs as folder
-from atent import trust
 from atent.experiments import migrate
+from atent.experiments.backends import Backend, Local, Task, drive, train_task
+from atent.experiments.backends.base import reason
 from atent.experiments.collect import collect
 from atent.experiments.comparison import draw, draw_pareto, markdown
 from atent.experiments.pipeline import Say
@@ -25,14 +20,11 @@ from atent.experiments.plan import NAME, PLAN, Build, Plan, Run, agree, place, s
 from atent.experiments.results import ComparisonFile
 from atent.messages import first_only
 from atent.progress import bar
-from atent.runs.locks import InUse, held, stealing
-from atent.signals import followed, resumed_by
-from atent.threads import cores, wait_passively
-from atent.train.interrupt import Interrupted, stop_requests
+from atent.runs.locks import InUse, held
+from atent.signals import resumed_by
 
 RESULT = "comparison.json"
 TABLE = "comparison.md"
-_SOURCE = Path(__file__).resolve().parents[2]
 
 
 def compare(
@@ -40,13 +32,14 @@ def compare(
     *,
     runs: str | Path = "runs",
     name: str | None = None,
-    at_once: int = 1,
+    backend: Backend | None = None,
     build: Build,
     beside: str | Path | None = None,
     progress: bool = True,
     say: Say = lambda line: None,
 ) -> tuple[Path, ComparisonFile]:
-    """Train what is not trained yet, ``at_once`` runs at a time, and write the table; its folder and content.
+    """Train what is not trained yet on the ``backend`` (default: one process at a time), and write the table; its
+    folder and content.
 
     ``beside`` is the folder of an earlier comparison that the Pareto plot shows as well: equal epochs, say, beside
     equal time.
@@ -56,12 +49,13 @@ def compare(
     stopped, with their state saved, and the same command resumes. The runs end with the process that started them.
     """
     agree(plan.jobs)
-    other = _beside(beside)
+    other, backend = _beside(beside), backend or Local()
     path = place(runs, name, plan, build)
-    with resumed_by("the same command resumes"), held(path / folder.LOCK, "compare"):
+    with resumed_by("the same command resumes"), held(path / folder.LOCK, "compare"), backend:
         if place(runs, name, plan, build) != path:
             raise InUse(f"{path} was taken by another comparison meanwhile: give the same command again")
-        # Runs of a comparison that was killed save and end by themselves; what they are is known after that.
+        # Runs of a comparison that was killed save and end; what they are is known after that.
+        backend.settle([Task(run.path, (), run.log) for run in plan.runs(path)])
         for run in plan.runs(path):
             if run.path.is_dir():
                 with held(run.path / folder.LOCK, "compare", wait=first_only(say)):
@@ -72,11 +66,11 @@ def compare(
         counts = {kind: list(todo.values()).count(kind) for kind in ("finished", "started")}
         notes = "".join(f", {n} {kind} before" for kind, n in counts.items() if n)
         say(f"compare {path}: {len(todo)} runs{notes}")
-        _train(plan, path, todo, at_once, progress=progress, say=say)
+        _train(plan, path, todo, backend, progress=progress, say=say)
         for run in plan.runs(path):
             if state(run, build) != "finished":
                 raise ChildProcessError(f"{run.path} ended without a result: see {run.log}")
-        found = collect(plan, path, at_once)
+        found = collect(plan, path, backend.at_once)
         _write(path, found, other)
     return path, found
 
@@ -111,71 +105,35 @@ def _write(path: Path, found: ComparisonFile, other: ComparisonFile | None) -> N
 
 
 def _train(
-    plan: Plan, path: Path, todo: dict[Path, str], at_once: int, *, progress: bool, say: Say
+    plan: Plan, path: Path, todo: dict[Path, str], backend: Backend, *, progress: bool, say: Say
 ) -> None:  # fmt: skip
     waiting = deque(run for run in plan.runs(path) if todo[run.path] != "finished")
-    running: dict[subprocess.Popen[bytes], tuple[Run, float]] = {}
     again = "finished runs stay as they are, and the same command resumes"
     done = len(todo) - len(waiting)
-    with stop_requests() as asked, bar(len(todo), "compare", enabled=progress) as advance:
+    with bar(len(todo), "compare", enabled=progress) as advance:
         advance(done, "")
-        try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    run = waiting.popleft()
-                    running[_start(plan, run, todo[run.path], at_once)] = run, time.perf_counter()
-                    advance(0, ", ".join(r.path.name for r, _ in running.values()))
-                time.sleep(0.05)
-                if asked():
-                    raise Interrupted(f"interrupted with {done} of {len(todo)} runs finished: {again}")
-                for child in [c for c in running if c.poll() is not None]:
-                    run, begun = running.pop(child)
-                    if child.returncode and not asked():
-                        raise ChildProcessError(f"{_failure(run, child.returncode)}; {again}")
-                    done += not child.returncode
-                    say(f"{done:>3} of {len(todo)}  {run.path.name}  {time.perf_counter() - begun:.0f} s")
-                    advance(1, ", ".join(r.path.name for r, _ in running.values()))
-        finally:
-            _stop(list(running))
+
+        def take() -> Task | None:
+            return _task(plan, run := waiting.popleft(), todo[run.path], backend) if waiting else None
+
+        def ended(task: Task, status: int, seconds: float) -> None:
+            nonlocal done
+            if status:
+                raise ChildProcessError(f"{reason(task, status)}; {again}")
+            done += 1
+            say(f"{done:>3} of {len(todo)}  {task.run.name}  {seconds:.0f} s")
+            advance(1, "")
+
+        drive(
+            backend, take, ended, changed=lambda tasks: advance(0, ", ".join(task.run.name for task in tasks)),
+            interrupted=lambda: f"interrupted with {done} of {len(todo)} runs finished: {again}",
+        )  # fmt: skip
 
 
-def _start(plan: Plan, run: Run, stage: str, at_once: int) -> subprocess.Popen[bytes]:
-    # A file of the current folder must not replace a module of the library.
-    words = [sys.executable, *(["-P"] if Path.cwd() != _SOURCE else []), "-m", "atent", "train", *trust.options()]
-    if stage == "started":
-        words += ["--resume", str(run.path), "--quiet"]
-    else:
-        # Equal settings and no state to resume from: the same training begins anew.
-        if run.path.exists():
-            with held(run.path / folder.LOCK, "compare"):
-                folder.clear(run.path)
-        words += [run.given, "--runs", str(run.path.parent), "--name", run.path.name]
-        words += ["--train.seed", str(run.job.train.seed), "--no_baseline", "--quiet", *plan.overrides]
-        if at_once > 1 and run.job.train.threads is None:
-            words += ["--train.threads", str(max(1, cores() // at_once))]
-    words += ["--steal-lock"] if stealing() else []
-    environment = followed(dict(os.environ))
-    wait_passively(environment)
-    with open(run.log, "ab") as log:
-        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-
-
-def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask each to save and end, and wait; a second Ctrl-C ends them at once."""
-    try:
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.wait()
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
-
-
-def _failure(run: Run, status: int) -> str:
-    """What a failed run said last, and where to read the rest."""
-    if status < 0:
-        return f"{run.path.name} was ended by {signal.Signals(-status).name} (see {run.log})"
-    lines = [line.strip() for line in run.log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{run.path.name} failed: {lines[-1].removeprefix('atent: ') if lines else 'no word'} (see {run.log})"
+def _task(plan: Plan, run: Run, stage: str, backend: Backend) -> Task:
+    overrides, threads = [*plan.overrides], backend.threads()
+    if threads is not None and run.job.train.threads is None:
+        overrides += ["--train.threads", str(threads)]
+    return train_task(
+        run.path, run.log, run.given, run.job.train.seed, resume=stage == "started", overrides=overrides
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from atent.experiments.results import (
     CERTIFIED_VERSION,
     COMPARISON_VERSION,
     EVALUATION_VERSION,
+    SWEEP_VERSION,
     THEORY_VERSION,
     TRANSFER_VERSION,
     BenchFile,
@@ -25,6 +26,7 @@ from atent.experiments.results import (
     ComparisonFile,
     EvaluationFile,
     Result,
+    SweepFile,
     TheoryFile,
     TransferFile,
 )
@@ -55,8 +57,12 @@ def parsed(content: Any, kind: type[R], path: Path) -> R:
     """As `read`, from the ``content`` of the file at ``path``, which errors name."""
     migrations: dict[type[Result], Callable[[Any], dict[str, Any]]] = {
         EvaluationFile: evaluation, CertificateFile: certificate, ComparisonFile: comparison, TheoryFile: theory,
+<<<<<<< HEAD
         CertifiedTable: certified, TransferFile: transfer,
         BenchFile: bench,
+=======
+        CertifiedTable: certified, TransferFile: transfer, SweepFile: sweep,
+>>>>>>> h/sweep
     }  # fmt: skip
     try:
         return kind.from_json(migrations[kind](content))
@@ -136,6 +142,13 @@ def theory(content: dict[str, Any]) -> dict[str, Any]:
     if _current(content, THEORY_VERSION, "a theory result"):
         return content
     return {**content, "schema_version": THEORY_VERSION, "data": _samples(content["data"])}
+
+
+def sweep(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a sweep.json of any version."""
+    if _current({"schema_version": content["schema_version"]}, SWEEP_VERSION, "a sweep"):
+        return content
+    raise ValueError(f"schema version {content['schema_version']}, which no version of atent wrote")
 
 
 def transfer(content: dict[str, Any]) -> dict[str, Any]:

@@ -113,6 +113,12 @@ def run_job(
         return _run(job, path, resume, saved, progress=progress, report=report, say=say, callbacks=callbacks)
 
 
+def fit_job(job: Job, path: Path, *, resume: bool = False, saved: Saved | None = None, **how: Any) -> Fitted:
+    """Train as `run_job`, with the same arguments, and leave the test set alone."""
+    with held(path / folder.LOCK, "train"), resumed_by(lambda: _again(path)):
+        return _fitted(as_begun(job, path) if resume else job, path, resume, saved, **how)[0]
+
+
 def _again(path: Path) -> str:
     """What resumes a run that was stopped outside its steps."""
     if not (path / folder.CONFIG).is_file():
@@ -125,6 +131,23 @@ def _run(
     report: Callable[[dict[str, Any]], None] | None, say: Say, callbacks: Sequence[Callback],
 ) -> Finished:  # fmt: skip
     """`run_job` under the run's lock."""
+    fitted, model, data, attacks = _fitted(
+        job, path, resume, saved, progress=progress, report=report, say=say, callbacks=callbacks
+    )
+    evaluation = _evaluated(job, path, model, fitted, data, attacks, progress)
+    content = evaluation.to_json()
+    write_json(path / folder.EVALUATION, content)
+    for callback in callbacks:
+        callback.evaluation(content)
+    return Finished(path, fitted, evaluation)
+
+
+def _fitted(
+    job: Job, path: Path, resume: bool, saved: Saved | None, *, progress: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None, say: Say = lambda line: None,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[Fitted, nn.Module, Data, dict[str, Attack]]:  # fmt: skip
+    """The training, its network and data, and the attacks of the evaluation that may follow, which are checked."""
     teacher = getattr(job.method, "teacher", None)
     if teacher and not resume:
         _need_run(Path(teacher), "method.teacher")
@@ -143,12 +166,7 @@ def _run(
         report=report, say=say, callbacks=callbacks,
     )  # fmt: skip
     draw_curves(path, {job.recipe or job.title: fitted.history})
-    evaluation = _evaluated(job, path, model, fitted, data, attacks, progress)
-    content = evaluation.to_json()
-    write_json(path / folder.EVALUATION, content)
-    for callback in callbacks:
-        callback.evaluation(content)
-    return Finished(path, fitted, evaluation)
+    return fitted, model, data, attacks
 
 
 def _attacks(job: Job, threat: Threat | None, data: Data) -> dict[str, Attack]:

@@ -93,7 +93,7 @@ def agree(jobs: Mapping[str, Job]) -> None:
 
 def _common(job: Job) -> dict[str, Any]:
     """What the jobs of a comparison must share, by its option; the attacks are compared by `_attacks`."""
-    threat = _evaluated_under(job)
+    threat = evaluated_under(job)
     return {
         **{f"data.{k}": v for k, v in asdict(job.data).items() if k not in ("root", "augment")},
         **{f"model.{k}": v for k, v in asdict(job.model).items()},
@@ -110,7 +110,7 @@ def _common(job: Job) -> dict[str, Any]:
     }
 
 
-def _evaluated_under(job: Job) -> Threat | None:
+def evaluated_under(job: Job) -> Threat | None:
     own = getattr(job.method, "threat", None)
     # The box is the data's, which is not loaded yet; a method that has a threat must have that box.
     return threat_of(own, own.box if own else (0.0, 1.0), job.evaluate)
@@ -137,7 +137,7 @@ def _check_radii(name: str, job: Job) -> None:
 
 def _attacks(job: Job) -> list[str]:
     """The attacks in one spelling, whatever their order."""
-    threat = _evaluated_under(job)
+    threat = evaluated_under(job)
     return sorted(spell(attack, threat=True) for attack in recipe_attacks(job.evaluate, threat))
 
 

@@ -159,8 +159,8 @@ def with_method(section: Tables, name: str) -> Tables:
     return {"name": name, **{key: value for key, value in section.items() if key in known}}
 
 
-def _tables(name: str, file: Traversable) -> Tables:
-    """What the file itself states."""
+def read_toml(what: str, file: Traversable) -> Tables:
+    """The tables of a TOML file of settings, which an error calls ``what``; UsageError in one line."""
     try:
         with file.open("rb") as stream:
             content = stream.read(_LARGEST + 1)
@@ -170,13 +170,19 @@ def _tables(name: str, file: Traversable) -> Tables:
         tables = tomllib.loads(content.decode("utf-8-sig"))
         _check_plain(tables, "", 0)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"recipe {name} is not valid TOML: {shown(str(error), 200).strip(_QUOTES)}") from None
+        raise UsageError(f"{what} is not valid TOML: {shown(str(error), 200).strip(_QUOTES)}") from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {name} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
+        raise UsageError(f"{what} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except RecursionError:
-        raise UsageError(f"recipe {name} is nested too deep: {_DEEPEST} levels at most") from None
+        raise UsageError(f"{what} is nested too deep: {_DEEPEST} levels at most") from None
     except ValueError as error:
-        raise UsageError(f"recipe {name} cannot be read: {error}") from None
+        raise UsageError(f"{what} cannot be read: {error}") from None
+    return tables
+
+
+def _tables(name: str, file: Traversable) -> Tables:
+    """What the file itself states."""
+    tables = read_toml(f"recipe {name}", file)
     for key in tables:
         if key not in (*_HEAD, *SECTIONS):
             raise UsageError(f"recipe {name}: {unknown('table', key, (*SECTIONS, *_HEAD))}")

@@ -1,5 +1,10 @@
+<<<<<<< HEAD
 """The result files as types: what evaluation.json, certificate.json, comparison.json, theory.json,
 transfer.json and bench.json hold.
+=======
+"""The result files as types: what evaluation.json, certificate.json, comparison.json, sweep.json, theory.json
+and transfer.json hold.
+>>>>>>> h/sweep
 
 `from_json` takes a file of the current version; `atent.experiments.migrate` brings older files to it first. An unknown
 key is an error, so that no part of a file is lost without notice.
@@ -37,6 +42,7 @@ from atent.experiments.results.studies import (
     Mean,
     TransferFile,
 )
+from atent.experiments.results.sweep import SWEEP_VERSION, SweepFile, TrialResult, TrialSeed
 from atent.experiments.results.theory import THEORY_VERSION, Statement, TheoryFile
 from atent.experiments.results.union import UnionReport
 
@@ -46,6 +52,7 @@ __all__ = [
     "CERTIFIED_VERSION",
     "COMPARISON_VERSION",
     "EVALUATION_VERSION",
+    "SWEEP_VERSION",
     "THEORY_VERSION",
     "TRANSFER_VERSION",
     "Adversary",
@@ -77,7 +84,10 @@ __all__ = [
     "SmoothingFile",
     "Spread",
     "Statement",
+    "SweepFile",
     "TheoryFile",
     "TransferFile",
+    "TrialResult",
+    "TrialSeed",
     "UnionReport",
 ]

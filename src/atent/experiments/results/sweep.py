@@ -1,0 +1,76 @@
+"""sweep.json as a type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from atent.experiments.results.base import Result, whole
+from atent.experiments.results.comparison import Spread
+
+SWEEP_VERSION = 1
+
+
+@whole
+@dataclass(frozen=True)
+class TrialSeed:
+    """One training of a trial that came to its end."""
+
+    seed: int
+    run: str
+    values: list[float]
+    """Each objective's figure at the best epoch, which the recipe selects."""
+    best_epoch: int
+    epochs: int
+    """Epochs that were trained."""
+    low: list[float | None] = field(default_factory=list)
+    """Lower end of each figure's exact 95 % interval on the validation images, where it is a share of them."""
+    high: list[float | None] = field(default_factory=list)
+
+
+@whole
+@dataclass(frozen=True)
+class TrialResult:
+    """One choice of the settings."""
+
+    number: int
+    state: Literal["complete", "pruned", "failed"]
+    settings: dict[str, Any]
+    values: list[Spread]
+    """Each objective over the seeds; none where the trial is not complete."""
+    seeds: list[TrialSeed]
+    reached: int | None = None
+    """Of a pruned trial: the epoch of the comparison that it did not pass."""
+    figure: float | None = None
+    """Of a pruned trial: its figure there, of the first seed."""
+    reason: str | None = None
+    """Of a failed trial: what it said last."""
+
+
+@whole
+@dataclass(frozen=True)
+class SweepFile(Result):
+    """sweep.json."""
+
+    schema_version: int
+    command: str
+    recipe: str
+    sampler: str
+    pruner: str
+    sampler_seed: int
+    seeds: list[int]
+    objectives: dict[str, str]
+    """Figures of the validation split, and which way each is better."""
+    space: dict[str, Any]
+    fixed: dict[str, Any]
+    """Settings that differ from the recipe's in all trials."""
+    interval: str
+    trials: list[TrialResult]
+    best: list[int]
+    """The best trial's number; of several objectives, of every trial that no other excels in all."""
+    importance: dict[str, dict[str, float]]
+    """For each objective, the share of its variance over the complete trials that each setting explains (fANOVA);
+    empty where there are too few."""
+    provenance: dict[str, Any]
+    optuna: str
+    """Its version."""

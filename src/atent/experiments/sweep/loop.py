@@ -1,0 +1,320 @@
+"""The trials of a sweep: what is started, resumed, stopped early and kept."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from atent import runs as folder
+from atent.experiments.backends import Backend, Local, Task, drive, train_task
+from atent.experiments.backends.base import reason
+from atent.experiments.pipeline import Say
+from atent.experiments.plan import Run, seeded, state
+from atent.experiments.recipe_files import UsageError, as_toml
+from atent.experiments.recipes import job
+from atent.experiments.results import SweepFile
+from atent.experiments.sweep.collect import collect, write
+from atent.experiments.sweep.spec import Sweep
+from atent.experiments.sweep.study import Study, Trial, keeps
+from atent.experiments.validated import best_of, figure, rows_of, verified_of
+from atent.messages import first_only
+from atent.progress import Advance, bar
+from atent.runs.locks import held
+from atent.signals import resumed_by
+
+PLAN = "sweep-plan.json"
+_AGAIN = "finished trials stay as they are, and the same command resumes"
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+# Statuses of a training that was asked to stop, and saved.
+_STOPPED = {
+    status
+    for name in _SIGNALS
+    if hasattr(signal, name)
+    for status in (128 + getattr(signal, name), -getattr(signal, name))
+}
+_MOST_RESTARTS = 5
+"""Of one training that something else than the sweep stops, such as the time limit of a job."""
+
+
+def run_sweep(
+    sweep: Sweep,
+    *,
+    runs: str | Path = "runs",
+    name: str | None = None,
+    backend: Backend | None = None,
+    command: str = "",
+    progress: bool = True,
+    say: Say = lambda line: None,
+) -> tuple[Path, SweepFile]:
+    """Make the trials that are not made yet, and write sweep.json, sweep.md and the plots; the folder and the content.
+
+    The sweep's folder is ``runs``/``name`` (default: the name of its file). Each training is a run folder in it,
+    without an evaluation: a sweep leaves the test set alone. A sweep that is there already is resumed, and may ask for
+    more trials than before.
+
+    Raises
+    ------
+    ValueError, FileExistsError
+        In one line, before anything is trained: a folder that holds something else, or is in use; a missing extra.
+    ChildProcessError
+        Where every trial failed.
+    Interrupted
+        After a signal of `atent.signals`: the running trainings are stopped with their state saved.
+    """
+    backend = backend or Local()
+    folder.check_name(name or sweep.name)
+    path = Path(runs) / (name or sweep.name)
+    with resumed_by("the same command resumes"), held(path / folder.LOCK, "sweep"), backend:
+        _check(path, sweep)
+        study = Study(path, sweep, parallel=backend.at_once > 1)
+        folder.write_json(path / PLAN, {"command": command, "trials": sweep.trials, "sweep": sweep.identity()})
+        work = _Work(path, sweep, study, backend, say)
+        work.settle()
+        with bar(sweep.trials, "sweep", enabled=progress) as advance:
+            work.run(advance)
+        trials = study.trials()
+        if all(trial.state == "failed" for trial in trials):
+            raise ChildProcessError(f"every trial failed; the first: {trials[0].notes['reason']}")
+        found = collect(sweep, study, path, command)
+        write(path, found, sweep)
+    return path, found
+
+
+def _check(path: Path, sweep: Sweep) -> None:
+    """ValueError or FileExistsError, in one line, unless the folder is free or holds this sweep."""
+    if not (path / PLAN).is_file():
+        if not folder.is_free(path):
+            raise FileExistsError(f"{path} exists and holds no sweep: choose another --name")
+        return
+    saved, own = folder.read_json(path / PLAN)["sweep"], _plain(sweep.identity())
+    differs = next((key for key in (*own, *saved) if saved.get(key) != own.get(key)), None)
+    if differs is not None:
+        raise ValueError(f"{path} holds another sweep (its {differs} differs): choose another --name")
+
+
+def _plain(value: Any) -> Any:
+    import json
+
+    return json.loads(folder.dumps(value))
+
+
+class _Work:
+    """What is at work, and what comes next."""
+
+    def __init__(self, path: Path, sweep: Sweep, study: Study, backend: Backend, say: Say) -> None:
+        self.path, self.sweep, self.study, self.backend, self.say = path, sweep, study, backend, say
+        self.objective = next(iter(sweep.objectives))
+        self.maximize = sweep.directions[0] == "maximize"
+        self.open: dict[int, Trial] = {}
+        self.begun: dict[Path, tuple[int, int]] = {}
+        """Trial and seed of each training that was started or waits for its trial's end."""
+        self.over: set[int] = set()
+        """Trials that ended before all of their trainings did."""
+        self.stopped: Counter[Path] = Counter()
+        self.epochs: dict[int, int] = {}
+        """Of a trial's trainings."""
+        self.seen: dict[Path, int] = {}
+        """Rows of a training that were compared."""
+        self.made = 0
+
+    def settle(self) -> None:
+        """Wait until the trainings of a sweep that was killed have saved; take up its unfinished trials."""
+        for trial in self.study.trials():
+            self.made += trial.state != "running"
+            if trial.state == "running":
+                self.open[trial.number] = trial
+        tasks = [Task(run, (), _log(run)) for n in self.open for run in map(self._run(n), self.sweep.all_seeds)]
+        self.backend.settle(tasks)
+        for task in tasks:
+            if task.run.is_dir():
+                with held(task.run / folder.LOCK, "sweep", wait=first_only(self.say)):
+                    pass
+        known = len(self.study.trials())
+        notes = f", {self.made} finished and {len(self.open)} started before" if known else ""
+        self.say(f"sweep {self.path}: {self.sweep.trials} trials of {self.sweep.seeds} seeds{notes}")
+
+    def run(self, advance: Advance) -> None:
+        """Train until every trial has ended."""
+        advance(self.made, "")
+        self.advance = advance
+        for number in list(self.open):
+            self._complete(number)
+        drive(
+            self.backend, self.take, self.ended, unwanted=self.unwanted,
+            changed=lambda tasks: advance(0, ", ".join(task.run.name for task in tasks)),
+            interrupted=lambda: f"interrupted with {self.made} of {self.sweep.trials} trials finished: {_AGAIN}",
+        )  # fmt: skip
+
+    # ---- what is started
+
+    def take(self) -> Task | None:
+        """The next training: of an open trial, or of a new one."""
+        for number in sorted(self.open):
+            seed = self._next_seed(number)
+            task = None if seed is None else self._task(number, seed)
+            if task is not None:
+                return task
+        while len(self.study.trials()) < self.sweep.trials:
+            trial = self.study.propose()
+            self.open[trial.number] = trial
+            task = self._task(trial.number, self.sweep.first_seed)
+            if task is not None:
+                return task
+        return None
+
+    def _next_seed(self, number: int) -> int | None:
+        """A seed of an open trial that is neither trained nor at work; asha decides by the first before the others."""
+        if number in self.over:
+            return None
+        done, at_work = self._done(number), {seed for n, seed in self.begun.values() if n == number}
+        for i, seed in enumerate(self.sweep.all_seeds):
+            if seed not in done and seed not in at_work:
+                waits = self.sweep.pruner == "asha" and i > 0 and self.sweep.first_seed not in done
+                return None if waits else seed
+        return None
+
+    def _done(self, number: int) -> dict[int, dict[str, Any]]:
+        return {int(seed): found for seed, found in self.open[number].notes.get("seeds", {}).items()}
+
+    def _run(self, number: int) -> Callable[[int], Path]:
+        return lambda seed: self.path / f"{trial_name(number)}-seed{seed}"
+
+    def _task(self, number: int, seed: int) -> Task | None:
+        """The training; None where the settings do not go together, so that the trial failed."""
+        name = trial_name(number)
+        recipe, run = self.path / f"{name}.toml", self._run(number)(seed)
+        about = f"trial {number} of the sweep {self.sweep.name} of {self.sweep.recipe}"
+        try:
+            tables = {"about": about, **self.sweep.settings(self.open[number].settings)}
+            made = job(tables, name)
+            # Numbers that a child reads from the file are those that the journal has.
+            folder.write_atomic(recipe, as_toml(tables))
+            stage = state(Run(str(recipe), seeded(made, seed), run), job)
+        except UsageError as error:
+            self._fail(number, str(error).splitlines()[0])
+            return None
+        threads = self.backend.threads()
+        overrides = ["--train.threads", str(threads)] if threads and made.train.threads is None else []
+        self.begun[run], self.epochs[number] = (number, seed), made.train.epochs
+        return train_task(
+            run, _log(run), str(recipe), seed, resume=stage != "new", overrides=overrides,
+            options=["--validation-only", *(["--certifier", self.sweep.certifier] if self.sweep.certifier else [])],
+        )  # fmt: skip
+
+    # ---- what ends
+
+    def ended(self, task: Task, status: int, seconds: float) -> None:
+        """Take the figures of a training that ended, and end its trial with the last."""
+        number, seed = self.begun.pop(task.run)
+        if number not in self.over:
+            if self._falls_short(task.run, number, seed):
+                self.over.add(number)
+            elif status in _STOPPED and self.stopped[task.run] < _MOST_RESTARTS:
+                self.stopped[task.run] += 1
+                self.say(f"{task.run.name} was stopped from outside: it resumes")
+            elif status:
+                self._fail(number, reason(task, status))
+            else:
+                self._finish(task.run, number, seed)
+        if number in self.over and not any(n == number for n, _ in self.begun.values()):
+            self.over.discard(number)
+            self.open.pop(number, None)
+
+    def _finish(self, run: Path, number: int, seed: int) -> None:
+        rows = rows_of(run)
+        best = best_of(rows)
+        best = best and {**best, **verified_of(run)}
+        values = [figure(best, name) if best else None for name in self.sweep.objectives]
+        missing = [name for name, value in zip(self.sweep.objectives, values) if value is None]
+        if best is None or missing:
+            self._fail(number, f"{run.name} measured no {', '.join(missing)}")
+            return
+        ends = {end: [figure(best, f"{name}_{end}") for name in self.sweep.objectives] for end in ("low", "high")}
+        about = {
+            "seed": seed, "run": run.name, "values": values, "best_epoch": best["epoch"], "epochs": rows[-1]["epoch"],
+            **ends,
+        }  # fmt: skip
+        done = {**self._done(number), seed: about}
+        self.study.note(number, "seeds", {str(key): done[key] for key in sorted(done)})
+        self._read(number)
+        self._complete(number)
+
+    def _complete(self, number: int) -> None:
+        """End a trial whose seeds are all trained."""
+        done = self._done(number).values()
+        if len(done) == self.sweep.seeds:
+            means = {name: fmean(each["values"][i] for each in done) for i, name in enumerate(self.sweep.objectives)}
+            words = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+            self._end(number, "complete", list(means.values()), words)
+
+    def _fail(self, number: int, why: str) -> None:
+        self.study.note(number, "reason", why)
+        self._end(number, "failed", None, f"failed: {why}")
+
+    def _end(self, number: int, how: str, values: list[float] | None, words: str) -> None:
+        self.study.end(number, how, values)
+        self.made += 1
+        self.say(f"{self.made:>3} of {self.sweep.trials}  {trial_name(number)}  {words}")
+        self.advance(1, "")
+        if any(n == number for n, _ in self.begun.values()):
+            self.over.add(number)
+        else:
+            self.open.pop(number, None)
+
+    def _read(self, number: int) -> None:
+        """Take a trial from the journal as it is now."""
+        self.open[number] = self.study.trials()[number]
+
+    # ---- what is stopped early
+
+    def unwanted(self, task: Task) -> bool:
+        """Whether a training is of a trial that has ended, or ends by what it measured since."""
+        number, seed = self.begun[task.run]
+        return number in self.over or self._falls_short(task.run, number, seed)
+
+    def _falls_short(self, run: Path, number: int, seed: int) -> bool:
+        """asha: report the epochs that a trial's first seed measured, and prune it at the first comparison that it
+        does not pass.
+
+        The training may be a little ahead; the comparison is by what it had measured when it came there.
+        """
+        if self.sweep.pruner != "asha" or seed != self.sweep.first_seed or number in self.over:
+            return number in self.over
+        rows, trial = rows_of(run), self.open[number]
+        if len(rows) == self.seen.get(run):
+            return False
+        self.seen[run] = len(rows)
+        rungs = [self.sweep.rung * self.sweep.factor**k for k in range(64)]
+        passed = int(trial.notes.get("passed", 0))
+        for i, row in enumerate(rows):
+            epoch, best = row["epoch"], best_of(rows[: i + 1])
+            value = figure(best, self.objective) if best else None
+            if value is None or epoch <= passed:
+                continue
+            if epoch not in trial.figures:
+                self.study.report(number, epoch, value)
+            if epoch < self.epochs[number] and any(passed < rung <= epoch for rung in rungs):
+                others = {
+                    t.number: t.figures[epoch] for t in self.study.trials() if epoch in t.figures and t.number != number
+                }
+                if not keeps(value, others, factor=self.sweep.factor, maximize=self.maximize):
+                    self.study.note(number, "reached", {"epoch": epoch, "value": value})
+                    self._end(number, "pruned", [value], f"pruned after epoch {epoch}, {self.objective} {value:.4g}")
+                    return True
+            passed = epoch
+            self.study.note(number, "passed", epoch)
+        self._read(number)
+        return False
+
+
+def trial_name(number: int) -> str:
+    """What a trial's recipe and its run folders are called."""
+    return f"trial-{number:03d}"
+
+
+def _log(run: Path) -> Path:
+    return run.with_name(run.name + ".log")
