@@ -57,12 +57,7 @@ def parsed(content: Any, kind: type[R], path: Path) -> R:
     """As `read`, from the ``content`` of the file at ``path``, which errors name."""
     migrations: dict[type[Result], Callable[[Any], dict[str, Any]]] = {
         EvaluationFile: evaluation, CertificateFile: certificate, ComparisonFile: comparison, TheoryFile: theory,
-<<<<<<< HEAD
-        CertifiedTable: certified, TransferFile: transfer,
-        BenchFile: bench,
-=======
-        CertifiedTable: certified, TransferFile: transfer, SweepFile: sweep,
->>>>>>> h/sweep
+        CertifiedTable: certified, TransferFile: transfer, BenchFile: bench, SweepFile: sweep,
     }  # fmt: skip
     try:
         return kind.from_json(migrations[kind](content))

@@ -6,11 +6,8 @@ from atent.plots.frequencies import bands, fourier
 from atent.plots.matrices import corruptions, transfer
 from atent.plots.pictures import adversarial, images, magnified, regions
 from atent.plots.quantities import cost, lines
-<<<<<<< HEAD
 from atent.plots.roofline import roofline
-=======
 from atent.plots.sweep import front, importance, parallel
->>>>>>> h/sweep
 from atent.plots.training import characteristics, curves, together
 from atent.plots.union import union
 

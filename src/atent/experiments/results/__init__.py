@@ -1,10 +1,5 @@
-<<<<<<< HEAD
-"""The result files as types: what evaluation.json, certificate.json, comparison.json, theory.json,
+"""The result files as types: what evaluation.json, certificate.json, comparison.json, sweep.json, theory.json,
 transfer.json and bench.json hold.
-=======
-"""The result files as types: what evaluation.json, certificate.json, comparison.json, sweep.json, theory.json
-and transfer.json hold.
->>>>>>> h/sweep
 
 `from_json` takes a file of the current version; `atent.experiments.migrate` brings older files to it first. An unknown
 key is an error, so that no part of a file is lost without notice.
