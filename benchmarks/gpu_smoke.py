@@ -174,8 +174,6 @@ GRAPHS: dict[str, tuple[Callable[[], Method], float, bool]] = {
     "Free": (lambda: Free(THREATS["linf"], replays=1), 0.0, False),
     "AWP ATENT": (lambda: AWP(ATENT(THREATS["l2"], steps=3), 0.01), 0.0, False),
     "AWP ATENT bfloat16": (lambda: AWP(ATENT(THREATS["l2"], steps=3), 0.01), 0.0, True),
-    "PGDAT": (lambda: PGDAT(THREATS["l2"], steps=3), 0.0, False),
-    "PGDAT dropout": (lambda: PGDAT(THREATS["l2"], steps=3), 0.3, False),
 }
 """Method, dropout, bfloat16."""
 

@@ -97,7 +97,7 @@ def _show(name: str, entry: dict[str, Any]) -> None:
 def _alive(device: torch.device) -> bool:
     """Whether the device still computes: after some errors nothing does in the same process."""
     try:
-        return float(torch.ones(2, device=device).sum()) == 2.0
+        return float(torch.rand(2, device=device).sum()) <= 2.0
     except Exception:
         return False
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from atent import Threat
 from atent.data import from_tensors
-from atent.methods import ATENT, AWP, PGDAT, TRADES, Free, Standard
+from atent.methods import ATENT, AWP, PGDAT, Free, Standard
 from atent.methods.base import correct, in_force
 from atent.train import TrainSettings, fit, graphs, kernels
 from atent.train.graphs import WARM, Graphs
@@ -172,7 +172,7 @@ def test_what_cannot_be_recorded_runs_without_and_says_so_once():
     assert same(found, whole)
     assert not recorder.tapes
     (line,) = said
-    assert "Waits" in line
+    assert line.startswith("warning: no CUDA graph of Waits (aten._local_scalar_dense")
     assert "\n" not in line
 
 
@@ -180,14 +180,23 @@ def test_an_inherited_answer_does_not_count():
     """What a class of the user's own adds may depend on the progress."""
 
     @dataclasses.dataclass(frozen=True)
-    class Own(PGDAT):
+    class Own(ATENT):
         pass
 
-    assert in_force(PGDAT(LINF), 0.5) is not None
+    assert in_force(ATENT(LINF), 0.5) is not None
     assert in_force(Own(LINF), 0.5) is None
     assert in_force(AWP(Own(LINF)), 0.5) is None
-    assert in_force(TRADES(LINF), 0.5) is None
+    assert in_force(PGDAT(LINF), 0.5) is None
     assert in_force(ATENT(LINF, mode="eval"), 0.5) is None
+
+
+def test_a_method_that_is_never_recorded_says_so_at_once():
+    said, settings = [], TrainSettings(cuda_graphs=True)
+    method, other = PGDAT(LINF), ATENT(LINF)
+    assert graphs.graphed(method, settings, torch.device("cuda"), said.append) == method.backward
+    assert [line.partition(",")[0] for line in said] == ["warning: no CUDA graph of PGDAT"]
+    assert graphs.graphed(other, settings, torch.device("cuda"), said.append) != other.backward
+    assert len(said) == 1
 
 
 def test_the_page_s_own_method_takes_part():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -57,10 +56,6 @@ class PGDAT(Method):
         check_smoothing(self.label_smoothing)
         check_budget(self.threat)
         check_reach(self.threat, self.attack(1.0).resolved_step, f"with steps={self.steps} a step_size of")
-
-    def settings_at(self, progress: float) -> Hashable:
-        """As eps grows."""
-        return self, warm(self.eps_warmup, progress)
 
     def attack(self, progress: float) -> PGD:
         """The adversary at ``progress``; a given step size shrinks with eps."""

@@ -52,6 +52,9 @@ def graphed(method: Method, settings: TrainSettings, device: torch.device, say: 
         return method.backward
     if device.type != "cuda":
         raise ValueError(f"train.cuda_graphs needs CUDA, the device is {device.type}: leave it out")
+    if in_force(method, 1.0) is None:
+        say(f"warning: no CUDA graph of {type(method).__name__}, which cannot be recorded: its steps run without")
+        return method.backward
     return Graphs(method, record, say).backward
 
 
@@ -140,7 +143,7 @@ class Graphs:
             self.graph = _Graph(key, static, grads, recorded)
         except RuntimeError as error:
             self._failed = True
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(_first(error)).split())[:200]
             self.say(f"warning: no CUDA graph of {type(self.method).__name__} ({reason}): its steps run without")
         if self._failed:
             for p in parameters:
@@ -158,9 +161,17 @@ class Graphs:
         return {name: value.clone() for name, value in graph.recorded.metrics.items()}
 
 
+def _first(error: BaseException) -> BaseException:
+    """What went wrong first: the end of a failed recording is an error of its own."""
+    return error if error.__context__ is None else _first(error.__context__)
+
+
 def record(body: Callable[[], Metrics], rng: torch.Generator) -> Recorded:
     """`Record` on CUDA."""
     graph = torch.cuda.CUDAGraph()
+    device = torch.cuda.current_device() if rng.device.index is None else rng.device.index
+    generators = [rng, torch.cuda.default_generators[device]]
+    before = [generator.clone_state() for generator in generators]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # versions that register by themselves say so
         graph.register_generator_state(rng)
@@ -169,6 +180,11 @@ def record(body: Callable[[], Metrics], rng: torch.Generator) -> Recorded:
     try:
         with torch.cuda.graph(graph):
             metrics = body()
+    except BaseException:
+        # A generator whose recording has failed may be left inside it, and then draws no more.
+        for generator, state in zip(generators, before, strict=True):
+            generator.graphsafe_set_state(state)
+        raise
     finally:
         torch.clear_autocast_cache()
     return Recorded(metrics, graph.replay)
