@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -127,8 +127,7 @@ def certify(
     """
     if not runs:
         raise UsageError("which run? `atent certify RUN [RUN ...]` takes the paths that training printed")
-    from atent.experiments.certificate import certify_folder, draw
-    from atent.experiments.certified import add, row
+    from atent.experiments.certificate import certify_folder
     from atent.runs.locks import steal
 
     steal(steal_lock)
@@ -144,17 +143,25 @@ def certify(
                 progress=not quiet,
             )  # fmt: skip
         show.threads(threads)
-        for out, found, _ in done.values():
-            _print(out, found)
-        if plot:
-            draw({run: rows for run, (_, _, rows) in done.items()}, plot, radius)
-            print(f"written: {plot}")
-        if table:
-            beside = add(Path(table), [row(found) for _, found, _ in done.values()])
-            print(f"written: {table}, {beside}")
+        _show(done, plot, table, radius)
         results = [found.to_json() for _, found, _ in done.values()]
         emit(results[0] if len(results) == 1 else results)
     return 0
+
+
+def _show(done: dict[str, Any], plot: str | None, table: str | None, radius: tuple[float, ...] | None) -> None:
+    """Print the certificates of each run, and write what is asked for of all of them."""
+    from atent.experiments.certificate import draw
+    from atent.experiments.certified import add, row
+
+    for out, found, _ in done.values():
+        _print(out, found)
+    if plot:
+        draw({run: rows for run, (_, _, rows) in done.items()}, plot, radius)
+        print(f"written: {plot}")
+    if table:
+        beside = add(Path(table), [row(found) for _, found, _ in done.values()])
+        print(f"written: {table}, {beside}")
 
 
 def _check_written(table: str | None, plot: str | None, method: str, one: bool) -> None:
