@@ -1,7 +1,7 @@
 """alpha-CROWN: sound at any slopes, never looser than CROWN, and an ascent that climbs."""
 
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -40,8 +40,10 @@ def test_the_bounds_enclose_all_points_of_a_grid_and_are_tighter_than_crown(thre
     with torch.no_grad():
         (lower, upper), (low, high) = (bounds(net, x, threat, m) for m in ("alpha-crown", "crown"))
         answers = net(points(x, threat).flatten(0, 1)).view(-1, *lower.shape)
-    assert (lower <= answers.amin(0)).all() and (upper >= answers.amax(0)).all()
-    assert (lower >= low).all() and (upper <= high).all()
+    assert (lower <= answers.amin(0)).all()
+    assert (upper >= answers.amax(0)).all()
+    assert (lower >= low).all()
+    assert (upper <= high).all()
     assert float((upper - lower).mean()) < 0.98 * float((high - low).mean())
 
 
@@ -52,7 +54,7 @@ def test_margins_are_never_below_those_of_crown_and_more_steps_lower_none(threat
     with torch.no_grad():
         found = [margins(net, x, y, threat, "alpha-crown", steps=n) for n in (0, 1, 5, 20)]
         assert torch.equal(found[0], margins(net, x, y, threat, "crown"))
-        for less, more in zip(found, found[1:]):
+        for less, more in pairwise(found):
             # The best slopes are chosen without rounding, and evaluated with it.
             assert (more >= less - 1e-12).all()
         assert (found[-1] > found[0] + 1e-6).any()
@@ -77,7 +79,7 @@ def parts(net, x, threat):
 @pytest.mark.parametrize("threat", THREATS, ids=IDS)
 def test_any_slopes_are_sound_and_their_gradient_is_the_difference_quotient(threat):
     net, x = made(2)
-    graph, _, _, relaxations, _, value = parts(net, x, threat)
+    _, _, _, relaxations, _, value = parts(net, x, threat)
     g = torch.Generator().manual_seed(3)
     slopes = {
         k: torch.rand(4, 8, *lines[0].shape[1:], generator=g, dtype=torch.float64).requires_grad_()
@@ -86,7 +88,8 @@ def test_any_slopes_are_sound_and_their_gradient_is_the_difference_quotient(thre
     found = value(slopes)
     with torch.no_grad():
         answers = net(points(x, threat).flatten(0, 1)).view(-1, 4, 4)
-    assert (found[:, :4] <= answers.amin(0)).all() and (-found[:, 4:] >= answers.amax(0)).all()
+    assert (found[:, :4] <= answers.amin(0)).all()
+    assert (-found[:, 4:] >= answers.amax(0)).all()
     gradients = torch.autograd.grad(found.sum(), list(slopes.values()))
     assert max(float(t.abs().max()) for t in gradients) > 1e-3
     way = {k: torch.randn(t.shape, generator=g, dtype=t.dtype) for k, t in slopes.items()}
@@ -105,8 +108,11 @@ def test_the_slopes_stay_within_0_and_1_and_decided_ones_as_they_are():
     for k, found in slopes.items():
         box = boxes[graph.nodes[k].inputs[0]]
         decided = ~((box.lower < 0) & (box.upper > 0))
-        assert found.min() >= 0 and found.max() <= 1 and not found.requires_grad
-        assert decided.any() and (~decided).any()
+        assert found.min() >= 0
+        assert found.max() <= 1
+        assert not found.requires_grad
+        assert decided.any()
+        assert not decided.all()
         before = relaxations[k][0][:, None].expand_as(found)
         assert torch.equal(found.movedim(1, 0)[:, decided], before.movedim(1, 0)[:, decided])
         assert (found.movedim(1, 0)[:, ~decided] != before.movedim(1, 0)[:, ~decided]).any()
@@ -127,7 +133,8 @@ def test_convolutions_in_float32_are_bounded_tighter_where_weights_want_gradient
     ).eval()  # fmt: skip
     x, y, threat = torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2]), Threat("linf", 0.05)
     tight, loose = (margins(net, x, y, threat, m) for m in ("alpha-crown", "crown"))
-    assert (tight >= loose).all() and (tight > loose + 1e-4).any()
+    assert (tight >= loose).all()
+    assert (tight > loose + 1e-4).any()
     tight.sum().backward()
     assert net[0].weight.grad.abs().max() > 0
 

@@ -306,7 +306,7 @@ def _symmetric(m: nn.Conv2d) -> tuple[int, int]:
 
 
 def _rest(
-    shape: torch.Size,
+    shape: Sequence[int],
     a: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],

@@ -321,15 +321,15 @@ def _tighten(
             columns.append(units.columns)
     else:
         width = shape.numel()
-        for samples, units, unit in _all(n, width, chunk, device) if mask is None else _open(mask.flatten(1), chunk):
+        for samples, places, unit in _all(n, width, chunk, device) if mask is None else _open(mask.flatten(1), chunk):
             # The part up to the nearest ReLUs is the same for all samples: once for each unit, not for each pair.
-            one = torch.zeros(len(units), width, dtype=box.lower.dtype, device=device)
-            one = one.scatter(1, units[:, None], 1.0).view(1, -1, *shape)
+            one = torch.zeros(len(places), width, dtype=box.lower.dtype, device=device)
+            one = one.scatter(1, places[:, None], 1.0).view(1, -1, *shape)
             shared = back(graph, form(source, one, rounding=rounding), boxes)
             linear = back(graph, _spread(shared, samples, unit), boxes, relaxations, samples)
             found.append(least(linear, boxes, place, samples))
             rows.append(samples)
-            columns.append(units[unit])
+            columns.append(places[unit])
     if not found:
         return box
     where, below = (torch.cat(rows), torch.cat(columns)), torch.cat(found)

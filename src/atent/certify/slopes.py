@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atent.certify.graph import Graph
 from atent.certify.interval import Box
-from atent.certify.linear import Form, Relaxation, back, least
+from atent.certify.linear import Coefficients, Form, Relaxation, back, least
 from atent.certify.region import Region
 
 STEPS = 20
@@ -45,7 +45,9 @@ def ascended(
     centre, lower, upper = (t.to(dtype) for t in (place.centre, place.lower, place.upper))
     region = replace(place, centre=centre, lower=lower, upper=upper, arithmetic=None)
     lines = {k: tuple(_cast(t, dtype) for t in each) for k, each in relaxations.items()}
-    pending = {k: a.detach().to(dtype) for k, a in start.pending.items() if isinstance(a, Tensor)}
+    pending: dict[int, Coefficients] = {
+        k: a.detach().to(dtype) for k, a in start.pending.items() if isinstance(a, Tensor)
+    }
     begin = Form(pending, start.constant.detach().to(dtype))
     slopes, undecided = {}, {}
     for k, (below, *_) in lines.items():

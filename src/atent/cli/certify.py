@@ -149,7 +149,7 @@ def certify(
     return 0
 
 
-def _show(done: dict[str, Any], plot: str | None, table: str | None, radius: tuple[float, ...] | None) -> None:
+def _show(done: dict[str, Any], plot: str | None, table: str | None, radius: tuple[str, ...] | None) -> None:
     """Print the certificates of each run, and write what is asked for of all of them."""
     from atent.experiments.certificate import draw
     from atent.experiments.certified import add, row
