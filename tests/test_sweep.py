@@ -415,9 +415,6 @@ def test_the_folder_of_another_sweep_is_left_alone(here, known):
     before = (path / "journal.log").read_bytes()
     with pytest.raises(ValueError, match="holds another sweep \\(its space differs\\)"):
         swept(written("trials = 2", STEPS))
-    shutil.copy(path / "journal.log", here / "journal.log")
-    (here / "runs" / "mine").mkdir()
-    shutil.copy(here / "journal.log", here / "runs" / "mine" / "sweep-plan.json")
     (here / "runs" / "taken").mkdir()
     (here / "runs" / "taken" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds no sweep"):
