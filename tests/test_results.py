@@ -11,7 +11,6 @@ from atent.experiments.results import (
     CertifiedTable,
     ComparisonFile,
     EvaluationFile,
-    SweepFile,
     TheoryFile,
     TransferFile,
 )
@@ -22,7 +21,6 @@ KINDS = {
     "certificate": (migrate.certificate, CertificateFile),
     "certified": (migrate.certified, CertifiedTable),
     "comparison": (migrate.comparison, ComparisonFile),
-    "sweep": (migrate.sweep, SweepFile),
     "theory": (migrate.theory, TheoryFile),
     "transfer": (migrate.transfer, TransferFile),
 }
