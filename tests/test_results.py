@@ -12,7 +12,6 @@ from atent.experiments.results import (
     CertifiedTable,
     ComparisonFile,
     EvaluationFile,
-    SweepFile,
     TheoryFile,
     TransferFile,
 )
@@ -24,7 +23,6 @@ KINDS = {
     "certificate": (migrate.certificate, CertificateFile),
     "certified": (migrate.certified, CertifiedTable),
     "comparison": (migrate.comparison, ComparisonFile),
-    "sweep": (migrate.sweep, SweepFile),
     "theory": (migrate.theory, TheoryFile),
     "transfer": (migrate.transfer, TransferFile),
 }

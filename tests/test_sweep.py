@@ -12,6 +12,7 @@ import pytest
 from commands import given
 from processes import SOURCE, started, until
 
+from atent import plots
 from atent.cli import main
 from atent.cli.words import split_sections
 from atent.experiments import extras, migrate, pipeline
@@ -19,7 +20,7 @@ from atent.experiments import sweep as package
 from atent.experiments.backends import make
 from atent.experiments.recipe_files import UsageError
 from atent.experiments.results import SweepFile
-from atent.experiments.sweep import loop
+from atent.experiments.sweep import collect, loop
 from atent.experiments.sweep.space import Range, parameter
 from atent.experiments.sweep.spec import Sweep, changed, read_sweep
 from atent.experiments.sweep.study import keeps
@@ -56,6 +57,7 @@ recipe = "tiny.toml"
 [set]
 {fixed}
 """
+DRAW = collect.draw
 LR = '"optimizer.lr" = { low = 1e-3, high = 0.5, log = true }'
 STEPS = '"method.steps" = [1, 2]'
 
@@ -147,6 +149,7 @@ def known(monkeypatch):
     """Every run folder of the formula may be resumed."""
     pytest.importorskip("optuna", reason="needs the extra sweep")
     monkeypatch.setattr(loop, "state", lambda run, build: "started" if run.path.exists() else "new")
+    monkeypatch.setattr(collect, "draw", lambda *args, **given: None)
 
 
 def swept(file, backend=None, **how):
@@ -403,7 +406,6 @@ def test_two_objectives_give_a_front(here, known):
     objective = 'objective = ["validation_robust", "validation_clean"]\nsampler = "grid"'
     path, found = swept(written(objective, '"optimizer.lr" = [0.1, 0.2, 0.3]\n"method.steps" = [1]'))
     assert found.best == [0, 1, 2]
-    assert (path / "plots" / "pareto.png").is_file()
     assert (path / "sweep.md").read_text().count("front") == 3
 
 
@@ -415,9 +417,6 @@ def test_the_folder_of_another_sweep_is_left_alone(here, known):
     before = (path / "journal.log").read_bytes()
     with pytest.raises(ValueError, match="holds another sweep \\(its space differs\\)"):
         swept(written("trials = 2", STEPS))
-    shutil.copy(path / "journal.log", here / "journal.log")
-    (here / "runs" / "mine").mkdir()
-    shutil.copy(here / "journal.log", here / "runs" / "mine" / "sweep-plan.json")
     (here / "runs" / "taken").mkdir()
     (here / "runs" / "taken" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds no sweep"):
@@ -436,7 +435,31 @@ def test_the_journal_of_another_sweep_is_refused(here, known):
 def test_the_result_file_comes_back_as_its_type(here, known):
     path, found = swept(written("trials = 3\nseeds = 2"), Formula(fails=["trial-001-seed0"]))
     assert migrate.read(path / "sweep.json", SweepFile) == found
-    assert {each.name for each in (path / "plots").iterdir()} == {"parallel-validation_robust.png"}
+
+
+def test_a_result_of_a_later_version_and_an_unknown_key_are_refused(here, known):
+    path, _ = swept(written("trials = 1"))
+    content = json.loads((path / "sweep.json").read_text())
+    for changed_to, part in (({"schema_version": 99}, "version 99"), ({"unheard_of": 1}, "unheard_of")):
+        (path / "sweep.json").write_text(json.dumps({**content, **changed_to}))
+        with pytest.raises(ValueError, match=part):
+            migrate.read(path / "sweep.json", SweepFile)
+
+
+def test_the_schema_file_is_up_to_date():
+    path = Path(__file__).parents[1] / "docs" / "schemas" / "sweep.json"
+    assert json.loads(path.read_text()) == SweepFile.schema()
+
+
+def test_the_plots_are_of_what_there_is(here, known, monkeypatch):
+    draw, made = DRAW, []
+    monkeypatch.setattr(plots, "save", lambda figure, path: made.append(path.name))
+    for count, objective in ((3, ""), (4, 'objective = ["validation_robust", "validation_clean"]\n')):
+        path, found = swept(written(f"{objective}trials = {count}"), name=f"of-{count}")
+        draw(path / "plots", found, logs={"optimizer.lr"})
+    robust, clean = "parallel-validation_robust.png", "parallel-validation_clean.png"
+    # Three trials are too few for importances.
+    assert made == [robust, robust, clean, "importance.png", "pareto.png"]
 
 
 # ---- backends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -68,13 +69,13 @@ def run_sweep(
     backend = backend or Local()
     folder.check_name(name or sweep.name)
     path = Path(runs) / (name or sweep.name)
-    with resumed_by("the same command resumes"), held(path / folder.LOCK, "sweep"), backend:
+    with resumed_by("the same command resumes"), held(path / folder.LOCK, "sweep"):
         _check(path, sweep)
         study = Study(path, sweep, parallel=backend.at_once > 1)
         folder.write_json(path / PLAN, {"command": command, "trials": sweep.trials, "sweep": sweep.identity()})
         work = _Work(path, sweep, study, backend, say)
-        work.settle()
-        with bar(sweep.trials, "sweep", enabled=progress) as advance:
+        with backend, bar(sweep.trials, "sweep", enabled=progress) as advance:
+            work.settle()
             work.run(advance)
         trials = study.trials()
         if all(trial.state == "failed" for trial in trials):
@@ -90,16 +91,11 @@ def _check(path: Path, sweep: Sweep) -> None:
         if not folder.is_free(path):
             raise FileExistsError(f"{path} exists and holds no sweep: choose another --name")
         return
-    saved, own = folder.read_json(path / PLAN)["sweep"], _plain(sweep.identity())
+    saved = folder.read_json(path / PLAN).get("sweep", {})
+    own = json.loads(folder.dumps(sweep.identity()))
     differs = next((key for key in (*own, *saved) if saved.get(key) != own.get(key)), None)
     if differs is not None:
         raise ValueError(f"{path} holds another sweep (its {differs} differs): choose another --name")
-
-
-def _plain(value: Any) -> Any:
-    import json
-
-    return json.loads(folder.dumps(value))
 
 
 class _Work:

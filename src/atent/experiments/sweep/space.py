@@ -110,7 +110,7 @@ def _choice(name: str, values: list[Any]) -> Choice:
     for i, value in enumerate(values):
         if not isinstance(value, str | int | float):
             raise UsageError(f"{name} takes numbers, texts, true and false, got {shown(value)}")
-        if any(value == other and type(value) is type(other) for other in values[:i]):
+        if value in values[:i]:  # also 1 beside 1.0 and true
             raise UsageError(f"{name} lists {shown(value)} twice: leave one out")
     return Choice(name, tuple(values))
 
