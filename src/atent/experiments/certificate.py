@@ -90,8 +90,9 @@ def certify_folder(
     ``method`` is a name of `CERTIFIERS`, or module:Thing: "smoothing", and a class of the user's own, draw noise
     (`certify_run`); "ibp", "crown-ibp", "crown", "alpha-crown" and "dual" compute bounds (`verified`), and so does a
     function (`verified_by`), within ``radii`` under the run's norm or ``norm``, default: the run's eps. The same call
-    resumes where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of weights
-    gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged`` joins the
+    resumes where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of
+    weights gets the next free name. ``shard`` "i/k" certifies the images i::k into a file of its own, ``merged``
+    joins the
     shards. ``compiled``: smoothing with the network fused by ``torch.compile``, ``channels_last``: that of
     `Smoothed`; both the same up to rounding. ``trust_code`` as `load_target`. Raises what the rooms raise: ValueError
     and FileNotFoundError in one line.
