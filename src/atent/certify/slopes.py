@@ -63,13 +63,14 @@ def ascended(
     for step in range(steps + 1):
         with torch.enable_grad():
             value = least(back(graph, begin, light, with_slopes(lines, slopes)), light, region)
+            total = value.sum()
         better = value.detach() > best
         best = torch.where(better, value.detach(), best)
         kept = {k: torch.where(_as(better, t), t.detach(), kept[k]) for k, t in slopes.items()}
         if step == steps:
             break
         # An infinite bound has no direction.
-        gradients = torch.autograd.grad(value.sum(), list(slopes.values()), allow_unused=True)
+        gradients = torch.autograd.grad(total, list(slopes.values()), allow_unused=True)
         for (k, slope), gradient in zip(slopes.items(), gradients):
             slope.grad = None if gradient is None else torch.where(undecided[k], gradient, 0).nan_to_num(0, 0, 0)
         adam.step()
