@@ -146,7 +146,7 @@ def test_a_training_records_what_auto_chose_and_resumes_with_it(digits, monkeypa
     assert (saved["precision"], saved["channels_last"]) == ("bfloat16", False)
     monkeypatch.setattr("atent.train.machine.probe", None)  # never asked again
     settings = TrainSettings(precision="auto", channels_last="auto")
-    kept = machine.resolved(network(), digits, settings, torch.device("cpu"), print, tmp_path / "run")
+    kept = machine.resolved(network(clock), digits, settings, torch.device("cpu"), print, tmp_path / "run")
     assert (kept.precision, kept.channels_last) == ("bfloat16", False)
     train(digits, network(clock), tmp_path / "run", resume=True, precision="auto", channels_last="auto")
 

@@ -208,7 +208,7 @@ def _measure(model: nn.Module, x: Tensor, kinds: Sequence[Kind], end: float) -> 
             others = [k for k in others if k in found.times and k not in hopeless]
             total = sum(found.times[k][0] for k in (base, *others))
             # What is left must hold the larger batch: the first passes, a round that counts, and one more to spare.
-            larger = min(len(x), 8 * n, int(n * (end - perf_counter()) / (4 * total)))
+            larger = min(len(x), 8 * n, int(n * (end - perf_counter()) / (4 * max(total, 1e-9))))
             if not others or larger < min(2 * n, len(x)) or larger == n:
                 break
             n = larger
