@@ -160,7 +160,7 @@ def work_of(step: Work) -> tuple[float, float]:
     The bytes are those of every operator's tensors, as if no cache kept one for the next. `FlopCounterMode` itself
     follows modules by hooks that `torch.autograd.grad` to the weights does not allow.
     """
-    with _Work() as found:
+    with _Work() as found:  # type: ignore[no-untyped-call]
         step()
     return found.flops, found.bytes
 
