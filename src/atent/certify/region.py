@@ -100,8 +100,10 @@ def region(x: Tensor, threat: Threat, arithmetic: Arithmetic | None = None) -> R
 def _root(size: Tensor, room: Tensor, limit: float) -> Tensor:
     """t^2 (n,) for which the sum of min(size t, room)^2 over d entries, concave in t^2, is ``limit``.
 
-    On a CPU, rows that have arrived take no more steps, which changes nothing: elsewhere the host would wait for each.
+    On a CPU, outside of training, rows that have arrived take no more steps, which changes nothing: the host waits for
+    each.
     """
+    waits = size.device.type == "cpu" and not torch.is_grad_enabled()
     square = limit / size.square().sum(1).clamp_min(1)
     result, rows = square, None
     for _ in range(NEWTON):
@@ -109,7 +111,7 @@ def _root(size: Tensor, room: Tensor, limit: float) -> Tensor:
         slope = torch.where(free, size, 0).square().sum(1)
         rest = (limit - torch.where(free, 0, room).square().sum(1)).clamp_min(0)
         moved = torch.where(slope > 0, rest / slope, square)
-        if size.is_cuda:
+        if not waits:
             square = result = moved
             continue
         going = moved != square
