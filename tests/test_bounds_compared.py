@@ -33,7 +33,7 @@ def test_crown_alone_can_be_looser():
         net[0].bias.fill_(-1.0)
         net[2].weight.copy_(torch.tensor([[1.0], [0.0]]))
     x, threat = torch.full((1, 1), 0.5, dtype=torch.float64), Threat("linf", 0.5)
-    want = pytest.approx({"ibp": 0.0, "crown-ibp": -1.0, "crown": 0.0, "dual": -1.1 / 2.1})
+    want = pytest.approx({"ibp": 0.0, "crown-ibp": -1.0, "crown": 0.0, "alpha-crown": 0.0, "dual": -1.1 / 2.1})
     with torch.no_grad():
         assert {method: float(bounds(net, x, threat, method)[0][0, 0]) for method in METHODS} == want
         y = torch.tensor([0])
@@ -67,6 +67,7 @@ RADII = {
     "ibp": {"linf": 0.002, "l2": 0.006},
     "crown-ibp": {"linf": 0.003, "l2": 0.012},
     "crown": {"linf": 0.03, "l2": 0.18},
+    "alpha-crown": {"linf": 0.03, "l2": 0.18},
     "dual": {"linf": 0.03, "l2": 0.15},
 }
 """About where a method proves some of the images and not all."""

@@ -231,17 +231,23 @@ class Values:
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
-        plain = all([t.layout is torch.strided and not t.is_quantized for t in tensors])
+        # Not all kinds of tensors are copied many at once.
+        plain = all([t.layout is torch.strided and not t.is_quantized and not t.is_complex() for t in tensors])
         with torch.no_grad():
-            self.values = [torch.empty_like(t) if plain else t.clone() for t in tensors]
+            self.values = [torch.empty_like(t) if plain else t.detach().clone() for t in tensors]
             if plain and tensors:
                 torch._foreach_copy_(self.values, tensors)
+        self._together = plain and bool(tensors)
 
     def restore(self) -> None:
         """Write them back."""
         # Through .data: a graph that is still alive may have saved the tensors, and would see a new version.
-        if self.tensors:
-            torch._foreach_copy_([t.data for t in self.tensors], self.values)
+        places = [t.data for t in self.tensors]
+        if self._together:
+            torch._foreach_copy_(places, self.values)
+            return
+        for place, value in zip(places, self.values, strict=True):
+            place.copy_(value)
 
 
 Registered = list[tuple[nn.Module, dict[str, Tensor | None]]]

@@ -121,7 +121,7 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
                 eye = torch.eye(a.shape[2] * entries, dtype=a.dtype, device=a.device)
                 return spread(eye.view(-1, *a.shape[2:]), (0, 0), (h, w)).flatten(1)
 
-            found = (rows.flatten(1) @ _kept(held, (*a.shape[2:], a.dtype), dense)).view(len(rows), -1, h, w)
+            found = (rows.flatten(1) @ _kept(held, (*a.shape[2:], a.dtype), dense)).view(len(rows), m.in_channels, h, w)
         back: Tensor = found.unflatten(0, a.shape[:2])
         return back
 

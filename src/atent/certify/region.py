@@ -48,19 +48,20 @@ class Region:
         if self.norm == "linf":
             middle, half = (self.upper + self.lower) / 2, (self.upper - self.lower) / 2
             return _dot(a, middle.flatten(1)) - _dot(a.abs(), half.flatten(1))
-        step, gap = self._minimiser(a.detach())
+        step, gap = self._minimiser(a.detach(), patient=a.device.type == "cpu" and not torch.is_grad_enabled())
         return _dot(a, centre) + (a * step).sum(2) + gap
 
     @torch.no_grad()
-    def _minimiser(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """The step x' - x (n, s, d) that minimises the Lagrangian at the best m found, and the value of m's term."""
+    def _minimiser(self, a: Tensor, *, patient: bool) -> tuple[Tensor, Tensor]:
+        """The step x' - x (n, s, d) that minimises the Lagrangian at the best m found, and the value of m's term.
+        ``patient``: the host may wait, to see which rows have arrived."""
         centre = self.centre.flatten(1)[:, None]
         room = torch.where(a > 0, centre - self.lower.flatten(1)[:, None], self.upper.flatten(1)[:, None] - centre)
         # Entries are divided by the largest, so that squares of small ones do not vanish.
         largest = a.abs().amax(2)
         size, limit = a.abs() / torch.where(largest > 0, largest, 1)[..., None], self.eps**2
-        square = _root(size.flatten(0, 1), room.expand_as(size).flatten(0, 1), limit).view_as(largest)
-        t = square.sqrt()
+        size, room = torch.broadcast_tensors(size, room)
+        t = _root(size.flatten(0, 1), room.flatten(0, 1), limit, patient=patient).view(size.shape[:2]).sqrt()
         length = torch.minimum(size * t[..., None], room)
         # Where every coordinate that matters is at its bound the ball does not: m = 0.
         bounded = ((length >= room) | (size == 0)).all(2)
@@ -97,13 +98,11 @@ def region(x: Tensor, threat: Threat, arithmetic: Arithmetic | None = None) -> R
     return Region(threat.norm, eps, centre, lower.clamp(min=low), upper.clamp(max=high), arithmetic)
 
 
-def _root(size: Tensor, room: Tensor, limit: float) -> Tensor:
+def _root(size: Tensor, room: Tensor, limit: float, *, patient: bool) -> Tensor:
     """t^2 (n,) for which the sum of min(size t, room)^2 over d entries, concave in t^2, is ``limit``.
 
-    On a CPU, outside of training, rows that have arrived take no more steps, which changes nothing: the host waits for
-    each.
+    By Newton's method. ``patient``: rows that have arrived take no more steps, which changes nothing.
     """
-    waits = size.device.type == "cpu" and not torch.is_grad_enabled()
     square = limit / size.square().sum(1).clamp_min(1)
     result, rows = square, None
     for _ in range(NEWTON):
@@ -111,7 +110,7 @@ def _root(size: Tensor, room: Tensor, limit: float) -> Tensor:
         slope = torch.where(free, size, 0).square().sum(1)
         rest = (limit - torch.where(free, 0, room).square().sum(1)).clamp_min(0)
         moved = torch.where(slope > 0, rest / slope, square)
-        if not waits:
+        if not patient:
             square = result = moved
             continue
         going = moved != square
