@@ -123,7 +123,7 @@ class Formula:
         if len(self.started) in self.dies:
             raise Interrupted("as by a signal")
         tables = read(task)
-        lr, steps, seed = tables["optimizer"]["lr"], tables["method"]["steps"], int(task.run.name[-1])
+        lr, steps, seed = tables.get("optimizer", {}).get("lr", 0.1), tables["method"]["steps"], int(task.run.name[-1])
         if task.run.name in self.fails:
             task.log.write_text("atent: the loss is not finite\n")
             return Done(1)
