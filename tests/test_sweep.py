@@ -585,7 +585,7 @@ def test_the_page_is_about_sweeps_that_can_be_made(here, known, capsys):
     rows = dict(re.findall(r"^\| `(\w+)`(?:, `\w+`)* \| ([^|]*) \|", text, re.M))
     fields = {each.name: each.default for each in dataclasses.fields(Sweep)}
     for name in ("sampler", "trials", "seeds", "pruner", "rung", "startup"):
-        assert rows[name].split(",")[0] in (json.dumps(fields[name]), str(fields[name]))
+        assert rows[name].split(",")[0].strip("`") in (json.dumps(fields[name]), str(fields[name]))
     (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
     swept("digits-sweep.toml")
     exec(compile(code, "docs/sweeps.md", "exec"), {})
