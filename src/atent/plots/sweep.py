@@ -160,4 +160,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:.3g}" if isinstance(value, float) else str(value)
