@@ -87,9 +87,11 @@ def hyphened(name: str) -> str:
 
 
 def _is_tristate(kind: Any) -> bool:
-    """Whether the type is a boolean with a default that is neither."""
+    """Whether the type is a boolean that may be something else as well: none, or a word such as auto."""
     is_union = typing.get_origin(kind) in (typing.Union, UnionType)
-    return is_union and set(typing.get_args(kind)) == {bool, type(None)}
+    others = [part for part in typing.get_args(kind) if part not in (bool, type(None))]
+    words = all(typing.get_origin(part) is typing.Literal for part in others)
+    return is_union and bool in typing.get_args(kind) and words
 
 
 # ---- what a user writes ------------------------------------------------------------------------------------
