@@ -343,7 +343,7 @@ def test_another_seed_of_the_sampler_tries_other_settings(here, known):
 
 def test_tpe_looks_where_it_was_good(here, known):
     """The formula is best at lr 0.1: after the trials at random those of the model lie closer to it."""
-    _, found = swept(written("trials = 40\nstartup = 10", '"optimizer.lr" = { low = 0.0, high = 1.0 }'))
+    _, found = swept(written("trials = 40\nstartup = 10", '"optimizer.lr" = { low = 0.001, high = 1.0 }'))
     distances = [abs(t.settings["optimizer.lr"] - 0.1) for t in found.trials]
     assert sorted(distances[10:])[15] < sorted(distances[:10])[5]
 
@@ -551,7 +551,7 @@ def test_a_training_without_the_test_set_is_evaluated_later(here, monkeypatch, c
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "evaluate_model", refuse)
         words = ["train", "tiny.toml", "--validation-only", "--quiet", "--train.epochs", "2", "--name", "one"]
-        words += ["--certifier", "ibp", "--method.threat.eps", "0.001"]
+        words += ["--certifier", "crown", "--method.threat.eps", "1e-5"]
         assert main(words) == 0, capsys.readouterr().err
     run = here / "runs" / "one"
     assert not (run / "evaluation.json").exists()
