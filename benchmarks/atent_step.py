@@ -34,20 +34,18 @@ import copy
 import statistics
 import sys
 import time
-import weakref
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from atent import Threat
+from atent.bench.passes import saved_bytes as peak
+from atent.bench.transcription import authors
 from atent.methods import ATENT
 from atent.models import build, native_shape
 from atent.progress import bar
-from atent.rng import Batch
 from atent.runs import provenance, write_json
 
 THREATS = {"resnet20": Threat("l2", 1.0), "small_cnn": Threat("linf", 0.3)}
@@ -56,31 +54,6 @@ ACCEPT = 1.9
 """Least ratio authors / accumulated on resnet20, on a quiet machine."""
 
 Step = Callable[[ATENT, nn.Module, Tensor, Tensor, torch.Generator], Tensor]
-
-
-def authors(
-    method: ATENT, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator, *, full: bool = True
-) -> Tensor:
-    """mu, its gradient in ``.grad``, by two passes per iterate and K live graphs."""
-    chain, streams = method.chain(), Batch(rng)
-    reduction = "sum" if chain.gradient == "raw" else "mean"
-    z, mask, mu = chain.begin(x, streams), None, torch.zeros(())
-    for k in range(chain.steps):
-        zk = z.detach().requires_grad_()
-        if mask is not None:
-            torch.set_rng_state(mask)
-        loss = F.cross_entropy(model(zk), y, reduction=reduction)
-        if full:
-            loss.backward()
-            slope = zk.grad
-        else:
-            (slope,) = torch.autograd.grad(loss, zk)
-        z = chain.move(zk.detach(), x, slope, k, streams)
-        mask = torch.get_rng_state()
-        mu = (1 - method.alpha) * mu + method.alpha * F.cross_entropy(model(z), y)
-    model.zero_grad()
-    mu.backward()
-    return mu.detach()
 
 
 def inputs_only(method: ATENT, model: nn.Module, x: Tensor, y: Tensor, rng: torch.Generator) -> Tensor:
@@ -147,40 +120,6 @@ def check(method: ATENT, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, fl
             key = f"{part}, {name}" if last else part
             worst[key] = max(gap, worst.get(key, 0.0))
     return worst
-
-
-def peak(run: Callable[[], object], model: nn.Module) -> int:
-    """Most bytes that autograd held at once while ``run()`` ran; see the head of this file."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    holders: Counter[int] = Counter()
-    now = top = 0
-
-    class Handle:
-        def __init__(self, tensor: Tensor) -> None:
-            self.tensor = tensor
-
-    def release(key: int, size: int) -> None:
-        nonlocal now
-        holders[key] -= 1
-        if not holders[key]:
-            now -= size
-
-    def pack(tensor: Tensor) -> Handle:
-        nonlocal now, top
-        handle, storage = Handle(tensor), tensor.untyped_storage()
-        key, size = storage.data_ptr(), storage.nbytes()
-        if key not in weights and size:
-            # the address stays taken as long as the handle holds the tensor
-            if not holders[key]:
-                now += size
-                top = max(top, now)
-            holders[key] += 1
-            weakref.finalize(handle, release, key, size)
-        return handle
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda handle: handle.tensor):
-        run()
-    return top
 
 
 def summary(values: list[float]) -> dict[str, float]:
