@@ -5,7 +5,8 @@
 Each table stands between marks, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a folder
 of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME -->,
 <!-- soak: NAME --> and <!-- upkeep: NAME --> show the files bad_inputs.json, fuzz.json, soak.json and upkeep.json of
-the scripts of these names, and <!-- bench: NAME --> the bench.json of `atent bench`.
+the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, and <!-- verdicts: NAME --> and
+<!-- power: NAME --> the sequential.json of benchmarks/sequential.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ from atent.markdown import table as markdown_table
 from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
-_MARKED = re.compile(r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench): (\S+) -->\n).*?(<!-- end -->)", re.S)
+_MARKED = re.compile(
+    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power): (\S+) -->\n)"
+    r".*?(<!-- end -->)",
+    re.S,
+)
 _SHOWN = ("clean (%)", "PGD-20 (%)", "AutoAttack (%)", "worst of these (%)", "s / epoch", "epochs")
 
 
@@ -161,6 +166,35 @@ def bench(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def verdicts(folder: Path) -> str:
+    """What the sequential test decided, beside all samples."""
+    found = json.loads((folder / "sequential.json").read_text())
+    rows = []
+    for row in found["results"]:
+        counts = [row[f"verdicts_of_{which}"] for which in ("the_test", "all_samples")]
+        kinds = [f"{c['certified']}, {c['certified_wrong']}, {c['abstained']}" for c in counts]
+        same = f"{row['same_verdict']} of {row['images']}"
+        fewer = f"{row['times_fewer']:.1f}"
+        rows.append(
+            [f"{row['radius']:g}", *kinds, same, f"{row['samples_mean']:.0f}", f"{row['samples_most']:,}", fewer]
+        )
+    headings = ["radius", "this test", "all samples", "same verdict", "mean samples", "most", "times fewer"]
+    return "\n".join(markdown_table(headings, rows)) + "\n"
+
+
+def power(folder: Path) -> str:
+    """Power and mean number of samples of three sequential tests."""
+    found = json.loads((folder / "sequential.json").read_text())
+    rows = []
+    for test in found["tests"]:
+        for k, row in enumerate(test["shares"]):
+            of = [row[name] for name in ("spending", "union", "mixture")]
+            cells = [f"{each['power']:.3f}, {each['samples']:,.0f}" for each in of]
+            name = f"{test['radius']:g} (p0 = {test['threshold']:.4f})" if not k else ""
+            rows.append([name, f"{row['share']:.5g}", *cells])
+    return "\n".join(markdown_table(["radius", "p", "this test", "union bound", "mixture"], rows)) + "\n"
+
+
 def refreshed(text: str, results: Path) -> str:
     """A document with its tables made anew."""
     make = {
@@ -171,6 +205,8 @@ def refreshed(text: str, results: Path) -> str:
         "soak": soak,
         "upkeep": upkeep,
         "bench": bench,
+        "verdicts": verdicts,
+        "power": power,
     }
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
 
