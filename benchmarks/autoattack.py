@@ -1,6 +1,6 @@
 """What AutoAttack costs, ours beside the port that can be installed (pip install pyautoattack==0.2.0).
 
-    python benchmarks/autoattack.py RUN [RUN ...] --n 200 --fold --memory-format channels_last --out FILE
+    python benchmarks/autoattack.py RUN [RUN ...] --n 200 --memory-format channels_last --out FILE
 
 Both run the standard version against each run's own threat on the same test images, in interleaved slices: one takes a
 slice first, then the other. Times are CPU seconds of the process, which other work lengthens little; wall seconds stand
@@ -18,7 +18,6 @@ import copy
 import logging
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +41,13 @@ from atent.stats import share, sign_test
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def seen(model: nn.Module, *, fold: bool, memory_format: str) -> nn.Module:
-    """The network that ours is shown: its batch-norm folded into the convolutions, its weights in a memory format."""
-    if fold:
-        from torch.fx.experimental.optimization import fuse
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = fuse(copy.deepcopy(model).eval()).eval()
-    return copy.deepcopy(model).to(memory_format=FORMATS[memory_format])  # type: ignore[call-overload]
-
-
 def ours(
-    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, threat: Threat, tally: dict[str, Any], *, last: bool
-) -> Tensor:
+    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, threat: Threat, tally: dict[str, Any],
+    how: dict[str, Any],
+) -> Tensor:  # fmt: skip
     """Run, add what each part took to ``tally``; bool (n,): the images that remain correctly classified."""
     attack = {"AutoAttack": AutoAttack(threat)}
-    found = evaluate(model, x, y, attack, ids=ids, batch=len(x), channels_last=last)
+    found = evaluate(model, x, y, attack, ids=ids, batch=len(x), **how)
     for name, part in found.attacks["AutoAttack"]["parts"].items():
         entry = tally.setdefault(name, {"seconds": 0.0, "forwards": 0, "backwards": 0, "robust": 0})
         for key in ("seconds", "forwards", "backwards"):
@@ -84,7 +73,8 @@ def race(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     own = {**(config["method"].get("threat") or {}), "box": data.box}
     own |= {k: config["evaluate"][k] for k in ("norm", "eps") if config["evaluate"].get(k) is not None}
     threat, model = Threat(**own), atent.load(path)
-    shown, last = seen(model, fold=args.fold, memory_format=args.memory_format), args.memory_format == "channels_last"
+    how = {"folding": args.folding, "channels_last": args.memory_format == "channels_last"}
+    shown = copy.deepcopy(model).to(memory_format=FORMATS[args.memory_format])  # type: ignore[call-overload]
     part = data.sample("test", args.n)
     seconds: dict[str, list[float]] = {"ours": [], "port": []}
     wall: dict[str, list[float]] = {"ours": [], "port": []}
@@ -96,7 +86,7 @@ def race(path: Path, args: argparse.Namespace) -> dict[str, Any]:
             for name in ("ours", "port") if i % 2 == 0 else ("port", "ours"):
                 begun, cpu = time.perf_counter(), time.process_time()
                 if name == "ours":
-                    robust[name].append(ours(shown, x, y, part.ids[rows], threat, tally, last=last))
+                    robust[name].append(ours(shown, x, y, part.ids[rows], threat, tally, how))
                 else:
                     robust[name].append(port(model, x, y, threat))
                 seconds[name].append(time.process_time() - cpu)
@@ -111,8 +101,8 @@ def race(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     return {
         "run": path.name, "n": len(part), "norm": threat.norm, "eps": float(threat.eps),
-        "samples": described(data, "test", part), "threads": args.threads, "slices": args.slices, "fold": args.fold,
-        "memory_format": args.memory_format, "cpu_seconds": seconds, "wall_seconds": wall,
+        "samples": described(data, "test", part), "threads": args.threads, "slices": args.slices,
+        "folding": args.folding, "memory_format": args.memory_format, "cpu_seconds": seconds, "wall_seconds": wall,
         "ratio": {"total": sum(seconds["port"]) / sum(seconds["ours"]), **summary(ratios)}, "parts": tally,
         "robust": {name: share(int(found.sum()), len(part)) for name, found in both.items()},
         # How often the port would fool so many that ours does not, or more, were both equally strong.
@@ -138,7 +128,7 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--n", type=positive, default=200, help="test images, by the data.subset of the run")
     parser.add_argument("--slices", type=positive, default=4, help="slices of the images, timed in turn")
-    parser.add_argument("--fold", action="store_true", help="ours sees batch-norm folded into the convolutions")
+    parser.add_argument("--no-folding", dest="folding", action="store_false", help="search the network as it is")
     parser.add_argument("--memory-format", choices=FORMATS, default="contiguous", help="of the images that ours shows")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="threads of torch")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
