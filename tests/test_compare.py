@@ -187,6 +187,7 @@ def test_compare_trains_once_and_reuses(here, capsys, monkeypatch):
     assert "pgd-seed1 was trained with other settings (method.steps 7, not 1)" in err
 
 
+@pytest.mark.slow
 def test_compare_goes_on_after_an_interruption(here, capsys):
     args = ["--seeds", "1", "--train.epochs", "50", "--name", "mine"]
     path = here / "runs" / "mine"

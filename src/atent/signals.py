@@ -120,7 +120,11 @@ def _again(signum: int, seconds: float) -> None:
     def send() -> None:
         if _STATE.raising:
             _STATE.echoing = True
-            signal.raise_signal(signum)
+            # To the main thread: a call in which that waits ends, and the handler runs.
+            if hasattr(signal, "pthread_kill"):
+                signal.pthread_kill(threading.main_thread().ident or 0, signum)
+            else:
+                signal.raise_signal(signum)
 
     if _STATE.echo is not None:
         _STATE.echo.cancel()
