@@ -5,8 +5,9 @@
 Each table stands between marks, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a folder
 of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME -->,
 <!-- soak: NAME --> and <!-- upkeep: NAME --> show the files bad_inputs.json, fuzz.json, soak.json and upkeep.json of
-the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, and <!-- verdicts: NAME --> and
-<!-- power: NAME --> the sequential.json of benchmarks/sequential.py.
+the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, <!-- verdicts: NAME --> and
+<!-- power: NAME --> the sequential.json of benchmarks/sequential.py, and <!-- speed: NAME --> what
+benchmarks/autoattack.py and benchmarks/bounds.py wrote there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
 _MARKED = re.compile(
-    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power): (\S+) -->\n)"
+    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|speed): (\S+) -->\n)"
     r".*?(<!-- end -->)",
     re.S,
 )
@@ -195,6 +196,26 @@ def power(folder: Path) -> str:
     return "\n".join(markdown_table(["radius", "p", "this test", "union bound", "mixture"], rows)) + "\n"
 
 
+def speed(folder: Path) -> str:
+    """AutoAttack and bounds beside the field's code: CPU seconds, and how many times faster."""
+    rows = []
+    for each in json.loads((folder / "autoattack.json").read_text())["results"]:
+        spent = [f"{sum(each['cpu_seconds'][name]):.0f}" for name in ("ours", "port")]
+        what = f"AutoAttack, `{each['run']}`, {each['norm']}, {each['n']} images"
+        rows.append([what, "pyautoattack", spent[0], "", spent[1], f"{each['ratio']['total']:.2f}", ""])
+    for each in json.loads((folder / "bounds.json").read_text())["rows"]:
+        seconds = {name: found["median"] for name, found in each["seconds"].items()}
+        ours, plain = seconds.pop("ours"), seconds.pop("ours, rounding off")
+        what = f"{each['method']}, {each['network']}, {each['norm']} {each['eps']:g}, {each['images']} images"
+        for name, theirs in (seconds or {"none takes it": None}).items():
+            ratios = (
+                ["", "", ""] if theirs is None else [f"{theirs:.3f}", f"{theirs / ours:.2f}", f"{theirs / plain:.2f}"]
+            )
+            rows.append([what, name, f"{ours:.3f}", f"{plain:.3f}", *ratios])
+    headings = ["what", "beside", "ours (s)", "rounding off (s)", "theirs (s)", "times faster", "rounding off"]
+    return "\n".join(markdown_table(headings, rows, left=2)) + "\n"
+
+
 def refreshed(text: str, results: Path) -> str:
     """A document with its tables made anew."""
     make = {
@@ -207,6 +228,7 @@ def refreshed(text: str, results: Path) -> str:
         "bench": bench,
         "verdicts": verdicts,
         "power": power,
+        "speed": speed,
     }
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
 
