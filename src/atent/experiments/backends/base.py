@@ -123,6 +123,7 @@ def drive(
         saved.
     """
     running: dict[Child, tuple[Task, float]] = {}
+    stopping: set[Child] = set()
     with stop_requests() as asked:
         try:
             while True:
@@ -140,10 +141,13 @@ def drive(
                     if status is None or (status and asked()):
                         continue
                     task, begun = running.pop(child)
+                    stopping.discard(child)
                     ended(task, status, time.perf_counter() - begun)
                     changed([task for task, _ in running.values()])
                 for child, (task, _) in running.items():
-                    if unwanted(task):
+                    # Once: a second signal would end what saves after the first.
+                    if child not in stopping and unwanted(task):
+                        stopping.add(child)
                         child.stop()
         finally:
             _stop(list(running))
