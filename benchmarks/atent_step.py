@@ -214,7 +214,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     results = [measure(name, args) for name in args.models]
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items()}
     if args.out:
         content = {
             "benchmark": "atent_step",

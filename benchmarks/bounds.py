@@ -251,7 +251,7 @@ def main() -> int:
                 rows.append(measure(name, method, threat, net, x, y, args))
                 print(line(rows[-1]), flush=True)
     if args.out:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items()}
         content = {"benchmark": "bounds", "settings": settings, "clock": "cpu", "threads": 1, "rows": rows}
         write_json(args.out, {**content, "provenance": provenance(seed=0, device="cpu")})
     return 0

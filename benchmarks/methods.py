@@ -227,7 +227,7 @@ def main() -> int:
                 f" {b['high']:.3f}], n {row['n']}; saved MB at K {result['steps']}: {memory}"
             )
     if args.out:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items()}
         content = {"benchmark": "methods", "settings": settings, "results": results, "growth": grown}
         write_json(args.out, {**content, "provenance": provenance(seed=0, device="cpu")})
     return 0
