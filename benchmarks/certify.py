@@ -18,13 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 from atent_step import positive, summary
-from scipy.special import betaincinv, ndtri
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from atent.bench.certify import usual
 from atent.certify import Smoothed, verified
 from atent.certify.smoothing import forward_size
 from atent.models import build, native_shape
@@ -33,29 +32,6 @@ from atent.runs import provenance, write_json
 from atent.threat import Threat
 
 ALPHA = 0.001
-
-
-def usual(model: nn.Module, x: Tensor, sigma: float, n0: int, n: int, batch: int) -> list[tuple[int, float, float]]:
-    """(class, radius, share) of each image."""
-
-    def sample(image: Tensor, draws: int) -> np.ndarray:
-        counts = np.zeros(10, dtype=int)
-        with torch.no_grad():
-            while draws > 0:
-                size = min(batch, draws)
-                draws -= size
-                copies = image.repeat((size, 1, 1, 1))
-                guesses = model(copies + torch.randn_like(copies) * sigma).argmax(1)
-                counts += np.bincount(guesses.cpu().numpy(), minlength=10)
-        return counts
-
-    out = []
-    for image in x:
-        top = int(sample(image, n0).argmax())
-        k = int(sample(image, n)[top])
-        low = float(betaincinv(k, n - k + 1, ALPHA)) if k else 0.0
-        out.append((top, sigma * float(ndtri(low)), k / n) if low > 0.5 else (-1, 0.0, k / n))
-    return out
 
 
 def problem(name: str, images: int) -> tuple[nn.Module, Tensor]:

@@ -214,7 +214,7 @@ def test_the_usual_loop_estimates_the_votes_of_the_certificate():
     model, x, _ = problem("digits_cnn", 2)
     n = 400
     votes = certify.Smoothed(model.eval(), certify.SIGMA).votes(x, n).double() / n
-    for image, (top, _, share) in enumerate(certify.usual(model, x, 50, n, 100)):
+    for image, (top, _, share) in enumerate(certify.usual(model, x, certify.SIGMA, 50, n, 100)):
         if top >= 0:
             # five standard errors of a difference of two shares
             error = max((share * (1 - share) / n) ** 0.5, 1 / n)

@@ -210,7 +210,7 @@ def test_a_fold_that_disagrees_is_refused(monkeypatch):
 # ---- in an evaluation
 
 
-def judged(net, x):
+def predicted(net, x):
     with torch.no_grad():
         return net.eval()(x).argmax(1)
 
@@ -218,7 +218,7 @@ def judged(net, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_evaluation_on_the_folded_network_has_the_verdicts_of_the_network(dtype):
     net, x = lived(build("resnet8", classes=4, shape=(3, 16, 16)), dtype=dtype)
-    y = judged(net, x)
+    y = predicted(net, x)
     attacks = [FGSM(THREAT), PGD(THREAT, steps=5), DeepFool(THREAT)]
     found, plain = (evaluate(net, x, y, attacks, cascade=False, folding=folding) for folding in (True, False))
     assert (found.folded, plain.folded) == (9, 0)
@@ -233,7 +233,7 @@ def search_of(net, network, dtype=None):
 def test_the_verdict_is_that_of_the_network_on_the_returned_tensor():
     """A searched network that calls everything fooled, and one that calls nothing fooled, change no verdict."""
     net, x = lived(build("resnet8", classes=4, shape=(3, 16, 16)), dtype=torch.float32)
-    y = judged(net, x)
+    y = predicted(net, x)
 
     class Shifted(nn.Module):
         def __init__(self, by):
@@ -246,7 +246,7 @@ def test_the_verdict_is_that_of_the_network_on_the_returned_tensor():
     for by in (-1e4, 1e4):
         ids = torch.arange(len(x))
         out = search_of(net, Shifted(by).eval()).attacked(PGD(THREAT, steps=2), x, y, seed=0, ids=ids)
-        assert torch.equal(out.success, judged(net, out.x_adv) != y)
+        assert torch.equal(out.success, predicted(net, out.x_adv) != y)
         assert THREAT.contains(out.x_adv, x).all()
 
 
@@ -282,7 +282,7 @@ def test_what_ends_near_the_boundary_is_searched_again(monkeypatch):
 
 def test_minimum_norm_attacks_search_in_full_precision():
     net, x = lived(build("resnet8", classes=4, shape=(3, 16, 16)), dtype=torch.float32)
-    y = judged(net, x)
+    y = predicted(net, x)
     how = {"cascade": False, "folding": False}
     low = evaluate(net, x, y, [DeepFool(THREAT)], search_dtype="bfloat16", **how)
     full = evaluate(net, x, y, [DeepFool(THREAT)], **how)

@@ -27,7 +27,7 @@ _USUAL = (1000, 400)
 _OWN = 200
 
 
-def usual(model: nn.Module, x: Tensor, n0: int, n: int, batch: int) -> list[tuple[int, float, float]]:
+def usual(model: nn.Module, x: Tensor, sigma: float, n0: int, n: int, batch: int) -> list[tuple[int, float, float]]:
     """(class, radius, share of the class) of each image, in the structure of Cohen et al.'s published code.
 
     Per image, per batch of samples the image is repeated, noise of a global stream is added, the argmax goes to numpy
@@ -42,7 +42,7 @@ def usual(model: nn.Module, x: Tensor, n0: int, n: int, batch: int) -> list[tupl
                 size = min(batch, samples)
                 samples -= size
                 copies = image.repeat((size, 1, 1, 1))
-                guesses = model(copies + torch.randn_like(copies) * SIGMA).argmax(1)
+                guesses = model(copies + torch.randn_like(copies) * sigma).argmax(1)
                 counts += np.bincount(guesses.cpu().numpy(), minlength=10)
         return counts
 
@@ -51,7 +51,7 @@ def usual(model: nn.Module, x: Tensor, n0: int, n: int, batch: int) -> list[tupl
         top = int(sample(image, n0).argmax())
         k = int(sample(image, n)[top])
         low = lower_limit(k, n, ALPHA)
-        out.append((top, SIGMA * float(ndtri(low)), k / n) if low > 0.5 else (-1, 0.0, k / n))
+        out.append((top, sigma * float(ndtri(low)), k / n) if low > 0.5 else (-1, 0.0, k / n))
     return out
 
 
@@ -85,7 +85,7 @@ def _smoothing(plan: Plan, name: str, effort: Effort, advance: Advance) -> Bench
     works: dict[str, Work] = {
         _FORWARDS: _forwards(model, x, samples),
         "atent": lambda: smoothed.certify(x, CHOOSE, n, ALPHA),
-        **{f"usual loop, batch {b}": partial(usual, model, x, CHOOSE, n, b) for b in _USUAL},
+        **{f"usual loop, batch {b}": partial(usual, model, x, SIGMA, CHOOSE, n, b) for b in _USUAL},
     }
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         found = interleaved(works, effort, pairs={w: _FORWARDS for w in works if w != _FORWARDS}, advance=advance)

@@ -28,7 +28,6 @@ from atent.methods.objectives import (
     free_energy_at,
     free_energy_two_passes,
     kl_outer,
-    shares_of,
 )
 from atent.rng import Batch, seed_from
 from atent.threat import Threat
@@ -182,8 +181,8 @@ class ATENT(Method):
             return self.steps // 2
         if self.alpha == 1:  # the average is then the last loss alone
             return self.steps - 1
-        # Shares grow from iterate to iterate.
-        return sum(share < self.drop_below for share in shares_of(self.alpha, self.steps)[1:])
+        # Shares grow from iterate to iterate, so the dropped ones are the first.
+        return self.weights()[1:].count(0.0) if self.drop_below else 0
 
     def chain(self, progress: float = 1.0) -> Sampler:
         """The resolved chain at ``progress``: while eps warms up, step size and radius shrink together."""
@@ -216,7 +215,8 @@ class ATENT(Method):
         """c_0 .. c_K: the share of each iterate's loss in the average."""
         if self.objective == "data-entropy" or self.burn_in is not None:
             return [0.0] * (self._skipped + 1) + [1 / (self.steps - self._skipped)] * (self.steps - self._skipped)
-        return [0.0] * (self._skipped + 1) + shares_of(self.alpha, self.steps)[self._skipped + 1 :]
+        shares = [self.alpha * (1 - self.alpha) ** (self.steps - k) for k in range(1, self.steps + 1)]
+        return [0.0, *[share if share >= self.drop_below else 0.0 for share in shares]]
 
     def calibrate(
         self, model: nn.Module, x: Tensor, y: Tensor, target: float | None = None, *,

@@ -24,11 +24,6 @@ Losses = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(logits, labels, clean logits or None) -> L per sample."""
 
 
-def shares_of(alpha: float, steps: int) -> list[float]:
-    """c_0 .. c_K of mu^k = (1 - alpha) mu^{k-1} + alpha L(x^k): alpha (1 - alpha)^(K - k), and 0 for x^0."""
-    return [0.0, *[alpha * (1 - alpha) ** (steps - k) for k in range(1, steps + 1)]]
-
-
 class Samples(NamedTuple):
     """The adversary of the data-entropy objective: iterates, and what the chain saw of their losses."""
 
@@ -66,7 +61,7 @@ class Step:
     ) -> None:  # fmt: skip
         """``x`` and ``labels`` hold the batch once for each chain; ``weight`` multiplies the gradient; with ``keep`` a
         body gives all iterates, else the last alone."""
-        self.keep = keep
+        self.iterates: deque[Tensor] = deque(maxlen=None if keep else 1)
         self.model, self.x, self.labels = model, x, labels
         self.shares, self.skipped, self.weight = shares, skipped, weight
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -75,10 +70,6 @@ class Step:
         self.clean: Tensor | None = None
         self.reference: Tensor | None = None
         self.losses = losses
-
-    def iterates(self) -> deque[Tensor]:
-        """For the iterates that a body gives."""
-        return deque(maxlen=None if self.keep else 1)
 
     def input_gradient(self, z: Tensor) -> Tensor:
         """The gradient of each sample's loss at ``z``, in a pass of its own; the clean answer is a constant there."""
@@ -139,7 +130,7 @@ def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
     One forward at x^k serves grad_x L for the chain's next step and grad_w L for the sum.
     """
     norms = tracked(step.model)
-    z, iterates = chain.begin(step.x, streams).detach(), step.iterates()
+    z, iterates = chain.begin(step.x, streams).detach(), step.iterates
     for k, share in enumerate(step.shares):
         last = k == chain.steps
         if k:
@@ -163,7 +154,7 @@ def free_energy_two_passes(step: Step, chain: Sampler, streams: Streams) -> Foun
 
     The authors' order: the loss pass at x^k comes before the gradient pass at x^k.
     """
-    z, iterates = chain.begin(step.x, streams).detach(), step.iterates()
+    z, iterates = chain.begin(step.x, streams).detach(), step.iterates
     for k, share in enumerate(step.shares):
         if k:
             iterates.append(z.detach())
