@@ -8,7 +8,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
     ["fields"],
-    ["docstrings", "geometry", "messages", "progress", "signals", "threads", "markdown", "rng", "losses", "sgld"],
+    ["docstrings", "distributed", "geometry", "messages", "progress", "signals", "threads", "markdown", "rng", "losses", "sgld"],
     ["stats", "trust"],
     ["threat", "guard", "registry", "memory"],
     ["checks", "precision"],

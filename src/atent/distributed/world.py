@@ -1,0 +1,95 @@
+"""The processes of one job, as each of them sees it: its rank, its rows of a batch, sums and values of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among ``size`` processes; each function that communicates is called by all ranks, in one order."""
+
+    rank: int = 0
+    """The number of this process, from 0."""
+    size: int = 1
+    """How many processes there are."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and lines."""
+        return self.rank == 0
+
+    def rows(self, n: int, rank: int | None = None) -> slice:
+        """The rows of a batch of ``n`` that a rank has, by default this one: in order, their numbers differ by at most
+        one, and where n < size some have none."""
+        rank = self.rank if rank is None else rank
+        return slice(rank * n // self.size, (rank + 1) * n // self.size)
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over the ranks, in place: one message for each dtype and device."""
+        if self.size == 1:
+            return
+        import torch.distributed as dist
+
+        kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for tensor in tensors:
+            kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+        for group in kinds.values():
+            flat = torch.cat([tensor.detach().reshape(-1) for tensor in group])
+            dist.all_reduce(flat)
+            for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
+                tensor.detach().copy_(part.view_as(tensor))
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each rank, which can be pickled, by rank; every rank gets the list."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def shared(self, value: Any) -> Any:
+        """The value of rank 0, on every rank."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+
+SINGLE = World()
+"""One process alone."""
+_current = SINGLE
+
+
+def current() -> World:
+    """The world of this process: `SINGLE` unless a job of several has begun."""
+    return _current
+
+
+@contextmanager
+def within(world: World) -> Iterator[World]:
+    """``world`` is the current one inside the block."""
+    global _current
+    before, _current = _current, world
+    try:
+        yield world
+    finally:
+        _current = before
