@@ -6,8 +6,8 @@ Each table stands between marks, <!-- comparison: NAME --> or <!-- ablation: NAM
 of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME -->,
 <!-- soak: NAME --> and <!-- upkeep: NAME --> show the files bad_inputs.json, fuzz.json, soak.json and upkeep.json of
 the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, <!-- verdicts: NAME --> and
-<!-- power: NAME --> the sequential.json of benchmarks/sequential.py, and <!-- speed: NAME --> what
-benchmarks/autoattack.py and benchmarks/bounds.py wrote there.
+<!-- power: NAME --> the sequential.json of benchmarks/sequential.py, <!-- search: NAME --> the search.json of
+benchmarks/search.py, and <!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
 _MARKED = re.compile(
-    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|speed): (\S+) -->\n)"
+    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|speed): (\S+) -->\n)"
     r".*?(<!-- end -->)",
     re.S,
 )
@@ -196,6 +196,23 @@ def power(folder: Path) -> str:
     return "\n".join(markdown_table(["radius", "p", "this test", "union bound", "mixture"], rows)) + "\n"
 
 
+def searched(folder: Path) -> str:
+    """Robust accuracies of searches in two precisions and with two seeds, and their verdicts beside float32's."""
+    found = json.loads((folder / "search.json").read_text())
+    rows = []
+    for name, arm in found["arms"].items():
+        cells = []
+        for attack, share in arm["robust"].items():
+            pair = found["paired_with_float32"].get(f"{name}: {attack}")
+            cells.append(f"{100 * share['value']:.2f} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]")
+            lost, won = ("", "") if pair is None else (pair["only_float32_fools"], pair["only_this_fools"])
+            cells.append("" if pair is None else f"{won}, {lost}, p = {pair['p']:.2f}")
+        rows.append([name, *cells, str(arm["again"]), f"{arm['cpu_seconds']:.0f}"])
+    attacks = next(iter(found["arms"].values()))["robust"]
+    columns = [heading for name in attacks for heading in (f"{name} (%)", "fools more, fewer")]
+    return "\n".join(markdown_table(["search", *columns, "searched again", "CPU s"], rows)) + "\n"
+
+
 def speed(folder: Path) -> str:
     """AutoAttack and bounds beside the field's code: CPU seconds, and how many times faster."""
     rows = []
@@ -228,6 +245,7 @@ def refreshed(text: str, results: Path) -> str:
         "bench": bench,
         "verdicts": verdicts,
         "power": power,
+        "search": searched,
         "speed": speed,
     }
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)

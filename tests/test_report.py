@@ -411,6 +411,22 @@ def test_a_comparison_shows_its_table():
     assert each[seed["run"]][3][0] == percent(seed["worst"])
 
 
+def test_a_sweep_shows_its_trials_figures_and_trainings():
+    from atent.experiments.sweep.collect import figures, layout
+
+    path = RESULTS / "digits-sweep"
+    found = read(path).found
+    headings, rows = layout(found)
+    doc = Document(report([path]))
+    (table,) = doc.rows(*headings[:-1])
+    assert {name: [cell[0] for cell in cells] for name, cells in table.items()} == {row[0]: row[1:] for row in rows}
+    assert len(doc.all("figure")) == len(figures(found)) > 1
+    assert all(figure["alt"] for figure in doc.all("img"))
+    assert found.command in doc.text
+    each = doc.rows("run", "trial", "seed")[0]
+    assert set(each) == {seed.run for trial in found.trials for seed in trial.seeds}
+
+
 # ---- missing and damaged parts ------------------------------------------------------------------------------
 
 

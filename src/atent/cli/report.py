@@ -32,7 +32,8 @@ def report(
     Parameters
     ----------
     runs
-        Run folders, one or more: the paths that training printed; or result folders of `atent compare`.
+        Run folders, one or more: the paths that training printed; or result folders of `atent compare` and
+        `atent sweep`.
     out
         HTML file to write. Default: report.html in the folder where there is one, in this folder for several, numbered
         where it is taken.

@@ -16,6 +16,7 @@ from atent.experiments.results import (
     ComparisonFile,
     EvaluationFile,
     SmoothingFile,
+    SweepFile,
     TheoryFile,
     TransferFile,
 )
@@ -24,6 +25,7 @@ from atent.runs.checkpoint import check_best
 from atent.runs.manifest import read_json
 
 COMPARISON = "comparison.json"
+SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,20 @@ class Comparison:
     found: ComparisonFile
 
 
-def read(path: str | Path, *, model: str | None = None, data: str | None = None) -> Run | Comparison:
+@dataclass(frozen=True)
+class SweepFolder:
+    """The result folder of a sweep."""
+
+    name: str
+    path: Path
+    found: SweepFile
+
+
+def read(path: str | Path, *, model: str | None = None, data: str | None = None) -> Run | Comparison | SweepFolder:
     """A folder's content; ``model`` and ``data`` name what a run does not record.
 
-    FileNotFoundError where it is neither a run nor a comparison, ValueError for a file in it that is not what its name
-    says: one line each.
+    FileNotFoundError where it is none of a run, a comparison or a sweep, ValueError for a file in it that is not what
+    its name says: one line each.
     """
     path = Path(path)
     # The name of "." is that of the folder it stands for.
@@ -106,9 +117,11 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
         return replace(run, model=None if named[0] else model, data=None if named[1] else data)
     if (path / COMPARISON).is_file():
         return Comparison(name, path, migrate.read(path / COMPARISON, ComparisonFile))
+    if (path / SWEEP).is_file():
+        return SweepFolder(name, path, migrate.read(path / SWEEP, SweepFile))
     raise FileNotFoundError(
-        f"{path} is not a run folder (no {folder.CONFIG}) nor one of atent compare (no {COMPARISON}): give the path"
-        " that training printed"
+        f"{path} is not a run folder (no {folder.CONFIG}), nor one of atent compare (no {COMPARISON}) or atent sweep"
+        f" (no {SWEEP}): give the path that training printed"
     )
 
 

@@ -15,7 +15,7 @@ from atent.experiments.comparison import caption, caveat_of, layout
 from atent.experiments.results import EvaluationFile, Spread
 from atent.report import words
 from atent.report.collect import Comparison, Run
-from atent.report.render import Drawing, drawing, render
+from atent.report.render import Drawing, drawing, number_of, render
 from atent.threat import Threat
 
 
@@ -127,7 +127,7 @@ def over_seeds(comparison: Comparison) -> Markup:
         found=found,
         path=comparison.path,
         headings=headings,
-        rows=[(name, [(entry, _number(entry.text)) for entry in entries]) for name, entries in rows],
+        rows=[(name, [(entry, number_of(entry.text)) for entry in entries]) for name, entries in rows],
         # The last line of a caption is the caveat, which the template shows above it.
         caption=[line for line in caption(found) if line != found.caveat],
         drawing=drawing(
@@ -140,10 +140,3 @@ def over_seeds(comparison: Comparison) -> Markup:
 
 def _share(cell: Spread) -> dict[str, float | None]:
     return {"value": cell.mean, "low": cell.low, "high": cell.high}
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text.split()[0])
-    except (ValueError, IndexError):
-        return None

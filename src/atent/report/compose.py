@@ -7,8 +7,8 @@ from pathlib import Path
 
 from atent import runs as folder
 from atent import trust
-from atent.report import compared, sections
-from atent.report.collect import Run, read
+from atent.report import compared, sections, swept
+from atent.report.collect import Comparison, Run, read
 from atent.report.render import page
 from atent.report.samples import gallery
 
@@ -17,13 +17,13 @@ def report(
     folders: Sequence[str | Path], *, images: int = 8, model: str | None = None, data: str | None = None,
     root: str | None = None, progress: bool = True, trust_code: bool = False,
 ) -> str:  # fmt: skip
-    """The page on one or several run folders, or folders of `atent compare`, as the text of an HTML file.
+    """The page on one or several folders of runs, of `atent compare` and of `atent sweep`, as the text of an HTML file.
 
     ``images`` test images are shown under attack, where the weights and the data (in ``root``; default: as the run had
     it) are available; ``model`` and ``data`` name those of runs that were trained from Python, as
     `atent.experiments.target.load_target` takes them. Of a run that you did not make on this machine the names are
     shown, and nothing that they name is imported without ``trust_code``. Nothing is written.
-    FileNotFoundError or ValueError in one line for a folder that is neither, and for a damaged file in it.
+    FileNotFoundError or ValueError in one line for a folder that is none of these, and for a damaged file in it.
     """
     if not folders:
         raise ValueError("which run? give the path of one run folder at least")
@@ -51,7 +51,7 @@ def _page(
         if isinstance(each, Run):
             content = sections.of_run(each, gallery(each, images, root=root, progress=progress))
         else:
-            content = compared.over_seeds(each)
+            content = compared.over_seeds(each) if isinstance(each, Comparison) else swept.of_sweep(each)
         parts.append({"title": title, "content": content})
     together = compared.several(runs) if len(runs) > 1 else None
     return page(parts=parts, together=together, made=folder.provenance())

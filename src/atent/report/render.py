@@ -81,3 +81,11 @@ def _environment() -> Environment:
 def limits(share: Share) -> str:
     """The interval of a share, in percent: "[27.5, 35.9]"."""
     return f"[{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def number_of(text: str) -> float | None:
+    """The number that a cell begins with, which sorts it; None where there is none."""
+    try:
+        return float(text.split()[0])
+    except (ValueError, IndexError):
+        return None

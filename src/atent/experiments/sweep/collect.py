@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atent import runs as folder
 from atent.experiments.comparison import measure
 from atent.experiments.results import SWEEP_VERSION, Spread, SweepFile, TrialResult, TrialSeed
-from atent.experiments.sweep.space import Range
 from atent.experiments.sweep.spec import Sweep
 from atent.experiments.sweep.study import Study, Trial
 from atent.markdown import table as markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULT = "sweep.json"
 TABLE = "sweep.md"
 PLOTS = "plots"
 _SHARES = ("validation_clean", "validation_robust", "validation_certified")
-_WORDS = {
+WORDS = {
     "validation_robust": "validation robust (%)", "validation_clean": "validation clean (%)",
     "validation_certified": "validation certified (%)", "loss": "training loss",
     "seconds": "seconds per epoch", "memory_mb": "memory (MB)",
@@ -101,7 +103,7 @@ def layout(found: SweepFile) -> tuple[list[str], list[list[str]]]:
             figures = [figure, *[""] * (len(found.objectives) - 1)]
             mark = f"pruned after epoch {trial.reached}" if trial.state == "pruned" else "failed"
         rows.append([str(trial.number), *(_setting(trial.settings[name]) for name in found.space), *figures, mark])
-    return ["trial", *found.space, *(_WORDS[name] for name in found.objectives), ""], rows
+    return ["trial", *found.space, *(WORDS[name] for name in found.objectives), ""], rows
 
 
 def _setting(value: Any) -> str:
@@ -150,36 +152,43 @@ def markdown(found: SweepFile) -> str:
 # ---- the files ---------------------------------------------------------------------------------------------
 
 
-def write(path: Path, found: SweepFile, sweep: Sweep) -> None:
+def write(path: Path, found: SweepFile) -> None:
     """Write sweep.json, sweep.md and the plots into the sweep's folder."""
-    folder.write_json(path / RESULT, found.to_json())
-    folder.write_atomic(path / TABLE, markdown(found))
-    draw(path / PLOTS, found, logs={each.name for each in sweep.space if isinstance(each, Range) and each.log})
-
-
-def draw(place: Path, found: SweepFile, *, logs: set[str]) -> None:
-    """Parallel coordinates of each objective, the importances, and the Pareto front of two objectives."""
     from atent import plots
 
-    place.mkdir(exist_ok=True)
+    folder.write_json(path / RESULT, found.to_json())
+    folder.write_atomic(path / TABLE, markdown(found))
+    (path / PLOTS).mkdir(exist_ok=True)
+    for name, figure in figures(found).items():
+        plots.save(figure, path / PLOTS / f"{name}.png")
+
+
+def figures(found: SweepFile) -> dict[str, Figure]:
+    """By name: parallel coordinates of each objective, the importances, and the Pareto front of two objectives; none
+    without complete trials."""
+    from atent import plots
+
     scale = {name: 100.0 if name in _SHARES else 1.0 for name in found.objectives}
     complete = [trial for trial in found.trials if trial.values]
     if not complete:
-        return
+        return {}
+    made = {}
+    logs = {name for name, given in found.space.items() if isinstance(given, dict) and given.get("log")}
     for i, (name, way) in enumerate(found.objectives.items()):
         lines = [(trial.settings, scale[name] * trial.values[i].mean) for trial in complete]
         pruned = [t.settings for t in found.trials if t.state == "pruned"]
         axes = {each: given if isinstance(given, list) else None for each, given in found.space.items()}
-        figure = plots.parallel(
-            axes, lines, objective=_WORDS[name], maximize=way == "maximize", logs=logs, pruned=pruned,
+        made[f"parallel-{name}"] = plots.parallel(
+            axes, lines, objective=WORDS[name], maximize=way == "maximize", logs=logs, pruned=pruned,
             title=f"{found.recipe}: {len(complete)} complete trials, {len(pruned)} pruned",
         )  # fmt: skip
-        plots.save(figure, place / f"parallel-{name}.png")
     if found.importance:
-        shares = {_WORDS[name]: shares for name, shares in found.importance.items()}
-        plots.save(plots.importance(shares, n=len(complete)), place / "importance.png")
+        shares = {WORDS[name]: shares for name, shares in found.importance.items()}
+        made["importance"] = plots.importance(shares, n=len(complete))
     if len(found.objectives) > 1:
         (one, other), ways = list(found.objectives)[:2], list(found.objectives.values())[:2]
         points = {t.number: (scale[one] * t.values[0].mean, scale[other] * t.values[1].mean) for t in complete}
-        figure = plots.front(points, found.best, labels=(_WORDS[one], _WORDS[other]), directions=(ways[0], ways[1]))
-        plots.save(figure, place / "pareto.png")
+        made["pareto"] = plots.front(
+            points, found.best, labels=(WORDS[one], WORDS[other]), directions=(ways[0], ways[1])
+        )  # fmt: skip
+    return made

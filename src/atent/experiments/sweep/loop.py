@@ -81,7 +81,7 @@ def run_sweep(
         if all(trial.state == "failed" for trial in trials):
             raise ChildProcessError(f"every trial failed; the first: {trials[0].notes['reason']}")
         found = collect(sweep, study, path, command)
-        write(path, found, sweep)
+        write(path, found)
     return path, found
 
 
