@@ -7,7 +7,8 @@ of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: N
 <!-- soak: NAME --> and <!-- upkeep: NAME --> show the files bad_inputs.json, fuzz.json, soak.json and upkeep.json of
 the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, <!-- verdicts: NAME --> and
 <!-- power: NAME --> the sequential.json of benchmarks/sequential.py, <!-- search: NAME --> the search.json of
-benchmarks/search.py, and <!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there.
+benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/loss_curves.py, and
+<!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
 _MARKED = re.compile(
-    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|speed): (\S+) -->\n)"
+    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|curves|speed): (\S+) -->\n)"
     r".*?(<!-- end -->)",
     re.S,
 )
@@ -213,6 +214,19 @@ def searched(folder: Path) -> str:
     return "\n".join(markdown_table(["search", *columns, "searched again", "CPU s"], rows)) + "\n"
 
 
+def curves(folder: Path) -> str:
+    """How far the mean losses of two ways to train differ, paired by seed, beside the noise of a seed."""
+    found = json.loads((folder / "loss_curves.json").read_text())
+    rows = []
+    for name, epochs in found["pairs"].items():
+        last = epochs[-1]
+        widest = max(epochs, key=lambda each: abs(each["difference"]))
+        cells = [f"{last['difference']:+.4f} [{last['low']:+.4f}, {last['high']:+.4f}]", f"{last['seeds']:.4f}"]
+        rows.append([name, *cells, f"{widest['difference']:+.4f}", f"{widest['seeds']:.4f}"])
+    headings = ["loss of", "last epoch", "sd over seeds", "epoch of the largest difference", "sd over seeds"]
+    return "\n".join(markdown_table(headings, rows)) + "\n"
+
+
 def speed(folder: Path) -> str:
     """AutoAttack and bounds beside the field's code: CPU seconds, and how many times faster."""
     rows = []
@@ -246,6 +260,7 @@ def refreshed(text: str, results: Path) -> str:
         "verdicts": verdicts,
         "power": power,
         "search": searched,
+        "curves": curves,
         "speed": speed,
     }
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)

@@ -12,6 +12,7 @@ from atent.experiments.results import (
     CertifiedTable,
     ComparisonFile,
     EvaluationFile,
+    SweepFile,
     TheoryFile,
     TransferFile,
 )
@@ -23,6 +24,7 @@ KINDS = {
     "certificate": (migrate.certificate, CertificateFile),
     "certified": (migrate.certified, CertifiedTable),
     "comparison": (migrate.comparison, ComparisonFile),
+    "sweep": (migrate.sweep, SweepFile),
     "theory": (migrate.theory, TheoryFile),
     "transfer": (migrate.transfer, TransferFile),
 }

@@ -12,7 +12,6 @@ import pytest
 from commands import given
 from processes import SOURCE, started, until
 
-from atent import plots
 from atent.cli import main
 from atent.cli.words import split_sections
 from atent.experiments import extras, migrate, pipeline
@@ -57,7 +56,7 @@ recipe = "tiny.toml"
 [set]
 {fixed}
 """
-DRAW = collect.draw
+FIGURES = collect.figures
 LR = '"optimizer.lr" = { low = 1e-3, high = 0.5, log = true }'
 STEPS = '"method.steps" = [1, 2]'
 
@@ -149,7 +148,7 @@ def known(monkeypatch):
     """Every run folder of the formula may be resumed."""
     pytest.importorskip("optuna", reason="needs the extra sweep")
     monkeypatch.setattr(loop, "state", lambda run, build: "started" if run.path.exists() else "new")
-    monkeypatch.setattr(collect, "draw", lambda *args, **given: None)
+    monkeypatch.setattr(collect, "figures", lambda found: {})
 
 
 def swept(file, backend=None, **how):
@@ -452,14 +451,13 @@ def test_the_schema_file_is_up_to_date():
 
 
 def test_the_plots_are_of_what_there_is(here, known, monkeypatch):
-    draw, made = DRAW, []
-    monkeypatch.setattr(plots, "save", lambda figure, path: made.append(path.name))
+    made = []
     for count, objective in ((3, ""), (4, 'objective = ["validation_robust", "validation_clean"]\n')):
-        path, found = swept(written(f"{objective}trials = {count}"), name=f"of-{count}")
-        draw(path / "plots", found, logs={"optimizer.lr"})
-    robust, clean = "parallel-validation_robust.png", "parallel-validation_clean.png"
+        _, found = swept(written(f"{objective}trials = {count}"), name=f"of-{count}")
+        made += FIGURES(found)
+    robust, clean = "parallel-validation_robust", "parallel-validation_clean"
     # Three trials are too few for importances.
-    assert made == [robust, robust, clean, "importance.png", "pareto.png"]
+    assert made == [robust, robust, clean, "importance", "pareto"]
 
 
 # ---- backends
