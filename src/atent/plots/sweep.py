@@ -120,7 +120,7 @@ def importance(shares: Mapping[str, Mapping[str, float]], *, n: int) -> Figure:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 105)
-    axes.set_xlabel(f"importance: share of the variance over {n} trials (%)")
+    axes.set_xlabel(f"share of the variance, {n} trials (%)")
     figure.legend(loc="outside lower center", ncols=legend_columns(shares), frameon=False, fontsize=TEXT - 1)
     return figure
 
