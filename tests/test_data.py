@@ -1,6 +1,7 @@
 """Sources, splits and augmentations. Real files are read where ATENT_DATA_ROOT is set."""
 
 import gzip
+import importlib.util
 import json
 import lzma
 import os
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from atent.data import AUGMENTATIONS, SOURCES, Data, DataSettings, Split, augment, load
+from atent.data.digits import _arrays
 
 CIFAR_BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
@@ -130,6 +132,18 @@ def test_batch_is_the_exact_quotient(scale):
     assert x.dtype == torch.float32
     assert y.tolist() == [3, 0, 15, 3]
     assert np.array_equal(x.numpy(), expected)
+
+
+def test_digits_are_those_of_scikit_learn(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    read = _arrays()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for x, y in (read, _arrays()):
+        assert x.dtype == np.uint8
+        assert np.array_equal(x[:, 0], bunch.images)
+        assert np.array_equal(y, bunch.target)
 
 
 def test_batch_is_float32_under_another_default_type(digits):
