@@ -170,8 +170,9 @@ def fold(*keys: int | str) -> int:
     """A 63-bit seed from several keys, the same on every machine: seeds of seeds.
 
     A CPU generator keeps its low 32 bits, which a hash spreads evenly: of S such seeds about S^2 / 2^33 pairs draw the
-    same numbers. That suits a training, whose steps differ in their samples and weights (see `atent.train.fit`); it
-    does not suit samples that are counted as independent, for which there are `PerSample` and `atent.certify.noise`.
+    same numbers, 6 in a training of 200 epochs of 391 steps with three seeds each. That suits a training, whose steps
+    differ in their samples and weights; it does not suit samples that are counted as independent, for which there are
+    `PerSample` and `atent.certify.noise`.
     """
     seed = 0
     for key in keys:

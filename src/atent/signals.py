@@ -191,6 +191,17 @@ def request() -> None:
     _STATE.noted[:] = [True] * len(_STATE.noted)
 
 
+def asked_by() -> int:
+    """The first signal since the outermost `raising` began, 0 where none came."""
+    return _STATE.first or 0
+
+
+def passed_on(signum: int) -> None:
+    """Another process of the same job was asked to stop by a signal, 0 for none: this one is as well."""
+    _STATE.first = _STATE.first or signum or None
+    request()
+
+
 def ignored() -> None:
     """Ignore what else asks to stop until the outermost `raising` ends: the end is near."""
     for each in handled():

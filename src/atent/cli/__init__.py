@@ -10,8 +10,10 @@ from importlib import import_module
 from types import ModuleType
 
 from atent import signals
+from atent.cli import ranks
 from atent.cli.streams import steady
 from atent.threads import wait_passively
+from atent.torchrun import Ending, place, quiet
 
 # Before anything loads torch.
 wait_passively()
@@ -50,57 +52,94 @@ def main(argv: list[str] | None = None) -> int:
             # What a command sets for its own calls ends with it.
             return copy_context().run(_main, args)
         except KeyboardInterrupt as error:
-            return _stopped(error)
+            return _reported(_stopped(error))
 
 
 def _main(args: list[str]) -> int:
+    """Run a command as one process, or as one rank of a job that torchrun started."""
+    try:
+        here = place()
+    except ValueError as error:
+        return 2 if quiet() else _fail(str(error), 2)
+    if here is None or not ranks.meant(args):
+        if here is not None and here.size > 1:
+            if here.rank:
+                return 0
+            ranks.hint(args, here.size)
+        return _reported(_attempt(args))
+    from atent.distributed import launch
+
+    def work() -> Ending:
+        try:
+            return _attempt(args)
+        except KeyboardInterrupt as error:
+            return _stopped(error)
+
+    try:
+        return launch.run(here, work, _reported).status
+    except KeyboardInterrupt as error:
+        ending = _stopped(error)
+        return ending.status if here.rank else _reported(ending)
+    except ValueError as error:
+        alone = here.rank == 0 or isinstance(error, launch.Unreachable)
+        return _fail(str(error), 2) if alone else 2
+
+
+def _attempt(args: list[str]) -> Ending:
     debug = "--debug" in args
     args = [a for a in args if a != "--debug"]
     trust_code = "--trust-code" in args
     args = [a for a in args if a != "--trust-code"]
     if not args or args[0] in ("-h", "--help"):
         print(_help())
-        return 0
+        return Ending(0)
     if args[0] == "--version":
         from atent import __version__
 
         print(f"atent {__version__}")
-        return 0
+        return Ending(0)
     try:
         args, plugins = _plugins(args)
         name, rest = args[0], args[1:]
         if name in ("--install-completion", "--show-completion"):
             from atent.cli.completion import install, show
 
-            return (install if name == "--install-completion" else show)(rest)
+            return Ending((install if name == "--install-completion" else show)(rest))
         if name not in COMMANDS:
             from atent.messages import unknown
 
-            return _fail(unknown("command", name, COMMANDS), 2)
+            return Ending(2, unknown("command", name, COMMANDS))
         from atent import trust
 
         # From here on a name runs that these words, a recipe that they name, or a run of the user's own gives.
         with trust.fenced(rest, trust_code=trust_code, plugins=plugins):
-            return _run(name, rest, plugins)
+            return Ending(_run(name, rest, plugins))
     except SystemExit as stop:
-        return int(stop.code or 0)
+        return Ending(int(stop.code or 0))
     except Exception as error:
         # Python and compiled libraries turn what a signal raises inside them into errors of their own.
         if signals.caused():
             raise signals.Stopped(signals.status(0) - 128) from None
-        if debug:
-            traceback.print_exc()
-            return 1
-        return _fail(*_message(error))
+        text, status = _message(error)
+        lost = type(error).__name__ == "Lost"
+        return Ending(1, traceback.format_exc(), lost, raw=True) if debug else Ending(status, text, lost)
 
 
-def _stopped(error: KeyboardInterrupt) -> int:
-    """The line and the status of a command that a signal ended."""
+def _stopped(error: KeyboardInterrupt) -> Ending:
+    """The ending of a command that a signal ended."""
     signals.ignored()
     number = getattr(error, "signum", signal.SIGINT)
     how = getattr(error, "how", None) or "what was saved before stays as it was; give the same command again"
-    _fail(f"interrupted by {signal.Signals(number).name}: {how}", 1)
-    return signals.status(128 + number)
+    return Ending(signals.status(128 + number), f"interrupted by {signal.Signals(number).name}: {how}")
+
+
+def _reported(ending: Ending) -> int:
+    """Print the error of a command that ended with one; its exit status."""
+    if ending.raw:
+        print(ending.text, end="", file=sys.stderr)
+    elif ending.text is not None:
+        _fail(ending.text, ending.status)
+    return ending.status
 
 
 def command(name: str) -> ModuleType:
@@ -147,7 +186,7 @@ def _run(name: str, words: list[str], plugins: tuple[str, ...]) -> int:
 
 def _message(error: Exception) -> tuple[str, int]:
     """The message and the exit status of an exception."""
-    failed = type(error).__name__ in ("Diverged", "Interrupted", "OutOfMemory")
+    failed = type(error).__name__ in ("Diverged", "Interrupted", "OutOfMemory", "Lost", "Elsewhere")
     expected = failed or isinstance(error, ValueError | OSError | ImportError)
     text = str(error) if expected else f"{type(error).__name__}: {error} (run again with --debug for the traceback)"
     bad_input = isinstance(error, ValueError | FileNotFoundError | FileExistsError | ImportError)

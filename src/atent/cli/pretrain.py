@@ -62,17 +62,19 @@ def pretrain(
         raise UsageError("which recipe? `atent pretrain RECIPE`, such as digits-acl; `atent recipes` lists them")
     if root is not None:
         raise UsageError("--root is for --resume: use --data.root")
+    from atent.distributed import entered
     from atent.experiments.pretraining import next_steps, pretraining, pretraining_recipes
     from atent.runs import locks
-    from atent.runs.locks import claimed
+    from atent.runs.restarts import claimed
 
     locks.steal(steal_lock)
     if not recipe.endswith(".toml") and recipe not in (*recipe_names(), *base_names(), *RENAMED):
         raise UsageError(unknown("recipe", recipe, pretraining_recipes()))
     job, _ = recipe_job(recipe, list(fields), prog=f"atent pretrain {recipe}", allow_large_eps=allow_large_eps)
     job = pretraining(job)
-    with claimed(runs, (job.recipe or "run") if name is None else name, "pretrain", numbered=name is None) as path:
-        status = training.train_job(job, path, baseline=False, quiet=quiet, log=log)
+    place = (runs, (job.recipe or "run") if name is None else name, "pretrain")
+    with entered(lambda: claimed(*place, numbered=name is None)) as (path, begun):
+        status = training.train_job(job, path, baseline=False, quiet=quiet, log=log, resume=begun)
     print(next_steps(job, path))
     return status
 

@@ -100,8 +100,9 @@ def train(
         raise UsageError("which recipe? `atent train RECIPE`; `atent recipes` lists them")
     if root is not None:
         fields = (*fields, "--data.root", root)
+    from atent.distributed import entered
     from atent.methods import ACL
-    from atent.runs.locks import claimed
+    from atent.runs.restarts import claimed
 
     job, own = recipe_job(recipe, list(fields), prog=f"atent train {recipe}", allow_large_eps=allow_large_eps)
     if isinstance(job.method, ACL):
@@ -109,10 +110,12 @@ def train(
     beside = own and not validation_only if baseline is None else baseline
     if beside:
         _check_baseline(job)
-    with claimed(runs, (job.recipe or "run") if name is None else name, "train", numbered=name is None) as path:
+    place = (runs, (job.recipe or "run") if name is None else name, "train")
+    with entered(lambda: claimed(*place, numbered=name is None)) as (path, begun):
         return train_job(
-            job, path, baseline=beside, quiet=quiet, log=log, validation_only=validation_only, certifier=certifier
-        )
+            job, path, baseline=beside, quiet=quiet, log=log, resume=begun, validation_only=validation_only,
+            certifier=certifier,
+        )  # fmt: skip
 
 
 def run(words: list[str]) -> int:
@@ -176,10 +179,11 @@ def train_job(
     validation_only: bool = False, certifier: str | None = None,
 ) -> int:  # fmt: skip
     """Train or resume, with the baseline beside it, and print what was found."""
+    from atent.distributed import alone, entered
     from atent.experiments.pipeline import baseline as plain_job
     from atent.experiments.pipeline import draw_curves
     from atent.experiments.target import threat_of
-    from atent.runs.locks import claimed
+    from atent.runs.restarts import claimed
 
     if validation_only:
         return _validated(job, path, quiet=quiet, resume=resume, saved=saved, certifier=certifier)
@@ -195,10 +199,10 @@ def train_job(
     threat = threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate)
     assert threat is not None
     print("\nBeside it, standard training: the same data, split, network, epochs, optimizer and schedule.")
-    with claimed(path.parent, f"{path.name}-standard", "train") as beside:
-        plain = _tracked(plain_job(job, threat), beside, **options)
+    with entered(lambda: claimed(path.parent, f"{path.name}-standard", "train")) as (beside, begun):
+        plain = _tracked(plain_job(job, threat), beside, resume=begun, **options)
     models["Standard"] = plain.evaluation
-    draw_curves(path, {job.title: done.fitted.history, "Standard": plain.fitted.history})
+    alone(lambda: draw_curves(path, {job.title: done.fitted.history, "Standard": plain.fitted.history}))
     print()
     show.accuracies(models)
     status = _verdict(done.evaluation, plain.evaluation)
@@ -208,6 +212,7 @@ def train_job(
 
 def _validated(job: Any, path: Path, *, quiet: bool, resume: bool, saved: Any, certifier: str | None) -> int:
     """Train without the test set, and print the best epoch."""
+    from atent.distributed import alone
     from atent.experiments.pipeline import fit_job
     from atent.experiments.validated import Rows, check_certifier, verify
 
@@ -217,7 +222,8 @@ def _validated(job: Any, path: Path, *, quiet: bool, resume: bool, saved: Any, c
         job, path, resume=resume, saved=saved, progress=not quiet, report=_epoch_line, say=print, callbacks=[Rows()]
     )
     if certifier is not None:
-        print(f"validation images verified by {certifier}: {verify(job, found.model, path, certifier).text}")
+        verified = alone(lambda: verify(job, found.model, path, certifier).text)
+        print(f"validation images verified by {certifier}: {verified}")
     print(f"\nbest epoch: {found.best['epoch']}; the test set was left alone: `atent evaluate {path}` evaluates it")
     print(f"run folder: {path}")
     return 0
@@ -234,9 +240,10 @@ def _warnings(found: EvaluationFile) -> None:
 
 def _tracked(job: Any, path: Path, *, log: tuple[str, ...], **options: Any) -> Any:
     """The finished run, which trackers of these names record."""
+    from atent.distributed import current
     from atent.experiments.pipeline import run_job
 
-    if not log:
+    if not log or not current().first:
         return run_job(job, path, report=_epoch_line, say=print, **options)
     from atent.integrations.trackers import trackers
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class Lost(RuntimeError):
+    """Another rank did not answer: it ended, or the way to it broke, or it was late beyond the timeout."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,23 @@ class World:
             kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
         for group in kinds.values():
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in group])
-            dist.all_reduce(flat)
+            with speaking():
+                dist.all_reduce(flat)
             for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
                 tensor.detach().copy_(part.view_as(tensor))
+
+    def most(self, numbers: list[float]) -> list[float]:
+        """The largest of each number over the ranks: one small message, which waits for no device."""
+        if self.size == 1:
+            return numbers
+        import torch.distributed as dist
+
+        cpu = "cpu" in str(dist.get_backend_config())
+        held = torch.tensor(numbers, dtype=torch.float64, device="cpu" if cpu else "cuda")
+        with speaking():
+            dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        found: list[float] = held.tolist()
+        return found
 
     def gather(self, value: Any) -> list[Any]:
         """The value of each rank, which can be pickled, by rank; every rank gets the list."""
@@ -53,7 +71,8 @@ class World:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        with speaking():
+            dist.all_gather_object(found, value)
         return found
 
     def shared(self, value: Any) -> Any:
@@ -63,20 +82,29 @@ class World:
         import torch.distributed as dist
 
         held = [value]
-        dist.broadcast_object_list(held, src=0)
+        with speaking():
+            dist.broadcast_object_list(held, src=0)
         return held[0]
 
     def wait(self) -> None:
-        """Until every rank is here."""
-        if self.size > 1:
-            import torch.distributed as dist
+        """Until every rank is here: those that `launch.run` began wait as long as the others are alive, others up to
+        the timeout of the process group. Call it before `gather` and `shared` where ranks come at different times."""
+        if self.size == 1:
+            return
+        if _meeting is not None:
+            _meeting()
+            return
+        import torch.distributed as dist
 
+        with speaking():
             dist.barrier()
 
 
 SINGLE = World()
 """One process alone."""
 _current = SINGLE
+_meeting: Callable[[], None] | None = None
+"""What waits for all ranks without a timeout."""
 
 
 def current() -> World:
@@ -93,3 +121,25 @@ def within(world: World) -> Iterator[World]:
         yield world
     finally:
         _current = before
+
+
+@contextmanager
+def meeting(wait: Callable[[], None]) -> Iterator[None]:
+    """Inside, `World.wait` is ``wait``."""
+    global _meeting
+    before, _meeting = _meeting, wait
+    try:
+        yield
+    finally:
+        _meeting = before
+
+
+@contextmanager
+def speaking() -> Iterator[None]:
+    """Inside, which is one message, an error of the communication is `Lost`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise Lost(" ".join(str(error).split())[:300]) from error

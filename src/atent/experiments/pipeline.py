@@ -21,6 +21,7 @@ from atent.data import SOURCES, Data, DataSettings, Limit
 from atent.data import load as load_data
 from atent.data.described import described, words
 from atent.data.split import Part
+from atent.distributed import alone, current, entered
 from atent.experiments.evaluation import evaluate_model
 from atent.experiments.recipe_files import read_recipe
 from atent.experiments.results import EvaluationFile
@@ -108,14 +109,14 @@ def run_job(
     Python, to resume it. Raises what the rooms raise: ValueError (InUse while another process is at work on the run),
     FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
     """
-    with held(path / folder.LOCK, "train"), resumed_by(lambda: _again(path)):
+    with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
         job = as_begun(job, path) if resume else job
         return _run(job, path, resume, saved, progress=progress, report=report, say=say, callbacks=callbacks)
 
 
 def fit_job(job: Job, path: Path, *, resume: bool = False, saved: Saved | None = None, **how: Any) -> Fitted:
     """Train as `run_job`, with the same arguments, and leave the test set alone."""
-    with held(path / folder.LOCK, "train"), resumed_by(lambda: _again(path)):
+    with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
         return _fitted(as_begun(job, path) if resume else job, path, resume, saved, **how)[0]
 
 
@@ -134,10 +135,10 @@ def _run(
     fitted, model, data, attacks = _fitted(
         job, path, resume, saved, progress=progress, report=report, say=say, callbacks=callbacks
     )
-    evaluation = _evaluated(job, path, model, fitted, data, attacks, progress)
+    evaluation = alone(lambda: _evaluated(job, path, model, fitted, data, attacks, progress))
     content = evaluation.to_json()
-    write_json(path / folder.EVALUATION, content)
-    for callback in callbacks:
+    alone(lambda: write_json(path / folder.EVALUATION, content))
+    for callback in callbacks if current().first else ():
         callback.evaluation(content)
     return Finished(path, fitted, evaluation)
 
@@ -165,7 +166,7 @@ def _fitted(
         augmentation=job.data.augment, threat=threat, run=path, config=config, resume=resume, progress=progress,
         report=report, say=say, callbacks=callbacks,
     )  # fmt: skip
-    draw_curves(path, {job.recipe or job.title: fitted.history})
+    alone(lambda: draw_curves(path, {job.recipe or job.title: fitted.history}))
     return fitted, model, data, attacks
 
 

@@ -30,10 +30,13 @@ def provenance(*, seed: int | None = None, device: Any = None) -> dict[str, Any]
     Keys: `version` of atent ("unknown" when it is not installed); `commit` of the source checkout and `dirty`
     (the package's files differ from it), both None unless that checkout holds this package; `python`,
     `torch`, `numpy` versions; `device` as given (a name or torch.device; None is the CPU) and `device_name`;
-    `threads` of torch on the CPU; `seed`; `time` (UTC, ISO 8601, whole seconds).
+    `threads` of torch on the CPU; `seed`; `time` (UTC, ISO 8601, whole seconds); where several processes made it,
+    `processes`, their number, and `backend`, that of their messages.
     """
     import numpy
     import torch
+
+    from atent.distributed.launch import described
 
     commit, dirty = _checkout()
     device = "cpu" if device is None else str(device)
@@ -49,6 +52,7 @@ def provenance(*, seed: int | None = None, device: Any = None) -> dict[str, Any]
         "threads": torch.get_num_threads(),
         "seed": seed,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **described(),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from atent.distributed import current
 from atent.progress import Advance, bar
 from atent.train.settings import TrainSettings
 
@@ -49,7 +50,9 @@ class Callback:
 
     A text that `start` or `epoch` returns ends the training, and is its reason (`Fitted.stopped`). `validation`,
     `checkpoint` and `epoch` come in this order after an epoch is saved, so that an exception, which ends the training
-    with its own error, loses nothing. Rows are those of metrics.jsonl: read them, and leave them as they are.
+    with its own error, loses nothing. Of several ranks, rank 0 alone calls them: what they return is shared, and a
+    change that one makes to the network would stay on rank 0. Rows are those of metrics.jsonl: read them, and leave
+    them as they are.
     """
 
     def start(self, progress: Progress) -> str | None:
@@ -147,5 +150,6 @@ class Bar(Callback):
 
 
 def first(reasons: Sequence[str | None]) -> str | None:
-    """The first reason to stop, where there is one."""
-    return next((reason for reason in reasons if reason is not None), None)
+    """The first reason to stop, where there is one: of several ranks that of rank 0, which alone has callbacks."""
+    reason: str | None = current().shared(next((reason for reason in reasons if reason is not None), None))
+    return reason

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from atent.distributed import current
+
 
 class Clock:
     """Counts the time of the steps, and says when the training is over.
@@ -23,19 +25,29 @@ class Clock:
         self.elapsed = elapsed
         self.before = elapsed
         self._since: float | None = None
+        self._agreed: float | None = None
 
     def start(self, *, fresh: bool = False) -> None:
         """From now on time counts; a fresh epoch keeps in ``before`` how long those before it have taken."""
         if fresh:
             self.before = self.elapsed
         self._since = time.perf_counter()
+        self._agreed = self.elapsed if current().size > 1 else None
 
     def stop(self) -> None:
         """Time counts no more, until the next start."""
-        self.elapsed, self._since = self.seconds(), None
+        self.elapsed, self._since, self._agreed = current().shared(self.measured()), None, None
+
+    def agree(self, seconds: float) -> None:
+        """Take over what rank 0 measured, which decides for all until the next time."""
+        self._agreed = seconds
 
     def seconds(self) -> float:
-        """How long the steps have taken so far."""
+        """How long the steps have taken so far: of several ranks, on rank 0, when they last agreed."""
+        return self.measured() if self._agreed is None else self._agreed
+
+    def measured(self) -> float:
+        """How long the steps have taken so far, on this rank."""
         return self.elapsed + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def state(self) -> dict[str, float]:

@@ -3,6 +3,8 @@
 A checkpoint holds all that an exact resume needs, the history included; the one before it is kept, and so are the best
 weights that it knows. At any moment, and after a kill at any moment, the folder has two checkpoints and the weights of
 the best epoch of each.
+
+Of several ranks, which have the same weights, rank 0 alone reads and writes it.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ import torch
 from torch import nn
 
 from atent import runs as folder
+from atent.distributed import alone, current
 from atent.optim import Average
 from atent.runs import manifest
 from atent.runs.checkpoint import add_state, fill, find_state, held, load_weights, read_weights
 from atent.runs.names import CONFIG, LAST, METRICS, PREVIOUS, STATE, WEIGHTS
 from atent.runs.weights import Snapshot, State, copied, put
+from atent.train.agreement import CPU, to
 from atent.train.settings import TrainSettings
 
 _LEAST_SECONDS = 60.0
@@ -33,6 +37,10 @@ _SHARE = 0.01
 
 def identified(config: dict[str, Any], run: Path | None, resume: bool) -> dict[str, Any]:
     """A configuration with the id of its run: a new one, or that of the run that resumes, if it has one."""
+    return alone(lambda: _identified(config, run, resume))
+
+
+def _identified(config: dict[str, Any], run: Path | None, resume: bool) -> dict[str, Any]:
     config = {key: value for key, value in config.items() if key != "id"}
     if not (resume and run is not None and (run / CONFIG).is_file()):
         return {"id": secrets.token_hex(8), **config}
@@ -63,6 +71,7 @@ class Keeper:
         device: torch.device, say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.path, self.model, self.begun, self.average = path, model, begun, average
+        self.writes = current().first
         self.settings, self.device, self.say = settings, device, say
         self._lines: list[str] = []
         self._sums: dict[str, manifest.Sum] = {}
@@ -78,9 +87,12 @@ class Keeper:
         """Make the run folder, with the checkpoint of step 0 and, last, config.json, which makes it a run."""
         if self.path is None:
             return
+        held_now = state()
+        if not self.writes:
+            return
         folder.create(self.path)
         with manifest.sealed(self.path, config["id"], self._sums) as files:
-            add_state(files, self._with_history(state()))
+            add_state(files, self._with_history(held_now))
             files.write(CONFIG, folder.as_json(folder.signed(config), CONFIG))
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -99,7 +111,7 @@ class Keeper:
         if self.settings.save_minutes is not None:
             return True
         budget = _SHARE * max(time.perf_counter() - self._begun, _LEAST_SECONDS)
-        return self._spent + self._seconds <= budget
+        return bool(current().shared(self._spent + self._seconds <= budget))
 
     def start(self, *, fresh: bool = False) -> None:
         """Count the time to the next checkpoint from now on; ``fresh``: also that of the training."""
@@ -109,14 +121,14 @@ class Keeper:
 
     def hold(self, about: dict[str, Any], best: Mapping[str, str]) -> None:
         """Keep the best weights of an epoch in memory until the next checkpoint; arguments as `save`."""
-        for name, kind in best.items():
+        for name, kind in best.items() if self.writes else ():
             with self._weights(kind):
                 self._held[name] = held(self.model, {**about, "weights": kind}, self.begun)
 
     def save(
         self, state: Callable[[], dict[str, Any]], about: dict[str, Any] | None = None, best: Mapping[str, str] = {}
     ) -> None:
-        """Write a checkpoint; at the end of an epoch also its weights.
+        """Write a checkpoint; at the end of an epoch also its weights. All ranks call it, rank 0 writes.
 
         Parameters
         ----------
@@ -131,10 +143,12 @@ class Keeper:
             if self.device.type == "cuda":  # the steps before are not what saving costs
                 torch.cuda.synchronize(self.device)
             begun = time.perf_counter()
-            self._write(self.path, state(), about, best)
+            found = state()
+            if self.writes:
+                self._write(self.path, found, about, best)
             self._seconds = time.perf_counter() - begun
             self._spent += self._seconds
-        elif "best" in best:
+        elif "best" in best and self.writes:
             with self._weights(best["best"]):
                 self._best = copied(self.model), self.begun.own(self.model)
         self._saved_at = time.perf_counter()
@@ -174,6 +188,11 @@ class Keeper:
     def finish(self, epoch: int) -> None:
         """End the series of checkpoints, and give the network the weights of the best epoch; Damaged where the run
         folder has not got them."""
+        alone(lambda: self._finish(epoch))
+        if (world := current()).size > 1:
+            put(self.model, *world.shared((to(copied(self.model), CPU), self.begun.own(self.model))))
+
+    def _finish(self, epoch: int) -> None:
         if self._best is not None:
             put(self.model, *self._best)
         elif self.path is not None:
@@ -190,12 +209,20 @@ class Keeper:
     def find(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The checkpoint to resume from, and the rows of the epochs before it; nothing changes on the disk.
 
+        Rank 0 reads it for all: no rank can take another file than the others.
+
         Raises
         ------
         FileNotFoundError, ValueError
             In one line: there is no checkpoint, none is whole, or one without history is beside a metrics.jsonl that
             does not have every epoch.
         """
+        if current().size == 1:
+            return self._find()
+        state, rows = alone(lambda: to(self._find(), CPU))
+        return to(state, self.device), rows
+
+    def _find(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         path = self._folder()
         self._held.clear()
         state, self._fallback = find_state(path, self.device)
@@ -223,6 +250,9 @@ class Keeper:
         Damaged
             Before anything changes: weights of the best epoch are not there, and the checkpoint is of another epoch.
         """
+        alone(lambda: self._restore(mark, best, about))
+
+    def _restore(self, mark: Mapping[str, Any], best: Mapping[str, tuple[int, str]], about: dict[str, Any]) -> None:
         path, ends = self._folder(), mark["epoch"] if not mark["step"] else None
         lines = [self._fallback] if self._fallback else []
         kept, built = [], {}

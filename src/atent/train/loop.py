@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from atent.data import Data
+from atent.distributed import entered
+from atent.distributed.launch import joined
 from atent.methods import Method
 from atent.optim import Optimizer, Schedule
 from atent.runs.locks import held
@@ -64,6 +66,9 @@ def fit(
     ``AWP(method)`` is the same as ``method`` with ``settings.awp``, `EmbeddingRegularised` as with
     ``settings.embedding``.
 
+    Under torchrun each process calls this alike, and the ranks train one network: see the page *distributed*. Rank 0
+    alone writes, reports, calls ``report``, ``say`` and ``callbacks``; all get the same `Fitted`.
+
     Raises ValueError for settings that cannot work, InUse (a ValueError) while another process is at work in the run
     folder, FileExistsError for a folder that holds something else, Diverged for a loss, gradient or weight that is not
     finite, OutOfMemory for a step that does not fit with a single sample, Interrupted after Ctrl-C, SIGTERM, SIGHUP,
@@ -91,10 +96,12 @@ def fit(
     stopping = [EarlyStopping(settings.patience)] if settings.patience else []
     every = [*([Bar()] if progress else []), *([Report(report)] if report else []), *stopping, *callbacks]
     builders = Builders(builder, builder_args or {}, data_builder, data_builder_args or {})
-    with held(Path(run) / LOCK, "train") if run is not None else nullcontext():
+    lock = held(Path(run) / LOCK, "train") if run is not None else nullcontext()
+    with joined() as world, entered(lambda: lock):
         return Trainer(
             model, data, method, optimizer=optimizer or Optimizer(), schedule=schedule or Schedule(),
             settings=settings, augmentation=augmentation, threat=threat,
-            run=Path(run) if run is not None else None, config=config, resume=resume, progress=progress,
-            callbacks=every, say=say, builders=builders,
+            run=Path(run) if run is not None else None, config=config, resume=resume,
+            progress=progress and world.first, callbacks=every if world.first else [],
+            say=say if world.first else lambda line: None, builders=builders,
         ).train()  # fmt: skip

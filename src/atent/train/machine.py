@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from atent.data import Data
+from atent.distributed import alone
 from atent.precision import check_tf32, refuses_channels_last
 from atent.probe import AUTO, bfloat16_pays, gaining, probe
 from atent.runs.manifest import read_json
@@ -64,7 +65,7 @@ def prepare(
 ) -> None:
     """Set the CPU threads, which ``position`` keeps for a resume."""
     if settings.threads is not None:
-        position["threads"] = threads(model, data, settings, position.get("threads"), say)
+        position["threads"] = alone(lambda: threads(model, data, settings, position.get("threads"), say))
         torch.set_num_threads(position["threads"])
 
 

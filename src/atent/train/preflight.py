@@ -24,6 +24,7 @@ from atent.guard import ask, guard
 from atent.losses import cross_entropy
 from atent.methods import Method
 from atent.runs.weights import Snapshot, aliases, pack, put, unpack, whole
+from atent.threat import Threat
 
 
 def check(
@@ -41,6 +42,15 @@ def check(
         check_folder(run)
         check_files(model if made is None else made, begun, state)
     return last_joins(len(data.train), batch_size, gradient_of(method, data, state, amp, model))
+
+
+def check_threat(threat: Threat | None, data: Data) -> None:
+    """ValueError for a threat that is not over the data's box, or has an eps that the data do not allow."""
+    if threat is None:
+        return
+    if threat.box != Threat("linf", 0.0, data.box).box:
+        raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
+    threat.check_eps(data.shape)
 
 
 def move(model: nn.Module, device: torch.device, layout: torch.memory_format) -> None:

@@ -2,10 +2,6 @@
 
 All randomness of a step is a function of (seed, step): the order of an epoch, the augmentation, the adversary's samples
 and dropout. So a checkpoint needs no random states, and a run that was killed and resumed equals the unbroken one.
-
-On a CPU a generator keeps 32 bits of its seed. A long training, 200 epochs of 391 steps with three seeds each, has 6 of
-its 2.7 10^10 pairs of seeds in common: twice the same start noise, for other images and weights. Each step's gradient
-keeps its law, and nothing counts steps as independent.
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.data import Data, augment
+from atent.distributed import alone, current
 from atent.methods import Method
 from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
@@ -27,7 +24,7 @@ from atent.precision import under
 from atent.rng import fold
 from atent.runs.weights import Snapshot, put, whole
 from atent.threat import Threat
-from atent.train import calibration, first_batch, graphs, kernels, machine, preflight
+from atent.train import agreement, calibration, first_batch, graphs, kernels, machine, preflight
 from atent.train.best import Best
 from atent.train.builders import Builders
 from atent.train.callbacks import Callback, Progress, first
@@ -85,7 +82,9 @@ class Trainer:
         config = config or describe(model, self.data, method, optimizer, schedule, settings, augmentation, threat)
         subsets = self.validation.subsets(self.data) | (self.watch.subsets(self.data) if self.watch else {})
         config = machine.recorded(builders.record(config), settings)
-        self.config = identified(with_subsets(config, self.data, subsets), run, resume)
+        config = with_subsets(config, self.data, subsets)
+        agreement.check(self.data, settings, config, fingerprint(config))
+        self.config = identified(config, run, resume)
         self.position: dict[str, Any] = {"config": fingerprint(self.config), "epoch": 0, "step": 0}
         self.history: list[dict[str, Any]] = []
         self.best, self.meter = Best(self.validation, settings), Meter()
@@ -96,16 +95,15 @@ class Trainer:
 
     def _place(self, data: Data, threat: Threat | None, before: Path | None) -> TrainSettings:
         """The network, checked, where it trains; the settings, which resume the choices of the run ``before``."""
-        if threat is not None and threat.box != Threat("linf", 0.0, data.box).box:
-            raise ValueError(f"the threat's box {threat.box} is not the data's box {data.box}: set threat.box to it")
-        if threat is not None:
-            threat.check_eps(data.shape)
+        preflight.check_threat(threat, data)
         self.layout = torch.contiguous_format
         preflight.move(self.model, self.device, self.layout)
         preflight.check_views(self.model)
         check_output(self.model, data.shape, data.classes, self.device, dtype=data.validation.batch([0])[0].dtype)
         preflight.check_lazy(self.model)
-        self.settings = machine.resolved(self.model, data, self.settings, self.device, self.say, before)
+        agreement.same_start(self.model)
+        asked = self.model, data, self.settings, self.device, self.say, before
+        self.settings = alone(lambda: machine.resolved(*asked))
         if self.settings.channels_last and len(data.shape) == 3:
             self.layout = machine.channels_last(self.model, data, self.device, self.say)
         return self.settings
@@ -114,7 +112,8 @@ class Trainer:
         """ValueError for what would end the training later; whether a last batch of one image joins the one before."""
         named = {f"validate_attack {self.settings.validate_attack}": a for a in self.validation.attacks.values()}
         method, size = around(calibration.stand_in(self.bare), self.settings), self.settings.batch_size
-        given = (self.model, self.data, method, self.state, named, self.begun, self.path, self.amp, size)
+        path = self.path if current().first else None
+        given = (self.model, self.data, method, self.state, named, self.begun, path, self.amp, size)
         return preflight.check(*given)
 
     def _count_steps(self) -> None:
@@ -141,11 +140,9 @@ class Trainer:
         self.backward = graphs.graphed(self.method, self.settings, self.device, self.say)
 
     def _measure(self) -> None:
+        given = self.model, self.bare, self.data, self.settings, self.state, self.augment, self.layout, self.config
         with self.amp:
-            found, self.config = first_batch.measured(
-                self.model, self.bare, self.data, self.settings, self.state, self.augment, self.layout, self.config,
-                joined=self._joined, say=self.say,
-            )  # fmt: skip
+            found, self.config = alone(lambda: first_batch.measured(*given, joined=self._joined, say=self.say))
         self.position |= found
 
     def _resume(self) -> None:
@@ -167,6 +164,7 @@ class Trainer:
     def train(self) -> Fitted:
         """Train to the end; the network then has the best epoch's weights."""
         with kernels.chosen(self.settings, self.device), stop_requests() as asked:
+            self.agreed = agreement.Agreement(asked, self.keeper.due)
             self.keeper.start(fresh=True)
             try:
                 self.stopped = first([self.stopped, *[c.start(self._progress()) for c in self.callbacks]])
@@ -174,7 +172,7 @@ class Trainer:
                 # A step that was saved after the time was over still has its epoch to end.
                 while not self.stopped and (not self.clock.over(epoch) or self.position["step"]):
                     try:
-                        self._train_epoch(epoch, asked)
+                        self._train_epoch(epoch)
                         epoch += 1
                     except Diverged as error:
                         epoch = self._back(error)
@@ -204,7 +202,7 @@ class Trainer:
         self._save(epoch, step)
         return int(epoch)
 
-    def _train_epoch(self, epoch: int, asked: Callable[[], bool]) -> None:
+    def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch, its validation and its checkpoint."""
         order = order_of(self.settings.seed, epoch, len(self.data.train), self.rng, self.position.get("rollbacks", ()))
         start, self.position["step"] = self.position["step"], 0
@@ -213,6 +211,7 @@ class Trainer:
         self.clock.start(fresh=not start)
         for step in range(start, self.steps):
             self.train_step(order, epoch, step)
+            self.agreed.meet(self.clock)
             self.compiling.after(self.clock, epoch * self.steps + step, self.position)
             last = step + 1 == self.steps or self.clock.spent()
             loss = self._read_loss(last) if step % _READ_LOSS == 0 or last else None
@@ -220,14 +219,14 @@ class Trainer:
                 progress = self._progress(epoch + 1, step + 1, loss, last)
                 for callback in self.callbacks:
                     callback.step(progress)
-            self._save_in_time(epoch, step, last, asked)
+            self._save_in_time(epoch, step, last)
             if last:
                 break
         self.clock.stop()
-        row = row_of(
+        row = current().shared(row_of(
             epoch + 1, epoch + (step + 1) / self.steps, lr=self.optimizer.param_groups[0]["lr"], clock=self.clock,
             meter=self.meter, settings=self.settings, position=self.position, device=self.device, layout=self.layout,
-        )  # fmt: skip
+        ))  # fmt: skip
         self.meter = Meter()
         if self.average:
             self.average.after_epoch(self.clock.progress((epoch + 1) * self.steps))
@@ -294,7 +293,8 @@ class Trainer:
     def _problem(self) -> str | None:
         """What has diverged, in one line; waits for the device."""
         lr = self.optimizer.param_groups[0]["lr"]
-        return self.method.diverged(self.state) or line_of(self.finite.problem(self.steps), self.meter, lr)
+        line = self.method.diverged(self.state) or line_of(self.finite.problem(self.steps), self.meter, lr)
+        return next(filter(None, current().gather(line)), None)
 
     def _read_loss(self, last: bool) -> float | None:
         """The epoch's mean loss so far, None where no step was taken; Diverged where something is not finite."""
@@ -351,17 +351,17 @@ class Trainer:
         if self.stopped and not written:  # metrics.jsonl ends with this epoch
             self._save(row["epoch"], 0, about)
 
-    def _save_in_time(self, epoch: int, step: int, last: bool, asked: Callable[[], bool]) -> None:
+    def _save_in_time(self, epoch: int, step: int, last: bool) -> None:
         """A checkpoint inside an epoch, where one is due; Interrupted where the training was asked to stop."""
-        if asked() or (not last and self.keeper.due()):
+        if self.agreed.asked() or (not last and self.agreed.due()):
             self.clock.stop()
             if self._problem() is None:
                 self._save(epoch, step + 1)
-            elif not asked():
+            elif not self.agreed.asked():
                 self._read_loss(last)
             self.keeper.start()
             self.clock.start()
-        if asked():
+        if self.agreed.asked():
             raise Interrupted(how_to_resume(self.config, self.path, epoch, step))
 
     def _save(self, epoch: int, step: int, about: dict[str, Any] | None = None, best: Mapping[str, str] = {}) -> None:

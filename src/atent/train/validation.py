@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from atent.attacks import ATTACKS, Attack
@@ -12,10 +11,12 @@ from atent.attacks.spec import parse
 from atent.data import Data, Split, everything
 from atent.data.described import described
 from atent.data.split import Part
-from atent.evaluate import evaluate
+from atent.distributed import current
 from atent.progress import bar
+from atent.stats import share
 from atent.threat import Threat
 from atent.train.settings import TrainSettings
+from atent.train.shares import evaluated
 
 
 def _parsed(spec: str, threat: Threat | None) -> Attack:
@@ -50,26 +51,15 @@ class Validation:
         """The accuracies, and what the evaluation hints at on the validation split."""
         row: dict[str, float] = {}
         hint = None
-        total = sum(len(p) for p in self.parts.values()) * len(self.attacks)
+        total = sum(len(range(len(p))[current().rows(len(p))]) for p in self.parts.values()) * len(self.attacks)
         with bar(total, "validation", enabled=progress) as advance:
             for name, part in self.parts.items():
-                x, y = part.batch(torch.arange(len(part), device=part.x.device))
-                found = evaluate(
-                    model,
-                    x,
-                    y,
-                    self.attacks,
-                    seed=self.seed,
-                    ids=part.ids,
-                    cascade=False,
-                    folding=False,
-                    advance=advance,
-                )
-                shares = {"clean": found.clean, **{k: v["robust"] for k, v in found.attacks.items()}}
-                for kind, share in shares.items():
-                    row[f"{name}_{kind}"] = share["value"]
+                found = evaluated(model, part, self.attacks, seed=self.seed, advance=advance)
+                for kind, count in found.counts.items():
+                    measured = share(count, len(part))
+                    row[f"{name}_{kind}"] = measured["value"]
                     if name == "validation":
-                        row |= {f"{name}_{kind}_low": share["low"], f"{name}_{kind}_high": share["high"]}
+                        row |= {f"{name}_{kind}_low": measured["low"], f"{name}_{kind}_high": measured["high"]}
                 if name == "validation":
                     hint = found.hint
         return row, hint

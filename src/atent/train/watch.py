@@ -12,7 +12,7 @@ from atent.attacks import FGSM, PGD, Attack
 from atent.attacks.starts import start
 from atent.data import Data
 from atent.data.described import described
-from atent.evaluate import evaluate
+from atent.distributed import current, each
 from atent.evaluate.outcomes import ROBUST
 from atent.evaluate.subject import gradient
 from atent.losses import cross_entropy
@@ -21,6 +21,7 @@ from atent.rng import PerSample
 from atent.stats import paired
 from atent.threat import Threat
 from atent.train.settings import TrainSettings
+from atent.train.shares import evaluated
 
 OK, WARNING, STOP = "ok", "warning", "stop"
 """What the row of a watched epoch says under ``watch``."""
@@ -87,18 +88,22 @@ class Watch:
 
     def measure(self, model: nn.Module) -> dict[str, float | None]:
         """The four figures of an epoch; ``watch_alignment`` is None where no image has a gradient."""
-        x, y = self.part.batch(torch.arange(len(self.part), device=self.part.x.device))
-        found = evaluate(model, x, y, self.attacks, seed=self.seed, ids=self.part.ids, cascade=False, folding=False)
-        shares = {name: entry["robust"]["value"] for name, entry in found.attacks.items()}
+        found = evaluated(model, self.part, self.attacks, seed=self.seed)
+        shares = {name: found.counts[name] / len(self.part) for name in self.attacks}
         robust, training = (
-            "".join("1" if flag == ROBUST else "0" for flag in found.outcomes["attacks"][name]) for name in self.attacks
+            "".join("1" if flag == ROBUST else "0" for flag in found.flags[name]) for name in self.attacks
         )
-        gap = paired([shares["watch_training"]], [shares["watch_robust"]], len(x), ([training], [robust]))
-        return {
-            **shares,
-            "watch_gap_low": gap.low,
-            "watch_alignment": alignment(model, self.threat, x, y, seed=self.seed, ids=self.part.ids),
-        }
+        gap = paired([shares["watch_training"]], [shares["watch_robust"]], len(self.part), ([training], [robust]))
+        return {**shares, "watch_gap_low": gap.low, "watch_alignment": self._alignment(model)}
+
+    def _alignment(self, model: nn.Module) -> float | None:
+        rows = current().rows(len(self.part))
+
+        def own() -> Tensor:
+            x, y = self.part.batch(torch.arange(rows.start, rows.stop, device=self.part.x.device))
+            return cosines(model, self.threat, x, y, seed=self.seed, ids=self.part.ids[rows]).cpu()
+
+        return _mean(torch.cat(each(own)))
 
     def assess(self, row: dict[str, Any]) -> str:
         """The verdict on an epoch's row, from what `measure` found; rows come in the order of their epochs."""
@@ -162,13 +167,25 @@ class Watch:
 
 
 def alignment(model: nn.Module, threat: Threat, x: Tensor, y: Tensor, *, seed: int, ids: Tensor) -> float | None:
-    """Mean cosine between the input gradients of the cross-entropy at ``x`` (n, ...) and at a uniform point of the
-    ball, with the model in eval mode; None where no sample has both."""
+    """Mean of `cosines`; None where there are none."""
+    return _mean(cosines(model, threat, x, y, seed=seed, ids=ids))
+
+
+def cosines(model: nn.Module, threat: Threat, x: Tensor, y: Tensor, *, seed: int, ids: Tensor) -> Tensor:
+    """The cosine between the input gradients of the cross-entropy at each image of ``x`` (n, ...) and at a uniform
+    point of its ball, with the model in eval mode; of the images that have both, float64."""
+    if not len(x):
+        return x.new_zeros(0, dtype=torch.float64)
     near = threat.clamp(start(threat, "uniform", x, PerSample(seed, ids, "watch")))
     here, there = (gradient(model, z, y, cross_entropy, seed=seed, batch=250).flatten(1).double() for z in (x, near))
     lengths = here.norm(dim=1) * there.norm(dim=1)
     known = (lengths > 0) & lengths.isfinite()
-    return float(((here * there).sum(1)[known] / lengths[known]).mean()) if bool(known.any()) else None
+    found: Tensor = (here * there).sum(1)[known] / lengths[known]
+    return found
+
+
+def _mean(values: Tensor) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def watch(method: Method, data: Data, settings: TrainSettings, threat: Threat | None) -> Watch | None:

@@ -1,0 +1,94 @@
+"""Notes that the ranks of a job leave each other in a key-value store, beside the messages that carry tensors."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+from atent.torchrun import Place
+
+
+class Unreachable(ValueError):
+    """This rank cannot reach the others, which therefore cannot report it."""
+
+
+class Notes:
+    """A connection of this rank to the store of its job: torchrun's, or one that rank 0 opens.
+
+    What is written belongs to one start of the job, as torchrun may start all ranks again beside the same store. Errors
+    of the connection are RuntimeErrors.
+
+    Parameters
+    ----------
+    here
+        The place of this rank.
+    seconds
+        How long to wait for a connection, and for a note.
+    opens
+        Whether rank 0 opens the store, where torchrun has none.
+
+    Raises
+    ------
+    ValueError
+        In one line: the port is in use; `Unreachable` where there is no connection.
+    """
+
+    def __init__(self, here: Place, seconds: float, *, opens: bool = False) -> None:
+        from torch._C._distributed_c10d import TCPStore
+
+        self.here, self.seconds = here, seconds
+        self._prefix = f"atent/{here.restarts}/{here.size}/"
+        own = opens and not here.agent and here.rank == 0
+        wait = timedelta(seconds=seconds)
+        try:
+            self.store: Any = TCPStore(here.host, here.port, None, own, wait, wait_for_workers=False)
+        except (RuntimeError, ValueError, OSError) as error:
+            text = " ".join(str(error).split())
+            if own and ("in use" in text or "EADDRINUSE" in text or "failed to listen" in text):
+                raise ValueError(
+                    f"port {here.port} of {here.host} is in use: give another (torchrun --standalone, torchrun"
+                    " --master-port, or MASTER_PORT)"
+                ) from None
+            raise Unreachable(f"rank {here.rank} cannot reach {here.host}:{here.port}: {text[:200]}") from None
+
+    def write(self, name: str, text: str = "") -> None:
+        """Leave a note."""
+        self.store.set(self._prefix + name, text)
+
+    def first(self, name: str, text: str) -> str:
+        """Leave a note unless it is there; the note."""
+        return bytes(self.store.compare_set(self._prefix + name, "", text)).decode()
+
+    def read(self, name: str) -> str | None:
+        """A note; None where there is none."""
+        return bytes(self.store.get(self._prefix + name)).decode() if self.there([name]) else None
+
+    def there(self, names: list[str]) -> bool:
+        """Whether all these notes are there."""
+        return bool(self.store.check([self._prefix + name for name in names]))
+
+    def wait(self, name: str, seconds: float | None = None) -> str | None:
+        """A note, as soon as it is there; None where it does not come in time."""
+        end, pause = time.monotonic() + (self.seconds if seconds is None else seconds), 0.001
+        while (found := self.read(name)) is None and time.monotonic() < end:
+            time.sleep(pause)
+            pause = min(2 * pause, 0.1)
+        return found
+
+    def kept(self, name: str, text: str | None = None) -> str | None:
+        """A note that outlives a restart of all ranks, which is written where ``text`` is given; None where there is
+        none, or where rank 0 holds the store."""
+        if not self.here.agent:
+            return None
+        key = f"atent/kept/{name}"
+        if text is not None:
+            self.store.set(key, text)
+            return text
+        return bytes(self.store.get(key)).decode() if self.store.check([key]) else None
+
+    def below(self, name: str) -> Any:
+        """A store for a process group, apart from the notes."""
+        from torch._C._distributed_c10d import PrefixStore
+
+        return PrefixStore(self._prefix + name, self.store)

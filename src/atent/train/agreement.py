@@ -1,0 +1,111 @@
+"""What the ranks of a training do alike: begin from the same, and stop, save and end at the same step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from atent import signals
+from atent.data import Data
+from atent.distributed import current
+from atent.distributed.launch import ranks
+from atent.runs.weights import copied, put
+from atent.train.clock import Clock
+from atent.train.settings import TrainSettings
+
+CPU = torch.device("cpu")
+_UNNAMED = 1000.0
+"""A request to stop that no signal made."""
+
+
+class Agreement:
+    """The decisions of a step that depend on the clock or on a signal: one message of three numbers after each step.
+
+    Whoever was asked to stop, all stop; whether a checkpoint is due, and how long the training has taken, is what rank
+    0 says. One process alone decides when it is asked, and says nothing.
+    """
+
+    def __init__(self, asked: Callable[[], bool], due: Callable[[], bool]) -> None:
+        self._asked, self._due, self.world = asked, due, current()
+        self._found = (0.0, 0.0)
+
+    def meet(self, clock: Clock) -> None:
+        """After a step, on every rank."""
+        if self.world.size == 1:
+            return
+        asked = float(signals.asked_by() or _UNNAMED) if self._asked() else 0.0
+        own = [float(self._due()), clock.measured()] if self.world.first else [0.0, 0.0]
+        number, due, seconds = self.world.most([asked, *own])
+        self._found = number, due
+        clock.agree(seconds)
+        if number and not asked:
+            signals.passed_on(0 if number == _UNNAMED else int(number))
+
+    def asked(self) -> bool:
+        """Whether the training is to stop."""
+        return self._asked() if self.world.size == 1 else bool(self._found[0])
+
+    def due(self) -> bool:
+        """Whether a checkpoint is due."""
+        return self._due() if self.world.size == 1 else bool(self._found[1])
+
+
+def check(data: Data, settings: TrainSettings, config: Mapping[str, Any], fingerprint: str) -> None:
+    """ValueError, on every rank, where a rank would have no samples, or where the ranks do not do the same."""
+    world = current()
+    if world.size == 1:
+        return
+    for name, n in (
+        ("training images", len(data.train)),
+        ("images of a batch (train.batch_size)", settings.batch_size),
+    ):
+        if n < world.size:
+            raise ValueError(f"{n} {name} are fewer than the {world.size} processes: start at most {n}")
+    about = {key: value for key, value in config["about"]["data"].items() if key != "root"}
+    own = _flat({**json.loads(fingerprint), "data as loaded": json.loads(json.dumps(about, default=str))})
+    found = world.gather(own)
+    for name in sorted({name for each in found for name in each}, key=lambda name: name.split(".")):
+        values = [each.get(name, "absent") for each in found]
+        other = [rank for rank, value in enumerate(values) if value != values[0]]
+        if other:
+            raise ValueError(
+                f"{name} is {_short(values[0])} on rank 0 and {_short(values[other[0]])} on {ranks(other)}: give every"
+                " process the same settings and the same data"
+            )
+
+
+def same_start(model: nn.Module) -> None:
+    """The network of every rank gets the state of rank 0's: those that a script built may differ."""
+    world = current()
+    if world.size > 1:
+        put(model, world.shared(to(copied(model), CPU) if world.first else None))
+
+
+def to(value: Any, device: torch.device) -> Any:
+    """Plain containers with their tensors on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return type(value)((key, to(inner, device)) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return type(value)(to(inner, device) for inner in value)
+    return value
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """The plain values of nested tables by their dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{name}.{key}" if name else str(key))
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
