@@ -5,14 +5,15 @@ from types import ModuleType
 from typing import Any
 
 from atent.evaluate import norms
+from atent.evaluate.answers import predict
 from atent.evaluate.bands import Bands, measure_bands, split_bands
 from atent.evaluate.corruptions import Corrupted, measure_corruptions
-from atent.evaluate.evaluation import Evaluation, evaluate, predict, rounds
+from atent.evaluate.evaluation import Evaluation, evaluate, evaluate_shard, rounds
 from atent.evaluate.flips import Flips, measure_flips
 from atent.evaluate.fourier import FourierMap, fourier_basis, fourier_map
 from atent.evaluate.masking import CHECKS, Check, masking_checks
 from atent.evaluate.samples import Checked, checked
-from atent.evaluate.sweep import sweep
+from atent.evaluate.sweep import sweep, sweep_shard
 from atent.evaluate.transfer import Transfers, measure_transfer
 from atent.evaluate.union import Union, union
 
@@ -29,6 +30,7 @@ __all__ = [
     "Union",
     "checked",
     "evaluate",
+    "evaluate_shard",
     "fourier_basis",
     "fourier_map",
     "masking_checks",
@@ -41,6 +43,7 @@ __all__ = [
     "rounds",
     "split_bands",
     "sweep",
+    "sweep_shard",
     "union",
 ]
 

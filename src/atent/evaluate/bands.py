@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from atent.attacks.base import Attack
 from atent.checks import check_number
 from atent.data.corruptions import check_images
 from atent.data.corruptions.digital import dct_matrix
-from atent.evaluate.lines import Shape, Values
+from atent.evaluate.lines import Resume, Shape, Values
 from atent.evaluate.outcomes import attacked
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import Study, study
@@ -126,7 +125,7 @@ def measure_bands(
     seed: int = 0,
     ids: Tensor | None = None,
     batch: int = 250,
-    resume: str | Path | None = None,
+    resume: Resume = None,
     advance: Advance | None = None,
 ) -> Bands:
     """Attack the correctly classified samples, and try each band of the perturbations alone.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from atent.checks import check_choice
 from atent.data.corruptions import SEVERITIES, corrupt, suited
-from atent.evaluate.lines import Values
+from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import study
 from atent.progress import Advance
@@ -68,7 +67,7 @@ def measure_corruptions(
     seed: int = 0,
     ids: Tensor | None = None,
     batch: int = 250,
-    resume: str | Path | None = None,
+    resume: Resume = None,
     advance: Advance | None = None,
 ) -> Corrupted:
     """The errors of a model under corruptions at five severities.

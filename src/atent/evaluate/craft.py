@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.checks import as_samples, check_number, check_seed, numbered
-from atent.evaluate.evaluation import predict
+from atent.distributed.shards import Shard
+from atent.evaluate.answers import predict
 from atent.evaluate.search import prepare
 from atent.precision import SearchDtype
 from atent.probe import Auto
@@ -30,16 +31,17 @@ def craft(
     search_dtype: SearchDtype | Auto | None = None,
     channels_last: bool | Auto = False,
     folding: bool = True,
+    shard: Shard | None = None,
     advance: Advance | None = None,
 ) -> dict[str, Tensor]:
     """Attack every sample, also those that are misclassified without an attack; all on the CPU.
 
     ``x`` (n, ...) floats in the attack's box, ``y`` (n,) true labels, tensors or arrays, or a DataLoader as ``x`` and
     None as ``y``; ``ids`` (n,) sample numbers (default 0 .. n-1). ``search_dtype``, ``channels_last`` and ``folding``
-    as in `evaluate`.
+    as in `evaluate`. ``shard``: attack its batches alone, each as it would be among all.
     Gives x_adv and x (n, ...), y, ids, success (bool, the model misclassifies x_adv), predicted (its class of x_adv)
-    and norm (float64, the distance of x_adv to x in the threat's norm), each (n,). ValueError as `Attack.run`, and for
-    no samples.
+    and norm (float64, the distance of x_adv to x in the threat's norm), each (n,). ValueError as `Attack.run`, for no
+    samples, and for more shards than batches.
     """
     x, y = as_samples(x, y, model)
     if not len(x):
@@ -48,12 +50,17 @@ def craft(
     ids = numbered(ids, len(x), x.device)
     attack.threat.check_samples(len(x))
     search = prepare(model, x, search_dtype=search_dtype, channels_last=channels_last, folding=folding)
+    pieces = torch.arange(len(x), device=x.device).split(batch)
+    if shard is not None:
+        shard.check(len(x), batch)
+        pieces = tuple(shard.of(pieces))
     found = []
-    for some in torch.arange(len(x), device=x.device).split(batch):
+    for some in pieces:
         found.append(search.attacked(attack.of(some), x[some], y[some], seed=seed, ids=ids[some])[:3])
         if advance:
             advance(len(some), "")
     x_adv, success, norm = (torch.cat(parts) for parts in zip(*found))
+    x, y, ids = (tensor[torch.cat(pieces)] for tensor in (x, y, ids))
     predicted = predict(model, x_adv, y, batch=batch)
     made = {"x_adv": x_adv, "x": x, "y": y, "ids": ids, "success": success, "predicted": predicted, "norm": norm}
     return {name: tensor.detach().cpu() for name, tensor in made.items()}

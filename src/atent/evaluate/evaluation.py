@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,23 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack
-from atent.attacks.spec import check_names, labelled, plain, spell
-from atent.checks import as_inputs, as_labels, check_logits, check_number, check_seed
+from atent.attacks.spec import check_names, labelled
+from atent.checks import check_number, check_seed
 from atent.data.described import spans
-from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
-from atent.evaluate.ledger import NOTHING, Ledger, Met, fingerprint
-from atent.evaluate.outcomes import bits, flags
+from atent.distributed import SINGLE, World
+from atent.distributed.shards import Shard
+from atent.evaluate.answers import answers
+from atent.evaluate.ledger import Ledger, fingerprint
+from atent.evaluate.outcomes import bits
 from atent.evaluate.samples import Checked, checked
-from atent.evaluate.search import Search, prepare, resolve, settings_of
+from atent.evaluate.search import prepare, resolve, settings_of
+from atent.evaluate.trial import Trial
 from atent.fields import shown
-from atent.guard import ask, guard, outside_inference
-from atent.independence import dependence_hint
-from atent.memory import Batches
+from atent.guard import outside_inference
 from atent.messages import deprecated
-from atent.precision import SearchDtype, full_precision
+from atent.precision import SearchDtype
 from atent.probe import Auto
 from atent.progress import Advance
-from atent.rng import narrow
 from atent.stats import share
 from atent.threat import Threat
 
@@ -111,25 +109,6 @@ def _finite(value: Any) -> Any:
     return "inf" if value == float("inf") else value
 
 
-def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> Tensor:
-    """Predicted classes (n,) in eval mode and full precision; the model comes back as it was. ValueError where it gives
-    no logits."""
-    batch = check_number("batch", batch, 1, whole=True)
-    return _answers(model, as_inputs(x, model), as_labels(y), batch)[0]
-
-
-@torch.no_grad()
-def _answers(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> tuple[Tensor, int]:
-    """As `predict`, and the number of classes, 0 without a sample."""
-    out, classes = [], 0
-    with guard(model, mode="eval"), full_precision(x.device):
-        for part, logits in Batches("the evaluation").over(len(x), batch, lambda rows: ask(model, x[rows])):
-            check_logits(logits, y[part])
-            out.append(logits.argmax(1))
-            classes = logits.shape[1]
-    return torch.cat(out) if out else y.new_zeros(0), classes
-
-
 def rounds(attacks: Mapping[str, Attack] | Sequence[Attack]) -> int:
     """How often `evaluate` goes over the samples: once for each attack, for a composite one once for each part."""
     each = attacks.values() if isinstance(attacks, Mapping) else attacks
@@ -150,6 +129,8 @@ def evaluate(
     search_dtype: SearchDtype | Auto | None = None,
     channels_last: bool | Auto = False,
     folding: bool = True,
+    blocks: bool = False,
+    world: World = SINGLE,
     advance: Advance | None = None,
 ) -> Evaluation:
     """Attack the correctly classified samples and count those that remain so.
@@ -184,11 +165,109 @@ def evaluate(
     measured on the samples, in less than 3 s (`atent.probe.probe`), and one line on stderr says what was chosen; it may
     differ from run to run, so neither is the default.
 
+    With ``blocks`` the samples that meet the first attack in one batch stay together: later attacks have batches of
+    what is left of each block, so that the verdict on a sample depends on its own block alone, and `evaluate_shard` can
+    do some blocks without the others. Without, what is left of all batches is packed anew. ``world``: the ranks that
+    share the batches, as `atent.distributed.current` gives them; each calls this with the same arguments, writes a file
+    of its own beside ``resume``, and gets the Evaluation that one process would find.
+
     ``advance(samples, text)`` receives the progress, n samples for each of `rounds`, with the running robust accuracy.
 
     ValueError for inputs, labels or outputs that cannot be evaluated, for no samples, for one attack twice, and for a
     resume file of another evaluation.
     """
+    case = _begun(
+        model, x, y, attacks, seed=seed, ids=ids, batch=batch, resume=resume, cascade=cascade,
+        search_dtype=search_dtype, channels_last=channels_last, folding=folding, world=world, advance=advance,
+    )  # fmt: skip
+    trial, right = case.trial, case.right
+    if blocks:
+        trial = replace(trial, blocks=case.blocks())
+    hint = trial.hint(case.predicted)
+    results, outcomes, remaining = trial.attacks(case.attacks, right, cascade, case.classes)
+    n, ids = len(trial.x), trial.ids
+    return Evaluation(
+        n=n,
+        seed=trial.seed,
+        clean=share(int(right.sum()), n),
+        worst=share(int(remaining.sum()), n),
+        attacks=results,
+        wrong=ids.cpu()[~right].tolist(),
+        cascade=cascade,
+        search_dtype=case.search_dtype,
+        folded=trial.search.folded,
+        hint=hint,
+        outcomes={"ids": spans(ids.tolist()), "clean": bits(right), "attacks": outcomes},
+        per_class=_per_class(trial.y.cpu(), right, remaining),
+    )
+
+
+def evaluate_shard(
+    model: nn.Module,
+    x: Tensor | Checked,
+    y: Tensor | None,
+    attacks: Mapping[str, Attack] | Sequence[Attack],
+    shard: Shard,
+    *,
+    resume: str | Path,
+    cascade: bool | Literal["threat"] = True,
+    **how: Any,
+) -> str:
+    """Attack the blocks of one shard: what `evaluate` with ``blocks`` does to them, and nothing else.
+
+    Parameters
+    ----------
+    model, x, y, attacks, cascade, how
+        As in `evaluate`.
+    shard
+        Which blocks.
+    resume
+        The file that gets every batch; from the rows of all shards `evaluate` with ``blocks`` computes nothing anew.
+
+    Returns
+    -------
+    str
+        A character for each of all samples: 1 where it is right without an attack.
+
+    Raises
+    ------
+    ValueError
+        In one line, as `evaluate`, and for more shards than blocks.
+    """
+    case = _begun(model, x, y, attacks, cascade=cascade, resume=resume, **how)
+    trial, right = case.trial, case.right
+    shard.check(int(right.sum()), trial.batch)
+    own = torch.zeros_like(right)
+    chosen = shard.of(case.blocks())
+    own[torch.cat(chosen)] = True
+    replace(trial, blocks=tuple(chosen)).attacks(case.attacks, own, cascade, case.classes)
+    return bits(right)
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """An evaluation that was checked, and the model's answers without an attack."""
+
+    attacks: dict[str, Attack]
+    trial: Trial
+    predicted: Tensor
+    right: Tensor
+    classes: int
+    search_dtype: SearchDtype | None
+
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The places of the samples that are right, in the batches of the first attack."""
+        blocks: tuple[Tensor, ...] = self.right.nonzero().squeeze(1).split(self.trial.batch)
+        return blocks
+
+
+def _begun(
+    model: nn.Module, x: Tensor | Checked, y: Tensor | None, attacks: Any, *, seed: int = 0, ids: Tensor | None = None,
+    batch: int = 250, resume: str | Path | None = None, cascade: bool | Literal["threat"] = True,
+    search_dtype: SearchDtype | Auto | None = None, channels_last: bool | Auto = False, folding: bool = True,
+    world: World = SINGLE, advance: Advance | None = None,
+) -> _Case:  # fmt: skip
+    """What `evaluate` is given, checked, and the clean predictions."""
     if attacks is None:
         raise ValueError(
             "attacks is missing: evaluate(model, x, y, [PGD(...)]), evaluate(model, loader, attacks=[PGD(...)]), or {}"
@@ -213,26 +292,10 @@ def evaluate(
     settings: dict[str, Any] = {"seed": seed, "cascade": cascade}
     settings |= {"search_dtype": search_dtype, "channels_last": channels_last, "folding": folding}
     about = depends_on(model, samples, named, **settings) if resume is not None else None
-    ledger = Ledger(resume, about, attacks=named, n=len(x))
-    trial = _Trial(search, x, y, ids, seed, batch, ledger, advance)
-    predicted, classes = _answers(model, x, y, batch)
-    right = (predicted == y).cpu()
-    hint = trial.hint(predicted)
-    results, outcomes, remaining = trial.attacks(named, right, cascade, classes)
-    return Evaluation(
-        n=len(x),
-        seed=seed,
-        clean=share(int(right.sum()), len(x)),
-        worst=share(int(remaining.sum()), len(x)),
-        attacks=results,
-        wrong=ids.cpu()[~right].tolist(),
-        cascade=cascade,
-        search_dtype=search_dtype,
-        folded=search.folded,
-        hint=hint,
-        outcomes={"ids": spans(ids.tolist()), "clean": bits(right), "attacks": outcomes},
-        per_class=_per_class(y.cpu(), right, remaining),
-    )
+    ledger = Ledger(resume, about, attacks=named, n=len(x), world=world)
+    trial = Trial(search, x, y, ids, seed, batch, ledger, advance, world=world)
+    predicted, classes = answers(model, x, y, batch)
+    return _Case(named, trial, predicted, (predicted == y).cpu(), classes, search_dtype)
 
 
 def depends_on(
@@ -275,112 +338,3 @@ def _per_class(y: Tensor, right: Tensor, remaining: Tensor) -> list[dict[str, An
         shares = {name: share(int(kept[own].sum()), n) for name, kept in (("clean", right), ("worst", remaining))}
         rows.append({"class": label, "n": n, **shares})
     return rows
-
-
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """What every attack of an evaluation meets."""
-
-    search: Search
-    x: Tensor
-    y: Tensor
-    ids: Tensor
-    seed: int
-    batch: int
-    ledger: Ledger
-    advance: Advance | None
-
-    @cached_property
-    def batches(self) -> Batches:
-        """The batches of all attacks: what memory allowed one is what the next begins with."""
-        return Batches("the evaluation")
-
-    def hint(self, predicted: Tensor) -> str | None:
-        """One line on a mistake that the clean predictions suggest."""
-        right, model = (predicted == self.y).cpu(), self.search.model
-        return (
-            dependence_hint(model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
-            or normalisation_hint(right, self.x, lambda z: predict(model, z, self.y, batch=self.batch), self.y)
-            or collapse_hint(predicted, self.y)
-            or one_class_hint(self.y)
-        )
-
-    def attacks(
-        self, named: Mapping[str, Attack], right: Tensor, cascade: bool | Literal["threat"], classes: int
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, str], Tensor]:
-        """Results and flags by attack, and which of the samples that are ``right`` (n,) are robust to all of them."""
-        results, outcomes, remaining = {}, {}, right.clone()
-        left: dict[Threat | None, Tensor] = {}
-        for name, attack in named.items():
-            chain: Threat | None = attack.threat if cascade == "threat" else None
-            before = left.get(chain, right) if cascade else right
-            results[name], outcomes[name], left[chain] = self.attack(name, attack, before)
-            remarks = attack.remarks(classes)
-            results[name] |= {"remarks": remarks} if remarks else {}
-            remaining &= left[chain]
-        return results, outcomes, remaining
-
-    def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor]:
-        """The result of an attack on the samples that are robust ``before`` (n,), their flags, and which are robust
-        after it."""
-        remaining, whole, parts = before.clone(), NOTHING, {}
-        for part in attack.parts() or [None]:
-            met = self._meet(name, attack, part, remaining)
-            remaining[met.rows[met.fooled]] = False
-            whole = whole.then(met)
-            if part is not None:
-                parts[part] = self._summary(met, remaining)
-        result = {
-            "attack": spell(attack),
-            "threat": attack.threat.plain(),
-            "settings": plain(attack),
-            # A sample that several parts met was attacked once.
-            **self._summary(whole, remaining) | {"attacked": int(before.sum())},
-        }
-        return result | ({"parts": parts} if parts else {}), flags(before, before & ~remaining), remaining
-
-    def _meet(self, name: str, attack: Attack, part: str | None, remaining: Tensor) -> Met:
-        rows = remaining.nonzero().squeeze(1)
-        met = self.ledger.met(name, part, rows)
-        text = name if part is None else f"{name}, {part}"
-        self._announce(len(remaining) - len(rows) + len(met.rows), text, len(rows) - int(met.fooled.sum()))
-        left = rows[len(met.rows) :]
-
-        def meet(chosen: slice) -> Met:
-            begun, at = time.perf_counter(), left[chosen].to(self.x.device)
-            outcome = self.search.attacked(
-                attack.of(at), self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part
-            )
-            return Met(
-                left[chosen], outcome.success.cpu(), outcome.norm.double().cpu(), int(outcome.forwards.sum()),
-                int(outcome.backwards.sum()), time.perf_counter() - begun,
-            )  # fmt: skip
-
-        for chosen, new in self.batches.over(len(left), self.batch, meet):
-            some = left[chosen]
-            self.ledger.add(name, part, new)
-            met = met.then(new)
-            self._announce(len(some), text, len(rows) - int(met.fooled.sum()))
-        return met
-
-    def _announce(self, samples: int, text: str, remaining: int) -> None:
-        if self.advance:
-            self.advance(samples, f"{text} {100 * remaining / len(self.x):.1f} %")
-
-    def _summary(self, met: Met, remaining: Tensor) -> dict[str, Any]:
-        return {
-            "attacked": len(met.rows),
-            "robust": share(int(remaining.sum()), len(self.x)),
-            "fooled": self.ids.cpu()[met.rows[met.fooled]].tolist(),
-            "distance": _quantiles(met.distance[met.fooled]),
-            "forwards": met.forwards,
-            "backwards": met.backwards,
-            "seconds": round(met.seconds, 3),
-        }
-
-
-def _quantiles(distance: Tensor) -> dict[str, float] | None:
-    if not len(distance):
-        return None
-    values = distance.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=distance.dtype)).tolist()
-    return dict(zip(("q10", "median", "q90"), values))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from atent.checks import check_choice
 from atent.data.corruptions.sequences import SEQUENCES, flips, framed
-from atent.evaluate.evaluation import predict
-from atent.evaluate.lines import Values
+from atent.evaluate.answers import predict
+from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import study
 from atent.progress import Advance
@@ -63,7 +62,7 @@ def measure_flips(
     seed: int = 0,
     ids: Tensor | None = None,
     batch: int = 250,
-    resume: str | Path | None = None,
+    resume: Resume = None,
     advance: Advance | None = None,
 ) -> Flips:
     """How often the predicted class changes along sequences of noise and along ordered ones.

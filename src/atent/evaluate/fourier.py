@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from atent.checks import check_number
-from atent.evaluate.lines import Values
+from atent.evaluate.lines import Resume, Values
 from atent.evaluate.samples import Checked
 from atent.evaluate.study import Study, study
 from atent.progress import Advance
@@ -56,7 +55,7 @@ def fourier_map(
     seed: int = 0,
     ids: Tensor | None = None,
     batch: int = 250,
-    resume: str | Path | None = None,
+    resume: Resume = None,
     advance: Advance | None = None,
 ) -> FourierMap:
     """The errors of a model on ``x + eps r U``, clipped to the box, for every image U of `fourier_basis`.

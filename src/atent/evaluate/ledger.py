@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from atent import __version__
 from atent.attacks.base import Attack
 from atent.attacks.spec import spell
 from atent.data.described import spans, unspan
+from atent.distributed import SINGLE, World
 from atent.evaluate.lines import Lines, Values
 from atent.evaluate.outcomes import bits
 from atent.threat import Box
@@ -40,6 +42,11 @@ class Met(NamedTuple):
         counts = self.forwards + more.forwards, self.backwards + more.backwards, self.seconds + more.seconds
         return Met(tensors[0], tensors[1], tensors[2], *counts)
 
+    @staticmethod
+    def joined(several: Iterable[Met]) -> Met:
+        """All of them, in the order of their samples."""
+        return functools.reduce(Met.then, sorted(several, key=lambda met: int(met.rows[0])), NOTHING)
+
 
 NOTHING = Met(torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), 0, 0, 0.0)
 
@@ -47,21 +54,22 @@ NOTHING = Met(torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).doubl
 class Ledger:
     """What was met so far, in memory and, with a path, in a file that survives a kill.
 
-    ``fingerprint`` says what is evaluated, ``attacks`` by what, and ``n`` on how many samples. Raises as `Lines`.
+    ``fingerprint`` says what is evaluated, ``attacks`` by what, and ``n`` on how many samples. Each rank of ``world``
+    writes a file of its own, and knows what is in all of them. Raises as `Lines`.
     """
 
     def __init__(
         self, path: str | Path | None = None, fingerprint: Mapping[str, Any] | None = None, *,
-        attacks: Mapping[str, Attack] | None = None, n: int = 0,
+        attacks: Mapping[str, Attack] | None = None, n: int = 0, world: World = SINGLE,
     ) -> None:  # fmt: skip
         names = {(name, part) for name, a in (attacks or {}).items() for part in (a.parts() or [None])}
 
         def valid(row: dict[str, Any]) -> bool:
             return row.keys() == _KEYS and _is_met(row, n) and (row["attack"], row["part"]) in names
 
-        self._lines = Lines(path, "evaluation", fingerprint, valid=valid)
+        self._lines = Lines(path, "evaluation", fingerprint, valid=valid, rank=world.rank)
         self._met: dict[tuple[str, str | None], dict[int, Met]] = {}
-        for row in self._lines.rows:
+        for row in self._known(world):
             met = Met(
                 torch.tensor(unspan(row["rows"])).long(),
                 torch.tensor([flag == "1" for flag in row["fooled"]]),
@@ -71,16 +79,28 @@ class Ledger:
             # Where a row was lost, what was measured again stands behind what followed it.
             self._met.setdefault((row["attack"], row["part"]), {})[int(met.rows[0])] = met
 
-    def met(self, attack: str, part: str | None, rows: Tensor) -> Met:
-        """What is known of ``rows``, their first ones."""
-        known, found = self._met.get((attack, part), {}), NOTHING
-        while len(found.rows) < len(rows):
-            left = rows[len(found.rows) :]
-            batch = known.get(int(left[0]))
-            if batch is None or not torch.equal(batch.rows, left[: len(batch.rows)]):
-                break
-            found = found.then(batch)
-        return found
+    def _known(self, world: World) -> list[dict[str, Any]]:
+        """The rows of all ranks."""
+        world.wait()
+        return [row for rows in world.gather(self._lines.rows) for row in rows]
+
+    def divided(
+        self, attack: str, part: str | None, groups: Sequence[Tensor], batch: int
+    ) -> tuple[list[Met], list[Tensor]]:
+        """What is known of the ``groups`` of samples, each met in batches of that size, and runs of those left."""
+        known, found, runs = self._met.get((attack, part), {}), [], []
+        for rows in groups:
+            begin = end = 0
+            while end < len(rows):
+                met = known.get(int(rows[end]))
+                if met is None or not torch.equal(met.rows, rows[end : end + len(met.rows)]):
+                    end = min(end + batch, len(rows))
+                    continue
+                found.append(met)
+                runs.append(rows[begin:end])
+                begin = end = end + len(met.rows)
+            runs.append(rows[begin:end])
+        return found, [run for run in runs if len(run)]
 
     def add(self, attack: str, part: str | None, met: Met) -> None:
         """Write down one more batch."""

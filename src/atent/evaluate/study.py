@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from atent.attacks.base import Attack
 from atent.checks import check_number, check_seed
 from atent.data.corruptions import check_images
-from atent.evaluate.evaluation import predict
+from atent.evaluate.answers import predict
 from atent.evaluate.ledger import fingerprint
-from atent.evaluate.lines import Lines, Notes
+from atent.evaluate.lines import Lines, Notes, Portion, Resume
 from atent.evaluate.samples import Checked, checked
 from atent.geometry.values import as_box
 from atent.guard import outside_inference
@@ -91,7 +90,7 @@ def depends_on(
 
 def study(
     kind: str, model: nn.Module, x: Tensor | Checked, y: Tensor | None, *, box: Box, seed: int, ids: Tensor | None,
-    batch: int, resume: str | Path | None, advance: Advance | None, attacks: Mapping[str, Attack] | None = None,
+    batch: int, resume: Resume, advance: Advance | None, attacks: Mapping[str, Attack] | None = None,
     models: Mapping[str, nn.Module] | None = None, images: bool = True, **settings: Any,
 ) -> Study:  # fmt: skip
     """The study of that ``kind``; what it depends on, with the ``settings``, goes into the file to resume from.
@@ -107,10 +106,11 @@ def study(
     if len(found.x) < 2:
         raise ValueError(f"a {kind} needs two samples or more, got {len(found.x)}: raise the limit")
     x, y, ids = outside_inference(found.x), outside_inference(found.y).long(), found.ids
-    lines = Lines(None, kind)
-    if resume is not None:
+    lines, portion = Lines(None, kind), resume if isinstance(resume, Portion) else None
+    path, rank = (resume.path, resume.rank) if isinstance(resume, Portion) else (resume, 0)
+    if path is not None:
         about = depends_on(
             model, found, box=box, seed=seed, batch=batch, attacks=attacks, models=models, **settings
         )  # fmt: skip
-        lines = Lines(resume, kind, about, valid=lambda row: isinstance(row.get("key"), str))
-    return Study(model, x, y, ids, box, seed, batch, Notes(lines), advance)
+        lines = Lines(path, kind, about, valid=lambda row: isinstance(row.get("key"), str), rank=rank)
+    return Study(model, x, y, ids, box, seed, batch, Notes(lines, portion.shard if portion else None), advance)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from atent.attacks.base import Attack
 from atent.attacks.spec import label, show
-from atent.evaluate.evaluation import evaluate
+from atent.distributed import SINGLE, World
+from atent.distributed.shards import Shard
+from atent.evaluate.evaluation import evaluate, evaluate_shard
 from atent.evaluate.outcomes import ROBUST
 from atent.evaluate.samples import Checked
 from atent.precision import SearchDtype
@@ -68,6 +70,8 @@ def sweep(
     search_dtype: SearchDtype | Auto | None = None,
     channels_last: bool | Auto = False,
     folding: bool = True,
+    blocks: bool = False,
+    world: World = SINGLE,
     advance: Advance | None = None,
 ) -> list[dict[str, Any]]:
     """Robust accuracy at each of ``radii`` (numbers or fractions such as "8/255") under each attack alone.
@@ -81,13 +85,10 @@ def sweep(
     ``advance`` receives n samples for each radius and each of `rounds`. ValueError as `at_radii` and `evaluate`.
     """
     jobs = at_radii(attacks, radii)
-    named = {f"{name}, {show(_threat(attack))}": attack for (name, _), attack in jobs.items()}
-    if len(named) < len(jobs):
-        # Radii that agree in six digits look alike.
-        named = {f"{name}, {r!r}": attack for (name, r), attack in jobs.items()}
+    named = _named(jobs)
     found = evaluate(
         model, x, y, named, seed=seed, ids=ids, batch=batch, resume=resume, cascade=False, search_dtype=search_dtype,
-        channels_last=channels_last, folding=folding, advance=advance,
+        channels_last=channels_last, folding=folding, blocks=blocks, world=world, advance=advance,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     remaining: dict[str, Tensor] = {}
@@ -108,6 +109,24 @@ def sweep(
             }
         )
     return rows
+
+
+def sweep_shard(
+    model: nn.Module, x: Checked, attacks: Mapping[str, Attack] | Sequence[Attack], radii: Sequence[float | str],
+    shard: Shard, *, resume: str | Path, **how: Any,
+) -> None:  # fmt: skip
+    """What `sweep` with ``blocks`` does to the blocks of one shard, into the file ``resume``: see `evaluate_shard`."""
+    named = _named(at_radii(attacks, radii))
+    evaluate_shard(model, x, None, named, shard, resume=resume, cascade=False, **how)
+
+
+def _named(jobs: Mapping[tuple[str, float], Attack]) -> dict[str, Attack]:
+    """The attacks of `at_radii` by a name for each."""
+    named = {f"{name}, {show(_threat(attack))}": attack for (name, _), attack in jobs.items()}
+    if len(named) == len(jobs):
+        return named
+    # Radii that agree in six digits look alike.
+    return {f"{name}, {r!r}": attack for (name, r), attack in jobs.items()}
 
 
 def _threat(attack: Attack) -> Threat:

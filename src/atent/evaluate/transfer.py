@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack
-from atent.evaluate.evaluation import predict
+from atent.evaluate.answers import predict
 from atent.evaluate.lines import Values
 from atent.evaluate.samples import Checked, checked
 from atent.evaluate.search import Search, prepare, resolve, settings_of

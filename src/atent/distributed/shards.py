@@ -1,0 +1,69 @@
+"""The pieces of a measurement that processes do which need no network: one shard of several."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Piece ``index`` of a measurement, and every ``count``-th after it.
+
+    Neighbours are alike in cost where a data set is sorted, so every shard has pieces from everywhere.
+    """
+
+    index: int = 0
+    """The number of the shard, from 0."""
+    count: int = 1
+    """How many shards there are."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"shard {self.index} of {self.count} is not one of 0 to {self.count - 1}")
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """The shard that "i/k" names, where i counts from 1; ValueError, in one line, for anything else."""
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        number, count = map(int, found.groups()) if found else (0, 0)
+        if 1 <= number <= count:
+            return cls(number - 1, count)
+        shards = f"; the shards of {count} are 1/{count} to {count}/{count}" if count else ""
+        raise ValueError(f"shard must be i/k, such as 1/4 for the first of four, got {text!r}{shards}")
+
+    @property
+    def text(self) -> str:
+        """What `parse` reads."""
+        return f"{self.index + 1}/{self.count}"
+
+    @property
+    def name(self) -> str:
+        """The shard in the name of a file."""
+        return f"shard-{self.index + 1}-of-{self.count}"
+
+    def has(self, piece: int) -> bool:
+        """Whether this shard has the piece of that number."""
+        return piece % self.count == self.index
+
+    def of(self, pieces: Sequence[T]) -> list[T]:
+        """Its own pieces."""
+        return list(pieces[self.index :: self.count])
+
+    def each(self) -> list[Shard]:
+        """All shards, in order."""
+        return [Shard(index, self.count) for index in range(self.count)]
+
+    def check(self, n: int, size: int) -> None:
+        """ValueError, in one line, where n samples in pieces of ``size`` leave a shard empty."""
+        pieces = -(-n // size)
+        if self.count > pieces:
+            smaller = f", or smaller batches, such as --batch-size {n // self.count}" if self.count <= n else ""
+            raise ValueError(
+                f"{self.count} shards of {n} samples in batches of {size} leave one empty: take at most"
+                f" {max(pieces, 1)} shards{smaller}"
+            )
