@@ -114,7 +114,11 @@ class Verdict:
                 os._exit(ending.status)
 
     def _silence(self) -> Failure | None:
-        """The failure of a rank without a sign of life for long: rank 0 looks at all, the others at rank 0."""
+        """The failure of a rank of this machine whose process is gone, and of one without a sign of life for long:
+        rank 0 looks at all, the others at rank 0."""
+        dead = self._dead(self.watched)
+        if dead is not None:
+            return self._noted(self.watched, self._gone(dead))
         now = time.monotonic()
         for rank in self.peers if self.rank == 0 else (0,):
             sign = self.watched.read(f"beat/{rank}") or ""
@@ -159,16 +163,16 @@ class Verdict:
     def _all_failed(self, ending: Ending) -> Ending:
         signals.ignored()
         own = Failure(self.rank, ending.status, ending.text or "", self.rank, ending.raw)
-        dead = self._dead(_CAUSE if ending.lost else 0.0)
+        dead = self._dead(self.notes, _CAUSE if ending.lost else 0.0)
         failure = self._noted(self.notes, own if dead is None else self._gone(dead))
         return self._ending(failure, ending.text)
 
-    def _dead(self, seconds: float) -> int | None:
+    def _dead(self, notes: Notes, seconds: float = 0.0) -> int | None:
         """A rank of this machine whose process is gone, looked for so long, unless a rank has said why it failed."""
         end = time.monotonic() + seconds
         while True:
             dead = next((rank for rank, peer in self.peers.items() if peer.dead()), None)
-            if self._failure(self.notes):
+            if self._failure(notes):
                 return None
             if dead is not None or time.monotonic() >= end:
                 return dead
