@@ -220,7 +220,7 @@ class Verdict:
             elif not self.notes.here.agent:
                 end = time.monotonic() + _CAUSE
                 for rank, peer in self.peers.items():
-                    while rank and not self.notes.wait(f"left/{rank}", 0.1) and not peer.dead():
+                    while rank and self.notes.wait(f"left/{rank}", 0.1) is None and not peer.dead():
                         if time.monotonic() > end:
                             return
 
