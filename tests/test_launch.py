@@ -127,8 +127,8 @@ def test_a_command_that_cannot_use_ranks_runs_on_rank_0(alone_again, capsys):
 class Board:
     """`Notes` in this process."""
 
-    def __init__(self):
-        self.held, self.here = {}, Place(0, 2, 0, 2, "localhost", 1, agent=True)
+    def __init__(self, agent=True):
+        self.held, self.here = {}, Place(0, 2, 0, 2, "localhost", 1, agent=agent)
 
     def write(self, name, text=""):
         self.held[name] = text
@@ -224,6 +224,18 @@ def test_waiting_for_all_ends_where_one_has_failed():
     assert one.before(["met/1/1"]) == Failure(1, 2, "why", 1)
     board.write("met/1/1")
     assert one.before(["met/1/1"]) is None
+
+
+def test_rank_0_waits_for_those_that_read_its_store_and_no_longer():
+    me, board = Peer.own({}), Board(agent=False)
+    waits = []
+    board.wait = lambda name, seconds: waits.append(name) or (board.read(name) if len(waits) > 2 else None)
+    Verdict(1, {0: me, 1: me}, board, board).leave()
+    Verdict(0, {0: me, 1: me}, board, board).leave()
+    assert waits == ["left/1"] * 3
+    # One that is gone does not read.
+    Verdict(0, {0: me, 1: me, 2: gone()}, board, board).leave()
+    assert waits[-1] == "left/2"
 
 
 def test_other_versions_are_named_with_their_ranks():

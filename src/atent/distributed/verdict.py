@@ -226,10 +226,13 @@ class Verdict:
 
 
 def _boot() -> str:
-    """Which machine, and which start of it, this process runs on."""
+    """Which machine, which start of it, and which container with processes of its own this process runs in."""
+    parts = [platform.node()]
     with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip() + platform.node()
-    return platform.node()
+        parts.append(file.read().strip())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 def _alive(pid: int) -> bool:

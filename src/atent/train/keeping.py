@@ -191,7 +191,8 @@ class Keeper:
         folder has not got them."""
         alone(lambda: self._finish(epoch))
         if (world := current()).size > 1:
-            put(self.model, *world.shared((to(copied(self.model), CPU), self.begun.own(self.model))))
+            best = (to(copied(self.model), CPU), self.begun.own(self.model)) if world.first else None
+            put(self.model, *world.shared(best))
 
     def _finish(self, epoch: int) -> None:
         if self._best is not None:
