@@ -75,6 +75,12 @@ def place(environ: Mapping[str, str] = os.environ) -> Place | None:
     return Place(rank, size, local, local_size, environ["MASTER_ADDR"], port, agent, restarts)
 
 
+def restarted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun has ended the processes of this job and started them again; raises as `place`."""
+    here = place(environ)
+    return here is not None and here.restarts > 0
+
+
 def quiet(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether another process reports what is wrong with the variables that all of them have: rank 0."""
     rank, size = environ.get("RANK", ""), environ.get("WORLD_SIZE", "")

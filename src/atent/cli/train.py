@@ -14,6 +14,7 @@ from atent.cli.jobs import recipe_job
 from atent.cli.parse import Name, Place, arg, read
 from atent.cli.words import SAME, help_wanted, split_sections
 from atent.experiments.recipe_files import SECTIONS, UsageError
+from atent.torchrun import restarted
 
 if TYPE_CHECKING:
     from atent.experiments.results import EvaluationFile
@@ -83,7 +84,8 @@ def train(
     """
     from atent.runs import locks
 
-    locks.steal(steal_lock)
+    # A lock that this job left on another machine is of a process that torchrun has ended.
+    locks.steal(steal_lock or (resume is not None and restarted()))
     if certifier is not None and not validation_only:
         raise UsageError("--certifier is for --validation-only: use `atent certify RUN --method ...` for test images")
     if validation_only and (baseline or log):

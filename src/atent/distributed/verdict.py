@@ -114,7 +114,11 @@ class Verdict:
                 os._exit(ending.status)
 
     def _silence(self) -> Failure | None:
-        """The failure of a rank without a sign of life for long: rank 0 looks at all, the others at rank 0."""
+        """The failure of a rank of this machine whose process is gone, and of one without a sign of life for long:
+        rank 0 looks at all, the others at rank 0."""
+        dead = self._dead(self.watched)
+        if dead is not None:
+            return self._noted(self.watched, self._gone(dead))
         now = time.monotonic()
         for rank in self.peers if self.rank == 0 else (0,):
             sign = self.watched.read(f"beat/{rank}") or ""
@@ -159,16 +163,16 @@ class Verdict:
     def _all_failed(self, ending: Ending) -> Ending:
         signals.ignored()
         own = Failure(self.rank, ending.status, ending.text or "", self.rank, ending.raw)
-        dead = self._dead(_CAUSE if ending.lost else 0.0)
+        dead = self._dead(self.notes, _CAUSE if ending.lost else 0.0)
         failure = self._noted(self.notes, own if dead is None else self._gone(dead))
         return self._ending(failure, ending.text)
 
-    def _dead(self, seconds: float) -> int | None:
+    def _dead(self, notes: Notes, seconds: float = 0.0) -> int | None:
         """A rank of this machine whose process is gone, looked for so long, unless a rank has said why it failed."""
         end = time.monotonic() + seconds
         while True:
             dead = next((rank for rank, peer in self.peers.items() if peer.dead()), None)
-            if self._failure(self.notes):
+            if self._failure(notes):
                 return None
             if dead is not None or time.monotonic() >= end:
                 return dead
@@ -216,16 +220,19 @@ class Verdict:
             elif not self.notes.here.agent:
                 end = time.monotonic() + _CAUSE
                 for rank, peer in self.peers.items():
-                    while rank and not self.notes.wait(f"left/{rank}", 0.1) and not peer.dead():
+                    while rank and self.notes.wait(f"left/{rank}", 0.1) is None and not peer.dead():
                         if time.monotonic() > end:
                             return
 
 
 def _boot() -> str:
-    """Which machine, and which start of it, this process runs on."""
+    """Which machine, which start of it, and which container with processes of its own this process runs in."""
+    parts = [platform.node()]
     with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip() + platform.node()
-    return platform.node()
+        parts.append(file.read().strip())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 def _alive(pid: int) -> bool:

@@ -142,4 +142,4 @@ def speaking() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise Lost(" ".join(str(error).split())[:300]) from error
+        raise Lost(f"another rank did not answer ({' '.join(str(error).split())[:200]})") from error

@@ -20,30 +20,52 @@ from atent.train.settings import TrainSettings
 CPU = torch.device("cpu")
 _UNNAMED = 1000.0
 """A request to stop that no signal made."""
+_EVERY = 0.1
+"""Seconds of steps between two messages."""
+_FIRST = 30
+"""Steps that are measured, each with a message; `Compiling` decides by them too."""
+_MOST = 100
+"""Steps between two messages at most."""
 
 
 class Agreement:
-    """The decisions of a step that depend on the clock or on a signal: one message of three numbers after each step.
+    """The decisions of a step that depend on the clock or on a signal: a message of three numbers.
 
     Whoever was asked to stop, all stop; whether a checkpoint is due, and how long the training has taken, is what rank
-    0 says. One process alone decides when it is asked, and says nothing.
+    0 says. A message comes after each of the first steps, and then about every `_EVERY` seconds of them, so that short
+    steps do not wait for it. One process alone decides when it is asked, and says nothing.
     """
 
     def __init__(self, asked: Callable[[], bool], due: Callable[[], bool]) -> None:
         self._asked, self._due, self.world = asked, due, current()
         self._found = (0.0, 0.0)
+        self._steps = self._next = 0
+        self._marks: list[tuple[int, float]] = []
 
     def meet(self, clock: Clock) -> None:
         """After a step, on every rank."""
         if self.world.size == 1:
+            return
+        self._found = (0.0, 0.0)
+        self._steps += 1
+        if self._steps < self._next:
             return
         asked = float(signals.asked_by() or _UNNAMED) if self._asked() else 0.0
         own = [float(self._due()), clock.measured()] if self.world.first else [0.0, 0.0]
         number, due, seconds = self.world.most([asked, *own])
         self._found = number, due
         clock.agree(seconds)
+        self._next = self._steps + self._pause(seconds)
         if number and not asked:
             signals.passed_on(0 if number == _UNNAMED else int(number))
+
+    def _pause(self, seconds: float) -> int:
+        """Steps until the next message: the same on every rank, as it follows from what rank 0 said."""
+        self._marks = [*self._marks[-_FIRST:], (self._steps, seconds)]
+        (first, begun), (last, ended) = self._marks[0], self._marks[-1]
+        if self._steps < _FIRST or ended <= begun:
+            return 1
+        return max(1, min(_MOST, int(_EVERY * (last - first) / (ended - begun))))
 
     def asked(self) -> bool:
         """Whether the training is to stop."""

@@ -87,13 +87,15 @@ class Keeper:
         """Make the run folder, with the checkpoint of step 0 and, last, config.json, which makes it a run."""
         if self.path is None:
             return
-        held_now = state()
-        if not self.writes:
-            return
-        folder.create(self.path)
-        with manifest.sealed(self.path, config["id"], self._sums) as files:
-            add_state(files, self._with_history(held_now))
-            files.write(CONFIG, folder.as_json(folder.signed(config), CONFIG))
+        path, found = self.path, self._with_history(state())
+
+        def write() -> None:
+            folder.create(path)
+            with manifest.sealed(path, config["id"], self._sums) as files:
+                add_state(files, found)
+                files.write(CONFIG, folder.as_json(folder.signed(config), CONFIG))
+
+        alone(write)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Take the row of an epoch into the history, which the next checkpoint writes."""
@@ -143,9 +145,8 @@ class Keeper:
             if self.device.type == "cuda":  # the steps before are not what saving costs
                 torch.cuda.synchronize(self.device)
             begun = time.perf_counter()
-            found = state()
-            if self.writes:
-                self._write(self.path, found, about, best)
+            path, found = self.path, state()
+            alone(lambda: self._write(path, found, about, best))
             self._seconds = time.perf_counter() - begun
             self._spent += self._seconds
         elif "best" in best and self.writes:
@@ -190,7 +191,8 @@ class Keeper:
         folder has not got them."""
         alone(lambda: self._finish(epoch))
         if (world := current()).size > 1:
-            put(self.model, *world.shared((to(copied(self.model), CPU), self.begun.own(self.model))))
+            best = (to(copied(self.model), CPU), self.begun.own(self.model)) if world.first else None
+            put(self.model, *world.shared(best))
 
     def _finish(self, epoch: int) -> None:
         if self._best is not None:

@@ -21,20 +21,30 @@ from atent.threads import cores
 from atent.train import preflight
 from atent.train.settings import TrainSettings
 
+_CHOSEN = ("precision", "channels_last")
+"""The settings that "auto" leaves to the machine."""
+
 
 def resolved(
     model: nn.Module, data: Data, settings: TrainSettings, device: torch.device, say: Callable[[str], None],
     run: Path | None,
 ) -> TrainSettings:  # fmt: skip
     """The settings with a precision and a memory format in the place of "auto": those of the ``run`` that resumes, or
-    what is measured here, in one line.
+    what is measured here, of several ranks on rank 0, in one line.
 
     ValueError where a precision that is named does not pay on a CPU, and for tf32 elsewhere than on CUDA.
     """
-    names = ("precision", "channels_last")
+    found = alone(lambda: _resolved(model, data, settings, device, say, run))
+    return replace(settings, **{name: getattr(found, name) for name in _CHOSEN})
+
+
+def _resolved(
+    model: nn.Module, data: Data, settings: TrainSettings, device: torch.device, say: Callable[[str], None],
+    run: Path | None,
+) -> TrainSettings:  # fmt: skip
     if run is not None:
         before = read_json(run / CONFIG).get("train", {}) if (run / CONFIG).is_file() else {}
-        kept = {k: before[k] for k in names if getattr(settings, k) == AUTO and before.get(k, AUTO) != AUTO}
+        kept = {k: before[k] for k in _CHOSEN if getattr(settings, k) == AUTO and before.get(k, AUTO) != AUTO}
         settings = replace(settings, **kept)
     if settings.precision == "tf32":
         check_tf32(device)
@@ -56,7 +66,7 @@ def resolved(
 
 def recorded(config: dict[str, Any], settings: TrainSettings) -> dict[str, Any]:
     """The configuration with what `resolved` chose."""
-    chosen = {"precision": settings.precision, "channels_last": settings.channels_last}
+    chosen = {name: getattr(settings, name) for name in _CHOSEN}
     return {**config, "train": {**config["train"], **chosen}} if "train" in config else config
 
 

@@ -102,8 +102,7 @@ class Trainer:
         check_output(self.model, data.shape, data.classes, self.device, dtype=data.validation.batch([0])[0].dtype)
         preflight.check_lazy(self.model)
         agreement.same_start(self.model)
-        asked = self.model, data, self.settings, self.device, self.say, before
-        self.settings = alone(lambda: machine.resolved(*asked))
+        self.settings = machine.resolved(self.model, data, self.settings, self.device, self.say, before)
         if self.settings.channels_last and len(data.shape) == 3:
             self.layout = machine.channels_last(self.model, data, self.device, self.say)
         return self.settings
