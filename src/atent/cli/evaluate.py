@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from atent.cli import show
-from atent.cli.parse import Flat, Place, arg
+from atent.cli.parse import Flat, Place, Text, arg
+from atent.cli.shards import parsed
 from atent.cli.studies import StudyOptions, print_studies
 from atent.cli.target import Target
+
+if typing.TYPE_CHECKING:
+    from atent.experiments.results import EvaluationFile
+    from atent.experiments.target import Target as Evaluated
 
 RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
 
@@ -26,6 +31,8 @@ def evaluate(
     per_class: bool = False,
     strict: bool = False,
     search_dtype: Annotated[typing.Literal["bfloat16", "float16"] | None, arg("{bfloat16,float16}")] = None,
+    shard: Text = None,
+    merge: bool = False,
     out: Place = None,
     json: bool = False,
 ) -> int:
@@ -57,6 +64,13 @@ def evaluate(
         Exit with 1 where a check warns; implies --checks.
     search_dtype
         The former name of --precision.
+    shard
+        i/k, with i from 1 to k: do every k-th batch only, and write it beside the result as
+        evaluation.shard-i-of-k.json, on machines that need no common network. --checks is left to --merge.
+    merge
+        Join the shards of the same command, that is the same options, into one evaluation. It does not depend on k:
+        samples of a batch stay together for all attacks. Without --cascade it is bit for bit that of one process, with
+        it up to the rounding of batches of other sizes.
     out
         JSON file to write. Default: evaluation.json in the run folder, beside the file, or in this folder for your own
         network, numbered where it is taken. Until it is whole, a file of that name that ends in .partial.jsonl holds
@@ -65,46 +79,65 @@ def evaluate(
         Print the result as JSON to standard output, and nothing else there.
     """
     from atent import runs as folder
-    from atent.experiments.evaluation import evaluate_target, measured, summary, unfinished_evaluation
+    from atent.distributed import alone, entered
+    from atent.experiments.evaluation import evaluate_target, measured, unfinished_evaluation
+    from atent.experiments.shards import evaluation_shard, merging
     from atent.experiments.target import load_target
     from atent.runs import locks
     from atent.runs.manifest import write_new
 
+    part = parsed(shard, merge)
     locks.steal(target.steal_lock)
-    with show.json_alone(json) as emit, show.own(out=Path(out) if out else None):
+    with show.json_alone(json) as emit, entered(lambda: show.own(out=Path(out) if out else None)):
         subject = load_target(**target.keywords(), attacks=attacks, threats=threats)
         show.threads(target.threads)
         subject, dtype = measured(subject, target.search_dtype(search_dtype))  # type: ignore[arg-type]
         place = Path(out) if out else subject.place / f"{subject.stem}{folder.EVALUATION}"
         request: dict[str, Any] = {
-            "cascade": cascade, "radii": radius, "checks": checks or strict, "studies": studies.studies(),
-            "search_dtype": dtype,
+            "cascade": cascade, "radii": radius, "studies": studies.studies(), "search_dtype": dtype,
         }  # fmt: skip
-        with unfinished_evaluation(subject, place, **request) as partial:
-            evaluation = evaluate_target(subject, **request, partial=partial, progress=not target.quiet)
-            found = evaluation.to_json()
-            path = write_new(place, found, numbered=out is None)
-        show.accuracies({subject.name: evaluation})
-        if per_class:
-            _classes(found)
-        written = [path]
-        if radius:
-            from atent import plots
-
-            written.append(show.free_file(path.with_name(f"{subject.stem}security.png")))
-            plots.save(plots.security(found["sweep"]), written[-1])
-            _radii(found["sweep"])
-        written += print_studies(evaluation, path, subject.stem)
-        if evaluation.union is not None:
-            from atent import plots
-
-            written.append(show.free_file(path.with_name(f"{subject.stem}union.png")))
-            plots.save(plots.union(evaluation.union.to_json()), written[-1])
-        print("\n" + "\n".join(summary(evaluation)))
-        warned = _checks(found["checks"]) if "checks" in found else False
-        print(f"\nwritten: {', '.join(map(str, written))}")
-        emit(found)
+        if part is not None:
+            written = evaluation_shard(subject, place, part, **request, progress=not target.quiet)
+            print(f"written: {written}, shard {part.text} of {place.name}; after all of them: --merge")
+            emit({"shard": part.text, "written": str(written)})
+            return 0
+        request["checks"] = checks or strict
+        resumed = merging if merge else unfinished_evaluation
+        with entered(lambda: resumed(subject, place, **request)) as partial:
+            evaluation = evaluate_target(
+                subject, **request, partial=partial, blocks=merge, progress=not target.quiet
+            )  # fmt: skip
+            path = alone(lambda: write_new(place, evaluation.to_json(), numbered=out is None))
+        warned = alone(lambda: _shown(subject, evaluation, path, per_class=per_class))
+        emit(evaluation.to_json())
     return 1 if warned and strict else 0
+
+
+def _shown(subject: Evaluated, evaluation: EvaluationFile, path: Path, *, per_class: bool) -> bool:
+    """Print the tables and draw the pictures of an evaluation that was written; whether a check warns."""
+    from atent.experiments.evaluation import summary
+
+    found, stem = evaluation.to_json(), subject.stem
+    show.accuracies({subject.name: evaluation})
+    if per_class:
+        _classes(found)
+    written = [path]
+    if "sweep" in found:
+        from atent import plots
+
+        written.append(show.free_file(path.with_name(f"{stem}security.png")))
+        plots.save(plots.security(found["sweep"]), written[-1])
+        _radii(found["sweep"])
+    written += print_studies(evaluation, path, stem)
+    if evaluation.union is not None:
+        from atent import plots
+
+        written.append(show.free_file(path.with_name(f"{stem}union.png")))
+        plots.save(plots.union(evaluation.union.to_json()), written[-1])
+    print("\n" + "\n".join(summary(evaluation)))
+    warned = _checks(found["checks"]) if "checks" in found else False
+    print(f"\nwritten: {', '.join(map(str, written))}")
+    return warned
 
 
 def _classes(found: dict[str, Any]) -> None:

@@ -232,14 +232,16 @@ def evaluate_shard(
     Raises
     ------
     ValueError
-        In one line, as `evaluate`, and for more shards than blocks.
+        In one line, as `evaluate`, and for more shards than batches.
     """
     case = _begun(model, x, y, attacks, cascade=cascade, resume=resume, **how)
     trial, right = case.trial, case.right
-    shard.check(int(right.sum()), trial.batch)
+    shard.check(len(right), trial.batch)
     own = torch.zeros_like(right)
+    # Where the model is wrong often, there may be fewer blocks than shards.
     chosen = shard.of(case.blocks())
-    own[torch.cat(chosen)] = True
+    for block in chosen:
+        own[block] = True
     replace(trial, blocks=tuple(chosen)).attacks(case.attacks, own, cascade, case.classes)
     return bits(right)
 

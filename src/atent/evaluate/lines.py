@@ -114,8 +114,7 @@ class Lines:
     def _parsed(
         self, path: Path, valid: Callable[[dict[str, Any]], bool]
     ) -> tuple[dict[str, Any] | None, list[dict[str, Any]], bool, int]:
-        """Of a file: the first line, None for an empty one, the rows, whether they have checksums, and how many lines are
-        damaged."""
+        """Of a file: the first line, if any, the rows, whether they have checksums, and how many lines are damaged."""
         try:
             *lines, tail = path.read_bytes().split(b"\n")
         except FileNotFoundError:

@@ -16,6 +16,7 @@ from atent.attacks import Attack
 from atent.attacks.spec import show, spell
 from atent.data import Data
 from atent.data.described import described
+from atent.distributed import alone, current
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep, union
 from atent.evaluate.craft import craft
 from atent.evaluate.evaluation import depends_on
@@ -25,7 +26,7 @@ from atent.evaluate.sweep import at_radii
 from atent.experiments.results import EvaluationFile
 from atent.experiments.studies import Studies, run_studies
 from atent.experiments.target import EvaluateSettings, Target, inputs
-from atent.experiments.unfinished import unfinished
+from atent.experiments.unfinished import beside, unfinished
 from atent.precision import SearchDtype
 from atent.probe import Auto
 from atent.progress import bar
@@ -47,7 +48,7 @@ def evaluate_model(
     """
     x, y, ids = inputs(model, data, settings.limit)
     with bar(len(x) * rounds(attacks), "test", enabled=progress) as advance:
-        found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **_how(settings))
+        found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **how(settings))
     content = _measured(data, settings, found)
     if settings.checks and threat is not None:
         boxes = {threat.box} | {a.threat.box for a in attacks.values()}
@@ -64,6 +65,7 @@ def evaluate_target(
     studies: Studies | None = None,
     search_dtype: SearchDtype | None = None,
     partial: Path | None = None,
+    blocks: bool = False,
     progress: bool = True,
 ) -> EvaluationFile:
     """The content of evaluation.json: what `evaluate` finds, with ``radii`` the rows of `sweep` as ``sweep``, and with
@@ -71,25 +73,28 @@ def evaluate_target(
     have several threats, a cascade is within each, and ``union`` is the report on all.
 
     ``partial`` names a file from which a killed evaluation resumes, as `unfinished_evaluation` gives it; the sweep and
-    each study have another beside it. Raises as these functions do.
+    each study have another beside it. ``blocks`` is that of `evaluate`, for what `atent.experiments.shards.merging`
+    gives. Ranks that call this together share the batches, and each gets the content that one process would find.
+    Raises as these functions do.
     """
     model, attacks, settings, studies = target.model, target.attacks, target.settings, studies or Studies()
     checks = checks or settings.checks
-    _check_request(target, radii, checks)
+    check_request(target, radii, checks)
     studies.check(target)
-    known = _samples(target, checks)
-    how = _how(settings) | {"search_dtype": search_dtype}
-    parts = [partial, partial.with_suffix(".sweep" + partial.suffix)] if partial else [None, None]
-    samples = len(known.x) * rounds(attacks)
-    with bar(samples, "test", enabled=progress) as advance:
-        chain = _chain(target, cascade)
-        found = evaluate(model, known, None, attacks, cascade=chain, resume=parts[0], advance=advance, **how)
+    known = samples(target, checks)
+    given = how(settings) | {"search_dtype": search_dtype, "blocks": blocks, "world": current()}
+    parts = [partial, beside(partial, "sweep")] if partial else [None, None]
+    total = len(known.x) * rounds(attacks)
+    with bar(total, "test", enabled=progress) as advance:
+        cascaded = chain(target, cascade)
+        found = evaluate(model, known, None, attacks, cascade=cascaded, resume=parts[0], advance=advance, **given)
     content = {**target.about, **_measured(target.data, settings, found)}
     if radii:
-        with bar(samples * len(radii), "radii", enabled=progress) as advance:
-            content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **how)
+        with bar(total * len(radii), "radii", enabled=progress) as advance:
+            content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **given)
     if checks and target.threat is not None:
-        content["checks"] = _masking(model, known, target.threat, attacks, settings)
+        threat = target.threat
+        content["checks"] = alone(lambda: _masking(model, known, threat, attacks, settings))
     content |= run_studies(studies, target, known, partial=partial, progress=progress)
     content["provenance"] = folder.provenance(seed=settings.seed, device=known.x.device)
     return EvaluationFile.from_json(content)
@@ -99,9 +104,12 @@ def measured(target: Target, search_dtype: SearchDtype | Auto | None) -> tuple[T
     """The target and the precision of its search with what "auto" in them is here, measured once for all that follows:
     see `atent.evaluate.search.resolve`."""
     settings = target.settings
-    dtype, last = resolve(
-        target.model, target.test()[0][:64], search_dtype=search_dtype, channels_last=settings.channels_last,
-        folding=settings.folding,
+    # Ranks would measure different things.
+    dtype, last = alone(
+        lambda: resolve(
+            target.model, target.test()[0][:64], search_dtype=search_dtype, channels_last=settings.channels_last,
+            folding=settings.folding,
+        )
     )  # fmt: skip
     return replace(target, settings=replace(settings, channels_last=last)), dtype
 
@@ -119,16 +127,23 @@ def unfinished_evaluation(
 ) -> Iterator[Path]:
     """The ``partial`` of `evaluate_target` with these arguments for a result at ``place``: see `unfinished`, whose
     kind, an evaluation, it is."""
-    about = depends_on(
-        target.model, _samples(target, checks), target.attacks, cascade=_chain(target, cascade),
-        search_dtype=search_dtype, **{k: v for k, v in _how(target.settings).items() if k != "batch"},
-    )  # fmt: skip
+    about = about_evaluation(target, cascade=cascade, checks=checks, search_dtype=search_dtype)
     request = {"radii": [str(r) for r in radii], "checks": checks, "studies": asdict(studies or Studies())}
     with unfinished(place, "evaluation", about, **request) as partial:
         yield partial
 
 
-def _samples(target: Target, checks: bool) -> Checked:
+def about_evaluation(
+    target: Target, *, cascade: bool, checks: bool = False, search_dtype: SearchDtype | None = None
+) -> dict[str, Any]:
+    """What the verdicts of an evaluation depend on: see `atent.evaluate.evaluation.depends_on`."""
+    return depends_on(
+        target.model, samples(target, checks), target.attacks, cascade=chain(target, cascade),
+        search_dtype=search_dtype, **{k: v for k, v in how(target.settings).items() if k != "batch"},
+    )  # fmt: skip
+
+
+def samples(target: Target, checks: bool) -> Checked:
     """The target's test images, checked against the boxes of what they meet."""
     boxes = {a.threat.box for a in target.attacks.values()}
     if checks and target.threat:
@@ -136,7 +151,8 @@ def _samples(target: Target, checks: bool) -> Checked:
     return checked(target.model, *target.test(), boxes)
 
 
-def _chain(target: Target, cascade: bool) -> bool | Literal["threat"]:
+def chain(target: Target, cascade: bool) -> bool | Literal["threat"]:
+    """The cascade of `evaluate`: within each threat, where the settings have several."""
     return "threat" if cascade and target.settings.threats else cascade
 
 
@@ -152,7 +168,7 @@ def _masking(
     return [asdict(check) for check in made]
 
 
-def _check_request(target: Target, radii: Sequence[float | str], checks: bool) -> None:
+def check_request(target: Target, radii: Sequence[float | str], checks: bool) -> None:
     """ValueError, before the long work, for checks without a finite threat and for radii that cannot be swept."""
     if checks and target.threat is None:
         raise ValueError("the checks need a threat: give --norm and --eps")
@@ -166,7 +182,8 @@ def _check_request(target: Target, radii: Sequence[float | str], checks: bool) -
             attack.threat.check_eps(target.data.shape)
 
 
-def _how(settings: EvaluateSettings) -> dict[str, Any]:
+def how(settings: EvaluateSettings) -> dict[str, Any]:
+    """The keywords of `evaluate` that the settings have."""
     names = ("seed", "batch", "channels_last", "folding")
     return {name: getattr(settings, name) for name in names}
 
@@ -214,7 +231,7 @@ def adversarial(
     (name, attack), x, y, ids = next(iter(target.attacks.items())), *target.test()
     settings = target.settings
     with bar(len(x), name, enabled=progress) as advance:
-        made = craft(target.model, x, y, attack, ids=ids, search_dtype=search_dtype, advance=advance, **_how(settings))
+        made = craft(target.model, x, y, attack, ids=ids, search_dtype=search_dtype, advance=advance, **how(settings))
     about = {
         **target.about,
         "data": target.samples(),

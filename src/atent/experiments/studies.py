@@ -18,8 +18,21 @@ from atent.attacks.transfer import load_source
 from atent.checks import Settings
 from atent.data.corruptions import CORRUPTIONS, SEVERITIES, check_images, suited
 from atent.data.corruptions.sequences import SEQUENCES
-from atent.evaluate import Checked, fourier_map, measure_bands, measure_corruptions, measure_flips
+from atent.distributed import alone, current
+from atent.distributed.shards import Shard
+from atent.evaluate import (
+    Bands,
+    Checked,
+    Corrupted,
+    Flips,
+    FourierMap,
+    fourier_map,
+    measure_bands,
+    measure_corruptions,
+    measure_flips,
+)
 from atent.evaluate.bands import FULL, checked_cut
+from atent.evaluate.lines import Portion, Resume
 from atent.experiments.results import BandReport, CorruptionReport, FlipReport, FourierReport, Mean, Result, Share
 from atent.experiments.results.base import Adversary
 from atent.experiments.results.studies import (
@@ -32,6 +45,7 @@ from atent.experiments.results.studies import (
     FlipRow,
 )
 from atent.experiments.target import Target
+from atent.experiments.unfinished import beside
 from atent.models import check_output
 from atent.progress import bar
 from atent.stats import t_interval
@@ -61,7 +75,7 @@ class Studies(metaclass=Settings):
     @property
     def chosen(self) -> list[str]:
         """The studies that are wanted, as the result names them."""
-        return [name for name in _MEASURED if getattr(self, name)]
+        return [name for name in _REPORTS if getattr(self, name)]
 
     def check(self, target: Target) -> None:
         """ValueError, in one line and before the long work, for what cannot be measured on the target, and for an
@@ -119,31 +133,58 @@ def run_studies(
     """The reports that are wanted, by name, as plain values.
 
     ``partial`` names the evaluation's file to resume from; each study has one beside it, with its name before the
-    suffix.
+    suffix. Where there is one, ranks that call this together share the batches.
     """
     found: dict[str, Any] = {}
+    world = current()
+    for name in studies.chosen:
+        resume = beside(partial, name) if partial else None
+        begun = time.perf_counter()
+        if world.size > 1 and resume is not None:
+            portion = Portion(resume, Shard(world.rank, world.size), world.rank)
+            study_shard(studies, name, target, known, portion, progress=progress)
+            world.wait()
+        report = alone(lambda: _report(studies, name, target, known, resume, progress).to_json())  # noqa: B023
+        found[name] = report | {"seconds": round(time.perf_counter() - begun, 3)}
+    return found
+
+
+def study_shard(
+    studies: Studies, name: str, target: Target, known: Checked, portion: Portion, *, progress: bool = True
+) -> None:
+    """Do the batches of the study ``name`` that the portion has, and keep what they gave in its file."""
+    _asked(studies, name, target, known, portion, progress)
+
+
+def _report(
+    studies: Studies, name: str, target: Target, known: Checked, resume: Path | None, progress: bool
+) -> Result:  # fmt: skip
+    found = _asked(studies, name, target, known, resume, progress)
+    return _REPORTS[name](studies, target, len(known.x), found)
+
+
+def _asked(studies: Studies, name: str, target: Target, known: Checked, resume: Resume, progress: bool) -> Any:
+    """What the study measures."""
     reference = studies.network(target)
     h, w = target.data.shape[1:] if len(target.data.shape) == 3 else (0, 0)
     rounds = {
         "bands": 1, "corruptions": len(suited(target.data.shape)) * len(SEVERITIES) if studies.corruptions else 0,
         "flips": len(SEQUENCES), "fourier": h * w / max(len(known.x), 1),
     }  # fmt: skip
-    for name in studies.chosen:
-        how = {
-            "seed": target.settings.seed, "batch": target.settings.batch,
-            "resume": partial.with_suffix(f".{name}{partial.suffix}") if partial else None,
-        }  # fmt: skip
-        begun = time.perf_counter()
-        with bar(round(rounds[name] * len(known.x)), name, enabled=progress) as advance:
-            report: Result = _MEASURED[name](studies, target, known, reference, {**how, "advance": advance})
-        found[name] = report.to_json() | {"seconds": round(time.perf_counter() - begun, 3)}
-    return found
+    how: dict[str, Any] = {"seed": target.settings.seed, "batch": target.settings.batch, "resume": resume}
+    box = target.data.box
+    with bar(round(rounds[name] * len(known.x)), name, enabled=progress) as advance:
+        how["advance"] = advance
+        if name == "bands":
+            return measure_bands(target.model, known, None, studies.attack(target), cut=studies.band_cut, **how)
+        if name == "fourier":
+            return fourier_map(target.model, known, eps=studies.fourier_eps, box=box, **how)
+        measure = measure_corruptions if name == "corruptions" else measure_flips
+        return measure(target.model, known, reference=reference, box=box, **how)
 
 
-def _bands(s: Studies, target: Target, known: Checked, reference: nn.Module | None, how: dict[str, Any]) -> BandReport:
-    attack = s.attack(target)
-    found = measure_bands(target.model, known, None, attack, cut=s.band_cut, **how)
-    n, shares = len(known.x), found.shares()
+def _bands(s: Studies, target: Target, n: int, found: Bands) -> BandReport:
+    attack, shares = s.attack(target), found.shares()
 
     def kept(values: Any) -> Share:
         return Share.of(int(values.sum()), n)
@@ -152,7 +193,7 @@ def _bands(s: Studies, target: Target, known: Checked, reference: nn.Module | No
     return BandReport(
         schema_version=BANDS_VERSION,
         n=n,
-        seed=how["seed"],
+        seed=target.settings.seed,
         attack=spell(attack),
         threat=Adversary.of(attack.threat),
         cut=found.cut,
@@ -172,11 +213,8 @@ def _bands(s: Studies, target: Target, known: Checked, reference: nn.Module | No
     )
 
 
-def _corruptions(
-    s: Studies, target: Target, known: Checked, reference: nn.Module | None, how: dict[str, Any]
-) -> CorruptionReport:
-    found = measure_corruptions(target.model, known, reference=reference, box=target.data.box, **how)
-    n, other = len(known.x), found.reference
+def _corruptions(s: Studies, target: Target, n: int, found: Corrupted) -> CorruptionReport:
+    other = found.reference
     rows = [
         CorruptionRow(
             name,
@@ -193,7 +231,7 @@ def _corruptions(
     return CorruptionReport(
         schema_version=CORRUPTIONS_VERSION,
         n=n,
-        seed=how["seed"],
+        seed=target.settings.seed,
         clean=Share.of(int(found.clean.sum()), n),
         rows=rows,
         mean=Mean.of(found.mean_error()),
@@ -204,8 +242,7 @@ def _corruptions(
     )
 
 
-def _flips(s: Studies, target: Target, known: Checked, reference: nn.Module | None, how: dict[str, Any]) -> FlipReport:
-    found = measure_flips(target.model, known, reference=reference, box=target.data.box, **how)
+def _flips(s: Studies, target: Target, n: int, found: Flips) -> FlipReport:
     others = None if found.reference is None else type(found)(found.names, found.reference)
     rows = [
         FlipRow(
@@ -220,8 +257,8 @@ def _flips(s: Studies, target: Target, known: Checked, reference: nn.Module | No
     mfr = None if others is None else found.mean_flip_rate()
     return FlipReport(
         schema_version=FLIPS_VERSION,
-        n=len(known.x),
-        seed=how["seed"],
+        n=n,
+        seed=target.settings.seed,
         rows=rows,
         mean=Mean.of(found.mean_rate()),
         reference=s.reference,
@@ -229,22 +266,18 @@ def _flips(s: Studies, target: Target, known: Checked, reference: nn.Module | No
     )
 
 
-def _fourier(
-    s: Studies, target: Target, known: Checked, reference: nn.Module | None, how: dict[str, Any]
-) -> FourierReport:
-    found = fourier_map(target.model, known, eps=s.fourier_eps, box=target.data.box, **how)
-    n = len(known.x)
+def _fourier(s: Studies, target: Target, n: int, found: FourierMap) -> FourierReport:
     return FourierReport(
         schema_version=FOURIER_VERSION,
         n=n,
-        seed=how["seed"],
+        seed=target.settings.seed,
         eps=found.eps,
         clean=Share.of(int(found.clean.sum()), n),
         errors=found.errors.tolist(),
     )
 
 
-_MEASURED: dict[str, Callable[..., Result]] = {
+_REPORTS: dict[str, Callable[..., Result]] = {
     "bands": _bands, "corruptions": _corruptions, "flips": _flips, "fourier": _fourier,
 }  # fmt: skip
-"""Study -> what measures it, in the order in which they run."""
+"""Study -> its report, in the order in which they run."""

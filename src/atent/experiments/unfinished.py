@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
@@ -44,14 +45,20 @@ def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request
         if not path.exists():
             _take_up(place, path, kind, fingerprint)
         yield path
-        for each in _family(path):
+        for each in family(path):
             with suppress(FileNotFoundError):
                 each.unlink()
 
 
-def _family(path: Path) -> list[Path]:
-    """The file, and those of the parts of a measurement beside it."""
-    return [path, *path.parent.glob(f"{path.stem}.*{path.suffix}")]
+def family(path: Path) -> list[Path]:
+    """The file, and those of the parts of a measurement beside it, as far as they are there."""
+    found = [path, *path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}")]
+    return [file for file in found if file.exists()]
+
+
+def beside(path: Path, part: str) -> Path:
+    """The file of that part of a measurement; "" is the measurement itself."""
+    return path.with_suffix(f".{part}{path.suffix}") if part else path
 
 
 def _take_up(place: Path, path: Path, kind: str, fingerprint: Mapping[str, Any]) -> None:
@@ -59,6 +66,6 @@ def _take_up(place: Path, path: Path, kind: str, fingerprint: Mapping[str, Any])
     former = re.compile(rf"{re.escape(place.stem)}(-\d+)?{re.escape(_SUFFIX)}")
     for each in sorted(place.parent.glob(f"*{_SUFFIX}")):
         if former.fullmatch(each.name) and belongs(each, kind, fingerprint):
-            for one in _family(each):
+            for one in family(each):
                 one.rename(path.with_name(path.stem + one.name.removeprefix(each.stem)))
             return

@@ -134,12 +134,14 @@ def _run(path: Path, name: str) -> Run:
         )
     check_best(path)
     evaluations, certificates, theories, transfers = (
-        # the plain name first, then by number
-        sorted(path.glob(f"{stem}*.json"), key=lambda file: (len(file.name), file.name))
+        # The plain name first, then by number; shards are parts of a result, which --merge joins.
+        sorted(
+            (file for file in path.glob(f"{stem}*.json") if ".shard-" not in file.name),
+            key=lambda file: (len(file.name), file.name),
+        )
         for stem in ("evaluation", "certificate", "theory", "transfer")
     )
-    # Shards are parts of a certificate, which --merge joins.
-    certified = {file.name: _certificate(file) for file in certificates if ".shard-" not in file.name}
+    certified = {file.name: _certificate(file) for file in certificates}
     return Run(
         name, path, config, _metrics(path / folder.METRICS),
         {file.name: migrate.read(file, EvaluationFile) for file in evaluations},

@@ -1,0 +1,227 @@
+"""One shard of a measurement in a file of its own, and what the files of all shards are together."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from atent import runs as folder
+from atent.distributed.shards import Shard
+from atent.evaluate import evaluate_shard, rounds, sweep_shard
+from atent.evaluate.lines import Portion
+from atent.experiments.evaluation import about_evaluation, chain, check_request, how, samples
+from atent.experiments.studies import Studies, study_shard
+from atent.experiments.target import Target
+from atent.experiments.unfinished import beside, family, unfinished
+from atent.precision import SearchDtype
+from atent.progress import bar
+from atent.runs import manifest
+
+VERSION = 1
+"""Version of the files of shards."""
+_SUM = "sum"
+_WORDS = {"model": "weights", "inputs": "images", "ids": "sample numbers", "batch": "batch size"}
+
+
+class Incomplete(ValueError):
+    """The files of shards are not those of one measurement."""
+
+
+def shard_file(place: Path, shard: Shard) -> Path:
+    """The file of one shard of the result ``place``."""
+    return place.with_name(f"{place.stem}.{shard.name}{place.suffix}")
+
+
+def gathered(
+    place: Path, wanted: Mapping[str, Any], read: Callable[[Path], dict[str, Any]]
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What ``read`` finds in the files of all shards of the result ``place``, in order.
+
+    Parameters
+    ----------
+    place
+        The file of the result.
+    wanted
+        What every shard must be of, as its "of" says.
+    read
+        The content of a file: "shard" and "of", and what else there is.
+
+    Raises
+    ------
+    Incomplete
+        In one line, which names the file: one is missing, damaged, of another shard than its name says, of another
+        number of shards, or of another measurement.
+    """
+    form = re.compile(rf"{re.escape(place.stem)}\.shard-(\d+)-of-(\d+){re.escape(place.suffix)}")
+    files = sorted(place.parent.glob(f"{glob.escape(place.stem)}.shard-*-of-*{place.suffix}"))
+    counts = {int(found[2]): file for file in files if (found := form.fullmatch(file.name))}
+    if not counts:
+        raise Incomplete(
+            f"{place.parent} has no shard of {place.name}: give the same command with --shard 1/k to --shard k/k first"
+        )
+    if len(counts) > 1:
+        some = " and ".join(f"{count} ({file.name})" for count, file in sorted(counts.items()))
+        raise Incomplete(f"{place.parent} has shards of {some}: move those of the other measurement away")
+    return [_one(place, shard, wanted, read) for shard in Shard(0, next(iter(counts))).each()]
+
+
+def _one(
+    place: Path, shard: Shard, wanted: Mapping[str, Any], read: Callable[[Path], dict[str, Any]]
+) -> dict[str, Any]:  # fmt: skip
+    file = shard_file(place, shard)
+    if not file.is_file():
+        raise Incomplete(f"shard {shard.text} is missing: there is no {file}; run --shard {shard.text}")
+    try:
+        content = read(file)
+        text, of = content["shard"], content["of"]
+    except Exception as error:
+        raise Incomplete(f"{file} is damaged: remove it and run --shard {shard.text} again") from error
+    if text != shard.text:
+        raise Incomplete(f"{file} holds shard {text}: shard {shard.text} is missing, run --shard {shard.text}")
+    check_same(file, of, wanted)
+    return content
+
+
+def check_same(file: Path, of: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """`Incomplete` where the shard in a file is of another measurement than that of this command."""
+    wanted = folder.plain(dict(wanted))
+    differs = [_WORDS.get(key, key) for key in dict.fromkeys((*wanted, *of)) if wanted.get(key) != of.get(key)]
+    if differs:
+        raise Incomplete(
+            f"{file} was made with other {', '.join(differs)} than this command: give the same options, or another"
+            " --out"
+        )
+
+
+# ---- an evaluation
+
+
+def evaluation_shard(
+    target: Target,
+    place: Path,
+    shard: Shard,
+    *,
+    cascade: bool = True,
+    radii: Sequence[float | str] = (),
+    studies: Studies | None = None,
+    search_dtype: SearchDtype | None = None,
+    progress: bool = True,
+) -> Path:
+    """Do one shard of an evaluation, and write the file that `merging` reads.
+
+    A shard is every k-th block of the samples that are right without an attack: a block is a batch of the first attack.
+    What was measured before a kill is taken up. The shard of the same evaluation that is there already is left as it
+    is.
+
+    Raises
+    ------
+    ValueError
+        In one line, as `evaluate_target`, and for more shards than batches; `Incomplete` where the file is there and of
+        another evaluation.
+    """
+    studies = studies or Studies()
+    check_request(target, radii, False)
+    studies.check(target)
+    request: dict[str, Any] = {"cascade": cascade, "radii": radii, "studies": studies, "search_dtype": search_dtype}
+    of, file = _of(target, **request), shard_file(place, shard)
+    with unfinished(file, "evaluation", of) as partial:
+        if file.exists():
+            check_same(file, _read(file)["of"], of)
+            return file
+        clean = _measured(target, shard, partial, progress=progress, **request)
+        parts = {name: path.read_text().splitlines() for name, path in _parts(partial).items()}
+        content = {
+            "schema_version": VERSION, "kind": "atent evaluation, one shard", "shard": shard.text, "of": of,
+            "clean": clean, "parts": parts, "provenance": folder.provenance(seed=target.settings.seed),
+        }  # fmt: skip
+        manifest.write_json(file, {**content, _SUM: _sum(content)})
+    return file
+
+
+def _measured(
+    target: Target, shard: Shard, partial: Path, *, cascade: bool, radii: Sequence[float | str], studies: Studies,
+    search_dtype: SearchDtype | None, progress: bool,
+) -> str:  # fmt: skip
+    known, attacks = samples(target, False), target.attacks
+    given = how(target.settings) | {"search_dtype": search_dtype}
+    total = len(known.x) * rounds(attacks)
+    with bar(total, f"shard {shard.text}", enabled=progress) as advance:
+        clean = evaluate_shard(
+            target.model, known, None, attacks, shard, cascade=chain(target, cascade), resume=partial, advance=advance,
+            **given,
+        )  # fmt: skip
+    if radii:
+        with bar(total * len(radii), "radii", enabled=progress) as advance:
+            resume = beside(partial, "sweep")
+            sweep_shard(target.model, known, attacks, radii, shard, resume=resume, advance=advance, **given)
+    for name in studies.chosen:
+        study_shard(studies, name, target, known, Portion(beside(partial, name), shard), progress=progress)
+    return clean
+
+
+@contextmanager
+def merging(
+    target: Target,
+    place: Path,
+    *,
+    cascade: bool = True,
+    radii: Sequence[float | str] = (),
+    checks: bool = False,
+    studies: Studies | None = None,
+    search_dtype: SearchDtype | None = None,
+) -> Iterator[Path]:
+    """The ``partial`` of `evaluate_target` with these arguments and ``blocks``, with all that the shards measured.
+
+    Raises
+    ------
+    Incomplete
+        In one line, as `gathered`, and where two shards differ in their predictions without an attack.
+    """
+    of = _of(target, cascade=cascade, radii=radii, studies=studies or Studies(), search_dtype=search_dtype)
+    found = gathered(place, of, _read)
+    for content in found:
+        if content["clean"] != found[0]["clean"]:
+            raise Incomplete(
+                f"shard {content['shard']} of {place.name} classifies other images correctly than shard"
+                f" {found[0]['shard']}: make all shards on machines of one kind"
+            )
+    with unfinished(place, "evaluation", of, merged=len(found), checks=checks) as partial:
+        for name in dict.fromkeys(name for content in found for name in content["parts"]):
+            each = [content["parts"][name] for content in found if name in content["parts"]]
+            # The first line says what the rows are of, and is the same in all.
+            lines = [each[0][0], *(row for lines in each for row in lines[1:])]
+            folder.write_atomic(beside(partial, name), "".join(f"{line}\n" for line in lines))
+        yield partial
+
+
+def _of(
+    target: Target, *, cascade: bool, radii: Sequence[float | str], studies: Studies, search_dtype: SearchDtype | None
+) -> dict[str, Any]:
+    """What a shard of an evaluation depends on."""
+    about = about_evaluation(target, cascade=cascade, search_dtype=search_dtype)
+    more = {"batch": target.settings.batch, "radii": [str(r) for r in radii], "studies": asdict(studies)}
+    plain: dict[str, Any] = folder.plain({**about, **more})
+    return plain
+
+
+def _parts(partial: Path) -> dict[str, Path]:
+    """The files of a measurement by the names of its parts, "" for the measurement itself."""
+    return {file.name.removeprefix(partial.stem)[: -len(partial.suffix)].lstrip("."): file for file in family(partial)}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = manifest.read_json(file)
+    if content["schema_version"] != VERSION or content.pop(_SUM) != _sum(content):
+        raise Incomplete(f"{file} is damaged, or of another version of atent: remove it and run its shard again")
+    return content
+
+
+def _sum(content: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in content.items() if key != _SUM}
+    return hashlib.sha256(folder.dumps(kept).encode()).hexdigest()
