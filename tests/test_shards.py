@@ -1,36 +1,155 @@
 """Shards and ranks: together they measure what one process measures."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
+from processes import environment
 
+from atent.certify.rows import read_rows
 from atent.cli import main
 
 QUICK = ["--quiet", "--device", "cpu"]
 # An ensemble with parts, as AutoAttack is one, at a size for tests.
-ATTACKS = ["--attacks", "FGSM", "PGD(steps=4)", "AutoAttack(version='rand', steps=3)"]
-EVALUATE = [*ATTACKS, "--eps", "0.08", "--limit", "60", "--batch-size", "10", *QUICK]
+ATTACKS = ["FGSM", "PGD(steps=4)", "AutoAttack(version='rand', steps=3)"]
+EVALUATE = ["--attacks", *ATTACKS, "--eps", "0.2", "--limit", "60", "--batch-size", "6", *QUICK]
+CERTIFY = ["--n", "2500", "--n0", "20", "--limit", "8", *QUICK]
+TIMES = ("seconds", "seconds_per_image", "provenance")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    args = ["--train.epochs", "2", "--data.limit", "200", "--evaluate.attacks", "FGSM", "--evaluate.limit", "20"]
+    args = ["--train.epochs", "8", "--data.limit", "300", "--evaluate.attacks", "FGSM", "--evaluate.limit", "20"]
     quick = ["--runs", str(root), "--train.device", "cpu", "--quiet", "--train.validate_limit", "20"]
     assert main(["train", "digits-l2-gaussian", *args, *quick]) == 0
     return root / "digits-l2-gaussian"
 
 
-def test_merged(run, tmp_path, capsys):
-    found = {}
-    for k in (1, 2, 3):
-        out = tmp_path / f"{k}.json"
+def untimed(content):
+    """What was measured, without how long it took and where."""
+    if isinstance(content, dict):
+        return {key: untimed(value) for key, value in content.items() if key not in TIMES}
+    return [untimed(value) for value in content] if isinstance(content, list) else content
+
+
+def evaluated(run, out, *more):
+    assert main(["evaluate", str(run), *EVALUATE, *more, "--out", str(out)]) == 0
+    return untimed(json.loads(out.read_text()))
+
+
+def merged(run, out, k, *more):
+    for i in range(1, k + 1):
+        assert main(["evaluate", str(run), *EVALUATE, *more, "--out", str(out), "--shard", f"{i}/{k}"]) == 0
+    return evaluated(run, out, *more, "--merge")
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """What one process finds."""
+    return evaluated(run, tmp_path_factory.mktemp("whole") / "evaluation.json")
+
+
+def test_merged_shards_are_the_evaluation_of_one_process(run, whole, tmp_path):
+    one = merged(run, tmp_path / "1.json", 1)
+    assert 6 < one["worst"]["k"] < one["clean"]["k"]
+    for k in (2, 3):
+        assert merged(run, tmp_path / f"{k}.json", k) == one
+    # Batches of other sizes round differently, so a sample on the boundary may differ.
+    for name, text in whole["outcomes"]["attacks"].items():
+        pairs = zip(text, one["outcomes"]["attacks"][name], strict=True)
+        assert sum(a != b for a, b in pairs) <= 1, name
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_shards_of_attacks_alone_and_radii_and_studies_are_bit_for_bit_those_of_one_process(run, tmp_path):
+    simple = ["--no-cascade", "--attacks", *ATTACKS[:2], "--radius", "0.02", "--bands", "--fourier", "--limit", "20"]
+    simple += ["--band-attack", "PGD(steps=2)"]
+    want = evaluated(run, tmp_path / "one.json", *simple)
+    assert merged(run, tmp_path / "two.json", 2, *simple) == want
+    assert {"sweep", "bands", "fourier"} <= want.keys()
+
+
+def said(capsys, *words):
+    status = main(["evaluate", *words])
+    err = capsys.readouterr().err
+    assert (status, err.count("\n")) == (2, 1), err
+    return err
+
+
+def test_what_does_not_fit_together_is_named_in_one_line(run, tmp_path, capsys):
+    out = tmp_path / "e.json"
+    words = [str(run), *EVALUATE, "--attacks", "FGSM", "--out", str(out)]
+    capsys.readouterr()
+    assert "has no shard of e.json" in said(capsys, *words, "--merge")
+    assert main(["evaluate", *words, "--shard", "1/2"]) == 0
+    capsys.readouterr()
+    assert "shard 2/2 is missing" in said(capsys, *words, "--merge")
+    first, second = (tmp_path / f"e.shard-{i}-of-2.json" for i in (1, 2))
+    second.write_bytes(first.read_bytes())
+    assert f"{second} holds shard 1/2" in said(capsys, *words, "--merge")
+    assert f"{second} was made with other seed" in said(capsys, *words, "--seed", "1", "--shard", "2/2")
+    second.unlink()
+    assert main(["evaluate", *words, "--seed", "1", "--shard", "2/2"]) == 0
+    capsys.readouterr()
+    assert f"{second} was made with other seed" in said(capsys, *words, "--merge")
+    second.write_text(second.read_text().replace("0.0", "0.1", 1))
+    assert f"{second} is damaged" in said(capsys, *words, "--merge")
+    second.rename(tmp_path / "e.shard-2-of-3.json")
+    assert "shards of 2 (e.shard-1-of-2.json) and 3 (e.shard-2-of-3.json)" in said(capsys, *words, "--merge")
+    for bad in ("0/2", "3/2", "one", "1/0"):
+        assert f"got '{bad}'" in said(capsys, *words, "--shard", bad)
+    assert "11 shards of 60 samples in batches of 6" in said(capsys, *words, "--shard", "1/11")
+    assert "leave one out" in said(capsys, *words, "--shard", "1/2", "--merge")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("more", [["--radius", "0.05"], []], ids=["sequential", "all samples"])
+def test_merged_shards_are_the_certificate_of_one_process(run, more, tmp_path, capsys):
+    words = ["certify", "", *CERTIFY, *more]
+    want = certified(copied(run, tmp_path / "one"), *more)
+    for k in (2, 3):
+        words[1] = str(copied(run, tmp_path / str(k)))
         for i in range(1, k + 1):
-            assert main(["evaluate", str(run), *EVALUATE, "--out", str(out), "--shard", f"{i}/{k}"]) == 0
-        assert main(["evaluate", str(run), *EVALUATE, "--out", str(out), "--merge"]) == 0
-        found[k] = json.loads(out.read_text())
-    assert main(["evaluate", str(run), *EVALUATE, "--out", str(tmp_path / "0.json")]) == 0
-    print(capsys.readouterr())
-    found[0] = json.loads((tmp_path / "0.json").read_text())
-    print(found[0]["outcomes"], found[0]["worst"])
-    assert found[1]["outcomes"] == found[2]["outcomes"] == found[3]["outcomes"] == found[0]["outcomes"]
+            if i == k:
+                assert main([*words, "--merge"]) == 2
+                assert f"shard {k}/{k} is missing" in capsys.readouterr().err
+            assert main([*words, "--shard", f"{i}/{k}"]) == 0
+        assert main([*words, "--merge"]) == 0
+        assert rows_of(tmp_path / str(k)) == want
+
+
+def copied(run, place):
+    """A copy, as files of a run folder are its manifest's."""
+    return shutil.copytree(run, place)
+
+
+def certified(run, *more):
+    assert main(["certify", str(run), *CERTIFY, *more]) == 0
+    return rows_of(run)
+
+
+def rows_of(run):
+    """The rows of a certificate, without how long they took."""
+    return [row._replace(time=0.0) for row in read_rows(run / "certificate.csv")]
+
+
+def test_two_ranks_measure_what_one_process_measures(run, whole, tmp_path):
+    want = certified(copied(run, tmp_path / "one"))
+    other = copied(run, tmp_path / "other")
+    out = tmp_path / "two.json"
+    together("evaluate", str(run), *EVALUATE, "--out", str(out))
+    assert untimed(json.loads(out.read_text())) == whole
+    together("certify", str(other), *CERTIFY)
+    assert rows_of(other) == want
+    assert not [*tmp_path.glob("*partial*"), *other.glob(".*rank*")]
+
+
+def together(*words):
+    """`atent` of these words in two processes of torchrun."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "atent"]
+    done = subprocess.run([*launch, *words], env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from atent.certify.noise import NOISE
-from atent.certify.rows import Row, append, claim, made, read_rows, resumed
+from atent.certify.rows import (
+    Row,
+    absorb,
+    append,
+    claim,
+    made,
+    of_rank,
+    read_rows,
+    removed,
+    resumed,
+    sums,
+    write_rows,
+)
 from atent.certify.sequential import TEST
+from atent.certify.shards import shard_rows
 from atent.certify.smoothing import (
     ABSTAIN,
     Smoothed,
@@ -28,6 +42,8 @@ from atent.certify.smoothing import (
     predictions,
 )
 from atent.checks import Settings, as_samples, check_batch, check_labels, check_number, check_seed, numbered
+from atent.distributed import SINGLE, World
+from atent.distributed.shards import Shard
 from atent.guard import ask, guard
 from atent.independence import dependence_hint
 from atent.precision import full_precision
@@ -169,6 +185,7 @@ def certify_run(
     batch: int | None = None,
     channels_last: bool | None = None,
     certifier: Callable[[nn.Module, float], Any] = Smoothed,
+    world: World = SINGLE,
     advance: Advance | None = None,
 ) -> Certificate:
     """Certify samples one group after the other, and resume where an earlier call stopped.
@@ -177,8 +194,12 @@ def certify_run(
     numbers ``ids`` (n,), each once. ``path``: a file to which every finished row is appended (tabs between columns, a
     header), beside a .json that says how it was made; the rows that it holds already are taken as they are, so the same
     call continues an interrupted one, and gives the same rows but for ``time``. ``about``: plain values that must agree
-    as well, such as the model's fingerprint. ``shard`` (i, k) takes the samples i::k; each shard has a file of its own,
-    see `merge`. ``batch``, ``channels_last`` and ``advance`` as in `Smoothed`. ``certifier``: another class, called
+    as well, such as the model's fingerprint. ``shard`` (i, k) takes every k-th group from the i-th on, of those
+    that share forward passes, so that its rows are bit for bit those of all samples: with n above 4,000 a group is one
+    sample, in a sequential test 50 of them. Where there are fewer groups than shards it takes the samples i::k, the
+    same up to rounding. Each shard has a file of its own, see `merge`. ``world``: the ranks that share the groups, as
+    `atent.distributed.current` gives them, each with a file of its own beside ``path`` until all are done; each gets
+    all rows. ``batch``, ``channels_last`` and ``advance`` as in `Smoothed`. ``certifier``: another class, called
     with the model and sigma, whose ``certify`` gives what that of `Smoothed` gives; the class that it certifies stands
     for the smoothed model's prediction. With ``sampling.radius`` each sample is certified at that radius or not, see
     `Smoothed.certify_at`; that takes `Smoothed` itself. ValueError for inputs that cannot be certified, for labels
@@ -194,26 +215,41 @@ def certify_run(
     ids = numbered(ids, len(x), "cpu")
     if len(ids.unique()) != len(ids):
         raise ValueError("ids must be different sample numbers: two equal ones would share their noise and their row")
-    mine = slice(*check_shard(shard, len(x)))
-    x, y, ids = x[mine], y[mine], ids[mine]
+    mine = shard_rows(shard, len(x), _group(sampling, batch))
+    x, y, ids = x[mine.to(x.device)], y[mine.to(y.device)], ids[mine]
     if path is None:
-        return _certified(model, x, y, ids, sampling, None, batch, channels_last, certifier, advance)
-    path = Path(path)
-    with held(lock_of(path), "certify"):
-        claim(path, made_of(sampling, about or {}))
-        return _certified(model, x, y, ids, sampling, path, batch, channels_last, certifier, advance)
+        return _certified(model, x, y, ids, sampling, None, batch, channels_last, certifier, world, advance)
+    with _claimed(Path(path), made_of(sampling, about or {}), world):
+        path = Path(path)
+        return _certified(model, x, y, ids, sampling, path, batch, channels_last, certifier, world, advance)
+
+
+@contextmanager
+def _claimed(path: Path, wanted: dict[str, Any], world: World) -> Iterator[None]:
+    """Inside, this rank's file of rows is its own; what an earlier job of ranks left is in that of the first."""
+    own = of_rank(path, world.rank)
+    if not world.first:
+        world.wait()
+    with held(lock_of(own), "certify"):
+        claim(own, wanted)
+        if world.first:
+            absorb(path)
+            world.wait()
+        yield
 
 
 def _certified(
     model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, sampling: Sampling, path: Path | None, batch: int | None,
-    channels_last: bool | None, certifier: Callable[[nn.Module, float], Any], advance: Advance | None,
+    channels_last: bool | None, certifier: Callable[[nn.Module, float], Any], world: World, advance: Advance | None,
 ) -> Certificate:  # fmt: skip
     """The certificate of samples, with the rows that the file at ``path`` holds."""
     done: dict[int, Row] = {}
     if path is not None:
         most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
-        done = resumed(path, dict(zip(ids.tolist(), y.tolist())), most)
-        manifest.forget_file(path)  # it grows
+        labels = dict(zip(ids.tolist(), y.tolist()))
+        for rows in world.gather(list(resumed(of_rank(path, world.rank), labels, most).values())):
+            done |= {row.idx: row for row in rows}
+        manifest.forget_file(of_rank(path, world.rank))  # it grows
     smoothed = _made_by(certifier, model, sampling.sigma, channels_last)
     check_labels(y, _clean(model, x[:1], sampling.seed).shape[1])
     size = min(forward_size(x, batch), sampling.n * len(x))
@@ -221,16 +257,35 @@ def _certified(
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
     if advance and len(left) < len(ids):
         advance((len(ids) - len(left)) * (sampling.n0 + sampling.n), "")
-    # As many samples at once as fill a few forwards, and no more, so that little is lost by an interruption.
-    # A sequential test takes few noise samples of most images.
-    group = _TOGETHER if sampling.radius is not None else max(1, 4 * (batch or 1000) // sampling.n)
-    for begin in range(0, len(left), group):
-        part = torch.tensor(left[begin : begin + group])
+    groups = torch.tensor(left, dtype=torch.int64).split(_group(sampling, batch)) if left else ()
+    made: list[Row] = []
+    for part in Shard(world.rank, world.size).of(groups):
         rows = _rows(smoothed, model, x[part.to(x.device)], y[part.to(y.device)], ids[part], sampling, batch, advance)
         if path is not None:
-            append(path, rows)
-        done |= {row.idx: row for row in rows}
+            append(of_rank(path, world.rank), rows)
+        made += rows
+    world.wait()
+    done |= {row.idx: row for rows in world.gather(made) for row in rows}
+    if path is not None and world.size > 1:
+        _whole(path, list(done.values()), world)
     return Certificate(tuple(done[i] for i in sorted(ids.tolist())), sampling, math.prod(x.shape[1:]), hint)
+
+
+def _whole(path: Path, rows: list[Row], world: World) -> None:
+    """All rows in the one file of rank 0, the other ranks' files gone."""
+    if world.first:
+        write_rows(path, sorted(rows))
+        sums(path).unlink(missing_ok=True)
+    world.wait()
+    if not world.first:
+        removed(of_rank(path, world.rank))
+
+
+def _group(sampling: Sampling, batch: int | None) -> int:
+    """How many samples share forward passes."""
+    # As many samples at once as fill a few forwards, and no more, so that little is lost by an interruption.
+    # A sequential test takes few noise samples of most images.
+    return _TOGETHER if sampling.radius is not None else max(1, 4 * (batch or 1000) // sampling.n)
 
 
 def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = None) -> Certificate:
@@ -259,16 +314,6 @@ def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = Non
             " not finished"
         )
     return Certificate(tuple(rows[i] for i in wanted), Sampling(**first["draws"]), dim)
-
-
-def check_shard(shard: tuple[int, int], n: int) -> tuple[int, int, int]:
-    """(i, n, k), the slice of shard i of k; ValueError unless 0 <= i < k <= n."""
-    i, k = shard
-    if not 0 <= i < k:
-        raise ValueError(f"shard must be i/k with 0 <= i < k, got {i}/{k}: the shards of 4 are 0/4 to 3/4")
-    if k > n:
-        raise ValueError(f"{k} shards of {n} samples leave one empty: take at most {n}")
-    return i, n, k
 
 
 def made_of(sampling: Sampling, about: dict[str, Any]) -> dict[str, Any]:

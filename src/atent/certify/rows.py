@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import math
 import os
@@ -225,6 +226,31 @@ def _possible(row: Row, labels: Mapping[int, int], most: float) -> bool:
 
 def _sum(row: Row, salt: str) -> str:
     return hashlib.sha256(f"{salt}\n{_line(row)}".encode()).hexdigest()[:16]
+
+
+def of_rank(path: Path, rank: int) -> Path:
+    """The file of one of the processes that certify together, the first of which writes ``path``."""
+    return path.with_name(f".{path.stem}.rank-{rank}{path.suffix}") if rank else path
+
+
+def absorb(path: Path) -> None:
+    """Take over the rows of the files that other ranks left, however many there were, and remove them."""
+    files = sorted(path.parent.glob(f".{glob.escape(path.stem)}.rank-*{path.suffix}"))
+    known = resumed(path, {}, math.inf) if files else {}
+    for file in files:
+        if made_alike(file, made(path)):
+            rows = [row for number, row in resumed(file, {}, math.inf).items() if number not in known]
+            if rows:
+                manifest.forget_file(path)  # it grows
+                append(path, rows)
+            known |= {row.idx: row for row in rows}
+        removed(file)
+
+
+def removed(path: Path) -> None:
+    """Remove a file of rows and what lies beside it."""
+    for each in (path, sidecar(path), sums(path)):
+        each.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

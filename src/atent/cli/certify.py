@@ -10,6 +10,7 @@ import tyro
 
 from atent.cli import show
 from atent.cli.parse import Name, Norm, Number, Place, Real, Subset, Text, Threads, Tristate, arg
+from atent.cli.shards import parsed
 from atent.experiments.recipe_files import UsageError
 
 if typing.TYPE_CHECKING:
@@ -93,7 +94,10 @@ def certify(
         Which images, where they are fewer than all: stratified, every class by its share; or first, the first ones in
         source order. Default: as the run.
     shard
-        i/k: certify the images i::k only, into a file of their own; i counts from 0.
+        i/k, with i from 1 to k: certify every k-th group of images only, into a file of their own, on machines that
+        need no common network (smoothing). A group is one image, those that share forward passes where --n is at most
+        4,000, or the 50 of a sequential test; the rows are bit for bit those of one process, up to the rounding of
+        other batches where there are more shards than groups.
     merge
         Join the shards of the same command into one certificate.
     seed
@@ -127,9 +131,11 @@ def certify(
     """
     if not runs:
         raise UsageError("which run? `atent certify RUN [RUN ...]` takes the paths that training printed")
+    from atent.distributed import alone
     from atent.experiments.certificate import certify_folder
     from atent.runs.locks import steal
 
+    parsed(shard, merge)
     steal(steal_lock)
     _check_written(table, plot, method, sequential is not False and len(radius or ()) == 1)
     with show.json_alone(json) as emit:
@@ -143,7 +149,7 @@ def certify(
                 progress=not quiet,
             )  # fmt: skip
         show.threads(threads)
-        _show(done, plot, table, radius)
+        alone(lambda: _show(done, plot, table, radius))
         results = [found.to_json() for _, found, _ in done.values()]
         emit(results[0] if len(results) == 1 else results)
     return 0

@@ -26,12 +26,16 @@ from atent.certify import (
     verified,
     verified_by,
 )
-from atent.certify.certificate import check_shard, made_of
+from atent.certify.certificate import made_of
 from atent.certify.rows import claimed, free, made_alike, sidecar, sums, write_rows
+from atent.certify.shards import check_complete, check_shard
 from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
 from atent.data.described import spans
+from atent.distributed import alone, current, entered
+from atent.distributed.shards import Shard
 from atent.evaluate import predict
+from atent.experiments.noise import sigma_of
 from atent.experiments.results import (
     CERTIFICATE_VERSION,
     BoundsFile,
@@ -56,8 +60,8 @@ from atent.train.settings import pick_device
 CERTIFICATE = "certificate.csv"
 Smoothing = SmoothingFile | SequentialFile
 
-# Thermal noise below a grey level trains no network for smoothing.
-_GREY_LEVEL = 1 / 255
+# Images whose bounds are computed together.
+_VERIFIED = 50
 
 
 def certify_folder(
@@ -101,9 +105,10 @@ def certify_folder(
     function (`verified_by`), within ``radii`` under the run's norm or ``norm``, default: the run's eps. The same call
     resumes where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of
     weights gets the next free name. ``sequential``: decide the one radius of ``radii`` by a sequential test with ``n``
-    noise samples at most (`Smoothed.certify_at`); default: where smoothing is asked for exactly one. ``shard`` "i/k"
-    certifies the images i::k into a file of its own, ``merged`` joins the shards. ``compiled``: smoothing with the
-    network fused by ``torch.compile``, ``channels_last``: that of `Smoothed`; both the same up to rounding.
+    noise samples at most (`Smoothed.certify_at`); default: where smoothing is asked for exactly one. ``shard``
+    "i/k", with i from 1, certifies every k-th group of images into a file of its own (see `certify_run`), ``merged``
+    joins the shards. Ranks that call this together share the groups. ``compiled``: smoothing with the network fused by
+    ``torch.compile``, ``channels_last``: that of `Smoothed`; both the same up to rounding.
     ``trust_code`` as `load_target`. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
     """
     noisy, plugin = smooths(method), plugin_named(CERTIFIERS, method)
@@ -118,7 +123,8 @@ def certify_folder(
             raise ValueError(f"method {method} draws no noise, so it has no sequential test: leave --sequential out")
         if shard or merged or compiled or sigma is not None:
             raise ValueError(f"method {method} draws no noise: leave --sigma, --shard, --merge and --compile out")
-        with _alone(who, method, plugin, norm, goals, limit), resumed_by("the same command begins again"):
+        own = entered(lambda: _alone(who, method, plugin, norm, goals, limit))
+        with own, resumed_by("the same command begins again"):
             return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
     if sequential is None:
         sequential = plugin is None and goals is not None and len(goals) == 1
@@ -126,7 +132,8 @@ def certify_folder(
     sampling = Sampling(noise, n0, n, alpha, seed, _one(goals) if sequential else None)
     how = _How(method, plugin, sampling, goals, batch, compiled, channels_last)
     _check(how, norm, device)
-    with _alone(who, method, plugin, sampling, shard, merged), resumed_by("the same command resumes"):
+    own = entered(lambda: _alone(who, method, plugin, sampling, shard, merged))
+    with own, resumed_by("the same command resumes"):
         return _smoothed(who, how, shard, merged, progress)
 
 
@@ -236,21 +243,6 @@ def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[floa
     plots.save(plots.certified(curves, marks=marks), out)
 
 
-def sigma_of(config: dict[str, Any], name: str | Path) -> float:
-    """The noise that the run of this configuration was trained with; ValueError where there was none to smooth by."""
-    if not config:
-        raise ValueError(f"{name} does not say with what noise it was trained: give --sigma")
-    trained = (config.get("method") or {}).get("sigma") or 0.0
-    chain = (config.get("about") or {}).get("chain") or {}
-    found = float(trained or chain.get("effective_noise") or 0.0)
-    if found < _GREY_LEVEL:
-        raise ValueError(
-            f"{name} was trained without noise to smooth by: give --sigma, and expect little of a network that never"
-            " saw noise"
-        )
-    return found
-
-
 def fingerprint(model: nn.Module) -> str:
     """A hash of every weight and buffer: rows of other weights are never mixed."""
     digest = hashlib.sha256()
@@ -288,42 +280,41 @@ def _smoothed(
     x, y, ids = who.test()
     sampling, about = how.sampling, _about(who, how.plugin)
     made = made_of(sampling, about)
+    part = None if shard is None else Shard.parse(shard)
     if merged:
         table = free(who.place / f"{who.stem}{CERTIFICATE}", made)
         shards = sorted(who.place.glob(f"{who.stem}certificate*.shard-*-of-*.csv"))
         files = [f for f in shards if made_alike(f, made)]
+        if not table.exists():
+            check_complete(files, who.place)
         found = merge([*files, *([table] if table.exists() else [])], x[0].numel(), ids.tolist())
         table = claimed(table, made)
         write_rows(table, found.rows)
     else:
-        index = _shard(shard)
+        index = (part.index, part.count) if part else (0, 1)
         i, n, k = check_shard(index, len(x))
-        name = CERTIFICATE if shard is None else f"certificate.shard-{index[0]}-of-{index[1]}.csv"
-        table = claimed(who.place / f"{who.stem}{name}", made)
+        name = CERTIFICATE if part is None else f"certificate.{part.name}.csv"
+        table = alone(lambda: claimed(who.place / f"{who.stem}{name}", made))
         model = cast(nn.Module, torch.compile(who.model)) if how.compiled else who.model
         with bar(len(range(i, n, k)) * (sampling.n0 + sampling.n), who.name, enabled=progress) as advance:
             found = certify_run(
                 model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=how.batch,
-                channels_last=how.channels_last, certifier=CERTIFIERS.find(how.method), advance=advance,
+                channels_last=how.channels_last, certifier=CERTIFIERS.find(how.method), world=current(),
+                advance=advance,
             )  # fmt: skip
     head = _head(who, how.method, how.plugin, [row.idx for row in found.rows], x.shape[1:])
     content = cast(Smoothing, CertificateFile.from_json({
         **found.to_json(how.goals), **head, "shard": shard,
         "provenance": folder.provenance(seed=sampling.seed, device=x.device), "made": made, "complete": True,
     }))  # fmt: skip
-    manifest.record_file(table)
-    sums(table).unlink(missing_ok=True)
-    manifest.write_json(sidecar(table), content.to_json())
+
+    def finished() -> None:
+        manifest.record_file(table)
+        sums(table).unlink(missing_ok=True)
+        manifest.write_json(sidecar(table), content.to_json())
+
+    alone(finished)
     return sidecar(table), content, found
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 0, 1
-    i, slash, k = text.partition("/")
-    if not (slash and i.isdigit() and k.isdigit()):
-        raise ValueError(f"shard must be i/k, such as 0/4 for the first of four, got {text!r}")
-    return int(i), int(k)
 
 
 def _threats(who: Target, norm: Norm | None, goals: list[float] | None) -> list[Threat]:
@@ -367,9 +358,13 @@ def _bounded(
         "clean": stats.share(int(clean.sum()), len(x)), "certified": results,
         "provenance": folder.provenance(device=x.device), "made": about, "complete": True,
     })  # fmt: skip
-    out = sidecar(claimed(who.place / f"{who.stem}{CERTIFICATE}", about))
-    manifest.write_json(out, content.to_json())
-    return out, content
+
+    def written() -> Path:
+        out = sidecar(claimed(who.place / f"{who.stem}{CERTIFICATE}", about))
+        manifest.write_json(out, content.to_json())
+        return out
+
+    return alone(written), content
 
 
 def _verified(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, method: Any, advance: Advance) -> Tensor:
@@ -379,8 +374,17 @@ def _verified(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, method: An
         with torch.no_grad():
             return verified(model, x[rows], y[rows], threat, method)
 
-    out = []
-    for rows, found in Batches("the verification").over(len(x), 50, part):
-        out.append(found)
-        advance(rows.stop - rows.start, f"{method} {threat.norm} {float(threat.eps):g}")
-    return torch.cat(out)
+    world, out = current(), {}
+    batches = Batches("the verification")
+    for begin in Shard(world.rank, world.size).of(range(0, len(x), _VERIFIED)):
+        size = min(_VERIFIED, len(x) - begin)
+
+        def chosen(rows: slice, begin: int = begin) -> Tensor:
+            return part(slice(begin + rows.start, begin + rows.stop))
+
+        for rows, found in batches.over(size, size, chosen):
+            out[begin + rows.start] = found.cpu()
+            advance(rows.stop - rows.start, f"{method} {threat.norm} {float(threat.eps):g}")
+    world.wait()
+    every = {begin: found for each in world.gather(out) for begin, found in each.items()}
+    return torch.cat([every[begin] for begin in sorted(every)]).to(x.device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from atent import plots
-from atent.experiments.certificate import layout, sigma_of
+from atent.experiments.certificate import layout
+from atent.experiments.noise import sigma_of
 from atent.experiments.results import SmoothingFile
 from atent.report import words
 from atent.report.collect import Certificate, Run
