@@ -149,7 +149,10 @@ def test_two_ranks_measure_what_one_process_measures(run, whole, tmp_path):
 
 def together(*words):
     """`atent` of these words in two processes of torchrun."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "atent"]
-    done = subprocess.run([*launch, *words], env=environment(), capture_output=True, text=True, timeout=300)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    # Without -- torchrun takes --n for the beginning of an option of its own.
+    done = subprocess.run(
+        [*launch, "-m", "--", "atent", *words], env=environment(), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return done

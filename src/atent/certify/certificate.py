@@ -267,14 +267,14 @@ def _certified(
     world.wait()
     done |= {row.idx: row for rows in world.gather(made) for row in rows}
     if path is not None and world.size > 1:
-        _whole(path, list(done.values()), world)
+        _whole(path, [done[i] for i in dict.fromkeys([*ids.tolist(), *done])], world)
     return Certificate(tuple(done[i] for i in sorted(ids.tolist())), sampling, math.prod(x.shape[1:]), hint)
 
 
 def _whole(path: Path, rows: list[Row], world: World) -> None:
     """All rows in the one file of rank 0, the other ranks' files gone."""
     if world.first:
-        write_rows(path, sorted(rows))
+        write_rows(path, rows)
         sums(path).unlink(missing_ok=True)
     world.wait()
     if not world.first:

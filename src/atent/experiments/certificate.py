@@ -289,7 +289,8 @@ def _smoothed(
             check_complete(files, who.place)
         found = merge([*files, *([table] if table.exists() else [])], x[0].numel(), ids.tolist())
         table = claimed(table, made)
-        write_rows(table, found.rows)
+        place = {number: i for i, number in enumerate(ids.tolist())}
+        write_rows(table, sorted(found.rows, key=lambda row: place[row.idx]))
     else:
         index = (part.index, part.count) if part else (0, 1)
         i, n, k = check_shard(index, len(x))
