@@ -1,6 +1,8 @@
 """Several processes of torchrun are one job: who writes, who reports, what they agree on, and how it ends."""
 
 import json
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 import torch
 from processes import environment, status_of, until
 from safetensors.torch import load_file
+from torch.distributed.run import get_args_parser
 from two_ranks import TINY, StopAt, network, train
 
 from atent import runs as folder
@@ -427,6 +430,26 @@ def test_one_process_resumes_what_two_began_and_two_what_one_began(two, alone_ag
 def distance(a, b):
     """The norm of the difference of two networks' states."""
     return torch.cat([(a[name].double() - b[name].double()).flatten() for name in a]).norm()
+
+
+# ---- the page
+
+
+def test_the_page_runs(tmp_path, monkeypatch, alone_again):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(compile(code, "docs/distributed.md", "exec"), names)
+    assert (tmp_path / "runs" / "several" / folder.BEST).is_file()
+    lines = "".join(re.findall(r"```bash\n(.*?)```", text, re.S)).splitlines()
+    for line in lines:
+        words = shlex.split(line)
+        assert words[0] == "torchrun"
+        read = get_args_parser().parse_args(words[1:])
+        assert [read.module, read.training_script, read.training_script_args[0]] == [True, "atent", "train"]
+        assert read.training_script_args[-1] in ("digits-linf-atent", "runs/digits-linf-atent")
+    assert lines
 
 
 # ---- torchrun, signals and kills
