@@ -1,6 +1,8 @@
 """Several processes of torchrun are one job: who writes, who reports, what they agree on, and how it ends."""
 
 import json
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 import torch
 from processes import environment, status_of, until
 from safetensors.torch import load_file
+from torch.distributed.run import get_args_parser
 from two_ranks import TINY, StopAt, network, train
 
 from atent import runs as folder
@@ -252,14 +255,20 @@ def test_notes_are_of_one_start_and_some_outlive_it():
     again = Notes(Place(0, 1, 0, 1, "localhost", port, agent=True, restarts=1), 10)
     before = Notes(Place(0, 1, 0, 1, "localhost", port, agent=True), 10)
     notes.write("failed", "why")
-    assert before.read("failed") == "why"
+    assert before.wait("failed", 10) == "why"
     assert again.read("failed") is None
     before.kept("run", "runs/mine")
-    assert again.kept("run") == "runs/mine"
+    # A note is on its way for a moment.
+    assert until(lambda: again.kept("run") == "runs/mine", seconds=10)
     assert notes.kept("run") is None
     assert [again.first("one", "a"), again.first("one", "b")] == ["a", "a"]
     with pytest.raises(Unreachable, match="rank 0 cannot reach"):
         Notes(Place(0, 1, 0, 1, "localhost", free_port(), agent=True), 1)
+    with socket.socket() as held:
+        held.bind(("localhost", 0))
+        held.listen()
+        with pytest.raises(Unreachable, match="does not answer"):
+            Notes(Place(0, 1, 0, 1, "localhost", held.getsockname()[1], agent=True), 1)
 
 
 def test_a_job_that_is_started_again_finds_its_run(tmp_path, monkeypatch):
@@ -429,6 +438,26 @@ def distance(a, b):
     return torch.cat([(a[name].double() - b[name].double()).flatten() for name in a]).norm()
 
 
+# ---- the page
+
+
+def test_the_page_runs(tmp_path, monkeypatch, alone_again):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text()
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(compile(code, "docs/distributed.md", "exec"), names)
+    assert (tmp_path / "runs" / "several" / folder.BEST).is_file()
+    lines = "".join(re.findall(r"```bash\n(.*?)```", text, re.S)).splitlines()
+    for line in lines:
+        words = shlex.split(line)
+        assert words[0] == "torchrun"
+        read = get_args_parser().parse_args(words[1:])
+        assert [read.module, read.training_script, read.training_script_args[0]] == [True, "atent", "train"]
+        assert read.training_script_args[-1] in ("digits-linf-atent", "runs/digits-linf-atent")
+    assert lines
+
+
 # ---- torchrun, signals and kills
 
 
@@ -520,7 +549,9 @@ def test_a_port_in_use_is_one_line(tmp_path):
         words = ["-m", "atent", "train", "digits-linf-atent", *TINY, "--runs", tmp_path]
         first, other = ranks(words, port=held.getsockname()[1], ATENT_DISTRIBUTED_TIMEOUT="5")
         _, err = first.communicate(timeout=120)
-        other.communicate(timeout=120)
+        _, beside = other.communicate(timeout=120)
     assert [first.returncode, other.returncode] == [2, 2]
+    # Rank 0 cannot know what the other met.
+    assert "rank 1 cannot reach" in beside
     assert "is in use" in err
     assert err.count("\n") == 1

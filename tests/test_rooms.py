@@ -8,20 +8,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
     ["fields"],
-    [
-        "docstrings",
-        "geometry",
-        "messages",
-        "progress",
-        "signals",
-        "threads",
-        "markdown",
-        "rng",
-        "losses",
-        "sgld",
-        "torchrun",
-    ],
+    ["docstrings", "geometry", "markdown", "messages", "progress", "signals", "threads", "torchrun"],
     ["distributed"],
+    ["losses", "rng", "sgld"],
     ["stats", "trust"],
     ["threat", "guard", "registry", "memory"],
     ["checks", "precision"],

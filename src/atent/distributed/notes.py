@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -42,7 +44,9 @@ class Notes:
         own = opens and not here.agent and here.rank == 0
         wait = timedelta(seconds=seconds)
         try:
-            self.store: Any = TCPStore(here.host, here.port, None, own, wait, wait_for_workers=False)
+            self.store: Any = _answered(
+                lambda: TCPStore(here.host, here.port, None, own, wait, wait_for_workers=False), seconds
+            )
         except (RuntimeError, ValueError, OSError) as error:
             text = " ".join(str(error).split())
             if own and ("in use" in text or "EADDRINUSE" in text or "failed to listen" in text):
@@ -92,3 +96,25 @@ class Notes:
         from torch._C._distributed_c10d import PrefixStore
 
         return PrefixStore(self._prefix + name, self.store)
+
+
+def _answered(connect: Callable[[], Any], seconds: float) -> Any:
+    """What ``connect`` returns or raises; TimeoutError where it does neither, as where something else listens there,
+    which never answers."""
+    found: list[Any] = []
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            found.append(connect())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds + 1)
+    if errors:
+        raise errors[0]
+    if not found:
+        raise TimeoutError("something listens there, and does not answer as a store of ranks")
+    return found[0]
