@@ -6,11 +6,20 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from processes import environment
+from torch import nn
 
+from atent import evaluate
+from atent.attacks import FGSM, PGD
 from atent.certify.rows import read_rows
 from atent.cli import main
+from atent.distributed.shards import Shard
+from atent.evaluate.craft import craft
+from atent.evaluate.lines import of_rank
+from atent.threat import Threat
 
+LINF = Threat("linf", 0.1)
 QUICK = ["--quiet", "--device", "cpu"]
 # An ensemble with parts, as AutoAttack is one, at a size for tests.
 ATTACKS = ["FGSM", "PGD(steps=4)", "AutoAttack(version='rand', steps=3)"]
@@ -64,6 +73,7 @@ def test_merged_shards_are_the_evaluation_of_one_process(run, whole, tmp_path):
     assert not list(tmp_path.glob("*.partial*"))
 
 
+@pytest.mark.slow
 def test_shards_of_attacks_alone_and_radii_and_studies_are_bit_for_bit_those_of_one_process(run, tmp_path):
     simple = ["--no-cascade", "--attacks", *ATTACKS[:2], "--radius", "0.02", "--bands", "--fourier", "--limit", "20"]
     simple += ["--band-attack", "PGD(steps=2)"]
@@ -145,6 +155,39 @@ def test_two_ranks_measure_what_one_process_measures(run, whole, tmp_path):
     together("certify", str(other), *CERTIFY)
     assert rows_of(other) == want
     assert not [*tmp_path.glob("*partial*"), *other.glob(".*rank*")]
+
+
+def test_what_any_number_of_ranks_left_is_taken_up(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    x = torch.rand(40, 1, 4, 4)
+    task = (model, x, model(x).argmax(1), [FGSM(LINF), PGD(LINF, steps=3)])
+    path = tmp_path / "e.jsonl"
+    want = untimed(evaluate(*task, batch=4, resume=path).to_json())
+    head, *rows = path.read_text().splitlines()
+    for rank in range(3):
+        kept = "\n".join([head, *rows[rank::3]]) + "\n"
+        of_rank(path, rank).write_text(kept if rank < 2 else kept[:-20])
+    before = path.read_text()
+    assert untimed(evaluate(*task, batch=4, resume=path).to_json()) == want
+    added = path.read_text().removeprefix(before).splitlines()
+    # The row that the kill tore.
+    assert [without(row, "seconds", "sum") for row in added] == [without(rows[2::3][-1], "seconds", "sum")]
+
+
+def without(row, *keys):
+    return {key: value for key, value in json.loads(row).items() if key not in keys}
+
+
+def test_shards_of_adversarial_inputs_are_those_of_one_process():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    x, y = torch.rand(22, 1, 4, 4), torch.arange(22) % 3
+    want = craft(model, x, y, PGD(LINF, steps=3), batch=4)
+    parts = [craft(model, x, y, PGD(LINF, steps=3), batch=4, shard=Shard(i, 3)) for i in range(3)]
+    order = torch.cat([part["ids"] for part in parts]).argsort()
+    for name, tensor in want.items():
+        assert torch.equal(torch.cat([part[name] for part in parts])[order], tensor), name
 
 
 def together(*words):
