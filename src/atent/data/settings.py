@@ -57,6 +57,21 @@ class DataSettings(metaclass=Settings):
     augment: str = "none"
     """Training augmentation: none, flip, crop-flip (zero padding of 4) or rotate-flip (within 5 degrees)."""
 
+    resident: bool | Literal["auto"] = "auto"
+    """Hold the images in memory: false leaves those of a folder on disk, with the same batches; auto: true where they
+    take at most half of the free memory."""
+
+    cache: str | None = None
+    """Folder for the decoded images of data.resident false. Default: .atent-cache in the data's folder; off: images are
+    decoded at each use, which takes no disk space."""
+
+    size: int | None = None
+    """Side in pixels to which the images of a folder are resized, after a crop to their central square. Default: all
+    must have one size."""
+
+    workers: int | None = None
+    """Threads that decode images. Default: one per CPU core, at most 8; 0: nothing is read before it is asked for."""
+
     def __post_init__(self) -> None:
         for name in ("limit", "test_limit"):
             object.__setattr__(self, name, everything(getattr(self, name)))
