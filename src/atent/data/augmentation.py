@@ -86,6 +86,9 @@ def rotate_flip(x: Tensor, generator: torch.Generator | None = None, *, within: 
     n, _, h, w = x.shape
     rows, total = _whole(x, within)
     uniform = torch.rand(total, generator=generator, device=x.device, dtype=x.dtype)[rows]
+    mirrored = _coins(x, generator, rows, total)[:, None, None, None]
+    if not n:
+        return x
     angle = (2 * uniform - 1) * math.radians(DEGREES)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     # The grid runs from -1 to 1 along both sides, so a turn of an oblong image needs the ratio of its sides.
@@ -96,7 +99,7 @@ def rotate_flip(x: Tensor, generator: torch.Generator | None = None, *, within: 
     low = x.amin((1, 2, 3), keepdim=True).clamp(max=0.0)
     high = x.amax((1, 2, 3), keepdim=True).clamp(min=0.0)
     turned = turned.clamp(low, high)
-    return torch.where(_coins(x, generator, rows, total)[:, None, None, None], turned.flip(3), turned)
+    return torch.where(mirrored, turned.flip(3), turned)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {

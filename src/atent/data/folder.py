@@ -17,7 +17,7 @@ from atent.data.files import FIX, data_root, record
 from atent.data.images import Decoder, Listing, blocks, decoded, digest, folders, form_of, listing, look, pillow
 from atent.data.reading import MEMORY, OFF, Reading
 from atent.data.sources import dataset
-from atent.data.split import Source, Split, parted
+from atent.data.split import Source, Split, parted, split
 from atent.data.stored import Stored
 from atent.messages import note
 from atent.progress import bar
@@ -84,8 +84,8 @@ def _read(
             found[name] = Stored(kept.rows, torch.arange(len(kept.rows))), kept.sha256
     splits, files = {}, {}
     for name, (x, sha256) in found.items():
-        y = torch.from_numpy(parts[name].labels)
-        splits[name] = Split(x, y, torch.arange(len(y)), 255.0)
+        y = parts[name].labels
+        splits[name] = split(x if isinstance(x, Stored) else x.numpy(), y, 255.0)
         files[name] = {**record(sha256, None), "files": len(y)}
     return splits, files
 

@@ -172,7 +172,7 @@ def decode(part: Listing, i: int, form: Form, out: np.ndarray) -> str:
     def pixels(image: Any) -> np.ndarray:
         grey = image.mode in GREY
         if form.channels == 1 and not grey:
-            raise ValueError(f"colour, where all others are grey: leave data.cache {OFF} out, and all become colour")
+            raise ValueError(f"in colour, unlike those before: data.cache {OFF} wants all grey, a cache makes all RGB")
         image = image.convert("L" if grey else "RGB")
         if form.size is not None:
             image = _square(image, form.size)

@@ -52,8 +52,10 @@ def check(settings: DataSettings, taken: bool) -> None:
     given = [each.name for each in fields(Reading) if getattr(settings, each.name) != each.default]
     if not taken and given and (given, settings.resident) != (["resident"], True):
         raise ValueError(
-            f"data.{given[0]} has no effect for {settings.name}, which is held in memory: it is for the images of a"
-            " folder (data.name folder)"
+            f"data.{given[0]} has no effect for {settings.name}, which is held in memory: it is for data.name folder"
+            " and npz"
         )
+    if settings.name == "npz" and (settings.cache, settings.size) != (None, None):
+        raise ValueError("data.cache and data.size have no effect for npz: they are for the images of a folder")
     if settings.resident is True and settings.cache is not None:
         raise ValueError(f"data.cache {settings.cache} has no effect with data.resident true: set data.resident false")

@@ -58,8 +58,8 @@ class DataSettings(metaclass=Settings):
     """Training augmentation: none, flip, crop-flip (zero padding of 4) or rotate-flip (within 5 degrees)."""
 
     resident: bool | Literal["auto"] = "auto"
-    """Hold the images in memory: false leaves those of a folder on disk, with the same batches; auto: true where they
-    take at most half of the free memory."""
+    """Hold the images in memory: false leaves those of folder and npz on disk, with the same batches; auto: true, but
+    for a folder whose images take more than half of the free memory."""
 
     cache: str | None = None
     """Folder for the decoded images of data.resident false. Default: .atent-cache in the data's folder; off: images are

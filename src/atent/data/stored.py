@@ -56,10 +56,14 @@ class Rows:
     workers: int = 1
 
     @classmethod
-    def of(cls, path: Path, workers: int = 1) -> Rows:
-        """The rows of a file; ValueError, in one line, for anything but a whole ``.npy`` file of uint8 in C order."""
+    def of(cls, path: Path, workers: int = 1, part: tuple[int, int] | None = None) -> Rows:
+        """The rows of a file, or of the bytes ``part`` (from, number) of it.
+
+        ValueError, in one line, for anything but a whole ``.npy`` file of uint8 in C order.
+        """
         try:
             with open(path, "rb") as file:
+                file.seek(part[0] if part else 0)
                 version = np.lib.format.read_magic(file)
                 if version != (1, 0):
                     raise ValueError(f"version {version} of the format, wanted (1, 0), as numpy.save writes it")
@@ -69,8 +73,9 @@ class Rows:
                 offset, found = file.tell(), os.fstat(file.fileno())
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{path}: not a readable .npy file ({' '.join(str(error).split())})") from error
-        if found.st_size != offset + math.prod(shape):
-            raise ValueError(f"{path}: {found.st_size:,} bytes, its header promises {offset + math.prod(shape):,}")
+        end = sum(part) if part else found.st_size
+        if end != offset + math.prod(shape) or end > found.st_size:
+            raise ValueError(f"{path}: {end:,} bytes, its header promises {offset + math.prod(shape):,}")
         return cls(path, tuple(shape[1:]), shape[0], offset, (found.st_size, found.st_mtime_ns), workers)
 
     def __len__(self) -> int:
@@ -152,7 +157,7 @@ class Stored:
         for future in self._coming.values():
             future.cancel()
         self._coming, self._order = {}, None
-        if not self.pixels.workers or order.device != self.device or order.dtype != torch.int64 or order.dim() != 1:
+        if not self.pixels.workers or order.device.type != self.device.type or order.dtype != torch.int64 or order.dim() != 1:
             return
         places = self.at[order.cpu()].numpy()
         self._order = order.contiguous()
