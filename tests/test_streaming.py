@@ -486,12 +486,14 @@ def test_the_commands_take_data_on_disk(tree, tmp_path, monkeypatch, capsys):
         root = {json.dumps(str(tree))}
         validation = 8
         resident = false
+        size = 16
         [model]
         name = "small_cnn"
         [train]
         epochs = 1
         batch_size = 16
         validate_limit = 6
+        validate_attack = "none"
         device = "cpu"
         [method]
         steps = 1
@@ -505,7 +507,10 @@ def test_the_commands_take_data_on_disk(tree, tmp_path, monkeypatch, capsys):
     rows = {}
     for name in ("disk", "memory"):
         run = str(Path("runs") / name)
-        for words in (["evaluate", run, "--limit", "6"], ["certify", run, "--limit", "2", "--n", "100"]):
+        for words in (
+            ["evaluate", run, "--limit", "6"],
+            ["certify", run, "--limit", "2", "--n", "100", "--sigma", "0.25"],
+        ):
             assert main([*words, "--quiet"]) == 0, capsys.readouterr().err
         found = [json.loads(p.read_text()) for p in sorted(Path(run).glob("evaluation*.json"))]
         rows[name] = [each["outcomes"] for each in found], (Path(run) / "certificate.csv").read_text()

@@ -189,7 +189,8 @@ def _square(image: Any, size: int) -> Any:
     """The central square of an image, resized to a side with antialiasing."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.resize((size, size), pillow().Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    # A region given to resize would let its neighbours into the first and last pixels.
+    return image.crop((left, top, left + side, top + side)).resize((size, size), pillow().Resampling.BILINEAR)
 
 
 def blocks(part: Listing, form: Form) -> list[range]:

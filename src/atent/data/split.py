@@ -174,10 +174,13 @@ def subset(whole: Split, n: Limit, rule: Rule, seed: int) -> Split:
 def split(x: np.ndarray | Stored, y: np.ndarray, scale: float | None, ids: np.ndarray | None = None) -> Split:
     """A Split from numpy arrays (n, ...) and (n,); ids count from 0 where none are given."""
     ids = np.arange(len(y)) if ids is None else ids
-    if not isinstance(x, Stored):
-        x = torch.from_numpy(np.require(x, np.float32 if scale is None else np.uint8, ["C", "W"]))
+    if isinstance(x, np.ndarray):
+        kind = np.float32 if scale is None else np.uint8
+        pixels: Tensor | Stored = torch.from_numpy(np.require(x, kind, ["C", "W"]))
+    else:
+        pixels = x
     y, ids = (np.require(values, np.int64, ["C", "W"]) for values in (y, ids))
-    return Split(x, torch.from_numpy(y), torch.from_numpy(ids), scale)
+    return Split(pixels, torch.from_numpy(y), torch.from_numpy(ids), scale)
 
 
 def stratified(y: np.ndarray, n: int, seed: Sequence[int], keep: int = 0, least: int = 0) -> np.ndarray:

@@ -157,7 +157,12 @@ class Stored:
         for future in self._coming.values():
             future.cancel()
         self._coming, self._order = {}, None
-        if not self.pixels.workers or order.device.type != self.device.type or order.dtype != torch.int64 or order.dim() != 1:
+        if (
+            not self.pixels.workers
+            or order.device.type != self.device.type
+            or order.dtype != torch.int64
+            or order.dim() != 1
+        ):
             return
         places = self.at[order.cpu()].numpy()
         self._order = order.contiguous()
