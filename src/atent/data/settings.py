@@ -8,6 +8,9 @@ from atent.checks import Settings
 Rule = Literal["stratified", "first"]
 """How fewer samples than there are get chosen: a seeded, class-stratified sample, or the first ones."""
 
+READING = ("root", "resident", "cache", "workers")
+"""The fields of `DataSettings` that say where data lie and how they are read: no batch depends on them."""
+
 Limit = int | Literal["all"] | None
 """A number of samples, or all of them: "all" or None."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from atent import runs as folder
 from atent.data import Data
+from atent.data.settings import READING
 from atent.methods import Method
 from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
@@ -21,9 +22,6 @@ _MACHINE = (
     "save_minutes", "threads", "device", "precision", "channels_last", "compile", "cuda_graphs", "deterministic",
 )  # fmt: skip
 
-# Where the data lie and how they are read: their batches do not depend on it.
-_READING = ("root", "resident", "cache", "workers")
-
 
 def fingerprint(config: dict[str, Any]) -> str:
     """The settings that a resumed run must share, as text; those of the machine may change, and so may the names of
@@ -33,7 +31,7 @@ def fingerprint(config: dict[str, Any]) -> str:
     train = {k: v for k, v in config["train"].items() if k not in _MACHINE}
     # Runs made before data.subset took the first samples; those before data.size have images of one size.
     former = (("subset", "first"), ("size", None))
-    data = {k: v for k, v in config["data"].items() if k not in (*_READING, *BUILDER_KEYS) and (k, v) not in former}
+    data = {k: v for k, v in config["data"].items() if k not in (*READING, *BUILDER_KEYS) and (k, v) not in former}
     files = config["about"]["data"].get("files")
     return folder.dumps({**parts, "train": train, "data": data, "files": files})
 
