@@ -18,6 +18,7 @@ import numpy as np
 
 from atent.data.images import Form, Listing, blocks, decoded, digest, form_of
 from atent.data.stored import Rows
+from atent.distributed.world import current
 from atent.messages import first_only, note
 from atent.progress import Advance, bar
 from atent.runs.files import append_jsonl, read_jsonl, write_json
@@ -98,7 +99,7 @@ def file_of(part: str) -> str:
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
     """Inside, no other process makes this cache."""
-    said = first_only(lambda line: note(f"waiting for the cache of the images: {line}"))
+    said = first_only(lambda line: note(f"waiting for the cache of the images: {line}") if current().first else None)
     with contextlib.ExitStack() as stack:
         with _writing(place):
             stack.enter_context(held(lock_of(place), "cache images", wait=said))

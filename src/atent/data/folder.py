@@ -19,6 +19,7 @@ from atent.data.reading import MEMORY, OFF, Reading
 from atent.data.sources import dataset
 from atent.data.split import Source, Split, parted, split
 from atent.data.stored import Stored
+from atent.distributed.world import current
 from atent.messages import note
 from atent.progress import bar
 
@@ -119,13 +120,15 @@ def _in_memory(parts: Mapping[str, Listing], reading: Reading) -> bool:
     pillow()
     first = next(iter(parts.values()))
     width, height, _ = (reading.size, reading.size, True) if reading.size else look(first, 0)
-    need, free = 3 * width * height * sum(map(len, parts.values())), _free()
+    # Each process of a job holds a copy.
+    need, free = 3 * width * height * sum(map(len, parts.values())) * current().size, _free()
     if free is None or need <= free / 2:
         return True
-    note(
-        f"the images take up to {need / 1e9:.3g} GB, more than half of the {free / 1e9:.3g} GB of free memory: they"
-        " stay on disk (data.resident false)"
-    )
+    if current().first:
+        note(
+            f"the images take up to {need / 1e9:.3g} GB, more than half of the {free / 1e9:.3g} GB of free memory: they"
+            " stay on disk (data.resident false)"
+        )
     return False
 
 
