@@ -19,6 +19,8 @@ from atent import trust
 from atent.checks import as_tensor, collect, plain
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
+from atent.data.reading import Reading
+from atent.data.reading import check as check_reading
 from atent.data.settings import DataSettings, Limit, Rule, everything
 from atent.data.sources import SOURCES, dataset
 from atent.data.split import SUBSET, Data, Source, Split, split, spread, stratified, subset
@@ -58,6 +60,7 @@ def load(settings: DataSettings) -> Data:
             f"data.root {root} is a file of arrays, and data.name {settings.name} takes a folder: set data.name to npz"
             " (--data npz)"
         )
+    check_reading(settings, ":" in settings.name or _takes(loader, "reading"))
     made = _loaded(loader, settings)
     data = carve(made, settings) if isinstance(made, Source) else _own(made, settings)
     if ":" not in settings.name:
@@ -71,12 +74,12 @@ def _loaded(loader: Any, settings: DataSettings) -> Source | Data:
     if isinstance(loader, Data):
         return loader
     if SOURCES.origin(settings.name) == "built-in":
-        return cast(Source, loader(settings.root))
+        return cast(Source, loader(**_given(loader, settings)))
     # An installed package finds what it needs where it is installed.
     nearby = current_directory_on_path() if ":" in settings.name else nullcontext()
     try:
         with nearby, trust.lifted():
-            made = loader(settings.root) if _takes_root(loader) else loader()
+            made = loader(**_given(loader, settings))
     except (Exception, SystemExit) as error:
         raise ValueError(f"{settings.name} raised {first_line(error)}") from error
     if not isinstance(made, Source | Data):
@@ -85,13 +88,22 @@ def _loaded(loader: Any, settings: DataSettings) -> Source | Data:
     return made
 
 
-def _takes_root(loader: Any) -> bool:
-    return not isinstance(loader, Data) and "root" in inspect.signature(loader).parameters
+def _given(loader: Any, settings: DataSettings) -> dict[str, Any]:
+    """The arguments of a loader: of those that `SOURCES` names, the ones that it takes."""
+    known = {"root": settings.root, "reading": Reading.of(settings)}
+    return {name: value for name, value in known.items() if _takes(loader, name)}
+
+
+def _takes(loader: Any, name: str) -> bool:
+    """Whether a loader has a parameter of that name."""
+    return not isinstance(loader, Data) and name in inspect.signature(loader).parameters
 
 
 def _own(made: Data, settings: DataSettings) -> Data:
     """The user's own data, which bring their own splits; named by what made them."""
-    taken = ("name", "augment", *(["root"] if _takes_root(SOURCES.find(settings.name)) else []))
+    loader = SOURCES.find(settings.name)
+    reading = [field.name for field in fields(Reading)] if _takes(loader, "reading") else []
+    taken = ("name", "augment", *(["root"] if _takes(loader, "root") else []), *reading)
     for field in fields(settings):
         value = getattr(settings, field.name)
         if field.name not in taken and value != field.default:

@@ -1,7 +1,9 @@
 """The arrays of an .npz file: what their headers promise is compared with what is there before memory is taken."""
 
+import hashlib
 import io
 import math
+import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from atent.data.files import check_size, read
+from atent.data.stored import Rows
 
 _HEADERS: dict[tuple[int, int], Any] = {
     (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0,
@@ -37,6 +40,34 @@ def arrays(path: Path, keys: Sequence[str]) -> tuple[dict[str, np.ndarray], str]
             check_size(f"{path}, unpacked", sum(entry.file_size for entry in entries.values()))
             return {key: _array(archive, entry, key) for key, entry in entries.items()}, digest
     # zipfile and numpy report damage by exceptions of many kinds, whatever their parsers run into.
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
+
+
+def on_disk(path: Path, held: Sequence[str], left: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Rows], str]:
+    """The arrays ``held`` in memory, the uint8 arrays ``left`` on disk, and the sha256 of the file, which is read once.
+
+    Raises ValueError, in one line, as `arrays`, and for arrays that are compressed, which cannot be read row by row.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            entries = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
+            lacking = [key for key in (*held, *left) if key not in entries]
+            if lacking:
+                raise ValueError(f"{', '.join(lacking)} not in the file, which holds {', '.join([*entries][:20])}")
+            rows = {}
+            for key in left:
+                entry = entries[key]
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{key} is compressed: write the file by numpy.savez, or set data.resident true")
+                # The content follows a header of 30 bytes, the name, and a field of its own length.
+                file.seek(entry.header_offset + 26)
+                name, extra = struct.unpack("<HH", file.read(4))
+                rows[key] = Rows.of(path, part=(entry.header_offset + 30 + name + extra, entry.file_size))
+            check_size(f"{path}, without {', '.join(left)}", sum(entries[key].file_size for key in held))
+            return {key: _array(archive, entries[key], key) for key in held}, rows, digest
     except Exception as error:
         text = " ".join(str(error).split())
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error

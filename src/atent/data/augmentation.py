@@ -3,10 +3,13 @@
 Each takes float (n, c, h, w) and a generator of the same device (None: torch's global one), returns a tensor
 of the same shape, type and device, in the same box provided that the box holds 0, and never waits for the
 device. Raises ValueError where x is not a float image batch.
+
+``within=(rows, total)`` says that x are these rows of a batch of so many images, which is drawn for as a whole: the
+rows are augmented as they are in that batch, and the generator ends where that batch leaves it.
 """
 
 import math
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +20,14 @@ from atent.data.checks import lookup
 PADDING = 4
 DEGREES = 5.0
 
-Augmentation = Callable[[Tensor, torch.Generator | None], Tensor]
+Within = tuple[slice, int] | None
+"""Which rows of a batch of how many images are given; None: all."""
+
+
+class Augmentation(Protocol):
+    """What changes a batch of images, see the top of this file."""
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor: ...
 
 
 def _images(x: Tensor) -> None:
@@ -25,22 +35,30 @@ def _images(x: Tensor) -> None:
         raise ValueError(f"augmentation got {x.dtype} {tuple(x.shape)}; wanted a float batch (n, c, h, w)")
 
 
-def _coins(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randint(2, (len(x),), generator=generator, device=x.device).bool()
+def _whole(x: Tensor, within: Within) -> tuple[slice, int]:
+    """The rows that x has, and the number of images to draw for."""
+    rows, total = within or (slice(len(x)), len(x))
+    if len(range(total)[rows]) != len(x):
+        raise ValueError(f"augmentation got {len(x)} images for rows {rows.start} to {rows.stop} of {total}")
+    return rows, total
 
 
-def none(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def _coins(x: Tensor, generator: torch.Generator | None, rows: slice, total: int) -> Tensor:
+    return torch.randint(2, (total,), generator=generator, device=x.device)[rows].bool()
+
+
+def none(x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor:
     """x itself; nothing is drawn."""
     return x
 
 
-def flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def flip(x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor:
     """Each image mirrored left to right with probability 1/2."""
     _images(x)
-    return torch.where(_coins(x, generator)[:, None, None, None], x.flip(3), x)
+    return torch.where(_coins(x, generator, *_whole(x, within))[:, None, None, None], x.flip(3), x)
 
 
-def crop_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def crop_flip(x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor:
     """Each image padded with 4 zeros, cropped back at one of 9 x 9 offsets, and mirrored half the time.
 
     The usual CIFAR augmentation (He et al., arXiv:1512.03385, section 4.2). Draws: offsets (n, 2), row then
@@ -48,8 +66,9 @@ def crop_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """
     _images(x)
     n, c, h, w = x.shape
-    offset = torch.randint(2 * PADDING + 1, (n, 2), generator=generator, device=x.device)
-    mirrored = _coins(x, generator)[:, None]
+    of, total = _whole(x, within)
+    offset = torch.randint(2 * PADDING + 1, (total, 2), generator=generator, device=x.device)[of]
+    mirrored = _coins(x, generator, of, total)[:, None]
     rows = offset[:, :1] + torch.arange(h, device=x.device)
     along = torch.arange(w, device=x.device)
     columns = offset[:, 1:] + torch.where(mirrored, w - 1 - along, along)
@@ -58,14 +77,18 @@ def crop_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return pad(x, [PADDING] * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def rotate_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def rotate_flip(x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor:
     """Each image turned about its centre by an angle uniform in [-5, 5) degrees, and mirrored half the time.
 
     Bilinear, with zeros outside. Draws: angles (n,), then the coins (n,).
     """
     _images(x)
     n, _, h, w = x.shape
-    uniform = torch.rand(n, generator=generator, device=x.device, dtype=x.dtype)
+    rows, total = _whole(x, within)
+    uniform = torch.rand(total, generator=generator, device=x.device, dtype=x.dtype)[rows]
+    mirrored = _coins(x, generator, rows, total)[:, None, None, None]
+    if not n:
+        return x
     angle = (2 * uniform - 1) * math.radians(DEGREES)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     # The grid runs from -1 to 1 along both sides, so a turn of an oblong image needs the ratio of its sides.
@@ -76,7 +99,7 @@ def rotate_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     low = x.amin((1, 2, 3), keepdim=True).clamp(max=0.0)
     high = x.amax((1, 2, 3), keepdim=True).clamp(min=0.0)
     turned = turned.clamp(low, high)
-    return torch.where(_coins(x, generator)[:, None, None, None], turned.flip(3), turned)
+    return torch.where(mirrored, turned.flip(3), turned)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {

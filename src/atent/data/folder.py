@@ -1,117 +1,146 @@
 """The user's own image files: one folder per class."""
 
+from __future__ import annotations
+
 import hashlib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from atent.data.cache import FOLDER, cached
 from atent.data.files import FIX, data_root, record
+from atent.data.images import Decoder, Listing, blocks, decoded, digest, folders, form_of, listing, look, pillow
+from atent.data.reading import MEMORY, OFF, Reading
 from atent.data.sources import dataset
-from atent.data.split import Source, halves, split
+from atent.data.split import Source, Split, parted, split
+from atent.data.stored import Stored
+from atent.distributed.world import current
+from atent.messages import note
+from atent.progress import bar
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-# What such a file may hold, whatever its suffix: for others, such as PostScript, Pillow starts another program.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
-GREY, COLOUR = ("1", "L"), ("RGB", "RGBA", "P", "LA", "PA", "CMYK", "YCbCr")
 TEST_SEED = 20210
 
 
-def _folders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _listing(path: Path) -> tuple[list[str], list[Path], np.ndarray]:
-    """Class names, image files class by class in order of name, and their labels."""
-    folders = _folders(path)
-    if len(folders) < 2:
-        raise ValueError(f"{path}: {len(folders)} class folders; at least 2 are needed")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not found:
-            raise ValueError(f"{folder}: class without images; wanted files of {', '.join(SUFFIXES)}")
-        files += found
-        labels += [label] * len(found)
-    return [folder.name for folder in folders], files, np.array(labels)
-
-
-def _decode(files: list[Path]) -> np.ndarray:
-    """uint8 (n, 1, h, w) where every image is grey, else (n, 3, h, w). Alpha is dropped."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("reading image files needs pillow: pip install 'atent[data]'") from error
-    images = []
-    for file in files:
-        try:
-            with Image.open(file, formats=FORMATS) as image:
-                if image.mode not in GREY + COLOUR:
-                    raise ValueError(f"mode {image.mode}; wanted 8-bit grey or colour")
-                images.append(np.asarray(image.convert("L" if image.mode in GREY else "RGB")))
-        # Pillow reports damage by exceptions of many kinds, whatever its decoder runs into.
-        except Exception as error:
-            raise ValueError(f"{file}: not a readable image ({' '.join(str(error).split())})") from error
-        if images[-1].shape[:2] != images[0].shape[:2]:
-            sizes = [f"{a.shape[1]} x {a.shape[0]}" for a in (images[-1], images[0])]
-            raise ValueError(f"{file}: {sizes[0]} pixels; all must be {sizes[1]}, as {files[0].name} is")
-    if all(image.ndim == 2 for image in images):
-        return np.stack(images)[:, None]
-    colour = [np.stack([image] * 3, axis=2) if image.ndim == 2 else image for image in images]
-    return np.stack(colour).transpose(0, 3, 1, 2)
-
-
-def _digest(root: Path, files: list[Path]) -> dict[str, Any]:
-    """One sha256 over names and contents, in order: a folder may hold too many files to list."""
-    total = hashlib.sha256()
-    for file in files:
-        name = file.relative_to(root).as_posix()
-        total.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return {**record(total.hexdigest(), None), "files": len(files)}
-
-
 @dataset
-def folder(root: str | None = None) -> Source:
+def folder(root: str | None = None, reading: Reading = MEMORY) -> Source:
     """Images <root>/train/<class>/*.png and <root>/test/<class>/*.png, or <root>/<class>/*.png alone.
 
-    x: (n, 1, h, w) where all images are grey, else (n, 3, h, w); uint8, scale 255. All must have one size.
-    Classes are numbered in order of name and must be the same in train and test. PNG, JPEG and BMP files
-    are read, with pillow. Without train and test folders a stratified split by a constant seed gives 20 %
-    of the images to the test set. ids are positions in the order of class, then file name.
+    x: (n, 1, h, w) where all images are grey, else (n, 3, h, w); uint8, scale 255. All must have one size, unless
+    ``reading`` gives one. Classes are numbered in order of name and must be the same in train and test. PNG, JPEG and
+    BMP files are read, with pillow. Without train and test folders a stratified split by a constant seed gives 20 %
+    of the images to the test set. ids are positions in the order of class, then file name. ``reading`` says whether
+    the images are held in memory.
     Raises FileNotFoundError, ImportError where pillow is not installed, or ValueError with the file at fault.
     """
     path = data_root(root)
     if not path.is_dir():
         raise FileNotFoundError(f"folder: wanted a folder of class folders, {path} is not one; {FIX}")
-    parts = {p.name for p in _folders(path)} & {"train", "test"}
-    if len(parts) == 1:
-        lacking = ({"train", "test"} - parts).pop()
-        raise FileNotFoundError(f"folder: {path / lacking} not found beside {parts.pop()}; {FIX}")
-    about: dict[str, Any]
-    if parts:
-        names, files, y = _listing(path / "train")
-        test_names, test_files, y_test = _listing(path / "test")
-        if names != test_names:
-            odd = sorted(set(names) ^ set(test_names))[0]
-            raise ValueError(f"{path}: class {odd!r} is in only one of train and test")
-        x = _decode(files + test_files)
-        n = len(files)
-        train, test = split(x[:n], y, 255.0), split(x[n:], y_test, 255.0)
-        about = {"files": {"train": _digest(path, files), "test": _digest(path, test_files)}, "test": "test"}
+    there = {p.name for p in folders(path)} & {"train", "test"}
+    if len(there) == 1:
+        lacking = ({"train", "test"} - there).pop()
+        raise FileNotFoundError(f"folder: {path / lacking} not found beside {there.pop()}; {FIX}")
+    parts = {name: listing(path / name, path) for name in (("train", "test") if there else (".",))}
+    classes = [part.classes for part in parts.values()]
+    if classes[0] != classes[-1]:
+        odd = sorted(set(classes[0]) ^ set(classes[-1]))[0]
+        raise ValueError(f"{path}: class {odd!r} is in only one of train and test")
+    if not there and len(parts["."]) < 2 * len(classes[0]):
+        raise ValueError(f"{path}: {len(parts['.'])} images of {len(classes[0])} classes; a test split needs more")
+    splits, files = _read(parts, reading, path)
+    if there:
+        train, test, how = splits["train"], splits["test"], "test"
     else:
-        names, files, y = _listing(path)
-        if len(files) < 2 * len(names):
-            raise ValueError(f"{path}: {len(files)} images of {len(names)} classes; a test split needs more")
-        train, test = halves(_decode(files), y, 255.0, max(1, round(0.2 * len(files))), TEST_SEED)
-        about = {
-            "files": {".": _digest(path, files)},
-            "test": f"stratified split of 20 % by the constant seed {TEST_SEED}",
-        }
+        train, test = parted(splits["."], max(1, round(0.2 * len(parts["."]))), TEST_SEED)
+        how = f"stratified split of 20 % by the constant seed {TEST_SEED}"
+    sized = {} if reading.size is None else {"size": reading.size}
     return Source(
-        classes=len(names),
+        classes=len(classes[0]),
         train=train,
         test=test,
         validation=min(1000, max(1, len(train) // 10)),
-        about={"source": path.resolve().name, **about, "class_names": names},
+        about={"source": path.resolve().name, "files": files, "test": how, "class_names": classes[0], **sized},
     )
+
+
+def _read(
+    parts: Mapping[str, Listing], reading: Reading, path: Path
+) -> tuple[dict[str, Split], dict[str, dict[str, Any]]]:
+    """The samples of each part, in memory or on disk, and what is recorded of its files."""
+    workers = reading.threads()
+    found: dict[str, tuple[Tensor | Stored, str]] = {}
+    if _in_memory(parts, reading):
+        found = _in_arrays(parts, reading.size, workers)
+    elif reading.cache == OFF:
+        form = form_of(list(parts.values()), reading.size, workers, every=False)
+        for name, part in parts.items():
+            found[name] = Stored(Decoder(part, form, workers), torch.arange(len(part))), _of_sizes(part)
+    else:
+        place = Path(reading.cache).expanduser() if reading.cache else path / FOLDER
+        for name, kept in cached(parts, reading.size, place, workers).items():
+            found[name] = Stored(kept.rows, torch.arange(len(kept.rows))), kept.sha256
+    splits, files = {}, {}
+    for name, (x, sha256) in found.items():
+        y = parts[name].labels
+        splits[name] = split(x if isinstance(x, Stored) else x.numpy(), y, 255.0)
+        files[name] = {**record(sha256, None), "files": len(y)}
+    return splits, files
+
+
+def _in_arrays(parts: Mapping[str, Listing], size: int | None, workers: int) -> dict[str, tuple[Tensor | Stored, str]]:
+    form = form_of(list(parts.values()), size, workers)
+    out: dict[str, tuple[Tensor | Stored, str]] = {}
+    with bar(sum(map(len, parts.values())), "images", enabled=True) as advance:
+        for name, part in parts.items():
+            x, hashes = np.empty((len(part), *form.shape), np.uint8), []
+            for block in blocks(part, form):
+                x[block.start : block.stop], new = decoded(part, block, form, workers)
+                hashes += new
+                advance(len(new), "")
+            out[name] = torch.from_numpy(x), digest(part, hashes)
+    return out
+
+
+def _of_sizes(part: Listing) -> str:
+    """A hash over names and sizes: their contents are not read before a batch asks for them."""
+    total = hashlib.sha256(b"names and sizes\n")
+    for name, size in zip(part.names, part.stamps[:, 0].tolist(), strict=True):
+        total.update(f"{name}\0{size}\n".encode())
+    return total.hexdigest()
+
+
+def _in_memory(parts: Mapping[str, Listing], reading: Reading) -> bool:
+    """What the settings say; for auto, whether the pixels take less than half of the free memory."""
+    if reading.resident != "auto":
+        return reading.resident
+    pillow()
+    first = next(iter(parts.values()))
+    width, height, _ = (reading.size, reading.size, True) if reading.size else look(first, 0)
+    # Each process of a job holds a copy.
+    need, free = 3 * width * height * sum(map(len, parts.values())) * current().size, _free()
+    if free is None or need <= free / 2:
+        return True
+    if current().first:
+        note(
+            f"the images take up to {need / 1e9:.3g} GB, more than half of the {free / 1e9:.3g} GB of free memory: they"
+            " stay on disk (data.resident false)"
+        )
+    return False
+
+
+def _free() -> int | None:
+    """Bytes of memory that are free; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        known = dict(line.split(":", 1) for line in lines)
+        return int(known["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None

@@ -1,12 +1,17 @@
 """The user's own arrays: one .npz file."""
 
+from dataclasses import replace
+
 import numpy as np
+import torch
 
 from atent.data import checks
-from atent.data.arrays import arrays
+from atent.data.arrays import arrays, on_disk
 from atent.data.files import FIX, data_root, record
+from atent.data.reading import MEMORY, Reading
 from atent.data.sources import dataset
 from atent.data.split import Source, split
+from atent.data.stored import Rows, Stored
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -25,21 +30,38 @@ def _images(name: str, x: np.ndarray) -> np.ndarray:
     return x[:, None] if x.ndim == 3 else x
 
 
+def _on_disk(name: str, rows: Rows, reading: Reading) -> Stored:
+    """The images of rows of the shape (h, w) or (c, h, w)."""
+    if len(rows.shape) not in (2, 3):
+        raise ValueError(f"{name}: shape {(len(rows), *rows.shape)}; allowed are (n, h, w) and (n, c, h, w)")
+    shape = rows.shape if len(rows.shape) == 3 else (1, *rows.shape)
+    if len(rows.shape) == 3 and shape[0] > 4 and shape[2] in (1, 3, 4):
+        raise ValueError(f"{name}: shape {(len(rows), *shape)} has its channels last; wanted (n, c, h, w)")
+    return Stored(replace(rows, shape=shape, workers=reading.threads()), torch.arange(len(rows)))
+
+
 @dataset
-def npz(root: str | None = None) -> Source:
+def npz(root: str | None = None, reading: Reading = MEMORY) -> Source:
     """Images from a file with x_train, y_train, x_test and y_test; `root` is the path of the file.
 
     x: (n, c, h, w) or (n, h, w), channels first only; uint8, divided by 255, or floats in [0, 1].
     y: (n,) integers from 0; the number of classes is the largest training label plus one, each present.
-    ids are positions in x_train or x_test. Nothing in the file is unpickled.
+    ids are positions in x_train or x_test. Nothing in the file is unpickled. With ``reading.resident`` False, images of
+    uint8 that are not compressed stay on disk.
     Raises FileNotFoundError, or ValueError where an array is absent or not as described.
     """
     path = data_root(root)
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "not there"
         raise FileNotFoundError(f"npz: wanted an .npz file, {path} is {kind}; {FIX} to the file's path")
-    found, digest = arrays(path, KEYS)
-    x, x_test = (_images(f"{path}: {key}", found[key]) for key in ("x_train", "x_test"))
+    x: np.ndarray | Stored
+    x_test: np.ndarray | Stored
+    if reading.resident is False:
+        found, rows, digest = on_disk(path, KEYS[1::2], KEYS[::2])
+        x, x_test = (_on_disk(f"{path}: {key}", rows[key], reading) for key in ("x_train", "x_test"))
+    else:
+        found, digest = arrays(path, KEYS)
+        x, x_test = (_images(f"{path}: {key}", found[key]) for key in ("x_train", "x_test"))
     y, y_test = found["y_train"], found["y_test"]
     if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
         raise ValueError(f"{path}: x_test holds {x_test.dtype} {x_test.shape[1:]}; x_train has {x.dtype} {x.shape[1:]}")
@@ -47,7 +69,7 @@ def npz(root: str | None = None) -> Source:
     classes = int(y.max()) + 1
     checks.every_class(f"{path}: y_train", y, classes)
     checks.labels(f"{path}: y_test", y_test, len(x_test), classes)
-    scale = 255.0 if x.dtype == np.uint8 else None
+    scale = None if x.dtype == np.float32 else 255.0
     return Source(
         classes=classes,
         train=split(x, y, scale),

@@ -8,6 +8,9 @@ from atent.checks import Settings
 Rule = Literal["stratified", "first"]
 """How fewer samples than there are get chosen: a seeded, class-stratified sample, or the first ones."""
 
+READING = ("root", "resident", "cache", "workers")
+"""The fields of `DataSettings` that say where data lie and how they are read: no batch depends on them."""
+
 Limit = int | Literal["all"] | None
 """A number of samples, or all of them: "all" or None."""
 
@@ -56,6 +59,21 @@ class DataSettings(metaclass=Settings):
 
     augment: str = "none"
     """Training augmentation: none, flip, crop-flip (zero padding of 4) or rotate-flip (within 5 degrees)."""
+
+    resident: bool | Literal["auto"] = "auto"
+    """Hold the images in memory: false leaves those of folder and npz on disk, with the same batches; auto: true, but
+    for a folder whose images take more than half of the free memory."""
+
+    cache: str | None = None
+    """Folder for the decoded images of data.resident false. Default: .atent-cache in the data's folder; off: images are
+    decoded at each use, which takes no disk space."""
+
+    size: int | None = None
+    """Side in pixels to which the images of a folder are resized, after a crop to their central square. Default: all
+    must have one size."""
+
+    workers: int | None = None
+    """Threads that decode images. Default: one per CPU core, at most 8; 0: nothing is read before it is asked for."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "test_limit"):

@@ -17,7 +17,7 @@ SOURCES: Registry[Callable[..., Any]] = Registry(
     "data set", "atent.data", "atent.data", _fits, "Data, or a function that gives Data or a Source"
 )
 """Name -> loader: a function that gives a `Source`, or `Data`; of its parameters only ``root``, the data's folder or
-None, is given."""
+None, and ``reading``, a `Reading`, are given."""
 
 dataset = SOURCES.register
 """Decorator that makes a loader known by its function's name, or ``dataset("name")`` by another."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from atent.data.settings import Limit, Rule, everything
+from atent.data.stored import Stored, chosen
 from atent.threat import Box
 
 Part = Literal["train", "validation", "test"]
@@ -19,9 +20,10 @@ SUBSET = 2
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Samples that stay in their compact form, on any device, until a batch is asked for.
+    """Samples that stay in their compact form, on any device or on disk, until a batch is asked for.
 
-    x: uint8 (n, c, h, w) with a `scale`, or float32 (n, c, h, w) / (n, d) with `scale=None`.
+    x: uint8 (n, c, h, w) with a `scale`, or float32 (n, c, h, w) / (n, d) with `scale=None`; or `Stored` samples, uint8
+        on disk, of which `take`, `first`, `sample` and `to` read nothing.
     y: int64 (n,), classes from 0.
     ids: int64 (n,), the position of each sample in its source (order of the train or test files). They
         survive splitting, limiting and shuffling, so they may exceed len(self) - 1.
@@ -30,7 +32,7 @@ class Split:
     Raises ValueError where lengths, dimensions or types disagree.
     """
 
-    x: Tensor
+    x: Tensor | Stored
     y: Tensor
     ids: Tensor
     scale: float | None
@@ -70,10 +72,16 @@ class Split:
         # can miss the quotient by a bit; by a tensor on the device they truly divide, and cast on the way.
         return x / torch.full((), self.scale, dtype=torch.float32, device=x.device), y
 
+    def expect(self, order: Tensor, parts: Sequence[slice]) -> None:
+        """Announce that `batch` is asked for ``order[part]`` next, for each of ``parts``: samples on disk are read
+        while the step before runs. It changes no value, and costs nothing where the samples are in memory."""
+        if isinstance(self.x, Stored):
+            self.x.expect(order, parts)
+
     def take(self, index: Tensor | Sequence[int] | np.ndarray) -> "Split":
         """The samples at `index` ((b,) int64), in that order."""
         index = self._index(index)
-        parts = {name: getattr(self, name).index_select(0, index) for name in ("x", "y", "ids")}
+        parts = {name: chosen(getattr(self, name), index) for name in ("x", "y", "ids")}
         return replace(self, **parts)
 
     def first(self, n: int) -> "Split":
@@ -81,7 +89,7 @@ class Split:
         class, those are samples of few classes: `sample` takes all. Raises ValueError where n is negative."""
         if n < 0:
             raise ValueError(f"cannot take the first {n} samples; n must be 0 or more")
-        return replace(self, x=self.x[:n], y=self.y[:n], ids=self.ids[:n])
+        return replace(self, **{name: chosen(getattr(self, name), slice(n)) for name in ("x", "y", "ids")})
 
     def sample(self, n: int, seed: Sequence[int]) -> "Split":
         """A class-stratified sample of n, in the order of `spread`; the split itself where it has no more than n.
@@ -163,12 +171,16 @@ def subset(whole: Split, n: Limit, rule: Rule, seed: int) -> Split:
     return whole.first(count) if rule == "first" else whole.sample(count, (seed, SUBSET))
 
 
-def split(x: np.ndarray, y: np.ndarray, scale: float | None, ids: np.ndarray | None = None) -> Split:
+def split(x: np.ndarray | Stored, y: np.ndarray, scale: float | None, ids: np.ndarray | None = None) -> Split:
     """A Split from numpy arrays (n, ...) and (n,); ids count from 0 where none are given."""
     ids = np.arange(len(y)) if ids is None else ids
-    x = np.require(x, np.float32 if scale is None else np.uint8, ["C", "W"])
+    if isinstance(x, np.ndarray):
+        kind = np.float32 if scale is None else np.uint8
+        pixels: Tensor | Stored = torch.from_numpy(np.require(x, kind, ["C", "W"]))
+    else:
+        pixels = x
     y, ids = (np.require(values, np.int64, ["C", "W"]) for values in (y, ids))
-    return Split(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(ids), scale)
+    return Split(pixels, torch.from_numpy(y), torch.from_numpy(ids), scale)
 
 
 def stratified(y: np.ndarray, n: int, seed: Sequence[int], keep: int = 0, least: int = 0) -> np.ndarray:
@@ -216,6 +228,10 @@ def halves(x: np.ndarray, y: np.ndarray, scale: float | None, test: int, seed: i
 
     The seed is the source's own constant, so that no setting of the user ever moves the test set.
     """
-    there = stratified(y, test, (seed,), keep=1)
-    here = np.setdiff1d(np.arange(len(y)), there)
-    return split(x[here], y[here], scale, here), split(x[there], y[there], scale, there)
+    return parted(split(x, y, scale), test, seed)
+
+
+def parted(whole: Split, test: int, seed: int) -> tuple[Split, Split]:
+    """As `halves`, of samples that are already a split."""
+    there = stratified(whole.y.numpy(), test, (seed,), keep=1)
+    return whole.take(np.setdiff1d(np.arange(len(whole)), there)), whole.take(there)

@@ -12,6 +12,7 @@ from typing import Any
 
 from atent import runs as folder
 from atent.attacks.spec import spell
+from atent.data.settings import READING
 from atent.experiments.pipeline import Job
 from atent.experiments.target import recipe_attacks, threat_of
 from atent.runs.checkpoint import STATE
@@ -95,7 +96,7 @@ def _common(job: Job) -> dict[str, Any]:
     """What the jobs of a comparison must share, by its option; the attacks are compared by `_attacks`."""
     threat = evaluated_under(job)
     return {
-        **{f"data.{k}": v for k, v in asdict(job.data).items() if k not in ("root", "augment")},
+        **{f"data.{k}": v for k, v in asdict(job.data).items() if k not in (*READING, "augment")},
         **{f"model.{k}": v for k, v in asdict(job.model).items()},
         # By the clock, epochs are only what a schedule is written for.
         "train.epochs": job.train.epochs if job.train.minutes is None else None,

@@ -35,4 +35,5 @@ def recorded_data(config: dict[str, Any]) -> DataSettings | None:
     return DataSettings(
         about["name"], validation=split["validation"], split_seed=split["seed"], limit=about["limit"],
         test_limit=about["test_limit"], augment=data.get("augment", "none"), subset=data.get("subset", "stratified"),
+        size=about.get("size"),
     )  # fmt: skip

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import nn
 
 from atent import runs as folder
@@ -17,6 +18,8 @@ from atent.registry import plugin_of
 from atent.runs.weights import unwrapped
 from atent.threat import Threat
 from atent.train.settings import TrainSettings, pick_device
+
+_AT_ONCE = 256
 
 
 def describe(
@@ -72,8 +75,11 @@ def digest_of(data: Data) -> dict[str, str]:
     if data.about.get("files"):
         return {}
     digest = hashlib.sha256()
-    for part in (data.train.x, data.train.y, data.validation.x, data.validation.y):
-        digest.update(part.cpu().contiguous().numpy().tobytes())
+    for part in (data.train, data.validation):
+        # Samples that stay on disk do not come into memory all at once.
+        for index in torch.arange(len(part), device=part.x.device).split(_AT_ONCE):
+            digest.update(part.x.index_select(0, index).cpu().contiguous().numpy().tobytes())
+        digest.update(part.y.cpu().numpy().tobytes())
     return {"digest": digest.hexdigest()[:16]}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from atent import runs as folder
 from atent.data import Data
+from atent.data.settings import READING
 from atent.methods import Method
 from atent.models import ModelSettings
 from atent.optim import Optimizer, Schedule
@@ -28,10 +29,9 @@ def fingerprint(config: dict[str, Any]) -> str:
     parts = {k: config[k] for k in ("method", "optimizer", "schedule")}
     parts["model"] = {k: v for k, v in config["model"].items() if k not in BUILDER_KEYS}
     train = {k: v for k, v in config["train"].items() if k not in _MACHINE}
-    # Runs made before data.subset took the first samples.
-    data = {
-        k: v for k, v in config["data"].items() if k not in ("root", *BUILDER_KEYS) and (k, v) != ("subset", "first")
-    }
+    # Runs made before data.subset took the first samples; those before data.size have images of one size.
+    former = (("subset", "first"), ("size", None))
+    data = {k: v for k, v in config["data"].items() if k not in (*READING, *BUILDER_KEYS) and (k, v) not in former}
     files = config["about"]["data"].get("files")
     return folder.dumps({**parts, "train": train, "data": data, "files": files})
 

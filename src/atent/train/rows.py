@@ -1,4 +1,4 @@
-"""The row of an epoch in metrics.jsonl, before its validation."""
+"""The batches of an epoch, and its row in metrics.jsonl, before its validation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from atent.train import machine
 from atent.train.clock import Clock
 from atent.train.meter import Meter
 from atent.train.settings import TrainSettings
+
+
+def parts_of(n: int, size: int, *, joined: bool) -> list[slice]:
+    """Where each batch of an epoch over ``n`` samples lies in its order; ``joined``: a last one is part of the one
+    before."""
+    batches = -(-n // size) - joined
+    return [slice(i * size, n if i == batches - 1 else (i + 1) * size) for i in range(batches)]
 
 
 def row_of(

@@ -38,7 +38,7 @@ from atent.train.keeping import Keeper, identified
 from atent.train.memory import MicroBatches
 from atent.train.meter import Meter
 from atent.train.result import Diverged, Fitted
-from atent.train.rows import row_of
+from atent.train.rows import parts_of, row_of
 from atent.train.settings import TrainSettings, pick_device
 from atent.train.step import around
 from atent.train.validation import Validation
@@ -116,12 +116,12 @@ class Trainer:
         return preflight.check(*given)
 
     def _count_steps(self) -> None:
-        settings = self.settings
-        self.batches = -(-len(self.data.train) // settings.batch_size) - self._joined
+        self.parts = parts_of(len(self.data.train), self.settings.batch_size, joined=self._joined)
+        self.batches = len(self.parts)
         # An optimizer may use up several batches per step (Entropy-SGD).
         self.batches_per_step = getattr(self.optimizer, "batches_per_step", 1)
         self.steps = -(-self.batches // self.batches_per_step) * self.method.replays
-        self.clock = Clock(settings.epochs, self.steps, settings.minutes)
+        self.clock = Clock(self.settings.epochs, self.steps, self.settings.minutes)
 
     def _begin(self, resume: bool) -> None:
         """The state to begin or to resume from, and the run folder."""
@@ -206,6 +206,7 @@ class Trainer:
         order = order_of(self.settings.seed, epoch, len(self.data.train), self.rng, self.position.get("rollbacks", ()))
         start, self.position["step"] = self.position["step"], 0
         step = start - 1
+        self.data.train.expect(order, self.parts[start // self.method.replays * self.batches_per_step :])
         self.model.train()
         self.clock.start(fresh=not start)
         for step in range(start, self.steps):
@@ -255,13 +256,12 @@ class Trainer:
 
     def _closure(self, order: Tensor, now: int, done: float, part: range) -> Callable[[], Tensor]:
         """The gradient for one optimizer step: each call takes the next of its batches."""
-        calls, seed, size = itertools.count(), self.settings.seed, self.settings.batch_size
+        calls, seed = itertools.count(), self.settings.seed
 
         def gradient() -> Tensor:
             call = next(calls)
             position = part[call % len(part)]
-            end = len(order) if position == self.batches - 1 else (position + 1) * size
-            index = order[position * size : end]
+            index = order[self.parts[position]]
             # A batch that comes again, within a step or as a replay, has the same augmentation, and new noise.
             self.rng.manual_seed(fold(seed, "augment", now - now % self.method.replays, position))
             x, y = self.data.train.batch(index)

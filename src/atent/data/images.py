@@ -1,0 +1,248 @@
+"""The image files of a folder: found, looked at, and decoded to pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atent.data.reading import OFF
+from atent.progress import bar
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+# What such a file may hold, whatever its suffix: for others, such as PostScript, Pillow starts another program.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
+GREY, COLOUR = ("1", "L"), ("RGB", "RGBA", "P", "LA", "PA", "CMYK", "YCbCr")
+# A photograph of a telephone may hold its own preview as a second image: that is no animation.
+_ANIMATED = ("PNG", "GIF", "WEBP")
+_TOGETHER = 2**24  # bytes of pixels that are decoded at once
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The image files of one part of a data set, class by class in order of name."""
+
+    root: Path
+    names: list[str]
+    """Relative to the root, with forward slashes."""
+    labels: np.ndarray
+    stamps: np.ndarray
+    """int64 (n, 2): size in bytes and time of the last change in nanoseconds."""
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def content(self, i: int) -> bytes:
+        """The bytes of a file; ValueError, in one line, where it is gone or other than when it was listed."""
+        file = self.root / self.names[i]
+        try:
+            with open(file, "rb") as opened:
+                found = os.fstat(opened.fileno())
+                content = opened.read()
+        except OSError as error:
+            raise ValueError(f"{file}: can no longer be read ({error.strerror}); it was there when listed") from error
+        if (found.st_size, found.st_mtime_ns) != tuple(self.stamps[i]):
+            raise ValueError(f"{file}: has changed since it was listed: start the command again")
+        return content
+
+
+@dataclass(frozen=True)
+class Form:
+    """What all images become: uint8 (channels, height, width)."""
+
+    channels: int
+    height: int
+    width: int
+    size: int | None = None
+    """Images are cropped to their central square and resized to this side; None: all have one size."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image."""
+        return self.channels, self.height, self.width
+
+
+def folders(path: Path) -> list[Path]:
+    """The folders in a folder, those with a dot in front left out."""
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def listing(path: Path, root: Path) -> Listing:
+    """The image files of the class folders of ``path``; ValueError, in one line, where there are too few."""
+    classes = folders(path)
+    if len(classes) < 2:
+        raise ValueError(f"{path}: {len(classes)} class folders; at least 2 are needed")
+    names: list[str] = []
+    stamps: list[tuple[int, int]] = []
+    counts = []
+    for each in classes:
+        with os.scandir(each) as entries:
+            found = [e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.is_file()]
+        if not found:
+            raise ValueError(f"{each}: class without images; wanted files of {', '.join(SUFFIXES)}")
+        prefix = each.relative_to(root).as_posix()
+        for entry in sorted(found, key=lambda e: os.path.normcase(e.name)):
+            about = entry.stat()
+            names.append(f"{prefix}/{entry.name}")
+            stamps.append((about.st_size, about.st_mtime_ns))
+        counts.append(len(found))
+    labels = np.repeat(np.arange(len(classes)), counts)
+    return Listing(root, names, labels, np.array(stamps, np.int64), [each.name for each in classes])
+
+
+def pillow() -> Any:
+    """Pillow's module Image; ImportError that says how to install it."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("reading image files needs pillow: pip install 'atent[data]'") from error
+    return Image
+
+
+def _seen(file: Path, source: Any, use: Callable[[Any], Any]) -> Any:
+    """What ``use`` makes of the open image; ValueError, in one line, for damage and for kinds that are not read."""
+    try:
+        with pillow().open(source, formats=FORMATS) as image:
+            if image.mode not in GREY + COLOUR:
+                raise ValueError(f"mode {image.mode}; wanted 8-bit grey or colour")
+            if image.format in _ANIMATED and getattr(image, "is_animated", False):
+                raise ValueError(f"an animation of {image.n_frames} images; wanted one")
+            return use(image)
+    except ImportError:
+        raise
+    # Pillow reports damage by exceptions of many kinds, whatever its decoder runs into.
+    except Exception as error:
+        raise ValueError(f"{file}: not a readable image ({' '.join(str(error).split())})") from error
+
+
+def look(part: Listing, i: int) -> tuple[int, int, bool]:
+    """Width, height and whether it is grey, of an image whose header alone is read."""
+    file = part.root / part.names[i]
+    found: tuple[int, int, bool] = _seen(file, file, lambda image: (*image.size, image.mode in GREY))
+    return found
+
+
+def form_of(parts: Sequence[Listing], size: int | None, workers: int, *, every: bool = True) -> Form:
+    """What the images of all parts become: grey where all are, else colour.
+
+    ``every``: look at each image; else at the first one of each class, and `decode` refuses what does not fit.
+    ValueError, in one line, where images have several sizes and none is asked for.
+    """
+    pillow()
+    grey, first = True, ""
+    width = height = 0
+    with bar(sum(map(len, parts)), "image headers", enabled=every) as advance:
+        for part in parts:
+            some: Any = range(len(part)) if every else np.unique(part.labels, return_index=True)[1].tolist()
+            found = _over(partial(look, part), some, workers)
+            for i, (w, h, is_grey) in zip(some, found, strict=True):
+                if not first:
+                    width, height, first = w, h, part.names[i]
+                if size is None and (w, h) != (width, height):
+                    raise ValueError(_odd(part.root / part.names[i], (w, h), (width, height), f", as {first} is"))
+                grey = grey and is_grey
+                advance(1, "")
+    height, width = (height, width) if size is None else (size, size)
+    return Form(1 if grey else 3, height, width, size)
+
+
+def _odd(file: Path, has: tuple[int, int], wants: tuple[int, int], why: str = "") -> str:
+    return (
+        f"{file}: {has[0]} x {has[1]} pixels; all must be {wants[0]} x {wants[1]}{why}: set data.size (--data.size"
+        f" {min(wants)}) to crop and resize them"
+    )
+
+
+def decode(part: Listing, i: int, form: Form, out: np.ndarray) -> str:
+    """Write the pixels of image ``i`` to ``out``, uint8 of the form's shape; the sha256 of the file. Alpha is dropped.
+
+    ValueError, in one line, for a file that is damaged, gone or changed, or does not fit the form.
+    """
+    file, content = part.root / part.names[i], part.content(i)
+
+    def pixels(image: Any) -> np.ndarray:
+        grey = image.mode in GREY
+        if form.channels == 1 and not grey:
+            raise ValueError(f"in colour, unlike those before: data.cache {OFF} wants all grey, a cache makes all RGB")
+        image = image.convert("L" if grey else "RGB")
+        if form.size is not None:
+            image = _square(image, form.size)
+        return np.asarray(image)
+
+    found = _seen(file, BytesIO(content), pixels)
+    if found.shape[:2] != (form.height, form.width):
+        raise ValueError(_odd(file, found.shape[1::-1], (form.width, form.height)))
+    out[:] = found if found.ndim == 2 else found.transpose(2, 0, 1)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _square(image: Any, size: int) -> Any:
+    """The central square of an image, resized to a side with antialiasing."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    # A region given to resize would let its neighbours into the first and last pixels.
+    return image.crop((left, top, left + side, top + side)).resize((size, size), pillow().Resampling.BILINEAR)
+
+
+def blocks(part: Listing, form: Form) -> list[range]:
+    """The positions of a part in blocks that are decoded at once."""
+    step = max(1, _TOGETHER // int(np.prod(form.shape)))
+    return [range(begin, min(begin + step, len(part))) for begin in range(0, len(part), step)]
+
+
+def decoded(part: Listing, at: Sequence[int], form: Form, workers: int) -> tuple[np.ndarray, list[str]]:
+    """The images at these positions, uint8 (b, c, h, w), and the sha256 of each file."""
+    out = np.empty((len(at), *form.shape), np.uint8)
+    return out, list(_over(lambda k: decode(part, at[k], form, out[k]), range(len(at)), workers))
+
+
+def _over(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
+    """``work`` on each item, in order, by threads: Pillow decodes without the interpreter's lock."""
+    if workers < 2 or len(items) < 2:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(workers, "atent-images") as pool:
+        try:
+            # Parts, since each item that is submitted takes memory until its turn comes.
+            for begin in range(0, len(items), 1024):
+                yield from pool.map(work, items[begin : begin + 1024])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """The images of a part, decoded each time that they are asked for."""
+
+    part: Listing
+    form: Form
+    workers: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return self.form.shape
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def read(self, at: np.ndarray) -> np.ndarray:
+        """The images at these positions; ValueError, in one line, for what is damaged, gone or changed."""
+        return decoded(self.part, at.tolist(), self.form, self.workers)[0]
+
+
+def digest(part: Listing, hashes: Sequence[str]) -> str:
+    """One sha256 over names and contents, in order: a folder may hold too many files to list."""
+    total = hashlib.sha256()
+    for name, each in zip(part.names, hashes, strict=True):
+        total.update(f"{name}\0{each}\n".encode())
+    return total.hexdigest()
