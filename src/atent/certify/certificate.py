@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.certify.noise import NOISE
-from atent.certify.rows import Row, append, claim, made, read_rows, resumed
+from atent.certify.rows import Row, append, claim, claimed_as, made, read_rows, resumed
 from atent.certify.sequential import TEST
 from atent.certify.smoothing import (
     ABSTAIN,
@@ -28,6 +28,7 @@ from atent.certify.smoothing import (
     predictions,
 )
 from atent.checks import Settings, as_samples, check_batch, check_labels, check_number, check_seed, numbered
+from atent.folded import Folded, fold
 from atent.guard import ask, guard
 from atent.independence import dependence_hint
 from atent.precision import full_precision
@@ -169,6 +170,7 @@ def certify_run(
     batch: int | None = None,
     channels_last: bool | None = None,
     certifier: Callable[[nn.Module, float], Any] = Smoothed,
+    network: Folded | None = None,
     advance: Advance | None = None,
 ) -> Certificate:
     """Certify samples one group after the other, and resume where an earlier call stopped.
@@ -180,10 +182,11 @@ def certify_run(
     as well, such as the model's fingerprint. ``shard`` (i, k) takes the samples i::k; each shard has a file of its own,
     see `merge`. ``batch``, ``channels_last`` and ``advance`` as in `Smoothed`. ``certifier``: another class, called
     with the model and sigma, whose ``certify`` gives what that of `Smoothed` gives; the class that it certifies stands
-    for the smoothed model's prediction. With ``sampling.radius`` each sample is certified at that radius or not, see
-    `Smoothed.certify_at`; that takes `Smoothed` itself. ValueError for inputs that cannot be certified, for labels
-    beyond the model's outputs, for a file that was made another way, and for a certifier that raises or gives
-    something else.
+    for the smoothed model's prediction. ``network``: that of `certified_network`, default: it is made here, unless the
+    file at ``path`` was begun without it; the file says how many batch norms were folded. With ``sampling.radius`` each
+    sample is certified at that radius or not, see `Smoothed.certify_at`; that takes `Smoothed` itself. ValueError for
+    inputs that cannot be certified, for labels beyond the model's outputs, for a file that was made another way, and
+    for a certifier that raises or gives something else.
     """
     x, y = as_samples(x, y, model)
     if sampling.radius is not None and certifier is not Smoothed:
@@ -195,18 +198,37 @@ def certify_run(
     if len(ids.unique()) != len(ids):
         raise ValueError("ids must be different sample numbers: two equal ones would share their noise and their row")
     mine = slice(*check_shard(shard, len(x)))
+    if network is None and path is not None and claimed_as(Path(path), made_of(sampling, about or {})):
+        network = Folded(model, 0, None)
+    if network is None:
+        network = certified_network(model, x, sampling, certifier)
     x, y, ids = x[mine], y[mine], ids[mine]
+    smoothed = _made_by(certifier, network.network, sampling.sigma, channels_last)
     if path is None:
-        return _certified(model, x, y, ids, sampling, None, batch, channels_last, certifier, advance)
+        return _certified(smoothed, model, x, y, ids, sampling, None, batch, advance)
     path = Path(path)
     with held(lock_of(path), "certify"):
-        claim(path, made_of(sampling, about or {}))
-        return _certified(model, x, y, ids, sampling, path, batch, channels_last, certifier, advance)
+        claim(path, made_of(sampling, about or {}, network.layers))
+        return _certified(smoothed, model, x, y, ids, sampling, path, batch, advance)
+
+
+def certified_network(
+    model: nn.Module, x: Tensor, sampling: Sampling, certifier: Callable[[nn.Module, float], Any] = Smoothed
+) -> Folded:
+    """The network that the noise samples of ``x`` (n, ...) pass through: ``model`` with its batch norms folded.
+
+    It is the same function in exact arithmetic and is checked on a few noisy samples (`atent.folded.fold`): a vote
+    differs only where two logits tie to rounding. The model itself where it cannot be folded, and for a ``certifier``
+    from outside.
+    """
+    if certifier is not Smoothed:
+        return Folded(model, 0, None)
+    return fold(model, noisy(x, sampling.sigma, sampling.seed))
 
 
 def _certified(
-    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, sampling: Sampling, path: Path | None, batch: int | None,
-    channels_last: bool | None, certifier: Callable[[nn.Module, float], Any], advance: Advance | None,
+    smoothed: Any, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, sampling: Sampling, path: Path | None,
+    batch: int | None, advance: Advance | None,
 ) -> Certificate:  # fmt: skip
     """The certificate of samples, with the rows that the file at ``path`` holds."""
     done: dict[int, Row] = {}
@@ -214,7 +236,6 @@ def _certified(
         most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
         done = resumed(path, dict(zip(ids.tolist(), y.tolist())), most)
         manifest.forget_file(path)  # it grows
-    smoothed = _made_by(certifier, model, sampling.sigma, channels_last)
     check_labels(y, _clean(model, x[:1], sampling.seed).shape[1])
     size = min(forward_size(x, batch), sampling.n * len(x))
     hint = dependence_hint(model, noisy(x, sampling.sigma, sampling.seed), seed=sampling.seed, size=size)
@@ -271,10 +292,15 @@ def check_shard(shard: tuple[int, int], n: int) -> tuple[int, int, int]:
     return i, n, k
 
 
-def made_of(sampling: Sampling, about: dict[str, Any]) -> dict[str, Any]:
-    """What the rows of one file share: the settings, the noise's streams, and what is certified."""
+def made_of(sampling: Sampling, about: dict[str, Any], folded: int = 0) -> dict[str, Any]:
+    """What the rows of one file share: the settings, the noise's streams, and what is certified.
+
+    ``folded``: batch norms that are folded in the network that is certified. 0: the network itself, as in the files of
+    versions that folded none.
+    """
     test = {} if sampling.radius is None else {"test": TEST}
-    return {"draws": sampling.to_json(), "about": about, "noise": NOISE, **test}
+    network = {"network": {"batch_norms_folded": folded}} if folded else {}
+    return {"draws": sampling.to_json(), "about": about, "noise": NOISE, **test, **network}
 
 
 def _made_by(
