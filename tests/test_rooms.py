@@ -8,7 +8,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
     ["fields"],
-    ["distributed", "docstrings", "geometry", "messages", "progress", "signals", "threads", "markdown"],
+    ["distributed", "docstrings", "geometry", "heap", "messages", "progress", "signals", "threads", "markdown"],
     ["rng", "losses", "sgld"],
     ["stats", "trust"],
     ["threat", "guard", "registry", "memory"],
