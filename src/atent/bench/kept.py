@@ -12,8 +12,8 @@ from pydantic import TypeAdapter
 
 from atent.bench.machine import machine
 from atent.bench.plan import Omitted, Plan
-from atent.bench.write import JSON, NAME
-from atent.experiments.results.bench import BenchCase
+from atent.bench.write import JSON, NAME, write
+from atent.experiments.results.bench import BenchCase, BenchFile
 from atent.runs import LOCK, provenance, read_json, write_json
 from atent.runs.locks import InUse, claimed, held
 
@@ -51,6 +51,14 @@ class Kept:
         self.cases.setdefault(section, {})[name] = {**what, "seconds": seconds}
         if self.path is not None:
             write_json(self.path, {"made": self.made, "cases": self.cases})
+
+    def finished(self, found: BenchFile) -> list[Path]:
+        """Write the result into the folder, which needs the cases no longer; what was written."""
+        if self.path is None:
+            return []
+        written = write(self.path.parent, found)
+        self.path.unlink(missing_ok=True)
+        return written
 
 
 def made_of(plan: Plan) -> dict[str, Any]:

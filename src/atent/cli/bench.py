@@ -77,8 +77,7 @@ def bench(
         room.folder_of(out, plan) as kept,
     ):
         found = room.run(plan, kept=kept, progress=not quiet)
-        written = room.write(kept.path.parent, found)
-        kept.path.unlink(missing_ok=True)
+        written = kept.finished(found)
         _print(found)
         print(f"\nwritten: {', '.join(map(str, written))}")
         emit(found.to_json())
