@@ -8,7 +8,8 @@ of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: N
 the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, <!-- verdicts: NAME --> and
 <!-- power: NAME --> the sequential.json of benchmarks/sequential.py, <!-- search: NAME --> the search.json of
 benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/loss_curves.py,
-<!-- profiles: NAME --> the profiles.json of benchmarks/profiles.py, and
+<!-- profiles: NAME --> the profiles.json of benchmarks/profiles.py, <!-- smoothing: NAME --> the certify.json of
+benchmarks/certify.py, and
 <!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there.
 """
 
@@ -31,7 +32,7 @@ from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
 _MARKED = re.compile(
-    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|curves|profiles|speed): "
+    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|curves|profiles|smoothing|speed): "
     r"(\S+) -->\n)"
     r".*?(<!-- end -->)",
     re.S,
@@ -239,6 +240,18 @@ def profiles(folder: Path) -> str:
     return "\n".join(markdown_table(["work", "operator", "share of the time (%)", "calls"], rows, left=2)) + "\n"
 
 
+def smoothing(folder: Path) -> str:
+    """Smoothing beside the usual loop."""
+    rows = []
+    for each in json.loads((folder / "certify.json").read_text())["results"]:
+        for name, found in each["rows"].items():
+            ratio, seconds = found["times_slower_than_atent"], found["seconds_per_image"]
+            times = f"{ratio['median']:.2f} [{ratio['q10']:.2f}, {ratio['q90']:.2f}]"
+            rows.append([f"`{each['model']}`", name, f"{seconds['median']:.2f}", times])
+    headings = ["network", "loop", "s / image", "over atent, median [10 %, 90 %]"]
+    return "\n".join(markdown_table(headings, rows, left=2)) + "\n"
+
+
 def speed(folder: Path) -> str:
     """AutoAttack and bounds beside the field's code: CPU seconds, and how many times faster."""
     rows = []
@@ -274,6 +287,7 @@ def refreshed(text: str, results: Path) -> str:
         "search": searched,
         "curves": curves,
         "profiles": profiles,
+        "smoothing": smoothing,
         "speed": speed,
     }
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
