@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from atent import Threat
 from atent.bench.passes import saved_bytes as peak
 from atent.bench.transcription import authors
+from atent.heap import keep_freed
 from atent.methods import ATENT
 from atent.models import build, native_shape
 from atent.progress import bar
@@ -213,6 +214,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed()  # as `atent train` does
     results = [measure(name, args) for name in args.models]
     settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items()}
     if args.out:

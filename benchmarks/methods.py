@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from atent import Threat
+from atent.heap import keep_freed
 from atent.methods import METHODS, Method
 from atent.methods.base import State
 from atent.optim import EntropySGD
@@ -207,6 +208,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed()  # as `atent train` does
     results = [measure(name, norm, args) for name in args.models for norm in args.norms]
     grown = [growth(name, norm, args) for name in args.models for norm in args.norms] if args.growth else []
     head = f"{'network':<10}{'norm':<6}{'method':<20}{'seconds':>9}{'/ PGDAT':>9}{'forwards':>10}{'saved MB':>10}"

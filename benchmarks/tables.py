@@ -7,7 +7,9 @@ of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: N
 <!-- soak: NAME --> and <!-- upkeep: NAME --> show the files bad_inputs.json, fuzz.json, soak.json and upkeep.json of
 the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, <!-- verdicts: NAME --> and
 <!-- power: NAME --> the sequential.json of benchmarks/sequential.py, <!-- search: NAME --> the search.json of
-benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/loss_curves.py, and
+benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/loss_curves.py,
+<!-- profiles: NAME --> the profiles.json of benchmarks/profiles.py, <!-- smoothing: NAME --> the certify.json of
+benchmarks/certify.py, and
 <!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there.
 """
 
@@ -30,7 +32,8 @@ from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
 _MARKED = re.compile(
-    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|curves|speed): (\S+) -->\n)"
+    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|curves|profiles|smoothing|speed): "
+    r"(\S+) -->\n)"
     r".*?(<!-- end -->)",
     re.S,
 )
@@ -227,6 +230,28 @@ def curves(folder: Path) -> str:
     return "\n".join(markdown_table(headings, rows)) + "\n"
 
 
+def profiles(folder: Path) -> str:
+    """The operators with the most CPU time of their own, of a training and an evaluation."""
+    content = json.loads((folder / "profiles.json").read_text())
+    rows = []
+    for name, found in content["results"].items():
+        rows += [[name, f"`{e['name']}`", f"{100 * e['share']:.1f}", f"{e['calls']:,}"] for e in found["rows"]]
+        rows.append([name, "these ten", f"{100 * sum(e['share'] for e in found['rows']):.1f}", ""])
+    return "\n".join(markdown_table(["work", "operator", "share of the time (%)", "calls"], rows, left=2)) + "\n"
+
+
+def smoothing(folder: Path) -> str:
+    """Smoothing beside the usual loop."""
+    rows = []
+    for each in json.loads((folder / "certify.json").read_text())["results"]:
+        for name, found in each["rows"].items():
+            ratio, seconds = found["times_slower_than_atent"], found["seconds_per_image"]
+            times = f"{ratio['median']:.2f} [{ratio['q10']:.2f}, {ratio['q90']:.2f}]"
+            rows.append([f"`{each['model']}`", name, f"{seconds['median']:.2f}", times])
+    headings = ["network", "loop", "s / image", "over atent, median [10 %, 90 %]"]
+    return "\n".join(markdown_table(headings, rows, left=2)) + "\n"
+
+
 def speed(folder: Path) -> str:
     """AutoAttack and bounds beside the field's code: CPU seconds, and how many times faster."""
     rows = []
@@ -261,6 +286,8 @@ def refreshed(text: str, results: Path) -> str:
         "power": power,
         "search": searched,
         "curves": curves,
+        "profiles": profiles,
+        "smoothing": smoothing,
         "speed": speed,
     }
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)

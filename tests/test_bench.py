@@ -15,6 +15,7 @@ from atent import Threat
 from atent.attacks import PGD
 from atent.bench import Plan, as_markdown, attacks, certify, growth, methods, rivals, roof_at, roofline, run, tables
 from atent.bench import transcription as two_ways
+from atent.bench.kept import PART
 from atent.bench.machine import caches, instruction_sets
 from atent.bench.passes import bare, passes_of, problem, saved_bytes, units, work_of
 from atent.bench.plan import Case, Omitted, Section, Sizes
@@ -22,6 +23,7 @@ from atent.bench.timing import Effort, interleaved, quartiles
 from atent.cli import main
 from atent.experiments import migrate
 from atent.experiments.results import BenchFile
+from atent.experiments.results.bench import BenchCase, BenchRow
 from atent.methods import ATENT, MMA, PGDAT, TRADES, Free, Standard
 from atent.models import build
 
@@ -340,6 +342,44 @@ def test_the_command_writes_its_files_and_prints_json(capsys, tmp_path, monkeypa
     assert main([*words, "--out", "bench"]) == 2
     assert main(words) == 0
     assert (tmp_path / "bench-2/bench.json").is_file()
+
+
+def test_an_interrupted_measurement_is_resumed_by_the_same_command(tmp_path, monkeypatch):
+    """What is measured is not measured again, in its folder, by the same settings alone."""
+    from atent.bench import suite
+
+    monkeypatch.chdir(tmp_path)
+    measured, stops = [], [KeyboardInterrupt]
+
+    def case(name):
+        def measure(effort, _advance):
+            if name == "b" and stops:
+                raise stops.pop()
+            measured.append((name, effort.seconds))
+            rounds = quartiles([1.0, 2.0])
+            return BenchCase(name, {}, [BenchRow("row", rounds, rounds)])
+
+        return Case(name, measure)
+
+    def omitted(_effort, _advance):
+        raise Omitted("not here")
+
+    section = Section("three", [case("a"), Case("none", omitted), case("b")])
+    monkeypatch.setitem(suite._MAKERS, "growth", lambda plan: section)
+    words = ["bench", "growth", "--quick", "--quiet", "--budget", "1"]
+    assert main(words) == 130
+    assert [p.name for p in tmp_path.glob("bench/bench*")] == [PART]
+    assert main([*words, "--network", "digits_cnn"]) == 0
+    assert (tmp_path / "bench-2/bench.json").is_file()
+    del measured[:]
+    assert main(words) == 0
+    ((name, seconds),) = measured
+    assert name == "b"
+    assert seconds == pytest.approx(60, rel=0.05)
+    found = BenchFile.from_json(json.loads((tmp_path / "bench/bench.json").read_text()))
+    assert [c.name for c in found.sections["growth"].cases] == ["a", "b"]
+    assert found.sections["growth"].omitted == {"none": "not here"}
+    assert not (tmp_path / "bench" / PART).exists()
 
 
 # ---- the machine and other packages

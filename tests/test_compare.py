@@ -271,6 +271,27 @@ def test_what_the_runs_are_given(here, capsys, fake, monkeypatch):
     assert reported["pgd"].endswith("--train.threads 3")
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_auto_is_measured_by_one_run_on_one_machine(here, capsys, fake, elsewhere):
+    """The second run waits for the first one's choice, and is given it, also where the command said auto."""
+    made = {**run.provenance(device="cpu"), **({"device_name": "another"} if elsewhere else {})}
+    run.write_json("chosen.json", {"train": {"precision": "bfloat16", "channels_last": True}, "provenance": made})
+    fake(
+        'case "$*" in *plain.toml*) mkdir -p runs/compare/plain-seed0; sleep 0.3; cp chosen.json'
+        ' runs/compare/plain-seed0/config.json; sleep 1; exit 1;; *) echo "$@"; exit 1;; esac'
+    )
+    given = ("--train.precision", "auto")
+    refused(capsys, "plain.toml", "pgd.toml", "--jobs", "2", *given, "--train.channels_last", "auto", status=1)
+    log = here / "runs" / "compare" / "pgd-seed0.log"
+    words = log.read_text().split() if log.is_file() else []
+    if elsewhere:
+        assert not words
+        return
+    assert words[-4:] == ["--train.precision", "bfloat16", "--train.channels_last", "True"]
+    (job,) = jobs("pgd.toml", *words[words.index("--train.precision") :]).values()
+    assert (job.train.precision, job.train.channels_last) == ("bfloat16", True)
+
+
 def test_two_commands_do_not_share_a_folder(here, capsys):
     with held_elsewhere(here / "runs" / "mine" / ".lock"):
         assert "runs/mine is in use by" in refused(capsys, "plain.toml", "pgd.toml", "--name", "mine")

@@ -194,18 +194,6 @@ def test_what_cannot_be_certified_is_refused_in_one_line():
         Smoothed(Broken(), 0.12).certify_at(x, 0.1)
 
 
-def test_the_form_of_the_network_that_is_evaluated_is_the_one_that_is_counted(monkeypatch):
-    class Flipped(Coin):
-        def forward(self, x):
-            return super().forward(-x)
-
-    smoothed, x = Smoothed(Coin(), SIGMA), trials(1.5, 2)
-    assert smoothed.certify_at(x, 0.2).classes.tolist() == [1, 1]
-    monkeypatch.setattr("atent.certify.votes.evaluated", lambda model, x: Flipped())
-    assert smoothed.certify_at(x, 0.2).classes.tolist() == [0, 0]
-    assert smoothed.votes(x, 100)[:, 0].min() > 90
-
-
 @pytest.mark.parametrize(("shape", "size"), [((1, 8, 8), 200), ((1, 28, 28), 100), ((3, 32, 32), 100)])
 def test_the_default_batch_on_the_cpu_fits_the_cache(shape, size):
     seen = []

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,15 @@ from torch import nn
 
 from atent import Threat, plots
 from atent.certify import ABSTAIN, Certificate, Sampling, Smoothed, certify_run, largest_radius, merge, samples_needed
+from atent.certify.certificate import certified_network
 from atent.certify.noise import Noise, address, device_seed
 from atent.certify.rows import Row, read_rows
 from atent.certify.smoothing import certificates, linf_radius, predictions
 from atent.cli import main
+from atent.experiments import certificate
+from atent.experiments.certificate import certify_folder
+from atent.folded import Folded
+from atent.models import build
 from atent.stats import interval
 
 SIGMA = 0.5
@@ -404,6 +410,48 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(task, tmp_path):
         certify_run(model, x, y, DRAWS, ids=ids, path=path, about={"weights": "abc"})
 
 
+@pytest.fixture
+def normed():
+    """A network with batch norms, images, and the settings of a certificate that decides them clearly."""
+    torch.manual_seed(0)
+    net = build("resnet8", shape=(1, 8, 8), classes=3)
+    with torch.no_grad():
+        for m in net.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.running_mean.normal_(std=0.1)
+                m.running_var.uniform_(0.5, 2)
+    return net.eval(), torch.rand(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+
+
+def test_a_network_with_batch_norms_is_certified_folded_and_the_file_says_so(normed, tmp_path):
+    net, x, y = normed
+    path = tmp_path / "c.csv"
+    network = certified_network(net, x, DRAWS)
+    assert network.layers == sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    found = certify_run(net, x, y, DRAWS, path=path)
+    made = json.loads(path.with_suffix(".json").read_text())["made"]
+    assert made["network"] == {"batch_norms_folded": network.layers}
+    classes, radii = Smoothed(network.network, SIGMA).certify(x, 20, 150, 0.01, seed=3)
+    assert [(r.predict, r.radius) for r in found.rows] == list(zip(classes.tolist(), radii.tolist()))
+    # In float64 no two logits tie to rounding, so that the folded network has the votes of the network itself.
+    net, x = net.double(), x.double()
+    folded = certified_network(net, x, DRAWS)
+    assert folded.layers
+    assert torch.equal(Smoothed(folded.network, SIGMA).votes(x, 200), Smoothed(net, SIGMA).votes(x, 200))
+
+
+def test_a_file_begun_without_folding_ends_without_it(normed, tmp_path):
+    net, x, y = normed
+    path = tmp_path / "c.csv"
+    first = certify_run(net, x[:2], y[:2], DRAWS, path=path, network=Folded(net, 0, None))
+    assert "network" not in json.loads(path.with_suffix(".json").read_text())["made"]
+    found = certify_run(net, x, y, DRAWS, path=path)
+    assert list(found.rows[:2]) == list(first.rows)
+    assert "network" not in json.loads(path.with_suffix(".json").read_text())["made"]
+    with pytest.raises(ValueError, match=r"batch_norms_folded"):
+        certify_run(net, x, y, DRAWS, path=path, network=certified_network(net, x, DRAWS))
+
+
 def test_rows_of_older_noise_are_not_continued(task, tmp_path):
     """A file whose sidecar does not say which noise it was made with, as files had it before, is left alone."""
     model, x, y, _ = task
@@ -553,6 +601,28 @@ def test_the_command_certifies_resumes_shards_and_merges(run, capsys, tmp_path):
     assert said(*other)[0] == 0
     assert read_rows(run / "certificate-2.csv") == merged
     assert json.loads((run / "certificate-2.json").read_text())["n"] == 9
+
+
+def test_shards_that_an_earlier_version_began_end_without_folding(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "import torch\nfrom atent.models import build\ndef net():\n    torch.manual_seed(0)\n    return build"
+    Path("norms_in_it.py").write_text(text + "('resnet8', shape=(1, 8, 8))\n")
+    made = {"data": "digits", "sigma": 0.2, "n0": 20, "n": 100, "alpha": 0.01, "limit": 4, "device": "cpu"}
+    call = partial(certify_folder, "norms_in_it:net", progress=False, trust_code=True, **made)
+    with monkeypatch.context() as before:
+        before.setattr(certificate, "certified_network", lambda model, *rest: Folded(model, 0, None))
+        _, begun, _ = call(shard="0/2")
+    _, ended, _ = call(shard="1/2")
+    _, whole, found = call(merged=True)
+    assert begun.made == ended.made == whole.made
+    assert "network" not in whole.made
+    assert len(found.rows) == 4
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    _, new, _ = call()
+    assert new.made["network"]["batch_norms_folded"] == 9
+    assert any("9 batch norms folded" in line for line in certificate.layout(new)[2])
 
 
 @pytest.mark.slow

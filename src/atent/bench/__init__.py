@@ -1,5 +1,6 @@
 """How fast this library is on the machine at hand: `atent bench`."""
 
+from atent.bench.kept import PART, folder_of
 from atent.bench.plan import SECTIONS, Plan
 from atent.bench.suite import run
 from atent.bench.tables import as_markdown, head, roof_at, tables
@@ -9,10 +10,12 @@ __all__ = [
     "JSON",
     "NAME",
     "PAGE",
+    "PART",
     "PICTURE",
     "SECTIONS",
     "Plan",
     "as_markdown",
+    "folder_of",
     "head",
     "roof_at",
     "run",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from atent.bench.timing import Clock, Effort
 from atent.checks import check_number
@@ -77,6 +78,14 @@ class Plan:
     def seconds(self) -> float:
         """Seconds by the clock for everything."""
         return 60 * (self.minutes or (1.5 if self.quick else 20.0))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings, as files hold them."""
+        return {
+            "sections": list(self.sections), "quick": self.quick, "minutes": self.seconds / 60,
+            "networks": list(self.nets), "batch": self.size.batch, "K": self.size.steps, "threads": self.threads,
+        }  # fmt: skip
 
     @property
     def clock(self) -> Clock:

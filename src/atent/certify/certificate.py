@@ -19,6 +19,7 @@ from atent.certify.rows import (
     absorb,
     append,
     claim,
+    claimed_as,
     made,
     of_rank,
     read_rows,
@@ -44,6 +45,7 @@ from atent.certify.smoothing import (
 from atent.checks import Settings, as_samples, check_batch, check_labels, check_number, check_seed, numbered
 from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
+from atent.folded import Folded, fold
 from atent.guard import ask, guard
 from atent.independence import dependence_hint
 from atent.precision import full_precision
@@ -185,6 +187,7 @@ def certify_run(
     batch: int | None = None,
     channels_last: bool | None = None,
     certifier: Callable[[nn.Module, float], Any] = Smoothed,
+    network: Folded | None = None,
     world: World = SINGLE,
     advance: Advance | None = None,
 ) -> Certificate:
@@ -201,10 +204,11 @@ def certify_run(
     `atent.distributed.current` gives them, each with a file of its own beside ``path`` until all are done; each gets
     all rows. ``batch``, ``channels_last`` and ``advance`` as in `Smoothed`. ``certifier``: another class, called
     with the model and sigma, whose ``certify`` gives what that of `Smoothed` gives; the class that it certifies stands
-    for the smoothed model's prediction. With ``sampling.radius`` each sample is certified at that radius or not, see
-    `Smoothed.certify_at`; that takes `Smoothed` itself. ValueError for inputs that cannot be certified, for labels
-    beyond the model's outputs, for a file that was made another way, and for a certifier that raises or gives
-    something else.
+    for the smoothed model's prediction. ``network``: that of `certified_network`, default: it is made here, unless the
+    file at ``path`` was begun without it; the file says how many batch norms were folded. With ``sampling.radius`` each
+    sample is certified at that radius or not, see `Smoothed.certify_at`; that takes `Smoothed` itself. ValueError for
+    inputs that cannot be certified, for labels beyond the model's outputs, for a file that was made another way, and
+    for a certifier that raises or gives something else.
     """
     x, y = as_samples(x, y, model)
     if sampling.radius is not None and certifier is not Smoothed:
@@ -216,12 +220,16 @@ def certify_run(
     if len(ids.unique()) != len(ids):
         raise ValueError("ids must be different sample numbers: two equal ones would share their noise and their row")
     mine = shard_rows(shard, len(x), _group(sampling, batch))
+    if network is None and path is not None and claimed_as(Path(path), made_of(sampling, about or {})):
+        network = Folded(model, 0, None)
+    if network is None:
+        network = certified_network(model, x, sampling, certifier)
     x, y, ids = x[mine.to(x.device)], y[mine.to(y.device)], ids[mine]
+    smoothed = _made_by(certifier, network.network, sampling.sigma, channels_last)
     if path is None:
-        return _certified(model, x, y, ids, sampling, None, batch, channels_last, certifier, world, advance)
-    with _claimed(Path(path), made_of(sampling, about or {}), world):
-        path = Path(path)
-        return _certified(model, x, y, ids, sampling, path, batch, channels_last, certifier, world, advance)
+        return _certified(smoothed, model, x, y, ids, sampling, None, batch, world, advance)
+    with _claimed(Path(path), made_of(sampling, about or {}, network.layers), world):
+        return _certified(smoothed, model, x, y, ids, sampling, Path(path), batch, world, advance)
 
 
 @contextmanager
@@ -238,9 +246,23 @@ def _claimed(path: Path, wanted: dict[str, Any], world: World) -> Iterator[None]
         yield
 
 
+def certified_network(
+    model: nn.Module, x: Tensor, sampling: Sampling, certifier: Callable[[nn.Module, float], Any] = Smoothed
+) -> Folded:
+    """The network that the noise samples of ``x`` (n, ...) pass through: ``model`` with its batch norms folded.
+
+    It is the same function in exact arithmetic and is checked on a few noisy samples (`atent.folded.fold`): a vote
+    differs only where two logits tie to rounding. The model itself where it cannot be folded, and for a ``certifier``
+    from outside.
+    """
+    if certifier is not Smoothed:
+        return Folded(model, 0, None)
+    return fold(model, noisy(x, sampling.sigma, sampling.seed))
+
+
 def _certified(
-    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, sampling: Sampling, path: Path | None, batch: int | None,
-    channels_last: bool | None, certifier: Callable[[nn.Module, float], Any], world: World, advance: Advance | None,
+    smoothed: Any, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, sampling: Sampling, path: Path | None,
+    batch: int | None, world: World, advance: Advance | None,
 ) -> Certificate:  # fmt: skip
     """The certificate of samples, with the rows that the file at ``path`` holds."""
     done: dict[int, Row] = {}
@@ -250,7 +272,6 @@ def _certified(
         for rows in world.gather(list(resumed(of_rank(path, world.rank), labels, most).values())):
             done |= {row.idx: row for row in rows}
         manifest.forget_file(of_rank(path, world.rank))  # it grows
-    smoothed = _made_by(certifier, model, sampling.sigma, channels_last)
     check_labels(y, _clean(model, x[:1], sampling.seed).shape[1])
     size = min(forward_size(x, batch), sampling.n * len(x))
     hint = dependence_hint(model, noisy(x, sampling.sigma, sampling.seed), seed=sampling.seed, size=size)
@@ -316,10 +337,15 @@ def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = Non
     return Certificate(tuple(rows[i] for i in wanted), Sampling(**first["draws"]), dim)
 
 
-def made_of(sampling: Sampling, about: dict[str, Any]) -> dict[str, Any]:
-    """What the rows of one file share: the settings, the noise's streams, and what is certified."""
+def made_of(sampling: Sampling, about: dict[str, Any], folded: int = 0) -> dict[str, Any]:
+    """What the rows of one file share: the settings, the noise's streams, and what is certified.
+
+    ``folded``: batch norms that are folded in the network that is certified. 0: the network itself, as in the files of
+    versions that folded none.
+    """
     test = {} if sampling.radius is None else {"test": TEST}
-    return {"draws": sampling.to_json(), "about": about, "noise": NOISE, **test}
+    network = {"network": {"batch_norms_folded": folded}} if folded else {}
+    return {"draws": sampling.to_json(), "about": about, "noise": NOISE, **test, **network}
 
 
 def _made_by(

@@ -54,6 +54,11 @@ def made_alike(path: Path, wanted: dict[str, Any]) -> bool:
     return not sidecar(path).exists() or dumps(made(path)) == dumps(wanted)
 
 
+def claimed_as(path: Path, wanted: dict[str, Any]) -> bool:
+    """Whether the certificate at ``path`` is begun, and made with these samples and about these things."""
+    return sidecar(path).exists() and made_alike(path, wanted)
+
+
 def claim(path: Path, wanted: dict[str, Any]) -> None:
     """Say how the rows of ``path`` are made; ValueError where they were made otherwise."""
     if not sidecar(path).exists():

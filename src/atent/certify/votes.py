@@ -17,15 +17,6 @@ from atent.progress import Advance
 from atent.rng import narrow
 
 
-def evaluated(model: nn.Module, x: Tensor) -> nn.Module:
-    """The network whose forward passes are counted, in eval mode: ``model`` itself.
-
-    The one place where a faster form of the same network, such as one with its batch-norms folded into the
-    convolutions, takes its place for inputs like ``x``: the certificate is about the network that this returns.
-    """
-    return model
-
-
 class Votes:
     """The counts of noisy copies of ``x`` by class; made by `counting`, which holds the model in eval mode."""
 
@@ -104,4 +95,4 @@ def counting(
 ) -> Iterator[Votes]:  # fmt: skip
     """`Votes` of checked inputs ``x`` with sample ``numbers``; afterwards the model is as it was found."""
     with torch.no_grad(), guard(model, mode="eval", seed=narrow(seed)), full_precision(x.device):
-        yield Votes(evaluated(model, x), x, sigma, numbers, seed, batch, layout, forwards, advance)
+        yield Votes(model, x, sigma, numbers, seed, batch, layout, forwards, advance)

@@ -12,11 +12,13 @@ from types import ModuleType
 from atent import signals
 from atent.cli import ranks
 from atent.cli.streams import steady
+from atent.heap import keep_freed
 from atent.threads import wait_passively
 from atent.torchrun import Ending, place, quiet
 
 # Before anything loads torch.
 wait_passively()
+keep_freed()
 
 _ABOUT = "Train robust networks, measure how robust they are, and certify what can be certified."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -33,8 +32,9 @@ def bench(
     random images serve; nothing is downloaded. Sections: methods (each training method over the bare loop of its
     passes), atent (the structure of the authors' code over ATENT), attacks (those of foolbox, pyautoattack, adv-lib,
     ART and torchattacks, where installed, over this library's), certify (smoothing and bounds over bare forwards),
-    growth (exponents in K, batch, width and images), roofline (FLOP/s of passes below the measured peak). Exit status:
-    0 done, 1 failed, 2 not understood.
+    growth (exponents in K, batch, width and images), roofline (FLOP/s of passes below the measured peak). What is
+    measured when it is interrupted is kept: the same command, on the same machine, resumes. Exit status: 0 done, 1
+    failed, 2 not understood.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def bench(
         Print the result as JSON to standard output, and nothing else there.
     """
     from atent import bench as room
-    from atent.runs.locks import claimed
+    from atent.signals import resumed_by
     from atent.train.settings import pick_device
 
     try:
@@ -71,13 +71,13 @@ def bench(
         )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from None
-    place = Path(room.NAME if out is None else out)
     with (
         show.json_alone(json) as emit,
-        claimed(place.parent, place.name, "bench", numbered=out is None) as folder,
+        resumed_by("the same command resumes"),
+        room.folder_of(out, plan) as kept,
     ):
-        found = room.run(plan, progress=not quiet)
-        written = room.write(folder, found)
+        found = room.run(plan, kept=kept, progress=not quiet)
+        written = kept.finished(found)
         _print(found)
         print(f"\nwritten: {', '.join(map(str, written))}")
         emit(found.to_json())

@@ -26,8 +26,8 @@ from atent.certify import (
     verified,
     verified_by,
 )
-from atent.certify.certificate import made_of
-from atent.certify.rows import claimed, free, made_alike, sidecar, sums, write_rows
+from atent.certify.certificate import certified_network, made_of
+from atent.certify.rows import claimed, claimed_as, free, made_alike, sidecar, sums, write_rows
 from atent.certify.shards import check_complete, check_shard
 from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
@@ -45,6 +45,7 @@ from atent.experiments.results import (
     SmoothingFile,
 )
 from atent.experiments.target import Target, load_target
+from atent.folded import Folded
 from atent.memory import Batches
 from atent.progress import Advance, bar
 from atent.registry import Plugin, plugin_named
@@ -196,13 +197,13 @@ def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[s
         (at,) = found.certified
         rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
         rows += [("another class certified there", found.certified_wrong), ("abstained", found.abstained)]
-        below = _sequential_lines(found)
+        below = [*_sequential_lines(found), *_network_lines(found)]
     elif isinstance(found, SmoothingFile):
         title += f", shard {found.shard} of them" if found.shard else ""
         rows.append(("clean, the smoothed network", found.smoothed))
         for at in found.certified:
             rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
-        below = _smoothing_lines(found)
+        below = [*_smoothing_lines(found), *_network_lines(found)]
     return title, rows, below
 
 
@@ -216,6 +217,11 @@ def _smoothing_lines(found: SmoothingFile) -> list[str]:
         f"{found.seconds_per_image:.3g} s per image",
     ]
     return [*below, f"warning: {found.hint}"] if found.hint else below
+
+
+def _network_lines(found: Smoothing) -> list[str]:
+    folded = (found.made.get("network") or {}).get("batch_norms_folded")
+    return [f"certified with {folded} batch norms folded: the same network up to rounding"] if folded else []
 
 
 def _sequential_lines(found: SequentialFile) -> list[str]:
@@ -278,9 +284,13 @@ def _smoothed(
     who: Target, how: _How, shard: str | None, merged: bool, progress: bool
 ) -> tuple[Path, Smoothing, Certificate]:
     x, y, ids = who.test()
-    sampling, about = how.sampling, _about(who, how.plugin)
-    made = made_of(sampling, about)
+    sampling, about, certifier = how.sampling, _about(who, how.plugin), CERTIFIERS.find(how.method)
     part = None if shard is None else Shard.parse(shard)
+    made, network = made_of(sampling, about), Folded(who.model, 0, None)
+    # What was begun with the batch norms as they are, as earlier versions did, ends so, in all of its shards.
+    if not any(claimed_as(f, made) for f in who.place.glob(f"{who.stem}certificate*.csv")):
+        network = certified_network(who.model, x, sampling, certifier)
+        made = made_of(sampling, about, network.layers)
     if merged:
         table = free(who.place / f"{who.stem}{CERTIFICATE}", made)
         shards = sorted(who.place.glob(f"{who.stem}certificate*.shard-*-of-*.csv"))
@@ -296,11 +306,12 @@ def _smoothed(
         i, n, k = check_shard(index, len(x))
         name = CERTIFICATE if part is None else f"certificate.{part.name}.csv"
         table = alone(lambda: claimed(who.place / f"{who.stem}{name}", made))
-        model = cast(nn.Module, torch.compile(who.model)) if how.compiled else who.model
+        if how.compiled:
+            network = replace(network, network=cast(nn.Module, torch.compile(network.network)))
         with bar(len(range(i, n, k)) * (sampling.n0 + sampling.n), who.name, enabled=progress) as advance:
             found = certify_run(
-                model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=how.batch,
-                channels_last=how.channels_last, certifier=CERTIFIERS.find(how.method), world=current(),
+                who.model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=how.batch,
+                channels_last=how.channels_last, certifier=certifier, network=network, world=current(),
                 advance=advance,
             )  # fmt: skip
     head = _head(who, how.method, how.plugin, [row.idx for row in found.rows], x.shape[1:])

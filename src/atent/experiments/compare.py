@@ -15,6 +15,7 @@ from atent.experiments.backends import Backend, Local, Task, drive, train_task
 from atent.experiments.backends.base import reason
 from atent.experiments.collect import collect
 from atent.experiments.comparison import draw, draw_pareto, markdown
+from atent.experiments.measured import asked, choice
 from atent.experiments.pipeline import Say
 from atent.experiments.plan import NAME, PLAN, Build, Plan, Run, agree, place, seeded, state
 from atent.experiments.results import ComparisonFile
@@ -113,8 +114,24 @@ def _train(
     with bar(len(todo), "compare", enabled=progress) as advance:
         advance(done, "")
 
+        running: list[Task] = []
+
         def take() -> Task | None:
-            return _task(plan, run := waiting.popleft(), todo[run.path], backend) if waiting else None
+            if not waiting:
+                return None
+            run, chosen = waiting[0], {}
+            # On one machine "auto" is measured by one run; the next waits until it has chosen.
+            if isinstance(backend, Local) and todo[run.path] != "started" and asked(run):
+                chosen = choice(plan, path, run)
+                alike = {str(each.path) for each in plan.runs(path) if asked(each) == asked(run)}
+                if not chosen and any(str(task.run) in alike for task in running):
+                    return None
+            waiting.popleft()
+            return _task(plan, run, todo[run.path], backend, chosen)
+
+        def changed(tasks: list[Task]) -> None:
+            running[:] = tasks
+            advance(0, ", ".join(task.run.name for task in tasks))
 
         def ended(task: Task, status: int, seconds: float) -> None:
             nonlocal done
@@ -125,13 +142,15 @@ def _train(
             advance(1, "")
 
         drive(
-            backend, take, ended, changed=lambda tasks: advance(0, ", ".join(task.run.name for task in tasks)),
+            backend, take, ended, changed=changed,
             interrupted=lambda: f"interrupted with {done} of {len(todo)} runs finished: {again}",
         )  # fmt: skip
 
 
-def _task(plan: Plan, run: Run, stage: str, backend: Backend) -> Task:
+def _task(plan: Plan, run: Run, stage: str, backend: Backend, chosen: dict[str, str]) -> Task:
     overrides, threads = [*plan.overrides], backend.threads()
+    for name, value in chosen.items():
+        overrides += [f"--{name}", value]
     if threads is not None and run.job.train.threads is None:
         overrides += ["--train.threads", str(threads)]
     return train_task(
