@@ -8,7 +8,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
     ["fields"],
-    ["docstrings", "distributed", "geometry", "messages", "progress", "signals", "threads", "markdown", "rng", "losses", "sgld"],
+    ["docstrings", "distributed", "geometry", "messages", "progress", "signals", "threads", "markdown", "losses", "sgld"],
+    ["rng"],
     ["stats", "trust"],
     ["threat", "guard", "registry", "memory"],
     ["checks", "precision"],
