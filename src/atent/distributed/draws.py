@@ -117,8 +117,8 @@ def _by_hand(now: Passing) -> Iterator[None]:
 
 
 @contextmanager
-def inputs_seen(model: nn.Module, now: Passing) -> Iterator[None]:
-    """Inside, the forward passes of the network tell how long their inputs are."""
+def caught(model: nn.Module, now: Passing) -> Iterator[Catching]:
+    """Inside, what the network and others draw is caught; its forward passes tell how long their inputs are."""
 
     def before(_: nn.Module, given: tuple[Any, ...]) -> None:
         now.inputs.append(len(given[0]) if given and isinstance(given[0], Tensor) and given[0].dim() else 0)
@@ -128,7 +128,8 @@ def inputs_seen(model: nn.Module, now: Passing) -> Iterator[None]:
 
     hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after, always_call=True)]
     try:
-        yield
+        with Catching(now) as catching:
+            yield catching
     finally:
         for hook in hooks:
             hook.remove()

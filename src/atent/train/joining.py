@@ -66,8 +66,10 @@ class Changes:
         batch."""
         new = value if value.is_floating_point() else value.double()
         self.before = torch.zeros_like(new)
-        if before is not None and before.shape[1:] == value.shape[1:] and len(before) <= len(value):
-            self.before[: len(before)] = before  # a table by position in the batch may have grown
+        if before is not None and before.shape == value.shape:
+            self.before.copy_(before)
+        elif before is not None and before.shape[1:] == value.shape[1:] and len(before) < len(value):
+            self.before[: len(before)] = before  # a table by position in the batch has grown
         changed = (new != self.before).to(new.dtype) * float(weight > 0)
         # 0 times a number that is not finite would reach all ranks.
         own = torch.where(changed > 0, new, torch.zeros_like(new))

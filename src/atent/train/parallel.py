@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from atent.distributed import Shard, World, current
 from atent.distributed.coupling import Synchronised
-from atent.distributed.draws import Catching, inputs_seen
+from atent.distributed.draws import caught
 from atent.distributed.gradients import add_gradients
 from atent.distributed.shards import under_way
 from atent.methods import Method
@@ -76,13 +76,16 @@ class Parallel:
         if shard.whole:
             yield
             return
-        with under_way(shard) as now, inputs_seen(self.model, now):
-            # Reporting each operation takes time: where a network and a method draw nothing beside
-            # `atent.rng.Batch`, most steps do without.
-            catching = Catching(now) if self.catches or self.steps % _LOOK == 0 else None
-            with catching or nullcontext(), Synchronised(shard) if self.synchronised else nullcontext():
+        # Reporting each operation takes time: where a network and a method draw nothing beside `atent.rng.Batch`, most
+        # steps do without.
+        looks = self.catches or self.steps % _LOOK == 0
+        with under_way(shard) as now, Synchronised(shard) if self.synchronised else nullcontext():
+            if looks:
+                with caught(self.model, now) as catching:
+                    yield
+                self.catches = self.catches or catching.caught > 0
+            else:
                 yield
-            self.catches = self.catches or (catching is not None and catching.caught > 0)
 
     def joined(self, found: Sequence[tuple[Metrics, Shard]], n: int) -> list[tuple[Metrics, int]]:
         """The gradients of all ranks, added up in ``.grad``; the metrics of each part, of all ranks those of the batch,
