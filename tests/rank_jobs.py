@@ -9,21 +9,38 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from processes import environment
 from torch import nn
 
 from atent.data import from_tensors
 from atent.data.split import Split
-from atent.distributed import SINGLE, World, gathered
+from atent.distributed import SINGLE, World
 from atent.distributed.world import traffic, within
 from atent.methods import (
-    ACL, ATENT, AWP, CROWNIBP, FGSMRS, MART, MMA, PGDAT, TRADES, DistilledTRADES, Dual, EmbeddingTerm, Free, Gaussian,
-    Method, Perturbation, SmoothAdv, Standard, TRADESSmoothing,
+    ACL,
+    ATENT,
+    AWP,
+    CROWNIBP,
+    FGSMRS,
+    MART,
+    MMA,
+    PGDAT,
+    TRADES,
+    DistilledTRADES,
+    Dual,
+    EmbeddingTerm,
+    Free,
+    Gaussian,
+    Method,
+    Perturbation,
+    SmoothAdv,
+    Standard,
+    TRADESSmoothing,
 )  # fmt: skip
 from atent.optim import Optimizer, Walk
 from atent.threat import Threat
 from atent.train import TrainSettings, fit
 from atent.train.finite import order_of
-from processes import environment
 
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.5)
 N, EPOCHS, BATCH = 55, 5, 16
@@ -47,7 +64,7 @@ class Whole(Method):
 
 @dataclass(frozen=True)
 class Table(Method):
-    """State of every kind: a value for each sample, one for each position, a mean of the batch, a counter, a new one."""
+    """State of every kind: a value for each sample, one for each position, a mean of the batch, and a counter."""
 
     def init(self, n_train, shape, device):
         sizes = {"by_id": (n_train,), "by_place": (0,), "mean": (), "count": ()}
@@ -82,7 +99,7 @@ class Job:
     norm: bool = False
     drop: float = 0.0
     smooth: bool = True
-    optimizer: Optimizer = Optimizer(lr=0.1)
+    optimizer: Optimizer = field(default=Optimizer(lr=0.1))
     alone: dict = field(default_factory=dict)
     """Settings of the training on one process, where they differ."""
     settings: dict = field(default_factory=dict)
@@ -98,22 +115,24 @@ JOBS = {
     "SmoothAdv": Job(SmoothAdv(L2, steps=2), drop=0.3),
     "ACL": Job(ACL(LINF, steps=2)),
     "AWP, discriminator": Job(
-        TRADES(LINF, 2), norm=True,
+        TRADES(LINF, 2),
+        norm=True,
         settings={"awp": Perturbation(0.01), "embedding": EmbeddingTerm(0.1, "discriminator", width=16)},
     ),
     "EntropySGD": Job(
-        PGDAT(LINF, 2), optimizer=Optimizer("EntropySGD", walk=Walk(2, scale="none", inner_batches="next")),
+        PGDAT(LINF, 2),
+        optimizer=Optimizer("EntropySGD", walk=Walk(2, scale="none", inner_batches="next")),
         settings={"average": "ema", "on_nonfinite": "skip"},
     ),
-    "local": Job(PGDAT(LINF, 2, mode="train"), norm=True, settings={"batch_norm": "local", "batch_size": 12}, alone={"accumulate": 2}),  # fmt: skip
+    "local": Job(PGDAT(LINF, 2, mode="train"), norm=True, settings={"batch_norm": "local"}, alone={"accumulate": 2}),
     "a coupled method": Job(Whole(), **SYNC),
     "a method with state": Job(Table()),
-}  # fmt: skip
+}
 GRID = {
     **JOBS,
     "Standard": Job(Standard(), **SYNC),
     "ATENT, l2": Job(ATENT(L2, steps=3), **SYNC),
-    "ATENT, data-entropy": Job(ATENT(L2, 4, gradient="raw", variant="published", objective="data-entropy", noise=1.0), **SYNC),  # fmt: skip
+    "ATENT, data-entropy": Job(ATENT(L2, 4, variant="published", objective="data-entropy", noise=1.0), **SYNC),
     "ATENT, kl": Job(ATENT(L2, 3, outer_loss="kl", dropout="fresh", chains=2), **SYNC),
     "ATENT, eval": Job(ATENT(LINF, 3, mode="eval"), **SYNC),
     "ATENT, micro-batches": Job(ATENT(LINF, 3), **SYNC, settings={"accumulate": 3}, alone={"accumulate": 3}),

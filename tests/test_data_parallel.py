@@ -1,11 +1,11 @@
 """Several processes that share each batch end at the weights of one process, for every method and optimizer."""
 
 import pytest
-
 import rank_jobs
+from rank_jobs import BATCH, EPOCHS, GRID, JOBS, Job, N, network
+
 from atent.methods import METHODS
 from atent.optim.settings import OPTIMIZERS
-from rank_jobs import BATCH, EPOCHS, GRID, JOBS, N, Job, network
 
 STEPS = EPOCHS * -(-N // BATCH)
 # 20 steps of sums of at most 55 float64 numbers of size 1, in another order: 1e-13 at most; the limit is the promise.

@@ -8,8 +8,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
     ["fields"],
-    ["docstrings", "distributed", "geometry", "messages", "progress", "signals", "threads", "markdown", "losses", "sgld"],
-    ["rng"],
+    ["distributed", "docstrings", "geometry", "markdown", "messages", "progress", "signals", "threads"],
+    ["losses", "rng", "sgld"],
     ["stats", "trust"],
     ["threat", "guard", "registry", "memory"],
     ["checks", "precision"],

@@ -58,35 +58,36 @@ class Catching(TorchDispatchMode):
     """
 
     def __init__(self, now: Passing) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now, self.caught = now, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given: list[Any] = list(args)
         kwargs = kwargs or {}
         if func.overloadpacket not in _RANDOM or self.now.by_hand:
             return func(*args, **kwargs)
         place = next((i for i, a in enumerate(func._schema.arguments) if a.name == "size"), None)
-        shape = args[place] if place is not None else getattr(args[0], "shape", ())
+        shape: Sequence[int] = args[place] if place is not None else getattr(args[0], "shape", ())
         layout = self.now.layout(shape[0]) if len(shape) else None
         if layout is None:
             return func(*args, **kwargs)
         self.caught += 1
         if place is not None:
-            size = [_rows(self.now, layout), *shape[1:]]
-            return self.now.take(func(*args[:place], size, *args[place + 1 :], **kwargs), layout)
-        given = [self._grown(a, len(shape), layout) if _spans(a, shape[0]) else a for a in args]
-        found = func(*given, **kwargs)
+            given[place] = [_rows(self.now, layout), *shape[1:]]
+            return self.now.take(func(*given, **kwargs), layout)
+        found = func(*[self._grown(a, layout) if _spans(a, shape[0]) else a for a in given], **kwargs)
         if func.overloadpacket in _FILLING:
-            return args[0].copy_(self.now.take(found, layout))
+            return given[0].copy_(self.now.take(found, layout))
         if isinstance(found, tuple):
             return tuple(self.now.take(t, layout) for t in found)
         return self.now.take(found, layout)
 
-    def _grown(self, t: Tensor, dims: int, layout: tuple[int, int]) -> Tensor:
+    def _grown(self, t: Tensor, layout: tuple[int, int]) -> Tensor:
         """A tensor of the whole batch in the memory order of ``t``, with its values in the part's rows: numbers are
         drawn in the order of memory."""
         # The samples stay outermost where they are one alone, whose stride says nothing.
-        order = sorted(range(t.dim()), key=lambda d: (-t.stride(d), d) if t.shape[d] > 1 or d else (-(2**62), d))
+        strides = [2**62 if len(t) == 1 else t.stride(0), *t.stride()[1:]]
+        order = sorted(range(t.dim()), key=lambda d: (-strides[d], d))
         sizes = [_rows(self.now, layout), *t.shape[1:]]
         whole = t.new_full([sizes[d] for d in order], 0.5 if t.is_floating_point() else 0)
         whole = whole.permute([order.index(d) for d in range(t.dim())])

@@ -46,12 +46,12 @@ class Shard:
     @property
     def ranks(self) -> int:
         """How many ranks have rows."""
-        return max(1, min(self.world.size, (self.part.stop - self.part.start) // 2))
+        return max(1, min(self.world.size, int(self.part.stop - self.part.start) // 2))
 
     @property
     def length(self) -> int:
         """How many rows this rank passes through the network."""
-        return self.rows.stop - self.rows.start
+        return int(self.rows.stop - self.rows.start)
 
     @property
     def weight(self) -> float:
@@ -94,7 +94,8 @@ class Passing:
     def take(self, whole: Tensor, layout: tuple[int, int]) -> Tensor:
         """The rows of the shard among those of the whole batch."""
         copies, each = layout
-        return whole.unflatten(0, (copies, self.shard.n, each))[:, self.shard.rows].flatten(0, 2)
+        rows: Tensor = whole.unflatten(0, (copies, self.shard.n, each))
+        return rows[:, self.shard.rows].flatten(0, 2)
 
 
 _passing: Passing | None = None
