@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from torch import nn
 from atent.data import from_tensors
 from atent.data.split import Split
 from atent.distributed import SINGLE, World
+from atent.distributed.gradients import add_gradients
 from atent.distributed.world import traffic, within
 from atent.methods import (
     ACL,
@@ -91,6 +93,15 @@ class Table(Method):
         return {"loss": losses.detach().mean(), "each": losses.detach()}
 
 
+def documented():
+    """The method of docs/data_parallel.md."""
+    text = (Path(__file__).parents[1] / "docs" / "data_parallel.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    names = {"__name__": __name__}
+    exec(compile(code, "data_parallel.md", "exec"), names)
+    return names["Spread"]
+
+
 @dataclass(frozen=True)
 class Job:
     """One training."""
@@ -125,6 +136,7 @@ JOBS = {
         settings={"average": "ema", "on_nonfinite": "skip"},
     ),
     "local": Job(PGDAT(LINF, 2, mode="train"), norm=True, settings={"batch_norm": "local"}, alone={"accumulate": 2}),
+    "a method that gathers": Job(documented()(), **SYNC),
     "a coupled method": Job(Whole(), **SYNC),
     "a method with state": Job(Table()),
 }
@@ -273,6 +285,7 @@ def main(arguments):
     if arguments.more:
         found["local, transcribed"] = _transcription(world)
         found["DDP"] = _wrapped(world)
+        found["missing"] = _missing(world)
     if world.first:
         Path(arguments.out).write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -303,6 +316,16 @@ def _wrapped(world):
     hooked = [p.grad.tolist() for p in model.parameters()]
     plain = [g.tolist() for g in torch.autograd.grad(model(x).square().sum(), list(model.parameters()))]
     return [all(r == ranks[0] for r in ranks) for ranks in (world.gather(hooked), world.gather(plain))]
+
+
+def _missing(world):
+    """The gradients of three parameters after they are added up: of all ranks, of the first alone, of none."""
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    for p in parameters[: 2 if world.first else 1]:
+        p.grad = torch.full((2,), 1.0 + world.rank)
+    add_gradients(parameters, world)
+    grads = [None if p.grad is None else p.grad.tolist() for p in parameters]
+    return world.gather(grads)
 
 
 def found(size, names, *, more=False):

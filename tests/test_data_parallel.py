@@ -51,6 +51,11 @@ def test_a_gradient_travels_once(two):
     assert two["AWP, discriminator"]["sent"][0] > 2 * STEPS
 
 
+def test_a_gradient_that_one_rank_lacks(two):
+    """A network may leave parts of itself out, by what it sees: it has the gradient of those that do not."""
+    assert two["missing"] == [[[3.0, 3.0], [1.0, 1.0], None]] * 2
+
+
 def test_a_method_that_needs_the_whole_batch_is_said_to_be_no_faster(two):
     assert [line.split(",")[0] for line in two["a coupled method"]["said"]] == [
         "warning: Whole needs a batch as a whole"
