@@ -39,6 +39,7 @@ from atent.methods import (
     Standard,
     TRADESSmoothing,
 )  # fmt: skip
+from atent.models.contrastive import Contrastive
 from atent.optim import Optimizer, Walk
 from atent.threat import Threat
 from atent.train import TrainSettings, fit
@@ -110,6 +111,8 @@ class Job:
     norm: bool = False
     drop: float = 0.0
     smooth: bool = True
+    heads: bool = False
+    """A network for pre-training, with batch-norms of two kinds."""
     optimizer: Optimizer = field(default=Optimizer(lr=0.1))
     alone: dict = field(default_factory=dict)
     """Settings of the training on one process, where they differ."""
@@ -119,9 +122,9 @@ class Job:
 SYNC = {"norm": True, "drop": 0.2}
 JOBS = {
     "ATENT, chains": Job(ATENT(L2, steps=3, chains=2), drop=0.3),
-    "PGDAT": Job(PGDAT(LINF, 3, mode="train"), **SYNC, settings={"batch_size": 7}),
+    "PGDAT": Job(PGDAT(LINF, 3, mode="train"), **SYNC, settings={"batch_size": 7, "epochs": 3}),
     "ATENT": Job(ATENT(LINF, steps=3), norm=True),
-    "MMA": Job(MMA(L2, 3, 5), settings={"accumulate": 3}, alone={"accumulate": 1}),
+    "MMA": Job(MMA(L2, 3, 5), settings={"accumulate": 2}, alone={"accumulate": 1}),
     "Free": Job(Free(LINF, 2), settings={"accumulate": 2}, alone={"accumulate": 1}),
     "SmoothAdv": Job(SmoothAdv(L2, steps=2), drop=0.3),
     "ACL": Job(ACL(LINF, steps=2)),
@@ -158,6 +161,8 @@ GRID = {
     "Gaussian": Job(Gaussian(0.2), **SYNC),
     "DistilledTRADES": Job(DistilledTRADES(LINF, steps=2), **SYNC),
     "ACL, sync": Job(ACL(LINF, steps=2), **SYNC),
+    "ACL, two kinds of batch-norm": Job(ACL(LINF, steps=2), **SYNC, heads=True),
+    "ATENT, calibrated": Job(ATENT(L2, 3, calibrated=True), **SYNC),
     "ACL, A2S": Job(ACL(LINF, "A2S", steps=2), **SYNC),
     "Dual": Job(Dual(LINF), smooth=False),
     "Dual, projections": Job(Dual(LINF, projections=10), smooth=False),
@@ -193,10 +198,11 @@ def network(job):
     torch.manual_seed(0)
     norms = (nn.BatchNorm2d(4), nn.BatchNorm1d(8)) if job.norm else (nn.Identity(), nn.Identity())
     drop = nn.Dropout(job.drop) if job.drop else nn.Identity()
-    return nn.Sequential(
+    made = nn.Sequential(
         nn.Conv2d(1, 4, 3, bias=not job.norm), norms[0], nn.Tanh() if job.smooth else nn.ReLU(), drop, nn.Flatten(),
         nn.Linear(64, 8, bias=not job.norm), norms[1], nn.ReLU(), nn.Linear(8, 3),
-    ).double()  # fmt: skip
+    )  # fmt: skip
+    return (Contrastive(made, (7, 6), (1, 6, 6)) if job.heads else made).double()
 
 
 def trained(job, world, **changes):
@@ -256,13 +262,11 @@ def transcribed(job, ranks):
     return model
 
 
-def ours(world, names):
+def ours(world, names, references):
     """What this rank finds: for each job the difference from one process, and whether all ranks have the same bits."""
     found = {}
     for name in names:
-        job = GRID[name]
-        # One process does it once: the others wait for the first message.
-        alone = trained(job, SINGLE, **job.alone) if world.first else None
+        job, alone = GRID[name], references.get(name)
         before = traffic.messages, traffic.bytes
         model, history, said = trained(job, world)
         sent = traffic.messages - before[0], traffic.bytes - before[1]
@@ -277,11 +281,14 @@ def main(arguments):
     """One rank: its findings, as JSON, from rank 0."""
     import torch.distributed as dist
 
+    names = json.loads(arguments.jobs)
+    # Before there is a group: what trains then is one process. The other ranks wait for it.
+    references = {} if arguments.rank else {name: trained(GRID[name], SINGLE, **GRID[name].alone) for name in names}
     dist.init_process_group(
         "gloo", init_method=f"file://{arguments.store}", rank=arguments.rank, world_size=arguments.size
     )
     world = World(arguments.rank, arguments.size)
-    found = ours(world, json.loads(arguments.jobs))
+    found = ours(world, names, references)
     if arguments.more:
         found["local, transcribed"] = _transcription(world)
         found["DDP"] = _wrapped(world)

@@ -133,7 +133,5 @@ class Parallel:
                 moves = module.training and module.track_running_stats
                 moves = moves and not (self.synchronised and isinstance(module, _BatchNorm))
                 own |= {id(b): moves for b in module.buffers(recurse=False)}
-        return [
-            b for b in self.model.buffers()
-            if b.is_floating_point() and own.get(id(b), (id(b), b._version) not in begun.versions)
-        ]  # fmt: skip
+        floats = [b for b in self.model.buffers() if b.is_floating_point() and not b.is_inference()]
+        return [b for b in floats if own.get(id(b), (id(b), b._version) not in begun.versions)]
