@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from atent.distributed.draws import drawn
+
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
@@ -122,21 +124,28 @@ class PerSample:
 
 @dataclass(frozen=True)
 class Batch:
-    """One generator for the whole batch: fast, and dependent on the order of the calls."""
+    """One generator for the whole batch: fast, and dependent on the order of the calls.
+
+    A part of a batch, such as that of one rank, has its rows of what is drawn for the whole (`atent.distributed`).
+    """
 
     rng: torch.Generator
 
     def uniform(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Uniform on [0, 1)."""
-        return torch.rand(like.shape, generator=self.rng, dtype=like.dtype, device=like.device)
+        return drawn(
+            like.shape, lambda shape: torch.rand(shape, generator=self.rng, dtype=like.dtype, device=like.device)
+        )
 
     def normal(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Standard normal."""
-        return torch.randn(like.shape, generator=self.rng, dtype=like.dtype, device=like.device)
+        return drawn(
+            like.shape, lambda shape: torch.randn(shape, generator=self.rng, dtype=like.dtype, device=like.device)
+        )
 
     def integers(self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Integers in [0, high), int64."""
-        return torch.randint(high, shape, generator=self.rng, device=self.rng.device)
+        return drawn(shape, lambda whole: torch.randint(high, whole, generator=self.rng, device=self.rng.device))
 
     def take(self, index: Tensor) -> Batch:
         """Itself: a batch stream has no samples."""

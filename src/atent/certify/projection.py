@@ -14,6 +14,7 @@ from atent.certify.graph import Graph
 from atent.certify.interval import INEXACT, Box
 from atent.certify.linear import Relaxation, relax
 from atent.certify.region import Region
+from atent.distributed import undivided
 from atent.precision import full_precision
 from atent.threat import Threat
 
@@ -56,7 +57,8 @@ def hidden(
 
     def drawn(error: Tensor) -> Tensor:
         cauchy = torch.empty(projections, *error.shape[1:], dtype=error.dtype, device=error.device)
-        return cauchy.cauchy_(generator=rng) * error[:, None]
+        with undivided():  # one vector for all samples
+            return cauchy.cauchy_(generator=rng) * error[:, None]
 
     for number, node in enumerate(graph.nodes):
         source = node.inputs[0] if node.inputs else 0

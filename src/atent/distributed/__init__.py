@@ -1,6 +1,12 @@
 """Several processes at work on one job: who they are, and what they say to each other."""
 
 from atent.distributed.alone import alone, each, entered
+from atent.distributed.batch_shard import BatchShard, adjacent, shared, undivided
+from atent.distributed.coupling import gathered
+from atent.distributed.gradients import summed
 from atent.distributed.world import SINGLE, Lost, World, current
 
-__all__ = ["SINGLE", "Lost", "World", "alone", "current", "each", "entered"]
+__all__ = [
+    "SINGLE", "BatchShard", "Lost", "World", "adjacent", "alone", "current", "each", "entered", "gathered", "shared",
+    "summed", "undivided",
+]  # fmt: skip

@@ -15,6 +15,20 @@ class Lost(RuntimeError):
     """Another rank did not answer: it ended, or the way to it broke, or it was late beyond the timeout."""
 
 
+@dataclass
+class Traffic:
+    """What this process has added up with others so far."""
+
+    messages: int = 0
+    """How many sums."""
+    bytes: int = 0
+    """Of the tensors in them."""
+
+
+traffic = Traffic()
+"""Of this process; `World.add` counts here."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among ``size`` processes; each function that communicates is called by all ranks, in one order."""
@@ -48,6 +62,8 @@ class World:
             flat = torch.cat([tensor.detach().reshape(-1) for tensor in group])
             with speaking():
                 dist.all_reduce(flat)
+            traffic.messages += 1
+            traffic.bytes += flat.numel() * flat.element_size()
             for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
                 tensor.detach().copy_(part.view_as(tensor))
 

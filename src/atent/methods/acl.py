@@ -13,6 +13,7 @@ from torch.nn.functional import cosine_similarity
 from atent.attacks.starts import start
 from atent.checks import check_choice, check_number
 from atent.data.views import Views
+from atent.distributed import gathered
 from atent.guard import ask, guard
 from atent.losses import cross_entropy, nt_xent
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
@@ -78,6 +79,7 @@ class ACL(Method):
     # Without annotations: no fields. Each view is compared with the others of its batch.
     labelled = False
     divisible = False
+    gathers = True
 
     threat: Threat
     """Ball of the perturbations around each view: linf or l2."""
@@ -145,13 +147,13 @@ class ACL(Method):
                 with torch.no_grad():
                     anchor = embed(clean[len(origin) :], "n")
             with torch.no_grad():
-                best, top = origin, self._adversarial(embed, origin, anchor)
+                best, top = origin, self._adversarial(embed, origin, anchor, weighted=False)
             z = threat.clamp(start(threat, "uniform", origin, draws))
             for k in range(self.steps + 1):
                 last = k == self.steps
                 with torch.set_grad_enabled(not last):
                     z = z.detach().requires_grad_(not last)
-                    value = self._adversarial(embed, z, anchor)
+                    value = self._adversarial(embed, z, anchor, weighted=False)
                 better = value.detach() > top
                 best, top = torch.where(better, z.detach(), best), torch.where(better, value.detach(), top)
                 if not last:
@@ -159,10 +161,16 @@ class ACL(Method):
                     z = threat.project(z.detach() + step * threat.ascent(grad), origin)
         return best.detach()
 
-    def _adversarial(self, embed: Embed, perturbed: Tensor, anchor: Tensor | None) -> Tensor:
-        """L of the perturbed views, against the clean second views' embeddings ``anchor`` in A2S."""
+    def _adversarial(self, embed: Embed, perturbed: Tensor, anchor: Tensor | None, weighted: bool = True) -> Tensor:
+        """L of the perturbed views, against the clean second views' embeddings ``anchor`` in A2S; ``weighted`` where
+        the weights descend it (`atent.distributed.gathered`)."""
         z = embed(perturbed, "a")
         first, second = z.chunk(2) if anchor is None else (z, anchor)
+        return self._contrast(first, second, weighted)
+
+    def _contrast(self, first: Tensor, second: Tensor, weighted: bool = True) -> Tensor:
+        """NT-Xent of the pairs of the whole batch, also where several processes share it."""
+        first, second = (gathered(z, weighted=weighted) for z in (first, second))
         return nt_xent(first, second, self.temperature).mean()
 
     def loss(
@@ -187,7 +195,7 @@ class ACL(Method):
             parts["robust_loss"] = self._adversarial(embed, aux.perturbed, anchor)
         if self.variant in ("S2S", "DS"):
             first, second = embed(clean, "n").chunk(2)
-            parts["clean_loss"] = nt_xent(first, second, self.temperature).mean()
+            parts["clean_loss"] = self._contrast(first, second)
             metrics["alignment"] = cosine_similarity(first, second).detach().mean()
         if self.variant in ("A2A", "DS"):
             parts["robust_loss"] = self._adversarial(embed, aux.perturbed, None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import Settings, check_number
+from atent.distributed import shared, summed
 from atent.guard import Values
 from atent.methods.base import METHODS, Method, Metrics, State, in_force
 from atent.threat import Threat
@@ -65,8 +66,9 @@ class AWP(Method):
     step, except that its weight decay acts on w + v there and on w here: their new weights are ours minus
     lr weight_decay v, and momentum carries the difference on. An optimizer that evaluates the loss where it stands,
     such as EntropySGD, differs by more. Their v comes from a step of a copy of the network; layer by layer its length
-    cancels, and it is the gradient's direction: no copy is needed. A micro-batch is perturbed along its own gradient,
-    so that micro-batches do not add up to the batch.
+    cancels, and it is the gradient's direction: no copy is needed. A micro-batch would be perturbed along its own
+    gradient, so that micro-batches do not add up to the batch; processes that share a batch add their gradients up
+    first, so that all perturb the weights alike.
 
     `adversary` and `loss` are those of ``method``; metrics too, at w + v, with ``sharpness``: by how much v raises the
     loss.
@@ -86,6 +88,8 @@ class AWP(Method):
 
     def __post_init__(self) -> None:
         _check(self.gamma, self.warmup)
+        object.__setattr__(self, "gathers", self.method.divisible or self.method.gathers)
+        object.__setattr__(self, "alike", self.method.alike)
         if not may_perturb(type(self.method)):
             raise ValueError(
                 f"AWP does not go around {type(self.method).__name__}, whose backward is its own: use another method"
@@ -101,6 +105,9 @@ class AWP(Method):
 
     def prepare(self, data: Data) -> State:
         return self.method.prepare(data)
+
+    def rows(self, state: State, x: Tensor, part: slice) -> State:
+        return self.method.rows(state, x, part)
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
@@ -134,8 +141,9 @@ class AWP(Method):
         layers = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
         with aside(model):
             aux, flat = self.method.attack_and_descend(
-                model, x, y, rng=rng, ids=ids, progress=progress, state=state
+                model, x, y, rng=rng, ids=ids, progress=progress, weight=weight if shared() else 1.0, state=state
             )  # fmt: skip
+            summed(layers)
             slopes = {p: p.grad for p in layers if p.grad is not None}
         with _ascended(list(slopes), list(slopes.values()), self.gamma):
             metrics = self.method.descend(model, x, y, aux, progress=progress, weight=weight, state=state)

@@ -35,9 +35,12 @@ class Method(metaclass=Settings):
     ``replays`` is how often in a row the loop brings each batch, with an optimizer's step each time. ``single_step``
     says that the adversary takes one gradient per batch: such methods may overfit catastrophically, and the loop
     watches them (`atent.train.watch`). ``divisible`` says that the loss of a batch is the mean over its samples: parts
-    of it, each with its share as ``weight``, add up to its gradient, and where memory runs out the loop takes
-    micro-batches. ``labelled`` says that the loss classifies: embedding regularisation goes around
-    no other method. `AWP` goes around every method that leaves `backward` as it is here: it calls
+    of it, each with its share as ``weight``, add up to its gradient, so that the loop may take micro-batches, and
+    several processes share a batch. ``gathers`` says that a loss which is not divisible gathers from all processes what
+    couples samples (`atent.distributed.gathered`); without it each process computes the whole batch. ``alike`` are
+    beginnings of the names in the state whose values every process computes for the whole batch; what a step changes in
+    others is brought together after it. ``labelled`` says that the loss classifies: embedding regularisation goes
+    around no other method. `AWP` goes around every method that leaves `backward` as it is here: it calls
     `attack_and_descend` and `descend` in its place.
     """
 
@@ -45,6 +48,8 @@ class Method(metaclass=Settings):
     replays = 1
     single_step = False
     divisible = True
+    gathers = False
+    alike: ClassVar[tuple[str, ...]] = ()
     labelled = True
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     """The norms of the threats that it takes: it is refused, in one line, where it is made with another."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, relu, softplus
 
+from atent.distributed import undivided
 from atent.methods.base import State
 from atent.rng import fold
 
@@ -111,7 +112,8 @@ class Discriminator:
         sizes = [like.shape[1], *[self.width] * self.depth, 1]
         rng = torch.Generator().manual_seed(fold("discriminator", *sizes) & 0xFFFFFFFF)
         for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-            weight = torch.randn(outputs, inputs, generator=rng) * (2 / inputs) ** 0.5
+            with undivided():  # no dimension of samples
+                weight = torch.randn(outputs, inputs, generator=rng) * (2 / inputs) ** 0.5
             state[f"discriminator.{i}.weight"] = weight.to(like)
             state[f"discriminator.{i}.bias"] = like.new_zeros(outputs)
         for name in self._names:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from atent.checks import Settings, check_choice, check_number
+from atent.distributed import gathered
 from atent.guard import ask
 from atent.losses import wide
 from atent.messages import unknown
@@ -136,6 +137,8 @@ class EmbeddingRegularised(Method):
             )
         # The term does not change whether the method may overfit catastrophically.
         object.__setattr__(self, "single_step", self.method.single_step)
+        object.__setattr__(self, "gathers", self.method.divisible or self.method.gathers)
+        object.__setattr__(self, "alike", (*self.method.alike, "discriminator"))
 
     @property
     def threat(self) -> Threat | None:
@@ -144,6 +147,9 @@ class EmbeddingRegularised(Method):
 
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         return self.method.init(n_train, shape, device)
+
+    def rows(self, state: State, x: Tensor, part: slice) -> State:
+        return self.method.rows(state, x, part)
 
     def adversary(
         self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator,
@@ -226,7 +232,9 @@ class EmbeddingRegularised(Method):
         with buffers_kept(model):
             parts = [embed(model, inputs, term.layer) for inputs in (x, points) if inputs is not None]
         with torch.autocast(x.device.type, enabled=False):
-            samples = torch.cat([wide(part) for part in parts])
+            # The laws are those of the whole batch.
+            parts = [gathered(wide(part)) for part in parts]
+            samples = torch.cat(parts)
             prior = term.sigma * PerSample(key, torch.arange(len(samples), device=x.device)).normal(samples.detach())
             if term.divergence == "discriminator":
                 return (*self._against(state, samples, prior), (samples, prior))

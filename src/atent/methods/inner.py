@@ -52,7 +52,7 @@ class LowInner(Method):
             reason = "data-entropy divides the chain's losses by the temperature, which magnifies their rounding"
         if reason:
             raise ValueError(f"inner_precision bfloat16 is not for this method, {reason}: use inner_precision float32")
-        for fact in ("single_step", "divisible", "replays"):
+        for fact in ("single_step", "divisible", "replays", "gathers", "alike"):
             object.__setattr__(self, fact, getattr(self.method, fact))
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from atent.attacks.bisection import bisect
 from atent.attacks.oracle import Oracle
 from atent.attacks.starts import Start, check_start, start
 from atent.checks import check_choice, check_number
+from atent.distributed import gathered
 from atent.guard import ask, guard
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, correct, method
@@ -63,6 +64,8 @@ class MMA(Method):
     ``steps + bisection`` forwards and ``steps`` backwards for the adversary, two of each for the loss (one backward
     with ``clean_weight=0``). A wrong sample's margin counts as 0.
     """
+
+    alike: ClassVar[tuple[str, ...]] = ("eps",)
 
     threat: Threat
     """Its norm is the margin's, its eps is d_max: samples with a larger margin are left alone."""
@@ -156,7 +159,8 @@ class MMA(Method):
             )  # fmt: skip
         if state is not None and ids is not None:
             now = margin.to(state["eps"].dtype).clamp_min(self.resolved_eps_min)
-            state["eps"].index_copy_(0, ids.to(now.device), now)
+            # Every process keeps the eps of all samples.
+            state["eps"].index_copy_(0, gathered(ids.to(now.device)), gathered(now))
         return [at(margin).detach(), margin]
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:

@@ -16,6 +16,7 @@ from atent.attacks.oracle import Oracle
 from atent.attacks.pgd import PGD
 from atent.attacks.starts import Start
 from atent.checks import check_number
+from atent.distributed import adjacent
 from atent.guard import ask
 from atent.losses import cross_entropy
 from atent.methods.base import Method, Metrics, State, check_budget, check_reach, check_warmup, correct, method, warm
@@ -137,8 +138,9 @@ class SmoothAdv(Method):
     ) -> list[Tensor]:  # fmt: skip
         """[adversarial inputs (n, ...), noise (n m, ...)]; the noise is drawn first, and only where sigma > 0."""
         noise = x.detach().repeat_interleave(self.samples, 0)
-        noise = self.sigma * Batch(rng).normal(noise) if self.sigma > 0 else torch.zeros_like(noise)
-        return [self.adversary_at(progress)(Averaged(model, noise), x, y, rng=rng), noise]
+        with adjacent():
+            noise = self.sigma * Batch(rng).normal(noise) if self.sigma > 0 else torch.zeros_like(noise)
+            return [self.adversary_at(progress)(Averaged(model, noise), x, y, rng=rng), noise]
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:
         x_adv, noise = aux
@@ -149,7 +151,8 @@ class SmoothAdv(Method):
     ) -> tuple[Tensor, Metrics]:
         x_adv, noise = aux
         labels = y.repeat_interleave(self.samples)
-        logits = ask(model, x_adv.repeat_interleave(self.samples, 0) + noise)
+        with adjacent():
+            logits = ask(model, x_adv.repeat_interleave(self.samples, 0) + noise)
         return cross_entropy(logits, labels).mean(), {
             "robust": correct(logits, labels),
             "distance": self.threat.distance(x_adv, x),

@@ -1,19 +1,20 @@
-"""A step whose batch does not fit into memory: smaller parts of it, whose gradients add up."""
+"""A step whose batch is taken in parts, and in smaller ones where memory runs out; their gradients add up."""
 
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from atent.distributed import BatchShard, World
 from atent.guard import Values
 from atent.memory import OutOfMemory, halved, release
 from atent.methods import Method
 from atent.methods.base import Metrics
+from atent.train.parallel import Parallel
+from atent.train.settings import TrainSettings
 
 Part = Callable[[slice, float], Metrics]
 """The gradient of some rows of a batch, times a weight, added to ``.grad``; what was measured on them."""
@@ -23,69 +24,103 @@ class MicroBatches:
     """Batches as a whole until memory runs out, then in micro-batches of half as many samples, and half again.
 
     The step that failed is repeated from its start: the weights are untouched, the buffers and the method's state are
-    put back, and its random numbers are a function of the step. Each micro-batch weighs its share of the batch, so
-    that the gradient is that of the batch, up to rounding and to what is drawn: a micro-batch has random numbers of its
-    own. Batch-norm normalises each micro-batch by its own statistics, and its running ones take one update from each.
+    put back, and its random numbers are a function of the step. Each micro-batch weighs its share of the batch and has
+    the random numbers that its samples have in the whole batch, so that the gradient is that of the batch, up to
+    rounding. Batch-norm normalises each micro-batch by its own statistics, and its running ones take one update from
+    each.
 
-    The size is recorded in the run's position, and a resumed run continues with it.
+    The size is recorded in the run's position, and a resumed run continues with it. `train.accumulate` asks for
+    micro-batches from the start. Several ranks share each of them (`Parallel`); memory that runs out on one of them
+    ends the training, since the others are waiting in the middle of the step.
     """
 
-    def __init__(self, model: nn.Module, method: Method, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, model: nn.Module, method: Method, say: Callable[[str], None], settings: TrainSettings | None = None,
+        world: World | None = None,
+    ) -> None:  # fmt: skip
+        """``world``: the ranks that share the batches; default: those of this job."""
         self.model, self.method, self.say = model, method, say
+        self.parallel = Parallel(model, method, settings or TrainSettings(), say, world)
         self.begun: Begun | None = None
+        self.shards: list[BatchShard] = []
 
     def undo(self) -> None:
         """Put the buffers and the method's state back to before the last batch, whose step is not taken."""
         assert self.begun is not None, "a batch has passed"
         self.begun.restore()
 
+    def agree(self, state: dict[str, Any]) -> None:
+        """Make what the last batch left in the buffers and in the method's state the same on all ranks."""
+        assert self.begun is not None, "a batch has passed"
+        self.parallel.agree(self.shards, self.begun, state)
+
     def accumulate(
         self, n: int, position: dict[str, Any], state: dict[str, Any], clear: Callable[[], None], part: Part
     ) -> list[tuple[Metrics, int]]:
         """The gradient of a batch of ``n`` samples, after ``clear``; the metrics and the number of samples of each
-        part. ``position["micro_batch"]`` is the most samples of a part, where memory has run out.
+        part, of several ranks those of the batch. ``position["micro_batch"]`` is the most samples of a part, where
+        memory has run out.
 
-        OutOfMemory, in one line, where a single sample does not fit, or where the method needs the batch as a whole.
+        OutOfMemory, in one line, where a single sample does not fit, where the method needs the batch as a whole, and
+        where other ranks have rows of it.
         """
         while True:
             self.begun = Begun(self.model, state)
             clear()
-            most = min(n, position.get("micro_batch", n))
-            found = self._tried(n, most, position, part)
+            most = min(n, position.get("micro_batch", n), -(-n // self.parallel.parts))
+            self.shards = self.parallel.shards(n, most)
+            found = self._tried(most, position, part)
             if found is not None:
-                return found
+                return self.parallel.joined(found, n)
             self.undo()
             clear()
             release()
             smaller = position["micro_batch"]
             self.say(f"out of memory at {most} samples: the steps continue in micro-batches of {smaller}")
 
-    def _tried(self, n: int, most: int, position: dict[str, Any], part: Part) -> list[tuple[Metrics, int]] | None:
+    def _tried(self, most: int, position: dict[str, Any], part: Part) -> list[tuple[Metrics, BatchShard]] | None:
         """Every part; None where memory ran out and ``position`` has a smaller size."""
-        # Parts of equal length: none is left with a single sample, which batch-norm could not normalise.
-        cuts = [0, n] if most >= n else torch.linspace(0, n, -(-n // most) + 1).round().long().tolist()
         found = []
         try:
-            for begin, end in itertools.pairwise(cuts):
-                found.append((part(slice(begin, end), (end - begin) / n), end - begin))
+            for shard in self.shards:
+                with self.parallel.passing(shard):
+                    found.append((part(shard.rows, self.parallel.weight(shard)), shard))
         except (RuntimeError, MemoryError) as error:
             smaller = halved(most, error, "a training step")
-            if not self.method.divisible:
-                name = type(self.method).__name__
-                raise OutOfMemory(
-                    f"out of memory at {most} samples: {name} needs a batch as a whole, so lower train.batch_size"
-                ) from error
+            self._check_divisible(most, error)
             position["micro_batch"] = smaller
             return None
         return found
+
+    def _check_divisible(self, most: int, error: Exception) -> None:
+        """OutOfMemory where the step cannot continue in smaller parts."""
+        size = self.parallel.world.size
+        if size > 1:
+            raise OutOfMemory(
+                f"out of memory at {most} samples on one of {size} processes, whose step the others are in: raise"
+                " train.accumulate, or lower train.batch_size"
+            ) from error
+        if not self.method.divisible:
+            name = type(self.method).__name__
+            raise OutOfMemory(
+                f"out of memory at {most} samples: {name} needs a batch as a whole, so lower train.batch_size"
+            ) from error
 
 
 class Begun:
     """The buffers and the method's state before a step."""
 
     def __init__(self, model: nn.Module, state: dict[str, Any]) -> None:
-        self.buffers = Values(list(model.buffers()))
+        buffers = list(model.buffers())
+        self.buffers = Values(buffers)
         self.state, self.kept = state, {key: _copied(value) for key, value in state.items()}
+        # Inference tensors have no version, and no step writes to them.
+        self.versions = {(id(t), t._version) for t in buffers if not t.is_inference()}
+        self.marks = {key: (id(t), t._version) for key, t in state.items() if isinstance(t, Tensor)}
+
+    def moved(self, key: str, value: Tensor) -> bool:
+        """Whether the step has written to an entry of the state, or replaced it."""
+        return self.marks.get(key) != (id(value), value._version)
 
     def restore(self) -> None:
         """Put them back."""

@@ -29,6 +29,12 @@ class TrainSettings(metaclass=Settings):
     """Time that the steps of the training may take, instead of epochs; schedules are stretched to fit."""
     batch_size: int = 128
     """Samples per step. One that is left over joins the batch before where the network cannot train on it alone."""
+    accumulate: int = 1
+    """Take each batch in that many micro-batches, whose gradients add up: less memory, and the weights of whole batches
+    up to rounding. Batch-norm normalises each micro-batch by its own statistics."""
+    batch_norm: Literal["sync", "local"] = "sync"
+    """Batch-norm of several processes: sync by the statistics of the whole batch, as one process would, or local by
+    those of each process's samples, without messages between its layers. Running statistics are the same on all."""
     seed: int = 0
     """Seed of the weights, the order, the augmentation, the adversaries and dropout."""
     device: str = "auto"
@@ -104,6 +110,7 @@ class TrainSettings(metaclass=Settings):
         for name in (
             "epochs",
             "batch_size",
+            "accumulate",
             "validate_every",
             "validations",
             "watch_steps",

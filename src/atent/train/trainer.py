@@ -135,7 +135,7 @@ class Trainer:
             self.keeper.begin(self.config, self.state_dict)
         method = calibration.adopt(self.bare, self.position.get("calibration"))
         self.method = around(method, self.settings, self.position.get("inner_precision"))
-        self.micro = MicroBatches(self.model, self.method, self.say)
+        self.micro = MicroBatches(self.model, self.method, self.say, self.settings)
         self.backward = graphs.graphed(self.method, self.settings, self.device, self.say)
 
     def _measure(self) -> None:
@@ -268,11 +268,10 @@ class Trainer:
             x = self.augment(x, self.rng).contiguous(memory_format=self.layout)
 
             def descend(rows: slice, weight: float) -> dict[str, Tensor]:
-                # A batch that is one part has the random numbers that it has without parts.
-                at = (now, call, rows.start) if weight < 1 else (now, call)
-                self.rng.manual_seed(fold(seed, "step", *at))
-                torch.manual_seed(fold(seed, "model", *at))
-                state = self.method.rows(self.state, x, rows) if weight < 1 else self.state
+                self.rng.manual_seed(fold(seed, "step", now, call))
+                torch.manual_seed(fold(seed, "model", now, call))
+                part = rows != slice(0, len(y))
+                state = self.method.rows(self.state, x, rows) if part else self.state
                 with self.amp:
                     return self.backward(
                         self.model, x[rows], y[rows], rng=self.rng, ids=index[rows], progress=done, weight=weight,
@@ -283,6 +282,7 @@ class Trainer:
             self.finite.see(now, [metrics["loss"] for metrics, _ in found])
             if self.optimizer_settings.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_settings.clip_norm)
+            self.micro.agree(self.state)
             for metrics, n in found:
                 self.meter.add(metrics, n)
             return torch.stack([metrics["loss"] * (n / len(y)) for metrics, n in found]).sum()

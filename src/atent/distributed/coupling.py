@@ -1,0 +1,167 @@
+"""What a step says to the other ranks inside its passes: rows of all ranks, and batch-norm over the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from atent.distributed.batch_shard import BatchShard, shared
+
+Function: Any = torch.autograd.Function  # which has no types
+
+
+def gathered(t: Tensor, *, weighted: bool = True) -> Tensor:
+    """The rows of all ranks in the order of the batch, with their graph; ``t`` itself where one process has them all.
+
+    For losses that compare samples with each other. Every rank then computes the loss of the whole batch, and its
+    gradient reaches the rows of each rank there.
+
+    Parameters
+    ----------
+    t
+        A row for each sample of this rank, or for each of m copies of its samples, one copy after the other.
+    weighted
+        Whether the loss is one that a method descends: the loop multiplies it by the share of the batch that a rank
+        has, and its gradient is divided by that share here. False where the gradient is wanted as it is, as by an
+        adversary that climbs the loss of the batch.
+
+    Returns
+    -------
+    Tensor
+        (m n, ...) for a batch, or micro-batch, of n.
+    """
+    shard = shared()
+    if shard is None:
+        return t
+    found: Tensor = _Gathered.apply(t, shard, weighted)
+    return found
+
+
+class _Gathered(Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, shard: BatchShard, weighted: bool) -> Tensor:
+        copies, length = len(t) // shard.length, shard.part.stop - shard.part.start
+        own = slice(shard.rows.start - shard.part.start, shard.rows.stop - shard.part.start)
+        ctx.own, ctx.copies, ctx.length = own, copies, length
+        ctx.factor = 0.0 if not shard.counts else length / shard.length if weighted else 1.0
+        whole = t.new_zeros(copies, length, *t.shape[1:])
+        if shard.counts:
+            whole[:, own] = t.reshape(copies, shard.length, *t.shape[1:])
+        shard.world.add([whole])
+        return whole.flatten(0, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        own = slope.unflatten(0, (ctx.copies, ctx.length))[:, ctx.own].flatten(0, 1)
+        return own * ctx.factor, None, None
+
+
+class Synchronised(TorchFunctionMode):
+    """Inside, batch-norm in train mode normalises by the statistics of the whole batch, in forward and backward.
+
+    `torch.nn.SyncBatchNorm` does so on CUDA alone. Means and sums of squares of the ranks are joined by Chan's formula.
+    A forward pass sends 2 C + 1 numbers for each rank, a backward pass 2 C in all. The running statistics take the
+    unbiased variance of the whole batch, with the momentum that the layer has at the time. Second derivatives are
+    refused.
+
+    References
+    ----------
+    Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance: analysis and recommendations".
+    """
+
+    def __init__(self, shard: BatchShard) -> None:
+        super().__init__()
+        self.shard = shard
+        self.layers: dict[Callable[..., Any], Callable[..., Tensor]] = {
+            F.batch_norm: self._functional,
+            torch.batch_norm: self._plain,
+        }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        layer = self.layers.get(func, func)
+        return layer(*args, **kwargs) if kwargs else layer(*args)
+
+    def _functional(
+        self, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+        bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    ) -> Tensor:  # fmt: skip
+        if not training:
+            return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        found: Tensor = _Normalised.apply(x, weight, bias, running_mean, running_var, momentum, eps, self.shard)
+        return found
+
+    def _plain(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+        running_var: Tensor | None, training: bool, momentum: float, eps: float, *_: Any,
+    ) -> Tensor:  # fmt: skip
+        return self._functional(x, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+class _Normalised(Function):  # type: ignore[misc]
+    """Batch-norm of the rows of all ranks; rows that do not count are normalised, and add nothing."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+        running_var: Tensor | None, momentum: float, eps: float, shard: BatchShard,
+    ) -> Tensor:  # fmt: skip
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        over = [d for d in range(x.dim()) if d != 1]
+        mean, squares, total = _moments(wide, over, shard)
+        spread = (squares / total + eps).rsqrt()
+        if running_mean is not None and running_var is not None:
+            running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
+            # One value has no unbiased variance; torch itself refuses it.
+            unbiased = squares / (total - 1).clamp_min(1)
+            running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
+        unit = (wide - _each(mean, x)) * _each(spread, x)
+        out = unit if weight is None else unit * _each(weight, x)
+        out = out if bias is None else out + _each(bias, x)
+        ctx.save_for_backward(unit, spread, total, weight)
+        ctx.over, ctx.shard = over, shard
+        return out.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
+        unit, spread, total, weight = ctx.saved_tensors
+        wide = slope.to(unit.dtype)
+        sums = torch.stack([wide.sum(ctx.over), (wide * unit).sum(ctx.over)])
+        if not ctx.shard.counts:
+            sums.zero_()
+        for_bias, for_weight = sums.clone() if weight is not None else (None, None)
+        if not ctx.needs_input_grad[0]:
+            return None, for_weight, for_bias, None, None, None, None, None
+        ctx.shard.world.add([sums])
+        flat, along = sums / total
+        inner = wide - _each(flat, unit) - unit * _each(along, unit)
+        inner = inner * _each(spread if weight is None else spread * weight, unit)
+        if not ctx.shard.counts:
+            inner = torch.zeros_like(inner)
+        return inner.to(slope.dtype), for_weight, for_bias, None, None, None, None, None
+
+
+def _moments(x: Tensor, over: list[int], shard: BatchShard) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), sum of squared distances from it (C,), and number of values, over the rows of all ranks."""
+    channels, world = x.shape[1], shard.world
+    told = x.new_zeros(world.size, 2 * channels + 1)
+    if shard.counts:
+        var, mean = torch.var_mean(x, over, correction=0)
+        count = x.numel() // channels
+        told[world.rank] = torch.cat([mean, var * count, mean.new_full((1,), count)])
+    world.add([told])
+    counts, means, squares = told[:, -1:], told[:, :channels], told[:, channels:-1]
+    total = counts.sum(0)
+    mean = (counts * means).sum(0) / total
+    return mean, (squares + counts * (means - mean).square()).sum(0), total
+
+
+def _each(v: Tensor, like: Tensor) -> Tensor:
+    return v.view(1, -1, *[1] * (like.dim() - 2))

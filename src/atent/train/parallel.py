@@ -1,0 +1,137 @@
+"""A step whose batch is divided, into micro-batches and among the ranks of a job, and what joins its parts again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from atent.distributed import BatchShard, World, current
+from atent.distributed.batch_shard import under_way
+from atent.distributed.coupling import Synchronised
+from atent.distributed.draws import caught
+from atent.distributed.gradients import add_gradients
+from atent.methods import Method
+from atent.methods.base import Metrics
+from atent.train.joining import Changes, Packed
+from atent.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from atent.train.memory import Begun
+
+# Steps between two that look for random numbers drawn outside `atent.rng.Batch`.
+_LOOK = 100
+
+
+class Parallel:
+    """How the batch of a step is divided, and how its parts become one gradient.
+
+    Each part is a `BatchShard`: of `train.accumulate` micro-batches, the rows of this rank. A shard has the random
+    numbers that its rows have in the whole batch. The gradients of all parts and ranks add up once, with the metrics, in one
+    message; what the step leaves in buffers and in the method's state is made the same on all ranks.
+
+    A method whose loss of a batch is not the mean over its samples, and that does not gather what couples them, gets
+    the whole batch on every rank.
+    """
+
+    def __init__(
+        self, model: nn.Module, method: Method, settings: TrainSettings, say: Callable[[str], None],
+        world: World | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.parts, self.world = model, settings.accumulate, current() if world is None else world
+        self.synchronised = settings.batch_norm == "sync" and self.world.size > 1
+        self.alike, name = method.alike, type(method).__name__
+        if self.parts > 1 and not method.divisible:
+            raise ValueError(
+                f"train.accumulate {self.parts} divides a batch, and {name} needs a batch as a whole: leave it out"
+            )
+        self.replicated = self.world.size > 1 and not (method.divisible or method.gathers)
+        if self.replicated:
+            say(
+                f"warning: {name} needs a batch as a whole, so each of the {self.world.size} processes computes all of"
+                " it: no step is faster (see Method.gathers)"
+            )
+        self.steps, self.catches = 0, False
+
+    def shards(self, n: int, most: int) -> list[BatchShard]:
+        """The parts of a batch of ``n`` that this process passes through the network, each of at most ``most`` rows."""
+        # Parts of equal length: none is left with a single sample, which batch-norm could not normalise.
+        count = max(-(-n // most), min(self.parts, n))
+        cuts = [0, n] if count == 1 else torch.linspace(0, n, count + 1).round().long().tolist()
+        world = World() if self.replicated else self.world
+        return [BatchShard(n, slice(begin, end), world) for begin, end in itertools.pairwise(cuts)]
+
+    def weight(self, shard: BatchShard) -> float:
+        """The factor of a shard's gradient, with which those of all parts and ranks add up to the batch's."""
+        return shard.weight / self.world.size if self.replicated else shard.weight
+
+    @contextmanager
+    def passing(self, shard: BatchShard) -> Iterator[None]:
+        """Inside, the passes and the random numbers are those of the shard; a whole batch is left alone."""
+        if shard.whole:
+            yield
+            return
+        # Reporting each operation takes time: where a network and a method draw nothing beside `atent.rng.Batch`, most
+        # steps do without.
+        looks = self.catches or self.steps % _LOOK == 0
+        with under_way(shard) as now, Synchronised(shard) if self.synchronised else nullcontext():
+            if looks:
+                with caught(self.model, now) as catching:
+                    yield
+                self.catches = self.catches or catching.caught > 0
+            else:
+                yield
+
+    def joined(self, found: Sequence[tuple[Metrics, BatchShard]], n: int) -> list[tuple[Metrics, int]]:
+        """The gradients of all ranks, added up in ``.grad``; the metrics of each part, of all ranks those of the batch,
+        with the number of their samples."""
+        self.steps += 1
+        if self.world.size == 1:
+            return [(metrics, shard.length) for metrics, shard in found]
+        if self.replicated:
+            add_gradients(self.model.parameters(), self.world)
+            return [(metrics, shard.length) for metrics, shard in found]
+        double = any(p.dtype is torch.float64 for p in self.model.parameters())
+        packed = Packed(found, n, self.world, torch.float64 if double else torch.float32)
+        add_gradients(self.model.parameters(), self.world, [packed.numbers])
+        return [(packed.metrics(), n)]
+
+    def agree(self, shards: Sequence[BatchShard], begun: Begun, state: dict[str, Any]) -> None:
+        """Make buffers and the method's state the same on all ranks.
+
+        Batch-norm's statistics are so already where it is synchronised. Others, and buffers that forward passes have
+        written, become the mean over the ranks, weighted by their rows. An entry of the state that one rank has changed
+        becomes what it is there; one that several have, the mean.
+        """
+        if self.world.size == 1 or self.replicated:
+            return
+        weight = sum(shard.weight for shard in shards)
+        with torch.no_grad():
+            buffers = self._written(begun)
+            means = [buffer * weight for buffer in buffers]
+            tables = [
+                (value, Changes(value, begun.kept.get(key), weight))
+                for key, value in state.items()
+                if isinstance(value, Tensor) and begun.moved(key, value) and not key.startswith(self.alike)
+            ]
+            self.world.add([*means, *[numbers for _, table in tables for numbers in table.sums]])
+            for buffer, mean in zip(buffers, means, strict=True):
+                buffer.copy_(mean)
+            for value, table in tables:
+                value.copy_(table.agreed(shards[0].ranks))
+
+    def _written(self, begun: Begun) -> list[Tensor]:
+        """The buffers that the ranks may see differently."""
+        own: dict[int, bool] = {}
+        for module in self.model.modules():
+            if isinstance(module, _NormBase):
+                moves = module.training and module.track_running_stats
+                moves = moves and not (self.synchronised and isinstance(module, _BatchNorm))
+                own |= {id(b): moves for b in module.buffers(recurse=False)}
+        floats = [b for b in self.model.buffers() if b.is_floating_point() and not b.is_inference()]
+        return [b for b in floats if own.get(id(b), (id(b), b._version) not in begun.versions)]

@@ -1,0 +1,83 @@
+"""Several processes that share each batch end at the weights of one process, for every method and optimizer."""
+
+import pytest
+import rank_jobs
+from rank_jobs import BATCH, EPOCHS, GRID, JOBS, Job, N, network
+
+from atent.methods import METHODS
+from atent.optim.settings import OPTIMIZERS
+
+STEPS = EPOCHS * -(-N // BATCH)
+# 20 steps of sums of at most 55 float64 numbers of size 1, in another order: 1e-13 at most; the limit is the promise.
+LIMIT = 1e-10
+
+
+def check(result):
+    assert result["same"]
+    assert result["weights"] < LIMIT
+    assert result["metrics"] < LIMIT
+
+
+@pytest.fixture(scope="module")
+def two():
+    return rank_jobs.found(2, list(JOBS), more=True)
+
+
+@pytest.mark.parametrize("name", [name for name in JOBS if name != "local"])
+def test_two_ranks_train_as_one_process(two, name):
+    """20 steps, with last batches that the ranks cannot share evenly."""
+    check(two[name])
+
+
+def test_local_batch_norm_is_that_of_each_ranks_rows(two):
+    """The weights are those of one process that takes as many micro-batches; the statistics of a transcription."""
+    assert two["local"]["same"]
+    assert two["local, transcribed"] < LIMIT
+
+
+def test_a_gradient_travels_once(two):
+    """One message for each gradient that is consumed: parameters, what each rank measured, which gradients there are.
+
+    EntropySGD takes two gradients a step, and half as many steps.
+    """
+    count = sum(p.numel() for p in network(Job(None)).parameters())
+    leaves = len(list(network(Job(None)).parameters()))
+    messages, size = two["EntropySGD"]["sent"]
+    assert messages == STEPS
+    assert 8 * STEPS * (count + leaves) <= size <= 8 * STEPS * (count + leaves + 2 * 2 * 4)
+    # A vector of distances, one for each sample and chain, travels with it.
+    assert two["ATENT, chains"]["sent"][0] == STEPS
+    # AWP consumes two, beside what batch-norm and the discriminator's embeddings say.
+    assert two["AWP, discriminator"]["sent"][0] > 2 * STEPS
+
+
+def test_a_gradient_that_one_rank_lacks(two):
+    """A network may leave parts of itself out, by what it sees: it has the gradient of those that do not."""
+    assert two["missing"] == [[[3.0, 3.0], [1.0, 1.0], None]] * 2
+
+
+def test_a_method_that_needs_the_whole_batch_is_said_to_be_no_faster(two):
+    assert [line.split(",")[0] for line in two["a coupled method"]["said"]] == [
+        "warning: Whole needs a batch as a whole"
+    ]
+    assert not two["a method with state"]["said"]
+
+
+def test_hooks_of_ddp_do_not_see_gradients_of_autograd_grad(two):
+    """Why nothing here is wrapped: ATENT and others take their gradients by `torch.autograd.grad`."""
+    hooked, plain = two["DDP"]
+    assert hooked
+    assert not plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", range(4))
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_method_and_optimizer(size, share):
+    assert {type(job.method).__name__ for job in GRID.values()} >= set(METHODS)
+    assert {job.optimizer.name for job in GRID.values()} >= set(OPTIMIZERS)
+    names = [name for name in GRID if name != "local"][share::4]
+    found = rank_jobs.found(size, names)
+    for name in names:
+        assert (name, found[name]["same"]) == (name, True)
+        assert (name, max(found[name]["weights"], found[name]["metrics"])) < (name, LIMIT)
