@@ -612,8 +612,8 @@ def test_shards_that_an_earlier_version_began_end_without_folding(tmp_path, monk
     call = partial(certify_folder, "norms_in_it:net", progress=False, trust_code=True, **made)
     with monkeypatch.context() as before:
         before.setattr(certificate, "certified_network", lambda model, *rest: Folded(model, 0, None))
-        _, begun, _ = call(shard="0/2")
-    _, ended, _ = call(shard="1/2")
+        _, begun, _ = call(shard="1/2")
+    _, ended, _ = call(shard="2/2")
     _, whole, found = call(merged=True)
     assert begun.made == ended.made == whole.made
     assert "network" not in whole.made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from atent.certify.group import clean_logits, made_by, name_of, rows_of
 from atent.certify.noise import NOISE
 from atent.certify.rows import (
     Row,
@@ -33,24 +33,19 @@ from atent.certify.shards import shard_rows
 from atent.certify.smoothing import (
     ABSTAIN,
     Smoothed,
-    certificates,
     check_radius,
     check_sampling,
     forward_size,
     largest_radius,
     linf_radius,
     noisy,
-    predictions,
 )
 from atent.checks import Settings, as_samples, check_batch, check_labels, check_number, check_seed, numbered
 from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.folded import Folded, fold
-from atent.guard import ask, guard
 from atent.independence import dependence_hint
-from atent.precision import full_precision
 from atent.progress import Advance
-from atent.registry import first_line
 from atent.runs import manifest
 from atent.runs.locks import held, lock_of
 from atent.stats import share
@@ -212,7 +207,7 @@ def certify_run(
     """
     x, y = as_samples(x, y, model)
     if sampling.radius is not None and certifier is not Smoothed:
-        raise ValueError(f"the sequential test is that of smoothing, not of {_name(certifier)}: leave the radius out")
+        raise ValueError(f"the sequential test is that of smoothing, not of {name_of(certifier)}: leave the radius out")
     if not len(x):
         raise ValueError("no samples to certify: give at least one")
     check_batch(x, y, (-math.inf, math.inf))
@@ -225,7 +220,7 @@ def certify_run(
     if network is None:
         network = certified_network(model, x, sampling, certifier)
     x, y, ids = x[mine.to(x.device)], y[mine.to(y.device)], ids[mine]
-    smoothed = _made_by(certifier, network.network, sampling.sigma, channels_last)
+    smoothed = made_by(certifier, network.network, sampling.sigma, channels_last)
     if path is None:
         return _certified(smoothed, model, x, y, ids, sampling, None, batch, world, advance)
     with _claimed(Path(path), made_of(sampling, about or {}, network.layers), world):
@@ -272,7 +267,7 @@ def _certified(
         for rows in world.gather(list(resumed(of_rank(path, world.rank), labels, most).values())):
             done |= {row.idx: row for row in rows}
         manifest.forget_file(of_rank(path, world.rank))  # it grows
-    check_labels(y, _clean(model, x[:1], sampling.seed).shape[1])
+    check_labels(y, clean_logits(model, x[:1], sampling.seed).shape[1])
     size = min(forward_size(x, batch), sampling.n * len(x))
     hint = dependence_hint(model, noisy(x, sampling.sigma, sampling.seed), seed=sampling.seed, size=size)
     left = [i for i, number in enumerate(ids.tolist()) if number not in done]
@@ -281,7 +276,7 @@ def _certified(
     groups = torch.tensor(left, dtype=torch.int64).split(_group(sampling, batch)) if left else ()
     made: list[Row] = []
     for part in Shard(world.rank, world.size).of(groups):
-        rows = _rows(smoothed, model, x[part.to(x.device)], y[part.to(y.device)], ids[part], sampling, batch, advance)
+        rows = rows_of(smoothed, model, x[part.to(x.device)], y[part.to(y.device)], ids[part], sampling, batch, advance)
         if path is not None:
             append(of_rank(path, world.rank), rows)
         made += rows
@@ -346,79 +341,3 @@ def made_of(sampling: Sampling, about: dict[str, Any], folded: int = 0) -> dict[
     test = {} if sampling.radius is None else {"test": TEST}
     network = {"network": {"batch_norms_folded": folded}} if folded else {}
     return {"draws": sampling.to_json(), "about": about, "noise": NOISE, **test, **network}
-
-
-def _made_by(
-    certifier: Callable[[nn.Module, float], Any], model: nn.Module, sigma: float, channels_last: bool | None
-) -> Any:
-    if certifier is Smoothed:
-        return Smoothed(model, sigma, channels_last)
-    try:
-        return certifier(model, sigma)
-    except Exception as error:
-        raise ValueError(f"{_name(certifier)} raised {first_line(error)}") from error
-
-
-def _name(certifier: Any) -> str:
-    return str(getattr(certifier, "__name__", type(certifier).__name__))
-
-
-def _rows(
-    smoothed: Any, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, sampling: Sampling, batch: int | None,
-    advance: Advance | None,
-) -> list[Row]:  # fmt: skip
-    begun = time.perf_counter()
-    clean, taken = _clean(model, x, sampling.seed).argmax(1), torch.zeros(len(x), dtype=torch.int64)
-    if sampling.radius is not None:
-        at = smoothed.decided(
-            x, sampling.radius, sampling.n0, sampling.n, sampling.alpha, seed=sampling.seed, ids=ids, batch=batch,
-            advance=advance,
-        )  # fmt: skip
-        classes = plain = at.classes
-        radii, taken = (classes != ABSTAIN).double() * sampling.radius, at.samples
-    elif type(smoothed) is Smoothed:
-        found = smoothed.two_votes(
-            x, sampling.n0, sampling.n, seed=sampling.seed, ids=ids, batch=batch, advance=advance
-        )
-        classes, radii = certificates(*found, sampling.sigma, sampling.alpha)
-        plain = predictions(found[1], sampling.alpha)
-    else:
-        classes, radii = _certified_by(smoothed, model, x, ids, sampling)
-        plain = classes
-        if advance:
-            advance(len(x) * (sampling.n0 + sampling.n), "")
-    table = (v.tolist() for v in (ids, y, classes, radii, classes == y.to(classes.device), clean, plain, taken))
-    seconds = round((time.perf_counter() - begun) / len(x), 6)
-    return [
-        Row(i, label, got, radius, int(right), seconds, base, vote, samples)
-        for i, label, got, radius, right, base, vote, samples in zip(*table)
-    ]
-
-
-def _certified_by(smoothed: Any, model: nn.Module, x: Tensor, ids: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Classes (n,) and radii (n,) of a certifier from outside; ValueError, in one line, where they are none."""
-    name, n = type(smoothed).__name__, len(x)
-    with guard(model, mode="eval", seed=sampling.seed), full_precision(x.device):
-        try:
-            found = smoothed.certify(x, sampling.n0, sampling.n, sampling.alpha, seed=sampling.seed, ids=ids)
-        except Exception as error:
-            raise ValueError(f"{name}.certify raised {first_line(error)}") from error
-    pair = tuple(found) if isinstance(found, tuple | list) else ()
-    if len(pair) != 2 or not all(isinstance(t, Tensor) and t.shape == (n,) for t in pair):
-        raise ValueError(f"{name}.certify must return (classes, radii), tensors of shape ({n},): see Smoothed.certify")
-    classes, radii = pair[0].long(), pair[1].double()
-    most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
-    # Written so that NaN is refused.
-    if not bool(((radii >= 0) & (radii <= most * (1 + 1e-9))).all()):
-        raise ValueError(
-            f"{name}.certify gives radii of {float(radii.min()):.4g} to {float(radii.max()):.4g}: {sampling.n:,} noise"
-            f" samples of sigma {sampling.sigma:g} certify 0 to {most:.4g}"
-        )
-    return classes, torch.where(classes == ABSTAIN, 0.0, radii)
-
-
-@torch.no_grad()
-def _clean(model: nn.Module, x: Tensor, seed: int) -> Tensor:
-    """The base model's logits without noise."""
-    with guard(model, mode="eval", seed=seed), full_precision(x.device):
-        return ask(model, x)

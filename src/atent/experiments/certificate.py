@@ -293,26 +293,24 @@ def _smoothed(
         made = made_of(sampling, about, network.layers)
     if merged:
         table = free(who.place / f"{who.stem}{CERTIFICATE}", made)
-        shards = sorted(who.place.glob(f"{who.stem}certificate*.shard-*-of-*.csv"))
-        files = [f for f in shards if made_alike(f, made)]
+        shards = who.place.glob(f"{who.stem}certificate*.shard-*-of-*.csv")
+        files = [f for f in sorted(shards) if made_alike(f, made)]
         if not table.exists():
             check_complete(files, who.place)
         found = merge([*files, *([table] if table.exists() else [])], x[0].numel(), ids.tolist())
         table = claimed(table, made)
-        place = {number: i for i, number in enumerate(ids.tolist())}
-        write_rows(table, sorted(found.rows, key=lambda row: place[row.idx]))
+        write_rows(table, sorted(found.rows, key=lambda row: ids.tolist().index(row.idx)))
     else:
         index = (part.index, part.count) if part else (0, 1)
-        i, n, k = check_shard(index, len(x))
+        mine = range(*check_shard(index, len(x)))
         name = CERTIFICATE if part is None else f"certificate.{part.name}.csv"
         table = alone(lambda: claimed(who.place / f"{who.stem}{name}", made))
         if how.compiled:
             network = replace(network, network=cast(nn.Module, torch.compile(network.network)))
-        with bar(len(range(i, n, k)) * (sampling.n0 + sampling.n), who.name, enabled=progress) as advance:
+        with bar(len(mine) * (sampling.n0 + sampling.n), who.name, enabled=progress) as advance:
             found = certify_run(
                 who.model, x, y, sampling, ids=ids, path=table, about=about, shard=index, batch=how.batch,
-                channels_last=how.channels_last, certifier=certifier, network=network, world=current(),
-                advance=advance,
+                channels_last=how.channels_last, certifier=certifier, network=network, world=current(), advance=advance,
             )  # fmt: skip
     head = _head(who, how.method, how.plugin, [row.idx for row in found.rows], x.shape[1:])
     content = cast(Smoothing, CertificateFile.from_json({

@@ -32,8 +32,8 @@ class Parallel:
     """How the batch of a step is divided, and how its parts become one gradient.
 
     Each part is a `BatchShard`: of `train.accumulate` micro-batches, the rows of this rank. A shard has the random
-    numbers that its rows have in the whole batch. The gradients of all parts and ranks add up once, with the metrics, in one
-    message; what the step leaves in buffers and in the method's state is made the same on all ranks.
+    numbers that its rows have in the whole batch. The gradients of all parts and ranks add up once, with the metrics,
+    in one message; what the step leaves in buffers and in the method's state is made the same on all ranks.
 
     A method whose loss of a batch is not the mean over its samples, and that does not gather what couples them, gets
     the whole batch on every rank.
