@@ -374,7 +374,7 @@ def _other(target: str, given: dict[str, Any], named: Named, data: str | Data | 
         )
         head = {"weights": target, "model": named.model or about["model"]["name"], "epoch": about.get("epoch")}
         foreign = not about
-        head |= {"input": found} if foreign and (found := read_back(net)) else {}
+        head |= {"input": read_back(net)} if named.convention != Convention() else {}
         place, stem = path.parent, f"{path.stem}-"
     else:
         if named.model is not None:
