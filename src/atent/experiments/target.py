@@ -25,13 +25,13 @@ from atent.data.builder import built
 from atent.data.described import described
 from atent.data.settings import check_rule
 from atent.experiments.conventions import check_convention
-from atent.experiments.named import Named
+from atent.experiments.named import Named, is_own
 from atent.experiments.recorded import recorded_data
 from atent.messages import once
 from atent.models import check_output, from_reference
 from atent.models.convention import Convention, read_back
 from atent.probe import Auto, gaining
-from atent.runs.foreign import SUFFIXES, is_weights
+from atent.runs.foreign import is_weights
 from atent.runs.loading import load_file, restore
 from atent.threads import Threads, check_threads
 from atent.threat import EXTRA, Box, Group, Inner, Norm, Threat
@@ -225,13 +225,7 @@ def load_target(
         "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
-    path = Path(target)
-    own = (is_weights(path) and not path.is_dir()) or (":" in target and not path.is_dir())
-    if not own and not (path / folder.CONFIG).is_file():
-        raise FileNotFoundError(
-            f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed, a weights file"
-            f" ({', '.join(SUFFIXES)}) or module:function"
-        )
+    own = is_own(target)
     check_threads(threads)
     with trust.fenced(*([target] if own else []), model, data, attacks, threats, trust_code=trust_code):
         network = Named(model, which, weights, key, convention or Convention())
@@ -252,8 +246,6 @@ def _found(
 ) -> Target:
     """A run, or one of the user's ``own`` networks; ValueError for options that are for the other kind."""
     if not own:
-        if isinstance(data, Data):
-            raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
         named.check_other(target)
         return _run(Path(target), given, named, data, root)
     named.check_file(target)
