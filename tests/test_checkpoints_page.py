@@ -1,4 +1,4 @@
-"""docs/checkpoints.md: its Python runs, its commands take the file that it makes, its figures are those of the results."""
+"""docs/checkpoints.md: its Python runs, its commands take the file that it makes, its figures are the results'."""
 
 import json
 import re

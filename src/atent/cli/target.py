@@ -117,10 +117,7 @@ class Target:
             for f in dataclasses.fields(self)
             if f.name not in ("quiet", "steal_lock", "precision", "memory_format", *_CONVENTION)
         }
-        if any(getattr(self, name) for name in _CONVENTION):
-            from atent.models.convention import Convention
-
-            given["convention"] = Convention(**{name: getattr(self, name) for name in _CONVENTION})
+        given["convention"] = convention_of(*(getattr(self, name) for name in _CONVENTION))
         given["batch"] = given.pop("batch_size")
         if self.memory_format is not None:
             if self.channels_last is not None:
@@ -133,3 +130,14 @@ class Target:
         if former is not None and self.precision is not None:
             raise UsageError("--precision and --search-dtype are the same setting: keep --precision")
         return former or (None if self.precision == "float32" else self.precision)
+
+
+def convention_of(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, input_range: str | None, bgr: bool
+) -> Any:
+    """The `atent.models.convention.Convention` of the options; None where none is given."""
+    if mean is None and std is None and input_range is None and not bgr:
+        return None
+    from atent.models.convention import Convention
+
+    return Convention(mean, std, input_range, bgr)
