@@ -267,7 +267,8 @@ def test_a_storage_larger_than_the_file_is_not_allocated(here):
 
 def test_absent_files_and_names(here, state):
     refused("no weights at gone.pt", ".pth", call=lambda: read_foreign(Path("gone.pt")))
-    refused("not a run folder", call=lambda: atent.load("gone.pt"))
+    refused("no weights at gone.pt", call=lambda: atent.load("gone.pt"))
+    refused("not a run folder", call=lambda: atent.load("gone"))
     saved(state)
     refused("does not say what network it holds: they are those of digits_cnn", call=lambda: atent.load("weights.pt"))
     refused("did you mean", call=lambda: atent.load("weights.pt", model="digits_cn"))

@@ -68,8 +68,10 @@ def check_convention(name: str, model: nn.Module, x: Tensor, y: Tensor, classes:
     base = int(_right(network, given, start, labels).sum())
     rivals = {text: int(_right(network, other, start, labels).sum()) for text, other in _rivals(given, x.shape[1])}
     best = max(rivals, key=lambda text: rivals[text])
+    if line := _near_chance(name, max(base, rivals[best]), len(start), classes):
+        return line
     if rivals[best] <= base:
-        return _near_chance(name, max(base, rivals[best]), len(start), classes)
+        return None
     rival = dict(_rivals(given, x.shape[1]))[best]
     x, y = x[FIRST : FIRST + REST], y[FIRST : FIRST + REST]
     if not len(x):

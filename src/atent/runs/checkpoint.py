@@ -135,7 +135,7 @@ def _absent(path: Path) -> FileNotFoundError:
     """For weights that are not there."""
     place = manifest.home(path)
     if place is None:
-        return FileNotFoundError(f"no weights at {path}: give a run folder or a .safetensors file")
+        return FileNotFoundError(f"no weights at {path}: give a run folder or a weights file")
     return FileNotFoundError(
         f"{place[0]} has no {place[1]}: `atent train --resume {place[0]}` makes or restores it where it can, else copy"
         " it from a backup"

@@ -17,6 +17,7 @@ from atent.messages import unknown
 from atent.models import MODELS, ModelSettings, build, from_reference, has_patch, make
 from atent.models.convention import Convention
 from atent.runs.checkpoint import load_weights, put_states, read_states, weights_file
+from atent.runs.foreign import is_weights
 from atent.runs.match import classes_of, nearest, recorded, shape_of
 from atent.runs.weights import Notes, State
 
@@ -57,14 +58,15 @@ def load(
     """
     given = Convention(tuple(mean) if mean else None, tuple(std) if std else None, input_range, bgr)
     path = Path(run)
-    if not path.is_file():
+    if path.is_dir() or not (path.is_file() or is_weights(path)):
         _check_for_files(path, given, classes, shape, key)
         return restore(run, which=which, model=model, trust_code=trust_code)[0].to(device).eval()
     about, states, notes = read_states(path)
     name = _name_of(path, model, about, states)
     with trust.fenced(model, trust_code=trust_code):
-        inputs = tuple(shape or about.get("shape") or ((3, 32, 32) if ":" in name else shape_of(name, states)))
-        many = classes or about.get("classes") or (None if ":" in name else classes_of(name, inputs, states))
+        bare = recorded(states)[1]
+        inputs = tuple(shape or about.get("shape") or ((3, 32, 32) if ":" in name else shape_of(name, bare)))
+        many = classes or about.get("classes") or (None if ":" in name else classes_of(name, inputs, bare))
         net = _filled(path, name, (about, states, notes), many or 10, inputs, given, key)
     return net.to(device).eval()
 
@@ -209,7 +211,7 @@ def _name_of(path: Path, name: str | None, about: dict[str, Any], states: Mappin
     # A file must not choose whose code is run.
     name = name or next((n for n in [(about.get("model") or {}).get("name")] if n and MODELS.is_built_in(n)), None)
     if name is None:
-        raise ValueError(f"{path} does not say what network it holds: {nearest(states)}")
+        raise ValueError(f"{path} does not say what network it holds: {nearest(recorded(states)[1])}")
     return name
 
 

@@ -45,9 +45,8 @@ def load_start(
     if isinstance(model, Frozen):
         return load_start(model.network, path, branch, which=which)
     file = weights_file(Path(path), which)
-    if not is_safetensors(file):
-        return load_weights(model, file)
-    about, state, _ = read_weights(file)
+    # No other library's file is of a pre-training run.
+    about, state, _ = read_weights(file) if is_safetensors(file) else ({}, {}, {})
     if isinstance(model, Contrastive):
         return load_weights(model, file)
     if not ("probe.weight" in state and any(name.startswith("projection.") for name in state)):
