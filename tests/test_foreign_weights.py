@@ -412,7 +412,7 @@ def test_one_line_from_a_checkpoint_to_its_evaluation(here, state, capsys):
     assert found["weights"] == "weights.pt"
     assert found["input"]["mean"] == pytest.approx([0.3])
     assert found["n"] == 40
-    assert main([*words.replace("--model digits_cnn", "--model kw_small").split()]) == 1
+    assert main([*words.replace("--model digits_cnn", "--model kw_small").split()]) == 2
     assert capsys.readouterr().err.count("\n") <= 3
 
 
