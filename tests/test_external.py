@@ -129,7 +129,7 @@ def test_a_file_may_say_what_it_holds_but_not_whose_code_to_run(here, kept):
     ("strange:build", {"attacks": ["PDG"]}, ["did you mean 'PGD'"]),
     ("strange:build", {"device": "cuda:77"}, ["device 'cuda:77'"]),
     ("absent.safetensors", {"model": "resnet20"}, ["no weights at absent.safetensors"]),
-    ("plain.safetensors", {}, ["does not say what network it holds", "--model", "resnet20"]),
+    ("plain.safetensors", {}, ["does not say what network it holds", "those of digits_cnn", "--model"]),
     ("plain.safetensors", {"model": "resnt20"}, ["did you mean 'resnet20'"]),
     ("plain.safetensors", {"model": "lenet5"}, ["holds another architecture"]),
     ("plain.safetensors", {"model": "small_cnn"}, ["small_cnn"]),

@@ -26,21 +26,23 @@ from atent.cli.parse import (
 )
 from atent.experiments.recipe_files import UsageError
 
+_CONVENTION = ("mean", "std", "input_range", "bgr")
+
 
 @dataclasses.dataclass(frozen=True)
 class Target:
     """What is evaluated, and how."""
 
     target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|MODULE:FUNCTION")]
-    """What to evaluate: a run folder (the path that training printed); a .safetensors file, with --data and, unless
-    training wrote it, --model; or your own network as module:function, with --data. The function takes no arguments
-    and returns an nn.Module from inputs in [0, 1] to logits."""
+    """What to evaluate: a run folder (the path that training printed); a weights file (.safetensors, .pt, .pth, .th,
+    .ckpt), with --data and, unless training wrote it, --model; or your own network as module:function, with --data. The
+    function takes no arguments and returns an nn.Module from inputs in [0, 1] to logits."""
     data: Name = None
     """Data set whose test images are used: a name of `atent list data`, or your own as module:function. A run brings
     its own, unless it was trained on tensors from Python."""
     model: Name = None
-    """Network that a .safetensors file holds the weights of, or that a run from Python trained: a name such as
-    resnet20, or module:function."""
+    """Network that a weights file is of, or that a run from Python trained: a name such as resnet20, or
+    module:function."""
     norm: AnyNorm = None
     """Norm of the threat. Default: the run's."""
     eps: Text = None
@@ -59,7 +61,18 @@ class Target:
     """Weights of a run's best epoch or of its last; of a run that averages them, raw, ema or swa: the best epoch of
     each kind."""
     weights: Place = None
-    """A .safetensors file of the same network, instead of the run's own weights."""
+    """A weights file of the same network, instead of the run's own weights."""
+    key: Name = None
+    """Place of the network in a weights file that holds several, such as ema or state_dict."""
+    mean: Annotated[tuple[float, ...] | None, arg("X ...")] = None
+    """Per-channel mean that a network from elsewhere expects to be subtracted. Default: as its file says, or none."""
+    std: Annotated[tuple[float, ...] | None, arg("X ...")] = None
+    """Per-channel standard deviation that it expects to be divided by; with --mean."""
+    input_range: Annotated[str | None, arg("A..B")] = None
+    """What black and white are to a network from elsewhere, such as 0..255; --mean and --std are in these units.
+    Default: 0..1."""
+    bgr: bool = False
+    """The network takes its channels in the order blue, green, red."""
     allow_large_eps: bool = False
     """Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
     patch of as many elements, pixels or patches as a sample has."""
@@ -102,8 +115,9 @@ class Target:
         given = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("quiet", "steal_lock", "precision", "memory_format")
+            if f.name not in ("quiet", "steal_lock", "precision", "memory_format", *_CONVENTION)
         }
+        given["convention"] = convention_of(*(getattr(self, name) for name in _CONVENTION))
         given["batch"] = given.pop("batch_size")
         if self.memory_format is not None:
             if self.channels_last is not None:
@@ -116,3 +130,14 @@ class Target:
         if former is not None and self.precision is not None:
             raise UsageError("--precision and --search-dtype are the same setting: keep --precision")
         return former or (None if self.precision == "float32" else self.precision)
+
+
+def convention_of(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, input_range: str | None, bgr: bool
+) -> Any:
+    """The `atent.models.convention.Convention` of the options; None where none is given."""
+    if mean is None and std is None and input_range is None and not bgr:
+        return None
+    from atent.models.convention import Convention
+
+    return Convention(mean, std, input_range, bgr)

@@ -45,11 +45,11 @@ def theory(
     Parameters
     ----------
     target
-        A run folder, a .safetensors file, or module:function that builds a network.
+        A run folder, a weights file, or module:function that builds a network.
     data
         Data set, such as digits or mnist. Default: the run's own.
     model
-        Network that a .safetensors file holds, where it does not say.
+        Network that a weights file is of, where it does not say.
     root
         Folder that holds the data. Default: as the run had it.
     which

@@ -64,7 +64,7 @@ def transfer(
     Parameters
     ----------
     targets
-        Two networks or more: run folders, .safetensors files that training wrote, or module:function.
+        Two networks or more: run folders, weights files that training wrote, or module:function.
     attack
         The attack on each network, written as a call.
     data

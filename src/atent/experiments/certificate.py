@@ -47,6 +47,7 @@ from atent.experiments.results import (
 from atent.experiments.target import Target, load_target
 from atent.folded import Folded
 from atent.memory import Batches
+from atent.models.convention import Convention
 from atent.progress import Advance, bar
 from atent.registry import Plugin, plugin_named
 from atent.runs import manifest
@@ -93,13 +94,16 @@ def certify_folder(
     channels_last: bool | None = None,
     progress: bool = True,
     trust_code: bool = False,
+    convention: Convention | None = None,
+    key: str | None = None,
 ) -> tuple[Path, Smoothing | BoundsFile, Certificate | None]:
     """Certify ``limit`` test images of a run ("all": every one): the .json written, its content, and the rows of
     smoothing.
 
     They are chosen by ``subset``, "stratified" or "first", default as the run.
 
-    ``target``, ``model`` and ``data`` as `load_target` takes them: also a file of weights, or the user's own network.
+    ``target``, ``model``, ``data``, ``convention`` and ``key`` as `load_target` takes them: also a file of weights, or
+    the user's own network.
 
     ``method`` is a name of `CERTIFIERS`, or module:Thing: "smoothing", and a class of the user's own, draw noise
     (`certify_run`); "ibp", "crown-ibp", "crown", "alpha-crown" and "dual" compute bounds (`verified`), and so does a
@@ -115,7 +119,7 @@ def certify_folder(
     noisy, plugin = smooths(method), plugin_named(CERTIFIERS, method)
     who = load_target(
         str(target), model=model, data=data, root=root, attacks=(), which=which, device=device, threads=threads,
-        subset=subset, allow_large_eps=allow_large_eps, trust_code=trust_code,
+        subset=subset, allow_large_eps=allow_large_eps, trust_code=trust_code, convention=convention, key=key,
     )  # fmt: skip
     who = replace(who, settings=replace(who.settings, limit=limit))
     goals = None if radii is None else [radius(r, "radius") for r in radii]

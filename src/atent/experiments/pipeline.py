@@ -34,7 +34,8 @@ from atent.optim import Optimizer, Schedule
 from atent.optim.settings import OPTIMIZERS
 from atent.registry import Registry, plugin_of
 from atent.rng import fold
-from atent.runs.checkpoint import check_architecture, load_state, load_weights, read_weights, weights_file
+from atent.runs.checkpoint import check_architecture, load_state, load_weights, read_states, weights_file
+from atent.runs.foreign import is_weights
 from atent.runs.loading import model_of
 from atent.runs.locks import held
 from atent.runs.manifest import write_json
@@ -342,7 +343,7 @@ def _begin_from(model: nn.Module, settings: ModelSettings) -> None:
     try:
         load_start(model, path, settings.branch)
     except ValueError as error:
-        about = read_weights(weights_file(path, "best"))[0]
+        about = read_states(weights_file(path, "best"))[0]
         made = (about.get("model") or {}).get("name")
         if made in (None, settings.name):
             raise
@@ -354,7 +355,7 @@ def _begin_from(model: nn.Module, settings: ModelSettings) -> None:
 
 def _need_run(path: Path, field: str) -> None:
     """FileNotFoundError, in one line with the command that makes it, for a run of a recipe without weights yet."""
-    if path.suffix == ".safetensors" or (path / folder.BEST).is_file():
+    if is_weights(path) or (path / folder.BEST).is_file():
         return
     if (path / folder.CONFIG).is_file():
         verb = "pretrain" if _method_of(folder.read_config(path / folder.CONFIG)) == "ACL" else "train"

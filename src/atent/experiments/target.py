@@ -24,10 +24,14 @@ from atent.data import load as load_data
 from atent.data.builder import built
 from atent.data.described import described
 from atent.data.settings import check_rule
+from atent.experiments.conventions import check_convention
+from atent.experiments.named import Named, is_own
 from atent.experiments.recorded import recorded_data
 from atent.messages import once
 from atent.models import check_output, from_reference
+from atent.models.convention import Convention, read_back
 from atent.probe import Auto, gaining
+from atent.runs.foreign import is_weights
 from atent.runs.loading import load_file, restore
 from atent.threads import Threads, check_threads
 from atent.threat import EXTRA, Box, Group, Inner, Norm, Threat
@@ -149,6 +153,8 @@ class Target:
     """What the names of the results' files begin with."""
     config: dict[str, Any] = field(default_factory=dict)
     """A run's configuration."""
+    foreign: bool = False
+    """Whether the weights are of a file that training here did not write."""
 
     def chosen(self) -> Split:
         """The test images that the settings ask for, by the data's subset."""
@@ -179,6 +185,8 @@ def load_target(
     threats: Sequence[str] | None = None,
     which: str = "best",
     weights: str | None = None,
+    key: str | None = None,
+    convention: Convention | None = None,
     device: str = "auto",
     threads: Threads = None,
     limit: Limit = None,
@@ -191,13 +199,15 @@ def load_target(
     trust_code: bool = False,
     allow_long: bool = False,
 ) -> Target:
-    """What ``target`` names, ready to be evaluated: a run folder, a .safetensors file, or module:function.
+    """What ``target`` names, ready to be evaluated: a run folder, a weights file, or module:function.
 
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
     was trained from Python needs ``model`` (see `restore`) and, where it was trained on tensors, ``data`` (see
     `data_of`). The others need ``data``, and ``norm`` and ``eps`` unless the attacks have their own; their attacks are
     `STRONG` of the norm by default. ``threats`` are several at once, as `EvaluateSettings` has them, in the place of
-    ``attacks``. A file needs ``model`` unless it says what it holds. ``limit`` test images ("all": every one) are
+    ``attacks``. A file needs ``model`` unless it says what it holds; ``key`` and ``convention`` are as `load_file`
+    takes them, and where its network is more accurate under another usual convention a warning names that
+    (`check_convention`). ``limit`` test images ("all": every one) are
     chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
     torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
     `EvaluateSettings`. ``trust_code``: let a run that you did not make on this machine import what it names.
@@ -215,38 +225,31 @@ def load_target(
         "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
-    path = Path(target)
-    own = path.suffix == ".safetensors" or (":" in target and not path.is_dir())
-    if not own and not (path / folder.CONFIG).is_file():
-        raise FileNotFoundError(
-            f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed, a .safetensors file"
-            " or module:function"
-        )
+    own = is_own(target)
     check_threads(threads)
     with trust.fenced(*([target] if own else []), model, data, attacks, threats, trust_code=trust_code):
-        made = _found(target, own, given, model, data, root, which, weights)
+        network = Named(model, which, weights, key, convention or Convention())
+        made = _found(target, own, given, network, data, root)
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))
     made = replace(made, model=made.model.to(pick_device(device)).eval())
+    if made.foreign:
+        check_convention(target, made.model, *made.test()[:2], made.data.classes)
     if threads is not None:
         torch.set_num_threads(gaining(made.model, made.test()[0][:128]) if threads == "auto" else threads)
     return made
 
 
 def _found(
-    target: str, own: bool, given: dict[str, Any], model: str | None, data: str | Data | None, root: str | None,
-    which: str, weights: str | None,
-) -> Target:  # fmt: skip
+    target: str, own: bool, given: dict[str, Any], named: Named, data: str | Data | None, root: str | None
+) -> Target:
     """A run, or one of the user's ``own`` networks; ValueError for options that are for the other kind."""
     if not own:
-        if isinstance(data, Data):
-            raise ValueError(f"data as an object has no effect on {target}: name it, for a run that brings none")
-        return _run(Path(target), given, model, data, root, which, weights)
-    for option, value in {"--which": None if which == "best" else which, "--weights": weights}.items():
-        if value is not None:
-            raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
-    return _other(target, given, model, data, root)
+        named.check_other(target)
+        return _run(Path(target), given, named, data, root)
+    named.check_file(target)
+    return _other(target, given, named, data, root)
 
 
 def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: str | None = None) -> Data:
@@ -288,12 +291,11 @@ def _as_trained(data: Data, config: dict[str, Any], run: Path) -> Data:
 
 
 def _run(
-    path: Path, given: dict[str, Any], model: str | None, name: str | Data | None, root: str | None, which: str,
-    weights: str | None,
+    path: Path, given: dict[str, Any], named: Named, name: str | Data | None, root: str | None
 ) -> Target:  # fmt: skip
     if isinstance(name, Data):
         raise ValueError(f"data as an object has no effect on {path}: name it, for a run that brings none")
-    net, about, config = restore(path, which=which, weights=weights, model=model)
+    net, about, config = restore(path, which=named.which, weights=named.weights, model=named.model, key=named.key)
     data = data_of(config, path, name, root)
     # What was trained from Python is evaluated as a network without a recipe is.
     known = {"attacks": (), **(config.get("evaluate") or {}), **given}
@@ -307,9 +309,9 @@ def _run(
         settings = replace(settings, attacks=strong(threat))
     _need_threat(path, threat, settings)
     attacks = attacks_of(settings, threat, data)
-    if model is not None:
+    if named.model is not None:
         check_output(net, data.shape, data.classes)
-    head = {"run": path.name, "weights": str(weights) if weights else which, "epoch": about.get("epoch")}
+    head = {"run": path.name, "weights": str(named.weights or named.which), "epoch": about.get("epoch")}
     return Target(path.name, net, data, threat, attacks, settings, head, path, config=config)
 
 
@@ -343,7 +345,7 @@ def _need_threat(target: str | Path, threat: Threat | None, settings: EvaluateSe
         )
 
 
-def _other(target: str, given: dict[str, Any], model: str | None, data: str | Data | None, root: str | None) -> Target:
+def _other(target: str, given: dict[str, Any], named: Named, data: str | Data | None, root: str | None) -> Target:
     if data is None:
         raise ValueError(
             f"--data is missing: on which test set is {target} evaluated? one of {', '.join(SOURCES)}, or your own as"
@@ -357,17 +359,23 @@ def _other(target: str, given: dict[str, Any], model: str | None, data: str | Da
     _need_threat(target, threat, settings)
     attacks = attacks_of(settings, threat, loaded)
     path = Path(target)
-    if path.suffix == ".safetensors":
-        net, about = load_file(path, model, classes=loaded.classes, shape=loaded.shape)
-        head = {"weights": target, "model": model or about["model"]["name"], "epoch": about.get("epoch")}
+    foreign = False
+    if is_weights(path):
+        net, about = load_file(
+            path, named.model, classes=loaded.classes, shape=loaded.shape, convention=named.convention, key=named.key
+        )
+        head = {"weights": target, "model": named.model or about["model"]["name"], "epoch": about.get("epoch")}
+        foreign = not about
+        head |= {"input": read_back(net)} if named.convention != Convention() else {}
         place, stem = path.parent, f"{path.stem}-"
     else:
-        if model is not None:
-            raise ValueError(f"--model {model} has no effect on {target}: it is for a .safetensors file")
+        if named.model is not None:
+            raise ValueError(f"--model {named.model} has no effect on {target}: it is for a weights file")
+        named.check_other(target)
         net, head = from_reference(target), {"model": target}
         place, stem = Path(), re.sub(r"\W+", "-", target) + "-"
     check_output(net, loaded.shape, loaded.classes, next((p.device for p in net.parameters()), "cpu"))
-    return Target(target, net, loaded, threat, attacks, settings, head, place, stem)
+    return Target(target, net, loaded, threat, attacks, settings, head, place, stem, foreign=foreign)
 
 
 def recipe_attacks(settings: EvaluateSettings, threat: Threat | None) -> list[Attack]:

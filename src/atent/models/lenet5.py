@@ -1,5 +1,6 @@
-"""The two-convolution MNIST network of Madry et al."""
+"""The two-convolution MNIST networks of Madry et al. and of advertorch, and a network of fully connected layers."""
 
+import math
 from collections import OrderedDict
 
 from torch import nn
@@ -27,5 +28,43 @@ def lenet5(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> n
             flatten=nn.Flatten(),
             fc1=nn.Linear(64 * rows * columns, 1024), relu3=nn.ReLU(),
             fc2=nn.Linear(1024, classes),
+        )
+    )  # fmt: skip
+
+
+@model
+def lenet5_small(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
+    """LeNet5 of advertorch, with the weights that it ships: (n, c, h, w) to (n, classes) logits.
+
+    3x3 convolutions with padding 1, 32-pool-64-pool, then fully connected 200-classes. 648,226 parameters for
+    (1, 28, 28) and 10 classes. Raises ValueError where h or w is below 4.
+    """
+    c, h, w = shape
+    rows, columns = h // 4, w // 4
+    if min(rows, columns) < 1:
+        raise ValueError(f"lenet5_small takes inputs of at least 4 x 4 pixels, got shape {tuple(shape)}")
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(c, 32, 3, padding=1), relu1=nn.ReLU(), maxpool1=nn.MaxPool2d(2),
+            conv2=nn.Conv2d(32, 64, 3, padding=1), relu2=nn.ReLU(), maxpool2=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * rows * columns, 200), relu3=nn.ReLU(),
+            fc2=nn.Linear(200, classes),
+        )
+    )  # fmt: skip
+
+
+@model
+def lenet300(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
+    """Fully connected 300-100-classes of LeCun et al. 1998, with ReLUs between: (n, c, h, w) to (n, classes) logits.
+
+    advertorch's MLP. 266,610 parameters for (1, 28, 28) and 10 classes. Any h and w.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(math.prod(shape), 300), relu1=nn.ReLU(),
+            fc2=nn.Linear(300, 100), relu2=nn.ReLU(),
+            fc3=nn.Linear(100, classes),
         )
     )  # fmt: skip

@@ -11,10 +11,12 @@ from .init import kaiming_fan_out
 
 
 class PreActBlock(nn.Module):
-    """BN-ReLU-conv twice; a bare 1x1 convolution of the first activation where the size changes."""
+    """BN-ReLU-conv twice; where the size changes, a bare 1x1 convolution of the first activation, or where `raw` of the
+    input."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, raw: bool = False):
         super().__init__()
+        self.raw = raw
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
@@ -25,7 +27,7 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = relu(self.bn1(x))
-        skip = x if self.shortcut is None else self.shortcut(active)
+        skip = x if self.shortcut is None else self.shortcut(x if self.raw else active)
         out: Tensor = skip + self.conv2(relu(self.bn2(self.conv1(active))))
         return out
 
@@ -33,21 +35,23 @@ class PreActBlock(nn.Module):
 class PreActResNet(nn.Module):
     """A 3x3 stem, one stage of blocks per width (each but the first halves h and w), BN-ReLU, mean, one linear layer.
 
-    `channels` of the input, `widths` and `blocks` per stage, number of `classes`. Takes
-    (n, channels, h, w), gives (n, classes) logits.
+    `channels` of the input, `widths` and `blocks` per stage, number of `classes`. Where `plain`, without the BN-ReLU
+    after the last block and with shortcuts of the raw input. Takes (n, channels, h, w), gives (n, classes) logits.
     """
 
-    def __init__(self, channels: int, widths: Sequence[int], blocks: Sequence[int], classes: int):
+    def __init__(
+        self, channels: int, widths: Sequence[int], blocks: Sequence[int], classes: int, plain: bool = False
+    ):  # fmt: skip
         super().__init__()
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.stages = len(widths)
         inputs = widths[0]
         for number, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
-            first = PreActBlock(inputs, width, stride=1 if number == 1 else 2)
-            rest = [PreActBlock(width, width, stride=1) for _ in range(count - 1)]
+            first = PreActBlock(inputs, width, stride=1 if number == 1 else 2, raw=plain)
+            rest = [PreActBlock(width, width, stride=1, raw=plain) for _ in range(count - 1)]
             self.add_module(f"layer{number}", nn.Sequential(first, *rest))
             inputs = width
-        self.bn = nn.BatchNorm2d(inputs)
+        self.bn = None if plain else nn.BatchNorm2d(inputs)
         self.linear = nn.Linear(inputs, classes)
         kaiming_fan_out(self)
 
@@ -55,7 +59,9 @@ class PreActResNet(nn.Module):
         x = self.conv1(x)
         for number in range(1, self.stages + 1):
             x = getattr(self, f"layer{number}")(x)
-        logits: Tensor = self.linear(relu(self.bn(x)).mean((2, 3)))
+        if self.bn is not None:
+            x = relu(self.bn(x))
+        logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
 
 
@@ -73,7 +79,22 @@ def preact_resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 
     11,171,146. The names in the state dict are those of that family of files; the convolutions start from He's normal
     distribution (there PyTorch's uniform default).
     """
+    return _preact_resnet18("preact_resnet18", shape, classes, plain=False)
+
+
+@model
+def preact_resnet18_plain(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> PreActResNet:
+    """PreActResNet-18 without batch-norm and ReLU after the last block, with shortcuts of the raw input.
+
+    The network of Andriushchenko and Flammarion 2020 and of Wong et al. 2020 in RobustBench, whose files lack that
+    batch-norm. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError. 11,171,146 parameters for
+    (3, 32, 32) and 10 classes.
+    """
+    return _preact_resnet18("preact_resnet18_plain", shape, classes, plain=True)
+
+
+def _preact_resnet18(name: str, shape: tuple[int, int, int], classes: int, plain: bool) -> PreActResNet:
     c, h, w = shape
     if min(h, w) < 8:
-        raise ValueError(f"preact_resnet18 takes inputs of at least 8 x 8 pixels, got shape {tuple(shape)}")
-    return PreActResNet(c, (64, 128, 256, 512), (2, 2, 2, 2), classes)
+        raise ValueError(f"{name} takes inputs of at least 8 x 8 pixels, got shape {tuple(shape)}")
+    return PreActResNet(c, (64, 128, 256, 512), (2, 2, 2, 2), classes, plain)

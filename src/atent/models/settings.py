@@ -31,8 +31,8 @@ class ModelSettings(metaclass=Settings):
     std: tuple[float, ...] | None = None
     """Per-channel standard deviation that the model's first layer divides by; with mean."""
     weights: str | None = None
-    """Weights to begin from: a run folder or a .safetensors file of the same network; of a pre-training run the last
-    layer begins at zero."""
+    """Weights to begin from: a run folder or a weights file (.safetensors, .pt, .pth ...) of the same network; of a
+    pre-training run the last layer begins at zero."""
     projection: tuple[int, ...] = ()
     """For pre-training: widths of the projection head, such as 512 512; the batch-norms are doubled. Default: none."""
     branch: Branch | None = None

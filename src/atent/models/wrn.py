@@ -105,6 +105,24 @@ def wrn_34_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), d
 
     which is 46,160,474 parameters. The names in the state dict are those of the TRADES file. Checkpoints
     that TRADES published carry 2,102,112 parameters more, under `sub_block1`: a copy of the first stage
-    that its forward pass never calls. It is left out here, so drop those keys before loading.
+    that its forward pass never calls. It is left out here, and by `atent.load`.
     """
     return _wrn("wrn_34_10", 34, 10, shape, classes, dropout)
+
+
+@model
+def wrn_34_20(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0) -> WideResNet:
+    """WRN-34-20: as `wrn_34_10`, with 5 blocks per stage and widths 320-640-1280.
+
+    184,531,674 parameters for (3, 32, 32) and 10 classes.
+    """
+    return _wrn("wrn_34_20", 34, 20, shape, classes, dropout)
+
+
+@model
+def wrn_70_16(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), dropout: float = 0.0) -> WideResNet:
+    """WRN-70-16: as `wrn_34_10`, with 11 blocks per stage and widths 256-512-1024.
+
+    266,796,506 parameters for (3, 32, 32) and 10 classes.
+    """
+    return _wrn("wrn_70_16", 70, 16, shape, classes, dropout)

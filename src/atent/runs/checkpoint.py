@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from atent import runs as folder
 from atent.guard import guard
 from atent.runs import manifest
+from atent.runs.foreign import is_safetensors, read_foreign
+from atent.runs.match import match
 from atent.runs.metadata import metadata_of
 from atent.runs.names import BEST, LAST, PREVIOUS, STATE, WEIGHTS
 from atent.runs.weights import (
@@ -102,6 +104,15 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
     return about, state, notes
 
 
+def read_states(path: Path) -> tuple[dict[str, Any], dict[str, State], Notes]:
+    """`read_weights` of a file of any format: the networks in it, each under its place (see `read_foreign`); only files
+    that training wrote have metadata and notes."""
+    if not is_safetensors(path):
+        return {}, read_foreign(path), {}
+    about, state, notes = read_weights(path)
+    return about, {"": state}, notes
+
+
 def check_best(run: Path) -> None:
     """Check the best weights of a run folder without loading them, for those who show what was measured on them.
 
@@ -124,7 +135,7 @@ def _absent(path: Path) -> FileNotFoundError:
     """For weights that are not there."""
     place = manifest.home(path)
     if place is None:
-        return FileNotFoundError(f"no weights at {path}: give a run folder or a .safetensors file")
+        return FileNotFoundError(f"no weights at {path}: give a run folder or a weights file")
     return FileNotFoundError(
         f"{place[0]} has no {place[1]}: `atent train --resume {place[0]}` makes or restores it where it can, else copy"
         " it from a backup"
@@ -185,22 +196,48 @@ def check_architecture(
         )
 
 
-def load_weights(model: nn.Module, path: str | Path, *, which: str = "best") -> dict[str, Any]:
-    """Load weights from a run folder or a .safetensors file; returns its metadata. ``which``: best, last, or of a run
-    that averages its weights the best epoch of each kind, raw, ema or swa.
+def load_weights(model: nn.Module, path: str | Path, *, which: str = "best", key: str | None = None) -> dict[str, Any]:
+    """Load weights from a run folder or a weights file; returns its metadata.
 
-    float16 files are raised to the model's own type; either may be of a network inside `torch.compile`. A network that
-    makes layers in its first forward pass makes them here, and one whose class knows the names of other libraries
-    (vision transformers: timm, transformers) takes their files. FileNotFoundError or ValueError, in one line, where the
-    file is absent, damaged, or of another architecture.
+    Parameters
+    ----------
+    model
+        The network. One that makes layers in its first forward pass makes them here, and one whose class knows the
+        names of other libraries (vision transformers: timm, transformers) takes their files.
+    path
+        A run folder, a .safetensors file, or what `torch.save` wrote, which is read without running code. float16 is
+        raised to the model's own type; prefixes of wrappers, counters and the names of published code (see
+        `atent.models.layouts`) are undone in files that training here did not write.
+    which
+        best, last, or of a run that averages its weights the best epoch of each kind, raw, ema or swa.
+    key
+        The place of the network in a file that holds several, such as ema or state_dict.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        In one line: the file is absent, damaged, of another architecture, or holds several networks that fit.
     """
     path = weights_file(Path(path), which)
-    about, state, notes = read_weights(path)
-    state = translated(model, state)
-    own = notes.get("own", [])
-    check_architecture(model, state, path, about, own)
-    put(model, fitted(visible(model), state), own)
+    about, states, notes = read_states(path)
+    put_states(model, states, path, about, notes, key)
     return about
+
+
+def put_states(
+    model: nn.Module, states: Mapping[str, State], path: Path, about: dict[str, Any], notes: Notes,
+    key: str | None = None,
+) -> None:  # fmt: skip
+    """Load what `read_states` gave; ValueError as `load_weights`."""
+    states = {place: translated(model, state) for place, state in states.items()}
+    if not about and not notes:
+        put(model, fitted(visible(model), match(model, states, path, key)))
+        return
+    if key is not None:
+        raise ValueError(f"--key {key} has no effect on {path}: it holds one network")
+    own = notes.get("own", [])
+    check_architecture(model, states[""], path, about, own)
+    put(model, fitted(visible(model), states[""]), own)
 
 
 def weights_file(path: Path, which: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,79 @@ from atent import runs as folder
 from atent import trust
 from atent.messages import unknown
 from atent.models import MODELS, ModelSettings, build, from_reference, has_patch, make
-from atent.runs.checkpoint import load_weights, read_weights, weights_file
+from atent.models.convention import Convention
+from atent.runs.checkpoint import load_weights, put_states, read_states, weights_file
+from atent.runs.foreign import is_weights
+from atent.runs.match import classes_of, nearest, recorded, shape_of
+from atent.runs.weights import Notes, State
 
 
 def load(
-    run: str | Path, *, which: str = "best", device: str = "cpu", model: str | None = None, trust_code: bool = False
-) -> nn.Module:
-    """The model of a run folder, with its best weights (or ``which`` of `load_weights`), in eval mode.
+    run: str | Path, *, which: str = "best", device: str = "cpu", model: str | None = None, trust_code: bool = False,
+    classes: int | None = None, shape: Sequence[int] | None = None, mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None, input_range: str | None = None, bgr: bool = False, key: str | None = None,
+) -> nn.Module:  # fmt: skip
+    """The model of a run folder or of a weights file, in eval mode: from pixels in [0, 1] to logits.
 
-    ``model`` names the network, as `restore` takes it, where the run does not. ``trust_code``: let a run that you did
-    not make on this machine import what it names. FileNotFoundError or ValueError, in one line, where the folder is not
-    a run or the model cannot be built; Untrusted, before anything is imported, where that needs ``trust_code``.
+    Parameters
+    ----------
+    run
+        A run folder, whose best weights are taken (or ``which`` of `load_weights`); or a weights file, .safetensors or
+        what `torch.save` wrote, which is read without running code.
+    which, key
+        As `load_weights`.
+    device
+        Where the model is put.
+    model
+        The network's name, or module:function, where the run or the file does not say.
+    trust_code
+        Let a run that you did not make on this machine import what it names.
+    classes, shape
+        Of a weights file: the number of classes and the (c, h, w) of one input. Default: as the file shows or
+        records them, and the native sides of the network.
+    mean, std, input_range, bgr
+        Of a weights file that training here did not write: what the network expects, see `Convention`. Default: the
+        mean and std in the file, or none.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        In one line: not a run or a weights file, or the model cannot be built.
+    Untrusted
+        Before anything is imported, where that needs ``trust_code``.
     """
-    return restore(run, which=which, model=model, trust_code=trust_code)[0].to(device).eval()
+    given = Convention(tuple(mean) if mean else None, tuple(std) if std else None, input_range, bgr)
+    path = Path(run)
+    if path.is_dir() or not (path.is_file() or is_weights(path)):
+        _check_for_files(path, given, classes, shape, key)
+        return restore(run, which=which, model=model, trust_code=trust_code)[0].to(device).eval()
+    about, states, notes = read_states(path)
+    name = _name_of(path, model, about, states)
+    with trust.fenced(model, trust_code=trust_code):
+        bare = recorded(states)[1]
+        inputs = tuple(shape or about.get("shape") or ((3, 32, 32) if ":" in name else shape_of(name, bare)))
+        many = classes or about.get("classes") or (None if ":" in name else classes_of(name, inputs, bare))
+        net = _filled(path, name, (about, states, notes), many or 10, inputs, given, key)
+    return net.to(device).eval()
+
+
+def _check_for_files(path: Path, given: Convention, *others: object) -> None:
+    """ValueError for what has no effect on a run folder."""
+    if given != Convention() or any(value is not None for value in others):
+        raise ValueError(
+            f"classes, shape, mean, std, input_range, bgr and key have no effect on {path}: they are for a weights file"
+        )
 
 
 def restore(
     run: str | Path, *, which: str = "best", weights: str | None = None, model: str | None = None,
-    trust_code: bool = False,
+    trust_code: bool = False, key: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:  # fmt: skip
     """The model of a run folder with its weights, their metadata, and the run's configuration.
 
-    ``weights``: a file instead of the run's own. ``model``: for a run that was trained from a Python object, which
-    network it was, a built-in one by name or the user's own as module:function, in place of its builder.
+    ``weights``: a file instead of the run's own, where ``key`` is the place of the network. ``model``: for a run that
+    was trained from a Python object, which network it was, a built-in one by name or the user's own as module:function,
+    in place of its builder.
     ``trust_code`` and errors as `load` and `load_weights`.
     """
     run = Path(run)
@@ -45,11 +95,11 @@ def restore(
         raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
     config = folder.read_config(run / folder.CONFIG)
     path = weights_file(Path(weights) if weights else run, which)
-    names = read_weights(path)[1] if model is not None else {}
+    names = next(iter(read_states(path)[1].values())) if model is not None else {}
     with trust.fenced(model, trust_code=trust_code):
         folder.admit(run)
         net = model_of(config, run, model, names)
-    return net, load_weights(net, path), config
+    return net, load_weights(net, path, key=key), config
 
 
 def model_of(
@@ -127,20 +177,73 @@ def _patch(name: str, tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def load_file(
-    path: str | Path, name: str | None = None, *, classes: int, shape: tuple[int, ...]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """A built-in model with the weights of a .safetensors file, in eval mode, and the file's metadata.
+    path: str | Path, name: str | None = None, *, classes: int, shape: tuple[int, ...],
+    convention: Convention | None = None, key: str | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:  # fmt: skip
+    """The network of a weights file, in eval mode, and the file's metadata, {} where training here did not write it.
 
-    ``name`` is that of the network, or the user's own as module:function; without it the file must name a
-    house's, as those that training wrote do. The layer that normalises is there where the file has one.
-    FileNotFoundError or ValueError, in one line, for a missing or unknown name, and as `load_weights`.
+    Parameters
+    ----------
+    path
+        A .safetensors file, or what `torch.save` wrote.
+    name
+        The network, or the user's own as module:function. Default: as the file says, where that is a built-in one.
+    classes, shape
+        What a built-in network is built for.
+    convention
+        What a network expects that training here did not write. Default: the mean and std that the file has, or none.
+    key
+        As `load_weights`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        In one line, for a missing or unknown name, a convention that contradicts the file, and as `load_weights`.
     """
     path = Path(path)
-    about, tensors, _ = read_weights(path)
+    read = read_states(path)
+    name = _name_of(path, name, *read[:2])
+    return _filled(path, name, read, classes, shape, convention or Convention(), key).eval(), read[0]
+
+
+def _name_of(path: Path, name: str | None, about: dict[str, Any], states: Mapping[str, State]) -> str:
+    """The network of a file; ValueError where neither ``name`` nor the file says it."""
     # A file must not choose whose code is run.
     name = name or next((n for n in [(about.get("model") or {}).get("name")] if n and MODELS.is_built_in(n)), None)
     if name is None:
-        raise ValueError(f"{path} does not say what network it holds: name it by --model, one of {', '.join(MODELS)}")
-    model = _named(name, about.get("model") or {}, tensors, classes, shape)
-    load_weights(model, path)
-    return model.eval(), about
+        raise ValueError(f"{path} does not say what network it holds: {nearest(recorded(states)[1])}")
+    return name
+
+
+def _filled(
+    path: Path, name: str, read: tuple[dict[str, Any], dict[str, State], Notes], classes: int, shape: tuple[int, ...],
+    given: Convention, key: str | None,
+) -> nn.Module:  # fmt: skip
+    """The network called ``name`` with what was read from ``path``, behind the layers of its convention."""
+    about, states, notes = read
+    if about or notes:
+        if given != Convention():
+            raise ValueError(
+                f"--mean, --std, --input-range and --bgr have no effect on {path}: training here wrote it, with what"
+                " its network expects"
+            )
+        model = _named(name, about.get("model") or {}, states[""], classes, shape)
+    else:
+        if MODELS.is_built_in(name):
+            given, states = _with_recorded(given, states, path)
+        patch = next((side for state in states.values() if (side := _patch(name, state))), None)
+        network = make(ModelSettings(name=name, patch=patch), classes=classes, shape=shape)
+        model = given.around(network, shape[0])
+    put_states(model, states, path, about, notes, key)
+    return model
+
+
+def _with_recorded(given: Convention, states: dict[str, State], path: Path) -> tuple[Convention, dict[str, State]]:
+    """The convention with the mean and std that the networks of a file have, and the states without them."""
+    pair, rest = recorded(states)
+    if pair is None:
+        return given, states
+    if given.mean is not None and (given.mean, given.std) != pair:
+        mean, std = (" ".join(f"{v:.4g}" for v in values) for values in pair)
+        raise ValueError(f"{path} has its own normalisation, mean {mean} and std {std}: omit --mean and --std")
+    return replace(given, mean=pair[0], std=pair[1]), rest

@@ -11,6 +11,7 @@ from torch import nn
 from atent.models.contrastive import Contrastive, Frozen, last_linear
 from atent.models.dual import Branch, of_branch
 from atent.runs.checkpoint import check_architecture, load_weights, read_weights, weights_file
+from atent.runs.foreign import is_safetensors
 from atent.runs.weights import State, fitted, put, visible
 
 _ENCODER = "network."
@@ -26,9 +27,9 @@ def load_start(
     model
         The network, which may be `Frozen`.
     path
-        A run folder or a .safetensors file. Of a pre-training run (see `Contrastive`) an ordinary network of the same
-        name takes the encoder, with the batch-norms of one branch; the projection head and the probe stay behind, and
-        the last layer begins at zero. All else is `load_weights`.
+        A run folder or a weights file. Of a pre-training run (see `Contrastive`) an ordinary network of the same name
+        takes the encoder, with the batch-norms of one branch; the projection head and the probe stay behind, and the
+        last layer begins at zero. All else is `load_weights`.
     branch
         Which batch-norms of a pre-training run, "n" or "a"; default: those that it was evaluated with, of a run from
         Python "a" where they were trained.
@@ -44,7 +45,8 @@ def load_start(
     if isinstance(model, Frozen):
         return load_start(model.network, path, branch, which=which)
     file = weights_file(Path(path), which)
-    about, state, _ = read_weights(file)
+    # No other library's file is of a pre-training run.
+    about, state, _ = read_weights(file) if is_safetensors(file) else ({}, {}, {})
     if isinstance(model, Contrastive):
         return load_weights(model, file)
     if not ("probe.weight" in state and any(name.startswith("projection.") for name in state)):

@@ -147,7 +147,7 @@ def differences(model: State, state: State, own: Collection[str] = ()) -> list[s
             continue
         if state[k].is_complex() != model[k].is_complex():
             odd.append(f"{k} is {state[k].dtype}, the model {model[k].dtype}")
-        first = tied.setdefault(_place(model[k]), k) if model[k].numel() else k
+        first = tied.setdefault(_place(model[k]), k) if model[k].numel() and not model[k].is_meta else k
         if first != k and not _same(state[first], state[k]):
             odd.append(f"{first} and {k} differ, and are one in the model")
     return [*missing, *strange, *odd]
@@ -262,6 +262,8 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 def _same(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout:
         return False
+    if a.is_meta or b.is_meta:
+        return a is b
     if a.is_quantized or a.layout != torch.strided:
         a, b = (t.dequantize() if t.is_quantized else t.to_dense() for t in (a, b))
     return bool(((a == b) | ((a != a) & (b != b))).all())

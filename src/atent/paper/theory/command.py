@@ -15,6 +15,7 @@ from atent import runs as folder
 from atent.data import DataSettings, Limit, Rule
 from atent.data import load as load_data
 from atent.data.described import described
+from atent.experiments.named import is_own
 from atent.experiments.recorded import names_data
 from atent.experiments.results import THEORY_VERSION
 from atent.experiments.target import Target, load_target
@@ -51,7 +52,7 @@ def of_run(
     FileNotFoundError, in one line, as `load_target` and `check`, and for data of another shape.
     """
     path = Path(target)
-    own = path.suffix == ".safetensors" or (":" in target and not path.is_dir())
+    own = is_own(target)
     subject = load_target(
         target, model=model, data=data if own or _without_data(path) else None, root=root,
         attacks=["FGSM(norm=l2, eps=1)"] if own else (), which=which, limit=limit, subset=subset, device="cpu",

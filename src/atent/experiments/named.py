@@ -1,0 +1,46 @@
+"""Which network is meant, by the options that name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from atent import runs as folder
+from atent.models.convention import Convention
+from atent.runs.foreign import SUFFIXES, is_weights
+
+
+@dataclass(frozen=True)
+class Named:
+    """Which network, by the options that name it."""
+
+    model: str | None
+    which: str
+    weights: str | None
+    key: str | None
+    convention: Convention
+
+    def check_file(self, target: str) -> None:
+        """ValueError for options of run folders on a weights file."""
+        which = None if self.which == "best" else self.which
+        for option, value in {"--which": which, "--weights": self.weights}.items():
+            if value is not None:
+                raise ValueError(f"{option} {value} has no effect on {target}: it is for a run folder")
+
+    def check_other(self, target: str) -> None:
+        """ValueError for options of weights files on anything else."""
+        options = self.convention.options().split() + (["--key"] if self.key and self.weights is None else [])
+        if options:
+            raise ValueError(f"{options[0]} has no effect on {target}: it is for a weights file from elsewhere")
+
+
+def is_own(target: str) -> bool:
+    """Whether a target is a weights file or a user's network; FileNotFoundError where it is no run folder either."""
+    path = Path(target)
+    own = not path.is_dir() and (is_weights(path) or ":" in target)
+    if not own and not (path / folder.CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed, a weights file"
+            f" ({', '.join(SUFFIXES)}) or module:function"
+        )
+    return own

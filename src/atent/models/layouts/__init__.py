@@ -1,0 +1,15 @@
+"""The names that published code gives to the layers of networks of this library, a file per family of code.
+
+A layout renames; it never changes values. Where published code computes something else under the same names, the
+network is one of its own in `atent.models`.
+"""
+
+from .base import Layout
+from .mnist import ADVERTORCH_MNIST, CTRAIN, WONG
+from .resnets import KUANGLIU, TORCHVISION
+from .wide import ADVERTORCH_WIDE, TRADES
+
+__all__ = ["LAYOUTS", "Layout"]
+
+LAYOUTS: tuple[Layout, ...] = (TRADES, KUANGLIU, TORCHVISION, ADVERTORCH_WIDE, ADVERTORCH_MNIST, WONG, CTRAIN)
+"""Tried in this order, after the names as they are."""
