@@ -23,7 +23,7 @@ ORDER = [
     ["train"],
     ["integrations", "experiments"],
     ["testing", "report", "bench"],
-    ["paper"],
+    ["export", "paper"],
     ["cli"],
     ["__main__"],
 ]

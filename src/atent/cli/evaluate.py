@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from atent.cli import show
+from atent.cli.gate import GateOptions
 from atent.cli.parse import Flat, Place, arg
 from atent.cli.studies import StudyOptions, print_studies
 from atent.cli.target import Target
+
+if typing.TYPE_CHECKING:
+    from atent.experiments.results import EvaluationFile
 
 RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
 
@@ -17,6 +21,7 @@ RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
 def evaluate(
     target: Annotated[Target, Flat],
     studies: Annotated[StudyOptions, Flat],
+    gates: Annotated[GateOptions, Flat],
     *,
     attacks: Annotated[tuple[str, ...] | None, arg("ATTACK ...")] = None,
     threats: Annotated[tuple[str, ...] | None, arg("THREAT ...")] = None,
@@ -32,7 +37,8 @@ def evaluate(
     """Measure the robust accuracy of a model on its test images, with exact 95 % intervals, against true labels.
 
     The attacks run in order of increasing cost, each on the images that remain correctly classified. An evaluation that
-    was killed resumes. Exit status: 0 done, 1 failed or, with --strict, a check warns, 2 not understood.
+    was killed resumes. Exit status: 0 done, 1 failed, an accuracy is below its --min-... or, with --strict, a check
+    warns, 2 not understood.
 
     Parameters
     ----------
@@ -66,13 +72,17 @@ def evaluate(
     """
     from atent import runs as folder
     from atent.experiments.evaluation import evaluate_target, measured, summary, unfinished_evaluation
+    from atent.experiments.gate import gate_target, of_evaluation
     from atent.experiments.target import load_target
     from atent.runs import locks
     from atent.runs.manifest import write_new
 
+    asked = gates.limits()
+    places = {name: Path(path) if path else None for name, path in (("out", out), ("junit", gates.junit))}
     locks.steal(target.steal_lock)
-    with show.json_alone(json) as emit, show.own(out=Path(out) if out else None):
+    with show.json_alone(json) as emit, show.own(**places):
         subject = load_target(**target.keywords(), attacks=attacks, threats=threats)
+        held = gate_target(subject, asked)
         show.threads(target.threads)
         subject, dtype = measured(subject, target.search_dtype(search_dtype))  # type: ignore[arg-type]
         place = Path(out) if out else subject.place / f"{subject.stem}{folder.EVALUATION}"
@@ -87,24 +97,29 @@ def evaluate(
         show.accuracies({subject.name: evaluation})
         if per_class:
             _classes(found)
-        written = [path]
-        if radius:
-            from atent import plots
-
-            written.append(show.free_file(path.with_name(f"{subject.stem}security.png")))
-            plots.save(plots.security(found["sweep"]), written[-1])
-            _radii(found["sweep"])
-        written += print_studies(evaluation, path, subject.stem)
-        if evaluation.union is not None:
-            from atent import plots
-
-            written.append(show.free_file(path.with_name(f"{subject.stem}union.png")))
-            plots.save(plots.union(evaluation.union.to_json()), written[-1])
+        written = [path, *_drawn(evaluation, found, path, subject.stem)]
         print("\n" + "\n".join(summary(evaluation)))
         warned = _checks(found["checks"]) if "checks" in found else False
         print(f"\nwritten: {', '.join(map(str, written))}")
+        passed = gates.report([*of_evaluation(evaluation, asked, subject.name, str(path)), *held])
         emit(found)
-    return 1 if warned and strict else 0
+    return 1 if not passed or (warned and strict) else 0
+
+
+def _drawn(evaluation: EvaluationFile, found: dict[str, Any], path: Path, stem: str) -> list[Path]:
+    """Print the tables of radii and studies, and draw what has a figure: the files of the figures."""
+    from atent import plots
+
+    written = []
+    if evaluation.sweep:
+        written.append(show.free_file(path.with_name(f"{stem}security.png")))
+        plots.save(plots.security(found["sweep"]), written[-1])
+        _radii(found["sweep"])
+    written += print_studies(evaluation, path, stem)
+    if evaluation.union is not None:
+        written.append(show.free_file(path.with_name(f"{stem}union.png")))
+        plots.save(plots.union(evaluation.union.to_json()), written[-1])
+    return written
 
 
 def _classes(found: dict[str, Any]) -> None:
