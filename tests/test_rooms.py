@@ -8,8 +8,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
     ["fields"],
-    ["distributed", "docstrings", "geometry", "messages", "progress", "signals", "threads", "markdown"],
-    ["rng", "losses", "sgld"],
+    ["distributed", "docstrings", "extras", "geometry", "messages", "progress", "signals", "threads", "markdown"],
+    ["rng", "losses", "sgld", "zoo"],
     ["stats", "trust"],
     ["threat", "guard", "registry", "memory"],
     ["checks", "precision"],

@@ -29,6 +29,7 @@ from atent.messages import once
 from atent.models import check_output, from_reference
 from atent.probe import Auto, gaining
 from atent.runs.loading import load_file, restore
+from atent.runs.places import is_named, place_of
 from atent.threads import Threads, check_threads
 from atent.threat import EXTRA, Box, Group, Inner, Norm, Threat
 from atent.train.settings import pick_device
@@ -149,6 +150,8 @@ class Target:
     """What the names of the results' files begin with."""
     config: dict[str, Any] = field(default_factory=dict)
     """A run's configuration."""
+    origin: Path | None = None
+    """A run's folder, which is not ``place`` for a network of the zoo or of the Hub."""
 
     def chosen(self) -> Split:
         """The test images that the settings ask for, by the data's subset."""
@@ -191,7 +194,8 @@ def load_target(
     trust_code: bool = False,
     allow_long: bool = False,
 ) -> Target:
-    """What ``target`` names, ready to be evaluated: a run folder, a .safetensors file, or module:function.
+    """What ``target`` names, ready to be evaluated: a run folder, a .safetensors file, zoo:name, hub:user/name, or
+    module:function.
 
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
     was trained from Python needs ``model`` (see `restore`) and, where it was trained on tensors, ``data`` (see
@@ -205,18 +209,18 @@ def load_target(
     such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
     _check_either(attacks, threats)
-    named = None if attacks is None else tuple(attacks)
+    listed = None if attacks is None else tuple(attacks)
     # Attacks that are named replace a recipe's threats.
     together = (None if attacks is None else ()) if threats is None else tuple(threats)
     changes = {
         "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
-        "attacks": named, "threats": together, "limit": limit, "seed": seed, "batch": batch,
+        "attacks": listed, "threats": together, "limit": limit, "seed": seed, "batch": batch,
         "channels_last": channels_last, "folding": folding,
         "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
-    path = Path(target)
-    own = path.suffix == ".safetensors" or (":" in target and not path.is_dir())
+    named, path = is_named(target), place_of(target)
+    own = not named and (path.suffix == ".safetensors" or (":" in target and not path.is_dir()))
     if not own and not (path / folder.CONFIG).is_file():
         raise FileNotFoundError(
             f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed, a .safetensors file"
@@ -224,7 +228,11 @@ def load_target(
         )
     check_threads(threads)
     with trust.fenced(*([target] if own else []), model, data, attacks, threats, trust_code=trust_code):
-        made = _found(target, own, given, model, data, root, which, weights)
+        made = _found(str(path), own, given, model, data, root, which, weights)
+    if named:
+        # Its folder belongs to the package or to the Hub's cache.
+        stem, about = re.sub(r"\W+", "-", target) + "-", {**made.about, "run": target}
+        made = replace(made, name=target, place=Path(), stem=stem, about=about)
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))
@@ -310,7 +318,7 @@ def _run(
     if model is not None:
         check_output(net, data.shape, data.classes)
     head = {"run": path.name, "weights": str(weights) if weights else which, "epoch": about.get("epoch")}
-    return Target(path.name, net, data, threat, attacks, settings, head, path, config=config)
+    return Target(path.name, net, data, threat, attacks, settings, head, path, config=config, origin=path)
 
 
 def _check_either(attacks: Sequence[str] | None, threats: Sequence[str] | None) -> None:

@@ -16,12 +16,14 @@ from atent import trust
 from atent.messages import unknown
 from atent.models import MODELS, ModelSettings, build, from_reference, has_patch, make
 from atent.runs.checkpoint import load_weights, read_weights, weights_file
+from atent.runs.places import place_of
 
 
 def load(
     run: str | Path, *, which: str = "best", device: str = "cpu", model: str | None = None, trust_code: bool = False
 ) -> nn.Module:
-    """The model of a run folder, with its best weights (or ``which`` of `load_weights`), in eval mode.
+    """The model of a run folder, with its best weights (or ``which`` of `load_weights`), in eval mode; ``run`` may also
+    be zoo:name or hub:user/name.
 
     ``model`` names the network, as `restore` takes it, where the run does not. ``trust_code``: let a run that you did
     not make on this machine import what it names. FileNotFoundError or ValueError, in one line, where the folder is not
@@ -40,7 +42,7 @@ def restore(
     network it was, a built-in one by name or the user's own as module:function, in place of its builder.
     ``trust_code`` and errors as `load` and `load_weights`.
     """
-    run = Path(run)
+    run = place_of(run)
     if not (run / folder.CONFIG).is_file():
         raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
     config = folder.read_config(run / folder.CONFIG)

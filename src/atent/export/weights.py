@@ -1,0 +1,41 @@
+"""Weights in one .safetensors file, and networks that are loaded back from what was written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from atent.experiments.target import Target
+from atent.export.checks import Run
+from atent.export.hub import configuration
+from atent.runs.checkpoint import save_weights
+from atent.runs.loading import load, load_file
+
+
+def write_weights(target: Target, path: Path) -> Run:
+    """Write the weights with what builds their network in the metadata; what the network that is loaded back computes.
+
+    ValueError, in one line, for a network that is built by code.
+    """
+    config = configuration(target)
+    about = config["about"]["data"]
+    made = {key: about[key] for key in ("classes", "shape", "box")}
+    save_weights(path, target.model, {**made, "model": config["model"], "data": target.data.name})
+    model, _ = load_file(path, classes=target.data.classes, shape=tuple(target.data.shape))
+    return _run(model)
+
+
+def loaded(place: Path) -> Run:
+    """What the network of a folder computes that is loaded back."""
+    return _run(load(place))
+
+
+def _run(model: nn.Module) -> Run:
+    def run(inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = model(inputs)
+        return logits
+
+    return run
