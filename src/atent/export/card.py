@@ -98,14 +98,14 @@ def results_of(target: Target) -> Results:
     return Results(own, mine)
 
 
-def card_of(target: Target, found: Results, *, license: str | None = None) -> Card:
-    """The card of a target from its results."""
+def card_of(target: Target, found: Results, *, name: str | None = None, license: str | None = None) -> Card:
+    """The card of a target from its results; ``name`` is that of the card, default: the target's."""
     config, threat = target.config, target.threat
     method = str((config.get("method") or {}).get("name") or "")
-    name = str((config.get("model") or {}).get("name") or target.about.get("model") or type(target.model).__name__)
+    network = str((config.get("model") or {}).get("name") or target.about.get("model") or type(target.model).__name__)
     figures, attacks = _figures(found)
     return Card(
-        name=target.name, about=words.method(method) if method else "", architecture=name,
+        name=name or target.name, about=words.method(method) if method else "", architecture=network,
         parameters=sum(p.numel() for p in target.model.parameters()), data=target.data.name,
         shape=tuple(target.data.shape), classes=target.data.classes, box=target.data.box,
         threat=None if threat is None else show(threat), figures=figures, attacks=attacks,

@@ -65,8 +65,8 @@ class Written:
     def text(self) -> str:
         """One line."""
         return (
-            f"{len(self.properties)} properties (misclassified images, without one: {self.misclassified}), read back and"
-            f" evaluated by onnxruntime on {_SAMPLES} points of each box; PGD violates {len(self.counterexamples)}"
+            f"{len(self.properties)} properties (images misclassified, without one: {self.misclassified}), read back"
+            f" and evaluated by onnxruntime on {_SAMPLES} points of each box; PGD violates {len(self.counterexamples)}"
         )
 
 

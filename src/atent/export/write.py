@@ -103,7 +103,8 @@ def _vnnlib(target: Target, place: Path, timeout: int) -> Exported:
 
 def _hub(target: Target, place: Path, license: str | None, repo: str | None) -> Exported:
     results = results_of(target)
-    card = card_of(target, results, license=license)
+    name = repo.partition("/")[2] if repo else place.name
+    card = card_of(target, results, name=name, license=license)
     write_folder(target, card, results, place, repo)
     lines = [f"{f.name} {f.share.text}, n = {f.share.n:,}, {f.under or 'no attack'} ({f.file})" for f in card.figures]
     return Exported(
