@@ -80,8 +80,9 @@ def _short_run(tmp_path_factory):
 
     place = tmp_path_factory.mktemp("short")
     words = (
-        "train digits-linf-pgdat --no_baseline --quiet --train.epochs 3 --data.limit 384 --train.validate_limit 10"
-        " --method.steps 1 --evaluate.attacks FGSM --evaluate.limit 60 --train.device cpu --name run --runs"
+        "train digits-linf-standard --no_baseline --quiet --train.epochs 2 --train.batch_size 16 --data.limit 640"
+        " --train.validate_limit 10 --evaluate.attacks FGSM --evaluate.limit 60 --evaluate.eps 0.05 --train.device cpu"
+        " --name run --runs"
     )
     assert main([*words.split(), str(place)]) == 0
     return place / "run"

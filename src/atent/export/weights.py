@@ -21,8 +21,10 @@ def write_weights(target: Target, path: Path) -> Run:
     """
     config = configuration(target)
     about = config["about"]["data"]
-    made = {key: about[key] for key in ("classes", "shape", "box")}
-    save_weights(path, target.model, {**made, "model": config["model"], "data": target.data.name})
+    made = {key: about[key] for key in ("classes", "shape", "box")} | {"model": config["model"]}
+    # A run folder takes its own weights alone.
+    known = {"run": config["id"]} if "id" in config else {}
+    save_weights(path, target.model, {**known, **made, "data": target.data.name})
     model, _ = load_file(path, classes=target.data.classes, shape=tuple(target.data.shape))
     return _run(model)
 
