@@ -240,6 +240,16 @@ def test_weights_in_a_file_become_a_folder(short_run, capsys, monkeypatch):
     assert "no code" in line_of_error(capsys, *words)
 
 
+def test_the_hub_reads_the_card(short_run, capsys):
+    """The Hub's own parser finds the results in the head of the page."""
+    client = pytest.importorskip("huggingface_hub", reason="needs the extra hub: pip install 'atent[hub]'")
+    assert exported(capsys, "run", "--format", "hub", "--out", "mine", "--license", "mit")[0] == 0
+    read = client.ModelCard.load("mine/README.md").data
+    card = read_json("mine/card.json")
+    assert [each.metric_value for each in read.eval_results] == [each["share"]["value"] for each in card["figures"]]
+    assert (read.license, read.library_name, read.datasets) == ("mit", "atent", ["digits"])
+
+
 class Client:
     """A stand-in for `huggingface_hub.HfApi`, with the two calls that are used of it."""
 

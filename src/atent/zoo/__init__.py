@@ -36,8 +36,8 @@ def find(name: str) -> Path:
 
 
 def origin(name: str) -> str:
-    """Where a network comes from: package or checkout."""
-    return "package" if find(name).parent == _HERE else "checkout"
+    """Where a network comes from: built-in, or checkout."""
+    return "built-in" if find(name).parent == _HERE else "checkout"
 
 
 def facts(name: str) -> str:
