@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from kit import own
 from torch import nn
 
 import atent
@@ -56,8 +57,8 @@ def test_safetensors_and_torch_export_are_the_network(short_run, capsys):
     found = json.loads(printed.out)
     assert found["written"] == "run/model.safetensors"
     assert found["check"]["passed"]
-    own = ("evaluate", "run/model.safetensors", "--data", "digits", "--norm", "linf", "--eps", "0.1", "--quiet")
-    assert main([*own, "--attacks", "FGSM", "--limit", "5"]) == 0
+    words = ("evaluate", "run/model.safetensors", "--data", "digits", "--norm", "linf", "--eps", "0.1", "--quiet")
+    assert main([*words, "--attacks", "FGSM", "--limit", "5"]) == 0
     status, printed = exported(capsys, "run", "--format", "torch-export", "--out", "net.pt2")
     assert status == 0, printed.err
     program = torch.export.load("net.pt2").module()
@@ -224,8 +225,8 @@ def test_results_of_other_weights_are_not_claimed(short_run, capsys):
 def test_weights_in_a_file_become_a_folder(short_run, capsys, monkeypatch):
     """A file of a built-in network: its data and threat are those of the options."""
     shutil.copy(short_run / "best.safetensors", "net.safetensors")
-    own = ("net.safetensors", "--data", "digits", "--norm", "linf", "--eps", "0.05")
-    status, printed = exported(capsys, *own, "--format", "hub", "--out", "mine")
+    words = ("net.safetensors", "--data", "digits", "--norm", "linf", "--eps", "0.05")
+    status, printed = exported(capsys, *words, "--format", "hub", "--out", "mine")
     assert status == 0, printed.err
     x = torch.rand(3, 1, 8, 8)
     assert torch.equal(atent.load("mine")(x), atent.load("run")(x))
@@ -248,6 +249,23 @@ def test_the_hub_reads_the_card(short_run, capsys):
     card = read_json("mine/card.json")
     assert [each.metric_value for each in read.eval_results] == [each["share"]["value"] for each in card["figures"]]
     assert (read.license, read.library_name, read.datasets) == ("mit", "atent", ["digits"])
+
+
+def test_a_run_of_your_own_network_keeps_its_code_to_itself(tmp_path, monkeypatch, capsys):
+    """The folder holds its weights; whoever loads it must have the code, and say that he trusts it."""
+    before = ROOT / "tests" / "before_subsets"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "tests"))
+    shutil.copytree(before / "finished", "run")
+    own(Path("run"))
+    words = ("run", "--root", str(before / "sorted.npz"), "--format", "hub", "--out", "mine")
+    status, printed = exported(capsys, *words)
+    assert status == 0, printed.err
+    assert "small_net:build, which is not in this folder" in Path("mine/README.md").read_text()
+    with pytest.raises(ValueError, match="small_net:build"):
+        atent.load("mine")
+    x = torch.rand(2, 1, 4, 4)
+    assert torch.equal(atent.load("mine", trust_code=True)(x), atent.load("run")(x))
 
 
 class Client:

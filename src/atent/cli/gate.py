@@ -58,7 +58,7 @@ class GateOptions:
 
 
 def gate(
-    results: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE ...")],
+    results: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|zoo:NAME|hub:USER/NAME ...")],
     options: Annotated[GateOptions, Flat],
     *,
     json: bool = False,
@@ -94,8 +94,9 @@ def _verdicts(result: str, asked: Limits) -> list[Verdict]:
     from atent.experiments import gate
     from atent.experiments.results import CertificateFile, EvaluationFile
     from atent.report import collect
+    from atent.runs.places import place_of
 
-    path = Path(result)
+    path = place_of(result)
     evaluated: tuple[str, EvaluationFile] | None = None
     if path.is_dir():
         run = collect.read(path)

@@ -143,7 +143,9 @@ def gate_target(target: Target, asked: Limits) -> list[Verdict]:
         raise ValueError("--min-robust needs an attack: name one by --attacks")
     if asked.certified is None:
         return []
-    held = certificates(target.place, target.stem, fingerprint(target.model))
+    weights = fingerprint(target.model)
+    places = {(target.place, target.stem), *([(target.origin, "")] if target.origin is not None else [])}
+    held = {path: each for place, stem in places for path, each in certificates(place, stem, weights).items()}
     return of_certificates(held, asked, target.name, target.threat)
 
 

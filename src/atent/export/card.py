@@ -162,10 +162,19 @@ def _limits(target: Target, found: Results) -> list[str]:
             out.append(
                 f"Measured under {' and '.join(each.threats)}: nothing is known of other norms and larger radii."
             )
-    if "builder" in (target.config.get("model") or {}):
-        out.append("The network is built by code that is not in this folder.")
+    code = built_by(target.config) if target.config else None
+    if code:
+        out.append(f"The network is built by {code}, which is not in this folder and runs with trust_code=True alone.")
     out.append("Inputs are in the box above, without normalisation, which is inside the network.")
     return out
+
+
+def built_by(config: dict[str, Any]) -> str | None:
+    """The code outside this library that builds the network of a configuration, or a word for it; None for a built-in
+    network."""
+    model = config.get("model") or {}
+    name = model.get("name") or model.get("builder") or "code of its own"
+    return None if model.get("name") and ":" not in name else str(name)
 
 
 def _citation(method: str) -> str:

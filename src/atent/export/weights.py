@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from atent.experiments.target import Target
+from atent.export.card import built_by
 from atent.export.checks import Run
 from atent.export.hub import configuration
-from atent.runs.checkpoint import save_weights
+from atent.runs.checkpoint import load_weights, save_weights
 from atent.runs.loading import load, load_file
 
 
@@ -29,9 +31,14 @@ def write_weights(target: Target, path: Path) -> Run:
     return _run(model)
 
 
-def loaded(place: Path) -> Run:
-    """What the network of a folder computes that is loaded back."""
-    return _run(load(place))
+def loaded(place: Path, target: Target) -> Run:
+    """What the network of a folder computes that is loaded back; where only code builds it, a copy of the target's
+    with the weights of the folder."""
+    if not target.config or built_by(target.config) is None:
+        return _run(load(place))
+    model = copy.deepcopy(target.model).cpu()
+    load_weights(model, place)
+    return _run(model)
 
 
 def _run(model: nn.Module) -> Run:

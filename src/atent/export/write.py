@@ -108,7 +108,7 @@ def _hub(target: Target, place: Path, license: str | None, repo: str | None) -> 
     write_folder(target, card, results, place, repo)
     lines = [f"{f.name} {f.share.text}, n = {f.share.n:,}, {f.under or 'no attack'} ({f.file})" for f in card.figures]
     return Exported(
-        [*lines, *(f"limit: {line}" for line in card.limits)], _check(target, loaded(place)), card.to_json()
+        [*lines, *(f"limit: {line}" for line in card.limits)], _check(target, loaded(place, target)), card.to_json()
     )
 
 
