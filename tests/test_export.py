@@ -16,7 +16,7 @@ import atent
 from atent.cli import main
 from atent.data import from_tensors
 from atent.experiments.target import load_target
-from atent.export import checks, hub, programs, robustbench, vnnlib
+from atent.export import checks, programs, robustbench, vnnlib
 from atent.export.card import card_of, results_of
 from atent.runs import read_json
 from atent.threat import Threat
@@ -88,7 +88,7 @@ def test_a_check_finds_another_network(short_run, capsys, monkeypatch):
     )
     status, printed = exported(capsys, "run", "--format", "safetensors", "--out", "other.safetensors")
     assert status == 1
-    assert "is not the network" in printed.err
+    assert "does not compute what the network does" in printed.err
 
 
 class Branching(nn.Module):
@@ -307,8 +307,17 @@ def test_pushing_and_loading_by_name(short_run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert "pip install 'atent[hub]'" in line_of_error(capsys, "evaluate", "hub:user/net")
     assert "hub:user/name" in line_of_error(capsys, "evaluate", "hub:user")
-    with pytest.raises(ValueError, match="user/name"):
-        hub.push(Path("mine"), "a/b/c", client=client)
+    assert "pip install 'atent[hub]'" in line_of_error(capsys, "export", "run", "--format", "hub", "--push", "a/b")
+    # What fails its check stays here.
+    from atent.export import write as room
+
+    before = len(client.calls)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    monkeypatch.setattr(room, "loaded", lambda *_args: lambda x: torch.zeros(len(x), 10))
+    status, printed = exported(capsys, "run", "--format", "hub", "--out", "broken", "--push", "user/net")
+    assert status == 1
+    assert "not pushed" in printed.err
+    assert len(client.calls) == before
 
 
 # ---- RobustBench

@@ -66,31 +66,32 @@ def export(
         Print what was written and the check as JSON to standard output, and nothing else there.
     """
     from atent.experiments.target import load_target
-    from atent.export.hub import check_repo
-    from atent.export.hub import push as upload
+    from atent.export import hub
     from atent.export.write import write
 
     _for_format(format, {"vnnlib": {"--timeout": timeout}, "hub": {"--license": license, "--push": push}})
     if private and push is None:
         raise UsageError("--private has no effect without --push")
-    if push is not None:
-        check_repo(push)
+    # What is missing shows before the work.
+    client = None if push is None else hub.client_for(push)
     keywords = {**target.keywords(), "limit": _IMAGES if target.limit is None else target.limit}
     with show.json_alone(json) as emit, show.own(out=Path(out) if out else None):
         subject = load_target(**keywords, attacks=())
+        show.threads(target.threads)
         with _place(subject, format, out) as place:
             made = write(subject, format, place, timeout=timeout or 100, license=license, repo=push)
         print("\n".join(made.lines))
         if made.check is not None:
             print(f"check: {made.check.text}")
-        if push is not None:
-            print(f"pushed: {upload(place, push, private=private)}")
+        failed = made.check is not None and not made.check.passed
+        pushed = None if client is None or push is None or failed else hub.push(place, push, client, private=private)
+        if pushed is not None:
+            print(f"pushed: {pushed}")
         print(f"written: {place}")
-        emit({"format": format, "written": str(place), "pushed": push, **made.to_json()})
-    if made.check is not None and not made.check.passed:
-        show.warn(f"{place} is not the network: {made.check.text}")
-        return 1
-    return 0
+        emit({"format": format, "written": str(place), "pushed": pushed, **made.to_json()})
+    if failed:
+        show.warn(f"{place} does not compute what the network does, see the check{': not pushed' if push else ''}")
+    return 1 if failed else 0
 
 
 def _for_format(format: str, options: dict[str, dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,8 +29,8 @@ class Inputs:
     labels: Tensor
     ids: Tensor
     adversarial: Tensor
-    found_by: str
-    """What made the adversarial images."""
+    kind: str
+    """What the adversarial images are, in words."""
 
     @property
     def all(self) -> Tensor:
@@ -68,17 +69,20 @@ class Check:
 
 
 def inputs_of(target: Target) -> Inputs:
-    """The target's test images, and adversarial ones that PGD finds from them; where it has no form for the threat, or
-    there is none, points of the box chosen uniformly at random."""
+    """The target's test images, and adversarial ones that PGD finds from them; without a threat, points of the box
+    chosen uniformly at random."""
     x, y, ids = (t.cpu() for t in target.test())
-    threat = target.threat
-    if threat is not None and threat.norm in PGD.norms:
-        found = PGD(threat, steps=20)(target.model, x.to(_device(target.model)), y.to(_device(target.model)), ids=ids)
-        return Inputs(x, y, ids, found.cpu(), f"PGD-20, {show(threat)}")
+    threat, seed = target.threat, target.settings.seed
+    if threat is not None and threat.eps != math.inf:
+        device, found = _device(target.model), []
+        for rows in torch.arange(len(x)).split(target.settings.batch):
+            given = x[rows].to(device), y[rows].to(device)
+            found.append(PGD(threat, steps=20)(target.model, *given, seed=seed, ids=ids[rows]).cpu())
+        return Inputs(x, y, ids, torch.cat(found), f"adversarial ones (PGD-20, {show(threat)})")
     low, high = (torch.as_tensor(side, dtype=x.dtype) for side in target.data.box)
     low, high = (side.reshape(-1, *[1] * (x.dim() - 2)) if side.dim() else side for side in (low, high))
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(target.settings.seed), dtype=x.dtype)
-    return Inputs(x, y, ids, low + (high - low) * noise, "uniform random points")
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    return Inputs(x, y, ids, low + (high - low) * noise, "points of the box, uniformly at random")
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -92,14 +96,19 @@ def tolerance(model: nn.Module, x: Tensor) -> float:
     order, so its rounding is of the same size: `ROUNDINGS` times it are allowed, and as many units in the last place
     of the largest logit. A network that has no form in float64 is given `ROUNDINGS` units for the rounding.
     """
-    with torch.no_grad():
-        logits = model(x)
-        unit = torch.finfo(logits.dtype).eps * float(logits.abs().max())
-        try:
-            rounding = float((logits.double() - copy.deepcopy(model).double()(x.double())).abs().max())
-        except RuntimeError:  # a forward pass that makes tensors of single precision
-            rounding = ROUNDINGS * unit
+    logits = _in_parts(model, x)
+    unit = torch.finfo(logits.dtype).eps * float(logits.abs().max())
+    try:
+        rounding = float((logits.double() - _in_parts(copy.deepcopy(model).double(), x.double())).abs().max())
+    except RuntimeError:  # a forward pass that makes tensors of single precision
+        rounding = ROUNDINGS * unit
     return ROUNDINGS * (rounding + unit)
+
+
+def _in_parts(run: Run, x: Tensor, size: int = 250) -> Tensor:
+    """What ``run`` gives, in batches of ``size``."""
+    with torch.no_grad():
+        return torch.cat([run(part) for part in x.split(size)])
 
 
 def compared(model: nn.Module, run: Run, inputs: Inputs, batches: Sequence[int]) -> Check:
@@ -107,15 +116,14 @@ def compared(model: nn.Module, run: Run, inputs: Inputs, batches: Sequence[int])
     model = copy.deepcopy(model).cpu().eval()
     x = inputs.all
     allowed = tolerance(model, x)
-    with torch.no_grad():
-        logits = model(x)
+    logits = _in_parts(model, x)
     top = logits.topk(2, dim=1).values
     clear = top[:, 0] - top[:, 1] > 2 * allowed
     found = Check(_words(inputs, batches), 0.0, allowed, 0, int((~clear).sum()))
     for size in batches:
         # Both kinds of images are at the ends.
         some = torch.arange(len(x)) if size > 1 else torch.cat([torch.arange(len(x))[:10], torch.arange(len(x))[-10:]])
-        other = torch.cat([run(part) for part in x[some].split(size)]).to(logits.dtype)
+        other = _in_parts(run, x[some], size).to(logits.dtype)
         if other.shape != logits[some].shape:
             raise ValueError(f"the exported network gives {tuple(other.shape)}, the network {tuple(logits.shape)}")
         difference = (other - logits[some]).abs().nan_to_num(torch.inf).max()
@@ -129,4 +137,4 @@ def compared(model: nn.Module, run: Run, inputs: Inputs, batches: Sequence[int])
 def _words(inputs: Inputs, batches: Sequence[int]) -> str:
     sizes = " and ".join(map(str, batches))
     n = len(inputs.clean)
-    return f"{n} test images and {n} adversarial ones ({inputs.found_by}), batches of {sizes}"
+    return f"{n} test images and {n} {inputs.kind}, batches of {sizes}"

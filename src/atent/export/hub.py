@@ -1,7 +1,7 @@
 """The folder of a Hugging Face Hub repository: a run folder with one file of weights, its results and a model card.
 
 `atent.load`, `atent evaluate` and `atent certify` take such a folder as they take a run, and ``hub:user/name`` as they
-take the folder. Nothing is pushed unless `push` is called.
+take the folder. Nothing leaves the machine unless `push` is called.
 """
 
 from __future__ import annotations
@@ -117,23 +117,18 @@ def _weights(target: Target, config: dict[str, Any], temporary: Path) -> None:
     )
 
 
-def push(place: Path, repo: str, *, client: Client | None = None, private: bool = False) -> str:
-    """Push the folder to the Hub with the user's own token, which the Hub's client finds; the address.
-
-    ``client`` has the two methods of `Client`; default: `huggingface_hub.HfApi()`. ImportError, in one line, without
-    the extra; ValueError for a name that is not user/name.
-    """
-    check_repo(repo)
-    if client is None:
-        made: Client = extra("huggingface_hub", "hub", "--push").HfApi()
-        client = made
-    client.create_repo(repo, private=private, exist_ok=True)
-    client.upload_folder(repo_id=repo, folder_path=str(place), commit_message=f"Network of atent: {place.name}")
-    return f"https://huggingface.co/{repo}"
-
-
-def check_repo(repo: str) -> None:
-    """ValueError, in one line, unless ``repo`` is user/name."""
+def client_for(repo: str) -> Client:
+    """The Hub's client, which finds the user's own token; ImportError, in one line, without the extra, ValueError for a
+    name that is not user/name."""
     user, slash, name = repo.partition("/")
     if not (user and slash and name) or "/" in name or any(c.isspace() or c == ":" for c in repo):
         raise ValueError(f"a repository of the Hub is user/name, got {repo!r}")
+    client: Client = extra("huggingface_hub", "hub", "--push").HfApi()
+    return client
+
+
+def push(place: Path, repo: str, client: Client, *, private: bool = False) -> str:
+    """Push the folder to a repository of the Hub, which is made where it is not there; the address."""
+    client.create_repo(repo, private=private, exist_ok=True)
+    client.upload_folder(repo_id=repo, folder_path=str(place), commit_message=f"Network of atent: {place.name}")
+    return f"https://huggingface.co/{repo}"

@@ -12,7 +12,7 @@ from atent.threat import Threat
 
 DATA = ("cifar10", "cifar100", "imagenet")
 NORMS = {"linf": "Linf", "l2": "L2"}
-BY_HAND = ("link", "name", "authors", "venue", "reported")
+BY_HAND = ("link", "name", "authors", "venue", "reported", "additional_data")
 """Fields that only the authors know."""
 
 
@@ -35,7 +35,7 @@ def entry(target: Target, found: Results) -> tuple[dict[str, Any], str]:
     ]  # fmt: skip
     clean = next((f.clean for f in found.evaluations.values() if f.n == f.data.of), None)
     made = {
-        "link": "", "name": "", "authors": "", "additional_data": False, "number_forward_passes": 1,
+        "link": "", "name": "", "authors": "", "additional_data": None, "number_forward_passes": 1,
         "dataset": target.data.name, "venue": "", "architecture": _architecture(target), "eps": _eps(float(threat.eps)),
         "clean_acc": None if clean is None else f"{100 * clean.value:.2f}", "reported": "",
         "autoattack_acc": f"{100 * whole[0].worst.value:.2f}" if whole else None,

@@ -10,7 +10,7 @@ from typing import Any
 from atent import runs as folder
 from atent.experiments.target import Target
 from atent.export.card import card_of, results_of
-from atent.export.checks import Check, Run, compared, inputs_of
+from atent.export.checks import Check, Inputs, Run, compared, inputs_of
 from atent.export.hub import write_folder
 from atent.export.programs import INPUT, OPSET, OUTPUT, write_onnx, write_program
 from atent.export.robustbench import BY_HAND, entry
@@ -85,9 +85,13 @@ _FILES: dict[str, tuple[Callable[[Target, Path], Run], Callable[[Target], str]]]
 
 
 def _check(target: Target, run: Run) -> Check:
-    """In batches of one input, and of all of them."""
     inputs = inputs_of(target)
-    return compared(target.model, run, inputs, (1, len(inputs.all)))
+    return compared(target.model, run, inputs, _sizes(target, inputs))
+
+
+def _sizes(target: Target, inputs: Inputs) -> tuple[int, int]:
+    """Batches of one input, and of all of them, or as many as an evaluation takes."""
+    return 1, min(len(inputs.all), target.settings.batch)
 
 
 def _vnnlib(target: Target, place: Path, timeout: int) -> Exported:
@@ -95,7 +99,7 @@ def _vnnlib(target: Target, place: Path, timeout: int) -> Exported:
     folder.create(place)
     (place / NETWORK).parent.mkdir(exist_ok=True)
     run, inputs = write_onnx(target, place / NETWORK), inputs_of(target)
-    check = compared(target.model, run, inputs, (1, len(inputs.all)))
+    check = compared(target.model, run, inputs, _sizes(target, inputs))
     made = write_properties(target, inputs, run, place, timeout)
     counts = {"properties": len(made.properties), "misclassified": made.misclassified}
     return Exported([f"vnnlib: {made.text}"], check, {**counts, "counterexamples": made.counterexamples})
