@@ -158,6 +158,19 @@ def test_properties_say_what_the_ball_says(tmp_path):
         vnnlib.read(rows[1][1])
 
 
+def test_another_reader_reads_the_same_property(tmp_path):
+    """The reader of VNN-LIB 1 on the package index: the box, and matrices of which A y <= 0 is a misclassification."""
+    compat = pytest.importorskip("vnnlib.compat", reason="needs vnnlib below version 1")
+    wanted = vnnlib.Property(torch.tensor([0.1, 1e-9]).double(), torch.tensor([0.3, 1.0]).double(), 1, 3)
+    path = tmp_path / "one.vnnlib"
+    path.write_text(vnnlib.spelled(wanted, "one"))
+    ((box, conditions),) = compat.read_vnnlib_simple(str(path), 2, 3)
+    assert box == torch.stack([wanted.low, wanted.high], 1).tolist()
+    for logits in torch.tensor([[0.0, 1.0, 0.5], [1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [-1.0, -0.5, -2.0]]):
+        found = any((torch.as_tensor(a).float() @ logits <= torch.as_tensor(b).float()).all() for a, b in conditions)
+        assert found == bool(wanted.violated(logits[None]))
+
+
 def test_a_number_is_written_as_it_is_read():
     for value in (0.1, 1e-9, 1 / 3, 5e-324, 1.0, 0.0, 0.15000000596046448):
         assert float(vnnlib._decimal(value)) == value
@@ -308,11 +321,16 @@ def test_pushing_and_loading_by_name(short_run, capsys, monkeypatch):
     assert "pip install 'atent[hub]'" in line_of_error(capsys, "evaluate", "hub:user/net")
     assert "hub:user/name" in line_of_error(capsys, "evaluate", "hub:user")
     assert "pip install 'atent[hub]'" in line_of_error(capsys, "export", "run", "--format", "hub", "--push", "a/b")
+    # A repository of another library.
+    Path("theirs").mkdir()
+    Path("theirs/config.json").write_text('{"model_type": "resnet"}')
+    monkeypatch.setattr(fake, "snapshot_download", lambda *_args, **_given: "theirs")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
+    assert "not a network of atent" in line_of_error(capsys, "evaluate", "hub:user/theirs")
     # What fails its check stays here.
     from atent.export import write as room
 
     before = len(client.calls)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", fake)
     monkeypatch.setattr(room, "loaded", lambda *_args: lambda x: torch.zeros(len(x), 10))
     status, printed = exported(capsys, "run", "--format", "hub", "--out", "broken", "--push", "user/net")
     assert status == 1

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from atent import zoo
 from atent.extras import extra
+from atent.runs import manifest
 
 PREFIXES = ("zoo:", "hub:")
 # What a network is loaded, evaluated and reported from; a repository may hold anything beside it.
-_WANTED = ["config.json", "manifest.json", "*.safetensors", "evaluation*.json", "certificate*.json", "card.json"]
+_WANTED = ["config.json", "manifest.json", "model.safetensors", "evaluation*.json", "certificate*.json", "card.json"]
 
 
 def is_named(target: str | Path) -> bool:
@@ -35,7 +36,13 @@ def _downloaded(name: str) -> Path:
         raise ValueError(f"hub:{name} must be hub:user/name, or hub:user/name@revision")
     client = extra("huggingface_hub", "hub", f"hub:{name}")
     try:
-        return Path(client.snapshot_download(repo, revision=revision or None, allow_patterns=_WANTED))
+        path = Path(client.snapshot_download(repo, revision=revision or None, allow_patterns=_WANTED))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise FileNotFoundError(f"hub:{name} cannot be downloaded ({type(error).__name__}: {reason[:200]})") from error
+    if not manifest.is_run(path):
+        raise ValueError(
+            f"hub:{name} is not a network of atent (no such config.json): download its weights, and give the file with"
+            " --model and --data"
+        )
+    return path
