@@ -52,8 +52,8 @@ def export(
         the test images that are classified correctly, in linf (extra onnx); hub: the folder of a Hugging Face Hub
         repository, with the results that lie beside the weights and a model card of them; robustbench: a model entry.
     out
-        File or folder to write. Default: model.onnx and the like, or a folder named after the format, in the run folder,
-        beside the file, or in this folder, numbered where it is taken.
+        File or folder to write. Default: model.onnx and the like, or a folder named after the format, in the run
+        folder, beside the file, or in this folder, numbered where it is taken.
     timeout
         vnnlib: seconds that instances.csv gives a tool for one property. Default: 100.
     license
