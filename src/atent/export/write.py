@@ -38,7 +38,7 @@ class Exported:
 def write(
     target: Target, format: str, place: Path, *, timeout: int = 100, license: str | None = None, repo: str | None = None
 ) -> Exported:
-    """Write a network in one of `atent.export.FORMATS` to a file or folder that is not there, and check it.
+    """Write a network in one of the formats of `atent export` to a file or folder that is not there, and check it.
 
     Parameters
     ----------
