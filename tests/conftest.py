@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -70,6 +71,29 @@ def all_digits():
 
     bunch = load_digits()
     return torch.tensor(bunch.images / 16.0).unsqueeze(1), torch.tensor(bunch.target).long()
+
+
+@pytest.fixture(scope="session")
+def _short_run(tmp_path_factory):
+    """A short training on a few digits, evaluated under FGSM."""
+    from atent.cli import main
+
+    place = tmp_path_factory.mktemp("short")
+    words = (
+        "train digits-linf-standard --no_baseline --quiet --train.epochs 2 --train.batch_size 16 --data.limit 640"
+        " --train.validate_limit 10 --evaluate.attacks FGSM --evaluate.limit 60 --evaluate.eps 0.05 --train.device cpu"
+        " --name run --runs"
+    )
+    assert main([*words.split(), str(place)]) == 0
+    return place / "run"
+
+
+@pytest.fixture
+def short_run(_short_run, tmp_path, monkeypatch):
+    """A copy of that run as "run" in the folder of work, which is a new one."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(_short_run, "run")
+    return Path("run")
 
 
 @pytest.fixture

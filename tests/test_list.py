@@ -17,6 +17,7 @@ ONE_OF = {
     "optimizers": "SGD",
     "certifiers": "smoothing",
     "recipes": "digits-linf-atent",
+    "zoo": "zoo:digits-linf-crown-ibp",
 }
 
 
@@ -36,7 +37,7 @@ def test_every_kind_says_what_each_is_and_where_it_comes_from(kind, capsys):
     assert len(set(names)) == len(names)
     for row in rows:
         assert row.keys() == {"name", "about", "origin"}
-        assert row["origin"] == "built-in"
+        assert row["origin"] in ("built-in", *(["checkout"] if kind == "zoo" else []))
         # Nothing is without a description.
         assert len(row["about"]) > 5, row
         assert "\n" not in row["about"]

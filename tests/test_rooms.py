@@ -8,9 +8,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "atent"
 # From the ground up; a room may import those of earlier lines.
 ORDER = [
     ["fields"],
-    ["docstrings", "geometry", "heap", "markdown", "messages", "progress", "signals", "threads", "torchrun"],
+    ["docstrings", "extras", "geometry", "heap", "markdown", "messages", "progress", "signals", "threads", "torchrun"],
     ["distributed"],
-    ["losses", "rng", "sgld"],
+    ["losses", "rng", "sgld", "zoo"],
     ["stats", "trust"],
     ["threat", "guard", "registry", "memory"],
     ["checks", "precision"],
@@ -24,7 +24,7 @@ ORDER = [
     ["train"],
     ["integrations", "experiments"],
     ["testing", "report", "bench"],
-    ["paper"],
+    ["export", "paper"],
     ["cli"],
     ["__main__"],
 ]

@@ -12,9 +12,10 @@ import pytest
 from commands import given
 from processes import SOURCE, started, until
 
+from atent import extras
 from atent.cli import main
 from atent.cli.words import split_sections
-from atent.experiments import extras, migrate, pipeline
+from atent.experiments import migrate, pipeline
 from atent.experiments import sweep as package
 from atent.experiments.backends import make
 from atent.experiments.recipe_files import UsageError

@@ -29,6 +29,8 @@ COMMANDS: dict[str, str] = {
     "attack": "attack a model's test images and keep the results, as arrays and as a picture",
     "transfer": "adversarial images of each of several networks, tried on all of them",
     "certify": "certified accuracy of a run's test images: randomised smoothing, or bounds",
+    "export": "write a network for other programs: ONNX, VNN-LIB, torch.export, the Hugging Face Hub",
+    "gate": "compare measured accuracies with the least that is accepted, for continuous integration",
     "compare": "train several recipes alike over several seeds, into one table with intervals",
     "sweep": "try a recipe's settings over a grid, at random or by a model, on validation figures",
     "reproduce": "make the paper's tables and figures again: its figures beside ours",

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from atent.cli import show
+from atent.cli.gate import GateOptions
 from atent.cli.parse import Flat, Place, Text, arg
 from atent.cli.shards import parsed
 from atent.cli.studies import StudyOptions, print_studies
 from atent.cli.target import Target
 
 if typing.TYPE_CHECKING:
+    from atent.experiments.gate import Limits, Verdict
     from atent.experiments.results import EvaluationFile
     from atent.experiments.target import Target as Evaluated
 
@@ -22,6 +24,7 @@ RENAMED = {"--radii": "--radius", "--batch": "--batch-size"}
 def evaluate(
     target: Annotated[Target, Flat],
     studies: Annotated[StudyOptions, Flat],
+    gates: Annotated[GateOptions, Flat],
     *,
     attacks: Annotated[tuple[str, ...] | None, arg("ATTACK ...")] = None,
     threats: Annotated[tuple[str, ...] | None, arg("THREAT ...")] = None,
@@ -39,7 +42,8 @@ def evaluate(
     """Measure the robust accuracy of a model on its test images, with exact 95 % intervals, against true labels.
 
     The attacks run in order of increasing cost, each on the images that remain correctly classified. An evaluation that
-    was killed resumes. Exit status: 0 done, 1 failed or, with --strict, a check warns, 2 not understood.
+    was killed resumes. Exit status: 0 done, 1 failed, an accuracy is below its --min-... or, with --strict, a check
+    warns, 2 not understood.
 
     Parameters
     ----------
@@ -81,15 +85,18 @@ def evaluate(
     from atent import runs as folder
     from atent.distributed import alone, entered
     from atent.experiments.evaluation import evaluate_target, measured, unfinished_evaluation
+    from atent.experiments.gate import gate_target
     from atent.experiments.shards import evaluation_shard, merging
     from atent.experiments.target import load_target
     from atent.runs import locks
     from atent.runs.manifest import write_new
 
-    part = parsed(shard, merge)
+    part, asked = parsed(shard, merge), gates.limits(whole=shard is None)
+    places = {name: Path(path) if path else None for name, path in (("out", out), ("junit", gates.junit))}
     locks.steal(target.steal_lock)
-    with show.json_alone(json) as emit, entered(lambda: show.own(out=Path(out) if out else None)):
+    with show.json_alone(json) as emit, entered(lambda: show.own(**places)):
         subject = load_target(**target.keywords(), attacks=attacks, threats=threats)
+        held = gate_target(subject, asked)
         show.threads(target.threads)
         subject, dtype = measured(subject, target.search_dtype(search_dtype))  # type: ignore[arg-type]
         place = Path(out) if out else subject.place / f"{subject.stem}{folder.EVALUATION}"
@@ -108,36 +115,46 @@ def evaluate(
                 subject, **request, partial=partial, blocks=merge, progress=not target.quiet
             )  # fmt: skip
             path = alone(lambda: write_new(place, evaluation.to_json(), numbered=out is None))
-        warned = alone(lambda: _shown(subject, evaluation, path, per_class=per_class))
+        passed, warned = alone(lambda: _shown(subject, evaluation, path, gates, asked, held, per_class=per_class))
         emit(evaluation.to_json())
-    return 1 if warned and strict else 0
+    return 1 if not passed or (warned and strict) else 0
 
 
-def _shown(subject: Evaluated, evaluation: EvaluationFile, path: Path, *, per_class: bool) -> bool:
-    """Print the tables and draw the pictures of an evaluation that was written; whether a check warns."""
-    from atent.experiments.evaluation import summary
+def _drawn(evaluation: EvaluationFile, found: dict[str, Any], path: Path, stem: str) -> list[Path]:
+    """Print the tables of radii and studies, and draw what has a figure: the files of the figures."""
+    from atent import plots
 
-    found, stem = evaluation.to_json(), subject.stem
-    show.accuracies({subject.name: evaluation})
-    if per_class:
-        _classes(found)
-    written = [path]
-    if "sweep" in found:
-        from atent import plots
-
+    written = []
+    if evaluation.sweep:
         written.append(show.free_file(path.with_name(f"{stem}security.png")))
         plots.save(plots.security(found["sweep"]), written[-1])
         _radii(found["sweep"])
     written += print_studies(evaluation, path, stem)
     if evaluation.union is not None:
-        from atent import plots
-
         written.append(show.free_file(path.with_name(f"{stem}union.png")))
         plots.save(plots.union(evaluation.union.to_json()), written[-1])
+    return written
+
+
+def _shown(
+    subject: Evaluated, evaluation: EvaluationFile, path: Path, gates: GateOptions, asked: Limits,
+    held: list[Verdict], *, per_class: bool,
+) -> tuple[bool, bool]:  # fmt: skip
+    """Print the tables, draw the pictures and compare the figures with the gates of an evaluation that was written;
+    whether all pass, and whether a check warns."""
+    from atent.experiments.evaluation import summary
+    from atent.experiments.gate import of_evaluation
+
+    found = evaluation.to_json()
+    show.accuracies({subject.name: evaluation})
+    if per_class:
+        _classes(found)
+    written = [path, *_drawn(evaluation, found, path, subject.stem)]
     print("\n" + "\n".join(summary(evaluation)))
     warned = _checks(found["checks"]) if "checks" in found else False
     print(f"\nwritten: {', '.join(map(str, written))}")
-    return warned
+    passed = gates.report([*of_evaluation(evaluation, asked, subject.name, str(path)), *held])
+    return passed, warned
 
 
 def _classes(found: dict[str, Any]) -> None:

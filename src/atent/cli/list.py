@@ -25,7 +25,7 @@ _REGISTRIES = {
     "optimizers": "atent.optim.settings:OPTIMIZERS",
     "certifiers": "atent.certify:CERTIFIERS",
 }
-KINDS = (*_REGISTRIES, "recipes")
+KINDS = (*_REGISTRIES, "recipes", "zoo")
 
 
 def list(kind: Annotated[tyro.conf.Positional[str | None], arg("KIND")] = None, *, json: bool = False) -> int:
@@ -37,7 +37,7 @@ def list(kind: Annotated[tyro.conf.Positional[str | None], arg("KIND")] = None, 
     Parameters
     ----------
     kind
-        attacks, methods, models, data, recipes, certifiers or optimizers.
+        attacks, methods, models, data, recipes, certifiers, optimizers or zoo (trained networks).
     json
         Print the rows as JSON to standard output, and nothing else.
     """
@@ -60,6 +60,12 @@ def known(kind: str) -> Iterator[tuple[str, str, str]]:
 
         for name, head in heads().items():
             yield name, head["about"], "built-in"
+        return
+    if kind == "zoo":
+        from atent import zoo
+
+        for name in zoo.networks():
+            yield f"zoo:{name}", zoo.facts(name), zoo.origin(name)
         return
     module, _, name = _REGISTRIES[kind].partition(":")
     registry = getattr(import_module(module), name)

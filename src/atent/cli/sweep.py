@@ -70,9 +70,9 @@ def sweep(
     if jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {jobs}")
     from atent.experiments import backends
-    from atent.experiments.extras import extra
     from atent.experiments.sweep.loop import run_sweep
     from atent.experiments.sweep.spec import read_sweep
+    from atent.extras import extra
     from atent.runs import locks
 
     locks.steal(steal_lock)

@@ -33,10 +33,11 @@ _CONVENTION = ("mean", "std", "input_range", "bgr")
 class Target:
     """What is evaluated, and how."""
 
-    target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|MODULE:FUNCTION")]
+    target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|zoo:NAME|hub:USER/NAME|MODULE:FUNCTION")]
     """What to evaluate: a run folder (the path that training printed); a weights file (.safetensors, .pt, .pth, .th,
-    .ckpt), with --data and, unless training wrote it, --model; or your own network as module:function, with --data. The
-    function takes no arguments and returns an nn.Module from inputs in [0, 1] to logits."""
+    .ckpt), with --data and, unless training wrote it, --model; a network of this package (`atent list zoo`) or of the
+    Hugging Face Hub; or your own network as module:function, with --data. The function takes no arguments and returns
+    an nn.Module from inputs in [0, 1] to logits."""
     data: Name = None
     """Data set whose test images are used: a name of `atent list data`, or your own as module:function. A run brings
     its own, unless it was trained on tensors from Python."""
@@ -79,7 +80,7 @@ class Target:
     allow_long: bool = False
     """Allow attacks that take more than a million passes through the network for each image."""
     limit: Limit = None
-    """Number of test images; all: every one. Default: as the recipe, or 1000."""
+    """Number of test images; all: every one. Default: as the recipe, or 1000; 100 for `atent export`."""
     subset: Subset = None
     """Which images, where they are fewer than all: stratified, every class by its share, the same for every model of
     one data.split_seed; or first, the first ones in source order. Default: as the recipe, or stratified."""

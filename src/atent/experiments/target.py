@@ -33,6 +33,7 @@ from atent.models.convention import Convention, read_back
 from atent.probe import Auto, gaining
 from atent.runs.foreign import is_weights
 from atent.runs.loading import load_file, restore
+from atent.runs.places import is_named, place_of
 from atent.threads import Threads, check_threads
 from atent.threat import EXTRA, Box, Group, Inner, Norm, Threat
 from atent.train.settings import pick_device
@@ -155,6 +156,8 @@ class Target:
     """A run's configuration."""
     foreign: bool = False
     """Whether the weights are of a file that training here did not write."""
+    origin: Path | None = None
+    """A run's folder, which is not ``place`` for a network of the zoo or of the Hub."""
 
     def chosen(self) -> Split:
         """The test images that the settings ask for, by the data's subset."""
@@ -199,7 +202,8 @@ def load_target(
     trust_code: bool = False,
     allow_long: bool = False,
 ) -> Target:
-    """What ``target`` names, ready to be evaluated: a run folder, a weights file, or module:function.
+    """What ``target`` names, ready to be evaluated: a run folder, a weights file, zoo:name, hub:user/name, or
+    module:function.
 
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that
     was trained from Python needs ``model`` (see `restore`) and, where it was trained on tensors, ``data`` (see
@@ -215,21 +219,26 @@ def load_target(
     such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
     _check_either(attacks, threats)
-    named = None if attacks is None else tuple(attacks)
+    listed = None if attacks is None else tuple(attacks)
     # Attacks that are named replace a recipe's threats.
     together = (None if attacks is None else ()) if threats is None else tuple(threats)
     changes = {
         "norm": norm, "eps": eps, "group": group, "side": side, "inner": inner, "inner_eps": inner_eps,
-        "attacks": named, "threats": together, "limit": limit, "seed": seed, "batch": batch,
+        "attacks": listed, "threats": together, "limit": limit, "seed": seed, "batch": batch,
         "channels_last": channels_last, "folding": folding,
         "allow_large_eps": allow_large_eps or None, "allow_long": allow_long or None,
     }  # fmt: skip
     given = {k: v for k, v in changes.items() if v is not None}
-    own = is_own(target)
+    named, path = is_named(target), place_of(target)
+    own = not named and is_own(target)
     check_threads(threads)
     with trust.fenced(*([target] if own else []), model, data, attacks, threats, trust_code=trust_code):
         network = Named(model, which, weights, key, convention or Convention())
-        made = _found(target, own, given, network, data, root)
+        made = _found(str(path) if named else target, own, given, network, data, root)
+    if named:
+        # Its folder belongs to the package or to the Hub's cache.
+        stem, about = re.sub(r"\W+", "-", target) + "-", {**made.about, "run": target}
+        made = replace(made, name=target, place=Path(), stem=stem, about=about)
     if subset is not None:
         check_rule(subset)
         made = replace(made, data=replace(made.data, subset=subset))
@@ -312,7 +321,7 @@ def _run(
     if named.model is not None:
         check_output(net, data.shape, data.classes)
     head = {"run": path.name, "weights": str(named.weights or named.which), "epoch": about.get("epoch")}
-    return Target(path.name, net, data, threat, attacks, settings, head, path, config=config)
+    return Target(path.name, net, data, threat, attacks, settings, head, path, config=config, origin=path)
 
 
 def _check_either(attacks: Sequence[str] | None, threats: Sequence[str] | None) -> None:

@@ -67,10 +67,7 @@ class Run:
         """The file whose robust accuracy says most: the one with the lowest upper limit, as each is an upper bound on
         what a perfect attack would leave; of those that evaluate the best epoch's weights under the first one's
         threat."""
-        best = {name: f for name, f in self.evaluations.items() if f.of_best}
-        found = best or self.evaluations
-        alike = [name for name, f in found.items() if f.threats == next(iter(found.values())).threats]
-        return min(alike, key=lambda name: found[name].worst.high, default=None)
+        return headline({name: f for name, f in self.evaluations.items() if f.of_best} or self.evaluations)
 
     @property
     def evaluated(self) -> EvaluationFile | None:
@@ -82,6 +79,12 @@ class Run:
         """The epoch whose weights are kept as the best."""
         best = next((row["epoch"] for row in reversed(self.rows) if row.get("best")), None)
         return best if best is not None or self.evaluated is None else self.evaluated.epoch
+
+
+def headline(found: dict[str, EvaluationFile]) -> str | None:
+    """The name of the evaluation with the lowest upper limit, of those under the first one's threats."""
+    alike = [name for name, f in found.items() if f.threats == next(iter(found.values())).threats]
+    return min(alike, key=lambda name: found[name].worst.high, default=None)
 
 
 @dataclass(frozen=True)

@@ -241,9 +241,11 @@ def put_states(
 
 
 def weights_file(path: Path, which: str) -> Path:
-    """The weights of a run folder, or the file itself."""
+    """The weights of a run folder, or the file itself; a folder for others has one file of weights."""
     if not path.is_dir():
         return path
+    if which == "best" and not (path / BEST).exists() and (path / WEIGHTS).is_file():
+        return path / WEIGHTS
     return path / (f"{LAST}/{WEIGHTS}" if which == "last" else f"{which}.safetensors")
 
 

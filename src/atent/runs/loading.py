@@ -19,6 +19,7 @@ from atent.models.convention import Convention
 from atent.runs.checkpoint import load_weights, put_states, read_states, weights_file
 from atent.runs.foreign import is_weights
 from atent.runs.match import classes_of, nearest, recorded, shape_of
+from atent.runs.places import place_of
 from atent.runs.weights import Notes, State
 
 
@@ -27,13 +28,13 @@ def load(
     classes: int | None = None, shape: Sequence[int] | None = None, mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None, input_range: str | None = None, bgr: bool = False, key: str | None = None,
 ) -> nn.Module:  # fmt: skip
-    """The model of a run folder or of a weights file, in eval mode: from pixels in [0, 1] to logits.
+    """The model of a run folder, of a name or of a weights file, in eval mode: from pixels in [0, 1] to logits.
 
     Parameters
     ----------
     run
-        A run folder, whose best weights are taken (or ``which`` of `load_weights`); or a weights file, .safetensors or
-        what `torch.save` wrote, which is read without running code.
+        A run folder, zoo:name or hub:user/name, whose best weights are taken (or ``which`` of `load_weights`); or a
+        weights file, .safetensors or what `torch.save` wrote, which is read without running code.
     which, key
         As `load_weights`.
     device
@@ -90,7 +91,7 @@ def restore(
     in place of its builder.
     ``trust_code`` and errors as `load` and `load_weights`.
     """
-    run = Path(run)
+    run = place_of(run)
     if not (run / folder.CONFIG).is_file():
         raise FileNotFoundError(f"{run} is not a run folder (no {folder.CONFIG}): give the path that training printed")
     config = folder.read_config(run / folder.CONFIG)

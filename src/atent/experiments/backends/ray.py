@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from atent.experiments.backends.base import Task
 from atent.experiments.backends.worker import work
-from atent.experiments.extras import extra
+from atent.extras import extra
 from atent.signals import handled
 
 

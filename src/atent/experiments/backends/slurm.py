@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from atent.experiments.backends.base import Task
 from atent.experiments.backends.worker import work
-from atent.experiments.extras import extra
+from atent.extras import extra
 
 _FOLDER = ".slurm"
 """Of submitit's own files, beside the run folders."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from atent import runs as folder
-from atent.experiments.extras import extra
 from atent.experiments.sweep.space import Choice, Parameter
 from atent.experiments.sweep.spec import Sweep
+from atent.extras import extra
 from atent.rng import fold
 
 JOURNAL = "journal.log"

@@ -1,0 +1,121 @@
+"""`atent gate`: measured accuracies beside the least that is accepted, for continuous integration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from atent.cli import show
+from atent.cli.parse import Flat, Place, arg
+
+if TYPE_CHECKING:
+    from atent.experiments.gate import Limits, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class GateOptions:
+    """The least accuracies that pass."""
+
+    min_robust: Annotated[str | None, arg("SHARE")] = None
+    """Exit with 1 where the lower limit of the 95 % interval of the robust accuracy is below this share, such as
+    0.4."""
+    min_clean: Annotated[str | None, arg("SHARE")] = None
+    """The same of the clean accuracy."""
+    min_certified: Annotated[str | None, arg("SHARE[@R]")] = None
+    """The same of the certified or verified accuracy, which a finished certificate of the same weights holds; @R, such
+    as 0.5@8/255: at this radius of it. Default: its only radius, or that of the threat."""
+    junit: Place = None
+    """Also write the verdicts to this file, as JUnit XML."""
+    annotations: bool = False
+    """Also print the verdicts as annotations of GitHub Actions."""
+
+    def limits(self, *, whole: bool = True) -> Limits:
+        """The limits as numbers. ValueError, in one line, for what is not a share, for reports on none, and for limits
+        on a part of a measurement, where that is not ``whole``."""
+        from atent.experiments.gate import limits
+
+        found = limits(self.min_robust, self.min_clean, self.min_certified)
+        for option, given in (("--junit", self.junit), ("--annotations", self.annotations)):
+            if given and not found.given:
+                raise ValueError(f"{option} reports on a gate: give --min-robust, --min-clean or --min-certified")
+        if found.given and not whole:
+            raise ValueError("--min-... compares the whole evaluation, not a shard: give it with --merge")
+        return found
+
+    def report(self, verdicts: Sequence[Verdict]) -> bool:
+        """Print and write the verdicts; whether all passed."""
+        from atent.experiments import gate
+        from atent.runs import write_atomic
+
+        for verdict in verdicts:
+            print(f"{'pass' if verdict.passed else 'FAIL'}  {verdict.text}")
+        if self.annotations:
+            print("\n".join(gate.github(verdicts)))
+        if self.junit:
+            write_atomic(Path(self.junit), gate.junit(verdicts))
+        return all(verdict.passed for verdict in verdicts)
+
+
+def gate(
+    results: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|zoo:NAME|hub:USER/NAME ...")],
+    options: Annotated[GateOptions, Flat],
+    *,
+    json: bool = False,
+) -> int:
+    """Compare accuracies that were measured with the least that is accepted; nothing is measured again.
+
+    What is compared is the lower limit of the exact 95 % interval. `atent evaluate` takes the same options and
+    evaluates first. Exit status: 0 every figure passes, 1 one is below its limit, 2 not understood, which includes a
+    figure that was not measured.
+
+    Parameters
+    ----------
+    results
+        Run folders, whose evaluation with the lowest upper limit counts, as in reports, and files that `atent evaluate`
+        and `atent certify` wrote.
+    json
+        Print the verdicts as JSON to standard output, and nothing else there.
+    """
+    from atent.experiments.recipe_files import UsageError
+
+    asked = options.limits()
+    if not asked.given:
+        raise UsageError("no limit: give --min-robust, --min-clean or --min-certified")
+    with show.json_alone(json) as emit, show.own(junit=Path(options.junit) if options.junit else None):
+        verdicts = [verdict for result in results for verdict in _verdicts(result, asked)]
+        passed = options.report(verdicts)
+        emit([{**dataclasses.asdict(v), "passed": v.passed} for v in verdicts])
+    return 0 if passed else 1
+
+
+def _verdicts(result: str, asked: Limits) -> list[Verdict]:
+    """The verdicts on one run folder or file."""
+    from atent.experiments import gate
+    from atent.experiments.results import CertificateFile, EvaluationFile
+    from atent.report import collect
+    from atent.runs.places import place_of
+
+    path = place_of(result)
+    evaluated: tuple[str, EvaluationFile] | None = None
+    if path.is_dir():
+        run = collect.read(path)
+        if not isinstance(run, collect.Run):
+            raise ValueError(f"{path} is not a run folder: give one that `atent train` made, or a file of results")
+        name, certified = run.name, gate.certificates(path)
+        if run.headline is not None:
+            evaluated = str(path / run.headline), run.evaluations[run.headline]
+    else:
+        found = gate.read(path)
+        name = str(found.run or found.model or path)
+        certified = {path: found} if isinstance(found, CertificateFile) else {}
+        evaluated = (str(path), found) if isinstance(found, EvaluationFile) else None
+    out = []
+    if asked.robust is not None or asked.clean is not None:
+        if evaluated is None:
+            raise ValueError(f"{path} has no evaluation for --min-robust and --min-clean: run `atent evaluate` first")
+        out += gate.of_evaluation(evaluated[1], asked, name, evaluated[0])
+    return [*out, *gate.of_certificates(certified, asked, name)]

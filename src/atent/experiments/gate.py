@@ -1,0 +1,222 @@
+"""A gate for continuous integration: measured accuracies beside the least that is accepted.
+
+What is compared is the lower limit of the exact 95 % interval, so that a few samples cannot pass by luck.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from atent.experiments import migrate
+from atent.experiments.certificate import fingerprint
+from atent.experiments.results import BoundsFile, CertificateFile, EvaluationFile, SequentialFile, Share, SmoothingFile
+from atent.experiments.target import Target
+from atent.runs.manifest import read_json
+from atent.threat import Threat, radius
+
+# XML has no such characters, and an annotation is one line.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The least accuracies that pass, as shares; None where a figure is not asked for."""
+
+    robust: float | None = None
+    clean: float | None = None
+    certified: float | None = None
+    radius: float | None = None
+    """At which radius the certified accuracy is compared. Default: the only one, or that of the threat."""
+
+    @property
+    def given(self) -> bool:
+        """Whether anything is compared."""
+        return any(limit is not None for limit in (self.robust, self.clean, self.certified))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One figure beside its limit."""
+
+    run: str
+    figure: str
+    """Its name, and what it is under."""
+    share: Share
+    limit: float
+    source: str
+    """The file that holds the figure."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the lower limit of the interval is at least the limit."""
+        return self.share.low >= self.limit
+
+    @property
+    def text(self) -> str:
+        """One line: the figure with its interval and n, and how its lower limit compares."""
+        relation = "is at least" if self.passed else "is below"
+        return (
+            f"{self.run}: {self.figure} {self.share.text}, n = {self.share.n:,}: the lower limit {self.share.low:.4f}"
+            f" {relation} {self.limit:g}"
+        )
+
+
+def limits(robust: str | None = None, clean: str | None = None, certified: str | None = None) -> Limits:
+    """The limits that options give: shares such as 0.4, that of the certified accuracy also as SHARE@RADIUS.
+
+    ValueError, in one line, for what is not a share between 0 and 1.
+    """
+    share, at, where = (certified or "").partition("@")
+    if at and not where:
+        raise ValueError(f"--min-certified {certified} has no radius after @: write it as 0.5@8/255")
+    return Limits(
+        _share("--min-robust", robust),
+        _share("--min-clean", clean),
+        _share("--min-certified", share or certified),
+        radius(where, "--min-certified: radius") if at else None,
+    )
+
+
+def _share(option: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{option} must be a share between 0 and 1, such as 0.4, got {text!r}") from None
+    if not 0 <= value <= 1:
+        meant = f": did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+        raise ValueError(f"{option} must be a share between 0 and 1, got {text}{meant}")
+    return value
+
+
+def of_evaluation(found: EvaluationFile, asked: Limits, run: str, source: str) -> list[Verdict]:
+    """The verdicts on an evaluation; ValueError for a robust accuracy that it did not measure."""
+    out = []
+    if asked.robust is not None:
+        if not found.attacks:
+            raise ValueError(f"{source} has no attack, so no robust accuracy for --min-robust: evaluate with attacks")
+        under = f"robust accuracy under {', '.join(found.attacks)} ({', '.join(found.threats)})"
+        out.append(Verdict(run, under, found.worst, asked.robust, source))
+    if asked.clean is not None:
+        out.append(Verdict(run, "clean accuracy", found.clean, asked.clean, source))
+    return out
+
+
+def of_certificates(
+    found: Mapping[Path, CertificateFile], asked: Limits, run: str, threat: Threat | None = None
+) -> list[Verdict]:
+    """The verdict on a run's certificates at the radius of ``asked``, or else of ``threat``.
+
+    ValueError, in one line, where no certificate has that radius, several have, or none is asked for and there are
+    several.
+    """
+    if asked.certified is None:
+        return []
+    if not found:
+        raise ValueError(f"{run} has no finished certificate of these weights: run `atent certify` first")
+    entries = [(path, *entry) for path, each in found.items() for entry in _entries(each)]
+    chosen = [entry for entry in entries if asked.radius is None or math.isclose(entry[2], asked.radius)]
+    if asked.radius is None and threat is not None:
+        own = [e for e in chosen if e[1].endswith(f" at {threat.norm} {float(threat.eps):g}")]
+        chosen = own or chosen
+    if len(chosen) != 1:
+        there = "; ".join(f"{name} ({path.name})" for path, name, _, _ in entries)
+        what = "several figures" if len(chosen) > 1 else f"nothing at radius {asked.radius:g}"
+        raise ValueError(f"{run} has {what} for --min-certified: give SHARE@R, or to `atent gate` one file: {there}")
+    ((path, name, _, share),) = chosen
+    return [Verdict(run, name, share, asked.certified, str(path))]
+
+
+def gate_target(target: Target, asked: Limits) -> list[Verdict]:
+    """What is known before a target is evaluated: the verdict on its certificates.
+
+    ValueError, in one line, where a figure of ``asked`` is not measured by the evaluation and has not been before.
+    """
+    if asked.robust is not None and not target.attacks:
+        raise ValueError("--min-robust needs an attack: name one by --attacks")
+    if asked.certified is None:
+        return []
+    weights = fingerprint(target.model)
+    places = {(target.place, target.stem), *([(target.origin, "")] if target.origin is not None else [])}
+    held = {path: each for place, stem in places for path, each in certificates(place, stem, weights).items()}
+    return of_certificates(held, asked, target.name, target.threat)
+
+
+def certificates(place: Path, stem: str = "", weights: str | None = None) -> dict[Path, CertificateFile]:
+    """The finished certificates in a folder; with ``weights``, a fingerprint, those of these weights alone."""
+    out = {}
+    for path in sorted(place.glob(f"{stem}certificate*.json"), key=lambda file: (len(file.name), file.name)):
+        # Shards are parts of a certificate.
+        plain = {} if ".shard-" in path.name else read_json(path)
+        if plain and plain.get("complete") is not False:
+            found = migrate.parsed(plain, CertificateFile, path)
+            if weights is None or found.made.get("weights") == weights:
+                out[path] = found
+    return out
+
+
+def read(path: Path) -> EvaluationFile | CertificateFile:
+    """The evaluation or the certificate in a file; ValueError, in one line, for any other file."""
+    plain: Any = read_json(path)
+    if isinstance(plain, dict) and "certified" in plain:
+        if plain.get("complete") is False:
+            raise ValueError(f"{path} is not finished: run the same `atent certify` again")
+        return migrate.parsed(plain, CertificateFile, path)
+    return migrate.parsed(plain, EvaluationFile, path)
+
+
+def _entries(found: CertificateFile) -> list[tuple[str, float, Share]]:
+    """What each entry of a certificate is, its radius and its share."""
+    if isinstance(found, BoundsFile):
+        named = [(f"{e.threat.norm} {float(e.threat.eps):g}", float(e.threat.eps), e.share) for e in found.certified]
+        return [(f"accuracy verified by {found.method} at {name}", eps, share) for name, eps, share in named]
+    if isinstance(found, SmoothingFile | SequentialFile):
+        return [(f"certified accuracy at l2 {each.radius:g}", each.radius, each.share) for each in found.certified]
+    return []
+
+
+# ---- for other programs ------------------------------------------------------------------------------------
+
+
+def junit(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as JUnit XML: a test case each, whose class is the run."""
+    failed = str(sum(not verdict.passed for verdict in verdicts))
+    root = ElementTree.Element("testsuites", name="atent", tests=str(len(verdicts)), failures=failed)
+    suite = ElementTree.SubElement(
+        root, "testsuite", name="atent", tests=str(len(verdicts)), failures=failed, errors="0"
+    )
+    for verdict in verdicts:
+        name = f"{verdict.figure} at least {verdict.limit:g}"
+        case = ElementTree.SubElement(suite, "testcase", classname=_plain(verdict.run), name=_plain(name), time="0")
+        if not verdict.passed:
+            failure = ElementTree.SubElement(case, "failure", message=_plain(verdict.text), type="accuracy")
+            failure.text = _plain(f"{verdict.text}\nmeasured in {verdict.source}")
+        ElementTree.SubElement(case, "system-out").text = _plain(f"{verdict.text}\nmeasured in {verdict.source}")
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _plain(text: str) -> str:
+    return _CONTROL.sub("?", text)
+
+
+def github(verdicts: Iterable[Verdict]) -> list[str]:
+    """The verdicts as workflow commands of GitHub Actions: an error for each figure below its limit, else a notice."""
+    return [
+        f"::{'notice' if v.passed else 'error'} title={_escaped(f'atent {v.run}', ':,')}::{_escaped(v.text)}"
+        for v in verdicts
+    ]
+
+
+def _escaped(text: str, more: str = "") -> str:
+    """Text as a workflow command holds it; the percent sign first."""
+    for sign in ("%", "\r", "\n", *more):
+        text = text.replace(sign, f"%{ord(sign):02X}")
+    return text

@@ -1,0 +1,59 @@
+"""A model entry of RobustBench: the JSON file of a network in its list of models."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from atent.experiments.comparison import caveat_of
+from atent.experiments.target import Target
+from atent.export.card import Results
+from atent.threat import Threat
+
+DATA = ("cifar10", "cifar100", "imagenet")
+NORMS = {"linf": "Linf", "l2": "L2"}
+BY_HAND = ("link", "name", "authors", "venue", "reported", "additional_data")
+"""Fields that only the authors know."""
+
+
+def entry(target: Target, found: Results) -> tuple[dict[str, Any], str]:
+    """The entry, and its place in RobustBench's folder of models.
+
+    Accuracies are the measured ones in percent. RobustBench lists figures of the standard AutoAttack on all test
+    images: ``autoattack_acc`` is None where no evaluation is that. ValueError, in one line, for data or a threat that
+    RobustBench does not have.
+    """
+    threat = target.threat
+    if target.data.name not in DATA or threat is None or threat.norm not in NORMS:
+        raise ValueError(
+            f"RobustBench has {', '.join(DATA)} under linf and l2, not {target.data.name} under"
+            f" {'no threat' if threat is None else threat.norm}"
+        )
+    whole = [
+        f for f in found.evaluations.values()
+        if caveat_of(f) is None and f.n == f.data.of and f.threats == [_text(threat)]
+    ]  # fmt: skip
+    clean = next((f.clean for f in found.evaluations.values() if f.n == f.data.of), None)
+    made = {
+        "link": "", "name": "", "authors": "", "additional_data": None, "number_forward_passes": 1,
+        "dataset": target.data.name, "venue": "", "architecture": _architecture(target), "eps": _eps(float(threat.eps)),
+        "clean_acc": None if clean is None else f"{100 * clean.value:.2f}", "reported": "",
+        "autoattack_acc": f"{100 * whole[0].worst.value:.2f}" if whole else None,
+    }  # fmt: skip
+    return made, f"model_info/{target.data.name}/{NORMS[threat.norm]}/{target.name}.json"
+
+
+def _text(threat: Threat) -> str:
+    from atent.attacks.spec import show
+
+    return show(threat)
+
+
+def _architecture(target: Target) -> str:
+    return str((target.config.get("model") or {}).get("name") or target.about.get("model") or "")
+
+
+def _eps(eps: float) -> str:
+    """A radius as RobustBench writes it."""
+    levels = round(255 * eps)
+    return f"{levels}/255" if levels and math.isclose(levels / 255, eps, rel_tol=1e-6) else f"{eps:g}"

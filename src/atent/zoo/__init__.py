@@ -1,0 +1,54 @@
+"""Networks that travel with the package, one folder each, and in a checkout those of `results/`.
+
+A folder holds what `atent export --format hub` writes: configuration, float16 weights, the evaluation of these very
+weights, the card, and the SHA-256 sums by which a damaged file is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from atent.messages import unknown
+
+_HERE = Path(__file__).parent
+_CHECKOUT = _HERE.parents[2] / "results"
+_FILES = ("model.safetensors", "best.safetensors")
+
+
+def networks() -> dict[str, Path]:
+    """The folder of every network by name: those of the package first."""
+    found: dict[str, Path] = {}
+    for place in (_HERE, _CHECKOUT):
+        for config in sorted(place.glob("*/config.json")):
+            if any((config.parent / name).is_file() for name in _FILES):
+                found.setdefault(config.parent.name, config.parent)
+    return found
+
+
+def find(name: str) -> Path:
+    """The folder of a network; ValueError, in one line, for an unknown name."""
+    found = networks()
+    if name not in found:
+        raise ValueError(unknown("network of the zoo", name, found))
+    return found[name]
+
+
+def origin(name: str) -> str:
+    """Where a network comes from: built-in, or checkout."""
+    return "built-in" if find(name).parent == _HERE else "checkout"
+
+
+def facts(name: str) -> str:
+    """A network in one line: data, threat and the accuracies of its card; of one of `results/` its recipe."""
+    path = find(name)
+    if not (path / "card.json").is_file():
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        return f"recipe {config.get('recipe') or 'unknown'}, without a card"
+    card: dict[str, Any] = json.loads((path / "card.json").read_text(encoding="utf-8"))
+    measured: dict[str, str] = {}
+    for each in card["figures"]:
+        share = each["share"]
+        measured.setdefault(each["name"], f"{each['name']} {100 * share['value']:.1f} % (n = {share['n']:,})")
+    return ", ".join([card["data"], card["threat"] or "no threat", *measured.values()])

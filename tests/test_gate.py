@@ -1,0 +1,128 @@
+"""A gate compares the lower limit of an interval, and says so to people, to JUnit readers and to GitHub."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from xml.etree import ElementTree
+
+from commands import given
+
+from atent.cli import main
+from atent.experiments import gate
+from atent.experiments.results import Share
+
+
+def evaluated(low_options, capsys, *more):
+    status = main(["evaluate", "run", "--attacks", "FGSM", "--limit", "60", "--quiet", *low_options, *more])
+    return status, capsys.readouterr()
+
+
+def refused(capsys, *words):
+    assert main(list(words)) == 2
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if "manifest.json" not in each]
+    return line
+
+
+def verdict(k, n, limit, run="a"):
+    return gate.Verdict(run, "clean accuracy", Share.of(k, n), limit, "evaluation.json")
+
+
+def test_the_lower_limit_is_what_counts():
+    share = Share.of(90, 100)
+    assert verdict(90, 100, share.low).passed
+    assert not verdict(90, 100, share.low + 1e-12).passed
+    # The accuracy itself is above the limit, by luck perhaps.
+    assert not verdict(90, 100, 0.89).passed
+
+
+def test_evaluate_exits_with_the_verdict(short_run, capsys):
+    """Two evaluations whose gates lie on both sides of the lower limit, which the first one shows."""
+    status, printed = evaluated(["--min-clean", "0", "--min-robust", "0"], capsys)
+    assert status == 0, printed.err
+    found = json.loads((short_run / "evaluation.json").read_text())
+    below = f"{found['worst']['low'] + 1e-6:.9f}"
+    status, printed = evaluated(["--min-robust", below, "--junit", "gate.xml", "--annotations"], capsys)
+    assert status == 1
+    assert f"n = 60: the lower limit {found['worst']['low']:.4f} is below" in printed.out
+    (case,) = ElementTree.parse("gate.xml").getroot().iter("testcase")
+    assert case.get("classname") == "run"
+    assert "is below" in case.find("failure").get("message")
+    assert sum(line.startswith("::error title=atent run::") for line in printed.out.splitlines()) == 1
+    # Several finished results, without measuring again.
+    capsys.readouterr()
+    files = sorted(map(str, short_run.glob("evaluation*.json")))
+    assert main(["gate", *files, "run", "--min-robust", below, "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["passed"] for row in rows] == [False] * (len(files) + 1)
+    assert main(["gate", *files, "--min-robust", f"{found['worst']['low']:.12f}"[:-2]]) == 0
+
+
+def test_what_was_not_measured_is_an_error_before_the_work(short_run, capsys, monkeypatch):
+    from atent.experiments import evaluation
+
+    def worked(*_args, **_given):
+        raise AssertionError("evaluated before the gate was checked")
+
+    monkeypatch.setattr(evaluation, "evaluate_target", worked)
+    words = ("evaluate", "run", "--limit", "5", "--quiet", "--attacks", "FGSM")
+    assert "atent certify" in refused(capsys, *words, "--min-certified", "0.5")
+    assert "did you mean 0.4" in refused(capsys, *words, "--min-robust", "40")
+    assert "share between 0 and 1" in refused(capsys, *words, "--min-clean", "nan")
+    assert "share between 0 and 1" in refused(capsys, *words, "--min-clean", "high")
+    assert "reports on a gate" in refused(capsys, *words, "--junit", "gate.xml")
+    (short_run / "manifest.json").unlink()
+    (short_run / "evaluation.json").unlink()
+    assert "no evaluation" in refused(capsys, "gate", "run", "--min-clean", "0.5")
+    assert "no limit" in refused(capsys, "gate", "run")
+    assert "SHARE" not in refused(capsys, "gate", "run", "--min-certified", "0.5@")
+    Path("other.json").write_text('{"schema_version": 1}')
+    assert "other.json" in refused(capsys, "gate", "other.json", "--min-clean", "0.5")
+
+
+def test_a_certificate_counts_for_its_own_weights_and_radius(short_run, capsys):
+    assert main(["certify", "run", "--method", "ibp", "--radius", "0", "0.01", "--norm", "linf", "--limit", "20"]) == 0
+    (path,) = short_run.glob("certificate*.json")
+    found = json.loads(path.read_text())
+    low = {entry["threat"]["eps"]: entry["share"]["low"] for entry in found["certified"]}
+    assert main(["gate", "run", "--min-certified", f"{low[0.0]}@0"]) == 0
+    assert main(["gate", "run", "--min-certified", f"{min(1, low[0.01] + 1e-9)}@1/100"]) == 1
+    assert "several figures" in refused(capsys, "gate", "run", "--min-certified", "0.5")
+    assert "nothing at radius 0.3" in refused(capsys, "gate", str(path), "--min-certified", "0.5@0.3")
+    status, printed = evaluated(["--min-certified", "0@0.01"], capsys)
+    assert status == 0, printed.err
+    path.write_text(path.read_text().replace(found["made"]["weights"], "0" * 16))
+    (short_run / "manifest.json").unlink(missing_ok=True)
+    assert "of these weights" in refused(capsys, "evaluate", "run", "--attacks", "FGSM", "--min-certified", "0@0.01")
+
+
+def test_names_of_runs_break_no_report():
+    odd = [verdict(1, 2, 0.9, run='a<b>&"c"\x00,:%\n::error::x'), verdict(2, 2, 0.1)]
+    root = ElementTree.fromstring(gate.junit(odd).encode())
+    assert (root.get("tests"), root.get("failures")) == ("2", "1")
+    lines = gate.github(odd)
+    assert not any("\n" in line for line in lines)
+    assert re.fullmatch(r"::error title=[^,:]*::.*", lines[0])
+    assert lines[1].startswith("::notice ")
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "ci.md").read_text()
+
+
+def test_the_page_runs(short_run, capsys):
+    """Its commands, on a run of that name; the workflow's are the same ones."""
+    Path("runs").mkdir()
+    short_run.rename("runs/digits-linf-atent")
+    (block,) = re.findall(r"```bash\n(.*?)```", PAGE, re.S)
+    commands = [shlex.split(line, comments=True)[1:] for line in block.replace("\\\n", " ").splitlines()]
+    few = {"evaluate": ["--limit", "20", "--attacks", "FGSM", "--quiet"], "certify": ["--limit", "5"], "gate": []}
+    for words in commands:
+        # The network of the test is trained for a moment.
+        assert main([*words, *few[words[0]]]) in (0, 1), capsys.readouterr().err
+    assert ElementTree.parse("gate.xml").getroot().get("tests") == "2"
+    workflow = re.findall(r"- run: (atent .*)", PAGE)
+    assert workflow
+    for line in workflow:
+        _, name, *words = shlex.split(line)
+        assert name in ("train", "evaluate", "certify", "gate")
+        assert name == "train" or given(name, *words)
