@@ -3,7 +3,7 @@
     python benchmarks/snippets.py
 
 A section with the parts "There" and "Here" has a snippet in each. A line counts that is neither blank nor a comment;
-one of more than 100 characters is an error, so that no side is packed.
+one of more than 120 characters is an error. Both sides are laid out by `ruff format`, so that none is packed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent / "docs" / "ecosystem.md"
-_LONGEST = 100
+_LONGEST = 120
 _TABLE = re.compile(r"<!-- lines -->\n.*?<!-- /lines -->", re.DOTALL)
 _SECTION = re.compile(r"^## (?P<name>[^\n]+)\n(?P<body>.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _PART = re.compile(r"^### (There|Here)\n\n```(python|console)\n(.*?)```", re.DOTALL | re.MULTILINE)
