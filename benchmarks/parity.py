@@ -45,7 +45,7 @@ def versus(threat: Threat) -> list[tuple[Attack, str, Peer]]:
     endless = Threat(threat.norm, "inf", threat.box)
     rows: list[tuple[Attack, str, Peer]] = [
         (PGD(threat, steps=40), "foolbox PGD-40",
-         foolbox("{norm}PGD", budget=True, steps=40, abs_stepsize=step, random_start=True)),
+         foolbox("{norm}PGD", steps=40, abs_stepsize=step, random_start=True)),
         (PGD(threat, steps=40), "ART PGD-40",
          art("ProjectedGradientDescentPyTorch", eps_step=step, max_iter=40, num_random_init=1)),
         (APGD(threat, steps=100, loss="ce"), "pyautoattack APGD-CE", autoattack("ce")),
@@ -60,15 +60,15 @@ def versus(threat: Threat) -> list[tuple[Attack, str, Peer]]:
         (Square(threat, queries=5000), "ART Square", art("SquareAttack", max_iter=5000, nb_restarts=1)),
         (AutoAttack(threat), "pyautoattack AutoAttack", autoattack("whole")),
         (DeepFool(endless, steps=50), "foolbox DeepFool",
-         foolbox("{norm}DeepFoolAttack", budget=False, steps=50, candidates=None)),
+         foolbox("{norm}DeepFoolAttack", steps=50, candidates=None)),
         (FMN(endless, steps=200), "foolbox FMN",
-         foolbox("L2FMNAttack" if threat.norm == "l2" else "LInfFMNAttack", budget=False, steps=200)),
+         foolbox("L2FMNAttack" if threat.norm == "l2" else "LInfFMNAttack", steps=200)),
     ]  # fmt: skip
     if threat.norm == "l2":
         rows += [
             (CarliniWagner(endless, steps=500, search_steps=9, abort_early=False), "foolbox CW",
-             foolbox("L2CarliniWagnerAttack", budget=False, steps=500, binary_search_steps=9, abort_early=False)),
-            (DDN(endless, steps=100), "foolbox DDN", foolbox("DDNAttack", budget=False, steps=100)),
+             foolbox("L2CarliniWagnerAttack", steps=500, binary_search_steps=9, abort_early=False)),
+            (DDN(endless, steps=100), "foolbox DDN", foolbox("DDNAttack", steps=100)),
         ]  # fmt: skip
     return rows
 

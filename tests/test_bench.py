@@ -24,6 +24,7 @@ from atent.cli import main
 from atent.experiments import migrate
 from atent.experiments.results import BenchFile
 from atent.experiments.results.bench import BenchCase, BenchRow
+from atent.integrations import packages
 from atent.methods import ATENT, MMA, PGDAT, TRADES, Free, Standard
 from atent.models import build
 
@@ -401,17 +402,17 @@ def test_instruction_sets_and_caches_are_read_from_the_system(tmp_path):
 
 
 def test_a_package_that_does_not_import_says_why(monkeypatch):
-    rivals.found.cache_clear()
-    monkeypatch.setitem(rivals.PACKAGES, "foolbox", ("torch", "atent.no_such_module"))
-    monkeypatch.setitem(rivals.PACKAGES, "ART", ("no-such-distribution", "art"))
+    packages.found.cache_clear()
+    monkeypatch.setitem(packages.PACKAGES, "foolbox", packages.Package("torch", "atent.no_such_module", ""))
+    monkeypatch.setitem(packages.PACKAGES, "art", packages.Package("no-such-distribution", "art", "pip install it"))
     try:
         assert rivals.found("foolbox") == (
             None,
             f"version {torch.__version__} does not import: No module named 'atent.no_such_module'",
         )
-        assert rivals.found("ART") == (None, "not installed: pip install no-such-distribution")
+        assert rivals.found("ART") == (None, "not installed: pip install it")
     finally:
-        rivals.found.cache_clear()
+        packages.found.cache_clear()
 
 
 @pytest.mark.slow

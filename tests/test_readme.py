@@ -17,6 +17,7 @@ from atent.attacks import ATTACKS
 from atent.data import DataSettings
 from atent.data import load as load_data
 from atent.experiments.recipes import read_recipe, recipe_names
+from atent.integrations.packages import PACKAGES
 from atent.methods import METHODS
 from atent.paper.evidence import difference
 from atent.runs import with_present_keys
@@ -111,7 +112,9 @@ def test_the_commands_that_evaluate_parse():
         options = given(command, *args)
         threat = threat_in(args[args.index("--norm") + 1] if "--norm" in args else "linf")
         for text in (options["attacks"] or ()) if command == "evaluate" else [options["attack"]]:
-            parse(text, threat, ATTACKS)
+            # An attack of another package parses where that is installed: test_peers.py.
+            if text.partition(":")[0] not in PACKAGES:
+                parse(text, threat, ATTACKS)
         if options.get("threats"):
             assert len(several(options["threats"])) >= len(options["threats"])
 

@@ -1,9 +1,10 @@
 """Things that are found by name: the package's own, an installed package's, or one in the user's files.
 
-A name is one of three. A built-in: every file of its room that applies the room's decorator is found. An
+A name is one of four. A built-in: every file of its room that applies the room's decorator is found. An
 entry point of an installed package, in the room's group (`atent.attacks`, `atent.methods`, `atent.models`,
 `atent.data`, `atent.optimizers`). Or "module:Thing", imported from the current directory or the installed packages,
-where `atent.trust` lets it: `load_object` is the one place in which a name becomes code.
+where `atent.trust` lets it: `load_object` is the one place in which a name becomes code. Or "foolbox:LinfPGD", with a
+prefix that the registry knows: a thing of another package, found by a module of this one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 from atent import trust
@@ -41,10 +43,17 @@ class Registry(Mapping[str, T]):
         Whether an object that a plug-in gives is one of them.
     wanted
         What it must be, for errors.
+    others
+        Prefixes of names that have a finder of their own, with the module whose function ``find`` it is. Such a name
+        reaches what that finder knows and nothing else, so it needs no trust.
     """
 
-    def __init__(self, kind: str, package: str, group: str, fits: Callable[[Any], bool], wanted: str) -> None:
+    def __init__(
+        self, kind: str, package: str, group: str, fits: Callable[[Any], bool], wanted: str,
+        others: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         self.kind, self.package, self.group, self.fits, self.wanted = kind, package, group, fits, wanted
+        self.others = others
         self._built_in: dict[str, T] = {}
         self._installed: dict[str, T] | None = None
         self._complete = False
@@ -94,7 +103,10 @@ class Registry(Mapping[str, T]):
         """The thing called ``name``; ValueError, in one line, where there is none or it cannot be imported."""
         if name in self._discover():
             return self._built_in[name]
-        if ":" in name:
+        prefix, colon, _ = name.partition(":")
+        if prefix in self.others and colon:
+            return self._checked(importlib.import_module(self.others[prefix]).find(name), name)
+        if colon:
             return self._checked(load_object(name), name)
         entry = self._entries().get(name)
         if entry is None:

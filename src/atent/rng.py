@@ -175,6 +175,12 @@ def seed_from(rng: torch.Generator) -> int:
     return fold(rng.initial_seed(), offset, "network")
 
 
+def fresh(device: torch.device) -> torch.Generator:
+    """A generator on ``device``, seeded from torch's global CPU stream, which moves on: after `torch.manual_seed` the
+    same ones come in the same order."""
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
+
+
 def fold(*keys: int | str) -> int:
     """A 63-bit seed from several keys, the same on every machine: seeds of seeds.
 

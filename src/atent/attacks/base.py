@@ -236,9 +236,12 @@ def _is_attack(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, Attack) and is_dataclass(found)
 
 
+_PEERS = dict.fromkeys(("foolbox", "torchattacks", "adv_lib", "art", "pyautoattack"), "atent.integrations.peers")
+
 ATTACKS: Registry[type[Attack]] = Registry(
-    "attack", "atent.attacks", "atent.attacks", _is_attack, "a dataclass that inherits from atent.attacks.Attack"
-)
+    "attack", "atent.attacks", "atent.attacks", _is_attack, "a dataclass that inherits from atent.attacks.Attack",
+    _PEERS,
+)  # fmt: skip
 """Name -> class; recipes, the command line and the contract tests read it."""
 
 attack = ATTACKS.register

@@ -185,7 +185,7 @@ def _name(attack: Attack) -> tuple[str, set[str]]:
     name = {"Langevin": "ATENT", "CarliniWagner": "CW"}.get(cls, cls)
     # Of what a class of the user's own has, only what the label shows is said.
     count = next((f for f in ("steps", "queries") if hasattr(attack, f)), "")
-    steps, restarts = getattr(attack, count, None), getattr(attack, "restarts", 1)
+    steps, restarts = getattr(attack, count, None), getattr(attack, "restarts", None) or 1
     loss, usual = getattr(attack, "loss", "ce"), getattr(type(attack), "loss", "ce")
     if restarts > 1:
         said.add("restarts")

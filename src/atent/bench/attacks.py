@@ -56,7 +56,7 @@ def contests(norm: Norm, *, quick: bool) -> list[Contest]:
     endless, steps = Threat(norm, "inf"), 50 if quick else 200
     order = float("inf") if norm == "linf" else 2.0
     pgd: dict[str, Peer] = {
-        "foolbox": rivals.foolbox("{norm}PGD", budget=True, steps=40, abs_stepsize=_step, random_start=True),
+        "foolbox": rivals.foolbox("{norm}PGD", steps=40, abs_stepsize=_step, random_start=True),
         "ART": rivals.art("ProjectedGradientDescentPyTorch", eps_step=_step, max_iter=40, num_random_init=1),
         "torchattacks": rivals.torchattacks("PGD" if norm == "linf" else "PGDL2", alpha=_step, steps=40),
     }
@@ -72,7 +72,7 @@ def contests(norm: Norm, *, quick: bool) -> list[Contest]:
         ),
     }  # fmt: skip
     fmn: dict[str, Peer] = {
-        "foolbox": rivals.foolbox("L2FMNAttack" if norm == "l2" else "LInfFMNAttack", budget=False, steps=steps),
+        "foolbox": rivals.foolbox("L2FMNAttack" if norm == "l2" else "LInfFMNAttack", steps=steps),
         "adv-lib": rivals.adv_lib("fmn", norm=order, steps=steps),
     }
     whole: dict[str, Peer] = {
@@ -88,7 +88,7 @@ def contests(norm: Norm, *, quick: bool) -> list[Contest]:
     if norm == "l2":
         cw: dict[str, Peer] = {
             "foolbox": rivals.foolbox(
-                "L2CarliniWagnerAttack", budget=False, steps=steps, binary_search_steps=4, initial_const=1e-3,
+                "L2CarliniWagnerAttack", steps=steps, binary_search_steps=4, initial_const=1e-3,
                 abort_early=False,
             ),
             "adv-lib": rivals.adv_lib(
@@ -148,7 +148,7 @@ def section(plan: Plan) -> Section:
     """A case for each norm and attack that an installed package has."""
     usable = rivals.installed()
     cases: list[Case] = []
-    omitted = {name: rivals.found(name)[1] for name in rivals.PACKAGES if name not in usable}
+    omitted = {name: rivals.found(name)[1] for name in rivals.NAMES if name not in usable}
     for norm in NORMS:
         made: list[Target] = []
 

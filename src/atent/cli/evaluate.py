@@ -48,9 +48,10 @@ def evaluate(
     Parameters
     ----------
     attacks
-        Attacks, each written as a call, such as "PGD(steps=40, step_size=0.01, restarts=5)". Default: the recipe's,
-        where they have a form for the norm, or those of the norm: "PGD(steps=20)" and AutoAttack (linf, l2, l1),
-        SparsePGD in both forms and SparseRS (l0), TokenAttack in two (patch).
+        Attacks, each written as a call, such as "PGD(steps=40, step_size=0.01, restarts=5)", or after a prefix one of
+        another package: "foolbox:LinfPGD(steps=40)" (docs/attacks.md). Default: the recipe's, where they have a form
+        for the norm, or those of the norm: "PGD(steps=20)" and AutoAttack (linf, l2, l1), SparsePGD in both forms and
+        SparseRS (l0), TokenAttack in two (patch).
     threats
         Several threats at once in the place of one, each as "linf 8/255", "l2 0.5", "l1 12", "l0 6 group pixel" or
         "patch 1 side 4", and after a colon its attacks, such as "l1 12: APGD, Square"; default: strong ones for the

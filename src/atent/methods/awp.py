@@ -14,6 +14,7 @@ from atent.checks import Settings, check_number
 from atent.distributed import shared, summed
 from atent.guard import Values
 from atent.methods.base import METHODS, Method, Metrics, State, in_force
+from atent.rng import fresh
 from atent.threat import Threat
 
 if TYPE_CHECKING:
@@ -131,9 +132,10 @@ class AWP(Method):
         return self.method.diverged(state)
 
     def backward(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
+        rng = fresh(x.device) if rng is None else rng
         if self.gamma == 0 or progress < self.warmup:
             return self.method.backward(
                 model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state

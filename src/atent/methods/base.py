@@ -14,6 +14,7 @@ from atent.checks import Settings, check_number
 from atent.fields import shown
 from atent.guard import explained
 from atent.registry import Registry
+from atent.rng import fresh
 from atent.threat import Threat
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ State = dict[str, Tensor]
 @dataclass(frozen=True)
 class Method(metaclass=Settings):
     """A frozen dataclass of settings with functions; a concrete method overrides what it needs.
+
+    In a training loop of your own ``loss, metrics = method(model, x, y)`` is the loss with its graph, and
+    ``metrics = method.backward(model, x, y)`` adds its gradient, at the least cost in time and memory; both draw from
+    torch's global random numbers where no ``rng`` is given.
 
     All see a batch ``x`` (n, ...) in pixel units and labels ``y`` (n,). ``progress`` runs from 0 to 1 over the
     training; ``rng`` is the batch's own generator; ``ids`` are the samples' numbers in the training set; ``state`` is
@@ -73,6 +78,11 @@ class Method(metaclass=Settings):
                 return None
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    @property
+    def is_one_loss(self) -> bool:
+        """Whether `adversary` and `loss` are all that a step needs, so that the method may be called."""
+        return type(self).backward is Method.backward
+
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         """Running or per-sample state, saved with the checkpoint; none by default."""
         return {}
@@ -100,11 +110,38 @@ class Method(metaclass=Settings):
         """The scalar to descend, and metrics."""
         raise TypeError(f"{type(self).__name__} has no loss: define loss(model, x, y, aux), see the contract Method")
 
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
+        progress: float = 1.0, state: State | None = None,
+    ) -> tuple[Tensor, Metrics]:  # fmt: skip
+        """The scalar to descend, with its graph, and metrics: `adversary`, then `loss`, in one call.
+
+        It is for loops that call ``loss.backward()`` themselves. The model trains in the mode in which it is given.
+
+        Raises
+        ------
+        ValueError
+            For a method whose gradient is not that of one loss at the present weights (AWP, Free): use `backward`.
+        """
+        if not self.is_one_loss:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} has no loss to descend alone, its backward does more: call {name}(...).backward(model, x, y)"
+            )
+        rng = fresh(x.device) if rng is None else rng
+        with explained(model, x):
+            aux = self.adversary(model, x, y, rng=rng, ids=ids, progress=progress, state=state)
+            return self.loss(model, x, y, aux, progress=progress, state=state)
+
     def backward(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
-        """Add ``weight`` times the gradient of the loss to each parameter's ``.grad``."""
+        """Add ``weight`` times the gradient of the loss to each parameter's ``.grad``.
+
+        Without ``rng`` the adversary draws from a generator that is seeded from torch's global one.
+        """
+        rng = fresh(x.device) if rng is None else rng
         with explained(model, x):
             return self._backward(model, x, y, rng=rng, ids=ids, progress=progress, weight=weight, state=state)
 

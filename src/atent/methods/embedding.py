@@ -145,6 +145,11 @@ class EmbeddingRegularised(Method):
         """That of ``method``, where it has one."""
         return getattr(self.method, "threat", None)
 
+    @property
+    def is_one_loss(self) -> bool:
+        """As the method inside; a discriminator learns at each step, which no loss shows."""
+        return self.method.is_one_loss and not (self.term.weight and self.term.divergence == "discriminator")
+
     def init(self, n_train: int, shape: tuple[int, ...], device: torch.device) -> State:
         return self.method.init(n_train, shape, device)
 

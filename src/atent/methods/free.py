@@ -23,6 +23,7 @@ from atent.methods.base import (
     method,
     warm,
 )
+from atent.rng import fresh
 from atent.threat import Threat
 
 
@@ -100,11 +101,11 @@ class Free(Method):
         return cross_entropy(logits, y).mean(), {"robust": correct(logits, y)}
 
     def backward(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator, ids: Tensor | None = None,
+        self, model: nn.Module, x: Tensor, y: Tensor, *, rng: torch.Generator | None = None, ids: Tensor | None = None,
         progress: float = 1.0, weight: float = 1.0, state: State | None = None,
     ) -> Metrics:  # fmt: skip
         """As `Method.backward`; the same pass moves ``state["delta"]``."""
-        z = self.adversary(model, x, y, rng=rng, state=state).requires_grad_()
+        z = self.adversary(model, x, y, rng=fresh(x.device) if rng is None else rng, state=state).requires_grad_()
         metrics = self.descend(model, x, y, z, progress=progress, weight=weight, state=state)
         if state is not None and z.grad is not None:
             factor = warm(self.eps_warmup, progress)

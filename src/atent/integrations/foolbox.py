@@ -1,0 +1,77 @@
+"""Attacks of this library where foolbox expects its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack
+from atent.integrations.packages import needed
+
+
+def attack(ours: Attack, *, seed: int = 0) -> Any:
+    """An attack of foolbox that runs ``ours``: ``attack(PGD(threat))(fmodel, images, labels, epsilons=[0.1, 0.2])``.
+
+    An attack within eps is a ``FixedEpsilonAttack``, one for the smallest change a ``MinimizationAttack``. The epsilon
+    of the call replaces that of the threat, and foolbox's bounds its box. Sample i of the batch draws from the stream
+    of (seed, i), as in ``ours.run(model, images, labels, seed=seed)``.
+
+    Parameters
+    ----------
+    ours
+        An attack in linf, l2, l1, or l0 on elements.
+    seed
+        Of its random numbers.
+
+    Raises
+    ------
+    ValueError
+        In one line, where foolbox cannot be used, and for a threat that foolbox has no distance for.
+    """
+    base = needed("foolbox", "foolbox.attacks.base")
+    distances, criteria = needed("foolbox", "foolbox.distances"), needed("foolbox", "foolbox.criteria")
+    ep = needed("foolbox", "eagerpy")
+    fixed: Any = base.FixedEpsilonAttack
+    smallest: Any = base.MinimizationAttack
+    threat = ours.threat
+    if threat.norm == "patch" or threat.group != "element":
+        raise ValueError(f"foolbox measures no {threat.norm} of groups: use linf, l2, l1, or l0 on elements")
+    measure = getattr(distances, threat.norm)
+
+    def found(model: Any, inputs: Any, criterion: Any, eps: float) -> Any:
+        x, restore = ep.astensor_(inputs)
+        targeted = isinstance(criterion, criteria.TargetedMisclassification)
+        if not targeted and not isinstance(criterion, criteria.Misclassification):
+            raise ValueError(f"{type(ours).__name__} takes labels or target classes, got {criterion}")
+        labels = ep.astensor(criterion.target_classes if targeted else criterion.labels).raw
+        box = (float(model.bounds.lower), float(model.bounds.upper))
+        run = replace(ours, threat=replace(threat, eps=eps, box=box))
+        return restore(ep.astensor(run(_Network(model), x.raw, labels, seed=seed, targeted=targeted)))
+
+    class Fixed(fixed):  # type: ignore[misc]
+        distance = measure
+
+        def run(self, model: Any, inputs: Any, criterion: Any, *, epsilon: float, **_: Any) -> Any:
+            return found(model, inputs, base.get_criterion(criterion), epsilon)
+
+    class Smallest(smallest):  # type: ignore[misc]
+        distance = measure
+
+        def run(self, model: Any, inputs: Any, criterion: Any, *, early_stop: float | None = None, **_: Any) -> Any:
+            return found(model, inputs, base.get_criterion(criterion), float("inf"))
+
+    return Smallest() if ours.minimum_norm else Fixed()
+
+
+class _Network(nn.Module):
+    """A model of foolbox as a network; foolbox keeps the module inside it to itself."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits

@@ -1,0 +1,62 @@
+"""Attacks of this library where torchattacks expects its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from atent.attacks.base import Attack
+from atent.guard import Mode
+from atent.integrations.packages import needed
+
+
+def attack(model: nn.Module, ours: Attack, *, seed: int = 0) -> Any:
+    """An attack of torchattacks that runs ``ours``: ``attack(model, PGD(threat))(images, labels)``.
+
+    Its modes and ``set_normalization_used`` work: with a normalisation ``model`` takes normalised images, and the
+    attack searches in pixel units. Sample i of the batch draws from the stream of (seed, i).
+
+    Parameters
+    ----------
+    model
+        The network.
+    ours
+        The attack, with its threat.
+    seed
+        Of its random numbers.
+
+    Raises
+    ------
+    ValueError
+        In one line, where torchattacks cannot be used.
+    """
+    base: Any = needed("torchattacks", "torchattacks.attack").Attack
+
+    class Wrapped(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(type(ours).__name__, model)
+            self.eps = float(ours.threat.eps)
+            self.supported_mode = ["default", "targeted"] if ours.aims else ["default"]
+
+        def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+            place = inputs.device if self.device is None else self.device
+            x, y = inputs.clone().detach().to(place), labels.clone().detach().to(place)
+            if self.targeted:
+                y = self.get_target_label(x, y)
+            mode: Mode = "as-is" if self._model_training else "eval"
+            return ours(_Network(self), x, y, seed=seed, targeted=self.targeted, mode=mode)
+
+    return Wrapped()
+
+
+class _Network(nn.Module):
+    """The model as the attack asks for it, behind its normalisation."""
+
+    def __init__(self, owner: Any) -> None:
+        super().__init__()
+        self.model, self.ask = owner.model, owner.get_logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.ask(x)
+        return logits
