@@ -259,7 +259,8 @@ def speed(folder: Path) -> str:
         spent = [f"{sum(each['cpu_seconds'][name]):.0f}" for name in ("ours", "port")]
         what = f"AutoAttack, `{each['run']}`, {each['norm']}, {each['n']} images"
         rows.append([what, "pyautoattack", spent[0], "", spent[1], f"{each['ratio']['total']:.2f}", ""])
-    for each in json.loads((folder / "bounds.json").read_text())["rows"]:
+    bounds = [json.loads(path.read_text()) for path in sorted(folder.glob("bounds*.json"))]
+    for each in (row for content in bounds for row in content["rows"]):
         seconds = {name: found["median"] for name, found in each["seconds"].items()}
         ours, plain = seconds.pop("ours"), seconds.pop("ours, rounding off")
         what = f"{each['method']}, {each['network']}, {each['norm']} {each['eps']:g}, {each['images']} images"
