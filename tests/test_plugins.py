@@ -236,9 +236,11 @@ def the_whole_way(place, capsys, name, version):
     )
     run(capsys, "report", "runs/a", "--images", "2", "--quiet")
     assert "MyAT" in (place / "runs/a/report.html").read_text()
-    if version is None:
-        return
-    (place / "other.toml").write_text('extends = "blobs.toml"\n[method]\nstrength = 1.0\n')
+
+
+@pytest.mark.slow
+def test_installed_packages_are_compared(installed, capsys):
+    (installed / "other.toml").write_text('extends = "blobs.toml"\n[method]\nstrength = 1.0\n')
     out = run(capsys, "compare", "blobs.toml", "other.toml", "--seeds", "1", "--train.epochs", "1", "--quiet")
     assert "other" in out
 

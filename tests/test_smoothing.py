@@ -22,6 +22,7 @@ from atent.certify.smoothing import certificates, linf_radius, predictions
 from atent.cli import main
 from atent.experiments import certificate
 from atent.experiments.certificate import certify_folder
+from atent.experiments.certificate_lines import layout
 from atent.folded import Folded
 from atent.models import build
 from atent.stats import interval
@@ -622,7 +623,7 @@ def test_shards_that_an_earlier_version_began_end_without_folding(tmp_path, monk
     monkeypatch.chdir(tmp_path / "new")
     _, new, _ = call()
     assert new.made["network"]["batch_norms_folded"] == 9
-    assert any("9 batch norms folded" in line for line in certificate.layout(new)[2])
+    assert any("9 batch norms folded" in line for line in layout(new)[2])
 
 
 @pytest.mark.slow

@@ -155,16 +155,16 @@ def certify(
     steal(steal_lock)
     _check_written(table, plot, method, sequential is not False and len(radius or ()) == 1)
     with show.json_alone(json) as emit:
-        done = {}
-        for run in dict.fromkeys(runs):
-            done[run] = certify_folder(
+        done = {
+            run: certify_folder(
                 run, model=model, data=data, method=method, sigma=sigma, n0=n0, n=n, alpha=alpha, seed=seed,
                 limit=limit, subset=subset, radii=radius, sequential=sequential, norm=norm,
                 allow_large_eps=allow_large_eps, shard=shard, merged=merge, which=which, root=root, device=device,
                 threads=threads, batch=batch_size, compiled=compile, channels_last=channels_last,
-                convention=convention_of(mean, std, input_range, bgr), key=key,
-                progress=not quiet,
-            )  # fmt: skip
+                convention=convention_of(mean, std, input_range, bgr), key=key, progress=not quiet,
+            )
+            for run in dict.fromkeys(runs)
+        }  # fmt: skip
         show.threads(threads)
         alone(lambda: _show(done, plot, table, radius))
         results = [found.to_json() for _, found, _ in done.values()]
@@ -174,7 +174,7 @@ def certify(
 
 def _show(done: dict[str, Any], plot: str | None, table: str | None, radius: tuple[str, ...] | None) -> None:
     """Print the certificates of each run, and write what is asked for of all of them."""
-    from atent.experiments.certificate import draw
+    from atent.experiments.certificate_lines import draw
     from atent.experiments.certified import add, row
 
     for out, found, _ in done.values():
@@ -206,7 +206,7 @@ def _print(out: Path, found: CertificateFile) -> None:
     """A certificate as a table, and the file that holds it."""
     from rich.table import Table
 
-    from atent.experiments.certificate import layout
+    from atent.experiments.certificate_lines import layout
 
     title, rows, below = layout(found)
     shown = Table()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,3 +45,12 @@ def is_own(target: str) -> bool:
             f" ({', '.join(SUFFIXES)}) or module:function"
         )
     return own
+
+
+def check_either(attacks: Sequence[str] | None, threats: Sequence[str] | None) -> None:
+    """ValueError for attacks beside several threats, which bring their own."""
+    if attacks is not None and threats:
+        raise ValueError(
+            "--attacks is for one threat, and --threats names several: give the attacks of each after a colon, such as"
+            f" {f'{threats[0]}: PGD(steps=40), Square'!r}"
+        )

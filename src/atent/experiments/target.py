@@ -25,7 +25,7 @@ from atent.data.builder import built
 from atent.data.described import described
 from atent.data.settings import check_rule
 from atent.experiments.conventions import check_convention
-from atent.experiments.named import Named, is_own
+from atent.experiments.named import Named, check_either, is_own
 from atent.experiments.recorded import recorded_data
 from atent.messages import once
 from atent.models import check_output, from_reference
@@ -218,7 +218,7 @@ def load_target(
     FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or has no effect on
     such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
-    _check_either(attacks, threats)
+    check_either(attacks, threats)
     listed = None if attacks is None else tuple(attacks)
     # Attacks that are named replace a recipe's threats.
     together = (None if attacks is None else ()) if threats is None else tuple(threats)
@@ -322,15 +322,6 @@ def _run(
         check_output(net, data.shape, data.classes)
     head = {"run": path.name, "weights": str(named.weights or named.which), "epoch": about.get("epoch")}
     return Target(path.name, net, data, threat, attacks, settings, head, path, config=config, origin=path)
-
-
-def _check_either(attacks: Sequence[str] | None, threats: Sequence[str] | None) -> None:
-    """ValueError for attacks beside several threats, which bring their own."""
-    if attacks is not None and threats:
-        raise ValueError(
-            "--attacks is for one threat, and --threats names several: give the attacks of each after a colon, such as"
-            f" {f'{threats[0]}: PGD(steps=40), Square'!r}"
-        )
 
 
 def strong(threat: Threat | None) -> tuple[str, ...]:

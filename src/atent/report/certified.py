@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from atent import plots
-from atent.experiments.certificate import layout
+from atent.experiments.certificate_lines import layout
 from atent.experiments.noise import sigma_of
 from atent.experiments.results import SmoothingFile
 from atent.report import words

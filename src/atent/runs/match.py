@@ -281,7 +281,7 @@ def nearest(states: Mapping[str, State]) -> str:
             size = "" if shape == native_shape(name) else f" for inputs {shape}"
             return f"they are those of {name}{size}: give --model {name}"
     if best < 0.5:
-        return "no network of this library is near (`atent list models`): give your own as --model module:function"
+        return "no built-in network is near: give your own as --model module:function"
     return f"nearest is {name}, with {best:.0%} of its tensors: give your own network as --model module:function"
 
 

@@ -1,0 +1,75 @@
+"""Certificates for people: their lines and their curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from atent.certify import Certificate
+from atent.experiments.results import BoundsFile, CertificateFile, SequentialFile, Share, SmoothingFile
+from atent.threat import radius
+
+
+def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
+    """A certificate for people: a title, (name, share) rows, and the lines below them."""
+    images = found.images
+    rows, below = [("clean, the network itself", found.clean)], []
+    title = f"{found.run}: {images.name}, test images: {images.text}"
+    if isinstance(found, BoundsFile):
+        rows += [(f"verified by {found.method}, {each.threat.text}", each.share) for each in found.certified]
+        below = [f"{each.seconds_per_image:.3g} s per image" for each in found.certified]
+    elif isinstance(found, SequentialFile):
+        title += f", shard {found.shard} of them" if found.shard else ""
+        (at,) = found.certified
+        rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
+        rows += [("another class certified there", found.certified_wrong), ("abstained", found.abstained)]
+        below = [*_sequential_lines(found), *_network_lines(found)]
+    elif isinstance(found, SmoothingFile):
+        title += f", shard {found.shard} of them" if found.shard else ""
+        rows.append(("clean, the smoothed network", found.smoothed))
+        for at in found.certified:
+            rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
+        below = [*_smoothing_lines(found), *_network_lines(found)]
+    return title, rows, below
+
+
+def _smoothing_lines(found: SmoothingFile) -> list[str]:
+    sampling = found.sampling
+    below = [
+        f"sigma {sampling['sigma']:g}, n {sampling['n']:,}, n0 {sampling['n0']}, alpha {sampling['alpha']:g} per image,"
+        f" seed {sampling['seed']}; n samples reach l2 {found.largest_radius:.4g}",
+        f"abstained {found.abstained.k} of {found.n}; mean radius {found.radius_mean:.4g}, median"
+        f" {found.radius_median:.4g}, 0 where wrong",
+        f"{found.seconds_per_image:.3g} s per image",
+    ]
+    return [*below, f"warning: {found.hint}"] if found.hint else below
+
+
+def _network_lines(found: SmoothingFile | SequentialFile) -> list[str]:
+    folded = (found.made.get("network") or {}).get("batch_norms_folded")
+    return [f"certified with {folded} batch norms folded: the same network up to rounding"] if folded else []
+
+
+def _sequential_lines(found: SequentialFile) -> list[str]:
+    sampling = found.sampling
+    below = [
+        f"sequential test: sigma {sampling['sigma']:g}, n {sampling['n']:,} at most, n0 {sampling['n0']}, alpha"
+        f" {sampling['alpha']:g} per image in total, seed {sampling['seed']}",
+        f"noise samples per image: mean {found.samples_mean:,.0f}, median {found.samples_median:,}, most"
+        f" {found.samples_most:,}; all of n0 and n are {sampling['n0'] + sampling['n']:,}",
+        f"{found.seconds_per_image:.3g} s per image",
+    ]
+    return [*below, f"warning: {found.hint}"] if found.hint else below
+
+
+def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[float | str] | None = None) -> None:
+    """Certified accuracy against radius, one curve per run; the asked ``radii`` are marked.
+
+    ValueError for a sequential test, which decides one radius.
+    """
+    from atent import plots
+
+    names = [Path(run).name for run in found]
+    curves = {name if names.count(name) == 1 else run: c.radii() for name, (run, c) in zip(names, found.items()) if c}
+    marks = {r: f"l2 {r:g}" for r in (radius(r, "radius") for r in radii or ()) if r > 0}
+    plots.save(plots.certified(curves, marks=marks), out)
