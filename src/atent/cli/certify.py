@@ -167,9 +167,14 @@ def certify(
         }  # fmt: skip
         show.threads(threads)
         alone(lambda: _show(done, plot, table, radius))
-        results = [found.to_json() for _, found, _ in done.values()]
-        emit(results[0] if len(results) == 1 else results)
+        emit(_plain(done))
     return 0
+
+
+def _plain(done: dict[str, Any]) -> Any:
+    """The certificate; of several runs a list of them."""
+    results = [found.to_json() for _, found, _ in done.values()]
+    return results[0] if len(results) == 1 else results
 
 
 def _show(done: dict[str, Any], plot: str | None, table: str | None, radius: tuple[str, ...] | None) -> None:
