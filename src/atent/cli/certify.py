@@ -147,7 +147,6 @@ def certify(
     """
     if not runs:
         raise UsageError("which run? `atent certify RUN [RUN ...]` takes the paths that training printed")
-    from atent.distributed import alone
     from atent.experiments.certificate import certify_folder
     from atent.runs.locks import steal
 
@@ -166,7 +165,7 @@ def certify(
             for run in dict.fromkeys(runs)
         }  # fmt: skip
         show.threads(threads)
-        alone(lambda: _show(done, plot, table, radius))
+        _show(done, plot, table, radius)
         emit(_plain(done))
     return 0
 
@@ -178,7 +177,13 @@ def _plain(done: dict[str, Any]) -> Any:
 
 
 def _show(done: dict[str, Any], plot: str | None, table: str | None, radius: tuple[str, ...] | None) -> None:
-    """Print the certificates of each run, and write what is asked for of all of them."""
+    """Print the certificates of each run, and write what is asked for of all of them, in one process."""
+    from atent.distributed import alone
+
+    alone(lambda: _shown(done, plot, table, radius))
+
+
+def _shown(done: dict[str, Any], plot: str | None, table: str | None, radius: tuple[str, ...] | None) -> None:
     from atent.experiments.certificate_lines import draw
     from atent.experiments.certified import add, row
 
