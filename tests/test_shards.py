@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -24,14 +25,14 @@ QUICK = ["--quiet", "--device", "cpu"]
 # An ensemble with parts, as AutoAttack is one, at a size for tests.
 ATTACKS = ["FGSM", "PGD(steps=4)", "AutoAttack(version='rand', steps=3)"]
 EVALUATE = ["--attacks", *ATTACKS, "--eps", "0.2", "--limit", "60", "--batch-size", "6", *QUICK]
-CERTIFY = ["--n", "2500", "--n0", "20", "--limit", "8", *QUICK]
+CERTIFY = ["--n", "1000", "--n0", "20", "--limit", "8", *QUICK]
 TIMES = ("seconds", "seconds_per_image", "provenance")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    args = ["--train.epochs", "8", "--data.limit", "300", "--evaluate.attacks", "FGSM", "--evaluate.limit", "20"]
+    args = ["--train.epochs", "4", "--data.limit", "300", "--evaluate.attacks", "FGSM", "--evaluate.limit", "20"]
     quick = ["--runs", str(root), "--train.device", "cpu", "--quiet", "--train.validate_limit", "20"]
     assert main(["train", "digits-l2-gaussian", *args, *quick]) == 0
     return root / "digits-l2-gaussian"
@@ -131,6 +132,25 @@ def test_merged_shards_are_the_certificate_of_one_process(run, more, tmp_path, c
         assert rows_of(tmp_path / str(k)) == want
 
 
+def test_shards_of_earlier_versions_which_count_from_0_are_merged(run, tmp_path, capsys):
+    one = copied(run, tmp_path / "one")
+    words = ["certify", str(one), "--n", "100", "--n0", "10", "--limit", "4", *QUICK]
+    for i in (1, 2):
+        assert main([*words, "--shard", f"{i}/2"]) == 0
+        for file in one.glob(f"certificate.shard-{i}-of-2.*"):
+            file.rename(one / file.name.replace(f"shard-{i}", f"shard-{i - 1}"))
+        if i == 1:
+            assert main([*words, "--merge"]) == 2
+            assert "run --shard 2/2" in capsys.readouterr().err
+            mixed = copied(one, tmp_path / "mixed")
+    assert main([*words, "--merge"]) == 0
+    words[1] = str(mixed)
+    assert main([*words, "--shard", "2/2"]) == 0
+    assert main([*words, "--merge"]) == 0
+    assert len(rows_of(one)) == 4
+    assert rows_of(mixed) == rows_of(one)
+
+
 def copied(run, place):
     """A copy, as files of a run folder are its manifest's."""
     return shutil.copytree(run, place)
@@ -150,9 +170,8 @@ def test_two_ranks_measure_what_one_process_measures(run, whole, tmp_path):
     want = certified(copied(run, tmp_path / "one"))
     other = copied(run, tmp_path / "other")
     out = tmp_path / "two.json"
-    together("evaluate", str(run), *EVALUATE, "--out", str(out))
+    together(["evaluate", str(run), *EVALUATE, "--out", str(out)], ["certify", str(other), *CERTIFY])
     assert untimed(json.loads(out.read_text())) == whole
-    together("certify", str(other), *CERTIFY)
     assert rows_of(other) == want
     assert not [*tmp_path.glob("*partial*"), *other.glob(".*rank*")]
 
@@ -190,12 +209,32 @@ def test_shards_of_adversarial_inputs_are_those_of_one_process():
         assert torch.equal(torch.cat([part[name] for part in parts])[order], tensor), name
 
 
-def together(*words):
-    """`atent` of these words in two processes of torchrun."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    # Without -- torchrun takes --n for the beginning of an option of its own.
-    done = subprocess.run(
-        [*launch, "-m", "--", "atent", *words], env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+SCRIPT = """
+import json, os, sys
+from atent.cli import main
+for words, port in zip(json.loads(sys.argv[1]), sys.argv[2:], strict=True):
+    os.environ["MASTER_PORT"] = port
+    assert main(words) == 0
+"""
+
+
+def together(*commands):
+    """These commands of `atent`, one after another, in two processes that torchrun's variables make one job."""
+    ports = [str(free_port()) for _ in commands]
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": ports[0]}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, json.dumps(commands), *ports],
+            env={**environment(), **job, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("localhost", 0))
+        return held.getsockname()[1]
