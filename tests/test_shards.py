@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 from processes import environment
@@ -170,7 +171,13 @@ def test_two_ranks_measure_what_one_process_measures(run, whole, tmp_path):
     want = certified(copied(run, tmp_path / "one"))
     other = copied(run, tmp_path / "other")
     out = tmp_path / "two.json"
-    together(["evaluate", str(run), *EVALUATE, "--out", str(out)], ["certify", str(other), *CERTIFY])
+    together(
+        ["evaluate", str(run), *EVALUATE, "--out", str(out)],
+        ["certify", str(other), *CERTIFY],
+        ["attack", str(run), *ATTACK, "--out", str(tmp_path / "two.npz")],
+    )
+    assert main(["attack", str(run), *ATTACK, "--out", str(tmp_path / "one.npz")]) == 0
+    same_arrays(tmp_path / "one.npz", tmp_path / "two.npz")
     assert untimed(json.loads(out.read_text())) == whole
     assert rows_of(other) == want
     assert not [*tmp_path.glob("*partial*"), *other.glob(".*rank*")]
@@ -207,6 +214,40 @@ def test_shards_of_adversarial_inputs_are_those_of_one_process():
     order = torch.cat([part["ids"] for part in parts]).argsort()
     for name, tensor in want.items():
         assert torch.equal(torch.cat([part[name] for part in parts])[order], tensor), name
+
+
+ATTACK = [
+    "--attack",
+    "AutoAttack(version='rand', steps=2)",
+    "--eps",
+    "0.2",
+    "--limit",
+    "23",
+    "--batch-size",
+    "4",
+    *QUICK,
+]
+
+
+def test_merged_shards_of_an_attack_are_the_file_of_one_process(run, tmp_path, capsys):
+    words = ["attack", str(run), *ATTACK, "--out"]
+    assert main([*words, str(tmp_path / "one.npz")]) == 0
+    words.append(str(tmp_path / "two.npz"))
+    assert main([*words, "--shard", "1/2"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--merge"]) == 2
+    assert "shard 2/2 is missing" in capsys.readouterr().err
+    assert main([*words, "--shard", "2/2"]) == 0
+    assert main([*words, "--seed", "1", "--merge"]) == 2
+    assert "was made with other seed" in capsys.readouterr().err
+    assert main([*words, "--merge"]) == 0
+    same_arrays(tmp_path / "one.npz", tmp_path / "two.npz")
+
+
+def same_arrays(one, two):
+    with numpy.load(one) as a, numpy.load(two) as b:
+        assert a.files == b.files
+        assert [name for name in a.files if not numpy.array_equal(a[name], b[name])] in ([], ["provenance"])
 
 
 SCRIPT = """
