@@ -206,7 +206,7 @@ def network(job):
 
 
 def trained(job, world, **changes):
-    """The network after 20 steps, the rows of its epochs, and what was said."""
+    """The trained network, the rows of its epochs, and what was said."""
     model, said = network(job), []
     settings = {
         "epochs": EPOCHS, "batch_size": BATCH, "validate_limit": 4, "validate_attack": "none", "device": "cpu",
@@ -281,6 +281,8 @@ def main(arguments):
     """One rank: its findings, as JSON, from rank 0."""
     import torch.distributed as dist
 
+    global EPOCHS
+    EPOCHS = arguments.epochs
     names = json.loads(arguments.jobs)
     # Before there is a group: what trains then is one process. The other ranks wait for it.
     references = {} if arguments.rank else {name: trained(GRID[name], SINGLE, **GRID[name].alone) for name in names}
@@ -335,10 +337,11 @@ def _missing(world):
     return world.gather(grads)
 
 
-def found(size, names, *, more=False):
-    """What ``size`` ranks find; their output where one fails."""
+def found(size, names, *, more=False, epochs=EPOCHS):
+    """What ``size`` ranks find of trainings of so many epochs; their output where one fails."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["--size", size, "--store", f"{folder}/store", "--out", f"{folder}/out", "--jobs", json.dumps(names)]
+        words += ["--epochs", epochs]
         ranks = [
             subprocess.Popen(
                 [sys.executable, __file__, "--rank", str(rank), *map(str, words), *(["--more"] if more else [])],
@@ -357,7 +360,7 @@ def found(size, names, *, more=False):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    for word, kind in (("rank", int), ("size", int), ("store", str), ("out", str), ("jobs", str)):
+    for word, kind in (("rank", int), ("size", int), ("store", str), ("out", str), ("jobs", str), ("epochs", int)):
         parser.add_argument(f"--{word}", type=kind)
     parser.add_argument("--more", action="store_true")
     main(parser.parse_args())

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 
+import numpy
 import pytest
 import torch
 from processes import environment
@@ -24,14 +26,14 @@ QUICK = ["--quiet", "--device", "cpu"]
 # An ensemble with parts, as AutoAttack is one, at a size for tests.
 ATTACKS = ["FGSM", "PGD(steps=4)", "AutoAttack(version='rand', steps=3)"]
 EVALUATE = ["--attacks", *ATTACKS, "--eps", "0.2", "--limit", "60", "--batch-size", "6", *QUICK]
-CERTIFY = ["--n", "2500", "--n0", "20", "--limit", "8", *QUICK]
+CERTIFY = ["--n", "1000", "--n0", "20", "--limit", "8", *QUICK]
 TIMES = ("seconds", "seconds_per_image", "provenance")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    args = ["--train.epochs", "8", "--data.limit", "300", "--evaluate.attacks", "FGSM", "--evaluate.limit", "20"]
+    args = ["--train.epochs", "4", "--data.limit", "300", "--evaluate.attacks", "FGSM", "--evaluate.limit", "20"]
     quick = ["--runs", str(root), "--train.device", "cpu", "--quiet", "--train.validate_limit", "20"]
     assert main(["train", "digits-l2-gaussian", *args, *quick]) == 0
     return root / "digits-l2-gaussian"
@@ -131,6 +133,25 @@ def test_merged_shards_are_the_certificate_of_one_process(run, more, tmp_path, c
         assert rows_of(tmp_path / str(k)) == want
 
 
+def test_shards_of_earlier_versions_which_count_from_0_are_merged(run, tmp_path, capsys):
+    one = copied(run, tmp_path / "one")
+    words = ["certify", str(one), "--n", "100", "--n0", "10", "--limit", "4", *QUICK]
+    for i in (1, 2):
+        assert main([*words, "--shard", f"{i}/2"]) == 0
+        for file in one.glob(f"certificate.shard-{i}-of-2.*"):
+            file.rename(one / file.name.replace(f"shard-{i}", f"shard-{i - 1}"))
+        if i == 1:
+            assert main([*words, "--merge"]) == 2
+            assert "run --shard 2/2" in capsys.readouterr().err
+            mixed = copied(one, tmp_path / "mixed")
+    assert main([*words, "--merge"]) == 0
+    words[1] = str(mixed)
+    assert main([*words, "--shard", "2/2"]) == 0
+    assert main([*words, "--merge"]) == 0
+    assert len(rows_of(one)) == 4
+    assert rows_of(mixed) == rows_of(one)
+
+
 def copied(run, place):
     """A copy, as files of a run folder are its manifest's."""
     return shutil.copytree(run, place)
@@ -150,9 +171,14 @@ def test_two_ranks_measure_what_one_process_measures(run, whole, tmp_path):
     want = certified(copied(run, tmp_path / "one"))
     other = copied(run, tmp_path / "other")
     out = tmp_path / "two.json"
-    together("evaluate", str(run), *EVALUATE, "--out", str(out))
+    together(
+        ["evaluate", str(run), *EVALUATE, "--out", str(out)],
+        ["certify", str(other), *CERTIFY],
+        ["attack", str(run), *ATTACK, "--out", str(tmp_path / "two.npz")],
+    )
+    assert main(["attack", str(run), *ATTACK, "--out", str(tmp_path / "one.npz")]) == 0
+    same_arrays(tmp_path / "one.npz", tmp_path / "two.npz")
     assert untimed(json.loads(out.read_text())) == whole
-    together("certify", str(other), *CERTIFY)
     assert rows_of(other) == want
     assert not [*tmp_path.glob("*partial*"), *other.glob(".*rank*")]
 
@@ -190,12 +216,66 @@ def test_shards_of_adversarial_inputs_are_those_of_one_process():
         assert torch.equal(torch.cat([part[name] for part in parts])[order], tensor), name
 
 
-def together(*words):
-    """`atent` of these words in two processes of torchrun."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    # Without -- torchrun takes --n for the beginning of an option of its own.
-    done = subprocess.run(
-        [*launch, "-m", "--", "atent", *words], env=environment(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+ATTACK = [
+    "--attack",
+    "AutoAttack(version='rand', steps=2)",
+    "--eps",
+    "0.2",
+    "--limit",
+    "23",
+    "--batch-size",
+    "4",
+    *QUICK,
+]
+
+
+def test_merged_shards_of_an_attack_are_the_file_of_one_process(run, tmp_path, capsys):
+    words = ["attack", str(run), *ATTACK, "--out"]
+    assert main([*words, str(tmp_path / "one.npz")]) == 0
+    words.append(str(tmp_path / "two.npz"))
+    assert main([*words, "--shard", "1/2"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--merge"]) == 2
+    assert "shard 2/2 is missing" in capsys.readouterr().err
+    assert main([*words, "--shard", "2/2"]) == 0
+    assert main([*words, "--seed", "1", "--merge"]) == 2
+    assert "was made with other seed" in capsys.readouterr().err
+    assert main([*words, "--merge"]) == 0
+    same_arrays(tmp_path / "one.npz", tmp_path / "two.npz")
+
+
+def same_arrays(one, two):
+    with numpy.load(one) as a, numpy.load(two) as b:
+        assert a.files == b.files
+        assert [name for name in a.files if not numpy.array_equal(a[name], b[name])] in ([], ["provenance"])
+
+
+SCRIPT = """
+import json, os, sys
+from atent.cli import main
+for words, port in zip(json.loads(sys.argv[1]), sys.argv[2:], strict=True):
+    os.environ["MASTER_PORT"] = port
+    assert main(words) == 0
+"""
+
+
+def together(*commands):
+    """These commands of `atent`, one after another, in two processes that torchrun's variables make one job."""
+    ports = [str(free_port()) for _ in commands]
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": ports[0]}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, json.dumps(commands), *ports],
+            env={**environment(), **job, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("localhost", 0))
+        return held.getsockname()[1]

@@ -41,9 +41,12 @@ def check_complete(files: Sequence[Path], place: Path) -> None:
     for k in counts:
         # Earlier versions counted from 0.
         first = 0 if (0, k) in names else 1
-        missing = next((i for i in range(first, first + k) if (i, k) not in names), None)
+        # Where both counts meet, a number says nothing: `merge` names the samples that are missing.
+        if (0, k) in names and (k, k) in names:
+            continue
+        missing = next((i for i in range(k) if (first + i, k) not in names), None)
         if missing is not None:
-            raise ValueError(f"shard {missing}/{k} is missing in {place}: run --shard {missing}/{k}")
+            raise ValueError(f"shard {missing + 1}/{k} is missing in {place}: run --shard {missing + 1}/{k}")
     if not files:
         other = sorted(place.glob("*certificate*.shard-*-of-*.csv"))
         made = f"; {other[0].name} was made otherwise" if other else ""

@@ -74,8 +74,9 @@ def evaluate(
         evaluation.shard-i-of-k.json, on machines that need no common network. --checks is left to --merge.
     merge
         Join the shards of the same command, that is the same options, into one evaluation. It does not depend on k:
-        samples of a batch stay together for all attacks. Without --cascade it is bit for bit that of one process, with
-        it up to the rounding of batches of other sizes.
+        samples of a batch stay together for all attacks. With --no-cascade and attacks without parts it is bit for bit
+        that of one process; in a cascade, and for attacks of several parts (AutoAttack), it agrees up to the rounding
+        of batches of other sizes.
     out
         JSON file to write. Default: evaluation.json in the run folder, beside the file, or in this folder for your own
         network, numbered where it is taken. Until it is whole, a file of that name that ends in .partial.jsonl holds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-TOGETHER = frozenset({"train", "pretrain", "evaluate", "certify"})
+TOGETHER = frozenset({"train", "pretrain", "evaluate", "certify", "attack"})
 """The commands whose work all ranks share; under torchrun the others run on rank 0 alone."""
 _LONG = frozenset({"compare", "sweep", "reproduce", "bench"})
 

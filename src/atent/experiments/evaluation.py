@@ -17,6 +17,7 @@ from atent.attacks.spec import show, spell
 from atent.data import Data
 from atent.data.described import described
 from atent.distributed import alone, current
+from atent.distributed.shards import Shard
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep, union
 from atent.evaluate.craft import craft
 from atent.evaluate.evaluation import depends_on
@@ -225,19 +226,26 @@ def summary(found: EvaluationFile) -> list[str]:
 
 
 def adversarial(
-    target: Target, *, search_dtype: SearchDtype | None = None, progress: bool = True
+    target: Target, *, search_dtype: SearchDtype | None = None, progress: bool = True, shard: Shard | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The target's one attack on its test images: the tensors of `craft`, and what they are, as plain values."""
+    """The target's one attack on its test images, or a shard of them: the tensors of `craft`, and what they are, as
+    plain values."""
     (name, attack), x, y, ids = next(iter(target.attacks.items())), *target.test()
-    settings = target.settings
+    given = how(target.settings) | {"search_dtype": search_dtype, "shard": shard}
     with bar(len(x), name, enabled=progress) as advance:
-        made = craft(target.model, x, y, attack, ids=ids, search_dtype=search_dtype, advance=advance, **how(settings))
-    about = {
+        made = craft(target.model, x, y, attack, ids=ids, advance=advance, **given)
+    return made, about_adversarial(target, search_dtype)
+
+
+def about_adversarial(target: Target, search_dtype: SearchDtype | None = None) -> dict[str, Any]:
+    """What the adversarial images of the target's one attack are, as plain values."""
+    (attack,) = target.attacks.values()
+    device = target.test()[0].device
+    return {
         **target.about,
         "data": target.samples(),
         "attack": spell(attack),
         "threat": {**attack.threat.plain(), "eps": str(attack.threat.eps)},
         **({"search_dtype": search_dtype} if search_dtype else {}),
-        "provenance": folder.provenance(seed=settings.seed, device=x.device),
+        "provenance": folder.provenance(seed=target.settings.seed, device=device),
     }
-    return made, about
