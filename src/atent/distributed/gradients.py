@@ -18,6 +18,7 @@ def add_gradients(parameters: Iterable[Tensor], world: World, more: Sequence[Ten
     """
     leaves = [p for p in parameters if p.requires_grad]
     if world.size == 1 or not leaves:
+        world.add(more)
         return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in leaves]
     known = grads[0].new_tensor([p.grad is not None for p in leaves])

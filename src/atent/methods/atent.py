@@ -86,6 +86,7 @@ class ATENT(Method):
     """
 
     FORMER: ClassVar[dict[str, str]] = {"pull": "anchor"}
+    shardable = True
 
     threat: Threat
     steps: int = 10

@@ -44,9 +44,10 @@ class Method(metaclass=Settings):
     several processes share a batch. ``gathers`` says that a loss which is not divisible gathers from all processes what
     couples samples (`atent.distributed.gathered`); without it each process computes the whole batch. ``alike`` are
     beginnings of the names in the state whose values every process computes for the whole batch; what a step changes in
-    others is brought together after it. ``labelled`` says that the loss classifies: embedding regularisation goes
-    around no other method. `AWP` goes around every method that leaves `backward` as it is here: it calls
-    `attack_and_descend` and `descend` in its place.
+    others is brought together after it. ``shardable`` says that the gradient is left by ``backward()`` and nothing
+    reads a weight outside a forward pass, so that the processes may share the weights (`train.shard`). ``labelled``
+    says that the loss classifies: embedding regularisation goes around no other method. `AWP` goes around every method
+    that leaves `backward` as it is here: it calls `attack_and_descend` and `descend` in its place.
     """
 
     # Without annotations: no fields of the dataclasses that inherit them.
@@ -56,6 +57,7 @@ class Method(metaclass=Settings):
     gathers = False
     alike: ClassVar[tuple[str, ...]] = ()
     labelled = True
+    shardable = False
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     """The norms of the threats that it takes: it is refused, in one line, where it is made with another."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from atent.attacks.langevin import Sampler
+from atent.distributed.sharding import is_sharded
 from atent.guard import ask
 from atent.losses import cross_entropy, wide
 from atent.rng import Streams
@@ -66,6 +67,7 @@ class Step:
         self.shares, self.skipped, self.weight = shares, skipped, weight
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.targets: list[Tensor] = list(self.parameters)
+        self.by_backward = is_sharded(self.parameters)
         self.mu = self.fit = torch.zeros((), device=x.device)
         self.clean: Tensor | None = None
         self.reference: Tensor | None = None
@@ -88,8 +90,28 @@ class Step:
         logits = ask(self.model, z)
         losses = self.losses(logits, self.labels, self.reference)
         factors = torch.ones_like(losses) if factors is None else factors.to(losses.dtype)
-        self.add(share, losses, torch.autograd.grad(losses, self.targets, factors, allow_unused=True))
+        self.descend(share, losses, factors)
         return logits
+
+    def descend(self, share: float, losses: Tensor, factors: Tensor, z: Tensor | None = None) -> Tensor | None:
+        """Add an iterate, each sample's gradient times its factor; the gradient at its input ``z``, where one is given.
+
+        Where ``z`` is given, a share of 0 spares the pass to the weights. ``torch.autograd.grad`` does not reach the
+        weights of a network that the ranks share: there one ``backward()`` leaves both gradients, times the share,
+        which that of ``z`` is divided by.
+        """
+        weighs = share != 0 or z is None
+        if self.by_backward and weighs:
+            self.mu = self.mu + share * losses.detach().mean()
+            scale = self.weight * share / len(self.x)
+            torch.autograd.backward(losses, factors * scale)
+            # A rank without rows of its own has weight 0, makes the same passes, and its chain counts nowhere.
+            return None if z is None else z.grad / (scale or 1.0)  # type: ignore[operator]
+        inputs, weights = ([] if z is None else [z]), (self.targets if weighs else [])
+        grads = torch.autograd.grad(losses, [*inputs, *weights], factors, allow_unused=True)
+        if weighs:
+            self.add(share, losses, grads[len(inputs) :])
+        return grads[0] if inputs else None
 
 
 def tracked(model: nn.Module) -> list[_NormBase]:
@@ -140,12 +162,9 @@ def free_energy(step: Step, chain: Sampler, streams: Streams) -> Found:
             logits = ask(step.model, z.requires_grad_(not last))
         losses = step.losses(logits, step.labels, step.reference)
         # Where alpha is 1, or so near that the share underflows, the older iterates weigh nothing.
-        inputs, weights = ([] if last else [z]), (step.targets if share else [])
-        grads = torch.autograd.grad(losses, [*inputs, *weights], torch.ones_like(losses), allow_unused=True)
-        if share:
-            step.add(share, losses, grads[len(inputs) :])
-        if not last:
-            z = chain.move(z.detach(), step.x, grads[0], k, streams)
+        slope = step.descend(share, losses, torch.ones_like(losses), None if last else z)
+        if slope is not None:
+            z = chain.move(z.detach(), step.x, slope, k, streams)
     return Found(list(iterates), logits)
 
 
@@ -224,7 +243,10 @@ def kl_outer(step: Step, x: Tensor, y: Tensor, beta: float, smoothing: float) ->
     step.fit = fit.detach()
     back = reference.grad if reference.grad is not None else torch.zeros_like(reference)
     outer = [torch.full_like(fit, weight), back]
-    _accumulate(step.parameters, torch.autograd.grad([fit, clean], step.parameters, outer, allow_unused=True), 1.0)
+    if step.by_backward:
+        torch.autograd.backward([fit, clean], outer)
+    else:
+        _accumulate(step.parameters, torch.autograd.grad([fit, clean], step.parameters, outer, allow_unused=True), 1.0)
 
 
 def _accumulate(targets: Sequence[Tensor], grads: Sequence[Tensor | None], share: float) -> None:

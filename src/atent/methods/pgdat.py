@@ -33,6 +33,7 @@ class PGDAT(Method):
     seven of them, from a uniform start that is clamped to the box.
     """
 
+    shardable = True
     norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat

@@ -18,6 +18,8 @@ from atent.methods.base import Method, Metrics, State, correct, method
 class Standard(Method):
     """Mean cross-entropy of the clean batch: the baseline without an adversary."""
 
+    shardable = True
+
     label_smoothing: float = 0.0
     """Share of the label spread over all classes in the loss, in [0, 1)."""
 

@@ -47,6 +47,7 @@ class TRADES(Method):
     robust ones are absent.
     """
 
+    shardable = True
     norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat

@@ -20,6 +20,7 @@ from atent.train.settings import TrainSettings
 # What belongs to the machine: a run may resume with other values of these.
 _MACHINE = (
     "save_minutes", "threads", "device", "precision", "channels_last", "compile", "cuda_graphs", "deterministic",
+    "shard",
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import NotFinite
+from atent.distributed.sharding import is_sharded, local
 from atent.optim import Average
 from atent.rng import fold
 from atent.train.meter import Meter
@@ -44,6 +45,7 @@ class Finite:
         self.skips = settings.on_nonfinite == "skip"
         self.parameters = list(model.named_parameters())
         self.leaves = [p for _, p in self.parameters]
+        self.sharded = is_sharded(self.leaves)
         self.ignored = {name for name, value in _named(model) if not finite([value])}
         self.reset()
 
@@ -57,7 +59,10 @@ class Finite:
         is raised for one, and this waits for the device."""
         loss = losses[0] if len(losses) == 1 else torch.stack(list(losses)).sum()
         # Detached: a loss of a plug-in may still have its graph.
-        sums = _sums([loss, *[p.grad for p in self.leaves]]).detach()
+        grads = [p.grad for p in self.leaves]
+        if self.sharded:  # each rank looks at its part, and `problem` is asked of all
+            grads = [None if grad is None else local(grad) for grad in grads]
+        sums = _sums([loss, *grads]).detach()
         if not self.skips:
             self.seen.append((step, sums))
         elif not bool(sums.isfinite().all()):
@@ -135,7 +140,7 @@ def _sums(values: Sequence[Tensor | None]) -> Tensor:
 def finite(values: Sequence[Tensor]) -> bool:
     """Whether all numbers are finite: one pass over them, and one wait for each device."""
     places: dict[torch.device, list[Tensor]] = {}
-    for value in values:
+    for value in map(local, values):
         places.setdefault(value.device, []).append(value)
     return all(bool(_sums(some).isfinite().all()) for some in places.values())
 

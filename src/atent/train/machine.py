@@ -13,12 +13,14 @@ from torch import nn
 
 from atent.data import Data
 from atent.distributed import alone
+from atent.models import check_output
 from atent.precision import check_tf32, refuses_channels_last
 from atent.probe import AUTO, bfloat16_pays, gaining, probe
 from atent.runs.manifest import read_json
 from atent.runs.names import CONFIG
 from atent.threads import cores
-from atent.train import preflight
+from atent.threat import Threat
+from atent.train import agreement, preflight
 from atent.train.settings import TrainSettings
 
 _CHOSEN = ("precision", "channels_last")
@@ -36,6 +38,24 @@ def resolved(
     """
     found = alone(lambda: _resolved(model, data, settings, device, say, run))
     return replace(settings, **{name: getattr(found, name) for name in _CHOSEN})
+
+
+def placed(
+    model: nn.Module, data: Data, settings: TrainSettings, device: torch.device, threat: Threat | None,
+    before: Path | None, say: Callable[[str], None],
+) -> tuple[TrainSettings, torch.memory_format]:  # fmt: skip
+    """The network, checked, where it trains; the settings, which resume the choices of the run ``before``, and the
+    memory format of the network."""
+    preflight.check_threat(threat, data)
+    preflight.move(model, device, torch.contiguous_format)
+    preflight.check_views(model)
+    check_output(model, data.shape, data.classes, device, dtype=data.validation.batch([0])[0].dtype)
+    preflight.check_lazy(model)
+    agreement.same_start(model)
+    settings = resolved(model, data, settings, device, say, before)
+    if settings.channels_last and len(data.shape) == 3:
+        return settings, channels_last(model, data, device, say)
+    return settings, torch.contiguous_format
 
 
 def _resolved(

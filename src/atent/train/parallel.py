@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from atent.distributed.batch_shard import under_way
 from atent.distributed.coupling import Synchronised
 from atent.distributed.draws import caught
 from atent.distributed.gradients import add_gradients
+from atent.distributed.sharding import is_sharded
 from atent.methods import Method
 from atent.methods.base import Metrics
 from atent.train.joining import Changes, Packed
@@ -56,6 +57,8 @@ class Parallel:
                 f"warning: {name} needs a batch as a whole, so each of the {self.world.size} processes computes all of"
                 " it: no step is faster (see Method.gathers)"
             )
+        # The backward passes of a sharded network add up the gradients of all ranks.
+        self.sharded = is_sharded(model.parameters())
         self.steps, self.catches = 0, False
 
     def shards(self, n: int, most: int) -> list[BatchShard]:
@@ -94,12 +97,16 @@ class Parallel:
         if self.world.size == 1:
             return [(metrics, shard.length) for metrics, shard in found]
         if self.replicated:
-            add_gradients(self.model.parameters(), self.world)
+            add_gradients(self._leaves(), self.world)
             return [(metrics, shard.length) for metrics, shard in found]
         double = any(p.dtype is torch.float64 for p in self.model.parameters())
         packed = Packed(found, n, self.world, torch.float64 if double else torch.float32)
-        add_gradients(self.model.parameters(), self.world, [packed.numbers])
+        add_gradients(self._leaves(), self.world, [packed.numbers])
         return [(packed.metrics(), n)]
+
+    def _leaves(self) -> Iterable[Tensor]:
+        """The parameters whose gradients are added up after the step."""
+        return () if self.sharded else self.model.parameters()
 
     def agree(self, shards: Sequence[BatchShard], begun: Begun, state: dict[str, Any]) -> None:
         """Make buffers and the method's state the same on all ranks.

@@ -35,6 +35,9 @@ class TrainSettings(metaclass=Settings):
     batch_norm: Literal["sync", "local"] = "sync"
     """Batch-norm of several processes: sync by the statistics of the whole batch, as one process would, or local by
     those of each process's samples, without messages between its layers. Running statistics are the same on all."""
+    shard: Literal["none", "full"] = "none"
+    """full: the processes share the weights, gradients and optimizer state (FSDP2), for networks past the memory of one
+    GPU; the file formats and, up to rounding, the weights are those of none. Needs torchrun."""
     seed: int = 0
     """Seed of the weights, the order, the augmentation, the adversaries and dropout."""
     device: str = "auto"

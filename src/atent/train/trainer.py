@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from atent import runs as folder
 from atent.data import Data, augment
-from atent.distributed import alone, current
+from atent.distributed import SINGLE, alone, current
+from atent.distributed.world import within
 from atent.methods import Method
-from atent.models import check_output
 from atent.optim import Average, Optimizer, Schedule, build, lr_factor
 from atent.precision import under
 from atent.rng import fold
 from atent.runs.weights import Snapshot, put, whole
 from atent.threat import Threat
-from atent.train import agreement, calibration, first_batch, graphs, kernels, machine, preflight
+from atent.train import agreement, calibration, first_batch, graphs, kernels, machine, preflight, sharded
 from atent.train.best import Best
 from atent.train.builders import Builders
 from atent.train.callbacks import Callback, Progress, first
@@ -62,13 +62,17 @@ class Trainer:
         self.optimizer_settings, self.path, self.say, self.device = optimizer, run, say, pick_device(settings.device)
         self.progress, self.callbacks, self._hinted = progress, callbacks, False
         own, threat = method.threat, method.threat or threat
-        settings = self._place(data, threat, run if resume else None)
+        before = run if resume else None
+        settings, self.layout = machine.placed(model, data, settings, self.device, threat, before, say)
+        self.settings = settings
         builders.check(model, data)
         if resume and run is not None:
             data = as_begun(data, run)
         self.data, self.augment = data.to(self.device), augment(augmentation)
         self.validation = Validation(self.data, settings, threat, robust=own is not None)
         self.watch = watch(self.method, self.data, settings, threat)
+        sharded.check(settings, optimizer, self.method, watched=self.watch is not None)
+        self.shared: sharded.Sharded | None = None
         self.optimizer = build(optimizer, model, seed=settings.seed)
         self.amp = under(settings.precision, self.device)
         self.state = preflight.begin(self.method, self.data, self.device, resume=resume)
@@ -93,27 +97,12 @@ class Trainer:
         self.stopped: str | None = None
         self._begin(resume)
 
-    def _place(self, data: Data, threat: Threat | None, before: Path | None) -> TrainSettings:
-        """The network, checked, where it trains; the settings, which resume the choices of the run ``before``."""
-        preflight.check_threat(threat, data)
-        self.layout = torch.contiguous_format
-        preflight.move(self.model, self.device, self.layout)
-        preflight.check_views(self.model)
-        check_output(self.model, data.shape, data.classes, self.device, dtype=data.validation.batch([0])[0].dtype)
-        preflight.check_lazy(self.model)
-        agreement.same_start(self.model)
-        self.settings = machine.resolved(self.model, data, self.settings, self.device, self.say, before)
-        if self.settings.channels_last and len(data.shape) == 3:
-            self.layout = machine.channels_last(self.model, data, self.device, self.say)
-        return self.settings
-
     def _check(self) -> bool:
         """ValueError for what would end the training later; whether a last batch of one image joins the one before."""
         named = {f"validate_attack {self.settings.validate_attack}": a for a in self.validation.attacks.values()}
         method, size = around(calibration.stand_in(self.bare), self.settings), self.settings.batch_size
         path = self.path if current().first else None
-        given = (self.model, self.data, method, self.state, named, self.begun, path, self.amp, size)
-        return preflight.check(*given)
+        return preflight.check(self.model, self.data, method, self.state, named, self.begun, path, self.amp, size)
 
     def _count_steps(self) -> None:
         self.parts = parts_of(len(self.data.train), self.settings.batch_size, joined=self._joined)
@@ -135,8 +124,17 @@ class Trainer:
             self.keeper.begin(self.config, self.state_dict)
         method = calibration.adopt(self.bare, self.position.get("calibration"))
         self.method = around(method, self.settings, self.position.get("inner_precision"))
+        self._share()
         self.micro = MicroBatches(self.model, self.method, self.say, self.settings)
         self.backward = graphs.graphed(self.method, self.settings, self.device, self.say)
+
+    def _share(self) -> None:
+        """From here on the ranks share the network, where `train.shard` asks for it; before, it is whole."""
+        if self.settings.shard == "none":
+            return
+        self.shared = sharded.Sharded(self.model, self.optimizer, self.optimizer_settings, self.settings.seed)
+        self.model, self.optimizer = self.shared.model, self.shared.optimizer
+        self.finite = Finite(self.model, self.optimizer, None, self.settings, self.path)
 
     def _measure(self) -> None:
         given = self.model, self.bare, self.data, self.settings, self.state, self.augment, self.layout, self.config
@@ -183,7 +181,9 @@ class Trainer:
         if best is None:
             raise ValueError(f"the training ended before its first epoch: {self.stopped}")
         self.keeper.finish(best["epoch"])
-        return Fitted(self.model.eval(), self.history, best, self.path, self.stopped)
+        return Fitted(
+            (self.shared.end() if self.shared else self.model).eval(), self.history, best, self.path, self.stopped
+        )
 
     def _back(self, error: Diverged) -> int:
         """Go back to the last checkpoint, where the settings say so, for another order of the batches; its epoch."""
@@ -310,7 +310,10 @@ class Trainer:
         before = earlier[-1].get("elapsed", 0.0) if earlier else 0.0
         measured = self.clock.due(row["epoch"], settings.validate_every, settings.validations, before)
         if measured:
-            accuracies, hint = self.validation.measure(model, progress=self.progress)
+            # Each forward pass of a shared network is one of all ranks: they evaluate the same samples.
+            with within(SINGLE if self.shared else current()):
+                accuracies, hint = self.validation.measure(model, progress=self.progress)
+            accuracies, hint = current().shared((accuracies, hint))
             row |= accuracies
             # At its first validation a network may not have begun to separate classes.
             if hint and not self._hinted and earlier:
@@ -329,6 +332,8 @@ class Trainer:
 
     def _keep(self, row: dict[str, Any], measured: bool) -> None:
         """Keep the epoch, where it is best, and its checkpoint; then call the callbacks."""
+        if self.shared:
+            self.shared.collect()
         best, about = self.best.add(row), {"epoch": row["epoch"], **summary(self.config)}
         self.history.append(row)
         self.keeper.add(row)
@@ -369,10 +374,11 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact resume needs; the keys are those of state.pt."""
-        own = self.begun.own(self.model)
+        optimizer = self.shared.collect() if self.shared else self.optimizer.state_dict()
+        own = self.begun.own(self.keeper.model)
         return {
-            "mark": self.position, "model": whole(self.model, own), "own": own,
-            "optimizer": self.optimizer.state_dict(), "method": self.state, "meter": self.meter.state(),
+            "mark": self.position, "model": whole(self.keeper.model, own), "own": own,
+            "optimizer": optimizer, "method": self.state, "meter": self.meter.state(),
             "average": self.average.state() if self.average else None,
         }  # fmt: skip
 
@@ -394,6 +400,6 @@ class Trainer:
         epoch = done if epoch is None else epoch
         share = self.clock.progress(max(epoch - 1, 0) * self.steps + step)
         return Progress(
-            self.model, self.settings, self.config, self.path, tuple(self.history), epoch, step, self.steps, share,
-            loss, last,
+            self.keeper.model, self.settings, self.config, self.path, tuple(self.history), epoch, step, self.steps,
+            share, loss, last,
         )  # fmt: skip

@@ -1,0 +1,94 @@
+"""`train.shard`: a training whose network the ranks share, and the whole network that its files are written from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atent.distributed import current
+from atent.distributed.sharding import full, gather, like, shard
+from atent.methods import Method
+from atent.optim import Optimizer, build
+from atent.train.settings import TrainSettings
+
+OPTIMIZERS = ("SGD", "Adam")
+"""Those whose rule is the same for each number of a parameter, and which torch has for sharded ones."""
+
+
+def check(settings: TrainSettings, optimizer: Optimizer, method: Method, *, watched: bool) -> None:
+    """ValueError, in one line, for a training that cannot share its network."""
+    if settings.shard == "none":
+        return
+    if current().size == 1:
+        raise ValueError(
+            "train.shard full shares the network among several processes, and this is one: start them by torchrun, or"
+            " set train.shard none, which also resumes a run that was sharded"
+        )
+    if optimizer.name not in OPTIMIZERS:
+        raise ValueError(f"train.shard full works with {' and '.join(OPTIMIZERS)}, got optimizer {optimizer.name}")
+    if not method.shardable:
+        raise ValueError(
+            f"train.shard full does not work with {type(method).__name__}, which is not known to leave its gradient by"
+            " backward() alone (Method.shardable): set train.shard none"
+        )
+    plain = TrainSettings()
+    for name in ("precision", "inner_precision", "compile", "cuda_graphs", "average", "awp", "embedding",
+                 "on_nonfinite"):  # fmt: skip
+        if getattr(settings, name) != getattr(plain, name):
+            raise ValueError(f"train.shard full works with the default of train.{name} alone: leave it out")
+    if watched:
+        raise ValueError("train.shard full has no watch for catastrophic overfitting: set train.watch off")
+
+
+class Sharded:
+    """A copy of the network that the ranks share, with its optimizer; the network itself moves to the CPU.
+
+    There it is what rank 0 writes to files and what callbacks see, with the values of the last `collect`.
+
+    Parameters
+    ----------
+    whole
+        The network, the same on all ranks.
+    optimizer
+        Its optimizer, with the state to begin with.
+    settings, seed
+        From which that was built.
+    """
+
+    def __init__(self, whole: nn.Module, optimizer: torch.optim.Optimizer, settings: Optimizer, seed: int) -> None:
+        self.world, self.whole = current(), whole
+        self.device = next(whole.parameters()).device
+        self.model = copy.deepcopy(whole)
+        whole.cpu()
+        shard(self.model, self.world)
+        self.optimizer = build(settings, self.model, seed=seed)
+        saved = optimizer.state_dict()
+        for number, p in enumerate(self.optimizer.param_groups[0]["params"]):
+            entries = saved["state"].get(number, {})
+            saved["state"] |= {number: _mapped(entries, lambda t, p=p: like(t, p))} if entries else {}
+        self.optimizer.load_state_dict(saved)
+
+    def collect(self) -> dict[str, Any]:
+        """Bring the whole network up to date on rank 0; the optimizer's state there, as one process has it. All ranks
+        call it, and one tensor at a time is whole on the device."""
+        first = self.world.first
+        gather(self.model, self.whole, keep=first)
+
+        def kept(t: Tensor) -> Tensor:
+            value = full(t)
+            return value.cpu() if first else value.new_empty(0)
+
+        found = self.optimizer.state_dict()
+        return {**found, "state": {key: _mapped(values, kept) for key, values in found["state"].items()}}
+
+    def end(self) -> nn.Module:
+        """The whole network, where it was at the start."""
+        return self.whole.to(self.device)
+
+
+def _mapped(entries: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    return {key: change(value) if isinstance(value, Tensor) else value for key, value in entries.items()}
