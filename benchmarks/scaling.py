@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -84,7 +85,7 @@ class Stopwatch(Callback):
     def row(self) -> dict[str, float]:
         """Medians of the counted steps."""
         counted = self.marks[WARM - 1 :]
-        each = [[b - a for a, b in zip(one, two, strict=True)] for one, two in zip(counted, counted[1:], strict=False)]
+        each = [[b - a for a, b in zip(one, two, strict=True)] for one, two in pairwise(counted)]
         seconds, messages, sent = (median(column) for column in zip(*each, strict=True))
         return {"seconds": seconds, "messages": messages, "bytes": sent}
 
@@ -189,8 +190,8 @@ def summary(starts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             traffic_of = {key: found[0][key] for key in ("messages", "bytes") if key in found[0]}
             rows.append({
                 "case": case, "processes": p, "repeats": len(found), "seconds": seconds[p],
-                "efficiency": gain / p, "least": min(row["seconds"] for row in found), "most": max(row["seconds"] for row in found),
-                "speedup": gain, **traffic_of,
+                "least": min(row["seconds"] for row in found), "most": max(row["seconds"] for row in found),
+                "speedup": gain, "efficiency": gain / p, **traffic_of,
             })  # fmt: skip
     return rows
 
@@ -265,10 +266,12 @@ def main() -> None:
                 continue
             content["starts"].append({"round": turn, "processes": p, "found": start(p, given.quick)})
             content |= {
-                "size": vars(size), "cores": os.cpu_count(), "instruction_sets": instruction_sets(Path("/proc/cpuinfo")),
+                "size": vars(size), "cores": os.cpu_count(),
+                "instruction_sets": instruction_sets(Path("/proc/cpuinfo")),
                 "bound": {name: bound(name) for name in ("small_cnn", "resnet20")},
                 "load": os.getloadavg(), "provenance": provenance(seed=0), "rows": summary(content["starts"]),
             }  # fmt: skip
+            content["model"] = predicted(content)
             write_json(given.out, content)
     show(content)
 

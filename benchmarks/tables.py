@@ -10,7 +10,8 @@ the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`
 benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/loss_curves.py,
 <!-- profiles: NAME --> the profiles.json of benchmarks/profiles.py, <!-- smoothing: NAME --> the certify.json of
 benchmarks/certify.py, and
-<!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there.
+<!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there, <!-- scaling: NAME --> the
+scaling.json of benchmarks/scaling.py.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
 _MARKED = re.compile(
-    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|curves|profiles|smoothing|speed): "
+    r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|curves|profiles|smoothing|speed"
+    r"|scaling): "
     r"(\S+) -->\n)"
     r".*?(<!-- end -->)",
     re.S,
@@ -273,6 +275,21 @@ def speed(folder: Path) -> str:
     return "\n".join(markdown_table(headings, rows, left=2)) + "\n"
 
 
+def scaling(folder: Path) -> str:
+    """Several processes beside one, and beside the cost model."""
+    content = json.loads((folder / "scaling.json").read_text())
+    rows = [
+        [
+            row["case"], str(row["processes"]), f"{row['seconds']:.3f}", f"{row['predicted']:.3f}",
+            f"{row['speedup']:.2f}", f"{100 * row['efficiency']:.0f}", f"{row.get('messages', 0):.0f}",
+            f"{row.get('bytes', 0) / 1e6:.3f}",
+        ]
+        for row in content["model"]
+    ]  # fmt: skip
+    headings = ["what", "processes", "s", "model (s)", "times faster", "efficiency (%)", "messages", "MB"]
+    return "\n".join(markdown_table(headings, rows, left=1)) + "\n"
+
+
 def refreshed(text: str, results: Path) -> str:
     """A document with its tables made anew."""
     make = {
@@ -290,6 +307,7 @@ def refreshed(text: str, results: Path) -> str:
         "profiles": profiles,
         "smoothing": smoothing,
         "speed": speed,
+        "scaling": scaling,
     }
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
 
