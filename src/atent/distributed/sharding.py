@@ -95,5 +95,5 @@ def gather(model: nn.Module, whole: nn.Module, *, keep: bool) -> None:
         value = full(own)
         if keep:
             target.copy_(value)
-    for own, target in zip(model.buffers(), whole.buffers(), strict=True):
-        target.copy_(own)
+    for buffer, place in zip(model.buffers(), whole.buffers(), strict=True):
+        place.copy_(buffer)

@@ -106,7 +106,7 @@ class Step:
             scale = self.weight * share / len(self.x)
             torch.autograd.backward(losses, factors * scale)
             # A rank without rows of its own has weight 0, makes the same passes, and its chain counts nowhere.
-            return None if z is None else z.grad / (scale or 1.0)  # type: ignore[operator]
+            return None if z is None or z.grad is None else z.grad / (scale or 1.0)
         inputs, weights = ([] if z is None else [z]), (self.targets if weighs else [])
         grads = torch.autograd.grad(losses, [*inputs, *weights], factors, allow_unused=True)
         if weighs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class Sharded:
         saved = optimizer.state_dict()
         for number, p in enumerate(self.optimizer.param_groups[0]["params"]):
             entries = saved["state"].get(number, {})
-            saved["state"] |= {number: _mapped(entries, lambda t, p=p: like(t, p))} if entries else {}
+            saved["state"] |= {number: _mapped(entries, partial(like, parameter=p))} if entries else {}
         self.optimizer.load_state_dict(saved)
 
     def collect(self) -> dict[str, Any]:

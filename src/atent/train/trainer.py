@@ -124,17 +124,12 @@ class Trainer:
             self.keeper.begin(self.config, self.state_dict)
         method = calibration.adopt(self.bare, self.position.get("calibration"))
         self.method = around(method, self.settings, self.position.get("inner_precision"))
-        self._share()
+        if self.settings.shard == "full":  # what came before needed the whole network
+            self.shared = sharded.Sharded(self.model, self.optimizer, self.optimizer_settings, self.settings.seed)
+            self.model, self.optimizer = self.shared.model, self.shared.optimizer
+            self.finite = Finite(self.model, self.optimizer, None, self.settings, self.path)
         self.micro = MicroBatches(self.model, self.method, self.say, self.settings)
         self.backward = graphs.graphed(self.method, self.settings, self.device, self.say)
-
-    def _share(self) -> None:
-        """From here on the ranks share the network, where `train.shard` asks for it; before, it is whole."""
-        if self.settings.shard == "none":
-            return
-        self.shared = sharded.Sharded(self.model, self.optimizer, self.optimizer_settings, self.settings.seed)
-        self.model, self.optimizer = self.shared.model, self.shared.optimizer
-        self.finite = Finite(self.model, self.optimizer, None, self.settings, self.path)
 
     def _measure(self) -> None:
         given = self.model, self.bare, self.data, self.settings, self.state, self.augment, self.layout, self.config
@@ -312,8 +307,8 @@ class Trainer:
         if measured:
             # Each forward pass of a shared network is one of all ranks: they evaluate the same samples.
             with within(SINGLE if self.shared else current()):
-                accuracies, hint = self.validation.measure(model, progress=self.progress)
-            accuracies, hint = current().shared((accuracies, hint))
+                measures = self.validation.measure(model, progress=self.progress)
+            accuracies, hint = current().shared(measures) if self.shared else measures
             row |= accuracies
             # At its first validation a network may not have begun to separate classes.
             if hint and not self._hinted and earlier:
