@@ -18,7 +18,7 @@ from atent.data import from_tensors
 from atent.distributed import SINGLE, World
 from atent.distributed.sharding import blocks, is_sharded, shard
 from atent.distributed.world import within
-from atent.methods import ATENT, PGDAT, Free, objectives
+from atent.methods import ATENT, PGDAT, TRADES, Free, Standard, objectives
 from atent.models.vit import vit_tiny
 from atent.models.wrn import WideResNet
 from atent.optim import Optimizer
@@ -33,6 +33,8 @@ JOBS = {
     "ATENT": ("wrn", ATENT(L2, steps=3), Optimizer(lr=0.05)),
     "ATENT, kl": ("vit", ATENT(LINF, steps=2, outer_loss="kl", mode="train"), Optimizer(lr=0.05, clip_norm=0.1)),
     "PGD-AT": ("vit", PGDAT(LINF, steps=2), Optimizer("Adam", lr=1e-3)),
+    "TRADES": ("wrn", TRADES(LINF, steps=2), Optimizer(lr=0.05)),
+    "Standard": ("vit", Standard(), Optimizer(lr=0.05)),
 }
 
 
@@ -113,7 +115,8 @@ def main(rank, store, out):
         fitted = trained(job, world, run=run, settings={"shard": "full"})
         rows = world.gather([{k: v for k, v in r.items() if k not in ("seconds", "memory_mb")} for r in fitted.history])
         if rank == 0:
-            found[job] = [apart(fitted.model, references[job].model), rows[0] == rows[1]]
+            moved = apart(references[job].model, network(JOBS[job][0]))
+            found[job] = [apart(fitted.model, references[job].model), rows[0] == rows[1], moved]
     found["guard"] = guarded(world)
     found["resumed"] = resumed(world, Path(out).parent)
     if rank == 0:
@@ -138,7 +141,8 @@ def ranks(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("job", JOBS)
 def test_a_sharded_training_gives_the_weights_of_one_process(ranks, job):
-    difference, alike = ranks[1][job]
+    difference, alike, moved = ranks[1][job]
+    assert moved > 1e-4
     # Adam divides by the root of a mean square, which enlarges the rounding of small gradients.
     assert difference < 1e-10
     assert alike
