@@ -73,7 +73,10 @@ def killed(process: subprocess.Popen, run: Path, kills: int, draw: random.Random
         assert now[: len(kept)] == kept, "an epoch that was written is lost"
         kept = now
         rank = draw.randrange(2)
-        os.kill(ranks_of(process.pid)[rank], signal.SIGKILL)
+        # Where the survivor of the kill before wrote the epoch, the ranks have yet to start again.
+        while rank not in (there := ranks_of(process.pid)) and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(there[rank], signal.SIGKILL)
         print(f"killed rank {rank} after {len(kept)} epochs", flush=True)
     return kept
 
