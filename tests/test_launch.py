@@ -454,7 +454,7 @@ def test_the_page_runs(tmp_path, monkeypatch, alone_again):
         assert words[0] == "torchrun"
         read = get_args_parser().parse_args(words[1:])
         assert [read.module, read.training_script, read.training_script_args[0]] == [True, "atent", "train"]
-        assert read.training_script_args[-1] in ("digits-linf-atent", "runs/digits-linf-atent")
+        assert {"digits-linf-atent", "runs/digits-linf-atent"} & set(read.training_script_args)
     assert lines
 
 

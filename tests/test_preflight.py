@@ -19,7 +19,7 @@ from atent.methods import ATENT, PGDAT, Method, Standard
 from atent.optim import Optimizer, Schedule
 from atent.runs.checkpoint import STATE, export, read_weights, save_weights
 from atent.runs.weights import pack, put, unpack, visible
-from atent.train import TrainSettings, fit, load_weights, loop, trainer
+from atent.train import TrainSettings, fit, load_weights, loop, machine, trainer
 from atent.train.interrupt import Interrupted
 
 N, CLASSES = 24, 3
@@ -622,7 +622,7 @@ def test_the_network_is_checked_where_it_trains(monkeypatch):
         seen.extend([torch.device(device), *(p.device for p in model.parameters())])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "check_output", spy)
+    monkeypatch.setattr(machine, "check_output", spy)
     with pytest.raises(KeyboardInterrupt):
         train(on_meta(), device="meta")
     assert set(seen) == {torch.device("meta")}
