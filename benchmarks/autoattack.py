@@ -3,8 +3,7 @@
     python benchmarks/autoattack.py RUN [RUN ...] --n 200 --memory-format channels_last --out FILE
 
 Both run the standard version against each run's own threat on the same test images, in interleaved slices: one takes a
-slice first, then the other, each in a process of its own: ours keeps freed memory as `atent evaluate` does, the port's
-has the system's default. Times are CPU seconds of the process, which other work lengthens little; wall seconds stand
+slice first, then the other, each in a process of its own that keeps freed memory, as `atent evaluate` does. Times are CPU seconds of the process, which other work lengthens little; wall seconds stand
 beside them. Robust accuracies are counted by us, on the run's own network, and compared by a one-sided sign test over
 the images on which the two differ: exit status 1 where the port's is lower with p below 2.5 %. Ours is also shown by
 its parts, with the seconds of each. A run with batch-norm is made by, for example,
@@ -50,7 +49,6 @@ def ours(
     model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, threat: Threat, how: dict[str, Any]
 ) -> tuple[list[bool], dict[str, Any]]:
     """Which images (n) remain correctly classified, and what each part took."""
-    keep_freed()
     attack = {"AutoAttack": AutoAttack(threat)}
     found = evaluate(model, x, y, attack, ids=ids, batch=len(x), **how)
     verdicts = found.outcomes["attacks"]["AutoAttack"]
@@ -74,6 +72,7 @@ def apart(work: Callable[[], Any]) -> tuple[Any, float, float]:
     results = context.SimpleQueue()
 
     def run() -> None:
+        keep_freed()
         begun, cpu = time.perf_counter(), time.process_time()
         found = work()
         results.put((found, time.process_time() - cpu, time.perf_counter() - begun))
