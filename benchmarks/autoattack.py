@@ -3,10 +3,11 @@
     python benchmarks/autoattack.py RUN [RUN ...] --n 200 --memory-format channels_last --out FILE
 
 Both run the standard version against each run's own threat on the same test images, in interleaved slices: one takes a
-slice first, then the other, each in a process of its own that keeps freed memory, as `atent evaluate` does. Times are CPU seconds of the process, which other work lengthens little; wall seconds stand
-beside them. Robust accuracies are counted by us, on the run's own network, and compared by a one-sided sign test over
-the images on which the two differ: exit status 1 where the port's is lower with p below 2.5 %. Ours is also shown by
-its parts, with the seconds of each. A run with batch-norm is made by, for example,
+slice first, then the other, each in a process of its own that keeps freed memory, as `atent evaluate` does. Times are
+CPU seconds of the process, which other work lengthens little; wall seconds stand beside them. Robust accuracies are
+counted by us, on the run's own network, and compared by a one-sided sign test over the images on which the two differ:
+exit status 1 where the port's is lower with p below 2.5 %. Ours is also shown by its parts, with the seconds of each.
+A run with batch-norm is made by, for example,
 
     atent train cifar10-linf-fgsmrs --model resnet20 --method.threat.eps 2/255 --method.step_size 0.0098
 """

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -184,10 +185,17 @@ def test_one_process_reads_and_resumes_what_several_wrote(ranks):
     ATENT(L2, 4, variant="published", objective="data-entropy", noise=1.0),
 ], ids=["free energy", "kl", "two passes", "data-entropy"])  # fmt: skip
 def test_the_pass_by_backward_gives_the_gradient_of_the_pass_by_grad(method, monkeypatch):
+    plain = objectives.Step
+
+    def chosen(*given, by_backward):
+        step = plain(*given)
+        step.by_backward = by_backward
+        return step
+
     x, y = torch.rand(4, *SHAPE, dtype=torch.float64), torch.arange(4) % 3
     grads = []
     for by_backward in (False, True):
-        monkeypatch.setattr(objectives, "is_sharded", lambda _, value=by_backward: value)
+        monkeypatch.setattr(sys.modules["atent.methods.atent"], "Step", partial(chosen, by_backward=by_backward))
         model = network("wrn").train()
         method.backward(model, x, y, rng=torch.Generator(), weight=0.7)
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from atent.distributed import batch_shard
 from atent.distributed.draws import drawn
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -133,19 +135,18 @@ class Batch:
 
     def uniform(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Uniform on [0, 1)."""
-        return drawn(
-            like.shape, lambda shape: torch.rand(shape, generator=self.rng, dtype=like.dtype, device=like.device)
-        )
+        draw = partial(torch.rand, generator=self.rng, dtype=like.dtype, device=like.device)
+        return draw(like.shape) if batch_shard.now is None else drawn(like.shape, draw)
 
     def normal(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Standard normal."""
-        return drawn(
-            like.shape, lambda shape: torch.randn(shape, generator=self.rng, dtype=like.dtype, device=like.device)
-        )
+        draw = partial(torch.randn, generator=self.rng, dtype=like.dtype, device=like.device)
+        return draw(like.shape) if batch_shard.now is None else drawn(like.shape, draw)
 
     def integers(self, high: int, shape: tuple[int, ...], *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
         """Integers in [0, high), int64."""
-        return drawn(shape, lambda whole: torch.randint(high, whole, generator=self.rng, device=self.rng.device))
+        draw = partial(torch.randint, high, generator=self.rng, device=self.rng.device)
+        return draw(shape) if batch_shard.now is None else drawn(shape, draw)
 
     def take(self, index: Tensor) -> Batch:
         """Itself: a batch stream has no samples."""

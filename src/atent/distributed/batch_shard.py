@@ -98,28 +98,24 @@ class Passing:
         return rows[:, self.shard.rows].flatten(0, 2)
 
 
-_passing: Passing | None = None
-
-
-def passing() -> Passing | None:
-    """The shard that is under way; None where the batch is whole."""
-    return _passing
+now: Passing | None = None
+"""The shard that is under way, read as an attribute of this module; None where the batch is whole."""
 
 
 def shared() -> BatchShard | None:
     """The shard that is under way, where other ranks have rows of its batch; None elsewhere."""
-    return _passing.shard if _passing is not None and _passing.shard.world.size > 1 else None
+    return now.shard if now is not None and now.shard.world.size > 1 else None
 
 
 @contextmanager
 def under_way(shard: BatchShard) -> Iterator[Passing]:
     """Inside, passes and random numbers are those of the shard."""
-    global _passing
-    before, _passing = _passing, Passing(shard)
+    global now
+    before, now = now, Passing(shard)
     try:
-        yield _passing
+        yield now
     finally:
-        _passing = before
+        now = before
 
 
 @contextmanager
@@ -138,12 +134,11 @@ def undivided() -> Iterator[None]:
 
 @contextmanager
 def _set(name: str) -> Iterator[None]:
-    now = _passing
-    before = getattr(now, name, False)
+    held, before = now, getattr(now, name, False)
     try:
-        if now is not None:
-            setattr(now, name, True)
+        if held is not None:
+            setattr(held, name, True)
         yield
     finally:
-        if now is not None:
-            setattr(now, name, before)
+        if held is not None:
+            setattr(held, name, before)

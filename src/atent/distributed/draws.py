@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from atent.distributed.batch_shard import Passing, passing
+from atent.distributed import batch_shard
+from atent.distributed.batch_shard import Passing
 
 _aten = torch.ops.aten
 _SIZED = {_aten.rand, _aten.randn, _aten.randint, _aten.normal}
@@ -40,7 +41,7 @@ def drawn(shape: Sequence[int], draw: Callable[[tuple[int, ...]], Tensor]) -> Te
     draw
         Draws numbers of a given shape.
     """
-    now = passing()
+    now = batch_shard.now
     layout = now.layout(shape[0]) if now is not None and len(shape) else None
     if now is None or layout is None:
         return draw(tuple(shape))

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from atent.attacks.langevin import Sampler
-from atent.distributed.sharding import is_sharded
 from atent.guard import ask
 from atent.losses import cross_entropy, wide
 from atent.rng import Streams
@@ -67,7 +66,8 @@ class Step:
         self.shares, self.skipped, self.weight = shares, skipped, weight
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.targets: list[Tensor] = list(self.parameters)
-        self.by_backward = is_sharded(self.parameters)
+        # `sharding.is_sharded`, without a call in each step.
+        self.by_backward = hasattr(self.parameters[0], "full_tensor") if self.parameters else False
         self.mu = self.fit = torch.zeros((), device=x.device)
         self.clean: Tensor | None = None
         self.reference: Tensor | None = None
@@ -79,11 +79,6 @@ class Step:
         reference = None if self.reference is None else self.reference.detach()
         losses = self.losses(ask(self.model, z), self.labels, reference)
         return torch.autograd.grad(losses, z, torch.ones_like(losses))[0]
-
-    def add(self, share: float, losses: Tensor, grads: Sequence[Tensor | None]) -> None:
-        """Add an iterate's losses to mu, and the gradients of their sum to the targets."""
-        self.mu = self.mu + share * losses.detach().mean()
-        _accumulate(self.targets, grads, self.weight * share / len(self.x))
 
     def add_at(self, z: Tensor, share: float, factors: Tensor | None = None) -> Tensor:
         """Add the iterate ``z`` in a pass of its own, each sample's gradient times its factor; gives the logits."""
@@ -101,16 +96,17 @@ class Step:
         which that of ``z`` is divided by.
         """
         weighs = share != 0 or z is None
-        if self.by_backward and weighs:
+        scale = self.weight * share / len(self.x)
+        if weighs:
             self.mu = self.mu + share * losses.detach().mean()
-            scale = self.weight * share / len(self.x)
+        if self.by_backward and weighs:
             torch.autograd.backward(losses, factors * scale)
             # A rank without rows of its own has weight 0, makes the same passes, and its chain counts nowhere.
             return None if z is None or z.grad is None else z.grad / (scale or 1.0)
         inputs, weights = ([] if z is None else [z]), (self.targets if weighs else [])
         grads = torch.autograd.grad(losses, [*inputs, *weights], factors, allow_unused=True)
         if weighs:
-            self.add(share, losses, grads[len(inputs) :])
+            _accumulate(self.targets, grads[len(inputs) :], scale)
         return grads[0] if inputs else None
 
 
