@@ -5,7 +5,8 @@
 trains once unbroken and once under kills, each time on two processes: SIGKILL to a rank drawn at random, at a moment
 drawn at random within an epoch. Before each kill the rows of metrics.jsonl are noted, which must all be there in the
 end. ``--stop`` interrupts the training after these kills, and the next call with the same FOLDER resumes it; without
-it the training runs to its end, and its rows and weights are compared with those of the unbroken one.
+it the training runs to its end, and its rows and weights are compared with those of the unbroken one. ``--compare``
+compares again what an earlier call left in FOLDER. ``--out`` writes the comparison, with the run's provenance.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import time
 from pathlib import Path
 
 from safetensors.torch import load_file
+
+from atent.runs import write_json
 
 OWN = ("seconds", "memory_mb", "elapsed")
 """What the rows of two equal trainings do not share."""
@@ -102,6 +105,17 @@ def compared(unbroken: Path, broken: Path) -> dict[str, object]:
     return {"epochs": len(plain[0]), "rows": plain[0] == plain[1], **same}
 
 
+def ended(runs: Path, kills: int, given: argparse.Namespace) -> int:
+    """Print and write the comparison; 1 where anything differs."""
+    same = compared(runs / "unbroken", runs / "killed")
+    made = json.loads((runs / "killed" / "config.json").read_text())["provenance"]
+    found = {"benchmark": "distributed_kills", "kills": kills, "seed": given.seed, **same, "provenance": made}
+    print(json.dumps(found))
+    if given.out:
+        write_json(given.out, found)
+    return 0 if all(same.values()) else 1
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -110,11 +124,15 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stop", action="store_true", help="interrupt the training after the kills")
+    parser.add_argument("--compare", action="store_true", help="compare alone: nothing is trained")
+    parser.add_argument("--out", type=Path, help="JSON file for the comparison")
     given = parser.parse_args()
     folder, noted = given.folder, given.folder / "kills.json"
     folder.mkdir(parents=True, exist_ok=True)
     new = ["digits-linf-atent", *TINY, "--train.epochs", str(given.epochs)]
     runs = folder / "runs"
+    if given.compare:
+        return ended(runs, json.loads(noted.read_text())["kills"], given)
     if not (runs / "unbroken" / "evaluation.json").is_file():
         assert torchrun(folder, *new, "--name", "unbroken", log="unbroken.log").wait() == 0, "see unbroken.log"
     before = json.loads(noted.read_text()) if noted.is_file() else {"kills": 0, "rows": []}
@@ -128,9 +146,7 @@ def main() -> int:
         return 0
     assert process.wait() == 0, "see killed.log"
     assert rows_of(runs / "killed")[: len(kept)] == kept, "an epoch that was written is lost"
-    found = {"kills": before["kills"] + given.kills, **compared(runs / "unbroken", runs / "killed")}
-    print(json.dumps(found))
-    return 0 if all(found.values()) else 1
+    return ended(runs, before["kills"] + given.kills, given)
 
 
 if __name__ == "__main__":
