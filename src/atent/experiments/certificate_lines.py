@@ -23,43 +23,42 @@ def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[s
         (at,) = found.certified
         rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
         rows += [("another class certified there", found.certified_wrong), ("abstained", found.abstained)]
-        below = [*_sequential_lines(found), *_network_lines(found)]
+        below = _below(found, _sequential_lines(found))
     elif isinstance(found, SmoothingFile):
         title += f", shard {found.shard} of them" if found.shard else ""
         rows.append(("clean, the smoothed network", found.smoothed))
         for at in found.certified:
             rows.append((f"certified at l2 {at.radius:g} (linf {255 * at.linf_radius:.3g}/255)", at.share))
-        below = [*_smoothing_lines(found), *_network_lines(found)]
+        below = _below(found, _smoothing_lines(found))
     return title, rows, below
 
 
 def _smoothing_lines(found: SmoothingFile) -> list[str]:
     sampling = found.sampling
-    below = [
+    return [
         f"sigma {sampling['sigma']:g}, n {sampling['n']:,}, n0 {sampling['n0']}, alpha {sampling['alpha']:g} per image,"
         f" seed {sampling['seed']}; n samples reach l2 {found.largest_radius:.4g}",
         f"abstained {found.abstained.k} of {found.n}; mean radius {found.radius_mean:.4g}, median"
         f" {found.radius_median:.4g}, 0 where wrong",
-        f"{found.seconds_per_image:.3g} s per image",
     ]
-    return [*below, f"warning: {found.hint}"] if found.hint else below
 
 
-def _network_lines(found: SmoothingFile | SequentialFile) -> list[str]:
+def _below(found: SmoothingFile | SequentialFile, lines: list[str]) -> list[str]:
+    """The lines below the rows: those of the kind, the time, a warning, and the network."""
+    hint = [f"warning: {found.hint}"] if found.hint else []
     folded = (found.made.get("network") or {}).get("batch_norms_folded")
-    return [f"certified with {folded} batch norms folded: the same network up to rounding"] if folded else []
+    network = [f"certified with {folded} batch norms folded: the same network up to rounding"] if folded else []
+    return [*lines, f"{found.seconds_per_image:.3g} s per image", *hint, *network]
 
 
 def _sequential_lines(found: SequentialFile) -> list[str]:
     sampling = found.sampling
-    below = [
+    return [
         f"sequential test: sigma {sampling['sigma']:g}, n {sampling['n']:,} at most, n0 {sampling['n0']}, alpha"
         f" {sampling['alpha']:g} per image in total, seed {sampling['seed']}",
         f"noise samples per image: mean {found.samples_mean:,.0f}, median {found.samples_median:,}, most"
         f" {found.samples_most:,}; all of n0 and n are {sampling['n0'] + sampling['n']:,}",
-        f"{found.seconds_per_image:.3g} s per image",
     ]
-    return [*below, f"warning: {found.hint}"] if found.hint else below
 
 
 def draw(found: Mapping[str, Certificate | None], out: str, radii: Sequence[float | str] | None = None) -> None:
