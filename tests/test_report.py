@@ -427,6 +427,13 @@ def test_a_sweep_shows_its_trials_figures_and_trainings():
     assert set(each) == {seed.run for trial in found.trials for seed in trial.seeds}
 
 
+def test_a_network_of_the_zoo_is_shown_and_its_folder_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "zoo:digits-linf-crown-ibp", "--images", "0", "--quiet"]) == 0
+    assert "written: report.html" in capsys.readouterr().out
+    assert "digits-linf-crown-ibp" in Document((tmp_path / "report.html").read_text()).text
+
+
 # ---- missing and damaged parts ------------------------------------------------------------------------------
 
 

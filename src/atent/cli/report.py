@@ -32,8 +32,8 @@ def report(
     Parameters
     ----------
     runs
-        Run folders, one or more: the paths that training printed; or result folders of `atent compare` and
-        `atent sweep`.
+        Run folders, one or more: the paths that training printed; networks as zoo:NAME or hub:USER/NAME; or result
+        folders of `atent compare` and `atent sweep`.
     out
         HTML file to write. Default: report.html in the folder where there is one, in this folder for several, numbered
         where it is taken.
@@ -53,12 +53,13 @@ def report(
         raise UsageError("which run? `atent report RUN [RUN ...]` takes the paths that training printed")
     from atent.report import report as page
     from atent.runs.files import write_new
+    from atent.runs.places import is_named
 
     if out is not None:
         show.refuse_taken(Path(out), "--out")
     text = page(runs, images=images, model=model, data=data, root=root, progress=not quiet)
     # The same folder given twice is one.
-    place = Path(runs[0]) if len(set(map(Path, runs))) == 1 else Path()
+    place = Path(runs[0]) if len(set(map(Path, runs))) == 1 and not is_named(runs[0]) else Path()
     file = write_new(place / "report.html" if out is None else Path(out), text, numbered=out is None)
     print(f"written: {file}")
     return 0

@@ -11,6 +11,7 @@ from atent.report import compared, sections, swept
 from atent.report.collect import Comparison, Run, read
 from atent.report.render import page
 from atent.report.samples import gallery
+from atent.runs.places import place_of
 
 
 def report(
@@ -37,7 +38,7 @@ def _page(
     folders: Sequence[str | Path], images: int, model: str | None, data: str | None, root: str | None, progress: bool
 ) -> str:
     # All are read before the long work, so that a mistaken path is reported at once.
-    found = [read(path, model=model, data=data) for path in dict.fromkeys(map(Path, folders))]
+    found = [read(path, model=model, data=data) for path in dict.fromkeys(map(place_of, folders))]
     for option in ("model", "data"):
         value = {"model": model, "data": data}[option]
         if value is not None and not any(getattr(each, option, None) for each in found):
