@@ -31,7 +31,8 @@ import torch
 from torch import nn
 
 from atent import Threat
-from atent.attacks import PGD
+from atent.attacks import PGD, AutoAttack
+from atent.attacks.base import Attack
 from atent.bench.machine import instruction_sets
 from atent.certify import Sampling, certify_run
 from atent.data import from_tensors
@@ -58,12 +59,14 @@ class Size:
     batch: int = 64
     steps: int = 6
     samples: int = 128
+    attacked: int = 16
+    """Samples of AutoAttack, in batches of 4."""
     images: int = 4
     noise: int = 4100
     """Above 4,000 noise samples, the ranks share single images."""
 
 
-FULL, QUICK = Size(), Size(batch=16, steps=3, samples=32, images=2)
+FULL, QUICK = Size(), Size(batch=16, steps=3, samples=32, attacked=8, images=2)
 
 
 def images(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,13 +114,13 @@ def timed(work: Callable[[], object], world: World) -> dict[str, float]:
     return {"seconds": time.perf_counter() - before}
 
 
-def evaluation(n: int, world: World) -> dict[str, float]:
-    """PGD-10 on every sample."""
+def evaluation(attack: Attack, n: int, batch: int, world: World) -> dict[str, float]:
+    """An attack on every sample. The untrained network's logits do not depend on the input, so that all remain
+    correctly classified: the most that an evaluation takes."""
     net, (x, _) = network("small_cnn"), images(n)
     with torch.no_grad():
         y = net(x).argmax(1)
-    attacks = {"PGD-10": PGD(THREAT, steps=10)}
-    return timed(lambda: evaluate(net, x, y, attacks, batch=32, world=world), world)
+    return timed(lambda: evaluate(net, x, y, {"attack": attack}, batch=batch, world=world), world)
 
 
 def certification(n: int, noise: int, world: World) -> dict[str, float]:
@@ -125,6 +128,12 @@ def certification(n: int, noise: int, world: World) -> dict[str, float]:
     net, (x, y) = network("small_cnn"), images(n)
     sampling = Sampling(sigma=0.25, n0=100, n=noise)
     return timed(lambda: certify_run(net, x, y, sampling, world=world), world)
+
+
+def attacks(size: Size) -> dict[str, tuple[Attack, int, int]]:
+    """Attacks, with the samples of one process and of a batch."""
+    short = AutoAttack(THREAT, steps=10, queries=200)
+    return {"PGD-10": (PGD(THREAT, steps=10), size.samples, 32), "AutoAttack, short": (short, size.attacked, 4)}
 
 
 def network(name: str) -> nn.Module:
@@ -147,7 +156,8 @@ def measure(size: Size) -> dict[str, dict[str, float]]:
                 for method in METHODS:
                     batch = size.batch * times // (2 if name == "resnet20" else 1)
                     found[f"{method}, {name}, {kind}"] = training(name, method, batch, size)
-            found[f"PGD-10, small_cnn, {kind}"] = evaluation(size.samples * times, world)
+            for name, (attack, n, batch) in attacks(size).items():
+                found[f"{name}, small_cnn, {kind}"] = evaluation(attack, n * times, batch, world)
             found[f"smoothing, small_cnn, {kind}"] = certification(size.images * times, size.noise, world)
         if world.size > 1:
             found["messages"] = messages(world)

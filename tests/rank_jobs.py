@@ -295,6 +295,7 @@ def main(arguments):
         found["local, transcribed"] = _transcription(world)
         found["DDP"] = _wrapped(world)
         found["missing"] = _missing(world)
+        found["added"] = _added(world)
     if world.first:
         Path(arguments.out).write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -325,6 +326,16 @@ def _wrapped(world):
     hooked = [p.grad.tolist() for p in model.parameters()]
     plain = [g.tolist() for g in torch.autograd.grad(model(x).square().sum(), list(model.parameters()))]
     return [all(r == ranks[0] for r in ranks) for ranks in (world.gather(hooked), world.gather(plain))]
+
+
+def _added(world):
+    """For few and for many numbers: the sum on each rank of rank + 1, of two lengths; and those of each rank."""
+    sums = []
+    for n in (3, 10_000):
+        held = [torch.full((n,), world.rank + 1.0), torch.full((2, n), world.rank + 1.0).t()]
+        world.add(held)
+        sums.append([sorted({*t.flatten().tolist()}) for t in held])
+    return world.gather([sums, world.stacked(torch.tensor(world.rank)).tolist()])
 
 
 def _missing(world):

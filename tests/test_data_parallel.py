@@ -58,6 +58,11 @@ def test_a_gradient_that_one_rank_lacks(two):
     assert two["missing"] == [[[3.0, 3.0], [1.0, 1.0], None]] * 2
 
 
+def test_few_and_many_numbers_add_up(two):
+    """The one are exchanged, the others go round a ring."""
+    assert two["added"] == [[[[[3.0], [3.0]]] * 2, [0, 1]]] * 2
+
+
 def test_a_method_that_needs_the_whole_batch_is_said_to_be_no_faster(two):
     assert [line.split(",")[0] for line in two["a coupled method"]["said"]] == [
         "warning: Whole needs a batch as a whole"

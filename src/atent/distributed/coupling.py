@@ -67,7 +67,7 @@ class Synchronised(TorchFunctionMode):
     """Inside, batch-norm in train mode normalises by the statistics of the whole batch, in forward and backward.
 
     `torch.nn.SyncBatchNorm` does so on CUDA alone. Means and sums of squares of the ranks are joined by Chan's formula.
-    A forward pass sends 2 C + 1 numbers for each rank, a backward pass 2 C in all. The running statistics take the
+    A forward pass sends 2 C + 1 numbers, a backward pass 2 C, for C channels. The running statistics take the
     unbiased variance of the whole batch, with the momentum that the layer has at the time. Second derivatives are
     refused.
 
@@ -112,56 +112,61 @@ class _Normalised(Function):  # type: ignore[misc]
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
         running_var: Tensor | None, momentum: float, eps: float, shard: BatchShard,
     ) -> Tensor:  # fmt: skip
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        over = [d for d in range(x.dim()) if d != 1]
-        mean, squares, total = _moments(wide, over, shard)
-        spread = (squares / total + eps).rsqrt()
+        wide, norm = _wide(x), torch.ops.aten.native_batch_norm
+        mean, squares, total = _moments(wide, shard)
+        var = squares / total
         if running_mean is not None and running_var is not None:
             running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
             # One value has no unbiased variance; torch itself refuses it.
             unbiased = squares / (total - 1).clamp_min(1)
             running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
-        unit = (wide - _each(mean, x)) * _each(spread, x)
-        out = unit if weight is None else unit * _each(weight, x)
-        out = out if bias is None else out + _each(bias, x)
-        ctx.save_for_backward(unit, spread, total, weight)
-        ctx.over, ctx.shard = over, shard
+        scale, shift = (None if t is None else t.to(wide.dtype) for t in (weight, bias))
+        out: Tensor = norm(wide, scale, shift, mean, var, False, 0.0, eps)[0]
+        ctx.save_for_backward(x, mean, var, total, scale)
+        ctx.eps, ctx.shard = eps, shard
         return out.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
-        unit, spread, total, weight = ctx.saved_tensors
-        wide = slope.to(unit.dtype)
-        sums = torch.stack([wide.sum(ctx.over), (wide * unit).sum(ctx.over)])
+        x, mean, var, total, scale = ctx.saved_tensors
+        x, wide, aten = _wide(x), _wide(slope), torch.ops.aten
+        # As of a layer in eval mode, whose mean and variance are constants: the sums over the rows alone.
+        known = (scale, mean, var, None, None, False, ctx.eps, [False, True, True])
+        _, along, flat = aten.native_batch_norm_backward(wide, x, *known)
+        sums = torch.stack([flat, along])
         if not ctx.shard.counts:
             sums.zero_()
-        for_bias, for_weight = sums.clone() if weight is not None else (None, None)
+        for_bias, for_weight = sums.clone() if scale is not None else (None, None)
         if not ctx.needs_input_grad[0]:
             return None, for_weight, for_bias, None, None, None, None, None
         ctx.shard.world.add([sums])
-        flat, along = sums / total
-        inner = wide - _each(flat, unit) - unit * _each(along, unit)
-        inner = inner * _each(spread if weight is None else spread * weight, unit)
         if not ctx.shard.counts:
-            inner = torch.zeros_like(inner)
+            return torch.zeros_like(slope), for_weight, for_bias, None, None, None, None, None
+        factor = (var + ctx.eps).rsqrt()
+        factor = factor if scale is None else factor * scale
+        flat, along = sums / total * -factor
+        inner = aten.native_batch_norm(x, along, flat, mean, var, False, 0.0, ctx.eps)[0]
+        inner.addcmul_(wide, factor.view(1, -1, *[1] * (x.dim() - 2)))
         return inner.to(slope.dtype), for_weight, for_bias, None, None, None, None, None
 
 
-def _moments(x: Tensor, over: list[int], shard: BatchShard) -> tuple[Tensor, Tensor, Tensor]:
+def _wide(t: Tensor) -> Tensor:
+    """In float32 at least."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _moments(x: Tensor, shard: BatchShard) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (C,), sum of squared distances from it (C,), and number of values, over the rows of all ranks."""
-    channels, world = x.shape[1], shard.world
-    told = x.new_zeros(world.size, 2 * channels + 1)
+    channels = x.shape[1]
+    own = x.new_zeros(2 * channels + 1)
     if shard.counts:
-        var, mean = torch.var_mean(x, over, correction=0)
+        # The kernel of batch-norm itself: `torch.var_mean` over the same dimensions takes several times as long.
+        mean, var = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
         count = x.numel() // channels
-        told[world.rank] = torch.cat([mean, var * count, mean.new_full((1,), count)])
-    world.add([told])
+        own = torch.cat([mean, var * count, mean.new_full((1,), count)])
+    told = shard.world.stacked(own)
     counts, means, squares = told[:, -1:], told[:, :channels], told[:, channels:-1]
     total = counts.sum(0)
     mean = (counts * means).sum(0) / total
     return mean, (squares + counts * (means - mean).square()).sum(0), total
-
-
-def _each(v: Tensor, like: Tensor) -> Tensor:
-    return v.view(1, -1, *[1] * (like.dim() - 2))

@@ -17,16 +17,23 @@ class Lost(RuntimeError):
 
 @dataclass
 class Traffic:
-    """What this process has added up with others so far."""
+    """What this process has added up with others, or shown to them, so far."""
 
     messages: int = 0
-    """How many sums."""
+    """How many."""
     bytes: int = 0
-    """Of the tensors in them."""
+    """Of the tensors that this process gave to them."""
+
+    def count(self, given: Tensor) -> None:
+        """One more message."""
+        self.messages += 1
+        self.bytes += given.numel() * given.element_size()
 
 
 traffic = Traffic()
-"""Of this process; `World.add` counts here."""
+"""Of this process; `World.add` and `World.stacked` count here."""
+_FEW = 2**14
+"""Bytes up to which the ranks on CPUs exchange numbers to add them up."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +60,38 @@ class World:
         """Replace each tensor by its sum over the ranks, in place: one message for each dtype and device."""
         if self.size == 1:
             return
-        import torch.distributed as dist
-
         kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for tensor in tensors:
             kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
         for group in kinds.values():
-            flat = torch.cat([tensor.detach().reshape(-1) for tensor in group])
-            with speaking():
-                dist.all_reduce(flat)
-            traffic.messages += 1
-            traffic.bytes += flat.numel() * flat.element_size()
+            flat = self._sum(torch.cat([tensor.detach().reshape(-1) for tensor in group]))
             for tensor, part in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
                 tensor.detach().copy_(part.view_as(tensor))
+
+    def _sum(self, flat: Tensor) -> Tensor:
+        """The sum of a vector over the ranks, with the same bits on each."""
+        import torch.distributed as dist
+
+        # The ring of an all-reduce takes twice as many turns as that of an all-gather, which counts where the numbers
+        # are few. NCCL has other ways for these.
+        if flat.device.type == "cpu" and flat.numel() * flat.element_size() <= _FEW:
+            return self.stacked(flat).sum(0)
+        with speaking():
+            dist.all_reduce(flat)
+        traffic.count(flat)
+        return flat
+
+    def stacked(self, tensor: Tensor) -> Tensor:
+        """(ranks, ...): the tensor of each rank, all of one shape, by rank; one message."""
+        if self.size == 1:
+            return tensor[None]
+        import torch.distributed as dist
+
+        found = tensor.new_empty(self.size, *tensor.shape)
+        with speaking():
+            dist.all_gather(list(found.unbind()), tensor.contiguous())
+        traffic.count(tensor)
+        return found
 
     def most(self, numbers: list[float]) -> list[float]:
         """The largest of each number over the ranks: one small message, which waits for no device."""
