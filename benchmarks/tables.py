@@ -278,15 +278,17 @@ def speed(folder: Path) -> str:
 def scaling(folder: Path) -> str:
     """Several processes beside one, and beside the cost model."""
     content = json.loads((folder / "scaling.json").read_text())
-    rows = [
-        [
+    rows = []
+    for row in content["model"]:
+        cells = [
             row["case"], str(row["processes"]), f"{row['seconds']:.3f}", f"{row['predicted']:.3f}",
-            f"{row['speedup']:.2f}", f"{100 * row['efficiency']:.0f}", f"{row.get('messages', 0):.0f}",
-            f"{row.get('bytes', 0) / 1e6:.3f}",
-        ]
-        for row in content["model"]
-    ]  # fmt: skip
-    headings = ["what", "processes", "s", "model (s)", "times faster", "efficiency (%)", "messages", "MB"]
+            f"{row['speedup']:.2f}", f"{100 * row['efficiency']:.0f}",
+        ]  # fmt: skip
+        if "bytes" in row:
+            bound = next(size for name, size in content["bound"].items() if f" {name}," in row["case"])
+            cells += [f"{row['messages']:.0f}", f"{row['bytes'] / 1e6:.3f}", f"{bound / 1e6:.3f}"]
+        rows.append(cells + [""] * (9 - len(cells)))
+    headings = ["what", "processes", "s", "model (s)", "times faster", "efficiency (%)", "messages", "MB", "bound (MB)"]
     return "\n".join(markdown_table(headings, rows, left=1)) + "\n"
 
 

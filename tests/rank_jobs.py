@@ -15,7 +15,7 @@ from torch import nn
 
 from atent.data import from_tensors
 from atent.data.split import Split
-from atent.distributed import SINGLE, World
+from atent.distributed import SINGLE, BatchShard, World
 from atent.distributed.gradients import add_gradients
 from atent.distributed.world import traffic, within
 from atent.methods import (
@@ -117,6 +117,7 @@ class Job:
     alone: dict = field(default_factory=dict)
     """Settings of the training on one process, where they differ."""
     settings: dict = field(default_factory=dict)
+    dtype: torch.dtype = torch.float64
 
 
 SYNC = {"norm": True, "drop": 0.2}
@@ -138,7 +139,14 @@ JOBS = {
         optimizer=Optimizer("EntropySGD", walk=Walk(2, scale="none", inner_batches="next")),
         settings={"average": "ema", "on_nonfinite": "skip"},
     ),
-    "local": Job(PGDAT(LINF, 2, mode="train"), norm=True, settings={"batch_norm": "local"}, alone={"accumulate": 2}),
+    # Batches of 14 and 13, which two ranks share as two micro-batches do.
+    "local": Job(
+        PGDAT(LINF, 2, mode="train"),
+        norm=True,
+        settings={"batch_norm": "local", "batch_size": 14},
+        alone={"accumulate": 2},
+    ),
+    "float32": Job(Standard(), **SYNC, dtype=torch.float32),
     "a method that gathers": Job(documented()(), **SYNC),
     "a coupled method": Job(Whole(), **SYNC),
     "a method with state": Job(Table()),
@@ -185,16 +193,18 @@ class Wide(Split):
         return x.double(), y
 
 
-def data():
+def data(dtype=torch.float64):
     rng = torch.Generator().manual_seed(1)
     x, y = torch.rand(80, 1, 6, 6, generator=rng), torch.randint(3, (80,), generator=rng)
     found = from_tensors(x[:61], y[:61], x[61:], y[61:], validation=61 - N)
+    if dtype is torch.float32:
+        return found
     parts = {k: Wide(s.x, s.y, s.ids, s.scale) for k in ("train", "validation", "test") for s in [getattr(found, k)]}
     return replace(found, **parts)
 
 
 def network(job):
-    """Small, in float64. No bias before a batch-norm: its gradient is rounding alone, which Adam and LARS enlarge."""
+    """Small. No bias before a batch-norm: its gradient is rounding alone, which Adam and LARS enlarge."""
     torch.manual_seed(0)
     norms = (nn.BatchNorm2d(4), nn.BatchNorm1d(8)) if job.norm else (nn.Identity(), nn.Identity())
     drop = nn.Dropout(job.drop) if job.drop else nn.Identity()
@@ -202,7 +212,7 @@ def network(job):
         nn.Conv2d(1, 4, 3, bias=not job.norm), norms[0], nn.Tanh() if job.smooth else nn.ReLU(), drop, nn.Flatten(),
         nn.Linear(64, 8, bias=not job.norm), norms[1], nn.ReLU(), nn.Linear(8, 3),
     )  # fmt: skip
-    return (Contrastive(made, (7, 6), (1, 6, 6)) if job.heads else made).double()
+    return (Contrastive(made, (7, 6), (1, 6, 6)) if job.heads else made).to(job.dtype)
 
 
 def trained(job, world, **changes):
@@ -214,16 +224,17 @@ def trained(job, world, **changes):
     }  # fmt: skip
     with within(world):
         fitted = fit(
-            model, data(), job.method, optimizer=job.optimizer, settings=TrainSettings(**settings),
+            model, data(job.dtype), job.method, optimizer=job.optimizer, settings=TrainSettings(**settings),
             augmentation="flip", progress=False, say=said.append,
         )  # fmt: skip
     return model, fitted.history, said
 
 
-def difference(a, b):
+def difference(a, b, *, buffers=True):
     """||a - b|| / ||b|| of parameters, and of floating buffers; the larger."""
     worst = 0.0
-    for values in (lambda m: m.parameters(), lambda m: [t for t in m.buffers() if t.is_floating_point()]):
+    kinds = [lambda m: m.parameters(), lambda m: [t for t in m.buffers() if t.is_floating_point()]]
+    for values in kinds if buffers else kinds[:1]:
         u, v = (torch.cat([t.detach().flatten() for t in [*values(m), torch.ones(1)]]) for m in (a, b))
         worst = max(worst, float((u - v).norm() / v.norm()))
     return worst
@@ -248,9 +259,8 @@ def transcribed(job, ranks):
             optimizer.zero_grad()
             before = [b.clone() for b in model.buffers()]
             means = [torch.zeros_like(b) for b in before]
-            for rank in range(ranks):
-                rows = World(rank, ranks).rows(len(y))
-                share = (rows.stop - rows.start) / len(y)
+            shards = [BatchShard(len(y), slice(0, len(y)), World(rank, ranks)) for rank in range(ranks)]
+            for rows, share in [(shard.rows, shard.weight) for shard in shards if shard.counts]:
                 for b, old in zip(model.buffers(), before, strict=True):
                     b.copy_(old)
                 (share * nn.functional.cross_entropy(model(x[rows]), y[rows])).backward()
@@ -273,7 +283,9 @@ def ours(world, names, references):
         bits = world.gather([t.tolist() for t in [*model.parameters(), *model.buffers()]])
         found[name] = {"said": said, "sent": sent, "same": all(b == bits[0] for b in bits)}
         if alone is not None:
-            found[name] |= {"weights": difference(model, alone[0]), "metrics": apart(history, alone[1])}
+            found[name] |= {
+                "weights": difference(model, alone[0], buffers=name != "local"), "metrics": apart(history, alone[1])
+            }  # fmt: skip
     return found
 
 

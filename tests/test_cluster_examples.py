@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import given
 from processes import environment
 
 FOLDER = Path(__file__).parent.parent / "examples" / "cluster"
@@ -47,6 +48,20 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return str(s.getsockname()[1])
+
+
+def test_a_sweep_submits_its_trainings(place):
+    """What the command makes of the script's words."""
+    (place / "bin" / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$@" > words\n')
+    script = begin(place, "sweep.sbatch", "digits.toml", "--jobs", "3", PARTITION="gpu", MINUTES="30", GPUS="2")
+    assert script.wait(60) == 0
+    module, name, command, *words = (place / "words").read_text().splitlines()
+    assert [module, name, command] == ["-m", "atent", "sweep"]
+    got = given("sweep", *words)
+    assert {key: got[key] for key in ("file", "jobs", "backend", "gpus", "cpus")} == {
+        "file": "digits.toml", "jobs": 3, "backend": "slurm", "gpus": 2.0, "cpus": 4
+    }  # fmt: skip
+    assert got["slurm"] == ("timeout_min=30", "partition=gpu")
 
 
 @pytest.mark.slow

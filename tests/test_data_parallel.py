@@ -12,12 +12,16 @@ EPOCHS = 2
 STEPS = EPOCHS * -(-N // BATCH)
 # 20 steps of sums of at most 55 float64 numbers of size 1, in another order: 1e-13 at most; the limit is the promise.
 LIMIT = 1e-10
+# The same of one step in float32. A rounding of a gradient is 2^-24 of it for each of about 100 operations on its way,
+# of random signs; the learning rate of 0.1, momentum 0.9 and gradients of at most the size of the weights pass each on
+# once. It grows with the steps by their curvature, at most tenfold.
+LIMIT_32 = 10 * 100**0.5 * 2**-24
 
 
-def check(result):
+def check(result, limit=LIMIT):
     assert result["same"]
-    assert result["weights"] < LIMIT
-    assert result["metrics"] < LIMIT
+    assert result["weights"] < limit
+    assert result["metrics"] < limit
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +32,12 @@ def two():
 @pytest.mark.parametrize("name", [name for name in JOBS if name != "local"])
 def test_two_ranks_train_as_one_process(two, name):
     """Steps with last batches that the ranks cannot share evenly."""
-    check(two[name])
+    check(two[name], STEPS * LIMIT_32 if name == "float32" else LIMIT)
 
 
 def test_local_batch_norm_is_that_of_each_ranks_rows(two):
     """The weights are those of one process that takes as many micro-batches; the statistics of a transcription."""
-    assert two["local"]["same"]
+    check(two["local"])
     assert two["local, transcribed"] < LIMIT
 
 
@@ -83,8 +87,12 @@ def test_hooks_of_ddp_do_not_see_gradients_of_autograd_grad(two):
 def test_every_method_and_optimizer(size, share):
     assert {type(job.method).__name__ for job in GRID.values()} >= set(METHODS)
     assert {job.optimizer.name for job in GRID.values()} >= set(OPTIMIZERS)
-    names = [name for name in GRID if name != "local"][share::4]
-    found = rank_jobs.found(size, names)
+    # The micro-batches of one process are not the rows of four ranks.
+    names = [name for name in GRID if name not in ("local", "float32") or size == 2][share::4]
+    found = rank_jobs.found(size, names, more=share == 0)
+    if share == 0:
+        assert found["local, transcribed"] < LIMIT
     for name in names:
         assert (name, found[name]["same"]) == (name, True)
-        assert (name, max(found[name]["weights"], found[name]["metrics"])) < (name, LIMIT)
+        limit = rank_jobs.EPOCHS * STEPS / EPOCHS * LIMIT_32 if name == "float32" else LIMIT
+        assert (name, max(found[name]["weights"], found[name]["metrics"])) < (name, limit)

@@ -382,6 +382,30 @@ def test_rank_0_alone_prints_and_writes(two):
     assert [made["processes"], made["backend"]] == [2, "gloo"]
 
 
+def test_the_ranks_share_the_evaluation_at_the_end(two, alone_again):
+    """Batches of two samples; the outcomes are those of one process."""
+    place, found, _, _ = two
+    run = place / "runs" / "cli"
+    stored = json.loads((run / folder.EVALUATION).read_text())
+    counts = [each["attacked"] for each in found]
+    assert sum(counts) == stored["clean"]["k"] == stored["attacks"]["FGSM"]["attacked"]
+    assert abs(counts[0] - counts[1]) <= 2
+    alone_words = [
+        "--attacks",
+        "FGSM",
+        "--limit",
+        "20",
+        "--batch-size",
+        "2",
+        "--no-cascade",
+        "--quiet",
+        "--device",
+        "cpu",
+    ]
+    assert main(["evaluate", str(run), *alone_words, "--out", str(place / "one.json")]) == 0
+    assert json.loads((place / "one.json").read_text())["outcomes"] == stored["outcomes"]
+
+
 def test_the_ranks_have_one_network_and_one_history(two):
     _, (one, other), _, _ = two
     assert one["weights"] == other["weights"]

@@ -9,11 +9,14 @@ import sys
 import numpy
 import pytest
 import torch
-from processes import environment
+from processes import environment, until
 from torch import nn
 
 from atent import evaluate
 from atent.attacks import FGSM, PGD
+from atent.certify import certificate
+from atent.certify import rows as tables
+from atent.certify.certificate import rows_of as rows_of_samples
 from atent.certify.rows import read_rows
 from atent.cli import main
 from atent.distributed.shards import Shard
@@ -244,12 +247,50 @@ def test_merged_shards_of_an_attack_are_the_file_of_one_process(run, tmp_path, c
     assert "was made with other seed" in capsys.readouterr().err
     assert main([*words, "--merge"]) == 0
     same_arrays(tmp_path / "one.npz", tmp_path / "two.npz")
+    damaged = tmp_path / "two.shard-2-of-2.npz"
+    whole = damaged.read_bytes()
+    middle = len(whole) // 2
+    for harm in (whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :], b""):
+        damaged.write_bytes(harm)
+        (tmp_path / "two.npz").unlink(missing_ok=True)
+        for more in (["--merge"], ["--shard", "2/2"]):
+            capsys.readouterr()
+            assert main([*words, *more]) == 2
+            err = capsys.readouterr().err
+            assert f"{damaged} is damaged: remove it" in err
+            assert err.count("\n") == 1
+        assert not (tmp_path / "two.npz").exists()
 
 
 def same_arrays(one, two):
     with numpy.load(one) as a, numpy.load(two) as b:
         assert a.files == b.files
         assert [name for name in a.files if not numpy.array_equal(a[name], b[name])] in ([], ["provenance"])
+
+
+def test_rows_of_a_certificate_that_any_number_of_ranks_left_are_absorbed(run, tmp_path, monkeypatch):
+    one, other = (copied(run, tmp_path / name) for name in ("one", "other"))
+    want = certified(one)
+    left, made = read_rows(one / "certificate.csv"), tables.made(one / "certificate.csv")
+    table = other / "certificate.csv"
+    for rank, some in enumerate((left[:2], left[2:3], left[3:6])):
+        file = tables.of_rank(table, rank)
+        tables.claim(file, made)
+        tables.append(file, some)
+    torn = tables.of_rank(table, 2)
+    torn.write_text(torn.read_text()[:-5])
+    anew = []
+
+    def counted(smoothed, model, x, y, ids, *more):
+        anew.extend(ids.tolist())
+        return rows_of_samples(smoothed, model, x, y, ids, *more)
+
+    monkeypatch.setattr(certificate, "rows_of", counted)
+    assert main(["certify", str(other), *CERTIFY]) == 0
+    assert rows_of(other) == want
+    # What no rank had, and the row that the kill tore.
+    assert sorted(anew) == sorted(row.idx for row in left[5:])
+    assert not list(other.glob(".certificate*"))
 
 
 SCRIPT = """
@@ -261,20 +302,83 @@ for words, port in zip(json.loads(sys.argv[1]), sys.argv[2:], strict=True):
 """
 
 
-def together(*commands):
-    """These commands of `atent`, one after another, in two processes that torchrun's variables make one job."""
+def begun(*commands, size=2):
+    """These commands of `atent`, one after another, in processes that torchrun's variables make one job."""
     ports = [str(free_port()) for _ in commands]
-    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": ports[0]}
-    ranks = [
+    job = {"WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": ports[0]}
+    return [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, json.dumps(commands), *ports],
             env={**environment(), **job, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
-        for rank in range(2)
+        for rank in range(size)
     ]  # fmt: skip
+
+
+def together(*commands, size=2):
+    """They end well."""
+    ranks = begun(*commands, size=size)
     errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    assert [rank.returncode for rank in ranks] == [0] * size, errors
+
+
+def broken(command, killed, ready):
+    """Two ranks do the command until ``ready``; then one is killed, and the other ends with one line that names it."""
+    ranks = begun(command)
+    try:
+        assert until(ready, ranks[killed])
+        ranks[killed].kill()
+        _, err = ranks[1 - killed].communicate(timeout=60)
+        lines = [line for line in err.splitlines() if line.startswith("atent: ")]
+        assert len(lines) == 1
+        assert f"rank {killed} of 2" in lines[0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+def lines(files):
+    """How many lines each of the files has."""
+    return [file.read_bytes().count(b"\n") for file in files]
+
+
+@pytest.mark.slow
+def test_a_rank_of_an_evaluation_is_killed_and_three_resume(run, tmp_path):
+    slow = [*EVALUATE, "--attacks", "FGSM", "PGD(steps=600)", "--allow-long"]
+    want = evaluated(run, tmp_path / "one.json", *slow[len(EVALUATE) :])
+    out = tmp_path / "two.json"
+    command = ["evaluate", str(run), *slow, "--out", str(out)]
+
+    def of_each():
+        return sorted(tmp_path.glob("two.*.partial*.jsonl"))
+
+    # A first line, and more than the batches of FGSM: both ranks are inside the second attack.
+    broken(command, 1, lambda: len(of_each()) == 2 and min(lines(of_each())) > 6)
+    assert not out.exists()
+    had = {file.name: file.read_bytes().splitlines() for file in of_each()}
+    assert len(had) == 2
+    together(command, size=3)
+    assert untimed(json.loads(out.read_text())) == want
+    assert not of_each()
+
+
+@pytest.mark.slow
+def test_a_rank_of_a_certificate_is_killed_and_one_process_resumes(run, tmp_path):
+    several = ["--n", "20000", "--n0", "20", "--limit", "10", *QUICK]
+    one, other = (copied(run, tmp_path / name) for name in ("one", "other"))
+    assert main(["certify", str(one), *several]) == 0
+
+    def of_each():
+        return [*other.glob("certificate.csv"), *other.glob(".certificate.rank-*.csv")]
+
+    broken(["certify", str(other), *several], 0, lambda: len(of_each()) == 2 and min(lines(of_each())) > 1)
+    had = sum(lines(of_each())) - 2
+    assert 2 <= had < 10
+    assert main(["certify", str(other), *several]) == 0
+    assert rows_of(other) == rows_of(one)
+    assert not list(other.glob(".certificate*"))
 
 
 def free_port():

@@ -508,17 +508,28 @@ def test_the_commands_take_data_on_disk(tree, tmp_path, monkeypatch, capsys):
     for name in ("disk", "memory"):
         run = str(Path("runs") / name)
         for words in (
-            ["evaluate", run, "--limit", "6"],
+            ["evaluate", run, "--limit", "6", "--corruptions"],
+            ["attack", run, "--limit", "6", "--attack", "FGSM", "--out", f"{name}.npz"],
             ["certify", run, "--limit", "2", "--n", "100", "--sigma", "0.25"],
         ):
             assert main([*words, "--quiet"]) == 0, capsys.readouterr().err
         found = [json.loads(p.read_text()) for p in sorted(Path(run).glob("evaluation*.json"))]
         certified = (Path(run) / "certificate.csv").read_text().splitlines()
         times = certified[0].split("\t").index("time")
-        rows[name] = [each["outcomes"] for each in found], [row.split("\t")[:times] for row in certified]
+        corrupted = [each["corruptions"]["rows"] for each in found if "corruptions" in each]
+        assert len(corrupted) == 1
+        with np.load(f"{name}.npz") as stored:
+            crafted = {key: stored[key].tolist() for key in ("x_adv", "x", "y", "ids", "success")}
+        rows[name] = (
+            [each["outcomes"] for each in found], [row.split("\t")[:times] for row in certified], corrupted, crafted
+        )  # fmt: skip
         config = json.loads((Path(run) / "config.json").read_text())
         assert config["data"]["resident"] is (name == "memory")
     assert rows["disk"] == rows["memory"]
+    assert main(["compare", "runs/disk", "runs/memory", "--name", "both", "--quiet"]) == 0, capsys.readouterr().err
+    table = json.loads(Path("runs/both/comparison.json").read_text())
+    one, other = ({key: row[key] for key in ("clean", "attacks")} for row in table["rows"])
+    assert one == other
 
 
 # ---- memory

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from atent.data import DataSettings, load
 from atent.distributed import SINGLE, alone, current, each
 from atent.distributed.launch import joined
 from atent.distributed.world import within
+from atent.evaluate.search import Search
 from atent.methods import PGDAT
 from atent.optim import Optimizer
 from atent.threat import Threat
@@ -116,11 +118,29 @@ def found(folder):
         }  # fmt: skip
 
 
+@contextmanager
+def counted(attack):
+    """How many samples this rank gives to an attack of an evaluation."""
+    seen, original = [], Search.attacked
+
+    def attacked(self, kind, x, *args, **how):
+        seen.extend([type(kind).__name__] * len(x))
+        return original(self, kind, x, *args, **how)
+
+    Search.attacked = attacked
+    try:
+        yield lambda: seen.count(attack)
+    finally:
+        Search.attacked = original
+
+
 def run(folder, port):
     """The command line first, then Python, whose process group begins anew."""
-    status = main(["train", "digits-linf-atent", *TINY, "--runs", str(folder / "runs"), "--name", "cli"])
+    with counted("FGSM") as attacked:
+        words = ["train", "digits-linf-atent", *TINY, "--evaluate.batch", "2", "--no-evaluate.last"]
+        status = main([*words, "--runs", str(folder / "runs"), "--name", "cli"])
     os.environ["MASTER_PORT"] = port
-    return {"status": status, "after": current().size, **found(folder)}
+    return {"status": status, "attacked": attacked(), "after": current().size, **found(folder)}
 
 
 if __name__ == "__main__":

@@ -183,7 +183,12 @@ def _run(name: str, words: list[str], plugins: tuple[str, ...]) -> int:
 
     function = getattr(module, name)
     given = read(
-        function, words, f"atent {name}", renamed=getattr(module, "RENAMED", None), meant=getattr(module, "MEANT", None)
+        function,
+        words,
+        f"atent {name}",
+        renamed=getattr(module, "RENAMED", None),
+        meant=getattr(module, "MEANT", None),
+        refused=getattr(module, "REFUSED", None),
     )
     return int(function(**given))
 

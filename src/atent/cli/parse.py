@@ -62,11 +62,13 @@ def read(
     *,
     renamed: dict[str, str] | None = None,
     meant: dict[str, str] | None = None,
+    refused: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The keywords that the words give to a command, to call it with.
 
     ``renamed``: former spellings of options. ``meant``: options of other commands, and which of this one they mean.
-    UsageError, in one line, for words that the command does not take.
+    ``refused``: options of other commands that this one cannot have, and why. UsageError, in one line, for words that
+    the command does not take.
     """
     known = options_of(command)
     hints = typing.get_type_hints(command, include_extras=True)
@@ -82,13 +84,14 @@ def read(
     words = spelled(words, known, renamed=renamed)
     classes = [kind for kind in typing.get_type_hints(command).values() if dataclasses.is_dataclass(kind)]
     with documented(typing.cast("list[type]", classes)) if help_wanted(words) else contextlib.nullcontext():
-        given = parsed(held, words, prog, known, meant=meant or {})
+        given = parsed(held, words, prog, known, meant=meant or {}, refused=refused or {})
     return {name: value for name, value in given.items() if not is_hidden(hints[name])}
 
 
 def parsed(
-    target: Any, words: list[str], prog: str, known: dict[str, Any], *, meant: dict[str, str] | None = None, **more: Any
-) -> Any:
+    target: Any, words: list[str], prog: str, known: dict[str, Any], *, meant: dict[str, str] | None = None,
+    refused: dict[str, str] | None = None, **more: Any,
+) -> Any:  # fmt: skip
     """What tyro makes of the words; UsageError, in one line, for what it refuses, and for what nothing takes.
 
     Raises SystemExit after help.
@@ -105,6 +108,8 @@ def parsed(
             option = word.partition("=")[0]
             if meant and option in meant:
                 raise UsageError(f"unknown option {option!r}: did you mean {meant[option]!r}?")
+            if refused and option in refused:
+                raise UsageError(f"{option} is not an option here: {refused[option]}")
             raise UsageError(unknown("option", option, known))
     if left:
         before = words[words.index(left[0]) - 1] if left[0] in words[1:] else ""

@@ -15,6 +15,10 @@ from atent.cli.parse import Name, Place, Real, Subset, arg
 if TYPE_CHECKING:
     from atent.experiments.results import Statement
 
+_WHOLE = "the statements are about all samples together, which one process measures"
+REFUSED = {"--shard": _WHOLE, "--merge": _WHOLE}
+"""Options of other commands that this one cannot have, and why."""
+
 
 def theory(
     target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|MODULE:FUNCTION")],

@@ -14,7 +14,7 @@ from atent.distributed import alone, current
 from atent.distributed.shards import Shard
 from atent.evaluate.craft import save
 from atent.experiments.evaluation import about_adversarial, about_evaluation, adversarial
-from atent.experiments.shards import check_same, gathered, shard_file
+from atent.experiments.shards import Incomplete, check_same, gathered, shard_file
 from atent.experiments.target import Target
 from atent.precision import SearchDtype
 
@@ -69,10 +69,13 @@ def _of(target: Target, search_dtype: SearchDtype | None) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     import numpy
 
-    with numpy.load(file) as stored:
-        about = json.loads(str(stored["provenance"]))
-        made = {name: torch.from_numpy(stored[name]) for name in TENSORS}
-    return {"shard": about["shard"], "of": about["of"], "made": made}
+    try:
+        with numpy.load(file) as stored:
+            about = json.loads(str(stored["provenance"]))
+            made = {name: torch.from_numpy(stored[name]) for name in TENSORS}
+        return {"shard": about["shard"], "of": about["of"], "made": made}
+    except Exception as error:  # numpy and zipfile raise many kinds for bytes that are not a file of theirs
+        raise Incomplete(f"{file} is damaged: remove it and run its shard again") from error
 
 
 def _joined(target: Target, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -45,15 +45,20 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluate on the test images that the settings ask for, each attack alone; plain values with provenance.
 
-    ``threat`` is that of the settings' checks.
+    ``threat`` is that of the settings' checks. Ranks that call this together, with the same network, share the batches.
     """
     x, y, ids = inputs(model, data, settings.limit)
+    formats: dict[str, Any] = {"channels_last": settings.channels_last, "folding": settings.folding}
+    # Ranks would measure different things.
+    last = alone(lambda: resolve(model, x, search_dtype=None, **formats))[1]
+    given = how(settings) | {"channels_last": last, "world": current()}
     with bar(len(x) * rounds(attacks), "test", enabled=progress) as advance:
-        found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **how(settings))
+        found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **given)
     content = _measured(data, settings, found)
     if settings.checks and threat is not None:
         boxes = {threat.box} | {a.threat.box for a in attacks.values()}
-        content["checks"] = _masking(model, checked(model, x, y, ids, boxes), threat, attacks, settings)
+        known, against = checked(model, x, y, ids, boxes), threat
+        content["checks"] = alone(lambda: _masking(model, known, against, attacks, settings))
     return {**content, "provenance": folder.provenance(seed=settings.seed, device=x.device)}
 
 

@@ -34,7 +34,7 @@ from atent.optim import Optimizer, Schedule
 from atent.optim.settings import OPTIMIZERS
 from atent.registry import Registry, plugin_of
 from atent.rng import fold
-from atent.runs.checkpoint import check_architecture, load_state, load_weights, read_states, weights_file
+from atent.runs.checkpoint import check_architecture, load_state, read_states, weights_file
 from atent.runs.foreign import is_weights
 from atent.runs.loading import model_of
 from atent.runs.locks import held
@@ -42,6 +42,7 @@ from atent.runs.manifest import write_json
 from atent.runs.pretrained import load_start
 from atent.signals import resumed_by
 from atent.threat import COUNTS, Threat
+from atent.train.agreement import reloaded
 from atent.train.callbacks import Callback
 from atent.train.interrupt import again
 from atent.train.loop import Fitted, digest_of, facts, fit
@@ -136,7 +137,7 @@ def _run(
     fitted, model, data, attacks = _fitted(
         job, path, resume, saved, progress=progress, report=report, say=say, callbacks=callbacks
     )
-    evaluation = alone(lambda: _evaluated(job, path, model, fitted, data, attacks, progress))
+    evaluation = _evaluated(job, path, model, fitted, data, attacks, progress and current().first)
     content = evaluation.to_json()
     alone(lambda: write_json(path / folder.EVALUATION, content))
     for callback in callbacks if current().first else ():
@@ -240,7 +241,7 @@ def _introduction(job: Job, path: Path, data: Data, config: dict[str, Any]) -> I
 def _evaluated(
     job: Job, path: Path, model: nn.Module, fitted: Fitted, data: Data, attacks: dict[str, Attack], progress: bool
 ) -> EvaluationFile:
-    """The test set's evaluation of the best epoch and, with ``evaluate.last``, of the last one."""
+    """The test set's evaluation of the best epoch and, with ``evaluate.last``, of the last one; ranks share both."""
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     content = evaluate_model(fitted.model, data, attacks, job.evaluate, threat=threat, progress=progress)
     kept = {"average": fitted.best["best_weights"] == "average"} if "best_weights" in fitted.best else {}
@@ -249,14 +250,14 @@ def _evaluated(
         content["stopped"] = fitted.stopped
     if job.evaluate.last and fitted.history[-1]["epoch"] != fitted.best["epoch"]:
         # Robust overfitting (Rice et al. 2020) shows in the difference; neither is chosen by the test set.
-        load_weights(model, path, which="last")
+        reloaded(model, path, "last")
         last = evaluate_model(model, data, attacks, job.evaluate, progress=progress)
         robust = {name: {"robust": found["robust"]} for name, found in last["attacks"].items()}
         content["last"] = {
             "epoch": fitted.history[-1]["epoch"], "clean": last["clean"], "attacks": robust, "worst": last["worst"],
         }  # fmt: skip
-        load_weights(model, path)
-    return EvaluationFile.from_json(content)
+        reloaded(model, path, "best")
+    return current().shared(EvaluationFile.from_json(content))
 
 
 def as_begun(job: Job, path: Path) -> Job:

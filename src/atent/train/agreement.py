@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from atent import signals
 from atent.data import Data
-from atent.distributed import current
+from atent.distributed import alone, current
 from atent.distributed.launch import ranks
+from atent.runs.checkpoint import load_weights
 from atent.runs.weights import copied, put
 from atent.train.clock import Clock
 from atent.train.settings import TrainSettings
@@ -105,6 +107,12 @@ def same_start(model: nn.Module) -> None:
     world = current()
     if world.size > 1:
         put(model, world.shared(to(copied(model), CPU) if world.first else None))
+
+
+def reloaded(model: nn.Module, path: Path, which: Literal["best", "last"]) -> None:
+    """The network of every rank gets weights of the run folder at ``path``, which rank 0 reads."""
+    alone(lambda: load_weights(model, path, which=which))
+    same_start(model)
 
 
 def to(value: Any, device: torch.device) -> Any:
