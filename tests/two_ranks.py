@@ -137,7 +137,7 @@ def counted(attack):
 def run(folder, port):
     """The command line first, then Python, whose process group begins anew."""
     with counted("FGSM") as attacked:
-        words = ["train", "digits-linf-atent", *TINY, "--evaluate.batch", "2", "--no-evaluate.last"]
+        words = ["train", "digits-linf-atent", *TINY, "--evaluate.batch", "2", "--evaluate.last", "false"]
         status = main([*words, "--runs", str(folder / "runs"), "--name", "cli"])
     os.environ["MASTER_PORT"] = port
     return {"status": status, "attacked": attacked(), "after": current().size, **found(folder)}
