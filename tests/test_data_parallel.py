@@ -37,7 +37,8 @@ def test_two_ranks_train_as_one_process(two, name):
 
 def test_local_batch_norm_is_that_of_each_ranks_rows(two):
     """The weights are those of one process that takes as many micro-batches; the statistics of a transcription."""
-    check(two["local"])
+    assert two["local"]["same"]
+    assert two["local"]["weights"] < LIMIT
     assert two["local, transcribed"] < LIMIT
 
 
@@ -95,4 +96,6 @@ def test_every_method_and_optimizer(size, share):
     for name in names:
         assert (name, found[name]["same"]) == (name, True)
         limit = rank_jobs.EPOCHS * STEPS / EPOCHS * LIMIT_32 if name == "float32" else LIMIT
-        assert (name, max(found[name]["weights"], found[name]["metrics"])) < (name, limit)
+        assert (name, found[name]["weights"]) < (name, limit)
+        if name != "local":  # a validation depends on the running statistics
+            assert (name, found[name]["metrics"]) < (name, limit)

@@ -525,7 +525,8 @@ def test_ranks_that_are_killed_are_started_again_and_lose_no_epoch(tmp_path):
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found == {"kills": 2, "epochs": 20, "rows": True, "best.safetensors": True, "last/model.safetensors": True}
+    same = dict.fromkeys(("rows", "best.safetensors", "last/model.safetensors"), True)
+    assert found.items() >= {"kills": 2, "epochs": 20, **same}.items()
 
 
 @pytest.mark.slow

@@ -386,3 +386,13 @@ def free_port():
     with socket.socket() as held:
         held.bind(("localhost", 0))
         return held.getsockname()[1]
+
+
+@pytest.mark.parametrize("option", [["--shard", "1/2"], ["--merge"]], ids=str)
+def test_theory_has_no_shards(option, capsys):
+    """One line, without another option in their place."""
+    assert main(["theory", "runs/none", *option]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert option[0] in err
+    assert "did you mean" not in err
