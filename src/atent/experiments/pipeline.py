@@ -245,9 +245,8 @@ def _evaluated(
     threat = threat_of(getattr(job.method, "threat", None), data.box, job.evaluate)
     content = evaluate_model(fitted.model, data, attacks, job.evaluate, threat=threat, progress=progress)
     kept = {"average": fitted.best["best_weights"] == "average"} if "best_weights" in fitted.best else {}
-    content = {"run": path.name, "epoch": fitted.best["epoch"], **kept, **content}
-    if fitted.stopped:
-        content["stopped"] = fitted.stopped
+    stopped = {"stopped": fitted.stopped} if fitted.stopped else {}
+    content = {"run": path.name, "epoch": fitted.best["epoch"], **kept, **content, **stopped}
     if job.evaluate.last and fitted.history[-1]["epoch"] != fitted.best["epoch"]:
         # Robust overfitting (Rice et al. 2020) shows in the difference; neither is chosen by the test set.
         reloaded(model, path, "last")
@@ -257,7 +256,8 @@ def _evaluated(
             "epoch": fitted.history[-1]["epoch"], "clean": last["clean"], "attacks": robust, "worst": last["worst"],
         }  # fmt: skip
         reloaded(model, path, "best")
-    return current().shared(EvaluationFile.from_json(content))
+    shared: EvaluationFile = current().shared(EvaluationFile.from_json(content))
+    return shared
 
 
 def as_begun(job: Job, path: Path) -> Job:
