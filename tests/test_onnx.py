@@ -12,6 +12,7 @@ import atent
 from atent.cli import main
 from atent.experiments.target import load_target
 from atent.export import checks, programs, vnnlib
+from atent.models import build
 
 REASON = "needs the extra onnx: pip install 'atent[onnx]'"
 onnx = pytest.importorskip("onnx", reason=REASON)
@@ -35,6 +36,26 @@ def test_an_onnx_file_is_the_network(short_run, capsys):
     assert about["data"] == "digits"
     (opset,) = [each.version for each in onnx.load(path).opset_import if each.domain == ""]
     assert opset == programs.OPSET
+
+
+def test_the_normalisation_of_a_file_from_elsewhere_is_inside(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = build("digits_cnn").eval()
+    torch.save({"state_dict": net.state_dict()}, "weights.pt")
+    words = (
+        "export weights.pt --model digits_cnn --data digits --mean 0.3 --std 0.4 --format onnx --out net.onnx --quiet"
+    )
+    assert main([*words.split(), "--bgr", "--limit", "5"]) == 0
+    x = torch.rand(3, 1, 8, 8)
+    with torch.no_grad():
+        wanted = net((x - 0.3) / 0.4)
+    assert torch.allclose(programs.runtime(Path("net.onnx"))(x), wanted, atol=checks.tolerance(net, x), rtol=0)
+    assert programs.onnx_about(Path("net.onnx"))["input"] == {
+        "mean": [pytest.approx(0.3)],
+        "std": [pytest.approx(0.4)],
+        "bgr": True,
+    }
 
 
 def test_properties_and_network_agree(short_run, capsys):

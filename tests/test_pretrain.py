@@ -215,7 +215,7 @@ def test_distillation_resumes_without_its_teacher(folder, tmp_path):
     ("words", "says"),
     [
         (["pretrain"], "which recipe? `atent pretrain RECIPE`"),
-        (["pretrain", "nope"], "unknown recipe 'nope' (known: cifar10-acl"),
+        (["pretrain", "nope"], "unknown recipe 'nope' (known: "),
         (["pretrain", "digits-linf-trades"], "TRADES trains with labels: use `atent train`"),
         (["pretrain", "digits-acl", "--method.variant", "S2S", "--model.branch", "a"], "is not trained by variant S2S"),
         (["pretrain", "digits-acl", "--method.views.flip", "2"], "flip (of views) is a probability, in [0, 1], got 2"),

@@ -418,6 +418,11 @@ def test_unknown_names_the_nearest():
     assert messages.unknown("model", "resnt20", iter(names)) == (
         "unknown model 'resnt20': did you mean 'resnet20'? (known: resnet18, resnet20, small_cnn)"
     )
+    many = [f"resnet{depth}" for depth in range(40)]
+    line = messages.unknown("model", "zzz", many, "atent list models")
+    assert line.startswith("unknown model 'zzz' (known: resnet")
+    assert line.endswith("..., 40 in all: `atent list models`)")
+    assert line.count("resnet") == 6
     assert messages.unknown("model", "zzz", []) == "unknown model 'zzz' (known: none)"
 
 

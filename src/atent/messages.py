@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 
 # No name is longer; the comparison of a long text with all names would take minutes.
 _LONGEST = 100
+# More names than these do not go into one line.
+_FEW, _NEAR = 12, 6
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -26,16 +28,20 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     return lower[found[0]] if found else None
 
 
-def unknown(kind: str, name: str, names: Iterable[str]) -> str:
+def unknown(kind: str, name: str, names: Iterable[str], listed: str | None = None) -> str:
     """One line for a bad name: "unknown model 'resnt20': did you mean 'resnet20'? (known: ...)".
 
-    A list of more than twelve names is omitted where one of them is near.
+    Of more than twelve names none is listed where one of them is near, else the six that are nearest; ``listed`` is the
+    command that lists them all.
     """
     names = list(names)
     meant = nearest(name, names)
     hint = f": did you mean {meant!r}?" if meant else ""
-    more = f" and {len(names) - 40} more" if len(names) > 40 else ""
-    known = "" if meant and len(names) > 12 else f" (known: {', '.join(names[:40]) or 'none'}{more})"
+    known = f" (known: {', '.join(names) or 'none'})"
+    if len(names) > _FEW:
+        near = difflib.get_close_matches(name[:_LONGEST], names, n=_NEAR, cutoff=0.0)
+        where = f": `{listed}`" if listed else ""
+        known = "" if meant else f" (known: {', '.join(near)} ..., {len(names)} in all{where})"
     given = repr(name) if len(name) <= _LONGEST else f"{name[:_LONGEST]!r}..."
     return f"unknown {kind} {given}{hint}{known}"
 

@@ -110,7 +110,8 @@ class Registry(Mapping[str, T]):
             return self._checked(load_object(name), name)
         entry = self._entries().get(name)
         if entry is None:
-            raise ValueError(unknown(self.kind, name, [*self._built_in, *self._entries()]))
+            listed = f"atent list {self.group.rpartition('.')[2]}"
+            raise ValueError(unknown(self.kind, name, [*self._built_in, *self._entries()], listed))
         try:
             found = entry.load()
         except (Exception, SystemExit) as error:

@@ -41,6 +41,11 @@ class Outcome(NamedTuple):
     backwards: Tensor
     """int64 (n,): backward passes that each sample took part in."""
 
+    @property
+    def robust(self) -> float:
+        """The share of the samples on which the attack has no success; without targets the robust accuracy."""
+        return 1 - self.success.double().mean().item()
+
 
 @dataclass(frozen=True)
 class Attack(metaclass=Settings):

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import tyro
 
 from atent.cli import show
-from atent.cli.parse import Name, Norm, Number, Place, Real, Subset, Text, Threads, Tristate, arg
+from atent.cli.parse import Flat, Name, Norm, Number, Place, Real, Subset, Text, Threads, Tristate, arg
 from atent.cli.shards import parsed
-from atent.cli.target import convention_of
+from atent.cli.target import InputOptions
 from atent.experiments.recipe_files import UsageError
 
 if typing.TYPE_CHECKING:
@@ -24,13 +24,10 @@ MEANT = {"--eps": "--radius"}
 def certify(
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|MODULE:FUNCTION ...")] = (),
     *,
+    inputs: Annotated[InputOptions, Flat],
     data: Name = None,
     model: Name = None,
     key: Name = None,
-    mean: Annotated[tuple[float, ...] | None, arg("X ...")] = None,
-    std: Annotated[tuple[float, ...] | None, arg("X ...")] = None,
-    input_range: Annotated[str | None, arg("A..B")] = None,
-    bgr: bool = False,
     method: Annotated[str, arg("NAME")] = "smoothing",
     sigma: Real = None,
     n: Annotated[int, arg("N")] = 100_000,
@@ -73,14 +70,6 @@ def certify(
         Network that a weights file is of, or that a run from Python trained; or module:function.
     key
         Place of the network in a weights file that holds several, such as ema or state_dict.
-    mean
-        Per-channel mean that a network from elsewhere expects to be subtracted. Default: as its file says, or none.
-    std
-        Per-channel standard deviation that it expects to be divided by; with --mean.
-    input_range
-        What black and white are to a network from elsewhere, such as 0..255. Default: 0..1.
-    bgr
-        The network takes its channels in the order blue, green, red (smoothing).
     method
         Randomised smoothing, which certifies the network under noise, or bounds, which verify the network itself:
         smoothing, ibp, crown-ibp, crown, alpha-crown, dual, one of an installed package (`atent list certifiers`), or
@@ -160,7 +149,7 @@ def certify(
                 limit=limit, subset=subset, radii=radius, sequential=sequential, norm=norm,
                 allow_large_eps=allow_large_eps, shard=shard, merged=merge, which=which, root=root, device=device,
                 threads=threads, batch=batch_size, compiled=compile, channels_last=channels_last,
-                convention=convention_of(mean, std, input_range, bgr), key=key, progress=not quiet,
+                convention=inputs.convention(), key=key, progress=not quiet,
             )
             for run in dict.fromkeys(runs)
         }  # fmt: skip

@@ -69,6 +69,7 @@ def export(
     from atent.export import hub
     from atent.export.write import write
 
+    _check_target(target, format)
     _for_format(format, {"vnnlib": {"--timeout": timeout}, "hub": {"--license": license, "--push": push}})
     if private and push is None:
         raise UsageError("--private has no effect without --push")
@@ -92,6 +93,19 @@ def export(
     if failed:
         show.warn(f"{place} does not compute what the network does, see the check{': not pushed' if push else ''}")
     return 1 if failed else 0
+
+
+def _check_target(target: Target, format: str) -> None:
+    """UsageError for an option of an evaluation that no export makes use of."""
+    idle = ["channels_last", "memory_format", "precision", "folding", "allow_long"]
+    if format == "robustbench":
+        # An entry says what evaluations measured; no network is run.
+        idle += ["limit", "subset", "seed", "batch_size", "threads"]
+    for name in idle:
+        if getattr(target, name) not in (None, False):
+            raise UsageError(f"--{name.replace('_', '-')} has no effect on an export to {format}: omit it")
+    if target.folding is False or target.channels_last is False:
+        raise UsageError(f"--no-{'folding' if target.folding is False else 'channels-last'} has no effect on an export")
 
 
 def _for_format(format: str, options: dict[str, dict[str, Any]]) -> None:

@@ -16,24 +16,26 @@ from atent.cli.width import screen
 
 if TYPE_CHECKING:
     from atent.experiments.results import EvaluationFile, Part, UnionReport
+    from atent.experiments.weights_file import WeightsFile
 
 
 def show(
-    run: Annotated[tyro.conf.Positional[str], arg("RUN")],
+    run: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|zoo:NAME|hub:USER/NAME")],
     *,
     root: Place = None,
     accept: Annotated[tuple[str, ...], arg("FILE ...")] = (),
     json: bool = False,
 ) -> int:
-    """Show the files of a run and of its data, with their SHA-256 sums, and whether they are still what was written.
+    """Show the files of a run and of its data, with their SHA-256 sums, and whether they are still what was written; of
+    a weights file its sum, the network that it is of, and its tensors.
 
-    A file is whole, damaged (its sum is not the recorded one), missing, or not covered by the run's manifest. Exit
-    status: 0 nothing is damaged or missing, 1 something is, 2 not understood.
+    A file of a run is whole, damaged (its sum is not the recorded one), missing, or not covered by the run's manifest.
+    Exit status: 0 nothing is damaged or missing, 1 something is, 2 not understood.
 
     Parameters
     ----------
     run
-        The run folder.
+        The run folder, a network of this package or of the Hugging Face Hub by its name, or a weights file.
     root
         Folder that holds the data (npz: the file), as --data.root. Default: as the run.
     accept
@@ -45,8 +47,12 @@ def show(
     from rich.table import Table
 
     from atent.experiments.inventory import accept_files, inventory
+    from atent.runs.foreign import is_weights
 
     with json_alone(json) as emit:
+        if is_weights(run) and not Path(run).is_dir():
+            emit(_weights(Path(run), root, accept))
+            return 0
         accept_files(run, accept)
         found = inventory(run, root)
         table = Table(title=f"{found.run}, run {found.id or 'without id'}", title_justify="left")
@@ -58,6 +64,32 @@ def show(
         print_table(table)
         emit(found)
     return 0 if found.whole else 1
+
+
+def _weights(path: Path, root: str | None, accept: tuple[str, ...]) -> WeightsFile:
+    """Print what a weights file holds; ValueError, in one line, for options of run folders."""
+    from rich.table import Table
+
+    from atent.experiments.weights_file import described
+
+    for option, given in (("--root", root), ("--accept", accept)):
+        if given:
+            raise ValueError(f"{option} has no effect on {path}: it is for a run folder")
+    found = described(path)
+    print(f"{found.file}, {found.bytes:,} bytes, {found.format}\nSHA-256  {found.sha256}")
+    print(f"network  {found.architecture}")
+    if found.normalisation is not None:
+        mean, std = (" ".join(f"{value:.4g}" for value in values) for values in found.normalisation)
+        print(f"inputs   normalised inside, mean {mean}, std {std}")
+    for network in found.networks:
+        where = f"at {network.place}: " if network.place else ""
+        table = Table(title=f"{where}{len(network.keys)} tensors, {network.numbers:,} numbers", title_justify="left")
+        for heading in ("key", "shape", "dtype"):
+            table.add_column(heading, overflow="fold")
+        for key in network.keys:
+            table.add_row(key.name, " x ".join(map(str, key.shape)), key.dtype)
+        print_table(table)
+    return found
 
 
 @contextlib.contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from atent.cli.parse import (
     AnyNorm,
+    Flat,
     Format,
     Group,
     Inner,
@@ -26,7 +27,31 @@ from atent.cli.parse import (
 )
 from atent.experiments.recipe_files import UsageError
 
-_CONVENTION = ("mean", "std", "input_range", "bgr")
+if TYPE_CHECKING:
+    from atent.models.convention import Convention
+
+
+@dataclasses.dataclass(frozen=True)
+class InputOptions:
+    """What a network from elsewhere expects of its input."""
+
+    mean: Annotated[tuple[float, ...] | None, arg("X ...")] = None
+    """Per-channel mean that a network from elsewhere expects to be subtracted. Default: as its file says, or none."""
+    std: Annotated[tuple[float, ...] | None, arg("X ...")] = None
+    """Per-channel standard deviation that it expects to be divided by; with --mean."""
+    input_range: Annotated[str | None, arg("A..B")] = None
+    """What black and white are to a network from elsewhere, such as 0..255; --mean and --std are in these units.
+    Default: 0..1."""
+    bgr: bool = False
+    """The network takes its channels in the order blue, green, red."""
+
+    def convention(self) -> Convention | None:
+        """The options as `atent.models.convention.Convention`; None where none is given."""
+        if self == InputOptions():
+            return None
+        from atent.models.convention import Convention
+
+        return Convention(self.mean, self.std, self.input_range, self.bgr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +90,8 @@ class Target:
     """A weights file of the same network, instead of the run's own weights."""
     key: Name = None
     """Place of the network in a weights file that holds several, such as ema or state_dict."""
-    mean: Annotated[tuple[float, ...] | None, arg("X ...")] = None
-    """Per-channel mean that a network from elsewhere expects to be subtracted. Default: as its file says, or none."""
-    std: Annotated[tuple[float, ...] | None, arg("X ...")] = None
-    """Per-channel standard deviation that it expects to be divided by; with --mean."""
-    input_range: Annotated[str | None, arg("A..B")] = None
-    """What black and white are to a network from elsewhere, such as 0..255; --mean and --std are in these units.
-    Default: 0..1."""
-    bgr: bool = False
-    """The network takes its channels in the order blue, green, red."""
+    inputs: Annotated[InputOptions, Flat] = dataclasses.field(default_factory=lambda: InputOptions())
+    """What a network from elsewhere expects of its input."""
     allow_large_eps: bool = False
     """Allow an eps that covers the whole box: linf of its width or more, l2 and l1 of its diagonal or more, l0 and
     patch of as many elements, pixels or patches as a sample has."""
@@ -116,9 +134,9 @@ class Target:
         given = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in ("quiet", "steal_lock", "precision", "memory_format", *_CONVENTION)
+            if f.name not in ("quiet", "steal_lock", "precision", "memory_format", "inputs")
         }
-        given["convention"] = convention_of(*(getattr(self, name) for name in _CONVENTION))
+        given["convention"] = self.inputs.convention()
         given["batch"] = given.pop("batch_size")
         if self.memory_format is not None:
             if self.channels_last is not None:
@@ -131,14 +149,3 @@ class Target:
         if former is not None and self.precision is not None:
             raise UsageError("--precision and --search-dtype are the same setting: keep --precision")
         return former or (None if self.precision == "float32" else self.precision)
-
-
-def convention_of(
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, input_range: str | None, bgr: bool
-) -> Any:
-    """The `atent.models.convention.Convention` of the options; None where none is given."""
-    if mean is None and std is None and input_range is None and not bgr:
-        return None
-    from atent.models.convention import Convention
-
-    return Convention(mean, std, input_range, bgr)

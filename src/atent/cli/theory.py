@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from atent.cli import show
-from atent.cli.parse import Name, Place, Real, Subset, arg
+from atent.cli.parse import Flat, Name, Place, Real, Subset, arg
+from atent.cli.target import InputOptions
 
 if TYPE_CHECKING:
     from atent.experiments.results import Statement
@@ -23,6 +24,7 @@ REFUSED = {"--shard": _WHOLE, "--merge": _WHOLE}
 def theory(
     target: Annotated[tyro.conf.Positional[str], arg("RUN|FILE|MODULE:FUNCTION")],
     *,
+    inputs: Annotated[InputOptions, Flat],
     data: Name = None,
     model: Name = None,
     root: Place = None,
@@ -97,7 +99,7 @@ def theory(
         subject, found = room.of_run(
             target, data=data, model=model, root=root, which=which, limit=limit, subset=subset, gamma=gamma,
             temperature=temperature, radius=radius, chains=chains, steps=steps, samples=samples, seed=seed,
-            recipes=recipes, say=say,
+            recipes=recipes, say=say, convention=inputs.convention(),
         )  # fmt: skip
         file = Path(out) if out is not None else show.free_file(subject.place / f"{subject.stem}{room.THEORY}")
         write_json(file, found)

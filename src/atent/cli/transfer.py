@@ -11,6 +11,7 @@ import tyro
 from atent.cli import show
 from atent.cli.parse import (
     AnyNorm,
+    Flat,
     Group,
     Inner,
     Limit,
@@ -24,14 +25,17 @@ from atent.cli.parse import (
     Tristate,
     arg,
 )
+from atent.cli.target import InputOptions
 from atent.experiments.recipe_files import UsageError
 
 
 def transfer(
     targets: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|MODULE:FUNCTION ...")] = (),
     *,
+    inputs: Annotated[InputOptions, Flat],
     attack: Annotated[str, arg("ATTACK")] = "PGD(steps=40)",
     data: Name = None,
+    model: Name = None,
     norm: AnyNorm = None,
     eps: Text = None,
     group: Group = None,
@@ -64,11 +68,14 @@ def transfer(
     Parameters
     ----------
     targets
-        Two networks or more: run folders, weights files that training wrote, or module:function.
+        Two networks or more: run folders, zoo:NAME, hub:USER/NAME, weights files, or module:function. Those weights
+        files that training here did not write are of one --model, and expect the same of their input.
     attack
         The attack on each network, written as a call.
     data
         Data set of networks that bring none: files and module:function. Default: that of the first run.
+    model
+        Network of the weights files that do not say it, by name or as module:function.
     norm
         Norm of the threat. Default: that of the runs, where it is one.
     eps
@@ -131,13 +138,12 @@ def transfer(
     from atent.runs.manifest import write_new
 
     locks.steal(steal_lock)
-    _check_names(out, png)
-    named = {"out": Path(out) if out else None, "png": Path(png) if png else None}
+    named = _named(out, png)
     with show.json_alone(json) as emit, show.own(**named):
         found = load_targets(
-            targets, attack, data=data, norm=norm, eps=eps, group=group, side=side, inner=inner, inner_eps=inner_eps,
-            which=which, allow_large_eps=allow_large_eps, limit=limit, subset=subset, seed=seed, batch=batch_size,
-            root=root, device=device, threads=threads, folding=folding,
+            targets, attack, data=data, model=model, convention=inputs.convention(), norm=norm, eps=eps, group=group,
+            side=side, inner=inner, inner_eps=inner_eps, which=which, allow_large_eps=allow_large_eps, limit=limit,
+            subset=subset, seed=seed, batch=batch_size, root=root, device=device, threads=threads, folding=folding,
         )  # fmt: skip
         show.threads(threads)
         first = next(iter(found.values()))
@@ -154,8 +160,9 @@ def transfer(
     return 0
 
 
-def _check_names(out: str | None, png: str | None) -> None:
-    """ValueError, before the long work, for a name of another kind of file."""
+def _named(out: str | None, png: str | None) -> dict[str, Path | None]:
+    """The files that the options name; ValueError, before the long work, for a name of another kind of file."""
     for given, option, kind in ((out, "--out", ".json"), (png, "--png", ".png")):
         if given is not None and Path(given).suffix != kind:
             raise ValueError(f"{option} {given}: the name must end in {kind}")
+    return {"out": Path(out) if out else None, "png": Path(png) if png else None}

@@ -139,7 +139,7 @@ def _free() -> int | None:
         known = dict(line.split(":", 1) for line in lines)
         return int(known["MemAvailable"].split()[0]) * 1024
     except (OSError, ValueError, KeyError):
-        pass
+        pass  # no Linux, or not its format: the system is asked in another way
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

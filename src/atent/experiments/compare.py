@@ -60,7 +60,7 @@ def compare(
         for run in plan.runs(path):
             if run.path.is_dir():
                 with held(run.path / folder.LOCK, "compare", wait=first_only(say)):
-                    pass
+                    pass  # the lock is taken to wait for its holder, and given back at once
         todo = {run.path: state(run, build) for run in plan.runs(path)}
         jobs = {job.recipe: seeded(job, plan.seeds[0]).sections() for job in plan.jobs.values()}
         folder.write_json(path / PLAN, {"command": plan.command, "seeds": plan.seeds, "jobs": jobs})

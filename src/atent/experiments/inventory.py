@@ -13,6 +13,7 @@ from atent.data import load as load_data
 from atent.experiments.recorded import recorded_data
 from atent.runs import manifest
 from atent.runs.checkpoint import check_best
+from atent.runs.places import is_named, place_of
 
 BAD = ("damaged", "missing", "changed", "of another run")
 """States of a file that is not what was written."""
@@ -51,7 +52,7 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
     Parameters
     ----------
     run
-        The run folder; its files are read, and nothing in it is imported.
+        The run folder, or zoo:name or hub:user/name; its files are read, and nothing in it is imported.
     root
         The folder of the data, as ``data.root``. Default: the run's.
 
@@ -60,7 +61,7 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
     FileNotFoundError, ValueError
         In one line: no run folder, or a damaged manifest.
     """
-    run = _folder(run)
+    name, run = str(run), _folder(run)
     known = manifest.sums(run) or {}
     files = tuple(
         Entry(name, state, (manifest.settled(run, name, known) or known[name])["sha256"] if name in known else None)
@@ -74,11 +75,11 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
         files = tuple(replace(e, state="of another run") if e.name == folder.BEST else e for e in files)
     intact = manifest.is_whole(run / folder.CONFIG) and manifest.is_run(run)
     data = _data(folder.read_config(run / folder.CONFIG), root) if intact else ()
-    return Inventory(str(run), manifest.run_id(run), files, data)
+    return Inventory(name, manifest.run_id(run), files, data)
 
 
 def _folder(run: str | Path) -> Path:
-    path = Path(run)
+    path = place_of(run)
     if not (path / folder.CONFIG).is_file() and not (path / folder.MANIFEST).is_file():
         raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give the path that training printed")
     return path
@@ -115,6 +116,8 @@ def accept_files(run: str | Path, names: Sequence[str]) -> None:
     FileNotFoundError, ValueError
         In one line: no run folder, or a file that the run neither has nor knows.
     """
+    if names and is_named(run):
+        raise ValueError(f"--accept has no effect on {run}: its folder belongs to the package or to the Hub's cache")
     known = manifest.states(_folder(run))
     for name in names:
         if name not in known:

@@ -91,7 +91,7 @@ def recipe_file(name: str, *, beside: Path | None = None, bases: bool = False) -
         return _package().joinpath(*f"{name}.toml".split("/"))
     if name in base_names():
         raise UsageError(f"{name} is what recipes extend, not a recipe: `atent recipes` lists those")
-    raise UsageError(unknown("recipe", name, [*recipe_names(), *(base_names() if bases else [])]))
+    raise UsageError(unknown("recipe", name, [*recipe_names(), *(base_names() if bases else [])], "atent list recipes"))
 
 
 @functools.cache

@@ -21,36 +21,53 @@ from atent.experiments.results.base import Adversary
 from atent.experiments.results.studies import Network
 from atent.experiments.target import Target, load_target
 from atent.experiments.unfinished import unfinished
+from atent.models.convention import Convention
 from atent.precision import SearchDtype
 from atent.progress import bar
+from atent.runs.checkpoint import read_states
+from atent.runs.foreign import is_weights
+from atent.runs.places import is_named
 
 TRANSFER = "transfer.json"
 
 
-def load_targets(texts: Sequence[str], attack: str, *, data: str | None = None, **how: Any) -> dict[str, Target]:
+def load_targets(
+    texts: Sequence[str], attack: str, *, data: str | None = None, model: str | None = None,
+    convention: Convention | None = None, **how: Any,
+) -> dict[str, Target]:  # fmt: skip
     """The networks by name, all with the one ``attack``, on the data, the images and the settings of the first.
 
-    ``data`` is for those that bring none (default: the data of the first run among them); ``how`` goes to
-    `load_target`. Two of one name are told apart by their paths.
+    ``data`` is for those that bring none (default: the data of the first run among them); ``model`` and ``convention``
+    are for the weights files that training here did not write; ``how`` goes to `load_target`. Two of one name are told
+    apart by their paths.
 
     Raises
     ------
     ValueError
-        In one line, for a network that is given twice, for data of other forms, and where the runs have different
+        In one line, for a network that is given twice, for data of other forms, for options of files where there is
+        none from elsewhere, and where the runs have different
         threats and no ``norm`` and ``eps`` say which.
     """
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice is not None:
         raise ValueError(f"{twice} is given twice: leave one out")
+    elsewhere = [text for text in texts if _is_from_elsewhere(text)]
+    options = {"--model": model, (convention or Convention()).options().split(" ")[0]: convention}
+    idle = next((option for option, value in options.items() if value is not None and not elsewhere), None)
+    if idle is not None:
+        raise ValueError(f"{idle} has no effect on {', '.join(texts)}: it is for weights files from elsewhere")
     found: dict[str, Target] = {}
     brought: Data | None = None
     # Runs first: they bring the data for the others.
-    for text in sorted(texts, key=lambda text: not Path(text).is_dir()):
-        if Path(text).is_dir():
+    for text in sorted(texts, key=lambda text: not _is_run(text)):
+        if _is_run(text):
             found[text] = load_target(text, attacks=(attack,), **how)
             brought = brought or found[text].data
         else:
-            found[text] = load_target(text, attacks=(attack,), **{**how, "data": data or brought, "which": "best"})
+            more = {"model": model, "convention": convention} if text in elsewhere else {}
+            found[text] = load_target(
+                text, attacks=(attack,), **{**how, **more, "data": data or brought, "which": "best"}
+            )  # fmt: skip
     made = [found[text] for text in texts]
     first = made[0]
     for text, each in zip(texts, made):
@@ -78,6 +95,16 @@ def load_targets(texts: Sequence[str], attack: str, *, data: str | None = None, 
         each.name if names.count(each.name) == 1 else text: replace(each, data=first.data, settings=first.settings)
         for text, each in zip(texts, made)
     }
+
+
+def _is_run(text: str) -> bool:
+    """Whether a network brings its data: a run folder, or a name that means one."""
+    return Path(text).is_dir() or is_named(text)
+
+
+def _is_from_elsewhere(text: str) -> bool:
+    """Whether a network is of a weights file that training here did not write."""
+    return not _is_run(text) and is_weights(text) and Path(text).is_file() and not read_states(Path(text))[0]
 
 
 @contextlib.contextmanager

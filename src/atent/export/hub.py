@@ -15,6 +15,7 @@ from atent.data import SOURCES
 from atent.experiments.target import Target
 from atent.export.card import CARD, README, Card, Results, markdown
 from atent.extras import extra
+from atent.models.convention import parts
 from atent.runs import manifest
 from atent.runs.checkpoint import fill, weights_file
 from atent.runs.names import CONFIG, WEIGHTS
@@ -71,6 +72,11 @@ def configuration(target: Target) -> dict[str, Any]:
         raise ValueError(
             f"a folder for the Hub holds weights and no code, and {target.name} is built by code: give weights of a"
             " built-in network, or use --format onnx or torch-export"
+        )
+    if parts(target.model)[1].bgr:
+        raise ValueError(
+            f"weights alone do not say that {target.name} takes its channels reversed (--bgr): use --format onnx or"
+            " torch-export, which hold the whole network"
         )
     return {
         "method": {}, "model": _model(target, str(name)), "data": _data(target), "evaluate": _threat(target),

@@ -304,6 +304,6 @@ def _distance(target: Any) -> tuple[str, ...]:
     """The norm that an attack of foolbox measures in, where it can be made without arguments."""
     try:
         order = target().distance.p
-    except Exception:
+    except (TypeError, ValueError, AttributeError):  # it needs arguments, refuses its defaults, or has no distance
         return ("linf", "l2", "l1", "l0")
     return ({float("inf"): "linf", 2: "l2", 1: "l1", 0: "l0"}[order],)

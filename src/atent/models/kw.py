@@ -30,6 +30,29 @@ def kw_small(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) ->
     )  # fmt: skip
 
 
+@model
+def kw_large(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
+    """The large convolutional network of Wong et al. 2018: (n, c, h, w) to (n, classes) logits.
+
+    3x3 convolutions to 32 and 64 channels, each followed by a 4x4 one of stride 2, then fully connected
+    512-512-classes, ReLUs between. For (1, 28, 28) and 10 classes: 320 + 16,416 + 18,496 + 65,600 + 1,606,144 +
+    262,656 + 5,130, which is 1,974,762 parameters. Raises ValueError where h or w is below 4.
+    """
+    c, rows, columns = _quarter("kw_large", shape)
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(c, 32, 3, padding=1), relu1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 32, 4, stride=2, padding=1), relu2=nn.ReLU(),
+            conv3=nn.Conv2d(32, 64, 3, padding=1), relu3=nn.ReLU(),
+            conv4=nn.Conv2d(64, 64, 4, stride=2, padding=1), relu4=nn.ReLU(),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(64 * rows * columns, 512), relu5=nn.ReLU(),
+            fc2=nn.Linear(512, 512), relu6=nn.ReLU(),
+            fc3=nn.Linear(512, classes),
+        )
+    )  # fmt: skip
+
+
 class PlainBlock(nn.Module):
     """Two convolutions around a convolution as shortcut, all with bias and none with batch-norm.
 

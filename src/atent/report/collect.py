@@ -22,6 +22,7 @@ from atent.experiments.results import (
 )
 from atent.runs import manifest
 from atent.runs.checkpoint import check_best
+from atent.runs.foreign import is_weights
 from atent.runs.manifest import read_json
 
 COMPARISON = "comparison.json"
@@ -122,6 +123,11 @@ def read(path: str | Path, *, model: str | None = None, data: str | None = None)
         return Comparison(name, path, migrate.read(path / COMPARISON, ComparisonFile))
     if (path / SWEEP).is_file():
         return SweepFolder(name, path, migrate.read(path / SWEEP, SweepFile))
+    if path.is_file() and is_weights(path):
+        raise FileNotFoundError(
+            f"{path} is a weights file, and a report is on a folder: `atent export {path} --format hub --out FOLDER`,"
+            " with the --model and --data of its evaluation, makes one of it and of its results"
+        )
     raise FileNotFoundError(
         f"{path} is not a run folder (no {folder.CONFIG}), nor one of atent compare (no {COMPARISON}) or atent sweep"
         f" (no {SWEEP}): give the path that training printed"

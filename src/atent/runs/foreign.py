@@ -48,7 +48,7 @@ class Opaque:
         return object.__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        """Drop the state: an object without this method would keep it as attributes."""
 
 
 def is_weights(path: str | Path) -> bool:

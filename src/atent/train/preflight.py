@@ -109,7 +109,7 @@ def twin(model: nn.Module) -> nn.Module | None:
     try:
         with random_state():
             return copy.deepcopy(model)
-    except Exception:
+    except Exception:  # a user's own __deepcopy__ may raise anything, and a network without a copy can still train
         return None
 
 
@@ -199,7 +199,7 @@ def check_attacks(model: nn.Module, data: Data, attacks: Mapping[str, Attack]) -
             try:
                 attack.run(_Brief(model), x, y, part=part)
             except _Enough:
-                pass
+                pass  # it ran as far as it was asked to
             except Exception as error:
                 text = " ".join(str(error).split()) if isinstance(error, ValueError) else _line(error)
                 raise ValueError(f"{name} cannot run here: {text}") from error

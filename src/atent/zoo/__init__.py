@@ -31,7 +31,7 @@ def find(name: str) -> Path:
     """The folder of a network; ValueError, in one line, for an unknown name."""
     found = networks()
     if name not in found:
-        raise ValueError(unknown("network of the zoo", name, found))
+        raise ValueError(unknown("network of the zoo", name, found, "atent list zoo"))
     return found[name]
 
 

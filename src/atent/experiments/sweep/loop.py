@@ -128,7 +128,7 @@ class _Work:
         for task in tasks:
             if task.run.is_dir():
                 with held(task.run / folder.LOCK, "sweep", wait=first_only(self.say)):
-                    pass
+                    pass  # the lock is taken to wait for its holder, and given back at once
         known = len(self.study.trials())
         notes = f", {self.made} finished and {len(self.open)} started before" if known else ""
         self.say(f"sweep {self.path}: {self.sweep.trials} trials of {self.sweep.seeds} seeds{notes}")

@@ -5,11 +5,13 @@ network is one of its own in `atent.models`.
 """
 
 from .base import Layout
-from .mnist import ADVERTORCH_MNIST, CTRAIN, WONG
+from .mnist import ADVERTORCH_MNIST, CTRAIN, WONG, WONG_LARGE, WONG_RESNET
 from .resnets import KUANGLIU, TORCHVISION
 from .wide import ADVERTORCH_WIDE, TRADES
 
 __all__ = ["LAYOUTS", "Layout"]
 
-LAYOUTS: tuple[Layout, ...] = (TRADES, KUANGLIU, TORCHVISION, ADVERTORCH_WIDE, ADVERTORCH_MNIST, WONG, CTRAIN)
+LAYOUTS: tuple[Layout, ...] = (
+    TRADES, KUANGLIU, TORCHVISION, ADVERTORCH_WIDE, ADVERTORCH_MNIST, WONG, WONG_LARGE, WONG_RESNET, CTRAIN,
+)  # fmt: skip
 """Tried in this order, after the names as they are."""

@@ -19,6 +19,7 @@ from atent.experiments.named import is_own
 from atent.experiments.recorded import names_data
 from atent.experiments.results import THEORY_VERSION
 from atent.experiments.target import Target, load_target
+from atent.models.convention import Convention
 from atent.paper.theory.check import Recipes, Settings, check
 from atent.runs.manifest import read_json
 
@@ -30,6 +31,7 @@ def of_run(
     *,
     data: str | None = None,
     model: str | None = None,
+    convention: Convention | None = None,
     root: str | None = None,
     which: str = "best",
     limit: Limit = 50,
@@ -44,17 +46,18 @@ def of_run(
     recipes: Recipes | None = None,
     say: Callable[[str], None] = lambda _text: None,
 ) -> tuple[Target, dict[str, Any]]:
-    """What ``target`` names (a run folder, a .safetensors file or module:function) and the content of its theory.json.
+    """What ``target`` names (a run folder, a weights file or module:function) and the content of its theory.json.
 
-    ``data``: of a run it may be another data set of the same shape. ``radius``: l2 radius of the samples; default: the
-    run's eps, times sqrt(d) in linf, or 1 without a threat. ``limit`` test images ("all": every one), chosen by
-    ``subset``: "stratified" or "first", default as the run. ``recipes`` as `check` takes them. ValueError and
-    FileNotFoundError, in one line, as `load_target` and `check`, and for data of another shape.
+    ``model`` and ``convention``, of a weights file, as `load_target` takes them. ``data``: of a run it may be another
+    data set of the same shape. ``radius``: l2 radius of the samples; default: the run's eps, times sqrt(d) in linf, or
+    1 without a threat. ``limit`` test images ("all": every one), chosen by ``subset``: "stratified" or "first", default
+    as the run. ``recipes`` as `check` takes them. ValueError and FileNotFoundError, in one line, as `load_target` and
+    `check`, and for data of another shape.
     """
     path = Path(target)
     own = is_own(target)
     subject = load_target(
-        target, model=model, data=data if own or _without_data(path) else None, root=root,
+        target, model=model, convention=convention, data=data if own or _without_data(path) else None, root=root,
         attacks=["FGSM(norm=l2, eps=1)"] if own else (), which=which, limit=limit, subset=subset, device="cpu",
     )  # fmt: skip
     if not own and data is not None and data != subject.data.name and not _without_data(path):
