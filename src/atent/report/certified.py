@@ -20,9 +20,10 @@ def certificates(run: Run) -> dict[str, Any]:
     shown = []
     for name, found in run.certificates.items():
         _, rows, below = layout(found.content)
-        lines = [f"{name}, test images: {found.content.images.text}.", *below]
+        lines = [f"Test images: {found.content.images.text}.", *below]
         listed = "; ".join(line.rstrip(".") for line in lines) + "."
-        shown.append((name, rows, listed, _curve(run, name, found)))
+        kind = "randomised smoothing" if found.radii is not None else "bounds"
+        shown.append((f"{kind}, {name}", rows, listed, _curve(run, kind, found)))
     return {
         "certificates": shown,
         "unfinished": run.unfinished,
@@ -38,8 +39,7 @@ def _curve(run: Run, name: str, found: Certificate) -> Drawing | None:
     return drawing(
         plots.certified({run.name: found.radii}),
         f"Certified accuracy of {len(found.radii):,} test images against l2 radius in pixel units: {listed}.",
-        f"{name}: randomised smoothing; a certificate is wrong with a probability of at most"
-        f" {content.sampling['alpha']:g}.",
+        f"{name.capitalize()}; a certificate is wrong with a probability of at most {content.sampling['alpha']:g}.",
     )
 
 

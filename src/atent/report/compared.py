@@ -38,7 +38,7 @@ class Row:
 
 def several(runs: Mapping[str, Run]) -> Markup:
     """One table of all runs, and their curves together."""
-    evaluated = {title: run.evaluated for title, run in runs.items() if run.evaluated is not None}
+    evaluated = {title: run.evaluations[run.leading] for title, run in runs.items() if run.leading is not None}
     return render(
         "several.html",
         rows=[_row(title, run) for title, run in runs.items()],
@@ -61,7 +61,8 @@ def _caveats(runs: Mapping[str, Run], evaluated: Mapping[str, EvaluationFile]) -
 
 
 def _row(title: str, run: Run) -> Row:
-    method, found = run.config["method"], run.evaluated
+    method = run.config["method"]
+    found = run.evaluations[run.leading] if run.leading is not None else None
     threat = method.get("threat")
     seconds = [row["seconds"] for row in run.rows if "seconds" in row]
     return Row(
