@@ -650,6 +650,16 @@ def test_the_commands_of_the_readme_parse():
     assert all(given("report", *words)["runs"] for words in found)
 
 
+def test_the_next_steps_are_commands_that_run(made):
+    from atent.report.commands import next_steps
+
+    steps = next_steps(read(made))
+    assert [words[:3] for _, words in steps] == [["atent", v, str(made)] for v in ("report", "evaluate", "certify")]
+    for shows, (_, verb, *words) in steps:
+        assert shows
+        assert given(verb, *words)
+
+
 # ---- in a browser ---------------------------------------------------------------------------------------------
 
 WATCH = """

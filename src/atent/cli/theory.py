@@ -120,4 +120,4 @@ def _print_rows(rows: list[Statement]) -> None:
         why = "\n".join(part for part in (f"{row.what} {row.figure}" if row.figure else "", row.reason) if part)
         n = "" if row.n is None else f"{row.n:,}"
         table.add_row(row.statement, described, f"{row.verdict}\n[dim]{row.basis}[/dim]", why, n)
-    show.print_table(table, width=None if sys.stdout.isatty() else 160)
+    show.print_table(table)

@@ -20,7 +20,7 @@ from atent.distributed import alone, current
 from atent.distributed.shards import Shard
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep, union
 from atent.evaluate.craft import craft
-from atent.evaluate.evaluation import depends_on
+from atent.evaluate.evaluation import costs, depends_on
 from atent.evaluate.samples import Checked
 from atent.evaluate.search import resolve
 from atent.evaluate.sweep import at_radii
@@ -30,7 +30,7 @@ from atent.experiments.target import EvaluateSettings, Target, inputs
 from atent.experiments.unfinished import beside, unfinished
 from atent.precision import SearchDtype
 from atent.probe import Auto
-from atent.progress import bar
+from atent.progress import bar, in_rounds
 from atent.threat import Threat
 
 
@@ -48,7 +48,9 @@ def evaluate_model(
     ``threat`` is that of the settings' checks.
     """
     x, y, ids = inputs(model, data, settings.limit)
-    with bar(len(x) * rounds(attacks), "test", enabled=progress) as advance:
+    each = costs(attacks, False)
+    with bar(len(x) * sum(each), "test", enabled=progress) as by_cost:
+        advance = in_rounds(by_cost, len(x), each)
         found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **how(settings))
     content = _measured(data, settings, found)
     if settings.checks and threat is not None:
@@ -86,8 +88,10 @@ def evaluate_target(
     given = how(settings) | {"search_dtype": search_dtype, "blocks": blocks, "world": current()}
     parts = [partial, beside(partial, "sweep")] if partial else [None, None]
     total = len(known.x) * rounds(attacks)
-    with bar(total, "test", enabled=progress) as advance:
-        cascaded = chain(target, cascade)
+    cascaded = chain(target, cascade)
+    each = costs(attacks, cascaded)
+    with bar(len(known.x) * sum(each), "test", enabled=progress) as by_cost:
+        advance = in_rounds(by_cost, len(known.x), each)
         found = evaluate(model, known, None, attacks, cascade=cascaded, resume=parts[0], advance=advance, **given)
     content = {**target.about, **_measured(target.data, settings, found)}
     if radii:

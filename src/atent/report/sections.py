@@ -64,7 +64,8 @@ def of_run(run: Run, gallery: Gallery | str, *, level: int = 2, prefix: str = ""
 
     Titles are headings of this ``level``, and their anchors begin with ``prefix``.
     """
-    shown, absent = [], []
+    shown: list[tuple[str, str, Markup]] = []
+    absent: list[tuple[str, str, Markup]] = []
     for name, (title, _) in SECTIONS.items():
         if name not in _CONCERNS or _CONCERNS[name](run):
             context = SECTIONS[name][1](run) | ({"gallery": gallery} if name == "images" else {})
