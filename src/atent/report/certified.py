@@ -18,10 +18,10 @@ def certificates(run: Run) -> dict[str, Any]:
     shown = []
     for name, found in run.certificates.items():
         _, rows, below = layout(found.content)
-        lines = [f"Test images: {found.content.images.text}.", *below]
+        lines = [f"Test images: {found.content.images.text}.", *below, f"File: {name}"]
         listed = "; ".join(line.rstrip(".") for line in lines) + "."
         kind = "randomised smoothing" if found.radii is not None else "bounds"
-        shown.append((f"{kind}, {name}", rows, listed, _curve(run, kind, found)))
+        shown.append((kind, rows, listed, _curve(run, kind, found)))
     return {
         "certificates": shown,
         "unfinished": run.unfinished,
