@@ -1,6 +1,7 @@
 """Progress: a line a minute where there is no terminal, an estimate from what was measured, and tables that fold."""
 
 import io
+import re
 import sys
 import time
 
@@ -82,3 +83,16 @@ def test_tables_fold_at_80_columns_where_output_is_piped_and_lose_no_text(monkey
     assert sum(line.count("x") for line in lines) == len(name)
     assert figure in sys.stdout.getvalue()
     assert "\x1b" not in sys.stdout.getvalue()
+
+
+def test_no_color_switches_colours_off(monkeypatch, capsys):
+    table = Table("name", style="red")
+    table.add_row("x")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    show.print_table(table)
+    assert "\x1b[31m" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    show.print_table(table)
+    assert not re.search(r"\x1b\[[0-9;]*(3|9)\dm", capsys.readouterr().out)

@@ -21,6 +21,7 @@ from atent.distributed.shards import Shard
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep, union
 from atent.evaluate.craft import craft
 from atent.evaluate.evaluation import costs, depends_on
+from atent.evaluate.masking import CHECKS
 from atent.evaluate.samples import Checked
 from atent.evaluate.search import resolve
 from atent.evaluate.sweep import at_radii
@@ -55,7 +56,7 @@ def evaluate_model(
     content = _measured(data, settings, found)
     if settings.checks and threat is not None:
         boxes = {threat.box} | {a.threat.box for a in attacks.values()}
-        content["checks"] = _masking(model, checked(model, x, y, ids, boxes), threat, attacks, settings)
+        content["checks"] = _masking(model, checked(model, x, y, ids, boxes), threat, attacks, settings, progress)
     return {**content, "provenance": folder.provenance(seed=settings.seed, device=x.device)}
 
 
@@ -99,7 +100,7 @@ def evaluate_target(
             content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **given)
     if checks and target.threat is not None:
         threat = target.threat
-        content["checks"] = alone(lambda: _masking(model, known, threat, attacks, settings))
+        content["checks"] = alone(lambda: _masking(model, known, threat, attacks, settings, progress))
     content |= run_studies(studies, target, known, partial=partial, progress=progress)
     content["provenance"] = folder.provenance(seed=settings.seed, device=known.x.device)
     return EvaluationFile.from_json(content)
@@ -162,14 +163,16 @@ def chain(target: Target, cascade: bool) -> bool | Literal["threat"]:
 
 
 def _masking(
-    model: nn.Module, known: Checked, threat: Threat, attacks: Mapping[str, Attack], settings: EvaluateSettings
-) -> list[dict[str, Any]]:
+    model: nn.Module, known: Checked, threat: Threat, attacks: Mapping[str, Attack], settings: EvaluateSettings,
+    progress: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
     """What `masking_checks` finds, with the attack of that threat that takes the most passes."""
     own = [a for a in attacks.values() if a.threat == threat]
     strongest = max(own, key=lambda attack: attack.passes, default=None)
-    made = masking_checks(
-        model, known, None, threat, attack=strongest, seed=settings.seed, batch=settings.batch
-    )  # fmt: skip
+    with bar(len(CHECKS), "checks", enabled=progress) as advance:
+        made = masking_checks(
+            model, known, None, threat, attack=strongest, seed=settings.seed, batch=settings.batch, advance=advance
+        )  # fmt: skip
     return [asdict(check) for check in made]
 
 
