@@ -410,6 +410,11 @@ def test_a_comparison_shows_its_table():
     assert {name: [cell[0] for cell in cells] for name, cells in table.items()} == {
         name: [e.text.replace("+-", "±") + e.interval for e in entries] for name, entries in rows
     }
+    best = max(found["rows"], key=lambda row: row["worst"]["mean"])
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', report([path]))
+    assert best["recipe"] in lead
+    assert f"{100 * best['worst']['mean']:.1f} %" in lead
+    assert "overlap" in lead
     assert (CAVEAT in doc.text) == bool(found["caveat"])
     assert found["command"] in doc.text
     each = doc.rows("run", "method", "seed")[0]

@@ -217,10 +217,12 @@ def train_job(
 
 def _next(path: Path, quiet: bool) -> None:
     """What to try on the run next."""
+    from atent.distributed import current
     from atent.report.collect import Run, read
     from atent.report.commands import next_steps
 
-    run = None if quiet else read(path)
+    # Another rank may be on a machine without the run folder.
+    run = None if quiet or not current().first else read(path)
     if isinstance(run, Run):
         print("\nNext:")
         for shows, words in next_steps(run):
