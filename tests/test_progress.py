@@ -15,6 +15,8 @@ from atent.cli import show
 from atent.evaluate import evaluate
 from atent.evaluate.evaluation import costs, rounds
 from atent.threat import Threat
+from atent.train import callbacks
+from atent.train.settings import TrainSettings
 
 
 def test_long_work_prints_a_line_a_minute_also_inside_a_batch(capsys, monkeypatch):
@@ -96,3 +98,19 @@ def test_no_color_switches_colours_off(monkeypatch, capsys):
     monkeypatch.setenv("NO_COLOR", "1")
     show.print_table(table)
     assert not re.search(r"\x1b\[[0-9;]*(3|9)\dm", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("minutes", "said"), [(None, ["about 17 min"]), (5.0, [])])
+def test_a_training_says_once_how_long_it_takes(capsys, monkeypatch, minutes, said):
+    now = [0.0]
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
+    shown = callbacks.Bar()
+    settings = TrainSettings(epochs=10, minutes=minutes)
+    for step in range(1, 5):
+        now[0] += 4
+        share = (step - 1) / 250
+        shown.step(callbacks.Progress(None, settings, {}, None, (), 1, step, 25, share))
+    shown.end(None)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training:")]
+    # 4 s for each 250th of the training
+    assert [re.findall(r"about \S+ \w+", line)[0] for line in lines] == said
