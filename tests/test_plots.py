@@ -406,3 +406,11 @@ def test_minimum_norm_refuses(found, message):
     with pytest.raises(ValueError, match=message) as caught:
         plots.minimum_norm(found)
     assert "\n" not in str(caught.value)
+
+
+def test_the_labels_of_a_logarithmic_axis_are_numbers_in_a_page():
+    curve = {"title": "", "x": "K", "y": "loss", "log": "xy", "lines": {"a": ([1, 10, 1000], [0.001, 0.1, 1])}}
+    text = plots.svg(plots.lines(curve)).decode()
+    assert "$" not in text
+    assert ">0.001<" in text
+    assert ">1000<" in text

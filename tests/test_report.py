@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import io
+import itertools
 import json
 import re
 import shutil
@@ -149,7 +150,7 @@ def test_the_figures_are_those_of_the_files(made, page):
     assert first["worst"]["k"] < first["clean"]["k"]
     alone, cascade = doc.rows("attack", "accuracy, 95 % interval", "attacked")
     for rows, found, after in ((alone, first, ""), (cascade, second, "after ")):
-        named = {"no attack (clean)": found["clean"], "worst of these": found["worst"]}
+        named = {"no attack (clean)": found["clean"]} | ({} if after else {"worst of these": found["worst"]})
         for name, reported in found["attacks"].items():
             written = reported["attack"] if reported["attack"] != name else ""
             named[f"{after}{name}{written}"] = reported["robust"]
@@ -233,14 +234,21 @@ def test_the_headline_is_the_lowest_upper_limit_under_the_same_threat(run):
     assert another(6, 0, 40, attack="AutoAttack") < high
     assert read(run).headline == "evaluation-6.json"
     head = part(sections.section("headline", read(run))).text
-    assert "this is evaluation-6.json" in head
+    assert f"Robust accuracy {percent(share(0, 40))} under AutoAttack, linf 0.15, n = 40;" in head
     assert CAVEAT not in head
-    assert f"{percent(share(0, 40))[:5]}" in head
-    # where the ensemble is not the headline, it stands beside it
-    another(6, 40, 40, attack="AutoAttack")
+    # a weaker attack on more images stands beside AutoAttack, which leads although its interval is wider
+    another(6, 1, 10, attack="AutoAttack")
+    assert (read(run).headline, read(run).leading) == ("evaluation.json", "evaluation-6.json")
     head = part(sections.section("headline", read(run))).text
-    assert CAVEAT in head
-    assert f"AutoAttack was run in evaluation-6.json: {percent(share(40, 40))}" in head
+    assert f"Robust accuracy {percent(share(1, 10))} under AutoAttack, linf 0.15, n = 10;" in head
+    assert CAVEAT not in head
+    assert percent(first["worst"]) in head
+    # where AutoAttack leaves more beyond both intervals, the lower figure leads, and nothing says that it was not run
+    another(6, 40, 40, attack="AutoAttack")
+    assert read(run).leading == "evaluation.json"
+    head = part(sections.section("headline", read(run))).text
+    assert CAVEAT not in head
+    assert percent(share(40, 40)) in head
 
 
 def test_a_cascade_and_the_parts_of_an_ensemble_are_reported_as_such(run):
@@ -254,14 +262,12 @@ def test_a_cascade_and_the_parts_of_an_ensemble_are_reported_as_such(run):
     change(run / "evaluation.json", **found | {"attacks": attacks, "worst": worst, "clean": share(9, 10)})
     (run / "evaluation-2.json").unlink()
     doc = part(sections.section("headline", read(run)), sections.section("attacks", read(run)))
-    assert (
-        "The worst of FGSM, AutoAttack, each on the images that were robust to those before it; the last to fool an"
-        in doc.text
-    )
-    assert "image was AutoAttack." in doc.text
+    assert f"{percent(worst)} under the worst of 2 attacks, the strongest AutoAttack, linf 0.15, n = 10" in doc.text
     (rows,) = doc.rows("attack", "accuracy, 95 % interval")
     assert rows["AutoAttack: after its APGD-CE"][0] == [percent(share(4, 10)), 0.4]
     assert rows["after AutoAttack"][0] == [percent(worst), 0.3]
+    # the parts before the whole, which is the worst case and has no second row
+    assert list(rows)[-1] == "after AutoAttack"
 
 
 # ---- images -----------------------------------------------------------------------------------------------
@@ -402,8 +408,13 @@ def test_a_comparison_shows_its_table():
     doc = Document(report([path]))
     (table,) = doc.rows("recipe", *headings)
     assert {name: [cell[0] for cell in cells] for name, cells in table.items()} == {
-        name: [e.text + e.interval for e in entries] for name, entries in rows
+        name: [e.text.replace("+-", "±") + e.interval for e in entries] for name, entries in rows
     }
+    best = max(found["rows"], key=lambda row: row["worst"]["mean"])
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', report([path]))
+    assert best["recipe"] in lead
+    assert f"{100 * best['worst']['mean']:.1f} %" in lead
+    assert "overlap" in lead
     assert (CAVEAT in doc.text) == bool(found["caveat"])
     assert found["command"] in doc.text
     each = doc.rows("run", "method", "seed")[0]
@@ -529,6 +540,37 @@ def test_the_page_is_whole_and_needs_nothing_else(page):
         assert any(axis in svg for svg in svgs), axis
 
 
+def test_the_page_has_one_outline_and_tables_that_say_what_they_are(made, page):
+    for text in (page, report([made, RESULTS / "digits-linf", RESULTS / "digits-sweep"], images=1, progress=False)):
+        doc = Document(text)
+        levels = [int(tag[1]) for tag, _ in doc.elements if re.fullmatch("h[1-6]", tag)]
+        assert levels.count(1) == 1
+        assert levels[0] == 1
+        assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+        titles = re.findall(r"<h[1-6]>(.*?)</h[1-6]>", text)
+        assert len(titles) == len(levels)
+        assert not [title for title in titles if re.search(r"\.(json|csv|jsonl|html)\b", title)]
+        anchors = {a["id"] for _, a in doc.elements if "id" in a}
+        assert {a["href"][1:] for a in doc.all("a")} <= anchors
+        tables = re.findall(r"<table.*?</table>", text, re.S)
+        assert len(tables) > 5
+        for table in tables:
+            inside = Document(table)
+            assert table.count("<caption>") == 1
+            heads = [a for a in inside.all("th") if a.get("scope") == "col"]
+            names = [cell[0] for cell in inside.tables[0][0]]
+            cells = [a for tag, a in inside.elements if tag in ("td", "th") and a.get("scope") != "col"]
+            # a card says beside each value what the column's heading says, in the heading's place
+            assert [a["data-label"] for a in cells] == names * (len(cells) // len(names))
+            assert len(heads) == len(names)
+            for a in cells:
+                assert ("data-value" in a) == (a.get("class") == "number")
+                column = heads[names.index(a["data-label"])]
+                assert "data-value" not in a or column.get("class") == "number"
+    assert "prefers-color-scheme: dark" in page
+    assert "max-width: 40rem" in page
+
+
 def spoil(path, tmp_path):
     """The run again, with markup wherever a file can hold a name."""
     evil = tmp_path / '"><img src=x onerror=alert(2)> $\\frac$'
@@ -611,6 +653,16 @@ def test_the_commands_of_the_readme_parse():
     found = [line.split("#")[0].split()[2:] for line in lines if line.startswith("atent report ")]
     assert found
     assert all(given("report", *words)["runs"] for words in found)
+
+
+def test_the_next_steps_are_commands_that_run(made):
+    from atent.report.commands import next_steps
+
+    steps = next_steps(read(made))
+    assert [words[:3] for _, words in steps] == [["atent", v, str(made)] for v in ("report", "evaluate", "certify")]
+    for shows, (_, verb, *words) in steps:
+        assert shows
+        assert given(verb, *words)
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def bench(
     out
         Folder to write bench.json, bench.md and bench.png to. Default: bench, numbered where it is taken.
     quiet
-        No progress bar.
+        No progress: neither bar, lines nor estimate.
     json
         Print the result as JSON to standard output, and nothing else there.
     """

@@ -128,7 +128,7 @@ def certify(
         Write what was certified, a row per run, into this .md file and the .json beside it; rows that it holds stay, so
         that smoothing and bounds of several commands meet in one table.
     quiet
-        No progress bar.
+        No progress: neither bar, lines nor estimate.
     steal_lock
         Take over the lock of a process on another host, which is known to be gone.
     json

@@ -82,7 +82,7 @@ def compare(
     beside
         Result folder of an earlier comparison, to be drawn beside this one in pareto.png.
     quiet
-        No progress bar.
+        No progress: neither bar, lines nor estimate.
     steal_lock
         Take over the lock of a process on another host, which is known to be gone.
     json

@@ -52,7 +52,7 @@ def pretrain(
     log
         Record the training by these trackers as well: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
-        No progress bar.
+        No progress: neither bar, lines nor estimate.
     steal_lock
         Take over the lock of a process on another host, which is known to be gone.
     """

@@ -47,7 +47,7 @@ def report(
     root
         Folder that holds the data (npz: the file). Default: as the run had it.
     quiet
-        No progress bar.
+        No progress: neither bar, lines nor estimate.
     """
     if not runs:
         raise UsageError("which run? `atent report RUN [RUN ...]` takes the paths that training printed")

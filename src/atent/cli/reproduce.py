@@ -52,7 +52,7 @@ def reproduce(
     only
         Train and measure these rows alone, by the key that table-*.json gives them, such as atent.
     quiet
-        No progress bar.
+        No progress: neither bar, lines nor estimate.
     steal_lock
         Take over the lock of a process on another host, which is known to be gone.
     """

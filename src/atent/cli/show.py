@@ -108,11 +108,13 @@ def json_alone(wanted: bool) -> Iterator[Callable[[Any], None]]:
         print(json.dumps(plain(result), indent=2, allow_nan=False))
 
 
-def print_table(table: Any, *, width: int | None = None) -> None:
-    """Print a rich table at the terminal's width, or wide enough for its columns where output is piped."""
+def print_table(table: Any) -> None:
+    """Print a rich table at the terminal's width, or at 80 columns where output is piped; wider cells are folded."""
     from rich.console import Console
 
-    Console(width=width or screen()).print(table)
+    for column in table.columns:
+        column.overflow = "fold"
+    Console(width=screen()).print(table)
 
 
 def warn(text: str) -> None:

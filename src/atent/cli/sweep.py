@@ -61,7 +61,7 @@ def sweep(
     slurm
         With --backend slurm: parameters of the jobs by submitit's names, such as partition=gpu timeout_min=240.
     quiet
-        No progress bar.
+        No progress: neither bar, lines nor estimate.
     steal_lock
         Take over the lock of a process on another host, which is known to be gone.
     json

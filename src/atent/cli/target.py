@@ -125,7 +125,7 @@ class Target:
     threads: Threads = None
     """CPU threads: a number, or auto (one where the network gains nothing from more, measured). Default: all cores."""
     quiet: bool = False
-    """No progress bar."""
+    """No progress: neither bar, lines nor estimate."""
     steal_lock: bool = False
     """Take over the lock of a process on another host, which is known to be gone."""
 

@@ -90,17 +90,19 @@ def theory(
     from atent.experiments.recipes import chains as recipes
     from atent.experiments.results import TheoryFile
     from atent.paper.theory import command as room
+    from atent.progress import bar
     from atent.runs.manifest import write_json
 
     if out is not None:
         show.refuse_taken(Path(out), "--out")
     say = (lambda _part: None) if quiet else (lambda part: print(f"checking: {part}", file=sys.stderr, flush=True))
     with show.json_alone(json) as emit:
-        subject, found = room.of_run(
-            target, data=data, model=model, root=root, which=which, limit=limit, subset=subset, gamma=gamma,
-            temperature=temperature, radius=radius, chains=chains, steps=steps, samples=samples, seed=seed,
-            recipes=recipes, say=say, convention=inputs.convention(),
-        )  # fmt: skip
+        with bar(1, "theory", enabled=not quiet):
+            subject, found = room.of_run(
+                target, data=data, model=model, root=root, which=which, limit=limit, subset=subset, gamma=gamma,
+                temperature=temperature, radius=radius, chains=chains, steps=steps, samples=samples, seed=seed,
+                recipes=recipes, say=say, convention=inputs.convention(),
+            )  # fmt: skip
         file = Path(out) if out is not None else show.free_file(subject.place / f"{subject.stem}{room.THEORY}")
         write_json(file, found)
         written = [file, *room.draw(found, file)]
@@ -126,4 +128,4 @@ def _print_rows(rows: list[Statement]) -> None:
         why = "\n".join(part for part in (f"{row.what} {row.figure}" if row.figure else "", row.reason) if part)
         n = "" if row.n is None else f"{row.n:,}"
         table.add_row(row.statement, described, f"{row.verdict}\n[dim]{row.basis}[/dim]", why, n)
-    show.print_table(table, width=None if sys.stdout.isatty() else 160)
+    show.print_table(table)

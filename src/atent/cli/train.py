@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +79,7 @@ def train(
     log
         Record the training by these trackers as well: tensorboard, mlflow, wandb (each an extra of the package).
     quiet
-        No progress bar.
+        No progress: neither bar, lines nor estimate.
     steal_lock
         Take over the lock of a process on another host, which is known to be gone.
     """
@@ -197,6 +198,7 @@ def train_job(
         show.accuracies(models)
         _warnings(done.evaluation)
         print(f"\nrun folder: {path}")
+        _next(path, quiet)
         return 0
     threat = threat_of(getattr(job.method, "threat", None), (0.0, 1.0), job.evaluate)
     assert threat is not None
@@ -209,7 +211,22 @@ def train_job(
     show.accuracies(models)
     status = _verdict(done.evaluation, plain.evaluation)
     print(f"\nrun folder: {path}")
+    _next(path, quiet)
     return status
+
+
+def _next(path: Path, quiet: bool) -> None:
+    """What to try on the run next."""
+    from atent.distributed import current
+    from atent.report.collect import Run, read
+    from atent.report.commands import next_steps
+
+    # Another rank may be on a machine without the run folder.
+    run = None if quiet or not current().first else read(path)
+    if isinstance(run, Run):
+        print("\nNext:")
+        for shows, words in next_steps(run):
+            print(f"  # {shows}\n  {shlex.join(words)}")
 
 
 def _validated(job: Any, path: Path, *, quiet: bool, resume: bool, saved: Any, certifier: str | None) -> int:

@@ -122,7 +122,7 @@ def transfer(
     png
         Where to draw the matrix. Default: beside the JSON file.
     quiet
-        No progress bar.
+        No progress: neither bar, lines nor estimate.
     steal_lock
         Take over the lock of a process on another host, which is known to be gone.
     json

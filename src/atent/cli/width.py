@@ -21,10 +21,10 @@ def terminal_width() -> int:
 
 
 def screen() -> int:
-    """Width at which tables are printed: $COLUMNS, the terminal's, or enough for all columns where output is piped."""
+    """Width at which tables are printed: $COLUMNS, the terminal's, or 80 where output is piped."""
     if os.environ.get("COLUMNS", "").isdigit():
         return terminal_width()
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 140
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
 
 
 def wrapped(text: str, indent: int) -> str:

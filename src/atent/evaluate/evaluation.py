@@ -115,6 +115,12 @@ def rounds(attacks: Mapping[str, Attack] | Sequence[Attack]) -> int:
     return sum(len(attack.parts()) or 1 for attack in each)
 
 
+def costs(attacks: Mapping[str, Attack], cascade: bool | Literal["threat"]) -> list[int]:
+    """The most passes that a sample can cost in each of `rounds`, in the order in which `evaluate` runs them."""
+    ordered = _ordered(attacks, cascade) if cascade else attacks
+    return [part.passes for attack in ordered.values() for part in (attack.parts().values() or [attack])]
+
+
 def evaluate(
     model: nn.Module,
     x: Tensor | Checked,

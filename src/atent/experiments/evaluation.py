@@ -20,7 +20,8 @@ from atent.distributed import alone, current
 from atent.distributed.shards import Shard
 from atent.evaluate import Evaluation, checked, evaluate, masking_checks, rounds, sweep, union
 from atent.evaluate.craft import craft
-from atent.evaluate.evaluation import depends_on
+from atent.evaluate.evaluation import costs, depends_on
+from atent.evaluate.masking import CHECKS
 from atent.evaluate.samples import Checked
 from atent.evaluate.search import resolve
 from atent.evaluate.sweep import at_radii
@@ -30,7 +31,7 @@ from atent.experiments.target import EvaluateSettings, Target, inputs
 from atent.experiments.unfinished import beside, unfinished
 from atent.precision import SearchDtype
 from atent.probe import Auto
-from atent.progress import bar
+from atent.progress import bar, in_rounds
 from atent.threat import Threat
 
 
@@ -52,13 +53,15 @@ def evaluate_model(
     # Ranks would measure different things.
     last = alone(lambda: resolve(model, x, search_dtype=None, **formats))[1]
     given = how(settings) | {"channels_last": last, "world": current()}
-    with bar(len(x) * rounds(attacks), "test", enabled=progress) as advance:
+    each = costs(attacks, False)
+    with bar(len(x) * sum(each), "test", enabled=progress) as by_cost:
+        advance = in_rounds(by_cost, len(x), each)
         found = evaluate(model, x, y, attacks, ids=ids, cascade=False, advance=advance, **given)
     content = _measured(data, settings, found)
     if settings.checks and threat is not None:
         boxes = {threat.box} | {a.threat.box for a in attacks.values()}
         known, against = checked(model, x, y, ids, boxes), threat
-        content["checks"] = alone(lambda: _masking(model, known, against, attacks, settings))
+        content["checks"] = alone(lambda: _masking(model, known, against, attacks, settings, progress))
     return {**content, "provenance": folder.provenance(seed=settings.seed, device=x.device)}
 
 
@@ -91,8 +94,10 @@ def evaluate_target(
     given = how(settings) | {"search_dtype": search_dtype, "blocks": blocks, "world": current()}
     parts = [partial, beside(partial, "sweep")] if partial else [None, None]
     total = len(known.x) * rounds(attacks)
-    with bar(total, "test", enabled=progress) as advance:
-        cascaded = chain(target, cascade)
+    cascaded = chain(target, cascade)
+    each = costs(attacks, cascaded)
+    with bar(len(known.x) * sum(each), "test", enabled=progress) as by_cost:
+        advance = in_rounds(by_cost, len(known.x), each)
         found = evaluate(model, known, None, attacks, cascade=cascaded, resume=parts[0], advance=advance, **given)
     content = {**target.about, **_measured(target.data, settings, found)}
     if radii:
@@ -100,7 +105,7 @@ def evaluate_target(
             content["sweep"] = sweep(model, known, None, attacks, radii, resume=parts[1], advance=advance, **given)
     if checks and target.threat is not None:
         threat = target.threat
-        content["checks"] = alone(lambda: _masking(model, known, threat, attacks, settings))
+        content["checks"] = alone(lambda: _masking(model, known, threat, attacks, settings, progress))
     content |= run_studies(studies, target, known, partial=partial, progress=progress)
     content["provenance"] = folder.provenance(seed=settings.seed, device=known.x.device)
     return EvaluationFile.from_json(content)
@@ -163,14 +168,16 @@ def chain(target: Target, cascade: bool) -> bool | Literal["threat"]:
 
 
 def _masking(
-    model: nn.Module, known: Checked, threat: Threat, attacks: Mapping[str, Attack], settings: EvaluateSettings
-) -> list[dict[str, Any]]:
+    model: nn.Module, known: Checked, threat: Threat, attacks: Mapping[str, Attack], settings: EvaluateSettings,
+    progress: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
     """What `masking_checks` finds, with the attack of that threat that takes the most passes."""
     own = [a for a in attacks.values() if a.threat == threat]
     strongest = max(own, key=lambda attack: attack.passes, default=None)
-    made = masking_checks(
-        model, known, None, threat, attack=strongest, seed=settings.seed, batch=settings.batch
-    )  # fmt: skip
+    with bar(len(CHECKS), "checks", enabled=progress) as advance:
+        made = masking_checks(
+            model, known, None, threat, attack=strongest, seed=settings.seed, batch=settings.batch, advance=advance
+        )  # fmt: skip
     return [asdict(check) for check in made]
 
 

@@ -47,6 +47,8 @@ def lines(curve: Mapping[str, Any]) -> Figure:
     `lines`, {label: (xs, ys)}; optional are `mark`, a place for a dotted upright line, and `error`, half widths of bars
     on the first line. Raises ValueError where there is nothing to draw.
     """
+    from matplotlib.ticker import NullFormatter
+
     if not curve["lines"]:
         raise ValueError("no lines to draw")
     figure = blank(8, 5)
@@ -58,10 +60,12 @@ def lines(curve: Mapping[str, Any]) -> Figure:
             x, y, yerr=bars, label=label, linewidth=2, capsize=3, marker="o" if len(x) <= 30 else None, markersize=4,
             **look(i),
         )  # fmt: skip
-    if "x" in curve["log"]:
-        axes.set_xscale("log")
-    if "y" in curve["log"]:
-        axes.set_yscale("log")
+    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+        if name in curve["log"]:
+            axes.set(**{f"{name}scale": "log"})
+            # The usual labels are formulas, which text that may come from files never is.
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_minor_formatter(NullFormatter())
     if curve.get("mark") is not None:
         axes.axvline(curve["mark"], color=GREY, linestyle=":", linewidth=1.5)
     axes.set_xlabel(curve["x"])

@@ -6,13 +6,11 @@ from typing import Any
 
 from atent import plots
 from atent.experiments.certificate_lines import layout
-from atent.experiments.noise import sigma_of
 from atent.experiments.results import SmoothingFile
 from atent.report import words
 from atent.report.collect import Certificate, Run
-from atent.report.commands import command
+from atent.report.commands import certified_by, command
 from atent.report.render import Drawing, drawing
-from atent.threat import Threat
 
 
 def certificates(run: Run) -> dict[str, Any]:
@@ -20,13 +18,14 @@ def certificates(run: Run) -> dict[str, Any]:
     shown = []
     for name, found in run.certificates.items():
         _, rows, below = layout(found.content)
-        lines = [f"{name}, test images: {found.content.images.text}.", *below]
+        lines = [f"Test images: {found.content.images.text}.", *below, f"File: {name}"]
         listed = "; ".join(line.rstrip(".") for line in lines) + "."
-        shown.append((name, rows, listed, _curve(run, name, found)))
+        kind = "randomised smoothing" if found.radii is not None else "bounds"
+        shown.append((kind, rows, listed, _curve(run, kind, found)))
     return {
         "certificates": shown,
         "unfinished": run.unfinished,
-        "command": command(run, "certify", *_certified_by(run)),
+        "command": command(run, "certify", *certified_by(run)),
     }
 
 
@@ -38,19 +37,5 @@ def _curve(run: Run, name: str, found: Certificate) -> Drawing | None:
     return drawing(
         plots.certified({run.name: found.radii}),
         f"Certified accuracy of {len(found.radii):,} test images against l2 radius in pixel units: {listed}.",
-        f"{name}: randomised smoothing; a certificate is wrong with a probability of at most"
-        f" {content.sampling['alpha']:g}.",
+        f"{name.capitalize()}; a certificate is wrong with a probability of at most {content.sampling['alpha']:g}.",
     )
-
-
-def _certified_by(run: Run) -> tuple[str, ...]:
-    """The options with which the run can be certified: by its own noise, by the bounds it was trained for, or by noise
-    that it never saw."""
-    try:
-        sigma_of(run.config, run.name)
-    except ValueError:
-        if run.config["method"].get("name") in ("CROWNIBP", "Dual"):
-            return "--method", "crown"
-        box = ((run.config.get("about") or {}).get("data") or {}).get("box") or (0.0, 1.0)
-        return "--sigma", f"{0.25 * Threat('l2', 0.0, box).width:g}"
-    return ()

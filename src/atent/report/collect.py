@@ -10,6 +10,7 @@ from atent import runs as folder
 from atent.certify.rows import read_rows
 from atent.data.described import unspan
 from atent.experiments import migrate
+from atent.experiments.comparison import caveat_of
 from atent.experiments.recorded import names_data, names_model
 from atent.experiments.results import (
     CertificateFile,
@@ -71,6 +72,36 @@ class Run:
         return headline({name: f for name, f in self.evaluations.items() if f.of_best} or self.evaluations)
 
     @property
+    def leading(self) -> str | None:
+        """The file that the page leads with: the evaluation by AutoAttack under the headline's threats, unless the
+        headline is lower beyond both intervals; the headline where there is none."""
+        best = self.headline
+        if best is None:
+            return None
+        low = self.evaluations[best]
+        by_autoattack = {
+            name: f
+            for name, f in self.evaluations.items()
+            if f.attacks and f.threats == low.threats and f.of_best == low.of_best and caveat_of(f) is None
+        }
+        strongest = headline(by_autoattack)
+        return best if strongest is None or low.worst.high < by_autoattack[strongest].worst.low else strongest
+
+    @property
+    def titled(self) -> dict[str, EvaluationFile]:
+        """The evaluations by a title for people, the leading one first."""
+        files = sorted(self.evaluations, key=lambda name: name != self.leading)
+        out: dict[str, EvaluationFile] = {}
+        for name in files:
+            title = said = title_of(self.evaluations[name])
+            number = 1
+            while title in out:
+                number += 1
+                title = f"{said} ({number})"
+            out[title] = self.evaluations[name]
+        return out
+
+    @property
     def evaluated(self) -> EvaluationFile | None:
         """The content of the headline's file."""
         return self.evaluations[self.headline] if self.headline is not None else None
@@ -86,6 +117,16 @@ def headline(found: dict[str, EvaluationFile]) -> str | None:
     """The name of the evaluation with the lowest upper limit, of those under the first one's threats."""
     alike = [name for name, f in found.items() if f.threats == next(iter(found.values())).threats]
     return min(alike, key=lambda name: found[name].worst.high, default=None)
+
+
+def title_of(found: EvaluationFile) -> str:
+    """An evaluation as a title: its attacks, its images, its threats, and its weights unless they are the best."""
+    names = list(found.attacks) or ["No attack"]
+    attacks = ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more attacks"
+    under = " and ".join(found.threats)
+    images = f"{found.n:,} images" if found.n == found.data.of else f"{found.n:,} of {found.data.of:,} images"
+    weights = "" if found.of_best else f", weights {found.weights}"
+    return f"{attacks} on {images}{', ' + under if under else ''}{weights}"
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from atent import runs as folder
+from atent.experiments.noise import sigma_of
 from atent.experiments.recorded import names_data, names_model
 from atent.report.collect import Run
 from atent.runs.checkpoint import STATE
+from atent.threat import Threat
 
 
 def command(run: Run, verb: str, *options: str) -> list[str]:
@@ -21,6 +23,39 @@ def command(run: Run, verb: str, *options: str) -> list[str]:
     if not names_data(run.config):
         words += ["--data", run.data or "MODULE:FUNCTION"]
     return words
+
+
+def certified_by(run: Run) -> tuple[str, ...]:
+    """The options with which the run can be certified: by its own noise, by the bounds it was trained for, or by noise
+    that it never saw."""
+    try:
+        sigma_of(run.config, run.name)
+    except ValueError:
+        if run.config["method"].get("name") in ("CROWNIBP", "Dual"):
+            return "--method", "crown"
+        box = ((run.config.get("about") or {}).get("data") or {}).get("box") or (0.0, 1.0)
+        return "--sigma", f"{0.25 * Threat('l2', 0.0, box).width:g}"
+    return ()
+
+
+def next_steps(run: Run) -> list[tuple[str, list[str]]]:
+    """Three commands to try on a trained run, each after what it shows."""
+    return [
+        ("one page for people: the accuracies, each attack, images under attack", ["atent", "report", str(run.path)]),
+        (
+            "robust accuracy under AutoAttack, the field's standard, on 100 test images",
+            command(run, "evaluate", "--attacks", "AutoAttack", "--limit", "100"),
+        ),
+        (
+            "certified accuracy, which no attack can lower, of 100 test images",
+            command(run, "certify", *certified_by(run), "--limit", "100", *_noise(run)),
+        ),
+    ]
+
+
+def _noise(run: Run) -> tuple[str, ...]:
+    # 1,000 noise samples are enough for a first look; bounds take none.
+    return () if "--method" in certified_by(run) else ("--n", "1000")
 
 
 def _has_threat(run: Run) -> bool:

@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from atent import plots
 from atent.attacks.spec import show
-from atent.experiments.comparison import caption, caveat_of, layout
-from atent.experiments.results import EvaluationFile, Spread
+from atent.experiments.comparison import caption, caveat_of, layout, winner
+from atent.experiments.results import ComparisonFile, EvaluationFile, Spread
 from atent.report import words
 from atent.report.collect import Comparison, Run
 from atent.report.render import Drawing, drawing, number_of, render
@@ -38,7 +38,7 @@ class Row:
 
 def several(runs: Mapping[str, Run]) -> Markup:
     """One table of all runs, and their curves together."""
-    evaluated = {title: run.evaluated for title, run in runs.items() if run.evaluated is not None}
+    evaluated = {title: run.evaluations[run.leading] for title, run in runs.items() if run.leading is not None}
     return render(
         "several.html",
         rows=[_row(title, run) for title, run in runs.items()],
@@ -61,7 +61,8 @@ def _caveats(runs: Mapping[str, Run], evaluated: Mapping[str, EvaluationFile]) -
 
 
 def _row(title: str, run: Run) -> Row:
-    method, found = run.config["method"], run.evaluated
+    method = run.config["method"]
+    found = run.evaluations[run.leading] if run.leading is not None else None
     threat = method.get("threat")
     seconds = [row["seconds"] for row in run.rows if "seconds" in row]
     return Row(
@@ -125,6 +126,7 @@ def over_seeds(comparison: Comparison) -> Markup:
     return render(
         "seeds.html",
         found=found,
+        lead=_lead(found),
         path=comparison.path,
         headings=headings,
         rows=[(name, [(entry, number_of(entry.text)) for entry in entries]) for name, entries in rows],
@@ -136,6 +138,20 @@ def over_seeds(comparison: Comparison) -> Markup:
         ),
         trainings=[(row.method, seed) for row in found.rows for seed in row.seeds],
     )  # fmt: skip
+
+
+def _lead(found: ComparisonFile) -> str:
+    """The comparison in one sentence: the recipe with the highest worst case, and whether others overlap with it."""
+    best = max(found.rows, key=lambda row: row.worst.mean)
+    spread = best.worst
+    limits = "" if spread.low is None or spread.high is None else f" [{100 * spread.low:.1f}, {100 * spread.high:.1f}]"
+    certain = winner([row.worst for row in found.rows]) is not None
+    overlap = "" if certain else "; intervals of other recipes overlap with it"
+    seeds = f"mean over {len(best.seeds)} seeds" if len(best.seeds) > 1 else "one seed"
+    return (
+        f"Of {len(found.rows)} recipes {best.recipe} has the highest worst-case robust accuracy,"
+        f" {words.percent(spread.mean)}{limits} ({seeds}){overlap}."
+    )
 
 
 def _share(cell: Spread) -> dict[str, float | None]:

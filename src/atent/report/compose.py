@@ -48,9 +48,11 @@ def _page(
     titled = {each.name if names.count(each.name) == 1 else str(each.path): each for each in found}
     runs = {title: each for title, each in titled.items() if isinstance(each, Run)}
     parts = []
-    for title, each in titled.items():
+    alone = len(titled) == 1
+    for number, (title, each) in enumerate(titled.items()):
         if isinstance(each, Run):
-            content = sections.of_run(each, gallery(each, images, root=root, progress=progress))
+            pictures = gallery(each, images, root=root, progress=progress)
+            content = sections.of_run(each, pictures, level=2 if alone else 3, prefix="" if alone else f"{number}-")
         else:
             content = compared.over_seeds(each) if isinstance(each, Comparison) else swept.of_sweep(each)
         parts.append({"title": title, "content": content})

@@ -11,7 +11,7 @@ from atent.data import described
 from atent.experiments.comparison import caveat_of
 from atent.experiments.results import EvaluationFile, UnionReport
 from atent.report import words
-from atent.report.collect import Run
+from atent.report.collect import Run, title_of
 from atent.report.commands import command
 from atent.report.render import drawing
 from atent.threat import COUNTS
@@ -19,41 +19,38 @@ from atent.threat import COUNTS
 
 def headline(run: Run) -> dict[str, Any]:
     """The robust accuracy that may be claimed, the clean one, and what must be reported beside them."""
-    found = run.evaluated
-    if found is None:
+    if run.leading is None:
         return {"found": None, "command": command(run, "evaluate")}
+    found = run.evaluations[run.leading]
     others = []
-    if len(run.evaluations) > 1:
-        others.append(
-            f"Of {len(run.evaluations)} evaluations this is {run.headline}, the one with the lowest upper limit under"
-            " this threat."
-        )
-    if caveat_of(found):
+    best = run.evaluations[run.headline or run.leading]
+    if best is not found:
+        others.append(f"Beside it: {title_of(best)}, robust accuracy {best.worst.text}.")
+    caveat = caveat_of(found)
+    if caveat:
+        stronger = [title_of(f) for f in run.evaluations.values() if f.attacks and not caveat_of(f)]
         others += [
-            f"AutoAttack was run in {name}: {_short(other)}."
-            for name, other in run.evaluations.items()
-            if other.attacks and not caveat_of(other)
+            f"{_short(f)} was found by {title_of(f)}." for f in run.evaluations.values() if title_of(f) in stronger
         ]
+        # Where AutoAttack was run, under another threat or with a higher figure, the line above says so.
+        alike = any(f.threats == found.threats for f in run.evaluations.values() if title_of(f) in stronger)
+        caveat = None if alike else caveat
     under = " and ".join(found.threats) or "no threat"
-    return {"found": found, "under": under, "worst": _worst(found), "others": others}
+    return {"found": found, "under": under, "worst": _worst(found), "others": others, "warning": caveat}
 
 
 def _worst(found: EvaluationFile) -> str:
-    """Which attack the worst case is owed to, in a sentence; "" without an attack."""
+    """By which attacks the worst case was found, as the end of a sentence; "" without an attack."""
     named = found.attacks
-    if not named:
-        return ""
-    if found.cascade == "threat":
-        return f"The worst of {', '.join(named)}; those of one threat are each on the images that it left so far."
+    if len(named) < 2:
+        return f"under {next(iter(named))}" if named else ""
     if found.cascade:
         counts = [found.clean.k, *(a.robust.k for a in named.values())]
         took = [name for name, before, after in zip(named, counts, counts[1:]) if after < before]
-        last = f"the last to fool an image was {took[-1]}" if took else "none fooled an image"
-        return f"The worst of {', '.join(named)}, each on the images that were robust to those before it; {last}."
-    name, least = min(named.items(), key=lambda item: item[1].robust.k)
-    if len(named) == 1:
-        return f"Under {name} alone."
-    return f"The worst of {', '.join(named)}; the strongest one alone is {name}, with {least.robust.text}."
+        strongest = took[-1] if took and found.cascade != "threat" else None
+    else:
+        strongest = min(named, key=lambda name: named[name].robust.k)
+    return f"under the worst of {len(named)} attacks" + (f", the strongest {strongest}" if strongest else "")
 
 
 def _short(found: EvaluationFile) -> str:
@@ -63,12 +60,15 @@ def _short(found: EvaluationFile) -> str:
 
 def attacks(run: Run) -> dict[str, Any]:
     """Every evaluation, with a line on it."""
-    return {"evaluations": [(name, found, _short(found)) for name, found in run.evaluations.items()]}
+    files = {id(found): name for name, found in run.evaluations.items()}
+    return {"evaluations": [(title, found, files[id(found)]) for title, found in run.titled.items()]}
 
 
 def classes(run: Run) -> dict[str, Any]:
     """The evaluations that recorded accuracies class by class."""
-    found = [(name, each) for name, each in run.evaluations.items() if each.per_class]
+    found = [(title, each) for title, each in run.titled.items() if each.per_class]
+    # The most images say most about a class.
+    found.sort(key=lambda item: -item[1].n)
     return {"evaluations": found, "command": command(run, "evaluate")}
 
 
@@ -108,7 +108,7 @@ def _validation(row: dict[str, Any], key: str) -> str:
 def unions(run: Run) -> dict[str, Any]:
     """The evaluations under several threats at once."""
     shown = []
-    for name, found in run.evaluations.items():
+    for name, found in run.titled.items():
         if found.union is not None:
             drawn = drawing(plots.union(found.union.to_json(), stacked=True), _union(found.union), name, height=9)
             shown.append((name, found.union, drawn))
@@ -136,7 +136,7 @@ def _threats(run: Run) -> list[str]:
 def radii(run: Run) -> dict[str, Any]:
     """Security curves."""
     sweeps = []
-    for name, found in run.evaluations.items():
+    for name, found in run.titled.items():
         rows = [asdict(row) for row in found.sweep]
         if rows:
             caption = f"{name}: each attack alone, n = {found.sweep[0].robust.n:,}."
@@ -154,5 +154,5 @@ def radii(run: Run) -> dict[str, Any]:
 
 def checks(run: Run) -> dict[str, Any]:
     """Reasons to believe the figures, or not to."""
-    found = [(name, each.checks) for name, each in run.evaluations.items() if each.checks]
+    found = [(name, each.checks) for name, each in run.titled.items() if each.checks]
     return {"evaluations": found, "command": command(run, "evaluate", "--checks")}

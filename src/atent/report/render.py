@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from atent import plots
 from atent.attacks.spec import show
@@ -69,8 +71,12 @@ def _environment() -> Environment:
         "caveat": caveat_of,
         "distances": words.distances,
         "form": lambda value, spec="": "" if value is None else format(value, spec),
+        "interval": interval,
         "key": lambda value: repr(float(value)),
+        "labelled": labelled,
         "limits": limits,
+        "plus_minus": lambda text: str(text).replace("+-", "±"),
+        "numeric": numeric,
         "rate": words.percent,
         "shell": shlex.join,
         "threat": show,
@@ -81,6 +87,28 @@ def _environment() -> Environment:
 def limits(share: Share) -> str:
     """The interval of a share, in percent: "[27.5, 35.9]"."""
     return f"[{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+def interval(share: Share) -> Markup:
+    """The same, its two numbers aligned on the decimal point below those of other rows."""
+    made = Markup('<span class="interval">[<span>{}</span>, <span>{}</span>]</span>')
+    return made.format(f"{100 * share.low:.1f}", f"{100 * share.high:.1f}")
+
+
+def labelled(body: str, headings: Sequence[str]) -> Markup:
+    """The rows of a table, each cell with the heading of its column, which a narrow screen shows beside it."""
+
+    def row(text: str) -> str:
+        names = iter(headings)
+        return re.sub(r"<t[dh](?=[ >])", lambda cell: f'{cell[0]} data-label="{escape(next(names, ""))}"', text)
+
+    return Markup("".join(map(row, re.split(r"(?=<tr[ >])", str(body)))))
+
+
+def numeric(body: str) -> set[int]:
+    """The columns of a table's rows that have numbers, by their place from 0."""
+    rows = [re.findall(r"<t[dh]([^>]*)>", row) for row in str(body).split("<tr")]
+    return {i for row in rows for i, attributes in enumerate(row) if 'class="number"' in attributes}
 
 
 def number_of(text: str) -> float | None:

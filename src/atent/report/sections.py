@@ -36,9 +36,18 @@ SECTIONS: dict[str, tuple[str, Context]] = {
 """Template -> title and context."""
 
 
-def section(name: str, run: Run, **more: Any) -> Markup:
-    """One section, without its title; ``more`` goes to its template as well."""
-    return render(f"{name}.html", **SECTIONS[name][1](run), **more)
+_PARTS = {
+    "attacks": ("evaluations",), "classes": ("evaluations",), "epochs": ("validation", "test"), "course": ("drawing",),
+    "unions": ("unions",), "radii": ("sweeps",), "frequencies": ("bands", "maps"),
+    "corruptions": ("corruptions", "flips"), "certificates": ("certificates", "unfinished"),
+    "checks": ("evaluations",), "theory": ("theories",),
+}  # fmt: skip
+"""What a section shows, by the keys of its context; one that has none of it says what to do."""
+
+
+def section(name: str, run: Run, *, level: int = 2, **more: Any) -> Markup:
+    """One section, without its title, a heading of this ``level``; ``more`` goes to its template as well."""
+    return render(f"{name}.html", **SECTIONS[name][1](run), level=level, **more)
 
 
 _CONCERNS: dict[str, Callable[[Run], bool]] = {
@@ -50,11 +59,18 @@ _CONCERNS: dict[str, Callable[[Run], bool]] = {
 """Sections that not every run has."""
 
 
-def of_run(run: Run, gallery: Gallery | str) -> Markup:
-    """Every section of a run; ``gallery`` are its images, or why there are none."""
-    shown = []
+def of_run(run: Run, gallery: Gallery | str, *, level: int = 2, prefix: str = "") -> Markup:
+    """Every section of a run, what is not measured at the end; ``gallery`` are its images, or why there are none.
+
+    Titles are headings of this ``level``, and their anchors begin with ``prefix``.
+    """
+    shown: list[tuple[str, str, Markup]] = []
+    absent: list[tuple[str, str, Markup]] = []
     for name, (title, _) in SECTIONS.items():
         if name not in _CONCERNS or _CONCERNS[name](run):
-            more = {"gallery": gallery} if name == "images" else {}
-            shown.append((title, section(name, run, **more)))
-    return render("run.html", sections=shown)
+            context = SECTIONS[name][1](run) | ({"gallery": gallery} if name == "images" else {})
+            content = render(f"{name}.html", **context, level=level)
+            missing = isinstance(gallery, str) if name == "images" else not any(map(context.get, _PARTS.get(name, ())))
+            kept = absent if missing and (name in _PARTS or name == "images") else shown
+            kept.append((title, prefix + name, content))
+    return render("run.html", sections=shown, absent=absent, level=level, prefix=prefix)

@@ -20,7 +20,7 @@ def has_images(run: Run) -> bool:
 def frequencies(run: Run) -> dict[str, Any]:
     """The bands of perturbations and the Fourier map of each evaluation that has them."""
     bands, maps = [], []
-    for name, found in run.evaluations.items():
+    for name, found in run.titled.items():
         if found.bands is not None:
             drawn = drawing(plots.bands(found.bands.to_json(), stacked=True), _bands(found.bands), name, height=10)
             bands.append((name, found.bands, drawn))
@@ -53,7 +53,7 @@ def _fourier(found: FourierReport) -> str:
 def corruptions(run: Run) -> dict[str, Any]:
     """The errors under corruptions and the flip rates of each evaluation that has them."""
     shown = []
-    for name, found in run.evaluations.items():
+    for name, found in run.titled.items():
         if found.corruptions is not None:
             drawn = drawing(
                 plots.corruptions(found.corruptions.to_json(), title=f"error (%), n = {found.n:,}"),
@@ -62,7 +62,7 @@ def corruptions(run: Run) -> dict[str, Any]:
                 height=5.6,
             )
             shown.append((name, found.corruptions, drawn))
-    flips = [(name, found.flips) for name, found in run.evaluations.items() if found.flips is not None]
+    flips = [(name, found.flips) for name, found in run.titled.items() if found.flips is not None]
     return {"corruptions": shown, "flips": flips, "command": command(run, "evaluate", "--corruptions", "--flips")}
 
 

@@ -21,7 +21,7 @@ def theory(run: Run) -> dict[str, Any]:
     shown: list[tuple[str, Any, list[Drawing]]] = []
     for name, found in run.theories.items():
         drawings = [
-            drawing(plots.lines(asdict(curve)), f"{curve.title}. {curve.ends()}.", curve.title)
+            drawing(plots.lines(asdict(curve) | {"title": ""}), f"{curve.title}. {curve.ends()}.", curve.title)
             for curve in found.curves.values()
         ]
         shown.append((name, found, drawings))

@@ -66,7 +66,7 @@ def meanings(name: str) -> dict[str, str]:
 def value(v: Any) -> str:
     """A setting for people."""
     if v is None:
-        return "left out"
+        return "default"
     if isinstance(v, bool):
         return "yes" if v else "no"
     if isinstance(v, float):

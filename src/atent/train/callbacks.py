@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 from torch import nn
 
 from atent.distributed import current
-from atent.progress import Advance, bar
+from atent.progress import MINUTE, Advance, bar, roughly, say
 from atent.train.settings import TrainSettings
 
 Row = dict[str, Any]
+# Seconds of steps from which the length of a training is estimated.
+_MEASURED = 5.0
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,11 @@ class Report(Callback):
 
 
 class Bar(Callback):
-    """A progress bar of each epoch."""
+    """A progress bar of each epoch, and once how long the training takes, from its first steps."""
 
     def __init__(self) -> None:
+        self._begun: tuple[float, float] | None = None
+        self._estimated = False
         self._open = ExitStack()
         self._advance: Advance | None = None
 
@@ -137,11 +142,25 @@ class Bar(Callback):
         if self._advance is None:
             limit, done = progress.settings.minutes, f" ({progress.share:.0%} of the time)"
             title = f"epoch {progress.epoch}" + (done if limit is not None else f"/{progress.settings.epochs}")
-            self._advance = self._open.enter_context(bar(progress.steps, title))
+            self._advance = self._open.enter_context(bar(progress.steps, title, estimate=False))
             self._advance(progress.step - 1, "")
         self._advance(1, "" if progress.loss is None else f"loss {progress.loss:.3f}")
+        self._estimate(progress)
         if progress.last:
             self.end(progress)
+
+    def _estimate(self, progress: Progress) -> None:
+        """Say how long the training takes, after some seconds of steps; the first step prepares kernels."""
+        now = time.perf_counter()
+        if self._begun is None:
+            self._begun = progress.share, now
+        share, seconds = progress.share - self._begun[0], now - self._begun[1]
+        if self._estimated or share <= 0 or seconds < _MEASURED:
+            return
+        self._estimated = True
+        left = seconds / share * (1 - progress.share)
+        if progress.settings.minutes is None and left >= MINUTE:
+            say(f"training: about {roughly(left)} on this machine, from its first steps, without validation")
 
     def end(self, progress: Progress) -> None:
         """Close the bar."""

@@ -1,0 +1,116 @@
+"""Progress: a line a minute where there is no terminal, an estimate from what was measured, and tables that fold."""
+
+import io
+import re
+import sys
+import time
+
+import pytest
+import torch
+from rich.table import Table
+
+from atent import progress
+from atent.attacks import FGSM, PGD, AutoAttack
+from atent.cli import show
+from atent.evaluate import evaluate
+from atent.evaluate.evaluation import costs, rounds
+from atent.threat import Threat
+from atent.train import callbacks
+from atent.train.settings import TrainSettings
+
+
+def test_long_work_prints_a_line_a_minute_also_inside_a_batch(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "MINUTE", 0.02)
+    with progress.bar(10, "test", estimate=False) as advance:
+        advance(2, "FGSM 31.0 %")
+        deadline = time.monotonic() + 20
+        lines = []
+        while len(lines) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+            lines += capsys.readouterr().err.splitlines()
+    assert len(lines) >= 2
+    assert set(lines) <= {"test: begun", "test: 0%", "test: 20%, FGSM 31.0 %"}
+    capsys.readouterr()
+    with progress.bar(10, "test", enabled=False) as advance:
+        advance(2, "")
+        time.sleep(0.1)
+    monkeypatch.setenv("RANK", "1")
+    with progress.bar(10, "test") as advance:
+        advance(2, "")
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(1.0, False), (6.0, True)])
+def test_an_estimate_comes_from_measured_batches_once_and_for_long_work_alone(capsys, monkeypatch, seconds, said):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    for total in (10, 1_000):
+        with progress.plain(total, "test") as advance:
+            advance(0, "what was known before")
+            for _ in range(3):
+                now[0] += seconds
+                advance(2, "")
+    lines = capsys.readouterr().err.splitlines()
+    # 3 s a piece: 24 s are short work, and 998 pieces take 50 min
+    assert lines == (["test: about 50 min on this machine, estimated from the first batches"] if said else [])
+    assert [progress.roughly(t) for t in (50, 2400, 9000)] == ["50 s", "40 min", "2.5 h"]
+
+
+def test_the_bar_of_an_evaluation_moves_by_cost_and_ends_full():
+    threat = Threat("linf", 0.1)
+    attacks = {"PGD": PGD(threat, steps=3), "FGSM": FGSM(threat)}
+    each = costs(attacks, True)
+    assert each == [attacks["FGSM"].passes, attacks["PGD"].passes]
+    assert costs(attacks, False) == each[::-1]
+    auto = [AutoAttack(threat)]
+    assert len(costs({"AutoAttack": auto[0]}, True)) == rounds(auto) > 1
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    x, y = torch.rand(9, 1, 2, 2), torch.arange(9) % 3
+    moved = []
+    advance = progress.in_rounds(lambda amount, text="": moved.append(amount), 9, each)
+    evaluate(model, x, y, attacks, batch=2, advance=advance)
+    assert sum(moved) == 9 * sum(each)
+
+
+def test_tables_fold_at_80_columns_where_output_is_piped_and_lose_no_text(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    table = Table("name", "figure")
+    name, figure = "x" * 130, "31.0 % [27.5, 35.9]"
+    table.add_row(name, figure)
+    show.print_table(table)
+    lines = sys.stdout.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.count("x") for line in lines) == len(name)
+    assert figure in sys.stdout.getvalue()
+    assert "\x1b" not in sys.stdout.getvalue()
+
+
+def test_no_color_switches_colours_off(monkeypatch, capsys):
+    table = Table("name", style="red")
+    table.add_row("x")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    show.print_table(table)
+    assert "\x1b[31m" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    show.print_table(table)
+    assert not re.search(r"\x1b\[[0-9;]*(3|9)\dm", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("minutes", "said"), [(None, ["about 17 min"]), (5.0, [])])
+def test_a_training_says_once_how_long_it_takes(capsys, monkeypatch, minutes, said):
+    now = [0.0]
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
+    shown = callbacks.Bar()
+    settings = TrainSettings(epochs=10, minutes=minutes)
+    for step in range(1, 5):
+        now[0] += 4
+        share = (step - 1) / 250
+        shown.step(callbacks.Progress(None, settings, {}, None, (), 1, step, 25, share))
+    shown.end(None)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training:")]
+    # 4 s for each 250th of the training
+    assert [re.findall(r"about \S+ \w+", line)[0] for line in lines] == said
