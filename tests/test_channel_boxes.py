@@ -25,7 +25,7 @@ from atent.experiments.target import load_target
 from atent.methods import CROWNIBP, PGDAT
 from atent.models import Normalize
 from atent.paper.theory.equivalence import without_noise
-from atent.report.certified import _certified_by
+from atent.report.commands import certified_by
 from atent.report.collect import read
 from atent.report.samples import gallery
 from atent.report.words import threat as told
@@ -212,4 +212,4 @@ def test_a_report_shows_the_images_in_their_boxes(tmp_path):
         wanted = (255 * (x - low) / (high - low)).round()[0].permute(1, 2, 0)
         found = torch.from_numpy(image.imread(io.BytesIO(sample.original.png))[..., :3] * 255).round()
         assert (wanted - found).abs().max() <= 1
-    assert _certified_by(run) == ("--sigma", "0.75")
+    assert certified_by(run) == ("--sigma", "0.75")
