@@ -25,8 +25,8 @@ from atent.experiments.target import load_target
 from atent.methods import CROWNIBP, PGDAT
 from atent.models import Normalize
 from atent.paper.theory.equivalence import without_noise
-from atent.report.commands import certified_by
 from atent.report.collect import read
+from atent.report.commands import certified_by
 from atent.report.samples import gallery
 from atent.report.words import threat as told
 from atent.testing import check_attack
