@@ -98,7 +98,7 @@ def place(tmp_path, monkeypatch):
 def test_the_python_of_a_page_runs(page, place):
     """In the order of the page, in one namespace; trainings take one epoch, and any run that is named is there."""
     code = "\n".join(blocks(page, "python"))
-    for name in re.findall(r'"(runs/[\w-]+)"', code):
+    for name in re.findall(r'"(runs/[\w-]+)["/]', code):
         if name not in re.findall(r'run="(runs/[\w-]+)"', code) and not Path(name).exists():
             Path(name).symlink_to("evaluated")
     exec(compile(re.sub(r"epochs=\d+", "epochs=1", code), PAGES[page].name, "exec"), place)
@@ -110,9 +110,9 @@ def commands(page):
         for code in blocks(page, language):
             lines = code.replace("\\\n", " ").splitlines()
             for line in (re.sub(r"^\s*(- run: |run: |\$ )?", "", line) for line in lines):
-                if line.startswith(("atent ", "torchrun ", "make ", "pip ", "python ")) or language == "bash":
-                    if words := shlex.split(line, comments=True):
-                        yield words
+                known = line.startswith(("atent ", "torchrun ", "make ", "pip ", "python ")) or language == "bash"
+                if known and (words := shlex.split(line, comments=True)):
+                    yield words
 
 
 def understood(words):
