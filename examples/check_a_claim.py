@@ -27,6 +27,7 @@ DATA, THREAT = DataSettings("digits"), Threat("linf", 0.1)
 def published(place: Path, epochs: int) -> tuple[str, str, float]:
     """A weights file, the name of its network, and what it claims."""
     data = load(DATA)
+    torch.manual_seed(0)
     fitted = fit(build("digits_cnn"), data, Standard(), settings=TrainSettings(epochs=epochs), progress=False)
     torch.save({"state_dict": fitted.model.state_dict()}, place)
     weak = PGD(THREAT, steps=2, step_size=0.005, start="zero")

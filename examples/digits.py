@@ -1,5 +1,7 @@
 """A robust classifier of handwritten digits: train by ATENT, evaluate by PGD and AutoAttack."""
 
+import torch
+
 from atent import Threat
 from atent.attacks import PGD, AutoAttack
 from atent.data import DataSettings, load
@@ -11,6 +13,7 @@ from atent.train import TrainSettings, fit
 
 
 def main(epochs: int = 40, images: int = 200) -> float:
+    torch.manual_seed(0)
     data, threat = load(DataSettings("digits")), Threat("linf", 0.15)
     fitted = fit(build("digits_cnn"), data, ATENT(threat, steps=10), settings=TrainSettings(epochs=epochs))
     x, y = data.sample("test", images).batch(range(images))

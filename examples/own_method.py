@@ -6,6 +6,7 @@ adversarial version. `atent train digits-linf-pgdat --method.name own_method:Log
 
 from dataclasses import dataclass
 
+import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
 from atent import Threat
@@ -39,6 +40,7 @@ class LogitPairing(Method):
 def main(epochs: int = 20) -> float:
     method = LogitPairing(Threat("linf", 0.1))
     check_method(method)  # the promises that every built-in method keeps
+    torch.manual_seed(0)
     fitted = fit(build("digits_cnn"), load(DataSettings("digits")), method, settings=TrainSettings(epochs=epochs))
     return fitted.best["validation_robust"]
 
