@@ -174,18 +174,21 @@ def average(m: nn.AvgPool2d) -> Affine:
     return Affine(apply, transpose, _no_offset, lambda shape: (count, count), windows=windows)
 
 
-def mean(keepdim: bool) -> Affine:
-    """The mean over height and width: global average pooling."""
+def mean(keepdim: bool, over: int = 2) -> Affine:
+    """The mean over height and width, or with ``over`` 1 of (n, channels, length) over the length: global pooling."""
+    dims = tuple(range(-over, 0))
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
-        share = torch.full((), 1 / (z.shape[-1] * z.shape[-2]), dtype=z.dtype, device=z.device)
-        return of(share) * z.sum((-2, -1), keepdim=keepdim)
+        if z.dim() != over + 2:
+            raise ValueError(f"a mean over {over} dimensions of values of shape {tuple(z.shape[1:])}")
+        share = torch.full((), 1 / math.prod(z.shape[-over:]), dtype=z.dtype, device=z.device)
+        return of(share) * z.sum(dims, keepdim=keepdim)
 
     def transpose(a: Tensor, shape: torch.Size) -> Tensor:
-        a = a if keepdim else a[..., None, None]
-        return (a / (shape[-1] * shape[-2])).expand(*a.shape[:2], *shape)
+        a = a if keepdim else a[(..., *[None] * over)]
+        return (a / math.prod(shape[-over:])).expand(*a.shape[:2], *shape)
 
-    return Affine(apply, transpose, _no_offset, lambda shape: (shape[-1] * shape[-2] + 2, 1))
+    return Affine(apply, transpose, _no_offset, lambda shape: (math.prod(shape[-over:]) + 2, 1))
 
 
 def flatten(width: int | None = None) -> Affine:

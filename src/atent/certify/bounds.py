@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from atent.certify import interval
-from atent.certify.graph import CURVED, Graph, Node, read, refuse_training
+from atent.certify.graph import Graph, Node, read, refuse_training
 from atent.certify.interval import Box
 from atent.certify.linear import Coefficients, Form, Relaxation, back, form, least, relax, widest
+from atent.certify.operators import CURVED
 from atent.certify.region import Region, region
 from atent.certify.rounding import Arithmetic, down
 from atent.certify.slopes import STEPS, ascended, with_slopes

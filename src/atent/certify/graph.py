@@ -5,19 +5,18 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from atent.certify import affine
+from atent.certify import affine, copies
+from atent.certify.operators import LAYERS, NORMS, TIMES_MINUS_1, Fork, Kind, Known, function
 from atent.guard import guard
 
-Kind = Literal["input", "affine", "sum", "relu", "maxpool"]
-CURVED: tuple[Kind, ...] = ("relu", "maxpool")
 SUPPORTED = (
-    "Linear, Conv2d, ReLU, Flatten, AvgPool2d, MaxPool2d, AdaptiveAvgPool2d(1), BatchNorm, Identity, Dropout,"
-    " sums, and constants that are added or multiplied"
+    "Linear, Conv2d, ReLU and the other layers and operations of docs/certification.md, and constants that are added"
+    " or multiplied"
 )
 
 
@@ -26,13 +25,13 @@ class Node:
     """One step of the network."""
 
     kind: Kind
-    """What it does; a sum has two inputs, the input none, every other kind one."""
+    """What it does; a sum has two inputs, a cat at least one, the input none, every other kind one."""
     name: str
     """The layer's name in the model, for messages."""
     inputs: tuple[int, ...]
     """Positions of the nodes that it reads: all before its own."""
     op: Any = None
-    """`Affine` for affine nodes, the ``nn.MaxPool2d`` for max-pooling."""
+    """`Affine` for affine nodes, the ``nn.MaxPool2d`` for max-pooling, the `Smooth` function, a cat's dimension."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +158,12 @@ def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]
     return group
 
 
-_VIEWS = (nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d)
-_VIEWING = ("flatten", "view", "reshape", "dropout", "dropout2d")
+_VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
+_VIEWING = ("flatten", "view", "reshape", "unflatten", "dropout", "dropout2d", "getitem", "contiguous")
 _AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
+
+
+_SUMS = ("add", "iadd", "sub", "isub")
 
 
 def _translate(
@@ -184,8 +186,19 @@ def _translate(
         operands: list[Any] = [_seen(a, found) for a in step.args]
         if in_place:
             _refuse_change(name, step, operands, shared)
-        if name in ("add", "iadd") and len(operands) == 2 and all(type(o) is int for o in operands) and not step.kwargs:
-            nodes.append(Node("sum", name, (operands[0], operands[1])))
+        if name in _SUMS and len(operands) == 2 and all(type(o) is int for o in operands) and not step.kwargs:
+            one, other = operands
+            if "sub" in name:
+                other = _appended(nodes, name, other, [TIMES_MINUS_1])
+            nodes.append(Node("sum", name, (one, other)))
+            return len(nodes) - 1
+        if name in ("cat", "concat", "concatenate"):
+            joined: Any = step.args[0]
+            parts = tuple(_position(part, found, "each part of a cat") for part in joined)
+            dim = _option(step, 1, "dim", 0)
+            if dim == 0:
+                raise ValueError(f"{name} along the samples: bounds treat each sample alone")
+            nodes.append(Node("cat", name, parts, dim))
             return len(nodes) - 1
         known = _operation(name, operands, step, found)
     # Arithmetic may have its constant first.
@@ -194,8 +207,17 @@ def _translate(
         raise ValueError(f"{name} does not act on the network's activations: bounds support {SUPPORTED}")
     if in_place and step.op == "call_module" and known:
         _refuse_change(name, step, [before], shared)
-    for kind, op in known:
-        nodes.append(Node(kind, name, (before,), op))
+    return _appended(nodes, name, before, known)
+
+
+def _appended(nodes: list[Node], name: str, before: int, known: Known) -> int:
+    """The position of the last of the nodes that ``known`` lists, appended behind the node ``before``."""
+    for each in known:
+        if isinstance(each, Fork):
+            ends = _appended(nodes, name, before, each.one), _appended(nodes, name, before, each.other)
+            nodes.append(Node("sum", name, ends))
+        else:
+            nodes.append(Node(each[0], name, (before,), each[1]))
         before = len(nodes) - 1
     return before
 
@@ -211,25 +233,26 @@ def _refuse_change(
         raise ValueError(f"{name} changes in place what the network reads again later: use inplace=False")
 
 
-Known = list[tuple[Kind, Any]]
-"""The nodes, one after the other, that a layer becomes; none for an identity."""
-
-
 def _layer(module: nn.Module, name: str) -> Known:
     if module._forward_hooks or module._forward_pre_hooks:
         raise ValueError(f"{name} has a forward hook, which bounds cannot see: remove it")
     kind = _known(module)
+    if isinstance(module, NORMS):
+        raise ValueError(
+            f"{name} divides by the spread of its own input, which bounds do not cover: use batch-norm, or certify by"
+            " smoothing (`--method smoothing`)"
+        )
     if kind is None:
         raise ValueError(f"{name} is not supported by bounds: use {SUPPORTED}")
     try:
-        return _LAYERS[kind](module)
+        return LAYERS[kind](module)
     except ValueError as error:
         raise ValueError(f"{name} has {error}") from None
 
 
 def _known(module: nn.Module) -> type[nn.Module] | None:
     """The layer of torch that it is; a subclass with a forward of its own is another layer."""
-    return next((k for k in _LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
+    return next((k for k in LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
 
 
 class _Proxy(fx.Proxy):
@@ -254,44 +277,6 @@ class _Tracer(fx.Tracer):
         return _known(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
-def _pool(module: nn.MaxPool2d) -> Known:
-    if module.ceil_mode or module.return_indices:
-        raise ValueError("ceil_mode or return_indices: leave both out")
-    return [("maxpool", module)]
-
-
-def _global(module: nn.AdaptiveAvgPool2d) -> Known:
-    if module.output_size not in (1, (1, 1)):
-        raise ValueError(f"output size {module.output_size}: use 1, the mean over the image")
-    return [("affine", affine.mean(True))]
-
-
-def _flat(module: nn.Flatten) -> Known:
-    if (module.start_dim, module.end_dim) != (1, -1):
-        raise ValueError("start_dim or end_dim: leave both out")
-    return [("affine", affine.flatten())]
-
-
-def _nothing(module: nn.Module) -> Known:
-    return []
-
-
-_LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
-    nn.Linear: lambda m: [("affine", affine.linear(m))],
-    nn.Conv2d: lambda m: [("affine", affine.conv(m))],
-    nn.AvgPool2d: lambda m: [("affine", affine.average(m))],
-    nn.BatchNorm1d: lambda m: [("affine", affine.batch_norm(m))],
-    nn.BatchNorm2d: lambda m: [("affine", affine.batch_norm(m))],
-    nn.ReLU: lambda m: [("relu", None)],
-    nn.MaxPool2d: _pool,
-    nn.AdaptiveAvgPool2d: _global,
-    nn.Flatten: _flat,
-    nn.Identity: _nothing,
-    nn.Dropout: _nothing,
-    nn.Dropout2d: _nothing,
-}
-
-
 def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> Known:
     """A function or a tensor's method in the network's code."""
     options: dict[str, Any] = dict(step.kwargs)
@@ -303,6 +288,17 @@ def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> K
     rest: tuple[Any, ...] = tuple(step.args[1:])
     if name == "relu" and not rest:
         return [("relu", None)]
+
+    def given(argument: Any) -> Any:
+        seen = found[argument] if isinstance(argument, fx.Node) else argument
+        return seen.get if isinstance(seen, _Constant) else seen
+
+    try:
+        known = function(name, [*operands[:1], *map(given, rest)], {k: given(v) for k, v in options.items()})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} in the code of {_owner(step)} has {error}") from None
+    if known is not None:
+        return known
     if name in ("dropout", "dropout2d") and _option(step, 2, "training", True) is False:
         return []
     if name == "flatten" and _option(step, 1, "start_dim", 0) == 1 and _option(step, 2, "end_dim", -1) == -1:
@@ -313,6 +309,11 @@ def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> K
             rows, width = _seen(sizes[0], found), None if sizes[1] == -1 else sizes[1]
             if isinstance(rows, _Shape) or (sizes[0] == -1 and width):
                 return [("affine", affine.flatten(width))]
+        fixed = len(sizes) > 2 and all(isinstance(side, int) for side in sizes[1:])
+        if fixed and (isinstance(_seen(sizes[0], found), _Shape) or (sizes[0] == -1 and min(sizes[1:]) > 0)):
+            return [("affine", copies.reshaped(sizes[1:]))]
+    if name == "mean" and _dims(_option(step, 1, "dim", ())) in ((2,), (-1,)):
+        return [("affine", affine.mean(bool(_option(step, 2, "keepdim", False)), over=1))]
     if name == "mean" and sorted(d % 4 for d in _dims(_option(step, 1, "dim", ()))) == [2, 3]:
         return [("affine", affine.mean(bool(_option(step, 2, "keepdim", False))))]
     if name == "adaptive_avg_pool2d" and _option(step, 1, "output_size", None) in (1, (1, 1), [1, 1]):

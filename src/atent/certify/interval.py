@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from atent.certify import copies, smooth
 from atent.certify.affine import Affine, plain
 from atent.certify.graph import Node
 from atent.certify.region import Region
@@ -26,7 +27,7 @@ class Box:
     """The same shape."""
     mixes: int = INEXACT
     """Mixing layers between the input and the node while all layers are affine and in one line: up to 1 the interval
-    of an input box is exact. `INEXACT`: more than one, a sum or a ReLU."""
+    of an input box is exact. `INEXACT`: more than one, a sum, a cat or an activation."""
     value: Tensor | None = None
     """For l2 and ``mixes`` up to 1: the node's value at the centre."""
     reach: Tensor | None = None
@@ -61,7 +62,23 @@ def step(node: Node, boxes: list[Box], region: Region) -> Box:
         # A linear function's coefficients are rounded where they are multiplied by the slopes of lines.
         slack = None if region.arithmetic is None else 2 * UNIT * first.size()
         return Box(first.lower.relu(), first.upper.relu(), slack=slack)
+    if node.kind == "smooth":
+        return _smooth(node.op, first, region.arithmetic)
+    if node.kind == "cat":
+        lower, upper = (copies.joined([getattr(b, side) for b in boxes], node.op) for side in ("lower", "upper"))
+        return Box(lower, upper)
     return _max_pool(node, first, region.arithmetic)
+
+
+def _smooth(f: smooth.Smooth, box: Box, arithmetic: Arithmetic | None) -> Box:
+    lower, upper = smooth.interval(f, box.lower, box.upper)
+    if arithmetic is None:
+        return Box(lower, upper)
+    size = torch.maximum(lower.detach().abs(), upper.detach().abs())
+    size = size if f.bounded else torch.maximum(size, box.size())
+    slack = arithmetic.slack(size, smooth.ULPS, smooth.ULPS)
+    # What is substituted on the way back are the products with a line's slope, which is below 2.
+    return Box(*_known(lower - slack, upper + slack), slack=slack + 8 * UNIT * (box.size() + size))
 
 
 def _sum(node: Node, one: Box, other: Box, arithmetic: Arithmetic | None) -> Box:

@@ -9,16 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from atent.certify import copies, smooth
 from atent.certify.affine import Affine, everywhere, plain
-from atent.certify.graph import CURVED, Graph, Node
+from atent.certify.graph import Graph, Node
 from atent.certify.interval import Box
+from atent.certify.operators import CURVED
 from atent.certify.region import Region
 from atent.certify.rounding import FLOOR, SAFE, UNIT, gamma
 from atent.certify.window import Window
 
 Relaxation = tuple[Tensor, ...]
 """Of a ReLU: slope below, slope above, offset above. Of max-pooling: place below, place above, slope above, offset
-above. Each (n, ...); a slope below may be (n, s, ...), one for each of s functions."""
+above. Of a smooth activation: slope, offset below, offset above. Each (n, ...); a slope below may be (n, s, ...), one
+for each of s functions."""
 
 
 Coefficients = Tensor | Window
@@ -69,6 +72,8 @@ def relax(node: Node, box: Box, *, adaptive: bool, rounding: bool) -> Relaxation
     """
     if node.kind == "maxpool":
         return _relax_max(node, box, rounding)
+    if node.kind == "smooth":
+        return smooth.lines(node.op, box.lower, box.upper, rounding=rounding)
     below, above = box.lower.clamp(max=0), box.upper.clamp(min=0)
     slope = _share(above, above - below, 0.0)
     flat = (above > -below).to(slope.dtype) if adaptive else slope
@@ -142,18 +147,20 @@ def back(
             a, term = _back_affine(node.op, a, shape)
             bound = bound if term is None else bound.plus(term)
         elif node.kind == "relu":
-            size = shape.numel()
             a, term = _back_relu(a, lines[place], rows)
             # All of one sign: nothing cancels.
-            bound = bound.plus(term, gamma(size + 4) * term.detach().abs())
+            bound = bound.plus(term, gamma(shape.numel() + 4) * term.detach().abs())
         elif node.kind == "maxpool":
             a, term = _back_max(node.op, a, tuple(_of(a, t, rows) for t in lines[place]), shape)
             bound = bound.plus(term)
-        for source in node.inputs:
+        elif node.kind == "smooth":
+            a, term, size = _back_smooth(a, lines[place], rows)
+            bound = bound.plus(term, gamma(2 * shape.numel() + 4) * size)
+        for source, share in zip(node.inputs, _shares(node, a, [boxes[k].lower.shape[1:] for k in node.inputs])):
             if source not in todo:
-                todo[source] = a
+                todo[source] = share
                 continue
-            todo[source] = _added(todo[source], a, boxes[source].lower.shape[1:])
+            todo[source] = _added(todo[source], share, boxes[source].lower.shape[1:])
             if bound.error is not None:
                 bound = bound.less(UNIT * _weighed(todo[source], boxes[source].size(), rows))
     return replace(bound, pending=kept)
@@ -181,7 +188,7 @@ def widest(graph: Graph, start: int, boxes: Sequence[Box]) -> int:
 
 def _side(node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
     """Height and width of the window in front of the node for one of that ``size`` behind it; None: all of it."""
-    if size is None or (node.kind == "affine" and node.op.windows is None):
+    if size is None or node.kind == "cat" or (node.kind == "affine" and node.op.windows is None):
         return None
     if node.kind == "affine":
         (high, wide), stride = node.op.windows.kernel, node.op.windows.stride
@@ -223,6 +230,30 @@ def _back_relu(a: Coefficients, lines: Relaxation, rows: Tensor | None) -> tuple
     below = flat if flat.dim() == values.dim() else flat[:, None]
     values = values * torch.where(values > 0, below, slope[:, None])
     return replace(a, values=values) if isinstance(a, Window) else values, term
+
+
+def _back_smooth(a: Coefficients, lines: Relaxation, rows: Tensor | None) -> tuple[Coefficients, Tensor, Tensor]:
+    """The coefficients of a smooth activation's input, what its lines' offsets add, and the sum of their sizes."""
+    slope, below, above = (_of(a, t, rows) for t in lines)
+    values = a.values if isinstance(a, Window) else a
+    # Where nothing is known of the input the offsets are infinite: a coefficient of 0 ignores them.
+    positive, negative = values.clamp(min=0), values.clamp(max=0)
+    term = _dot(positive, below) + _dot(negative, above)
+    size = _dot(positive.detach(), below.detach().abs()) + _dot(-negative.detach(), above.detach().abs())
+    values = values * slope[:, None]
+    return replace(a, values=values) if isinstance(a, Window) else values, term, size
+
+
+def _shares(node: Node, a: Coefficients, shapes: Sequence[torch.Size]) -> list[Coefficients]:
+    """The coefficients of each input of a node from those of what it is, behind its own function."""
+    if node.kind != "cat":
+        return [a] * len(shapes)
+    dense = a
+    if isinstance(a, Window):
+        whole = copies.joined([a.values.new_empty(1, *shape) for shape in shapes], node.op).shape[1:]
+        dense = a.dense(whole)
+    assert isinstance(dense, Tensor)
+    return list(copies.parted(dense, node.op, shapes))
 
 
 def _of(a: Coefficients, t: Tensor, rows: Tensor | None) -> Tensor:

@@ -1,0 +1,95 @@
+"""Operations that copy entries or fill in zeros, as affine maps: slices, padding, new shapes; and `torch.cat`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atent.certify.affine import Affine, Entrywise
+
+
+def copied(move: Callable[[Tensor], Tensor]) -> Affine:
+    """The map whose matrix has one 1 at most in a row and in a column, as ``move`` applies it to (n, ...).
+
+    |W| and the squared entries of W are W, and nothing is rounded in either direction.
+    """
+
+    def apply(z: Tensor, of: Entrywise) -> Tensor:
+        return move(z)
+
+    def transpose(a: Tensor, shape: torch.Size) -> Tensor:
+        rows = a.flatten(0, 1)
+        # The adjoint of a linear map is what its derivative does to gradients, wherever it is taken.
+        adjoint = torch.func.vjp(move, rows.new_zeros(len(rows), *shape))[1]
+        back: Tensor = adjoint(rows)[0].unflatten(0, a.shape[:2])
+        return back
+
+    return Affine(apply, transpose, lambda dims, dtype, of: None, lambda shape: (0, 0), mixes=False)
+
+
+def sliced(index: Any) -> Affine:
+    """z[index] for slices, numbers and Ellipsis that leave the samples alone. ValueError for any other index."""
+    parts = index if isinstance(index, tuple) else (index,)
+    fixed = all(
+        part is Ellipsis
+        or (isinstance(part, int) and not isinstance(part, bool))
+        or (isinstance(part, slice) and all(side is None or isinstance(side, int) for side in _sides(part)))
+        for part in parts
+    )
+    if not fixed or not parts or parts[0] not in (slice(None), Ellipsis):
+        raise ValueError("an index that bounds cannot read: use fixed slices and numbers behind [:, ...]")
+
+    def move(z: Tensor) -> Tensor:
+        taken: Tensor = z[index]
+        if parts[0] is Ellipsis and len(parts) > z.dim():
+            raise ValueError("an index that reaches the samples: begin with [:, ...]")
+        return taken
+
+    return copied(move)
+
+
+def _sides(part: slice) -> tuple[Any, Any, Any]:
+    return part.start, part.stop, part.step
+
+
+def padded(widths: Sequence[Any], mode: str = "constant", value: Any = None) -> Affine:
+    """`torch.nn.functional.pad` with zeros. ValueError for another mode or value."""
+    if mode != "constant" or value not in (None, 0, 0.0):
+        raise ValueError(f"padding by mode {mode!r} and value {value}: use zeros")
+    sides = [w for w in widths if isinstance(w, int)]
+    if len(sides) != len(widths):
+        raise ValueError("padding whose width depends on the input: use fixed numbers")
+
+    def move(z: Tensor) -> Tensor:
+        if len(sides) > 2 * (z.dim() - 1):
+            raise ValueError(f"padding of {len(sides) // 2} dimensions reaches the samples: pad the others only")
+        return F.pad(z, sides)
+
+    return copied(move)
+
+
+def reshaped(sizes: Sequence[int]) -> Affine:
+    """Each sample in another shape; one of the ``sizes`` may be -1."""
+
+    def move(z: Tensor) -> Tensor:
+        return z.reshape(len(z), *sizes)
+
+    return copied(move)
+
+
+def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    """The values (n, ...) of several nodes one after the other along ``dim``. ValueError where these are samples."""
+    if dim % tensors[0].dim() == 0:
+        raise ValueError("cat along the samples: bounds treat each sample alone")
+    return torch.cat(list(tensors), dim)
+
+
+def parted(a: Tensor, dim: int, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    """The coefficients (n, s, ...) of joined values, split into those of each part, of the given shapes."""
+    # Counted from the end, where coefficients and values agree.
+    place = dim % (len(shapes[0]) + 1) - (len(shapes[0]) + 1)
+    return list(a.split([shape[place] for shape in shapes], place))

@@ -1,0 +1,123 @@
+"""Smooth activations between two lines of one slope: sigmoid, tanh, SiLU, GELU and ELU."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from atent.certify.rounding import UNIT
+
+BISECTIONS = 60
+LARGE = 1e100
+"""Beyond it, nothing is said: a cube of the argument might overflow."""
+ULPS = 16
+"""At most how many units of roundoff torch's functions here are off, relative to the larger of value and argument."""
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """A function of one number with a continuous derivative."""
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+    derivative: Callable[[Tensor], Tensor]
+    inflections: tuple[float, ...]
+    """Where the derivative turns: between two of them, and beyond the last, it is monotone."""
+    lowest: tuple[float, float] | None = None
+    """Where the function is smallest, and a number just below its value there; None: it rises everywhere."""
+    bounded: bool = False
+    """Whether its error in floating point is relative to its value, whatever the argument."""
+
+
+def _silu_slope(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * torch.sigmoid(-z))
+
+
+def _gelu_slope(z: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+_ROOT, _CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+
+def _gelu_tanh_slope(z: Tensor) -> Tensor:
+    t = torch.tanh(_ROOT * (z + _CUBIC * z**3))
+    return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * _ROOT * (1 + 3 * _CUBIC * z * z)
+
+
+SIGMOID = Smooth("sigmoid", torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z), (0.0,), bounded=True)
+TANH = Smooth("tanh", torch.tanh, lambda z: 1 - torch.tanh(z) ** 2, (0.0,), bounded=True)
+SILU = Smooth("silu", F.silu, _silu_slope, (-2.3993572805154, 2.3993572805154), (-1.2784645427611, -0.2784645428))
+GELU = Smooth("gelu", F.gelu, _gelu_slope, (-math.sqrt(2), math.sqrt(2)), (-0.7517915246935645, -0.1699712080))
+GELU_TANH = Smooth(
+    "gelu",
+    lambda z: F.gelu(z, approximate="tanh"),
+    _gelu_tanh_slope,
+    (-1.4185040087908284, 1.4185040087908284),
+    (-0.7524614220710162, -0.1700407507),
+)
+ELU = Smooth("elu", F.elu, lambda z: torch.exp(z.clamp(max=0)), ())
+
+
+def interval(f: Smooth, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest value between ``lower`` and ``upper``, before rounding.
+
+    A function with a minimum falls before it and rises behind it, so that its largest value is at an end.
+    """
+    one, two = f.value(lower), f.value(upper)
+    low, high = torch.minimum(one, two), torch.maximum(one, two)
+    if f.lowest is not None:
+        place, least = f.lowest
+        low = torch.where((lower < place) & (place < upper), torch.full_like(low, least), low)
+    return low, high
+
+
+def lines(f: Smooth, lower: Tensor, upper: Tensor, *, rounding: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(slope, offset below, offset above): f lies between two lines of this slope where ``lower`` <= z <= ``upper``.
+
+    The slope s is that of the chord. Any s is sound: f - s z is smallest and largest at an end or where f' = s, and
+    between two inflections f' is monotone, so that bisection finds the only such place there, or an end of the piece.
+    The derivative of f - s z is 0 at that place: a place that is off by w moves the value by max|f''| w^2 / 2 only, and
+    where rounding decides the sign of f' - s, by that rounding times the width of the box. With ``rounding`` both are
+    added to the offsets, beside the rounding of f and of the product.
+    """
+    width = upper - lower
+    known = (lower > -LARGE) & (upper < LARGE)
+    a, b = (torch.where(known, side, 0) for side in (lower, upper))
+    flat = ~known | (width <= 1e-12 * (1 + a.abs()))
+    chord = (f.value(b) - f.value(a)) / torch.where(flat, 1, width)
+    slope = torch.where(flat, torch.where(known, f.derivative(a), 0), chord)
+    inner = _turning(f, a.detach(), b.detach(), slope.detach())
+    # A place at an end moves with it.
+    places = [a, b, *(torch.where(z <= a, a, torch.where(z >= b, b, z)) for z in inner)]
+    found = torch.stack([f.value(z) - slope * z for z in places])
+    below, above = found.amin(0), found.amax(0)
+    if rounding:
+        size = torch.maximum(a.detach().abs(), b.detach().abs())
+        off = ULPS * UNIT * (2 + 4 * size) + (2 * ULPS * UNIT + 2.0**-50) * (b - a).detach().abs()
+        below, above = below - off, above + off
+    inf = torch.full_like(below, torch.inf)
+    return slope, torch.where(known, below, -inf), torch.where(known, above, inf)
+
+
+@torch.no_grad()
+def _turning(f: Smooth, a: Tensor, b: Tensor, slope: Tensor) -> list[Tensor]:
+    """In each monotone piece of f' the place where f' = ``slope``, or the end of the piece that is nearest to it."""
+    ends = (-math.inf, *f.inflections, math.inf)
+    found = []
+    for start, stop in itertools.pairwise(ends):
+        left, right = a.clamp(start, stop), b.clamp(start, stop)
+        rising = f.derivative(right) >= f.derivative(left)
+        for _ in range(BISECTIONS):
+            middle = left + (right - left) / 2
+            before = (f.derivative(middle) < slope) == rising
+            left, right = torch.where(before, middle, left), torch.where(before, right, middle)
+        found.append(left.clamp(a, b))
+    return found
