@@ -362,7 +362,8 @@ BOUNDS = {
     "verified": lambda net, x, y: verified(net, x, y, Threat("linf", 0.002), "crown-ibp"),
 }
 CAN_BE_BOUNDED = (
-    "arithmetic in place", "view", "tied", "extra state", "checkpoint", "weight norm", "spectral norm", "compiled",
+    "arithmetic in place", "activation in place", "view", "tied", "extra state", "checkpoint", "weight norm",
+    "spectral norm", "compiled",
 )  # fmt: skip
 
 

@@ -84,9 +84,9 @@ def lines(f: Smooth, lower: Tensor, upper: Tensor, *, rounding: bool) -> tuple[T
 
     The slope s is that of the chord. Any s is sound: f - s z is smallest and largest at an end or where f' = s, and
     between two inflections f' is monotone, so that bisection finds the only such place there, or an end of the piece.
-    The derivative of f - s z is 0 at that place: a place that is off by w moves the value by max|f''| w^2 / 2 only, and
-    where rounding decides the sign of f' - s, by that rounding times the width of the box. With ``rounding`` both are
-    added to the offsets, beside the rounding of f and of the product.
+    After the last bisection the place is off by 2^-60 of the width, and the value by twice that, since |f' - s| < 2;
+    where rounding decides the sign of f' - s, by that rounding times the width. With ``rounding`` both are added to the
+    offsets, beside the rounding of f and of the product.
     """
     width = upper - lower
     known = (lower > -LARGE) & (upper < LARGE)
