@@ -51,7 +51,7 @@ def folder(root: str | None = None, reading: Reading = MEMORY) -> Source:
         raise ValueError(f"{path}: class {odd!r} is in only one of train and test")
     if not there and len(parts["."]) < 2 * len(classes[0]):
         raise ValueError(f"{path}: {len(parts['.'])} images of {len(classes[0])} classes; a test split needs more")
-    splits, files = _read(parts, reading, path)
+    splits, files = read_parts(parts, reading, path)
     if there:
         train, test, how = splits["train"], splits["test"], "test"
     else:
@@ -67,7 +67,7 @@ def folder(root: str | None = None, reading: Reading = MEMORY) -> Source:
     )
 
 
-def _read(
+def read_parts(
     parts: Mapping[str, Listing], reading: Reading, path: Path
 ) -> tuple[dict[str, Split], dict[str, dict[str, Any]]]:
     """The samples of each part, in memory or on disk, and what is recorded of its files."""

@@ -76,15 +76,18 @@ def folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def listing(path: Path, root: Path) -> Listing:
-    """The image files of the class folders of ``path``; ValueError, in one line, where there are too few."""
+def listing(path: Path, root: Path, inner: str = "") -> Listing:
+    """The image files of the class folders of ``path``, or of the folder ``inner`` in each; ValueError, in one line,
+    where there are too few."""
     classes = folders(path)
     if len(classes) < 2:
         raise ValueError(f"{path}: {len(classes)} class folders; at least 2 are needed")
     names: list[str] = []
     stamps: list[tuple[int, int]] = []
     counts = []
-    for each in classes:
+    for each in (folder / inner for folder in classes):
+        if not each.is_dir():
+            raise ValueError(f"{each}: not a folder; the images of a class belong there")
         with os.scandir(each) as entries:
             found = [e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.is_file()]
         if not found:
