@@ -41,6 +41,10 @@ class Listing:
     def __len__(self) -> int:
         return len(self.names)
 
+    def source(self, i: int) -> Any:
+        """What Pillow opens to read the header of a file alone."""
+        return self.root / self.names[i]
+
     def content(self, i: int) -> bytes:
         """The bytes of a file; ValueError, in one line, where it is gone or other than when it was listed."""
         file = self.root / self.names[i]
@@ -130,7 +134,7 @@ def _seen(file: Path, source: Any, use: Callable[[Any], Any]) -> Any:
 def look(part: Listing, i: int) -> tuple[int, int, bool]:
     """Width, height and whether it is grey, of an image whose header alone is read."""
     file = part.root / part.names[i]
-    found: tuple[int, int, bool] = _seen(file, file, lambda image: (*image.size, image.mode in GREY))
+    found: tuple[int, int, bool] = _seen(file, part.source(i), lambda image: (*image.size, image.mode in GREY))
     return found
 
 
