@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from atent.data.cifar import RECORD, absent, records
+from atent.data.cifar import PIXELS, absent, records
 from atent.data.files import LIMIT, largest, read
 from atent.data.mnist import IMAGES, LABELS, idx
 from atent.data.npz import npz
@@ -89,7 +89,7 @@ def test_a_bomb_behind_a_true_header_is_unpacked_as_far_as_the_header_says(tmp_p
 
 def test_cifar_that_is_packed_beyond_the_limit(small, tmp_path):
     path = tmp_path / "data_batch_1.bin.xz"
-    path.write_bytes(lzma.compress(bytes(RECORD * 1000)))
+    path.write_bytes(lzma.compress(bytes((1 + PIXELS) * 1000)))
     refused(lambda: records(path), LIMIT)
 
 

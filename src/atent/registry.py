@@ -103,10 +103,9 @@ class Registry(Mapping[str, T]):
         """The thing called ``name``; ValueError, in one line, where there is none or it cannot be imported."""
         if name in self._discover():
             return self._built_in[name]
-        prefix, colon, _ = name.partition(":")
-        if prefix in self.others and colon:
-            return self._checked(importlib.import_module(self.others[prefix]).find(name), name)
-        if colon:
+        if self.delegates(name):
+            return self._checked(importlib.import_module(self.others[name.partition(":")[0]]).find(name), name)
+        if ":" in name:
             return self._checked(load_object(name), name)
         entry = self._entries().get(name)
         if entry is None:
@@ -138,6 +137,11 @@ class Registry(Mapping[str, T]):
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._discover() or name in self._entries())
+
+    def delegates(self, name: str) -> bool:
+        """Whether a finder of its own knows ``name``, by its prefix."""
+        prefix, colon, _ = name.partition(":")
+        return bool(colon) and prefix in self.others
 
     def is_built_in(self, name: str) -> bool:
         """Whether ``name`` is one of the package's own."""

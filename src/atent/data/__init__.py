@@ -73,7 +73,7 @@ def _loaded(loader: Any, settings: DataSettings) -> Source | Data:
     """What the loader gives; ValueError, in one line, for anything but a `Source` or `Data`."""
     if isinstance(loader, Data):
         return loader
-    if SOURCES.origin(settings.name) == "built-in":
+    if SOURCES.delegates(settings.name) or SOURCES.origin(settings.name) == "built-in":
         return cast(Source, loader(**_given(loader, settings)))
     # An installed package finds what it needs where it is installed.
     nearby = current_directory_on_path() if ":" in settings.name else nullcontext()

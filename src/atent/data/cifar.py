@@ -14,7 +14,7 @@ from atent.data.files import data_root, find, read, record
 from atent.data.sources import dataset
 from atent.data.split import Source, split
 
-RECORD = 1 + 3 * 32 * 32
+PIXELS = 3 * 32 * 32
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 KNOWN = {
@@ -28,17 +28,20 @@ KNOWN = {
 }
 
 
-def records(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
+def records(path: Path, classes: int = 10, head: int = 1) -> tuple[np.ndarray, np.ndarray, str]:
     """uint8 (n, 3, 32, 32) images, (n,) labels, and the sha256 of the file.
 
-    Raises ValueError where the file is damaged, ends inside a record or holds a label above 9.
+    A record has ``head`` bytes of labels, of which the last one is taken, then the pixels. Raises ValueError where the
+    file is damaged, ends inside a record or holds a label of ``classes`` or above.
     """
     content, digest = read(path)
-    if not content or len(content) % RECORD:
-        raise ValueError(f"{path}: {len(content)} bytes; wanted one or more whole records of {RECORD}")
-    rows = np.frombuffer(content, np.uint8).reshape(-1, RECORD)
-    checks.labels(path, rows[:, 0], len(rows), 10)
-    return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0], digest
+    size = head + PIXELS
+    if not content or len(content) % size:
+        raise ValueError(f"{path}: {len(content)} bytes; wanted one or more whole records of {size}")
+    rows = np.frombuffer(content, np.uint8).reshape(-1, size)
+    y = rows[:, head - 1]
+    checks.labels(path, y, len(rows), classes)
+    return rows[:, head:].reshape(-1, 3, 32, 32), y, digest
 
 
 def absent(path: Path) -> tuple[dict[str, Any], str]:

@@ -24,11 +24,12 @@ def data_root(root: str | None) -> Path:
     return Path(root or os.environ.get(ROOT) or "data").expanduser()
 
 
-def find(what: str, folders: Sequence[Path], names: Iterable[Sequence[str]]) -> list[Path]:
+def find(what: str, folders: Sequence[Path], names: Iterable[Sequence[str]], published: str = "") -> list[Path]:
     """One path per entry of `names`, each entry listing the spellings allowed for one file.
 
     All come from the first folder that holds any of them, so that two copies are never mixed.
-    Raises FileNotFoundError, in one line, with the first file that is absent and where it was looked for.
+    Raises FileNotFoundError, in one line, with the first file that is absent, where it was looked for, and where it is
+    ``published``.
     """
     wanted = [tuple(spellings) for spellings in names]
     places = [f for f in folders if any((f / name).is_file() for spellings in wanted for name in spellings)]
@@ -37,9 +38,14 @@ def find(what: str, folders: Sequence[Path], names: Iterable[Sequence[str]]) -> 
         here = [places[0] / name for name in spellings if (places[0] / name).is_file()] if places else []
         if not here:
             looked = ", ".join(str(folder) for folder in places[:1] or folders)
-            raise FileNotFoundError(f"{what}: {' or '.join(spellings)} not found in {looked}; {FIX}")
+            raise FileNotFoundError(f"{what}: {' or '.join(spellings)} not found in {looked}; {source(published)}{FIX}")
         paths.append(here[0])
     return paths
+
+
+def source(published: str) -> str:
+    """The part of a message that says where absent files are published."""
+    return f"it is published at {published}; " if published else ""
 
 
 def largest() -> int:

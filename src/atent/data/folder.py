@@ -51,7 +51,7 @@ def folder(root: str | None = None, reading: Reading = MEMORY) -> Source:
         raise ValueError(f"{path}: class {odd!r} is in only one of train and test")
     if not there and len(parts["."]) < 2 * len(classes[0]):
         raise ValueError(f"{path}: {len(parts['.'])} images of {len(classes[0])} classes; a test split needs more")
-    splits, files = _read(parts, reading, path)
+    splits, files = read_parts(parts, reading, path)
     if there:
         train, test, how = splits["train"], splits["test"], "test"
     else:
@@ -67,14 +67,14 @@ def folder(root: str | None = None, reading: Reading = MEMORY) -> Source:
     )
 
 
-def _read(
+def read_parts(
     parts: Mapping[str, Listing], reading: Reading, path: Path
 ) -> tuple[dict[str, Split], dict[str, dict[str, Any]]]:
     """The samples of each part, in memory or on disk, and what is recorded of its files."""
     workers = reading.threads()
-    found: dict[str, tuple[Tensor | Stored, str]] = {}
+    found: dict[str, tuple[Any, str]] = {}
     if _in_memory(parts, reading):
-        found = _in_arrays(parts, reading.size, workers)
+        found = in_arrays(parts, reading.size, workers)
     elif reading.cache == OFF:
         form = form_of(list(parts.values()), reading.size, workers, every=False)
         for name, part in parts.items():
@@ -91,9 +91,10 @@ def _read(
     return splits, files
 
 
-def _in_arrays(parts: Mapping[str, Listing], size: int | None, workers: int) -> dict[str, tuple[Tensor | Stored, str]]:
+def in_arrays(parts: Mapping[str, Listing], size: int | None, workers: int) -> dict[str, tuple[Tensor, str]]:
+    """The images of each part, uint8 (n, c, h, w), and one sha256 over its names and contents."""
     form = form_of(list(parts.values()), size, workers)
-    out: dict[str, tuple[Tensor | Stored, str]] = {}
+    out: dict[str, tuple[Tensor, str]] = {}
     with bar(sum(map(len, parts.values())), "images", enabled=True) as advance:
         for name, part in parts.items():
             x, hashes = np.empty((len(part), *form.shape), np.uint8), []

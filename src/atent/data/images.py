@@ -41,6 +41,10 @@ class Listing:
     def __len__(self) -> int:
         return len(self.names)
 
+    def source(self, i: int) -> Any:
+        """What Pillow opens to read the header of a file alone."""
+        return self.root / self.names[i]
+
     def content(self, i: int) -> bytes:
         """The bytes of a file; ValueError, in one line, where it is gone or other than when it was listed."""
         file = self.root / self.names[i]
@@ -76,15 +80,18 @@ def folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def listing(path: Path, root: Path) -> Listing:
-    """The image files of the class folders of ``path``; ValueError, in one line, where there are too few."""
+def listing(path: Path, root: Path, inner: str = "") -> Listing:
+    """The image files of the class folders of ``path``, or of the folder ``inner`` in each; ValueError, in one line,
+    where there are too few."""
     classes = folders(path)
     if len(classes) < 2:
         raise ValueError(f"{path}: {len(classes)} class folders; at least 2 are needed")
     names: list[str] = []
     stamps: list[tuple[int, int]] = []
     counts = []
-    for each in classes:
+    for each in (folder / inner for folder in classes):
+        if not each.is_dir():
+            raise ValueError(f"{each}: not a folder; the images of a class belong there")
         with os.scandir(each) as entries:
             found = [e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.is_file()]
         if not found:
@@ -127,7 +134,7 @@ def _seen(file: Path, source: Any, use: Callable[[Any], Any]) -> Any:
 def look(part: Listing, i: int) -> tuple[int, int, bool]:
     """Width, height and whether it is grey, of an image whose header alone is read."""
     file = part.root / part.names[i]
-    found: tuple[int, int, bool] = _seen(file, file, lambda image: (*image.size, image.mode in GREY))
+    found: tuple[int, int, bool] = _seen(file, part.source(i), lambda image: (*image.size, image.mode in GREY))
     return found
 
 

@@ -33,8 +33,9 @@ class DataSettings(metaclass=Settings):
     """Which data set, where it lies, how it is split and augmented. Checked by `atent.data.load`."""
 
     name: str = "digits"
-    """Data set: digits, mnist, fashion-mnist, cifar10, moons, two-class (MNIST's 5 and 8 in the plane, by t-SNE),
-    npz (your arrays), folder (your images) or your own, as module:function that gives what `from_tensors` gives."""
+    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, imagenet, moons, two-class
+    (MNIST's 5 and 8 in the plane, by t-SNE), npz (your arrays), folder (your images), hf:NAME (of the Hugging Face
+    Hub) or hf:/PATH, or your own, as module:function that gives what `from_tensors` gives."""
 
     root: str | None = None
     """Folder that holds the data (npz: the file itself; two-class: that of MNIST, or the file of the points). Default:

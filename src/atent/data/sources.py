@@ -14,8 +14,9 @@ def _fits(found: Any) -> bool:
 
 
 SOURCES: Registry[Callable[..., Any]] = Registry(
-    "data set", "atent.data", "atent.data", _fits, "Data, or a function that gives Data or a Source"
-)
+    "data set", "atent.data", "atent.data", _fits, "Data, or a function that gives Data or a Source",
+    {"hf": "atent.data.hugging_face"},
+)  # fmt: skip
 """Name -> loader: a function that gives a `Source`, or `Data`; of its parameters only ``root``, the data's folder or
 None, and ``reading``, a `Reading`, are given."""
 
