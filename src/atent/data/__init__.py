@@ -24,6 +24,8 @@ from atent.data.reading import check as check_reading
 from atent.data.settings import DataSettings, Limit, Rule, everything
 from atent.data.sources import SOURCES, dataset
 from atent.data.split import SUBSET, Data, Source, Split, split, spread, stratified, subset
+from atent.data.table import Columns
+from atent.data.table import check as check_columns
 from atent.registry import current_directory_on_path, first_line
 from atent.threat import Box, Threat
 
@@ -61,6 +63,7 @@ def load(settings: DataSettings) -> Data:
             " (--data npz)"
         )
     check_reading(settings, ":" in settings.name or _takes(loader, "reading"))
+    check_columns(settings, ":" in settings.name or _takes(loader, "columns"))
     made = _loaded(loader, settings)
     data = carve(made, settings) if isinstance(made, Source) else _own(made, settings)
     if ":" not in settings.name:
@@ -90,7 +93,7 @@ def _loaded(loader: Any, settings: DataSettings) -> Source | Data:
 
 def _given(loader: Any, settings: DataSettings) -> dict[str, Any]:
     """The arguments of a loader: of those that `SOURCES` names, the ones that it takes."""
-    known = {"root": settings.root, "reading": Reading.of(settings)}
+    known = {"root": settings.root, "reading": Reading.of(settings), "columns": Columns.of(settings)}
     return {name: value for name, value in known.items() if _takes(loader, name)}
 
 

@@ -34,8 +34,8 @@ class DataSettings(metaclass=Settings):
 
     name: str = "digits"
     """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, imagenet, moons, two-class
-    (MNIST's 5 and 8 in the plane, by t-SNE), npz (your arrays), folder (your images), hf:NAME (of the Hugging Face
-    Hub) or hf:/PATH, or your own, as module:function that gives what `from_tensors` gives."""
+    (MNIST's 5 and 8 in the plane, by t-SNE), npz (your arrays), folder (your images), table (your CSV file), hf:NAME
+    (of the Hugging Face Hub) or hf:/PATH, or your own, as module:function that gives what `from_tensors` gives."""
 
     root: str | None = None
     """Folder that holds the data (npz: the file itself; two-class: that of MNIST, or the file of the points). Default:
@@ -75,6 +75,15 @@ class DataSettings(metaclass=Settings):
 
     workers: int | None = None
     """Threads that decode images. Default: one per CPU core, at most 8; 0: nothing is read before it is asked for."""
+
+    label: str | None = None
+    """Name of a table's column of classes. Default: label, class, target or y."""
+
+    box: str | None = None
+    """Range of all columns of a table, as min..max. Default: of each column, its range in the training rows."""
+
+    units: Literal["range", "spread"] = "range"
+    """What eps is measured in for a table: the range of each column, or its standard deviation in the training rows."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "test_limit"):

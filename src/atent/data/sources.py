@@ -18,7 +18,7 @@ SOURCES: Registry[Callable[..., Any]] = Registry(
     {"hf": "atent.data.hugging_face"},
 )  # fmt: skip
 """Name -> loader: a function that gives a `Source`, or `Data`; of its parameters only ``root``, the data's folder or
-None, and ``reading``, a `Reading`, are given."""
+None, ``reading``, a `Reading`, and ``columns``, those of a table, are given."""
 
 dataset = SOURCES.register
 """Decorator that makes a loader known by its function's name, or ``dataset("name")`` by another."""

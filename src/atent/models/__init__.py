@@ -1,5 +1,5 @@
 """Networks by name. Every one takes floats in [0, 1] of shape (n, c, h, w) and gives (n, classes) logits; `two_class`
-takes points (n, d) of any range."""
+takes points (n, d) of any range, `mlp` images or vectors."""
 
 import inspect
 from collections import OrderedDict
@@ -20,6 +20,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+_ANY_SHAPE = ("mlp",)
+"""Networks for vectors and for images."""
+
+
 def build(
     name: str,
     *,
@@ -32,7 +36,7 @@ def build(
 ) -> nn.Module:
     """The network `name` of `MODELS`, in train mode, with fresh weights from torch's global generator.
 
-    `classes` is at least 2. `shape` is the (c, h, w) of one input ((d,) for `two_class`), default `native_shape(name)`.
+    `classes` is at least 2. `shape` is the (c, h, w) of one input ((d,) for `two_class`, either for `mlp`), default `native_shape(name)`.
     `dropout` in [0, 1), default the network's own, goes only to networks that have such a field.
     `activation` is relu, softplus or tanh, default relu, for networks that have such a field.
     `patch` is the side of a vision transformer's patches in pixels, default the network's own.
@@ -49,12 +53,13 @@ def build(
         raise ValueError(f"classes must be an integer of at least 2, got {classes!r}")
     shape = native_shape(name) if shape is None else tuple(shape)
     flat = len(native_shape(name)) == 1
-    if len(shape) != (1 if flat else 3) or not all(isinstance(side, Integral) and side > 0 for side in shape):
+    allowed = (1, 3) if name in _ANY_SHAPE else (1,) if flat else (3,)
+    if len(shape) not in allowed or not all(isinstance(side, Integral) and side > 0 for side in shape):
         wanted = "one positive integer (d,)" if flat else "three positive integers (c, h, w)"
         fix = (
             "images take another network"
             if flat
-            else "for inputs that are not images give your own network, as module:function"
+            else "for inputs that are not images use mlp, or your own module:function"
         )
         raise ValueError(f"shape must be {wanted}, got {shape}: {fix}")
     settings: dict[str, float | str] = {}

@@ -1,0 +1,246 @@
+"""Rows of numbers with a class each: a CSV file, or a folder with train.csv and test.csv."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from atent.data import checks
+from atent.data.files import FIX, data_root, record
+from atent.data.settings import DataSettings
+from atent.data.sources import dataset
+from atent.data.split import Source, split, stratified
+from atent.threat import Box
+
+LABELS = ("label", "class", "target", "y")
+"""Names of the column of classes, where the settings name none."""
+TEST_SHARE = 0.2
+"""Of one file, the share of each class that is kept for testing."""
+_TEST = 3
+"""The stream of a split_seed that chooses the test rows of one file; those of `atent.data.split` come before."""
+
+Units = Literal["range", "spread"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The fields of `DataSettings` that a loader with a parameter ``columns`` is given."""
+
+    label: str | None = None
+    """Name of the column of classes."""
+    box: str | None = None
+    """"min..max", the range of every column; None: each column's own, in the training rows."""
+    units: Units = "range"
+    """What a difference of 1 is in each column: its range, or its standard deviation in the training rows."""
+    split_seed: int = 0
+
+    @classmethod
+    def of(cls, settings: DataSettings) -> Columns:
+        """What the settings say."""
+        return cls(*(getattr(settings, field.name) for field in fields(cls)))
+
+    def limits(self) -> tuple[float, float] | None:
+        """The two numbers of ``box``; ValueError for anything else."""
+        if self.box is None:
+            return None
+        low, dots, high = self.box.partition("..")
+        try:
+            pair = float(low), float(high)
+        except ValueError:
+            pair = (math.nan, math.nan)
+        if not dots or not (math.isfinite(pair[0]) and math.isfinite(pair[1]) and pair[0] < pair[1]):
+            raise ValueError(f"data.box is {self.box!r}; it must be two numbers min..max, such as 0..255")
+        return pair
+
+
+DEFAULT = Columns()
+
+
+def check(settings: DataSettings, taken: bool) -> None:
+    """ValueError, in one line, for settings of columns that are wrong or have no effect."""
+    given = [name for name in ("label", "box") if getattr(settings, name) is not None]
+    given += ["units"] if settings.units != "range" else []
+    if given and not taken:
+        raise ValueError(f"data.{given[0]} has no effect for {settings.name}: it is for data.name table")
+    Columns.of(settings).limits()
+
+
+@dataset
+def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
+    """Rows of a CSV file whose first line names the columns.
+
+    `root` is its path, or a folder with train.csv and test.csv.
+    One column holds the classes, numbers or words; all others hold finite numbers. In units of the "range" a column's
+    values become (v - low) / (high - low), in [0, 1]; its low and high are those of the training rows, or those of
+    ``columns.box``, and a column that never changes is 0. In units of the "spread" they become v divided by the
+    standard deviation in the training rows, and each column has a box of its own. A test value outside of the training
+    rows' range is clipped to it, and counted in ``about``. Of one file, a fifth of each class is kept for testing, by
+    the split seed.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such file.
+    ValueError
+        In one line: for no rows, rows of other lengths, missing values, columns of words (which have no distance), a
+        column of classes that is not found, and values outside of a box that is given.
+    """
+    path = data_root(root)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"table: wanted a .csv file, or a folder with train.csv and test.csv, {path} is not there; {FIX} to it"
+        )
+    paths = [path / "train.csv", path / "test.csv"] if path.is_dir() else [path]
+    names, words, x, files = _read(paths, columns.label)
+    classes = sorted(set(words[0]), key=_order)
+    unknown = sorted(set(words[-1]) - set(classes))
+    if unknown:
+        raise ValueError(f"{paths[-1]}: class {unknown[0]!r} is in no row of {paths[0].name}")
+    y = [np.array([classes.index(word) for word in part], dtype=np.int64) for part in words]
+    if len(classes) < 2:
+        raise ValueError(f"{paths[0]}: {len(classes)} class in {len(x[0])} rows; a classifier needs 2 or more")
+    if len(paths) == 1:
+        x, y = _parts(paths[0], x[0], y[0], columns.split_seed)
+    scaled, box, outside, scales = _scaled(paths[0], names, x, columns)
+    checks.every_class(str(paths[0]), y[0], len(classes))
+    return Source(
+        classes=len(classes),
+        train=split(scaled[0], y[0], None),
+        test=split(scaled[1], y[1], None),
+        validation=min(1000, max(1, len(y[0]) // 10)),
+        box=box,
+        about={
+            "source": path.name,
+            "files": files,
+            "test": "test.csv" if len(paths) == 2 else f"{TEST_SHARE:.0%} of {path.name}, by split_seed",
+            "class_names": list(classes),
+            "columns": names,
+            "units": columns.units,
+            "scales": scales,
+            "test_values_clipped": outside,
+        },
+    )
+
+
+def _order(word: str) -> tuple[int, float, str]:
+    """Numbers by size, then words by letters."""
+    try:
+        return 0, float(word), word
+    except ValueError:
+        return 1, 0.0, word
+
+
+def _parts(path: Path, x: np.ndarray, y: np.ndarray, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Training and test rows of one file, in its order."""
+    few = [int(k) for k, count in Counter(y.tolist()).items() if count < 3]
+    if few:
+        raise ValueError(f"{path}: {len(few)} classes have fewer than 3 rows, which training, validation and test need")
+    chosen = np.sort(stratified(y, max(1, round(TEST_SHARE * len(y))), (seed, _TEST), keep=2, least=1))
+    rest = np.setdiff1d(np.arange(len(y)), chosen)
+    return [x[rest], x[chosen]], [y[rest], y[chosen]]
+
+
+def _scaled(
+    path: Path, names: list[str], x: list[np.ndarray], columns: Columns
+) -> tuple[list[np.ndarray], Box, int, dict[str, list[float]]]:
+    """Both parts in the units of the settings as float32, their box, how many test values were clipped, the units."""
+    given = columns.limits()
+    train = x[0]
+    low, high = train.min(0), train.max(0)
+    if given is not None:
+        for part in x:
+            bad = ((part < given[0]) | (part > given[1])).any(0)
+            if bad.any():
+                at = int(bad.argmax())
+                raise ValueError(
+                    f"{path}: column {names[at]!r} runs from {part[:, at].min():g} to {part[:, at].max():g}, outside of"
+                    f" data.box {columns.box}"
+                )
+        low, high = np.full_like(low, given[0]), np.full_like(high, given[1])
+    outside = int(((x[1] < low) | (x[1] > high)).sum())
+    clipped = [train, x[1].clip(low, high)]
+    unit = high - low if columns.units == "range" else train.std(0)
+    unit = np.where(unit > 0, unit, 1.0)
+    origin = low if columns.units == "range" else np.zeros_like(low)
+    scaled = [((part - origin) / unit).astype(np.float32) for part in clipped]
+    box: Box = (0.0, 1.0)
+    if columns.units == "spread":
+        ends = ((side / unit).astype(np.float32) for side in (low, np.where(high > low, high, low + 1)))
+        below, above = (tuple(side.tolist()) for side in ends)
+        box = (below, above)
+    return scaled, box, outside, {"origin": origin.tolist(), "unit": unit.tolist()}
+
+
+def _read(paths: list[Path], label: str | None) -> tuple[list[str], list[list[str]], list[np.ndarray], dict[str, Any]]:
+    """The names of the columns of numbers; of each file its classes as words, its numbers and its record."""
+    names: list[str] | None = None
+    words, numbers, files = [], [], {}
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"table: wanted {path.name} beside {paths[0].name}, {path} is not there; {FIX} to it"
+            )
+        raw = path.read_bytes()
+        files[path.name] = record(hashlib.sha256(raw).hexdigest(), None)
+        try:
+            lines = list(csv.reader(raw.decode("utf-8-sig").splitlines(), strict=True))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from None
+        rows = [(number, row) for number, row in enumerate(lines[1:], 2) if row]
+        head = [name.strip() for name in lines[0]] if lines else []
+        if not rows or len(head) < 2:
+            raise ValueError(f"{path}: {len(rows)} rows of {len(head)} columns; wanted a line of names, then rows")
+        twice = [name for name, count in Counter(head).items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"{path}: column {twice[0]!r} is named {Counter(head)[twice[0]]} times; rename all but one"
+            )
+        found = _label(path, head, label)
+        others = [name for name in head if name != found]
+        if names is not None and others != names:
+            raise ValueError(f"{path}: other columns than {paths[0].name}; both need the same ones in the same order")
+        names = others
+        at = head.index(found)
+        words.append([row[at].strip() if len(row) > at else "" for _, row in rows])
+        numbers.append(_numbers(path, head, rows, at))
+        if "" in words[-1]:
+            raise ValueError(f"{path}: line {rows[words[-1].index('')][0]} has no class in column {found!r}")
+    assert names is not None
+    return names, words, numbers, files
+
+
+def _label(path: Path, head: list[str], label: str | None) -> str:
+    if label is None:
+        label = next((name for known in LABELS for name in head if name.lower() == known), None)
+    if label not in head:
+        wanted = f"no column {label!r}" if label else "no column of classes"
+        raise ValueError(f"{path}: {wanted} among {', '.join(head[:12])}: set data.label to its name")
+    return label
+
+
+def _numbers(path: Path, head: list[str], rows: list[tuple[int, list[str]]], label: int) -> np.ndarray:
+    """(rows, columns but the label) float64."""
+    out = np.empty((len(rows), len(head) - 1))
+    for place, (line, row) in enumerate(rows):
+        if len(row) != len(head):
+            raise ValueError(f"{path}: line {line} has {len(row)} values; the {len(head)} columns need one each")
+        for k, cell in enumerate([*row[:label], *row[label + 1 :]]):
+            try:
+                out[place, k] = float(cell)
+            except ValueError:
+                out[place, k] = math.nan
+            if not math.isfinite(out[place, k]):
+                name = [*head[:label], *head[label + 1 :]][k]
+                kind = "a missing value" if not cell.strip() else f"{cell.strip()!r}"
+                raise ValueError(
+                    f"{path}: line {line} has {kind} in column {name!r}; every column but the classes needs finite"
+                    " numbers: fill in missing values, and leave out or encode columns of words"
+                )
+    return out

@@ -1,0 +1,24 @@
+"""A fully connected network, for tables and small images."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from atent.models.registry import model
+
+HIDDEN = 64
+
+
+@model
+def mlp(*, classes: int = 10, shape: tuple[int, ...] = (1, 8, 8)) -> nn.Sequential:
+    """Two hidden layers of 64 ReLUs on all values of an input at once.
+
+    (n, d) or (n, c, h, w) to (n, classes) logits. 8,970 parameters for (1, 8, 8) and 10 classes. No batch-norm and no
+    dropout, so that bounds can train it.
+    """
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(shape), HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
+        nn.Linear(HIDDEN, classes),
+    )  # fmt: skip

@@ -1,0 +1,147 @@
+"""Tables: a CSV file, or a folder of two, as data."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from atent import Threat
+from atent.attacks import PGD
+from atent.cli import main
+from atent.data import DataSettings, load
+
+
+def write(path, rows, head=("length", "width", "constant", "label")):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([head, *rows])
+    return str(path)
+
+
+@pytest.fixture
+def rows():
+    """Three classes of words around three centres; columns of very different size, one that never changes."""
+    g = np.random.default_rng(0)
+    centres = {"setosa": (0.1, 3000.0), "versicolor": (0.3, 1000.0), "virginica": (0.6, 2500.0)}
+    names = [name for name in centres for _ in range(60)]
+    return [[a + 0.03 * g.normal(), b + 100 * g.normal(), 7, name] for name in names for a, b in [centres[name]]]
+
+
+def numbers(rows):
+    return np.array([row[:3] for row in rows], dtype=float)
+
+
+def test_one_file_in_units_of_its_range(tmp_path, rows):
+    data = load(DataSettings("table", write(tmp_path / "flowers.csv", rows)))
+    assert (data.classes, data.shape, data.box) == (3, (3,), (0.0, 1.0))
+    assert data.about["class_names"] == ["setosa", "versicolor", "virginica"]
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [130, 14, 36]
+    assert torch.bincount(data.test.y).tolist() == [12, 12, 12]
+    seen = torch.cat([data.train.x, data.validation.x])
+    assert seen[:, :2].min(0).values.tolist() == [0, 0]
+    assert seen[:, :2].max(0).values.tolist() == [1, 1]
+    assert not seen[:, 2].any()
+    assert ((data.test.x >= 0) & (data.test.x <= 1)).all()
+    # Each value returns to that of its row: the units are recorded.
+    origin, unit = (torch.tensor(data.about["scales"][k], dtype=torch.float64) for k in ("origin", "unit"))
+    again = seen.double() * unit + origin
+    all_rows = torch.from_numpy(numbers(rows))
+    nearest = (again[:, None] - all_rows).abs() / unit
+    assert nearest.amax(2).amin(1).max() < 1e-6
+
+
+def test_the_test_rows_follow_the_split_seed_and_nothing_else(tmp_path, rows):
+    path = write(tmp_path / "t.csv", rows)
+    one, same, other = (load(DataSettings("table", path, split_seed=k)).test.x for k in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert one.shape == other.shape
+    assert not torch.equal(one, other)
+
+
+def test_units_of_the_spread(tmp_path, rows):
+    """eps = 1 is one standard deviation of every column, within a box of its own that attacks keep to."""
+    data = load(DataSettings("table", write(tmp_path / "t.csv", rows), units="spread"))
+    seen = torch.cat([data.train.x, data.validation.x]).double()
+    assert (seen[:, :2].std(0, correction=0) - 1).abs().max() < 1e-5
+    low, high = (torch.tensor(side) for side in data.box)
+    assert torch.equal(low[:2], torch.cat([data.train.x, data.validation.x]).min(0).values[:2])
+    net = torch.nn.Linear(3, 3)
+    x, y = data.test.batch(range(len(data.test)))
+    adv = PGD(Threat("linf", 0.5, data.box), steps=5)(net, x, y)
+    assert ((adv >= low) & (adv <= high)).all()
+    assert (adv - x).abs().max() <= 0.5 + 1e-6
+
+
+def test_two_files_and_a_box(tmp_path, rows):
+    write(tmp_path / "train.csv", rows[::2])
+    write(tmp_path / "test.csv", [*rows[1::2], [5.0, 1.0, 7, "setosa"]])
+    data = load(DataSettings("table", str(tmp_path)))
+    assert (len(data.test), data.about["test"]) == (91, "test.csv")
+    assert data.about["test_values_clipped"] >= 2
+    assert data.test.x.max() == 1
+    data = load(DataSettings("table", str(tmp_path), box="0..5000"))
+    wanted = torch.from_numpy(numbers(rows[1::2]) / 5000).float()
+    assert torch.equal(data.test.x[:-1], wanted)
+    assert data.about["test_values_clipped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "settings", "parts"),
+    [
+        ([[1, "red", "a"], [2, "blue", "b"]], ("n", "colour", "label"), {}, ["line 2", "'red'", "'colour'", "encode"]),
+        ([[1, "", "a"], [2, 3, "b"]], ("n", "m", "label"), {}, ["line 2", "missing value", "'m'"]),
+        ([[1, "nan", "a"], [2, 3, "b"]], ("n", "m", "label"), {}, ["'nan'", "'m'"]),
+        ([[1, 2, "a"], [2, 3]], ("n", "m", "label"), {}, ["line 3", "2 values", "3 columns"]),
+        ([[1, 2, 3, "a"], [2, 3, "b"]], ("n", "m", "label"), {}, ["line 2", "4 values", "3 columns"]),
+        ([[1, 2, "a"], [2, 3, "b"]], ("n", "m", "k"), {}, ["no column of classes", "n, m, k", "data.label"]),
+        ([[1, 2, "a"], [2, 3, "b"]], ("n", "m", "k"), {"label": "z"}, ["no column 'z'", "data.label"]),
+        ([[1, 2, "a"], [2, 3, "b"]], ("n", "n", "label"), {}, ["'n'", "2 times"]),
+        ([[1, 2, "a"]] * 9, ("n", "m", "label"), {}, ["1 class", "2 or more"]),
+        ([[1, 2, "a"], [2, 3, "b"]], ("n", "m", "label"), {}, ["fewer than 3 rows"]),
+        ([], ("n", "m", "label"), {}, ["0 rows"]),
+        ([[1, 2, k] for k in "aaaabbbb"], ("n", "m", "label"), {"box": "2..3"}, ["'n'", "1 to 1", "2..3"]),
+        ([[1, 2, k] for k in "aaaabbbb"], ("n", "m", "label"), {"box": "3..2"}, ["'3..2'", "min..max"]),
+        ([[1, 2, k] for k in "aaaabbbb"], ("n", "m", "label"), {"units": "feet"}, ["'feet'", "range, spread"]),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path, rows, head, settings, parts):
+    path = write(tmp_path / "t.csv", rows, head)
+    with pytest.raises(ValueError, match=r".") as error:
+        load(DataSettings("table", path, **settings))
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 300
+    for part in parts:
+        assert part in text
+
+
+def test_columns_mean_nothing_elsewhere_and_absent_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.label has no effect for digits"):
+        load(DataSettings("digits", label="y"))
+    with pytest.raises(FileNotFoundError, match=r"train\.csv and test\.csv"):
+        load(DataSettings("table", str(tmp_path / "absent.csv")))
+    write(tmp_path / "train.csv", [[1, 2, 3, "a"]])
+    with pytest.raises(FileNotFoundError, match=r"test\.csv"):
+        load(DataSettings("table", str(tmp_path)))
+    (tmp_path / "t.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="UTF-8"):
+        load(DataSettings("table", str(tmp_path / "t.csv")))
+
+
+def test_from_training_to_certificate(tmp_path, rows, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "flowers.csv", rows)
+    (tmp_path / "flowers.toml").write_text(
+        f'[data]\nname = "table"\nroot = "{path}"\n[model]\nname = "mlp"\n[method]\nname = "ATENT"\nsteps = 3\n'
+        '[method.threat]\nnorm = "linf"\neps = 0.05\n[train]\nepochs = 12\nbatch_size = 16\n'
+    )
+    assert main(["train", "flowers.toml", "--quiet"]) == 0
+    run = tmp_path / "runs" / "flowers"
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["clean"]["value"] > 0.8
+    assert main(["certify", str(run), "--method", "crown", "--limit", "12", "--quiet"]) == 0
+    certificate = json.loads((run / "certificate.json").read_text())
+    assert certificate["n"] == 12
+    assert main(["report", str(run)]) == 0
+    assert "virginica" in (run / "report.html").read_text()
