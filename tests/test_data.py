@@ -546,6 +546,27 @@ def test_bad_npz(tmp_path, made, parts):
     fails(ValueError, path, *parts, name="npz", root=path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [
+        (lambda y: np.array(["bee", "ape", "cow"])[y], "np.unique"),
+        (lambda y: np.eye(3)[y], "y.argmax(1)"),
+        (lambda y: np.eye(3, dtype=np.int64)[y], "y.argmax(1)"),
+        (lambda y: y[:, None], "y[:, 0]"),
+        (lambda y: y.astype(np.float64), "y.astype(np.int64)"),
+        (lambda y: y + 1, "y - 1"),
+        (lambda y: y + 0.5, None),
+        (lambda y: np.eye(3)[y] * 0.9, None),
+        (lambda y: y * 2, None),
+    ],
+)
+def test_labels_of_usual_kinds_get_a_remedy(tmp_path, kind, remedy):
+    y, x = np.arange(12) % 3, np.zeros((12, 4, 4), np.uint8)
+    path = write_npz(tmp_path / "own.npz", x_train=x, y_train=kind(y), x_test=x, y_test=kind(y))
+    message = fails(ValueError, "y_train", remedy or "", name="npz", root=path)
+    assert remedy is not None or " by y" not in message
+
+
 def test_npz_that_is_none(tmp_path):
     path = tmp_path / "own.npz"
     whole = Path(write_npz(tmp_path / "whole.npz", **arrays())).read_bytes()

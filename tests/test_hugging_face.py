@@ -79,6 +79,7 @@ def package(tmp_path, monkeypatch):
     found = pytest.importorskip("datasets", reason="the package datasets is not installed (atent[hf-data])")
     monkeypatch.setattr(found.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(found.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return found
 
 

@@ -21,7 +21,7 @@ def lookup(registry: Mapping[str, T], name: str, what: str) -> T:
 def labels(file: object, y: np.ndarray, n: int, classes: int | None = None) -> None:
     """y must be n whole numbers, from 0 and below `classes`. `file` is named in the ValueError."""
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise ValueError(f"{file}: labels are {y.dtype} of shape {y.shape}; wanted integers of shape (n,)")
+        raise ValueError(f"{file}: labels are {y.dtype} of shape {y.shape}; wanted integers of shape (n,){_remedy(y)}")
     if len(y) != n:
         raise ValueError(f"{file}: {len(y)} labels for {n} images")
     if n == 0:
@@ -32,6 +32,23 @@ def labels(file: object, y: np.ndarray, n: int, classes: int | None = None) -> N
         raise ValueError(f"{file}: labels run from {low} to {high}; allowed are {limit}")
 
 
+def _remedy(y: np.ndarray) -> str:
+    """What makes labels of a usual kind into whole numbers from 0; empty for others."""
+    if y.ndim == 1 and y.dtype.kind in "US":
+        return (
+            ": number them by names, y_train = np.unique(y_train, return_inverse=True), np.searchsorted(names, y_test)"
+        )
+    if y.dtype.kind not in "iufb":
+        return ""
+    if y.ndim == 2 and y.shape[1] == 1:
+        return ": drop the second axis by y[:, 0]"
+    if y.ndim == 2 and ((y == 0) | (y == 1)).all() and (y.sum(1) == 1).all():
+        return ": one-hot rows become classes by y.argmax(1)"
+    if y.ndim == 1 and np.isfinite(y).all() and (y == np.floor(y)).all():
+        return ": convert them by y.astype(np.int64)"
+    return ""
+
+
 def every_class(file: object, y: np.ndarray, classes: int) -> None:
     """Each class must have a sample in y, and there must be at least two. The ValueError names `file`."""
     if classes < 2:
@@ -40,7 +57,10 @@ def every_class(file: object, y: np.ndarray, classes: int) -> None:
     seen = np.unique(y)
     if len(seen) < classes:
         empty = next(label for label in range(classes) if label >= len(seen) or seen[label] != label)
-        raise ValueError(f"{file}: class {empty} of 0 to {classes - 1} has no training sample")
+        hint = (
+            ": labels that count from 1 become classes by y - 1" if np.array_equal(seen, np.arange(1, classes)) else ""
+        )
+        raise ValueError(f"{file}: class {empty} of 0 to {classes - 1} has no training sample{hint}")
 
 
 def floats(file: object, x: np.ndarray, box: Box) -> None:

@@ -120,7 +120,7 @@ def _seen(file: Path, source: Any, use: Callable[[Any], Any]) -> Any:
     try:
         with pillow().open(source, formats=FORMATS) as image:
             if image.mode not in GREY + COLOUR:
-                raise ValueError(f"mode {image.mode}; wanted 8-bit grey or colour")
+                raise ValueError(f"mode {image.mode}; wanted 8-bit grey or colour: convert it to 8 bits first")
             if image.format in _ANIMATED and getattr(image, "is_animated", False):
                 raise ValueError(f"an animation of {image.n_frames} images; wanted one")
             return use(image)
