@@ -28,6 +28,7 @@ COUNTS = {
     "kw_resnet": 4_214_850,
     "dm_large": 17_190_602,
     "two_class": 16_720,
+    "mlp": 8_970,
     "cnn7": 17_192_650,
     "dm_preact_resnet18": 12_548_426,
     "dm_wrn_28_10": 36_479_194,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 # No name is longer; the comparison of a long text with all names would take minutes.
 _LONGEST = 100
 # More names than these do not go into one line.
-_FEW, _NEAR = 12, 6
+_FEW, _NEAR = 16, 6
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
@@ -31,8 +31,8 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 def unknown(kind: str, name: str, names: Iterable[str], listed: str | None = None) -> str:
     """One line for a bad name: "unknown model 'resnt20': did you mean 'resnet20'? (known: ...)".
 
-    Of more than twelve names none is listed where one of them is near, else the six that are nearest; ``listed`` is the
-    command that lists them all.
+    Of more than sixteen names none is listed where one of them is near, else the six that are nearest; ``listed`` is
+    the command that lists them all.
     """
     names = list(names)
     meant = nearest(name, names)

@@ -36,7 +36,8 @@ def build(
 ) -> nn.Module:
     """The network `name` of `MODELS`, in train mode, with fresh weights from torch's global generator.
 
-    `classes` is at least 2. `shape` is the (c, h, w) of one input ((d,) for `two_class`, either for `mlp`), default `native_shape(name)`.
+    `classes` is at least 2. `shape` is the (c, h, w) of one input ((d,) for `two_class`, either for `mlp`), default
+    `native_shape(name)`.
     `dropout` in [0, 1), default the network's own, goes only to networks that have such a field.
     `activation` is relu, softplus or tanh, default relu, for networks that have such a field.
     `patch` is the side of a vision transformer's patches in pixels, default the network's own.
