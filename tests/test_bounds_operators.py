@@ -291,3 +291,12 @@ def test_code_that_is_refused(middle):
     with pytest.raises(ValueError, match=r".") as error:
         bounds(Net(middle, 64).eval(), torch.rand(2, 1, 4, 4), Threat("linf", 0.1), "ibp")
     assert "\n" not in str(error.value)
+
+
+def test_projections_are_for_networks_of_relus():
+    from atent.certify.projection import estimated_margins
+
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double().eval()
+    x, y = torch.rand(2, 4, dtype=torch.float64), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"network of ReLUs alone, got 1 \(Tanh\)"):
+        estimated_margins(net, x, y, Threat("linf", 0.1), 5, torch.Generator())

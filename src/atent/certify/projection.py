@@ -34,7 +34,8 @@ def estimated_margins(
     lower and the upper ends of the region apart.
 
     linf only. Not sound: an estimate may be too small. Differentiable in the weights, without host syncs and without
-    checks of the data. ValueError for another norm, a network with max-pooling, and what `margins` refuses otherwise.
+    checks of the data. ValueError for another norm, a network with max-pooling, smooth activations or
+    concatenations, and what `margins` refuses otherwise.
     """
     if threat.norm != "linf":
         raise ValueError(
@@ -67,7 +68,7 @@ def hidden(
             centres.append((place.upper + place.lower) / 2)
             rays.append(drawn((place.upper - place.lower) / 2))
             continue
-        if node.kind == "maxpool":
+        if node.kind in ("maxpool", "smooth", "cat"):
             raise ValueError(f"projections need a network of ReLUs alone, got {node.name}: leave projections out")
         if node.kind == "affine":
             centre = node.op.apply(centres[source], plain)

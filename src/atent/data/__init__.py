@@ -19,6 +19,8 @@ from atent import trust
 from atent.checks import as_tensor, collect, plain
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
+from atent.data.generated import check as check_generated
+from atent.data.generated import mixed
 from atent.data.reading import Reading
 from atent.data.reading import check as check_reading
 from atent.data.settings import DataSettings, Limit, Rule, everything
@@ -65,7 +67,9 @@ def load(settings: DataSettings) -> Data:
     check_reading(settings, ":" in settings.name or _takes(loader, "reading"))
     check_columns(settings, ":" in settings.name or _takes(loader, "columns"))
     made = _loaded(loader, settings)
+    check_generated(settings)
     data = carve(made, settings) if isinstance(made, Source) else _own(made, settings)
+    data = mixed(data, settings)
     if ":" not in settings.name:
         return data
     # Where no registry knows the name, `about` keeps what loads the data again.
@@ -106,7 +110,7 @@ def _own(made: Data, settings: DataSettings) -> Data:
     """The user's own data, which bring their own splits; named by what made them."""
     loader = SOURCES.find(settings.name)
     reading = [field.name for field in fields(Reading)] if _takes(loader, "reading") else []
-    taken = ("name", "augment", *(["root"] if _takes(loader, "root") else []), *reading)
+    taken = ("name", "augment", "generated", "generated_share", *(["root"] if _takes(loader, "root") else []), *reading)
     for field in fields(settings):
         value = getattr(settings, field.name)
         if field.name not in taken and value != field.default:

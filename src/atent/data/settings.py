@@ -76,6 +76,12 @@ class DataSettings(metaclass=Settings):
     workers: int | None = None
     """Threads that decode images. Default: one per CPU core, at most 8; 0: nothing is read before it is asked for."""
 
+    generated: str | None = None
+    """File of generated images, .npz with image (uint8, channels last) and label, for a share of each batch."""
+
+    generated_share: float | None = None
+    """Share of each batch that is generated. Default: 0.7 with `generated`."""
+
     label: str | None = None
     """Name of a table's column of classes. Default: label, class, target or y."""
 

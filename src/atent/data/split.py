@@ -115,6 +115,7 @@ class Data:
     about: plain JSON: source, files with sha256 and whether they are the known ones, counts, split, class
         names and what is missing.
     subset: how fewer samples than there are get chosen, see `sample`. seed: the split_seed, which draws them.
+    generated: how many of the training samples, the last ones, were generated. share: of each batch that they make up.
     """
 
     name: str
@@ -127,6 +128,13 @@ class Data:
     about: dict[str, Any]
     subset: Rule = "stratified"
     seed: int = 0
+    generated: int = 0
+    share: float = 0.0
+
+    @property
+    def epoch(self) -> int:
+        """Number of samples of an epoch: those of the training set that were not generated."""
+        return len(self.train) - self.generated
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, part)):,} {part}" for part in ("train", "validation", "test"))

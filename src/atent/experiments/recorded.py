@@ -27,7 +27,8 @@ def recorded_data(config: dict[str, Any]) -> DataSettings | None:
     if data.get("builder") or not names_data(config):
         return None
     if data.get("name"):
-        return DataSettings(**data)
+        # Generated samples are for training alone: an evaluation does not need their file.
+        return DataSettings(**{**data, "generated": None, "generated_share": None})
     if about.get("settings"):
         return DataSettings(**about["settings"])
     # From Python the settings are known by what they led to.

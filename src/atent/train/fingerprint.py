@@ -30,8 +30,11 @@ def fingerprint(config: dict[str, Any]) -> str:
     parts = {k: config[k] for k in ("method", "optimizer", "schedule")}
     parts["model"] = {k: v for k, v in config["model"].items() if k not in BUILDER_KEYS}
     train = {k: v for k, v in config["train"].items() if k not in _MACHINE}
-    # Runs made before data.subset took the first samples; those before data.size have images of one size.
-    former = (("subset", "first"), ("size", None))
+    # Runs made before data.subset took the first samples; those before the other fields had what they say here.
+    former = (
+        ("subset", "first"), ("size", None), ("generated", None), ("generated_share", None), ("label", None),
+        ("box", None), ("units", "range"),
+    )  # fmt: skip
     data = {k: v for k, v in config["data"].items() if k not in (*READING, *BUILDER_KEYS) and (k, v) not in former}
     files = config["about"]["data"].get("files")
     return folder.dumps({**parts, "train": train, "data": data, "files": files})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.checks import NotFinite
+from atent.data import Data
 from atent.distributed.sharding import is_sharded, local
 from atent.optim import Average
 from atent.rng import fold
@@ -182,20 +183,49 @@ def finite_logits(epoch: int, lr: float, run: Path | None) -> Iterator[None]:
 # ---- the order of the batches --------------------------------------------------------------------------------------
 
 
-def order_of(seed: int, epoch: int, n: int, rng: torch.Generator, rollbacks: Sequence[dict[str, Any]]) -> Tensor:
+def ordered(data: Data, seed: int, epoch: int, rng: torch.Generator, position: Mapping[str, Any]) -> Tensor:
+    """`order_of` the training samples, at a position of the training."""
+    return order_of(seed, epoch, data.epoch, rng, position.get("rollbacks", ()), (data.generated, data.share))
+
+
+def order_of(
+    seed: int,
+    epoch: int,
+    n: int,
+    rng: torch.Generator,
+    rollbacks: Sequence[dict[str, Any]],
+    generated: tuple[int, float] = (0, 0.0),
+) -> Tensor:
     """The order in which an epoch takes the n samples: a function of the seed and of where the training went back.
 
     Epochs after a rollback have an order of their own; in the epoch of one, the samples before ``taken`` stay, which
-    the steps before the checkpoint have used, and those after it are mixed again.
+    the steps before the checkpoint have used, and those after it are mixed again. Samples that were
+    ``generated`` (their number, behind the n, and their share) take their share of the places, evenly, so that every
+    batch has it to one sample.
     """
     before = sum(mark["epoch"] < epoch for mark in rollbacks)
     found = _mixed(n, rng, seed, "order", epoch, *([before] if before else []))
+    count, share = generated
+    made = _generated(int(n * share), count, rng, seed, epoch, before)
     for number, mark in enumerate(rollbacks, 1):
         if mark["epoch"] == epoch:
             taken = mark["taken"]
             rest = found[taken:]
             found = torch.cat([found[:taken], rest[_mixed(len(rest), rng, seed, "order", epoch, "rollback", number)]])
+            if made is not None:
+                again = _generated(len(made), count, rng, seed, epoch, before, "rollback", number)
+                made = torch.cat([made[: int(taken * share)], again[int(taken * share) :]])  # type: ignore[index]
+    if made is None:
+        return found
+    place = torch.arange(n + 1, device=found.device, dtype=torch.float64)
+    found[(place * share).floor().diff() > 0] = n + made
     return found
+
+
+def _generated(n: int, m: int, rng: torch.Generator, *keys: int | str) -> Tensor | None:
+    """n of m generated samples, mixed, each of them taken k times before one is taken k + 1 times; None for m = 0."""
+    rounds = [_mixed(m, rng, *keys, "generated", number) for number in range(-(-n // m))] if m else []
+    return torch.cat(rounds)[:n] if rounds else None
 
 
 def _mixed(n: int, rng: torch.Generator, *keys: int | str) -> Tensor:

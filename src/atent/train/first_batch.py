@@ -21,7 +21,7 @@ from atent.methods.base import State
 from atent.methods.inner import LowInner, exact
 from atent.rng import fold
 from atent.train import calibration, preflight
-from atent.train.finite import order_of
+from atent.train.finite import ordered
 from atent.train.settings import TrainSettings
 
 AGREEMENT = 0.1
@@ -97,7 +97,7 @@ class Batch:
     ) -> None:  # fmt: skip
         self.model, self.state, self.seed = model.train(), state, settings.seed
         self.rng = torch.Generator(data.train.x.device)
-        order = order_of(self.seed, 0, len(data.train), self.rng, ())
+        order = ordered(data, self.seed, 0, self.rng, {})
         self.ids = order[: settings.batch_size]
         x, self.y = data.train.batch(self.ids)
         self.rng.manual_seed(fold(self.seed, "augment", 0, 0))

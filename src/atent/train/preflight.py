@@ -41,7 +41,7 @@ def check(
     if run is not None:
         check_folder(run)
         check_files(model if made is None else made, begun, state)
-    return last_joins(len(data.train), batch_size, gradient_of(method, data, state, amp, model))
+    return last_joins(data.epoch, batch_size, gradient_of(method, data, state, amp, model))
 
 
 def check_threat(threat: Threat | None, data: Data) -> None:

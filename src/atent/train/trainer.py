@@ -32,7 +32,7 @@ from atent.train.clock import Clock
 from atent.train.compiling import Compiling
 from atent.train.describe import describe, summary, with_subsets
 from atent.train.fingerprint import as_begun, difference, fingerprint
-from atent.train.finite import Finite, Skipped, finite_logits, line_of, order_of
+from atent.train.finite import Finite, Skipped, finite_logits, line_of, ordered
 from atent.train.interrupt import Interrupted, how_to_resume, stop_requests
 from atent.train.keeping import Keeper, identified
 from atent.train.memory import MicroBatches
@@ -105,7 +105,7 @@ class Trainer:
         return preflight.check(self.model, self.data, method, self.state, named, self.begun, path, self.amp, size)
 
     def _count_steps(self) -> None:
-        self.parts = parts_of(len(self.data.train), self.settings.batch_size, joined=self._joined)
+        self.parts = parts_of(self.data.epoch, self.settings.batch_size, joined=self._joined)
         self.batches = len(self.parts)
         # An optimizer may use up several batches per step (Entropy-SGD).
         self.batches_per_step = getattr(self.optimizer, "batches_per_step", 1)
@@ -198,7 +198,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int) -> None:
         """The steps of an epoch, its validation and its checkpoint."""
-        order = order_of(self.settings.seed, epoch, len(self.data.train), self.rng, self.position.get("rollbacks", ()))
+        order = ordered(self.data, self.settings.seed, epoch, self.rng, self.position)
         start, self.position["step"] = self.position["step"], 0
         step = start - 1
         self.data.train.expect(order, self.parts[start // self.method.replays * self.batches_per_step :])
