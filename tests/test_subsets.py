@@ -447,7 +447,7 @@ def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(ol
     assert "Test images, the first 3 of 90, under" in page
     assert "the first 30 of 90" in page
     assert "Accuracy by class" in page
-    assert "robust to all of FGSM, 95 % interval" in page
+    assert "FGSM on 30 of 90 images" in page
 
 
 def test_an_old_certificate_grows_on_the_images_that_it_began_with(old):
