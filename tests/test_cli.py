@@ -659,3 +659,13 @@ def test_none_is_a_word_where_it_is_one_of_the_choices(spelling):
     job = train_job("digits-linf-atent-plus", *spelling, "--evaluate.limit", "none")
     assert job.train.average == "none"
     assert job.evaluate.limit is None
+
+
+def test_none_is_a_word_where_it_is_one_of_the_names():
+    """`--data.augment none` and `--train.shard none` name a choice; `--data.limit` and others without such a name mean
+    no value."""
+    from atent.cli.jobs import recipe_job
+
+    words = ["--data.augment", "none", "--train.shard", "none", "--data.validation", "none"]
+    job, _ = recipe_job("own-linf-atent", words, prog="atent train")
+    assert (job.data.augment, job.train.shard, job.data.validation) == ("none", "none", None)

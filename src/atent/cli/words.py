@@ -94,6 +94,13 @@ def _is_tristate(kind: Any) -> bool:
     return is_union and bool in typing.get_args(kind) and words
 
 
+def _names_none(kind: Any) -> bool:
+    """Whether the word none is a value of the type: a text that is never None, or one of the names to choose from."""
+    parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, UnionType) else (kind,)
+    named = any("none" in typing.get_args(part) for part in parts if typing.get_origin(part) is typing.Literal)
+    return kind is str or named
+
+
 # ---- what a user writes ------------------------------------------------------------------------------------
 
 
@@ -150,7 +157,7 @@ def _add_value(out: list[str], word: str, known: dict[str, Any]) -> None:
     if known.get(option) is bool and word.lower() in ("true", "false"):
         out[-1] = option if word.lower() == "true" else negated(option)
         print(f"atent: {option} {word} is deprecated: write {out[-1]}", file=sys.stderr)
-    elif option in _NAMED_NONE:
+    elif option in _NAMED_NONE or _names_none(known.get(option)):
         out.append(word)
     elif _LIMIT.fullmatch(option):
         out.append(_ALL.get(word, word))
