@@ -26,7 +26,7 @@ from atent.methods import Standard
 from atent.train import TrainSettings, fit
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"README": ROOT / "README.md"}
+PAGES = {"README": ROOT / "README.md", "CONTRIBUTING": ROOT / "CONTRIBUTING.md"}
 PAGES |= {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))}
 ELSEWHERE = {
     "attacks": "test_attack_calls.py",
