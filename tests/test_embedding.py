@@ -395,7 +395,7 @@ def test_the_recipes_evaluate_with_the_checks():
 def test_a_recipe_with_checks_has_them_in_its_evaluation(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def checks(model, x, y, threat, *, attack, seed, batch):
+    def checks(model, x, y, threat, *, attack, seed, batch, **_):
         asked.append((threat, attack))
         return [Check("black-box", False, "3 of 4", "gradients are masked")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 from torch import nn
 
@@ -19,6 +20,10 @@ def mlp(*, classes: int = 10, shape: tuple[int, ...] = (1, 8, 8)) -> nn.Sequenti
     dropout, so that bounds can train it.
     """
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(math.prod(shape), HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
-        nn.Linear(HIDDEN, classes),
+        OrderedDict(
+            flatten=nn.Flatten(),
+            hidden1=nn.Linear(math.prod(shape), HIDDEN), relu1=nn.ReLU(),
+            hidden2=nn.Linear(HIDDEN, HIDDEN), relu2=nn.ReLU(),
+            output=nn.Linear(HIDDEN, classes),
+        )
     )  # fmt: skip
