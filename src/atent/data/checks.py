@@ -57,9 +57,8 @@ def every_class(file: object, y: np.ndarray, classes: int) -> None:
     seen = np.unique(y)
     if len(seen) < classes:
         empty = next(label for label in range(classes) if label >= len(seen) or seen[label] != label)
-        hint = (
-            ": labels that count from 1 become classes by y - 1" if np.array_equal(seen, np.arange(1, classes)) else ""
-        )
+        from_1 = (int(seen[0]), int(seen[-1]), len(seen)) == (1, classes - 1, classes - 1)
+        hint = ": labels that count from 1 become classes by y - 1" if from_1 else ""
         raise ValueError(f"{file}: class {empty} of 0 to {classes - 1} has no training sample{hint}")
 
 
