@@ -54,6 +54,20 @@ class ALMA(Attack):
     As the authors' code: the squared gradients' average begins at 1, and its weight and the momentum are ``alpha``.
     Deviations: where the gradient at x is zero nothing moves (they draw a direction); where the box does not allow a
     first step of ``first_step``, its length without the box counts (theirs searches for ever).
+
+    References
+    ----------
+    Rony et al. 2021, "Augmented Lagrangian adversarial attacks", ICCV, Algorithm 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import ALMA
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> ALMA(Threat("l2", 0.5), steps=5).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     minimum_norm: ClassVar[bool] = True

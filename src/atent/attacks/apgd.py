@@ -54,6 +54,23 @@ class APGD(Attack):
     last point too, which nothing uses; it halves at a share of exactly rho, and never at the first checkpoint for want
     of a better loss; it compares the first step's loss with 0, not with the start's; its checkpoints are rounded
     otherwise (100 steps: the same); it returns the last misclassified iterate; its targets come one after the other.
+
+    References
+    ----------
+    Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks", ICML, Algorithm 1.
+
+    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import APGD
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> APGD(Threat("linf", 0.1), steps=5).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     aims: ClassVar[bool] = True

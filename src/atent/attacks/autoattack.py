@@ -34,6 +34,23 @@ class AutoAttack(Attack):
     it left correctly classified, which one forward per part decides. FAB stops with a sample once a point within eps is
     found. On models of fewer than 10 classes the targeted parts aim at all wrong ones, and on fewer than a DLR loss
     takes (4; rand: 3) `APGD` climbs the difference of logits in its place; `remarks` says so.
+
+    References
+    ----------
+    Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
+    attacks", ICML.
+
+    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import AutoAttack
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> AutoAttack(Threat("linf", 0.1), version="rand", steps=5, eot=2).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")

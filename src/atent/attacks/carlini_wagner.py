@@ -31,6 +31,20 @@ class CarliniWagner(Attack):
     0.01 %, as in the authors' code, which watches the sum of the batch. ``steps`` here is 1000 where theirs is 10,000.
     Deviation: the objective is looked at after each tenth's last step, not after the next one's first. At most
     ``steps * search_steps`` forwards and backwards, and one forward at x.
+
+    References
+    ----------
+    Carlini and Wagner 2017, "Towards evaluating the robustness of neural networks", IEEE S&P, Section VI.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import CarliniWagner
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> CarliniWagner(Threat("l2", 0.5), steps=10, search_steps=2).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     minimum_norm: ClassVar[bool] = True

@@ -59,6 +59,21 @@ class DDN(Attack):
     norm that follows the verdicts. ``steps`` forwards, ``steps - 1`` backwards: the authors' last gradient moves
     nothing that is looked at. Deviations: a zero gradient moves nothing (they draw a random direction); the cosine is
     read at (k + 1) / steps, as their scheduler does where it steps first.
+
+    References
+    ----------
+    Rony et al. 2019, "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and
+    defenses", CVPR, Algorithm 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import DDN
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> DDN(Threat("l2", 0.5), steps=5).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     minimum_norm: ClassVar[bool] = True

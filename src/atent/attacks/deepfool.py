@@ -41,6 +41,21 @@ class DeepFool(Attack):
     point is put into the box as well. The search of a sample ends at the first point that is misclassified. At most
     ``steps + 2`` forwards and ``steps * (classes - 1)`` backwards; a sample that has fallen leaves after 1, 2, 4, 8,
     ... steps.
+
+    References
+    ----------
+    Moosavi-Dezfooli et al. 2016, "DeepFool: a simple and accurate method to fool deep neural networks", CVPR,
+    Algorithm 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import DeepFool
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> DeepFool(Threat("l2", 0.5), steps=5).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     minimum_norm: ClassVar[bool] = True

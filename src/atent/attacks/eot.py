@@ -25,6 +25,20 @@ class EoT(Attack):
     random.
     ValueError for an attack without gradients, for one that averages its own gradients (``eot`` above 1) or that is
     made of others, and for one under another threat.
+
+    References
+    ----------
+    Athalye et al. 2018, "Synthesizing robust adversarial examples", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import EoT
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> EoT(Threat("linf", 0.1), attack="PGD(steps=2)", samples=2).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     FORMER: ClassVar[dict[str, str]] = {"draws": "samples"}

@@ -44,6 +44,20 @@ class FAB(Attack):
     ``targets`` (FAB-T) so many runs, one for each of the most likely wrong classes of x, at most all that there are:
     2 forwards and 1 backward per step and run. The runs of a sample go side by side, as rows of one batch: samples
     are taken in groups such that a pass sees no more rows than the caller's batch has, or 2^16 input numbers.
+
+    References
+    ----------
+    Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FAB
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> FAB(Threat("linf", 0.1), steps=3).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     minimum_norm: ClassVar[bool] = True

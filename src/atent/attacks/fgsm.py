@@ -22,6 +22,20 @@ class FGSM(Attack):
     linf: x + eps sign(g); l2: x + eps g / ||g||_2; l1: the coordinates of the largest gradients go to the wall
     of the box until eps is used up; then ball and box. l0, patch: a step of 10 widths of the box along g over its
     largest entry, projected. One forward, one backward.
+
+    References
+    ----------
+    Goodfellow et al. 2015, "Explaining and harnessing adversarial examples", ICLR, Section 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> FGSM(Threat("linf", 0.1)).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     aims: ClassVar[bool] = True

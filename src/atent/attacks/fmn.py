@@ -40,6 +40,21 @@ class FMN(Attack):
     Deviations: in l1 and l0 the point is the nearest one of ball and box, not of one after the other; the estimated
     distance is lengthened by 0.1 %; r also grows where half of the steps went by without a success, since the estimate
     knows nothing of the box and may stay short of the boundary.
+
+    References
+    ----------
+    Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints", NeurIPS,
+    Algorithm 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FMN
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> FMN(Threat("l2", 0.5), steps=5).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     minimum_norm: ClassVar[bool] = True

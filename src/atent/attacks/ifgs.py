@@ -23,6 +23,20 @@ class IFGS(Attack):
 
     In other norms their steepest ascent takes the place of the sign, see `Threat.step`. It is `PGD` from x itself: no
     random numbers, no restarts, the last iterate. ``steps`` forwards and backwards.
+
+    References
+    ----------
+    Kurakin et al. 2017, "Adversarial examples in the physical world", ICLR workshop, Eq. 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import IFGS
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> IFGS(Threat("linf", 0.1), steps=3).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     aims: ClassVar[bool] = True

@@ -40,6 +40,20 @@ class PGD(Attack):
     no labels, and asks for the clean logits once, one forward more. With ``momentum`` mu above 0 the direction is that
     of the running sum g <- mu g + grad / ||grad||_1, per sample, from g = 0 at each start (MI-FGSM, Dong et al. 2018,
     Eq. 6, who begin at x and take mu = 1 and steps of eps / steps).
+
+    References
+    ----------
+    Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", ICLR, Section 2.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import PGD
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> PGD(Threat("linf", 0.1), steps=3).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     aims: ClassVar[bool] = True

@@ -35,6 +35,16 @@ class SigmaZero(Attack):
     References
     ----------
     Cinà et al., "sigma-zero: Gradient-based Optimization of l0-norm Adversarial Examples", ICLR 2025.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import SigmaZero
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> SigmaZero(Threat("l0", 3), steps=5).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     minimum_norm: ClassVar[bool] = True

@@ -42,6 +42,16 @@ class SparsePGD(Attack):
     ----------
     Zhong, Huang and Liu, "Towards Efficient Training and Evaluation of Robust Models against l0 Bounded Adversarial
     Perturbations", ICML 2024.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import SparsePGD
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> SparsePGD(Threat("l0", 3), steps=5).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     aims: ClassVar[bool] = True

@@ -42,6 +42,16 @@ class SparseRS(Attack):
     ----------
     Croce et al., "Sparse-RS: a Versatile Framework for Query-Efficient Sparse Black-Box Adversarial Attacks", AAAI
     2022.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import SparseRS
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> SparseRS(Threat("l0", 3), queries=5).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     needs_gradient: ClassVar[bool] = False

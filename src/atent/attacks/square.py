@@ -45,6 +45,21 @@ class Square(Attack):
     or column. The grid covers the middle of the image with as many tiles of side // 5 as there is room for; theirs
     does so where that makes 5 tiles a side. Inputs (n, d) are images 1 x side x side where d is a square number,
     1 x 1 x d with windows of a single coordinate otherwise.
+
+    References
+    ----------
+    Andriushchenko et al. 2020, "Square Attack: a query-efficient black-box adversarial attack via random search",
+    ECCV, Algorithms 1 to 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import Square
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> Square(Threat("linf", 0.1), queries=5).run(model, x, y).x_adv.shape
+    torch.Size([2, 3, 4, 4])
     """
 
     needs_gradient: ClassVar[bool] = False

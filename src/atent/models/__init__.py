@@ -91,23 +91,111 @@ def build(
 
 
 def native_shape(name: str) -> tuple[int, ...]:
-    """The (c, h, w), or (d,), that the network `name` was made for. Raises ValueError for an unknown name."""
+    """The (c, h, w), or (d,), that the network `name` was made for.
+
+    Parameters
+    ----------
+    name
+        Name of a network of `MODELS`.
+
+    Returns
+    -------
+    tuple of int
+        The shape of one input.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> from atent import models
+    >>> models.native_shape("mlp")
+    (1, 8, 8)
+    """
     shape: tuple[int, ...] = inspect.signature(MODELS.find(name)).parameters["shape"].default
     return shape
 
 
 def has_dropout(name: str) -> bool:
-    """Whether the network `name` has a dropout field. Raises ValueError for an unknown name."""
+    """Whether the network `name` has a dropout field.
+
+    Parameters
+    ----------
+    name
+        Name of a network of `MODELS`.
+
+    Returns
+    -------
+    bool
+        Whether `build` takes ``dropout`` for it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> from atent import models
+    >>> models.has_dropout("mlp")
+    False
+    """
     return "dropout" in inspect.signature(MODELS.find(name)).parameters
 
 
 def has_activation(name: str) -> bool:
-    """Whether the activation of the network `name` can be chosen. Raises ValueError for an unknown name."""
+    """Whether the activation of the network `name` can be chosen.
+
+    Parameters
+    ----------
+    name
+        Name of a network of `MODELS`.
+
+    Returns
+    -------
+    bool
+        Whether `build` takes ``activation`` for it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> from atent import models
+    >>> models.has_activation("mlp")
+    False
+    """
     return "activation" in inspect.signature(MODELS.find(name)).parameters
 
 
 def has_patch(name: str) -> bool:
-    """Whether the network `name` cuts its input into patches. Raises ValueError for an unknown name."""
+    """Whether the network `name` cuts its input into patches.
+
+    Parameters
+    ----------
+    name
+        Name of a network of `MODELS`.
+
+    Returns
+    -------
+    bool
+        Whether `build` takes ``patch`` for it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> from atent import models
+    >>> models.has_patch("mlp")
+    False
+    """
     return "patch" in inspect.signature(MODELS.find(name)).parameters
 
 
