@@ -241,6 +241,12 @@ def plugin_named(registry: Registry[Any], name: str) -> Plugin | None:
     return Plugin(registry.kind, name, module, qualname, version_of(module))
 
 
+def plugin_found(registry: Registry[Any], name: str) -> Plugin | None:
+    """The record of what ``name`` gives: by its own name, or by ``name`` where it has none, as an object has not."""
+    entry = registry.find(name)
+    return plugin_of(registry, entry) if hasattr(entry, "__qualname__") else plugin_named(registry, name)
+
+
 def version_of(module: str) -> str | None:
     """Name and version of the distribution that a module came with; None for one that was not installed."""
     top = module.partition(".")[0]

@@ -8,7 +8,7 @@ A new source is one file with a loader `(root) -> Source` and the decorator `dat
 """
 
 import inspect
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
 from typing import Any, cast
 
@@ -16,16 +16,17 @@ import numpy as np
 from torch import Tensor
 
 from atent import trust
-from atent.checks import as_tensor, collect, plain
+from atent.checks import collect, plain
 from atent.data import checks
 from atent.data.augmentation import AUGMENTATIONS, augment
 from atent.data.generated import check as check_generated
 from atent.data.generated import mixed
+from atent.data.own import dataset_source, tensor_source
 from atent.data.reading import Reading
 from atent.data.reading import check as check_reading
 from atent.data.settings import DataSettings, Limit, Rule, everything
-from atent.data.sources import SOURCES, dataset
-from atent.data.split import SUBSET, Data, Source, Split, split, spread, stratified, subset
+from atent.data.sources import SOURCES, dataset, is_pair
+from atent.data.split import SUBSET, Data, Source, Split, spread, stratified, subset
 from atent.data.table import Columns
 from atent.data.table import check as check_columns
 from atent.registry import current_directory_on_path, first_line
@@ -33,7 +34,7 @@ from atent.threat import Box, Threat
 
 __all__ = [
     "AUGMENTATIONS", "SOURCES", "Data", "DataSettings", "Limit", "Rule", "Source", "Split", "augment", "collect",
-    "dataset", "everything", "from_tensors", "load", "spread",
+    "dataset", "everything", "from_dataset", "from_tensors", "load", "spread",
 ]  # fmt: skip
 
 # Streams of one split_seed that must not be the same numbers; `SUBSET` is another.
@@ -77,22 +78,34 @@ def load(settings: DataSettings) -> Data:
 
 
 def _loaded(loader: Any, settings: DataSettings) -> Source | Data:
-    """What the loader gives; ValueError, in one line, for anything but a `Source` or `Data`."""
+    """What the loader gives, a pair of Datasets as a `Source`; ValueError, in one line, for anything else."""
     if isinstance(loader, Data):
         return loader
     if SOURCES.delegates(settings.name) or SOURCES.origin(settings.name) == "built-in":
         return cast(Source, loader(**_given(loader, settings)))
-    # An installed package finds what it needs where it is installed.
-    nearby = current_directory_on_path() if ":" in settings.name else nullcontext()
     try:
-        with nearby, trust.lifted():
-            made = loader(**_given(loader, settings))
+        with _nearby(settings), trust.lifted():
+            made = loader if is_pair(loader) else loader(**_given(loader, settings))
     except (Exception, SystemExit) as error:
         raise ValueError(f"{settings.name} raised {first_line(error)}") from error
+    if is_pair(made):
+        try:
+            with _nearby(settings), trust.lifted():
+                return dataset_source(*made)
+        except ValueError as error:
+            raise ValueError(f"{settings.name}: {error}") from error
     if not isinstance(made, Source | Data):
         kind = "None" if made is None else f"of type {type(made).__name__}"
-        raise ValueError(f"{settings.name} returned {kind}, want Data, such as atent.data.from_tensors gives")
+        raise ValueError(
+            f"{settings.name} returned {kind}, want Data, such as atent.data.from_tensors gives, or a pair (train,"
+            " test) of torch Datasets"
+        )
     return made
+
+
+def _nearby(settings: DataSettings) -> AbstractContextManager[None]:
+    """The current directory on the path; an installed package finds what it needs where it is installed."""
+    return current_directory_on_path() if ":" in settings.name else nullcontext()
 
 
 def _given(loader: Any, settings: DataSettings) -> dict[str, Any]:
@@ -103,7 +116,7 @@ def _given(loader: Any, settings: DataSettings) -> dict[str, Any]:
 
 def _takes(loader: Any, name: str) -> bool:
     """Whether a loader has a parameter of that name."""
-    return not isinstance(loader, Data) and name in inspect.signature(loader).parameters
+    return callable(loader) and name in inspect.signature(loader).parameters
 
 
 def _own(made: Data, settings: DataSettings) -> Data:
@@ -180,46 +193,92 @@ def from_tensors(
     box: Box = (0.0, 1.0),
     name: str = "tensors",
 ) -> Data:
-    """Your own tensors or arrays as a data set: x (n, c, h, w) or (n, d), uint8 (divided by 255) or floats in ``box``,
-    which become float32. Of DataLoaders: ``from_tensors(*collect(train_loader), *collect(test_loader))``.
+    """Your own tensors or arrays as a data set. Of DataLoaders: ``from_tensors(*collect(train), *collect(test))``.
 
-    ``box`` is a pair of numbers, or of sequences with one number for each channel. y: (n,) integers from 0, each class
-    present in training. A validation set of ``validation`` samples (default 10 %
-    of the training set, at most 1000) is carved from the training set by class share, seeded by ``split_seed``.
-    ``subset``: how fewer samples than there are get chosen, see `Data.sample`.
-    Raises ValueError, in one line, for shapes, types, labels or values that cannot be used.
+    Parameters
+    ----------
+    x_train, x_test
+        (n, c, h, w) or (n, d): uint8 (divided by 255), or floats in ``box``, which become float32.
+    y_train, y_test
+        (n,) integers from 0, each class present in training.
+    validation
+        Samples carved from the training set by class share. Default: 10 % of it, at most 1000.
+    split_seed
+        Seed of the validation split.
+    subset
+        How fewer samples than there are get chosen, see `Data.sample`.
+    box
+        A pair of numbers, or of sequences with one number for each channel.
+    name
+        What the data are called.
+
+    Returns
+    -------
+    Data
+        The three splits, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        In one line, for shapes, types, labels or values that cannot be used.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.data import from_tensors
+    >>> x, y = torch.linspace(0, 1, 80).view(20, 4), torch.arange(20) % 2
+    >>> from_tensors(x, y, x, y, validation=4)
+    Data('tensors', 2 classes, shape (4,), 16 train, 4 validation, 20 test)
     """
-    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    a = {key: _array(key, value) for key, value in arrays.items()}
-    validation, split_seed = plain(validation), plain(split_seed)
-    box = Threat("linf", 0.0, box).box
-    for key in ("x_train", "x_test"):
-        if a[key].ndim not in (2, 4) or 0 in a[key].shape:
-            raise ValueError(f"{key}: shape {a[key].shape}; allowed are (n, d) and (n, c, h, w)")
-        if a[key].dtype != np.uint8:
-            if a[key].dtype.kind != "f":
-                raise ValueError(f"{key}: {a[key].dtype}; allowed are uint8 and floats in the box")
-            checks.floats(key, a[key], box)
-    if a["x_train"].shape[1:] != a["x_test"].shape[1:] or a["x_train"].dtype != a["x_test"].dtype:
-        test, train = a["x_test"], a["x_train"]
-        raise ValueError(f"x_test is {test.dtype} {test.shape}; x_train is {train.dtype} {train.shape}")
-    checks.labels("y_train", a["y_train"], len(a["x_train"]))
-    classes = int(a["y_train"].max()) + 1
-    checks.every_class("y_train", a["y_train"], classes)
-    checks.labels("y_test", a["y_test"], len(a["x_test"]), classes)
-    scale = 255.0 if a["x_train"].dtype == np.uint8 else None
-    source = Source(
-        classes=classes,
-        train=split(a["x_train"], a["y_train"], scale),
-        test=split(a["x_test"], a["y_test"], scale),
-        validation=min(1000, max(1, len(a["x_train"]) // 10)),
-        box=(0.0, 1.0) if scale else box,
-        about={"source": "tensors", "files": {}, "test": "x_test"},
-    )
-    return carve(source, DataSettings(name=name, validation=validation, split_seed=split_seed, subset=subset))
+    given = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    source = tensor_source(given, Threat("linf", 0.0, box).box)
+    return _carved(source, name, validation, split_seed, subset)
 
 
-def _array(name: str, value: Tensor | np.ndarray) -> np.ndarray:
-    """As a numpy array, floats as float32."""
-    tensor = as_tensor(name, value).detach().cpu()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+def from_dataset(
+    train: Any,
+    test: Any,
+    *,
+    validation: int | None = None,
+    split_seed: int = 0,
+    subset: Rule = "stratified",
+    box: Box = (0.0, 1.0),
+    name: str = "dataset",
+) -> Data:
+    """Your own `torch.utils.data.Dataset` as a data set; its items are read once, in order, and held in memory.
+
+    Parameters
+    ----------
+    train, test
+        Map-style Datasets of pairs (x, y): x a tensor or an array, (c, h, w) or (d,), uint8 (divided by 255) or floats
+        in the box; y a whole number from 0. Names of classes are taken from the attribute ``classes`` of ``train``.
+    validation, split_seed, subset, box, name
+        See `from_tensors`.
+
+    Returns
+    -------
+    Data
+        Its ``about`` has a SHA-256 over the items of each part, by which a run notices other contents.
+
+    Raises
+    ------
+    ValueError
+        In one line: for iterable Datasets, items that cannot be used or raise, items that differ when they are read
+        again (random transforms; ``data.augment`` augments instead), and what `from_tensors` refuses.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.utils.data import TensorDataset
+    >>> from atent.data import from_dataset
+    >>> part = TensorDataset(torch.linspace(0, 1, 80).view(20, 4), torch.arange(20) % 2)
+    >>> from_dataset(part, part, validation=4)
+    Data('dataset', 2 classes, shape (4,), 16 train, 4 validation, 20 test)
+    """
+    source = dataset_source(train, test, Threat("linf", 0.0, box).box)
+    return _carved(source, name, validation, split_seed, subset)
+
+
+def _carved(source: Source, name: str, validation: int | None, split_seed: int, subset: Rule) -> Data:
+    settings = DataSettings(name=name, validation=plain(validation), split_seed=plain(split_seed), subset=subset)
+    return carve(source, settings)

@@ -35,7 +35,8 @@ class DataSettings(metaclass=Settings):
     name: str = "digits"
     """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, imagenet, moons, two-class
     (MNIST's 5 and 8 in the plane, by t-SNE), npz (your arrays), folder (your images), table (your CSV file), hf:NAME
-    (of the Hugging Face Hub) or hf:/PATH, or your own, as module:function that gives what `from_tensors` gives."""
+    (of the Hugging Face Hub) or hf:/PATH, or your own, as module:function that gives what `from_tensors` gives or a
+    pair (train, test) of torch Datasets, or as module:pair."""
 
     root: str | None = None
     """Folder that holds the data (npz: the file itself; two-class: that of MNIST, or the file of the points). Default:

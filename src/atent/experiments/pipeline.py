@@ -32,7 +32,7 @@ from atent.methods.embedding import EmbeddingTerm
 from atent.models import MODELS, ModelSettings, check_output, make
 from atent.optim import Optimizer, Schedule
 from atent.optim.settings import OPTIMIZERS
-from atent.registry import Registry, plugin_of
+from atent.registry import plugin_found, plugin_of
 from atent.rng import fold
 from atent.runs.checkpoint import check_architecture, load_state, read_states, weights_file
 from atent.runs.foreign import is_weights
@@ -322,11 +322,11 @@ def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
 
 def _with_plugins(about: dict[str, Any], job: Job, attacks: Iterable[Attack]) -> dict[str, Any]:
     """What is recorded of a job, with the module, class and version of each plug-in that it takes."""
-    entries: list[tuple[Registry[Any], Any]] = [(ATTACKS, type(attack)) for attack in attacks]
+    plugins = [plugin_of(ATTACKS, type(attack)) for attack in attacks]
     for registry, name in ((MODELS, job.model.name), (SOURCES, job.data.name), (OPTIMIZERS, job.optimizer.name)):
         if registry.origin(name) != "built-in":
-            entries.append((registry, registry.find(name)))
-    found = [asdict(plugin) for plugin in (plugin_of(*entry) for entry in entries) if plugin]
+            plugins.append(plugin_found(registry, name))
+    found = [asdict(plugin) for plugin in plugins if plugin]
     known = [*about.get("plugins", []), *(each for i, each in enumerate(found) if each not in found[:i])]
     return {**about, "plugins": known} if known else about
 
