@@ -1,13 +1,18 @@
 """Generated images as a share of each batch."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
+from atent import Threat
 from atent.cli import main
 from atent.data import DataSettings, load
+from atent.methods import PGDAT
+from atent.models import build
+from atent.train import Interrupted, TrainSettings, fit, trainer
 from atent.train.finite import order_of, ordered
 
 N, M = 150, 40
@@ -83,6 +88,34 @@ def test_a_training_takes_them_and_an_evaluation_does_without_their_file(files, 
     assert config["about"]["data"]["generated"] == {"file": "made.npz", "n": M, "share": 0.3}
     (tmp_path / "made.npz").unlink()
     assert main(["evaluate", "runs/mixed", "--attacks", "FGSM", "--limit", "20", "--quiet"]) == 0
+
+
+def test_a_training_that_is_stopped_within_an_epoch_ends_with_the_same_bits(files, tmp_path, monkeypatch):
+    data = load(settings(files))
+
+    def trained(name, **more):
+        torch.manual_seed(0)
+        net = build("mlp", shape=data.shape, classes=data.classes)
+        how = TrainSettings(epochs=2, batch_size=20, save_minutes=0, device="cpu")
+        method = PGDAT(Threat("linf", 0.02), steps=2)
+        return fit(net, data, method, settings=how, run=tmp_path / name, progress=False, **more)
+
+    @contextmanager
+    def requests():
+        asked = iter(range(100))
+        yield lambda: next(asked) > 8
+
+    whole = trained("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "stop_requests", requests)
+        with pytest.raises(Interrupted):
+            trained("broken")
+    saved = torch.load(tmp_path / "broken" / "last" / "state.pt", weights_only=True)
+    assert 0 < saved["mark"]["step"] < 6, (list(saved), saved["mark"])
+    again = trained("broken", resume=True)
+    assert [row["loss"] for row in again.history] == [row["loss"] for row in whole.history]
+    pairs = zip(again.model.parameters(), whole.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize(
