@@ -145,3 +145,29 @@ def test_from_training_to_certificate(tmp_path, rows, monkeypatch):
     assert certificate["n"] == 12
     assert main(["report", str(run)]) == 0
     assert "virginica" in (run / "report.html").read_text()
+
+
+def test_arrays_of_rows(tmp_path):
+    path, rng = tmp_path / "rows.npz", np.random.default_rng(0)
+    x, y = rng.integers(-5, 90, (60, 3)), np.array(["a", "b", "c"])[np.arange(60) % 3]
+    np.savez(path, x_train=x[:45], y_train=y[:45], x_test=x[45:], y_test=y[45:])
+    data = load(DataSettings("table", str(path), validation=6))
+    assert (data.shape, len(data.train), len(data.test)) == ((3,), 39, 15)
+    low, high = x[:45].min(0), x[:45].max(0)
+    want = ((x[45:] - low) / (high - low)).clip(0, 1)[np.argsort(data.test.ids.numpy()).argsort()]
+    np.testing.assert_allclose(data.test.x.numpy(), want, atol=1e-6)
+    assert (data.about["test"], data.about["class_names"]) == ("x_test", ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"data\.label has no effect"):
+        load(DataSettings("table", str(path), label="a"))
+    with pytest.raises(ValueError, match=r"data\.name table"):
+        load(DataSettings("npz", str(path)))
+    for bad in (
+        {"x_test": x[45:, :2]},
+        {"y_test": y[:3]},
+        {"x_train": np.full((45, 3), np.nan)},
+        {"y_test": y[45:] + "d"},
+    ):
+        np.savez(path, **{"x_train": x[:45], "y_train": y[:45], "x_test": x[45:], "y_test": y[45:], **bad})
+        with pytest.raises(ValueError, match=r"rows\.npz") as error:
+            load(DataSettings("table", str(path)))
+        assert "\n" not in str(error.value)

@@ -60,7 +60,11 @@ def load(settings: DataSettings) -> Data:
     if not 0 <= settings.split_seed < 2**32:
         raise ValueError(f"data.split_seed is {settings.split_seed}; it must be 0 to 2**32 - 1")
     root = str(settings.root or "")
-    if root.endswith(".npz") and settings.name not in ("npz", "two-class") and SOURCES.is_built_in(settings.name):
+    if (
+        root.endswith(".npz")
+        and settings.name not in ("npz", "table", "two-class")
+        and SOURCES.is_built_in(settings.name)
+    ):
         raise ValueError(
             f"data.root {root} is a file of arrays, and data.name {settings.name} takes a folder: set data.name to npz"
             " (--data npz)"

@@ -19,7 +19,8 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 def _images(name: str, x: np.ndarray) -> np.ndarray:
     """x as (n, c, h, w), uint8 or float32. Raises ValueError where it is none of the allowed kinds."""
     if x.ndim not in (3, 4) or 0 in x.shape:
-        raise ValueError(f"{name}: shape {x.shape}; allowed are (n, h, w) and (n, c, h, w)")
+        hint = "; rows of numbers are read by data.name table" if x.ndim == 2 else ""
+        raise ValueError(f"{name}: shape {x.shape}; allowed are (n, h, w) and (n, c, h, w){hint}")
     if x.ndim == 4 and x.shape[1] > 4 and x.shape[3] in (1, 3, 4):
         raise ValueError(f"{name}: shape {x.shape} has its channels last; wanted (n, c, h, w)")
     if x.dtype != np.uint8 and x.dtype.kind != "f":

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from atent.data import checks
+from atent.data.arrays import arrays
 from atent.data.files import FIX, data_root, record
 from atent.data.settings import DataSettings
 from atent.data.sources import dataset
@@ -76,7 +77,8 @@ def check(settings: DataSettings, taken: bool) -> None:
 def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
     """Rows of a CSV file whose first line names the columns.
 
-    `root` is its path, or a folder with train.csv and test.csv.
+    `root` is its path, or a folder with train.csv and test.csv, or an .npz file with x_train (n, d), y_train, x_test
+    and y_test.
     One column holds the classes, numbers or words; all others hold finite numbers. In units of the "range" a column's
     values become (v - low) / (high - low), in [0, 1]; its low and high are those of the training rows, or those of
     ``columns.box``, and a column that never changes is 0. In units of the "spread" they become v divided by the
@@ -98,7 +100,8 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
             f"table: wanted a .csv file, or a folder with train.csv and test.csv, {path} is not there; {FIX} to it"
         )
     paths = [path / "train.csv", path / "test.csv"] if path.is_dir() else [path]
-    names, words, x, files = _read(paths, columns.label)
+    names, words, x, files = _arrays(path, columns) if path.suffix == ".npz" else _read(paths, columns.label)
+    parted = len(words) == 2
     classes = sorted(set(words[0]), key=_order)
     unknown = sorted(set(words[-1]) - set(classes))
     if unknown:
@@ -106,7 +109,7 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
     y = [np.array([classes.index(word) for word in part], dtype=np.int64) for part in words]
     if len(classes) < 2:
         raise ValueError(f"{paths[0]}: {len(classes)} class in {len(x[0])} rows; a classifier needs 2 or more")
-    if len(paths) == 1:
+    if not parted:
         x, y = _parts(paths[0], x[0], y[0], columns.split_seed)
     scaled, box, outside, scales = _scaled(paths[0], names, x, columns)
     checks.every_class(str(paths[0]), y[0], len(classes))
@@ -119,7 +122,9 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
         about={
             "source": path.name,
             "files": files,
-            "test": "test.csv" if len(paths) == 2 else f"{TEST_SHARE:.0%} of {path.name}, by split_seed",
+            "test": ("test.csv" if path.is_dir() else "x_test")
+            if parted
+            else f"{TEST_SHARE:.0%} of {path.name}, by split_seed",
             "class_names": list(classes),
             "columns": names,
             "units": columns.units,
@@ -127,6 +132,24 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
             "test_values_clipped": outside,
         },
     )
+
+
+def _arrays(path: Path, columns: Columns) -> tuple[list[str], list[list[str]], list[np.ndarray], dict[str, Any]]:
+    """As `_read`, of the arrays of an .npz file; columns are called by their numbers."""
+    if columns.label is not None:
+        raise ValueError(f"data.label has no effect for {path}: its classes are y_train and y_test")
+    found, digest = arrays(path, ("x_train", "y_train", "x_test", "y_test"))
+    wide = found["x_train"].shape[1:]
+    for part in ("train", "test"):
+        x, y = found[f"x_{part}"], found[f"y_{part}"]
+        if x.ndim != 2 or x.dtype.kind not in "fiu" or 0 in x.shape or x.shape[1:] != wide:
+            raise ValueError(f"{path}: x_{part} is {x.dtype} {x.shape}; wanted numbers (n, d), as many columns in both")
+        if y.shape != (len(x),) or y.dtype.kind not in "iuUb":
+            raise ValueError(f"{path}: y_{part} is {y.dtype} {y.shape}; wanted whole numbers or words ({len(x)},)")
+        checks.floats(f"{path}: x_{part}", x, (-math.inf, math.inf))
+    words = [[str(label) for label in found[f"y_{part}"].tolist()] for part in ("train", "test")]
+    rows = [found[f"x_{part}"].astype(np.float64) for part in ("train", "test")]
+    return [str(k) for k in range(*wide)], words, rows, {path.name: record(digest, None)}
 
 
 def _order(word: str) -> tuple[int, float, str]:
