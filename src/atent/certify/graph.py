@@ -15,8 +15,8 @@ from atent.certify.operators import LAYERS, NORMS, TIMES_MINUS_1, Fork, Kind, Kn
 from atent.guard import guard
 
 SUPPORTED = (
-    "Linear, Conv2d, ReLU and the other layers and operations of docs/certification.md, and constants that are added"
-    " or multiplied"
+    "Linear, convolutions, BatchNorm, pooling, ReLU, LeakyReLU, clamp, sigmoid, tanh, SiLU, GELU, ELU, slices, padding,"
+    " cat, sums, and constants that are added or multiplied"
 )
 
 
@@ -161,8 +161,6 @@ def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]
 _VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
 _VIEWING = ("flatten", "view", "reshape", "unflatten", "dropout", "dropout2d", "getitem", "contiguous")
 _AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
-
-
 _SUMS = ("add", "iadd", "sub", "isub")
 
 
@@ -193,12 +191,7 @@ def _translate(
             nodes.append(Node("sum", name, (one, other)))
             return len(nodes) - 1
         if name in ("cat", "concat", "concatenate"):
-            joined: Any = step.args[0]
-            parts = tuple(_position(part, found, "each part of a cat") for part in joined)
-            dim = _option(step, 1, "dim", 0)
-            if dim == 0:
-                raise ValueError(f"{name} along the samples: bounds treat each sample alone")
-            nodes.append(Node("cat", name, parts, dim))
+            nodes.append(_joined(name, step, found))
             return len(nodes) - 1
         known = _operation(name, operands, step, found)
     # Arithmetic may have its constant first.
@@ -208,6 +201,18 @@ def _translate(
     if in_place and step.op == "call_module" and known:
         _refuse_change(name, step, [before], shared)
     return _appended(nodes, name, before, known)
+
+
+def _joined(name: str, step: fx.Node, found: Found) -> Node:
+    """The node of a `torch.cat`."""
+    tensors: Any = _option(step, 0, "tensors", ())
+    places = [_seen(part, found) for part in (() if isinstance(tensors, fx.Node) else tensors)]
+    dim = _option(step, 1, "dim", step.kwargs.get("axis", 0))
+    if not places or not all(type(place) is int for place in places) or not isinstance(dim, int):
+        raise ValueError(f"{name} in the code of {_owner(step)} joins more than activations, which bounds cannot read")
+    if dim == 0:
+        raise ValueError(f"{name} along the samples: bounds treat each sample alone")
+    return Node("cat", name, tuple(places), dim)
 
 
 def _appended(nodes: list[Node], name: str, before: int, known: Known) -> int:
@@ -295,7 +300,9 @@ def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> K
 
     try:
         known = function(name, [*operands[:1], *map(given, rest)], {k: given(v) for k, v in options.items()})
-    except (ValueError, TypeError) as error:
+    except TypeError:
+        raise ValueError(f"{name} in the code of {_owner(step)} has arguments that bounds cannot read") from None
+    except ValueError as error:
         raise ValueError(f"{name} in the code of {_owner(step)} has {error}") from None
     if known is not None:
         return known

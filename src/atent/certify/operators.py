@@ -198,6 +198,7 @@ def _clamp(z: Any, min: Any = None, max: Any = None) -> Known:
 
 _FUNCTIONS: dict[str, Callable[..., Known]] = {
     "neg": lambda z: [TIMES_MINUS_1],
+    "abs": lambda z: [Fork([RELU], [TIMES_MINUS_1, RELU])],
     "contiguous": lambda z: [],
     "getitem": _index,
     "pad": _pad,
