@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atent import runs as folder
+from atent.data import DataSettings, load
 from atent.threat import Threat
 
 N, CLASSES = 8, 5
@@ -51,6 +53,17 @@ def batch(n=N, seed=5, side=6, classes=CLASSES):
 def stream(seed=11):
     """The generator of a step."""
     return torch.Generator().manual_seed(seed)
+
+
+def fails(error, *parts, **settings):
+    """Loading data by these settings raises `error`, in one line that holds all of `parts`; the message is returned."""
+    with pytest.raises(error) as caught:
+        load(DataSettings(**settings))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message, message
+    return message
 
 
 def unsealed(run):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kit import fails
 
 from atent.data import AUGMENTATIONS, SOURCES, Data, DataSettings, Split, augment, load
 from atent.data.digits import _arrays
@@ -38,17 +39,6 @@ def real():
 @pytest.fixture(scope="module")
 def digits():
     return load(DataSettings())
-
-
-def fails(error, *parts, **settings):
-    """Loading raises `error`, in one line that holds all of `parts`; the message is returned."""
-    with pytest.raises(error) as caught:
-        load(DataSettings(**settings))
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message, message
-    return message
 
 
 def counts(split, classes=10):

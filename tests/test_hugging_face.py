@@ -6,18 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kit import fails
 
 from atent.data import DataSettings, load
 from atent.data import hugging_face as hf
-
-
-def fails(error, *parts, **settings):
-    with pytest.raises(error) as caught:
-        load(DataSettings(**settings))
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message, message
 
 
 def test_without_the_package(monkeypatch):

@@ -6,20 +6,11 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from kit import fails
 
 from atent.data import DataSettings, load
 
 WNIDS = ("n01443537", "n01629819", "n02124075")
-
-
-def fails(error, *parts, **settings):
-    """Loading raises `error`, in one line that holds all of `parts`."""
-    with pytest.raises(error) as caught:
-        load(DataSettings(**settings))
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert str(part) in message, message
 
 
 # --- CIFAR-100

@@ -1,16 +1,23 @@
 """Tables: a CSV file, or a folder of two, as data."""
 
 import csv
+import gzip
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from kit import fails
 
 from atent import Threat
 from atent.attacks import PGD
 from atent.cli import main
 from atent.data import DataSettings, load
+from atent.experiments.recorded import recorded_data
+from atent.methods import Standard
+from atent.models import build
+from atent.train import TrainSettings, fit
 
 
 def write(path, rows, head=("length", "width", "constant", "label")):
@@ -114,6 +121,38 @@ def test_what_cannot_be_is_one_line(tmp_path, rows, head, settings, parts):
     assert len(text) < 300
     for part in parts:
         assert part in text
+
+
+def test_a_training_from_python_is_evaluated_in_its_units(tmp_path, rows):
+    """The run has no settings of its data but what they led to."""
+    path = write(tmp_path / "t.csv", [[a, b, name] for a, b, _, name in rows], ("length", "width", "kind"))
+    data = load(DataSettings("table", path, label="kind", units="spread"))
+    fitted = fit(build("mlp", classes=3, shape=(2,)), data, Standard(), settings=TrainSettings(epochs=1),
+                 run=tmp_path / "run", progress=False)  # fmt: skip
+    settings = recorded_data(json.loads((fitted.run / "config.json").read_text()))
+    again = load(replace(settings, root=path))
+    assert again.box == data.box
+    assert torch.equal(again.test.x, data.test.x)
+
+
+def test_cells_of_several_lines_other_marks_and_packed_files(tmp_path):
+    text = 'label,"a\nb",c\r\n' + "".join(f"{k % 2},{k},{2 * k}\n" for k in range(20))
+    (tmp_path / "t.csv").write_text(text, newline="")
+    plain = load(DataSettings("table", str(tmp_path / "t.csv"), validation=4))
+    assert plain.about["columns"] == ["a\nb", "c"]
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text.encode()))
+    packed = load(DataSettings("table", str(tmp_path / "t.csv.gz"), validation=4))
+    assert torch.equal(plain.train.x, packed.train.x)
+    fails(
+        ValueError,
+        "line 22",
+        "'x'",
+        name="table",
+        root=write(tmp_path / "u.csv", [*[[1, "p"]] * 20, ["x", "q"]], ("a", "y")),
+    )
+    for mark in ";\t":
+        (tmp_path / "v.csv").write_text(text.replace(",", mark), newline="")
+        fails(ValueError, "commas", repr(mark), name="table", root=str(tmp_path / "v.csv"))
 
 
 def test_columns_mean_nothing_elsewhere_and_absent_files_are_named(tmp_path):

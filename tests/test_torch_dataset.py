@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from atent.cli import main
-from atent.data import DataSettings, from_dataset, from_tensors, load
+from atent.data import DataSettings, collect, from_dataset, from_tensors, load
 
 NOISE = np.random.default_rng(0)
 
@@ -123,3 +123,19 @@ def test_by_name_with_the_settings_of_other_data(tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "shades")
     assert main(["evaluate", "runs/shades", "--attacks", "FGSM", "--quiet"]) == 0
     assert "train of shades:pair has another SHA-256" in capsys.readouterr().err
+
+
+def test_collect_ends_with_the_length_of_a_dataset():
+    """Items that go on behind the length are not read, and those of an iterable are taken as they come."""
+
+    class Endless(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, k):
+            return torch.full((2,), float(k)), k % 2
+
+    x, y = collect(Endless())
+    assert x[:, 0].tolist() == [0, 1, 2]
+    assert y.tolist() == [0, 1, 0]
+    assert len(collect([(torch.zeros(2), 0)] * 4)[0]) == 4

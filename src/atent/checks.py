@@ -205,7 +205,9 @@ def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     if isinstance(batches, str | bytes | dict) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         raise ValueError(f"a DataLoader or an iterable of pairs (x, y) is wanted, got a {type(batches).__name__}")
     xs, ys = [], []
-    for pair in batches:
+    # The items of a Dataset end with its length; without an IndexError behind it, iteration would not.
+    numbered = not hasattr(batches, "__iter__") and hasattr(batches, "__len__")
+    for pair in (batches[k] for k in range(len(batches))) if numbered else batches:  # type: ignore[arg-type,index]
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             what = f"{len(pair)} things" if isinstance(pair, tuple | list) else f"a {type(pair).__name__}"
             raise ValueError(

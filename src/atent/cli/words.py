@@ -20,8 +20,6 @@ SECTION_NAMES = ("method", "model", "data", "optimizer")
 SAME = {"--data.name": "--data", "--data.root": "--root", "--model.name": "--model"}
 """Fields of a recipe, and the options of other commands that mean the same."""
 
-# Where "none" is one of the names to choose from.
-_NAMED_NONE = ("--train.average", "--optimizer.walk.scale")
 # No limit means all; as the value of an option, None would mean its default.
 _LIMIT = re.compile(r"--([a-z_-]+[.])?([a-z]+[_-])?limit")
 # The field cannot have the name of the function that it asks for.
@@ -157,7 +155,7 @@ def _add_value(out: list[str], word: str, known: dict[str, Any]) -> None:
     if known.get(option) is bool and word.lower() in ("true", "false"):
         out[-1] = option if word.lower() == "true" else negated(option)
         print(f"atent: {option} {word} is deprecated: write {out[-1]}", file=sys.stderr)
-    elif option in _NAMED_NONE or _names_none(known.get(option)):
+    elif _names_none(known.get(option)):
         out.append(word)
     elif _LIMIT.fullmatch(option):
         out.append(_ALL.get(word, word))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import hashlib
+import io
 import math
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ import numpy as np
 
 from atent.data import checks
 from atent.data.arrays import arrays
-from atent.data.files import FIX, data_root, record
+from atent.data.files import FIX, data_root, read, record
 from atent.data.settings import DataSettings
 from atent.data.sources import dataset
 from atent.data.split import Source, split, stratified
@@ -101,7 +101,6 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
         )
     paths = [path / "train.csv", path / "test.csv"] if path.is_dir() else [path]
     names, words, x, files = _arrays(path, columns) if path.suffix == ".npz" else _read(paths, columns.label)
-    parted = len(words) == 2
     classes = sorted(set(words[0]), key=_order)
     unknown = sorted(set(words[-1]) - set(classes))
     if unknown:
@@ -109,8 +108,10 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
     y = [np.array([classes.index(word) for word in part], dtype=np.int64) for part in words]
     if len(classes) < 2:
         raise ValueError(f"{paths[0]}: {len(classes)} class in {len(x[0])} rows; a classifier needs 2 or more")
-    if not parted:
+    test = "test.csv" if path.is_dir() else "x_test"
+    if len(words) == 1:
         x, y = _parts(paths[0], x[0], y[0], columns.split_seed)
+        test = f"{TEST_SHARE:.0%} of {path.name}, by split_seed"
     scaled, box, outside, scales = _scaled(paths[0], names, x, columns)
     checks.every_class(str(paths[0]), y[0], len(classes))
     return Source(
@@ -122,12 +123,10 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
         about={
             "source": path.name,
             "files": files,
-            "test": ("test.csv" if path.is_dir() else "x_test")
-            if parted
-            else f"{TEST_SHARE:.0%} of {path.name}, by split_seed",
+            "test": test,
             "class_names": list(classes),
             "columns": names,
-            "units": columns.units,
+            "table": {"label": columns.label, "box": columns.box, "units": columns.units},
             "scales": scales,
             "test_values_clipped": outside,
         },
@@ -210,16 +209,9 @@ def _read(paths: list[Path], label: str | None) -> tuple[list[str], list[list[st
             raise FileNotFoundError(
                 f"table: wanted {path.name} beside {paths[0].name}, {path} is not there; {FIX} to it"
             )
-        raw = path.read_bytes()
-        files[path.name] = record(hashlib.sha256(raw).hexdigest(), None)
-        try:
-            lines = list(csv.reader(raw.decode("utf-8-sig").splitlines(), strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from None
-        rows = [(number, row) for number, row in enumerate(lines[1:], 2) if row]
-        head = [name.strip() for name in lines[0]] if lines else []
-        if not rows or len(head) < 2:
-            raise ValueError(f"{path}: {len(rows)} rows of {len(head)} columns; wanted a line of names, then rows")
+        content, digest = read(path)
+        files[path.name] = record(digest, None)
+        head, rows = _lines(path, content)
         twice = [name for name, count in Counter(head).items() if count > 1]
         if twice:
             raise ValueError(
@@ -237,6 +229,22 @@ def _read(paths: list[Path], label: str | None) -> tuple[list[str], list[list[st
             raise ValueError(f"{path}: line {rows[words[-1].index('')][0]} has no class in column {found!r}")
     assert names is not None
     return names, words, numbers, files
+
+
+def _lines(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names of the columns, and the rows with the number of the line that each ends on."""
+    try:
+        # A quoted cell may hold line ends.
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        head = [name.strip() for name in next(reader, [])]
+        rows = [(reader.line_num, row) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from None
+    if not rows or len(head) < 2:
+        other = next((mark for mark in ";\t" if len(head) == 1 and mark in head[0]), None)
+        hint = f": separate the columns by commas, not by {other!r}" if other else ""
+        raise ValueError(f"{path}: {len(rows)} rows of {len(head)} columns; wanted a line of names, then rows{hint}")
+    return head, rows
 
 
 def _label(path: Path, head: list[str], label: str | None) -> str:

@@ -26,15 +26,14 @@ def recorded_data(config: dict[str, Any]) -> DataSettings | None:
     data, about = config.get("data") or {}, config["about"]["data"]
     if data.get("builder") or not names_data(config):
         return None
-    if data.get("name"):
+    given = data if data.get("name") else about.get("settings")
+    if given:
         # Generated samples are for training alone: an evaluation does not need their file.
-        return DataSettings(**{**data, "generated": None, "generated_share": None})
-    if about.get("settings"):
-        return DataSettings(**about["settings"])
+        return DataSettings(**{**given, "generated": None, "generated_share": None})
     # From Python the settings are known by what they led to.
     split = about["split"]
     return DataSettings(
         about["name"], validation=split["validation"], split_seed=split["seed"], limit=about["limit"],
         test_limit=about["test_limit"], augment=data.get("augment", "none"), subset=data.get("subset", "stratified"),
-        size=about.get("size"),
+        size=about.get("size"), **about.get("table", {}),
     )  # fmt: skip

@@ -36,8 +36,10 @@ def fingerprint(config: dict[str, Any]) -> str:
         ("box", None), ("units", "range"),
     )  # fmt: skip
     data = {k: v for k, v in config["data"].items() if k not in (*READING, *BUILDER_KEYS) and (k, v) not in former}
-    files = config["about"]["data"].get("files")
-    return folder.dumps({**parts, "train": train, "data": data, "files": files})
+    about = config["about"]["data"]
+    # What a training from Python says of these nowhere else.
+    read = {name: about[name] for name in ("generated", "table") if name in about}
+    return folder.dumps({**parts, "train": train, "data": data, "files": about.get("files"), **read})
 
 
 def difference(saved: str, now: str, method: Method) -> str | None:
