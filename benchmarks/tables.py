@@ -11,7 +11,8 @@ benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/l
 <!-- profiles: NAME --> the profiles.json of benchmarks/profiles.py, <!-- smoothing: NAME --> the certify.json of
 benchmarks/certify.py, and
 <!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there, <!-- scaling: NAME --> the
-scaling.json of benchmarks/scaling.py.
+scaling.json of benchmarks/scaling.py, <!-- times: NAME --> the durations in a comparison, <!-- campaign: NAME --> those
+of the trainings of benchmarks/campaign.py, and <!-- attacked: NAME --> those of the evaluations in a folder.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from atent.bench import tables as bench_tables
 from atent.experiments import migrate
 from atent.experiments.comparison import layout
 from atent.experiments.recipes import read_recipe
-from atent.experiments.results import BenchFile, ComparisonFile
+from atent.experiments.results import BenchFile, ComparisonFile, EvaluationFile
 from atent.markdown import table as markdown_table
 from atent.paper.evidence import Difference, difference
 from atent.runs import write_atomic
 
 _MARKED = re.compile(
     r"(<!-- (comparison|ablation|inputs|fuzz|soak|upkeep|bench|verdicts|power|search|curves|profiles|smoothing|speed"
-    r"|scaling): "
+    r"|scaling|times|campaign|attacked): "
     r"(\S+) -->\n)"
     r".*?(<!-- end -->)",
     re.S,
@@ -292,6 +293,52 @@ def scaling(folder: Path) -> str:
     return "\n".join(markdown_table(headings, rows, left=1)) + "\n"
 
 
+def times(folder: Path) -> str:
+    """What an epoch and a training of each recipe took, where and beside how many others."""
+    found = migrate.read(folder / "comparison.json", ComparisonFile).to_json()
+    made = found["provenance"]
+    each = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''} each"
+    head = (
+        f"`{found['model']}`, batch {found['batch_size']}, {len(found['seeds'])} seeds; {made['device_name']}, "
+        f"{found['at_once']} at once, {each}, torch {made['torch']} (`results/{folder.name}`):\n\n"
+    )
+    rows = []
+    for row in found["rows"]:
+        seconds = [seed["seconds_per_epoch"] for seed in row["seeds"]]
+        mean = sum(seconds) / len(seconds)
+        whole = f"{mean * found['epochs']:.0f}"
+        cells = (f"{mean:.3g}", f"{min(seconds):.3g} to {max(seconds):.3g}", str(found["epochs"]), whole)
+        rows.append([f"`{row['recipe']}`", *cells])
+    headings = ["recipe", "s / epoch", "over the seeds", "epochs", "s, all epochs"]
+    return head + "\n".join(markdown_table(headings, rows)) + "\n"
+
+
+def campaign(folder: Path) -> str:
+    """What the trainings of a campaign took."""
+    rows = []
+    for path in sorted(folder.glob("*/job.json")):
+        job = json.loads(path.read_text())
+        part = job["segments"][-1]
+        where = f"{part['hardware']}, {part['threads']} thread, {part['precision']}"
+        counts = (str(job["epochs"]), f"{job['images_seen']:,}", f"{job['core_hours']:.1f}")
+        rows.append([f"`{job['training']}`", where, *counts])
+    return "\n".join(markdown_table(["recipe", "where", "epochs", "images", "core hours"], rows, left=2)) + "\n"
+
+
+def attacked(folder: Path) -> str:
+    """What the attacks of the evaluations in a folder took."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        found = migrate.read(path, EvaluationFile).to_json()
+        made = found["provenance"]
+        for name, attack in found["attacks"].items():
+            where = f"{made['device_name']}, {made['threads']} thread"
+            per = 1000 * attack["seconds"] / attack["attacked"]
+            counts = (f"{attack['attacked']:,}", f"{attack['seconds']:.0f}", f"{per:.1f}")
+            rows.append([f"`{found['model']}`, {found['data']['name']}", name, where, *counts])
+    return "\n".join(markdown_table(["network", "attack", "where", "images", "s", "ms / image"], rows, left=3)) + "\n"
+
+
 def refreshed(text: str, results: Path) -> str:
     """A document with its tables made anew."""
     make = {
@@ -310,6 +357,9 @@ def refreshed(text: str, results: Path) -> str:
         "smoothing": smoothing,
         "speed": speed,
         "scaling": scaling,
+        "times": times,
+        "campaign": campaign,
+        "attacked": attacked,
     }
     return _MARKED.sub(lambda m: m[1] + make[m[2]](results / m[3]) + m[4], text)
 

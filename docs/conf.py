@@ -1,11 +1,15 @@
 """The documentation's site: `make docs` builds it offline, and a warning is an error."""
 
 import re
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 
 from atent.cli.list import known
+from atent.evaluate.union import UNION_VERSION
+from atent.experiments import results
 from atent.experiments.recipe_files import read_recipe, recipe_names
+from atent.experiments.results import studies, union
 
 project = "atent"
 author = "The atent developers"
@@ -26,6 +30,28 @@ HERE = Path(__file__).parent
 # A link from a page to a file of the repository that is not a page of the site.
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(\.\./([^)#]+)(#[^)]*)?\)")
 
+_EVALUATION = "`evaluation.json`"
+FORMATS = {
+    _EVALUATION: (results.EVALUATION_VERSION, results.EvaluationFile),
+    f"`bands` of {_EVALUATION}": (studies.BANDS_VERSION, results.BandReport),
+    f"`corruptions` of {_EVALUATION}": (studies.CORRUPTIONS_VERSION, results.CorruptionReport),
+    f"`flips` of {_EVALUATION}": (studies.FLIPS_VERSION, results.FlipReport),
+    f"`fourier` of {_EVALUATION}": (studies.FOURIER_VERSION, results.FourierReport),
+    f"`union` of {_EVALUATION}": (UNION_VERSION, union.UnionReport),
+    "`certificate.json`": (
+        results.CERTIFICATE_VERSION,
+        results.SmoothingFile,
+        results.SequentialFile,
+        results.BoundsFile,
+    ),
+    "`TABLE.json` of `atent certify --table`": (results.CERTIFIED_VERSION, results.CertifiedTable),
+    "`comparison.json`": (results.COMPARISON_VERSION, results.ComparisonFile),
+    "`sweep.json`": (results.SWEEP_VERSION, results.SweepFile),
+    "`theory.json`": (results.THEORY_VERSION, results.TheoryFile),
+    "`transfer.json`": (results.TRANSFER_VERSION, results.TransferFile),
+    "`bench.json`": (results.BENCH_VERSION, results.BenchFile),
+}
+
 
 def recipe_table() -> str:
     """Every recipe, and what it says of itself."""
@@ -39,9 +65,20 @@ def known_table(kind: str) -> str:
     return "\n".join(["| name | what it is |", "|---|---|", *rows, ""])
 
 
+def format_table() -> str:
+    """Each result file and versioned part with its version, its type and its keys."""
+    rows = []
+    for name, (version, *types) in FORMATS.items():
+        keys = [key for key in dict.fromkeys(field.name for kind in types for field in fields(kind))]
+        kinds = ", ".join(f"`{kind.__name__}`" for kind in types)
+        rows.append(f"| {name} | {version} | {kinds} | {', '.join(f'`{key}`' for key in keys)} |")
+    return "\n".join(["| file or part | `schema_version` | type | keys |", "|---|---:|---|---|", *rows, ""])
+
+
 def _generate(app) -> None:
     (HERE / "_generated").mkdir(exist_ok=True)
     (HERE / "_generated" / "recipes.md").write_text(recipe_table(), encoding="utf-8")
+    (HERE / "_generated" / "formats.md").write_text(format_table(), encoding="utf-8")
     for kind in ("attacks", "methods", "models", "data", "certifiers", "optimizers"):
         (HERE / "_generated" / f"{kind}.md").write_text(known_table(kind), encoding="utf-8")
 

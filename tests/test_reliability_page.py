@@ -1,8 +1,10 @@
-"""The tables of docs/reliability.md are those of the results, and nothing in them is wrong."""
+"""The tables of docs/reliability.md and docs/how-long.md are those of the results, and no bad input went wrong."""
 
 import importlib.util
 import json
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -11,9 +13,10 @@ tables = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tables)
 
 
-def test_the_tables_are_those_of_the_results():
-    text = (ROOT / "docs" / "reliability.md").read_text()
-    assert "<!-- inputs: reliability -->" in text
+@pytest.mark.parametrize(("page", "mark"), [("reliability", "inputs: reliability"), ("how-long", "times: race-epochs")])
+def test_the_tables_are_those_of_the_results(page, mark):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    assert f"<!-- {mark} -->" in text
     assert tables.refreshed(text, ROOT / "results") == text
 
 

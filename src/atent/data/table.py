@@ -105,7 +105,8 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
     unknown = sorted(set(words[-1]) - set(classes))
     if unknown:
         raise ValueError(f"{paths[-1]}: class {unknown[0]!r} is in no row of {paths[0].name}")
-    y = [np.array([classes.index(word) for word in part], dtype=np.int64) for part in words]
+    number = {word: k for k, word in enumerate(classes)}
+    y = [np.array([number[word] for word in part], dtype=np.int64) for part in words]
     if len(classes) < 2:
         raise ValueError(f"{paths[0]}: {len(classes)} class in {len(x[0])} rows; a classifier needs 2 or more")
     test = "test.csv" if path.is_dir() else "x_test"
