@@ -70,7 +70,7 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
     try:
         check_best(run)
     except folder.Damaged:
-        pass
+        pass  # its state among the files says so
     except ValueError:
         files = tuple(replace(e, state="of another run") if e.name == folder.BEST else e for e in files)
     intact = manifest.is_whole(run / folder.CONFIG) and manifest.is_run(run)
