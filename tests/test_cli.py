@@ -669,3 +669,19 @@ def test_none_is_a_word_where_it_is_one_of_the_names():
     words = ["--data.augment", "none", "--train.shard", "none", "--data.validation", "none"]
     job, _ = recipe_job("own-linf-atent", words, prog="atent train")
     assert (job.data.augment, job.train.shard, job.data.validation) == ("none", "none", None)
+
+
+@pytest.mark.parametrize(
+    ("started", "found", "printed"),
+    [
+        (".venv/bin/atent", None, ".venv/bin/atent"),
+        ("/opt/bin/atent", "/opt/bin/atent", "atent"),
+        ("/usr/lib/pytest", None, "atent"),
+    ],
+)
+def test_the_next_commands_begin_as_the_shell_finds_them(monkeypatch, started, found, printed):
+    from atent.cli.train import _program
+
+    monkeypatch.setattr("sys.argv", [started])
+    monkeypatch.setattr("shutil.which", lambda name: found)
+    assert _program() == printed

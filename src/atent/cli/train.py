@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -226,7 +228,13 @@ def _next(path: Path, quiet: bool) -> None:
     if isinstance(run, Run):
         print("\nNext:")
         for shows, words in next_steps(run):
-            print(f"  # {shows}\n  {shlex.join(words)}")
+            print(f"  # {shows}\n  {shlex.join([_program(), *words[1:]])}")
+
+
+def _program() -> str:
+    """``atent``, or the path that it was started by where the shell does not find the name, as after `make train`."""
+    started = Path(sys.argv[0])
+    return str(started) if started.name == "atent" and shutil.which("atent") is None else "atent"
 
 
 def _validated(job: Any, path: Path, *, quiet: bool, resume: bool, saved: Any, certifier: str | None) -> int:
