@@ -10,7 +10,8 @@ and a low priority. A job sees the code of the commit that was checked out when 
 does not touch; a job that is interrupted, killed or paused resumes exactly. A failed job is recorded with its reason
 and does not stop the others. The state lies in --state (default: $ATENT_CAMPAIGN, else ~/.local/state/atent/campaign):
 `jobs/` holds a record per job, `logs/` what it printed, `runs/` its run folders, `code/` the clones; the loss of all of
-it costs the jobs that are not finished. A finished job writes --out/NAME/ at once (see campaign_worker.py).
+it costs the jobs that are not finished, as those under --out count as done. A finished job writes --out/NAME/ at once
+(see campaign_worker.py).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +122,11 @@ def asked_of(job: Job) -> dict[str, Any]:
     """What a record keeps of a job."""
     asked = {key: getattr(job, key) for key in ("kind", "seed", "train", "changes", "of")}
     return asked | {"argv": list(job.argv), "training": job.training or job.name}
+
+
+def run_name(job: Job) -> str:
+    """The folder of a training's run, without the seed."""
+    return job.name if job.changes else job.training or job.name
 
 
 class State:
@@ -231,6 +238,7 @@ class Campaign:
         for s in (signal.SIGTERM, signal.SIGINT):
             signal.signal(s, self._ask)
         with alone(self.state):
+            self._adopt()
             while True:
                 self._reap()
                 paused = self.state.flag.exists()
@@ -244,6 +252,23 @@ class Campaign:
                 while waiting and len(self.running) < self.workers:
                     self._start(waiting.pop(0))
                 time.sleep(self.poll)
+
+    def _adopt(self) -> None:
+        """Jobs whose results are under ``out`` count as done in a state that does not know them, as after its loss."""
+        for job in self.queue.jobs:
+            reported = self.out / job.name / "job.json"
+            if self.state.record(job.name)["status"] != "queued" or not reported.is_file():
+                continue
+            made, asked = json.loads(reported.read_text()), asked_of(job)
+            same = all(made.get(key) == asked[key] for key in ("kind", "seed", "training"))
+            if not same or made.get("scale") != self.queue.scale:
+                raise ValueError(f"{reported} is of another job: give another --out, or rename the job {job.name}")
+            kept = ("segments", "commit", "scale", "began", "ended")
+            self.state.write({"name": job.name, "status": "done", "job": asked} | {key: made[key] for key in kept})
+            run = self.state.place / "runs" / self.queue.scale / f"{run_name(job)}-seed{job.seed}"
+            if job.kind in ("train", "curves") and not run.exists():
+                shutil.copytree(reported.parent, run)
+            print(f"{now()}  found  {job.name} in {self.out}", flush=True)
 
     def _ask(self, *_: Any) -> None:
         self.stop = True

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,23 @@ def test_every_kind_of_job_leaves_its_results(place):
     }
     runs = place / "state" / "runs" / "fine" / "smoke"
     assert len(folder.read_jsonl(runs / "digits-finetune-atent-seed0" / "metrics.jsonl")) == 1
+
+
+def test_what_is_under_the_results_is_not_run_again_after_the_loss_of_the_state(place):
+    shipped_run = BENCHMARKS.parent / "results" / "cifar" / "cifar10-l2-pgdat"
+    text = 'scale = "cifar"\n[[job]]\nname = "cifar10-l2-pgdat"\nkind = "train"\n'
+    (place / "toy.toml").write_text(text)
+    shutil.copytree(shipped_run, place / "out" / shipped_run.name)
+    assert "found  cifar10-l2-pgdat" in finish(place, "run")
+    found = record(place, "cifar10-l2-pgdat")
+    assert (found["status"], found["commit"]) == ("done", json.loads((shipped_run / "job.json").read_text())["commit"])
+    run = place / "state" / "runs" / "cifar" / "cifar10-l2-pgdat-seed0"
+    assert (run / folder.BEST).read_bytes() == (shipped_run / folder.BEST).read_bytes()
+    shutil.rmtree(place / "state")
+    (place / "toy.toml").write_text(text + "seed = 1\n")
+    refused = start(place, "run")
+    assert "job.json is of another job" in refused.communicate(timeout=60)[0]
+    assert refused.returncode == 1
 
 
 def test_a_job_keeps_the_code_of_its_commit(tmp_path, monkeypatch):
