@@ -121,6 +121,8 @@ FORGED = {
     "a negative distance": {"distance": [-1.0]},
     "a distance of text": {"distance": ["1"]},
     "no list": {"distance": 1.0},
+    "a negative class": {"fooled": "1", "predicted": [-1]},
+    "more classes than fooled samples": {"fooled": "0", "predicted": [3]},
     "negative passes": {"forwards": -1},
     "half a pass": {"backwards": 0.5},
     "true passes": {"forwards": True},

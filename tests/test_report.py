@@ -195,6 +195,20 @@ def test_the_figures_are_those_of_the_files(made, page):
     assert "1 of 2 checks pass" in doc.text
 
 
+def test_the_pairs_of_classes_are_those_of_the_file_most_frequent_first(run):
+    names = [f"digit {i}" for i in range(10)]
+    found = load(run / "evaluation.json")
+    pairs = [{"class": i, "predicted": (i + 1) % 10, "k": 20 - i, "n": 40} for i in range(10)]
+    pairs.append({"class": 3, "predicted": 1, "k": 1, "n": 40})
+    change(run / "evaluation.json", fooled_as=pairs, data=found["data"] | {"class_names": names})
+    doc = part(report([run], images=0, progress=False))
+    (table,) = (t[1:] for t in doc.tables if [cell[0] for cell in t[0][:2]] == ["class", "fooled as"])
+    assert [[cell[0] for cell in row] for row in table] == [
+        [f"digit {i}", f"digit {(i + 1) % 10}", str(20 - i), f"{100 * (20 - i) / 40:.1f}"] for i in range(10)
+    ]
+    assert "the first 10 of 11 pairs" in doc.text
+
+
 def test_best_and_last_epoch_are_those_of_the_files(made, run):
     rows = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     for row in rows:

@@ -15,6 +15,7 @@ from torch import nn
 from atent import runs as folder
 from atent import stats
 from atent.cli import main
+from atent.attacks import FGSM, PGD
 from atent.data import DataSettings, from_tensors, load, spread
 from atent.data.described import described, spans, unspan, words
 from atent.data.split import split, stratified, subset
@@ -308,8 +309,6 @@ def test_per_class_shares_are_those_of_the_outcomes():
     x, y = points(20)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    from atent.attacks import FGSM, PGD
-
     attacks = [FGSM(Threat("linf", 0.05)), PGD(Threat("linf", 0.1), steps=3)]
     # another order, and a class without samples
     some = torch.randperm(60, generator=torch.Generator().manual_seed(1))
@@ -325,6 +324,31 @@ def test_per_class_shares_are_those_of_the_outcomes():
         assert row["worst"] == stats.share(sum(stood), 20)
     assert sum(row["worst"]["k"] for row in found.per_class) == found.worst["k"]
     assert json.loads(json.dumps(found.to_json()))["per_class"] == found.per_class
+
+
+@pytest.mark.parametrize("cascade", [True, False, "threat"])
+def test_pairs_of_classes_are_those_of_the_adversarial_inputs(tmp_path, cascade):
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.rand(60, 16, generator=random), torch.arange(3).repeat_interleave(20)
+    net = nn.Linear(16, 3)
+    with torch.no_grad():
+        net.weight.copy_(torch.randn(3, 16, generator=random))
+        net.bias.copy_(-net.weight.sum(1) / 2)
+    attacks = {"fgsm": FGSM(Threat("linf", 0.02)), "pgd": PGD(Threat("linf", 0.1), steps=3)}
+    found = evaluate(net, x, y, attacks, cascade=cascade, batch=7, resume=tmp_path / "rows.jsonl")
+    right, expected = net(x).argmax(1) == y, {}
+    for name in found.attacks:
+        predicted = net(attacks[name](net, x, y)).argmax(1)
+        for i in (right & (predicted != y)).nonzero().flatten().tolist():
+            expected.setdefault(i, (int(y[i]), int(predicted[i])))
+    pairs = list(expected.values())
+    rows = sorted(((a, b, pairs.count((a, b))) for a, b in set(pairs)), key=lambda r: (-r[2], r[0], r[1]))
+    assert len(rows) > 1
+    assert found.fooled_as == [{"class": a, "predicted": b, "k": k, "n": 20} for a, b, k in rows]
+    assert sum(row["k"] for row in found.fooled_as) == found.clean["k"] - found.worst["k"]
+    # From the rows of a file, and without them.
+    assert evaluate(net, x, y, attacks, cascade=cascade, resume=tmp_path / "rows.jsonl") == found
+    assert evaluate(net, x, y, {}).fooled_as == []
 
 
 def test_the_normalisation_hint_looks_at_every_class():
@@ -441,6 +465,8 @@ def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(ol
         (line,) = [line for line in out.splitlines() if line.startswith(f"│ {row['class']} ")]
         cells = [cell.strip() for cell in line.strip("│").split("│")]
         assert cells[1:3] == [str(row["n"]), stats.percent(row["clean"])]
+    # All that is classified correctly is so with any noise.
+    assert found["fooled_as"] == [] and "confusions under attack" not in out
     assert main([*args, "--limit", "all"]) == 0
     assert folder.read_json("finished/evaluation-3.json")["n"] == 80  # data.test_limit of the run
     page = report(["finished"], images=3, progress=False, trust_code=True)

@@ -64,7 +64,7 @@ def evaluate(
     checks
         Also check for masked gradients and weak attacks: a table of checks with their figures.
     per_class
-        Also print clean and robust accuracy class by class.
+        Also print clean and robust accuracy class by class, and the pairs of classes that attacks confuse most.
     strict
         Exit with 1 where a check warns; implies --checks.
     search_dtype
@@ -138,6 +138,10 @@ def _drawn(evaluation: EvaluationFile, found: dict[str, Any], path: Path, stem: 
     return written
 
 
+_PAIRS = 10
+"""Confusions shown."""
+
+
 def _shown(
     subject: Evaluated, evaluation: EvaluationFile, path: Path, gates: GateOptions, asked: Limits,
     held: list[Verdict], *, per_class: bool,
@@ -160,7 +164,7 @@ def _shown(
 
 
 def _classes(found: dict[str, Any]) -> None:
-    """Clean and robust accuracy: a row a class."""
+    """Clean and robust accuracy: a row a class; and the pairs of classes that attacks confuse most."""
     from rich.table import Table
 
     table = Table(title="by class, 95 % intervals", title_justify="left")
@@ -171,6 +175,16 @@ def _classes(found: dict[str, Any]) -> None:
     for row in found["per_class"]:
         name = str(names[row["class"]]) if names else str(row["class"])
         table.add_row(name, f"{row['n']:,}", show.share(row["clean"]), show.share(row["worst"]))
+    show.print_table(table)
+    pairs = found.get("fooled_as", [])
+    if not pairs:
+        return
+    table = Table(title="confusions under attack", title_justify="left")
+    for heading in ("class", "fooled as", "samples"):
+        table.add_column(heading, justify="right" if heading == "samples" else "left")
+    for row in pairs[:_PAIRS]:
+        label, predicted = (str(names[row[key]]) if names else str(row[key]) for key in ("class", "predicted"))
+        table.add_row(label, predicted, f"{row['k']:,} of {row['n']:,}")
     show.print_table(table)
 
 

@@ -33,7 +33,7 @@ from atent.threat import Threat
 
 SCHEMA_VERSION = 2
 """Version of evaluation.json."""
-_LATER = ("folded",)
+_LATER = ("folded", "fooled_as")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class Evaluation:
     `atent.evaluate.outcomes.per_sample` reads it."""
     per_class: list[dict[str, Any]] = field(default_factory=list)
     """For each class that has samples, in order: class, n (its samples), clean and worst (shares of these n)."""
+    fooled_as: list[dict[str, Any]] = field(default_factory=list)
+    """The pairs of classes that attacks confuse, most frequent first: class, predicted (by the model for the adversarial
+    input of the first attack that fools a sample), and k of the n samples of the class. Samples that are misclassified
+    without an attack are in no pair."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -190,7 +194,7 @@ def evaluate(
     if blocks:
         trial = replace(trial, blocks=case.blocks())
     hint = trial.hint(case.predicted)
-    results, outcomes, remaining = trial.attacks(case.attacks, right, cascade, case.classes)
+    results, outcomes, remaining, turned = trial.attacks(case.attacks, right, cascade, case.classes)
     n, ids = len(trial.x), trial.ids
     return Evaluation(
         n=n,
@@ -205,6 +209,7 @@ def evaluate(
         hint=hint,
         outcomes={"ids": spans(ids.tolist()), "clean": bits(right), "attacks": outcomes},
         per_class=_per_class(trial.y.cpu(), right, remaining),
+        fooled_as=_fooled_as(trial.y.cpu(), turned),
     )
 
 
@@ -346,3 +351,15 @@ def _per_class(y: Tensor, right: Tensor, remaining: Tensor) -> list[dict[str, An
         shares = {name: share(int(kept[own].sum()), n) for name, kept in (("clean", right), ("worst", remaining))}
         rows.append({"class": label, "n": n, **shares})
     return rows
+
+
+def _fooled_as(y: Tensor, turned: Tensor) -> list[dict[str, Any]]:
+    # A model with random numbers may answer correctly when it is asked again.
+    fooled = (turned >= 0) & (turned != y)
+    pairs, counts = torch.stack([y[fooled], turned[fooled]], 1).unique(dim=0, return_counts=True)
+    sizes = dict(zip(*(each.tolist() for each in y.unique(return_counts=True))))
+    rows = [
+        {"class": label, "predicted": predicted, "k": k, "n": sizes[label]}
+        for (label, predicted), k in zip(pairs.tolist(), counts.tolist())
+    ]
+    return sorted(rows, key=lambda row: (-row["k"], row["class"], row["predicted"]))

@@ -32,15 +32,17 @@ class Met(NamedTuple):
     """bool (m,)"""
     distance: Tensor
     """float64 (m,): in the norm of the attack's threat."""
+    predicted: Tensor
+    """int64 (m,): class of the adversarial input where the sample is fooled, else -1."""
     forwards: int
     backwards: int
     seconds: float
 
     def then(self, more: Met) -> Met:
         """Both, one after the other."""
-        tensors = [torch.cat([a, b]) for a, b in zip(self[:3], more[:3])]
-        counts = self.forwards + more.forwards, self.backwards + more.backwards, self.seconds + more.seconds
-        return Met(tensors[0], tensors[1], tensors[2], *counts)
+        tensors = {name: torch.cat([getattr(self, name), getattr(more, name)]) for name in _TENSORS}
+        counts = {name: getattr(self, name) + getattr(more, name) for name in _COUNTS}
+        return Met(**tensors, **counts)
 
     @staticmethod
     def joined(several: Iterable[Met]) -> Met:
@@ -48,7 +50,8 @@ class Met(NamedTuple):
         return functools.reduce(Met.then, sorted(several, key=lambda met: int(met.rows[0])), NOTHING)
 
 
-NOTHING = Met(torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), 0, 0, 0.0)
+_TENSORS, _COUNTS = Met._fields[:4], Met._fields[4:]
+NOTHING = Met(torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), torch.zeros(0).long(), 0, 0, 0.0)
 
 
 class Ledger:
@@ -65,7 +68,7 @@ class Ledger:
         names = {(name, part) for name, a in (attacks or {}).items() for part in (a.parts() or [None])}
 
         def valid(row: dict[str, Any]) -> bool:
-            return row.keys() == _KEYS and _is_met(row, n) and (row["attack"], row["part"]) in names
+            return row.keys() | {"predicted"} == _KEYS and _is_met(row, n) and (row["attack"], row["part"]) in names
 
         self._lines = Lines(path, "evaluation", fingerprint, valid=valid, rank=world.rank)
         self._met: dict[tuple[str, str | None], dict[int, Met]] = {}
@@ -74,7 +77,8 @@ class Ledger:
                 torch.tensor(unspan(row["rows"])).long(),
                 torch.tensor([flag == "1" for flag in row["fooled"]]),
                 torch.tensor(row["distance"], dtype=torch.float64),
-                *(row[key] for key in Met._fields[3:]),
+                _classes(row),
+                *(row[key] for key in _COUNTS),
             )
             # Where a row was lost, what was measured again stands behind what followed it.
             self._met.setdefault((row["attack"], row["part"]), {})[int(met.rows[0])] = met
@@ -105,10 +109,19 @@ class Ledger:
     def add(self, attack: str, part: str | None, met: Met) -> None:
         """Write down one more batch."""
         row = met._asdict() | {"rows": spans(met.rows.tolist()), "fooled": bits(met.fooled)}
+        row["predicted"] = met.predicted[met.fooled]
         self._lines.add({"attack": attack, "part": part, **row})
 
 
 _KEYS = {"attack", "part", *Met._fields}
+
+
+def _classes(row: dict[str, Any]) -> Tensor:
+    """`Met.predicted` of a row; -1 for all in a row of an earlier version, which has no classes."""
+    found = torch.full((len(row["fooled"]),), -1)
+    if "predicted" in row:
+        found[torch.tensor([flag == "1" for flag in row["fooled"]])] = torch.tensor(row["predicted"]).long()
+    return found
 
 
 def _is_met(row: dict[str, Any], n: int) -> bool:
@@ -122,6 +135,7 @@ def _is_met(row: dict[str, Any], n: int) -> bool:
         and len(fooled) == m
         and set(fooled) <= {"0", "1"}
         and Values("real", (m,)).fit(row["distance"])
+        and ("predicted" not in row or Values("count", (fooled.count("1"),)).fit(row["predicted"]))
         and counts.fit(row["forwards"])
         and counts.fit(row["backwards"])
         and Values("real").fit(row["seconds"])

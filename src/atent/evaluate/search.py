@@ -81,6 +81,16 @@ class Search:
         return Outcome(**merged)
 
     @torch.no_grad()
+    def classes(self, out: Outcome, seed: int) -> Tensor:
+        """Classes int64 (n,), on the CPU, that the model predicts for the adversarial inputs; -1 where it is not
+        fooled."""
+        found = torch.full(out.success.shape, -1)
+        if bool(out.success.any()):
+            with guard(self.model, mode="eval", seed=narrow(seed)), full_precision(out.x_adv.device):
+                found[out.success.cpu()] = ask(self.model, out.x_adv[out.success]).argmax(1).cpu()
+        return found
+
+    @torch.no_grad()
     def _verdict(self, x: Tensor, y: Tensor, seed: int, unit: float) -> tuple[Tensor, Tensor]:
         """Which samples the model misclassifies, and which lie near the boundary at this ``unit``, bool (n,) both."""
         with guard(self.model, mode="eval", seed=narrow(seed)), full_precision(x.device):

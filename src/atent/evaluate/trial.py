@@ -63,22 +63,26 @@ class Trial:
 
     def attacks(
         self, named: Mapping[str, Attack], right: Tensor, cascade: bool | Literal["threat"], classes: int
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, str], Tensor]:
-        """Results and flags by attack, and which of the samples that are ``right`` (n,) are robust to all of them."""
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, str], Tensor, Tensor]:
+        """Results and flags by attack, which of the samples that are ``right`` (n,) are robust to all of them, and the
+        class (n,) that the first attack to fool a sample turned it into, -1 where none did."""
         results, outcomes, remaining = {}, {}, right.clone()
+        turned = torch.full(right.shape, -1)
         left: dict[Threat | None, Tensor] = {}
         for name, attack in named.items():
             chain: Threat | None = attack.threat if cascade == "threat" else None
             before = left.get(chain, right) if cascade else right
-            results[name], outcomes[name], left[chain] = self.attack(name, attack, before)
+            results[name], outcomes[name], left[chain], whole = self.attack(name, attack, before)
             remarks = attack.remarks(classes)
             results[name] |= {"remarks": remarks} if remarks else {}
             remaining &= left[chain]
-        return results, outcomes, remaining
+            fooled = whole.fooled & (turned[whole.rows] == -1)
+            turned[whole.rows[fooled]] = whole.predicted[fooled]
+        return results, outcomes, remaining, turned
 
-    def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor]:
-        """The result of an attack on the samples that are robust ``before`` (n,), their flags, and which are robust
-        after it."""
+    def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor, Met]:
+        """The result of an attack on the samples that are robust ``before`` (n,), their flags, which are robust after
+        it, and what its parts did."""
         remaining, whole, parts = before.clone(), NOTHING, {}
         for part in attack.parts() or [None]:
             met = self._meet(name, attack, part, remaining)
@@ -93,7 +97,7 @@ class Trial:
             # A sample that several parts met was attacked once.
             **self._summary(whole, remaining) | {"attacked": int(before.sum())},
         }
-        return result | ({"parts": parts} if parts else {}), flags(before, before & ~remaining), remaining
+        return result | ({"parts": parts} if parts else {}), flags(before, before & ~remaining), remaining, whole
 
     def _meet(self, name: str, attack: Attack, part: str | None, remaining: Tensor) -> Met:
         """What the attack does to the samples that ``remain``, in their order; the same on every rank."""
@@ -132,8 +136,8 @@ class Trial:
                 attack.of(at), self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part
             )
             return Met(
-                run[chosen], outcome.success.cpu(), outcome.norm.double().cpu(), int(outcome.forwards.sum()),
-                int(outcome.backwards.sum()), time.perf_counter() - begun,
+                run[chosen], outcome.success.cpu(), outcome.norm.double().cpu(), self.search.classes(outcome, self.seed),
+                int(outcome.forwards.sum()), int(outcome.backwards.sum()), time.perf_counter() - begun,
             )  # fmt: skip
 
         return (met for _, met in self.batches.over(len(run), self.batch, meet))

@@ -78,6 +78,19 @@ class ClassResult:
 
 @whole
 @dataclass(frozen=True)
+class FooledAs:
+    """How often attacks turn samples of one class into another."""
+
+    label: Annotated[int, Field(alias="class")]
+    predicted: int
+    """Class of the adversarial input of the first attack that fools a sample."""
+    k: int
+    n: int
+    """Samples of the class."""
+
+
+@whole
+@dataclass(frozen=True)
 class SweepRow:
     """The robust accuracy under one attack at one radius."""
 
@@ -127,6 +140,8 @@ class EvaluationFile(Result):
     outcomes: dict[str, Any]
     per_class: list[ClassResult]
     provenance: dict[str, Any]
+    fooled_as: list[FooledAs] = field(default_factory=list)
+    """Pairs of classes, most frequent first; samples that are misclassified without an attack are in no pair."""
     folded: int = 0
     """Batch norms that were folded in the copy of the network that was searched."""
     run: str | None = None
