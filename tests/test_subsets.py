@@ -14,8 +14,8 @@ from torch import nn
 
 from atent import runs as folder
 from atent import stats
-from atent.cli import main
 from atent.attacks import FGSM, PGD
+from atent.cli import main
 from atent.data import DataSettings, from_tensors, load, spread
 from atent.data.described import described, spans, unspan, words
 from atent.data.split import split, stratified, subset
@@ -466,7 +466,8 @@ def test_an_old_run_is_evaluated_again_on_its_images_and_on_others_by_request(ol
         cells = [cell.strip() for cell in line.strip("│").split("│")]
         assert cells[1:3] == [str(row["n"]), stats.percent(row["clean"])]
     # All that is classified correctly is so with any noise.
-    assert found["fooled_as"] == [] and "confusions under attack" not in out
+    assert found["fooled_as"] == []
+    assert "confusions under attack" not in out
     assert main([*args, "--limit", "all"]) == 0
     assert folder.read_json("finished/evaluation-3.json")["n"] == 80  # data.test_limit of the run
     page = report(["finished"], images=3, progress=False, trust_code=True)

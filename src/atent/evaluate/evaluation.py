@@ -70,9 +70,9 @@ class Evaluation:
     per_class: list[dict[str, Any]] = field(default_factory=list)
     """For each class that has samples, in order: class, n (its samples), clean and worst (shares of these n)."""
     fooled_as: list[dict[str, Any]] = field(default_factory=list)
-    """The pairs of classes that attacks confuse, most frequent first: class, predicted (by the model for the adversarial
-    input of the first attack that fools a sample), and k of the n samples of the class. Samples that are misclassified
-    without an attack are in no pair."""
+    """The pairs of classes that attacks confuse, most frequent first: class, predicted (for the adversarial input of the
+    first attack that fools a sample), and k of the n samples of the class. Samples that are misclassified without an
+    attack are in no pair."""
     schema_version: int = SCHEMA_VERSION
 
     @property

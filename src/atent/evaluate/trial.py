@@ -136,8 +136,9 @@ class Trial:
                 attack.of(at), self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part
             )
             return Met(
-                run[chosen], outcome.success.cpu(), outcome.norm.double().cpu(), self.search.classes(outcome, self.seed),
-                int(outcome.forwards.sum()), int(outcome.backwards.sum()), time.perf_counter() - begun,
+                run[chosen], outcome.success.cpu(), outcome.norm.double().cpu(),
+                self.search.classes(outcome, self.seed), int(outcome.forwards.sum()), int(outcome.backwards.sum()),
+                time.perf_counter() - begun,
             )  # fmt: skip
 
         return (met for _, met in self.batches.over(len(run), self.batch, meet))
