@@ -70,8 +70,8 @@ class ATENT(Method):
     arguments; the chain keeps f(x) constant; the clean batch has its own pass in each mode.
 
     ``drop_below`` omits iterates with c_k below it from mu^K: at alpha 0.9 and 1e-3 the last three remain, and the
-    others weigh at most (1 - alpha)^3; the first batch of a training measures the difference of the gradient. Batch-norm
-    statistics receive one update from an omitted iterate. The default omits none.
+    others weigh at most (1 - alpha)^3; the first batch of a training measures the difference of the gradient, and an
+    omitted iterate updates batch-norm statistics once. The default omits none.
 
     gamma, noise, effective_noise and temperature accept schedules over the training: "0.5..0.1" is linear from start to
     end, "0.5..0.1@0.3" ends after 30 %. eps has eps_warmup.
@@ -193,8 +193,7 @@ class ATENT(Method):
             return self.steps // 2
         if self.alpha == 1:  # the average is then the last loss alone
             return self.steps - 1
-        # Shares grow from iterate to iterate, so the dropped ones are the first.
-        return self.weights()[1:].count(0.0) if self.drop_below else 0
+        return self.weights()[1:].count(0.0) if self.drop_below else 0  # shares grow from iterate to iterate
 
     def chain(self, progress: float = 1.0) -> Sampler:
         """The resolved chain at ``progress``: while eps warms up, step size and radius shrink together."""
