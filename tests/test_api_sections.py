@@ -53,7 +53,7 @@ def wanted(value: Any) -> set[str]:
             sections.add("Returns")
         if re.search(r"^\s+raise ", inspect.getsource(value), re.M):
             sections.add("Raises")
-    elif not dataclasses.is_dataclass(value) and value.__init__ is not object.__init__:
+    elif not dataclasses.is_dataclass(value) and value.__init__ not in (object.__init__, Exception.__init__):
         sections.add("Parameters")
     if value in [ATTACKS.find(name) for name in ATTACKS] + [METHODS.find(name) for name in METHODS]:
         sections.add("References")

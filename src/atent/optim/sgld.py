@@ -68,7 +68,7 @@ class SGLD(torch.optim.Optimizer):
     ...     optimizer.zero_grad()
     ...     (theta**2 / 2).sum().backward()
     ...     _ = optimizer.step()
-    >>> 0.9 < float(theta.std()) < 1.15
+    >>> 0.9 < float(theta.detach().std()) < 1.15
     True
     """
 
