@@ -74,6 +74,19 @@ class ACL(Method):
     References
     ----------
     Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import ACL
+    >>> from atent.models import build
+    >>> from atent.models.contrastive import Contrastive
+    >>> net = Contrastive(build("resnet8", shape=(1, 8, 8)), (64, 32), (1, 8, 8))
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> metrics = ACL(Threat("linf", "8/255"), steps=2).backward(net, x, y)
+    >>> sorted(metrics)
+    ['alignment', 'clean', 'clean_loss', 'loss', 'robust', 'robust_loss']
     """
 
     # Without annotations: no fields. Each view is compared with the others of its batch.

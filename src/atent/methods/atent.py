@@ -23,6 +23,7 @@ from atent.methods.objectives import (
     Samples,
     Step,
     check_samples,
+    clean_metrics,
     data_entropy,
     free_energy,
     free_energy_at,
@@ -40,49 +41,59 @@ _SCHEDULED = ("gamma", "noise", "effective_noise", "temperature")
 class ATENT(Method):
     """Langevin ascent on the inputs, gradient descent on the weights.
 
-    With w fixed, x^0 .. x^K is a Langevin chain for p(x') ~ exp((L(x'; y, w) - gamma/2 ||x' - x||^2) / noise^2), and w
-    descends the running average mu^K of the batch loss, mu^k = (1 - alpha) mu^{k-1} + alpha L(x^k), mu^0 = 0. Iterate
-    k thus weighs c_k = alpha (1 - alpha)^(K - k), x^0 nothing, and the iterates carry no gradient.
+    With w fixed, x^0 .. x^K is a Langevin chain for p(x') ~ exp((L(x'; y, w) - gamma/2 ||x' - x||^2) / T), T = noise^2.
+    w descends the running average mu^K of the batch loss, mu^k = (1 - alpha) mu^{k-1} + alpha L(x^k), mu^0 = 0: iterate
+    k has weight c_k = alpha (1 - alpha)^(K - k), x^0 has weight 0, and no gradient flows through the iterates.
 
-    `sampler` in `atent.attacks.langevin` says what the two variants and each switch do. ``released`` is the authors'
-    code without its early break on a small batch gradient and without its unused clean forward; ``published`` is
-    Eq. 7, with our reading of the linf step (sign, projection after every step), whose exact text is not at hand. A
-    zero gradient moves nothing: no NaN.
+    ``variant="released"`` is the authors' code without its early break on a small batch gradient and its unused clean
+    forward; ``"published"`` is Eq. 7, with our reading of the linf step (sign, projection after each step), whose exact
+    text is not available. `atent.attacks.sampler` describes each switch. A zero gradient causes no NaN.
 
-    The gradient is a sum over iterates, so it is accumulated as they come: one forward at x^k serves the input
-    gradient of the next step and the weight gradient of this iterate. That takes K + 1 forwards instead of 2K and one
-    live graph instead of K, with the same gradient to rounding; batch-norm statistics take both updates at once. It
-    holds where both passes see the same network: ``mode="train"`` and ``dropout="shared"`` (one mask per iterate).
-    ``dropout="fresh"`` draws two masks in two passes, as the authors did; ``mode="eval"`` first runs the chain on the
-    network in eval mode. By default the chain sees the network as the loop has it, in train mode, as published.
+    The gradient is accumulated over the iterates: one forward at x^k serves the input gradient of the next step and the
+    weight gradient of this iterate. This takes K + 1 forwards instead of 2K and one graph in memory instead of K, with
+    the same gradient to rounding; batch-norm statistics receive both updates at once. It requires that both passes see
+    the same network: ``mode="train"`` (default, as published) and ``dropout="shared"``, one mask per iterate.
+    ``dropout="fresh"`` samples two masks in two passes, as the authors did; ``mode="eval"`` runs the chain first.
 
-    What the update descends by default, ``objective="free-energy"``, is T log Z(w), T = noise^2 and
-    Z = int exp((L - gamma/2 ||x' - x||^2) / T) dx': its gradient is E_p[grad L], and mu^K is a running estimate of it.
-    ``objective="data-entropy"`` descends what the paper sets out to, L_DE(w) = E_p[L], where p depends on w as well:
-    grad L_DE = E_p[grad L] + Cov_p(L, grad L) / T, image by image (`atent.sgld.data_entropy_coefficients`; the
-    supplement's derivation loses the normaliser of p, its algorithm the whole second term). Where the loss is linear in
-    x', T log Z exceeds the clean loss by ||grad_x L||^2 / (2 gamma) and L_DE by twice as much: the same at half of
-    gamma. The iterates after ``burn_in`` weigh the same. The mean that the covariance is taken about is known only at
-    the end, so the iterates are kept and the weights' pass comes second: 2K + 1 - burn_in forwards for each chain. The
-    losses are those that the chain saw; batch-norm statistics take the second pass alone, and ``dropout`` is fresh. p
-    is cut to the box, and with projection "every" to the ball. Chains that do not sample p are refused: no noise, sign
-    or unit gradients, projection at the last step alone.
+    ``objective="free-energy"`` (default) descends T log Z(w), Z = int exp((L - gamma/2 ||x' - x||^2) / T) dx', whose
+    gradient is E_p[grad L]; mu^K is a running estimate of it. ``"data-entropy"`` descends the paper's stated objective
+    L_DE(w) = E_p[L]: grad L_DE = E_p[grad L] + Cov_p(L, grad L) / T per image (`atent.sgld.data_entropy_coefficients`;
+    the supplement's derivation omits the normaliser of p, its algorithm the second term). If the loss is linear in x',
+    T log Z exceeds the clean loss by ||grad_x L||^2 / (2 gamma), and L_DE by twice that, as T log Z at gamma / 2.
+    The iterates after ``burn_in`` have equal weights; the weight pass follows the chain, 2K + 1 - burn_in forwards per
+    chain, updates the batch-norm statistics alone, and has fresh dropout masks. p is restricted to the box, and with
+    projection "every" to the ball. Chains that do not sample p are refused: no noise, sign or unit gradients, or
+    projection at the last step alone.
 
-    ``outer_loss="kl"`` puts L(x') = KL(f(x) || f(x')) in the place of the cross-entropy, in the chain and in mu^K, and
-    w descends CE(f(x), y) + beta mu^K: TRADES with its maximum replaced by the objective. The gradient runs through
-    both arguments, the chain holds f(x) constant; the clean batch has a pass of its own, in each mode.
+    ``outer_loss="kl"`` replaces the cross-entropy by L(x') = KL(f(x) || f(x')) in the chain and in mu^K; w descends
+    CE(f(x), y) + beta mu^K: TRADES with its maximum replaced by the objective. The gradient flows through both
+    arguments; the chain keeps f(x) constant; the clean batch has its own pass in each mode.
 
-    ``drop_below`` leaves the first iterates out of mu^K, those whose share c_k is below it: at alpha 0.9 and 1e-3 the
-    last three remain. The chain still passes them, for its own gradient alone, and batch-norm statistics then take one
-    update from each. What is left out weighs at most (1 - alpha)^m beside m iterates that remain; the training measures
-    on its first batch by how much the gradient differs. The default is exact.
+    ``drop_below`` omits iterates with c_k below it from mu^K: at alpha 0.9 and 1e-3 the last three remain, and the
+    others weigh at most (1 - alpha)^3; the first batch of a training measures the difference of the gradient, and an
+    omitted iterate updates batch-norm statistics once. The default omits none.
 
-    gamma, noise, effective_noise and temperature may be schedules over the training: "0.5..0.1" is linear from start to
-    end, "0.5..0.1@0.3" arrives after 30 %. eps has eps_warmup.
+    gamma, noise, effective_noise and temperature accept schedules over the training: "0.5..0.1" is linear from start to
+    end, "0.5..0.1@0.3" ends after 30 %. eps has eps_warmup.
 
-    Metrics: accuracy (``robust``) and distance at the last iterates; with ``kl`` also ``clean``, ``clean_loss`` and
+    Metrics: accuracy (``robust``) and ``distance`` at the last iterates; with ``kl`` also ``clean``, ``clean_loss`` and
     ``robust_loss`` (mu^K); with data-entropy ``tilt``, the standard deviation of L / T over an image's samples: at 0
-    both objectives have one gradient, far above 1 few samples carry the weight and the estimate is noisy.
+    both objectives have one gradient, far above 1 few samples dominate and the estimate is noisy.
+
+    References
+    ----------
+    Jagatap, Joshi, Chowdhury, Garg and Hegde 2022, "Adversarially robust learning via entropic regularization",
+    Frontiers in Artificial Intelligence 4.
+
+    Examples
+    --------
+    >>> from atent import Threat
+    >>> from atent.methods import ATENT
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> method = ATENT(Threat("l2", 0.5), variant="released", steps=4)
+    >>> sorted(method.backward(net, x, y))  # leaves the gradient in .grad
+    ['distance', 'loss', 'robust']
     """
 
     FORMER: ClassVar[dict[str, str]] = {"pull": "anchor"}
@@ -182,8 +193,7 @@ class ATENT(Method):
             return self.steps // 2
         if self.alpha == 1:  # the average is then the last loss alone
             return self.steps - 1
-        # Shares grow from iterate to iterate, so the dropped ones are the first.
-        return self.weights()[1:].count(0.0) if self.drop_below else 0
+        return self.weights()[1:].count(0.0) if self.drop_below else 0  # shares grow from iterate to iterate
 
     def chain(self, progress: float = 1.0) -> Sampler:
         """The resolved chain at ``progress``: while eps warms up, step size and radius shrink together."""
@@ -287,7 +297,7 @@ class ATENT(Method):
         if clean is None:
             return value, metrics
         fit = cross_entropy(clean, y, self.label_smoothing).mean()
-        return fit + self.beta * value, metrics | self._clean_metrics(clean, y, fit.detach(), value.detach())
+        return fit + self.beta * value, metrics | clean_metrics(clean, y, fit.detach(), value.detach())
 
     def points(self, x: Tensor, aux: Any) -> Tensor | None:
         """The last iterates of the chains."""
@@ -339,7 +349,7 @@ class ATENT(Method):
         metrics = {"loss": step.mu, **self._metrics(logits, iterates[-1], many, labels)}
         if step.clean is not None:
             metrics["loss"] = step.fit + self.beta * step.mu
-            metrics |= self._clean_metrics(step.clean, y, step.fit, step.mu)
+            metrics |= clean_metrics(step.clean, y, step.fit, step.mu)
         if self.objective == "data-entropy":
             metrics |= self._tilt(aux, progress)
         return iterates if aux is None else aux, metrics
@@ -383,10 +393,6 @@ class ATENT(Method):
     def _metrics(self, logits: Tensor, z: Tensor, x: Tensor, y: Tensor) -> Metrics:
         """Robust training accuracy at the last iterate, and ||x^K - x|| per sample in the threat's norm."""
         return {"robust": correct(logits, y), "distance": self.threat.distance(z.detach(), x)}
-
-    def _clean_metrics(self, clean: Tensor, y: Tensor, fit: Tensor, mu: Tensor) -> Metrics:
-        """Of outer_loss kl."""
-        return {"clean": correct(clean, y), "clean_loss": fit, "robust_loss": mu}
 
     def _tilt(self, aux: Samples, progress: float) -> Metrics:
         """Of data-entropy."""

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Perturbation(metaclass=Settings):
-    """How a training asks for AWP around its method: ``awp = { gamma = 0.005 }`` in a recipe's ``[train]``."""
+    """How a training asks for AWP around its method: ``awp = { gamma = 0.005 }`` in a recipe's ``[train]``.
+
+    Examples
+    --------
+    >>> from atent.methods import Perturbation
+    >>> Perturbation(gamma=0.005, warmup=0.05)
+    Perturbation(gamma=0.005, warmup=0.05)
+    """
 
     gamma: float = 0.0
     """Length of AWP's weight perturbation, as a share of each layer's weights; 0: none. The code of Wu et al. 2020
@@ -73,6 +80,22 @@ class AWP(Method):
 
     `adversary` and `loss` are those of ``method``; metrics too, at w + v, with ``sharpness``: by how much v raises the
     loss.
+
+    References
+    ----------
+    Wu, Xia and Wang 2020, "Adversarial weight perturbation helps robust generalization", NeurIPS.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import AWP, PGDAT
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> method = AWP(PGDAT(Threat("linf", 0.1), steps=2), gamma=0.01)
+    >>> sorted(method.backward(net, x, y))
+    ['loss', 'robust', 'sharpness']
     """
 
     # Without annotation: no field. The perturbation is that of the batch.

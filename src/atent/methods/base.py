@@ -48,6 +48,26 @@ class Method(metaclass=Settings):
     reads a weight outside a forward pass, so that the processes may share the weights (`train.shard`). ``labelled``
     says that the loss classifies: embedding regularisation goes around no other method. `AWP` goes around every method
     that leaves `backward` as it is here: it calls `attack_and_descend` and `descend` in its place.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from dataclasses import dataclass
+    >>> from atent.losses import cross_entropy
+    >>> from atent.methods import Method
+    >>> from atent.models import build
+    >>> @dataclass(frozen=True)
+    ... class Noisy(Method):
+    ...     sigma: float = 0.1
+    ...
+    ...     def adversary(self, model, x, y, *, rng, ids=None, progress=1.0, state=None):
+    ...         return x + self.sigma * torch.randn(x.shape, generator=rng)
+    ...
+    ...     def loss(self, model, x, y, aux, *, progress=1.0, state=None):
+    ...         return cross_entropy(model(aux), y).mean(), {}
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> sorted(Noisy(0.2).backward(net, torch.rand(8, 1, 8, 8), torch.arange(8)))
+    ['loss']
     """
 
     # Without annotations: no fields of the dataclasses that inherit them.

@@ -45,6 +45,24 @@ class CROWNIBP(Method):
     (``select = "last"``): an accuracy under attack may be best before eps has grown.
 
     Metrics: clean accuracy (``clean``) and the share of the batch verified by m at the current eps (``verified``).
+
+    References
+    ----------
+    Zhang, Chen, Xiao, Gowal, Stanforth, Li, Boning and Hsieh 2020, "Towards stable and efficient training of
+    verifiably robust neural networks", ICLR; Gowal et al. 2018, "On the effectiveness of interval bound propagation for
+    training verifiably robust models", arXiv 1810.12715.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import CROWNIBP
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = CROWNIBP(Threat("linf", 0.1)).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['clean', 'loss', 'verified']
     """
 
     threat: Threat

@@ -44,6 +44,18 @@ class DistilledTRADES(Method):
     Jiang, Chen, Chen and Wang 2020, "Robust pre-training by adversarial contrastive learning", NeurIPS; Zhang et al.
     2019, "Theoretically principled trade-off between robustness and accuracy", ICML; Hinton, Vinyals and Dean 2015,
     "Distilling the knowledge in a neural network".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import DistilledTRADES
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = DistilledTRADES(Threat("linf", 0.1), steps=2).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['clean', 'clean_loss', 'loss', 'robust', 'robust_loss']
     """
 
     threat: Threat

@@ -48,6 +48,23 @@ class Dual(Method):
     layers that `atent.certify.read` does not know. Keep the last epoch (``select = "last"``).
 
     Metrics: clean accuracy (``clean``) and the share of the batch with J above 0 at the current eps (``verified``).
+
+    References
+    ----------
+    Wong and Kolter 2018, "Provable defenses against adversarial examples via the convex outer adversarial polytope",
+    ICML; Wong, Schmidt, Metzen and Kolter 2018, "Scaling provable adversarial defenses", NeurIPS.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import Dual
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = Dual(Threat("linf", 0.02), projections=10).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['clean', 'loss', 'verified']
     """
 
     threat: Threat

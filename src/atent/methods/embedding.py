@@ -26,7 +26,14 @@ _DIVERGED = 1e4
 
 @dataclass(frozen=True)
 class EmbeddingTerm(metaclass=Settings):
-    """How a training asks for embedding regularisation: ``embedding = { weight = 0.1 }`` in a recipe's ``[train]``."""
+    """How a training asks for embedding regularisation: ``embedding = { weight = 0.1 }`` in a recipe's ``[train]``.
+
+    Examples
+    --------
+    >>> from atent.methods import EmbeddingTerm
+    >>> EmbeddingTerm(weight=0.1).divergence
+    'mmd'
+    """
 
     weight: float = 0.0
     """Weight lambda of the divergence between the embeddings and their prior; 0: none."""
@@ -108,6 +115,18 @@ class EmbeddingRegularised(Method):
     References
     ----------
     Li et al. 2021, Improving Adversarial Robustness via Low-dimensional Embedding (ER-Classifier), arXiv 1811.07950.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import EmbeddingRegularised, EmbeddingTerm, PGDAT
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> method = EmbeddingRegularised(PGDAT(Threat("linf", 0.1), steps=2), EmbeddingTerm(weight=0.1))
+    >>> sorted(method.backward(net, x, y))
+    ['embedding', 'loss', 'robust']
     """
 
     # Without annotation: no field. The divergence is that of the embeddings of the batch.

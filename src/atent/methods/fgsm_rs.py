@@ -42,6 +42,24 @@ class FGSMRS(Method):
     leaving train mode. There batch-norm's running statistics also take in the adversary's own pass; here, as with all
     built-in methods, the adversary leaves no trace, and they see the perturbed batch alone. One forward and one
     backward for the adversary, as many for the loss.
+
+    References
+    ----------
+    Wong, Rice and Kolter 2020, "Fast is better than free: revisiting adversarial training", ICLR; Andriushchenko and
+    Flammarion 2020, "Understanding and improving fast adversarial training", NeurIPS; Goodfellow, Shlens and Szegedy
+    2015, "Explaining and harnessing adversarial examples", ICLR.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import FGSMRS
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = FGSMRS(Threat("linf", "8/255")).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['loss', 'robust']
     """
 
     single_step = True

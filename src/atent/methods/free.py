@@ -46,6 +46,25 @@ class Free(Method):
     leaves delta there as it was. ``eps_warmup`` is ours too: at 0, its default, the method is theirs. The first pass
     of a training, and one without ``state``, is plain. The parts of a batch that is split have the rows of their
     positions (`rows`).
+
+    References
+    ----------
+    Shafahi, Najibi, Ghiasi, Xu, Dickerson, Studer, Davis, Taylor and Goldstein 2019, "Adversarial training for free!",
+    NeurIPS.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import Free
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = Free(Threat("linf", "8/255"), replays=4).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['loss', 'robust']
+    >>> Free(Threat("linf", "8/255"), replays=4).replays
+    4
     """
 
     single_step = True

@@ -23,6 +23,22 @@ class Gaussian(Method):
     The noisy input is not clamped to the box: Cohen et al. train and certify without, and the certificate counts on a
     noise that is Gaussian. ``sigma = 0`` draws nothing and is `Standard`. No adversary, so no pass of the network but
     the loss's own. The metric ``noisy`` is the accuracy at the noisy inputs.
+
+    References
+    ----------
+    Cohen, Rosenfeld and Kolter 2019, "Certified adversarial robustness via randomized smoothing", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import Gaussian
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = Gaussian(sigma=0.25).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['loss', 'noisy']
     """
 
     sigma: float = 0.12

@@ -47,6 +47,23 @@ class MART(Method):
 
     Metrics: accuracy at clean (``clean``) and perturbed inputs (``robust``), and the two parts of the loss, the
     boosted cross-entropy (``boosted_loss``) and the mean weighted KL without ``beta`` (``robust_loss``).
+
+    References
+    ----------
+    Wang, Zou, Yi, Bailey, Ma and Gu 2020, "Improving adversarial robustness requires revisiting misclassified
+    examples", ICLR.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import MART
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = MART(Threat("linf", 0.1), steps=3).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['boosted_loss', 'clean', 'loss', 'robust', 'robust_loss']
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf",)

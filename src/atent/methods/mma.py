@@ -63,6 +63,23 @@ class MMA(Method):
 
     ``steps + bisection`` forwards and ``steps`` backwards for the adversary, two of each for the loss (one backward
     with ``clean_weight=0``). A wrong sample's margin counts as 0.
+
+    References
+    ----------
+    Ding, Sharma, Lui and Huang 2020, "MMA training: direct input space margin maximization through adversarial
+    training", ICLR.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import MMA
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = MMA(Threat("l2", 1.0), steps=3).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['clean', 'loss', 'margin']
     """
 
     alike: ClassVar[tuple[str, ...]] = ("eps",)

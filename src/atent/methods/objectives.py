@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from atent.attacks.langevin import Sampler
 from atent.guard import ask
 from atent.losses import cross_entropy, wide
+from atent.methods.base import Metrics, correct
 from atent.rng import Streams
 from atent.sgld import data_entropy_coefficients
 
@@ -255,3 +256,8 @@ def _accumulate(targets: Sequence[Tensor], grads: Sequence[Tensor | None], share
     if new:
         for (p, _), g in zip(new, torch._foreach_mul([g for _, g in new], share), strict=True):
             p.grad = g
+
+
+def clean_metrics(clean: Tensor, y: Tensor, fit: Tensor, mu: Tensor) -> Metrics:
+    """The metrics of the clean batch and of the running average, with ``outer_loss="kl"``."""
+    return {"clean": correct(clean, y), "clean_loss": fit, "robust_loss": mu}

@@ -31,6 +31,28 @@ class PGDAT(Method):
     chooses between restarts, and a clean one at the new weights, made for the records. Here the adversary leaves no
     trace in either mode, and the statistics take the perturbed batch alone. Their steps at eps 8/255 are 2/255, ten and
     seven of them, from a uniform start that is clamped to the box.
+
+    References
+    ----------
+    Madry, Makelov, Schmidt, Tsipras and Vladu 2018, "Towards deep learning models resistant to adversarial attacks",
+    ICLR; Rice, Wong and Kolter 2020, "Overfitting in adversarially robust deep learning", ICML; Wong, Rice and Kolter
+    2020, "Fast is better than free: revisiting adversarial training", ICLR.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import PGDAT
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> method = PGDAT(Threat("linf", 0.1), steps=3)
+    >>> metrics = method.backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['loss', 'robust']
+    >>> loss, _ = method(net, x, y)  # for a loop that calls loss.backward() itself
+    >>> loss.requires_grad
+    True
     """
 
     shardable = True

@@ -82,6 +82,24 @@ class SmoothAdv(Method):
     gradient moves nothing (they draw a random one); DDN calls a point adversarial by the mean softmax (they by the
     majority of the copies), and its perturbations are not rounded to 256 levels; eps warms up with the progress, from 0
     (they by whole epochs, the first of which has eps / warmup already).
+
+    References
+    ----------
+    Salman, Li, Razenshteyn, Zhang, Zhang, Bubeck and Yang 2019, "Provably robust deep learning via adversarially
+    trained smoothed classifiers", NeurIPS; Rony et al. 2019, "Decoupling direction and norm for efficient
+    gradient-based L2 adversarial attacks and defenses", CVPR.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import SmoothAdv
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = SmoothAdv(Threat("l2", 0.5), sigma=0.25, steps=2).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['distance', 'loss', 'robust']
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l2",)

@@ -16,7 +16,24 @@ from atent.methods.base import Method, Metrics, State, correct, method
 @method
 @dataclass(frozen=True)
 class Standard(Method):
-    """Mean cross-entropy of the clean batch: the baseline without an adversary."""
+    """Mean cross-entropy of the clean batch: the baseline without an adversary.
+
+    References
+    ----------
+    Goodfellow, Bengio and Courville 2016, "Deep learning", MIT Press.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import Standard
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = Standard().backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['clean', 'loss']
+    """
 
     shardable = True
 

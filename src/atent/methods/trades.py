@@ -45,6 +45,23 @@ class TRADES(Method):
     Metrics: accuracy at clean (``clean``) and perturbed inputs (``robust``), and the two parts of the loss, the
     cross-entropy (``clean_loss``) and the mean KL without its factor (``robust_loss``); without an adversary the
     robust ones are absent.
+
+    References
+    ----------
+    Zhang, Yu, Jiao, Xing, El Ghaoui and Jordan 2019, "Theoretically principled trade-off between robustness and
+    accuracy", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import TRADES
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = TRADES(Threat("linf", 0.1), steps=3, beta=6.0).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['clean', 'clean_loss', 'loss', 'robust', 'robust_loss']
     """
 
     shardable = True

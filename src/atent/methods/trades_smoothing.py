@@ -34,6 +34,23 @@ class TRADESSmoothing(Method):
 
     ``sigma = 0`` draws no noise and is `TRADES`; ``beta = 0`` is `Gaussian`. While eps warms up, sigma stays. The
     metrics are those of `TRADES`, ``clean`` at x + n and ``robust`` at x' + n.
+
+    References
+    ----------
+    Blum, Dick, Manoj and Zhang 2020, "Random smoothing might be unable to certify l-infinity robustness for
+    high-dimensional images", Journal of Machine Learning Research 21.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.methods import TRADESSmoothing
+    >>> from atent.models import build
+    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
+    >>> net = build("digits_cnn", shape=(1, 8, 8))
+    >>> metrics = TRADESSmoothing(Threat("l2", 0.435), steps=2).backward(net, x, y)  # leaves the gradient in .grad
+    >>> sorted(metrics)
+    ['clean', 'clean_loss', 'loss', 'robust', 'robust_loss']
     """
 
     norms: ClassVar[tuple[str, ...]] = ("l2",)

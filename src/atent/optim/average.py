@@ -13,17 +13,53 @@ from atent.checks import check_choice, check_number
 
 
 class Average:
-    """An average of a model's parameters and buffers, beside the model, from the share ``start`` of the training on.
+    """An average of a model's parameters and buffers over the training, kept beside the model.
 
-    ``ema`` takes in the weights of every step: mean <- d mean + (1 - d) w, d = min(decay, (1 + t) / (10 + t)) after t
-    updates (the rule of TensorFlow's ExponentialMovingAverage), so that a young mean forgets the first weights fast.
+    ``ema`` is updated at every step: mean <- d mean + (1 - d) w, d = min(decay, (1 + t) / (10 + t)) after t
+    updates (the rule of TensorFlow's ExponentialMovingAverage), so that the initial weights are forgotten quickly.
     ``swa`` is the mean over the weights at the end of each epoch (Izmailov et al. 2018, with one epoch per cycle). The
-    learning rate stays as it is scheduled; theirs is cyclic, or constant, while they average. The first update of
-    either copies the weights.
+    learning rate remains as scheduled; theirs is cyclic or constant while they average. The first update of either
+    copies the weights.
 
-    Batch-norm statistics are averaged with the weights; Izmailov et al. measure them anew in a pass over the training
-    set, which is spared here. Integers, such as batch counters, are those of the last update. An update is one
-    ``_foreach`` call and waits for nothing.
+    Batch-norm statistics are averaged with the weights; Izmailov et al. recompute them in a pass over the training
+    set. Integers, such as batch counters, are those of the last update. An update is one ``_foreach`` call without
+    host synchronisation.
+
+    Parameters
+    ----------
+    model
+        Network whose parameters and buffers are averaged; the average starts at their values.
+    kind
+        "ema" or "swa".
+    decay
+        Decay d of the exponential average per step, in [0, 1).
+    start
+        Share of the training before the first update, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind, and for values out of range.
+
+    References
+    ----------
+    Izmailov, Podoprikhin, Garipov, Vetrov and Wilson 2018, "Averaging weights leads to wider optima and better
+    generalization", UAI.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.optim import Average
+    >>> net = torch.nn.Linear(1, 1, bias=False)
+    >>> average = Average(net, "swa")
+    >>> for epoch, weight in enumerate([1.0, 2.0, 6.0]):
+    ...     _ = torch.nn.init.constant_(net.weight, weight)  # stands for an epoch of training
+    ...     average.after_epoch(progress=(epoch + 1) / 3)
+    >>> with average.applied():
+    ...     net.weight.item()
+    3.0
+    >>> net.weight.item()
+    6.0
     """
 
     def __init__(self, model: nn.Module, kind: str, *, decay: float = 0.995, start: float = 0.0) -> None:
@@ -39,12 +75,12 @@ class Average:
         self._last = [t.clone() for t in self._others]
 
     def after_step(self, progress: float) -> None:
-        """Take in the weights of a step."""
+        """Update the exponential average with the weights after a step."""
         if self.kind == "ema" and progress >= self.start:
             self._update(1.0 - min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 1.0)
 
     def after_epoch(self, progress: float) -> None:
-        """Take in the weights of an epoch."""
+        """Update the SWA mean with the weights after an epoch."""
         if self.kind == "swa" and progress >= self.start:
             self._update(1.0 / (self.count + 1))
 
@@ -59,7 +95,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights; after, also after an exception, its own again, bit for bit."""
+        """Context in which the model has the averaged weights; its own are restored bit for bit, also on exception."""
         own = [t.clone() for t in (*self._floats, *self._others)]
         try:
             _copy([*self._floats, *self._others], [*self._mean, *self._last])
@@ -68,11 +104,11 @@ class Average:
             _copy([*self._floats, *self._others], own)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes."""
+        """The state for `restore`."""
         return {"count": self.count, "mean": self._mean, "last": self._last}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Resume from a saved state."""
         self.count = state["count"]
         _copy(self._mean, state["mean"])
         _copy(self._last, state["last"])

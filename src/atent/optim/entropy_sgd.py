@@ -53,9 +53,68 @@ class EntropySGD(torch.optim.Optimizer):
     ``inner_batches`` says which is wanted, and `batches_per_step` how many one step uses up. `step` returns the loss
     of the first call, the one at w. After it ``.grad`` holds the outer gradient.
 
-    The noise is a function of (seed, t, inner step), and t and the seed are in the state dict: a resumed run is the
-    unbroken one, and the global random state is left alone. If the closure raises, weights, momentum and t are as
-    before. A parameter without gradient in a call stays where it is in that call. ValueError for values out of range.
+    The noise is a function of (seed, t, inner step), and t and the seed are in the state dict: a resumed run equals an
+    uninterrupted one, and the global random state is unchanged. If the closure raises, weights, momentum and t are
+    restored. A parameter without gradient in a call is not changed by that call.
+
+    Parameters
+    ----------
+    params
+        Tensors or groups, as for any optimizer of torch.
+    lr
+        Rate of the outer step, above 0.
+    momentum, nesterov, weight_decay
+        Of the outer step, as `torch.optim.SGD`.
+    inner_steps
+        L: Langevin steps per outer step; 0 is `torch.optim.SGD`.
+    gamma
+        Weight of the anchor term, at least 0.
+    scoping
+        Growth of gamma per outer step, at least 0.
+    inner_lr
+        eta': size of a Langevin step, above 0.
+    inner_momentum
+        Nesterov momentum of the walk, in [0, 1).
+    noise
+        Square root of the temperature, at least 0.
+    alpha
+        Weight of the newest point in the exponential average, in (0, 1].
+    average
+        "exponential", or the "ergodic" mean.
+    scale
+        Outer gradient: gamma (w - mu), or w - mu for "none".
+    inner_batches
+        Batches that the walk needs: the "same" one, or the "next" ones.
+    momentum_start
+        Initial outer momentum: "zero", or the "gradient" of the loss.
+    seed
+        Key of the noise.
+
+    Raises
+    ------
+    ValueError
+        For values out of range, and for settings that differ between groups but apply to all.
+
+    References
+    ----------
+    Chaudhari et al. 2017, "Entropy-SGD: biasing gradient descent into wide valleys", ICLR; Jagatap, Joshi, Chowdhury,
+    Garg and Hegde 2022, "Adversarially robust learning via entropic regularization", Frontiers in Artificial
+    Intelligence 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.optim import EntropySGD
+    >>> net, x, y = torch.nn.Linear(4, 2), torch.randn(16, 4), torch.arange(16) % 2
+    >>> optimizer = EntropySGD(net.parameters(), lr=0.1, inner_steps=3, scale="none")
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = torch.nn.functional.cross_entropy(net(x), y)
+    ...     loss.backward()
+    ...     return loss
+    >>> loss = optimizer.step(closure)  # the loss before the step
+    >>> optimizer.calls_per_step
+    3
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from atent.optim.sgld import Closure
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose rate is, for each parameter tensor w, in proportion to its norm (You et al. 2017).
+    """SGD with momentum whose rate, for each parameter tensor w, is proportional to its norm (You et al. 2017).
 
     With the gradient g of the loss, the local rate and the step are
 
@@ -22,8 +22,8 @@ class LARS(torch.optim.Optimizer):
 
     so that a step has the length lr trust ||w||, whatever the scale of the gradient. Where ||w|| or ||g|| is 0, r is 1,
     as for a bias that begins at 0. Every parameter is adapted, biases and the scales of batch-norm included, as in the
-    code of Jiang et al. 2020; other codes leave those out. Momentum gathers steps in which the rate is contained: a
-    schedule does not rescale the past. ``trust=0`` is not allowed; without adaptation use SGD.
+    code of Jiang et al. 2020; other codes exclude those. Momentum accumulates steps that include the rate: a
+    schedule does not rescale past steps. ``trust=0`` is not allowed; without adaptation use SGD.
 
     Parameters
     ----------
@@ -40,7 +40,20 @@ class LARS(torch.optim.Optimizer):
 
     References
     ----------
-    You, Gitman and Ginsburg 2017, "Large batch training of convolutional networks", Algorithm 1.
+    You, Gitman and Ginsburg 2017, "Large batch training of convolutional networks", arXiv 1708.03888.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.optim import LARS
+    >>> layer = torch.nn.Linear(4, 2, bias=False)
+    >>> before = layer.weight.detach().clone()
+    >>> optimizer = LARS(layer.parameters(), lr=1.0, momentum=0.0, trust=0.01)
+    >>> layer(torch.ones(1, 4)).sum().backward()
+    >>> optimizer.step()
+    >>> length = (layer.weight.detach() - before).norm() / before.norm()  # lr trust, whatever the gradient's length
+    >>> round(float(length), 4)
+    0.01
     """
 
     def __init__(

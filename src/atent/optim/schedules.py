@@ -12,7 +12,15 @@ from atent.fields import shown
 
 @dataclass(frozen=True)
 class Schedule(metaclass=Settings):
-    """Settings of the schedule; ValueError for values out of range."""
+    """A learning-rate schedule: settings for `lr_factor`. ValueError for values out of range.
+
+    Examples
+    --------
+    >>> from atent.optim import Schedule, lr_factor
+    >>> schedule = Schedule("multistep", milestones=(50, 75), factor=0.1)
+    >>> [round(lr_factor(schedule, step, steps_per_epoch=1, epochs=100), 3) for step in (0, 49, 50, 75)]
+    [1.0, 1.0, 0.1, 0.01]
+    """
 
     kind: Literal["constant", "step", "multistep", "cosine", "cyclic"] = "constant"
     """constant; step (x factor every `every`); multistep (x factor at each milestone); cosine (to 0 at the end);
@@ -52,11 +60,34 @@ class Schedule(metaclass=Settings):
 
 
 def lr_factor(schedule: Schedule, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Factor of the learning rate at ``step`` (counted from 0 over the whole training).
+    """Factor of the learning rate at a step of the training.
 
-    By epoch it holds for a whole epoch; by step it moves at every step. The cosine is
-    (1 + cos(pi t / T)) / 2 with t and T counted after the warm-up. The cyclic one is a triangle, t / (peak T) up to
-    the peak and (T - t) / (T - peak T) after it, one cycle in all (Smith 2017, as Wong et al. 2020 use it).
+    With unit "epoch" the factor is constant within an epoch; with "step" it changes at every step. The cosine is
+    (1 + cos(pi t / T)) / 2 with t and T counted after the warm-up. The cyclic schedule is a triangle, t / (peak T) up
+    to the peak and (T - t) / (T - peak T) after it, one cycle in total (Smith 2017, as used by Wong et al. 2020).
+
+    Parameters
+    ----------
+    schedule
+        The schedule.
+    step
+        Number of the step, counted from 0 over the entire training.
+    steps_per_epoch
+        Steps in an epoch.
+    epochs
+        Epochs of the training.
+
+    Returns
+    -------
+    float
+        Factor of the base rate, at least 0.
+
+    Examples
+    --------
+    >>> from atent.optim import Schedule, lr_factor
+    >>> cosine = Schedule("cosine", unit="step")
+    >>> [round(lr_factor(cosine, step, steps_per_epoch=10, epochs=2), 3) for step in (0, 5, 10, 15)]
+    [1.0, 0.854, 0.5, 0.146]
     """
     by_epoch = schedule.unit == "epoch"
     now = step // steps_per_epoch if by_epoch else step

@@ -29,6 +29,12 @@ class Walk(metaclass=Settings):
 
     Steps and gamma are those of its section A.1, inner_lr and noise those of Chaudhari et al.'s code, and alpha that
     of their paper.
+
+    Examples
+    --------
+    >>> from atent.optim import Optimizer, Walk
+    >>> Optimizer("EntropySGD", walk=Walk(inner_steps=20, scale="none")).walk.inner_steps
+    20
     """
 
     inner_steps: int = 5
@@ -58,7 +64,18 @@ class Walk(metaclass=Settings):
 
 @dataclass(frozen=True)
 class Optimizer(metaclass=Settings):
-    """Settings of the optimizer; ValueError for values out of range."""
+    """Settings of the optimizer; ValueError for values out of range.
+
+    Examples
+    --------
+    >>> from atent.optim import Optimizer
+    >>> Optimizer("Adam", lr=1e-3).weight_decay
+    0.0
+    >>> Optimizer("Adam", lr=-1.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: lr must be above 0, got -1.0
+    """
 
     name: str = "SGD"
     """SGD, Adam, EntropySGD, SGLD, LARS, or your own as module:Class: a `torch.optim.Optimizer`, or a function that
@@ -93,10 +110,10 @@ class Optimizer(metaclass=Settings):
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
         if self.nesterov and self.name not in ("SGD", "EntropySGD"):
-            raise ValueError(f"nesterov is for SGD and EntropySGD, not for {self.name}: leave it out")
+            raise ValueError(f"nesterov is for SGD and EntropySGD, not for {self.name}: remove it")
         _check_args(build_one, self)
         if self.name not in ("EntropySGD", "SGLD") and self.walk != Walk():
-            raise ValueError(f"optimizer.walk is for EntropySGD and SGLD, not for {self.name}: leave it out")
+            raise ValueError(f"optimizer.walk is for EntropySGD and SGLD, not for {self.name}: remove it")
         # What the optimizer itself refuses is refused here, before anything is trained.
         _made(build_one, self, [nn.Parameter(torch.zeros(1))], 0)
 
@@ -107,7 +124,7 @@ def _check_args(entry: Callable[..., torch.optim.Optimizer], settings: Optimizer
         return
     known = list(inspect.signature(entry).parameters)[3:]
     if not known:
-        raise ValueError(f"optimizer.args is for an optimizer of your own, not for {settings.name}: leave it out")
+        raise ValueError(f"optimizer.args is for an optimizer of your own, not for {settings.name}: remove it")
     odd = next((key for key in settings.args if key not in known), None)
     if odd is not None:
         raise ValueError(unknown(f"argument of {settings.name}", odd, known))
@@ -171,7 +188,35 @@ def _made(
 
 
 def build(settings: Optimizer, model: nn.Module, *, seed: int = 0) -> torch.optim.Optimizer:
-    """The optimizer over the model's trainable parameters; ``seed`` keys its own noise. ValueError where none train."""
+    """The optimizer of a model's trainable parameters.
+
+    Parameters
+    ----------
+    settings
+        Name and settings of the optimizer.
+    model
+        Network; parameters with ``requires_grad`` False are excluded.
+    seed
+        Key of the optimizer's own noise (EntropySGD, SGLD).
+
+    Returns
+    -------
+    torch.optim.Optimizer
+        The optimizer; call ``step(closure)``.
+
+    Raises
+    ------
+    ValueError
+        If no parameter is trainable, or an optimizer of your own cannot be made.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.optim import Optimizer, build
+    >>> optimizer = build(Optimizer("SGD", lr=0.1, momentum=0.9), torch.nn.Linear(4, 2))
+    >>> type(optimizer).__name__, optimizer.param_groups[0]["momentum"]
+    ('SGD', 0.9)
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("the model has no trainable parameters: set requires_grad on some of them")

@@ -197,7 +197,7 @@ def check_architecture(
 
 
 def load_weights(model: nn.Module, path: str | Path, *, which: str = "best", key: str | None = None) -> dict[str, Any]:
-    """Load weights from a run folder or a weights file; returns its metadata.
+    """Load weights from a run folder or a weights file.
 
     Parameters
     ----------
@@ -213,10 +213,24 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best", key
     key
         The place of the network in a file that holds several, such as ema or state_dict.
 
+    Returns
+    -------
+    dict
+        The metadata of the file; empty for files of other libraries.
+
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: the file is absent, damaged, of another architecture, or holds several networks that fit.
+        In one line: the file is absent, damaged, of another architecture, or contains several networks that fit.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from atent.train import load_weights
+    >>> path = f"{tempfile.mkdtemp()}/weights.pt"
+    >>> torch.save({"state_dict": torch.nn.Linear(4, 2).state_dict()}, path)
+    >>> load_weights(torch.nn.Linear(4, 2), path)
+    {}
     """
     path = weights_file(Path(path), which)
     about, states, notes = read_states(path)
@@ -257,10 +271,45 @@ def _first_pass(model: nn.Module, shape: tuple[int, ...]) -> None:
 
 
 def export(run: str | Path, out: str | Path) -> Path:
-    """A small copy of a run to keep or to send: configuration, metrics, and the best weights as float16.
+    """A small copy of a run: configuration, metrics, and the best weights in float16.
 
     The copy is a run folder for `load` and `atent evaluate`; it cannot be resumed. Batch-norm counters and other
-    integers stay as they are. FileExistsError where ``out`` is in use, ValueError where a weight overflows float16.
+    integers are unchanged.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    out
+        The folder of the copy, which must not exist or be empty.
+
+    Returns
+    -------
+    Path
+        ``out``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If ``run`` is not a run folder.
+    FileExistsError
+        If ``out`` is not empty.
+    ValueError
+        If a weight overflows float16, or a file is damaged.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from atent.data import DataSettings, load
+    >>> from atent.methods import Standard
+    >>> from atent.train import TrainSettings, export, fit
+    >>> folder = tempfile.mkdtemp()
+    >>> data = load(DataSettings("digits", limit=64, validation=50))
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> settings = TrainSettings(epochs=1)
+    >>> fitted = fit(net, data, Standard(), settings=settings, run=f"{folder}/run", progress=False)
+    >>> sorted(path.name for path in export(fitted.run, f"{folder}/copy").iterdir())
+    ['best.safetensors', 'config.json', 'manifest.json', 'metrics.jsonl']
     """
     run = Path(run)
     if not (run / folder.CONFIG).is_file():

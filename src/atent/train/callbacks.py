@@ -1,4 +1,4 @@
-"""What else happens during a training: progress, early stopping, trackers, and a user's own work."""
+"""Hooks of a training: progress, early stopping, trackers, and your own."""
 
 from __future__ import annotations
 
@@ -49,13 +49,26 @@ class Progress:
 
 
 class Callback:
-    """Hooks of a training, none of which does anything here; override what you need.
+    """Hooks of a training, which do nothing by default; override those that you need.
 
-    A text that `start` or `epoch` returns ends the training, and is its reason (`Fitted.stopped`). `validation`,
-    `checkpoint` and `epoch` come in this order after an epoch is saved, so that an exception, which ends the training
-    with its own error, loses nothing. Of several ranks, rank 0 alone calls them: what they return is shared, and a
-    change that one makes to the network would stay on rank 0. Rows are those of metrics.jsonl: read them, and leave
-    them as they are.
+    A text returned by `start` or `epoch` ends the training with that reason (`Fitted.stopped`). `validation`,
+    `checkpoint` and `epoch` are called in this order after an epoch is saved, so that an exception, which ends the
+    training with its own error, loses no epoch. With several ranks only rank 0 calls them: their return values are
+    shared, and a change of the network would affect rank 0 alone. Rows are those of metrics.jsonl; do not modify them.
+
+    Examples
+    --------
+    >>> from atent.data import DataSettings, load
+    >>> from atent.methods import Standard
+    >>> from atent.train import Callback, TrainSettings, fit
+    >>> class StopAt(Callback):
+    ...     def epoch(self, progress, row):
+    ...         return "two epochs are enough" if progress.epoch == 2 else None
+    >>> data = load(DataSettings("digits", limit=64, validation=50))
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> settings = TrainSettings(epochs=5)
+    >>> fit(net, data, Standard(), settings=settings, progress=False, callbacks=[StopAt()]).stopped
+    'two epochs are enough'
     """
 
     def start(self, progress: Progress) -> str | None:
@@ -81,12 +94,23 @@ class Callback:
 
 
 class EarlyStopping(Callback):
-    """Stops where ``patience`` measured epochs in a row were not the best so far.
+    """Ends the training after ``patience`` consecutive measured epochs that are not the best so far.
 
     Parameters
     ----------
     patience
         Measured epochs without improvement, at least 1.
+
+    Raises
+    ------
+    ValueError
+        For another patience.
+
+    Examples
+    --------
+    >>> from atent.train import EarlyStopping
+    >>> EarlyStopping(patience=5).patience
+    5
     """
 
     def __init__(self, patience: int) -> None:

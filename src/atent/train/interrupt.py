@@ -11,7 +11,17 @@ __all__ = ["Interrupted", "again", "how_to_resume", "stop_requests"]
 
 
 class Interrupted(Exception):
-    """The training was stopped between two steps and can be resumed; the message says how."""
+    """The training was stopped between two steps and can be resumed; the message names the command.
+
+    Examples
+    --------
+    >>> from atent.train import Interrupted
+    >>> try:
+    ...     raise Interrupted("interrupted at epoch 2, step 7: resume with `atent train --resume runs/a`")
+    ... except Interrupted as stopped:
+    ...     print(stopped)
+    interrupted at epoch 2, step 7: resume with `atent train --resume runs/a`
+    """
 
 
 def how_to_resume(config: dict[str, Any], path: Path | None, epoch: int, step: int) -> str:

@@ -1,4 +1,4 @@
-"""`fit`: a training in one call; `Trainer` is the whole of it."""
+"""`fit`: a training in one call, by `Trainer`."""
 
 from __future__ import annotations
 
@@ -50,29 +50,77 @@ def fit(
     data_builder: str | None = None,
     data_builder_args: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """Train ``model`` on ``data`` by ``method`` and keep the epoch that is best on the validation split.
+    """Train a network by a method and keep the epoch that is best on the validation split.
 
-    ``data`` is a `Data` (see `atent.data.from_tensors` for your own arrays); where fewer samples than there are get
-    measured, they are those of `Data.sample`, the same for every method and seed. With ``run``, a new folder, all is
-    written there: config.json, metrics.jsonl, best.safetensors and last/. ``resume=True`` resumes an existing one,
-    exactly. ``threat`` is what the robust validation uses where the method has none of its own. ``report`` is
-    called with each epoch's row, ``say`` with a line on what a calibrated method found before the first batch, with
-    the warnings of the watch (`atent.train.watch`), which may end the training early, and where the validation hints at
-    a mistake, such as a network that gives everything one class. ``callbacks`` are
-    called during the training (see `Callback`) and may end it. The global random state comes back as it was.
-    ``builder`` names what builds the network again, as module:function or a network of `atent.models.MODELS`, called
-    with ``builder_args``; ``data_builder`` what gives the data. Both are tried before the training, and recorded, so
-    that the commands take the run without ``--model`` and ``--data``. Data of `atent.data.load` need no builder.
-    ``AWP(method)`` is the same as ``method`` with ``settings.awp``, `EmbeddingRegularised` as with
-    ``settings.embedding``.
+    The network may be any `nn.Module` from pixels to logits; the global random state is unchanged. Under torchrun each
+    process makes the same call, and the ranks train one network (page *distributed*): rank 0 alone writes, reports and
+    calls ``report``, ``say`` and ``callbacks``; all return the same `Fitted`.
 
-    Under torchrun each process calls this alike, and the ranks train one network: see the page *distributed*. Rank 0
-    alone writes, reports, calls ``report``, ``say`` and ``callbacks``; all get the same `Fitted`.
+    Parameters
+    ----------
+    model
+        The network; it is trained in place.
+    data
+        See `atent.data.load`, and `atent.data.from_tensors` for your own arrays. If only a subset is measured, it is
+        that of `Data.sample`, the same for every method and seed.
+    method
+        A training method. ``AWP(method)`` equals ``method`` with ``settings.awp``, `EmbeddingRegularised` with
+        ``settings.embedding``.
+    optimizer, schedule, settings
+        Default: ``Optimizer()``, ``Schedule()``, ``TrainSettings()``.
+    augmentation
+        Of the training images: "none" or a name of `atent.data.augment`.
+    threat
+        Threat of the robust validation, for methods without one.
+    run
+        A new folder for config.json, metrics.jsonl, best.safetensors and last/. Default: nothing is written.
+    config
+        Further entries of config.json.
+    resume
+        Resume the training in ``run`` exactly.
+    progress
+        Show a progress bar, or a line per minute if stderr is not a terminal.
+    report
+        Called with the row of each epoch.
+    say
+        Called with one line on what a calibrated method found, on warnings of the watch (`atent.train.watch`), which
+        may end the training early, and on mistakes that the validation indicates.
+    callbacks
+        Called during the training, see `Callback`; they may end it.
+    builder, builder_args
+        What builds the network again, as module:function or a name of `atent.models.MODELS`, and its arguments. It is
+        tried before the training and recorded, so that commands accept the run without ``--model``.
+    data_builder, data_builder_args
+        The same for the data and ``--data``; data of `atent.data.load` need none.
 
-    Raises ValueError for settings that cannot work, InUse (a ValueError) while another process is at work in the run
-    folder, FileExistsError for a folder that holds something else, Diverged for a loss, gradient or weight that is not
-    finite, OutOfMemory for a step that does not fit with a single sample, Interrupted after Ctrl-C, SIGTERM, SIGHUP,
-    SIGUSR1 or SIGUSR2 (with ``run``, the state is saved first).
+    Returns
+    -------
+    Fitted
+        The network with the best epoch's weights, the rows of the epochs, and why the training ended early, if it did.
+
+    Raises
+    ------
+    ValueError
+        In one line, for settings that cannot work; `InUse` while another process works in the run folder; `Diverged`
+        for a loss, gradient or weight that is not finite.
+    FileExistsError
+        For a folder with other contents.
+    OutOfMemory
+        If a step with a single sample does not fit.
+    Interrupted
+        After Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2; with ``run`` the state is saved first.
+
+    Examples
+    --------
+    >>> from atent import Threat
+    >>> from atent.data import DataSettings, load
+    >>> from atent.methods import FGSMRS
+    >>> from atent.train import TrainSettings, fit
+    >>> data = load(DataSettings("digits", limit=64, validation=50))
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> fitted = fit(net, data, FGSMRS(Threat("linf", 0.1)), settings=TrainSettings(epochs=2), progress=False)
+    >>> len(fitted.history), fitted.model.training, fitted.stopped
+    (2, False, None)
     """
     if not isinstance(data, Data):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a training gives back, or how it fails."""
+"""The result of a training, and its failure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ from torch import nn
 
 
 class Diverged(ValueError):
-    """A loss, gradient, weight or logit became NaN or infinite; ``run`` is the folder of what was saved before."""
+    """A loss, gradient, weight or logit became NaN or infinite.
+
+    Parameters
+    ----------
+    why
+        What became so, and where, in one line.
+    run
+        The run folder with the state saved before; None without one.
+
+    Examples
+    --------
+    >>> from atent.train import Diverged
+    >>> print(Diverged("the loss is nan at epoch 3", None))
+    the loss is nan at epoch 3; nothing was written
+    """
 
     def __init__(self, why: str, run: Path | None) -> None:
         super().__init__(f"{why}; " + (f"what was saved before stays in {run}" if run else "nothing was written"))
@@ -20,7 +34,19 @@ class Diverged(ValueError):
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training gives back."""
+    """The result of a training.
+
+    Examples
+    --------
+    >>> from atent.data import DataSettings, load
+    >>> from atent.methods import Standard
+    >>> from atent.train import TrainSettings, fit
+    >>> data = load(DataSettings("digits", limit=64, validation=50))
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> fitted = fit(net, data, Standard(), settings=TrainSettings(epochs=1), progress=False)
+    >>> fitted.best["epoch"], fitted.run
+    (1, None)
+    """
 
     model: nn.Module
     """The user's network with the best epoch's weights, in eval mode."""
@@ -29,6 +55,6 @@ class Fitted:
     best: dict[str, Any]
     """The row of the best epoch."""
     run: Path | None
-    """The run folder, where there is one."""
+    """The run folder; None without one."""
     stopped: str | None = None
-    """Why the training ended before its time, in one line; None where it did not."""
+    """Why the training ended early, in one line; None if it did not."""

@@ -19,7 +19,18 @@ from atent.threads import Threads, check_threads
 
 @dataclass(frozen=True)
 class TrainSettings(metaclass=Settings):
-    """How long, in which batches, on what, and which epoch to keep; ValueError for values out of range."""
+    """Length, batches, device and selection of a training; ValueError for values out of range.
+
+    Examples
+    --------
+    >>> from atent.train import TrainSettings
+    >>> TrainSettings(epochs=30, batch_size=256, average="ema", select="robust").epochs
+    30
+    >>> TrainSettings(epochs=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: epochs must be at least 1, got 0
+    """
 
     FORMER_VALUES: ClassVar[dict[str, dict[str, str]]] = {"select": {"natural": "clean"}}
 
