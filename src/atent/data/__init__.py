@@ -42,16 +42,40 @@ _VALIDATION, _LIMIT = 0, 1
 
 
 def load(settings: DataSettings) -> Data:
-    """The data set that the settings describe, on the CPU; "module:function" gives the user's own `Data`.
+    """The data set that the settings describe, on the CPU, in three disjoint splits.
 
-    The validation set is drawn from the training part by class share, seeded by `split_seed`; then `limit`
-    draws from what is left, so that it never moves the validation set; `test_limit` takes test samples by
-    `subset`. Training and test samples stay in source order. Validation samples, and test samples that were drawn, are
-    in the order of `spread`, so that every beginning of them holds all classes; with subset "first" all is in source
-    order.
+    The validation set is sampled from the training part, stratified by class and seeded by ``split_seed``. ``limit``
+    then samples from the remaining training samples, so that it never changes the validation set; ``test_limit``
+    selects test samples by ``subset``. Training and test samples keep the order of the source. Validation samples and
+    a stratified subset of the test samples are in the order of `spread`, so that each prefix covers all classes; with
+    subset "first" everything is in source order.
 
-    Raises ValueError for unknown names, numbers out of range and damaged or inconsistent files, and
-    FileNotFoundError for absent ones: one line each, with what was seen and what is allowed.
+    Parameters
+    ----------
+    settings
+        Name, folder, splits and augmentation of the data set. A name "module:function" calls a function of your own,
+        which returns `Data` or a pair (train, test) of torch Datasets.
+
+    Returns
+    -------
+    Data
+        The training, validation and test splits, with the provenance in ``about``.
+
+    Raises
+    ------
+    ValueError
+        In one line: for an unknown name or augmentation, a number out of range, a setting that has no effect for this
+        data set, damaged or inconsistent files, and an error inside a function of your own.
+    FileNotFoundError
+        If the files of the data set are absent; the message names the folder and how to get them.
+
+    Examples
+    --------
+    >>> from atent.data import DataSettings, load
+    >>> load(DataSettings("digits"))
+    Data('digits', 10 classes, shape (1, 8, 8), 1,097 train, 200 validation, 500 test)
+    >>> load(DataSettings("digits", limit=100, test_limit=20))
+    Data('digits', 10 classes, shape (1, 8, 8), 100 train, 200 validation, 20 test)
     """
     augment(settings.augment)
     loader = SOURCES.find(settings.name)

@@ -111,5 +111,30 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def augment(name: str) -> Augmentation:
-    """The augmentation of that name. Raises ValueError with the nearest one where there is none."""
+    """The augmentation of that name.
+
+    Parameters
+    ----------
+    name
+        A name in `AUGMENTATIONS`: none, flip, crop-flip or rotate-flip.
+
+    Returns
+    -------
+    Augmentation
+        A function of a float batch (n, c, h, w) and a generator of its device (default: torch's global one), which
+        returns a new batch of the same shape, type and device. "none" returns its input.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; the message suggests the closest one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.data import augment
+    >>> x = torch.rand(8, 1, 28, 28)
+    >>> augment("crop-flip")(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([8, 1, 28, 28])
+    """
     return lookup(AUGMENTATIONS, name, "augmentation")

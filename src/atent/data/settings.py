@@ -16,7 +16,29 @@ Limit = int | Literal["all"] | None
 
 
 def everything(limit: Limit) -> int | None:
-    """The limit with None for "all"; ValueError for another word."""
+    """A limit on the number of samples, with None for "all".
+
+    Parameters
+    ----------
+    limit
+        A number of samples, "all" or None.
+
+    Returns
+    -------
+    int or None
+        The number; None: no limit.
+
+    Raises
+    ------
+    ValueError
+        For a string other than "all".
+
+    Examples
+    --------
+    >>> from atent.data import everything
+    >>> everything(100), everything("all"), everything(None)
+    (100, None, None)
+    """
     if isinstance(limit, str) and limit != "all":
         raise ValueError(f"a limit is a whole number or 'all', got {limit!r}")
     return None if limit == "all" else limit
@@ -30,7 +52,15 @@ def check_rule(rule: str) -> None:
 
 @dataclass(frozen=True)
 class DataSettings(metaclass=Settings):
-    """Which data set, where it lies, how it is split and augmented. Checked by `atent.data.load`."""
+    """Which data set, where it is stored, how it is split and augmented. Checked by `atent.data.load`.
+
+    Examples
+    --------
+    >>> from atent.data import DataSettings, load
+    >>> settings = DataSettings("digits", validation=100, limit=500, augment="crop-flip")
+    >>> load(settings)
+    Data('digits', 10 classes, shape (1, 8, 8), 500 train, 100 validation, 500 test)
+    """
 
     name: str = "digits"
     """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, tiny-imagenet, imagenet, moons, two-class

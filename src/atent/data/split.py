@@ -20,22 +20,34 @@ SUBSET = 2
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Samples that stay in their compact form, on any device or on disk, until a batch is asked for.
+    """Labelled samples in compact form, on any device or on disk, until `batch` converts them to floats.
 
-    x: uint8 (n, c, h, w) with a `scale`, or float32 (n, c, h, w) / (n, d) with `scale=None`; or `Stored` samples, uint8
-        on disk, of which `take`, `first`, `sample` and `to` read nothing.
-    y: int64 (n,), classes from 0.
-    ids: int64 (n,), the position of each sample in its source (order of the train or test files). They
-        survive splitting, limiting and shuffling, so they may exceed len(self) - 1.
-    scale: a pixel is x / scale: 255 for images, 16 for digits; None where x is already in pixel units.
+    Raises
+    ------
+    ValueError
+        If lengths, dimensions or types disagree.
 
-    Raises ValueError where lengths, dimensions or types disagree.
+    Examples
+    --------
+    >>> from atent.data import DataSettings, load
+    >>> train = load(DataSettings("digits")).train
+    >>> train
+    Split(1,097 samples of shape (1, 8, 8), uint8 on cpu)
+    >>> x, y = train.batch([0, 1, 2])
+    >>> x.shape, x.dtype, y.shape
+    (torch.Size([3, 1, 8, 8]), torch.float32, torch.Size([3]))
     """
 
     x: Tensor | Stored
+    """uint8 (n, c, h, w) with a ``scale``; float32 (n, c, h, w) or (n, d) with ``scale=None``; or `Stored` samples,
+    uint8 on disk, of which `take`, `first`, `sample` and `to` read nothing."""
     y: Tensor
+    """Classes from 0, int64 (n,)."""
     ids: Tensor
+    """Sample numbers, int64 (n,): the position of each sample in its source, in the order of the train or test files.
+    Splitting, limiting and shuffling keep them, so they may exceed ``len(self) - 1``."""
     scale: float | None
+    """Divisor of ``x`` that gives pixel units: 255 for images, 16 for digits. None: ``x`` is in pixel units."""
 
     def __post_init__(self) -> None:
         wanted = torch.float32 if self.scale is None else torch.uint8
@@ -107,29 +119,43 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """A data set ready for training.
+    """A data set ready for training: three disjoint splits, what they contain, and where they come from.
 
-    name: its key in `SOURCES`. classes: number of labels. shape: of one sample, without the batch.
-    box: lowest and highest value a coordinate may take, in pixel units, or those of each channel.
-    train, validation, test: disjoint; validation was carved from the source's training part.
-    about: plain JSON: source, files with sha256 and whether they are the known ones, counts, split, class
-        names and what is missing.
-    subset: how fewer samples than there are get chosen, see `sample`. seed: the split_seed, which draws them.
-    generated: how many of the training samples, the last ones, were generated. share: of each batch that they make up.
+    Examples
+    --------
+    >>> from atent.data import DataSettings, load
+    >>> data = load(DataSettings("digits"))
+    >>> data
+    Data('digits', 10 classes, shape (1, 8, 8), 1,097 train, 200 validation, 500 test)
+    >>> sorted(data.sample("test", 10).y.tolist())
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
     name: str
+    """Name of the data set in `SOURCES`, or its module:function."""
     classes: int
+    """Number of classes."""
     shape: tuple[int, ...]
+    """Shape of one sample, without the batch: (c, h, w) or (d,)."""
     box: Box
+    """Lowest and highest value of a coordinate, in pixel units, or one such value per channel in each place."""
     train: Split
+    """Samples to train on."""
     validation: Split
+    """Samples to select models on, taken from the source's training part."""
     test: Split
+    """Samples of the final evaluation."""
     about: dict[str, Any]
+    """Provenance, as plain JSON values: source, files with their SHA-256 and whether these are the known ones, counts,
+    split, class names, and what is missing."""
     subset: Rule = "stratified"
+    """Rule that selects subsets, see `sample`."""
     seed: int = 0
+    """The ``split_seed``, which seeds stratified subsets."""
     generated: int = 0
+    """Number of generated training samples; they are the last ones of ``train``."""
     share: float = 0.0
+    """Share of each batch that is generated, in [0, 1)."""
 
     @property
     def epoch(self) -> int:
@@ -157,18 +183,28 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a loader in `SOURCES` returns: the two parts as their files have them, before any carving.
+    """What a loader in `SOURCES` returns: the training and test parts as in its files, before the validation split.
 
-    validation: the source's default number of validation samples.
-    about: plain JSON, completed by `load` with counts and split.
+    Examples
+    --------
+    >>> from atent.data import SOURCES
+    >>> source = SOURCES["digits"]()
+    >>> len(source.train), len(source.test), source.validation
+    (1297, 500, 200)
     """
 
     classes: int
+    """Number of classes."""
     train: Split
+    """Training part; `load` takes the validation samples from it."""
     test: Split
+    """Test part."""
     validation: int
+    """Default number of validation samples."""
     box: Box = (0.0, 1.0)
+    """Lowest and highest value of a coordinate, in pixel units, or one such value per channel in each place."""
     about: dict[str, Any] = field(default_factory=dict)
+    """Provenance, as plain JSON values; ``files`` maps each file to its SHA-256. `load` adds counts and split."""
 
 
 def subset(whole: Split, n: Limit, rule: Rule, seed: int) -> Split:
@@ -213,13 +249,36 @@ def stratified(y: np.ndarray, n: int, seed: Sequence[int], keep: int = 0, least:
 
 
 def spread(y: np.ndarray, seed: Sequence[int], ids: np.ndarray | None = None) -> np.ndarray:
-    """Positions of all N samples in a random order of which every beginning is a class-stratified sample.
+    """Positions of all N samples in a random order of which each prefix is a class-stratified sample.
 
-    y: (N,) labels. seed: numbers in [0, 2**32). ids: (N,) sample numbers (default: positions), which alone decide the
-    order within a class. The first n samples hold one of every class where n is at least the number of classes; beyond
-    that, each class has its share n n_c / N, to about one sample (the divisor method of Webster and Sainte-Lague).
-    Where n is less than the number of classes they are of n different classes, larger ones first. Ties between classes
-    are drawn.
+    The first n samples contain one of every class if n is at least the number of classes. Beyond that, each class has
+    its share n n_c / N, to about one sample (the divisor method of Webster and Sainte-Lague). If n is less than the
+    number of classes, the samples are of n different classes, larger classes first. Ties between classes are broken at
+    random.
+
+    Parameters
+    ----------
+    y
+        Labels (N,), integers.
+    seed
+        Integers in [0, 2**32), the seed of the order.
+    ids
+        Sample numbers (N,). The order within a class depends on them and the seed, not on the order of ``y``. Default:
+        the positions.
+
+    Returns
+    -------
+    np.ndarray
+        A permutation of 0 .. N - 1, int64 (N,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atent.data import spread
+    >>> y = np.array([0] * 6 + [1] * 3)
+    >>> order = spread(y, seed=(0,))
+    >>> np.bincount(y[order[:3]])
+    array([2, 1])
     """
     by_id = np.argsort(np.arange(len(y)) if ids is None else ids, kind="stable")
     drawn = np.empty(len(y), np.int64)
