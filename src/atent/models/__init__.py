@@ -34,20 +34,52 @@ def build(
     patch: int | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> nn.Module:
-    """The network `name` of `MODELS`, in train mode, with fresh weights from torch's global generator.
+    """The built-in network of that name, in train mode, with random initial weights.
 
-    `classes` is at least 2. `shape` is the (c, h, w) of one input ((d,) for `two_class`, either for `mlp`), default
-    `native_shape(name)`.
-    `dropout` in [0, 1), default the network's own, goes only to networks that have such a field.
-    `activation` is relu, softplus or tanh, default relu, for networks that have such a field.
-    `patch` is the side of a vision transformer's patches in pixels, default the network's own.
-    `normalize` is (mean, std), per channel in pixel units: then the model is a `Sequential` of
-    `normalize` and `network`, and its state-dict keys begin with these two names; without it the network
-    comes bare. Builds on the device of `torch.device(...)` as a context, also on "meta".
+    The weights are sampled by torch's global generator, on the device of a `torch.device(...)` context, which may be
+    "meta".
 
-    Raises ValueError, in one line, for an unknown name, a shape or a number of classes that the network
-    cannot take, a dropout, an activation or a patch that is unknown, out of range or on a network without one, and a
-    normalisation that does not fit the channels.
+    Parameters
+    ----------
+    name
+        Name of a network of `MODELS`, or "module:function" of your own with the parameters ``classes`` and ``shape``,
+        the latter with a default.
+    classes
+        Number of outputs, at least 2.
+    shape
+        Shape of one input: (c, h, w), (d,) for ``two_class``, either for ``mlp``. Default: ``native_shape(name)``.
+    dropout
+        Dropout rate in [0, 1), for networks with a dropout field. Default: the network's own.
+    activation
+        relu, softplus or tanh, for networks with an activation field. Default: relu.
+    patch
+        Side of the patches in pixels, for vision transformers. Default: the network's own.
+    normalize
+        (mean, std), per channel in pixel units: the result is a `Sequential` of ``normalize`` and ``network``, and its
+        state-dict keys begin with these names. Default: the network without a normalisation layer.
+
+    Returns
+    -------
+    nn.Module
+        From floats (n, *shape), images in [0, 1], to logits (n, classes).
+
+    Raises
+    ------
+    ValueError
+        In one line: for an unknown name; a shape or a number of classes that the network does not take; a dropout, an
+        activation or a patch that is unknown, out of range or not a field of the network; and a normalisation that
+        does not fit the channels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.models import build
+    >>> net = build("small_cnn", classes=10, shape=(1, 28, 28))
+    >>> net(torch.rand(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    >>> normalized = build("resnet20", normalize=((0.49, 0.48, 0.45), (0.25, 0.24, 0.26)))
+    >>> [name for name, _ in normalized.named_children()]
+    ['normalize', 'network']
     """
     function = MODELS.find(name)
     if not isinstance(classes, Integral) or classes < 2:

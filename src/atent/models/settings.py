@@ -16,7 +16,15 @@ from atent.models.reference import from_reference
 
 @dataclass(frozen=True)
 class ModelSettings(metaclass=Settings):
-    """Which network; checked by `make`."""
+    """Which network; checked by `make`.
+
+    Examples
+    --------
+    >>> from atent.models import ModelSettings, make
+    >>> net = make(ModelSettings("digits_cnn", activation="softplus"), classes=10, shape=(1, 8, 8))
+    >>> any(isinstance(layer, torch.nn.Softplus) for layer in net.modules())
+    True
+    """
 
     name: str = "small_cnn"
     """A built-in network (see `atent.models.MODELS`), or your own as module:function."""
@@ -43,10 +51,39 @@ class ModelSettings(metaclass=Settings):
 
 
 def make(settings: ModelSettings, *, classes: int, shape: tuple[int, ...], seed: int = 0) -> nn.Module:
-    """The network that the settings describe, with weights drawn from ``seed``; initial weights are not loaded here.
+    """The network that the settings describe, with weights initialised from ``seed``.
 
-    The global random state comes back as it was. ValueError, in one line, for what `build` and `from_reference`
-    refuse, for one of mean and std without the other, and for settings of built-in models on the user's own network.
+    ``settings.weights`` is not loaded here. The global random state is restored.
+
+    Parameters
+    ----------
+    settings
+        Name and options of the network.
+    classes
+        Number of outputs, at least 2. A network of your own ("module:function") decides it itself.
+    shape
+        Shape of one input, (c, h, w) or (d,).
+    seed
+        Seed of the initial weights.
+
+    Returns
+    -------
+    nn.Module
+        The network in train mode; with ``projection`` a `Contrastive`, with ``frozen`` a `Frozen` around it.
+
+    Raises
+    ------
+    ValueError
+        In one line: as `build` and `from_reference`; for one of mean and std without the other; for settings of
+        built-in models with a network of your own; and for both of ``projection`` and ``frozen``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.models import ModelSettings, make
+    >>> one, two = (make(ModelSettings("mlp"), classes=10, shape=(1, 8, 8), seed=3) for _ in range(2))
+    >>> all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters()))
+    True
     """
     if (settings.mean is None) != (settings.std is None):
         raise ValueError("model.mean and model.std go together: give both or neither")
