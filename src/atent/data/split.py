@@ -14,7 +14,7 @@ from atent.threat import Box
 
 Part = Literal["train", "validation", "test"]
 
-# The stream of a split_seed that draws subsets; 0 and 1 draw the validation set and the limited training set.
+# Stream number of split_seed for subsets; 0 and 1 are those of the validation set and the limited training set.
 SUBSET = 2
 
 
@@ -74,19 +74,19 @@ class Split:
         """Samples at `index` ((b,) int64) as float32 (b, ...) in pixel units and int64 (b,), on x's device.
 
         Every value is the float32 quotient of float32(x) and scale, bit for bit, on every device.
-        An index that already lies on the device costs no host sync.
+        An index that is already on the device needs no host synchronisation.
         """
         index = self._index(index)
         x, y = self.x.index_select(0, index), self.y.index_select(0, index)
         if self.scale is None:
             return x, y
         # CUDA kernels turn division by a Python number into multiplication by its rounded reciprocal, which
-        # can miss the quotient by a bit; by a tensor on the device they truly divide, and cast on the way.
+        # can differ from the quotient by a bit; by a tensor on the device they divide exactly, and cast as well.
         return x / torch.full((), self.scale, dtype=torch.float32, device=x.device), y
 
     def expect(self, order: Tensor, parts: Sequence[slice]) -> None:
-        """Announce that `batch` is asked for ``order[part]`` next, for each of ``parts``: samples on disk are read
-        while the step before runs. It changes no value, and costs nothing where the samples are in memory."""
+        """Announce that the next calls of `batch` ask for ``order[part]``, for each of ``parts``: samples on disk are
+        read during the preceding step. No value changes; for samples in memory it has no effect."""
         if isinstance(self.x, Stored):
             self.x.expect(order, parts)
 
@@ -97,17 +97,17 @@ class Split:
         return replace(self, **parts)
 
     def first(self, n: int) -> "Split":
-        """The first n samples in the order of the split, or all where there are fewer; of a source that is sorted by
-        class, those are samples of few classes: `sample` takes all. Raises ValueError where n is negative."""
+        """The first n samples in the order of the split, or all if there are fewer. In a source sorted by class they
+        cover few classes; `sample` covers all. Raises ValueError if n is negative."""
         if n < 0:
             raise ValueError(f"cannot take the first {n} samples; n must be 0 or more")
         return replace(self, **{name: chosen(getattr(self, name), slice(n)) for name in ("x", "y", "ids")})
 
     def sample(self, n: int, seed: Sequence[int]) -> "Split":
-        """A class-stratified sample of n, in the order of `spread`; the split itself where it has no more than n.
+        """A class-stratified sample of n, in the order of `spread`; the split itself if it has at most n samples.
 
-        The choice depends on ids, labels and ``seed`` alone, not on the order of the split, and a smaller sample is the
-        beginning of a larger one. Raises ValueError where n is negative.
+        The selection depends on ids, labels and ``seed``, not on the order of the split, and a smaller sample is a
+        prefix of a larger one. Raises ValueError if n is negative.
         """
         if n < 0:
             raise ValueError(f"cannot take a sample of {n}; n must be 0 or more")
@@ -159,7 +159,7 @@ class Data:
 
     @property
     def epoch(self) -> int:
-        """Number of samples of an epoch: those of the training set that were not generated."""
+        """Number of samples of an epoch: the training samples that are not generated."""
         return len(self.train) - self.generated
 
     def __repr__(self) -> str:
@@ -167,10 +167,10 @@ class Data:
         return f"Data({self.name!r}, {self.classes} classes, shape {self.shape}, {sizes})"
 
     def sample(self, part: Part, n: Limit, rule: Rule | None = None) -> Split:
-        """n samples of the part "train", "validation" or "test", by the data's rule or ``rule``; all where n is "all",
+        """n samples of the part "train", "validation" or "test", by the data's rule or ``rule``; all if n is "all",
         None, or at least their number.
 
-        "stratified": every class gives its share (see `spread`), drawn by the data's split_seed: the same samples for
+        "stratified": each class has its share (see `spread`), sampled by the data's split_seed: the same samples for
         every model, method and training seed. "first": the first n in the order of the part.
         """
         return subset(getattr(self, part), n, rule or self.subset, self.seed)
@@ -207,16 +207,16 @@ class Source:
     """Provenance, as plain JSON values; ``files`` maps each file to its SHA-256. `load` adds counts and split."""
 
 
-def subset(whole: Split, n: Limit, rule: Rule, seed: int) -> Split:
+def subset(samples: Split, n: Limit, rule: Rule, seed: int) -> Split:
     """n samples of a split by the rule, see `Data.sample`."""
     count = everything(n)
-    if count is None or count >= len(whole):
-        return whole
-    return whole.first(count) if rule == "first" else whole.sample(count, (seed, SUBSET))
+    if count is None or count >= len(samples):
+        return samples
+    return samples.first(count) if rule == "first" else samples.sample(count, (seed, SUBSET))
 
 
 def split(x: np.ndarray | Stored, y: np.ndarray, scale: float | None, ids: np.ndarray | None = None) -> Split:
-    """A Split from numpy arrays (n, ...) and (n,); ids count from 0 where none are given."""
+    """A Split from numpy arrays (n, ...) and (n,); ids count from 0 by default."""
     ids = np.arange(len(y)) if ids is None else ids
     if isinstance(x, np.ndarray):
         kind = np.float32 if scale is None else np.uint8
@@ -228,12 +228,13 @@ def split(x: np.ndarray | Stored, y: np.ndarray, scale: float | None, ids: np.nd
 
 
 def stratified(y: np.ndarray, n: int, seed: Sequence[int], keep: int = 0, least: int = 0) -> np.ndarray:
-    """Positions, ascending, of n samples drawn at random so that every class gives its share, to one sample.
+    """Positions, ascending, of n random samples in which each class has its share, to within one sample.
 
-    y: (N,) labels from 0. n: at most N less `keep` per class. seed: numbers in [0, 2**32).
-    keep: samples that every class holds back. Largest remainders round the shares; lower classes win ties.
-    least: 1 gives one sample to each class whose share rounds to none, at the cost of the largest quotas, as far as n
-    suffices; 0 leaves the shares as they are.
+    y: (N,) labels from 0. n: at most N minus `keep` per class. seed: numbers in [0, 2**32).
+    keep: samples of each class that are not selected. Shares are rounded by largest remainders; ties go to lower
+    classes.
+    least: 1 gives one sample to each class whose share rounds to 0, taken from the largest quotas, as far as n
+    suffices; 0 keeps the shares as they are.
     """
     # The stream of RandomState is frozen across numpy releases; that of the newer Generator is not.
     random = np.random.RandomState(seed)
@@ -281,24 +282,24 @@ def spread(y: np.ndarray, seed: Sequence[int], ids: np.ndarray | None = None) ->
     array([2, 1])
     """
     by_id = np.argsort(np.arange(len(y)) if ids is None else ids, kind="stable")
-    drawn = np.empty(len(y), np.int64)
-    drawn[by_id] = np.random.RandomState(seed).permutation(len(y))
+    rank = np.empty(len(y), np.int64)
+    rank[by_id] = np.random.RandomState(seed).permutation(len(y))
     _, label, size = np.unique(y, return_inverse=True, return_counts=True)
-    order = np.lexsort((drawn, label))
-    turn = np.empty(len(y), np.int64)
-    turn[order] = np.arange(len(y)) - (np.cumsum(size) - size)[label[order]]
-    return np.lexsort((drawn, (2 * turn + 1) / size[label], turn > 0))
+    order = np.lexsort((rank, label))
+    place = np.empty(len(y), np.int64)
+    place[order] = np.arange(len(y)) - (np.cumsum(size) - size)[label[order]]
+    return np.lexsort((rank, (2 * place + 1) / size[label], place > 0))
 
 
 def halves(x: np.ndarray, y: np.ndarray, scale: float | None, test: int, seed: int) -> tuple[Split, Split]:
     """Train and test parts of a source that has no official ones, stratified, with `test` test samples.
 
-    The seed is the source's own constant, so that no setting of the user ever moves the test set.
+    The seed is a constant of the source, so that no setting changes the test set.
     """
     return parted(split(x, y, scale), test, seed)
 
 
-def parted(whole: Split, test: int, seed: int) -> tuple[Split, Split]:
-    """As `halves`, of samples that are already a split."""
-    there = stratified(whole.y.numpy(), test, (seed,), keep=1)
-    return whole.take(np.setdiff1d(np.arange(len(whole)), there)), whole.take(there)
+def parted(samples: Split, test: int, seed: int) -> tuple[Split, Split]:
+    """As `halves`, for samples that are already a split."""
+    chosen_test = stratified(samples.y.numpy(), test, (seed,), keep=1)
+    return samples.take(np.setdiff1d(np.arange(len(samples)), chosen_test)), samples.take(chosen_test)
