@@ -1,5 +1,5 @@
-"""Networks by name. Every one takes floats in [0, 1] of shape (n, c, h, w) and gives (n, classes) logits; `two_class`
-takes points (n, d) of any range, `mlp` images or vectors."""
+"""Networks by name. Each maps floats in [0, 1] of shape (n, c, h, w) to logits (n, classes); `two_class` takes points
+(n, d) of any range, `mlp` images or vectors."""
 
 import inspect
 from collections import OrderedDict
@@ -21,7 +21,7 @@ __all__ = [
 
 
 _ANY_SHAPE = ("mlp",)
-"""Networks for vectors and for images."""
+"""Networks for both vectors and images."""
 
 
 def build(
@@ -104,7 +104,7 @@ def build(
     if activation is not None:
         if not has_activation(name):
             able = ", ".join(other for other in MODELS if has_activation(other))
-            raise ValueError(f"the activation of {name} cannot be chosen; these let you: {able}")
+            raise ValueError(f"the activation of {name} cannot be chosen; these have the option: {able}")
         settings["activation"] = activation
     if dropout is not None:
         if not has_dropout(name):
@@ -114,7 +114,7 @@ def build(
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         settings["dropout"] = dropout
     if normalize is not None and flat:
-        raise ValueError(f"normalize is for images, {name} takes points: scale them in the data")
+        raise ValueError(f"normalize is for images, and {name} takes points: scale them in the data")
     layer = None if normalize is None else Normalize(*normalize)
     if layer is not None and len(layer.mean) != shape[0]:
         raise ValueError(f"normalize is for {len(layer.mean)} channels, the input has {shape[0]}")
@@ -123,7 +123,7 @@ def build(
 
 
 def native_shape(name: str) -> tuple[int, ...]:
-    """The (c, h, w), or (d,), that the network `name` was made for.
+    """The default input shape, (c, h, w) or (d,), of the network `name`.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def has_activation(name: str) -> bool:
 
 
 def has_patch(name: str) -> bool:
-    """Whether the network `name` cuts its input into patches.
+    """Whether the network `name` divides its input into patches.
 
     Parameters
     ----------
@@ -231,5 +231,5 @@ def has_patch(name: str) -> bool:
     return "patch" in inspect.signature(MODELS.find(name)).parameters
 
 
-# The settings build on `build`.
+# The settings import `build`.
 from .settings import ModelSettings, make  # noqa: E402

@@ -5,12 +5,12 @@ from torch import Tensor, fx, nn
 
 
 class _Pair(nn.Linear):
-    """z to (0, z): a layer without anything to train, which bounds read as they read any other."""
+    """z to (0, z): a linear layer without trainable weights, which bounds support like any other."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = 1, 2
-        # Not saved: the weights of the wrapped network load as they are.
+        # Not saved: the state dict contains the weights of the wrapped network only.
         self.register_buffer("weight", torch.tensor([[0.0], [1.0]]), persistent=False)
         self.register_parameter("bias", None)
 

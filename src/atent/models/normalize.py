@@ -1,4 +1,4 @@
-"""Normalisation as a layer, so that threats and attacks live in pixel units."""
+"""Normalisation as a layer, so that threats and attacks are in pixel units."""
 
 import math
 from collections.abc import Sequence
@@ -41,11 +41,11 @@ class Normalize(nn.Module):
         super().__init__()
         mean, std = tuple(map(float, mean)), tuple(map(float, std))
         if not mean or len(mean) != len(std):
-            raise ValueError(f"normalize wants one mean and one std per channel, got {mean} and {std}")
+            raise ValueError(f"normalize needs one mean and one std per channel, got {mean} and {std}")
         if not all(map(math.isfinite, mean + std)):
-            raise ValueError(f"normalize wants finite numbers, got mean {mean} and std {std}")
+            raise ValueError(f"normalize needs finite numbers, got mean {mean} and std {std}")
         if min(std) <= 0:
-            raise ValueError(f"normalize wants every std above 0, got {std}")
+            raise ValueError(f"normalize needs every std above 0, got {std}")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 

@@ -1,4 +1,4 @@
-"""The user's own network: found by name, and checked before anything trains on it."""
+"""The user's own network: imported by name, and checked before training."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -47,21 +47,21 @@ def from_reference(reference: str, args: Mapping[str, Any] | None = None) -> nn.
 
 
 def resolve(reference: str, kind: type[T], wanted: str, args: Mapping[str, Any] | None = None) -> T:
-    """What `reference`, written "module:function", names or, called with the keywords `args`, gives.
+    """The object that `reference`, "module:function", names, or what it returns when called with the keywords `args`.
 
-    It must be a `kind`, which is called `wanted`. Raises ValueError, in one line, as `from_reference`.
+    It must be a `kind`; errors call it `wanted`. Raises ValueError, in one line, as `from_reference`.
     """
     found = load_object(reference)
     with current_directory_on_path(), trust.lifted():
         if isinstance(found, kind):
             if args:
-                raise ValueError(f"{reference} is {wanted} itself, and takes no arguments: got {', '.join(args)}")
+                raise ValueError(f"{reference} is {wanted} and takes no arguments: got {', '.join(args)}")
             return found
         if not callable(found):
-            raise ValueError(f"{reference} is {_kind(found)}, want {wanted} or a function giving it")
+            raise ValueError(f"{reference} is {_kind(found)}, want {wanted} or a function that returns it")
         try:
             made = found(**(args or {}))
-        # a script that leaves by sys.exit must not take the command line with it
+        # a script that calls sys.exit must not end the command
         except (Exception, SystemExit) as error:
             raise ValueError(f"{reference} raised {first_line(error)}") from error
     if not isinstance(made, kind):
@@ -108,7 +108,7 @@ def check_output(
     >>> check_output(model, (1, 8, 8), classes=10)
     >>> check_output(model, (1, 8, 8), classes=3)
     Traceback (most recent call last):
-    ValueError: the model gives 10 outputs, the data has 3 classes: give its last layer 3 outputs
+    ValueError: the model has 10 outputs, the data has 3 classes: give its last layer 3 outputs
     """
     dtype = dtype or dtype_of(model) or torch.float32
     check_weights(model)
@@ -120,18 +120,18 @@ def check_output(
         raise ValueError(f"the model cannot take inputs of shape {tuple(shape)}: {first_line(error)}") from error
     if not isinstance(output, torch.Tensor):
         raise ValueError(
-            f"the model gives {_kind(output)}, want a tensor of logits of shape (2, {classes}){wrapping(output)}"
+            f"the model returns {_kind(output)}, want a tensor of logits of shape (2, {classes}){wrapping(output)}"
         )
     if output.shape in ((2,), (2, 1)):
         check_classes(1)
     if output.ndim == 2 and len(output) == 2 and output.shape[1] != classes:
         raise ValueError(
-            f"the model gives {output.shape[1]} outputs, the data has {classes} classes: "
+            f"the model has {output.shape[1]} outputs, the data has {classes} classes: "
             f"give its last layer {classes} outputs"
         )
     if output.shape != (2, classes):
         raise ValueError(
-            f"the model gives shape {tuple(output.shape)} for 2 inputs, want logits of shape (2, {classes})"
+            f"the model returns shape {tuple(output.shape)} for 2 inputs, want logits of shape (2, {classes})"
         )
 
 

@@ -1,4 +1,4 @@
-"""Image classifiers of the package transformers, which answer with an object that holds the logits."""
+"""Image classifiers of the package transformers, whose output is an object with the logits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class TransformersLogits(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        answer = self.net(self.normalize(x))
-        logits = getattr(answer, "logits", None)
+        output = self.net(self.normalize(x))
+        logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise ValueError(
-                f"transformers_logits needs an answer with .logits, {type(self.net).__name__} gives a"
-                f" {type(answer).__name__}: use a class such as ViTForImageClassification, with return_dict=True"
+                f"transformers_logits needs an output with .logits, {type(self.net).__name__} returns a"
+                f" {type(output).__name__}: use a class such as ViTForImageClassification, with return_dict=True"
             )
         return logits
 
