@@ -1,8 +1,8 @@
 """The SiLU networks of Gowal et al. 2020 and Rebuffi et al. 2021 (DeepMind), used by many models of RobustBench.
 
 They differ from `wrn_28_10` and `preact_resnet18` in more than the activation: a convolution of stride 2 pads only
-below and to the right, as TensorFlow does. The names in the state dict are those of the published files, so that weights of
-one kind do not load as the other.
+below and to the right, as TensorFlow does. The names in the state dict are those of the published files, so that
+weights of one kind do not load as the other.
 """
 
 from collections import OrderedDict
