@@ -31,10 +31,10 @@ def folder(root: str | None = None, reading: Reading = MEMORY) -> Source:
     """Images <root>/train/<class>/*.png and <root>/test/<class>/*.png, or <root>/<class>/*.png alone.
 
     x: (n, 1, h, w) if all images are greyscale, else (n, 3, h, w); uint8, scale 255. All must have the same size,
-    unless ``reading`` gives one. Classes are numbered in order of name and must be the same in train and test. PNG, JPEG
-    and BMP files are read, with pillow. Without train and test folders a stratified split by a constant seed makes 20 %
-    of the images the test set. ids are positions in the order of class, then file name. ``reading`` says whether the
-    images are kept in memory.
+    unless ``reading`` gives one. Classes are numbered in order of name and must be the same in train and test. PNG,
+    JPEG and BMP files are read, with pillow. Without train and test folders a stratified split by a constant seed makes
+    20 % of the images the test set. ids are positions in the order of class, then file name. ``reading`` says whether
+    the images are kept in memory.
     Raises FileNotFoundError, ImportError if pillow is not installed, or ValueError that names the invalid file.
     """
     path = data_root(root)

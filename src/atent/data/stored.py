@@ -75,7 +75,7 @@ class Rows:
             raise ValueError(f"{path}: not a readable .npy file ({' '.join(str(error).split())})") from error
         end = sum(part) if part else found.st_size
         if end != offset + math.prod(shape) or end > found.st_size:
-            raise ValueError(f"{path}: {end:,} bytes, its header promises {offset + math.prod(shape):,}")
+            raise ValueError(f"{path}: {end:,} bytes, its header says {offset + math.prod(shape):,}")
         return cls(path, tuple(shape[1:]), shape[0], offset, (found.st_size, found.st_mtime_ns), workers)
 
     def __len__(self) -> int:

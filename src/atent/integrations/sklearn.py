@@ -290,8 +290,9 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> np.ndarray:  # fmt: skip
         """Whether the prediction of each sample is the same for all inputs within ``radius`` of it, bool (n,).
 
-        True is verified by bounds (`atent.certify.verified`); False means that the bounds do not decide.
-        ``radius`` is in the norm of the training and the units of X; default: ``eps``. Together with ``predict(X) == y`` it gives the verified accuracy.
+        True is verified by bounds (`atent.certify.verified`); False means that the bounds do not decide. ``radius`` is
+        in the norm of the training and the units of X; default: ``eps``. Together with ``predict(X) == y`` it gives the
+        verified accuracy.
 
         Raises
         ------
