@@ -23,5 +23,5 @@ def built(name: str, args: Mapping[str, Any], root: str | None = None) -> Data:
     if ":" not in name or root is not None:
         what = "root" if root is not None else "builder arguments"
         raise ValueError(f"{name} takes no {what}: arguments are for data by module:function")
-    made = resolve(name, Data, "Data, such as atent.data.from_tensors gives", args)
+    made = resolve(name, Data, "Data, such as atent.data.from_tensors returns", args)
     return replace(made, name=name, about={**made.about, "name": name})

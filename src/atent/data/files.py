@@ -37,14 +37,16 @@ def find(what: str, folders: Sequence[Path], names: Iterable[Sequence[str]], pub
     for spellings in wanted:
         here = [places[0] / name for name in spellings if (places[0] / name).is_file()] if places else []
         if not here:
-            looked = ", ".join(str(folder) for folder in places[:1] or folders)
-            raise FileNotFoundError(f"{what}: {' or '.join(spellings)} not found in {looked}; {source(published)}{FIX}")
+            searched = ", ".join(str(folder) for folder in places[:1] or folders)
+            raise FileNotFoundError(
+                f"{what}: {' or '.join(spellings)} not found in {searched}; {source(published)}{FIX}"
+            )
         paths.append(here[0])
     return paths
 
 
 def source(published: str) -> str:
-    """The part of a message that says where absent files are published."""
+    """The part of a message with the address of absent files."""
     return f"it is published at {published}; " if published else ""
 
 

@@ -40,19 +40,19 @@ def folder(root: str | None = None, reading: Reading = MEMORY) -> Source:
     path = data_root(root)
     if not path.is_dir():
         raise FileNotFoundError(f"folder: wanted a folder of class folders, {path} is not one; {FIX}")
-    there = {p.name for p in folders(path)} & {"train", "test"}
-    if len(there) == 1:
-        lacking = ({"train", "test"} - there).pop()
-        raise FileNotFoundError(f"folder: {path / lacking} not found beside {there.pop()}; {FIX}")
-    parts = {name: listing(path / name, path) for name in (("train", "test") if there else (".",))}
+    present = {p.name for p in folders(path)} & {"train", "test"}
+    if len(present) == 1:
+        lacking = ({"train", "test"} - present).pop()
+        raise FileNotFoundError(f"folder: {path / lacking} not found beside {present.pop()}; {FIX}")
+    parts = {name: listing(path / name, path) for name in (("train", "test") if present else (".",))}
     classes = [part.classes for part in parts.values()]
     if classes[0] != classes[-1]:
         odd = sorted(set(classes[0]) ^ set(classes[-1]))[0]
         raise ValueError(f"{path}: class {odd!r} is in only one of train and test")
-    if not there and len(parts["."]) < 2 * len(classes[0]):
+    if not present and len(parts["."]) < 2 * len(classes[0]):
         raise ValueError(f"{path}: {len(parts['.'])} images of {len(classes[0])} classes; a test split needs more")
     splits, files = read_parts(parts, reading, path)
-    if there:
+    if present:
         train, test, how = splits["train"], splits["test"], "test"
     else:
         train, test = parted(splits["."], max(1, round(0.2 * len(parts["."]))), TEST_SEED)

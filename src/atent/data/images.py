@@ -71,7 +71,7 @@ class Form:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image."""
+        """Shape of one image."""
         return self.channels, self.height, self.width
 
 
@@ -145,21 +145,21 @@ def form_of(parts: Sequence[Listing], size: int | None, workers: int, *, every: 
     fit. ValueError, in one line, if images have different sizes and no size is given.
     """
     pillow()
-    grey, first = True, ""
+    greyscale, first = True, ""
     width = height = 0
     with bar(sum(map(len, parts)), "image headers", enabled=every) as advance:
         for part in parts:
             some: Any = range(len(part)) if every else np.unique(part.labels, return_index=True)[1].tolist()
             found = _over(partial(header, part), some, workers)
-            for i, (w, h, is_grey) in zip(some, found, strict=True):
+            for i, (w, h, is_greyscale) in zip(some, found, strict=True):
                 if not first:
                     width, height, first = w, h, part.names[i]
                 if size is None and (w, h) != (width, height):
                     raise ValueError(_odd(part.root / part.names[i], (w, h), (width, height), f", as {first} is"))
-                grey = grey and is_grey
+                greyscale = greyscale and is_greyscale
                 advance(1, "")
     height, width = (height, width) if size is None else (size, size)
-    return Form(1 if grey else 3, height, width, size)
+    return Form(1 if greyscale else 3, height, width, size)
 
 
 def _odd(file: Path, has: tuple[int, int], wants: tuple[int, int], why: str = "") -> str:
@@ -177,12 +177,12 @@ def decode(part: Listing, i: int, form: Form, out: np.ndarray) -> str:
     file, content = part.root / part.names[i], part.content(i)
 
     def pixels(image: Any) -> np.ndarray:
-        grey = image.mode in GREY
-        if form.channels == 1 and not grey:
+        greyscale = image.mode in GREY
+        if form.channels == 1 and not greyscale:
             raise ValueError(
                 f"in colour, unlike those before: data.cache {OFF} needs all greyscale, a cache converts all to RGB"
             )
-        image = image.convert("L" if grey else "RGB")
+        image = image.convert("L" if greyscale else "RGB")
         if form.size is not None:
             image = _square(image, form.size)
         return np.asarray(image)
@@ -238,7 +238,7 @@ class Decoder:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """Shape of one image."""
         return self.form.shape
 
     def __len__(self) -> int:

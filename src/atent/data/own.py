@@ -84,8 +84,10 @@ def _items(part: str, data: Any) -> tuple[np.ndarray, np.ndarray]:
 
     kind = type(data).__name__
     if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        there = hasattr(data, "batch_size") and hasattr(data, "dataset")
-        remedy = "give its dataset" if there else "use from_tensors(*collect(train), *collect(test)), if it is finite"
+        is_loader = hasattr(data, "batch_size") and hasattr(data, "dataset")
+        remedy = (
+            "give its dataset" if is_loader else "use from_tensors(*collect(train), *collect(test)), if it is finite"
+        )
         raise ValueError(f"{part}: {kind} has no numbered items, which a map-style Dataset has: {remedy}")
     n = len(data)
     if n < 1:
@@ -111,7 +113,7 @@ def _items(part: str, data: Any) -> tuple[np.ndarray, np.ndarray]:
     try:
         labels = np.array(y)
     except ValueError:
-        raise ValueError(f"{part}: labels of several shapes; wanted one whole number for each item") from None
+        raise ValueError(f"{part}: labels of several shapes; wanted one integer for each item") from None
     checks.labels(f"{part}: y", labels, n)
     return x, labels
 

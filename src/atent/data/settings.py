@@ -40,7 +40,7 @@ def everything(limit: Limit) -> int | None:
     (100, None, None)
     """
     if isinstance(limit, str) and limit != "all":
-        raise ValueError(f"a limit is a whole number or 'all', got {limit!r}")
+        raise ValueError(f"a limit is an integer or 'all', got {limit!r}")
     return None if limit == "all" else limit
 
 

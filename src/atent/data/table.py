@@ -145,7 +145,7 @@ def _arrays(path: Path, columns: Columns) -> tuple[list[str], list[list[str]], l
         if x.ndim != 2 or x.dtype.kind not in "fiu" or 0 in x.shape or x.shape[1:] != wide:
             raise ValueError(f"{path}: x_{part} is {x.dtype} {x.shape}; wanted numbers (n, d), as many columns in both")
         if y.shape != (len(x),) or y.dtype.kind not in "iuUb":
-            raise ValueError(f"{path}: y_{part} is {y.dtype} {y.shape}; wanted whole numbers or words ({len(x)},)")
+            raise ValueError(f"{path}: y_{part} is {y.dtype} {y.shape}; wanted integers or words ({len(x)},)")
         checks.floats(f"{path}: x_{part}", x, (-math.inf, math.inf))
     words = [[str(label) for label in found[f"y_{part}"].tolist()] for part in ("train", "test")]
     rows = [found[f"x_{part}"].astype(np.float64) for part in ("train", "test")]

@@ -74,7 +74,7 @@ class Views(metaclass=Settings):
         Parameters
         ----------
         x
-            Images (n, c, h, w), floats, in [0, 1] where the colours change.
+            Images (n, c, h, w), floats, in [0, 1] if colours change.
         rng
             Generator of the device of ``x``; None: torch's global one.
 

@@ -67,8 +67,8 @@ def _place(what: str, root: str | None, names: tuple[str, ...], published: str) 
     for place in places:
         if (place / "train").is_dir():
             return place
-    looked = ", ".join(map(str, places))
-    raise FileNotFoundError(f"{what}: no folder train in {looked}; {source(published)}{FIX}")
+    searched = ", ".join(map(str, places))
+    raise FileNotFoundError(f"{what}: no folder train in {searched}; {source(published)}{FIX}")
 
 
 def _check_exists(what: str, path: Path, published: str) -> None:

@@ -181,12 +181,14 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
         classes, n = len(self.classes_), int(self.validation_fraction * len(labels))
         samples = split(inputs, labels, None)
-        train, held = samples, samples
+        train, validation = samples, samples
         if classes <= n <= len(labels) - classes:
             rows = stratified(labels, n, (seed,), keep=1, least=1)
-            train, held = samples.take(np.setdiff1d(np.arange(len(labels)), rows)), samples.take(rows)
+            train, validation = samples.take(np.setdiff1d(np.arange(len(labels)), rows)), samples.take(rows)
         box = self.threat_.box
-        data = Data("sklearn", classes, tuple(self.shape_), box, train, held, held, _about(train, held))
+        data = Data(
+            "sklearn", classes, tuple(self.shape_), box, train, validation, validation, _about(train, validation)
+        )
         return data, train is not samples
 
     def _network(self, inputs: np.ndarray, seed: int) -> nn.Module:
@@ -355,6 +357,6 @@ def _range(inputs: np.ndarray) -> tuple[float, float]:
     return (low, high) if low < high else (low - 1.0, high + 1.0)
 
 
-def _about(train: Split, held: Split) -> dict[str, Any]:
-    counts = {"train": len(train), "validation": len(held), "test": len(held)}
+def _about(train: Split, validation: Split) -> dict[str, Any]:
+    counts = {"train": len(train), "validation": len(validation), "test": len(validation)}
     return {"name": "sklearn", "source": "arrays", "files": {}, "missing": None, "class_names": None, "counts": counts}

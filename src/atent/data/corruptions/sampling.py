@@ -14,7 +14,7 @@ GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luminance (ITU-R BT.601)."""
 
 
-def grey(x: Tensor) -> Tensor:
+def luminance(x: Tensor) -> Tensor:
     """The luminance (n, 1, h, w) of colour images; the mean of the channels if there are not three."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)

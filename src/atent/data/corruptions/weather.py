@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from atent.data.corruptions.registry import corruption
-from atent.data.corruptions.sampling import grey, motion_blurred, plasma, zoomed
+from atent.data.corruptions.sampling import luminance, motion_blurred, plasma, zoomed
 from atent.rng import PerSample
 
 _SNOW = (
@@ -26,7 +26,7 @@ def snow(x: Tensor, level: tuple[float, float, float, float, int, float, float],
     flakes = torch.where(flakes < least, 0.0, flakes).clamp(0, 1)
     angle = 90 * streams.uniform(x[:, 0, 0, :1], use="fall").squeeze(1) - 135
     flakes = motion_blurred(flakes, radius, sigma, angle)
-    pale = kept * x + (1 - kept) * torch.maximum(x, 1.5 * grey(x) + 0.5)
+    pale = kept * x + (1 - kept) * torch.maximum(x, 1.5 * luminance(x) + 0.5)
     return (pale + flakes + flakes.rot90(2, (2, 3))).clamp(0, 1)
 
 
