@@ -31,6 +31,13 @@ class Views(metaclass=Settings):
     ----------
     Chen, Kornblith, Norouzi and Hinton 2020, "A simple framework for contrastive learning of visual representations";
     the values of Jiang et al. 2020 are the defaults.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.data.views import Views
+    >>> Views(flip=0.0)(torch.rand(8, 3, 32, 32)).shape
+    torch.Size([8, 3, 32, 32])
     """
 
     scale: tuple[float, float] = (0.1, 1.0)

@@ -29,6 +29,11 @@ def attack(classifier: Any, ours: Attack, *, seed: int = 0, batch_size: int = 25
     batch_size
         Number of samples per batch.
 
+    Returns
+    -------
+    object
+        An ``EvasionAttack`` of ART.
+
     Raises
     ------
     ValueError

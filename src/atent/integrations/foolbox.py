@@ -25,6 +25,11 @@ def attack(ours: Attack, *, seed: int = 0) -> Any:
     seed
         Seed of its random numbers.
 
+    Returns
+    -------
+    object
+        An attack of foolbox, a ``FixedEpsilonAttack`` or a ``MinimizationAttack``.
+
     Raises
     ------
     ValueError

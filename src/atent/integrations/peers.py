@@ -189,6 +189,18 @@ def _spread(total: int, oracle: Oracle) -> Tensor:
 def attack(text: str, threat: Threat | None = None) -> Attack:
     """The attack named by ``text``, such as ``foolbox:LinfPGD(steps=40)``, against ``threat``.
 
+    Parameters
+    ----------
+    text
+        Prefix of the package, name of the attack, and settings in parentheses.
+    threat
+        The threat; fields of a threat in ``text``, such as ``eps=``, replace its own.
+
+    Returns
+    -------
+    Attack
+        An attack of this library, see `Peer`.
+
     Raises
     ------
     ValueError

@@ -89,6 +89,16 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         A row of metrics for each epoch.
     n_features_in_
         The second dimension of X.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atent.integrations.sklearn import RobustClassifier
+    >>> y = np.arange(100) % 2
+    >>> X = np.random.default_rng(0).normal(size=(100, 2)) + 6 * y[:, None]
+    >>> classifier = RobustClassifier("pgdat", eps=0.5, epochs=3, random_state=0).fit(X, y)
+    >>> classifier.score(X, y) > 0.9, classifier.robust_score(X, y, "PGD(steps=5)") > 0.9
+    (True, True)
     """
 
     def __init__(
@@ -273,6 +283,11 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         seed
             Seed of the random numbers of the attacks.
 
+        Returns
+        -------
+        float
+            Robust accuracy, in [0, 1].
+
         Raises
         ------
         ValueError
@@ -292,9 +307,23 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> np.ndarray:  # fmt: skip
         """Whether the prediction of each sample is the same for all inputs within ``radius`` of it, bool (n,).
 
-        True is verified by bounds (`atent.certify.verified`); False means that the bounds do not decide. ``radius`` is
-        in the norm of the training and the units of X; default: ``eps``. Together with ``predict(X) == y`` it gives the
-        verified accuracy.
+        True is verified by bounds (`atent.certify.verified`); False means that the bounds do not decide.
+        Together with ``predict(X) == y`` it gives the verified accuracy.
+
+        Parameters
+        ----------
+        X
+            Samples, as for `predict`.
+        radius
+            Radius in the norm of the training and the units of X, a number or a string such as "8/255". Default:
+            ``eps``.
+        method
+            Method of the bounds, see `atent.certify.verified`.
+
+        Returns
+        -------
+        np.ndarray
+            bool (n,).
 
         Raises
         ------

@@ -26,6 +26,11 @@ def attack(model: nn.Module, ours: Attack, *, seed: int = 0) -> Any:
     seed
         Seed of its random numbers.
 
+    Returns
+    -------
+    object
+        An attack of torchattacks.
+
     Raises
     ------
     ValueError

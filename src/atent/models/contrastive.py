@@ -34,6 +34,16 @@ class Contrastive(nn.Module):
     ------
     ValueError
         In one line, for a network that does not end in a linear layer, or has no other layer, and for widths below 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.models import build
+    >>> from atent.models.contrastive import Contrastive
+    >>> net = Contrastive(build("resnet8", shape=(1, 8, 8)), (64, 32), (1, 8, 8))
+    >>> x = torch.rand(4, 1, 8, 8)
+    >>> net(x).shape, net.embed(x).shape
+    (torch.Size([4, 10]), torch.Size([4, 32]))
     """
 
     def __init__(self, network: nn.Module, widths: Sequence[int], shape: Sequence[int], branch: Branch = "a") -> None:

@@ -124,6 +124,14 @@ class VisionTransformer(nn.Module):
     References
     ----------
     Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv 2010.11929.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.models.vit import VisionTransformer
+    >>> net = VisionTransformer(shape=(3, 32, 32), classes=10, patch=4, width=32, depth=2, heads=4)
+    >>> net(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(

@@ -65,6 +65,15 @@ def corrupt(
     References
     ----------
     Hendrycks and Dietterich, Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.data.corruptions import corrupt
+    >>> x = torch.rand(4, 3, 32, 32)
+    >>> noisy = corrupt(x, "gaussian_noise", severity=3)
+    >>> noisy.shape, torch.equal(noisy, corrupt(x, "gaussian_noise", severity=3))
+    (torch.Size([4, 3, 32, 32]), True)
     """
     x = as_inputs(x)
     check_images(x.shape[1:])
