@@ -110,7 +110,7 @@ def test_an_operator_without_a_form_is_named(short_run):
     assert "\n" not in str(error.value)
     assert not Path("own.onnx").exists()
     Path("bad.onnx").write_bytes(b"\x08\x01")
-    with pytest.raises(ValueError, match=r"does not run bad\.onnx"):
+    with pytest.raises(ValueError, match=r"cannot run bad\.onnx"):
         programs.runtime(Path("bad.onnx"))
 
 

@@ -427,5 +427,5 @@ def test_ours_in_art():
         with pytest.raises(ValueError, match=said) as error:
             art.attack(classifier(**given), ours)
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="PyTorchClassifier is wanted"):
+    with pytest.raises(ValueError, match="PyTorchClassifier is needed"):
         art.attack(model, ours)
