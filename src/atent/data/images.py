@@ -162,10 +162,10 @@ def form_of(parts: Sequence[Listing], size: int | None, workers: int, *, every: 
     return Form(1 if greyscale else 3, height, width, size)
 
 
-def _odd(file: Path, has: tuple[int, int], wants: tuple[int, int], why: str = "") -> str:
+def _odd(file: Path, found: tuple[int, int], size: tuple[int, int], why: str = "") -> str:
     return (
-        f"{file}: {has[0]} x {has[1]} pixels; all must be {wants[0]} x {wants[1]}{why}: set data.size (--data.size"
-        f" {min(wants)}) to crop and resize them"
+        f"{file}: {found[0]} x {found[1]} pixels; all must be {size[0]} x {size[1]}{why}: set data.size (--data.size"
+        f" {min(size)}) to crop and resize them"
     )
 
 

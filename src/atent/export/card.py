@@ -151,7 +151,7 @@ def _limits(target: Target, found: Results) -> list[str]:
     out = []
     best = found.headline
     if best is None:
-        out.append("No evaluation lies beside these weights: nothing is known of their accuracy.")
+        out.append("The folder of these weights has no evaluation: nothing is known of their accuracy.")
     else:
         each = found.evaluations[best]
         out += [line for line in (caveat_of(each), each.hint, *remarks(each.attacks)) if line]
