@@ -57,7 +57,7 @@ def test_what_is_packed_comes_back(suffix, parts, tmp_path):
     path.write_bytes(b"".join(map(PACK[suffix], content)))
     assert read(path)[0] == b"".join(content)
     path.write_bytes(path.read_bytes()[:-9])
-    refused(lambda: read(path), "cut short")
+    refused(lambda: read(path), "truncated")
 
 
 def test_a_limit_is_a_number_of_gibibytes(monkeypatch, tmp_path):
@@ -78,13 +78,13 @@ def test_an_idx_header_of_ten_terabytes(suffix, tmp_path):
     path = tmp_path / f"images{suffix}"
     content = struct.pack(">4I", IMAGES, 2**30, 100, 100) + bytes(16)
     path.write_bytes(PACK.get(suffix, bytes)(content))
-    refused(lambda: idx(path, IMAGES), "promises")
+    refused(lambda: idx(path, IMAGES), "its header")
 
 
 def test_a_bomb_behind_a_true_header_is_unpacked_as_far_as_the_header_says(tmp_path):
     path = tmp_path / "labels.gz"
     path.write_bytes(gzip.compress(struct.pack(">2I", LABELS, 10) + bytes(64 * MIB)))
-    refused(lambda: idx(path, LABELS), "or more values; its header promises [10]", memory=4 * MIB)
+    refused(lambda: idx(path, LABELS), "or more values; its header says [10]", memory=4 * MIB)
 
 
 def test_cifar_that_is_packed_beyond_the_limit(small, tmp_path):

@@ -523,7 +523,7 @@ def test_check_output_passes_and_restores():
 @pytest.mark.parametrize(
     ("output", "parts"),
     [
-        (torch.zeros(2, 7), ["the model gives 7 outputs, the data has 10 classes: "]),
+        (torch.zeros(2, 7), ["the model has 7 outputs, the data has 10 classes: "]),
         (torch.zeros(2, 10, 1, 1), ["(2, 10, 1, 1)", "(2, 10)"]),
         (torch.zeros(10), ["(10,)", "(2, 10)"]),
         (torch.zeros(1, 10), ["(1, 10)", "(2, 10)"]),

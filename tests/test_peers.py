@@ -160,7 +160,7 @@ def test_what_it_returns_is_checked(made, capsys):
     # One look to check the logits, one forward and backward of the package.
     assert (int(out.forwards[0]), int(out.backwards[0])) == (3, 1)
     lines = capsys.readouterr().err.splitlines()
-    assert [line for line in lines if "3 of 24 results lie outside linf 0.1" in line] == lines
+    assert [line for line in lines if "3 of 24 results are outside linf 0.1" in line] == lines
     assert len(lines) == 1
 
 
@@ -172,9 +172,9 @@ def test_an_evaluation_counts_what_does_not_count(made, capsys):
     assert result["attack"] == "torchattacks:Step(mode=out)"
     assert result["robust"]["value"] == 1.0
     assert result["remarks"] == [
-        "run by torchattacks 1.2", "24 of 24 results lay outside linf 0.1 or the box, and do not count",
+        "run by torchattacks 1.2", "24 of 24 results are outside linf 0.1 or the box, and do not count",
     ]  # fmt: skip
-    assert capsys.readouterr().err.count("results lie outside") == 1
+    assert capsys.readouterr().err.count("results are outside") == 1
 
 
 def test_a_smallest_change_counts_within_eps(made, capsys):
@@ -427,5 +427,5 @@ def test_ours_in_art():
         with pytest.raises(ValueError, match=said) as error:
             art.attack(classifier(**given), ours)
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="PyTorchClassifier is wanted"):
+    with pytest.raises(ValueError, match="PyTorchClassifier is needed"):
         art.attack(model, ours)

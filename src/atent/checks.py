@@ -197,10 +197,34 @@ def as_labels(y: Any) -> Tensor:
 
 
 def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
-    """All x (n, ...) and y (n,) of a DataLoader, a Dataset or any other iterable of pairs (x, y), in its order.
+    """All inputs and labels of a DataLoader, a Dataset or any other iterable of pairs (x, y), in its order.
 
-    The pairs are batches, x (b, ...) with y (b,), or single samples, x with one label. A loader that shuffles gives
-    another order, and so other sample numbers, each time. ValueError, in one line, for anything else and for no pairs.
+    A loader that shuffles gives another order, and therefore other sample numbers, each time.
+
+    Parameters
+    ----------
+    batches
+        Iterable of batches, x (b, ...) with y (b,), or of single samples, x (...) with one label.
+
+    Returns
+    -------
+    tuple of Tensor
+        x (n, ...) and y (n,), concatenated.
+
+    Raises
+    ------
+    ValueError
+        In one line: for anything else than such an iterable, for no pairs, and for inputs of different shapes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> from atent.data import collect
+    >>> loader = DataLoader(TensorDataset(torch.rand(20, 3, 8, 8), torch.arange(20) % 2), batch_size=6)
+    >>> x, y = collect(loader)
+    >>> x.shape, y.shape
+    (torch.Size([20, 3, 8, 8]), torch.Size([20]))
     """
     if isinstance(batches, str | bytes | dict) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
         raise ValueError(f"a DataLoader or an iterable of pairs (x, y) is wanted, got a {type(batches).__name__}")

@@ -37,21 +37,45 @@ __all__ = [
     "dataset", "everything", "from_dataset", "from_tensors", "load", "spread",
 ]  # fmt: skip
 
-# Streams of one split_seed that must not be the same numbers; `SUBSET` is another.
+# Stream numbers of split_seed, all different; `SUBSET` is another.
 _VALIDATION, _LIMIT = 0, 1
 
 
 def load(settings: DataSettings) -> Data:
-    """The data set that the settings describe, on the CPU; "module:function" gives the user's own `Data`.
+    """The data set that the settings describe, on the CPU, in three disjoint splits.
 
-    The validation set is drawn from the training part by class share, seeded by `split_seed`; then `limit`
-    draws from what is left, so that it never moves the validation set; `test_limit` takes test samples by
-    `subset`. Training and test samples stay in source order. Validation samples, and test samples that were drawn, are
-    in the order of `spread`, so that every beginning of them holds all classes; with subset "first" all is in source
-    order.
+    The validation set is sampled from the training part, stratified by class and seeded by ``split_seed``. ``limit``
+    then samples from the remaining training samples, so that it never changes the validation set; ``test_limit``
+    selects test samples by ``subset``. Training and test samples keep the order of the source. Validation samples and
+    a stratified subset of the test samples are in the order of `spread`, so that each prefix covers all classes; with
+    subset "first" everything is in source order.
 
-    Raises ValueError for unknown names, numbers out of range and damaged or inconsistent files, and
-    FileNotFoundError for absent ones: one line each, with what was seen and what is allowed.
+    Parameters
+    ----------
+    settings
+        Name, folder, splits and augmentation of the data set. A name "module:function" calls a function of your own,
+        which returns `Data` or a pair (train, test) of torch Datasets.
+
+    Returns
+    -------
+    Data
+        The training, validation and test splits, with the provenance in ``about``.
+
+    Raises
+    ------
+    ValueError
+        In one line: for an unknown name or augmentation, a number out of range, a setting that has no effect for this
+        data set, damaged or inconsistent files, and an error inside a function of your own.
+    FileNotFoundError
+        If the files of the data set are absent; the message names the folder and how to get them.
+
+    Examples
+    --------
+    >>> from atent.data import DataSettings, load
+    >>> load(DataSettings("digits"))
+    Data('digits', 10 classes, shape (1, 8, 8), 1,097 train, 200 validation, 500 test)
+    >>> load(DataSettings("digits", limit=100, test_limit=20))
+    Data('digits', 10 classes, shape (1, 8, 8), 100 train, 200 validation, 20 test)
     """
     augment(settings.augment)
     loader = SOURCES.find(settings.name)
@@ -82,7 +106,7 @@ def load(settings: DataSettings) -> Data:
 
 
 def _loaded(loader: Any, settings: DataSettings) -> Source | Data:
-    """What the loader gives, a pair of Datasets as a `Source`; ValueError, in one line, for anything else."""
+    """What the loader returns, a pair of Datasets as a `Source`; ValueError, in one line, for anything else."""
     if isinstance(loader, Data):
         return loader
     if SOURCES.delegates(settings.name) or SOURCES.origin(settings.name) == "built-in":
@@ -101,19 +125,19 @@ def _loaded(loader: Any, settings: DataSettings) -> Source | Data:
     if not isinstance(made, Source | Data):
         kind = "None" if made is None else f"of type {type(made).__name__}"
         raise ValueError(
-            f"{settings.name} returned {kind}, want Data, such as atent.data.from_tensors gives, or a pair (train,"
+            f"{settings.name} returned {kind}, want Data, such as atent.data.from_tensors returns, or a pair (train,"
             " test) of torch Datasets"
         )
     return made
 
 
 def _nearby(settings: DataSettings) -> AbstractContextManager[None]:
-    """The current directory on the path; an installed package finds what it needs where it is installed."""
+    """The current directory on the import path for "module:function"; installed packages do not need it."""
     return current_directory_on_path() if ":" in settings.name else nullcontext()
 
 
 def _given(loader: Any, settings: DataSettings) -> dict[str, Any]:
-    """The arguments of a loader: of those that `SOURCES` names, the ones that it takes."""
+    """The arguments of a loader: those listed at `SOURCES` for which it has parameters."""
     known = {"root": settings.root, "reading": Reading.of(settings), "columns": Columns.of(settings)}
     return {name: value for name, value in known.items() if _takes(loader, name)}
 
@@ -124,7 +148,7 @@ def _takes(loader: Any, name: str) -> bool:
 
 
 def _own(made: Data, settings: DataSettings) -> Data:
-    """The user's own data, which bring their own splits; named by what made them."""
+    """The data of the user's own function, with their own splits, under the name of that function."""
     loader = SOURCES.find(settings.name)
     reading = [field.name for field in fields(Reading)] if _takes(loader, "reading") else []
     taken = ("name", "augment", "generated", "generated_share", *(["root"] if _takes(loader, "root") else []), *reading)
@@ -150,7 +174,7 @@ def carve(source: Source, settings: DataSettings) -> Data:
         most = len(y) - source.classes
         raise ValueError(f"data.validation is {n}; with {len(y)} training samples it must be 1 to {most}")
     rule, seed, limit = settings.subset, settings.split_seed, everything(settings.limit)
-    # A rare class keeps a sample of every subset; with "first", the parts are those of earlier versions.
+    # Each subset contains a sample of each rare class; "first" reproduces the splits of earlier versions.
     least = int(rule == "stratified")
     carved = stratified(y, n, (seed, _VALIDATION), keep=1, least=least)
     left = np.setdiff1d(np.arange(len(y)), carved)
@@ -197,7 +221,7 @@ def from_tensors(
     box: Box = (0.0, 1.0),
     name: str = "tensors",
 ) -> Data:
-    """Your own tensors or arrays as a data set. Of DataLoaders: ``from_tensors(*collect(train), *collect(test))``.
+    """A data set of your own tensors or arrays; of DataLoaders: ``from_tensors(*collect(train), *collect(test))``.
 
     Parameters
     ----------
@@ -210,11 +234,11 @@ def from_tensors(
     split_seed
         Seed of the validation split.
     subset
-        How fewer samples than there are get chosen, see `Data.sample`.
+        Rule that selects subsets, see `Data.sample`.
     box
         A pair of numbers, or of sequences with one number for each channel.
     name
-        What the data are called.
+        Name of the data set.
 
     Returns
     -------
@@ -224,7 +248,7 @@ def from_tensors(
     Raises
     ------
     ValueError
-        In one line, for shapes, types, labels or values that cannot be used.
+        In one line: for invalid shapes, types, labels or values.
 
     Examples
     --------
@@ -249,26 +273,26 @@ def from_dataset(
     box: Box = (0.0, 1.0),
     name: str = "dataset",
 ) -> Data:
-    """Your own `torch.utils.data.Dataset` as a data set; its items are read once, in order, and held in memory.
+    """A data set of your own `torch.utils.data.Dataset`; its items are read once, in order, and kept in memory.
 
     Parameters
     ----------
     train, test
         Map-style Datasets of pairs (x, y): x a tensor or an array, (c, h, w) or (d,), uint8 (divided by 255) or floats
-        in the box; y a whole number from 0. Names of classes are taken from the attribute ``classes`` of ``train``.
+        in the box; y an integer from 0. Names of classes are taken from the attribute ``classes`` of ``train``.
     validation, split_seed, subset, box, name
         See `from_tensors`.
 
     Returns
     -------
     Data
-        Its ``about`` has a SHA-256 over the items of each part, by which a run notices other contents.
+        Its ``about`` contains a SHA-256 over the items of each part, by which a run detects changed contents.
 
     Raises
     ------
     ValueError
         In one line: for iterable Datasets, items that cannot be used or raise, items that differ when they are read
-        again (random transforms; ``data.augment`` augments instead), and what `from_tensors` refuses.
+        again (random transforms; ``data.augment`` augments instead), and as `from_tensors`.
 
     Examples
     --------

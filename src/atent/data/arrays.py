@@ -1,4 +1,4 @@
-"""The arrays of an .npz file: what their headers promise is compared with what is there before memory is taken."""
+"""The arrays of an .npz file: their headers are compared with the sizes in the file before memory is allocated."""
 
 import hashlib
 import io
@@ -22,8 +22,8 @@ _HEADERS: dict[tuple[int, int], Any] = {
 def arrays(path: Path, keys: Sequence[str]) -> tuple[dict[str, np.ndarray], str]:
     """The arrays of these names, and the sha256 of the file. Nothing in it is unpickled.
 
-    Raises ValueError, in one line, for a file that is damaged, holds other arrays or more than `largest` bytes, and for
-    a header that promises other than there is.
+    Raises ValueError, in one line, for a file that is damaged, lacks an array or has more than `largest` bytes, and for
+    a header that does not match the content.
     """
     content, digest = read(path)
     if not content.startswith(b"PK"):
@@ -33,20 +33,22 @@ def arrays(path: Path, keys: Sequence[str]) -> tuple[dict[str, np.ndarray], str]
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             lacking = [key for key in keys if key not in names]
             if lacking:
-                raise ValueError(f"{', '.join(lacking)} not in the file, which holds {', '.join(names[:20])}")
+                raise ValueError(f"{', '.join(lacking)} not in the file, which contains {', '.join(names[:20])}")
             entries = {
                 key: archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key) for key in keys
             }
             check_size(f"{path}, unpacked", sum(entry.file_size for entry in entries.values()))
             return {key: _array(archive, entry, key) for key, entry in entries.items()}, digest
-    # zipfile and numpy report damage by exceptions of many kinds, whatever their parsers run into.
+    # zipfile and numpy report damage by exceptions of many types.
     except Exception as error:
         text = " ".join(str(error).split())
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
 
 
-def on_disk(path: Path, held: Sequence[str], left: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, Rows], str]:
-    """The arrays ``held`` in memory, the uint8 arrays ``left`` on disk, and the sha256 of the file, which is read once.
+def on_disk(
+    path: Path, in_memory: Sequence[str], stored: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Rows], str]:
+    """The arrays ``in_memory``, the uint8 arrays ``stored`` on disk, and the sha256 of the file, which is read once.
 
     Raises ValueError, in one line, as `arrays`, and for arrays that are compressed, which cannot be read row by row.
     """
@@ -54,11 +56,11 @@ def on_disk(path: Path, held: Sequence[str], left: Sequence[str]) -> tuple[dict[
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             entries = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
-            lacking = [key for key in (*held, *left) if key not in entries]
+            lacking = [key for key in (*in_memory, *stored) if key not in entries]
             if lacking:
-                raise ValueError(f"{', '.join(lacking)} not in the file, which holds {', '.join([*entries][:20])}")
+                raise ValueError(f"{', '.join(lacking)} not in the file, which contains {', '.join([*entries][:20])}")
             rows = {}
-            for key in left:
+            for key in stored:
                 entry = entries[key]
                 if entry.compress_type != zipfile.ZIP_STORED:
                     raise ValueError(f"{key} is compressed: write the file by numpy.savez, or set data.resident true")
@@ -66,8 +68,8 @@ def on_disk(path: Path, held: Sequence[str], left: Sequence[str]) -> tuple[dict[
                 file.seek(entry.header_offset + 26)
                 name, extra = struct.unpack("<HH", file.read(4))
                 rows[key] = Rows.of(path, part=(entry.header_offset + 30 + name + extra, entry.file_size))
-            check_size(f"{path}, without {', '.join(left)}", sum(entries[key].file_size for key in held))
-            return {key: _array(archive, entries[key], key) for key in held}, rows, digest
+            check_size(f"{path}, without {', '.join(stored)}", sum(entries[key].file_size for key in in_memory))
+            return {key: _array(archive, entries[key], key) for key in in_memory}, rows, digest
     except Exception as error:
         text = " ".join(str(error).split())
         raise ValueError(text if text.startswith(str(path)) else f"{path}: {text}") from error
@@ -80,12 +82,12 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, key: str) -> np.nda
             raise ValueError(f"{key} is in version {version} of the format: write it by numpy.savez")
         shape, _, dtype = _HEADERS[version](file)
         if dtype.hasobject:
-            raise ValueError(f"{key} holds Python objects, which are not loaded: save numbers")
-        promised = math.prod(shape) * dtype.itemsize
-        # An archive gives at most the bytes that its directory says.
-        there = entry.file_size - file.tell()
-        if promised != there or min(shape, default=0) < 0:
-            raise ValueError(f"{key}: {there} bytes; its header promises {shape} of {dtype}, that is {promised}")
+            raise ValueError(f"{key} contains Python objects, which are not loaded: save numbers")
+        expected = math.prod(shape) * dtype.itemsize
+        # Reading an entry of an archive returns at most the size in its directory.
+        found_size = entry.file_size - file.tell()
+        if expected != found_size or min(shape, default=0) < 0:
+            raise ValueError(f"{key}: {found_size} bytes; its header says {shape} of {dtype}, that is {expected}")
     with archive.open(entry) as file:
         found: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
         return found

@@ -1,11 +1,11 @@
-"""Augmentations of whole image batches, on the device they lie on, with random numbers of their own per image.
+"""Augmentations of image batches, on their device, with independent random numbers for each image.
 
-Each takes float (n, c, h, w) and a generator of the same device (None: torch's global one), returns a tensor
-of the same shape, type and device, in the same box provided that the box holds 0, and never waits for the
-device. Raises ValueError where x is not a float image batch.
+Each takes float (n, c, h, w) and a generator of the same device (None: torch's global one) and returns a tensor of the
+same shape, type and device, in the same box if the box contains 0, without synchronising with the device. Raises
+ValueError if x is not a float image batch.
 
-``within=(rows, total)`` says that x are these rows of a batch of so many images, which is drawn for as a whole: the
-rows are augmented as they are in that batch, and the generator ends where that batch leaves it.
+``within=(rows, total)``: x contains these rows of a batch of ``total`` images. Random numbers are generated for the
+complete batch, so that the rows are augmented as in that batch and the generator ends in the same state.
 """
 
 import math
@@ -21,11 +21,11 @@ PADDING = 4
 DEGREES = 5.0
 
 Within = tuple[slice, int] | None
-"""Which rows of a batch of how many images are given; None: all."""
+"""The rows of a batch that are given, and the size of that batch; None: the complete batch."""
 
 
 class Augmentation(Protocol):
-    """What changes a batch of images, see the top of this file."""
+    """A random transformation of a batch of images, see the docstring of this module."""
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor: ...
 
@@ -35,40 +35,40 @@ def _images(x: Tensor) -> None:
         raise ValueError(f"augmentation got {x.dtype} {tuple(x.shape)}; wanted a float batch (n, c, h, w)")
 
 
-def _whole(x: Tensor, within: Within) -> tuple[slice, int]:
-    """The rows that x has, and the number of images to draw for."""
+def _rows(x: Tensor, within: Within) -> tuple[slice, int]:
+    """The rows of the batch that x contains, and the size of the batch."""
     rows, total = within or (slice(len(x)), len(x))
     if len(range(total)[rows]) != len(x):
         raise ValueError(f"augmentation got {len(x)} images for rows {rows.start} to {rows.stop} of {total}")
     return rows, total
 
 
-def _coins(x: Tensor, generator: torch.Generator | None, rows: slice, total: int) -> Tensor:
+def _random_bits(x: Tensor, generator: torch.Generator | None, rows: slice, total: int) -> Tensor:
     return torch.randint(2, (total,), generator=generator, device=x.device)[rows].bool()
 
 
 def none(x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor:
-    """x itself; nothing is drawn."""
+    """x itself; uses no random numbers."""
     return x
 
 
 def flip(x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor:
     """Each image mirrored left to right with probability 1/2."""
     _images(x)
-    return torch.where(_coins(x, generator, *_whole(x, within))[:, None, None, None], x.flip(3), x)
+    return torch.where(_random_bits(x, generator, *_rows(x, within))[:, None, None, None], x.flip(3), x)
 
 
 def crop_flip(x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor:
-    """Each image padded with 4 zeros, cropped back at one of 9 x 9 offsets, and mirrored half the time.
+    """Each image padded with 4 zeros, cropped back at one of 9 x 9 offsets, and mirrored with probability 1/2.
 
-    The usual CIFAR augmentation (He et al., arXiv:1512.03385, section 4.2). Draws: offsets (n, 2), row then
-    column, then the coins (n,).
+    The standard CIFAR augmentation (He et al., arXiv:1512.03385, section 4.2). Random numbers: offsets (n, 2), row then
+    column, then one bit per image for the mirroring (n,).
     """
     _images(x)
     n, c, h, w = x.shape
-    of, total = _whole(x, within)
+    of, total = _rows(x, within)
     offset = torch.randint(2 * PADDING + 1, (total, 2), generator=generator, device=x.device)[of]
-    mirrored = _coins(x, generator, of, total)[:, None]
+    mirrored = _random_bits(x, generator, of, total)[:, None]
     rows = offset[:, :1] + torch.arange(h, device=x.device)
     along = torch.arange(w, device=x.device)
     columns = offset[:, 1:] + torch.where(mirrored, w - 1 - along, along)
@@ -78,28 +78,28 @@ def crop_flip(x: Tensor, generator: torch.Generator | None = None, *, within: Wi
 
 
 def rotate_flip(x: Tensor, generator: torch.Generator | None = None, *, within: Within = None) -> Tensor:
-    """Each image turned about its centre by an angle uniform in [-5, 5) degrees, and mirrored half the time.
+    """Each image rotated about its centre by a uniform angle in [-5, 5) degrees, and mirrored with probability 1/2.
 
-    Bilinear, with zeros outside. Draws: angles (n,), then the coins (n,).
+    Bilinear, with zeros outside. Random numbers: angles (n,), then one bit per image for the mirroring (n,).
     """
     _images(x)
     n, _, h, w = x.shape
-    rows, total = _whole(x, within)
+    rows, total = _rows(x, within)
     uniform = torch.rand(total, generator=generator, device=x.device, dtype=x.dtype)[rows]
-    mirrored = _coins(x, generator, rows, total)[:, None, None, None]
+    mirrored = _random_bits(x, generator, rows, total)[:, None, None, None]
     if not n:
         return x
     angle = (2 * uniform - 1) * math.radians(DEGREES)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    # The grid runs from -1 to 1 along both sides, so a turn of an oblong image needs the ratio of its sides.
-    turn = torch.stack([cos, -sin * (h / w), zero, sin * (w / h), cos, zero], dim=1).view(n, 2, 3)
-    grid = affine_grid(turn, list(x.shape), align_corners=False)
-    turned = grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False).to(x.dtype)
-    # The four weights can add up to more than 1 by rounding, and attacks refuse what leaves the box.
+    # The grid runs from -1 to 1 along both sides, so the rotation of an oblong image needs its aspect ratio.
+    rotation = torch.stack([cos, -sin * (h / w), zero, sin * (w / h), cos, zero], dim=1).view(n, 2, 3)
+    grid = affine_grid(rotation, list(x.shape), align_corners=False)
+    rotated = grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False).to(x.dtype)
+    # Rounding can make the four weights sum to more than 1, and attacks reject values outside the box.
     low = x.amin((1, 2, 3), keepdim=True).clamp(max=0.0)
     high = x.amax((1, 2, 3), keepdim=True).clamp(min=0.0)
-    turned = turned.clamp(low, high)
-    return torch.where(mirrored, turned.flip(3), turned)
+    rotated = rotated.clamp(low, high)
+    return torch.where(mirrored, rotated.flip(3), rotated)
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
@@ -111,5 +111,30 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def augment(name: str) -> Augmentation:
-    """The augmentation of that name. Raises ValueError with the nearest one where there is none."""
+    """The augmentation of that name.
+
+    Parameters
+    ----------
+    name
+        A name in `AUGMENTATIONS`: none, flip, crop-flip or rotate-flip.
+
+    Returns
+    -------
+    Augmentation
+        A function of a float batch (n, c, h, w) and a generator of its device (default: torch's global one), which
+        returns a new batch of the same shape, type and device. "none" returns its input.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; the message suggests the closest one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.data import augment
+    >>> x = torch.rand(8, 1, 28, 28)
+    >>> augment("crop-flip")(x, torch.Generator().manual_seed(0)).shape
+    torch.Size([8, 1, 28, 28])
+    """
     return lookup(AUGMENTATIONS, name, "augmentation")

@@ -1,4 +1,4 @@
-"""Data by a function of the user's own that takes arguments."""
+"""Data from a function of the user's own that takes arguments."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from atent.models.reference import resolve
 
 
 def built(name: str, args: Mapping[str, Any], root: str | None = None) -> Data:
-    """The data that a builder gives: a function as module:function with its keywords ``args``, or a data set by name.
+    """The data of a builder: a function as module:function called with the keywords ``args``, or a data set by name.
 
-    Without ``args`` these are the data of `load`, from ``root``. ValueError, in one line, as there, for ``args`` of a
-    data set by name, and for a function that gives anything but `Data`.
+    Without ``args``: the data of `load`, from ``root``. ValueError, in one line, as there, for ``args`` with a data set
+    by name, and for a function that does not return `Data`.
     """
     if not args:
         return load(DataSettings(name, root))
     if ":" not in name or root is not None:
         what = "root" if root is not None else "builder arguments"
         raise ValueError(f"{name} takes no {what}: arguments are for data by module:function")
-    made = resolve(name, Data, "Data, such as atent.data.from_tensors gives", args)
+    made = resolve(name, Data, "Data, such as atent.data.from_tensors returns", args)
     return replace(made, name=name, about={**made.about, "name": name})

@@ -1,4 +1,4 @@
-"""Decoded images on disk: made once from the files of a folder, and read row by row from then on."""
+"""Decoded images on disk: written once from the files of a folder, then read row by row."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from atent.runs.files import append_jsonl, read_jsonl, write_json
 from atent.runs.locks import held, lock_of
 
 FOLDER = ".atent-cache"
-"""The folder of the caches, in that of the data, unless data.cache gives another; class folders have no dot."""
+"""Default folder of the caches, in the data folder; names of class folders do not begin with a dot."""
 INDEX = "index.json"
 _VERSION = 1
-# What no file system gives to the last byte.
+# Free space that a file system may not be able to use.
 _MARGIN = 2**24
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -43,12 +43,12 @@ class Cached:
 
 
 def cached(parts: Mapping[str, Listing], size: int | None, folder: Path, workers: int) -> dict[str, Cached]:
-    """The parts in the cache in ``folder``, which is made where it is not there; other processes wait meanwhile.
+    """The parts in the cache in ``folder``, which is created if it does not exist, while other processes wait.
 
-    A cache belongs to the names, sizes and times of the image files and to ``size``: where one of them changes, another
-    is made beside it. One that was killed continues with its next block.
-    Raises ValueError, in one line, for images as `form_of` and `decode`, and where the cache is damaged, the folder
-    cannot be written, or the disk has no room.
+    A cache belongs to the names, sizes and times of the image files and to ``size``: if one of them changes, another
+    cache is created in the same folder. An interrupted one continues with its next block.
+    Raises ValueError, in one line, for images as `form_of` and `decode`, and if the cache is damaged, the folder cannot
+    be written, or the disk is full.
     """
     place = folder / key_of(parts, size)
     found = _found(place, parts, workers)
@@ -58,7 +58,7 @@ def cached(parts: Mapping[str, Listing], size: int | None, folder: Path, workers
             if found is None:
                 _make(place, parts, size, workers)
                 found = _found(place, parts, workers)
-    assert found is not None, "a cache that was made is there"
+    assert found is not None, "the cache exists after it was written"
     return found
 
 
@@ -74,7 +74,7 @@ def key_of(parts: Mapping[str, Listing], size: int | None) -> str:
 
 
 def _found(place: Path, parts: Mapping[str, Listing], workers: int) -> dict[str, Cached] | None:
-    """The finished cache at ``place``; None where there is none."""
+    """The complete cache at ``place``; None if there is none."""
     if not place.is_dir():
         return None
     try:
@@ -98,50 +98,50 @@ def file_of(part: str) -> str:
 
 @contextlib.contextmanager
 def _alone(place: Path) -> Iterator[None]:
-    """Inside, no other process makes this cache."""
-    said = first_only(lambda line: note(f"waiting for the cache of the images: {line}") if current().first else None)
+    """Inside, no other process writes this cache."""
+    report = first_only(lambda line: note(f"waiting for the cache of the images: {line}") if current().first else None)
     with contextlib.ExitStack() as stack:
         with _writing(place):
-            stack.enter_context(held(lock_of(place), "cache images", wait=said))
+            stack.enter_context(held(lock_of(place), "cache images", wait=report))
         yield
 
 
 @contextlib.contextmanager
 def _writing(place: Path) -> Iterator[None]:
-    """A failure to write is a ValueError of one line; of a cache for which the disk has no room nothing is kept."""
+    """A failure to write is a ValueError of one line; an incomplete cache is removed if the disk is full."""
     fix = "give another folder by data.cache (--data.cache), or --data.cache off to decode at each use"
     try:
         yield
     except OSError as error:
         number = error.errno or getattr(error.__cause__, "errno", None)
         if number in _FULL:
-            shutil.rmtree(_half(place), ignore_errors=True)
+            shutil.rmtree(_partial(place), ignore_errors=True)
         reason = os.strerror(number) if number else " ".join(str(error).split())
         raise ValueError(f"cannot write the cache in {place.parent}: {reason}: {fix}") from error
 
 
-def _half(place: Path) -> Path:
-    """The folder of a cache that is being made."""
+def _partial(place: Path) -> Path:
+    """The folder of a cache that is being written."""
     return place.with_name(f"{place.name}.part")
 
 
 def _make(place: Path, parts: Mapping[str, Listing], size: int | None, workers: int) -> None:
     form = form_of(list(parts.values()), size, workers)
-    half, total = _half(place), sum(map(len, parts.values()))
+    half, total = _partial(place), sum(map(len, parts.values()))
     with _writing(place):
         half.mkdir(parents=True, exist_ok=True)
         _check_room(place, total * int(np.prod(form.shape)))
         shape = " x ".join(map(str, form.shape))
         need = _bytes(total * int(np.prod(form.shape)))
         note(f"caching {total:,} images of {shape} once, {need}, in {place}")
-        # A cache of other files that was begun in this folder has another name, and so have its rows.
+        # The partial cache of other files has another name.
         try:
             hashes = {}
             with bar(total, "cache", enabled=True) as advance:
                 for name, part in parts.items():
                     hashes[name] = _fill(half, name, part, form, workers, advance)
         except ValueError:
-            # A broken image changes when it is replaced, and what belongs to it as it is would stay for ever.
+            # Replacing a broken image changes the name of the cache, so this partial one would never be used again.
             shutil.rmtree(half, ignore_errors=True)
             raise
         about = {"schema_version": _VERSION, "shape": list(form.shape), "form": asdict(form)}
@@ -152,11 +152,11 @@ def _make(place: Path, parts: Mapping[str, Listing], size: int | None, workers: 
 
 
 def _check_room(place: Path, need: int) -> None:
-    have = sum(p.stat().st_blocks * 512 for p in _half(place).glob("*.npy")) if os.name != "nt" else 0
+    have = sum(p.stat().st_blocks * 512 for p in _partial(place).glob("*.npy")) if os.name != "nt" else 0
     free = shutil.disk_usage(place.parent).free + have
     if free < need + _MARGIN:
         with suppress(OSError):
-            _half(place).rmdir()
+            _partial(place).rmdir()
         raise ValueError(
             f"the cache of the images needs {_bytes(need)}, and {place.parent} has {_bytes(free)} free: give a folder"
             " with more room by data.cache (--data.cache), a smaller data.size, or --data.cache off"
@@ -164,7 +164,7 @@ def _check_room(place: Path, need: int) -> None:
 
 
 def _fill(half: Path, name: str, part: Listing, form: Form, workers: int, advance: Advance) -> str:
-    """Write the rows of a part that are not there yet; the hash over its files."""
+    """Write the missing rows of a part; returns the hash over its files."""
     path, log = half / file_of(name), _log(half, name)
     done = _done(path, log, part, form)
     offset = _begin(path, (len(part), *form.shape)) if done is None else Rows.of(path).offset
@@ -178,7 +178,7 @@ def _fill(half: Path, name: str, part: Listing, form: Form, workers: int, advanc
             file.seek(offset + block.start * int(np.prod(form.shape)))
             file.write(pixels.data)
             file.flush()
-            # The log says what is on the disk.
+            # The log must not be ahead of the disk.
             os.fsync(file.fileno())
             append_jsonl(log, {"begin": block.start, "sha256": new})
             hashes += new
@@ -187,12 +187,12 @@ def _fill(half: Path, name: str, part: Listing, form: Form, workers: int, advanc
 
 
 def _log(half: Path, name: str) -> Path:
-    """The rows of a part that are on the disk, and the hashes of their files."""
+    """The log of a part: the rows on disk, and the hashes of their files."""
     return half / f"{file_of(name)}.jsonl"
 
 
 def _done(path: Path, log: Path, part: Listing, form: Form) -> list[str] | None:
-    """The hashes of the files whose rows are on the disk; None where the file has to be begun."""
+    """The hashes of the files whose rows are on disk; None if the file does not exist or does not fit."""
     try:
         rows, lines = Rows.of(path), read_jsonl(log)
         if (len(rows), rows.shape) != (len(part), form.shape):
@@ -208,7 +208,7 @@ def _done(path: Path, log: Path, part: Listing, form: Form) -> list[str] | None:
 
 
 def _begin(path: Path, shape: tuple[int, ...]) -> int:
-    """A file of that many rows of zeros, all of its room taken; where the first row begins."""
+    """Allocate a file of that many rows of zeros; returns the position of the first row."""
     with suppress(FileNotFoundError):
         path.with_name(f"{path.name}.jsonl").unlink()
     with open(path, "wb") as file:
@@ -224,7 +224,7 @@ def _begin(path: Path, shape: tuple[int, ...]) -> int:
 
 
 def _bytes(n: int) -> str:
-    """A number of bytes in words."""
+    """A number of bytes with its unit."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n >= size:
             return f"{n / size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Questions put to data and settings that came from outside. Each failure is a ValueError of one line."""
+"""Checks of data and settings from outside. Each failure is a ValueError of one line."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -19,7 +19,7 @@ def lookup(registry: Mapping[str, T], name: str, what: str) -> T:
 
 
 def labels(file: object, y: np.ndarray, n: int, classes: int | None = None) -> None:
-    """y must be n whole numbers, from 0 and below `classes`. `file` is named in the ValueError."""
+    """y must be n integers, from 0 and below `classes`. The ValueError names `file`."""
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise ValueError(f"{file}: labels are {y.dtype} of shape {y.shape}; wanted integers of shape (n,){_remedy(y)}")
     if len(y) != n:
@@ -33,7 +33,7 @@ def labels(file: object, y: np.ndarray, n: int, classes: int | None = None) -> N
 
 
 def _remedy(y: np.ndarray) -> str:
-    """What makes labels of a usual kind into whole numbers from 0; empty for others."""
+    """How to convert labels of a common kind to integers from 0; empty for others."""
     if y.ndim == 1 and y.dtype.kind in "US":
         return (
             ": number them by names, y_train = np.unique(y_train, return_inverse=True), np.searchsorted(names, y_test)"
@@ -53,7 +53,7 @@ def every_class(file: object, y: np.ndarray, classes: int) -> None:
     """Each class must have a sample in y, and there must be at least two. The ValueError names `file`."""
     if classes < 2:
         raise ValueError(f"{file}: {classes} class; at least 2 are needed")
-    # Compared without counting up to `classes`: a stray label of 10**9 must not ask for gigabytes.
+    # No array of `classes` entries: a stray label of 10**9 would allocate gigabytes.
     seen = np.unique(y)
     if len(seen) < classes:
         empty = next(label for label in range(classes) if label >= len(seen) or seen[label] != label)
@@ -63,8 +63,7 @@ def every_class(file: object, y: np.ndarray, classes: int) -> None:
 
 
 def floats(file: object, x: np.ndarray, box: Box) -> None:
-    """x must be finite and inside the box, that of each channel where it has several. `file` is named in the
-    ValueError."""
+    """x must be finite and inside the box, which may be one per channel. The ValueError names `file`."""
     finite = np.isfinite(x)
     if not finite.all():
         raise ValueError(f"{file}: {int((~finite).sum())} values are NaN or infinite; all must be finite")
@@ -80,6 +79,6 @@ def floats(file: object, x: np.ndarray, box: Box) -> None:
 
 
 def count(name: str, value: int | None) -> None:
-    """A number of samples in the settings: None, or 1 upwards."""
+    """A number of samples in the settings must be None or at least 1."""
     if value is not None and value < 1:
         raise ValueError(f"data.{name} is {value}; it must be 1 or more")

@@ -31,13 +31,13 @@ KNOWN = {
 def records(path: Path, classes: int = 10, head: int = 1) -> tuple[np.ndarray, np.ndarray, str]:
     """uint8 (n, 3, 32, 32) images, (n,) labels, and the sha256 of the file.
 
-    A record has ``head`` bytes of labels, of which the last one is taken, then the pixels. Raises ValueError where the
-    file is damaged, ends inside a record or holds a label of ``classes`` or above.
+    A record has ``head`` bytes of labels, of which the last one is used, then the pixels. Raises ValueError if the file
+    is damaged, ends inside a record or contains a label of ``classes`` or above.
     """
     content, digest = read(path)
     size = head + PIXELS
     if not content or len(content) % size:
-        raise ValueError(f"{path}: {len(content)} bytes; wanted one or more whole records of {size}")
+        raise ValueError(f"{path}: {len(content)} bytes; wanted one or more complete records of {size}")
     rows = np.frombuffer(content, np.uint8).reshape(-1, size)
     y = rows[:, head - 1]
     checks.labels(path, y, len(rows), classes)
@@ -67,15 +67,15 @@ def cifar10(root: str | None = None) -> Source:
     """Ten classes, x (n, 3, 32, 32) uint8 RGB, scale 255; officially 50,000 training and 10,000 test images.
 
     Reads data_batch_1..5 and test_batch, each `.bin.xz` or `.bin`, from <root>/cifar10,
-    <root>/cifar-10-batches-bin (the official archive) or the root itself. A `missing.csv` beside them lists
-    official records that are not there: `about["missing"]` counts them, so that a test accuracy over fewer
-    than 10,000 images can say so. ids are positions in the order of the files.
+    <root>/cifar-10-batches-bin (the official archive) or the root itself. A `missing.csv` in the same folder lists
+    official records that are absent: `about["missing"]` counts them, so that a test accuracy over fewer than
+    10,000 images can be reported as such. ids are positions in the order of the files.
     Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009).
-    Raises FileNotFoundError, or ValueError where a file is damaged.
+    Raises FileNotFoundError, or ValueError if a file is damaged.
     """
     folders = [data_root(root) / name for name in ("cifar10", "cifar-10-batches-bin", ".")]
     paths = find("cifar10", folders, [(f"{batch}.bin.xz", f"{batch}.bin") for batch in BATCHES])
-    # lzma lets go of the interpreter lock, so threads share the seconds that unpacking takes.
+    # lzma releases the interpreter lock, so threads unpack in parallel.
     with ThreadPoolExecutor(min(len(paths), os.cpu_count() or 1)) as pool:
         x, y, digests = zip(*pool.map(records, paths), strict=True)
     files = {p.name: record(digest, KNOWN.get(p.name)) for p, digest in zip(paths, digests, strict=True)}

@@ -19,10 +19,10 @@ NAMES = "fine_label_names.txt"
 def cifar100(root: str | None = None) -> Source:
     """The 100 fine classes, x (n, 3, 32, 32) uint8 RGB, scale 255; officially 50,000 training and 10,000 test images.
 
-    Reads train and test, each `.bin` or `.bin.xz`, and fine_label_names.txt where it is there, from <root>/cifar100,
+    Reads train and test, each `.bin` or `.bin.xz`, and fine_label_names.txt if present, from <root>/cifar100,
     <root>/cifar-100-binary (the official archive) or the root itself. ids are positions in the files.
     Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009).
-    Raises FileNotFoundError, or ValueError where a file is damaged.
+    Raises FileNotFoundError, or ValueError if a file is damaged.
     """
     folders = [data_root(root) / name for name in ("cifar100", "cifar-100-binary", ".")]
     wanted = [(f"{part}.bin", f"{part}.bin.xz") for part in ("train", "test")]
@@ -49,7 +49,7 @@ def cifar100(root: str | None = None) -> Source:
 
 
 def _names(path: Path) -> tuple[list[str], str]:
-    """The names of the classes, one a line, and the sha256 of the file."""
+    """The names of the classes, one per line, and the sha256 of the file."""
     content, digest = read(path)
     names = content.decode("utf-8", "replace").split()
     if len(names) != CLASSES:

@@ -1,4 +1,4 @@
-"""Which samples were measured: for the record, and in words."""
+"""Which samples were evaluated: as a record, and in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from atent.data.split import Part
 
 
 def described(data: Data, part: Part, chosen: Split) -> dict[str, Any]:
-    """What ``chosen`` samples of a part of the data are, as plain values: name, split, n, of (all that the part has),
+    """What ``chosen`` samples of a part of the data are, as plain values: name, split, n, of (the size of the part),
     subset (the rule that chose them), subset_seed and ids (as `spans`)."""
     of = len(getattr(data, part))
     if part == "test":  # data.test_limit may have left fewer
@@ -23,7 +23,7 @@ def described(data: Data, part: Part, chosen: Split) -> dict[str, Any]:
 
 def words(samples: Mapping[str, Any]) -> str:
     """Which samples `described` describes: "all 500", "a stratified sample of 100 of 500 (seed 0)" or "the first 100 of
-    500". Results made before subsets were recorded are of the first ones."""
+    500". Results from before subsets were recorded are of the first samples."""
     n, of = f"{samples['n']:,}", f"{samples['of']:,}"
     if samples["n"] == samples["of"]:
         return f"all {n}"
@@ -33,7 +33,7 @@ def words(samples: Mapping[str, Any]) -> str:
 
 
 def spans(numbers: Iterable[int]) -> str:
-    """Whole numbers from 0, in their order, with runs of successors drawn together: 0 1 2 7 5 as "0-2 7 5"."""
+    """Integers from 0, in their order, with runs of successors abbreviated: 0 1 2 7 5 as "0-2 7 5"."""
     out: list[list[int]] = []
     for number in numbers:
         if out and number == out[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""Where data files are looked for, and how their bytes are read, unpacked and identified."""
+"""Where data files are searched for, and how their bytes are read, unpacked and identified."""
 
 import gzip
 import hashlib
@@ -13,22 +13,22 @@ from atent.fields import shown
 
 ROOT = "ATENT_DATA_ROOT"
 LIMIT = "ATENT_DATA_LIMIT"
-# What a packed file may ask for to be unpacked; the strongest setting of xz asks for 65 MiB.
+# Memory that unpacking may need; the strongest setting of xz needs 65 MiB.
 _DICTIONARY = 2**28
 _PART = 2**20
 FIX = f"set --data.root or {ROOT}"
 
 
 def data_root(root: str | None) -> Path:
-    """The root given, else $ATENT_DATA_ROOT, else ./data."""
+    """The given root, else $ATENT_DATA_ROOT, else ./data."""
     return Path(root or os.environ.get(ROOT) or "data").expanduser()
 
 
 def find(what: str, folders: Sequence[Path], names: Iterable[Sequence[str]], published: str = "") -> list[Path]:
     """One path per entry of `names`, each entry listing the spellings allowed for one file.
 
-    All come from the first folder that holds any of them, so that two copies are never mixed.
-    Raises FileNotFoundError, in one line, with the first file that is absent, where it was looked for, and where it is
+    All come from the first folder that contains any of them, so that two copies are never mixed.
+    Raises FileNotFoundError, in one line, with the first file that is absent, the folders searched, and where it is
     ``published``.
     """
     wanted = [tuple(spellings) for spellings in names]
@@ -37,21 +37,23 @@ def find(what: str, folders: Sequence[Path], names: Iterable[Sequence[str]], pub
     for spellings in wanted:
         here = [places[0] / name for name in spellings if (places[0] / name).is_file()] if places else []
         if not here:
-            looked = ", ".join(str(folder) for folder in places[:1] or folders)
-            raise FileNotFoundError(f"{what}: {' or '.join(spellings)} not found in {looked}; {source(published)}{FIX}")
+            searched = ", ".join(str(folder) for folder in places[:1] or folders)
+            raise FileNotFoundError(
+                f"{what}: {' or '.join(spellings)} not found in {searched}; {source(published)}{FIX}"
+            )
         paths.append(here[0])
     return paths
 
 
 def source(published: str) -> str:
-    """The part of a message that says where absent files are published."""
+    """The part of a message with the address of absent files."""
     return f"it is published at {published}; " if published else ""
 
 
 def largest() -> int:
-    """The most bytes that a file of data may have, as it lies on disk and unpacked: 8 GiB, or $ATENT_DATA_LIMIT in GiB.
+    """The largest size in bytes of a data file, on disk and unpacked: 8 GiB, or $ATENT_DATA_LIMIT in GiB.
 
-    A few megabytes can be packed so that they fill any memory. Raises ValueError for a limit that is no number.
+    A packed file of a few megabytes can unpack to any size. Raises ValueError for a limit that is not a number.
     """
     text = os.environ.get(LIMIT, "8")
     try:
@@ -64,7 +66,7 @@ def largest() -> int:
 
 
 def check_size(what: object, size: int) -> None:
-    """ValueError, in one line, for something of more bytes than `largest`."""
+    """ValueError, in one line, for more bytes than `largest`."""
     if size > largest():
         raise ValueError(
             f"{what}: {size:,} bytes, and {largest() / 2**30:g} GiB are allowed: give a smaller file, or set {LIMIT} to"
@@ -73,11 +75,11 @@ def check_size(what: object, size: int) -> None:
 
 
 def read(path: Path, promised: Callable[[bytes], int] | None = None) -> tuple[bytes, str]:
-    """Content of a plain, .gz or .xz file, unpacked, and the sha256 of the file as it lies on disk.
+    """Content of a plain, .gz or .xz file, unpacked, and the sha256 of the file on disk.
 
-    No more than `largest` bytes are unpacked, and where ``promised`` says from the first 64 bytes how many there are,
-    one more than that. Raises ValueError, in one line, where there are more than `largest`, and where the packed stream
-    is cut short or damaged.
+    At most `largest` bytes are unpacked; if ``promised`` computes the size from the first 64 bytes, at most one byte
+    more than that. Raises ValueError, in one line, for more than `largest` bytes, and for a packed stream that is
+    truncated or damaged.
     """
     check_size(path, path.stat().st_size)
     raw = path.read_bytes()
@@ -88,12 +90,12 @@ def read(path: Path, promised: Callable[[bytes], int] | None = None) -> tuple[by
     most = largest()
     try:
         if promised is not None:
-            check_size(f"{path}, as its header promises", wanted := promised(unpack(raw, 64)))
+            check_size(f"{path}, by its header", wanted := promised(unpack(raw, 64)))
             most = min(most, wanted)
         content = unpack(raw, most + 1)
     except (EOFError, OSError, zlib.error, lzma.LZMAError, MemoryError) as error:
         reason = str(error).rstrip(".")
-        raise ValueError(f"{path}: damaged or cut short after {len(raw)} bytes ({reason})") from error
+        raise ValueError(f"{path}: damaged or truncated after {len(raw)} bytes ({reason})") from error
     check_size(f"{path}, unpacked", len(content))
     return content, digest
 
@@ -102,7 +104,7 @@ def _gunzip(raw: bytes, most: int) -> bytes:
     """The first ``most`` bytes."""
     parts, left = [], most
     with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
-        # A buffered reader takes memory for all that it is asked for.
+        # A buffered reader allocates the full size of the request.
         while left and (part := file.read(min(left, _PART))):
             parts.append(part)
             left -= len(part)

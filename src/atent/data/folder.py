@@ -14,7 +14,7 @@ from torch import Tensor
 
 from atent.data.cache import FOLDER, cached
 from atent.data.files import FIX, data_root, record
-from atent.data.images import Decoder, Listing, blocks, decoded, digest, folders, form_of, listing, look, pillow
+from atent.data.images import Decoder, Listing, blocks, decoded, digest, folders, form_of, header, listing, pillow
 from atent.data.reading import MEMORY, OFF, Reading
 from atent.data.sources import dataset
 from atent.data.split import Source, Split, parted, split
@@ -30,29 +30,29 @@ TEST_SEED = 20210
 def folder(root: str | None = None, reading: Reading = MEMORY) -> Source:
     """Images <root>/train/<class>/*.png and <root>/test/<class>/*.png, or <root>/<class>/*.png alone.
 
-    x: (n, 1, h, w) where all images are grey, else (n, 3, h, w); uint8, scale 255. All must have one size, unless
-    ``reading`` gives one. Classes are numbered in order of name and must be the same in train and test. PNG, JPEG and
-    BMP files are read, with pillow. Without train and test folders a stratified split by a constant seed gives 20 %
-    of the images to the test set. ids are positions in the order of class, then file name. ``reading`` says whether
-    the images are held in memory.
-    Raises FileNotFoundError, ImportError where pillow is not installed, or ValueError with the file at fault.
+    x: (n, 1, h, w) if all images are greyscale, else (n, 3, h, w); uint8, scale 255. All must have the same size,
+    unless ``reading`` gives one. Classes are numbered in order of name and must be the same in train and test. PNG,
+    JPEG and BMP files are read, with pillow. Without train and test folders a stratified split by a constant seed makes
+    20 % of the images the test set. ids are positions in the order of class, then file name. ``reading`` says whether
+    the images are kept in memory.
+    Raises FileNotFoundError, ImportError if pillow is not installed, or ValueError that names the invalid file.
     """
     path = data_root(root)
     if not path.is_dir():
         raise FileNotFoundError(f"folder: wanted a folder of class folders, {path} is not one; {FIX}")
-    there = {p.name for p in folders(path)} & {"train", "test"}
-    if len(there) == 1:
-        lacking = ({"train", "test"} - there).pop()
-        raise FileNotFoundError(f"folder: {path / lacking} not found beside {there.pop()}; {FIX}")
-    parts = {name: listing(path / name, path) for name in (("train", "test") if there else (".",))}
+    present = {p.name for p in folders(path)} & {"train", "test"}
+    if len(present) == 1:
+        lacking = ({"train", "test"} - present).pop()
+        raise FileNotFoundError(f"folder: {path / lacking} not found beside {present.pop()}; {FIX}")
+    parts = {name: listing(path / name, path) for name in (("train", "test") if present else (".",))}
     classes = [part.classes for part in parts.values()]
     if classes[0] != classes[-1]:
         odd = sorted(set(classes[0]) ^ set(classes[-1]))[0]
         raise ValueError(f"{path}: class {odd!r} is in only one of train and test")
-    if not there and len(parts["."]) < 2 * len(classes[0]):
+    if not present and len(parts["."]) < 2 * len(classes[0]):
         raise ValueError(f"{path}: {len(parts['.'])} images of {len(classes[0])} classes; a test split needs more")
     splits, files = read_parts(parts, reading, path)
-    if there:
+    if present:
         train, test, how = splits["train"], splits["test"], "test"
     else:
         train, test = parted(splits["."], max(1, round(0.2 * len(parts["."]))), TEST_SEED)
@@ -107,7 +107,7 @@ def in_arrays(parts: Mapping[str, Listing], size: int | None, workers: int) -> d
 
 
 def _of_sizes(part: Listing) -> str:
-    """A hash over names and sizes: their contents are not read before a batch asks for them."""
+    """A hash over names and sizes; the contents are not read before a batch needs them."""
     total = hashlib.sha256(b"names and sizes\n")
     for name, size in zip(part.names, part.stamps[:, 0].tolist(), strict=True):
         total.update(f"{name}\0{size}\n".encode())
@@ -115,32 +115,32 @@ def _of_sizes(part: Listing) -> str:
 
 
 def _in_memory(parts: Mapping[str, Listing], reading: Reading) -> bool:
-    """What the settings say; for auto, whether the pixels take less than half of the free memory."""
+    """As the settings say; for auto, whether the pixels need less than half of the free memory."""
     if reading.resident != "auto":
         return reading.resident
     pillow()
     first = next(iter(parts.values()))
-    width, height, _ = (reading.size, reading.size, True) if reading.size else look(first, 0)
-    # Each process of a job holds a copy.
+    width, height, _ = (reading.size, reading.size, True) if reading.size else header(first, 0)
+    # Each process of a job has a copy.
     need, free = 3 * width * height * sum(map(len, parts.values())) * current().size, _free()
     if free is None or need <= free / 2:
         return True
     if current().first:
         note(
-            f"the images take up to {need / 1e9:.3g} GB, more than half of the {free / 1e9:.3g} GB of free memory: they"
+            f"the images need up to {need / 1e9:.3g} GB, more than half of the {free / 1e9:.3g} GB of free memory: they"
             " stay on disk (data.resident false)"
         )
     return False
 
 
 def _free() -> int | None:
-    """Bytes of memory that are free; None where the system does not say."""
+    """Bytes of free memory; None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         known = dict(line.split(":", 1) for line in lines)
         return int(known["MemAvailable"].split()[0]) * 1024
     except (OSError, ValueError, KeyError):
-        pass  # no Linux, or not its format: the system is asked in another way
+        pass  # not Linux, or an unknown format: sysconf below
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

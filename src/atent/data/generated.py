@@ -1,4 +1,4 @@
-"""Generated samples beside a training set, for a share of each batch (Gowal et al. 2021, Wang et al. 2023)."""
+"""Generated samples in addition to a training set, for a share of each batch (Gowal et al. 2021, Wang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atent.data.split import Data, Split, split
 from atent.data.stored import Stored
 
 SHARE = 0.7
-"""Of each batch, where the settings name no other: that of Gowal et al. 2021."""
+"""Default share of each batch, that of Gowal et al. 2021."""
 
 
 def check(settings: DataSettings) -> None:
@@ -30,16 +30,16 @@ def check(settings: DataSettings) -> None:
 
 
 def mixed(data: Data, settings: DataSettings) -> Data:
-    """The data with the samples of ``settings.generated`` behind those of the training part.
+    """The data with the samples of ``settings.generated`` appended to the training part.
 
     The file is an ``.npz`` with ``image``, uint8 (n, h, w, c), and ``label``, (n,) integers of the data's classes, as
-    the published sets of generated images are. An epoch has as many samples as before: each batch takes the share of
-    generated ones and fills the rest from the training set. Validation and test samples are untouched.
+    the published sets of generated images are. An epoch has as many samples as before: each batch takes its share of
+    generated samples and the rest from the training set. Validation and test samples do not change.
 
     Raises
     ------
     FileNotFoundError
-        Where there is no such file.
+        If there is no such file.
     ValueError
         In one line: for another layout, shape or range of labels, data that are not images of uint8 in memory.
     """
@@ -47,7 +47,7 @@ def mixed(data: Data, settings: DataSettings) -> Data:
         return data
     path = Path(settings.generated)
     if not path.is_file():
-        raise FileNotFoundError(f"data.generated: wanted an .npz file, {path} is not there; {FIX} to the file's path")
+        raise FileNotFoundError(f"data.generated: wanted an .npz file, {path} does not exist; {FIX} to the file's path")
     if isinstance(data.train.x, Stored):
         raise ValueError("data.generated needs the training images in memory: set data.resident true")
     if data.train.scale != 255 or len(data.shape) != 3:

@@ -25,8 +25,8 @@ _TESTS = ("test", "validation", "valid")
 def find(name: str) -> Callable[..., Source]:
     """The loader of ``hf:NAME``, of the Hub, or ``hf:/PATH``, of a folder or a parquet file.
 
-    x: (n, 1, h, w) where all images are grey, else (n, 3, h, w); uint8, scale 255, in memory. ids are positions in the
-    split. The test set is the split test, else validation.
+    x: (n, 1, h, w) if all images are greyscale, else (n, 3, h, w); uint8, scale 255, in memory. ids are positions in
+    the split. The test set is the split test, else validation or valid.
     """
 
     def hugging_face(reading: Reading = MEMORY) -> Source:
@@ -72,7 +72,7 @@ def _source(name: str, reading: Reading) -> Source:
 
 
 def _opened(name: str) -> Mapping[str, Any]:
-    """The splits; what starts with /, . or ~ is a path. Errors are one line."""
+    """The splits; a name that starts with /, . or ~ is a path. Errors are one line."""
     try:
         import datasets
     except ImportError as error:
@@ -91,16 +91,16 @@ def _opened(name: str) -> Mapping[str, Any]:
             found = datasets.load_dataset("parquet", data_files=str(path))
         else:
             found = datasets.load_dataset(str(path) if local else given)
-    # The package reports what it meets, the network included, by exceptions of many kinds.
+    # The package reports errors, those of the network included, by exceptions of many types.
     except Exception as error:
         raise ValueError(f"{name}: datasets raised {first_line(error)}") from error
     if not isinstance(found, Mapping):
-        raise ValueError(f"{name}: one split alone; wanted a DatasetDict of train and one of {', '.join(_TESTS)}")
+        raise ValueError(f"{name}: a single split; wanted a DatasetDict of train and one of {', '.join(_TESTS)}")
     return found
 
 
 def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str]:
-    """The columns of the images and of the labels: by their type, and by their usual names where several have it."""
+    """The columns of the images and of the labels: by type, and by their usual names if several have that type."""
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
     images = [column for column, kind in kinds.items() if kind == "Image"]
     labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]

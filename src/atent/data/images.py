@@ -1,4 +1,4 @@
-"""The image files of a folder: found, looked at, and decoded to pixels."""
+"""The image files of a folder: their listing, headers and pixels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from atent.data.reading import OFF
 from atent.progress import bar
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-# What such a file may hold, whatever its suffix: for others, such as PostScript, Pillow starts another program.
+# Allowed contents, whatever the suffix: for other formats, such as PostScript, Pillow starts another program.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 GREY, COLOUR = ("1", "L"), ("RGB", "RGBA", "P", "LA", "PA", "CMYK", "YCbCr")
-# A photograph of a telephone may hold its own preview as a second image: that is no animation.
+# A JPEG may contain a preview as a second image, which is not an animation.
 _ANIMATED = ("PNG", "GIF", "WEBP")
 _TOGETHER = 2**24  # bytes of pixels that are decoded at once
 
@@ -46,7 +46,7 @@ class Listing:
         return self.root / self.names[i]
 
     def content(self, i: int) -> bytes:
-        """The bytes of a file; ValueError, in one line, where it is gone or other than when it was listed."""
+        """The bytes of a file; ValueError, in one line, if it is missing or has changed since it was listed."""
         file = self.root / self.names[i]
         try:
             with open(file, "rb") as opened:
@@ -61,28 +61,28 @@ class Listing:
 
 @dataclass(frozen=True)
 class Form:
-    """What all images become: uint8 (channels, height, width)."""
+    """Target shape of all images: uint8 (channels, height, width)."""
 
     channels: int
     height: int
     width: int
     size: int | None = None
-    """Images are cropped to their central square and resized to this side; None: all have one size."""
+    """Images are cropped to their central square and resized to this side; None: all have the same size."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image."""
+        """Shape of one image."""
         return self.channels, self.height, self.width
 
 
 def folders(path: Path) -> list[Path]:
-    """The folders in a folder, those with a dot in front left out."""
+    """The folders in a folder, without those whose names begin with a dot."""
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def listing(path: Path, root: Path, inner: str = "") -> Listing:
     """The image files of the class folders of ``path``, or of the folder ``inner`` in each; ValueError, in one line,
-    where there are too few."""
+    if there are too few."""
     classes = folders(path)
     if len(classes) < 2:
         raise ValueError(f"{path}: {len(classes)} class folders; at least 2 are needed")
@@ -107,7 +107,7 @@ def listing(path: Path, root: Path, inner: str = "") -> Listing:
 
 
 def pillow() -> Any:
-    """Pillow's module Image; ImportError that says how to install it."""
+    """Pillow's module Image; ImportError with the command that installs it."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -115,77 +115,79 @@ def pillow() -> Any:
     return Image
 
 
-def _seen(file: Path, source: Any, use: Callable[[Any], Any]) -> Any:
-    """What ``use`` makes of the open image; ValueError, in one line, for damage and for kinds that are not read."""
+def _opened(file: Path, source: Any, use: Callable[[Any], Any]) -> Any:
+    """The result of ``use`` on the open image; ValueError, in one line, for damage and unsupported formats."""
     try:
         with pillow().open(source, formats=FORMATS) as image:
             if image.mode not in GREY + COLOUR:
-                raise ValueError(f"mode {image.mode}; wanted 8-bit grey or colour: convert it to 8 bits first")
+                raise ValueError(f"mode {image.mode}; wanted 8-bit greyscale or colour: convert it to 8 bits first")
             if image.format in _ANIMATED and getattr(image, "is_animated", False):
                 raise ValueError(f"an animation of {image.n_frames} images; wanted one")
             return use(image)
     except ImportError:
         raise
-    # Pillow reports damage by exceptions of many kinds, whatever its decoder runs into.
+    # Pillow reports damage by exceptions of many types.
     except Exception as error:
         raise ValueError(f"{file}: not a readable image ({' '.join(str(error).split())})") from error
 
 
-def look(part: Listing, i: int) -> tuple[int, int, bool]:
-    """Width, height and whether it is grey, of an image whose header alone is read."""
+def header(part: Listing, i: int) -> tuple[int, int, bool]:
+    """Width, height and whether it is greyscale, of an image of which only the header is read."""
     file = part.root / part.names[i]
-    found: tuple[int, int, bool] = _seen(file, part.source(i), lambda image: (*image.size, image.mode in GREY))
+    found: tuple[int, int, bool] = _opened(file, part.source(i), lambda image: (*image.size, image.mode in GREY))
     return found
 
 
 def form_of(parts: Sequence[Listing], size: int | None, workers: int, *, every: bool = True) -> Form:
-    """What the images of all parts become: grey where all are, else colour.
+    """The common form of the images of all parts: greyscale if all are, else colour.
 
-    ``every``: look at each image; else at the first one of each class, and `decode` refuses what does not fit.
-    ValueError, in one line, where images have several sizes and none is asked for.
+    ``every``: read the header of each image; else of the first one of each class, and `decode` rejects what does not
+    fit. ValueError, in one line, if images have different sizes and no size is given.
     """
     pillow()
-    grey, first = True, ""
+    greyscale, first = True, ""
     width = height = 0
     with bar(sum(map(len, parts)), "image headers", enabled=every) as advance:
         for part in parts:
             some: Any = range(len(part)) if every else np.unique(part.labels, return_index=True)[1].tolist()
-            found = _over(partial(look, part), some, workers)
-            for i, (w, h, is_grey) in zip(some, found, strict=True):
+            found = _over(partial(header, part), some, workers)
+            for i, (w, h, is_greyscale) in zip(some, found, strict=True):
                 if not first:
                     width, height, first = w, h, part.names[i]
                 if size is None and (w, h) != (width, height):
                     raise ValueError(_odd(part.root / part.names[i], (w, h), (width, height), f", as {first} is"))
-                grey = grey and is_grey
+                greyscale = greyscale and is_greyscale
                 advance(1, "")
     height, width = (height, width) if size is None else (size, size)
-    return Form(1 if grey else 3, height, width, size)
+    return Form(1 if greyscale else 3, height, width, size)
 
 
-def _odd(file: Path, has: tuple[int, int], wants: tuple[int, int], why: str = "") -> str:
+def _odd(file: Path, found: tuple[int, int], size: tuple[int, int], why: str = "") -> str:
     return (
-        f"{file}: {has[0]} x {has[1]} pixels; all must be {wants[0]} x {wants[1]}{why}: set data.size (--data.size"
-        f" {min(wants)}) to crop and resize them"
+        f"{file}: {found[0]} x {found[1]} pixels; all must be {size[0]} x {size[1]}{why}: set data.size (--data.size"
+        f" {min(size)}) to crop and resize them"
     )
 
 
 def decode(part: Listing, i: int, form: Form, out: np.ndarray) -> str:
     """Write the pixels of image ``i`` to ``out``, uint8 of the form's shape; the sha256 of the file. Alpha is dropped.
 
-    ValueError, in one line, for a file that is damaged, gone or changed, or does not fit the form.
+    ValueError, in one line, for a file that is damaged, missing or changed, or does not fit the form.
     """
     file, content = part.root / part.names[i], part.content(i)
 
     def pixels(image: Any) -> np.ndarray:
-        grey = image.mode in GREY
-        if form.channels == 1 and not grey:
-            raise ValueError(f"in colour, unlike those before: data.cache {OFF} wants all grey, a cache makes all RGB")
-        image = image.convert("L" if grey else "RGB")
+        greyscale = image.mode in GREY
+        if form.channels == 1 and not greyscale:
+            raise ValueError(
+                f"in colour, unlike those before: data.cache {OFF} needs all greyscale, a cache converts all to RGB"
+            )
+        image = image.convert("L" if greyscale else "RGB")
         if form.size is not None:
             image = _square(image, form.size)
         return np.asarray(image)
 
-    found = _seen(file, BytesIO(content), pixels)
+    found = _opened(file, BytesIO(content), pixels)
     if found.shape[:2] != (form.height, form.width):
         raise ValueError(_odd(file, found.shape[1::-1], (form.width, form.height)))
     out[:] = found if found.ndim == 2 else found.transpose(2, 0, 1)
@@ -196,7 +198,7 @@ def _square(image: Any, size: int) -> Any:
     """The central square of an image, resized to a side with antialiasing."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    # A region given to resize would let its neighbours into the first and last pixels.
+    # The argument `box` of resize would let pixels outside the square into the first and last ones.
     return image.crop((left, top, left + side, top + side)).resize((size, size), pillow().Resampling.BILINEAR)
 
 
@@ -213,13 +215,13 @@ def decoded(part: Listing, at: Sequence[int], form: Form, workers: int) -> tuple
 
 
 def _over(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Iterator[Any]:
-    """``work`` on each item, in order, by threads: Pillow decodes without the interpreter's lock."""
+    """``work`` on each item, in order, by threads: Pillow releases the interpreter lock while it decodes."""
     if workers < 2 or len(items) < 2:
         yield from map(work, items)
         return
     with ThreadPoolExecutor(workers, "atent-images") as pool:
         try:
-            # Parts, since each item that is submitted takes memory until its turn comes.
+            # In chunks, since each submitted item needs memory until it is processed.
             for begin in range(0, len(items), 1024):
                 yield from pool.map(work, items[begin : begin + 1024])
         finally:
@@ -228,7 +230,7 @@ def _over(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Ite
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """The images of a part, decoded each time that they are asked for."""
+    """The images of a part, decoded at each use."""
 
     part: Listing
     form: Form
@@ -236,19 +238,19 @@ class Decoder:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """Shape of one image."""
         return self.form.shape
 
     def __len__(self) -> int:
         return len(self.part)
 
     def read(self, at: np.ndarray) -> np.ndarray:
-        """The images at these positions; ValueError, in one line, for what is damaged, gone or changed."""
+        """The images at these positions; ValueError, in one line, for files that are damaged, missing or changed."""
         return decoded(self.part, at.tolist(), self.form, self.workers)[0]
 
 
 def digest(part: Listing, hashes: Sequence[str]) -> str:
-    """One sha256 over names and contents, in order: a folder may hold too many files to list."""
+    """One sha256 over names and contents, in order: a folder may have too many files to list."""
     total = hashlib.sha256()
     for name, each in zip(part.names, hashes, strict=True):
         total.update(f"{name}\0{each}\n".encode())

@@ -54,9 +54,9 @@ KNOWN = {
 
 
 def idx(path: Path, magic: int) -> tuple[np.ndarray, str]:
-    """uint8 (n, h, w) where magic is 2051, (n,) where it is 2049, and the sha256 of the file.
+    """uint8 (n, h, w) for magic number 2051, (n,) for 2049, and the sha256 of the file.
 
-    Raises ValueError where the magic number or the number of bytes is another than the header's.
+    Raises ValueError for another magic number, and if the number of bytes differs from that in the header.
     """
     header = 16 if magic == IMAGES else 8
 
@@ -73,17 +73,17 @@ def idx(path: Path, magic: int) -> tuple[np.ndarray, str]:
     size = math.prod(shape)
     if len(values) != size or size == 0:
         seen = f"{len(values)} or more" if len(values) > size else str(len(values))
-        raise ValueError(f"{path}: {seen} values; its header promises {shape}, that is {size}")
+        raise ValueError(f"{path}: {seen} values; its header says {shape}, that is {size}")
     return values.reshape(shape), digest
 
 
 def _load(name: str, root: str | None = None) -> Source:
     """Ten classes, x (n, 1, 28, 28) uint8, scale 255, 60,000 training and 10,000 test images.
 
-    Looks in <root>/mnist (or fashion-mnist), in torchvision's <root>/MNIST/raw (or FashionMNIST/raw) and in
-    the root itself; files may be unpacked. Your own files in this layout are taken: `about` says whether
-    each has the known sha256. ids are positions in the train or t10k files.
-    Raises FileNotFoundError, or ValueError where a file is damaged or inconsistent.
+    Searches <root>/mnist (or fashion-mnist), torchvision's <root>/MNIST/raw (or FashionMNIST/raw) and the root
+    itself; files may be unpacked. Your own files in this layout are accepted: `about` says whether each has
+    the known sha256. ids are positions in the train or t10k files.
+    Raises FileNotFoundError, or ValueError if a file is damaged or inconsistent.
     """
     folders = [data_root(root) / folder for folder in SETS[name]["folders"]]
     paths = find(name, folders, [(f"{file}.gz", file) for file in NAMES])
@@ -92,7 +92,7 @@ def _load(name: str, root: str | None = None) -> Source:
         values, digest = idx(path, magic)
         owner = next((other for other, known in KNOWN.items() if digest in known.values()), name)
         if owner != name:
-            raise ValueError(f"{path}: this is a file of {owner}; {name} was asked for")
+            raise ValueError(f"{path}: this is a file of {owner}, not of {name}")
         files[path.name] = record(digest, KNOWN[name][path.name])
         arrays.append(values)
     x, y, x_test, y_test = arrays

@@ -11,7 +11,7 @@ TEST = 1000
 NOISE = 0.1
 SEED = 20210
 BOX = (-2.0, 3.0)
-# Another C library may round a sine otherwise: there `verified` says that the points are not quite these.
+# Another C library may round a sine differently; `verified` is then false.
 KNOWN = "e2861e2ec838424be47a11d7480ea020030499f8c21aafaea029e8e651827dca"
 
 
@@ -19,9 +19,9 @@ KNOWN = "e2861e2ec838424be47a11d7480ea020030499f8c21aafaea029e8e651827dca"
 def moons(root: str | None = None) -> Source:
     """2000 training and 1000 test points, x float32 (n, 2), two classes; `root` is not used.
 
-    The half circles have radius 1 and lie in [-1, 2] x [-0.5, 1]; Gaussian noise of standard deviation 0.1
-    is added. The box [-2, 3] holds both coordinates and leaves at least ten standard deviations around the
-    curves, so that it never binds for radii below 0.5. Points and test set come from constant seeds.
+    The half circles have radius 1 and are in [-1, 2] x [-0.5, 1]; Gaussian noise of standard deviation 0.1
+    is added. The box [-2, 3] contains both coordinates with a margin of at least ten standard deviations around
+    the curves, so that it is never active for radii below 0.5. Points and test set come from constant seeds.
     """
     from sklearn.datasets import make_moons
 

@@ -17,7 +17,7 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 def _images(name: str, x: np.ndarray) -> np.ndarray:
-    """x as (n, c, h, w), uint8 or float32. Raises ValueError where it is none of the allowed kinds."""
+    """x as (n, c, h, w), uint8 or float32. Raises ValueError for other shapes and types."""
     if x.ndim not in (3, 4) or 0 in x.shape:
         hint = "; rows of numbers are read by data.name table" if x.ndim == 2 else ""
         raise ValueError(f"{name}: shape {x.shape}; allowed are (n, h, w) and (n, c, h, w){hint}")
@@ -49,12 +49,12 @@ def npz(root: str | None = None, reading: Reading = MEMORY) -> Source:
     y: (n,) integers from 0; the number of classes is the largest training label plus one, each present.
     ids are positions in x_train or x_test. Nothing in the file is unpickled. With ``reading.resident`` False, images of
     uint8 that are not compressed stay on disk.
-    Raises FileNotFoundError, or ValueError where an array is absent or not as described.
+    Raises FileNotFoundError, or ValueError if an array is absent or not as described.
     """
     path = data_root(root)
     if not path.is_file():
-        kind = "a folder" if path.is_dir() else "not there"
-        raise FileNotFoundError(f"npz: wanted an .npz file, {path} is {kind}; {FIX} to the file's path")
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"npz: wanted an .npz file, {path} {kind}; {FIX} to the file's path")
     x: np.ndarray | Stored
     x_test: np.ndarray | Stored
     if reading.resident is False:
@@ -65,7 +65,7 @@ def npz(root: str | None = None, reading: Reading = MEMORY) -> Source:
         x, x_test = (_images(f"{path}: {key}", found[key]) for key in ("x_train", "x_test"))
     y, y_test = found["y_train"], found["y_test"]
     if x.shape[1:] != x_test.shape[1:] or x.dtype != x_test.dtype:
-        raise ValueError(f"{path}: x_test holds {x_test.dtype} {x_test.shape[1:]}; x_train has {x.dtype} {x.shape[1:]}")
+        raise ValueError(f"{path}: x_test is {x_test.dtype} {x_test.shape[1:]}; x_train is {x.dtype} {x.shape[1:]}")
     checks.labels(f"{path}: y_train", y, len(x))
     classes = int(y.max()) + 1
     checks.every_class(f"{path}: y_train", y, classes)

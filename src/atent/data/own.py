@@ -17,7 +17,7 @@ from atent.registry import first_line
 from atent.threat import Box
 
 _TWICE = 8
-"""Items that are read twice, to find random transforms."""
+"""Number of items that are read twice, to detect random transforms."""
 
 
 def tensor_source(given: Mapping[str, Tensor | np.ndarray], box: Box) -> Source:
@@ -71,7 +71,7 @@ def _array(name: str, value: Tensor | np.ndarray) -> np.ndarray:
 
 
 def _digest(x: np.ndarray, y: np.ndarray) -> str:
-    """The sha256 of what was read, since a Dataset has no file of its own."""
+    """The sha256 of the items, since a Dataset has no file."""
     found = hashlib.sha256(f"{x.dtype.name} {x.shape}".encode())
     found.update(np.ascontiguousarray(x).data)
     found.update(y.astype(np.int64).data)
@@ -79,14 +79,14 @@ def _digest(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _items(part: str, data: Any) -> tuple[np.ndarray, np.ndarray]:
-    """x (n, ...) and y (n,) of all items; ValueError, in one line, where they are not what a data set needs."""
+    """x (n, ...) and y (n,) of all items; ValueError, in one line, if a data set cannot consist of them."""
     from torch.utils.data import IterableDataset
 
     kind = type(data).__name__
     if isinstance(data, IterableDataset) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        there = hasattr(data, "batch_size") and hasattr(data, "dataset")
+        is_loader = hasattr(data, "batch_size") and hasattr(data, "dataset")
         remedy = (
-            "give its dataset" if there else "use from_tensors(*collect(train), *collect(test)), where it is finite"
+            "give its dataset" if is_loader else "use from_tensors(*collect(train), *collect(test)), if it is finite"
         )
         raise ValueError(f"{part}: {kind} has no numbered items, which a map-style Dataset has: {remedy}")
     n = len(data)
@@ -100,20 +100,20 @@ def _items(part: str, data: Any) -> tuple[np.ndarray, np.ndarray]:
         if (value.shape, value.dtype) != (first.shape, first.dtype):
             raise ValueError(
                 f"{part}: item {i} is {value.dtype} {value.shape} and item 0 {first.dtype} {first.shape}; all must be"
-                " alike"
+                " the same"
             )
         x[i] = value
         y.append(label)
     for i in range(min(n, _TWICE)):
         if not np.array_equal(item(i)[0], x[i], equal_nan=x.dtype.kind == "f"):
             raise ValueError(
-                f"{part}: item {i} differs between two reads: leave random transforms out of the Dataset, and set"
+                f"{part}: item {i} differs between two reads: remove random transforms from the Dataset, and set"
                 " data.augment"
             )
     try:
         labels = np.array(y)
     except ValueError:
-        raise ValueError(f"{part}: labels of several shapes; wanted one whole number for each item") from None
+        raise ValueError(f"{part}: labels of several shapes; wanted one integer for each item") from None
     checks.labels(f"{part}: y", labels, n)
     return x, labels
 
@@ -131,8 +131,8 @@ def _reader(part: str, data: Any) -> Callable[[int], tuple[np.ndarray, np.ndarra
         x, y = pair
         if not isinstance(x, Tensor | np.ndarray):
             raise ValueError(
-                f"{part}: item {i} holds a {type(x).__name__}; wanted a tensor or an array, (c, h, w) or (d,), such as"
-                " torchvision's transform ToTensor gives"
+                f"{part}: item {i} contains a {type(x).__name__}; wanted a tensor or an array, (c, h, w) or (d,), such"
+                " as torchvision's transform ToTensor returns"
             )
         value = _array(f"{part}: item {i}", x)
         if value.ndim not in (1, 3):

@@ -1,4 +1,4 @@
-"""Whether the samples of a source are held in memory, and how they are read."""
+"""Whether the samples of a source are kept in memory, and how they are read."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from atent.data.settings import DataSettings
 from atent.threads import cores
 
 OFF = "off"
-"""The word of data.cache for no cache."""
+"""Value of data.cache for no cache."""
 _MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The fields of `DataSettings` that a loader with a parameter ``reading`` is given."""
+    """The fields of `DataSettings` for a loader with a parameter ``reading``."""
 
     resident: bool | Literal["auto"] = "auto"
-    """Hold the samples in memory; auto: where they take at most half of what is free."""
+    """Keep the samples in memory; auto: if they need at most half of the free memory."""
     cache: str | None = None
-    """Folder for decoded images, or `OFF`; None: in the data's folder."""
+    """Folder for decoded images, or `OFF`; None: in the data folder."""
     size: int | None = None
     """Side in pixels that images are cropped and resized to."""
     workers: int | None = None
@@ -28,7 +28,7 @@ class Reading:
 
     @classmethod
     def of(cls, settings: DataSettings) -> Reading:
-        """What the settings say."""
+        """From the settings."""
         return cls(*(getattr(settings, field.name) for field in fields(cls)))
 
     def threads(self) -> int:
@@ -52,7 +52,7 @@ def check(settings: DataSettings, taken: bool) -> None:
     given = [each.name for each in fields(Reading) if getattr(settings, each.name) != each.default]
     if not taken and given and (given, settings.resident) != (["resident"], True):
         raise ValueError(
-            f"data.{given[0]} has no effect for {settings.name}, which is held in memory: it is for data.name folder"
+            f"data.{given[0]} has no effect for {settings.name}, which is kept in memory: it is for data.name folder"
             " and npz"
         )
     if settings.name == "npz" and (settings.cache, settings.size) != (None, None):

@@ -20,12 +20,12 @@ def is_pair(found: Any) -> bool:
 
 SOURCES: Registry[Callable[..., Any]] = Registry(
     "data set", "atent.data", "atent.data", _fits,
-    "Data, a pair (train, test) of torch Datasets, or a function that gives these or a Source",
+    "Data, a pair (train, test) of torch Datasets, or a function that returns these or a Source",
     {"hf": "atent.data.hugging_face"},
 )  # fmt: skip
-"""Name -> loader: a function that gives a `Source`, `Data` or a pair of torch Datasets, or the latter two themselves.
-Of a function's parameters only ``root``, the data's folder or None, ``reading``, a `Reading`, and ``columns``, those of
-a table, are given."""
+"""Name -> loader: a function that returns a `Source`, `Data` or a pair of torch Datasets, or one of the latter two.
+A function may have the parameters ``root`` (the folder of the data or None), ``reading`` (a `Reading`) and ``columns``
+(the `Columns` of a table); no others are passed."""
 
 dataset = SOURCES.register
-"""Decorator that makes a loader known by its function's name, or ``dataset("name")`` by another."""
+"""Decorator that registers a loader under the name of its function, or ``dataset("name")`` under another."""

@@ -14,28 +14,40 @@ from atent.threat import Box
 
 Part = Literal["train", "validation", "test"]
 
-# The stream of a split_seed that draws subsets; 0 and 1 draw the validation set and the limited training set.
+# Stream number of split_seed for subsets; 0 and 1 are those of the validation set and the limited training set.
 SUBSET = 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Split:
-    """Samples that stay in their compact form, on any device or on disk, until a batch is asked for.
+    """Labelled samples in compact form, on any device or on disk, until `batch` converts them to floats.
 
-    x: uint8 (n, c, h, w) with a `scale`, or float32 (n, c, h, w) / (n, d) with `scale=None`; or `Stored` samples, uint8
-        on disk, of which `take`, `first`, `sample` and `to` read nothing.
-    y: int64 (n,), classes from 0.
-    ids: int64 (n,), the position of each sample in its source (order of the train or test files). They
-        survive splitting, limiting and shuffling, so they may exceed len(self) - 1.
-    scale: a pixel is x / scale: 255 for images, 16 for digits; None where x is already in pixel units.
+    Raises
+    ------
+    ValueError
+        If lengths, dimensions or types disagree.
 
-    Raises ValueError where lengths, dimensions or types disagree.
+    Examples
+    --------
+    >>> from atent.data import DataSettings, load
+    >>> train = load(DataSettings("digits")).train
+    >>> train
+    Split(1,097 samples of shape (1, 8, 8), uint8 on cpu)
+    >>> x, y = train.batch([0, 1, 2])
+    >>> x.shape, x.dtype, y.shape
+    (torch.Size([3, 1, 8, 8]), torch.float32, torch.Size([3]))
     """
 
     x: Tensor | Stored
+    """uint8 (n, c, h, w) with a ``scale``; float32 (n, c, h, w) or (n, d) with ``scale=None``; or `Stored` samples,
+    uint8 on disk, of which `take`, `first`, `sample` and `to` read nothing."""
     y: Tensor
+    """Classes from 0, int64 (n,)."""
     ids: Tensor
+    """Sample numbers, int64 (n,): the position of each sample in its source, in the order of the train or test files.
+    Splitting, limiting and shuffling keep them, so they may exceed ``len(self) - 1``."""
     scale: float | None
+    """Divisor of ``x`` that gives pixel units: 255 for images, 16 for digits. None: ``x`` is in pixel units."""
 
     def __post_init__(self) -> None:
         wanted = torch.float32 if self.scale is None else torch.uint8
@@ -62,19 +74,19 @@ class Split:
         """Samples at `index` ((b,) int64) as float32 (b, ...) in pixel units and int64 (b,), on x's device.
 
         Every value is the float32 quotient of float32(x) and scale, bit for bit, on every device.
-        An index that already lies on the device costs no host sync.
+        An index that is already on the device needs no host synchronisation.
         """
         index = self._index(index)
         x, y = self.x.index_select(0, index), self.y.index_select(0, index)
         if self.scale is None:
             return x, y
         # CUDA kernels turn division by a Python number into multiplication by its rounded reciprocal, which
-        # can miss the quotient by a bit; by a tensor on the device they truly divide, and cast on the way.
+        # can differ from the quotient by a bit; by a tensor on the device they divide exactly, and cast as well.
         return x / torch.full((), self.scale, dtype=torch.float32, device=x.device), y
 
     def expect(self, order: Tensor, parts: Sequence[slice]) -> None:
-        """Announce that `batch` is asked for ``order[part]`` next, for each of ``parts``: samples on disk are read
-        while the step before runs. It changes no value, and costs nothing where the samples are in memory."""
+        """Announce that the next calls of `batch` ask for ``order[part]``, for each of ``parts``: samples on disk are
+        read during the preceding step. No value changes; for samples in memory it has no effect."""
         if isinstance(self.x, Stored):
             self.x.expect(order, parts)
 
@@ -85,17 +97,17 @@ class Split:
         return replace(self, **parts)
 
     def first(self, n: int) -> "Split":
-        """The first n samples in the order of the split, or all where there are fewer; of a source that is sorted by
-        class, those are samples of few classes: `sample` takes all. Raises ValueError where n is negative."""
+        """The first n samples in the order of the split, or all if there are fewer. In a source sorted by class they
+        cover few classes; `sample` covers all. Raises ValueError if n is negative."""
         if n < 0:
             raise ValueError(f"cannot take the first {n} samples; n must be 0 or more")
         return replace(self, **{name: chosen(getattr(self, name), slice(n)) for name in ("x", "y", "ids")})
 
     def sample(self, n: int, seed: Sequence[int]) -> "Split":
-        """A class-stratified sample of n, in the order of `spread`; the split itself where it has no more than n.
+        """A class-stratified sample of n, in the order of `spread`; the split itself if it has at most n samples.
 
-        The choice depends on ids, labels and ``seed`` alone, not on the order of the split, and a smaller sample is the
-        beginning of a larger one. Raises ValueError where n is negative.
+        The selection depends on ids, labels and ``seed``, not on the order of the split, and a smaller sample is a
+        prefix of a larger one. Raises ValueError if n is negative.
         """
         if n < 0:
             raise ValueError(f"cannot take a sample of {n}; n must be 0 or more")
@@ -107,33 +119,47 @@ class Split:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """A data set ready for training.
+    """A data set ready for training: three disjoint splits, what they contain, and where they come from.
 
-    name: its key in `SOURCES`. classes: number of labels. shape: of one sample, without the batch.
-    box: lowest and highest value a coordinate may take, in pixel units, or those of each channel.
-    train, validation, test: disjoint; validation was carved from the source's training part.
-    about: plain JSON: source, files with sha256 and whether they are the known ones, counts, split, class
-        names and what is missing.
-    subset: how fewer samples than there are get chosen, see `sample`. seed: the split_seed, which draws them.
-    generated: how many of the training samples, the last ones, were generated. share: of each batch that they make up.
+    Examples
+    --------
+    >>> from atent.data import DataSettings, load
+    >>> data = load(DataSettings("digits"))
+    >>> data
+    Data('digits', 10 classes, shape (1, 8, 8), 1,097 train, 200 validation, 500 test)
+    >>> sorted(data.sample("test", 10).y.tolist())
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
     name: str
+    """Name of the data set in `SOURCES`, or its module:function."""
     classes: int
+    """Number of classes."""
     shape: tuple[int, ...]
+    """Shape of one sample, without the batch: (c, h, w) or (d,)."""
     box: Box
+    """Lowest and highest value of a coordinate, in pixel units, or one such value per channel in each place."""
     train: Split
+    """Samples to train on."""
     validation: Split
+    """Samples to select models on, taken from the source's training part."""
     test: Split
+    """Samples of the final evaluation."""
     about: dict[str, Any]
+    """Provenance, as plain JSON values: source, files with their SHA-256 and whether these are the known ones, counts,
+    split, class names, and what is missing."""
     subset: Rule = "stratified"
+    """Rule that selects subsets, see `sample`."""
     seed: int = 0
+    """The ``split_seed``, which seeds stratified subsets."""
     generated: int = 0
+    """Number of generated training samples; they are the last ones of ``train``."""
     share: float = 0.0
+    """Share of each batch that is generated, in [0, 1)."""
 
     @property
     def epoch(self) -> int:
-        """Number of samples of an epoch: those of the training set that were not generated."""
+        """Number of samples of an epoch: the training samples that are not generated."""
         return len(self.train) - self.generated
 
     def __repr__(self) -> str:
@@ -141,10 +167,10 @@ class Data:
         return f"Data({self.name!r}, {self.classes} classes, shape {self.shape}, {sizes})"
 
     def sample(self, part: Part, n: Limit, rule: Rule | None = None) -> Split:
-        """n samples of the part "train", "validation" or "test", by the data's rule or ``rule``; all where n is "all",
+        """n samples of the part "train", "validation" or "test", by the data's rule or ``rule``; all if n is "all",
         None, or at least their number.
 
-        "stratified": every class gives its share (see `spread`), drawn by the data's split_seed: the same samples for
+        "stratified": each class has its share (see `spread`), sampled by the data's split_seed: the same samples for
         every model, method and training seed. "first": the first n in the order of the part.
         """
         return subset(getattr(self, part), n, rule or self.subset, self.seed)
@@ -157,30 +183,40 @@ class Data:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a loader in `SOURCES` returns: the two parts as their files have them, before any carving.
+    """What a loader in `SOURCES` returns: the training and test parts as in its files, before the validation split.
 
-    validation: the source's default number of validation samples.
-    about: plain JSON, completed by `load` with counts and split.
+    Examples
+    --------
+    >>> from atent.data import SOURCES
+    >>> source = SOURCES["digits"]()
+    >>> len(source.train), len(source.test), source.validation
+    (1297, 500, 200)
     """
 
     classes: int
+    """Number of classes."""
     train: Split
+    """Training part; `load` takes the validation samples from it."""
     test: Split
+    """Test part."""
     validation: int
+    """Default number of validation samples."""
     box: Box = (0.0, 1.0)
+    """Lowest and highest value of a coordinate, in pixel units, or one such value per channel in each place."""
     about: dict[str, Any] = field(default_factory=dict)
+    """Provenance, as plain JSON values; ``files`` maps each file to its SHA-256. `load` adds counts and split."""
 
 
-def subset(whole: Split, n: Limit, rule: Rule, seed: int) -> Split:
+def subset(samples: Split, n: Limit, rule: Rule, seed: int) -> Split:
     """n samples of a split by the rule, see `Data.sample`."""
     count = everything(n)
-    if count is None or count >= len(whole):
-        return whole
-    return whole.first(count) if rule == "first" else whole.sample(count, (seed, SUBSET))
+    if count is None or count >= len(samples):
+        return samples
+    return samples.first(count) if rule == "first" else samples.sample(count, (seed, SUBSET))
 
 
 def split(x: np.ndarray | Stored, y: np.ndarray, scale: float | None, ids: np.ndarray | None = None) -> Split:
-    """A Split from numpy arrays (n, ...) and (n,); ids count from 0 where none are given."""
+    """A Split from numpy arrays (n, ...) and (n,); ids count from 0 by default."""
     ids = np.arange(len(y)) if ids is None else ids
     if isinstance(x, np.ndarray):
         kind = np.float32 if scale is None else np.uint8
@@ -192,12 +228,13 @@ def split(x: np.ndarray | Stored, y: np.ndarray, scale: float | None, ids: np.nd
 
 
 def stratified(y: np.ndarray, n: int, seed: Sequence[int], keep: int = 0, least: int = 0) -> np.ndarray:
-    """Positions, ascending, of n samples drawn at random so that every class gives its share, to one sample.
+    """Positions, ascending, of n random samples in which each class has its share, to within one sample.
 
-    y: (N,) labels from 0. n: at most N less `keep` per class. seed: numbers in [0, 2**32).
-    keep: samples that every class holds back. Largest remainders round the shares; lower classes win ties.
-    least: 1 gives one sample to each class whose share rounds to none, at the cost of the largest quotas, as far as n
-    suffices; 0 leaves the shares as they are.
+    y: (N,) labels from 0. n: at most N minus `keep` per class. seed: numbers in [0, 2**32).
+    keep: samples of each class that are not selected. Shares are rounded by largest remainders; ties go to lower
+    classes.
+    least: 1 gives one sample to each class whose share rounds to 0, taken from the largest quotas, as far as n
+    suffices; 0 keeps the shares as they are.
     """
     # The stream of RandomState is frozen across numpy releases; that of the newer Generator is not.
     random = np.random.RandomState(seed)
@@ -213,33 +250,56 @@ def stratified(y: np.ndarray, n: int, seed: Sequence[int], keep: int = 0, least:
 
 
 def spread(y: np.ndarray, seed: Sequence[int], ids: np.ndarray | None = None) -> np.ndarray:
-    """Positions of all N samples in a random order of which every beginning is a class-stratified sample.
+    """Positions of all N samples in a random order of which each prefix is a class-stratified sample.
 
-    y: (N,) labels. seed: numbers in [0, 2**32). ids: (N,) sample numbers (default: positions), which alone decide the
-    order within a class. The first n samples hold one of every class where n is at least the number of classes; beyond
-    that, each class has its share n n_c / N, to about one sample (the divisor method of Webster and Sainte-Lague).
-    Where n is less than the number of classes they are of n different classes, larger ones first. Ties between classes
-    are drawn.
+    The first n samples contain one of every class if n is at least the number of classes. Beyond that, each class has
+    its share n n_c / N, to about one sample (the divisor method of Webster and Sainte-Lague). If n is less than the
+    number of classes, the samples are of n different classes, larger classes first. Ties between classes are broken at
+    random.
+
+    Parameters
+    ----------
+    y
+        Labels (N,), integers.
+    seed
+        Integers in [0, 2**32), the seed of the order.
+    ids
+        Sample numbers (N,). The order within a class depends on them and the seed, not on the order of ``y``. Default:
+        the positions.
+
+    Returns
+    -------
+    np.ndarray
+        A permutation of 0 .. N - 1, int64 (N,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atent.data import spread
+    >>> y = np.array([0] * 6 + [1] * 3)
+    >>> order = spread(y, seed=(0,))
+    >>> np.bincount(y[order[:3]])
+    array([2, 1])
     """
     by_id = np.argsort(np.arange(len(y)) if ids is None else ids, kind="stable")
-    drawn = np.empty(len(y), np.int64)
-    drawn[by_id] = np.random.RandomState(seed).permutation(len(y))
+    rank = np.empty(len(y), np.int64)
+    rank[by_id] = np.random.RandomState(seed).permutation(len(y))
     _, label, size = np.unique(y, return_inverse=True, return_counts=True)
-    order = np.lexsort((drawn, label))
-    turn = np.empty(len(y), np.int64)
-    turn[order] = np.arange(len(y)) - (np.cumsum(size) - size)[label[order]]
-    return np.lexsort((drawn, (2 * turn + 1) / size[label], turn > 0))
+    order = np.lexsort((rank, label))
+    place = np.empty(len(y), np.int64)
+    place[order] = np.arange(len(y)) - (np.cumsum(size) - size)[label[order]]
+    return np.lexsort((rank, (2 * place + 1) / size[label], place > 0))
 
 
 def halves(x: np.ndarray, y: np.ndarray, scale: float | None, test: int, seed: int) -> tuple[Split, Split]:
     """Train and test parts of a source that has no official ones, stratified, with `test` test samples.
 
-    The seed is the source's own constant, so that no setting of the user ever moves the test set.
+    The seed is a constant of the source, so that no setting changes the test set.
     """
     return parted(split(x, y, scale), test, seed)
 
 
-def parted(whole: Split, test: int, seed: int) -> tuple[Split, Split]:
-    """As `halves`, of samples that are already a split."""
-    there = stratified(whole.y.numpy(), test, (seed,), keep=1)
-    return whole.take(np.setdiff1d(np.arange(len(whole)), there)), whole.take(there)
+def parted(samples: Split, test: int, seed: int) -> tuple[Split, Split]:
+    """As `halves`, for samples that are already a split."""
+    chosen_test = stratified(samples.y.numpy(), test, (seed,), keep=1)
+    return samples.take(np.setdiff1d(np.arange(len(samples)), chosen_test)), samples.take(chosen_test)

@@ -1,4 +1,4 @@
-"""Samples that stay on disk until a batch asks for them, and the thread that reads the next batches meanwhile."""
+"""Samples that stay on disk until a batch needs them, and the thread that prefetches the next batches."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ import torch
 from torch import Tensor
 
 _AHEAD = 2
-"""Batches that are read before they are asked for: one that is ready, and one in the making."""
+"""Number of batches that are prefetched: one that is ready, and one that is being read."""
 
 
 class Pixels(Protocol):
-    """Where the samples of a part of a data set are read from, by their position in it."""
+    """The samples of a part of a data set, read by their position in it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """Shape of one sample."""
         ...
 
     @property
     def workers(self) -> int:
-        """Threads that may read; 0: nothing is read before it is asked for."""
+        """Threads that may read; 0: no prefetching."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, at: np.ndarray) -> np.ndarray:
-        """The samples at the positions (b,) int64, as uint8 (b, ...); ValueError, in one line, where one is gone."""
+        """The samples at the positions (b,) int64, as uint8 (b, ...); ValueError, in one line, if one is missing."""
         ...
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a ``.npy`` file of uint8, read when they are asked for.
+    """The rows of a ``.npy`` file of uint8, read on demand.
 
-    The file is read rather than mapped into memory: mapped pages count as memory of the process until the system wants
-    them back, and a mapped file that another process cuts short ends this one without a message.
+    The file is read rather than mapped into memory: mapped pages count as memory of the process until the system
+    reclaims them, and if another process truncates a mapped file, this process dies without a message.
     """
 
     path: Path
     shape: tuple[int, ...]
     length: int
     offset: int
-    """Where the first row begins, in bytes."""
+    """Position of the first row, in bytes."""
     stamp: tuple[int, int]
-    """Size and time of the file when it was first looked at."""
+    """Size and modification time of the file when it was opened first."""
     workers: int = 1
 
     @classmethod
     def of(cls, path: Path, workers: int = 1, part: tuple[int, int] | None = None) -> Rows:
         """The rows of a file, or of the bytes ``part`` (from, number) of it.
 
-        ValueError, in one line, for anything but a whole ``.npy`` file of uint8 in C order.
+        ValueError, in one line, for anything but a complete ``.npy`` file of uint8 in C order.
         """
         try:
             with open(path, "rb") as file:
@@ -75,18 +75,18 @@ class Rows:
             raise ValueError(f"{path}: not a readable .npy file ({' '.join(str(error).split())})") from error
         end = sum(part) if part else found.st_size
         if end != offset + math.prod(shape) or end > found.st_size:
-            raise ValueError(f"{path}: {end:,} bytes, its header promises {offset + math.prod(shape):,}")
+            raise ValueError(f"{path}: {end:,} bytes, its header says {offset + math.prod(shape):,}")
         return cls(path, tuple(shape[1:]), shape[0], offset, (found.st_size, found.st_mtime_ns), workers)
 
     def __len__(self) -> int:
         return self.length
 
     def read(self, at: np.ndarray) -> np.ndarray:
-        """The rows at these positions; ValueError, in one line, where the file has changed since it was opened."""
+        """The rows at these positions; ValueError, in one line, if the file has changed since it was opened."""
         size = math.prod(self.shape)
         out = np.empty((len(at), size), np.uint8)
         try:
-            # Opened for each batch: a file that is kept open has one position for all threads and forked processes.
+            # Opened for each batch: an open file has one position, shared by all threads and forked processes.
             with open(self.path, "rb", buffering=0) as file:
                 found = os.fstat(file.fileno())
                 if (found.st_size, found.st_mtime_ns) != self.stamp:
@@ -102,9 +102,9 @@ class Rows:
 
 
 class Stored:
-    """What a `Split` has for ``x`` where its samples stay on disk: the part of a tensor's interface that it uses.
+    """The ``x`` of a `Split` whose samples stay on disk: the part of the tensor interface that `Split` uses.
 
-    pixels: where the samples are read from. at: int64 (n,) on the CPU, their positions there. device: of the batches.
+    pixels: source of the samples. at: int64 (n,) on the CPU, their positions there. device: of the batches.
     """
 
     dtype = torch.uint8
@@ -122,7 +122,7 @@ class Stored:
         return len(self.at)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A thread cannot be copied, and what it has read need not be.
+        # A thread cannot be copied, and the prefetched batches need not be.
         return Stored, (self.pixels, self.at, self.device)
 
     def dim(self) -> int:
@@ -138,7 +138,7 @@ class Stored:
         return Stored(self.pixels, self.at[index if isinstance(index, slice) else index.cpu()], self.device)
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
-        """The samples at ``index``, uint8 on the device: read now, or before where `expect` announced them."""
+        """The samples at ``index``, uint8 on the device: read now, or prefetched if `expect` announced them."""
         number = self._announced(index)
         if number is None:
             return self._read(self.at[index.cpu()].numpy()).to(self.device)
@@ -150,9 +150,9 @@ class Stored:
         return self._coming[number].result().to(self.device, non_blocking=True)
 
     def expect(self, order: Tensor, parts: Sequence[slice]) -> None:
-        """Announce that ``order[part]`` is asked for next, for each of ``parts``; it replaces what was announced.
+        """Announce that ``order[part]`` is read next, for each of ``parts``; this replaces an earlier announcement.
 
-        Those slices of this very tensor are known again by where they lie in memory, which waits for no device.
+        The slices of this tensor are recognised by their place in memory, which needs no device synchronisation.
         """
         for future in self._coming.values():
             future.cancel()
@@ -173,7 +173,7 @@ class Stored:
             self._coming[k] = self._pool().submit(self._read, self._parts[k])
 
     def _announced(self, index: Tensor) -> int | None:
-        """The number of the announced part that ``index`` is; None where it is none."""
+        """The number of the announced part that ``index`` is; None if it was not announced."""
         order = self._order
         if order is None or not len(index) or order.untyped_storage().data_ptr() != index.untyped_storage().data_ptr():
             return None
@@ -186,7 +186,7 @@ class Stored:
 
     def _read(self, at: np.ndarray) -> Tensor:
         found = torch.from_numpy(self.pixels.read(at))
-        # A copy to the device overlaps with its work only from memory that stays in place.
+        # Only from pinned memory does a copy overlap with the work of the device.
         return found.pin_memory() if self.device.type == "cuda" else found
 
 

@@ -23,7 +23,7 @@ def svhn(root: str | None = None) -> Source:
     Reads train_32x32.mat and test_32x32.mat from <root>/svhn or the root itself; the extra set is not used. The files
     label the digit 0 as 10: here it is class 0, so that each class is its digit. ids are positions in the files.
     Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning (2011).
-    Raises FileNotFoundError, or ValueError where a file is damaged.
+    Raises FileNotFoundError, or ValueError if a file is damaged.
     """
     folders = [data_root(root) / name for name in ("svhn", ".")]
     paths = find("svhn", folders, [(f"{part}_32x32.mat",) for part in ("train", "test")], PUBLISHED)
@@ -50,13 +50,13 @@ def _digits(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
     content, digest = read(path)
     try:
         listed = {name: shape for name, shape, _ in scipy.io.whosmat(io.BytesIO(content))}
-        # The headers alone: a small file can promise any number of values.
+        # Only the headers: a small file can declare any number of values.
         wanted = {name: listed[name] for name in ("X", "y")}
         for shape in wanted.values():
             check_size(f"{path}, unpacked", math.prod(shape))
         arrays = scipy.io.loadmat(io.BytesIO(content), variable_names=list(wanted))
         x, y = arrays["X"], arrays["y"]
-    # Damage is reported by exceptions of many kinds, whatever the reader runs into.
+    # The reader reports damage by exceptions of many types.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: not a MATLAB file with X and y ({type(error).__name__}: {reason})") from error

@@ -21,30 +21,30 @@ from atent.data.split import Source, split, stratified
 from atent.threat import Box
 
 LABELS = ("label", "class", "target", "y")
-"""Names of the column of classes, where the settings name none."""
+"""Default names of the column of classes."""
 TEST_SHARE = 0.2
-"""Of one file, the share of each class that is kept for testing."""
+"""Share of each class that becomes the test set if there is a single file."""
 _TEST = 3
-"""The stream of a split_seed that chooses the test rows of one file; those of `atent.data.split` come before."""
+"""Stream number of split_seed for the test rows of a single file; `atent.data.split` uses those below."""
 
 Units = Literal["range", "spread"]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The fields of `DataSettings` that a loader with a parameter ``columns`` is given."""
+    """The fields of `DataSettings` for a loader with a parameter ``columns``."""
 
     label: str | None = None
     """Name of the column of classes."""
     box: str | None = None
     """"min..max", the range of every column; None: each column's own, in the training rows."""
     units: Units = "range"
-    """What a difference of 1 is in each column: its range, or its standard deviation in the training rows."""
+    """Unit of each column: its range, or its standard deviation in the training rows."""
     split_seed: int = 0
 
     @classmethod
     def of(cls, settings: DataSettings) -> Columns:
-        """What the settings say."""
+        """From the settings."""
         return cls(*(getattr(settings, field.name) for field in fields(cls)))
 
     def limits(self) -> tuple[float, float] | None:
@@ -65,7 +65,7 @@ DEFAULT = Columns()
 
 
 def check(settings: DataSettings, taken: bool) -> None:
-    """ValueError, in one line, for settings of columns that are wrong or have no effect."""
+    """ValueError, in one line, for settings of columns that are invalid or have no effect."""
     given = [name for name in ("label", "box") if getattr(settings, name) is not None]
     given += ["units"] if settings.units != "range" else []
     if given and not taken:
@@ -79,25 +79,25 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
 
     `root` is its path, or a folder with train.csv and test.csv, or an .npz file with x_train (n, d), y_train, x_test
     and y_test.
-    One column holds the classes, numbers or words; all others hold finite numbers. In units of the "range" a column's
-    values become (v - low) / (high - low), in [0, 1]; its low and high are those of the training rows, or those of
-    ``columns.box``, and a column that never changes is 0. In units of the "spread" they become v divided by the
-    standard deviation in the training rows, and each column has a box of its own. A test value outside of the training
-    rows' range is clipped to it, and counted in ``about``. Of one file, a fifth of each class is kept for testing, by
-    the split seed.
+    One column contains the classes, numbers or words; all others contain finite numbers. In units of the "range" a
+    column's values become (v - low) / (high - low), in [0, 1]; its low and high are those of the training rows, or
+    those of ``columns.box``, and a constant column is 0. In units of the "spread" they become v divided by the
+    standard deviation in the training rows, and each column has a box of its own. A test value outside the range of
+    the training rows is clipped to it, and counted in ``about``. Of a single file, a fifth of each class is the test
+    set, by the split seed.
 
     Raises
     ------
     FileNotFoundError
-        Where there is no such file.
+        If there is no such file.
     ValueError
         In one line: for no rows, rows of other lengths, missing values, columns of words (which have no distance), a
-        column of classes that is not found, and values outside of a box that is given.
+        column of classes that is not found, and values outside a given box.
     """
     path = data_root(root)
     if not path.exists():
         raise FileNotFoundError(
-            f"table: wanted a .csv file, or a folder with train.csv and test.csv, {path} is not there; {FIX} to it"
+            f"table: wanted a .csv file, or a folder with train.csv and test.csv, {path} does not exist; {FIX} to it"
         )
     paths = [path / "train.csv", path / "test.csv"] if path.is_dir() else [path]
     names, words, x, files = _arrays(path, columns) if path.suffix == ".npz" else _read(paths, columns.label)
@@ -135,7 +135,7 @@ def table(root: str | None = None, columns: Columns = DEFAULT) -> Source:
 
 
 def _arrays(path: Path, columns: Columns) -> tuple[list[str], list[list[str]], list[np.ndarray], dict[str, Any]]:
-    """As `_read`, of the arrays of an .npz file; columns are called by their numbers."""
+    """As `_read`, for the arrays of an .npz file; the names of the columns are their numbers."""
     if columns.label is not None:
         raise ValueError(f"data.label has no effect for {path}: its classes are y_train and y_test")
     found, digest = arrays(path, ("x_train", "y_train", "x_test", "y_test"))
@@ -145,7 +145,7 @@ def _arrays(path: Path, columns: Columns) -> tuple[list[str], list[list[str]], l
         if x.ndim != 2 or x.dtype.kind not in "fiu" or 0 in x.shape or x.shape[1:] != wide:
             raise ValueError(f"{path}: x_{part} is {x.dtype} {x.shape}; wanted numbers (n, d), as many columns in both")
         if y.shape != (len(x),) or y.dtype.kind not in "iuUb":
-            raise ValueError(f"{path}: y_{part} is {y.dtype} {y.shape}; wanted whole numbers or words ({len(x)},)")
+            raise ValueError(f"{path}: y_{part} is {y.dtype} {y.shape}; wanted integers or words ({len(x)},)")
         checks.floats(f"{path}: x_{part}", x, (-math.inf, math.inf))
     words = [[str(label) for label in found[f"y_{part}"].tolist()] for part in ("train", "test")]
     rows = [found[f"x_{part}"].astype(np.float64) for part in ("train", "test")]
@@ -153,7 +153,7 @@ def _arrays(path: Path, columns: Columns) -> tuple[list[str], list[list[str]], l
 
 
 def _order(word: str) -> tuple[int, float, str]:
-    """Numbers by size, then words by letters."""
+    """Sort key: numbers by size, then words in alphabetical order."""
     try:
         return 0, float(word), word
     except ValueError:
@@ -173,7 +173,7 @@ def _parts(path: Path, x: np.ndarray, y: np.ndarray, seed: int) -> tuple[list[np
 def _scaled(
     path: Path, names: list[str], x: list[np.ndarray], columns: Columns
 ) -> tuple[list[np.ndarray], Box, int, dict[str, list[float]]]:
-    """Both parts in the units of the settings as float32, their box, how many test values were clipped, the units."""
+    """Both parts as float32 in the units of the settings, their box, the number of clipped test values, the units."""
     given = columns.limits()
     train = x[0]
     low, high = train.min(0), train.max(0)
@@ -183,7 +183,7 @@ def _scaled(
             if bad.any():
                 at = int(bad.argmax())
                 raise ValueError(
-                    f"{path}: column {names[at]!r} runs from {part[:, at].min():g} to {part[:, at].max():g}, outside of"
+                    f"{path}: column {names[at]!r} runs from {part[:, at].min():g} to {part[:, at].max():g}, outside"
                     f" data.box {columns.box}"
                 )
         low, high = np.full_like(low, given[0]), np.full_like(high, given[1])
@@ -202,13 +202,13 @@ def _scaled(
 
 
 def _read(paths: list[Path], label: str | None) -> tuple[list[str], list[list[str]], list[np.ndarray], dict[str, Any]]:
-    """The names of the columns of numbers; of each file its classes as words, its numbers and its record."""
+    """The names of the numeric columns; for each file its classes as words, its numbers and its record."""
     names: list[str] | None = None
     words, numbers, files = [], [], {}
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(
-                f"table: wanted {path.name} beside {paths[0].name}, {path} is not there; {FIX} to it"
+                f"table: wanted {path.name} beside {paths[0].name}, {path} does not exist; {FIX} to it"
             )
         content, digest = read(path)
         files[path.name] = record(digest, None)
@@ -235,14 +235,14 @@ def _read(paths: list[Path], label: str | None) -> tuple[list[str], list[list[st
 def _lines(path: Path, content: bytes) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The names of the columns, and the rows with the number of the line that each ends on."""
     try:
-        # A quoted cell may hold line ends.
+        # A quoted cell may contain line ends.
         reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         head = [name.strip() for name in next(reader, [])]
         rows = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a CSV file in UTF-8 ({error})") from None
     if not rows or len(head) < 2:
-        other = next((mark for mark in ";\t" if len(head) == 1 and mark in head[0]), None)
+        other = next((sign for sign in ";\t" if len(head) == 1 and sign in head[0]), None)
         hint = f": separate the columns by commas, not by {other!r}" if other else ""
         raise ValueError(f"{path}: {len(rows)} rows of {len(head)} columns; wanted a line of names, then rows{hint}")
     return head, rows
@@ -258,7 +258,7 @@ def _label(path: Path, head: list[str], label: str | None) -> str:
 
 
 def _numbers(path: Path, head: list[str], rows: list[tuple[int, list[str]]], label: int) -> np.ndarray:
-    """(rows, columns but the label) float64."""
+    """float64 (rows, columns without the label)."""
     out = np.empty((len(rows), len(head) - 1))
     for place, (line, row) in enumerate(rows):
         if len(row) != len(head):
@@ -273,6 +273,6 @@ def _numbers(path: Path, head: list[str], rows: list[tuple[int, list[str]]], lab
                 kind = "a missing value" if not cell.strip() else f"{cell.strip()!r}"
                 raise ValueError(
                     f"{path}: line {line} has {kind} in column {name!r}; every column but the classes needs finite"
-                    " numbers: fill in missing values, and leave out or encode columns of words"
+                    " numbers: fill in missing values, and remove or encode columns of words"
                 )
     return out

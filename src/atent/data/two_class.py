@@ -26,28 +26,29 @@ BOX = 10.0
 
 @dataclass(frozen=True)
 class Embedding:
-    """Settings of the t-SNE; default: those of the paper's notebook, where it says them.
+    """Settings of the t-SNE; default: those of the paper's notebook, as far as it states them.
 
-    It names perplexity 40, 300 iterations and all ten digits of the 10,000 test images; initialisation and learning
-    rate were scikit-learn's of that time, the seed was not set. The number of iterations is small: 250 of the 300 are
-    the early exaggeration, so the figure shows an embedding stopped early.
+    It states perplexity 40, 300 iterations and all ten digits of the 10,000 test images; initialisation and learning
+    rate were the defaults of scikit-learn at that time, the seed was not set. 250 of the 300 iterations are the early
+    exaggeration, so the figure shows an embedding stopped early.
     """
 
     points: int = 10_000
-    """The first test images, all ten digits, that t-SNE sees."""
+    """Number of test images, the first ones, of all ten digits."""
     perplexity: float = 40.0
     iterations: int = 300
     learning_rate: float = 200.0
     init: str = "random"
     seed: int = 2
-    """Ours. Of 0, 1 and 2 the first with which every point of the two digits lies in the figure's box, [-10, 10]."""
+    """Not from the paper: of 0, 1 and 2 the first with which all points of both digits are in the figure's box, [-10,
+    10]."""
 
 
 def embed(settings: Embedding, root: str | None = None) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Coordinates float32 (points, 2) and digits (points,) of MNIST's first test images, and what they are.
+    """Coordinates float32 (points, 2) and digits (points,) of MNIST's first test images, and their provenance.
 
-    About 28 s on one core for 10,000 images. On another machine rounding moves the points: t-SNE amplifies it.
-    Raises FileNotFoundError without MNIST, ValueError for a number of points that t-SNE or the split cannot take.
+    About 28 s on one core for 10,000 images. The points differ between machines: t-SNE amplifies rounding.
+    Raises FileNotFoundError without MNIST, ValueError for a number of points that t-SNE or the split does not allow.
     """
     import sklearn
     from sklearn.manifold import TSNE
@@ -71,8 +72,8 @@ def embed(settings: Embedding, root: str | None = None) -> tuple[np.ndarray, np.
 
 
 def cached(where: str | Path, settings: Embedding | None = None, root: str | None = None) -> Path:
-    """The .npz of `embed`'s points in the folder ``where``, computed where it is absent; its name is a hash of the
-    settings. It is what `two_class` takes as its root. Raises as `embed`, and OSError."""
+    """The .npz of `embed`'s points in the folder ``where``, computed if absent; its name is a hash of the settings.
+    `two_class` accepts it as its root. Raises as `embed`, and OSError."""
     settings = settings or Embedding()
     key = sha256(folder.dumps({"embedding": settings, "digits": DIGITS}).encode()).hexdigest()[:12]
     path = Path(where) / f"two-class-{key}.npz"
@@ -93,11 +94,11 @@ def _save(path: Path, z: np.ndarray, digits: np.ndarray, about: dict[str, Any]) 
 def two_class(root: str | None = None) -> Source:
     """Two classes, digit 5 (class 0) and digit 8, x float32 (n, 2): with all test images 1866 points, 559 for the test.
 
-    ``root`` is the folder that holds MNIST, or a file that `cached` wrote, which spares the half minute of t-SNE. The
-    points are t-SNE's coordinates, not scaled; the box is [-10, 10], made wider to the next whole number where a point
-    lies outside. 30 % of the points are the test set, drawn by class share with a constant seed; ids are positions in
-    MNIST's test file. The paper's permutation had no seed, so its split cannot be had.
-    Raises FileNotFoundError, or ValueError for a file that holds no such points.
+    ``root`` is the folder of MNIST, or a file that `cached` wrote, which saves the half minute of t-SNE. The points are
+    t-SNE's coordinates, not scaled; the box is [-10, 10], enlarged to the next integer if a point is outside. 30 % of
+    the points are the test set, stratified by class with a constant seed; ids are positions in MNIST's test file. The
+    paper's permutation had no seed, so its split is unavailable.
+    Raises FileNotFoundError, or ValueError for a file without such points.
     """
     path = data_root(root)
     if path.suffix == ".npz":
@@ -110,7 +111,7 @@ def two_class(root: str | None = None) -> Source:
     x, y = z[ours], (digits[ours] == DIGITS[1]).astype(np.int64)
     checks.every_class("two-class", y, 2)
     train, test = halves(x, y, None, int(TEST_SHARE * len(y)), SPLIT_SEED)
-    # halves numbers the chosen points; their place in MNIST's file says more.
+    # `halves` numbers the points of both digits; ids are positions in MNIST's file.
     train, test = (_numbered(part, ours) for part in (train, test))
     edge = max(BOX, float(np.ceil(np.abs(x).max())))
     e = about["embedding"]
@@ -137,9 +138,7 @@ def _numbered(part: Split, numbers: np.ndarray) -> Split:
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[str, Any]]:
     if not path.is_file():
-        raise FileNotFoundError(
-            f"two-class: {path} is not there: give the folder that holds MNIST, or a file of points"
-        )
+        raise FileNotFoundError(f"two-class: {path} does not exist: give the folder of MNIST, or a file of points")
     found, digest = arrays(path, ("z", "digits", "about"))
     z, digits = found["z"], found["digits"]
     try:
@@ -155,7 +154,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[str,
 
 
 def _check_about(embedding: dict[str, Any]) -> None:
-    """ValueError unless the file says how its points were made, in numbers."""
+    """ValueError unless the file states the settings of its points, as numbers."""
     for name in ("perplexity", "iterations", "seed", "points"):
         if not isinstance(embedding[name], int | float):
             raise ValueError(f"{name} is not a number")

@@ -1,4 +1,4 @@
-"""The views of contrastive pre-training: each image cropped, resized, mirrored and recoloured at random."""
+"""The views of contrastive pre-training: random resized crop, mirroring and colour changes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,23 @@ _LUMA = (0.299, 0.587, 0.114)
 class Views(metaclass=Settings):
     """Random resized crop, mirroring, colour jitter and greyscale of a batch, on its device (Chen et al. 2020, SimCLR).
 
-    Every image has its own crop, factors and order of the colour operations. All operations are those of torchvision,
-    with two differences. A crop that would exceed the image is cut at its sides, where torchvision samples again up to
-    ten times; and its position is continuous, not a whole pixel. The crop is resized bilinearly. Images of one channel
-    have no saturation, hue or greyscale: for them these parts are absent, as they are for any number of channels but
-    three. Jitter keeps pixels in [0, 1], the box that it is defined for.
+    Each image has its own crop, factors and order of the colour operations. The operations are those of torchvision,
+    with two differences: a crop that would exceed the image is clipped to it, where torchvision samples again up to ten
+    times, and its position is continuous, not an integer number of pixels. The crop is resized bilinearly. Saturation,
+    hue and greyscale apply to images of three channels only. Jitter keeps pixels in [0, 1], the box for which it is
+    defined.
 
     References
     ----------
     Chen, Kornblith, Norouzi and Hinton 2020, "A simple framework for contrastive learning of visual representations";
     the values of Jiang et al. 2020 are the defaults.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.data.views import Views
+    >>> Views(flip=0.0)(torch.rand(8, 3, 32, 32)).shape
+    torch.Size([8, 3, 32, 32])
     """
 
     scale: tuple[float, float] = (0.1, 1.0)
@@ -38,13 +45,13 @@ class Views(metaclass=Settings):
     ratio: tuple[float, float] = (0.75, 4 / 3)
     """Smallest and largest width of a crop divided by its height."""
     flip: float = 0.5
-    """Probability that a view is mirrored left to right; 0 where a mirrored image is another thing, such as digits."""
+    """Probability that a view is mirrored left to right; 0 if mirroring changes the class, as for digits."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Strength of the changes of brightness, contrast and saturation, at least 0, and of hue, in [0, 0.5]."""
     jitter_probability: float = 0.8
     """Probability that a view is jittered."""
     grey: float = 0.2
-    """Probability that a view of three channels is turned to grey."""
+    """Probability that a view of three channels is converted to greyscale."""
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio"):
@@ -65,7 +72,7 @@ class Views(metaclass=Settings):
 
     @property
     def recolours(self) -> bool:
-        """Whether colours change, which is defined for pixels in [0, 1]."""
+        """Whether colours change, which requires pixels in [0, 1]."""
         return self.jitter_probability > 0 and any(self.jitter)
 
     def __call__(self, x: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -74,20 +81,20 @@ class Views(metaclass=Settings):
         Parameters
         ----------
         x
-            Images (n, c, h, w), floats, in [0, 1] where the colours change.
+            Images (n, c, h, w), floats, in [0, 1] if colours change.
         rng
             Generator of the device of ``x``; None: torch's global one.
 
         Returns
         -------
         Tensor
-            Of the shape, type and device of ``x``, within its smallest and largest value, or in [0, 1] where colours
-            change. Nothing waits for the device.
+            Of the shape, type and device of ``x``, within its smallest and largest value, or in [0, 1] if colours
+            change. Needs no synchronisation with the device.
 
         Raises
         ------
         ValueError
-            For anything but a float batch of images.
+            Unless ``x`` is a float batch of images.
         """
         if x.dim() != 4 or not x.is_floating_point():
             raise ValueError(
@@ -108,7 +115,7 @@ class Views(metaclass=Settings):
         low, high = (math.log(side) for side in self.ratio)
         area = self.scale[0] + (self.scale[1] - self.scale[0]) * u[:, 0]
         ratio = (low + (high - low) * u[:, 1]).exp()
-        # Shares of the image's sides; the ratio is one of pixels.
+        # As shares of the sides; the ratio is in pixels.
         across = (area * ratio * (h / w)).sqrt().clamp(max=1.0)
         down = (area / ratio * (w / h)).sqrt().clamp(max=1.0)
         sign = 1.0 - 2.0 * (u[:, 4] < self.flip).to(x.dtype)
@@ -118,11 +125,11 @@ class Views(metaclass=Settings):
         place = torch.stack([across * sign, zero, column, zero, down, row], dim=1).view(-1, 2, 3)
         grid = affine_grid(place, list(x.shape), align_corners=False)
         out = grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False).to(x.dtype)
-        # The four weights can add up to more than 1 by rounding.
+        # Rounding can make the four weights sum to more than 1.
         return out.clamp(x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True))
 
     def _jitter(self, x: Tensor, u: Tensor, rank: Tensor) -> Tensor:
-        """Brightness, contrast, saturation and hue, in an order of its own for each image; ``u``, ``rank`` (n, 4)."""
+        """Brightness, contrast, saturation and hue, in random order for each image; ``u``, ``rank`` (n, 4)."""
         strength = torch.tensor(self.jitter, dtype=x.dtype, device=x.device)
         factor = (1 - strength).clamp(min=0) + (1 + strength - (1 - strength).clamp(min=0)) * u
         shift = strength[3] * (2 * u[:, 3] - 1)
@@ -146,7 +153,7 @@ def _each(v: Tensor) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """The grey image (n, 1, h, w); for other numbers of channels than three their mean."""
+    """The greyscale image (n, 1, h, w); with other than three channels, their mean."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     return (x * torch.tensor(_LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
@@ -157,7 +164,7 @@ def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(x: Tensor, shift: Tensor) -> Tensor:
-    """The hue of each image turned by ``shift`` (n,), a share of the circle; value and saturation stay."""
+    """The hue of each image rotated by ``shift`` (n,), a share of the circle; value and saturation do not change."""
     value, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
     chroma = value - low
     red, green, blue = x.split(1, dim=1)

@@ -1,4 +1,4 @@
-"""ImageNet and Tiny-ImageNet: images in folders that are named by WordNet ids."""
+"""ImageNet and Tiny-ImageNet: images in folders whose names are WordNet ids."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def tiny_imagenet(root: str | None = None, reading: Reading = MEMORY) -> Source:
     """Tiny-ImageNet, x (n, 3, 64, 64) uint8 RGB, scale 255; officially 200 classes, 100,000 training and 10,000
     validation images, which are the test set here since the official test set has no labels.
 
-    Reads train/<wnid>/images, val/images, val/val_annotations.txt and, where it is there, words.txt, from
+    Reads train/<wnid>/images, val/images, val/val_annotations.txt and, if present, words.txt, from
     <root>/tiny-imagenet-200 or the root itself, with pillow. Classes are numbered in order of their wnid.
-    Raises FileNotFoundError, ImportError where pillow is not installed, or ValueError with the file at fault.
+    Raises FileNotFoundError, ImportError if pillow is not installed, or ValueError that names the invalid file.
     """
     path = _place("tiny-imagenet", root, ("tiny-imagenet-200", "tiny-imagenet", "."), TINY)
     train = listing(path / "train", path, "images")
-    _there("tiny-imagenet", path / "val" / ANNOTATIONS, TINY)
-    _there("tiny-imagenet", path / "val" / "images", TINY)
+    _check_exists("tiny-imagenet", path / "val" / ANNOTATIONS, TINY)
+    _check_exists("tiny-imagenet", path / "val" / "images", TINY)
     parts = {"train": train, "test": _annotated(path, train.classes)}
     return _source(parts, reading, path, "Tiny-ImageNet (Stanford CS231n)", _words(path / "words.txt", "\t"))
 
@@ -43,13 +43,13 @@ def imagenet(root: str | None = None, reading: Reading = MEMORY) -> Source:
     50,000 validation images, which are the test set here since the labels of the official test set are not published.
 
     Reads train/<wnid> and val/<wnid> from <root>/imagenet or the root itself, with pillow, and the names of the classes
-    from LOC_synset_mapping.txt where it is there. Classes are numbered in order of their wnid. The images have many
-    sizes: ``reading.size`` is needed.
+    from LOC_synset_mapping.txt if present. Classes are numbered in order of their wnid. The images have different
+    sizes: ``reading.size`` is required.
     Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV (2015).
-    Raises FileNotFoundError, ImportError where pillow is not installed, or ValueError with the file at fault.
+    Raises FileNotFoundError, ImportError if pillow is not installed, or ValueError that names the invalid file.
     """
     path = _place("imagenet", root, ("imagenet", "."), FULL)
-    _there("imagenet", path / "val", FULL)
+    _check_exists("imagenet", path / "val", FULL)
     if not folders(path / "val"):
         raise FileNotFoundError(
             f"imagenet: {path / 'val'} has no class folders; sort its images into val/<wnid>, as those of train are"
@@ -62,16 +62,16 @@ def imagenet(root: str | None = None, reading: Reading = MEMORY) -> Source:
 
 
 def _place(what: str, root: str | None, names: tuple[str, ...], published: str) -> Path:
-    """The first of the folders of these names in the root that holds a folder train."""
+    """The first folder of these names in the root that contains a folder train."""
     places = [data_root(root) / name for name in names]
     for place in places:
         if (place / "train").is_dir():
             return place
-    looked = ", ".join(map(str, places))
-    raise FileNotFoundError(f"{what}: no folder train in {looked}; {source(published)}{FIX}")
+    searched = ", ".join(map(str, places))
+    raise FileNotFoundError(f"{what}: no folder train in {searched}; {source(published)}{FIX}")
 
 
-def _there(what: str, path: Path, published: str) -> None:
+def _check_exists(what: str, path: Path, published: str) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{what}: {path} not found; {source(published)}{FIX}")
 
@@ -83,7 +83,7 @@ def _annotated(path: Path, classes: list[str]) -> Listing:
     for at, line in enumerate(_lines(file), 1):
         name, _, rest = line.partition("\t")
         wnid = rest.split("\t")[0]
-        # A name with a folder in it could lead out of the data.
+        # A name with a folder could point outside the data.
         if wnid not in number or os.path.basename(name) != name or not name.lower().endswith(SUFFIXES):
             raise ValueError(f"{file}, line {at}: wanted the name of an image, a tab and a wnid of train")
         try:
@@ -99,7 +99,7 @@ def _annotated(path: Path, classes: list[str]) -> Listing:
 
 
 def _words(file: Path, between: str) -> dict[str, str]:
-    """wnid -> words, of a file with one class a line; empty where it is not there."""
+    """wnid -> words, of a file with one class per line; empty if it does not exist."""
     if not file.is_file():
         return {}
     pairs = (line.partition(between) for line in _lines(file))

@@ -1,4 +1,4 @@
 """Networks for other programs: safetensors, torch.export, ONNX, VNN-LIB, the Hugging Face Hub, RobustBench.
 
-Every file is checked against the network that it was made from, on clean and on adversarial test images.
+Every file is compared with the original network on clean and on adversarial test images.
 """

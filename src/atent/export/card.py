@@ -1,4 +1,4 @@
-"""The model card: what a network is, what was measured of it, under what, and which file says so."""
+"""The model card: a network, its measured accuracies, under which attack or certificate, and from which file."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Figure:
     name: str
     share: Share
     samples: str
-    """Which test images, in words."""
+    """The test images, in words."""
     under: str
-    """Attack and threat, or how it was certified; "" for the clean accuracy."""
+    """Attack and threat, or the certificate; "" for the clean accuracy."""
     file: str
-    """The file in the folder that holds the figure."""
+    """The file in the folder that contains the figure."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured of a network, by file."""
+    """The results of a network, by file."""
 
     evaluations: dict[Path, EvaluationFile]
     certificates: dict[Path, CertificateFile]
@@ -67,17 +67,17 @@ class Card:
     classes: int
     box: Any
     threat: str | None
-    """The threat that it was trained against, or is meant for."""
+    """The threat of the training, or the intended one."""
     figures: list[Figure]
     attacks: list[Figure]
-    """Robust accuracy attack by attack, of the evaluation that holds the robust accuracy of ``figures``."""
+    """Robust accuracy under each attack, from the evaluation with the robust accuracy of ``figures``."""
     limits: list[str]
     license: str
     citation: str
     version: str
     schema_version: int = CARD_VERSION
     sha256: dict[str, str] = field(default_factory=dict)
-    """Sums of the other files."""
+    """SHA-256 sums of the other files."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -85,7 +85,7 @@ class Card:
 
 
 def results_of(target: Target) -> Results:
-    """The finished results of the target's weights that lie beside them."""
+    """The finished results of the target's weights, from the same folder."""
     wanted = target.about.get("weights")
     place, stem = (target.place, target.stem) if target.origin is None else (target.origin, "")
     names = sorted(place.glob(f"{stem}evaluation*.json"), key=lambda file: (len(file.name), file.name))
@@ -93,7 +93,7 @@ def results_of(target: Target) -> Results:
     own = {path: f for path, f in read.items() if f.weights == wanted or (wanted == "best" and f.weights is None)}
     known = fingerprint(target.model)
     certified = certificates(place, stem)
-    # Those of the first versions do not say of which weights they are, and lie beside the best ones.
+    # Those of the first versions do not record their weights, and belong to the best ones.
     mine = {path: f for path, f in certified.items() if f.made.get("weights", known) == known}
     return Results(own, mine)
 
@@ -147,11 +147,11 @@ def _certified(found: CertificateFile, file: str) -> list[Figure]:
 
 
 def _limits(target: Target, found: Results) -> list[str]:
-    """What a reader must know before he relies on the figures."""
+    """The limitations of the figures."""
     out = []
     best = found.headline
     if best is None:
-        out.append("No evaluation lies beside these weights: nothing is known of their accuracy.")
+        out.append("The folder of these weights has no evaluation: nothing is known of their accuracy.")
     else:
         each = found.evaluations[best]
         out += [line for line in (caveat_of(each), each.hint, *remarks(each.attacks)) if line]
@@ -170,8 +170,8 @@ def _limits(target: Target, found: Results) -> list[str]:
 
 
 def built_by(config: dict[str, Any]) -> str | None:
-    """The code outside this library that builds the network of a configuration, or a word for it; None for a built-in
-    network."""
+    """The code outside this library that builds the network of a configuration, or a description of it; None for a
+    built-in network."""
     model = config.get("model") or {}
     name = model.get("name") or model.get("builder") or "code of its own"
     return None if model.get("name") and ":" not in name else str(name)
@@ -202,7 +202,7 @@ _PAPER = """@article{jagatap2022adversarially,
 
 
 def markdown(card: Card, repo: str | None = None) -> str:
-    """The card as the README.md of a Hub repository, whose head is read by the Hub: results as model-index."""
+    """The card as the README.md of a Hub repository; the Hub reads the results in its header as model-index."""
     return str(_environment().get_template("card.md").render(card=card, repo=repo, tags=_tags(card)))
 
 
@@ -224,10 +224,10 @@ def _environment() -> Any:
 
 
 def _scalar(value: Any) -> str:
-    """A value as YAML: JSON's form of it, which YAML reads."""
+    """A value as YAML, in its JSON form."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def _cell(text: str) -> str:
-    """Text inside a table of Markdown: one line, without what ends a cell or begins HTML."""
+    """Text inside a table of Markdown: one line, with the characters escaped that end a cell or begin HTML."""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")

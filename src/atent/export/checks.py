@@ -1,4 +1,4 @@
-"""Whether an exported network is the network: both on the same clean and adversarial images."""
+"""Comparison of an exported network with the original on the same clean and adversarial images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atent.attacks.spec import show
 from atent.experiments.target import Target
 
 ROUNDINGS = 32
-"""How many times the rounding of the network itself the logits of an exported one may differ."""
+"""Allowed difference of logits, in multiples of the rounding error of the network itself."""
 
 Run = Callable[[Tensor], Tensor]
 """Inputs of shape (n, ...) to logits."""
@@ -23,14 +23,14 @@ Run = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a file is checked on."""
+    """The images of the comparison."""
 
     clean: Tensor
     labels: Tensor
     ids: Tensor
     adversarial: Tensor
     kind: str
-    """What the adversarial images are, in words."""
+    """Description of the adversarial images."""
 
     @property
     def all(self) -> Tensor:
@@ -40,17 +40,17 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Check:
-    """How far an exported network is from the network."""
+    """Result of the comparison of an exported network with the original."""
 
     inputs: str
-    """The images, in words."""
+    """Description of the images."""
     difference: float
     """The largest difference of a logit."""
     tolerance: float
     unequal: int
-    """Images with another prediction, where the two largest logits are further apart than the tolerance allows."""
+    """Images with another prediction although their two largest logits differ by more than twice the tolerance."""
     ties: int
-    """Images whose two largest logits are closer than that."""
+    """Images whose two largest logits differ by at most that."""
 
     @property
     def passed(self) -> bool:
@@ -69,8 +69,7 @@ class Check:
 
 
 def inputs_of(target: Target) -> Inputs:
-    """The target's test images, and adversarial ones that PGD finds from them; without a threat, points of the box
-    chosen uniformly at random."""
+    """The target's test images, and adversarial ones by PGD; without a threat, uniform random points of the box."""
     x, y, ids = (t.cpu() for t in target.test())
     threat, seed = target.threat, target.settings.seed
     if threat is not None and threat.eps != math.inf:
@@ -92,27 +91,28 @@ def _device(model: nn.Module) -> torch.device:
 def tolerance(model: nn.Module, x: Tensor) -> float:
     """The largest difference of a logit that rounding explains.
 
-    The network's own rounding is measured against itself in float64. Another program adds the same products in another
-    order, so its rounding is of the same size: `ROUNDINGS` times it are allowed, and as many units in the last place
-    of the largest logit. A network that has no form in float64 is given `ROUNDINGS` units for the rounding.
+    The rounding error of the network is its difference from the same network in float64. Another program adds the same
+    products in another order, so its rounding error is of the same size: the tolerance is `ROUNDINGS` times the sum of
+    it and of one unit in the last place of the largest logit. If the network cannot run in float64, the rounding error
+    is taken as `ROUNDINGS` units.
     """
     logits = _in_parts(model, x)
     unit = torch.finfo(logits.dtype).eps * float(logits.abs().max())
     try:
         rounding = float((logits.double() - _in_parts(copy.deepcopy(model).double(), x.double())).abs().max())
-    except RuntimeError:  # a forward pass that makes tensors of single precision
+    except RuntimeError:  # a forward pass that creates tensors of single precision
         rounding = ROUNDINGS * unit
     return ROUNDINGS * (rounding + unit)
 
 
 def _in_parts(run: Run, x: Tensor, size: int = 250) -> Tensor:
-    """What ``run`` gives, in batches of ``size``."""
+    """The logits of ``run``, in batches of ``size``."""
     with torch.no_grad():
         return torch.cat([run(part) for part in x.split(size)])
 
 
 def compared(model: nn.Module, run: Run, inputs: Inputs, batches: Sequence[int]) -> Check:
-    """What ``run`` gives beside ``model``, in batches of each of these sizes; a batch of 1 on the first 20 images."""
+    """``run`` compared with ``model``, in batches of each of these sizes; batches of 1 on 10 images of each kind."""
     model = copy.deepcopy(model).cpu().eval()
     x = inputs.all
     allowed = tolerance(model, x)
@@ -121,11 +121,11 @@ def compared(model: nn.Module, run: Run, inputs: Inputs, batches: Sequence[int])
     clear = top[:, 0] - top[:, 1] > 2 * allowed
     found = Check(_words(inputs, batches), 0.0, allowed, 0, int((~clear).sum()))
     for size in batches:
-        # Both kinds of images are at the ends.
+        # The first are clean, the last adversarial.
         some = torch.arange(len(x)) if size > 1 else torch.cat([torch.arange(len(x))[:10], torch.arange(len(x))[-10:]])
         other = _in_parts(run, x[some], size).to(logits.dtype)
         if other.shape != logits[some].shape:
-            raise ValueError(f"the exported network gives {tuple(other.shape)}, the network {tuple(logits.shape)}")
+            raise ValueError(f"the exported network returns {tuple(other.shape)}, the network {tuple(logits.shape)}")
         difference = (other - logits[some]).abs().nan_to_num(torch.inf).max()
         unequal = (other.argmax(1) != logits[some].argmax(1)) & clear[some]
         found = replace(

@@ -1,7 +1,7 @@
 """The folder of a Hugging Face Hub repository: a run folder with one file of weights, its results and a model card.
 
-`atent.load`, `atent evaluate` and `atent certify` take such a folder as they take a run, and ``hub:user/name`` as they
-take the folder. Nothing leaves the machine unless `push` is called.
+`atent.load`, `atent evaluate` and `atent certify` accept such a folder like a run folder, and ``hub:user/name`` like
+the folder. Nothing is uploaded unless `push` is called.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from atent.runs.names import CONFIG, WEIGHTS
 
 
 class Client(Protocol):
-    """What is used of `huggingface_hub.HfApi`."""
+    """The methods of `huggingface_hub.HfApi` that are used."""
 
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> Any:
-        """Make the repository, or take the one that is there."""
+        """Create the repository, or use the existing one."""
 
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> Any:
         """Commit the files of a folder."""
@@ -34,7 +34,7 @@ class Client(Protocol):
 def write_folder(target: Target, card: Card, found: Results, out: Path, repo: str | None = None) -> Path:
     """Write the folder: config.json, model.safetensors, results, card.json, README.md and the manifest of their sums.
 
-    ValueError, in one line, for a network that such a folder cannot build again. FileExistsError where ``out`` is in
+    ValueError, in one line, for a network that cannot be rebuilt from such a folder. FileExistsError if ``out`` is in
     use.
     """
     config = configuration(target)
@@ -58,8 +58,8 @@ def _name(target: Target, path: Path) -> str:
 
 
 def configuration(target: Target) -> dict[str, Any]:
-    """The configuration of a run, without the places and the signature of this machine; for weights in a file one that
-    says as much. ValueError, in one line, for a network that only code builds."""
+    """The configuration of a run, without paths and signature of this machine; for a file of weights an equivalent one.
+    ValueError, in one line, for a network that only code builds."""
     if target.config:
         kept = {key: value for key, value in target.config.items() if key != "signature"}
         data = {**(kept.get("data") or {}), "root": None}
@@ -70,13 +70,13 @@ def configuration(target: Target) -> dict[str, Any]:
     name = target.about.get("model")
     if not target.about.get("weights") or name is None or ":" in str(name):
         raise ValueError(
-            f"a folder for the Hub holds weights and no code, and {target.name} is built by code: give weights of a"
+            f"a folder for the Hub contains weights and no code, and {target.name} is built by code: give weights of a"
             " built-in network, or use --format onnx or torch-export"
         )
     if parts(target.model)[1].bgr:
         raise ValueError(
-            f"weights alone do not say that {target.name} takes its channels reversed (--bgr): use --format onnx or"
-            " torch-export, which hold the whole network"
+            f"weights alone do not record that {target.name} takes its channels reversed (--bgr): use --format onnx or"
+            " torch-export, which contain the complete network"
         )
     return {
         "method": {}, "model": _model(target, str(name)), "data": _data(target), "evaluate": _threat(target),
@@ -89,7 +89,7 @@ def configuration(target: Target) -> dict[str, Any]:
 
 
 def _model(target: Target, name: str) -> dict[str, Any]:
-    """The settings of a built-in network, with a layer that normalises where the weights have one."""
+    """The settings of a built-in network, with a normalisation layer if the weights have one."""
     mean, std = (target.model.state_dict().get(f"normalize.{key}") for key in ("mean", "std"))
     if mean is None or std is None:
         return {"name": name, "mean": None, "std": None}
@@ -97,7 +97,7 @@ def _model(target: Target, name: str) -> dict[str, Any]:
 
 
 def _data(target: Target) -> dict[str, Any]:
-    """The settings of a built-in data set; none for the user's own, which must be named again."""
+    """The settings of a built-in data set; empty for the user's own, which must be named again."""
     name = target.data.name
     return {"name": name, "subset": target.data.subset, "split_seed": target.data.seed} if name in SOURCES else {}
 
@@ -110,7 +110,7 @@ def _threat(target: Target) -> dict[str, Any]:
 
 
 def _weights(target: Target, config: dict[str, Any], temporary: Path) -> None:
-    """The very file of the weights where there is one; float16 stays float16, and figures are of these weights."""
+    """A copy of the file of weights if there is one: float16 stays float16, as the figures are of these weights."""
     named = str(target.about.get("weights"))
     source = Path(named) if target.origin is None or Path(named).is_file() else weights_file(target.origin, named)
     if source.suffix == ".safetensors" and source.is_file():
@@ -124,7 +124,7 @@ def _weights(target: Target, config: dict[str, Any], temporary: Path) -> None:
 
 
 def client_for(repo: str) -> Client:
-    """The Hub's client, which finds the user's own token; ImportError, in one line, without the extra, ValueError for a
+    """The Hub's client, which uses the user's own login; ImportError, in one line, without the extra, ValueError for a
     name that is not user/name."""
     user, slash, name = repo.partition("/")
     if not (user and slash and name) or "/" in name or any(c.isspace() or c == ":" for c in repo):
@@ -134,7 +134,7 @@ def client_for(repo: str) -> Client:
 
 
 def push(place: Path, repo: str, client: Client, *, private: bool = False) -> str:
-    """Push the folder to a repository of the Hub, which is made where it is not there; the address."""
+    """Push the folder to a repository of the Hub, which is created if it does not exist; returns its address."""
     client.create_repo(repo, private=private, exist_ok=True)
     client.upload_folder(repo_id=repo, folder_path=str(place), commit_message=f"Network of atent: {place.name}")
     return f"https://huggingface.co/{repo}"

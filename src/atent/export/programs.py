@@ -1,4 +1,4 @@
-"""A network as one file that runs it: a program of torch.export, or an ONNX network."""
+"""A network as one executable file: a program of torch.export, or an ONNX network."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from atent.runs import atomic, plain, provenance
 OPSET = 18
 INPUT, OUTPUT = "input", "logits"
 _KEY = "atent"
-"""Under which a file keeps what it says of itself."""
+"""Key of the metadata in a file."""
 
 
 def about(target: Target) -> dict[str, Any]:
-    """What a file says of the network in it: where it comes from, its inputs and its classes."""
+    """The metadata of a file: provenance, inputs and classes of the network."""
     data = target.data
     found: dict[str, Any] = plain({
         **target.about, "name": target.name, "classes": data.classes, "class_names": data.about.get("class_names"),
@@ -39,9 +39,9 @@ def about(target: Target) -> dict[str, Any]:
 
 
 def write_program(target: Target, path: Path) -> Run:
-    """Write the network as a program of torch.export with a dynamic batch; what the file computes.
+    """Write the network as a program of torch.export with a dynamic batch; returns the program loaded from the file.
 
-    ValueError, in one line, where torch cannot export it.
+    ValueError, in one line, if torch cannot export it.
     """
     model, x = _on_cpu(target)
     with _quiet(), _one_line(f"{target.name} cannot be exported by torch.export"):
@@ -60,10 +60,10 @@ def write_program(target: Target, path: Path) -> Run:
 
 
 def write_onnx(target: Target, path: Path) -> Run:
-    """Write the network as ONNX, opset `OPSET`, with a dynamic batch and `about` in its metadata; what onnxruntime
-    computes from the file.
+    """Write the network as ONNX, opset `OPSET`, with a dynamic batch and `about` in its metadata; returns the network
+    of the file in onnxruntime.
 
-    ImportError, in one line, without the extra; ValueError where an operator has no form in ONNX.
+    ImportError, in one line, without the extra; ValueError if ONNX does not support an operator.
     """
     onnx = extra("onnx", "onnx", "the export to ONNX")
     for module in ("onnxscript", "onnxruntime"):
@@ -84,7 +84,7 @@ def write_onnx(target: Target, path: Path) -> Run:
 
 
 def runtime(path: Path) -> Run:
-    """What onnxruntime computes from an ONNX file, on the CPU."""
+    """An ONNX file in onnxruntime, on the CPU."""
     onnxruntime = extra("onnxruntime", "onnx", "running an ONNX file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -92,7 +92,7 @@ def runtime(path: Path) -> Run:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ValueError(f"onnxruntime does not run {path}: {_first(str(error))}") from error
+        raise ValueError(f"onnxruntime cannot run {path}: {_first(str(error))}") from error
 
     def run(inputs: Tensor) -> Tensor:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: inputs.numpy()})[0])
@@ -101,7 +101,7 @@ def runtime(path: Path) -> Run:
 
 
 def onnx_about(path: Path) -> dict[str, Any]:
-    """What an ONNX file that `write_onnx` wrote says of itself; {} of any other."""
+    """The metadata of an ONNX file that `write_onnx` wrote; {} for any other."""
     onnx = extra("onnx", "onnx", "reading an ONNX file")
     properties = {each.key: each.value for each in onnx.load(path).metadata_props}
     found: dict[str, Any] = json.loads(properties.get(_KEY, "{}"))
@@ -109,7 +109,7 @@ def onnx_about(path: Path) -> dict[str, Any]:
 
 
 def _on_cpu(target: Target) -> tuple[nn.Module, Tensor]:
-    """A copy of the network on the CPU, and two inputs: one would be taken for the only size of a batch."""
+    """A copy of the network on the CPU, and two inputs: torch would specialise to a batch of one."""
     model = copy.deepcopy(target.model).cpu().eval()
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     x, _ = target.data.test.batch(torch.arange(2))
@@ -122,7 +122,7 @@ def _batch(model: nn.Module) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' reports on standard output and error, and their log."""
+    """Suppresses the output and the log of the exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     silent = io.StringIO()
@@ -136,7 +136,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_line(head: str) -> Iterator[None]:
-    """An exporter's error as a ValueError of one line that names the operator, or the line of the network."""
+    """An exporter's error as a ValueError of one line that names the operator or the line of code."""
     try:
         yield
     except Exception as error:
@@ -151,7 +151,7 @@ def _reason(error: BaseException) -> str:
         at = at.__cause__
     operator = next((found for text in texts if (found := re.search(r"op='(aten\.\w+)'", text))), None)
     if operator:
-        return f"{operator[1]} has no form there: replace that operation in the network"
+        return f"{operator[1]} is not supported there: replace that operation in the network"
     line = next(
         (found for text in texts if (found := re.search(r'File "([^"]+)", line (\d+), in forward', text))), None
     )
@@ -161,6 +161,6 @@ def _reason(error: BaseException) -> str:
 
 
 def _first(text: str) -> str:
-    """The first line, in a length that a terminal takes."""
+    """The first line, at most 200 characters."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "no reason given")
     return line if len(line) <= 200 else f"{line[:200]}..."

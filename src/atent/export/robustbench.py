@@ -17,11 +17,11 @@ BY_HAND = ("link", "name", "authors", "venue", "reported", "additional_data")
 
 
 def entry(target: Target, found: Results) -> tuple[dict[str, Any], str]:
-    """The entry, and its place in RobustBench's folder of models.
+    """The entry, and its path in RobustBench's folder of models.
 
     Accuracies are the measured ones in percent. RobustBench lists figures of the standard AutoAttack on all test
-    images: ``autoattack_acc`` is None where no evaluation is that. ValueError, in one line, for data or a threat that
-    RobustBench does not have.
+    images: ``autoattack_acc`` is None if there is no such evaluation. ValueError, in one line, for data or a threat
+    that RobustBench does not have.
     """
     threat = target.threat
     if target.data.name not in DATA or threat is None or threat.norm not in NORMS:
@@ -29,7 +29,7 @@ def entry(target: Target, found: Results) -> tuple[dict[str, Any], str]:
             f"RobustBench has {', '.join(DATA)} under linf and l2, not {target.data.name} under"
             f" {'no threat' if threat is None else threat.norm}"
         )
-    whole = [
+    complete = [
         f for f in found.evaluations.values()
         if caveat_of(f) is None and f.n == f.data.of and f.threats == [_text(threat)]
     ]  # fmt: skip
@@ -38,7 +38,7 @@ def entry(target: Target, found: Results) -> tuple[dict[str, Any], str]:
         "link": "", "name": "", "authors": "", "additional_data": None, "number_forward_passes": 1,
         "dataset": target.data.name, "venue": "", "architecture": _architecture(target), "eps": _eps(float(threat.eps)),
         "clean_acc": None if clean is None else f"{100 * clean.value:.2f}", "reported": "",
-        "autoattack_acc": f"{100 * whole[0].worst.value:.2f}" if whole else None,
+        "autoattack_acc": f"{100 * complete[0].worst.value:.2f}" if complete else None,
     }  # fmt: skip
     return made, f"model_info/{target.data.name}/{NORMS[threat.norm]}/{target.name}.json"
 

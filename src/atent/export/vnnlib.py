@@ -1,8 +1,8 @@
 """Local robustness as VNN-LIB properties, one for each image, beside the ONNX network and the list of instances.
 
 The layout is that of the VNN competitions: ``onnx/``, ``vnnlib/`` and ``instances.csv``, whose rows are network,
-property and timeout. A property is satisfiable where an input of the box (X) is not classified as its label: some other
-logit (Y) is at least as large. It is VNN-LIB 1.0, which the verification tools read.
+property and timeout. A property is satisfiable if some input in the box (X) is not classified as its label: another
+logit (Y) is at least as large. The version is VNN-LIB 1.0.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Property:
     label: int
     classes: int
 
-    def holds_input(self, x: Tensor) -> Tensor:
+    def contains(self, x: Tensor) -> Tensor:
         """Whether each input of shape (n, ...) is in the box."""
         flat = x.flatten(1).double()
         return ((self.low <= flat) & (flat <= self.high)).all(1)
@@ -52,14 +52,14 @@ class Property:
 
 @dataclass(frozen=True)
 class Written:
-    """What was written, and what is known of it."""
+    """The written properties, and how they were checked."""
 
     properties: dict[int, Path]
-    """By the number of the image."""
+    """Path of each property, by the number of the image."""
     misclassified: int
-    """Images without a property: the network errs on them without any change."""
+    """Number of images without a property, since the network misclassifies them without a perturbation."""
     counterexamples: tuple[int, ...]
-    """Images of which PGD found an input that violates the property."""
+    """Images for which PGD found an input that violates the property."""
 
     @property
     def text(self) -> str:
@@ -84,14 +84,14 @@ def check_threat(threat: Threat | None) -> Threat:
 def write_properties(target: Target, inputs: Inputs, run: Run, place: Path, timeout: int) -> Written:
     """Write a property for each of the images that ``run``, the ONNX network, classifies correctly, and check it.
 
-    ValueError, in one line, as `check_threat`, and where a file that is read back does not say what was meant.
+    ValueError, in one line, as `check_threat`, and if a file does not read back as it was written.
     """
     threat = check_threat(target.threat)
-    right = run(inputs.clean).argmax(1) == inputs.labels
+    correct = run(inputs.clean).argmax(1) == inputs.labels
     (place / "vnnlib").mkdir(parents=True, exist_ok=True)
     written: dict[int, Path] = {}
     found: list[int] = []
-    for i in right.nonzero().flatten().tolist():
+    for i in correct.nonzero().flatten().tolist():
         number, label = int(inputs.ids[i]), int(inputs.labels[i])
         path = place / "vnnlib" / f"image_{number}.vnnlib"
         x = inputs.clean[i : i + 1].double()
@@ -104,7 +104,7 @@ def write_properties(target: Target, inputs: Inputs, run: Run, place: Path, time
         written[number] = path
     rows = "".join(f"{NETWORK},{path.relative_to(place).as_posix()},{timeout}\n" for path in written.values())
     write_atomic(place / INSTANCES, rows)
-    return Written(written, int((~right).sum()), tuple(found))
+    return Written(written, int((~correct).sum()), tuple(found))
 
 
 def spelled(wanted: Property, head: str) -> str:
@@ -121,12 +121,12 @@ def spelled(wanted: Property, head: str) -> str:
 
 
 def _decimal(value: float) -> str:
-    """The shortest decimal that reads back as the number, without an exponent, which some readers do not take."""
+    """The shortest decimal that reads back as the number, without an exponent, which some readers do not support."""
     return f"{Decimal(repr(value)):f}"
 
 
 def read(path: Path) -> Property:
-    """The property in a file of the form that `spelled` gives; ValueError, in one line, for another."""
+    """The property in a file as `spelled` writes it; ValueError, in one line, for another form."""
     text = re.sub(r";.*", "", path.read_text(encoding="utf-8"))
     inputs, classes = len(re.findall(r"declare-const\s+X_\d+", text)), len(re.findall(r"declare-const\s+Y_\d+", text))
     low, high = torch.full((2, inputs), torch.nan, dtype=torch.float64)
@@ -152,8 +152,8 @@ def instances(place: Path) -> list[tuple[Path, Path, float]]:
 
 
 def _checked(path: Path, wanted: Property, inputs: Inputs, i: int, run: Run) -> bool:
-    """Whether PGD violates the property in a file, which is evaluated on points of its box; ValueError where the file
-    does not say what was ``wanted``."""
+    """Whether PGD violates the property in a file, which is evaluated on points of its box; ValueError unless the
+    file contains the ``wanted`` property."""
     found = read(path)
     if (
         found.label != wanted.label
@@ -165,7 +165,7 @@ def _checked(path: Path, wanted: Property, inputs: Inputs, i: int, run: Run) -> 
     generator = torch.Generator().manual_seed(int(inputs.ids[i]))
     share = torch.rand(_SAMPLES, len(found.low), generator=generator, dtype=torch.float64)
     points = (found.low + share * (found.high - found.low)).reshape(_SAMPLES, *x.shape[1:])
-    # Of single precision, and inside: rounding may leave the box.
+    # Clamped to the box, since rounding to single precision may leave it.
     low, high = (_inside(side, x.dtype, up).reshape(x.shape) for side, up in ((found.low, True), (found.high, False)))
     tried = torch.cat([x, inputs.adversarial[i : i + 1], points.to(x.dtype)])
     tried = torch.minimum(torch.maximum(tried, low), high)
@@ -173,13 +173,13 @@ def _checked(path: Path, wanted: Property, inputs: Inputs, i: int, run: Run) -> 
     violated = found.violated(logits)
     top = logits.topk(2, dim=1).values
     clear = top[:, 0] > top[:, 1]
-    if not bool(found.holds_input(tried).all()) or bool((violated != (logits.argmax(1) != found.label))[clear].any()):
+    if not bool(found.contains(tried).all()) or bool((violated != (logits.argmax(1) != found.label))[clear].any()):
         raise ValueError(f"{path}: its constraints disagree with the predictions of the network")
     return bool(violated[1])
 
 
 def _inside(side: Tensor, dtype: torch.dtype, up: bool) -> Tensor:
-    """The nearest numbers of a type that are not outside a side of the box."""
+    """A side of the box, rounded inwards to a type."""
     near = side.to(dtype)
     out = near.double() < side if up else near.double() > side
     towards = torch.full_like(near, torch.inf if up else -torch.inf)

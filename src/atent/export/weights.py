@@ -1,4 +1,4 @@
-"""Weights in one .safetensors file, and networks that are loaded back from what was written."""
+"""Weights in one .safetensors file, and networks that are loaded back from written files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from atent.runs.loading import load, load_file
 
 
 def write_weights(target: Target, path: Path) -> Run:
-    """Write the weights with what builds their network in the metadata; what the network that is loaded back computes.
+    """Write the weights, with the settings of their network as metadata; returns the network loaded from the file.
 
     ValueError, in one line, for a network that is built by code.
     """
     config = configuration(target)
     about = config["about"]["data"]
     made = {key: about[key] for key in ("classes", "shape", "box")} | {"model": config["model"]}
-    # A run folder takes its own weights alone.
+    # A run folder accepts only its own weights.
     known = {"run": config["id"]} if "id" in config else {}
     save_weights(path, target.model, {**known, **made, "data": target.data.name})
     model, _ = load_file(path, classes=target.data.classes, shape=tuple(target.data.shape))
@@ -32,8 +32,8 @@ def write_weights(target: Target, path: Path) -> Run:
 
 
 def loaded(place: Path, target: Target) -> Run:
-    """What the network of a folder computes that is loaded back; where only code builds it, a copy of the target's
-    with the weights of the folder."""
+    """The network loaded back from a folder; if only code builds it, a copy of the target's network with the weights of
+    the folder."""
     if not target.config or built_by(target.config) is None:
         return _run(load(place))
     model = copy.deepcopy(target.model).cpu()

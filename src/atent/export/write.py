@@ -20,14 +20,14 @@ from atent.export.weights import loaded, write_weights
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The result of an export."""
 
     lines: list[str]
-    """What there is to know of it, for people."""
+    """Report lines for the terminal."""
     check: Check | None
-    """None where no network was written."""
+    """None if no network was written."""
     found: dict[str, Any] = field(default_factory=dict)
-    """The same for programs."""
+    """The report as data."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -38,12 +38,12 @@ class Exported:
 def write(
     target: Target, format: str, place: Path, *, timeout: int = 100, license: str | None = None, repo: str | None = None
 ) -> Exported:
-    """Write a network in one of the formats of `atent export` to a file or folder that is not there, and check it.
+    """Write a network in one of the formats of `atent export` to a new file or folder, and check it.
 
     Parameters
     ----------
     target
-        The network, as `load_target` gives it; its test images are what the file is checked on.
+        The network, from `load_target`; its test images are used to check the file.
     format
         The name of the format.
     place
@@ -56,7 +56,7 @@ def write(
     Raises
     ------
     ValueError, ImportError
-        In one line: the format cannot hold the network or its threat, or needs an extra that is not installed.
+        In one line: if the format cannot represent the network or its threat, or needs an extra that is not installed.
     """
     if format == "vnnlib":
         return _vnnlib(target, place, timeout)
@@ -78,7 +78,7 @@ def _onnx(target: Target) -> str:
 
 
 _FILES: dict[str, tuple[Callable[[Target, Path], Run], Callable[[Target], str]]] = {
-    "safetensors": (write_weights, lambda target: "weights, and what builds their network"),
+    "safetensors": (write_weights, lambda target: "weights, and the settings of their network"),
     "torch-export": (write_program, lambda target: "a program with a dynamic batch, normalisation inside"),
     "onnx": (write_onnx, _onnx),
 }
@@ -90,7 +90,7 @@ def _check(target: Target, run: Run) -> Check:
 
 
 def _sizes(target: Target, inputs: Inputs) -> tuple[int, int]:
-    """Batches of one input, and of all of them, or as many as an evaluation takes."""
+    """Batches of one input, and of all inputs, at most the batch size of an evaluation."""
     return 1, min(len(inputs.all), target.settings.batch)
 
 

@@ -1,1 +1,1 @@
-"""Other people's software, each part an extra of the package, and imported when it is used."""
+"""Integrations of other software: each is an extra of the package and imported when used."""

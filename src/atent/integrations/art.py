@@ -1,4 +1,4 @@
-"""Attacks of this library where the Adversarial Robustness Toolbox (ART) expects its own."""
+"""Attacks of this library as attacks of the Adversarial Robustness Toolbox (ART)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from atent.integrations.packages import needed
 def attack(classifier: Any, ours: Attack, *, seed: int = 0, batch_size: int = 250) -> Any:
     """An ``EvasionAttack`` that runs ``ours``: ``attack(classifier, PGD(threat)).generate(x, y)``.
 
-    Labels are class numbers or one-hot rows; without them the classifier's predictions take their place, as ART has
-    it, which counts errors on clean inputs as robust. Sample i draws from the stream of (seed, i), whatever the batch.
+    Labels are class numbers or one-hot rows; by default they are the classifier's predictions, as in ART, so
+    that errors on clean inputs count as robust. Sample i uses the random stream of (seed, i), in any batch.
 
     Parameters
     ----------
@@ -25,19 +25,24 @@ def attack(classifier: Any, ours: Attack, *, seed: int = 0, batch_size: int = 25
     ours
         The attack; its threat's box is the classifier's ``clip_values``.
     seed
-        Of its random numbers.
+        Seed of its random numbers.
     batch_size
-        Samples that are attacked at once.
+        Number of samples per batch.
+
+    Returns
+    -------
+    object
+        An ``EvasionAttack`` of ART.
 
     Raises
     ------
     ValueError
-        In one line, where ART cannot be used, for preprocessing outside the network, and for another box.
+        In one line: if ART cannot be used, for preprocessing outside the network, and for another box.
     """
     base: Any = needed("art", "art.attacks").EvasionAttack
     estimators = needed("art", "art.estimators.classification")
     if not isinstance(classifier, estimators.PyTorchClassifier):
-        raise ValueError(f"an ART PyTorchClassifier is wanted, got a {type(classifier).__name__}")
+        raise ValueError(f"an ART PyTorchClassifier is needed, got a {type(classifier).__name__}")
     _check(classifier, ours)
 
     class Wrapped(base):  # type: ignore[misc]
@@ -69,7 +74,7 @@ def _network(classifier: Any) -> nn.Module:
 
 def _check(classifier: Any, ours: Attack) -> None:
     """ValueError for preprocessing that the network does not see, and for another box."""
-    kept = [op for op in classifier.preprocessing_operations if not _is_nothing(op)]
+    kept = [op for op in classifier.preprocessing_operations if not _is_identity(op)]
     if kept:
         names = ", ".join(type(op).__name__ for op in kept)
         raise ValueError(f"the classifier has {names} outside its network: put it inside, as atent.models.Normalize")
@@ -83,7 +88,7 @@ def _check(classifier: Any, ours: Attack) -> None:
         raise ValueError(f"clip_values {shown} are not the threat's box {ours.threat.box}: set threat.box to them")
 
 
-def _is_nothing(op: Any) -> bool:
-    """Whether a step takes off 0 and divides by 1, ART's default."""
+def _is_identity(op: Any) -> bool:
+    """Whether a step subtracts 0 and divides by 1, ART's default."""
     mean, std = getattr(op, "mean", None), getattr(op, "std", None)
     return mean is not None and std is not None and bool(np.all(np.asarray(mean) == 0) and np.all(np.asarray(std) == 1))

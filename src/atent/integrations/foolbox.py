@@ -1,4 +1,4 @@
-"""Attacks of this library where foolbox expects its own."""
+"""Attacks of this library as attacks of foolbox."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from atent.integrations.packages import needed
 def attack(ours: Attack, *, seed: int = 0) -> Any:
     """An attack of foolbox that runs ``ours``: ``attack(PGD(threat))(fmodel, images, labels, epsilons=[0.1, 0.2])``.
 
-    An attack within eps is a ``FixedEpsilonAttack``, one for the smallest change a ``MinimizationAttack``. The epsilon
-    of the call replaces that of the threat, and foolbox's bounds its box. Sample i of the batch draws from the stream
+    An attack within eps is a ``FixedEpsilonAttack``, a minimum-norm attack a ``MinimizationAttack``. The epsilon of the
+    call replaces that of the threat, and foolbox's bounds replace its box. Sample i of the batch uses the random stream
     of (seed, i), as in ``ours.run(model, images, labels, seed=seed)``.
 
     Parameters
@@ -23,12 +23,17 @@ def attack(ours: Attack, *, seed: int = 0) -> Any:
     ours
         An attack in linf, l2, l1, or l0 on elements.
     seed
-        Of its random numbers.
+        Seed of its random numbers.
+
+    Returns
+    -------
+    object
+        An attack of foolbox, a ``FixedEpsilonAttack`` or a ``MinimizationAttack``.
 
     Raises
     ------
     ValueError
-        In one line, where foolbox cannot be used, and for a threat that foolbox has no distance for.
+        In one line: if foolbox cannot be used, and for a threat without a distance in foolbox.
     """
     base = needed("foolbox", "foolbox.attacks.base")
     distances, criteria = needed("foolbox", "foolbox.distances"), needed("foolbox", "foolbox.criteria")
@@ -37,7 +42,7 @@ def attack(ours: Attack, *, seed: int = 0) -> Any:
     smallest: Any = base.MinimizationAttack
     threat = ours.threat
     if threat.norm == "patch" or threat.group != "element":
-        raise ValueError(f"foolbox measures no {threat.norm} of groups: use linf, l2, l1, or l0 on elements")
+        raise ValueError(f"foolbox has no {threat.norm} distance of groups: use linf, l2, l1, or l0 on elements")
     measure = getattr(distances, threat.norm)
 
     def found(model: Any, inputs: Any, criterion: Any, eps: float) -> Any:
@@ -66,7 +71,7 @@ def attack(ours: Attack, *, seed: int = 0) -> Any:
 
 
 class _Network(nn.Module):
-    """A model of foolbox as a network; foolbox keeps the module inside it to itself."""
+    """A model of foolbox as a network."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The packages whose attacks this library calls: what is installed of them, and one way to call each.
+"""The packages whose attacks this library calls: which are installed, and one function to call each.
 
 foolbox, pyautoattack, adv_lib, the Adversarial Robustness Toolbox (ART) and torchattacks are imported when used.
 """
@@ -26,14 +26,14 @@ from atent.threat import Threat
 
 @dataclass(frozen=True)
 class Package:
-    """Where a package keeps its attacks."""
+    """A package with attacks."""
 
     distribution: str
     """Its name for pip."""
     module: str
     """The module whose attributes are its attacks."""
     hint: str
-    """How it is installed."""
+    """How to install it."""
 
 
 _EXTRA = "pip install 'atent[peers]'"
@@ -45,12 +45,12 @@ PACKAGES = {
     "art": Package("adversarial-robustness-toolbox", "art.attacks.evasion", _EXTRA),
     "pyautoattack": Package("pyautoattack", "pyautoattack", _EXTRA),
 }
-"""By the prefix that names them in the text of an attack."""
+"""By the prefix in the name of an attack."""
 
 
 @cache
 def found(package: str) -> tuple[str | None, str]:
-    """The version of a package, and why it cannot be used: (None, the reason and what to do) where it cannot."""
+    """The version of a package and ""; if it cannot be used, None, the reason and what to do."""
     about = PACKAGES[package]
     try:
         version = importlib.metadata.version(about.distribution)
@@ -60,7 +60,7 @@ def found(package: str) -> tuple[str | None, str]:
         with quiet():
             importlib.import_module(about.module)
     except Exception as error:
-        # torchvision beside a torch that it was not built for raises RuntimeError.
+        # torchvision raises RuntimeError with a torch that it was not built for.
         return None, f"version {version} does not import: {' '.join(str(error).split())}"
     return version, ""
 
@@ -71,7 +71,7 @@ def needed(package: str, module: str) -> Any:
     Raises
     ------
     ValueError
-        In one line, where the package cannot be used.
+        In one line, if the package cannot be used.
     """
     version, reason = found(package)
     if version is None:
@@ -81,7 +81,7 @@ def needed(package: str, module: str) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, nothing is logged below errors, warned of, or printed to stdout, where results are read."""
+    """Suppresses log lines below errors, warnings, and output to stdout, which is reserved for results."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -92,12 +92,12 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-# ---- what an attack is called with -------------------------------------------------------------------------
+# ---- arguments of an attack -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What an attack of a package is called on."""
+    """Model, samples and threat of a call of an attack."""
 
     model: nn.Module
     x: Tensor
@@ -107,20 +107,20 @@ class Case:
 
     @cached_property
     def classes(self) -> int:
-        """The number of the model's outputs, asked for where an attack must be told."""
+        """Number of outputs of the model, by a forward pass; some attacks need it as an argument."""
         with torch.no_grad():
             return int(self.model(self.x[:1].clone()).shape[1])
 
 
 _LENGTH = ("eps", "ε", "max_epsilon")
-"""What packages call the radius."""
+"""Names of the radius in the packages."""
 _WORDS = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
 _ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0, "l0": 0.0}
 
 CONTEXT = (
     *_LENGTH, "norm", "distance", "constraint", "n_classes", "num_classes", "seed", "targeted", "verbose", "batch_size",
 )  # fmt: skip
-"""Parameters that the threat and the batch decide, and no setting."""
+"""Parameters that are set by the threat and the batch, not by settings."""
 
 
 def parameters(target: Any) -> dict[str, inspect.Parameter]:
@@ -131,15 +131,15 @@ def parameters(target: Any) -> dict[str, inspect.Parameter]:
 
 
 def radius_of(target: Any) -> str | None:
-    """The parameter of an attack that is its radius; None for one that looks for the smallest change."""
-    # The eps of adv_lib's trust region is a tolerance; one that may be None bounds the starts alone.
+    """The parameter of an attack that is its radius; None for a minimum-norm attack."""
+    # The eps of adv_lib's trust region is a tolerance; an eps that may be None only bounds the starts.
     own = "p" in parameters(target)
     lengths = (name for name, p in parameters(target).items() if name in _LENGTH and p.default is not None)
     return None if own else next(lengths, None)
 
 
 def _arguments(target: Any, case: Case, settings: dict[str, Any], **words: Any) -> dict[str, Any]:
-    """The settings, and of what the threat and the batch decide that which the attack takes; settings go first."""
+    """The settings, and those parameters of the attack that threat and batch set; settings take precedence."""
     taken, radius = parameters(target), radius_of(target)
     decided = {
         "constraint": case.threat.norm, "seed": case.seed, "targeted": False, "verbose": False,
@@ -150,11 +150,11 @@ def _arguments(target: Any, case: Case, settings: dict[str, Any], **words: Any) 
     return {name: value for name, value in decided.items() if name in taken} | settings
 
 
-# ---- one way to call each ----------------------------------------------------------------------------------
+# ---- calls ----------------------------------------------------------------------------------
 
 
 def foolbox(target: Any, case: Case, settings: dict[str, Any]) -> Tensor:
-    """An attack of foolbox: within eps, or the smallest change, as its class has it."""
+    """An attack of foolbox, within eps or of minimum norm, as its class is."""
     fb: Any = importlib.import_module("foolbox")
     distance = {"linf": fb.distances.linf, "l2": fb.distances.l2, "l1": fb.distances.l1, "l0": fb.distances.l0}
     attack = target(**_arguments(target, case, settings, distance=distance.get(case.threat.norm)))
@@ -211,8 +211,8 @@ def pyautoattack(target: str, case: Case, settings: dict[str, Any]) -> Tensor:
     norm, eps = _WORDS[case.threat.norm], float(case.threat.eps)
     common: dict[str, Any] = {"norm": norm, "eps": eps, "seed": case.seed, "device": str(case.x.device)}
     if target in VERSIONS:
-        whole: Any = importlib.import_module("pyautoattack").AutoAttack(case.model, version=target, **common)
-        points: Tensor = whole.run_standard_evaluation(case.x, case.y, batch_size=len(case.x))[0]
+        ensemble: Any = importlib.import_module("pyautoattack").AutoAttack(case.model, version=target, **common)
+        points: Tensor = ensemble.run_standard_evaluation(case.x, case.y, batch_size=len(case.x))[0]
         return points
     module, name, more = PARTS[target]
     kind = getattr(importlib.import_module(f"pyautoattack.{module}"), name)
@@ -223,4 +223,4 @@ def pyautoattack(target: str, case: Case, settings: dict[str, Any]) -> Tensor:
 CALLS: dict[str, Callable[[Any, Case, dict[str, Any]], Tensor]] = {
     "foolbox": foolbox, "torchattacks": torchattacks, "adv_lib": adv_lib, "art": art, "pyautoattack": pyautoattack,
 }  # fmt: skip
-"""(attack, case, settings) -> what the package returns, unchecked, by package."""
+"""(attack, case, settings) -> the unchecked result of the package, by package."""

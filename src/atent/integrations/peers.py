@@ -1,8 +1,9 @@
-"""Attacks of other packages as attacks of this library: ``foolbox:LinfPGD(steps=40)`` wherever an attack is named.
+"""Attacks of other packages as attacks of this library: ``foolbox:LinfPGD(steps=40)``, usable like any name of an
+attack.
 
-The prefix is one of `packages.PACKAGES`, and what follows the colon is the attack's own name there; its settings are
-the arguments of its class or function. The threat gives norm, eps and box. What the package returns is not trusted: it
-is checked against the threat, and success is recomputed, as for every attack.
+The prefix is one of `packages.PACKAGES`, followed by the name of the attack in that package; its settings are the
+arguments of its class or function. The threat gives norm, eps and box. The result of the package is checked against the
+threat, and success is recomputed, as for every attack.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from atent.registry import first_line
 from atent.rng import Streams
 from atent.threat import Radii, Threat, per_sample
 
-# What is no setting: the network and the batch, and what writes files or takes objects.
+# Parameters that are not settings: the network and the batch, and those that write files or take objects.
 _OWN = frozenset({
     *CONTEXT, "model", "estimator", "classifier", "inputs", "images", "labels", "callback", "summary_writer",
     "tensorboard", "init_attack", "estimator_orig", "attacks", "p",
 })  # fmt: skip
-# The norm of attacks that have neither a parameter for it nor one in the name; any other has none.
+# The norm of attacks that have neither a parameter for it nor a norm in their name.
 _NORM = {
     "torchattacks:CW": "l2", "torchattacks:DeepFool": "l2", "torchattacks:EADL1": "l1", "torchattacks:EADEN": "l1",
     "torchattacks:JSMA": "l0", "torchattacks:OnePixel": "l0", "torchattacks:Pixle": "l0",
@@ -54,33 +55,33 @@ _NORM = {
 }  # fmt: skip
 _STEPS = ("steps", "max_iter", "n_iter", "nb_iter", "num_steps", "max_iterations", "n_queries")
 _RESTARTS = ("restarts", "n_restarts", "num_random_init", "nb_random_init", "nb_restarts", "binary_search_steps")
-# A guess of the passes of an attack that names no steps, such as AutoAttack.
+# Estimated passes of an attack without a number of steps, such as AutoAttack.
 _UNKNOWN = 10_000
 
 
 @dataclass(frozen=True)
 class Peer(Attack):
-    """An attack of another package; `find` makes one class for each, whose fields are the attack's own arguments.
+    """An attack of another package; `find` creates a class for each, whose fields are the attack's arguments.
 
-    Its samples have no streams of their own: the global random states are seeded for each batch, from ``seed`` and the
-    number of the batch's first sample, so an outcome depends on the batch that a sample is in. A result outside the
-    threat does not count: x is returned in its place, one line on stderr says so, and `remarks` counts them.
+    Its samples have no separate random streams: the global random states are seeded for each batch, from ``seed`` and
+    the number of the first sample of the batch, so an outcome depends on the batch that a sample is in. A result
+    outside the threat does not count: x is returned instead, one line on stderr reports it, and `remarks` counts them.
 
-    Passes are those of the whole batch, spread evenly over its samples. ValueError, in one line, for a radius per
-    sample, for a box per channel, and where the package raises.
+    Passes are those of the batch, distributed evenly over its samples. ValueError, in one line, for a radius per
+    sample, for a box per channel, and if the package raises.
     """
 
     package: ClassVar[str] = ""
-    """Its prefix."""
+    """Prefix of the package."""
     target: ClassVar[Any] = None
-    """Its class, function or name in the package."""
+    """Class, function or name in the package."""
 
     threat: Threat
 
     def __post_init__(self) -> None:
         name, box = type(self).__name__, self.threat.box
         if isinstance(self.threat.eps, Radii):
-            raise ValueError(f"{name} takes one eps for all samples: evaluate each radius alone")
+            raise ValueError(f"{name} takes one eps for all samples: evaluate each radius separately")
         if isinstance(box[0], tuple) or (self.package not in ("foolbox", "art") and box != (0.0, 1.0)):
             able = "one box for all channels" if self.package in ("foolbox", "art") else "inputs in [0, 1]"
             raise ValueError(f"{name} takes {able}, got box {box}: use an attack of this library")
@@ -91,7 +92,7 @@ class Peer(Attack):
 
     @cached_property
     def _tally(self) -> list[int]:
-        """How many results were checked, and how many of them lay outside the threat."""
+        """Number of checked results, and of those outside the threat."""
         return [0, 0]
 
     @property
@@ -103,12 +104,12 @@ class Peer(Attack):
         return _UNKNOWN if steps is None else int(2 * steps * max(1, restarts)) + 2
 
     def remarks(self, classes: int) -> list[str]:
-        """The package and its version; how many results lay outside the threat."""
+        """The package and its version; the number of results outside the threat."""
         made, out = self._tally
         version = f"run by {PACKAGES[self.package].distribution} {found(self.package)[0]}"
         if not out:
             return [version]
-        return [version, f"{out} of {made} results lay outside {show(self.threat)} or the box, and do not count"]
+        return [version, f"{out} of {made} results are outside {show(self.threat)} or the box, and do not count"]
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         name = type(self).__name__
@@ -134,16 +135,16 @@ class Peer(Attack):
         return self._counted(self._checked(points, x).detach().to(x), x)
 
     def _counted(self, points: Tensor, x: Tensor) -> Tensor:
-        """The points, with x in the place of those that a smallest change or a point in the ball cannot be."""
+        """The points, with x instead of those outside the ball or, for a minimum-norm attack, outside the box."""
         threat: Threat = self.threat
-        # A smallest change may be longer than eps, and is then no success, as of every such attack.
+        # The result of a minimum-norm attack may be farther than eps, and is then not a success.
         within = dataclasses.replace(threat, eps=float("inf")) if self.minimum_norm else threat
         kept = within.contains(points, x)
         tally: list[int] = self._tally
         out = int((~kept).sum())
         if out and not tally[1]:
             note(
-                f"{type(self).__name__}: {out} of {len(x)} results lie outside {show(threat)} or the box, and do not"
+                f"{type(self).__name__}: {out} of {len(x)} results are outside {show(threat)} or the box, and do not"
                 " count; those of later batches are counted in its remarks"
             )
         tally[0] += len(x)
@@ -152,7 +153,7 @@ class Peer(Attack):
 
 
 class _Counted(nn.Module):
-    """The network as a package sees it: inputs in the network's type, and passes of single samples counted."""
+    """The network for a package: converts inputs to the network's type, and counts passes per sample."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ class _Counted(nn.Module):
 
 
 def _spread(total: int, oracle: Oracle) -> Tensor:
-    """``total`` passes over the samples that the oracle sees, as even as whole numbers allow."""
+    """``total`` passes, distributed as evenly as possible over the samples of the oracle."""
     n = len(oracle.forwards)
     seen = torch.zeros_like(oracle.forwards)
     rows = torch.arange(n, device=seen.device) if oracle.rows is None else oracle.rows
@@ -182,16 +183,28 @@ def _spread(total: int, oracle: Oracle) -> Tensor:
     return seen.index_add_(0, rows, shares)
 
 
-# ---- finding them ------------------------------------------------------------------------------------------
+# ---- lookup ------------------------------------------------------------------------------------------
 
 
 def attack(text: str, threat: Threat | None = None) -> Attack:
-    """The attack that ``text`` names, such as ``foolbox:LinfPGD(steps=40)``, against ``threat``.
+    """The attack named by ``text``, such as ``foolbox:LinfPGD(steps=40)``, against ``threat``.
+
+    Parameters
+    ----------
+    text
+        Prefix of the package, name of the attack, and settings in parentheses.
+    threat
+        The threat; fields of a threat in ``text``, such as ``eps=``, replace its own.
+
+    Returns
+    -------
+    Attack
+        An attack of this library, see `Peer`.
 
     Raises
     ------
     ValueError
-        In one line, for a package that is not installed, and as `atent.attacks.spec.parse`.
+        In one line: for a package that is not installed, and as `atent.attacks.spec.parse`.
     """
     return parse(text, threat, ATTACKS)
 
@@ -203,8 +216,7 @@ def find(name: str) -> type[Peer]:
     Raises
     ------
     ValueError
-        In one line, where the package cannot be used or has no such attack, and for an attack that cannot be called
-        with plain values.
+        In one line: if the package cannot be used or has no such attack.
     """
     package, _, attribute = name.partition(":")
     version, reason = found(package)
@@ -233,13 +245,13 @@ def _made(name: str, target: Any, fields: list[Any], **about: Any) -> type[Peer]
         "__module__": package, "__qualname__": attribute, "package": package, "__doc__": f"``{name}``, see `Peer`.",
         "target": staticmethod(target) if inspect.isfunction(target) else target, **about,
     }  # fmt: skip
-    # The class is named as its text is, for labels and errors.
+    # The class has the name of its text, for labels and errors.
     made: type[Peer] = dataclasses.make_dataclass(name, fields, bases=(Peer,), namespace=inside, frozen=True)
     return made
 
 
 def _targets(package: str) -> dict[str, Any]:
-    """What a package has that is an attack, by name."""
+    """The attacks of a package, by name."""
     module = importlib.import_module(PACKAGES[package].module)
     here = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
     if package == "adv_lib":
@@ -253,7 +265,7 @@ def _targets(package: str) -> dict[str, Any]:
 
 
 def _fields(name: str, target: Any) -> list[Any]:
-    """The arguments of an attack that are settings, with those that must be given first."""
+    """The arguments of an attack that are settings, required ones first."""
     needed: list[Any] = []
     usual: list[Any] = []
     for key, parameter in parameters(target).items():
@@ -267,7 +279,7 @@ def _fields(name: str, target: Any) -> list[Any]:
 
 
 def _type(default: Any) -> Any:
-    """The type that a value must have, by the default: packages annotate little."""
+    """The type of a value, by the default, since few parameters in packages are annotated."""
     if isinstance(default, bool | str):
         return type(default)
     return float if isinstance(default, int | float) else Any
@@ -280,7 +292,7 @@ def _is_smallest(package: str, target: Any) -> bool:
 
 
 def _norms(name: str, target: Any) -> tuple[str, ...]:
-    """The norms in which an attack can be called: by its parameters, its name, or the table; all where nothing says."""
+    """The norms in which an attack can be called: by its parameters, its name, or the table; else all."""
     package, _, attribute = name.partition(":")
     taken = parameters(target)
     if name in _NORM:
@@ -301,9 +313,9 @@ def _norms(name: str, target: Any) -> tuple[str, ...]:
 
 
 def _distance(target: Any) -> tuple[str, ...]:
-    """The norm that an attack of foolbox measures in, where it can be made without arguments."""
+    """The norm of an attack of foolbox, if it can be created without arguments."""
     try:
         order = target().distance.p
-    except (TypeError, ValueError, AttributeError):  # it needs arguments, refuses its defaults, or has no distance
+    except (TypeError, ValueError, AttributeError):  # it needs arguments, rejects its defaults, or has no distance
         return ("linf", "l2", "l1", "l0")
     return ({float("inf"): "linf", 2: "l2", 1: "l1", 0: "l0"}[order],)

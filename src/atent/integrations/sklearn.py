@@ -35,45 +35,45 @@ _BATCH = 1000
 
 
 class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A network that is trained to be robust, as a classifier of scikit-learn.
+    """Robust training of a network as a classifier of scikit-learn.
 
     X is a table (n, d), or images (n, h, w) or (n, c, h, w), of finite numbers in any range; ``eps`` is in the units of
-    X. Columns are scaled inside the network, so a threat means the same before and after. Results are the same for the
-    same ``random_state``, data and settings.
+    X. Columns are scaled inside the network, so the threat stays in these units. Results are the same for the same
+    ``random_state``, data and settings.
 
     Parameters
     ----------
     method
         A training method by name, in any case ("atent", "trades", "pgdat", "standard" ...), or a `Method`, whose threat
-        then goes before ``norm`` and ``eps``.
+        takes precedence over ``norm`` and ``eps``.
     norm
         Norm of the threat: "linf", "l2", or another that the method takes.
     eps
-        Radius of the threat in the units of X, above 0; a number or a text such as "8/255".
+        Radius of the threat in the units of X, above 0; a number or a string such as "8/255".
     method_params
         Further settings of the method, such as ``{"steps": 5}``. Default: the method's own.
     network
-        None: two hidden layers of 128 units for tables; for images digits_cnn or small_cnn, as the size allows, else
-        the former. Or the name of a built-in network, a module, which is copied, or a function of the shape of one
-        sample and the number of classes that returns a module.
+        Name of a built-in network; a module, which is copied; or a function of the shape of one sample and the number
+        of classes that returns a module. Default: two hidden layers of 128 units for tables; for images digits_cnn or
+        small_cnn, as the size allows, else the former.
     box
-        (lowest, highest) value that an input may take. Default: those of the training data; samples outside are then
-        attacked in a wider box.
+        (lowest, highest) value of an input. Default: those of the training data; for samples outside, attacks use a
+        wider box.
     epochs
-        Passes over the training set.
+        Number of passes over the training set.
     batch_size
         Samples per step.
     optimizer
-        Name of an optimizer of this library, "Adam" by default.
+        Name of an optimizer of this library. Default: "Adam".
     lr
-        Its learning rate.
+        Learning rate.
     validation_fraction
-        Share of the training set on which the best epoch is chosen, by robust accuracy, in [0, 1). With 0, and where
-        the share has fewer samples than there are classes, the last epoch is kept.
+        Share of the training set on which the best epoch is selected, by robust accuracy, in [0, 1). With 0, and if
+        the share has fewer samples than there are classes, the last epoch is used.
     device
         "cpu", "cuda" or "auto".
     random_state
-        Seed of weights, order and adversary: an integer, a RandomState or None.
+        Seed of initial weights, sample order and adversary: an integer, a RandomState or None.
     verbose
         Whether each epoch is reported on stderr.
 
@@ -84,11 +84,21 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     network_
         The trained network, from inputs (n, d) or (n, c, h, w) to logits, in eval mode.
     threat_
-        The threat that it was trained for, with the box.
+        The threat of the training, with the box.
     history_
-        A row of figures for each epoch.
+        A row of metrics for each epoch.
     n_features_in_
         The second dimension of X.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from atent.integrations.sklearn import RobustClassifier
+    >>> y = np.arange(100) % 2
+    >>> X = np.random.default_rng(0).normal(size=(100, 2)) + 6 * y[:, None]
+    >>> classifier = RobustClassifier("pgdat", eps=0.5, epochs=3, random_state=0).fit(X, y)
+    >>> classifier.score(X, y) > 0.9, classifier.robust_score(X, y, "PGD(steps=5)") > 0.9
+    (True, True)
     """
 
     def __init__(
@@ -127,7 +137,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError
-            In one line, for inputs that are not finite numbers, fewer than two classes, and settings out of range.
+            In one line: for inputs that are not finite numbers, fewer than two classes, and settings out of range.
         """
         X, y = validate_data(self, X, y, dtype=np.float32, allow_nd=True)
         check_classification_targets(y)
@@ -152,7 +162,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _shaped(self, X: np.ndarray) -> np.ndarray:
-        """Tables as they are, images (n, h, w) with one channel."""
+        """Tables unchanged, images (n, h, w) with one channel added."""
         if X.ndim == 3:
             X = X[:, None]
         if X.ndim not in (2, 4):
@@ -160,7 +170,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.array(X, dtype=np.float32, order="C")
 
     def _method(self, inputs: np.ndarray) -> tuple[Method, Threat]:
-        """The method, and the threat that it is trained for."""
+        """The method, and the threat of the training."""
         box = _range(inputs) if self.box is None else self.box
         if isinstance(self.method, Method):
             threat = self.method.threat or Threat(self.norm, self.eps, box)  # type: ignore[arg-type]
@@ -176,21 +186,23 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return _labelled(kind(**settings)), threat
 
     def _data(self, inputs: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Data, bool]:
-        """The training set as `Data`, and whether a part of it validates."""
+        """The training set as `Data`, and whether a part of it is the validation set."""
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
         classes, n = len(self.classes_), int(self.validation_fraction * len(labels))
-        whole = split(inputs, labels, None)
-        train, held = whole, whole
+        samples = split(inputs, labels, None)
+        train, validation = samples, samples
         if classes <= n <= len(labels) - classes:
             rows = stratified(labels, n, (seed,), keep=1, least=1)
-            train, held = whole.take(np.setdiff1d(np.arange(len(labels)), rows)), whole.take(rows)
+            train, validation = samples.take(np.setdiff1d(np.arange(len(labels)), rows)), samples.take(rows)
         box = self.threat_.box
-        data = Data("sklearn", classes, tuple(self.shape_), box, train, held, held, _about(train, held))
-        return data, train is not whole
+        data = Data(
+            "sklearn", classes, tuple(self.shape_), box, train, validation, validation, _about(train, validation)
+        )
+        return data, train is not samples
 
     def _network(self, inputs: np.ndarray, seed: int) -> nn.Module:
-        """Fresh weights behind the scaling of the training data; a module of the user's own as it is."""
+        """A new network after the scaling of the training data; a module of the user's own without scaling."""
         if isinstance(self.network, nn.Module):
             return copy.deepcopy(self.network)
         shape, classes = tuple(inputs.shape[1:]), len(self.classes_)
@@ -230,7 +242,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: Any) -> np.ndarray:
         """The softmax of the logits, float64 (n, classes), in the order of ``classes_``."""
         inputs = self._inputs(X)
-        # In float64 a sample's figures do not depend on the batch that it is in.
+        # In float64 the probabilities of a sample do not depend on its batch.
         network = copy.deepcopy(self.network_).double()
         with torch.no_grad(), guard(network):
             logits = torch.cat([ask(network, part.double()) for part in inputs.split(_BATCH)])
@@ -244,7 +256,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return found
 
     def _threat(self, inputs: Tensor, eps: float | str | None) -> Threat:
-        """The threat with the radius ``eps``, in a box that holds the inputs where the box came from data."""
+        """The threat with the radius ``eps``, in a box that contains the inputs if the box was derived from data."""
         threat = self.threat_
         low, high = threat.box
         learned = self.box is None and not (isinstance(self.method, Method) and self.method.threat)
@@ -262,20 +274,25 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X, y
-            Samples and true labels; not those of the training, whose robust accuracy is higher.
+            Samples and true labels, not those of the training set, whose robust accuracy is higher.
         attack
-            An attack as text or object, or several, of which the worst counts. AutoAttack by default; an attack such
-            as "PGD(steps=20)" is faster, and its figure is higher than the truth.
+            An attack as a string or object, or several, of which the worst case counts. Default: AutoAttack. An attack
+            such as "PGD(steps=20)" is faster, and overestimates robust accuracy.
         eps
-            Radius of attacks that are given as text. Default: that of the training.
+            Radius of attacks that are given as strings. Default: that of the training.
         seed
-            Of the attacks' random numbers.
+            Seed of the random numbers of the attacks.
+
+        Returns
+        -------
+        float
+            Robust accuracy, in [0, 1].
 
         Raises
         ------
         ValueError
-            In one line, for labels that the training did not see, samples outside a given ``box``, and attacks that are
-            not understood.
+            In one line: for labels that are not in the training set, samples outside a given ``box``, and unknown
+            attacks.
         """
         inputs = self._inputs(X)
         threat = self._threat(inputs, eps)
@@ -290,13 +307,28 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> np.ndarray:  # fmt: skip
         """Whether the prediction of each sample is the same for all inputs within ``radius`` of it, bool (n,).
 
-        True is a proof by bounds (`atent.certify.verified`); False says nothing. ``radius`` is in the norm of the
-        training and the units of X; default: ``eps``. Together with ``predict(X) == y`` it gives the verified accuracy.
+        True is verified by bounds (`atent.certify.verified`); False means that the bounds do not decide.
+        Together with ``predict(X) == y`` it gives the verified accuracy.
+
+        Parameters
+        ----------
+        X
+            Samples, as for `predict`.
+        radius
+            Radius in the norm of the training and the units of X, a number or a string such as "8/255". Default:
+            ``eps``.
+        method
+            Method of the bounds, see `atent.certify.verified`.
+
+        Returns
+        -------
+        np.ndarray
+            bool (n,).
 
         Raises
         ------
         ValueError
-            In one line, for a network with layers that have no bounds.
+            In one line, for a network with layers that bounds do not support.
         """
         inputs = self._inputs(X)
         threat = self._threat(inputs, radius)
@@ -310,7 +342,7 @@ class RobustClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class _Scaled(nn.Module):
-    """(x - mean) / deviation of each column, or of each channel of images, as the training data have them."""
+    """(x - mean) / deviation of each column, or of each channel of images, with the statistics of the training data."""
 
     mean: Tensor
     deviation: Tensor
@@ -337,7 +369,7 @@ def _labelled(method: Method) -> Method:
 
 
 def _usual(shape: Shape, classes: int) -> nn.Module:
-    """The network for samples of a shape where none is given."""
+    """The default network for samples of a shape."""
     if len(shape) == 3:
         h, w = shape[1:]
         if h % 4 == 0 and w % 4 == 0 and max(h, w) <= 16:
@@ -349,11 +381,11 @@ def _usual(shape: Shape, classes: int) -> nn.Module:
 
 
 def _range(inputs: np.ndarray) -> tuple[float, float]:
-    """The smallest and the largest value, apart also where there is but one."""
+    """The smallest and the largest value; 1 below and above if they are equal."""
     low, high = float(inputs.min()), float(inputs.max())
     return (low, high) if low < high else (low - 1.0, high + 1.0)
 
 
-def _about(train: Split, held: Split) -> dict[str, Any]:
-    counts = {"train": len(train), "validation": len(held), "test": len(held)}
+def _about(train: Split, validation: Split) -> dict[str, Any]:
+    counts = {"train": len(train), "validation": len(validation), "test": len(validation)}
     return {"name": "sklearn", "source": "arrays", "files": {}, "missing": None, "class_names": None, "counts": counts}

@@ -1,4 +1,4 @@
-"""Attacks of this library where torchattacks expects its own."""
+"""Attacks of this library as attacks of torchattacks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from atent.integrations.packages import needed
 def attack(model: nn.Module, ours: Attack, *, seed: int = 0) -> Any:
     """An attack of torchattacks that runs ``ours``: ``attack(model, PGD(threat))(images, labels)``.
 
-    Its modes and ``set_normalization_used`` work: with a normalisation ``model`` takes normalised images, and the
-    attack searches in pixel units. Sample i of the batch draws from the stream of (seed, i).
+    Its modes and ``set_normalization_used`` are supported: with a normalisation, ``model`` takes normalised images, and
+    the attack is in pixel units. Sample i of the batch uses the random stream of (seed, i).
 
     Parameters
     ----------
@@ -24,12 +24,17 @@ def attack(model: nn.Module, ours: Attack, *, seed: int = 0) -> Any:
     ours
         The attack, with its threat.
     seed
-        Of its random numbers.
+        Seed of its random numbers.
+
+    Returns
+    -------
+    object
+        An attack of torchattacks.
 
     Raises
     ------
     ValueError
-        In one line, where torchattacks cannot be used.
+        In one line, if torchattacks cannot be used.
     """
     base: Any = needed("torchattacks", "torchattacks.attack").Attack
 
@@ -51,7 +56,7 @@ def attack(model: nn.Module, ours: Attack, *, seed: int = 0) -> Any:
 
 
 class _Network(nn.Module):
-    """The model as the attack asks for it, behind its normalisation."""
+    """The model of the attack, with its normalisation."""
 
     def __init__(self, owner: Any) -> None:
         super().__init__()

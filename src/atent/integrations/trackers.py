@@ -1,6 +1,6 @@
 """Trackers as callbacks: TensorBoard, MLflow and Weights & Biases.
 
-Each records the configuration and the name of the run once, the figures of every epoch, and the evaluation at the end.
+Each records the configuration and the name of the run once, the metrics of every epoch, and the evaluation at the end.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from atent.messages import unknown
 from atent.train.callbacks import Callback, Progress, Row
 
 IDS = "trackers.json"
-"""The file of a run folder with the ids that trackers gave the run, by which it resumes."""
+"""The file of a run folder with the ids of the run in the trackers, by which it resumes."""
 
-# The longest value that MLflow takes for a parameter.
+# Maximum length of a parameter in MLflow.
 _LONGEST = 500
 
 
 class Tracker(Callback):
-    """What trackers share; a tracker overrides `open`, `figures` and `close`.
+    """Base class of trackers; a tracker overrides `open`, `figures` and `close`.
 
     Parameters
     ----------
@@ -36,19 +36,19 @@ class Tracker(Callback):
     Raises
     ------
     ValueError
-        In one line, where the library is not installed.
+        In one line, if the library is not installed.
     """
 
     name = ""
     """Its name for ``--log``, and that of the extra."""
     module = ""
-    """What is imported."""
+    """The module to import."""
 
     def __init__(self, *, keep_open: bool = False) -> None:
         self.keep_open, self.library = keep_open, _imported(self.module, self.name)
 
     def start(self, progress: Progress) -> None:
-        """Open the tracker; a run that resumes is the one that it was."""
+        """Open the tracker; a resumed run continues the same run."""
         self.open(progress)
 
     def epoch(self, progress: Progress, row: Row) -> None:
@@ -65,17 +65,17 @@ class Tracker(Callback):
         self.figures(accuracies(content), content["epoch"])
 
     def open(self, progress: Progress) -> None:
-        """Begin to record, with the configuration."""
+        """Start recording, with the configuration."""
 
     def figures(self, values: dict[str, float], epoch: int) -> None:
         """Record numbers by name."""
 
     def close(self) -> None:
-        """Write what is left; also where nothing was opened."""
+        """Write what is pending; has no effect if nothing was opened."""
 
 
 class TensorBoard(Tracker):
-    """Event files in the run folder, or in ``place``: look at them by ``tensorboard --logdir runs``."""
+    """Event files in the run folder, or in ``place``: view them with ``tensorboard --logdir runs``."""
 
     name, module = "tensorboard", "torch.utils.tensorboard"
 
@@ -85,7 +85,7 @@ class TensorBoard(Tracker):
         self.writer: Any = None
 
     def open(self, progress: Progress) -> None:
-        """Open the event files; figures that a killed run recorded beyond its checkpoint are hidden."""
+        """Open the event files; figures that an interrupted run recorded after its checkpoint are hidden."""
         place = self.place or (progress.run / self.name if progress.run else None)
         if place is None:
             raise ValueError("TensorBoard needs a folder: give fit(run=...), or TensorBoard('FOLDER')")
@@ -95,7 +95,7 @@ class TensorBoard(Tracker):
             self.writer.add_text("run", _title(progress))
 
     def figures(self, values: dict[str, float], epoch: int) -> None:
-        """One scalar each."""
+        """Record each as a scalar."""
         if self.writer is not None:
             for key, value in values.items():
                 self.writer.add_scalar(key, value, epoch)
@@ -108,7 +108,7 @@ class TensorBoard(Tracker):
 
 
 class MLflow(Tracker):
-    """A run of the MLflow experiment "atent", where ``MLFLOW_TRACKING_URI`` says, by default in this folder."""
+    """A run of the MLflow experiment "atent", at ``MLFLOW_TRACKING_URI``, by default in the current folder."""
 
     name, module = "mlflow", "mlflow"
 
@@ -118,7 +118,7 @@ class MLflow(Tracker):
         self.client: Any = None
 
     def open(self, progress: Progress) -> None:
-        """Create the run, or take it up again by the id in the run folder."""
+        """Create the run, or resume it by the id in the run folder."""
         self.client = self.library.MlflowClient()
         known = _ids(progress.run).get(self.name)
         if known is not None:
@@ -134,10 +134,10 @@ class MLflow(Tracker):
             self.client.log_param(self.id, key, str(value)[:_LONGEST])
 
     def figures(self, values: dict[str, float], epoch: int) -> None:
-        """One metric each."""
+        """Record each as a metric."""
         if self.client is not None:
             for key, value in values.items():
-                # MLflow takes letters, digits and these signs.
+                # MLflow allows letters, digits and these signs.
                 self.client.log_metric(self.id, re.sub(r"[^\w./ -]", "_", key), value, step=epoch)
 
     def close(self) -> None:
@@ -148,8 +148,8 @@ class MLflow(Tracker):
 
 
 class WandB(Tracker):
-    """A Weights & Biases run of the project "atent", offline unless ``WANDB_MODE`` says otherwise; ``wandb sync`` sends
-    it later."""
+    """A Weights & Biases run of the project "atent", offline unless ``WANDB_MODE`` is set; ``wandb sync`` uploads it
+    later."""
 
     name, module = "wandb", "wandb"
 
@@ -159,7 +159,7 @@ class WandB(Tracker):
         self.run: Any = None
 
     def open(self, progress: Progress) -> None:
-        """Begin the run, or take it up again by the id in the run folder."""
+        """Start the run, or resume it by the id in the run folder."""
         name = _ids(progress.run).get(self.name) or uuid.uuid4().hex[:8]
         _keep(progress.run, self.name, name)
         self.run = self.library.init(
@@ -169,7 +169,7 @@ class WandB(Tracker):
         )  # fmt: skip
 
     def figures(self, values: dict[str, float], epoch: int) -> None:
-        """The figures of one step."""
+        """Record them as one step."""
         if self.run is not None:
             self.run.log({"epoch": epoch, **values})
 
@@ -185,7 +185,7 @@ TRACKERS: dict[str, type[Tracker]] = {kind.name: kind for kind in (TensorBoard, 
 
 
 def trackers(names: tuple[str, ...], *, keep_open: bool = False) -> list[Tracker]:
-    """The trackers of these names; ValueError, in one line, for an unknown one, and where a library is missing."""
+    """The trackers of these names; ValueError, in one line, for an unknown one, and if a library is not installed."""
     for name in names:
         if name not in TRACKERS:
             raise ValueError(unknown("tracker", name, TRACKERS))
@@ -199,7 +199,7 @@ def numbers(row: Row) -> dict[str, float]:
 
 
 def accuracies(content: dict[str, Any]) -> dict[str, float]:
-    """The accuracies of an evaluation.json, by test/ and the name of the attack."""
+    """The accuracies of an evaluation.json, named test/ and the name of the attack."""
     robust = {name: entry["robust"]["value"] for name, entry in content["attacks"].items()}
     both = {"clean": content["clean"]["value"], **robust}
     if content.get("worst"):
@@ -208,7 +208,7 @@ def accuracies(content: dict[str, Any]) -> dict[str, float]:
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration without what was found on the way."""
+    """A run's configuration without ``about`` and ``provenance``."""
     return {key: value for key, value in config.items() if key not in ("about", "provenance")}
 
 
@@ -225,7 +225,7 @@ def _title(progress: Progress) -> str:
 
 
 def _ids(run: Path | None) -> dict[str, str]:
-    """What trackers called the run when it began."""
+    """The ids of the run in the trackers."""
     if run is None or not (run / IDS).is_file():
         return {}
     found: dict[str, str] = folder.read_json(run / IDS)

@@ -1,5 +1,5 @@
-"""Networks by name. Every one takes floats in [0, 1] of shape (n, c, h, w) and gives (n, classes) logits; `two_class`
-takes points (n, d) of any range, `mlp` images or vectors."""
+"""Networks by name. Each maps floats in [0, 1] of shape (n, c, h, w) to logits (n, classes); `two_class` takes points
+(n, d) of any range, `mlp` images or vectors."""
 
 import inspect
 from collections import OrderedDict
@@ -21,7 +21,7 @@ __all__ = [
 
 
 _ANY_SHAPE = ("mlp",)
-"""Networks for vectors and for images."""
+"""Networks for both vectors and images."""
 
 
 def build(
@@ -34,20 +34,52 @@ def build(
     patch: int | None = None,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> nn.Module:
-    """The network `name` of `MODELS`, in train mode, with fresh weights from torch's global generator.
+    """The built-in network of that name, in train mode, with random initial weights.
 
-    `classes` is at least 2. `shape` is the (c, h, w) of one input ((d,) for `two_class`, either for `mlp`), default
-    `native_shape(name)`.
-    `dropout` in [0, 1), default the network's own, goes only to networks that have such a field.
-    `activation` is relu, softplus or tanh, default relu, for networks that have such a field.
-    `patch` is the side of a vision transformer's patches in pixels, default the network's own.
-    `normalize` is (mean, std), per channel in pixel units: then the model is a `Sequential` of
-    `normalize` and `network`, and its state-dict keys begin with these two names; without it the network
-    comes bare. Builds on the device of `torch.device(...)` as a context, also on "meta".
+    The weights are sampled by torch's global generator, on the device of a `torch.device(...)` context, which may be
+    "meta".
 
-    Raises ValueError, in one line, for an unknown name, a shape or a number of classes that the network
-    cannot take, a dropout, an activation or a patch that is unknown, out of range or on a network without one, and a
-    normalisation that does not fit the channels.
+    Parameters
+    ----------
+    name
+        Name of a network of `MODELS`, or "module:function" of your own with the parameters ``classes`` and ``shape``,
+        the latter with a default.
+    classes
+        Number of outputs, at least 2.
+    shape
+        Shape of one input: (c, h, w), (d,) for ``two_class``, either for ``mlp``. Default: ``native_shape(name)``.
+    dropout
+        Dropout rate in [0, 1), for networks with a dropout field. Default: the network's own.
+    activation
+        relu, softplus or tanh, for networks with an activation field. Default: relu.
+    patch
+        Side of the patches in pixels, for vision transformers. Default: the network's own.
+    normalize
+        (mean, std), per channel in pixel units: the result is a `Sequential` of ``normalize`` and ``network``, and its
+        state-dict keys begin with these names. Default: the network without a normalisation layer.
+
+    Returns
+    -------
+    nn.Module
+        From floats (n, *shape), images in [0, 1], to logits (n, classes).
+
+    Raises
+    ------
+    ValueError
+        In one line: for an unknown name; a shape or a number of classes that the network does not take; a dropout, an
+        activation or a patch that is unknown, out of range or not a field of the network; and a normalisation that
+        does not fit the channels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.models import build
+    >>> net = build("small_cnn", classes=10, shape=(1, 28, 28))
+    >>> net(torch.rand(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    >>> normalized = build("resnet20", normalize=((0.49, 0.48, 0.45), (0.25, 0.24, 0.26)))
+    >>> [name for name, _ in normalized.named_children()]
+    ['normalize', 'network']
     """
     function = MODELS.find(name)
     if not isinstance(classes, Integral) or classes < 2:
@@ -72,7 +104,7 @@ def build(
     if activation is not None:
         if not has_activation(name):
             able = ", ".join(other for other in MODELS if has_activation(other))
-            raise ValueError(f"the activation of {name} cannot be chosen; these let you: {able}")
+            raise ValueError(f"the activation of {name} cannot be chosen; these have the option: {able}")
         settings["activation"] = activation
     if dropout is not None:
         if not has_dropout(name):
@@ -82,7 +114,7 @@ def build(
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         settings["dropout"] = dropout
     if normalize is not None and flat:
-        raise ValueError(f"normalize is for images, {name} takes points: scale them in the data")
+        raise ValueError(f"normalize is for images, and {name} takes points: scale them in the data")
     layer = None if normalize is None else Normalize(*normalize)
     if layer is not None and len(layer.mean) != shape[0]:
         raise ValueError(f"normalize is for {len(layer.mean)} channels, the input has {shape[0]}")
@@ -91,7 +123,7 @@ def build(
 
 
 def native_shape(name: str) -> tuple[int, ...]:
-    """The (c, h, w), or (d,), that the network `name` was made for.
+    """The default input shape, (c, h, w) or (d,), of the network `name`.
 
     Parameters
     ----------
@@ -173,7 +205,7 @@ def has_activation(name: str) -> bool:
 
 
 def has_patch(name: str) -> bool:
-    """Whether the network `name` cuts its input into patches.
+    """Whether the network `name` divides its input into patches.
 
     Parameters
     ----------
@@ -199,5 +231,5 @@ def has_patch(name: str) -> bool:
     return "patch" in inspect.signature(MODELS.find(name)).parameters
 
 
-# The settings build on `build`.
+# The settings import `build`.
 from .settings import ModelSettings, make  # noqa: E402

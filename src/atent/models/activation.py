@@ -1,4 +1,4 @@
-"""The activations that a built-in network may be built with."""
+"""The activations of built-in networks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,12 +12,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": partial(nn.Softplus, beta=5.0),
     "tanh": nn.Tanh,
 }
-"""By name; relu has a kink at 0, the others have bounded second derivatives. softplus is log(1 + exp(5 z)) / 5: at
-sharpness 1 it lets so little through that the small networks here do not begin to learn."""
+"""By name; relu has a kink at 0, the others have bounded second derivatives. softplus is log(1 + exp(5 z)) / 5: with
+sharpness 1 the small networks here do not start to learn."""
 
 
 def activations(name: str) -> Callable[[], nn.Module]:
-    """What makes a layer of it; ValueError for an unknown name."""
+    """The class or function that builds a layer; ValueError for an unknown name."""
     if name not in ACTIVATIONS:
         raise ValueError(unknown("activation", name, ACTIVATIONS))
     return ACTIVATIONS[name]

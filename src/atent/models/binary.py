@@ -5,12 +5,12 @@ from torch import Tensor, fx, nn
 
 
 class _Pair(nn.Linear):
-    """z to (0, z): a layer without anything to train, which bounds read as they read any other."""
+    """z to (0, z): a linear layer without trainable weights, which bounds support like any other."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = 1, 2
-        # Not saved: the weights of the wrapped network load as they are.
+        # Not saved: the state dict contains the weights of the wrapped network only.
         self.register_buffer("weight", torch.tensor([[0.0], [1.0]]), persistent=False)
         self.register_parameter("bias", None)
 
@@ -36,15 +36,37 @@ class BinaryLogits(nn.Module):
 
 
 def binary_logits(net: nn.Module) -> BinaryLogits:
-    """The two logits (0, z), (n, 2), of a network that gives one logit z, (n, 1) or (n,).
+    """A network with one logit z as a network with the two logits (0, z).
 
-    Class 1 is the class whose probability is sigmoid(z): softmax of (0, z) gives it sigmoid(z), so the cross-entropy is
-    that of `torch.nn.BCEWithLogitsLoss`, and the network answers 1 where z > 0. Labels are 0 and 1 accordingly. The
-    network is used as it is, its weights are trained through the wrapper, and attacks, training, smoothing and bounds
-    take the wrapper like any other network.
+    Class 1 has the probability sigmoid(z), the second entry of the softmax of (0, z), so the cross-entropy equals
+    `torch.nn.BCEWithLogitsLoss`, and the predicted class is 1 where z > 0. Labels are 0 and 1 accordingly. The network
+    is not copied: training the wrapper trains its weights. Attacks, training, smoothing and bounds take the wrapper
+    like any other network.
 
-    ValueError for a network that ends in a sigmoid, which gives a probability in place of z; on the first pass for one
-    that gives anything but one output.
+    Parameters
+    ----------
+    net
+        A network from inputs (n, ...) to one logit each, (n, 1) or (n,).
+
+    Returns
+    -------
+    BinaryLogits
+        A module from inputs (n, ...) to logits (n, 2); its attribute ``net`` is the network.
+
+    Raises
+    ------
+    ValueError
+        If the network ends in a sigmoid, which gives a probability instead of z; at the first pass, if it does not
+        give one output per input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.models import binary_logits
+    >>> model = binary_logits(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1)))
+    >>> logits = model(torch.rand(5, 1, 8, 8))
+    >>> logits.shape, (logits[:, 0] == 0).all().item()
+    (torch.Size([5, 2]), True)
     """
     last = [module for module in net.modules() if not list(module.children())][-1]
     if isinstance(last, nn.Sigmoid):

@@ -1,4 +1,4 @@
-"""Networks around a network: with a projection head for pre-training, and with all but the last layer frozen."""
+"""Wrappers of a network: with a projection head for pre-training, and with all but the last layer frozen."""
 
 from __future__ import annotations
 
@@ -14,26 +14,36 @@ from atent.models.dual import Branch, doubled
 
 
 class Contrastive(nn.Module):
-    """A network as contrastive pre-training sees it: batch-norms doubled, a projection head beside its last layer.
+    """A network for contrastive pre-training: dual batch-norms, and a projection head in parallel to its last layer.
 
-    The last linear layer stays as a probe: the network itself gives logits (n, classes), so that it is evaluated,
-    attacked and saved as any other, while the head's embeddings are what the pre-training compares.
+    The last linear layer is kept as a probe: the model returns logits (n, classes), so that it is evaluated, attacked
+    and saved like any other, while pre-training compares the embeddings of the head.
 
     Parameters
     ----------
     network
         A network from inputs (n, ...) to logits whose last operation is a linear layer; it is changed in place.
     widths
-        Widths of the head's linear layers; each is followed by batch-norm and, but for the last, ReLU.
+        Widths of the head's linear layers; each is followed by batch-norm and, except the last, ReLU.
     shape
-        Of one input, without the batch.
+        Shape of one input, without the batch.
     branch
-        The batch-norms that act where nothing else is said: "a" (adversarial) or "n" (clean).
+        The batch-norms in use by default: "a" (adversarial) or "n" (clean).
 
     Raises
     ------
     ValueError
         In one line, for a network that does not end in a linear layer, or has no other layer, and for widths below 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.models import build
+    >>> from atent.models.contrastive import Contrastive
+    >>> net = Contrastive(build("resnet8", shape=(1, 8, 8)), (64, 32), (1, 8, 8))
+    >>> x = torch.rand(4, 1, 8, 8)
+    >>> net(x).shape, net.embed(x).shape
+    (torch.Size([4, 10]), torch.Size([4, 32]))
     """
 
     def __init__(self, network: nn.Module, widths: Sequence[int], shape: Sequence[int], branch: Branch = "a") -> None:
@@ -59,7 +69,7 @@ class Contrastive(nn.Module):
         return cast(Tensor, self.projection(self.network(x)))
 
     def contrast(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings, and the probe's logits, whose gradient ends at the probe."""
+        """Embeddings, and the logits of the probe on detached features."""
         features = self.network(x)
         return self.projection(features), self.probe(features.detach())
 
@@ -75,10 +85,10 @@ def _head(inputs: int, widths: Sequence[int]) -> nn.Sequential:
 
 
 class Frozen(nn.Sequential):
-    """A network of which the last linear layer trains alone: a linear evaluation of its features.
+    """A network of which only the last linear layer is trained: a linear evaluation of its features.
 
-    All other weights take no gradient, and all other layers stay in eval mode, so that batch-norm statistics stay and
-    dropout is off. Parameters as `Contrastive`.
+    All other weights need no gradient, and all other layers stay in eval mode, so that batch-norm statistics are fixed
+    and dropout is off. Parameters as `Contrastive`.
     """
 
     network: nn.Module
@@ -100,14 +110,14 @@ class Frozen(nn.Sequential):
 
 
 def last_linear(network: nn.Module, shape: Sequence[int]) -> str:
-    """The name of the linear layer whose answer is the network's, "" where it is the network itself.
+    """The name of the linear layer whose output is the network's, "" if it is the network itself.
 
-    One forward pass of zeros; the network comes back as it was. ValueError, in one line, where there is none.
+    One forward pass of zeros; the state of the network is restored. ValueError, in one line, if there is none.
     """
     first = next(network.parameters(), torch.zeros(0))
-    answers: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     handles = [
-        m.register_forward_hook(lambda _m, _given, out, name=name: answers.__setitem__(name, out))
+        m.register_forward_hook(lambda _m, _given, out, name=name: outputs.__setitem__(name, out))
         for name, m in network.named_modules()
         if isinstance(m, nn.Linear)
     ]
@@ -117,7 +127,7 @@ def last_linear(network: nn.Module, shape: Sequence[int]) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    found = next((name for name, answer in answers.items() if answer is out), None)
+    found = next((name for name, output in outputs.items() if output is out), None)
     if found is None:
         raise ValueError(
             f"{type(network).__name__} does not end in a linear layer: pre-training and linear evaluation need one"

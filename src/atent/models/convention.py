@@ -1,4 +1,4 @@
-"""What a network expects of its input, where that is not the pixels in [0, 1] in the order red, green, blue."""
+"""The input convention of a network, if it is not pixels in [0, 1] in the order red, green, blue."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Convention:
     std: tuple[float, ...] | None = None
     """Per channel, or one number for all."""
     input_range: str | None = None
-    """What black and white are to the network, such as 0..255; default: 0..1."""
+    """Input values of black and white, such as 0..255; default: 0..1."""
     bgr: bool = False
     """Whether the network takes blue, green, red."""
 
@@ -55,7 +55,7 @@ class Convention:
         return low, high
 
     def normalisation(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and standard deviation in pixel units for (x - mean) / std; None where the pixels stay as they are."""
+        """Mean and standard deviation in pixel units for (x - mean) / std; None for unchanged pixels."""
         low, high = self.bounds()
         if self.mean is None and (low, high) == (0.0, 1.0):
             return None
@@ -65,9 +65,9 @@ class Convention:
         return tuple((m - low) / width for m in mean), tuple(s / width for s in std)
 
     def around(self, network: nn.Module, channels: int) -> nn.Module:
-        """The network behind the layers of this convention, in pixel units; the network itself where there are none.
+        """The network after the layers of this convention, in pixel units; the network itself if there are none.
 
-        ValueError, in one line, as `Normalize`, and where mean and std do not fit the channels.
+        ValueError, in one line, as `Normalize`, and if mean and std do not fit the channels.
         """
         pair = self.normalisation(channels)
         if pair is not None and len(pair[0]) != channels:
@@ -80,7 +80,7 @@ class Convention:
         return nn.Sequential(OrderedDict(**layers, network=network)) if layers else network
 
     def options(self) -> str:
-        """How the command line sets it."""
+        """The options of the command line for this convention."""
         given = []
         if self.mean is not None and self.std is not None:
             given += ["--mean", *(f"{v:g}" for v in self.mean), "--std", *(f"{v:g}" for v in self.std)]
@@ -90,7 +90,7 @@ class Convention:
 
 
 def parts(model: nn.Module) -> tuple[nn.Module, Convention]:
-    """The network behind the layers of a convention, and that convention in pixel units."""
+    """The network after the layers of a convention, and that convention in pixel units."""
     layers = dict(model.named_children()) if isinstance(model, nn.Sequential) else {}
     if "network" not in layers or not layers.keys() <= {"reversed", "normalize", "network"}:
         return model, Convention()
@@ -104,7 +104,7 @@ def parts(model: nn.Module) -> tuple[nn.Module, Convention]:
 
 
 def read_back(model: nn.Module) -> dict[str, Any]:
-    """The convention of a model in pixel units, as plain values for the record; {} without one."""
+    """The convention of a model in pixel units, as plain values; {} without one."""
     found = parts(model)[1]
     pair = {} if found.mean is None or found.std is None else {"mean": list(found.mean), "std": list(found.std)}
     return {**pair, **({"bgr": True} if found.bgr else {})}

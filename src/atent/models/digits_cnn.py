@@ -14,12 +14,12 @@ def digits_cnn(
 ) -> nn.Sequential:  # fmt: skip
     """Three convolutions and two fully connected layers: (n, c, h, w) to (n, classes) logits.
 
-    No published network. Convolutions 3x3 to 16 channels, 4x4 with stride 2 to 32 and again to 32, then
+    Not a published network. Convolutions 3x3 to 16 channels, 4x4 with stride 2 to 32 and again to 32, then
     fully connected 128-classes. 42,602 parameters for (1, 8, 8) and 10 classes. Strides in place of
-    pooling, and no batch-norm: every layer is affine or ReLU, the easy case for interval and linear
-    bounds, and one sample never sees another. `activation` is relu, softplus or tanh: the last two make the
-    loss smooth in the input, which theory asks for and bounds do not know. Raises ValueError where h or w is
-    not a multiple of 4, and for another activation.
+    pooling, and no batch-norm: every layer is affine or ReLU, which suits interval and linear bounds,
+    and samples are independent. `activation` is relu, softplus or tanh: the last two make the loss smooth in
+    the input, as theory requires, and bounds do not support them. Raises ValueError if h or w is not a
+    multiple of 4, and for another activation.
     """
     relu = activations(activation)
     c, h, w = shape

@@ -1,8 +1,8 @@
-"""The SiLU networks of Gowal et al. 2020 and Rebuffi et al. 2021 (DeepMind), which most of RobustBench's best are.
+"""The SiLU networks of Gowal et al. 2020 and Rebuffi et al. 2021 (DeepMind), used by many models of RobustBench.
 
-They differ from `wrn_28_10` and `preact_resnet18` in more than the activation: a convolution of stride 2 pads below and
-to the right alone, as TensorFlow does. The names in the state dict are those of their files, so that no weights of the
-one kind load as the other.
+They differ from `wrn_28_10` and `preact_resnet18` in more than the activation: a convolution of stride 2 pads only
+below and to the right, as TensorFlow does. The names in the state dict are those of the published files, so that
+weights of one kind do not load as the other.
 """
 
 from collections import OrderedDict
@@ -22,7 +22,7 @@ def _same(x: Tensor, stride: int) -> Tensor:
 
 
 class WideBlock(nn.Module):
-    """BN-SiLU-conv twice; a bare 1x1 convolution of the first activation where the width changes."""
+    """BN-SiLU-conv twice; a 1x1 convolution of the first activation as shortcut if the width changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -42,7 +42,7 @@ class WideBlock(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """BN-SiLU-conv twice; a 3x3 convolution of the raw input where the size changes."""
+    """BN-SiLU-conv twice; a 3x3 convolution of the block's input as shortcut if the size changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -117,7 +117,7 @@ class DMPreActResNet(nn.Module):
 
 
 def _check_sides(name: str, shape: tuple[int, int, int], halvings: int) -> int:
-    """The channels; ValueError for sides that the one-sided padding does not fit."""
+    """The number of channels; ValueError for sides for which one-sided padding is not defined."""
     c, h, w = shape
     if min(h, w) < 8 or h % 2**halvings or w % 2**halvings:
         raise ValueError(
@@ -133,11 +133,11 @@ def _dm_wrn(name: str, depth: int, widen: int, shape: tuple[int, int, int], clas
 
 @model
 def dm_wrn_28_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> DMWideResNet:
-    """WRN-28-10 with SiLU of Gowal et al. 2020, in RobustBench DMWideResNet.
+    """WRN-28-10 with SiLU of Gowal et al. 2020; DMWideResNet in RobustBench.
 
     (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8 and divisible by 4, else ValueError. A convolution of
-    stride 2 pads below and to the right alone. 36,479,194 parameters for (3, 32, 32) and 10 classes. Its files leave
-    out the normalisation by CIFAR-10's mean and std.
+    stride 2 pads only below and to the right. 36,479,194 parameters for (3, 32, 32) and 10 classes. The published files
+    do not contain the normalisation by CIFAR-10's mean and std.
     """
     return _dm_wrn("dm_wrn_28_10", 28, 10, shape, classes)
 
@@ -162,11 +162,11 @@ def dm_wrn_70_16(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)
 
 @model
 def dm_preact_resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> DMPreActResNet:
-    """PreActResNet-18 with SiLU of Rebuffi et al. 2021 and Rade and Moosavi 2022, in RobustBench DMPreActResNet.
+    """PreActResNet-18 with SiLU of Rebuffi et al. 2021 and Rade and Moosavi 2022; DMPreActResNet in RobustBench.
 
     (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8 and divisible by 8, else ValueError. Shortcuts that change
-    the size are 3x3 convolutions of the raw input; a convolution of stride 2 pads below and to the right alone.
-    12,548,426 parameters for (3, 32, 32) and 10 classes. Its files leave out the normalisation by
+    the size are 3x3 convolutions of the block's input; a convolution of stride 2 pads only below and to the right.
+    12,548,426 parameters for (3, 32, 32) and 10 classes. The published files do not contain the normalisation by
     CIFAR-10's mean and std.
     """
     c = _check_sides("dm_preact_resnet18", shape, 3)

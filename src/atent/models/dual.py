@@ -1,4 +1,4 @@
-"""Dual batch-norm: a network whose batch-norms exist twice, for clean and for adversarial inputs."""
+"""Dual batch-norm: separate batch-norms for clean and for adversarial inputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Branch = Literal["n", "a"]
 
 
 class DualBatchNorm(nn.Module):
-    """A batch-norm and its copy, of which ``branch`` says which one acts (Xie et al. 2020).
+    """A batch-norm and its copy; ``branch`` selects the one in use (Xie et al. 2020).
 
-    Weights, biases and running statistics are separate; in train mode a forward pass moves those of the acting one
-    alone. Both begin as ``norm`` is.
+    Weights, biases and running statistics are separate; in train mode a forward pass updates only those of the selected
+    one. Both start as copies of ``norm``.
     """
 
     def __init__(self, norm: _BatchNorm, branch: Branch = "a") -> None:
@@ -31,7 +31,7 @@ class DualBatchNorm(nn.Module):
 
 
 def doubled(network: nn.Module, branch: Branch = "a") -> nn.Module:
-    """The network with every batch-norm doubled, in place; one without batch-norms is as it was."""
+    """The network with every batch-norm replaced by a `DualBatchNorm`, in place; without any it is unchanged."""
     if isinstance(network, _BatchNorm):
         return DualBatchNorm(network, branch)
     for name, child in network.named_children():
@@ -42,7 +42,7 @@ def doubled(network: nn.Module, branch: Branch = "a") -> nn.Module:
 
 @contextmanager
 def branch(model: nn.Module, which: Branch) -> Iterator[None]:
-    """Inside, the batch-norms of that branch act; after, those that acted before."""
+    """Inside the context, the batch-norms of that branch are in use; the previous branch is restored afterwards."""
     layers = [m for m in model.modules() if isinstance(m, DualBatchNorm)]
     before = [layer.branch for layer in layers]
     try:

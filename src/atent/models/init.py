@@ -4,10 +4,10 @@ from torch import nn
 
 
 def kaiming_fan_out(network: nn.Module) -> None:
-    """Draw every convolution of `network` from N(0, 2 / (k k c_out)), in place (He et al. 2015).
+    """Initialise every convolution of `network` from N(0, 2 / (k k c_out)), in place (He et al. 2015).
 
-    Batch-norms already start at weight 1 and bias 0, and fully connected weights keep PyTorch's own
-    start. Works on the meta device, where it does nothing.
+    Batch-norms have weight 1 and bias 0 by default, and fully connected layers keep PyTorch's default
+    initialisation. On the meta device it has no effect.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -15,8 +15,8 @@ def kw_small(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) ->
     """The convolutional network of Wong and Kolter 2018: (n, c, h, w) to (n, classes) logits.
 
     4x4 convolutions of stride 2 to 16 and 32 channels, then fully connected 100-classes, ReLUs between. For
-    (1, 28, 28) and 10 classes: 272 + 8,224 + 156,900 + 1,010, which is 166,406 parameters. Raises ValueError where h
-    or w is below 4.
+    (1, 28, 28) and 10 classes: 272 + 8,224 + 156,900 + 1,010, which is 166,406 parameters. Raises ValueError if h or
+    w is below 4.
     """
     c, rows, columns = _quarter("kw_small", shape)
     return nn.Sequential(
@@ -36,7 +36,7 @@ def kw_large(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) ->
 
     3x3 convolutions to 32 and 64 channels, each followed by a 4x4 one of stride 2, then fully connected
     512-512-classes, ReLUs between. For (1, 28, 28) and 10 classes: 320 + 16,416 + 18,496 + 65,600 + 1,606,144 +
-    262,656 + 5,130, which is 1,974,762 parameters. Raises ValueError where h or w is below 4.
+    262,656 + 5,130, which is 1,974,762 parameters. Raises ValueError if h or w is below 4.
     """
     c, rows, columns = _quarter("kw_large", shape)
     return nn.Sequential(
@@ -56,8 +56,8 @@ def kw_large(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) ->
 class PlainBlock(nn.Module):
     """Two convolutions around a convolution as shortcut, all with bias and none with batch-norm.
 
-    Where the block halves the image (`halve`) its first kernel is 4x4 and the shortcut's 2x2, both of stride 2; else
-    they are 3x3 and 1x1.
+    If the block halves the image (`halve`), its first kernel is 4x4 and that of the shortcut 2x2, both of stride 2;
+    else they are 3x3 and 1x1.
     """
 
     def __init__(self, inputs: int, outputs: int, halve: bool):
@@ -76,12 +76,12 @@ def kw_resnet(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -
     """The small residual network of Wong et al. 2018: (n, c, h, w) to (n, classes) logits.
 
     A 3x3 convolution to 16 channels, four `PlainBlock` of 16, 16, 32 and 64 channels, the last two halving the image,
-    then fully connected 1000-classes. Convolutions start from He's normal distribution and with zero bias. For
+    then fully connected 1000-classes. Convolutions are initialised from He's normal distribution with zero bias. For
     (3, 32, 32) and 10 classes:
 
         stem 448; blocks 4,912 + 4,912 + 19,552 + 78,016; fully connected 4,097,000 + 10,010
 
-    which is 4,214,850 parameters. Raises ValueError where h or w is below 4.
+    which is 4,214,850 parameters. Raises ValueError if h or w is below 4.
     """
     c, rows, columns = _quarter("kw_resnet", shape)
     network = nn.Sequential(

@@ -1,4 +1,4 @@
-"""The two-convolution MNIST networks of Madry et al. and of advertorch, and a network of fully connected layers."""
+"""The two-convolution MNIST networks of Madry et al. and of advertorch, and a fully connected network."""
 
 import math
 from collections import OrderedDict
@@ -14,8 +14,8 @@ def lenet5(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> n
 
     5x5 convolutions with padding 2, 32-pool-64-pool, then fully connected 1024-classes. 3,274,634
     parameters for (1, 28, 28) and 10 classes. The names in the state dict are those of advertorch's
-    LeNet5Madry, but for the last two layers, `fc1` and `fc2` (there `linear1` and `linear2`). Raises
-    ValueError where h or w is below 4.
+    LeNet5Madry, except for the last two layers, `fc1` and `fc2` (there `linear1` and `linear2`). Raises
+    ValueError if h or w is below 4.
     """
     c, h, w = shape
     rows, columns = h // 4, w // 4
@@ -34,10 +34,10 @@ def lenet5(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> n
 
 @model
 def lenet5_small(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
-    """LeNet5 of advertorch, with the weights that it ships: (n, c, h, w) to (n, classes) logits.
+    """LeNet5 of advertorch, whose package includes weights for it: (n, c, h, w) to (n, classes) logits.
 
     3x3 convolutions with padding 1, 32-pool-64-pool, then fully connected 200-classes. 648,226 parameters for
-    (1, 28, 28) and 10 classes. Raises ValueError where h or w is below 4.
+    (1, 28, 28) and 10 classes. Raises ValueError if h or w is below 4.
     """
     c, h, w = shape
     rows, columns = h // 4, w // 4

@@ -14,10 +14,10 @@ HIDDEN = 64
 
 @model
 def mlp(*, classes: int = 10, shape: tuple[int, ...] = (1, 8, 8)) -> nn.Sequential:
-    """Two hidden layers of 64 ReLUs on all values of an input at once.
+    """Two hidden layers of 64 ReLUs on the flattened input.
 
     (n, d) or (n, c, h, w) to (n, classes) logits. 8,970 parameters for (1, 8, 8) and 10 classes. No batch-norm and no
-    dropout, so that bounds can train it.
+    dropout, so that certified training applies.
     """
     return nn.Sequential(
         OrderedDict(

@@ -11,8 +11,8 @@ from .init import kaiming_fan_out
 
 
 class PreActBlock(nn.Module):
-    """BN-ReLU-conv twice; where the size changes, a bare 1x1 convolution of the first activation, or where `raw` of the
-    input."""
+    """BN-ReLU-conv twice; if the size changes, the shortcut is a 1x1 convolution of the first activation, or with `raw`
+    of the input."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, raw: bool = False):
         super().__init__()
@@ -33,10 +33,10 @@ class PreActBlock(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """A 3x3 stem, one stage of blocks per width (each but the first halves h and w), BN-ReLU, mean, one linear layer.
+    """A 3x3 stem, one stage of blocks per width (all but the first halve h and w), BN-ReLU, mean, one linear layer.
 
-    `channels` of the input, `widths` and `blocks` per stage, number of `classes`. Where `plain`, without the BN-ReLU
-    after the last block and with shortcuts of the raw input. Takes (n, channels, h, w), gives (n, classes) logits.
+    `channels` of the input, `widths` and `blocks` per stage, number of `classes`. With `plain` there is no BN-ReLU
+    after the last block, and shortcuts are of the block's input. Maps (n, channels, h, w) to logits (n, classes).
     """
 
     def __init__(
@@ -76,15 +76,15 @@ def preact_resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 
         conv1 1,728; stages 147,968 + 525,184 + 2,098,944 + 8,392,192; bn 1,024; linear 5,130
 
     which is 11,172,170 parameters. The file of kuangliu's pytorch-cifar lacks that last batch-norm and ReLU, and so has
-    11,171,146. The names in the state dict are those of that family of files; the convolutions start from He's normal
-    distribution (there PyTorch's uniform default).
+    11,171,146. The names in the state dict are those of that family of files; the convolutions are initialised from
+    He's normal distribution (there PyTorch's uniform default).
     """
     return _preact_resnet18("preact_resnet18", shape, classes, plain=False)
 
 
 @model
 def preact_resnet18_plain(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> PreActResNet:
-    """PreActResNet-18 without batch-norm and ReLU after the last block, with shortcuts of the raw input.
+    """PreActResNet-18 without batch-norm and ReLU after the last block, with shortcuts of the block's input.
 
     The network of Andriushchenko and Flammarion 2020 and of Wong et al. 2020 in RobustBench, whose files lack that
     batch-norm. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError. 11,171,146 parameters for

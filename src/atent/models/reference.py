@@ -1,4 +1,4 @@
-"""The user's own network: found by name, and checked before anything trains on it."""
+"""The user's own network: imported by name, and checked before training."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -14,35 +14,54 @@ T = TypeVar("T")
 
 
 def from_reference(reference: str, args: Mapping[str, Any] | None = None) -> nn.Module:
-    """The network that `reference`, written "module:function", names.
+    """A network of your own by its name "module:function".
 
-    The module is looked for in the current directory first, as `python -m` does; `sys.path` is afterwards
-    as it was. The part after the colon may be dotted. An nn.Module is taken as it is; anything else is
-    called with the keywords `args` and must return one. Its input is (n, c, h, w) in [0, 1], its output (n,
-    classes) logits.
+    The module is imported from the current directory first, as `python -m` does; `sys.path` is restored afterwards.
 
-    Raises ValueError, in one line, where the colon is missing, the module or the attribute does not
-    exist, the import or the call raises (the cause is chained), or the result is not an nn.Module.
+    Parameters
+    ----------
+    reference
+        "module:attribute", where the attribute may be dotted. An nn.Module is returned as it is; a function or class
+        is called and must return one.
+    args
+        Keyword arguments of the call. Default: none.
+
+    Returns
+    -------
+    nn.Module
+        From (n, c, h, w) in [0, 1] to logits (n, classes); `check_output` checks the shapes.
+
+    Raises
+    ------
+    ValueError
+        In one line: if the colon is missing, the module or the attribute does not exist, the import or the call raises
+        (the cause is chained), arguments are given for an nn.Module, or the result is not an nn.Module.
+
+    Examples
+    --------
+    >>> from atent.models import from_reference
+    >>> from_reference("torch.nn:Linear", {"in_features": 2, "out_features": 3})
+    Linear(in_features=2, out_features=3, bias=True)
     """
     return resolve(reference, nn.Module, "an nn.Module", args)
 
 
 def resolve(reference: str, kind: type[T], wanted: str, args: Mapping[str, Any] | None = None) -> T:
-    """What `reference`, written "module:function", names or, called with the keywords `args`, gives.
+    """The object that `reference`, "module:function", names, or what it returns when called with the keywords `args`.
 
-    It must be a `kind`, which is called `wanted`. Raises ValueError, in one line, as `from_reference`.
+    It must be a `kind`; errors call it `wanted`. Raises ValueError, in one line, as `from_reference`.
     """
     found = load_object(reference)
     with current_directory_on_path(), trust.lifted():
         if isinstance(found, kind):
             if args:
-                raise ValueError(f"{reference} is {wanted} itself, and takes no arguments: got {', '.join(args)}")
+                raise ValueError(f"{reference} is {wanted} and takes no arguments: got {', '.join(args)}")
             return found
         if not callable(found):
-            raise ValueError(f"{reference} is {_kind(found)}, want {wanted} or a function giving it")
+            raise ValueError(f"{reference} is {_kind(found)}, want {wanted} or a function that returns it")
         try:
             made = found(**(args or {}))
-        # a script that leaves by sys.exit must not take the command line with it
+        # a script that calls sys.exit must not end the command
         except (Exception, SystemExit) as error:
             raise ValueError(f"{reference} raised {first_line(error)}") from error
     if not isinstance(made, kind):
@@ -57,10 +76,39 @@ def check_output(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Raise ValueError, in one line, unless `model` maps (2, *shape) to (2, classes).
+    """Check that a model maps inputs (2, *shape) to logits (2, classes).
 
-    One forward pass of zeros of type `dtype` (default: that of the model's weights) on `device`, where the model must
-    already be, in eval mode and without gradients. The model comes back as it was, also where the pass raises.
+    One forward pass of zeros, in eval mode and without gradients. The model's mode, buffers and gradients are restored,
+    also if the pass raises.
+
+    Parameters
+    ----------
+    model
+        The network to check.
+    shape
+        Shape of one input, (c, h, w) or (d,).
+    classes
+        Number of classes of the data.
+    device
+        Device of the inputs, on which the model must already be.
+    dtype
+        Type of the inputs. Default: that of the model's weights, or float32 without weights.
+
+    Raises
+    ------
+    ValueError
+        In one line: for weights created under ``torch.inference_mode``, for a model that cannot take such inputs (the
+        cause is chained), and for an output that is not a tensor of shape (2, classes).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.models import check_output
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> check_output(model, (1, 8, 8), classes=10)
+    >>> check_output(model, (1, 8, 8), classes=3)
+    Traceback (most recent call last):
+    ValueError: the model has 10 outputs, the data has 3 classes: give its last layer 3 outputs
     """
     dtype = dtype or dtype_of(model) or torch.float32
     check_weights(model)
@@ -72,18 +120,18 @@ def check_output(
         raise ValueError(f"the model cannot take inputs of shape {tuple(shape)}: {first_line(error)}") from error
     if not isinstance(output, torch.Tensor):
         raise ValueError(
-            f"the model gives {_kind(output)}, want a tensor of logits of shape (2, {classes}){wrapping(output)}"
+            f"the model returns {_kind(output)}, want a tensor of logits of shape (2, {classes}){wrapping(output)}"
         )
     if output.shape in ((2,), (2, 1)):
         check_classes(1)
     if output.ndim == 2 and len(output) == 2 and output.shape[1] != classes:
         raise ValueError(
-            f"the model gives {output.shape[1]} outputs, the data has {classes} classes: "
+            f"the model has {output.shape[1]} outputs, the data has {classes} classes: "
             f"give its last layer {classes} outputs"
         )
     if output.shape != (2, classes):
         raise ValueError(
-            f"the model gives shape {tuple(output.shape)} for 2 inputs, want logits of shape (2, {classes})"
+            f"the model returns shape {tuple(output.shape)} for 2 inputs, want logits of shape (2, {classes})"
         )
 
 

@@ -11,8 +11,8 @@ from atent.registry import Registry
 MODELS: Registry[Callable[..., nn.Module]] = Registry(
     "model", "atent.models", "atent.models", callable, "a function that builds an nn.Module"
 )
-"""Name -> function that builds the network; it takes ``classes`` and ``shape`` (whose default is the native one), and
-``dropout``, ``activation`` and ``patch`` where it has them."""
+"""Name -> function that builds the network; it takes ``classes`` and ``shape`` (with the native shape as default), and
+``dropout``, ``activation`` and ``patch`` if the network has them."""
 
 model = MODELS.register
-"""Decorator that makes a network known by its function's name."""
+"""Decorator that registers a network under the name of its function."""

@@ -11,7 +11,7 @@ from .init import kaiming_fan_out
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut; a 1x1 convolution with batch-norm where the size changes."""
+    """Two 3x3 convolutions around a shortcut; a 1x1 convolution with batch-norm if the size changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -30,7 +30,7 @@ class BasicBlock(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """He et al.'s option A: every second pixel, and zeros for the channels that are new, half before and half after."""
+    """He et al.'s option A: every second pixel, and zeros for the added channels, half before and half after."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -41,7 +41,7 @@ class PaddedShortcut(nn.Module):
 
 
 class PaddedBlock(BasicBlock):
-    """A `BasicBlock` whose shortcut has no weights where the size changes: option A."""
+    """A `BasicBlock` whose shortcut has no weights if the size changes: option A."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__(inputs, outputs, stride)
@@ -71,12 +71,12 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, one stage of blocks per width (each but the first halves h and w), mean, one linear layer.
+    """A stem, one stage of blocks per width (each except the first halves h and w), mean, one linear layer.
 
     `channels` of the input, `widths` and `blocks` per stage, number of `classes`, the kind of `block` (made from its
-    channels in and out and its stride). The stem is a 3x3 convolution, or where `pooled` ImageNet's: 7x7 of stride 2
-    and a 3x3 maximum of stride 2. It has 64 channels before bottlenecks and where pooled, else those of the first
-    stage. Takes (n, channels, h, w), gives (n, classes) logits.
+    channels in and out and its stride). The stem is a 3x3 convolution, or with `pooled` that of ImageNet: 7x7 of stride
+    2 and a 3x3 max-pooling of stride 2. It has 64 channels before bottlenecks and with `pooled`, else those of the
+    first stage. Takes (n, channels, h, w), returns logits (n, classes).
     """
 
     def __init__(
@@ -125,8 +125,9 @@ def resnet18(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) ->
 
     (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else ValueError. 11,173,962 parameters for
     (3, 32, 32) and 10 classes. The shortcut of a stage that changes the size is a 1x1 convolution with
-    batch-norm. Against the file that most robustness code passes on: the last layer is named `fc` (there
-    `linear`), and the convolutions start from He's normal distribution (there PyTorch's uniform default).
+    batch-norm. Differences from the file in most robustness repositories: the last layer is named
+    `fc` (there `linear`), and the convolutions are initialised from He's normal distribution (there
+    PyTorch's uniform default).
     """
     return _resnet("resnet18", shape, (64, 128, 256, 512), (2, 2, 2, 2), classes)
 
@@ -167,8 +168,8 @@ def resnet110(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -
         stem 432 + 32; fc 650; blocks of
         width 16: 18 x 4,672; width 32: 14,528 + 17 x 18,560; width 64: 57,728 + 17 x 73,984
 
-    which is 1,730,714 parameters. In eval mode before any training its logits are huge (1e7 and more),
-    since 54 blocks add up unscaled until batch-norm has seen data.
+    which is 1,730,714 parameters. In eval mode before training its logits are very large (1e7 and more),
+    since 54 blocks add up without scaling until batch-norm has statistics.
     """
     return _resnet("resnet110", shape, (16, 32, 64), (18, 18, 18), classes)
 
@@ -177,7 +178,7 @@ def resnet110(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -
 def resnet20_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
     """ResNet-20 for CIFAR as He et al. 2016 define it: `resnet20` with 3 blocks a stage and shortcuts of option A.
 
-    Where the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
+    If the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
     weights: the network of akamaster's published files. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else
     ValueError. 269,722 parameters for (3, 32, 32) and 10 classes.
     """
@@ -188,7 +189,7 @@ def resnet20_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) 
 def resnet32_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
     """ResNet-32 for CIFAR as He et al. 2016 define it: `resnet20` with 5 blocks a stage and shortcuts of option A.
 
-    Where the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
+    If the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
     weights: the network of akamaster's published files. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else
     ValueError. 464,154 parameters for (3, 32, 32) and 10 classes.
     """
@@ -199,7 +200,7 @@ def resnet32_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) 
 def resnet44_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
     """ResNet-44 for CIFAR as He et al. 2016 define it: `resnet20` with 7 blocks a stage and shortcuts of option A.
 
-    Where the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
+    If the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
     weights: the network of akamaster's published files. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else
     ValueError. 658,586 parameters for (3, 32, 32) and 10 classes.
     """
@@ -210,7 +211,7 @@ def resnet44_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) 
 def resnet56_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
     """ResNet-56 for CIFAR as He et al. 2016 define it: `resnet20` with 9 blocks a stage and shortcuts of option A.
 
-    Where the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
+    If the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
     weights: the network of akamaster's published files. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else
     ValueError. 853,018 parameters for (3, 32, 32) and 10 classes.
     """
@@ -221,7 +222,7 @@ def resnet56_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) 
 def resnet110_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
     """ResNet-110 for CIFAR as He et al. 2016 define it: `resnet20` with 18 blocks a stage and shortcuts of option A.
 
-    Where the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
+    If the size changes, the shortcut takes every second pixel and pads the channels with zeros, so that it has no
     weights: the network of akamaster's published files. (n, c, h, w) to (n, classes) logits; any c, and h, w >= 8, else
     ValueError. 1,727,962 parameters for (3, 32, 32) and 10 classes.
     """
@@ -230,7 +231,7 @@ def resnet110_a(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32))
 
 @model
 def resnet50(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32)) -> ResNet:
-    """ResNet-50 in its CIFAR form: as `resnet18`, of bottleneck blocks, 3, 4, 6 and 3 to a stage.
+    """ResNet-50 in its CIFAR form: as `resnet18`, with 3, 4, 6 and 3 bottleneck blocks.
 
     The network of Engstrom et al. 2019 and Augustin et al. 2020 in RobustBench. (n, c, h, w) to (n, classes) logits;
     any c, and h, w >= 8, else ValueError. 23,520,842 parameters for (3, 32, 32) and 10 classes.

@@ -14,9 +14,9 @@ def small_cnn(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28), d
     (n, c, h, w) to (n, classes) logits. 3x3 convolutions without padding, 32-32-pool-64-64-pool, then
     fully connected 200-200-classes with `dropout` in [0, 1) between the first two. 312,202 parameters for
     (1, 28, 28) and 10 classes. The names in the state dict are those of the TRADES file. Raises
-    ValueError where h or w is below 16.
+    ValueError if h or w is below 16.
 
-    The last layer starts at zero, so before the first update all logits are 0 and so are all input gradients.
+    The last layer is initialised to zero, so before the first update all logits and input gradients are 0.
     """
     c, h, w = shape
     rows, columns = (((side - 4) // 2 - 4) // 2 for side in (h, w))
@@ -31,7 +31,7 @@ def small_cnn(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28), d
     last = nn.Linear(200, classes)
     classifier: OrderedDict[str, nn.Module] = OrderedDict(
         fc1=nn.Linear(64 * rows * columns, 200), relu1=nn.ReLU(),
-        # Identity, so that who looks for dropout layers finds only those that drop
+        # Identity, so that a search for dropout layers finds only active ones
         drop=nn.Dropout(dropout) if dropout else nn.Identity(),
         fc2=nn.Linear(200, 200), relu2=nn.ReLU(),
         fc3=last,

@@ -1,4 +1,4 @@
-"""Image classifiers of the package transformers, which answer with an object that holds the logits."""
+"""Image classifiers of the package transformers, whose output is an object with the logits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class TransformersLogits(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        answer = self.net(self.normalize(x))
-        logits = getattr(answer, "logits", None)
+        output = self.net(self.normalize(x))
+        logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise ValueError(
-                f"transformers_logits needs an answer with .logits, {type(self.net).__name__} gives a"
-                f" {type(answer).__name__}: use a class such as ViTForImageClassification, with return_dict=True"
+                f"transformers_logits needs an output with .logits, {type(self.net).__name__} returns a"
+                f" {type(output).__name__}: use a class such as ViTForImageClassification, with return_dict=True"
             )
         return logits
 
@@ -31,25 +31,42 @@ class TransformersLogits(nn.Module):
 def transformers_logits(
     net: nn.Module, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> TransformersLogits:
-    """The logits (n, classes) of an image classifier of transformers, as attacks, training and certificates take them.
+    """An image classifier of the package transformers as a network that returns logits.
 
-    The network is used as it is, and its weights are trained through the wrapper. Nothing of transformers is imported
-    here.
+    The network is not copied: training the wrapper trains its weights. Attacks, training and certificates take the
+    wrapper like any other network. The package transformers is not imported here.
 
     Parameters
     ----------
     net
-        A network that is called with images (n, c, h, w) and gives an object with ``.logits``, such as
+        A network that takes images (n, c, h, w) and returns an object with ``.logits``, such as
         ``ViTForImageClassification``.
     mean, std
-        What its image processor takes off and divides by, per channel, in pixel units: then the wrapper takes images
-        in [0, 1]. Default: images go in as they are.
+        Mean and standard deviation of its image processor, per channel, in pixel units: the wrapper then takes images
+        in [0, 1]. Default: no normalisation.
+
+    Returns
+    -------
+    TransformersLogits
+        A module from images (n, c, h, w) to logits (n, classes), in the mode of ``net``; its attribute ``net`` is the
+        network.
 
     Raises
     ------
     ValueError
-        For one of mean and std without the other, and as `Normalize`; on the first pass for an answer without
+        For one of mean and std without the other, and as `Normalize`; at the first pass, for an output without
         ``.logits``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> from atent.models import transformers_logits
+    >>> class Classifier(torch.nn.Linear):  # stands for ViTForImageClassification
+    ...     def forward(self, x):
+    ...         return SimpleNamespace(logits=super().forward(x.flatten(1)))
+    >>> transformers_logits(Classifier(48, 3), mean=[0.5] * 3, std=[0.5] * 3)(torch.rand(2, 3, 4, 4)).shape
+    torch.Size([2, 3])
     """
     if (mean is None) != (std is None):
         raise ValueError("mean and std go together: give both or neither")

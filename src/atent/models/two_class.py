@@ -11,7 +11,7 @@ from atent.models.registry import model
 def two_class(*, classes: int = 10, shape: tuple[int, ...] = (2,)) -> nn.Sequential:
     """The network of the paper's Figure 1, for points instead of images: (n, d) to (n, classes) logits.
 
-    The point is a signal of d samples in one channel: a 1-D convolution to 20 channels, kernel 2, zero padding 2, ReLU,
+    A point is a signal of d values in one channel: a 1-D convolution to 20 channels, kernel 2, zero padding 2, ReLU,
     then fully connected 150-classes. 16,720 parameters for d = 2 and 10 classes, 15,512 for the two classes of the
     figure. No batch-norm and no dropout.
     """

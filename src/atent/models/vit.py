@@ -38,7 +38,7 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def start(self) -> None:
-        """Draw queries, keys and values, three matrices in one, each by its own size."""
+        """Initialise queries, keys and values, three matrices in one, each by its own size."""
         for matrix in self.qkv.weight.chunk(3):
             nn.init.xavier_uniform_(matrix)
 
@@ -85,17 +85,16 @@ class Block(nn.Module):
 
 
 def _dropout(rate: float) -> nn.Module:
-    # Identity, so that who looks for dropout layers finds only those that drop
+    # Identity, so that a search for dropout layers finds only active ones
     return nn.Dropout(rate) if rate else nn.Identity()
 
 
 class VisionTransformer(nn.Module):
-    """A vision transformer that classifies by its class token: (n, c, h, w) to (n, classes) logits.
+    """A vision transformer with a class token: (n, c, h, w) to (n, classes) logits.
 
     The names in the state dict are those of timm's ``VisionTransformer``. Layer norms add 1e-6 to the variance, the
-    GELU is exact, and no sample sees another. Without dropout the train mode and the eval mode give the same bits.
-    Attention is `torch.nn.functional.scaled_dot_product_attention` by its plain kernel, so that gradients can be
-    differentiated again.
+    GELU is exact, and samples are independent. Without dropout, train mode and eval mode give the same bits. Attention
+    is `torch.nn.functional.scaled_dot_product_attention` with its math kernel, so that second derivatives exist.
 
     Parameters
     ----------
@@ -114,17 +113,25 @@ class VisionTransformer(nn.Module):
     mlp_ratio
         Size of the hidden layer of each block as a multiple of ``width``.
     dropout
-        Rate in [0, 1) after the sum with the position embeddings, and after each linear layer of a block but those of
-        queries, keys and values.
+        Rate in [0, 1) after the sum with the position embeddings, and after each linear layer of a block except
+        those of queries, keys and values.
 
     Raises
     ------
     ValueError
-        Where ``patch`` does not divide the sides of the image, or ``heads`` the width.
+        If ``patch`` does not divide the sides of the image, or ``heads`` the width.
 
     References
     ----------
     Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv 2010.11929.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.models.vit import VisionTransformer
+    >>> net = VisionTransformer(shape=(3, 32, 32), classes=10, patch=4, width=32, depth=2, heads=4)
+    >>> net(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -222,7 +229,7 @@ def vit_tiny(
 ) -> VisionTransformer:
     """Vision transformer of the size of `digits_cnn`: width 32, 3 blocks, 4 heads, hidden layers of 128.
 
-    (n, c, h, w) to (n, classes) logits; no published network. ``patch`` divides h and w, else ValueError: 4 or 7 for
+    (n, c, h, w) to (n, classes) logits; not a published network. ``patch`` divides h and w, else ValueError: 4 or 7 for
     28 x 28 images, 4 for 32 x 32, 2 for 8 x 8; ``dropout`` is in [0, 1). 40,682 parameters for (1, 28, 28), 10 classes
     and patches of 4.
     """
@@ -252,8 +259,8 @@ def vit_b16(
 
     Otherwise as `vit_tiny`. 85,806,346 parameters for (3, 224, 224) and 10 classes, 86,567,656 for 1000. `load_weights`
     takes files in the layout of timm (``vit_base_patch16_224``) and of transformers (``google/vit-base-patch16-224``).
-    These want inputs normalised by a mean and a standard deviation of 0.5, which ``normalize`` of `build` does. Layer
-    norms of transformers add 1e-12 to the variance where these add 1e-6.
+    They expect inputs normalised by a mean and a standard deviation of 0.5, see ``normalize`` of `build`. Layer norms
+    of transformers add 1e-12 to the variance, those here 1e-6.
     """
     return VisionTransformer(
         shape=shape, classes=classes, patch=patch, width=768, depth=12, heads=12, dropout=dropout

@@ -11,14 +11,14 @@ from .init import kaiming_fan_out
 
 
 class WideBlock(nn.Module):
-    """BN-ReLU-conv twice, dropout before the second; a bare 1x1 convolution where the width changes."""
+    """BN-ReLU-conv twice, dropout before the second; a 1x1 convolution as shortcut if the width changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dropout: float):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        # Identity, so that who looks for dropout layers finds only those that drop
+        # Identity, so that a search for dropout layers finds only active ones
         self.drop = nn.Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.convShortcut = None
@@ -42,7 +42,7 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, widen: int, *, channels: int = 3, classes: int = 10, dropout: float = 0.0):
         super().__init__()
-        # at widen 1 the first stage would keep its width, and take its shortcut from before the activation
+        # with widen 1 the first stage would keep its width, and its shortcut would be of the block's input
         if depth < 10 or depth % 6 != 4 or widen < 2:
             raise ValueError(f"a WideResNet has depth 6 k + 4 and widen of at least 2, got {depth}, {widen}")
         count = (depth - 4) // 6
@@ -103,9 +103,9 @@ def wrn_34_10(*, classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), d
 
         conv1 432; stages 2,102,112 + 8,812,480 + 35,237,760; bn1 1,280; fc 6,410
 
-    which is 46,160,474 parameters. The names in the state dict are those of the TRADES file. Checkpoints
-    that TRADES published carry 2,102,112 parameters more, under `sub_block1`: a copy of the first stage
-    that its forward pass never calls. It is left out here, and by `atent.load`.
+    which is 46,160,474 parameters. The names in the state dict are those of the TRADES file. The
+    published checkpoints of TRADES have 2,102,112 more parameters, under `sub_block1`: a copy of the first
+    stage that its forward pass does not use. It is omitted here, and by `atent.load`.
     """
     return _wrn("wrn_34_10", 34, 10, shape, classes, dropout)
 

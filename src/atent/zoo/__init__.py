@@ -1,7 +1,7 @@
-"""Networks that travel with the package, one folder each, and in a checkout those of `results/`.
+"""Networks that are part of the package, one folder each, and in a checkout those of `results/`.
 
-A folder holds what `atent export --format hub` writes: configuration, float16 weights, the evaluation of these very
-weights, the card, and the SHA-256 sums by which a damaged file is refused.
+A folder contains what `atent export --format hub` writes: configuration, float16 weights, the evaluation of these
+float16 weights, the card, and the SHA-256 sums by which damaged files are rejected.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def origin(name: str) -> str:
 
 
 def facts(name: str) -> str:
-    """A network in one line: data, threat and the accuracies of its card; of one of `results/` its recipe."""
+    """A network in one line: data, threat and the accuracies of its card; for one of `results/` its recipe."""
     path = find(name)
     if not (path / "card.json").is_file():
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))

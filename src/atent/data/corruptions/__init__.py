@@ -1,4 +1,4 @@
-"""The fifteen common corruptions of CIFAR-10-C at five severities, computed: nothing is downloaded.
+"""The fifteen common corruptions of CIFAR-10-C at five severities, computed, without downloads.
 
 Constants are those of Hendrycks and Dietterich (2019) for images of 32 x 32 pixels, unless a corruption says otherwise.
 """
@@ -35,7 +35,7 @@ def corrupt(
     """Images under one of the `CORRUPTIONS`.
 
     Random numbers are keyed by ``seed``, sample number and corruption, the same at all severities: an image is changed
-    in the same way in any batch, at any time.
+    in the same way in any batch.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def corrupt(
     ids
         Sample numbers (n,), int64; default 0 .. n-1.
     box
-        The smallest and the largest legal value, or those of each channel.
+        Lowest and highest value, or one such value per channel in each place.
 
     Returns
     -------
@@ -60,11 +60,20 @@ def corrupt(
     Raises
     ------
     ValueError
-        In one line, for inputs that are not images, an unknown name or severity, and images too small for it.
+        In one line: for inputs that are not images, an unknown name or severity, and images that are too small.
 
     References
     ----------
     Hendrycks and Dietterich, Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.data.corruptions import corrupt
+    >>> x = torch.rand(4, 3, 32, 32)
+    >>> noisy = corrupt(x, "gaussian_noise", severity=3)
+    >>> noisy.shape, torch.equal(noisy, corrupt(x, "gaussian_noise", severity=3))
+    (torch.Size([4, 3, 32, 32]), True)
     """
     x = as_inputs(x)
     check_images(x.shape[1:])
@@ -77,19 +86,19 @@ def corrupt(
             f"{name} needs images of {chosen.smallest} pixels a side or more, got {x.shape[2]} x {x.shape[3]}: use one"
             f" of {', '.join(suited(x.shape[1:]))}"
         )
-    draws = PerSample(check_seed(seed), numbered(ids, len(x), x.device), f"corruption/{name}")
+    streams = PerSample(check_seed(seed), numbered(ids, len(x), x.device), f"corruption/{name}")
     low, high = Threat("linf", 0.0, box).edges(x)
     with torch.no_grad():
         unit = ((x - low) / (high - low)).clamp(0, 1)
-        changed = chosen.change(unit, chosen.levels[severity - 1], draws) if len(x) else unit
+        changed = chosen.change(unit, chosen.levels[severity - 1], streams) if len(x) else unit
         found: Tensor = (low + (high - low) * changed).clamp(low, high)
         return found
 
 
 def suited(shape: Sequence[int]) -> list[str]:
-    """The corruptions that make sense on images of ``shape`` (c, h, w): all from 16 pixels a side.
+    """The corruptions that apply to images of ``shape`` (c, h, w): all from 16 pixels a side.
 
-    Blurs, snow and frost have lengths in pixels, which leave nothing of a smaller image.
+    Blurs, snow and frost have lengths in pixels, which would erase a smaller image.
     """
     check_images(shape)
     return [name for name, each in CORRUPTIONS.items() if min(shape[1:]) >= each.smallest]
@@ -99,6 +108,6 @@ def check_images(shape: Sequence[int]) -> None:
     """ValueError, in one line, unless samples of ``shape`` are images (c, h, w) of 4 pixels a side or more."""
     if len(shape) != 3 or min(shape[1:]) < 4:
         raise ValueError(
-            f"corruptions and frequencies are of images (c, h, w) of 4 pixels a side or more, got inputs of shape"
+            f"corruptions and frequencies need images (c, h, w) of 4 pixels a side or more, got inputs of shape"
             f" {tuple(shape)}: use data of images"
         )

@@ -1,4 +1,4 @@
-"""Blur: of the focus, of frosted glass, of motion and of a zoom."""
+"""Blurs: defocus, frosted glass, motion and zoom."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from atent.rng import PerSample
 
 
 @corruption("blur", ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)), smallest=16)
-def defocus_blur(x: Tensor, level: tuple[float, float], draws: PerSample) -> Tensor:
-    """Mean over a disc of a radius, whose edge is softened by a Gaussian."""
+def defocus_blur(x: Tensor, level: tuple[float, float], streams: PerSample) -> Tensor:
+    """Mean over a disc with an edge softened by a Gaussian."""
     radius, alias = level
     reach = int(radius) + 2
     places = torch.arange(-reach, reach + 1, dtype=torch.float64)
@@ -24,17 +24,17 @@ def defocus_blur(x: Tensor, level: tuple[float, float], draws: PerSample) -> Ten
 
 
 @corruption("blur", ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)), smallest=16)
-def glass_blur(x: Tensor, level: tuple[float, int, int], draws: PerSample) -> Tensor:
-    """Neighbouring pixels change places, between two Gaussian blurs.
+def glass_blur(x: Tensor, level: tuple[float, int, int], streams: PerSample) -> Tensor:
+    """Neighbouring pixels are swapped, between two Gaussian blurs.
 
-    The authors' swap of two views copies one pixel over the other; here both change places, as the text says.
+    The authors' code swaps two views, which copies one pixel over the other; here both are exchanged, as in the text.
     """
     sigma, reach, rounds = level
     n, c, h, w = x.shape
     soft = gaussian_blur(x, sigma)
     places = torch.arange(h * w, device=x.device).expand(n, -1).clone()
-    for turn in range(rounds):
-        down, right = (draws.integers(2 * reach, (n, h * w, 2), use="moves", step=turn) - reach).unbind(2)
+    for k in range(rounds):
+        down, right = (streams.integers(2 * reach, (n, h * w, 2), use="moves", step=k) - reach).unbind(2)
         moves = w * down + right
         for i in range(h - reach, reach, -1):
             for j in range(w - reach, reach, -1):
@@ -48,15 +48,15 @@ def glass_blur(x: Tensor, level: tuple[float, int, int], draws: PerSample) -> Te
 
 
 @corruption("blur", ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)), smallest=16)
-def motion_blur(x: Tensor, level: tuple[int, float], draws: PerSample) -> Tensor:
+def motion_blur(x: Tensor, level: tuple[int, float], streams: PerSample) -> Tensor:
     """Blur along a line, at most 45 degrees from the horizontal."""
     radius, sigma = level
-    angle = 90 * draws.uniform(x[:, 0, 0, :1]).squeeze(1) - 45
+    angle = 90 * streams.uniform(x[:, 0, 0, :1]).squeeze(1) - 45
     return motion_blurred(x, radius, sigma, angle).clamp(0, 1)
 
 
 @corruption("blur", (0.06, 0.11, 0.16, 0.21, 0.26))
-def zoom_blur(x: Tensor, level: float, draws: PerSample) -> Tensor:
+def zoom_blur(x: Tensor, level: float, streams: PerSample) -> Tensor:
     """Mean of the image and of its enlargements by 1, 1.01, 1.02 ... below 1 + level."""
     count = round(100 * level)
     total = x + sum(zoomed(x, 1 + i / 100) for i in range(count))

@@ -1,4 +1,4 @@
-"""What software does to images: contrast, warps, coarse pixels and JPEG."""
+"""Digital corruptions: contrast, elastic transform, pixelation and JPEG compression."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from atent.rng import PerSample
 
 
 @corruption("digital", (0.75, 0.5, 0.4, 0.3, 0.15))
-def contrast(x: Tensor, level: float, draws: PerSample) -> Tensor:
-    """Differences from each channel's mean shrink."""
+def contrast(x: Tensor, level: float, streams: PerSample) -> Tensor:
+    """Differences from the mean of each channel are reduced."""
     mean = x.mean((2, 3), keepdim=True)
     return ((x - mean) * level + mean).clamp(0, 1)
 
 
 @corruption("digital", ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)))
-def elastic_transform(x: Tensor, level: tuple[float, float, float], draws: PerSample) -> Tensor:
+def elastic_transform(x: Tensor, level: tuple[float, float, float], streams: PerSample) -> Tensor:
     """A random affine map and a smooth random displacement, in shares of the side."""
     side = min(x.shape[2:])
     amount, sigma, corners = (side * part for part in level)
     rows, columns = pixels(x)
-    a = _jittered(x, corners, draws)
+    a = _jittered(x, corners, streams)
     down, right = (
         a[:, i, 0, None, None] * rows + a[:, i, 1, None, None] * columns + a[:, i, 2, None, None] for i in (0, 1)
     )
@@ -34,29 +34,29 @@ def elastic_transform(x: Tensor, level: tuple[float, float, float], draws: PerSa
     if amount == 0:
         return x.clamp(0, 1)
     shifts = (
-        amount * gaussian_blur(2 * draws.uniform(x[:, :1], use=use) - 1, sigma, truncate=3, border="symmetric")[:, 0]
+        amount * gaussian_blur(2 * streams.uniform(x[:, :1], use=use) - 1, sigma, truncate=3, border="symmetric")[:, 0]
         for use in ("down", "right")
     )
     moved = sampled(x, rows + next(shifts), columns + next(shifts), "reflection")
     return moved.clamp(0, 1)
 
 
-def _jittered(x: Tensor, reach: float, draws: PerSample) -> Tensor:
+def _jittered(x: Tensor, reach: float, streams: PerSample) -> Tensor:
     """The affine maps (n, 2, 3) that move three points of the image by up to ``reach`` pixels each way."""
     h, w = x.shape[2:]
     half = min(h, w) // 3
     top, left = h // 2, w // 2
     points = [(top + half, left + half), (top + half, left - half), (top - half, left - half)]
     corners = torch.tensor(points, dtype=torch.float64, device=x.device)
-    moves = reach * (2 * draws.uniform(corners.expand(len(x), -1, -1), use="corners") - 1)
+    moves = reach * (2 * streams.uniform(corners.expand(len(x), -1, -1), use="corners") - 1)
     ones = torch.ones(3, 1, dtype=torch.float64, device=x.device)
     found: Tensor = torch.linalg.solve(torch.cat((corners, ones), 1), corners + moves)
     return found.transpose(1, 2).to(x.dtype)
 
 
 @corruption("digital", (0.95, 0.9, 0.85, 0.75, 0.65), smallest=16)
-def pixelate(x: Tensor, level: float, draws: PerSample) -> Tensor:
-    """Fewer pixels, each the mean of a box, at the old size."""
+def pixelate(x: Tensor, level: float, streams: PerSample) -> Tensor:
+    """Downsampled by box means, then resized to the original size."""
     h, w = x.shape[2:]
     rows, columns = _boxes(int(h * level), h).to(x), _boxes(int(w * level), w).to(x)
     small = (rows @ x) @ columns.T
@@ -65,7 +65,7 @@ def pixelate(x: Tensor, level: float, draws: PerSample) -> Tensor:
 
 
 def _boxes(out: int, of: int) -> Tensor:
-    """Weights (out, of), float64, that resize a line of pixels: each takes the mean of those whose centre is in it."""
+    """Weights (out, of), float64, that resize a line of pixels: each is the mean of those whose centre it contains."""
     scale = of / out
     reach = max(scale, 1.0) / 2
     centres = (torch.arange(out, dtype=torch.float64) + 0.5) * scale
@@ -99,24 +99,24 @@ _YCC = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.41868
 
 
 @corruption("digital", (80, 65, 58, 50, 40))
-def jpeg_compression(x: Tensor, level: int, draws: PerSample) -> Tensor:
-    """What quantisation by baseline JPEG at a quality leaves: all that is lost in such a file.
+def jpeg_compression(x: Tensor, level: int, streams: PerSample) -> Tensor:
+    """Quantisation of baseline JPEG at a given quality, the only lossy part of such a file.
 
-    Colour is stored as luminance and, at half the resolution, chrominance; other numbers of channels than three as
-    grey images each.
+    Colour is stored as luminance and, at half the resolution, chrominance; with other than three channels, each is a
+    greyscale image.
     """
     levels = (255 * x.double()).round()
     if x.shape[1] != 3:
         return (_quantised(levels - 128, _LUMINANCE, level) + 128).round().clamp(0, 255).div(255).to(x.dtype)
     h, w = x.shape[2:]
-    turn = torch.tensor(_YCC, dtype=torch.float64, device=x.device)
-    ycc = torch.einsum("ij,njhw->nihw", turn, levels).round()
+    transform = torch.tensor(_YCC, dtype=torch.float64, device=x.device)
+    ycc = torch.einsum("ij,njhw->nihw", transform, levels).round()
     light = _quantised(ycc[:, :1] - 128, _LUMINANCE, level) + 128
-    # Encoders round the mean of four to a whole number, up and down in turn where it is halfway.
-    sums = 4 * F.avg_pool2d(_grown(ycc[:, 1:], 2), 2)
+    # Encoders round the mean of four to an integer, and ties alternately up and down.
+    sums = 4 * F.avg_pool2d(_padded_to(ycc[:, 1:], 2), 2)
     half = ((sums + 1 + torch.arange(sums.shape[3], device=x.device) % 2) / 4).floor()
     tint = F.interpolate(_quantised(half, _CHROMINANCE, level), scale_factor=2, mode="bilinear")[:, :, :h, :w]
-    rgb = torch.einsum("ij,njhw->nihw", turn.inverse(), torch.cat((light, tint), 1))
+    rgb = torch.einsum("ij,njhw->nihw", transform.inverse(), torch.cat((light, tint), 1))
     return rgb.round().clamp(0, 255).div(255).to(x.dtype)
 
 
@@ -126,17 +126,17 @@ def _quantised(x: Tensor, table: tuple[tuple[int, ...], ...], quality: int) -> T
     steps = torch.tensor(table, dtype=torch.float64, device=x.device)
     steps = ((steps * scale + 50) / 100).floor().clamp(1, 255)
     n, c, h, w = x.shape
-    wide = _grown(x, 8)
+    wide = _padded_to(x, 8)
     rows, columns = wide.shape[2] // 8, wide.shape[3] // 8
     blocks = wide.view(n, c, rows, 8, columns, 8).transpose(3, 4)
-    turn = dct_matrix(8).to(x)
-    scaled = (turn @ blocks @ turn.T) / steps
+    transform = dct_matrix(8).to(x)
+    scaled = (transform @ blocks @ transform.T) / steps
     kept = (scaled.abs() + 0.5).floor() * scaled.sign() * steps
-    back = (turn.T @ kept @ turn).transpose(3, 4).reshape_as(wide)
+    back = (transform.T @ kept @ transform).transpose(3, 4).reshape_as(wide)
     return back[:, :, :h, :w].round()
 
 
-def _grown(x: Tensor, unit: int) -> Tensor:
+def _padded_to(x: Tensor, unit: int) -> Tensor:
     """The image with its last row and column repeated until both sides are multiples of ``unit``."""
     h, w = x.shape[2:]
     more = (-h % unit, -w % unit)
@@ -146,6 +146,6 @@ def _grown(x: Tensor, unit: int) -> Tensor:
 def dct_matrix(size: int) -> Tensor:
     """The orthonormal discrete cosine transform (type II) of a line of pixels, (size, size), float64."""
     k = torch.arange(size, dtype=torch.float64)
-    turn = torch.cos(math.pi / size * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / size)
-    turn[0] = math.sqrt(1 / size)
-    return turn
+    transform = torch.cos(math.pi / size * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / size)
+    transform[0] = math.sqrt(1 / size)
+    return transform

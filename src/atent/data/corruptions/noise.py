@@ -1,4 +1,4 @@
-"""Noise: of the sensor, of the light and of dead pixels."""
+"""Noise: Gaussian, shot and impulse noise."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from atent.rng import PerSample
 
 
 @corruption("noise", (0.04, 0.06, 0.08, 0.09, 0.10))
-def gaussian_noise(x: Tensor, level: float, draws: PerSample) -> Tensor:
-    """Gaussian noise of a standard deviation."""
-    return (x + level * draws.normal(x)).clamp(0, 1)
+def gaussian_noise(x: Tensor, level: float, streams: PerSample) -> Tensor:
+    """Gaussian noise of standard deviation ``level``."""
+    return (x + level * streams.normal(x)).clamp(0, 1)
 
 
 @corruption("noise", (500, 250, 100, 75, 50))
-def shot_noise(x: Tensor, level: float, draws: PerSample) -> Tensor:
+def shot_noise(x: Tensor, level: float, streams: PerSample) -> Tensor:
     """Poisson counts of ``level`` photons at white."""
-    return (poisson(x.double() * level, draws.uniform(x.double())) / level).clamp(0, 1).to(x.dtype)
+    return (poisson(x.double() * level, streams.uniform(x.double())) / level).clamp(0, 1).to(x.dtype)
 
 
 @corruption("noise", (0.01, 0.02, 0.03, 0.05, 0.07))
-def impulse_noise(x: Tensor, level: float, draws: PerSample) -> Tensor:
+def impulse_noise(x: Tensor, level: float, streams: PerSample) -> Tensor:
     """A share of the values becomes black or white."""
-    white = (draws.uniform(x, use="colour") < 0.5).to(x.dtype)
-    return torch.where(draws.uniform(x, use="place") < level, white, x)
+    white = (streams.uniform(x, use="colour") < 0.5).to(x.dtype)
+    return torch.where(streams.uniform(x, use="place") < level, white, x)
 
 
 _FEW = 4096
-"""So many different means or fewer share one table of the law, which costs less than a search for each pixel."""
+"""Up to this many different means, one table of the distribution costs less than a search for each pixel."""
 
 
 def poisson(mean: Tensor, u: Tensor) -> Tensor:
-    """The quantile ``u`` of the Poisson law of that ``mean``, float64: the least k with P(X <= k) >= u."""
+    """The quantile ``u`` of the Poisson distribution with ``mean``, float64: the least k with P(X <= k) >= u."""
     most = float(mean.max()) if mean.numel() else 0.0
-    # Beyond ten standard deviations and 40 counts lies less than a u of double precision can say.
+    # Beyond ten standard deviations and 40 counts the probability is below the resolution of u in double precision.
     count = math.ceil(most + 10 * math.sqrt(most) + 40)
     levels, which = mean.unique(return_inverse=True)
     if len(levels) > _FEW:
@@ -45,7 +45,7 @@ def poisson(mean: Tensor, u: Tensor) -> Tensor:
     counts = torch.arange(count, device=mean.device).double()
     logs = torch.special.xlogy(counts, levels[:, None]) - levels[:, None] - torch.lgamma(counts + 1)
     law = logs.exp().cumsum(1).clamp_max(1)
-    # Row after row, each shifted by 1, the table is one ascending line.
+    # With row i shifted by i, the flattened table is in ascending order.
     line = (law + torch.arange(len(levels), device=mean.device)[:, None]).flatten()
     found: Tensor = (torch.searchsorted(line, u + which) - count * which).to(mean.dtype)
     return found

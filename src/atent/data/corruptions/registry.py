@@ -1,4 +1,4 @@
-"""What a corruption is, and the table of all of them."""
+"""The type of a corruption, and the table of all corruptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atent.rng import PerSample
 SEVERITIES = (1, 2, 3, 4, 5)
 
 Change = Callable[[Tensor, Any, PerSample], Tensor]
-"""``change(x, level, draws)``: images (n, c, h, w) in [0, 1], the constants of a severity, and random numbers."""
+"""``change(x, level, streams)``: images (n, c, h, w) in [0, 1], the constants of a severity, random number streams."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Corruption:
     """The constants of each severity, in ascending order."""
     change: Change
     smallest: int = 1
-    """The smallest side of an image on which its lengths, which are in pixels, leave something to see."""
+    """Smallest side of an image, in pixels, that the corruption applies to."""
 
 
 CORRUPTIONS: dict[str, Corruption] = {}
@@ -35,7 +35,7 @@ CORRUPTIONS: dict[str, Corruption] = {}
 
 
 def corruption(kind: str, levels: Sequence[Any], *, smallest: int = 1) -> Callable[[Change], Change]:
-    """Decorator that makes a function known as a corruption by its name."""
+    """Decorator that registers a function as a corruption under its name."""
 
     def register(change: Change) -> Change:
         name = change.__name__

@@ -1,4 +1,4 @@
-"""Blurs and warps of images (n, c, h, w) that treat every image alone, so that results do not depend on the batch."""
+"""Blurs and warps of images (n, c, h, w), each image independent of the others in the batch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ GREY = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luminance (ITU-R BT.601)."""
 
 
-def grey(x: Tensor) -> Tensor:
-    """The luminance (n, 1, h, w) of colour images; the mean of the channels where there are not three."""
+def luminance(x: Tensor) -> Tensor:
+    """The luminance (n, 1, h, w) of colour images; the mean of the channels if there are not three."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
     return (x * torch.tensor(GREY, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
@@ -23,10 +23,10 @@ def grey(x: Tensor) -> Tensor:
 
 def gaussian_blur(x: Tensor, sigma: float, *, truncate: float = 4.0, border: str = "replicate") -> Tensor:
     """Gaussian blur, separable; ``sigma`` in pixels, the kernel cut at ``truncate * sigma``."""
-    reach = int(truncate * sigma + 0.5)
-    if reach < 1:
+    radius = int(truncate * sigma + 0.5)
+    if radius < 1:
         return x
-    places = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    places = torch.arange(-radius, radius + 1, dtype=torch.float64)
     kernel = torch.exp(-0.5 * (places / sigma) ** 2)
     weights: list[float] = (kernel / kernel.sum()).tolist()
     return _along(_along(x, weights, 2, border), weights, 3, border)
@@ -34,14 +34,14 @@ def gaussian_blur(x: Tensor, sigma: float, *, truncate: float = 4.0, border: str
 
 def _along(x: Tensor, weights: list[float], dim: int, border: str) -> Tensor:
     """Correlation of one dimension with an odd number of weights."""
-    reach, size = len(weights) // 2, x.shape[dim]
-    wide = padded(x, reach if dim == 2 else 0, reach if dim == 3 else 0, border)
+    radius, size = len(weights) // 2, x.shape[dim]
+    wide = padded(x, radius if dim == 2 else 0, radius if dim == 3 else 0, border)
     parts = (weight * wide.narrow(dim, i, size) for i, weight in enumerate(weights))
     return torch.stack(tuple(parts)).sum(0)
 
 
 def padded(x: Tensor, rows: int, columns: int, border: str) -> Tensor:
-    """The image with ``rows`` and ``columns`` more on each side, also where they exceed it.
+    """The image with ``rows`` and ``columns`` added on each side, which may exceed its size.
 
     ``border``: "replicate" repeats the edge (aaa|abcd|ddd), "reflect" mirrors about it (dcb|abcd|cba), "symmetric"
     mirrors with it (cba|abcd|dcb).
@@ -63,8 +63,8 @@ def padded(x: Tensor, rows: int, columns: int, border: str) -> Tensor:
 
 def correlate(x: Tensor, kernel: Tensor, border: str) -> Tensor:
     """Correlation of every channel with a kernel (k, k) of odd size."""
-    reach = len(kernel) // 2
-    wide = padded(x, reach, reach, border)
+    radius = len(kernel) // 2
+    wide = padded(x, radius, radius, border)
     h, w = x.shape[2:]
     out = torch.zeros_like(x)
     for i, row in enumerate(kernel.tolist()):
@@ -102,7 +102,7 @@ def zoomed(x: Tensor, factor: float, border: str = "border") -> Tensor:
 
 
 def motion_blurred(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tensor:
-    """Blur along ``angle`` (n,), in degrees: a half of a Gaussian of ``sigma`` pixels over 2 radius + 1 of them."""
+    """Blur along ``angle`` (n,), in degrees: one half of a Gaussian of ``sigma`` pixels over 2 radius + 1 of them."""
     rows, columns = pixels(x)
     down, right = (f(angle * (math.pi / 180)).view(-1, 1, 1).to(x.dtype) for f in (torch.sin, torch.cos))
     weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(2 * radius + 1)]
@@ -113,8 +113,8 @@ def motion_blurred(x: Tensor, radius: int, sigma: float, angle: Tensor) -> Tenso
     return out
 
 
-def plasma(like: Tensor, draws: PerSample, decay: float) -> Tensor:
-    """Diamond-square noise in [0, 1], (n, 1, h, w): at each halving of the scale it varies ``decay**2`` less."""
+def plasma(like: Tensor, streams: PerSample, decay: float) -> Tensor:
+    """Diamond-square noise in [0, 1], (n, 1, h, w): each halving of the scale divides the amplitude by ``decay**2``."""
     n, h, w = len(like), *like.shape[2:]
     size = 1 << max(1, (max(h, w) - 1).bit_length())
     field = torch.zeros(n, size, size, dtype=like.dtype, device=like.device)
@@ -123,7 +123,7 @@ def plasma(like: Tensor, draws: PerSample, decay: float) -> Tensor:
         half = step // 2
 
         def around(a: Tensor, b: Tensor, use: str, height: float = height, level: int = level) -> Tensor:
-            jitter = 2 * draws.uniform(a, use=use, step=level) - 1
+            jitter = 2 * streams.uniform(a, use=use, step=level) - 1
             return (a + b) / 4 + height * jitter
 
         corners = field[:, ::step, ::step]

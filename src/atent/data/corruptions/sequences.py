@@ -1,4 +1,4 @@
-"""Sequences of images that change a little from frame to frame, in the way of CIFAR-10-P, to count changes of class."""
+"""Sequences of slightly changing images, as in CIFAR-10-P, to count changes of the predicted class."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from atent.data.corruptions.weather import brightened
 from atent.rng import PerSample
 
 Frame = Callable[[Tensor, float, PerSample], Tensor]
-"""``frame(x, amount, draws)``: one frame of images (n, c, h, w) in [0, 1]."""
+"""``frame(x, amount, streams)``: one frame of images (n, c, h, w) in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """The frames of a sequence, after the image itself where its noise is compared with it."""
+    """The frames of a sequence; a sequence of noise begins with the image itself."""
 
     frame: Frame
     amounts: tuple[float, ...]
     ordered: bool
     """Each frame is compared with the one before it; otherwise with the image without noise, which is the first."""
 
-    def frames(self, x: Tensor, draws: PerSample) -> Iterator[Tensor]:
+    def frames(self, x: Tensor, streams: PerSample) -> Iterator[Tensor]:
         """The frames of the images ``x`` (n, c, h, w) in [0, 1]."""
         if not self.ordered:
             yield x
         for i, amount in enumerate(self.amounts):
-            yield self.frame(x, amount, draws.named(str(i))).clamp(0, 1)
+            yield self.frame(x, amount, streams.named(str(i))).clamp(0, 1)
 
 
-def _noisy(x: Tensor, amount: float, draws: PerSample) -> Tensor:
-    return x + amount * draws.normal(x)
+def _noisy(x: Tensor, amount: float, streams: PerSample) -> Tensor:
+    return x + amount * streams.normal(x)
 
 
-def _brighter(x: Tensor, amount: float, draws: PerSample) -> Tensor:
+def _brighter(x: Tensor, amount: float, streams: PerSample) -> Tensor:
     return brightened(x, amount)
 
 
-def _moved(x: Tensor, amount: float, draws: PerSample) -> Tensor:
+def _moved(x: Tensor, amount: float, streams: PerSample) -> Tensor:
     rows, columns = pixels(x)
     return sampled(x, rows, columns - amount * x.shape[3] / 32, "zeros")
 
 
-def _turned(x: Tensor, amount: float, draws: PerSample) -> Tensor:
+def _turned(x: Tensor, amount: float, streams: PerSample) -> Tensor:
     rows, columns = pixels(x)
     top, left = (x.shape[2] - 1) / 2, (x.shape[3] - 1) / 2
     cos, sin = math.cos(math.radians(amount)), math.sin(math.radians(amount))
@@ -56,7 +56,7 @@ def _turned(x: Tensor, amount: float, draws: PerSample) -> Tensor:
     return sampled(x, top + cos * y + sin * across, left + cos * across - sin * y, "zeros")
 
 
-def _scaled(x: Tensor, amount: float, draws: PerSample) -> Tensor:
+def _scaled(x: Tensor, amount: float, streams: PerSample) -> Tensor:
     return zoomed(x, amount, "zeros")
 
 
@@ -68,12 +68,12 @@ SEQUENCES: dict[str, Sequence] = {
     "rotate": Sequence(_turned, tuple(float(i - 15) for i in range(31)), ordered=True),
     "scale": Sequence(_scaled, tuple((70 + 2 * i) / 100 for i in range(31)), ordered=True),
 }
-"""Name -> sequence: two of noise and four ordered ones, with the steps of CIFAR-10-P. The translation's pixels, which
-are those of images of 32 pixels, are shares of the side on others."""
+"""Name -> sequence: two of noise and four ordered ones, with the steps of CIFAR-10-P. The translation is
+in pixels of a 32-pixel image, and scales with the side of other images."""
 
 
 def flips(classes: Tensor, *, ordered: bool) -> Tensor:
-    """How often the class changes along each sequence, as a share of the comparisons (n,), float64.
+    """Flip rate: the share of comparisons of each sequence in which the class changes, (n,), float64.
 
     ``classes`` (n, frames): the predicted classes. In an ordered sequence each frame is compared with the one before
     it, in one of noise with the first (Hendrycks and Dietterich 2019). ValueError for fewer than two frames.
@@ -86,6 +86,6 @@ def flips(classes: Tensor, *, ordered: bool) -> Tensor:
 
 def framed(x: Tensor, name: str, *, seed: int, ids: Tensor) -> Iterator[Tensor]:
     """The frames of one of the `SEQUENCES` on images in [0, 1], random numbers keyed by ``seed`` and sample number."""
-    draws = PerSample(seed, ids, f"sequence/{name}")
+    streams = PerSample(seed, ids, f"sequence/{name}")
     with torch.no_grad():
-        yield from SEQUENCES[name].frames(x, draws)
+        yield from SEQUENCES[name].frames(x, streams)

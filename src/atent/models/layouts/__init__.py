@@ -1,7 +1,7 @@
-"""The names that published code gives to the layers of networks of this library, a file per family of code.
+"""The layer names of published code for networks of this library, one file per family of code.
 
-A layout renames; it never changes values. Where published code computes something else under the same names, the
-network is one of its own in `atent.models`.
+A layout renames and does not change values. If published code computes something else under the same names, there is a
+separate network in `atent.models`.
 """
 
 from .base import Layout

@@ -1,4 +1,4 @@
-"""What a layout is."""
+"""The type of a layout."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Layout:
     """The names of one family of published code."""
 
     source: str
-    """Whose code."""
+    """Name of the code."""
     renames: tuple[tuple[str, str], ...] = ()
-    """Patterns of names and what takes their place, applied in order."""
+    """Patterns of names and their replacements, applied in order."""
     unused: tuple[str, ...] = ()
     """Patterns of names that the forward pass of that code never uses."""
 
     def apply(self, state: Mapping[str, T]) -> dict[str, T] | None:
-        """The state in the names of this library; None where two entries would get one name."""
+        """The state in the names of this library; None if two entries would get the same name."""
         named: dict[str, T] = {}
         for name, value in state.items():
             if any(re.match(pattern, name) for pattern in self.unused):

@@ -4,7 +4,7 @@ from .base import Layout
 
 TRADES = Layout(
     "TRADES, MART, AWP and RobustBench's WideResNet",
-    # A copy of the first stage, which these files carry and the forward pass never calls.
+    # A copy of the first stage, which these files contain and the forward pass does not use.
     unused=(r"sub_block1\.",),
 )
 
