@@ -271,7 +271,7 @@ def test_the_wrapper_takes_the_logits():
     with torch.no_grad():
         assert torch.equal(transformers_logits(net)(x), net.net(x))
         torch.testing.assert_close(transformers_logits(net, mean=(0.5,), std=(0.25,))(x), net.net((x - 0.5) / 0.25))
-    with refuses("needs an answer with .logits", "Classifier gives a tuple", "return_dict=True"):
+    with refuses("needs an output with .logits", "Classifier returns a tuple", "return_dict=True"):
         transformers_logits(Classifier(kind=lambda z: (z,)))(x)
     with refuses("mean and std go together"):
         transformers_logits(net, mean=(0.5,))
