@@ -16,9 +16,10 @@ from torch import nn
 from atent import Threat, plots
 from atent.certify import ABSTAIN, Certificate, Sampling, Smoothed, certify_run, largest_radius, merge, samples_needed
 from atent.certify.certificate import certified_network
+from atent.certify.limits import linf_radius
 from atent.certify.noise import Noise, address, device_seed
 from atent.certify.rows import Row, read_rows
-from atent.certify.smoothing import certificates, linf_radius, predictions
+from atent.certify.smoothing import certificates, predictions
 from atent.cli import main
 from atent.experiments import certificate
 from atent.experiments.certificate import certify_folder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.certify.group import clean_logits, made_by, name_of, rows_of
+from atent.certify.limits import largest_radius
 from atent.certify.noise import NOISE
 from atent.certify.rows import (
     Row,
@@ -30,17 +30,9 @@ from atent.certify.rows import (
 )
 from atent.certify.sequential import TEST
 from atent.certify.shards import shard_rows
-from atent.certify.smoothing import (
-    ABSTAIN,
-    Smoothed,
-    check_radius,
-    check_sampling,
-    forward_size,
-    largest_radius,
-    linf_radius,
-    noisy,
-)
-from atent.checks import Settings, as_samples, check_batch, check_labels, check_number, check_seed, numbered
+from atent.certify.smoothing import Smoothed, forward_size, noisy
+from atent.certify.summary import Certificate, Sampling
+from atent.checks import as_samples, check_batch, check_labels, numbered
 from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.folded import Folded, fold
@@ -48,125 +40,9 @@ from atent.independence import dependence_hint
 from atent.progress import Advance
 from atent.runs import manifest
 from atent.runs.locks import held, lock_of
-from atent.stats import share
 
 # Images whose sequential tests share forward passes; an interruption loses that many at most.
 _TOGETHER = 50
-_ONE = "the sequential test decided radius {:g} alone: certify without a radius to estimate that of each sample"
-
-
-@dataclass(frozen=True)
-class Sampling(metaclass=Settings):
-    """What a certificate costs and promises; ValueError for numbers that can never certify."""
-
-    sigma: float
-    """Standard deviation of the noise, in pixel units."""
-    n0: int = 100
-    """Noise samples that choose the class."""
-    n: int = 100_000
-    """Noise samples that estimate its share."""
-    alpha: float = 0.001
-    """Probability, per sample, that the certificate is wrong."""
-    seed: int = 0
-    """Seed of the noise."""
-    radius: float | None = None
-    """The one l2 radius that a sequential test of n noise samples at most decides; default: the largest radius of each
-    sample is estimated from all n."""
-
-    def __post_init__(self) -> None:
-        check_number("sigma", self.sigma, 0, above=True)
-        check_sampling(self.n0, self.n, self.alpha, self.sigma)
-        check_seed(self.seed)
-        if self.radius is not None:
-            check_radius(self.radius, self.n, self.alpha, self.sigma)
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as files hold them; without a radius, as they did before there was one."""
-        return {key: value for key, value in asdict(self).items() if key != "radius" or value is not None}
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """The certificates of n samples of ``dim`` values each."""
-
-    rows: tuple[Row, ...]
-    sampling: Sampling
-    dim: int
-    hint: str | None = None
-    """One line where the model's answers depend on the batch, so that no row holds."""
-
-    def certified(self, radius: float) -> dict[str, Any]:
-        """Share of the samples whose class is right and certified within the l2 ``radius``, with a 95 % interval.
-
-        The interval is for the sampling of the test set. Each certificate may besides be wrong with probability
-        alpha, so of n certificates alpha n at most are expected to be. ValueError for another radius than the one that
-        a sequential test decided.
-        """
-        if self.sampling.radius not in (None, radius):
-            raise ValueError(f"radius {radius:g} was not tested, {_ONE.format(self.sampling.radius)}")
-        return share(sum(r.correct and r.radius >= radius for r in self.rows), len(self.rows))
-
-    def to_json(self, radii: Sequence[float] | None = None) -> dict[str, Any]:
-        """The content of certificate.json; ``radii`` default: 0 and the multiples of sigma that n samples reach.
-
-        Three accuracies, which the literature calls by one name: ``clean`` of the base model without noise;
-        ``smoothed``, the smoothed model's own, abstentions counted as wrong (PREDICT); ``certified``, at l2 radii.
-        """
-        sampling, rows = self.sampling, self.rows
-        if sampling.radius is not None:
-            return self._decided(sampling.radius, radii)
-        most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
-        if radii is None:
-            radii = [k * sampling.sigma for k in range(int(most / sampling.sigma) + 1)]
-        for radius in radii:
-            check_radius(radius, sampling.n, sampling.alpha, sampling.sigma, dim=self.dim)
-        reached = sorted(r.radius if r.correct else 0.0 for r in rows)
-        return {
-            "method": "smoothing",
-            "norm": "l2",
-            "n": len(rows),
-            "sampling": sampling.to_json(),
-            "clean": share(sum(r.clean == r.label for r in rows), len(rows)),
-            "smoothed": share(sum(r.smoothed == r.label for r in rows), len(rows)),
-            "certified": [self._at(float(r)) for r in radii],
-            "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
-            "radius_mean": sum(reached) / len(rows),
-            "radius_median": reached[(len(rows) - 1) // 2],
-            "largest_radius": most,
-            "hint": self.hint,
-            "seconds_per_image": sum(r.time for r in rows) / len(rows),
-        }
-
-    def _at(self, radius: float) -> dict[str, Any]:
-        return {"radius": radius, "linf_radius": linf_radius(radius, self.dim), "share": self.certified(radius)}
-
-    def _decided(self, radius: float, radii: Sequence[float] | None) -> dict[str, Any]:
-        """`to_json` of a sequential test; ValueError for other ``radii``."""
-        rows, taken = self.rows, [r.samples for r in self.rows]
-        return {
-            "method": "smoothing",
-            "norm": "l2",
-            "n": len(rows),
-            "sampling": self.sampling.to_json(),
-            "clean": share(sum(r.clean == r.label for r in rows), len(rows)),
-            "certified": [self._at(float(r)) for r in (radii or [radius])],
-            "certified_wrong": share(sum(r.predict not in (ABSTAIN, r.label) for r in rows), len(rows)),
-            "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
-            "samples_mean": sum(taken) / len(rows),
-            "samples_median": sorted(taken)[(len(rows) - 1) // 2],
-            "samples_most": max(taken),
-            "hint": self.hint,
-            "seconds_per_image": sum(r.time for r in rows) / len(rows),
-        }
-
-    def radii(self) -> list[float]:
-        """The radius of each sample whose class is right, -1 for the others: what `plots.certified` draws.
-
-        ValueError after a sequential test, which decides one radius: there is no curve.
-        """
-        if self.sampling.radius is not None:
-            raise ValueError(f"there is no curve over radii, {_ONE.format(self.sampling.radius)}")
-        return [r.radius if r.correct else -1.0 for r in self.rows]
 
 
 def certify_run(

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from atent.certify import affine, copies
 from atent.certify.operators import LAYERS, NORMS, TIMES_MINUS_1, Fork, Kind, Known, function
+from atent.certify.tracing import AUGMENTED, Tracer, known_layer
 from atent.guard import guard
 
 SUPPORTED = (
@@ -36,7 +37,19 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes of a network; node 0 is the input. It holds the layers, not their weights: training moves it along."""
+    """The nodes of a network, as `read` gives them; node 0 is the input.
+
+    It refers to the layers, not to their weights: training changes it along.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.certify import read
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> graph = read(model)
+    >>> [node.kind for node in graph.nodes], graph.output
+    (['input', 'affine', 'relu', 'affine'], 3)
+    """
 
     model: nn.Module
     """The network that was read."""
@@ -67,11 +80,37 @@ Found = dict[fx.Node, int | _Shape | _Constant]
 
 
 def read(model: nn.Module, *, training: bool = False) -> Graph:
-    """The nodes of ``model``, from its forward pass traced with ``torch.fx``; no data flows and nothing is copied.
+    """The nodes of a network, from its forward pass traced with ``torch.fx``; no data flows and nothing is copied.
 
-    ``training``, for certified training: the model may be in train mode if that changes nothing, that is without
-    batch-norm and dropout. ValueError, in one line, for a model in train mode otherwise, a layer or an operation that
-    no bound knows, one with a hook, and a forward pass that branches on its input.
+    Parameters
+    ----------
+    model
+        Network in eval mode whose forward pass does not branch on its input.
+    training
+        For certified training: the model may be in train mode if that changes nothing, that is without batch-norm and
+        dropout.
+
+    Returns
+    -------
+    Graph
+        What `bounds`, `margins` and `verified` take in place of the model.
+
+    Raises
+    ------
+    ValueError
+        In one line, for a model in train mode otherwise, a layer or an operation that is not supported, a layer with a
+        hook, a scripted model, and a forward pass that branches on its input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.certify import read, verified
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> graph, x = read(model), torch.rand(5, 4)
+    >>> y = model(x).argmax(1)
+    >>> [verified(graph, x, y, Threat("linf", eps)).shape for eps in (0.01, 0.1)]
+    [torch.Size([5]), torch.Size([5])]
     """
     model = getattr(model, "_orig_mod", model)  # compiled: the same code
     refuse_training(model, allowed=training)
@@ -81,7 +120,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
     root = nn.Sequential(model)
     try:
         with guard(model, mode="as-is"):  # a forward pass may write buffers
-            traced = _Tracer().trace(root)
+            traced = Tracer().trace(root)
     except Exception as error:
         layer = _unsupported(model)
         if layer:
@@ -113,7 +152,7 @@ def _unsupported(model: nn.Module) -> str | None:
     """The first layer of torch that no bound knows, for the error about a forward pass that cannot be traced."""
     for name, module in model.named_modules():
         own = type(module).__module__.startswith("torch.nn.") and not isinstance(module, _CONTAINERS)
-        if own and _known(module) is None:
+        if own and known_layer(module) is None:
             return f"{name or 'the model'} ({type(module).__name__})"
     return None
 
@@ -151,7 +190,7 @@ def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]
         alias = getattr(module, "inplace", False) or isinstance(module, _VIEWS)
     else:
         name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
-        alias = name.endswith("_") or name in (*_VIEWING, *_AUGMENTED) or step.kwargs.get("inplace", False)
+        alias = name.endswith("_") or name in (*_VIEWING, *AUGMENTED) or step.kwargs.get("inplace", False)
     sources = step.all_input_nodes[:1] if alias else []
     group = shared[sources[0]] if sources else []
     group.append(step)
@@ -160,7 +199,6 @@ def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]
 
 _VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
 _VIEWING = ("flatten", "view", "reshape", "unflatten", "dropout", "dropout2d", "getitem", "contiguous")
-_AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
 _SUMS = ("add", "iadd", "sub", "isub")
 
 
@@ -175,7 +213,7 @@ def _translate(
     else:
         target = step.target
         name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        in_place = bool(name.endswith("_") or name in _AUGMENTED or step.kwargs.get("inplace", False))
+        in_place = bool(name.endswith("_") or name in AUGMENTED or step.kwargs.get("inplace", False))
         name = name.rstrip("_")
         if name == "getattr" and step.args[1] in ("shape", "ndim"):
             return _Shape()
@@ -241,7 +279,7 @@ def _refuse_change(
 def _layer(module: nn.Module, name: str) -> Known:
     if module._forward_hooks or module._forward_pre_hooks:
         raise ValueError(f"{name} has a forward hook, which bounds cannot see: remove it")
-    kind = _known(module)
+    kind = known_layer(module)
     if isinstance(module, NORMS):
         raise ValueError(
             f"{name} divides by the spread of its own input, which bounds do not cover: use batch-norm, or certify by"
@@ -253,33 +291,6 @@ def _layer(module: nn.Module, name: str) -> Known:
         return LAYERS[kind](module)
     except ValueError as error:
         raise ValueError(f"{name} has {error}") from None
-
-
-def _known(module: nn.Module) -> type[nn.Module] | None:
-    """The layer of torch that it is; a subclass with a forward of its own is another layer."""
-    return next((k for k in LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
-
-
-class _Proxy(fx.Proxy):
-    """Keeps ``x -= 1`` apart from ``x = x - 1``: the first changes what other names of x see."""
-
-
-def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-for _name, _function in _AUGMENTED.items():
-    setattr(_Proxy, f"__{_name}__", _augmented(_function))
-
-
-class _Tracer(fx.Tracer):
-    """Looks into every module that is not a layer of torch, nor a subclass of one that bounds know."""
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _known(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
 def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> Known:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from atent.certify.limits import largest_radius
 from atent.certify.rows import Row
-from atent.certify.smoothing import ABSTAIN, Smoothed, certificates, largest_radius, predictions
+from atent.certify.smoothing import ABSTAIN, Smoothed, certificates, predictions
 from atent.guard import ask, guard
 from atent.precision import full_precision
 from atent.progress import Advance
 from atent.registry import first_line
 
 if TYPE_CHECKING:
-    from atent.certify.certificate import Sampling
+    from atent.certify.summary import Sampling
 
 
 def made_by(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atent.certify.limits import check_alpha, check_radius, check_sampling
 from atent.certify.sequential import CertifiedAt, choose, decide, plan, threshold
 from atent.certify.votes import Votes, counting
 from atent.checks import Settings, as_inputs, check_batch, check_number, check_seed, numbered, plain
@@ -23,7 +24,6 @@ from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import lower_limit
 from atent.threat import Threat
-from atent.threat import radius as as_radius
 
 ABSTAIN = -1
 """The class of a sample on which the noise samples do not decide."""
@@ -42,25 +42,44 @@ def noisy(x: Tensor, sigma: float, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Smoothed(metaclass=Settings):
-    """The classifier g(x) = argmax over c of P(f(x + sigma N(0, I)) = c), ``f`` being the argmax of ``model``.
+    """Randomised smoothing: g(x) = argmax over c of P(f(x + sigma N(0, I)) = c), ``f`` being the argmax of ``model``.
 
-    ``model`` takes (n, ...) floats to (n, classes) logits, or anything with the same argmax. It is always evaluated in
-    eval mode, also where it is found in train mode, and comes back as it was found. The noisy inputs are not clamped
-    to the box: the certificate counts on noise that is Gaussian. ValueError unless ``sigma`` is above 0.
+    The noisy inputs are not clamped to the box: the certificate requires Gaussian noise.
 
-    Noise is drawn in blocks of 100, each a stream of its own keyed by (seed, id, block), see `atent.certify.noise`: so
-    results do not depend on batch size, order, sharding or resumption, no two images share noise, and the samples of a
-    small n begin those of a larger one. One kind of device gives one noise; where two logits tie to rounding, matrix
-    kernels may turn a single vote with the batch size. The noise costs 0.02 forwards of small_cnn and 0.06 of
-    digits_cnn. Its float32 normals end near 8 standard deviations on the CPU and 6 on CUDA.
+    The noise comes in blocks of 100 samples, each a stream of its own keyed by (seed, id, block), see
+    `atent.certify.noise`: results do not depend on batch size, order, sharding or resumption, no two images share
+    noise, and the samples of a small n are the first ones of a larger n. The noise is the same on all devices of one
+    kind; where two logits tie to rounding, matrix kernels may change a single vote with the batch size. The noise costs
+    0.02 forwards of small_cnn and 0.06 of digits_cnn. Its float32 normals end near 8 standard deviations on the CPU
+    and 6 on CUDA.
+
+    Raises
+    ------
+    ValueError
+        In one line, for a ``sigma`` that is not above 0.
+
+    References
+    ----------
+    Cohen, Rosenfeld and Kolter 2019, "Certified adversarial robustness via randomized smoothing", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.certify import Smoothed
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> classes, radii = Smoothed(model, sigma=0.25).certify(torch.rand(4, 1, 4, 4), n0=10, n=100)
+    >>> classes.shape, bool((radii >= 0).all())
+    (torch.Size([4]), True)
     """
 
     model: nn.Module
+    """From (n, ...) floats to (n, classes) logits, or to anything with the same argmax; it is always evaluated in eval
+    mode and comes back as it was."""
     sigma: float
-    """Standard deviation of the noise, in the units of x (pixels)."""
+    """Standard deviation of the noise, in the units of x (pixels), above 0."""
     channels_last: bool | None = None
-    """Show the model images in that memory format, the same up to rounding; default: where its layers gain by it on a
-    CPU. A model that cannot take it gets the usual format, with a warning."""
+    """Whether the model gets images in that memory format, the same up to rounding; default: where its layers are
+    faster with it on a CPU. A model that cannot take it gets the usual format, with a warning."""
 
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0, above=True)
@@ -156,7 +175,7 @@ class Smoothed(metaclass=Settings):
         n whose noise samples could not decide even in full agreement.
         """
         n, alpha = check_number("n", n, 1, whole=True), plain(alpha)
-        _check_alpha(alpha)
+        check_alpha(alpha)
         if 2.0 ** (1 - n) > alpha:
             raise ValueError(
                 f"n = {n} noise samples always abstain at alpha {alpha:g}: in full agreement their two-sided p is"
@@ -266,90 +285,3 @@ def predictions(counts: Tensor, alpha: float) -> Tensor:
     # P(X >= k) for X of Bin(m, 1/2) is I_{1/2}(k, m - k + 1); the two tails are alike.
     p = np.where(most > second, 2 * betainc(most, second + 1, 0.5), 1.0)
     return torch.from_numpy(np.where(p <= alpha, top, ABSTAIN)).to(counts.device)
-
-
-# ---- what a number of noise samples can certify ------------------------------------------------------------------
-
-
-def largest_radius(n: int, alpha: float, sigma: float) -> float:
-    """The l2 radius that n noise samples certify where all agree: sigma * Phi^-1(alpha^(1/n)); 0 where they abstain."""
-    from scipy.special import ndtri
-
-    check_number("n", n, 1, whole=True)
-    _check_alpha(alpha)
-    check_number("sigma", sigma, 0, above=True)
-    low = lower_limit(n, n, alpha)
-    return float(sigma * ndtri(low)) if low > 0.5 else 0.0
-
-
-def samples_needed(radius: float | str, sigma: float, alpha: float) -> int:
-    """The smallest n whose noise samples, all agreeing, certify the l2 ``radius``; for radius 0, that do not abstain.
-
-    ValueError for a radius beyond 6 sigma: that takes billions of noise samples, where float64 no longer separates n
-    from n + 1.
-    """
-    from scipy.special import log_ndtr
-
-    goal = as_radius(radius, "radius")
-    _check_alpha(alpha)
-    check_number("sigma", sigma, 0, above=True)
-    if goal > 6 * sigma:
-        raise ValueError(
-            f"radius {goal:g} is {goal / sigma:.3g} sigma, out of reach of noise samples: give sigma >= {goal / 4:.2g}"
-        )
-    n = max(1, math.floor(math.log(alpha) / float(log_ndtr(goal / sigma))) - 1)
-    while largest_radius(n, alpha, sigma) < goal or largest_radius(n, alpha, sigma) == 0:
-        n += max(1, n // 10**8)
-    return n
-
-
-def linf_radius(radius: float, dim: int) -> float:
-    """The linf radius of the largest cube in an l2 ball of ``dim`` values: r / sqrt(d)."""
-    return radius / math.sqrt(dim)
-
-
-def check_sampling(n0: int, n: int, alpha: float, sigma: float) -> None:
-    """ValueError, with the arithmetic, for numbers of noise samples that CERTIFY cannot use."""
-    check_number("n0", n0, 1, whole=True)
-    check_number("n", n, 1, whole=True)
-    _check_alpha(alpha)
-    if n < n0:
-        raise ValueError(
-            f"n must be at least n0, got n = {n} and n0 = {n0}: n noise samples estimate, n0 only choose the class"
-        )
-    if largest_radius(n, alpha, sigma) == 0:
-        raise ValueError(
-            f"n = {n} noise samples always abstain at alpha {alpha:g}: in full agreement they show a share of"
-            f" alpha^(1/n) = {alpha ** (1 / n):.4f}, not above 1/2; give n >= {samples_needed(0, sigma, alpha)}"
-        )
-
-
-def check_radius(radius: float | str | Threat, n: int, alpha: float, sigma: float, *, dim: int | None = None) -> float:
-    """The l2 radius as a number; ValueError, with the arithmetic, where n noise samples at sigma cannot certify it."""
-    if isinstance(radius, Threat):
-        if radius.norm not in ("linf", "l2"):
-            raise ValueError(f"Gaussian smoothing certifies in l2, got a threat in {radius.norm}: give an l2 radius")
-        if radius.norm != "l2":
-            size = "eps * sqrt(d)" if dim is None else f"{float(radius.eps) * math.sqrt(dim):.4g} (eps * sqrt({dim}))"
-            raise ValueError(
-                f"Gaussian smoothing certifies in l2, got a radius in {radius.norm}: ask for the l2 radius {size},"
-                " whose ball holds the cube"
-            )
-        radius = float(radius.eps)
-    goal = as_radius(radius, "radius")
-    most = largest_radius(n, alpha, sigma)
-    if goal > most:
-        fix = "give a larger sigma"
-        if goal <= 6 * sigma:
-            fix = f"give n >= {samples_needed(goal, sigma, alpha):,}, or a larger sigma"
-        raise ValueError(
-            f"radius {goal:g} cannot be certified: n = {n:,} noise samples at sigma {sigma:g} and alpha {alpha:g} reach"
-            f" {most:.4g} at most, where all agree; {fix}"
-        )
-    return goal
-
-
-def _check_alpha(alpha: float) -> None:
-    check_number("alpha", alpha, 0, above=True)
-    if alpha >= 1:
-        raise ValueError(f"alpha must lie in (0, 1), got {alpha}: it is the probability of a wrong certificate")
