@@ -273,7 +273,7 @@ def test_the_summary_counts_right_wrong_and_abstained():
     assert (found["certified_wrong"]["k"], found["abstained"]["k"], found["clean"]["k"]) == (1, 1, 4)
     assert (found["samples_mean"], found["samples_median"], found["samples_most"]) == (120, 60, 300)
     assert found["sampling"]["radius"] == 0.2
-    with pytest.raises(ValueError, match=r"no curve over radii, the sequential test decided radius 0\.2 alone"):
+    with pytest.raises(ValueError, match=r"no curve over radii, the sequential test certifies at radius 0\.2 only"):
         certificate.radii()
     with pytest.raises(ValueError, match=r"radius 0\.1 was not tested"):
         certificate.certified(0.1)

@@ -482,7 +482,7 @@ def test_shards_merge_into_the_whole(task, tmp_path):
         assert [row.idx for row in part.rows] == ids[i::3].tolist()
     assert same(merge(paths, 64).rows, want)
     assert same(merge(paths, 64, ids.tolist()).rows, want)
-    with pytest.raises(ValueError, match="4 of 11 samples are in no shard"):
+    with pytest.raises(ValueError, match="4 of 11 samples are missing in all shards"):
         merge(paths[1:], 64, ids.tolist())
     other = tmp_path / "other.csv"
     certify_run(model, x, y, Sampling(SIGMA, 20, 160, 0.01), ids=ids, path=other, shard=(0, 3))

@@ -1,4 +1,4 @@
-"""Smoothing certificates of many samples: a file that grows row by row, its shards, and what the rows add up to."""
+"""Smoothing certificates of many samples: a file that grows row by row, shards of it, and their union."""
 
 from __future__ import annotations
 
@@ -62,28 +62,70 @@ def certify_run(
     world: World = SINGLE,
     advance: Advance | None = None,
 ) -> Certificate:
-    """Certify samples one group after the other, and resume where an earlier call stopped.
+    """Certify samples by smoothing, group by group, and resume where an earlier call stopped.
 
-    ``x`` (n, ...) and true labels ``y`` (n,), tensors or arrays, or a DataLoader as ``x`` and None as ``y``; sample
-    numbers ``ids`` (n,), each once. ``path``: a file to which every finished row is appended (tabs between columns, a
-    header), beside a .json that says how it was made; the rows that it holds already are taken as they are, so the same
-    call continues an interrupted one, and gives the same rows but for ``time``. ``about``: plain values that must agree
-    as well, such as the model's fingerprint. ``shard`` (i, k) takes every k-th group from the i-th on, of those
-    that share forward passes, so that its rows are bit for bit those of all samples: with n above 4,000 a group is one
-    sample, in a sequential test 50 of them. Where there are fewer groups than shards it takes the samples i::k, the
-    same up to rounding. Each shard has a file of its own, see `merge`. ``world``: the ranks that share the groups, as
-    `atent.distributed.current` gives them, each with a file of its own beside ``path`` until all are done; each gets
-    all rows. ``batch``, ``channels_last`` and ``advance`` as in `Smoothed`. ``certifier``: another class, called
-    with the model and sigma, whose ``certify`` gives what that of `Smoothed` gives; the class that it certifies stands
-    for the smoothed model's prediction. ``network``: that of `certified_network`, default: it is made here, unless the
-    file at ``path`` was begun without it; the file says how many batch norms were folded. With ``sampling.radius`` each
-    sample is certified at that radius or not, see `Smoothed.certify_at`; that takes `Smoothed` itself. ValueError for
-    inputs that cannot be certified, for labels beyond the model's outputs, for a file that was made another way, and
-    for a certifier that raises or gives something else.
+    Parameters
+    ----------
+    model
+        From inputs to (n, classes) logits; it is evaluated in eval mode and comes back as it was.
+    x, y
+        Inputs (n, ...) and true labels (n,), tensors or arrays, or a DataLoader as ``x`` and None as ``y``.
+    sampling
+        Noise, numbers of noise samples and error. With ``sampling.radius`` each sample is certified at that radius or
+        not, see `Smoothed.certify_at`; that requires `Smoothed` as ``certifier``.
+    ids
+        Sample numbers (n,), all different, which key the noise; default: 0 .. n-1.
+    path
+        File to which every finished row is appended (a header, tabs between columns), beside a .json that describes how
+        it was made. Rows that it contains already are not computed again, so the same call resumes an interrupted
+        one, with the same rows except for ``time``. Default: no file.
+    about
+        Plain values that must agree for a file to be resumed, such as the model's fingerprint.
+    shard
+        (i, k), 0 <= i < k <= n: every k-th group of samples that share forward passes, from the i-th on, so that the
+        rows are bit for bit those of a run without shards. A group is one sample with n above 4,000, and 50 samples in
+        a sequential test. Where there are fewer groups than shards, the samples i::k, the same up to rounding. Each
+        shard has a file of its own, see `merge`.
+    batch
+        Noisy inputs in one forward pass; default as in `Smoothed.certify`.
+    channels_last
+        As in `Smoothed`.
+    certifier
+        Another class, called with the model and sigma, whose ``certify`` has the arguments and the result of that of
+        `Smoothed`; the class that it certifies counts as the smoothed model's prediction.
+    network
+        Network that the noise samples pass through, as ``certified_network`` gives it; default: it is made here,
+        unless the file at ``path`` was begun without it. The file records how many batch norms were folded.
+    world
+        The ranks that share the groups, as `atent.distributed.current` gives them. Each has a file of its own beside
+        ``path`` until all are done, and each gets all rows.
+    advance
+        Called with the number of noise samples that are done, n0 + n for each input, and a text.
+
+    Returns
+    -------
+    Certificate
+        The rows of the samples, in the order of their numbers.
+
+    Raises
+    ------
+    ValueError
+        In one line, for inputs that cannot be certified, for labels beyond the model's outputs, for a file that was
+        made with other settings, and for a certifier that raises or returns something else.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.certify import Sampling, certify_run
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+    >>> found = certify_run(model, x, y, Sampling(sigma=0.25, n0=10, n=100))
+    >>> [row.idx for row in found.rows], len(found.radii())
+    ([0, 1, 2, 3], 4)
     """
     x, y = as_samples(x, y, model)
     if sampling.radius is not None and certifier is not Smoothed:
-        raise ValueError(f"the sequential test is that of smoothing, not of {name_of(certifier)}: leave the radius out")
+        raise ValueError(f"the sequential test is for smoothing, not for {name_of(certifier)}: omit the radius")
     if not len(x):
         raise ValueError("no samples to certify: give at least one")
     check_batch(x, y, (-math.inf, math.inf))
@@ -105,7 +147,7 @@ def certify_run(
 
 @contextmanager
 def _claimed(path: Path, wanted: dict[str, Any], world: World) -> Iterator[None]:
-    """Inside, this rank's file of rows is its own; what an earlier job of ranks left is in that of the first."""
+    """Inside, this rank's file of rows is locked; the first rank's has the rows that an earlier job of ranks left."""
     own = of_rank(path, world.rank)
     if not world.first:
         world.wait()
@@ -123,8 +165,8 @@ def certified_network(
     """The network that the noise samples of ``x`` (n, ...) pass through: ``model`` with its batch norms folded.
 
     It is the same function in exact arithmetic and is checked on a few noisy samples (`atent.folded.fold`): a vote
-    differs only where two logits tie to rounding. The model itself where it cannot be folded, and for a ``certifier``
-    from outside.
+    differs only where two logits tie to rounding. The model itself where it cannot be folded, and for an external
+    ``certifier``.
     """
     if certifier is not Smoothed:
         return Folded(model, 0, None)
@@ -135,7 +177,7 @@ def _certified(
     smoothed: Any, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, sampling: Sampling, path: Path | None,
     batch: int | None, world: World, advance: Advance | None,
 ) -> Certificate:  # fmt: skip
-    """The certificate of samples, with the rows that the file at ``path`` holds."""
+    """The certificate of the samples; rows that the file at ``path`` contains are not computed again."""
     done: dict[int, Row] = {}
     if path is not None:
         most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
@@ -159,12 +201,12 @@ def _certified(
     world.wait()
     done |= {row.idx: row for rows in world.gather(made) for row in rows}
     if path is not None and world.size > 1:
-        _whole(path, [done[i] for i in dict.fromkeys([*ids.tolist(), *done])], world)
+        _write_all(path, [done[i] for i in dict.fromkeys([*ids.tolist(), *done])], world)
     return Certificate(tuple(done[i] for i in sorted(ids.tolist())), sampling, math.prod(x.shape[1:]), hint)
 
 
-def _whole(path: Path, rows: list[Row], world: World) -> None:
-    """All rows in the one file of rank 0, the other ranks' files gone."""
+def _write_all(path: Path, rows: list[Row], world: World) -> None:
+    """Write all rows to the file of rank 0 and remove the files of the other ranks."""
     if world.first:
         write_rows(path, rows)
         sums(path).unlink(missing_ok=True)
@@ -175,15 +217,48 @@ def _whole(path: Path, rows: list[Row], world: World) -> None:
 
 def _group(sampling: Sampling, batch: int | None) -> int:
     """How many samples share forward passes."""
-    # As many samples at once as fill a few forwards, and no more, so that little is lost by an interruption.
+    # As many samples at once as fill a few forward passes, so that an interruption loses little.
     # A sequential test takes few noise samples of most images.
     return _TOGETHER if sampling.radius is not None else max(1, 4 * (batch or 1000) // sampling.n)
 
 
 def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = None) -> Certificate:
-    """One certificate from the files of several shards, made alike.
+    """One certificate from the files of several shards that were made with the same settings.
 
-    ValueError where the files were made differently, two of them disagree on a sample, or one of ``ids`` is missing.
+    Parameters
+    ----------
+    paths
+        The files that `certify_run` wrote, one for each shard.
+    dim
+        Number of values of a sample.
+    ids
+        Sample numbers that the certificate is to have; default: all that the files contain.
+
+    Returns
+    -------
+    Certificate
+        The rows in ascending order of sample numbers.
+
+    Raises
+    ------
+    ValueError
+        In one line, for no files, for files made with different settings, for two that disagree on a sample, and where
+        one of ``ids`` is missing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from atent.certify import Sampling, certify_run, merge
+    >>> model, sampling = torch.nn.Linear(2, 3), Sampling(sigma=0.25, n0=10, n=100)
+    >>> x, y, files = torch.rand(4, 2), torch.tensor([0, 1, 2, 0]), []
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for i in range(2):
+    ...         files.append(Path(folder) / f"{i}.csv")
+    ...         _ = certify_run(model, x, y, sampling, path=files[-1], shard=(i, 2))
+    ...     print([row.idx for row in merge(files, dim=2).rows])
+    [0, 1, 2, 3]
     """
     if not paths:
         raise ValueError("no shards to merge: give the files that `--shard i/k` wrote")
@@ -191,28 +266,26 @@ def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = Non
     rows: dict[int, Row] = {}
     for path in map(Path, paths):
         if made(path) != first:
-            raise ValueError(f"{path} was made otherwise than {paths[0]}: merge shards of one command only")
+            raise ValueError(f"{path} was made with other settings than {paths[0]}: merge shards of one command only")
         for row in read_rows(path):
             if row.idx in rows and row._replace(time=0.0) != rows[row.idx]._replace(time=0.0):
-                raise ValueError(
-                    f"{path} says another thing of sample {row.idx} than an earlier shard: certify it again"
-                )
+                raise ValueError(f"{path} disagrees with an earlier shard on sample {row.idx}: certify it again")
             rows[row.idx] = row
     wanted = sorted(rows if ids is None else ids)
     missing = [i for i in wanted if i not in rows]
     if missing or not wanted:
         raise ValueError(
-            f"{len(missing)} of {len(wanted)} samples are in no shard, such as {missing[:3]}: run the shards that are"
-            " not finished"
+            f"{len(missing)} of {len(wanted)} samples are missing in all shards, such as {missing[:3]}: run the shards"
+            " that are not finished"
         )
     return Certificate(tuple(rows[i] for i in wanted), Sampling(**first["draws"]), dim)
 
 
 def made_of(sampling: Sampling, about: dict[str, Any], folded: int = 0) -> dict[str, Any]:
-    """What the rows of one file share: the settings, the noise's streams, and what is certified.
+    """What the rows of one file have in common: the settings, the noise streams, and what is certified.
 
-    ``folded``: batch norms that are folded in the network that is certified. 0: the network itself, as in the files of
-    versions that folded none.
+    ``folded``: batch norms that are folded in the certified network. 0: the network itself, as in the files of versions
+    without folding.
     """
     test = {} if sampling.radius is None else {"test": TEST}
     network = {"network": {"batch_norms_folded": folded}} if folded else {}

@@ -1,4 +1,4 @@
-"""What a number of noise samples can certify: the largest radius, the samples for a radius, and refusals."""
+"""What a number of noise samples can certify: the largest radius, the samples that a radius needs, and checks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def samples_needed(radius: float | str, sigma: float, alpha: float) -> int:
     check_number("sigma", sigma, 0, above=True)
     if goal > 6 * sigma:
         raise ValueError(
-            f"radius {goal:g} is {goal / sigma:.3g} sigma, out of reach of noise samples: give sigma >= {goal / 4:.2g}"
+            f"radius {goal:g} is {goal / sigma:.3g} sigma, too many for noise samples to certify: give sigma"
+            f" >= {goal / 4:.2g}"
         )
     n = max(1, math.floor(math.log(alpha) / float(log_ndtr(goal / sigma))) - 1)
     while largest_radius(n, alpha, sigma) < goal or largest_radius(n, alpha, sigma) == 0:
@@ -124,11 +125,11 @@ def check_sampling(n0: int, n: int, alpha: float, sigma: float) -> None:
     check_alpha(alpha)
     if n < n0:
         raise ValueError(
-            f"n must be at least n0, got n = {n} and n0 = {n0}: n noise samples estimate, n0 only choose the class"
+            f"n must be at least n0, got n = {n} and n0 = {n0}: n noise samples estimate the share, n0 choose the class"
         )
     if largest_radius(n, alpha, sigma) == 0:
         raise ValueError(
-            f"n = {n} noise samples always abstain at alpha {alpha:g}: in full agreement they show a share of"
+            f"n = {n} noise samples always abstain at alpha {alpha:g}: where all agree they show a share of"
             f" alpha^(1/n) = {alpha ** (1 / n):.4f}, not above 1/2; give n >= {samples_needed(0, sigma, alpha)}"
         )
 
@@ -141,8 +142,8 @@ def check_radius(radius: float | str | Threat, n: int, alpha: float, sigma: floa
         if radius.norm != "l2":
             size = "eps * sqrt(d)" if dim is None else f"{float(radius.eps) * math.sqrt(dim):.4g} (eps * sqrt({dim}))"
             raise ValueError(
-                f"Gaussian smoothing certifies in l2, got a radius in {radius.norm}: ask for the l2 radius {size},"
-                " whose ball holds the cube"
+                f"Gaussian smoothing certifies in l2, got a radius in {radius.norm}: give the l2 radius {size},"
+                " whose ball contains the cube"
             )
         radius = float(radius.eps)
     goal = as_radius(radius, "radius")
