@@ -54,7 +54,7 @@ def filtered(d: Tensor, mask: Tensor) -> Tensor:
 
 
 def split_bands(d: Tensor, cut: int | None = None) -> dict[str, Tensor]:
-    """The parts of a perturbation in the four `BANDS`: they sum to it, and their squared norms to its own.
+    """The parts of a perturbation in the four `BANDS`: they sum to it, and their squared norms to its squared norm.
 
     Parameters
     ----------
@@ -63,15 +63,29 @@ def split_bands(d: Tensor, cut: int | None = None) -> dict[str, Tensor]:
     cut
         The first high frequency, 1 to the smaller side less 1; default: a quarter of the smaller side.
 
+    Returns
+    -------
+    dict of str to Tensor
+        By name of the band, each (n, c, h, w).
+
     Raises
     ------
     ValueError
-        In one line, for inputs that are not images, and for a cut that leaves no band on one side.
+        In one line, for inputs that are not images, and for a cut that makes a band empty.
 
     References
     ----------
-    Shao et al., On the adversarial robustness of vision transformers, arXiv 2103.15670, who cut images of 224 pixels at
-    32, and leave the two mixed bands out.
+    Shao et al., "On the adversarial robustness of vision transformers", arXiv 2103.15670, who cut images of 224 pixels
+    at 32, and omit the two mixed bands.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import split_bands
+    >>> d = torch.rand(2, 3, 8, 8)
+    >>> parts = split_bands(d)
+    >>> list(parts), bool(torch.isclose(sum(parts.values()), d, atol=1e-5).all())
+    (['low', 'high', 'horizontal', 'vertical'], True)
     """
     check_images(d.shape[1:])
     cut = checked_cut(cut, d.shape[2], d.shape[3])
@@ -93,7 +107,20 @@ def checked_cut(cut: int | None, h: int, w: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Bands:
-    """What each band of an attack's perturbations does, on n samples; tensors on the CPU."""
+    """The effect of each band of an attack's perturbations on n samples; tensors on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> from atent.evaluate import measure_bands
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x = torch.rand(4, 1, 8, 8)
+    >>> found = measure_bands(model, x, model(x).argmax(1), FGSM(Threat("linf", 0.1)))
+    >>> sorted(found.shares()), round(float(found.spectrum.sum()), 6)
+    (['high', 'horizontal', 'low', 'vertical'], 1.0)
+    """
 
     cut: int
     """The first high frequency."""
@@ -128,7 +155,7 @@ def measure_bands(
     resume: Resume = None,
     advance: Advance | None = None,
 ) -> Bands:
-    """Attack the correctly classified samples, and try each band of the perturbations alone.
+    """Attack the correctly classified samples, and test each band of the perturbations alone.
 
     A part is added to the clean image and the sum is clipped to the box. A sample that is misclassified without an
     attack is robust to no part.
@@ -136,9 +163,9 @@ def measure_bands(
     Parameters
     ----------
     model
-        Any module from images to logits; it is evaluated in eval mode and comes back as it was.
+        From images to logits; it is evaluated in eval mode and comes back as it was.
     x, y
-        Images (n, c, h, w) in the attack's box and true labels (n,), or `Checked` samples and None.
+        Images (n, c, h, w) in the attack's box and true labels (n,), or `Checked` samples and None; n is 2 or more.
     attack
         The attack whose perturbations are split.
     cut
@@ -146,14 +173,31 @@ def measure_bands(
     seed, ids, batch
         As in `evaluate`.
     resume
-        JSON-lines file from which the same call resumes after a kill.
+        JSON-lines file from which the same call resumes after an interruption.
     advance
-        Called with n samples in all, and a text.
+        Called with the number of samples that are done, n in all, and a text.
+
+    Returns
+    -------
+    Bands
+        Robustness to each band, its energy, and the mean spectrum.
 
     Raises
     ------
     ValueError
         In one line, as `evaluate` and `split_bands`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> from atent.evaluate import measure_bands
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x = torch.rand(4, 1, 8, 8)
+    >>> found = measure_bands(model, x, model(x).argmax(1), FGSM(Threat("linf", 0.1)), cut=3)
+    >>> found.cut, found.robust["low"].shape
+    (3, torch.Size([4]))
     """
     s = study(
         "band report", model, x, y, box=attack.threat.box, seed=seed, ids=ids, batch=batch, resume=resume,

@@ -20,7 +20,18 @@ from atent.threat import Box
 
 @dataclass(frozen=True, eq=False)
 class Corrupted:
-    """Errors of a model on n corrupted samples, and of a reference network on the same images; on the CPU."""
+    """Errors of a model on n corrupted samples, and of a reference network on the same images; on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import measure_corruptions
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    >>> found = measure_corruptions(model, x, y, names=["fog", "contrast"], reference=model)
+    >>> 0 <= found.mean_error().value <= 1, found.reference.shape
+    (True, torch.Size([2, 5, 4]))
+    """
 
     names: tuple[str, ...]
     """The corruptions."""
@@ -70,26 +81,31 @@ def measure_corruptions(
     resume: Resume = None,
     advance: Advance | None = None,
 ) -> Corrupted:
-    """The errors of a model under corruptions at five severities.
+    """The errors of a model under common corruptions at five severities.
 
     Parameters
     ----------
     model
-        Any module from images to logits; it is evaluated in eval mode and comes back as it was.
+        From images to logits; it is evaluated in eval mode and comes back as it was.
     x, y
-        Images (n, c, h, w) in ``box`` and true labels (n,), or `Checked` samples and None.
+        Images (n, c, h, w) in ``box`` and true labels (n,), or `Checked` samples and None; n is 2 or more.
     names
-        Corruptions; default: all that `atent.data.corruptions.suited` finds for the images' size.
+        Corruptions; default: all that `atent.data.corruptions.suited` gives for the images' size.
     reference
-        A network whose errors on the same images the mean corruption error divides by.
+        Network whose errors on the same images are the denominators of the mean corruption error; default: none.
     box
         Smallest and largest legal value.
     seed, ids, batch
-        As in `evaluate`; with ``ids`` they key the random numbers of every image.
+        As in `evaluate`; ``seed`` and ``ids`` key the random numbers of every image.
     resume
-        JSON-lines file from which the same call resumes after a kill.
+        JSON-lines file from which the same call resumes after an interruption.
     advance
         Called with n samples for each corruption and severity, and a text.
+
+    Returns
+    -------
+    Corrupted
+        Which samples are misclassified, by corruption and severity.
 
     Raises
     ------
@@ -98,7 +114,18 @@ def measure_corruptions(
 
     References
     ----------
-    Hendrycks and Dietterich, Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019.
+    Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR
+    2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import measure_corruptions
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    >>> found = measure_corruptions(model, x, y, names=["fog", "contrast"])
+    >>> found.names, found.wrong.shape
+    (('fog', 'contrast'), torch.Size([2, 5, 4]))
     """
     models = {"reference": reference} if reference is not None else {}
     s = study(

@@ -21,7 +21,18 @@ from atent.threat import Box
 
 @dataclass(frozen=True, eq=False)
 class Flips:
-    """Flip rates of a model along sequences from n samples, and of a reference network along the same ones."""
+    """Flip rates of a model along sequences from n samples, and of a reference network along the same ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import measure_flips
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    >>> found = measure_flips(model, x, y, names=["brightness"])
+    >>> found.rate(0).value == found.mean_rate().value
+    True
+    """
 
     names: tuple[str, ...]
     """The sequences."""
@@ -65,10 +76,34 @@ def measure_flips(
     resume: Resume = None,
     advance: Advance | None = None,
 ) -> Flips:
-    """How often the predicted class changes along sequences of noise and along ordered ones.
+    """How often the predicted class changes along sequences of slightly different images.
 
-    No label is used: a constant classifier never changes its class. Arguments are those of `measure_corruptions`;
-    ``names`` are of `atent.data.corruptions.sequences.SEQUENCES`, default: all.
+    A sequence is one of noise samples, each compared with the first image, or an ordered one, in which neighbours are
+    compared. No label is used: a constant classifier never changes its class.
+
+    Parameters
+    ----------
+    model
+        From images to logits; it is evaluated in eval mode and comes back as it was.
+    x, y
+        Images (n, c, h, w) in ``box`` and labels (n,), or `Checked` samples and None; n is 2 or more.
+    names
+        Sequences, of `atent.data.corruptions.sequences.SEQUENCES`; default: all.
+    reference
+        Network whose flip rates on the same sequences are the denominators of the mean flip rate; default: none.
+    box
+        Smallest and largest legal value.
+    seed, ids, batch
+        As in `evaluate`; ``seed`` and ``ids`` key the random numbers of every image.
+    resume
+        JSON-lines file from which the same call resumes after an interruption.
+    advance
+        Called with n samples for each sequence, and a text.
+
+    Returns
+    -------
+    Flips
+        The rate of each sample, by sequence.
 
     Raises
     ------
@@ -77,7 +112,17 @@ def measure_flips(
 
     References
     ----------
-    Hendrycks and Dietterich, Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019.
+    Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR
+    2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import measure_flips
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    >>> measure_flips(model, x, y, names=["brightness", "rotate"]).rates.shape
+    torch.Size([2, 4])
     """
     models = {"reference": reference} if reference is not None else {}
     for name in names or ():
