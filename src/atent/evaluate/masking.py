@@ -31,12 +31,22 @@ COSTLY = 2500
 
 @dataclass(frozen=True)
 class Check:
-    """One reason to believe a robust accuracy, or, failed, not to."""
+    """One check of gradient masking: its result, and what a failure means.
+
+    Examples
+    --------
+    >>> from atent.evaluate import CHECKS, Check
+    >>> check = Check("logits", False, "outputs lie in [0, 1] (n = 50)", CHECKS["logits"][1])
+    >>> print(f"{check.name}: {check.why}")
+    logits: probabilities flatten every loss: remove the softmax or sigmoid, attacks need logits
+    """
 
     name: str
+    """Its key in `CHECKS`."""
     passed: bool
+    """False: do not trust the robust accuracy before the cause is found."""
     figure: str
-    """The measured number, in words, with n."""
+    """The measured number, as text, with n."""
     why: str
     """What a failure means and what to do, in one line."""
 
@@ -234,19 +244,57 @@ def masking_checks(
     batch: int = 250,
     advance: Advance | None = None,
 ) -> list[Check]:
-    """Every check of `CHECKS` on a model, in that order; a failed one is a warning.
+    """Run all `CHECKS` of gradient masking, weak attacks and broken set-ups on a model; a failed one is a warning.
 
-    ``x`` (n, ...) floats in the threat's box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1)
-    that key the random numbers together with ``seed``. At most 100 samples are used, stratified by class, and of these
-    the ones that the model gets right. ``attack`` is the attack that was relied on (default: PGD with 20 steps):
-    "step-budget" and "attack-strength" check it, all others check the model with attacks of their own. Comparisons of
-    attacks are paired by sample: a check fails where a sign test on the samples that differ falls below 1 %, or where a
-    stronger attack fools more than 5 % on top at the lower end of the 95 % interval.
+    At most 100 samples are used, stratified by class, and of these the ones that are classified correctly. Comparisons
+    of attacks are paired by sample: a check fails where the p-value of a sign test on the samples that differ is below
+    1 %, or where a stronger attack fools more than a further 5 % at the lower end of the 95 % interval. A check that
+    raises, such as where the model has no gradient, fails with the reason as its figure.
 
-    The model is evaluated in eval mode and comes back as it was. A check that raises, as where the model has no
-    gradient, fails with the reason as its figure. ``advance(checks, text)`` receives the progress, 1 per check,
-    `len(CHECKS)` in all. ValueError for inputs or labels that cannot be evaluated, for an eps of 0 or infinity, for an
-    attack under another threat, and for a model that gets no sample right.
+    Parameters
+    ----------
+    model
+        From inputs to logits (n, classes); it is evaluated in eval mode and comes back as it was.
+    x, y
+        Inputs (n, ...) in the threat's box and true labels (n,), or `Checked` samples and None.
+    threat
+        The threat of the attacks; its eps is finite and above 0.
+    attack
+        The attack to check, under the same threat: "step-budget" and "attack-strength" check it, all others check the
+        model with attacks of their own. Default: PGD with 20 steps.
+    seed, ids
+        They key the random numbers; sample numbers (n,), default: 0 .. n-1.
+    batch
+        Samples attacked at a time, 1 or more.
+    advance
+        Called with the number of checks that are done, ``len(CHECKS)`` in all, and a text.
+
+    Returns
+    -------
+    list of Check
+        In the order of `CHECKS`.
+
+    Raises
+    ------
+    ValueError
+        In one line, for inputs or labels that cannot be evaluated, for an eps of 0 or infinity, for an attack under
+        another threat, and for a model that classifies no sample correctly.
+
+    References
+    ----------
+    Carlini et al. 2019, "On evaluating adversarial robustness". Tramer et al. 2020, "On adaptive attacks to adversarial
+    example defenses", NeurIPS. Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.evaluate import masking_checks
+    >>> model, x = torch.nn.Linear(2, 2), torch.rand(4, 2)
+    >>> found = masking_checks(model, x, model(x).argmax(1), Threat("linf", 0.1))
+    >>> [check.name for check in found][:3], len(found)
+    (['logits', 'repeatable', 'independent'], 16)
     """
     check_threat(threat)
     sample = subject(model, x, y, threat, PGD(threat) if attack is None else attack, seed, ids, batch)
