@@ -692,7 +692,7 @@ def test_what_a_smaller_radius_fooled_stays_fooled(conv_net, batch):
     ([FGSM(THREAT)], [-1], "radius must be finite and at least 0, got -1"),
     ([FGSM(THREAT)], ["8/x"], "radius '8/x' is not a number"),
     ([FGSM(THREAT), FGSM(Threat("l2", 1))], [0.1], "two attacks are called FGSM"),
-    ([FGSM(Threat("linf", [0.1] * 4))], [0.1], "a sweep gives all samples one radius, and FGSM has an eps for each"),
+    ([FGSM(Threat("linf", [0.1] * 4))], [0.1], "a sweep has one radius for all samples, but FGSM has an eps for each"),
 ])  # fmt: skip
 def test_bad_sweeps_are_refused(attacks, radii, text, conv_net, batch):
     with pytest.raises(ValueError, match=text):

@@ -259,7 +259,7 @@ def test_rows_of_all_samples_and_of_the_test_do_not_mix(task, tmp_path):
     class Other(Smoothed):
         pass
 
-    with pytest.raises(ValueError, match="not of Other"):
+    with pytest.raises(ValueError, match="not for Other"):
         certify_run(model, x, y, SAMPLING, ids=ids, certifier=Other)
 
 

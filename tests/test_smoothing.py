@@ -469,7 +469,7 @@ def test_rows_of_older_noise_are_not_continued(task, tmp_path):
     assert path.read_bytes() == before
     new = tmp_path / "d.csv"
     certify_run(model, x[:2], y[:2], DRAWS, path=new)
-    with pytest.raises(ValueError, match="made otherwise"):
+    with pytest.raises(ValueError, match="made with other settings"):
         merge([path, new], x[0].numel())
 
 
@@ -486,7 +486,7 @@ def test_shards_merge_into_the_whole(task, tmp_path):
         merge(paths[1:], 64, ids.tolist())
     other = tmp_path / "other.csv"
     certify_run(model, x, y, Sampling(SIGMA, 20, 160, 0.01), ids=ids, path=other, shard=(0, 3))
-    with pytest.raises(ValueError, match="made otherwise"):
+    with pytest.raises(ValueError, match="made with other settings"):
         merge([*paths, other], 64)
     text = paths[0].read_text().replace("100\t", "101\t", 1)
     paths[0].write_text(text)

@@ -1,4 +1,4 @@
-"""Certificates: what can be certified about a classifier within a threat."""
+"""Certificates of a classifier within a threat: randomised smoothing and bounds."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Bounds of a network's logits and margins over a threat, and what they verify."""
+"""Bounds of a network's logits and margins over a threat, and verification by them."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def differences(
     relaxations: dict[int, Relaxation],
     steps: int = STEPS,
 ) -> Tensor:
-    """The `margins`, once the hidden layers' boxes and relaxations are known."""
+    """The `margins`, from the boxes and relaxations of the hidden layers."""
     like = boxes[graph.output].lower
     eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
     own = eye[y.long()]
@@ -217,7 +217,7 @@ def _least(
     method: str,
     steps: int,
 ) -> Tensor:
-    """The minimum (n, s) of each function by linear bounds down to the input."""
+    """A lower bound (n, s) of each function by linear bounds down to the input."""
     found = least(back(graph, start, boxes, relaxations), boxes, place)
     if method != "alpha-crown" or not steps:
         return found
@@ -275,12 +275,12 @@ def prepare(
     model: nn.Module | Graph, x: Tensor, y: Tensor | None, threat: Threat, method: Method, chunk: int, *,
     check: bool = True, rounding: bool = True,
 ) -> tuple[Graph, Region]:  # fmt: skip
-    """The network as a graph and the region of each sample; ValueError for what bounds cannot take."""
+    """The network as a graph and the region of each sample; ValueError for what bounds do not support."""
     check_choice("method", method, METHODS)
     check_number("chunk", chunk, 1, whole=True)
     check_threat(threat)
     if threat.norm not in ("linf", "l2"):
-        raise ValueError(f"bounds have no form for {threat.norm}: give a threat in linf or l2")
+        raise ValueError(f"bounds do not support {threat.norm}: give a threat in linf or l2")
     if math.isinf(float(threat.eps)):
         raise ValueError("bounds need a finite eps, got inf")
     graph = model if isinstance(model, Graph) else read(model)
@@ -302,10 +302,11 @@ def prepare(
 
 @torch.no_grad()
 def _check_reading(graph: Graph, x: Tensor, threat: Threat) -> None:
-    """ValueError unless the network itself computes what was read: a trace sees no replaced method of a layer, no
-    autocast, no hook on all modules, no state that the forward pass changes, and one draw of what is random.
+    """ValueError unless the network itself computes what was read.
 
-    Two passes over a few samples must lie within the intervals at the samples themselves, and draw no random numbers.
+    A trace does not show a replaced method of a layer, autocast, a hook on all modules, state that the forward pass
+    changes, or random numbers. The logits of two passes over a few samples must lie within the intervals at the samples
+    themselves, and the passes must not use random numbers.
     """
     few = threat.clamp(x[:FEW])
     if not len(few):
@@ -318,16 +319,18 @@ def _check_reading(graph: Graph, x: Tensor, threat: Threat) -> None:
             before = seed_all(seed, x.device)
             answers.append(ask(graph.model, few).to(box.lower))
             states.append((before, random_states(x.device)))
-        # A network that draws leaves another state each time; one that seeds the generators itself, the same one.
+        # Random numbers change the generators' state; a network that seeds them itself always leaves the same state.
         if any(a != b and b != d for (a, b), (_, d) in zip(zip(*states[0]), zip(*states[1]))):
-            raise ValueError("the network draws random numbers in its forward pass: bounds need a fixed function")
+            raise ValueError(
+                "the network uses random numbers in its forward pass: bounds need a deterministic function"
+            )
     for answer in answers:
-        # Where a sum may overflow the interval is infinite, and the answer may be NaN.
+        # Where a sum may overflow the interval is infinite, and the logit may be NaN.
         outside = ~((answer >= box.lower) & (answer <= box.upper) | (box.lower.isinf() & box.upper.isinf()))
         if outside.any():
             low, high, got = (float(t[outside][0]) for t in (box.lower, box.upper, answer))
             raise ValueError(
-                f"bounds cannot see all that the network's forward pass does: a logit is {got:.6g} where the code that"
-                f" was read gives [{low:.6g}, {high:.6g}]; such as a layer whose method was replaced, autocast, a hook"
-                " on all modules, or a buffer that the pass changes"
+                f"bounds cannot read all of the network's forward pass: a logit is {got:.6g} where the code that was"
+                f" read gives [{low:.6g}, {high:.6g}]; possible causes: a replaced method of a layer, autocast, a hook on"
+                " all modules, or a buffer that the pass changes"
             )

@@ -32,7 +32,7 @@ CERTIFIERS: Registry[Callable[..., Any]] = Registry(
 logits, as `bounds`."""
 
 certifier = CERTIFIERS.register
-"""Decorator that makes a certifier known by its own name, or ``certifier("name")`` by another."""
+"""Decorator that registers a certifier under its own name, or ``certifier("name")`` under another."""
 
 certifier("smoothing")(Smoothed)
 
@@ -118,7 +118,7 @@ def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threa
             f"{name} returned bounds of shapes {got}, not {shape}: a lower and an upper one for each logit"
         )
     own = torch.nn.functional.one_hot(y, shape[1]).bool()
-    # A NaN compares as false: it verifies nothing.
+    # Comparisons with NaN are false: no sample is verified by one.
     certain: Tensor = (lower.gather(1, y[:, None]) > upper.masked_fill(own, -math.inf)).all(1)
     wrong = int((certain & (logits.argmax(1) != y)).sum())
     if wrong:
@@ -135,7 +135,7 @@ def _kind(found: Any) -> str:
 
 @certifier("ibp")
 def ibp(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tuple[Tensor, Tensor]:
-    """Interval arithmetic from layer to layer (Gowal et al. 2018)."""
+    """Interval arithmetic, layer by layer (Gowal et al. 2018)."""
     return bounds(model, x, threat, "ibp", **given)
 
 
@@ -147,7 +147,7 @@ def crown_ibp(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tupl
 
 @certifier("crown")
 def crown(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tuple[Tensor, Tensor]:
-    """Linear bounds of every layer, the better of these and intervals (Zhang et al. 2018)."""
+    """Linear bounds of every layer, or intervals where these are tighter (Zhang et al. 2018)."""
     return bounds(model, x, threat, "crown", **given)
 
 
@@ -159,5 +159,5 @@ def dual(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tuple[Ten
 
 @certifier("alpha-crown")
 def alpha_crown(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tuple[Tensor, Tensor]:
-    """As CROWN, with slopes found by 20 steps of ascent for each bound of the logits (Xu et al. 2021)."""
+    """As CROWN, with slopes from 20 steps of gradient ascent for each bound of the logits (Xu et al. 2021)."""
     return bounds(model, x, threat, "alpha-crown", **given)

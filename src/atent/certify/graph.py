@@ -1,4 +1,4 @@
-"""A network as a list of plain nodes in the order of evaluation, read once by symbolic tracing."""
+"""A network as a list of nodes in the order of evaluation, read once by symbolic tracing."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Node:
     """One step of the network."""
 
     kind: Kind
-    """What it does; a sum has two inputs, a cat at least one, the input none, every other kind one."""
+    """The kind of operation; a sum has two inputs, a cat at least one, the input none, every other kind one."""
     name: str
     """The layer's name in the model, for messages."""
     inputs: tuple[int, ...]
-    """Positions of the nodes that it reads: all before its own."""
+    """Positions of the nodes that are its inputs, all before its own."""
     op: Any = None
     """`Affine` for affine nodes, the ``nn.MaxPool2d`` for max-pooling, the `Smooth` function, a cat's dimension."""
 
@@ -61,13 +61,13 @@ class Graph:
     """Whether the model may be in train mode: see `read`."""
 
     def held(self) -> Graph:
-        """The same network, which keeps what it computes of its weights: for one call of the bounds."""
+        """The same network with a cache of what is computed from its weights, for one call of the bounds."""
         nodes = (replace(n, op=n.op.hold()) if n.kind == "affine" and n.op.hold else n for n in self.nodes)
         return replace(self, nodes=tuple(nodes))
 
 
 class _Shape:
-    """A size of the batch, asked for by the network's code: only good for reshaping."""
+    """A size that the network's code reads, which may only be used to reshape."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Constant:
 
 
 Found = dict[fx.Node, int | _Shape | _Constant]
-"""What each step so far is: the position of its node, a size, or a constant."""
+"""The result of each step so far: the position of its node, a size, or a constant."""
 
 
 def read(model: nn.Module, *, training: bool = False) -> Graph:
@@ -116,7 +116,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
     refuse_training(model, allowed=training)
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ValueError("bounds read Python code, not TorchScript: give the network itself, not a scripted one")
-    # A layer on its own would be traced into its insides; in a Sequential it is a layer like any other.
+    # A single layer would be traced into its own forward pass; in a Sequential it is a leaf.
     root = nn.Sequential(model)
     try:
         with guard(model, mode="as-is"):  # a forward pass may write buffers
@@ -131,7 +131,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
         ) from None
     nodes: list[Node] = []
     found: Found = {}
-    # What shares the memory of each step, so that a change in place of one is a change of all.
+    # The steps that share memory with each step: an in-place change of one changes all.
     shared: dict[fx.Node, list[fx.Node]] = {}
     output = -1
     for step in traced.nodes:
@@ -149,7 +149,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
 
 
 def _unsupported(model: nn.Module) -> str | None:
-    """The first layer of torch that no bound knows, for the error about a forward pass that cannot be traced."""
+    """The first layer of torch that bounds do not support, for the error about a forward pass that cannot be traced."""
     for name, module in model.named_modules():
         own = type(module).__module__.startswith("torch.nn.") and not isinstance(module, _CONTAINERS)
         if own and known_layer(module) is None:
@@ -163,7 +163,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn
 def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
     """ValueError where any part of the model is in train mode: its dropout and batch-norm are not fixed functions.
 
-    ``allowed``: only where one of these is.
+    ``allowed``: only where dropout or batch-norm is in train mode.
     """
     for name, module in model.named_modules():
         if not module.training or (allowed and not _changes(module)):
@@ -178,7 +178,7 @@ def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
 
 
 def _changes(module: nn.Module) -> bool:
-    """Whether the layer's output in train mode depends on chance or on the other samples."""
+    """Whether the layer's output in train mode depends on random numbers or on the other samples."""
     dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
     return dropout or isinstance(module, nn.modules.batchnorm._BatchNorm)
 
@@ -247,14 +247,16 @@ def _joined(name: str, step: fx.Node, found: Found) -> Node:
     places = [_seen(part, found) for part in (() if isinstance(tensors, fx.Node) else tensors)]
     dim = _option(step, 1, "dim", step.kwargs.get("axis", 0))
     if not places or not all(type(place) is int for place in places) or not isinstance(dim, int):
-        raise ValueError(f"{name} in the code of {_owner(step)} joins more than activations, which bounds cannot read")
+        raise ValueError(
+            f"{name} in the code of {_owner(step)} joins other things than activations, which bounds cannot read"
+        )
     if dim == 0:
-        raise ValueError(f"{name} along the samples: bounds treat each sample alone")
+        raise ValueError(f"{name} along the samples: bounds treat each sample separately")
     return Node("cat", name, tuple(places), dim)
 
 
 def _appended(nodes: list[Node], name: str, before: int, known: Known) -> int:
-    """The position of the last of the nodes that ``known`` lists, appended behind the node ``before``."""
+    """Append the nodes that ``known`` lists after the node ``before``; the position of the last one."""
     for each in known:
         if isinstance(each, Fork):
             ends = _appended(nodes, name, before, each.one), _appended(nodes, name, before, each.other)
@@ -268,9 +270,9 @@ def _appended(nodes: list[Node], name: str, before: int, known: Known) -> int:
 def _refuse_change(
     name: str, step: fx.Node, operands: list[Any], shared: dict[fx.Node, list[fx.Node]]
 ) -> None:  # fmt: skip
-    """ValueError where the step changes in place what is read again: memory that another result shares, or a weight."""
+    """ValueError where the step changes memory in place that is read again: another result's, or a weight's."""
     if operands and isinstance(operands[0], _Constant):
-        raise ValueError(f"{name} changes a weight or a buffer in place in the forward pass: bounds need one network")
+        raise ValueError(f"{name} changes a weight or a buffer in place in the forward pass: bounds need fixed weights")
     others = (node for source in step.all_input_nodes[:1] for node in shared[source] if node is not step)
     if any(user > step for node in others for user in node.users):
         raise ValueError(f"{name} changes in place what the network reads again later: use inplace=False")
@@ -278,7 +280,7 @@ def _refuse_change(
 
 def _layer(module: nn.Module, name: str) -> Known:
     if module._forward_hooks or module._forward_pre_hooks:
-        raise ValueError(f"{name} has a forward hook, which bounds cannot see: remove it")
+        raise ValueError(f"{name} has a forward hook, which bounds cannot read: remove it")
     kind = known_layer(module)
     if isinstance(module, NORMS):
         raise ValueError(
@@ -357,7 +359,7 @@ def _arithmetic(name: str, constant: Callable[[], Tensor], *, constant_first: bo
 
 
 def _owner(step: fx.Node) -> str:
-    """The module whose forward pass holds the step."""
+    """The module whose forward pass contains the step."""
     stack = list(step.meta.get("nn_module_stack", {}).values())
     path, kind = stack[-1] if stack else ("", nn.Module)
     return f"{path.partition('.')[2] or 'the model'} ({kind.__name__})"
@@ -372,7 +374,7 @@ def _seen(argument: Any, found: Found) -> Any:
         return found[argument]
     if isinstance(argument, (int, float)) and not isinstance(argument, bool):
         number = float(argument)
-        # A tensor without dimensions on the CPU meets any device and any dtype.
+        # A tensor without dimensions on the CPU combines with any device and any dtype.
         return _Constant(lambda: torch.tensor(number, dtype=torch.float64))
     return argument
 

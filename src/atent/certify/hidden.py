@@ -1,4 +1,4 @@
-"""Boxes and relaxations of the hidden layers, from the input to the logits."""
+"""Bounds and relaxations of the hidden layers, from the input to the logits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from atent.guard import check_classes
 KEEPING = ("crown", "alpha-crown")
 """Methods that keep the better of linear bounds and intervals."""
 BUDGET = 2**18
-"""On a CPU, about how many coefficients of pairs (sample, unit) there are at once: more leave its caches."""
+"""On a CPU, about how many coefficients of pairs (sample, unit) exist at once: more do not fit its caches."""
 
 
 def hidden_layers(graph: Graph, place: Region, method: str, chunk: int) -> tuple[list[Box], dict[int, Relaxation]]:
-    """The boxes of all nodes, and the relaxations of the curved ones, from the input on."""
+    """The boxes of all nodes, and the relaxations of the nonlinear ones, in the order of evaluation."""
     boxes: list[Box] = []
     relaxations: dict[int, Relaxation] = {}
     tight: set[int] = set()
@@ -58,11 +58,14 @@ def hidden_layers(graph: Graph, place: Region, method: str, chunk: int) -> tuple
 
 
 def _improvable(graph: Graph, number: int, boxes: list[Box], place: Region, keep: bool) -> bool:
-    """Whether a linear bound can beat the node's interval: not right behind a ReLU, and not where that is exact."""
+    """Whether a linear bound can be tighter than the node's interval.
+
+    It cannot directly after a nonlinear node, nor where the interval is exact.
+    """
     behind = graph.nodes[number]
     while behind.kind == "affine" and not behind.op.mixes:
         behind = graph.nodes[behind.inputs[0]]
-    # In l2 one layer is exact for the ball, not for what the box leaves of it.
+    # In l2 one layer is exact for the ball, not for its intersection with the box.
     exact = boxes[number].mixes < (1 if place.norm == "l2" and keep else interval.INEXACT)
     return behind.kind not in CURVED and not exact
 
@@ -76,7 +79,10 @@ def _tighten(
     keep: bool,
     chunk: int,
 ) -> Box:
-    """The box of the input of ``node`` by linear bounds; ``keep`` the better of the two, and what is settled."""
+    """The box of the input of ``node`` by linear bounds.
+
+    ``keep``: the tighter of the linear bound and the interval; ReLU inputs of known sign are not bounded again.
+    """
     source = node.inputs[0]
     box = boxes[source]
     shape, n, device = box.lower.shape[1:], len(box.lower), box.lower.device
@@ -95,7 +101,7 @@ def _tighten(
     else:
         width = shape.numel()
         for samples, places, unit in _all(n, width, chunk, device) if mask is None else _open(mask.flatten(1), chunk):
-            # The part up to the nearest ReLUs is the same for all samples: once for each unit, not for each pair.
+            # The part up to the nearest ReLUs is the same for all samples: computed per unit, not per pair.
             one = torch.zeros(len(places), width, dtype=box.lower.dtype, device=device)
             one = one.scatter(1, places[:, None], 1.0).view(1, -1, *shape)
             shared = back(graph, form(source, one, rounding=rounding), boxes)
@@ -121,14 +127,14 @@ def _spread(shared: Form, samples: Tensor, unit: Tensor) -> Form:
 
     error = shared.error
     if error is not None:
-        # Each sample has its own, unless nothing was rounded.
+        # Each sample has its own error, unless nothing was rounded.
         error = (error[0, unit] if len(error) == 1 else error[samples, unit])[:, None].expand(-1, 2)
     pending: dict[int, Coefficients] = {k: both(a) for k, a in shared.pending.items() if isinstance(a, Tensor)}
     return Form(pending, both(shared.constant), error)
 
 
 Pairs = Iterator[tuple[Tensor, Tensor, Tensor]]
-"""Chunks of pairs (sample, unit): the samples, the units that occur, and which of these each pair has."""
+"""Chunks of pairs (sample, unit): the samples, the distinct units, and the index of each pair's unit in these."""
 
 
 def _all(n: int, width: int, chunk: int, device: torch.device) -> Pairs:
@@ -139,7 +145,7 @@ def _all(n: int, width: int, chunk: int, device: torch.device) -> Pairs:
 
 
 def _open(mask: Tensor, chunk: int) -> Pairs:
-    """The pairs that ``mask`` (n, units) marks, unit by unit."""
+    """The pairs where ``mask`` (n, units) is true, unit by unit."""
     for pairs in mask.T.nonzero().split(chunk):
         if len(pairs):
             units, unit = pairs[:, 0].unique_consecutive(return_inverse=True)

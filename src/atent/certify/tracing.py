@@ -14,12 +14,12 @@ AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul", 
 
 
 def known_layer(module: nn.Module) -> type[nn.Module] | None:
-    """The layer of torch that it is; a subclass with a forward of its own is another layer."""
+    """The supported layer of torch that it is, if any; a subclass with its own forward is not."""
     return next((k for k in LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
 
 
 class _Proxy(fx.Proxy):
-    """Keeps ``x -= 1`` apart from ``x = x - 1``: the first changes what other names of x see."""
+    """Records ``x -= 1`` differently from ``x = x - 1``: the first also changes other references to x."""
 
 
 def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
@@ -31,7 +31,7 @@ for _name, _function in AUGMENTED.items():
 
 
 class Tracer(fx.Tracer):
-    """Looks into every module that is not a layer of torch, nor a subclass of one that bounds know."""
+    """Traces into every module that is neither a layer of torch nor a subclass of a supported one."""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
