@@ -331,6 +331,6 @@ def _check_reading(graph: Graph, x: Tensor, threat: Threat) -> None:
             low, high, got = (float(t[outside][0]) for t in (box.lower, box.upper, answer))
             raise ValueError(
                 f"bounds cannot read all of the network's forward pass: a logit is {got:.6g} where the code that was"
-                f" read gives [{low:.6g}, {high:.6g}]; possible causes: a replaced method of a layer, autocast, a hook on"
-                " all modules, or a buffer that the pass changes"
+                f" read gives [{low:.6g}, {high:.6g}]; possible causes: a replaced method of a layer, autocast, a hook"
+                " on all modules, or a buffer that the pass changes"
             )
