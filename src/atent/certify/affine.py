@@ -50,38 +50,38 @@ class Affine:
     """Whether an output may depend on several inputs; False: W has one entry per row and per column."""
     windows: Windows | None = None
     """For layers whose W^T can act on a part of an image."""
-    hold: Callable[[], Affine] | None = None
+    cached: Callable[[], Affine] | None = None
     """The same map with a cache of what it computes from its weights; None where that is cheap."""
 
 
-Held = dict[Any, Tensor]
+Cache = dict[Any, Tensor]
 """What a layer caches during one call of the bounds."""
 
 
-def _kept(held: Held | None, key: Any, make: Callable[[], Tensor]) -> Tensor:
-    if held is None:
+def _cached(cache: Cache | None, key: Any, make: Callable[[], Tensor]) -> Tensor:
+    if cache is None:
         return make()
-    if key not in held:
-        held[key] = make()
-    return held[key]
+    if key not in cache:
+        cache[key] = make()
+    return cache[key]
 
 
-def linear(m: nn.Linear, held: Held | None = None) -> Affine:
+def linear(m: nn.Linear, cache: Cache | None = None) -> Affine:
     """x W^T + b on the last dimension."""
 
     def weight(dtype: torch.dtype) -> Tensor:
-        return _kept(held, dtype, lambda: m.weight.to(dtype))
+        return _cached(cache, dtype, lambda: m.weight.to(dtype))
 
     return Affine(
         lambda z, of: F.linear(z, of(weight(z.dtype))),
         lambda a, shape: a @ weight(a.dtype),
         lambda dims, dtype, of: None if m.bias is None else of(m.bias.to(dtype)),
         lambda shape: (m.weight.shape[1] + 1, m.weight.shape[0]),
-        hold=lambda: linear(m, {}),
+        cached=lambda: linear(m, {}),
     )
 
 
-def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
+def conv(m: nn.Conv2d, cache: Cache | None = None) -> Affine:
     """A convolution and its transpose. ValueError for padding that is not zeros and symmetric."""
     if m.padding_mode != "zeros":
         raise ValueError(f"padding_mode {m.padding_mode!r}: use zeros")
@@ -89,7 +89,7 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
     high, wide = (d * (k - 1) + 1 for k, d in zip(m.kernel_size, dilation))
 
     def weight(dtype: torch.dtype) -> Tensor:
-        return _kept(held, dtype, lambda: m.weight.to(dtype))
+        return _cached(cache, dtype, lambda: m.weight.to(dtype))
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
         return F.conv2d(z, of(weight(z.dtype)), None, stride, padding, dilation, m.groups)
@@ -100,7 +100,7 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
             rest = _rest(shape, rows, m.kernel_size, stride, padding, dilation)
             return F.conv_transpose2d(rows, weight(rows.dtype), None, stride, padding, rest, m.groups, dilation)
         # On a CPU torch has no fast transpose in float64: one product for all rows, and overlaps are added.
-        matrix = _kept(held, ("matrix", rows.dtype), lambda: weight(rows.dtype).flatten(1).T.contiguous())
+        matrix = _cached(cache, ("matrix", rows.dtype), lambda: weight(rows.dtype).flatten(1).T.contiguous())
         parts = torch.bmm(matrix.expand(len(rows), -1, -1), rows.flatten(2))
         return F.fold(parts, tuple(shape[-2:]), m.kernel_size, dilation, padding, stride)
 
@@ -113,7 +113,7 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
         h, w = stride[0] * (a.shape[-2] - 1) + high, stride[1] * (a.shape[-1] - 1) + wide
         entries = a.shape[-2] * a.shape[-1]
         exact = rows.dtype == torch.float64 or not torch.is_grad_enabled()
-        if held is None or not exact or h * w > DENSE * math.prod(m.kernel_size):
+        if cache is None or not exact or h * w > DENSE * math.prod(m.kernel_size):
             found = spread(rows, (0, 0), (h, w))
         else:
             # A small window: one product with all of W^T there, zeros included.
@@ -121,7 +121,9 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
                 eye = torch.eye(a.shape[2] * entries, dtype=a.dtype, device=a.device)
                 return spread(eye.view(-1, *a.shape[2:]), (0, 0), (h, w)).flatten(1)
 
-            found = (rows.flatten(1) @ _kept(held, (*a.shape[2:], a.dtype), dense)).view(len(rows), m.in_channels, h, w)
+            found = (rows.flatten(1) @ _cached(cache, (*a.shape[2:], a.dtype), dense)).view(
+                len(rows), m.in_channels, h, w
+            )
         back: Tensor = found.unflatten(0, a.shape[:2])
         return back
 
@@ -133,7 +135,7 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
         return math.prod(window) + 1, outputs // m.groups * math.prod(window[1:])
 
     windows = Windows(window, stride, padding, (high, wide))
-    return Affine(apply, transpose, offset, roundings, windows=windows, hold=lambda: conv(m, {}))
+    return Affine(apply, transpose, offset, roundings, windows=windows, cached=lambda: conv(m, {}))
 
 
 DENSE = 16

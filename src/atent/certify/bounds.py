@@ -297,7 +297,7 @@ def prepare(
         )
     if check and not graph.training:
         _check_reading(graph, x.detach(), threat)
-    return graph.held(), region(x.detach(), threat, Arithmetic(x.dtype) if rounding else None)
+    return graph.cached(), region(x.detach(), threat, Arithmetic(x.dtype) if rounding else None)
 
 
 @torch.no_grad()

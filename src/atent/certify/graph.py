@@ -60,9 +60,9 @@ class Graph:
     training: bool = False
     """Whether the model may be in train mode: see `read`."""
 
-    def held(self) -> Graph:
+    def cached(self) -> Graph:
         """The same network with a cache of what is computed from its weights, for one call of the bounds."""
-        nodes = (replace(n, op=n.op.hold()) if n.kind == "affine" and n.op.hold else n for n in self.nodes)
+        nodes = (replace(n, op=n.op.cached()) if n.kind == "affine" and n.op.cached else n for n in self.nodes)
         return replace(self, nodes=tuple(nodes))
 
 

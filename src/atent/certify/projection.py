@@ -52,7 +52,7 @@ def hidden(
     boxes: list[Box] = []
     relaxations: dict[int, Relaxation] = {}
     centres: list[Tensor] = []
-    rays: list[Tensor] = []
+    projected_errors: list[Tensor] = []
 
     def projected(error: Tensor) -> Tensor:
         cauchy = torch.empty(projections, *error.shape[1:], dtype=error.dtype, device=error.device)
@@ -64,7 +64,7 @@ def hidden(
         if node.kind == "input":
             boxes.append(interval.start(place))
             centres.append((place.upper + place.lower) / 2)
-            rays.append(projected((place.upper - place.lower) / 2))
+            projected_errors.append(projected((place.upper - place.lower) / 2))
             continue
         if node.kind in ("maxpool", "smooth", "cat"):
             raise ValueError(f"projections need a network of ReLUs alone, got {node.name}: omit projections")
@@ -72,17 +72,21 @@ def hidden(
             centre = node.op.apply(centres[source], plain)
             offset = node.op.offset(centre.dim() - 1, centre.dtype, plain)
             centres.append(centre if offset is None else centre + offset)
-            rays.append(node.op.apply(rays[source].flatten(0, 1), plain).unflatten(0, rays[source].shape[:2]))
+            projected_errors.append(
+                node.op.apply(projected_errors[source].flatten(0, 1), plain).unflatten(
+                    0, projected_errors[source].shape[:2]
+                )
+            )
         elif node.kind == "sum":
             centres.append(centres[source] + centres[node.inputs[1]])
-            rays.append(rays[source] + rays[node.inputs[1]])
+            projected_errors.append(projected_errors[source] + projected_errors[node.inputs[1]])
         else:
             if boxes[source].mixes == INEXACT:
-                radius = rays[source].abs().median(1).values
+                radius = projected_errors[source].abs().median(1).values
                 boxes[source] = replace(boxes[source], lower=centres[source] - radius, upper=centres[source] + radius)
             relaxations[number] = relax(node, boxes[source], adaptive=False, rounding=False)
             _, slope, lift = relaxations[number]
             centres.append(slope * centres[source] + lift / 2)
-            rays.append(slope[:, None] * rays[source] + projected(lift / 2))
+            projected_errors.append(slope[:, None] * projected_errors[source] + projected(lift / 2))
         boxes.append(interval.step(node, [boxes[k] for k in node.inputs], place))
     return boxes, relaxations

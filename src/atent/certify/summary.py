@@ -1,4 +1,4 @@
-"""What a smoothing certificate of many samples says: its settings, its rows, and what they add up to."""
+"""A smoothing certificate of many samples: its settings, its rows, and their summary."""
 
 from __future__ import annotations
 
