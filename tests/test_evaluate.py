@@ -503,7 +503,7 @@ def test_a_file_of_another_evaluation_is_refused(change, text, conv_net, batch, 
 def test_a_file_of_another_kind_is_refused(conv_net, batch, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 1}\n')
-    with pytest.raises(ValueError, match="holds no unfinished evaluation"):
+    with pytest.raises(ValueError, match="is not the file of an unfinished evaluation"):
         evaluate(conv_net(), *batch(4), [FGSM(THREAT)], resume=path)
     assert path.read_text() == '{"epoch": 1}\n'
 

@@ -1,4 +1,4 @@
-"""What a model answers without an attack."""
+"""Predictions of a model without an attack."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> Tens
 
 @torch.no_grad()
 def answers(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> tuple[Tensor, int]:
-    """As `predict`, and the number of classes, 0 without a sample."""
+    """As `predict`, and the number of classes, 0 for no samples."""
     out, classes = [], 0
     with guard(model, mode="eval"), full_precision(x.device):
         for part, logits in Batches("the evaluation").over(len(x), batch, lambda rows: ask(model, x[rows])):

@@ -1,4 +1,4 @@
-"""Which frequencies of a perturbation fool a model: its bands under the discrete cosine transform, one by one."""
+"""Which frequencies of a perturbation fool a model: its bands under the discrete cosine transform."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from atent.evaluate.study import Study, study
 from atent.progress import Advance
 
 BANDS = ("low", "high", "horizontal", "vertical")
-"""low and high: both frequencies below the cut, or neither. Mixed: horizontal is high along the rows of pixels alone,
-vertical along the columns alone."""
+"""low: both frequencies are below the cut; high: neither; horizontal: high along the rows of pixels only; vertical:
+along the columns only."""
 FULL = "full"
 
 
@@ -30,7 +30,7 @@ def dct(d: Tensor) -> Tensor:
 
 
 def inverse_dct(coefficients: Tensor) -> Tensor:
-    """The images whose `dct` these are."""
+    """The inverse of `dct`."""
     rows, columns = (dct_matrix(size).to(coefficients) for size in coefficients.shape[2:])
     return rows.T @ coefficients @ columns
 
@@ -47,7 +47,7 @@ def band_masks(h: int, w: int, cut: int) -> dict[str, Tensor]:
 
 
 def filtered(d: Tensor, mask: Tensor) -> Tensor:
-    """The part of ``d`` (n, c, h, w) in the coefficients of ``mask`` (h, w); ``d`` itself where that has all."""
+    """The part of ``d`` (n, c, h, w) in the coefficients of ``mask`` (h, w); ``d`` itself for a full mask."""
     if bool(mask.all()):
         return d
     return inverse_dct(dct(d) * mask.to(d))
@@ -127,13 +127,15 @@ class Bands:
     right: Tensor
     """bool (n,): correctly classified without an attack."""
     robust: dict[str, Tensor]
-    """bool (n,) for the whole perturbation (`FULL`) and for each band alone: still correctly classified."""
+    """bool (n,) for the entire perturbation (`FULL`) and for each band alone: remains correctly classified."""
     energy: dict[str, Tensor]
-    """float64 (n,) for each band: its squared l2 norm; 0 where no perturbation was found, or none was looked for."""
+    """float64 (n,) for each band: its squared l2 norm; 0 where no perturbation was found, and for misclassified
+    samples."""
     spectrum: Tensor
-    """float64 (h, w): the mean share of each coefficient in the squared norm of a perturbation; sums to 1."""
+    """float64 (h, w): the mean share of each coefficient in the squared norm of a perturbation; sums to 1, or to 0
+    without perturbations."""
     white: dict[str, float]
-    """The share of coefficients in each band: what white noise would have of its energy there."""
+    """The share of coefficients in each band: the share of the energy of white noise there."""
 
     def shares(self) -> dict[str, Tensor]:
         """Each band's share of the energy, float64 (m,), over the m samples that were perturbed."""
@@ -219,8 +221,8 @@ def measure_bands(
             "spectrum": Values("real", (h * w,)), "moved": Values("count", (), len(at)),
         }  # fmt: skip
         row = s.notes.of(key, lambda at=at: _row(s, attack, cut, at), shape)  # type: ignore[misc]
-        for name, kept in robust.items():
-            kept[at.cpu()] = ~torch.tensor(row["wrong"][name], dtype=torch.bool)
+        for name, flags in robust.items():
+            flags[at.cpu()] = ~torch.tensor(row["wrong"][name], dtype=torch.bool)
         for name, part in energy.items():
             part[at.cpu()] = torch.tensor(row["energy"][name], dtype=torch.float64)
         spectrum += torch.tensor(row["spectrum"], dtype=torch.float64)
@@ -231,7 +233,7 @@ def measure_bands(
 
 
 def _row(s: Study, attack: Attack, cut: int, at: Tensor) -> dict[str, object]:
-    """What the perturbations of one batch are and do, as plain values."""
+    """Energy and effect of the perturbations of one batch, as plain values."""
     x = attack.threat.clamp(s.x[at])
     x_adv = attacked(attack.of(at), s.model, x, s.y[at], seed=s.seed, ids=s.ids[at]).x_adv
     d = x_adv.double() - x.double()

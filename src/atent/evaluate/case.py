@@ -1,4 +1,4 @@
-"""What an evaluation is given, checked: the attacks by name and in order, the samples, and the clean predictions."""
+"""The checked arguments of an evaluation: attacks by name and in order, samples, and clean predictions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from atent.threat import Threat
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """An evaluation that was checked, and the model's answers without an attack."""
+    """The checked arguments of an evaluation, and the model's predictions without an attack."""
 
     attacks: dict[str, Attack]
     trial: Trial
@@ -38,7 +38,7 @@ class Case:
     search_dtype: SearchDtype | None
 
     def blocks(self) -> tuple[Tensor, ...]:
-        """The places of the samples that are right, in the batches of the first attack."""
+        """The positions of the correctly classified samples, in the batches of the first attack."""
         blocks: tuple[Tensor, ...] = self.right.nonzero().squeeze(1).split(self.trial.batch)
         return blocks
 
@@ -49,7 +49,7 @@ def begun(
     search_dtype: SearchDtype | Auto | None = None, channels_last: bool | Auto = False, folding: bool = True,
     world: World = SINGLE, advance: Advance | None = None,
 ) -> Case:  # fmt: skip
-    """What `evaluate` is given, checked, and the clean predictions."""
+    """The arguments of `evaluate`, checked, and the clean predictions."""
     if attacks is None:
         raise ValueError(
             "attacks is missing: evaluate(model, x, y, [PGD(...)]), evaluate(model, loader, attacks=[PGD(...)]), or {}"
@@ -84,14 +84,14 @@ def depends_on(
     model: nn.Module, samples: Checked, attacks: Mapping[str, Attack], *, seed: int, cascade: bool | Literal["threat"],
     search_dtype: SearchDtype | None = None, channels_last: bool = False, folding: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
-    """What `evaluate` of these arguments writes into the first line of its ``resume`` file."""
+    """The first line of the ``resume`` file of `evaluate` with these arguments."""
     named = in_order(attacks, cascade) if cascade else attacks
     settings = {"seed": seed, "cascade": cascade, **settings_of(model, search_dtype, channels_last, folding)}
     return fingerprint(model, samples.x, samples.y, samples.ids, named, **settings)
 
 
 def named_attacks(attacks: Any) -> dict[str, Attack]:
-    """The attacks by name; ValueError for what are none."""
+    """The attacks by name; ValueError for anything else."""
     several = isinstance(attacks, Mapping | list | tuple)
     odd = (
         [a for a in (attacks.values() if isinstance(attacks, Mapping) else attacks) if not isinstance(a, Attack)]

@@ -1,4 +1,4 @@
-"""How many images a model misclassifies under common corruptions, beside a reference network."""
+"""Errors of a model under common corruptions, relative to a reference network."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class Corrupted:
         return t_interval(each, resolution=1 / self.wrong[..., 0].numel(), within=(0.0, 1.0))
 
     def ratios(self) -> list[float | None]:
-        """Of each corruption the sum of errors over severities, divided by the reference network's: CE; None where that
-        makes no error. ValueError without a reference."""
+        """The corruption error (CE) of each corruption: the sum of errors over severities, divided by the reference
+        network's; None where the reference makes no error. ValueError without a reference."""
         own, other = self._sums()
         return [float(a / b) if b > 0 else None for a, b in zip(own.sum(1), other.sum(1))]
 
     def mce(self) -> Estimate | None:
-        """The mean of the `ratios`, without those that are None, with its 95 % interval over images; None where no
-        corruption is left. ValueError without a reference."""
+        """The mean of the `ratios` that are not None (mCE), with its 95 % interval over images; None where all are.
+        ValueError without a reference."""
         return mean_of_ratios(*(part.tolist() for part in self._sums()))
 
     def _sums(self) -> tuple[Tensor, Tensor]:
-        """At how many severities each image is misclassified, (corruptions, n), by the model and by the reference."""
+        """The number of severities at which each image is misclassified, (corruptions, n), by model and reference."""
         if self.reference is None:
             raise ValueError("a mean corruption error needs a reference network: give reference=")
         return self.wrong.double().sum(1), self.reference.double().sum(1)
@@ -137,7 +137,7 @@ def measure_corruptions(
         check_choice("corruption", name, tuple(known))
     chosen = tuple(known if names is None else names)
     if not chosen:
-        raise ValueError("names is empty: give one corruption at least, or None for all")
+        raise ValueError("names is empty: give at least one corruption, or None for all")
     asked = {"wrong": model, **models}
     wrong = {who: torch.zeros(len(chosen), len(SEVERITIES), s.n, dtype=torch.bool) for who in asked}
     distance = torch.zeros(len(chosen), len(SEVERITIES), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""How often a model changes its mind along sequences of almost equal images."""
+"""How often the predicted class changes along sequences of slightly different images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Flips:
     """As ``rates``, of the reference network."""
 
     def rate(self, i: int) -> Estimate:
-        """The mean over the images of the sequence number ``i``, with its 95 % interval."""
+        """The mean rate of the sequence with index ``i`` over the images, with its 95 % interval."""
         return _mean(self.rates[i], 1)
 
     def mean_rate(self) -> Estimate:
@@ -50,15 +50,18 @@ class Flips:
         return _mean(self.rates.mean(0), len(self.names))
 
     def mean_flip_rate(self) -> Estimate | None:
-        """The mean over the sequences of the rate divided by the reference network's: mFR, with its 95 % interval;
-        sequences in which that never changes are left out, None where none is left. ValueError without a reference."""
+        """The mean over the sequences of the rate divided by the reference network's (mFR), with its 95 % interval.
+
+        Sequences in which the reference never changes its class are omitted; None where all are. ValueError without a
+        reference.
+        """
         if self.reference is None:
             raise ValueError("a mean flip rate needs a reference network: give reference=")
         return mean_of_ratios(self.rates.tolist(), self.reference.tolist())
 
 
 def _mean(each: Tensor, parts: int) -> Estimate:
-    # A rate counts in steps of one comparison, of which there are 30 or fewer.
+    # The resolution of a rate is one comparison, of which there are at most 30.
     return t_interval(each.tolist(), resolution=1 / (30 * parts), within=(0.0, 1.0))
 
 
@@ -129,7 +132,7 @@ def measure_flips(
         check_choice("sequence", name, tuple(SEQUENCES))
     chosen = tuple(SEQUENCES if names is None else names)
     if not chosen:
-        raise ValueError("names is empty: give one sequence at least, or None for all")
+        raise ValueError("names is empty: give at least one sequence, or None for all")
     s = study(
         "flip report", model, x, y, box=box, seed=seed, ids=ids, batch=batch, resume=resume, advance=advance,
         models=models, names=list(chosen),
@@ -140,12 +143,12 @@ def measure_flips(
         for key, at in s.batches():
 
             def row(at: Tensor = at, name: str = name) -> dict[str, object]:
-                seen: dict[str, list[Tensor]] = {who: [] for who in asked}
+                classes: dict[str, list[Tensor]] = {who: [] for who in asked}
                 for frame in framed(s.unit(s.x[at]), name, seed=s.seed, ids=s.ids[at]):
                     for who, net in asked.items():
-                        seen[who].append(predict(net, s.boxed(frame), s.y[at], batch=s.batch))
+                        classes[who].append(predict(net, s.boxed(frame), s.y[at], batch=s.batch))
                 ordered = SEQUENCES[name].ordered
-                return {who: flips(torch.stack(each, 1), ordered=ordered).tolist() for who, each in seen.items()}
+                return {who: flips(torch.stack(each, 1), ordered=ordered).tolist() for who, each in classes.items()}
 
             found = s.notes.of(f"{name} {key}", row, {who: Values("real", (len(at),), 1.0) for who in asked})
             for who, table in rates.items():

@@ -1,4 +1,4 @@
-"""To which frequencies of noise a model is sensitive: its error against the Fourier basis, as a map."""
+"""Sensitivity of a model to the frequencies of noise: its errors for a Fourier basis, as a map."""
 
 from __future__ import annotations
 
@@ -148,14 +148,14 @@ def fourier_map(
 
 
 def _line(s: Study, images: Tensor, eps: float, i: int) -> list[int]:
-    """The errors at each frequency of the line ``i`` of the map, whose basis images are given."""
+    """The errors at each frequency of row ``i`` of the map, given its basis ``images``."""
     threat = Threat("linf", 0.0, s.box)
     errors = [0] * len(images)
     for _, at in s.batches():
-        draws = PerSample(s.seed, s.ids[at], "fourier")
+        streams = PerSample(s.seed, s.ids[at], "fourier")
         x = s.x[at]
         for j, image in enumerate(images):
-            u = draws.uniform(x[:, :, :1, :1], restart=i, step=j)
+            u = streams.uniform(x[:, :, :1, :1], restart=i, step=j)
             noisy = threat.clamp(x + eps * torch.where(u < 0.5, -1.0, 1.0).to(x.dtype) * image)
             errors[j] += sum(s.wrong(s.model, noisy, at))
     return errors

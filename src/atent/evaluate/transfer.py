@@ -1,4 +1,4 @@
-"""Transfer: adversarial images of each of several networks, tried on every one of them."""
+"""Transfer of adversarial images between networks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Transfers:
     right: Tensor
     """bool (networks, n): correctly classified without an attack."""
     robust: Tensor
-    """bool (networks, networks, n): ``robust[i, j]`` of the network j under the attack on the network i."""
+    """bool (networks, networks, n): ``robust[i, j]``, of the network j under the attack on the network i."""
 
 
 def measure_transfer(
@@ -133,7 +133,7 @@ def measure_transfer(
 def transfer_settings(
     models: Mapping[str, nn.Module], search_dtype: SearchDtype | None = None, folding: bool = True
 ) -> dict[str, object]:
-    """What the numbers of a matrix depend on besides, for its file; nothing where no search differs from the model."""
+    """Settings on which a matrix depends, for its file; empty where attacks search on the models themselves."""
     found: dict[str, object] = {}
     for model in models.values():
         found |= settings_of(model, search_dtype, False, folding)
