@@ -36,7 +36,7 @@ def inverse_dct(coefficients: Tensor) -> Tensor:
 
 
 def band_masks(h: int, w: int, cut: int) -> dict[str, Tensor]:
-    """The coefficients of each of the `BANDS`, bool (h, w): four blocks that meet at ``cut``."""
+    """The coefficients of each of the `BANDS`, bool (h, w): four blocks, separated at ``cut``."""
     low_rows, low_columns = torch.arange(h) < cut, torch.arange(w) < cut
     return {
         "low": low_rows[:, None] & low_columns,

@@ -334,6 +334,6 @@ def _per_class(y: Tensor, right: Tensor, remaining: Tensor) -> list[dict[str, An
     for label in y.unique().tolist():
         own = y == label
         n = int(own.sum())
-        shares = {name: share(int(kept[own].sum()), n) for name, kept in (("clean", right), ("worst", remaining))}
+        shares = {name: share(int(flags[own].sum()), n) for name, flags in (("clean", right), ("worst", remaining))}
         rows.append({"class": label, "n": n, **shares})
     return rows

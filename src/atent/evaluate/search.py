@@ -57,8 +57,10 @@ class Search:
     def attacked(
         self, attack: Attack, x: Tensor, y: Tensor, *, seed: int, ids: Tensor, part: str | None = None
     ) -> Outcome:
-        """As `outcomes.attacked`, with verdicts of the model itself, and a second search where the first one's precision
-        could have decided."""
+        """As `outcomes.attacked`, with verdicts of the model itself.
+
+        Samples whose verdict the precision of the search could have decided are attacked a second time.
+        """
         kinds = (attack.parts()[part],) if part is not None else (attack, *attack.parts().values())
         dtype = None if any(kind.minimum_norm for kind in kinds) else self.dtype
         how: dict[str, Any] = {"seed": seed, "part": part, "channels_last": self.channels_last}

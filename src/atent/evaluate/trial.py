@@ -72,7 +72,7 @@ class Trial:
     def attacks(
         self, named: Mapping[str, Attack], right: Tensor, cascade: bool | Literal["threat"], classes: int
     ) -> tuple[dict[str, dict[str, Any]], dict[str, str], Tensor]:
-        """Results and flags by attack, and which of the correctly classified samples, ``right`` (n,), are robust to all."""
+        """Results and flags by attack, and which of the samples that are ``right`` (n,) are robust to all attacks."""
         results, outcomes, remaining = {}, {}, right.clone()
         left: dict[Threat | None, Tensor] = {}
         for name, attack in named.items():
