@@ -135,10 +135,12 @@ def margins(
 
     Parameters
     ----------
-    model, x, threat, method, chunk, steps, check
+    model, x
         As in `bounds`.
     y
         True labels (n,), integers.
+    threat, method, chunk, steps, check
+        As in `bounds`.
     rounding
         False, for training: computed in the model's dtype without a bound of the rounding, at less cost; the result is
         not a certificate.

@@ -159,10 +159,12 @@ class Smoothed(metaclass=Settings):
 
         Parameters
         ----------
-        x, n0, n, alpha, seed, ids, batch
+        x
             As in `certify`.
         radius
             The l2 radius, a number, a fraction such as "128/255" or a threat in l2.
+        n0, n, alpha, seed, ids, batch
+            As in `certify`.
         advance
             As in `certify`; it reports n0 + n noise samples per input, including those saved.
 
@@ -215,12 +217,16 @@ class Smoothed(metaclass=Settings):
 
         Parameters
         ----------
-        x, seed, ids, batch, advance
-            As in `certify`; ``advance`` reports n noise samples per input.
+        x
+            As in `certify`.
         n
             Noise samples, 1 or more.
         alpha
             Probability of a wrong class, in (0, 1).
+        seed, ids, batch
+            As in `certify`.
+        advance
+            As in `certify`; it reports n noise samples per input.
 
         Returns
         -------

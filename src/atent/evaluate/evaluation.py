@@ -284,13 +284,15 @@ def evaluate_shard(
 
     Parameters
     ----------
-    model, x, y, attacks, cascade, how
+    model, x, y, attacks
         As in `evaluate`.
     shard
         Which blocks.
     resume
         The file to which every batch is written; with the rows of all shards, `evaluate` with ``blocks`` attacks
         nothing again.
+    cascade, **how
+        As in `evaluate`.
 
     Returns
     -------

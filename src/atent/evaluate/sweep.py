@@ -78,14 +78,18 @@ def sweep(
 
     Parameters
     ----------
-    model, x, y, seed, ids, batch, search_dtype, channels_last, folding, blocks, world
+    model, x, y
         As in `evaluate`.
     attacks
         Attacks in a list or by name; their own eps is replaced.
     radii
         Values of eps, numbers or fractions such as "8/255", all different.
+    seed, ids, batch
+        As in `evaluate`.
     resume
         As in `evaluate`; a sweep needs a file of its own.
+    search_dtype, channels_last, folding, blocks, world
+        As in `evaluate`.
     advance
         Called with the number of samples that are done, n for each radius and each of `rounds`, and a text.
 
@@ -149,14 +153,18 @@ def sweep_shard(
 
     Parameters
     ----------
-    model, attacks, radii, how
+    model
         As in `sweep`.
     x
         `Checked` samples.
+    attacks, radii
+        As in `sweep`.
     shard
         Which blocks.
     resume
         The file to which every batch is written.
+    **how
+        As in `sweep`.
 
     Examples
     --------
