@@ -37,7 +37,7 @@ class Affine:
 
     apply: Callable[[Tensor, Entrywise], Tensor]
     """(z (n, ...), f) -> f(W) z (n, ...), f applied to each entry of W: `plain`, ``torch.abs`` or ``torch.square``.
-    Computed in the dtype of z, as is W itself where the layer states it by several numbers."""
+    Computed in the dtype of z, as is W itself where it is computed from several parameters."""
     transpose: Callable[[Tensor, torch.Size], Tensor]
     """(a (n, s, ...), shape of one input) -> W^T a (n, s, *shape)."""
     offset: Callable[[int, torch.dtype, Entrywise], Tensor | None]
@@ -206,7 +206,7 @@ def flatten(width: int | None = None) -> Affine:
 
 
 def batch_norm(m: Any) -> Affine:
-    """``nn.BatchNorm1d`` or 2d in eval mode: running statistics. ValueError for one that keeps none."""
+    """``nn.BatchNorm1d`` or 2d in eval mode: running statistics. ValueError for one without them."""
     if m.running_mean is None or m.running_var is None:
         raise ValueError("batch statistics in eval mode: use track_running_stats=True")
 

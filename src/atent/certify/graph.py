@@ -39,7 +39,7 @@ class Node:
 class Graph:
     """The nodes of a network, as `read` gives them; node 0 is the input.
 
-    It refers to the layers, not to their weights: training changes it along.
+    It refers to the layers, not to copies of their weights: training changes both.
 
     Examples
     --------

@@ -19,7 +19,7 @@ from atent.certify.rounding import FLOOR, SAFE, UNIT, gamma
 from atent.certify.window import Window
 
 Relaxation = tuple[Tensor, ...]
-"""Of a ReLU: slope below, slope above, offset above. Of max-pooling: place below, place above, slope above, offset
+"""Of a ReLU: slope below, slope above, offset above. Of max-pooling: index below, index above, slope above, offset
 above. Of a smooth activation: slope, offset below, offset above. Each (n, ...); a slope below may be (n, s, ...), one
 for each of s functions."""
 

@@ -45,7 +45,7 @@ class CertifiedAt:
     radius: float
     """The l2 radius."""
     classes: Tensor
-    """(n,) int64: the class that is certified within the radius, `atent.certify.ABSTAIN` where none is."""
+    """(n,) int64: the class that is certified within the radius, or `atent.certify.ABSTAIN`."""
     chosen: Tensor
     """(n,) int64: noise samples that chose the class."""
     tested: Tensor

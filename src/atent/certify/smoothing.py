@@ -79,7 +79,7 @@ class Smoothed(metaclass=Settings):
     """Standard deviation of the noise, in the units of x (pixels), above 0."""
     channels_last: bool | None = None
     """Whether the model gets images in that memory format, the same up to rounding; default: where its layers are
-    faster with it on a CPU. A model that cannot take it gets the usual format, with a warning."""
+    faster with it on a CPU. A model that does not support it gets the contiguous format, with a warning."""
 
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0, above=True)

@@ -1,4 +1,4 @@
-"""Symbolic tracing of a network down to the layers that bounds know."""
+"""Symbolic tracing of a network down to its supported layers."""
 
 from __future__ import annotations
 

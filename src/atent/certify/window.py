@@ -18,7 +18,7 @@ Pair = tuple[int, int]
 class Window:
     """The coefficients of functions of a node's values (channels, rows, columns): zero outside a window of each sample.
 
-    Through a convolution the window of the unit at ``at`` begins at ``stride * at + shift``, and becomes wider.
+    The window of the unit at ``at`` begins at ``stride * at + shift``; each convolution that is substituted widens it.
     """
 
     values: Tensor

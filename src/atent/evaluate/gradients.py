@@ -55,7 +55,7 @@ def repeatable(subject: Subject) -> Verdict:
 
 
 def independent(subject: Subject) -> Verdict:
-    """A sample's logits are the same alone and beside other samples."""
+    """The logits of a sample do not depend on the other samples of the batch."""
     found = dependence(subject.model, subject.x, seed=subject.seed, size=subject.batch)
     if found is None:
         return False, "not measured: the model fails on a batch of other samples"
