@@ -83,10 +83,10 @@ def bounds(
     ----------
     ibp: Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models".
     crown-ibp: Zhang et al. 2019, "Towards stable and efficient training of verifiably robust neural networks", ICLR
-    2020, their bound alone, without the mixture of training. crown: Zhang et al. 2018, "Efficient neural network robustness
-    certification with general activation functions", NeurIPS. dual: Wong and Kolter 2018, "Provable defenses against
-    adversarial examples via the convex outer adversarial polytope", ICML. alpha-crown: Xu et al. 2021, "Fast and
-    complete: enabling complete verification with rapid and massively parallel incomplete verifiers", ICLR.
+    2020, their bound alone, without the mixture of training. crown: Zhang et al. 2018, "Efficient neural network
+    robustness certification with general activation functions", NeurIPS. dual: Wong and Kolter 2018, "Provable defenses
+    against adversarial examples via the convex outer adversarial polytope", ICML. alpha-crown: Xu et al. 2021, "Fast
+    and complete: enabling complete verification with rapid and massively parallel incomplete verifiers", ICLR.
 
     Examples
     --------
