@@ -45,15 +45,15 @@ class CertifiedAt:
     radius: float
     """The l2 radius."""
     classes: Tensor
-    """(n,) int64: the class that is certified within the radius, or `atent.certify.ABSTAIN`."""
+    """The class that is certified within the radius, or `atent.certify.ABSTAIN`; int64 (n,)."""
     chosen: Tensor
-    """(n,) int64: noise samples that chose the class."""
+    """Noise samples that chose the class; int64 (n,)."""
     tested: Tensor
-    """(n,) int64: noise samples that the test took."""
+    """Noise samples that the test took; int64 (n,)."""
 
     @property
     def samples(self) -> Tensor:
-        """(n,) int64: all noise samples."""
+        """All noise samples; int64 (n,)."""
         return self.chosen + self.tested
 
 

@@ -125,17 +125,18 @@ class Bands:
     cut: int
     """The first high frequency."""
     right: Tensor
-    """bool (n,): correctly classified without an attack."""
+    """Whether each sample is correctly classified without an attack; bool (n,)."""
     robust: dict[str, Tensor]
-    """bool (n,) for the entire perturbation (`FULL`) and for each band alone: remains correctly classified."""
+    """Whether each sample remains correctly classified, by the key ``full`` for the entire perturbation and by band alone;
+    bool (n,)."""
     energy: dict[str, Tensor]
-    """float64 (n,) for each band: its squared l2 norm; 0 where no perturbation was found, and for misclassified
+    """By band, the squared l2 norm of its part; float64 (n,), 0 where no perturbation was found, and for misclassified
     samples."""
     spectrum: Tensor
-    """float64 (h, w): the mean share of each coefficient in the squared norm of a perturbation; sums to 1, or to 0
+    """The mean share of each coefficient in the squared norm of a perturbation; float64 (h, w), with the sum 1, or 0
     without perturbations."""
     white: dict[str, float]
-    """The share of coefficients in each band: the share of the energy of white noise there."""
+    """The share of coefficients in each band, which is its share of the energy of white noise."""
 
     def shares(self) -> dict[str, Tensor]:
         """Each band's share of the energy, float64 (m,), over the m samples that were perturbed."""

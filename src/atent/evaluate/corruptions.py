@@ -36,11 +36,11 @@ class Corrupted:
     names: tuple[str, ...]
     """The corruptions."""
     clean: Tensor
-    """bool (n,): misclassified without a corruption."""
+    """Whether each sample is misclassified without a corruption; bool (n,)."""
     wrong: Tensor
-    """bool (corruptions, severities, n): misclassified."""
+    """Whether each corrupted sample is misclassified; bool (corruptions, severities, n)."""
     distance: Tensor
-    """float64 (corruptions, severities): mean l2 distance to the clean image, in pixel units."""
+    """Mean l2 distance to the clean image, in pixel units; float64 (corruptions, severities)."""
     reference: Tensor | None = None
     """As ``wrong``, of the reference network."""
 

@@ -37,7 +37,7 @@ class Flips:
     names: tuple[str, ...]
     """The sequences."""
     rates: Tensor
-    """float64 (sequences, n): the share of comparisons in which the class changes."""
+    """The share of comparisons in which the class changes; float64 (sequences, n)."""
     reference: Tensor | None = None
     """As ``rates``, of the reference network."""
 

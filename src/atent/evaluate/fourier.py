@@ -67,9 +67,9 @@ class FourierMap:
     eps: float
     """l2 norm of the noise in one channel, in pixel units."""
     clean: Tensor
-    """bool (n,): misclassified without noise."""
+    """Whether each sample is misclassified without noise; bool (n,)."""
     errors: Tensor
-    """int64 (h, w): misclassified samples by frequency, the constant one in the centre (h // 2, w // 2)."""
+    """Misclassified samples by frequency, the constant one in the centre (h // 2, w // 2); int64 (h, w)."""
 
 
 def fourier_map(

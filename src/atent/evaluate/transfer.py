@@ -40,9 +40,9 @@ class Transfers:
     names: tuple[str, ...]
     """The networks."""
     right: Tensor
-    """bool (networks, n): correctly classified without an attack."""
+    """Whether each network classifies each sample correctly without an attack; bool (networks, n)."""
     robust: Tensor
-    """bool (networks, networks, n): ``robust[i, j]``, of the network j under the attack on the network i."""
+    """``robust[i, j]`` for the network j under the attack on the network i; bool (networks, networks, n)."""
 
 
 def measure_transfer(
