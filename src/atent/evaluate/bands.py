@@ -127,8 +127,8 @@ class Bands:
     right: Tensor
     """Whether each sample is correctly classified without an attack; bool (n,)."""
     robust: dict[str, Tensor]
-    """Whether each sample remains correctly classified, by the key ``full`` for the entire perturbation and by band alone;
-    bool (n,)."""
+    """Whether each sample remains correctly classified, by band alone and, by the key ``full``, for the entire
+    perturbation; bool (n,)."""
     energy: dict[str, Tensor]
     """By band, the squared l2 norm of its part; float64 (n,), 0 where no perturbation was found, and for misclassified
     samples."""
