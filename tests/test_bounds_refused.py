@@ -179,7 +179,7 @@ UNSEEN = {
 @pytest.mark.parametrize("name", UNSEEN)
 @pytest.mark.parametrize("method", ["ibp", "crown"])
 def test_what_a_trace_cannot_see_is_refused(name, method):
-    # Before, each gave bounds of another network: a point of the ball had logits outside of them.
+    # Regression: each gave bounds of another network, and a point of the ball had logits outside of them.
     x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     net = UNSEEN[name]()
     random_state = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""alpha-CROWN: sound at any slopes, never looser than CROWN, and an ascent that climbs."""
+"""alpha-CROWN: sound for all slopes, never looser than CROWN, and an ascent that increases the bound."""
 
 from functools import partial
 from itertools import pairwise, product
