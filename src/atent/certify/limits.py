@@ -85,7 +85,7 @@ def samples_needed(radius: float | str, sigma: float, alpha: float) -> int:
     check_number("sigma", sigma, 0, above=True)
     if goal > 6 * sigma:
         raise ValueError(
-            f"radius {goal:g} is {goal / sigma:.3g} sigma, too many for noise samples to certify: give sigma"
+            f"radius {goal:g} is {goal / sigma:.3g} sigma, above the 6 sigma that noise samples can certify: give sigma"
             f" >= {goal / 4:.2g}"
         )
     n = max(1, math.floor(math.log(alpha) / float(log_ndtr(goal / sigma))) - 1)
@@ -124,9 +124,7 @@ def check_sampling(n0: int, n: int, alpha: float, sigma: float) -> None:
     check_number("n", n, 1, whole=True)
     check_alpha(alpha)
     if n < n0:
-        raise ValueError(
-            f"n must be at least n0, got n = {n} and n0 = {n0}: n noise samples estimate the share, n0 choose the class"
-        )
+        raise ValueError(f"n must be at least n0, got n = {n} and n0 = {n0}: give a larger n or a smaller n0")
     if largest_radius(n, alpha, sigma) == 0:
         raise ValueError(
             f"n = {n} noise samples always abstain at alpha {alpha:g}: where all agree they show a share of"

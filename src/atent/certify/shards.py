@@ -37,7 +37,7 @@ def check_complete(files: Sequence[Path], place: Path) -> None:
     counts = sorted({k for _, k in names})
     if len(counts) > 1:
         shown = " and ".join(f"{k} ({next(f for (_, each), f in names.items() if each == k).name})" for k in counts)
-        raise ValueError(f"{place} has shards of {shown}: move those of the other away")
+        raise ValueError(f"{place} has shards of {shown}: move the files of the other number away")
     for k in counts:
         # Earlier versions counted from 0.
         first = 0 if (0, k) in names else 1

@@ -99,7 +99,9 @@ class Evaluation:
         """
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise ValueError(f"the evaluation has schema version {version}, not {SCHEMA_VERSION}: migrate it first")
+            raise ValueError(
+                f"the evaluation has schema version {version}, not {SCHEMA_VERSION}: use atent.experiments.migrate"
+            )
         missing = [f.name for f in fields(cls) if f.name not in content and f.name not in _LATER]
         if missing:
             raise ValueError(f"the evaluation has no {', '.join(missing)}: give the content of an evaluation.json")

@@ -113,7 +113,7 @@ def study(
     if images:
         check_images(found.x.shape[1:])
     if len(found.x) < 2:
-        raise ValueError(f"a {kind} needs two samples or more, got {len(found.x)}: use more samples")
+        raise ValueError(f"a {kind} needs two samples or more, got {len(found.x)}: give more samples (--limit)")
     x, y, ids = outside_inference(found.x), outside_inference(found.y).long(), found.ids
     lines, shared = Lines(None, kind), resume if isinstance(resume, ShardFile) else None
     path, rank = (resume.path, resume.rank) if isinstance(resume, ShardFile) else (resume, 0)
