@@ -320,7 +320,7 @@ def test_what_cannot_be_certified_is_refused_with_the_numbers():
         (lambda s, x: s.certify(x, alpha=0.0), "alpha must be above 0, got 0"),
         (lambda s, x: s.certify(x, alpha=1.0), r"alpha must lie in \(0, 1\), got 1"),
         (lambda s, x: s.predict(x, alpha=2.0), r"alpha must lie in \(0, 1\), got 2"),
-        (lambda s, x: s.certify(x, n0=100, n=99), "n must be at least n0, got n = 99 and n0 = 100"),
+        (lambda s, x: s.certify(x, n0=100, n=99), "n must be at least n0, got n = 99 and n0 = 100: give a larger n"),
         (lambda s, x: s.certify(x, n0=0), "n0 must be at least 1, got 0"),
         (lambda s, x: s.certify(x, n=1e5), "n must be a whole number, got 100000.0"),
         (lambda s, x: s.certify(x, radius=Threat("linf", 0.1)), r"certifies in l2, got a radius in linf: .* 0\.1732"),
@@ -490,7 +490,7 @@ def test_shards_merge_into_the_complete_certificate(task, tmp_path):
         merge([*paths, other], 64)
     text = paths[0].read_text().replace("100\t", "101\t", 1)
     paths[0].write_text(text)
-    with pytest.raises(ValueError, match="another thing of sample 101"):
+    with pytest.raises(ValueError, match="disagrees with an earlier shard on sample 101"):
         merge(paths, 64)
     paths[0].write_text(text.replace("101\t", "x\t", 1))
     with pytest.raises(ValueError, match="line 2: not a row"):
