@@ -21,15 +21,41 @@ class Curve(NamedTuple):
 
 
 def found_norms(outcome: Outcome) -> Tensor:
-    """Distance of each sample's adversarial point, inf where the attack found none; float64 (n,)."""
+    """Distance of each sample's adversarial point, inf where the attack found none.
+
+    Parameters
+    ----------
+    outcome
+        The result of ``attack.run`` of a minimum-norm attack.
+
+    Returns
+    -------
+    Tensor
+        float64 (n,), in the norm of the attack's threat.
+    """
     return torch.where(outcome.success, outcome.norm, math.inf)
 
 
 def robust_accuracy(norms: Tensor, radii: Tensor) -> Tensor:
-    """Share of the samples whose norm exceeds each radius; ``norms`` (n,), inf where not fooled, radii (m,), out (m,).
+    """Share of the samples whose norm exceeds each radius.
 
-    A sample of norm r is not robust at r. Misclassified samples have norm 0.
-    ValueError for no samples, and for norms that are negative or NaN.
+    Parameters
+    ----------
+    norms
+        Smallest adversarial norms (n,): 0 for misclassified samples, inf where not fooled. A sample of norm r is not
+        robust at r.
+    radii
+        Radii (m,), in the same units.
+
+    Returns
+    -------
+    Tensor
+        float64 (m,), in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        In one line, for no samples, and for norms that are negative or NaN.
     """
     ordered = _sorted(norms)
     fallen = torch.searchsorted(ordered, radii.to(ordered), right=True)
@@ -37,17 +63,49 @@ def robust_accuracy(norms: Tensor, radii: Tensor) -> Tensor:
 
 
 def curve(norms: Tensor) -> Curve:
-    """`robust_accuracy` at 0, the clean accuracy, and at every radius where it decreases. ValueError as there."""
+    """`robust_accuracy` at 0, the clean accuracy, and at every radius where it decreases.
+
+    Parameters
+    ----------
+    norms
+        As in `robust_accuracy`.
+
+    Returns
+    -------
+    Curve
+        Radii and accuracies.
+
+    Raises
+    ------
+    ValueError
+        In one line, as `robust_accuracy`.
+    """
     ordered = _sorted(norms)
     radii = torch.cat([ordered.new_zeros(1), ordered[ordered.isfinite()]]).unique()
     return Curve(radii.tolist(), robust_accuracy(norms, radii).tolist())
 
 
 def quantile(norms: Tensor, share: float) -> float:
-    """The smallest radius at which at least ``share`` of the samples, in (0, 1], are not robust; inf if there is none.
+    """The smallest radius at which at least a share of the samples are not robust.
 
-    Without interpolation, which inf among the norms would not allow. ValueError as in `robust_accuracy`, and for a
-    share outside (0, 1].
+    Without interpolation, which inf among the norms would not allow.
+
+    Parameters
+    ----------
+    norms
+        As in `robust_accuracy`.
+    share
+        In (0, 1]; 0.5 is the median.
+
+    Returns
+    -------
+    float
+        inf if there is no such radius.
+
+    Raises
+    ------
+    ValueError
+        In one line, as `robust_accuracy`, and for a share outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}: 0.5 is the median")
