@@ -396,7 +396,7 @@ def test_what_cannot_be_evaluated_is_refused(robust, test_set):
     with pytest.raises(ValueError, match="NaN or infinite logits"):
         masking_checks(Around(robust, after=lambda z: z * math.nan), x, y, LINF)
     wrong = (robust(x).argmax(1) + 1) % 10
-    with pytest.raises(ValueError, match=f"none of {len(x)} samples right"):
+    with pytest.raises(ValueError, match=f"none of {len(x)} samples correctly"):
         masking_checks(robust, x, wrong, LINF)
 
 
