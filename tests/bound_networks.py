@@ -1,4 +1,4 @@
-"""The networks of the tests of bounds, and what lies within bounds."""
+"""The networks of the tests of bounds, and checks that points lie within bounds."""
 
 import math
 
@@ -77,7 +77,7 @@ def inputs(shape, n=3, seed=1):
 
 
 def points(x, threat, count, seed=2):
-    """(count, n, ...): points of each sample's region, in it, on its surface, and at its corners."""
+    """(count, n, ...): points in each sample's region, on its surface, and at its corners."""
     g = torch.Generator().manual_seed(seed)
     d = torch.randn(count, *x.shape, generator=g, dtype=x.dtype)
     if threat.norm == "linf":
@@ -90,7 +90,7 @@ def points(x, threat, count, seed=2):
 
 
 def extremes(net, x, threat, steps=20):
-    """(2 classes, n, ...): points that PGD finds when it climbs each logit, and each logit's negative."""
+    """(2 classes, n, ...): points that PGD finds by maximising each logit, and each logit's negative."""
     classes = net(x).shape[1]
     weight = torch.cat([torch.eye(classes, dtype=x.dtype), -torch.eye(classes, dtype=x.dtype)])
     weight = weight.repeat_interleave(len(x), 0)
@@ -105,7 +105,7 @@ def extremes(net, x, threat, steps=20):
 
 @torch.no_grad()
 def encloses(net, x, threat, method, random):
-    """Logits and margins lie within the bounds at random and at adversarial points; returns how near some come."""
+    """Logits and margins lie within the bounds at random and at adversarial points; returns the smallest distances."""
     lower, upper = bounds(net, x, threat, method)
     y = net(x).argmax(1)
     below = margins(net, x, y, threat, method)

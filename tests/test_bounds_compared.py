@@ -57,10 +57,10 @@ def test_margins_are_tighter_than_differences_of_bounds(trained, batch):
 def test_chunks_and_batches_change_nothing(method, trained, batch):
     x, y = batch(3)
     for net in trained.values():
-        whole = margins(net, x, y, Threat("l2", 0.1), method)
-        torch.testing.assert_close(margins(net, x, y, Threat("l2", 0.1), method, chunk=50), whole, rtol=1e-9, atol=1e-9)
+        full = margins(net, x, y, Threat("l2", 0.1), method)
+        torch.testing.assert_close(margins(net, x, y, Threat("l2", 0.1), method, chunk=50), full, rtol=1e-9, atol=1e-9)
         single = torch.cat([margins(net, x[i : i + 1], y[i : i + 1], Threat("l2", 0.1), method) for i in range(3)])
-        torch.testing.assert_close(single, whole, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(single, full, rtol=1e-9, atol=1e-9)
 
 
 RADII = {
@@ -70,7 +70,7 @@ RADII = {
     "alpha-crown": {"linf": 0.03, "l2": 0.18},
     "dual": {"linf": 0.03, "l2": 0.15},
 }
-"""About where a method proves some of the images and not all."""
+"""Radii at which a method verifies some of the images and not all."""
 
 
 @NORM
@@ -81,14 +81,14 @@ def test_nothing_verified_falls(norm, method, trained, batch):
         counts = []
         for eps in (RADII[method][norm] / 2, RADII[method][norm] * 2):
             threat = Threat(norm, eps)
-            proved = verified(net, x, y, threat, method)
-            assert proved.dtype == torch.bool
-            counts.append(int(proved.sum()))
+            certain = verified(net, x, y, threat, method)
+            assert certain.dtype == torch.bool
+            counts.append(int(certain.sum()))
             fooled = PGD(threat, steps=20, step_size=eps / 5, loss="margin", restarts=2).run(net, x, y).success
-            assert not (proved & fooled).any()
+            assert not (certain & fooled).any()
         assert counts[0] > 0
         assert counts[1] < len(x)
-        # Where the attack breaks most, nothing of that is proved.
+        # No sample that the attack breaks is verified.
         wide = Threat(norm, {"linf": 0.15, "l2": 1.0}[norm])
         broken = PGD(wide, steps=10, step_size=float(wide.eps) / 4, loss="margin").run(net, x[:10], y[:10]).success
         assert broken.any()

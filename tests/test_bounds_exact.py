@@ -1,4 +1,4 @@
-"""Bounds are exact where theory says so: one layer, settled ReLUs and windows, a radius of zero."""
+"""Bounds are exact for one layer, for ReLUs and windows of known sign, and for a radius of zero."""
 
 import pytest
 import torch
@@ -155,7 +155,7 @@ def test_the_line_over_a_maximum_by_hand():
     x = torch.tensor([[[[1.0, 0.5]]]], dtype=torch.float64)
     # linf 0.5 in the box [0.2, 3]: a in [0.5, 1.5], b in [0.2, 1]; k = a (u 1.5), m = 1, above: 1 + 0.5 (a - 0.5)
     within = Threat("linf", 0.5, box=(0.2, 3.0))
-    # Beside a logit that is 0: bounds take no network with one output.
+    # With a second logit that is 0: bounds refuse a network with one output.
     lower, upper = (side[:, 1].detach() for side in bounds(binary_logits(net).eval(), x, within, "crown-ibp"))
     assert float(upper) == pytest.approx(1.5)
     assert float(lower) == pytest.approx(0.5)

@@ -19,7 +19,7 @@ from atent.threat import Threat
 def test_gradients_by_finite_differences(method, norm, trained, batch):
     x, y = batch(1)
     threat = Threat(norm, EPS[norm] / 2)
-    # Linear bounds of every layer take their time: one network will do.
+    # Linear bounds of every layer are slow: one network suffices.
     names = trained if method in ("ibp", "crown-ibp") else ["residual"]
     for net in (copy.deepcopy(trained[name]) for name in names):
         graph = read(net)
@@ -32,7 +32,7 @@ def test_gradients_by_finite_differences(method, norm, trained, batch):
         g = torch.Generator().manual_seed(3)
         for name, w, grad in zip(names, weights, grads):
             v = torch.randn(w.shape, generator=g, dtype=torch.float64)
-            # Bounds have kinks, and the adaptive slope jumps: a smaller step steps over fewer.
+            # Bounds have kinks, and the adaptive slope jumps: a smaller step crosses fewer.
             slopes = ((_shifted(loss, w, h * v) - _shifted(loss, w, -h * v)) / (2 * h) for h in (1e-6, 1e-8))
             got = float((grad * v).sum())
             assert any(got == pytest.approx(slope, rel=2e-4, abs=1e-5) for slope in slopes), name

@@ -40,7 +40,7 @@ def test_large_built_in_networks_are_read(name):
 
 
 class Functional(nn.Module):
-    """What people write in a forward pass."""
+    """Common code of a forward pass."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Bounds of layers and functions beside ReLU networks of plain layers: copies, convolutions, activations."""
+"""Bounds of further layers and functions: copies, convolutions, activations."""
 
 import itertools
 
@@ -20,7 +20,7 @@ SMOOTH = pytest.mark.parametrize("f", FUNCTIONS.values(), ids=FUNCTIONS)
 
 
 class Net(nn.Module):
-    """A network of inputs (1, 4, 4) whose middle, of (4, 4, 4), is the code that a test gives."""
+    """A network of inputs (1, 4, 4) whose middle part, of (4, 4, 4), is given by a test."""
 
     def __init__(self, middle, width):
         super().__init__()

@@ -179,11 +179,11 @@ UNSEEN = {
 @pytest.mark.parametrize("name", UNSEEN)
 @pytest.mark.parametrize("method", ["ibp", "crown"])
 def test_what_a_trace_cannot_see_is_refused(name, method):
-    # Before, each gave bounds of another network: a point of the ball had logits outside of them.
+    # Regression: each gave bounds of another network, and a point of the ball had logits outside of them.
     x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     net = UNSEEN[name]()
     random_state = torch.get_rng_state()
-    says = "draws random numbers" if name in ("_Noisy", "_Depth") else "bounds cannot see"
+    says = "uses random numbers" if name in ("_Noisy", "_Depth") else "bounds cannot read all"
     for call in (
         lambda: bounds(net, x, Threat("linf", 1e-4), method),
         lambda: verified(net, x, torch.zeros(3, dtype=torch.long), Threat("l2", 1e-4), method),
@@ -198,7 +198,7 @@ def test_a_hook_on_all_modules_is_refused():
     x = torch.rand(3, 1, 4, 4)
     hook = nn.modules.module.register_module_forward_hook(lambda m, i, o: o * 2 if isinstance(m, nn.Linear) else None)
     try:
-        with pytest.raises(ValueError, match="bounds cannot see"):
+        with pytest.raises(ValueError, match="bounds cannot read all"):
             bounds(_net16(), x, Threat("linf", 1e-4))
     finally:
         hook.remove()

@@ -1,4 +1,4 @@
-"""alpha-CROWN: sound at any slopes, never looser than CROWN, and an ascent that climbs."""
+"""alpha-CROWN: sound for all slopes, never looser than CROWN, and an ascent that increases the bound."""
 
 from functools import partial
 from itertools import pairwise, product
@@ -9,7 +9,8 @@ from torch import nn
 
 from atent import Threat
 from atent.certify import bounds, margins, verified
-from atent.certify.bounds import _hidden, prepare
+from atent.certify.bounds import prepare
+from atent.certify.hidden import hidden_layers
 from atent.certify.linear import back, form, least
 from atent.certify.slopes import ascended, with_slopes
 from atent.testing import check_certifier
@@ -68,7 +69,7 @@ def test_margins_are_never_below_those_of_crown_and_more_steps_lower_none(threat
 def parts(net, x, threat):
     graph, place = prepare(net, x, None, threat, "alpha-crown", 1024, rounding=False)
     with torch.no_grad():
-        boxes, relaxations = _hidden(graph, place, "alpha-crown", 1024)
+        boxes, relaxations = hidden_layers(graph, place, "alpha-crown", 1024)
     eye = torch.eye(4, dtype=x.dtype)
     start = form(graph.output, torch.cat([eye, -eye])[None], rounding=False)
 

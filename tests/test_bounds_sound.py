@@ -1,4 +1,4 @@
-"""Bounds enclose what attacks find, layer by layer and for trained networks, in both types."""
+"""Bounds enclose the results of attacks, layer by layer and for trained networks, in float32 and float64."""
 
 import copy
 
@@ -57,8 +57,8 @@ def test_trained_networks_enclose_what_attacks_find(name, method, norm, trained,
 @METHOD
 @torch.no_grad()
 def test_float32_is_as_sound_as_float64(method, norm, trained, batch):
-    # The bounds of the float32 network enclose what float64 and float32 say of the same weights. They are not compared
-    # with those of the float64 network: of lines that are equally good a bound takes either, at a tie of max-pooling.
+    # The bounds of the float32 network enclose the logits in float64 and in float32 for the same weights. They are not
+    # compared with those of the float64 network: at a tie of max-pooling a bound takes either of two lines.
     x, y = batch(10)
     x, threat = x.float(), Threat(norm, EPS[norm] / 2)
     for net in trained.values():

@@ -22,7 +22,7 @@ def segments_of_sequential(net, shape):
 
 
 def segments_of_residual(net, shape):
-    """The same for `Residual`: values that a shortcut carries stand beside those that meet a ReLU."""
+    """The same for `Residual`, with the values of a shortcut in addition to those that pass a ReLU."""
     w, b, inner = matrix(lambda x: net.stem(net.normalize(x)), shape)
     found = [(w, b, torch.ones_like(b, dtype=torch.bool))]
     for block in (net.block1, net.block2):
@@ -166,7 +166,7 @@ def test_dual_is_the_bound_of_wong_and_kolter():
             nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4)
         )
     )
-    x = 0.3 + 0.4 * inputs((6,))  # the theorem knows no box
+    x = 0.3 + 0.4 * inputs((6,))  # the theorem has no box
     layers = [(m.weight.detach(), m.bias.detach()) for m in net if isinstance(m, nn.Linear)]
     y = torch.tensor([0, 1, 3])
     eye = torch.eye(4, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Bounds by windows of the image equal those by rows of all its entries, on every way through a network."""
+"""Bounds by windows of the image equal those by rows of all its entries, on every path through a network."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ CLOSE = 1e-10
 
 
 class Two(nn.Module):
-    """Two ways to a sum: kernels of different sizes, and a step."""
+    """Two paths to a sum: kernels of different sizes, and a stride."""
 
     def __init__(self, channels):
         super().__init__()
@@ -32,7 +32,7 @@ class Two(nn.Module):
 
 
 class Planes(nn.Module):
-    """Constants that differ from place to place, in a product and in a sum."""
+    """Constants that depend on the position, in a product and in a sum."""
 
     def __init__(self):
         super().__init__()
@@ -101,8 +101,8 @@ def test_windows_and_whole_images_give_the_same_bounds(name, threat, method, mon
         found = bounds(net, x, threat, method)
         assert max(h * w for h, w in sizes) > 1
         monkeypatch.setattr(Window, "wide", lambda self, image: True)
-        whole = bounds(net, x, threat, method)
-    for a, b in zip(found, whole):
+        full = bounds(net, x, threat, method)
+    for a, b in zip(found, full):
         assert a.isfinite().all()
         assert (a - b).abs().max() <= CLOSE * (1 + b.abs().max())
 
@@ -111,7 +111,7 @@ SHAPE = (3, 5, 4)
 
 
 def windows():
-    """Of 6 units at 4 places of 4 samples."""
+    """Of 6 units at 4 positions of 4 samples."""
     columns, samples = torch.tensor([7, 27, 0, 19, 59, 39]), torch.tensor([1, 1, 0, 2, 3, 2])
     places, spot = (columns % 20 * 4 + samples).unique(return_inverse=True)
     assert len(places) == 4
@@ -142,7 +142,7 @@ def test_a_unit_and_its_negative_are_one_hot():
 
 
 def test_what_lies_in_windows_is_what_their_coefficients_weigh():
-    """Behind a padded convolution some windows leave the image: what lies there is zero, and is weighed by zero."""
+    """After a padded convolution some windows leave the image: values and coefficients are zero there."""
     window, samples, _ = windows()
     conv = nn.Conv2d(2, 3, 3, stride=2, padding=1).double()
     with torch.no_grad():

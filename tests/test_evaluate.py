@@ -53,7 +53,7 @@ def test_shares_match_counts_by_hand(known):
         assert sorted(got.attacks[name]["fooled"]) == ids[hit].tolist()
         assert got.attacks[name]["robust"] == share(20 - len(hit), 24)
     assert got.worst == share(20 - len({*fooled["a"], *fooled["b"]}), 24)
-    # one forward and one backward for each right sample, and one forward for the verdict
+    # one forward and one backward for each correctly classified sample, and one forward for the verdict
     assert (got.attacks["a"]["forwards"], got.attacks["a"]["backwards"]) == (40, 20)
     assert (got.attacks["b"]["forwards"], got.attacks["b"]["backwards"]) == (31 * 20, 30 * 20)
     assert got.attacks["a"]["attacked"] == got.attacks["b"]["attacked"] == 20
@@ -87,14 +87,14 @@ def test_the_worst_case_is_the_union_over_attacks(conv_net, batch):
     x, y = batch(60)
     threat = Threat("linf", 0.05)
     attacks = {"bright": Half(threat, True), "dark": Half(threat, False)}
-    whole = evaluate(conv_net(), x, y, {"fgsm": FGSM(threat)})
+    full = evaluate(conv_net(), x, y, {"fgsm": FGSM(threat)})
     got = evaluate(conv_net(), x, y, attacks, cascade=False)
     every = [r["robust"]["k"] for r in got.attacks.values()]
     fooled = set(got.wrong).union(*(r["fooled"] for r in got.attacks.values()))
     assert got.worst["k"] == 60 - len(fooled)
     assert got.worst["k"] < min(every)
     assert max(every) < got.clean["k"] < 60
-    assert got.worst == whole.worst == whole.attacks["fgsm"]["robust"]
+    assert got.worst == full.worst == full.attacks["fgsm"]["robust"]
     for result in got.attacks.values():
         assert not set(result["fooled"]) & set(got.wrong)
 
@@ -113,16 +113,16 @@ def test_the_batch_size_and_the_order_do_not_matter(conv_net, batch):
     linf, l2 = Threat("linf", 0.05), Threat("l2", 0.4)
     attacks = [PGD(linf, steps=3, restarts=2), Langevin(l2, steps=3, noise=0.2)]
     ids = 9 * torch.arange(30)
-    whole = without_time(evaluate(conv_net(), x, y, attacks, ids=ids))
+    full = without_time(evaluate(conv_net(), x, y, attacks, ids=ids))
     for size in (1, 7, 30):
-        assert without_time(evaluate(conv_net(), x, y, attacks, ids=ids, batch=size)) == whole
+        assert without_time(evaluate(conv_net(), x, y, attacks, ids=ids, batch=size)) == full
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
     mixed = evaluate(conv_net(), x[order], y[order], attacks, ids=ids[order])
-    assert sorted(mixed.wrong) == whole["wrong"]
+    assert sorted(mixed.wrong) == full["wrong"]
     for name, result in mixed.attacks.items():
-        assert sorted(result["fooled"]) == whole["attacks"][name]["fooled"]
+        assert sorted(result["fooled"]) == full["attacks"][name]["fooled"]
     other = evaluate(conv_net(), x, y, attacks, ids=ids, seed=1)
-    assert other.outcomes["attacks"] != whole["outcomes"]["attacks"]
+    assert other.outcomes["attacks"] != full["outcomes"]["attacks"]
 
 
 def test_a_list_is_named_by_its_label_and_two_threats_do_not_collide(known):
@@ -196,7 +196,7 @@ def test_progress_is_reported_with_the_running_robust_accuracy(known):
         got = evaluate(model, x, y, attacks, batch=8, cascade=cascade, advance=lambda *said: reported.append(said))  # noqa: B023
         assert sum(n for n, _ in reported) == 48 == 24 * rounds(attacks)
         first = [text for _, text in reported if text.startswith("one ")]
-        # the four wrong ones need no attack, the other twenty come in batches
+        # the four misclassified samples are not attacked, the other twenty in batches
         assert [n for n, _ in reported][:4] == [4, 8, 8, 4]
         assert first[0] == "one 83.3 %"
         assert first[-1] == f"one {100 * got.attacks['one']['robust']['value']:.1f} %"
@@ -219,7 +219,7 @@ def test_progress_is_reported_with_the_running_robust_accuracy(known):
 @pytest.mark.parametrize("attacks", [[FGSM(Threat("linf", 0.1))], []], ids=["attacked", "clean"])
 def test_what_cannot_be_evaluated_is_refused_in_one_line(change, text, attacks, known):
     if not attacks and "outside the box" in text:
-        attacks = [PGD(Threat("l2", 0.1, (0, 2)))]  # without an attack there is no box: another one then
+        attacks = [PGD(Threat("l2", 0.1, (0, 2)))]  # without an attack there is no box: use another one
         text = r"outside the box \[0, 2\]"
     model, x, y, _, _ = known
     x, y, model = (change.get(k, lambda v: v)(v) for k, v in (("x", x), ("y", y), ("model", model)))
@@ -256,7 +256,7 @@ def test_predict_of_nothing():
 
 
 THREAT = Threat("linf", 0.05)
-RISING = {  # from dear to cheap, so that the order is the evaluation's own doing
+RISING = {  # in order of decreasing cost, which the evaluation reverses
     "chain": Langevin(THREAT, steps=4, noise=0.2, restarts=2),
     "pgd": PGD(THREAT, steps=4),
     "fgsm": FGSM(Threat("linf", 0.02)),
@@ -272,14 +272,14 @@ def test_a_cascade_is_the_worst_of_its_attacks_alone(conv_net, batch):
     assert list(got.attacks) == ["fgsm", "pgd", "chain"]
     assert (alone.cascade, got.cascade) == (False, True)
     assert got.worst == alone.worst == got.attacks["chain"]["robust"]
-    fallen, standing = set(alone.wrong), got.clean["k"]
+    fallen, remaining = set(alone.wrong), got.clean["k"]
     for name, result in got.attacks.items():
         new = set(alone.attacks[name]["fooled"]) - fallen
         assert set(result["fooled"]) == new
-        assert result["attacked"] == standing
-        standing -= len(new)
+        assert result["attacked"] == remaining
+        remaining -= len(new)
         fallen |= new
-        assert result["robust"] == share(standing, 60)
+        assert result["robust"] == share(remaining, 60)
         assert alone.attacks[name]["attacked"] == got.clean["k"]
     assert 0 < len(got.attacks["pgd"]["fooled"]) < got.clean["k"]
     assert got.attacks["chain"]["forwards"] < alone.attacks["chain"]["forwards"]
@@ -321,7 +321,7 @@ def test_spans_are_read_back(numbers, text):
 
 @dataclass(frozen=True)
 class Twofold(Attack):
-    """A random chain, a minimum-norm attack and a short PGD in turn, as AutoAttack is made."""
+    """A composite of a random chain, a minimum-norm attack and a short PGD."""
 
     threat: Threat
 
@@ -370,23 +370,23 @@ def test_a_composite_attack_in_parts_is_the_attack_as_one(conv_net, batch):
     ids = 11 + torch.arange(60)
     attack, model = Twofold(THREAT), conv_net()
     right = predict(model, x, y) == y
-    whole = attack.run(model, x[right], y[right], seed=4, ids=ids[right])
+    full = attack.run(model, x[right], y[right], seed=4, ids=ids[right])
     got = evaluate(model, x, y, [attack], seed=4, ids=ids, batch=16)
     result = got.attacks["Twofold"]
     assert result["fooled"] != sorted(result["fooled"])  # by part
-    assert sorted(result["fooled"]) == ids[right][whole.success].tolist()
-    assert result["robust"] == share(int((~whole.success).sum()), 60) == got.worst
+    assert sorted(result["fooled"]) == ids[right][full.success].tolist()
+    assert result["robust"] == share(int((~full.success).sum()), 60) == got.worst
     assert list(result["parts"]) == ["chain", "nearest", "pgd"]
-    met, standing = int(right.sum()), int(right.sum())
+    met, remaining = int(right.sum()), int(right.sum())
     assert result["attacked"] == met
     for part in result["parts"].values():
-        assert part["attacked"] == standing
+        assert part["attacked"] == remaining
         assert len(part["fooled"]) > 0
-        standing -= len(part["fooled"])
-        assert part["robust"] == share(standing, 60)
+        remaining -= len(part["fooled"])
+        assert part["robust"] == share(remaining, 60)
     for key in ("forwards", "backwards", "seconds"):
         assert result[key] == pytest.approx(sum(part[key] for part in result["parts"].values()), abs=0.01)
-    # a part draws from the composite's stream, not from that of the same attack alone
+    # a part uses the composite's stream, not that of the same attack alone
     lone = evaluate(model, x, y, {"chain": attack.parts()["chain"]}, seed=4, ids=ids)
     assert lone.attacks["chain"]["fooled"] != result["parts"]["chain"]["fooled"]
     assert rounds([attack, FGSM(THREAT)]) == 4
@@ -397,9 +397,9 @@ def test_autoattack_in_parts_is_autoattack_as_one(conv_net, batch):
     ids, model = 5 + torch.arange(40), conv_net()
     attack = AutoAttack(Threat("linf", 0.06), steps=3, targets=2, queries=6)
     right = predict(model, x, y) == y
-    whole = attack.run(model, x[right], y[right], seed=1, ids=ids[right])
+    full = attack.run(model, x[right], y[right], seed=1, ids=ids[right])
     got = evaluate(model, x, y, [attack], seed=1, ids=ids, batch=11).attacks[label(attack)]
-    assert sorted(got["fooled"]) == ids[right][whole.success].tolist()
+    assert sorted(got["fooled"]) == ids[right][full.success].tolist()
     assert 0 < len(got["fooled"]) < int(right.sum())
     assert list(got["parts"]) == list(attack.parts())
     assert got["parts"]["Square"]["robust"] == got["robust"]
@@ -413,7 +413,7 @@ def test_an_endless_threat_becomes_json(conv_net, batch):
     assert Threat(**reported).eps == math.inf
 
 
-# ---- a kill and the same call again
+# ---- interruption and resumption
 
 
 class Killed(Exception):
@@ -443,7 +443,7 @@ def test_a_killed_evaluation_goes_on(batches, cascade, conv_net, batch, tmp_path
     ids = 3 * torch.arange(40)
     attacks = {**RISING, "two": Twofold(THREAT)}
     settings = {"seed": 2, "ids": ids, "batch": 9, "cascade": cascade}
-    whole = evaluate(conv_net(), x, y, attacks, **settings)
+    full = evaluate(conv_net(), x, y, attacks, **settings)
     path = tmp_path / "part.jsonl"
     killed_after(batches, conv_net(), x, y, attacks, **settings, resume=path)
     assert len(path.read_text().splitlines() if batches else [0]) == 1 + batches
@@ -457,14 +457,14 @@ def test_a_killed_evaluation_goes_on(batches, cascade, conv_net, batch, tmp_path
         assert len(counted) == total - batches > 0
         again = evaluate(conv_net(), x, y, attacks, **settings, resume=path)
         assert len(counted) == total - batches
-    assert plain(got) == plain(whole) == plain(again)
+    assert plain(got) == plain(full) == plain(again)
     if not batches:
         return
-    # another batch size goes on too
+    # another batch size resumes too
     path.unlink()
     killed_after(batches, conv_net(), x, y, attacks, **settings, resume=path)
     other = evaluate(conv_net(), x, y, attacks, **{**settings, "batch": 14}, resume=path)
-    assert other.outcomes == whole.outcomes
+    assert other.outcomes == full.outcomes
 
 
 def plain(evaluation):
@@ -503,7 +503,7 @@ def test_a_file_of_another_evaluation_is_refused(change, text, conv_net, batch, 
 def test_a_file_of_another_kind_is_refused(conv_net, batch, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 1}\n')
-    with pytest.raises(ValueError, match="holds no unfinished evaluation"):
+    with pytest.raises(ValueError, match="is not the file of an unfinished evaluation"):
         evaluate(conv_net(), *batch(4), [FGSM(THREAT)], resume=path)
     assert path.read_text() == '{"epoch": 1}\n'
 
@@ -512,7 +512,7 @@ def test_a_file_of_another_kind_is_refused(conv_net, batch, tmp_path):
 
 
 class Wide(nn.Module):
-    """Notes the type that its convolution gives, and what autocast does to it."""
+    """Records the dtype of its convolution, also under autocast."""
 
     def __init__(self, body):
         super().__init__()
@@ -531,13 +531,13 @@ def test_the_search_may_be_in_half_precision_and_the_verdict_never_is(dtype, con
     full = evaluate(model, x, y, [PGD(THREAT, steps=5)])
     assert {kind for kind, _ in model.seen} == {torch.float32}
     model.seen.clear()
-    # the surroundings' autocast does not reach the verdict either
+    # an outer autocast does not affect the verdict either
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = evaluate(model, x, y, [PGD(THREAT, steps=5)], search_dtype=str(dtype).removeprefix("torch."))
     searching = [kind for kind, gradient in model.seen if gradient]
     verdicts = [kind for kind, gradient in model.seen if not gradient]
     assert searching[:5] == [dtype] * 5
-    assert set(searching[5:]) <= {torch.float32}  # what ends near the boundary is searched again
+    assert set(searching[5:]) <= {torch.float32}  # samples that end near the boundary are attacked again
     assert set(verdicts) == {torch.float32}
     assert got.clean == full.clean
     assert got.search_dtype == str(dtype).removeprefix("torch.")
@@ -583,15 +583,15 @@ def test_a_model_of_normalised_inputs_is_noticed(conv_net, batch):
     x, y = batch(200)
     mean, std = x.mean(), x.std(correction=0)
     inner = conv_net()
-    wants = nn.Sequential(Scaled(float(std), float(mean)), inner)  # gives inner what it knows, from standardised inputs
+    wants = nn.Sequential(Scaled(float(std), float(mean)), inner)  # the inner network gets standardised inputs
     got = evaluate(wants, x, y, [])
     assert got.clean["value"] < 0.8
     raw, standardised = (round(100 * v) for v in (got.clean["value"], evaluate(inner, x, y, []).clean["value"]))
     assert f"{raw} % on raw pixels, {standardised} % on standardised ones; put atent.models.Normalize" in got.hint
     assert f"[{mean:.3g}] and [{std:.3g}]" in got.hint
     assert "\n" not in got.hint
-    mended = nn.Sequential(Normalize([float(mean)], [float(std)]), wants).double()
-    assert evaluate(mended, x, y, []).hint is None
+    corrected = nn.Sequential(Normalize([float(mean)], [float(std)]), wants).double()
+    assert evaluate(corrected, x, y, []).hint is None
 
 
 class Scaled(nn.Module):
@@ -615,7 +615,7 @@ def test_no_hint_without_reason(conv_net, batch):
 
 
 class Constant(nn.Module):
-    """Logits that are a bias alone: one class for everything."""
+    """Logits that are only a bias: a constant class."""
 
     def __init__(self):
         super().__init__()
@@ -632,9 +632,9 @@ def test_a_network_that_gives_everything_one_class_is_noticed(batch):
     assert "optimizer.lr" in hint
     assert "method.eps_warmup" in hint
     assert "\n" not in hint
-    # a few samples tell nothing
+    # a few samples are not evidence
     assert evaluate(Constant(), x[:19], y[:19], []).hint is None
-    # its own class alone makes it perfect, which is no praise
+    # on samples of its own class alone the accuracy is 100 %
     praised = evaluate(Constant(), x, torch.full_like(y, 7), [])
     assert praised.clean["value"] == 1.0
     assert praised.hint.startswith("all 60 samples are of class 7")
@@ -692,7 +692,7 @@ def test_what_a_smaller_radius_fooled_stays_fooled(conv_net, batch):
     ([FGSM(THREAT)], [-1], "radius must be finite and at least 0, got -1"),
     ([FGSM(THREAT)], ["8/x"], "radius '8/x' is not a number"),
     ([FGSM(THREAT), FGSM(Threat("l2", 1))], [0.1], "two attacks are called FGSM"),
-    ([FGSM(Threat("linf", [0.1] * 4))], [0.1], "a sweep gives all samples one radius, and FGSM has an eps for each"),
+    ([FGSM(Threat("linf", [0.1] * 4))], [0.1], "a sweep has one radius for all samples, but FGSM has an eps for each"),
 ])  # fmt: skip
 def test_bad_sweeps_are_refused(attacks, radii, text, conv_net, batch):
     with pytest.raises(ValueError, match=text):
@@ -703,7 +703,7 @@ def test_a_killed_sweep_goes_on(conv_net, batch, tmp_path):
     x, y = batch(30)
     path = tmp_path / "part.jsonl"
     args = (conv_net(), x, y, [PGD(THREAT, steps=2), FGSM(THREAT)], [0.02, 0.05])
-    whole = sweep(*args, batch=10)
+    full = sweep(*args, batch=10)
     original, calls = Attack.run, []
 
     def stopping(self, *a, **k):
@@ -717,9 +717,9 @@ def test_a_killed_sweep_goes_on(conv_net, batch, tmp_path):
         with pytest.raises(Killed):
             sweep(*args, batch=10, resume=path)
     got = sweep(*args, batch=10, resume=path)
-    for row in (*got, *whole):
+    for row in (*got, *full):
         row.pop("seconds")
-    assert got == whole
+    assert got == full
 
 
 # ---- results and samples
@@ -753,7 +753,7 @@ def test_checked_samples_are_not_checked_again(conv_net, batch, monkeypatch):
     assert seen == [(0.0, 1.0)]
     assert without_time(again[0]) == without_time(plain[0])
     assert [{**row, "seconds": 0} for row in again[1]] == [{**row, "seconds": 0} for row in plain[1]]
-    # A box that they were not checked against is checked.
+    # A further box is checked.
     with pytest.raises(ValueError, match="box"):
         evaluate(model, known, None, [FGSM(Threat("linf", 0.1, box=(0.9, 1.0)))])
     assert seen == [(0.0, 1.0), (0.9, 1.0)]
@@ -761,7 +761,7 @@ def test_checked_samples_are_not_checked_again(conv_net, batch, monkeypatch):
 
 @dataclass(frozen=True)
 class Leaves(Attack):
-    """Goes twice as far as its threat allows."""
+    """Perturbs by twice its eps."""
 
     norms = ("linf", "l0")
 

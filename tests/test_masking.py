@@ -47,14 +47,14 @@ def digits(all_digits):
 
 @pytest.fixture(scope="session")
 def robust(digits):
-    """PGD adversarial training for some seconds; not to be changed."""
+    """PGD adversarial training for some seconds; shared, not to be modified."""
     x, y = digits
     return trained(x[:1200], y[:1200], PGD(Threat("linf", 0.1), steps=3), epochs=5)
 
 
 @pytest.fixture(scope="session")
 def plain(digits):
-    """Standard training; not to be changed."""
+    """Standard training; shared, not to be modified."""
     x, y = digits
     return trained(x[:1200], y[:1200], None, epochs=8)
 
@@ -86,7 +86,7 @@ class Around(nn.Module):
 
 
 class AlwaysTraining(Around):
-    """Batch-norm with the statistics of the batch, whatever mode was asked for."""
+    """Batch-norm with the statistics of the batch, in every mode."""
 
     def forward(self, x):
         self.body.train()
@@ -113,7 +113,7 @@ def quantised(x):
 
 
 def noisy(x):
-    # drawn so that a sample's noise changes with the size of the batch, also from one seed
+    # generated so that a sample's noise depends on the size of the batch, also with one seed
     return x + 0.1 * torch.randn(*x.shape[1:], len(x), dtype=x.dtype).movedim(-1, 0)
 
 
@@ -165,7 +165,7 @@ def test_batch_norm_in_train_mode_is_named(threat, conv_net, test_set):
     passed, figure = verdict("independent", AlwaysTraining(body), *test_set, threat)
     assert not passed, figure
     before = {k: v.clone() for k, v in body.state_dict().items()}
-    # a model that is merely handed over in train mode is evaluated in eval mode, and is no defect
+    # a model in train mode is evaluated in eval mode, which is not a defect
     passed, figure = verdict("independent", body.train(), *test_set, threat)
     assert passed, figure
     assert body.training
@@ -182,7 +182,7 @@ def test_a_short_step_is_named(threat, robust, test_set):
 
 
 def test_an_attack_that_never_leaves_is_named_by_the_distance(robust, test_set):
-    # enough steps on paper, but no gradient to follow
+    # enough steps, but no gradient
     flat = Around(robust, before=quantised)
     passed, figure = verdict("step-budget", flat, *test_set, L2, PGD(L2, start="zero"))
     assert "make 2.5 eps" in figure
@@ -210,9 +210,9 @@ def test_clean_models_pass_everything(kind, threat, request, test_set):
 
 
 def test_the_robust_model_is_robust_and_the_standard_one_is_not(robust, plain, test_set):
-    stand = [int((~PGD(Threat("linf", 0.15)).run(m, *test_set).success).sum()) for m in (robust, plain)]
-    assert stand[0] > 35
-    assert stand[1] < 20
+    robust_counts = [int((~PGD(Threat("linf", 0.15)).run(m, *test_set).success).sum()) for m in (robust, plain)]
+    assert robust_counts[0] > 35
+    assert robust_counts[1] < 20
 
 
 def test_false_derivatives_are_found_at_one_step_size_or_the_other(robust, test_set):
@@ -283,7 +283,7 @@ def test_step_lengths():
 
 
 def scripted(n=100, **counts):
-    """A probe on which each attack, by check, leaves the first so many samples standing."""
+    """A subject for which, by check and attack, the first so many samples are robust."""
     runs = {
         "eps-zero": [PGD(LINF.scaled(0), steps=1)],
         "eps-whole-box": [PGD(Threat("linf", 1.0), steps=40)],
@@ -294,10 +294,10 @@ def scripted(n=100, **counts):
         "black-box": [Square(LINF, queries=200), PGD(LINF)],
         "loss": [PGD(LINF, loss="margin"), PGD(LINF)],
     }
-    (name, stand), = counts.items()  # fmt: skip
+    (name, robust_counts), = counts.items()  # fmt: skip
     name = name.replace("_", "-")
-    assert len(stand) == len(runs[name])
-    done = {repr(a): (a, torch.arange(n) < k, torch.zeros(n)) for a, k in zip(runs[name], stand)}
+    assert len(robust_counts) == len(runs[name])
+    done = {repr(a): (a, torch.arange(n) < k, torch.zeros(n)) for a, k in zip(runs[name], robust_counts)}
     x = torch.zeros(n, 1, 8, 8)
     sample = Subject(
         nn.Identity(), LINF, PGD(LINF), x, torch.zeros(n).long(), torch.arange(n), x.view(n, -1)[:, :10], 0, 9
@@ -311,7 +311,7 @@ def scripted(n=100, **counts):
     [
         ("eps-zero", [100], [99]),
         ("eps-whole-box", [5], [6]),
-        # seven samples against none is the least that a sign test at 1 % sees
+        # seven samples against none is the smallest significant difference of a sign test at 1 %
         ("eps-monotone", [90, 50, 56], [90, 50, 57]),
         ("eps-monotone", [50, 56, 56], [50, 57, 56]),
         ("steps-monotone", [80, 78, 84], [80, 78, 85]),
@@ -367,13 +367,13 @@ def test_random_numbers_depend_on_ids_and_samples_are_stratified(robust, digits)
     x, y = digits
     sample = subject(robust, x[:250], y[:250], LINF, PGD(LINF), 0, 1000 + torch.arange(250), 250)
     assert sample.n <= 100
-    # the same few, wherever they stand
+    # the same samples in every order
     turned = torch.arange(249, -1, -1)
     again = subject(robust, x[turned], y[turned], LINF, PGD(LINF), 0, 1000 + turned, 250)
     assert torch.equal(again.ids, sample.ids)
     assert torch.equal(sample.x, x[sample.ids - 1000])
     assert torch.equal(sample.y, y[sample.ids - 1000])
-    still = PGD(LINF, steps=1, step_size=0)  # moved by the draws alone
+    still = PGD(LINF, steps=1, step_size=0)  # moved only by the random start
     assert torch.equal(sample.run(still)[1], still.run(robust, sample.x, sample.y, ids=sample.ids).norm)
     part = subject(robust, x[:250][25:50], y[:250][25:50], LINF, PGD(LINF), 0, 1025 + torch.arange(25), 4)
     shared = [i for i, j in enumerate(part.ids.tolist()) if j in sample.ids.tolist()]
@@ -396,7 +396,7 @@ def test_what_cannot_be_evaluated_is_refused(robust, test_set):
     with pytest.raises(ValueError, match="NaN or infinite logits"):
         masking_checks(Around(robust, after=lambda z: z * math.nan), x, y, LINF)
     wrong = (robust(x).argmax(1) + 1) % 10
-    with pytest.raises(ValueError, match=f"none of {len(x)} samples right"):
+    with pytest.raises(ValueError, match=f"none of {len(x)} samples correctly"):
         masking_checks(robust, x, wrong, LINF)
 
 
@@ -414,7 +414,7 @@ def test_the_mnist_network_passes_everything():
 
 @pytest.mark.parametrize("order", ["sorted", "periodic", "rare"])
 def test_the_samples_are_of_every_class_whatever_the_order(order):
-    """Every tenth of 1000 samples whose classes take turns would be of one class."""
+    """Every tenth of 1000 samples whose classes alternate would be of one class."""
     y = torch.arange(1000)
     y = {"sorted": y // 100, "periodic": y % 10, "rare": torch.where(y < 10, y, 0)}[order]
     x = torch.nn.functional.one_hot(y, 10).float()

@@ -1,4 +1,4 @@
-"""Files of unfinished measurements: whatever happens to them, a row that counts is one that was measured."""
+"""Files of unfinished measurements: after any damage, only rows that were measured count."""
 
 import json
 import os
@@ -26,7 +26,7 @@ ATTACKS = {"fgsm": FGSM(LINF), "pgd": PGD(LINF, steps=2), "again": PGD(LINF, ste
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Nothing here depends on a disk that loses its power."""
+    """No test here depends on writes that reach the disk."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
@@ -48,9 +48,9 @@ def measured(task, path, attacks=ATTACKS):
 
 
 @pytest.fixture(scope="module")
-def whole(task, tmp_path_factory):
-    """A file of a whole evaluation, and what it found."""
-    path = tmp_path_factory.mktemp("whole") / "evaluation.partial.jsonl"
+def full(task, tmp_path_factory):
+    """A file of a complete evaluation, and its result."""
+    path = tmp_path_factory.mktemp("full") / "evaluation.partial.jsonl"
     found = measured(task, path)
     assert len(path.read_text().splitlines()) > 8
     return path, found
@@ -81,7 +81,7 @@ def replaced(with_this):
 
 
 def forged(**values):
-    """A row of an earlier version, without a checksum, that cannot be one."""
+    """A row of an earlier version, without a checksum, with impossible values."""
 
     def change(rows, rng):
         at = rng.randrange(1, len(rows))
@@ -136,23 +136,23 @@ FORGED = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("seed", range(4))
-def test_a_damaged_evaluation_counts_nothing_wrong(task, whole, tmp_path, capsys, kind, seed):
+def test_a_damaged_evaluation_counts_nothing_wrong(task, full, tmp_path, capsys, kind, seed):
     """60 files: the same figures as without damage, and one line on stderr at most."""
-    source, found = whole
+    source, found = full
     path = tmp_path / source.name
     data = DAMAGE[kind](source.read_bytes(), random.Random(f"{kind} {seed}"))
     path.write_bytes(data)
     assert measured(task, path) == found
     err = capsys.readouterr().err
     assert err.count("\n") <= 1
-    # What was dropped is there again, and no line is damaged.
+    # Dropped rows are measured again, and no line is damaged.
     assert measured(task, path) == found
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_rows_of_earlier_versions_are_taken_where_they_can_be_ones(task, whole, tmp_path, capsys, kind):
-    source, found = whole
+def test_rows_of_earlier_versions_are_taken_where_they_can_be_ones(task, full, tmp_path, capsys, kind):
+    source, found = full
     path = tmp_path / source.name
     path.write_bytes(forged(**FORGED[kind])(source.read_bytes(), random.Random(kind)))
     assert measured(task, path) == found
@@ -163,9 +163,9 @@ def test_rows_of_earlier_versions_are_taken_where_they_can_be_ones(task, whole, 
     assert path.read_bytes() == before
 
 
-def test_every_flipped_bit_of_a_row_is_found(task, whole, tmp_path, capsys):
-    """All along a row, so that no value of it is without a checksum."""
-    source, _ = whole
+def test_every_flipped_bit_of_a_row_is_found(task, full, tmp_path, capsys):
+    """At every position of a row: all its values are in the checksum."""
+    source, _ = full
     head, row, *_ = source.read_bytes().split(b"\n")
     first = Lines(None, "evaluation", {k: v for k, v in json.loads(head).items() if k not in ("kind", "sums")})
     about = {k: v for k, v in first._head.items() if k != "kind"}
@@ -200,8 +200,8 @@ def test_a_file_that_is_not_one_is_named(task, tmp_path):
         assert path.read_bytes() == data
 
 
-def test_a_row_of_another_measurement_is_found(task, whole, tmp_path, capsys):
-    source, found = whole
+def test_a_row_of_another_measurement_is_found(task, full, tmp_path, capsys):
+    source, found = full
     other = tmp_path / "other.jsonl"
     evaluate(*task, ATTACKS, resume=other, batch=8, seed=1)
     path = tmp_path / "p.jsonl"
@@ -210,8 +210,8 @@ def test_a_row_of_another_measurement_is_found(task, whole, tmp_path, capsys):
     assert "1 damaged row" in capsys.readouterr().err
 
 
-def test_a_live_file_is_not_taken(task, whole, tmp_path):
-    path = Path(shutil.copy(whole[0], tmp_path))
+def test_a_live_file_is_not_taken(task, full, tmp_path):
+    path = Path(shutil.copy(full[0], tmp_path))
     before = path.read_bytes()
     with held_elsewhere(lock_of(path), "evaluation"):
         with pytest.raises(InUse) as caught:
@@ -272,7 +272,7 @@ def test_a_certificate_that_grows(task, tmp_path, capsys):
         assert [line.split(b"\t")[:4] for line in sorted(path.read_bytes().splitlines())] == [
             line.split(b"\t")[:4] for line in sorted(data.splitlines())
         ]
-    # Without checksums, as earlier versions left it, what cannot be is found.
+    # In files of earlier versions, without checksums, impossible values are detected.
     capsys.readouterr()
     for column, value in ((1, b"7"), (3, b"99.0"), (3, b"-0.5"), (4, b"5"), (5, b"nan"), (2, b"-1")):
         head, first, *rest = data.split(b"\n")

@@ -41,7 +41,7 @@ def biases(g):
 
 
 def products(g):
-    """Every hidden value twice, nearly, and weights of 1e3 and -1e3 for the two."""
+    """Pairs of almost equal hidden values, with weights of 1e3 and -1e3."""
     one, last = nn.Linear(16, 64), nn.Linear(64, CLASSES)
     half, large = torch.randn(32, 16, generator=g), 1e3 * torch.randn(CLASSES, 32, generator=g)
     one.weight.data = torch.cat([half, half + 1e-6 * torch.randn(32, 16, generator=g)])
@@ -51,7 +51,7 @@ def products(g):
 
 
 def scales(g):
-    """Batch-norm whose running mean takes away a bias of 1e4, and whose small variance magnifies what is left."""
+    """Batch-norm whose running mean cancels a bias of 1e4, and whose small variance magnifies the rest."""
     conv, norm, last = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Linear(24, CLASSES)
     conv.weight.data = 1e-3 * torch.randn(6, 1, 3, 3, generator=g)
     conv.bias.data = 1e4 * torch.randn(6, generator=g)
@@ -79,7 +79,7 @@ class Difference(nn.Module):
 
 
 def slopes(g):
-    """Units that are open, or nearly, read by large weights of either sign; max-pooling and a mean behind them."""
+    """Undecided or nearly undecided units with large weights of either sign, then max-pooling and a mean."""
     one, two, last = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Linear(8, CLASSES)
     one.weight.data = torch.randn(8, 1, 3, 3, generator=g)
     one.bias.data = 1e-6 * torch.randn(8, generator=g)
@@ -91,7 +91,7 @@ def slopes(g):
 
 
 class Constants(nn.Module):
-    """A constant of 1e3 that the kernels, whose entries sum to nearly 0, take away again; an average behind them."""
+    """A constant of 1e3 that the kernels, whose entries sum to nearly 0, cancel; then an average."""
 
     def __init__(self, g):
         super().__init__()
@@ -114,7 +114,7 @@ def stream(*key):
 
 
 def barely(net, x, threat, method):
-    """Moves the last biases so that about half of the samples' margins for class 0 are above 0, and most just so."""
+    """Moves the last biases so that about half of the samples' margins for class 0 are above 0, most of them barely."""
     last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
     last.bias.data.zero_()
     labels = torch.zeros(len(x), dtype=torch.long)
@@ -150,7 +150,7 @@ def certificates(kind, seed, norm, eps, method, n=24):
     low, high = (side.double() for side in bounds(net, x, threat, method))
     points = nearby(x, threat, g)
     flat = points.flatten(0, 1)
-    # The network's own answer, in a batch and alone, where matrix kernels sum in another order.
+    # The network's own logits, in a batch and alone, where matrix kernels sum in another order.
     alone = torch.cat([net(v[None]) for v in flat[: 2 * n]]).view(2, n, -1)
     answers = [exact(flat.double()).view(len(points), n, -1), net(flat).view(len(points), n, -1), alone]
     z = torch.cat([a.double() for a in answers])
@@ -212,7 +212,7 @@ def rational(net, x):
 
 
 def tiny(g, dtype):
-    """Three layers of 4 units and a batch-norm in which all that is large cancels."""
+    """Three layers of 4 units and a batch-norm in which all large terms cancel."""
     one, norm, two, last = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
     net = nn.Sequential(one, norm, nn.ReLU(), two, nn.ReLU(), last).to(dtype).eval()
     large = 10.0 ** int(torch.randint(0, 5 if dtype == torch.float32 else 12, (), generator=g))

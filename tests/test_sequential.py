@@ -1,4 +1,4 @@
-"""Certification at one radius by a sequential test: its error and power, what it samples, its files and its command."""
+"""Certification at one radius by a sequential test: error and power, samples, files and command."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def test_the_error_is_alpha_in_total_for_every_share_up_to_the_threshold(share, 
     errors = [outcome(test, p, futility=False)[0] for p in (share, share - 0.02, share - 0.2)]
     assert errors[0] <= alpha
     assert errors[0] > errors[1] > errors[2]
-    # Alpha is used, so far as whole numbers of failures allow.
+    # Alpha is used, as far as integer numbers of failures allow.
     assert errors[0] >= 0.7 * alpha
     assert test.looks[-1] == n
     assert sorted(set(test.looks)) == list(test.looks)
@@ -71,13 +71,13 @@ def test_futility_costs_two_per_cent_of_power_at_most_where_a_share_is_detectabl
         found, samples = outcome(test, p)
         assert found >= 0.98
         assert samples < n
-    # Hopeless shares end early, and far ones are certified with few samples.
+    # Low shares end early, and high ones are certified with few samples.
     assert outcome(test, share - 0.2)[1] < n / 3
     assert outcome(test, 1 - 1e-6)[1] < 2 * np.log(alpha) / np.log(share) + 1
 
 
 def test_full_agreement_certifies_with_as_few_samples_as_without_looks():
-    """alpha^(1/n) is what n samples reach; the looks before the last leave that to it."""
+    """alpha^(1/n) is the largest share that n samples certify; only the last look can."""
     n = 66  # 0.9^66 = 0.00096
     assert 0.9**n <= 0.001 < 0.9 ** (n - 1)
     test = plan(0.9, n, 0.001)
@@ -134,7 +134,7 @@ def test_far_coins_are_certified_with_few_samples_and_hopeless_ones_left():
 
 
 def test_the_test_takes_the_first_samples_of_certify(conv_net, batch):
-    """Against the votes of whole prefixes: the choice, each look, and the number of samples."""
+    """Against the votes of full prefixes: the choice, each look, and the number of samples."""
     x, _ = batch(12, torch.float32)
     ids = torch.arange(40, 52)
     smoothed, n0, n, alpha, goal = Smoothed(conv_net(torch.float32), SIGMA), 30, 400, 0.01, 0.2
@@ -163,10 +163,10 @@ def test_decisions_do_not_depend_on_batch_order_or_shard(conv_net, batch, size):
         at = smoothed.certify_at(x[rows], 0.2, 30, 400, 0.01, seed=4, ids=ids[rows], **given)
         return torch.stack([at.classes, at.chosen, at.tested], 1)
 
-    whole = decided(slice(None))
+    full = decided(slice(None))
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    assert torch.equal(decided(order, batch=size), whole[order])
-    assert torch.equal(torch.cat([decided(slice(i, i + 1)) for i in range(6)]), whole)
+    assert torch.equal(decided(order, batch=size), full[order])
+    assert torch.equal(torch.cat([decided(slice(i, i + 1)) for i in range(6)]), full)
 
 
 def test_progress_counts_saved_samples_too():
@@ -248,7 +248,7 @@ def test_rows_of_all_samples_and_of_the_test_do_not_mix(task, tmp_path):
     model, x, y, ids = task
     path, fixed = tmp_path / "c.csv", Sampling(SIGMA, 20, 300, 0.01, seed=3)
     certify_run(model, x[:2], y[:2], fixed, ids=ids[:2], path=path)
-    # A file of all samples has the columns and settings that it always had.
+    # A file of all samples has the columns and settings of earlier versions.
     assert "samples" not in path.read_text()
     made = json.loads(path.with_suffix(".json").read_text())["made"]
     assert (set(made), set(made["draws"])) == ({"draws", "about", "noise"}, {"sigma", "n0", "n", "alpha", "seed"})
@@ -259,7 +259,7 @@ def test_rows_of_all_samples_and_of_the_test_do_not_mix(task, tmp_path):
     class Other(Smoothed):
         pass
 
-    with pytest.raises(ValueError, match="not of Other"):
+    with pytest.raises(ValueError, match="not for Other"):
         certify_run(model, x, y, SAMPLING, ids=ids, certifier=Other)
 
 
@@ -273,7 +273,7 @@ def test_the_summary_counts_right_wrong_and_abstained():
     assert (found["certified_wrong"]["k"], found["abstained"]["k"], found["clean"]["k"]) == (1, 1, 4)
     assert (found["samples_mean"], found["samples_median"], found["samples_most"]) == (120, 60, 300)
     assert found["sampling"]["radius"] == 0.2
-    with pytest.raises(ValueError, match=r"no curve over radii, the sequential test decided radius 0\.2 alone"):
+    with pytest.raises(ValueError, match=r"no curve over radii, the sequential test certifies at radius 0\.2 only"):
         certificate.radii()
     with pytest.raises(ValueError, match=r"radius 0\.1 was not tested"):
         certificate.certified(0.1)

@@ -1,4 +1,4 @@
-"""Randomised smoothing: honest intervals, known radii, invariance, files that go on, and what is refused."""
+"""Randomised smoothing: coverage of intervals, known radii, invariance, files that resume, and refusals."""
 
 import json
 import math
@@ -16,9 +16,10 @@ from torch import nn
 from atent import Threat, plots
 from atent.certify import ABSTAIN, Certificate, Sampling, Smoothed, certify_run, largest_radius, merge, samples_needed
 from atent.certify.certificate import certified_network
+from atent.certify.limits import linf_radius
 from atent.certify.noise import Noise, address, device_seed
 from atent.certify.rows import Row, read_rows
-from atent.certify.smoothing import certificates, linf_radius, predictions
+from atent.certify.smoothing import certificates, predictions
 from atent.cli import main
 from atent.experiments import certificate
 from atent.experiments.certificate import certify_folder
@@ -49,18 +50,18 @@ class Half(nn.Module):
         return x - (x @ w)[:, None] * w + margins[:, None] * w
 
 
-# ---- honesty
+# ---- coverage
 
 
 def test_wrong_certificates_are_as_rare_as_alpha_promises():
-    """One point, 5,000 trials: its true radius is known, and an honest bound at alpha exceeds it in alpha of them."""
+    """One point, 5,000 trials: its true radius is known, and a valid bound at alpha exceeds it in alpha of them."""
     trials, alpha, margin = 5000, 0.05, 0.4
     model = Half(2)
     x = model.points(torch.tensor([margin])).expand(trials, 2).contiguous()
     classes, radii = Smoothed(model, SIGMA).certify(x, n0=20, n=100, alpha=alpha, batch=20_000)
     wrong = int(((classes == 0) | (radii > margin)).sum())
     assert wrong <= stats.binom.ppf(0.999, trials, alpha)
-    # Not by giving nothing away: the exact interval at n = 100 misses in 3 % to 5 % of the trials.
+    # Nor is it conservative: the exact interval at n = 100 misses in 3 % to 5 % of the trials.
     assert wrong >= 0.02 * trials
     assert (classes == 1).double().mean() > 0.98
 
@@ -141,8 +142,8 @@ def test_it_abstains_where_the_samples_do_not_decide():
     assert smoothed.predict(x, 200).tolist() == [ABSTAIN, 1]
 
 
-def test_the_choice_and_the_estimate_share_no_draw():
-    """CERTIFY picks the class with draws of its own: with the same ones the estimate would be biased upwards."""
+def test_the_choice_and_the_estimate_have_different_samples():
+    """CERTIFY chooses the class by other noise samples: with the same ones the estimate would be biased upwards."""
     seen = []
 
     class Spy(nn.Module):
@@ -150,7 +151,7 @@ def test_the_choice_and_the_estimate_share_no_draw():
             seen.append(x.clone())
             return x
 
-    Smoothed(Spy(), 1.0).two_votes(torch.zeros(1, 3), 100, 200)  # certify asks about the batch besides
+    Smoothed(Spy(), 1.0).two_votes(torch.zeros(1, 3), 100, 200)  # certify also tests the dependence on the batch
     first, *rest = seen
     rest = torch.cat(rest)
     assert len(first) == 100
@@ -178,7 +179,7 @@ def test_the_noise_is_gaussian_of_the_right_size_and_never_the_same():
 
 
 def test_no_two_blocks_of_a_seed_share_a_key():
-    """The lower half of a counter counts within a block: blocks are apart where the upper halves are, (block, id)."""
+    """The lower half of a counter counts within a block: blocks differ where the upper halves, (block, id), do."""
     key, counter = address(3, 7, 11)
     assert (key.dtype, counter.dtype) == (np.uint64, np.uint64)
     assert counter.tolist() == [0, 0, 11, 7]
@@ -189,13 +190,13 @@ def test_no_two_blocks_of_a_seed_share_a_key():
 
 @pytest.mark.slow
 def test_the_seeds_of_an_accelerator_do_not_coincide():
-    """10,000 images of 1,001 blocks: of 64 bits two are alike with probability 3e-6, of 32 bits 11,600 pairs."""
+    """10,000 images of 1,001 blocks: with 64 bits two are equal with probability 3e-6, with 32 bits 11,600 pairs."""
     seeds = [
         device_seed(5, torch.arange(first, first + 500)[:, None], torch.tensor([*range(1000), 2**31])).flatten()
         for first in range(0, 10_000, 500)
     ]
-    whole = torch.cat(seeds)
-    assert len(whole.unique()) == len(whole) == 10_010_000
+    full = torch.cat(seeds)
+    assert len(full.unique()) == len(full) == 10_010_000
     # Scalars and tensors agree, as unsigned and as signed 64 bits.
     assert device_seed(5, 500, 2**31) % 2**64 == int(seeds[1][1000]) % 2**64
     assert 0 <= device_seed(-3, 2**48 - 1, 2**32 - 1) < 2**64
@@ -203,7 +204,7 @@ def test_the_seeds_of_an_accelerator_do_not_coincide():
 
 
 @pytest.mark.slow
-def test_drawn_blocks_do_not_coincide():
+def test_sampled_blocks_do_not_coincide():
     """Of 200,000 blocks with seeds of 32 bits, 4.7 pairs would be the same in the mean, and none in 1 of 105 trials."""
     noise = Noise(torch.zeros(1, 2), 0)
     # Two float32 normals as one word: different streams agree in both with probability below 1e-12.
@@ -216,13 +217,13 @@ def test_the_noise_is_what_it_says():
     numbers whatever their count."""
     x = torch.zeros(1, 3, 5)
     noise = Noise(x, 9)
-    whole = noise.draw(4, 2, 100).clone()
-    assert whole.shape == (100, 3, 5)
-    assert torch.equal(noise.draw(4, 2, 37), whole[:37])
+    full = noise.draw(4, 2, 100).clone()
+    assert full.shape == (100, 3, 5)
+    assert torch.equal(noise.draw(4, 2, 37), full[:37])
     stream = np.random.Generator(np.random.Philox(key=[9, 0x736D6F6F7468696E], counter=[0, 0, 2, 4]))
-    assert np.array_equal(stream.standard_normal((100, 3, 5), dtype=np.float32), whole.numpy())
+    assert np.array_equal(stream.standard_normal((100, 3, 5), dtype=np.float32), full.numpy())
     others = [(9, 4, 3), (9, 5, 2), (9, 4 + 2**32, 2), (9 + 2**32, 4, 2), (9 - 2**33, 4, 2), (9, 2, 4)]
-    drawn = [whole, *(Noise(x, seed).draw(i, b, 100).clone() for seed, i, b in others)]
+    drawn = [full, *(Noise(x, seed).draw(i, b, 100).clone() for seed, i, b in others)]
     correlations = torch.corrcoef(torch.stack(drawn).flatten(1))
     # Independent normals correlate by N(0, 1/1500): five standard deviations.
     assert correlations.triu(1).abs().max() < 5 / 1500**0.5
@@ -242,17 +243,17 @@ def test_counts_do_not_depend_on_batch_order_or_shard(conv_net, batch, size):
     x, _ = batch(6, torch.float32)
     ids = torch.tensor([5, 9, 2**40, 0, 77, 3])
     smoothed = Smoothed(conv_net(torch.float32, norm=True), SIGMA)
-    whole = smoothed.votes(x, 330, seed=4, ids=ids)
-    assert (whole.sum(1) == 330).all()
-    assert torch.equal(smoothed.votes(x, 330, seed=4, ids=ids, batch=size), whole)
+    full = smoothed.votes(x, 330, seed=4, ids=ids)
+    assert (full.sum(1) == 330).all()
+    assert torch.equal(smoothed.votes(x, 330, seed=4, ids=ids, batch=size), full)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    assert torch.equal(smoothed.votes(x[order], 330, seed=4, ids=ids[order], batch=size), whole[order])
+    assert torch.equal(smoothed.votes(x[order], 330, seed=4, ids=ids[order], batch=size), full[order])
     shards = [smoothed.votes(x[i::2], 330, seed=4, ids=ids[i::2], batch=size) for i in range(2)]
-    assert torch.equal(torch.stack(shards, 1).flatten(0, 1), whole)
-    # The draws of a small n begin those of a larger one, and other keys give other draws.
-    assert (smoothed.votes(x, 130, seed=4, ids=ids, batch=size) <= whole).all()
-    assert not torch.equal(smoothed.votes(x, 330, seed=5, ids=ids), whole)
-    assert not torch.equal(smoothed.votes(x, 330, seed=4, ids=ids + 1), whole)
+    assert torch.equal(torch.stack(shards, 1).flatten(0, 1), full)
+    # The samples of a small n are the first of a larger one, and other keys give other samples.
+    assert (smoothed.votes(x, 130, seed=4, ids=ids, batch=size) <= full).all()
+    assert not torch.equal(smoothed.votes(x, 330, seed=5, ids=ids), full)
+    assert not torch.equal(smoothed.votes(x, 330, seed=4, ids=ids + 1), full)
 
 
 def test_a_model_in_train_mode_is_evaluated_in_eval_mode_and_comes_back_as_it_was(batch):
@@ -269,7 +270,7 @@ def test_a_model_in_train_mode_is_evaluated_in_eval_mode_and_comes_back_as_it_wa
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# ---- what a number of draws can do
+# ---- what a number of noise samples can certify
 
 
 def test_the_arithmetic_of_the_paper():
@@ -279,7 +280,7 @@ def test_the_arithmetic_of_the_paper():
     assert round(255 * linf_radius(0.435, 3072), 2) == 2.0
     assert samples_needed(0, 0.12, 0.001) == 10
     assert largest_radius(9, 0.001, 0.12) == 0 < largest_radius(10, 0.001, 0.12)
-    # At alpha = 2^-k, k draws show exactly 1/2, and abstain.
+    # At alpha = 2^-k, k samples give exactly 1/2, and abstain.
     assert largest_radius(5, 2.0**-5, 1.0) == 0
     assert samples_needed(0, 1.0, 2.0**-5) == 6
 
@@ -305,7 +306,7 @@ def test_what_cannot_be_certified_is_refused_with_the_numbers():
     assert smoothed.predict(x + 5, 11).shape == (1,)
     with pytest.raises(ValueError, match="give sigma >= "):
         samples_needed(1.0, 0.12, 0.001)
-    # Reachable ones pass, as numbers, fractions and threats.
+    # Radii that can be certified pass, as numbers, fractions and threats.
     for radius in (0.29, "1/4", Threat("l2", 0.29)):
         smoothed.certify(x, n=1000, radius=radius)
 
@@ -319,7 +320,7 @@ def test_what_cannot_be_certified_is_refused_with_the_numbers():
         (lambda s, x: s.certify(x, alpha=0.0), "alpha must be above 0, got 0"),
         (lambda s, x: s.certify(x, alpha=1.0), r"alpha must lie in \(0, 1\), got 1"),
         (lambda s, x: s.predict(x, alpha=2.0), r"alpha must lie in \(0, 1\), got 2"),
-        (lambda s, x: s.certify(x, n0=100, n=99), "n must be at least n0, got n = 99 and n0 = 100"),
+        (lambda s, x: s.certify(x, n0=100, n=99), "n must be at least n0, got n = 99 and n0 = 100: give a larger n"),
         (lambda s, x: s.certify(x, n0=0), "n0 must be at least 1, got 0"),
         (lambda s, x: s.certify(x, n=1e5), "n must be a whole number, got 100000.0"),
         (lambda s, x: s.certify(x, radius=Threat("linf", 0.1)), r"certifies in l2, got a radius in linf: .* 0\.1732"),
@@ -348,11 +349,11 @@ class Nan(nn.Module):
 # ---- files
 
 
-DRAWS = Sampling(SIGMA, n0=20, n=150, alpha=0.01, seed=3)
+SAMPLING = Sampling(SIGMA, n0=20, n=150, alpha=0.01, seed=3)
 
 
 def same(a, b):
-    """Two lists of rows, but for the seconds."""
+    """Compare two lists of rows without the seconds."""
     return [r._replace(time=0) for r in a] == [r._replace(time=0) for r in b]
 
 
@@ -364,7 +365,7 @@ def task(conv_net, batch):
 
 def test_rows_are_those_of_certify_and_predict(task, tmp_path):
     model, x, y, ids = task
-    found = certify_run(model, x, y, DRAWS, ids=ids, path=tmp_path / "certificate.csv")
+    found = certify_run(model, x, y, SAMPLING, ids=ids, path=tmp_path / "certificate.csv")
     smoothed = Smoothed(model, SIGMA)
     classes, radii = smoothed.certify(x, 20, 150, 0.01, seed=3, ids=ids)
     plain = smoothed.predict(x, 150, 0.01, seed=3, ids=ids)
@@ -379,7 +380,7 @@ def test_rows_are_those_of_certify_and_predict(task, tmp_path):
 
 def test_an_interrupted_run_goes_on_to_the_same_rows(task, tmp_path):
     model, x, y, ids = task
-    want = certify_run(model, x, y, DRAWS, ids=ids, batch=100).rows
+    want = certify_run(model, x, y, SAMPLING, ids=ids, batch=100).rows
 
     class Stop(Exception):
         pass
@@ -393,27 +394,27 @@ def test_an_interrupted_run_goes_on_to_the_same_rows(task, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        certify_run(model, x, y, DRAWS, ids=ids, path=path, batch=100, advance=advance)
+        certify_run(model, x, y, SAMPLING, ids=ids, path=path, batch=100, advance=advance)
     kept = read_rows(path)
     assert 0 < len(kept) < len(x)
     with open(path, "a") as file:
         file.write("107\t3\t3\t0.1")
     calls = []
-    found = certify_run(model, x, y, DRAWS, ids=ids, path=path, advance=lambda n, text: calls.append(n))
+    found = certify_run(model, x, y, SAMPLING, ids=ids, path=path, advance=lambda n, text: calls.append(n))
     assert same(found.rows, want)
     assert list(found.rows[: len(kept)]) == kept
     assert sum(calls) == len(x) * 170
     assert len(read_rows(path)) == len(x)
-    # More images continue the file, other draws and another model do not.
+    # More images continue the file, other settings and another model do not.
     with pytest.raises(ValueError, match=r"made with draws\.seed 3, not 4"):
         certify_run(model, x, y, Sampling(SIGMA, 20, 150, 0.01, seed=4), ids=ids, path=path)
     with pytest.raises(ValueError, match=r"made with about\.weights None, not abc"):
-        certify_run(model, x, y, DRAWS, ids=ids, path=path, about={"weights": "abc"})
+        certify_run(model, x, y, SAMPLING, ids=ids, path=path, about={"weights": "abc"})
 
 
 @pytest.fixture
 def normed():
-    """A network with batch norms, images, and the settings of a certificate that decides them clearly."""
+    """A network with batch norms, images, and the settings of a certificate with clear decisions."""
     torch.manual_seed(0)
     net = build("resnet8", shape=(1, 8, 8), classes=3)
     with torch.no_grad():
@@ -427,16 +428,16 @@ def normed():
 def test_a_network_with_batch_norms_is_certified_folded_and_the_file_says_so(normed, tmp_path):
     net, x, y = normed
     path = tmp_path / "c.csv"
-    network = certified_network(net, x, DRAWS)
+    network = certified_network(net, x, SAMPLING)
     assert network.layers == sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-    found = certify_run(net, x, y, DRAWS, path=path)
+    found = certify_run(net, x, y, SAMPLING, path=path)
     made = json.loads(path.with_suffix(".json").read_text())["made"]
     assert made["network"] == {"batch_norms_folded": network.layers}
     classes, radii = Smoothed(network.network, SIGMA).certify(x, 20, 150, 0.01, seed=3)
     assert [(r.predict, r.radius) for r in found.rows] == list(zip(classes.tolist(), radii.tolist()))
     # In float64 no two logits tie to rounding, so that the folded network has the votes of the network itself.
     net, x = net.double(), x.double()
-    folded = certified_network(net, x, DRAWS)
+    folded = certified_network(net, x, SAMPLING)
     assert folded.layers
     assert torch.equal(Smoothed(folded.network, SIGMA).votes(x, 200), Smoothed(net, SIGMA).votes(x, 200))
 
@@ -444,59 +445,59 @@ def test_a_network_with_batch_norms_is_certified_folded_and_the_file_says_so(nor
 def test_a_file_begun_without_folding_ends_without_it(normed, tmp_path):
     net, x, y = normed
     path = tmp_path / "c.csv"
-    first = certify_run(net, x[:2], y[:2], DRAWS, path=path, network=Folded(net, 0, None))
+    first = certify_run(net, x[:2], y[:2], SAMPLING, path=path, network=Folded(net, 0, None))
     assert "network" not in json.loads(path.with_suffix(".json").read_text())["made"]
-    found = certify_run(net, x, y, DRAWS, path=path)
+    found = certify_run(net, x, y, SAMPLING, path=path)
     assert list(found.rows[:2]) == list(first.rows)
     assert "network" not in json.loads(path.with_suffix(".json").read_text())["made"]
     with pytest.raises(ValueError, match=r"batch_norms_folded"):
-        certify_run(net, x, y, DRAWS, path=path, network=certified_network(net, x, DRAWS))
+        certify_run(net, x, y, SAMPLING, path=path, network=certified_network(net, x, SAMPLING))
 
 
 def test_rows_of_older_noise_are_not_continued(task, tmp_path):
-    """A file whose sidecar does not say which noise it was made with, as files had it before, is left alone."""
+    """A file of an earlier version, whose sidecar does not record the noise, is not changed."""
     model, x, y, _ = task
     path = tmp_path / "c.csv"
-    certify_run(model, x[:2], y[:2], DRAWS, path=path)
+    certify_run(model, x[:2], y[:2], SAMPLING, path=path)
     made = json.loads(path.with_suffix(".json").read_text())
     assert made["made"].pop("noise")
     path.with_suffix(".json").write_text(json.dumps(made))
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"noise of another version .* choose another file") as error:
-        certify_run(model, x, y, DRAWS, path=path)
+        certify_run(model, x, y, SAMPLING, path=path)
     assert "\n" not in str(error.value)
     assert path.read_bytes() == before
     new = tmp_path / "d.csv"
-    certify_run(model, x[:2], y[:2], DRAWS, path=new)
-    with pytest.raises(ValueError, match="made otherwise"):
+    certify_run(model, x[:2], y[:2], SAMPLING, path=new)
+    with pytest.raises(ValueError, match="made with other settings"):
         merge([path, new], x[0].numel())
 
 
-def test_shards_merge_into_the_whole(task, tmp_path):
+def test_shards_merge_into_the_complete_certificate(task, tmp_path):
     model, x, y, ids = task
-    want = certify_run(model, x, y, DRAWS, ids=ids).rows
+    want = certify_run(model, x, y, SAMPLING, ids=ids).rows
     paths = [tmp_path / f"{i}.csv" for i in range(3)]
     for i, path in enumerate(paths):
-        part = certify_run(model, x, y, DRAWS, ids=ids, path=path, shard=(i, 3))
+        part = certify_run(model, x, y, SAMPLING, ids=ids, path=path, shard=(i, 3))
         assert [row.idx for row in part.rows] == ids[i::3].tolist()
     assert same(merge(paths, 64).rows, want)
     assert same(merge(paths, 64, ids.tolist()).rows, want)
-    with pytest.raises(ValueError, match="4 of 11 samples are in no shard"):
+    with pytest.raises(ValueError, match="4 of 11 samples are missing in all shards"):
         merge(paths[1:], 64, ids.tolist())
     other = tmp_path / "other.csv"
     certify_run(model, x, y, Sampling(SIGMA, 20, 160, 0.01), ids=ids, path=other, shard=(0, 3))
-    with pytest.raises(ValueError, match="made otherwise"):
+    with pytest.raises(ValueError, match="made with other settings"):
         merge([*paths, other], 64)
     text = paths[0].read_text().replace("100\t", "101\t", 1)
     paths[0].write_text(text)
-    with pytest.raises(ValueError, match="another thing of sample 101"):
+    with pytest.raises(ValueError, match="disagrees with an earlier shard on sample 101"):
         merge(paths, 64)
     paths[0].write_text(text.replace("101\t", "x\t", 1))
     with pytest.raises(ValueError, match="line 2: not a row"):
         merge(paths, 64)
     for shard in ((3, 3), (-1, 3), (0, 12)):
         with pytest.raises(ValueError, match="shard"):
-            certify_run(model, x, y, DRAWS, ids=ids, shard=shard)
+            certify_run(model, x, y, SAMPLING, ids=ids, shard=shard)
 
 
 def test_the_summary_separates_three_accuracies():
@@ -537,7 +538,7 @@ def test_the_figure_falls_just_beyond_each_radius():
     assert line.get_drawstyle() == "steps-pre"
 
     def at(r):
-        # steps-pre: a value holds from the place before it, which it leaves out, up to its own
+        # steps-pre: a value applies after the previous position up to and including its own
         return values[int(np.searchsorted(places, r))]
 
     for r, want in ((0.0, 75), (0.05, 75), (0.1, 75), (0.1001, 50), (0.3, 50)):
@@ -583,13 +584,13 @@ def test_the_command_certifies_resumes_shards_and_merges(run, capsys, tmp_path):
     assert (found["n"], found["complete"], found["provenance"]["seed"]) == (6, True, 0)
     before = read_rows(run / "certificate.csv")
 
-    # More images go on in the same file.
+    # More images continue the same file.
     assert said(*common, "--limit", "9")[0] == 0
     rows = read_rows(run / "certificate.csv")
     assert rows[:6] == before
     assert len(rows) == 9
 
-    # Other draws get a file of their own; its shards merge into the same rows.
+    # Other settings get a file of their own; its shards merge into the same rows.
     other = [*common, "--limit", "9", "--seed", "1"]
     status, _, err = said(*other, "--merge")
     assert (status, err.count("\n")) == (2, 1)
@@ -615,9 +616,9 @@ def test_shards_that_an_earlier_version_began_end_without_folding(tmp_path, monk
         before.setattr(certificate, "certified_network", lambda model, *rest: Folded(model, 0, None))
         _, begun, _ = call(shard="1/2")
     _, ended, _ = call(shard="2/2")
-    _, whole, found = call(merged=True)
-    assert begun.made == ended.made == whole.made
-    assert "network" not in whole.made
+    _, full, found = call(merged=True)
+    assert begun.made == ended.made == full.made
+    assert "network" not in full.made
     assert len(found.rows) == 4
     (tmp_path / "new").mkdir()
     monkeypatch.chdir(tmp_path / "new")
@@ -652,10 +653,10 @@ def test_the_command_verifies_by_bounds(run, capsys):
     part = load_data(DataSettings("digits")).sample("test", 40)
     x, y = part.batch(range(40))
     with torch.no_grad():
-        proved = verified(load(run), x, y, Threat("linf", 0.01), "crown")
-    assert 0 < int(proved.sum()) < 40
-    assert found["certified"][0]["share"]["k"] == int(proved.sum())
-    assert found["certified"][0]["verified"] == part.ids[proved].tolist()
+        certain = verified(load(run), x, y, Threat("linf", 0.01), "crown")
+    assert 0 < int(certain.sum()) < 40
+    assert found["certified"][0]["share"]["k"] == int(certain.sum())
+    assert found["certified"][0]["verified"] == part.ids[certain].tolist()
     assert found["certified"][0]["seconds_per_image"] > 0
 
 
@@ -664,7 +665,7 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
     common = ["certify", str(run), "--limit", "12", "--table", str(table), "--quiet", "--device", "cpu"]
     assert main([*common, "--n", "300", "--n0", "20", "--radius", "0.05", "0.125"]) == 0
     alone = json.loads(table.with_suffix(".json").read_text())["rows"]
-    # On 64 pixels the l2 ball of 1/8 holds the linf ball of 1/64: one column for both.
+    # On 64 pixels the l2 ball of 1/8 contains the linf ball of 1/64: one column for both.
     assert main([*common, "--method", "crown", "--norm", "linf", "--radius", "1/64"]) == 0
     rows = json.loads(table.with_suffix(".json").read_text())["rows"]
     assert rows[0] == alone[0]
@@ -675,11 +676,11 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
         "l2 0.05 = linf 1.59/255 (%)", "l2 0.125 = linf 3.98/255 (%)",
     ]  # fmt: skip
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in lines[2:4]]
-    proved = [r["certified"][-1]["share"] for r in rows]
-    assert cells[0][5].startswith(f"{100 * proved[0]['value']:.1f} [")
+    certain = [r["certified"][-1]["share"] for r in rows]
+    assert cells[0][5].startswith(f"{100 * certain[0]['value']:.1f} [")
     assert cells[1][4] == "-"
-    assert cells[1][5] == f"{100 * proved[1]['value']:.1f} [{100 * proved[1]['low']:.1f}, " + (
-        f"{100 * proved[1]['high']:.1f}] linf only"
+    assert cells[1][5] == f"{100 * certain[1]['value']:.1f} [{100 * certain[1]['low']:.1f}, " + (
+        f"{100 * certain[1]['high']:.1f}] linf only"
     )
     # The same command again replaces its row; another number of images does not mix.
     assert main([*common, "--method", "crown", "--norm", "linf", "--radius", "1/64"]) == 0

@@ -435,5 +435,5 @@ def test_certificates_refuse_them_in_one_line():
 
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     for threat in (L1, Threat("l0", 3), PATCHES):
-        with pytest.raises(ValueError, match=rf"^bounds have no form for {threat.norm}: give a threat in linf or l2$"):
+        with pytest.raises(ValueError, match=rf"^bounds do not support {threat.norm}: give a threat in linf or l2$"):
             bounds(model, torch.rand(2, 1, 4, 4), threat)

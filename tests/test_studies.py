@@ -58,8 +58,8 @@ def test_bands_sum_to_the_perturbation_and_share_its_norm(shape, cut):
     bound = 4 * 32 * 2**-53 * float(d.flatten(1).norm(dim=1).max())
     assert (sum(parts.values()) - d).abs().max() < bound
     squares = sum(part.square().flatten(1).sum(1) for part in parts.values())
-    whole = d.square().flatten(1).sum(1)
-    assert ((squares - whole).abs() < 16 * 32 * 2**-53 * whole).all()
+    full = d.square().flatten(1).sum(1)
+    assert ((squares - full).abs() < 16 * 32 * 2**-53 * full).all()
     assert (inverse_dct(dct(d)) - d).abs().max() < bound
 
 
@@ -170,7 +170,7 @@ def test_the_interval_of_a_mean_of_ratios_covers():
         a, b = (u < torch.tensor([[0.3], [0.1]])).double(), (u < torch.tensor([[0.2], [0.2]])).double()
         found = mean_of_ratios(a.tolist(), b.tolist())
         inside += found.low <= 1.0 <= found.high
-    # 300 draws of a share of at least 0.93 leave fewer than 260 with a probability below 1e-4.
+    # Of 300 samples with a share of at least 0.93 fewer than 260 remain with a probability below 1e-4.
     assert inside >= 260
 
 
@@ -189,7 +189,7 @@ def test_the_basis_is_orthonormal_and_each_image_of_one_frequency(h, w):
 
 
 def test_a_model_of_the_mean_errs_in_the_centre_alone():
-    """A linear model that sees the mean of an image alone is fooled by the constant frequency alone."""
+    """A linear model of the mean of an image is fooled only by the constant frequency."""
 
     class Mean(nn.Module):
         def forward(self, x):
@@ -235,7 +235,7 @@ STUDIES = {
 
 
 def tensors(found):
-    """All that a study found, by name."""
+    """All results of a study, by name."""
     flat = {}
     for name, value in vars(found).items():
         flat |= {f"{name} {key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -261,14 +261,14 @@ def test_the_batch_does_not_matter(study, conv_net, batch):
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_killed_study_resumes(study, conv_net, batch, tmp_path):
     net, (x, y) = conv_net(), batch(6)
-    whole = Counting(net)
-    wanted = STUDIES[study](whole, x, y, batch=3)
+    full = Counting(net)
+    wanted = STUDIES[study](full, x, y, batch=3)
     file = tmp_path / "study.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        STUDIES[study](Counting(net, whole.calls * 2 // 3), x, y, batch=3, resume=file)
+        STUDIES[study](Counting(net, full.calls * 2 // 3), x, y, batch=3, resume=file)
     rest = Counting(net)
     same(STUDIES[study](rest, x, y, batch=3, resume=file), wanted)
-    assert rest.calls < whole.calls
+    assert rest.calls < full.calls
     with pytest.raises(ValueError, match="other seed") as error:
         STUDIES[study](rest, x, y, batch=3, resume=file, seed=1)
     assert "\n" not in str(error.value)

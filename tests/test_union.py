@@ -56,7 +56,7 @@ def made(clean, **flags):
 
 
 def test_an_outcome_table_by_hand_gives_the_matrix():
-    # The last sample is wrong without an attack. Broken by a: 0, 1, 2; by b: 1, 2, 3; by c: 2, 4.
+    # The last sample is misclassified without an attack. Broken by a: 0, 1, 2; by b: 1, 2, 3; by c: 2, 4.
     found = union(made("1111110", a1="fsssss-", a2="-ffsss-", b1="sffs--" + "-", b2="sssfss-", c1="ssfsfs-"))
     a, b, c = found.threats
     assert found.broken == {a: {a: 3, b: 2, c: 1}, b: {a: 2, b: 3, c: 1}, c: {a: 1, b: 1, c: 2}}
@@ -96,7 +96,7 @@ def test_the_union_is_at_most_each_threat_and_no_cascade_changes_it(samples):
     assert (first.broken, first.by_count, first.worst) == (second.broken, second.by_count, second.worst)
     assert second.worst == within.worst == alone.worst == evaluate(*samples, ATTACKED, seed=1).worst
     robust = [found["robust"]["k"] for found in second.threats.values()]
-    # Else the comparison would say little.
+    # Otherwise the comparison would be weak.
     assert second.clean["k"] > max(robust)
     assert second.worst["k"] <= min(robust)
     assert sum(second.by_count) == second.clean["k"]
@@ -111,7 +111,7 @@ def test_a_cascade_has_three_kinds(samples):
 
 
 def test_a_killed_evaluation_under_several_threats_resumes(samples, tmp_path, monkeypatch):
-    whole = union(evaluate(*samples, ATTACKED, cascade="threat", batch=15))
+    full = union(evaluate(*samples, ATTACKED, cascade="threat", batch=15))
     path, run, calls = tmp_path / "part.jsonl", Attack.run, []
 
     def killed(self, *args, **given):
@@ -125,15 +125,15 @@ def test_a_killed_evaluation_under_several_threats_resumes(samples, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             evaluate(*samples, ATTACKED, cascade="threat", batch=15, resume=path)
     found = union(evaluate(*samples, ATTACKED, cascade="threat", batch=15, resume=path))
-    assert (found.outcomes, found.broken) == (whole.outcomes, whole.broken)
-    # The cascade is a part of what the file is for.
+    assert (found.outcomes, found.broken) == (full.outcomes, full.broken)
+    # The file records the cascade.
     with pytest.raises(ValueError, match="cascade"):
         evaluate(*samples, ATTACKED, cascade=False, batch=15, resume=path)
 
 
 @pytest.mark.parametrize("n", [5, 20, 100])
 def test_the_interval_of_a_mean_covers_it(n):
-    # Exact coverage for shares: the sum of the probabilities of the counts whose interval holds p.
+    # Exact coverage for shares: the sum of the probabilities of the counts whose interval contains p.
     for p in (0.01, 0.05, 0.2, 0.35, 0.5, 0.8, 0.95, 0.99):
         covered = 0.0
         for k in range(n + 1):
@@ -280,7 +280,7 @@ def test_a_recipe_names_several_threats(tmp_path):
     assert done.evaluation.union is not None
     assert done.evaluation.cascade is False
     assert [attack.threat.text for attack in done.evaluation.attacks.values()] == ["linf 0.06", "linf 0.06", "l2 0.5"]
-    # Evaluated again the run brings its threats, and attacks that are named replace them.
+    # A second evaluation uses the run's threats, and attacks that are given replace them.
     assert load_target(str(tmp_path / "both")).settings.threats == tuple(THREATS)
     assert list(load_target(str(tmp_path / "both"), attacks=["FGSM"]).attacks) == ["FGSM"]
     tables["evaluate"]["threats"] = "linf 0.06"
@@ -295,7 +295,7 @@ def test_the_picture_says_what_the_report_says():
     shares = [found["threats"][t]["robust"]["value"] for t in found["threats"]]
     wanted = [*shares, found["average"]["value"], found["worst"]["value"]]
     assert [bar.get_width() for bar in accuracy.patches] == pytest.approx([100 * v for v in wanted])
-    # The third threat breaks nothing: its row has no figure.
+    # The third threat breaks no sample: its row has no figure.
     texts = [text.get_text() for text in overlap.texts]
     assert texts == ["3", "67 %", "0 %", "67 %", "3", "0 %"]
     with pytest.raises(ValueError, match="threats"):

@@ -15,7 +15,7 @@ from commands import given
 
 from atent.attacks import ATTACKS, AutoAttack
 from atent.attacks.spec import parse
-from atent.certify.smoothing import check_radius, linf_radius
+from atent.certify.limits import check_radius, linf_radius
 from atent.cli import main
 from atent.cli.words import seconds
 from atent.data.described import unspan

@@ -1,13 +1,15 @@
-"""Certificates: what can be certified about a classifier within a threat."""
+"""Certificates of a classifier within a threat: randomised smoothing and bounds."""
 
 from typing import Any
 
 from atent.certify.bounds import METHODS, bounds, margins, verified
-from atent.certify.certificate import Certificate, Sampling, certify_run, merge
+from atent.certify.certificate import certify_run, merge
 from atent.certify.certifiers import CERTIFIERS, certifier, smooths, verified_by
 from atent.certify.graph import Graph, read
+from atent.certify.limits import largest_radius, linf_radius, samples_needed
 from atent.certify.sequential import CertifiedAt
-from atent.certify.smoothing import ABSTAIN, Smoothed, largest_radius, linf_radius, samples_needed
+from atent.certify.smoothing import ABSTAIN, Smoothed
+from atent.certify.summary import Certificate, Sampling
 from atent.messages import deprecated
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Affine layers as bounds need them: z -> W z + b with W, |W|, its squares and W^T as functions, never as a matrix."""
+"""Affine layers z -> W z + b for bounds, with W, |W|, its squared entries and W^T as functions, never as matrices."""
 
 from __future__ import annotations
 
@@ -15,73 +15,73 @@ Entrywise = Callable[[Tensor], Tensor]
 
 
 def plain(w: Tensor) -> Tensor:
-    """W itself, beside ``torch.abs`` for |W| and ``torch.square`` for its squared entries."""
+    """W itself; ``torch.abs`` gives |W| and ``torch.square`` its squared entries."""
     return w
 
 
 @dataclass(frozen=True)
 class Windows:
-    """W^T on windows of an image: what the same layer does anywhere in it."""
+    """W^T on windows of an image, the same at every position."""
 
     transpose: Callable[[Tensor], Tensor | None]
-    """a (n, s, c, h, w) -> W^T a on the window that a depends on; None where W differs from place to place."""
+    """a (n, s, c, h, w) -> W^T a on the window that a depends on; None where W depends on the position."""
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     kernel: tuple[int, int] = (1, 1)
-    """Height and width of what one output sees."""
+    """Height and width of the receptive field of one output."""
 
 
 @dataclass(frozen=True)
 class Affine:
-    """The map z -> W z + b of one sample. Weights are read at each call, so training moves them."""
+    """The map z -> W z + b of one sample. Weights are read at each call, so that training changes it."""
 
     apply: Callable[[Tensor, Entrywise], Tensor]
     """(z (n, ...), f) -> f(W) z (n, ...), f applied to each entry of W: `plain`, ``torch.abs`` or ``torch.square``.
-    Computed in the dtype of z, as is W itself where the layer states it by several numbers."""
+    Computed in the dtype of z, as is W itself where it is computed from several parameters."""
     transpose: Callable[[Tensor, torch.Size], Tensor]
     """(a (n, s, ...), shape of one input) -> W^T a (n, s, *shape)."""
     offset: Callable[[int, torch.dtype, Entrywise], Tensor | None]
     """(number of dimensions of one output sample, dtype, f) -> b, broadcastable to the output, f applied to each of the
-    terms that b is the sum of; None: no b."""
+    terms whose sum is b; None: no b."""
     roundings: Callable[[torch.Size], tuple[int, int]]
-    """Shape of one input -> at most how often a term of one output is rounded on its way into W z + b, and a term of
-    one entry into W^T a, whatever the order of the sums."""
+    """Shape of one input -> the largest number of roundings of a term of one output of W z + b, and of one entry of
+    W^T a, for every order of summation."""
     mixes: bool = True
     """Whether an output may depend on several inputs; False: W has one entry per row and per column."""
     windows: Windows | None = None
-    """Where W^T may act on a part of an image."""
-    hold: Callable[[], Affine] | None = None
-    """The same map, which computes what it needs of its weights once and keeps it; None where that is cheap."""
+    """For layers whose W^T can act on a part of an image."""
+    cached: Callable[[], Affine] | None = None
+    """The same map with a cache of what it computes from its weights; None where that is cheap."""
 
 
-Held = dict[Any, Tensor]
-"""What a layer keeps of its weights during one call of the bounds."""
+Cache = dict[Any, Tensor]
+"""What a layer caches during one call of the bounds."""
 
 
-def _kept(held: Held | None, key: Any, make: Callable[[], Tensor]) -> Tensor:
-    if held is None:
+def _cached(cache: Cache | None, key: Any, make: Callable[[], Tensor]) -> Tensor:
+    if cache is None:
         return make()
-    if key not in held:
-        held[key] = make()
-    return held[key]
+    if key not in cache:
+        cache[key] = make()
+    return cache[key]
 
 
-def linear(m: nn.Linear, held: Held | None = None) -> Affine:
+def linear(m: nn.Linear, cache: Cache | None = None) -> Affine:
     """x W^T + b on the last dimension."""
 
     def weight(dtype: torch.dtype) -> Tensor:
-        return _kept(held, dtype, lambda: m.weight.to(dtype))
+        return _cached(cache, dtype, lambda: m.weight.to(dtype))
 
     return Affine(
         lambda z, of: F.linear(z, of(weight(z.dtype))),
         lambda a, shape: a @ weight(a.dtype),
         lambda dims, dtype, of: None if m.bias is None else of(m.bias.to(dtype)),
         lambda shape: (m.weight.shape[1] + 1, m.weight.shape[0]),
-        hold=lambda: linear(m, {}),
+        cached=lambda: linear(m, {}),
     )
 
 
-def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
+def conv(m: nn.Conv2d, cache: Cache | None = None) -> Affine:
     """A convolution and its transpose. ValueError for padding that is not zeros and symmetric."""
     if m.padding_mode != "zeros":
         raise ValueError(f"padding_mode {m.padding_mode!r}: use zeros")
@@ -89,7 +89,7 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
     high, wide = (d * (k - 1) + 1 for k, d in zip(m.kernel_size, dilation))
 
     def weight(dtype: torch.dtype) -> Tensor:
-        return _kept(held, dtype, lambda: m.weight.to(dtype))
+        return _cached(cache, dtype, lambda: m.weight.to(dtype))
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
         return F.conv2d(z, of(weight(z.dtype)), None, stride, padding, dilation, m.groups)
@@ -99,8 +99,8 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
         if rows.is_cuda or m.groups > 1 or rows.dtype != torch.float64:
             rest = _rest(shape, rows, m.kernel_size, stride, padding, dilation)
             return F.conv_transpose2d(rows, weight(rows.dtype), None, stride, padding, rest, m.groups, dilation)
-        # On a CPU torch has no fast transpose in float64: a product for all rows, and what overlaps is added.
-        matrix = _kept(held, ("matrix", rows.dtype), lambda: weight(rows.dtype).flatten(1).T.contiguous())
+        # On a CPU torch has no fast transpose in float64: one product for all rows, and overlaps are added.
+        matrix = _cached(cache, ("matrix", rows.dtype), lambda: weight(rows.dtype).flatten(1).T.contiguous())
         parts = torch.bmm(matrix.expand(len(rows), -1, -1), rows.flatten(2))
         return F.fold(parts, tuple(shape[-2:]), m.kernel_size, dilation, padding, stride)
 
@@ -113,7 +113,7 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
         h, w = stride[0] * (a.shape[-2] - 1) + high, stride[1] * (a.shape[-1] - 1) + wide
         entries = a.shape[-2] * a.shape[-1]
         exact = rows.dtype == torch.float64 or not torch.is_grad_enabled()
-        if held is None or not exact or h * w > DENSE * math.prod(m.kernel_size):
+        if cache is None or not exact or h * w > DENSE * math.prod(m.kernel_size):
             found = spread(rows, (0, 0), (h, w))
         else:
             # A small window: one product with all of W^T there, zeros included.
@@ -121,7 +121,9 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
                 eye = torch.eye(a.shape[2] * entries, dtype=a.dtype, device=a.device)
                 return spread(eye.view(-1, *a.shape[2:]), (0, 0), (h, w)).flatten(1)
 
-            found = (rows.flatten(1) @ _kept(held, (*a.shape[2:], a.dtype), dense)).view(len(rows), m.in_channels, h, w)
+            found = (rows.flatten(1) @ _cached(cache, (*a.shape[2:], a.dtype), dense)).view(
+                len(rows), m.in_channels, h, w
+            )
         back: Tensor = found.unflatten(0, a.shape[:2])
         return back
 
@@ -133,11 +135,11 @@ def conv(m: nn.Conv2d, held: Held | None = None) -> Affine:
         return math.prod(window) + 1, outputs // m.groups * math.prod(window[1:])
 
     windows = Windows(window, stride, padding, (high, wide))
-    return Affine(apply, transpose, offset, roundings, windows=windows, hold=lambda: conv(m, {}))
+    return Affine(apply, transpose, offset, roundings, windows=windows, cached=lambda: conv(m, {}))
 
 
 DENSE = 16
-"""How many times more products a window's W^T as one matrix may take than without its zeros."""
+"""The largest ratio of the multiplications of a window's W^T as a dense matrix to those without its zeros."""
 
 
 def average(m: nn.AvgPool2d) -> Affine:
@@ -168,7 +170,7 @@ def average(m: nn.AvgPool2d) -> Affine:
         back: Tensor = rows.squeeze(1).unflatten(0, a.shape[:3])
         return back
 
-    # The share 1 / k^2 is rounded too, or divided by afterwards.
+    # The weight 1 / k^2 is rounded too, or is a division afterwards.
     count = kernel[0] * kernel[1] + 2
     windows = Windows(window, stride, padding, kernel)
     return Affine(apply, transpose, _no_offset, lambda shape: (count, count), windows=windows)
@@ -192,7 +194,7 @@ def mean(keepdim: bool, over: int = 2) -> Affine:
 
 
 def flatten(width: int | None = None) -> Affine:
-    """One vector per sample; ``width``: the length that the network's own code states."""
+    """One vector per sample; ``width``: the length that the network's code gives."""
 
     def apply(z: Tensor, of: Entrywise) -> Tensor:
         flat = z.flatten(1)
@@ -204,7 +206,7 @@ def flatten(width: int | None = None) -> Affine:
 
 
 def batch_norm(m: Any) -> Affine:
-    """``nn.BatchNorm1d`` or 2d in eval mode: running statistics. ValueError for one that keeps none."""
+    """``nn.BatchNorm1d`` or 2d in eval mode: running statistics. ValueError for one without them."""
     if m.running_mean is None or m.running_var is None:
         raise ValueError("batch statistics in eval mode: use track_running_stats=True")
 
@@ -245,7 +247,7 @@ def scaled(constant: Callable[[], Tensor], *, divided: bool = False) -> Affine:
         lambda z, of: z * of(_fitting(factor(z.dtype), z)),
         lambda a, shape: a * _one_sample(factor(a.dtype), len(shape)),
         _no_offset,
-        # The constant may be a number that the network's dtype rounds.
+        # The network's dtype may round the constant.
         lambda shape: (3, 3),
         mixes=False,
         windows=Windows(window),
@@ -266,7 +268,7 @@ def shifted(constant: Callable[[], Tensor]) -> Affine:
 
 
 def everywhere(constant: Tensor) -> bool:
-    """Whether a constant that meets images (channels, rows, columns) is the same in all places."""
+    """Whether a constant for images (channels, rows, columns) is the same at all positions."""
     return all(side == 1 for side in constant.shape[-2:])
 
 
@@ -279,10 +281,10 @@ def _copied(shape: torch.Size) -> tuple[int, int]:
 
 
 def _fitting(constant: Tensor, z: Tensor) -> Tensor:
-    """The constant for one sample; ValueError where it would stretch z (n, ...) or run across its samples."""
+    """The constant for one sample; ValueError where it would broadcast z (n, ...) or differ between samples."""
     constant = _one_sample(constant, z.dim() - 1)
     if torch.broadcast_shapes(constant.shape, z.shape[1:]) != z.shape[1:]:
-        raise ValueError(f"values of shape {tuple(z.shape[1:])} meet constants of shape {tuple(constant.shape)}")
+        raise ValueError(f"constants of shape {tuple(constant.shape)} do not fit values of shape {tuple(z.shape[1:])}")
     return constant
 
 
@@ -291,7 +293,9 @@ def _one_sample(constant: Tensor, dims: int) -> Tensor:
     while constant.dim() > dims and constant.shape[0] == 1:
         constant = constant[0]
     if constant.dim() > dims:
-        raise ValueError(f"a constant of shape {tuple(constant.shape)} runs across samples: bounds treat each alone")
+        raise ValueError(
+            f"a constant of shape {tuple(constant.shape)} differs between samples: bounds treat each separately"
+        )
     return constant
 
 
@@ -316,6 +320,6 @@ def _rest(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> list[int]:
-    """The rows and columns at the end that no window reaches: the output padding of the transpose."""
+    """The rows and columns at the end outside all windows: the output padding of the transpose."""
     sides = zip(shape[-2:], a.shape[-2:], kernel, stride, padding, dilation)
     return [side - ((out - 1) * s - 2 * p + d * (k - 1) + 1) for side, out, k, s, p, d in sides]

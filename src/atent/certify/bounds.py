@@ -1,36 +1,29 @@
-"""Bounds of a network's logits and margins over a threat, and what they verify."""
+"""Bounds of a network's logits and margins over a threat, and verification by them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from atent.certify import interval
-from atent.certify.graph import Graph, Node, read, refuse_training
+from atent.certify.graph import Graph, read, refuse_training
+from atent.certify.hidden import KEEPING, hidden_layers
 from atent.certify.interval import Box
-from atent.certify.linear import Coefficients, Form, Relaxation, back, form, least, relax, widest
-from atent.certify.operators import CURVED
+from atent.certify.linear import Form, Relaxation, back, form, least
 from atent.certify.region import Region, region
 from atent.certify.rounding import Arithmetic, down
 from atent.certify.slopes import STEPS, ascended, with_slopes
-from atent.certify.window import all_units, open_units, windows_of
 from atent.checks import as_inputs, as_samples, check_batch, check_choice, check_number, check_threat
-from atent.guard import ask, check_classes, check_weights, guard, random_states, seed_all
+from atent.guard import ask, check_weights, guard, random_states, seed_all
 from atent.precision import full_precision
 from atent.threat import Threat
 
 Method = Literal["ibp", "crown-ibp", "crown", "dual", "alpha-crown"]
 METHODS: tuple[str, ...] = ("ibp", "crown-ibp", "crown", "dual", "alpha-crown")
-_KEEPING = ("crown", "alpha-crown")
-"""Methods that keep the better of linear bounds and intervals."""
 CHUNK = 1024
-BUDGET = 2**18
-"""On a CPU, about how many coefficients of pairs (sample, unit) there are at once: more leave its caches."""
 FEW = 4
 
 
@@ -44,40 +37,72 @@ def bounds(
     steps: int = STEPS,
     check: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """(lower, upper), each (n, classes): what every logit stays between for all inputs within the threat of ``x``.
+    """Lower and upper bounds of every logit over all inputs within the threat of ``x``.
 
-    ``x`` is (n, ...), in the box, of the model's dtype; the region is the ball cut to the box (`region.Region`).
-    ``model`` is in eval mode, or the `read` of one, which saves the tracing. Methods:
+    They are bounds of the network in exact arithmetic and of the network as its dtype evaluates it: computed in float64
+    and widened by a bound of all rounding (docs/certification.md, which states what is assumed of the hardware). The
+    region is the ball cut to the box, with room for the rounding of an attack in the model's dtype. Where a sum may
+    overflow the bound is infinite. Differentiable in the weights; use ``torch.no_grad()`` where no gradient is wanted.
 
-    - ``ibp``: interval arithmetic (Gowal et al. 2018); in l2 the first layer uses the norms of its rows;
-    - ``crown-ibp``: linear bounds from the logits back to the input, with the relaxations of each ReLU from intervals
-      (Zhang et al. 2019, their bound alone without the mixture of training);
-    - ``crown``: the relaxations from linear bounds of every layer too (Zhang et al. 2018). A linear bound alone can be
-      looser than an interval, so the better of the two is kept for every value. Only values whose sign the interval
-      leaves open are bounded again, which costs a host sync per ``chunk``;
-    - ``dual``: as crown with the lower slope u/(u-l) of each ReLU and nothing kept from intervals: the dual network of
-      Wong and Kolter 2018 (Theorem 1, without the box there; their code cuts to it for MNIST);
-    - ``alpha-crown``: as crown, and for each bound of the logits the slopes of the lines below undecided ReLUs are
-      found by ``steps`` steps of projected Adam (Xu et al. 2021); hidden layers keep the bounds of crown. Never looser
-      than crown.
+    Parameters
+    ----------
+    model
+        Network in eval mode, or the `read` of one, which saves the tracing.
+    x
+        Inputs (n, ...), float32 or float64, in the threat's box and in the model's dtype.
+    threat
+        A threat in linf or l2 with a finite eps.
+    method
+        ``ibp``: interval arithmetic; in l2 the first layer uses the norms of its rows. ``crown-ibp``: linear bounds
+        from the logits back to the input, with the relaxation of each activation from intervals. ``crown``: the
+        relaxations from linear bounds of every layer, and the better of the linear bound and the interval for every
+        value; only ReLU inputs whose sign the interval leaves open are bounded again, which costs a host sync per
+        ``chunk``. ``dual``: as crown with the lower slope u/(u-l) of each ReLU and nothing kept from intervals.
+        ``alpha-crown``: as crown, and for each bound of the logits the slopes of the lower lines of undecided ReLUs are
+        optimised; hidden layers keep the bounds of crown. Never looser than crown.
+    chunk
+        At most how many values of hidden layers crown and dual bound at once, summed over samples, 1 or more; it
+        determines the memory.
+    steps
+        Steps of projected Adam of alpha-crown, 0 or more.
+    check
+        Whether the data are checked, which makes a GPU's host wait.
 
-    ``chunk``: at most how many values of hidden layers crown and dual bound at once, summed over samples; it sets the
-    memory.
-    They hold for the network in exact arithmetic and for the network as its dtype evaluates it: computed in float64
-    whatever the dtype, and widened by a bound of all rounding (docs/certification.md, which says what is assumed of
-    the hardware). The region has room for the rounding of an attack in that dtype (`region.region`). Where a sum may
-    overflow the bound is infinite. The result is in the model's dtype, rounded outwards. Differentiable in the
-    weights; use ``torch.no_grad()`` where no gradient is wanted. Without ``check`` the checks of the data, which make
-    a GPU's host wait, are left out.
+    Returns
+    -------
+    tuple of Tensor
+        Lower and upper bounds, each (n, classes), in the model's dtype, rounded outwards.
 
-    ValueError, in one line, for an unknown method, an unsupported layer, a model in train mode, an infinite eps, and
-    inputs that the model cannot take.
+    Raises
+    ------
+    ValueError
+        In one line, for an unknown method, an unsupported layer, a model in train mode, another norm, an infinite eps,
+        and inputs that the model cannot take.
+
+    References
+    ----------
+    ibp: Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models".
+    crown-ibp: Zhang et al. 2019, "Towards stable and efficient training of verifiably robust neural networks", ICLR
+    2020, their bound alone, without the mixture of training. crown: Zhang et al. 2018, "Efficient neural network
+    robustness certification with general activation functions", NeurIPS. dual: Wong and Kolter 2018, "Provable defenses
+    against adversarial examples via the convex outer adversarial polytope", ICML. alpha-crown: Xu et al. 2021, "Fast
+    and complete: enabling complete verification with rapid and massively parallel incomplete verifiers", ICLR.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.certify import bounds
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> lower, upper = bounds(model, torch.rand(5, 4), Threat("linf", 0.1))
+    >>> lower.shape, bool((lower < upper).all())
+    (torch.Size([5, 3]), True)
     """
     x = as_inputs(x, _module(model)) if check else x
     check_number("steps", steps, 0, whole=True)
     graph, place = prepare(model, x, None, threat, method, chunk, check=check)
     with full_precision(x.device):
-        boxes, relaxations = _hidden(graph, place, method, chunk)
+        boxes, relaxations = hidden_layers(graph, place, method, chunk)
         box = boxes[graph.output]
         if method == "ibp":
             return down(box.lower, x.dtype), -down(-box.upper, x.dtype)
@@ -86,7 +111,7 @@ def bounds(
         below = _least(graph, start, boxes, relaxations, place, method, steps)
         lower, minus_upper = below.expand(len(x), -1).chunk(2, 1)
         upper = -minus_upper
-        if method in _KEEPING:
+        if method in KEEPING:
             lower, upper = torch.fmax(lower, box.lower), torch.fmin(upper, box.upper)
         return down(lower, x.dtype), -down(-upper, x.dtype)
 
@@ -103,20 +128,55 @@ def margins(
     check: bool = True,
     rounding: bool = True,
 ) -> Tensor:
-    """Lower bounds (n, classes) of z_y - z_j over the threat, 0 for j = y; ``y`` (n,) integers.
+    """Lower bounds of the margins z_y - z_j over the threat, for each class j.
 
-    Bounded as differences (Wong and Kolter 2018; Gowal et al. 2018), not as differences of bounds: all
-    affine layers after the last ReLU are merged with e_y - e_j, in ``ibp`` too. ``-margins`` are the worst-case logits
-    of certified training. ``rounding=False``, for training: computed in the model's dtype without a bound of the
-    rounding, at less cost; not a certificate. Otherwise as `bounds`; ValueError also for labels that are not classes of
-    the model.
+    They are bounded as differences, not as differences of bounds: all affine layers after the last activation are
+    merged with e_y - e_j, in ``ibp`` too. ``-margins`` are the worst-case logits of certified training.
+
+    Parameters
+    ----------
+    model, x
+        As in `bounds`.
+    y
+        True labels (n,), integers.
+    threat, method, chunk, steps, check
+        As in `bounds`.
+    rounding
+        False, for training: computed in the model's dtype without a bound of the rounding, at less cost; the result is
+        not a certificate.
+
+    Returns
+    -------
+    Tensor
+        (n, classes) in the model's dtype, rounded down; 0 for j = y.
+
+    Raises
+    ------
+    ValueError
+        In one line, as `bounds`, and for labels that are not classes of the model.
+
+    References
+    ----------
+    Wong and Kolter 2018, "Provable defenses against adversarial examples via the convex outer adversarial polytope",
+    ICML. Gowal et al. 2018, "On the effectiveness of interval bound propagation for training verifiably robust models".
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.certify import margins
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> model.weight.data = torch.eye(2)
+    >>> found = margins(model.eval(), torch.tensor([[0.75, 0.25]]), torch.tensor([0]), Threat("linf", 0.1))
+    >>> [round(value, 3) for value in found[0].tolist()]
+    [0.0, 0.3]
     """
     if check:
         x, y = as_samples(x, y, _module(model))
     check_number("steps", steps, 0, whole=True)
     graph, place = prepare(model, x, y, threat, method, chunk, check=check, rounding=rounding)
     with full_precision(x.device):
-        boxes, relaxations = _hidden(graph, place, method, chunk)
+        boxes, relaxations = hidden_layers(graph, place, method, chunk)
         classes = boxes[graph.output].lower.shape[1]
         if check and len(y) and int(y.max()) >= classes:
             raise ValueError(f"label {int(y.max())} is out of range: the model has {classes} outputs")
@@ -136,13 +196,13 @@ def differences(
     relaxations: dict[int, Relaxation],
     steps: int = STEPS,
 ) -> Tensor:
-    """The `margins`, once the hidden layers' boxes and relaxations are known."""
+    """The `margins`, from the boxes and relaxations of the hidden layers."""
     like = boxes[graph.output].lower
     eye = torch.eye(like.shape[1], dtype=like.dtype, device=like.device)
     own = eye[y.long()]
     start = back(graph, form(graph.output, own[:, None] - eye, rounding=place.arithmetic is not None), boxes)
     found = []
-    if method == "ibp" or method in _KEEPING:
+    if method == "ibp" or method in KEEPING:
         found.append(least(start, boxes, place))
     if method != "ibp":
         found.append(_least(graph, start, boxes, relaxations, place, method, steps))
@@ -159,7 +219,7 @@ def _least(
     method: str,
     steps: int,
 ) -> Tensor:
-    """The minimum (n, s) of each function by linear bounds down to the input."""
+    """A lower bound (n, s) of each function by linear bounds down to the input."""
     found = least(back(graph, start, boxes, relaxations), boxes, place)
     if method != "alpha-crown" or not steps:
         return found
@@ -180,10 +240,34 @@ def verified(
     chunk: int = CHUNK,
     steps: int = STEPS,
 ) -> Tensor:
-    """bool (n,): verified that no input within the threat of ``x`` is classified as anything but ``y``, neither by the
-    network in exact arithmetic nor as its own dtype evaluates it.
+    """Whether each sample is verified: all `margins` against other classes are above 0.
 
-    All `margins` against other classes are above 0. False says nothing about the sample.
+    Parameters
+    ----------
+    model, x, y, threat, method, chunk, steps
+        As in `margins`.
+
+    Returns
+    -------
+    Tensor
+        bool (n,). True: no input within the threat of ``x`` is classified as anything but ``y``, neither by the network
+        in exact arithmetic nor as its own dtype evaluates it. False says nothing about the sample.
+
+    Raises
+    ------
+    ValueError
+        In one line, as `margins`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.certify import verified
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> x = torch.rand(5, 4)
+    >>> y = model(x).argmax(1)
+    >>> verified(model, x, y, Threat("linf", 0.0)).tolist()
+    [True, True, True, True, True]
     """
     below = margins(model, x, y, threat, method, chunk=chunk, steps=steps)
     return (below > 0).sum(1) == below.shape[1] - 1
@@ -193,12 +277,12 @@ def prepare(
     model: nn.Module | Graph, x: Tensor, y: Tensor | None, threat: Threat, method: Method, chunk: int, *,
     check: bool = True, rounding: bool = True,
 ) -> tuple[Graph, Region]:  # fmt: skip
-    """The network as a graph and the region of each sample; ValueError for what bounds cannot take."""
+    """The network as a graph and the region of each sample; ValueError for what bounds do not support."""
     check_choice("method", method, METHODS)
     check_number("chunk", chunk, 1, whole=True)
     check_threat(threat)
     if threat.norm not in ("linf", "l2"):
-        raise ValueError(f"bounds have no form for {threat.norm}: give a threat in linf or l2")
+        raise ValueError(f"bounds do not support {threat.norm}: give a threat in linf or l2")
     if math.isinf(float(threat.eps)):
         raise ValueError("bounds need a finite eps, got inf")
     graph = model if isinstance(model, Graph) else read(model)
@@ -215,160 +299,40 @@ def prepare(
         )
     if check and not graph.training:
         _check_reading(graph, x.detach(), threat)
-    return graph.held(), region(x.detach(), threat, Arithmetic(x.dtype) if rounding else None)
+    return graph.cached(), region(x.detach(), threat, Arithmetic(x.dtype) if rounding else None)
 
 
 @torch.no_grad()
 def _check_reading(graph: Graph, x: Tensor, threat: Threat) -> None:
-    """ValueError unless the network itself computes what was read: a trace sees no replaced method of a layer, no
-    autocast, no hook on all modules, no state that the forward pass changes, and one draw of what is random.
+    """ValueError unless the network itself computes what was read.
 
-    Two passes over a few samples must lie within the intervals at the samples themselves, and draw no random numbers.
+    A trace does not show a replaced method of a layer, autocast, a hook on all modules, state that the forward pass
+    changes, or random numbers. The logits of two passes over a few samples must lie within the intervals at the samples
+    themselves, and the passes must not use random numbers.
     """
     few = threat.clamp(x[:FEW])
     if not len(few):
         return
     place = region(few, replace(threat, eps=0.0), Arithmetic(x.dtype))
     with guard(graph.model, mode="as-is"), full_precision(x.device):
-        box = _hidden(graph, place, "ibp", CHUNK)[0][graph.output]
+        box = hidden_layers(graph, place, "ibp", CHUNK)[0][graph.output]
         answers, states = [], []
         for seed in (1, 2):
             before = seed_all(seed, x.device)
             answers.append(ask(graph.model, few).to(box.lower))
             states.append((before, random_states(x.device)))
-        # A network that draws leaves another state each time; one that seeds the generators itself, the same one.
+        # Random numbers change the generators' state; a network that seeds them itself always leaves the same state.
         if any(a != b and b != d for (a, b), (_, d) in zip(zip(*states[0]), zip(*states[1]))):
-            raise ValueError("the network draws random numbers in its forward pass: bounds need a fixed function")
+            raise ValueError(
+                "the network uses random numbers in its forward pass: bounds need a deterministic function"
+            )
     for answer in answers:
-        # Where a sum may overflow the interval is infinite, and the answer may be NaN.
+        # Where a sum may overflow the interval is infinite, and the logit may be NaN.
         outside = ~((answer >= box.lower) & (answer <= box.upper) | (box.lower.isinf() & box.upper.isinf()))
         if outside.any():
             low, high, got = (float(t[outside][0]) for t in (box.lower, box.upper, answer))
             raise ValueError(
-                f"bounds cannot see all that the network's forward pass does: a logit is {got:.6g} where the code that"
-                f" was read gives [{low:.6g}, {high:.6g}]; such as a layer whose method was replaced, autocast, a hook"
+                f"bounds cannot read all of the network's forward pass: a logit is {got:.6g} where the code that was"
+                f" read gives [{low:.6g}, {high:.6g}]; possible causes: a replaced method of a layer, autocast, a hook"
                 " on all modules, or a buffer that the pass changes"
             )
-
-
-def _hidden(graph: Graph, place: Region, method: str, chunk: int) -> tuple[list[Box], dict[int, Relaxation]]:
-    """The boxes of all nodes, and the relaxations of the curved ones, from the input on."""
-    boxes: list[Box] = []
-    relaxations: dict[int, Relaxation] = {}
-    tight: set[int] = set()
-    for number, node in enumerate(graph.nodes):
-        if node.kind == "input":
-            boxes.append(interval.start(place))
-            continue
-        if node.kind in CURVED and method != "ibp":
-            source = node.inputs[0]
-            if (
-                method in ("dual", *_KEEPING)
-                and source not in tight
-                and _improvable(graph, source, boxes, place, method in _KEEPING)
-            ):
-                boxes[source] = _tighten(graph, node, boxes, relaxations, place, method in _KEEPING, chunk)
-                tight.add(source)
-            relaxations[number] = relax(
-                node, boxes[source], adaptive=method != "dual", rounding=place.arithmetic is not None
-            )
-        try:
-            boxes.append(interval.step(node, [boxes[k] for k in node.inputs], place))
-        except (RuntimeError, IndexError) as error:
-            first = str(error).strip().splitlines()[0]
-            shape = tuple(place.centre.shape)
-            raise ValueError(f"the model cannot take inputs of shape {shape}: {node.name}: {first}") from None
-    if boxes[graph.output].lower.dim() != 2:
-        shape = tuple(boxes[graph.output].lower.shape)
-        raise ValueError(f"the model must return logits (n, classes), got shape {shape}")
-    check_classes(boxes[graph.output].lower.shape[1])
-    return boxes, relaxations
-
-
-def _improvable(graph: Graph, number: int, boxes: list[Box], place: Region, keep: bool) -> bool:
-    """Whether a linear bound can beat the node's interval: not right behind a ReLU, and not where that is exact."""
-    behind = graph.nodes[number]
-    while behind.kind == "affine" and not behind.op.mixes:
-        behind = graph.nodes[behind.inputs[0]]
-    # In l2 one layer is exact for the ball, not for what the box leaves of it.
-    exact = boxes[number].mixes < (1 if place.norm == "l2" and keep else interval.INEXACT)
-    return behind.kind not in CURVED and not exact
-
-
-def _tighten(
-    graph: Graph,
-    node: Node,
-    boxes: list[Box],
-    relaxations: dict[int, Relaxation],
-    place: Region,
-    keep: bool,
-    chunk: int,
-) -> Box:
-    """The box of the input of ``node`` by linear bounds; ``keep`` the better of the two, and what is settled."""
-    source = node.inputs[0]
-    box = boxes[source]
-    shape, n, device = box.lower.shape[1:], len(box.lower), box.lower.device
-    mask = (box.lower < 0) & (box.upper > 0) if keep and node.kind == "relu" else None
-    if device.type == "cpu":
-        chunk = max(1, min(chunk, BUDGET // widest(graph, source, boxes)))
-    rounding = place.arithmetic is not None
-    found, rows, columns = [], [], []
-    if len(shape) == 3:
-        for units in all_units(n, shape, chunk, device) if mask is None else open_units(mask, chunk):
-            hot = windows_of(units, n, shape, box.lower.dtype)
-            linear = back(graph, form(source, hot, rounding=rounding), boxes, relaxations, units.samples)
-            found.append(least(linear, boxes, place, units.samples))
-            rows.append(units.samples)
-            columns.append(units.columns)
-    else:
-        width = shape.numel()
-        for samples, places, unit in _all(n, width, chunk, device) if mask is None else _open(mask.flatten(1), chunk):
-            # The part up to the nearest ReLUs is the same for all samples: once for each unit, not for each pair.
-            one = torch.zeros(len(places), width, dtype=box.lower.dtype, device=device)
-            one = one.scatter(1, places[:, None], 1.0).view(1, -1, *shape)
-            shared = back(graph, form(source, one, rounding=rounding), boxes)
-            linear = back(graph, _spread(shared, samples, unit), boxes, relaxations, samples)
-            found.append(least(linear, boxes, place, samples))
-            rows.append(samples)
-            columns.append(places[unit])
-    if not found:
-        return box
-    where, below = (torch.cat(rows), torch.cat(columns)), torch.cat(found)
-    old_lower, old_upper = box.lower.flatten(1), box.upper.flatten(1)
-    lower, upper = old_lower.index_put(where, below[:, 0]), old_upper.index_put(where, -below[:, 1])
-    if keep:
-        lower, upper = torch.fmax(lower, old_lower), torch.fmin(upper, old_upper)
-    return replace(box, lower=lower.view_as(box.lower), upper=upper.view_as(box.upper))
-
-
-def _spread(shared: Form, samples: Tensor, unit: Tensor) -> Form:
-    """Functions of (1, units) as pairs (sample, unit): each function and its negative, (pairs, 2)."""
-
-    def both(t: Tensor) -> Tensor:
-        return torch.stack([t[0, unit], -t[0, unit]], 1)
-
-    error = shared.error
-    if error is not None:
-        # Each sample has its own, unless nothing was rounded.
-        error = (error[0, unit] if len(error) == 1 else error[samples, unit])[:, None].expand(-1, 2)
-    pending: dict[int, Coefficients] = {k: both(a) for k, a in shared.pending.items() if isinstance(a, Tensor)}
-    return Form(pending, both(shared.constant), error)
-
-
-Pairs = Iterator[tuple[Tensor, Tensor, Tensor]]
-"""Chunks of pairs (sample, unit): the samples, the units that occur, and which of these each pair has."""
-
-
-def _all(n: int, width: int, chunk: int, device: torch.device) -> Pairs:
-    """Every unit of every sample; no host sync."""
-    for units in torch.arange(width, device=device).split(max(1, chunk // max(n, 1))):
-        samples = torch.arange(n, device=device).repeat(len(units))
-        yield samples, units, torch.arange(len(units), device=device).repeat_interleave(n)
-
-
-def _open(mask: Tensor, chunk: int) -> Pairs:
-    """The pairs that ``mask`` (n, units) marks, unit by unit."""
-    for pairs in mask.T.nonzero().split(chunk):
-        if len(pairs):
-            units, unit = pairs[:, 0].unique_consecutive(return_inverse=True)
-            yield pairs[:, 1], units, unit

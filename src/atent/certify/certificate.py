@@ -1,11 +1,10 @@
-"""Smoothing certificates of many samples: a file that grows row by row, its shards, and what the rows add up to."""
+"""Smoothing certificates of many samples: a file that grows row by row, shards of it, and their union."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atent.certify.group import clean_logits, made_by, name_of, rows_of
+from atent.certify.limits import largest_radius
 from atent.certify.noise import NOISE
 from atent.certify.rows import (
     Row,
@@ -30,17 +30,9 @@ from atent.certify.rows import (
 )
 from atent.certify.sequential import TEST
 from atent.certify.shards import shard_rows
-from atent.certify.smoothing import (
-    ABSTAIN,
-    Smoothed,
-    check_radius,
-    check_sampling,
-    forward_size,
-    largest_radius,
-    linf_radius,
-    noisy,
-)
-from atent.checks import Settings, as_samples, check_batch, check_labels, check_number, check_seed, numbered
+from atent.certify.smoothing import Smoothed, forward_size, noisy
+from atent.certify.summary import Certificate, Sampling
+from atent.checks import as_samples, check_batch, check_labels, numbered
 from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.folded import Folded, fold
@@ -48,125 +40,9 @@ from atent.independence import dependence_hint
 from atent.progress import Advance
 from atent.runs import manifest
 from atent.runs.locks import held, lock_of
-from atent.stats import share
 
 # Images whose sequential tests share forward passes; an interruption loses that many at most.
 _TOGETHER = 50
-_ONE = "the sequential test decided radius {:g} alone: certify without a radius to estimate that of each sample"
-
-
-@dataclass(frozen=True)
-class Sampling(metaclass=Settings):
-    """What a certificate costs and promises; ValueError for numbers that can never certify."""
-
-    sigma: float
-    """Standard deviation of the noise, in pixel units."""
-    n0: int = 100
-    """Noise samples that choose the class."""
-    n: int = 100_000
-    """Noise samples that estimate its share."""
-    alpha: float = 0.001
-    """Probability, per sample, that the certificate is wrong."""
-    seed: int = 0
-    """Seed of the noise."""
-    radius: float | None = None
-    """The one l2 radius that a sequential test of n noise samples at most decides; default: the largest radius of each
-    sample is estimated from all n."""
-
-    def __post_init__(self) -> None:
-        check_number("sigma", self.sigma, 0, above=True)
-        check_sampling(self.n0, self.n, self.alpha, self.sigma)
-        check_seed(self.seed)
-        if self.radius is not None:
-            check_radius(self.radius, self.n, self.alpha, self.sigma)
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as files hold them; without a radius, as they did before there was one."""
-        return {key: value for key, value in asdict(self).items() if key != "radius" or value is not None}
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """The certificates of n samples of ``dim`` values each."""
-
-    rows: tuple[Row, ...]
-    sampling: Sampling
-    dim: int
-    hint: str | None = None
-    """One line where the model's answers depend on the batch, so that no row holds."""
-
-    def certified(self, radius: float) -> dict[str, Any]:
-        """Share of the samples whose class is right and certified within the l2 ``radius``, with a 95 % interval.
-
-        The interval is for the sampling of the test set. Each certificate may besides be wrong with probability
-        alpha, so of n certificates alpha n at most are expected to be. ValueError for another radius than the one that
-        a sequential test decided.
-        """
-        if self.sampling.radius not in (None, radius):
-            raise ValueError(f"radius {radius:g} was not tested, {_ONE.format(self.sampling.radius)}")
-        return share(sum(r.correct and r.radius >= radius for r in self.rows), len(self.rows))
-
-    def to_json(self, radii: Sequence[float] | None = None) -> dict[str, Any]:
-        """The content of certificate.json; ``radii`` default: 0 and the multiples of sigma that n samples reach.
-
-        Three accuracies, which the literature calls by one name: ``clean`` of the base model without noise;
-        ``smoothed``, the smoothed model's own, abstentions counted as wrong (PREDICT); ``certified``, at l2 radii.
-        """
-        sampling, rows = self.sampling, self.rows
-        if sampling.radius is not None:
-            return self._decided(sampling.radius, radii)
-        most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
-        if radii is None:
-            radii = [k * sampling.sigma for k in range(int(most / sampling.sigma) + 1)]
-        for radius in radii:
-            check_radius(radius, sampling.n, sampling.alpha, sampling.sigma, dim=self.dim)
-        reached = sorted(r.radius if r.correct else 0.0 for r in rows)
-        return {
-            "method": "smoothing",
-            "norm": "l2",
-            "n": len(rows),
-            "sampling": sampling.to_json(),
-            "clean": share(sum(r.clean == r.label for r in rows), len(rows)),
-            "smoothed": share(sum(r.smoothed == r.label for r in rows), len(rows)),
-            "certified": [self._at(float(r)) for r in radii],
-            "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
-            "radius_mean": sum(reached) / len(rows),
-            "radius_median": reached[(len(rows) - 1) // 2],
-            "largest_radius": most,
-            "hint": self.hint,
-            "seconds_per_image": sum(r.time for r in rows) / len(rows),
-        }
-
-    def _at(self, radius: float) -> dict[str, Any]:
-        return {"radius": radius, "linf_radius": linf_radius(radius, self.dim), "share": self.certified(radius)}
-
-    def _decided(self, radius: float, radii: Sequence[float] | None) -> dict[str, Any]:
-        """`to_json` of a sequential test; ValueError for other ``radii``."""
-        rows, taken = self.rows, [r.samples for r in self.rows]
-        return {
-            "method": "smoothing",
-            "norm": "l2",
-            "n": len(rows),
-            "sampling": self.sampling.to_json(),
-            "clean": share(sum(r.clean == r.label for r in rows), len(rows)),
-            "certified": [self._at(float(r)) for r in (radii or [radius])],
-            "certified_wrong": share(sum(r.predict not in (ABSTAIN, r.label) for r in rows), len(rows)),
-            "abstained": share(sum(r.predict == ABSTAIN for r in rows), len(rows)),
-            "samples_mean": sum(taken) / len(rows),
-            "samples_median": sorted(taken)[(len(rows) - 1) // 2],
-            "samples_most": max(taken),
-            "hint": self.hint,
-            "seconds_per_image": sum(r.time for r in rows) / len(rows),
-        }
-
-    def radii(self) -> list[float]:
-        """The radius of each sample whose class is right, -1 for the others: what `plots.certified` draws.
-
-        ValueError after a sequential test, which decides one radius: there is no curve.
-        """
-        if self.sampling.radius is not None:
-            raise ValueError(f"there is no curve over radii, {_ONE.format(self.sampling.radius)}")
-        return [r.radius if r.correct else -1.0 for r in self.rows]
 
 
 def certify_run(
@@ -186,28 +62,70 @@ def certify_run(
     world: World = SINGLE,
     advance: Advance | None = None,
 ) -> Certificate:
-    """Certify samples one group after the other, and resume where an earlier call stopped.
+    """Certify samples by smoothing, group by group, and resume where an earlier call stopped.
 
-    ``x`` (n, ...) and true labels ``y`` (n,), tensors or arrays, or a DataLoader as ``x`` and None as ``y``; sample
-    numbers ``ids`` (n,), each once. ``path``: a file to which every finished row is appended (tabs between columns, a
-    header), beside a .json that says how it was made; the rows that it holds already are taken as they are, so the same
-    call continues an interrupted one, and gives the same rows but for ``time``. ``about``: plain values that must agree
-    as well, such as the model's fingerprint. ``shard`` (i, k) takes every k-th group from the i-th on, of those
-    that share forward passes, so that its rows are bit for bit those of all samples: with n above 4,000 a group is one
-    sample, in a sequential test 50 of them. Where there are fewer groups than shards it takes the samples i::k, the
-    same up to rounding. Each shard has a file of its own, see `merge`. ``world``: the ranks that share the groups, as
-    `atent.distributed.current` gives them, each with a file of its own beside ``path`` until all are done; each gets
-    all rows. ``batch``, ``channels_last`` and ``advance`` as in `Smoothed`. ``certifier``: another class, called
-    with the model and sigma, whose ``certify`` gives what that of `Smoothed` gives; the class that it certifies stands
-    for the smoothed model's prediction. ``network``: that of `certified_network`, default: it is made here, unless the
-    file at ``path`` was begun without it; the file says how many batch norms were folded. With ``sampling.radius`` each
-    sample is certified at that radius or not, see `Smoothed.certify_at`; that takes `Smoothed` itself. ValueError for
-    inputs that cannot be certified, for labels beyond the model's outputs, for a file that was made another way, and
-    for a certifier that raises or gives something else.
+    Parameters
+    ----------
+    model
+        From inputs to (n, classes) logits; it is evaluated in eval mode and comes back as it was.
+    x, y
+        Inputs (n, ...) and true labels (n,), tensors or arrays, or a DataLoader as ``x`` and None as ``y``.
+    sampling
+        Noise, numbers of noise samples and error. With ``sampling.radius`` each sample is certified at that radius or
+        not, see `Smoothed.certify_at`; that requires `Smoothed` as ``certifier``.
+    ids
+        Sample numbers (n,), all different, which key the noise; default: 0 .. n-1.
+    path
+        File to which every finished row is appended (a header, tabs between columns), beside a .json that describes how
+        it was made. Rows that it contains already are not computed again, so the same call resumes an interrupted
+        one, with the same rows except for ``time``. Default: no file.
+    about
+        Plain values that must agree for a file to be resumed, such as the model's fingerprint.
+    shard
+        (i, k), 0 <= i < k <= n: every k-th group of samples that share forward passes, from the i-th on, so that the
+        rows are bit for bit those of a run without shards. A group is one sample with n above 4,000, and 50 samples in
+        a sequential test. Where there are fewer groups than shards, the samples i::k, the same up to rounding. Each
+        shard has a file of its own, see `merge`.
+    batch
+        Noisy inputs in one forward pass; default as in `Smoothed.certify`.
+    channels_last
+        As in `Smoothed`.
+    certifier
+        Another class, called with the model and sigma, whose ``certify`` has the arguments and the result of that of
+        `Smoothed`; the class that it certifies counts as the smoothed model's prediction.
+    network
+        Network that the noise samples pass through, as ``certified_network`` gives it; default: it is made here,
+        unless the file at ``path`` was begun without it. The file records how many batch norms were folded.
+    world
+        The ranks that share the groups, as `atent.distributed.current` gives them. Each has a file of its own beside
+        ``path`` until all are done, and each gets all rows.
+    advance
+        Called with the number of noise samples that are done, n0 + n for each input, and a text.
+
+    Returns
+    -------
+    Certificate
+        The rows of the samples, in the order of their numbers.
+
+    Raises
+    ------
+    ValueError
+        In one line, for inputs that cannot be certified, for labels beyond the model's outputs, for a file that was
+        made with other settings, and for a certifier that raises or returns something else.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.certify import Sampling, certify_run
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+    >>> found = certify_run(model, x, y, Sampling(sigma=0.25, n0=10, n=100))
+    >>> [row.idx for row in found.rows], len(found.radii())
+    ([0, 1, 2, 3], 4)
     """
     x, y = as_samples(x, y, model)
     if sampling.radius is not None and certifier is not Smoothed:
-        raise ValueError(f"the sequential test is that of smoothing, not of {name_of(certifier)}: leave the radius out")
+        raise ValueError(f"the sequential test is for smoothing, not for {name_of(certifier)}: omit the radius")
     if not len(x):
         raise ValueError("no samples to certify: give at least one")
     check_batch(x, y, (-math.inf, math.inf))
@@ -229,7 +147,7 @@ def certify_run(
 
 @contextmanager
 def _claimed(path: Path, wanted: dict[str, Any], world: World) -> Iterator[None]:
-    """Inside, this rank's file of rows is its own; what an earlier job of ranks left is in that of the first."""
+    """Inside, this rank's file of rows is locked; the first rank's has the rows that an earlier job of ranks left."""
     own = of_rank(path, world.rank)
     if not world.first:
         world.wait()
@@ -247,8 +165,8 @@ def certified_network(
     """The network that the noise samples of ``x`` (n, ...) pass through: ``model`` with its batch norms folded.
 
     It is the same function in exact arithmetic and is checked on a few noisy samples (`atent.folded.fold`): a vote
-    differs only where two logits tie to rounding. The model itself where it cannot be folded, and for a ``certifier``
-    from outside.
+    differs only where two logits tie to rounding. The model itself where it cannot be folded, and for an external
+    ``certifier``.
     """
     if certifier is not Smoothed:
         return Folded(model, 0, None)
@@ -259,7 +177,7 @@ def _certified(
     smoothed: Any, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, sampling: Sampling, path: Path | None,
     batch: int | None, world: World, advance: Advance | None,
 ) -> Certificate:  # fmt: skip
-    """The certificate of samples, with the rows that the file at ``path`` holds."""
+    """The certificate of the samples; rows that the file at ``path`` contains are not computed again."""
     done: dict[int, Row] = {}
     if path is not None:
         most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
@@ -283,12 +201,12 @@ def _certified(
     world.wait()
     done |= {row.idx: row for rows in world.gather(made) for row in rows}
     if path is not None and world.size > 1:
-        _whole(path, [done[i] for i in dict.fromkeys([*ids.tolist(), *done])], world)
+        _write_all(path, [done[i] for i in dict.fromkeys([*ids.tolist(), *done])], world)
     return Certificate(tuple(done[i] for i in sorted(ids.tolist())), sampling, math.prod(x.shape[1:]), hint)
 
 
-def _whole(path: Path, rows: list[Row], world: World) -> None:
-    """All rows in the one file of rank 0, the other ranks' files gone."""
+def _write_all(path: Path, rows: list[Row], world: World) -> None:
+    """Write all rows to the file of rank 0 and remove the files of the other ranks."""
     if world.first:
         write_rows(path, rows)
         sums(path).unlink(missing_ok=True)
@@ -299,15 +217,48 @@ def _whole(path: Path, rows: list[Row], world: World) -> None:
 
 def _group(sampling: Sampling, batch: int | None) -> int:
     """How many samples share forward passes."""
-    # As many samples at once as fill a few forwards, and no more, so that little is lost by an interruption.
+    # As many samples at once as fill a few forward passes, so that an interruption loses little.
     # A sequential test takes few noise samples of most images.
     return _TOGETHER if sampling.radius is not None else max(1, 4 * (batch or 1000) // sampling.n)
 
 
 def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = None) -> Certificate:
-    """One certificate from the files of several shards, made alike.
+    """One certificate from the files of several shards that were made with the same settings.
 
-    ValueError where the files were made differently, two of them disagree on a sample, or one of ``ids`` is missing.
+    Parameters
+    ----------
+    paths
+        The files that `certify_run` wrote, one for each shard.
+    dim
+        Number of values of a sample.
+    ids
+        Sample numbers that the certificate is to have; default: all that the files contain.
+
+    Returns
+    -------
+    Certificate
+        The rows in ascending order of sample numbers.
+
+    Raises
+    ------
+    ValueError
+        In one line, for no files, for files made with different settings, for two that disagree on a sample, and where
+        one of ``ids`` is missing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from atent.certify import Sampling, certify_run, merge
+    >>> model, sampling = torch.nn.Linear(2, 3), Sampling(sigma=0.25, n0=10, n=100)
+    >>> x, y, files = torch.rand(4, 2), torch.tensor([0, 1, 2, 0]), []
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for i in range(2):
+    ...         files.append(Path(folder) / f"{i}.csv")
+    ...         _ = certify_run(model, x, y, sampling, path=files[-1], shard=(i, 2))
+    ...     print([row.idx for row in merge(files, dim=2).rows])
+    [0, 1, 2, 3]
     """
     if not paths:
         raise ValueError("no shards to merge: give the files that `--shard i/k` wrote")
@@ -315,28 +266,26 @@ def merge(paths: Sequence[str | Path], dim: int, ids: Iterable[int] | None = Non
     rows: dict[int, Row] = {}
     for path in map(Path, paths):
         if made(path) != first:
-            raise ValueError(f"{path} was made otherwise than {paths[0]}: merge shards of one command only")
+            raise ValueError(f"{path} was made with other settings than {paths[0]}: merge shards of one command only")
         for row in read_rows(path):
             if row.idx in rows and row._replace(time=0.0) != rows[row.idx]._replace(time=0.0):
-                raise ValueError(
-                    f"{path} says another thing of sample {row.idx} than an earlier shard: certify it again"
-                )
+                raise ValueError(f"{path} disagrees with an earlier shard on sample {row.idx}: certify it again")
             rows[row.idx] = row
     wanted = sorted(rows if ids is None else ids)
     missing = [i for i in wanted if i not in rows]
     if missing or not wanted:
         raise ValueError(
-            f"{len(missing)} of {len(wanted)} samples are in no shard, such as {missing[:3]}: run the shards that are"
-            " not finished"
+            f"{len(missing)} of {len(wanted)} samples are missing in all shards, such as {missing[:3]}: run the shards"
+            " that are not finished"
         )
     return Certificate(tuple(rows[i] for i in wanted), Sampling(**first["draws"]), dim)
 
 
 def made_of(sampling: Sampling, about: dict[str, Any], folded: int = 0) -> dict[str, Any]:
-    """What the rows of one file share: the settings, the noise's streams, and what is certified.
+    """What the rows of one file have in common: the settings, the noise streams, and what is certified.
 
-    ``folded``: batch norms that are folded in the network that is certified. 0: the network itself, as in the files of
-    versions that folded none.
+    ``folded``: batch norms that are folded in the certified network. 0: the network itself, as in the files of versions
+    without folding.
     """
     test = {} if sampling.radius is None else {"test": TEST}
     network = {"network": {"batch_norms_folded": folded}} if folded else {}

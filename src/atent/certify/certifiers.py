@@ -32,23 +32,74 @@ CERTIFIERS: Registry[Callable[..., Any]] = Registry(
 logits, as `bounds`."""
 
 certifier = CERTIFIERS.register
-"""Decorator that makes a certifier known by its own name, or ``certifier("name")`` by another."""
+"""Decorator that registers a certifier under its own name, or ``certifier("name")`` under another."""
 
 certifier("smoothing")(Smoothed)
 
 
 def smooths(name: str) -> bool:
-    """Whether the certifier ``name`` is a class as `Smoothed`, not a function as `bounds`. ValueError for a name that
-    is not known."""
+    """Whether a certifier is a class like `Smoothed`, not a function like `bounds`.
+
+    Parameters
+    ----------
+    name
+        Name of a registered certifier (`CERTIFIERS`), or ``module:object``.
+
+    Returns
+    -------
+    bool
+        True for a class, whose objects have ``certify``; False for a function that gives bounds of the logits.
+
+    Raises
+    ------
+    ValueError
+        In one line, for an unknown name.
+
+    Examples
+    --------
+    >>> from atent.certify import smooths
+    >>> smooths("smoothing"), smooths("crown")
+    (True, False)
+    """
     return isinstance(CERTIFIERS.find(name), type)
 
 
 def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-    """bool (n,): the certifier ``name`` bounds the logit of class ``y`` (n,) from below by more than it bounds every
-    other logit from above.
+    """Whether a certifier verifies each sample by its bounds of the logits.
 
-    ValueError, in one line, where it raises or gives anything but a pair of bounds, and for an image that it verifies
-    and the model misclassifies: its bounds are wrong.
+    A sample is verified where the lower bound of the logit of its class is above the upper bounds of all other logits.
+
+    Parameters
+    ----------
+    name
+        Name of a certifier that is a function, as `CERTIFIERS` has it, or ``module:function``.
+    model
+        Network; it is evaluated in eval mode and comes back as it was.
+    x, y
+        Inputs (n, ...) in the threat's box and true labels (n,), int64.
+    threat
+        The threat within which the bounds are taken.
+
+    Returns
+    -------
+    Tensor
+        bool (n,): verified.
+
+    Raises
+    ------
+    ValueError
+        In one line, where the certifier raises or returns anything but a pair of bounds, and for a sample that it
+        verifies and the model misclassifies, which shows that its bounds are wrong.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.certify import verified_by
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> x = torch.rand(5, 4)
+    >>> verified_by("ibp", model, x, model(x).argmax(1), Threat("linf", 0.5)).shape
+    torch.Size([5])
     """
     with guard(model, mode="eval"), full_precision(x.device):
         with torch.no_grad():
@@ -67,7 +118,7 @@ def verified_by(name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threa
             f"{name} returned bounds of shapes {got}, not {shape}: a lower and an upper one for each logit"
         )
     own = torch.nn.functional.one_hot(y, shape[1]).bool()
-    # A NaN compares as false: it verifies nothing.
+    # Comparisons with NaN are false: no sample is verified by one.
     certain: Tensor = (lower.gather(1, y[:, None]) > upper.masked_fill(own, -math.inf)).all(1)
     wrong = int((certain & (logits.argmax(1) != y)).sum())
     if wrong:
@@ -84,7 +135,7 @@ def _kind(found: Any) -> str:
 
 @certifier("ibp")
 def ibp(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tuple[Tensor, Tensor]:
-    """Interval arithmetic from layer to layer (Gowal et al. 2018)."""
+    """Interval arithmetic, layer by layer (Gowal et al. 2018)."""
     return bounds(model, x, threat, "ibp", **given)
 
 
@@ -96,7 +147,7 @@ def crown_ibp(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tupl
 
 @certifier("crown")
 def crown(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tuple[Tensor, Tensor]:
-    """Linear bounds of every layer, the better of these and intervals (Zhang et al. 2018)."""
+    """Linear bounds of every layer, or intervals where these are tighter (Zhang et al. 2018)."""
     return bounds(model, x, threat, "crown", **given)
 
 
@@ -108,5 +159,5 @@ def dual(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tuple[Ten
 
 @certifier("alpha-crown")
 def alpha_crown(model: nn.Module, x: Tensor, threat: Threat, **given: Any) -> tuple[Tensor, Tensor]:
-    """As CROWN, with slopes found by 20 steps of ascent for each bound of the logits (Xu et al. 2021)."""
+    """As CROWN, with slopes from 20 steps of gradient ascent for each bound of the logits (Xu et al. 2021)."""
     return bounds(model, x, threat, "alpha-crown", **given)

@@ -50,7 +50,7 @@ def transposed(m: nn.ConvTranspose1d | nn.ConvTranspose2d) -> Affine:
 
     def transpose(a: Tensor, shape: torch.Size) -> Tensor:
         rows = _FORWARD[dims](a.flatten(0, 1), m.weight.to(a.dtype), None, stride, padding, dilation, m.groups)
-        # Rows and columns that the output padding added are seen by no further window.
+        # Rows and columns that the output padding added are outside all other windows.
         rows = rows[(slice(None), slice(None), *(slice(side) for side in shape[1:]))]
         back: Tensor = rows.unflatten(0, a.shape[:2])
         return back

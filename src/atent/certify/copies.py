@@ -1,4 +1,4 @@
-"""Operations that copy entries or fill in zeros, as affine maps: slices, padding, new shapes; and `torch.cat`."""
+"""Operations that copy entries or insert zeros, as affine maps: slices, padding, reshaping; and `torch.cat`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atent.certify.affine import Affine, Entrywise
 
 
 def copied(move: Callable[[Tensor], Tensor]) -> Affine:
-    """The map whose matrix has one 1 at most in a row and in a column, as ``move`` applies it to (n, ...).
+    """The map ``move`` of (n, ...), whose matrix has at most one 1 in each row and column, and zeros elsewhere.
 
     |W| and the squared entries of W are W, and nothing is rounded in either direction.
     """
@@ -23,7 +23,7 @@ def copied(move: Callable[[Tensor], Tensor]) -> Affine:
 
     def transpose(a: Tensor, shape: torch.Size) -> Tensor:
         rows = a.flatten(0, 1)
-        # The adjoint of a linear map is what its derivative does to gradients, wherever it is taken.
+        # The adjoint of a linear map is its vector-Jacobian product at any point.
         adjoint = torch.func.vjp(move, rows.new_zeros(len(rows), *shape))[1]
         back: Tensor = adjoint(rows)[0].unflatten(0, a.shape[:2])
         return back
@@ -32,7 +32,7 @@ def copied(move: Callable[[Tensor], Tensor]) -> Affine:
 
 
 def sliced(index: Any) -> Affine:
-    """z[index] for slices, numbers and Ellipsis that leave the samples alone. ValueError for any other index."""
+    """z[index] for slices, numbers and Ellipsis that keep all samples. ValueError for any other index."""
     parts = index if isinstance(index, tuple) else (index,)
     fixed = all(
         part is Ellipsis
@@ -41,12 +41,12 @@ def sliced(index: Any) -> Affine:
         for part in parts
     )
     if not fixed or not parts or parts[0] not in (slice(None), Ellipsis):
-        raise ValueError("an index that bounds cannot read: use fixed slices and numbers behind [:, ...]")
+        raise ValueError("an index that bounds cannot read: use fixed slices and numbers after [:, ...]")
 
     def move(z: Tensor) -> Tensor:
         taken: Tensor = z[index]
         if parts[0] is Ellipsis and len(parts) > z.dim():
-            raise ValueError("an index that reaches the samples: begin with [:, ...]")
+            raise ValueError("an index of the samples: begin with [:, ...]")
         return taken
 
     return copied(move)
@@ -66,7 +66,7 @@ def padded(widths: Sequence[Any], mode: str = "constant", value: Any = None) -> 
 
     def move(z: Tensor) -> Tensor:
         if len(sides) > 2 * (z.dim() - 1):
-            raise ValueError(f"padding of {len(sides) // 2} dimensions reaches the samples: pad the others only")
+            raise ValueError(f"padding of {len(sides) // 2} dimensions includes the samples: pad the others only")
         return F.pad(z, sides)
 
     return copied(move)
@@ -82,14 +82,14 @@ def reshaped(sizes: Sequence[int]) -> Affine:
 
 
 def joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
-    """The values (n, ...) of several nodes one after the other along ``dim``. ValueError where these are samples."""
+    """The values (n, ...) of several nodes concatenated along ``dim``. ValueError for the dimension of the samples."""
     if dim % tensors[0].dim() == 0:
-        raise ValueError("cat along the samples: bounds treat each sample alone")
+        raise ValueError("cat along the samples: bounds treat each sample separately")
     return torch.cat(list(tensors), dim)
 
 
 def parted(a: Tensor, dim: int, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    """The coefficients (n, s, ...) of joined values, split into those of each part, of the given shapes."""
-    # Counted from the end, where coefficients and values agree.
+    """The coefficients (n, s, ...) of concatenated values, split into those of each part, of the given shapes."""
+    # Counted from the last dimension, as coefficients have one more in front.
     place = dim % (len(shapes[0]) + 1) - (len(shapes[0]) + 1)
     return list(a.split([shape[place] for shape in shapes], place))

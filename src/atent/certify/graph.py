@@ -1,4 +1,4 @@
-"""A network as a list of plain nodes in the order of evaluation, read once by symbolic tracing."""
+"""A network as a list of nodes in the order of evaluation, read once by symbolic tracing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from atent.certify import affine, copies
 from atent.certify.operators import LAYERS, NORMS, TIMES_MINUS_1, Fork, Kind, Known, function
+from atent.certify.tracing import AUGMENTED, Tracer, known_layer
 from atent.guard import guard
 
 SUPPORTED = (
@@ -25,18 +26,30 @@ class Node:
     """One step of the network."""
 
     kind: Kind
-    """What it does; a sum has two inputs, a cat at least one, the input none, every other kind one."""
+    """The kind of operation; a sum has two inputs, a cat at least one, the input none, every other kind one."""
     name: str
     """The layer's name in the model, for messages."""
     inputs: tuple[int, ...]
-    """Positions of the nodes that it reads: all before its own."""
+    """Positions of the nodes that are its inputs, all before its own."""
     op: Any = None
     """`Affine` for affine nodes, the ``nn.MaxPool2d`` for max-pooling, the `Smooth` function, a cat's dimension."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The nodes of a network; node 0 is the input. It holds the layers, not their weights: training moves it along."""
+    """The nodes of a network, as `read` gives them; node 0 is the input.
+
+    It refers to the layers, not to copies of their weights: training changes both.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.certify import read
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> graph = read(model)
+    >>> [node.kind for node in graph.nodes], graph.output
+    (['input', 'affine', 'relu', 'affine'], 3)
+    """
 
     model: nn.Module
     """The network that was read."""
@@ -47,14 +60,14 @@ class Graph:
     training: bool = False
     """Whether the model may be in train mode: see `read`."""
 
-    def held(self) -> Graph:
-        """The same network, which keeps what it computes of its weights: for one call of the bounds."""
-        nodes = (replace(n, op=n.op.hold()) if n.kind == "affine" and n.op.hold else n for n in self.nodes)
+    def cached(self) -> Graph:
+        """The same network with a cache of what is computed from its weights, for one call of the bounds."""
+        nodes = (replace(n, op=n.op.cached()) if n.kind == "affine" and n.op.cached else n for n in self.nodes)
         return replace(self, nodes=tuple(nodes))
 
 
 class _Shape:
-    """A size of the batch, asked for by the network's code: only good for reshaping."""
+    """A size that the network's code reads, which may only be used to reshape."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +76,51 @@ class _Constant:
 
 
 Found = dict[fx.Node, int | _Shape | _Constant]
-"""What each step so far is: the position of its node, a size, or a constant."""
+"""The result of each step so far: the position of its node, a size, or a constant."""
 
 
 def read(model: nn.Module, *, training: bool = False) -> Graph:
-    """The nodes of ``model``, from its forward pass traced with ``torch.fx``; no data flows and nothing is copied.
+    """The nodes of a network, from its forward pass traced with ``torch.fx``; no data flows and nothing is copied.
 
-    ``training``, for certified training: the model may be in train mode if that changes nothing, that is without
-    batch-norm and dropout. ValueError, in one line, for a model in train mode otherwise, a layer or an operation that
-    no bound knows, one with a hook, and a forward pass that branches on its input.
+    Parameters
+    ----------
+    model
+        Network in eval mode whose forward pass does not branch on its input.
+    training
+        For certified training: the model may be in train mode if that changes nothing, that is without batch-norm and
+        dropout.
+
+    Returns
+    -------
+    Graph
+        What `bounds`, `margins` and `verified` take in place of the model.
+
+    Raises
+    ------
+    ValueError
+        In one line, for a model in train mode otherwise, a layer or an operation that is not supported, a layer with a
+        hook, a scripted model, and a forward pass that branches on its input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.certify import read, verified
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> graph, x = read(model), torch.rand(5, 4)
+    >>> y = model(x).argmax(1)
+    >>> [verified(graph, x, y, Threat("linf", eps)).shape for eps in (0.01, 0.1)]
+    [torch.Size([5]), torch.Size([5])]
     """
     model = getattr(model, "_orig_mod", model)  # compiled: the same code
     refuse_training(model, allowed=training)
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ValueError("bounds read Python code, not TorchScript: give the network itself, not a scripted one")
-    # A layer on its own would be traced into its insides; in a Sequential it is a layer like any other.
+    # A single layer would be traced into its own forward pass; in a Sequential it is a leaf.
     root = nn.Sequential(model)
     try:
         with guard(model, mode="as-is"):  # a forward pass may write buffers
-            traced = _Tracer().trace(root)
+            traced = Tracer().trace(root)
     except Exception as error:
         layer = _unsupported(model)
         if layer:
@@ -92,7 +131,7 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
         ) from None
     nodes: list[Node] = []
     found: Found = {}
-    # What shares the memory of each step, so that a change in place of one is a change of all.
+    # The steps that share memory with each step: an in-place change of one changes all.
     shared: dict[fx.Node, list[fx.Node]] = {}
     output = -1
     for step in traced.nodes:
@@ -110,10 +149,10 @@ def read(model: nn.Module, *, training: bool = False) -> Graph:
 
 
 def _unsupported(model: nn.Module) -> str | None:
-    """The first layer of torch that no bound knows, for the error about a forward pass that cannot be traced."""
+    """The first layer of torch that bounds do not support, for the error about a forward pass that cannot be traced."""
     for name, module in model.named_modules():
         own = type(module).__module__.startswith("torch.nn.") and not isinstance(module, _CONTAINERS)
-        if own and _known(module) is None:
+        if own and known_layer(module) is None:
             return f"{name or 'the model'} ({type(module).__name__})"
     return None
 
@@ -124,7 +163,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn
 def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
     """ValueError where any part of the model is in train mode: its dropout and batch-norm are not fixed functions.
 
-    ``allowed``: only where one of these is.
+    ``allowed``: only where dropout or batch-norm is in train mode.
     """
     for name, module in model.named_modules():
         if not module.training or (allowed and not _changes(module)):
@@ -139,7 +178,7 @@ def refuse_training(model: nn.Module, *, allowed: bool = False) -> None:
 
 
 def _changes(module: nn.Module) -> bool:
-    """Whether the layer's output in train mode depends on chance or on the other samples."""
+    """Whether the layer's output in train mode depends on random numbers or on the other samples."""
     dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
     return dropout or isinstance(module, nn.modules.batchnorm._BatchNorm)
 
@@ -151,7 +190,7 @@ def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]
         alias = getattr(module, "inplace", False) or isinstance(module, _VIEWS)
     else:
         name = step.target if isinstance(step.target, str) else getattr(step.target, "__name__", "")
-        alias = name.endswith("_") or name in (*_VIEWING, *_AUGMENTED) or step.kwargs.get("inplace", False)
+        alias = name.endswith("_") or name in (*_VIEWING, *AUGMENTED) or step.kwargs.get("inplace", False)
     sources = step.all_input_nodes[:1] if alias else []
     group = shared[sources[0]] if sources else []
     group.append(step)
@@ -160,7 +199,6 @@ def _memory(step: fx.Node, root: nn.Module, shared: dict[fx.Node, list[fx.Node]]
 
 _VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
 _VIEWING = ("flatten", "view", "reshape", "unflatten", "dropout", "dropout2d", "getitem", "contiguous")
-_AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
 _SUMS = ("add", "iadd", "sub", "isub")
 
 
@@ -175,7 +213,7 @@ def _translate(
     else:
         target = step.target
         name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
-        in_place = bool(name.endswith("_") or name in _AUGMENTED or step.kwargs.get("inplace", False))
+        in_place = bool(name.endswith("_") or name in AUGMENTED or step.kwargs.get("inplace", False))
         name = name.rstrip("_")
         if name == "getattr" and step.args[1] in ("shape", "ndim"):
             return _Shape()
@@ -209,14 +247,16 @@ def _joined(name: str, step: fx.Node, found: Found) -> Node:
     places = [_seen(part, found) for part in (() if isinstance(tensors, fx.Node) else tensors)]
     dim = _option(step, 1, "dim", step.kwargs.get("axis", 0))
     if not places or not all(type(place) is int for place in places) or not isinstance(dim, int):
-        raise ValueError(f"{name} in the code of {_owner(step)} joins more than activations, which bounds cannot read")
+        raise ValueError(
+            f"{name} in the code of {_owner(step)} joins other things than activations, which bounds cannot read"
+        )
     if dim == 0:
-        raise ValueError(f"{name} along the samples: bounds treat each sample alone")
+        raise ValueError(f"{name} along the samples: bounds treat each sample separately")
     return Node("cat", name, tuple(places), dim)
 
 
 def _appended(nodes: list[Node], name: str, before: int, known: Known) -> int:
-    """The position of the last of the nodes that ``known`` lists, appended behind the node ``before``."""
+    """Append the nodes that ``known`` lists after the node ``before``; the position of the last one."""
     for each in known:
         if isinstance(each, Fork):
             ends = _appended(nodes, name, before, each.one), _appended(nodes, name, before, each.other)
@@ -230,9 +270,9 @@ def _appended(nodes: list[Node], name: str, before: int, known: Known) -> int:
 def _refuse_change(
     name: str, step: fx.Node, operands: list[Any], shared: dict[fx.Node, list[fx.Node]]
 ) -> None:  # fmt: skip
-    """ValueError where the step changes in place what is read again: memory that another result shares, or a weight."""
+    """ValueError where the step changes memory in place that is read again: another result's, or a weight's."""
     if operands and isinstance(operands[0], _Constant):
-        raise ValueError(f"{name} changes a weight or a buffer in place in the forward pass: bounds need one network")
+        raise ValueError(f"{name} changes a weight or a buffer in place in the forward pass: bounds need fixed weights")
     others = (node for source in step.all_input_nodes[:1] for node in shared[source] if node is not step)
     if any(user > step for node in others for user in node.users):
         raise ValueError(f"{name} changes in place what the network reads again later: use inplace=False")
@@ -240,8 +280,8 @@ def _refuse_change(
 
 def _layer(module: nn.Module, name: str) -> Known:
     if module._forward_hooks or module._forward_pre_hooks:
-        raise ValueError(f"{name} has a forward hook, which bounds cannot see: remove it")
-    kind = _known(module)
+        raise ValueError(f"{name} has a forward hook, which bounds cannot read: remove it")
+    kind = known_layer(module)
     if isinstance(module, NORMS):
         raise ValueError(
             f"{name} divides by the spread of its own input, which bounds do not cover: use batch-norm, or certify by"
@@ -253,33 +293,6 @@ def _layer(module: nn.Module, name: str) -> Known:
         return LAYERS[kind](module)
     except ValueError as error:
         raise ValueError(f"{name} has {error}") from None
-
-
-def _known(module: nn.Module) -> type[nn.Module] | None:
-    """The layer of torch that it is; a subclass with a forward of its own is another layer."""
-    return next((k for k in LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
-
-
-class _Proxy(fx.Proxy):
-    """Keeps ``x -= 1`` apart from ``x = x - 1``: the first changes what other names of x see."""
-
-
-def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
-    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
-
-
-for _name, _function in _AUGMENTED.items():
-    setattr(_Proxy, f"__{_name}__", _augmented(_function))
-
-
-class _Tracer(fx.Tracer):
-    """Looks into every module that is not a layer of torch, nor a subclass of one that bounds know."""
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _known(m) is not None or super().is_leaf_module(m, module_qualified_name)
 
 
 def _operation(name: str, operands: list[Any], step: fx.Node, found: Found) -> Known:
@@ -346,7 +359,7 @@ def _arithmetic(name: str, constant: Callable[[], Tensor], *, constant_first: bo
 
 
 def _owner(step: fx.Node) -> str:
-    """The module whose forward pass holds the step."""
+    """The module whose forward pass contains the step."""
     stack = list(step.meta.get("nn_module_stack", {}).values())
     path, kind = stack[-1] if stack else ("", nn.Module)
     return f"{path.partition('.')[2] or 'the model'} ({kind.__name__})"
@@ -361,7 +374,7 @@ def _seen(argument: Any, found: Found) -> Any:
         return found[argument]
     if isinstance(argument, (int, float)) and not isinstance(argument, bool):
         number = float(argument)
-        # A tensor without dimensions on the CPU meets any device and any dtype.
+        # A tensor without dimensions on the CPU combines with any device and any dtype.
         return _Constant(lambda: torch.tensor(number, dtype=torch.float64))
     return argument
 

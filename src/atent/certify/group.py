@@ -1,4 +1,4 @@
-"""The rows of one group of samples: their noise through the network, by the library's certifier or one from outside."""
+"""The rows of one group of samples, by the library's certifier or an external one."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from atent.certify.limits import largest_radius
 from atent.certify.rows import Row
-from atent.certify.smoothing import ABSTAIN, Smoothed, certificates, largest_radius, predictions
+from atent.certify.smoothing import ABSTAIN, Smoothed, certificates, predictions
 from atent.guard import ask, guard
 from atent.precision import full_precision
 from atent.progress import Advance
 from atent.registry import first_line
 
 if TYPE_CHECKING:
-    from atent.certify.certificate import Sampling
+    from atent.certify.summary import Sampling
 
 
 def made_by(
     certifier: Callable[[nn.Module, float], Any], model: nn.Module, sigma: float, channels_last: bool | None
 ) -> Any:
-    """What certifies; ValueError, in one line, where a certifier from outside cannot be made."""
+    """The certifier; ValueError, in one line, where an external one cannot be constructed."""
     if certifier is Smoothed:
         return Smoothed(model, sigma, channels_last)
     try:
@@ -33,7 +34,7 @@ def made_by(
 
 
 def name_of(certifier: Any) -> str:
-    """For errors."""
+    """The certifier's name, for errors."""
     return str(getattr(certifier, "__name__", type(certifier).__name__))
 
 
@@ -71,7 +72,7 @@ def rows_of(
 
 
 def _certified_by(smoothed: Any, model: nn.Module, x: Tensor, ids: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Classes (n,) and radii (n,) of a certifier from outside; ValueError, in one line, where they are none."""
+    """Classes (n,) and radii (n,) of an external certifier; ValueError, in one line, for any other result."""
     name, n = type(smoothed).__name__, len(x)
     with guard(model, mode="eval", seed=sampling.seed), full_precision(x.device):
         try:
@@ -83,7 +84,7 @@ def _certified_by(smoothed: Any, model: nn.Module, x: Tensor, ids: Tensor, sampl
         raise ValueError(f"{name}.certify must return (classes, radii), tensors of shape ({n},): see Smoothed.certify")
     classes, radii = pair[0].long(), pair[1].double()
     most = largest_radius(sampling.n, sampling.alpha, sampling.sigma)
-    # Written so that NaN is refused.
+    # Comparisons with NaN are false, so that NaN is refused.
     if not bool(((radii >= 0) & (radii <= most * (1 + 1e-9))).all()):
         raise ValueError(
             f"{name}.certify gives radii of {float(radii.min()):.4g} to {float(radii.max()):.4g}: {sampling.n:,} noise"

@@ -26,17 +26,17 @@ class Box:
     upper: Tensor
     """The same shape."""
     mixes: int = INEXACT
-    """Mixing layers between the input and the node while all layers are affine and in one line: up to 1 the interval
-    of an input box is exact. `INEXACT`: more than one, a sum, a cat or an activation."""
+    """Number of mixing layers between the input and the node, in a chain of affine layers: up to 1 the interval of an
+    input box is exact. `INEXACT`: more than one, or a sum, a cat or an activation before the node."""
     value: Tensor | None = None
     """For l2 and ``mixes`` up to 1: the node's value at the centre."""
-    reach: Tensor | None = None
-    """With ``value``: the l2 norm of each value's gradient in the input, shape (1, ...)."""
+    gradient_norm: Tensor | None = None
+    """With ``value``: the l2 norm of each value's gradient with respect to the input, shape (1, ...)."""
     drift: Tensor | None = None
-    """With ``value``, where rounding counts: how far the network's own value at the centre may lie from it."""
+    """With ``value``, where rounding is bounded: the largest error of the network's own value at the centre."""
     slack: Tensor | None = None
-    """Where rounding counts and this node rounds: the error of a linear function <a, z> of the node's value z when the
-    node's inputs are substituted for it, per unit of |a|; (n, ...)."""
+    """Where rounding is bounded and this node rounds: the error of a linear function <a, z> of the node's value z when
+    the node's inputs are substituted for z, per unit of |a|; (n, ...)."""
 
     def size(self) -> Tensor:
         """The largest absolute value of each entry, without a graph."""
@@ -59,7 +59,7 @@ def step(node: Node, boxes: list[Box], region: Region) -> Box:
     if node.kind == "sum":
         return _sum(node, first, boxes[1], region.arithmetic)
     if node.kind == "relu":
-        # A linear function's coefficients are rounded where they are multiplied by the slopes of lines.
+        # The products of a linear function's coefficients with the slopes of lines are rounded.
         slack = None if region.arithmetic is None else 2 * UNIT * first.size()
         return Box(first.lower.relu(), first.upper.relu(), slack=slack)
     if node.kind == "smooth":
@@ -77,7 +77,7 @@ def _smooth(f: smooth.Smooth, box: Box, arithmetic: Arithmetic | None) -> Box:
     size = torch.maximum(lower.detach().abs(), upper.detach().abs())
     size = size if f.bounded else torch.maximum(size, box.size())
     slack = arithmetic.slack(size, smooth.ULPS, smooth.ULPS)
-    # What is substituted on the way back are the products with a line's slope, which is below 2.
+    # The substitution multiplies by a line's slope, which is below 2.
     return Box(*_known(lower - slack, upper + slack), slack=slack + 8 * UNIT * (box.size() + size))
 
 
@@ -100,7 +100,7 @@ def _max_pool(node: Node, box: Box, arithmetic: Arithmetic | None) -> Box:
     )
     if arithmetic is None:
         return Box(lower, upper)
-    # Windows may overlap: an entry's coefficient is then a sum. Offsets of lines are at most twice a window's values.
+    # Windows may overlap: then an entry's coefficient is a sum. Offsets of lines are at most twice a window's values.
     overlap = 2 * (m.kernel_size if isinstance(m.kernel_size, int) else max(m.kernel_size)) ** 2
     return Box(lower, upper, slack=SAFE * gamma(overlap + 2 * lower.shape[1:].numel() + 8) * size[0])
 
@@ -109,7 +109,7 @@ def _affine(op: Affine, box: Box, region: Region) -> Box:
     arithmetic = region.arithmetic
     forward, backward = op.roundings(box.lower.shape[1:])
     if not forward:
-        copied = (None if t is None else op.apply(t, plain) for t in (box.value, box.reach, box.drift))
+        copied = (None if t is None else op.apply(t, plain) for t in (box.value, box.gradient_norm, box.drift))
         return Box(op.apply(box.lower, plain), op.apply(box.upper, plain), box.mixes, *copied)
     middle, half = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
     if arithmetic is not None:
@@ -123,33 +123,33 @@ def _affine(op: Affine, box: Box, region: Region) -> Box:
         size = op.apply(box.size(), torch.abs)
         absolute = op.offset(dims, dtype, torch.abs)
         size = (size if absolute is None else size + absolute).detach()
-        # Here the bound rounds the centre, the radius and their sum; on the way back, the coefficients, their product
-        # with the offset and what a line's slope multiplies.
+        # Here the bound rounds the centre, the radius and their sum; in the backward pass, the coefficients, their
+        # product with the offset and their products with a line's slope.
         slack = arithmetic.slack(size, forward, 2 * forward + 16)
         back = slack + SAFE * gamma(backward + centre.shape[1:].numel() + 4) * size
         radius = radius + slack
     lower, upper = _known(centre - radius, centre + radius)
     mixes = min(box.mixes + op.mixes, INEXACT)
-    if box.value is None or box.reach is None or mixes == INEXACT:
+    if box.value is None or box.gradient_norm is None or mixes == INEXACT:
         return Box(lower, upper, mixes, slack=back)
-    # In l2 a linear function moves by eps times its gradient's norm, often less than over the box around the ball.
-    value, reach = op.apply(box.value, plain), op.apply(box.reach.square(), torch.square)
+    # In l2 a linear function changes by eps times its gradient's norm, often less than over the box around the ball.
+    value, gradient_norm = op.apply(box.value, plain), op.apply(box.gradient_norm.square(), torch.square)
     if offset is not None:
         value = value + offset
     if slack is None or box.drift is None:
         # The root has no derivative at 0, where an output ignores its input.
-        reach = torch.where(reach > 0, reach, 1).sqrt() * (reach > 0)
-        ball, drift = region.eps * reach, None
+        gradient_norm = torch.where(gradient_norm > 0, gradient_norm, 1).sqrt() * (gradient_norm > 0)
+        ball, drift = region.eps * gradient_norm, None
     else:
-        reach = (reach + FLOOR**2).sqrt() * (1 + gamma(forward + 8))
+        gradient_norm = (gradient_norm + FLOOR**2).sqrt() * (1 + gamma(forward + 8))
         drift = op.apply(box.drift, torch.abs).detach()
         drift = SAFE * drift + slack
-        ball = (1 + 8 * UNIT) * region.eps * reach + drift
+        ball = (1 + 8 * UNIT) * region.eps * gradient_norm + drift
     sides = torch.maximum(lower, value - ball), torch.minimum(upper, value + ball)
-    return Box(*sides, mixes, value, reach, drift, back)
+    return Box(*sides, mixes, value, gradient_norm, drift, back)
 
 
 def _known(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a sum overflowed nothing is known: NaN becomes an infinite bound."""
+    """The bounds, infinite where a sum overflowed to NaN."""
     inf = float("inf")
     return lower.nan_to_num(nan=-inf, posinf=inf, neginf=-inf), upper.nan_to_num(nan=inf, posinf=inf, neginf=-inf)

@@ -19,13 +19,13 @@ from atent.certify.rounding import FLOOR, SAFE, UNIT, gamma
 from atent.certify.window import Window
 
 Relaxation = tuple[Tensor, ...]
-"""Of a ReLU: slope below, slope above, offset above. Of max-pooling: place below, place above, slope above, offset
+"""Of a ReLU: slope below, slope above, offset above. Of max-pooling: index below, index above, slope above, offset
 above. Of a smooth activation: slope, offset below, offset above. Each (n, ...); a slope below may be (n, s, ...), one
 for each of s functions."""
 
 
 Coefficients = Tensor | Window
-"""Of the values of a node: of all of them (n, s, ...), or of those that a unit sees."""
+"""Of the values of a node: of all of them (n, s, ...), or of those in a unit's receptive field."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Form:
     pending: dict[int, Coefficients]
     constant: Tensor
     error: Tensor | None = None
-    """At most how far rounding may have raised the function, without a graph; None where rounding does not count."""
+    """The largest increase of the function by rounding, without a graph; None where rounding is not bounded."""
 
     def plus(self, term: Tensor, error: Tensor | float = 0.0) -> Form:
         """The sum, with the error of ``term``."""
@@ -61,14 +61,14 @@ def form(node: int, a: Coefficients, *, rounding: bool) -> Form:
 
 
 def relax(node: Node, box: Box, *, adaptive: bool, rounding: bool) -> Relaxation:
-    """Lines that hold a ReLU, or max-pooling, between them where its input is in ``box``.
+    """Lines below and above a ReLU, max-pooling or a smooth activation whose input is in ``box``.
 
     A ReLU with l < 0 < u lies below u/(u-l) (z - l) and above s z. ``adaptive``: s is 1 where u > -l, else 0 (CROWN);
     otherwise s = u/(u-l), parallel to the line above: the dual bound of Wong and Kolter 2018. A window's maximum lies
     above its entry with the largest l, and below max(z_k, m) <= m + (u_k-m)/(u_k-l_k) (z_k - l_k) for the entry k with
     the largest u and m the second-largest: never above the constant max u of the literature, and z_k itself where
-    l_k >= m. With ``rounding`` the lines hold for the slopes as they are rounded: both ends of the box lie below the
-    line above, which suffices for a convex function.
+    l_k >= m. With ``rounding`` the lines are sound for the slopes as they are rounded: both ends of the box lie below
+    the line above, which suffices for a convex function.
     """
     if node.kind == "maxpool":
         return _relax_max(node, box, rounding)
@@ -127,13 +127,13 @@ def back(
 ) -> Form:
     """A lower bound of the functions ``start`` in terms of earlier nodes, by substitution.
 
-    With ``relaxations`` (by position) down to the input alone; without, exactly, down to the nearest ReLUs,
-    max-poolings and the input. ``rows``: the samples of boxes and relaxations that the functions belong to.
+    With ``relaxations`` (by position) down to the input; without, exactly, down to the nearest nonlinear nodes and the
+    input. ``rows``: the samples of boxes and relaxations that the functions belong to.
     """
     lines = relaxations or {}
     todo, kept, bound = dict(start.pending), {}, replace(start, pending={})
     while todo:
-        # Later nodes first: when one is taken, all that read it have been.
+        # Later nodes first: all nodes that use a node's value are done before it.
         place = max(todo)
         a, node = todo.pop(place), graph.nodes[place]
         if node.kind == "input" or (relaxations is None and node.kind in CURVED):
@@ -148,7 +148,7 @@ def back(
             bound = bound if term is None else bound.plus(term)
         elif node.kind == "relu":
             a, term = _back_relu(a, lines[place], rows)
-            # All of one sign: nothing cancels.
+            # All terms have one sign: there is no cancellation.
             bound = bound.plus(term, gamma(shape.numel() + 4) * term.detach().abs())
         elif node.kind == "maxpool":
             a, term = _back_max(node.op, a, tuple(_of(a, t, rows) for t in lines[place]), shape)
@@ -167,7 +167,7 @@ def back(
 
 
 def widest(graph: Graph, start: int, boxes: Sequence[Box]) -> int:
-    """How many coefficients one function of one unit of the node ``start`` has at most, on its way `back`."""
+    """The largest number of coefficients of one function of one unit of the node ``start`` in `back`."""
     shape = boxes[start].lower.shape[1:]
     sides: dict[int, tuple[int, int] | None] = {start: (1, 1) if len(shape) == 3 else None}
     most = shape.numel() if len(shape) != 3 else shape[0]
@@ -187,7 +187,7 @@ def widest(graph: Graph, start: int, boxes: Sequence[Box]) -> int:
 
 
 def _side(node: Node, size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Height and width of the window in front of the node for one of that ``size`` behind it; None: all of it."""
+    """Height and width of the window before the node for one of that ``size`` after it; None: the entire image."""
     if size is None or node.kind == "cat" or (node.kind == "affine" and node.op.windows is None):
         return None
     if node.kind == "affine":
@@ -205,7 +205,7 @@ def _extent(m: nn.MaxPool2d) -> tuple[int, int]:
 
 
 def _back_affine(op: Affine, a: Coefficients, shape: torch.Size) -> tuple[Coefficients, Tensor | None]:
-    """The coefficients of the layer's input, and what its offset adds."""
+    """The coefficients of the layer's input, and the term of its offset."""
     values = a.values if isinstance(a, Window) else a
     offset, term = op.offset(values.dim() - 2, values.dtype, plain), None
     if offset is not None and isinstance(a, Window) and not everywhere(offset):
@@ -222,21 +222,21 @@ def _back_affine(op: Affine, a: Coefficients, shape: torch.Size) -> tuple[Coeffi
 
 
 def _back_relu(a: Coefficients, lines: Relaxation, rows: Tensor | None) -> tuple[Coefficients, Tensor]:
-    """The coefficients of a ReLU's input, and what the offsets of its lines add."""
+    """The coefficients of a ReLU's input, and the term of the offsets of its lines."""
     flat, slope, lift = (_of(a, t, rows) for t in lines)
     values = a.values if isinstance(a, Window) else a
     term = _dot(values.clamp(max=0), lift)
-    # Each function may have slopes of its own.
+    # Each function may have its own slopes.
     below = flat if flat.dim() == values.dim() else flat[:, None]
     values = values * torch.where(values > 0, below, slope[:, None])
     return replace(a, values=values) if isinstance(a, Window) else values, term
 
 
 def _back_smooth(a: Coefficients, lines: Relaxation, rows: Tensor | None) -> tuple[Coefficients, Tensor, Tensor]:
-    """The coefficients of a smooth activation's input, what its lines' offsets add, and the sum of their sizes."""
+    """The coefficients of a smooth activation's input, the term of its lines' offsets, and the term's absolute sum."""
     slope, below, above = (_of(a, t, rows) for t in lines)
     values = a.values if isinstance(a, Window) else a
-    # Where nothing is known of the input the offsets are infinite: a coefficient of 0 ignores them.
+    # Where the input is unbounded the offsets are infinite: a coefficient of 0 ignores them.
     positive, negative = values.clamp(min=0), values.clamp(max=0)
     term = _dot(positive, below) + _dot(negative, above)
     size = _dot(positive.detach(), below.detach().abs()) + _dot(-negative.detach(), above.detach().abs())
@@ -245,7 +245,7 @@ def _back_smooth(a: Coefficients, lines: Relaxation, rows: Tensor | None) -> tup
 
 
 def _shares(node: Node, a: Coefficients, shapes: Sequence[torch.Size]) -> list[Coefficients]:
-    """The coefficients of each input of a node from those of what it is, behind its own function."""
+    """The coefficients of each input of a node, once its own function is substituted."""
     if node.kind != "cat":
         return [a] * len(shapes)
     dense = a
@@ -257,7 +257,7 @@ def _shares(node: Node, a: Coefficients, shapes: Sequence[torch.Size]) -> list[C
 
 
 def _of(a: Coefficients, t: Tensor, rows: Tensor | None) -> Tensor:
-    """The entries of ``t`` (samples, ...) beside which the coefficients stand; ``rows``: the samples of dense ones."""
+    """The entries of ``t`` (samples, ...) that the coefficients multiply; ``rows``: the samples of dense ones."""
     if isinstance(a, Window):
         return a.of(t)
     return t if rows is None else t[rows]
@@ -273,7 +273,7 @@ def _added(a: Coefficients, b: Coefficients, shape: torch.Size) -> Coefficients:
 def _back_max(
     m: nn.MaxPool2d, a: Coefficients, relaxation: Relaxation, shape: torch.Size
 ) -> tuple[Coefficients, Tensor]:
-    """The coefficients of the input of max-pooling, and what the offsets of its lines add."""
+    """The coefficients of the input of max-pooling, and the term of the offsets of its lines."""
     below, above, slope, lift = relaxation
     values = a.values if isinstance(a, Window) else a.expand(len(below), *a.shape[1:])
     positive, negative = values.clamp(min=0), values.clamp(max=0)
@@ -288,8 +288,10 @@ def _back_max(
 
 
 def least(bound: Form, boxes: Sequence[Box], region: Region, rows: Tensor | None = None) -> Tensor:
-    """The minimum (n, s) of each function over the region, with its pending nodes anywhere in their boxes, less all
-    that rounding may have added. ``rows``: the samples that the functions belong to."""
+    """The minimum (n, s) of each function over the region and the boxes of its pending nodes, less the rounding error.
+
+    ``rows``: the samples that the functions belong to.
+    """
     for place, a in bound.pending.items():
         if place == 0:
             there = a.region(region) if isinstance(a, Window) else region if rows is None else region.take(rows)
@@ -304,7 +306,7 @@ def least(bound: Form, boxes: Sequence[Box], region: Region, rows: Tensor | None
     value = bound.constant
     if bound.error is not None:
         value = value - (SAFE * bound.error + 2 * UNIT * value.detach().abs() + FLOOR)
-    # An overflow on the way, NaN or infinite, decides nothing.
+    # After an overflow, NaN or infinite, the bound is minus infinity.
     return value.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from atent.rng import philox
 
 NOISE = "philox"
-"""The name of these streams in files: rows that were made with other noise are never mixed with theirs."""
+"""The name of these streams in files: rows with different noise are never mixed."""
 BLOCK = 100
 """Noise samples of one stream."""
 
 _LONG, _WORD = 2**64 - 1, 2**32 - 1
-# "smoothing" in ASCII: sets these streams apart from others of the same seed.
+# "smoothin" in ASCII: separates these streams from others of the same seed.
 _TAG = 0x736D6F6F7468696E
 
 
@@ -23,13 +23,14 @@ class Noise:
 
     On the CPU numpy's Philox-4x64-10 (Salmon et al. 2011) has the seed in its key and (id, block) in the upper half of
     its 256-bit counter, which no block of noise reaches from below: two blocks of one seed never share a number. A
-    torch generator would keep 32 bits of its seed there, which makes about 11,600 pairs out of 10^7 blocks equal.
-    Elsewhere the device's own generator draws, seeded by 64 bits of a hash: of 10^7 blocks two share a seed with
-    probability 3e-6.
+    torch generator keeps only 32 bits of its seed on the CPU, which makes about 11,600 pairs out of 10^7 blocks equal.
+    Other devices use their own generator, seeded by 64 bits of a hash: of 10^7 blocks two share a seed with probability
+    3e-6.
 
-    One kind of device gives one noise. On the CPU one version of numpy gives the same bits on every processor, but for
-    the rare number (1 in 100) that an exponential or a logarithm decides, where mathematical libraries may round
-    differently. A version of numpy that turns Philox's words into normals another way would give other noise.
+    The noise is the same on all devices of one kind. On the CPU one version of numpy gives the same bits on every
+    processor, except for the numbers (1 in 100) that need an exponential or a logarithm, where mathematical libraries
+    may round differently. A version of numpy that converts Philox's words into normals in another way gives other
+    noise.
     """
 
     def __init__(self, x: Tensor, seed: int) -> None:
@@ -40,7 +41,7 @@ class Noise:
     def draw(self, number: int, block: int, size: int) -> Tensor:
         """The first ``size`` noise samples of a block, valid until the next call; ``number`` is the image's."""
         if self.generator is not None:
-            # A shorter tensor would not get the first numbers of a longer one.
+            # The numbers of a shorter tensor are not the first numbers of a longer one.
             self.room.normal_(generator=self.generator.manual_seed(device_seed(self.seed, number, block)))
             return self.room[:size]
         key, counter = address(self.seed, number, block)

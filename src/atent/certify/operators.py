@@ -1,4 +1,4 @@
-"""The nodes that the layers and functions of torch become."""
+"""The nodes of the layers and functions of torch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CURVED: tuple[Kind, ...] = ("relu", "maxpool", "smooth")
 
 @dataclass(frozen=True)
 class Fork:
-    """The sum of two lists of nodes, both behind the same node."""
+    """The sum of two lists of nodes, both after the same node."""
 
     one: Known
     other: Known
 
 
 Known = list["tuple[Kind, Any] | Fork"]
-"""The nodes, one after the other, that a layer becomes; none for an identity."""
+"""The sequence of nodes of a layer; empty for an identity."""
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
 
@@ -43,7 +43,7 @@ TIMES_MINUS_1 = _times(-1.0)
 
 
 def leaky(slope: float = 0.01) -> Known:
-    """a z + (1 - a) relu(z): the lines of the ReLU give those of the leaky one, none of them looser."""
+    """a z + (1 - a) relu(z): the lines of the ReLU give those of the leaky ReLU, and they are as tight."""
     return [Fork([_times(slope)], [RELU, _times(1 - slope)])]
 
 
@@ -86,7 +86,7 @@ def _unflatten(m: nn.Unflatten) -> Known:
 
 def _pool(m: nn.MaxPool2d) -> Known:
     if m.ceil_mode or m.return_indices:
-        raise ValueError("ceil_mode or return_indices: leave both out")
+        raise ValueError("ceil_mode or return_indices: omit both")
     return [("maxpool", m)]
 
 
@@ -98,7 +98,7 @@ def _global(m: nn.AdaptiveAvgPool2d) -> Known:
 
 def _flat(m: nn.Flatten) -> Known:
     if (m.start_dim, m.end_dim) != (1, -1):
-        raise ValueError("start_dim or end_dim: leave both out")
+        raise ValueError("start_dim or end_dim: omit both")
     return [("affine", affine.flatten())]
 
 
@@ -137,12 +137,12 @@ LAYERS: dict[type[nn.Module], Callable[[Any], Known]] = {
     nn.GELU: lambda m: _gelu(m.approximate),
     nn.ELU: lambda m: _elu(m.alpha),
 }
-"""The layers of torch that bounds know, and the nodes that each becomes."""
+"""The layers of torch that bounds support, and the nodes of each."""
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """What `affine.linear` and `affine.conv` read of a layer, for a function that is given its weights."""
+    """The attributes that `affine.linear` and `affine.conv` read of a layer, for a function with weight arguments."""
 
     read_weight: Callable[[], Tensor]
     read_bias: Callable[[], Tensor] | None
@@ -220,12 +220,12 @@ _FUNCTIONS: dict[str, Callable[..., Known]] = {
 
 
 def function(name: str, arguments: list[Any], options: dict[str, Any]) -> Known | None:
-    """The nodes of a function or a tensor's method of that name; None where bounds know none.
+    """The nodes of a function or a tensor's method of that name; None where bounds do not support it.
 
     Raises
     ------
     ValueError
-        Arguments that bounds cannot read, as the end of a sentence.
+        For arguments that bounds cannot read; the text is the end of a sentence.
     """
     make = _FUNCTIONS.get(name)
     return None if make is None else make(*arguments, **options)

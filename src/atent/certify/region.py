@@ -1,4 +1,4 @@
-"""Where the inputs may lie: each sample's ball, cut to the box of legal inputs."""
+"""The perturbed inputs of each sample: its ball, cut to the box of legal inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from atent.certify.rounding import SAFE, Arithmetic, gamma
 from atent.threat import Norm, Threat
 
-# Newton's steps on a concave, piecewise linear function, from below; any number of them is sound.
+# Newton steps on a concave, piecewise linear function, from below; any number of them is sound.
 NEWTON = 12
 
 
@@ -30,7 +30,7 @@ class Region:
     upper: Tensor
     """Largest value of each coordinate."""
     arithmetic: Arithmetic | None = None
-    """Where rounding counts: how the network is evaluated."""
+    """Where rounding is bounded: how the network is evaluated."""
 
     def take(self, rows: Tensor) -> Region:
         """The regions of the samples ``rows``."""
@@ -54,7 +54,7 @@ class Region:
     @torch.no_grad()
     def _minimiser(self, a: Tensor, *, patient: bool) -> tuple[Tensor, Tensor]:
         """The step x' - x (n, s, d) that minimises the Lagrangian at the best m found, and the value of m's term.
-        ``patient``: the host may wait, to see which rows have arrived."""
+        ``patient``: the host may wait for the device to find which rows have converged."""
         centre = self.centre.flatten(1)[:, None]
         room = torch.where(a > 0, centre - self.lower.flatten(1)[:, None], self.upper.flatten(1)[:, None] - centre)
         # Entries are divided by the largest, so that squares of small ones do not vanish.
@@ -63,14 +63,14 @@ class Region:
         size, room = torch.broadcast_tensors(size, room)
         t = _root(size.flatten(0, 1), room.flatten(0, 1), limit, patient=patient).view(size.shape[:2]).sqrt()
         length = torch.minimum(size * t[..., None], room)
-        # Where every coordinate that matters is at its bound the ball does not: m = 0.
+        # Where every coordinate with a coefficient is at its bound the ball is inactive: m = 0.
         bounded = ((length >= room) | (size == 0)).all(2)
         gap = (length.square().sum(2) - limit) / (2 * t.clamp_min(torch.finfo(a.dtype).tiny))
         return -a.sign() * length, torch.where(bounded, 0, largest * gap)
 
     @torch.no_grad()
     def rounding(self, a: Tensor) -> Tensor:
-        """At most the error of `minimum` in float64, without a graph, (n, s)."""
+        """A bound of the error of `minimum` in float64, without a graph, (n, s)."""
         # An l2 step is at most twice the largest value, and the ball's term at most eps |a|_2.
         size = 4 * torch.maximum(self.lower.abs(), self.upper.abs()) + self.eps
         return SAFE * gamma(2 * size.shape[1:].numel() + 64) * _dot(a.flatten(2).abs(), size.flatten(1))
@@ -80,7 +80,7 @@ def region(x: Tensor, threat: Threat, arithmetic: Arithmetic | None = None) -> R
     """The region of each sample of ``x`` (n, ...); ``x`` is clamped to the box first, as attacks do.
 
     With ``arithmetic`` it is in float64, rounded outwards, and has room for the rounding of an attack in that dtype: in
-    float32 it holds all that `Threat.contains` accepts.
+    float32 it contains all that `Threat.contains` accepts.
     """
     centre = threat.clamp(x)
     eps = float(threat.eps)
@@ -101,7 +101,7 @@ def region(x: Tensor, threat: Threat, arithmetic: Arithmetic | None = None) -> R
 def _root(size: Tensor, room: Tensor, limit: float, *, patient: bool) -> Tensor:
     """t^2 (n,) for which the sum of min(size t, room)^2 over d entries, concave in t^2, is ``limit``.
 
-    By Newton's method. ``patient``: rows that have arrived take no more steps, which changes nothing.
+    By Newton's method. ``patient``: rows that have converged take no more steps, with the same result.
     """
     square = limit / size.square().sum(1).clamp_min(1)
     result, rows = square, None

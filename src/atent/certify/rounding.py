@@ -1,4 +1,4 @@
-"""What floating point adds to a bound; docs/certification.md derives it from the standard model of rounding."""
+"""Error terms of bounds in floating point; docs/certification.md derives them from the standard model of rounding."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 UNIT = 2.0**-53
 """Unit roundoff of float64, in which bounds are computed."""
 SAFE = 1 + 2.0**-20
-"""Covers the rounding of the error terms themselves: sums of fewer than 2^32 products that are all >= 0."""
+"""Factor for the rounding of the error terms themselves: sums of fewer than 2^32 products that are all >= 0."""
 FLOOR = 1e-150
-"""Covers all that underflows in float64 while no value exceeds its inverse."""
+"""Larger than all errors by underflow in float64, while no value exceeds its inverse."""
 
 
 def gamma(roundings: int, unit: float = UNIT) -> float:
@@ -24,7 +24,7 @@ def gamma(roundings: int, unit: float = UNIT) -> float:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How the network is evaluated: its own dtype, whose rounding a certificate covers beside that of the bounds."""
+    """The network's own dtype, whose rounding a certificate covers in addition to that of the bounds."""
 
     dtype: torch.dtype
 
@@ -34,20 +34,20 @@ class Arithmetic:
 
     @property
     def largest(self) -> float:
-        """Sums of absolute terms beyond it may overflow on the way: nothing is known of them."""
+        """Sums of absolute terms above it may overflow: their bounds are infinite."""
         return min(torch.finfo(self.dtype).max / 4, 1 / FLOOR)
 
     def slack(self, size: Tensor, roundings: int, own: int) -> Tensor:
         """The error of a value whose terms have absolute values that sum to ``size``.
 
-        ``roundings``: how many the network makes on the way to it; ``own``: how many the bound makes in float64.
+        ``roundings``: the number of roundings by the network; ``own``: by the bound, in float64.
         """
         size = torch.where(size < self.largest, size, torch.inf)
         share = SAFE * (gamma(roundings, self.unit) + gamma(own))
         return share * size + (roundings + 1) * torch.finfo(self.dtype).tiny
 
     def outwards(self, low: Any, high: Any) -> tuple[Any, Any]:
-        """The sides of a box, numbers or float64 tensors, or what the network's dtype makes of them where that is
+        """The sides of a box, numbers or float64 tensors, or their values in the network's dtype where these are
         further out."""
         if isinstance(low, Tensor):
             return torch.minimum(low, low.to(self.dtype).double()), torch.maximum(high, high.to(self.dtype).double())

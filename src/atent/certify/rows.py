@@ -1,4 +1,4 @@
-"""The files of a smoothing certificate: rows that grow one by one, and beside them how they are made."""
+"""The files of a smoothing certificate: rows that are appended, and a sidecar that describes how they are made."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class Row(NamedTuple):
     label: int
     """True class."""
     predict: int
-    """Class that CERTIFY certifies, -1 where it abstains."""
+    """Certified class (CERTIFY), -1 where it abstains."""
     radius: float
     """l2 radius around the sample within which that class cannot change; 0 where it abstains."""
     correct: int
-    """1 where predict is the label."""
+    """1 where predict equals the label, else 0."""
     time: float
-    """Seconds, an equal share where samples were certified together."""
+    """Seconds, divided equally among samples that were certified together."""
     clean: int
     """Class of the base model without noise."""
     smoothed: int
-    """Class of the smoothed model by PREDICT from the n samples of the estimate, -1 where it abstains; after a
-    sequential test that of predict."""
+    """Class of the smoothed model (PREDICT) from the n samples of the estimate, -1 where it abstains; equal to predict
+    after a sequential test."""
     samples: int = 0
-    """Noise samples that a sequential test took, those of the selection included; 0, and no column, where n0 + n were
+    """Noise samples of a sequential test, including those of the selection; 0, and no column, where n0 + n were
     taken."""
 
 
@@ -45,26 +45,26 @@ _FIXED, _SEQUENTIAL = list(Row._fields[:-1]), list(Row._fields)
 
 
 def sidecar(path: Path) -> Path:
-    """Where the settings of a file of rows, and in the end its summary, lie."""
+    """The file with the settings of a file of rows, and at the end its summary."""
     return path.with_suffix(".json")
 
 
 def made_alike(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the certificate at ``path`` is absent, or was made with these samples and about these things."""
+    """Whether the certificate at ``path`` is absent, or was made with the ``wanted`` settings."""
     return not sidecar(path).exists() or dumps(made(path)) == dumps(wanted)
 
 
 def claimed_as(path: Path, wanted: dict[str, Any]) -> bool:
-    """Whether the certificate at ``path`` is begun, and made with these samples and about these things."""
+    """Whether the certificate at ``path`` is begun, and made with the ``wanted`` settings."""
     return sidecar(path).exists() and made_alike(path, wanted)
 
 
 def claim(path: Path, wanted: dict[str, Any]) -> None:
-    """Say how the rows of ``path`` are made; ValueError where they were made otherwise."""
+    """Record how the rows of ``path`` are made; ValueError where they were made with other settings."""
     if not sidecar(path).exists():
         if path.exists():
             raise ValueError(f"{path} has no {sidecar(path).name} that says how it was made: choose another file")
-        # Another process may be as far: one of the two is first.
+        # Another process may do the same: one of the two is first.
         with contextlib.suppress(FileExistsError):
             text = as_json({"made": wanted, "complete": False}, sidecar(path).name)
             write_new(sidecar(path), text, numbered=False)
@@ -82,7 +82,7 @@ def claim(path: Path, wanted: dict[str, Any]) -> None:
 
 
 def free(path: Path, wanted: dict[str, Any]) -> Path:
-    """``path``, or the first numbered one, that is absent or was made alike: earlier results stay as they are."""
+    """``path``, or the first numbered one, that is absent or has the ``wanted`` settings: earlier results remain."""
     stem, dot, tail = path.name.partition(".")
     number, found = 1, path
     while not made_alike(found, wanted):
@@ -99,13 +99,13 @@ def claimed(path: Path, wanted: dict[str, Any]) -> Path:
             claim(found, wanted)
             return found
         except ValueError:
-            # Another process may have claimed it for something else meanwhile.
+            # Another process may have claimed it with other settings in the meantime.
             if made_alike(found, wanted):
                 raise
 
 
 def made(path: Path) -> dict[str, Any]:
-    """How the rows of a file are made; FileNotFoundError where it does not say."""
+    """How the rows of a file are made; FileNotFoundError where it has no sidecar."""
     if not sidecar(path).is_file():
         raise FileNotFoundError(
             f"{path} has no {sidecar(path).name} that says how it was made: give a certificate's .csv"
@@ -122,7 +122,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a file; an absent one has none, and a torn last line, left by a kill, is none.
+    """The rows of a file, none for an absent one; an incomplete last line, as an interruption leaves it, is ignored.
 
     ValueError, with the line number, for a broken line elsewhere.
     """
@@ -143,7 +143,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _is_header(line: str) -> bool:
-    # Earlier versions called the clean class natural.
+    # In files of earlier versions the column of the clean class is called natural.
     return line.replace("natural", "clean").split("\t") in (_FIXED, _SEQUENTIAL)
 
 
@@ -165,7 +165,7 @@ def _parsed(line: str) -> Row | None:
 
 
 def sums(path: Path) -> Path:
-    """Where the checksums of the rows lie until the file is whole."""
+    """The file with the checksums of the rows until the certificate is complete."""
     return path.with_name(f".{path.name}.sums")
 
 
@@ -184,7 +184,7 @@ def resumed(path: Path, labels: Mapping[int, int], most: float) -> dict[int, Row
     Raises
     ------
     ValueError
-        In one line, for a file without a row of a certificate.
+        In one line, for a file that contains no row of a certificate.
     """
     if not path.exists():
         return {}
@@ -203,7 +203,7 @@ def resumed(path: Path, labels: Mapping[int, int], most: float) -> dict[int, Row
     dropped = len(rows) - len(good) + (bool(lines) and not headed)
     if dropped:
         report_dropped(path, dropped)
-    # A torn last line goes too.
+    # An incomplete last line is removed too.
     write_atomic(path, (_header(good) if lines else "") + "".join(map(_line, good)))
     write_atomic(sums(path), "".join(f"{_sum(row, salt)}\n" for row in good))
     return {row.idx: row for row in good}
@@ -217,7 +217,7 @@ def append(path: Path, rows: list[Row]) -> None:
 
 
 def _possible(row: Row, labels: Mapping[int, int], most: float) -> bool:
-    """Whether a row can be of a certificate of these samples."""
+    """Whether the values of a row are possible in a certificate of these samples."""
     return (
         row.label == labels.get(row.idx, row.label)
         and row.idx >= 0
@@ -234,12 +234,12 @@ def _sum(row: Row, salt: str) -> str:
 
 
 def of_rank(path: Path, rank: int) -> Path:
-    """The file of one of the processes that certify together, the first of which writes ``path``."""
+    """The file of one of the processes that share a certificate; the first one's is ``path``."""
     return path.with_name(f".{path.stem}.rank-{rank}{path.suffix}") if rank else path
 
 
 def absorb(path: Path) -> None:
-    """Take over the rows of the files that other ranks left, however many there were, and remove them."""
+    """Move the rows of all files that other ranks left to ``path``, and remove these files."""
     files = sorted(path.parent.glob(f".{glob.escape(path.stem)}.rank-*{path.suffix}"))
     known = resumed(path, {}, math.inf) if files else {}
     for file in files:
@@ -253,13 +253,13 @@ def absorb(path: Path) -> None:
 
 
 def removed(path: Path) -> None:
-    """Remove a file of rows and what lies beside it."""
+    """Remove a file of rows, its sidecar and its checksums."""
     for each in (path, sidecar(path), sums(path)):
         each.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """A whole file of rows, atomically."""
+    """Write a complete file of rows, atomically."""
     with manifest.seal(path) as temporary:
         temporary.write_text(_header(rows) + "".join(map(_line, rows)))
 

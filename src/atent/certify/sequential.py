@@ -1,7 +1,7 @@
 """The sequential test of one radius: is the share of the class above a threshold, with an error of alpha in total?
 
-docs/certification.md states the test and proves its error. It counts failures: noise samples that fall on another class
-than the chosen one.
+docs/certification.md states the test and proves its error. It counts failures: noise samples whose class is not the
+chosen one.
 """
 
 from __future__ import annotations
@@ -17,48 +17,58 @@ from torch import Tensor
 from atent.certify.votes import Votes
 
 TEST = "alpha-spending-1"
-"""The name of this test in files: rows that were decided by another one are never mixed with its rows."""
+"""The name of this test in files: rows of different tests are never mixed."""
 
-# Shares of alpha that are spent up to the first look that can certify and up to the last but one.
+# Shares of alpha that are spent up to the first interim analysis that can certify and up to the last but one.
 _FIRST, _BEFORE_LAST = 1 / 3, 1 / 2
-# What futility may cost where the last look alone would certify with probability 1 - _FUTILITY.
+# Loss of power by stopping for futility where the last analysis alone would certify with probability 1 - _FUTILITY.
 _FUTILITY = 0.01
 _RATIO, _EARLY_RATIO, _EARLIEST = 1.25, 1.5, 24
-# Covers the rounding of the threshold and of the probabilities, and the tails that are not summed.
+# Bounds the rounding of the threshold and of the probabilities, and the tails that are not summed.
 _RESERVE, _TAIL = 1e-6, 1e-15
 
 
 @dataclass(frozen=True)
 class CertifiedAt:
-    """What `atent.certify.Smoothed.certify_at` decides about n samples at one radius."""
+    """The result of `atent.certify.Smoothed.certify_at` on n samples at one radius.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.certify import Smoothed
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> found = Smoothed(model, sigma=0.25).certify_at(torch.rand(4, 1, 4, 4), radius=0.1, n0=10, n=100)
+    >>> found.classes.shape, bool((found.samples <= 110).all())
+    (torch.Size([4]), True)
+    """
 
     radius: float
     """The l2 radius."""
     classes: Tensor
-    """(n,) int64: the class that is certified within the radius, `atent.certify.ABSTAIN` where none is."""
+    """The class that is certified within the radius, or `atent.certify.ABSTAIN`; int64 (n,)."""
     chosen: Tensor
-    """(n,) int64: noise samples that chose the class."""
+    """Noise samples that chose the class; int64 (n,)."""
     tested: Tensor
-    """(n,) int64: noise samples that the test took."""
+    """Noise samples that the test took; int64 (n,)."""
 
     @property
     def samples(self) -> Tensor:
-        """(n,) int64: all noise samples."""
+        """All noise samples; int64 (n,)."""
         return self.chosen + self.tested
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The looks of a test, and what the failures found so far decide at each of them."""
+    """The interim analyses (looks) of a test, and its decision by the number of failures at each."""
 
     looks: tuple[int, ...]
-    """Noise samples taken at each look, in ascending order; the last is the most that are taken."""
+    """Noise samples taken up to each look, in ascending order; the last is the maximum."""
     certify: tuple[int, ...]
-    """At most so many failures certify; -1: none do."""
+    """The largest number of failures that certifies; -1: none."""
     abandon: tuple[int, ...]
-    """At least so many failures end the test without a certificate."""
+    """The smallest number of failures that ends the test without a certificate."""
     detectable: float
-    """The share of the class from which on a certificate is found with a probability of at least 98 %."""
+    """The smallest share of the class that is certified with a probability of at least 98 %."""
 
 
 def threshold(radius: float, sigma: float) -> float:
@@ -80,7 +90,7 @@ def plan(share: float, n: int, alpha: float) -> Plan:
     share
         The threshold p0 in [1/2, 1).
     n
-        The most noise samples; at least log(alpha) / log(share), so that full agreement certifies.
+        The largest number of noise samples; at least log(alpha) / log(share), so that no failure certifies.
     alpha
         Probability, for every true share up to ``share``, that the test certifies.
     """
@@ -91,7 +101,7 @@ def plan(share: float, n: int, alpha: float) -> Plan:
     spent = _spending(looks, first, alpha)
     certify = _certifying(looks, spent, 1 - share, alpha)
     last = certify[-1]
-    # P(at most `last` of n fail) = 1 - _FUTILITY; where n barely suffices the reserve may leave nothing to find.
+    # P(at most `last` of n fail) = 1 - _FUTILITY; where n barely suffices the reserve may prevent a certificate.
     rate = float(betaincinv(last + 1, n - last, _FUTILITY)) if last >= 0 else 0.0
     return Plan(looks, certify, _futile(looks, max(certify), rate), 1 - rate)
 
@@ -99,8 +109,8 @@ def plan(share: float, n: int, alpha: float) -> Plan:
 def choose(votes: Votes, n0: int, first: int) -> tuple[np.ndarray, np.ndarray]:
     """The class (n,) that is most frequent among ``n0`` noise samples of each input, and how many of them were taken.
 
-    Where the first half leads by more than the other half could make up, it decides alike. ``first``: number of the
-    first block of noise.
+    Only half of them where its lead is larger than the other half could reverse. ``first``: number of the first block
+    of noise.
     """
     half = n0 // 2 + 1
     counts = votes.count(range(len(votes.x)), 0, half, first=first).cpu().numpy()
@@ -117,8 +127,7 @@ def choose(votes: Votes, n0: int, first: int) -> tuple[np.ndarray, np.ndarray]:
 def decide(votes: Votes, top: np.ndarray, test: Plan) -> tuple[np.ndarray, np.ndarray]:
     """Whether the test certifies class ``top`` (n,) of each input, and how many noise samples it took.
 
-    All open inputs share forward passes, an input that is decided leaves them, and the device is waited for once at
-    each look.
+    All undecided inputs share forward passes, and the host waits for the device once at each look.
     """
     failures, taken = np.zeros(len(top), np.int64), np.zeros(len(top), np.int64)
     certified, left, before = np.zeros(len(top), bool), np.arange(len(top)), 0
@@ -135,7 +144,7 @@ def decide(votes: Votes, top: np.ndarray, test: Plan) -> tuple[np.ndarray, np.nd
 
 
 def _looks(first: int, n: int) -> tuple[int, ...]:
-    """Geometric numbers up to ``n``: before ``first`` none can certify, but many can end a hopeless test."""
+    """Geometric numbers up to ``n``: looks before ``first`` cannot certify, but can stop a test for futility."""
     out, size = [], float(_EARLIEST)
     while size < first:
         out.append(int(size))
@@ -144,14 +153,14 @@ def _looks(first: int, n: int) -> tuple[int, ...]:
     while size < n:
         out.append(int(size))
         size = max(size * _RATIO, size + 1)
-    # A look just before the last one would decide little.
+    # A look just before the last one has little effect.
     if out and first < out[-1] and out[-1] > n / (1 + (_RATIO - 1) / 2):
         out.pop()
     return (*out, n)
 
 
 def _spending(looks: tuple[int, ...], first: int, alpha: float) -> list[float]:
-    """How much of alpha is spent up to each look."""
+    """The cumulative part of alpha that is spent up to each look."""
     within = sum(look >= first for look in looks[:-1])
     rises = np.linspace(_FIRST, _BEFORE_LAST, within) if within > 1 else np.full(within, _FIRST)
     shares = [0.0] * (len(looks) - 1 - within) + [float(s) for s in rises] + [1.0]
@@ -159,10 +168,10 @@ def _spending(looks: tuple[int, ...], first: int, alpha: float) -> list[float]:
 
 
 def _certifying(looks: tuple[int, ...], spent: list[float], rate: float, alpha: float) -> tuple[int, ...]:
-    """The most failures that certify at each look, where a sample fails at the ``rate`` of the threshold.
+    """The largest number of failures that certifies at each look; a sample fails at the ``rate`` of the threshold.
 
-    The probability of a certificate up to a look is computed exactly, over all paths of failures, and is at most what
-    may be spent up to it. Futility has no part in it.
+    The probability of a certificate up to a look is computed exactly, over all paths of failures, and is at most the
+    alpha spent up to it. Stopping for futility is not used in it.
     """
     out: list[int] = []
     used = 0.0
@@ -173,17 +182,20 @@ def _certifying(looks: tuple[int, ...], spent: list[float], rate: float, alpha: 
         count = int(np.searchsorted(total, spent[look], side="right"))
         if count:
             used = float(total[count - 1])
-        # Paths with as few failures as an earlier look certifies are no longer under way.
+        # Paths with as few failures as an earlier look certifies have ended.
         out.append(low + count - 1 if count else max(out, default=-1))
         return slice(count, None)
 
-    _walk(looks, rate, alpha * _TAIL, decide)
+    _distributions(looks, rate, alpha * _TAIL, decide)
     return tuple(out)
 
 
 def _futile(looks: tuple[int, ...], most: int, rate: float) -> tuple[int, ...]:
-    """The fewest failures that end the test at each look: a class that fails at ``rate`` reaches one of these numbers
-    with probability `_FUTILITY` at most, or more than ``most`` failures, which no look certifies."""
+    """The smallest number of failures that ends the test at each look.
+
+    A class that fails at ``rate`` reaches one of these numbers with probability `_FUTILITY` at most, or more than
+    ``most`` failures, which no look certifies.
+    """
     out: list[int] = []
     used = 0.0
 
@@ -197,15 +209,17 @@ def _futile(looks: tuple[int, ...], most: int, rate: float) -> tuple[int, ...]:
         out.append(min(low + len(mass) - count, most + 1))
         return slice(0, len(mass) - count)
 
-    _walk(looks[:-1], rate, _FUTILITY * _TAIL, decide)
-    # At the last look everything is decided.
+    _distributions(looks[:-1], rate, _FUTILITY * _TAIL, decide)
+    # The last look ends the test.
     return (*out, 0)
 
 
-def _walk(looks: tuple[int, ...], rate: float, tail: float, decide: Callable[[int, np.ndarray, int], slice]) -> None:
+def _distributions(
+    looks: tuple[int, ...], rate: float, tail: float, decide: Callable[[int, np.ndarray, int], slice]
+) -> None:
     """The distribution of the failures at each look, of the paths that no earlier look decided.
 
-    ``decide(low, mass, look)`` gets mass[i], the probability of low + i failures, and returns the part that goes on.
+    ``decide(low, mass, look)`` gets mass[i], the probability of low + i failures, and returns the part that continues.
     """
     low, mass, before = 0, np.ones(1), 0
     for i, look in enumerate(looks):
@@ -218,8 +232,10 @@ def _walk(looks: tuple[int, ...], rate: float, tail: float, decide: Callable[[in
 
 
 def binomial(n: int, rate: float, tail: float) -> tuple[int, np.ndarray]:
-    """(low, mass): mass[i] is the probability of low + i of n, each at ``rate``; tails below about ``tail`` are left
-    out, and the rest is scaled to 1."""
+    """(low, mass): mass[i] is the probability of low + i of n, each at ``rate``.
+
+    Tails below about ``tail`` are omitted, and the rest is scaled to 1.
+    """
     mode, size = min(n, int((n + 1) * rate)), math.log(1 / tail)
     # Bernstein's inequality.
     reach = math.ceil(math.sqrt(2 * n * rate * (1 - rate) * size) + size) + 2

@@ -1,4 +1,4 @@
-"""Which samples of a certificate a shard has, and whether all shards are there."""
+"""The samples of each shard of a certificate, and whether all shards exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atent.distributed.shards import Shard
 
 
 def shard_rows(shard: tuple[int, int], n: int, group: int) -> Tensor:
-    """The places (m,) of the samples of shard (i, k), ascending: see `certify_run`."""
+    """The positions (m,) of the samples of shard (i, k), ascending: see `certify_run`."""
     i, _, k = check_shard(shard, n)
     places = torch.arange(n)
     if k > -(-n // group):
@@ -27,21 +27,21 @@ def check_shard(shard: tuple[int, int], n: int) -> tuple[int, int, int]:
     if not 0 <= i < k:
         raise ValueError(f"shard must be i/k with 0 <= i < k, got {i}/{k}: the shards of 4 are 0/4 to 3/4")
     if k > n:
-        raise ValueError(f"{k} shards of {n} samples leave one empty: take at most {n}")
+        raise ValueError(f"{k} shards of {n} samples leave one empty: use at most {n}")
     return i, n, k
 
 
 def check_complete(files: Sequence[Path], place: Path) -> None:
-    """ValueError, in one line, which names what is wrong, unless the ``files`` are all shards of one number of them."""
+    """ValueError, in one line, unless the ``files`` are all shards of one certificate."""
     names = {tuple(map(int, re.findall(r"\.shard-(\d+)-of-(\d+)", file.name)[0])): file for file in files}
     counts = sorted({k for _, k in names})
     if len(counts) > 1:
         shown = " and ".join(f"{k} ({next(f for (_, each), f in names.items() if each == k).name})" for k in counts)
-        raise ValueError(f"{place} has shards of {shown}: move those that are not meant away")
+        raise ValueError(f"{place} has shards of {shown}: move the files of the other number away")
     for k in counts:
         # Earlier versions counted from 0.
         first = 0 if (0, k) in names else 1
-        # Where both counts meet, a number says nothing: `merge` names the samples that are missing.
+        # With numbers of both kinds the shards cannot be identified: `merge` names the samples that are missing.
         if (0, k) in names and (k, k) in names:
             continue
         missing = next((i for i in range(k) if (first + i, k) not in names), None)
@@ -49,5 +49,5 @@ def check_complete(files: Sequence[Path], place: Path) -> None:
             raise ValueError(f"shard {missing + 1}/{k} is missing in {place}: run --shard {missing + 1}/{k}")
     if not files:
         other = sorted(place.glob("*certificate*.shard-*-of-*.csv"))
-        made = f"; {other[0].name} was made otherwise" if other else ""
+        made = f"; {other[0].name} was made with other options" if other else ""
         raise ValueError(f"{place} has no shard of this certificate{made}: give the options of --shard i/k to --merge")

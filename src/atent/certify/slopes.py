@@ -1,4 +1,4 @@
-"""Slopes of the lines below ReLUs by ascent on the bound itself (alpha-CROWN: Xu et al. 2021)."""
+"""Slopes of the lower lines of ReLUs by gradient ascent on the bound (alpha-CROWN: Xu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from atent.certify.region import Region
 STEPS = 20
 """Steps of ascent."""
 STEP_SIZE, DECAY = 0.5, 0.98
-"""Of Adam: the first step, and what each is of the one before."""
+"""Of Adam: the first step size, and its factor after each step."""
 
 Slopes = dict[int, Tensor]
 """By the position of a ReLU: a slope in [0, 1] for each function and each value, (n, s, ...)."""
 
 
 def with_slopes(relaxations: Mapping[int, Relaxation], slopes: Slopes) -> dict[int, Relaxation]:
-    """The relaxations with other lines below, which any slope in [0, 1] keeps sound."""
+    """The relaxations with other lower lines, which are sound for every slope in [0, 1]."""
     return {k: (slopes[k], *lines[1:]) if k in slopes else lines for k, lines in relaxations.items()}
 
 
@@ -36,10 +36,10 @@ def ascended(
     steps: int,
     dtype: torch.dtype,
 ) -> Slopes:
-    """The slopes that give each of the functions ``start`` the highest minimum over the region, of all that were tried.
+    """The slopes with the largest minimum over the region for each of the functions ``start``, of all steps.
 
-    Projected Adam from the slopes in ``relaxations``, in ``dtype`` and without rounding: it only proposes slopes, of
-    which any is sound. Boxes and lines above stay as they are. The slopes have no graph.
+    Projected Adam from the slopes in ``relaxations``, in ``dtype`` and without bounds of the rounding: it only proposes
+    slopes, and all are sound. Boxes and upper lines do not change. The slopes have no graph.
     """
     light = [Box(b.lower.detach().to(dtype), b.upper.detach().to(dtype)) for b in boxes]
     centre, lower, upper = (t.to(dtype) for t in (place.centre, place.lower, place.upper))
@@ -69,7 +69,7 @@ def ascended(
         kept = {k: torch.where(_as(better, t), t.detach(), kept[k]) for k, t in slopes.items()}
         if step == steps:
             break
-        # An infinite bound has no direction.
+        # The gradient of an infinite bound is NaN or infinite: replaced by 0.
         gradients = torch.autograd.grad(total, list(slopes.values()), allow_unused=True)
         for (k, slope), gradient in zip(slopes.items(), gradients):
             slope.grad = None if gradient is None else torch.where(undecided[k], gradient, 0).nan_to_num(0, 0, 0)
@@ -82,7 +82,7 @@ def ascended(
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Lines in another dtype; the places of max-pooling stay whole numbers."""
+    """Lines in another dtype; the indices of max-pooling remain integers."""
     return t.detach().to(dtype) if t.is_floating_point() else t
 
 

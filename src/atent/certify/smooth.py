@@ -1,4 +1,4 @@
-"""Smooth activations between two lines of one slope: sigmoid, tanh, SiLU, GELU and ELU."""
+"""Relaxations of smooth activations by two lines of one slope: sigmoid, tanh, SiLU, GELU and ELU."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from atent.certify.rounding import UNIT
 
 BISECTIONS = 60
 LARGE = 1e100
-"""Beyond it, nothing is said: a cube of the argument might overflow."""
+"""Largest argument with finite bounds: the cube of a larger one might overflow."""
 ULPS = 16
-"""At most how many units of roundoff torch's functions here are off, relative to the larger of value and argument."""
+"""Largest error of torch's functions here, in units of roundoff relative to the larger of value and argument."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Smooth:
     value: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
     inflections: tuple[float, ...]
-    """Where the derivative turns: between two of them, and beyond the last, it is monotone."""
+    """Extrema of the derivative: between two of them, and outside the outermost, it is monotone."""
     lowest: tuple[float, float] | None = None
-    """Where the function is smallest, and a number just below its value there; None: it rises everywhere."""
+    """The minimiser, and a number just below the minimum; None: the function increases everywhere."""
     bounded: bool = False
-    """Whether its error in floating point is relative to its value, whatever the argument."""
+    """Whether its error in floating point is relative to its value, for every argument."""
 
 
 def _silu_slope(z: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ ELU = Smooth("elu", F.elu, lambda z: torch.exp(z.clamp(max=0)), ())
 def interval(f: Smooth, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """The smallest and the largest value between ``lower`` and ``upper``, before rounding.
 
-    A function with a minimum falls before it and rises behind it, so that its largest value is at an end.
+    A function with a minimum decreases before it and increases after it, so that its largest value is at an end.
     """
     one, two = f.value(lower), f.value(upper)
     low, high = torch.minimum(one, two), torch.maximum(one, two)
@@ -83,10 +83,10 @@ def lines(f: Smooth, lower: Tensor, upper: Tensor, *, rounding: bool) -> tuple[T
     """(slope, offset below, offset above): f lies between two lines of this slope where ``lower`` <= z <= ``upper``.
 
     The slope s is that of the chord. Any s is sound: f - s z is smallest and largest at an end or where f' = s, and
-    between two inflections f' is monotone, so that bisection finds the only such place there, or an end of the piece.
-    After the last bisection the place is off by 2^-60 of the width, and the value by twice that, since |f' - s| < 2;
-    where rounding decides the sign of f' - s, by that rounding times the width. With ``rounding`` both are added to the
-    offsets, beside the rounding of f and of the product.
+    between two inflections f' is monotone, so that bisection finds the only such point there, or an end of the piece.
+    After the last bisection the error of the point is 2^-60 of the width, and that of the value twice that, since
+    |f' - s| < 2; where rounding decides the sign of f' - s, it is that rounding times the width. With ``rounding`` both
+    are added to the offsets, with the rounding of f and of the product.
     """
     width = upper - lower
     known = (lower > -LARGE) & (upper < LARGE)
@@ -95,7 +95,7 @@ def lines(f: Smooth, lower: Tensor, upper: Tensor, *, rounding: bool) -> tuple[T
     chord = (f.value(b) - f.value(a)) / torch.where(flat, 1, width)
     slope = torch.where(flat, torch.where(known, f.derivative(a), 0), chord)
     inner = _turning(f, a.detach(), b.detach(), slope.detach())
-    # A place at an end moves with it.
+    # A point at an end has the derivative of that end.
     places = [a, b, *(torch.where(z <= a, a, torch.where(z >= b, b, z)) for z in inner)]
     found = torch.stack([f.value(z) - slope * z for z in places])
     below, above = found.amin(0), found.amax(0)
@@ -109,7 +109,7 @@ def lines(f: Smooth, lower: Tensor, upper: Tensor, *, rounding: bool) -> tuple[T
 
 @torch.no_grad()
 def _turning(f: Smooth, a: Tensor, b: Tensor, slope: Tensor) -> list[Tensor]:
-    """In each monotone piece of f' the place where f' = ``slope``, or the end of the piece that is nearest to it."""
+    """In each monotone piece of f' the point where f' = ``slope``, or the end of the piece that is nearest to it."""
     ends = (-math.inf, *f.inflections, math.inf)
     found = []
     for start, stop in itertools.pairwise(ends):

@@ -1,4 +1,4 @@
-"""Randomised smoothing (Cohen, Rosenfeld and Kolter 2019): classes, and l2 radii within which they cannot change."""
+"""Randomised smoothing (Cohen, Rosenfeld and Kolter 2019): classes, and l2 radii within which they are certified."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atent.certify.limits import check_alpha, check_radius, check_sampling
 from atent.certify.sequential import CertifiedAt, choose, decide, plan, threshold
 from atent.certify.votes import Votes, counting
 from atent.checks import Settings, as_inputs, check_batch, check_number, check_seed, numbered, plain
@@ -23,17 +24,16 @@ from atent.progress import Advance
 from atent.rng import narrow
 from atent.stats import lower_limit
 from atent.threat import Threat
-from atent.threat import radius as as_radius
 
 ABSTAIN = -1
-"""The class of a sample on which the noise samples do not decide."""
+"""The class of a sample on which the smoothed classifier abstains."""
 
-# Blocks of the selection, far from those of the estimate: CERTIFY needs noise samples that had no part in the choice.
+# First block of the selection, far from those of the estimate: CERTIFY needs independent noise samples for the two.
 _SELECTION = 2**31
 
 
 def noisy(x: Tensor, sigma: float, seed: int) -> Tensor:
-    """Some of the samples (at least one) with noise, which is all that a smoothed network sees of them."""
+    """Some of the samples (at least one) with noise: the kind of input that a smoothed network gets."""
     most = min(FEW * OTHERS, len(x))
     some = x[torch.arange(most, device=x.device) * len(x) // most].detach()
     noise = torch.randn(some.shape, generator=torch.Generator().manual_seed(narrow(seed)))
@@ -42,25 +42,44 @@ def noisy(x: Tensor, sigma: float, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Smoothed(metaclass=Settings):
-    """The classifier g(x) = argmax over c of P(f(x + sigma N(0, I)) = c), ``f`` being the argmax of ``model``.
+    """Randomised smoothing: g(x) = argmax over c of P(f(x + sigma N(0, I)) = c), ``f`` being the argmax of ``model``.
 
-    ``model`` takes (n, ...) floats to (n, classes) logits, or anything with the same argmax. It is always evaluated in
-    eval mode, also where it is found in train mode, and comes back as it was found. The noisy inputs are not clamped
-    to the box: the certificate counts on noise that is Gaussian. ValueError unless ``sigma`` is above 0.
+    The noisy inputs are not clamped to the box: the certificate requires Gaussian noise.
 
-    Noise is drawn in blocks of 100, each a stream of its own keyed by (seed, id, block), see `atent.certify.noise`: so
-    results do not depend on batch size, order, sharding or resumption, no two images share noise, and the samples of a
-    small n begin those of a larger one. One kind of device gives one noise; where two logits tie to rounding, matrix
-    kernels may turn a single vote with the batch size. The noise costs 0.02 forwards of small_cnn and 0.06 of
-    digits_cnn. Its float32 normals end near 8 standard deviations on the CPU and 6 on CUDA.
+    The noise comes in blocks of 100 samples, each a stream of its own keyed by (seed, id, block), see
+    `atent.certify.noise`: results do not depend on batch size, order, sharding or resumption, no two images share
+    noise, and the samples of a small n are the first ones of a larger n. The noise is the same on all devices of one
+    kind; where two logits tie to rounding, matrix kernels may change a single vote with the batch size. The noise costs
+    0.02 forwards of small_cnn and 0.06 of digits_cnn. Its float32 normals end near 8 standard deviations on the CPU
+    and 6 on CUDA.
+
+    Raises
+    ------
+    ValueError
+        In one line, for a ``sigma`` that is not above 0.
+
+    References
+    ----------
+    Cohen, Rosenfeld and Kolter 2019, "Certified adversarial robustness via randomized smoothing", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.certify import Smoothed
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> classes, radii = Smoothed(model, sigma=0.25).certify(torch.rand(4, 1, 4, 4), n0=10, n=100)
+    >>> classes.shape, bool((radii >= 0).all())
+    (torch.Size([4]), True)
     """
 
     model: nn.Module
+    """From (n, ...) floats to (n, classes) logits, or to anything with the same argmax; it is always evaluated in eval
+    mode and comes back as it was."""
     sigma: float
-    """Standard deviation of the noise, in the units of x (pixels)."""
+    """Standard deviation of the noise, in the units of x (pixels), above 0."""
     channels_last: bool | None = None
-    """Show the model images in that memory format, the same up to rounding; default: where its layers gain by it on a
-    CPU. A model that cannot take it gets the usual format, with a warning."""
+    """Whether the model gets images in that memory format, the same up to rounding; default: where its layers are
+    faster with it on a CPU. A model that does not support it gets the contiguous format, with a warning."""
 
     def __post_init__(self) -> None:
         check_number("sigma", self.sigma, 0, above=True)
@@ -78,20 +97,42 @@ class Smoothed(metaclass=Settings):
         batch: int | None = None,
         advance: Advance | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """CERTIFY of the paper: classes (n,) int64, `ABSTAIN` where undecided, and l2 radii (n,) float64, 0 there.
+        """CERTIFY of the paper: the class of each sample and the l2 radius within which it is certified.
 
-        The class most frequent among ``n0`` noise samples is chosen; of ``n`` others k fall on it; with p the lower
-        one-sided Clopper-Pearson limit of k in n at ``alpha``, the radius is sigma * Phi^-1(p) where p > 1/2 (Theorem
-        1, with the bound 1 - p on the runner-up). For each sample, the probability that g differs from the class
-        somewhere within the radius is at most ``alpha``. All n are always taken: stopping early needs another
-        test, see `certify_at`. In linf a radius r holds for r / sqrt(d), see `linf_radius`.
+        The class most frequent among ``n0`` noise samples is chosen; k of ``n`` other noise samples fall on it. With p
+        the lower one-sided Clopper-Pearson limit of k in n at ``alpha``, the radius is sigma * Phi^-1(p) where p > 1/2
+        (Theorem 1, with the bound 1 - p on the runner-up). For each sample, the probability that g differs from the
+        class somewhere within the radius is at most ``alpha``. All n are always taken: stopping early needs another
+        test, see `certify_at`. An l2 radius r contains the linf radius r / sqrt(d), see `linf_radius`.
 
-        ``x`` (n, ...) float32 or float64; ``ids`` (n,) sample numbers, default 0 .. n-1, which key the noise together
-        with ``seed``; ``batch`` noise samples per forward, of several inputs where n is small (default: 100 on the
-        CPU, where more falls out of the cache, 200 for inputs below 784 values, else 4,000); ``advance(count, "")``
-        reports progress, n0 + n noise samples per input. ``radius``: the l2 radius that is asked about; ValueError,
-        with the arithmetic, where n noise samples cannot reach it. ValueError also for n < n0, an (n, alpha) that
-        always abstains, alpha outside (0, 1) and unusable inputs.
+        Parameters
+        ----------
+        x
+            Inputs (n, ...), float32 or float64.
+        n0, n
+            Noise samples that choose the class, and others that estimate its share, n >= n0.
+        alpha
+            Probability of a wrong certificate, in (0, 1).
+        seed, ids
+            They key the noise; sample numbers (n,), default: 0 .. n-1.
+        radius
+            The l2 radius of interest: refused where n noise samples cannot certify it.
+        batch
+            Noise samples per forward pass, of several inputs where n is small; default: 100 on the CPU, where more
+            exceeds the cache, 200 for inputs below 784 values, otherwise 4,000.
+        advance
+            Called with the number of noise samples that are done, n0 + n for each input, and a text.
+
+        Returns
+        -------
+        tuple of Tensor
+            Classes (n,) int64, `ABSTAIN` where undecided, and l2 radii (n,) float64, 0 there.
+
+        Raises
+        ------
+        ValueError
+            In one line, with the arithmetic, for a radius that n noise samples cannot certify, n < n0, an (n, alpha)
+            that always abstains, alpha outside (0, 1) and unusable inputs.
         """
         n0, n, alpha = plain(n0), plain(n), plain(alpha)
         check_sampling(n0, n, alpha, self.sigma)
@@ -107,15 +148,35 @@ class Smoothed(metaclass=Settings):
         self, x: Tensor, radius: float | str | Threat, n0: int = 100, n: int = 100_000, alpha: float = 0.001, *,
         seed: int = 0, ids: Tensor | None = None, batch: int | None = None, advance: Advance | None = None,
     ) -> CertifiedAt:  # fmt: skip
-        """Whether the class is certified within one l2 ``radius``, by a sequential test with few noise samples.
+        """Whether the class is certified within one l2 radius, by a sequential test with few noise samples.
 
         The class is chosen as in `certify`, by ``n0`` noise samples at most, and tested on others, the first of those
-        from which `certify` estimates: after more and more of them, ``n`` at most, the test certifies, abstains or
+        from which `certify` estimates: at certain numbers of them, ``n`` at most, the test certifies, abstains or
         continues. For each sample, the probability that a class is certified which g does not have everywhere within
         the radius is at most ``alpha`` in total, whatever the number of noise samples (docs/certification.md). A class
-        near the threshold that `certify` would certify may be left undecided. It says nothing about other radii.
+        near the threshold that `certify` would certify may remain undecided. The test gives no information on other
+        radii.
 
-        Arguments and errors as `certify`. ``advance`` reports n0 + n noise samples per input, also those saved.
+        Parameters
+        ----------
+        x
+            As in `certify`.
+        radius
+            The l2 radius, a number, a fraction such as "128/255" or a threat in l2.
+        n0, n, alpha, seed, ids, batch
+            As in `certify`.
+        advance
+            As in `certify`; it reports n0 + n noise samples per input, including those saved.
+
+        Returns
+        -------
+        CertifiedAt
+            Classes and numbers of noise samples.
+
+        Raises
+        ------
+        ValueError
+            In one line, as `certify`.
         """
         n0, n, alpha = plain(n0), plain(n), plain(alpha)
         check_sampling(n0, n, alpha, self.sigma)
@@ -128,7 +189,7 @@ class Smoothed(metaclass=Settings):
         self, x: Tensor, radius: float, n0: int, n: int, alpha: float, *, seed: int = 0, ids: Tensor | None = None,
         batch: int | None = None, advance: Advance | None = None,
     ) -> CertifiedAt:  # fmt: skip
-        """As `certify_at`, of numbers that are checked."""
+        """As `certify_at`, for arguments that are checked already."""
         test = plan(threshold(radius, self.sigma), n, alpha)
         with self._counting(x, seed, ids, batch, advance) as votes:
             top, chosen = choose(votes, n0, _SELECTION)
@@ -149,17 +210,39 @@ class Smoothed(metaclass=Settings):
         batch: int | None = None,
         advance: Advance | None = None,
     ) -> Tensor:
-        """PREDICT of the paper: classes (n,) int64 of g, each wrong with probability at most alpha, or `ABSTAIN`.
+        """PREDICT of the paper: the class of g, or `ABSTAIN`.
 
-        Abstains where the two-sided binomial test does not separate the two most frequent classes. It looks at the
-        first n of the noise samples from which `certify` estimates. Arguments, errors as there; ValueError also for an
-        n whose noise samples could not decide even in full agreement.
+        Abstains where the two-sided binomial test does not separate the two most frequent classes. It uses the first n
+        of the noise samples from which `certify` estimates.
+
+        Parameters
+        ----------
+        x
+            As in `certify`.
+        n
+            Noise samples, 1 or more.
+        alpha
+            Probability of a wrong class, in (0, 1).
+        seed, ids, batch
+            As in `certify`.
+        advance
+            As in `certify`; it reports n noise samples per input.
+
+        Returns
+        -------
+        Tensor
+            Classes (n,) int64.
+
+        Raises
+        ------
+        ValueError
+            In one line, as `certify`, and for an n that abstains even where all noise samples agree.
         """
         n, alpha = check_number("n", n, 1, whole=True), plain(alpha)
-        _check_alpha(alpha)
+        check_alpha(alpha)
         if 2.0 ** (1 - n) > alpha:
             raise ValueError(
-                f"n = {n} noise samples always abstain at alpha {alpha:g}: in full agreement their two-sided p is"
+                f"n = {n} noise samples always abstain at alpha {alpha:g}: where all agree their two-sided p is"
                 f" 2^{1 - n} = {2.0 ** (1 - n):.3g}; give n >= {math.ceil(1 - math.log2(alpha))}"
             )
         seed = check_seed(seed)
@@ -176,13 +259,13 @@ class Smoothed(metaclass=Settings):
         self, x: Tensor, n0: int, n: int, *, seed: int = 0, ids: Tensor | None = None,
         batch: int | None = None, advance: Advance | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """The counts that choose the class (``n0`` noise samples) and those that estimate its share (``n`` others)."""
+        """Counts (n, classes) that choose the class, of ``n0`` noise samples, and that estimate its share, of ``n``."""
         chosen = self.votes(x, n0, seed=seed, ids=ids, first=_SELECTION, batch=batch, advance=advance)
         return chosen, self.votes(x, n, seed=seed, ids=ids, batch=batch, advance=advance)
 
     @cached_property
     def _forwards(self) -> Batches:
-        """The forward passes of all calls: what memory allowed one is what the next begins with."""
+        """The forward passes of all calls: each call begins with the batch size that memory allowed before."""
         return Batches("the certification")
 
     def _layout(self, x: Tensor) -> torch.memory_format:
@@ -196,7 +279,7 @@ class Smoothed(metaclass=Settings):
     ) -> Tensor:  # fmt: skip
         """How many of ``n`` noisy copies of each sample fall on each class: int64 (n, classes), on x's device.
 
-        ``first``: number of the first block of noise. Nothing waits for the device before the last forward.
+        ``first``: number of the first block of noise. The host waits for the device only after the last forward.
         """
         n = check_number("n", n, 1, whole=True)
         with self._counting(x, seed, ids, batch, advance) as votes:
@@ -207,7 +290,7 @@ class Smoothed(metaclass=Settings):
     def _counting(
         self, x: Tensor, seed: int, ids: Tensor | None, batch: int | None, advance: Advance | None
     ) -> AbstractContextManager[Votes]:
-        """The votes of these samples, see `Votes`; ValueError for unusable inputs."""
+        """The vote counter of these samples, see `Votes`; ValueError for unusable inputs."""
         x, seed = outside_inference(as_inputs(x, self.model).detach()), check_seed(seed)
         check_batch(x, torch.zeros(len(x), dtype=torch.int64), (-math.inf, math.inf))
         if x.dtype not in (torch.float32, torch.float64):
@@ -222,7 +305,7 @@ class Smoothed(metaclass=Settings):
 
 
 def forward_size(x: Tensor, batch: int | None) -> int:
-    """Noisy inputs in one forward pass; default: on the CPU what its cache holds of a convolutional network."""
+    """Noisy inputs in one forward pass; default: on the CPU as many as fit its cache in a convolutional network."""
     if batch is None:
         small = math.prod(x.shape[1:]) < 28 * 28
         batch = 4000 if x.device.type != "cpu" else 200 if small else 100
@@ -231,7 +314,7 @@ def forward_size(x: Tensor, batch: int | None) -> int:
 
 
 def _gains(model: nn.Module, x: Tensor) -> bool:
-    """Whether channels-last images are faster, decided by the layers so that it is the same on every run.
+    """Whether channels-last images are faster, decided by the layers so that it is the same in every run.
 
     A CPU convolves channels-last 1.4 times as fast where a wide convolution keeps the resolution (SmallCNN, LeNet), and
     slower where all of them are narrow or strided (kw_small: 0.8 times).
@@ -266,90 +349,3 @@ def predictions(counts: Tensor, alpha: float) -> Tensor:
     # P(X >= k) for X of Bin(m, 1/2) is I_{1/2}(k, m - k + 1); the two tails are alike.
     p = np.where(most > second, 2 * betainc(most, second + 1, 0.5), 1.0)
     return torch.from_numpy(np.where(p <= alpha, top, ABSTAIN)).to(counts.device)
-
-
-# ---- what a number of noise samples can certify ------------------------------------------------------------------
-
-
-def largest_radius(n: int, alpha: float, sigma: float) -> float:
-    """The l2 radius that n noise samples certify where all agree: sigma * Phi^-1(alpha^(1/n)); 0 where they abstain."""
-    from scipy.special import ndtri
-
-    check_number("n", n, 1, whole=True)
-    _check_alpha(alpha)
-    check_number("sigma", sigma, 0, above=True)
-    low = lower_limit(n, n, alpha)
-    return float(sigma * ndtri(low)) if low > 0.5 else 0.0
-
-
-def samples_needed(radius: float | str, sigma: float, alpha: float) -> int:
-    """The smallest n whose noise samples, all agreeing, certify the l2 ``radius``; for radius 0, that do not abstain.
-
-    ValueError for a radius beyond 6 sigma: that takes billions of noise samples, where float64 no longer separates n
-    from n + 1.
-    """
-    from scipy.special import log_ndtr
-
-    goal = as_radius(radius, "radius")
-    _check_alpha(alpha)
-    check_number("sigma", sigma, 0, above=True)
-    if goal > 6 * sigma:
-        raise ValueError(
-            f"radius {goal:g} is {goal / sigma:.3g} sigma, out of reach of noise samples: give sigma >= {goal / 4:.2g}"
-        )
-    n = max(1, math.floor(math.log(alpha) / float(log_ndtr(goal / sigma))) - 1)
-    while largest_radius(n, alpha, sigma) < goal or largest_radius(n, alpha, sigma) == 0:
-        n += max(1, n // 10**8)
-    return n
-
-
-def linf_radius(radius: float, dim: int) -> float:
-    """The linf radius of the largest cube in an l2 ball of ``dim`` values: r / sqrt(d)."""
-    return radius / math.sqrt(dim)
-
-
-def check_sampling(n0: int, n: int, alpha: float, sigma: float) -> None:
-    """ValueError, with the arithmetic, for numbers of noise samples that CERTIFY cannot use."""
-    check_number("n0", n0, 1, whole=True)
-    check_number("n", n, 1, whole=True)
-    _check_alpha(alpha)
-    if n < n0:
-        raise ValueError(
-            f"n must be at least n0, got n = {n} and n0 = {n0}: n noise samples estimate, n0 only choose the class"
-        )
-    if largest_radius(n, alpha, sigma) == 0:
-        raise ValueError(
-            f"n = {n} noise samples always abstain at alpha {alpha:g}: in full agreement they show a share of"
-            f" alpha^(1/n) = {alpha ** (1 / n):.4f}, not above 1/2; give n >= {samples_needed(0, sigma, alpha)}"
-        )
-
-
-def check_radius(radius: float | str | Threat, n: int, alpha: float, sigma: float, *, dim: int | None = None) -> float:
-    """The l2 radius as a number; ValueError, with the arithmetic, where n noise samples at sigma cannot certify it."""
-    if isinstance(radius, Threat):
-        if radius.norm not in ("linf", "l2"):
-            raise ValueError(f"Gaussian smoothing certifies in l2, got a threat in {radius.norm}: give an l2 radius")
-        if radius.norm != "l2":
-            size = "eps * sqrt(d)" if dim is None else f"{float(radius.eps) * math.sqrt(dim):.4g} (eps * sqrt({dim}))"
-            raise ValueError(
-                f"Gaussian smoothing certifies in l2, got a radius in {radius.norm}: ask for the l2 radius {size},"
-                " whose ball holds the cube"
-            )
-        radius = float(radius.eps)
-    goal = as_radius(radius, "radius")
-    most = largest_radius(n, alpha, sigma)
-    if goal > most:
-        fix = "give a larger sigma"
-        if goal <= 6 * sigma:
-            fix = f"give n >= {samples_needed(goal, sigma, alpha):,}, or a larger sigma"
-        raise ValueError(
-            f"radius {goal:g} cannot be certified: n = {n:,} noise samples at sigma {sigma:g} and alpha {alpha:g} reach"
-            f" {most:.4g} at most, where all agree; {fix}"
-        )
-    return goal
-
-
-def _check_alpha(alpha: float) -> None:
-    check_number("alpha", alpha, 0, above=True)
-    if alpha >= 1:
-        raise ValueError(f"alpha must lie in (0, 1), got {alpha}: it is the probability of a wrong certificate")

@@ -1,4 +1,4 @@
-"""The votes of a smoothed network: which classes noisy copies of many inputs fall on, counted in full batches."""
+"""The votes of a smoothed network: classes of the noisy copies of many inputs, counted in full batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from atent.rng import narrow
 
 
 class Votes:
-    """The counts of noisy copies of ``x`` by class; made by `counting`, which holds the model in eval mode."""
+    """Counts the noisy copies of ``x`` by class; made by `counting`, which keeps the model in eval mode."""
 
     def __init__(
         self, model: nn.Module, x: Tensor, sigma: float, numbers: Sequence[int], seed: int, batch: int,
@@ -26,7 +26,7 @@ class Votes:
     ) -> None:  # fmt: skip
         self.model, self.x, self.sigma, self.numbers = model, x, sigma, numbers
         self.batch, self.layout, self.forwards, self.advance = batch, layout, forwards, advance
-        # The noise is drawn in plain order, for its bits, whatever the layout that the model is shown.
+        # The noise is generated in contiguous order: its bits do not depend on the memory format of the model's inputs.
         self.noise = Noise(x, seed)
         self.largest = x.new_zeros(())
         self.tally = torch.zeros(0)
@@ -34,10 +34,9 @@ class Votes:
         self.owner = torch.empty(0, dtype=torch.int64)
 
     def count(self, rows: Sequence[int], start: int, stop: int, *, first: int = 0) -> Tensor:
-        """How many of the noise samples ``start`` to ``stop`` of each of ``rows`` fall on each class: int64
-        (len(rows), classes), on x's device, which nothing waits for.
+        """Counts by class of the noise samples ``start`` to ``stop`` of each of ``rows``: int64 (len(rows), classes).
 
-        ``first``: number of the first block of noise.
+        The result is on x's device, and the host does not wait for it. ``first``: number of the first block of noise.
         """
         pieces = _pieces(start, stop)
         room = min(max(1, self.batch // BLOCK) * BLOCK, len(rows) * sum(high - low for _, low, high in pieces))
@@ -49,8 +48,8 @@ class Votes:
                 if filled + size > len(self.inputs):
                     self._ask(filled, len(rows))
                     filled = 0
-                drawn = self.noise.draw(self.numbers[row], first + block, high)[low:]
-                torch.add(self.x[row], drawn, alpha=self.sigma, out=self.inputs[filled : filled + size])
+                noise = self.noise.draw(self.numbers[row], first + block, high)[low:]
+                torch.add(self.x[row], noise, alpha=self.sigma, out=self.inputs[filled : filled + size])
                 self.owner[filled : filled + size] = place
                 filled += size
         self._ask(filled, len(rows))
@@ -70,12 +69,12 @@ class Votes:
 
     def _ask(self, filled: int, rows: int) -> None:
         """Count the classes of the first ``filled`` inputs."""
-        # The parts that memory allows: what is counted does not depend on them, up to the rounding of kernels.
+        # The parts that memory allows: the counts do not depend on them, up to the rounding of kernels.
         for part, logits in self.forwards.over(filled, self.batch, lambda some: ask(self.model, self.inputs[some])):
             whose, classes = self.owner[part], logits.shape[1]
             if not len(self.tally):
                 self.tally = torch.zeros(rows * classes, dtype=torch.int64, device=self.x.device)
-            # The maximum keeps a NaN, and costs less than a test of each logit.
+            # The maximum propagates a NaN, and costs less than a test of each logit.
             self.largest = torch.maximum(self.largest, logits.abs().amax())
             self.tally.index_add_(0, whose * classes + logits.argmax(1), torch.ones_like(whose))
         if self.advance:
@@ -93,6 +92,6 @@ def counting(
     model: nn.Module, x: Tensor, sigma: float, numbers: Sequence[int], *, seed: int, batch: int,
     layout: torch.memory_format, forwards: Batches, advance: Advance | None,
 ) -> Iterator[Votes]:  # fmt: skip
-    """`Votes` of checked inputs ``x`` with sample ``numbers``; afterwards the model is as it was found."""
+    """`Votes` of checked inputs ``x`` with sample ``numbers``; afterwards the model is as it was before."""
     with torch.no_grad(), guard(model, mode="eval", seed=narrow(seed)), full_precision(x.device):
         yield Votes(model, x, sigma, numbers, seed, batch, layout, forwards, advance)

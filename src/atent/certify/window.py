@@ -1,4 +1,4 @@
-"""Coefficients on the part of an image that a unit sees: a window, instead of rows that are zero almost everywhere."""
+"""Coefficients on the receptive field of a unit: a window of the image, instead of rows that are mostly zero."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Pair = tuple[int, int]
 class Window:
     """The coefficients of functions of a node's values (channels, rows, columns): zero outside a window of each sample.
 
-    A convolution moves the window of the unit at ``at`` to ``stride * at + shift``, and widens it.
+    The window of the unit at ``at`` begins at ``stride * at + shift``; each convolution that is substituted widens it.
     """
 
     values: Tensor
     """(n, s, c, h, w): s functions of each of n units; zero where the window leaves the image."""
     spot: Tensor
-    """(n,): the window that each unit sees, among g different ones: all channels at a place see the same."""
+    """(n,): the window of each unit, among g different ones: all channels at a position have the same."""
     samples: Tensor
     """(g,): the sample that each window belongs to."""
     at: Tensor
@@ -35,7 +35,7 @@ class Window:
     shift: Pair = (0, 0)
 
     def of(self, t: Tensor) -> Tensor:
-        """What lies in the windows: from ``t`` (samples or 1, c, rows, columns) to (n, c, h, w), zero outside."""
+        """The values in the windows: from ``t`` (samples or 1, c, rows, columns) to (n, c, h, w), zero outside."""
         sides = [
             (max(0, -shift), max(0, stride * (count - 1) + shift + size - whole))
             for count, stride, shift, size, whole in zip(
@@ -51,7 +51,7 @@ class Window:
         return found.index_select(0, self.spot)
 
     def moved(self, values: Tensor, stride: Pair, padding: Pair, image: Sequence[int]) -> Window:
-        """The windows on the other side of a convolution with that stride and padding, cut to an ``image``."""
+        """The windows before a convolution with that stride and padding, cut to an ``image``."""
         scaled = _each(int.__mul__, self.shift, stride)
         made = replace(
             self,
@@ -67,10 +67,10 @@ class Window:
     def scattered(
         self, parts: Sequence[tuple[Tensor, Tensor]], kernel: Pair, stride: Pair, padding: Pair, image: Sequence[int]
     ) -> Window:
-        """The windows in front of max-pooling.
+        """The windows before max-pooling.
 
-        Each of the values (n, s, c, h, w) of a part goes to a place in its own window of the pooling, the number
-        (n, c, h, w) of an entry of the ``image``; values with the same place are added.
+        Each of the values (n, s, c, h, w) of a part belongs to an entry in its own window of the pooling, given by its
+        index (n, c, h, w) in the ``image``; values of the same entry are added.
         """
         h, w = (step * (size - 1) + side for step, size, side in zip(stride, _sizes(self), kernel))
         n, s, c = self.values.shape[:3]
@@ -81,7 +81,7 @@ class Window:
         out = empty
         for values, place in parts:
             cell = (place // image[1] - top) * w + place % image[1] - left
-            # Where the window of the units leaves the image values are zero, and places without meaning.
+            # Where the window of the units leaves the image values are zero, and indices have no meaning.
             cell = cell.clamp(0, h * w - 1).flatten(2)[:, None].expand(n, s, c, place.shape[-2] * place.shape[-1])
             out = out.scatter_add(3, cell, values.flatten(3))
         return replace(made, values=out.unflatten(3, (h, w)))
@@ -93,7 +93,7 @@ class Window:
         )
 
     def plus(self, other: Window) -> Window:
-        """The sum of the coefficients of the same functions, which two ways through the network brought here."""
+        """The sum of the coefficients of the same functions from two paths through the network."""
         low = _each(min, self.shift, other.shift)
         high = _each(max, *(_each(int.__add__, each.shift, _sizes(each)) for each in (self, other)))
         one, two = (each._padded(low, high) for each in (self, other))
@@ -105,7 +105,7 @@ class Window:
         return F.pad(self.values, (left, right, up, down))
 
     def wide(self, image: Sequence[int]) -> bool:
-        """Whether the windows cover most of the ``image``, so that rows of all its entries cost less."""
+        """Whether the windows cover most of the ``image``, so that dense rows cost less."""
         h, w = self.values.shape[-2:]
         return 2 * h * w >= image[0] * image[1]
 
@@ -139,11 +139,11 @@ class Units:
     samples: Tensor
     """(n,): the sample of each."""
     columns: Tensor
-    """(n,): the number of each in the map."""
+    """(n,): the index of each in the map."""
     spot: Tensor
-    """(n,): which of the g different pairs of a sample and a place each is at."""
+    """(n,): the index of each unit's pair of sample and position, among g different ones."""
     places: Tensor
-    """(g,): those pairs, numbered place by place."""
+    """(g,): these pairs, numbered position by position."""
 
 
 def all_units(n: int, shape: Sequence[int], chunk: int, device: torch.device) -> Iterator[Units]:
@@ -157,7 +157,7 @@ def all_units(n: int, shape: Sequence[int], chunk: int, device: torch.device) ->
 
 
 def open_units(mask: Tensor, chunk: int) -> Iterator[Units]:
-    """The units that ``mask`` (n, channels, rows, columns) marks, ``chunk`` at a time."""
+    """The units where ``mask`` (n, channels, rows, columns) is true, ``chunk`` at a time."""
     n, cells = len(mask), mask.shape[2] * mask.shape[3]
     for found in mask.permute(2, 3, 0, 1).flatten(0, 2).nonzero().split(chunk):
         if len(found):

@@ -1,4 +1,4 @@
-"""How robust a model is: accuracy under attacks, with intervals, and the checks that say why to believe it."""
+"""Robustness of a model: accuracy under attacks, with intervals, and checks of its evaluation."""
 
 import sys
 from types import ModuleType
@@ -49,7 +49,7 @@ __all__ = [
 
 
 class _Called(ModuleType):
-    """The package is named as its main function: ``from atent import evaluate`` and a call do what they say."""
+    """The package has the name of its main function: ``atent.evaluate(...)`` calls it."""
 
     def __call__(self, *args: Any, **given: Any) -> Evaluation:
         return evaluate(*args, **given)

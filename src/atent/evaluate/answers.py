@@ -1,4 +1,4 @@
-"""What a model answers without an attack."""
+"""Predictions of a model without an attack."""
 
 from __future__ import annotations
 
@@ -12,15 +12,42 @@ from atent.precision import full_precision
 
 
 def predict(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 500) -> Tensor:
-    """Predicted classes (n,) in eval mode and full precision; the model comes back as it was. ValueError where it gives
-    no logits."""
+    """Predicted classes, in eval mode and full precision.
+
+    Parameters
+    ----------
+    model
+        From inputs to logits (n, classes); it comes back as it was.
+    x, y
+        Inputs (n, ...) and labels (n,), tensors or arrays. The labels only check the number of the model's outputs.
+    batch
+        Samples per forward pass, 1 or more.
+
+    Returns
+    -------
+    Tensor
+        int64 (n,), on the device of ``x``.
+
+    Raises
+    ------
+    ValueError
+        In one line, where the model returns anything but finite logits for these labels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import predict
+    >>> logits = torch.tensor([[2.0, 5.0], [7.0, 3.0]])
+    >>> predict(torch.nn.Identity(), logits, torch.tensor([1, 1])).tolist()
+    [1, 0]
+    """
     batch = check_number("batch", batch, 1, whole=True)
     return answers(model, as_inputs(x, model), as_labels(y), batch)[0]
 
 
 @torch.no_grad()
 def answers(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> tuple[Tensor, int]:
-    """As `predict`, and the number of classes, 0 without a sample."""
+    """As `predict`, and the number of classes, 0 for no samples."""
     out, classes = [], 0
     with guard(model, mode="eval"), full_precision(x.device):
         for part, logits in Batches("the evaluation").over(len(x), batch, lambda rows: ask(model, x[rows])):

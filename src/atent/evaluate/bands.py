@@ -1,4 +1,4 @@
-"""Which frequencies of a perturbation fool a model: its bands under the discrete cosine transform, one by one."""
+"""Which frequencies of a perturbation fool a model: its bands under the discrete cosine transform."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from atent.evaluate.study import Study, study
 from atent.progress import Advance
 
 BANDS = ("low", "high", "horizontal", "vertical")
-"""low and high: both frequencies below the cut, or neither. Mixed: horizontal is high along the rows of pixels alone,
-vertical along the columns alone."""
+"""low: both frequencies are below the cut; high: neither; horizontal: high along the rows of pixels only; vertical:
+along the columns only."""
 FULL = "full"
 
 
@@ -30,13 +30,13 @@ def dct(d: Tensor) -> Tensor:
 
 
 def inverse_dct(coefficients: Tensor) -> Tensor:
-    """The images whose `dct` these are."""
+    """The inverse of `dct`."""
     rows, columns = (dct_matrix(size).to(coefficients) for size in coefficients.shape[2:])
     return rows.T @ coefficients @ columns
 
 
 def band_masks(h: int, w: int, cut: int) -> dict[str, Tensor]:
-    """The coefficients of each of the `BANDS`, bool (h, w): four blocks that meet at ``cut``."""
+    """The coefficients of each of the `BANDS`, bool (h, w): four blocks, separated at ``cut``."""
     low_rows, low_columns = torch.arange(h) < cut, torch.arange(w) < cut
     return {
         "low": low_rows[:, None] & low_columns,
@@ -47,14 +47,14 @@ def band_masks(h: int, w: int, cut: int) -> dict[str, Tensor]:
 
 
 def filtered(d: Tensor, mask: Tensor) -> Tensor:
-    """The part of ``d`` (n, c, h, w) in the coefficients of ``mask`` (h, w); ``d`` itself where that has all."""
+    """The part of ``d`` (n, c, h, w) in the coefficients of ``mask`` (h, w); ``d`` itself for a full mask."""
     if bool(mask.all()):
         return d
     return inverse_dct(dct(d) * mask.to(d))
 
 
 def split_bands(d: Tensor, cut: int | None = None) -> dict[str, Tensor]:
-    """The parts of a perturbation in the four `BANDS`: they sum to it, and their squared norms to its own.
+    """The parts of a perturbation in the four `BANDS`: they sum to it, and their squared norms to its squared norm.
 
     Parameters
     ----------
@@ -63,15 +63,29 @@ def split_bands(d: Tensor, cut: int | None = None) -> dict[str, Tensor]:
     cut
         The first high frequency, 1 to the smaller side less 1; default: a quarter of the smaller side.
 
+    Returns
+    -------
+    dict of str to Tensor
+        By name of the band, each (n, c, h, w).
+
     Raises
     ------
     ValueError
-        In one line, for inputs that are not images, and for a cut that leaves no band on one side.
+        In one line, for inputs that are not images, and for a cut that makes a band empty.
 
     References
     ----------
-    Shao et al., On the adversarial robustness of vision transformers, arXiv 2103.15670, who cut images of 224 pixels at
-    32, and leave the two mixed bands out.
+    Shao et al., "On the adversarial robustness of vision transformers", arXiv 2103.15670, who cut images of 224 pixels
+    at 32, and omit the two mixed bands.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import split_bands
+    >>> d = torch.rand(2, 3, 8, 8)
+    >>> parts = split_bands(d)
+    >>> list(parts), bool(torch.isclose(sum(parts.values()), d, atol=1e-5).all())
+    (['low', 'high', 'horizontal', 'vertical'], True)
     """
     check_images(d.shape[1:])
     cut = checked_cut(cut, d.shape[2], d.shape[3])
@@ -93,20 +107,36 @@ def checked_cut(cut: int | None, h: int, w: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Bands:
-    """What each band of an attack's perturbations does, on n samples; tensors on the CPU."""
+    """The effect of each band of an attack's perturbations on n samples; tensors on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> from atent.evaluate import measure_bands
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x = torch.rand(4, 1, 8, 8)
+    >>> found = measure_bands(model, x, model(x).argmax(1), FGSM(Threat("linf", 0.1)))
+    >>> sorted(found.shares()), round(float(found.spectrum.sum()), 6)
+    (['high', 'horizontal', 'low', 'vertical'], 1.0)
+    """
 
     cut: int
     """The first high frequency."""
     right: Tensor
-    """bool (n,): correctly classified without an attack."""
+    """Whether each sample is correctly classified without an attack; bool (n,)."""
     robust: dict[str, Tensor]
-    """bool (n,) for the whole perturbation (`FULL`) and for each band alone: still correctly classified."""
+    """Whether each sample remains correctly classified, by band alone and, by the key ``full``, for the entire
+    perturbation; bool (n,)."""
     energy: dict[str, Tensor]
-    """float64 (n,) for each band: its squared l2 norm; 0 where no perturbation was found, or none was looked for."""
+    """By band, the squared l2 norm of its part; float64 (n,), 0 where no perturbation was found, and for misclassified
+    samples."""
     spectrum: Tensor
-    """float64 (h, w): the mean share of each coefficient in the squared norm of a perturbation; sums to 1."""
+    """The mean share of each coefficient in the squared norm of a perturbation; float64 (h, w), with the sum 1, or 0
+    without perturbations."""
     white: dict[str, float]
-    """The share of coefficients in each band: what white noise would have of its energy there."""
+    """The share of coefficients in each band, which is its share of the energy of white noise."""
 
     def shares(self) -> dict[str, Tensor]:
         """Each band's share of the energy, float64 (m,), over the m samples that were perturbed."""
@@ -128,7 +158,7 @@ def measure_bands(
     resume: Resume = None,
     advance: Advance | None = None,
 ) -> Bands:
-    """Attack the correctly classified samples, and try each band of the perturbations alone.
+    """Attack the correctly classified samples, and test each band of the perturbations alone.
 
     A part is added to the clean image and the sum is clipped to the box. A sample that is misclassified without an
     attack is robust to no part.
@@ -136,9 +166,9 @@ def measure_bands(
     Parameters
     ----------
     model
-        Any module from images to logits; it is evaluated in eval mode and comes back as it was.
+        From images to logits; it is evaluated in eval mode and comes back as it was.
     x, y
-        Images (n, c, h, w) in the attack's box and true labels (n,), or `Checked` samples and None.
+        Images (n, c, h, w) in the attack's box and true labels (n,), or `Checked` samples and None; n is 2 or more.
     attack
         The attack whose perturbations are split.
     cut
@@ -146,14 +176,31 @@ def measure_bands(
     seed, ids, batch
         As in `evaluate`.
     resume
-        JSON-lines file from which the same call resumes after a kill.
+        JSON-lines file from which the same call resumes after an interruption.
     advance
-        Called with n samples in all, and a text.
+        Called with the number of samples that are done, n in all, and a text.
+
+    Returns
+    -------
+    Bands
+        Robustness to each band, its energy, and the mean spectrum.
 
     Raises
     ------
     ValueError
         In one line, as `evaluate` and `split_bands`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> from atent.evaluate import measure_bands
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x = torch.rand(4, 1, 8, 8)
+    >>> found = measure_bands(model, x, model(x).argmax(1), FGSM(Threat("linf", 0.1)), cut=3)
+    >>> found.cut, found.robust["low"].shape
+    (3, torch.Size([4]))
     """
     s = study(
         "band report", model, x, y, box=attack.threat.box, seed=seed, ids=ids, batch=batch, resume=resume,
@@ -175,8 +222,8 @@ def measure_bands(
             "spectrum": Values("real", (h * w,)), "moved": Values("count", (), len(at)),
         }  # fmt: skip
         row = s.notes.of(key, lambda at=at: _row(s, attack, cut, at), shape)  # type: ignore[misc]
-        for name, kept in robust.items():
-            kept[at.cpu()] = ~torch.tensor(row["wrong"][name], dtype=torch.bool)
+        for name, flags in robust.items():
+            flags[at.cpu()] = ~torch.tensor(row["wrong"][name], dtype=torch.bool)
         for name, part in energy.items():
             part[at.cpu()] = torch.tensor(row["energy"][name], dtype=torch.float64)
         spectrum += torch.tensor(row["spectrum"], dtype=torch.float64)
@@ -187,7 +234,7 @@ def measure_bands(
 
 
 def _row(s: Study, attack: Attack, cut: int, at: Tensor) -> dict[str, object]:
-    """What the perturbations of one batch are and do, as plain values."""
+    """Energy and effect of the perturbations of one batch, as plain values."""
     x = attack.threat.clamp(s.x[at])
     x_adv = attacked(attack.of(at), s.model, x, s.y[at], seed=s.seed, ids=s.ids[at]).x_adv
     d = x_adv.double() - x.double()

@@ -1,4 +1,4 @@
-"""How many images a model misclassifies under common corruptions, beside a reference network."""
+"""Errors of a model under common corruptions, relative to a reference network."""
 
 from __future__ import annotations
 
@@ -20,16 +20,27 @@ from atent.threat import Box
 
 @dataclass(frozen=True, eq=False)
 class Corrupted:
-    """Errors of a model on n corrupted samples, and of a reference network on the same images; on the CPU."""
+    """Errors of a model on n corrupted samples, and of a reference network on the same images; on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import measure_corruptions
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    >>> found = measure_corruptions(model, x, y, names=["fog", "contrast"], reference=model)
+    >>> 0 <= found.mean_error().value <= 1, found.reference.shape
+    (True, torch.Size([2, 5, 4]))
+    """
 
     names: tuple[str, ...]
     """The corruptions."""
     clean: Tensor
-    """bool (n,): misclassified without a corruption."""
+    """Whether each sample is misclassified without a corruption; bool (n,)."""
     wrong: Tensor
-    """bool (corruptions, severities, n): misclassified."""
+    """Whether each corrupted sample is misclassified; bool (corruptions, severities, n)."""
     distance: Tensor
-    """float64 (corruptions, severities): mean l2 distance to the clean image, in pixel units."""
+    """Mean l2 distance to the clean image, in pixel units; float64 (corruptions, severities)."""
     reference: Tensor | None = None
     """As ``wrong``, of the reference network."""
 
@@ -39,18 +50,18 @@ class Corrupted:
         return t_interval(each, resolution=1 / self.wrong[..., 0].numel(), within=(0.0, 1.0))
 
     def ratios(self) -> list[float | None]:
-        """Of each corruption the sum of errors over severities, divided by the reference network's: CE; None where that
-        makes no error. ValueError without a reference."""
+        """The corruption error (CE) of each corruption: the sum of errors over severities, divided by the reference
+        network's; None where the reference makes no error. ValueError without a reference."""
         own, other = self._sums()
         return [float(a / b) if b > 0 else None for a, b in zip(own.sum(1), other.sum(1))]
 
     def mce(self) -> Estimate | None:
-        """The mean of the `ratios`, without those that are None, with its 95 % interval over images; None where no
-        corruption is left. ValueError without a reference."""
+        """The mean of the `ratios` that are not None (mCE), with its 95 % interval over images; None where all are.
+        ValueError without a reference."""
         return mean_of_ratios(*(part.tolist() for part in self._sums()))
 
     def _sums(self) -> tuple[Tensor, Tensor]:
-        """At how many severities each image is misclassified, (corruptions, n), by the model and by the reference."""
+        """The number of severities at which each image is misclassified, (corruptions, n), by model and reference."""
         if self.reference is None:
             raise ValueError("a mean corruption error needs a reference network: give reference=")
         return self.wrong.double().sum(1), self.reference.double().sum(1)
@@ -70,26 +81,31 @@ def measure_corruptions(
     resume: Resume = None,
     advance: Advance | None = None,
 ) -> Corrupted:
-    """The errors of a model under corruptions at five severities.
+    """The errors of a model under common corruptions at five severities.
 
     Parameters
     ----------
     model
-        Any module from images to logits; it is evaluated in eval mode and comes back as it was.
+        From images to logits; it is evaluated in eval mode and comes back as it was.
     x, y
-        Images (n, c, h, w) in ``box`` and true labels (n,), or `Checked` samples and None.
+        Images (n, c, h, w) in ``box`` and true labels (n,), or `Checked` samples and None; n is 2 or more.
     names
-        Corruptions; default: all that `atent.data.corruptions.suited` finds for the images' size.
+        Corruptions; default: all that `atent.data.corruptions.suited` gives for the images' size.
     reference
-        A network whose errors on the same images the mean corruption error divides by.
+        Network whose errors on the same images are the denominators of the mean corruption error; default: none.
     box
         Smallest and largest legal value.
     seed, ids, batch
-        As in `evaluate`; with ``ids`` they key the random numbers of every image.
+        As in `evaluate`; ``seed`` and ``ids`` key the random numbers of every image.
     resume
-        JSON-lines file from which the same call resumes after a kill.
+        JSON-lines file from which the same call resumes after an interruption.
     advance
         Called with n samples for each corruption and severity, and a text.
+
+    Returns
+    -------
+    Corrupted
+        Which samples are misclassified, by corruption and severity.
 
     Raises
     ------
@@ -98,7 +114,18 @@ def measure_corruptions(
 
     References
     ----------
-    Hendrycks and Dietterich, Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019.
+    Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR
+    2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import measure_corruptions
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    >>> found = measure_corruptions(model, x, y, names=["fog", "contrast"])
+    >>> found.names, found.wrong.shape
+    (('fog', 'contrast'), torch.Size([2, 5, 4]))
     """
     models = {"reference": reference} if reference is not None else {}
     s = study(
@@ -110,7 +137,7 @@ def measure_corruptions(
         check_choice("corruption", name, tuple(known))
     chosen = tuple(known if names is None else names)
     if not chosen:
-        raise ValueError("names is empty: give one corruption at least, or None for all")
+        raise ValueError("names is empty: give at least one corruption, or None for all")
     asked = {"wrong": model, **models}
     wrong = {who: torch.zeros(len(chosen), len(SEVERITIES), s.n, dtype=torch.bool) for who in asked}
     distance = torch.zeros(len(chosen), len(SEVERITIES), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Adversarial inputs to keep: for a file, a picture, or another tool."""
+"""Adversarial inputs, for a file, a figure, or another tool."""
 
 from __future__ import annotations
 
@@ -34,14 +34,38 @@ def craft(
     shard: Shard | None = None,
     advance: Advance | None = None,
 ) -> dict[str, Tensor]:
-    """Attack every sample, also those that are misclassified without an attack; all on the CPU.
+    """Attack every sample, including those that are misclassified without an attack.
 
-    ``x`` (n, ...) floats in the attack's box, ``y`` (n,) true labels, tensors or arrays, or a DataLoader as ``x`` and
-    None as ``y``; ``ids`` (n,) sample numbers (default 0 .. n-1). ``search_dtype``, ``channels_last`` and ``folding``
-    as in `evaluate`. ``shard``: attack its batches alone, each as it would be among all.
-    Gives x_adv and x (n, ...), y, ids, success (bool, the model misclassifies x_adv), predicted (its class of x_adv)
-    and norm (float64, the distance of x_adv to x in the threat's norm), each (n,). ValueError as `Attack.run`, for no
-    samples, and for more shards than batches.
+    Parameters
+    ----------
+    model
+        From inputs to logits; it is evaluated in eval mode and comes back as it was.
+    x, y
+        Inputs (n, ...) in the attack's box and true labels (n,), tensors or arrays, or a DataLoader as ``x`` and None
+        as ``y``.
+    attack
+        The attack.
+    seed, ids
+        They key the random numbers of every sample; sample numbers (n,), default: 0 .. n-1.
+    batch
+        Samples attacked at a time, 1 or more.
+    search_dtype, channels_last, folding
+        As in `evaluate`.
+    shard
+        Attack only its batches, each as it would be among all.
+    advance
+        Called with the number of samples that are done, and a text.
+
+    Returns
+    -------
+    dict of str to Tensor
+        On the CPU: x_adv and x (n, ...), y, ids, success (bool, the model misclassifies x_adv), predicted (its class of
+        x_adv) and norm (float64, the distance of x_adv to x in the threat's norm), each (n,).
+
+    Raises
+    ------
+    ValueError
+        In one line, as `Attack.run`, for no samples, and for more shards than batches.
     """
     x, y = as_samples(x, y, model)
     if not len(x):
@@ -67,7 +91,7 @@ def craft(
 
 
 def save(path: str | Path, made: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """An .npz of the tensors under their names, and of ``about`` as JSON text under "provenance"; written whole or not.
+    """Write an .npz of the tensors under their names, and of ``about`` as JSON text under "provenance", atomically.
 
     numpy.load reads it without pickle: `json.loads(str(file["provenance"]))`. Raises OSError of one line.
     """

@@ -11,25 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from atent.attacks.base import Attack
-from atent.attacks.spec import check_names, labelled
-from atent.checks import check_number, check_seed
 from atent.data.described import spans
 from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
-from atent.evaluate.answers import answers
-from atent.evaluate.ledger import Ledger, fingerprint
+from atent.evaluate.case import begun, in_order
+from atent.evaluate.case import depends_on as depends_on
 from atent.evaluate.outcomes import bits
-from atent.evaluate.samples import Checked, checked
-from atent.evaluate.search import prepare, resolve, settings_of
-from atent.evaluate.trial import Trial
-from atent.fields import shown
-from atent.guard import outside_inference
+from atent.evaluate.samples import Checked
 from atent.messages import deprecated
 from atent.precision import SearchDtype
 from atent.probe import Auto
 from atent.progress import Advance
 from atent.stats import share
-from atent.threat import Threat
 
 SCHEMA_VERSION = 2
 """Version of evaluation.json."""
@@ -38,42 +31,60 @@ _LATER = ("folded", "fooled_as")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluation.json holds of the model's accuracies; a share is {"value", "low", "high", "k", "n"} with a 95 %
-    interval."""
+    """Clean and robust accuracy of a model on n samples: the content of evaluation.json.
+
+    A share is {"value", "low", "high", "k", "n"} with a 95 % interval.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import PGD
+    >>> from atent.evaluate import Evaluation, evaluate
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x, y = torch.rand(6, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    >>> found = evaluate(model, x, y, [PGD(Threat("linf", 0.1), steps=3)])
+    >>> found.worst["k"] <= found.clean["k"], Evaluation.from_json(found.to_json()) == found
+    (True, True)
+    """
 
     n: int
+    """Number of samples."""
     seed: int
+    """Seed of the random numbers."""
     clean: dict[str, Any]
     """Share of the samples classified correctly."""
     worst: dict[str, Any]
-    """Share of the samples that are right on the clean input and under every attack."""
+    """Share of the samples that are classified correctly without an attack and under every attack."""
     attacks: dict[str, dict[str, Any]]
     """By name, in the order in which they ran: attack (as text), threat, settings; attacked, the number of samples that
-    it met; robust, the share of all n that remain correctly classified after it (in a cascade after those before it
-    too, otherwise after it alone); fooled (ids); remarks, where the model has fewer classes than the attack is made
-    for: what it does instead; distance (q10, median and q90 over the fooled samples, in the threat's norm; None without
-    any), forwards, backwards, seconds. A composite attack has parts: the same from attacked on, by name of the part,
-    each on the samples that are robust to the parts before it."""
+    were attacked; robust, the share of all n that remain correctly classified after it (in a cascade after it and those
+    before it, otherwise after it alone); fooled (ids); remarks, where the model has fewer classes than the attack
+    needs: what it does instead; distance (q10, median and q90 over the fooled samples, in the threat's norm; None
+    without any), forwards, backwards, seconds. A composite attack has parts: the same keys from attacked on, by name of
+    the part, each on the samples that are robust to the parts before it."""
     wrong: list[int]
     """Ids of the samples that are misclassified without an attack."""
     cascade: bool | Literal["threat"] = False
-    """Each attack met only the samples that were robust to those before it; "threat": to those of its own threat."""
+    """Whether each attack had only the samples that were robust to those before it; "threat": to those before it of its
+    own threat."""
     search_dtype: str | None = None
-    """Precision in which the attacks searched; verdicts are in the model's own."""
+    """Precision in which the attacks searched; verdicts are in the model's own precision."""
     folded: int = 0
-    """Batch norms that were folded in the copy of the model that was searched; verdicts are the model's own."""
+    """Batch norms that were folded in the copy of the model that was searched; verdicts are of the model itself."""
     hint: str | None = None
-    """One line on a mistake that the figures suggest."""
+    """One line on a mistake that the results suggest."""
     outcomes: dict[str, Any] = field(default_factory=dict)
-    """One character per sample: ids ("0-499"), clean (1 right, 0 wrong), by attack f fooled, s robust, - not tried;
-    `atent.evaluate.outcomes.per_sample` reads it."""
+    """One character per sample: ids ("0-499"), clean (1 correct, 0 misclassified), by attack f fooled, s robust, - not
+    attacked; `atent.evaluate.outcomes.per_sample` reads it."""
     per_class: list[dict[str, Any]] = field(default_factory=list)
     """For each class that has samples, in order: class, n (its samples), clean and worst (shares of these n)."""
     fooled_as: list[dict[str, Any]] = field(default_factory=list)
-    """The pairs of classes that attacks confuse, most frequent first: class, predicted (for the adversarial input of the
-    first attack that fools a sample), and k of the n samples of the class. Samples that are misclassified without an
-    attack are in no pair."""
+    """The pairs of classes that attacks confuse, most frequent first: class, predicted (for the first adversarial input
+    that fools the model), and k of the n samples of the class. Samples that are misclassified without an attack are in
+    no pair."""
     schema_version: int = SCHEMA_VERSION
+    """Version of the format."""
 
     @property
     def natural(self) -> dict[str, Any]:
@@ -83,17 +94,18 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Evaluation:
-        """From what `to_json` gave, or the content of an evaluation.json of this version, whose other keys are left
-        out.
+        """From the result of `to_json`, or the content of an evaluation.json of this version; other keys are ignored.
 
         Raises
         ------
         ValueError
-            For another version (`atent.experiments.migrate` reads older files), and where a key is missing.
+            In one line, for another version (`atent.experiments.migrate` reads older files), and for a missing key.
         """
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise ValueError(f"the evaluation has schema version {version}, not {SCHEMA_VERSION}: migrate it first")
+            raise ValueError(
+                f"the evaluation has schema version {version}, not {SCHEMA_VERSION}: use atent.experiments.migrate"
+            )
         missing = [f.name for f in fields(cls) if f.name not in content and f.name not in _LATER]
         if missing:
             raise ValueError(f"the evaluation has no {', '.join(missing)}: give the content of an evaluation.json")
@@ -114,14 +126,34 @@ def _finite(value: Any) -> Any:
 
 
 def rounds(attacks: Mapping[str, Attack] | Sequence[Attack]) -> int:
-    """How often `evaluate` goes over the samples: once for each attack, for a composite one once for each part."""
+    """How many passes over the samples `evaluate` makes: one for each attack, or for each part of a composite one.
+
+    Parameters
+    ----------
+    attacks
+        Attacks in a list or by name.
+
+    Returns
+    -------
+    int
+        The number of passes; ``advance`` of `evaluate` reports n samples for each.
+
+    Examples
+    --------
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM, AutoAttack
+    >>> from atent.evaluate import rounds
+    >>> threat = Threat("linf", "8/255")
+    >>> rounds([FGSM(threat)]), rounds([FGSM(threat), AutoAttack(threat)])
+    (1, 5)
+    """
     each = attacks.values() if isinstance(attacks, Mapping) else attacks
     return sum(len(attack.parts()) or 1 for attack in each)
 
 
 def costs(attacks: Mapping[str, Attack], cascade: bool | Literal["threat"]) -> list[int]:
-    """The most passes that a sample can cost in each of `rounds`, in the order in which `evaluate` runs them."""
-    ordered = _ordered(attacks, cascade) if cascade else attacks
+    """The most passes that a sample can cost in each of the `rounds`, in the order in which `evaluate` runs them."""
+    ordered = in_order(attacks, cascade) if cascade else attacks
     return [part.passes for attack in ordered.values() for part in (attack.parts().values() or [attack])]
 
 
@@ -143,50 +175,81 @@ def evaluate(
     world: World = SINGLE,
     advance: Advance | None = None,
 ) -> Evaluation:
-    """Attack the correctly classified samples and count those that remain so.
+    """Clean and robust accuracy: attack the correctly classified samples and count those that remain correct.
 
-    ``x`` (n, ...) floats in the attacks' box, ``y`` (n,) true labels, tensors or arrays; a DataLoader of (x, y) may
-    replace both, ``evaluate(model, loader, attacks=[...])``, and `Checked` samples x, y and ids. ``ids`` (n,) sample
-    numbers (default 0 .. n-1), which key the random numbers together with ``seed``. A sample that is wrong without an
-    attack counts as fooled by all. ``attacks`` maps names to attacks; a list is named by `labelled`. The model is
-    evaluated in eval mode and comes back as it was.
+    A sample that is misclassified without an attack counts as fooled by all. Labels must be the true ones: an attack
+    against predicted labels moves a misclassified sample away from its wrong class, perhaps into the right one, and
+    counts errors on clean images as robust.
 
-    Labels must be the true ones: an attack against predicted labels pushes a misclassified sample away from its wrong
-    class, perhaps into the right one, and counts errors on clean images as robust.
+    Parameters
+    ----------
+    model
+        From inputs to logits (n, classes); it is evaluated in eval mode and comes back as it was.
+    x, y
+        Inputs (n, ...) in the attacks' box and true labels (n,), tensors or arrays; a DataLoader of (x, y) as ``x``, or
+        `Checked` samples, which contain y and ids.
+    attacks
+        Attacks by name, or in a list, which is named by `atent.attacks.spec.labelled`; {} for the clean accuracy alone.
+    seed, ids
+        They key the random numbers of every sample; sample numbers (n,), default: 0 .. n-1.
+    batch
+        Samples attacked at a time, 1 or more.
+    resume
+        JSON-lines file to which every batch is written. The same call resumes from it after an interruption, also with
+        another batch size, and gives the Evaluation of an uninterrupted one. The file remains when all is done; then
+        the same call reads all of it. It is for one model, inputs, labels, ids, attacks, seed, settings and version.
+    cascade
+        True: the attacks run in order of increasing cost (by `Attack.passes`, ties in the order given), and each has
+        only the samples that remain correctly classified, so that the last figure is the worst case at the least cost.
+        False: every attack has every correctly classified sample, and each figure is that of one attack alone.
+        "threat": a cascade within each threat, which `union` needs. ``worst`` is the same in all, as the random numbers
+        of a sample depend on its own streams.
+    search_dtype
+        "bfloat16", "float16" or, on CUDA, "tf32": attacks search in that precision; "auto": the fastest by a
+        measurement (`atent.probe.probe`, less than 3 s; one line on stderr reports it). Default: the model's own.
+        Verdicts never depend on it: clean and adversarial inputs are evaluated by the model itself in its own precision
+        without autocast and TF32, and samples near the boundary are searched again in it, see `atent.evaluate.search`.
+    channels_last
+        Whether attacks search in that memory format, which affects only the speed; "auto": measured likewise.
+    folding
+        Whether attacks search on a copy of the model with its batch norms folded, where `atent.folded.fold` finds one
+        that agrees. Verdicts are of the model itself.
+    blocks
+        True: samples that share a batch of the first attack stay together in later attacks, so that the verdict on a
+        sample depends on its own block alone and `evaluate_shard` can evaluate some blocks without the others. False:
+        the samples that remain are batched anew for every attack.
+    world
+        The ranks that share the batches, as `atent.distributed.current` gives them. Each calls this with the same
+        arguments, writes a file of its own beside ``resume``, and gets the Evaluation that one process would find.
+    advance
+        Called with the number of samples that are done, n for each of `rounds`, and the running robust accuracy.
 
-    With ``cascade`` the attacks run in order of increasing cost (by `Attack.passes`, ties in the order given), and only
-    samples that remain correctly classified meet the next one: the last figure is the worst case, at the least cost.
-    Without it every attack meets every correctly classified sample, and each figure is that of one attack alone.
-    `worst` is the same in both, as every sample draws from its own streams. With ``cascade="threat"`` the attacks of
-    each threat are a cascade of their own, which `union` needs to say which threat breaks what.
+    Returns
+    -------
+    Evaluation
+        Accuracies with 95 % intervals, and the outcome of every sample. A composite attack (one with `parts`) runs part
+        by part, with the share that is robust after each; on a model without randomness the verdict on each sample is
+        that of the attack as one.
 
-    A composite attack (one with `parts`) runs part by part, with the share that is robust after each; on a model
-    without randomness the verdict on each sample is that of the attack as one.
+    Raises
+    ------
+    ValueError
+        In one line, for inputs, labels or outputs that cannot be evaluated, for no samples, for one attack twice, and
+        for a resume file of another evaluation.
 
-    ``resume`` names a JSONL file: every batch is written there, and the same call, after a kill, resumes from it (the
-    batch size may differ) to the Evaluation of an unbroken one. It stays when all is done; then the same call reads
-    all of it. It is for one model, inputs, labels, ids, attacks, seed, settings and version.
-
-    Attacks search on a copy of the model with its batch norms folded where `atent.folded.fold` finds one that agrees;
-    ``folding=False``: on the model itself. ``search_dtype`` ("bfloat16", "float16", on CUDA "tf32") searches in low
-    precision. Neither is ever the verdict: clean and adversarial inputs are evaluated by the model itself in its own
-    type without autocast and TF32, and samples near the boundary are searched again in it, see
-    `atent.evaluate.search`. ``channels_last`` is that of `Attack.run`: only speed. "auto" for one of the last two is
-    measured on the samples, in less than 3 s (`atent.probe.probe`), and one line on stderr says what was chosen; it may
-    differ from run to run, so neither is the default.
-
-    With ``blocks`` the samples that meet the first attack in one batch stay together: later attacks have batches of
-    what is left of each block, so that the verdict on a sample depends on its own block alone, and `evaluate_shard` can
-    do some blocks without the others. Without, what is left of all batches is packed anew. ``world``: the ranks that
-    share the batches, as `atent.distributed.current` gives them; each calls this with the same arguments, writes a file
-    of its own beside ``resume``, and gets the Evaluation that one process would find.
-
-    ``advance(samples, text)`` receives the progress, n samples for each of `rounds`, with the running robust accuracy.
-
-    ValueError for inputs, labels or outputs that cannot be evaluated, for no samples, for one attack twice, and for a
-    resume file of another evaluation.
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import PGD, Square
+    >>> from atent.evaluate import evaluate
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> x, threat = torch.rand(6, 1, 4, 4), Threat("linf", 0.02)
+    >>> found = evaluate(model, x, model(x).argmax(1), [PGD(threat, steps=3), Square(threat, queries=10)])
+    >>> found.clean["value"], list(found.attacks)
+    (1.0, ['PGD-3', 'Square-10'])
     """
-    case = _begun(
+    case = begun(
         model, x, y, attacks, seed=seed, ids=ids, batch=batch, resume=resume, cascade=cascade,
         search_dtype=search_dtype, channels_last=channels_last, folding=folding, world=world, advance=advance,
     )  # fmt: skip
@@ -224,32 +287,50 @@ def evaluate_shard(
     cascade: bool | Literal["threat"] = True,
     **how: Any,
 ) -> str:
-    """Attack the blocks of one shard: what `evaluate` with ``blocks`` does to them, and nothing else.
+    """Attack the blocks of one shard: the part of `evaluate` with ``blocks`` that concerns them, and nothing else.
 
     Parameters
     ----------
-    model, x, y, attacks, cascade, how
+    model, x, y, attacks
         As in `evaluate`.
     shard
         Which blocks.
     resume
-        The file that gets every batch; from the rows of all shards `evaluate` with ``blocks`` computes nothing anew.
+        The file to which every batch is written; with the rows of all shards, `evaluate` with ``blocks`` attacks
+        nothing again.
+    cascade, **how
+        As in `evaluate`.
 
     Returns
     -------
     str
-        A character for each of all samples: 1 where it is right without an attack.
+        A character for each of all samples: 1 where it is correctly classified without an attack, else 0.
 
     Raises
     ------
     ValueError
         In one line, as `evaluate`, and for more shards than batches.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> from atent.distributed.shards import Shard
+    >>> from atent.evaluate import evaluate_shard
+    >>> model, x = torch.nn.Linear(4, 3), torch.rand(6, 4)
+    >>> attacks, y = [FGSM(Threat("linf", 0.1))], model(x).argmax(1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     evaluate_shard(model, x, y, attacks, Shard(0, 2), resume=Path(folder) / "rows.jsonl", batch=2)
+    '111111'
     """
-    case = _begun(model, x, y, attacks, cascade=cascade, resume=resume, **how)
+    case = begun(model, x, y, attacks, cascade=cascade, resume=resume, **how)
     trial, right = case.trial, case.right
     shard.check(len(right), trial.batch)
     own = torch.zeros_like(right)
-    # Where the model is wrong often, there may be fewer blocks than shards.
+    # Where the model misclassifies many samples, there may be fewer blocks than shards.
     chosen = shard.of(case.blocks())
     for block in chosen:
         own[block] = True
@@ -257,98 +338,12 @@ def evaluate_shard(
     return bits(right)
 
 
-@dataclass(frozen=True, eq=False)
-class _Case:
-    """An evaluation that was checked, and the model's answers without an attack."""
-
-    attacks: dict[str, Attack]
-    trial: Trial
-    predicted: Tensor
-    right: Tensor
-    classes: int
-    search_dtype: SearchDtype | None
-
-    def blocks(self) -> tuple[Tensor, ...]:
-        """The places of the samples that are right, in the batches of the first attack."""
-        blocks: tuple[Tensor, ...] = self.right.nonzero().squeeze(1).split(self.trial.batch)
-        return blocks
-
-
-def _begun(
-    model: nn.Module, x: Tensor | Checked, y: Tensor | None, attacks: Any, *, seed: int = 0, ids: Tensor | None = None,
-    batch: int = 250, resume: str | Path | None = None, cascade: bool | Literal["threat"] = True,
-    search_dtype: SearchDtype | Auto | None = None, channels_last: bool | Auto = False, folding: bool = True,
-    world: World = SINGLE, advance: Advance | None = None,
-) -> _Case:  # fmt: skip
-    """What `evaluate` is given, checked, and the clean predictions."""
-    if attacks is None:
-        raise ValueError(
-            "attacks is missing: evaluate(model, x, y, [PGD(...)]), evaluate(model, loader, attacks=[PGD(...)]), or {}"
-            " as attacks for the clean accuracy alone"
-        )
-    batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
-    named = _named(attacks)
-    samples = checked(model, x, y, ids, {a.threat.box for a in named.values()})
-    x, y, ids = samples.x, samples.y, samples.ids
-    for attack in named.values():
-        attack.threat.check_eps(x.shape[1:])
-        attack.threat.check_samples(len(x))
-    if not isinstance(cascade, bool) and not (isinstance(cascade, str) and cascade == "threat"):
-        raise ValueError(f'cascade must be True, False or "threat", got {shown(cascade)}')
-    if cascade:
-        named = _ordered(named, cascade)
-    x, y = outside_inference(x), outside_inference(y)
-    search_dtype, channels_last = resolve(
-        model, x, search_dtype=search_dtype, channels_last=channels_last, folding=folding
-    )
-    search = prepare(model, x, search_dtype=search_dtype, channels_last=channels_last, folding=folding)
-    settings: dict[str, Any] = {"seed": seed, "cascade": cascade}
-    settings |= {"search_dtype": search_dtype, "channels_last": channels_last, "folding": folding}
-    about = depends_on(model, samples, named, **settings) if resume is not None else None
-    ledger = Ledger(resume, about, attacks=named, n=len(x), world=world)
-    trial = Trial(search, x, y, ids, seed, batch, ledger, advance, world=world)
-    predicted, classes = answers(model, x, y, batch)
-    return _Case(named, trial, predicted, (predicted == y).cpu(), classes, search_dtype)
-
-
-def depends_on(
-    model: nn.Module, samples: Checked, attacks: Mapping[str, Attack], *, seed: int, cascade: bool | Literal["threat"],
-    search_dtype: SearchDtype | None = None, channels_last: bool = False, folding: bool = True,
-) -> dict[str, Any]:  # fmt: skip
-    """What `evaluate` of these arguments writes into the first line of its ``resume`` file."""
-    named = _ordered(attacks, cascade) if cascade else attacks
-    settings = {"seed": seed, "cascade": cascade, **settings_of(model, search_dtype, channels_last, folding)}
-    return fingerprint(model, samples.x, samples.y, samples.ids, named, **settings)
-
-
-def _named(attacks: Any) -> dict[str, Attack]:
-    """The attacks by name; ValueError for what are none."""
-    several = isinstance(attacks, Mapping | list | tuple)
-    odd = (
-        [a for a in (attacks.values() if isinstance(attacks, Mapping) else attacks) if not isinstance(a, Attack)]
-        if several
-        else [attacks]
-    )
-    if odd:
-        raise ValueError(f"attacks must be attacks in a list or by name, got {shown(odd[0])}: write [PGD(threat)]")
-    named = dict(attacks) if isinstance(attacks, Mapping) else labelled(attacks)
-    check_names(named)
-    return named
-
-
-def _ordered(named: Mapping[str, Attack], cascade: bool | Literal["threat"]) -> dict[str, Attack]:
-    """The attacks in order of increasing cost, within each threat where each has a cascade of its own."""
-    threats: list[Threat] = [attack.threat for attack in named.values()]
-    place = {threat: i for i, threat in reversed(list(enumerate(threats)))} if cascade == "threat" else {}
-    return dict(sorted(named.items(), key=lambda item: (place.get(item[1].threat, 0), item[1].passes)))
-
-
 def _per_class(y: Tensor, right: Tensor, remaining: Tensor) -> list[dict[str, Any]]:
     rows = []
     for label in y.unique().tolist():
         own = y == label
         n = int(own.sum())
-        shares = {name: share(int(kept[own].sum()), n) for name, kept in (("clean", right), ("worst", remaining))}
+        shares = {name: share(int(flags[own].sum()), n) for name, flags in (("clean", right), ("worst", remaining))}
         rows.append({"class": label, "n": n, **shares})
     return rows
 

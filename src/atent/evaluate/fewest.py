@@ -1,4 +1,4 @@
-"""The smallest whole budget at which an attack succeeds: how many pixels or patches a network withstands."""
+"""The smallest number of pixels or patches with which an attack succeeds."""
 
 from __future__ import annotations
 
@@ -31,23 +31,25 @@ def fewest(
 ) -> Tensor:
     """The smallest k at which ``attack`` fools each sample, by bisection, float64 (n,).
 
-    An upper bound of what an optimal adversary needs, and as fine as the attack is: bisection assumes that a larger
-    budget never makes it fail. `atent.evaluate.norms` turns the numbers into a curve of robust accuracy and quantiles.
+    An upper bound of the budget that an optimal adversary needs, as tight as the attack is strong: bisection assumes
+    that a larger budget never makes it fail. `atent.evaluate.norms` gives the curve of robust accuracy and quantiles of
+    these numbers.
 
     Parameters
     ----------
     model, x, y
         Network, inputs (n, ...) in the box, and true labels (n,).
     attack
-        An attack under a threat that counts, "l0" or "patch"; its own eps is replaced.
+        An attack under an l0 or a patch threat; its own eps is replaced.
     most
-        The largest k tried, at most as many as a sample has. Default: the eps of the threat, or all where it is inf.
+        The largest k tried, at most the number that a sample has. Default: the eps of the threat, or all where it is
+        inf.
     seed, ids
-        Of the random numbers, as in `Attack.run`.
+        They key the random numbers, as in `Attack.run`.
     batch
         Samples attacked at a time.
     advance
-        Called with the number of samples that are done.
+        Called with the number of samples that are done, and a text.
 
     Returns
     -------
@@ -57,8 +59,8 @@ def fewest(
     Raises
     ------
     ValueError
-        For a threat that does not count, a ``most`` below 1 or above their number, and inputs or labels that no attack
-        can use.
+        In one line, for another threat, a ``most`` below 1 or above the number of pixels or patches, and invalid inputs
+        or labels.
     """
     threat = attack.threat
     if threat.norm not in ("l0", "patch"):
@@ -70,7 +72,7 @@ def fewest(
     if limit > count:
         raise ValueError(f"most must be at most the number of {threat.units} of a sample, {count}, got {limit}")
     if threat.inner_eps is None:
-        # The question is how many are enough: all of them is an answer.
+        # All pixels or patches are an admissible budget here.
         attack = replace(attack, threat=replace(threat, allow_large_eps=True))
     numbers = torch.arange(len(x)) if ids is None else torch.as_tensor(ids)
     found = [
@@ -94,7 +96,7 @@ def _bisected(
         wrong = (ask(model, x).argmax(1) != y).cpu()
     every = torch.arange(len(x))
     fooled, used = succeeds(every, torch.full((len(x),), float(most), dtype=torch.float64))
-    # An attack that changed fewer pixels than it might shows a smaller budget at once.
+    # An attack that changed fewer pixels than allowed gives a smaller upper bound.
     high = torch.where(wrong, 0.0, torch.where(fooled.cpu(), used.cpu(), math.inf))
     low = torch.zeros(len(x), dtype=torch.float64)
     while len(rows := ((high - low > 1) & high.isfinite()).nonzero().squeeze(1)):

@@ -1,4 +1,4 @@
-"""How often a model changes its mind along sequences of almost equal images."""
+"""How often the predicted class changes along sequences of slightly different images."""
 
 from __future__ import annotations
 
@@ -21,17 +21,28 @@ from atent.threat import Box
 
 @dataclass(frozen=True, eq=False)
 class Flips:
-    """Flip rates of a model along sequences from n samples, and of a reference network along the same ones."""
+    """Flip rates of a model along sequences from n samples, and of a reference network along the same ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import measure_flips
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    >>> found = measure_flips(model, x, y, names=["brightness"])
+    >>> found.rate(0).value == found.mean_rate().value
+    True
+    """
 
     names: tuple[str, ...]
     """The sequences."""
     rates: Tensor
-    """float64 (sequences, n): the share of comparisons in which the class changes."""
+    """The share of comparisons in which the class changes; float64 (sequences, n)."""
     reference: Tensor | None = None
     """As ``rates``, of the reference network."""
 
     def rate(self, i: int) -> Estimate:
-        """The mean over the images of the sequence number ``i``, with its 95 % interval."""
+        """The mean rate of the sequence with index ``i`` over the images, with its 95 % interval."""
         return _mean(self.rates[i], 1)
 
     def mean_rate(self) -> Estimate:
@@ -39,15 +50,18 @@ class Flips:
         return _mean(self.rates.mean(0), len(self.names))
 
     def mean_flip_rate(self) -> Estimate | None:
-        """The mean over the sequences of the rate divided by the reference network's: mFR, with its 95 % interval;
-        sequences in which that never changes are left out, None where none is left. ValueError without a reference."""
+        """The mean over the sequences of the rate divided by the reference network's (mFR), with its 95 % interval.
+
+        Sequences in which the reference never changes its class are omitted; None where all are. ValueError without a
+        reference.
+        """
         if self.reference is None:
             raise ValueError("a mean flip rate needs a reference network: give reference=")
         return mean_of_ratios(self.rates.tolist(), self.reference.tolist())
 
 
 def _mean(each: Tensor, parts: int) -> Estimate:
-    # A rate counts in steps of one comparison, of which there are 30 or fewer.
+    # The resolution of a rate is one comparison, of which there are at most 30.
     return t_interval(each.tolist(), resolution=1 / (30 * parts), within=(0.0, 1.0))
 
 
@@ -65,10 +79,34 @@ def measure_flips(
     resume: Resume = None,
     advance: Advance | None = None,
 ) -> Flips:
-    """How often the predicted class changes along sequences of noise and along ordered ones.
+    """How often the predicted class changes along sequences of slightly different images.
 
-    No label is used: a constant classifier never changes its class. Arguments are those of `measure_corruptions`;
-    ``names`` are of `atent.data.corruptions.sequences.SEQUENCES`, default: all.
+    A sequence is one of noise samples, each compared with the first image, or an ordered one, in which neighbours are
+    compared. No label is used: a constant classifier never changes its class.
+
+    Parameters
+    ----------
+    model
+        From images to logits; it is evaluated in eval mode and comes back as it was.
+    x, y
+        Images (n, c, h, w) in ``box`` and labels (n,), or `Checked` samples and None; n is 2 or more.
+    names
+        Sequences, of `atent.data.corruptions.sequences.SEQUENCES`; default: all.
+    reference
+        Network whose flip rates on the same sequences are the denominators of the mean flip rate; default: none.
+    box
+        Smallest and largest legal value.
+    seed, ids, batch
+        As in `evaluate`; ``seed`` and ``ids`` key the random numbers of every image.
+    resume
+        JSON-lines file from which the same call resumes after an interruption.
+    advance
+        Called with n samples for each sequence, and a text.
+
+    Returns
+    -------
+    Flips
+        The rate of each sample, by sequence.
 
     Raises
     ------
@@ -77,14 +115,24 @@ def measure_flips(
 
     References
     ----------
-    Hendrycks and Dietterich, Benchmarking neural network robustness to common corruptions and perturbations, ICLR 2019.
+    Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", ICLR
+    2019.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import measure_flips
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    >>> measure_flips(model, x, y, names=["brightness", "rotate"]).rates.shape
+    torch.Size([2, 4])
     """
     models = {"reference": reference} if reference is not None else {}
     for name in names or ():
         check_choice("sequence", name, tuple(SEQUENCES))
     chosen = tuple(SEQUENCES if names is None else names)
     if not chosen:
-        raise ValueError("names is empty: give one sequence at least, or None for all")
+        raise ValueError("names is empty: give at least one sequence, or None for all")
     s = study(
         "flip report", model, x, y, box=box, seed=seed, ids=ids, batch=batch, resume=resume, advance=advance,
         models=models, names=list(chosen),
@@ -95,12 +143,12 @@ def measure_flips(
         for key, at in s.batches():
 
             def row(at: Tensor = at, name: str = name) -> dict[str, object]:
-                seen: dict[str, list[Tensor]] = {who: [] for who in asked}
+                classes: dict[str, list[Tensor]] = {who: [] for who in asked}
                 for frame in framed(s.unit(s.x[at]), name, seed=s.seed, ids=s.ids[at]):
                     for who, net in asked.items():
-                        seen[who].append(predict(net, s.boxed(frame), s.y[at], batch=s.batch))
+                        classes[who].append(predict(net, s.boxed(frame), s.y[at], batch=s.batch))
                 ordered = SEQUENCES[name].ordered
-                return {who: flips(torch.stack(each, 1), ordered=ordered).tolist() for who, each in seen.items()}
+                return {who: flips(torch.stack(each, 1), ordered=ordered).tolist() for who, each in classes.items()}
 
             found = s.notes.of(f"{name} {key}", row, {who: Values("real", (len(at),), 1.0) for who in asked})
             for who, table in rates.items():

@@ -1,4 +1,4 @@
-"""To which frequencies of noise a model is sensitive: its error against the Fourier basis, as a map."""
+"""Sensitivity of a model to the frequencies of noise: its errors for a Fourier basis, as a map."""
 
 from __future__ import annotations
 
@@ -21,11 +21,27 @@ PIXEL = 0.1
 
 
 def fourier_basis(h: int, w: int) -> Tensor:
-    """A real Fourier basis of images, (h, w, h, w), float64, orthonormal: ``basis[i, j]`` is the image of the frequency
-    (i - h // 2, j - w // 2), so that the constant image is in the centre.
+    """An orthonormal real Fourier basis of images.
 
-    The images are cos + sin of the frequency's phase (Hartley's): each has two frequencies alone, opposite ones, and
-    unit norm.
+    The images are cos + sin of the frequency's phase (Hartley's): each has unit norm and two opposite frequencies only.
+
+    Parameters
+    ----------
+    h, w
+        Height and width of the images.
+
+    Returns
+    -------
+    Tensor
+        float64 (h, w, h, w): ``basis[i, j]`` is the image of the frequency (i - h // 2, j - w // 2), so that the
+        constant image is in the centre.
+
+    Examples
+    --------
+    >>> from atent.evaluate import fourier_basis
+    >>> basis = fourier_basis(4, 4)
+    >>> basis.shape, [round(value, 6) for value in basis[2, 2, 0].tolist()]
+    (torch.Size([4, 4, 4, 4]), [0.25, 0.25, 0.25, 0.25])
     """
     rows = torch.outer(torch.arange(h, dtype=torch.float64) - h // 2, torch.arange(h, dtype=torch.float64) / h)
     columns = torch.outer(torch.arange(w, dtype=torch.float64) - w // 2, torch.arange(w, dtype=torch.float64) / w)
@@ -35,14 +51,25 @@ def fourier_basis(h: int, w: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class FourierMap:
-    """Errors of a model on n samples under noise of one frequency; on the CPU."""
+    """Errors of a model on n samples under noise of one frequency; on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import fourier_map
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> found = fourier_map(model, torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]), eps=1.0)
+    >>> rates = found.errors / len(found.clean)
+    >>> rates.shape, found.eps
+    (torch.Size([4, 4]), 1.0)
+    """
 
     eps: float
     """l2 norm of the noise in one channel, in pixel units."""
     clean: Tensor
-    """bool (n,): misclassified without noise."""
+    """Whether each sample is misclassified without noise; bool (n,)."""
     errors: Tensor
-    """int64 (h, w): misclassified samples by frequency, the constant one in the centre (h // 2, w // 2)."""
+    """Misclassified samples by frequency, the constant one in the centre (h // 2, w // 2); int64 (h, w)."""
 
 
 def fourier_map(
@@ -65,18 +92,23 @@ def fourier_map(
     Parameters
     ----------
     model
-        Any module from images to logits; it is evaluated in eval mode and comes back as it was.
+        From images to logits; it is evaluated in eval mode and comes back as it was.
     x, y
-        Images (n, c, h, w) in ``box`` and true labels (n,), or `Checked` samples and None.
+        Images (n, c, h, w) in ``box`` and true labels (n,), or `Checked` samples and None; n is 2 or more.
     eps
         l2 norm of the noise in one channel, in pixel units; default: pixels of a root mean square of 0.1 box widths,
         2.8 on images of 28 x 28.
     box, seed, ids, batch
         As in `measure_corruptions`.
     resume
-        JSON-lines file from which the same call resumes after a kill.
+        JSON-lines file from which the same call resumes after an interruption.
     advance
-        Called with h w samples in all, one for each frequency, and a text.
+        Called with h w in all, one for each frequency, and a text.
+
+    Returns
+    -------
+    FourierMap
+        Misclassified samples by frequency.
 
     Raises
     ------
@@ -85,8 +117,17 @@ def fourier_map(
 
     References
     ----------
-    Yin et al., A Fourier perspective on model robustness in computer vision, NeurIPS 2019. They take one of each pair
+    Yin et al., "A Fourier perspective on model robustness in computer vision", NeurIPS 2019. They take one of each pair
     of opposite frequencies, and so one image for both.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent.evaluate import fourier_map
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    >>> found = fourier_map(model, torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))
+    >>> found.errors.shape, round(found.eps, 6)
+    (torch.Size([4, 4]), 0.4)
     """
     if eps is not None:
         eps = float(check_number("fourier eps", eps, 0, above=True))
@@ -107,14 +148,14 @@ def fourier_map(
 
 
 def _line(s: Study, images: Tensor, eps: float, i: int) -> list[int]:
-    """The errors at each frequency of the line ``i`` of the map, whose basis images are given."""
+    """The errors at each frequency of row ``i`` of the map, given its basis ``images``."""
     threat = Threat("linf", 0.0, s.box)
     errors = [0] * len(images)
     for _, at in s.batches():
-        draws = PerSample(s.seed, s.ids[at], "fourier")
+        streams = PerSample(s.seed, s.ids[at], "fourier")
         x = s.x[at]
         for j, image in enumerate(images):
-            u = draws.uniform(x[:, :, :1, :1], restart=i, step=j)
+            u = streams.uniform(x[:, :, :1, :1], restart=i, step=j)
             noisy = threat.clamp(x + eps * torch.where(u < 0.5, -1.0, 1.0).to(x.dtype) * image)
             errors[j] += sum(s.wrong(s.model, noisy, at))
     return errors

@@ -1,6 +1,6 @@
-"""Checks of the model itself: what its outputs and its input gradients are worth to an attack.
+"""Checks of the model itself: whether its outputs and its input gradients are usable by attacks.
 
-Each takes a `Probe` and returns whether it passed, and the measured figure in words.
+Each takes a `Subject` and returns whether it passed, and the measured number as text.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from atent.rng import PerSample
 Verdict = tuple[bool, str]
 
 FEW, COORDINATES = 20, 8
-"""Samples, and coordinates per sample of each kind, on which differences are compared with derivatives."""
+"""Samples, and coordinates per sample of each kind, for the comparison of differences with derivatives."""
 ROUNDING = 1e-3
-"""Share of the logits' spread below which a change is rounding."""
+"""Share of the range of the logits below which a change counts as rounding."""
 FINE, COARSE = 0.1, 0.5
-"""Largest disagreement of differences and derivatives at a tiny step, and at the step of an attack."""
+"""Largest error of derivatives at a tiny step, and at the step of an attack."""
 FLAT = 0.01
 """Share of the samples that may have no gradient."""
 
@@ -55,7 +55,7 @@ def repeatable(subject: Subject) -> Verdict:
 
 
 def independent(subject: Subject) -> Verdict:
-    """A sample's logits are the same alone and beside other samples."""
+    """The logits of a sample do not depend on the other samples of the batch."""
     found = dependence(subject.model, subject.x, seed=subject.seed, size=subject.batch)
     if found is None:
         return False, "not measured: the model fails on a batch of other samples"
@@ -69,14 +69,14 @@ def _flat(grad: Tensor) -> Tensor:
 
 
 def zero_gradient(subject: Subject) -> Verdict:
-    """Few inputs have a gradient of the margin that is zero in every coordinate; the margin does not saturate."""
+    """At most 1 % of the inputs have a zero gradient of the margin, which does not saturate."""
     flat = int(_flat(subject.gradient(margin)).sum())
     text = f"{100 * flat / subject.n:.1f} % of inputs have a zero gradient (n = {subject.n})"
     return flat <= FLAT * subject.n, text
 
 
 def saturation(subject: Subject) -> Verdict:
-    """The cross-entropy keeps its gradient where the margin has one."""
+    """The gradient of the cross-entropy vanishes on at most 1 % of the inputs where that of the margin does not."""
     lost = int((_flat(subject.gradient(cross_entropy)) & ~_flat(subject.gradient(margin))).sum())
     text = (
         f"on {100 * lost / subject.n:.1f} % of inputs the cross-entropy's gradient vanishes and the margin's does not"
@@ -85,25 +85,24 @@ def saturation(subject: Subject) -> Verdict:
 
 
 def finite_differences(subject: Subject) -> Verdict:
-    """Autograd gives how the margin changes: central differences on sampled coordinates agree with it, at a tiny step
-    and at the step of PGD-20.
+    """Gradients agree with central differences of the margin, at a tiny step and at the step of PGD-20.
 
-    A staircase agrees at one of the two at best, and so does a fine sawtooth. Half of the coordinates are drawn, half
-    have the largest derivatives. The disagreement of a sample is ||differences - derivatives|| over the sum of both
-    norms: 0 is perfect, 1 is unrelated in size; the figure is the median over the samples.
+    A staircase or a fine sawtooth agrees at one of the two at best. Half of the coordinates are sampled at random, half
+    have the largest derivatives. The error of a sample is ||differences - derivatives|| over the sum of both norms, 0
+    to 1; the figure is the median over the samples.
     """
     model, dtype = twin(subject.model, subject.x[:1])
     low, high = subject.threat.edges(subject.x[:1].to(dtype))
     narrowest = float(torch.as_tensor(high - low, dtype=torch.float64).min())
     tiny = (1e-4 if dtype == torch.float64 else 2e-3) * narrowest
     steps = tiny, max(tiny, min(PGD(subject.threat).resolved_step, narrowest / 4))
-    # Away from the faces of the box, so that both sides are legal inputs, and the same point for both steps.
+    # Inside the box by the larger step, so that both sides are legal inputs, and the same point for both steps.
     x = subject.x[:FEW].to(dtype).clamp(low + steps[1], high - steps[1])
     y = subject.y[:FEW]
     slopes = gradient(model, x, y, margin, seed=subject.seed, batch=subject.batch).flatten(1)
     count = min(COORDINATES, slopes.shape[1])
-    drawn = PerSample(subject.seed, subject.ids[:FEW], "masking").integers(slopes.shape[1], (len(x), count))
-    where = torch.cat([drawn, slopes.abs().topk(count, dim=1).indices], dim=1)
+    sampled = PerSample(subject.seed, subject.ids[:FEW], "masking").integers(slopes.shape[1], (len(x), count))
+    where = torch.cat([sampled, slopes.abs().topk(count, dim=1).indices], dim=1)
     found = [_disagreement(subject, model, x, y, where, slopes, step) for step in steps]
     precision = "float64" if dtype == torch.float64 else "float32"
     text = " and ".join(f"{100 * e:.1f} % at a step of {h:.2g}" for e, h in zip(found, steps))

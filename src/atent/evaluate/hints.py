@@ -1,4 +1,4 @@
-"""Mistakes that an evaluation can see and that no error shows."""
+"""Hints at mistakes that an evaluation can detect and that raise no error."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from atent.stats import share
 
 _SAMPLES = 1000
 _GAIN = 0.1
-# So few samples may be of one class for a network that can separate classes.
+# Fewer samples may all get one class from a network that separates classes.
 _FEW = 20
 
 
 def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Tensor], y: Tensor) -> str | None:
     """One line where the model classifies standardised images far better than raw ones, else None.
 
-    ``right`` (n,) bool: right on the raw images ``x`` (n, c, h, w); ``predict`` gives classes. Images are standardised
-    by their own mean and standard deviation per channel; of more than 1000, a class-stratified sample of 1000 is looked
-    at. Far better: the 95 % intervals are ten points apart or more.
+    ``right`` (n,) bool: correctly classified as raw images ``x`` (n, c, h, w); ``predict`` gives classes. Images are
+    standardised by their own mean and standard deviation per channel; of more than 1000, a class-stratified sample of
+    1000 is used. Far better: the 95 % intervals are ten points apart or more.
     """
     if x.dim() != 4:
         return None
@@ -48,21 +48,23 @@ def normalisation_hint(right: Tensor, x: Tensor, predict: Callable[[Tensor], Ten
 def collapse_hint(predicted: Tensor, y: Tensor) -> str | None:
     """One line where 20 samples or more, of two classes or more, are all given the same class, else None.
 
-    ``predicted`` (n,) classes, ``y`` (n,) labels. Adversarial training from a large radius, or at a high rate, ends so:
-    the network's accuracy is then the share of that class, under every attack.
+    ``predicted`` (n,) classes, ``y`` (n,) labels. Adversarial training with a large radius or learning rate may
+    collapse to such a network, whose accuracy under every attack is the share of that class.
     """
     given, n = predicted.unique(), len(y)
     if n < _FEW or len(given) > 1 or len(y.unique()) < 2:
         return None
     return (
         f"the network gives class {int(given)} to all {n} samples: where its training collapsed, a lower optimizer.lr"
-        f" or an eps that grows (method.eps_warmup) may help"
+        f" or a warm-up of eps (method.eps_warmup) may help"
     )
 
 
 def one_class_hint(y: Tensor) -> str | None:
-    """One line where several samples are all of one class, ``y`` (n,) labels, else None: a network that gives every
-    input that class is correct on all of them, under every attack."""
+    """One line where several samples, ``y`` (n,) labels, are all of one class, else None.
+
+    A constant classifier is correct on all of them, under every attack.
+    """
     if len(y) < 2 or len(y.unique()) > 1:
         return None
     return (

@@ -1,4 +1,4 @@
-"""The file that lets a killed evaluation resume: a line for every batch that an attack has met."""
+"""The file from which an interrupted evaluation resumes: a line for every attacked batch."""
 
 from __future__ import annotations
 
@@ -23,42 +23,47 @@ from atent.evaluate.outcomes import bits
 from atent.threat import Box
 
 
-class Met(NamedTuple):
-    """What an attack, or a part of one, did to m samples; on the CPU."""
+class Result(NamedTuple):
+    """Results of an attack, or of a part of one, on m samples; on the CPU."""
 
     rows: Tensor
-    """int64 (m,): places of the samples in the evaluation."""
+    """int64 (m,): positions of the samples in the evaluation."""
     fooled: Tensor
-    """bool (m,)"""
+    """bool (m,): misclassified after the attack."""
     distance: Tensor
     """float64 (m,): in the norm of the attack's threat."""
     predicted: Tensor
     """int64 (m,): class of the adversarial input where the sample is fooled, else -1."""
     forwards: int
+    """Forward passes of samples."""
     backwards: int
+    """Backward passes of samples."""
     seconds: float
+    """Wall-clock time."""
 
-    def then(self, more: Met) -> Met:
-        """Both, one after the other."""
+    def then(self, more: Result) -> Result:
+        """Both, concatenated."""
         tensors = {name: torch.cat([getattr(self, name), getattr(more, name)]) for name in _TENSORS}
         counts = {name: getattr(self, name) + getattr(more, name) for name in _COUNTS}
-        return Met(**tensors, **counts)
+        return Result(**tensors, **counts)
 
     @staticmethod
-    def joined(several: Iterable[Met]) -> Met:
+    def joined(several: Iterable[Result]) -> Result:
         """All of them, in the order of their samples."""
-        return functools.reduce(Met.then, sorted(several, key=lambda met: int(met.rows[0])), NOTHING)
+        return functools.reduce(Result.then, sorted(several, key=lambda result: int(result.rows[0])), NO_RESULT)
 
 
-_TENSORS, _COUNTS = Met._fields[:4], Met._fields[4:]
-NOTHING = Met(torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), torch.zeros(0).long(), 0, 0, 0.0)
+_TENSORS, _COUNTS = Result._fields[:4], Result._fields[4:]
+NO_RESULT = Result(
+    torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), torch.zeros(0).long(), 0, 0, 0.0
+)
 
 
 class Ledger:
-    """What was met so far, in memory and, with a path, in a file that survives a kill.
+    """The results so far, in memory and, with a path, in a file that survives an interruption.
 
-    ``fingerprint`` says what is evaluated, ``attacks`` by what, and ``n`` on how many samples. Each rank of ``world``
-    writes a file of its own, and knows what is in all of them. Raises as `Lines`.
+    ``fingerprint`` identifies what is evaluated, on ``n`` samples, by the ``attacks``. Each rank of ``world`` writes a
+    file of its own, and reads all of them. Raises as `Lines`.
     """
 
     def __init__(
@@ -68,20 +73,21 @@ class Ledger:
         names = {(name, part) for name, a in (attacks or {}).items() for part in (a.parts() or [None])}
 
         def valid(row: dict[str, Any]) -> bool:
-            return row.keys() | {"predicted"} == _KEYS and _is_met(row, n) and (row["attack"], row["part"]) in names
+            known = row.keys() | {"predicted"} == _KEYS and _is_result(row, n)
+            return known and (row["attack"], row["part"]) in names
 
         self._lines = Lines(path, "evaluation", fingerprint, valid=valid, rank=world.rank)
-        self._met: dict[tuple[str, str | None], dict[int, Met]] = {}
+        self._results: dict[tuple[str, str | None], dict[int, Result]] = {}
         for row in self._known(world):
-            met = Met(
+            result = Result(
                 torch.tensor(unspan(row["rows"])).long(),
                 torch.tensor([flag == "1" for flag in row["fooled"]]),
                 torch.tensor(row["distance"], dtype=torch.float64),
                 _classes(row),
                 *(row[key] for key in _COUNTS),
             )
-            # Where a row was lost, what was measured again stands behind what followed it.
-            self._met.setdefault((row["attack"], row["part"]), {})[int(met.rows[0])] = met
+            # Where a row was damaged, its new measurement comes after later rows.
+            self._results.setdefault((row["attack"], row["part"]), {})[int(result.rows[0])] = result
 
     def _known(self, world: World) -> list[dict[str, Any]]:
         """The rows of all ranks."""
@@ -90,42 +96,42 @@ class Ledger:
 
     def divided(
         self, attack: str, part: str | None, groups: Sequence[Tensor], batch: int
-    ) -> tuple[list[Met], list[Tensor]]:
-        """What is known of the ``groups`` of samples, each met in batches of that size, and runs of those left."""
-        known, found, runs = self._met.get((attack, part), {}), [], []
+    ) -> tuple[list[Result], list[Tensor]]:
+        """Known results on the ``groups`` of samples, each attacked in batches of that size, and runs of the others."""
+        known, found, runs = self._results.get((attack, part), {}), [], []
         for rows in groups:
             begin = end = 0
             while end < len(rows):
-                met = known.get(int(rows[end]))
-                if met is None or not torch.equal(met.rows, rows[end : end + len(met.rows)]):
+                result = known.get(int(rows[end]))
+                if result is None or not torch.equal(result.rows, rows[end : end + len(result.rows)]):
                     end = min(end + batch, len(rows))
                     continue
-                found.append(met)
+                found.append(result)
                 runs.append(rows[begin:end])
-                begin = end = end + len(met.rows)
+                begin = end = end + len(result.rows)
             runs.append(rows[begin:end])
         return found, [run for run in runs if len(run)]
 
-    def add(self, attack: str, part: str | None, met: Met) -> None:
-        """Write down one more batch."""
-        row = met._asdict() | {"rows": spans(met.rows.tolist()), "fooled": bits(met.fooled)}
-        row["predicted"] = met.predicted[met.fooled]
+    def add(self, attack: str, part: str | None, result: Result) -> None:
+        """Write the result of one more batch."""
+        row = result._asdict() | {"rows": spans(result.rows.tolist()), "fooled": bits(result.fooled)}
+        row["predicted"] = result.predicted[result.fooled]
         self._lines.add({"attack": attack, "part": part, **row})
 
 
-_KEYS = {"attack", "part", *Met._fields}
+_KEYS = {"attack", "part", *Result._fields}
 
 
 def _classes(row: dict[str, Any]) -> Tensor:
-    """`Met.predicted` of a row; -1 for all in a row of an earlier version, which has no classes."""
+    """`Result.predicted` of a row; -1 for all in a row of an earlier version, which has no classes."""
     found = torch.full((len(row["fooled"]),), -1)
     if "predicted" in row:
         found[torch.tensor([flag == "1" for flag in row["fooled"]])] = torch.tensor(row["predicted"]).long()
     return found
 
 
-def _is_met(row: dict[str, Any], n: int) -> bool:
-    """Whether the values of a row can be what an attack did to some of n samples."""
+def _is_result(row: dict[str, Any], n: int) -> bool:
+    """Whether the values of a row can be the result of an attack on some of n samples."""
     m = _places(row["rows"], n)
     if not m or not isinstance(row["attack"], str) or not isinstance(row["part"], str | None):
         return False
@@ -143,7 +149,7 @@ def _is_met(row: dict[str, Any], n: int) -> bool:
 
 
 def _places(text: Any, n: int) -> int:
-    """How many places, ascending and below n, a text of `spans` names; 0 for any other text."""
+    """The number of positions, ascending and below n, in a text of `spans`; 0 for any other text."""
     if not isinstance(text, str) or not re.fullmatch(r"\d{1,18}(-\d{1,18})?( \d{1,18}(-\d{1,18})?)*", text):
         return 0
     end, count = -1, 0
@@ -159,14 +165,14 @@ def _places(text: Any, n: int) -> int:
 def fingerprint(
     model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, attacks: Mapping[str, Attack], **settings: Any
 ) -> dict[str, Any]:
-    """What an evaluation depends on, as short hashes and plain values; batch size and device are left out."""
+    """What an evaluation depends on, as short hashes and plain values, without batch size and device."""
     return {
         "model": _hash(*_contents(model)),
         "inputs": _hash(x),
         "labels": _hash(y),
         "ids": _hash(ids),
         "attacks": [
-            # An attack may carry a model of its own, as one that transfers does.
+            # An attack may contain a model of its own, such as the source of a transfer.
             [name, spell(a, threat=True), list(_box(a)), *(_hash(*_contents(v)) for v in _models(a))]
             for name, a in attacks.items()
         ],
@@ -181,7 +187,7 @@ def _models(attack: Attack) -> list[nn.Module]:
 
 
 def _contents(model: nn.Module) -> Iterator[str | Tensor]:
-    """The kinds of a model's modules, its parameters and its buffers."""
+    """The types of a model's modules, its parameters and its buffers."""
     for name, module in model.named_modules():
         yield f"{name} {type(module).__qualname__}"
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -1,4 +1,4 @@
-"""A file of lines from which a killed measurement resumes: its first line says what is measured."""
+"""A file of lines from which an interrupted measurement resumes: its first line identifies the measurement."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ SUM = "sum"
 """The key of a row's own checksum."""
 
 _SUMS = "sums"
-"""The key of the first line that says that every row has one, which rows of earlier versions have not."""
+"""The key in the first line of files whose rows have checksums, which those of earlier versions lack."""
 
 
 class Foreign(ValueError):
-    """The file is not of this measurement."""
+    """The file belongs to another measurement."""
 
 
 class Lines:
-    """The rows of an unfinished measurement, in a file that survives a kill; without a path they are not kept.
+    """The rows of an unfinished measurement, in a file that survives an interruption; without a path, not stored.
 
-    Each row has a checksum over its values and the first line, so that a flipped bit is found, as is a row of another
-    measurement. Damaged rows are dropped, with one line on stderr; a torn last one, as a kill leaves it, without. While
-    this exists no other process takes the file.
+    Each row has a checksum over its values and the first line, which detects a flipped bit and a row of another
+    measurement. Damaged rows are dropped, with one line on stderr; an incomplete last row, as an interruption leaves
+    it, is dropped silently. While this object exists the file is locked.
 
     Parameters
     ----------
     path
-        JSON-lines file; it is written with the first row, so that what is refused leaves none.
+        JSON-lines file; it is created with the first row, so that a refused call leaves no file.
     kind
-        What is measured, such as "evaluation".
+        Kind of measurement, such as "evaluation".
     fingerprint
-        What the result depends on.
+        Values on which the result depends.
     valid
-        Whether a row, without its checksum, can be one of this measurement; default: every one can.
+        Whether a row, without its checksum, is possible in this measurement; default: every row is.
     rank
-        The process among those that measure together: each writes a file of its own beside ``path``, which is that of
-        the first, and reads all that it finds there.
+        Number of the process among those that share the measurement: each writes a file of its own beside ``path``,
+        the file of the first, and reads all of them.
 
     Raises
     ------
@@ -67,7 +67,7 @@ class Lines:
         self._salt = dumps(self._head)
         self._begun = False
         self.rows: list[dict[str, Any]] = []
-        """What the files held."""
+        """Rows that the files contained."""
         if path is None or self.path is None:
             return
         lock = ExitStack()
@@ -102,7 +102,7 @@ class Lines:
         if head is None:
             return
         intact = self._is_of(head)
-        # A row with the sum of this measurement shows that the first line is damaged, not of another.
+        # A row with a checksum of this measurement shows that the first line is damaged.
         if not intact and not self.rows:
             raise _foreign(path, kind, head, self._head)
         self._begun = True
@@ -119,7 +119,7 @@ class Lines:
             *lines, tail = path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return None, [], True, 0
-        # A whole object without its newline is a row; anything else there was torn by a kill.
+        # A complete object without its newline is a row; anything else is an incomplete row.
         if _object(tail) is not None:
             lines.append(tail)
         lines = [line for line in lines if line.strip()]
@@ -146,17 +146,17 @@ class Lines:
 
 
 def of_rank(path: Path, rank: int) -> Path:
-    """The file of one of the processes that measure together, the first of which writes ``path``."""
+    """The file of one of the processes that share a measurement; the first one's is ``path``."""
     return path.with_suffix(f".rank-{rank}{path.suffix}") if rank else path
 
 
 def of_ranks(path: Path) -> list[Path]:
-    """The files that such processes left, however many there were."""
+    """The files of all such processes."""
     return [path, *sorted(path.parent.glob(f"{glob.escape(path.stem)}.rank-*{path.suffix}"))]
 
 
 def belongs(path: Path, kind: str, fingerprint: Mapping[str, Any]) -> bool:
-    """Whether a file's first line is that of such a measurement."""
+    """Whether a file belongs to the measurement of that kind and fingerprint, by its first line."""
     try:
         with open(path, "rb") as file:
             head = _object(file.readline(1 << 24)) or {}
@@ -169,7 +169,7 @@ def belongs(path: Path, kind: str, fingerprint: Mapping[str, Any]) -> bool:
 
 def _foreign(path: Path, kind: str, head: Mapping[str, Any], wanted: Mapping[str, Any]) -> Foreign:
     if head.get("kind") != wanted["kind"]:
-        return Foreign(f"{path} holds no unfinished {kind}: move it away, or give another file to resume from")
+        return Foreign(f"{path} is not the file of an unfinished {kind}: move it, or give another file to resume from")
     differs = ", ".join(key for key, value in wanted.items() if head.get(key) != value)
     article = "an" if kind[0] in "aeiou" else "a"
     return Foreign(
@@ -179,38 +179,40 @@ def _foreign(path: Path, kind: str, head: Mapping[str, Any], wanted: Mapping[str
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
-    """The object that a line holds, in JSON's own numbers; None for anything else."""
+    """The object of a line of standard JSON, without NaN and infinity; None for anything else."""
 
     def refuse(name: str) -> Any:
         raise ValueError(name)
 
     try:
         found = json.loads(line.decode(), parse_constant=refuse)
-        # 1e999 is read as infinity, which no row may hold.
+        # 1e999 is read as infinity, which dumps refuses.
         dumps(found)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
 
-# ---- answers by key
+# ---- results by key
 
 
 @dataclass(frozen=True)
 class Values:
-    """What a value of a row must be: nested lists of these sizes, whose entries are of that kind."""
+    """The type of a value of a row: nested lists of these sizes, with entries of that kind."""
 
     kind: Literal["bit", "count", "real"]
-    """0 or 1; a whole number of 0 or more; a finite one of 0 or more."""
+    """bit: 0 or 1; count: a whole number >= 0; real: a finite number >= 0."""
     sizes: tuple[int, ...] = ()
+    """Lengths of the nested lists; empty for a number."""
     most: float = math.inf
+    """Largest value of a count or a real."""
 
     def fit(self, value: Any) -> bool:
-        """Whether ``value`` is that."""
+        """Whether ``value`` is of this type."""
         return self._fit(value, self.sizes)
 
     def zeros(self) -> Any:
-        """Zeros of that kind."""
+        """Zeros of this type."""
         found: Any = 0
         for size in reversed(self.sizes):
             found = [found] * size
@@ -225,55 +227,59 @@ class Values:
 
 
 Shape = Mapping[str, "Values | Mapping[str, Values]"]
-"""What the values of a row must be, by their names."""
+"""The types of the values of a row, by name."""
 
 
 def fits(row: Any, shape: Shape) -> bool:
-    """Whether ``row`` has the values of ``shape``, and no others."""
+    """Whether ``row`` has the keys and types of ``shape``."""
     if not isinstance(row, dict) or row.keys() != shape.keys():
         return False
     return all(s.fit(row[k]) if isinstance(s, Values) else fits(row[k], s) for k, s in shape.items())
 
 
 def blank(shape: Shape) -> dict[str, Any]:
-    """Zeros of that shape."""
+    """A row of zeros of that shape."""
     return {k: s.zeros() if isinstance(s, Values) else blank(s) for k, s in shape.items()}
 
 
 @dataclass(frozen=True)
-class Portion:
-    """The file of one of several processes that share a measurement, each of which does the pieces of its shard."""
+class ShardFile:
+    """The file of one of several processes that share a measurement, each of which measures one shard."""
 
     path: Path
+    """File of the first process, as of `Lines`."""
     shard: Shard
+    """The part that is measured."""
     rank: int = 0
-    """That of `Lines`."""
+    """As of `Lines`."""
 
 
-Resume = str | Path | Portion | None
+Portion = ShardFile
+"""The former name of `ShardFile`."""
+
+Resume = str | Path | ShardFile | None
 """The file from which a measurement resumes, if any."""
 
 
 class Notes:
-    """Answers by key, each computed once and kept in `Lines`; with a ``shard`` its own alone, zeros for the others."""
+    """Results by key, computed once and stored in `Lines`; with a ``shard`` only its own, zeros for the others."""
 
     def __init__(self, lines: Lines, shard: Shard | None = None) -> None:
         self._lines, self._shard, self._asked = lines, shard, 0
         self._known = {row["key"]: row for row in lines.rows}
 
     def of(self, key: str, make: Callable[[], dict[str, Any]], shape: Shape) -> dict[str, Any]:
-        """The answer of that ``key``: as it was noted, where it has the ``shape``, or as ``make`` gives it now; plain
-        values."""
+        """The result of that ``key``, plain values: as stored, where it has the ``shape``, else from ``make``."""
         piece, self._asked = self._asked, self._asked + 1
         known = self._known.get(key)
         if known is not None:
-            answer = {name: value for name, value in known.items() if name != "key"}
-            if fits(answer, shape):
-                return answer
+            result = {name: value for name, value in known.items() if name != "key"}
+            if fits(result, shape):
+                return result
             report_dropped(self._lines.path, 1)
         if self._shard is not None and not self._shard.has(piece):
             return blank(shape)
-        # Nothing is asked for twice in one measurement.
-        answer = make()
-        self._lines.add({"key": key, **answer})
-        return answer
+        # Each key occurs once in a measurement, so that the result is only written.
+        result = make()
+        self._lines.add({"key": key, **result})
+        return result

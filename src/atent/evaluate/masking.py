@@ -1,4 +1,4 @@
-"""Why to believe a robust accuracy: checks that find masked gradients, weak attacks and broken set-ups.
+"""Checks of a robust accuracy that detect masked gradients, weak attacks and broken set-ups.
 
 After Carlini et al. 2019 (On Evaluating Adversarial Robustness), Tramer et al. 2020 (On Adaptive Attacks to
 Adversarial Example Defenses) and the flags of AutoAttack (Croce and Hein 2020).
@@ -26,19 +26,29 @@ from atent.threat import COUNTS, Threat
 QUERIES = 200
 """Queries of the black-box attack."""
 COSTLY = 2500
-"""Passes per sample above which the attack that is checked is not run again."""
+"""Passes per sample above which the checked attack is not run again."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One reason to believe a robust accuracy, or, failed, not to."""
+    """One check of gradient masking: its result, and what a failure means.
+
+    Examples
+    --------
+    >>> from atent.evaluate import CHECKS, Check
+    >>> check = Check("logits", False, "outputs lie in [0, 1] (n = 50)", CHECKS["logits"][1])
+    >>> print(f"{check.name}: {check.why}")
+    logits: probabilities flatten every loss: remove the softmax or sigmoid, attacks need logits
+    """
 
     name: str
+    """Its key in `CHECKS`."""
     passed: bool
+    """False: do not trust the robust accuracy before the cause is found."""
     figure: str
-    """The measured number, in words, with n."""
+    """The measured number, as text, with n."""
     why: str
-    """What a failure means and what to do, in one line."""
+    """The meaning of a failure and the remedy, in one line."""
 
 
 def _tally(verdicts: list[Tensor]) -> str:
@@ -50,8 +60,8 @@ def _never_rises(verdicts: list[Tensor]) -> bool:
 
 
 def eps_zero(p: Subject) -> gradients.Verdict:
-    """Without a budget the attack changes nothing: every sample that is right stays right."""
-    # No count is 0; nothing is allowed in a ball of linf 0 either.
+    """Without a budget the attack changes nothing: every correctly classified sample remains so."""
+    # A count cannot be 0; a ball of linf 0 allows no change either.
     robust = p.robust(
         PGD(Threat("linf", 0.0, p.threat.box) if p.threat.norm in COUNTS else p.threat.scaled(0), steps=1)
     )
@@ -59,10 +69,10 @@ def eps_zero(p: Subject) -> gradients.Verdict:
 
 
 def eps_whole_box(p: Subject) -> gradients.Verdict:
-    """With the whole box as budget any input can become any other: at most half of chance may stand."""
+    """With the entire box as budget at most half of chance accuracy remains."""
     width, dim = p.threat.width, p.x[0].numel()
     eps = {"linf": width, "l2": width * math.sqrt(dim), "l1": width * dim}.get(p.threat.norm, 0.0)
-    # A count covers the whole box where all elements may change: that is linf with its width.
+    # A count covers the entire box where all elements may change: that is linf with the width of the box.
     whole = replace(p.threat, eps=eps, allow_large_eps=True) if eps else Threat("linf", width, p.threat.box, True)
     robust = p.robust(PGD(whole, steps=40))
     return int(robust.sum()) <= p.n / (
@@ -71,7 +81,7 @@ def eps_whole_box(p: Subject) -> gradients.Verdict:
 
 
 def eps_monotone(p: Subject) -> gradients.Verdict:
-    """A larger budget fools no fewer."""
+    """A larger eps fools at least as many samples."""
     threat = replace(p.threat, allow_large_eps=True)
     threats = [threat.scaled(factor) for factor in (0.5, 1, 2)]
     verdicts = [p.robust(PGD(each)) for each in threats]
@@ -82,13 +92,13 @@ def eps_monotone(p: Subject) -> gradients.Verdict:
 
 
 def steps_monotone(p: Subject) -> gradients.Verdict:
-    """More steps fool no fewer."""
+    """More steps fool at least as many samples."""
     verdicts = [p.robust(PGD(p.threat, steps=steps)) for steps in (5, 20, 50)]
     return _never_rises(verdicts), f"{_tally(verdicts)} after 5 / 20 / 50 steps"
 
 
 def restarts(p: Subject) -> gradients.Verdict:
-    """More restarts fool no fewer, and not many more: on a smooth loss the start matters little."""
+    """More restarts fool at least as many samples, and not many more: on a smooth loss the start has little effect."""
     one, more = (p.robust(PGD(p.threat, restarts=count)) for count in (1, 3))
     return not weaker(more, one) and not gained(one, more)[1], f"{_tally([one, more])} after 1 / 3 restarts"
 
@@ -107,21 +117,21 @@ def black_box(p: Subject) -> gradients.Verdict:
     elif p.threat.norm in SparseRS.norms:
         pair = SparseRS(p.threat, queries=QUERIES), SparsePGD(p.threat, steps=20)
     if pair is None:
-        return True, f"not measured: no attack without gradients has a form for {p.threat.norm}"
+        return True, f"not measured: no attack without gradients supports {p.threat.norm}"
     names = f"{type(pair[0]).__name__} with {QUERIES} queries / {type(pair[1]).__name__}-20"
-    blind, sighted = map(p.robust, pair)
-    return not weaker(sighted, blind), f"{_tally([blind, sighted])} under {names}"
+    without, with_gradients = map(p.robust, pair)
+    return not weaker(with_gradients, without), f"{_tally([without, with_gradients])} under {names}"
 
 
 def loss(p: Subject) -> gradients.Verdict:
-    """The cross-entropy, which depends on the scale of the logits, is as good to climb as the margin, which does not
+    """The cross-entropy, which depends on the scale of the logits, is as strong a loss as the margin, which does not
     saturate."""
-    ce, free = (p.robust(PGD(p.threat, loss=name)) for name in ("ce", "margin"))
-    return not weaker(ce, free), f"{_tally([ce, free])} under PGD-20 on the cross-entropy / the margin"
+    ce, margin = (p.robust(PGD(p.threat, loss=name)) for name in ("ce", "margin"))
+    return not weaker(ce, margin), f"{_tally([ce, margin])} under PGD-20 on the cross-entropy / the margin"
 
 
 def step_budget(p: Subject) -> gradients.Verdict:
-    """Steps x step size cross the ball, and the robust samples were indeed moved far."""
+    """Steps x step size cross the ball, and the robust samples were moved by at least half of eps."""
     name, length = label(p.attack), step_of(p.attack)
     if length is None or p.threat.norm in COUNTS:
         return True, f"{name} has no steps of a fixed length: nothing to check"
@@ -144,7 +154,7 @@ def step_of(attack: Attack) -> float | None:
 
 
 def attack_strength(p: Subject) -> gradients.Verdict:
-    """The attack that is checked misses little of what the attacks of the other checks find within the same budget."""
+    """The checked attack misses few of the samples that the attacks of the other checks fool within the same threat."""
     name = label(p.attack)
     if p.attack.passes > COSTLY:
         return True, f"{name} takes up to {p.attack.passes} passes per sample: not run again"
@@ -164,11 +174,11 @@ CHECKS: dict[str, tuple[Callable[[Subject], gradients.Verdict], str]] = {
     ),
     "independent": (
         gradients.independent,
-        "a sample's verdict depends on its neighbours, as with batch-norm in train mode: use stored statistics",
+        "a sample's verdict depends on the other samples, as with batch-norm in train mode: use running statistics",
     ),
     "zero-gradient": (
         gradients.zero_gradient,
-        "gradient attacks are blind there: replace rounding layers in the backward pass (BPDA), or use Square",
+        "gradient attacks fail there: replace rounding layers in the backward pass (BPDA), or use Square",
     ),
     "saturation": (
         gradients.saturation,
@@ -184,11 +194,11 @@ CHECKS: dict[str, tuple[Callable[[Subject], gradients.Verdict], str]] = {
     ),
     "eps-whole-box": (
         eps_whole_box,
-        "an attack without limits fails, so it is broken or blind: trust no robust accuracy from it",
+        "an attack without limits fails, so it is broken or its gradients are masked: do not trust its robust accuracy",
     ),
     "eps-monotone": (
         eps_monotone,
-        "a larger ball holds the smaller one, so the attack gets lost: more steps, other losses, Square",
+        "a larger ball contains the smaller one, so the attack is too weak: use more steps, other losses, Square",
     ),
     "steps-monotone": (
         steps_monotone,
@@ -196,19 +206,19 @@ CHECKS: dict[str, tuple[Callable[[Subject], gradients.Verdict], str]] = {
     ),
     "restarts": (
         restarts,
-        "the verdict hangs on the starting point: one start is not enough; use many restarts and AutoAttack",
+        "the verdict depends on the starting point: use many restarts and AutoAttack",
     ),
     "iterative": (
         iterative,
-        "one step beats many: the sign of masked gradients; believe the lowest accuracy and use Square",
+        "one step is stronger than many: gradients are masked; report the lowest accuracy and use Square",
     ),
     "black-box": (
         black_box,
-        "an attack without gradients beats one with them: gradients are masked; believe Square and AutoAttack",
+        "an attack without gradients is stronger than one with them: gradients are masked; use Square and AutoAttack",
     ),
     "loss": (
         loss,
-        "the margin beats the cross-entropy: logits are saturated or the loss misleads; attack with margin or DLR",
+        "the margin is stronger than the cross-entropy: logits may be saturated; attack with the margin or DLR loss",
     ),
     "step-budget": (
         step_budget,
@@ -219,7 +229,7 @@ CHECKS: dict[str, tuple[Callable[[Subject], gradients.Verdict], str]] = {
         "the robust accuracy is too high: add steps, restarts and the margin loss, or use AutoAttack",
     ),
 }
-"""Name -> check, and what a failure means; in the order in which they are run."""
+"""Name -> check, and the meaning of a failure; in the order in which they are run."""
 
 
 def masking_checks(
@@ -234,19 +244,57 @@ def masking_checks(
     batch: int = 250,
     advance: Advance | None = None,
 ) -> list[Check]:
-    """Every check of `CHECKS` on a model, in that order; a failed one is a warning.
+    """Run all `CHECKS` of gradient masking, weak attacks and broken set-ups on a model; a failed one is a warning.
 
-    ``x`` (n, ...) floats in the threat's box, ``y`` (n,) true labels, ``ids`` (n,) sample numbers (default 0 .. n-1)
-    that key the random numbers together with ``seed``. At most 100 samples are used, stratified by class, and of these
-    the ones that the model gets right. ``attack`` is the attack that was relied on (default: PGD with 20 steps):
-    "step-budget" and "attack-strength" check it, all others check the model with attacks of their own. Comparisons of
-    attacks are paired by sample: a check fails where a sign test on the samples that differ falls below 1 %, or where a
-    stronger attack fools more than 5 % on top at the lower end of the 95 % interval.
+    At most 100 samples are used, stratified by class, and of these the ones that are classified correctly. Comparisons
+    of attacks are paired by sample: a check fails where the p-value of a sign test on the samples that differ is below
+    1 %, or where a stronger attack fools more than a further 5 % at the lower end of the 95 % interval. A check that
+    raises, such as where the model has no gradient, fails with the reason as its figure.
 
-    The model is evaluated in eval mode and comes back as it was. A check that raises, as where the model has no
-    gradient, fails with the reason as its figure. ``advance(checks, text)`` receives the progress, 1 per check,
-    `len(CHECKS)` in all. ValueError for inputs or labels that cannot be evaluated, for an eps of 0 or infinity, for an
-    attack under another threat, and for a model that gets no sample right.
+    Parameters
+    ----------
+    model
+        From inputs to logits (n, classes); it is evaluated in eval mode and comes back as it was.
+    x, y
+        Inputs (n, ...) in the threat's box and true labels (n,), or `Checked` samples and None.
+    threat
+        The threat of the attacks; its eps is finite and above 0.
+    attack
+        The attack to check, under the same threat: "step-budget" and "attack-strength" check it, all others check the
+        model with attacks of their own. Default: PGD with 20 steps.
+    seed, ids
+        They key the random numbers; sample numbers (n,), default: 0 .. n-1.
+    batch
+        Samples attacked at a time, 1 or more.
+    advance
+        Called with the number of checks that are done, ``len(CHECKS)`` in all, and a text.
+
+    Returns
+    -------
+    list of Check
+        In the order of `CHECKS`.
+
+    Raises
+    ------
+    ValueError
+        In one line, for inputs or labels that cannot be evaluated, for an eps of 0 or infinity, for an attack under
+        another threat, and for a model that classifies no sample correctly.
+
+    References
+    ----------
+    Carlini et al. 2019, "On evaluating adversarial robustness". Tramer et al. 2020, "On adaptive attacks to adversarial
+    example defenses", NeurIPS. Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks", ICML.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.evaluate import masking_checks
+    >>> model, x = torch.nn.Linear(2, 2), torch.rand(4, 2)
+    >>> found = masking_checks(model, x, model(x).argmax(1), Threat("linf", 0.1))
+    >>> [check.name for check in found][:3], len(found)
+    (['logits', 'repeatable', 'independent'], 16)
     """
     check_threat(threat)
     sample = subject(model, x, y, threat, PGD(threat) if attack is None else attack, seed, ids, batch)
@@ -256,9 +304,9 @@ def masking_checks(
             advance(0, name)
         try:
             passed, figure = check(sample)
-        except torch.OutOfMemoryError:  # says nothing of the model
+        except torch.OutOfMemoryError:  # not a property of the model
             raise
-        except Exception as error:  # a user's forward may raise anything, and the other checks still count
+        except Exception as error:  # a user's forward may raise anything; the other checks remain valid
             reason = str(error).partition("\n")[0] or type(error).__name__
             passed, figure = False, f"not measured: {reason}"
         results.append(Check(name, passed, figure, why))

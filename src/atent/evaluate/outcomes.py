@@ -1,4 +1,4 @@
-"""What happened to each sample, in few characters: one per sample and attack."""
+"""Outcomes of an evaluation, one character per sample and attack."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _WORDS = {FOOLED: "fooled", ROBUST: "robust", NOT_TRIED: "not tried"}
 def attacked(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, **how: Any) -> Outcome:
     """``attack.run(model, x, y, **how)``; ValueError, in one line, for a result outside the attack's threat.
 
-    Such a result would count as a success of a larger adversary. Inputs in half precision are not checked: a unit of
-    theirs is more than the tolerance.
+    Such a result would count as a success under a larger threat. Inputs in half precision are not checked: their
+    rounding is larger than the tolerance.
     """
     out = attack.run(model, x, y, **how)
     if not len(out.norm) or out.x_adv.dtype not in (torch.float32, torch.float64):
@@ -32,7 +32,7 @@ def attacked(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, **how: Any)
         raise ValueError(
             f"{type(attack).__name__} left its threat: a result has {threat.norm} distance"
             f" {float(out.norm[row]):.6g} at eps {eps:g}, or lies outside the box: project it in"
-            " `search` (threat.project), and try atent.testing.check_attack"
+            " `search` (threat.project), and run atent.testing.check_attack"
         )
     return out
 
@@ -49,8 +49,8 @@ def bits(values: Tensor) -> str:
 
 
 def per_sample(outcomes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The `outcomes` of an evaluation as one row per sample: its id, whether it is right without an attack, and what
-    each attack did: fooled, robust or not tried."""
+    """The `outcomes` of an evaluation as one row per sample: its id, whether it is correctly classified without an
+    attack, and the outcome of each attack: fooled, robust or not tried."""
     rows = []
     for i, number in enumerate(unspan(outcomes["ids"])):
         attacks = {name: _WORDS[text[i]] for name, text in outcomes["attacks"].items()}

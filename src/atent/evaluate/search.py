@@ -1,17 +1,17 @@
-"""Search low, decide high: on which network, in which precision and memory format attacks look for adversarial inputs.
+"""The network, precision and memory format in which attacks search for adversarial inputs.
 
-A search may run on a folded copy of the network (`atent.folded`) and in a low precision. The verdict never does: each
-returned tensor is evaluated by the network itself, in its own precision. Two kinds of samples are attacked once more,
-on the network itself in its own precision, with the same random numbers:
+A search may run on a folded copy of the network (`atent.folded`) and in a low precision. The verdict does not: each
+returned tensor is evaluated by the network itself, in its own precision. Two kinds of samples are attacked a second
+time, on the network itself in its own precision, with the same random numbers:
 
-- those that the search calls fooled and the network itself classifies correctly;
+- those that are fooled in the search and correctly classified by the network itself;
 - those that remain correctly classified with a margin of at most ``NEAR`` units of the search's precision, times the
   largest deviation of the sample's logits from their mean. The unit is 2^-8 for bfloat16, 2^-11 for float16 and tf32
   and that of the network for a folded search.
 
-So rounding can lose a sample only where the low search ends further from the boundary than that. A minimum-norm attack,
-and a composite one with such a part, is searched in the network's own precision from the start: its points lie on the
-boundary, where rounding decides.
+So rounding can miss a fooled sample only where the search in low precision ends further from the boundary than that. A
+minimum-norm attack, and a composite one with such a part, searches in the network's own precision: its points lie on
+the boundary, where rounding decides.
 """
 
 from __future__ import annotations
@@ -41,22 +41,26 @@ _UNITS = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tf32": 2.0**-11}
 
 @dataclass(frozen=True, eq=False)
 class Search:
-    """How a model is searched; see the module."""
+    """How attacks search on a model; see the module."""
 
     model: nn.Module
-    """The model itself, which gives the verdicts."""
+    """The model itself, which decides the verdicts."""
     network: nn.Module
-    """What the attacks see: a folded copy, or the model itself."""
+    """The network that is attacked: a folded copy, or the model itself."""
     dtype: SearchDtype | None = None
+    """Precision of the search; None: that of the model."""
     channels_last: bool = False
+    """Memory format of the search."""
     folded: int = 0
     """Batch norms folded in ``network``."""
 
     def attacked(
         self, attack: Attack, x: Tensor, y: Tensor, *, seed: int, ids: Tensor, part: str | None = None
     ) -> Outcome:
-        """As `outcomes.attacked`, with verdicts of the model itself, and a second search where the first one's
-        precision could have decided."""
+        """As `outcomes.attacked`, with verdicts of the model itself.
+
+        Samples whose verdict the precision of the search could have decided are attacked a second time.
+        """
         kinds = (attack.parts()[part],) if part is not None else (attack, *attack.parts().values())
         dtype = None if any(kind.minimum_norm for kind in kinds) else self.dtype
         how: dict[str, Any] = {"seed": seed, "part": part, "channels_last": self.channels_last}
@@ -64,7 +68,7 @@ class Search:
         if not len(x) or (self.network is self.model and dtype is None):
             return out
         wrong, near = self._verdict(out.x_adv, y, seed, _UNITS[dtype] if dtype else torch.finfo(x.dtype).eps / 2)
-        # A model with random numbers is never folded, and has its verdict from the attack's own draws.
+        # A model with random numbers is never folded, and its verdict uses the attack's own random numbers.
         success = out.success if self.network is self.model else wrong
         again = (~success & (out.success | near)).nonzero().squeeze(1)
         out = out._replace(success=success)
@@ -92,7 +96,7 @@ class Search:
 
     @torch.no_grad()
     def _verdict(self, x: Tensor, y: Tensor, seed: int, unit: float) -> tuple[Tensor, Tensor]:
-        """Which samples the model misclassifies, and which lie near the boundary at this ``unit``, bool (n,) both."""
+        """Which samples the model misclassifies, and which are near the boundary for this ``unit``, both bool (n,)."""
         with guard(self.model, mode="eval", seed=narrow(seed)), full_precision(x.device):
             logits = ask(self.model, x)
         check_logits(logits, y)
@@ -104,14 +108,14 @@ def prepare(
     model: nn.Module, x: Tensor, *, search_dtype: SearchDtype | Auto | None = None, channels_last: bool | Auto = False,
     folding: bool = True,
 ) -> Search:  # fmt: skip
-    """The search of ``model`` on inputs like ``x``; "auto" is measured here, on the network that is searched.
+    """The search on ``model`` with inputs like ``x``; "auto" is measured here, on the network that is attacked.
 
-    A network with batch norm that cannot be folded is searched as it is, and one line says why. ValueError as
+    A network with batch norm that cannot be folded is attacked as it is, and one line reports the reason. ValueError as
     `Lowered`, and for an unknown memory format.
     """
     dtype, last = resolve(model, x, search_dtype=search_dtype, channels_last=channels_last, folding=folding)
     if dtype is not None:
-        Lowered(model, dtype)  # refuses what cannot be lowered, also where nothing is attacked
+        Lowered(model, dtype)  # refuses a model that cannot be lowered, even for no samples
     last = last and images_last(model, x)
     found = fold(model, x, channels_last=last) if folding else None
     if found is None or not found.layers:
@@ -125,7 +129,7 @@ def resolve(
     model: nn.Module, x: Tensor, *, search_dtype: SearchDtype | Auto | None, channels_last: bool | Auto = False,
     folding: bool = True,
 ) -> tuple[SearchDtype | None, bool]:  # fmt: skip
-    """Precision and memory format of a search, with what was measured in one line on stderr where one is "auto"."""
+    """Precision and memory format of a search; for "auto" one line on stderr reports the measurement."""
     if not isinstance(channels_last, bool) and channels_last != AUTO:
         raise ValueError(f'channels_last must be True, False or "auto", got {shown(channels_last)}')
     if AUTO not in (search_dtype, channels_last):
@@ -140,9 +144,9 @@ def resolve(
 def settings_of(
     model: nn.Module, search_dtype: SearchDtype | Auto | None, channels_last: bool | Auto, folding: bool
 ) -> dict[str, Any]:
-    """What the numbers of a search depend on, for the file that a killed evaluation resumes from.
+    """Settings on which the results of a search depend, for the file from which an evaluation resumes.
 
-    The keys of earlier versions, and those that came later where they make a difference.
+    Keys that earlier versions lack occur only where they have an effect.
     """
     made: dict[str, Any] = {"search_dtype": search_dtype, "channels_last": channels_last}
     if search_dtype is not None:

@@ -1,4 +1,4 @@
-"""What the studies of corruptions, frequencies and transfer share: checked samples, batches, a file to resume from."""
+"""The common part of studies of corruptions, frequencies and transfer: samples, batches, a file to resume from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atent.checks import check_number, check_seed
 from atent.data.corruptions import check_images
 from atent.evaluate.answers import predict
 from atent.evaluate.ledger import fingerprint
-from atent.evaluate.lines import Lines, Notes, Portion, Resume
+from atent.evaluate.lines import Lines, Notes, Resume, ShardFile
 from atent.evaluate.samples import Checked, checked
 from atent.geometry.values import as_box
 from atent.guard import outside_inference
@@ -24,30 +24,39 @@ from atent.threat import Box, Threat
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """Images on which a model is asked again and again, batch by batch; see `study`."""
+    """Samples on which models are evaluated many times, batch by batch; see `study`."""
 
     model: nn.Module
+    """The model under study."""
     x: Tensor
+    """Inputs (n, ...) in the box."""
     y: Tensor
+    """True labels (n,)."""
     ids: Tensor
+    """Sample numbers (n,)."""
     box: Box
+    """Smallest and largest legal value."""
     seed: int
+    """Seed of the random numbers."""
     batch: int
+    """Samples at a time."""
     notes: Notes
+    """Results by key, stored in the file to resume from."""
     advance: Advance | None
+    """Receives the progress."""
 
     @property
     def n(self) -> int:
         return len(self.x)
 
     def batches(self, of: Tensor | None = None) -> Iterator[tuple[str, Tensor]]:
-        """A key for each batch, and the places of its samples; ``of`` (m,): only of these places."""
+        """A key for each batch, and the positions of its samples; ``of`` (m,): only these positions."""
         places = torch.arange(self.n, device=self.x.device) if of is None else of.to(self.x.device)
         for start in range(0, len(places), self.batch):
             yield str(start), places[start : start + self.batch]
 
     def wrong(self, model: nn.Module, x: Tensor, at: Tensor) -> list[int]:
-        """For each of the samples ``at`` these places whether the model misclassifies ``x``, 0 or 1."""
+        """Whether the model misclassifies each of ``x``, inputs of the samples ``at`` these positions: 0 or 1."""
         found: list[int] = (predict(model, x, self.y[at], batch=self.batch) != self.y[at]).int().tolist()
         return found
 
@@ -56,13 +65,13 @@ class Study:
         return (predict(self.model, self.x, self.y, batch=self.batch) == self.y).cpu()
 
     def unit(self, x: Tensor) -> Tensor:
-        """Images of the box in [0, 1]."""
+        """Images in the box, scaled to [0, 1]."""
         low, high = self._edges(x)
         scaled: Tensor = (x - low) / (high - low)
         return scaled
 
     def boxed(self, x: Tensor) -> Tensor:
-        """Images of [0, 1] in the box."""
+        """Images in [0, 1], scaled to the box."""
         low, high = self._edges(x)
         scaled: Tensor = low + (high - low) * x
         return scaled
@@ -81,7 +90,7 @@ def depends_on(
     model: nn.Module, samples: Checked, *, box: Box, seed: int, batch: int,
     attacks: Mapping[str, Attack] | None = None, models: Mapping[str, nn.Module] | None = None, **settings: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """What a `study` of these arguments writes into the first line of its file."""
+    """The first line of the file of a `study` with these arguments."""
     x, y, ids = samples.x, samples.y.long(), samples.ids
     about = fingerprint(model, x, y, ids, attacks or {}, seed=seed, batch=batch, box=list(box), **settings)
     others = {name: fingerprint(m, x[:0], y[:0], ids[:0], {})["model"] for name, m in (models or {}).items()}
@@ -93,10 +102,10 @@ def study(
     batch: int, resume: Resume, advance: Advance | None, attacks: Mapping[str, Attack] | None = None,
     models: Mapping[str, nn.Module] | None = None, images: bool = True, **settings: Any,
 ) -> Study:  # fmt: skip
-    """The study of that ``kind``; what it depends on, with the ``settings``, goes into the file to resume from.
+    """The study of that ``kind``; the file to resume from records all that it depends on, with the ``settings``.
 
-    ``models`` are further ones that are asked. ValueError, in one line, for samples that are not in the box or, with
-    ``images``, are not images, for fewer than two of them, and for a file of another study.
+    ``models`` are further ones that are evaluated. ValueError, in one line, for samples outside the box or, with
+    ``images``, that are not images, for fewer than two samples, and for a file of another study.
     """
     batch, seed = check_number("batch", batch, 1, whole=True), check_seed(seed)
     box = as_box(box)
@@ -104,13 +113,13 @@ def study(
     if images:
         check_images(found.x.shape[1:])
     if len(found.x) < 2:
-        raise ValueError(f"a {kind} needs two samples or more, got {len(found.x)}: raise the limit")
+        raise ValueError(f"a {kind} needs two samples or more, got {len(found.x)}: give more samples (--limit)")
     x, y, ids = outside_inference(found.x), outside_inference(found.y).long(), found.ids
-    lines, portion = Lines(None, kind), resume if isinstance(resume, Portion) else None
-    path, rank = (resume.path, resume.rank) if isinstance(resume, Portion) else (resume, 0)
+    lines, shared = Lines(None, kind), resume if isinstance(resume, ShardFile) else None
+    path, rank = (resume.path, resume.rank) if isinstance(resume, ShardFile) else (resume, 0)
     if path is not None:
         about = depends_on(
             model, found, box=box, seed=seed, batch=batch, attacks=attacks, models=models, **settings
         )  # fmt: skip
         lines = Lines(path, kind, about, valid=lambda row: isinstance(row.get("key"), str), rank=rank)
-    return Study(model, x, y, ids, box, seed, batch, Notes(lines, portion.shard if portion else None), advance)
+    return Study(model, x, y, ids, box, seed, batch, Notes(lines, shared.shard if shared else None), advance)

@@ -1,4 +1,4 @@
-"""What the masking checks share: a few samples that the model gets right, attacks run once each, paired comparisons."""
+"""The common part of the masking checks: correctly classified samples, cached attacks, paired comparisons."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from atent.stats import share, sign_test
 from atent.threat import Threat
 
 SAMPLES = 100
-"""The most samples that the checks use, a class-stratified sample of those given."""
+"""The largest number of samples of the checks, a class-stratified subset of those given."""
 LEVEL = 0.01
-"""Probability below which a paired difference is no chance."""
+"""Significance level of paired differences."""
 SLACK = 0.05
-"""Share of the samples that a stronger attack may fool on top, at the lower end of the 95 % interval."""
+"""Share of the samples that a stronger attack may fool in addition, at the lower end of the 95 % interval."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model on n samples that it classifies correctly, under a threat; each attack is run once and remembered."""
+    """A model and n samples that it classifies correctly, under a threat; results of attacks are cached."""
 
     model: nn.Module
     threat: Threat
@@ -53,7 +53,7 @@ class Subject:
         return len(self.x)
 
     def run(self, attack: Attack) -> tuple[Tensor, Tensor]:
-        """Which samples are robust (bool) and how far each was moved (float64), both (n,)."""
+        """Which samples are robust (bool) and the norm of each perturbation (float64), both (n,)."""
         if repr(attack) not in self._done:
             outcomes = [
                 attacked(attack, self.model, self.x[part], self.y[part], seed=self.seed, ids=self.ids[part])
@@ -64,7 +64,7 @@ class Subject:
         return self._done[repr(attack)][1:]
 
     def robust(self, attack: Attack) -> Tensor:
-        """Which samples the model still gets right, bool (n,)."""
+        """Which samples remain correctly classified, bool (n,)."""
         return self.run(attack)[0]
 
     def robust_to_all(self) -> Tensor:
@@ -86,7 +86,7 @@ def subject(
     if not 0 < float(threat.eps) < math.inf:
         raise ValueError(f"masking checks need a finite eps above 0, got {threat.eps}")
     if attack.threat != threat:
-        raise ValueError(f"the attack's threat is {attack.threat}, the checks' is {threat}: give both the same one")
+        raise ValueError(f"the attack's threat is {attack.threat}, the checks' is {threat}: give both the same threat")
     batch, seed = check_number("batch", batch, 1, whole=True), narrow(check_seed(seed))
     samples = checked(model, x, y, ids, {threat.box})
     x, y, ids = samples.x, samples.y, samples.ids
@@ -97,17 +97,17 @@ def subject(
         few = torch.from_numpy(spread(y.cpu().numpy(), (0,), ids.cpu().numpy())[:count]).to(x.device)
     x, y, ids = threat.clamp(x[few].detach()), y[few].long(), ids[few]
     logits = forward(model, x, seed=seed, batch=batch)
-    if not looks_like_probabilities(logits):  # those are a failed check, not an error
+    if not looks_like_probabilities(logits):  # probabilities are a failed check, not an error
         check_logits(logits, y)
     right = (logits.argmax(1) == y).nonzero().squeeze(1)
     if not len(right):
-        raise ValueError(f"the model gets none of {count} samples right: nothing to check")
+        raise ValueError(f"the model classifies none of {count} samples correctly: the checks need one")
     return Subject(model, threat, attack, x[right], y[right], ids[right], logits[right], seed, batch)
 
 
 @torch.no_grad()
 def forward(model: nn.Module, x: Tensor, *, seed: int, batch: int) -> Tensor:
-    """Logits in eval mode and full precision; a random model draws the same numbers at each call."""
+    """Logits in eval mode and full precision; a random model has the same random numbers at each call."""
     with guard(model, mode="eval", seed=seed), full_precision(x.device):
         return torch.cat([ask(model, part) for part in x.split(batch)])
 
@@ -125,15 +125,15 @@ def looks_like_probabilities(logits: object) -> bool:
 
 
 def weaker(attack: Tensor, rival: Tensor) -> bool:
-    """Whether more samples are robust to an attack than to a rival that it should match, beyond chance.
+    """Whether significantly more samples are robust to an attack than to a rival that should not be stronger.
 
     ``attack`` and ``rival`` are verdicts on the same samples, bool (n,), true where one is robust. Only samples on
-    which they differ count.
+    which they differ count (sign test).
     """
     return sign_test(int((attack & ~rival).sum()), int((rival & ~attack).sum())) < LEVEL
 
 
 def gained(before: Tensor, after: Tensor) -> tuple[int, bool]:
-    """Samples that are robust ``before`` and not ``after`` more attacks, and whether they are too many."""
+    """The number of samples that are robust ``before`` and not ``after`` more attacks, and whether it is too large."""
     lost = int((before & ~after).sum())
     return lost, share(lost, len(before))["low"] > SLACK

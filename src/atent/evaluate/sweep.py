@@ -30,25 +30,25 @@ def at_radii(
 ) -> dict[tuple[str, float], Attack]:
     """Each attack at each radius, by (name, radius), radii ascending.
 
-    Only eps changes: a step size at its default grows with it, one that is set stays. ValueError, in one line, for no
-    attacks, no radii, a radius twice, one that is no number of at least 0, for two attacks of one name, and for an
+    Only eps changes: a step size at its default grows with it, one that is set remains. ValueError, in one line, for no
+    attacks, no radii, a radius twice, one that is not a number of at least 0, for two attacks of one name, and for an
     attack with an eps for each sample, which a radius for all would replace.
     """
     if not isinstance(attacks, Mapping):
         names = [label(attack) for attack in attacks]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"two attacks are called {twice}: name them in a mapping, or leave one out")
+            raise ValueError(f"two attacks are called {twice}: name them in a mapping, or remove one")
         attacks = dict(zip(names, attacks))
     values = sorted(radius(r, "radius") for r in radii)
     if not attacks or not values:
         raise ValueError("a sweep needs one attack and one radius at least")
     again = next((a for a, b in itertools.pairwise(values) if a == b), None)
     if again is not None:
-        raise ValueError(f"radius {again:g} is given twice: leave one out")
+        raise ValueError(f"radius {again:g} is given twice: remove one")
     own = next((name for name, attack in attacks.items() if isinstance(_threat(attack).eps, Radii)), None)
     if own is not None:
-        raise ValueError(f"a sweep gives all samples one radius, and {own} has an eps for each: give it one number")
+        raise ValueError(f"a sweep has one radius for all samples, but {own} has an eps for each: give it one number")
     return {
         (name, r): replace(attack, threat=replace(attack.threat, eps=r))
         for name, attack in attacks.items()
@@ -74,15 +74,49 @@ def sweep(
     world: World = SINGLE,
     advance: Advance | None = None,
 ) -> list[dict[str, Any]]:
-    """Robust accuracy at each of ``radii`` (numbers or fractions such as "8/255") under each attack alone.
+    """Robust accuracy under each attack alone, at each radius: security curves.
 
-    One row per attack and radius, radii ascending: attack (its name), norm, radius, threat (as text), clean, robust
-    and monotone (shares with 95 % intervals), seconds. ``robust`` is what the attack at this very radius left correctly
-    classified; ``monotone`` counts a sample as fooled if this or any smaller radius fooled it, as the smaller ball lies
-    in the larger one. Where the two differ, the attack was too weak at the larger radius.
+    Parameters
+    ----------
+    model, x, y
+        As in `evaluate`.
+    attacks
+        Attacks in a list or by name; their own eps is replaced.
+    radii
+        Values of eps, numbers or fractions such as "8/255", all different.
+    seed, ids, batch
+        As in `evaluate`.
+    resume
+        As in `evaluate`; a sweep needs a file of its own.
+    search_dtype, channels_last, folding, blocks, world
+        As in `evaluate`.
+    advance
+        Called with the number of samples that are done, n for each radius and each of `rounds`, and a text.
 
-    The model is evaluated as by `evaluate`, whose other arguments these are; ``resume`` needs a file of its own.
-    ``advance`` receives n samples for each radius and each of `rounds`. ValueError as `at_radii` and `evaluate`.
+    Returns
+    -------
+    list of dict
+        A row for each attack and radius, radii ascending: attack (its name), norm, radius, threat (as text), clean,
+        robust and monotone (shares with 95 % intervals), seconds. ``robust`` is the share that remains correctly
+        classified under the attack at this radius; ``monotone`` counts a sample as fooled if the attack at this or any
+        smaller radius fooled it, as the smaller ball lies in the larger one. Where the two differ, the attack was too
+        weak at the larger radius.
+
+    Raises
+    ------
+    ValueError
+        In one line, as `at_radii` and `evaluate`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import PGD
+    >>> from atent.evaluate import sweep
+    >>> model, x = torch.nn.Linear(4, 3), torch.rand(6, 4)
+    >>> rows = sweep(model, x, model(x).argmax(1), [PGD(Threat("linf", 0.1), steps=3)], ["0", 0.1])
+    >>> [(row["attack"], row["radius"]) for row in rows], rows[0]["robust"]["value"]
+    ([('PGD-3', 0.0), ('PGD-3', 0.1)], 1.0)
     """
     jobs = at_radii(attacks, radii)
     named = _named(jobs)
@@ -115,7 +149,40 @@ def sweep_shard(
     model: nn.Module, x: Checked, attacks: Mapping[str, Attack] | Sequence[Attack], radii: Sequence[float | str],
     shard: Shard, *, resume: str | Path, **how: Any,
 ) -> None:  # fmt: skip
-    """What `sweep` with ``blocks`` does to the blocks of one shard, into the file ``resume``: see `evaluate_shard`."""
+    """The part of `sweep` with ``blocks`` that concerns the blocks of one shard; see `evaluate_shard`.
+
+    Parameters
+    ----------
+    model
+        As in `sweep`.
+    x
+        `Checked` samples.
+    attacks, radii
+        As in `sweep`.
+    shard
+        Which blocks.
+    resume
+        The file to which every batch is written.
+    **how
+        As in `sweep`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> from atent.distributed.shards import Shard
+    >>> from atent.evaluate import checked, sweep_shard
+    >>> model, x = torch.nn.Linear(4, 3), torch.rand(6, 4)
+    >>> samples = checked(model, x, model(x).argmax(1), None, [(0.0, 1.0)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "rows.jsonl"
+    ...     sweep_shard(model, samples, [FGSM(Threat("linf", 0.1))], [0.1, 0.2], Shard(0, 2), resume=path, batch=2)
+    ...     path.is_file()
+    True
+    """
     named = _named(at_radii(attacks, radii))
     evaluate_shard(model, x, None, named, shard, resume=resume, cascade=False, **how)
 
@@ -125,7 +192,7 @@ def _named(jobs: Mapping[tuple[str, float], Attack]) -> dict[str, Attack]:
     named = {f"{name}, {show(_threat(attack))}": attack for (name, _), attack in jobs.items()}
     if len(named) == len(jobs):
         return named
-    # Radii that agree in six digits look alike.
+    # Radii that agree in six digits have the same text.
     return {f"{name}, {r!r}": attack for (name, r), attack in jobs.items()}
 
 

@@ -1,4 +1,4 @@
-"""Transfer: adversarial images of each of several networks, tried on every one of them."""
+"""Transfer of adversarial images between networks."""
 
 from __future__ import annotations
 
@@ -22,14 +22,27 @@ from atent.progress import Advance
 
 @dataclass(frozen=True, eq=False)
 class Transfers:
-    """Which samples remain correctly classified by each network under the attack on each; on the CPU."""
+    """Which samples remain correctly classified by each network under the attack on each; on the CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> from atent.evaluate import measure_transfer
+    >>> models = {name: torch.nn.Linear(4, 3) for name in ("a", "b")}
+    >>> x, y = torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    >>> found = measure_transfer(models, x, y, FGSM(Threat("linf", 0.1)))
+    >>> bool((found.robust <= found.right).all()), found.names
+    (True, ('a', 'b'))
+    """
 
     names: tuple[str, ...]
     """The networks."""
     right: Tensor
-    """bool (networks, n): correctly classified without an attack."""
+    """Whether each network classifies each sample correctly without an attack; bool (networks, n)."""
     robust: Tensor
-    """bool (networks, networks, n): ``robust[i, j]`` of the network j under the attack on the network i."""
+    """``robust[i, j]`` for the network j under the attack on the network i; bool (networks, networks, n)."""
 
 
 def measure_transfer(
@@ -48,30 +61,46 @@ def measure_transfer(
 ) -> Transfers:
     """Attack every sample on each network, and evaluate all networks on the result.
 
-    The same attack with the same random numbers meets each network; the diagonal is the white-box attack. A sample that
-    a network misclassifies without an attack is not robust on it, whatever the attack does to it.
+    The same attack with the same random numbers is run on each network; the diagonal is the white-box attack. A sample
+    that a network misclassifies without an attack is not robust on it, whatever the result of the attack.
 
     Parameters
     ----------
     models
         Two networks or more, by name; each is evaluated in eval mode and comes back as it was.
     x, y
-        Inputs (n, ...) in the attack's box and true labels (n,), or `Checked` samples and None.
+        Inputs (n, ...) in the attack's box and true labels (n,), or `Checked` samples and None; n is 2 or more.
     attack
         The attack on each source.
     seed, ids, batch
         As in `evaluate`.
     resume
-        JSON-lines file from which the same call resumes after a kill.
+        JSON-lines file from which the same call resumes after an interruption.
     search_dtype, folding
         As in `evaluate`; "auto" is measured on the first network, for all of them.
     advance
         Called with n samples for each network, and a text.
 
+    Returns
+    -------
+    Transfers
+        Which samples are robust, by source and target.
+
     Raises
     ------
     ValueError
         In one line, for fewer than two networks, and as `evaluate`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> from atent.evaluate import measure_transfer
+    >>> models = {name: torch.nn.Linear(4, 3) for name in ("a", "b")}
+    >>> x, y = torch.rand(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    >>> measure_transfer(models, x, y, FGSM(Threat("linf", 0.1))).robust.shape
+    torch.Size([2, 2, 6])
     """
     if len(models) < 2:
         raise ValueError(f"a transfer matrix needs two networks or more, got {len(models)}")
@@ -104,7 +133,7 @@ def measure_transfer(
 def transfer_settings(
     models: Mapping[str, nn.Module], search_dtype: SearchDtype | None = None, folding: bool = True
 ) -> dict[str, object]:
-    """What the numbers of a matrix depend on besides, for its file; nothing where no search differs from the model."""
+    """Settings on which a matrix depends, for its file; empty where attacks search on the models themselves."""
     found: dict[str, object] = {}
     for model in models.values():
         found |= settings_of(model, search_dtype, False, folding)

@@ -1,4 +1,4 @@
-"""What every attack of an evaluation meets, batch by batch."""
+"""The samples and batches that all attacks of an evaluation have in common."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from atent.distributed import SINGLE, World
 from atent.distributed.shards import Shard
 from atent.evaluate.answers import predict
 from atent.evaluate.hints import collapse_hint, normalisation_hint, one_class_hint
-from atent.evaluate.ledger import NOTHING, Ledger, Met
+from atent.evaluate.ledger import NO_RESULT, Ledger, Result
 from atent.evaluate.outcomes import flags
 from atent.evaluate.search import Search
 from atent.independence import dependence_hint
@@ -30,29 +30,37 @@ from atent.threat import Threat
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What every attack of an evaluation meets."""
+    """The samples, batches and files that all attacks of an evaluation have in common."""
 
     search: Search
+    """Network, precision and memory format of the attacks."""
     x: Tensor
+    """Inputs (n, ...)."""
     y: Tensor
+    """True labels (n,)."""
     ids: Tensor
+    """Sample numbers (n,)."""
     seed: int
+    """Seed of the random numbers."""
     batch: int
+    """Samples attacked at a time."""
     ledger: Ledger
+    """The results of earlier calls."""
     advance: Advance | None
+    """Receives the progress."""
     blocks: tuple[Tensor, ...] | None = None
-    """Places of the samples, ascending, that stay in batches of their own for all attacks; None: each attack packs anew
-    what the attacks before it left of all samples."""
+    """Positions of the samples, ascending, that stay in separate batches for all attacks; None: each attack batches
+    anew the samples that are robust to the attacks before it."""
     world: World = SINGLE
     """The ranks that share the batches."""
 
     @cached_property
     def batches(self) -> Batches:
-        """The batches of all attacks: what memory allowed one is what the next begins with."""
+        """The batches of all attacks: each begins with the batch size that memory allowed before."""
         return Batches("the evaluation")
 
     def hint(self, predicted: Tensor) -> str | None:
-        """One line on a mistake that the clean predictions suggest."""
+        """One line on a mistake that the clean predictions suggest, if any."""
         right, model = (predicted == self.y).cpu(), self.search.model
         return (
             dependence_hint(model, self.x, seed=narrow(self.seed), size=min(self.batch, len(self.x)))
@@ -64,98 +72,98 @@ class Trial:
     def attacks(
         self, named: Mapping[str, Attack], right: Tensor, cascade: bool | Literal["threat"], classes: int
     ) -> tuple[dict[str, dict[str, Any]], dict[str, str], Tensor, Tensor]:
-        """Results and flags by attack, which of the samples that are ``right`` (n,) are robust to all of them, and the
-        class (n,) that the first attack to fool a sample turned it into, -1 where none did."""
+        """Results and flags by attack, which of the samples that are ``right`` (n,) are robust to all attacks, and the
+        class (n,) predicted after the first attack that fools a sample, -1 where none does."""
         results, outcomes, remaining = {}, {}, right.clone()
         turned = torch.full(right.shape, -1)
         left: dict[Threat | None, Tensor] = {}
         for name, attack in named.items():
             chain: Threat | None = attack.threat if cascade == "threat" else None
             before = left.get(chain, right) if cascade else right
-            results[name], outcomes[name], left[chain], whole = self.attack(name, attack, before)
+            results[name], outcomes[name], left[chain], total = self.attack(name, attack, before)
             remarks = attack.remarks(classes)
             results[name] |= {"remarks": remarks} if remarks else {}
             remaining &= left[chain]
-            fooled = whole.fooled & (turned[whole.rows] == -1)
-            turned[whole.rows[fooled]] = whole.predicted[fooled]
+            fooled = total.fooled & (turned[total.rows] == -1)
+            turned[total.rows[fooled]] = total.predicted[fooled]
         return results, outcomes, remaining, turned
 
-    def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor, Met]:
+    def attack(self, name: str, attack: Attack, before: Tensor) -> tuple[dict[str, Any], str, Tensor, Result]:
         """The result of an attack on the samples that are robust ``before`` (n,), their flags, which are robust after
-        it, and what its parts did."""
-        remaining, whole, parts = before.clone(), NOTHING, {}
+        it, and the results of its parts."""
+        remaining, total, parts = before.clone(), NO_RESULT, {}
         for part in attack.parts() or [None]:
-            met = self._meet(name, attack, part, remaining)
-            remaining[met.rows[met.fooled]] = False
-            whole = whole.then(met)
+            found = self._results(name, attack, part, remaining)
+            remaining[found.rows[found.fooled]] = False
+            total = total.then(found)
             if part is not None:
-                parts[part] = self._summary(met, remaining)
+                parts[part] = self._summary(found, remaining)
         result = {
             "attack": spell(attack),
             "threat": attack.threat.plain(),
             "settings": plain(attack),
-            # A sample that several parts met was attacked once.
-            **self._summary(whole, remaining) | {"attacked": int(before.sum())},
+            # A sample that several parts attacked counts once.
+            **self._summary(total, remaining) | {"attacked": int(before.sum())},
         }
-        return result | ({"parts": parts} if parts else {}), flags(before, before & ~remaining), remaining, whole
+        return result | ({"parts": parts} if parts else {}), flags(before, before & ~remaining), remaining, total
 
-    def _meet(self, name: str, attack: Attack, part: str | None, remaining: Tensor) -> Met:
-        """What the attack does to the samples that ``remain``, in their order; the same on every rank."""
+    def _results(self, name: str, attack: Attack, part: str | None, remaining: Tensor) -> Result:
+        """The result of the attack on the ``remaining`` samples, in their order; the same on every rank."""
         rows = remaining.nonzero().squeeze(1)
         groups = (
-            [rows] if self.blocks is None else [kept for block in self.blocks if len(kept := block[remaining[block]])]
+            [rows] if self.blocks is None else [left for block in self.blocks if len(left := block[remaining[block]])]
         )
         known, runs = self.ledger.divided(name, part, groups, self.batch)
         text = name if part is None else f"{name}, {part}"
-        fooled = sum(int(met.fooled.sum()) for met in known)
-        done = len(remaining) - len(rows) + sum(len(met.rows) for met in known)
+        fooled = sum(int(result.fooled.sum()) for result in known)
+        done = len(remaining) - len(rows) + sum(len(result.rows) for result in known)
         self._announce(done, text, len(rows) - fooled)
         if self.world.size > 1:
             pieces = [piece for run in runs for piece in run.split(self.batch)]
             runs = Shard(self.world.rank, self.world.size).of(pieces)
         made = []
         for run in runs:
-            for met in self._attacked(attack, part, run):
-                self.ledger.add(name, part, met)
-                made.append(met)
-                fooled += int(met.fooled.sum())
-                self._announce(len(met.rows), text, len(rows) - fooled)
+            for result in self._attacked(attack, part, run):
+                self.ledger.add(name, part, result)
+                made.append(result)
+                fooled += int(result.fooled.sum())
+                self._announce(len(result.rows), text, len(rows) - fooled)
         if self.world.size > 1:
-            own = sum(len(met.rows) for met in made)
+            own = sum(len(result.rows) for result in made)
             self.world.wait()
-            made = [met for each in self.world.gather(made) for met in each]
-            self._announce(sum(len(met.rows) for met in made) - own, text, len(rows) - fooled)
-        return Met.joined([*known, *made])
+            made = [result for each in self.world.gather(made) for result in each]
+            self._announce(sum(len(result.rows) for result in made) - own, text, len(rows) - fooled)
+        return Result.joined([*known, *made])
 
-    def _attacked(self, attack: Attack, part: str | None, run: Tensor) -> Iterator[Met]:
-        """What the attack does to the samples at these places, a batch at a time."""
+    def _attacked(self, attack: Attack, part: str | None, run: Tensor) -> Iterator[Result]:
+        """The results of the attack on the samples at these positions, a batch at a time."""
 
-        def meet(chosen: slice) -> Met:
+        def run_batch(chosen: slice) -> Result:
             begun, at = time.perf_counter(), run[chosen].to(self.x.device)
             outcome = self.search.attacked(
                 attack.of(at), self.x[at], self.y[at], seed=self.seed, ids=self.ids[at], part=part
             )
-            return Met(
+            return Result(
                 run[chosen], outcome.success.cpu(), outcome.norm.double().cpu(),
                 self.search.classes(outcome, self.seed), int(outcome.forwards.sum()), int(outcome.backwards.sum()),
                 time.perf_counter() - begun,
             )  # fmt: skip
 
-        return (met for _, met in self.batches.over(len(run), self.batch, meet))
+        return (result for _, result in self.batches.over(len(run), self.batch, run_batch))
 
     def _announce(self, samples: int, text: str, remaining: int) -> None:
         if self.advance:
             self.advance(samples, f"{text} {100 * remaining / len(self.x):.1f} %")
 
-    def _summary(self, met: Met, remaining: Tensor) -> dict[str, Any]:
+    def _summary(self, result: Result, remaining: Tensor) -> dict[str, Any]:
         return {
-            "attacked": len(met.rows),
+            "attacked": len(result.rows),
             "robust": share(int(remaining.sum()), len(self.x)),
-            "fooled": self.ids.cpu()[met.rows[met.fooled]].tolist(),
-            "distance": _quantiles(met.distance[met.fooled]),
-            "forwards": met.forwards,
-            "backwards": met.backwards,
-            "seconds": round(met.seconds, 3),
+            "fooled": self.ids.cpu()[result.rows[result.fooled]].tolist(),
+            "distance": _quantiles(result.distance[result.fooled]),
+            "forwards": result.forwards,
+            "backwards": result.backwards,
+            "seconds": round(result.seconds, 3),
         }
 
 

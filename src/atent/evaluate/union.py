@@ -1,4 +1,4 @@
-"""Robustness to several threats at once: which samples withstand every one, and which threat breaks what."""
+"""Robustness to several threats at once: which samples are robust to all of them, and which threat breaks which."""
 
 from __future__ import annotations
 
@@ -18,11 +18,27 @@ UNION_VERSION = 1
 
 @dataclass(frozen=True)
 class Union:
-    """What an evaluation under several threats says of all of them; a share is {"value", "low", "high", "k", "n"} with
-    a 95 % interval."""
+    """Robustness to several threats at once, from one evaluation.
+
+    A share is {"value", "low", "high", "k", "n"} with a 95 % interval.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> from atent.evaluate import evaluate, union
+    >>> model, x = torch.nn.Linear(4, 3), torch.rand(6, 4)
+    >>> attacks = [FGSM(Threat("linf", 0.1)), FGSM(Threat("l2", 0.2))]
+    >>> found = union(evaluate(model, x, model(x).argmax(1), attacks, cascade="threat"))
+    >>> sum(found.by_count), len(found.by_count)
+    (6, 3)
+    """
 
     n: int
+    """Number of samples."""
     seed: int
+    """Seed of the random numbers."""
     clean: dict[str, Any]
     """Share of the samples classified correctly."""
     worst: dict[str, Any]
@@ -30,16 +46,17 @@ class Union:
     average: dict[str, float]
     """Mean over the threats of the robust accuracy, {"value", "low", "high"} with a 95 % interval over samples."""
     threats: dict[str, dict[str, Any]]
-    """By threat as text: threat, its fields; attacks, by name what each did (attack as text, attacked, fooled,
+    """By threat as text: threat, its fields; attacks, by name the result of each (attack as text, attacked, fooled,
     forwards, backwards, seconds); robust, the share that remains correctly classified under all of them; alone, the
-    number of samples that this threat breaks and no other."""
+    number of samples that this threat alone breaks."""
     broken: dict[str, dict[str, int]]
-    """By two threats: how many correctly classified samples both break; by one and the same, how many it breaks."""
+    """By pair of threats: how many correctly classified samples both break; by a threat twice, how many it breaks."""
     by_count: list[int]
     """How many correctly classified samples 0, 1, 2, ... of the threats break."""
     outcomes: dict[str, Any] = field(default_factory=dict)
-    """One character per sample: ids ("0-499"), clean (1 right, 0 wrong), and by threat 1 robust, 0 not."""
+    """One character per sample: ids ("0-499"), clean (1 correct, 0 misclassified), and by threat 1 robust, 0 not."""
     schema_version: int = UNION_VERSION
+    """Version of the format."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, as they are part of evaluation.json."""
@@ -47,7 +64,7 @@ class Union:
 
 
 def union(found: Evaluation) -> Union:
-    """The union report of an evaluation whose attacks have two threats or more.
+    """The union report of an evaluation under two threats or more.
 
     A sample is robust to a threat if no attack under that threat fools it, and robust to the union if it is robust to
     every threat, so the union is at most the least of the threats' robust accuracies. A sample that is misclassified
@@ -56,28 +73,40 @@ def union(found: Evaluation) -> Union:
     Parameters
     ----------
     found
-        What `evaluate` gives with ``cascade="threat"``, or with ``cascade=False`` at a higher cost; both give the same
-        verdicts.
+        The result of `evaluate` with ``cascade="threat"``, or with ``cascade=False`` at a higher cost; both give the
+        same verdicts.
 
     Returns
     -------
     Union
-        Robust accuracy for each threat, the union, the average, and which threat breaks what.
+        Robust accuracy for each threat, the union, the average, and which threat breaks which samples.
 
     Raises
     ------
     ValueError
-        In one line, for attacks of one threat alone, and for a cascade across threats, in which a sample meets no
-        threat after the first that breaks it.
+        In one line, for attacks of one threat alone, and for a cascade across threats, in which a sample is not
+        attacked after the first threat that breaks it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import FGSM
+    >>> from atent.evaluate import evaluate, union
+    >>> model, x = torch.nn.Linear(4, 3), torch.rand(6, 4)
+    >>> attacks = [FGSM(Threat("linf", 0.1)), FGSM(Threat("l2", 0.2))]
+    >>> found = union(evaluate(model, x, model(x).argmax(1), attacks, cascade="threat"))
+    >>> list(found.threats), found.clean["value"]
+    (['linf 0.1', 'l2 0.2'], 1.0)
     """
     groups = _by_threat(found.attacks)
     if len(groups) < 2:
         raise ValueError(
-            f"a union needs two threats or more, got {', '.join(groups) or 'no attack'}: add attacks under another"
+            f"a union needs two threats or more, got {', '.join(groups) or 'no attack'}: add attacks under another one"
         )
     if found.cascade is True:
         raise ValueError(
-            "a cascade hides from each sample the threats after the first that breaks it: evaluate with"
+            "in a cascade across threats a sample is not attacked after the first threat that breaks it: evaluate with"
             ' cascade="threat"'
         )
     right = [flag == "1" for flag in found.outcomes["clean"]]
@@ -115,7 +144,7 @@ def union(found: Evaluation) -> Union:
 
 
 def _by_threat(attacks: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The names of the attacks by threat as text, in order; eps in full where six digits do not tell two apart."""
+    """The names of the attacks by threat as text, in order; eps in full where two agree in six digits."""
     groups: dict[Threat, list[str]] = {}
     for name, entry in attacks.items():
         groups.setdefault(Threat(**entry["threat"]), []).append(name)

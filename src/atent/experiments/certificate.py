@@ -27,9 +27,9 @@ from atent.certify import (
     verified_by,
 )
 from atent.certify.certificate import certified_network, made_of
+from atent.certify.limits import check_radius
 from atent.certify.rows import claimed, claimed_as, free, made_alike, sidecar, sums, write_rows
 from atent.certify.shards import check_complete, check_shard
-from atent.certify.smoothing import check_radius
 from atent.data import Limit, Rule
 from atent.data.described import spans
 from atent.distributed import alone, current, entered

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from atent.certify.smoothing import largest_radius, samples_needed
+from atent.certify.limits import largest_radius, samples_needed
 from atent.methods import ATENT, PGDAT, TRADES, Method
 from atent.models import build
 from atent.paper.derivations import (

@@ -1,0 +1,40 @@
+"""Symbolic tracing of a network down to its supported layers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+from atent.certify.operators import LAYERS
+
+AUGMENTED = {name: getattr(operator, name) for name in ("iadd", "isub", "imul", "itruediv")}
+
+
+def known_layer(module: nn.Module) -> type[nn.Module] | None:
+    """The supported layer of torch that it is, if any; a subclass with its own forward is not."""
+    return next((k for k in LAYERS if isinstance(module, k) and type(module).forward is k.forward), None)
+
+
+class _Proxy(fx.Proxy):
+    """Records ``x -= 1`` differently from ``x = x - 1``: the first also changes other references to x."""
+
+
+def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _name, _function in AUGMENTED.items():
+    setattr(_Proxy, f"__{_name}__", _augmented(_function))
+
+
+class Tracer(fx.Tracer):
+    """Traces into every module that is neither a layer of torch nor a subclass of a supported one."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return known_layer(m) is not None or super().is_leaf_module(m, module_qualified_name)
