@@ -27,7 +27,7 @@ class Boundary(NamedTuple):
 def nearest_boundary(oracle: Oracle, x: Tensor, y: Tensor, classes: Tensor, norm: Norm) -> tuple[Boundary, Tensor]:
     """The nearest of the boundaries to ``classes`` (n, m) seen from ``x``, in ``norm``, and the logits (n, C).
 
-    Moosavi-Dezfooli et al. 2016, Eq. 8 (l2) and 11 (linf); l1 alike, by the largest entry of the slope. A boundary
+    Moosavi-Dezfooli et al. 2016, Eq. 8 (l2) and 13 (linf); l1 alike, by the largest entry of the slope. A boundary
     without a slope is out of reach; where all are, the first one is returned, at distance inf. One forward and m
     backwards; see `Oracle.slopes` for the memory.
     """

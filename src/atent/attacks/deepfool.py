@@ -24,7 +24,7 @@ _MORE = 1e-4
 def to_boundary(threat: Threat, boundary: Boundary) -> Tensor:
     """The smallest step (n, ...) onto linear boundaries in the threat's norm, and beyond by 1e-4 of the box's width.
 
-    Moosavi-Dezfooli et al. 2016, Eq. 9 (l2) and 12 (linf). The step is zero where the boundary is out of reach.
+    Moosavi-Dezfooli et al. 2016, Eq. 9 (l2) and 14 (linf). The step is zero where the boundary is out of reach.
     """
     direction = unit(boundary.slope) if threat.norm == "l2" else boundary.slope.sign()
     far = boundary.distance
