@@ -156,9 +156,9 @@ def test_few_classes_are_attacked_by_the_targets_that_exist(version, classes, ba
             found = attack.run(model, x, y, part=part).success
             assert torch.equal(found[clear], (distance < eps)[clear]), part
     reported = "; ".join(attack.remarks(classes))
-    assert ("APGD-T climbs the difference of logits" in reported) == (version == "standard" and classes < 4)
-    assert ("APGD-DLR climbs the difference of logits" in reported) == (version == "rand" and classes < 3)
-    assert ("FAB-T aims at the" in reported) == (version == "standard")
+    assert ("APGD-T maximises the difference of logits" in reported) == (version == "standard" and classes < 4)
+    assert ("APGD-DLR maximises the difference of logits" in reported) == (version == "rand" and classes < 3)
+    assert ("FAB-T targets " in reported) == (version == "standard")
 
 
 def test_nothing_is_remarked_on_ten_classes():
@@ -172,7 +172,7 @@ def test_an_evaluation_says_what_ran_on_few_classes(classes, batch):
     found = evaluate(model, x, model(x).argmax(1), [AutoAttack(Threat("linf", 0.05), steps=3, queries=5)])
     ((name, result),) = found.attacks.items()
     assert list(result["parts"]) == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
-    assert "APGD-T climbs the difference of logits, as the targeted DLR loss takes 4 classes" in result["remarks"]
+    assert "APGD-T maximises the difference of logits, as the targeted DLR loss needs 4 classes" in result["remarks"]
     (line,) = remarks({name: AttackResult(**result)})
     assert line.startswith(f"{name}: APGD-T climbs")
 

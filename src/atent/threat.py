@@ -154,7 +154,7 @@ class Threat:
         return (low, high) if type(low) is float else (min(low), max(high))
 
     def edges(self, x: Tensor, of: Callable[[Any, Any], tuple[Any, Any]] = lambda low, high: (low, high)) -> Any:
-        """``of(low, high)`` as numbers, or for a box per channel as tensors of the dtype of ``x`` that broadcast over it.
+        """``of(low, high)`` as numbers, or for a box per channel as tensors in the dtype of ``x`` that broadcast to it.
 
         ``of`` computes in float64. ValueError if the number of channels of ``x`` (n, c, ...) differs from the box's.
         """
@@ -176,7 +176,7 @@ class Threat:
             )
 
     def blocks(self, shape: Sequence[int]) -> Blocks:
-        """The units that l0 and patch count in samples of ``shape`` (no batch dimension); ValueError if they do not fit."""
+        """The units that l0 and patch count in samples of ``shape`` (no batch dimension); ValueError if none fit."""
         return l0.blocks(shape, self.group) if self.norm == "l0" else patch.blocks(shape, cast(int, self.side))
 
     def scaled(self, factor: float) -> Threat:

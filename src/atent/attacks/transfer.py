@@ -23,7 +23,7 @@ from atent.threat import NORMS, Threat
 @attack
 @dataclass(frozen=True)
 class Transfer(Attack):
-    """Adversarial inputs crafted on a ``source`` model and evaluated on the attacked model, which is not queried before.
+    """Adversarial inputs crafted on a ``source`` model and evaluated on the attacked one, which is not queried before.
 
     With the attacked model as the source the result equals that of the attack itself, bit for bit. The source runs in
     eval mode and is restored; its passes are not counted. A source given as text is loaded at the first use and moved
