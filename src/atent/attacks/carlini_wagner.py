@@ -20,7 +20,7 @@ from atent.threat import Threat, l2_norm, per_sample
 @attack
 @dataclass(frozen=True)
 class CarliniWagner(Attack):
-    """The smallest l2 perturbation by Adam in tanh space, with a binary search over the constant c (Carlini and Wagner).
+    """The smallest l2 perturbation by Adam in tanh space, with a search over the constant c (Carlini and Wagner).
 
     Minimises ||z - x||_2^2 + c max(0, z_y - max other logit + confidence) over w, where z = centre of the box + half
     its width times tanh(w) stays in the box, from w(x), for ``search_steps`` values of c: ten times the last one until
