@@ -474,7 +474,7 @@ BAD_SETTINGS = [
     ("PGD", "l2", {"start": "corner"}, r"start \(for l2\) 'corner' is not known"),
     ("PGD", "l2", {"loss": "cw"}, "loss 'cw' is not known: use one of ce, margin, dlr"),
     ("PGD", "l2", {"keep": "first"}, "keep 'first' is not known"),
-    ("PGD", "l2", {"loss": "kl", "start": "zero"}, "loss 'kl' is at its minimum at x, .* use start 'uniform'"),
+    ("PGD", "l2", {"loss": "kl", "start": "zero"}, "loss 'kl' has its minimum at x, .* use start 'uniform'"),
     ("PGD", "linf", {"momentum": -0.5}, "momentum must be at least 0, got -0.5"),
     ("PGD", "linf", {"momentum": math.inf}, "momentum must be a finite number, got inf"),
     ("PGD", "linf", {"start": "gaussian", "start_noise": 0.0}, "start_noise must be above 0, got 0"),

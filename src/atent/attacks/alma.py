@@ -13,7 +13,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.bisection import bisect
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Iterate, check_share, walk
+from atent.attacks.smallest import Iterate, check_share, track_smallest
 from atent.checks import check_choice, check_number
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample, unit
@@ -190,7 +190,7 @@ class ALMA(Attack):
         if self.constraint == "dlr":
             why = "ALMA's difference of logits ratio needs 3 classes or more: use constraint='margin'"
             oracle = oracle.demanding(3, why)
-        return walk(
+        return track_smallest(
             oracle, x, y, threat=self.threat, steps=self.steps, loss=partial(self._constraint, oracle), move=move,
             confidence=self.tolerance,
         )  # fmt: skip

@@ -149,12 +149,12 @@ class APGD(Attack):
             beside = runs[1:] if wave else runs[:1]
             aims = aims[:, [run // self.restarts for run in beside]]
             if not wave:
-                return self._climb(oracle, x, y, self._begin(oracle, x, streams, beside), aims)
+                return self._run(oracle, x, y, self._begin(oracle, x, streams, beside), aims)
             found = []
             for rows in torch.arange(len(x), device=x.device).split(side_by_side(whole, len(beside))):
                 part = oracle.take(rows)
                 begin = self._begin(part, x[rows], streams.take(rows), beside)
-                found.append(self._climb(part, x[rows], y[rows], begin, aims[rows]))
+                found.append(self._run(part, x[rows], y[rows], begin, aims[rows]))
             return torch.cat(found)
 
         return worst_of(min(2, len(runs)), once, oracle, x, y, streams, aims)
@@ -164,7 +164,7 @@ class APGD(Attack):
         threat = self.threat.take(oracle.rows).scaled(self.stages[0][0])
         return torch.stack([start(threat, self.start, x, streams, run) for run in runs], 1)
 
-    def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, begin: Tensor, aims: Tensor) -> Tensor:
+    def _run(self, oracle: Oracle, x: Tensor, y: Tensor, begin: Tensor, aims: Tensor) -> Tensor:
         """Several runs for each sample, side by side: starts (n, runs, ...) and targets (n, runs); one result each."""
         runs = begin.shape[1]
         if runs > 1:

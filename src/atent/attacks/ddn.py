@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Iterate, annealed, check_share, farthest, walk
+from atent.attacks.smallest import Iterate, annealed, check_share, farthest, track_smallest
 from atent.checks import check_number
 from atent.losses import cross_entropy
 from atent.rng import Streams
@@ -48,7 +48,7 @@ def decoupled(
             z = low + extent * ((z - low) / extent * (levels - 1)).round() / (levels - 1)
         return z
 
-    return walk(oracle, x, y, threat=threat, steps=steps, loss=oracle.aimed(cross_entropy), move=move)
+    return track_smallest(oracle, x, y, threat=threat, steps=steps, loss=oracle.aimed(cross_entropy), move=move)
 
 
 @attack

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import DUAL, Iterate, annealed, check_share, farthest, walk
+from atent.attacks.smallest import DUAL, Iterate, annealed, check_share, farthest, track_smallest
 from atent.checks import check_choice, check_number
 from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
@@ -120,4 +120,4 @@ class FMN(Attack):
                 return threat.clamp(x + per_sample(radius, x) * unit(z - x))
             return threat.project(z, x, radius)
 
-        return walk(oracle, x, y, threat=threat, steps=self.steps, loss=oracle.margin, move=move)
+        return track_smallest(oracle, x, y, threat=threat, steps=self.steps, loss=oracle.margin, move=move)

@@ -124,10 +124,10 @@ class PGD(Attack):
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         clean = (oracle.logits(x, y),) if self.loss == "kl" else ()
         if self.restarts == 1:
-            return self._climb(oracle, x, y, streams, 0, *clean)
-        return worst_of(self.restarts, self._climb, oracle, x, y, streams, *clean)
+            return self._ascend(oracle, x, y, streams, 0, *clean)
+        return worst_of(self.restarts, self._ascend, oracle, x, y, streams, *clean)
 
-    def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int, *clean: Tensor) -> Tensor:
+    def _ascend(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int, *clean: Tensor) -> Tensor:
         """The result of one start; ``clean`` are the logits that kl compares with."""
         threat = self.threat if oracle.rows is None else self.threat.take(oracle.rows)
         step = threat.lengths(x, self._length)

@@ -70,7 +70,7 @@ class TokenAttack(Attack):
     restarts: int = 1
     """Number of starts: x, then random points; the worst result counts."""
     loss: Literal["ce", "margin", "dlr"] = "ce"
-    """Loss to climb: cross-entropy, margin, or difference of logits ratio."""
+    """Loss to maximise: cross-entropy, margin, or difference of logits ratio."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
