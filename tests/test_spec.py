@@ -212,7 +212,8 @@ def test_a_label_says_every_field_that_is_not_as_by_default(name):
 
 def test_the_bare_name_is_for_the_standard_settings():
     weak = AutoAttack(LINF, queries=1)
-    with pytest.raises(ValueError, match=r"is reserved for AutoAttack .* got AutoAttack\(queries=1\): name it") as error:
+    said = r"is reserved for AutoAttack .* got AutoAttack\(queries=1\): name it"
+    with pytest.raises(ValueError, match=said) as error:
         check_names({"AutoAttack": weak})
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="standard settings, got PGD"):
