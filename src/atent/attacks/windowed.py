@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from atent.attacks.oracle import Oracle
 from atent.attacks.affected import SLIDING, Affected, affected, apply, constant, graph_of, layer, sliding
+from atent.attacks.oracle import Oracle
 
 # Largest number of cached elements: 256 MiB in float32.
 _MOST = 2**26
