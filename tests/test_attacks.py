@@ -310,7 +310,7 @@ KNOWN_PASSES = [
     ("APGD", {"steps": 7, "loss": "dlr-targeted"}, 75, 63),
     ("APGD", {"steps": 7, "loss": "dlr-targeted", "targets": 20}, 75, 63),
     ("EoT", {"attack": "PGD(steps=7)", "samples": 4}, 28, 28),
-    # the clean logits, and after each part a look at who stands
+    # the clean logits, and after each part an evaluation of the remaining samples
     ("AutoAttack", {"version": "rand", "steps": 7, "eot": 3}, 1 + 2 * (24 + 1), 2 * 21),
     ("AutoAttack", {"steps": 7, "targets": 9, "queries": 1}, 1 + (8 + 1) + (75 + 1) + (127 + 1) + (2 + 1), 7 + 63 + 63),
 ]

@@ -55,7 +55,7 @@ def test_the_published_budgets(norm, conv_net, batch):
     net, (x, _) = conv_net(torch.float32), batch(4, torch.float32)
     y, attack = net(x).argmax(1), AutoAttack(Threat(norm, 1e-6))
     # each part's forwards, its verdict among them, and its gradients: one forward more than gradients in a run of APGD,
-    # for targets the clean logits, and a look after the first one and after the others; two forwards in a step of FAB
+    # for targets the clean logits, and an evaluation after the first and after the others; two forwards per FAB step
     budgets = {"APGD-CE": (101 + 1, 100), "APGD-T": (1 + 9 * 101 + 2 + 1, 900), "FAB-T": (1 + 1800 + 1, 900)}
     for name, budget in budgets.items():
         out = attack.run(net, x, y, part=name)
@@ -65,7 +65,7 @@ def test_the_published_budgets(norm, conv_net, batch):
     # a query that would change nothing need not be asked
     assert 500 < int(square.min()) <= int(square.max()) <= 5000 + 1 + 1
     whole = attack.run(net, x, y)
-    # and the clean logits; the look after a part is in the place of its verdict, and there is one at the end
+    # and the clean logits; the evaluation after a part replaces its verdict, and there is one at the end
     assert whole.forwards.tolist() == (square + 102 + 913 + 1802 + 2).tolist()
     assert set(whole.backwards.tolist()) == {1900}
     assert attack.passes == 102 + 913 + 1802 + 5002 + 1900 + 2

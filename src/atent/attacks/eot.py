@@ -18,7 +18,7 @@ from atent.threat import NORMS, Threat
 @attack
 @dataclass(frozen=True)
 class EoT(Attack):
-    """Expectation over transformation: an ``attack`` whose gradients are averaged over ``samples`` passes.
+    """Expectation over transformation: an ``attack`` whose gradients are means over several passes.
 
     For random models: every gradient and its loss is a mean over ``samples`` passes. With one sample the result equals
     that of the attack itself, bit for bit. The model uses torch's generators, which are seeded at every call; evaluate

@@ -123,8 +123,8 @@ class Squares:
 
         up = corner(top + side, left + side) - corner(top, left + side) - corner(top + side, left) + corner(top, left)
         sign = self.signs.gather(1, queries[..., None].expand(-1, -1, c)).transpose(1, 2)
-        held = (up == torch.where(sign, (side * side)[:, None], 0)).all(1)
-        idle = held | (self.before.gather(1, queries) >= changed[:, None])
+        unchanged = (up == torch.where(sign, (side * side)[:, None], 0)).all(1)
+        idle = unchanged | (self.before.gather(1, queries) >= changed[:, None])
         return (at + idle.long().cumprod(1).sum(1).clamp_max(_AHEAD - 1)).clamp_max(len(self.sides) - 1)
 
     def propose(self, best: Tensor, query: Tensor, k: int) -> tuple[Tensor, Window]:
@@ -256,13 +256,13 @@ class Masses:
         def mass(t: Tensor, dims: tuple[int, ...]) -> Tensor:
             return (t.square() if square else t.abs()).sum(dims, keepdim=True)
 
-        whole = self.threat.lengths(delta, lambda eps: eps**order)
-        spare = (whole - mass(delta, (1, 2))).clamp_min(0.0) / channels
-        held = delta.gather(2, window)
+        total = self.threat.lengths(delta, lambda eps: eps**order)
+        spare = (total - mass(delta, (1, 2))).clamp_min(0.0) / channels
+        content = delta.gather(2, window)
         emptied = delta.scatter(2, window, 0.0)
         # Where the windows overlap, the mass counts once.
-        both = spare + (mass(held, (2,)) + mass(emptied.gather(2, source), (2,)))
-        length = held.norm(order, dim=2, keepdim=True) + 1e-12 * self.threat.width
-        new = torch.where(coins[:, 1:], shape, -shape) + held / length
+        both = spare + (mass(content, (2,)) + mass(emptied.gather(2, source), (2,)))
+        length = content.norm(order, dim=2, keepdim=True) + 1e-12 * self.threat.width
+        new = torch.where(coins[:, 1:], shape, -shape) + content / length
         new = new / (new.norm(order, dim=2, keepdim=True) + 1e-12) * (both.sqrt() if square else both * channels)
         return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best)), None
