@@ -344,15 +344,15 @@ def test_more_runs_only_for_survivors_and_side_by_side(hardened, batch):
     out = APGD(Threat("linf", 0.2), steps=10, loss="dlr-targeted", targets=5).run(model, x, y)
     rows = [len(z) for z in model.seen]
     first = APGD(Threat("linf", 0.2), steps=10, loss="dlr-targeted", targets=1).run(hardened, x, y).success
-    stand = int((~first).sum())
-    # clean logits, the first target, an evaluation, the other four targets of robust samples, an evaluation, the verdict
+    robust = int((~first).sum())
+    # clean logits, the first target, an evaluation, the other four for robust samples, an evaluation, the verdict
     assert rows[:2] == [60, 60]
-    assert rows[12:14] == [60, 4 * stand]
-    assert rows[-2:] == [stand, 60]
+    assert rows[12:14] == [60, 4 * robust]
+    assert rows[-2:] == [robust, 60]
     assert len(rows) == 1 + 11 + 1 + 11 + 1 + 1
     assert all(n % 4 == 0 for n in rows[13:-2])
     assert out.success[first].all()
-    assert int(out.success.sum()) > 60 - stand
+    assert int(out.success.sum()) > 60 - robust
 
 
 def test_a_pass_sees_no_more_rows_than_the_batch_unless_they_are_small():

@@ -16,7 +16,7 @@ def counts(threat: Threat, x: Tensor) -> Tensor:
     return k.expand(len(x)).clamp_max(threat.blocks(x.shape[1:]).count).long()
 
 
-class Found:
+class BestPoints:
     """The best point of each sample in a search that ends for a sample once it is misclassified.
 
     The first misclassified point, or before that the one with the largest margin.

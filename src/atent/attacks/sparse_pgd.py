@@ -12,7 +12,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
-from atent.attacks.sparse import Found, counts
+from atent.attacks.sparse import BestPoints, counts
 from atent.checks import check_choice, check_number
 from atent.geometry.blocks import largest
 from atent.losses import LOSSES
@@ -96,7 +96,7 @@ class SparsePGD(Attack):
         p = threat.clamp(x + width * (2 * streams.uniform(x, use="start", restart=restart) - 1)) - x
         scores = streams.normal(x.new_empty(len(x), blocks.count), use="mask", restart=restart)
         mask, idle = largest(scores, k), torch.zeros_like(y)
-        found = Found(x)
+        found = BestPoints(x)
         for step in range(self.steps + 1):
             if step and step % _CHECK == 0:
                 on = found.left()

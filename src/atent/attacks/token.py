@@ -12,7 +12,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
-from atent.attacks.sparse import Found, counts
+from atent.attacks.sparse import BestPoints, counts
 from atent.checks import check_choice, check_number
 from atent.geometry.blocks import Blocks, largest
 from atent.losses import LOSSES
@@ -97,7 +97,7 @@ class TokenAttack(Attack):
         count, blocks = counts(threat, x), threat.blocks(x.shape[1:])
         chosen = torch.zeros(len(x), blocks.count, dtype=torch.bool, device=x.device)
         begin = x + _largest_change(threat) * (2 * streams.uniform(x, use="start", restart=restart) - 1)
-        found, length = Found(x), self._lengths(x, count)
+        found, length = BestPoints(x), self._lengths(x, count)
         for step in range(self.steps + 1):
             if step and step % _CHECK == 0:
                 on = found.left()

@@ -13,7 +13,7 @@ from atent.testing import networks
 from atent.testing.attack_case import Case, lengths, under, within
 from atent.testing.bad_inputs import BAD, check_refused
 from atent.testing.contract import Suite, require
-from atent.testing.networks import Found, same
+from atent.testing.networks import Snapshot, same
 from atent.threat import Radii, Threat
 
 _suite: Suite[Case] = Suite()
@@ -151,11 +151,11 @@ def _restored_after_an_exception(case: Case) -> None:
 
 
 def _as_found(case: Case, fails_at: int | None) -> None:
-    model = networks.half_used(networks.Restless(case.model), case.x)
+    model = networks.mid_training(networks.Restless(case.model), case.x)
     assert isinstance(model, networks.Restless)
     for mode in ("eval", "train"):
         model.seen, model.fails_at = 0, fails_at
-        found, raised = Found(model), False
+        found, raised = Snapshot(model), False
         try:
             case.run(model, case.x, mode=mode)
         except ArithmeticError:

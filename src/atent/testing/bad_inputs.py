@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from atent.attacks.base import Attack
 from atent.fields import mistyped
 from atent.testing.contract import ContractError, require
-from atent.testing.networks import Found, Through
+from atent.testing.networks import Snapshot, Through
 from atent.threat import Threat
 
 
@@ -90,7 +90,7 @@ def check_refused(kind: str, attack: Attack, model: nn.Module, x: Tensor, y: Ten
     x, y = bad.x(x, attack.threat.box), bad.y(y, classes)
     keywords = bad.given(len(x) if x.dim() else 1)
     model = bad.model(copy.deepcopy(model)).train()
-    found = Found(model)
+    found = Snapshot(model)
     try:
         attack(model, x, y, **keywords)
     except ValueError as error:

@@ -16,7 +16,7 @@ from atent.certify.smoothing import ABSTAIN
 from atent.guard import dtype_of
 from atent.testing import networks
 from atent.testing.contract import Suite, require
-from atent.testing.networks import Found, same
+from atent.testing.networks import Snapshot, same
 from atent.threat import Threat
 
 Bounds = Callable[[nn.Module, Tensor, Threat], tuple[Tensor, Tensor]]
@@ -232,7 +232,7 @@ def _comes_back(case: Smoothing) -> None:
     model = case.certifier.model
     training = model.training
     try:
-        found = Found(model.train())
+        found = Snapshot(model.train())
         case.certify()
         found.check()
     finally:
@@ -322,7 +322,7 @@ def _extremes(case: Bounding) -> None:
 
 @_bounding.promise("the network, x and the global random states are restored")
 def _returned(case: Bounding) -> None:
-    found, x = Found(case.model), case.x.clone()
+    found, x = Snapshot(case.model), case.x.clone()
     case.bounds(case.model, x, case.threat)
     found.check()
     require(same(x, case.x), "another x after the bounds", "x as it was given")

@@ -17,7 +17,7 @@ from atent.methods.awp import AWP, may_perturb
 from atent.methods.base import Method, Metrics, State
 from atent.testing import networks
 from atent.testing.contract import Suite, require
-from atent.testing.networks import Found, same
+from atent.testing.networks import Snapshot, same
 from atent.threat import Threat
 
 # Two ways to compute one float64 gradient differ by rounding and by the order of sums: below 5e-12 of the sums of
@@ -241,7 +241,7 @@ def _is_random(model: nn.Module, x: Tensor) -> bool:
 @promise("backward leaves modes, weights, buffers other than batch-norm statistics, and inputs unchanged")
 def _left(case: Case) -> None:
     model, x, y = copy.deepcopy(case.model), case.x.clone(), case.y.clone()
-    found = Found(model, statistics=False, gradients=False, streams=False)
+    found = Snapshot(model, statistics=False, gradients=False, streams=False)
     case.method.backward(model, x, y, rng=_stream(case.x), ids=case.ids, state=case.state())
     found.check(" after backward")
     require(same(x, case.x) and same(y, case.y), "another x or y after backward", "the batch as it was given")
@@ -273,7 +273,7 @@ def _two_ways(case: Case) -> None:
 @promise("adversary leaves the network and the global random states unchanged, also if the network raises")
 def _guest(case: Case) -> None:
     for fails_at in (None, 1, 2):
-        model = networks.half_used(case.model, case.x)
+        model = networks.mid_training(case.model, case.x)
         calls: list[int] = []
 
         def count(_module: nn.Module, _given: Any, calls: list[int] = calls, last: int | None = fails_at) -> None:
@@ -283,7 +283,7 @@ def _guest(case: Case) -> None:
 
         handle = model.register_forward_pre_hook(count)
         x, state, raised = case.x.clone(), case.state(), False
-        found = Found(model)
+        found = Snapshot(model)
         try:
             case.method.adversary(model, x, case.y, rng=_stream(case.x), ids=case.ids, state=state)
         except ArithmeticError:
@@ -368,7 +368,7 @@ class _Waits(TorchDispatchMode):
 def _perturbed(case: Case) -> None:
     around = AWP(case.method, 0.01)
     model = copy.deepcopy(case.model)
-    found = Found(model, statistics=False, gradients=False, streams=False)
+    found = Snapshot(model, statistics=False, gradients=False, streams=False)
     metrics = around.backward(model, case.x.clone(), case.y, rng=_stream(case.x), ids=case.ids, state=case.state())
     found.check(" after AWP's backward")
     require("sharpness" in metrics, f"metrics {', '.join(metrics)}", "sharpness among them")

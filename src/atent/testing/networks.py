@@ -111,7 +111,7 @@ class Counting(nn.Module):
         self.backwards += len(grad)
 
 
-def half_used(model: nn.Module, x: Tensor) -> nn.Module:
+def mid_training(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy as in the middle of training: existing gradients, one of them None, a frozen parameter, mixed modes."""
     model = copy.deepcopy(model).train()
     with torch.random.fork_rng(devices=[]):
@@ -132,7 +132,7 @@ def move_global_generators() -> None:
     random.random()
 
 
-class Found:
+class Snapshot:
     """A snapshot of the state of a network, which an attack or method must restore."""
 
     def __init__(self, model: nn.Module, *, statistics: bool = True, gradients: bool = True, streams: bool = True):
