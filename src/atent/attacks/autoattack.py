@@ -49,8 +49,9 @@ class AutoAttack(Attack):
     >>> from atent.attacks import AutoAttack
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> AutoAttack(Threat("linf", 0.1), version="rand", steps=5, eot=2).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = AutoAttack(Threat("linf", 0.1), version="rand", steps=5, eot=2).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.1 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")

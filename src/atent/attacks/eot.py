@@ -41,8 +41,9 @@ class EoT(Attack):
     >>> from atent.attacks import EoT
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> EoT(Threat("linf", 0.1), attack="PGD(steps=2)", samples=2).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = EoT(Threat("linf", 0.1), attack="PGD(steps=2)", samples=2).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.1 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     FORMER: ClassVar[dict[str, str]] = {"draws": "samples"}

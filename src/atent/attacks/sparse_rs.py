@@ -50,8 +50,9 @@ class SparseRS(Attack):
     >>> from atent.attacks import SparseRS
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> SparseRS(Threat("l0", 3), queries=5).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = SparseRS(Threat("l0", 3), queries=5).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 3)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     needs_gradient: ClassVar[bool] = False
