@@ -478,7 +478,7 @@ BAD_SETTINGS = [
     ("PGD", "linf", {"momentum": -0.5}, "momentum must be at least 0, got -0.5"),
     ("PGD", "linf", {"momentum": math.inf}, "momentum must be a finite number, got inf"),
     ("PGD", "linf", {"start": "gaussian", "start_noise": 0.0}, "start_noise must be above 0, got 0"),
-    ("PGD", "linf", {"start_noise": 0.1}, "start_noise is for start 'gaussian', got start 'uniform': leave"),
+    ("PGD", "linf", {"start_noise": 0.1}, "start_noise is for start 'gaussian', got start 'uniform': omit"),
     ("IFGS", "linf", {"steps": 0}, "steps must be at least 1, got 0"),
     ("IFGS", "l2", {"step_size": math.nan}, "step_size must be a finite number or none, got nan"),
     ("FAB", "l2", {"steps": 0}, "steps must be at least 1, got 0"),

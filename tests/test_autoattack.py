@@ -174,7 +174,7 @@ def test_an_evaluation_says_what_ran_on_few_classes(classes, batch):
     assert list(result["parts"]) == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
     assert "APGD-T maximises the difference of logits, as the targeted DLR loss needs 4 classes" in result["remarks"]
     (line,) = remarks({name: AttackResult(**result)})
-    assert line.startswith(f"{name}: APGD-T climbs")
+    assert line.startswith(f"{name}: APGD-T maximises")
 
 
 @NORM
