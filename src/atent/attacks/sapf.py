@@ -148,9 +148,9 @@ class SAPF(Attack):
         for _ in range(self.search_steps):
             problem = _Problem(x, y, counts(threat, x), c, seen, regions)
             last, z, norm = self._factorise(threat, oracle, problem)
-            won = norm.isfinite()
-            best, smallest = keep_smaller(best, smallest, z, norm, won)
-            lower, upper = torch.where(won, lower, c), torch.where(won, c, upper)
+            success = norm.isfinite()
+            best, smallest = keep_smaller(best, smallest, z, norm, success)
+            lower, upper = torch.where(success, lower, c), torch.where(success, c, upper)
             c = torch.where(upper.isinf(), (10 * c).clamp_max(_MOST), (lower + upper) / 2)
         return torch.where(per_sample(smallest.isfinite(), x), best, last)
 
@@ -220,9 +220,9 @@ class SAPF(Attack):
         for _ in range(_HALVINGS):
             middle = (short + long) / 2
             z = threat.clamp(problem.x + per_sample(middle, change) * change)
-            won = self._fooled(oracle, oracle.logits(z, problem.y), problem.y) & found
-            best = torch.where(per_sample(won, z), z, best)
-            short, long = torch.where(won, short, middle), torch.where(won, middle, long)
+            success = self._fooled(oracle, oracle.logits(z, problem.y), problem.y) & found
+            best = torch.where(per_sample(success, z), z, best)
+            short, long = torch.where(success, short, middle), torch.where(success, middle, long)
         return best, torch.where(found, self._size(threat, problem, best), smallest)
 
     def _fooled(self, oracle: Oracle, logits: Tensor, y: Tensor) -> Tensor:
