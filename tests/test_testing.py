@@ -374,7 +374,7 @@ def test_a_wrong_method_is_named_in_one_line(kind, promise, parts):
 def test_a_right_method_keeps_every_promise():
     checked = check_method(Noisy(LINF))
     assert len(checked) == len(set(checked)) > 10
-    assert "AWP goes around it and puts the weights back" in checked
+    assert "AWP wraps it and restores the weights" in checked
 
 
 # ---- certifiers
