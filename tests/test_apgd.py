@@ -97,7 +97,7 @@ class Slow:
         return float(value.detach()), grad, float(slow_loss("margin", logits.detach(), self.y, None))
 
     def climb(self):
-        """After each look at who is done: (best point, its margin)."""
+        """After each check for finished samples: (best point, its margin)."""
         steps, rho, eps = self.attack.steps, self.attack.rho, float(self.attack.threat.eps)
         marks = [0]
         p, gap = 22, 22
@@ -344,15 +344,15 @@ def test_more_runs_only_for_survivors_and_side_by_side(hardened, batch):
     out = APGD(Threat("linf", 0.2), steps=10, loss="dlr-targeted", targets=5).run(model, x, y)
     rows = [len(z) for z in model.seen]
     first = APGD(Threat("linf", 0.2), steps=10, loss="dlr-targeted", targets=1).run(hardened, x, y).success
-    stand = int((~first).sum())
-    # clean logits, the first target, a look, the other four targets of those that stand, a look, the verdict
+    robust = int((~first).sum())
+    # clean logits, the first target, an evaluation, the other four for robust samples, an evaluation, the verdict
     assert rows[:2] == [60, 60]
-    assert rows[12:14] == [60, 4 * stand]
-    assert rows[-2:] == [stand, 60]
+    assert rows[12:14] == [60, 4 * robust]
+    assert rows[-2:] == [robust, 60]
     assert len(rows) == 1 + 11 + 1 + 11 + 1 + 1
     assert all(n % 4 == 0 for n in rows[13:-2])
     assert out.success[first].all()
-    assert int(out.success.sum()) > 60 - stand
+    assert int(out.success.sum()) > 60 - robust
 
 
 def test_a_pass_sees_no_more_rows_than_the_batch_unless_they_are_small():
@@ -423,7 +423,7 @@ def test_the_first_move_follows_the_mean_gradient(norm, name):
     assert not torch.allclose(slope(model, 0, y).sign(), mean.sign())
 
 
-def test_a_random_model_is_climbed_to_the_end():
+def test_a_random_model_runs_to_the_last_step():
     g = torch.Generator().manual_seed(5)
     x, y = 0.3 + 0.4 * torch.rand(7, 10, generator=g, dtype=torch.float64), torch.randint(4, (7,), generator=g)
     out = APGD(Threat("linf", 0.2), steps=9, eot=4).run(Noisy(), x, y)

@@ -179,7 +179,7 @@ def test_the_ball_decides_on_a_linear_network(name, factor):
         ("Langevin", {}, "Langevin takes no targets: use one of"),
         ("AutoAttack", {}, "AutoAttack takes no targets: use one of"),
         ("EoT", {"attack": "DeepFool"}, "DeepFool takes no targets: use one of"),
-        ("PGD", {"loss": "kl"}, "'kl' knows no labels"),
+        ("PGD", {"loss": "kl"}, "'kl' does not use labels"),
         ("APGD", {"loss": "dlr-targeted"}, "chooses its targets itself"),
     ],
 )

@@ -274,7 +274,7 @@ def test_momentum_is_blind_to_the_size_of_the_gradient(norm, linear):
 
 @NORM
 @pytest.mark.parametrize("kind", ["uniform", "gaussian"])
-def test_the_divergence_is_climbed_by_the_formula(norm, kind, linear):
+def test_the_divergence_is_maximised_by_the_formula(norm, kind, linear):
     net, x, y = linear
     model, eps, steps = Recorded(net), 0.4, 6
     attack = PGD(

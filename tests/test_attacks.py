@@ -310,7 +310,7 @@ KNOWN_PASSES = [
     ("APGD", {"steps": 7, "loss": "dlr-targeted"}, 75, 63),
     ("APGD", {"steps": 7, "loss": "dlr-targeted", "targets": 20}, 75, 63),
     ("EoT", {"attack": "PGD(steps=7)", "samples": 4}, 28, 28),
-    # the clean logits, and after each part a look at who stands
+    # the clean logits, and after each part an evaluation of the remaining samples
     ("AutoAttack", {"version": "rand", "steps": 7, "eot": 3}, 1 + 2 * (24 + 1), 2 * 21),
     ("AutoAttack", {"steps": 7, "targets": 9, "queries": 1}, 1 + (8 + 1) + (75 + 1) + (127 + 1) + (2 + 1), 7 + 63 + 63),
 ]
@@ -474,11 +474,11 @@ BAD_SETTINGS = [
     ("PGD", "l2", {"start": "corner"}, r"start \(for l2\) 'corner' is not known"),
     ("PGD", "l2", {"loss": "cw"}, "loss 'cw' is not known: use one of ce, margin, dlr"),
     ("PGD", "l2", {"keep": "first"}, "keep 'first' is not known"),
-    ("PGD", "l2", {"loss": "kl", "start": "zero"}, "loss 'kl' is at its minimum at x, .* use start 'uniform'"),
+    ("PGD", "l2", {"loss": "kl", "start": "zero"}, "loss 'kl' has its minimum at x, .* use start 'uniform'"),
     ("PGD", "linf", {"momentum": -0.5}, "momentum must be at least 0, got -0.5"),
     ("PGD", "linf", {"momentum": math.inf}, "momentum must be a finite number, got inf"),
     ("PGD", "linf", {"start": "gaussian", "start_noise": 0.0}, "start_noise must be above 0, got 0"),
-    ("PGD", "linf", {"start_noise": 0.1}, "start_noise is for start 'gaussian', got start 'uniform': leave"),
+    ("PGD", "linf", {"start_noise": 0.1}, "start_noise is for start 'gaussian', got start 'uniform': omit"),
     ("IFGS", "linf", {"steps": 0}, "steps must be at least 1, got 0"),
     ("IFGS", "l2", {"step_size": math.nan}, "step_size must be a finite number or none, got nan"),
     ("FAB", "l2", {"steps": 0}, "steps must be at least 1, got 0"),

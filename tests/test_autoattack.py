@@ -55,7 +55,7 @@ def test_the_published_budgets(norm, conv_net, batch):
     net, (x, _) = conv_net(torch.float32), batch(4, torch.float32)
     y, attack = net(x).argmax(1), AutoAttack(Threat(norm, 1e-6))
     # each part's forwards, its verdict among them, and its gradients: one forward more than gradients in a run of APGD,
-    # for targets the clean logits, and a look after the first one and after the others; two forwards in a step of FAB
+    # for targets the clean logits, and an evaluation after the first and after the others; two forwards per FAB step
     budgets = {"APGD-CE": (101 + 1, 100), "APGD-T": (1 + 9 * 101 + 2 + 1, 900), "FAB-T": (1 + 1800 + 1, 900)}
     for name, budget in budgets.items():
         out = attack.run(net, x, y, part=name)
@@ -65,7 +65,7 @@ def test_the_published_budgets(norm, conv_net, batch):
     # a query that would change nothing need not be asked
     assert 500 < int(square.min()) <= int(square.max()) <= 5000 + 1 + 1
     whole = attack.run(net, x, y)
-    # and the clean logits; the look after a part is in the place of its verdict, and there is one at the end
+    # and the clean logits; the evaluation after a part replaces its verdict, and there is one at the end
     assert whole.forwards.tolist() == (square + 102 + 913 + 1802 + 2).tolist()
     assert set(whole.backwards.tolist()) == {1900}
     assert attack.passes == 102 + 913 + 1802 + 5002 + 1900 + 2
@@ -156,9 +156,9 @@ def test_few_classes_are_attacked_by_the_targets_that_exist(version, classes, ba
             found = attack.run(model, x, y, part=part).success
             assert torch.equal(found[clear], (distance < eps)[clear]), part
     reported = "; ".join(attack.remarks(classes))
-    assert ("APGD-T climbs the difference of logits" in reported) == (version == "standard" and classes < 4)
-    assert ("APGD-DLR climbs the difference of logits" in reported) == (version == "rand" and classes < 3)
-    assert ("FAB-T aims at the" in reported) == (version == "standard")
+    assert ("APGD-T maximises the difference of logits" in reported) == (version == "standard" and classes < 4)
+    assert ("APGD-DLR maximises the difference of logits" in reported) == (version == "rand" and classes < 3)
+    assert ("FAB-T targets " in reported) == (version == "standard")
 
 
 def test_nothing_is_remarked_on_ten_classes():
@@ -172,9 +172,9 @@ def test_an_evaluation_says_what_ran_on_few_classes(classes, batch):
     found = evaluate(model, x, model(x).argmax(1), [AutoAttack(Threat("linf", 0.05), steps=3, queries=5)])
     ((name, result),) = found.attacks.items()
     assert list(result["parts"]) == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
-    assert "APGD-T climbs the difference of logits, as the targeted DLR loss takes 4 classes" in result["remarks"]
+    assert "APGD-T maximises the difference of logits, as the targeted DLR loss needs 4 classes" in result["remarks"]
     (line,) = remarks({name: AttackResult(**result)})
-    assert line.startswith(f"{name}: APGD-T climbs")
+    assert line.startswith(f"{name}: APGD-T maximises")
 
 
 @NORM

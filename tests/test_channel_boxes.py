@@ -120,7 +120,7 @@ def test_bounds_of_other_channels_are_refused_in_one_line():
 
 
 def test_the_public_check_takes_one_box_for_all_channels():
-    with pytest.raises(ValueError, match=r"^check_attack takes a threat with one box[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^check_attack needs a threat with one box[^\n]*$"):
         check_attack(PGD(Threat("linf", 0.1, BOXES)))
 
 

@@ -17,7 +17,7 @@ from atent.models import ModelSettings, build, make
 from atent.models.contrastive import Contrastive, Frozen, last_linear
 from atent.models.dual import DualBatchNorm, branch, doubled
 from atent.optim import LARS, Optimizer
-from atent.testing.networks import Found, same
+from atent.testing.networks import Snapshot, same
 
 LINF = Threat("linf", 0.1)
 # Views that are the images themselves.
@@ -268,7 +268,7 @@ def test_the_head_stands_beside_the_last_layer():
 @pytest.mark.parametrize("name", ["resnet8", "digits_cnn", "preact_resnet18", "lenet5", "small_cnn"])
 def test_the_last_layer_is_found(name):
     model = build(name, shape=(1, 28, 28))
-    before = Found(model)
+    before = Snapshot(model)
     found = model.get_submodule(last_linear(model, (1, 28, 28)))
     before.check()
     assert isinstance(found, nn.Linear)
@@ -461,7 +461,7 @@ def test_the_adversary_is_a_guest_and_never_lowers_the_loss(variant, threat):
     for step_size in (None, 10.0):
         method = ACL(threat, variant, steps=3, step_size=step_size)
         clean = threat.clamp(torch.cat([x, x.flip(3)]))
-        found = Found(model)
+        found = Snapshot(model)
         moved = method.perturb(model, clean, rng=stream())
         found.check()
         assert not moved.requires_grad

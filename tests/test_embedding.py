@@ -216,7 +216,7 @@ def test_weight_zero_is_the_method_bit_for_bit(method):
 )
 def test_it_keeps_the_contract(method, divergence):
     term = EmbeddingTerm(0.3) if divergence == "mmd" else EmbeddingTerm(0.3, divergence, width=8, depth=1, lr=0.01)
-    assert "AWP goes around it and puts the weights back" in check_method(EmbeddingRegularised(method, term))
+    assert "AWP wraps it and restores the weights" in check_method(EmbeddingRegularised(method, term))
 
 
 def test_the_term_is_the_divergence_at_clean_and_adversarial_inputs():

@@ -171,10 +171,10 @@ def patched():
         (hooked, "hooks"),
         (parametrized, "parametrized"),
         (patched, "forward of its own"),
-        (Twice, "no batch norm stands beside"),
-        (Padded, "no batch norm stands beside"),
-        (Tokens, "no batch norm stands beside"),
-        (Stored, "no batch norm stands beside"),
+        (Twice, "no batch norm is adjacent"),
+        (Padded, "no batch norm is adjacent"),
+        (Tokens, "no batch norm is adjacent"),
+        (Stored, "no batch norm is adjacent"),
     ],
 )
 def test_what_cannot_be_folded_stays_with_a_reason(make, reason):

@@ -96,16 +96,16 @@ def test_the_text_can_replace_the_threat():
 
 
 BAD = [
-    ("", "is not understood: write it as a call"),
-    ("PGD(", "is not understood"),
-    ("PGD(steps=3", "is not understood"),
-    ("PGD(20)", "is not understood"),
-    ("PGD-20", "is not understood"),
-    ("PGD; FGSM", "is not understood"),
-    ("[PGD]", "is not understood"),
-    ("atent.PGD()", "is not understood"),
-    ("PGD\0", "is not understood"),
-    ("(" * 500, "is not understood"),
+    ("", "is not valid: write it as a call"),
+    ("PGD(", "is not valid"),
+    ("PGD(steps=3", "is not valid"),
+    ("PGD(20)", "is not valid"),
+    ("PGD-20", "is not valid"),
+    ("PGD; FGSM", "is not valid"),
+    ("[PGD]", "is not valid"),
+    ("atent.PGD()", "is not valid"),
+    ("PGD\0", "is not valid"),
+    ("(" * 500, "is not valid"),
     ("PGG(steps=3)", "unknown attack 'PGG': did you mean 'PGD'?"),
     ("pgd", "unknown attack 'pgd': did you mean 'PGD'?"),
     ("PGD(stepsize=0.1)", "unknown field of PGD 'stepsize': did you mean 'step_size'?"),
@@ -156,7 +156,7 @@ def test_no_code_is_run(code, tmp_path):
         exec(text.replace("PGD(", "dict("))  # it would do harm
     assert path.exists()
     path.unlink()
-    with pytest.raises(ValueError, match=r"is not understood|is not a plain value|unknown attack"):
+    with pytest.raises(ValueError, match=r"is not valid|is not a plain value|unknown attack"):
         parse(text, LINF, ATTACKS)
     assert not path.exists()
 
@@ -212,7 +212,8 @@ def test_a_label_says_every_field_that_is_not_as_by_default(name):
 
 def test_the_bare_name_is_for_the_standard_settings():
     weak = AutoAttack(LINF, queries=1)
-    with pytest.raises(ValueError, match=r"is for AutoAttack .* got AutoAttack\(queries=1\): call it") as error:
+    said = r"is reserved for AutoAttack .* got AutoAttack\(queries=1\): name it"
+    with pytest.raises(ValueError, match=said) as error:
         check_names({"AutoAttack": weak})
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="standard settings, got PGD"):

@@ -296,7 +296,7 @@ def test_queries_that_change_nothing_are_passed_over(conv_net, batch):
 
 def test_what_is_tried_again_is_seen_in_the_random_numbers():
     x = torch.rand(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
-    moves = Squares.draw(Threat("linf", 0.1), x, [0.2] * 30 + [0.04] * 170, PerSample(1, torch.arange(4)), 0)
+    moves = Squares.sample(Threat("linf", 0.1), x, [0.2] * 30 + [0.04] * 170, PerSample(1, torch.arange(4)), 0)
     for i in range(4):
         last = {}
         for query in range(200):

@@ -194,8 +194,8 @@ WRONG_ATTACKS = [
     (WrongNorm, "norm is the distance", ["off by"]),
     (HidesPasses, "passes are counted", ["forwards reported"]),
     (ChangesInputs, "x and y are not changed", ["another x"]),
-    (TakesAnything, "inputs, labels, ids, seeds and outputs that cannot be right", ["a result for NaN"]),
-    (MovesForNothing, "a minimum-norm attack changes x only where", ["a change of sample"]),
+    (TakesAnything, "invalid inputs, labels, ids, seeds and model outputs", ["a result for NaN"]),
+    (MovesForNothing, "a minimum-norm attack returns a misclassified point", ["a change of sample"]),
 ]
 
 
@@ -235,11 +235,11 @@ def test_the_users_own_network_and_batch():
     assert networks.same(before, (model.state_dict(), x, y))
     assert model.weight.grad is None
     for given in ({"model": model}, {"x": x, "y": y}):
-        with pytest.raises(ValueError, match="belong together"):
+        with pytest.raises(ValueError, match="required together"):
             check_attack(FGSM(LINF), **given)
-        with pytest.raises(ValueError, match="belong together"):
+        with pytest.raises(ValueError, match="required together"):
             check_method(PGDAT(LINF), **given)
-    with pytest.raises(ValueError, match="4 samples or more, got 3"):
+    with pytest.raises(ValueError, match="at least 4 samples, got 3"):
         check_attack(FGSM(LINF), model=model, x=x[:3], y=y[:3])
     with pytest.raises(ValueError, match="one eps for all samples"):
         check_attack(FGSM(Threat("linf", [0.1, 0.2])))
@@ -360,7 +360,7 @@ WRONG_METHODS = [
     (OneStateForAll, "all that a method remembers is in the state", ["one tensor 'mean' in two states"]),
     (FloatMetrics, "metrics are tensors on the device", ["a float as right"]),
     (Waits, "backward waits for the device once at most", ["_local_scalar_dense"]),
-    (GlobalNoise, "the same state of the generator", ["draws from rng alone"]),
+    (GlobalNoise, "the same state of the generator", ["random numbers from rng only"]),
     (FailsAtTheStart, "progress from 0 to 1 is accepted", ["not finite at progress 0"]),
     (NoState, "its functions take the arguments of the contract", ["adversary without ids"]),
 ]
@@ -374,7 +374,7 @@ def test_a_wrong_method_is_named_in_one_line(kind, promise, parts):
 def test_a_right_method_keeps_every_promise():
     checked = check_method(Noisy(LINF))
     assert len(checked) == len(set(checked)) > 10
-    assert "AWP goes around it and puts the weights back" in checked
+    assert "AWP wraps it and restores the weights" in checked
 
 
 # ---- certifiers

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from atent import models
 from atent.attacks import Square
-from atent.attacks.reach import graph_of
+from atent.attacks.affected import graph_of
 from atent.attacks.windowed import Windowed
 from atent.threat import Threat
 
@@ -71,7 +71,7 @@ def test_the_logits_are_the_networks(name, side):
     net, best = network(name)
     windowed, rng = Windowed.of(graph_of(net), best, side), torch.Generator().manual_seed(2)
     assert windowed is not None
-    assert len(windowed.reach.slides) >= 2
+    assert len(windowed.affected.slides) >= 2
     moved = 0
     for k in range(12):
         n, _, h, w = best.shape
@@ -85,7 +85,7 @@ def test_the_logits_are_the_networks(name, side):
         assert (windowed.logits(z, top, left) - expected).abs().max() <= ROUNDING * expected.abs().max()
         moved += int(((expected - net(best)).abs().amax(1) > 1e-4 * expected.abs().max()).sum())
         stay = torch.rand(n, generator=rng) < 0.5
-        windowed.settle(stay)
+        windowed.commit(stay)
         best = torch.where(stay[:, None, None, None], z, best)
         if k == 6:
             rows = torch.tensor([0, 2, 5])

@@ -16,7 +16,7 @@ from atent.train import TrainSettings, fit
 
 def test_a_network_that_flattens_by_view_gets_the_usual_format_and_says_so():
     net, twin, (x, y) = made(Viewing), made(Twin), data()
-    says = "does not take channels-last images .view size"
+    says = "does not support channels-last images .view size"
     with pytest.warns(UserWarning, match=says):
         classes, radii = Smoothed(net, 0.25).certify(x, n0=20, n=100, alpha=0.05)
     expected = Smoothed(twin, 0.25, channels_last=False).certify(x, n0=20, n=100, alpha=0.05)

@@ -5,7 +5,7 @@
     from atent.methods import ATENT
     from atent.train import fit
 
-Importing the package imports nothing heavy: its rooms come when they are named.
+Importing the package is cheap: its subpackages, and torch, are imported at their first use.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(importlib.import_module(_NAMES[name]), name)
     if name == "__version__":
-        # Reading it costs more than the rest of the package's import.
+        # Reading the metadata takes longer than importing the package.
         from importlib import metadata
 
         try:
             globals()[name] = metadata.version("atent")
-        except metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        except metadata.PackageNotFoundError:  # a source tree that is not installed
             globals()[name] = "unknown"
         return globals()[name]
     raise AttributeError(f"module 'atent' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What comes from outside made plain: numbers of numpy and torch, arrays, data loaders, and the fields of settings."""
+"""Validation and conversion of arguments: numbers of numpy and torch, arrays, data loaders, and fields of settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 def plain(value: Any) -> Any:
-    """A single number of numpy or torch as Python's own, anything else as it is."""
+    """A scalar of numpy or torch as a Python number; any other value unchanged."""
     if type(value) in _OWN:
         return value
     single = isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0)
@@ -36,18 +36,18 @@ def plain(value: Any) -> Any:
 
 
 class Settings(type):
-    """The class of dataclasses of settings: their numbers are Python's own, and misuse gets one line.
+    """Metaclass of dataclasses of settings: converts values to Python types, and reports misuse in one line.
 
-    A number of numpy or torch is replaced by the plain one, so that what is written to files and compared with them
-    does not depend on where a number came from, and a list becomes the tuple that a field takes. ValueError for a field
-    that the dataclass does not have, for a value that is not of the type of its field (`mistyped`), where its first
-    field is a `Threat`, or a method, and something else is given, and for a threat in none of its ``norms``.
+    A scalar of numpy or torch becomes a Python number, so that files and comparisons do not depend on its origin, and a
+    list becomes the tuple that a field takes. ValueError for an unknown field, for a value that is not of the type of
+    its field (`mistyped`), for something other than a `Threat` or a method where the first field is one, and for a
+    threat in a norm that is not in ``norms``.
     """
 
     def __call__(cls, *args: Any, **given: Any) -> Any:
         if not (_OWN.issuperset(map(type, args)) and _OWN.issuperset(map(type, given.values()))):
             args, given = tuple(map(plain, args)), {name: plain(value) for name, value in given.items()}
-        # An attack is made for every batch of a training: what is right is seen at once.
+        # Attacks are constructed for every batch of training: the common case is fast.
         threat = args[0] if args else given.get("threat")
         fields = defaults(cls)
         if type(threat) is not Threat or "threat" not in fields or not given.keys() <= fields.keys():
@@ -69,7 +69,7 @@ class Settings(type):
 
 
 def _complete(cls: type, given: dict[str, Any]) -> None:
-    """ValueError for a field without a default that is not given."""
+    """ValueError for a missing required field."""
     for field in dataclasses.fields(cls):
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if needed and field.init and field.name not in given:
@@ -77,7 +77,7 @@ def _complete(cls: type, given: dict[str, Any]) -> None:
 
 
 def _current(cls: type, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by the present names of fields; a former one, in ``FORMER`` of the class, is reported once."""
+    """The arguments under the present names of fields; a former name, in ``FORMER`` of the class, is reported once."""
     former: dict[str, str] = getattr(cls, "FORMER", {})
     for old, new in former.items():
         if old in given and new in given:
@@ -98,7 +98,7 @@ def _present(cls: type, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-    """ValueError, in one line, where the arguments cannot be those of ``cls``."""
+    """ValueError, in one line, for arguments that do not fit ``cls``."""
     fields = list(defaults(cls))
     first = fields[0] if fields else ""
     odd = next((name for name in given if name not in fields), None)
@@ -122,7 +122,7 @@ def _refuse(cls: type, args: tuple[Any, ...], given: dict[str, Any]) -> None:
 
 
 def check_norm(cls: Any, norm: str) -> None:
-    """ValueError, in one line, where an attack or a training method takes no threat in ``norm``."""
+    """ValueError, in one line, if an attack or a training method does not support ``norm``."""
     if norm not in cls.norms:
         able = cls.able(norm)
         instead = f", or use one of {', '.join(able)}" if able else ""
@@ -136,7 +136,7 @@ def _short(value: Any) -> str:
 
 
 def _example(cls: type, first: str) -> str:
-    """How the class is called with a threat that it takes."""
+    """An example call of the class with a valid threat."""
     if first == "method":
         return f'{cls.__name__}(PGDAT(Threat("linf", 8/255)))'
     for norm, eps, text in (("linf", 8 / 255, "8/255"), ("l2", 0.5, "0.5")):
@@ -152,10 +152,10 @@ def _example(cls: type, first: str) -> str:
 
 
 def as_samples(x: Any, y: Any, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-    """Inputs and labels as tensors: as they are, from arrays, or with ``y`` None from a loader as ``x`` (`collect`).
+    """Inputs and labels as tensors, from tensors, arrays, or with ``y`` None from a loader as ``x`` (`collect`).
 
-    See `as_inputs` for what becomes of ``x``; integer labels of an array become int64. ValueError, in one line, for
-    what holds no numbers.
+    ``x`` is converted as by `as_inputs`; integer labels of an array become int64. ValueError, in one line, for values
+    that are not numeric.
     """
     if y is None:
         if _is_array(x):
@@ -165,10 +165,10 @@ def as_samples(x: Any, y: Any, model: nn.Module | None = None) -> tuple[Tensor, 
 
 
 def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
-    """``x`` as a tensor. An array goes to the device and, as floats, to the type of ``model``; half precision becomes
-    the model's type, or float32, as an attack inside 16 bits cannot keep to its ball.
+    """``x`` as a tensor. An array is moved to the device and, if floating point, to the dtype of ``model``; half
+    precision becomes the model's dtype, or float32, since 16 bits are too coarse for a ball.
 
-    ValueError for a loader, for what holds no numbers, and for half precision beside a model in half precision.
+    ValueError for a loader, for values that are not numeric, and for half precision with a model in half precision.
     """
     if isinstance(x, Tensor) and x.dtype not in _HALVES:
         return x
@@ -187,7 +187,7 @@ def as_inputs(x: Any, model: nn.Module | None = None) -> Tensor:
 
 
 def as_labels(y: Any) -> Tensor:
-    """``y`` as a tensor; the integers of an array as int64. ValueError where there are none."""
+    """``y`` as a tensor; the integers of an array as int64. ValueError for None."""
     if isinstance(y, Tensor):
         return y
     if y is None:
@@ -227,26 +227,24 @@ def collect(batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
     (torch.Size([20, 3, 8, 8]), torch.Size([20]))
     """
     if isinstance(batches, str | bytes | dict) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
-        raise ValueError(f"a DataLoader or an iterable of pairs (x, y) is wanted, got a {type(batches).__name__}")
+        raise ValueError(f"a DataLoader or an iterable of pairs (x, y) is required, got a {type(batches).__name__}")
     xs, ys = [], []
-    # The items of a Dataset end with its length; without an IndexError behind it, iteration would not.
+    # A Dataset ends with its length; iteration would rely on an IndexError.
     numbered = not hasattr(batches, "__iter__") and hasattr(batches, "__len__")
     for pair in (batches[k] for k in range(len(batches))) if numbered else batches:  # type: ignore[arg-type,index]
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            what = f"{len(pair)} things" if isinstance(pair, tuple | list) else f"a {type(pair).__name__}"
-            raise ValueError(
-                f"a {type(batches).__name__} must give pairs (x, y), got {what}: leave out what else it gives"
-            )
+            what = f"{len(pair)} items" if isinstance(pair, tuple | list) else f"a {type(pair).__name__}"
+            raise ValueError(f"a {type(batches).__name__} must yield pairs (x, y), got {what}: drop the other items")
         x, y = as_tensor("x", pair[0]), as_labels(pair[1])
         single = y.ndim == 0
         xs.append(x[None] if single else x)
         ys.append(y[None] if single else y)
     if not xs:
-        raise ValueError(f"the {type(batches).__name__} gives no pairs (x, y)")
+        raise ValueError(f"the {type(batches).__name__} yields no pairs (x, y)")
     shapes = {tuple(x.shape[1:]) for x in xs}
     if len(shapes) > 1:
         one, other, *_ = sorted(shapes)
-        raise ValueError(f"the {type(batches).__name__} gives inputs of shapes {one} and {other}: resize them to one")
+        raise ValueError(f"the {type(batches).__name__} yields inputs of shapes {one} and {other}: resize them")
     return torch.cat(xs), torch.cat(ys)
 
 
@@ -255,18 +253,18 @@ def _is_array(x: Any) -> bool:
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """A tensor on its device, from a tensor, an array, a number or nested lists of numbers."""
+    """A tensor from a tensor (unchanged), an array, a number or nested lists of numbers."""
     if isinstance(value, Tensor):
         return value
     if not _is_array(value) and not isinstance(value, int | float | list | tuple):
         raise ValueError(
-            f"{name} is a {type(value).__name__}, a tensor or an array is wanted: of a DataLoader make them by"
+            f"{name} is a {type(value).__name__}, a tensor or an array is required: for a DataLoader use"
             " x, y = atent.data.collect(loader)"
         )
     try:
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
-            # Of the types that numpy itself does not know, bfloat16 comes as numbers all the same.
+            # bfloat16 is not a numpy type, but its arrays convert to float32.
             array = array.astype(np.float32)
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -278,7 +276,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
 
 def check_number(name: str, value: float, low: float, *, above: bool = False, whole: bool = False) -> Any:
-    """The value as a plain number; ValueError unless finite, >= ``low`` (> ``low`` with ``above``), and an integer if
+    """The value as a Python number; ValueError unless finite, >= ``low`` (> ``low`` with ``above``), and an integer if
     ``whole``."""
     if type(value) is not int and (whole or type(value) is not float):
         value = plain(value)
@@ -331,7 +329,7 @@ def check_ids(ids: Tensor, n: int) -> None:
 
 
 def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
-    """ValueError, in one line, for inputs or labels that no attack can use."""
+    """ValueError, in one line, for inputs or labels that are invalid for attacks."""
     if not x.is_floating_point():
         interval = f"[{box[0]:g}, {box[1]:g}]" if isinstance(box[0], float) else "the box"
         raise ValueError(f"inputs must be floats in {interval}, got {x.dtype}: divide pixels by 255")
@@ -342,7 +340,7 @@ def check_batch(x: Tensor, y: Tensor, box: Box) -> None:
     if not len(x):
         return
     if not torch.isfinite(x).all():
-        raise ValueError("inputs hold NaN or infinity: clean the data first")
+        raise ValueError("inputs contain NaN or infinity: clean the data first")
     if isinstance(box[0], tuple):
         Threat("linf", 0.0, box).check_channels(x.shape[1:])
         for channel, (first, last) in enumerate(zip(*box)):
@@ -371,20 +369,20 @@ def check_labels(y: Tensor, classes: int) -> None:
 
 
 class NotFinite(ValueError):
-    """A network gives logits that are NaN or infinite."""
+    """The model returned logits that are NaN or infinite."""
 
     def __init__(self) -> None:
         super().__init__("the model returned NaN or infinite logits: check its weights and its input range")
 
 
 def check_logits(logits: Tensor, y: Tensor) -> None:
-    """ValueError, in one line, for a model output that cannot be logits for these labels."""
+    """ValueError, in one line, for a model output that is not valid logits for these labels."""
     check_shape(logits, len(y))
     check_labels(y, logits.shape[1])
     z = logits.detach().float()
     if not torch.isfinite(z).all():
         raise NotFinite
-    # Equal rows of one 1 and 0 elsewhere are a network that ignores its input, such as one with nothing but a bias.
+    # Equal one-hot rows come from a network that ignores its input, such as one with a bias only.
     constant = bool((z == z[:1]).all()) and bool(((z == 0) | (z == 1)).all())
     if not constant and bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-4).all()):
         raise ValueError(

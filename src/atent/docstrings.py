@@ -1,4 +1,4 @@
-"""The docstrings below the fields of a dataclass, which Python itself does not keep."""
+"""The docstrings below the fields of a dataclass, which Python does not store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import textwrap
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring below each field of a dataclass, as one line; those of its bases first.
 
-    A class without source, such as one made in a terminal, has none.
+    A class without source code, such as one defined in a terminal, has none.
     """
     out: dict[str, str] = {}
     for base in reversed(cls.__mro__):

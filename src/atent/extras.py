@@ -1,4 +1,4 @@
-"""Packages that are extras: imported when something asks for them."""
+"""Optional dependencies: imported when they are used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def extra(module: str, name: str, asked: str) -> Any:
-    """The module of an extra; ImportError, in one line with the command that installs it, where it is absent."""
+    """The module of an extra; ImportError, in one line with the command that installs it, if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

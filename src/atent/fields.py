@@ -1,7 +1,7 @@
-"""The types of settings: whether a value from outside is of the type of its field, and how it is shown where it is not.
+"""Types of settings: validation of values against the type of their field, and their display in errors.
 
-The annotation of a field is the one place that says what it takes: calls from Python, recipes, attacks written as text
-and the command line read it.
+The annotation of a field defines the values that it accepts: calls from Python, recipes, attacks written as text and
+the command line read it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Mapping
 from typing import Any
 
 LARGEST = 3.4028234663852886e38
-"""The largest float32: networks and attacks compute in it, so that no setting may be larger."""
+"""The largest float32, in which networks and attacks compute; no setting may be larger."""
 _WHOLE = (-(2**63), 2**64)
-# A value is shown up to this many characters.
+# Largest number of characters of a displayed value.
 _SHOWN = 60
 
 
 def shown(value: Any, most: int = _SHOWN) -> str:
-    """A value for an error: on one line, of about ``most`` characters, whatever its length, nesting or digits."""
+    """A value for an error message: one line of about ``most`` characters, for any length, nesting or digits."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**24:
         return f"a whole number of {value.bit_length()} bits"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
@@ -44,7 +44,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _size(value: Any, depth: int) -> int:
-    """How much a container holds, a lot where it is nested deeper than ``depth`` or holds a number of many digits."""
+    """Number of elements of a container; 1000 if it is nested deeper than ``depth`` or has a number of many digits."""
     if isinstance(value, int) and abs(value) >= 10**24:
         return 1000
     if not isinstance(value, list | tuple | dict | set | frozenset):
@@ -56,7 +56,7 @@ def _size(value: Any, depth: int) -> int:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    """The types of the fields; none where one is a name that only a type checker knows."""
+    """The types of the fields; {} if an annotation cannot be evaluated at run time."""
     try:
         hints = typing.get_type_hints(cls)
     except Exception:
@@ -71,16 +71,16 @@ def defaults(cls: type) -> dict[str, Any]:
 
 
 def mistyped(cls: type, values: Mapping[str, Any]) -> str | None:
-    """The first of ``values`` that is not of the type of its field in the dataclass ``cls``, in words; None where all
-    are.
+    """An error for the first of ``values`` that is not of the type of its field in the dataclass ``cls``; None if all
+    are valid.
 
-    Types other than numbers, texts, flags, choices, tables, tuples of them and settings are taken as they are, and so
-    is a field's default. Numbers are finite, whole ones of at most 64 bits and others within float32, but for an
-    infinite one where the class names the field in ``INFINITE``; texts can be written to files.
+    Types other than numbers, texts, flags, choices, tables, tuples of them and settings are not checked, nor is a
+    field's default. Numbers must be finite, integers of at most 64 bits and floats within float32; the fields in
+    ``INFINITE`` of the class may be infinite. Texts must be encodable in files.
     """
     hints, usual = _hints(cls), defaults(cls)
     for name, value in values.items():
-        # An attack is made for every batch of a training: most values are seen at once to be right.
+        # Attacks are constructed for every batch of training: the common case is fast.
         hint = hints.get(name)
         if hint is None or (type(value) is int and hint in (int, float) and -(2**62) < value < 2**62):
             continue
@@ -96,7 +96,7 @@ def mistyped(cls: type, values: Mapping[str, Any]) -> str | None:
 
 
 def _wanted(hint: Any, value: Any) -> str:
-    """What a field takes, with the limit that the value exceeds."""
+    """The values that a field accepts, with the limit that the value exceeds."""
     words = _in_words(hint)
     if isinstance(value, float) and not math.isfinite(value):
         return words.replace("a number", "a finite number")
@@ -104,7 +104,7 @@ def _wanted(hint: Any, value: Any) -> str:
 
 
 def _choices(hint: Any) -> list[str]:
-    """The texts that a type allows; none where it allows anything else but None."""
+    """The texts that a type allows; [] if it allows other values than these and None."""
     parts = typing.get_args(hint)
     if typing.get_origin(hint) is typing.Literal:
         return list(map(str, parts))
@@ -115,8 +115,8 @@ def _choices(hint: Any) -> list[str]:
 
 
 def fitting(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values with lists and arrays as tuples where the field takes one, and whole numbers that no tensor holds as
-    floats where it takes those."""
+    """The values with lists and arrays converted to tuples where the field takes one, and integers too large for
+    tensors to floats where it takes those."""
     hints = _hints(cls)
 
     def made(name: str, value: Any) -> Any:
@@ -163,7 +163,7 @@ def _is_of(value: Any, hint: Any) -> bool:
 
 
 def _limit(value: Any) -> str:
-    """In words the limit that a number or a text exceeds, whatever its field; "" for any other value."""
+    """The limit that a number or a text exceeds, in words; "" for a valid value."""
     if isinstance(value, str):
         if "\0" in value:
             return " without NUL bytes"

@@ -1,4 +1,4 @@
-"""The evaluator's network: batch norm folded into convolutions and linear layers, weights frozen and laid out."""
+"""The network used for evaluation: batch norm folded into convolutions and linear layers, with frozen weights."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from atent.guard import ask, dtype_of, guard
 from atent.precision import full_precision, twin
 
 _SAMPLES = 4
-# In float64 the folded network is the same function: what is left is float64 rounding, amplified by the layers.
+# In float64 the folded network is the same function up to rounding, which the layers amplify.
 _EXACT = 1e-10
-# In the network's own type the folded form may be this many times as far from the float64 network as the unfolded one:
-# each rounds a product chain of the same length, with other roundings.
+# In the network's own dtype the error of the folded form, relative to float64, may be this many times that of the
+# unfolded one: both round product chains of the same length, in different ways.
 _TIMES = 8.0
-# A unit near zero changes its side under rounding, and takes its share of an input gradient with it.
+# Units near zero change sign under rounding, which changes their contribution to an input gradient.
 _KINKS = 2.0**-6
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -29,33 +29,33 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 @dataclass(frozen=True, eq=False)
 class Folded:
-    """A network for searching, and what became of its batch norms."""
+    """The result of `fold`: a network for searches, and the number of folded batch norms."""
 
     network: nn.Module
-    """In eval mode, parameters frozen; the user's own network where nothing was folded."""
+    """In eval mode, with frozen parameters; the original network if nothing was folded."""
     layers: int
-    """Batch norms folded into the layer before or after them; 0: ``network`` is the user's own."""
+    """Number of batch norms folded into the layer before or after them; 0: ``network`` is the original."""
     reason: str | None
-    """Why the network stays as it is; None where it was folded, and where it has no batch norm."""
+    """Why the network was not folded; None if it was, and if it has no batch norm."""
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether a network has a batch norm that could be folded: the answer depends on the kinds of its modules only."""
+    """Whether a network has a batch norm of a kind that can be folded; depends on the types of its modules only."""
     return any(type(m) in _NORMS for m in model.modules())
 
 
 def fold(model: nn.Module, x: Tensor, *, channels_last: bool = False) -> Folded:
-    """A copy of ``model`` in eval mode whose batch norms are folded into the layers beside them, weights frozen.
+    """A copy of ``model`` in eval mode with batch norms folded into adjacent layers, and frozen weights.
 
     Folded are ``Conv2d`` followed by ``BatchNorm2d``, ``Linear`` followed by ``BatchNorm1d``, and a batch norm followed
-    by such a layer where that pads nothing (padded zeros come after the norm). Weights are computed in float64. In
-    exact arithmetic the copy is the same function, which is checked on a few of ``x`` (n, ...) in float64 (logits and
-    input gradients agree to 1e-10) and in the network's own type (at most 8 times the distance to float64 that the
-    network itself has). ``channels_last`` lays the copy's kernels out for images in that format. `torch.utils.mkldnn`
-    packs weights further, but its layers have no input gradient, so attacks cannot use them.
+    by such a layer without padding (padded zeros are not normalised). Weights are computed in float64. In exact
+    arithmetic the copy is the same function, which is checked on a few samples of ``x`` (n, ...) in float64 (logits and
+    input gradients agree to 1e-10) and in the network's own dtype (at most 8 times the network's own error relative to
+    float64). ``channels_last`` converts the copy's kernels to that format. `torch.utils.mkldnn` packs weights further,
+    but its layers have no input gradient, so attacks cannot use them.
 
-    The network comes back as it was, and is the answer itself, with the reason, where it cannot be traced by
-    `torch.fx`, has hooks, parametrizations, random numbers or no copy, and where a check fails.
+    ``model`` is not changed. It is returned itself, with the reason, if it cannot be traced by `torch.fx`, has hooks,
+    parametrizations, random numbers, cannot be copied, or a check fails.
     """
     if not has_batch_norm(model):
         return Folded(model, 0, None)
@@ -68,7 +68,7 @@ def fold(model: nn.Module, x: Tensor, *, channels_last: bool = False) -> Folded:
     try:
         network, layers = _folded(model, some)
         if not layers:
-            return Folded(model, 0, "no batch norm stands beside a layer that could take it in")
+            return Folded(model, 0, "no batch norm is adjacent to a layer into which it can be folded")
         if channels_last and some.dim() == 4:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         reason = _disagreement(model, network, some)
@@ -78,7 +78,7 @@ def fold(model: nn.Module, x: Tensor, *, channels_last: bool = False) -> Folded:
 
 
 def _obstacle(model: nn.Module) -> str | None:
-    """What rules folding out before it is tried."""
+    """A property of the network that prevents folding."""
     for name, module in model.named_modules():
         where = f" ({name})" if name else ""
         if isinstance(module, torch.jit.ScriptModule):
@@ -122,7 +122,7 @@ def _folded(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, int]:
 
 
 def _single(traced: fx.GraphModule) -> set[str]:
-    """The modules that are called once and share no weights with another, by name."""
+    """Names of the modules that are called once and share no weights with others."""
     calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
     owners = Counter(id(p) for _, p in traced.named_parameters(remove_duplicate=False))
     used = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
@@ -136,7 +136,7 @@ def _single(traced: fx.GraphModule) -> set[str]:
 
 
 def _pairs(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Calls of two modules, the second of which alone sees what the first gives."""
+    """Calls of two modules in which only the second reads the output of the first."""
     for node in traced.graph.nodes:
         if node.op == "call_module" and len(node.args) == 1 and not node.kwargs:
             before = node.args[0]
@@ -145,7 +145,7 @@ def _pairs(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 
 def _into_layer_before(layer: Any, norm: nn.Module, node: fx.Node) -> nn.Module | None:
-    """``layer`` with the batch norm after it inside; None where they are no such pair."""
+    """``layer`` with the following batch norm folded in; None if they do not fit."""
     affine = _affine(layer, norm, node)
     if affine is None:
         return None
@@ -157,7 +157,7 @@ def _into_layer_before(layer: Any, norm: nn.Module, node: fx.Node) -> nn.Module 
 
 
 def _into_layer_after(norm: nn.Module, layer: Any, node: fx.Node) -> nn.Module | None:
-    """``layer``, which pads nothing, with the batch norm before it inside; None where they are no such pair."""
+    """``layer``, without padding, with the preceding batch norm folded in; None if they do not fit."""
     if type(layer) is nn.Conv2d and (isinstance(layer.padding, str) or any(layer.padding)):
         return None
     affine = _affine(layer, norm, node)
@@ -166,7 +166,7 @@ def _into_layer_after(norm: nn.Module, layer: Any, node: fx.Node) -> nn.Module |
     scale, shift = affine
     weight = layer.weight.double()
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    # A group of output channels sees its own input channels.
+    # Each group of output channels has its own input channels.
     each = len(weight) // groups
     scale, shift = (v.view(groups, -1).repeat_interleave(each, 0) for v in (scale, shift))
     form = (*scale.shape, *[1] * (weight.dim() - 2))
@@ -177,9 +177,9 @@ def _into_layer_after(norm: nn.Module, layer: Any, node: fx.Node) -> nn.Module |
 
 
 def _affine(layer: nn.Module, norm: Any, node: fx.Node) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift, in float64, of a batch norm beside a layer; None where they do not belong together.
+    """Scale and shift, in float64, of a batch norm adjacent to a layer; None if they do not fit.
 
-    ``node`` is the first or second call, whose output has as many dimensions as what passes between the two.
+    ``node`` is the first or second call, whose output has as many dimensions as the tensor between the two.
     """
     kinds = {nn.Conv2d: (nn.BatchNorm2d, 4), nn.Linear: (nn.BatchNorm1d, 2)}
     kind, dims = kinds.get(type(layer), (None, 0))
@@ -196,7 +196,7 @@ def _affine(layer: nn.Module, norm: Any, node: fx.Node) -> tuple[Tensor, Tensor]
 
 
 def _with(layer: Any, weight: Tensor, bias: Tensor) -> nn.Module:
-    """The layer with these weights, in its own type."""
+    """The layer with these weights, in its own dtype."""
     dtype = layer.weight.dtype
     layer.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
     layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
@@ -209,7 +209,7 @@ def _replace(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
 
 
 def _disagreement(model: nn.Module, network: nn.Module, x: Tensor) -> str | None:
-    """In words how the folded network differs from ``model`` on ``x``; None where by rounding only."""
+    """A description of how the folded network differs from ``model`` on ``x``; None if only by rounding."""
     logits, grads = _pass(model, x, 0)
     if not torch.equal(logits, _pass(model, x, 1)[0]):
         return "random numbers in its forward pass"
@@ -242,5 +242,5 @@ def _pass(model: nn.Module, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _far(a: Tensor, b: Tensor) -> float:
-    """Euclidean distance, in float64; NaN where a value is."""
+    """Euclidean distance, in float64; NaN if a value is NaN."""
     return float((a.double() - b.double()).norm())

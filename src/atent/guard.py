@@ -1,4 +1,4 @@
-"""The two rules for a model: it comes back as it was found, and it never sees a tensor that anyone still needs."""
+"""Access to a user's model: its state is restored, and it receives copies of tensors, which it may overwrite."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Mode = Literal["eval", "train", "as-is"]
 def ask(model: nn.Module, x: Tensor) -> Tensor:
     """The model's logits (n, classes) for a private copy of ``x`` (n, ...); gradients reach ``x`` through the copy.
 
-    Networks overwrite their inputs (normalisation and activations in place), and some return a tensor that their next
-    call overwrites: both are copied. A network that squeezes its batch dimension away, where x is one sample, is asked
-    for two copies of it.
+    Networks may overwrite their inputs (normalisation and activations in place), and some return a tensor that their
+    next call overwrites: both are copied. A network that squeezes the batch dimension of a single sample gets two
+    copies of it.
 
-    ValueError, in one line, for an output that is not (n, classes) with 2 classes or more, and for the failures of a
-    forward pass that `explained` knows.
+    ValueError, in one line, for an output other than (n, classes) with at least 2 classes, and for the failures of a
+    forward pass that `explain` recognises.
     """
     try:
         logits: Any = model(x.clone()) if len(x) != 1 else _single(model, x)
@@ -34,13 +34,13 @@ def ask(model: nn.Module, x: Tensor) -> Tensor:
         check_shape(logits, len(x))
     if logits.is_complex():
         raise ValueError(f"the model must return real logits, got {logits.dtype}")
-    # Scores may be whole numbers, as votes are.
-    kept: Tensor = logits.clone() if logits.is_floating_point() else logits.double()
-    return kept
+    # Scores may be integers, such as votes.
+    copied: Tensor = logits.clone() if logits.is_floating_point() else logits.double()
+    return copied
 
 
 def _single(model: nn.Module, x: Tensor) -> Any:
-    """The output for one sample, also of a model that squeezes its batch dimension away."""
+    """The output for one sample, also of a model that squeezes its batch dimension."""
     failed: Exception | None = None
     try:
         logits: Any = model(x.clone())
@@ -57,7 +57,7 @@ def _single(model: nn.Module, x: Tensor) -> Any:
 
 
 def check_shape(logits: Any, n: int) -> None:
-    """ValueError, in one line, unless ``logits`` is a tensor (n, classes) with 2 classes or more."""
+    """ValueError, in one line, unless ``logits`` is a tensor (n, classes) with at least 2 classes."""
     if not isinstance(logits, Tensor):
         raise ValueError(f"the model must return logits (n, classes), got a {type(logits).__name__}{wrapping(logits)}")
     if logits.dim() == 1 and len(logits) == n:
@@ -68,12 +68,12 @@ def check_shape(logits: Any, n: int) -> None:
 
 
 def wrapping(answer: Any) -> str:
-    """What to do with an answer that holds the logits, for the error about it."""
+    """The remedy in the error for an output object that contains the logits."""
     return ": wrap the model by atent.models.transformers_logits(net)" if hasattr(answer, "logits") else ""
 
 
 def check_classes(classes: int) -> None:
-    """ValueError for a model with fewer outputs than two: its argmax is 0 for every input."""
+    """ValueError for a model with fewer than two outputs, whose argmax is always 0."""
     if classes < 2:
         raise ValueError(_one_output(f"{classes} output{'' if classes == 1 else 's'}"))
 
@@ -85,7 +85,7 @@ def _one_output(given: str) -> str:
     )
 
 
-# Parts of torch's messages, and what they mean for a model that is asked for logits or gradients.
+# Parts of torch's messages, and their meaning for a forward or backward pass.
 NO_GRADIENT = (
     "the model has no gradient with respect to its input: a layer detaches or rounds it; use an attack that needs no"
     " gradients"
@@ -103,7 +103,7 @@ _CAUSES = {
 
 @contextmanager
 def explained(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Turns the failures of a forward or backward pass whose cause is known into a ValueError of one line."""
+    """Convert failures of a forward or backward pass with a known cause into a one-line ValueError."""
     try:
         yield
     except RuntimeError as error:
@@ -112,7 +112,7 @@ def explained(model: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def explain(model: nn.Module, x: Tensor, error: RuntimeError) -> None:
-    """Raises the ValueError of one line for a failed forward or backward pass whose cause is known."""
+    """Raise a one-line ValueError for a failed forward or backward pass with a known cause."""
     if isinstance(error, torch.OutOfMemoryError):
         return
     text = str(error)
@@ -127,18 +127,18 @@ def explain(model: nn.Module, x: Tensor, error: RuntimeError) -> None:
 
 
 def outside_inference(t: Tensor) -> Tensor:
-    """The tensor, or a copy that autograd can use where it was made under ``torch.inference_mode``."""
+    """The tensor, or a copy that autograd can use if it was created under ``torch.inference_mode``."""
     with torch.inference_mode(False), torch.no_grad():
         return t.clone() if t.is_inference() else t
 
 
 def dtype_of(model: nn.Module) -> torch.dtype | None:
-    """The floating type of the model's weights, that of the first; None without weights."""
+    """The dtype of the model's first floating-point parameter; None without one."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def check_weights(model: nn.Module) -> None:
-    """ValueError for weights or buffers made under ``torch.inference_mode``: autograd refuses them for ever."""
+    """ValueError for weights or buffers created under ``torch.inference_mode``, which autograd never accepts."""
     for named in (model.named_parameters(), model.named_buffers()):
         for name, t in named:
             if not is_lazy(t) and t.is_inference():
@@ -150,25 +150,24 @@ def check_weights(model: nn.Module) -> None:
 
 @contextmanager
 def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> Iterator[nn.Module]:
-    """Guard a model: inside, its parameters are frozen and it is in ``mode``; after, it is as before.
+    """Context in which a model's parameters are frozen and it is in ``mode``; its state is restored at the end.
 
-    Restored on success and on exception, each whatever becomes of the others: the mode of each module, each
-    parameter's ``requires_grad`` and ``.grad``, each buffer (batch-norm statistics included), the global random states
-    (Python, numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the
-    torch generators inside, so that a random model behaves the same at each call. Inside, autograd works also where the
+    Restored on success and on exception, each independently of the others: the mode of each module, each parameter's
+    ``requires_grad`` and ``.grad``, each buffer (including batch-norm statistics), the global random states (Python,
+    numpy, torch, the model's CUDA devices), and torch's gradient mode and default dtype. ``seed`` seeds the torch
+    generators inside, so that a random model gives the same results at each call. Autograd works inside also if the
     caller is in inference mode.
 
-    ValueError for a model that was made under ``torch.inference_mode``.
+    ValueError for a model that was created under ``torch.inference_mode``.
     """
-    # Each walk through a deep network takes time: one of each kind serves all that follows.
+    # Traversing a deep network takes time: each traversal is done once.
     modules, parameters, buffers = list(model.modules()), list(model.parameters()), list(model.buffers())
     tensors: list[Tensor] = [*parameters, *buffers]
     if any([not is_lazy(t) and t.is_inference() for t in tensors]):
         check_weights(model)
     devices = sorted({t.device for t in tensors if t.device.type == "cuda"}, key=str)
     with ExitStack() as stack:
-        # The last to be registered is the first to be restored: the random states, which nothing can refuse, at the end
-        # of this list.
+        # Restored in reverse order: the random states, whose restoration cannot fail, come first.
         registered = [(m, dict(m._buffers.items())) for m in modules]
         values = Values([b for b in buffers if not is_lazy(b)])
         stack.callback(_restore, registered, values, [(p, p.requires_grad, p.grad) for p in parameters])
@@ -180,13 +179,13 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
         stack.callback(torch.set_rng_state, torch.get_rng_state())
         for d in devices:
             stack.callback(torch.cuda.set_rng_state, torch.cuda.get_rng_state(d), d)
-        # A forward pass may set what is the whole process's.
+        # A forward pass may change process-wide settings.
         stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         if torch.is_inference_mode_enabled():
-            # Only there: the context would turn gradients on.
+            # Only in inference mode: the context would enable gradients.
             stack.enter_context(torch.inference_mode(False))
-        # A frozen script has one mode, that in which it was frozen.
+        # A frozen script has a fixed mode.
         if mode != "as-is" and hasattr(model, "training"):
             try:
                 model.train(mode == "train")
@@ -195,12 +194,12 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
                     "the model cannot be put into eval mode, as a program of torch.export cannot: give the network"
                     " itself"
                 ) from error
-        # Frozen parameters cannot collect gradients, also where a user's forward calls backward().
+        # Frozen parameters accumulate no gradients, even if a user's forward calls backward().
         for p in parameters:
-            if not is_lazy(p):  # one that the first forward pass makes has no gradient yet
+            if not is_lazy(p):  # a parameter created by the first forward pass has no gradient yet
                 p.requires_grad_(False)
         if seed is not None:
-            # Not torch.manual_seed: it would seed devices that are not restored.
+            # Not torch.manual_seed, which would seed devices that are not restored.
             torch.default_generator.manual_seed(seed)
             for d in devices:
                 with torch.cuda.device(d):
@@ -209,14 +208,14 @@ def guard(model: nn.Module, *, mode: Mode = "eval", seed: int | None = None) -> 
 
 
 def random_states(device: torch.device) -> tuple[Any, ...]:
-    """The global random states (Python, numpy, torch, the CUDA device), to be compared."""
+    """The global random states (Python, numpy, torch, the CUDA device), for comparison."""
     own = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
     kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002
     return random.getstate(), (kind, keys.tobytes(), *rest), torch.get_rng_state().tolist(), own
 
 
 def seed_all(seed: int, device: torch.device) -> tuple[Any, ...]:
-    """Seeds the global random states, to be used inside `guard`, and gives them as `random_states`."""
+    """Seed the global random states, inside `guard` only; returns them as `random_states`."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
@@ -231,7 +230,7 @@ class Values:
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
-        # Not all kinds of tensors are copied many at once.
+        # Fused copies support strided real tensors only.
         plain = all([t.layout is torch.strided and not t.is_quantized and not t.is_complex() for t in tensors])
         with torch.no_grad():
             self.values = [torch.empty_like(t) if plain else t.detach().clone() for t in tensors]
@@ -241,7 +240,7 @@ class Values:
 
     def restore(self) -> None:
         """Write them back."""
-        # Through .data: a graph that is still alive may have saved the tensors, and would see a new version.
+        # Through .data: a live graph may have saved the tensors and would detect a new version.
         places = [t.data for t in self.tensors]
         if self._together:
             torch._foreach_copy_(places, self.values)
@@ -258,7 +257,7 @@ def _restore(
     values: Values,
     parameters: list[tuple[nn.Parameter, bool, Tensor | None]],
 ) -> None:
-    """Parameters as they were, and whatever becomes of them, the buffers: which are registered, and their values."""
+    """Restore the parameters and, also if that fails, which buffers are registered and their values."""
     try:
         for p, requires_grad, grad in parameters:
             if not is_lazy(p):
@@ -267,14 +266,14 @@ def _restore(
     finally:
         for m, before in registered:
             if isinstance(m, torch.jit.ScriptModule):
-                # Its table of buffers is a view that can be read only.
+                # Its table of buffers is a read-only view.
                 for name, b in before.items():
                     if m._buffers[name] is not b:
                         setattr(m, name, b)
             else:
                 m._buffers.clear()
                 m._buffers.update(before)
-        # Batch-norm moves its statistics without a new version, so all are written back.
+        # Batch norm updates its statistics without a new tensor version, so all are restored.
         values.restore()
         for b in values.tensors:
             if b.grad_fn is not None:  # written with a graph

@@ -1,8 +1,8 @@
-"""Freed memory that stays with the process: tensors of one pass are made again in the next one.
+"""Keep freed memory in the process: the tensors of one pass are allocated again in the next one.
 
-glibc gives freed memory at the end of its heap back to the system, by default beyond 128 KiB, and each page of it comes
-back as a fault that costs more than the arithmetic of a small layer. Activations come and go in megabytes, so that a
-pass through a small network spends a tenth of its time on pages.
+glibc returns freed memory at the end of its heap to the system, by default beyond 128 KiB, and each page is later
+allocated by a page fault that costs more than the arithmetic of a small layer. Activations take megabytes, so that a
+pass through a small network spends a tenth of its time on page faults.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-# mallopt's numbers of the parameters, from malloc.h.
+# Parameter numbers of mallopt, from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-# What stays with the process at most, by how much the heap grows at a time, and the largest piece that lies in it,
-# which is the most that glibc takes: larger ones are mapped, and go back at once.
+# Largest amount of freed memory that is kept, growth increment of the heap, and largest block in it, which is glibc's
+# maximum: larger blocks are mapped, and returned when freed.
 _KEPT, _STEP, _LARGEST = 2**30, 2**26, 2**25
 _DECIDED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def keep_freed(environment: Mapping[str, str] = os.environ) -> bool:
-    """Keep up to 1 GiB of freed memory in this process; whether that was set.
+    """Keep up to 1 GiB of freed memory in this process; returns whether that was set.
 
-    Nothing is set under another C library than glibc, and where the user has set glibc's parameters. The numbers that
-    are computed do not depend on it.
+    No effect with another C library than glibc, and if the user configured glibc. Results do not depend on it.
     """
     decided = "malloc" in environment.get("GLIBC_TUNABLES", "") or any(name in environment for name in _DECIDED)
     if decided or not sys.platform.startswith("linux"):

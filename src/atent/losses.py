@@ -1,6 +1,6 @@
-"""Losses per sample: logits (n, classes) and labels (n,) in, (n,) out.
+"""Losses per sample: functions of logits (n, classes) and labels (n,) that return (n,).
 
-Half-precision logits are raised to float32 first: an exponential of bfloat16 is not worth having.
+Half-precision logits are converted to float32 first, since bfloat16 exponentials are too inaccurate.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from torch import Tensor
 
 
 def wide(logits: Tensor) -> Tensor:
-    """The logits in float32 where they are in half precision, else as they are."""
+    """The logits, converted to float32 if they are in half precision."""
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
 def cross_entropy(logits: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
-    """-log softmax(z)_y; with ``smoothing`` s in [0, 1), s of the target is spread evenly over all classes:
+    """-log softmax(z)_y; with ``smoothing`` s in [0, 1), a share s of the target is uniform over all classes:
     -(1 - s) log softmax(z)_y - s / classes * sum_i log softmax(z)_i (Szegedy et al. 2016)."""
     return F.cross_entropy(wide(logits), y, reduction="none", label_smoothing=smoothing)
 
 
 def check_smoothing(smoothing: float) -> None:
-    """ValueError unless ``smoothing`` is a share that leaves something of the label, in [0, 1)."""
+    """ValueError unless ``smoothing`` is in [0, 1)."""
     if not 0 <= smoothing < 1:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {smoothing}")
 
@@ -47,9 +47,9 @@ def margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio, (max_{i != y} z_i - z_y) / (z_(1) - z_(3)); Croce and Hein 2020, Eq. 6.
+    """Difference of logits ratio, (max_{i != y} z_i - z_y) / (z_(1) - z_(3)); Croce and Hein 2020.
 
-    Unchanged by shifts and positive rescalings of the logits. Needs 3 classes or more (ValueError).
+    Invariant to shifts and positive rescalings of the logits. ValueError for fewer than 3 classes.
     """
     z = wide(logits)
     if z.shape[1] < 3:
@@ -61,9 +61,9 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """Targeted difference of logits ratio, -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), for target classes t (n,);
-    Croce and Hein 2020, Eq. 7.
+    Croce and Hein 2020.
 
-    Unchanged by shifts and positive rescalings of the logits. Needs 4 classes or more (ValueError).
+    Invariant to shifts and positive rescalings of the logits. ValueError for fewer than 4 classes.
     """
     z = wide(logits)
     if z.shape[1] < 4:
@@ -106,11 +106,11 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
     Raises
     ------
     ValueError
-        For one pair alone, which has nothing to be told from.
+        For fewer than two pairs, which have no negatives.
 
     References
     ----------
-    Chen et al. 2020, "A simple framework for contrastive learning of visual representations", Eq. 1.
+    Chen et al. 2020, "A simple framework for contrastive learning of visual representations", ICML.
     """
     n = len(first)
     if n < 2:
@@ -129,4 +129,4 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "margin": margin,
     "dlr": dlr,
 }
-"""The losses of logits and labels that an attack may climb, by name."""
+"""The losses of logits and labels that an attack can maximise, by name."""

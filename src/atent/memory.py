@@ -1,4 +1,4 @@
-"""Batches that halve where memory runs out."""
+"""Batches that are halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -12,41 +12,40 @@ from atent.messages import note
 
 T = TypeVar("T")
 
-# What torch says without a type of its own: on a CPU, and inside cuBLAS and cuDNN.
+# Messages of torch errors without a specific type: on a CPU, and inside cuBLAS and cuDNN.
 _TEXTS = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "not enough memory")
 
 
 class OutOfMemory(ValueError):
-    """Memory ran out, and a smaller batch does not help; the message is one line."""
+    """Memory ran out for a single sample; the message is one line."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device."""
+    """Whether an exception reports exhausted memory, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
 def release() -> None:
-    """Give back what a failed attempt held; call it once the exception is gone, whose frames hold tensors."""
+    """Free the memory of a failed attempt; call it after the exception is handled, since its frames hold tensors."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class Batches:
-    """Work on rows in batches; where memory runs out, in half as many from there on."""
+    """Process rows in batches; when memory runs out, the batch size is halved from then on."""
 
     def __init__(self, what: str) -> None:
         self.what = what
         self.limit: int | None = None
-        """The most rows that are tried at once; None: memory has not run out."""
+        """The largest number of rows per batch; None: memory has not run out."""
 
     def over(self, n: int, size: int, work: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
-        """``work`` on each part of ``n`` rows, at most ``size``, in order; a part that failed is done again in smaller
-        ones.
+        """``work`` on each part of ``n`` rows, at most ``size``, in order; a failed part is repeated in smaller ones.
 
-        OutOfMemory, in one line, where a single row does not fit.
+        OutOfMemory, in one line, if a single row does not fit.
         """
         begin = 0
         while begin < n:
@@ -61,7 +60,7 @@ class Batches:
             begin = part.stop
 
     def _tried(self, part: slice, work: Callable[[slice], T]) -> tuple[T] | None:
-        """The result; None where memory ran out and the limit is halved."""
+        """The result; None if memory ran out, after halving the limit."""
         try:
             return (work(part),)
         except (RuntimeError, MemoryError) as error:
@@ -70,8 +69,8 @@ class Batches:
 
 
 def halved(count: int, error: BaseException, what: str) -> int:
-    """Half of ``count`` rows, where memory ran out on them; the error itself where it is another, and OutOfMemory, in
-    one line, for a single row."""
+    """Half of ``count`` rows after an out-of-memory error; raises other errors again, and OutOfMemory, in one line, for
+    a single row."""
     if not out_of_memory(error):
         raise error
     if count == 1:

@@ -1,4 +1,4 @@
-"""One-line messages: what was given, what is allowed, and what was probably meant."""
+"""One-line messages: the given value, the allowed ones, and the most similar one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import functools
 import sys
 from collections.abc import Callable, Iterable
 
-# No name is longer; the comparison of a long text with all names would take minutes.
+# Longer texts are not compared, which would take minutes.
 _LONGEST = 100
-# More names than these do not go into one line.
+# Up to this many names are listed in one line.
 _FEW, _NEAR = 16, 6
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that `name` was probably meant to be, or None; case does not count.
+    """The one of ``names`` most similar to ``name``, ignoring case, or None.
 
-    One that begins with it comes before one that looks alike, and of dotted names one with the same last part.
+    Names that begin with it take precedence over similar ones, as do dotted names with the same last part.
     """
     if len(name) > _LONGEST:
         return None
@@ -29,10 +29,10 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
 
 
 def unknown(kind: str, name: str, names: Iterable[str], listed: str | None = None) -> str:
-    """One line for a bad name: "unknown model 'resnt20': did you mean 'resnet20'? (known: ...)".
+    """One line for an unknown name: "unknown model 'resnt20': did you mean 'resnet20'? (known: ...)".
 
-    Of more than sixteen names none is listed where one of them is near, else the six that are nearest; ``listed`` is
-    the command that lists them all.
+    Of more than sixteen names none is listed if one of them is similar, otherwise the six most similar ones; ``listed``
+    is the command that lists all.
     """
     names = list(names)
     meant = nearest(name, names)
@@ -47,29 +47,29 @@ def unknown(kind: str, name: str, names: Iterable[str], listed: str | None = Non
 
 
 def note(line: str) -> None:
-    """Report on stderr what a command or call does otherwise than asked."""
+    """Print a line on stderr, about a deviation from what was requested."""
     print(f"atent: {line}", file=sys.stderr)
 
 
 @functools.cache
 def once(line: str) -> None:
-    """`note` a line, once."""
+    """`note` a line, once per process."""
     note(line)
 
 
 @functools.cache
 def deprecated(old: str, new: str) -> None:
-    """Report a former spelling on stderr, once."""
+    """Report a deprecated name on stderr, once per process."""
     note(f"{old} is deprecated: write {new}")
 
 
 def first_only(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Says the first line that it is given, and no other: for what is waited for and asked again and again."""
+    """A function that passes its first line to ``say`` and ignores all later ones: for repeated polling."""
     lines: list[str] = []
 
-    def told(line: str) -> None:
+    def report(line: str) -> None:
         if not lines:
             say(line)
         lines.append(line)
 
-    return told
+    return report

@@ -1,4 +1,4 @@
-"""In which precision and memory format a model is seen: low for a search, its own for a verdict."""
+"""Precision and memory format of a model's passes: reduced for a search, its own for a verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEARCH_DTYPES: tuple[str, ...] = ("bfloat16", "float16", "tf32")
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Inside, a model computes in its own type: no autocast, and no TF32 in the products and convolutions of a GPU."""
+    """Context without autocast, and without TF32 in the matrix products and convolutions of a GPU."""
     with torch.autocast(device.type, enabled=False):
         if device.type != "cuda":
             yield
@@ -30,7 +30,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 class tf32(AbstractContextManager[None]):
-    """Inside, products and convolutions of a GPU are computed in TF32, or never are; to be entered again and again."""
+    """Re-entrant context in which matrix products and convolutions of a GPU are, or are not, computed in TF32."""
 
     def __init__(self, allowed: bool) -> None:
         self._allowed = allowed
@@ -44,7 +44,7 @@ class tf32(AbstractContextManager[None]):
 
 
 def _set_tf32(allowed: bool) -> list[Any]:
-    """Set TF32 for products and convolutions; what `_restore_tf32` needs to undo it."""
+    """Set TF32 for matrix products and convolutions; returns the former values for `_restore_tf32`."""
     kinds, name, values = _tf32_switches()
     before = [getattr(kind, name) for kind in kinds]
     for kind in kinds:
@@ -59,21 +59,21 @@ def _restore_tf32(before: list[Any]) -> None:
 
 
 def under(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, a float32 network computes in ``precision``: float32 (as the process is set), bfloat16 or tf32."""
+    """Context in which a float32 network computes in ``precision``: float32 (process settings), bfloat16 or tf32."""
     if precision == "tf32":
         return tf32(True)
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def check_tf32(device: torch.device) -> None:
-    """ValueError, in one line, for a device that has no TF32."""
+    """ValueError, in one line, for a device without TF32."""
     if device.type != "cuda":
         raise ValueError(f"precision tf32 is for CUDA, this device is {device.type}: use float32, bfloat16 or auto")
 
 
 def _tf32_switches() -> tuple[list[Any], str, tuple[Any, Any]]:
-    """Where TF32 is set, the attribute, and its values for none and for TF32: torch allows one of its two interfaces
-    per process."""
+    """The objects with a TF32 setting, its attribute, and the values for off and on: torch allows only one of its two
+    interfaces per process."""
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     old: list[Any] = [cuda.matmul, cudnn]
     try:
@@ -85,9 +85,9 @@ def _tf32_switches() -> tuple[list[Any], str, tuple[Any, Any]]:
 
 
 def twin(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
-    """A float64 copy of the model, or the model itself where it has none (it cannot be copied, or fixes a type)."""
+    """A float64 copy of the model, or the model itself if it cannot be copied or requires another dtype."""
     try:
-        with torch.no_grad():  # a script's weights would remember the cast
+        with torch.no_grad():  # the weights of a script would record the cast
             double = copy.deepcopy(model).double()
         with guard(double, mode="eval", seed=0), full_precision(x.device), torch.no_grad():
             if ask(double, x.double()).dtype == torch.float64:
@@ -98,7 +98,7 @@ def twin(model: nn.Module, x: Tensor) -> tuple[nn.Module, torch.dtype]:
 
 
 def images_last(model: nn.Module, x: Tensor) -> bool:
-    """Whether ``model`` takes images in the channels-last memory format; where it does not, a warning says so."""
+    """Whether ``model`` supports images in the channels-last memory format; otherwise a warning is issued."""
     refused = refuses_channels_last(model, x)
     if refused is not None:
         warnings.warn(refused, stacklevel=2)
@@ -106,17 +106,16 @@ def images_last(model: nn.Module, x: Tensor) -> bool:
 
 
 def refuses_channels_last(model: nn.Module, x: Tensor) -> str | None:
-    """One line where ``model``, in eval mode, cannot take ``x`` (n, c, h, w) in the channels-last memory format.
+    """One line if ``model``, in eval mode, does not support ``x`` (n, c, h, w) in the channels-last memory format.
 
-    Tried on the first two images, forward and backward; a network that flattens by ``view`` fails. None where it can,
-    where ``x`` holds no images, and where the network fails in the usual format too, which is none of the format's
-    doing.
+    Tested on the first two images, forward and backward; a network that flattens by ``view`` fails. None if it works,
+    if ``x`` contains no images, and if the network fails in the default format too.
     """
     if x.dim() != 4 or not len(x):
         return None
     some = x[:2].detach()
     try:
-        # Not contiguous(), which leaves images of one channel as they are: either format fits those.
+        # Not contiguous(), which does not copy images with one channel, as both formats apply to them.
         _forward_and_backward(model, some.clone(memory_format=torch.channels_last))
         return None
     except Exception as error:  # whatever a user's forward raises
@@ -125,7 +124,7 @@ def refuses_channels_last(model: nn.Module, x: Tensor) -> str | None:
         _forward_and_backward(model, some.contiguous())
     except Exception:
         return None
-    return f"the model does not take channels-last images ({reason}): the usual memory format is used"
+    return f"the model does not support channels-last images ({reason}): the default memory format is used"
 
 
 def _forward_and_backward(model: nn.Module, x: Tensor) -> None:
@@ -137,12 +136,12 @@ def _forward_and_backward(model: nn.Module, x: Tensor) -> None:
 
 
 class Lowered(nn.Module):
-    """A float32 model under autocast, for searching: float32 inputs in, float32 logits and input gradients out.
+    """A float32 model under autocast, for searches: float32 inputs, float32 logits and input gradients.
 
-    With "tf32" it is float32 whose products and convolutions a GPU rounds to TF32, in both passes. Otherwise gradients
-    are scaled on their way through the network so that each sample's largest is 1 at the logits, and scaled back at the
-    input: otherwise the small ones of a confident sample would be lost in float16. ValueError for a model of another
-    type than float32, for an unknown type, and for "tf32" on a device without it.
+    With "tf32" matrix products and convolutions of a GPU use TF32, in both passes. Otherwise gradients are scaled so
+    that the largest of each sample is 1 at the logits, and scaled back at the input: small gradients of a confident
+    sample would underflow in float16. ValueError for a model of another dtype than float32, for an unknown dtype, and
+    for "tf32" on a device without it.
     """
 
     def __init__(self, model: nn.Module, dtype: str) -> None:
@@ -153,7 +152,7 @@ class Lowered(nn.Module):
             )
         own = dtype_of(model)
         if own not in (None, torch.float32):
-            raise ValueError(f"search_dtype {dtype} is for a float32 model, this one is {own}: leave it out")
+            raise ValueError(f"search_dtype {dtype} is for a float32 model, this one is {own}: omit it")
         if dtype == "tf32":
             check_tf32(next((p.device for p in model.parameters()), torch.device("cpu")))
         self.model, self.dtype = model, None if dtype == "tf32" else getattr(torch, dtype)
@@ -182,7 +181,7 @@ class Lowered(nn.Module):
 
 
 def _in_tf32(model: nn.Module, x: Tensor) -> Tensor:
-    """The logits in TF32; the backward pass switches it on at the logits and back at the input."""
+    """The logits in TF32; the backward pass enables it at the logits and restores it at the input."""
     with tf32(True):
         logits: Tensor = model(x)
     if isinstance(logits, Tensor) and logits.requires_grad and x.requires_grad:

@@ -1,4 +1,4 @@
-"""What a precision and a memory format cost on this network and machine, and whether they agree with float32."""
+"""Measured cost of precisions and memory formats for a network and machine, and their agreement with float32."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from atent.threads import choose
 
 Auto = Literal["auto"]
 AUTO: Auto = "auto"
-"""The word of a setting that `probe` decides."""
+"""The value of a setting that `probe` decides."""
 
-# Relative error of what distinguishes the samples' logits. bfloat16 has 8 bits, so a layer rounds by up to 2^-8 of its
-# largest numbers; the built-in networks, untrained and on noise, lose up to 0.24, one that rounds its input away all.
+# Relative error of the centred logits. bfloat16 has 8 bits, so a layer rounds by up to 2^-8 of its largest values; the
+# built-in networks, untrained and on noise, have errors up to 0.24, a network that rounds its input away has 1.
 _LOGITS = 0.5
-# Mean cosine of the input gradients. Units near zero change their side under rounding, so that an untrained network of
-# 110 layers has 0.91; a network whose rounding hides the input falls to about 0.
+# Mean cosine of the input gradients. Units near zero change sign under rounding, so that an untrained network of 110
+# layers has 0.91; a network whose rounding hides the input has about 0.
 _COSINE = 0.8
 _SECONDS = 3.0
 _REPEATS = 7
-# A first pass this many times slower than in float32 is measured once more, and never a third time.
+# A first pass this many times slower than in float32 is measured only once more.
 _HOPELESS = 8.0
-# A choice must save a tenth of the time, in the median and in three quarters of the rounds: noise saves less.
+# A choice must save a tenth of the time, in the median and in three quarters of the rounds: timing noise is smaller.
 _GAIN = 0.9
 _ROUNDS = 0.75
 
@@ -40,16 +40,16 @@ Kind = tuple[str, bool]
 
 @dataclass(frozen=True)
 class Timing:
-    """What one forward pass and input gradient cost in float32 and under bfloat16 autocast, and how the two agree."""
+    """Time of a forward pass and input gradient in float32 and under bfloat16 autocast, and the agreement of both."""
 
     samples: int
-    """Samples in the batch that was measured."""
+    """Number of samples in the measured batch."""
     float32: float
     """Seconds, the median of the repeats."""
     bfloat16: float
     """Seconds, the median of the repeats."""
     logits: float
-    """||b - a|| / ||a|| of the logits less their means over classes and samples, a in float32; may be NaN or inf."""
+    """||b - a|| / ||a|| of the logits, centred over classes and samples, with a in float32; may be NaN or inf."""
     cosine: float
     """Mean over the samples of the cosine between the two input gradients; 1 where both are zero."""
 
@@ -65,7 +65,7 @@ class Timing:
 
     @staticmethod
     def within(logits: float, cosine: float) -> bool:
-        """`agrees` of an error of logits and a cosine of input gradients."""
+        """`agrees` for a given error of logits and cosine of input gradients."""
         return logits <= _LOGITS and cosine >= _COSINE  # false for NaN
 
     @property
@@ -90,14 +90,14 @@ def bfloat16_pays(
     x: Tensor | None = None,
     channels_last: bool = False,
 ) -> Timing:
-    """Measure whether ``model`` (float32, on ``device``) is faster under bfloat16 autocast there, and agrees.
+    """Measure whether ``model`` (float32, on ``device``) is faster under bfloat16 autocast, and agrees with float32.
 
     Times are medians of interleaved passes in eval mode, forward and input gradient of the cross-entropy, over ``x``
-    (n, c, h, w) or (n, d), default: ``batch`` samples of uniform noise in [0, 1] of sample shape ``shape``. All takes
-    less than 3 s where a pass of two samples takes less than 0.25 s: a slow network sees fewer samples, and a bfloat16
-    that is many times slower is tried twice. The model and the random state come back as they were.
+    (n, c, h, w) or (n, d), default: ``batch`` samples of uniform noise in [0, 1] of sample shape ``shape``. The total
+    time is below 3 s if a pass of two samples takes less than 0.25 s: a slow network gets fewer samples, and a much
+    slower bfloat16 is measured twice only. The model and the random state are restored.
 
-    Raises ValueError for a model of another type than float32, and where the network fails under autocast.
+    Raises ValueError for a model of another dtype than float32, and if the network fails under autocast.
     """
     own = dtype_of(model)
     if own not in (None, torch.float32):
@@ -114,21 +114,22 @@ def bfloat16_pays(
 
 @dataclass(frozen=True)
 class Choice:
-    """What `probe` chose, and what it measured."""
+    """The choice of `probe`, and its measurements."""
 
     precision: str
     """float32, bfloat16 or tf32."""
     channels_last: bool
+    """Whether images are in the channels-last memory format."""
     samples: int
-    """Samples in the batch that was measured."""
+    """Number of samples in the measured batch."""
     times: dict[Kind, float]
-    """Seconds of a forward pass and input gradient, medians; the first kind is what the others were compared with."""
+    """Median seconds of a forward pass and input gradient; the first kind is the baseline of the comparison."""
     disagree: tuple[Kind, ...] = ()
     """Faster kinds whose logits or input gradients disagree with float32."""
 
     @property
     def search_dtype(self) -> SearchDtype | None:
-        """The precision as `evaluate` takes it."""
+        """The precision as an argument of `evaluate`."""
         return None if self.precision == "float32" else cast("SearchDtype", self.precision)
 
     def __str__(self) -> str:
@@ -147,12 +148,12 @@ def probe(
     """Choose the precision and the memory format in which ``model`` (float32, on its device) is fastest on ``x``.
 
     Candidates are ``precisions`` (default: float32 and bfloat16, on CUDA also tf32) in each of ``formats`` (channels
-    last or not; default: both for images); the first precision in the first format is what the others are compared
-    with. Measured are forward pass and input gradient in eval mode, interleaved. Chosen is the fastest candidate whose
-    logits and input gradients agree with float32, as `Timing.agrees` says, and which saves a tenth of the time in the
-    median and in three of four rounds; else the first. So a choice is never slower and never disagrees. All takes less
-    than 3 s where a pass of two samples takes less than 0.15 s; a slower network is compared on fewer candidates. The
-    model and the random state come back as they were. ValueError where the network fails in float32.
+    last or not; default: both for images); the first precision in the first format is the baseline. Forward passes and
+    input gradients in eval mode are measured, interleaved. The choice is the fastest candidate whose logits and input
+    gradients agree with float32, see `Timing.agrees`, and which saves a tenth of the time in the median and in three of
+    four rounds; otherwise the baseline. The total time is below 3 s if a pass of two samples takes less than 0.15 s; a
+    slower network is compared on fewer candidates. The model and the random state are restored. ValueError if the
+    network fails in float32.
     """
     end, device = perf_counter() + _SECONDS, x.device
     if precisions is None:
@@ -163,14 +164,14 @@ def probe(
     elif formats is None:
         formats = [False, True]
     kinds = [(precision, last) for precision in precisions for last in formats]
-    # Without float32 among the candidates it is measured all the same: the others must agree with it.
+    # float32 is measured even if it is not a candidate: the others must agree with it.
     base = ("float32", formats[0])
     found = _measure(model, x.detach(), [base, *(k for k in kinds if k != base)], end)
     agreeing = {k: Timing.within(*found.agreement(k)) for k in found.times}
-    standing, best = kinds[0], kinds[0]
+    baseline, best = kinds[0], kinds[0]
     for kind in kinds[1:]:
-        if standing in found.times and agreeing.get(kind) and found.saves(kind, standing):
-            best = kind if best == standing or found.seconds(kind) < found.seconds(best) else best
+        if baseline in found.times and agreeing.get(kind) and found.saves(kind, baseline):
+            best = kind if best == baseline or found.seconds(kind) < found.seconds(best) else best
     refused = tuple(k for k in found.times if not agreeing[k] and found.saves(k, base))
     return Choice(*best, found.samples, {k: found.seconds(k) for k in found.times}, refused)
 
@@ -198,7 +199,7 @@ class _Measured:
 
 
 def _measure(model: nn.Module, x: Tensor, kinds: Sequence[Kind], end: float) -> _Measured:
-    """Pass the samples through the model in each of the kinds, until ``end``; ValueError where the first one fails."""
+    """Pass the samples through the model in each of the kinds, until ``end``; ValueError if the first one fails."""
     with guard(model, mode="eval", seed=0), full_precision(x.device):
         base, *others = kinds
         failed: dict[Kind, str] = {}
@@ -207,7 +208,7 @@ def _measure(model: nn.Module, x: Tensor, kinds: Sequence[Kind], end: float) -> 
             found, hopeless = _first_passes(model, x[:n], base, others, failed, end)
             others = [k for k in others if k in found.times and k not in hopeless]
             total = sum(found.times[k][0] for k in (base, *others))
-            # What is left must hold the larger batch: the first passes, a round that counts, and one more to spare.
+            # The remaining time must suffice for the larger batch: first passes, a counted round, and one in reserve.
             larger = min(len(x), 8 * n, int(n * (end - perf_counter()) / (4 * max(total, 1e-9))))
             if not others or larger < min(2 * n, len(x)) or larger == n:
                 break
@@ -227,9 +228,9 @@ def _measure(model: nn.Module, x: Tensor, kinds: Sequence[Kind], end: float) -> 
 def _first_passes(
     model: nn.Module, x: Tensor, base: Kind, others: Sequence[Kind], failed: dict[Kind, str], end: float
 ) -> tuple[_Measured, set[Kind]]:
-    """One pass of each kind, as far as time allows, and which are hopeless."""
+    """One pass of each kind, as far as time allows, and the set of hopeless kinds."""
     found, hopeless = _Measured(len(x), failed=failed), set[Kind]()
-    # The first passes of a shape prepare kernels and memory.
+    # The first pass of a shape initialises kernels and memory.
     _pass(model, x, base)
     seconds, *answer = _pass(model, x, base)
     found.times[base], found.answers[base] = [seconds], (answer[0], answer[1])
@@ -252,7 +253,7 @@ def _first_passes(
 def _pass(model: nn.Module, x: Tensor, kind: Kind) -> tuple[float, Tensor, Tensor]:
     """Seconds, logits and input gradients of one pass."""
     precision, last = kind
-    # A network may change its input in place. Not contiguous(), which leaves images of one channel as they are.
+    # A network may change its input in place. Not contiguous(), which does not copy images with one channel.
     layout = torch.channels_last if last and x.dim() == 4 else torch.contiguous_format
     leaf = x.clone(memory_format=layout).requires_grad_()
     begun = _now(x.device)
@@ -272,9 +273,9 @@ def _pass(model: nn.Module, x: Tensor, kind: Kind) -> tuple[float, Tensor, Tenso
 
 
 def gaining(model: nn.Module, x: Tensor, *, low: bool = False) -> int:
-    """How many CPU threads a forward pass and input gradient on ``x`` gain from, see `atent.threads.choose`.
+    """The number of CPU threads that speeds up a forward pass and input gradient on ``x``, see `atent.threads.choose`.
 
-    A slow network sees fewer samples, so that one pass takes about half a second at most.
+    A slow network gets fewer samples, so that one pass takes at most about half a second.
     """
     with guard(model, mode="eval", seed=0):
         few = x[:2]
@@ -294,7 +295,7 @@ def _now(device: torch.device) -> float:
 def _agreement(exact: list[Tensor], rounded: list[Tensor]) -> tuple[float, float]:
     """The relative error of the logits, and the mean cosine of the gradients, in float64."""
     (logits, grads), (low, low_grads) = ([t.double() for t in pair] for pair in (exact, rounded))
-    # Softmax knows no shift, and what all samples share separates no two.
+    # Softmax is invariant to shifts, and what all samples share does not distinguish them.
     logits, low = (z - z.mean(1, keepdim=True) for z in (logits, low))
     if len(logits) > 1:
         logits, low = (z - z.mean(0) for z in (logits, low))

@@ -1,4 +1,4 @@
-"""One progress display for everything that takes longer than a second: a bar on a terminal, plain lines elsewhere."""
+"""Progress display of long work: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 Advance = Callable[[int, str], None]
-"""advance(amount, text): move the bar and set the text behind it."""
+"""advance(amount, text): advance the bar and set the text after it."""
 
 MINUTE = 60.0
-"""Seconds after which long work prints a line where there is no terminal, and from which it gives an estimate."""
+"""Seconds between lines without a terminal, and shortest remaining time for which an estimate is printed."""
 _MEASURED = 5.0
-"""Seconds of work from which an estimate is made."""
+"""Seconds of work on which an estimate is based."""
 
 
 def _silent(amount: int, text: str = "") -> None:
@@ -24,10 +24,10 @@ def _silent(amount: int, text: str = "") -> None:
 
 @contextmanager
 def bar(total: int, title: str, *, enabled: bool = True, estimate: bool = True) -> Iterator[Advance]:
-    """Progress on stderr: on a terminal a bar with the time left (none without rich), elsewhere a line a minute.
+    """Progress on stderr: on a terminal a bar with the remaining time (needs rich), otherwise one line per minute.
 
-    ``estimate``: where there is no terminal, one line says how long it takes, from the first measured batches. Silent
-    where not enabled, and on every rank but the first.
+    ``estimate``: without a terminal, one line with the estimated time from the first batches. Silent if not enabled,
+    and on all ranks but the first.
     """
     if not enabled or os.environ.get("RANK", "0") not in ("", "0"):
         yield _silent
@@ -60,7 +60,7 @@ def bar(total: int, title: str, *, enabled: bool = True, estimate: bool = True) 
 
 @contextmanager
 def plain(total: int, title: str, *, estimate: bool = True) -> Iterator[Advance]:
-    """Progress as plain lines on stderr, one a minute, also while one batch takes longer than that."""
+    """Progress as plain lines on stderr, one per minute, also while a batch takes longer than that."""
     work, over = _Work(total, title), threading.Event()
 
     def beat() -> None:
@@ -87,11 +87,11 @@ def plain(total: int, title: str, *, estimate: bool = True) -> Iterator[Advance]
 
 
 class _Work:
-    """How much of something is done, and since when."""
+    """The amount of finished work, and its start time."""
 
     def __init__(self, total: int, title: str) -> None:
         self.total, self.title, self.done, self.text = total, title, 0, ""
-        # The first report is of what was known before, or prepared kernels: it measures nothing.
+        # The first report includes earlier results or the initialisation of kernels, and is not measured.
         self.begun: tuple[int, float] | None = None
 
     def add(self, amount: int, text: str) -> None:
@@ -100,7 +100,7 @@ class _Work:
             self.begun = self.done, time.perf_counter()
 
     def left(self) -> float | None:
-        """Seconds left at the pace so far; None before it can be known."""
+        """Estimated remaining seconds; None before an estimate is possible."""
         if self.begun is None:
             return None
         done, seconds = self.done - self.begun[0], time.perf_counter() - self.begun[1]
@@ -114,7 +114,7 @@ class _Work:
 
 
 def in_rounds(advance: Advance, n: int, costs: Sequence[int]) -> Advance:
-    """An ``advance`` by samples, ``n`` in each round, for a bar by cost: a sample of round i counts ``costs[i]``."""
+    """An ``advance`` in samples, ``n`` per round, for a bar in units of cost: samples of round i cost ``costs[i]``."""
     done = 0
 
     def weighted(amount: int, text: str = "") -> None:
@@ -127,12 +127,12 @@ def in_rounds(advance: Advance, n: int, costs: Sequence[int]) -> Advance:
 
 
 def roughly(seconds: float) -> str:
-    """A duration for people: "50 s", "40 min", "2.5 h"."""
+    """A duration for display: "50 s", "40 min", "2.5 h"."""
     if seconds < MINUTE:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def say(line: str) -> None:
-    """A line on stderr, which a log file has at once."""
+    """Print a line on stderr, flushed."""
     print(line, file=sys.stderr, flush=True)

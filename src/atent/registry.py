@@ -1,10 +1,10 @@
-"""Things that are found by name: the package's own, an installed package's, or one in the user's files.
+"""Registries of attacks, methods, models, data sets and optimizers: built-in, installed as plug-ins, or user-defined.
 
-A name is one of four. A built-in: every file of its room that applies the room's decorator is found. An
-entry point of an installed package, in the room's group (`atent.attacks`, `atent.methods`, `atent.models`,
-`atent.data`, `atent.optimizers`). Or "module:Thing", imported from the current directory or the installed packages,
-where `atent.trust` lets it: `load_object` is the one place in which a name becomes code. Or "foolbox:LinfPGD", with a
-prefix that the registry knows: a thing of another package, found by a module of this one.
+There are four kinds of names. A built-in: a module of the subpackage registers it by a decorator. An entry point of an
+installed package, in the group of the subpackage (`atent.attacks`, `atent.methods`, `atent.models`, `atent.data`,
+`atent.optimizers`). "module:Thing", imported from the current directory or the installed packages if `atent.trust`
+permits it: only `load_object` turns a name into code. And "foolbox:LinfPGD", with a prefix known to the registry: an
+object of another package, found by a module of this one.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T]):
-    """Name -> thing, for one ``kind`` of things, such as "attack".
+    """Name -> object, for one ``kind`` of objects, such as "attack".
 
     Parameters
     ----------
     kind
-        What one of them is called in errors.
+        Name of the kind in errors.
     package
-        The package whose modules register the built-in ones: all of them are imported at the first look-up.
+        The package whose modules register the built-in objects: all are imported at the first look-up.
     group
-        The group of entry points by which installed packages announce theirs.
+        The entry point group of installed packages.
     fits
-        Whether an object that a plug-in gives is one of them.
+        Whether an object of a plug-in is of this kind.
     wanted
-        What it must be, for errors.
+        Description of the kind, for errors.
     others
-        Prefixes of names that have a finder of their own, with the module whose function ``find`` it is. Such a name
-        reaches what that finder knows and nothing else, so it needs no trust.
+        Prefixes of names with their own finder, and the module whose function ``find`` it is. Such a name can refer
+        only to what that finder knows, so it needs no trust.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Registry(Mapping[str, T]):
 
     def _add(self, name: str, entry: T) -> T:
         before = self._built_in.get(name)
-        # A module that is imported again replaces what it registered.
+        # A module that is imported again replaces its entries.
         if before is not None and where(before) != where(entry):
             raise ValueError(f"{self.kind} {name!r} is registered by {where(before)} already: choose another name")
         self._built_in[name] = entry
@@ -100,7 +100,7 @@ class Registry(Mapping[str, T]):
     # ---- looking up
 
     def find(self, name: str) -> T:
-        """The thing called ``name``; ValueError, in one line, where there is none or it cannot be imported."""
+        """The object called ``name``; ValueError, in one line, if there is none or it cannot be imported."""
         if name in self._discover():
             return self._built_in[name]
         if self.delegates(name):
@@ -123,13 +123,13 @@ class Registry(Mapping[str, T]):
             kind = found.__name__ if isinstance(found, type) else f"of type {type(found).__name__}"
             raise ValueError(f"{self.kind} {name!r} is {kind}, not {self.wanted}")
         if dataclasses.is_dataclass(found):
-            # What the code gives itself by default is as trusted as the code.
+            # The defaults of trusted code are trusted.
             trust.grant([each.default for each in dataclasses.fields(found)])
         right: T = found
         return right
 
-    # As a mapping it holds the names that it knows. A reference is for `find` alone: to ask whether a name is known
-    # must not import what the name says.
+    # As a mapping it contains the known names only; references are resolved by `find` only, since a membership test
+    # must not import code.
     def __getitem__(self, name: str) -> T:
         if name not in self:
             raise KeyError(name)
@@ -139,7 +139,7 @@ class Registry(Mapping[str, T]):
         return isinstance(name, str) and (name in self._discover() or name in self._entries())
 
     def delegates(self, name: str) -> bool:
-        """Whether a finder of its own knows ``name``, by its prefix."""
+        """Whether ``name`` has a prefix with its own finder."""
         prefix, colon, _ = name.partition(":")
         return bool(colon) and prefix in self.others
 
@@ -148,7 +148,7 @@ class Registry(Mapping[str, T]):
         return name in self._discover() and self._is_own(self._built_in[name])
 
     def _is_own(self, entry: Any) -> bool:
-        """Whether the package defines ``entry``; a module of the user's may register others by the decorator."""
+        """Whether the package defines ``entry``; user modules may register others by the decorator."""
         module = getattr(entry, "__module__", self.package)
         return f"{module}.".startswith(f"{self.package.partition('.')[0]}.")
 
@@ -158,7 +158,7 @@ class Registry(Mapping[str, T]):
             try:
                 self.find(name)
             except ValueError as error:
-                # One broken package must not take the others with it.
+                # One broken package must not hide the others.
                 warnings.warn(str(error), stacklevel=2)
             else:
                 yield name
@@ -166,11 +166,11 @@ class Registry(Mapping[str, T]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    # ---- saying what was found
+    # ---- names of objects
 
     def name_of(self, entry: Any) -> str:
-        """The name by which `find` gives ``entry`` again; its bare name where nothing does, as for one that a script
-        or a function defines."""
+        """The name by which `find` returns ``entry``; its bare name if there is none, as for an object that is defined
+        in a script or a function."""
         for name, known in self._discover().items():
             if known is entry and self._is_own(entry):
                 return name
@@ -181,7 +181,7 @@ class Registry(Mapping[str, T]):
         return where(entry) if importable else str(entry.__name__)
 
     def reference(self, name: str) -> str:
-        """What ``name``, which is not built in, stands for, as module:Thing."""
+        """The reference module:Thing of ``name``, which is not built in."""
         if ":" in name:
             return name
         if name in self._discover():
@@ -190,7 +190,7 @@ class Registry(Mapping[str, T]):
         return f"{entry.module}:{entry.attr}"
 
     def origin(self, name: str) -> str:
-        """Where ``name`` comes from: "built-in", the package and version, or the module."""
+        """The origin of ``name``: "built-in", the package and version, or the module."""
         if self.is_built_in(name):
             return "built-in"
         package = self._entries()[name].dist if name in self._entries() else None
@@ -201,9 +201,9 @@ class Registry(Mapping[str, T]):
 
 
 def exported(registry: Registry[Any], module: str, name: str, others: Sequence[str]) -> Any:
-    """What `getattr` gives for ``name`` of the package ``module``, whose things the registry knows by name.
+    """The module attribute ``name`` of the package ``module``, looked up in the registry.
 
-    ``others`` are the package's other public names, for ``import *``. AttributeError for a name that is not known.
+    ``others`` are the package's other public names, for ``import *``. AttributeError for an unknown name.
     """
     if name == "__all__":
         return [*others, *(known for known in registry if registry.is_built_in(known))]
@@ -214,14 +214,14 @@ def exported(registry: Registry[Any], module: str, name: str, others: Sequence[s
 
 @dataclass(frozen=True)
 class Plugin:
-    """A thing that is not built in, as a run records it."""
+    """A user-defined or installed object, as recorded in a run."""
 
     kind: str
     name: str
     module: str
     qualname: str
     version: str | None
-    """Distribution and version, where it was installed."""
+    """Distribution and version, if it was installed."""
 
 
 def plugin_of(registry: Registry[Any], entry: Any) -> Plugin | None:
@@ -233,8 +233,8 @@ def plugin_of(registry: Registry[Any], entry: Any) -> Plugin | None:
 
 
 def plugin_named(registry: Registry[Any], name: str) -> Plugin | None:
-    """The record of what ``name`` stands for, also of an object that has no name itself, such as a
-    `functools.partial`; None for a built-in."""
+    """The record of the object called ``name``, also if it has no name itself, such as a `functools.partial`; None for
+    a built-in."""
     if registry.is_built_in(name):
         return None
     module, _, qualname = registry.reference(name).partition(":")
@@ -242,13 +242,13 @@ def plugin_named(registry: Registry[Any], name: str) -> Plugin | None:
 
 
 def plugin_found(registry: Registry[Any], name: str) -> Plugin | None:
-    """The record of what ``name`` gives: by its own name, or by ``name`` where it has none, as an object has not."""
+    """The record of the object called ``name``: by its own name, or by ``name`` if it has none."""
     entry = registry.find(name)
     return plugin_of(registry, entry) if hasattr(entry, "__qualname__") else plugin_named(registry, name)
 
 
 def version_of(module: str) -> str | None:
-    """Name and version of the distribution that a module came with; None for one that was not installed."""
+    """Name and version of the distribution of a module; None if it was not installed."""
     top = module.partition(".")[0]
     for name in importlib.metadata.packages_distributions().get(top, []):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -257,16 +257,16 @@ def version_of(module: str) -> str | None:
 
 
 def where(entry: Any) -> str:
-    """An object as a reference, module:name."""
+    """The reference module:name of an object."""
     return f"{entry.__module__}:{entry.__qualname__}"
 
 
 def load_object(reference: str) -> Any:
-    """What ``reference``, written "module:name", names; the name may be dotted.
+    """The object of ``reference``, written "module:name"; the name may be dotted.
 
-    The module is looked for in the current directory first, as `python -m` does; `sys.path` is afterwards as it was.
-    ValueError, in one line, where the colon is missing, the module or the name does not exist, or the import raises
-    (the cause is chained); Untrusted, before anything is imported, for a reference that `atent.trust` does not let run.
+    The current directory is searched first, as by `python -m`; `sys.path` is restored. ValueError, in one line, if the
+    colon is missing, the module or the name does not exist, or the import raises (the cause is chained); Untrusted,
+    before anything is imported, for a reference that `atent.trust` does not permit.
     """
     name, colon, path = reference.partition(":")
     if not (name and colon and path) or name.startswith("."):
@@ -282,14 +282,14 @@ def load_object(reference: str) -> Any:
 
 
 def load_module(name: str, asked: str) -> Any:
-    """The module ``name``, which the user trusts, found as `load_object` finds it; errors begin with ``asked``."""
-    # A file written since the last import is otherwise invisible for as long as its folder's time stamp lasts.
+    """The module ``name``, which the user trusts, searched as by `load_object`; errors begin with ``asked``."""
+    # A file written since the last import may otherwise be hidden by the cached directory listing.
     importlib.invalidate_caches()
     try:
         with current_directory_on_path(), trust.lifted():
             return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        # What the module itself imports may be missing too, and that is another mistake.
+        # A missing import inside the module is a different error.
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise ValueError(f"{asked}: no module named {error.name!r} here or installed") from error
         raise ValueError(f"{asked}: importing {name} raised {first_line(error)}") from error
@@ -297,7 +297,7 @@ def load_module(name: str, asked: str) -> Any:
 
 @contextlib.contextmanager
 def current_directory_on_path() -> Iterator[None]:
-    """Inside, the current directory is the first place to import from."""
+    """Context in which the current directory is searched first by imports."""
     before = list(sys.path)
     sys.path.insert(0, os.getcwd())
     try:

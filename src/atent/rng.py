@@ -1,8 +1,8 @@
 """Random number streams for attacks: one stream per sample for evaluation, one stream per batch for training.
 
-``PerSample`` is counter-based: each number is a function of (seed, sample id, attack, use, restart, step) and
-of its place in the sample, computed by Philox-4x32-10 (Salmon et al. 2011). No state is kept, so results do not
-depend on batch size, order, sharding or resumption. ``Batch`` draws from one ``torch.Generator`` at full speed.
+``PerSample`` is counter-based: each number is a function of (seed, sample id, attack, use, restart, step) and of its
+index in the sample, computed by Philox-4x32-10 (Salmon et al. 2011). It is stateless, so results do not depend on batch
+size, order, sharding or resumption. ``Batch`` uses one ``torch.Generator`` at full speed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from atent.distributed.draws import drawn
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
-# A GPU's generator counts in fours.
+# The offset of a GPU generator is a multiple of four.
 _OFFSET = 4
 
 
 class Streams(Protocol):
-    """Random number streams, as an attack asks for them: numbers of the shape, dtype and device of ``like`` (n,
-    ...)."""
+    """The interface of random number streams: numbers in the shape, dtype and device of ``like`` (n, ...)."""
 
     def uniform(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor: ...
     def normal(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor: ...
@@ -40,7 +39,7 @@ class Streams(Protocol):
 
 
 Draws = Streams
-"""The former name, for attacks of the user's own."""
+"""The former name, for user-defined attacks."""
 
 
 def philox(counter: Any, key: tuple[Any, Any]) -> Any:
@@ -51,7 +50,7 @@ def philox(counter: Any, key: tuple[Any, Any]) -> Any:
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # int64 products wrap modulo 2^64, which leaves both 32-bit halves right.
+        # int64 products wrap modulo 2^64, which keeps both 32-bit halves correct.
         p0, p1 = c0 * _M0, c2 * _M1
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _LOW) ^ c1 ^ k0,
@@ -65,11 +64,11 @@ def philox(counter: Any, key: tuple[Any, Any]) -> Any:
 
 @dataclass(frozen=True)
 class PerSample:
-    """Streams keyed by (seed, id): ``ids`` is int64 (n,), each in [0, 2^48); ``attack`` separates the attacks.
-    The seed may be a scalar tensor, int64, which is not waited for.
+    """Streams keyed by (seed, id): ``ids`` is int64 (n,), each in [0, 2^48); ``attack`` separates the attacks. The seed
+    may be an int64 scalar tensor, which is read without synchronisation.
 
-    Seed, id, restart, step and place have bits of their own in key and counter, so streams of one use never overlap.
-    (attack, use) is hashed to 32 bits: of the 100 or so names of an evaluation two share them with probability 1e-6.
+    Seed, id, restart, step and index use disjoint bits of key and counter, so streams of one use never overlap.
+    (attack, use) is hashed to 32 bits: two of the about 100 names of an evaluation collide with probability 1e-6.
     """
 
     seed: int | Tensor
@@ -92,7 +91,7 @@ class PerSample:
         return torch.stack(philox(counter, key), dim=2).flatten(1)[:, :count]
 
     def _unit(self, count: int, *, use: str, restart: int, step: int) -> Tensor:
-        # 23 bits and a half: strictly inside (0, 1), also after rounding to float32.
+        # 23 bits plus one half: strictly inside (0, 1), also after rounding to float32.
         words = self.words(count, use=use, restart=restart, step=step)
         return ((words >> 9).double() + 0.5) * 2.0**-23
 
@@ -102,7 +101,7 @@ class PerSample:
         return u.to(like.dtype).view_as(like)
 
     def normal(self, like: Tensor, *, use: str = "", restart: int = 0, step: int = 0) -> Tensor:
-        """Standard normal, by Box and Muller's transform of pairs of uniforms."""
+        """Standard normal, by the Box-Muller transform."""
         count = like[0].numel()
         half = -(-count // 2)
         u = self._unit(2 * half, use=use, restart=restart, step=step).to(like.dtype)
@@ -116,19 +115,19 @@ class PerSample:
         return ((words * high) >> 32).reshape(shape)
 
     def take(self, index: Tensor) -> PerSample:
-        """The streams of some of the samples."""
+        """The streams of the samples ``index``."""
         return PerSample(self.seed, self.ids[index], self.attack)
 
     def named(self, name: str) -> PerSample:
-        """Streams of their own for a part of the attack."""
+        """Separate streams for a part of the attack."""
         return PerSample(self.seed, self.ids, f"{self.attack}/{name}")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One generator for the whole batch: fast, and dependent on the order of the calls.
+    """One generator for the entire batch: fast, but dependent on the order of the calls.
 
-    A part of a batch, such as that of one rank, has its rows of what is drawn for the whole (`atent.distributed`).
+    A part of a batch, such as that of one rank, gets its rows of the numbers of the full batch (`atent.distributed`).
     """
 
     rng: torch.Generator
@@ -149,25 +148,25 @@ class Batch:
         return draw(shape) if batch_shard.now is None else drawn(shape, draw)
 
     def take(self, index: Tensor) -> Batch:
-        """Itself: a batch stream has no samples."""
+        """The same stream, which has no samples."""
         return self
 
     def named(self, name: str) -> Batch:
-        """Itself: one stream serves all."""
+        """The same stream, which serves all parts."""
         return self
 
 
 def narrow(seed: int) -> int:
-    """A seed for torch's CPU generators, which keep the low 32 bits: itself where it has no more, hashed where it has,
-    so that 2^32 + 3 does not draw what 3 draws."""
+    """A seed for torch's CPU generators, which use the low 32 bits: the seed itself if it fits, otherwise a hash, so
+    that 2^32 + 3 and 3 give different numbers."""
     return seed if 0 <= seed <= _LOW else fold(seed)
 
 
 def seed_from(rng: torch.Generator) -> int:
-    """A seed for the random numbers of a network, from the generator of a step, which moves on.
+    """A seed for the random numbers of a network, from the generator of a step, which advances.
 
-    On a CPU it is drawn. From a GPU a drawn number would have to come back first, and the host would wait at each step:
-    there it is a function of the generator's seed and offset, which the host knows.
+    On a CPU it is a random number. On a GPU that would need a synchronisation at each step: there it is a function of
+    the generator's seed and offset, which the host knows.
     """
     if rng.device.type == "cpu":
         return int(torch.randint(2**62, (), generator=rng))
@@ -177,17 +176,17 @@ def seed_from(rng: torch.Generator) -> int:
 
 
 def fresh(device: torch.device) -> torch.Generator:
-    """A generator on ``device``, seeded from torch's global CPU stream, which moves on: after `torch.manual_seed` the
-    same ones come in the same order."""
+    """A generator on ``device``, seeded from torch's global CPU stream, which advances: reproducible after
+    `torch.manual_seed`."""
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, ())))
 
 
 def fold(*keys: int | str) -> int:
-    """A 63-bit seed from several keys, the same on every machine: seeds of seeds.
+    """A 63-bit seed from several keys, the same on every machine.
 
-    A CPU generator keeps its low 32 bits, which a hash spreads evenly: of S such seeds about S^2 / 2^33 pairs draw the
-    same numbers, 6 in a training of 200 epochs of 391 steps with three seeds each. That suits a training, whose steps
-    differ in their samples and weights; it does not suit samples that are counted as independent, for which there are
+    A CPU generator uses the low 32 bits, which the hash distributes uniformly: among S such seeds about S^2 / 2^33
+    pairs give the same numbers, 6 in a training of 200 epochs of 391 steps with three seeds each. That is acceptable in
+    training, whose steps differ in samples and weights, but not for samples that must be independent, which use
     `PerSample` and `atent.certify.noise`.
     """
     seed = 0

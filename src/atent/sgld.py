@@ -28,9 +28,9 @@ def langevin_step(
     noise: float = 0.0,
     normal: Tensor | None = None,
 ) -> Tensor:
-    """The step above; all tensors have the shape of ``z``.
+    """One Langevin step as defined in the module; all tensors have the shape of ``z``.
 
-    ``normal`` holds standard normal samples. ValueError for noise without ``normal`` or a weight without ``anchor``.
+    ``normal`` contains standard normal samples. ValueError for noise without ``normal`` or a weight without ``anchor``.
     """
     out = z.add(direction, alpha=step_size)
     if weight:
@@ -54,20 +54,20 @@ def langevin_move_(
     noise: float = 0.0,
     normals: Sequence[Tensor] | None = None,
 ) -> None:
-    """`langevin_step` of many tensors in place, in a few operations for all of them, and bit for bit the same.
+    """`langevin_step` for many tensors in place, in a few fused operations, with bit-identical results.
 
-    ValueError as there.
+    ValueError as `langevin_step`.
     """
-    pulls = None
+    offsets = None
     if weight:
         if anchors is None:
             raise ValueError(f"an anchor term of weight {weight:g} needs an anchor")
-        pulls = torch._foreach_sub(list(anchors), list(zs))
+        offsets = torch._foreach_sub(list(anchors), list(zs))
     if noise and normals is None:
         raise ValueError(f"noise of {noise:g} needs standard normal samples")
     torch._foreach_add_(list(zs), list(directions), alpha=step_size)
-    if pulls is not None:
-        torch._foreach_add_(list(zs), pulls, alpha=weight)
+    if offsets is not None:
+        torch._foreach_add_(list(zs), offsets, alpha=weight)
     if noise:
         torch._foreach_add_(list(zs), list(normals or ()), alpha=effective_noise(step_size, noise))
 
@@ -80,7 +80,7 @@ def effective_noise(step_size: float, noise: float) -> float:
 def noise_for(step_size: float, effective: float) -> float:
     """The ``noise`` whose effective noise is ``effective`` (0.12 at step size 0.02175 is 0.5754).
 
-    ValueError where the step size is 0 and the effective noise is not.
+    ValueError if the step size is 0 and the effective noise is not.
     """
     if effective == 0:
         return 0.0
@@ -90,7 +90,7 @@ def noise_for(step_size: float, effective: float) -> float:
 
 
 def data_entropy_coefficients(losses: Tensor, temperature: float, weights: Sequence[float] | None = None) -> Tensor:
-    """Coefficients a (m, n) with which sum_k a_ki grad L_ki estimates the gradient of image i's data-entropy loss.
+    """Coefficients a (m, n) such that sum_k a_ki grad L_ki estimates the gradient of image i's data-entropy loss.
 
     L_DE(w) = E_p[L] with p ~ exp((L - gamma/2 ||x' - x||^2) / T) has the gradient E_p[grad L] + Cov_p(L, grad L) / T
     (the supplement of Jagatap et al. 2022, B.1, drops the normaliser of p and prints E_p[grad L (1 + L)], at T = 1).
@@ -99,10 +99,10 @@ def data_entropy_coefficients(losses: Tensor, temperature: float, weights: Seque
 
         a_ki = c_k (1 + (L_ki - sum_j c_j L_ji) / (T (1 - sum_j c_j^2))).
 
-    The last factor makes the covariance unbiased where the samples are independent, as m / (m - 1) does for equal
-    weights; along one chain they are not, and their covariance comes out too small. A column sums to 1, and losses that
-    all move by a constant give the same coefficients. ``weights`` (m,) are normalised here; default: equal ones. The
-    coefficients carry no gradient: multiply them into the losses of a second pass, sum, and differentiate.
+    The last factor makes the covariance unbiased for independent samples, as m / (m - 1) does for equal weights; along
+    one chain samples are correlated, and their covariance is underestimated. Each column sums to 1, and the
+    coefficients do not depend on a constant added to all losses. ``weights`` (m,) are normalised here; default: equal.
+    The coefficients carry no gradient: multiply the losses of a second pass by them, sum, and differentiate.
 
     ValueError for fewer than two samples, a temperature that is not above 0 (without noise nothing is sampled), and
     weights that are negative, of another number than the samples, or all on one of them.
@@ -111,15 +111,15 @@ def data_entropy_coefficients(losses: Tensor, temperature: float, weights: Seque
         raise ValueError(f"a covariance needs losses (m, n) of m >= 2 samples, got shape {tuple(losses.shape)}")
     if not temperature > 0:
         raise ValueError(f"the temperature must be above 0, got {temperature}: without noise nothing is sampled")
-    # Plain numbers: no wait for the device.
+    # Plain numbers: no synchronisation with the device.
     shares = [1.0] * len(losses) if weights is None else [float(w) for w in weights]
     if len(shares) != len(losses) or not all(w >= 0 for w in shares) or not sum(shares) > 0:
-        raise ValueError(f"weights must be {len(losses)} numbers of at least 0, one for each sample, got {shares}")
+        raise ValueError(f"weights must be {len(losses)} numbers of at least 0, one per sample, got {shares}")
     total = sum(shares)
     shares = [w / total for w in shares]
     spread = 1 - sum(w * w for w in shares)
     if spread < 1e-12:
-        raise ValueError("all the weight is on one sample, which has no covariance: spread it over two at least")
+        raise ValueError("all weight is on one sample, which has no covariance: distribute it over at least two")
     c = torch.tensor(shares, dtype=torch.float64, device=losses.device)[:, None]
     wide = losses.detach().double()
     return (c * (1 + (wide - (c * wide).sum(0)) / (temperature * spread))).to(losses.dtype)

@@ -1,7 +1,7 @@
-"""Signals that ask to stop: SIGINT, SIGTERM, SIGHUP, and SIGUSR1 and SIGUSR2, which batch systems send before the end.
+"""Signals that request a stop: SIGINT, SIGTERM, SIGHUP, and SIGUSR1 and SIGUSR2, which batch systems send at the end.
 
-Where work has a good place to stop, as a training has between two steps, `stop_requests` notes the signal; everywhere
-else it raises `Stopped`, and the files that are kept row by row, or written whole, are what they were.
+Work with a safe place to stop, such as training between two steps, records the signal by `stop_requests`; all other
+work raises `Stopped`, and files that are written row by row, or atomically, remain valid.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from typing import Any
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _PARENT = "ATENT_PARENT"
-_ECHO = 2.0  # seconds until a signal is sent once more
-_DEEPEST = 100  # exceptions that came up while another was handled
+_ECHO = 2.0  # seconds until a signal is sent again
+_DEEPEST = 100  # length of a chain of exception contexts
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked to stop.
+    """A signal requested a stop.
 
     Parameters
     ----------
     signum
         The signal.
     how
-        What resumes the work, where that is known.
+        How to resume the work, if known.
     """
 
     def __init__(self, signum: int, how: str | None = None) -> None:
@@ -41,7 +41,7 @@ class Stopped(KeyboardInterrupt):
 
 @dataclass
 class _State:
-    """Of the process, as signals are."""
+    """Process-wide state of signal handling."""
 
     first: int | None = None
     """The first signal since the outermost `raising` began."""
@@ -49,31 +49,31 @@ class _State:
     raised: bool = False
     """Whether `Stopped` was raised since then."""
     dropping: bool = False
-    """Python reports an exception that it drops."""
+    """Whether Python is reporting an exception that it ignores."""
     echo: threading.Timer | None = None
-    """What sends the signal once more, lest somebody else's code caught the exception."""
+    """Timer that sends the signal again, in case other code caught the exception."""
     echoing: bool = False
-    """The signal that comes is the echo's."""
+    """Whether the next signal is a repetition."""
     noted: list[bool] = field(default_factory=list)
-    """Whether each `stop_requests` that is at work, the innermost last, was asked to stop."""
+    """Whether a stop was requested of each active `stop_requests`, the innermost last."""
 
 
 _STATE = _State()
 
 
 def handled() -> list[signal.Signals]:
-    """The signals that ask to stop; without those that are ignored, as under nohup, and none outside the main thread,
-    which alone may handle them."""
+    """The signals that request a stop, without ignored ones, as under nohup; [] outside the main thread, the only one
+    that may handle signals."""
     if threading.current_thread() is not threading.main_thread():
         return []
     known = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-    # None: a handler that is not Python's, which could not be put back.
+    # None: a handler that is not Python's, which could not be restored.
     return [each for each in known if signal.getsignal(each) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Inside, a signal raises `Stopped`, and does so again where that was caught and the work goes on."""
+    """Context in which a signal raises `Stopped`, and raises it again if it was caught and the work continues."""
     if _STATE.raising:
         yield
         return
@@ -84,7 +84,7 @@ def raising() -> Iterator[None]:
         if _STATE.dropping:
             _again(signum, 0.2)
             return
-        # What is cleaned up after the first one must not be broken off by its echo.
+        # A repetition must not interrupt the cleanup after the first signal.
         if not (echoed and _handling()):
             _STATE.raised = True
             _again(signum, _ECHO)
@@ -92,7 +92,7 @@ def raising() -> Iterator[None]:
         _again(signum, _ECHO)
 
     def dropped(lost: Any) -> None:
-        # A signal that comes while this runs would be dropped too.
+        # A signal that arrives while this runs would be ignored too.
         _STATE.dropping = True
         try:
             _again(lost.exc_value.signum, 0.2) if isinstance(lost.exc_value, Stopped) else hook(lost)
@@ -114,13 +114,13 @@ def raising() -> Iterator[None]:
 
 
 def _again(signum: int, seconds: float) -> None:
-    """Send a signal once more: its exception may have been raised where Python drops it, as in a finaliser, or where a
-    library takes every exception for one of its own."""
+    """Send a signal again: its exception may have been raised where Python ignores it, as in a finaliser, or where a
+    library catches all exceptions."""
 
     def send() -> None:
         if _STATE.raising:
             _STATE.echoing = True
-            # To the main thread: a call in which that waits ends, and the handler runs.
+            # To the main thread: this interrupts a blocking call, and the handler runs.
             if hasattr(signal, "pthread_kill"):
                 signal.pthread_kill(threading.main_thread().ident or 0, signum)
             else:
@@ -134,7 +134,7 @@ def _again(signum: int, seconds: float) -> None:
 
 
 def _handling() -> bool:
-    """Whether `Stopped` is being handled: a block that it ends cleans up."""
+    """Whether `Stopped` is being handled, that is, cleanup is running."""
     error, seen = sys.exc_info()[1], 0
     while error is not None and seen < _DEEPEST:
         if isinstance(error, Stopped):
@@ -144,14 +144,14 @@ def _handling() -> bool:
 
 
 def caused() -> bool:
-    """Whether `Stopped` was raised, so that an error that ends a command comes of it: a library makes its own error of
-    it, or a module whose import it ended is half there and fails the next that imports it."""
+    """Whether `Stopped` was raised, so that an error that ends a command may be its consequence: a library converts it
+    into its own error, or a module whose import was interrupted fails at the next import."""
     return _STATE.raised
 
 
 @contextmanager
 def postponed() -> Iterator[None]:
-    """Inside, which must be short, a signal waits: it takes effect when the block ends."""
+    """Context, of a short block, in which signals are deferred to its end."""
     came: list[int] = []
     before = {each: signal.signal(each, lambda signum, frame: came.append(signum)) for each in handled()}
     try:
@@ -165,7 +165,7 @@ def postponed() -> Iterator[None]:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether a signal, or `request`, asked to stop; a second SIGINT raises at once."""
+    """Yield a function that returns whether a signal or `request` requested a stop; a second SIGINT raises at once."""
     place = len(_STATE.noted)
     _STATE.noted.append(False)
 
@@ -187,35 +187,35 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 
 def request() -> None:
-    """Ask every `stop_requests` that is at work to stop, as a signal would."""
+    """Request a stop of every active `stop_requests`, as a signal would."""
     _STATE.noted[:] = [True] * len(_STATE.noted)
 
 
 def asked_by() -> int:
-    """The first signal since the outermost `raising` began, 0 where none came."""
+    """The first signal since the outermost `raising` began, 0 without one."""
     return _STATE.first or 0
 
 
 def passed_on(signum: int) -> None:
-    """Another process of the same job was asked to stop by a signal, 0 for none: this one is as well."""
+    """Record that a signal (0: none) requested a stop of another process of the same job, which stops this one too."""
     _STATE.first = _STATE.first or signum or None
     request()
 
 
 def ignored() -> None:
-    """Ignore what else asks to stop until the outermost `raising` ends: the end is near."""
+    """Ignore further signals until the outermost `raising` ends."""
     for each in handled():
         signal.signal(each, lambda signum, frame: None)
 
 
 def status(default: int) -> int:
-    """The exit status of a command that was stopped: 128 and the number of the first signal, else ``default``."""
+    """The exit status of a command that was stopped: 128 plus the number of the first signal, or ``default``."""
     return default if _STATE.first is None else 128 + _STATE.first
 
 
 @contextmanager
 def resumed_by(how: str | Callable[[], str]) -> Iterator[None]:
-    """Where the block is stopped, `Stopped` says how the work is resumed, unless it says so already."""
+    """If the block is stopped, add to `Stopped` how the work is resumed, unless already set."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -228,18 +228,18 @@ def resumed_by(how: str | Callable[[], str]) -> Iterator[None]:
 
 
 def followed(environment: dict[str, str]) -> dict[str, str]:
-    """The environment for a child that `follow_parent` ends with this process."""
+    """The environment for a child process that `follow_parent` ends together with this process."""
     return {**environment, _PARENT: str(os.getpid())}
 
 
 def follow_parent() -> None:
-    """Receive SIGTERM when the process that started this one by `followed` is gone."""
+    """Receive SIGTERM when the parent process, which used `followed`, ends."""
     parent = os.environ.pop(_PARENT, "")
     if not parent.isdigit() or os.name == "nt":
         return
     if not (sys.platform == "linux" and _signalled_by_kernel()):
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
-    # It may have died before the kernel was asked.
+    # The parent may have ended before the kernel call.
     if os.getppid() != int(parent):
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,8 +1,8 @@
-"""Intervals and tests: of means, of paired figures, of ratios, of an exponent.
+"""Confidence intervals and tests for means, paired figures, ratios and an exponent.
 
-Every interval is two-sided at 95 % unless ``level`` differs. A verdict follows from where the interval lies: `inside`
-has three answers, so that what an interval leaves open is never called equal, nor different. Equivalence within a
-margin is the pair of one-sided tests of Schuirmann (1987): the interval lies within the margin.
+Every interval is two-sided at 95 % unless ``level`` differs. Decisions follow from the position of the interval:
+`inside` has three results, so that an inconclusive interval counts neither as equal nor as different. Equivalence
+within a margin is the pair of one-sided tests of Schuirmann (1987): the interval lies within the margin.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Estimate:
 
 
 def inside(found: Estimate, low: float, high: float) -> bool | None:
-    """Whether the figure lies between ``low`` and ``high``: True where its whole interval does, False where all of it
-    lies outside on one side, None where the interval decides neither."""
+    """Whether the figure lies between ``low`` and ``high``: True if its entire interval does, False if the interval
+    lies outside on one side, None if it is inconclusive."""
     if low < found.low and found.high < high:
         return True
     return False if found.high < low or found.low > high else None
@@ -77,7 +77,7 @@ def share(k: int, n: int) -> dict[str, float]:
 
 
 def percent(share: Mapping[str, Any]) -> str:
-    """A share for people: "98.2 % [96.6, 99.2]"."""
+    """A share for display: "98.2 % [96.6, 99.2]"."""
     return f"{100 * share['value']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
 
 
@@ -107,11 +107,11 @@ def t_interval(
     resolution: float = 0.0,
     within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Estimate:
-    """The mean of two or more values with Student's t-interval: exact for normal values.
+    """The mean of two or more values with Student's t-interval, which is exact for normal values.
 
-    ``resolution`` is the step in which values are counted, such as 1 / n for a share of n samples: the standard
-    deviation is taken as no smaller, since counts that agree by chance would leave an interval of no width. The
-    interval is cut to ``within``, the values that the mean can have. Raises ValueError for fewer than two values.
+    ``resolution`` is the granularity of the values, such as 1 / n for a share of n samples, and a lower limit of the
+    standard deviation: counts that agree by chance would give an interval of zero width. The interval is clipped to
+    ``within``, the range of the mean. Raises ValueError for fewer than two values.
     """
     if len(values) < 2:
         raise ValueError(f"a t-interval needs two values or more, got {len(values)}")
@@ -121,17 +121,17 @@ def t_interval(
 
 
 def t_quantile(df: float, level: float = 0.95) -> float:
-    """Half the width, in standard errors, of a two-sided t-interval with ``df`` degrees of freedom."""
+    """Half the width, in standard errors, of a two-sided t-interval with ``df`` degrees of freedom (t quantile)."""
     from scipy.special import stdtrit
 
     return float(stdtrit(df, (1 + level) / 2))
 
 
 def bounded_mean(values: Sequence[float], *, level: float = 0.95) -> Estimate:
-    """The mean of values in [0, 1], one for each sample, with its interval over other samples, cut to [0, 1].
+    """The mean of values in [0, 1], one per sample, with its interval over other samples, clipped to [0, 1].
 
     A t-interval of the values with two samples at 0 and two at 1 added, as Agresti and Coull (1998) do for a share, so
-    that values which never differ do not leave an error of 0. ValueError without values, and for one outside [0, 1].
+    that equal values do not give an error of 0. ValueError without values, and for a value outside [0, 1].
     """
     n = len(values)
     if not n or not all(0 <= v <= 1 for v in values):
@@ -146,8 +146,8 @@ def bounded_mean(values: Sequence[float], *, level: float = 0.95) -> Estimate:
 
 
 def sign_test(more: int, fewer: int) -> float:
-    """P(at least ``more`` heads in more + fewer tosses of a fair coin): the exact one-sided test of paired verdicts,
-    by the pairs that differ."""
+    """P(at least ``more`` heads in more + fewer tosses of a fair coin): the exact one-sided sign test of paired
+    outcomes, from the pairs that differ."""
     n = more + fewer
     found: float = sum(math.comb(n, k) for k in range(more, n + 1)) / 2**n
     return found
@@ -160,11 +160,11 @@ def mcnemar(one: int, other: int) -> float:
 
 
 def image_error(differences: Sequence[float]) -> float:
-    """Standard error of the mean difference over images, each in [-1, 1]: one network's outcome (0 or 1) less the
+    """Standard error of the mean difference over images, each in [-1, 1]: one network's outcome (0 or 1) minus the
     other's, averaged over the seeds.
 
-    One image for each side is added, as Bonett and Price (2012) do for one pair of networks, so that outcomes which
-    never differ do not leave an error of 0. ValueError without images.
+    One image per side is added, as Bonett and Price (2012) do for one pair of networks, so that equal outcomes do not
+    give an error of 0. ValueError without images.
     """
     n = len(differences)
     if not n:
@@ -176,14 +176,14 @@ def image_error(differences: Sequence[float]) -> float:
 def paired(
     a: Sequence[float], b: Sequence[float], n: int, outcomes: tuple[Sequence[str], Sequence[str]] | None = None
 ) -> Estimate:
-    """The difference of two accuracies, ``a`` less ``b``, of networks that are paired by seed on the same n images.
+    """The difference of two accuracies, ``a`` minus ``b``, of networks that are paired by seed on the same n images.
 
-    ``a``, ``b``: a share of the n images for each seed, in the same order; ``outcomes``: for each side and seed one
-    character per image, "1" or "0". With them the interval covers other images too: half its width is the root of the
-    sum of squares of those of the t-interval over the seeds and of the one over the images, which counts their
-    interaction twice and so errs on the safe side. Without them it covers other trainings on these images. With one
-    seed it covers other images for these two networks, and needs the outcomes. Raises ValueError where nothing is left
-    to compute an interval from, and where the sides do not match.
+    ``a``, ``b``: a share of the n images per seed, in the same order; ``outcomes``: per side and seed one character per
+    image, "1" or "0". With outcomes the interval covers other images too: half its width is the root of the sum of
+    squares of the half-widths of the t-intervals over the seeds and over the images, which counts their interaction
+    twice and is therefore conservative. Without them it covers other trainings on these images. With one seed it covers
+    other images for these two networks, and needs the outcomes. Raises ValueError for data that determine no interval,
+    and if the sides do not match.
     """
     if len(a) != len(b) or not len(a):
         raise ValueError(f"paired figures need one of each side for every seed, got {len(a)} and {len(b)}")
@@ -201,8 +201,8 @@ def paired(
 
 
 def by_image(a: Sequence[str], b: Sequence[str]) -> list[float]:
-    """For each image the mean over the seeds of the outcome of ``a`` less that of ``b``; one "1"/"0" string per seed.
-    ValueError where lengths differ."""
+    """Per image the mean over the seeds of the outcome of ``a`` minus that of ``b``; one "1"/"0" string per seed.
+    ValueError if lengths differ."""
     if len(a) != len(b) or len({len(text) for text in (*a, *b)}) != 1:
         raise ValueError("outcomes by image need the same seeds and the same images on both sides")
     return [sum((p > q) - (p < q) for p, q in zip(one, other)) / len(a) for one, other in zip(zip(*a), zip(*b))]
@@ -212,11 +212,11 @@ def by_image(a: Sequence[str], b: Sequence[str]) -> list[float]:
 
 
 def extremes(a: Sequence[float], b: Sequence[float], *, level: float = 0.9) -> tuple[float, float]:
-    """The least and the greatest of the differences between a value of ``a`` and one of ``b``: the exact interval of a
-    shift between the two, from ranks alone (Hodges and Lehmann 1963), which one value that is far out cannot unsettle.
+    """The smallest and the largest difference between a value of ``a`` and one of ``b``: the exact rank-based interval
+    of a shift between the two (Hodges and Lehmann 1963), which is robust to outliers.
 
-    The shift lies outside with the probability that all values of one sample are above all of the other, twice
-    1 / C(m + n, m): one in ten for three of each. Infinite where that is more than 1 - ``level``.
+    The shift lies outside with the probability that all values of one sample exceed all of the other, 2 / C(m + n, m):
+    one in ten for three of each. Infinite if that is more than 1 - ``level``.
     """
     if 2 / math.comb(len(a) + len(b), len(a)) > 1 - level + 1e-12:
         return -math.inf, math.inf
@@ -225,7 +225,7 @@ def extremes(a: Sequence[float], b: Sequence[float], *, level: float = 0.9) -> t
 
 def ratio(a: Sequence[float], b: Sequence[float], *, level: float = 0.95) -> Estimate:
     """The geometric mean of a_i / b_i over paired rounds, with the t-interval of the logarithms. ValueError unless all
-    are positive and there are two rounds or more."""
+    are positive and there are at least two rounds."""
     if len(a) != len(b) or min(*a, *b) <= 0:
         raise ValueError("a ratio needs as many positive values on both sides")
     found = t_interval([math.log(x / y) for x, y in zip(a, b)], level=level)
@@ -237,9 +237,9 @@ def mean_of_ratios(
 ) -> Estimate | None:
     """The mean over rows of sum(a_row) / sum(b_row), with the interval over columns, which are the samples.
 
-    Rows of ``b`` that sum to 0 are left out; None where no row is left. The interval is that of the delta method: each
-    sample moves the mean by its share in the numerators less that in the denominators. ValueError unless both have the
-    same shape, of two samples or more. The interval of tables without a negative entry ends at 0.
+    Rows of ``b`` that sum to 0 are omitted; None if no row remains. The interval is that of the delta method: each
+    sample contributes its share in the numerators minus that in the denominators. ValueError unless both have the same
+    shape, with at least two samples. The interval of tables without negative entries is at least 0.
     """
     top, bottom = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if top.shape != bottom.shape or top.ndim != 2 or top.shape[1] < 2:
@@ -264,12 +264,12 @@ _FIXED = np.concatenate([[0.0], np.geomspace(1e-3, 1e4, 300)])
 def exponent(steps: Sequence[float], rounds: Sequence[Sequence[float]], *, level: float = 0.95) -> Estimate:
     """The exponent b of a cost a + c K^b, a >= 0, with its interval.
 
-    ``steps``: K, four different ones or more; ``rounds``: for each of two rounds or more a cost at every K. A round may
-    be slower as a whole: logarithms are taken and the mean of each round is taken off. The curve is fitted to the means
-    over the rounds by least squares, and the interval holds every b whose best fit is worse by no more than the scatter
-    of rounds allows (profile, F-test of one degree of freedom); where the curve itself misfits the means by more than
-    that scatter, the misfit counts in its place. b is searched from 0.2 to 3 in steps of 0.005. Raises ValueError for
-    fewer steps or rounds, and for costs that are not positive.
+    ``steps``: K, at least four different values; ``rounds``: at least two rounds with a cost at every K. The overall
+    speed of a round is removed: the mean of its logarithms is subtracted. The curve is fitted to the means over the
+    rounds by least squares, and the interval contains every b whose best fit is within the scatter of the rounds
+    (profile, F-test with one degree of freedom); if the curve itself deviates from the means by more than that scatter,
+    the deviation replaces it. b is searched from 0.2 to 3 in steps of 0.005. Raises ValueError for fewer steps or
+    rounds, and for costs that are not positive.
     """
     costs = np.asarray(rounds, dtype=float)
     if costs.ndim != 2 or costs.shape[0] < 2 or costs.shape[1] != len(steps) or len(set(steps)) < 4:
@@ -284,13 +284,13 @@ def exponent(steps: Sequence[float], rounds: Sequence[Sequence[float]], *, level
     misfit = n * ((means - _curves(tuple(steps))) ** 2).sum(-1).min(1)
     least = float(misfit.min())
     allowed = t_quantile(df, level) ** 2 * max(noise, least / (k - 3))
-    held = _EXPONENTS[misfit - least <= allowed]
-    return Estimate(float(_EXPONENTS[misfit.argmin()]), float(held[0]), float(held[-1]))
+    fitting = _EXPONENTS[misfit - least <= allowed]
+    return Estimate(float(_EXPONENTS[misfit.argmin()]), float(fitting[0]), float(fitting[-1]))
 
 
 @functools.lru_cache(maxsize=4)
 def _curves(steps: tuple[float, ...]) -> np.ndarray:
-    """log(a + K^b) less its mean over K, for every exponent b and fixed cost a: (exponents, fixed costs, K)."""
+    """log(a + K^b) minus its mean over K, for every exponent b and fixed cost a: (exponents, fixed costs, K)."""
     curves: np.ndarray = np.log(_FIXED[None, :, None] + np.array(steps, dtype=float) ** _EXPONENTS[:, None, None])
     curves -= curves.mean(-1, keepdims=True)
     return curves

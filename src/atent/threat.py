@@ -1,4 +1,4 @@
-"""Threats: which changes of an input an adversary may make, and the geometry that every attack shares."""
+"""Threat models: the perturbations that an adversary may apply, and the geometry that every attack shares."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from atent.geometry import l0, l1, patch
 from atent.geometry.blocks import Blocks
 from atent.geometry.l0 import Group
 from atent.geometry.patch import Inner
+from atent.geometry.samples import l2_norm, per_sample, unit
 from atent.geometry.values import Box, Eps, Radii, as_box, as_eps, check_counts, radius
 
 __all__ = [
@@ -26,38 +27,43 @@ __all__ = [
 Norm = Literal["linf", "l2", "l1", "l0", "patch"]
 NORMS: tuple[str, ...] = ("linf", "l2", "l1", "l0", "patch")
 COUNTS = ("l0", "patch")
-"""The norms that count: their eps is a whole number of elements, pixels or patches."""
+"""The norms that count changes: their eps is a whole number of elements, pixels or patches."""
 EXTRA = ("group", "side", "inner", "inner_eps")
-"""The fields of a threat that only l0 and patch have."""
-# Where they are not set.
+"""The fields of a threat that apply to l0 and patch only."""
+# Their defaults.
 _ELSEWHERE = ("element", None, "free", None)
-
-
-def per_sample(v: Tensor, like: Tensor) -> Tensor:
-    """Shape a vector of n values so that it broadcasts over the n samples of ``like``."""
-    return v.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def l2_norm(d: Tensor) -> Tensor:
-    """The l2 norm of each sample, shape (n,), summed in float64: no overflow of the squares, no drift with dim."""
-    norm: Tensor = torch.linalg.vector_norm(d.flatten(1), dim=1, dtype=torch.float64).to(d.dtype)
-    return norm
 
 
 @dataclass(frozen=True)
 class Threat:
-    """The ball ``{x' : |x' - x| <= eps}`` in a norm, inside the box of legal inputs.
+    """The ball ``{x' : ||x' - x|| <= eps}`` in a norm, intersected with the box of legal inputs.
 
     In l0 at most eps = k elements of a sample differ, or with ``group="pixel"`` k pixels, whose channels change
     together. ``Threat("patch", K, side=p)`` changes at most K squares of p x p pixels of the grid that tiles the image,
     freely, or with ``inner="linf"`` by at most ``inner_eps`` in each element.
 
     Inputs are in pixel units, that is in ``box`` (images: [0, 1]); a model normalises inside itself.
-    A tensor or a sequence as ``eps`` gives each sample its own radius, in the order of the batch that is attacked; it
-    is kept as a tuple of numbers, and `take` goes with some of the samples. A ``box`` of two sequences gives each
-    channel (the first dimension of a sample) its own: ``((0.0, -1.0), (1.0, 1.0))`` for two channels.
-    ValueError for an unknown norm, an ``eps`` that is negative or not a number (l0, patch: not a whole number of at
-    least 1), an empty box, or a field that is for another norm.
+    A tensor or a sequence as ``eps`` gives each sample its own radius, in the order of the attacked batch; it is stored
+    as a tuple of numbers, and `take` selects those of some samples. A ``box`` of two sequences gives each channel (the
+    first dimension of a sample) its own bounds: ``((0.0, -1.0), (1.0, 1.0))`` for two channels.
+
+    Raises
+    ------
+    ValueError
+        For an unknown norm, an ``eps`` that is negative or not a number (l0, patch: not a whole number of at least 1),
+        an empty box, or a field that belongs to another norm.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> threat = Threat("linf", "8/255")
+    >>> x = torch.full((2, 3, 4, 4), 0.5)
+    >>> x_adv = threat.project(x + 0.1, x)
+    >>> threat.contains(x_adv, x)
+    tensor([True, True])
+    >>> Threat("l0", 6, group="pixel").distance(x_adv, x)
+    tensor([16., 16.], dtype=torch.float64)
     """
 
     INFINITE: ClassVar[tuple[str, ...]] = ("eps",)
@@ -65,29 +71,29 @@ class Threat:
     norm: Norm
     """Norm of the perturbation: linf, l2, l1, l0 or patch."""
     eps: Eps
-    """Radius in pixel units, a fraction such as 8/255 is understood; l0, patch: how many elements, pixels or patches
-    may change. "inf": no limit, for minimum-norm attacks."""
+    """Radius in pixel units, a number or a fraction such as 8/255; l0, patch: the largest number of elements, pixels or
+    patches that change. "inf": no limit, for minimum-norm attacks."""
     box: Box = (0.0, 1.0)
-    """Smallest and largest legal value of an input coordinate, or the smallest and the largest ones of each channel."""
+    """Smallest and largest legal value of an input coordinate, or a sequence of each with one value per channel."""
     allow_large_eps: bool = field(default=False, compare=False, repr=False)
-    """Permit an eps that covers the whole box, which is otherwise refused where it is used: see `check_eps`."""
+    """Accept an eps that covers the entire box, which is otherwise refused where it is used: see `check_eps`."""
     group: Group = "element"
-    """l0: what is counted, element, or pixel with all its channels."""
+    """l0: the unit that is counted, element, or pixel with all its channels."""
     side: int | None = None
     """patch: side of a patch in pixels; it divides both sides of the image."""
     inner: Inner = "free"
-    """patch: what may happen inside a patch: free (anything in the box) or linf."""
+    """patch: the constraint inside a patch: free (any value of the box) or linf."""
     inner_eps: float | str | None = None
     """patch with inner linf: largest change of an element in pixel units."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.norm, str) or self.norm not in NORMS:
             hint = ""
-            for norm, eps in ((self.norm, self.eps), (self.eps, self.norm)):  # other case, or the two exchanged
+            for norm, eps in ((self.norm, self.eps), (self.eps, self.norm)):  # other case, or arguments swapped
                 if isinstance(norm, str) and norm.lower() in NORMS:
                     hint = f"did you mean Threat({norm.lower()!r}, {shown(eps)})? "
             raise ValueError(f"unknown norm {shown(self.norm)}: {hint}use one of {', '.join(NORMS)}")
-        # The other fields have readers of their own.
+        # The other fields have parsers of their own.
         wrong = mistyped(Threat, {name: getattr(self, name) for name in ("allow_large_eps", *EXTRA[:3])})
         if wrong:
             raise ValueError(wrong)
@@ -103,7 +109,7 @@ class Threat:
             self._check_fields()
 
     def _check_fields(self) -> None:
-        """ValueError for a count that is none, and for fields that do not belong together."""
+        """ValueError for a count that is not a whole number, and for fields that contradict each other."""
         if self.norm in COUNTS:
             check_counts(self.norm, cast("float | Radii", self.eps))
         for name, norm, unset in zip(EXTRA, ("l0", *["patch"] * 3), _ELSEWHERE):
@@ -132,7 +138,7 @@ class Threat:
 
     @cached_property
     def width(self) -> float:
-        """Width of the box, that of the widest channel: the unit of every length that has no other."""
+        """Width of the box, that of the widest channel: the unit of lengths that are not in pixel units."""
         low, high = self.box
         return float(high - low if type(low) is float else max(b - a for a, b in zip(low, high)))
 
@@ -148,9 +154,9 @@ class Threat:
         return (low, high) if type(low) is float else (min(low), max(high))
 
     def edges(self, x: Tensor, of: Callable[[Any, Any], tuple[Any, Any]] = lambda low, high: (low, high)) -> Any:
-        """``of(low, high)``: numbers, or where channels differ tensors in the type of ``x`` that broadcast over it.
+        """``of(low, high)`` as numbers, or for a box per channel as tensors in the dtype of ``x`` that broadcast to it.
 
-        ``of`` computes in float64. ValueError where ``x`` (n, c, ...) has another number of channels than the box.
+        ``of`` computes in float64. ValueError if the number of channels of ``x`` (n, c, ...) differs from the box's.
         """
         if type(self.box[0]) is float:
             return of(*self.box)
@@ -159,9 +165,9 @@ class Threat:
         return tuple(v.to(x).view(shape) for v in of(*(torch.tensor(v, dtype=torch.float64) for v in self.box)))
 
     def check_channels(self, shape: Sequence[int]) -> None:
-        """ValueError where samples of ``shape`` have other channels than a box of channels.
+        """ValueError if samples of ``shape`` do not have the number of channels of a box per channel.
 
-        A box with an entry for each number of a sample fits too: so vectors may be seen as images.
+        A box with one entry per element of a sample fits too, so that vectors may be viewed as images.
         """
         if type(self.box[0]) is not float and len(self.box[0]) not in (shape[0], math.prod(shape)):
             raise ValueError(
@@ -170,11 +176,11 @@ class Threat:
             )
 
     def blocks(self, shape: Sequence[int]) -> Blocks:
-        """What l0 and patch count in samples of ``shape`` (no batch dimension); ValueError where they do not fit."""
+        """The units that l0 and patch count in samples of ``shape`` (no batch dimension); ValueError if none fit."""
         return l0.blocks(shape, self.group) if self.norm == "l0" else patch.blocks(shape, cast(int, self.side))
 
     def scaled(self, factor: float) -> Threat:
-        """The same threat with ``factor * eps``; a count is rounded down, and at least 1."""
+        """The same threat with ``factor * eps``; a count is rounded down and is at least 1."""
 
         def scale(eps: float) -> float:
             made = eps * factor
@@ -186,42 +192,42 @@ class Threat:
         return replace(self, eps=scale(float(self.eps)))
 
     def take(self, index: Tensor | None) -> Threat:
-        """The threat for the samples of that ``index``: itself where all have one eps, or for None."""
+        """The threat for the samples at ``index``: the same object if all share one eps, or for None."""
         if index is None or not isinstance(self.eps, Radii):
             return self
         return replace(self, eps=Radii(self.eps.tensor[index.cpu()].tolist()))
 
     def radii(self, like: Tensor, of: Callable[[Any], Any] | None = None) -> Any:
-        """eps, or ``of(eps)``, as a number, or where samples differ in eps as a tensor (n,) in the type of ``like``."""
+        """eps, or ``of(eps)``, as a number, or for an eps per sample as a tensor (n,) of the dtype of ``like``."""
         if type(self.eps) is float:
             return self.eps if of is None else of(self.eps)
         eps = cast(Radii, self.eps).tensor
         return (eps if of is None else of(eps)).to(like)
 
     def lengths(self, x: Tensor, of: Callable[[Any], Any] | None = None) -> Any:
-        """As `radii`, and a tensor has the shape (n, 1, ...) that broadcasts over the samples of ``x``."""
+        """As `radii`, with tensors of shape (n, 1, ...), which broadcasts over the samples of ``x``."""
         if type(self.eps) is float:
             return self.eps if of is None else of(self.eps)
         return per_sample(self.radii(x, of), x)
 
     def check_samples(self, n: int) -> None:
-        """ValueError where there is an eps for each of another number of samples."""
+        """ValueError if the threat has an eps per sample, for another number of samples than ``n``."""
         if isinstance(self.eps, Radii) and len(self.eps) != n:
             raise ValueError(f"the threat has an eps for each of {len(self.eps)} samples, got {n} samples: give {n}")
 
     def plain(self) -> dict[str, Any]:
-        """The fields as plain values, which `Threat` takes back; beside norm, eps and box those that are set."""
+        """The fields as plain values, from which `Threat` can be rebuilt: norm, eps, box and those that are set."""
         allowed = {"allow_large_eps": True} if self.allow_large_eps else {}
         return {"norm": self.norm, "eps": self.eps, "box": self.box, **allowed, **self.extra()}
 
     def check_eps(self, shape: Sequence[int]) -> None:
-        """ValueError, in one line, for an eps that covers the whole box of samples of ``shape`` (no batch dimension).
+        """ValueError, in one line, for an eps that covers the entire box of samples of ``shape`` (no batch dimension).
 
         That is a linf eps of at least the box width, an l2 or l1 eps of at least the box diagonal in that norm, or as
-        many elements, pixels or free patches as there are: any sample may become any other, which is mostly 8 written
-        for 8/255. An infinite eps, which only minimum-norm attacks take, and threats with ``allow_large_eps`` pass.
-        For l0 and patch also ValueError for samples that have no such pixels or patches, and for more patches than
-        there are.
+        many elements, pixels or free patches as a sample has: any sample may become any other, usually because 8 was
+        written for 8/255. An infinite eps, which only minimum-norm attacks accept, and threats with ``allow_large_eps``
+        pass. For l0 and patch also ValueError for samples without such pixels or patches, and for more patches than a
+        sample has.
         """
         if type(self.box[0]) is not float:
             self.check_channels(shape)
@@ -236,7 +242,7 @@ class Threat:
         elif power:
             lengths = [(b - a) ** power for a, b in zip(*self.box)]
             name, limit = "diagonal", (math.prod(shape) / len(lengths) * math.fsum(lengths)) ** (1 / power)
-        # A diagonal that the caller computed in another order is one all the same.
+        # The caller may have computed the diagonal in another order of operations.
         if self.allow_large_eps or math.isinf(eps) or eps < limit * (1 - 1e-12):
             return
         levels = eps * self.width
@@ -265,7 +271,7 @@ class Threat:
 
     @property
     def units(self) -> str:
-        """What eps counts: elements, pixels or patches; "" for the norms that measure."""
+        """The unit that eps counts: elements, pixels or patches; "" for linf, l2 and l1."""
         return {"l0": f"{self.group}s", "patch": "patches"}.get(self.norm, "")
 
     def clamp(self, x: Tensor) -> Tensor:
@@ -273,7 +279,7 @@ class Threat:
         return x.clamp(*(self.box if type(self.box[0]) is float else self.edges(x)))
 
     def project_ball(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
-        """Nearest point of the ball around ``x``, box ignored; ``eps`` (n,) gives each sample its own radius."""
+        """Nearest point of the ball around ``x``, ignoring the box; ``eps`` (n,) gives each sample its own radius."""
         if self.norm == "l1":
             return self._project_l1(x_adv, x, eps, boxed=False)
         if self.norm in COUNTS:
@@ -285,15 +291,15 @@ class Threat:
             return x + d.clamp(-limit, limit)
         # The floor keeps 0/0 away: a zero perturbation stays zero, and eps = 0 gives x bit for bit.
         norm = l2_norm(d).clamp_min(torch.finfo(d.dtype).tiny)
-        # torch divides a number by a tensor as its reciprocal times the number: radii per sample give the same bits.
+        # torch divides a number by a tensor as reciprocal times number; so do radii per sample, for the same bits.
         shrink = (self.radii(d) * norm.reciprocal() if eps is None else eps.to(d.dtype) / norm).clamp_max(1.0)
         return x + d * per_sample(shrink, d)
 
     def project(self, x_adv: Tensor, x: Tensor, eps: Tensor | None = None) -> Tensor:
-        """A point of ball and box near ``x_adv``, for ``x`` in the box; shapes (n, ...).
+        """Projection of ``x_adv`` onto the intersection of ball and box, for ``x`` in the box; shapes (n, ...).
 
-        linf, l1, l0, patch: the nearest one. l2: the nearest point of the ball, then that of the box, which never
-        leaves the ball.
+        linf, l1, l0, patch: the nearest point of the intersection. l2: the nearest point of the ball, then that of the
+        box, which stays in the ball.
         """
         if self.norm == "l1":
             return self._project_l1(x_adv, x, eps, boxed=True)
@@ -302,7 +308,7 @@ class Threat:
         return self.clamp(self.project_ball(x_adv, x, eps))
 
     def _project_l1(self, z: Tensor, x: Tensor, eps: Tensor | None, *, boxed: bool) -> Tensor:
-        # In float64, so that the only rounding that the ball sees is that of the coordinates of the result.
+        # In float64, so that only the rounding of the result's coordinates affects its distance.
         wide = x.double()
         v = z.double() - wide
         room = None
@@ -323,10 +329,10 @@ class Threat:
         return self.blocks(x.shape[1:]).project(z, inside, x, self.radii(x.double()) if eps is None else eps)
 
     def step(self, z: Tensor, grad: Tensor, length: Any) -> Tensor:
-        """``z`` moved along the steepest ascent by ``length``, a number or (n, 1, ...); not yet projected.
+        """``z`` moved along the steepest ascent by ``length``, a number or (n, 1, ...); not projected.
 
-        ``z + length * ascent(grad)``, but in l1, where a single coordinate would meet the box, the steepest way inside
-        the box: coordinates go to its wall, those of the largest gradients first, until the length is used up.
+        ``z + length * ascent(grad)``. In l1, where a single coordinate would leave the box, the steepest ascent inside
+        the box: coordinates move to its faces in order of decreasing gradient, until the length is used up.
         """
         if self.norm != "l1":
             far: Tensor = z + length * (grad.sign() if self.norm == "linf" else self.ascent(grad))
@@ -338,12 +344,12 @@ class Threat:
         return z + grad.sign() * l1.filled(size, torch.where(size > 0, room, 0), budget).view_as(z)
 
     def ascent(self, grad: Tensor) -> Tensor:
-        """Direction of steepest ascent of unit length for gradients (n, ...); a zero one gives zero, not NaN.
+        """Direction of steepest ascent of unit length for gradients (n, ...); a zero gradient gives zero, not NaN.
 
-        linf: the sign. l2: g / ||g||_2. l1: the sign of the largest coordinate, all others 0. l0, patch: g over its
-        largest entry, since a count bounds no length: the sizes say which elements or patches `project` keeps. With a
-        long step it keeps those of the largest ``|g_i|`` times the room that the box leaves, the best ones to first
-        order.
+        linf: the sign. l2: g / ||g||_2. l1: the sign of the largest coordinate, all others 0. l0, patch: g divided by
+        its largest entry, since a count does not bound a length: the magnitudes decide which elements or patches
+        `project` keeps. After a long step these are the ones with the largest ``|g_i|`` times the distance to the face
+        of the box, the best ones to first order.
         """
         if self.norm == "linf":
             return grad.sign()
@@ -352,7 +358,7 @@ class Threat:
         return unit(grad, math.inf if self.norm in COUNTS else 2)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Norm of each perturbation, measured in float64, shape (n,); l0, patch: how many differ in any bit."""
+        """Norm of each perturbation, computed in float64, shape (n,); l0, patch: the number of units that differ."""
         if self.norm in COUNTS:
             return self.blocks(x.shape[1:]).changed(x_adv, x)
         d = (x_adv.double() - x.double()).flatten(1)
@@ -360,11 +366,11 @@ class Threat:
         return size
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Per sample: in the box, and within ``eps`` as near as float32 can say, shape (n,), bool.
+        """Per sample: whether it is in the box and within ``eps`` up to float32 rounding, shape (n,), bool.
 
-        Tolerance, measured in float64, where the box reaches to 1: 6e-8 per pixel (linf), a relative 1e-6 and 6e-8
-        sqrt(dim) (l2), a relative 1e-6 and 6e-8 for each element that differs (l1), 6e-8 for an element inside a patch;
-        none for a count. In another box 6e-8 times its largest absolute value in the place of 6e-8.
+        Tolerance, computed in float64, for a box within [-1, 1]: 6e-8 per pixel (linf), a relative 1e-6 plus 6e-8
+        sqrt(dim) (l2), a relative 1e-6 plus 6e-8 for each element that differs (l1), 6e-8 for an element inside a
+        patch; none for a count. In another box 6e-8 is multiplied by its largest absolute value.
         """
         (low, high), (first, last) = self.edges(x_adv), self.span
         inside = ((x_adv >= low) & (x_adv <= high)).flatten(1).all(1)
@@ -383,13 +389,3 @@ class Threat:
             inside = inside & ~far.flatten(1).any(1)
         found: Tensor = inside & (self.distance(x_adv, x) <= limit)
         return found
-
-
-def unit(grad: Tensor, order: float = 2) -> Tensor:
-    """g / ||g||_order per sample, zero where g is zero. Scaled by the largest entry, so tiny gradients survive."""
-    flat = grad.flatten(1)
-    largest = flat.abs().amax(1, keepdim=True)
-    scaled = flat / torch.where(largest > 0, largest, torch.ones_like(largest))
-    norm = torch.linalg.vector_norm(scaled, order, dim=1, keepdim=True)
-    made: Tensor = (scaled / norm.clamp_min(torch.finfo(grad.dtype).tiny)).view_as(grad)
-    return made

@@ -1,4 +1,4 @@
-"""Where this process stands in its job, as torchrun says by environment variables; imports no torch."""
+"""Rank and size of this process in its job, from torchrun's environment variables; does not import torch."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ _START = "start the command by torchrun"
 
 @dataclass(frozen=True)
 class Place:
-    """The place of this process in a job that torchrun, or something like it, started."""
+    """The place of this process in a job started by torchrun or a similar launcher."""
 
     rank: int
-    """The number of this process, from 0."""
+    """Index of this process, from 0."""
     size: int
-    """How many processes there are."""
+    """Number of processes."""
     local_rank: int
-    """Its number on this machine."""
+    """Index of this process on its machine."""
     local_size: int
-    """How many run on this machine."""
+    """Number of processes on its machine."""
     host: str
-    """Where the job's store listens."""
+    """Host of the job's store."""
     port: int
-    """Its port."""
+    """Port of the job's store."""
     agent: bool = False
-    """Whether torchrun holds the store, which then outlives this process; otherwise rank 0 does."""
+    """Whether torchrun hosts the store, which then outlives this process; otherwise rank 0 does."""
     restarts: int = 0
-    """How often torchrun has started all processes again."""
+    """Number of times that torchrun restarted all processes."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a command ended."""
+    """The outcome of a command."""
 
     status: int
     """The exit status."""
     text: str | None = None
-    """The error, where it ended with one."""
+    """The error, if any."""
     lost: bool = False
-    """The error is that other ranks did not answer."""
+    """Whether the error is that other ranks did not respond."""
     raw: bool = False
-    """The text is a traceback."""
+    """Whether the text is a traceback."""
 
 
 def place(environ: Mapping[str, str] = os.environ) -> Place | None:
-    """The place of this process; None for one process alone.
+    """The place of this process; None for a single process.
 
     Raises
     ------
     ValueError
-        In one line: WORLD_SIZE asks for several processes, and the other variables are missing or make no sense.
+        In one line: WORLD_SIZE is above 1, and the other variables are missing or invalid.
     """
     if not environ.get("WORLD_SIZE"):
         return None
@@ -76,19 +76,19 @@ def place(environ: Mapping[str, str] = os.environ) -> Place | None:
 
 
 def restarted(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun has ended the processes of this job and started them again; raises as `place`."""
+    """Whether torchrun restarted the processes of this job; raises as `place`."""
     here = place(environ)
     return here is not None and here.restarts > 0
 
 
 def quiet(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether another process reports what is wrong with the variables that all of them have: rank 0."""
+    """Whether rank 0, and not this process, reports errors in the variables that all processes share."""
     rank, size = environ.get("RANK", ""), environ.get("WORLD_SIZE", "")
     return rank.isdigit() and int(rank) > 0 and not (size.isdigit() and int(rank) >= int(size))
 
 
 def timeout(environ: Mapping[str, str] = os.environ) -> float:
-    """Seconds that a rank waits for the others, at the start and in a message; ValueError for a value that is none."""
+    """Seconds that a rank waits for the others, at the start and in messages; ValueError for an invalid value."""
     text = environ.get(TIMEOUT, "")
     if not text:
         return _SECONDS

@@ -1,12 +1,12 @@
-"""Which names may become code.
+"""Which references to code may be imported.
 
-A name such as "module:function" is imported where the user gives it: on the command line, in a recipe, as an argument
-in Python. In a run folder it is text that whoever made the folder wrote. Inside a fence only granted names run: those
-of the user, and those of runs whose configuration is signed by the key in the user's home. Every such name passes
-through `atent.registry.load_object`, which asks `check`.
+A reference such as "module:function" is imported if the user gives it: on the command line, in a recipe, as an argument
+in Python. In a run folder it was written by the creator of the folder. Inside a fence only granted references are
+imported: those of the user, and those of runs whose configuration is signed by the key in the user's home. Every
+reference passes through `atent.registry.load_object`, which calls `check`.
 
-A fence belongs to its context: a thread that is started inside begins without one, and each function that opens a
-folder makes its own.
+A fence belongs to its context: a thread that is started inside has none, and each function that opens a folder creates
+its own.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-# A reference inside a longer text, such as an attack's; what belongs to a path is none.
+# A reference inside a longer text, such as that of an attack; parts of paths are excluded.
 _INSIDE = re.compile(r"(?<![\w./\\:-])([^\W\d][\w.]*:[^\W\d][\w.]*)(?![\w/\\:-])")
 _WHOLE = re.compile(r"[\w.-]+:[^\W\d][\w.]*")
 _KEY_BYTES = 32
 
 
 class Untrusted(ValueError):
-    """A name that nobody whom the user trusts has given would run code."""
+    """A reference from an untrusted source would run code."""
 
 
 @dataclass(frozen=True)
 class _Fence:
-    """What may run."""
+    """The permitted references."""
 
     names: set[str]
-    """References that are granted."""
+    """Granted references."""
     code: bool = False
-    """Whether every reference is."""
+    """Whether every reference is granted."""
     plugins: tuple[str, ...] = ()
     """Modules that the command line imported first."""
     read: dict[str, list[str]] = field(default_factory=dict)
-    """References that each folder without a valid signature names, for the message."""
+    """References in each folder without a valid signature, for the error."""
 
 
 _FENCE: ContextVar[_Fence | None] = ContextVar("atent.trust", default=None)
@@ -53,14 +53,14 @@ _FENCE: ContextVar[_Fence | None] = ContextVar("atent.trust", default=None)
 
 @contextlib.contextmanager
 def fenced(*given: Any, trust_code: bool = False, plugins: tuple[str, ...] = ()) -> Iterator[None]:
-    """Inside, only granted names are imported; within another fence that one decides.
+    """Context in which only granted references are imported; inside another fence, the outer one applies.
 
     Parameters
     ----------
     given
         Texts, and lists and dictionaries of them, whose references are granted.
     trust_code
-        Grant every name, whatever folder it comes from.
+        Grant every reference, from any folder. Default: False.
     plugins
         Modules that are imported first, which `options` repeats.
     """
@@ -75,7 +75,7 @@ def fenced(*given: Any, trust_code: bool = False, plugins: tuple[str, ...] = ())
 
 @contextlib.contextmanager
 def lifted() -> Iterator[None]:
-    """Inside, code that is trusted runs, and names what it likes."""
+    """Context in which trusted code runs, without restrictions on the references that it uses."""
     fence = _FENCE.get()
     token = _FENCE.set(fence if fence is not None and fence.code else None)
     try:
@@ -85,27 +85,27 @@ def lifted() -> Iterator[None]:
 
 
 def grant(*values: Any) -> None:
-    """Let the references in ``values`` run in the present fence; no effect without one."""
+    """Grant the references in ``values`` in the current fence; no effect without one."""
     fence = _FENCE.get()
     if fence is not None:
         fence.names.update(references(values))
 
 
 def note(folder: str | Path, values: Any) -> None:
-    """Keep what a folder names and must not run, for the message of `check`."""
+    """Record the references of an untrusted folder, for the error of `check`."""
     fence = _FENCE.get()
     if fence is not None:
         fence.read[str(folder)] = references(values)
 
 
 def granted(reference: str) -> bool:
-    """Whether ``reference`` may run."""
+    """Whether ``reference`` may be imported."""
     fence = _FENCE.get()
     return fence is None or fence.code or reference in fence.names
 
 
 def check(reference: str) -> None:
-    """Untrusted, in one line that lists all that the folder would run, unless ``reference`` may run."""
+    """Untrusted, in one line that lists all references of the folder, unless ``reference`` may be imported."""
     fence = _FENCE.get()
     if fence is None or granted(reference):
         return
@@ -123,7 +123,7 @@ def check(reference: str) -> None:
 
 
 def options() -> list[str]:
-    """The words by which a child of this command trusts the same."""
+    """The command-line options with which a child process has the same trust."""
     fence = _FENCE.get()
     if fence is None:
         return []
@@ -131,7 +131,7 @@ def options() -> list[str]:
 
 
 def references(value: Any) -> list[str]:
-    """Every reference in a text, or in the texts of lists and dictionaries, each once and in their order."""
+    """All references in a text, or in the texts of lists and dictionaries, without repetition, in their order."""
     return list(dict.fromkeys(_references(value)))
 
 
@@ -142,10 +142,10 @@ def _references(value: Any) -> Iterator[str]:
         for each in value:
             yield from _references(each)
     elif isinstance(value, str):
-        # An option may hold its value: --model=module:function.
+        # An option may contain its value: --model=module:function.
         whole = value.rpartition("=")[2] if value.startswith("--") else value
         found = [whole.strip()] if _WHOLE.fullmatch(whole.strip()) else _INSIDE.findall(value)
-        # The name of a folder, which may be another's, is no word of the user's own.
+        # The name of an existing folder, which another person may have chosen, is not a reference.
         yield from (each for each in found if not os.path.lexists(each))
 
 
@@ -153,7 +153,7 @@ def _references(value: Any) -> Iterator[str]:
 
 
 def key_file() -> Path:
-    """Where the user's key lies; OSError where there is no home."""
+    """The path of the user's key; OSError without a home folder."""
     given = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     if given.is_absolute():
         return given / "atent" / "key"
@@ -164,7 +164,7 @@ def key_file() -> Path:
 
 
 def signature(content: bytes) -> str:
-    """The signature of ``content`` by the user's key, which is made at its first use; OSError where there is none."""
+    """The signature of ``content`` by the user's key, which is created at its first use; OSError without a key."""
     path = key_file()
     try:
         key = _read(path)
@@ -187,8 +187,8 @@ def _signed(key: bytes, content: bytes) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """The key; OSError for one that another user may have written or read, and for what is no key."""
-    # A pipe must not keep the command waiting.
+    """The key; OSError for a file that another user may have written or read, and for one that is not a key."""
+    # Opening a pipe must not block.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(handle, "rb") as file:
         about = os.fstat(handle)
@@ -200,7 +200,7 @@ def _read(path: Path) -> bytes:
 
 
 def _make(path: Path) -> bytes:
-    """A new key; of several processes that make one at once all take the first."""
+    """A new key; if several processes create one at once, all use the first."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".key.{secrets.token_hex(4)}.tmp")
     try:
@@ -208,7 +208,7 @@ def _make(path: Path) -> bytes:
             file.write(secrets.token_bytes(_KEY_BYTES))
             file.flush()
             os.fsync(file.fileno())
-        # A link appears whole, and never replaces another's.
+        # A link appears atomically, and never replaces an existing file.
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
     finally:

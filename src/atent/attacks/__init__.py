@@ -1,7 +1,7 @@
-"""Attacks: each one file, a frozen dataclass of its settings; see `atent.attacks.base.Attack` for the contract.
+"""Attacks: one module each, a frozen dataclass of settings; see `atent.attacks.Attack` for the contract.
 
-The attacks are found by name: `from atent.attacks import PGD` asks the registry, which imports every file of
-this folder.
+Attacks are looked up by name: `from atent.attacks import PGD` queries the registry, which imports every module of this
+package.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from atent.attacks.langevin import sampler as sampler
 from atent.registry import exported
 
 if TYPE_CHECKING:
-    # What type checkers see of the attacks that the library has; at run time no name needs a line here.
+    # For type checkers only; at run time an attack needs no line here.
     from atent.attacks.alma import ALMA as ALMA
     from atent.attacks.apgd import APGD as APGD
     from atent.attacks.autoattack import AutoAttack as AutoAttack

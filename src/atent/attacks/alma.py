@@ -13,7 +13,7 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.bisection import bisect
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Iterate, check_share, walk
+from atent.attacks.smallest import Iterate, check_share, track_smallest
 from atent.checks import check_choice, check_number
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample, unit
@@ -32,10 +32,10 @@ def penalty_slope(g: Tensor, rho: Tensor, multiplier: Tensor, cubic: bool) -> Te
 
 
 def alpha_of(steps: int) -> float:
-    """The weight of the past for a budget: 0.9 + 0.4 log10(steps / 1000), in [0.2, 0.9].
+    """The default weight of the past for a number of steps: 0.9 + 0.4 log10(steps / 1000), in [0.2, 0.9].
 
-    The authors' 0.5 for 100 steps and 0.9 for 1000, joined by a line; a longer memory than the budget has room for
-    never comes to the boundary.
+    Interpolates the authors' 0.5 for 100 steps and 0.9 for 1000; with a longer memory a short run does not reach the
+    decision boundary.
     """
     return min(0.9, max(0.2, 0.9 + 0.4 * math.log10(steps / 1000)))
 
@@ -43,21 +43,23 @@ def alpha_of(steps: int) -> float:
 @attack
 @dataclass(frozen=True)
 class ALMA(Attack):
-    """The smallest l2 perturbation d by an augmented Lagrangian, Rony et al. 2021 (ICCV), Algorithm 1.
+    """The smallest l2 perturbation d by an augmented Lagrangian method (ALMA, Rony et al. 2021).
 
-    Untargeted. Descends ||d||_2 + P(g, rho, multiplier), d in widths of the box, with the constraint g < 0, where g is
-    the true class's logit minus the best other one's plus ``tolerance``, over the gap between the first and the third
-    logit. The multiplier follows dP/dg as a running average at every step; rho grows every ``check_steps`` steps where
-    neither an adversarial point was met nor g fell. Steps are RMSProp with momentum, its learning rate set per sample
-    by the length of the first step and falling from the first success on. ``steps`` forwards, ``steps - 1`` backwards.
+    Minimises ||d||_2 + P(g, rho, multiplier), d in widths of the box, subject to g < 0, where g is the true class's
+    logit minus the largest other one plus ``tolerance``, divided by the gap between the first and the third logit. The
+    multiplier is a running average of dP/dg, updated at every step; rho grows every ``check_steps`` steps if no
+    adversarial point was found and g did not decrease. Steps are RMSProp with momentum; the learning rate is set per
+    sample by the length of the first step and decays from the first success on. ``steps`` forwards, ``steps - 1``
+    backwards.
 
-    As the authors' code: the squared gradients' average begins at 1, and its weight and the momentum are ``alpha``.
-    Deviations: where the gradient at x is zero nothing moves (they draw a direction); where the box does not allow a
-    first step of ``first_step``, its length without the box counts (theirs searches for ever).
+    As in the authors' code, the average of squared gradients starts at 1, and its weight and the momentum are
+    ``alpha``. Deviations: a zero gradient at x leaves the point unchanged (the authors use a random direction); where
+    the box does not permit a first step of length ``first_step``, its length is measured without the box (the authors'
+    search does not terminate).
 
     References
     ----------
-    Rony et al. 2021, "Augmented Lagrangian adversarial attacks", ICCV, Algorithm 1.
+    Rony et al. 2021, "Augmented Lagrangian adversarial attacks", ICCV.
 
     Examples
     --------
@@ -66,8 +68,9 @@ class ALMA(Attack):
     >>> from atent.attacks import ALMA
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> ALMA(Threat("l2", 0.5), steps=5).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = ALMA(Threat("l2", 0.5), steps=5).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.5 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -77,33 +80,33 @@ class ALMA(Attack):
     threat: Threat
     """l2 only; a perturbation longer than eps is not returned."""
     steps: int = 1000
-    """Number of points looked at, x included."""
+    """Number of evaluated points, including x."""
     alpha: float | None = None
     """Weight of the past in all running averages, in [0, 1). Default: by the number of steps, see `alpha_of`."""
     penalty: Literal["p2", "p3"] = "p2"
-    """Penalty-Lagrangian function: p2, the paper's choice, or p3, which lacks its cubic term."""
+    """Penalty-Lagrangian function: p2, the paper's choice, or p3, without its cubic term."""
     constraint: Literal["dlr", "margin"] | None = None
-    """g: dlr, the difference of logits ratio (3 classes or more), or margin, the plain difference of logits. Default:
-    dlr, and margin on models of 2 classes."""
+    """g: dlr, the difference of logits ratio (3 classes or more), or margin, the difference of logits. Default: dlr,
+    and margin on models with 2 classes."""
     rho_init: float = 1.0
-    """First penalty parameter."""
+    """Initial penalty parameter rho."""
     multiplier_init: float = 1.0
-    """First multiplier."""
+    """Initial multiplier."""
     check_steps: int = 10
-    """Steps between evaluations of the constraint's improvement."""
+    """Steps between two checks of the constraint's improvement."""
     tau: float = 0.95
-    """Share of its former value below which g must fall to count as improved."""
+    """Share of its former value below which g counts as improved."""
     gamma: float = 1.2
     """Factor by which rho grows, at least 1."""
     first_step: float | None = None
-    """Length (l2) that the learning rate gives the first gradient, in pixel units. Default: 0.1 of the box's width."""
+    """Length (l2) of the first step in pixel units, which sets the learning rate. Default: 0.1 of the box's width."""
     final_rate: float = 0.01
-    """Share of the first learning rate that is left at the end, in (0, 1]."""
+    """Final learning rate as a share of the first one, in (0, 1]."""
     tolerance: float = 1e-4
-    """Difference of logits by which a point must be misclassified to count: rounding does not turn it."""
+    """Difference of logits by which a point must be misclassified, so that rounding does not reverse it."""
 
     def __post_init__(self) -> None:
-        # x comes first: with one step the attack would see nothing else.
+        # The first point is x: with one step no other would be evaluated.
         check_number("steps", self.steps, 2, whole=True)
         if self.alpha is not None:
             check_share("alpha", self.alpha)
@@ -128,7 +131,7 @@ class ALMA(Attack):
 
     def remarks(self, classes: int) -> list[str]:
         few = self.constraint is None and classes < 3
-        return ["its constraint is the difference of logits, as the ratio takes 3 classes"] if few else []
+        return ["its constraint is the difference of logits, as the ratio needs 3 classes"] if few else []
 
     def _constraint(self, oracle: Oracle, logits: Tensor, y: Tensor) -> Tensor:
         above = self.tolerance - oracle.margin(logits, y)
@@ -138,7 +141,7 @@ class ALMA(Attack):
         return above / (top[:, 0] - top[:, 2] + 1e-8)
 
     def _rate(self, x: Tensor, descent: Tensor) -> Tensor:
-        """Per sample the factor of ``descent`` that moves x by ``first_step`` inside the box."""
+        """Per sample the factor of ``descent`` whose step inside the box has length ``first_step``."""
         direction, first = unit(descent), 0.1 * self.threat.width if self.first_step is None else self.first_step
 
         def far(t: Tensor) -> Tensor:
@@ -174,8 +177,8 @@ class ALMA(Attack):
                 multiplier = (alpha * multiplier + (1 - alpha) * now).clamp(1e-6, 1e12)
             found_at = torch.where(at.fooled & ~found, float(k), found_at)
             found = found | at.fooled
-            # In widths of the box, so that the penalty weighs the same in every box. The first term is the gradient of
-            # ||z - x||_2, zero at x.
+            # In widths of the box, so that the weight of the penalty does not depend on the box. The first term is the
+            # gradient of ||z - x||_2, zero at x.
             slope = self.threat.width * at.grad
             descent = unit(at.z - x) + per_sample(penalty_slope(g, rho, multiplier, cubic), x) * slope
             if k == 0:
@@ -188,7 +191,7 @@ class ALMA(Attack):
         if self.constraint == "dlr":
             why = "ALMA's difference of logits ratio needs 3 classes or more: use constraint='margin'"
             oracle = oracle.demanding(3, why)
-        return walk(
+        return track_smallest(
             oracle, x, y, threat=self.threat, steps=self.steps, loss=partial(self._constraint, oracle), move=move,
             confidence=self.tolerance,
         )  # fmt: skip

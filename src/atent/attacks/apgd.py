@@ -19,7 +19,7 @@ from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
 _TARGETED = "dlr-targeted"
-# The classes that the formula of a loss takes.
+# The smallest number of classes for which a loss is defined.
 _LEAST = {"dlr": 3, _TARGETED: 4}
 _EARLY = (0, 1, 2, 4, 8, 16)
 
@@ -27,38 +27,39 @@ _EARLY = (0, 1, 2, 4, 8, 16)
 @attack
 @dataclass(frozen=True)
 class APGD(Attack):
-    """Auto-PGD of Croce and Hein 2020, Algorithm 1, for linf and l2, and of Croce and Hein 2021 for l1.
+    """Auto-PGD: projected gradient ascent with momentum and adaptive step sizes, for linf, l2 and l1.
 
-    linf, l2: z = project(x_k + s ascent(g_k)), x_{k+1} = project(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_{k-1})), with
-    step sizes s of each sample's own: 2 eps at first, and halved at a checkpoint where less than a share ``rho`` of the
-    steps since the last one raised the loss, or where neither step size nor best loss changed since then; a sample
-    whose step is halved resumes from its best point.
+    linf, l2: z = project(x_k + s ascent(g_k)), x_{k+1} = project(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_{k-1})). The step
+    size s of each sample starts at 2 eps and is halved at a checkpoint if less than a share ``rho`` of the steps since
+    the last one increased the loss, or if neither the step size nor the best loss changed since then; the sample then
+    resumes from its best point.
 
     l1: equal steps in the coordinates of the largest gradients, projected onto ball and box, without momentum; step
-    size and number of coordinates adapt (`step_rules.Sparse`). With ``radii="shrinking"`` 30 % of a run's steps are in
-    the ball of 3 eps, 30 % in that of 2 eps and 40 % in that of eps, each part from the best point of the one before.
+    size and number of coordinates adapt (`step_rules.Sparse`). With ``radii="shrinking"`` 30 % of the steps of a run
+    use the ball of 3 eps, 30 % that of 2 eps and 40 % that of eps, each from the best point of the previous ball.
 
-    ``loss="dlr-targeted"`` climbs Eq. 7 towards the ``targets`` most likely wrong classes of the clean logits, each
-    from a start of its own. Its formula takes 4 classes, that of "dlr" 3: with fewer the plain difference of logits,
-    z_t - z_y or the margin, is climbed in its place, as `remarks` says. Per sample the result is a misclassified
-    iterate where there is one, else the iterate of highest loss; over several runs, that of the largest margin.
+    ``loss="dlr-targeted"`` ascends the targeted DLR loss towards the ``targets`` most likely wrong classes of the clean
+    logits, each from its own start. It needs 4 classes, "dlr" needs 3: with fewer, the difference of logits z_t - z_y
+    or the margin replaces it, as `remarks` reports. Per sample the result is a misclassified iterate if there is one,
+    otherwise the iterate of the highest loss; over several runs, the one with the largest margin.
 
-    A sample is done when it is fooled, which is looked at after 0, 1, 2, 4, 8 and 16 steps and at the checkpoints; of
-    what it has found by then the largest margin counts. The first run decides which samples see the others, and those
-    go side by side, as rows of one batch: a sample is done when one of them succeeds. A pass sees no more rows than
-    the caller's batch has, or 2^16 input numbers. A random model, ``eot`` above 1, is evaluated by its mean logits and
-    climbed to the end.
+    A sample is finished once it is misclassified, which is checked after 0, 1, 2, 4, 8 and 16 steps and at the
+    checkpoints; its iterate with the largest margin so far is returned. Samples that resist the first run see the other
+    runs side by side, as rows of one batch, until one of them succeeds. A pass has at most as many rows as the caller's
+    batch, or 2^16 input elements. With ``eot`` above 1, for random models, mean logits are evaluated and no run ends
+    early.
 
-    ``steps`` backwards and steps + 1 forwards per run (shrinking: steps + 3), times ``eot``. Differences from the
-    paper: a checkpoint looks at its own iterate, not one step later. From the authors' code: it takes a gradient at the
-    last point too, which nothing uses; it halves at a share of exactly rho, and never at the first checkpoint for want
-    of a better loss; it compares the first step's loss with 0, not with the start's; its checkpoints are rounded
-    otherwise (100 steps: the same); it returns the last misclassified iterate; its targets come one after the other.
+    ``steps`` backwards and steps + 1 forwards per run (shrinking: steps + 3), times ``eot``. Deviation from the paper:
+    a checkpoint evaluates its own iterate, not the next one. Deviations of the authors' code from this one: it computes
+    an unused gradient at the last point; it halves at a share of exactly rho, and never at the first checkpoint for
+    lack of a better loss; it compares the loss after the first step with 0, not with that of the start; it rounds
+    checkpoints differently (the same for 100 steps); it returns the last misclassified iterate; it runs targets in
+    sequence.
 
     References
     ----------
     Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks", ICML, Algorithm 1.
+    attacks", ICML.
 
     Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML.
 
@@ -69,8 +70,9 @@ class APGD(Attack):
     >>> from atent.attacks import APGD
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> APGD(Threat("linf", 0.1), steps=5).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = APGD(Threat("linf", 0.1), steps=5).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.1 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     aims: ClassVar[bool] = True
@@ -78,19 +80,19 @@ class APGD(Attack):
 
     threat: Threat
     steps: int = 100
-    """Number of gradient steps of a run."""
+    """Number of gradient steps per run."""
     restarts: int = 1
-    """Number of starts, for each target; the worst result counts."""
+    """Number of starts, per target; the worst result counts."""
     loss: Literal["ce", "dlr", "margin", "dlr-targeted"] = "ce"
-    """Loss to climb."""
+    """Loss to maximise: cross-entropy, difference of logits ratio, margin, or targeted difference of logits ratio."""
     targets: int = 9
-    """For the targeted loss: how many wrong classes, at most all of them."""
+    """For the targeted loss: number of target classes, at most all wrong ones."""
     rho: float = 0.75
-    """A step size stays while more than this share of the steps raises the loss; 0 to 1."""
+    """Share of steps that must increase the loss, or else the step size is halved; 0 to 1."""
     eot: int = 1
     """Samples over which gradients are averaged, for random models."""
     start: Start = "boundary"
-    """boundary as published, or another start of PGD's, brought into the ball and the box."""
+    """boundary (as published), or another start of PGD, projected onto ball and box."""
     radii: Literal["fixed", "shrinking"] = "fixed"
     """l1: shrinking, from 3 eps over 2 eps to eps, as in AutoAttack; or fixed, all steps in the ball of eps."""
 
@@ -113,14 +115,14 @@ class APGD(Attack):
 
     @property
     def targeted(self) -> bool:
-        """The loss aims at chosen classes."""
+        """Whether the loss has target classes."""
         return self.loss == _TARGETED
 
     def remarks(self, classes: int) -> list[str]:
         said = []
         if classes < _LEAST.get(self.loss, 0):
             kind = "targeted DLR" if self.targeted else "DLR"
-            said.append(f"climbs the difference of logits, as the {kind} loss takes {_LEAST[self.loss]} classes")
+            said.append(f"maximises the difference of logits, as the {kind} loss needs {_LEAST[self.loss]} classes")
         if self.targeted and self.targets > classes - 1:
             said.append(all_targets(classes))
         return said
@@ -141,19 +143,19 @@ class APGD(Attack):
         if self.targeted:
             wrong = oracle.logits(x, y).scatter(1, y[:, None], float("-inf"))
             aims = wrong.topk(min(self.targets, wrong.shape[1] - 1), dim=1).indices
-        # The targets of a restart of its own each, as published: run r goes to target r // restarts.
+        # Each target has its own restarts, as published: run r has target r // restarts.
         runs = range(self.restarts * aims.shape[1])
 
         def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, wave: int, aims: Tensor) -> Tensor:
             beside = runs[1:] if wave else runs[:1]
             aims = aims[:, [run // self.restarts for run in beside]]
             if not wave:
-                return self._climb(oracle, x, y, self._begin(oracle, x, streams, beside), aims)
+                return self._run(oracle, x, y, self._begin(oracle, x, streams, beside), aims)
             found = []
             for rows in torch.arange(len(x), device=x.device).split(side_by_side(whole, len(beside))):
                 part = oracle.take(rows)
                 begin = self._begin(part, x[rows], streams.take(rows), beside)
-                found.append(self._climb(part, x[rows], y[rows], begin, aims[rows]))
+                found.append(self._run(part, x[rows], y[rows], begin, aims[rows]))
             return torch.cat(found)
 
         return worst_of(min(2, len(runs)), once, oracle, x, y, streams, aims)
@@ -163,11 +165,11 @@ class APGD(Attack):
         threat = self.threat.take(oracle.rows).scaled(self.stages[0][0])
         return torch.stack([start(threat, self.start, x, streams, run) for run in runs], 1)
 
-    def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, begin: Tensor, aims: Tensor) -> Tensor:
+    def _run(self, oracle: Oracle, x: Tensor, y: Tensor, begin: Tensor, aims: Tensor) -> Tensor:
         """Several runs for each sample, side by side: starts (n, runs, ...) and targets (n, runs); one result each."""
         runs = begin.shape[1]
         if runs > 1:
-            # A sample's rows lie next to each other.
+            # The rows of a sample are adjacent.
             rows = torch.arange(len(x), device=x.device).repeat_interleave(runs)
             oracle, x, y = oracle.take(rows), x[rows], y[rows]
         whole, point, aim = self.threat.take(oracle.rows), begin.flatten(0, 1), aims.flatten()
@@ -185,8 +187,9 @@ class APGD(Attack):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The best points of ``steps`` steps from ``point``, and their margins.
 
-        ``runs`` rows in a row are of one sample, and leave once one of them is misclassified; 0: none leaves, and the
-        loss alone says what is best. ``warm``: a point whose number of changed coordinates the l1 steps begin with.
+        ``runs`` consecutive rows belong to one sample and are finished once one of them is misclassified; 0: none is
+        finished early, and the best point has the highest loss. ``warm``: a point whose number of changed coordinates
+        initialises the l1 steps.
         """
 
         def loss(logits: Tensor, y: Tensor) -> Tensor:
@@ -213,7 +216,7 @@ class APGD(Attack):
                 score = oracle.margin(logits, y)
                 better = values > best_value
                 if runs:
-                    # Once misclassified, the margin decides what is better, before that the loss.
+                    # Once misclassified, points are compared by margin, before that by loss.
                     better = torch.where(torch.maximum(score, best_margin) > 0, score > best_margin, better)
                 best = torch.where(per_sample(better, x), point, best)
                 best_grad = torch.where(per_sample(better, x), grad, best_grad)
@@ -223,8 +226,8 @@ class APGD(Attack):
                 back = per_sample(rule.check(k, x, best, best_value), x)
                 point, grad = torch.where(back, best, point), torch.where(back, best_grad, grad)
             if runs and k < steps and oracle.samples == 1 and (k in rule.checks or k in _EARLY):
-                standing = (best_margin <= 0).view(-1, runs).all(1)
-                keep = standing.repeat_interleave(runs).nonzero().squeeze(1)
+                robust = (best_margin <= 0).view(-1, runs).all(1)
+                keep = robust.repeat_interleave(runs).nonzero().squeeze(1)
                 if len(keep) < len(x):
                     done, done_margin = done.index_copy(0, place, best), done_margin.index_copy(0, place, best_margin)
                     oracle, threat, rule = oracle.take(keep), threat.take(keep), rule.take(keep)
@@ -237,7 +240,7 @@ class APGD(Attack):
         return done.index_copy(0, place, best), done_margin.index_copy(0, place, best_margin)
 
     def _loss(self, oracle: Oracle, logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
-        """What is climbed; the difference of logits where the model has fewer classes than the loss takes."""
+        """The loss to maximise; the difference of logits where the model has fewer classes than the loss needs."""
         few = logits.shape[1] < _LEAST.get(self.loss, 0)
         if self.targeted:
             return margin_targeted(logits, y, aim) if few else dlr_targeted(logits, y, aim)
@@ -245,7 +248,7 @@ class APGD(Attack):
 
 
 def _worst(points: Tensor, margins: Tensor, runs: int) -> Tensor:
-    """Of each sample's ``runs``, which lie next to each other, the one of the largest margin."""
+    """Of each sample's ``runs``, which are adjacent rows, the one with the largest margin."""
     pick = margins.view(-1, runs).argmax(1)
     chosen: Tensor = points.unflatten(0, (-1, runs))[torch.arange(len(pick), device=pick.device), pick]
     return chosen

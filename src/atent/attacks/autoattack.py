@@ -23,17 +23,17 @@ _VERSIONS = ("standard", "rand")
 @attack
 @dataclass(frozen=True)
 class AutoAttack(Attack):
-    """The ensemble of Croce and Hein 2020, in the versions of the authors' code.
+    """AutoAttack, the ensemble of Croce and Hein 2020, in the versions standard and rand of the authors' code.
 
-    ``standard``, for models without randomness: APGD on cross-entropy, targeted APGD, targeted FAB, Square. In l1
-    (Croce and Hein 2021) both APGDs shrink their radius from 3 eps to eps, that on cross-entropy has 5 restarts, and
-    the targeted one 5 targets.
-    ``rand``, for random models: APGD on cross-entropy and on the DLR loss, gradients averaged over ``eot`` streams.
+    ``standard``, for deterministic models: APGD on cross-entropy, targeted APGD, targeted FAB and Square. In l1 (Croce
+    and Hein 2021) both APGDs shrink their radius from 3 eps to eps, the one on cross-entropy has 5 restarts, and the
+    targeted one has 5 targets. ``rand``, for random models: APGD on cross-entropy and on the DLR loss, with gradients
+    averaged over ``eot`` samples.
 
-    A sample that the model misclassifies is not attacked, and a part only attacks the samples that the parts before
-    it left correctly classified, which one forward per part decides. FAB stops with a sample once a point within eps is
-    found. On models of fewer than 10 classes the targeted parts aim at all wrong ones, and on fewer than a DLR loss
-    takes (4; rand: 3) `APGD` climbs the difference of logits in its place; `remarks` says so.
+    Misclassified samples are not attacked, and each part attacks only the samples that remain correctly classified
+    after the previous ones, which takes one forward per part. FAB stops searching for a sample once it finds a point
+    within eps. With fewer than 10 classes the targeted parts use all wrong classes, and with fewer classes than a DLR
+    loss needs (4; rand: 3) `APGD` maximises the difference of logits in its place, as `remarks` reports.
 
     References
     ----------
@@ -49,8 +49,9 @@ class AutoAttack(Attack):
     >>> from atent.attacks import AutoAttack
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> AutoAttack(Threat("linf", 0.1), version="rand", steps=5, eot=2).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = AutoAttack(Threat("linf", 0.1), version="rand", steps=5, eot=2).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.1 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
@@ -94,15 +95,15 @@ class AutoAttack(Attack):
 
     @property
     def passes(self) -> int:
-        # A part's own figure has a verdict in it, which here is the evaluation of who is still robust; one more on x,
-        # and one at the end.
+        # The count of a part includes a verdict, which here decides which samples remain robust; one more for x, and
+        # one at the end.
         return sum(part.passes for part in self.parts().values()) + 2
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         names = list(self.parts())
 
         def once(oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, k: int) -> Tensor:
-            # The first candidate is x itself: what is wrong without an attack is not attacked.
+            # The first candidate is x itself: misclassified samples are not attacked.
             return self.search_part(names[k - 1], oracle, x, y, streams) if k else x
 
         return worst_of(1 + len(names), once, oracle, x, y, streams)

@@ -1,4 +1,4 @@
-"""What every attack shares: the contract, and what one call does around the search."""
+"""The contract of an attack, and what a call does around the search."""
 
 from __future__ import annotations
 
@@ -28,41 +28,73 @@ from atent.threat import Threat, per_sample
 
 
 class Outcome(NamedTuple):
-    """What an attack did to n samples."""
+    """The result of an attack on n samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import PGD
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> outcome = PGD(Threat("linf", 0.1), steps=3).run(model, x, y)
+    >>> bool((outcome.norm < 0.1 + 1e-6).all()), outcome.success.shape
+    (True, torch.Size([2]))
+    """
 
     x_adv: Tensor
     """Adversarial inputs, the shape of x."""
     success: Tensor
-    """bool (n,): the model misclassifies x_adv, or gives it its target, recomputed on that very tensor."""
+    """bool (n,): the model misclassifies x_adv, or predicts its target; recomputed on the returned tensor."""
     norm: Tensor
     """float64 (n,): distance to x in the threat's norm."""
     forwards: Tensor
-    """int64 (n,): forward passes that each sample took part in."""
+    """int64 (n,): number of forward passes of each sample."""
     backwards: Tensor
-    """int64 (n,): backward passes that each sample took part in."""
+    """int64 (n,): number of backward passes of each sample."""
 
     @property
     def robust(self) -> float:
-        """The share of the samples on which the attack has no success; without targets the robust accuracy."""
+        """The share of the samples on which the attack fails; without targets the robust accuracy."""
         return 1 - self.success.double().mean().item()
 
 
 @dataclass(frozen=True)
 class Attack(metaclass=Settings):
-    """The contract of an attack; a concrete one has a ``search`` method, and its own fields after ``threat``."""
+    """Base class of all attacks: a frozen dataclass of settings whose subclasses implement ``search``.
+
+    A subclass declares its own fields after ``threat``. Calling an attack returns adversarial inputs; `run` returns an
+    `Outcome` with success, distance and passes per sample. The model, its gradients, buffers and modes, and the global
+    random state are left as they were.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from dataclasses import dataclass
+    >>> from atent import Threat
+    >>> from atent.attacks import Attack
+    >>> @dataclass(frozen=True)
+    ... class RandomSign(Attack):
+    ...     def search(self, oracle, x, y, streams):
+    ...         return self.threat.project(x + self.threat.eps * streams.normal(x, use="start").sign(), x)
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> RandomSign(Threat("linf", 0.1)).run(model, x, y).forwards
+    tensor([1, 1])
+    """
 
     threat: Threat
-    """What the adversary may change."""
+    """The threat model: norm, eps and box of the perturbation."""
 
     minimum_norm: ClassVar[bool] = False
-    """The attack looks for the smallest change: ``search`` returns the smallest adversarial point that it found, x
-    where it found none, and the threat's eps may be infinite; x is returned where the norm exceeds eps."""
+    """The attack minimises the norm: ``search`` returns the smallest adversarial point that it found, x if it found
+    none, and the threat's eps may be infinite; x is returned where the norm exceeds eps."""
     needs_gradient: ClassVar[bool] = True
     """The attack differentiates the model."""
     aims: ClassVar[bool] = False
-    """The attack takes ``targeted=True``."""
+    """The attack supports ``targeted=True``."""
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
-    """The norms of the threats that it takes: it is refused, in one line, where it is made with another."""
+    """The norms that the attack supports; constructing it with another raises ValueError."""
 
     @classmethod
     def able(cls, norm: str) -> list[str]:
@@ -76,35 +108,35 @@ class Attack(metaclass=Settings):
 
     @property
     def passes(self) -> int:
-        """The most forwards and backwards together that one sample can cost, the verdict's forward included."""
+        """The largest number of forwards plus backwards per sample, including the final verdict's forward."""
         raise TypeError(f"{type(self).__name__} has no passes: define how many one sample can cost at most")
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
-        """Adversarial inputs for ``x`` in the box; the model is frozen and guarded by the caller."""
+        """Adversarial inputs for ``x`` in the box; the caller freezes the model and restores it."""
         raise TypeError(f"{type(self).__name__} has no search: define search(oracle, x, y, streams)")
 
     def of(self, rows: Tensor) -> Attack:
-        """The attack on some of the samples: itself where all have one eps."""
+        """The attack for the samples ``rows``: the same object if all share one eps."""
         threat: Threat = self.threat
         part = threat.take(rows)
         return self if part is threat else replace(self, threat=part)
 
     def parts(self) -> dict[str, Attack]:
-        """The attacks that a composite one runs, by name, each on what is robust to those before; {}: none."""
+        """The attacks of an ensemble by name, each run on the samples robust to those before; {} otherwise."""
         return {}
 
     def remarks(self, classes: int) -> list[str]:
-        """What the attack does otherwise than its name says on a model of so few classes, a clause each."""
+        """Deviations from the standard form on a model with this number of classes, one clause each."""
         return []
 
     def check_aims(self) -> None:
-        """ValueError, in one line, for an attack that takes no targets."""
+        """ValueError, in one line, for an attack that does not support targets."""
         if not self.aims:
             able = ", ".join(name for name, kind in ATTACKS.items() if kind.aims)
             raise ValueError(f"{type(self).__name__} takes no targets: use one of {able}, or targeted=False")
 
     def _checked(self, found: Any, x: Tensor) -> Tensor:
-        """What a search found; ValueError where that is not adversarial inputs for ``x``."""
+        """The result of a search; ValueError unless its shape and dtype fit ``x``."""
         if isinstance(found, Tensor) and found.shape == x.shape and found.is_floating_point():
             return found
         got = f"{found.dtype} of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
@@ -112,15 +144,15 @@ class Attack(metaclass=Settings):
         raise ValueError(f"{type(self).__name__}.search must return {wanted}, got {got}")
 
     def search_part(self, part: str, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
-        """What the part of that name finds, x where a minimum-norm one finds nothing within eps.
+        """The result of the named part of an ensemble; x where a minimum-norm part finds nothing within eps.
 
-        ``streams`` are the composite's; the part has streams of its own in them, so that it finds the same in the
-        composite's ``search`` and alone.
+        ``streams`` are the ensemble's; the part derives its own streams from them, so that its result is the same in
+        the ensemble's ``search`` and alone.
         """
         return self.parts()[part].bounded(oracle, x, y, streams.named(part))
 
     def bounded(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
-        """`search`, with x where a minimum-norm attack finds nothing within eps."""
+        """`search`, but x where a minimum-norm attack finds nothing within eps."""
         x_adv = self._checked(self.search(oracle, x, y, streams), x)
         if not self.minimum_norm:
             return x_adv
@@ -140,14 +172,38 @@ class Attack(metaclass=Settings):
         targeted: bool = False,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Adversarial inputs (n, ...) for inputs ``x`` in the box and true labels ``y`` (n,).
+        """Adversarial inputs for a batch.
 
-        With ``seed`` and ``ids`` (sample numbers, default 0 .. n-1) each sample draws from its own stream;
-        with ``rng`` one stream serves the batch and the input checks are left out, as in training. The model
-        is seen in ``mode`` and comes back as it was found. Arrays become tensors, see `atent.checks.as_inputs`.
-        With ``targeted`` the labels are targets, and the attack wants the model to give them; ``callback(k, x_adv,
-        loss)`` receives every point whose loss the attack computes, see `atent.attacks.watch.Watch`.
-        ValueError for inputs that no attack can use, and for an attack without targets.
+        Parameters
+        ----------
+        model
+            A network from inputs to logits (n, classes).
+        x
+            Inputs in the box, shape (n, d) or (n, c, h, w), floating point; arrays become tensors, see
+            `atent.checks.as_inputs`.
+        y
+            True labels, integers of shape (n,); with ``targeted`` the target classes.
+        seed, ids
+            Seed, and sample numbers (n,), default 0 .. n-1: each sample has its own random number stream.
+        rng
+            One generator for the entire batch, in place of ``seed`` and ``ids``; inputs are then not checked, as in
+            training. Default: None.
+        mode
+            Mode of the model during the attack: eval (default), train or as-is.
+        targeted
+            Whether the attack makes the model predict ``y``. Default: False.
+        callback
+            ``callback(k, x_adv, loss)`` receives every point whose loss is computed, see `atent.attacks.watch.Watch`.
+
+        Returns
+        -------
+        Tensor
+            Adversarial inputs, the shape of ``x``.
+
+        Raises
+        ------
+        ValueError
+            For invalid inputs, labels, ids, seed or model output, and for ``targeted`` where it is not supported.
         """
         return self._guarded(model, x, y, seed, ids, rng, mode, targeted, callback)[0]
 
@@ -167,14 +223,31 @@ class Attack(metaclass=Settings):
         targeted: bool = False,
         callback: Callback | None = None,
     ) -> Outcome:
-        """As the call, with the verdict, the distances and the passes of each sample.
+        """As the call, with success, distance and number of passes of each sample.
 
-        ``part`` runs that part of a composite attack only. ``search_dtype`` searches under autocast (float32 models);
-        the verdict is given in the model's own precision on the returned tensor, without autocast and TF32, and without
-        ``rng`` the search too: a minimum-norm attack's points lie on the boundary, where rounding decides.
-        ``channels_last`` shows the model images in that memory format: the same numbers to rounding, faster or slower
-        as the network and the machine have it; where the model cannot take it, a warning says so, and images stay as
-        they are.
+        Parameters
+        ----------
+        model, x, y, seed, ids, rng, mode, targeted, callback
+            As for the call.
+        part
+            Run this part of an ensemble only. Default: the entire attack.
+        search_dtype
+            Search under autocast in this dtype (float32 models). Default: no autocast.
+        channels_last
+            Pass images in that memory format: equal up to rounding, and faster or slower depending on network and
+            machine. A model that does not support it gets the usual format, with a warning. Default: False.
+
+        Returns
+        -------
+        Outcome
+            Success is recomputed on the returned tensor in the model's own precision, without autocast and TF32.
+            Without ``rng`` and ``search_dtype`` the search has that precision too: the points of a minimum-norm attack
+            lie on the decision boundary, where rounding matters.
+
+        Raises
+        ------
+        ValueError
+            As for the call.
         """
         if rng is None:
             x = as_inputs(x, model)
@@ -189,7 +262,7 @@ class Attack(metaclass=Settings):
         rng: torch.Generator | None, mode: Mode, targeted: bool, callback: Callback | None, part: str | None = None,
         search_dtype: SearchDtype | None = None, channels_last: bool = False, *, verdict: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        """`run` without the distances; ``success`` is empty where no ``verdict`` is asked for."""
+        """`run` without the distances; ``success`` is empty without ``verdict``."""
         threat: Threat = self.threat
         streams: Streams
         if targeted:
@@ -231,7 +304,7 @@ class Attack(metaclass=Settings):
                 x_adv = self._checked(self.search(oracle, clean, y, streams), clean).detach()
             if not verdict:
                 return x_adv, torch.empty(0), *counters
-            # The verdict is checked like the first pass: NaN logits would count as fooled.
+            # The logits are checked as those of the first pass: NaN would count as misclassified.
             oracle.model, oracle.check = model, rng is None
             with full_precision(x.device):
                 return x_adv, oracle.fooled(oracle.logits(x_adv, y), y), *counters
@@ -250,4 +323,4 @@ ATTACKS: Registry[type[Attack]] = Registry(
 """Name -> class; recipes, the command line and the contract tests read it."""
 
 attack = ATTACKS.register
-"""Decorator that makes an attack known by its class's name."""
+"""Decorator that registers an attack under the name of its class."""

@@ -1,4 +1,4 @@
-"""Where a segment crosses a boundary: bisection for a whole batch at once, without gradients."""
+"""Bisection along segments for an entire batch, without gradients."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def bisect(crossed: Callable[[Tensor], Tensor], first: Tensor, high: Tensor, steps: int) -> Tensor:
-    """Per sample a length t in [0, high] next to which ``crossed(t)`` turns from False to True, shape (n,).
+    """Per sample a length t in [0, high] at which ``crossed(t)`` changes from False to True, shape (n,).
 
-    ``crossed`` takes lengths (n,) and says (n,) bool; it is asked ``steps`` times, first at ``first`` (n,). Where it
-    changes once, the result is within ``high / 2**steps`` of the change; where it never holds, it comes as near to
-    ``high``, and where it always holds, as near to 0. The last middle is returned unasked: its answer is not needed.
+    ``crossed`` maps lengths (n,) to bool (n,); it is evaluated ``steps`` times, first at ``first`` (n,). If it changes
+    once, the result is within ``high / 2**steps`` of the change; if it is never True, the result is as close to
+    ``high``, and if it is always True, as close to 0. The last midpoint is returned without an evaluation.
     """
     low, t = torch.zeros_like(first), first
     for _ in range(steps):

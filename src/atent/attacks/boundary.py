@@ -1,4 +1,4 @@
-"""The nearest of the linearised decision boundaries, without holding the gradient of every class."""
+"""The nearest of the linearised decision boundaries, without storing the gradients of all classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atent.threat import Norm, per_sample
 
 
 class Boundary(NamedTuple):
-    """For each of n samples the hyperplane <slope, d> = -difference where the tangent of z_k - z_y is 0."""
+    """For each of n samples the hyperplane <slope, d> = -difference on which the linearisation of z_k - z_y is 0."""
 
     slope: Tensor
     """Gradient of z_k - z_y at the point, the shape of x."""
@@ -25,11 +25,11 @@ class Boundary(NamedTuple):
 
 
 def nearest_boundary(oracle: Oracle, x: Tensor, y: Tensor, classes: Tensor, norm: Norm) -> tuple[Boundary, Tensor]:
-    """The nearest of the boundaries to ``classes`` (n, m) seen from ``x``, in ``norm``, and the logits (n, C).
+    """The nearest of the boundaries to ``classes`` (n, m) from ``x`` in ``norm``, and the logits (n, C).
 
-    Moosavi-Dezfooli et al. 2016, Eq. 8 (l2) and 11 (linf); l1 alike, by the largest entry of the slope. A boundary
-    without a slope is out of reach; where all are, the first one is returned, at distance inf. One forward and m
-    backwards; see `Oracle.slopes` for the memory.
+    Moosavi-Dezfooli et al. 2016, Eq. 8 (l2), Eq. 13 (linf) and Eq. 11 with q = inf (l1). A boundary with zero slope is
+    unreachable; if all are, the first one is returned, at distance inf. One forward and m backwards; for memory see
+    `Oracle.slopes`.
     """
     best: Boundary | None = None
     dual = DUAL[norm]
@@ -53,5 +53,5 @@ def nearest_boundary(oracle: Oracle, x: Tensor, y: Tensor, classes: Tensor, norm
         )
 
     logits = oracle.slopes(x, y, classes, see)
-    assert best is not None, "classes has one column at least"
+    assert best is not None, "classes has at least one column"
     return best, logits

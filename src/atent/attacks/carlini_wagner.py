@@ -20,17 +20,17 @@ from atent.threat import Threat, l2_norm, per_sample
 @attack
 @dataclass(frozen=True)
 class CarliniWagner(Attack):
-    """The smallest l2 perturbation by Adam on w and a search for the constant c, as Carlini and Wagner 2017.
+    """The smallest l2 perturbation by Adam in tanh space, with a search over the constant c (Carlini and Wagner).
 
-    Untargeted. Minimises ||z - x||_2^2 + c max(0, z_y - max other logit + confidence) over w, where
-    z = middle of the box + half its width times tanh(w) never leaves the box; from w(x), for ``search_steps`` values
-    of c: ten times the last one until a success, then halfway between the largest that failed and the smallest that
-    won (with ten or more, the last is the smallest that won once more).
+    Minimises ||z - x||_2^2 + c max(0, z_y - max other logit + confidence) over w, where z = centre of the box + half
+    its width times tanh(w) stays in the box, from w(x), for ``search_steps`` values of c: ten times the last one until
+    a success, then the midpoint of the largest failure and the smallest success (with ten or more values, the last one
+    repeats the smallest success).
 
-    With ``abort_early`` a sample leaves one descent when a tenth of the steps lowers its objective by less than
-    0.01 %, as in the authors' code, which watches the sum of the batch. ``steps`` here is 1000 where theirs is 10,000.
-    Deviation: the objective is looked at after each tenth's last step, not after the next one's first. At most
-    ``steps * search_steps`` forwards and backwards, and one forward at x.
+    With ``abort_early`` a sample leaves a descent when a tenth of the steps lowers its objective by less than 0.01 %;
+    the authors' code applies this to the sum over the batch. Deviations: ``steps`` is 1000 by default, 10,000 in the
+    authors' code; the objective is compared after the last step of each tenth, not after the first of the next one. At
+    most ``steps * search_steps`` forwards and backwards, and one forward at x.
 
     References
     ----------
@@ -43,8 +43,9 @@ class CarliniWagner(Attack):
     >>> from atent.attacks import CarliniWagner
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> CarliniWagner(Threat("l2", 0.5), steps=10, search_steps=2).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = CarliniWagner(Threat("l2", 0.5), steps=10, search_steps=2).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.5 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -54,18 +55,18 @@ class CarliniWagner(Attack):
     threat: Threat
     """l2 only; a perturbation longer than eps is not returned."""
     steps: int = 1000
-    """Steps of Adam for each constant."""
+    """Steps of Adam per constant."""
     search_steps: int = 9
-    """Number of constants tried."""
+    """Number of constants c."""
     step_size: float = 0.01
-    """Adam's learning rate, in units of w."""
+    """Learning rate of Adam, in units of w."""
     initial_const: float | None = None
     """The first c, in squared pixel units per logit. Default: 1e-3 squared widths of the box, 1e-3 in [0, 1]."""
     confidence: float = 0.0
     """Margin of logits by which the result must be misclassified."""
     abort_early: bool = False
-    """Leave a descent that no longer descends: a fifth to two fifths of the passes saved on small networks, at norms
-    that may be larger."""
+    """Stop a descent that no longer decreases: saves a fifth to two fifths of the passes on small networks; norms may
+    be larger."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
@@ -83,11 +84,11 @@ class CarliniWagner(Attack):
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         total, extent = self.threat.edges(x, lambda low, high: (low + high, high - low))
-        # The factor keeps w finite at the walls of the box.
+        # The factor keeps w finite at the faces of the box.
         begin = ((2 * x - total) / extent * (1 - 1e-6)).atanh()
         best, smallest = x, torch.full(y.shape, math.inf, dtype=x.dtype, device=x.device)
         smallest = torch.where(oracle.fooled(oracle.logits(x, y), y), 0.0, smallest)
-        # In squared widths of the box, as all that is descended.
+        # In squared widths of the box, like all terms of the objective.
         first = 1e-3 if self.initial_const is None else self.initial_const / self.threat.width**2
         c = torch.full_like(smallest, first)
         lower, upper = torch.zeros_like(c), torch.full_like(c, math.inf)
@@ -95,14 +96,14 @@ class CarliniWagner(Attack):
             if self.search_steps >= 10 and repeat == self.search_steps - 1:
                 c = torch.where(upper.isinf(), c, upper)
             z, norm = self._descend(oracle, x, y, c, begin)
-            won = norm.isfinite()
-            best, smallest = keep_smaller(best, smallest, z, norm, won)
-            lower, upper = torch.where(won, lower, c), torch.where(won, c, upper)
+            success = norm.isfinite()
+            best, smallest = keep_smaller(best, smallest, z, norm, success)
+            lower, upper = torch.where(success, lower, c), torch.where(success, c, upper)
             c = torch.where(upper.isinf(), 10 * c, (lower + upper) / 2)
         return best
 
     def _descend(self, oracle: Oracle, x: Tensor, y: Tensor, c: Tensor, begin: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest success for the constants ``c`` (n,), and its norm: inf where there is none."""
+        """The smallest success for the constants ``c`` (n,), and its norm: inf without a success."""
         best, smallest = x, torch.full_like(c, math.inf)
         rows, last = torch.arange(len(x), device=x.device), torch.full_like(c, math.inf)
         state: tuple[Tensor, ...] = (begin, torch.zeros_like(x), torch.zeros_like(x))
@@ -122,7 +123,7 @@ class CarliniWagner(Attack):
     def _adam(
         self, oracle: Oracle, x: Tensor, y: Tensor, c: Tensor, state: tuple[Tensor, ...], ks: range
     ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
-        """Some steps of a descent: w and its moments, the smallest success with its norm, the last objective."""
+        """The steps ``ks`` of a descent: w and its moments, the smallest success with its norm, the last objective."""
         w, mean, square = state
         middle, half = self.threat.edges(x, lambda low, high: ((low + high) / 2, (high - low) / 2))
         width = self.threat.width
@@ -132,15 +133,15 @@ class CarliniWagner(Attack):
             return (self.confidence - oracle.margin(logits, y)).clamp_min(0)
 
         for k in ks:
-            bent = w.tanh()
-            # Where tanh rounds to 1 the sum may round past the wall.
-            z = self.threat.clamp(middle + half * bent)
+            squashed = w.tanh()
+            # Where tanh rounds to 1 the sum may round past the face of the box.
+            z = self.threat.clamp(middle + half * squashed)
             grad, short, logits = oracle.gradient(z, y, hinge)
             norm, fooled = l2_norm(z - x), beyond(oracle, logits, y, self.confidence)
             best, smallest = keep_smaller(best, smallest, z, norm, fooled)
             objective = (norm / width) ** 2 + c * short
-            # The chain rule through z / width, so that Adam's floor is the same in every box.
-            grad = (2 * (z - x) / width + per_sample(c, x) * (width * grad)) / 2 * (1 - bent**2)
+            # The chain rule through z / width, so that Adam's epsilon has the same effect in every box.
+            grad = (2 * (z - x) / width + per_sample(c, x) * (width * grad)) / 2 * (1 - squashed**2)
             mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad**2
             unbiased = mean / (1 - 0.9 ** (k + 1)), square / (1 - 0.999 ** (k + 1))
             w = w - self.step_size * unbiased[0] / (unbiased[1].sqrt() + 1e-8)

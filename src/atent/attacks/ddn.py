@@ -10,7 +10,7 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import Iterate, annealed, check_share, farthest, walk
+from atent.attacks.smallest import Iterate, annealed, check_share, farthest, track_smallest
 from atent.checks import check_number
 from atent.losses import cross_entropy
 from atent.rng import Streams
@@ -28,11 +28,12 @@ def decoupled(
     gamma: float,
     levels: int | None = None,
 ) -> Tensor:
-    """The smallest adversarial point that the search of Rony et al. 2019, Algorithm 1, meets; the radius is ignored.
+    """The smallest adversarial point of the search of Rony et al. 2019; the threat's eps is ignored.
 
-    The norm begins at ``first``, shrinks by ``gamma`` after a success, grows by it after a failure and stays below
-    the farthest corner of the box; the direction takes steps along the unit gradient of the cross-entropy, from nearly
-    1 down to 0.01 of the box's width on a cosine. ``steps`` forwards, ``steps - 1`` backwards.
+    The norm starts at ``first``, is multiplied by 1 - ``gamma`` after a success and by 1 + ``gamma`` after a failure,
+    and is at most the distance to the farthest corner of the box; the direction takes steps along the unit gradient of
+    the cross-entropy, annealed by a cosine from nearly 1 to 0.01 of the box's width. ``steps`` forwards, ``steps - 1``
+    backwards.
     """
     low, extent = threat.edges(x, lambda low, high: (low, high - low))
     limit = farthest(threat, x)
@@ -47,23 +48,23 @@ def decoupled(
             z = low + extent * ((z - low) / extent * (levels - 1)).round() / (levels - 1)
         return z
 
-    return walk(oracle, x, y, threat=threat, steps=steps, loss=oracle.aimed(cross_entropy), move=move)
+    return track_smallest(oracle, x, y, threat=threat, steps=steps, loss=oracle.aimed(cross_entropy), move=move)
 
 
 @attack
 @dataclass(frozen=True)
 class DDN(Attack):
-    """The smallest l2 perturbation by decoupled direction and norm, Rony et al. 2019, Algorithm 1.
+    """The smallest l2 perturbation by decoupled direction and norm (Rony et al. 2019).
 
-    Untargeted. Each step adds the unit gradient of the cross-entropy to the perturbation, then sets its length to a
-    norm that follows the verdicts. ``steps`` forwards, ``steps - 1`` backwards: the authors' last gradient moves
-    nothing that is looked at. Deviations: a zero gradient moves nothing (they draw a random direction); the cosine is
-    read at (k + 1) / steps, as their scheduler does where it steps first.
+    Each step adds the unit gradient of the cross-entropy to the perturbation, then rescales it to a norm that decreases
+    after a success and increases after a failure. ``steps`` forwards, ``steps - 1`` backwards: the authors' last
+    gradient affects no evaluated point. Deviations: a zero gradient leaves the direction unchanged (the authors use a
+    random one); the cosine is evaluated at (k + 1) / steps, as by the authors' scheduler, which steps first.
 
     References
     ----------
     Rony et al. 2019, "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and
-    defenses", CVPR, Algorithm 1.
+    defenses", CVPR.
 
     Examples
     --------
@@ -72,8 +73,9 @@ class DDN(Attack):
     >>> from atent.attacks import DDN
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> DDN(Threat("l2", 0.5), steps=5).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = DDN(Threat("l2", 0.5), steps=5).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.5 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -83,17 +85,17 @@ class DDN(Attack):
     threat: Threat
     """l2 only; a perturbation longer than eps is not returned."""
     steps: int = 1000
-    """Number of points looked at, x included; the paper reports 100, 300 and 1000."""
+    """Number of evaluated points, including x; the paper reports 100, 300 and 1000."""
     init_norm: float | None = None
     """Norm of the first perturbation, in pixel units. Default: the width of the box, 1 in [0, 1]."""
     gamma: float = 0.05
     """Factor by which the norm changes: (1 - gamma) after a success, (1 + gamma) after a failure; in [0, 1)."""
     levels: int | None = None
-    """Grey values of the box to which every point is rounded, 256 for images of 8 bits; default: no rounding. The
-    point is rounded, not the perturbation, which is the same where x has these values."""
+    """Number of equally spaced values of the box to which every point is rounded, 256 for 8-bit images. Default: no
+    rounding. The point is rounded, not the perturbation, which is equivalent where x has these values."""
 
     def __post_init__(self) -> None:
-        # x comes first: with one step the attack would see nothing else.
+        # The first point is x: with one step no other would be evaluated.
         check_number("steps", self.steps, 2, whole=True)
         if self.init_norm is not None:
             check_number("init_norm", self.init_norm, 0, above=True)

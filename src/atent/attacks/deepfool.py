@@ -17,14 +17,14 @@ from atent.checks import check_number
 from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
 
-# In widths of the box. Where the box cuts steps off, they would shrink before the boundary and never cross it.
+# In widths of the box. Without it, steps that the box clips would shrink before the boundary without crossing it.
 _MORE = 1e-4
 
 
 def to_boundary(threat: Threat, boundary: Boundary) -> Tensor:
-    """The smallest step (n, ...) onto linear boundaries in the threat's norm, and beyond by 1e-4 of the box's width.
+    """The smallest step (n, ...) onto linear boundaries in the threat's norm, longer by 1e-4 of the box's width.
 
-    Moosavi-Dezfooli et al. 2016, Eq. 9 (l2) and 12 (linf). The step is zero where the boundary is out of reach.
+    Moosavi-Dezfooli et al. 2016, Eq. 9 (l2) and 14 (linf). The step is zero where the boundary is unreachable.
     """
     direction = unit(boundary.slope) if threat.norm == "l2" else boundary.slope.sign()
     far = boundary.distance
@@ -34,13 +34,13 @@ def to_boundary(threat: Threat, boundary: Boundary) -> Tensor:
 @attack
 @dataclass(frozen=True)
 class DeepFool(Attack):
-    """Steps to the nearest of the linearised boundaries, Moosavi-Dezfooli et al. 2016, Algorithm 2.
+    """Steps to the nearest of the linearised decision boundaries, in l2 and linf (DeepFool).
 
-    Untargeted; classes are compared with the true one. The point looked at is x + (1 + overshoot) times the sum of
-    the steps, as in the authors' code, which also adds 1e-4 to each step's length, here 1e-4 of the box's width; the
-    point is put into the box as well. The search of a sample ends at the first point that is misclassified. At most
-    ``steps + 2`` forwards and ``steps * (classes - 1)`` backwards; a sample that has fallen leaves after 1, 2, 4, 8,
-    ... steps.
+    Untargeted; the other classes are compared with the true one. The evaluated point is x + (1 + overshoot) times the
+    sum of the steps, as in the authors' code, which also adds 1e-4 to the length of each step, here 1e-4 of the box's
+    width; the point is clamped to the box. The search of a sample ends at the first misclassified point. At most
+    ``steps + 2`` forwards and ``steps * (classes - 1)`` backwards; misclassified samples leave the batch after 1, 2, 4,
+    8, ... steps.
 
     References
     ----------
@@ -54,8 +54,9 @@ class DeepFool(Attack):
     >>> from atent.attacks import DeepFool
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> DeepFool(Threat("l2", 0.5), steps=5).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = DeepFool(Threat("l2", 0.5), steps=5).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.5 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -65,9 +66,9 @@ class DeepFool(Attack):
     steps: int = 50
     """Largest number of steps."""
     overshoot: float = 0.02
-    """Share by which the sum of the steps is lengthened, to land beyond the boundary."""
+    """Share by which the sum of the steps is lengthened, to cross the boundary."""
     classes: int = 10
-    """Number of classes compared: the true one and those of the largest logits at x; all where the model has fewer."""
+    """Number of classes compared: the true one and those of the largest logits at x; at most all of the model's."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)

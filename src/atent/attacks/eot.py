@@ -1,4 +1,4 @@
-"""Expectation over transformation: any gradient attack of this library, on gradients averaged over samples."""
+"""Expectation over transformation: any gradient attack of this library, with gradients averaged over samples."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from atent.threat import NORMS, Threat
 @attack
 @dataclass(frozen=True)
 class EoT(Attack):
-    """The ``attack`` with every gradient (and its loss) averaged over ``samples`` passes, for random models
-    (Athalye et al. 2018). With one sample it is the attack itself, bit for bit.
+    """Expectation over transformation: an ``attack`` whose gradients are means over several passes.
 
-    The model draws from torch's generators, which are seeded for every call; evaluate it in a mode in which it is
-    random.
-    ValueError for an attack without gradients, for one that averages its own gradients (``eot`` above 1) or that is
-    made of others, and for one under another threat.
+    For random models: every gradient and its loss is a mean over ``samples`` passes. With one sample the result equals
+    that of the attack itself, bit for bit. The model uses torch's generators, which are seeded at every call; evaluate
+    it in a mode in which it is random.
+
+    Raises
+    ------
+    ValueError
+        For an attack without gradients, one that averages its own gradients (``eot`` above 1), an ensemble, and an
+        attack under another threat.
 
     References
     ----------
@@ -37,8 +41,9 @@ class EoT(Attack):
     >>> from atent.attacks import EoT
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> EoT(Threat("linf", 0.1), attack="PGD(steps=2)", samples=2).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = EoT(Threat("linf", 0.1), attack="PGD(steps=2)", samples=2).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.1 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     FORMER: ClassVar[dict[str, str]] = {"draws": "samples"}
@@ -48,7 +53,7 @@ class EoT(Attack):
     attack: str = "PGD(steps=20)"
     """The attack, as text."""
     samples: int = 20
-    """Passes that a gradient is averaged over."""
+    """Number of passes over which a gradient is averaged."""
 
     def __post_init__(self) -> None:
         check_number("samples", self.samples, 1, whole=True)
@@ -78,7 +83,7 @@ class EoT(Attack):
 
     @property
     def passes(self) -> int:
-        # Half of the passes are gradients, at most; each costs two, and is taken once per sample.
+        # At most half of the passes are gradients; each costs two passes per sample of the average.
         most = self.inner.passes
         return most + 2 * (self.samples - 1) * (most // 2)
 

@@ -1,4 +1,4 @@
-"""Fast adaptive boundary attack: steps onto the linearised decision boundary, drawn back towards the clean input."""
+"""Fast adaptive boundary attack: steps onto the linearised decision boundary, biased towards the clean input."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from atent.checks import check_number
 from atent.rng import Streams
 from atent.threat import Threat, per_sample
 
-# Steps between two evaluations of which samples are done, where samples may stop.
+# Steps between two removals of finished samples from the batch.
 _CHECK = 10
-# Radius of a random start where neither a found point nor eps gives one, as in the authors' code; in box widths.
+# Radius of a random start without an adversarial point and with infinite eps, as in the authors' code; in box widths.
 _FREE = {"linf": 0.3, "l2": 1.0, "l1": 5.0}
 
 
 @attack
 @dataclass(frozen=True)
 class FAB(Attack):
-    """Croce and Hein 2020 (FAB), in the form that is part of AutoAttack: looks for the smallest adversarial change.
+    """The smallest perturbation by the fast adaptive boundary attack (FAB), in the form that is part of AutoAttack.
 
-    At z the differences of logits z_l - z_y are replaced by their tangents; the nearest of these hyperplanes is the
-    goal. With d the step from z onto it inside the box and d0 that from x (`to_hyperplane`),
+    At z the differences of logits z_l - z_y are linearised; the target is the nearest of these hyperplanes. With d the
+    step from z onto it inside the box and d0 that from x (`to_hyperplane`),
 
         z <- clamp((1 - alpha) (z + eta d) + alpha (x + eta d0)),  alpha = min(|d| / (|d| + |d0|), alpha_max).
 
-    A z that is misclassified is kept if none before was nearer, and drawn back: z <- x + beta (z - x). The first
-    restart begins at x, the others at random in the ball of half the best norm so far, at most eps / 2 (the authors'
-    code: on its surface, of radius eps / 2). As in AutoAttack, no bisection follows.
+    A misclassified z is stored if it is the nearest so far, and contracted: z <- x + beta (z - x). The first restart
+    starts at x, the others at random in the ball of half the best norm so far, at most eps / 2 (the authors' code: on
+    the sphere of radius eps / 2). As in AutoAttack, no final bisection follows.
 
     Without ``targets`` every wrong class is linearised: per step 2 forwards and one backward per wrong class. With
-    ``targets`` (FAB-T) so many runs, one for each of the most likely wrong classes of x, at most all that there are:
-    2 forwards and 1 backward per step and run. The runs of a sample go side by side, as rows of one batch: samples
-    are taken in groups such that a pass sees no more rows than the caller's batch has, or 2^16 input numbers.
+    ``targets`` (FAB-T) there is one run for each of the most likely wrong classes of x, at most all: 2 forwards and 1
+    backward per step and run. The runs of a sample are rows of one batch: samples are processed in groups such that a
+    pass has at most as many rows as the caller's batch, or 2^16 input elements.
 
     References
     ----------
@@ -56,8 +56,9 @@ class FAB(Attack):
     >>> from atent.attacks import FAB
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> FAB(Threat("linf", 0.1), steps=3).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = FAB(Threat("linf", 0.1), steps=3).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.1 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -65,19 +66,19 @@ class FAB(Attack):
 
     threat: Threat
     steps: int = 100
-    """Number of steps of a run."""
+    """Number of steps per run."""
     restarts: int = 1
-    """Number of starts; the smallest change counts."""
+    """Number of starts; the smallest perturbation counts."""
     targets: int | None = None
-    """Number of wrong classes that get a run of their own (FAB-T); default: one run for all of them."""
+    """Number of wrong classes with a run each (FAB-T). Default: one run for all wrong classes."""
     alpha_max: float = 0.1
-    """Largest share of the step from x; between 0 and 1."""
+    """Largest weight of the step from x; between 0 and 1."""
     eta: float = 1.05
-    """How far a step goes, in units of the way to the hyperplane; at least 1."""
+    """Length of a step, in units of the distance to the hyperplane; at least 1."""
     beta: float = 0.9
-    """Share of the change that stays when a misclassified point is drawn back; between 0 and 1."""
+    """Factor by which the perturbation of a misclassified point is contracted; between 0 and 1."""
     stop_at_eps: bool = False
-    """Stop with a sample soon after a point within eps is found: as many successes, larger norms, fewer passes."""
+    """Stop a sample soon after a point within eps is found: as many successes, larger norms, fewer passes."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
@@ -92,7 +93,7 @@ class FAB(Attack):
 
     @property
     def passes(self) -> int:
-        """Without ``targets``: of a model with 10 classes."""
+        """As `Attack.passes`; without ``targets`` for a model with 10 classes."""
         return 2 + self.restarts * self.steps * (2 + 9 if self.targets is None else 3 * self.targets)
 
     def remarks(self, classes: int) -> list[str]:
@@ -110,7 +111,7 @@ class FAB(Attack):
         return found
 
     def _chase(self, oracle: Oracle, x: Tensor, y: Tensor, others: Tensor, streams: Streams) -> Tensor:
-        """The smallest change of samples that are classified correctly, x where none was found."""
+        """The smallest perturbation of correctly classified samples, x where none was found."""
         runs = others.shape[1]
         eps = x.new_zeros(len(x)) + self.threat.take(oracle.rows).radii(x)
         found, best = x.clone(), x.new_full((len(x),), math.inf)
@@ -120,7 +121,7 @@ class FAB(Attack):
             return t.repeat_interleave(runs, 0)
 
         part, clean, true, goals = oracle.take(rows(alive)), rows(x), rows(y), others.flatten(0, 1)
-        # A sample's rows lie next to each other.
+        # The rows of a sample are adjacent.
         beside = torch.arange(runs, device=x.device)
         for restart in range(self.restarts):
             within = torch.minimum(best, eps)[alive]
@@ -157,7 +158,7 @@ class FAB(Attack):
         return self.threat.clamp((1 - alpha) * (z + self.eta * d_z) + alpha * (x + self.eta * d_x))
 
     def _random(self, x: Tensor, best: Tensor, streams: Streams, restart: int) -> Tensor:
-        """A random start for each run; ``x`` has the rows of the runs, ``best``, the norm so far and eps at most, and
+        """A random start for each run; ``x`` has the rows of the runs, ``best`` (the norm so far, at most eps) and
         ``streams`` those of the samples."""
         runs = len(x) // len(best)
         ball, origin = Threat(self.threat.norm, 1.0), torch.zeros_like(x[::runs])

@@ -1,4 +1,4 @@
-"""The fast gradient sign method and its l2 form."""
+"""The fast gradient sign method, and its forms in other norms."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from atent.threat import COUNTS, NORMS, Threat
 class FGSM(Attack):
     """One step of length eps along the steepest ascent of the cross-entropy (Goodfellow et al. 2015).
 
-    linf: x + eps sign(g); l2: x + eps g / ||g||_2; l1: the coordinates of the largest gradients go to the wall
-    of the box until eps is used up; then ball and box. l0, patch: a step of 10 widths of the box along g over its
-    largest entry, projected. One forward, one backward.
+    linf: x + eps sign(g). l2: x + eps g / ||g||_2. l1: the coordinates of the largest gradients move to the faces of
+    the box until eps is used up. l0, patch: a step of 10 widths of the box along g divided by its largest entry. The
+    result is projected onto ball and box. One forward, one backward.
 
     References
     ----------
@@ -34,8 +34,9 @@ class FGSM(Attack):
     >>> from atent.attacks import FGSM
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> FGSM(Threat("linf", 0.1)).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = FGSM(Threat("linf", 0.1)).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.1 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     aims: ClassVar[bool] = True

@@ -10,41 +10,39 @@ from torch import Tensor
 
 from atent.attacks.base import Attack, attack
 from atent.attacks.oracle import Oracle
-from atent.attacks.smallest import DUAL, Iterate, annealed, check_share, farthest, walk
+from atent.attacks.smallest import DUAL, Iterate, annealed, check_share, farthest, track_smallest
 from atent.checks import check_choice, check_number
 from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
 
-# A point on the very boundary, where a linear model's first estimate ends, is adversarial or not as rounding decides.
+# Rounding decides whether a point exactly on the boundary, as estimated on a linear model, is adversarial.
 _BEYOND = 1.001
 
 
 @attack
 @dataclass(frozen=True)
 class FMN(Attack):
-    """The smallest perturbation on a sphere (l2) or in a ball (linf, l1, l0) that follows the boundary.
+    """The smallest perturbation by projection onto a ball of adaptive radius (fast minimum-norm attack, FMN).
 
-    Untargeted, from x, Algorithm 1 of Pintor et al. 2021. Each step adds the l2-unit gradient of the margin, for every
-    norm, brings the perturbation to the radius r and the point into the box. Until a first success r is the distance to
-    the boundary as the gradient tells it: the point's norm + |margin| / dual norm of the gradient; afterwards r shrinks
-    by ``gamma`` after a success (and to the best norm at most) and grows by it after a failure. Step and ``gamma`` fall
-    on cosines.
-    ``steps`` forwards, ``steps - 1`` backwards. In l0 r is a whole number, 1 at first, and changes by 1 at least.
+    From x, each step adds the l2-unit gradient of the margin, in every norm, and projects the perturbation to the
+    radius r and the point onto the box. Until the first success r is the estimated distance to the boundary: the norm
+    of the perturbation + |margin| / dual norm of the gradient. Afterwards r shrinks by ``gamma`` after a success (and
+    to at most the best norm) and grows by it after a failure. Step size and ``gamma`` are annealed by cosines.
+    ``steps`` forwards, ``steps - 1`` backwards. In l0 r is a whole number that starts at 1 and changes by at least 1.
 
-    ``projection`` says how a perturbation is brought to r. ``ball`` is the paper's form and that of its first code:
-    the nearest point of the ball, which shortens and never lengthens. In l2 a step across the ball then ends inside
-    it, and the clamp shortens again, so that the point stays short of the boundary while r grows. ``sphere`` is the
-    form of the authors' later library (adversarial-library): the perturbation is rescaled to length r, longer or
-    shorter. Default: sphere for l2; ball elsewhere, where both use it.
+    ``projection="ball"`` is the form of the paper and of its first code: the nearest point of the ball, which never
+    lengthens a perturbation. In l2 a step across the ball then ends inside it, and the clamp shortens it further, so
+    that the point may stay in front of the boundary while r grows. ``"sphere"`` is the form of the authors' later
+    library (adversarial-library): the perturbation is rescaled to length r. Default: sphere for l2, ball otherwise,
+    where both codes use it.
 
-    Deviations: in l1 and l0 the point is the nearest one of ball and box, not of one after the other; the estimated
-    distance is lengthened by 0.1 %; r also grows where half of the steps went by without a success, since the estimate
-    knows nothing of the box and may stay short of the boundary.
+    Deviations: in l1 and l0 the point is the nearest one of the intersection of ball and box; the estimated distance is
+    multiplied by 1.001; r also grows if half of the steps had no success, since the estimate ignores the box and may be
+    too small.
 
     References
     ----------
-    Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints", NeurIPS,
-    Algorithm 1.
+    Pintor et al. 2021, "Fast minimum-norm adversarial attacks through adaptive norm constraints", NeurIPS.
 
     Examples
     --------
@@ -53,8 +51,9 @@ class FMN(Attack):
     >>> from atent.attacks import FMN
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> FMN(Threat("l2", 0.5), steps=5).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = FMN(Threat("l2", 0.5), steps=5).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.5 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -64,20 +63,20 @@ class FMN(Attack):
     threat: Threat
     """linf, l2, l1 or l0; a perturbation longer than eps is not returned."""
     steps: int = 1000
-    """Number of points looked at, x included; the paper reports 30 to 1000."""
+    """Number of evaluated points, including x; the paper reports 30 to 1000."""
     step_size: float | None = None
     """Length (l2) of the first step, in pixel units. Default: the width of the box, 1 in [0, 1]."""
     final_step_size: float | None = None
     """Length of the last step. Default: a hundredth of the first."""
     gamma: float = 0.05
-    """Factor by which the radius changes at first; in [0, 1)."""
+    """Initial relative change of the radius; in [0, 1)."""
     final_gamma: float = 0.001
-    """The same at the end; in [0, 1)."""
+    """Final relative change of the radius; in [0, 1)."""
     projection: Literal["sphere", "ball"] | None = None
-    """How a perturbation is brought to the radius: sphere (l2 only) or ball. Default: sphere for l2, ball elsewhere."""
+    """Projection onto the radius: sphere (l2 only) or ball. Default: sphere for l2, ball otherwise."""
 
     def __post_init__(self) -> None:
-        # x comes first: with one step the attack would see nothing else.
+        # The first point is x: with one step no other would be evaluated.
         check_number("steps", self.steps, 2, whole=True)
         if self.step_size is not None:
             check_number("step_size", self.step_size, 0, above=True)
@@ -111,7 +110,7 @@ class FMN(Attack):
             else:
                 slope = torch.linalg.vector_norm(at.grad.flatten(1), DUAL[threat.norm], dim=1)
                 near = (radius * (1 - gamma)).minimum(at.smallest)
-                # Where the margin is flat the boundary is out of sight.
+                # A zero gradient gives no estimate of the distance.
                 estimate = torch.where(slope > 0, at.values.abs() / slope, torch.inf)
                 first = _BEYOND * (at.norm + estimate)
                 growing = at.smallest.isfinite() | (2 * k >= self.steps)
@@ -122,4 +121,4 @@ class FMN(Attack):
                 return threat.clamp(x + per_sample(radius, x) * unit(z - x))
             return threat.project(z, x, radius)
 
-        return walk(oracle, x, y, threat=threat, steps=self.steps, loss=oracle.margin, move=move)
+        return track_smallest(oracle, x, y, threat=threat, steps=self.steps, loss=oracle.margin, move=move)

@@ -1,4 +1,4 @@
-"""The way to a hyperplane inside the box: exact, for a whole batch at once."""
+"""Exact projection onto a hyperplane inside the box, for an entire batch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from atent.threat import Threat
 def to_hyperplane(threat: Threat, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
     """Per sample the smallest d with <w, d> = gap and x + d in the box; shapes (n, ...), (n, ...) and (n,).
 
-    Smallest in the threat's norm; its eps plays no part. Where the box does not reach the hyperplane, d leads to the
-    point of the box that comes nearest to it in <w, d>; coordinates without weight stay. ``x`` is in the box.
+    Smallest in the threat's norm; its eps is ignored. If the box does not reach the hyperplane, x + d is the point of
+    the box that is nearest to it in <w, d>; coordinates without weight do not change. ``x`` is in the box.
 
-    Croce and Hein 2020 (FAB), appendix: every coordinate moves in its own useful direction until it meets the box,
-    by |d_i| = min(mu v_i, room_i) with v = 1 (linf) or |w| (l2), and <w, d> grows with mu in straight pieces that
-    end where a coordinate meets the box. Sorted ends and two running sums say on which piece the gap is closed. In l1
-    a unit of length gains most where |w| is largest: coordinates are filled up to the box in that order.
+    As in FAB (Croce and Hein 2020), every coordinate moves in the direction that reduces the gap until it meets the
+    box, by |d_i| = min(mu v_i, room_i) with v = 1 (linf) or |w| (l2), and <w, d> is piecewise linear in mu with
+    breakpoints where a coordinate meets the box. Sorted breakpoints and two cumulative sums give the piece on which the
+    gap closes. In l1 a unit of length gains most where |w| is largest: coordinates are filled in that order.
     """
     flat, weight = x.flatten(1), w.flatten(1)
-    # Multiples of (w, gap) mean the same hyperplane: the largest weight becomes 1, so that no square underflows.
+    # Scaling (w, gap) does not change the hyperplane: the largest weight becomes 1, so that no square underflows.
     largest = weight.abs().amax(1, keepdim=True)
     scale = torch.where(largest > 0, largest, torch.ones_like(largest))
     weight, gap = weight / scale, gap[:, None] / scale
@@ -31,7 +31,7 @@ def to_hyperplane(threat: Threat, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
     if threat.norm == "l1":
         return (sign * _filled(size, room, gap)).view_as(x)
     rate = torch.ones_like(size) if threat.norm == "linf" else size
-    # Without weight nothing is gained on any piece: such a coordinate may end on the first.
+    # A coordinate without weight contributes to no piece; its breakpoint may be 0.
     ends, order = torch.where(size > 0, room / rate, torch.zeros_like(room)).sort(1)
     gain, full = (size * rate).gather(1, order), (size * room).gather(1, order)
     rising = gain.flip(1).cumsum(1).flip(1)
@@ -43,7 +43,7 @@ def to_hyperplane(threat: Threat, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
 
 
 def _filled(size: Tensor, room: Tensor, gap: Tensor) -> Tensor:
-    """Lengths (n, d) up to ``room`` of the least sum with <size, lengths> = ``gap`` (n, 1), or all of it."""
+    """Lengths (n, d) up to ``room`` with the smallest sum such that <size, lengths> = ``gap`` (n, 1), or all of it."""
     order = size.argsort(dim=1, descending=True, stable=True)
     size, room = size.gather(1, order), torch.where(size > 0, room, 0).gather(1, order)
     full = size * room

@@ -1,4 +1,4 @@
-"""The iterative fast gradient sign method and its l2 form."""
+"""The iterative fast gradient sign method, and its forms in other norms."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from atent.threat import COUNTS, NORMS, Threat
 @attack
 @dataclass(frozen=True)
 class IFGS(Attack):
-    """x^0 = x, x^{k+1} = project(x^k + step_size * sign(g_k)), g_k the gradient of the cross-entropy at x^k: the basic
-    iterative method, Kurakin et al. 2017, Eq. 2; supplement of Jagatap et al. 2022, B.4.
+    """Iterative FGSM, also called the basic iterative method: signed gradient steps from x, projected.
 
-    In other norms their steepest ascent takes the place of the sign, see `Threat.step`. It is `PGD` from x itself: no
-    random numbers, no restarts, the last iterate. ``steps`` forwards and backwards.
+    x^0 = x, x^{k+1} = project(x^k + step_size * sign(g_k)), with g_k the gradient of the cross-entropy at x^k. In other
+    norms the steepest ascent replaces the sign, see `Threat.step`. It is `PGD` started at x: deterministic, without
+    restarts, returning the last iterate. ``steps`` forwards and backwards.
 
     References
     ----------
-    Kurakin et al. 2017, "Adversarial examples in the physical world", ICLR workshop, Eq. 2.
+    Kurakin et al. 2017, "Adversarial examples in the physical world", ICLR workshop, Section 2.2.
+
+    Jagatap et al. 2022, "Adversarially robust learning via entropic regularization", Frontiers in Artificial
+    Intelligence 4, supplement B.4.
 
     Examples
     --------
@@ -35,8 +38,9 @@ class IFGS(Attack):
     >>> from atent.attacks import IFGS
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> IFGS(Threat("linf", 0.1), steps=3).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = IFGS(Threat("linf", 0.1), steps=3).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.1 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     aims: ClassVar[bool] = True
@@ -46,9 +50,8 @@ class IFGS(Attack):
     steps: int = 10
     """Number of gradient steps."""
     step_size: float | None = None
-    """Length of a step in pixel units. Default: 1.25 eps / steps; l0, patch: 10 widths of the box. Kurakin et al. step
-    by one level of grey, 1/255, and take as many steps as the lesser of 1.25 eps and eps + 4, eps counted in such
-    levels."""
+    """Length of a step in pixel units. Default: 1.25 eps / steps; l0, patch: 10 widths of the box. Kurakin et al. use
+    steps of 1/255, and min(1.25 eps, eps + 4) of them, with eps in units of 1/255."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)

@@ -34,23 +34,40 @@ _VARIANTS: dict[tuple[str, str], tuple[Gradient, Anchor, Projection, Start]] = {
 
 @dataclass(frozen=True)
 class Sampler:
-    """A fully resolved Langevin chain over inputs: nothing left to default.
+    """A Langevin chain over inputs with every setting resolved, as `sampler` returns it.
 
     x^{k+1} = clamp(project(x^k + step_size * d(g_k) + anchor_weight * (x - x^k) + noise * sqrt(2 step_size) * N(0, I)))
+
+    Examples
+    --------
+    >>> from atent import Threat
+    >>> from atent.attacks import sampler
+    >>> chain = sampler(Threat("l2", 0.5), steps=10)
+    >>> chain.gradient, chain.projection, chain.start
+    ('unit', 'never', 'sphere')
+    >>> round(chain.step_size, 6), chain.anchor_weight
+    (0.1, 0.05)
     """
 
     threat: Threat
+    """The threat model, linf or l2, with one eps."""
     steps: int
+    """Number of steps K, at least 1."""
     step_size: float
+    """Length of a step in pixel units, at least 0."""
     anchor_weight: float
-    """Factor of (x - x^k), the step size included where the variant scales by it."""
+    """Factor of (x - x^k); it includes the step size where the anchor term is scaled by it."""
     noise: float
+    """Square root of the temperature, at least 0."""
     start: Start
+    """Where the chain starts, see `atent.attacks.starts.start`."""
     projection: Projection
+    """When iterates are projected onto the ball: never, after the last step, or after every step."""
     gradient: Gradient
+    """d(g): the raw gradient, the unit gradient (l2), or its sign."""
 
     def begin(self, x: Tensor, streams: Streams, restart: int = 0) -> Tensor:
-        """x^0, not clamped to the box, as in the authors' code."""
+        """The start x^0, not clamped to the box, as in the authors' code."""
         return start(self.threat, self.start, x, streams, restart)
 
     def move(self, z: Tensor, x: Tensor, grad: Tensor, k: int, streams: Streams, restart: int = 0) -> Tensor:
@@ -80,19 +97,62 @@ def sampler(
     temperature: float | None = None, start: Start | None = None, projection: Projection | None = None,
     gradient: Gradient | None = None, anchor: Anchor | None = None,
 ) -> Sampler:  # fmt: skip
-    """Resolve the settings of ATENT's inner chain; a variant fills what is None, any field overrides it.
+    """Resolve the settings of ATENT's inner Langevin chain: the variant sets what is None.
 
-    ``released`` (the authors' code): l2 has the unit gradient, the anchor term gamma (x - x^k) not multiplied by the
-    step size, no projection, a start on the sphere; linf has the sign, no anchor term, projection after the last step,
-    a start in a corner. ``published`` (Eq. 7): l2 has the raw gradient of each sample's loss and the anchor term
-    multiplied by the step size, no projection; linf, whose exact text is not at hand, is read here as the sign with
-    projection after every step. Every variant clamps to the box after each step.
+    Every variant clamps to the box after each step. The default values hold for a box of width 1; in another box they
+    scale with its width, so that the chain is the same in units of the box.
 
-    Defaults: step size 2 eps / steps (l2, supplement A.2) or 2.5 eps / steps (linf), gamma 0.05 (l2) or 0 (linf),
-    noise 1e-3, for a box of width 1; in another box they follow its width, so that the chain is the same in its units.
-    In the place of ``noise``, ``effective_noise`` gives sqrt(2 step_size) * noise, or ``temperature``
-    gives noise^2. ValueError for more than one of the three, for values out of range, or for a start or a projection
-    that the norm does not know.
+    Parameters
+    ----------
+    threat
+        The threat model, linf or l2, with one eps.
+    variant
+        released (default), the authors' code: in l2 the unit gradient, the anchor term gamma (x - x^k) not multiplied
+        by the step size, no projection and a start on the sphere; in linf the sign, projection after the last step and
+        a start in a corner. published, Eq. 7 of the paper: in l2 the raw gradient of each sample's loss, the anchor
+        term multiplied by the step size, no projection; in linf, whose exact form the available text does not give,
+        the sign with projection after every step.
+    steps
+        Number of steps K, at least 1. Default: 10.
+    step_size
+        Length of a step in pixel units, at least 0. Default: 2 eps / steps (l2, supplement A.2), 2.5 eps / steps
+        (linf).
+    gamma
+        Weight of the quadratic penalty gamma/2 ||x' - x||^2, at least 0. Default: 0.05 (l2), 0 (linf).
+    noise
+        Square root of the temperature, at least 0. Default: 1e-3.
+    effective_noise
+        sqrt(2 step_size) * noise, in place of ``noise``.
+    temperature
+        noise^2, in place of ``noise``.
+    start, projection, gradient
+        As the fields of `Sampler`. Default: those of the variant.
+    anchor
+        free: the anchor term is gamma (x - x^k); scaled: it is multiplied by the step size. Default: as the variant.
+
+    Returns
+    -------
+    Sampler
+        The chain.
+
+    Raises
+    ------
+    ValueError
+        For more than one of noise, effective_noise and temperature, for values out of range, for a start that is not
+        defined in the norm, and for an anchor term above 2 per step, which diverges.
+
+    References
+    ----------
+    Jagatap et al. 2022, "Adversarially robust learning via entropic regularization", Frontiers in Artificial
+    Intelligence 4, Eq. 7 and supplement A.2.
+
+    Examples
+    --------
+    >>> from atent import Threat
+    >>> from atent.attacks import sampler
+    >>> chain = sampler(Threat("linf", 0.1), steps=5, temperature=1e-4)
+    >>> chain.gradient, chain.projection, round(chain.noise, 6)
+    ('sign', 'last', 0.01)
     """
     check_choice("variant", variant, ("released", "published"))
     check_number("steps", steps, 1, whole=True)
@@ -105,17 +165,17 @@ def sampler(
     check_choice("anchor", anchor, ("free", "scaled"))
     check_choice("projection", projection, ("never", "last", "every"))
     check_start(threat, start)
-    # What one unit of step size is worth: a raw gradient shrinks as the box widens, a unit gradient or a sign does not.
-    reach = threat.width if gradient == "raw" else 1.0
+    # The scale of one unit of step size: a raw gradient shrinks as the box widens, a unit gradient or a sign does not.
+    scale = threat.width if gradient == "raw" else 1.0
     if step_size is None:
-        step_size = reach * (2.0 if threat.norm == "l2" else 2.5) * float(threat.eps) / steps
+        step_size = scale * (2.0 if threat.norm == "l2" else 2.5) * float(threat.eps) / steps
     check_number("step_size", step_size, 0)
     if gamma is None:
         gamma = 0.05 if threat.norm == "l2" else 0.0
-        gamma /= reach * threat.width if anchor == "scaled" else 1.0
+        gamma /= scale * threat.width if anchor == "scaled" else 1.0
     check_number("gamma", gamma, 0)
     noise = _noise(step_size, noise, effective_noise, temperature)
-    noise = 1e-3 * math.sqrt(threat.width / reach) if noise is None else noise
+    noise = 1e-3 * math.sqrt(threat.width / scale) if noise is None else noise
     check_number("noise", noise, 0)
     factor = gamma * (step_size if anchor == "scaled" else 1.0)
     if factor > 2:
@@ -128,7 +188,7 @@ def sampler(
 def _noise(
     step_size: float, noise: float | None, effective_noise: float | None, temperature: float | None
 ) -> float | None:
-    """The one noise level that is given, as ``noise``; ValueError for more than one."""
+    """The given noise level, converted to ``noise``; ValueError for more than one."""
     levels = {"noise": noise, "effective_noise": effective_noise, "temperature": temperature}
     given = [f"{name} {value}" for name, value in levels.items() if value is not None]
     if len(given) > 1:
@@ -150,16 +210,32 @@ SAMPLER_FIELDS = (
     "variant", "steps", "step_size", "gamma", "noise", "effective_noise", "temperature",
     "start", "projection", "gradient", "anchor",
 )  # fmt: skip
-"""The keywords of `sampler`, which the attack and the method have as fields."""
+"""The keywords of `sampler` that are fields of the attack and of the training method."""
 
 
 @attack
 @dataclass(frozen=True)
 class Langevin(Attack):
-    """ATENT as an attack (supplement A.3): the training chain, evaluated at its last iterate.
+    """ATENT as an attack: the Langevin chain of its training, evaluated at the last iterate.
 
-    The chain is the one that `sampler` describes; as an attack it always projects at its last step, also where the
-    variant never does. ``steps`` forwards and backwards per restart.
+    The chain is the one of `sampler`; the attack always projects after its last step, also where the variant does not.
+    ``steps`` forwards and backwards per restart. ValueError as `sampler`.
+
+    References
+    ----------
+    Jagatap et al. 2022, "Adversarially robust learning via entropic regularization", Frontiers in Artificial
+    Intelligence 4, Eq. 7 and supplement A.3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import Langevin
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> attack = Langevin(Threat("l2", 0.5), steps=5)
+    >>> attack.threat.contains(attack(model, x, y), x)
+    tensor([True, True])
     """
 
     FORMER: ClassVar[dict[str, str]] = {"pull": "anchor"}
@@ -168,23 +244,26 @@ class Langevin(Attack):
     steps: int = 20
     """Number of Langevin steps."""
     step_size: float | None = None
-    """eta': length of a step. Default: 2 eps / steps (l2), 2.5 eps / steps (linf); see `sampler` for other boxes."""
+    """eta', length of a step. Default: 2 eps / steps (l2), 2.5 eps / steps (linf); see `sampler` for other boxes."""
     gamma: float | None = None
-    """gamma of the quadratic penalty gamma/2 ||x' - x||^2. Default: 0.05 (l2), 0 (linf); see `sampler` for other
+    """Weight of the quadratic penalty gamma/2 ||x' - x||^2. Default: 0.05 (l2), 0 (linf); see `sampler` for other
     boxes."""
     noise: float | None = None
-    """Thermal noise, the square root of the temperature. Default: 1e-3; see `sampler` for other boxes."""
+    """Square root of the temperature. Default: 1e-3; see `sampler` for other boxes."""
     effective_noise: float | None = None
     """sqrt(2 step_size) * noise, instead of noise."""
     temperature: float | None = None
-    """T = noise^2 of exp(loss / T), instead of noise."""
+    """T = noise^2 in exp(loss / T), instead of noise."""
     variant: Variant = "released"
     """released (the authors' code) or published (the paper's Eq. 7)."""
     start: Start | None = None
+    """Where a chain starts: zero, uniform, corner (linf), sphere (l2), boundary or cube. Default: corner, sphere."""
     projection: Literal["last", "every"] | None = None
+    """Project onto the ball after the last or after every step. Default: as the variant, last where it never does."""
     gradient: Gradient | None = None
+    """Direction of a step: the raw gradient, the unit gradient or its sign. Default: as the variant."""
     anchor: Anchor | None = None
-    """Whether the anchor term is free of the step size or scaled by it; default: as the variant."""
+    """Whether the anchor term is free of the step size or scaled by it. Default: as the variant."""
     restarts: int = 1
     """Number of chains; the worst result counts."""
 
@@ -208,7 +287,7 @@ class Langevin(Attack):
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         threat = self.threat.take(oracle.rows)
         if isinstance(threat.eps, Radii):
-            # A chain is resolved for one radius: noise and the anchor term follow from it.
+            # A chain is resolved for one radius, which its default step size depends on.
             found = x.clone()
             for eps in sorted(set(threat.eps)):
                 rows = (threat.eps.tensor == eps).nonzero().squeeze(1).to(x.device)

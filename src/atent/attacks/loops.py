@@ -1,4 +1,4 @@
-"""What attacks share that begin more than once: restarts, and runs side by side."""
+"""Restarts of attacks, and parallel runs in one batch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ def worst_of(
     streams: Streams,
     *more: Tensor,
 ) -> Tensor:
-    """Repeat a search on the samples that remain correctly classified; per sample the result with the largest margin
-    wins.
+    """Repeat a search on the samples that remain correctly classified; per sample the result with the largest margin.
 
-    A search is ``once(oracle, x, y, streams, restart, *more)``; ``more`` are further tensors of one row per sample.
+    A search is ``once(oracle, x, y, streams, restart, *more)``; ``more`` are further tensors with one row per sample.
     """
     x_adv = once(oracle, x, y, streams, 0, *more)
     if restarts == 1:
@@ -44,18 +43,18 @@ def worst_of(
 
 
 def side_by_side(x: Tensor, runs: int) -> int:
-    """How many samples may have ``runs`` rows each in one pass: no more rows than ``x`` has, or than 2^16 numbers make.
+    """The number of samples per pass with ``runs`` rows each: at most the rows of ``x``, or 2^16 input elements.
 
-    So small networks are busy, and large ones see no more rows than the caller's batch.
+    Small inputs fill the machine, and large ones have at most as many rows as the caller's batch.
     """
     return max(1, max(len(x), 2**16 // max(1, x[0].numel())) // max(1, runs))
 
 
 def all_targets(classes: int) -> str:
-    """The remark of an attack that asks for more targets than there are wrong classes."""
-    return "aims at the one wrong class" if classes == 2 else f"aims at the {classes - 1} wrong classes that there are"
+    """The remark of an attack with more targets than the model has wrong classes."""
+    return "targets the one wrong class" if classes == 2 else f"targets all {classes - 1} wrong classes"
 
 
 def restarted(passes: int, restarts: int) -> int:
-    """Passes of a search of ``passes`` under `worst_of`, with the verdict's."""
+    """Passes of a search of ``passes`` passes under `worst_of`, including the verdict's."""
     return passes * restarts + (restarts if restarts > 1 else 0) + 1

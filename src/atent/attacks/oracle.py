@@ -16,7 +16,7 @@ from atent.messages import deprecated
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# Numbers of the gradients that are held at a time where there is one for each class: 64 MiB in float32.
+# Largest number of elements of per-class gradients in memory: 64 MiB in float32.
 _MOST = 2**24
 
 
@@ -26,30 +26,30 @@ class Oracle:
 
     model: nn.Module
     forwards: Tensor
-    """int64 (n,): forward passes of each sample, counted here."""
+    """int64 (n,): number of forward passes of each sample, updated here."""
     backwards: Tensor
-    """int64 (n,): backward passes of each sample, counted here."""
+    """int64 (n,): number of backward passes of each sample, updated here."""
     _: KW_ONLY
     check: bool
-    """The next pass is the first: its logits are checked."""
+    """Whether the next pass is the first, whose logits are checked."""
     samples: int = 1
-    """Above 1 every gradient is averaged over as many passes: expectation over transformation, for random models
+    """Above 1 every gradient is averaged over this number of passes: expectation over transformation, for random models
     (Athalye et al. 2018)."""
     channels_last: bool = False
-    """Images are shown in that memory format."""
+    """Whether images are passed in that memory format."""
     targeted: bool = False
-    """Labels are targets: `margin` and `fooled` say how near they are, and `aimed` turns a loss around."""
+    """Whether labels are targets: `margin` and `fooled` refer to them, and `aimed` negates a loss."""
     watch: Watch | None = None
     """Receives every loss."""
     rows: Tensor | None = None
-    """Numbers of the samples that are seen, among those that are counted; None: all, each once."""
+    """Indices of the current samples among all counted ones; None: all, each once."""
     seen: Tensor | int = 1
-    """How often a pass sees each of the samples that are counted, (n,)."""
+    """Number of rows of a pass per counted sample, (n,)."""
     least: tuple[int, str] = (0, "")
-    """The fewest classes that a checked first pass takes, and what it says of fewer."""
+    """The smallest number of classes that the first pass accepts, and the error for fewer."""
 
     def take(self, rows: Tensor) -> Oracle:
-        """The same model and the same counters, for some of the samples."""
+        """The same model and counters, for the samples ``rows``."""
         rows = rows if self.rows is None else self.rows[rows]
         seen = torch.zeros_like(self.forwards).index_add_(0, rows, torch.ones_like(rows, dtype=self.forwards.dtype))
         return replace(self, check=False, least=(0, ""), rows=rows, seen=seen)
@@ -59,28 +59,28 @@ class Oracle:
         return replace(self, samples=samples)
 
     def demanding(self, classes: int, why: str) -> Oracle:
-        """The same model and counters; a checked first pass raises ValueError with fewer classes, ``why`` in it."""
+        """The same model and counters; the first pass raises ValueError, beginning with ``why``, for fewer classes."""
         return replace(self, least=(classes, why))
 
     def margin(self, logits: Tensor, y: Tensor) -> Tensor:
-        """How far each sample is beyond the boundary that the attack looks for, (n,): above 0 where it is."""
+        """The margin by which each sample is misclassified, or has its target, (n,): positive for a success."""
         return -margin(logits, y) if self.targeted else margin(logits, y)
 
     def fooled(self, logits: Tensor, y: Tensor) -> Tensor:
-        """bool (n,): the attack has what it looks for, as verdicts are given."""
+        """bool (n,): the sample is misclassified, or has its target."""
         return (logits.argmax(1) == y) if self.targeted else (logits.argmax(1) != y)
 
     def aimed(self, loss: Loss) -> Loss:
-        """The loss to climb: ``loss``, or its negative where labels are targets."""
+        """The loss to maximise: ``loss``, or its negative if labels are targets."""
         return (lambda logits, y: -loss(logits, y)) if self.targeted else loss
 
     def report(self, x: Tensor, values: Tensor) -> None:
-        """Show the watch the losses ``values`` (n,) at ``x``."""
+        """Report the losses ``values`` (n,) at ``x`` to the watch."""
         if self.watch is not None:
             self.watch.see(self.model, self.rows, x, values)
 
-    def _answer(self, x: Tensor, y: Tensor) -> Tensor:
-        """Logits (n, classes), checked where they are the first, and counted."""
+    def _forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logits (n, classes), counted, and checked in the first pass."""
         if self.channels_last and x.dim() == 4:
             x = x.to(memory_format=torch.channels_last)
         logits = ask(self.model, x)
@@ -94,7 +94,7 @@ class Oracle:
         return logits
 
     def _slope(self, values: Tensor, x: Tensor, *, again: bool = False) -> Tensor:
-        """The counted gradient of the sum of ``values`` (n,) with respect to ``x``; ``again`` keeps the graph."""
+        """The gradient of the sum of ``values`` (n,) with respect to ``x``, counted; ``again`` retains the graph."""
         if not values.requires_grad:
             raise ValueError(NO_GRADIENT)
         try:
@@ -108,15 +108,15 @@ class Oracle:
     @torch.no_grad()
     def logits(self, x: Tensor, y: Tensor) -> Tensor:
         """Logits (n, classes) without a graph."""
-        return self._answer(x, y)
+        return self._forward(x, y)
 
     @torch.no_grad()
     def value(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Each sample's loss (n,) and logits (n, classes) without a graph, averaged as gradients are."""
-        logits = self._answer(x, y)
+        logits = self._forward(x, y)
         values = loss(logits, y)
         for _ in range(1, self.samples):
-            z = self._answer(x, y)
+            z = self._forward(x, y)
             values, logits = values + loss(z, y), logits + z
         if self.samples > 1:
             values, logits = values / self.samples, logits / self.samples
@@ -129,7 +129,7 @@ class Oracle:
         for _ in range(self.samples):
             z = x.detach().requires_grad_()
             with torch.enable_grad():
-                logits = self._answer(z, y)
+                logits = self._forward(z, y)
                 values = loss(logits, y)
                 grad = self._slope(values, z)
             seen = grad, values.detach(), logits.detach()
@@ -147,12 +147,12 @@ class Oracle:
         return self.gradient(x, y, loss)
 
     def slopes(self, x: Tensor, y: Tensor, classes: Tensor, see: Callable[[Tensor, Tensor, int], None]) -> Tensor:
-        """Show ``see`` the input gradients of z_k - z_y for the ``classes`` k (n, m), a few at a time; logits (n, C).
+        """Pass the input gradients of z_k - z_y for ``classes`` k (n, m) to ``see`` in groups; returns logits (n, C).
 
-        ``see(grads, differences, first)`` gets the gradients (n, k, ...) and the differences (n, k) of the columns of
-        ``classes`` from ``first`` on; k is as large as `_MOST` numbers allow, and at least 1, so that memory does not
-        grow with the number of classes. One forward, and one backward per column; gradients averaged over ``samples``
-        passes are so for each group of columns, with forwards of its own.
+        ``see(grads, differences, first)`` receives the gradients (n, k, ...) and the differences (n, k) of the columns
+        of ``classes`` from ``first`` on; k is limited by `_MOST` elements, and at least 1, so that memory does not grow
+        with the number of classes. One forward, and one backward per column; with ``samples`` above 1 each group of
+        columns has its own forwards.
         """
         columns = range(classes.shape[1])
         size = max(1, _MOST // max(1, x.numel()))
@@ -173,7 +173,7 @@ class Oracle:
         return logits
 
     def _shown(self, x: Tensor, y: Tensor, classes: Tensor, group: range) -> tuple[Tensor, Tensor, Tensor]:
-        """The gradients and differences of one group of columns, and the logits, of a single pass."""
+        """The gradients, differences and logits of a single pass for one group of columns."""
         found: list[Tensor] = []
         logits = self._slopes(x, y, classes, [group], lambda grads, values, _: found.extend((grads, values)))
         return found[0], found[1], logits
@@ -183,7 +183,7 @@ class Oracle:
     ) -> Tensor:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self._answer(x, y)
+            logits = self._forward(x, y)
             differences = logits.gather(1, classes) - logits.gather(1, y[:, None])
             last = groups[-1][-1]
             for group in groups:

@@ -18,32 +18,37 @@ from atent.losses import LOSSES, kl
 from atent.rng import Streams
 from atent.threat import COUNTS, NORMS, Threat, per_sample, unit
 
-# A momentum above 1 grows from step to step, and no float32 holds the sum of many.
+# With a momentum above 1 the sum grows geometrically and overflows float32.
 _MOMENTUM = 100.0
 
 
 @attack
 @dataclass(frozen=True)
 class PGD(Attack):
-    """x <- project(x + step_size * ascent(g)), Madry et al. 2018; steepest ascent is the sign (linf), the unit gradient
-    (l2), or goes to the wall of the box in the coordinates of the largest gradients (l1).
+    """Projected gradient descent on the negative loss (Madry et al. 2018): x <- project(x + step_size * ascent(g)).
 
-    In l0 and for patches the gradient over its largest entry is added, and the projection keeps the elements or patches
-    that it takes furthest. Long steps let it choose anew each time: with short ones, what was chosen first stays.
+    The steepest ascent is the sign of the gradient (linf), the unit gradient (l2), or a move to the faces of the box in
+    the coordinates of the largest gradients (l1). In l0 and for patches the gradient divided by its largest entry is
+    added, and the projection keeps the elements or patches with the largest change; long steps reselect them at each
+    step, short steps keep the first selection.
 
-    The starts ``cube`` and ``gaussian`` take their first gradient where they fall, perhaps outside the ball and the
-    box: cube, x + U(-eps, eps)^d, as the published l2 evaluation of ATENT does, and gaussian, x + start_noise N(0, I),
-    as TRADES does. All others are clamped to the box. ``steps`` forwards and backwards per restart; with more than one
-    restart, only samples that remain correctly classified are searched again.
+    The starts ``cube``, x + U(-eps, eps)^d as in the published l2 evaluation of ATENT, and ``gaussian``,
+    x + start_noise N(0, I) as in TRADES, may lie outside the ball and the box, where the first gradient is then
+    computed; all other starts are clamped to the box. ``steps`` forwards and backwards per restart; restarts run only
+    on samples that remain correctly classified.
 
-    ``loss="kl"`` climbs KL(softmax(f(x)) || softmax(f(x'))), the inner maximum of TRADES (Zhang et al. 2019): it knows
-    no labels, and asks for the clean logits once, one forward more. With ``momentum`` mu above 0 the direction is that
-    of the running sum g <- mu g + grad / ||grad||_1, per sample, from g = 0 at each start (MI-FGSM, Dong et al. 2018,
-    Eq. 6, who begin at x and take mu = 1 and steps of eps / steps).
+    ``loss="kl"`` ascends KL(softmax(f(x)) || softmax(f(x'))), the inner maximisation of TRADES: it uses no labels, and
+    computes the clean logits once, one more forward. With ``momentum`` mu above 0 the direction is that of the running
+    sum g <- mu g + grad / ||grad||_1 per sample, from g = 0 at each start (MI-FGSM, Dong et al. 2018, who start at x
+    with mu = 1 and steps of eps / steps).
 
     References
     ----------
     Madry et al. 2018, "Towards deep learning models resistant to adversarial attacks", ICLR, Section 2.1.
+
+    Zhang et al. 2019, "Theoretically principled trade-off between robustness and accuracy", ICML.
+
+    Dong et al. 2018, "Boosting adversarial attacks with momentum", CVPR.
 
     Examples
     --------
@@ -52,8 +57,9 @@ class PGD(Attack):
     >>> from atent.attacks import PGD
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> PGD(Threat("linf", 0.1), steps=3).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = PGD(Threat("linf", 0.1), steps=3).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 0.1 + 1e-6)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     aims: ClassVar[bool] = True
@@ -69,11 +75,11 @@ class PGD(Attack):
     start: Start | Literal["gaussian"] = "uniform"
     """zero, uniform, corner (linf), sphere (l2), cube or gaussian."""
     loss: Literal["ce", "margin", "dlr", "kl"] = "ce"
-    """Loss to climb: cross-entropy, margin, difference of logits ratio, or divergence from the clean answer."""
+    """Loss to maximise: cross-entropy, margin, difference of logits ratio, or divergence from the clean prediction."""
     keep: Literal["last", "best"] = "last"
-    """Which iterate to return: the last, or the one with the highest loss (one forward more)."""
+    """Iterate that is returned: the last, or the one with the highest loss (one more forward)."""
     momentum: float = 0.0
-    """mu: share of the past gradients that each step keeps; 0: none."""
+    """mu: weight of the past gradients, 0 to 100; 0: none."""
     start_noise: float | None = None
     """Standard deviation of the gaussian start in pixel units, above 0. Default: 0.001 of the box's width."""
 
@@ -87,14 +93,16 @@ class PGD(Attack):
         check_choice("keep", self.keep, ("last", "best"))
         check_number("momentum", self.momentum, 0)
         if self.momentum > _MOMENTUM:
-            raise ValueError(f"momentum must be at most {_MOMENTUM:g}, got {self.momentum:g}: its sum leaves float32")
+            raise ValueError(
+                f"momentum must be at most {_MOMENTUM:g}, got {self.momentum:g}: its sum overflows float32"
+            )
         if self.start_noise is not None:
             check_number("start_noise", self.start_noise, 0, above=True)
         if self.start != "gaussian" and self.start_noise is not None:
-            raise ValueError(f"start_noise is for start 'gaussian', got start {self.start!r}: leave start_noise out")
+            raise ValueError(f"start_noise is for start 'gaussian', got start {self.start!r}: omit start_noise")
         if self.loss == "kl" and self.start == "zero":
-            # The gradient there is rounding, and its sign a full step of it.
-            raise ValueError("loss 'kl' is at its minimum at x, where start 'zero' begins: use start 'uniform'")
+            # The gradient at x is rounding error, whose sign would make a full step.
+            raise ValueError("loss 'kl' has its minimum at x, the start 'zero': use start 'uniform'")
 
     @property
     def resolved_step(self) -> float:
@@ -112,16 +120,16 @@ class PGD(Attack):
 
     def check_aims(self) -> None:
         if self.loss == "kl":
-            raise ValueError("loss 'kl' knows no labels, and so no targets: use loss 'ce', 'margin' or 'dlr'")
+            raise ValueError("loss 'kl' does not use labels, so it has no targets: use loss 'ce', 'margin' or 'dlr'")
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         clean = (oracle.logits(x, y),) if self.loss == "kl" else ()
         if self.restarts == 1:
-            return self._climb(oracle, x, y, streams, 0, *clean)
-        return worst_of(self.restarts, self._climb, oracle, x, y, streams, *clean)
+            return self._ascend(oracle, x, y, streams, 0, *clean)
+        return worst_of(self.restarts, self._ascend, oracle, x, y, streams, *clean)
 
-    def _climb(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int, *clean: Tensor) -> Tensor:
-        """Where one start leads; ``clean`` are the logits that kl compares with."""
+    def _ascend(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int, *clean: Tensor) -> Tensor:
+        """The result of one start; ``clean`` are the logits that kl compares with."""
         threat = self.threat if oracle.rows is None else self.threat.take(oracle.rows)
         step = threat.lengths(x, self._length)
         loss: Loss = (lambda logits, _: kl(logits, *clean)) if clean else LOSSES[self.loss]
@@ -149,8 +157,8 @@ class PGD(Attack):
 
 
 def _higher(best: Tensor, highest: Tensor | None, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Per sample the iterate of the higher loss, and that loss; ``z`` where there is none before it, unless NaN."""
-    # The losses keep their own precision: rounded to that of x, a smaller one could pass for the larger.
+    """Per sample the iterate of the higher loss, and that loss; ``z`` if it is the first, unless its loss is NaN."""
+    # Losses are compared in their own precision: rounded to that of x, a smaller one could appear larger.
     highest = torch.full_like(values, -math.inf) if highest is None else highest
     better = values > highest
     return torch.where(per_sample(better, z), z, best), torch.where(better, values, highest)

@@ -1,4 +1,4 @@
-"""Regions of an image, and how visible a change of each pixel is."""
+"""Regions of an image, and the visibility of a change of each pixel."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _SEGMENTS, _COMPACTNESS = 150, 10.0
 
 def _images(name: str, x: Tensor) -> tuple[int, int, int]:
     if x.dim() != 4:
-        raise ValueError(f"{name} needs images (n, c, h, w), got inputs of shape {tuple(x.shape)}: leave it out")
+        raise ValueError(f"{name} needs images (n, c, h, w), got inputs of shape {tuple(x.shape)}: omit it")
     return x.shape[1], x.shape[2], x.shape[3]
 
 
 def _per_unit(threat: Threat, pixels: Tensor, x: Tensor) -> Tensor:
-    """Values of pixels (n, h, w) for the elements or pixels that the threat counts, (n, u)."""
+    """Values per pixel (n, h, w) for the elements or pixels that the threat counts, (n, u)."""
     every = pixels[:, None].expand_as(x).to(torch.float64)
     blocks = threat.blocks(x.shape[1:])
     return blocks.pool(every) / blocks.pool(torch.ones_like(every))
 
 
 def grid(threat: Threat, x: Tensor, side: int) -> Tensor:
-    """The number of the square of ``side`` pixels that each unit lies in, int64 (n, u)."""
+    """Index of the square of ``side`` pixels that contains each unit, int64 (n, u)."""
     _, h, w = _images("regions 'grid'", x)
     rows, columns = torch.arange(h, device=x.device) // side, torch.arange(w, device=x.device) // side
     numbers = rows[:, None] * (1 + int(columns[-1])) + columns
@@ -34,7 +34,7 @@ def grid(threat: Threat, x: Tensor, side: int) -> Tensor:
 
 
 def superpixels(threat: Threat, x: Tensor) -> Tensor:
-    """The number of the SLIC superpixel that each unit lies in, int64 (n, u); ImportError without scikit-image."""
+    """Index of the SLIC superpixel that contains each unit, int64 (n, u); ImportError without scikit-image."""
     channels, _, _ = _images("regions 'superpixels'", x)
     try:
         from skimage.segmentation import slic
@@ -51,10 +51,10 @@ def superpixels(threat: Threat, x: Tensor) -> Tensor:
 
 
 def visibility(threat: Threat, x: Tensor) -> Tensor:
-    """How visible a change of each unit is, in [0, 1], (n, u): where the 3 x 3 window around it varies little.
+    """Visibility of a change of each unit, in [0, 1], (n, u): large where the 3 x 3 neighbourhood varies little.
 
-    1 / (standard deviation + 1e-4) of the window's mean channel, in widths of the box, scaled from its smallest to its
-    largest value in the image.
+    1 / (standard deviation + 1e-4) of the mean channel in the neighbourhood, in widths of the box, rescaled so that its
+    smallest and largest values in the image are 0 and 1.
     """
     _images("visibility", x)
     level = F.pad(x.mean(1, keepdim=True) / threat.width, (1, 1, 1, 1), mode="replicate")

@@ -1,4 +1,4 @@
-"""SAPF: a sparse attack by factorising the perturbation into magnitudes and places."""
+"""SAPF: a sparse attack that factorises the perturbation into magnitudes and a mask."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from atent.geometry.blocks import largest
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
 
-# The largest weight of the loss that is tried.
+# Largest weight of the loss.
 _MOST = 100.0
-# Penalties of the constraints (box, sphere, regions, count): at first, and at most; they grow by 1 % a step.
+# Penalties of the constraints (box, sphere, regions, count): initial and largest values; they grow by 1 % per step.
 _RHO = ((5e-3, 20.0), (5e-3, 20.0), (5e-3, 100.0), (1e-4, 1e-2))
-# Halvings of the way from x to a success, which a step of the descent may overshoot.
+# Bisection steps between x and a success, which a step of the descent may overshoot.
 _HALVINGS = 12
-# Lengths of a step of the weights, which begin at 1.
+# Largest step size: larger steps overflow float32.
 _STEP = 1e6
 
 
 class _Problem(NamedTuple):
-    """What one descent minimises, for n samples: all tensors have n rows."""
+    """The data of one descent for n samples: all tensors have n rows."""
 
     x: Tensor
     y: Tensor
@@ -38,9 +38,9 @@ class _Problem(NamedTuple):
     weight: Tensor
     """Weight of the loss, (n,)."""
     visible: Tensor | None
-    """Weight of each unit's change, (n, u); None: 1."""
+    """Weight of the change of each unit, (n, u); None: 1."""
     regions: Tensor | None
-    """Number of the region of each unit, int64 (n, u); None: no regions."""
+    """Index of the region of each unit, int64 (n, u); None: no regions."""
 
     def take(self, rows: Tensor) -> _Problem:
         return _Problem(*(None if t is None else t[rows] for t in self))  # type: ignore[arg-type]
@@ -49,55 +49,68 @@ class _Problem(NamedTuple):
 @attack
 @dataclass(frozen=True)
 class SAPF(Attack):
-    """The smallest l2 change of exactly k elements or pixels: SAPF of Fan et al. 2020.
+    """The smallest l2 perturbation of at most k elements or pixels, by perturbation factorisation (SAPF).
 
-    The perturbation is e * G, magnitudes times places. Minimises ||e * G * W||_2^2 + c max(0, z_y - max other logit +
-    confidence) + region_weight sum_B ||G_B||_2 over e and binary G with k ones; "binary" is the box [0, 1] and the
-    sphere ||G - 1/2||^2 = u / 4 together, and each constraint has an ADMM variable of its own. From e = 0 and G = 1,
-    ``steps`` gradient steps on e, as many on G (and both again for each further round), then G becomes its k largest
-    entries and e takes ``final_steps`` more. Step sizes fall by a tenth every 50 steps, to 1e-3. This is done for
-    ``search_steps`` weights c: ten times the last one, at most 100, until a success, then halfway between the largest
-    that failed and the smallest that succeeded; a weight that meets no success with G = 1 has failed. The smallest
-    success is returned, x where the network is wrong there, and where there is none the last point. No random number.
+    The perturbation is e * G, magnitudes times a mask. Minimises ||e * G * W||_2^2 + c max(0, z_y - max other logit +
+    confidence) + region_weight sum_B ||G_B||_2 over e and binary G with k ones. G is binary where it lies both in the
+    box [0, 1] and on the sphere ||G - 1/2||^2 = u / 4; each constraint has its own ADMM variable. From e = 0 and G = 1,
+    ``steps`` gradient steps update e, as many update G (and both again in each further round); then G is rounded to
+    its k largest entries and e takes ``final_steps`` more. Step sizes decay by a tenth every 50 steps, down to 1e-3.
 
-    Deviations from the authors' code: the k largest entries of G, so that never more than k units change, in place of
-    those above 1/2; the smallest success, not the last; no steps on G for a weight that meets no success with G = 1;
-    a step of G no longer than its curvature allows; the way from x to a success is halved 12 times to where it
-    becomes one; samples are batched, each with its own c. Magnitudes are in widths of the box. ``Threat("l0", k,
-    group="pixel")`` shares G over the channels of a pixel.
+    This is repeated for ``search_steps`` weights c: ten times the last one, at most 100, until a success, then the
+    midpoint of the largest failure and the smallest success; a weight without a success at G = 1 is a failure. The
+    smallest success is returned; x where the network misclassifies it, and without a success the last point. The
+    attack is deterministic.
+
+    Deviations from the authors' code: G is rounded to its k largest entries, so that at most k units change, in place
+    of those above 1/2; the smallest success is returned, not the last; G is not updated for a weight without a success
+    at G = 1; a step of G is no longer than its curvature allows; 12 bisection steps shorten each success towards x;
+    samples are batched, each with its own c. Magnitudes are in widths of the box. ``Threat("l0", k, group="pixel")``
+    shares G among the channels of a pixel.
 
     References
     ----------
-    Fan et al., "Sparse Adversarial Attack via Perturbation Factorization", ECCV 2020.
+    Fan et al. 2020, "Sparse adversarial attack via perturbation factorization", ECCV.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import SAPF
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> outcome = SAPF(Threat("l0", 4), steps=5, final_steps=5, search_steps=2).run(model, x, y)
+    >>> bool((outcome.norm <= 4).all())
+    True
     """
 
     aims: ClassVar[bool] = True
     norms: ClassVar[tuple[str, ...]] = ("l0",)
 
     threat: Threat
-    """l0: at most eps units change."""
+    """l0 only; at most eps units change."""
     steps: int = 2000
-    """Steps on the magnitudes, and as many on the places, of a round."""
+    """Steps of the magnitudes, and as many of the mask, per round."""
     rounds: int = 1
-    """Rounds of both."""
+    """Number of rounds of both."""
     final_steps: int = 1000
-    """Steps on the magnitudes once the places are fixed."""
+    """Steps of the magnitudes with the mask fixed."""
     search_steps: int = 6
-    """Number of weights c tried."""
+    """Number of weights c."""
     step_size: float = 0.1
-    """First step size of both descents."""
+    """First step size of both descents; above 0, at most 1e6."""
     initial_const: float = 1e-3
-    """The first c, in squared widths of the box per logit, above 0, at most 100."""
+    """The first c, in squared widths of the box per logit; above 0, at most 100."""
     confidence: float = 0.0
     """Margin of logits by which the result must be misclassified."""
     regions: Literal["none", "grid", "superpixels"] = "none"
-    """Regions that group sparsity favours: none, squares of `region_side`, or SLIC superpixels (needs scikit-image)."""
+    """Groups of the group sparsity: none, grid (squares of `region_side`) or superpixels (SLIC, needs scikit-image)."""
     region_weight: float = 1e-3
-    """Weight of the group sparsity, without effect for regions none."""
+    """Weight of the group sparsity, at least 0; no effect with regions none."""
     region_side: int = 4
-    """Side of a square of the grid."""
+    """Side of a square of the grid, in pixels."""
     visibility: bool = False
-    """Weight changes by 1 / (local standard deviation + 1e-4), scaled to [0, 1]: changes hide where images vary."""
+    """Weight changes by 1 / (local standard deviation + 1e-4), scaled to [0, 1], to favour regions that vary."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "rounds", "final_steps", "search_steps", "region_side"):
@@ -126,7 +139,7 @@ class SAPF(Attack):
         return x.index_copy(0, open_, self._weights(threat, part, x[open_], y[open_]))
 
     def _weights(self, threat: Threat, oracle: Oracle, x: Tensor, y: Tensor) -> Tensor:
-        """The smallest success over the weights tried; the last point where there is none."""
+        """The smallest success over all weights; the last point if there is none."""
         c = torch.full(y.shape, self.initial_const, dtype=x.dtype, device=x.device)
         lower, upper = torch.zeros_like(c), torch.full_like(c, math.inf)
         best, smallest, last = x, torch.full_like(c, math.inf), x
@@ -135,9 +148,9 @@ class SAPF(Attack):
         for _ in range(self.search_steps):
             problem = _Problem(x, y, counts(threat, x), c, seen, regions)
             last, z, norm = self._factorise(threat, oracle, problem)
-            won = norm.isfinite()
-            best, smallest = keep_smaller(best, smallest, z, norm, won)
-            lower, upper = torch.where(won, lower, c), torch.where(won, c, upper)
+            success = norm.isfinite()
+            best, smallest = keep_smaller(best, smallest, z, norm, success)
+            lower, upper = torch.where(success, lower, c), torch.where(success, c, upper)
             c = torch.where(upper.isinf(), (10 * c).clamp_max(_MOST), (lower + upper) / 2)
         return torch.where(per_sample(smallest.isfinite(), x), best, last)
 
@@ -147,13 +160,13 @@ class SAPF(Attack):
         return grid(threat, x, self.region_side) if self.regions == "grid" else superpixels(threat, x)
 
     def _factorise(self, threat: Threat, oracle: Oracle, problem: _Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """For one weight of each sample: the last point, the smallest success, and its norm (inf where none)."""
+        """For one weight per sample: the last point, the smallest success, and its norm (inf without a success)."""
         blocks = threat.blocks(problem.x.shape[1:])
         e, places = torch.zeros_like(problem.x), problem.x.new_ones(len(problem.x), blocks.count)
         e, met = self._dense(threat, oracle, problem, e, places)
         last = self._sparse_point(threat, problem, e, blocks.pool(e**2))
         best, smallest = problem.x, torch.full_like(problem.weight, math.inf)
-        # Fewer places are harder: a weight that leads nowhere with all of them is too small.
+        # A sparse mask is harder: a weight that fails with the full mask is too small.
         rows = met.nonzero().squeeze(1)
         if len(rows):
             some = self._few(threat.take(rows), oracle.take(rows), problem.take(rows), e[rows], places[rows])
@@ -164,7 +177,7 @@ class SAPF(Attack):
     def _few(
         self, threat: Threat, oracle: Oracle, problem: _Problem, e: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_factorise`, from the magnitudes that all places take."""
+        """As `_factorise`, from the magnitudes of the full mask."""
         for round_ in range(self.rounds):
             if round_:
                 e, _ = self._dense(threat, oracle, problem, e, places)
@@ -182,7 +195,7 @@ class SAPF(Attack):
     def _dense(
         self, threat: Threat, oracle: Oracle, problem: _Problem, e: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The magnitudes after `steps` steps, and bool (n,): a point on the way was a success."""
+        """The magnitudes after `steps` steps, and bool (n,): whether any iterate was a success."""
         met = torch.zeros_like(problem.y, dtype=torch.bool)
         for step in range(self.steps):
             e, _, logits = self._magnitudes(threat, oracle, problem, e, places, step)
@@ -201,15 +214,15 @@ class SAPF(Attack):
     def _shorten(
         self, threat: Threat, oracle: Oracle, problem: _Problem, best: Tensor, smallest: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The successes, moved towards x as far as they remain successes."""
-        way, found = best - problem.x, smallest.isfinite()
+        """The successes, moved towards x as far as they remain successful."""
+        change, found = best - problem.x, smallest.isfinite()
         short, long = torch.zeros_like(smallest), torch.ones_like(smallest)
         for _ in range(_HALVINGS):
             middle = (short + long) / 2
-            z = threat.clamp(problem.x + per_sample(middle, way) * way)
-            won = self._fooled(oracle, oracle.logits(z, problem.y), problem.y) & found
-            best = torch.where(per_sample(won, z), z, best)
-            short, long = torch.where(won, short, middle), torch.where(won, middle, long)
+            z = threat.clamp(problem.x + per_sample(middle, change) * change)
+            success = self._fooled(oracle, oracle.logits(z, problem.y), problem.y) & found
+            best = torch.where(per_sample(success, z), z, best)
+            short, long = torch.where(success, short, middle), torch.where(success, middle, long)
         return best, torch.where(found, self._size(threat, problem, best), smallest)
 
     def _fooled(self, oracle: Oracle, logits: Tensor, y: Tensor) -> Tensor:
@@ -225,7 +238,7 @@ class SAPF(Attack):
     def _slope(
         self, threat: Threat, oracle: Oracle, problem: _Problem, e: Tensor, places: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient of the weighted loss with respect to e * G, the point seen, and its logits."""
+        """Gradient of the weighted loss with respect to e * G, the evaluated point, and its logits."""
         point = self._point(threat, problem.x, e, places)
         z = threat.clamp(point)
 
@@ -233,14 +246,14 @@ class SAPF(Attack):
             return (self.confidence - oracle.margin(logits, y)).clamp_min(0)
 
         grad, _, logits = oracle.gradient(z, problem.y, hinge)
-        # Where the box cuts the point off, a longer perturbation changes nothing.
+        # Where the box clips the point, a longer perturbation has no effect.
         slope = torch.where(z == point, grad, 0) * threat.width
         return per_sample(problem.weight, slope) * slope, z, logits
 
     def _magnitudes(
         self, threat: Threat, oracle: Oracle, problem: _Problem, e: Tensor, places: Tensor, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The magnitudes after a step, and the point before it with its logits."""
+        """The magnitudes after a step, and the point before the step with its logits."""
         slope, z, logits = self._slope(threat, oracle, problem, e, places)
         seen = places if problem.visible is None else places * problem.visible
         cost, open_ = _spread(threat, seen**2, e), _spread(threat, places, e)
@@ -250,7 +263,7 @@ class SAPF(Attack):
         return max(self.step_size * 0.9 ** (step // 50), min(1e-3, self.step_size))
 
     def _places(self, threat: Threat, oracle: Oracle, problem: _Problem, e: Tensor, places: Tensor) -> Tensor:
-        """The places after `steps` steps of ADMM."""
+        """The mask after `steps` steps of ADMM."""
         box, sphere, region = (torch.zeros_like(places) for _ in range(3))
         blocks, k = threat.blocks(e.shape[1:]), problem.k.to(e.dtype)[:, None]
         total = torch.zeros_like(k)
@@ -279,7 +292,7 @@ class SAPF(Attack):
 
 
 def _spread(threat: Threat, values: Tensor, like: Tensor) -> Tensor:
-    """The values (n, u) of the units at their elements, in a shape that broadcasts over ``like``."""
+    """Values (n, u) per unit, expanded to their elements in a shape that broadcasts over ``like``."""
     return threat.blocks(like.shape[1:]).spread(values)
 
 
@@ -289,7 +302,7 @@ def onto_box(v: Tensor) -> Tensor:
 
 
 def onto_sphere(v: Tensor) -> Tensor:
-    """The nearest point of the sphere ||v - 1/2||^2 = u / 4; that of the ones where v is its centre. Shape (n, u)."""
+    """The nearest point of the sphere ||v - 1/2||^2 = u / 4, the vector of ones if v is its centre. Shape (n, u)."""
     away = v - 0.5
     norm = torch.linalg.vector_norm(away, dim=1, keepdim=True)
     away, norm = torch.where(norm > 0, away, 1.0), torch.where(norm > 0, norm, math.sqrt(v.shape[1]))
@@ -297,8 +310,8 @@ def onto_sphere(v: Tensor) -> Tensor:
 
 
 def shrink(v: Tensor, regions: Tensor, by: float) -> Tensor:
-    """The minimiser of by * sum_B ||g_B|| + ||g - v||^2 / 2: each region's vector, shorter by ``by``. Shape (n, u)."""
-    # There are no more regions than entries.
+    """The minimiser of by * sum_B ||g_B|| + ||g - v||^2 / 2: group soft-thresholding by ``by``. Shape (n, u)."""
+    # The number of regions is at most the number of entries.
     norm = torch.zeros_like(v).scatter_add(1, regions, v**2).sqrt()
     keep = torch.where(norm > by, 1 - by / norm.clamp_min(torch.finfo(v.dtype).tiny), 0.0)
     return v * keep.gather(1, regions)

@@ -19,9 +19,9 @@ USUAL: dict[str, tuple[str, ...]] = {
     "l0": ("SparsePGD", "SparsePGD(gradient=projected)", "SparseRS"),
     "patch": ("TokenAttack", "TokenAttack(score=greedy)"),
 }
-"""The attacks under a threat that names none, by norm."""
+"""Default attacks of a threat, by norm."""
 
-_SYNTAX = 'write NORM EPS and what else it has, such as "linf 8/255", "l0 6 group pixel" or "patch 1 side 4"'
+_SYNTAX = 'write NORM EPS and its other fields, such as "linf 8/255", "l0 6 group pixel" or "patch 1 side 4"'
 _FIELDS = ("group", "side", "inner", "inner_eps")
 # As `show` writes them: "l0 6 pixels", "patch 1 of 4x4 linf 8/255".
 _SHOWN = (
@@ -32,20 +32,20 @@ _SHOWN = (
 
 
 def parse_threat(text: str, box: Box = (0.0, 1.0), *, allow_large_eps: bool = False) -> Threat:
-    """The threat that ``text`` names: norm, eps, and pairs of a field and its value, or as `show` writes it.
+    """The threat described by ``text``: norm, eps, and pairs of field and value, or the form that `show` writes.
 
-    ValueError, in one line, for what is not understood, and for what `Threat` refuses.
+    ValueError, in one line, for invalid syntax, and for values that `Threat` refuses.
     """
     norm, _, rest = text.strip().partition(" ")
     eps, _, more = rest.strip().partition(" ")
     if not eps:
-        raise ValueError(f"threat {shown(text, 200)} is not understood: {_SYNTAX}")
+        raise ValueError(f"threat {shown(text, 200)} is not valid: {_SYNTAX}")
     for pattern, pairs in _SHOWN:
         more = pattern.sub(pairs, more)
     words = re.sub(r"\bgroup group\b", "group", more).split()
     fields: dict[str, Any] = dict(zip(words[::2], words[1::2]))
     if len(words) % 2 or len(fields) < len(words) // 2 or not set(fields) <= {*_FIELDS}:
-        raise ValueError(f"threat {shown(text, 200)} is not understood: {_SYNTAX}")
+        raise ValueError(f"threat {shown(text, 200)} is not valid: {_SYNTAX}")
     if re.fullmatch(r"[0-9]{1,9}", fields.get("side", "")):
         fields["side"] = int(fields["side"])
     try:
@@ -62,20 +62,25 @@ def several(
     Parameters
     ----------
     texts
-        A threat each, as `parse_threat` reads it; after a colon its attacks, with commas between them. Default: those
-        of `USUAL` for its norm.
+        One threat each, in the syntax of `parse_threat`; after a colon its attacks, separated by commas. Default
+        attacks: those of `USUAL` for its norm.
     box
-        Of all threats.
+        Box of all threats. Default: [0, 1].
     shape
-        Of one sample, (channels, height, width): threats that do not fit are refused.
+        Shape of one sample, (channels, height, width): threats that do not fit are refused. Default: not checked.
     allow_large_eps
-        Permit an eps that covers the whole box.
+        Accept an eps that covers the entire box. Default: False.
+
+    Returns
+    -------
+    dict of str to Attack
+        The attacks by label.
 
     Raises
     ------
     ValueError
-        In one line, for fewer than two threats, for one twice, for one without a limit, and for an attack that is not
-        understood or has no form for the norm.
+        In one line, for fewer than two threats, for a repeated one, for an infinite eps, and for an attack with invalid
+        syntax or without support for the norm.
     """
     made: list[Attack] = []
     seen: dict[Threat, str] = {}
@@ -84,9 +89,9 @@ def several(
         threat = parse_threat(named, box, allow_large_eps=allow_large_eps)
         if threat in seen:
             both = f"{shown(seen[threat])} and {shown(text)}"
-            raise ValueError(f"threat {show(threat)} is given twice, as {both}: leave one out")
+            raise ValueError(f"threat {show(threat)} is given twice, as {both}: omit one")
         if threat.eps == float("inf"):
-            raise ValueError(f"threat {shown(text, 200)} has no limit: give a finite eps")
+            raise ValueError(f"threat {shown(text, 200)} has an infinite eps: give a finite one")
         if shape is not None:
             threat.check_eps(shape)
         seen[threat] = text
@@ -94,12 +99,12 @@ def several(
             attack = parse(each, threat, ATTACKS, allow_large_eps=allow_large_eps)
             if attack.threat != threat:
                 raise ValueError(
-                    f"attack {shown(each)} of threat {shown(text)} has a threat of its own: leave its norm and eps out"
+                    f"attack {shown(each)} of threat {shown(text)} has a threat of its own: omit its norm and eps"
                 )
             made.append(attack)
     if len(seen) < 2:
         raise ValueError(
-            f"a union needs two threats or more, got {', '.join(map(shown, texts)) or 'none'}: add another"
+            f"a union needs at least two threats, got {', '.join(map(shown, texts)) or 'none'}: add another"
         )
     return labelled(made)
 

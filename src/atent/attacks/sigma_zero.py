@@ -1,4 +1,4 @@
-"""sigma-zero: few changed elements by gradient descent on a smooth count."""
+"""sigma-zero: a sparse minimum-norm attack by gradient descent on a smooth approximation of the l0 norm."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from atent.threat import Threat, per_sample, unit
 @attack
 @dataclass(frozen=True)
 class SigmaZero(Attack):
-    """The fewest changed elements (or pixels) by gradient descent, sigma-zero of Cinà et al. 2025.
+    """The smallest number of changed elements (or pixels) by gradient descent on a smooth l0 norm (sigma-zero).
 
-    Descends mean_i d_i^2 / (d_i^2 + sigma) + max(0, z_y - max other logit) over the perturbation d by Adam on the
-    gradient divided by its largest entry. After each step the point is brought into the box, and entries below a
-    threshold tau become 0; tau grows by ``threshold_rate`` times the step size where the point is adversarial and
-    shrinks by it where it is not. The step size falls on a cosine to a tenth. The adversarial iterate with the fewest
-    changes is returned. ``steps`` forwards and ``steps - 1`` backwards, and no random number.
+    Minimises mean_i d_i^2 / (d_i^2 + sigma) + max(0, z_y - max other logit) over the perturbation d, by Adam on the
+    gradient divided by its largest entry. After each step the point is clamped to the box, and entries below a
+    threshold tau are set to 0; tau increases by ``threshold_rate`` times the step size if the point is adversarial, and
+    otherwise decreases by it. The step size is annealed by a cosine to a tenth. The adversarial iterate with the fewest
+    changes is returned. ``steps`` forwards and ``steps - 1`` backwards; deterministic.
 
     The perturbation is measured in widths of the box. With ``Threat("l0", k, group="pixel")`` d_i is the l2 norm of a
-    pixel over its channels, and the threshold compares the largest channel.
+    pixel over its channels, and the threshold applies to its largest channel.
 
     References
     ----------
-    Cinà et al., "sigma-zero: Gradient-based Optimization of l0-norm Adversarial Examples", ICLR 2025.
+    Cinà et al. 2025, "sigma-zero: gradient-based optimization of l0-norm adversarial examples", ICLR.
 
     Examples
     --------
@@ -43,8 +43,9 @@ class SigmaZero(Attack):
     >>> from atent.attacks import SigmaZero
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> SigmaZero(Threat("l0", 3), steps=5).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = SigmaZero(Threat("l0", 3), steps=5).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 3)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -54,15 +55,15 @@ class SigmaZero(Attack):
     threat: Threat
     """l0 only; a perturbation of more than eps units is not returned."""
     steps: int = 1000
-    """Number of points evaluated, x included."""
+    """Number of evaluated points, including x."""
     step_size: float = 1.0
     """The first step of Adam, in widths of the box."""
     sigma: float = 1e-3
-    """Sharpness of the smooth count, in squared widths of the box: smaller is closer to a count."""
+    """Smoothing of the l0 norm, in squared widths of the box: smaller is closer to a count; above 0."""
     threshold: float = 0.3
-    """The first threshold tau, in widths of the box, in [0, 1]."""
+    """Initial threshold tau, in widths of the box, in [0, 1]."""
     threshold_rate: float = 0.01
-    """Change of tau in a step, in units of the step size."""
+    """Change of tau per step, in units of the step size."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
@@ -103,7 +104,7 @@ class SigmaZero(Attack):
             z = self.threat.clamp(x + width * (d - step * unbiased[0] / (unbiased[1].sqrt() + 1e-8)))
             change = self.threshold_rate * annealed(self.step_size, 0.1 * self.step_size, k / self.steps)
             tau = (tau + torch.where(fooled, change, -change)).clamp(0, 1)
-            # A block is as large as its largest entry.
+            # A block is kept if its largest entry reaches the threshold.
             d = (z - x).abs() / width
             kept = blocks.pool((d >= per_sample(tau, d)).to(x.dtype)) > 0
             z = torch.where(blocks.spread(kept), z, x)

@@ -1,4 +1,4 @@
-"""What the minimum-norm attacks share: a walk from x that remembers the smallest adversarial point on its way."""
+"""Iteration of minimum-norm attacks: a path from x that records its smallest adversarial point."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from atent.threat import COUNTS, Threat, l2_norm, per_sample
 
 
 class Iterate(NamedTuple):
-    """What a walk sees at its current point; n samples."""
+    """The current point of an iteration and what is known of it, for n samples."""
 
     z: Tensor
     """The point, the shape of x."""
@@ -28,15 +28,15 @@ class Iterate(NamedTuple):
     norm: Tensor
     """Distance from x to z in the threat's norm, (n,)."""
     smallest: Tensor
-    """The smallest distance of an adversarial point so far, z included; inf where there is none, (n,)."""
+    """The smallest distance of an adversarial point so far, including z; inf without one, (n,)."""
 
 
 DUAL: dict[str, float] = {"linf": 1, "l2": 2, "l1": math.inf}
-"""Order of the norm by which a gradient's length divides a margin to give the distance to the boundary."""
+"""Order of the dual norm: margin / dual norm of the gradient estimates the distance to the boundary."""
 
 
 def length(threat: Threat, d: Tensor) -> Tensor:
-    """The norm of each sample, (n,), in the dtype of ``d``; the threat's eps plays no part."""
+    """The norm of each sample, (n,), in the dtype of ``d``; the threat's eps is ignored."""
     if threat.norm == "l2":
         return l2_norm(d)
     if threat.norm == "l1":
@@ -47,35 +47,35 @@ def length(threat: Threat, d: Tensor) -> Tensor:
 
 
 def farthest(threat: Threat, x: Tensor) -> Tensor:
-    """Distance from ``x`` to the farthest corner of the box, (n,): no perturbation is longer."""
+    """Distance from ``x`` to the farthest corner of the box, (n,): an upper bound on every perturbation."""
     low, high = threat.edges(x)
     return length(threat, torch.maximum(x - low, high - x))
 
 
 def annealed(first: float, last: float, share: float) -> float:
-    """A cosine from ``first`` (share 0) to ``last`` (share 1)."""
+    """Cosine annealing from ``first`` (share 0) to ``last`` (share 1)."""
     return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 
 
 def beyond(oracle: Oracle, logits: Tensor, y: Tensor, confidence: float = 0.0) -> Tensor:
-    """bool (n,): misclassified by a margin of logits above ``confidence``, and beyond doubt.
+    """bool (n,): misclassified by a margin of logits above ``confidence`` and above rounding error.
 
     The smallest perturbation ends where two logits agree, and kernels round differently with the batch size: a margin
-    of less than 64 units in the last place of the largest logit counts as none, so that the verdict on the point
-    that is returned is the one on which the search went.
+    below 64 units in the last place of the largest logit does not count, so that the final verdict on the returned
+    point agrees with that of the search.
     """
     gap = oracle.margin(logits, y)
-    doubt = 64 * torch.finfo(gap.dtype).eps * logits.abs().amax(1)
-    return gap > doubt.clamp_min(confidence)
+    rounding = 64 * torch.finfo(gap.dtype).eps * logits.abs().amax(1)
+    return gap > rounding.clamp_min(confidence)
 
 
 def keep_smaller(best: Tensor, smallest: Tensor, z: Tensor, norm: Tensor, fooled: Tensor) -> tuple[Tensor, Tensor]:
-    """``best`` and ``smallest``, replaced by ``z`` and ``norm`` where z is adversarial and nearer."""
+    """``best`` and ``smallest``, replaced by ``z`` and ``norm`` where z is adversarial and closer."""
     better = fooled & (norm < smallest)
     return torch.where(per_sample(better, z), z, best), torch.where(better, norm, smallest)
 
 
-def walk(
+def track_smallest(
     oracle: Oracle,
     x: Tensor,
     y: Tensor,
@@ -86,10 +86,10 @@ def walk(
     move: Callable[[Iterate, int], Tensor],
     confidence: float = 0.0,
 ) -> Tensor:
-    """Look at ``steps`` points, x first, then ``z = move(look, k)`` for k = 0 .. steps-2; the smallest adversarial one.
+    """The smallest adversarial one of ``steps`` points: x, then ``z = move(iterate, k)`` for k = 0 .. steps-2.
 
-    x itself where none was met, or where x is adversarial. One forward per point serves the verdict and the gradient;
-    the last point needs no gradient: ``steps`` forwards, ``steps - 1`` backwards.
+    x itself if there is none, or if x is adversarial. One forward per point serves the verdict and the gradient; the
+    last point needs no gradient: ``steps`` forwards, ``steps - 1`` backwards.
     """
     z, best = x, x
     smallest = torch.full(y.shape, math.inf, dtype=x.dtype, device=x.device)

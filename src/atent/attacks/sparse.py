@@ -1,4 +1,4 @@
-"""What the attacks on few elements, pixels or patches share."""
+"""Helpers of the sparse attacks, which change few elements, pixels or patches."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from atent.threat import Threat, per_sample
 
 
 def counts(threat: Threat, x: Tensor) -> Tensor:
-    """How many blocks of each sample may change, no more than it has: int64 (n,)."""
+    """The number of blocks of each sample that may change, at most all: int64 (n,)."""
     k = torch.as_tensor(threat.radii(x.double()), dtype=torch.float64, device=x.device)
     return k.expand(len(x)).clamp_max(threat.blocks(x.shape[1:]).count).long()
 
 
-class Found:
-    """The best point of each sample of a search that a sample leaves once it is misclassified.
+class BestPoints:
+    """The best point of each sample in a search that ends for a sample once it is misclassified.
 
-    The first misclassified point, or the one with the largest margin as long as there is none.
+    The first misclassified point, or before that the one with the largest margin.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -29,14 +29,14 @@ class Found:
         self._rows = torch.arange(len(x), device=x.device)
 
     def see(self, z: Tensor, margin: Tensor) -> None:
-        """Points of the samples that are still searched for, and by how much each is misclassified, (m,)."""
-        held, margin = self._highest[self._rows], margin.double()
-        better = (margin > held) & (held <= 0)
+        """Update with points ``z`` of the remaining samples and their margins of misclassification (m,)."""
+        highest, margin = self._highest[self._rows], margin.double()
+        better = (margin > highest) & (highest <= 0)
         self.points[self._rows] = torch.where(per_sample(better, z), z, self.points[self._rows])
-        self._highest[self._rows] = torch.where(better, margin, held)
+        self._highest[self._rows] = torch.where(better, margin, highest)
 
     def left(self) -> Tensor:
-        """The places, among those searched for so far, of the samples that remain."""
+        """Drop the misclassified samples; returns the indices of the remaining ones among those before."""
         on = (self._highest[self._rows] <= 0).nonzero().squeeze(1)
         self._rows = self._rows[on]
         return on

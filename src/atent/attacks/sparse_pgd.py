@@ -1,4 +1,4 @@
-"""Sparse PGD: a magnitude and a mask, climbed side by side."""
+"""Sparse PGD: joint gradient ascent on a magnitude and a mask."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
-from atent.attacks.sparse import Found, counts
+from atent.attacks.sparse import BestPoints, counts
 from atent.checks import check_choice, check_number
 from atent.geometry.blocks import largest
 from atent.losses import LOSSES
 from atent.rng import Streams
 from atent.threat import Threat, unit
 
-# Steps between two evaluations of which samples are still searched for.
+# Steps between two removals of finished samples from the batch.
 _CHECK = 16
 
 
 @attack
 @dataclass(frozen=True)
 class SparsePGD(Attack):
-    """PGD for at most k changed pixels or elements: sPGD of Zhong, Huang and Liu 2024.
+    """Sparse PGD for at most k changed pixels or elements (sPGD, Zhong, Huang and Liu 2024).
 
     The perturbation is a magnitude p times a mask of the k largest scores sigmoid(s). A step moves p by ``step_size``
-    along the sign of its gradient, into the box, and s by ``mask_step`` sqrt(dim) along its gradient of unit length. A
-    mask that stays the same for ``patience`` steps begins again from new random scores. p starts uniform in the box
-    widths around x, s normal. A sample is done when it is misclassified; without a success the iterate with the largest
-    margin is returned. ``steps`` forwards and backwards per restart and one forward more.
+    along the sign of its gradient, clipped to the box, and s by ``mask_step`` sqrt(dim) along its unit gradient. If the
+    mask does not change for ``patience`` steps, the scores are resampled. p starts uniformly within one box width of x,
+    s normally distributed. A sample is finished when it is misclassified; without a success the iterate with the
+    largest margin is returned. ``steps`` forwards and backwards per restart and one more forward.
 
-    ``gradient="unprojected"`` gives p the gradient weighted by the sigmoid of the scores, so that magnitudes outside
-    the mask learn too (the paper's default, which explores); ``"projected"`` weights it by the mask (which exploits).
-    The paper's sAA takes the worse of both, and of `SparseRS`.
+    ``gradient="unprojected"`` weights the gradient of p by the sigmoid of the scores, so that magnitudes outside the
+    mask are updated too (the paper's default, which explores); ``"projected"`` weights it by the mask (which exploits).
+    The paper's sAA is the worst case over both and `SparseRS`.
 
     References
     ----------
-    Zhong, Huang and Liu, "Towards Efficient Training and Evaluation of Robust Models against l0 Bounded Adversarial
-    Perturbations", ICML 2024.
+    Zhong, Huang and Liu 2024, "Towards efficient training and evaluation of robust models against l0 bounded
+    adversarial perturbations", ICML.
 
     Examples
     --------
@@ -50,8 +50,9 @@ class SparsePGD(Attack):
     >>> from atent.attacks import SparsePGD
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
     >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    >>> SparsePGD(Threat("l0", 3), steps=5).run(model, x, y).x_adv.shape
-    torch.Size([2, 3, 4, 4])
+    >>> outcome = SparsePGD(Threat("l0", 3), steps=5).run(model, x, y)
+    >>> outcome.x_adv.shape, bool(outcome.norm.max() <= 3)
+    (torch.Size([2, 3, 4, 4]), True)
     """
 
     aims: ClassVar[bool] = True
@@ -69,9 +70,9 @@ class SparsePGD(Attack):
     mask_step: float = 0.25
     """Step of the scores, in units of sqrt(number of elements)."""
     patience: int = 3
-    """Steps without a change of the mask after which its scores are new."""
+    """Steps without a change of the mask after which its scores are resampled."""
     loss: Literal["ce", "margin", "dlr"] = "ce"
-    """Loss to climb: cross-entropy, margin, or difference of logits ratio."""
+    """Loss to maximise: cross-entropy, margin, or difference of logits ratio."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
@@ -92,11 +93,11 @@ class SparsePGD(Attack):
     def _once(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams, restart: int) -> Tensor:
         threat, loss = self.threat.take(oracle.rows), oracle.aimed(LOSSES[self.loss])
         blocks, width = threat.blocks(x.shape[1:]), threat.width
-        k, reach = counts(threat, x), self.mask_step * math.sqrt(x[0].numel())
+        k, mask_step = counts(threat, x), self.mask_step * math.sqrt(x[0].numel())
         p = threat.clamp(x + width * (2 * streams.uniform(x, use="start", restart=restart) - 1)) - x
         scores = streams.normal(x.new_empty(len(x), blocks.count), use="mask", restart=restart)
         mask, idle = largest(scores, k), torch.zeros_like(y)
-        found = Found(x)
+        found = BestPoints(x)
         for step in range(self.steps + 1):
             if step and step % _CHECK == 0:
                 on = found.left()
@@ -117,11 +118,11 @@ class SparsePGD(Attack):
             weight = soft if self.gradient == "unprojected" else mask.to(x.dtype)
             slope, toward = grad * blocks.spread(weight), blocks.pool(grad * p) * soft * (1 - soft)
             p = threat.clamp(x + (p + width * self.step_size * slope.sign()).clamp(-width, width)) - x
-            scores = scores + reach * unit(toward)
+            scores = scores + mask_step * unit(toward)
             moved = largest(scores, k)
             idle = torch.where((moved == mask).all(1), idle + 1, 0)
             anew = idle >= self.patience
-            # Drawn for all samples in every step: what a sample draws must not depend on the others.
+            # Sampled for all samples in every step: the random numbers of a sample must not depend on the others.
             fresh = streams.normal(scores, use="mask", restart=restart, step=step + 1)
             scores = torch.where(anew[:, None], fresh, scores)
             mask, idle = torch.where(anew[:, None], largest(scores, k), moved), torch.where(anew, 0, idle)

@@ -25,31 +25,31 @@ _APGD = {"ce": "APGD-CE", "dlr": "APGD-DLR", "dlr-targeted": "APGD-T", "margin":
 _THREAT = ("norm", "eps", "allow_large_eps", *EXTRA)
 
 
-# Python's own parser ends the process on some texts of more.
+# Python's parser crashes on some longer texts.
 _LONGEST = 10_000
-# The name of an attack may be that of one in the user's files, module:Class.
+# An attack may be a class in the user's files, module:Class.
 _REFERENCE = re.compile(r"\s*([\w.]+:[\w.]+)\s*(\(.*)?", re.DOTALL)
 
 
 def parse(
     text: str, threat: Threat | None, attacks: Registry[type[Attack]], *, allow_large_eps: bool = False
 ) -> Attack:
-    """The attack that ``text`` names, against ``threat``; ``norm=``, ``eps=``, ``group=`` and the other fields of a
-    threat in the text replace its own, and the argument permits a large eps in any text.
+    """The attack described by ``text``, for ``threat``; fields of a threat in the text (``norm=``, ``eps=``, ``group=``
+    and others) replace those of ``threat``, and ``allow_large_eps`` accepts a large eps in any text.
 
-    ValueError, in one line, for bad syntax, an unknown attack or field, or a value out of range.
+    ValueError, in one line, for invalid syntax, an unknown attack or field, or a value out of range.
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
-        raise ValueError(f"attack {shown(text, 200)} is not understood: {_SYNTAX}")
+        raise ValueError(f"attack {shown(text, 200)} is not valid: {_SYNTAX}")
     reference = _REFERENCE.fullmatch(text)
     call = f"reference{reference[2] or ''}" if reference else text.strip()
     try:
         tree = ast.parse(call, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise ValueError(f"attack {shown(text, 200)} is not understood: {_SYNTAX}") from None
+        raise ValueError(f"attack {shown(text, 200)} is not valid: {_SYNTAX}") from None
     name, keywords = (tree.func, tree.keywords) if isinstance(tree, ast.Call) else (tree, [])
     if not isinstance(name, ast.Name) or (isinstance(tree, ast.Call) and tree.args):
-        raise ValueError(f"attack {shown(text, 200)} is not understood: {_SYNTAX}")
+        raise ValueError(f"attack {shown(text, 200)} is not valid: {_SYNTAX}")
     called = reference[1] if reference else name.id
     try:
         cls = attacks.find(called)
@@ -66,7 +66,7 @@ def parse(
             raise ValueError(f"attack {shown(text, 200)} gives {field} twice")
         values[field] = _value(keyword.value, text)
     against = {} if threat is None else threat.plain()
-    # A field of the attack's own goes before one of the threat.
+    # A field of the attack takes precedence over one of the threat.
     changes = {name: values.pop(name) for name in _THREAT if name in values and name not in known}
     if changes.get("norm", against.get("norm")) != against.get("norm"):
         if against and changes["norm"] in NORMS and "eps" not in changes:
@@ -89,7 +89,7 @@ def parse(
 
 
 def nested(text: str, threat: Threat) -> Attack:
-    """The attack that ``text`` names, as part of another against ``threat``; ValueError under another threat."""
+    """The attack described by ``text``, as part of another attack for ``threat``; ValueError for another threat."""
     attack = parse(text, threat, ATTACKS)
     if attack.threat != threat:
         raise ValueError(
@@ -99,7 +99,7 @@ def nested(text: str, threat: Threat) -> Attack:
 
 
 def _value(node: ast.expr, text: str) -> Any:
-    """A literal, a bare word or two with a dash (taken as text) or a fraction of two numbers; no code is run."""
+    """A literal, a bare word or two with a dash (read as text), or a fraction of two numbers; no code is executed."""
     if isinstance(node, ast.Name):
         return {"true": True, "false": False, "none": None}.get(node.id, node.id)
     try:
@@ -120,21 +120,21 @@ def _source(node: ast.expr) -> str:
 
 
 def _written(value: Any) -> str:
-    """A value as `_value` reads it; a module, which no text can give, by the name of its class."""
+    """A value as `_value` parses it; a module, which text cannot express, by the name of its class."""
     if isinstance(value, str):
         return value if value.isidentifier() else repr(value)
     return type(value).__name__ if hasattr(value, "forward") else str(value)
 
 
 def plain(attack: Attack) -> dict[str, Any]:
-    """The fields of an attack but its threat, as plain values: a module by the name of its class."""
+    """The fields of an attack except its threat, as plain values: a module by the name of its class."""
     fields = ((f.name, getattr(attack, f.name)) for f in dataclasses.fields(attack) if f.name != "threat")
     return {name: _written(value) if hasattr(value, "forward") else value for name, value in fields}
 
 
 def spell(attack: Attack, *, threat: bool = False) -> str:
-    """The text of an attack: its name and each field that differs from the default; with ``threat`` its threat's too,
-    but the box."""
+    """The text of an attack: its name and each field that differs from the default; with ``threat`` also the fields of
+    its threat except the box."""
     fields = [
         f"{f.name}={_written(getattr(attack, f.name))}"
         for f in dataclasses.fields(attack)
@@ -149,7 +149,7 @@ def spell(attack: Attack, *, threat: bool = False) -> str:
 
 
 def _called(cls: type[Attack]) -> str:
-    """The name of an attack in texts; that of the standard attack is for its class alone."""
+    """The name of an attack in texts; the name AutoAttack is reserved for its class."""
     name = ATTACKS.name_of(cls)
     return f"{cls.__module__}:{name}" if is_standard(name) and cls is not ATTACKS.find("AutoAttack") else name
 
@@ -159,8 +159,8 @@ def label(attack: Attack) -> str:
     for Langevin, APGD-CE, APGD-T, APGD-DLR-50 (steps other than 100), AutoAttack rand, EoT PGD-20, Transfer PGD-40,
     CW-9x1000 for CarliniWagner.
 
-    Every other field that is not as by default follows in brackets, since it may change the strength: PGD-40
-    (step_size 0.01), AutoAttack (steps 10, queries 100). So the bare name AutoAttack means the standard settings.
+    Every other field that differs from its default follows in brackets, since it may change the strength: PGD-40
+    (step_size 0.01), AutoAttack (steps 10, queries 100). The bare name AutoAttack means the standard settings.
     """
     name, said = _name(attack)
     more = [
@@ -172,9 +172,9 @@ def label(attack: Attack) -> str:
 
 
 def _name(attack: Attack) -> tuple[str, set[str]]:
-    """A label without its brackets, and the fields that it says."""
+    """A label without its brackets, and the fields that it shows."""
     cls = type(attack).__name__
-    if cls.lower() == "autoattack":  # the bare name is for one class
+    if cls.lower() == "autoattack":  # the bare name is reserved for one class
         cls = _called(type(attack))
     if hasattr(attack, "inner"):
         return f"{cls} {label(attack.inner)}", {"threat", "attack"}
@@ -183,7 +183,7 @@ def _name(attack: Attack) -> tuple[str, set[str]]:
         version = getattr(attack, "version", "standard")
         return cls + ("" if version == "standard" else f" {version}"), {*said, "version"}
     name = {"Langevin": "ATENT", "CarliniWagner": "CW"}.get(cls, cls)
-    # Of what a class of the user's own has, only what the label shows is said.
+    # A user-defined class may lack these fields; those that the label shows are not repeated in brackets.
     count = next((f for f in ("steps", "queries") if hasattr(attack, f)), "")
     steps, restarts = getattr(attack, count, None), getattr(attack, "restarts", None) or 1
     loss, usual = getattr(attack, "loss", "ce"), getattr(type(attack), "loss", "ce")
@@ -207,31 +207,31 @@ def _name(attack: Attack) -> tuple[str, set[str]]:
 
 
 def _shown(value: Any) -> str:
-    """A value for people."""
+    """A value for display."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return type(value).__name__ if hasattr(value, "forward") else str(value)
 
 
 def is_standard(text: str) -> bool:
-    """Whether an attack, as `spell` writes it, is AutoAttack at its standard settings."""
+    """Whether the text of an attack, as written by `spell`, is AutoAttack at its standard settings."""
     return text.strip() in ("AutoAttack", "AutoAttack()")
 
 
 def check_names(named: Mapping[str, Attack]) -> None:
-    """ValueError where another attack, or AutoAttack at other settings, is to be called AutoAttack."""
+    """ValueError if the name AutoAttack is given to another attack, or to AutoAttack at other settings."""
     for name, attack in named.items():
         if name.strip().lower() == "autoattack" and not is_standard(spell(attack)):
             raise ValueError(
-                f"the name {name} is for AutoAttack at its standard settings, got {spell(attack)}: call it"
+                f"the name {name} is reserved for AutoAttack at its standard settings, got {spell(attack)}: name it"
                 f" {label(attack)!r}"
             )
 
 
 def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
-    """Attacks by label; with norm and eps where their threats differ, by their full text where even those agree.
+    """Attacks by label; with norm and eps if their threats differ, and by their full text if even those agree.
 
-    ValueError for one attack twice.
+    ValueError for a repeated attack.
     """
     several = len({a.threat for a in attacks}) > 1
     levels = [
@@ -243,14 +243,14 @@ def labelled(attacks: Sequence[Attack]) -> dict[str, Attack]:
     for i in range(len(attacks)):
         unique = [level[i] for level in levels if level.count(level[i]) == 1]
         if not unique:
-            raise ValueError(f"attack {levels[-1][i]} is listed twice: leave one out, or name both in a mapping")
+            raise ValueError(f"attack {levels[-1][i]} is listed twice: omit one, or name both in a mapping")
         names.append(unique[0])
     return dict(zip(names, attacks))
 
 
 def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The `attacks` of a stored evaluation by the labels of today; as they are where one is no attack's text, or is
-    that of code which the file may not run."""
+    """The ``attacks`` of a stored evaluation by their present labels; unchanged if one is not a valid text of an
+    attack, or refers to code that the file is not trusted to run."""
     try:
         with trust.fenced():
             made = [parse(entry["attack"], Threat(**entry["threat"]), ATTACKS) for entry in attacks.values()]
@@ -260,7 +260,7 @@ def relabelled(attacks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any
 
 
 def show(threat: Threat) -> str:
-    """A threat for people: "linf 8/255", "l2 0.5", "l0 100 pixels", "patch 2 of 4x4 linf 8/255"."""
+    """A threat for display: "linf 8/255", "l2 0.5", "l0 100 pixels", "patch 2 of 4x4 linf 8/255"."""
     if isinstance(threat.eps, Radii):
         size = f"{min(threat.eps, default=0):g}..{max(threat.eps, default=0):g}"
     else:
@@ -274,6 +274,6 @@ def show(threat: Threat) -> str:
 
 
 def _size(eps: float) -> str:
-    """A radius for people: as levels of grey where it is a small whole number of them."""
+    """A radius for display: in units of 1/255 if it is a small whole number of them."""
     levels = round(255 * eps) if math.isfinite(eps) else 0
     return f"{levels}/255" if 1 <= levels <= 32 and math.isclose(eps, levels / 255, rel_tol=1e-9) else f"{eps:g}"

@@ -1,4 +1,4 @@
-"""Where an attack begins."""
+"""Starting points of attacks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atent.threat import COUNTS, Threat, per_sample, unit
 
 Start = Literal["zero", "uniform", "corner", "sphere", "boundary", "cube"]
 
-# A corner is a point of the linf sphere; the other spheres have none.
+# The corner start is defined for linf only.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "linf": ("zero", "uniform", "corner", "boundary", "cube"),
     "l2": ("zero", "uniform", "sphere", "boundary", "cube"),
@@ -25,7 +25,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 
 
 def check_start(threat: Threat, kind: str) -> None:
-    """ValueError where a start is not defined for the threat's norm."""
+    """ValueError for a start that is not defined in the threat's norm."""
     check_choice(f"start (for {threat.norm})", kind, ALLOWED[threat.norm])
 
 
@@ -33,12 +33,12 @@ def start(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int =
     """A starting point for each sample of ``x``; not clamped to the box.
 
     zero      x itself
-    uniform   uniform in the ball; l0, patch: k elements, pixels or patches at random, uniform in all that is allowed
+    uniform   uniform in the ball; l0, patch: k random elements, pixels or patches, uniform over their allowed values
     corner    x + eps * (+-1 per coordinate), linf
     sphere    uniform on the sphere of radius eps, l2 and l1
     boundary  linf: U(-1, 1)^d divided by its largest entry, times eps; l2: as sphere; l1: Gaussian noise of the box's
               width, projected onto ball and box; the start of Auto-PGD
-    cube      x + U(-eps, eps)^d, in l2 far outside the ball: the start of the published l2 evaluation
+    cube      x + U(-eps, eps)^d, in l2 mostly far outside the ball: the start of the published l2 evaluation
     """
     if kind == "zero":
         return x
@@ -50,7 +50,7 @@ def start(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int =
     if kind == "cube" or (kind == "uniform" and threat.norm == "linf"):
         return x + eps * (2.0 * streams.uniform(x, use="start", restart=restart) - 1.0)
     if kind == "corner":
-        # A comparison, not a sign: a generator's uniform can be exactly 0.5, which has none.
+        # A comparison instead of a sign: a uniform number can be exactly 0.5, whose sign would be 0.
         return x + eps * (2.0 * (streams.uniform(x, use="start", restart=restart) > 0.5).to(x.dtype) - 1.0)
     if kind == "boundary" and threat.norm == "linf":
         return x + eps * unit(2.0 * streams.uniform(x, use="start", restart=restart) - 1.0, math.inf)
@@ -63,7 +63,7 @@ def start(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int =
 
 
 def _l1(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int) -> Tensor:
-    """Uniform in the ball or on the sphere: exponential lengths over their sum, one more for the ball; or boundary."""
+    """Uniform in the ball or on the sphere, from normalised exponential lengths (ball: one more); or boundary."""
     if kind == "boundary":
         return threat.project(x + threat.width * streams.normal(x, use="start", restart=restart), x)
     tiny = torch.finfo(x.dtype).tiny
@@ -77,7 +77,7 @@ def _l1(threat: Threat, kind: str, x: Tensor, streams: Streams, restart: int) ->
 
 
 def _count(threat: Threat, x: Tensor, streams: Streams, restart: int) -> Tensor:
-    """As many elements, pixels or patches as may change, at random, each element uniform in what it may become."""
+    """k random elements, pixels or patches, each element uniform over its allowed values."""
     blocks = threat.blocks(x.shape[1:])
     order = streams.uniform(x.new_empty(len(x), blocks.count), use="place", restart=restart)
     u = streams.uniform(x, use="start", restart=restart)

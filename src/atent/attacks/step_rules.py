@@ -1,4 +1,4 @@
-"""How Auto-PGD moves and chooses its step sizes: one rule for linf and l2, one for l1."""
+"""Step rules of Auto-PGD: one for linf and l2, one for l1."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from atent.threat import Threat, per_sample
 
 _MOMENTUM = 0.75
-# Share of the coordinates that the first l1 steps change, and by how much fewer than the best point's later ones do.
+# Share of the coordinates that the first l1 steps change; later steps change those of the best point over _FEWER.
 _FIRST, _FEWER = 0.2, 1.5
-# An l1 step shrinks by the first factor, down to eps over the second.
+# The size of an l1 step shrinks by the first factor, down to eps over the second.
 _SHRINK, _LEAST = 1.5, 10.0
 
 
 def checkpoints(steps: int) -> dict[int, int]:
-    """Step -> steps since the checkpoint before: where Auto-PGD looks back; Croce and Hein 2020, section 3.1.
+    """Step -> steps since the previous checkpoint: the checkpoints of Auto-PGD (Croce and Hein 2020).
 
     w_j = ceil(p_j steps) with p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
     """
@@ -34,27 +34,27 @@ def checkpoints(steps: int) -> dict[int, int]:
 
 
 class Rule(Protocol):
-    """The state of n samples' steps, and how they go on from it."""
+    """The state of the steps of n samples, and their update."""
 
     checks: dict[int, int]
-    """Steps after which `check` is asked, each with the number of steps since the one before."""
+    """Steps after which `check` is called, each with the number of steps since the previous one."""
 
     def move(self, threat: Threat, x: Tensor, point: Tensor, before: Tensor, grad: Tensor, k: int) -> Tensor:
         """The point of step k (from 1) from ``point``, the one ``before`` it and the gradient at ``point``."""
 
     def see(self, values: Tensor) -> None:
-        """Take note of the losses (n,) at a new point."""
+        """Record the losses (n,) at a new point."""
 
     def check(self, k: int, x: Tensor, best: Tensor, best_value: Tensor) -> Tensor:
-        """Adapt the steps; bool (n,): the samples that go on from their best point."""
+        """Adapt the steps; bool (n,): the samples that resume from their best point."""
 
     def take(self, rows: Tensor) -> Self:
-        """The state of some of the samples."""
+        """The state of the samples ``rows``."""
 
 
 @dataclass
 class Halving:
-    """linf, l2: Croce and Hein 2020, Algorithm 1: momentum, and a step size that starts at 2 eps and is halved."""
+    """linf, l2 (Croce and Hein 2020): momentum, and a step size that starts at 2 eps and is halved."""
 
     checks: dict[int, int]
     rho: float
@@ -95,15 +95,16 @@ class Halving:
 
 @dataclass
 class Sparse:
-    """l1: Croce and Hein 2021 (Mind the box): a step changes the coordinates of the largest gradients, all alike.
+    """l1 (Croce and Hein 2021, Mind the box): equal changes of the coordinates with the largest gradients.
 
-    A share of the coordinates moves, 0.2 at first, so that the step's l1 length is its size: no momentum. Every 4 % of
-    the steps the share becomes that in which the best point differs from x, over 1.5. Where these grew fewer by more
-    than 5 %, the size goes back to eps and the sample to its best point; else the size shrinks by 1.5, to eps / 10 at
-    least.
+    A share of the coordinates, 0.2 at first, moves by equal amounts whose sum is the step size, without momentum. Every
+    4 % of the steps the share is set to that of the coordinates in which the best point differs from x, over 1.5. If
+    their number decreased by more than 5 %, the size is reset to eps and the sample to its best point; otherwise the
+    size is divided by 1.5, to at least eps / 10.
 
-    Deviations: coordinates that the box stops do not count among the largest, since on them alone a step would end
-    where it began; and the number of coordinates is rounded down, since rounded up it never falls from 2 to 1.
+    Deviations: coordinates at a face of the box that cannot move are not counted among the largest, since a step on
+    them alone has no effect; and the number of coordinates is rounded down, since rounded up it never falls from 2 to
+    1.
     """
 
     checks: dict[int, int]
@@ -124,12 +125,12 @@ class Sparse:
 
     def move(self, threat: Threat, x: Tensor, point: Tensor, before: Tensor, grad: Tensor, k: int) -> Tensor:
         low, high = threat.edges(point)
-        # x plus all the room to a wall may round to this side of it.
+        # x plus its distance to a face of the box may round to a point inside the box.
         near = 4 * torch.finfo(x.dtype).eps * max(map(abs, threat.span))
         stopped = ((grad > 0) & (point >= high - near)) | ((grad < 0) & (point <= low + near))
         grad = torch.where(stopped, 0, grad).flatten(1)
         size, d = grad.abs(), grad.shape[1]
-        # A share is a ratio of whole numbers, which its rounding must not bring below the next one.
+        # A share is a ratio of whole numbers: its rounding must not decrease the count.
         count = (self.share.double() * d + 1e-6).floor().clamp(1, d).long()
         limit = size.sort(1).values.gather(1, d - count[:, None])
         sign = torch.where(size >= limit, grad.sign(), 0)
@@ -152,18 +153,18 @@ class Sparse:
 
 
 def _changed(z: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-    """How many coordinates of each sample differ from x by more than rounding.
+    """The number of coordinates of each sample that differ from x by more than rounding.
 
-    The projection leaves some of those that end at its threshold a unit in the last place off, of x or of the radius.
+    The projection leaves some coordinates at its threshold off by a unit in the last place of x or of the radius.
     """
     room = 4 * torch.finfo(x.dtype).eps * torch.maximum(x.abs(), per_sample(eps, x))
     return ((z - x).abs() > room).flatten(1).sum(1)
 
 
 def stages(steps: int) -> list[tuple[float, int]]:
-    """Radii of the l1 schedule in units of eps, and the steps at each: 3, 2, 1 with 30, 30 and 40 % of the steps.
+    """Radii of the l1 schedule in units of eps, with their steps: 3, 2, 1 with 30, 30 and 40 % of the steps.
 
-    Croce and Hein 2021, as in AutoAttack; the last has one step at least.
+    Croce and Hein 2021, as in AutoAttack; the last radius has at least one step.
     """
     first = min(math.ceil(0.3 * steps), (steps - 1) // 2)
     return [(factor, count) for factor, count in ((3.0, first), (2.0, first), (1.0, steps - 2 * first)) if count]

@@ -1,4 +1,4 @@
-"""The token attack: gradient steps on the few patches to which the network is most sensitive."""
+"""The token attack: gradient steps on the patches to which the network is most sensitive."""
 
 from __future__ import annotations
 
@@ -12,39 +12,48 @@ from torch import Tensor
 from atent.attacks.base import Attack, attack
 from atent.attacks.loops import restarted, worst_of
 from atent.attacks.oracle import Oracle
-from atent.attacks.sparse import Found, counts
+from atent.attacks.sparse import BestPoints, counts
 from atent.checks import check_choice, check_number
 from atent.geometry.blocks import Blocks, largest
 from atent.losses import LOSSES
 from atent.rng import Streams
 from atent.threat import Threat, per_sample, unit
 
-# Steps between two evaluations of which samples are still searched for.
+# Steps between two removals of finished samples from the batch.
 _CHECK = 8
 
 
 @attack
 @dataclass(frozen=True)
 class TokenAttack(Attack):
-    """Signed gradient steps on the K patches with the largest gradient, after Joshi, Jagatap and Hegde 2021.
+    """Signed gradient steps on the K patches with the largest gradient (token attack).
 
-    The gradient at x scores the patches of the threat's grid, the K best may change, and each of ``steps`` steps moves
-    them by ``step_size`` along the sign of the gradient, into the box and, with ``inner="linf"``, to within
-    ``inner_eps`` of x. A sample is done when it is misclassified; without a success the iterate with the largest margin
-    is returned.
-    ``steps`` forwards and backwards per restart and one forward more: the first gradient serves both the score and
-    the first step. Restarts after the first begin at a random point of the K patches.
+    The gradient at x scores the patches of the threat's grid and the K best are selected; each of ``steps`` steps moves
+    them by ``step_size`` along the sign of the gradient, clipped to the box and, with ``inner="linf"``, to within
+    ``inner_eps`` of x. A sample is finished when it is misclassified; without a success the iterate with the largest
+    margin is returned. ``steps`` forwards and backwards per restart and one more forward: the first gradient serves
+    both the score and the first step. Restarts after the first start at a random point of the K patches.
 
-    ``score="l2"`` is the paper's score. ``"l1"`` ranks patches by what a signed step gains to first order, which is
-    the best choice on a linear model. ``"greedy"`` adds the patches one after another, each by its l1 score at the
-    point reached so far.
+    ``score="l2"`` is the paper's score. ``"l1"`` ranks patches by the first-order gain of a signed step, which is
+    optimal on a linear model. ``"greedy"`` adds patches one at a time, each by its l1 score at the current point.
 
-    Deviations from the authors' code, whose bound is around the current image and whose clamp is discarded: the
-    result is in the ball and in the box. Samples that are misclassified at x stay as they are.
+    Deviation from the authors' code, which bounds the change of the current image and discards its clamp: the result
+    is in the ball and in the box. Samples that are misclassified at x are not changed.
 
     References
     ----------
-    Joshi, Jagatap and Hegde, "Adversarial Token Attacks on Vision Transformers", arXiv 2110.04337.
+    Joshi, Jagatap and Hegde 2021, "Adversarial token attacks on vision transformers", arXiv 2110.04337.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import TokenAttack
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> outcome = TokenAttack(Threat("patch", 1, side=2), steps=5).run(model, x, y)
+    >>> bool((outcome.norm <= 1).all())
+    True
     """
 
     aims: ClassVar[bool] = True
@@ -54,14 +63,14 @@ class TokenAttack(Attack):
     steps: int = 40
     """Number of gradient steps."""
     step_size: float | None = None
-    """Length of a step in pixel units; default: 2.5 inner_eps / steps (the box's width where inner is free), K times
-    that for score greedy."""
+    """Length of a step in pixel units. Default: 2.5 inner_eps / steps (inner free: with the box's width in place of
+    inner_eps), and K times that for score greedy."""
     score: Literal["l2", "l1", "greedy"] = "l2"
-    """What ranks the patches: the norm of the gradient at x, or its l1 norm at each point where one is added."""
+    """Score of a patch: l2 or l1 norm of the gradient at x, or greedy, the l1 norm at the point where one is added."""
     restarts: int = 1
     """Number of starts: x, then random points; the worst result counts."""
     loss: Literal["ce", "margin", "dlr"] = "ce"
-    """Loss to climb: cross-entropy, margin, or difference of logits ratio."""
+    """Loss to maximise: cross-entropy, margin, or difference of logits ratio."""
 
     def __post_init__(self) -> None:
         check_number("steps", self.steps, 1, whole=True)
@@ -78,7 +87,7 @@ class TokenAttack(Attack):
     @property
     def resolved_step(self) -> float:
         """The step size in use."""
-        return 2.5 * _reach(self.threat) / self.steps if self.step_size is None else self.step_size
+        return 2.5 * _largest_change(self.threat) / self.steps if self.step_size is None else self.step_size
 
     def search(self, oracle: Oracle, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
         return worst_of(self.restarts, self._once, oracle, x, y, streams)
@@ -87,8 +96,8 @@ class TokenAttack(Attack):
         threat, loss, z = self.threat.take(oracle.rows), oracle.aimed(LOSSES[self.loss]), x
         count, blocks = counts(threat, x), threat.blocks(x.shape[1:])
         chosen = torch.zeros(len(x), blocks.count, dtype=torch.bool, device=x.device)
-        begin = x + _reach(threat) * (2 * streams.uniform(x, use="start", restart=restart) - 1)
-        found, length = Found(x), self._lengths(x, count)
+        begin = x + _largest_change(threat) * (2 * streams.uniform(x, use="start", restart=restart) - 1)
+        found, length = BestPoints(x), self._lengths(x, count)
         for step in range(self.steps + 1):
             if step and step % _CHECK == 0:
                 on = found.left()
@@ -106,27 +115,27 @@ class TokenAttack(Attack):
                 break
             chosen = self._choose(blocks, grad, chosen, count, step)
             z = begin if restart and not step else z + length * grad.sign()
-            limit = _reach(threat)
+            limit = _largest_change(threat)
             z = threat.clamp(x + (z - x).clamp(-limit, limit))
             z = torch.where(blocks.spread(chosen), z, x)
         return found.points
 
     def _lengths(self, x: Tensor, count: Tensor) -> Tensor:
-        """The step of each sample: under "greedy" the last of K patches has a Kth of the steps."""
+        """The step size of each sample: with "greedy" the last of K patches takes a Kth of the steps."""
         several = count if self.score == "greedy" and self.step_size is None else torch.ones_like(count)
         return per_sample(self.resolved_step * several.to(x.dtype), x)
 
     def _choose(self, blocks: Blocks, grad: Tensor, chosen: Tensor, count: Tensor, step: int) -> Tensor:
-        """bool (n, patches): the patches that may change in this step."""
+        """bool (n, patches): the patches that change in this step."""
         if step and self.score != "greedy":
             return chosen
         scores = blocks.pool(unit(grad) ** 2 if self.score == "l2" else grad.abs())
         if self.score == "greedy":
             count = (1 + step * count // self.steps).minimum(count)
-        # A patch once chosen is ranked before all others.
+        # A selected patch is ranked before all others.
         return largest(torch.where(chosen, math.inf, scores), count)
 
 
-def _reach(threat: Threat) -> float:
-    """The most that a coordinate of a chosen patch may change."""
+def _largest_change(threat: Threat) -> float:
+    """The largest change of an element of a selected patch."""
     return threat.width if threat.inner_eps is None else float(threat.inner_eps)

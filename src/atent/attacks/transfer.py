@@ -1,4 +1,4 @@
-"""Transfer: adversarial inputs of one model, tried on another."""
+"""Transfer attacks: adversarial inputs of one model, evaluated on another."""
 
 from __future__ import annotations
 
@@ -23,13 +23,31 @@ from atent.threat import NORMS, Threat
 @attack
 @dataclass(frozen=True)
 class Transfer(Attack):
-    """The ``attack`` on the ``source`` model; its results are evaluated on the attacked model, which gives no gradients
-    and no answers before (Papernot et al. 2016). With the attacked model as the source it is the attack itself, bit
-    for bit.
+    """Adversarial inputs crafted on a ``source`` model and evaluated on the attacked one, which is not queried before.
 
-    The source is seen in eval mode and comes back as it was; its passes are not counted. A source named by text is
-    loaded at the first use, and goes to the inputs' device and type; a module is taken as it is. ValueError without a
-    source, for a source that is neither, and for an attack under another threat.
+    With the attacked model as the source the result equals that of the attack itself, bit for bit. The source runs in
+    eval mode and is restored; its passes are not counted. A source given as text is loaded at the first use and moved
+    to the device and dtype of the inputs; a module is used as it is.
+
+    Raises
+    ------
+    ValueError
+        Without a source, for a source that is neither text nor a module, and for an attack under another threat.
+
+    References
+    ----------
+    Papernot et al. 2016, "Transferability in machine learning: from phenomena to black-box attacks using adversarial
+    samples", arXiv 1605.07277.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from atent import Threat
+    >>> from atent.attacks import Transfer
+    >>> source, model = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3)) for _ in range(2))
+    >>> x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    >>> Transfer(Threat("linf", 0.1), attack="PGD(steps=3)", source=source).run(model, x, y).forwards
+    tensor([1, 1])
     """
 
     needs_gradient: ClassVar[bool] = False
@@ -39,12 +57,12 @@ class Transfer(Attack):
     attack: str = "PGD(steps=40)"
     """The attack on the source, as text."""
     source: str | nn.Module = ""
-    """The source: a run folder or module:function, or from Python a module."""
+    """The source model: a run folder or module:function, or from Python a module."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str | nn.Module) or self.source == "":
             raise ValueError("Transfer needs a source: a run folder, module:function or, from Python, a module")
-        # It is loaded later, where nobody knows any more who wrote it.
+        # It is loaded later, outside the fence in which the reference was given.
         if isinstance(self.source, str) and ":" in self.source and not Path(self.source).is_dir():
             trust.check(self.source)
         _ = self.inner
@@ -82,8 +100,8 @@ class Transfer(Attack):
 
 
 def load_source(text: str) -> nn.Module:
-    """The model of a run folder, or what ``module:function`` names; ValueError, in one line, for neither, and for a
-    run that would run code which the user does not trust."""
+    """The model of a run folder, or of ``module:function``; ValueError, in one line, for neither, and for a run folder
+    that would execute code which the user does not trust."""
     if Path(text).is_dir():
         return load(text)
     if ":" in text:

@@ -1,4 +1,4 @@
-"""What an attack reports of its search: a callback sees every point whose loss is computed, and can change none."""
+"""Callbacks of attacks: they receive a copy of every point whose loss is computed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Callback = Callable[[int, Tensor, Tensor], object]
 class Watch:
     """Calls ``callback(k, x_adv, loss)`` with copies, for k = 0, 1, 2, ... over all restarts and parts of an attack.
 
-    One call for each time that the attack computes losses, before it moves on. ``x_adv`` (n, ...) holds all samples of
-    the batch, each where it was last looked at, and ``loss`` (n,) the loss that the attack climbs, or descends, there:
-    x and NaN for a sample that was not looked at yet. Of several runs side by side a sample shows the one of the
-    highest loss. The callback may ask the model, draw random numbers and write into what it gets.
+    One call each time that the attack computes losses, before its next step. ``x_adv`` (n, ...) contains the latest
+    evaluated point of every sample of the batch, and ``loss`` (n,) the loss that the attack optimises there; x and NaN
+    for a sample that was not evaluated yet. Of several parallel runs of a sample the one with the highest loss is
+    reported. The callback may call the model, use random numbers and modify its arguments.
     """
 
     def __init__(self, callback: Callback, x: Tensor) -> None:
@@ -28,7 +28,7 @@ class Watch:
 
     @torch.no_grad()
     def see(self, model: nn.Module, rows: Tensor | None, x: Tensor, values: Tensor) -> None:
-        """Tell of the losses ``values`` (m,) at ``x`` (m, ...), which are those of the samples ``rows``."""
+        """Report the losses ``values`` (m,) at ``x`` (m, ...), the points of the samples ``rows``."""
         self.loss = self.loss.to(values.dtype)
         rows = torch.arange(len(x), device=x.device) if rows is None else rows
         highest = torch.full_like(self.loss, -torch.inf).scatter_reduce(0, rows, values.detach(), "amax")

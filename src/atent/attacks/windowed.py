@@ -1,4 +1,4 @@
-"""Logits of images that differ in one window from images whose layers are kept: what it reaches is computed anew."""
+"""Logits of images that differ in one window from images with cached layers: only the affected parts are recomputed."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from atent.attacks.affected import SLIDING, Affected, affected, apply, constant, graph_of, layer, sliding
 from atent.attacks.oracle import Oracle
-from atent.attacks.reach import SLIDING, Reach, apply, constant, graph_of, layer, reach, sliding
 
-# Numbers that are kept at most: 256 MiB in float32.
+# Largest number of cached elements: 256 MiB in float32.
 _MOST = 2**26
 
 
 class Window(NamedTuple):
-    """A square of pixels for each of n images."""
+    """A square of pixels for each of n images; all fields are int64 (n,)."""
 
     top: Tensor
     left: Tensor
     side: Tensor
-    """All int64 (n,)."""
 
 
 @dataclass
-class _Kept:
-    """A layer of all images, (n, h, w, c) with a border of ``pad`` zeros."""
+class _Cached:
+    """The values of a layer for all images, (n, h, w, c) with a border of ``pad`` zeros."""
 
     values: Tensor
     pad: int
 
     @classmethod
-    def of(cls, values: Tensor, pad: int) -> _Kept:
+    def of(cls, values: Tensor, pad: int) -> _Cached:
         """For ``values`` (n, c, h, w)."""
         return cls(F.pad(values.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad)).contiguous(), pad)
 
@@ -41,8 +40,8 @@ class _Kept:
     def flat(self) -> Tensor:
         return self.values.view(-1, self.values.shape[3])
 
-    def whole(self) -> Tensor:
-        """A copy (n, c, h, w), which the network may overwrite."""
+    def copy(self) -> Tensor:
+        """A copy (n, c, h, w) without the border, which the network may overwrite."""
         (h, w), p = self.values.shape[1:3], self.pad
         inside = self.values[:, p : h - p, p : w - p].permute(0, 3, 1, 2)
         return inside.clone(memory_format=torch.channels_last)
@@ -50,7 +49,7 @@ class _Kept:
 
 @dataclass
 class _Part:
-    """A rectangle of a kept layer for each place of the window, as rows of `_Kept.flat`."""
+    """A rectangle of a cached layer for each position of the window, as rows of `_Cached.flat`."""
 
     down: Tensor
     across: Tensor
@@ -59,43 +58,44 @@ class _Part:
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, kept: _Kept, down: Tensor, across: Tensor, shape: tuple[int, int]) -> _Part:
-        """``down`` and ``across``: where it begins for each place of the window, the border not counted."""
-        _, h, w, _ = kept.values.shape
+    def of(cls, cached: _Cached, down: Tensor, across: Tensor, shape: tuple[int, int]) -> _Part:
+        """``down`` and ``across``: its start for each position of the window, not counting the border."""
+        _, h, w, _ = cached.values.shape
         pattern = torch.arange(shape[0])[:, None] * w + torch.arange(shape[1])
-        return cls((down + kept.pad) * w, across + kept.pad, pattern.flatten(), h * w, shape)
+        return cls((down + cached.pad) * w, across + cached.pad, pattern.flatten(), h * w, shape)
 
     def rows(self, top: Tensor, left: Tensor) -> Tensor:
         base = torch.arange(len(top)) * self.stride + self.down[top] + self.across[left]
         return (base[:, None] + self.pattern).flatten()
 
-    def cut(self, kept: _Kept, top: Tensor, left: Tensor) -> Tensor:
+    def cut(self, cached: _Cached, top: Tensor, left: Tensor) -> Tensor:
         """A copy (n, c, ...)."""
-        found = kept.flat.index_select(0, self.rows(top, left))
+        found = cached.flat.index_select(0, self.rows(top, left))
         return found.view(len(top), *self.shape, -1).permute(0, 3, 1, 2)
 
 
 @dataclass
 class Windowed:
-    """The logits of images that differ from the kept ones in one window each; the network's own to rounding."""
+    """Logits of images that differ from the cached ones in one window each; the network's own up to rounding."""
 
-    reach: Reach
-    kept: dict[fx.Node, _Kept]
+    affected: Affected
+    cached: dict[fx.Node, _Cached]
     ends: list[fx.Node]
     rest: fx.GraphModule
     """From the layers ``ends`` to the logits."""
     reads: dict[tuple[fx.Node, fx.Node], _Part]
-    """What a layer reads of another that is kept."""
+    """The part that a layer reads of a cached layer."""
     writes: dict[fx.Node, _Part]
-    """The part of a kept layer that is reached."""
+    """The affected part of a cached layer."""
     weights: dict[fx.Node, Tensor]
-    pending: list[tuple[_Kept, Tensor, Tensor, Tensor]] = field(default_factory=list)
-    """What the last query changed: a layer, rows of it, and their former and new values."""
+    pending: list[tuple[_Cached, Tensor, Tensor, Tensor]] = field(default_factory=list)
+    """The changes of the last query: a layer, its rows, and their former and new values."""
 
     @classmethod
     def of(cls, graph: fx.GraphModule, x: Tensor, side: int) -> Windowed | None:
-        """For images ``x`` (n, c, h, w) and windows of ``side``; None where they reach all, or too much is to keep."""
-        found = reach(graph, x, side)
+        """For images ``x`` (n, c, h, w) and windows of ``side``; None if they affect all of every layer, or the cache
+        is too large."""
+        found = affected(graph, x, side)
         if found is None:
             return None
         borders, sizes = found.borders(), 0
@@ -104,7 +104,7 @@ class Windowed:
             sizes += c * (h + 2 * pad) * (w + 2 * pad)
         if sizes * len(x) > _MOST:
             return None
-        kept = {node: _Kept.of(value, borders[node]) for node, value in found.values(x) if node in borders}
+        cached = {node: _Cached.of(value, borders[node]) for node, value in found.values(x) if node in borders}
         reads: dict[tuple[fx.Node, fx.Node], _Part] = {}
         weights: dict[fx.Node, Tensor] = {}
         for node, (down, across) in found.spans.items():
@@ -120,36 +120,36 @@ class Windowed:
                     shape = (down.length - 1) * stride + kernel, (across.length - 1) * apart + wide
                 elif all(a.same(b) for a, b in zip(found.spans[arg], (down, across))):
                     continue
-                reads[node, arg] = _Part.of(kept[arg], *begin, shape)
+                reads[node, arg] = _Part.of(cached[arg], *begin, shape)
         writes = {}
-        for node, each in kept.items():
+        for node, each in cached.items():
             down, across = found.spans[node]
             writes[node] = _Part.of(each, down.first, across.first, (down.length, across.length))
-        return cls(found, kept, found.ends, found.rest(), reads, writes, weights)
+        return cls(found, cached, found.ends, found.rest(), reads, writes, weights)
 
     def logits(self, z: Tensor, top: Tensor, left: Tensor) -> Tensor:
-        """Logits (n, classes) of ``z`` (n, c, h, w), which may differ from the kept images in the windows at ``top``
-        and ``left`` (n,) alone. They are kept until `settle` says which of them stay."""
-        side = self.reach.side
+        """Logits (n, classes) of ``z`` (n, c, h, w), which differs from the cached images at most in the windows at
+        ``top`` and ``left`` (n,). The cache holds ``z`` until `commit` decides per image which one to keep."""
+        side = self.affected.side
         top, left = (t.clamp_max(size - side) for t, size in zip((top, left), z.shape[2:]))
         self.pending.clear()
         patches: dict[fx.Node, Tensor] = {}
         along, each = torch.arange(side), torch.arange(len(z))[:, None, None]
         down, across = top[:, None, None] + along[:, None], left[:, None, None] + along
-        for node in self.reach.spans:
+        for node in self.affected.spans:
             if node.op == "placeholder":
                 patch = z[each, :, down, across].permute(0, 3, 1, 2)
             else:
                 patch = self._patch(node, patches, top, left)
             patches[node] = patch
-            if node in self.kept:
+            if node in self.cached:
                 self._write(node, patch, top, left)
-        answer: Tensor = self.rest(*(self.kept[node].whole() for node in self.ends))
-        return answer
+        logits: Tensor = self.rest(*(self.cached[node].copy() for node in self.ends))
+        return logits
 
     def _patch(self, node: fx.Node, patches: dict[fx.Node, Tensor], top: Tensor, left: Tensor) -> Tensor:
-        """The part of a layer that the windows reach."""
-        graph = self.reach.graph
+        """The part of a layer that the windows affect."""
+        graph = self.affected.graph
         given: list[Any] = []
         for arg in node.args:
             if not isinstance(arg, fx.Node):
@@ -157,39 +157,39 @@ class Windowed:
             elif arg.op == "get_attr":
                 given.append(constant(graph, arg))
             elif (node, arg) in self.reads:
-                given.append(self.reads[node, arg].cut(self.kept[arg], top, left))
+                given.append(self.reads[node, arg].cut(self.cached[arg], top, left))
             else:
                 given.append(patches[arg])
         slide = layer(graph, node)
         if isinstance(slide, nn.Conv2d):
-            # The border of zeros is part of what was read.
+            # The zero padding is part of the cached layer.
             return F.conv2d(given[0], self.weights[node], slide.bias, slide.stride, 0, slide.dilation, slide.groups)
         return apply(graph, node, given)
 
     def _write(self, node: fx.Node, patch: Tensor, top: Tensor, left: Tensor) -> None:
-        rows, flat = self.writes[node].rows(top, left), self.kept[node].flat
+        rows, flat = self.writes[node].rows(top, left), self.cached[node].flat
         after = patch.permute(0, 2, 3, 1).reshape(len(rows), -1)
-        self.pending.append((self.kept[node], rows, flat.index_select(0, rows), after))
+        self.pending.append((self.cached[node], rows, flat.index_select(0, rows), after))
         flat.index_copy_(0, rows, after)
 
-    def settle(self, stay: Tensor) -> None:
-        """Keep the images of the last query where ``stay`` (n,), else those before."""
-        for kept, rows, before, after in self.pending:
-            chosen = torch.where(stay[:, None], after.view(len(stay), -1), before.view(len(stay), -1))
-            kept.flat.index_copy_(0, rows, chosen.view_as(after))
+    def commit(self, accepted: Tensor) -> None:
+        """Keep the images of the last query where ``accepted`` (n,), otherwise the previous ones."""
+        for cached, rows, before, after in self.pending:
+            chosen = torch.where(accepted[:, None], after.view(len(accepted), -1), before.view(len(accepted), -1))
+            cached.flat.index_copy_(0, rows, chosen.view_as(after))
         self.pending.clear()
 
     def take(self, rows: Tensor) -> None:
-        """Keep some of the images only."""
-        for kept in self.kept.values():
-            kept.values = kept.values[rows]
+        """Keep the cached images ``rows`` only."""
+        for cached in self.cached.values():
+            cached.values = cached.values[rows]
 
 
 class Scores:
-    """The logits that a search by windows asks for: from the kept layers of its best points where that is cheaper.
+    """The logits of a search by windows, computed from cached layers of its best points where that is cheaper.
 
-    On the CPU, for networks that `graph_of` knows and windows that reach little: a GPU is not kept busy by parts of
-    layers. Logits are the network's own to rounding; the first ones of each side of a window are compared with them.
+    On the CPU only, for networks that `graph_of` supports and windows that affect small parts: parts of layers do not
+    fill a GPU. The logits equal the network's up to rounding; this is verified at the first query of each window side.
     """
 
     def __init__(self, oracle: Oracle, x: Tensor) -> None:
@@ -200,7 +200,7 @@ class Scores:
 
     @torch.no_grad()
     def logits(self, oracle: Oracle, z: Tensor, y: Tensor, best: Tensor, window: Window | None) -> Tensor:
-        """Logits (n, classes) of ``z`` (n, c, h, w), which differ from ``best`` in the window."""
+        """Logits (n, classes) of ``z`` (n, c, h, w), which differs from ``best`` in the window."""
         if self.graph is None or window is None:
             return oracle.logits(z, y)
         side = int(window.side.max())
@@ -212,37 +212,37 @@ class Scores:
         return self.windowed.logits(z, window.top, window.left)
 
     def _begin(self, oracle: Oracle, z: Tensor, y: Tensor, best: Tensor, window: Window, side: int) -> Tensor:
-        """Logits of ``z`` by the network itself, and whether windows of this side are computed from now on."""
+        """Logits of ``z`` by the network itself; prepares the cache for windows of this side if it is usable."""
         logits, self.side, self.windowed = oracle.logits(z, y), side, None
         assert self.graph is not None
         try:
             self.windowed = Windowed.of(self.graph, best, side)
             if self.windowed is not None:
                 found = self.windowed.logits(z, window.top, window.left)
-                # Parts of layers are summed in another order; anything else is off by more.
+                # Parts of layers are summed in another order; any other difference is larger.
                 near = torch.finfo(logits.dtype).eps ** 0.5 * logits.abs().amax()
                 if not bool((found - logits).abs().amax() <= near):
                     self.graph = self.windowed = None
-        except Exception:  # a layer that is more than its name says
+        except Exception:  # a layer that deviates from its documented behaviour
             self.graph = self.windowed = None
         return logits
 
     def doubt(self, logits: Tensor) -> Tensor | float:
-        """By how much the last ``logits`` may differ from the network's own, (n,): 0 where they are.
+        """An upper bound of the rounding difference between the last ``logits`` and the network's own, (n,) or 0.
 
-        A query that changes nothing has the same logits from the network, and nearly the same from kept layers: what is
-        less than 16 units in the last place of the largest logit is no gain.
+        A query without effect has identical logits from the network, but slightly different ones from cached layers:
+        differences below 16 units in the last place of the largest logit do not count as an improvement.
         """
         if self.windowed is None:
             return 0.0
         return 16 * torch.finfo(logits.dtype).eps * logits.abs().amax(1).nan_to_num(0.0, 0.0)
 
-    def settle(self, better: Tensor) -> None:
-        """The points of the last query are the best ones where ``better`` (n,)."""
+    def commit(self, accepted: Tensor) -> None:
+        """Make the points of the last query the best ones where ``accepted`` (n,)."""
         if self.windowed is not None:
-            self.windowed.settle(better)
+            self.windowed.commit(accepted)
 
     def take(self, rows: Tensor) -> None:
-        """Go on with some of the images only."""
+        """Keep the images ``rows`` only."""
         if self.windowed is not None:
             self.windowed.take(rows)

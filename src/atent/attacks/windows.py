@@ -1,4 +1,4 @@
-"""The moves of the square attack: random windows of an image, one search for linf and one for l2 and l1."""
+"""The queries of the square attack: random windows of an image, in one form for linf and one for l2 and l1."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from atent.attacks.windowed import Window
 from atent.rng import Streams
 from atent.threat import Threat, l2_norm, per_sample
 
-# Queries whose random numbers are drawn in one call: each call's words are 8 bytes of scratch.
+# Queries whose random numbers are generated in one call; a call allocates 8 bytes per number.
 _BLOCK = 256
-# Order of the norm in which windows have a mass.
+# Order of the norm that defines the mass of a window.
 ORDER = {"l2": 2, "l1": 1}
-# How many queries ahead a sample looks for one that can change something.
+# Number of queries ahead that are searched for one with an effect.
 _AHEAD = 32
 
 
 def as_image(shape: Sequence[int]) -> tuple[int, int, int]:
-    """(c, h, w) of a sample: its own shape, or that of a vector read as an image."""
+    """(c, h, w) of a sample: its own shape, or that of a vector viewed as an image."""
     if len(shape) == 3:
         return shape[0], shape[1], shape[2]
     d = math.prod(shape)
@@ -32,7 +32,7 @@ def as_image(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def window_side(share: float, h: int, w: int, least: int) -> int:
-    """Side of a square that covers about the share of an image, at least ``least`` and never more than its sides."""
+    """Side of a square that covers about this share of an image, at least ``least`` and at most the image's sides."""
     return min(max(round(math.sqrt(share * h * w)), least), h, w)
 
 
@@ -46,7 +46,7 @@ def _uniforms(x: Tensor, queries: int, each: int, streams: Streams, restart: int
 
 
 def _places(u: Tensor, sides: Tensor, h: int, w: int) -> Tensor:
-    """Windows as numbers, row by row, int64 (n, queries): uniform over all that lie inside the image."""
+    """Window positions as row-major indices, int64 (n, queries): uniform over all windows inside the image."""
     return (u * ((h - sides + 1) * (w - sides + 1))).long()
 
 
@@ -56,7 +56,7 @@ def _coins(x: Tensor, shape: tuple[int, ...], streams: Streams, use: str, restar
 
 
 def _last_time(keys: Tensor) -> Tensor:
-    """For each entry of a row the place of the one before it with the same key, -1 where there is none."""
+    """For each entry of a row the index of the previous entry with the same key, -1 if there is none."""
     ordered, order = keys.sort(dim=1, stable=True)
     again = F.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0))
     before = F.pad(order[:, :-1], (1, 0))
@@ -65,10 +65,10 @@ def _last_time(keys: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Squares:
-    """linf, Algorithm 2: every pixel is at x + eps or x - eps, and a query sets a window to one of them.
+    """linf: every pixel is at x + eps or x - eps, and a query sets a window to one of them.
 
-    Queries that cannot change anything are passed over: those that set a window to what it holds, and those that were
-    tried before on the same point. A model that answers the same each time leads to the same result without them.
+    Queries without effect are skipped: those that set a window to its present values, and those that failed before on
+    the same point. For a deterministic model the result is the same as with them.
     """
 
     low: Tensor
@@ -79,10 +79,10 @@ class Squares:
     signs: Tensor
     """bool (n, queries, c)."""
     before: Tensor
-    """int64 (n, queries): the last query that proposed the same."""
+    """int64 (n, queries): the last query with the same proposal."""
 
     @classmethod
-    def draw(cls, threat: Threat, x: Tensor, shares: Sequence[float], streams: Streams, restart: int) -> Squares:
+    def sample(cls, threat: Threat, x: Tensor, shares: Sequence[float], streams: Streams, restart: int) -> Squares:
         """The queries for images ``x`` (n, c, h, w), one for each share."""
         _, c, h, w = x.shape
         eps = threat.lengths(x)
@@ -97,25 +97,25 @@ class Squares:
         return cls(threat.clamp(x - eps), threat.clamp(x + eps), sides, places, signs, before)
 
     def take(self, rows: Tensor) -> Squares:
-        """For some of the samples."""
+        """The queries of the samples ``rows``."""
         mine = (self.places, self.signs, self.before)
         return Squares(self.low[rows], self.high[rows], self.sides, *(t[rows] for t in mine))
 
     def start(self, streams: Streams, restart: int) -> Tensor:
-        """Vertical stripes: one sign for each column and channel."""
+        """Vertical stripes: one sign per column and channel."""
         _, c, _, w = self.low.shape
         return torch.where(_coins(self.low, (c, 1, w), streams, "stripes", restart), self.high, self.low)
 
     def next(self, best: Tensor, at: Tensor, changed: Tensor) -> Tensor:
-        """The first query from ``at`` (n,) on that can change ``best``, which is as the query ``changed`` (n,) left
-        it; or the last one within sight."""
+        """The first query from ``at`` (n,) on that can change ``best``, last changed by the query ``changed`` (n,); or
+        the last one of the look-ahead."""
         _, c, _, w = best.shape
         ahead = torch.arange(_AHEAD, device=at.device)
         queries = (at[:, None] + ahead).clamp_max(len(self.sides) - 1)
         side = self.sides[queries]
         place, across = self.places.gather(1, queries), w - side + 1
         top, left = place // across, place % across
-        # Sums over all rectangles from the corner give how many pixels of a window are at x + eps.
+        # A summed-area table gives the number of pixels of a window that are at x + eps.
         sums = F.pad((best == self.high).float().cumsum(2).cumsum(3), (1, 0, 1, 0)).flatten(2)
 
         def corner(i: Tensor, j: Tensor) -> Tensor:
@@ -123,12 +123,12 @@ class Squares:
 
         up = corner(top + side, left + side) - corner(top, left + side) - corner(top + side, left) + corner(top, left)
         sign = self.signs.gather(1, queries[..., None].expand(-1, -1, c)).transpose(1, 2)
-        held = (up == torch.where(sign, (side * side)[:, None], 0)).all(1)
-        idle = held | (self.before.gather(1, queries) >= changed[:, None])
+        unchanged = (up == torch.where(sign, (side * side)[:, None], 0)).all(1)
+        idle = unchanged | (self.before.gather(1, queries) >= changed[:, None])
         return (at + idle.long().cumprod(1).sum(1).clamp_max(_AHEAD - 1)).clamp_max(len(self.sides) - 1)
 
     def propose(self, best: Tensor, query: Tensor, k: int) -> tuple[Tensor, Window]:
-        """The point of each sample's own query (n,), in pass k, and the window in which it differs from ``best``."""
+        """The point of the query (n,) of each sample, in pass k, and the window in which it differs from ``best``."""
         _, _, h, w = best.shape
         side = self.sides[query]
         place = self.places.gather(1, query[:, None]).squeeze(1)
@@ -143,8 +143,8 @@ class Squares:
         return torch.where(window, torch.where(up, self.high, self.low), best), Window(top, left, side)
 
 
-def _hill(h: int, w: int, power: int) -> Tensor:
-    """A hill in the middle of a rectangle: the sum of (k + 1)^-power over all k from the distance to the middle on."""
+def _bump(h: int, w: int, power: int) -> Tensor:
+    """A bump centred in a rectangle: the sum of (k + 1)^-power over all k from the distance to the centre on."""
     i, j = torch.arange(h)[:, None], torch.arange(w)[None, :]
     away = torch.maximum((i - h // 2).abs(), (j - w // 2).abs())
     terms = 1.0 / torch.arange(1, max(h, w) // 2 + 2, dtype=torch.float64) ** power
@@ -152,13 +152,13 @@ def _hill(h: int, w: int, power: int) -> Tensor:
 
 
 def eta(side: int, like: Tensor, order: int = 2) -> Tensor:
-    """The pattern of the l2 and the l1 attack (``order``), shape (side, side), of length 1: a hill above a valley.
+    """The pattern of the l2 and the l1 attack (``order``), shape (side, side), norm 1: a positive and a negative bump.
 
-    Andriushchenko et al. 2020, Eq. 2; in l1 the hill falls with the fourth power (Croce and Hein 2021).
+    Andriushchenko et al. 2020; in l1 the bumps decay with the fourth power (Croce and Hein 2021).
     """
     half, power = side // 2, {2: 2, 1: 4}[order]
-    hills = [_hill(half, side, power), _hill(side - half, side, power)]
-    upper, lower = (hill / hill.norm(order) if hill.numel() else hill for hill in hills)
+    bumps = [_bump(half, side, power), _bump(side - half, side, power)]
+    upper, lower = (bump / bump.norm(order) if bump.numel() else bump for bump in bumps)
     pattern = torch.cat([upper, -lower])
     made: Tensor = (pattern / pattern.norm(order)).to(like)
     return made
@@ -166,9 +166,9 @@ def eta(side: int, like: Tensor, order: int = 2) -> Tensor:
 
 @dataclass(frozen=True)
 class Masses:
-    """l2, Algorithm 3: a query gives to a window the mass of another one and what is left of eps.
+    """l2: a query moves to a window the mass of another one and the unused rest of eps.
 
-    l1, Croce and Hein 2021: lengths take the place of their squares, what a window gets is multiplied by the number of
+    l1 (Croce and Hein 2021): lengths replace their squares, the mass of the window is multiplied by the number of
     channels, and the point is projected onto ball and box.
     """
 
@@ -177,14 +177,14 @@ class Masses:
     sides: tuple[int, ...]
     """Side of the window of each query."""
     patterns: dict[int, Tensor]
-    """The pattern eta of each side, flat, upright and transposed: (2, side * side)."""
+    """The flattened pattern eta of each side, upright and transposed: (2, side * side)."""
     windows: Tensor
     sources: Tensor
     coins: Tensor
-    """bool (n, queries, 1 + c): whether the pattern is transposed, and its sign in each channel."""
+    """bool (n, queries, 1 + c): whether the pattern is transposed, and its sign per channel."""
 
     @classmethod
-    def draw(cls, threat: Threat, x: Tensor, shares: Sequence[float], streams: Streams, restart: int) -> Masses:
+    def sample(cls, threat: Threat, x: Tensor, shares: Sequence[float], streams: Streams, restart: int) -> Masses:
         """The queries for images ``x`` (n, c, h, w), one for each share."""
         _, c, h, w = x.shape
         least = [window_side(share, h, w, 3) for share in shares]
@@ -196,14 +196,14 @@ class Masses:
         return cls(threat, x, sides, patterns, windows, sources, u[..., 2:] > 0.5)
 
     def take(self, rows: Tensor) -> Masses:
-        """For some of the samples."""
+        """The queries of the samples ``rows``."""
         mine = (self.windows, self.sources, self.coins)
         return Masses(self.threat.take(rows), self.x[rows], self.sides, self.patterns, *(t[rows] for t in mine))
 
     def start(self, streams: Streams, restart: int) -> Tensor:
-        """A grid of patterns eta of length eps; each is transposed at random, with a random sign for each channel.
+        """A grid of patterns eta, scaled to length eps; each is randomly transposed, with a random sign per channel.
 
-        In l1 a pattern has length 1 in widths of the box, or more where eps asks for it, before all are projected.
+        In l1 a pattern has length 1 in widths of the box, or more if eps requires it, before the projection.
         """
         n, c, h, w = self.x.shape
         side = max(min(h, w) // 5, 1)
@@ -227,18 +227,18 @@ class Masses:
         return ORDER[self.threat.norm]
 
     def _full(self, delta: Tensor) -> Tensor:
-        """x plus delta at length eps, in the box; l1: the nearest point to it of ball and box."""
+        """x plus delta rescaled to length eps, in the box; l1: the nearest point of ball and box."""
         if self.order == 1:
             return self.threat.project(self.x + delta, self.x)
         length = self.threat.radii(delta) * (l2_norm(delta) + 1e-12 * self.threat.width).reciprocal()
         return self.threat.clamp(self.x + delta * per_sample(length, delta))
 
     def next(self, best: Tensor, at: Tensor, changed: Tensor) -> Tensor:
-        """Every query counts."""
+        """The next query is ``at``: all have an effect."""
         return at
 
     def _cells(self, places: Tensor, k: int) -> Tensor:
-        """Positions (n, c, side * side) of the windows in the flat image."""
+        """Indices (n, c, side * side) of the windows' pixels in the flattened image."""
         _, c, _, w = self.x.shape
         side, cells = self.sides[k], torch.arange(self.sides[k], device=places.device)
         place, across = places[:, k, None], w - side + 1
@@ -246,7 +246,7 @@ class Masses:
         return (rows[:, :, None] * w + columns[:, None, :]).flatten(1)[:, None].expand(-1, c, -1)
 
     def propose(self, best: Tensor, query: Tensor, k: int) -> tuple[Tensor, None]:
-        """The points of query k, at which all samples are: the length of the whole changes, not a window alone."""
+        """The points of query k, common to all samples: all of the perturbation is rescaled, not only a window."""
         delta = (best - self.x).flatten(2)
         window, source = self._cells(self.windows, k), self._cells(self.sources, k)
         (upright, lying), coins = self.patterns[self.sides[k]], self.coins[:, k, :, None]
@@ -256,13 +256,13 @@ class Masses:
         def mass(t: Tensor, dims: tuple[int, ...]) -> Tensor:
             return (t.square() if square else t.abs()).sum(dims, keepdim=True)
 
-        whole = self.threat.lengths(delta, lambda eps: eps**order)
-        spare = (whole - mass(delta, (1, 2))).clamp_min(0.0) / channels
-        held = delta.gather(2, window)
+        total = self.threat.lengths(delta, lambda eps: eps**order)
+        spare = (total - mass(delta, (1, 2))).clamp_min(0.0) / channels
+        content = delta.gather(2, window)
         emptied = delta.scatter(2, window, 0.0)
         # Where the windows overlap, the mass counts once.
-        both = spare + (mass(held, (2,)) + mass(emptied.gather(2, source), (2,)))
-        length = held.norm(order, dim=2, keepdim=True) + 1e-12 * self.threat.width
-        new = torch.where(coins[:, 1:], shape, -shape) + held / length
+        both = spare + (mass(content, (2,)) + mass(emptied.gather(2, source), (2,)))
+        length = content.norm(order, dim=2, keepdim=True) + 1e-12 * self.threat.width
+        new = torch.where(coins[:, 1:], shape, -shape) + content / length
         new = new / (new.norm(order, dim=2, keepdim=True) + 1e-12) * (both.sqrt() if square else both * channels)
         return self._full(emptied.scatter(2, source, 0.0).scatter(2, window, new).view_as(best)), None

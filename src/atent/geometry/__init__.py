@@ -1,1 +1,1 @@
-"""What `atent.threat.Threat` is made of: radii and boxes (`values`), and the geometry of l1, l0 and patches."""
+"""Geometry of `atent.threat.Threat`: radii and boxes (`values`), norms per sample (`samples`), l1, l0 and patches."""

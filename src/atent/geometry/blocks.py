@@ -1,4 +1,4 @@
-"""Changes of at most k blocks of a sample, whatever the blocks are: elements, pixels or patches."""
+"""Changes of at most k blocks of a sample, where blocks are elements, pixels or patches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Blocks:
-    """How samples of one shape fall into blocks that do not overlap and cover the sample."""
+    """A partition of samples of one shape into blocks."""
 
     count: int
     """Number of blocks."""
     pool: Callable[[Tensor], Tensor]
-    """The sum of each block, from (n, ...) to (n, count)."""
+    """Sums over each block, from (n, ...) to (n, count)."""
     spread: Callable[[Tensor], Tensor]
-    """From (n, count) to a view that broadcasts over (n, ...): each block's value at its elements."""
+    """Values per block (n, count) at the elements of each block, as a view that broadcasts over (n, ...)."""
 
     def changed(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The number of blocks in which two samples differ, float64 (n,)."""
@@ -28,9 +28,9 @@ class Blocks:
     def project(self, z: Tensor, inside: Tensor, x: Tensor, k: Any) -> Tensor:
         """The nearest point to ``z`` that differs from ``x`` in at most ``k`` blocks, which are those of ``inside``.
 
-        ``inside`` is the nearest point of a product of intervals that hold x. Keeping block b of it, with
-        v = z - x and c = inside - x, brings the distance to z down by |v_b|^2 - |v_b - c_b|^2, the gain; so the k
-        largest gains are kept, and all other blocks are those of x, bit for bit. ``k`` is a number or (n,).
+        ``inside`` is the nearest point to ``z`` of a product of intervals that contain x. With v = z - x and
+        c = inside - x, keeping block b of it reduces the squared distance to z by |v_b|^2 - |v_b - c_b|^2; the k blocks
+        with the largest reduction are kept, and all others are those of x, bit for bit. ``k`` is a number or (n,).
         """
         v, c = z.double() - x.double(), inside.double() - x.double()
         return torch.where(self.largest(self.pool(c * (2 * v - c)), k), inside, x)
@@ -41,7 +41,7 @@ class Blocks:
 
 
 def largest(values: Tensor, k: Any) -> Tensor:
-    """bool (n, m): the ``k`` largest of each row, a number or one for each row (n,); all where there are no more."""
+    """bool (n, m): the ``k`` largest entries of each row, all if there are at most k; a number or one per row (n,)."""
     m = values.shape[1]
     if not isinstance(k, Tensor):
         at = values.topk(int(min(k, m)), dim=1, sorted=False).indices

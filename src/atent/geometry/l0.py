@@ -1,4 +1,4 @@
-"""The l0 "ball": at most k elements of a sample differ, or at most k pixels, whose channels change together."""
+"""The l0 "ball": at most k elements of a sample differ, or at most k pixels with all their channels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ GROUPS = ("element", "pixel")
 
 
 def blocks(shape: Sequence[int], group: Group) -> Blocks:
-    """The elements, or the pixels, of samples of ``shape`` (no batch dimension), a pixel being all its channels.
+    """The elements, or the pixels with all their channels, of samples of ``shape`` (no batch dimension).
 
-    ValueError for pixels of samples without several channels.
+    ValueError for pixels of samples with a single channel.
     """
     if group == "element":
         return Blocks(math.prod(shape), lambda t: t.flatten(1), lambda m: m.view(-1, *shape))

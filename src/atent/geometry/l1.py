@@ -1,4 +1,4 @@
-"""The l1 ball cut to the box: the nearest point, exact, for a whole batch at once."""
+"""Exact projection onto the intersection of the l1 ball and the box, for an entire batch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from torch import Tensor
 
 
 def project(v: Tensor, room: Tensor | None, eps: Any) -> Tensor:
-    """The nearest point to each ``v`` of the l1 ball around 0, cut to a box.
+    """The nearest point to each ``v`` of the l1 ball around 0, intersected with a box.
 
     The minimiser of ||d - v||^2 subject to ||d||_1 <= eps and |d_i| <= room_i on the side of v_i is
-    d_i = sign(v_i) clip(|v_i| - t, 0, room_i): t = 0 where that fits, else the t at which the lengths sum to eps. The
-    sum falls in t in straight pieces, which end at every |v_i| and |v_i| - room_i: the sorted ends and a running sum
-    say on which piece eps is met. Clipping first and projecting then gives another point.
+    d_i = sign(v_i) clip(|v_i| - t, 0, room_i): t = 0 if that is in the ball, otherwise the t at which the lengths sum
+    to eps. The sum is piecewise linear and decreasing in t with breakpoints at every |v_i| and |v_i| - room_i: the
+    sorted breakpoints and a cumulative sum give the piece on which it equals eps. Clipping to the box before the
+    projection onto the ball gives a different point.
 
     Parameters
     ----------
     v
         (n, d), float64.
     room
-        (n, d): how far each coordinate may move in the direction of v, at least 0. None: no box.
+        (n, d): the largest move of each coordinate in the direction of v, at least 0. None: no box.
     eps
         A number, or float64 (n, 1).
 
@@ -32,36 +33,37 @@ def project(v: Tensor, room: Tensor | None, eps: Any) -> Tensor:
 
     References
     ----------
-    Croce and Hein 2021 (Mind the box); without the box Duchi et al. 2008.
+    Croce and Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", ICML; without the
+    box Duchi et al. 2008, "Efficient projections onto the l1-ball for learning in high dimensions", ICML.
     """
     size = v.abs()
-    reach = size if room is None else torch.minimum(size, room)
-    # Lengths count from the largest entry: of numbers far beyond eps only the differences matter, and these stay exact.
+    clipped = size if room is None else torch.minimum(size, room)
+    # Relative to the largest entry: of numbers much larger than eps only the differences matter, which remain exact.
     top = size.amax(1, keepdim=True)
     entry, limit = size - top, torch.zeros_like(top) + eps
     some, rooms = entry, room
     if v.device.type == "cpu":
-        # Few coordinates differ from 0, mostly; elsewhere their number would have to be waited for.
+        # Usually few coordinates are nonzero; on other devices their number would need a synchronisation.
         many = max(1, int((size > 0).sum(1).amax())) if len(v) else 1
         if 2 * many <= v.shape[1]:
             at = size.topk(many, dim=1, sorted=False).indices
             some, rooms = entry.gather(1, at), None if room is None else room.gather(1, at)
     t = _threshold(some, rooms, top, limit)
-    cut = torch.minimum((entry - t).clamp_min(0), reach)
-    fits = reach.sum(1, keepdim=True) <= limit
-    return v.sign() * torch.where(fits, reach, cut)
+    shortened = torch.minimum((entry - t).clamp_min(0), clipped)
+    fits = clipped.sum(1, keepdim=True) <= limit
+    return v.sign() * torch.where(fits, clipped, shortened)
 
 
 def _threshold(entry: Tensor, room: Tensor | None, top: Tensor, limit: Tensor) -> Tensor:
-    """t - top (n, 1), where the lengths sum to the ``limit``, from |v| - top (n, m); of no use where they all fit."""
+    """t - top (n, 1) at which the lengths sum to ``limit``, from |v| - top (n, m); meaningless where all of v fits."""
     ends, weights = entry, torch.ones_like(entry)
     if room is not None:
-        # Below t = 0 nothing is asked.
+        # Breakpoints below t = 0 are irrelevant.
         ends = torch.cat([entry, torch.maximum(entry - room, -top)], 1)
         weights = torch.cat([weights, -weights], 1)
     ends, order = ends.sort(dim=1, descending=True)
     moving = weights.gather(1, order).cumsum(1)
-    # The sum of the lengths at each end, from the largest down; between two ends `moving` coordinates grow.
+    # The sum of the lengths at each breakpoint, from the largest down; between two of them `moving` coordinates grow.
     met = (moving[:, :-1] * (ends[:, :-1] - ends[:, 1:])).cumsum(1)
     met = torch.cat([torch.zeros_like(top), met], 1)
     piece = (torch.searchsorted(met, limit) - 1).clamp_min(0)
@@ -70,7 +72,7 @@ def _threshold(entry: Tensor, room: Tensor | None, top: Tensor, limit: Tensor) -
 
 
 def ascent(grad: Tensor) -> Tensor:
-    """Steepest ascent of l1 length 1: the largest coordinate of each gradient (n, ...), the first of equals."""
+    """Steepest ascent of l1 norm 1: the sign of the largest coordinate of each gradient (n, ...), the first of ties."""
     flat = grad.flatten(1)
     at = flat.abs().argmax(1, keepdim=True)
     made: Tensor = torch.zeros_like(flat).scatter(1, at, flat.gather(1, at).sign()).view_as(grad)
@@ -78,9 +80,9 @@ def ascent(grad: Tensor) -> Tensor:
 
 
 def filled(value: Tensor, room: Tensor, total: Tensor) -> Tensor:
-    """The lengths (n, d) between 0 and ``room`` that sum to ``total`` (n, 1) and have the largest <value, lengths>.
+    """The lengths (n, d) between 0 and ``room`` that sum to ``total`` (n, 1) and maximise <value, lengths>.
 
-    All of the room where that is less. Coordinates are filled in the order of their ``value``: what a unit is worth.
+    ``room`` itself if its sum is smaller. Coordinates are filled in order of decreasing ``value``, the gain per unit.
     """
     order = value.argsort(dim=1, descending=True, stable=True)
     room = room.gather(1, order)

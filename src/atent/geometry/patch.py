@@ -1,4 +1,4 @@
-"""At most K patches of an image differ: squares of one side that tile it from its upper left corner."""
+"""Patches: at most K squares of a grid that tiles the image from its upper left corner differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INNERS = ("free", "linf")
 
 
 def blocks(shape: Sequence[int], side: int) -> Blocks:
-    """The patches of images of ``shape`` (c, h, w), row by row; ValueError unless they tile the image."""
+    """The patches of images of ``shape`` (c, h, w), in row-major order; ValueError unless they tile the image."""
     if len(shape) != 3:
         got = ", ".join(map(str, shape))
         raise ValueError(f"a patch threat is for images (n, c, h, w), got inputs of shape (n, {got}): use l0")

@@ -1,4 +1,4 @@
-"""What a threat is made of: radii and boxes, read from what people write."""
+"""Radii and boxes of a threat, parsed from numbers, text, sequences and tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,34 @@ from atent.fields import LARGEST, shown
 
 
 def radius(value: float | str, name: str = "eps") -> float:
-    """A radius from a number or a fraction such as ``"8/255"``; ValueError unless finite and >= 0."""
+    """A radius from a number or a fraction such as ``"8/255"``.
+
+    Parameters
+    ----------
+    value
+        A number, or text with a number or a fraction of two numbers.
+    name
+        Name of the setting in the error. Default: eps.
+
+    Returns
+    -------
+    float
+        The radius, finite and at least 0.
+
+    Raises
+    ------
+    ValueError
+        If ``value`` is not a number, negative, infinite, NaN or larger than the largest float32.
+
+    Examples
+    --------
+    >>> from atent.threat import radius
+    >>> round(radius("8/255"), 4)
+    0.0314
+    >>> radius(-1)
+    Traceback (most recent call last):
+    ValueError: eps must be finite and at least 0, got -1
+    """
     try:
         number = _number(value)
     except (ValueError, ZeroDivisionError, TypeError, OverflowError, RuntimeError):
@@ -31,29 +58,47 @@ def radius(value: float | str, name: str = "eps") -> float:
 def _number(value: Any) -> float:
     if not isinstance(value, str):
         if isinstance(value, bool | bytes | bytearray):
-            raise TypeError("no number")
+            raise TypeError("not a number")
         return float(value)
-    # The fraction of 1e999999999 would fill the memory.
+    # The fraction of 1e999999999 would exhaust the memory.
     if len(value) > 100 or any(int(power) > 400 for power in re.findall(r"[eE][+-]?(\d+)", value.replace("_", ""))):
         raise ValueError("too long")
     return float(Fraction(value.strip()))
 
 
 class Radii(tuple[float, ...]):
-    """One radius for each sample: compared, hashed and written as a tuple; no single number."""
+    """One radius per sample: an immutable tuple of floats, which a `Threat` makes of a sequence or tensor as its eps.
+
+    It has no value as a single number: ``float(radii)`` raises ValueError.
+
+    Parameters
+    ----------
+    values
+        Numbers or fractions as text, each finite and at least 0; one per sample, in the order of the batch.
+
+    Examples
+    --------
+    >>> from atent import Threat
+    >>> from atent.threat import Radii
+    >>> eps = Radii([0.1, "8/255"])
+    >>> len(eps), eps.tensor.dtype
+    (2, torch.float64)
+    >>> Threat("linf", eps) == Threat("linf", [0.1, 8 / 255])
+    True
+    """
 
     def __new__(cls, values: Iterable[float | str]) -> Radii:
         return super().__new__(cls, (radius(v) for v in values))
 
     def __float__(self) -> float:
         raise ValueError(
-            f"the threat has an eps for each of {len(self)} samples, and one number is needed here: attacks, evaluate"
-            " and craft take one per sample"
+            f"the threat has an eps for each of {len(self)} samples, and one number is needed here: only attacks,"
+            " evaluate and craft accept an eps per sample"
         )
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any:
-        """For pydantic: no text of a file gives them."""
+        """For pydantic: text in a file cannot express them."""
         from pydantic_core import core_schema
 
         return core_schema.is_instance_schema(cls)
@@ -68,13 +113,13 @@ if TYPE_CHECKING:
     Eps: TypeAlias = float | str | Radii
     Box: TypeAlias = tuple[Any, Any]
 else:
-    # What a recipe or an option may give: one number, and one box or one for each channel.
+    # What a recipe or an option accepts: one number, and one box or one per channel.
     Eps = float | str
     Box = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def check_counts(norm: str, eps: float | Radii) -> None:
-    """ValueError unless every eps is a whole number of at least 1, or unlimited."""
+    """ValueError unless every eps is a whole number of at least 1, or infinite."""
     what = {"l0": "elements or pixels", "patch": "patches"}[norm]
     for value in eps if isinstance(eps, Radii) else (eps,):
         if value != math.inf and (value < 1 or value != math.floor(value)):
@@ -82,7 +127,7 @@ def check_counts(norm: str, eps: float | Radii) -> None:
 
 
 def as_eps(value: Any) -> float | Radii:
-    """A radius, inf, or one radius for each sample."""
+    """A radius, inf, or one radius per sample."""
     if isinstance(value, float):
         return value if value == math.inf else radius(value)
     if isinstance(value, Radii):
@@ -97,8 +142,8 @@ def as_eps(value: Any) -> float | Radii:
 
 
 def as_box(value: Any) -> Box:
-    """A pair of numbers, or a pair of tuples with one number for each channel."""
-    message = f"box must be (low, high), finite, with low < high, got {shown(value)} (or one sequence for each)"
+    """A pair of numbers, or a pair of tuples with one number per channel."""
+    message = f"box must be (low, high), finite, with low < high, got {shown(value)} (or a sequence each, per channel)"
     if isinstance(value, str | bytes | dict | set):
         raise ValueError(message)
     try:

@@ -50,12 +50,29 @@ def load(
         Of a weights file that training here did not write: what the network expects, see `Convention`. Default: the
         mean and std in the file, or none.
 
+    Returns
+    -------
+    torch.nn.Module
+        The network in eval mode on ``device``: inputs (n, c, h, w) in [0, 1] to logits (n, classes).
+
     Raises
     ------
     FileNotFoundError, ValueError
         In one line: not a run or a weights file, or the model cannot be built.
     Untrusted
-        Before anything is imported, where that needs ``trust_code``.
+        Before anything is imported, if that needs ``trust_code``.
+
+    Examples
+    --------
+    >>> import tempfile, torch
+    >>> from atent import load
+    >>> from atent.models import build
+    >>> network = build("small_cnn", classes=10, shape=(1, 28, 28))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(network.state_dict(), f"{folder}/weights.pt")
+    ...     model = load(f"{folder}/weights.pt", model="small_cnn", classes=10, shape=(1, 28, 28))
+    >>> model(torch.rand(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
     """
     given = Convention(tuple(mean) if mean else None, tuple(std) if std else None, input_range, bgr)
     path = Path(run)

@@ -1,6 +1,6 @@
-"""The contracts as a public suite: checks for attacks, methods, certifiers and settings, yours and the built-in ones.
+"""Contract tests for attacks, training methods, certifiers and settings, both built-in and user-defined.
 
-Each check returns the promises that it looked at, and raises `ContractError`, one line, for the first that is not kept.
+Each check returns the promises that it verified, and raises `ContractError`, one line, for the first that is broken.
 """
 
 from atent.testing.attacks import check_attack

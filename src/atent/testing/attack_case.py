@@ -1,4 +1,4 @@
-"""An attack on a network and a batch, as the checks of `check_attack` use it, and how they measure."""
+"""An attack with a network and a batch, for the checks of `check_attack`, and their distances."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from atent.threat import Threat
 
 @dataclass
 class Case:
-    """An attack, and the network and batch on which it is checked."""
+    """An attack, with the network and batch on which it is checked."""
 
     attack: Attack
     model: nn.Module
@@ -44,7 +44,7 @@ class Case:
 
     @functools.cached_property
     def outcomes(self) -> dict[torch.dtype, tuple[nn.Module, Tensor, Outcome]]:
-        """The attack's outcome in each precision, with what it was given."""
+        """The attack's outcome in each precision, with its network and inputs."""
         found = {}
         for dtype in (torch.float64, torch.float32):
             model, x = self.at(dtype)
@@ -53,7 +53,7 @@ class Case:
 
     @functools.cached_property
     def harmless(self) -> Attack | None:
-        """The attack with eps 0; None where its settings have no meaning there."""
+        """The attack with eps 0; None if its settings are invalid there."""
         try:
             return under(self.attack, dataclasses.replace(self.threat, eps=0.0))
         except ValueError:

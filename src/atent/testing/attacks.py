@@ -13,7 +13,7 @@ from atent.testing import networks
 from atent.testing.attack_case import Case, lengths, under, within
 from atent.testing.bad_inputs import BAD, check_refused
 from atent.testing.contract import Suite, require
-from atent.testing.networks import Found, same
+from atent.testing.networks import Snapshot, same
 from atent.threat import Radii, Threat
 
 _suite: Suite[Case] = Suite()
@@ -23,10 +23,10 @@ promise = _suite.promise
 def check_attack(
     attack: Attack, *, model: nn.Module | None = None, x: Tensor | None = None, y: Tensor | None = None, seed: int = 0
 ) -> list[str]:
-    """Check that an attack keeps the promises of `atent.attacks.Attack`.
+    """Check that an attack satisfies the contract of `atent.attacks.Attack`.
 
-    Nothing is measured that depends on how strong the attack is. The built-in network and batch take a fraction of a
-    second for an attack of ten steps; give an attack of few steps.
+    The strength of the attack is not checked. With the built-in network and batch the checks of an attack of ten steps
+    take a fraction of a second; use few steps.
 
     Parameters
     ----------
@@ -47,9 +47,10 @@ def check_attack(
     Raises
     ------
     ContractError
-        For the first promise that is not kept: one line with the promise, what was found and what is allowed.
+        For the first broken promise: one line with the promise, what was found and what is allowed.
     ValueError
-        For a model, x and y that cannot be used.
+        For something other than an attack, a threat with an eps per sample or a box per channel, and an invalid model,
+        x or y.
 
     Examples
     --------
@@ -62,28 +63,28 @@ def check_attack(
     threat = getattr(attack, "threat", None)
     box = threat.box if isinstance(threat, Threat) else (0.0, 1.0)
     if isinstance(threat, Threat) and isinstance(threat.eps, Radii):
-        raise ValueError("check_attack takes a threat with one eps for all samples: give a number")
+        raise ValueError("check_attack needs a threat with one eps for all samples: give a number")
     if isinstance(box[0], tuple):
-        raise ValueError("check_attack takes a threat with one box for all channels: give a pair of numbers")
+        raise ValueError("check_attack needs a threat with one box for all channels: give a pair of numbers")
     own = networks.given(model, x, y)
     if own is None:
         low, high = box
-        # The network sees inputs in [0, 1] whatever the box.
+        # The network's inputs are in [0, 1] for any box.
         network: nn.Module = networks.Through(networks.network(), before=lambda v: (v - low) / (high - low))
         batch = low + (high - low) * networks.inputs(9)
         labels = network.eval()(batch).argmax(1)
     else:
         network, batch, labels = own
     if len(batch) < 4:
-        raise ValueError(f"check_attack needs 4 samples or more, got {len(batch)}")
+        raise ValueError(f"check_attack needs at least 4 samples, got {len(batch)}")
     with torch.no_grad():
         logits = network.eval()(batch.clone())
-    # A true label that the network does not give.
+    # One sample is misclassified.
     labels[0] = (logits[0].argmax() + 1) % logits.shape[1]
     return _suite.run(type(attack).__name__, Case(attack, network, batch, labels, seed))
 
 
-# ---- what it is, and what it returns ---------------------------------------------------------------------
+# ---- type and outcome ------------------------------------------------------------------------------------
 
 
 @promise("it is a frozen dataclass whose first field is the threat")
@@ -135,7 +136,7 @@ def _radius(case: Case) -> None:
         within(case.threat, out.x_adv, x, eps, f" in {dtype}")
 
 
-# ---- what becomes of the network -------------------------------------------------------------------------
+# ---- state of the network --------------------------------------------------------------------------------
 
 
 @promise("modes, .grad, buffers and global random states are restored on success")
@@ -150,11 +151,11 @@ def _restored_after_an_exception(case: Case) -> None:
 
 
 def _as_found(case: Case, fails_at: int | None) -> None:
-    model = networks.half_used(networks.Restless(case.model), case.x)
+    model = networks.mid_training(networks.Restless(case.model), case.x)
     assert isinstance(model, networks.Restless)
     for mode in ("eval", "train"):
         model.seen, model.fails_at = 0, fails_at
-        found, raised = Found(model), False
+        found, raised = Snapshot(model), False
         try:
             case.run(model, case.x, mode=mode)
         except ArithmeticError:
@@ -164,7 +165,7 @@ def _as_found(case: Case, fails_at: int | None) -> None:
         found.check(f" after an exception at call {fails_at}" if raised else "")
 
 
-# ---- where its random numbers come from ------------------------------------------------------------------
+# ---- random numbers --------------------------------------------------------------------------------------
 
 
 @promise("the same seed and ids give the same bits, whatever the global random states")
@@ -176,7 +177,7 @@ def _repeats(case: Case) -> None:
         require(same(numbered.x_adv, out.x_adv), "another result with ids 0, 1, ..., n-1", "the default's bits")
 
 
-@promise("a network that draws random numbers gives the same bits at each call")
+@promise("a random network gives the same bits at each call")
 def _random_network(case: Case) -> None:
     model = networks.Through(case.model, after=lambda z: z + 1e-2 * torch.randn(z.shape, dtype=z.dtype))
     first = case.run(model, case.x)
@@ -184,7 +185,7 @@ def _random_network(case: Case) -> None:
     require(all(map(same, case.run(model, case.x), first)), "another outcome", "the same bits")
 
 
-@promise("batch size, order and shard do not matter: each sample draws by its seed and id")
+@promise("batch size, order and shard do not matter: random numbers depend on seed and id only")
 def _batches(case: Case) -> None:
     n = len(case.x)
     ids = 100 + torch.arange(n)
@@ -223,7 +224,7 @@ def _one_stream(case: Case) -> None:
     within(case.threat, first, case.x, float(case.threat.eps))
 
 
-# ---- what it says of the result -----------------------------------------------------------------------
+# ---- reported results ------------------------------------------------------------------------------------
 
 
 @promise("success is recomputed on the returned tensor, with true labels")
@@ -234,7 +235,8 @@ def _success(case: Case) -> None:
         off = (out.success != wrong).nonzero().flatten().tolist()
         if off:
             said = f"success {bool(out.success[off[0]])} of sample {off[0]}, which the network classifies"
-            require(False, f"{said} {'wrongly' if wrong[off[0]] else 'correctly'} in {dtype}", "the network's answer")
+            right = "incorrectly" if wrong[off[0]] else "correctly"
+            require(False, f"{said} {right} in {dtype}", "the network's prediction")
 
 
 @promise("norm is the distance to x in the threat's norm, in float64")
@@ -267,10 +269,10 @@ def _in_place(case: Case) -> None:
     plain = networks.Through(kind, before=lambda v: v - 0.25 * width)
     moved = networks.Through(kind, before=lambda v: v.sub_(0.25 * width))
     a, b = case.run(plain, case.x), case.run(moved, case.x)
-    require(all(map(same, a, b)), "another outcome", "the same bits: the network is asked for a copy")
+    require(all(map(same, a, b)), "another outcome", "the same bits: the network gets a copy of its input")
 
 
-@promise("gradients that are off, or x that requires one, change nothing")
+@promise("disabled gradients, or x that requires a gradient, have no effect")
 def _without_gradients(case: Case) -> None:
     model, x, out = case.outcomes[torch.float64]
     with torch.no_grad():
@@ -296,7 +298,7 @@ def _nothing(case: Case) -> None:
             require(not out.norm.any(), f"norm {float(out.norm.max()):.3g}", "0")
 
 
-@promise("x that rounding puts outside the box is clamped first")
+@promise("x outside the box by rounding is clamped first")
 def _clamped(case: Case) -> None:
     low, high = case.threat.box
     slack = 1e-7 * (high - low)
@@ -307,8 +309,8 @@ def _clamped(case: Case) -> None:
 
 
 @promise(
-    "a minimum-norm attack changes x only where the network is then wrong, and returns x where the network is wrong"
-    " already or the norm would exceed eps",
+    "a minimum-norm attack returns a misclassified point, or x where the network misclassifies x or the norm would"
+    " exceed eps",
     lambda case: case.attack.minimum_norm,
 )
 def _smallest(case: Case) -> None:
@@ -320,11 +322,11 @@ def _smallest(case: Case) -> None:
         out = attack.run(model, x, case.y, seed=case.seed)
         moved = (out.x_adv != x).flatten(1).any(1)
         for row in (moved & (wrong | ~out.success)).nonzero().flatten().tolist():
-            state = "was wrong already" if wrong[row] else "is still correctly classified"
+            state = "was misclassified at x" if wrong[row] else "remains correctly classified"
             require(False, f"a change of sample {row}, which {state}, at eps {attack.threat.eps:g}", "x itself")
 
 
-# ---- what it costs, and what it refuses ------------------------------------------------------------------
+# ---- cost and invalid arguments --------------------------------------------------------------------------
 
 
 @promise("passes are counted")
@@ -334,7 +336,7 @@ def _counters(case: Case) -> None:
     for name in ("forwards", "backwards"):
         said, seen = int(getattr(out, name).sum()), getattr(model, name)
         require(said == seen, f"{said} {name} reported where the network saw {seen}", "those of the network")
-    require(bool((out.forwards > 0).all()), "a sample without a forward", "one for the verdict at least")
+    require(bool((out.forwards > 0).all()), "a sample without a forward", "at least one, for the verdict")
     most, limit = int((out.forwards + out.backwards).max()), case.attack.passes
     require(most <= limit, f"{most} passes of one sample", f"at most passes = {limit}")
 
@@ -352,7 +354,7 @@ def _labels(case: Case) -> None:
     require(same(found, case.outcomes[torch.float64][2].x_adv), "another result for int32 labels", "the same bits")
 
 
-@promise("inputs, labels, ids, seeds and outputs that cannot be right are a ValueError of one line")
+@promise("invalid inputs, labels, ids, seeds and model outputs raise a ValueError of one line")
 def _refuses(case: Case) -> None:
     for kind in BAD:
         check_refused(kind, case.attack, case.model, case.x, case.y)
@@ -370,4 +372,4 @@ def _detached(case: Case) -> None:
 
 
 PROMISES = _suite.texts
-"""The promises of an attack, those that apply to some attacks only included."""
+"""The promises of an attack, including those that apply to some attacks only."""

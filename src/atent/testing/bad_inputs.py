@@ -1,6 +1,6 @@
-"""What comes from outside and is of no use: inputs, labels, ids, seeds and networks for attacks, values for settings.
+"""Invalid inputs, labels, ids, seeds and networks for attacks, and invalid values for settings.
 
-Each has the check that it is refused in one line.
+The checks verify that each is refused in one line.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from torch import Tensor, nn
 from atent.attacks.base import Attack
 from atent.fields import mistyped
 from atent.testing.contract import ContractError, require
-from atent.testing.networks import Found, Through
+from atent.testing.networks import Snapshot, Through
 from atent.threat import Threat
 
 
 @dataclass(frozen=True)
 class Bad:
-    """One thing that is wrong with a call."""
+    """A call with one invalid argument."""
 
     says: str
-    """A word that the error must hold, so that it names what was given."""
+    """A word that the error must contain, so that it names what was given."""
     x: Callable[[Tensor, tuple[float, float]], Tensor] = lambda x, _box: x
     y: Callable[[Tensor, int], Tensor] = lambda y, _classes: y
     """From the labels and the number of classes."""
     model: Callable[[nn.Module], nn.Module] = lambda m: m
     given: Callable[[int], dict[str, Any]] = lambda n: {}
-    """Further keywords, from the number of samples."""
+    """Further keyword arguments, from the number of samples."""
 
 
 def _first(value: float) -> Callable[[Tensor], Tensor]:
@@ -79,23 +79,23 @@ BAD: dict[str, Bad] = {
     "logits of one sample": Bad("shape", model=_after(lambda z: z[:1])),
     "a tuple of logits": Bad("tuple", model=_after(lambda z: (z, z))),
 }
-"""What is given -> how it is made of a good call."""
+"""Name of the invalid argument -> how it is made from a valid call."""
 
 
 def check_refused(kind: str, attack: Attack, model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """`Broken` unless the attack refuses this kind in one line that names it, and leaves the network as found."""
+    """`Broken` unless the attack refuses this kind in one line that names it, and leaves the network unchanged."""
     bad = BAD[kind]
     with torch.no_grad():
         classes = int(model(x[:2].clone()).shape[1])
     x, y = bad.x(x, attack.threat.box), bad.y(y, classes)
     keywords = bad.given(len(x) if x.dim() else 1)
     model = bad.model(copy.deepcopy(model)).train()
-    found = Found(model)
+    found = Snapshot(model)
     try:
         attack(model, x, y, **keywords)
     except ValueError as error:
         require("\n" not in str(error), f"an error of several lines for {kind}", "one line")
-        require(bad.says in str(error), f"for {kind} the error {str(error)!r}", f"one that says {bad.says!r}")
+        require(bad.says in str(error), f"for {kind} the error {str(error)!r}", f"one that contains {bad.says!r}")
     except Exception as error:
         require(False, f"{type(error).__name__} for {kind}", "ValueError")
     else:
@@ -132,22 +132,22 @@ ODD: dict[str, Any] = {
     "a tensor": torch.zeros(3), "a number in a tensor": torch.tensor(0.25), "a tensor of 2^40": torch.tensor(2**40),
     "a complex tensor": torch.zeros(2, dtype=torch.complex64),
 }  # fmt: skip
-"""What it is -> a value, of every type of JSON and Python, numpy and torch."""
+"""Name -> value, for every type of JSON, Python, numpy and torch."""
 
 
 class Verdict(NamedTuple):
-    """What became of one value."""
+    """The outcome for one value."""
 
     kind: str
     """refused, accepted or wrong."""
     says: str
-    """The error; "" for a value that was accepted."""
+    """The error; "" for an accepted value."""
 
 
 def tried(make: Callable[[], Any], *names: str, works: Callable[[Any], Any] = lambda made: None) -> Verdict:
-    """Whether ``make`` refuses in one line that holds one of ``names``, or makes something with which ``works`` passes.
+    """Whether ``make`` raises a one-line ValueError that contains one of ``names``, or its result passes ``works``.
 
-    ``works`` may refuse too, as where a value shows only on data; any exception but a ValueError is wrong.
+    ``works`` may raise ValueError too, for values that are invalid only with data; any other exception is wrong.
     """
     try:
         made = make()
@@ -169,15 +169,15 @@ def tried(make: Callable[[], Any], *names: str, works: Callable[[Any], Any] = la
 def settings_tried(
     cls: Any, good: dict[str, Any], *, works: Callable[[Any], Any] = lambda made: None
 ) -> Iterator[tuple[str, str, Verdict]]:
-    """Each field of a dataclass of settings, what it was given, and the verdict; ``good`` are the other arguments.
+    """For each field of a dataclass of settings and each odd value: the field, the value's name and the verdict.
 
-    What is accepted must leave a value of the field's type, and ``works``.
+    ``good`` are the other arguments. An accepted value must be of the field's type and pass ``works``.
     """
 
     def right(made: Any) -> None:
         values = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
         if isinstance(made, Threat) and isinstance(made.eps, tuple):
-            values.pop("eps")  # one for each sample
+            values.pop("eps")  # one per sample
         wrong = mistyped(type(made), values)
         if wrong:
             raise TypeError(f"accepted, though {wrong}")
@@ -190,25 +190,33 @@ def settings_tried(
 
 
 def check_settings(cls: Any, **good: Any) -> list[str]:
-    """Give every field of a dataclass of settings values of every type: it works with each, or refuses it in one line.
+    """Check that every field of a dataclass of settings accepts or refuses values of every type in one line.
 
     Parameters
     ----------
     cls
         The dataclass, such as an attack or a training method.
     good
-        Arguments that it cannot do without, such as ``threat``.
+        Its required arguments, such as ``threat``.
 
     Returns
     -------
     list of str
-        The fields that were tried.
+        The fields that were checked.
 
     Raises
     ------
     ContractError
-        For the first value that raises another exception than a ValueError, or an error of several lines or without
-        the field's name, or that is accepted although it is not of the field's type.
+        For the first value that raises an exception other than ValueError, an error of several lines or without the
+        field's name, or that is accepted although it is not of the field's type.
+
+    Examples
+    --------
+    >>> from atent import Threat
+    >>> from atent.attacks import PGD
+    >>> from atent.testing import check_settings
+    >>> "step_size" in check_settings(PGD, threat=Threat("linf", 0.1))
+    True
     """
     for field, what, verdict in settings_tried(cls, good):
         if verdict.kind == "wrong":

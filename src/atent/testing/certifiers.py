@@ -16,7 +16,7 @@ from atent.certify.smoothing import ABSTAIN
 from atent.guard import dtype_of
 from atent.testing import networks
 from atent.testing.contract import Suite, require
-from atent.testing.networks import Found, same
+from atent.testing.networks import Snapshot, same
 from atent.threat import Threat
 
 Bounds = Callable[[nn.Module, Tensor, Threat], tuple[Tensor, Tensor]]
@@ -34,18 +34,18 @@ def check_certifier(
     alpha: float = 0.001,
     seed: int = 0,
 ) -> list[str]:
-    """Check that a certifier keeps the promises of `atent.certify.Smoothed`, or of `atent.certify.bounds`.
+    """Check that a certifier satisfies the contract of `atent.certify.Smoothed` or of `atent.certify.bounds`.
 
-    The checks find certificates that are wrong on a few samples; they do not show that all others are right.
+    The checks find wrong certificates on a few samples; they do not prove that all others are right.
 
     Parameters
     ----------
     certifier
-        What has a method ``certify(x, n0, n, alpha, *, seed, ids) -> (classes, radii)`` and fields ``model`` and
-        ``sigma``, as `Smoothed`; or a function ``(model, x, threat) -> (lower, upper)`` of the logits, as `bounds`
-        with its method fixed by `functools.partial`.
+        An object with a method ``certify(x, n0, n, alpha, *, seed, ids) -> (classes, radii)`` and fields ``model`` and
+        ``sigma``, as `Smoothed`; or a function ``(model, x, threat) -> (lower, upper)`` that bounds the logits, as
+        `bounds` with its method fixed by `functools.partial`.
     verified
-        Beside bounds: a function ``(model, x, y, threat) -> bool (n,)``. Default: not checked.
+        For bounds: a function ``(model, x, y, threat) -> bool (n,)``. Default: not checked.
     model, x
         For bounds: a network and inputs (n, ...) in float64. For smoothing: inputs of the certifier's own network.
         Default: a small ReLU network, and 6 inputs of shape (1, 6, 6), which the network of a smoothed classifier must
@@ -53,7 +53,7 @@ def check_certifier(
     threat
         For bounds. Default: linf with eps 0.05.
     n, alpha, seed
-        For smoothing: the noise samples, the probability of a wrong certificate, and the seed.
+        For smoothing: number of noise samples, probability of a wrong certificate, and seed.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def check_certifier(
     Raises
     ------
     ContractError
-        For the first promise that is not kept: one line with the promise, what was found and what is allowed.
+        For the first broken promise: one line with the promise, what was found and what is allowed.
     ValueError
         For something that is neither kind of certifier.
 
@@ -92,7 +92,7 @@ def check_certifier(
 
 @dataclass
 class Smoothing:
-    """A smoothed classifier, and how it is asked."""
+    """A smoothed classifier, with the inputs and settings of its certificates."""
 
     certifier: Any
     x: Tensor
@@ -134,12 +134,12 @@ def _pairs(case: Smoothing) -> None:
 def _radii(case: Smoothing) -> None:
     classes, radii = case.certify()
     require(bool((radii >= 0).all()), f"a radius of {float(radii.min()):.4g}", "0 or more")
-    vague = radii[classes == ABSTAIN]
-    require(not vague.any(), f"radius {float(vague.max()) if len(vague) else 0:.4g} for ABSTAIN", "0")
+    abstained = radii[classes == ABSTAIN]
+    require(not abstained.any(), f"radius {float(abstained.max()) if len(abstained) else 0:.4g} for ABSTAIN", "0")
 
 
 @_smoothing.promise("no radius exceeds what n samples can certify in full agreement")
-def _reach(case: Smoothing) -> None:
+def _largest_radius(case: Smoothing) -> None:
     most = case.largest()
     for certifier in (case.certifier, _with_network(case.certifier, _One())):
         radius = float(Smoothing(certifier, case.x, case.n, case.alpha, case.seed).certify()[1].max())
@@ -154,13 +154,13 @@ class _One(nn.Module):
         return torch.tensor([1.0, -1.0], dtype=x.dtype).expand(len(x), 2).clone()
 
 
-@_smoothing.promise("it abstains, or certifies at radius 0, where the network's answer is a coin toss")
+@_smoothing.promise("it abstains, or certifies at radius 0, where the network's prediction is a fair coin toss")
 def _toss(case: Smoothing) -> None:
     twin = _with_network(case.certifier, _Coin())
     found = Smoothing(twin, case.x, case.n, case.alpha, case.seed).certify()
-    # Each of them is certified with a probability of alpha at most: two of six with 15 alpha^2.
-    sure = int(((found[0] != ABSTAIN) | (found[1] > 0)).sum())
-    require(sure <= 1, f"{sure} of {len(case.x)} certified on a network whose classes are even", "1 at most")
+    # Each sample is certified with probability at most alpha, two of six with at most 15 alpha^2.
+    certified = int(((found[0] != ABSTAIN) | (found[1] > 0)).sum())
+    require(certified <= 1, f"{certified} of {len(case.x)} certified for equally likely classes", "at most 1")
 
 
 @_smoothing.promise("radii on a linear network do not exceed the distance to its boundary")
@@ -168,13 +168,13 @@ def _linear(case: Smoothing) -> None:
     network = _Half(case.x)
     twin = _with_network(case.certifier, network)
     _, radii = Smoothing(twin, case.x, case.n, case.alpha, case.seed).certify()
-    # There the smoothed classifier is the network itself, and its radius is the distance.
+    # The smoothed classifier of a linear network is the network itself, and its exact radius is the distance.
     beyond = int((radii > network.distance(case.x)).sum())
-    require(beyond <= 1, f"{beyond} radii beyond the boundary", "1 at most: each errs with probability alpha")
+    require(beyond <= 1, f"{beyond} radii beyond the boundary", "at most 1: each errs with probability alpha")
 
 
 class _Coin(nn.Module):
-    """Class 0 or 1, each with probability 1/2 under any noise: the sign of a rapid wave in the inputs' sum."""
+    """Class 0 or 1, each with probability 1/2 under noise: the sign of a high-frequency wave in the inputs' sum."""
 
     def forward(self, x: Tensor) -> Tensor:
         wave = torch.sin(1e4 * x.double().flatten(1).sum(1)).to(x.dtype)
@@ -215,7 +215,7 @@ def _same_samples(case: Smoothing) -> None:
     require(same(numbered, first), "another certificate with ids 0, 1, ..., n-1", "the default's bits")
 
 
-@_smoothing.promise("batch size, order and shard do not matter: each sample draws by its seed and id")
+@_smoothing.promise("batch size, order and shard do not matter: noise depends on seed and id only")
 def _shards(case: Smoothing) -> None:
     n = len(case.x)
     ids, order = 100 + torch.arange(n), torch.arange(n).flip(0)
@@ -227,12 +227,12 @@ def _shards(case: Smoothing) -> None:
         require(agree, f"another certificate in batches of {size}", "the same bits")
 
 
-@_smoothing.promise("the network and the global random states come back as found")
+@_smoothing.promise("the network and the global random states are restored")
 def _comes_back(case: Smoothing) -> None:
     model = case.certifier.model
     training = model.training
     try:
-        found = Found(model.train())
+        found = Snapshot(model.train())
         case.certify()
         found.check()
     finally:
@@ -244,7 +244,7 @@ def _comes_back(case: Smoothing) -> None:
 
 @dataclass
 class Bounding:
-    """Bounds, and the network, inputs and threat on which they are checked."""
+    """Bounds, with the network, inputs and threat on which they are checked."""
 
     bounds: Bounds
     verified: Verified | None
@@ -253,14 +253,14 @@ class Bounding:
     threat: Threat
 
     found: dict[Threat, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Bounds by threat: many points are compared with one computation."""
+    """Computed bounds by threat."""
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         return self.model(x.clone())  # type: ignore[no-any-return]
 
     def check(self, points: Tensor, threat: Threat) -> None:
-        """`Broken` where logits at ``points`` are outside the bounds."""
+        """`Broken` if logits at ``points`` are outside the bounds."""
         if threat not in self.found:
             self.found[threat] = self.bounds(self.model, self.x.clone(), threat)
         lower, upper = (t.detach() for t in self.found[threat])
@@ -268,7 +268,7 @@ class Bounding:
         beyond = torch.maximum(lower - z, z - upper)
         worst = float(beyond.max())
         row = int(beyond.amax(1).argmax())
-        # The network's own rounding in float64, many times over.
+        # Many times the network's own rounding error in float64.
         room = 1e-12 * (1 + float(z.abs().max()))
         require(worst <= room, f"a logit of sample {row} that is {worst:.3g} beyond its bounds", f"{room:.1g}")
 
@@ -282,7 +282,7 @@ def _ordered(case: Bounding) -> None:
     shape = case.logits(case.x).shape
     for name, value in (("lower", lower), ("upper", upper)):
         require(value.shape == shape, f"{name} of shape {tuple(value.shape)}", f"{tuple(shape)}")
-        require(not value.isnan().any(), f"NaN in {name}", "numbers, infinite where nothing is known")
+        require(not value.isnan().any(), f"NaN in {name}", "numbers, infinite where there is no bound")
     crossed = float((lower - upper).detach().max())
     require(crossed <= 0, f"a lower bound that is {crossed:.3g} above the upper one", "at most the upper one")
 
@@ -299,14 +299,14 @@ def _sampled(case: Bounding) -> None:
     threat, eps = case.threat, float(case.threat.eps)
     for _ in range(50):
         noise = torch.randn(case.x.shape, generator=rng, dtype=torch.float64)
-        # Corners of the cube and points of the sphere, and the way there.
+        # Corners of the cube or points of the sphere, and points between them and x.
         step = noise.sign() if threat.norm == "linf" else threat.ascent(noise)
         length = eps * torch.rand(len(case.x), *[1] * (case.x.dim() - 1), generator=rng, dtype=torch.float64).sqrt()
         case.check(threat.project(case.x + eps * step, case.x), threat)
         case.check(threat.project(case.x + length * step, case.x), threat)
 
 
-@_bounding.promise("the points that push a logit furthest lie between the bounds")
+@_bounding.promise("logits maximised or minimised by gradient steps lie between the bounds")
 def _extremes(case: Bounding) -> None:
     threat, eps = case.threat, float(case.threat.eps)
     classes = case.logits(case.x).shape[1]
@@ -320,9 +320,9 @@ def _extremes(case: Bounding) -> None:
             case.check(z, threat)
 
 
-@_bounding.promise("the network, x and the global random states come back as found")
+@_bounding.promise("the network, x and the global random states are restored")
 def _returned(case: Bounding) -> None:
-    found, x = Found(case.model), case.x.clone()
+    found, x = Snapshot(case.model), case.x.clone()
     case.bounds(case.model, x, case.threat)
     found.check()
     require(same(x, case.x), "another x after the bounds", "x as it was given")
@@ -349,4 +349,4 @@ def _verified(case: Bounding) -> None:
         broken = PGD(threat, steps=20, restarts=2).run(case.model, case.x, y).success
         both = (said & broken).nonzero().flatten().tolist()
         if both:
-            require(False, f"True for sample {both[0]}, which PGD breaks at eps {float(threat.eps):g}", "False")
+            require(False, f"True for sample {both[0]}, which PGD fools at eps {float(threat.eps):g}", "False")

@@ -1,4 +1,4 @@
-"""What the suites share: a promise, the error of a broken one, and the run over all of them."""
+"""Promises of a contract, the error of a broken promise, and the suite that checks all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,26 @@ Check = Callable[[Case], None]
 
 
 class ContractError(AssertionError):
-    """A promise that is not kept: one line with the promise, what was found and what is allowed."""
+    """Error of a broken promise: one line with the promise, what was found and what is allowed.
+
+    Parameters
+    ----------
+    subject
+        The object under test, such as the name of an attack's class; kept as an attribute.
+    promise
+        The text of the promise; kept as an attribute.
+    detail
+        What was found and what is allowed.
+
+    Examples
+    --------
+    >>> from atent.testing import ContractError
+    >>> error = ContractError("PGD", "the result is in the box", "found 1.2; allowed: at most 1")
+    >>> print(error)
+    PGD: the result is in the box: found 1.2; allowed: at most 1
+    >>> error.promise
+    'the result is in the box'
+    """
 
     def __init__(self, subject: str, promise: str, detail: str) -> None:
         super().__init__(" ".join(f"{subject}: {promise}: {detail}".split()))
@@ -20,7 +39,7 @@ class ContractError(AssertionError):
 
 
 class Broken(Exception):
-    """What a check found, and what is allowed."""
+    """Raised by a check: what was found, and what is allowed."""
 
     def __init__(self, found: str, allowed: str) -> None:
         super().__init__(f"found {found}; allowed: {allowed}")
@@ -33,13 +52,13 @@ def require(kept: Any, found: str, allowed: str) -> None:
 
 
 class Suite(Generic[Case]):
-    """The promises of one contract, in the order in which they are checked."""
+    """The promises of one contract, in the order of their checks."""
 
     def __init__(self) -> None:
         self._promises: list[tuple[str, Check[Case], Callable[[Case], bool]]] = []
 
     def promise(self, text: str, when: Callable[[Case], bool] = lambda _case: True) -> Callable[[Check[Case]], Any]:
-        """Decorator: the function checks the promise of that ``text`` on the cases to which it applies."""
+        """Decorator: the function checks the promise ``text`` on the cases for which ``when`` is true."""
 
         def add(check: Check[Case]) -> Check[Case]:
             self._promises.append((text, check, when))
@@ -53,7 +72,7 @@ class Suite(Generic[Case]):
         return tuple(text for text, _, _ in self._promises)
 
     def run(self, subject: str, case: Case) -> list[str]:
-        """The promises that were checked; ContractError for the first that is not kept."""
+        """The promises that were checked; ContractError for the first that is broken."""
         checked = []
         for text, check, applies in self._promises:
             try:

@@ -17,26 +17,26 @@ from atent.methods.awp import AWP, may_perturb
 from atent.methods.base import Method, Metrics, State
 from atent.testing import networks
 from atent.testing.contract import Suite, require
-from atent.testing.networks import Found, same
+from atent.testing.networks import Snapshot, same
 from atent.threat import Threat
 
 # Two ways to compute one float64 gradient differ by rounding and by the order of sums: below 5e-12 of the sums of
-# absolute values for networks of ten layers and attacks of ten steps, of which cancellation leaves a tenth. A wrong
-# factor or term is off by far more.
+# absolute values for networks of ten layers and attacks of ten steps; cancellation may reduce these sums to a tenth. A
+# wrong factor or term causes a much larger difference.
 ROUNDING = 5e-11
-# Gradients that the network holds before: `backward` adds to them.
+# Value of all gradients before: `backward` adds to them.
 _BEFORE = -3.0
 
 
 @dataclass
 class Case:
-    """A method, and the networks and the batch on which it is checked."""
+    """A method, with the networks and the batch on which it is checked."""
 
     method: Method
     model: nn.Module
-    """float64, in train mode; it may draw (dropout), and have batch statistics."""
+    """float64, in train mode; it may have dropout and batch statistics."""
     plain: nn.Module
-    """float64, in train mode, the same function at each call."""
+    """float64, in train mode, deterministic."""
     x: Tensor
     y: Tensor
 
@@ -50,7 +50,7 @@ class Case:
     def run(
         self, model: nn.Module, *, method: Method | None = None, grad: float | None = None, **given: Any
     ) -> tuple[Metrics, Tensor]:
-        """Metrics and gradient of one `backward` on a copy of the network; dropout draws the same each time."""
+        """Metrics and gradient of one `backward` on a copy of the network; dropout masks are the same each time."""
         model = copy.deepcopy(model)
         for p in model.parameters():
             p.grad = None if grad is None else torch.full_like(p, grad)
@@ -85,7 +85,7 @@ promise = _suite.promise
 def check_method(
     method: Method, *, model: nn.Module | None = None, x: Tensor | None = None, y: Tensor | None = None
 ) -> list[str]:
-    """Check that a training method keeps the promises of `atent.methods.Method`.
+    """Check that a training method satisfies the contract of `atent.methods.Method`.
 
     Parameters
     ----------
@@ -94,8 +94,8 @@ def check_method(
     model, x, y
         A network that gives logits, inputs (n, ...) and their labels; it is checked in float64. Default: a small
         convolutional network with batch-norm and dropout, or without them for a method that refuses them, and 8 inputs
-        of shape (1, 6, 6). Where the network draws random numbers in train mode give one that does not: the checks that
-        compare two ways to the same gradient otherwise fail.
+        of shape (1, 6, 6). The network must be deterministic in train mode: otherwise the checks that compute the same
+        gradient in two ways fail.
 
     Returns
     -------
@@ -106,9 +106,9 @@ def check_method(
     Raises
     ------
     ContractError
-        For the first promise that is not kept: one line with the promise, what was found and what is allowed.
+        For the first broken promise: one line with the promise, what was found and what is allowed.
     ValueError
-        Where only some of model, x and y are given.
+        For something other than a method, and if only some of model, x and y are given.
 
     Examples
     --------
@@ -131,17 +131,17 @@ def check_method(
 
 
 def _refuses(case: Case) -> bool:
-    """Whether the method takes the plain network alone, as certified training does."""
+    """Whether the method accepts only the deterministic network, as certified training does."""
     try:
         case.run(case.model)
     except ValueError:
         return True
     except Exception:
-        return False  # the check that meets it says so
+        return False  # reported by the check in which it occurs
     return False
 
 
-# ---- what it is ------------------------------------------------------------------------------------------
+# ---- type and signatures ---------------------------------------------------------------------------------
 
 
 @promise("it is a frozen dataclass whose first field is the threat, where it has one")
@@ -171,7 +171,7 @@ def _signatures(case: Case) -> None:
                 continue
             require(other is not None, f"{name} without {key}", f"{name}({', '.join(wanted)})")
             assert other is not None
-            # The loop always gives a generator; a method that others call without one needs the default.
+            # The training loop always passes a generator; a default is optional.
             defaults = (parameter.default, parameter.empty) if key == "rng" else (parameter.default,)
             kept = other.kind == parameter.kind and other.default in defaults
             require(kept, f"{name}({other})", f"{parameter}, {parameter.kind.description}")
@@ -192,7 +192,7 @@ def _metrics(case: Case) -> None:
         require(bool(torch.isfinite(value).all()), f"{name} that is not finite", "finite values")
 
 
-# ---- what backward does ----------------------------------------------------------------------------------
+# ---- backward --------------------------------------------------------------------------------------------
 
 
 @promise("backward adds weight times the gradient to .grad")
@@ -223,7 +223,7 @@ def _repeats(case: Case) -> None:
 
     if case.plain is not case.model or not _is_random(case.plain, case.x):
         one, two = _twice(unseeded)
-        require(same(one, two), "another gradient once the global generators have moved", "draws from rng alone")
+        require(same(one, two), "another gradient after the global generators moved", "random numbers from rng only")
 
 
 def _twice(call: Callable[[], Any]) -> tuple[Any, Any]:
@@ -238,17 +238,17 @@ def _is_random(model: nn.Module, x: Tensor) -> bool:
     return not same(one, two)
 
 
-@promise("backward leaves modes, weights and buffers, apart from batch-norm statistics, and the inputs")
+@promise("backward leaves modes, weights, buffers other than batch-norm statistics, and inputs unchanged")
 def _left(case: Case) -> None:
     model, x, y = copy.deepcopy(case.model), case.x.clone(), case.y.clone()
-    found = Found(model, statistics=False, gradients=False, streams=False)
+    found = Snapshot(model, statistics=False, gradients=False, streams=False)
     case.method.backward(model, x, y, rng=_stream(case.x), ids=case.ids, state=case.state())
     found.check(" after backward")
     require(same(x, case.x) and same(y, case.y), "another x or y after backward", "the batch as it was given")
     require(not x.requires_grad, "x that requires a gradient", "x as it was given")
 
 
-@promise("backward descends what adversary and loss define")
+@promise("backward computes the gradient of the loss that adversary and loss define")
 def _two_ways(case: Case) -> None:
     model, state = copy.deepcopy(case.plain), case.state()
     aux = case.method.adversary(model, case.x.clone(), case.y, rng=_stream(case.x), ids=case.ids, state=state)
@@ -270,10 +270,10 @@ def _two_ways(case: Case) -> None:
 # ---- the adversary ---------------------------------------------------------------------------------------
 
 
-@promise("adversary leaves the network and the global random states as found, also where the network raises")
+@promise("adversary leaves the network and the global random states unchanged, also if the network raises")
 def _guest(case: Case) -> None:
     for fails_at in (None, 1, 2):
-        model = networks.half_used(case.model, case.x)
+        model = networks.mid_training(case.model, case.x)
         calls: list[int] = []
 
         def count(_module: nn.Module, _given: Any, calls: list[int] = calls, last: int | None = fails_at) -> None:
@@ -283,7 +283,7 @@ def _guest(case: Case) -> None:
 
         handle = model.register_forward_pre_hook(count)
         x, state, raised = case.x.clone(), case.state(), False
-        found = Found(model)
+        found = Snapshot(model)
         try:
             case.method.adversary(model, x, case.y, rng=_stream(case.x), ids=case.ids, state=state)
         except ArithmeticError:
@@ -295,7 +295,7 @@ def _guest(case: Case) -> None:
         require(same(x, case.x) and not x.requires_grad, "another x after adversary", "x as it was given")
 
 
-@promise("adversary draws from rng alone")
+@promise("adversary takes random numbers from rng only")
 def _own_stream(case: Case) -> None:
     model = copy.deepcopy(case.model)
 
@@ -305,13 +305,13 @@ def _own_stream(case: Case) -> None:
         )  # fmt: skip
 
     one, two = _twice(found)
-    require(same(one, two), "another result once the global generators have moved", "the same bits")
+    require(same(one, two), "another result after the global generators moved", "the same bits")
 
 
 # ---- state, progress, the device ----------------------------------------------------------------------------
 
 
-@promise("all that a method remembers is in the state that init made")
+@promise("all that a method remembers is in the state that init returns")
 def _remembers(case: Case) -> None:
     first, second = case.state(), case.state()
     require(isinstance(first, dict), f"init() gave a {type(first).__name__}", "a dict of tensors")
@@ -331,7 +331,7 @@ def _remembers(case: Case) -> None:
     require(same(onward, resumed), "another second step from a saved state", "the same bits")
 
 
-@promise("progress from 0 to 1 is accepted, and the arguments that have a default may be left out")
+@promise("progress from 0 to 1 is accepted, and arguments with a default may be omitted")
 def _progress(case: Case) -> None:
     for progress in (0.0, 0.5, 1.0):
         metrics, grad = case.run(case.model, progress=progress)
@@ -345,7 +345,7 @@ def _syncs(case: Case) -> None:
     with _Waits() as waits:
         case.run(case.model)
     found = f"{len(waits.seen)} operations that wait ({', '.join(sorted(set(waits.seen)))})"
-    # The seed of the network's own random numbers within an attack is the one that is left.
+    # The one allowed synchronisation seeds the network's own random numbers within an attack.
     require(len(waits.seen) <= 1, found, "1, and none per step: no .item(), no boolean index")
 
 
@@ -364,11 +364,11 @@ class _Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@promise("AWP goes around it and puts the weights back", lambda case: may_perturb(type(case.method)))
+@promise("AWP wraps it and restores the weights", lambda case: may_perturb(type(case.method)))
 def _perturbed(case: Case) -> None:
     around = AWP(case.method, 0.01)
     model = copy.deepcopy(case.model)
-    found = Found(model, statistics=False, gradients=False, streams=False)
+    found = Snapshot(model, statistics=False, gradients=False, streams=False)
     metrics = around.backward(model, case.x.clone(), case.y, rng=_stream(case.x), ids=case.ids, state=case.state())
     found.check(" after AWP's backward")
     require("sharpness" in metrics, f"metrics {', '.join(metrics)}", "sharpness among them")
@@ -377,4 +377,4 @@ def _perturbed(case: Case) -> None:
 
 
 PROMISES = _suite.texts
-"""The promises of a method, those that apply to some methods only included."""
+"""The promises of a method, including those that apply to some methods only."""

@@ -1,4 +1,4 @@
-"""The networks and batches that the suites use where none are given, and networks that misbehave on purpose."""
+"""Default networks and batches of the suites, and networks with deliberate side effects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def network(*, batch_norm: bool = True, dropout: float = 0.0, seed: int = 3) -> 
     """A small convolutional float64 network for inputs (n, 1, 6, 6), in train mode; its batch-norm has statistics."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # Logits some units apart: attacks need gradients, and some samples are to remain correctly classified.
+        # Logits some units apart, so that attacks have gradients and some samples remain correctly classified.
         last = nn.Linear(24, CLASSES)
         last.weight.data.mul_(6.0)
         layers = [
@@ -42,22 +42,22 @@ def network(*, batch_norm: bool = True, dropout: float = 0.0, seed: int = 3) -> 
 
 
 def inputs(n: int, seed: int = 5) -> Tensor:
-    """Inputs (n, 1, 6, 6) float64 in [0, 1], some of them at its ends."""
+    """Inputs (n, 1, 6, 6) float64 in [0, 1], some elements at 0 or 1."""
     rng = torch.Generator().manual_seed(seed)
     return (1.2 * torch.rand(n, 1, 6, 6, generator=rng, dtype=torch.float64) - 0.1).clamp(0, 1)
 
 
 def given(model: nn.Module | None, x: Tensor | None, y: Tensor | None) -> tuple[nn.Module, Tensor, Tensor] | None:
-    """The caller's network and batch in float64, copied, or None; ValueError where only some were given."""
+    """Copies of the caller's network and batch in float64, or None; ValueError if only some of them are given."""
     if model is None and x is None and y is None:
         return None
     if model is None or x is None or y is None:
-        raise ValueError("model, x and y belong together: give all three, or none for the built-in ones")
+        raise ValueError("model, x and y are required together: give all three, or none for the built-in ones")
     return copy.deepcopy(model).double(), x.double(), y.clone()
 
 
 class Through(nn.Module):
-    """``before`` the network, and ``after`` it."""
+    """Applies ``before`` to the input of a network and ``after`` to its output."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Through(nn.Module):
 
 
 class Restless(nn.Module):
-    """Draws from every global generator, moves buffers, and raises ArithmeticError at a given call."""
+    """Uses every global generator, changes buffers, and raises ArithmeticError at a given call."""
 
     def __init__(self, body: nn.Module, fails_at: int | None = None) -> None:
         super().__init__()
@@ -111,8 +111,8 @@ class Counting(nn.Module):
         self.backwards += len(grad)
 
 
-def half_used(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy in the middle of a training: gradients from before, one of them missing, a part frozen, modes mixed."""
+def mid_training(model: nn.Module, x: Tensor) -> nn.Module:
+    """A copy as in the middle of training: existing gradients, one of them None, a frozen parameter, mixed modes."""
     model = copy.deepcopy(model).train()
     with torch.random.fork_rng(devices=[]):
         model(x).sum().backward()
@@ -126,19 +126,19 @@ def half_used(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def move_global_generators() -> None:
-    """Other numbers from the global generators than before."""
+    """Advance the global generators of torch, numpy and Python."""
     torch.rand(7)
     np.random.rand(3)  # noqa: NPY002
     random.random()
 
 
-class Found:
-    """A network as it was found: everything that a guest must put back."""
+class Snapshot:
+    """A snapshot of the state of a network, which an attack or method must restore."""
 
     def __init__(self, model: nn.Module, *, statistics: bool = True, gradients: bool = True, streams: bool = True):
         self.model, self.statistics, self.gradients, self.streams = model, statistics, gradients, streams
         self.before = self._state()
-        # Held, so that no new object gets the number of an old one.
+        # References are kept, so that no new object reuses the id of an old one.
         self._held = [list(model.buffers()), [p.grad for p in model.parameters()]]
 
     def _state(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class Found:
         return state
 
     def check(self, when: str = "") -> None:
-        """`Broken` for the first thing that is not as it was."""
+        """`Broken` for the first difference from the snapshot."""
         after = self._state()
         for kind, values in self.before.items():
             for name in {**values, **after[kind]}:
@@ -175,7 +175,7 @@ class Found:
                 require(
                     name in values and name in after[kind] and same(a, b),
                     f"another {kind} of {name}{when}" if kind != "mode" else f"{name} in {_mode(b)} mode{when}",
-                    "the network and the global generators as they were found",
+                    "the network and the global generators unchanged",
                 )
 
 
@@ -188,7 +188,7 @@ def _owner(model: nn.Module, name: str) -> nn.Module:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal to the bit, through tuples, lists and dicts of tensors, arrays and plain values."""
+    """Whether two values are equal bit for bit: tuples, lists and dicts of tensors, arrays and plain values."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if a.shape != b.shape or a.dtype != b.dtype:
             return False
@@ -206,9 +206,9 @@ def same(a: Any, b: Any) -> bool:
 
 
 def check_instance(function: str, example: str, given: object, needs: str) -> None:
-    """ValueError, in one line, for a class or a name in place of an instance, and for one of another contract, which
-    has not the function ``needs``."""
+    """ValueError, in one line, for a class or a name instead of an instance, and for an instance of another contract,
+    which lacks the method ``needs``."""
     of_another = isinstance(type(given), Settings) and not hasattr(given, needs)
     if isinstance(given, type | str) or of_another:
         name = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
-        raise ValueError(f"{function} takes an instance such as {example}(Threat('linf', 0.1)), got {name}")
+        raise ValueError(f"{function} needs an instance such as {example}(Threat('linf', 0.1)), got {name}")

@@ -1,4 +1,4 @@
-"""What a window of the input reaches: the layers of a known network that depend on it in a part of themselves."""
+"""The part of each layer of a known network that depends on a window of the input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-# A layer counts as reached in part where that part is at most this share of it.
+# A layer counts as partly affected if the affected part is at most this share of it.
 _SHARE = 0.5
 SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 _POINTWISE = (
@@ -25,24 +25,24 @@ _ARITHMETIC: tuple[Any, ...] = (operator.add, operator.sub, operator.mul, operat
 
 @dataclass
 class Span:
-    """Along one side of a layer: the part that is reached, for each place of the window in the image."""
+    """Along one side of a layer: the affected interval, for each position of the window in the image."""
 
     first: Tensor
-    """Where it begins, one entry for each place."""
+    """Start of the interval, one entry per position."""
     length: int
-    """The same for all places."""
+    """Length of the interval, the same for all positions."""
     size: int
-    """Of the whole side."""
+    """Length of the side."""
 
     def through(self, kernel: int, stride: int, pad: int, size: int) -> Span:
-        """What is reached of a sliding layer's output, whose side has ``size``."""
+        """The affected interval of the output of a sliding layer, whose side has length ``size``."""
         first = (-((kernel - 1 - pad - self.first) // stride)).clamp_min(0)
         last = ((self.first + self.length - 1 + pad) // stride).clamp_max(size - 1)
         length = max(1, int((last - first).max()) + 1)
         return Span(first.clamp_max(size - length), length, size)
 
     def joined(self, other: Span) -> Span:
-        """What one or the other reaches of a sum."""
+        """The union with another interval, for a sum of two layers."""
         first = torch.minimum(self.first, other.first)
         length = int((torch.maximum(self.first + self.length, other.first + other.length) - first).max())
         return Span(first.clamp_max(self.size - length), length, self.size)
@@ -55,28 +55,28 @@ Spans = tuple[Span, Span]
 
 
 @dataclass
-class Reach:
-    """What windows of ``side`` pixels reach in a network."""
+class Affected:
+    """The parts of a network that windows of ``side`` pixels affect."""
 
     graph: fx.GraphModule
     side: int
     spans: dict[fx.Node, Spans]
-    """The layers that are reached in a part, in order, and the part: down and across."""
+    """The partly affected layers, in order, and their affected part: rows and columns."""
     shapes: dict[fx.Node, torch.Size]
-    """Of all layers, for one image."""
+    """Shapes of all layers, for one image."""
 
     @property
     def slides(self) -> list[fx.Node]:
-        """The convolutions and pools that are reached in a part."""
+        """The partly affected convolutions and pools."""
         return [node for node in self.spans if isinstance(layer(self.graph, node), SLIDING)]
 
     @property
     def ends(self) -> list[fx.Node]:
-        """The layers from which the rest of the network goes on."""
+        """The partly affected layers that the remaining network reads."""
         return [node for node in self.spans if any(user not in self.spans for user in node.users)]
 
     def borders(self) -> dict[fx.Node, int]:
-        """The layers of which more is read than the part that is reached, and how wide a border of zeros each needs."""
+        """The layers that are read beyond their affected part, and the width of the zero padding that each needs."""
         borders = dict.fromkeys(self.ends, 0)
         for node, own in self.spans.items():
             given = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in self.spans]
@@ -91,7 +91,7 @@ class Reach:
         return borders
 
     def values(self, x: Tensor) -> Iterator[tuple[fx.Node, Tensor]]:
-        """The layers that are reached in a part, whole, for images ``x``."""
+        """The full values of the partly affected layers, for images ``x``."""
         found: dict[fx.Node, Tensor] = {}
         for node in self.spans:
             if node.op == "placeholder":
@@ -112,16 +112,16 @@ class Reach:
 
 
 def graph_of(model: nn.Module) -> fx.GraphModule | None:
-    """The graph of a network in eval mode whose code is known: traced by torch.fx, or of this library's own layers.
+    """The graph of a network in eval mode of known layers: traced by torch.fx, or of this library's and torch's layers.
 
-    None for any other: to trace code that is not known could have effects.
+    None for any other network: tracing unknown code could have side effects.
     """
     from atent.models.normalize import Normalize
 
     modules, traced = list(model.modules()), isinstance(model, fx.GraphModule)
     if not traced and not all(type(m).__module__.startswith(("torch.nn.modules.", "atent.models.")) for m in modules):
         return None
-    # A script has not all of these.
+    # A scripted module lacks some of these.
     if any(getattr(m, name, None) for m in modules for name in ("training", "_forward_hooks", "_forward_pre_hooks")):
         return None
     if not isinstance(model, fx.GraphModule):
@@ -132,15 +132,15 @@ def graph_of(model: nn.Module) -> fx.GraphModule | None:
 
         try:
             model = fx.GraphModule(model, Tracer().trace(model))
-        except Exception:  # what depends on its input's values cannot be traced
+        except Exception:  # control flow that depends on the input's values cannot be traced
             return None
     inputs = [node for node in model.graph.nodes if node.op == "placeholder"]
     return model if len(inputs) == 1 else None
 
 
-def reach(graph: fx.GraphModule, x: Tensor, side: int) -> Reach | None:
-    """What windows of ``side`` reach for images like ``x`` (n, c, h, w); None where no layer is reached in a part."""
-    found = Reach(graph, side, {}, _shapes(graph, x[:1]))
+def affected(graph: fx.GraphModule, x: Tensor, side: int) -> Affected | None:
+    """What windows of ``side`` affect for images like ``x`` (n, c, h, w); None if no layer is partly affected."""
+    found = Affected(graph, side, {}, _shapes(graph, x[:1]))
     for node in graph.graph.nodes:
         span = _span(found, node)
         if span is not None:
@@ -149,12 +149,12 @@ def reach(graph: fx.GraphModule, x: Tensor, side: int) -> Reach | None:
 
 
 def layer(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The module that a node calls; None where it calls none."""
+    """The module that a node calls; None for other nodes."""
     return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def apply(graph: fx.GraphModule, node: fx.Node, args: list[Any]) -> Tensor:
-    """What the node makes of ``args``."""
+    """The output of the node for ``args``."""
     module = layer(graph, node)
     call: Any = node.target if module is None else module
     made: Tensor = call(*args)
@@ -162,7 +162,7 @@ def apply(graph: fx.GraphModule, node: fx.Node, args: list[Any]) -> Tensor:
 
 
 def constant(graph: fx.GraphModule, node: fx.Node) -> Any:
-    """What a node holds that fetches a tensor of the network; None for any other."""
+    """The tensor of a node that fetches one from the network; None for other nodes."""
     found: Any = graph
     for name in str(node.target).split(".") if node.op == "get_attr" else ():
         found = getattr(found, name)
@@ -170,7 +170,7 @@ def constant(graph: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def sliding(slide: nn.Module) -> list[tuple[int, int, int]]:
-    """Kernel, stride and padding of a convolution or pool, down and across."""
+    """Kernel, stride and padding of a convolution or pool, vertically and horizontally."""
     kernel, stride, pad = (_pair(getattr(slide, name)) for name in ("kernel_size", "stride", "padding"))
     wide = _pair(getattr(slide, "dilation", 1))
     return [(d * (k - 1) + 1, s, p) for k, s, p, d in zip(kernel, stride, pad, wide)]
@@ -181,7 +181,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _slides(slide: nn.Module | None) -> bool:
-    """Whether it is a convolution with a border of zeros, or a pool without a border."""
+    """Whether it is a convolution with zero padding, or a pool without padding."""
     if isinstance(slide, nn.Conv2d):
         return slide.padding_mode == "zeros" and not isinstance(slide.padding, str)
     if isinstance(slide, nn.MaxPool2d | nn.AvgPool2d):
@@ -190,7 +190,7 @@ def _slides(slide: nn.Module | None) -> bool:
 
 
 def _pointwise(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether each number of the layer depends on those at its own place alone, and no other layer is overwritten."""
+    """Whether each element of the layer depends only on its own position, and no other layer is overwritten."""
     from atent.models.normalize import Normalize
 
     given = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op != "get_attr"]
@@ -211,15 +211,15 @@ def _pointwise(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _per_channel(graph: fx.GraphModule, arg: Any) -> bool:
-    """Whether an operand is a number, or a tensor with one for each channel."""
+    """Whether an operand is a number, or a tensor with one number per channel."""
     value = constant(graph, arg) if isinstance(arg, fx.Node) else arg
     if isinstance(value, Tensor):
         return 3 <= value.dim() <= 4 and value.shape[-2:] == (1, 1)
     return isinstance(value, int | float)
 
 
-def _span(found: Reach, node: fx.Node) -> Spans | None:
-    """What is reached of a layer; None where that counts as the whole."""
+def _span(found: Affected, node: fx.Node) -> Spans | None:
+    """The affected part of a layer; None if the entire layer counts as affected."""
     spans, shape = found.spans, found.shapes.get(node)
     if shape is None or len(shape) != 4:
         return None
