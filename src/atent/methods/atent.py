@@ -90,9 +90,8 @@ class ATENT(Method):
     >>> from atent import Threat
     >>> from atent.methods import ATENT
     >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    >>> x, y = torch.rand(8, 1, 8, 8), torch.arange(8)
     >>> method = ATENT(Threat("l2", 0.5), variant="released", steps=4)
-    >>> sorted(method.backward(net, x, y))  # leaves the gradient in .grad
+    >>> sorted(method.backward(net, torch.rand(8, 1, 8, 8), torch.arange(8)))  # leaves the gradient in .grad
     ['distance', 'loss', 'robust']
     """
 
@@ -100,6 +99,7 @@ class ATENT(Method):
     shardable = True
 
     threat: Threat
+    """Ball of the adversary."""
     steps: int = 10
     """K: number of Langevin steps."""
     step_size: float | None = None

@@ -59,6 +59,7 @@ class PGDAT(Method):
     norms: ClassVar[tuple[str, ...]] = NORMS
 
     threat: Threat
+    """Ball of the adversary."""
     steps: int = 10
     """Number of gradient steps."""
     step_size: float | None = None
