@@ -43,9 +43,9 @@ class Result(NamedTuple):
 
     def then(self, more: Result) -> Result:
         """Both, concatenated."""
-        tensors = {name: torch.cat([getattr(self, name), getattr(more, name)]) for name in _TENSORS}
-        counts = {name: getattr(self, name) + getattr(more, name) for name in _COUNTS}
-        return Result(**tensors, **counts)
+        tensors = [torch.cat([a, b]) for a, b in zip(self[:4], more[:4])]
+        counts = self.forwards + more.forwards, self.backwards + more.backwards, self.seconds + more.seconds
+        return Result(tensors[0], tensors[1], tensors[2], tensors[3], *counts)
 
     @staticmethod
     def joined(several: Iterable[Result]) -> Result:
@@ -53,7 +53,7 @@ class Result(NamedTuple):
         return functools.reduce(Result.then, sorted(several, key=lambda result: int(result.rows[0])), NO_RESULT)
 
 
-_TENSORS, _COUNTS = Result._fields[:4], Result._fields[4:]
+_COUNTS = Result._fields[4:]
 NO_RESULT = Result(
     torch.zeros(0).long(), torch.zeros(0).bool(), torch.zeros(0).double(), torch.zeros(0).long(), 0, 0, 0.0
 )
