@@ -6,7 +6,7 @@ The parts are the settings in which the two recipes differ; the fields of an ave
 into --recipes, each equal to one of the two but for one part, and `atent compare` trains them; every option that is not
 known here is handed to it. ``--also method.label_smoothing=0.1`` (again and again) tries a part that neither has, on
 top of the larger recipe; ``--both train.batch_size=32`` sets something in both recipes first, so that it is no part.
-What is trained stays: the same command resumes.
+What is trained stays: repeating the command resumes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A queue of long trainings and measurements that runs for days beside other work on a CPU.
 
-    python benchmarks/campaign.py run            # works until the queue is empty; the same command resumes it
+    python benchmarks/campaign.py run            # works until the queue is empty; repeating the command resumes it
     python benchmarks/campaign.py status         # done, running, core hours, expected end of each job
     python benchmarks/campaign.py pause          # saves what runs and waits; `resume` continues
     python benchmarks/campaign.py retry NAME     # a failed job is queued again
@@ -84,7 +84,7 @@ _NAME = re.compile(r"\w[\w.-]*")
 
 
 def read_queue(path: Path, kinds: Sequence[str] = KINDS) -> Queue:
-    """The jobs of a TOML file; ValueError, in one line, for whatever a campaign could not run."""
+    """The jobs of a TOML file; ValueError for whatever a campaign could not run."""
     from atent.paper.scales import SCALES
 
     try:

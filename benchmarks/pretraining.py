@@ -3,7 +3,7 @@
     python benchmarks/pretraining.py digits --seeds 3 --runs runs/pretraining --out results/pretraining-digits
 
 For each seed a network is pre-trained by the recipe SCALE-acl. The trainings that follow see as many samples in as many
-steps from its weights as from random ones. What is finished is not made again: the same command resumes, and
+steps from its weights as from random ones. What is finished is not made again: repeating the command resumes, and
 ``--finished`` writes the table of what is there. Options that are not known here are fields of all recipes, such as
 --data.root PATH.
 """

@@ -6,7 +6,7 @@
 
 Strong scaling shares one batch or set of samples among the ranks, weak scaling gives each rank as many as one process
 has. Rounds start each number of processes by torchrun, in turned order; every start measures all cases and is written
-before the next, so that the same command resumes. Times are wall seconds (several processes have no other): the
+before the next, so that repeating the command resumes. Times are wall seconds (several processes have no other): the
 machine must have no other work. Images are random and the networks untrained, as neither changes the cost of a step.
 ``--model`` prints the cost model of docs/distributed.md beside the measured times.
 """

@@ -129,7 +129,7 @@ def training(name: str, recipe: tuple[str, ...]) -> Command:
 
 
 def repeated(kind: str, name: str, argv: list[str], result: Callable[[Path], Any], run: Path | None = None) -> Command:
-    """A command that the same command resumes, on a copy of ``run``."""
+    """A command that repeating the command resumes, on a copy of ``run``."""
 
     def first(place: Path) -> list[str]:
         if run is not None:

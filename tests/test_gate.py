@@ -70,7 +70,7 @@ def test_what_was_not_measured_is_an_error_before_the_work(short_run, capsys, mo
     assert "did you mean 0.4" in refused(capsys, *words, "--min-robust", "40")
     assert "share between 0 and 1" in refused(capsys, *words, "--min-clean", "nan")
     assert "share between 0 and 1" in refused(capsys, *words, "--min-clean", "high")
-    assert "reports on a gate" in refused(capsys, *words, "--junit", "gate.xml")
+    assert "--junit needs a limit" in refused(capsys, *words, "--junit", "gate.xml")
     (short_run / "manifest.json").unlink()
     (short_run / "evaluation.json").unlink()
     assert "no evaluation" in refused(capsys, "gate", "run", "--min-clean", "0.5")

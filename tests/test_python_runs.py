@@ -565,9 +565,7 @@ def test_runs_from_python_are_compared(home, monkeypatch, capsys):
         compare_runs(made, attacks=["FGSM"])
     assert compare_runs(made, limit=30).rows == compare_runs(made).rows
     for limit in (20, 1000, "all"):
-        with pytest.raises(
-            ValueError, match=f"was evaluated already, on 30 images, got limit {limit}: leave limit out"
-        ):
+        with pytest.raises(ValueError, match=f"was evaluated already, on 30 images, got limit {limit}: omit limit"):
             compare_runs(made, limit=limit)
     changed = folder.read_json(other / "evaluation.json")
     (attack,) = changed["attacks"].values()

@@ -635,7 +635,7 @@ def test_the_command_writes_beside_the_run_and_never_over_an_earlier_report(run,
         ([run / "nothing"], 2, "is not a run folder"),
         ([run, "--images", -1], 2, "images must be at least 0, got -1"),
         ([run, "--image", 1], 2, "did you mean '--images'"),
-        ([], 2, "which run?"),
+        ([], 2, "no run given: write `atent report RUN"),
     ):
         got, out, err = said(capsys, "report", *args)
         assert (got, out) == (status, ""), err

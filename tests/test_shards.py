@@ -117,7 +117,7 @@ def test_what_does_not_fit_together_is_named_in_one_line(run, tmp_path, capsys):
     for bad in ("0/2", "3/2", "one", "1/0"):
         assert f"got '{bad}'" in said(capsys, *words, "--shard", bad)
     assert "11 shards of 60 samples in batches of 6" in said(capsys, *words, "--shard", "1/11")
-    assert "leave one out" in said(capsys, *words, "--shard", "1/2", "--merge")
+    assert "omit one" in said(capsys, *words, "--shard", "1/2", "--merge")
     assert not out.exists()
 
 

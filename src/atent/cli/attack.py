@@ -81,7 +81,7 @@ def attack(
         if picture is not None:
             alone(lambda: _draw(subject, made, about, picture))
         fooled, n = int(made["success"].sum()), len(made["y"])
-        print(f"{about['attack']}: {fooled} of {n} images are misclassified, including errors on clean images")
+        print(f"{about['attack']}: {fooled} of {n} images are misclassified, including clean errors")
         print(f"written: {', '.join(str(p) for p in (file, picture) if p)}")
         emit({**about, "n": n, "misclassified": fooled, "written": [str(p) for p in (file, picture) if p]})
     return 0

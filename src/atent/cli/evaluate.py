@@ -80,7 +80,7 @@ def evaluate(
     out
         JSON file to write. Default: evaluation.json in the run folder, beside the weights file, or in the current
         folder; a number is appended if it exists. Partial results are kept in a file of that name that ends in
-        .partial.jsonl, from which the same command resumes after an interruption.
+        .partial.jsonl, from which repeating the command resumes after an interruption.
     json
         Print the result to standard output as a single JSON document.
     """

@@ -92,7 +92,7 @@ def parsed(
     target: Any, words: list[str], prog: str, known: dict[str, Any], *, meant: dict[str, str] | None = None,
     refused: dict[str, str] | None = None, **more: Any,
 ) -> Any:  # fmt: skip
-    """Parse the words with tyro; UsageError, in one line, for invalid and for unexpected arguments.
+    """Parse the words with tyro; UsageError for invalid and for unexpected arguments.
 
     Raises SystemExit after help.
     """

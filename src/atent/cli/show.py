@@ -155,7 +155,7 @@ def accuracies(models: dict[str, EvaluationFile]) -> None:
         else:
             table.add_row(attack, *(found.attacks[attack].robust.text for found in models.values()))
     if len(first.attacks) > 1 and len(first.threats) == 1 and not cascade:
-        table.add_row("worst case", *(found.worst.text for found in models.values()), style="bold")
+        table.add_row("worst of these", *(found.worst.text for found in models.values()), style="bold")
     print_table(table)
     for name, found in models.items():
         if found.last:

@@ -117,7 +117,7 @@ def transfer(
     out
         JSON file to write. Default: transfer.json in the first run folder, or in the current folder; a number is
         appended if it exists. Partial results are kept in a file of that name that ends in .partial.jsonl, from which
-        the same command resumes.
+        repeating the command resumes.
     png
         Figure file of the matrix. Default: beside the JSON file.
     quiet

@@ -124,11 +124,11 @@ def certify_folder(
     goals = None if radii is None else [radius(r, "radius") for r in radii]
     if not noisy:
         if sequential:
-            raise ValueError(f"method {method} draws no noise, so it has no sequential test: leave --sequential out")
+            raise ValueError(f"method {method} draws no noise, so it has no sequential test: omit --sequential")
         if shard or merged or compiled or sigma is not None:
             raise ValueError(f"method {method} draws no noise: leave --sigma, --shard, --merge and --compile out")
         own = entered(lambda: _alone(who, method, plugin, norm, goals, limit))
-        with own, resumed_by("the same command begins again"):
+        with own, resumed_by("repeating the command starts again"):
             return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
     if sequential is None:
         sequential = plugin is None and goals is not None and len(goals) == 1
@@ -137,7 +137,7 @@ def certify_folder(
     how = _How(method, plugin, sampling, goals, batch, compiled, channels_last)
     _check(how, norm, device)
     own = entered(lambda: _alone(who, method, plugin, sampling, shard, merged))
-    with own, resumed_by("the same command resumes"):
+    with own, resumed_by("repeating the command resumes"):
         return _smoothed(who, how, shard, merged, progress)
 
 
@@ -173,9 +173,7 @@ class _How:
 def _check(how: _How, norm: Norm | None, device: str) -> None:
     """ValueError, before the long work, for what smoothing cannot do."""
     if norm not in (None, "l2"):
-        raise ValueError(
-            f"Gaussian smoothing certifies in l2, not in {norm}: leave --norm out, or use a --method of bounds"
-        )
+        raise ValueError(f"Gaussian smoothing certifies in l2, not in {norm}: omit --norm, or use a --method of bounds")
     if how.plugin is not None:
         for option, value in (("--batch-size", how.batch), ("--channels-last", how.channels_last)):
             if value is not None:
@@ -184,7 +182,7 @@ def _check(how: _How, norm: Norm | None, device: str) -> None:
     for goal in how.goals or ():
         check_radius(goal, sampling.n, sampling.alpha, sampling.sigma)
     if how.compiled and compiler_missing(pick_device(device)):
-        raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or leave it out")
+        raise ValueError("--compile needs a C++ compiler on the CPU, such as g++: install one, or omit it")
 
 
 def fingerprint(model: nn.Module) -> str:

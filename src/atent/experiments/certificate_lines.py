@@ -1,4 +1,4 @@
-"""Certificates for people: their lines and their curves."""
+"""Certificates as text: their lines and their curves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atent.threat import radius
 
 
 def layout(found: CertificateFile) -> tuple[str, list[tuple[str, Share]], list[str]]:
-    """A certificate for people: a title, (name, share) rows, and the lines below them."""
+    """A certificate as text: a title, (name, share) rows, and the lines below them."""
     images = found.images
     rows, below = [("clean, the network itself", found.clean)], []
     title = f"{found.run}: {images.name}, test images: {images.text}"

@@ -47,14 +47,14 @@ def compare(
 
     Raises ValueError (InUse while another process is at work there) and FileExistsError of one line before anything is
     trained; ChildProcessError where a run fails and Interrupted after a signal of `atent.signals`: the other runs are
-    stopped, with their state saved, and the same command resumes. The runs end with the process that started them.
+    stopped, with their state saved, and repeating the command resumes. The runs end with the process that started them.
     """
     agree(plan.jobs)
     other, backend = _beside(beside), backend or Local()
     path = place(runs, name, plan, build)
-    with resumed_by("the same command resumes"), held(path / folder.LOCK, "compare"), backend:
+    with resumed_by("repeating the command resumes"), held(path / folder.LOCK, "compare"), backend:
         if place(runs, name, plan, build) != path:
-            raise InUse(f"{path} was taken by another comparison meanwhile: give the same command again")
+            raise InUse(f"{path} was taken by another comparison meanwhile: repeat the command")
         # Runs of a comparison that was killed save and end; what they are is known after that.
         backend.settle([Task(run.path, (), run.log) for run in plan.runs(path)])
         for run in plan.runs(path):
@@ -109,7 +109,7 @@ def _train(
     plan: Plan, path: Path, todo: dict[Path, str], backend: Backend, *, progress: bool, say: Say
 ) -> None:  # fmt: skip
     waiting = deque(run for run in plan.runs(path) if todo[run.path] != "finished")
-    again = "finished runs stay as they are, and the same command resumes"
+    again = "finished runs stay as they are, and repeating the command resumes"
     done = len(todo) - len(waiting)
     with bar(len(todo), "compare", enabled=progress) as advance:
         advance(done, "")

@@ -41,7 +41,7 @@ def crafted_shard(
     target: Target, place: Path, shard: Shard, *, search_dtype: SearchDtype | None = None, progress: bool = True
 ) -> Path:
     """Craft every k-th batch into a file beside ``place``, which `crafted_merged` reads. The shard of the same command
-    that is there already is left as it is; `Incomplete`, in one line, for one of another command."""
+    that is there already is left as it is; `Incomplete` for one of another command."""
     of, file = _of(target, search_dtype), shard_file(place, shard)
     if file.exists():
         check_same(file, _read(file)["of"], of)
@@ -54,7 +54,7 @@ def crafted_shard(
 def crafted_merged(
     target: Target, place: Path, *, search_dtype: SearchDtype | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `adversarial` gives, from the shards beside ``place``; `Incomplete`, in one line, as `gathered`."""
+    """What `adversarial` gives, from the shards beside ``place``; `Incomplete` as `gathered`."""
     found = gathered(place, _of(target, search_dtype), _read)
     return _joined(target, [content["made"] for content in found]), about_adversarial(target, search_dtype)
 

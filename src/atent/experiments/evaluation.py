@@ -189,7 +189,7 @@ def check_request(target: Target, radii: Sequence[float | str], checks: bool) ->
         raise ValueError("the checks need a finite eps, got inf: give --eps")
     norms = sorted({a.threat.norm for a in target.attacks.values()})
     if radii and len(norms) > 1:
-        raise ValueError(f"--radius is of one norm, the attacks have {' and '.join(norms)}: leave some out")
+        raise ValueError(f"--radius is of one norm, the attacks have {' and '.join(norms)}: omit some")
     if radii:
         for attack in at_radii(target.attacks, radii).values():
             attack.threat.check_eps(target.data.shape)

@@ -93,7 +93,7 @@ def compare_runs(
     FileNotFoundError
         For what is not a run folder.
     ValueError
-        In one line, for fewer than two rows, a row without runs, rows of different seeds, and evaluations that differ
+        For fewer than two rows, a row without runs, rows of different seeds, and evaluations that differ
         in their images, attacks or seed.
     """
     how = {
@@ -108,7 +108,7 @@ def compare_runs(
 
 
 def _compared(groups: dict[str, list[_Made]], command: str) -> ComparisonFile:
-    """The comparison of the rows; ValueError, in one line, for what cannot be compared."""
+    """The comparison of the rows; ValueError for what cannot be compared."""
     if len(groups) < 2:
         raise ValueError(
             f"a comparison needs two rows or more, got {len(groups)}: runs that differ in the seed alone are one row;"
@@ -157,18 +157,18 @@ def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
 
 
 def _check_limit(made: _Made, limit: Limit) -> None:
-    """ValueError, in one line, for a run that was evaluated on another number of images than is asked for."""
+    """ValueError for a run that was evaluated on another number of images than is asked for."""
     data = made.evaluation.data
     wanted = data.of if limit == "all" else data.n if limit is None else min(limit, data.of)
     if data.n != wanted:
         raise ValueError(
-            f"{made.path} was evaluated already, on {data.n:,} images, got limit {limit}: leave limit out, or move its"
+            f"{made.path} was evaluated already, on {data.n:,} images, got limit {limit}: omit limit, or move its"
             f" {folder.EVALUATION} away"
         )
 
 
 def _check_attacks(made: _Made, wanted: Sequence[str] | None) -> None:
-    """ValueError, in one line, for a run that was evaluated by other attacks than those that are asked for."""
+    """ValueError for a run that was evaluated by other attacks than those that are asked for."""
     found = {attack.attack: attack.threat.threat() for attack in made.evaluation.attacks.values()}
     if wanted is None or set(wanted) == set(found):
         return
@@ -176,7 +176,7 @@ def _check_attacks(made: _Made, wanted: Sequence[str] | None) -> None:
     if {spell(parse(text, threat, ATTACKS)) for text in wanted} != set(found):
         raise ValueError(
             f"{made.path} was evaluated already, by {', '.join(found) or 'no attack'}, got attacks {', '.join(wanted)}:"
-            f" leave attacks out, or move its {folder.EVALUATION} away"
+            f" omit attacks, or move its {folder.EVALUATION} away"
         )
 
 
@@ -211,7 +211,7 @@ def _grouped(made: list[_Made]) -> dict[str, list[_Made]]:
 
 
 def _check(groups: dict[str, list[_Made]]) -> None:
-    """ValueError, in one line, unless the runs were evaluated alike and each row has the same seeds."""
+    """ValueError unless the runs were evaluated alike and each row has the same seeds."""
     (first, one), *_ = groups.items()
     seeds = sorted(made.seed for made in one)
     for name, row in groups.items():

@@ -70,7 +70,7 @@ class Verdict:
 def limits(robust: str | None = None, clean: str | None = None, certified: str | None = None) -> Limits:
     """The limits that options give: shares such as 0.4, that of the certified accuracy also as SHARE@RADIUS.
 
-    ValueError, in one line, for what is not a share between 0 and 1.
+    ValueError for what is not a share between 0 and 1.
     """
     share, at, where = (certified or "").partition("@")
     if at and not where:
@@ -114,7 +114,7 @@ def of_certificates(
 ) -> list[Verdict]:
     """The verdict on a run's certificates at the radius of ``asked``, or else of ``threat``.
 
-    ValueError, in one line, where no certificate has that radius, several have, or none is asked for and there are
+    ValueError where no certificate has that radius, several have, or none is asked for and there are
     several.
     """
     if asked.certified is None:
@@ -137,7 +137,7 @@ def of_certificates(
 def gate_target(target: Target, asked: Limits) -> list[Verdict]:
     """What is known before a target is evaluated: the verdict on its certificates.
 
-    ValueError, in one line, where a figure of ``asked`` is not measured by the evaluation and has not been before.
+    ValueError where a figure of ``asked`` is not measured by the evaluation and has not been before.
     """
     if asked.robust is not None and not target.attacks:
         raise ValueError("--min-robust needs an attack: name one by --attacks")
@@ -163,7 +163,7 @@ def certificates(place: Path, stem: str = "", weights: str | None = None) -> dic
 
 
 def read(path: Path) -> EvaluationFile | CertificateFile:
-    """The evaluation or the certificate in a file; ValueError, in one line, for any other file."""
+    """The evaluation or the certificate in a file; ValueError for any other file."""
     plain: Any = read_json(path)
     if isinstance(plain, dict) and "certified" in plain:
         if plain.get("complete") is False:

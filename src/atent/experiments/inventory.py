@@ -59,7 +59,7 @@ def inventory(run: str | Path, root: str | None = None) -> Inventory:
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: no run folder, or a damaged manifest.
+        No run folder, or a damaged manifest.
     """
     name, run = str(run), _folder(run)
     known = manifest.sums(run) or {}
@@ -114,7 +114,7 @@ def accept_files(run: str | Path, names: Sequence[str]) -> None:
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: no run folder, or a file that the run neither has nor knows.
+        No run folder, or a file that the run neither has nor knows.
     """
     if names and is_named(run):
         raise ValueError(f"--accept has no effect on {run}: its folder belongs to the package or to the Hub's cache")

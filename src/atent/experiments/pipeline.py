@@ -125,7 +125,7 @@ def fit_job(job: Job, path: Path, *, resume: bool = False, saved: Saved | None =
 def _again(path: Path) -> str:
     """What resumes a run that was stopped outside its steps."""
     if not (path / folder.CONFIG).is_file():
-        return "nothing was saved yet, give the same command again"
+        return "nothing was saved yet, repeat the command"
     return f"resume with {again(folder.read_config(path / folder.CONFIG), path)}"
 
 
@@ -181,7 +181,7 @@ def _attacks(job: Job, threat: Threat | None, data: Data) -> dict[str, Attack]:
     for attack in attacks.values():
         attack.threat.check_eps(data.shape)
     if job.evaluate.checks and threat is not None and threat.eps == math.inf:
-        raise ValueError("evaluate.checks needs a finite eps, got inf: set evaluate.eps, or leave evaluate.checks out")
+        raise ValueError("evaluate.checks needs a finite eps, got inf: set evaluate.eps, or omit evaluate.checks")
     _check_length(job, threat, attacks)
     return attacks
 
@@ -282,7 +282,7 @@ def saved_run(
 ) -> Saved:
     """The network and the data of a run folder of `fit`, ready to be resumed; ``model`` and ``data`` name them, as
     `model_of` and `data_of` take them. ``trust_code``: let a run that you did not make on this machine import what it
-    names. ValueError, in one line, as there, and for other training samples."""
+    names. ValueError as there, and for other training samples."""
     with trust.fenced(model, data, trust_code=trust_code):
         folder.admit(path)
         return _saved(path, model, data, root)

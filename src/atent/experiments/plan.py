@@ -160,7 +160,7 @@ def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
     """The folder to work in: a free one, or that of an earlier comparison that ``plan`` resumes.
 
     Without a name: that of the same comparison, else the first free one of compare, compare-2 ... A folder that is
-    named may be widened by recipes and seeds. ValueError, in one line, where it holds anything else.
+    named may be widened by recipes and seeds. ValueError where it holds anything else.
     """
     free = folder.free_name(runs, name or NAME)
     if name is None:
@@ -236,7 +236,7 @@ def flat(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def state(run: Run, build: Build, aside: tuple[str, ...] = ()) -> str:
-    """new, started or finished; ValueError, in one line, where the folder holds something else.
+    """new, started or finished; ValueError where the folder holds something else.
 
     Settings of the sections ``aside`` may differ.
     """

@@ -17,7 +17,7 @@ PROJECTION = (128, 128)
 def pretraining(job: Job) -> Job:
     """The job with a projection head, and evaluated by batch-norms that its variant trains.
 
-    ValueError, in one line, for a method that trains with labels, and for a branch that stays untrained.
+    ValueError for a method that trains with labels, and for a branch that stays untrained.
     """
     method = job.method
     if not isinstance(method, ACL):

@@ -55,7 +55,7 @@ def gathered(
     Raises
     ------
     Incomplete
-        In one line, which names the file: one is missing, damaged, of another shard than its name says, of another
+        Which names the file: one is missing, damaged, of another shard than its name says, of another
         number of shards, or of another measurement.
     """
     form = re.compile(rf"{re.escape(place.stem)}\.shard-(\d+)-of-(\d+){re.escape(place.suffix)}")
@@ -122,7 +122,7 @@ def evaluation_shard(
     Raises
     ------
     ValueError
-        In one line, as `evaluate_target`, and for more shards than batches; `Incomplete` where the file is there and of
+        As `evaluate_target`, and for more shards than batches; `Incomplete` where the file is there and of
         another evaluation.
     """
     studies = studies or Studies()
@@ -181,7 +181,7 @@ def merging(
     Raises
     ------
     Incomplete
-        In one line, as `gathered`, and where two shards differ in their predictions without an attack.
+        As `gathered`, and where two shards differ in their predictions without an attack.
     """
     of = _of(target, cascade=cascade, radii=radii, studies=studies or Studies(), search_dtype=search_dtype)
     found = gathered(place, of, _read)

@@ -90,7 +90,7 @@ class Studies(metaclass=Settings):
                 wanted = {"--reference": "--corruptions or --flips", "--fourier-eps": "--fourier"}.get(
                     option, "--bands"
                 )
-                raise ValueError(f"{option} {value} has no effect without {wanted}: add it, or leave {option} out")
+                raise ValueError(f"{option} {value} has no effect without {wanted}: add it, or omit {option}")
         if not self.chosen:
             return
         check_images(target.data.shape)

@@ -76,8 +76,8 @@ class EvaluateSettings(metaclass=Settings):
     folding: bool = True
     """Search on a copy with batch norm folded into the layers beside it; verdicts are those of the model itself."""
     allow_large_eps: bool = False
-    """Permit an eps that covers the whole box (linf: the box width or more, l2, l1: its diagonal or more, l0, patch: as
-    many elements, pixels or patches as a sample has)."""
+    """Permit an eps that covers the entire box (linf: the box width or more, l2, l1: its diagonal or more, l0, patch:
+    as many elements, pixels or patches as a sample has)."""
     allow_long: bool = False
     """Permit attacks of more passes an image than `atent.attacks.length.LONGEST`."""
     group: Group | None = None
@@ -103,7 +103,7 @@ class EvaluateSettings(metaclass=Settings):
 def threat_of(own: Threat | None, box: Box, settings: EvaluateSettings) -> Threat | None:
     """The threat to evaluate under: the method's ``own``, its fields replaced where the settings say so.
 
-    ValueError, in one line, for another norm without its own eps: a radius in one norm says nothing in another.
+    ValueError for another norm without its own eps: a radius in one norm says nothing in another.
     """
     norm, eps = settings.norm or (own.norm if own else None), settings.eps
     if eps is None and own is not None:
@@ -215,7 +215,7 @@ def load_target(
     chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
     torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
     `EvaluateSettings`. ``trust_code``: let a run that you did not make on this machine import what it names.
-    FileNotFoundError or ValueError, in one line, for whatever is missing, unknown, does not fit, or has no effect on
+    FileNotFoundError or ValueError for whatever is missing, unknown, does not fit, or has no effect on
     such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
     check_either(attacks, threats)
@@ -265,7 +265,7 @@ def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: st
     """The data of a run, from ``root`` where that is given; ``name`` names those of a run that cannot, or replaces its
     builder: a data set of `SOURCES`, or module:function that gives what `atent.data.from_tensors` gives.
 
-    ValueError, in one line, without a name where one is needed, with one where none is, and for data of another form.
+    ValueError without a name where one is needed, with one where none is, and for data of another form.
     """
     settings = recorded_data(config)
     if settings is not None:

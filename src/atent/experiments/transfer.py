@@ -44,13 +44,13 @@ def load_targets(
     Raises
     ------
     ValueError
-        In one line, for a network that is given twice, for data of other forms, for options of files where there is
+        For a network that is given twice, for data of other forms, for options of files where there is
         none from elsewhere, and where the runs have different
         threats and no ``norm`` and ``eps`` say which.
     """
     twice = next((text for text in texts if texts.count(text) > 1), None)
     if twice is not None:
-        raise ValueError(f"{twice} is given twice: leave one out")
+        raise ValueError(f"{twice} is given twice: omit one")
     elsewhere = [text for text in texts if _is_from_elsewhere(text)]
     options = {"--model": model, (convention or Convention()).options().split(" ")[0]: convention}
     idle = next((option for option, value in options.items() if value is not None and not elsewhere), None)

@@ -37,11 +37,11 @@ def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request
     Raises
     ------
     InUse
-        In one line, while another process measures the same.
+        While another process measures the same.
     """
     digest = hashlib.sha256(folder.dumps([kind, fingerprint, request]).encode()).hexdigest()[:12]
     path = place.with_suffix(f".{digest}{_SUFFIX}")
-    with held(lock_of(path), kind), resumed_by("the same command resumes"):
+    with held(lock_of(path), kind), resumed_by("repeating the command resumes"):
         if not path.exists():
             _take_up(place, path, kind, fingerprint)
         yield path

@@ -58,7 +58,7 @@ def figure(row: Row, name: str) -> float | None:
 
 
 def check_certifier(name: str) -> None:
-    """ValueError, in one line, for what does not verify by bounds."""
+    """ValueError for what does not verify by bounds."""
     if smooths(name):
         bounds = ", ".join(each for each in CERTIFIERS if not smooths(each))
         raise ValueError(f"certifier {name} does not verify by bounds: use one of {bounds}")
@@ -67,8 +67,8 @@ def check_certifier(name: str) -> None:
 def verify(job: Job, model: nn.Module, run: Path, certifier: str) -> Share:
     """The share of the validation images that are verified at the method's threat, written into the run folder.
 
-    ``model`` has the weights of the best epoch; the images are those of the robust validation. ValueError, in one line,
-    as `check_certifier`, and without a threat.
+    ``model`` has the weights of the best epoch; the images are those of the robust validation. ValueError as
+    `check_certifier`, and without a threat.
     """
     check_certifier(certifier)
     data = load_data(job.data)

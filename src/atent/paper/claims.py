@@ -58,7 +58,7 @@ def run_claims(out: str | Path, page: str | Path | None = None) -> dict[str, Any
 
 
 def fill(page: Path, content: Mapping[str, Any]) -> None:
-    """Write the tables of ``content`` between the marks of the page; ValueError, in one line, where one is missing."""
+    """Write the tables of ``content`` between the marks of the page; ValueError where one is missing."""
     text = page.read_text()
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)

@@ -62,7 +62,7 @@ class Bench:
     def check(self) -> None:
         """Interrupted once the time is up."""
         if self.late():
-            raise Interrupted("time is up: the same command resumes")
+            raise Interrupted("time is up: repeating the command resumes")
 
     def late(self) -> bool:
         """Whether the time is up."""
@@ -128,7 +128,7 @@ def train(
                 run_job(run.job, run.path, resume=found == "started", progress=bench.progress, report=report)
         except Interrupted:
             bench.check()
-            raise Interrupted("interrupted: the same command resumes") from None
+            raise Interrupted("interrupted: repeating the command resumes") from None
         bench.say(f"         {time.monotonic() - begun:.0f} s")
     return run.path
 

@@ -53,7 +53,7 @@ def run_figure_1(
     replaces the number of seeds. Run folders lie in runs/figure-1/; finished ones are used again. Once
     `time.monotonic()` has passed ``deadline`` the training stops after its epoch, the files say what is done, and
     the same call resumes. Returns the content of figure-1.json, whose ``complete`` says whether all is done.
-    Raises ValueError, in one line, for an unknown scale, a number of seeds below 1, or a run folder of other settings.
+    Raises ValueError for an unknown scale, a number of seeds below 1, or a run folder of other settings.
     """
     if scale not in SCALES:
         raise ValueError(messages.unknown("scale", scale, SCALES))
@@ -72,7 +72,7 @@ def run_figure_1(
             for name, job in plans.items():
                 _make(replace(job, train=replace(job.train, seed=seed)), _path(place, name, seed), deadline, say)
     except Stopped:
-        say(f"{NAME}: stopped at the time limit; the same command resumes")
+        say(f"{NAME}: stopped at the time limit; repeating the command resumes")
     finally:
         torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)

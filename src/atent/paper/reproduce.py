@@ -40,8 +40,8 @@ def reproduce(
 
     Networks are trained and measured once, in ``runs``, and used again by other tables and later calls. After
     ``time_limit`` seconds, or a signal of `atent.signals`, all is saved, what is measured is written, and Interrupted
-    says that the same command resumes. ``only`` names rows of a table to train and measure. ValueError, in one line,
-    for names that are not known, and where ``out`` holds a result of another scale.
+    says that repeating the command resumes. ``only`` names rows of a table to train and measure. ValueError for names
+    that are not known, and where ``out`` holds a result of another scale.
     """
     begun = time.monotonic()
     if scale not in SCALES:
@@ -77,7 +77,7 @@ def reproduce(
             except Interrupted as stop:
                 stopped = stop
             except KeyboardInterrupt:
-                stopped = Interrupted("interrupted: the same command resumes")
+                stopped = Interrupted("interrupted: repeating the command resumes")
             if name != "figure-1":
                 written += _WRITE.get(name, _write_table)(bench, name, chosen, out, command)
             if stopped is not None:
@@ -96,7 +96,7 @@ def _claims(out: Path) -> list[Path]:
 
 def _check_rows(what: str, rows: Sequence[str], only: Sequence[str]) -> None:
     if not rows:
-        raise ValueError(f"--only names rows of one of {', '.join(TABLES)}, not of {what}: leave it out")
+        raise ValueError(f"--only names rows of one of {', '.join(TABLES)}, not of {what}: omit it")
     for row in only:
         if row not in rows:
             raise ValueError(messages.unknown(f"row of {what}", row, rows))
@@ -268,7 +268,7 @@ def _figure_1(bench: Bench, out: Path, seeds: int | None) -> list[Path]:
     )
     bench.check()
     if not content["complete"]:
-        raise Interrupted("figure-1 is not complete: the same command resumes")
+        raise Interrupted("figure-1 is not complete: repeating the command resumes")
     return [path for path in (out / f"figure-1.{kind}" for kind in ("md", "json", "png")) if path.is_file()]
 
 

@@ -186,7 +186,7 @@ def markdown(content: Mapping[str, Any], extra: Sequence[str] = ()) -> str:
     """The whole table with its captions; ``extra`` lines come before the hardware."""
     lines = [f"# {content['title']}", ""]
     if not content["complete"]:
-        lines += ["Not complete: the same command resumes.", ""]
+        lines += ["Not complete: repeating the command resumes.", ""]
     for block in content["blocks"]:
         if block["title"]:
             lines += [f"## {block['title']}", ""]

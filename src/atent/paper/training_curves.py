@@ -202,7 +202,7 @@ def markdown(content: dict[str, Any]) -> str:
     """A table of the epochs, and what the figure says of the published one."""
     lines = [f"# {content['title']}", ""]
     if not content["complete"]:
-        lines += ["Not complete: the same command resumes.", ""]
+        lines += ["Not complete: repeating the command resumes.", ""]
     if content["epochs"]:
         keys = ("train_clean", "test_clean", "train_robust", "test_robust")
         heads = ["epoch", "rate", *(f"{k}, {p} (%)" for k in ("clean", "robust") for p in ("train", "test"))]

@@ -41,7 +41,7 @@ def certified_by(run: Run) -> tuple[str, ...]:
 def next_steps(run: Run) -> list[tuple[str, list[str]]]:
     """Three commands to try on a trained run, each after what it shows."""
     return [
-        ("one page for people: the accuracies, each attack, images under attack", ["atent", "report", str(run.path)]),
+        ("one page as text: the accuracies, each attack, images under attack", ["atent", "report", str(run.path)]),
         (
             "robust accuracy under AutoAttack, the field's standard, on 100 test images",
             command(run, "evaluate", "--attacks", "AutoAttack", "--limit", "100"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def percent(value: float) -> str:
-    """A fraction for people: "31.6 %"."""
+    """A fraction as text: "31.6 %"."""
     return f"{100 * value:.1f} %"
 
 

@@ -45,7 +45,7 @@ def save_weights(
 
     Tied weights are kept once, extra state that is JSON in the metadata, and names are those of the network inside
     `torch.compile`. With ``start``, the training's `Snapshot`, also buffers that have been added, resized, or changed
-    without being persistent. In a run folder the manifest gets the file's sum. ValueError, in one line, for what such a
+    without being persistent. In a run folder the manifest gets the file's sum. ValueError for what such a
     file cannot hold.
     """
     with manifest.seal(path) as temporary:
@@ -87,7 +87,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: the file is absent, not whole, damaged by the manifest of its run folder, or of another run.
+        The file is absent, not whole, damaged by the manifest of its run folder, or of another run.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -119,7 +119,7 @@ def check_best(run: Path) -> None:
     Raises
     ------
     ValueError
-        In one line: they are damaged by the manifest, not whole, of another run, or gone. A run that has not come to
+        They are damaged by the manifest, not whole, of another run, or gone. A run that has not come to
         any passes.
     """
     path = run / BEST
@@ -179,7 +179,7 @@ def _check_run(path: Path, about: dict[str, Any]) -> None:
 def check_architecture(
     model: nn.Module, state: Mapping[str, Any], path: Path, about: dict[str, Any], own: Collection[str] = ()
 ) -> None:
-    """ValueError, in one line, unless the ``state`` of ``path`` fits ``model``, but for the buffers ``own``.
+    """ValueError unless the ``state`` of ``path`` fits ``model``, but for the buffers ``own``.
 
     A network that makes layers in its first forward pass makes them here.
     """
@@ -216,7 +216,7 @@ def load_weights(model: nn.Module, path: str | Path, *, which: str = "best", key
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: the file is absent, damaged, of another architecture, or holds several networks that fit.
+        The file is absent, damaged, of another architecture, or holds several networks that fit.
     """
     path = weights_file(Path(path), which)
     about, states, notes = read_states(path)

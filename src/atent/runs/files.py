@@ -234,7 +234,7 @@ def append_jsonl(path: str | Path, row: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, without a torn last line (a kill in mid-write leaves one).
+    """The rows of a JSON-lines file, without a torn last line (a kill during a write leaves one).
 
     Raises ValueError of one line, with the line number, for a broken line elsewhere; FileNotFoundError.
     """

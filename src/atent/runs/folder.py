@@ -38,7 +38,7 @@ def relocated(tables: dict[str, Any]) -> dict[str, Any]:
     """Tables of settings with what earlier versions called otherwise: ``method.awp`` as ``train.awp``, ``pull`` of
     ATENT as ``anchor``, and ``train.select`` natural as clean.
 
-    ValueError, in one line, where both are there.
+    ValueError where both are there.
     """
     tables = _renamed(tables)
     method, train = tables.get("method"), tables.get("train", {})
@@ -86,7 +86,7 @@ def create(path: str | Path) -> Path:
 
 
 def check_free(path: Path) -> None:
-    """FileExistsError, in one line, unless `is_free`."""
+    """FileExistsError unless `is_free`."""
     if not is_free(path):
         raise FileExistsError(
             f"{path} exists and is not empty: choose another name (--name, in Python run=), or resume it (--resume,"

@@ -73,7 +73,7 @@ def read_foreign(path: Path) -> dict[str, State]:
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: the file is absent, truncated, of another format, holds pickled objects, or no weights.
+        The file is absent, truncated, of another format, holds pickled objects, or no weights.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: give a run folder or a file ({', '.join(SUFFIXES)})")

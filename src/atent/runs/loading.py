@@ -53,7 +53,7 @@ def load(
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line: not a run or a weights file, or the model cannot be built.
+        Not a run or a weights file, or the model cannot be built.
     Untrusted
         Before anything is imported, where that needs ``trust_code``.
     """
@@ -143,7 +143,7 @@ def built(name: str, args: Mapping[str, Any], *, classes: int, shape: tuple[int,
     Raises
     ------
     ValueError
-        In one line, for an unknown name or keyword, and for what the function raises. The global random state comes
+        For an unknown name or keyword, and for what the function raises. The global random state comes
         back as it was.
     """
     with torch.random.fork_rng():
@@ -199,7 +199,7 @@ def load_file(
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line, for a missing or unknown name, a convention that contradicts the file, and as `load_weights`.
+        For a missing or unknown name, a convention that contradicts the file, and as `load_weights`.
     """
     path = Path(path)
     read = read_states(path)

@@ -96,7 +96,7 @@ def held(
     Raises
     ------
     InUse
-        In one line, where the lock is held, or was left by another host.
+        Where the lock is held, or was left by another host.
     """
     place, own = os.path.realpath(path), None
     try:

@@ -49,7 +49,7 @@ def check(run: str | Path, *names: str) -> None:
     Raises
     ------
     Damaged
-        In one line: which file differs, and what to do.
+        Which file differs, and what to do.
     """
     run = Path(run)
     known = sums(run)

@@ -53,7 +53,7 @@ def match(model: nn.Module, states: Mapping[str, State], path: Path, key: str | 
     Raises
     ------
     ValueError
-        In one line: no network of the file fits, which names the first difference and the nearest network of this
+        No network of the file fits, which names the first difference and the nearest network of this
         library; several fit; ``key`` is none of the places; or a tensor is of a kind that cannot be a weight.
     """
     own = visible(model)

@@ -39,7 +39,7 @@ def load_start(
     Raises
     ------
     FileNotFoundError, ValueError
-        In one line, as `load_weights`, for a branch where the weights have one set of batch-norms, and for one that the
+        As `load_weights`, for a branch where the weights have one set of batch-norms, and for one that the
         pre-training did not train.
     """
     if isinstance(model, Frozen):
@@ -53,7 +53,7 @@ def load_start(
         if branch is not None:
             raise ValueError(
                 f"model.branch {branch} is for weights of a pre-training run, and {path} has one set of batch-norms:"
-                " leave it out"
+                " omit it"
             )
         return load_weights(model, file)
     chosen = _branch(state, branch, (about.get("model") or {}).get("branch"), path)

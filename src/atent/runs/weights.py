@@ -87,7 +87,7 @@ def copied(model: nn.Module) -> State:
 def put(model: nn.Module, state: Mapping[str, Any], own: Collection[str] = ()) -> None:
     """Load a state by plain names into a network that may be wrapped; buffers named in ``own`` are made to fit.
 
-    ValueError in one line where the state is another architecture's.
+    ValueError where the state is another architecture's.
     """
     given = {k.replace(_COMPILED, ""): v for k, v in state.items()}
     aside = hidden(model)
@@ -189,7 +189,7 @@ def translated(model: nn.Module, state: Mapping[str, Any]) -> State:
 def pack(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], Notes]:
     """Tensors without shared memory on the CPU, and `Notes`; ``unpack`` gives the state back.
 
-    A tensor that goes by several names is kept once. ValueError, in one line, for what a file of tensors and JSON
+    A tensor that goes by several names is kept once. ValueError for what a file of tensors and JSON
     cannot hold.
     """
     tensors: dict[str, Tensor] = {}

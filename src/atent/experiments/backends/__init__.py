@@ -39,7 +39,7 @@ def make(
     Raises
     ------
     ValueError
-        In one line: an unknown name, an option of another backend, or an extra that is not installed.
+        An unknown name, an option of another backend, or an extra that is not installed.
     """
     if name not in BACKENDS:
         raise ValueError(unknown("backend", name, BACKENDS))
@@ -48,9 +48,9 @@ def make(
     if cpus < 1 or gpus < 0:
         raise ValueError(f"a training needs --cpus of at least 1 and --gpus of at least 0, got {cpus} and {gpus:g}")
     if address is not None and name != "ray":
-        raise ValueError(f"--address is for --backend ray, got --backend {name}: leave it out")
+        raise ValueError(f"--address is for --backend ray, got --backend {name}: omit it")
     if slurm and name != "slurm":
-        raise ValueError(f"--slurm is for --backend slurm, got --backend {name}: leave it out")
+        raise ValueError(f"--slurm is for --backend slurm, got --backend {name}: omit it")
     if name == "ray":
         from atent.experiments.backends.ray import Ray
 

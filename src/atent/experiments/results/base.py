@@ -61,7 +61,7 @@ class Share:
 
     @property
     def text(self) -> str:
-        """For people: "98.2 % [96.6, 99.2]"."""
+        """As text: "98.2 % [96.6, 99.2]"."""
         return stats.percent(asdict(self))
 
 
@@ -93,7 +93,7 @@ class Adversary:
 
     @property
     def text(self) -> str:
-        """For people: "linf 8/255"."""
+        """As text: "linf 8/255"."""
         return show(self.threat())
 
 
@@ -116,7 +116,7 @@ class Samples:
 
     @property
     def text(self) -> str:
-        """Which samples, for people: "all 500", "a stratified sample of 100 of 500 (seed 0)"."""
+        """Which samples, as text: "all 500", "a stratified sample of 100 of 500 (seed 0)"."""
         return described.words(asdict(self))
 
 

@@ -27,12 +27,12 @@ class Mean:
 
     @property
     def text(self) -> str:
-        """For people: "1.08 [1.01, 1.15]"."""
+        """As text: "1.08 [1.01, 1.15]"."""
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     @property
     def percent(self) -> str:
-        """For people, as a share: "31.6 % [29.8, 33.4]"."""
+        """As text, as a percentage: "31.6 % [29.8, 33.4]"."""
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 

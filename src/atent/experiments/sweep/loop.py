@@ -28,7 +28,7 @@ from atent.runs.locks import held
 from atent.signals import resumed_by
 
 PLAN = "sweep-plan.json"
-_AGAIN = "finished trials stay as they are, and the same command resumes"
+_AGAIN = "finished trials stay as they are, and repeating the command resumes"
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 # Statuses of a training that was asked to stop, and saved.
 _STOPPED = {
@@ -60,7 +60,7 @@ def run_sweep(
     Raises
     ------
     ValueError, FileExistsError
-        In one line, before anything is trained: a folder that holds something else, or is in use; a missing extra.
+        Before anything is trained: a folder that holds something else, or is in use; a missing extra.
     ChildProcessError
         Where every trial failed.
     Interrupted
@@ -69,7 +69,7 @@ def run_sweep(
     backend = backend or Local()
     folder.check_name(name or sweep.name)
     path = Path(runs) / (name or sweep.name)
-    with resumed_by("the same command resumes"), held(path / folder.LOCK, "sweep"):
+    with resumed_by("repeating the command resumes"), held(path / folder.LOCK, "sweep"):
         _check(path, sweep)
         study = Study(path, sweep, parallel=backend.at_once > 1)
         folder.write_json(path / PLAN, {"command": command, "trials": sweep.trials, "sweep": sweep.identity()})
@@ -86,7 +86,7 @@ def run_sweep(
 
 
 def _check(path: Path, sweep: Sweep) -> None:
-    """ValueError or FileExistsError, in one line, unless the folder is free or holds this sweep."""
+    """ValueError or FileExistsError unless the folder is free or holds this sweep."""
     if not (path / PLAN).is_file():
         if not folder.is_free(path):
             raise FileExistsError(f"{path} exists and holds no sweep: choose another --name")

@@ -58,7 +58,7 @@ class Range:
         return (self.low, self.high) if self.whole else (self.low, self.high, self.low + 0.37 * (self.high - self.low))
 
     def listed(self) -> tuple[Any, ...]:
-        """Every value of a range with a step; UsageError, in one line, for one without."""
+        """Every value of a range with a step; UsageError for one without."""
         if self.step is None:
             raise UsageError(f"{self.name}: a grid needs listed values, or a step: add step, or use sampler random")
         count = round((self.high - self.low) / self.step)
@@ -81,7 +81,7 @@ def spelled(name: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """UsageError, in one line, for what is not the path of a recipe's field, or is set elsewhere."""
+    """UsageError for what is not the path of a recipe's field, or is set elsewhere."""
     section, dot, _ = name.partition(".")
     if not dot or section not in SECTIONS:
         raise UsageError(f"{name} is not a field of a recipe: {unknown('section', section, SECTIONS)}")
@@ -90,7 +90,7 @@ def check_name(name: str) -> None:
 
 
 def parameter(name: str, given: Any) -> Parameter:
-    """A setting of [space]; UsageError, in one line, for what cannot be tried."""
+    """A setting of [space]; UsageError for what cannot be tried."""
     check_name(name)
     section = name.partition(".")[0]
     if name in _ELSEWHERE:
@@ -111,7 +111,7 @@ def _choice(name: str, values: list[Any]) -> Choice:
         if not isinstance(value, str | int | float):
             raise UsageError(f"{name} takes numbers, texts, true and false, got {shown(value)}")
         if value in values[:i]:  # also 1 beside 1.0 and true
-            raise UsageError(f"{name} lists {shown(value)} twice: leave one out")
+            raise UsageError(f"{name} lists {shown(value)} twice: omit one")
     return Choice(name, tuple(values))
 
 
@@ -145,7 +145,7 @@ def _check(found: Range) -> None:
     if step is None:
         return
     if found.log:
-        raise UsageError(f"{found.name}: log and step exclude each other: leave one out")
+        raise UsageError(f"{found.name}: log and step exclude each other: omit one")
     if step <= 0 or (found.whole and not isinstance(step, int)):
         raise UsageError(f"{found.name}: step must be above 0{' and whole' if found.whole else ''}, got {step}")
     count = (high - low) / step

@@ -170,7 +170,7 @@ def _read(content: dict[str, Any], name: str) -> Sweep:
     _check(found)
     if found.sampler == "grid":
         if own.get("trials", len(found.grid)) != len(found.grid):
-            raise UsageError(f"the grid has {len(found.grid)} trials, not {own['trials']}: leave trials out")
+            raise UsageError(f"the grid has {len(found.grid)} trials, not {own['trials']}: omit trials")
         return Sweep(name, recipe, tables, space, found.objectives, fixed, **{**own, "trials": len(found.grid)})
     return found
 
@@ -217,7 +217,7 @@ def _objectives(own: dict[str, Any]) -> dict[str, str]:
         if name not in FIGURES:
             raise UsageError(f"[sweep] {unknown('objective', name, FIGURES)}")
         if names.count(name) > 1:
-            raise UsageError(f"[sweep] objective lists {name} twice: leave one out")
+            raise UsageError(f"[sweep] objective lists {name} twice: omit one")
     if len(directions) != len(names):
         raise UsageError(f"[sweep] {len(names)} objectives and {len(directions)} directions: give one for each")
     for way in directions:
@@ -239,7 +239,7 @@ def _space(given: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[Paramete
         raise UsageError('[space] is empty: give a setting to try, such as "method.steps" = [5, 10]')
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"[space] has {name} twice: leave one out")
+            raise UsageError(f"[space] has {name} twice: omit one")
         if name in fixed:
             raise UsageError(f"{name} is in [space] and fixed by [set] or the budget: keep one")
     return tuple(parameter(name, value) for name, value in zip(names, given.values()))
@@ -249,7 +249,7 @@ def _space(given: Mapping[str, Any], fixed: Mapping[str, Any]) -> tuple[Paramete
 
 
 def _check(found: Sweep) -> None:
-    """UsageError, in one line, for settings that no trial could be trained or compared with."""
+    """UsageError for settings that no trial could be trained or compared with."""
     jobs = [_tried(found, each, value) for each in found.space for value in each.ends]
     one = jobs[0]
     if any(type(each.method).__name__ == "ACL" for each in jobs):
@@ -274,7 +274,7 @@ def _check_certifier(found: Sweep) -> None:
     if asked != bool(found.certifier):
         raise UsageError(
             'objective validation_certified needs bounds: give [sweep] certifier = "crown-ibp", ibp, crown or dual'
-            if asked else "[sweep] certifier is for objective validation_certified: leave it out"
+            if asked else "[sweep] certifier is for objective validation_certified: omit it"
         )  # fmt: skip
     if asked:
         from atent.experiments.validated import check_certifier

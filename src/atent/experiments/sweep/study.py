@@ -55,9 +55,9 @@ class Study:
     Raises
     ------
     ImportError
-        In one line, where Optuna is not installed.
+        Where Optuna is not installed.
     ValueError
-        In one line, for the journal of another sweep, and for a damaged one.
+        For the journal of another sweep, and for a damaged one.
     """
 
     def __init__(self, path: Path, sweep: Sweep, *, parallel: bool = False) -> None:
@@ -201,7 +201,7 @@ def _digest(sweep: Sweep) -> str:
 
 
 def _cut(file: Path) -> None:
-    """Remove a torn last line, which a kill in mid-write leaves: what is appended would continue it."""
+    """Remove a torn last line, which a kill during a write leaves: what is appended would continue it."""
     if not file.is_file():
         return
     with open(file, "rb+") as stream:
