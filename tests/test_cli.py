@@ -520,7 +520,7 @@ def test_radii_give_rows_and_a_picture(run_of, capsys):
     assert "each attack alone, by radius" in out
     assert "radius must be finite" in refused(capsys, "evaluate", "run", *CHEAP, "--radius", "-1/2")
     two = ["--attacks", "FGSM", "PGD(norm=l2, eps=1)", "--radius", "0.1", "--quiet"]
-    assert "--radius is of one norm, the attacks have l2 and linf" in refused(capsys, "evaluate", "run", *two)
+    assert "--radius needs a single norm, and the attacks have l2 and linf" in refused(capsys, "evaluate", "run", *two)
     assert not list(run_of.glob("*.partial*"))
 
 

@@ -173,7 +173,7 @@ def test_a_data_set_with_a_name_is_loaded_as_it_was(here, capsys, tmp_path):
         (["tensors"], "tensors was trained from a Python object, a Sequential: name what builds it by --model"),
         (
             ["tensors", "--model", "entries_mine:net"],
-            "on tensors, which it does not keep: name the data by --data",
+            "on tensors, which are not saved: give --data module:function",
         ),
         (["tensors", "--model", "entries_mine:wider", "--data", "entries_mine:data"], "holds another architecture"),
         (["tensors", "--model", "entries_mine:net", "--data", "digits"], "--data digits has classes 10, tensors was"),
@@ -240,7 +240,7 @@ def test_a_network_of_ones_own_is_verified(here, capsys, monkeypatch, tmp_path):
     assert content["run"] == "entries_mine:net"
     status, _, err = said(capsys, "certify", "entries_mine:net", "--data", "entries_mine:data", "--limit", "1")
     assert status == 2
-    assert "entries_mine:net does not say with what noise it was trained: give --sigma" in err
+    assert "entries_mine:net does not record its training noise: give --sigma" in err
 
 
 def test_it_is_attacked_and_exported(here, capsys, tmp_path):
@@ -549,7 +549,7 @@ def test_runs_from_python_are_compared(home, monkeypatch, capsys):
     assert "less" in capsys.readouterr().out
     other = home / "compared-2-1"
     for runs, told in (
-        ([made[0], made[1]], "needs two rows or more, got 1"),
+        ([made[0], made[1]], "needs two or more rows, got 1"),
         ([made[0], home], "is not a run folder"),
         ([made[0], 3], "got a int"),
         (str(home / "compared-1-0"), "a list of runs, or a mapping"),

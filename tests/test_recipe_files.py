@@ -98,7 +98,7 @@ def test_bases_are_not_recipes():
     assert base_names()
     assert not any(name.startswith(BASE) or name == "base" for name in recipe_names())
     for name in base_names():
-        with pytest.raises(UsageError, match="what recipes extend, not a recipe"):
+        with pytest.raises(UsageError, match="is a base, not a recipe"):
             read_recipe(name)
         parents = recipe_file(name, bases=True)
         tables = tomllib.loads(parents.read_text())

@@ -124,9 +124,9 @@ def certify_folder(
     goals = None if radii is None else [radius(r, "radius") for r in radii]
     if not noisy:
         if sequential:
-            raise ValueError(f"method {method} draws no noise, so it has no sequential test: omit --sequential")
+            raise ValueError(f"method {method} uses no noise samples, so it has no sequential test: omit --sequential")
         if shard or merged or compiled or sigma is not None:
-            raise ValueError(f"method {method} draws no noise: leave --sigma, --shard, --merge and --compile out")
+            raise ValueError(f"method {method} uses no noise samples: omit --sigma, --shard, --merge and --compile")
         own = entered(lambda: _alone(who, method, plugin, norm, goals, limit))
         with own, resumed_by("repeating the command starts again"):
             return *_bounded(who, method, plugin, _threats(who, norm, goals), progress), None
@@ -145,13 +145,13 @@ def _one(goals: list[float] | None) -> float:
     """The radius of a sequential test."""
     if goals is None or len(goals) != 1:
         given = "none" if goals is None else ", ".join(f"{goal:g}" for goal in goals)
-        raise ValueError(f"a sequential test decides one radius, got {given}: give one --radius, or --sequential False")
+        raise ValueError(f"a sequential test needs one radius, got {given}: give one --radius, or --sequential False")
     return goals[0]
 
 
 @contextmanager
 def _alone(who: Target, *request: Any) -> Iterator[None]:
-    """Hold the lock of this very certificate: others of the same run may be made at once."""
+    """Hold the lock of this certificate only: others of the same run may be computed concurrently."""
     digest = hashlib.sha256(folder.dumps([fingerprint(who.model), *request]).encode()).hexdigest()[:12]
     with held(lock_of(who.place / f"{who.stem}certificate.{digest}"), "certify"):
         yield
@@ -159,7 +159,7 @@ def _alone(who: Target, *request: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _How:
-    """How a certificate by smoothing is made."""
+    """The settings of a certificate by smoothing."""
 
     method: str
     plugin: Plugin | None
@@ -171,7 +171,7 @@ class _How:
 
 
 def _check(how: _How, norm: Norm | None, device: str) -> None:
-    """ValueError, before the long work, for what smoothing cannot do."""
+    """Raise ValueError, before the computation, for settings that smoothing does not support."""
     if norm not in (None, "l2"):
         raise ValueError(f"Gaussian smoothing certifies in l2, not in {norm}: omit --norm, or use a --method of bounds")
     if how.plugin is not None:
@@ -186,7 +186,7 @@ def _check(how: _How, norm: Norm | None, device: str) -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of every weight and buffer: rows of other weights are never mixed."""
+    """A hash of every weight and buffer: rows of different weights are never mixed."""
     digest = hashlib.sha256()
     for name, value in visible(model).items():
         digest.update(name.encode())
@@ -198,7 +198,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _about(who: Target, plugin: Plugin | None) -> dict[str, Any]:
-    """What a certificate is about, whatever its numbers of images and noise samples."""
+    """The identity of a certificate, independent of its numbers of images and noise samples."""
     own = {} if plugin is None else {"certifier": asdict(plugin)}
     return {"weights": fingerprint(who.model), "data": who.data.name, "split": "test", **own}
 
@@ -223,7 +223,8 @@ def _smoothed(
     sampling, about, certifier = how.sampling, _about(who, how.plugin), CERTIFIERS.find(how.method)
     part = None if shard is None else Shard.parse(shard)
     made, network = made_of(sampling, about), Folded(who.model, 0, None)
-    # What was begun with the batch norms as they are, as earlier versions did, ends so, in all of its shards.
+    # A certificate that an earlier version started with unfolded batch norms is finished that way, in all of its
+    # shards.
     if not any(claimed_as(f, made) for f in who.place.glob(f"{who.stem}certificate*.csv")):
         network = certified_network(who.model, x, sampling, certifier)
         made = made_of(sampling, about, network.layers)
@@ -270,7 +271,7 @@ def _threats(who: Target, norm: Norm | None, goals: list[float] | None) -> list[
         goals = [float(own.eps)]
     if kind is None or goals is None:
         missing = "--norm and --radius" if kind is None else f"--radius, such as --norm {kind} --radius 8/255"
-        raise ValueError(f"{who.name} has no radius of its own in {kind or 'any norm'}: give {missing}")
+        raise ValueError(f"{who.name} has no default radius in {kind or 'any norm'}: give {missing}")
     allowed = who.settings.allow_large_eps or (own is not None and own.allow_large_eps)
     more = own.extra() if own is not None and own.norm == kind else {}
     return [Threat(kind, r, who.data.box, allowed, **more) for r in goals]

@@ -1,4 +1,4 @@
-"""A comparison of runs that are trained already: by recipes, or from Python by `atent.train.fit`."""
+"""Comparison of finished runs, trained from recipes or from Python by `atent.train.fit`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from atent.experiments.target import load_target
 from atent.runs.manifest import write_json
 from atent.threat import Threat
 
-# Sections of a configuration that say what a run is; where it ran, and its seed, do not.
+# Sections of a configuration that identify a run; the place and the seed do not.
 _SECTIONS = ("data", "model", "method", "optimizer", "schedule", "train", "evaluate")
 _APART = ("train.seed", "train.device", "data.builder", "model.builder")
 
@@ -46,7 +46,7 @@ class _Made:
         return f"{self.config['method']['name']}{'-AWP' if awp else ''}"
 
     def settings(self) -> dict[str, Any]:
-        """What makes runs that differ in the seed alone one row."""
+        """The key that groups runs that differ only in the seed."""
         plain = json.loads(folder.dumps({s: self.config[s] for s in _SECTIONS if s in self.config}))
         found = {key: value for key, value in flat(plain).items() if not key.startswith(_APART)}
         about = self.config["about"]["data"]
@@ -66,7 +66,7 @@ def compare_runs(
     command: str = "compare_runs",
     trust_code: bool = False,
 ) -> ComparisonFile:
-    """Compare trained runs on the test images that they were evaluated on: what `atent compare` says of its own.
+    """Compare finished runs on the test images of their evaluations, as `atent compare` does.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def compare_runs(
     }  # fmt: skip
     if isinstance(runs, str | os.PathLike):
         raise ValueError(
-            f"runs are a list of runs, or a mapping from names to them, got {str(runs)!r} alone: give two or more"
+            f"runs must be a list of runs or a mapping from names to runs, got {str(runs)!r} alone: give two or more"
         )
     with trust.fenced(attacks, model, data, trust_code=trust_code):
         return _compared(_groups(runs, how, progress), command)
@@ -111,8 +111,8 @@ def _compared(groups: dict[str, list[_Made]], command: str) -> ComparisonFile:
     """The comparison of the rows; ValueError for what cannot be compared."""
     if len(groups) < 2:
         raise ValueError(
-            f"a comparison needs two rows or more, got {len(groups)}: runs that differ in the seed alone are one row;"
-            " a mapping from names to runs makes other rows"
+            f"a comparison needs two or more rows, got {len(groups)}: runs that differ only in the seed form one row;"
+            " use a mapping from names to runs for other rows"
         )
     _check(groups)
     every = [made for row in groups.values() for made in row]
@@ -130,7 +130,7 @@ def _groups(runs: Sequence[Any] | Mapping[str, Any], how: dict[str, Any], progre
         named = {name: each if isinstance(each, list | tuple) else [each] for name, each in runs.items()}
         empty = [str(name) for name, row in named.items() if not row]
         if empty:
-            raise ValueError(f"a row needs a run or more, got none for {', '.join(empty)}")
+            raise ValueError(f"a row needs at least one run, got none for {', '.join(empty)}")
         return {name: [_made(run, how, progress) for run in each] for name, each in named.items()}
     return _grouped([_made(run, how, progress) for run in runs])
 
@@ -144,7 +144,7 @@ def _common(runs: list[_Made], key: str) -> Any:
 def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
     path = _path(run)
     if not (path / folder.CONFIG).is_file():
-        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give what training wrote")
+        raise FileNotFoundError(f"{path} is not a run folder (no {folder.CONFIG}): give a folder that training wrote")
     folder.admit(path)
     config = folder.read_config(path / folder.CONFIG)
     if not (path / folder.EVALUATION).is_file():
@@ -187,7 +187,7 @@ def _path(run: Any) -> Path:
     path = getattr(run, "path", None) or getattr(run, "run", None)
     if path is None:
         raise ValueError(
-            f"a run is a folder, or what training with one gave back, got a {type(run).__name__}: train with"
+            f"a run must be a folder or a training result with a folder, got a {type(run).__name__}: train with"
             " fit(..., run='runs/NAME')"
         )
     return Path(path)

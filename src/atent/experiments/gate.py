@@ -1,6 +1,6 @@
-"""A gate for continuous integration: measured accuracies beside the least that is accepted.
+"""A gate for continuous integration: compares measured accuracies with required minimums.
 
-What is compared is the lower limit of the exact 95 % interval, so that a few samples cannot pass by luck.
+The lower limit of the exact 95 % interval is compared, so that a few samples cannot pass by chance.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 @dataclass(frozen=True)
 class Limits:
-    """The least accuracies that pass, as shares; None where a figure is not asked for."""
+    """Required minimum accuracies as fractions; None if not required."""
 
     robust: float | None = None
     clean: float | None = None
@@ -36,13 +36,13 @@ class Limits:
 
     @property
     def given(self) -> bool:
-        """Whether anything is compared."""
+        """Whether there is any limit."""
         return any(limit is not None for limit in (self.robust, self.clean, self.certified))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One figure beside its limit."""
+    """One accuracy and its limit."""
 
     run: str
     figure: str
@@ -89,10 +89,10 @@ def _share(option: str, text: str | None) -> float | None:
     try:
         value = float(text)
     except ValueError:
-        raise ValueError(f"{option} must be a share between 0 and 1, such as 0.4, got {text!r}") from None
+        raise ValueError(f"{option} must be a fraction between 0 and 1, such as 0.4, got {text!r}") from None
     if not 0 <= value <= 1:
         meant = f": did you mean {value / 100:g}?" if 1 < value <= 100 else ""
-        raise ValueError(f"{option} must be a share between 0 and 1, got {text}{meant}")
+        raise ValueError(f"{option} must be a fraction between 0 and 1, got {text}{meant}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a run folder holds, and whether it is still what was written."""
+"""The files of a run folder and their integrity."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _sums(config: dict[str, Any], root: str | None) -> dict[str, str]:
 
 
 def accept_files(run: str | Path, names: Sequence[str]) -> None:
-    """Take files of a run as they are now as what was written; one that is gone is forgotten.
+    """Record the current state of files of a run as correct; a missing file is forgotten.
 
     Raises
     ------

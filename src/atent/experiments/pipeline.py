@@ -105,10 +105,10 @@ def run_job(
     say: Say = lambda line: None,
     callbacks: Sequence[Callback] = (),
 ) -> Finished:
-    """Train, evaluate on the test set once, and leave a whole run folder at ``path``.
+    """Train, evaluate once on the test set, and write a complete run folder to ``path``.
 
     A run that is resumed keeps its own data.subset. ``saved``: what `saved_run` read of a run that was trained from
-    Python, to resume it. Raises what the rooms raise: ValueError (InUse while another process is at work on the run),
+    Python, to resume it. Raises ValueError (InUse while another process is at work on the run),
     FileNotFoundError, FileExistsError, Diverged, Interrupted, OSError.
     """
     with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
@@ -117,7 +117,7 @@ def run_job(
 
 
 def fit_job(job: Job, path: Path, *, resume: bool = False, saved: Saved | None = None, **how: Any) -> Fitted:
-    """Train as `run_job`, with the same arguments, and leave the test set alone."""
+    """Train as `run_job`, with the same arguments, without using the test set."""
     with entered(lambda: held(path / folder.LOCK, "train")), resumed_by(lambda: _again(path)):
         return _fitted(as_begun(job, path) if resume else job, path, resume, saved, **how)[0]
 
@@ -198,8 +198,8 @@ def _check_length(job: Job, threat: Threat | None, attacks: dict[str, Attack]) -
     for name, steps in inner.items():
         if steps > LONGEST_INNER and not allowed:
             raise ValueError(
-                f"{name} {steps:,} is that many passes for every batch, and {LONGEST_INNER:,} are allowed: lower it"
-                f" ({option} to run it all the same)"
+                f"{name} {steps:,} is the number of passes per batch, at most {LONGEST_INNER:,} are allowed: lower it"
+                f" ({option} to insist)"
             )
 
 

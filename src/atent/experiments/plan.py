@@ -1,4 +1,4 @@
-"""What a comparison compares, and the folder that it works in."""
+"""The plan of a comparison, and its folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Build = Callable[[dict[str, Any], str | None], Job]
 
 @dataclass(frozen=True)
 class Plan:
-    """What one command compares."""
+    """The jobs, seeds and overrides of one comparison."""
 
     jobs: dict[str, Job]
     """Each recipe's job, overrides applied, by the recipe as it was given (a name or a path)."""
@@ -143,7 +143,7 @@ def _attacks(job: Job) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """A value in the spelling of the command line."""
     if isinstance(value, tuple | list):
         return shlex.join(map(str, value))
     return "none" if value is None else shlex.quote(str(value))
@@ -175,16 +175,16 @@ def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
     if path == free:
         return path
     if not (path / PLAN).is_file():
-        raise FileExistsError(f"{path} exists and holds no comparison: choose another --name")
+        raise FileExistsError(f"{path} exists and is not a comparison: choose another --name")
     saved = folder.read_json(path / PLAN)
     differs = _plan_differs(saved, plan, build)
     if differs:
-        raise ValueError(f"{path} holds a comparison with other settings ({differs}): choose another --name")
+        raise ValueError(f"{path} is a comparison with other settings ({differs}): choose another --name")
     missing = [r for r in saved["jobs"] if r not in {j.recipe for j in plan.jobs.values()}]
     missing += [f"seed {k}" for k in saved["seeds"] if k not in plan.seeds]
     if missing:
         raise ValueError(
-            f"{path} holds a comparison with {', '.join(missing)}, which this command leaves out:"
+            f"{path} is a comparison with {', '.join(missing)}, which this command omits:"
             " choose another --name, or add what is missing"
         )
     return path

@@ -1,4 +1,4 @@
-"""One shard of a measurement in a file of its own, and what the files of all shards are together."""
+"""Shards of a measurement in separate files, and their merge."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _one(
     except Exception as error:
         raise Incomplete(f"{file} is damaged: remove it and run --shard {shard.text} again") from error
     if text != shard.text:
-        raise Incomplete(f"{file} holds shard {text}: shard {shard.text} is missing, run --shard {shard.text}")
+        raise Incomplete(f"{file} is shard {text}: shard {shard.text} is missing, run --shard {shard.text}")
     check_same(file, of, wanted)
     return content
 

@@ -1,4 +1,4 @@
-"""Studies of a target beside its robust accuracy: frequency bands, corruptions, flips, a Fourier map."""
+"""Studies of a target in addition to robust accuracy: frequency bands, corruptions, flip rates, a Fourier map."""
 
 from __future__ import annotations
 
@@ -53,33 +53,33 @@ from atent.stats import t_interval
 
 @dataclass(frozen=True)
 class Studies(metaclass=Settings):
-    """What is measured beside the robust accuracy."""
+    """Measurements in addition to robust accuracy."""
 
     bands: bool = False
-    """Each frequency band of an attack's perturbations alone."""
+    """Accuracy under each frequency band of an attack's perturbations alone."""
     band_attack: str = "PGD(steps=40)"
-    """That attack, written as a call."""
+    """The attack of the bands, written as a call."""
     band_cut: int | None = None
-    """The first high frequency; default: a quarter of the image's side."""
+    """First high frequency of the bands; default: a quarter of the image's side."""
     corruptions: bool = False
     """Errors under common corruptions at five severities."""
     flips: bool = False
-    """Flip rates along sequences of almost equal images."""
+    """Flip rates along sequences of slightly perturbed images."""
     reference: str | None = None
-    """A run folder or module:function: the network whose errors and flips are divided by."""
+    """Reference network for mCE and mFR: a run folder or module:function."""
     fourier: bool = False
     """Errors under noise of each frequency."""
     fourier_eps: float | None = None
-    """l2 norm of that noise in one channel; default: pixels of a root mean square of 0.1."""
+    """l2 norm of that noise in each channel; default: a root mean square of 0.1 per pixel."""
 
     @property
     def chosen(self) -> list[str]:
-        """The studies that are wanted, as the result names them."""
+        """The selected studies, by their names in the result."""
         return [name for name in _REPORTS if getattr(self, name)]
 
     def check(self, target: Target) -> None:
-        """ValueError, in one line and before the long work, for what cannot be measured on the target, and for an
-        option that has no effect."""
+        """Raise ValueError, before the computation, for what cannot be measured on the target, and for an option that
+        has no effect."""
         for option, value, of in (
             ("--reference", self.reference, self.corruptions or self.flips),
             ("--band-attack", None if self.band_attack == Studies.band_attack else self.band_attack, self.bands),

@@ -38,8 +38,8 @@ def load_targets(
     """The networks by name, all with the one ``attack``, on the data, the images and the settings of the first.
 
     ``data`` is for those that bring none (default: the data of the first run among them); ``model`` and ``convention``
-    are for the weights files that training here did not write; ``how`` goes to `load_target`. Two of one name are told
-    apart by their paths.
+    are for the weights files that training here did not write; ``how`` is passed to `load_target`. Networks with equal
+    names are distinguished by their paths.
 
     Raises
     ------
@@ -83,8 +83,8 @@ def load_targets(
             ),
         ):
             if own != other:
-                told = "other test images" if what == "test images" else f"{what} {own}, {texts[0]} has {other}"
-                raise ValueError(f"{text} has {told}: a transfer matrix needs networks of the same data")
+                mismatch = "other test images" if what == "test images" else f"{what} {own}, {texts[0]} has {other}"
+                raise ValueError(f"{text} has {mismatch}: a transfer matrix needs networks of the same data")
         threats = [next(iter(t.attacks.values())).threat for t in (first, each)]
         if threats[0] != threats[1]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a training measures on the validation split, written as it comes: what a sweep reads of its trials."""
+"""Validation metrics of a training, written after each epoch and read by sweeps."""
 
 from __future__ import annotations
 

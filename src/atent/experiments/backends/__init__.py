@@ -48,9 +48,9 @@ def make(
     if cpus < 1 or gpus < 0:
         raise ValueError(f"a training needs --cpus of at least 1 and --gpus of at least 0, got {cpus} and {gpus:g}")
     if address is not None and name != "ray":
-        raise ValueError(f"--address is for --backend ray, got --backend {name}: omit it")
+        raise ValueError(f"--address needs --backend ray, got --backend {name}: omit it")
     if slurm and name != "slurm":
-        raise ValueError(f"--slurm is for --backend slurm, got --backend {name}: omit it")
+        raise ValueError(f"--slurm needs --backend slurm, got --backend {name}: omit it")
     if name == "ray":
         from atent.experiments.backends.ray import Ray
 

@@ -1,4 +1,4 @@
-"""What every backend is, the commands that it runs, and the loop that keeps it at work."""
+"""The backend interface, the commands that it runs, and the scheduling loop."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class Child(Protocol):
         """Its exit status, negative where a signal ended it; None while it runs."""
 
     def stop(self) -> None:
-        """Ask it to save and end."""
+        """Request that it saves and exits."""
 
     def wait(self) -> None:
         """Wait until it has ended."""
 
     def kill(self) -> None:
-        """End it at once, where it still runs."""
+        """Terminate it immediately if it still runs."""
 
 
 class Backend(AbstractContextManager["Backend"], Protocol):
@@ -56,7 +56,7 @@ class Backend(AbstractContextManager["Backend"], Protocol):
     at_once: int
     """Commands at a time."""
     pause: float
-    """Seconds between two looks at what runs."""
+    """Polling interval in seconds."""
 
     def start(self, task: Task) -> Child:
         """Start a command."""
@@ -145,7 +145,7 @@ def drive(
                     ended(task, status, time.perf_counter() - begun)
                     changed([task for task, _ in running.values()])
                 for child, (task, _) in running.items():
-                    # Once: a second signal would end what saves after the first.
+                    # Only once: a second signal would interrupt the saving that the first started.
                     if child not in stopping and unwanted(task):
                         stopping.add(child)
                         child.stop()
@@ -166,9 +166,9 @@ def _stop(children: Sequence[Child]) -> None:
 
 
 def reason(task: Task, status: int) -> str:
-    """What a failed command said last, and where to read the rest."""
+    """The last output line of a failed command, and its log file."""
     if status < 0:
         return f"{task.run.name} was ended by {signal.Signals(-status).name} (see {task.log})"
     text = task.log.read_text(errors="replace") if task.log.is_file() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"{task.run.name} failed: {lines[-1].removeprefix('atent: ') if lines else 'no word'} (see {task.log})"
+    return f"{task.run.name} failed: {lines[-1].removeprefix('atent: ') if lines else 'no output'} (see {task.log})"

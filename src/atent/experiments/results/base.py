@@ -1,4 +1,4 @@
-"""What every result file is, and the values that several of them hold."""
+"""The base class of result files, and the values that they share."""
 
 from __future__ import annotations
 

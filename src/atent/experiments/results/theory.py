@@ -13,7 +13,7 @@ THEORY_VERSION = 1
 @whole
 @dataclass(frozen=True)
 class Statement:
-    """A statement, what was checked, and what was found."""
+    """A statement, its check, and the result."""
 
     statement: str
     """T1 .. T14, as docs/theory.md numbers them."""
@@ -49,7 +49,7 @@ class Statement:
 @whole
 @dataclass(frozen=True)
 class Curve:
-    """A picture of the check: lines of (xs, ys) by their labels."""
+    """A figure of the check: lines of (xs, ys) by label."""
 
     title: str
     x: str
@@ -61,7 +61,7 @@ class Curve:
     mark: Any = None
 
     def ends(self) -> str:
-        """Where each line begins and ends, in words."""
+        """The end points of each line, as text."""
         return "; ".join(f"{name}: {self.y} {ys[0]:.3g} to {ys[-1]:.3g}" for name, (_, ys) in self.lines.items())
 
 
@@ -87,11 +87,11 @@ class TheoryFile(Result):
     epoch: int | None = None
 
     def summary(self) -> list[str]:
-        """What must be reported beside the table: counts, settings, versions, seed."""
+        """The context of the table: counts, settings, versions, seed."""
         verdicts = [row.verdict for row in self.rows]
         counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
         s, about = self.settings, self.provenance
-        changed = ", changed since" if about["dirty"] else ""
+        changed = ", modified" if about["dirty"] else ""
         commit = f", commit {about['commit'][:12]}{changed}" if about["commit"] else ""
         return [
             f"lines    {len(verdicts)}: {counts}",
@@ -99,6 +99,5 @@ class TheoryFile(Result):
             f"density  gamma {s['gamma']:g}, T {s['temperature']:.4g} (samples near l2 radius {s['radius']:g})",
             f"seed     {s['seed']}; {sum(self.seconds.values()):.0f} s",
             f"version  atent {about['version']}{commit}; torch {about['torch']}",
-            "Sampled checks and quadrature show where a statement fails, and prove nothing: docs/theory.md has the"
-            " proofs.",
+            "Sampled checks and quadrature can refute a statement but not prove it: docs/theory.md has the proofs.",
         ]

@@ -34,7 +34,7 @@ class ThreatResult:
     robust: Share
     """Samples that remain correctly classified under all of its attacks."""
     alone: int
-    """Samples that this threat breaks and no other."""
+    """Samples that only this threat breaks."""
 
 
 @whole
@@ -53,8 +53,9 @@ class UnionReport(Result):
     threats: dict[str, ThreatResult]
     """By threat as text."""
     broken: dict[str, dict[str, int]]
-    """By two threats: how many correctly classified samples both break; by one and the same, how many it breaks."""
+    """For each pair of threats, the number of correctly classified samples that both break; on the diagonal, the number
+    that one breaks."""
     by_count: list[int]
-    """How many correctly classified samples 0, 1, 2, ... of the threats break."""
+    """Numbers of correctly classified samples that are broken by 0, 1, 2, ... threats."""
     outcomes: dict[str, Any]
     """One character per sample: ids, clean (1 right, 0 wrong), and by threat 1 robust, 0 not."""

@@ -1,4 +1,4 @@
-"""The settings that a sweep tries: listed values, and ranges."""
+"""The search space of a sweep: lists of values, and ranges."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from atent.fields import shown
 from atent.messages import unknown
 
 _KEYS = ("low", "high", "log", "step")
-# What the validation figures are measured on or by: trials that differ in it cannot be compared.
+# Settings that determine the validation metrics: trials that differ in them cannot be compared.
 _MEASURED = ("train.validate_attack", "train.validate_limit", "train.select")
 _ELSEWHERE = {
     "train.seed": "give [sweep] seeds and first_seed",
@@ -29,7 +29,7 @@ class Choice:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """The values to check before anything is trained."""
+        """Values to validate before training."""
         return self.values
 
     def plain(self) -> Any:
@@ -86,7 +86,7 @@ def check_name(name: str) -> None:
     if not dot or section not in SECTIONS:
         raise UsageError(f"{name} is not a field of a recipe: {unknown('section', section, SECTIONS)}")
     if name in _ELSEWHERE and name != "data.root":
-        raise UsageError(f"{name} is not for [space] and [set]: {_ELSEWHERE[name]}")
+        raise UsageError(f"{name} is not allowed in [space] and [set]: {_ELSEWHERE[name]}")
 
 
 def parameter(name: str, given: Any) -> Parameter:
@@ -94,19 +94,19 @@ def parameter(name: str, given: Any) -> Parameter:
     check_name(name)
     section = name.partition(".")[0]
     if name in _ELSEWHERE:
-        raise UsageError(f"{name} is not for [space]: {_ELSEWHERE[name]}")
+        raise UsageError(f"{name} is not allowed in [space]: {_ELSEWHERE[name]}")
     if section == "evaluate" or (section == "data" and name != "data.augment") or name in _MEASURED:
-        raise UsageError(f"{name} changes what the trials are measured on, so it cannot be swept: give it in [set]")
+        raise UsageError(f"{name} changes the validation data or metric, so it cannot be swept: give it in [set]")
     if isinstance(given, list):
         return _choice(name, given)
     if isinstance(given, dict):
         return _range(name, given)
-    raise UsageError(f"{name} is one value, {shown(given)}: give it in [set], or list several as [A, B]")
+    raise UsageError(f"{name} has a single value, {shown(given)}: give it in [set], or list several as [A, B]")
 
 
 def _choice(name: str, values: list[Any]) -> Choice:
     if not values:
-        raise UsageError(f"{name} has no values: list one at least")
+        raise UsageError(f"{name} has no values: list at least one")
     for i, value in enumerate(values):
         if not isinstance(value, str | int | float):
             raise UsageError(f"{name} takes numbers, texts, true and false, got {shown(value)}")
@@ -137,11 +137,11 @@ def _range(name: str, given: dict[str, Any]) -> Range:
 def _check(found: Range) -> None:
     low, high, step = found.low, found.high, found.step
     if low > high:
-        raise UsageError(f"{found.name}: low {low} lies above high {high}: swap them")
+        raise UsageError(f"{found.name}: low must be at most high, got {low} and {high}: swap them")
     if low == high:
         raise UsageError(f"{found.name}: low and high are both {low}: give one value in [set]")
     if found.log and low <= 0:
-        raise UsageError(f"{found.name}: a range with log begins above 0, got low {low}")
+        raise UsageError(f"{found.name}: a log range must begin above 0, got low {low}")
     if step is None:
         return
     if found.log:

@@ -1,8 +1,8 @@
-"""The trials of a sweep in Optuna's journal, and what is tried next.
+"""The trials of a sweep in Optuna's journal, and the proposal of new trials.
 
 The journal is the only record of the trials, and `optuna-dashboard` reads it. The next settings follow from the
-sampler's seed, the number of the trial and the trials before it alone, so that a sweep that was killed and resumed
-proposes what an unbroken one does.
+sampler's seed, the number of the trial and the earlier trials only, so that a resumed sweep proposes the same trials as
+an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Study:
     path
         The sweep's folder.
     sweep
-        What the journal is of.
+        The sweep of the journal.
     parallel
-        Whether several trials run at a time: tpe then stays away from those that are at work.
+        Whether several trials run concurrently: tpe then avoids the running ones.
 
     Raises
     ------
@@ -106,11 +106,11 @@ class Study:
         return self.trials()[number]
 
     def report(self, number: int, epoch: int, value: float) -> None:
-        """Keep the figure of an epoch."""
+        """Record the objective of an epoch."""
         self.storage.set_trial_intermediate_value(self._trial(number), epoch, value)
 
     def note(self, number: int, key: str, value: Any) -> None:
-        """Keep plain values beside a trial."""
+        """Record plain values with a trial."""
         self.storage.set_trial_user_attr(self._trial(number), key, folder.plain(value))
 
     def end(self, number: int, state: str, values: list[float] | None = None) -> None:
@@ -185,8 +185,8 @@ class Study:
 
 
 class _Unlocked:
-    """A lock for the journal that locks nothing: the folder's lock keeps others away, and the kernel ends it with the
-    process, where a file would stay behind."""
+    """A no-op lock for the journal: the folder's lock excludes other processes, and the kernel releases it with the
+    process, whereas a lock file would remain."""
 
     def acquire(self) -> bool:
         """Always."""
@@ -201,7 +201,7 @@ def _digest(sweep: Sweep) -> str:
 
 
 def _cut(file: Path) -> None:
-    """Remove a torn last line, which a kill during a write leaves: what is appended would continue it."""
+    """Remove an incomplete last line, left by a kill during a write, so that appended lines do not continue it."""
     if not file.is_file():
         return
     with open(file, "rb+") as stream:
