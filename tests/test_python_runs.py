@@ -170,7 +170,7 @@ def test_a_data_set_with_a_name_is_loaded_as_it_was(here, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["tensors"], "tensors was trained from a Python object, a Sequential: name what builds it by --model"),
+        (["tensors"], "tensors was trained from a Python object, a Sequential: give --model module:function"),
         (
             ["tensors", "--model", "entries_mine:net"],
             "on tensors, which are not saved: give --data module:function",
@@ -292,7 +292,7 @@ def test_the_commands_that_a_report_prints_are_taken(name, here, capsys, tmp_pat
 
 
 def test_what_no_run_of_a_report_needs_is_refused(here, tmp_path):
-    with pytest.raises(ValueError, match="--data entries_mine:data has no effect: every run brings its own"):
+    with pytest.raises(ValueError, match="--data entries_mine:data has no effect: every run records its own"):
         report(["digits"], images=0, model="digits_cnn", data="entries_mine:data", progress=False)
 
 
@@ -340,7 +340,7 @@ def test_it_is_resumed_to_the_same_bits(kind, here, capsys, tmp_path, monkeypatc
     assert first == ["atent", "train", "--resume", str(tmp_path / "broken"), *NAMED]
     resume = ["train", "--resume", tmp_path / "broken", "--quiet"]
     for args, says in (
-        ([], "name what builds it by --model"),
+        ([], "give --model module:function"),
         (NAMED[:2], "name the data by --data"),
         (["--model", "entries_mine:wider", *NAMED[2:]], "holds another architecture"),
         ([*NAMED[:2], "--data", "entries_mine:other"], "cannot be resumed: the digest of its data was"),

@@ -1,4 +1,4 @@
-"""What a measurement that was interrupted has measured: cases in a file of their own, until all are done."""
+"""Partial results of an interrupted measurement: finished cases, kept in a separate file until all are done."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Kept:
         return float(sum(case["seconds"] for section in self.cases.values() for case in section.values()))
 
     def take(self, section: str, name: str) -> tuple[BenchCase | Omitted, float] | None:
-        """A case, or why it was left out, and the seconds that it took; None where it is yet to be measured."""
+        """A case, or why it was omitted, and its seconds; None if it is not measured yet."""
         found = self.cases.get(section, {}).get(name)
         if found is None:
             return None

@@ -1,4 +1,4 @@
-"""The interleaved timer: pieces of work in rounds, so that a slow spell of the machine hits all of them."""
+"""Interleaved timing: the works run in rounds, so that a slow period of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def interleaved(
     warm
         Run all once beforehand, uncounted: the first round fills caches and chooses kernels.
     advance
-        Told the name of what runs.
+        Called with the name of the running work.
     """
     ends = time.monotonic() + effort.seconds
     found = Rounds(effort.clock, {name: [] for name in works}, {name: [] for name in works}, pairs or {})

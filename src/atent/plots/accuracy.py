@@ -151,7 +151,7 @@ def pareto(
         }
         at = {name: (x[0], y[0]) for name, (x, y) in spans.items()}
         front = sorted(p for p in set(at.values()) if not any(_beats(q, p) for q in at.values()))
-        # whatever lies below and left of these steps is beaten
+        # points below and left of these steps are dominated
         axes.step([x for x, _ in front], [y for _, y in front], where="pre", color="#999999", linewidth=1.2, zorder=1)
         for name, (x, y) in spans.items():
             i = names.index(name)
@@ -185,10 +185,10 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
     """Robust accuracy (%) against the radius of the threat, one line per attack, with bands of 95 % intervals.
 
     `rows` as `evaluate.sweep` gives them: attack, norm, radius, clean, robust and monotone (shares). A line begins at
-    radius 0 with the clean accuracy. Where what smaller radii fooled is more than a radius fools itself, a dashed
-    line counts it too. linf radii that are whole grey levels are written as such, those of l0 and patch as counts of
-    what the row's `threat` says. Raises ValueError for no rows, for rows of several norms, and for values that are not
-    fractions.
+    radius 0 with the clean accuracy. Where what smaller radii fooled is more than a radius fools itself, a dashed line
+    counts it too. linf radii that are integer multiples of 1/255 are written as such, those of l0 and patch as counts
+    of what the row's `threat` says. Raises ValueError for no rows, for rows of several norms, and for values that are
+    not fractions.
     """
     norms = sorted({row["norm"] for row in rows})
     if len(norms) != 1:
@@ -233,12 +233,12 @@ def security(rows: Sequence[Row], *, title: str | None = None) -> Figure:
 
 
 def _units(norm: str, threats: Sequence[str] = ()) -> str:
-    """In what the radii of a norm are measured, or what they count; ``threats`` in words tell pixels from elements."""
+    """The unit of the radii of a norm; ``threats`` as text distinguish pixels from elements."""
     if norm == "patch":
         return "patches"
     if norm == "l0":
-        told = [text.rpartition(" ")[2].removesuffix("s") + "s" for text in threats]
-        return told[0] if len(set(told)) == 1 and told[0] in ("pixels", "elements") else "number changed"
+        units = [text.rpartition(" ")[2].removesuffix("s") + "s" for text in threats]
+        return units[0] if len(set(units)) == 1 and units[0] in ("pixels", "elements") else "number changed"
     return "pixel units"
 
 

@@ -1,4 +1,4 @@
-"""What every figure shares: the palette, an empty figure, plain axes, and how a figure is written."""
+"""Shared parts of all figures: the palette, an empty figure, plain axes, and saving."""
 
 from __future__ import annotations
 

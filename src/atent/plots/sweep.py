@@ -1,4 +1,4 @@
-"""Sweeps as pictures: parallel coordinates, the importance of settings, and Pareto fronts."""
+"""Figures of sweeps: parallel coordinates, the importance of settings, and Pareto fronts."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def curves(rows: Sequence[Row] | Mapping[str, Sequence[Row]], *, title: str | No
 def together(runs: Mapping[str, Sequence[Row]]) -> Figure:
     """Validation accuracy (%) of several runs against epoch, one line per run: clean above, robust below.
 
-    `runs`: {name: rows of metrics.jsonl}, keys as in `curves`; a panel that no run has values for is left out. Raises
+    `runs`: {name: rows of metrics.jsonl}, keys as in `curves`; a panel without values is omitted. Raises
     ValueError where there is nothing to draw or a value is not a fraction.
     """
     from matplotlib.ticker import MaxNLocator

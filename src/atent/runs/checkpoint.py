@@ -1,4 +1,4 @@
-"""What a run keeps on disk: weights as safetensors, and everything that an exact resume needs."""
+"""Checkpoints of a run: weights as safetensors, and the complete state for an exact resume."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
             about, notes = metadata_of(path, file.metadata() or {}, file.keys())
             state = unpack({name: file.get_tensor(name) for name in file.keys()}, notes)  # noqa: SIM118
     except SafetensorError as error:
-        raise folder.Damaged(f"{path} is not a whole safetensors file ({error}): copy it again") from None
+        raise folder.Damaged(f"{path} is not a complete safetensors file ({error}): copy it again") from None
     _check_run(path, about)
     return about, state, notes
 
@@ -150,7 +150,7 @@ def _about(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             return metadata_of(path, file.metadata() or {}, file.keys())[0]
     except SafetensorError as error:
-        raise folder.Damaged(f"{path} is not a whole safetensors file ({error}): copy it again") from None
+        raise folder.Damaged(f"{path} is not a complete safetensors file ({error}): copy it again") from None
 
 
 def _check_sum(path: Path) -> None:
@@ -234,7 +234,7 @@ def put_states(
         put(model, fitted(visible(model), match(model, states, path, key)))
         return
     if key is not None:
-        raise ValueError(f"--key {key} has no effect on {path}: it holds one network")
+        raise ValueError(f"--key {key} has no effect on {path}, which has one network: omit it")
     own = notes.get("own", [])
     check_architecture(model, states[""], path, about, own)
     put(model, fitted(visible(model), states[""]), own)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON that stays valid."""
+"""Atomic files, and JSON that is always valid."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def relocated(tables: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(method, dict) or "awp" not in method or not isinstance(train, dict):
         return tables
     if "awp" in train:
-        raise ValueError("method.awp and train.awp are the same setting: keep train.awp")
+        raise ValueError("method.awp and train.awp set the same field: use train.awp")
     kept = {key: value for key, value in method.items() if key != "awp"}
     return {**tables, "method": kept, "train": {**train, "awp": method["awp"]}}
 
@@ -68,7 +68,7 @@ def _renamed(tables: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(method, dict) or method.get("name") != "ATENT" or "pull" not in method:
         return tables
     if "anchor" in method:
-        raise ValueError("method.pull and method.anchor are the same setting: keep method.anchor")
+        raise ValueError("method.pull and method.anchor set the same field: use method.anchor")
     return {**tables, "method": {"anchor" if key == "pull" else key: value for key, value in method.items()}}
 
 
@@ -109,7 +109,7 @@ def check_name(name: str) -> None:
     """ValueError, in one line, if `name` is not the name of one folder: a run stays inside the folder of runs."""
     if name in ("", ".", "..") or any(part in name for part in "/\\\0\n\r") or len(name.encode()) > _LONGEST:
         raise ValueError(
-            f"a run name is the name of one folder, without slashes and of at most {_LONGEST} bytes, got {shown(name)}:"
+            f"a run name must be a folder name without slashes, of at most {_LONGEST} bytes, got {shown(name)}:"
             " use --runs for another place"
         )
 

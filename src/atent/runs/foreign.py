@@ -23,7 +23,7 @@ _HARMLESS = (
     "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar", "numpy._core.multiarray._reconstruct",
     "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer", "numpy.dtype", "numpy.ndarray",
 )  # fmt: skip
-"""Beside the weights of many files, as a best accuracy or the options of a script; `Opaque` takes their place."""
+"""Types of non-weight values in many files, such as a best accuracy or script options; replaced by `Opaque`."""
 
 _OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"),
@@ -86,7 +86,7 @@ def read_foreign(path: Path) -> dict[str, State]:
             warnings.simplefilter("ignore")
             held = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
-        raise ValueError(f"{path} asks for more memory than there is: it is damaged or not what it says") from None
+        raise ValueError(f"{path} needs more memory than available: it is damaged or mislabelled") from None
     except Exception as error:  # whatever torch meets in a damaged file, its advice is to load it unsafely
         raise ValueError(f"{path} {_reason(str(error))}") from None
     states = dict(_states(held))
@@ -133,7 +133,7 @@ def _reason(error: str) -> str:
     if named and ("Unsupported" in error or "not an allowed" in error or "Trying to" in error):
         return f"holds pickled objects ({named[1]}), which loading would run as code: {_CONVERT}"
     if "can't allocate memory" in error or "out of memory" in error:
-        return "asks for more memory than there is: it is damaged or not what it says"
+        return "needs more memory than available: it is damaged or mislabelled"
     return "is truncated, damaged or not a file of torch.save: copy it again"
 
 

@@ -117,7 +117,7 @@ def model_of(
         if name is None:
             kind = settings.get("class") or "network"
             raise ValueError(
-                f"{run} was trained from a Python object, a {kind}: name what builds it by --model module:function, or"
+                f"{run} was trained from a Python object, a {kind}: give --model module:function, or"
                 " build it yourself and call atent.train.load_weights(model, run)"
             )
         return _named(name, settings, tensors or {}, about["classes"], tuple(about["shape"]))
@@ -212,7 +212,7 @@ def _name_of(path: Path, name: str | None, about: dict[str, Any], states: Mappin
     # A file must not choose whose code is run.
     name = name or next((n for n in [(about.get("model") or {}).get("name")] if n and MODELS.is_built_in(n)), None)
     if name is None:
-        raise ValueError(f"{path} does not say what network it holds: {nearest(recorded(states)[1])}")
+        raise ValueError(f"{path} does not record its architecture: {nearest(recorded(states)[1])}")
     return name
 
 

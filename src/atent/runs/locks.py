@@ -1,4 +1,4 @@
-"""Who is at work on a run or a file: kernel locks whose file names the holder."""
+"""Locks on runs and files: kernel locks whose file names the holder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from atent.runs.names import LOCK
 from atent.runs.stale import alive, boot, sweep
 from atent.signals import postponed
 
-_POLL = 0.1  # seconds between two tries for a lock that is waited for
+_POLL = 0.1  # polling interval for a lock, in seconds
 _GRACE = 5.0  # seconds until what a dead holder leaves must be free
 
 # A lock may be taken several calls below the option that asks for it.
@@ -306,7 +306,7 @@ def _line(place: str, note: dict[str, Any], *, elsewhere: bool = False) -> str:
     if elsewhere:
         shown = os.path.relpath(path)
         return (
-            f"{_shown(subject)} was locked by {who}: wait for it, or where that process is gone give --steal-lock (from"
+            f"{_shown(subject)} was locked by {who}: wait for it, or if that process has ended, give --steal-lock (from"
             f" Python: remove {shown})"
         )
     return f"{_shown(subject)} is in use by {who}: wait until it ends, or stop it"

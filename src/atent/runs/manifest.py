@@ -55,7 +55,7 @@ def check(run: str | Path, *names: str) -> None:
     known = sums(run)
     if known is None:
         if is_run(run):
-            once(f"{run} has no {MANIFEST}, so damage in its files would go unseen")
+            once(f"{run} has no {MANIFEST}: damage in its files is not detected")
         return
     for name in names:
         if name in known and (run / name).is_file() and not _is_whole(run, name):
@@ -163,7 +163,7 @@ def _fix(run: Path, name: str) -> str:
     if name in (METRICS, BEST) or name.startswith(f"{LAST}/"):
         return f"`atent train --resume {run}` restores what its checkpoint holds, else copy it from a backup"
     if name == CONFIG:
-        return f"undo that, or take the file as it is now by `atent show {run} --accept {name}`"
+        return f"undo that, or accept the present file by `atent show {run} --accept {name}`"
     return "copy it from a backup, or remove it and make it again"
 
 

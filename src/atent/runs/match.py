@@ -1,4 +1,5 @@
-"""Published weights in the names of a network: prefixes undone, layouts translated, one of several chosen."""
+"""Maps published weights to the names of a network: removes prefixes, translates layouts, and selects one of several
+networks."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ def match(model: nn.Module, states: Mapping[str, State], path: Path, key: str | 
         fits = [fit for fit in fits if fit.place == key]
         if not under and not fits:
             known = ", ".join(place or "(top)" for place in states)
-            raise ValueError(f"{path} has nothing at {key!r}: the state dicts in it are at {known}")
+            raise ValueError(f"{path} has no state dict at {key!r}: it has state dicts at {known}")
         states = under or states
     fits = _different(fits)
     if len(fits) > 1:
@@ -77,7 +78,7 @@ def match(model: nn.Module, states: Mapping[str, State], path: Path, key: str | 
     _check_kinds(own, fit.state, path)
     if fit.beside:
         more = f" and {len(fit.beside) - 1} more" if len(fit.beside) > 1 else ""
-        note(f"{path}: {fit.beside[0]}{more} beside the network at {fit.place!r} are left aside")
+        note(f"{path}: {fit.beside[0]}{more} beside the network at {fit.place!r} are ignored")
     return fit.state
 
 
@@ -226,7 +227,7 @@ def _equal(one: State, two: State) -> bool:
 
 
 def _check_kinds(own: State, state: State, path: Path) -> None:
-    """ValueError for a tensor that cannot stand for the model's."""
+    """Raise ValueError for a tensor that cannot be loaded into the model's."""
     for name, value in state.items():
         mine = own[name]
         if not isinstance(mine, Tensor) or not isinstance(value, Tensor):
@@ -251,7 +252,7 @@ def _misfit(own: State, states: Mapping[str, State], path: Path) -> str:
     """Why nothing in the file fits: the fewest differences, and the nearest network of this library."""
     found = [(len(lines), place, lines) for place, state in states.items() for lines in _lines(own, state)]
     count, place, lines = min(found, key=lambda item: item[0])
-    # Shapes tell more than names, and a name that differs in case alone more than one that is missing.
+    # Shapes are more informative than names, and a name that differs only in case more than a missing one.
     first = next((line for line in lines if "has shape" in line), lines[0])
     more = f" and {count - 1} more" if count > 1 else ""
     where = f" (at {place})" if place and len(states) > 1 else ""
@@ -281,7 +282,7 @@ def nearest(states: Mapping[str, State]) -> str:
             size = "" if shape == native_shape(name) else f" for inputs {shape}"
             return f"they are those of {name}{size}: give --model {name}"
     if best < 0.5:
-        return "no built-in network is near: give your own as --model module:function"
+        return "no built-in network is similar: give your own as --model module:function"
     return f"nearest is {name}, with {best:.0%} of its tensors: give your own network as --model module:function"
 
 

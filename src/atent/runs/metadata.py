@@ -1,4 +1,4 @@
-"""What a file of weights says beside its tensors, checked before anything relies on it: the file may be anybody's."""
+"""The metadata of a weights file, validated before use, because the file may come from anyone."""
 
 from __future__ import annotations
 

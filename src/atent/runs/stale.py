@@ -1,4 +1,4 @@
-"""Temporary files: their names say who writes them, so that those of dead processes can be removed."""
+"""Temporary files: their names contain the writing process, so that files of dead processes can be removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OLD = 24 * 3600.0
 
 
 def temporary(path: Path) -> Path:
-    """A name in the folder of ``path`` for what is not whole yet, with the suffix of ``path``."""
+    """A temporary name in the folder of ``path``, with the suffix of ``path``."""
     who = f"{_where()}-{os.getpid()}-{secrets.token_hex(4)}"
     return path.with_name(f".{path.stem}.{who}.tmp{path.suffix}")
 
