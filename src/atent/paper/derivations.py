@@ -1,4 +1,5 @@
-"""What the supplement's settings do, in closed form or by simulation: chains, attacks, costs, errors of evaluation."""
+"""Consequences of the supplement's settings, in closed form or by simulation: chains, attacks, costs, evaluation
+errors."""
 
 from __future__ import annotations
 
@@ -126,8 +127,8 @@ def passes(method: Method, shape: tuple[int, ...] = (2,)) -> tuple[int, int]:
 
 
 def by_predicted_labels(eps: float = 0.2) -> dict[str, float]:
-    """Clean and robust accuracy of a linear classifier on the half-moons, exactly, and what an attack counts that
-    takes the classifier's answers for the labels.
+    """Exact clean and robust accuracy of a linear classifier on the half-moons, and the count of an attack that uses
+    the classifier's predictions as labels.
 
     The classifier is least squares on the training points. Under linf eps its margin y f(x) falls by eps ||w||_1 for
     the true label; an attack on the predicted label pushes a wrong point towards its true class, and it counts as

@@ -1,4 +1,4 @@
-"""What the result files of `atent reproduce` hold, and how far one figure of theirs lies above another.
+"""Reads the result files of `atent reproduce` and computes differences between their figures.
 
 Figures are paired wherever both sides were measured on the same images and trained from the same seeds.
 """
@@ -25,12 +25,12 @@ _TABLES = ("table-s1", "table-s2", "table-s3", "table-s4", "figure-s1", "figure-
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one accuracy lies above another."""
+    """The difference of two accuracies."""
 
     found: Estimate | None
     """With its interval; None where nothing is paired."""
     basis: str
-    """What the interval is over, or why there is none."""
+    """The sources of variation of the interval, or why there is none."""
     p: float | None = None
     """The exact two-sided test over the images, by those on which the two sides differ; None without outcomes."""
 
@@ -103,15 +103,15 @@ class Results:
 
 
 def measured(out: str | Path) -> Results:
-    """What the files in ``out`` hold, and every fact, computed now."""
+    """The results in ``out``, and all facts, computed now."""
     paths = {name: Path(out) / f"{name}.json" for name in _TABLES}
     tables = {name: read_result(path) for name, path in paths.items() if path.is_file()}
     return Results(tables, {key: make() for key, make in FACTS.items()})
 
 
 def as_printed(facts: Mapping[str, Fact]) -> Results:
-    """The published figures in the same form and at face value, so that the same rules say what the paper's own tables
-    show."""
+    """The published figures in the same form and without intervals, so that the same rules apply to the paper's own
+    tables."""
     tables: dict[str, Any] = {}
     for name, table in published().items():
         rows = []

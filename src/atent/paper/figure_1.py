@@ -34,7 +34,7 @@ GRID = "grid.json"
 
 
 class Stopped(Exception):
-    """The deadline passed; what was done is saved."""
+    """The deadline passed; the state is saved."""
 
 
 def run_figure_1(
@@ -46,7 +46,7 @@ def run_figure_1(
     deadline: float | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train and evaluate what is missing, and write figure-1.json, .md and, once seed 0 is there, .png into ``out``.
+    """Train and evaluate missing runs, and write figure-1.json, .md and, once seed 0 is done, .png into ``out``.
 
     ``scale`` is smoke (two half-moons, 3 epochs, one seed), laptop or paper (both the paper's points, network and
     epochs, 10 seeds); without MNIST the half-moons replace it, at a rescaled radius, and the result says so. ``seeds``
@@ -120,7 +120,7 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
     stop()
     started = (path / folder.LAST / STATE).is_file()
     if not started and path.exists():
-        # A kill before the first epoch's end leaves nothing to resume from.
+        # After a kill before the end of the first epoch there is no state to resume from.
         for file in sorted(path.rglob("*"), reverse=True):
             file.rmdir() if file.is_dir() else file.unlink()
     begun = time.perf_counter()

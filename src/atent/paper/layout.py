@@ -1,4 +1,4 @@
-"""What a table of the paper is made of: rows, columns and cells, the network behind each cell and its measure."""
+"""The structure of a table of the paper: rows, columns and cells, with the network and the measure of each cell."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Training:
     changes: dict[str, Any] = field(default_factory=dict)
     """By section and field, on top of the recipe and of the scale's own changes."""
     label: str = ""
-    """What its run folder is called; default: the recipe's name."""
+    """Name of its run folder; default: the recipe's name."""
     after: Training | None = None
-    """The training, of the same seed, whose best weights this one begins with."""
+    """The training, of the same seed, whose best weights initialise this one."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""The published figures as data, each with its source; nothing of them ever enters a column of ours."""
+"""The published figures as data, each with its source; they never enter a measured column."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a table of ours says: the published figure beside ours, cell by cell, as plain values and as Markdown."""
+"""The result of a table: published and measured figures, cell by cell, as plain values and as Markdown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def collect(bench: Bench, table: Table, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def head(bench: Bench, name: str, title: str) -> dict[str, Any]:
-    """What every result of a scale begins with."""
+    """The header of every result of a scale."""
     return {"name": name, "title": title, "scale": bench.scale.name, "about": bench.scale.about}
 
 
@@ -130,7 +130,7 @@ def _cell(bench: Bench, row: Row, key: str, c: Cell, protocol: str, seeds: Seque
     if c.also is not None:
         runs = (run_of(bench, c.training, seed).path for seed, _ in found)
         same = [content for content in (measured(p).get(c.also.key) for p in runs) if content]
-        # Fewer images may be easier ones: what a weaker attack leaves of the very same ones is the fair comparison.
+        # A smaller set of images may be easier: a weaker attack on the same images is the fair comparison.
         mine["same_images"] = _same(same, c.also) if same else None
     return cell(table, line, beside, mine)
 

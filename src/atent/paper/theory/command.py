@@ -1,4 +1,4 @@
-"""The theory checked on a trained network: what `atent theory` measures and writes."""
+"""Checks of the theory on a trained network: the measurements and files of `atent theory`."""
 
 from __future__ import annotations
 

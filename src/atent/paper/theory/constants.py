@@ -36,7 +36,7 @@ _CURVES: dict[type[nn.Module], Callable[[Any], tuple[float, float | None]]] = {
 
 @dataclass(frozen=True)
 class Constants:
-    """What bounds the loss as a function of its input."""
+    """Lipschitz constants of the loss as a function of its input."""
 
     lipschitz: float
     """L: ||grad L|| is at most this."""
@@ -66,7 +66,7 @@ def of_linear_softmax(weight: Tensor) -> dict[str, tuple[float, float]]:
 
 
 def of_chain(model: nn.Module, shape: tuple[int, ...]) -> Constants:
-    """Proved L, and beta where every layer is smooth, of the cross-entropy of a chain of layers on inputs of ``shape``.
+    """Certified L, and beta if every layer is smooth, of the cross-entropy of a chain of layers on inputs of ``shape``.
 
     Products of layer norms: through an affine layer A the Lipschitz constant l of the features and s of their Jacobian
     grow by ||A||; through an activation with |f'| <= r and |f''| <= k they become r l and r s + k l m, where m bounds
@@ -230,7 +230,7 @@ def estimated(
 
 
 def without_curvature(found: Constants) -> Constants:
-    """The same for a network with kinks, where a second derivative says nothing of the jumps."""
+    """The same for a network with kinks, whose second derivative does not capture the jumps."""
     return replace(found, smooth=None)
 
 

@@ -1,4 +1,4 @@
-"""The network as the theory room uses it: a copy in float64, frozen, in eval mode, fast where it is small."""
+"""The network for the checks of the theory: a frozen float64 copy in eval mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One line of the table: a statement, what was looked at, and what was seen."""
+"""One row of the table: a statement, its check, and the result."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Row:
     statement: str
     """T1 .. T14, as docs/theory.md numbers them."""
     claim: str
-    """What is claimed."""
+    """The claim."""
     checked: str
-    """What was computed to check it."""
+    """The computation that checks it."""
     verdict: Verdict
     what: str = ""
     """What ``value`` is."""
