@@ -1,4 +1,4 @@
-"""The queue of a GPU that is at hand for minutes: checks, timings, then trainings, restartable at any point.
+"""A queue for a GPU that is available for minutes: checks, timings, then trainings, restartable at any point.
 
     python benchmarks/gpu.py plan                                   # what would be done, with estimates; starts nothing
     python benchmarks/gpu.py run --slice 9m --budget 40m --out DIR  # works, and ends by itself with all written

@@ -1,4 +1,5 @@
-"""What a GPU must share with the CPU, in minutes: each check is a function of the device that returns what it measured.
+"""Checks, in minutes, that a GPU agrees with the CPU: each check is a function of the device that returns its
+measurements.
 
 A check that fails raises; `Skipped` where it does not apply. None needs data that are not in the package.
 """

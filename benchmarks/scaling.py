@@ -1,4 +1,4 @@
-"""What several processes gain: training, evaluation and certification by 1, 2 and 4 processes of one thread each.
+"""Scaling over processes: training, evaluation and certification by 1, 2 and 4 processes of one thread each.
 
     python benchmarks/scaling.py --out results/speed/scaling.json
     python benchmarks/scaling.py --quick --out scaling.json

@@ -55,7 +55,7 @@ def lines(code: str) -> int:
 
 
 def table(text: str) -> str:
-    """The table of the page, between its marks."""
+    """The table of the page, between its markers."""
     rows = ["| from | task | lines there | lines here |", "|---|---|---|---|"]
     for pair in pairs(text):
         name = pair.task.split()[0][1:] != pair.task.split()[0][1:].lower()

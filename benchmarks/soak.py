@@ -4,8 +4,8 @@
 
 Each command runs once to its end, undisturbed: the reference. Then it runs again and again in folders of its own, and
 is sent SIGKILL at a random moment, or SIGTERM, SIGINT or SIGHUP now and then; the command that resumes it follows, is
-killed as well, and so on, until one call ends by itself. What it leaves must equal the reference: weights in all bits,
-rows, verdicts and certificates in all values but times. Each process is watched for memory and open files.
+killed as well, and so on, until one call ends by itself. Its results must equal the reference: weights bit for bit, and
+rows, results and certificates in all values except times. Each process is watched for memory and open files.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""Make the tables of a document anew from the files under results/.
+"""Regenerate the tables of a document from the files under results/.
 
     python benchmarks/tables.py docs/choosing.md
 
-Each table stands between marks, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a folder
-of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME -->,
+Each table stands between markers, <!-- comparison: NAME --> or <!-- ablation: NAME --> and <!-- end -->; NAME is a
+folder of results/ that `atent compare` or benchmarks/ablation.py wrote. <!-- inputs: NAME -->, <!-- fuzz: NAME -->,
 <!-- soak: NAME --> and <!-- upkeep: NAME --> show the files bad_inputs.json, fuzz.json, soak.json and upkeep.json of
-the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, <!-- verdicts: NAME --> and
-<!-- power: NAME --> the sequential.json of benchmarks/sequential.py, <!-- search: NAME --> the search.json of
-benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/loss_curves.py,
-<!-- profiles: NAME --> the profiles.json of benchmarks/profiles.py, <!-- smoothing: NAME --> the certify.json of
-benchmarks/certify.py, and
+the scripts of these names, <!-- bench: NAME --> the bench.json of `atent bench`, <!-- verdicts: NAME --> and <!--
+power: NAME --> the sequential.json of benchmarks/sequential.py, <!-- search: NAME --> the search.json of
+benchmarks/search.py, <!-- curves: NAME --> the loss_curves.json of benchmarks/loss_curves.py, <!-- profiles: NAME -->
+the profiles.json of benchmarks/profiles.py, <!-- smoothing: NAME --> the certify.json of benchmarks/certify.py, and
 <!-- speed: NAME --> what benchmarks/autoattack.py and benchmarks/bounds.py wrote there, <!-- scaling: NAME --> the
 scaling.json of benchmarks/scaling.py, <!-- times: NAME --> the durations in a comparison, <!-- campaign: NAME --> those
 of the trainings of benchmarks/campaign.py, and <!-- attacked: NAME --> those of the evaluations in a folder.
@@ -130,11 +129,11 @@ def soak(folder: Path) -> str:
 
 
 def upkeep(folder: Path) -> str:
-    """What marks and saves cost."""
+    """The cost of finiteness checks and checkpoints."""
     found = json.loads((folder / "upkeep.json").read_text())
     rows = [
         [
-            f"marks for numbers that are not finite, `{row['network']}`, batch {row['batch']}",
+            f"checks for numbers that are not finite, `{row['network']}`, batch {row['batch']}",
             f"{100 * row['share']:.2f}",
             f"of a step of {1000 * row['step']:.3g} ms",
         ]

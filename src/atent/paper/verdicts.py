@@ -229,8 +229,8 @@ def clean_or_certified(found: Results) -> Finding:
 
 
 def never(happened: bool, n: int, *, kept: bool) -> bool | None:
-    """The answer to a claim that something happens to no image: False by a single one; True where it happened to none
-    of n images, enough for a share of `RARE` to show at one-sided 95 %, and each image's outcome is ``kept``."""
+    """The outcome of a claim that an event occurs for no image: False for a single occurrence; True for none in n
+    images, if n suffices to detect a fraction of `RARE` at one-sided 95 % and each image's outcome is ``kept``."""
     if happened:
         return False
     return True if kept and n and stats.interval(0, n, 0.9)[1] < RARE else None
