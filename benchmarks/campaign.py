@@ -452,9 +452,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "cifar", help="folder for results")
     parser.add_argument("--workers", type=int, default=1, help="jobs at once (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a job (default 1)")
-    parser.add_argument(
-        "--nice", type=int, default=10, help="niceness of the jobs, 0 to 19 (default 10)"
-    )
+    parser.add_argument("--nice", type=int, default=10, help="niceness of the jobs, 0 to 19 (default 10)")
     parser.add_argument("--in-place", action="store_true", help="use this checkout as it is, not its commit")
     o = parser.parse_intermixed_args(argv)
     try:

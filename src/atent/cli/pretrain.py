@@ -59,7 +59,7 @@ def pretrain(
     if resume is not None:
         return training.train(recipe, resume=resume, root=root, log=log, quiet=quiet, steal_lock=steal_lock)
     if recipe is None:
-        raise UsageError("no recipe given: write `atent pretrain RECIPE`, such as digits-acl: see `atent recipes`")
+        raise UsageError("no recipe given: write `atent pretrain RECIPE`, such as digits-acl; see `atent recipes`")
     if root is not None:
         raise UsageError("--root needs --resume: use --data.root")
     from atent.distributed import entered

@@ -29,7 +29,7 @@ def show(
     """List the files of a run and of its data and verify their SHA-256 checksums; for a weights file, show its
     checksum, architecture and tensors.
 
-    A file of a run is intact, damaged (its checksum differs from the recorded one), missing, or not covered by the
+    A file of a run is whole (its checksum is the recorded one), damaged (it differs), missing, or not covered by the
     run's manifest. Exit status: 0 no file is damaged or missing, 1 at least one is, 2 invalid usage.
 
     Parameters

@@ -84,7 +84,7 @@ def _bands(found: BandReport) -> None:
     for heading in ("accuracy, 95 % interval", "share of energy, 95 % interval", "white noise"):
         table.add_column(heading, justify="right")
     table.add_row("none", found.clean.text, "", "")
-    table.add_row("whole", found.full.text, "", "")
+    table.add_row("full perturbation", found.full.text, "", "")
     for row in found.bands:
         energy = "" if row.energy is None else row.energy.percent
         table.add_row(row.band, row.robust.text, energy, f"{100 * row.white:.1f} %")

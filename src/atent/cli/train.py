@@ -102,7 +102,7 @@ def train(
             validation_only=validation_only, certifier=certifier,
         )  # fmt: skip
     if recipe is None:
-        raise UsageError("no recipe given: write `atent train RECIPE`: see `atent recipes`")
+        raise UsageError("no recipe given: write `atent train RECIPE`; see `atent recipes`")
     if root is not None:
         fields = (*fields, "--data.root", root)
     from atent.distributed import entered

@@ -59,7 +59,7 @@ def check_table(path: str | Path | None) -> None:
     if path.suffix != ".md":
         raise ValueError(f"--table writes Markdown, got {path}: give a name that ends in .md")
     if path.exists() and not path.with_suffix(".json").exists():
-        raise ValueError(f"{path} exists, and no .json beside it that it was made from: give another name")
+        raise ValueError(f"{path} exists without the .json file that it was made from: give another name")
 
 
 def add(path: Path, rows: Sequence[CertifiedRow]) -> Path:

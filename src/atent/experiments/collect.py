@@ -168,7 +168,7 @@ def _basis(row: Row, by_image: bool) -> str:
 
 
 def _with_best(rows: list[RecipeResult]) -> list[RecipeResult]:
-    """The rows, each with what of it lies above every other row's for certain."""
+    """The rows, each with its figures that lie above every other row's interval."""
 
     def best(cells: Sequence[Spread]) -> list[bool]:
         first = winner(cells)

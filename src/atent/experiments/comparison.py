@@ -153,7 +153,7 @@ def _has_last(found: ComparisonFile) -> bool:
 
 
 def _entry(cell: Spread | None, scale: float = 1, *, digits: int = 1, best: bool | None = None) -> Entry:
-    """``best`` is None where a column is no accuracy: no interval is shown there."""
+    """``best`` is None for a column that is not an accuracy: no interval is shown there."""
     if cell is None:
         return Entry("-")
     text = f"{scale * cell.mean:.{digits}f}"

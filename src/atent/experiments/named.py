@@ -36,7 +36,7 @@ class Named:
 
 
 def is_own(target: str) -> bool:
-    """Whether a target is a weights file or a user's network; FileNotFoundError where it is no run folder either."""
+    """Whether a target is a weights file or a user's network; FileNotFoundError if it is not a run folder either."""
     path = Path(target)
     own = not path.is_dir() and (is_weights(path) or ":" in target)
     if not own and not (path / folder.CONFIG).is_file():

@@ -137,7 +137,7 @@ def _check_radii(name: str, job: Job) -> None:
 
 
 def _attacks(job: Job) -> list[str]:
-    """The attacks in one spelling, whatever their order."""
+    """The attacks in a canonical spelling, independent of their order."""
     threat = evaluated_under(job)
     return sorted(spell(attack, threat=True) for attack in recipe_attacks(job.evaluate, threat))
 

@@ -131,7 +131,7 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
         if isinstance(norm, str) and norm in NORMS:
             check_norm(cls, norm)
     try:
-        # As JSON, strictly: "5" is no number and true is no 1, but a list may be a tuple.
+        # As JSON, strictly: "5" is not a number and true is not 1, but a list may be a tuple.
         made: Any = _adapter(cls).validate_json(json.dumps(values), strict=True)
         wrong = _out_of_range(made)
         return made, [f"{path}.{wrong}"] if wrong else []

@@ -76,7 +76,7 @@ def _one(
 ) -> dict[str, Any]:  # fmt: skip
     file = shard_file(place, shard)
     if not file.is_file():
-        raise Incomplete(f"shard {shard.text} is missing: there is no {file}; run --shard {shard.text}")
+        raise Incomplete(f"shard {shard.text} is missing: {file} does not exist; run --shard {shard.text}")
     try:
         content = read(file)
         text, of = content["shard"], content["of"]

@@ -141,8 +141,8 @@ def run_studies(
         resume = beside(partial, name) if partial else None
         begun = time.perf_counter()
         if world.size > 1 and resume is not None:
-            portion = Portion(resume, Shard(world.rank, world.size), world.rank)
-            study_shard(studies, name, target, known, portion, progress=progress)
+            part = Portion(resume, Shard(world.rank, world.size), world.rank)
+            study_shard(studies, name, target, known, part, progress=progress)
             world.wait()
         report = alone(lambda: _report(studies, name, target, known, resume, progress).to_json())  # noqa: B023
         found[name] = report | {"seconds": round(time.perf_counter() - begun, 3)}
@@ -150,10 +150,10 @@ def run_studies(
 
 
 def study_shard(
-    studies: Studies, name: str, target: Target, known: Checked, portion: Portion, *, progress: bool = True
+    studies: Studies, name: str, target: Target, known: Checked, part: Portion, *, progress: bool = True
 ) -> None:
-    """Do the batches of the study ``name`` that the portion has, and keep what they gave in its file."""
-    _asked(studies, name, target, known, portion, progress)
+    """Do the batches of the study ``name`` that the part has, and keep what they gave in its file."""
+    _asked(studies, name, target, known, part, progress)
 
 
 def _report(

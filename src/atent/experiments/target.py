@@ -216,7 +216,7 @@ def load_target(
     chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
     torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
     `EvaluateSettings`. ``trust_code``: let a run that you did not make on this machine import what it names.
-    FileNotFoundError or ValueError for whatever is missing, unknown, does not fit, or has no effect on
+    FileNotFoundError or ValueError for anything that is missing, unknown, incompatible, or without effect on
     such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
     check_either(attacks, threats)

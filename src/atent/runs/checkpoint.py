@@ -87,7 +87,7 @@ def read_weights(path: Path) -> tuple[dict[str, Any], State, Notes]:
     Raises
     ------
     FileNotFoundError, ValueError
-        The file is absent, not whole, damaged by the manifest of its run folder, or of another run.
+        The file is absent, incomplete, damaged according to the manifest of its run folder, or of another run.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -119,7 +119,7 @@ def check_best(run: Path) -> None:
     Raises
     ------
     ValueError
-        They are damaged by the manifest, not whole, of another run, or gone. A run that has not come to
+        They are damaged according to the manifest, incomplete, of another run, or missing. A run that has not come to
         any passes.
     """
     path = run / BEST
@@ -143,7 +143,7 @@ def _absent(path: Path) -> FileNotFoundError:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """What a weights file says of itself; ValueError for one that is not whole."""
+    """The metadata of a weights file; ValueError if the file is incomplete."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -288,7 +288,7 @@ def export(run: str | Path, out: str | Path) -> Path:
 
 
 def save_state(run: Path, state: dict[str, Any]) -> None:
-    """Everything of a resume in one file; the checkpoint before it stays beside it."""
+    """The complete state for a resume in one file; the previous checkpoint is kept."""
     with manifest.sealed(run) as files:
         add_state(files, state)
 
@@ -302,19 +302,19 @@ def add_state(files: manifest.Sealed, state: dict[str, Any]) -> None:
 
 
 def load_state(run: Path, device: torch.device) -> dict[str, Any]:
-    """What `save_state` wrote last and is whole; raises as `find_state`."""
+    """The newest complete state that `save_state` wrote; raises as `find_state`."""
     return find_state(run, device)[0]
 
 
 def find_state(run: Path, device: torch.device) -> tuple[dict[str, Any], str | None]:
-    """The newest checkpoint of a run that is whole, and where it is the previous one, why, in one line.
+    """The newest complete checkpoint of a run, and a one-line reason if it is the previous one.
 
     Raises
     ------
     FileNotFoundError
         There is no checkpoint.
     Damaged
-        No checkpoint is whole. Both in one line; nothing is changed on the disk.
+        No checkpoint is complete. Nothing is changed on the disk.
     """
     newest, previous = (run / LAST / name for name in (STATE, PREVIOUS))
     if not newest.exists() and not previous.exists():
@@ -340,7 +340,7 @@ def _whole_state(path: Path, device: torch.device) -> dict[str, Any] | None:
         state = torch.load(path, map_location=device, weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception:  # whatever torch meets in a damaged file, its advice is to load it unsafely
+    except Exception:  # for any damaged file torch advises to load it unsafely
         return None
     if not isinstance(state, dict) or not state.keys() >= _PARTS or not isinstance(state["mark"], dict):
         return None

@@ -87,7 +87,7 @@ def read_foreign(path: Path) -> dict[str, State]:
             held = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise ValueError(f"{path} needs more memory than available: it is damaged or mislabelled") from None
-    except Exception as error:  # whatever torch meets in a damaged file, its advice is to load it unsafely
+    except Exception as error:  # for any damaged file torch advises to load it unsafely
         raise ValueError(f"{path} {_reason(str(error))}") from None
     states = dict(_states(held))
     if not states:

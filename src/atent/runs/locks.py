@@ -281,7 +281,7 @@ def _note(what: str) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The note of a lock; {} for none, or one that is not whole yet."""
+    """The note of a lock; {} if there is none or it is incomplete."""
     try:
         found = json.loads(path.read_bytes()[:4096])
     except (OSError, ValueError, RecursionError):

@@ -137,7 +137,7 @@ def drive(
                 time.sleep(backend.pause)
                 for child in list(running):
                     status = child.poll()
-                    # A signal to the whole group ends the children too: that is no failure of theirs.
+                    # A signal to the process group also ends the children, which is not a failure.
                     if status is None or (status and asked()):
                         continue
                     task, begun = running.pop(child)

@@ -34,7 +34,7 @@ class Job:
         try:
             return int(self.job.result())
         except Exception as error:
-            # submitit reports whatever ended the job by errors of its own, of several classes.
+            # submitit reports the end of a job by several error classes of its own.
             line = (str(error).strip().splitlines() or [""])[-1]
             with open(self.task.log, "a") as log:
                 log.write(f"atent: SLURM job {self.job.job_id} ended without a result: {line}\n")

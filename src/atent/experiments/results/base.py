@@ -13,7 +13,7 @@ from atent.attacks.spec import show
 from atent.data import described
 from atent.threat import Box, Threat
 
-whole = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
+strict = with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 
 
 class Result:
@@ -42,7 +42,7 @@ class Result:
         return TypeAdapter(cls).json_schema()
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Share:
     """k of n samples, with the exact 95 % interval."""
@@ -65,7 +65,7 @@ class Share:
         return stats.percent(asdict(self))
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Adversary:
     """A threat as plain values; JSON has no infinity, so an unlimited eps is "inf"."""
@@ -97,7 +97,7 @@ class Adversary:
         return show(self.threat())
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Samples:
     """Which samples of a data set were measured."""
@@ -120,7 +120,7 @@ class Samples:
         return described.words(asdict(self))
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedSamples(Samples):
     """The samples of an evaluation."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from atent.experiments.results.base import Result, Share, whole
+from atent.experiments.results.base import Result, Share, strict
 
 BENCH_VERSION = 1
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Quartiles:
     """The median of n rounds between their quartiles."""
@@ -21,7 +21,7 @@ class Quartiles:
     n: int
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class RatioOf:
     """Seconds of a row over those of another in the same round."""
@@ -35,7 +35,7 @@ class RatioOf:
     high: float
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Growth:
     """The exponent b of a cost a + c v^b in a value v, with its 95 % interval."""
@@ -46,7 +46,7 @@ class Growth:
     """From 0.2 to 3 is searched: an interval that ends there is open."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class BenchRow:
     """What one piece of work took, a round each time."""
@@ -63,7 +63,7 @@ class BenchRow:
     """What else is known of it: passes, bytes, images per second, FLOP."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class BenchCase:
     """Rows that were measured in the same rounds."""
@@ -74,7 +74,7 @@ class BenchCase:
     growth: Growth | None = None
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class BenchSection:
     """One question to the machine."""
@@ -86,7 +86,7 @@ class BenchSection:
     seconds: float
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Roof:
     """What the machine gives at most, as measured."""
@@ -97,7 +97,7 @@ class Roof:
     """Bytes per second of the sum of two long vectors into a third."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class BenchFile(Result):
     """bench.json."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from atent.experiments.results.base import Adversary, Result, Samples, Share, whole
+from atent.experiments.results.base import Adversary, Result, Samples, Share, strict
 from atent.stats import Estimate
 
 BANDS_VERSION = CORRUPTIONS_VERSION = FLIPS_VERSION = FOURIER_VERSION = TRANSFER_VERSION = 1
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Mean:
     """A mean over samples with its 95 % interval."""
@@ -36,7 +36,7 @@ class Mean:
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class BandResult:
     """One band of the perturbations."""
@@ -50,7 +50,7 @@ class BandResult:
     """Share of the coefficients: what white noise would have."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class BandReport(Result):
     """Each band of an attack's perturbations alone."""
@@ -66,7 +66,7 @@ class BandReport(Result):
     clean: Share
     """Samples that are correctly classified without an attack."""
     full: Share
-    """Samples that remain correctly classified under the whole perturbation."""
+    """Samples that remain correctly classified under the full perturbation."""
     bands: list[BandResult]
     perturbed: int
     """Samples with a perturbation, whose energy is meant."""
@@ -76,7 +76,7 @@ class BandReport(Result):
     """Of the command that finished it."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class CorruptionRow:
     """The error under one corruption at one severity."""
@@ -91,7 +91,7 @@ class CorruptionRow:
     """The error of the reference network on the same images."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class CorruptionReport(Result):
     """Errors under common corruptions."""
@@ -116,7 +116,7 @@ class CorruptionReport(Result):
     """Of the command that finished it."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class FlipRow:
     """The flip rate along one sequence."""
@@ -130,7 +130,7 @@ class FlipRow:
     """The flip rate of the reference network along the same sequences."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class FlipReport(Result):
     """Flip rates along sequences of noise and along ordered ones."""
@@ -148,7 +148,7 @@ class FlipReport(Result):
     """Of the command that finished it."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class FourierReport(Result):
     """Errors under noise of one frequency, for every frequency."""
@@ -166,7 +166,7 @@ class FourierReport(Result):
     """Of the command that finished it."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Network:
     """One of the networks between which adversarial images are exchanged."""
@@ -184,7 +184,7 @@ class Network:
     """By network and sample: 1 correct under the attack on that network, 0 not."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class TransferFile(Result):
     """transfer.json."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from atent.experiments.results.base import Result, whole
+from atent.experiments.results.base import Result, strict
 from atent.experiments.results.comparison import Spread
 
 SWEEP_VERSION = 1
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class TrialSeed:
     """One training of a trial that came to its end."""
@@ -28,7 +28,7 @@ class TrialSeed:
     high: list[float | None] = field(default_factory=list)
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class TrialResult:
     """One choice of the settings."""
@@ -47,7 +47,7 @@ class TrialResult:
     """Of a failed trial: what it said last."""
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class SweepFile(Result):
     """sweep.json."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from atent.experiments.results.base import Result, Samples, whole
+from atent.experiments.results.base import Result, Samples, strict
 
 THEORY_VERSION = 1
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Statement:
     """A statement, its check, and the result."""
@@ -46,7 +46,7 @@ class Statement:
         return ", ".join(part for part in (self.what, n) if part)
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class Curve:
     """A figure of the check: lines of (xs, ys) by label."""
@@ -65,7 +65,7 @@ class Curve:
         return "; ".join(f"{name}: {self.y} {ys[0]:.3g} to {ys[-1]:.3g}" for name, (_, ys) in self.lines.items())
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class TheoryFile(Result):
     """theory.json."""

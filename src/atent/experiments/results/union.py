@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from atent.experiments.results.base import Adversary, Result, Share, whole
+from atent.experiments.results.base import Adversary, Result, Share, strict
 from atent.experiments.results.studies import Mean
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class UnionAttack:
-    """What one attack did in the cascade of its threat."""
+    """The result of one attack in the cascade of its threat."""
 
     attack: str
     """The attack, written as a call."""
@@ -24,10 +24,10 @@ class UnionAttack:
     seconds: float
 
 
-@whole
+@strict
 @dataclass(frozen=True)
 class ThreatResult:
-    """What one threat did."""
+    """The result of one threat."""
 
     threat: Adversary
     attacks: dict[str, UnionAttack]
@@ -37,7 +37,7 @@ class ThreatResult:
     """Samples that only this threat breaks."""
 
 
-@whole
+@strict
 @dataclass(frozen=True, kw_only=True)
 class UnionReport(Result):
     """Robust accuracy under several threats at once."""

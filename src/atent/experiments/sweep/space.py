@@ -39,7 +39,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """A setting that takes numbers from ``low`` to ``high``, both included; whole ones where both are whole."""
+    """A setting that takes numbers from ``low`` to ``high``, both included; integers if both are integers."""
 
     name: str
     low: float
@@ -49,12 +49,12 @@ class Range:
 
     @property
     def whole(self) -> bool:
-        """Whether it takes whole numbers alone."""
+        """Whether all values are integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """The values to check before anything is trained; one between them that is not whole, unless all are."""
+        """Values to validate before training; includes a non-integer value unless all values are integers."""
         return (self.low, self.high) if self.whole else (self.low, self.high, self.low + 0.37 * (self.high - self.low))
 
     def listed(self) -> tuple[Any, ...]:
