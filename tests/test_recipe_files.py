@@ -79,7 +79,7 @@ def test_your_own_file_extends_the_packages(write):
         ('extends = "absent.toml"', ["no recipe file", "absent.toml"]),
         ('extends = "x.toml"', ["extends itself", "x -> x"]),
         ('extends = "y.toml"', ["extends itself", "x -> y -> x"]),
-        ("extends = 3", ["names, or lists of names"]),
+        ("extends = 3", ["extends and drop must be names or lists of names"]),
         ('extends = "digits-linf-pgdat"\ndrop = ["train.epoch"]', ["'train.epoch'", "does not inherit"]),
         ('extend = "digits-linf-pgdat"', ["did you mean 'extends'"]),
     ],

@@ -152,7 +152,7 @@ def run_studies(
 def study_shard(
     studies: Studies, name: str, target: Target, known: Checked, part: Portion, *, progress: bool = True
 ) -> None:
-    """Do the batches of the study ``name`` that the part has, and keep what they gave in its file."""
+    """Evaluate the batches of the study ``name`` in ``part``, and record their results in its file."""
     _asked(studies, name, target, known, part, progress)
 
 
