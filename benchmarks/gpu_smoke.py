@@ -104,7 +104,7 @@ def tf32(device: torch.device) -> Found:
 
 
 def limited(*, most: float, **measured: float) -> Found:
-    """What was measured; Failed where one of it exceeds the limit."""
+    """The measured values; Failed if one exceeds the limit."""
     worst = {name: value for name, value in measured.items() if not value <= most}
     if worst:
         name, value = next(iter(worst.items()))

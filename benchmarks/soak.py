@@ -59,7 +59,7 @@ SHORT = (
 
 @dataclass
 class Count:
-    """What happened to one kind of command."""
+    """The counts of one kind of command."""
 
     cycles: int = 0
     """Commands that came to their end."""
@@ -89,7 +89,7 @@ class Command:
     """Arguments in a folder."""
     again: Callable[[Path], list[str]]
     result: Callable[[Path], Any]
-    """What must be the same, from a folder."""
+    """The results in a folder that must be equal."""
 
 
 def stripped(value: Any) -> Any:
@@ -106,7 +106,7 @@ def weights(path: Path) -> dict[str, bytes]:
 
 
 def trained(run: Path) -> dict[str, Any]:
-    """What a training leaves."""
+    """The results of a training."""
     evaluation = read_json(run / "evaluation.json")
     return {
         "best": weights(run / "best.safetensors"), "last": weights(run / "last" / "model.safetensors"),
@@ -165,7 +165,7 @@ def evaluated(place: Path) -> Any:
 
 
 def certified(place: Path) -> dict[str, Any]:
-    """What a certificate's two files say."""
+    """The content of a certificate's two files."""
     run = place / "run"
     return {"json": stripped(read_json(run / "certificate.json")), "csv": without_seconds(run / "certificate.csv")}
 

@@ -105,7 +105,7 @@ def inputs(folder: Path) -> str:
 
 
 def soak(folder: Path) -> str:
-    """What a soak stopped, and what differed."""
+    """The interruptions of a soak, and the differences."""
     found = json.loads((folder / "soak.json").read_text())
     headings = [
         "command",
@@ -148,7 +148,7 @@ def upkeep(folder: Path) -> str:
 
 
 def fuzz(folder: Path) -> str:
-    """What each fuzzer reached."""
+    """The coverage of each fuzzer."""
     found = json.loads((folder / "fuzz.json").read_text())
     cells = []
     for name, row in found.items():
@@ -174,7 +174,7 @@ def bench(folder: Path) -> str:
 
 
 def verdicts(folder: Path) -> str:
-    """What the sequential test decided, beside all samples."""
+    """The decisions of the sequential test and of all samples."""
     found = json.loads((folder / "sequential.json").read_text())
     rows = []
     for row in found["results"]:
@@ -293,7 +293,8 @@ def scaling(folder: Path) -> str:
 
 
 def times(folder: Path) -> str:
-    """What an epoch and a training of each recipe took, where and beside how many others."""
+    """The time of an epoch and of a training of each recipe, with the machine and the number of concurrent
+    trainings."""
     found = migrate.read(folder / "comparison.json", ComparisonFile).to_json()
     made = found["provenance"]
     each = f"{made['threads']} thread{'s' if made['threads'] > 1 else ''} each"
@@ -313,7 +314,7 @@ def times(folder: Path) -> str:
 
 
 def campaign(folder: Path) -> str:
-    """What the trainings of a campaign took."""
+    """The times of the trainings of a campaign."""
     rows = []
     for path in sorted(folder.glob("*/job.json")):
         job = json.loads(path.read_text())
@@ -325,7 +326,7 @@ def campaign(folder: Path) -> str:
 
 
 def attacked(folder: Path) -> str:
-    """What the attacks of the evaluations in a folder took."""
+    """The times of the attacks of the evaluations in a folder."""
     rows = []
     for path in sorted(folder.glob("*.json")):
         found = migrate.read(path, EvaluationFile).to_json()

@@ -65,12 +65,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What the file calls it."""
+        """Its name in the file."""
         return "-".join(str(value) for value in asdict(self).values())
 
     @property
     def threat(self) -> Threat:
-        """What it is trained for."""
+        """The purpose of its training."""
         return Threat("linf", self.eps)
 
     def build(self) -> Method:

@@ -184,7 +184,12 @@ def trials(found):
         ("epochs = 2", STEPS, '"train.epochs" = 3', ["set the same field: use one"]),
         ('pruner = "asha"\nminutes = 1.0', STEPS, "", ["asha counts epochs"]),
         ('pruner = "asha"\nrung = 4', STEPS, "", ["after 4 epochs, and a training has 4"]),
-        ('pruner = "asha"\nobjective = ["validation_robust", "validation_clean"]', STEPS, "", ["needs a single objective"]),
+        (
+            'pruner = "asha"\nobjective = ["validation_robust", "validation_clean"]',
+            STEPS,
+            "",
+            ["single objective"],
+        ),
         ('sampler = "grid"', LR, "", ["optimizer.lr: a grid needs listed values"]),
         ('sampler = "grid"\ntrials = 3', STEPS, "", ["the grid has 2 trials, not 3"]),
         ("", "", "", ["[space] is empty"]),

@@ -33,7 +33,7 @@ class Kept:
 
     @property
     def seconds(self) -> float:
-        """What all of them took."""
+        """The total time."""
         return float(sum(case["seconds"] for section in self.cases.values() for case in section.values()))
 
     def take(self, section: str, name: str) -> tuple[BenchCase | Omitted, float] | None:
@@ -62,7 +62,7 @@ class Kept:
 
 
 def made_of(plan: Plan) -> dict[str, Any]:
-    """What the cases of one file share: settings, machine and code."""
+    """The shared properties of the cases of one file: settings, machine and code."""
     code = provenance(device=plan.device)
     return {"settings": plan.settings, "machine": machine(), **{k: code[k] for k in ("version", "commit", "torch")}}
 

@@ -24,12 +24,12 @@ _PLENTY = 31
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: until the ratios are known well, or until the time is spent."""
+    """The budget of a measurement: until the ratios are precise, or the time is spent."""
 
     seconds: float
     """Seconds by the clock after which no new round begins that would not end in time."""
     clock: Clock = "cpu"
-    """What ratios are of."""
+    """The clock of ratios."""
     device: str = "cpu"
     least: int = 2
     """Rounds that are measured however long they take; an interval needs two."""

@@ -1,4 +1,4 @@
-"""Several certificates side by side: one table of smoothing and bounds, for people and for programs."""
+"""Several certificates side by side: one table of smoothing and bounds, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _images(images: Samples) -> str:
 
 
 def _which(images: Samples) -> tuple[Any, ...]:
-    """What says whether two certificates are of the same images, in all versions of the file."""
+    """The key that identifies the images of a certificate, in all versions of the file."""
     return _images(images), images.shape
 
 

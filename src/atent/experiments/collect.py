@@ -33,7 +33,7 @@ from atent.runs.manifest import read_json
 
 @dataclass(frozen=True)
 class Row:
-    """What becomes one row of the table."""
+    """The runs of one row of the table."""
 
     label: str
     method: str

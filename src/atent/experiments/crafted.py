@@ -55,7 +55,7 @@ def crafted_shard(
 def crafted_merged(
     target: Target, place: Path, *, search_dtype: SearchDtype | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `adversarial` gives, from the shards beside ``place``; `Incomplete` as `gathered`."""
+    """The result of `adversarial`, from the shards beside ``place``; `Incomplete` as `gathered`."""
     found = gathered(place, _of(target, search_dtype), _read)
     return _joined(target, [content["made"] for content in found]), about_adversarial(target, search_dtype)
 

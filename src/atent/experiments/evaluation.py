@@ -171,7 +171,7 @@ def _masking(
     model: nn.Module, known: Checked, threat: Threat, attacks: Mapping[str, Attack], settings: EvaluateSettings,
     progress: bool,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What `masking_checks` finds, with the attack of that threat that takes the most passes."""
+    """The result of `masking_checks` with the most expensive attack of the threat."""
     own = [a for a in attacks.values() if a.threat == threat]
     strongest = max(own, key=lambda attack: attack.passes, default=None)
     with bar(len(CHECKS), "checks", enabled=progress) as advance:
@@ -251,7 +251,7 @@ def adversarial(
 
 
 def about_adversarial(target: Target, search_dtype: SearchDtype | None = None) -> dict[str, Any]:
-    """What the adversarial images of the target's one attack are, as plain values."""
+    """The description of the adversarial images of the target's attack, as plain values."""
     (attack,) = target.attacks.values()
     device = target.test()[0].device
     return {

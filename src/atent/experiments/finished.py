@@ -245,7 +245,7 @@ def _difference(a: _Made, b: _Made, what: str) -> str:
 
 
 def _evaluated(made: _Made) -> dict[str, Any]:
-    """What the evaluations of a comparison must share."""
+    """The settings that the evaluations of a comparison must share."""
     found, about = made.evaluation, made.config["about"]["data"]
     # Tensors of two trainings may be different ones under the same numbers.
     digest = about.get("digest") if about.get("source") == "tensors" else None

@@ -135,7 +135,7 @@ def of_certificates(
 
 
 def gate_target(target: Target, asked: Limits) -> list[Verdict]:
-    """What is known before a target is evaluated: the verdict on its certificates.
+    """The verdicts that are available before an evaluation, on the certificates of the target.
 
     ValueError where a figure of ``asked`` is not measured by the evaluation and has not been before.
     """
@@ -173,7 +173,7 @@ def read(path: Path) -> EvaluationFile | CertificateFile:
 
 
 def _entries(found: CertificateFile) -> list[tuple[str, float, Share]]:
-    """What each entry of a certificate is, its radius and its share."""
+    """The description, radius and share of each entry of a certificate."""
     if isinstance(found, BoundsFile):
         named = [(f"{e.threat.norm} {float(e.threat.eps):g}", float(e.threat.eps), e.share) for e in found.certified]
         return [(f"accuracy verified by {found.method} at {name}", eps, share) for name, eps, share in named]

@@ -123,7 +123,7 @@ def fit_job(job: Job, path: Path, *, resume: bool = False, saved: Saved | None =
 
 
 def _again(path: Path) -> str:
-    """What resumes a run that was stopped outside its steps."""
+    """The command that resumes a run that was stopped outside its steps."""
     if not (path / folder.CONFIG).is_file():
         return "nothing was saved yet, repeat the command"
     return f"resume with {again(folder.read_config(path / folder.CONFIG), path)}"
@@ -214,7 +214,7 @@ def _network(job: Job, data: Data, resume: bool) -> nn.Module:
 
 
 def _config(job: Job, model: nn.Module, data: Data, attacks: Iterable[Attack]) -> dict[str, Any]:
-    """What config.json records of the job, the network and the data."""
+    """The content of config.json for the job, the network and the data."""
     return {
         **job.sections(),
         "about": _with_plugins(facts(model, data, job.method), job, attacks),
@@ -321,7 +321,7 @@ def draw_curves(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _with_plugins(about: dict[str, Any], job: Job, attacks: Iterable[Attack]) -> dict[str, Any]:
-    """What is recorded of a job, with the module, class and version of each plug-in that it takes."""
+    """The record of a job, with the module, class and version of each plug-in."""
     plugins = [plugin_of(ATTACKS, type(attack)) for attack in attacks]
     for registry, name in ((MODELS, job.model.name), (SOURCES, job.data.name), (OPTIMIZERS, job.optimizer.name)):
         if registry.origin(name) != "built-in":

@@ -93,7 +93,7 @@ def agree(jobs: Mapping[str, Job]) -> None:
 
 
 def _common(job: Job) -> dict[str, Any]:
-    """What the jobs of a comparison must share, by its option; the attacks are compared by `_attacks`."""
+    """The settings that the jobs of a comparison must share, by option; the attacks are compared by `_attacks`."""
     threat = evaluated_under(job)
     return {
         **{f"data.{k}": v for k, v in asdict(job.data).items() if k not in (*READING, "augment")},

@@ -70,7 +70,7 @@ def base_names() -> list[str]:
 
 
 def heads() -> dict[str, Tables]:
-    """By recipe of the package, what it says of itself: `about` and `aims`, which no recipe inherits."""
+    """For each built-in recipe, its own `about` and `aims`, which are not inherited."""
     return {name: {k: v for k, v in _tables(name, recipe_file(name)).items() if k in _HEAD} for name in recipe_names()}
 
 
@@ -114,7 +114,7 @@ def _resolved(name: str, file: Traversable, children: tuple[str, ...], known: di
     if str(file) in children:
         raise UsageError(f"recipe {name} extends itself: {' -> '.join(Path(c).stem for c in (*children, str(file)))}")
     if len(children) > _LONGEST:
-        raise UsageError(f"recipe {name} has {len(children)} levels of extends: at most {_LONGEST} are allowed")
+        raise UsageError(f"recipe {name} is in a chain of {len(children)} recipes: at most {_LONGEST} are allowed")
     own = _tables(name, file)
     parents = own.pop("extends", [])
     dropped = own.pop("drop", [])
@@ -181,7 +181,7 @@ def read_toml(what: str, file: Traversable) -> Tables:
 
 
 def _tables(name: str, file: Traversable) -> Tables:
-    """What the file itself states."""
+    """The content of the file itself."""
     tables = read_toml(f"recipe {name}", file)
     for key in tables:
         if key not in (*_HEAD, *SECTIONS):

@@ -147,7 +147,7 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
 
 
 def _out_of_range(made: Any) -> str | None:
-    """What is wrong with a value of the dataclass, or of one inside it, by its path: pydantic looks at types alone."""
+    """The error of a value of the dataclass or of a nested one, by its path: pydantic checks only types."""
     wrong = mistyped(type(made), {f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
     for field in () if wrong else dataclasses.fields(made):
         inside = getattr(made, field.name)

@@ -41,7 +41,7 @@ def shard_file(place: Path, shard: Shard) -> Path:
 def gathered(
     place: Path, wanted: Mapping[str, Any], read: Callable[[Path], dict[str, Any]]
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """What ``read`` finds in the files of all shards of the result ``place``, in order.
+    """The values of ``read`` for the files of all shards of the result ``place``, in order.
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ def merging(
 def _of(
     target: Target, *, cascade: bool, radii: Sequence[float | str], studies: Studies, search_dtype: SearchDtype | None
 ) -> dict[str, Any]:
-    """What a shard of an evaluation depends on."""
+    """The inputs that a shard of an evaluation depends on."""
     about = about_evaluation(target, cascade=cascade, search_dtype=search_dtype)
     more = {"batch": target.settings.batch, "radii": [str(r) for r in radii], "studies": asdict(studies)}
     plain: dict[str, Any] = folder.plain({**about, **more})

@@ -164,7 +164,7 @@ def _report(
 
 
 def _asked(studies: Studies, name: str, target: Target, known: Checked, resume: Resume, progress: bool) -> Any:
-    """What the study measures."""
+    """The result of the study."""
     reference = studies.network(target)
     h, w = target.data.shape[1:] if len(target.data.shape) == 3 else (0, 0)
     rounds = {

@@ -48,7 +48,7 @@ AutoAttack."""
 
 @dataclass(frozen=True)
 class EvaluateSettings(metaclass=Settings):
-    """How the finished model is evaluated on the test set."""
+    """Settings of the evaluation on the test set."""
 
     INFINITE: ClassVar[tuple[str, ...]] = ("eps",)
 
@@ -203,7 +203,7 @@ def load_target(
     trust_code: bool = False,
     allow_long: bool = False,
 ) -> Target:
-    """What ``target`` names, ready to be evaluated: a run folder, a weights file, zoo:name, hub:user/name, or
+    """Load the target of an evaluation: a run folder, a weights file, zoo:name, hub:user/name, or
     module:function.
 
     A run folder brings its network, data, threat and attacks; ``which`` and ``weights`` choose its weights. One that

@@ -89,5 +89,5 @@ def verify(job: Job, model: nn.Module, run: Path, certifier: str) -> Share:
 
 
 def verified_of(run: Path) -> Row:
-    """What `verify` wrote; nothing where it was not asked for."""
+    """The result of `verify`; empty if it was not requested."""
     return folder.read_json(run / VERIFIED) if (run / VERIFIED).is_file() else {}

@@ -64,7 +64,7 @@ def simulated(chain: Sampler, *, dim: int = DIM, samples: int = 50, aligned: boo
 
 
 def share_of_budget(steps: int, step: float, start: float = 1.0) -> float:
-    """How far along the gradient of a linear loss l2 PGD comes, as a share of eps; ``step`` and ``start`` in eps.
+    """Progress of l2 PGD along the gradient of a linear loss, as a share of eps; ``step`` and ``start`` in eps.
 
     The start lies at right angles to the gradient, as a random one nearly does in many dimensions. After each step the
     point is brought back to the sphere, which takes from both parts alike.

@@ -55,7 +55,7 @@ class Bench:
     build: Build
     read: Read
     deadline: float | None = None
-    """Of `time.monotonic`; None: no limit."""
+    """Deadline on the clock of `time.monotonic`; None: no limit."""
     progress: bool = False
     say: Say = lambda line: None
 
@@ -300,7 +300,7 @@ def make(bench: Bench, table: Table, seeds: Sequence[int], only: Sequence[str] =
 
 
 def needed(table: Table, only: Sequence[str] = ()) -> Mapping[str, list[Measure]]:
-    """What is measured of each training, in the order of training; those that another begins with may have none."""
+    """The measures of each training, in the order of training; trainings that only initialise others may have none."""
     out: dict[str, list[Measure]] = {}
 
     def add(training: Training) -> list[Measure]:

@@ -86,9 +86,9 @@ class Results:
         return difference(a, b, same_networks=same_networks)
 
     def times(self, norm: str, a: str, b: str) -> Estimate | None:
-        """What an epoch of row ``a`` of Table S4 costs by that of ``b``: over interleaved rounds, in seconds of the
-        process's CPU where it computed on one. None where it is not measured; without rounds an interval without ends,
-        which decides nothing."""
+        """The ratio of the cost of an epoch of row ``a`` of Table S4 to that of ``b``: over interleaved rounds, in
+        seconds of the process's CPU where it computed on one. None where it is not measured; without rounds an interval
+        without ends, which decides nothing."""
         rows, cells = self.rounds(norm), self.cells("table-s4", (a, norm), (b, norm))
         found = timing.times(rows, a, b) if rows else None
         if found is not None or cells is None:

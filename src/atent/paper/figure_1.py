@@ -204,7 +204,7 @@ def _content(
 
 
 def _finished(place: Path, name: str, count: int, job: Job) -> list[dict[str, Any]]:
-    """What the finished runs of a row say, by seed."""
+    """The results of the finished runs of a row, by seed."""
     out = []
     for seed in range(count):
         path = _path(place, name, seed)

@@ -12,7 +12,7 @@ class Training:
 
     recipe: str
     changes: dict[str, Any] = field(default_factory=dict)
-    """By section and field, on top of the recipe and of the scale's own changes."""
+    """Changes by section and field, applied after those of the recipe and the scale."""
     label: str = ""
     """Name of its run folder; default: the recipe's name."""
     after: Training | None = None
@@ -25,7 +25,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured of a trained network, on a stratified sample of ``n`` test images (the paper names none)."""
+    """A measurement of a trained network, on a stratified sample of ``n`` test images (the paper specifies none)."""
 
     kind: Literal["clean", "attack", "smoothing", "bounds"]
     n: int
@@ -64,9 +64,9 @@ class Column:
     key: str
     label: str
     protocol: str
-    """How its cells are measured, in words."""
+    """How its cells are measured, as text."""
     printed: str = ""
-    """What the published figures beside it are, where that is another radius."""
+    """The description of the published figures, if they are of another radius."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Row:
     key: str
     label: str
     cells: dict[str, Cell]
-    """By column."""
+    """The cells by column."""
     published: tuple[str, str] | None = None
 
 

@@ -17,7 +17,7 @@ class Figure:
     high: float | None = None
     """Upper end, where a range is printed; ``value`` is the lower one."""
     sd: float | None = None
-    """What is printed after the +- sign."""
+    """The value printed after the +- sign."""
 
     def __str__(self) -> str:
         if self.high is not None:
@@ -34,7 +34,7 @@ class Published:
     settings: str
     source: str
     values: dict[str, Figure]
-    """By column."""
+    """The values by column."""
 
 
 @dataclass(frozen=True)

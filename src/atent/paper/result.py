@@ -142,8 +142,8 @@ def _same(contents: Sequence[Mapping[str, Any]], m: Measure) -> dict[str, Any]:
 
 
 def _outcomes(contents: Sequence[Mapping[str, Any]], show: str) -> dict[str, Any] | None:
-    """What a measure found of each image, one text of 1 and 0 for each seed, and the images' numbers, the same for all
-    seeds; None where a measure of an earlier version kept none. Cells that have them are compared image by image."""
+    """The outcome of each image, a string of 1 and 0 per seed, and the images' numbers, equal for all seeds; None for
+    measures of earlier versions without outcomes. Cells that have them are compared image by image."""
     kept = [content.get("outcomes", {}) for content in contents]
     ids = {each.get("ids") for each in kept}
     if len(ids) != 1 or any(show not in each for each in kept):
@@ -165,7 +165,7 @@ def commit(p: Mapping[str, Any]) -> str:
 
 
 def text(found: Mapping[str, Any]) -> str:
-    """A cell of ours for people; its interval in brackets."""
+    """A measured cell as text, with its interval in brackets."""
     mine = found["ours"]
     if mine is None:
         return NOT_REACHED if found["why"].startswith(NOT_REACHED) else found["why"]
@@ -222,7 +222,7 @@ def grid(block: Mapping[str, Any]) -> list[str]:
 
 
 def captions(content: Mapping[str, Any]) -> list[str]:
-    """What the figures are, line by line."""
+    """The description of the figures, one line each."""
     lines = []
     counts: dict[str, set[int]] = {}
     for block in content["blocks"]:

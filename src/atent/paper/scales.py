@@ -44,9 +44,9 @@ class Scale:
     mnist_linf: float
     mnist_l2: float
     changes: dict[str, Any] = field(default_factory=dict)
-    """What is changed in every recipe, by section and field."""
+    """Changes of every recipe, by section and field."""
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What is changed in single recipes, by name, on top of `changes`."""
+    """Changes of single recipes, by name, in addition to `changes`."""
     without: tuple[str, ...] = ()
     """Tables and figures that this scale does not make."""
     curve: int | None = None

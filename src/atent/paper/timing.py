@@ -53,19 +53,19 @@ def counted(found: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def exponent(rows: Mapping[str, Sequence[float]]) -> Estimate | None:
-    """How ATENT's cost grows with K, from `counted` seconds: b of a + c K^b with its 95 % interval. None for a single
-    round, which has no scatter."""
+    """The growth of ATENT's cost with K, from `counted` seconds: b of a + c K^b with its 95 % interval. None for a
+    single round, which has no scatter."""
     rounds = list(zip(*(rows[f"atent-{k}"] for k in K), strict=True))
     return stats.exponent(K, rounds) if len(rounds) > 1 else None
 
 
 def times(rows: Mapping[str, Sequence[float]], a: str, b: str) -> Estimate | None:
-    """How many times the cost of row ``b`` that of row ``a`` is, round by round; None for a single round."""
+    """The ratio of the cost of row ``a`` to that of row ``b``, per round; None for a single round."""
     return stats.ratio(rows[a], rows[b]) if len(rows[a]) > 1 else None
 
 
 def power(found: Estimate | None) -> str:
-    """The exponent for people."""
+    """The exponent as text."""
     return f"K^{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]" if found else "one round, no exponent"
 
 
@@ -124,7 +124,7 @@ def timed(bench: Bench, norm: str) -> dict[str, Any]:
 
 
 def kept(bench: Bench, norm: str) -> dict[str, Any] | None:
-    """What an earlier command timed at this scale, None where there is none."""
+    """The timings of an earlier command at this scale, or None."""
     path = _path(bench, norm)
     if path.is_file():
         found: dict[str, Any] = folder.read_json(path)

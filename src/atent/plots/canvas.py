@@ -113,7 +113,7 @@ def look(i: int) -> dict[str, Any]:
 
 
 def legend_columns(names: Collection[str]) -> int:
-    """As many columns of a legend as the longest name leaves room for, at most 4."""
+    """The number of columns of a legend that fits the longest name, at most 4."""
     return max(1, min(4, len(names), 120 // (max(map(len, names), default=0) + 10)))
 
 

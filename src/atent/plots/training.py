@@ -214,7 +214,7 @@ def _best(axes: Axes, rows: list[Row], handles: dict[str, Any]) -> str:
 
 
 def _gap(axes: Axes, best: Row, last: Row) -> None:
-    """What robust accuracy lost between the best epoch and the last: robust overfitting, Rice et al. 2020."""
+    """The loss of robust accuracy from the best to the last epoch: robust overfitting, Rice et al. 2020."""
     top, end = best.get("validation_robust"), last.get("validation_robust")
     if top is None or end is None or last["epoch"] == best["epoch"] or top - end < 0.005:
         return

@@ -35,7 +35,7 @@ class Certificate:
     """The content of one certificate file."""
 
     content: CertificateFile
-    """As certificate.json."""
+    """The content of certificate.json."""
     radii: tuple[float, ...] | None
     """Smoothing: the certified radius of each image, -1 where its class is wrong; None without the rows."""
 

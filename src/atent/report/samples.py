@@ -45,7 +45,7 @@ class Sample:
     difference: bytes
     """PNG: the magnified difference, centred at mid-grey."""
     distance: float
-    """Of the two images, in the threat's norm."""
+    """Distance of the two images, in the threat's norm."""
     right: bool
     """The original is classified correctly."""
     fooled: bool

@@ -162,7 +162,7 @@ def _states(held: Any) -> Iterator[tuple[str, State]]:
 
 
 def _outline(held: Any) -> str:
-    """What a file holds, in a few words."""
+    """A short description of the content of a file."""
     if not isinstance(held, Mapping):
         return f"a {'value of no known kind' if isinstance(held, Opaque) else type(held).__name__}"
     keys = [str(key)[:40] for key in list(held)[:8]]

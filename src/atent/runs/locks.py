@@ -63,7 +63,7 @@ def steal(wanted: bool) -> None:
 
 
 def stealing() -> bool:
-    """What `steal` said."""
+    """The value set by `steal`."""
     return _STEAL.get()
 
 

@@ -159,7 +159,7 @@ def _present(entry: Sum) -> Sum:
 
 
 def _fix(run: Path, name: str) -> str:
-    """What to do about a damaged file."""
+    """The remedy for a damaged file."""
     if name in (METRICS, BEST) or name.startswith(f"{LAST}/"):
         return f"`atent train --resume {run}` restores what its checkpoint holds, else copy it from a backup"
     if name == CONFIG:

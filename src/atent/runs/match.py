@@ -326,7 +326,7 @@ def _channels(state: State) -> int | None:
 
 
 def classes_of(name: str, shape: tuple[int, ...], states: Mapping[str, State]) -> int | None:
-    """How many classes the weights have, read as those of the network ``name``; None where they do not show it."""
+    """The number of classes of the weights of network ``name``; None if it cannot be determined."""
     two, three = (_bare(name, classes, shape) for classes in (2, 3))
     last = next((key for key in two if two[key].shape != three[key].shape), None)
     for state in states.values():

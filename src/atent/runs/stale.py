@@ -64,7 +64,7 @@ def alive(pid: int) -> bool:
 
 
 def boot() -> str:
-    """What names the running kernel; "" where the system does not say."""
+    """An identifier of the running kernel; "" if the system provides none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -73,7 +73,7 @@ def boot() -> str:
 
 @cache
 def _where() -> str:
-    """What names the processes among which a number is unique: the kernel and, in a container, its part of them."""
+    """An identifier of the process namespace: the kernel and, in a container, its namespace."""
     import socket
 
     try:

@@ -20,7 +20,7 @@ _COMPILED = "_orig_mod."
 
 
 class Snapshot:
-    """How a network's state looks at the start of its training, to say later what `load` must know of it."""
+    """A snapshot of a network's state at the start of training, which determines what `load` needs to know."""
 
     def __init__(self, model: nn.Module) -> None:
         self.shapes = {k: _shape(v) for k, v in visible(model).items()}
@@ -131,7 +131,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def differences(model: State, state: State, own: Collection[str] = ()) -> list[str]:
-    """What keeps a state from being a network's (whose `visible` state is ``model``), a line each."""
+    """The mismatches between a state and a network (whose `visible` state is ``model``), one line each."""
     missing = [f"{k} is missing" for k in model if k not in state]
     strange = [f"{k} is not in the model" for k in state if k not in model and k not in own]
     shared = [k for k in model if k in state and k not in own]

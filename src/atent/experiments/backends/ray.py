@@ -93,7 +93,7 @@ class Ray:
         return RayTask(self.library, remote.remote(task, os.getcwd(), dict(os.environ)), task)
 
     def threads(self) -> int | None:
-        """As many as the CPUs of a training."""
+        """The number of CPUs of a training."""
         return self.cpus
 
     def settle(self, tasks: Iterable[Task]) -> None:

@@ -114,7 +114,7 @@ class Slurm:
         return Job(job, task, self.library)
 
     def threads(self) -> int | None:
-        """As many as the CPUs of a job."""
+        """The number of CPUs of a job."""
         return self.cpus
 
     def settle(self, tasks: Iterable[Task]) -> None:

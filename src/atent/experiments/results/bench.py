@@ -43,13 +43,13 @@ class Growth:
     exponent: float
     low: float
     high: float
-    """From 0.2 to 3 is searched: an interval that ends there is open."""
+    """The search range is 0.2 to 3; an interval that ends there is open."""
 
 
 @strict
 @dataclass(frozen=True)
 class BenchRow:
-    """What one piece of work took, a round each time."""
+    """The times of one piece of work over the rounds."""
 
     name: str
     cpu: Quartiles
@@ -60,7 +60,7 @@ class BenchRow:
     robust: Share | None = None
     """Attacks: images that remain correctly classified, counted by this library."""
     figures: dict[str, float] = field(default_factory=dict)
-    """What else is known of it: passes, bytes, images per second, FLOP."""
+    """Further figures: passes, bytes, images per second, FLOP."""
 
 
 @strict
@@ -82,14 +82,14 @@ class BenchSection:
     title: str
     cases: list[BenchCase]
     omitted: dict[str, str]
-    """What was not measured, and why."""
+    """Omitted measurements, with reasons."""
     seconds: float
 
 
 @strict
 @dataclass(frozen=True)
 class Roof:
-    """What the machine gives at most, as measured."""
+    """The measured peak of the machine."""
 
     flops: float
     """FLOP per second of a matrix product in float32, the best of several sizes."""
@@ -104,7 +104,7 @@ class BenchFile(Result):
 
     schema_version: int
     clock: str
-    """What ratios, exponents and rates are of: cpu or wall seconds."""
+    """The clock of ratios, exponents and rates: cpu or wall seconds."""
     settings: dict[str, Any]
     machine: dict[str, Any]
     """Processor, instruction sets, cores, caches, versions of other packages."""

@@ -55,7 +55,7 @@ class CertificateFile(Result):
     weights: str | None = None
     model: str | None = None
     input: dict[str, Any] | None = None
-    """What a network from elsewhere expects: mean, std (in pixel units) and bgr."""
+    """The input convention of an external network: mean, std (in pixel units) and bgr."""
     epoch: int | None = None
     certifier: Plugin | None = None
     """Where the method is not built in: its module, name and version."""

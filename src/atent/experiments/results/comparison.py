@@ -85,7 +85,7 @@ class PairResult:
     clean: Difference
     worst: Difference
     basis: str
-    """What the intervals cover: other seeds, other images, or both."""
+    """The variation that the intervals cover: other seeds, other images, or both."""
 
 
 @strict

@@ -134,7 +134,7 @@ class EvaluationFile(Result):
     """"best", "last" or a file; None where training itself evaluated its best weights."""
     model: str | None = None
     input: dict[str, Any] | None = None
-    """What a network from elsewhere expects: mean, std (in pixel units) and bgr."""
+    """The input convention of an external network: mean, std (in pixel units) and bgr."""
     epoch: int | None = None
     """None where the weights do not say."""
     average: bool | None = None

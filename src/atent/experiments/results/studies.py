@@ -73,7 +73,7 @@ class BandReport(Result):
     spectrum: list[list[float]]
     """Mean share of each coefficient in the squared norm, rows of vertical frequency from 0."""
     seconds: float | None = None
-    """Of the command that finished it."""
+    """Seconds of the command that finished it."""
 
 
 @strict
@@ -113,7 +113,7 @@ class CorruptionReport(Result):
     mce: Mean | None = None
     """Mean corruption error: the mean of the ratios that are known."""
     seconds: float | None = None
-    """Of the command that finished it."""
+    """Seconds of the command that finished it."""
 
 
 @strict
@@ -145,7 +145,7 @@ class FlipReport(Result):
     mfr: Mean | None = None
     """Mean over the sequences of the rate divided by the reference's, where that is not 0."""
     seconds: float | None = None
-    """Of the command that finished it."""
+    """Seconds of the command that finished it."""
 
 
 @strict
@@ -163,7 +163,7 @@ class FourierReport(Result):
     errors: list[list[int]]
     """Misclassified samples by vertical and horizontal frequency, the constant image in the centre (h // 2, w // 2)."""
     seconds: float | None = None
-    """Of the command that finished it."""
+    """Seconds of the command that finished it."""
 
 
 @strict

@@ -40,11 +40,11 @@ class TrialResult:
     """Each objective over the seeds; none where the trial is not complete."""
     seeds: list[TrialSeed]
     reached: int | None = None
-    """Of a pruned trial: the epoch of the comparison that it did not pass."""
+    """The epoch at which the trial was pruned."""
     figure: float | None = None
-    """Of a pruned trial: its figure there, of the first seed."""
+    """The objective of a pruned trial at that epoch, of the first seed."""
     reason: str | None = None
-    """Of a failed trial: what it said last."""
+    """The last message of a failed trial."""
 
 
 @strict

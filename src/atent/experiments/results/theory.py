@@ -21,7 +21,7 @@ class Statement:
     checked: str
     verdict: str
     what: str
-    """What ``value`` is."""
+    """The quantity of ``value``."""
     value: float | None
     error: float | None
     """Half width of the 95 % interval of ``value``; None where it is exact to rounding."""
@@ -30,7 +30,7 @@ class Statement:
     basis: str
     reason: str
     note: str
-    """What kind of evidence this is."""
+    """The kind of evidence."""
 
     @property
     def figure(self) -> str:
@@ -41,7 +41,7 @@ class Statement:
 
     @property
     def behind(self) -> str:
-        """What the value is, and of how many points, samples or chains."""
+        """The quantity, and the number of points, samples or chains."""
         n = "" if self.n is None else f"n = {self.n:,}"
         return ", ".join(part for part in (self.what, n) if part)
 

@@ -163,8 +163,8 @@ def write(path: Path, found: SweepFile) -> None:
 
 
 def figures(found: SweepFile) -> dict[str, Figure]:
-    """By name: parallel coordinates of each objective, the importances, and the Pareto front of two objectives; none
-    without complete trials."""
+    """Figures by name: parallel coordinates of each objective, the importances, and the Pareto front of two objectives;
+    empty without complete trials."""
     from atent import plots
 
     scale = {name: 100.0 if name in _SHARES else 1.0 for name in found.objectives}

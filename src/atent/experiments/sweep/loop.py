@@ -112,7 +112,7 @@ class _Work:
         """Trials that ended before all of their trainings did."""
         self.stopped: Counter[Path] = Counter()
         self.epochs: dict[int, int] = {}
-        """Of a trial's trainings."""
+        """The results of a trial's trainings."""
         self.seen: dict[Path, int] = {}
         """Number of compared rows per training."""
         self.made = 0

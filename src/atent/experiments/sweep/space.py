@@ -33,7 +33,7 @@ class Choice:
         return self.values
 
     def plain(self) -> Any:
-        """As the file has it."""
+        """The setting in the form of the file."""
         return list(self.values)
 
 
@@ -65,7 +65,7 @@ class Range:
         return tuple(self.low + i * self.step for i in range(count + 1))
 
     def plain(self) -> Any:
-        """As the file has it."""
+        """The setting in the form of the file."""
         found: dict[str, Any] = {"low": self.low, "high": self.high}
         return found | ({"log": True} if self.log else {}) | ({} if self.step is None else {"step": self.step})
 

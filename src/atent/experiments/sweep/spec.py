@@ -60,7 +60,7 @@ class Sweep:
     seeds: int = 1
     first_seed: int = 0
     seed: int = 0
-    """Of the sampler."""
+    """Seed of the sampler."""
     startup: int = 10
     """tpe: random trials before the model proposes."""
     rung: int = 1
@@ -72,7 +72,7 @@ class Sweep:
 
     @property
     def directions(self) -> list[str]:
-        """Of each objective."""
+        """The directions of the objectives."""
         return list(self.objectives.values())
 
     @property

@@ -35,9 +35,9 @@ class Trial:
     """running, complete, pruned or failed."""
     settings: dict[str, Any]
     figures: dict[int, float]
-    """Of its first seed, after each measured epoch: the objective of the best epoch so far."""
+    """The best objective so far after each measured epoch, of the first seed."""
     notes: dict[str, Any]
-    """What `Study.note` kept."""
+    """The notes that `Study.note` recorded."""
 
 
 class Study:

@@ -36,15 +36,15 @@ class Sampled:
 
     n: int
     smooth: float
-    """Of ||grad F(u) - grad F(v)|| to (beta + gamma) ||u - v||; nan without a beta."""
+    """Ratio of ||grad F(u) - grad F(v)|| to (beta + gamma) ||u - v||; nan without a beta."""
     steep: float
-    """Of ||grad L|| to L."""
+    """Ratio of ||grad L|| to L."""
     dissipative: float
-    """Of m ||u||^2 - <grad F(u), u> to b."""
+    """Ratio of m ||u||^2 - <grad F(u), u> to b."""
     sharp: float
     """The same for the smaller b."""
     violations: dict[str, int]
-    """Of smooth, steep, dissipative, sharp."""
+    """Violations of smooth, steep, dissipative, sharp."""
     ratios: Tensor
     """Each pair's ratio to (beta + gamma) ||u - v||, (n / 2,); empty without a beta."""
 

@@ -29,7 +29,7 @@ class Row:
     """The computation that checks it."""
     verdict: Verdict
     what: str = ""
-    """What ``value`` is."""
+    """The quantity of ``value``."""
     value: float | None = None
     """None where nothing was measured, or a chain has not converged."""
     error: float | None = None
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def note(self) -> str:
-        """What kind of evidence this is, in words."""
+        """The kind of evidence, as text."""
         return NOTES[self.basis]
 
 

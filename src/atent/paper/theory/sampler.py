@@ -112,7 +112,8 @@ class Mixing:
     steps: int
     step_size: float
     means: dict[str, Mean]
-    """Of the loss, the distance ||x' - x|| and the projection on the loss's gradient: the worst image's each."""
+    """Diagnostics of the loss, the distance ||x' - x|| and the projection on the loss's gradient, each of the worst
+    image."""
     curve: list[float]
     """Autocorrelation of ||x' - x||^2 by lag, the mean over the images."""
     losses: list[float]
