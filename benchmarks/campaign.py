@@ -450,7 +450,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = os.environ.get("ATENT_CAMPAIGN") or Path.home() / ".local" / "state" / "atent" / "campaign"
     parser.add_argument("--state", type=Path, default=Path(default), help="the folder of the state")
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "cifar", help="folder for results")
-    parser.add_argument("--workers", type=int, default=1, help="jobs at once (default 1)")
+    parser.add_argument("--workers", type=int, default=1, help="concurrent jobs (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a job (default 1)")
     parser.add_argument("--nice", type=int, default=10, help="niceness of the jobs, 0 to 19 (default 10)")
     parser.add_argument("--in-place", action="store_true", help="use this checkout as it is, not its commit")

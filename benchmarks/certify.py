@@ -1,6 +1,6 @@
 """Randomised smoothing: images per second, compared with the usual loop over single images.
 
-The usual loop is the structure of Cohen et al.'s published code, written anew: per image, per batch of samples the
+The usual loop has the structure of Cohen et al.'s published code, reimplemented: per image, per batch of samples the
 image is repeated, noise of a global stream is added, the argmax goes to numpy and is counted there. It has their
 default batch of 1,000 samples, and is timed at 400 (the batch of their experiments) and at this library's own batch as
 well, so that the share of the batch size can be separated from the rest. Rounds interleave all of them and turn the

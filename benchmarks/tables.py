@@ -340,7 +340,7 @@ def attacked(folder: Path) -> str:
 
 
 def refreshed(text: str, results: Path) -> str:
-    """A document with its tables made anew."""
+    """A document with its tables regenerated."""
     make = {
         "comparison": comparison,
         "ablation": ablation,

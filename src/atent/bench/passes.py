@@ -25,7 +25,7 @@ def problem(
 ) -> tuple[nn.Module, Tensor, Tensor]:
     """A network with random weights in train mode, and a batch of random images and labels.
 
-    Weights are drawn anew from He's normal distribution: a last layer that begins at zero gives no input a gradient.
+    Weights are resampled from He's normal distribution: with a zero last layer the inputs have no gradient.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -96,7 +96,7 @@ def interleaved(
     pairs
         Row -> the row that its ratio is taken to; without any, 31 rounds are made in the time that there is.
     warm
-        Run all once beforehand, uncounted: the first round fills caches and chooses kernels.
+        Run all once before timing: the first round fills caches and selects kernels.
     advance
         Called with the name of the running work.
     """

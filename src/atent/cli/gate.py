@@ -62,7 +62,7 @@ class GateOptions:
 
 def gate(
     results: Annotated[tyro.conf.Positional[tuple[str, ...]], arg("RUN|FILE|zoo:NAME|hub:USER/NAME ...")],
-    options: Annotated[GateOptions, Flat],
+    gates: Annotated[GateOptions, Flat],
     *,
     json: bool = False,
 ) -> int:
@@ -82,12 +82,12 @@ def gate(
     """
     from atent.experiments.recipe_files import UsageError
 
-    asked = options.limits()
+    asked = gates.limits()
     if not asked.given:
         raise UsageError("no limit given: use --min-robust, --min-clean or --min-certified")
-    with show.json_alone(json) as emit, show.own(junit=Path(options.junit) if options.junit else None):
+    with show.json_alone(json) as emit, show.own(junit=Path(gates.junit) if gates.junit else None):
         verdicts = [verdict for result in results for verdict in _verdicts(result, asked)]
-        passed = options.report(verdicts)
+        passed = gates.report(verdicts)
         emit([{**dataclasses.asdict(v), "passed": v.passed} for v in verdicts])
     return 0 if passed else 1
 

@@ -40,7 +40,7 @@ def recipe_job(recipe: str, words: list[str], *, prog: str, allow_large_eps: boo
     """The job of a recipe with the fields that ``words`` set (``--train.epochs 5``), and whether the recipe also trains
     a baseline.
 
-    UsageError, with a line for each mistake. Raises SystemExit after help.
+    UsageError, with one line per mistake. Raises SystemExit after help.
     """
     tables = read_recipe(recipe)
     # A recipe given by the user is trusted, together with the recipes that it extends.

@@ -109,8 +109,8 @@ def certify_folder(
     function (`verified_by`), within ``radii`` under the run's norm or ``norm``, default: the run's eps. The same call
     resumes where an earlier one stopped, and takes more images when ``limit`` grows; another budget, seed or set of
     weights gets the next free name. ``sequential``: decide the one radius of ``radii`` by a sequential test with ``n``
-    noise samples at most (`Smoothed.certify_at`); default: where smoothing is asked for exactly one. ``shard``
-    "i/k", with i from 1, certifies every k-th group of images into a file of its own (see `certify_run`), ``merged``
+    noise samples at most (`Smoothed.certify_at`); default: if exactly one radius is requested of smoothing. ``shard``
+    "i/k", with i from 1, certifies every k-th group of images into a separate file (see `certify_run`), ``merged``
     joins the shards. Ranks that call this together share the groups. ``compiled``: smoothing with the network fused by
     ``torch.compile``, ``channels_last``: that of `Smoothed`; both the same up to rounding.
     ``trust_code`` as `load_target`. Raises what the rooms raise: ValueError and FileNotFoundError in one line.

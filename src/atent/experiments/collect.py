@@ -189,7 +189,7 @@ def seed_result(path: Path, seed: int, evaluation: EvaluationFile, *, last: bool
     rows = folder.read_rows(path / folder.METRICS)
     if evaluation.epoch is None:
         raise ValueError(f"{path / folder.EVALUATION} does not say which epoch was evaluated: remove it")
-    # Where the last epoch is the best there is one evaluation of both; none is asked for without evaluate.last.
+    # Where the last epoch is the best there is one evaluation of both; without evaluate.last there is none.
     end = evaluation if evaluation.epoch == rows[-1]["epoch"] else evaluation.last
     memory = [row["memory_mb"] for row in rows if row.get("memory_mb") is not None]
     return SeedResult(

@@ -41,8 +41,8 @@ def crafted(
 def crafted_shard(
     target: Target, place: Path, shard: Shard, *, search_dtype: SearchDtype | None = None, progress: bool = True
 ) -> Path:
-    """Craft every k-th batch into a file beside ``place``, which `crafted_merged` reads. The shard of the same command
-    that is there already is left as it is; `Incomplete` for one of another command."""
+    """Craft every k-th batch into a file beside ``place``, which `crafted_merged` reads. An existing shard of the same
+    command is kept; `Incomplete` for one of another command."""
     of, file = _of(target, search_dtype), shard_file(place, shard)
     if file.exists():
         check_same(file, _read(file)["of"], of)

@@ -157,7 +157,7 @@ def _made(run: Any, how: dict[str, Any], progress: bool) -> _Made:
 
 
 def _check_limit(made: _Made, limit: Limit) -> None:
-    """ValueError for a run that was evaluated on another number of images than is asked for."""
+    """Raise ValueError for a run that was evaluated on another number of images than requested."""
     data = made.evaluation.data
     wanted = data.of if limit == "all" else data.n if limit is None else min(limit, data.of)
     if data.n != wanted:
@@ -168,7 +168,7 @@ def _check_limit(made: _Made, limit: Limit) -> None:
 
 
 def _check_attacks(made: _Made, wanted: Sequence[str] | None) -> None:
-    """ValueError for a run that was evaluated by other attacks than those that are asked for."""
+    """Raise ValueError for a run that was evaluated by other attacks than requested."""
     found = {attack.attack: attack.threat.threat() for attack in made.evaluation.attacks.values()}
     if wanted is None or set(wanted) == set(found):
         return

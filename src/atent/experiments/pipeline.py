@@ -270,7 +270,7 @@ def as_begun(job: Job, path: Path) -> Job:
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """A run that was trained from Python, as far as its folder and the names that were given can build it."""
+    """A run that was trained from Python, rebuilt from its folder and the given names."""
 
     model: nn.Module
     data: Data

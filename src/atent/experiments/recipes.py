@@ -73,14 +73,14 @@ def resumed_job(
     """The job of a recipe's run, from its configuration; UsageError for names of what it brings itself."""
     for option, value in (("model", model), ("data", data)):
         if value is not None:
-            raise UsageError(f"--{option} has no effect for {run}: a run brings its own")
+            raise UsageError(f"--{option} has no effect on {run}, which has its own: omit it")
     made = job({section: saved[section] for section in SECTIONS}, saved["recipe"])
     return dataclasses.replace(made, data=dataclasses.replace(made.data, root=root or made.data.root))
 
 
 def python_job(saved: dict[str, Any], run: Path, *, baseline: bool = False) -> Job:
     """The job of a run that was trained from Python, from its configuration, but for its network and data, which
-    `saved_run` makes. UsageError for settings that are none of a recipe's, such as a method of the user's own."""
+    `saved_run` makes. UsageError for settings that a recipe cannot express, such as a method of the user's own."""
     if baseline:
         raise UsageError(f"--baseline needs a recipe: {run} was trained from Python")
     sections = {section: saved[section] for section in SECTIONS if section in saved and section != "model"}

@@ -116,8 +116,7 @@ def evaluation_shard(
     """Do one shard of an evaluation, and write the file that `merging` reads.
 
     A shard is every k-th block of the samples that are right without an attack: a block is a batch of the first attack.
-    What was measured before a kill is taken up. The shard of the same evaluation that is there already is left as it
-    is.
+    Measurements before a kill are reused. An existing shard of the same evaluation is kept.
 
     Raises
     ------

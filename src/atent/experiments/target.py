@@ -271,7 +271,7 @@ def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: st
     settings = recorded_data(config)
     if settings is not None:
         if name is not None:
-            raise ValueError(f"--data {name} has no effect on {run}: a run brings its own, {settings.name}")
+            raise ValueError(f"--data {name} has no effect on {run}, whose own data are {settings.name}: omit it")
         return _as_trained(load_data(replace(settings, root=root) if root else settings), config, run)
     made = config.get("data") or {}
     builder, args = (made.get("builder"), made.get("builder_args") or {}) if name is None else (name, {})
@@ -331,7 +331,7 @@ def strong(threat: Threat | None) -> tuple[str, ...]:
 
 
 def _have_forms(attacks: Sequence[str], threat: Threat | None) -> bool:
-    """Whether each of the attacks has a form for the norm, as far as it names no threat of its own."""
+    """Whether each of the attacks without its own threat supports the norm."""
     names = [re.split(r"[^\w.:]", text.strip())[0] for text in attacks if "norm=" not in text]
     return threat is None or all(threat.norm in ATTACKS.find(name).norms for name in names)
 

@@ -55,7 +55,7 @@ def load_targets(
     options = {"--model": model, (convention or Convention()).options().split(" ")[0]: convention}
     idle = next((option for option, value in options.items() if value is not None and not elsewhere), None)
     if idle is not None:
-        raise ValueError(f"{idle} has no effect on {', '.join(texts)}: it is for weights files from elsewhere")
+        raise ValueError(f"{idle} has no effect on {', '.join(texts)}: it is for external weights files")
     found: dict[str, Target] = {}
     brought: Data | None = None
     # Runs first: they bring the data for the others.

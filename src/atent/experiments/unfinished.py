@@ -22,8 +22,8 @@ _SUFFIX = ".partial.jsonl"
 def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request: Any) -> Iterator[Path]:
     """The file beside the result ``place`` from which the measurement resumes; removed when the block ends well.
 
-    Requests that differ have files of their own, so they can be measured at once. A file that an earlier version left
-    is taken up where it is of this measurement.
+    Different requests have separate files, so that they can run concurrently. A file of an earlier version is reused if
+    it belongs to this measurement.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request
     kind, fingerprint
         What is measured, as `Lines` records it.
     request
-        What the result depends on besides.
+        Further inputs that the result depends on.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def unfinished(place: Path, kind: str, fingerprint: Mapping[str, Any], **request
 
 
 def family(path: Path) -> list[Path]:
-    """The file, and those of the parts of a measurement beside it, as far as they are there."""
+    """The existing files of a measurement and of its parts."""
     found = [path, *path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}")]
     return [file for file in found if file.exists()]
 

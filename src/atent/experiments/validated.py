@@ -21,7 +21,7 @@ from atent.train.callbacks import Callback, Progress, Row
 ROWS = "validation.jsonl"
 """The file in the run folder; metrics.jsonl, with the same rows, is written by checkpoints."""
 VERIFIED = "validation.json"
-"""The file in the run folder with the certified accuracy of the best epoch, where it was asked for."""
+"""The file in the run folder with the certified accuracy of the best epoch, if requested."""
 
 
 class Rows(Callback):

@@ -269,7 +269,7 @@ def spike(found: Results) -> Finding:
 
 
 def falls(found: Results) -> Finding:
-    """Whether it falls by more than `ALIKE` from there to the last epoch. The epochs are fixed beforehand: a peak is
+    """Whether it falls by more than `ALIKE` from there to the last epoch. The epochs are fixed in advance: a peak is
     chosen for being high, and what follows it is lower by chance alone."""
     curve = _curve(found)
     if curve is None:
@@ -322,7 +322,7 @@ def same_cost(found: Results) -> Finding:
 
 
 def between(found: Results) -> Finding:
-    """Whether ATENT's cost lies between theirs: above one and below the other, for certain."""
+    """Whether ATENT's cost lies between theirs: above one and below the other, by their intervals."""
     ratios = _ratios(found)
     if ratios is None:
         return _missing()

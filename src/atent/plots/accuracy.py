@@ -268,7 +268,7 @@ def minimum_norm(
         if any(b > a for a, b in pairwise(values)):
             raise ValueError(f"{attack}: the accuracy must not rise with the radius")
         axes.step(
-            # the last value holds as far as the picture goes
+            # the last value extends to the edge of the figure
             [*radii, 1.05 * end],
             [*values, values[-1]],
             where="post",

@@ -150,7 +150,7 @@ class SweepFolder:
 def read(path: str | Path, *, model: str | None = None, data: str | None = None) -> Run | Comparison | SweepFolder:
     """A folder's content; ``model`` and ``data`` name what a run does not record.
 
-    FileNotFoundError where it is none of a run, a comparison or a sweep, ValueError for a file in it that is not what
+    FileNotFoundError if it is not a run, a comparison or a sweep, ValueError for a file in it that is not what
     its name says: one line each.
     """
     path = Path(path)

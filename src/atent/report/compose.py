@@ -24,7 +24,7 @@ def report(
     it) are available; ``model`` and ``data`` name those of runs that were trained from Python, as
     `atent.experiments.target.load_target` takes them. Of a run that you did not make on this machine the names are
     shown, and nothing that they name is imported without ``trust_code``. Nothing is written.
-    FileNotFoundError or ValueError for a folder that is none of these, and for a damaged file in it.
+    FileNotFoundError or ValueError for a folder of another kind, and for a damaged file in it.
     """
     if not folders:
         raise ValueError("no run given: give the path of at least one run folder")

@@ -119,7 +119,7 @@ def _union(found: UnionReport) -> str:
     each = ", ".join(f"{words.percent(t.robust.value)} under {name}" for name, t in found.threats.items())
     return (
         f"Robust accuracy: {each}; {words.percent(found.average.value)} on average, {words.percent(found.worst.value)}"
-        f" under all at once; {words.percent(found.clean.value)} without an attack."
+        f" under the union; {words.percent(found.clean.value)} without an attack."
     )
 
 

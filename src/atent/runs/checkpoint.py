@@ -60,7 +60,7 @@ def fill(
 
 
 def held(model: nn.Module, about: dict[str, Any], start: Snapshot) -> Callable[[Path], None]:
-    """The weights as they are now; the function that comes back does later what `fill` does."""
+    """A snapshot of the weights; the returned function writes it later, as `fill` does."""
     tensors, notes = _packed(model, start)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     return lambda temporary: _fill(temporary, tensors, notes, about)

@@ -122,7 +122,7 @@ def model_of(
             )
         return _named(name, settings, tensors or {}, about["classes"], tuple(about["shape"]))
     if name is not None:
-        raise ValueError(f"--model {name} has no effect for {run}: a run brings its own, {settings['name']}")
+        raise ValueError(f"--model {name} has no effect on {run}, whose own network is {settings['name']}: omit it")
     known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     known["weights"] = None
     return make(ModelSettings(**known), classes=about["classes"], shape=tuple(about["shape"]))

@@ -139,7 +139,7 @@ def _config(run: Path) -> Any:
 
 
 def _is_whole(run: Path, name: str) -> bool:
-    """Whether a file has a sum that the manifest allows; a run that trains may replace both meanwhile."""
+    """Whether a file has a sum that the manifest allows; a training run may replace both in the meantime."""
     for _ in range(5):
         before = (sums(run) or {}).get(name)
         if before is None or not (run / name).is_file() or _allows(before, sum_of(run / name)):

@@ -155,7 +155,7 @@ def _renamed(own: State, state: State) -> State | None:
 
 
 def _candidates(own: State, state: State) -> Iterator[State]:
-    """The state in every form, in the names of ``own`` as far as they can be known."""
+    """The state in every known layout, in the names of ``own`` where possible."""
     yield _completed(own, dict(state))
     prefix = "network." if all(name.startswith(("normalize.", "network.")) for name in own) else ""
     pair, rest = _recorded(state)
@@ -314,7 +314,7 @@ def _shares(name: str, states: Mapping[str, State]) -> Iterator[tuple[float, tup
 
 
 def _share(own: State, named: State) -> float:
-    """The share of the model's tensors that a state has in their shapes, less what it has besides."""
+    """The share of the model's tensors that a state has with equal shapes, minus its additional ones."""
     common = sum(name in named and bool(named[name].shape == own[name].shape) for name in own)
     return common / max(len(own), len(named), 1)
 

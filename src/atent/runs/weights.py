@@ -1,4 +1,4 @@
-"""What a network's state is: its tensors and extra state by name, as they go to files and come back."""
+"""The state of a network: its tensors and extra state by name, and their conversion to and from files."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def translated(model: nn.Module, state: Mapping[str, Any]) -> State:
 
     Such a class has a method ``published_state(state)`` that gives the state in its own names, or None for one that is
     not of a layout that it knows. What lies outside that network, such as the layer that normalises, stays as it is in
-    ``model``. Any other state is given back unchanged.
+    ``model``. Any other state is returned unchanged.
     """
     for path, module in model.named_modules():
         translate = getattr(module, "published_state", None)
@@ -285,7 +285,7 @@ def _check(name: str, value: Tensor) -> None:
 
 
 def _json(name: str, value: Any) -> Any:
-    """``value`` where it is plain JSON, which comes back as it went; else ValueError."""
+    """Return ``value`` if it is plain JSON that survives a round trip; else raise ValueError."""
 
     def plain(item: Any) -> bool:
         if type(item) is list:

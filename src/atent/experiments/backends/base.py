@@ -80,7 +80,7 @@ def train_task(
     if resume:
         words += ["--resume", str(run), "--quiet"]
     else:
-        # Equal settings and no state to resume from: the same training begins anew.
+        # Equal settings and no state to resume from: the same training restarts.
         if run.exists():
             with held(run / folder.LOCK, "train"):
                 folder.clear(run)
@@ -154,7 +154,7 @@ def drive(
 
 
 def _stop(children: Sequence[Child]) -> None:
-    """Ask each to save and end, and wait; a second Ctrl-C ends them at once."""
+    """Request each to save and exit, and wait; a second Ctrl-C terminates them immediately."""
     try:
         for child in children:
             child.stop()

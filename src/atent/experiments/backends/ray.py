@@ -53,7 +53,7 @@ class Ray:
     Parameters
     ----------
     at_once
-        How many tasks are asked for at a time; the cluster's resources may allow fewer.
+        Maximum number of concurrent tasks; the cluster's resources may allow fewer.
     address
         The cluster, such as "auto" or "ray://host:10001". Default: one on this machine.
     cpus, gpus
@@ -97,4 +97,4 @@ class Ray:
         return self.cpus
 
     def settle(self, tasks: Iterable[Task]) -> None:
-        """Nothing: tasks end with the command that asked for them."""
+        """Do nothing: tasks end with the command that started them."""

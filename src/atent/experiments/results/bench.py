@@ -109,7 +109,7 @@ class BenchFile(Result):
     machine: dict[str, Any]
     """Processor, instruction sets, cores, caches, versions of other packages."""
     roof: Roof | None
-    """None where the section of the roofline was not asked for."""
+    """None if the section roofline was not requested."""
     sections: dict[str, BenchSection]
     seconds: float
     provenance: dict[str, Any]

@@ -59,7 +59,7 @@ class RecipeResult:
     passes: Spread | None
     minutes: Spread | None
     best: dict[str, Any]
-    """Which figures lie above every other recipe's for certain."""
+    """Figures whose intervals lie above those of every other recipe."""
     seeds: list[SeedResult]
 
 

@@ -33,7 +33,7 @@ def dense(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """The same function with small convolutions written as matrices, which float64 on a CPU does much faster.
 
     For plain chains (nested ``nn.Sequential``); another network, and a convolution of more than two million entries,
-    stays as it is. The matrices are linear in the kernels: a direction of the weights goes through as weights do.
+    is kept. The matrices are linear in the kernels, so that a direction of the weights is converted like weights.
     """
     flat: list[nn.Module] = []
     _unfold(model, flat)
