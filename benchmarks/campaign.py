@@ -351,7 +351,7 @@ def last_line(path: Path) -> str:
 
 @contextlib.contextmanager
 def alone(state: State) -> Iterator[None]:
-    """Hold the state against a second campaign; ValueError where there is one."""
+    """Hold the state against a second campaign; ValueError if there is one."""
     lock = FileLock(state.place / "lock")
     try:
         lock.acquire(blocking=False)
@@ -475,7 +475,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def pause(state: State, patience: float = 300.0) -> None:
-    """Ask the campaign to save and wait, and return once nothing runs; ValueError where that takes too long."""
+    """Ask the campaign to save and wait, and return once nothing runs; ValueError if that takes too long."""
     state.flag.touch()
     until = time.monotonic() + patience
     while at_work(state) and any(json.loads(p.read_text())["status"] == "running" for p in state.jobs()):

@@ -137,7 +137,7 @@ class Queue:
         return found
 
     def blocked(self, job: Any) -> str:
-        """Why a job cannot begin now; "" where it can."""
+        """Why a job cannot begin now; "" if it can."""
         if job.kind in ("smoke", "speed"):
             return ""
         if job.kind in ("measure", "attack"):

@@ -189,7 +189,7 @@ def watched(process: subprocess.Popen[bytes], count: Count) -> None:
 
 
 def call(argv: list[str], place: Path, count: Count, stop_after: float | None, how: int) -> int | None:
-    """Run a command; None where it was stopped by the signal ``how`` after so many seconds, else its exit status."""
+    """Run a command; None if it was stopped by the signal ``how`` after so many seconds, else its exit status."""
     count.calls += 1
     began = time.monotonic()
     with open(place / "output.txt", "ab") as output:

@@ -152,7 +152,7 @@ def command(name: str) -> ModuleType:
 
 
 def _plugins(args: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The words without each ``--plugin MODULE``, and the modules; ValueError where one is missing."""
+    """The words without each ``--plugin MODULE``, and the modules; ValueError if one is missing."""
     left, found = [], []
     words = iter(args)
     for word in words:

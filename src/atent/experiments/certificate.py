@@ -113,7 +113,7 @@ def certify_folder(
     "i/k", with i from 1, certifies every k-th group of images into a separate file (see `certify_run`), ``merged``
     joins the shards. Ranks that call this together share the groups. ``compiled``: smoothing with the network fused by
     ``torch.compile``, ``channels_last``: that of `Smoothed`; both the same up to rounding.
-    ``trust_code`` as `load_target`. Raises what the rooms raise: ValueError and FileNotFoundError in one line.
+    ``trust_code`` as `load_target`. Raises ValueError and FileNotFoundError.
     """
     noisy, plugin = smooths(method), plugin_named(CERTIFIERS, method)
     who = load_target(

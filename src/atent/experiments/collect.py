@@ -1,4 +1,4 @@
-"""From the finished runs of a comparison to the content of comparison.json."""
+"""Collects the finished runs of a comparison into the content of comparison.json."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def evaluation_of(path: Path) -> EvaluationFile:
     check_best(path)
     file = path / folder.EVALUATION
     content = migrate.evaluation(read_json(file))
-    # Runs of an earlier version, which are used again, may have labels that said less.
+    # Reused runs of an earlier version may have less specific labels.
     return migrate.parsed({**content, "attacks": relabelled(content["attacks"])}, EvaluationFile, file)
 
 
@@ -145,7 +145,7 @@ def _difference(
 
 
 def _outcomes(row: Row, kind: str) -> list[str] | None:
-    """For each seed "1" or "0" by image, in the order of the seeds; None where a file does not say."""
+    """For each seed "1" or "0" by image, in the order of the seeds; None if a file does not say."""
     out = []
     for seed, found in sorted(zip(row.seeds, row.evaluations), key=lambda pair: pair[0].seed):
         clean = found.outcomes.get("clean")

@@ -46,7 +46,7 @@ def compare(
     time.
 
     Raises ValueError (InUse while another process is at work there) and FileExistsError of one line before anything is
-    trained; ChildProcessError where a run fails and Interrupted after a signal of `atent.signals`: the other runs are
+    trained; ChildProcessError if a run fails and Interrupted after a signal of `atent.signals`: the other runs are
     stopped, with their state saved, and repeating the command resumes. The runs end with the process that started them.
     """
     agree(plan.jobs)

@@ -82,9 +82,9 @@ def evaluate_target(
     have several threats, a cascade is within each, and ``union`` is the report on all.
 
     ``partial`` names a file from which a killed evaluation resumes, as `unfinished_evaluation` gives it; the sweep and
-    each study have another beside it. ``blocks`` is that of `evaluate`, for what `atent.experiments.shards.merging`
-    gives. Ranks that call this together share the batches, and each gets the content that one process would find.
-    Raises as these functions do.
+    each study have another beside it. ``blocks`` is that of `evaluate`, from `atent.experiments.shards.merging`. Ranks
+    that call this together share the batches, and each gets the content that one process would find. Raises as these
+    functions do.
     """
     model, attacks, settings, studies = target.model, target.attacks, target.settings, studies or Studies()
     checks = checks or settings.checks

@@ -71,7 +71,7 @@ def compare_runs(
     Parameters
     ----------
     runs
-        Run folders, or what `fit` and `run_job` return for one; runs that differ in nothing but the seed are one row,
+        Run folders, or what `fit` and `run_job` return for one; runs that differ only in the seed form one row,
         named by their recipe or method. Or a mapping from the name of a row to its run, or its runs.
     attacks, limit, model, data, root, device, progress
         How a run without evaluation.json is evaluated, each attack alone, as `load_target` takes them. The result is
@@ -80,7 +80,7 @@ def compare_runs(
     command
         What the result says that it was made by.
     trust_code
-        Let runs that you did not make on this machine import what they name; without evaluation.json they need it.
+        Let runs from other machines import the code that they name; required for those without evaluation.json.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def _groups(runs: Sequence[Any] | Mapping[str, Any], how: dict[str, Any], progre
 
 
 def _common(runs: list[_Made], key: str) -> Any:
-    """A setting of the training, None where the runs differ in it."""
+    """A setting of the training, None if the runs differ in it."""
     values = {made.config["train"].get(key) for made in runs}
     return values.pop() if len(values) == 1 else None
 

@@ -114,7 +114,7 @@ def of_certificates(
 ) -> list[Verdict]:
     """The verdict on a run's certificates at the radius of ``asked``, or else of ``threat``.
 
-    ValueError where no certificate has that radius, several have, or none is asked for and there are
+    ValueError if no certificate has that radius, several have, or none is asked for and there are
     several.
     """
     if asked.certified is None:
@@ -137,7 +137,7 @@ def of_certificates(
 def gate_target(target: Target, asked: Limits) -> list[Verdict]:
     """The verdicts that are available before an evaluation, on the certificates of the target.
 
-    ValueError where a figure of ``asked`` is not measured by the evaluation and has not been before.
+    ValueError if a figure of ``asked`` is not measured by the evaluation and has not been before.
     """
     if asked.robust is not None and not target.attacks:
         raise ValueError("--min-robust needs an attack: name one by --attacks")

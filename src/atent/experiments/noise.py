@@ -10,7 +10,7 @@ _GREY_LEVEL = 1 / 255
 
 
 def sigma_of(config: dict[str, Any], name: str | Path) -> float:
-    """The noise that the run of this configuration was trained with; ValueError where there was none to smooth by."""
+    """The noise that the run of this configuration was trained with; ValueError if there was none to smooth by."""
     if not config:
         raise ValueError(f"{name} does not record its training noise: give --sigma")
     trained = (config.get("method") or {}).get("sigma") or 0.0

@@ -1,4 +1,5 @@
-"""From settings to a finished run: data, model, training, one evaluation on the test set, and the files of it."""
+"""The pipeline from settings to a finished run: data, model, training, one evaluation on the test set, and its
+files."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that makes a run: what a recipe and the command line say."""
+    """The definition of a run, from a recipe and the command line."""
 
     recipe: str | None
     method: Method
@@ -173,7 +174,7 @@ def _fitted(
 
 
 def _attacks(job: Job, threat: Threat | None, data: Data) -> dict[str, Attack]:
-    """The attacks of the evaluation by name, each with an eps that the data allow."""
+    """The attacks of the evaluation by name, each with an eps that is valid for the data."""
     if job.evaluate.threats:
         attacks = attacks_of(job.evaluate, threat, data)
     else:

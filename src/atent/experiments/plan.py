@@ -98,7 +98,7 @@ def _common(job: Job) -> dict[str, Any]:
     return {
         **{f"data.{k}": v for k, v in asdict(job.data).items() if k not in (*READING, "augment")},
         **{f"model.{k}": v for k, v in asdict(job.model).items()},
-        # By the clock, epochs are only what a schedule is written for.
+        # With a time budget, epochs only define the schedule.
         "train.epochs": job.train.epochs if job.train.minutes is None else None,
         "train.minutes": job.train.minutes,
         "train.batch_size": job.train.batch_size,
@@ -120,7 +120,7 @@ def evaluated_under(job: Job) -> Threat | None:
 def _check_radii(name: str, job: Job) -> None:
     """ValueError, with the recipe's name, for a linf eps that covers the box, before a folder is made.
 
-    Only where the method says what the box is: the data, which are not loaded yet, say the rest in each training.
+    Only if the method defines the box: other boxes are those of the data, which each training checks after loading.
     """
     own = getattr(job.method, "threat", None)
     if own is None:
@@ -160,7 +160,7 @@ def place(runs: str | Path, name: str | None, plan: Plan, build: Build) -> Path:
     """The folder to work in: a free one, or that of an earlier comparison that ``plan`` resumes.
 
     Without a name: that of the same comparison, else the first free one of compare, compare-2 ... A folder that is
-    named may be widened by recipes and seeds. ValueError where it holds anything else.
+    named may be widened by recipes and seeds. ValueError if it holds anything else.
     """
     free = folder.free_name(runs, name or NAME)
     if name is None:
@@ -231,12 +231,12 @@ def flat(plain: dict[str, Any]) -> dict[str, Any]:
         elif path not in _ASIDE:
             yield path, value
 
-    # The method's name comes first: where it differs, so do its fields.
+    # The method's name comes first: if it differs, its fields differ too.
     return {"method.name": plain["method"]["name"], **dict(walk(plain, ""))}
 
 
 def state(run: Run, build: Build, aside: tuple[str, ...] = ()) -> str:
-    """new, started or finished; ValueError where the folder holds something else.
+    """new, started or finished; ValueError if the folder holds something else.
 
     Settings of the sections ``aside`` may differ.
     """

@@ -1,4 +1,4 @@
-"""The job that a recipe asks for: its values, checked by pydantic against the dataclasses of the rooms."""
+"""Builds the job of a recipe, with its values validated by pydantic against the dataclasses."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def python_job(saved: dict[str, Any], run: Path, *, baseline: bool = False) -> J
         line = str(error).splitlines()[0]
         raise UsageError(f"{line}; resume {run} with atent.train.fit(..., resume=True)") from None
     if getattr(made.method, "threat", None) is None and made.evaluate.norm is None:
-        # Nothing says what to attack with: the clean accuracy alone.
+        # No attack is defined: only the clean accuracy.
         return dataclasses.replace(made, evaluate=dataclasses.replace(made.evaluate, attacks=()))
     return made
 
@@ -112,7 +112,7 @@ def _unknown_fields(cls: type, values: Any, path: str) -> list[str]:
 
 @functools.cache
 def _adapter(cls: type) -> Any:
-    """pydantic's reader of a dataclass, which takes it longer to make than to use."""
+    """pydantic's adapter of a dataclass, cached because construction is more expensive than use."""
     import pydantic
 
     return pydantic.TypeAdapter(cls)
@@ -127,7 +127,7 @@ def _validated(cls: type, values: dict[str, Any], path: str) -> tuple[Any, list[
         from atent.threat import NORMS
 
         norm = values["threat"].get("norm")
-        # pydantic makes dataclasses without calling their class; of a norm that is none it says more itself.
+        # pydantic builds dataclasses without calling their class; its own message for an invalid norm is more specific.
         if isinstance(norm, str) and norm in NORMS:
             check_norm(cls, norm)
     try:

@@ -50,7 +50,7 @@ def gathered(
     wanted
         What every shard must be of, as its "of" says.
     read
-        The content of a file: "shard" and "of", and what else there is.
+        The content of a file: "shard", "of" and further keys.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def _one(
 
 
 def check_same(file: Path, of: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """`Incomplete` where the shard in a file is of another measurement than that of this command."""
+    """`Incomplete` if the shard in a file is of another measurement than that of this command."""
     wanted = folder.plain(dict(wanted))
     differs = [_WORDS.get(key, key) for key in dict.fromkeys((*wanted, *of)) if wanted.get(key) != of.get(key)]
     if differs:
@@ -121,7 +121,7 @@ def evaluation_shard(
     Raises
     ------
     ValueError
-        As `evaluate_target`, and for more shards than batches; `Incomplete` where the file is there and of
+        As `evaluate_target`, and for more shards than batches; `Incomplete` if the file is there and of
         another evaluation.
     """
     studies = studies or Studies()
@@ -193,7 +193,7 @@ def merging(
     with unfinished(place, "evaluation", of, merged=len(found), checks=checks) as partial:
         for name in dict.fromkeys(name for content in found for name in content["parts"]):
             each = [content["parts"][name] for content in found if name in content["parts"]]
-            # The first line says what the rows are of, and is the same in all.
+            # The first line identifies the measurement, and is the same in all.
             lines = [each[0][0], *(row for lines in each for row in lines[1:])]
             folder.write_atomic(beside(partial, name), "".join(f"{line}\n" for line in lines))
         yield partial

@@ -110,7 +110,7 @@ class Studies(metaclass=Settings):
         )  # fmt: skip
 
     def network(self, target: Target) -> nn.Module | None:
-        """The reference network on the target's device; ValueError where it does not take the target's images."""
+        """The reference network on the target's device; ValueError if it does not take the target's images."""
         if self.reference is None:
             return None
         try:

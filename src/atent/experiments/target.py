@@ -215,7 +215,7 @@ def load_target(
     (`check_convention`). ``limit`` test images ("all": every one) are
     chosen by ``subset``, "stratified" or "first" (default: as the run, or stratified). ``threads`` sets those of
     torch on the CPU, "auto" as many as the network gains from. Numbers are the run's by default, or those of
-    `EvaluateSettings`. ``trust_code``: let a run that you did not make on this machine import what it names.
+    `EvaluateSettings`. ``trust_code``: let a run from another machine import the code that it names.
     FileNotFoundError or ValueError for anything that is missing, unknown, incompatible, or without effect on
     such a target; Untrusted, before anything is imported, where that needs ``trust_code``.
     """
@@ -264,7 +264,7 @@ def _found(
 
 def data_of(config: dict[str, Any], run: Path, name: str | None = None, root: str | None = None) -> Data:
     """The data of a run, from ``root`` where that is given; ``name`` names those of a run that cannot, or replaces its
-    builder: a data set of `SOURCES`, or module:function that gives what `atent.data.from_tensors` gives.
+    builder: a data set of `SOURCES`, or module:function that returns data as `atent.data.from_tensors` does.
 
     ValueError without a name where one is needed, with one where none is, and for data of another form.
     """

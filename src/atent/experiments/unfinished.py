@@ -1,4 +1,4 @@
-"""The files of a measurement that may be killed: one for each request, by its content, and held by one process."""
+"""Files of interruptible measurements: one per request, named by its content, and locked by one process."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def best_of(rows: list[Row]) -> Row | None:
 
 
 def figure(row: Row, name: str) -> float | None:
-    """A figure of a best epoch's row, of the weights that are its best; None where it was not measured."""
+    """A figure of a best epoch's row, of the weights that are its best; None if it was not measured."""
     averaged = row.get("best_weights") == "average" and f"average_{name}" in row
     found = row.get(f"average_{name}" if averaged else name)
     return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None

@@ -1,4 +1,4 @@
-"""What a weights file holds: its networks, their tensors, and the built-in network that they are of."""
+"""The content of a weights file: its networks, their tensors, and the matching built-in network."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _make(job: Job, path: Path, deadline: float | None, say: Callable[[str], Non
 
 
 def _check(job: Job, path: Path) -> None:
-    """ValueError where the run folder was made with other settings."""
+    """ValueError if the run folder was made with other settings."""
     if (path / folder.CONFIG).is_file():
         saved, wanted = folder.read_config(path / folder.CONFIG), json.loads(folder.dumps(job.sections()))
         for section in ("method", "data", "model", "optimizer", "schedule", "train", "evaluate"):

@@ -85,7 +85,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row: ``published`` names it in published.toml (table, row), None where the paper has no such row."""
+    """A row: ``published`` names it in published.toml (table, row), None if the paper has no such row."""
 
     key: str
     label: str

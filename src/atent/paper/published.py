@@ -54,7 +54,7 @@ def published() -> dict[str, Table]:
 
 
 def value(table: str, row: str, column: str) -> Figure | None:
-    """One published value, None where nothing is printed there; KeyError for a table that does not exist."""
+    """One published value, None if nothing is printed there; KeyError for a table that does not exist."""
     found = published()[table].rows.get(row)
     return found.values.get(column) if found else None
 

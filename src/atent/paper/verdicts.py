@@ -248,7 +248,7 @@ def _taken(weaker: Cell, stronger: Cell) -> bool:
 
 
 def _radii(found: Results, row: str) -> dict[str, tuple[Cell, Cell]] | None:
-    """Table S3's ``row`` and its PGD-20, by radius, or None where one is missing."""
+    """Table S3's ``row`` and its PGD-20, by radius, or None if one is missing."""
     pairs = {radius: found.cells("table-s3", (row, radius), ("pgd", radius)) for radius in ("2", "4", "8", "12")}
     whole = {radius: (pair[0], pair[1]) for radius, pair in pairs.items() if pair is not None}
     return whole if len(whole) == len(pairs) else None

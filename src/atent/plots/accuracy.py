@@ -32,7 +32,7 @@ def dots(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
     """Accuracies (%) as dots with their intervals, one line per model, from the top.
 
     `table`: {model: {kind: share}}, a share with the fractions `value` and, optional or None, `low` and `high`; a model
-    may lack a kind, such as "robust". Raises ValueError where there is nothing to draw or a value is not a fraction.
+    may lack a kind, such as "robust". Raises ValueError if there is nothing to draw or a value is not a fraction.
     """
     kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
     if not kinds:
@@ -135,7 +135,7 @@ def pareto(
     `panels`: {title: {model: {"clean": share, "robust": share}}}, a share with the fractions `value` and, optional or
     None, `low` and `high`; one panel beside the other with common axes, and a model looks the same in each. Models that
     none of their panel beats in one accuracy without losing in the other are filled, the rest hollow. `robust` names
-    the upright axis. Raises ValueError where there is nothing to draw or a value is not a fraction.
+    the upright axis. Raises ValueError if there is nothing to draw or a value is not a fraction.
     """
     names = list(dict.fromkeys(name for table in panels.values() for name in table))
     if not names:

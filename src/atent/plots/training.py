@@ -56,7 +56,7 @@ def together(runs: Mapping[str, Sequence[Row]]) -> Figure:
     """Validation accuracy (%) of several runs against epoch, one line per run: clean above, robust below.
 
     `runs`: {name: rows of metrics.jsonl}, keys as in `curves`; a panel without values is omitted. Raises
-    ValueError where there is nothing to draw or a value is not a fraction.
+    ValueError if there is nothing to draw or a value is not a fraction.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -113,7 +113,7 @@ def numeric(body: str) -> set[int]:
 
 
 def number_of(text: str) -> float | None:
-    """The number that a cell begins with, which sorts it; None where there is none."""
+    """The number that a cell begins with, which sorts it; None if there is none."""
     try:
         return float(text.split()[0])
     except (ValueError, IndexError):

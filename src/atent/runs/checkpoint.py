@@ -260,7 +260,7 @@ def export(run: str | Path, out: str | Path) -> Path:
     """A small copy of a run to keep or to send: configuration, metrics, and the best weights as float16.
 
     The copy is a run folder for `load` and `atent evaluate`; it cannot be resumed. Batch-norm counters and other
-    integers stay as they are. FileExistsError where ``out`` is in use, ValueError where a weight overflows float16.
+    integers stay as they are. FileExistsError if ``out`` is in use, ValueError if a weight overflows float16.
     """
     run = Path(run)
     if not (run / folder.CONFIG).is_file():
@@ -333,7 +333,7 @@ def find_state(run: Path, device: torch.device) -> tuple[dict[str, Any], str | N
 
 
 def _whole_state(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """A checkpoint; None where it is absent, differs from its sum, or cannot be read."""
+    """A checkpoint; None if it is absent, differs from its sum, or cannot be read."""
     if not path.is_file() or not manifest.is_whole(path):
         return None
     try:

@@ -92,7 +92,7 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
 def write_new(path: str | Path, data: bytes | str, *, numbered: bool = True) -> Path:
     """Writes `data` to a file that was not there: `path`, or where that is taken path-2, path-3 ...; which one.
 
-    No other process gets the same name. Raises OSError as `atomic` does, FileExistsError where the name is taken and
+    No other process gets the same name. Raises OSError as `atomic` does, FileExistsError if the name is taken and
     not `numbered`.
     """
     path = Path(path)

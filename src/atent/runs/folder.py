@@ -12,7 +12,7 @@ from atent.fields import shown
 from atent.runs import manifest
 from atent.runs.names import CONFIG, LAST, LOCK, MANIFEST, STATE
 
-# A file system takes 255 bytes, and a name is numbered where it is taken.
+# File systems allow 255 bytes, and a number may be appended to the name.
 _LONGEST = 200
 
 BUILDER_KEYS = ("builder", "builder_args")
@@ -26,7 +26,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """A run's configuration with what the absence of a setting means: runs made before data.subset took the first
-    samples. Settings that have moved since are where they are now."""
+    samples. Settings that have moved are returned in their current place."""
     config = _chain(relocated(config)) if isinstance(config, dict) else config
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict) or "subset" in data:
@@ -38,7 +38,7 @@ def relocated(tables: dict[str, Any]) -> dict[str, Any]:
     """Tables of settings with what earlier versions called otherwise: ``method.awp`` as ``train.awp``, ``pull`` of
     ATENT as ``anchor``, and ``train.select`` natural as clean.
 
-    ValueError where both are there.
+    ValueError if both are there.
     """
     tables = _renamed(tables)
     method, train = tables.get("method"), tables.get("train", {})
@@ -130,7 +130,7 @@ def free_name(root: str | Path, name: str, *, aside: Collection[Path] = ()) -> P
 
 def is_free(path: Path) -> bool:
     """Whether a run may be made at ``path``: it is absent, or a folder without anything but hidden files and what a
-    training that was killed at its very beginning leaves, which writes config.json last."""
+    training leaves if it is killed before it writes config.json."""
     if not os.path.lexists(path):
         return True
     if not path.is_dir():

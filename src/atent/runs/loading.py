@@ -208,7 +208,7 @@ def load_file(
 
 
 def _name_of(path: Path, name: str | None, about: dict[str, Any], states: Mapping[str, State]) -> str:
-    """The network of a file; ValueError where neither ``name`` nor the file says it."""
+    """The network of a file; ValueError if neither ``name`` nor the file says it."""
     # A file must not choose whose code is run.
     name = name or next((n for n in [(about.get("model") or {}).get("name")] if n and MODELS.is_built_in(n)), None)
     if name is None:

@@ -89,9 +89,9 @@ def held(
     what
         What is done under it, for others to read, such as "train".
     steal
-        Also take over a lock that names another host, which no kernel vouches for; default: as `steal` says.
+        Also take over a lock that names another host, which this kernel cannot verify; default: as `steal` says.
     wait
-        Called with the line of `InUse` while another process holds the lock, which is waited for; it may raise.
+        Called with the line of `InUse` while waiting for a lock of another process; it may raise.
 
     Raises
     ------

@@ -97,7 +97,7 @@ def states(run: str | Path) -> dict[str, str]:
 
 
 def sums(run: Path) -> dict[str, Sum] | None:
-    """The sums of a run folder by file name; None without a manifest. Damaged where it cannot be read."""
+    """The sums of a run folder by file name; None without a manifest. Damaged if it cannot be read."""
     content = _read(run)
     return None if content is None else content["files"]
 
@@ -264,7 +264,7 @@ def sealed(run: Path, run_id: str | None = None, known: dict[str, Sum] | None = 
     run_id
         The id of a run that has no config.json yet.
     known
-        For one who writes again and again: the sums of the files written so far, which grow here. The manifest is then
+        For repeated writes: the sums of the files written so far, updated here. The manifest is then
         written once each time, with both sums of each file, and `settle` ends the series.
     """
     files = Sealed(run)

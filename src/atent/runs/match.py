@@ -147,7 +147,7 @@ def _fits(own: State, place: str, state: State) -> Iterator[_Fit]:
 
 
 def _renamed(own: State, state: State) -> State | None:
-    """The state in the names of ``own``, completed by its counters and its normalisation; None where none fits."""
+    """The state in the names of ``own``, completed by its counters and its normalisation; None if none fits."""
     for named in _candidates(own, state):
         if not differences(own, named):
             return named
@@ -194,7 +194,7 @@ def _forms(state: State) -> Iterator[State]:
 
 
 def _unwrapped(state: State) -> State | None:
-    """Names without those of wrappers, mixed or not; None where two entries would get one name."""
+    """Names without those of wrappers, mixed or not; None if two entries would get one name."""
     bare: State = {}
     for name, value in state.items():
         parts = [part for part in name.split(".") if part not in ("module", "_orig_mod")]

@@ -13,7 +13,7 @@ from atent.runs.weights import Notes
 def metadata_of(path: Path, written: Mapping[str, str], names: Collection[str]) -> tuple[dict[str, Any], Notes]:
     """The training record and the `Notes` of the state, from a safetensors file's metadata; both {} in other files.
 
-    ``names`` are those of its tensors. ValueError for metadata that is not what training writes.
+    ``names`` are those of its tensors. ValueError for metadata that training did not write.
     """
     try:
         about, notes = (json.loads(written.get(key, "{}")) for key in ("atent", "state"))

@@ -11,7 +11,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-# Earlier versions wrote no process into the name; what another machine writes is known by its age alone.
+# Names of earlier versions contain no process; files of another machine are identified only by age.
 _NAME = re.compile(r"\..+\.(?:(?P<where>[0-9a-f]{6})-(?P<pid>\d+)-)?[0-9a-f]{8}\.tmp(?:\.\w+)?")
 _OLD = 24 * 3600.0
 

@@ -87,7 +87,7 @@ def copied(model: nn.Module) -> State:
 def put(model: nn.Module, state: Mapping[str, Any], own: Collection[str] = ()) -> None:
     """Load a state by plain names into a network that may be wrapped; buffers named in ``own`` are made to fit.
 
-    ValueError where the state is another architecture's.
+    ValueError if the state is another architecture's.
     """
     given = {k.replace(_COMPILED, ""): v for k, v in state.items()}
     aside = hidden(model)

@@ -1,7 +1,8 @@
 """Where the trainings of `atent compare` and `atent sweep` run: processes of this machine, Ray tasks, SLURM jobs.
 
-A backend starts commands of `atent` and reports how they end; what to start, and what an end means, is the caller's.
-The run folders are the same wherever they are made. Ray and SLURM need a file system that all their machines share.
+A backend starts commands of `atent` and reports how they end; the caller decides what to start and how to interpret an
+end. The run folders are the same wherever they are made. Ray and SLURM need a file system that all their machines
+share.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def drive(
     backend
         Where they run; entered already.
     take
-        The next task; None where there is none at the moment.
+        The next task; None if there is none at the moment.
     ended
         Called with each task that ended, its exit status and its seconds; it may raise.
     changed

@@ -90,7 +90,7 @@ class Slurm:
         self._executors.clear()
 
     def _executor(self, place: Path, *, check: bool = False) -> Any:
-        """submitit's executor, whose files lie at ``place``; ValueError where there is no SLURM, or for a parameter
+        """submitit's executor, whose files lie at ``place``; ValueError if there is no SLURM, or for a parameter
         that it does not know."""
         if place in self._executors:
             return self._executors[place]

@@ -111,7 +111,7 @@ class Samples:
     """The rule that chose them."""
     subset_seed: int | None = None
     ids: str | None = None
-    """Their numbers, as `atent.data.described.spans` writes them; None where an older file does not say."""
+    """Their numbers, as `atent.data.described.spans` writes them; None if an older file does not say."""
     shape: tuple[int, ...] | None = None
 
     @property
@@ -126,4 +126,4 @@ class EvaluatedSamples(Samples):
     """The samples of an evaluation."""
 
     class_names: list[Any] | None
-    """None where the data name no classes."""
+    """None if the data name no classes."""

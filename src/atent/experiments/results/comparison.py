@@ -72,7 +72,7 @@ class Difference:
     low: float
     high: float
     p: float | None
-    """McNemar's exact test on the images; None where an older evaluation has no outcomes by image."""
+    """McNemar's exact test on the images; None if an older evaluation has no outcomes by image."""
 
 
 @strict

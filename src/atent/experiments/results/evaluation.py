@@ -136,7 +136,7 @@ class EvaluationFile(Result):
     input: dict[str, Any] | None = None
     """The input convention of an external network: mean, std (in pixel units) and bgr."""
     epoch: int | None = None
-    """None where the weights do not say."""
+    """None if the weights do not say."""
     average: bool | None = None
     stopped: Any = None
     last: LastEpoch | None = None

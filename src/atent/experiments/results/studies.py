@@ -109,7 +109,7 @@ class CorruptionReport(Result):
     reference: str | None = None
     """The reference network."""
     ratios: dict[str, float | None] = field(default_factory=dict)
-    """By corruption: the sum of errors over severities, divided by the reference's; None where that makes no error."""
+    """By corruption: the sum of errors over severities, divided by the reference's; None if that makes no error."""
     mce: Mean | None = None
     """Mean corruption error: the mean of the ratios that are known."""
     seconds: float | None = None

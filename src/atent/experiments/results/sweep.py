@@ -70,7 +70,7 @@ class SweepFile(Result):
     """The best trial's number; of several objectives, of every trial that no other excels in all."""
     importance: dict[str, dict[str, float]]
     """For each objective, the share of its variance over the complete trials that each setting explains (fANOVA);
-    empty where there are too few."""
+    empty if there are too few."""
     provenance: dict[str, Any]
     optuna: str
     """Its version."""

@@ -24,7 +24,7 @@ class Statement:
     """The quantity of ``value``."""
     value: float | None
     error: float | None
-    """Half width of the 95 % interval of ``value``; None where it is exact to rounding."""
+    """Half width of the 95 % interval of ``value``; None if it is exact to rounding."""
     n: int | None
     """Number of points, samples or chains."""
     basis: str

@@ -276,7 +276,7 @@ class _Work:
     def _falls_short(self, run: Path, number: int, seed: int) -> bool:
         """asha: report the measured epochs of a trial's first seed, and prune it at the first comparison that it fails.
 
-        The training may be a little ahead; the comparison is by what it had measured when it came there.
+        The training may be ahead; the comparison uses its measurements up to that epoch.
         """
         if self.sweep.pruner != "asha" or seed != self.sweep.first_seed or number in self.over:
             return number in self.over

@@ -102,7 +102,7 @@ class Sweep:
         return changed(self.tables, values)
 
     def job(self, values: Mapping[str, Any], name: str) -> Job:
-        """The job of a trial; UsageError where the settings do not go together."""
+        """The job of a trial; UsageError if the settings do not go together."""
         return job(self.settings(values), name)
 
 

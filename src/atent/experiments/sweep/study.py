@@ -222,8 +222,7 @@ def _quiet() -> Iterator[None]:
 def keeps(value: float, others: Mapping[int, float], *, factor: int, maximize: bool) -> bool:
     """Whether a trial passes a comparison of asynchronous successive halving (Li et al. 2020).
 
-    It does where it is among the best 1/``factor`` of the trials that came so far, or the best of fewer than
-    ``factor``.
+    A trial passes if it is among the best 1/``factor`` of the trials so far, or the best of fewer than ``factor``.
     """
     sign = 1 if maximize else -1
     better = sum(sign * other > sign * value for other in others.values())

@@ -41,7 +41,7 @@ class Constants:
     lipschitz: float
     """L: ||grad L|| is at most this."""
     smooth: float | None
-    """beta: the gradient's own Lipschitz constant; None where there is none, or none is known."""
+    """beta: the gradient's own Lipschitz constant; None if there is none, or none is known."""
     certified: bool
     """Whether these are upper bounds; estimates are lower bounds."""
     how: str
@@ -186,7 +186,7 @@ def curvature(
     """(|eigenvalue| (n,), unit vectors (n, ...), input gradients) by power iteration on Hessian-vector products of each
     sample's cross-entropy at ``z``. The first is a lower bound of the Hessian's norm there, and so of beta.
 
-    ValueError where a product is not finite. ``model`` must not couple samples.
+    ValueError if a product is not finite. ``model`` must not couple samples.
     """
     rng = torch.Generator().manual_seed(seed)
     column = (-1, *[1] * (z.dim() - 1))

@@ -31,9 +31,9 @@ class Row:
     what: str = ""
     """The quantity of ``value``."""
     value: float | None = None
-    """None where nothing was measured, or a chain has not converged."""
+    """None if nothing was measured, or a chain has not converged."""
     error: float | None = None
-    """Half width of the 95 % interval of ``value``, or None where it is exact to rounding."""
+    """Half width of the 95 % interval of ``value``, or None if it is exact to rounding."""
     n: int | None = None
     """Number of points, samples or chains behind it."""
     basis: Basis = "sampled"
