@@ -1,5 +1,4 @@
-"""Checks, in minutes, that a GPU agrees with the CPU: each check is a function of the device that returns its
-measurements.
+"""Checks in minutes that a GPU agrees with the CPU: each is a function of the device that returns its measurements.
 
 A check that fails raises; `Skipped` where it does not apply. None needs data that are not in the package.
 """

@@ -1,5 +1,4 @@
-"""Compares the training of faster steps with the reference step: loss curves of ATENT on digits, over seeds and
-precisions.
+"""Compares faster steps with the reference step: loss curves of ATENT on digits, over seeds and precisions.
 
     python benchmarks/loss_curves.py        # results/loss_curves.json; about four minutes on one core
 

@@ -1,5 +1,4 @@
-"""The pipeline from settings to a finished run: data, model, training, one evaluation on the test set, and its
-files."""
+"""The pipeline from settings to a finished run: data, model, training, one evaluation on the test set, and files."""
 
 from __future__ import annotations
 

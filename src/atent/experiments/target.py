@@ -1,5 +1,4 @@
-"""The target of an evaluation: the model of a run folder, a weights file, or a user's network, with its data and
-settings."""
+"""The target of an evaluation, a run folder, a weights file or a user's network, with its data and settings."""
 
 from __future__ import annotations
 

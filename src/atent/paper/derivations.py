@@ -1,5 +1,4 @@
-"""Consequences of the supplement's settings, in closed form or by simulation: chains, attacks, costs, evaluation
-errors."""
+"""Consequences of the supplement's settings for chains, attacks, costs and evaluation, in closed form or simulated."""
 
 from __future__ import annotations
 

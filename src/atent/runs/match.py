@@ -1,5 +1,4 @@
-"""Maps published weights to the names of a network: removes prefixes, translates layouts, and selects one of several
-networks."""
+"""Maps published weights to the names of a network: removes prefixes, translates layouts, selects the network."""
 
 from __future__ import annotations
 

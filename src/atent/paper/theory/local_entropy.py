@@ -183,7 +183,7 @@ def grad_p(chains: int = 20_000, seed: int = 0) -> list[Row]:
         expected = 1 / (1 - eta / 2)
         good = abs(var - expected) <= error * 3.3 / 1.96
         note = f"the step leaves {expected:.4f}" if log else (
-            f"grad p vanishes in the tails, so the chain walks off: without drift it is {1 + 2 * eta * steps:g}"
+            f"grad p vanishes in the tails, so the chain diverges: without drift it is {1 + 2 * eta * steps:g}"
         )  # fmt: skip
         out.append(
             Row(
