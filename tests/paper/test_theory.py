@@ -511,7 +511,7 @@ def test_the_command_writes_the_table(here, capsys):
     assert (found["n"], found["dim"], found["warnings"]) == (8, 64, [])
     assert found["provenance"]["seed"] == 0
     assert (here / "theory-zoom.png").stat().st_size > 1000
-    assert "prove nothing" in out
+    assert "but not prove" in out
     proved = [r for r in found["rows"] if r["statement"] in ("T1", "T2") and "certified constants" in r["checked"]]
     assert len(proved) >= 3
     assert {r["verdict"] for r in proved} == {"holds"}
