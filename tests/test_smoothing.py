@@ -703,7 +703,7 @@ def test_smoothing_and_bounds_meet_in_one_table(run, capsys, tmp_path):
         (["--shard", "two"], "shard must be i/k, such as 1/4"),
         (["--method", "crown", "--sigma", "0.1"], "uses no noise samples"),
         (["--method", "crown", "--radius", "0.1", "--norm", "l2", "--plot", "x.png"], "omit --plot"),
-        (["--method", "crown", "--compile"], "--compile out"),
+        (["--method", "crown", "--compile"], "and --compile"),
         (["--limit", "0"], "limit must be at least 1"),
         (["--alpha", "1.5"], r"alpha must lie in \(0, 1\)"),
         (["--metod", "crown"], "did you mean '--method'"),
