@@ -261,7 +261,7 @@ def test_a_missing_pretraining_names_its_command(tmp_path, monkeypatch, capsys):
 def test_a_branch_of_ordinary_weights_is_one_line(tmp_path):
     model = make(ModelSettings("digits_cnn"), classes=10, shape=(1, 8, 8))
     save_weights(tmp_path / "plain.safetensors", model, {"model": {"name": "digits_cnn"}})
-    with pytest.raises(ValueError, match="has one set of batch-norms: leave it out") as error:
+    with pytest.raises(ValueError, match="has one set of batch-norms: omit it") as error:
         load_start(model, tmp_path / "plain.safetensors", "n")
     assert "\n" not in str(error.value)
     load_start(model, tmp_path / "plain.safetensors")
