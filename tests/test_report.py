@@ -328,7 +328,7 @@ def test_the_images_of_a_threat_that_counts(run, counted):
 
 
 def test_where_images_cannot_be_made_the_page_says_why(run):
-    assert "No images were asked for" in gallery(read(run), 0)
+    assert "No images were requested" in gallery(read(run), 0)
     (run / "best.safetensors").unlink()
     text = gallery(read(run), 2, progress=False)
     assert text.startswith("The images could not be made: ")
