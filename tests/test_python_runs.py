@@ -341,7 +341,7 @@ def test_it_is_resumed_to_the_same_bits(kind, here, capsys, tmp_path, monkeypatc
     resume = ["train", "--resume", tmp_path / "broken", "--quiet"]
     for args, says in (
         ([], "give --model module:function"),
-        (NAMED[:2], "name the data by --data"),
+        (NAMED[:2], "give --data module:function"),
         (["--model", "entries_mine:wider", *NAMED[2:]], "holds another architecture"),
         ([*NAMED[:2], "--data", "entries_mine:other"], "cannot be resumed: the digest of its data was"),
         ([*NAMED, "--baseline"], "--baseline needs a recipe"),
